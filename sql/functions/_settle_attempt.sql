@@ -1,0 +1,202 @@
+CREATE FUNCTION osgprod._settle_attempt(
+    p_project osgprod_data.projects, p_attempt osgprod_data.attempts, p_report osgprod_data.reports)
+RETURNS osgprod_data.reports LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Decides the outcome of a reported attempt and moves its slice accordingly.
+-- Parameters: p_project  the project's row;  p_attempt  the attempt;  p_report  what was reported, outcome still empty
+-- Returns:    the report with outcome, and reason where the server has one of its own
+-- Locks:      the slice; see _fail_slice
+-- Source:     docs/design.md I3 (one holder), I5 (first success wins)
+DECLARE
+    v_slice osgprod_data.slices;
+    v_holds boolean;
+BEGIN
+    p_report.outcome := osgprod._judge_exit(p_project, p_attempt, p_report);
+    IF p_report.exit_code = 0 AND p_report.outcome = 'failed' THEN
+        p_report.reason := osgprod._missing_evidence(p_project, p_attempt, p_report);
+    END IF;
+    IF p_report.outcome = 'done' THEN
+        -- The common end in one statement: the holder's success.
+        UPDATE osgprod_data.slices s SET state = 'done'
+         WHERE s.project_id = p_attempt.project_id AND s.rawdata_id = p_attempt.rawdata_id
+           AND s.block1 = p_attempt.block1 AND s.state = 'leased'
+           AND s.cluster = p_attempt.cluster AND s.process = p_attempt.process AND s.nstart = p_attempt.nstart;
+        IF FOUND THEN
+            RETURN p_report;
+        END IF;
+    END IF;
+
+    SELECT s.* INTO v_slice FROM osgprod_data.slices s
+     WHERE s.project_id = p_attempt.project_id AND s.rawdata_id = p_attempt.rawdata_id
+       AND s.block1 = p_attempt.block1
+       FOR NO KEY UPDATE;
+    v_holds := coalesce(v_slice.state = 'leased' AND v_slice.cluster = p_attempt.cluster
+        AND v_slice.process = p_attempt.process AND v_slice.nstart = p_attempt.nstart, false);
+    IF p_report.outcome = 'done' THEN
+        -- I5: a late success counts when the blocks are still the same, nobody was faster, and they were not reset
+        -- since the attempt began.
+        IF v_slice.block2 = p_attempt.block2 AND v_slice.state <> 'done'
+           AND v_slice.opened_at <= p_attempt.started_at THEN
+            PERFORM osgprod._finish_slice(v_slice, p_attempt);
+        ELSE
+            p_report.outcome := 'superseded';
+        END IF;
+    ELSIF NOT v_holds THEN
+        p_report.outcome := 'superseded';
+    ELSE
+        PERFORM osgprod._fail_slice(p_project, v_slice, p_report.outcome, p_report.worker);
+    END IF;
+    RETURN p_report;
+END
+$fn$;
+
+CREATE FUNCTION osgprod._judge_exit(
+    p_project osgprod_data.projects, p_attempt osgprod_data.attempts, p_report osgprod_data.reports)
+RETURNS osgprod_data.outcome LANGUAGE plpgsql STABLE
+AS $fn$
+-- Tells whose fault an exit code is, if anybody's.
+-- Parameters: as _settle_attempt
+-- Returns:    done, node-fault (killed by a signal, or a code the project lists) or failed (the data, maybe; or a
+--             success that lacks the evidence which the project demands)
+BEGIN
+    IF p_report.exit_code = 0 THEN
+        RETURN CASE WHEN osgprod._missing_evidence(p_project, p_attempt, p_report) IS NULL THEN 'done' ELSE 'failed' END;
+    END IF;
+    RETURN CASE WHEN p_report.exit_code > 128 OR p_report.exit_code = ANY (p_project.node_fault_codes)
+        THEN 'node-fault' ELSE 'failed' END;
+END
+$fn$;
+
+CREATE FUNCTION osgprod._missing_evidence(
+    p_project osgprod_data.projects, p_attempt osgprod_data.attempts, p_report osgprod_data.reports)
+RETURNS text LANGUAGE plpgsql STABLE
+AS $fn$
+-- Says what is lacking of the proof that the project demands of a success; exit 0 alone proves nothing.
+-- Parameters: as _settle_attempt
+-- Returns:    one phrase; NULL = nothing is lacking
+DECLARE
+    v_events bigint;
+BEGIN
+    IF p_project.demand_outputs AND coalesce(p_report.outputs, 0) < 1 THEN
+        RETURN 'exit code 0 without outputs';
+    END IF;
+    IF p_project.demand_checksum AND (p_report.output_adler32 IS NULL OR coalesce(p_report.output_bytes, 0) = 0) THEN
+        RETURN 'exit code 0 without size and checksum of the outputs';
+    END IF;
+    IF p_project.demand_events THEN
+        SELECT f.events INTO v_events
+          FROM osgprod._slice_file(p_project, p_attempt.rawdata_id, p_attempt.block1, p_attempt.block2) f;
+        IF p_report.events IS DISTINCT FROM v_events THEN
+            RETURN format('exit code 0 with %s of %s events read', coalesce(p_report.events::text, 'unknown'), v_events);
+        END IF;
+    END IF;
+    RETURN NULL;
+END
+$fn$;
+
+CREATE FUNCTION osgprod._finish_slice(p_slice osgprod_data.slices, p_attempt osgprod_data.attempts)
+RETURNS void LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Marks a slice done by an attempt that no longer held it.
+-- Parameters: p_slice  the slice, locked;  p_attempt  whose success counts
+BEGIN
+    DELETE FROM osgprod_data.idle_slices i
+     WHERE i.project_id = p_slice.project_id AND i.rawdata_id = p_slice.rawdata_id AND i.block1 = p_slice.block1;
+    UPDATE osgprod_data.slices s
+       SET state = 'done', cluster = p_attempt.cluster, process = p_attempt.process, nstart = p_attempt.nstart
+     WHERE s.project_id = p_slice.project_id AND s.rawdata_id = p_slice.rawdata_id AND s.block1 = p_slice.block1;
+END
+$fn$;
+
+CREATE FUNCTION osgprod._fail_slice(
+    p_project osgprod_data.projects, p_slice osgprod_data.slices, p_outcome osgprod_data.outcome, p_worker text)
+RETURNS void LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Takes a leased slice back after a failure, a node fault or a loss: ready, split, or quarantined.
+-- Promise:    failures counts failures of the data. A fault (of the node, or a loss) counts there only beyond
+--             max_faults, and only when it didn't happen on the same worker as the one before: a block that kills its
+--             process is cornered in the end as well, a bad node alone corners nothing.
+-- Parameters: p_project  the project's row;  p_slice  the slice, locked;  p_outcome  failed, node-fault or lost
+--             p_worker   on whom; NULL = not known
+-- Locks:      the file, when the slice is split
+DECLARE
+    v_is_failure boolean := p_outcome = 'failed';
+    v_not_before timestamptz := now();
+BEGIN
+    IF NOT v_is_failure AND p_slice.faulted_on IS DISTINCT FROM p_worker THEN
+        v_is_failure := p_slice.faults >= p_project.max_faults;
+        p_slice.faults := least(p_slice.faults + 1, p_project.max_faults);
+    END IF;
+    p_slice.faulted_on := CASE WHEN p_outcome = 'failed' THEN p_slice.faulted_on
+                               ELSE coalesce(p_worker, 'lost ' || p_slice.nstart) END;
+    IF v_is_failure THEN
+        p_slice.failures := p_slice.failures + 1;
+        v_not_before := now() + osgprod._backoff(p_project, p_slice.failures);
+    END IF;
+
+    UPDATE osgprod_data.slices s
+       SET state = CASE WHEN p_slice.failures >= p_project.max_failures AND p_slice.block2 - p_slice.block1 = 1
+                        THEN 'quarantined' ELSE 'ready' END::osgprod_data.slice_state,
+           failures = p_slice.failures, faults = p_slice.faults, faulted_on = p_slice.faulted_on
+     WHERE s.project_id = p_slice.project_id AND s.rawdata_id = p_slice.rawdata_id AND s.block1 = p_slice.block1;
+    IF p_slice.failures >= p_project.max_failures AND p_slice.block2 - p_slice.block1 = 1 THEN
+        v_not_before := 'infinity';
+    END IF;
+    PERFORM osgprod._put_idle(p_slice.project_id, p_slice.rawdata_id, p_slice.block1, v_not_before);
+    IF p_slice.failures >= p_project.max_failures AND p_slice.block2 - p_slice.block1 > 1 THEN
+        PERFORM osgprod._split_slice(p_slice.project_id, p_slice.rawdata_id, p_slice.block1,
+            (p_slice.block1 + p_slice.block2) / 2, v_not_before);
+        -- Each half starts with a fresh count of failures; faults stay: what is suspected, stays suspected.
+        UPDATE osgprod_data.slices s SET failures = 0
+         WHERE s.project_id = p_slice.project_id AND s.rawdata_id = p_slice.rawdata_id
+           AND s.block1 >= p_slice.block1 AND s.block2 <= p_slice.block2;
+    END IF;
+END
+$fn$;
+
+CREATE FUNCTION osgprod._backoff(p_project osgprod_data.projects, p_failures int)
+RETURNS interval LANGUAGE sql VOLATILE
+AS $fn$
+    -- How long a slice rests after its nth failure: doubled each time up to max_backoff_s, with jitter of +-50 %.
+    SELECT make_interval(secs => least(p_project.backoff_s * 2.0 ^ least(p_failures - 1, 20), p_project.max_backoff_s)
+        * (0.5 + random()))
+$fn$;
+
+CREATE FUNCTION osgprod._put_idle(p_project_id int, p_rawdata_id int, p_block1 int, p_not_before timestamptz)
+RETURNS void LANGUAGE sql VOLATILE
+AS $fn$
+    -- Lists a slice as one that nobody works on, from p_not_before on to be lent again; infinity = quarantined.
+    INSERT INTO osgprod_data.idle_slices (project_id, run, seqno, rawdata_id, block1, not_before)
+    SELECT f.project_id, f.run, f.seqno, f.rawdata_id, p_block1, p_not_before
+      FROM osgprod_data.loaded_files f
+     WHERE f.project_id = p_project_id AND f.rawdata_id = p_rawdata_id
+$fn$;
+
+CREATE FUNCTION osgprod._split_slice(
+    p_project_id int, p_rawdata_id int, p_block1 int, p_at int, p_not_before timestamptz)
+RETURNS void LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Splits an idle slice in two: [block1, p_at) stays, [p_at, block2) becomes a ready slice of its own.
+-- Parameters: p_project_id, p_rawdata_id, p_block1  the slice, locked;  p_at  a block inside it
+--             p_not_before  from when on the second part may be lent
+-- Locks:      the file: who cuts it may be reading where this slice ends
+-- Source:     docs/design.md I2
+BEGIN
+    PERFORM pg_advisory_xact_lock(p_project_id, p_rawdata_id);
+    -- One statement, so that the chain of slices is whole before its constraints are checked.
+    WITH whole AS (
+        SELECT s.* FROM osgprod_data.slices s
+         WHERE s.project_id = p_project_id AND s.rawdata_id = p_rawdata_id AND s.block1 = p_block1
+    ), first_part AS (
+        UPDATE osgprod_data.slices s SET block2 = p_at, opened_at = now()
+          FROM whole w
+         WHERE s.project_id = w.project_id AND s.rawdata_id = w.rawdata_id AND s.block1 = w.block1
+        RETURNING s.project_id
+    )
+    INSERT INTO osgprod_data.slices (project_id, rawdata_id, block1, block2, follows, state, failures, faults,
+            faulted_on, opened_at)
+    SELECT w.project_id, w.rawdata_id, p_at, w.block2, p_at, 'ready', w.failures, w.faults, w.faulted_on, now()
+      FROM whole w, first_part;
+    PERFORM osgprod._put_idle(p_project_id, p_rawdata_id, p_at, p_not_before);
+END
+$fn$;

@@ -1,0 +1,141 @@
+CREATE FUNCTION osgprod.blocked_workers(p_project text DEFAULT NULL)
+RETURNS TABLE (project text, worker text, until timestamptz, reason text, banned_at timestamptz)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
+AS $fn$
+-- Lists the workers that are refused work at present.
+-- Parameters: p_project  project name; NULL = all projects
+-- Returns:    a row a worker, the longest ban first; none = nobody is refused
+-- Errors:     OG301 unknown project
+BEGIN
+    PERFORM osgprod._get_project(p_project) WHERE p_project IS NOT NULL;
+    RETURN QUERY SELECT p.name, b.worker, b.until, b.reason, b.banned_at
+      FROM worker_bans b JOIN projects p ON p.project_id = b.project_id
+     WHERE b.until > now() AND p.name = coalesce(p_project, p.name)
+     ORDER BY b.until DESC, p.name, b.worker;
+END
+$fn$;
+
+COMMENT ON FUNCTION osgprod.blocked_workers(text) IS
+'Lists the workers (hosts or addresses) that are refused work at present, until when and why. For osgprod_operator.';
+
+CREATE FUNCTION osgprod.ban_worker(p_project text, p_worker text, p_seconds int, p_reason text DEFAULT 'by the operator')
+RETURNS timestamptz
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
+AS $fn$
+-- Refuses work to a worker for a while, or pardons it.
+-- Promise:    a repeated call sets the end anew.
+-- Parameters: p_project  project name;  p_worker  host or address, as blocked_workers and the reports name it
+--             p_seconds  how long from now on [s; 0 = pardon: its failures until now no longer count against it]
+--             p_reason   what the worker is told
+-- Returns:    until when it is refused; now = pardoned
+-- Errors:     OG301 unknown project; OG108 bad worker or time
+DECLARE
+    v_project osgprod_data.projects := osgprod._get_project(p_project);
+    v_until   timestamptz;
+BEGIN
+    IF coalesce(p_worker, '') = '' OR p_seconds NOT BETWEEN 0 AND 315360000 OR p_seconds IS NULL THEN
+        RAISE EXCEPTION 'a worker and a time from 0 to 315360000 s are needed' USING ERRCODE = 'OG108',
+            HINT = 'osgprod workers lists the names of the workers';
+    END IF;
+    INSERT INTO worker_bans AS b (project_id, worker, until, reason)
+    VALUES (v_project.project_id, p_worker, now() + make_interval(secs => p_seconds), p_reason)
+    ON CONFLICT ON CONSTRAINT worker_bans_pkey
+        DO UPDATE SET until = excluded.until, reason = excluded.reason, banned_at = now()
+    RETURNING b.until INTO v_until;
+    RETURN v_until;
+END
+$fn$;
+
+COMMENT ON FUNCTION osgprod.ban_worker(text, text, int, text) IS
+'Refuses work to a worker for p_seconds [s], or pardons it with 0. For osgprod_operator.';
+
+CREATE FUNCTION osgprod._check_worker(p_project osgprod_data.projects, p_worker text)
+RETURNS void LANGUAGE plpgsql STABLE
+AS $fn$
+-- Raises when the worker is banned.
+-- Parameters: p_project  the project's row;  p_worker  see _worker
+-- Errors:     OG601
+DECLARE
+    v_ban record;
+BEGIN
+    SELECT b.until, b.reason INTO v_ban FROM osgprod_data.worker_bans b
+     WHERE b.project_id = p_project.project_id AND b.worker = p_worker AND b.until > now();
+    IF FOUND THEN
+        RAISE EXCEPTION 'worker % is refused work until % UTC: %', p_worker,
+            to_char(v_ban.until AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS'), v_ban.reason
+            USING ERRCODE = 'OG601', HINT = 'the operator can pardon it: osgprod workers pardon';
+    END IF;
+END
+$fn$;
+
+CREATE FUNCTION osgprod._ban_if_black_hole(p_project osgprod_data.projects, p_worker text)
+RETURNS void LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Bans a worker that failed max_fast_failures times within fast_failure_s of starting, and in more than half of all that
+-- it did, since its last ban or within block_worker_s; and takes these failures off the slices' accounts.
+-- Parameters: p_project  the project's row;  p_worker  see _worker
+-- Locks:      slices that it failed, SKIP LOCKED
+DECLARE
+    v_since timestamptz := now() - make_interval(secs => p_project.block_worker_s);
+    v_fast  int;
+    v_all   int;
+BEGIN
+    SELECT greatest(v_since, b.banned_at) INTO v_since FROM osgprod_data.worker_bans b
+     WHERE b.project_id = p_project.project_id AND b.worker = p_worker;
+    v_since := coalesce(v_since, now() - make_interval(secs => p_project.block_worker_s));
+    SELECT count(*) INTO v_fast FROM osgprod_data.reports r
+     WHERE r.project_id = p_project.project_id AND r.worker = p_worker AND r.reported_at > v_since
+       AND r.outcome IN ('failed', 'node-fault') AND r.ran_s <= p_project.fast_failure_s;
+    IF v_fast < p_project.max_fast_failures THEN
+        RETURN;
+    END IF;
+    SELECT count(*) INTO v_all FROM osgprod_data.reports r
+     WHERE r.project_id = p_project.project_id AND r.worker = p_worker AND r.reported_at > v_since;
+    IF v_fast * 2 <= v_all THEN
+        RETURN;
+    END IF;
+    INSERT INTO osgprod_data.worker_bans AS b (project_id, worker, until, reason)
+    VALUES (p_project.project_id, p_worker, now() + make_interval(secs => p_project.block_worker_s),
+            format('%s of its last %s attempts failed within %s s', v_fast, v_all, p_project.fast_failure_s))
+    ON CONFLICT ON CONSTRAINT worker_bans_pkey
+        DO UPDATE SET until = excluded.until, reason = excluded.reason, banned_at = now();
+    PERFORM osgprod._forgive_failures(p_project, p_worker, v_since);
+END
+$fn$;
+
+CREATE FUNCTION osgprod._forgive_failures(p_project osgprod_data.projects, p_worker text, p_since timestamptz)
+RETURNS void LANGUAGE sql VOLATILE
+AS $fn$
+    -- A bad node's failures say nothing of the data: they come off the accounts of slices that are still waiting.
+    WITH blamed AS (
+        SELECT a.rawdata_id, a.block1, count(*) AS times
+          FROM osgprod_data.reports r
+          JOIN osgprod_data.attempts a
+            ON a.project_id = r.project_id AND a.cluster = r.cluster AND a.process = r.process AND a.nstart = r.nstart
+         WHERE r.project_id = p_project.project_id AND r.worker = p_worker AND r.reported_at > p_since
+           AND r.outcome = 'failed' AND r.ran_s <= p_project.fast_failure_s
+         GROUP BY a.rawdata_id, a.block1
+    ), locked AS (
+        SELECT s.project_id, s.rawdata_id, s.block1, b.times
+          FROM osgprod_data.slices s JOIN blamed b ON b.rawdata_id = s.rawdata_id AND b.block1 = s.block1
+         WHERE s.project_id = p_project.project_id AND s.state IN ('ready', 'leased')
+           FOR NO KEY UPDATE OF s SKIP LOCKED
+    )
+    UPDATE osgprod_data.slices s SET failures = greatest(s.failures - l.times, 0)
+      FROM locked l
+     WHERE s.project_id = l.project_id AND s.rawdata_id = l.rawdata_id AND s.block1 = l.block1
+$fn$;
+
+CREATE FUNCTION osgprod._check_live(p_project osgprod_data.projects)
+RETURNS void LANGUAGE plpgsql STABLE
+AS $fn$
+-- Raises when the project has as many live attempts as it may have; nlive is recounted by tick().
+-- Parameters: p_project  the project's row
+-- Errors:     OG603
+BEGIN
+    IF p_project.nlive >= p_project.max_live THEN
+        RAISE EXCEPTION 'project % has % live attempts of at most %', p_project.name, p_project.nlive, p_project.max_live
+            USING ERRCODE = 'OG603', HINT = 'try again later; osgprod project set --max-live changes the limit';
+    END IF;
+END
+$fn$;

@@ -1,0 +1,63 @@
+CREATE FUNCTION osgprod.heartbeat(
+    p_project text,
+    p_cluster bigint,
+    p_process bigint,
+    p_magic   text   DEFAULT NULL,
+    p_client  inet   DEFAULT NULL,
+    p_token   text   DEFAULT NULL,
+    p_bytes   bigint DEFAULT NULL,
+    p_cpu_s   bigint DEFAULT NULL,
+    p_bearer  jsonb  DEFAULT NULL)
+RETURNS TABLE (http_status int, status text, message text, lease_s int)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
+AS $fn$
+-- Renews the lease of a living attempt, or tells a dead one to stop.
+-- Promise:    a repeated call renews again; an attempt that lost its slice can't win it back by beating.
+-- Parameters: p_project, p_magic, p_client, p_bearer  see _authorize
+--             p_cluster, p_process  HTCondor's identity of the job [0 .. 2147483647];  p_token  the attempt's token
+--             p_bytes  bytes fetched so far;  p_cpu_s  CPU seconds used so far; NULL = not told
+-- Returns:    one row. http_status 200: status alive, lease_s [s] from now; 409: status superseded (another holds the
+--             slice, or it is done) or wedged (no progress for the project's wedged_s): stop the work; 403: refused
+-- Errors:     OG101-OG103 bad parameter; OG2xx not allowed; OG301 unknown project; OG303 job without attempt
+-- Locks:      the slice
+-- Source:     docs/design.md "A slice's life", I3
+DECLARE
+    v_project osgprod_data.projects;
+    v_attempt osgprod_data.attempts;
+    v_slice   osgprod_data.slices;
+    v_client  inet := osgprod._plain_address(p_client);
+BEGIN
+    v_project := osgprod._authorize(p_project, p_magic, v_client, p_bearer);
+    PERFORM osgprod._check_job(p_cluster, p_process);
+    v_attempt := osgprod._find_attempt(v_project, p_cluster, p_process, p_token);
+    IF v_attempt.nstart IS NULL THEN
+        RETURN QUERY SELECT f.http_status, f.status, f.message, NULL::int
+          FROM osgprod._refuse(v_project, p_cluster, p_process, v_client, p_token) f;
+        RETURN;
+    END IF;
+    SELECT s.* INTO v_slice FROM slices s
+     WHERE s.project_id = v_attempt.project_id AND s.rawdata_id = v_attempt.rawdata_id AND s.block1 = v_attempt.block1
+       AND s.state = 'leased'
+       AND s.cluster = v_attempt.cluster AND s.process = v_attempt.process AND s.nstart = v_attempt.nstart
+       FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        RETURN QUERY SELECT 409, 'superseded', 'stop: this slice was done or given to another meanwhile', NULL::int;
+        RETURN;
+    END IF;
+    -- Progress is anything that grew since the last beat; an attempt that has told nothing yet counts from its start.
+    IF p_bytes > coalesce(v_slice.bytes_fetched, -1) OR p_cpu_s > coalesce(v_slice.cpu_s, -1) THEN
+        v_slice.progress_at := now();
+    ELSIF coalesce(v_slice.progress_at, v_attempt.started_at) < now() - make_interval(secs => v_project.wedged_s) THEN
+        RETURN QUERY SELECT 409, 'wedged', format('stop: no progress for more than %s s', v_project.wedged_s), NULL::int;
+        RETURN;
+    END IF;
+    UPDATE slices s
+       SET due_at = now() + make_interval(secs => v_project.lease_s), progress_at = v_slice.progress_at,
+           bytes_fetched = greatest(p_bytes, v_slice.bytes_fetched), cpu_s = greatest(p_cpu_s, v_slice.cpu_s)
+     WHERE s.project_id = v_slice.project_id AND s.rawdata_id = v_slice.rawdata_id AND s.block1 = v_slice.block1;
+    RETURN QUERY SELECT 200, 'alive', 'go on', v_project.lease_s;
+END
+$fn$;
+
+COMMENT ON FUNCTION osgprod.heartbeat(text, bigint, bigint, text, inet, text, bigint, bigint, jsonb) IS
+'Renews the lease of a living attempt, or tells one that lost its slice to stop; one row with the HTTP status to answer. For osgprod_worker.';

@@ -1,0 +1,52 @@
+CREATE FUNCTION osgprod.load_slices(
+    p_project    text,
+    p_runs       int[]   DEFAULT NULL,
+    p_start_over boolean DEFAULT false)
+RETURNS TABLE (files int, blocks bigint, files_already int)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
+AS $fn$
+-- Makes registered files the work of a project; their slices are cut when jobs ask.
+-- Promise:    files loaded already are left as they are, unless told to start over: then what was done of them is
+--             forgotten (the attempts stay on record) and everything is handed out anew.
+-- Parameters: p_project     project name
+--             p_runs        run numbers; NULL = all registered files
+--             p_start_over  begin again with files loaded already
+-- Returns:    one row: files and blocks loaded by this call; files_already were loaded before and are unchanged
+-- Errors:     OG301 unknown project; OG302 no file is registered for the runs
+-- Locks:      the project's loaded files when starting over
+DECLARE
+    v_project_id int := (osgprod._get_project(p_project)).project_id;
+    v_registered int;
+BEGIN
+    SELECT count(*) INTO v_registered FROM rawdata r WHERE p_runs IS NULL OR r.run = ANY (p_runs);
+    IF v_registered = 0 THEN
+        RAISE EXCEPTION 'no raw data file is registered%', coalesce(' for runs ' || array_to_string(p_runs, ', '), '')
+            USING ERRCODE = 'OG302', HINT = 'osgprod rawdata load registers files';
+    END IF;
+    IF p_start_over THEN
+        WITH again AS (
+            UPDATE loaded_files f SET state = 'fresh', loaded_at = now()
+             WHERE f.project_id = v_project_id AND (p_runs IS NULL OR f.run = ANY (p_runs))
+            RETURNING f.rawdata_id, f.block2 - f.block1 AS nblocks
+        ), forgotten AS (
+            DELETE FROM slices s USING again a WHERE s.project_id = v_project_id AND s.rawdata_id = a.rawdata_id
+        )
+        SELECT count(*), coalesce(sum(a.nblocks), 0) INTO files, blocks FROM again a;
+    END IF;
+    WITH loaded AS (
+        INSERT INTO loaded_files (project_id, rawdata_id, run, seqno, block1, block2)
+        SELECT v_project_id, r.rawdata_id, r.run, r.seqno, r.first_block, r.nblocks
+          FROM rawdata r
+         WHERE (p_runs IS NULL OR r.run = ANY (p_runs)) AND r.first_block < r.nblocks
+        ON CONFLICT DO NOTHING
+        RETURNING block2 - block1 AS nblocks
+    )
+    SELECT coalesce(files, 0) + count(*), coalesce(blocks, 0) + coalesce(sum(l.nblocks), 0)
+      INTO files, blocks FROM loaded l;
+    files_already := v_registered - files;
+    RETURN NEXT;
+END
+$fn$;
+
+COMMENT ON FUNCTION osgprod.load_slices(text, int[], boolean) IS
+'Makes registered files (of some runs) the work of a project and says how many files and blocks; files loaded already are left alone unless p_start_over. For osgprod_operator.';

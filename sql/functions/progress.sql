@@ -1,0 +1,40 @@
+CREATE FUNCTION osgprod.progress(p_project text DEFAULT NULL)
+RETURNS TABLE (project text, state text, files bigint, files_finished bigint, blocks bigint, blocks_done bigint,
+    blocks_leased bigint, blocks_ready bigint, blocks_quarantined bigint, blocks_uncut bigint)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
+AS $fn$
+-- Tells how far each project is, without counting millions of rows: a finished file is a row, only files in flight are
+-- counted slice by slice.
+-- Parameters: p_project  project name; NULL = all projects
+-- Returns:    a row a project; blocks = done + leased + ready (came back, to be lent again) + quarantined + uncut
+-- Errors:     OG301 unknown project
+BEGIN
+    PERFORM osgprod._get_project(p_project) WHERE p_project IS NOT NULL;
+    RETURN QUERY
+    SELECT p.name, p.state::text, f.files, f.finished, f.blocks,
+           f.finished_blocks - q.in_finished + s.done, s.leased, s.ready, q.quarantined, f.open_blocks - s.cut
+      FROM projects p
+     CROSS JOIN LATERAL (
+        SELECT count(*) AS files, count(*) FILTER (WHERE l.state = 'finished') AS finished,
+               coalesce(sum(l.block2 - l.block1), 0) AS blocks,
+               coalesce(sum(l.block2 - l.block1) FILTER (WHERE l.state = 'finished'), 0) AS finished_blocks,
+               coalesce(sum(l.block2 - l.block1) FILTER (WHERE l.state <> 'finished'), 0) AS open_blocks
+          FROM loaded_files l WHERE l.project_id = p.project_id) f
+     CROSS JOIN LATERAL (
+        SELECT coalesce(sum(c.block2 - c.block1) FILTER (WHERE c.state = 'done'), 0) AS done,
+               coalesce(sum(c.block2 - c.block1) FILTER (WHERE c.state = 'leased'), 0) AS leased,
+               coalesce(sum(c.block2 - c.block1) FILTER (WHERE c.state = 'ready'), 0) AS ready,
+               coalesce(sum(c.block2 - c.block1), 0) AS cut
+          FROM loaded_files l JOIN slices c ON c.project_id = l.project_id AND c.rawdata_id = l.rawdata_id
+         WHERE l.project_id = p.project_id AND l.state IN ('begun', 'cut')) s
+     CROSS JOIN LATERAL (
+        SELECT count(*) AS quarantined, count(*) FILTER (WHERE l.state = 'finished') AS in_finished
+          FROM idle_slices i JOIN loaded_files l ON l.project_id = i.project_id AND l.rawdata_id = i.rawdata_id
+         WHERE i.project_id = p.project_id AND i.not_before = 'infinity') q
+     WHERE p.name = coalesce(p_project, p.name)
+     ORDER BY p.name;
+END
+$fn$;
+
+COMMENT ON FUNCTION osgprod.progress(text) IS
+'Tells how far each project is, in files and blocks: done, leased, ready again, quarantined, uncut. For osgprod_operator.';

@@ -1,0 +1,33 @@
+CREATE FUNCTION osgprod.quarantined(p_project text)
+RETURNS TABLE (run int, seqno int, path text, block int, offset_bytes bigint, size_bytes bigint, events bigint,
+    exit_code int, reason text, worker text, site text, reported_at timestamptz, log_url text, job text)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
+AS $fn$
+-- Lists the blocks that can't be done, with everything needed to look into them.
+-- Parameters: p_project  project name
+-- Returns:    a row a block: its file, byte range [bytes] and events there, and the last report on it: exit code, reason,
+--             where, when, where its output or log went, and whose job (cluster.process, start) it was; none = no such block
+-- Errors:     OG301 unknown project
+DECLARE
+    v_project_id int := (osgprod._get_project(p_project)).project_id;
+BEGIN
+    RETURN QUERY
+    SELECT w.run, w.seqno, w.path, s.block1, osgprod._int8_at(w.block_index, 12 * s.block1),
+           osgprod._int8_at(w.block_index, 12 * s.block2) - osgprod._int8_at(w.block_index, 12 * s.block1),
+           osgprod._int4_at(w.block_index, 12 * s.block2 + 8) - osgprod._int4_at(w.block_index, 12 * s.block1 + 8),
+           r.exit_code, r.reason, r.worker, r.site, r.reported_at, r.output_url,
+           format('%s.%s start %s', s.cluster, s.process, s.nstart)
+      FROM idle_slices i
+      JOIN slices s ON s.project_id = i.project_id AND s.rawdata_id = i.rawdata_id AND s.block1 = i.block1
+      JOIN rawdata w ON w.rawdata_id = i.rawdata_id
+      LEFT JOIN LATERAL (
+          SELECT x.* FROM reports x
+           WHERE x.project_id = s.project_id AND x.cluster = s.cluster AND x.process = s.process AND x.nstart = s.nstart
+           ORDER BY x.by_worker DESC LIMIT 1) r ON true
+     WHERE i.project_id = v_project_id AND i.not_before = 'infinity'
+     ORDER BY i.run, i.seqno, i.rawdata_id, i.block1;
+END
+$fn$;
+
+COMMENT ON FUNCTION osgprod.quarantined(text) IS
+'Lists the blocks that can''t be done: file, byte range, events, last exit code, where, and where the log went. For osgprod_operator.';

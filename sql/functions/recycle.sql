@@ -1,0 +1,80 @@
+CREATE FUNCTION osgprod.recycle(
+    p_project   text,
+    p_states    text[]  DEFAULT ARRAY['quarantined', 'failed'],
+    p_runs      int[]   DEFAULT NULL,
+    p_path      text    DEFAULT NULL,
+    p_exit_code int     DEFAULT NULL,
+    p_dry_run   boolean DEFAULT false)
+RETURNS TABLE (run int, seqno int, path text, block1 int, block2 int, was text, exit_code int)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
+AS $fn$
+-- Puts slices back to ready, to be lent at once with fresh counts of failures.
+-- Promise:    slices at work are never touched; reports of attempts from before no longer count. A repeated call finds
+--             nothing more to do.
+-- Parameters: p_project    project name
+--             p_states     which: quarantined, failed (ready, waiting after failures or faults), done
+--             p_runs       run numbers; NULL = all
+--             p_path       path of one file, or an SQL LIKE pattern; NULL = all
+--             p_exit_code  only slices whose last report had this exit code [0 .. 255]; NULL = any
+--             p_dry_run    only tell what would be put back
+-- Returns:    a row a slice, as it was
+-- Errors:     OG301 unknown project; OG108 unknown state
+-- Locks:      the slices, in their order
+DECLARE
+    v_project_id int := (osgprod._get_project(p_project)).project_id;
+    v_slice      record;
+BEGIN
+    IF NOT coalesce(p_states <@ ARRAY['quarantined', 'failed', 'done'], false) THEN
+        RAISE EXCEPTION 'states to recycle are quarantined, failed and done, not %', coalesce(p_states::text, 'NULL')
+            USING ERRCODE = 'OG108', HINT = 'slices at work come back by themselves when their lease runs out';
+    END IF;
+    FOR v_slice IN
+        SELECT f.run, f.seqno, w.path, s.rawdata_id, s.block1, s.block2, s.state, r.exit_code, f.state AS file_state
+          FROM slices s
+          JOIN loaded_files f ON f.project_id = s.project_id AND f.rawdata_id = s.rawdata_id
+          JOIN rawdata w ON w.rawdata_id = s.rawdata_id
+          LEFT JOIN reports r ON r.project_id = s.project_id AND r.cluster = s.cluster AND r.process = s.process
+                             AND r.nstart = s.nstart AND r.by_worker
+         WHERE s.project_id = v_project_id
+           AND CASE s.state WHEN 'ready' THEN s.failures + s.faults > 0 AND 'failed' = ANY (p_states)
+                            WHEN 'leased' THEN false ELSE s.state::text = ANY (p_states) END
+           AND (p_runs IS NULL OR f.run = ANY (p_runs))
+           AND (p_path IS NULL OR w.path = p_path OR w.path LIKE p_path)
+           AND (p_exit_code IS NULL OR r.exit_code = p_exit_code)
+         ORDER BY f.run, f.seqno, s.rawdata_id, s.block1
+           FOR NO KEY UPDATE OF s
+    LOOP
+        run := v_slice.run;
+        seqno := v_slice.seqno;
+        path := v_slice.path;
+        block1 := v_slice.block1;
+        block2 := v_slice.block2;
+        was := CASE v_slice.state WHEN 'ready' THEN 'failed' ELSE v_slice.state::text END;
+        exit_code := v_slice.exit_code;
+        IF NOT p_dry_run THEN
+            PERFORM osgprod._reopen_slice(v_project_id, v_slice.rawdata_id, v_slice.block1);
+        END IF;
+        RETURN NEXT;
+    END LOOP;
+END
+$fn$;
+
+COMMENT ON FUNCTION osgprod.recycle(text, text[], int[], text, int, boolean) IS
+'Puts quarantined, failed or done slices back to ready, chosen by state, run, path and last exit code; p_dry_run only tells. For osgprod_operator.';
+
+CREATE FUNCTION osgprod._reopen_slice(p_project_id int, p_rawdata_id int, p_block1 int)
+RETURNS void LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Makes a settled or failed slice ready as if it had never been tried.
+-- Parameters: p_project_id, p_rawdata_id, p_block1  the slice, locked
+BEGIN
+    UPDATE osgprod_data.slices s
+       SET state = 'ready', failures = 0, faults = 0, faulted_on = NULL, opened_at = now()
+     WHERE s.project_id = p_project_id AND s.rawdata_id = p_rawdata_id AND s.block1 = p_block1;
+    DELETE FROM osgprod_data.idle_slices i
+     WHERE i.project_id = p_project_id AND i.rawdata_id = p_rawdata_id AND i.block1 = p_block1;
+    PERFORM osgprod._put_idle(p_project_id, p_rawdata_id, p_block1, now());
+    UPDATE osgprod_data.loaded_files f SET state = 'cut'
+     WHERE f.project_id = p_project_id AND f.rawdata_id = p_rawdata_id AND f.state = 'finished';
+END
+$fn$;

@@ -1,0 +1,42 @@
+CREATE FUNCTION osgprod.tick()
+RETURNS TABLE (project text, reclaimed int)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
+AS $fn$
+-- The regular housekeeping: takes back lost slices, marks finished files, recounts live attempts. Each shim calls it
+-- every few seconds; only one at a time does the work, the others go away at once.
+-- Promise:    a repeated call does no harm, and no call is needed for work to go on: checkout looks by itself.
+-- Returns:    a row for each project in which slices were taken back; none also when a neighbour is at it
+-- Locks:      advisory (0, 0); see _reclaim_project and _settle_files
+DECLARE
+    v_project projects;
+BEGIN
+    IF NOT pg_try_advisory_xact_lock(0, 0) THEN  -- no project has the number 0
+        RETURN;
+    END IF;
+    FOR v_project IN SELECT p.* FROM projects p ORDER BY p.project_id LOOP
+        IF v_project.next_due_at <= now() THEN
+            reclaimed := osgprod._reclaim_project(v_project);
+            project := v_project.name;
+            IF reclaimed > 0 THEN
+                RETURN NEXT;
+            END IF;
+        END IF;
+        PERFORM osgprod._settle_files(v_project.project_id);
+        IF v_project.max_live IS NOT NULL THEN
+            UPDATE projects p SET nlive = osgprod._count_live(p.project_id) WHERE p.project_id = v_project.project_id;
+        END IF;
+    END LOOP;
+END
+$fn$;
+
+COMMENT ON FUNCTION osgprod.tick() IS
+'The regular housekeeping (lost slices, finished files, live attempts), called by every shim on a timer, done by one at a time. For osgprod_worker.';
+
+CREATE FUNCTION osgprod._count_live(p_project_id int)
+RETURNS int LANGUAGE sql STABLE
+AS $fn$
+    -- Leased slices of a project; they are all in files in flight.
+    SELECT count(*)::int FROM osgprod_data.loaded_files f
+      JOIN osgprod_data.slices s ON s.project_id = f.project_id AND s.rawdata_id = f.rawdata_id
+     WHERE f.project_id = p_project_id AND f.state IN ('begun', 'cut') AND s.state = 'leased'
+$fn$;
