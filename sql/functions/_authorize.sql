@@ -8,11 +8,35 @@ AS $fn$
 --             p_client   the caller's address; NULL = the address of this database session
 --             p_bearer   claims of a bearer token whose signature the shim has verified; NULL = none
 -- Returns:    the project's row
+-- Errors:     see _explain_refusal
+DECLARE
+    v_project osgprod_data.projects;
+    v_nonce   bytea := uuid_send(gen_random_uuid());
+BEGIN
+    -- All conditions in the one query of the common case; which of them failed is found out only when one did.
+    SELECT p.* INTO v_project FROM osgprod_data.projects p
+     WHERE p.name = p_project
+       AND osgprod._is_inside(p.subnets, p.subnet_pattern, p_client)
+       AND p_bearer IS NULL
+       AND osgprod._is_magic(p.magic_salt, p.magic_digest, p.old_magic_digest, p.old_magic_until, p_magic,
+                             v_nonce);
+    IF NOT FOUND THEN
+        RETURN osgprod._explain_refusal(p_project, p_client, p_bearer);
+    END IF;
+    RETURN v_project;
+END
+$fn$;
+
+CREATE FUNCTION osgprod._explain_refusal(p_project text, p_client inet, p_bearer jsonb)
+RETURNS osgprod_data.projects LANGUAGE plpgsql STABLE
+AS $fn$
+-- Says why a caller can't be let in by magic, or lets it in by its bearer token.
+-- Parameters: see _authorize; the magic, if it comes to that, is known to be wrong
+-- Returns:    the project's row, for a good bearer token
 -- Errors:     OG101 no project named; OG301 unknown project; OG201 address outside the project's subnets;
 --             OG202 wrong magic; OG203 the project has no magic; OG206 claims that the project doesn't accept
 DECLARE
     v_project osgprod_data.projects;
-    v_client  inet := osgprod._plain_address(p_client);
 BEGIN
     IF coalesce(p_project, '') = '' THEN
         RAISE EXCEPTION 'parameter project is missing' USING ERRCODE = 'OG101',
@@ -23,54 +47,51 @@ BEGIN
         RAISE EXCEPTION 'parameter project: there is no project %', quote_literal(left(p_project, 63))
             USING ERRCODE = 'OG301', HINT = 'osgprod project list shows the projects';
     END IF;
-    IF NOT coalesce(v_client <<= ANY (v_project.subnets), host(v_client) LIKE v_project.subnet_pattern) THEN
-        RAISE EXCEPTION 'address % is outside the subnets of project %', host(v_client), v_project.name
+    IF NOT osgprod._is_inside(v_project.subnets, v_project.subnet_pattern, p_client) THEN
+        RAISE EXCEPTION 'address % is outside the subnets of project %', host(p_client), v_project.name
             USING ERRCODE = 'OG201', HINT = 'osgprod project set --subnet-pattern changes what is allowed';
     END IF;
     IF p_bearer IS NOT NULL THEN
         PERFORM osgprod._check_bearer(v_project, p_bearer);
         RETURN v_project;
     END IF;
-    PERFORM osgprod._check_magic(v_project, p_magic);
-    RETURN v_project;
-END
-$fn$;
-
-CREATE FUNCTION osgprod._check_magic(p_project osgprod_data.projects, p_magic text)
-RETURNS void LANGUAGE plpgsql STABLE
-AS $fn$
--- Raises unless p_magic is the project's magic, or its former one in the time of overlap.
--- Parameters: p_project  the project's row;  p_magic  the secret as it was sent
--- Errors:     OG203 the project has no magic; OG202 wrong or missing magic
-DECLARE
-    -- A fresh nonce, hashed in with both sides, makes the time of the comparison tell nothing about the digest.
-    v_nonce  bytea := uuid_send(gen_random_uuid());
-    v_digest bytea := sha256(v_nonce || osgprod._magic_digest(p_project.magic_salt, coalesce(p_magic, '')));
-BEGIN
-    IF p_project.magic_digest IS NULL THEN
-        RAISE EXCEPTION 'project % has no magic yet, so nobody can work for it', p_project.name
+    IF v_project.magic_digest IS NULL THEN
+        RAISE EXCEPTION 'project % has no magic yet, so nobody can work for it', v_project.name
             USING ERRCODE = 'OG203', HINT = 'osgprod project set-magic gives it one';
-    END IF;
-    IF v_digest = sha256(v_nonce || p_project.magic_digest) THEN
-        RETURN;
-    END IF;
-    IF p_project.old_magic_until > now() AND v_digest = sha256(v_nonce || p_project.old_magic_digest) THEN
-        RETURN;
     END IF;
     RAISE EXCEPTION 'parameter magic is wrong or missing' USING ERRCODE = 'OG202',
         HINT = 'ask the production manager for the magic of this project';
 END
 $fn$;
 
+CREATE FUNCTION osgprod._is_inside(p_subnets cidr[], p_pattern text, p_client inet)
+RETURNS boolean LANGUAGE sql STABLE
+AS $fn$
+    -- Is the address in one of the subnets, or like the pattern when there are none? (A small function that can be
+    -- inlined, like the next ones: it costs nothing of its own.)
+    SELECT coalesce(p_client <<= ANY (p_subnets), host(p_client) LIKE p_pattern)
+$fn$;
+
+CREATE FUNCTION osgprod._is_magic(
+    p_salt uuid, p_digest bytea, p_old_digest bytea, p_old_until timestamptz, p_magic text, p_nonce bytea)
+RETURNS boolean LANGUAGE sql STABLE
+AS $fn$
+    -- Is this the project's magic, or its former one in the time of overlap? Both sides are hashed once more with a
+    -- nonce of this call, so the time that the comparison takes tells nothing about a digest.
+    SELECT coalesce(sha256(p_nonce || osgprod._magic_digest(p_salt, p_magic)) = sha256(p_nonce || p_digest)
+        OR (sha256(p_nonce || osgprod._magic_digest(p_salt, p_magic)) = sha256(p_nonce || p_old_digest)
+            AND p_old_until > now()), false)
+$fn$;
+
 CREATE FUNCTION osgprod._magic_digest(p_salt uuid, p_magic text)
-RETURNS bytea LANGUAGE sql IMMUTABLE
+RETURNS bytea LANGUAGE sql STABLE
 AS $fn$
     -- The only form in which a magic is stored: SHA-256 of salt and text.
     SELECT sha256(uuid_send(p_salt) || convert_to(p_magic, 'UTF8'))
 $fn$;
 
 CREATE FUNCTION osgprod._check_bearer(p_project osgprod_data.projects, p_bearer jsonb)
-RETURNS void LANGUAGE plpgsql STABLE
+RETURNS boolean LANGUAGE plpgsql STABLE
 AS $fn$
 -- Raises unless verified bearer claims are what the project asks for.
 -- Parameters: p_project  the project's row
@@ -94,6 +115,7 @@ BEGIN
         RAISE EXCEPTION 'bearer token is not accepted by project %: %', p_project.name, v_wrong
             USING ERRCODE = 'OG206', HINT = 'ask the production manager which issuer, audience and scope are right';
     END IF;
+    RETURN true;
 END
 $fn$;
 
@@ -109,14 +131,14 @@ AS $fn$
 $fn$;
 
 CREATE FUNCTION osgprod._check_job(p_cluster bigint, p_process bigint)
-RETURNS void LANGUAGE plpgsql IMMUTABLE
+RETURNS boolean LANGUAGE plpgsql IMMUTABLE
 AS $fn$
 -- Raises unless both numbers can be HTCondor's.
 -- Parameters: p_cluster, p_process  HTCondor's job identity [0 .. 2147483647]
 -- Errors:     OG102 cluster, OG103 process
 BEGIN
     IF p_cluster BETWEEN 0 AND 2147483647 AND p_process BETWEEN 0 AND 2147483647 THEN
-        RETURN;
+        RETURN true;
     END IF;
     IF p_cluster BETWEEN 0 AND 2147483647 THEN
         RAISE EXCEPTION 'parameter process must be a number from 0 to 2147483647, not %',
@@ -128,11 +150,11 @@ END
 $fn$;
 
 CREATE FUNCTION osgprod._lock_job(p_project_id int, p_cluster bigint, p_process bigint)
-RETURNS void LANGUAGE sql VOLATILE
+RETURNS boolean LANGUAGE sql VOLATILE
 AS $fn$
     -- Until the end of the transaction nothing else happens to this job. Two jobs that share a key only wait for each
     -- other. Always the first lock that a function takes.
-    SELECT pg_advisory_xact_lock((p_cluster << 32 | p_process) # (p_project_id::bigint << 48))
+    SELECT pg_advisory_xact_lock((p_cluster << 32 | p_process) # (p_project_id::bigint << 48))::text = ''
 $fn$;
 
 CREATE FUNCTION osgprod._label(p_text text)

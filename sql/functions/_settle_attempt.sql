@@ -1,96 +1,83 @@
-CREATE FUNCTION osgprod._settle_attempt(
-    p_project osgprod_data.projects, p_attempt osgprod_data.attempts, p_report osgprod_data.reports)
-RETURNS osgprod_data.reports LANGUAGE plpgsql VOLATILE
-AS $fn$
--- Decides the outcome of a reported attempt and moves its slice accordingly.
--- Parameters: p_project  the project's row;  p_attempt  the attempt;  p_report  what was reported, outcome still empty
--- Returns:    the report with outcome, and reason where the server has one of its own
--- Locks:      the slice; see _fail_slice
--- Source:     docs/design.md I3 (one holder), I5 (first success wins)
-DECLARE
-    v_slice osgprod_data.slices;
-    v_holds boolean;
-BEGIN
-    p_report.outcome := osgprod._judge_exit(p_project, p_attempt, p_report);
-    IF p_report.exit_code = 0 AND p_report.outcome = 'failed' THEN
-        p_report.reason := osgprod._missing_evidence(p_project, p_attempt, p_report);
-    END IF;
-    IF p_report.outcome = 'done' THEN
-        -- The common end in one statement: the holder's success.
-        UPDATE osgprod_data.slices s SET state = 'done'
-         WHERE s.project_id = p_attempt.project_id AND s.rawdata_id = p_attempt.rawdata_id
-           AND s.block1 = p_attempt.block1 AND s.state = 'leased'
-           AND s.cluster = p_attempt.cluster AND s.process = p_attempt.process AND s.nstart = p_attempt.nstart;
-        IF FOUND THEN
-            RETURN p_report;
-        END IF;
-    END IF;
-
-    SELECT s.* INTO v_slice FROM osgprod_data.slices s
-     WHERE s.project_id = p_attempt.project_id AND s.rawdata_id = p_attempt.rawdata_id
-       AND s.block1 = p_attempt.block1
-       FOR NO KEY UPDATE;
-    v_holds := coalesce(v_slice.state = 'leased' AND v_slice.cluster = p_attempt.cluster
-        AND v_slice.process = p_attempt.process AND v_slice.nstart = p_attempt.nstart, false);
-    IF p_report.outcome = 'done' THEN
-        -- I5: a late success counts when the blocks are still the same, nobody was faster, and they were not reset
-        -- since the attempt began.
-        IF v_slice.block2 = p_attempt.block2 AND v_slice.state <> 'done'
-           AND v_slice.opened_at <= p_attempt.started_at THEN
-            PERFORM osgprod._finish_slice(v_slice, p_attempt);
-        ELSE
-            p_report.outcome := 'superseded';
-        END IF;
-    ELSIF NOT v_holds THEN
-        p_report.outcome := 'superseded';
-    ELSE
-        PERFORM osgprod._fail_slice(p_project, v_slice, p_report.outcome, p_report.worker);
-    END IF;
-    RETURN p_report;
-END
-$fn$;
-
 CREATE FUNCTION osgprod._judge_exit(
-    p_project osgprod_data.projects, p_attempt osgprod_data.attempts, p_report osgprod_data.reports)
-RETURNS osgprod_data.outcome LANGUAGE plpgsql STABLE
+    p_project osgprod_data.projects, p_rawdata_id int, p_block1 int, p_block2 int,
+    p_exit_code int, p_events bigint, p_outputs int, p_output_bytes bigint, p_output_adler32 text)
+RETURNS osgprod_data.outcome LANGUAGE sql STABLE
 AS $fn$
--- Tells whose fault an exit code is, if anybody's.
--- Parameters: as _settle_attempt
--- Returns:    done, node-fault (killed by a signal, or a code the project lists) or failed (the data, maybe; or a
---             success that lacks the evidence which the project demands)
-BEGIN
-    IF p_report.exit_code = 0 THEN
-        RETURN CASE WHEN osgprod._missing_evidence(p_project, p_attempt, p_report) IS NULL THEN 'done' ELSE 'failed' END;
-    END IF;
-    RETURN CASE WHEN p_report.exit_code > 128 OR p_report.exit_code = ANY (p_project.node_fault_codes)
-        THEN 'node-fault' ELSE 'failed' END;
-END
+    -- Tells whose fault an exit code is, if anybody's: done, node-fault (killed by a signal, or a code that the project
+    -- lists) or failed (the data, maybe; or a success that lacks the evidence which the project demands).
+    SELECT CASE
+        WHEN p_exit_code > 128 OR p_exit_code = ANY (p_project.node_fault_codes) THEN 'node-fault'
+        WHEN p_exit_code > 0 THEN 'failed'
+        WHEN NOT (p_project.demand_events OR p_project.demand_outputs OR p_project.demand_checksum) THEN 'done'
+        WHEN osgprod._missing_evidence(p_project, p_rawdata_id, p_block1, p_block2, p_events, p_outputs, p_output_bytes,
+                                       p_output_adler32) IS NULL THEN 'done'
+        ELSE 'failed'
+    END::osgprod_data.outcome
 $fn$;
 
 CREATE FUNCTION osgprod._missing_evidence(
-    p_project osgprod_data.projects, p_attempt osgprod_data.attempts, p_report osgprod_data.reports)
+    p_project osgprod_data.projects, p_rawdata_id int, p_block1 int, p_block2 int,
+    p_events bigint, p_outputs int, p_output_bytes bigint, p_output_adler32 text)
 RETURNS text LANGUAGE plpgsql STABLE
 AS $fn$
 -- Says what is lacking of the proof that the project demands of a success; exit 0 alone proves nothing.
--- Parameters: as _settle_attempt
+-- Parameters: p_project  the project's row;  p_rawdata_id, p_block1, p_block2  the slice;  the others see report_exit
 -- Returns:    one phrase; NULL = nothing is lacking
 DECLARE
     v_events bigint;
 BEGIN
-    IF p_project.demand_outputs AND coalesce(p_report.outputs, 0) < 1 THEN
+    IF p_project.demand_outputs AND coalesce(p_outputs, 0) < 1 THEN
         RETURN 'exit code 0 without outputs';
     END IF;
-    IF p_project.demand_checksum AND (p_report.output_adler32 IS NULL OR coalesce(p_report.output_bytes, 0) = 0) THEN
+    IF p_project.demand_checksum AND (p_output_adler32 IS NULL OR coalesce(p_output_bytes, 0) = 0) THEN
         RETURN 'exit code 0 without size and checksum of the outputs';
     END IF;
     IF p_project.demand_events THEN
-        SELECT f.events INTO v_events
-          FROM osgprod._slice_file(p_project, p_attempt.rawdata_id, p_attempt.block1, p_attempt.block2) f;
-        IF p_report.events IS DISTINCT FROM v_events THEN
-            RETURN format('exit code 0 with %s of %s events read', coalesce(p_report.events::text, 'unknown'), v_events);
+        SELECT f.events INTO v_events FROM osgprod._slice_file(p_rawdata_id, p_block1, p_block2, '', '') f;
+        IF p_events IS DISTINCT FROM v_events THEN
+            RETURN format('exit code 0 with %s of %s events read', coalesce(p_events::text, 'unknown'), v_events);
         END IF;
     END IF;
     RETURN NULL;
+END
+$fn$;
+
+CREATE FUNCTION osgprod._settle_attempt(
+    p_project osgprod_data.projects, p_cluster int, p_process int, p_nstart int,
+    p_outcome osgprod_data.outcome, p_worker text)
+RETURNS osgprod_data.outcome LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Moves the slice of a reported attempt where the report is not simply the success of the slice's holder.
+-- Parameters: p_project  the project's row;  p_cluster, p_process, p_nstart  the attempt
+--             p_outcome  done, failed or node-fault, as judged;  p_worker  see _worker
+-- Returns:    the outcome; superseded when the attempt no longer counts
+-- Locks:      the slice; see _fail_slice
+-- Source:     docs/design.md I3 (one holder), I5 (first success wins)
+DECLARE
+    v_attempt osgprod_data.attempts;
+    v_slice   osgprod_data.slices;
+BEGIN
+    SELECT a.* INTO v_attempt FROM osgprod_data.attempts a
+     WHERE a.project_id = p_project.project_id AND a.cluster = p_cluster AND a.process = p_process
+       AND a.nstart = p_nstart;
+    SELECT s.* INTO v_slice FROM osgprod_data.slices s
+     WHERE s.project_id = v_attempt.project_id AND s.rawdata_id = v_attempt.rawdata_id
+       AND s.block1 = v_attempt.block1
+       FOR NO KEY UPDATE;
+    IF p_outcome = 'done' THEN
+        -- I5: a late success counts when the blocks are still the same, nobody was faster, and they were not reset
+        -- since the attempt began.
+        IF v_slice.block2 = v_attempt.block2 AND v_slice.state <> 'done'
+           AND v_slice.opened_at <= v_attempt.started_at THEN
+            PERFORM osgprod._finish_slice(v_slice, v_attempt);
+            RETURN 'done';
+        END IF;
+    ELSIF v_slice.state = 'leased' AND v_slice.cluster = p_cluster AND v_slice.process = p_process
+          AND v_slice.nstart = p_nstart THEN
+        PERFORM osgprod._fail_slice(p_project, v_slice, p_outcome, p_worker);
+        RETURN p_outcome;
+    END IF;
+    RETURN 'superseded';
 END
 $fn$;
 

@@ -1,57 +1,59 @@
 CREATE FUNCTION osgprod._slice_file(
-    p_project osgprod_data.projects, p_rawdata_id int, p_block1 int, p_block2 int,
-    OUT url text, OUT filename text, OUT size_bytes bigint, OUT events bigint, OUT pieces text[])
-LANGUAGE plpgsql STABLE
+    p_rawdata_id int, p_block1 int, p_block2 int, p_xrootd_prefix text, p_strip_prefix text)
+RETURNS TABLE (url text, filename text, size_bytes bigint, events bigint, pieces text)
+LANGUAGE sql STABLE
 AS $fn$
--- Tells what a slice is as an EVIO file of its own: preamble, its blocks, a trailer.
--- Parameters: p_project  the project's row;  p_rawdata_id  file;  p_block1, p_block2  half-open range of blocks, 0-based
--- Returns:    url of the whole file, filename without folder, size_bytes [bytes] and events of the slice's file, and the
---             pieces whose concatenation it is: 'range OFFSET LENGTH' [bytes] or 'hex ...'
--- Source:     EVIO 4 block header; which readers accept such a file: docs/evio.md
-DECLARE
-    v_file   record;
-    v_entry1 bytea;
-    v_entry2 bytea;
-    v_offset bigint;
-    v_bytes  bigint;
-    v_piece  record;
-BEGIN
-    SELECT r.path, r.nblocks, r.last_has_bit, r.trailer, r.preamble,
-           substring(r.block_index FROM 12 * p_block1 + 1 FOR 12) AS entry1,
-           substring(r.block_index FROM 12 * p_block2 + 1 FOR 12) AS entry2
-      INTO v_file FROM osgprod_data.rawdata r WHERE r.rawdata_id = p_rawdata_id;
-    url := p_project.xrootd_prefix || CASE
-        WHEN p_project.strip_prefix <> '' AND starts_with(v_file.path, p_project.strip_prefix || '/')
-        THEN substr(v_file.path, length(p_project.strip_prefix) + 1) ELSE v_file.path END;
-    filename := substring(v_file.path FROM '[^/]+$');
-    v_offset := osgprod._int8_at(v_file.entry1, 0);
-    v_bytes := osgprod._int8_at(v_file.entry2, 0) - v_offset;
-    size_bytes := v_bytes;
-    events := osgprod._int4_at(v_file.entry2, 8) - osgprod._int4_at(v_file.entry1, 8);
+    -- Tells what a slice is as an EVIO file of its own: lead, its blocks, a trailer. (SQL, to be inlined by its callers.)
+    -- Parameters: p_rawdata_id  file;  p_block1, p_block2  half-open range of blocks, 0-based
+    --             p_xrootd_prefix, p_strip_prefix  the project's
+    -- Returns:    url of the whole file, filename without folder, size_bytes [bytes] and events of the slice's file, and
+    --             the pieces whose concatenation it is, one a line: 'range OFFSET LENGTH' [bytes] or 'hex ...'
+    -- Source:     EVIO 4 block header; which readers accept such a file: docs/evio.md
+    SELECT p_xrootd_prefix || CASE WHEN p_strip_prefix <> '' AND starts_with(r.path, p_strip_prefix || '/')
+                              THEN substr(r.path, length(p_strip_prefix) + 1) ELSE r.path END,
+           r.filename,
+           coalesce((l.lead).bytes, 0) + l.ends_at - l.starts_at + coalesce(length(l.trailer), 0),
+           osgprod._int4_at(l.entry2, 8) - osgprod._int4_at(l.entry1, 8) + coalesce((l.lead).events, 0),
+           concat_ws(E'\n', (l.lead).pieces, 'range ' || l.starts_at || ' ' || l.ends_at - l.starts_at,
+                     'hex ' || encode(l.trailer, 'hex'))
+      FROM osgprod_data.rawdata r
+     CROSS JOIN LATERAL (
+        SELECT substring(r.block_index FROM 12 * p_block1 + 1 FOR 12) AS entry1,
+               substring(r.block_index FROM 12 * p_block2 + 1 FOR 12) AS entry2,
+               CASE p_block1 WHEN 0 THEN NULL WHEN 1 THEN r.lead1 ELSE r.lead2 END AS lead
+        OFFSET 0) e  -- not merged into the query above, which would read each entry several times
+     CROSS JOIN LATERAL (
+        SELECT e.*, coalesce((e.lead).start_at, osgprod._int8_at(e.entry1, 0)) AS starts_at,
+               osgprod._int8_at(e.entry2, 0) AS ends_at,
+               -- A last block that says so itself needs no trailer behind it.
+               CASE WHEN r.last_has_bit AND p_block2 = r.nblocks THEN NULL ELSE r.trailer END AS trailer
+        OFFSET 0) l
+     WHERE r.rawdata_id = p_rawdata_id
+$fn$;
 
-    FOR v_piece IN
-        SELECT (p ->> 'offset')::bigint AS first, (p ->> 'bytes')::bigint AS bytes, p ->> 'hex' AS hex,
-               (p ->> 'events')::bigint AS events
-          FROM jsonb_array_elements(v_file.preamble) WITH ORDINALITY AS e (p, n)
-         WHERE (p ->> 'from_block')::int <= p_block1
-         ORDER BY n
-    LOOP
-        events := events + coalesce(v_piece.events, 0);
-        size_bytes := size_bytes + coalesce(v_piece.bytes, length(v_piece.hex) / 2);
-        IF v_piece.first + v_piece.bytes = v_offset THEN
-            -- The preamble's last range runs on into the slice: one request less.
-            v_offset := v_piece.first;
-            v_bytes := v_bytes + v_piece.bytes;
-        ELSE
-            pieces := pieces || coalesce('hex ' || v_piece.hex, format('range %s %s', v_piece.first, v_piece.bytes));
+CREATE FUNCTION osgprod._lead(p_preamble jsonb, p_block1 int, p_offset bigint)
+RETURNS osgprod_data.lead LANGUAGE plpgsql IMMUTABLE
+AS $fn$
+-- Works out what the file of a slice that starts at p_block1 begins with.
+-- Parameters: p_preamble  pieces with from_block, events, and offset and bytes or hex, in order (docs/evio.md)
+--             p_block1    first block of the slice;  p_offset  where it starts in the raw data file [bytes]
+-- Returns:    see type lead
+DECLARE
+    v_lead  osgprod_data.lead := (NULL, 0, 0, NULL);
+    v_piece jsonb;
+BEGIN
+    FOR v_piece IN SELECT e.p FROM jsonb_array_elements(p_preamble) WITH ORDINALITY AS e (p, n)
+                    WHERE (e.p ->> 'from_block')::int <= p_block1 ORDER BY e.n LOOP
+        v_lead.events := v_lead.events + coalesce((v_piece ->> 'events')::bigint, 0);
+        IF (v_piece ->> 'offset')::bigint + (v_piece ->> 'bytes')::bigint = p_offset THEN
+            v_lead.start_at := (v_piece ->> 'offset')::bigint;
+            CONTINUE;
         END IF;
+        v_lead.bytes := v_lead.bytes + coalesce((v_piece ->> 'bytes')::bigint, length(v_piece ->> 'hex') / 2);
+        v_lead.pieces := concat_ws(E'\n', v_lead.pieces,
+            coalesce('hex ' || (v_piece ->> 'hex'), format('range %s %s', v_piece ->> 'offset', v_piece ->> 'bytes')));
     END LOOP;
-    pieces := pieces || format('range %s %s', v_offset, v_bytes);
-    -- A last block that says so itself needs no trailer behind it.
-    IF NOT (v_file.last_has_bit AND p_block2 = v_file.nblocks) THEN
-        pieces := pieces || ('hex ' || encode(v_file.trailer, 'hex'));
-        size_bytes := size_bytes + 32;
-    END IF;
+    RETURN v_lead;
 END
 $fn$;
 

@@ -1,51 +1,58 @@
-CREATE FUNCTION osgprod._take_slice(
-    p_project osgprod_data.projects, p_last osgprod_data.attempts,
-    p_cluster int, p_process int, p_nstart int, p_blocks int,
+CREATE FUNCTION osgprod._take_own_slice(
+    p_project osgprod_data.projects, p_cluster int, p_process int, p_nstart int,
     OUT rawdata_id int, OUT block1 int, OUT block2 int)
 LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Makes the job's coming attempt the holder of a slice: its own, one that came back, or a new one.
--- Parameters: p_project  the project's row
---             p_last     the job's last attempt, NULLs when it has none
---             p_cluster, p_process, p_nstart  the coming attempt
+-- Gives a restarted job the slice of its last attempt again, if no other attempt holds it by now.
+-- Parameters: p_project  the project's row;  p_cluster, p_process  the job;  p_nstart  its last start; the next is coming
+-- Returns:    the slice; NULLs when the job has none
+-- Source:     docs/design.md I3
+BEGIN
+    UPDATE osgprod_data.slices s
+       SET nstart = p_nstart + 1, due_at = clock_timestamp() + make_interval(secs => p_project.lease_s),
+           progress_at = NULL, bytes_fetched = NULL, cpu_s = NULL
+      FROM osgprod_data.attempts a
+     WHERE a.project_id = p_project.project_id AND a.cluster = p_cluster AND a.process = p_process
+       AND a.nstart = p_nstart
+       AND s.project_id = a.project_id AND s.rawdata_id = a.rawdata_id AND s.block1 = a.block1 AND s.state = 'leased'
+       AND s.cluster = p_cluster AND s.process = p_process AND s.nstart = p_nstart
+    RETURNING s.rawdata_id, s.block1, s.block2 INTO rawdata_id, block1, block2;
+END
+$fn$;
+
+CREATE FUNCTION osgprod._take_slice(
+    p_project osgprod_data.projects, p_cluster int, p_process int, p_nstart int, p_blocks int,
+    OUT rawdata_id int, OUT block1 int, OUT block2 int)
+LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Makes the job's coming attempt the holder of a slice that came back, or of a new one.
+-- Parameters: p_project  the project's row;  p_cluster, p_process, p_nstart  the coming attempt
 --             p_blocks   how many blocks the job can take [1 ..]
 -- Returns:    the slice; NULLs when there is none now
+-- Errors:     OG603 too many live attempts
 -- Locks:      see checkout_slice
 DECLARE
     v_due_at timestamptz := clock_timestamp() + make_interval(secs => p_project.lease_s);
+    v_slice  record;
 BEGIN
-    IF p_last.nstart IS NOT NULL THEN
-        -- I3: the job's own live slice, if no other attempt holds it by now
-        UPDATE osgprod_data.slices s
-           SET nstart = p_nstart, due_at = v_due_at, progress_at = NULL, bytes_fetched = NULL, cpu_s = NULL
-         WHERE s.project_id = p_last.project_id AND s.rawdata_id = p_last.rawdata_id AND s.block1 = p_last.block1
-           AND s.state = 'leased'
-           AND s.cluster = p_cluster AND s.process = p_process AND s.nstart = p_last.nstart
-        RETURNING s.rawdata_id, s.block1, s.block2 INTO rawdata_id, block1, block2;
-        IF FOUND THEN
-            RETURN;
-        END IF;
-    END IF;
     IF p_project.state = 'draining' THEN
         RETURN;
     END IF;
-    PERFORM osgprod._check_live(p_project);
-
-    SELECT i.rawdata_id, i.block1, i.block2 INTO rawdata_id, block1, block2
-      FROM osgprod._take_idle_slice(p_project.project_id, p_cluster, p_process, p_nstart, p_blocks, v_due_at) i;
-    IF rawdata_id IS NOT NULL THEN
-        RETURN;
+    IF p_project.nlive >= p_project.max_live THEN
+        RAISE EXCEPTION 'project % has % live attempts of at most %', p_project.name, p_project.nlive, p_project.max_live
+            USING ERRCODE = 'OG603', HINT = 'try again later; osgprod project set --max-live changes the limit';
     END IF;
-    SELECT c.rawdata_id, c.block1, c.block2 INTO rawdata_id, block1, block2
-      FROM osgprod._cut_slice(p_project.project_id, p_cluster, p_process, p_nstart, p_blocks, v_due_at) c;
-    IF rawdata_id IS NOT NULL THEN
-        RETURN;
+    v_slice := osgprod._take_idle_slice(p_project.project_id, p_cluster, p_process, p_nstart, p_blocks, v_due_at);
+    IF v_slice.rawdata_id IS NULL THEN
+        v_slice := osgprod._cut_slice(p_project.project_id, p_cluster, p_process, p_nstart, p_blocks, v_due_at);
     END IF;
     -- Before saying that there is nothing: leases that ran out since anybody looked.
-    IF osgprod._reclaim_due(p_project.project_id) THEN
-        SELECT i.rawdata_id, i.block1, i.block2 INTO rawdata_id, block1, block2
-          FROM osgprod._take_idle_slice(p_project.project_id, p_cluster, p_process, p_nstart, p_blocks, v_due_at) i;
+    IF v_slice.rawdata_id IS NULL AND osgprod._reclaim_due(p_project.project_id) THEN
+        v_slice := osgprod._take_idle_slice(p_project.project_id, p_cluster, p_process, p_nstart, p_blocks, v_due_at);
     END IF;
+    rawdata_id := v_slice.rawdata_id;
+    block1 := v_slice.block1;
+    block2 := v_slice.block2;
 END
 $fn$;
 
@@ -59,6 +66,10 @@ AS $fn$
 -- Returns:    the slice; NULLs when none is ready
 -- Locks:      one row of idle_slices SKIP LOCKED, its slice; the file when the slice is split
 BEGIN
+    IF NOT EXISTS (SELECT FROM osgprod_data.idle_slices i
+                    WHERE i.project_id = p_project_id AND i.not_before <= clock_timestamp()) THEN
+        RETURN;  -- the common case, at a third of the price
+    END IF;
     -- Both rows or neither: a late report of this slice locks them in the other order.
     SELECT s.rawdata_id, s.block1, s.block2 INTO rawdata_id, block1, block2
       FROM osgprod_data.idle_slices i
@@ -100,52 +111,45 @@ AS $fn$
 -- Source:     docs/design.md I1, I2; docs/performance.md for why there is no row "what remains"
 DECLARE
     v_file  record;
-    v_first record;
     v_stale boolean := false;
 BEGIN
     LOOP
-        v_first := NULL;
-        FOR v_file IN
-            SELECT f.rawdata_id, f.block1, f.block2, f.state FROM osgprod_data.loaded_files f
-             WHERE f.project_id = p_project_id AND f.state IN ('fresh', 'begun')
-             ORDER BY f.run, f.seqno, f.rawdata_id LIMIT 64
-        LOOP
-            EXIT WHEN pg_try_advisory_xact_lock(p_project_id, v_file.rawdata_id);
-            IF v_first IS NULL THEN
-                v_first := v_file;
-            END IF;
-            v_file := NULL;
-        END LOOP;
-        IF v_file IS NULL THEN
+        -- The inner LIMIT is a fence: files come in order and are locked one by one, up to the first that is free.
+        SELECT f.* INTO v_file FROM (
+            SELECT l.rawdata_id, l.block1, l.block2, l.state FROM osgprod_data.loaded_files l
+             WHERE l.project_id = p_project_id AND l.state IN ('fresh', 'begun')
+             ORDER BY l.run, l.seqno, l.rawdata_id LIMIT 64) f
+         WHERE pg_try_advisory_xact_lock(p_project_id, f.rawdata_id) LIMIT 1;
+        IF NOT FOUND THEN
+            SELECT l.rawdata_id, l.block1, l.block2, l.state INTO v_file FROM osgprod_data.loaded_files l
+             WHERE l.project_id = p_project_id AND l.state IN ('fresh', 'begun')
+             ORDER BY l.run, l.seqno, l.rawdata_id LIMIT 1;
             -- A second wait with a lock in hand could be a deadlock.
-            IF v_first IS NULL OR v_stale THEN
+            IF NOT FOUND OR v_stale THEN
                 RETURN;
             END IF;
-            PERFORM pg_advisory_xact_lock(p_project_id, v_first.rawdata_id);
-            v_file := v_first;
+            PERFORM pg_advisory_xact_lock(p_project_id, v_file.rawdata_id);
         END IF;
 
-        -- I1: where the file's last slice ends, read under its lock and after it was taken
-        SELECT s.block2 INTO block1 FROM osgprod_data.slices s
-         WHERE s.project_id = p_project_id AND s.rawdata_id = v_file.rawdata_id
-         ORDER BY s.block2 DESC LIMIT 1;
-        EXIT WHEN coalesce(block1, v_file.block1) < v_file.block2;
+        -- I1: the new slice begins where the file's last one ends, read under its lock and after it was taken.
+        INSERT INTO osgprod_data.slices AS s (project_id, rawdata_id, block1, block2, follows, cluster, process, nstart,
+               opened_at, due_at)
+        SELECT p_project_id, v_file.rawdata_id, coalesce(e.block2, v_file.block1),
+               least(coalesce(e.block2, v_file.block1)::bigint + p_blocks, v_file.block2), e.block2,
+               p_cluster, p_process, p_nstart, now(), p_due_at
+          FROM (SELECT (SELECT l.block2 FROM osgprod_data.slices l
+                         WHERE l.project_id = p_project_id AND l.rawdata_id = v_file.rawdata_id
+                         ORDER BY l.block1 DESC LIMIT 1) AS block2) e
+         WHERE coalesce(e.block2, v_file.block1) < v_file.block2
+        RETURNING s.rawdata_id, s.block1, s.block2 INTO rawdata_id, block1, block2;
+        EXIT WHEN FOUND;
         v_stale := true;  -- a neighbour cut it to its end while we waited: look for another
     END LOOP;
 
-    rawdata_id := v_file.rawdata_id;
-    INSERT INTO osgprod_data.slices (project_id, rawdata_id, block1, block2, follows, cluster, process, nstart,
-            opened_at, due_at)
-    VALUES (p_project_id, v_file.rawdata_id, coalesce(block1, v_file.block1),
-            least(coalesce(block1, v_file.block1)::bigint + p_blocks, v_file.block2), block1,
-            p_cluster, p_process, p_nstart, now(), p_due_at)
-    RETURNING slices.block1, slices.block2 INTO block1, block2;
-    IF block2 = v_file.block2 THEN
-        UPDATE osgprod_data.loaded_files f SET state = 'cut'
-         WHERE f.project_id = p_project_id AND f.rawdata_id = v_file.rawdata_id;
-    ELSIF v_file.state = 'fresh' THEN
-        UPDATE osgprod_data.loaded_files f SET state = 'begun'
-         WHERE f.project_id = p_project_id AND f.rawdata_id = v_file.rawdata_id AND f.state = 'fresh';
+    IF block2 = v_file.block2 OR v_file.state = 'fresh' THEN
+        UPDATE osgprod_data.loaded_files f
+           SET state = CASE WHEN _cut_slice.block2 = v_file.block2 THEN 'cut' ELSE 'begun' END::osgprod_data.file_state
+         WHERE f.project_id = p_project_id AND f.rawdata_id = v_file.rawdata_id AND f.state IN ('fresh', 'begun');
     END IF;
 END
 $fn$;

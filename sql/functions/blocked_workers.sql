@@ -42,6 +42,7 @@ BEGIN
     ON CONFLICT ON CONSTRAINT worker_bans_pkey
         DO UPDATE SET until = excluded.until, reason = excluded.reason, banned_at = now()
     RETURNING b.until INTO v_until;
+    PERFORM osgprod._note_bans(v_project.project_id);
     RETURN v_until;
 END
 $fn$;
@@ -99,6 +100,7 @@ BEGIN
             format('%s of its last %s attempts failed within %s s', v_fast, v_all, p_project.fast_failure_s))
     ON CONFLICT ON CONSTRAINT worker_bans_pkey
         DO UPDATE SET until = excluded.until, reason = excluded.reason, banned_at = now();
+    PERFORM osgprod._note_bans(p_project.project_id);
     PERFORM osgprod._forgive_failures(p_project, p_worker, v_since);
 END
 $fn$;
@@ -126,16 +128,11 @@ AS $fn$
      WHERE s.project_id = l.project_id AND s.rawdata_id = l.rawdata_id AND s.block1 = l.block1
 $fn$;
 
-CREATE FUNCTION osgprod._check_live(p_project osgprod_data.projects)
-RETURNS void LANGUAGE plpgsql STABLE
+CREATE FUNCTION osgprod._note_bans(p_project_id int)
+RETURNS void LANGUAGE sql VOLATILE
 AS $fn$
--- Raises when the project has as many live attempts as it may have; nlive is recounted by tick().
--- Parameters: p_project  the project's row
--- Errors:     OG603
-BEGIN
-    IF p_project.nlive >= p_project.max_live THEN
-        RAISE EXCEPTION 'project % has % live attempts of at most %', p_project.name, p_project.nlive, p_project.max_live
-            USING ERRCODE = 'OG603', HINT = 'try again later; osgprod project set --max-live changes the limit';
-    END IF;
-END
+    -- Notes until when any worker is banned, so that a checkout looks for bans only while there are some.
+    UPDATE osgprod_data.projects p
+       SET banned_until = (SELECT max(b.until) FROM osgprod_data.worker_bans b WHERE b.project_id = p.project_id)
+     WHERE p.project_id = p_project_id
 $fn$;

@@ -8,24 +8,23 @@ CREATE FUNCTION osgprod.checkout_slice(
     p_workscript text   DEFAULT NULL,
     p_host       text   DEFAULT NULL,
     p_site       text   DEFAULT NULL,
-    p_bearer     jsonb  DEFAULT NULL)
-RETURNS TABLE (
-    status       text,
-    message      text,
-    retry_s      int,
-    workscript   text,
-    nstarts      int,
-    token        uuid,
-    lease_s      int,
-    heartbeat_s  int,
-    started_at   timestamptz,
-    url          text,
-    filename     text,
-    block1       int,
-    block2       int,
-    size_bytes   bigint,
-    events       bigint,
-    pieces       text[])
+    p_bearer     jsonb  DEFAULT NULL,
+    OUT status      text,
+    OUT message     text,
+    OUT retry_s     int,
+    OUT workscript  text,
+    OUT nstarts     int,
+    OUT token       uuid,
+    OUT lease_s     int,
+    OUT heartbeat_s int,
+    OUT started_at  timestamptz,
+    OUT url         text,
+    OUT filename    text,
+    OUT block1      int,
+    OUT block2      int,
+    OUT size_bytes  bigint,
+    OUT events      bigint,
+    OUT pieces      text)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
 -- Lends a job its slice: its own one again after a restart, else one that came back, else the next of a file.
@@ -46,113 +45,132 @@ AS $fn$
 --             no-work    nothing left
 --             template   fetch the template named in workscript first, then call again
 --             block1, block2: half-open range of blocks, 0-based; size_bytes [bytes], events: of the slice as a file of
---             its own, preamble and trailer counted; pieces: 'range OFFSET LENGTH' [bytes] of url or 'hex ...', whose
---             concatenation is that file
+--             its own, preamble and trailer counted; pieces: lines 'range OFFSET LENGTH' [bytes] of url or 'hex ...',
+--             whose concatenation is that file
 -- Errors:     OG101-OG104 bad parameter; OG2xx not allowed; OG301 unknown project; OG501 project paused;
 --             OG601 worker banned; OG602 job starts too often; OG603 project has too many live attempts
 -- Locks:      the job, then one row of idle_slices SKIP LOCKED and its slice, or one file (advisory)
 -- Source:     docs/design.md "A slice's life", I1-I4
 DECLARE
-    v_project osgprod_data.projects;
-    v_last    osgprod_data.attempts;
-    v_slice   record;
     v_client  inet := osgprod._plain_address(p_client);
+    v_project projects := osgprod._authorize(p_project, p_magic, v_client, p_bearer);
+    v_last    record;
+    v_slice   record;
 BEGIN
-    v_project := osgprod._authorize(p_project, p_magic, v_client, p_bearer);
-    PERFORM osgprod._check_job(p_cluster, p_process);
-    IF p_cpus NOT BETWEEN 1 AND 4096 OR p_cpus IS NULL THEN
-        RAISE EXCEPTION 'parameter cpus must be a number from 1 to 4096, not %', coalesce(p_cpus::text, 'nothing')
-            USING ERRCODE = 'OG104', HINT = 'pass the cores that the job has, or leave cpus out for 1';
-    END IF;
-    workscript := v_project.workscript;
-    IF p_workscript <> v_project.workscript THEN
-        status := 'template';
-        RETURN NEXT;
-        RETURN;
-    END IF;
-    IF v_project.state = 'paused' THEN
-        RAISE EXCEPTION 'project % is paused', v_project.name USING ERRCODE = 'OG501', HINT = 'try again later';
-    END IF;
-    PERFORM osgprod._check_worker(v_project, osgprod._worker(v_client, p_host));
-    PERFORM osgprod._lock_job(v_project.project_id, p_cluster, p_process);
-
-    SELECT a.* INTO v_last FROM attempts a
-     WHERE a.project_id = v_project.project_id AND a.cluster = p_cluster AND a.process = p_process
-     ORDER BY a.nstart DESC LIMIT 1;
-    IF FOUND THEN
-        PERFORM osgprod._check_start_rate(v_project, v_last);
-        IF osgprod._is_completed(v_last) THEN
-            status := 'completed';
-            message := format('job %s.%s has already completed its work', p_cluster, p_process);
-            RETURN NEXT;
+    -- Written for few statements and expressions: each costs more than what it does (docs/performance.md).
+    IF p_cluster NOT BETWEEN 0 AND 2147483647 OR p_process NOT BETWEEN 0 AND 2147483647
+       OR p_cpus NOT BETWEEN 1 AND 4096 OR num_nulls(p_cluster, p_process, p_cpus) > 0
+       OR p_workscript <> v_project.workscript OR v_project.state = 'paused' OR v_project.banned_until > now() THEN
+        status := osgprod._check_checkout(v_project, p_cluster, p_process, p_cpus, p_workscript,
+            osgprod._worker(v_client, p_host));
+        workscript := v_project.workscript;
+        IF status IS NOT NULL THEN
             RETURN;
         END IF;
     END IF;
-    nstarts := coalesce(v_last.nstart, 0) + 1;
+    PERFORM osgprod._lock_job(v_project.project_id, p_cluster, p_process);
 
-    SELECT s.* INTO v_slice FROM osgprod._take_slice(v_project, v_last, p_cluster::int, p_process::int, nstarts,
-        least(p_cpus * v_project.maxblockspercore, 2147483647)::int) s;
+    SELECT a.nstart, a.rawdata_id, a.block1, NULL::int AS block2 INTO v_last FROM attempts a
+     WHERE a.project_id = v_project.project_id AND a.cluster = p_cluster AND a.process = p_process
+     ORDER BY a.nstart DESC LIMIT 1;
+    IF FOUND THEN
+        IF osgprod._is_completed(v_project.project_id, p_cluster, p_process, v_last.nstart) THEN
+            status := 'completed';
+            message := format('job %s.%s has already completed its work', p_cluster, p_process);
+            RETURN;
+        END IF;
+        PERFORM osgprod._check_start_rate(v_project, p_cluster, p_process, v_last.nstart);
+        v_slice := osgprod._take_own_slice(v_project, p_cluster::int, p_process::int, v_last.nstart);
+    END IF;
+    nstarts := coalesce(v_last.nstart, 0) + 1;
+    IF v_slice IS NULL THEN
+        v_slice := osgprod._take_slice(v_project, p_cluster::int, p_process::int, nstarts,
+            least(p_cpus * v_project.maxblockspercore, 2147483647)::int);
+    END IF;
     IF v_slice.rawdata_id IS NULL THEN
-        SELECT w.status, w.message, w.retry_s INTO status, message, retry_s FROM osgprod._why_no_slice(v_project) w;
         nstarts := NULL;
-        RETURN NEXT;
+        SELECT w.status, w.message, w.retry_s INTO status, message, retry_s FROM osgprod._why_no_slice(v_project) w;
         RETURN;
     END IF;
 
-    status := 'assigned';
     token := gen_random_uuid();
-    started_at := clock_timestamp();  -- not now(): the transaction may have waited for a lock since it began
-    lease_s := v_project.lease_s;
-    heartbeat_s := v_project.heartbeat_s;
-    block1 := v_slice.block1;
-    block2 := v_slice.block2;
-    INSERT INTO attempts (project_id, cluster, process, nstart, rawdata_id, block1, block2, cpus, started_at,
-            token_digest, client, host, site)
-    VALUES (v_project.project_id, p_cluster, p_process, nstarts, v_slice.rawdata_id, v_slice.block1, v_slice.block2,
-            p_cpus, started_at, sha256(convert_to(token::text, 'UTF8')), v_client, osgprod._label(p_host), osgprod._label(p_site));
-    SELECT d.url, d.filename, d.size_bytes, d.events, d.pieces INTO url, filename, size_bytes, events, pieces
-      FROM osgprod._slice_file(v_project, v_slice.rawdata_id, v_slice.block1, v_slice.block2) d;
-    RETURN NEXT;
+    WITH attempt AS (
+        INSERT INTO attempts AS a (project_id, cluster, process, nstart, rawdata_id, block1, block2, cpus, started_at,
+               token_digest, client, host, site)
+        -- not now(): the transaction may have waited for a lock since it began
+        VALUES (v_project.project_id, p_cluster, p_process, nstarts, v_slice.rawdata_id, v_slice.block1, v_slice.block2,
+               p_cpus, clock_timestamp(), sha256(convert_to(token::text, 'UTF8')), v_client,
+               osgprod._label(p_host), osgprod._label(p_site))
+        RETURNING a.started_at, a.rawdata_id, a.block1, a.block2
+    )
+    SELECT 'assigned', v_project.workscript, v_project.lease_s, v_project.heartbeat_s, a.started_at, a.block1, a.block2,
+           f.url, f.filename, f.size_bytes, f.events, f.pieces
+      INTO status, workscript, lease_s, heartbeat_s, started_at, block1, block2, url, filename, size_bytes, events, pieces
+      FROM attempt a
+     CROSS JOIN osgprod._slice_file(a.rawdata_id, a.block1, a.block2, v_project.xrootd_prefix, v_project.strip_prefix) f;
 END
 $fn$;
 
 COMMENT ON FUNCTION osgprod.checkout_slice(text, bigint, bigint, bigint, text, inet, text, text, text, jsonb) IS
 'Lends a job its slice: its own one again after a restart, else one that came back, else the next of a file; one row, whose status says what to do. For osgprod_worker.';
 
-CREATE FUNCTION osgprod._check_start_rate(p_project osgprod_data.projects, p_last osgprod_data.attempts)
+CREATE FUNCTION osgprod._check_checkout(
+    p_project osgprod_data.projects, p_cluster bigint, p_process bigint, p_cpus bigint, p_workscript text, p_worker text)
+RETURNS text LANGUAGE plpgsql STABLE
+AS $fn$
+-- Finds out what stands against a checkout, called when something may.
+-- Parameters: p_project  the project's row;  p_worker  see _worker;  the others see checkout_slice
+-- Returns:    template when the caller holds another work script than the project's; NULL = nothing stands against it
+-- Errors:     OG102 cluster, OG103 process, OG104 cpus, OG501 paused, OG601 banned
+BEGIN
+    PERFORM osgprod._check_job(p_cluster, p_process);
+    IF p_cpus NOT BETWEEN 1 AND 4096 OR p_cpus IS NULL THEN
+        RAISE EXCEPTION 'parameter cpus must be a number from 1 to 4096, not %', coalesce(p_cpus::text, 'nothing')
+            USING ERRCODE = 'OG104', HINT = 'pass the cores that the job has, or leave cpus out for 1';
+    END IF;
+    IF p_workscript <> p_project.workscript THEN
+        RETURN 'template';
+    END IF;
+    IF p_project.state = 'paused' THEN
+        RAISE EXCEPTION 'project % is paused', p_project.name USING ERRCODE = 'OG501', HINT = 'try again later';
+    END IF;
+    PERFORM osgprod._check_worker(p_project, p_worker);
+    RETURN NULL;
+END
+$fn$;
+
+CREATE FUNCTION osgprod._check_start_rate(
+    p_project osgprod_data.projects, p_cluster bigint, p_process bigint, p_nstart int)
 RETURNS void LANGUAGE plpgsql STABLE
 AS $fn$
 -- Raises when a job has started max_starts_per_min times within a minute: a machine gone mad.
--- Parameters: p_project  the project's row;  p_last  the job's last attempt
+-- Parameters: p_project  the project's row;  p_cluster, p_process  the job;  p_nstart  its last start
 -- Errors:     OG602
 BEGIN
-    IF p_last.nstart < p_project.max_starts_per_min THEN
-        RETURN;
-    END IF;
     IF EXISTS (
         SELECT FROM osgprod_data.attempts a
-         WHERE a.project_id = p_last.project_id AND a.cluster = p_last.cluster AND a.process = p_last.process
-           AND a.nstart = p_last.nstart - p_project.max_starts_per_min + 1
+         WHERE a.project_id = p_project.project_id AND a.cluster = p_cluster AND a.process = p_process
+           AND a.nstart = p_nstart - p_project.max_starts_per_min + 1
            AND a.started_at > now() - interval '1 minute')
     THEN
-        RAISE EXCEPTION 'job %.% has started % times within a minute', p_last.cluster, p_last.process,
+        RAISE EXCEPTION 'job %.% has started % times within a minute', p_cluster, p_process,
             p_project.max_starts_per_min USING ERRCODE = 'OG602', HINT = 'wait a minute; see why the job restarts';
     END IF;
 END
 $fn$;
 
-CREATE FUNCTION osgprod._is_completed(p_last osgprod_data.attempts)
+CREATE FUNCTION osgprod._is_completed(p_project_id int, p_cluster bigint, p_process bigint, p_nstart int)
 RETURNS boolean LANGUAGE sql STABLE
 AS $fn$
     -- Did this attempt end its job's work, and does that still hold (the slice not recycled since)?
     SELECT EXISTS (
         SELECT FROM osgprod_data.reports r
-         WHERE r.project_id = p_last.project_id AND r.cluster = p_last.cluster AND r.process = p_last.process
-           AND r.nstart = p_last.nstart AND r.by_worker AND r.outcome = 'done')
-       AND EXISTS (
-        SELECT FROM osgprod_data.slices s
-         WHERE s.project_id = p_last.project_id AND s.rawdata_id = p_last.rawdata_id AND s.block1 = p_last.block1
-           AND s.state = 'done')
+          JOIN osgprod_data.attempts a
+            ON a.project_id = r.project_id AND a.cluster = r.cluster AND a.process = r.process AND a.nstart = r.nstart
+          JOIN osgprod_data.slices s
+            ON s.project_id = a.project_id AND s.rawdata_id = a.rawdata_id AND s.block1 = a.block1
+         WHERE r.project_id = p_project_id AND r.cluster = p_cluster AND r.process = p_process AND r.nstart = p_nstart
+           AND r.by_worker AND r.outcome = 'done' AND s.state = 'done')
 $fn$;
 
 CREATE FUNCTION osgprod._why_no_slice(p_project osgprod_data.projects)

@@ -7,8 +7,11 @@ CREATE FUNCTION osgprod.heartbeat(
     p_token   text   DEFAULT NULL,
     p_bytes   bigint DEFAULT NULL,
     p_cpu_s   bigint DEFAULT NULL,
-    p_bearer  jsonb  DEFAULT NULL)
-RETURNS TABLE (http_status int, status text, message text, lease_s int)
+    p_bearer  jsonb  DEFAULT NULL,
+    OUT http_status int,
+    OUT status      text,
+    OUT message     text,
+    OUT lease_s     int)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
 -- Renews the lease of a living attempt, or tells a dead one to stop.
@@ -22,17 +25,20 @@ AS $fn$
 -- Locks:      the slice
 -- Source:     docs/design.md "A slice's life", I3
 DECLARE
-    v_project osgprod_data.projects;
-    v_attempt osgprod_data.attempts;
-    v_slice   osgprod_data.slices;
     v_client  inet := osgprod._plain_address(p_client);
+    v_project projects := osgprod._authorize(p_project, p_magic, v_client, p_bearer);
+    v_attempt attempts;
+    v_slice   slices;
 BEGIN
-    v_project := osgprod._authorize(p_project, p_magic, v_client, p_bearer);
     PERFORM osgprod._check_job(p_cluster, p_process);
-    v_attempt := osgprod._find_attempt(v_project, p_cluster, p_process, p_token);
-    IF v_attempt.nstart IS NULL THEN
-        RETURN QUERY SELECT f.http_status, f.status, f.message, NULL::int
-          FROM osgprod._refuse(v_project, p_cluster, p_process, v_client, p_token) f;
+    SELECT a.* INTO v_attempt FROM attempts a
+     WHERE a.project_id = v_project.project_id AND a.cluster = p_cluster AND a.process = p_process
+       AND osgprod._is_token(p_token, v_project.token_required, a.token_digest)
+     ORDER BY a.nstart DESC LIMIT 1;
+    IF NOT FOUND THEN
+        http_status := 403;
+        status := 'refused';
+        message := osgprod._refuse(v_project, p_cluster, p_process, v_client, p_token);
         RETURN;
     END IF;
     SELECT s.* INTO v_slice FROM slices s
@@ -41,21 +47,28 @@ BEGIN
        AND s.cluster = v_attempt.cluster AND s.process = v_attempt.process AND s.nstart = v_attempt.nstart
        FOR NO KEY UPDATE;
     IF NOT FOUND THEN
-        RETURN QUERY SELECT 409, 'superseded', 'stop: this slice was done or given to another meanwhile', NULL::int;
+        http_status := 409;
+        status := 'superseded';
+        message := 'stop: this slice was done or given to another meanwhile';
         RETURN;
     END IF;
     -- Progress is anything that grew since the last beat; an attempt that has told nothing yet counts from its start.
     IF p_bytes > coalesce(v_slice.bytes_fetched, -1) OR p_cpu_s > coalesce(v_slice.cpu_s, -1) THEN
         v_slice.progress_at := now();
     ELSIF coalesce(v_slice.progress_at, v_attempt.started_at) < now() - make_interval(secs => v_project.wedged_s) THEN
-        RETURN QUERY SELECT 409, 'wedged', format('stop: no progress for more than %s s', v_project.wedged_s), NULL::int;
+        http_status := 409;
+        status := 'wedged';
+        message := format('stop: no progress for more than %s s', v_project.wedged_s);
         RETURN;
     END IF;
     UPDATE slices s
        SET due_at = now() + make_interval(secs => v_project.lease_s), progress_at = v_slice.progress_at,
            bytes_fetched = greatest(p_bytes, v_slice.bytes_fetched), cpu_s = greatest(p_cpu_s, v_slice.cpu_s)
      WHERE s.project_id = v_slice.project_id AND s.rawdata_id = v_slice.rawdata_id AND s.block1 = v_slice.block1;
-    RETURN QUERY SELECT 200, 'alive', 'go on', v_project.lease_s;
+    http_status := 200;
+    status := 'alive';
+    message := 'go on';
+    lease_s := v_project.lease_s;
 END
 $fn$;
 

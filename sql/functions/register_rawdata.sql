@@ -34,9 +34,11 @@ DECLARE
     v_known rawdata;
 BEGIN
     INSERT INTO rawdata (path, run, seqno, size_bytes, nblocks, first_block, evio_version, byte_order, has_trailer,
-            last_has_bit, trailer, preamble, block_index)
+            last_has_bit, trailer, preamble, lead1, lead2, block_index)
     VALUES (p_path, p_run, p_seqno, p_size_bytes, p_nblocks, p_first_block, p_evio_version, p_byte_order,
-            p_has_trailer, p_last_has_bit, p_trailer, p_preamble, p_block_index)
+            p_has_trailer, p_last_has_bit, p_trailer, p_preamble,
+            osgprod._lead(p_preamble, 1, osgprod._int8_at(p_block_index, 12)), osgprod._lead(p_preamble, 2, NULL),
+            p_block_index)
     ON CONFLICT ON CONSTRAINT rawdata_path_unique DO NOTHING;
     IF FOUND THEN
         RETURN QUERY SELECT 'new', NULL::text;

@@ -14,8 +14,10 @@ CREATE FUNCTION osgprod.report_exit(
     p_host           text   DEFAULT NULL,
     p_site           text   DEFAULT NULL,
     p_reason         text   DEFAULT NULL,
-    p_bearer         jsonb  DEFAULT NULL)
-RETURNS TABLE (http_status int, status text, message text)
+    p_bearer         jsonb  DEFAULT NULL,
+    OUT http_status  int,
+    OUT status       text,
+    OUT message      text)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
 -- Takes a job's word of how its attempt ended, and decides what becomes of the slice.
@@ -34,76 +36,95 @@ AS $fn$
 -- Locks:      the job, its slice, then the file when the slice is split
 -- Source:     docs/design.md "A slice's life", I3, I5, I6
 DECLARE
-    v_project osgprod_data.projects;
-    v_attempt osgprod_data.attempts;
-    v_report  osgprod_data.reports;
-    v_earlier record;
     v_client  inet := osgprod._plain_address(p_client);
+    v_project projects := osgprod._authorize(p_project, p_magic, v_client, p_bearer);
+    v_attempt record;
+    v_outcome outcome;
+    v_reason  text := osgprod._label(p_reason);
 BEGIN
-    v_project := osgprod._authorize(p_project, p_magic, v_client, p_bearer);
-    PERFORM osgprod._check_job(p_cluster, p_process);
-    IF p_exitcode NOT BETWEEN 0 AND 255 OR p_exitcode IS NULL THEN
-        RAISE EXCEPTION 'parameter exitcode must be a number from 0 to 255, not %', coalesce(p_exitcode::text, 'nothing')
-            USING ERRCODE = 'OG105', HINT = 'pass the exit code of the work script';
+    -- Written for few statements and expressions: each costs more than what it does (docs/performance.md).
+    IF p_cluster NOT BETWEEN 0 AND 2147483647 OR p_process NOT BETWEEN 0 AND 2147483647
+       OR p_exitcode NOT BETWEEN 0 AND 255 OR num_nulls(p_cluster, p_process, p_exitcode) > 0
+       OR num_nonnulls(p_events, p_outputs, p_output_bytes, p_output_adler32) > 0 THEN
+        PERFORM osgprod._check_report(p_cluster, p_process, p_exitcode, p_events, p_outputs, p_output_bytes,
+            p_output_adler32);
     END IF;
-    PERFORM osgprod._check_evidence(p_events, p_outputs, p_output_bytes, p_output_adler32);
     PERFORM osgprod._lock_job(v_project.project_id, p_cluster, p_process);
 
-    v_attempt := osgprod._find_attempt(v_project, p_cluster, p_process, p_token);
-    IF v_attempt.nstart IS NULL THEN
-        RETURN QUERY SELECT f.http_status, f.status, f.message
-          FROM osgprod._refuse(v_project, p_cluster, p_process, v_client, p_token) f;
+    SELECT a.*, r.outcome, r.exit_code, r.reason INTO v_attempt
+      FROM attempts a
+      LEFT JOIN reports r ON r.project_id = a.project_id AND r.cluster = a.cluster AND r.process = a.process
+                         AND r.nstart = a.nstart AND r.by_worker
+     WHERE a.project_id = v_project.project_id AND a.cluster = p_cluster AND a.process = p_process
+       AND osgprod._is_token(p_token, v_project.token_required, a.token_digest)
+     ORDER BY a.nstart DESC LIMIT 1;
+    IF NOT FOUND THEN
+        http_status := 403;
+        status := 'refused';
+        message := osgprod._refuse(v_project, p_cluster, p_process, v_client, p_token);
         RETURN;
     END IF;
-    SELECT r.outcome, r.exit_code, r.reason INTO v_earlier FROM reports r
-     WHERE r.project_id = v_project.project_id AND r.cluster = p_cluster AND r.process = p_process
-       AND r.nstart = v_attempt.nstart AND r.by_worker;
-    IF FOUND AND v_earlier.exit_code <> p_exitcode THEN
+    IF v_attempt.outcome IS NULL THEN
+        v_outcome := osgprod._judge_exit(v_project, v_attempt.rawdata_id, v_attempt.block1, v_attempt.block2,
+            p_exitcode::int, p_events, p_outputs::int, p_output_bytes, p_output_adler32);
+        IF v_outcome = 'failed' AND p_exitcode = 0 THEN
+            v_reason := osgprod._missing_evidence(v_project, v_attempt.rawdata_id, v_attempt.block1, v_attempt.block2,
+                p_events, p_outputs::int, p_output_bytes, p_output_adler32);
+        END IF;
+        IF v_outcome = 'done' THEN
+            -- The common end: the success of the slice's holder (I3).
+            UPDATE slices s SET state = 'done'
+             WHERE s.project_id = v_attempt.project_id AND s.rawdata_id = v_attempt.rawdata_id
+               AND s.block1 = v_attempt.block1 AND s.state = 'leased'
+               AND s.cluster = v_attempt.cluster AND s.process = v_attempt.process AND s.nstart = v_attempt.nstart;
+        END IF;
+        IF v_outcome <> 'done' OR NOT FOUND THEN
+            v_outcome := osgprod._settle_attempt(v_project, v_attempt.cluster, v_attempt.process, v_attempt.nstart,
+                v_outcome, osgprod._worker(v_client, coalesce(p_host, v_attempt.host)));
+        END IF;
+        INSERT INTO reports (project_id, cluster, process, nstart, by_worker, outcome, exit_code, reported_at, ran_s,
+               nblocks, worker, site, events, outputs, output_bytes, output_adler32, output_url, reason)
+        VALUES (v_attempt.project_id, v_attempt.cluster, v_attempt.process, v_attempt.nstart, true, v_outcome, p_exitcode,
+               clock_timestamp(), greatest(extract(epoch FROM clock_timestamp() - v_attempt.started_at), 0),
+               v_attempt.block2 - v_attempt.block1, osgprod._worker(v_client, coalesce(p_host, v_attempt.host)),
+               coalesce(osgprod._label(p_site), v_attempt.site), p_events, p_outputs, p_output_bytes,
+               lower(p_output_adler32), left(p_output_url, 1024), v_reason);
+        IF v_outcome IN ('failed', 'node-fault') THEN
+            PERFORM osgprod._ban_if_black_hole(v_project, osgprod._worker(v_client, coalesce(p_host, v_attempt.host)));
+        END IF;
+    ELSIF v_attempt.exit_code <> p_exitcode THEN
         -- I6: a report is never taken back
-        RETURN QUERY SELECT 409, 'contradicted', format('attempt %s of job %s.%s has already reported exit code %s',
-            v_attempt.nstart, p_cluster, p_process, v_earlier.exit_code);
+        http_status := 409;
+        status := 'contradicted';
+        message := format('attempt %s of job %s.%s has already reported exit code %s', v_attempt.nstart, p_cluster,
+            p_process, v_attempt.exit_code);
         RETURN;
-    ELSIF FOUND THEN
-        RETURN QUERY SELECT a.http_status, a.status, a.message FROM osgprod._answer(v_earlier.outcome, v_earlier.reason) a;
-        RETURN;
+    ELSE
+        v_outcome := v_attempt.outcome;
+        v_reason := v_attempt.reason;
     END IF;
-
-    v_report.project_id := v_project.project_id;
-    v_report.cluster := p_cluster;
-    v_report.process := p_process;
-    v_report.nstart := v_attempt.nstart;
-    v_report.by_worker := true;
-    v_report.exit_code := p_exitcode;
-    v_report.reported_at := clock_timestamp();
-    v_report.ran_s := greatest(extract(epoch FROM v_report.reported_at - v_attempt.started_at), 0);
-    v_report.nblocks := v_attempt.block2 - v_attempt.block1;
-    v_report.worker := osgprod._worker(v_client, coalesce(p_host, v_attempt.host));
-    v_report.site := coalesce(osgprod._label(p_site), v_attempt.site);
-    v_report.events := p_events;
-    v_report.outputs := p_outputs;
-    v_report.output_bytes := p_output_bytes;
-    v_report.output_adler32 := lower(p_output_adler32);
-    v_report.output_url := left(p_output_url, 1024);
-    v_report.reason := osgprod._label(p_reason);
-    v_report := osgprod._settle_attempt(v_project, v_attempt, v_report);
-    INSERT INTO reports SELECT v_report.*;
-    IF v_report.outcome IN ('failed', 'node-fault') THEN
-        PERFORM osgprod._ban_if_black_hole(v_project, v_report.worker);
-    END IF;
-    RETURN QUERY SELECT a.http_status, a.status, a.message FROM osgprod._answer(v_report.outcome, v_report.reason) a;
+    SELECT CASE WHEN v_outcome = 'superseded' THEN 409 ELSE 200 END, v_outcome, osgprod._answer(v_outcome, v_reason)
+      INTO http_status, status, message;
 END
 $fn$;
 
 COMMENT ON FUNCTION osgprod.report_exit(text, bigint, bigint, bigint, text, inet, text, bigint, bigint, bigint, text, text, text, text, text, jsonb) IS
 'Takes a job''s word of how its attempt ended, and decides what becomes of the slice; one row with the HTTP status to answer. For osgprod_worker.';
 
-CREATE FUNCTION osgprod._check_evidence(p_events bigint, p_outputs bigint, p_output_bytes bigint, p_output_adler32 text)
+CREATE FUNCTION osgprod._check_report(
+    p_cluster bigint, p_process bigint, p_exitcode bigint, p_events bigint, p_outputs bigint, p_output_bytes bigint,
+    p_output_adler32 text)
 RETURNS void LANGUAGE plpgsql IMMUTABLE
 AS $fn$
--- Raises unless what a job says of its outputs can be meant.
--- Parameters: see report_exit; NULL = not said
--- Errors:     OG107 naming the parameter
+-- Raises unless what a job reports can be meant.
+-- Parameters: see report_exit
+-- Errors:     OG102 cluster, OG103 process, OG105 exitcode, OG107 evidence
 BEGIN
+    PERFORM osgprod._check_job(p_cluster, p_process);
+    IF p_exitcode NOT BETWEEN 0 AND 255 OR p_exitcode IS NULL THEN
+        RAISE EXCEPTION 'parameter exitcode must be a number from 0 to 255, not %', coalesce(p_exitcode::text, 'nothing')
+            USING ERRCODE = 'OG105', HINT = 'pass the exit code of the work script';
+    END IF;
     IF p_events < 0 OR p_outputs NOT BETWEEN 0 AND 2147483647 OR p_output_bytes < 0 THEN
         RAISE EXCEPTION 'parameter % must not be negative or beyond its range', CASE WHEN p_events < 0 THEN 'events'
             WHEN p_output_bytes < 0 THEN 'output_bytes' ELSE 'outputs' END
@@ -116,64 +137,48 @@ BEGIN
 END
 $fn$;
 
-CREATE FUNCTION osgprod._find_attempt(
-    p_project osgprod_data.projects, p_cluster bigint, p_process bigint, p_token text)
-RETURNS osgprod_data.attempts LANGUAGE plpgsql STABLE
+CREATE FUNCTION osgprod._is_token(p_token text, p_required boolean, p_digest bytea)
+RETURNS boolean LANGUAGE sql STABLE
 AS $fn$
--- Finds the attempt that a report or heartbeat speaks of.
--- Parameters: p_project  the project's row;  p_cluster, p_process  the job;  p_token  its token, NULL = none sent
--- Returns:    the attempt; NULLs when the token is another's, or is missing and the project demands one
--- Errors:     OG303 the job has no attempt at all
-DECLARE
-    v_attempt osgprod_data.attempts;
-    v_digest  bytea := sha256(convert_to(lower(p_token), 'UTF8'));
-BEGIN
-    FOR v_attempt IN
-        SELECT a.* FROM osgprod_data.attempts a
-         WHERE a.project_id = p_project.project_id AND a.cluster = p_cluster AND a.process = p_process
-         ORDER BY a.nstart DESC
-    LOOP
-        IF v_attempt.token_digest = v_digest OR (p_token IS NULL AND NOT p_project.token_required) THEN
-            RETURN v_attempt;
-        END IF;
-    END LOOP;
-    IF NOT FOUND THEN
-        RAISE EXCEPTION 'job %.% has no attempt in project %', p_cluster, p_process, p_project.name
-            USING ERRCODE = 'OG303', HINT = 'nothing is lost: what it did is not counted and will be done again';
-    END IF;
-    RETURN NULL;
-END
+    -- Is this the token of the attempt with that digest, or none where none is required?
+    SELECT CASE WHEN p_token IS NULL THEN NOT p_required
+                ELSE p_digest = sha256(convert_to(lower(p_token), 'UTF8')) END
 $fn$;
 
 CREATE FUNCTION osgprod._refuse(
     p_project osgprod_data.projects, p_cluster bigint, p_process bigint, p_client inet, p_token text)
-RETURNS TABLE (http_status int, status text, message text) LANGUAGE plpgsql VOLATILE
+RETURNS text LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Puts a call with a wrong or missing token on record and says so. It returns, since an error would undo the record.
+-- Puts a call with a wrong or missing token on record. It raises nothing, since an error would undo the record.
 -- Parameters: see report_exit
--- Returns:    one row for the caller to answer
+-- Returns:    what to tell the caller
+-- Errors:     OG303 the job has no attempt at all
 DECLARE
     v_reason text := CASE WHEN p_token IS NULL THEN 'parameter token is missing'
                           ELSE 'parameter token is not of this job' END;
 BEGIN
+    IF NOT EXISTS (SELECT FROM osgprod_data.attempts a
+                    WHERE a.project_id = p_project.project_id AND a.cluster = p_cluster AND a.process = p_process) THEN
+        RAISE EXCEPTION 'job %.% has no attempt in project %', p_cluster, p_process, p_project.name
+            USING ERRCODE = 'OG303', HINT = 'nothing is lost: what it did is not counted and will be done again';
+    END IF;
     INSERT INTO osgprod_data.refusals AS f (project_id, cluster, process, client, reason)
     VALUES (p_project.project_id, p_cluster, p_process, p_client, v_reason)
     ON CONFLICT ON CONSTRAINT refusals_pkey DO UPDATE SET times = f.times + 1, last_at = now();
-    RETURN QUERY SELECT 403, 'refused', v_reason;
+    RETURN v_reason;
 END
 $fn$;
 
 CREATE FUNCTION osgprod._answer(p_outcome osgprod_data.outcome, p_reason text)
-RETURNS TABLE (http_status int, status text, message text) LANGUAGE sql IMMUTABLE
+RETURNS text LANGUAGE sql IMMUTABLE
 AS $fn$
     -- What the job is told of how its report was taken; the same for a repeated report.
-    SELECT CASE WHEN p_outcome = 'superseded' THEN 409 ELSE 200 END, p_outcome::text,
-           CASE p_outcome
-               WHEN 'done' THEN 'thank you, the slice is done'
-               WHEN 'failed' THEN coalesce('recorded as a failure: ' || p_reason, 'recorded as a failure')
-               WHEN 'node-fault' THEN 'recorded as a fault of the node, the slice goes to another one'
-               ELSE 'too late: the slice was done or given to another meanwhile, these outputs do not count'
-           END
+    SELECT CASE p_outcome
+        WHEN 'done' THEN 'thank you, the slice is done'
+        WHEN 'failed' THEN 'recorded as a failure' || coalesce(': ' || p_reason, '')
+        WHEN 'node-fault' THEN 'recorded as a fault of the node, the slice goes to another one'
+        ELSE 'too late: the slice was done or given to another meanwhile, these outputs do not count'
+    END
 $fn$;
 
 CREATE FUNCTION osgprod._worker(p_client inet, p_host text)
