@@ -1,5 +1,5 @@
 CREATE FUNCTION osgprod.load_slices(
-    p_project    text,
+    p_project    text    DEFAULT NULL,
     p_runs       int[]   DEFAULT NULL,
     p_start_over boolean DEFAULT false)
 RETURNS TABLE (files int, blocks bigint, files_already int)
@@ -8,14 +8,14 @@ AS $fn$
 -- Makes registered files the work of a project; their slices are cut when jobs ask.
 -- Promise:    files loaded already are left as they are, unless told to start over: then what was done of them is
 --             forgotten (the attempts stay on record) and everything is handed out anew.
--- Parameters: p_project     project name
+-- Parameters: p_project     project name; NULL = the only project that there is
 --             p_runs        run numbers; NULL = all registered files
 --             p_start_over  begin again with files loaded already
 -- Returns:    one row: files and blocks loaded by this call; files_already were loaded before and are unchanged
 -- Errors:     OG301 unknown project; OG302 no file is registered for the runs
 -- Locks:      the project's loaded files when starting over
 DECLARE
-    v_project_id int := (osgprod._get_project(p_project)).project_id;
+    v_project_id int := (osgprod._get_project(coalesce(p_project, osgprod._only_project()))).project_id;
     v_registered int;
 BEGIN
     SELECT count(*) INTO v_registered FROM rawdata r WHERE p_runs IS NULL OR r.run = ANY (p_runs);
@@ -50,3 +50,10 @@ $fn$;
 
 COMMENT ON FUNCTION osgprod.load_slices(text, int[], boolean) IS
 'Makes registered files (of some runs) the work of a project and says how many files and blocks; files loaded already are left alone unless p_start_over. For osgprod_operator.';
+
+CREATE FUNCTION osgprod._only_project()
+RETURNS text LANGUAGE sql STABLE
+AS $fn$
+    -- The name of the only project; NULL when there are several or none.
+    SELECT min(p.name) FROM osgprod_data.projects p HAVING count(*) = 1
+$fn$;

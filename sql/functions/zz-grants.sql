@@ -4,7 +4,7 @@ REVOKE ALL ON ALL FUNCTIONS IN SCHEMA osgprod FROM PUBLIC;
 GRANT USAGE ON SCHEMA osgprod TO osgprod_worker, osgprod_operator;
 
 GRANT EXECUTE ON FUNCTION
-    osgprod.checkout_slice, osgprod.heartbeat, osgprod.report_exit, osgprod.tick
+    osgprod.checkout_slice, osgprod.heartbeat, osgprod.report_exit, osgprod.tick, osgprod.alive
 TO osgprod_worker, osgprod_operator;
 
 GRANT EXECUTE ON FUNCTION

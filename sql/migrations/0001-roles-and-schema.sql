@@ -15,7 +15,10 @@ BEGIN
             END;
         END IF;
     END LOOP;
-    IF NOT pg_has_role(current_user, 'osgprod_owner', 'MEMBER') THEN
+    -- From PostgreSQL 16 on the maker of a role is its administrator, but may not take it on.
+    IF NOT pg_has_role(current_user, 'osgprod_owner',
+        CASE WHEN current_setting('server_version_num')::int >= 160000 THEN 'SET' ELSE 'MEMBER' END)
+    THEN
         EXECUTE format('GRANT osgprod_owner TO %I', current_user);
     END IF;
 END

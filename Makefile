@@ -1,0 +1,66 @@
+# osgprod. `make` lists what there is to make.
+SHELL := /bin/bash
+PORT ?= 8080
+PYTHON ?= python3
+BIN := .venv/bin
+SHELL_FILES := worker/osgprod_work.bash condor/osgprod_exec.sh .ci/run
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-dev demo serve migrate test test-grid bench lint format lock clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1 # /p' Makefile | column -t -s '#'
+
+setup: .venv/ready ## the virtual environment with the pinned packages of the product
+setup-dev: .venv/ready-dev
+
+.venv/ready: requirements.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --require-hashes -r requirements.txt
+	$(BIN)/pip install --quiet --no-deps --editable .
+	@touch $@
+
+.venv/ready-dev: .venv/ready requirements-dev.txt
+	$(BIN)/pip install --quiet --require-hashes -r requirements-dev.txt
+	@touch $@
+
+demo: .venv/ready ## the whole story, from three new EVIO files to every event processed once
+	@$(BIN)/python -m shim.demo
+
+serve: .venv/ready ## the shim on 127.0.0.1, PORT=8080; without OSGPROD_DSN on a PostgreSQL of its own
+	@exec $(BIN)/osgprod serve --port $(PORT)
+
+migrate: .venv/ready ## bring the database that OSGPROD_DSN or libpq's variables name up to date
+	@$(BIN)/osgprod migrate
+
+test: .venv/ready-dev ## the test suite, on a real PostgreSQL
+	$(BIN)/pytest -q
+
+test-grid: .venv/ready-dev ## the tests that need HTCondor, XRootD or Apache; says what is missing
+	$(BIN)/pytest -q -m grid tests/grid
+
+bench: .venv/ready-dev ## speed as ratios against bounds of the same run, into bench/results.json
+	$(BIN)/python -m bench.run
+
+lint: .venv/ready-dev ## ruff, mypy, shellcheck, shfmt
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/shellcheck $(SHELL_FILES)
+	$(BIN)/shfmt -i 2 -d $(SHELL_FILES)
+
+format: .venv/ready-dev ## make the sources look as lint wants them
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/shfmt -i 2 -w $(SHELL_FILES)
+
+lock: .venv/ready-dev ## work the pinned versions out anew from pyproject.toml
+	$(BIN)/pip install --quiet uv
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \
+	    --no-emit-index-url pyproject.toml -o requirements.txt
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \
+	    --no-emit-index-url --extra dev pyproject.toml -c requirements.txt -o requirements-dev.txt
+
+clean: ## remove the virtual environment and the embedded server's data
+	rm -rf .venv .osgprod *.egg-info

@@ -1,0 +1,1 @@
+"""osgprod: the web shim, the operator's commands, and what they stand on."""

@@ -1,0 +1,367 @@
+"""The web shim: a route reads parameters, calls one function of the database, formats its answer.
+
+The protocol's GETs change state, since the original's clients use GET. A lost answer is safe: the functions are
+idempotent, a job that asks again gets the same slice, a report that comes again the same answer.
+
+Every rule is in the database (sql/functions). What is here is HTTP: parameters in, text/plain out, and the mapping of
+error groups to statuses, which is the OG class's own second digit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+import psycopg
+from psycopg.rows import dict_row
+from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+
+from shim.database import dsn_from_environment, open_pool
+from shim.workscript import TemplateError, TemplateFolder, error_text, idle_script
+
+log = logging.getLogger("osgprod")
+
+# The group of an error code OGgxx is its HTTP status (docs/protocol.md). Other classes: see _failure.
+STATUS_OF_GROUP = {"1": 400, "2": 403, "3": 404, "4": 409, "5": 503, "6": 429, "9": 500}
+RETRY_AFTER_S = {503: 15, 429: 60}
+
+MAX_QUERY_BYTES = 8192
+MAX_BODY_BYTES = 65536
+TICK_S = 10.0
+
+CHECKOUT = """SELECT * FROM osgprod.checkout_slice(p_project => %(project)s, p_cluster => %(cluster)s,
+    p_process => %(process)s, p_cpus => %(cpus)s, p_magic => %(magic)s, p_client => %(client)s,
+    p_workscript => %(workscript)s, p_host => %(host)s, p_site => %(site)s, p_bearer => %(bearer)s)"""
+REPORT = """SELECT * FROM osgprod.report_exit(p_project => %(project)s, p_cluster => %(cluster)s,
+    p_process => %(process)s, p_exitcode => %(exitcode)s, p_magic => %(magic)s, p_client => %(client)s,
+    p_token => %(token)s, p_events => %(events)s, p_outputs => %(outputs)s, p_output_bytes => %(output_bytes)s,
+    p_output_adler32 => %(output_adler32)s, p_output_url => %(output_url)s, p_host => %(host)s, p_site => %(site)s,
+    p_reason => %(reason)s, p_bearer => %(bearer)s)"""
+HEARTBEAT = """SELECT * FROM osgprod.heartbeat(p_project => %(project)s, p_cluster => %(cluster)s,
+    p_process => %(process)s, p_magic => %(magic)s, p_client => %(client)s, p_token => %(token)s,
+    p_bytes => %(bytes)s, p_cpu_s => %(cpu)s, p_bearer => %(bearer)s)"""
+
+NUMBERS = frozenset(
+    ("cluster", "process", "cpus", "exitcode", "events", "outputs", "output_bytes", "bytes", "cpu")
+)
+
+
+class BadRequest(Exception):
+    """A request that no function can be called with; one line that names the parameter, and a hint."""
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+def parse_query(query: bytes) -> dict[str, str]:
+    """Takes a query string apart: percent-decoded, ``+`` as a space, one trailing ``;`` left out.
+
+    Errors: BadRequest  broken encoding, a NUL byte, a parameter without '=' or given twice
+    """
+    parameters: dict[str, str] = {}
+    for item in query.removesuffix(b";").split(b"&"):
+        if not item:
+            continue
+        name_bytes, equals, value_bytes = item.partition(b"=")
+        name = _decoded(name_bytes, "parameter names")
+        if not equals:
+            raise BadRequest(f"parameter {name[:40]!r} has no value", "write name=value")
+        if name in parameters:
+            raise BadRequest(f"parameter {name[:40]!r} is given twice", "give each parameter once")
+        parameters[name] = _decoded(value_bytes, f"parameter {name[:40]!r}")
+    return parameters
+
+
+def _decoded(text: bytes, what: str) -> str:
+    plain = text.replace(b"+", b" ")
+    if b"%" in plain:
+        plain = unquote_to_bytes(plain)
+        if text.count(b"%") and _has_broken_escape(text):
+            raise BadRequest(f"{what}: broken percent-encoding", "write %25 for a percent sign")
+    try:
+        decoded = plain.decode()
+    except UnicodeDecodeError:
+        raise BadRequest(f"{what}: not UTF-8", "percent-encode the UTF-8 bytes") from None
+    if "\0" in decoded:
+        raise BadRequest(f"{what}: has a NUL byte", "leave it out")
+    return decoded
+
+
+def _has_broken_escape(text: bytes) -> bool:
+    hexadecimal = b"0123456789abcdefABCDEF"
+    return any(
+        len(escape) < 2 or escape[0] not in hexadecimal or escape[1] not in hexadecimal
+        for escape in text.split(b"%")[1:]
+    )
+
+
+def _numbers(parameters: Mapping[str, str]) -> dict[str, Any]:
+    """The parameters with the numeric ones as numbers; what range is allowed is the database's to say."""
+    values: dict[str, Any] = dict(parameters)
+    for name in NUMBERS.intersection(values):
+        text = values[name].strip()
+        digits = text.removeprefix("-")
+        if not (digits.isascii() and digits.isdigit() and len(digits) <= 18):
+            raise BadRequest(
+                f"parameter {name} must be a number, not {text[:40]!r}",
+                f"write {name}=1 for instance",
+            )
+        values[name] = int(text)
+    return values
+
+
+async def _parameters(request: Request) -> dict[str, Any]:
+    query = request.scope["query_string"]
+    if len(query) > MAX_QUERY_BYTES:
+        raise BadRequest(f"the query is longer than {MAX_QUERY_BYTES} bytes", "send a shorter one")
+    if request.method == "POST":
+        body = b""
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > MAX_BODY_BYTES:
+                raise BadRequest(f"the body is longer than {MAX_BODY_BYTES} bytes", "send a shorter one")
+        query = b"&".join(part.strip() for part in (query, body) if part.strip())
+    return _numbers(parse_query(query))
+
+
+def _client(request: Request) -> str | None:
+    """The peer's address; behind a trusted proxy the server has put the proxy's client there."""
+    try:
+        return str(ipaddress.ip_address(request.client.host)) if request.client else None
+    except ValueError:
+        return None
+
+
+async def _call(request: Request, statement: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """One function call, one round trip, one transaction; returns its only row."""
+    pool: AsyncConnectionPool[Any] = request.app.state.pool
+    async with pool.connection() as connection, connection.cursor(row_factory=dict_row) as cursor:
+        await cursor.execute(statement, arguments)
+        row: dict[str, Any] | None = await cursor.fetchone()
+    assert row is not None  # each of the functions gives one row
+    return row
+
+
+class _Arguments(dict[str, Any]):
+    """Parameters of a request as arguments of a function: what was not sent is NULL."""
+
+    def __missing__(self, name: str) -> None:
+        return None
+
+
+async def _arguments(request: Request) -> _Arguments:
+    return _Arguments(await _parameters(request), client=_client(request), bearer=None)
+
+
+async def checkout(request: Request) -> Response:
+    """``workscript.bash``: the script of the slice that this job shall process."""
+    templates: TemplateFolder = request.app.state.templates
+    arguments = await _arguments(request)
+    arguments.setdefault("cpus", 1)
+    project = arguments.get("project", "")
+    arguments["workscript"], template = templates.at_hand(project)
+    answer = await _call(request, CHECKOUT, arguments)
+    if answer["status"] == "template":
+        # The first request of a project, or a changed template: nothing was lent without a template in hand.
+        arguments["workscript"], template = templates.load(project, answer["workscript"])
+        answer = await _call(request, CHECKOUT, arguments)
+    headers = {"Osgprod-Status": answer["status"]}
+    if answer["status"] != "assigned" or template is None:
+        if answer["retry_s"]:
+            headers["Retry-After"] = str(answer["retry_s"])
+        return _text(idle_script(answer["message"]), headers=headers)
+    headers |= {
+        "Osgprod-Token": str(answer["token"]),
+        "Osgprod-Nstarts": str(answer["nstarts"]),
+        "Osgprod-Lease": str(answer["lease_s"]),
+        "Osgprod-Heartbeat": str(answer["heartbeat_s"]),
+        "Osgprod-Slice": f"{answer['filename']}+{answer['block1']},{answer['block2']}",
+    }
+    return _text(template.fill(answer, arguments), headers=headers)
+
+
+async def report(request: Request) -> Response:
+    """``workscript.exit``: how the job's attempt ended."""
+    return _verdict(await _call(request, REPORT, await _arguments(request)))
+
+
+async def heartbeat(request: Request) -> Response:
+    """``workscript.ping``: the attempt is alive, and how far it is."""
+    return _verdict(await _call(request, HEARTBEAT, await _arguments(request)))
+
+
+def _verdict(answer: Mapping[str, Any]) -> Response:
+    status = answer["http_status"]
+    body = (answer["message"] + "\n").encode() if status == 200 else error_text(answer["message"])
+    return _text(body, status, {"Osgprod-Status": answer["status"]})
+
+
+async def healthz(request: Request) -> Response:
+    """``healthz``: 200 when this shim can serve."""
+    await _call(request, "SELECT * FROM osgprod.alive()", {})
+    return _text(b"ok\n")
+
+
+def _text(body: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    headers = {"Cache-Control": "no-store", **(headers or {})}
+    return Response(body, status, headers, media_type="text/plain")
+
+
+def _failure(error: Exception) -> tuple[int, bytes]:
+    """What a client is told of an error: all of one of our own, nothing of any other."""
+    if isinstance(error, BadRequest):
+        return 400, error_text(str(error), error.hint, "OG100")
+    if isinstance(error, PoolTimeout | TooManyRequests | PoolClosed):
+        return 503, error_text(
+            "all connections to the database are in use or it is away", "try again in a while"
+        )
+    if isinstance(error, TemplateError):
+        return 500, error_text("the work script of this project can't be read", "tell the production manager")
+    if not isinstance(error, psycopg.Error):
+        return 500, error_text("internal error", "tell the production manager the Osgprod-Request number")
+    code = error.sqlstate or "08000"
+    if code.startswith("OG"):
+        diagnosis = error.diag
+        return (
+            STATUS_OF_GROUP[code[2]],
+            error_text(diagnosis.message_primary or "", diagnosis.message_hint, code),
+        )
+    if code.startswith(("08", "53", "57P")) or code in ("40001", "40P01", "55P03"):
+        return 503, error_text("the database is away or busy", "try again in a while")
+    if code.startswith("22"):  # a value that no argument type takes, like a malformed address
+        return 400, error_text("a parameter has a value that can't be", "see docs/protocol.md", "OG100")
+    return 500, error_text("internal error", "tell the production manager the Osgprod-Request number")
+
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+def _endpoint(function: Endpoint) -> Endpoint:
+    """Gives an endpoint its request number, its log line, and plain answers to errors."""
+
+    async def endpoint(request: Request) -> Response:
+        started = time.perf_counter()
+        number = f"{os.getpid():x}-{time.time_ns() & 0xFFFFFFFFFF:x}"
+        note = ""
+        if request.method not in ("GET", "POST"):
+            # HEAD too: whoever only looks must not take a slice.
+            response = _text(error_text(f"method {request.method} does nothing here", "use GET or POST"), 405)
+            response.headers["Allow"] = "GET, POST"
+        else:
+            try:
+                response = await function(request)
+            except ClientDisconnect:
+                response = _text(b"", 400)
+            except Exception as error:
+                status, body = _failure(error)
+                note = f" error={str(error).splitlines()[0] if str(error) else type(error).__name__!r}"
+                response = _text(body, status)
+                if status in RETRY_AFTER_S:
+                    response.headers["Retry-After"] = str(RETRY_AFTER_S[status])
+                if status == 500 and not isinstance(error, TemplateError):
+                    log.exception("request=%s failed", number)
+        response.headers["Osgprod-Request"] = number
+        log.info(
+            "request=%s client=%s path=%s status=%d answer=%s ms=%.1f%s",
+            number,
+            request.client.host if request.client else "-",
+            request.url.path,
+            response.status_code,
+            response.headers.get("Osgprod-Status", "-"),
+            (time.perf_counter() - started) * 1000,
+            note,
+        )
+        return response
+
+    return endpoint
+
+
+async def _tick(pool: AsyncConnectionPool[Any]) -> None:
+    """Calls the database's housekeeping every few seconds; when it is away, there is nothing to keep."""
+    while True:
+        await asyncio.sleep(TICK_S)
+        with contextlib.suppress(psycopg.Error, PoolTimeout, TooManyRequests):
+            async with pool.connection() as connection:
+                await connection.execute("SELECT * FROM osgprod.tick()")
+
+
+class _NameUnixPeer:
+    """Gives the peer behind a unix socket, who has no address, the name "unix"."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and not scope.get("client"):
+            scope = {**scope, "client": ("unix", 0)}
+        await self._app(scope, receive, send)
+
+
+def _trusting(proxies: str) -> list[Middleware]:
+    """Takes X-Forwarded-For's word from the right peers, and from the right end of the list that it is."""
+    if not proxies.strip():
+        return []
+    hosts = [proxy.strip() for proxy in proxies.split(",")]
+    return [Middleware(_NameUnixPeer), Middleware(ProxyHeadersMiddleware, trusted_hosts=hosts)]
+
+
+def create_app(
+    dsn: str | None = None, document_root: Path | None = None, root_path: str | None = None
+) -> Starlette:
+    """Makes the ASGI application.
+
+    Parameters: dsn            where the database is; None = OSGPROD_DSN or libpq's own variables
+                document_root  templates are at ROOT/PROJECT/WORKSCRIPT; None = OSGPROD_DOCUMENT_ROOT or /var/www/html
+                root_path      where the routes are; None = OSGPROD_ROOT_PATH or /osgprod
+    """
+    dsn = dsn_from_environment() if dsn is None else dsn
+    trusted = os.environ.get("OSGPROD_TRUSTED_PROXIES", "")
+    root = Path(document_root or os.environ.get("OSGPROD_DOCUMENT_ROOT", "/var/www/html"))
+    path = os.environ.get("OSGPROD_ROOT_PATH", "/osgprod") if root_path is None else root_path
+    path = path.rstrip("/")
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        # The database may be away now: requests are answered 503 until it is there.
+        app.state.templates = TemplateFolder(root)
+        app.state.pool = open_pool(dsn, int(os.environ.get("OSGPROD_POOL_SIZE", "8")))
+        await app.state.pool.open(wait=False)
+        ticker = asyncio.create_task(_tick(app.state.pool))
+        try:
+            yield
+        finally:
+            ticker.cancel()
+            await app.state.pool.close()
+
+    methods = [
+        "GET",
+        "HEAD",
+        "POST",
+        "PUT",
+        "DELETE",
+        "PATCH",
+        "OPTIONS",
+    ]  # all answered by _endpoint
+    routes = [
+        Route(f"{path}/workscript.bash", _endpoint(checkout), methods=methods),
+        Route(f"{path}/workscript.exit", _endpoint(report), methods=methods),
+        Route(f"{path}/workscript.ping", _endpoint(heartbeat), methods=methods),
+        Route(f"{path}/healthz", _endpoint(healthz), methods=methods),
+    ]
+    return Starlette(routes=routes, lifespan=lifespan, middleware=_trusting(trusted))

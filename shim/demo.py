@@ -1,0 +1,286 @@
+"""``make demo``: the whole story with real parts, told in less than a minute.
+
+Three EVIO files are written, registered and loaded; the real shim serves them; eight condor/osgprod_exec.sh at a
+time fetch the real work script with curl; one of them is killed and restarted as HTCondor would; and at the end
+the outputs are counted, event by event.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from shim import scan
+from shim.admin import table
+from shim.database import call, connect, migrate
+from shim.embedded import temporary_server
+from shim.eviowriter import write_file
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+PROJECT, MAGIC = "demo", "my magic"
+AT_A_TIME = 8
+CLUSTER = 1000
+VICTIM = 5  # the process that is killed
+TIME_LIMIT_S = 150.0
+EVENTS_PER_BLOCK = 6
+# name, blocks with events, and what is special about the file
+FILES: tuple[tuple[str, int, dict[str, Any]], ...] = (
+    ("hd_rawdata_090001_000.evio", 80, {"first_file": True, "trailer_bit": False}),
+    ("hd_rawdata_090001_001.evio", 70, {"trailer": False, "trailer_bit": False}),
+    ("hd_rawdata_090001_002.evio", 70, {"byte_order": "little"}),
+)
+
+
+class DemoFailed(Exception):
+    """The demo's promise was not kept; one line."""
+
+
+def write_files(folder: Path) -> list[range]:
+    """Writes the demo's three files and returns the numbers of the physics events of each."""
+    events, first = [], 1
+    for name, nblocks, special in FILES:
+        count = write_file(folder / name, nblocks, EVENTS_PER_BLOCK, first_event=first, **special)
+        events.append(range(first, first + count))
+        first += count
+    return events
+
+
+def load(connection: psycopg.Connection[dict[str, Any]], project: str, magic: str, folder: Path) -> None:
+    """Makes a project for anybody who knows the magic, with the files of a folder as its work.
+
+    Parameters: connection  as an operator;  project, magic  its name and secret;  folder  with raw data files
+    """
+    call(
+        connection,
+        "add_project",
+        project=project,
+        subnet_pattern="0.0.0.0/0, ::/0",
+        workscript="osgprod_work.bash",
+        xrootd_prefix="",
+        maxblockspercore=3,
+        magic=magic,
+    )
+    # So that the original's examples, which know no token, can be tried by hand.
+    call(connection, "set_project", project=project, settings='{"token_required": false}')
+    for index in scan.indexes(scan.find(folder)):
+        scan.register(connection, index)
+    call(connection, "load_slices", project=project)
+
+
+def main() -> int:
+    """Runs the demo and returns its exit code."""
+    folder = Path(tempfile.mkdtemp(prefix="osgprod-demo-"))
+    folder.chmod(0o755)
+    try:
+        with temporary_server() as dsn:
+            return _Demo(folder, dsn).run()
+    except DemoFailed as error:
+        print(f"demo failed: {error}", file=sys.stderr)
+        return 1
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class _Demo:
+    def __init__(self, folder: Path, dsn: str) -> None:
+        self._folder = folder
+        self._dsn = dsn
+        self._outputs = folder / "outputs"
+        self._running: dict[int, subprocess.Popen[bytes]] = {}
+        self._starts: Counter[int] = Counter()
+        self._tenth = -1
+
+    def run(self) -> int:
+        started = time.monotonic()
+        rawdata = self._folder / "rawdata"
+        for path in (rawdata, self._outputs, self._folder / "www" / PROJECT):
+            path.mkdir(parents=True)
+        events = write_files(rawdata)
+        self._say(f"wrote {len(events)} EVIO files below {rawdata}")
+        migrate(self._dsn, say=self._say)
+        shutil.copy(CHECKOUT / "worker" / "osgprod_work.bash", self._folder / "www" / PROJECT)
+        (self._folder / "magic").write_text(MAGIC + "\n")
+        with connect(self._dsn) as self._connection:
+            load(self._connection, PROJECT, MAGIC, rawdata)
+            with self._shim() as url:
+                self._say(f"the shim serves {url}")
+                self._work(url)
+            self._check(events, time.monotonic() - started)
+        return 0
+
+    def _say(self, line: str) -> None:
+        print(f"  {line}", flush=True)
+
+    @contextlib.contextmanager
+    def _shim(self) -> Iterator[str]:
+        environment = {
+            **os.environ,
+            "OSGPROD_DSN": f"{self._dsn} options='-c role=osgprod_worker'",
+            "OSGPROD_DOCUMENT_ROOT": str(self._folder / "www"),
+            "OSGPROD_ROOT_PATH": "/osgprod",
+        }
+        with (self._folder / "shim.log").open("wb") as log:
+            shim = subprocess.Popen(
+                [sys.executable, "-m", "shim.admin", "serve", "--port", "0"],
+                cwd=CHECKOUT,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=log,
+            )
+        try:
+            assert shim.stdout is not None
+            line = shim.stdout.readline().decode()
+            if not line.startswith("serving http"):
+                raise DemoFailed(f"the shim does not start: {(self._folder / 'shim.log').read_text()[-500:]}")
+            yield line.split()[1].rstrip(",")
+        finally:
+            shim.terminate()
+            shim.wait()
+
+    def _work(self, url: str) -> None:
+        end = time.monotonic() + TIME_LIMIT_S
+        process, killed = 0, False
+        while (progress := self._progress())["blocks_done"] < progress["blocks"]:
+            self._bar(progress)
+            self._reap()
+            if time.monotonic() > end:
+                raise DemoFailed(f"not done after {TIME_LIMIT_S:.0f} s: {dict(progress)}")
+            if not killed and self._kill_victim():
+                killed = True
+                self._start(url, VICTIM)
+            waiting = progress["blocks_uncut"] + progress["blocks_ready"]
+            if waiting and len(self._running) < AT_A_TIME:
+                process += 1
+                self._start(url, process)
+            else:
+                time.sleep(0.02)
+        while self._running:
+            self._reap()
+            time.sleep(0.02)
+        self._bar(progress)
+        if not killed:
+            raise DemoFailed("no job was killed on the way")
+        self._start(url, process + 1)  # one more, to be told that there is nothing left
+        if self._running.pop(process + 1).wait() != 0 or self._starts[VICTIM] != 2:
+            raise DemoFailed("the last job, or the restarted one, did not end as it should")
+
+    def _start(self, url: str, process: int) -> None:
+        self._starts[process] += 1
+        sandbox = self._folder / f"sandbox-{process}-{self._starts[process]}"
+        sandbox.mkdir()
+        environment = {
+            "PATH": os.environ.get("PATH", "/usr/bin:/bin"),
+            "_CONDOR_SCRATCH_DIR": str(sandbox),
+            "OSGPROD_URL": url,
+            "OSGPROD_PROJECT": PROJECT,
+            "OSGPROD_MAGIC_FILE": str(self._folder / "magic"),
+            "OSGPROD_OUTPUT_URL": f"file://{self._outputs}",
+            "OSGPROD_MAX_WAIT_S": "0",
+            "OSGPROD_RECON": f"{sys.executable} {CHECKOUT / 'worker' / 'demo_recon.py'}",
+        }
+        if process == VICTIM and self._starts[process] == 1:
+            environment["OSGPROD_DEMO_PAUSE_S"] = "60"  # long enough to be found at work
+        with (sandbox / "log").open("wb") as log:
+            self._running[process] = subprocess.Popen(
+                [str(CHECKOUT / "condor" / "osgprod_exec.sh"), str(CLUSTER), str(process)],
+                cwd=sandbox,
+                env=environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def _reap(self) -> None:
+        for process, job in list(self._running.items()):
+            if job.poll() is None:
+                continue
+            del self._running[process]
+            if job.returncode != 0:
+                log = (self._folder / f"sandbox-{process}-{self._starts[process]}" / "log").read_text()
+                raise DemoFailed(f"job {CLUSTER}.{process} ended with {job.returncode}: {log[-800:]}")
+
+    def _kill_victim(self) -> bool:
+        """Kills the victim and all that it started, once it is seen at work; like a node that loses power."""
+        job = self._running.get(VICTIM)
+        at_work = self._folder.glob(f"sandbox-{VICTIM}-1/osgprod.*/work/events.txt")
+        if job is None or not any(at_work):
+            return False
+        for pid in _session(job.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        job.wait()
+        del self._running[VICTIM]
+        self._say(f"job {CLUSTER}.{VICTIM} was killed with SIGKILL at work, and is started again")
+        return True
+
+    def _progress(self) -> dict[str, Any]:
+        return call(self._connection, "progress", project=PROJECT)[0]
+
+    def _bar(self, progress: dict[str, Any]) -> None:
+        done, blocks = int(progress["blocks_done"]), int(progress["blocks"])
+        text = f"  [{'#' * (40 * done // blocks):40}] {done} of {blocks} blocks done"
+        if sys.stdout.isatty():
+            print(f"\r{text}", end="\n" if done == blocks else "", flush=True)
+        elif 10 * done // blocks != self._tenth:  # a log gets ten lines
+            print(text, flush=True)
+        self._tenth = 10 * done // blocks
+
+    def _check(self, events: list[range], took_s: float) -> None:
+        """Counts what the jobs left: the proof does not come from the database."""
+        seen: Counter[int] = Counter()
+        for tarball in sorted(self._outputs.glob("*.tar.gz")):
+            with tarfile.open(tarball) as archive:
+                file = archive.extractfile("./events.txt")
+                lines = file.read().decode().split() if file else []
+            if lines[:1] != ["begin-of-run"]:
+                raise DemoFailed(f"{tarball.name}: the slice did not begin with the begin-of-run record")
+            seen.update(int(line) for line in lines if line != "begin-of-run")
+        expected = [number for numbers in events for number in numbers]
+        once = sum(1 for number in expected if seen[number] == 1)
+        progress = self._progress()
+        faults = call(self._connection, "verify", project=PROJECT)
+        rows = [
+            {"file": name, "blocks": nblocks, "events": len(numbers)}
+            | {"seen once": sum(1 for n in numbers if seen[n] == 1)}
+            for (name, nblocks, _), numbers in zip(FILES, events, strict=True)
+        ]
+        print()
+        for line in table(rows, 100):
+            self._say(line)
+        self._say(
+            f"{sum(self._starts.values())} job starts in {took_s:.0f} s, verify found {len(faults)} faults"
+        )
+        if faults or once != len(expected) or seen.total() != once:
+            raise DemoFailed(f"{once} of {len(expected)} events seen once, {seen.total()} in all; {faults}")
+        print(
+            f"demo: {progress['files_finished']} files, {progress['blocks_done']} of {progress['blocks']} blocks"
+            f" done exactly once, {once} of {len(expected)} events"
+        )
+
+
+def _session(leader: int) -> list[int]:
+    """All processes of a session."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                if os.getsid(int(entry.name)) == leader:
+                    found.append(int(entry.name))
+    return found
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,95 @@
+"""Writes EVIO 4 files with numbered physics events, for the demo, the tests and the benchmarks."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from shim.evio import (
+    BEGIN_OF_RUN,
+    DICTIONARY_BIT,
+    HEADER_WORDS,
+    LAST_BLOCK_BIT,
+    MAGIC,
+    VERSION,
+)
+
+PHYSICS = 0xFF50
+PRESTART = 0xFFD1
+UINT32_BANK = 0x01
+
+ByteOrder = Literal["big", "little"]
+
+
+def bank(tag: int, payload: Sequence[int], byte_order: ByteOrder = "big") -> bytes:
+    """Returns a bank of 32-bit words.
+
+    Parameters: tag      16 bits;  payload  words;  byte_order  of the file
+    """
+    words = [len(payload) + 1, tag << 16 | UINT32_BANK << 8, *payload]
+    return struct.pack(f"{'<' if byte_order == 'little' else '>'}{len(words)}I", *words)
+
+
+def block(
+    number: int,
+    events: Iterable[bytes],
+    byte_order: ByteOrder = "big",
+    info: int = 0,
+    dictionary: bytes = b"",
+) -> bytes:
+    """Returns a block with true length and event count.
+
+    Parameters: number      from 1;  events  banks, as bytes
+                info        bits beside the version, like LAST_BLOCK_BIT
+                dictionary  a bank that is put before the events and not counted
+    """
+    banks = list(events)
+    body = dictionary + b"".join(banks)
+    bits = info | VERSION | (DICTIONARY_BIT if dictionary else 0)
+    words = (HEADER_WORDS + len(body) // 4, number, HEADER_WORDS, len(banks), 0, bits, 0, MAGIC)
+    return struct.pack(f"{'<' if byte_order == 'little' else '>'}8I", *words) + body
+
+
+def write_file(
+    path: Path,
+    nblocks: int,
+    events_per_block: int,
+    *,
+    first_file: bool = False,
+    trailer: bool = True,
+    trailer_bit: bool = True,
+    byte_order: ByteOrder = "big",
+    first_event: int = 1,
+    filler_words: int = 20,
+    dictionary: bool = False,
+) -> int:
+    """Writes a raw data file: block 0 with run control, then blocks of numbered physics events.
+
+    Parameters: nblocks           blocks with physics events [1 ..]
+                events_per_block  [1 ..]
+                first_file        file 000 of a run: block 0 is prestart and the begin-of-run record is the
+                                  first event of block 1; else block 0 is the begin-of-run record
+                trailer           end with an empty block;  trailer_bit  it, or else the last block, says last
+                first_event       number of the first physics event;  filler_words  of each event's payload
+                dictionary        block 0 begins with a dictionary
+    Returns:    how many physics events were written
+    """
+    begin_of_run = bank(BEGIN_OF_RUN, [0xB02, *range(30)], byte_order)
+    head = bank(PRESTART, [1, 2, 3], byte_order) if first_file else begin_of_run
+    words = bank(0x0E, [0x3C786D6C], byte_order) if dictionary else b""
+    number = first_event
+    with path.open("wb") as file:
+        file.write(block(1, [head], byte_order, dictionary=words))
+        for n in range(nblocks):
+            events = [begin_of_run] if first_file and n == 0 else []
+            for _ in range(events_per_block):
+                filler = [(number * 2654435761 + i) & 0xFFFFFFFF for i in range(filler_words)]
+                events.append(bank(PHYSICS, [number, *filler], byte_order))
+                number += 1
+            is_marked = n == nblocks - 1 and not trailer and trailer_bit
+            file.write(block(n + 2, events, byte_order, LAST_BLOCK_BIT if is_marked else 0))
+        if trailer:
+            file.write(block(nblocks + 2, [], byte_order, LAST_BLOCK_BIT if trailer_bit else 0))
+    return number - first_event

@@ -1,0 +1,80 @@
+"""Reads the block indexes of many files side by side and registers them.
+
+Storage answers slowly, not in small measure: several files are read at once, in the order of their names.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from shim.database import call
+from shim.evio import BlockIndex, EvioError, find_files, parse_name, read_index
+
+READERS = 16
+
+
+def find(folder: str | Path) -> list[Path]:
+    """Returns all raw data files below a folder, in order.
+
+    Errors: EvioError  the folder can't be read
+    """
+    return list(find_files(folder))
+
+
+def indexes(paths: Sequence[Path]) -> Iterator[BlockIndex | EvioError]:
+    """Gives the block index of each file, in order; for one that can't be sliced, the error that says why."""
+    waiting: deque[Future[BlockIndex | EvioError]] = deque()
+    with ThreadPoolExecutor(READERS) as readers:
+        for path in paths:
+            waiting.append(readers.submit(_read, path))
+            if len(waiting) >= 4 * READERS:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _read(path: Path) -> BlockIndex | EvioError:
+    try:
+        return read_index(path)
+    except EvioError as error:
+        return error
+
+
+def register(
+    connection: psycopg.Connection[dict[str, Any]] | None, index: BlockIndex | EvioError
+) -> tuple[str, str]:
+    """Tells the database of a file.
+
+    Parameters: connection  None = tell nobody;  index  as from indexes()
+    Returns:    new, same, differs or bad, and a line for the operator
+    """
+    if isinstance(index, EvioError):
+        return "bad", str(index)
+    if connection is None:
+        return "new", index.path
+    run, seqno = parse_name(index.path)
+    rows = call(
+        connection,
+        "register_rawdata",
+        path=index.path,
+        run=run,
+        seqno=seqno,
+        size_bytes=index.size_bytes,
+        nblocks=index.nblocks,
+        first_block=index.first_block,
+        byte_order=index.byte_order,
+        has_trailer=index.has_trailer,
+        last_has_bit=index.last_has_bit,
+        trailer=bytes.fromhex(index.trailer_hex),
+        preamble=json.dumps(index.preamble),
+        block_index=index.packed(),
+        evio_version=index.version,
+    )
+    return rows[0]["status"], f"{index.path}: {rows[0]['differences']}"

@@ -1,0 +1,118 @@
+"""``osgprod serve``: the shim in the foreground, on a PostgreSQL of its own when no other is named."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+
+from shim import demo, embedded
+from shim.database import call, connect, migrate, names_a_server
+
+CHECKOUT_FOLDER = Path(__file__).resolve().parent.parent
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(message)s"}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "root": {"level": "WARNING", "handlers": ["stderr"]},
+    "loggers": {"osgprod": {"level": "INFO"}, "psycopg.pool": {"level": "ERROR"}},
+}
+DEMO_PROJECT = "demo"
+DEMO_MAGIC = "my magic"
+
+
+def serve(host: str, port: int, uds: str | None, workers: int, say: Callable[[str], None]) -> None:
+    """Serves until SIGINT or SIGTERM; then everything that it started is stopped as well.
+
+    Parameters: host, port  to listen on; port 0 = a free one;  uds  unix socket instead of both
+                workers     processes; each has a pool of its own
+                say         is called with one line for each thing worth knowing
+    Errors:     EmbeddedError, DatabaseError, psycopg.Error, OSError (the port is taken)
+    """
+    # uvicorn raises the signal again when it is done: this makes an orderly end of it.
+    signal.signal(signal.SIGTERM, _end)
+    with contextlib.ExitStack() as stack, contextlib.suppress(KeyboardInterrupt):
+        config = uvicorn.Config(
+            "shim.app:create_app",
+            factory=True,
+            host=host,
+            port=port,
+            uds=uds,
+            workers=workers,
+            access_log=False,  # the shim writes its own line a request, without secrets
+            log_config=LOGGING,
+            proxy_headers=False,  # whom to trust is OSGPROD_TRUSTED_PROXIES' to say
+            server_header=False,
+        )
+        listener = config.bind_socket() if uds else stack.enter_context(_listen(host, port))
+        if not names_a_server():
+            dsn = stack.enter_context(embedded.server(data_folder()))
+            seed(dsn, data_folder(), say)
+            say(f"PostgreSQL: psql '{dsn}'")
+            os.environ["OSGPROD_DSN"] = f"{dsn} options='-c role=osgprod_worker'"
+            os.environ.setdefault("OSGPROD_DOCUMENT_ROOT", str(data_folder() / "www"))
+        root = os.environ.get("OSGPROD_ROOT_PATH", "/osgprod")
+        where = uds or f"http://{host}:{listener.getsockname()[1]}{root}"
+        say(f"serving {where}, Ctrl-C ends it")
+        _run(config, listener)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+def _run(config: uvicorn.Config, listener: socket.socket) -> None:
+    if config.workers > 1:
+        from uvicorn.supervisors import Multiprocess
+
+        Multiprocess(config, sockets=[listener]).run()
+    else:
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind((host, port))
+    listener.listen(2048)
+    listener.set_inheritable(True)
+    return listener
+
+
+def data_folder() -> Path:
+    """Returns where data of our own persist: below the checkout, or a folder of its own where that can't be."""
+    uid = embedded.server_uid()
+    inside = CHECKOUT_FOLDER / ".osgprod" / f"uid-{uid}"
+    if embedded.can_enter(inside):
+        return inside
+    home = Path("/var/lib") if os.geteuid() == 0 else Path.home() / ".local" / "share"
+    number = hashlib.sha256(str(CHECKOUT_FOLDER).encode()).hexdigest()[:12]
+    return home / f"osgprod-{number}"
+
+
+def seed(dsn: str, folder: Path, say: Callable[[str], None]) -> None:
+    """Makes the demo project with its files and work script, when there is no project yet.
+
+    Parameters: dsn     of a server of our own;  folder  for the files and the document root
+    """
+    migrate(dsn, say=say)
+    templates = folder / "www" / DEMO_PROJECT
+    templates.mkdir(parents=True, exist_ok=True)
+    shutil.copy(CHECKOUT_FOLDER / "worker" / "osgprod_work.bash", templates)
+    with connect(dsn) as connection:
+        if call(connection, "progress"):
+            return
+        say("making the project demo with three small EVIO files")
+        (folder / "rawdata").mkdir(exist_ok=True)
+        demo.write_files(folder / "rawdata")
+        demo.load(connection, DEMO_PROJECT, DEMO_MAGIC, folder / "rawdata")

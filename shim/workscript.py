@@ -1,0 +1,170 @@
+"""The bash answer: a work script template in, a filled script out.
+
+A template is a plain bash script that also runs by hand. Filled are, and every other byte passes as it is:
+
+- ``# ncpus:`` ``# cluster:`` ``# process:`` ``# nstarts:`` ``# project:`` ``# source:`` ``# started:``
+  with nothing or one word behind them get their value;
+- behind the comments ``#input_eviofile_list=...``, ``#output_filename=...`` and ``#osgprod_NAME=...``
+  comes the assignment itself.
+
+Nothing that is filled in can end a comment or leave its quotes, whatever it holds.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_PLACE = re.compile(
+    rb"^(?:# (?P<comment>ncpus|cluster|process|nstarts|project|source|started):[ \t]*\S*[ \t]*(?=\r?$)"
+    rb"|#(?P<variable>input_eviofile_list|output_filename|osgprod_[a-z0-9_]+)=[^\n]*$\n?)",
+    re.MULTILINE,
+)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\x80-\x9f\u2028\u2029]")
+
+
+class TemplateError(Exception):
+    """A template that can't be used; one line that names it and says why."""
+
+
+class Template:
+    """One work script template, taken apart once and filled many times.
+
+    Parameters: text  the template's bytes, in any encoding that has ASCII's characters as they are.
+    """
+
+    def __init__(self, text: bytes) -> None:
+        self._literals: list[bytes] = []
+        self._places: list[tuple[str, str]] = []
+        end = 0
+        for match in _PLACE.finditer(text):
+            comment, variable = match.group("comment"), match.group("variable")
+            # A comment is replaced, a variable's comment stays and the assignment follows it.
+            self._literals.append(text[end : match.start() if comment else match.end()])
+            if variable and not match.group().endswith(b"\n"):
+                self._literals[-1] += b"\n"
+            kind, name = ("comment", comment) if comment else ("variable", variable)
+            self._places.append((kind, name.decode()))
+            end = match.end()
+        self._literals.append(text[end:])
+
+    def fill(self, slice_: Mapping[str, Any], job: Mapping[str, Any]) -> bytes:
+        """Returns the script for one slice.
+
+        Parameters: slice_  a row of osgprod.checkout_slice with status assigned
+                    job     project, cluster, process, cpus as the job asked
+        """
+        comments, variables = _comments(slice_, job), _variables(slice_)
+        parts = [self._literals[0]]
+        for (kind, name), literal in zip(self._places, self._literals[1:], strict=True):
+            if kind == "comment":
+                parts.append(f"# {name}: {_CONTROL.sub('?', str(comments[name]))}".encode())
+            elif name in variables:
+                parts.append(f"{name}={variables[name]}\n".encode())
+            parts.append(literal)
+        return b"".join(parts)
+
+
+def _comments(slice_: Mapping[str, Any], job: Mapping[str, Any]) -> dict[str, object]:
+    return {
+        "ncpus": job["cpus"],
+        "cluster": job["cluster"],
+        "process": job["process"],
+        "nstarts": slice_["nstarts"],
+        "project": job["project"],
+        "source": f"{slice_['url']}+{slice_['block1']},{slice_['block2']}",
+        "started": slice_["started_at"].strftime("%Y-%m-%d %H:%M:%S.%f"),
+    }
+
+
+def _variables(slice_: Mapping[str, Any]) -> dict[str, str]:
+    url = _double_quoted(slice_["url"])
+    block1, block2 = slice_["block1"], slice_["block2"]
+    blocks = "".join(f"{url}+{block},{block + 1} \\\n" for block in range(block1, block2))
+    name, _, suffix = slice_["filename"].rpartition(".")
+    pieces = "".join(f" {_quoted(piece)}\n" for piece in slice_["pieces"].split("\n"))
+    return {
+        "input_eviofile_list": f'"\\\n{blocks}"',
+        "output_filename": f'"{_double_quoted(f"{name}+{block1},{block2}.{suffix}")}"',
+        "osgprod_token": _quoted(slice_["token"]),
+        "osgprod_lease_s": _quoted(slice_["lease_s"]),
+        "osgprod_heartbeat_s": _quoted(slice_["heartbeat_s"]),
+        "osgprod_source_url": _quoted(slice_["url"]),
+        "osgprod_size_bytes": _quoted(slice_["size_bytes"]),
+        "osgprod_events": _quoted(slice_["events"]),
+        "osgprod_block1": _quoted(block1),
+        "osgprod_block2": _quoted(block2),
+        "osgprod_pieces": f"(\n{pieces})",
+    }
+
+
+def _quoted(value: object) -> str:
+    """A shell word that is this text and nothing else; control characters become '?'."""
+    return shlex.quote(_CONTROL.sub("?", str(value)))
+
+
+def _double_quoted(text: str) -> str:
+    """The inside of a double-quoted shell string; control characters become '?'."""
+    return re.sub(r'([\\"$`])', r"\\\1", _CONTROL.sub("?", text))
+
+
+def idle_script(message: str) -> bytes:
+    """Returns the script for a job that has nothing to do: it says why and succeeds."""
+    return f"#!/usr/bin/env bash\nprintf '%s\\n' {_quoted('osgprod: ' + message)}\nexit 0\n".encode()
+
+
+def error_text(message: str, hint: str | None = None, code: str | None = None) -> bytes:
+    """Returns an error body: comment lines only, so that nothing runs should it be taken for a script."""
+    head = f"# osgprod error{' ' + code if code else ''}: {_CONTROL.sub(' ', message)}\n"
+    return (head + (f"# hint: {_CONTROL.sub(' ', hint)}\n" if hint else "")).encode()
+
+
+class TemplateFolder:
+    """The templates below a document root, at ROOT/PROJECT/WORKSCRIPT, read again when they change.
+
+    Which work script a project has is the database's to say; this only remembers what it said last.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root.resolve()
+        self._known: dict[str, tuple[str, Path, tuple[int, int], Template]] = {}
+
+    def at_hand(self, project: str) -> tuple[str, Template | None]:
+        """Returns name and template of a project if it was loaded and has not changed, else ('', None)."""
+        known = self._known.get(project)
+        if known is None:
+            return "", None
+        name, path, stamp, template = known
+        try:
+            if _stamp(path) == stamp:
+                return name, template
+        except OSError:
+            pass
+        del self._known[project]
+        return "", None
+
+    def load(self, project: str, workscript: str) -> tuple[str, Template]:
+        """Reads a project's template.
+
+        Parameters: project, workscript  names as the database gave them
+        Errors:     TemplateError  missing, unreadable, or outside of the project's folder
+        """
+        folder = self._root / project
+        path = (folder / workscript).resolve()
+        if not path.is_relative_to(folder):
+            raise TemplateError(f"work script {path} lies outside of {folder}")
+        try:
+            stamp = _stamp(path)
+            template = Template(path.read_bytes())
+        except OSError as error:
+            raise TemplateError(f"work script {path}: {error.strerror}") from error
+        self._known[project] = (workscript, path, stamp, template)
+        return workscript, template
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_mtime_ns, status.st_size

@@ -1,0 +1,222 @@
+"""A job asks: what does it get? Promises I1 (each block once) to I3 (one holder) of docs/design.md."""
+
+from __future__ import annotations
+
+import psycopg
+import pytest
+
+from tests.support import World, blocks_of
+
+
+def test_first_job_gets_the_first_blocks_of_the_first_file_in_order(world: World) -> None:
+    world.add_file(5, run=2)
+    world.add_file(5, run=1, seqno=7)
+    answer = world.checkout(0, cpus=3)
+    assert (answer["status"], answer["url"]) == ("assigned", "/hd_rawdata_000001_007.evio")
+    assert (answer["block1"], answer["block2"], answer["nstarts"]) == (1, 4, 1)
+
+
+def test_restarted_job_gets_its_own_slice_back_and_starts_are_counted(world: World) -> None:
+    world.add_file(5)
+    first = world.checkout(0)
+    world.checkout(1)
+    again = world.checkout(0)
+    assert (again["block1"], again["block2"]) == (first["block1"], first["block2"])
+    assert (first["nstarts"], again["nstarts"]) == (1, 2)
+    assert again["started_at"] > first["started_at"]
+    assert again["token"] != first["token"]
+
+
+def test_job_that_succeeded_is_told_that_its_work_is_completed(world: World) -> None:
+    world.add_file(2)
+    world.checkout(0)
+    world.report(0)
+    assert world.checkout(0)["status"] == "completed"
+    assert world.progress()["blocks_leased"] == 0
+
+
+def test_cpus_larger_than_what_remains_get_what_remains(world: World) -> None:
+    world.add_file(3)
+    answer = world.checkout(0, cpus=4096)
+    assert (answer["block1"], answer["block2"]) == (1, 4)
+
+
+def test_single_block_file_is_one_slice_and_then_there_is_no_work(world: World) -> None:
+    world.add_file(1)
+    answer = world.checkout(0, cpus=8)
+    assert (answer["block1"], answer["block2"]) == (1, 2)
+    assert world.checkout(1)["status"] == "wait"
+    world.report(0)
+    assert world.checkout(1)["status"] == "no-work"
+
+
+def test_work_on_lease_is_wait_and_not_no_work(world: World) -> None:
+    world.add_file(1)
+    world.checkout(0)
+    answer = world.checkout(1)
+    assert (answer["status"], answer["retry_s"]) == ("wait", 60)
+    assert answer["token"] is None
+
+
+def test_project_without_files_has_no_work(world: World) -> None:
+    assert world.checkout(0)["status"] == "no-work"
+
+
+def test_201_blocks_and_32_clients_nobody_is_sent_away_and_each_block_is_lent_once(world: World) -> None:
+    world.add_file(201)
+
+    def ask(n: int, connection: psycopg.Connection) -> list[dict]:
+        answers = []
+        while True:
+            answers.append(world.checkout(len(answers), cluster=n, db=connection))
+            if answers[-1]["status"] != "assigned":
+                return answers
+
+    answers = [answer for client in world.at_once(32, ask) for answer in client]
+    lent = blocks_of(answers)
+    assert [block for _, block in lent] == list(range(1, 202))
+    # Who was sent away was so after the last block was lent: the file was cut to its end.
+    assert {a["status"] for a in answers} == {"assigned", "wait"}
+    assert {a["retry_s"] for a in answers if a["status"] == "wait"} == {60}
+
+
+def test_same_job_on_8_connections_at_once_gets_one_slice(world: World) -> None:
+    world.add_file(200)
+    for process in range(15):
+        answers = world.at_once(8, lambda n, db, process=process: world.checkout(process, db=db))
+        assert len({answer["block1"] for answer in answers}) == 1
+        assert sorted(answer["nstarts"] for answer in answers) == list(range(1, 9))
+    assert world.progress()["blocks_leased"] == 15
+
+
+def test_two_projects_on_the_same_files_do_not_touch_each_others_slices(world: World) -> None:
+    world.with_project("q", maxblockspercore=4)
+    world.add_file(8)
+    world.add_file(8, project="q")
+    world.checkout(0, project="p")
+    first = world.checkout(0, project="q")
+    assert (first["block1"], first["block2"]) == (1, 5)
+    world.report(0, project="q")
+    assert world.progress("q")["blocks_done"] == 4
+    assert world.progress("p")["blocks_done"] == 0
+    assert world.progress("p")["blocks_leased"] == 1
+
+
+def test_slice_says_which_bytes_it_is_made_of(world: World) -> None:
+    world.add_file(9)
+    world.checkout(0, cpus=2)
+    answer = world.checkout(1, cpus=3)
+    assert answer["pieces"].split("\n") == ["range 0 1000", "range 3000 3000", "hex " + "00" * 32]
+    assert answer["size_bytes"] == 1000 + 3000 + 32
+    assert answer["events"] == 1 + 3 * 10
+
+
+def test_pieces_that_touch_become_one_range(world: World) -> None:
+    world.add_file(9)
+    assert world.checkout(0, cpus=2)["pieces"].split("\n")[0] == "range 0 3000"
+
+
+def test_dcache_is_replaced_by_the_prefix_and_only_as_a_whole_folder(world: World) -> None:
+    world.set(xrootd_prefix="root://server/", strip_prefix="/dcache")
+    world.add_file(1)
+    assert world.checkout(0)["url"] == "root://server//hd_rawdata_000001_001.evio"
+    world.set(strip_prefix="/dca")
+    assert world.checkout(0)["url"] == "root://server//dcache/hd_rawdata_000001_001.evio"
+
+
+def test_changed_setting_holds_from_the_next_checkout_on(world: World) -> None:
+    world.add_file(10)
+    assert world.checkout(0)["block2"] == 2
+    world.set(maxblockspercore=3, lease_s=77)
+    answer = world.checkout(1)
+    assert (answer["block2"] - answer["block1"], answer["lease_s"]) == (3, 77)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "code", "words"),
+    [
+        ({"cluster": -1}, "OG102", "parameter cluster must be a number from 0 to 2147483647, not -1"),
+        ({"cluster": 2147483648}, "OG102", "parameter cluster"),
+        ({"cluster": None}, "OG102", "parameter cluster"),
+        ({"process": -1}, "OG103", "parameter process"),
+        ({"process": 2**40}, "OG103", "parameter process"),
+        ({"cpus": 0}, "OG104", "parameter cpus must be a number from 1 to 4096, not 0"),
+        ({"cpus": -1}, "OG104", "parameter cpus"),
+        ({"cpus": 4097}, "OG104", "parameter cpus"),
+        ({"project": ""}, "OG101", "parameter project is missing"),
+        ({"project": None}, "OG101", "parameter project is missing"),
+        ({"project": "x"}, "OG301", "parameter project: there is no project 'x'"),
+        ({"magic": "wrong"}, "OG202", "parameter magic is wrong or missing"),
+        ({"magic": None}, "OG202", "parameter magic is wrong or missing"),
+        ({"client": "10.0.0.1"}, "OG201", "address 10.0.0.1 is outside the subnets of project p"),
+        ({"client": "::1"}, "OG201", "address ::1 is outside"),
+    ],
+)
+def test_bad_parameter_is_named_and_nothing_is_lent(world: World, wrong: dict, code: str, words: str) -> None:
+    world.add_file(2)
+    with pytest.raises(psycopg.Error, match=words) as caught:
+        world.checkout(**{"process": 0, **wrong})
+    assert caught.value.sqlstate == code
+    assert caught.value.diag.message_hint
+    assert world.progress()["blocks_leased"] == 0
+
+
+def test_other_template_in_hand_means_no_slice_yet(world: World) -> None:
+    world.add_file(2)
+    answer = world.checkout(0, workscript="")
+    assert (answer["status"], answer["workscript"]) == ("template", "osgprod_work.bash")
+    assert world.progress()["blocks_leased"] == 0
+    assert world.checkout(0, workscript="osgprod_work.bash")["status"] == "assigned"
+
+
+@pytest.mark.parametrize("state", ["paused", "draining"])
+def test_paused_and_draining_projects_lend_nothing_new(world: World, state: str) -> None:
+    world.add_file(3)
+    world.checkout(0)
+    world.set(state=state)
+    if state == "paused":
+        with pytest.raises(psycopg.Error, match="project p is paused") as caught:
+            world.checkout(0)
+        assert caught.value.sqlstate == "OG501"
+    else:
+        assert world.checkout(0)["status"] == "assigned"
+        assert world.checkout(1)["status"] == "no-work"
+    assert world.report(0)["status"] == "done"
+    world.set(state="active")
+    assert world.checkout(2)["status"] == "assigned"
+
+
+def test_job_that_starts_too_often_is_held_off(world: World) -> None:
+    world.set(max_starts_per_min=3)
+    world.add_file(3)
+    for _ in range(3):
+        world.checkout(0)
+    with pytest.raises(psycopg.Error, match=r"job 1\.0 has started 3 times within a minute") as caught:
+        world.checkout(0)
+    assert caught.value.sqlstate == "OG602"
+    world.attempts_pass(61)
+    assert world.checkout(0)["nstarts"] == 4
+
+
+def test_cap_on_live_attempts_is_held(world: World) -> None:
+    world.add_file(9)
+    world.set(max_live=2)
+    world.checkout(0)
+    world.checkout(1)
+    world.db.execute("SELECT * FROM osgprod.tick()")
+    with pytest.raises(psycopg.Error, match="2 live attempts of at most 2") as caught:
+        world.checkout(2)
+    assert caught.value.sqlstate == "OG603"
+    assert world.checkout(0)["nstarts"] == 2, "a restarted job is not a new one"
+
+
+def test_tables_refuse_slices_that_overlap(world: World) -> None:
+    world.add_file(9)
+    world.checkout(0, cpus=3)
+    for block1, block2, follows in ((2, 5, 2), (4, 6, None), (1, 2, None), (6, 7, 6)):
+        with pytest.raises(psycopg.errors.IntegrityError):
+            world.db.execute(
+                "INSERT INTO osgprod_data.slices (project_id, rawdata_id, block1, block2, follows, state, opened_at)"
+                " VALUES (1, 1, %s, %s, %s, 'done', now())",
+                [block1, block2, follows],
+            )

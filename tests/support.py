@@ -1,0 +1,260 @@
+"""What tests of several rooms share: a project to work for, and a shim to ask."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import socket
+import struct
+import threading
+import time
+import urllib.parse
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+import psycopg
+import uvicorn
+
+from shim.app import create_app
+from shim.database import call, connect
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+WORKER_ROLE = " options='-c role=osgprod_worker'"
+BLOCK_BYTES, BLOCK_EVENTS = 1000, 10
+
+
+class World:
+    """Short ways to drive the functions as an operator and as jobs."""
+
+    def __init__(self, db: psycopg.Connection[dict[str, Any]], dsn: str) -> None:
+        self.db, self.dsn = db, dsn
+
+    def with_project(self, name: str, maxblockspercore: int = 1, **settings: object) -> Self:
+        import json
+
+        call(
+            self.db,
+            "add_project",
+            project=name,
+            subnet_pattern="127.0.0.0/8",
+            workscript="osgprod_work.bash",
+            xrootd_prefix="",
+            maxblockspercore=maxblockspercore,
+            magic="m",
+        )
+        call(self.db, "set_project", project=name, settings=json.dumps({"token_required": False, **settings}))
+        return self
+
+    def set(self, project: str = "p", **settings: object) -> None:
+        import json
+
+        call(self.db, "set_project", project=project, settings=json.dumps(settings))
+
+    def add_file(self, nblocks: int, run: int = 1, seqno: int = 1, project: str | None = "p") -> str:
+        """Registers a file of nblocks blocks of work behind a block 0, and loads it."""
+        path = f"/dcache/hd_rawdata_{run:06d}_{seqno:03d}.evio"
+        entries = []
+        for n in range(nblocks + 2):
+            entries += [n * BLOCK_BYTES, 1 + (n - 1) * BLOCK_EVENTS if n else 0]
+        call(
+            self.db,
+            "register_rawdata",
+            path=path,
+            run=run,
+            seqno=seqno,
+            size_bytes=(nblocks + 1) * BLOCK_BYTES + 32,
+            nblocks=nblocks + 1,
+            first_block=1,
+            byte_order="big",
+            has_trailer=True,
+            last_has_bit=False,
+            trailer=bytes(32),
+            preamble='[{"from_block": 1, "offset": 0, "bytes": 1000, "events": 1}]',
+            block_index=struct.pack(">" + "QI" * (nblocks + 2), *entries),
+        )
+        if project:
+            call(self.db, "load_slices", project=project)
+        return path
+
+    def checkout(
+        self,
+        process: int,
+        cluster: int = 1,
+        cpus: int = 1,
+        project: str = "p",
+        db: psycopg.Connection[dict[str, Any]] | None = None,
+        **more: object,
+    ) -> dict[str, Any]:
+        return call(
+            db or self.db,
+            "checkout_slice",
+            **{
+                "project": project,
+                "cluster": cluster,
+                "process": process,
+                "cpus": cpus,
+                "magic": "m",
+                "client": "127.0.0.1",
+                **more,
+            },
+        )[0]
+
+    def report(
+        self,
+        process: int,
+        exitcode: int = 0,
+        cluster: int = 1,
+        project: str = "p",
+        db: psycopg.Connection[dict[str, Any]] | None = None,
+        **more: object,
+    ) -> dict[str, Any]:
+        return call(
+            db or self.db,
+            "report_exit",
+            **{
+                "project": project,
+                "cluster": cluster,
+                "process": process,
+                "exitcode": exitcode,
+                "magic": "m",
+                "client": "127.0.0.1",
+                **more,
+            },
+        )[0]
+
+    def heartbeat(self, process: int, cluster: int = 1, project: str = "p", **more: object) -> dict[str, Any]:
+        return call(
+            self.db,
+            "heartbeat",
+            **{
+                "project": project,
+                "cluster": cluster,
+                "process": process,
+                "magic": "m",
+                "client": "127.0.0.1",
+                **more,
+            },
+        )[0]
+
+    def progress(self, project: str = "p") -> dict[str, Any]:
+        return call(self.db, "progress", project=project)[0]
+
+    def let_leases_run_out(self) -> None:
+        """Moves all leases into the past, in place of waiting."""
+        self.db.execute(
+            "UPDATE osgprod_data.slices SET due_at = now() - interval '1 s' WHERE state = 'leased'"
+        )
+        self.db.execute("UPDATE osgprod_data.projects SET next_due_at = '-infinity'")
+
+    def let_backoff_pass(self) -> None:
+        self.db.execute(
+            "UPDATE osgprod_data.idle_slices SET not_before = now() WHERE not_before < 'infinity'"
+        )
+
+    def attempts_pass(self, seconds: int) -> None:
+        """Moves all that was recorded into the past, in place of waiting."""
+        for table, column in (
+            ("attempts", "started_at"),
+            ("reports", "reported_at"),
+            ("slices", "opened_at"),
+            ("worker_bans", "banned_at"),
+        ):
+            self.db.execute(
+                f"UPDATE osgprod_data.{table} SET {column} = {column} - make_interval(secs => %s)", [seconds]
+            )
+
+    def at_once(self, count: int, function: Any) -> list[Any]:
+        """Calls function(n, connection) from so many connections at the same moment."""
+        barrier = threading.Barrier(count)
+
+        def one(n: int) -> Any:
+            with connect(self.dsn) as connection:
+                barrier.wait()
+                return function(n, connection)
+
+        with ThreadPoolExecutor(count) as threads:
+            return list(threads.map(one, range(count)))
+
+
+def blocks_of(answers: list[dict[str, Any]]) -> list[tuple[str, int]]:
+    """All blocks that assigned answers hand out, sorted; a block handed out twice is there twice."""
+    return sorted(
+        (answer["url"], block)
+        for answer in answers
+        if answer["status"] == "assigned"
+        for block in range(answer["block1"], answer["block2"])
+    )
+
+
+class LiveShim:
+    """The real application behind a real uvicorn on a loopback port, in a thread."""
+
+    def __init__(self, dsn: str, document_root: Path, **environment: str) -> None:
+        self._root = document_root
+        self._root.mkdir(parents=True, exist_ok=True)
+        with _environment(environment):
+            application = create_app(dsn + WORKER_ROLE, document_root, "/osgprod")
+        config = uvicorn.Config(application, lifespan="on", log_config=None, proxy_headers=False)
+        self._server = uvicorn.Server(config)
+        self._socket = socket.socket()
+        self._socket.bind(("127.0.0.1", 0))
+        self.port = self._socket.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}/osgprod"
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]})
+        self.client = httpx.Client(timeout=30)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        end = time.monotonic() + 20
+        while not self._server.started and time.monotonic() < end:
+            time.sleep(0.005)
+        assert self._server.started
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.client.close()
+        self._server.should_exit = True
+        self._thread.join()
+        self._socket.close()
+
+    def add_template(self, project: str, text: bytes | None = None) -> Path:
+        path = self._root / project / "osgprod_work.bash"
+        path.parent.mkdir(exist_ok=True)
+        if text is None:
+            shutil.copy(CHECKOUT / "worker" / "osgprod_work.bash", path)
+        else:
+            path.write_bytes(text)
+        return path
+
+    def get(self, route: str, **parameters: object) -> httpx.Response:
+        return self.client.get(f"{self.url}/{route}?{urllib.parse.urlencode(parameters)}")
+
+    def raw(self, target: str, method: str = "GET", **arguments: Any) -> httpx.Response:
+        return self.client.request(method, f"{self.url}/{target}", **arguments)
+
+    def checkout(self, process: int, **more: object) -> httpx.Response:
+        parameters = {"project": "p", "cluster": 1, "process": process, "magic": "m", **more}
+        return self.get("workscript.bash", **parameters)
+
+    def report(self, process: int, exitcode: int = 0, **more: object) -> httpx.Response:
+        parameters = {"project": "p", "cluster": 1, "process": process, "magic": "m", **more}
+        return self.get("workscript.exit", exitcode=exitcode, **parameters)
+
+
+@contextlib.contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    import os
+
+    before = dict(os.environ)
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
