@@ -110,12 +110,13 @@ DECLARE
     v_is_failure boolean := p_outcome = 'failed';
     v_not_before timestamptz := now();
 BEGIN
-    IF NOT v_is_failure AND p_slice.faulted_on IS DISTINCT FROM p_worker THEN
+    IF NOT v_is_failure AND (p_worker IS NULL OR p_slice.faulted_on IS DISTINCT FROM p_worker) THEN
         v_is_failure := p_slice.faults >= p_project.max_faults;
         p_slice.faults := least(p_slice.faults + 1, p_project.max_faults);
     END IF;
-    p_slice.faulted_on := CASE WHEN p_outcome = 'failed' THEN p_slice.faulted_on
-                               ELSE coalesce(p_worker, 'lost ' || p_slice.nstart) END;
+    IF p_outcome <> 'failed' THEN
+        p_slice.faulted_on := p_worker;
+    END IF;
     IF v_is_failure THEN
         p_slice.failures := p_slice.failures + 1;
         v_not_before := now() + osgprod._backoff(p_project, p_slice.failures);

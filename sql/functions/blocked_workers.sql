@@ -106,26 +106,37 @@ END
 $fn$;
 
 CREATE FUNCTION osgprod._forgive_failures(p_project osgprod_data.projects, p_worker text, p_since timestamptz)
-RETURNS void LANGUAGE sql VOLATILE
+RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$
-    -- A bad node's failures say nothing of the data: they come off the accounts of slices that are still waiting.
-    WITH blamed AS (
-        SELECT a.rawdata_id, a.block1, count(*) AS times
-          FROM osgprod_data.reports r
-          JOIN osgprod_data.attempts a
-            ON a.project_id = r.project_id AND a.cluster = r.cluster AND a.process = r.process AND a.nstart = r.nstart
-         WHERE r.project_id = p_project.project_id AND r.worker = p_worker AND r.reported_at > p_since
-           AND r.outcome = 'failed' AND r.ran_s <= p_project.fast_failure_s
-         GROUP BY a.rawdata_id, a.block1
-    ), locked AS (
-        SELECT s.project_id, s.rawdata_id, s.block1, b.times
+-- Takes a bad node's failures off the slices' accounts, since they say nothing of the data; what reached quarantine
+-- through them alone is ready again.
+-- Parameters: p_project  the project's row;  p_worker  see _worker;  p_since  from when on its fast failures are void
+-- Locks:      the slices, SKIP LOCKED
+DECLARE
+    v_slice record;
+BEGIN
+    FOR v_slice IN
+        WITH blamed AS (
+            SELECT a.rawdata_id, a.block1, count(*) AS times
+              FROM osgprod_data.reports r
+              JOIN osgprod_data.attempts a
+                ON a.project_id = r.project_id AND a.cluster = r.cluster AND a.process = r.process AND a.nstart = r.nstart
+             WHERE r.project_id = p_project.project_id AND r.worker = p_worker AND r.reported_at > p_since
+               AND r.outcome = 'failed' AND r.ran_s <= p_project.fast_failure_s
+             GROUP BY a.rawdata_id, a.block1
+        )
+        SELECT s.rawdata_id, s.block1, s.state, greatest(s.failures - b.times, 0) AS failures
           FROM osgprod_data.slices s JOIN blamed b ON b.rawdata_id = s.rawdata_id AND b.block1 = s.block1
-         WHERE s.project_id = p_project.project_id AND s.state IN ('ready', 'leased')
+         WHERE s.project_id = p_project.project_id AND s.state <> 'done'
            FOR NO KEY UPDATE OF s SKIP LOCKED
-    )
-    UPDATE osgprod_data.slices s SET failures = greatest(s.failures - l.times, 0)
-      FROM locked l
-     WHERE s.project_id = l.project_id AND s.rawdata_id = l.rawdata_id AND s.block1 = l.block1
+    LOOP
+        IF v_slice.state = 'quarantined' AND v_slice.failures < p_project.max_failures THEN
+            PERFORM osgprod._reopen_slice(p_project.project_id, v_slice.rawdata_id, v_slice.block1);
+        END IF;
+        UPDATE osgprod_data.slices s SET failures = v_slice.failures
+         WHERE s.project_id = p_project.project_id AND s.rawdata_id = v_slice.rawdata_id AND s.block1 = v_slice.block1;
+    END LOOP;
+END
 $fn$;
 
 CREATE FUNCTION osgprod._note_bans(p_project_id int)

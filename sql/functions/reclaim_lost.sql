@@ -55,7 +55,7 @@ AS $fn$
 -- Takes back every slice of the project whose lease has run out, and notes when the next one can.
 -- Parameters: p_project  the project's row
 -- Returns:    how many [slices]
--- Locks:      slices SKIP LOCKED, the project's row
+-- Locks:      slices SKIP LOCKED, the project's row SKIP LOCKED
 DECLARE
     v_slice   osgprod_data.slices;
     v_count   int := 0;
@@ -76,10 +76,13 @@ BEGIN
     SELECT min(s.due_at) INTO v_next_at FROM osgprod_data.loaded_files f
       JOIN osgprod_data.slices s ON s.project_id = f.project_id AND s.rawdata_id = f.rawdata_id
      WHERE f.project_id = p_project.project_id AND f.state IN ('begun', 'cut') AND s.state = 'leased';
-    -- A slice lent after this look is due a whole lease from now at the earliest.
+    -- A slice lent after this look is due a whole lease from now at the earliest. Somebody who has the project's row
+    -- locked, like an operator's open transaction, must not stand between a lease and its slice: then it is not noted, and
+    -- the next call looks again.
     UPDATE osgprod_data.projects p
        SET next_due_at = least(v_next_at, now() + make_interval(secs => p.lease_s))
-     WHERE p.project_id = p_project.project_id;
+     WHERE p.project_id = (SELECT q.project_id FROM osgprod_data.projects q
+                            WHERE q.project_id = p_project.project_id FOR NO KEY UPDATE SKIP LOCKED);
     RETURN v_count;
 END
 $fn$;

@@ -1,0 +1,135 @@
+"""Silent jobs: promise I4, a lease that ran out gives the slice back, and nothing that can stall is in between."""
+
+from __future__ import annotations
+
+import psycopg
+
+from shim.database import call, connect
+from tests.support import World
+
+
+def test_slice_of_a_vanished_job_is_lent_again_by_the_next_checkout(world: World) -> None:
+    world.add_file(1)
+    lost = world.checkout(0)
+    world.let_leases_run_out()
+    again = world.checkout(1)
+    assert (again["status"], again["block1"]) == ("assigned", lost["block1"])
+    outcomes = world.db.execute("SELECT process, by_worker, outcome FROM osgprod_data.reports").fetchall()
+    assert outcomes == [{"process": 0, "by_worker": False, "outcome": "lost"}]
+
+
+def test_reclaim_tells_how_many_and_a_repeated_call_finds_none(world: World) -> None:
+    world.add_file(3)
+    for process in range(3):
+        world.checkout(process)
+    assert call(world.db, "reclaim_lost") == []
+    world.let_leases_run_out()
+    assert call(world.db, "reclaim_lost", project="p") == [{"project": "p", "reclaimed": 3}]
+    assert call(world.db, "reclaim_lost") == []
+    assert world.progress()["blocks_ready"] == 3
+
+
+def test_slices_that_came_back_are_lent_before_new_ones(world: World) -> None:
+    world.add_file(9)
+    world.checkout(0)
+    world.checkout(1)
+    world.report(0, 143)
+    assert world.checkout(2)["block1"] == 1
+    assert world.checkout(3)["block1"] == 3
+
+
+def test_slice_that_came_back_is_cut_to_what_the_job_can_take(world: World) -> None:
+    world.add_file(8)
+    world.checkout(0, cpus=8)
+    world.report(0, 143)
+    assert [(a["block1"], a["block2"]) for a in (world.checkout(n, cpus=3) for n in (1, 2, 3))] == [
+        (1, 4),
+        (4, 7),
+        (7, 9),
+    ]
+
+
+def test_tick_by_several_shims_reclaims_once(world: World) -> None:
+    world.add_file(40)
+    for process in range(40):
+        world.checkout(process)
+    world.let_leases_run_out()
+    rows = world.at_once(8, lambda n, db: call(db, "tick"))
+    assert sum(row["reclaimed"] for answer in rows for row in answer) == 40
+    assert world.progress()["blocks_ready"] == 40
+
+
+def test_a_stuck_session_does_not_keep_other_slices_from_coming_back(world: World) -> None:
+    world.add_file(3)
+    for process in range(3):
+        world.checkout(process)
+    world.let_leases_run_out()
+    with connect(world.dsn) as stuck, stuck.transaction():
+        stuck.execute("SELECT FROM osgprod_data.slices WHERE block1 = 2 FOR UPDATE")
+        assert call(world.db, "reclaim_lost")[0]["reclaimed"] == 2
+        assert {world.checkout(n)["block1"] for n in (7, 8)} == {1, 3}
+    world.let_leases_run_out()
+    assert call(world.db, "reclaim_lost")[0]["reclaimed"] == 3
+
+
+def test_an_operators_open_transaction_does_not_keep_leases_from_running_out(world: World) -> None:
+    world.add_file(2)
+    world.checkout(0)
+    world.let_leases_run_out()
+    world.db.execute("SET statement_timeout = '10s'")
+    with connect(world.dsn) as stuck, stuck.transaction():
+        call(stuck, "set_project", project="p", settings='{"wait_s": 5}')
+        stuck.execute("SELECT pg_advisory_xact_lock(0, 0)")
+        assert {world.checkout(n)["block1"] for n in (1, 2)} == {1, 2}
+
+
+def test_restarted_job_whose_lease_ran_out_keeps_its_slice_if_nobody_took_it(world: World) -> None:
+    world.add_file(3)
+    first = world.checkout(0)
+    world.let_leases_run_out()
+    again = world.checkout(0)
+    assert (again["block1"], again["nstarts"]) == (first["block1"], 2)
+
+
+def test_a_losing_streak_corners_a_block_that_kills_its_machines(world: World) -> None:
+    # Losses alone never quarantine at first; beyond max_faults they count as failures.
+    world.set(max_faults=3, max_failures=2, backoff_s=0)
+    world.add_file(1)
+    starts = 0
+    while world.checkout(starts)["status"] == "assigned":
+        starts += 1
+        world.let_leases_run_out()
+        call(world.db, "reclaim_lost")
+        assert starts < 20
+    assert starts == 5
+    assert world.progress()["blocks_quarantined"] == 1
+
+
+def test_draining_project_ends_when_its_live_slices_do(world: World) -> None:
+    world.add_file(4)
+    world.checkout(0)
+    world.set(state="draining")
+    assert world.checkout(1)["status"] == "no-work"
+    world.report(0)
+    assert world.progress()["blocks_uncut"] == 3
+
+
+def test_older_dump_restored_gives_defined_answers_and_loses_no_block(world: World) -> None:
+    """What pg_dump saw before the last checkouts and reports is what a restored server knows."""
+    world.add_file(4)
+    world.checkout(0)
+    world.checkout(1)
+    world.report(0)
+    with connect(world.dsn) as later, later.transaction(force_rollback=True):
+        # Done after the dump was taken, and gone with the restore.
+        world.report(1, db=later)
+        world.checkout(2, db=later)
+        world.report(2, db=later)
+    assert world.report(1)["status"] == "done", "the dump knows this attempt"
+    try:
+        world.report(2)
+        raise AssertionError("an attempt that the dump does not know must not be believed")
+    except psycopg.Error as error:
+        assert error.sqlstate == "OG303"
+    done = [world.checkout(n) for n in (2, 3)]
+    assert [answer["block1"] for answer in done] == [3, 4]

@@ -1,0 +1,246 @@
+"""A job reports how it ended: what becomes of its slice? Promises I3, I5 (first success wins), I6 (append-only)."""
+
+from __future__ import annotations
+
+import psycopg
+import pytest
+
+from shim.database import call
+from tests.support import World
+
+
+def state_of(world: World, block1: int = 1) -> dict:
+    row = world.db.execute("SELECT * FROM osgprod_data.slices WHERE block1 = %s", [block1]).fetchone()
+    assert row is not None
+    return row
+
+
+def reports(world: World) -> list[dict]:
+    return world.db.execute("SELECT * FROM osgprod_data.reports ORDER BY reported_at").fetchall()
+
+
+def test_success_makes_the_slice_done(world: World) -> None:
+    world.add_file(1)
+    world.checkout(0)
+    answer = world.report(0)
+    assert (answer["http_status"], answer["status"]) == (200, "done")
+    assert world.progress()["blocks_done"] == 1
+
+
+def test_same_report_again_gets_the_same_answer_and_changes_nothing(world: World) -> None:
+    world.add_file(2)
+    for process, code in ((0, 0), (1, 7)):
+        world.checkout(process)
+        first = world.report(process, code, reason="because")
+        before = (reports(world), world.progress())
+        assert world.report(process, code, reason="other") == first
+        assert (reports(world), world.progress()) == before
+
+
+def test_another_code_for_the_same_attempt_is_contradicted_and_changes_nothing(world: World) -> None:
+    world.add_file(1)
+    world.checkout(0)
+    world.report(0, 0)
+    answer = world.report(0, 5)
+    assert (answer["http_status"], answer["status"]) == (409, "contradicted")
+    assert state_of(world)["state"] == "done"
+    assert [row["exit_code"] for row in reports(world)] == [0]
+
+
+@pytest.mark.parametrize("code", [129, 134, 137, 139, 143, 255, 75])
+def test_node_fault_gives_the_slice_back_at_once_and_does_not_count_against_it(
+    world: World, code: int
+) -> None:
+    world.add_file(1)
+    world.checkout(0)
+    answer = world.report(0, code)
+    assert (answer["http_status"], answer["status"]) == (200, "node-fault")
+    assert state_of(world)["failures"] == 0
+    assert world.checkout(1)["status"] == "assigned"
+
+
+def test_codes_that_the_project_lists_are_node_faults(world: World) -> None:
+    world.set(node_fault_codes=[3])
+    world.add_file(1)
+    world.checkout(0)
+    assert world.report(0, 3)["status"] == "node-fault"
+    world.checkout(1)
+    assert world.report(1, 75)["status"] == "failed"
+
+
+def test_failure_backs_off_twice_as_long_each_time(world: World) -> None:
+    world.set(backoff_s=100, max_backoff_s=10000, max_failures=9)
+    world.add_file(1)
+    for failure in range(1, 5):
+        assert world.checkout(failure)["status"] == "assigned"
+        assert world.report(failure, 1)["status"] == "failed"
+        assert world.checkout(99)["status"] == "wait"
+        row = world.db.execute(
+            "SELECT extract(epoch FROM not_before - now()) AS rest_s FROM osgprod_data.idle_slices"
+        ).fetchone()
+        assert row is not None
+        nominal = 100 * 2 ** (failure - 1)
+        assert nominal * 0.5 - 1 <= row["rest_s"] <= nominal * 1.5
+        world.let_backoff_pass()
+
+
+def test_late_success_counts_when_nobody_was_faster(world: World) -> None:
+    world.add_file(1)
+    world.checkout(0)
+    world.let_leases_run_out()
+    call(world.db, "reclaim_lost")
+    world.checkout(1)
+    assert world.report(0, 0)["status"] == "done"
+    # The zombie's rival is told, and the block is not done twice.
+    answer = world.report(1, 0)
+    assert (answer["http_status"], answer["status"]) == (409, "superseded")
+    assert world.progress()["blocks_done"] == 1
+
+
+def test_late_success_after_another_success_is_superseded(world: World) -> None:
+    world.add_file(1)
+    world.checkout(0)
+    world.let_leases_run_out()
+    call(world.db, "reclaim_lost")
+    world.checkout(1)
+    assert world.report(1, 0)["status"] == "done"
+    answer = world.report(0, 0)
+    assert (answer["http_status"], answer["status"]) == (409, "superseded")
+    assert state_of(world)["process"] == 1
+
+
+def test_late_failure_of_a_lost_attempt_does_not_hurt_the_new_holder(world: World) -> None:
+    world.add_file(1)
+    world.checkout(0)
+    world.let_leases_run_out()
+    call(world.db, "reclaim_lost")
+    world.checkout(1)
+    assert world.report(0, 1)["status"] == "superseded"
+    assert (state_of(world)["state"], state_of(world)["failures"]) == ("leased", 0)
+
+
+def test_report_of_an_earlier_start_with_its_own_token_does_not_end_the_later_one(world: World) -> None:
+    world.add_file(1)
+    first = world.checkout(0)
+    second = world.checkout(0)
+    assert world.report(0, 1, token=str(first["token"]))["status"] == "superseded"
+    assert world.report(0, 0, token=str(second["token"]))["status"] == "done"
+
+
+def test_report_without_any_attempt_is_an_error_that_says_so(world: World) -> None:
+    world.add_file(1)
+    with pytest.raises(psycopg.Error, match=r"job 1\.5 has no attempt in project p") as caught:
+        world.report(5)
+    assert caught.value.sqlstate == "OG303"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "code"),
+    [
+        ({"exitcode": -1}, "OG105"),
+        ({"exitcode": 256}, "OG105"),
+        ({"exitcode": None}, "OG105"),
+        ({"cluster": -1}, "OG102"),
+        ({"process": 2**31}, "OG103"),
+        ({"events": -1}, "OG107"),
+        ({"outputs": -1}, "OG107"),
+        ({"output_bytes": -1}, "OG107"),
+        ({"output_adler32": "xyz"}, "OG107"),
+        ({"magic": "x"}, "OG202"),
+    ],
+)
+def test_bad_report_is_refused_and_the_slice_stays_leased(world: World, wrong: dict, code: str) -> None:
+    world.add_file(1)
+    world.checkout(0)
+    with pytest.raises(psycopg.Error) as caught:
+        world.report(**{"process": 0, **wrong})
+    assert caught.value.sqlstate == code
+    assert caught.value.diag.message_hint
+    assert state_of(world)["state"] == "leased"
+
+
+def test_success_with_fewer_events_than_the_slice_holds_is_a_failure_where_events_are_demanded(
+    world: World,
+) -> None:
+    world.set(demand_events=True)
+    world.add_file(3)
+    for process, told in enumerate((None, 10, 12)):
+        assert world.checkout(process)["events"] == 11
+        answer = world.report(process, 0, **({} if told is None else {"events": told}))
+        assert answer["status"] == "failed"
+        assert "of 11 events read" in answer["message"]
+        world.let_backoff_pass()
+    world.checkout(9, cpus=1)
+    assert world.report(9, 0, events=11)["status"] == "done"
+
+
+def test_success_without_outputs_or_checksum_is_a_failure_where_they_are_demanded(world: World) -> None:
+    world.add_file(4)
+    world.set(demand_outputs=True, max_failures=9)
+    world.checkout(0)
+    assert "without outputs" in world.report(0, 0, outputs=0)["message"]
+    world.set(demand_outputs=False, demand_checksum=True)
+    world.checkout(1)
+    assert "without size and checksum" in world.report(1, 0, output_bytes=5)["message"]
+    world.checkout(2)
+    assert world.report(2, 0, output_bytes=5, output_adler32="0A0b0c0d")["status"] == "done"
+    assert reports(world)[-1]["output_adler32"] == "0a0b0c0d"
+
+
+def test_what_a_job_tells_is_on_record_and_made_printable(world: World) -> None:
+    world.add_file(1)
+    world.checkout(0, host="wn1\n", site="Site\x1b[31m")
+    world.report(0, 1, reason="x" * 1000 + "\n", output_url="file:///o/job_1_0.tar.gz", events=3)
+    row = reports(world)[0]
+    assert (row["worker"], row["site"], row["exit_code"], row["events"]) == ("wn1", "Site [31m", 1, 3)
+    assert row["reason"] == "x" * 128
+    assert row["output_url"] == "file:///o/job_1_0.tar.gz"
+
+
+def test_lease_renewed_by_heartbeat_outlives_its_first_end(world: World) -> None:
+    world.add_file(1)
+    token = str(world.checkout(0)["token"])
+    world.db.execute("UPDATE osgprod_data.slices SET due_at = now() + interval '1 s'")
+    answer = world.heartbeat(0, token=token, bytes=10, cpu_s=1)
+    assert (answer["http_status"], answer["status"], answer["lease_s"]) == (200, "alive", 21600)
+    row = state_of(world)
+    assert (row["bytes_fetched"], row["cpu_s"]) == (10, 1)
+    left = world.db.execute(
+        "SELECT min(due_at) > now() + interval '5 h' AS ok FROM osgprod_data.slices"
+    ).fetchone()
+    assert left == {"ok": True}
+
+
+def test_heartbeat_of_an_attempt_that_lost_its_slice_is_told_to_stop(world: World) -> None:
+    world.add_file(1)
+    first = world.checkout(0)
+    world.let_leases_run_out()
+    call(world.db, "reclaim_lost")
+    assert world.heartbeat(0, token=str(first["token"]))["http_status"] == 409
+    world.checkout(1)
+    answer = world.heartbeat(0, token=str(first["token"]))
+    assert (answer["http_status"], answer["status"]) == (409, "superseded")
+    assert state_of(world)["process"] == 1
+
+
+def test_wedged_job_is_told_to_stop_and_a_moving_one_is_not(world: World) -> None:
+    world.set(wedged_s=600)
+    world.add_file(2)
+    for process in (0, 1):
+        world.checkout(process)
+        assert world.heartbeat(process, bytes=5, cpu_s=1)["status"] == "alive"
+    world.db.execute("UPDATE osgprod_data.slices SET progress_at = progress_at - interval '601 s'")
+    answer = world.heartbeat(0, bytes=5, cpu_s=1)
+    assert (answer["http_status"], answer["status"]) == (409, "wedged")
+    assert world.heartbeat(1, bytes=5, cpu_s=2)["status"] == "alive"
+
+
+def test_wedged_jobs_slice_comes_back_when_its_lease_runs_out(world: World) -> None:
+    world.set(wedged_s=1)
+    world.add_file(1)
+    world.checkout(0)
+    world.heartbeat(0, bytes=5)
+    world.db.execute("UPDATE osgprod_data.slices SET progress_at = progress_at - interval '9 s'")
+    world.heartbeat(0, bytes=5)
+    world.let_leases_run_out()
+    assert world.checkout(1)["status"] == "assigned"
