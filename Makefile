@@ -7,7 +7,7 @@ SHELL_FILES := worker/osgprod_work.bash condor/osgprod_exec.sh .ci/run
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo serve migrate test test-grid bench lint format lock clean
+.PHONY: help setup setup-dev demo serve migrate test test-browser test-grid bench lint format lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1 # /p' Makefile | column -t -s '#'
@@ -37,6 +37,13 @@ migrate: .venv/ready ## bring the database that OSGPROD_DSN or libpq's variables
 test: .venv/ready-dev ## the test suite, on a real PostgreSQL
 	$(BIN)/pytest -q
 
+.venv/ready-browser: .venv/ready-dev requirements-browser.txt
+	$(BIN)/pip install --quiet --require-hashes -r requirements-browser.txt
+	@touch $@
+
+test-browser: .venv/ready-browser ## the tests of the dashboard in a real Chromium; says what is missing
+	$(BIN)/pytest -q -m browser tests/browser
+
 test-grid: .venv/ready-dev ## the tests that need HTCondor, XRootD or Apache; says what is missing
 	$(BIN)/pytest -q -m grid tests/grid
 
@@ -61,6 +68,8 @@ lock: .venv/ready-dev ## work the pinned versions out anew from pyproject.toml
 	    --no-emit-index-url pyproject.toml -o requirements.txt
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \
 	    --no-emit-index-url --extra dev pyproject.toml -c requirements.txt -o requirements-dev.txt
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \
+	    --no-emit-index-url --extra browser pyproject.toml -c requirements-dev.txt -o requirements-browser.txt
 
 clean: ## remove the virtual environment and the embedded server's data
 	rm -rf .venv .osgprod *.egg-info
