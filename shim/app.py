@@ -152,7 +152,12 @@ async def _call(request: Request, statement: str, arguments: Mapping[str, Any]) 
     """One function call, one round trip, one transaction; returns its only row."""
     pool: AsyncConnectionPool[Any] = request.app.state.pool
     async with pool.connection() as connection, connection.cursor(row_factory=dict_row) as cursor:
-        await cursor.execute(statement, arguments)
+        try:
+            await cursor.execute(statement, arguments)
+        except psycopg.errors.FeatureNotSupported:
+            # The function has another result type since an upgrade: what this connection has prepared is of no use.
+            await connection.close()
+            raise
         row: dict[str, Any] | None = await cursor.fetchone()
     assert row is not None  # each of the functions gives one row
     return row
@@ -244,6 +249,8 @@ def _failure(error: Exception) -> tuple[int, bytes]:
         )
     if code.startswith(("08", "53", "57P")) or code in ("40001", "40P01", "55P03"):
         return 503, error_text("the database is away or busy", "try again in a while")
+    if code in ("0A000", "42883", "3F000") or "cache lookup failed" in str(error):
+        return 503, error_text("the database is being brought up to date", "try again in a while; osgprod migrate")
     if code.startswith("22"):  # a value that no argument type takes, like a malformed address
         return 400, error_text("a parameter has a value that can't be", "see docs/protocol.md", "OG100")
     return 500, error_text("internal error", "tell the production manager the Osgprod-Request number")

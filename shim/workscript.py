@@ -153,14 +153,15 @@ class TemplateFolder:
         Errors:     TemplateError  missing, unreadable, or outside of the project's folder
         """
         folder = self._root / project
-        path = (folder / workscript).resolve()
-        if not path.is_relative_to(folder):
-            raise TemplateError(f"work script {path} lies outside of {folder}")
+        path = folder / workscript
         try:
+            path = path.resolve(strict=True)
+            if not path.is_relative_to(folder):
+                raise TemplateError(f"work script {path} lies outside of {folder}")
             stamp = _stamp(path)
             template = Template(path.read_bytes())
-        except OSError as error:
-            raise TemplateError(f"work script {path}: {error.strerror}") from error
+        except (OSError, RuntimeError) as error:  # RuntimeError: a link that leads to itself
+            raise TemplateError(f"work script {path}: {getattr(error, 'strerror', error)}") from error
         self._known[project] = (workscript, path, stamp, template)
         return workscript, template
 

@@ -1,0 +1,339 @@
+"""What a job gets over HTTP: the original's protocol, and a clear line for every bad request."""
+
+from __future__ import annotations
+
+import http.client
+import re
+import subprocess
+import threading
+import urllib.parse
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shim.database import call
+from shim.embedded import Server
+from tests.support import CHECKOUT, LiveShim, World, blocks_of
+
+GOOD = "project=p&cluster=1&process=0&magic=m"
+
+
+def field(script: str, name: str) -> str:
+    match = re.search(rf"^# {name}: (.*)$", script, re.MULTILINE)
+    assert match, f"no '# {name}:' in the script"
+    return match[1]
+
+
+def taken(world: World) -> tuple[int, int, int]:
+    """Everything that a request could have changed."""
+    row = world.db.execute(
+        "SELECT (SELECT count(*) FROM osgprod_data.slices) AS s, (SELECT count(*) FROM osgprod_data.attempts) AS a,"
+        " (SELECT count(*) FROM osgprod_data.reports) AS r"
+    ).fetchone()
+    assert row is not None
+    return row["s"], row["a"], row["r"]
+
+
+# --- the original's usage --------------------------------------------------------------------------------------
+
+
+def test_originals_example_gives_a_script_and_each_repetition_moves_on(world: World, shim: LiveShim) -> None:
+    world.with_project("demo")
+    call(world.db, "set_magic", project="demo", magic="my magic")
+    shim.add_template("demo")
+    world.add_file(5, project="demo")
+    target = "workscript.bash?project=demo&cluster=0&process=0&magic=my+magic;"
+    first, second = shim.raw(target), shim.raw(target)
+    assert first.status_code == second.status_code == 200
+    assert first.headers["content-type"].startswith("text/plain")
+    assert [field(r.text, "nstarts") for r in (first, second)] == ["1", "2"]
+    assert field(second.text, "started") > field(first.text, "started")
+    assert field(first.text, "ncpus") == "1", "cpus is 1 when it is not given"
+    assert field(first.text, "source") == field(second.text, "source") == "/hd_rawdata_000001_001.evio+1,2"
+    syntax = subprocess.run(["bash", "-n"], input=first.content, capture_output=True)
+    assert (syntax.returncode, syntax.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("tail", ["", ";", "&"])
+@pytest.mark.parametrize("space", ["+", "%20"])
+def test_all_ways_to_write_a_request_are_right(world: World, shim: LiveShim, tail: str, space: str) -> None:
+    call(world.db, "set_magic", project="p", magic="a b=c;d")
+    world.add_file(1)
+    magic = f"a{space}b=c%3Bd"
+    assert shim.raw(f"workscript.bash?project=p&cluster=1&process=0&magic={magic}{tail}").status_code == 200
+
+
+def test_post_works_as_well_with_its_parameters_in_the_body(world: World, shim: LiveShim) -> None:
+    world.add_file(1)
+    answer = shim.raw("workscript.bash", "POST", content=GOOD.encode())
+    assert (answer.status_code, answer.headers["Osgprod-Status"]) == (200, "assigned")
+    assert shim.raw("workscript.exit?exitcode=0", "POST", content=GOOD.encode()).status_code == 200
+    assert world.progress()["blocks_done"] == 1
+
+
+def test_whole_life_of_a_slice(world: World, shim: LiveShim) -> None:
+    world.add_file(1)
+    script = shim.checkout(0)
+    token = script.headers["Osgprod-Token"]
+    assert f"osgprod_token={token}" in script.text
+    beat = shim.get(
+        "workscript.ping", project="p", cluster=1, process=0, magic="m", token=token, bytes=5, cpu=1
+    )
+    assert (beat.status_code, beat.headers["Osgprod-Status"]) == (200, "alive")
+    assert shim.checkout(1).headers["Osgprod-Status"] == "wait"
+    assert shim.checkout(1).headers["Retry-After"] == "60"
+    ended = shim.report(0, 0, token=token)
+    assert (ended.status_code, ended.headers["Osgprod-Status"]) == (200, "done")
+    for process, status, words in ((0, "completed", "already completed"), (1, "no-work", "no work left")):
+        answer = shim.checkout(process)
+        assert (answer.status_code, answer.headers["Osgprod-Status"]) == (200, status)
+        run = subprocess.run(["bash"], input=answer.content, capture_output=True)
+        assert (run.returncode, run.stderr) == (0, b"")
+        assert words in run.stdout.decode()
+    late = shim.get("workscript.ping", project="p", cluster=1, process=0, magic="m", token=token)
+    assert (late.status_code, late.headers["Osgprod-Status"]) == (409, "superseded")
+
+
+def test_32_clients_over_http_get_all_201_blocks_once(world: World, shim: LiveShim) -> None:
+    world.add_file(201)
+    lock, lent, others = threading.Lock(), [], []
+
+    def work(n: int, _: Any) -> None:
+        process = 0
+        while True:
+            answer = shim.checkout(process, cluster=n)
+            assert answer.status_code == 200, answer.text
+            with lock:
+                (lent if answer.headers["Osgprod-Status"] == "assigned" else others).append(answer)
+            if answer.headers["Osgprod-Status"] != "assigned":
+                return
+            process += 1
+
+    world.at_once(32, work)
+    blocks = [int(a.headers["Osgprod-Slice"].rpartition("+")[2].split(",")[0]) for a in lent]
+    assert sorted(blocks) == list(range(1, 202))
+    assert {a.headers["Osgprod-Status"] for a in others} == {"wait"}
+
+
+# --- bad input -------------------------------------------------------------------------------------------------
+
+
+BAD_REQUESTS = [
+    ("workscript.bash?cluster=1&process=0&magic=m", 400, "parameter project is missing"),
+    ("workscript.bash?project=p&process=0&magic=m", 400, "parameter cluster must be a number"),
+    ("workscript.bash?project=p&cluster=1&magic=m", 400, "parameter process must be a number"),
+    (f"workscript.bash?{GOOD}&process=1", 400, "parameter 'process' is given twice"),
+    (f"workscript.bash?{GOOD}&cpus", 400, "parameter 'cpus' has no value"),
+    (f"workscript.bash?{GOOD}&cpus=0", 400, "parameter cpus must be a number from 1 to 4096, not 0"),
+    (f"workscript.bash?{GOOD}&cpus=-1", 400, "parameter cpus must be"),
+    (f"workscript.bash?{GOOD}&cpus=4097", 400, "parameter cpus must be"),
+    (f"workscript.bash?{GOOD}&cpus=two", 400, "parameter cpus must be a number, not 'two'"),
+    (f"workscript.bash?{GOOD}&cpus=1.0", 400, "parameter cpus must be a number"),
+    (f"workscript.bash?{GOOD}&cpus=", 400, "parameter cpus must be a number"),
+    (f"workscript.bash?{GOOD}&cpus=%D9%A1", 400, "parameter cpus must be a number"),
+    (f"workscript.bash?{GOOD}&cpus={'9' * 30}", 400, "parameter cpus must be a number"),
+    ("workscript.bash?project=p&cluster=-1&process=0&magic=m", 400, "parameter cluster must be"),
+    ("workscript.bash?project=p&cluster=2147483648&process=0&magic=m", 400, "parameter cluster must be"),
+    ("workscript.bash?project=p&cluster=1&process=99999999999&magic=m", 400, "parameter process must be"),
+    ("workscript.bash?project=x&cluster=1&process=0&magic=m", 404, "there is no project 'x'"),
+    ("workscript.bash?project=p&cluster=1&process=0&magic=wrong", 403, "parameter magic is wrong or missing"),
+    ("workscript.bash?project=p&cluster=1&process=0", 403, "parameter magic is wrong or missing"),
+    (f"workscript.bash?{GOOD}%00", 400, "parameter 'magic': has a NUL byte"),
+    (f"workscript.bash?{GOOD}%", 400, "parameter 'magic': broken percent-encoding"),
+    (f"workscript.bash?{GOOD}%zz", 400, "broken percent-encoding"),
+    (f"workscript.bash?{GOOD}%ff", 400, "parameter 'magic': not UTF-8"),
+    (f"workscript.bash?{GOOD}&x={'y' * 9_000}", 400, "the query is longer than 8192 bytes"),
+    (f"workscript.exit?{GOOD}", 400, "parameter exitcode must be a number from 0 to 255, not nothing"),
+    (f"workscript.exit?{GOOD}&exitcode=256", 400, "parameter exitcode must be"),
+    (f"workscript.exit?{GOOD}&exitcode=-1", 400, "parameter exitcode must be"),
+    (f"workscript.exit?{GOOD}&exitcode=0x1", 400, "parameter exitcode must be a number, not '0x1'"),
+    (f"workscript.exit?{GOOD}&exitcode=0", 404, "job 1.0 has no attempt in project p"),
+    (f"workscript.ping?{GOOD}", 404, "job 1.0 has no attempt in project p"),
+]
+
+
+def test_bad_request_is_one_clear_line_and_changes_nothing(world: World, shim: LiveShim) -> None:
+    world.add_file(3)
+    for target, status, words in BAD_REQUESTS:
+        answer = shim.raw(target)
+        lines = answer.text.splitlines()
+        assert (answer.status_code, words in lines[0]) == (status, True), (target, lines)
+        assert lines[1].startswith("# hint: "), target
+        assert all(line.startswith("#") for line in lines), "an error is never a script that does something"
+        assert subprocess.run(["bash"], input=answer.content, capture_output=True).stdout == b""
+    assert taken(world) == (0, 0, 0)
+
+
+def test_100_kb_of_query_or_body_are_refused_and_the_shim_lives_on(world: World, shim: LiveShim) -> None:
+    world.add_file(1)
+    connection = http.client.HTTPConnection("127.0.0.1", shim.port, timeout=30)
+    connection.request("GET", f"/osgprod/workscript.bash?{GOOD}&x={'y' * 100_000}")
+    assert connection.getresponse().status in (400, 414, 431)
+    assert (
+        shim.raw("workscript.bash", "POST", content=f"{GOOD}&x={'y' * 100_000}".encode()).status_code == 400
+    )
+    assert taken(world) == (0, 0, 0)
+    assert shim.checkout(0).status_code == 200
+
+
+def test_client_outside_the_subnet_is_refused(world: World, shim: LiveShim) -> None:
+    world.add_file(1)
+    for pattern in ("10.0.0.0/8", "::1/128", "129.57.%"):
+        world.set(subnet_pattern=pattern)
+        answer = shim.checkout(0)
+        assert answer.status_code == 403
+        assert "address 127.0.0.1 is outside the subnets of project p" in answer.text
+    for pattern in ("127.0.0.1/32, 10.0.0.0/8", "127.0.%"):
+        world.set(subnet_pattern=pattern)
+        assert shim.checkout(0).status_code == 200
+
+
+@pytest.mark.parametrize("method", ["HEAD", "PUT", "DELETE", "OPTIONS"])
+def test_other_methods_take_no_slice(world: World, shim: LiveShim, method: str) -> None:
+    world.add_file(1)
+    answer = shim.raw(f"workscript.bash?{GOOD}", method)
+    assert (answer.status_code, answer.headers["Allow"]) == (405, "GET, POST")
+    assert taken(world) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("how", ["missing", "folder", "unreadable name"])
+def test_template_that_cannot_be_read_takes_no_slice(
+    world: World, shim: LiveShim, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.add_file(1)
+    path = shim.add_template("p")
+    path.unlink()
+    if how == "folder":
+        path.mkdir()
+    elif how == "unreadable name":
+        path.symlink_to(path)
+    with caplog.at_level("INFO", "osgprod"):
+        answer = shim.checkout(0)
+    assert answer.status_code == 500
+    assert str(path.parent) not in answer.text, "where things are is nobody's business"
+    assert any("work script" in record.getMessage() for record in caplog.records)
+    assert taken(world) == (0, 0, 0)
+    if how == "folder":
+        path.rmdir()
+    path.unlink(missing_ok=True)
+    shim.add_template("p")
+    assert shim.checkout(0).status_code == 200
+
+
+def test_changed_template_is_served_at_once(world: World, shim: LiveShim) -> None:
+    world.add_file(3)
+    for n in range(3):
+        shim.add_template("p", f"# nstarts:\necho {'x' * n}\n".encode())
+        assert shim.checkout(0).text == f"# nstarts: {n + 1}\necho {'x' * n}\n"
+    world.set(workscript="other.bash")
+    assert shim.checkout(0).status_code == 500
+    (shim.add_template("p").parent / "other.bash").write_text("other\n")
+    assert shim.checkout(0).text == "other\n"
+
+
+def test_error_answer_carries_its_number_and_the_log_has_no_secret(
+    world: World, shim: LiveShim, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", "osgprod"):
+        answer = shim.get("workscript.bash", project="p", cluster=1, process=0, magic="s3cret")
+    lines = [record.getMessage() for record in caplog.records]
+    assert any(answer.headers["Osgprod-Request"] in line and "status=403" in line for line in lines)
+    assert "s3cret" not in "".join(lines) + answer.text
+
+
+# --- the database away -----------------------------------------------------------------------------------------
+
+
+def test_database_away_is_503_and_the_shim_recovers_by_itself(
+    world: World, shim: LiveShim, our_server: Any
+) -> None:
+    server: Server = our_server.server
+    world.add_file(50)
+    assert shim.checkout(0).status_code == 200
+    world.db.close()
+    seen = set()
+    for process in range(1, 4):
+        server.restart()
+        for _ in range(100):
+            answer = shim.checkout(process)
+            seen.add(answer.status_code)
+            if answer.status_code == 200:
+                break
+            assert answer.status_code == 503
+            assert int(answer.headers["Retry-After"]) > 0
+            assert answer.text.startswith("# osgprod error")
+        assert answer.status_code == 200
+    assert seen <= {200, 503}
+
+
+def test_shim_starts_without_a_database(folder: Path) -> None:
+    with LiveShim(f"host={folder} port=1 dbname=none", folder / "www") as shim:
+        answer = shim.raw("healthz")
+        assert answer.status_code == 503
+        assert "Retry-After" in answer.headers
+
+
+def test_functions_renewed_under_traffic_disturb_nobody(world: World, shim: LiveShim) -> None:
+    from shim.database import migrate
+
+    world.add_file(1000)
+    stop = threading.Event()
+    statuses: list[int] = []
+
+    def ask() -> None:
+        process = 0
+        while not stop.is_set():
+            statuses.append(shim.checkout(process).status_code)
+            process += 1
+
+    thread = threading.Thread(target=ask)
+    for _ in range(20):
+        assert shim.raw(f"workscript.ping?{GOOD}").status_code == 404  # prepared by now, on each connection
+    thread.start()
+    try:
+        for _ in range(3):
+            world.db.execute("DROP FUNCTION osgprod.alive()")  # so that there is something to renew
+            assert migrate(world.dsn, say=lambda line: None) == ["functions renewed"]
+        # What an upgrade may bring: another result type, which no prepared statement survives.
+        world.db.execute(
+            "DROP FUNCTION osgprod.heartbeat; CREATE FUNCTION osgprod.heartbeat(p_project text, p_cluster bigint,"
+            " p_process bigint, p_magic text, p_client inet, p_token text, p_bytes bigint, p_cpu_s bigint,"
+            " p_bearer jsonb, OUT http_status int, OUT status text, OUT message text, OUT more int)"
+            " LANGUAGE sql AS 'SELECT 200, $$alive$$, $$x$$, 1'; GRANT EXECUTE ON FUNCTION osgprod.heartbeat TO PUBLIC"
+        )
+        beats = [shim.raw(f"workscript.ping?{GOOD}").status_code for _ in range(20)]
+    finally:
+        stop.set()
+        thread.join()
+    assert set(statuses) <= {200, 503}, statuses
+    assert set(beats) <= {200, 503} and beats[-1] == 200
+    assert shim.checkout(99).status_code == 200
+
+
+def test_health_is_told(shim: LiveShim) -> None:
+    assert (shim.raw("healthz").status_code, shim.raw("healthz").text) == (200, "ok\n")
+    assert shim.raw("nothing-here").status_code == 404
+
+
+def test_blocks_of_answers_and_pieces_agree(world: World) -> None:
+    world.add_file(4)
+    answers = [world.checkout(n) for n in range(5)]
+    assert [block for _, block in blocks_of(answers)] == [1, 2, 3, 4]
+
+
+def test_shipped_template_has_all_of_the_originals_placeholders() -> None:
+    text = (CHECKOUT / "worker" / "osgprod_work.bash").read_text()
+    for name in ("ncpus", "cluster", "process", "nstarts", "project", "source", "started"):
+        assert re.search(rf"^# {name}:$", text, re.MULTILINE)
+    for name in ("input_eviofile_list", "output_filename"):
+        assert re.search(rf"^#{name}=", text, re.MULTILINE)
+
+
+def test_parameters_are_decoded_as_forms_are(world: World, shim: LiveShim) -> None:
+    world.with_project("a+b")
+    shim.add_template("a+b")
+    world.add_file(1, project="a+b")
+    query = urllib.parse.urlencode({"project": "a+b", "cluster": 1, "process": 0, "magic": "m"})
+    assert shim.raw(f"workscript.bash?{query}").status_code == 200
+    assert shim.raw("workscript.bash?project=a+b&cluster=1&process=0&magic=m").status_code == 404
