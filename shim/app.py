@@ -250,7 +250,9 @@ def _failure(error: Exception) -> tuple[int, bytes]:
     if code.startswith(("08", "53", "57P")) or code in ("40001", "40P01", "55P03"):
         return 503, error_text("the database is away or busy", "try again in a while")
     if code in ("0A000", "42883", "3F000") or "cache lookup failed" in str(error):
-        return 503, error_text("the database is being brought up to date", "try again in a while; osgprod migrate")
+        return 503, error_text(
+            "the database is being brought up to date", "try again in a while; osgprod migrate"
+        )
     if code.startswith("22"):  # a value that no argument type takes, like a malformed address
         return 400, error_text("a parameter has a value that can't be", "see docs/protocol.md", "OG100")
     return 500, error_text("internal error", "tell the production manager the Osgprod-Request number")
