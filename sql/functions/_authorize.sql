@@ -5,7 +5,7 @@ AS $fn$
 -- Promise:    says the same of a wrong magic whatever is wrong with it, in the same time.
 -- Parameters: p_project  project name
 --             p_magic    the shared secret as the caller sent it; not needed with p_bearer
---             p_client   the caller's address; NULL = the address of this database session
+--             p_client   the caller's address, v4-mapped ones as IPv4; NULL = not known, and so not inside
 --             p_bearer   claims of a bearer token whose signature the shim has verified; NULL = none
 -- Returns:    the project's row
 -- Errors:     see _explain_refusal
@@ -34,7 +34,8 @@ AS $fn$
 -- Parameters: see _authorize; the magic, if it comes to that, is known to be wrong
 -- Returns:    the project's row, for a good bearer token
 -- Errors:     OG101 no project named; OG301 unknown project; OG201 address outside the project's subnets;
---             OG202 wrong magic; OG203 the project has no magic; OG206 claims that the project doesn't accept
+--             OG202 wrong magic; OG203 the project has no magic; OG206 claims that the project doesn't accept;
+--             OG207 the address is not known
 DECLARE
     v_project osgprod_data.projects;
 BEGIN
@@ -46,6 +47,10 @@ BEGIN
     IF NOT FOUND THEN
         RAISE EXCEPTION 'parameter project: there is no project %', quote_literal(left(p_project, 63))
             USING ERRCODE = 'OG301', HINT = 'osgprod project list shows the projects';
+    END IF;
+    IF p_client IS NULL THEN
+        RAISE EXCEPTION 'the address of the client is not known' USING ERRCODE = 'OG207',
+            HINT = 'behind a proxy on a unix socket: OSGPROD_TRUSTED_PROXIES=unix, and the proxy sends X-Forwarded-For';
     END IF;
     IF NOT osgprod._is_inside(v_project.subnets, v_project.subnet_pattern, p_client) THEN
         RAISE EXCEPTION 'address % is outside the subnets of project %', host(p_client), v_project.name
@@ -68,8 +73,10 @@ CREATE FUNCTION osgprod._is_inside(p_subnets cidr[], p_pattern text, p_client in
 RETURNS boolean LANGUAGE sql STABLE
 AS $fn$
     -- Is the address in one of the subnets, or like the pattern when there are none? (A small function that can be
-    -- inlined, like the next ones: it costs nothing of its own.)
-    SELECT coalesce(p_client <<= ANY (p_subnets), host(p_client) LIKE p_pattern)
+    -- inlined, like the next ones: it costs nothing of its own.) A pattern is about IPv6 only when it has a colon, or is
+    -- the one for everybody: '1%' was never meant to let 1000::1 in.
+    SELECT coalesce(p_client <<= ANY (p_subnets),
+        host(p_client) LIKE p_pattern AND (family(p_client) = 4 OR p_pattern ~ ':|^%+$'))
 $fn$;
 
 CREATE FUNCTION osgprod._is_magic(
@@ -122,9 +129,8 @@ $fn$;
 CREATE FUNCTION osgprod._plain_address(p_client inet)
 RETURNS inet LANGUAGE sql STABLE
 AS $fn$
-    -- The client's address; a v4-mapped IPv6 address as IPv4; NULL = this session's own address.
+    -- The address; a v4-mapped IPv6 address as IPv4.
     SELECT CASE
-        WHEN p_client IS NULL THEN coalesce(host(inet_client_addr())::inet, '127.0.0.1')
         WHEN p_client <<= inet '::ffff:0:0/96' THEN substring(host(p_client) FROM 8)::inet
         ELSE p_client
     END

@@ -22,7 +22,7 @@ DECLARE
     v_project_id int;
 BEGIN
     INSERT INTO projects (name, subnet_pattern, subnets, workscript, xrootd_prefix, maxblockspercore)
-    VALUES (p_project, btrim(p_subnet_pattern), osgprod._subnets(p_subnet_pattern), p_workscript,
+    VALUES (p_project, lower(btrim(p_subnet_pattern)), osgprod._subnets(p_subnet_pattern), p_workscript,
             coalesce(p_xrootd_prefix, ''), p_maxblockspercore)
     RETURNING projects.project_id INTO v_project_id;
     IF p_magic IS NOT NULL THEN
@@ -105,7 +105,7 @@ BEGIN
                 max_failures, max_faults, backoff_s, max_backoff_s, node_fault_codes, fast_failure_s,
                 max_fast_failures, block_worker_s, demand_events, demand_outputs, demand_checksum, max_live,
                 max_starts_per_min, next_due_at)
-             = (v_project.state, v_project.subnet_pattern, osgprod._subnets(v_project.subnet_pattern),
+             = (v_project.state, lower(btrim(v_project.subnet_pattern)), osgprod._subnets(v_project.subnet_pattern),
                 v_project.workscript, v_project.xrootd_prefix, v_project.strip_prefix, v_project.maxblockspercore,
                 v_project.token_required, v_project.bearer_issuer, v_project.bearer_audience, v_project.bearer_scope,
                 v_project.lease_s, v_project.heartbeat_s, v_project.wedged_s, v_project.wait_s,
@@ -140,11 +140,21 @@ BEGIN
     IF coalesce(btrim(p_pattern), '') = '' THEN
         RAISE EXCEPTION 'a subnet pattern is needed' USING ERRCODE = 'OG106', HINT = '0.0.0.0/0, ::/0 lets everybody ask';
     END IF;
-    RETURN ARRAY(SELECT network(trim(c)::inet) FROM regexp_split_to_table(btrim(p_pattern), '[ ,]+') AS c);
+    RETURN ARRAY(SELECT osgprod._plain_network(trim(c)::inet) FROM regexp_split_to_table(btrim(p_pattern), '[ ,]+') AS c);
 EXCEPTION WHEN invalid_text_representation THEN
     RAISE EXCEPTION 'subnet pattern % is neither a CIDR list nor a LIKE pattern', quote_literal(p_pattern)
         USING ERRCODE = 'OG106', HINT = 'like 129.57.0.0/16, 10.0.0.0/8 or 129.57.%';
 END
+$fn$;
+
+CREATE FUNCTION osgprod._plain_network(p_network inet)
+RETURNS cidr LANGUAGE sql IMMUTABLE
+AS $fn$
+    -- The network, without bits behind its mask; one of v4-mapped IPv6 addresses as the IPv4 network that it means.
+    SELECT CASE WHEN p_network <<= inet '::ffff:0:0/96'
+                THEN network(set_masklen(inet '0.0.0.0' + (host(p_network)::inet - inet '::ffff:0.0.0.0'),
+                                         masklen(p_network) - 96))
+                ELSE network(p_network) END
 $fn$;
 
 CREATE FUNCTION osgprod._get_project(p_project text)

@@ -24,7 +24,8 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod
 AS $fn$
 -- Refuses work to a worker for a while, or pardons it.
 -- Promise:    a repeated call sets the end anew.
--- Parameters: p_project  project name;  p_worker  host or address, as blocked_workers and the reports name it
+-- Parameters: p_project  project name;  p_worker  host@address, as blocked_workers and the reports name it, or either alone: then every
+--                        such worker
 --             p_seconds  how long from now on [s; 0 = pardon: its failures until now no longer count against it]
 --             p_reason   what the worker is told
 -- Returns:    until when it is refused; now = pardoned
@@ -37,6 +38,8 @@ BEGIN
         RAISE EXCEPTION 'a worker and a time from 0 to 315360000 s are needed' USING ERRCODE = 'OG108',
             HINT = 'osgprod workers lists the names of the workers';
     END IF;
+    UPDATE worker_bans b SET until = now(), banned_at = now(), reason = p_reason
+     WHERE p_seconds = 0 AND b.project_id = v_project.project_id AND p_worker = ANY (osgprod._worker_names(b.worker));
     INSERT INTO worker_bans AS b (project_id, worker, until, reason)
     VALUES (v_project.project_id, p_worker, now() + make_interval(secs => p_seconds), p_reason)
     ON CONFLICT ON CONSTRAINT worker_bans_pkey
@@ -60,13 +63,22 @@ DECLARE
     v_ban record;
 BEGIN
     SELECT b.until, b.reason INTO v_ban FROM osgprod_data.worker_bans b
-     WHERE b.project_id = p_project.project_id AND b.worker = p_worker AND b.until > now();
+     WHERE b.project_id = p_project.project_id AND b.worker = ANY (osgprod._worker_names(p_worker)) AND b.until > now()
+     ORDER BY b.until DESC LIMIT 1;
     IF FOUND THEN
         RAISE EXCEPTION 'worker % is refused work until % UTC: %', p_worker,
             to_char(v_ban.until AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS'), v_ban.reason
             USING ERRCODE = 'OG601', HINT = 'the operator can pardon it: osgprod workers pardon';
     END IF;
 END
+$fn$;
+
+CREATE FUNCTION osgprod._worker_names(p_worker text)
+RETURNS text[] LANGUAGE sql IMMUTABLE
+AS $fn$
+    -- The names under which a worker can be banned: host@address, the host, the address. Only an operator uses the last
+    -- two: what is counted, is counted under the first.
+    SELECT ARRAY[p_worker, regexp_replace(p_worker, '@[^@]*$', ''), regexp_replace(p_worker, '^.*@', '')]
 $fn$;
 
 CREATE FUNCTION osgprod._ban_if_black_hole(p_project osgprod_data.projects, p_worker text)
@@ -81,9 +93,8 @@ DECLARE
     v_fast  int;
     v_all   int;
 BEGIN
-    SELECT greatest(v_since, b.banned_at) INTO v_since FROM osgprod_data.worker_bans b
-     WHERE b.project_id = p_project.project_id AND b.worker = p_worker;
-    v_since := coalesce(v_since, now() - make_interval(secs => p_project.block_worker_s));
+    v_since := greatest(v_since, (SELECT max(b.banned_at) FROM osgprod_data.worker_bans b
+        WHERE b.project_id = p_project.project_id AND b.worker = ANY (osgprod._worker_names(p_worker))));
     SELECT count(*) INTO v_fast FROM osgprod_data.reports r
      WHERE r.project_id = p_project.project_id AND r.worker = p_worker AND r.reported_at > v_since
        AND r.outcome IN ('failed', 'node-fault') AND r.ran_s <= p_project.fast_failure_s;

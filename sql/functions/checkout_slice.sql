@@ -4,7 +4,7 @@ CREATE FUNCTION osgprod.checkout_slice(
     p_process    bigint,
     p_cpus       bigint DEFAULT 1,
     p_magic      text   DEFAULT NULL,
-    p_client     inet   DEFAULT NULL,
+    p_client     inet   DEFAULT coalesce(inet_client_addr(), '127.0.0.1'),
     p_workscript text   DEFAULT NULL,
     p_host       text   DEFAULT NULL,
     p_site       text   DEFAULT NULL,

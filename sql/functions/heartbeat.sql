@@ -3,7 +3,7 @@ CREATE FUNCTION osgprod.heartbeat(
     p_cluster bigint,
     p_process bigint,
     p_magic   text   DEFAULT NULL,
-    p_client  inet   DEFAULT NULL,
+    p_client  inet   DEFAULT coalesce(inet_client_addr(), '127.0.0.1'),
     p_token   text   DEFAULT NULL,
     p_bytes   bigint DEFAULT NULL,
     p_cpu_s   bigint DEFAULT NULL,
@@ -33,7 +33,7 @@ BEGIN
     PERFORM osgprod._check_job(p_cluster, p_process);
     SELECT a.* INTO v_attempt FROM attempts a
      WHERE a.project_id = v_project.project_id AND a.cluster = p_cluster AND a.process = p_process
-       AND osgprod._is_token(p_token, v_project.token_required, a.token_digest)
+       AND osgprod._is_token(p_token, v_project.token_required, a.token_digest, a.client, v_client)
      ORDER BY a.nstart DESC LIMIT 1;
     IF NOT FOUND THEN
         http_status := 403;

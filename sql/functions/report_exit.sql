@@ -4,7 +4,7 @@ CREATE FUNCTION osgprod.report_exit(
     p_process        bigint,
     p_exitcode       bigint,
     p_magic          text   DEFAULT NULL,
-    p_client         inet   DEFAULT NULL,
+    p_client         inet   DEFAULT coalesce(inet_client_addr(), '127.0.0.1'),
     p_token          text   DEFAULT NULL,
     p_events         bigint DEFAULT NULL,
     p_outputs        bigint DEFAULT NULL,
@@ -26,10 +26,11 @@ AS $fn$
 -- Parameters: p_project, p_magic, p_client, p_bearer  see _authorize
 --             p_cluster, p_process  HTCondor's identity of the job [0 .. 2147483647]
 --             p_exitcode            exit code of the work script [0 .. 255]; 128 + n = killed by signal n
---             p_token               the attempt's token; without it the job's last attempt is meant
+--             p_token               the attempt's token; without it, where the project allows that, the job's last
+--                                   attempt is meant, and only the address that it was lent to may report
 --             p_events              events that the reconstruction read from the slice's file
 --             p_outputs, p_output_bytes [bytes], p_output_adler32 [8 hex digits], p_output_url  what was sent where
---             p_host, p_site, p_reason  where it ran, and why it failed, in the job's words
+--             p_host, p_site, p_reason  where it ran (if the checkout didn't say), and why it failed, in the job's words
 -- Returns:    one row. http_status 200: status done, failed or node-fault; 409: status superseded (the outputs are void)
 --             or contradicted (this attempt has reported another exit code); 403: status refused (token)
 -- Errors:     OG101-OG103, OG105, OG107 bad parameter; OG2xx not allowed; OG301 unknown project; OG303 job without attempt
@@ -41,6 +42,7 @@ DECLARE
     v_attempt record;
     v_outcome outcome;
     v_reason  text := osgprod._label(p_reason);
+    v_worker  text;
 BEGIN
     -- Written for few statements and expressions: each costs more than what it does (docs/performance.md).
     IF p_cluster NOT BETWEEN 0 AND 2147483647 OR p_process NOT BETWEEN 0 AND 2147483647
@@ -56,7 +58,7 @@ BEGIN
       LEFT JOIN reports r ON r.project_id = a.project_id AND r.cluster = a.cluster AND r.process = a.process
                          AND r.nstart = a.nstart AND r.by_worker
      WHERE a.project_id = v_project.project_id AND a.cluster = p_cluster AND a.process = p_process
-       AND osgprod._is_token(p_token, v_project.token_required, a.token_digest)
+       AND osgprod._is_token(p_token, v_project.token_required, a.token_digest, a.client, v_client)
      ORDER BY a.nstart DESC LIMIT 1;
     IF NOT FOUND THEN
         http_status := 403;
@@ -67,6 +69,8 @@ BEGIN
     IF v_attempt.outcome IS NULL THEN
         v_outcome := osgprod._judge_exit(v_project, v_attempt.rawdata_id, v_attempt.block1, v_attempt.block2,
             p_exitcode::int, p_events, p_outputs::int, p_output_bytes, p_output_adler32);
+        -- The node that the slice was lent to has it on its account, whatever the report says of itself.
+        v_worker := osgprod._worker(v_attempt.client, coalesce(v_attempt.host, p_host));
         IF v_outcome = 'failed' AND p_exitcode = 0 THEN
             v_reason := osgprod._missing_evidence(v_project, v_attempt.rawdata_id, v_attempt.block1, v_attempt.block2,
                 p_events, p_outputs::int, p_output_bytes, p_output_adler32);
@@ -80,17 +84,17 @@ BEGIN
         END IF;
         IF v_outcome <> 'done' OR NOT FOUND THEN
             v_outcome := osgprod._settle_attempt(v_project, v_attempt.cluster, v_attempt.process, v_attempt.nstart,
-                v_outcome, osgprod._worker(v_client, coalesce(p_host, v_attempt.host)));
+                v_outcome, v_worker);
         END IF;
         INSERT INTO reports (project_id, cluster, process, nstart, by_worker, outcome, exit_code, reported_at, ran_s,
                nblocks, worker, site, events, outputs, output_bytes, output_adler32, output_url, reason)
         VALUES (v_attempt.project_id, v_attempt.cluster, v_attempt.process, v_attempt.nstart, true, v_outcome, p_exitcode,
                clock_timestamp(), greatest(extract(epoch FROM clock_timestamp() - v_attempt.started_at), 0),
-               v_attempt.block2 - v_attempt.block1, osgprod._worker(v_client, coalesce(p_host, v_attempt.host)),
+               v_attempt.block2 - v_attempt.block1, v_worker,
                coalesce(osgprod._label(p_site), v_attempt.site), p_events, p_outputs, p_output_bytes,
-               lower(p_output_adler32), left(p_output_url, 1024), v_reason);
+               lower(p_output_adler32), left(regexp_replace(p_output_url, '[[:cntrl:]]+', '', 'g'), 1024), v_reason);
         IF v_outcome IN ('failed', 'node-fault') THEN
-            PERFORM osgprod._ban_if_black_hole(v_project, osgprod._worker(v_client, coalesce(p_host, v_attempt.host)));
+            PERFORM osgprod._ban_if_black_hole(v_project, v_worker);
         END IF;
     ELSIF v_attempt.exit_code <> p_exitcode THEN
         -- I6: a report is never taken back
@@ -137,11 +141,13 @@ BEGIN
 END
 $fn$;
 
-CREATE FUNCTION osgprod._is_token(p_token text, p_required boolean, p_digest bytea)
+CREATE FUNCTION osgprod._is_token(
+    p_token text, p_required boolean, p_digest bytea, p_lent_to inet, p_client inet)
 RETURNS boolean LANGUAGE sql STABLE
 AS $fn$
-    -- Is this the token of the attempt with that digest, or none where none is required?
-    SELECT CASE WHEN p_token IS NULL THEN NOT p_required
+    -- Is this the token of the attempt with that digest; or none, where none is required, from the address that it was
+    -- lent to? (So the original did it, and for its exec script that is all there is.)
+    SELECT CASE WHEN p_token IS NULL THEN NOT p_required AND p_lent_to = p_client
                 ELSE p_digest = sha256(convert_to(lower(p_token), 'UTF8')) END
 $fn$;
 
@@ -154,7 +160,8 @@ AS $fn$
 -- Returns:    what to tell the caller
 -- Errors:     OG303 the job has no attempt at all
 DECLARE
-    v_reason text := CASE WHEN p_token IS NULL THEN 'parameter token is missing'
+    v_reason text := CASE WHEN p_token IS NULL AND p_project.token_required THEN 'parameter token is missing'
+                          WHEN p_token IS NULL THEN 'without a token only the address that has the slice may report'
                           ELSE 'parameter token is not of this job' END;
 BEGIN
     IF NOT EXISTS (SELECT FROM osgprod_data.attempts a
@@ -184,6 +191,7 @@ $fn$;
 CREATE FUNCTION osgprod._worker(p_client inet, p_host text)
 RETURNS text LANGUAGE sql IMMUTABLE
 AS $fn$
-    -- The name under which a node's faults are counted: the host it says it is, else its address.
-    SELECT coalesce(osgprod._label(p_host), host(p_client))
+    -- The name under which a node's faults are counted: host@address, the host as it says itself. The address, which it
+    -- can't choose, is in it so that nobody gets another address's nodes banned (docs/security.md).
+    SELECT coalesce(osgprod._label(p_host), 'unnamed') || '@' || host(p_client)
 $fn$;

@@ -392,7 +392,7 @@ COMMENT ON COLUMN osgprod_data.reports.exit_code      IS 'of the work script [0 
 COMMENT ON COLUMN osgprod_data.reports.reported_at    IS 'when';
 COMMENT ON COLUMN osgprod_data.reports.ran_s          IS 'time since the attempt began [s]';
 COMMENT ON COLUMN osgprod_data.reports.nblocks        IS 'blocks of its slice';
-COMMENT ON COLUMN osgprod_data.reports.worker         IS 'node on whose account it goes: host, else address';
+COMMENT ON COLUMN osgprod_data.reports.worker         IS 'node on whose account it goes: host@address';
 COMMENT ON COLUMN osgprod_data.reports.site           IS 'name of the site, as the job said';
 COMMENT ON COLUMN osgprod_data.reports.events         IS 'that the reconstruction read';
 COMMENT ON COLUMN osgprod_data.reports.outputs        IS 'files that it left';
@@ -403,7 +403,7 @@ COMMENT ON COLUMN osgprod_data.reports.reason         IS 'of a failure, in words
 
 COMMENT ON TABLE osgprod_data.worker_bans IS 'workers that are, or were, refused work';
 COMMENT ON COLUMN osgprod_data.worker_bans.project_id IS 'by which project';
-COMMENT ON COLUMN osgprod_data.worker_bans.worker     IS 'host or address, as in reports';
+COMMENT ON COLUMN osgprod_data.worker_bans.worker     IS 'host@address as in reports, or one of the two alone';
 COMMENT ON COLUMN osgprod_data.worker_bans.until      IS 'until when; in the past = it may work';
 COMMENT ON COLUMN osgprod_data.worker_bans.reason     IS 'what it is told';
 COMMENT ON COLUMN osgprod_data.worker_bans.banned_at  IS 'when: its failures from before no longer count';

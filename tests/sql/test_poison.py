@@ -37,7 +37,7 @@ def test_single_block_at_its_limit_is_quarantined_and_fully_described(world: Wor
     assert (row["path"], row["block"], row["exit_code"], row["reason"]) == (path, 1, 9, "bank 3 is broken")
     assert (row["offset_bytes"], row["size_bytes"], row["events"]) == (1000, 1000, 10)
     assert (row["worker"], row["site"], row["log_url"], row["job"]) == (
-        "wn7",
+        "wn7@127.0.0.1",
         "S",
         "file:///logs/x",
         "1.0 start 1",
@@ -134,7 +134,7 @@ def test_black_hole_eats_less_than_a_fiftieth_and_quarantines_nothing(world: Wor
                 assert error.sqlstate == "OG601"
                 assert (
                     error.diag.message_primary
-                    and "worker bad is refused work until" in error.diag.message_primary
+                    and "worker bad@127.0.0.1 is refused work until" in error.diag.message_primary
                 )
                 refused += 1
                 continue
@@ -148,14 +148,14 @@ def test_black_hole_eats_less_than_a_fiftieth_and_quarantines_nothing(world: Wor
     assert world.progress()["blocks_quarantined"] == 0
     assert world.progress()["blocks_done"] == 1500
     banned = call(world.db, "blocked_workers", project="p")
-    assert [row["worker"] for row in banned] == ["bad"]
+    assert [row["worker"] for row in banned] == ["bad@127.0.0.1"]
     assert "failed within 120 s" in banned[0]["reason"]
 
 
 def test_operator_bans_and_pardons(world: World) -> None:
     world.add_file(9)
     call(world.db, "ban_worker", project="p", worker="wn1", seconds=60, reason="smoke")
-    with pytest.raises(psycopg.Error, match=r"worker wn1 is refused work until .* UTC: smoke"):
+    with pytest.raises(psycopg.Error, match=r"worker wn1@127.0.0.1 is refused work until .* UTC: smoke"):
         world.checkout(0, host="wn1")
     assert world.checkout(1, host="wn2")["status"] == "assigned"
     assert [row["worker"] for row in call(world.db, "blocked_workers")] == ["wn1"]
