@@ -192,7 +192,12 @@ def test_what_a_job_tells_is_on_record_and_made_printable(world: World) -> None:
     world.checkout(0, host="wn1\n", site="Site\x1b[31m")
     world.report(0, 1, reason="x" * 1000 + "\n", output_url="file:///o/job_1_0.tar.gz", events=3)
     row = reports(world)[0]
-    assert (row["worker"], row["site"], row["exit_code"], row["events"]) == ("wn1@127.0.0.1", "Site [31m", 1, 3)
+    assert (row["worker"], row["site"], row["exit_code"], row["events"]) == (
+        "wn1@127.0.0.1",
+        "Site [31m",
+        1,
+        3,
+    )
     assert row["reason"] == "x" * 128
     assert row["output_url"] == "file:///o/job_1_0.tar.gz"
 
