@@ -2,7 +2,7 @@ CREATE FUNCTION osgprod.reclaim_lost(p_project text DEFAULT NULL)
 RETURNS TABLE (project text, reclaimed int)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
--- Makes slices ready again whose attempts have been silent past their lease. The shim calls it on a timer; cron may.
+-- Makes slices ready again whose attempts have been silent past their lease. tick does the same on the shims' timer.
 -- Promise:    a repeated or simultaneous call does no harm; slices that somebody has locked at this moment are left to
 --             the next call, so nothing here waits.
 -- Parameters: p_project  project name; NULL = all projects
@@ -27,7 +27,7 @@ END
 $fn$;
 
 COMMENT ON FUNCTION osgprod.reclaim_lost(text) IS
-'Makes slices ready again whose attempts have been silent past their lease; a row for each project that had some. For osgprod_worker (the shim''s timer) and osgprod_operator.';
+'Makes slices ready again whose attempts have been silent past their lease; a row for each project that had some. For osgprod_operator; tick does the same on the shims'' timer.';
 
 CREATE FUNCTION osgprod._reclaim_due(p_project_id int)
 RETURNS boolean LANGUAGE plpgsql VOLATILE
