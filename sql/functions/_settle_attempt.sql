@@ -129,6 +129,8 @@ BEGIN
      WHERE s.project_id = p_slice.project_id AND s.rawdata_id = p_slice.rawdata_id AND s.block1 = p_slice.block1;
     IF p_slice.failures >= p_project.max_failures AND p_slice.block2 - p_slice.block1 = 1 THEN
         v_not_before := 'infinity';
+        PERFORM osgprod._tell(p_slice.project_id, 'block-quarantined', jsonb_build_object('block', p_slice.block1,
+            'path', (SELECT w.path FROM osgprod_data.rawdata w WHERE w.rawdata_id = p_slice.rawdata_id)));
     END IF;
     PERFORM osgprod._put_idle(p_slice.project_id, p_slice.rawdata_id, p_slice.block1, v_not_before);
     IF p_slice.failures >= p_project.max_failures AND p_slice.block2 - p_slice.block1 > 1 THEN

@@ -88,7 +88,8 @@ AS $fn$
 DECLARE
     v_project osgprod_data.projects := osgprod._get_project(p_project);
     v_fixed   text[] := ARRAY['project_id', 'name', 'magic_salt', 'magic_digest', 'old_magic_digest',
-                              'old_magic_until', 'banned_until', 'next_due_at', 'nlive', 'created_at', 'subnets'];
+                              'old_magic_until', 'banned_until', 'next_due_at', 'nlive', 'tallied_until', 'created_at',
+                              'subnets'];
     v_wrong   text;
 BEGIN
     SELECT k.key INTO v_wrong FROM jsonb_object_keys(p_settings) AS k (key)

@@ -16,7 +16,7 @@ END
 $fn$;
 
 COMMENT ON FUNCTION osgprod.blocked_workers(text) IS
-'Lists the workers (hosts or addresses) that are refused work at present, until when and why. For osgprod_operator.';
+'Lists the workers (hosts or addresses) that are refused work at present, until when and why. For osgprod_worker and osgprod_operator.';
 
 CREATE FUNCTION osgprod.ban_worker(p_project text, p_worker text, p_seconds int, p_reason text DEFAULT 'by the operator')
 RETURNS timestamptz
@@ -46,6 +46,10 @@ BEGIN
         DO UPDATE SET until = excluded.until, reason = excluded.reason, banned_at = now()
     RETURNING b.until INTO v_until;
     PERFORM osgprod._note_bans(v_project.project_id);
+    IF p_seconds > 0 THEN
+        PERFORM osgprod._tell(v_project.project_id, 'worker-refused', jsonb_build_object('worker', p_worker,
+            'until', v_until, 'reason', p_reason));
+    END IF;
     RETURN v_until;
 END
 $fn$;
@@ -112,6 +116,9 @@ BEGIN
     ON CONFLICT ON CONSTRAINT worker_bans_pkey
         DO UPDATE SET until = excluded.until, reason = excluded.reason, banned_at = now();
     PERFORM osgprod._note_bans(p_project.project_id);
+    PERFORM osgprod._tell(p_project.project_id, 'worker-refused', jsonb_build_object('worker', p_worker,
+        'until', now() + make_interval(secs => p_project.block_worker_s),
+        'reason', format('%s of its last %s attempts failed within %s s', v_fast, v_all, p_project.fast_failure_s)));
     PERFORM osgprod._forgive_failures(p_project, p_worker, v_since);
 END
 $fn$;

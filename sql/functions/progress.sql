@@ -37,4 +37,4 @@ END
 $fn$;
 
 COMMENT ON FUNCTION osgprod.progress(text) IS
-'Tells how far each project is, in files and blocks: done, leased, ready again, quarantined, uncut. For osgprod_operator.';
+'Tells how far each project is, in files and blocks: done, leased, ready again, quarantined, uncut. For osgprod_worker and osgprod_operator.';

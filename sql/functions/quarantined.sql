@@ -15,7 +15,7 @@ BEGIN
     SELECT w.run, w.seqno, w.path, s.block1, osgprod._int8_at(w.block_index, 12 * s.block1),
            osgprod._int8_at(w.block_index, 12 * s.block2) - osgprod._int8_at(w.block_index, 12 * s.block1),
            osgprod._int4_at(w.block_index, 12 * s.block2 + 8) - osgprod._int4_at(w.block_index, 12 * s.block1 + 8),
-           r.exit_code, r.reason, r.worker, r.site, r.reported_at, r.output_url,
+           r.exit_code, r.reason, r.worker, r.site, r.reported_at, osgprod._without_secrets(r.output_url),
            format('%s.%s start %s', s.cluster, s.process, s.nstart)
       FROM idle_slices i
       JOIN slices s ON s.project_id = i.project_id AND s.rawdata_id = i.rawdata_id AND s.block1 = i.block1
@@ -30,4 +30,4 @@ END
 $fn$;
 
 COMMENT ON FUNCTION osgprod.quarantined(text) IS
-'Lists the blocks that can''t be done: file, byte range, events, last exit code, where, and where the log went. For osgprod_operator.';
+'Lists the blocks that can''t be done: file, byte range, events, last exit code, where, and where the log went. For osgprod_worker and osgprod_operator.';

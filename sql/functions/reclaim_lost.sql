@@ -112,6 +112,7 @@ AS $fn$
 -- Locks:      each finished file's row
 DECLARE
     v_file record;
+    v_told boolean := false;
 BEGIN
     FOR v_file IN
         SELECT f.rawdata_id FROM osgprod_data.loaded_files f
@@ -125,8 +126,19 @@ BEGIN
         END IF;
         UPDATE osgprod_data.loaded_files f SET state = 'finished'
          WHERE f.project_id = p_project_id AND f.rawdata_id = v_file.rawdata_id AND f.state = 'cut';
+        IF FOUND THEN
+            v_told := true;
+            PERFORM osgprod._tell(p_project_id, 'file-finished', jsonb_build_object('path',
+                (SELECT w.path FROM osgprod_data.rawdata w WHERE w.rawdata_id = v_file.rawdata_id)));
+        END IF;
     END LOOP;
-    RETURN EXISTS (SELECT FROM osgprod_data.loaded_files f
-                    WHERE f.project_id = p_project_id AND f.state IN ('fresh', 'begun'));
+    IF EXISTS (SELECT FROM osgprod_data.loaded_files f
+                WHERE f.project_id = p_project_id AND f.state IN ('fresh', 'begun')) THEN
+        RETURN true;
+    END IF;
+    IF v_told THEN
+        PERFORM osgprod._tell(p_project_id, 'project-done', '{}');
+    END IF;
+    RETURN false;
 END
 $fn$;

@@ -2,8 +2,8 @@ CREATE FUNCTION osgprod.tick()
 RETURNS TABLE (project text, reclaimed int)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
--- The regular housekeeping: takes back lost slices, marks finished files, recounts live attempts. Each shim calls it
--- every few seconds; only one at a time does the work, the others go away at once.
+-- The regular housekeeping: takes back lost slices, marks finished files, recounts live attempts, tallies reports. Each
+-- shim calls it every few seconds; only one at a time does the work, the others go away at once.
 -- Promise:    a repeated call does no harm, and no call is needed for work to go on: checkout looks by itself.
 -- Returns:    a row for each project in which slices were taken back; none also when a neighbour is at it
 -- Locks:      advisory (0, 0); see _reclaim_project and _settle_files
@@ -25,12 +25,13 @@ BEGIN
         IF v_project.max_live IS NOT NULL THEN
             UPDATE projects p SET nlive = osgprod._count_live(p.project_id) WHERE p.project_id = v_project.project_id;
         END IF;
+        PERFORM osgprod._tally(v_project);
     END LOOP;
 END
 $fn$;
 
 COMMENT ON FUNCTION osgprod.tick() IS
-'The regular housekeeping (lost slices, finished files, live attempts), called by every shim on a timer, done by one at a time. For osgprod_worker.';
+'The regular housekeeping (lost slices, finished files, live attempts, tallies), called by every shim on a timer, done by one at a time. For osgprod_worker.';
 
 CREATE FUNCTION osgprod._count_live(p_project_id int)
 RETURNS int LANGUAGE sql STABLE

@@ -7,13 +7,20 @@ GRANT EXECUTE ON FUNCTION
     osgprod.checkout_slice, osgprod.heartbeat, osgprod.report_exit, osgprod.tick, osgprod.alive
 TO osgprod_worker, osgprod_operator;
 
+-- What the dashboard and the metrics show. Nothing here changes anything or tells a secret: no magic, token or digest of
+-- one, no URL's query or password, no setting of a project.
+GRANT EXECUTE ON FUNCTION
+    osgprod.progress, osgprod.totals, osgprod.rate, osgprod.estimate, osgprod.attempts_by_exit, osgprod.attempts_by_site,
+    osgprod.attempts_by_worker, osgprod.list_attempts, osgprod.live_attempts, osgprod.list_jobs, osgprod.job_history,
+    osgprod.list_files, osgprod.map_files, osgprod.list_slices, osgprod.quarantined, osgprod.blocked_workers
+TO osgprod_worker, osgprod_operator;
+
 GRANT EXECUTE ON FUNCTION
     osgprod.add_project, osgprod.set_project, osgprod.set_magic, osgprod.register_rawdata, osgprod.load_slices,
-    osgprod.recycle, osgprod.reclaim_lost, osgprod.quarantined, osgprod.progress, osgprod.verify,
-    osgprod.blocked_workers, osgprod.ban_worker
+    osgprod.recycle, osgprod.reclaim_lost, osgprod.verify, osgprod.ban_worker, osgprod.list_rawdata, osgprod.diagnose
 TO osgprod_operator;
 
 -- the operator reads the tables; nobody writes them but through functions
 GRANT SELECT ON osgprod_data.projects, osgprod_data.rawdata, osgprod_data.loaded_files, osgprod_data.slices,
     osgprod_data.idle_slices, osgprod_data.attempts, osgprod_data.reports, osgprod_data.worker_bans,
-    osgprod_data.refusals TO osgprod_operator;
+    osgprod_data.refusals, osgprod_data.tallies, osgprod_data.totals TO osgprod_operator;

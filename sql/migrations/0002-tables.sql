@@ -84,6 +84,7 @@ CREATE TABLE osgprod_data.projects (
     banned_until       timestamptz NOT NULL DEFAULT '-infinity',
     next_due_at        timestamptz NOT NULL DEFAULT '-infinity',
     nlive              int NOT NULL DEFAULT 0,
+    tallied_until      timestamptz NOT NULL DEFAULT '-infinity',
     created_at         timestamptz NOT NULL DEFAULT now()
 );
 
@@ -235,6 +236,27 @@ CREATE TABLE osgprod_data.worker_bans (
     PRIMARY KEY (project_id, worker)
 );
 
+CREATE TABLE osgprod_data.tallies (
+    project_id int NOT NULL REFERENCES osgprod_data.projects ON DELETE CASCADE,
+    began_at   timestamptz NOT NULL,
+    outcome    osgprod_data.outcome NOT NULL,
+    exit_code  int,
+    site       text,
+    reports    int NOT NULL,
+    blocks     bigint NOT NULL,
+    ran_s      bigint NOT NULL
+);
+CREATE INDEX tallies_in_time ON osgprod_data.tallies (project_id, began_at);
+
+CREATE TABLE osgprod_data.totals (
+    project_id int NOT NULL REFERENCES osgprod_data.projects ON DELETE CASCADE,
+    outcome    osgprod_data.outcome NOT NULL,
+    reports    bigint NOT NULL,
+    blocks     bigint NOT NULL,
+    ran_s      bigint NOT NULL,
+    PRIMARY KEY (project_id, outcome)
+);
+
 CREATE TABLE osgprod_data.refusals (
     project_id int NOT NULL REFERENCES osgprod_data.projects ON DELETE CASCADE,
     cluster    int NOT NULL,
@@ -306,6 +328,7 @@ COMMENT ON COLUMN osgprod_data.projects.max_starts_per_min IS 'starts of one job
 COMMENT ON COLUMN osgprod_data.projects.banned_until       IS 'until when any worker is banned: before that nobody looks for bans';
 COMMENT ON COLUMN osgprod_data.projects.next_due_at        IS 'before that no lease can run out: until then nobody looks for lost slices';
 COMMENT ON COLUMN osgprod_data.projects.nlive              IS 'live attempts at the last count; kept only where max_live is set';
+COMMENT ON COLUMN osgprod_data.projects.tallied_until      IS 'until when reports are in tallies and totals';
 COMMENT ON COLUMN osgprod_data.projects.created_at         IS 'when it was made';
 
 COMMENT ON TABLE osgprod_data.rawdata IS 'raw data files that can be sliced';
@@ -407,6 +430,23 @@ COMMENT ON COLUMN osgprod_data.worker_bans.worker     IS 'host@address as in rep
 COMMENT ON COLUMN osgprod_data.worker_bans.until      IS 'until when; in the past = it may work';
 COMMENT ON COLUMN osgprod_data.worker_bans.reason     IS 'what it is told';
 COMMENT ON COLUMN osgprod_data.worker_bans.banned_at  IS 'when: its failures from before no longer count';
+
+COMMENT ON TABLE osgprod_data.tallies IS 'reports counted once for each ten minutes that have passed, so that nobody counts millions again';
+COMMENT ON COLUMN osgprod_data.tallies.project_id IS 'whose reports';
+COMMENT ON COLUMN osgprod_data.tallies.began_at   IS 'begin of the ten minutes';
+COMMENT ON COLUMN osgprod_data.tallies.outcome    IS 'as in reports';
+COMMENT ON COLUMN osgprod_data.tallies.exit_code  IS 'as in reports';
+COMMENT ON COLUMN osgprod_data.tallies.site       IS 'as in reports';
+COMMENT ON COLUMN osgprod_data.tallies.reports    IS 'how many';
+COMMENT ON COLUMN osgprod_data.tallies.blocks     IS 'in their slices';
+COMMENT ON COLUMN osgprod_data.tallies.ran_s      IS 'sum of their times [s]';
+
+COMMENT ON TABLE osgprod_data.totals IS 'the tallies of all time, summed up';
+COMMENT ON COLUMN osgprod_data.totals.project_id IS 'whose reports';
+COMMENT ON COLUMN osgprod_data.totals.outcome    IS 'as in reports';
+COMMENT ON COLUMN osgprod_data.totals.reports    IS 'how many';
+COMMENT ON COLUMN osgprod_data.totals.blocks     IS 'in their slices';
+COMMENT ON COLUMN osgprod_data.totals.ran_s      IS 'sum of their times [s]';
 
 COMMENT ON TABLE osgprod_data.refusals IS 'calls of jobs that were refused for their token';
 COMMENT ON COLUMN osgprod_data.refusals.project_id IS 'which project';

@@ -1,0 +1,99 @@
+CREATE FUNCTION osgprod.attempts_by_exit(p_project text, p_hours int DEFAULT 24)
+RETURNS TABLE (outcome text, exit_code int, attempts bigint, blocks bigint, mean_s float8, last_at timestamptz)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
+AS $fn$
+-- Counts how attempts ended lately, by outcome and exit code.
+-- Parameters: p_project  project name;  p_hours  how far back [h; 1 .. 8760]
+-- Returns:    a row for each outcome and exit code (NULL = lost), the most frequent first: attempts, blocks of their
+--             slices, how long they ran [s; mean], and the ten minutes in which it last happened
+-- Errors:     OG301 unknown project; OG108 hours out of range
+DECLARE
+    v_project_id int := (osgprod._get_project(p_project)).project_id;
+BEGIN
+    RETURN QUERY
+    SELECT r.outcome::text, r.exit_code, sum(r.reports)::bigint, sum(r.blocks)::bigint,
+           (sum(r.ran_s) / sum(r.reports))::float8, max(r.began_at)
+      FROM osgprod._recent(v_project_id, osgprod._since(p_hours)) r
+     GROUP BY r.outcome, r.exit_code ORDER BY 3 DESC, r.outcome, r.exit_code;
+END
+$fn$;
+
+COMMENT ON FUNCTION osgprod.attempts_by_exit(text, int) IS
+'Counts how attempts ended in the last p_hours [h], by outcome and exit code. For osgprod_worker and osgprod_operator.';
+
+CREATE FUNCTION osgprod.attempts_by_site(p_project text, p_hours int DEFAULT 24)
+RETURNS TABLE (site text, attempts bigint, done bigint, failed bigint, node_faults bigint, lost bigint, superseded bigint,
+    s_per_block float8)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
+AS $fn$
+-- Counts how attempts ended lately, by the site that the jobs named.
+-- Parameters: p_project  project name;  p_hours  how far back [h; 1 .. 8760]
+-- Returns:    a row a site (NULL = none was named), the busiest first; s_per_block: time of successes for each of their
+--             blocks [s], NULL = no success
+-- Errors:     OG301 unknown project; OG108 hours out of range
+DECLARE
+    v_project_id int := (osgprod._get_project(p_project)).project_id;
+BEGIN
+    RETURN QUERY
+    SELECT r.site, sum(r.reports)::bigint,
+           coalesce(sum(r.reports) FILTER (WHERE r.outcome = 'done'), 0)::bigint,
+           coalesce(sum(r.reports) FILTER (WHERE r.outcome = 'failed'), 0)::bigint,
+           coalesce(sum(r.reports) FILTER (WHERE r.outcome = 'node-fault'), 0)::bigint,
+           coalesce(sum(r.reports) FILTER (WHERE r.outcome = 'lost'), 0)::bigint,
+           coalesce(sum(r.reports) FILTER (WHERE r.outcome = 'superseded'), 0)::bigint,
+           (sum(r.ran_s) FILTER (WHERE r.outcome = 'done') / sum(r.blocks) FILTER (WHERE r.outcome = 'done'))::float8
+      FROM osgprod._recent(v_project_id, osgprod._since(p_hours)) r
+     GROUP BY r.site ORDER BY 2 DESC, r.site;
+END
+$fn$;
+
+COMMENT ON FUNCTION osgprod.attempts_by_site(text, int) IS
+'Counts how attempts ended in the last p_hours [h], by site. For osgprod_worker and osgprod_operator.';
+
+CREATE FUNCTION osgprod.attempts_by_worker(
+    p_project text, p_hours int DEFAULT 6, p_order text DEFAULT 'failing', p_limit int DEFAULT 20)
+RETURNS TABLE (worker text, site text, attempts bigint, done bigint, failed bigint, node_faults bigint, lost bigint,
+    s_per_block float8, last_at timestamptz, refused_until timestamptz)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
+AS $fn$
+-- Tells how workers did lately: the failing ones, the slowest, or the busiest.
+-- Parameters: p_project  project name;  p_hours  how far back [h; 1 .. 8760]; the reports of that time are read
+--             p_order    failing (most failures, faults and losses first), slow (most time a block first) or busy
+--             p_limit    rows at most [1 .. 100000]
+-- Returns:    a row a worker; s_per_block: time of successes for each of their blocks [s]; refused_until: of its ban,
+--             NULL = it may work. failing: only those with a failure; slow: only those with a success
+-- Errors:     OG301 unknown project; OG108 hours, order or limit out of range
+DECLARE
+    v_project_id int := (osgprod._get_project(p_project)).project_id;
+BEGIN
+    IF p_order NOT IN ('failing', 'slow', 'busy') OR p_order IS NULL THEN
+        RAISE EXCEPTION 'the order of workers is failing, slow or busy, not %', coalesce(quote_literal(p_order), 'nothing')
+            USING ERRCODE = 'OG108', HINT = 'failing is the one without a word';
+    END IF;
+    RETURN QUERY
+    WITH accounts AS (
+        SELECT r.worker, max(r.site) AS site, count(*) AS attempts,
+               count(*) FILTER (WHERE r.outcome = 'done') AS done,
+               count(*) FILTER (WHERE r.outcome = 'failed') AS failed,
+               count(*) FILTER (WHERE r.outcome = 'node-fault') AS node_faults,
+               count(*) FILTER (WHERE r.outcome = 'lost') AS lost,
+               (sum(r.ran_s) FILTER (WHERE r.outcome = 'done'))::float8
+                   / sum(r.nblocks) FILTER (WHERE r.outcome = 'done') AS s_per_block,
+               max(r.reported_at) AS last_at
+          FROM reports r
+         WHERE r.project_id = v_project_id AND r.reported_at >= osgprod._since(p_hours)
+         GROUP BY r.worker
+    )
+    SELECT a.worker, a.site, a.attempts, a.done, a.failed, a.node_faults, a.lost, a.s_per_block, a.last_at, b.until
+      FROM accounts a
+      LEFT JOIN worker_bans b ON b.project_id = v_project_id AND b.worker = a.worker AND b.until > now()
+     WHERE CASE p_order WHEN 'failing' THEN a.failed + a.node_faults + a.lost > 0
+                        WHEN 'slow' THEN a.s_per_block IS NOT NULL ELSE true END
+     ORDER BY CASE p_order WHEN 'failing' THEN a.failed + a.node_faults + a.lost
+                           WHEN 'slow' THEN a.s_per_block ELSE a.attempts END DESC, a.worker
+     LIMIT osgprod._limit(p_limit);
+END
+$fn$;
+
+COMMENT ON FUNCTION osgprod.attempts_by_worker(text, int, text, int) IS
+'Tells how workers did in the last p_hours [h]: the failing, slowest or busiest ones, with failures and time a block [s]. For osgprod_worker and osgprod_operator.';

@@ -1,0 +1,58 @@
+CREATE FUNCTION osgprod.diagnose()
+RETURNS TABLE (what text, is_well boolean, found text, advice text)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
+AS $fn$
+-- Looks for what is not as it should be in the server and in the production: the database's half of osgprod doctor.
+-- Returns:    a row for each thing looked at, and what to do about it where it is not well
+-- Errors:     none of its own
+BEGIN
+    RETURN QUERY
+    SELECT 'server version', current_setting('server_version_num')::int >= 130000, current_setting('server_version'),
+           'PostgreSQL 13 or later is needed: upgrade the server'
+    UNION ALL
+    SELECT 'durability', current_setting('fsync')::boolean AND current_setting('full_page_writes')::boolean,
+           format('fsync %s, full_page_writes %s', current_setting('fsync'), current_setting('full_page_writes')),
+           'a crash of the machine may ruin the data: set both on, unless this is a server for tests'
+    UNION ALL
+    SELECT 'autovacuum', current_setting('autovacuum')::boolean, 'autovacuum ' || current_setting('autovacuum'),
+           'without it checkouts become slow within days: set autovacuum on'
+    UNION ALL
+    SELECT 'logins of the shim', count(*) > 0, coalesce(string_agg(g.member::regrole::text, ', '), 'none'),
+           'GRANT osgprod_worker TO the role that the shim logs in as'
+      FROM pg_auth_members g WHERE g.roleid = 'osgprod_worker'::regrole AND g.member <> 'osgprod_owner'::regrole
+    UNION ALL
+    SELECT 'shim cannot read tables', NOT bool_or(has_table_privilege('osgprod_worker', c.oid, 'SELECT, INSERT, UPDATE, DELETE')),
+           coalesce(string_agg(c.relname, ', ') FILTER (
+               WHERE has_table_privilege('osgprod_worker', c.oid, 'SELECT, INSERT, UPDATE, DELETE')), 'none can be'),
+           'REVOKE ALL ON these tables FROM osgprod_worker, PUBLIC'
+      FROM pg_class c WHERE c.relnamespace = 'osgprod_data'::regnamespace AND c.relkind = 'r'
+    UNION ALL
+    SELECT 'held snapshots', coalesce(max(now() - a.xact_start) < interval '1 h', true),
+           coalesce('the oldest transaction that can be seen began '
+               || date_trunc('second', max(now() - a.xact_start)) || ' ago', 'no other transaction can be seen'),
+           'a transaction open for hours keeps dead rows alive: end it, see pg_stat_activity'
+      FROM pg_stat_activity a WHERE a.datname = current_database() AND a.pid <> pg_backend_pid()
+    UNION ALL
+    SELECT 'leases of ' || p.name, p.next_due_at > now() - interval '5 min' OR NOT EXISTS (
+               SELECT FROM loaded_files f JOIN slices s ON s.project_id = f.project_id AND s.rawdata_id = f.rawdata_id
+                WHERE f.project_id = p.project_id AND f.state IN ('begun', 'cut') AND s.state = 'leased'
+                  AND s.due_at < now() - interval '5 min'),
+           'last looked after in time', 'leases ran out minutes ago and nobody took them back: is a shim running?'
+      FROM projects p
+    UNION ALL
+    SELECT 'magic of ' || p.name, p.magic_digest IS NOT NULL OR p.bearer_issuer IS NOT NULL,
+           CASE WHEN p.magic_digest IS NOT NULL THEN 'is set' WHEN p.bearer_issuer IS NOT NULL THEN 'bearer tokens'
+                ELSE 'is not set' END, format('nobody can work: osgprod project set-magic %s', p.name)
+      FROM projects p
+    UNION ALL
+    SELECT 'work of ' || p.name, g.files > 0 AND g.blocks_quarantined = 0 AND p.state = 'active',
+           format('%s, %s files, %s blocks quarantined', p.state, g.files, g.blocks_quarantined),
+           CASE WHEN g.files = 0 THEN format('osgprod slices load %s gives it files', p.name)
+                WHEN p.state <> 'active' THEN format('nothing new is lent out: osgprod project resume %s', p.name)
+                ELSE format('osgprod quarantined %s lists them; osgprod slices recycle tries them again', p.name) END
+      FROM projects p CROSS JOIN LATERAL osgprod.progress(p_project => p.name) g;
+END
+$fn$;
+
+COMMENT ON FUNCTION osgprod.diagnose() IS
+'Looks for what is not as it should be in the server and in the production, and says what to do. For osgprod_operator.';

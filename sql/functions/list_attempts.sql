@@ -1,0 +1,80 @@
+CREATE FUNCTION osgprod.list_attempts(
+    p_project   text,
+    p_hours     int  DEFAULT 24,
+    p_outcome   text DEFAULT NULL,
+    p_exit_code int  DEFAULT NULL,
+    p_worker    text DEFAULT NULL,
+    p_site      text DEFAULT NULL,
+    p_limit     int  DEFAULT 100)
+RETURNS TABLE (reported_at timestamptz, cluster int, process int, nstart int, outcome text, exit_code int, ran_s int,
+    file_id int, path text, block1 int, block2 int, worker text, site text, reason text, log_url text)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
+AS $fn$
+-- Lists attempts that ended lately, the latest first.
+-- Parameters: p_project    project name;  p_hours  how far back [h; 1 .. 8760]; the reports of that time are read
+--             p_outcome    done, failed, node-fault, lost or superseded; NULL = all
+--             p_exit_code  [0 .. 255];  p_worker, p_site  as the reports name them; NULL = all
+--             p_limit      rows at most [1 .. 100000]
+-- Returns:    a row a report: when, whose, how it ended, time since it began ran_s [s], its slice, where it ran, why it
+--             failed, and where its output or log went (without what may be a key to it)
+-- Errors:     OG301 unknown project; OG108 hours, outcome or limit out of range
+DECLARE
+    v_project_id int := (osgprod._get_project(p_project)).project_id;
+BEGIN
+    IF p_outcome <> ALL (enum_range(NULL::outcome)::text[]) THEN
+        RAISE EXCEPTION 'an outcome is done, failed, node-fault, lost or superseded, not %', quote_literal(p_outcome)
+            USING ERRCODE = 'OG108', HINT = 'leave it out for all';
+    END IF;
+    RETURN QUERY
+    SELECT l.reported_at, l.cluster, l.process, l.nstart, l.outcome::text, l.exit_code, l.ran_s, a.rawdata_id, w.path,
+           a.block1, a.block2, l.worker, l.site, l.reason, osgprod._without_secrets(l.output_url)
+      FROM (SELECT r.* FROM reports r
+             WHERE r.project_id = v_project_id AND r.reported_at >= osgprod._since(p_hours)
+               AND (p_outcome IS NULL OR r.outcome = p_outcome::outcome)
+               AND (p_exit_code IS NULL OR r.exit_code = p_exit_code)
+               AND (p_worker IS NULL OR r.worker = p_worker)
+               AND (p_site IS NULL OR r.site = p_site)
+             ORDER BY r.reported_at DESC LIMIT osgprod._limit(p_limit)) l
+      JOIN attempts a ON a.project_id = l.project_id AND a.cluster = l.cluster AND a.process = l.process
+                     AND a.nstart = l.nstart
+      LEFT JOIN rawdata w ON w.rawdata_id = a.rawdata_id
+     ORDER BY l.reported_at DESC, l.cluster, l.process, l.nstart;
+END
+$fn$;
+
+COMMENT ON FUNCTION osgprod.list_attempts(text, int, text, int, text, text, int) IS
+'Lists the attempts that ended in the last p_hours [h], the latest first, chosen by outcome, exit code, worker and site. For osgprod_worker and osgprod_operator.';
+
+CREATE FUNCTION osgprod.live_attempts(p_project text, p_limit int DEFAULT 100)
+RETURNS TABLE (cluster int, process int, nstart int, file_id int, path text, block1 int, block2 int, started_at timestamptz,
+    age_s int, lease_left_s int, progress_s int, bytes_fetched bigint, cpu_s bigint, worker text, site text)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
+AS $fn$
+-- Lists the attempts that are at work, as far as the server knows; the oldest first.
+-- Parameters: p_project  project name;  p_limit  rows at most [1 .. 100000]
+-- Returns:    a row an attempt: its slice, age_s since it began [s], lease_left_s until it counts as lost unless it beats
+--             [s; negative = about to be taken back], progress_s since it last told of progress [s; NULL = not yet],
+--             bytes_fetched [bytes] and cpu_s [s] as last told, and where it runs
+-- Errors:     OG301 unknown project; OG108 limit out of range
+DECLARE
+    v_project_id int := (osgprod._get_project(p_project)).project_id;
+BEGIN
+    RETURN QUERY
+    SELECT a.cluster, a.process, a.nstart, s.rawdata_id, w.path, s.block1, s.block2, a.started_at,
+           extract(epoch FROM now() - a.started_at)::int, extract(epoch FROM s.due_at - now())::int,
+           extract(epoch FROM now() - s.progress_at)::int, s.bytes_fetched, s.cpu_s,
+           osgprod._worker(a.client, a.host), a.site
+      -- Leased slices are in files in flight: thousands of rows are read, not millions.
+      FROM loaded_files f
+      JOIN slices s ON s.project_id = f.project_id AND s.rawdata_id = f.rawdata_id
+      JOIN attempts a ON a.project_id = s.project_id AND a.cluster = s.cluster AND a.process = s.process
+                     AND a.nstart = s.nstart
+      JOIN rawdata w ON w.rawdata_id = s.rawdata_id
+     WHERE f.project_id = v_project_id AND f.state IN ('begun', 'cut') AND s.state = 'leased'
+     ORDER BY a.started_at, a.cluster, a.process
+     LIMIT osgprod._limit(p_limit);
+END
+$fn$;
+
+COMMENT ON FUNCTION osgprod.live_attempts(text, int) IS
+'Lists the attempts at work, the oldest first: slice, age [s], lease left [s], progress, worker. For osgprod_worker and osgprod_operator.';

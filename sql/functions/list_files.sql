@@ -1,0 +1,114 @@
+CREATE FUNCTION osgprod.list_files(
+    p_project text,
+    p_runs    int[] DEFAULT NULL,
+    p_path    text  DEFAULT NULL,
+    p_state   text  DEFAULT NULL,
+    p_file_id int   DEFAULT NULL,
+    p_limit   int   DEFAULT 100)
+RETURNS TABLE (file_id int, run int, seqno int, path text, state text, blocks int, blocks_done bigint, blocks_leased bigint,
+    blocks_ready bigint, blocks_quarantined bigint, blocks_uncut bigint, size_bytes bigint, loaded_at timestamptz)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
+AS $fn$
+-- Lists the files that are work of a project, and how far each is, in the order in which they are lent out.
+-- Parameters: p_project  project name;  p_runs  run numbers; NULL = all
+--             p_path     path of one file, or an SQL LIKE pattern; NULL = all
+--             p_state    fresh, begun, cut, finished, or open (begun or cut); NULL = all
+--             p_file_id  one file, as the lists name it; NULL = all;  p_limit  rows at most [1 .. 100000]
+-- Returns:    a row a file; blocks = done + leased + ready (came back) + quarantined + uncut
+-- Errors:     OG301 unknown project; OG108 state or limit out of range
+DECLARE
+    v_project_id int := (osgprod._get_project(p_project)).project_id;
+BEGIN
+    IF p_state NOT IN ('fresh', 'begun', 'cut', 'finished', 'open') THEN
+        RAISE EXCEPTION 'the state of a file is fresh, begun, cut, finished or open, not %', quote_literal(p_state)
+            USING ERRCODE = 'OG108', HINT = 'leave it out for all';
+    END IF;
+    RETURN QUERY
+    SELECT f.rawdata_id, f.run, f.seqno, f.path, f.state::text, f.block2 - f.block1,
+           CASE f.state WHEN 'finished' THEN f.block2 - f.block1 - q.quarantined ELSE coalesce(c.done, 0) END,
+           coalesce(c.leased, 0), coalesce(c.ready, 0), q.quarantined,
+           CASE f.state WHEN 'finished' THEN 0 ELSE f.block2 - f.block1 - coalesce(c.cut, 0) END, f.size_bytes, f.loaded_at
+      FROM (SELECT l.*, w.path, w.size_bytes FROM loaded_files l JOIN rawdata w ON w.rawdata_id = l.rawdata_id
+             WHERE l.project_id = v_project_id
+               AND (p_runs IS NULL OR l.run = ANY (p_runs))
+               AND (p_path IS NULL OR w.path = p_path OR w.path LIKE p_path)
+               AND (p_file_id IS NULL OR l.rawdata_id = p_file_id)
+               AND CASE p_state WHEN 'open' THEN l.state IN ('begun', 'cut')
+                   ELSE l.state::text = coalesce(p_state, l.state::text) END
+             ORDER BY l.run, l.seqno, l.rawdata_id LIMIT osgprod._limit(p_limit)) f
+      LEFT JOIN LATERAL (
+        SELECT sum(s.block2 - s.block1) FILTER (WHERE s.state = 'done') AS done,
+               sum(s.block2 - s.block1) FILTER (WHERE s.state = 'leased') AS leased,
+               sum(s.block2 - s.block1) FILTER (WHERE s.state = 'ready') AS ready,
+               sum(s.block2 - s.block1) AS cut
+          FROM slices s
+         WHERE s.project_id = f.project_id AND s.rawdata_id = f.rawdata_id AND f.state IN ('begun', 'cut')) c ON true
+     CROSS JOIN LATERAL (
+        SELECT count(*) AS quarantined FROM idle_slices i
+         WHERE i.project_id = f.project_id AND i.rawdata_id = f.rawdata_id AND i.not_before = 'infinity') q
+     ORDER BY f.run, f.seqno, f.rawdata_id;
+END
+$fn$;
+
+COMMENT ON FUNCTION osgprod.list_files(text, int[], text, text, int, int) IS
+'Lists the files that are work of a project and how far each is, in blocks, chosen by runs, path and state. For osgprod_worker and osgprod_operator.';
+
+CREATE FUNCTION osgprod.map_files(p_project text, p_rows int DEFAULT 400, p_columns int DEFAULT 300)
+RETURNS TABLE (first_run int, last_run int, files bigint, files_finished bigint, blocks bigint, blocks_done bigint,
+    blocks_quarantined bigint, files_a_cell int, cells text)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
+AS $fn$
+-- Draws a map of the work of a project: runs down, files across, each cell as complete as its files are.
+-- Parameters: p_project  project name
+--             p_rows     rows at most [1 .. 10000]: several neighbouring runs share one when there are more
+--             p_columns  cells of a row at most [1 .. 10000]: several neighbouring files share one when there are more
+-- Returns:    a row for each run or group of runs, in order, with its sums; cells: one character for each files_a_cell
+--             numbers (seqno) from 0 on: . = no file; 0 = nothing done, 1 .. 9 = tenths done, # = all; q = has a
+--             quarantined block. What is behind the last file of a row is left out
+-- Errors:     OG301 unknown project; OG108 rows or columns out of range
+DECLARE
+    v_project_id int := (osgprod._get_project(p_project)).project_id;
+    v_a_row      int;
+    v_a_cell     int;
+BEGIN
+    IF p_rows NOT BETWEEN 1 AND 10000 OR p_columns NOT BETWEEN 1 AND 10000 OR num_nulls(p_rows, p_columns) > 0 THEN
+        RAISE EXCEPTION 'a map has 1 to 10000 rows and columns' USING ERRCODE = 'OG108', HINT = 'screens have fewer';
+    END IF;
+    SELECT ceil(count(*)::numeric / p_rows)::int, max(r.last) / p_columns + 1 INTO v_a_row, v_a_cell
+      FROM (SELECT max(l.seqno) AS last FROM loaded_files l WHERE l.project_id = v_project_id GROUP BY l.run) r;
+    RETURN QUERY
+    WITH rows AS (
+        SELECT r.run, (row_number() OVER (ORDER BY r.run) - 1) / v_a_row AS line
+          FROM (SELECT l.run FROM loaded_files l WHERE l.project_id = v_project_id GROUP BY l.run) r
+    ), in_flight AS (
+        SELECT s.rawdata_id, sum(s.block2 - s.block1) FILTER (WHERE s.state = 'done') AS done
+          FROM loaded_files l JOIN slices s ON s.project_id = l.project_id AND s.rawdata_id = l.rawdata_id
+         WHERE l.project_id = v_project_id AND l.state IN ('begun', 'cut') GROUP BY s.rawdata_id
+    ), bad AS (
+        SELECT i.rawdata_id, count(*) AS blocks FROM idle_slices i
+         WHERE i.project_id = v_project_id AND i.not_before = 'infinity' GROUP BY i.rawdata_id
+    ), cells AS (
+        SELECT r.line, l.seqno / v_a_cell AS place, min(l.run) AS first_run, max(l.run) AS last_run, count(*) AS files,
+               count(*) FILTER (WHERE l.state = 'finished') AS finished, sum(l.block2 - l.block1) AS blocks,
+               coalesce(sum(CASE l.state WHEN 'finished' THEN l.block2 - l.block1 - coalesce(b.blocks, 0)
+                                         ELSE c.done END), 0) AS done,
+               coalesce(sum(b.blocks), 0) AS bad
+          FROM loaded_files l
+          JOIN rows r ON r.run = l.run
+          LEFT JOIN in_flight c ON c.rawdata_id = l.rawdata_id
+          LEFT JOIN bad b ON b.rawdata_id = l.rawdata_id
+         WHERE l.project_id = v_project_id
+         GROUP BY r.line, l.seqno / v_a_cell
+    ), placed AS (
+        SELECT c.*, c.place - coalesce(lag(c.place) OVER (PARTITION BY c.line ORDER BY c.place), -1) - 1 AS gap FROM cells c
+    )
+    SELECT min(p.first_run), max(p.last_run), sum(p.files)::bigint, sum(p.finished)::bigint, sum(p.blocks)::bigint,
+           sum(p.done)::bigint, sum(p.bad)::bigint, v_a_cell,
+           string_agg(repeat('.', p.gap) || CASE WHEN p.bad > 0 THEN 'q' WHEN p.done >= p.blocks THEN '#'
+                WHEN p.done = 0 THEN '0' ELSE greatest(10 * p.done / p.blocks, 1)::int::text END, '' ORDER BY p.place)
+      FROM placed p GROUP BY p.line ORDER BY p.line;
+END
+$fn$;
+
+COMMENT ON FUNCTION osgprod.map_files(text, int, int) IS
+'Draws a map of the work of a project, runs by files, one character a cell by how complete it is. For osgprod_worker and osgprod_operator.';

@@ -1,0 +1,52 @@
+CREATE FUNCTION osgprod.list_slices(
+    p_project text,
+    p_state   text  DEFAULT NULL,
+    p_runs    int[] DEFAULT NULL,
+    p_path    text  DEFAULT NULL,
+    p_file_id int   DEFAULT NULL,
+    p_limit   int   DEFAULT 100)
+RETURNS TABLE (run int, seqno int, file_id int, path text, block1 int, block2 int, state text, failures int, faults int,
+    not_before timestamptz, cluster int, process int, nstart int, since timestamptz, lease_left_s int)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
+AS $fn$
+-- Lists slices that were cut, in the order of their files.
+-- Parameters: p_project  project name
+--             p_state    leased, done, ready or quarantined; NULL = all;  p_runs  run numbers; NULL = all
+--             p_path     path of one file, or an SQL LIKE pattern; NULL = all
+--             p_file_id  one file, as the lists name it; NULL = all;  p_limit  rows at most [1 .. 100000]
+-- Returns:    a row a slice: blocks [block1, block2), failures and faults on its account, when it may be lent again
+--             (infinity = quarantined), the attempt that holds it or held it last, since when it has been open as it is,
+--             and what is left of its lease [s]
+-- Errors:     OG301 unknown project; OG108 state or limit out of range
+DECLARE
+    v_project_id int := (osgprod._get_project(p_project)).project_id;
+BEGIN
+    IF p_state NOT IN ('leased', 'done', 'ready', 'quarantined') THEN
+        RAISE EXCEPTION 'the state of a slice is leased, done, ready or quarantined, not %', quote_literal(p_state)
+            USING ERRCODE = 'OG108', HINT = 'leave it out for all';
+    END IF;
+    RETURN QUERY
+    SELECT f.run, f.seqno, f.rawdata_id, w.path, s.block1, s.block2, s.state::text, s.failures::int, s.faults::int,
+           i.not_before, s.cluster, s.process, s.nstart, s.opened_at,
+           CASE s.state WHEN 'leased' THEN extract(epoch FROM s.due_at - now())::int END
+      FROM loaded_files f
+      JOIN rawdata w ON w.rawdata_id = f.rawdata_id
+      JOIN slices s ON s.project_id = f.project_id AND s.rawdata_id = f.rawdata_id
+      LEFT JOIN idle_slices i ON i.project_id = s.project_id AND i.rawdata_id = s.rawdata_id AND i.block1 = s.block1
+     WHERE f.project_id = v_project_id
+       -- Only files that can hold such slices are looked through: not millions of done ones for a few others.
+       AND CASE WHEN p_state IN ('leased', 'ready') THEN f.state IN ('begun', 'cut')
+                WHEN p_state = 'quarantined' THEN EXISTS (
+                    SELECT FROM idle_slices q WHERE q.project_id = v_project_id AND q.rawdata_id = f.rawdata_id)
+                ELSE f.state <> 'fresh' END
+       AND (p_state IS NULL OR s.state = p_state::slice_state)
+       AND (p_runs IS NULL OR f.run = ANY (p_runs))
+       AND (p_path IS NULL OR w.path = p_path OR w.path LIKE p_path)
+       AND (p_file_id IS NULL OR f.rawdata_id = p_file_id)
+     ORDER BY f.run, f.seqno, f.rawdata_id, s.block1
+     LIMIT osgprod._limit(p_limit);
+END
+$fn$;
+
+COMMENT ON FUNCTION osgprod.list_slices(text, text, int[], text, int, int) IS
+'Lists slices that were cut, chosen by state, runs and path, with their accounts and who holds them. For osgprod_worker and osgprod_operator.';
