@@ -14,8 +14,8 @@ AS $fn$
 --             p_state    leased, done, ready or quarantined; NULL = all;  p_runs  run numbers; NULL = all
 --             p_path     path of one file, or an SQL LIKE pattern; NULL = all
 --             p_file_id  one file, as the lists name it; NULL = all;  p_limit  rows at most [1 .. 100000]
--- Returns:    a row a slice: blocks [block1, block2), failures and faults on its account, when it may be lent again
---             (infinity = quarantined), the attempt that holds it or held it last, since when it has been open as it is,
+-- Returns:    a row a slice: blocks [block1, block2), failures and faults on its account, when a ready one may be lent
+--             again, the attempt that holds it or held it last, since when it has been open as it is,
 --             and what is left of its lease [s]
 -- Errors:     OG301 unknown project; OG108 state or limit out of range
 DECLARE
@@ -27,7 +27,7 @@ BEGIN
     END IF;
     RETURN QUERY
     SELECT f.run, f.seqno, f.rawdata_id, w.path, s.block1, s.block2, s.state::text, s.failures::int, s.faults::int,
-           i.not_before, s.cluster, s.process, s.nstart, s.opened_at,
+           nullif(i.not_before, 'infinity'), s.cluster, s.process, s.nstart, s.opened_at,
            CASE s.state WHEN 'leased' THEN extract(epoch FROM s.due_at - now())::int END
       FROM loaded_files f
       JOIN rawdata w ON w.rawdata_id = f.rawdata_id

@@ -1,0 +1,293 @@
+"""What operators and the dashboard are told: the lists, the rates, the map, the notices."""
+
+from __future__ import annotations
+
+import json
+import random
+import statistics
+from typing import Any
+
+import psycopg
+import pytest
+
+from shim.database import call, connect
+from tests.support import WORKER_ROLE, World
+
+SHOWN_BY_THE_DASHBOARD = (
+    "progress",
+    "totals",
+    "rate",
+    "estimate",
+    "attempts_by_exit",
+    "attempts_by_site",
+    "attempts_by_worker",
+    "list_attempts",
+    "live_attempts",
+    "list_jobs",
+    "list_files",
+    "map_files",
+    "list_slices",
+    "quarantined",
+    "blocked_workers",
+)
+
+
+def put_reports(world: World, rows: list[tuple[float, str, int | None, str | None, int]]) -> None:
+    """Puts reports of project "p" on record: age [s], outcome, exit code, site, blocks."""
+    with world.db.cursor() as cursor:
+        cursor.executemany(
+            "INSERT INTO osgprod_data.reports (project_id, cluster, process, nstart, by_worker, outcome, exit_code,"
+            " reported_at, ran_s, nblocks, worker, site) SELECT p.project_id, 9, %s, 1, true, %s, %s,"
+            " clock_timestamp() - make_interval(secs => %s), 50, %s, 'wn' || %s, %s FROM osgprod_data.projects p"
+            " WHERE p.name = 'p'",
+            [(n, o, e, age, blocks, n % 3, s) for n, (age, o, e, s, blocks) in enumerate(rows)],
+        )
+
+
+def outcomes_counted(world: World) -> dict[str, tuple[int, int]]:
+    rows = world.db.execute(
+        "SELECT outcome, count(*), sum(nblocks) FROM osgprod_data.reports GROUP BY 1"
+    ).fetchall()
+    return {row["outcome"]: (row["count"], row["sum"]) for row in rows}
+
+
+def test_tallies_and_what_is_not_yet_tallied_are_all_reports_exactly_once(world: World) -> None:
+    rng = random.Random(7)
+    for round_ in range(4):
+        world.db.execute("DELETE FROM osgprod_data.reports WHERE cluster = 10")
+        put_reports(
+            world,
+            [
+                (rng.uniform(0, 7200), rng.choice(["done", "failed", "lost"]), rng.choice([0, 1, None]),
+                 rng.choice(["A", None]), rng.randrange(1, 9))
+                for _ in range(200)
+            ],
+        )  # fmt: skip
+        world.db.execute("UPDATE osgprod_data.reports SET cluster = %s WHERE cluster = 9", [100 + round_])
+        # what this round put before the last tally is found as if it had been there in time
+        world.db.execute("DELETE FROM osgprod_data.tallies")
+        world.db.execute("DELETE FROM osgprod_data.totals")
+        world.db.execute("UPDATE osgprod_data.projects SET tallied_until = '-infinity'")
+        for _ in range(1 + round_ % 2):
+            call(world.db, "tick")
+        told = {
+            row["outcome"]: (row["reports"], row["blocks"]) for row in call(world.db, "totals", project="p")
+        }
+        assert {k: v for k, v in told.items() if v[0]} == outcomes_counted(world)
+        by_exit = call(world.db, "attempts_by_exit", project="p", hours=3)
+        assert sum(row["attempts"] for row in by_exit) == 200 * (round_ + 1)
+        by_site = call(world.db, "attempts_by_site", project="p", hours=3)
+        assert sum(row["attempts"] for row in by_site) == 200 * (round_ + 1)
+        rate = call(world.db, "rate", project="p", hours=24)
+        assert sum(row["blocks_done"] for row in rate) == outcomes_counted(world)["done"][1]
+        assert sum(row["lost"] for row in rate) == outcomes_counted(world)["lost"][0]
+
+
+def test_tally_happens_once_for_each_ten_minutes_and_never_waits_for_an_operator(world: World) -> None:
+    put_reports(world, [(3600, "done", 0, None, 5)])
+    with connect(world.dsn) as other, other.transaction():
+        other.execute("SELECT FROM osgprod_data.projects FOR UPDATE")
+        world.db.execute("SET lock_timeout = '2s'")
+        call(world.db, "tick")
+        assert world.db.execute("SELECT count(*) AS n FROM osgprod_data.tallies").fetchone() == {"n": 0}
+    for _ in range(3):
+        call(world.db, "tick")
+    assert world.db.execute("SELECT count(*) AS n FROM osgprod_data.tallies").fetchone() == {"n": 1}
+    assert call(world.db, "totals", project="p")[0]["blocks"] == 5
+
+
+def test_rate_has_every_interval_and_at_most_145(world: World) -> None:
+    for hours, interval in ((1, 60), (2, 60), (3, 600), (24, 600), (25, 1200), (720, 18000), (8760, 219000)):
+        rows = call(world.db, "rate", project="p", hours=hours)
+        assert {row["interval_s"] for row in rows} == {interval}
+        assert hours * 3600 / interval <= len(rows) <= 145
+        steps = {
+            (b["began_at"] - a["began_at"]).total_seconds() for a, b in zip(rows, rows[1:], strict=False)
+        }
+        assert steps <= {float(interval)}
+
+
+def test_estimate_holds_the_true_rate_about_as_often_as_it_promises(world: World) -> None:
+    """Success times are a Poisson process of known rate; 95 % are promised, 60 tries may miss a few."""
+    rng = random.Random(20261)
+    world.add_file(10_000)
+    held, off = 0, []
+    for _ in range(60):
+        world.db.execute("DELETE FROM osgprod_data.reports")
+        age, rows, true_per_hour = 0.0, [], 600.0
+        while (age := age + rng.expovariate(true_per_hour / 3600)) < 6 * 3600:
+            rows.append((age, "done", 0, None, 1))
+        put_reports(world, rows)
+        row = call(world.db, "estimate", project="p", hours=6)[0]
+        assert row["blocks_left"] == 10_000
+        assert row["least_per_hour"] < row["blocks_per_hour"] < row["most_per_hour"]
+        assert row["ends_early_at"] < row["ends_at"] < row["ends_late_at"]
+        held += row["least_per_hour"] <= true_per_hour <= row["most_per_hour"]
+        off.append(row["blocks_per_hour"] / true_per_hour)
+    assert held >= 50, f"the true rate was inside {held} of 60 times"
+    assert abs(statistics.mean(off) - 1) < 0.02
+
+
+def test_estimate_says_nothing_where_nothing_can_be_said(world: World) -> None:
+    world.add_file(5)
+    row = call(world.db, "estimate", project="p")[0]
+    assert (row["blocks_left"], row["blocks_per_hour"], row["ends_at"]) == (5, None, None)
+    put_reports(world, [(30, "done", 0, None, 1)])
+    row = call(world.db, "estimate", project="p")[0]
+    assert row["ends_late_at"] is None and row["ends_early_at"] is None
+
+
+def test_lists_tell_what_happened(world: World) -> None:
+    world.set(max_failures=1)
+    first, second = world.add_file(3, seqno=0), world.add_file(2, seqno=1)
+    world.checkout(0, host="wn1", site="A")
+    world.report(0, 0, events=11)
+    world.checkout(1, host="wn2", site="B")
+    world.report(1, 9, reason="bank 3", output_url="https://me:pw@store/log?key=secret")
+    world.checkout(2, host="wn3", site="A")
+    world.checkout(3, host="wn3", site="A")
+
+    files = call(world.db, "list_files", project="p")
+    assert [(f["path"], f["state"], f["blocks"], f["blocks_done"], f["blocks_leased"], f["blocks_quarantined"],
+             f["blocks_uncut"]) for f in files] == [
+        (first, "cut", 3, 1, 1, 1, 0), (second, "begun", 2, 0, 1, 0, 1)]  # fmt: skip
+    slices = call(world.db, "list_slices", project="p")
+    assert [(s["block1"], s["state"]) for s in slices] == [
+        (1, "done"), (2, "quarantined"), (3, "leased"), (1, "leased")]  # fmt: skip
+    for state in ("done", "quarantined", "leased", "ready"):
+        only = call(world.db, "list_slices", project="p", state=state)
+        assert only == [s for s in slices if s["state"] == state]
+    live = call(world.db, "live_attempts", project="p")
+    assert [(a["process"], a["worker"].split("@")[0], a["path"]) for a in live] == [
+        (2, "wn3", first),
+        (3, "wn3", second),
+    ]
+    assert all(0 <= a["age_s"] < 60 and 21500 < a["lease_left_s"] <= 21600 for a in live)
+    ended = call(world.db, "list_attempts", project="p")
+    assert [(a["process"], a["outcome"], a["exit_code"]) for a in ended] == [(1, "failed", 9), (0, "done", 0)]
+    assert ended[0]["log_url"] == "https://store/log", "no key to a store is shown"
+    assert call(world.db, "list_attempts", project="p", exit_code=9) == ended[:1]
+    assert call(world.db, "list_attempts", project="p", site="A") == ended[1:]
+    jobs = call(world.db, "list_jobs", project="p")
+    assert [(j["process"], j["state"]) for j in jobs] == [
+        (3, "live"),
+        (2, "live"),
+        (1, "failed"),
+        (0, "done"),
+    ]
+    assert call(world.db, "list_jobs", project="p", cluster=1) == jobs
+    rawdata = call(world.db, "list_rawdata", runs="{1}")
+    assert [(r["path"], r["blocks"], r["events"], r["projects"]) for r in rawdata] == [
+        (first, 4, 31, 1), (second, 3, 21, 1)]  # fmt: skip
+    workers = call(world.db, "attempts_by_worker", project="p", order="failing")
+    assert [(w["worker"].split("@")[0], w["failed"]) for w in workers] == [("wn2", 1)]
+
+
+def test_history_of_a_job_has_each_attempt_and_each_verdict(world: World) -> None:
+    world.add_file(2)
+    world.checkout(5, cpus=2, host="wn1")
+    world.let_leases_run_out()
+    call(world.db, "reclaim_lost")
+    world.report(5, 0)  # it was only slow
+    world.checkout(6, host="wn2")
+    history = call(world.db, "job_history", project="p", cluster=1, process=5)
+    assert [(h["nstart"], h["outcome"], h["by_worker"]) for h in history] == [
+        (1, "lost", False), (1, "done", True)]  # fmt: skip
+    with pytest.raises(psycopg.errors.DatabaseError, match=r"job 1\.99 has no attempt"):
+        call(world.db, "job_history", project="p", cluster=1, process=99)
+
+
+def test_map_has_a_character_for_each_file(world: World) -> None:
+    world.set(max_failures=1)
+    for run, seqno in ((1, 0), (1, 1), (1, 3), (2, 0), (4, 7)):
+        world.add_file(2, run=run, seqno=seqno)
+    for process in range(2):
+        world.checkout(process)
+        world.report(process)
+    world.checkout(2)
+    world.report(2, 9)
+    rows = call(world.db, "map_files", project="p")
+    assert [(r["first_run"], r["last_run"], r["files"], r["cells"]) for r in rows] == [
+        (1, 1, 3, "#q.0"), (2, 2, 1, "0"), (4, 4, 1, ".......0")]  # fmt: skip
+    assert call(world.db, "map_files", project="p", rows=2, columns=4)[0] == {
+        **rows[0], "last_run": 2, "files": 4, "blocks": 8, "files_a_cell": 2, "cells": "q0",
+    }  # fmt: skip
+    assert sum(r["blocks_done"] for r in rows) == world.progress()["blocks_done"] == 2
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "message"),
+    [
+        ("rate", {"hours": 0}, "hours must be a number from 1 to 8760, not 0"),
+        ("estimate", {"hours": 9000}, "hours must be"),
+        ("list_slices", {"limit": 0}, "limit must be a number from 1 to 100000, not 0"),
+        ("list_slices", {"state": "lost"}, "the state of a slice is"),
+        ("list_files", {"state": "x"}, "the state of a file is"),
+        ("list_attempts", {"outcome": "x"}, "an outcome is"),
+        ("attempts_by_worker", {"order": "x"}, "the order of workers is"),
+        ("map_files", {"rows": 0}, "a map has 1 to 10000"),
+    ],
+)
+def test_senseless_wish_is_refused_with_a_hint(
+    world: World, function: str, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(psycopg.errors.DatabaseError, match=message) as caught:
+        call(world.db, function, project="p", **arguments)
+    assert caught.value.sqlstate == "OG108" and caught.value.diag.message_hint
+
+
+def test_shim_login_may_read_what_the_dashboard_shows_and_nothing_else(world: World) -> None:
+    world.add_file(2)
+    world.checkout(0)
+    secrets = ("magic", "digest", "salt", "token")
+    with connect(world.dsn + WORKER_ROLE) as shim:
+        for function in SHOWN_BY_THE_DASHBOARD:
+            for row in call(shim, function, project="p"):
+                assert not [name for name in row if any(secret in name for secret in secrets)]
+        assert call(shim, "job_history", project="p", cluster=1, process=0)
+        for function, arguments in (("list_rawdata", {}), ("diagnose", {}), ("verify", {"project": "p"})):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                call(shim, function, **arguments)
+
+
+def test_listeners_are_told_of_the_rare_events_and_of_nothing_else(world: World) -> None:
+    world.set(max_failures=1, max_fast_failures=2)
+    paths = [world.add_file(1, seqno=seqno) for seqno in range(3)]
+    with connect(world.dsn) as listener:
+        listener.execute("LISTEN osgprod")
+        for process, code in enumerate((0, 9)):
+            world.checkout(process, host=f"wn{process}")
+            world.report(process, code)
+        world.checkout(7, host="wn7")
+        world.report(7, 0)
+        call(world.db, "tick")
+        call(world.db, "ban_worker", project="p", worker="wn9", seconds=60, reason="r" * 3000)
+        call(world.db, "ban_worker", project="p", worker="wn9", seconds=0)
+        events = [json.loads(n.payload) for n in listener.notifies(timeout=5, stop_after=6)]
+        assert not list(listener.notifies(timeout=0.05))
+    assert all(event["project"] == "p" and event["at"] for event in events)
+    assert [(e["event"], e.get("path"), e.get("block"), e.get("worker")) for e in events] == [
+        ("block-quarantined", paths[1], 1, None),
+        ("file-finished", paths[0], None, None),
+        ("file-finished", paths[1], None, None),
+        ("file-finished", paths[2], None, None),
+        ("project-done", None, None, None),
+        ("worker-refused", None, None, "wn9"),
+    ]
+    assert len(events[-1]["reason"]) == 800
+
+
+def test_diagnosis_names_what_is_not_well_and_what_to_do(world: World) -> None:
+    found = {row["what"]: row for row in call(world.db, "diagnose")}
+    assert not found["work of p"]["is_well"] and "osgprod slices load p" in found["work of p"]["advice"]
+    assert found["magic of p"]["is_well"] and found["leases of p"]["is_well"]
+    assert found["shim cannot read tables"]["is_well"]
+    world.add_file(2)
+    world.checkout(0)
+    world.db.execute("UPDATE osgprod_data.slices SET due_at = now() - interval '1 h'")
+    world.db.execute("UPDATE osgprod_data.projects SET next_due_at = now() - interval '1 h'")
+    world.db.execute("GRANT SELECT ON osgprod_data.projects TO osgprod_worker")
+    found = {row["what"]: row for row in call(world.db, "diagnose")}
+    assert not found["leases of p"]["is_well"] and not found["shim cannot read tables"]["is_well"]
+    assert found["shim cannot read tables"]["found"] == "projects"
+    assert found["work of p"]["is_well"]
