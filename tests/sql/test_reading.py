@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import statistics
@@ -101,9 +102,7 @@ def test_rate_has_every_interval_and_at_most_145(world: World) -> None:
         rows = call(world.db, "rate", project="p", hours=hours)
         assert {row["interval_s"] for row in rows} == {interval}
         assert hours * 3600 / interval <= len(rows) <= 145
-        steps = {
-            (b["began_at"] - a["began_at"]).total_seconds() for a, b in zip(rows, rows[1:], strict=False)
-        }
+        steps = {(b["began_at"] - a["began_at"]).total_seconds() for a, b in itertools.pairwise(rows)}
         assert steps <= {float(interval)}
 
 
