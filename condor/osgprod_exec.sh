@@ -1,37 +1,45 @@
-#!/usr/bin/env bash
+#!/bin/bash
 #
 # osgprod_exec.sh <cluster> <process> [<ncpus>]: runs around the work: asks the server for a work script, runs it, beats
 # meanwhile, gathers the outputs into job_<cluster>_<process>.tar.gz, sends them, and reports how it ended.
-# Runs on grid nodes that nobody here controls: bash 4.2, curl 7.29, nothing else is taken for granted.
+# Runs on grid nodes that nobody here controls: bash 4.2, curl 7.29, nothing else is taken for granted. (/bin/bash, since
+# "env bash" finds none where PATH is empty.)
 #
 # Environment (osgprod.sub sets it):
 #     OSGPROD_URL         the server, like https://host/osgprod
 #     OSGPROD_PROJECT     the project
-#     OSGPROD_MAGIC       its secret; or OSGPROD_MAGIC_FILE, a file that holds it
-#     OSGPROD_OUTPUT_URL  folder for the tarball: http(s)://, file:// or a path; unset = it stays here for HTCondor
+#     OSGPROD_MAGIC       its secret; or OSGPROD_MAGIC_FILE, a file that holds it; without both a bearer token is sent
+#     OSGPROD_OUTPUT_URL  folder for the tarball: http(s)://, root://, osdf://, pelican://, file:// or a path; unset = it
+#                         stays here for HTCondor
 #     OSGPROD_CONTAINER   command before the work script, like "apptainer exec image.sif"
-#     OSGPROD_TRIES       how often a request is sent at most [10]
-#     OSGPROD_MAX_WAIT_S  how long to wait when work may come back [s; 600]; 0 = end at once
+#     OSGPROD_TRIES       how often a request, or an upload, is tried at most [10]
+#     OSGPROD_BACKOFF_MS  pause after the first of these; doubled each time, up to 64 fold [ms; 1000]
+#     OSGPROD_MAX_WAIT_S  how long to wait when work may come back [s; 600]; 0 = end at once, as when there is none
 #     OSGPROD_SITE        name of the site, for the record
-# Exit codes, for HTCondor: 0 done, or nothing to do; 10 the slice failed, maybe its data (run another job, not this one
-# again); 20 this node's fault (run elsewhere); 30 the server can't be reached or the outputs can't be sent (try again
-# later); 40 refused or misconfigured (hold the job); 143 told to stop by SIGTERM (nothing reported, the restarted job
-# gets its slice back).
+#     BEARER_TOKEN ...    see find_token
+# The tarball of a job's nth start, n > 1, is job_<cluster>_<process>.<n>.tar.gz; that of a failed one failed_job_...
+# Exit codes, for HTCondor (osgprod.sub says what becomes of the job): 0 done, or nothing to do; 10 the slice failed, maybe
+# its data; 20 this node's fault; 30 the server or the storage is away, or all work is out; 40 refused or misconfigured;
+# 143 told to stop by SIGTERM (nothing reported, the restarted job gets its slice back).
 
 set -euo pipefail
 IFS=$' \t\n'
 export LC_ALL=C
-export PATH="${PATH:-/usr/local/bin:/usr/bin:/bin}" # some sites have an empty one
+export PATH="${PATH:+$PATH:}/usr/local/bin:/usr/bin:/bin" # some sites have an empty one
+umask 077                                                 # other users of the node are not to read what lies here
 
 readonly EXIT_FAILED=10 EXIT_NODE_FAULT=20 EXIT_LATER=30 EXIT_REFUSED=40 EXIT_TERM=143
 readonly EXIT_NOT_FETCHED=75 # of the work script
-readonly TRIES="${OSGPROD_TRIES:-10}" MAX_WAIT_S="${OSGPROD_MAX_WAIT_S:-600}"
-readonly KILL_AFTER_S=5 # a batch system gives little time
+readonly TOLD_TO_STOP=9      # of the heartbeat
+readonly TRIES="${OSGPROD_TRIES:-10}" BACKOFF_MS="${OSGPROD_BACKOFF_MS:-1000}" MAX_WAIT_S="${OSGPROD_MAX_WAIT_S:-600}"
+readonly KILL_AFTER_S=3 MAX_PAUSE_S=300 # a batch system gives little time; a server may ask for much
+# -q: no .curlrc of whoever owns this node; --noproxy: a site's web cache has no say between us and the server.
+readonly CURL=(curl -q -sS --noproxy '*' --connect-timeout 20)
 
-scratch="" work_pid="" beat_pid="" token="" magic="" host=""
+scratch="" work_pid="" beat_pid="" child_pid="" token="" magic="" bearer="" host="" beat_status=0
 
 log() {
-  printf '%s osgprod_exec %s.%s: %s\n' "$(date -u +%Y-%m-%dT%H:%M:%SZ)" "${cluster:-}" "${process:-}" "$*" >&2
+  printf '%s osgprod_exec %s.%s: %s\n' "$(date -u +%Y-%m-%dT%H:%M:%SZ 2>&1)" "${cluster:-}" "${process:-}" "$*" >&2
 }
 
 # Arguments: exit code, message
@@ -45,45 +53,96 @@ pause() {
   read -r -t "$1" -u 9 || true
 }
 
-# Seconds before try n: 1, 2, 4 ... 64, and a random part so that jobs don't come back all at once. Argument: n
+# Seconds before try n + 1, with a random part so that jobs don't come back all at once. Arguments: n, seconds that the
+# server wants, if it says so
 backoff() {
-  local n="$1"
-  printf '%s.%s' "$((1 << (n > 6 ? 6 : n - 1)))" "$((RANDOM % 10))"
+  local n="$1" wanted_s="${2:-}" ms
+  ms=$((BACKOFF_MS * (1 << (n > 6 ? 6 : n - 1))))
+  [[ "$wanted_s" =~ ^[0-9]{1,4}$ ]] || wanted_s=0
+  ((wanted_s <= MAX_PAUSE_S)) || wanted_s="$MAX_PAUSE_S"
+  ((ms >= wanted_s * 1000)) || ms=$((wanted_s * 1000))
+  ms=$((ms + RANDOM % (ms / 2 + 1)))
+  printf '%d.%03d' "$((ms / 1000))" "$((ms % 1000))"
 }
 
-# One line of a curl configuration; secrets go that way, not on the command line. Arguments: name, value
-field() {
+# One line of a curl configuration; secrets go that way, not on the command line. Arguments: option, value
+option() {
   local value="$2"
   value="${value//\\/\\\\}"
   value="${value//\"/\\\"}"
-  printf 'data-urlencode = "%s=%s"\n' "$1" "$value"
+  value="${value//$'\n'/\\n}"
+  printf '%s = "%s"\n' "$1" "$value"
 }
 
-# Sends one request; POST, which no proxy on the way keeps a copy of. Sets http_status (000 = no answer); the answer is in
-# $scratch/NAME and $scratch/NAME.headers. Arguments: route, NAME, then name value pairs
+# Finds a bearer token as all WLCG tools do, and where HTCondor puts one. Sets bearer, and BEARER_TOKEN_FILE for xrdcp,
+# pelican and the work script when it is in a file.
+find_token() {
+  local uid file
+  uid="$(id -u)"
+  bearer="${BEARER_TOKEN:-}"
+  bearer="${bearer//[[:space:]]/}"
+  [[ -z "$bearer" ]] || return 0
+  if [[ -n "${BEARER_TOKEN_FILE:-}" ]]; then
+    set -- "$BEARER_TOKEN_FILE" # the one that is named, and no other
+  else                          # HTCondor's is this job's own; the others may be of all who run as this user
+    set -- "${_CONDOR_CREDS:-/nonexistent}"/*.use "${XDG_RUNTIME_DIR:-/nonexistent}/bt_u$uid" "/tmp/bt_u$uid"
+  fi
+  for file in "$@"; do
+    [[ -r "$file" ]] || continue
+    bearer="$(tr -d '[:space:]' <"$file")"
+    if [[ -n "$bearer" ]]; then
+      export BEARER_TOKEN_FILE="$file"
+      return 0
+    fi
+  done
+}
+
+# Reads what the environment says; sets magic and bearer.
+configure() {
+  [[ -n "${OSGPROD_URL:-}" ]] || die "$EXIT_REFUSED" 'OSGPROD_URL is not set: the server, like https://host/osgprod'
+  [[ -n "${OSGPROD_PROJECT:-}" ]] || die "$EXIT_REFUSED" 'OSGPROD_PROJECT is not set'
+  command -v curl >/dev/null || die "$EXIT_NODE_FAULT" 'there is no curl here'
+  [[ -z "${OSGPROD_OUTPUT_URL:-}" ]] || storage_kind "$OSGPROD_OUTPUT_URL" >/dev/null ||
+    die "$EXIT_REFUSED" "OSGPROD_OUTPUT_URL: no way to send to $OSGPROD_OUTPUT_URL"
+  magic="${OSGPROD_MAGIC:-}"
+  if [[ -n "${OSGPROD_MAGIC_FILE:-}" ]]; then
+    [[ -r "$OSGPROD_MAGIC_FILE" ]] || die "$EXIT_REFUSED" "OSGPROD_MAGIC_FILE: $OSGPROD_MAGIC_FILE can't be read"
+    IFS= read -r magic <"$OSGPROD_MAGIC_FILE" || true # no newline at the end is all right
+  fi
+  find_token
+  [[ -n "$magic$bearer" ]] || log 'neither a magic nor a bearer token is here'
+}
+
+# Sends one request; POST, which no proxy on the way keeps a copy of. Sets http_status (000 = no whole answer), headers
+# and body; the body of a work script goes to a file instead, and nothing else does: the disk may be full.
+# Arguments: route, then name value pairs
 request() {
-  local route="$1" answer="$scratch/$2"
-  shift 2
-  : >"$answer.headers"
-  http_status="$(
+  local route="$1" reply is_whole=true
+  shift
+  reply="$(
     {
-      field project "$OSGPROD_PROJECT"
-      field cluster "$cluster"
-      field process "$process"
-      field magic "$magic"
-      field host "$host"
-      [[ -z "${OSGPROD_SITE:-}" ]] || field site "$OSGPROD_SITE"
+      [[ -n "$magic" || -z "$bearer" ]] || option header "Authorization: Bearer $bearer"
+      set -- project "$OSGPROD_PROJECT" cluster "$cluster" process "$process" magic "$magic" host "$host" \
+        site "${OSGPROD_SITE:-}" token "$token" "$@"
       while (($# > 1)); do
-        field "$1" "$2"
+        [[ -z "$2" ]] || option data-urlencode "$1=$2"
         shift 2
       done
-    } | curl -sS --noproxy '*' --connect-timeout 20 --max-time 120 -K - -D "$answer.headers" -o "$answer" \
-      -w '%{http_code}' "${OSGPROD_URL%/}/$route" 2>"$answer.error" || true
-  )"
-  http_status="${http_status:-000}"
+      [[ "$route" != workscript.bash ]] || option output "$scratch/script"
+    } | "${CURL[@]}" --max-time 120 -H 'Expect:' -K - -D - -w '\n%{http_code}' "${OSGPROD_URL%/}/$route" 2>&1
+  )" || is_whole=false
+  http_status="${reply##*$'\n'}"
+  headers="${reply%%$'\r\n\r\n'*}"
+  body="${reply#*$'\r\n\r\n'}"
+  [[ "$route" != workscript.bash ]] || body="$(head -n 1 "$scratch/script" 2>/dev/null)" || body=""
+  if ! $is_whole; then # a script that is cut short must not run
+    http_status=000
+    body="curl: ${reply#*curl: }"
+  fi
+  body="${body%%$'\n'*}"
 }
 
-# The same, again until there is an answer that stands. Arguments: as request
+# The same, again until there is an answer that stands.
 persistent_request() {
   local try
   for ((try = 1; ; try++)); do
@@ -92,39 +151,32 @@ persistent_request() {
     000 | 5?? | 429) ;;
     *) return 0 ;;
     esac
-    log "no luck with $1 (try $try of $TRIES, status $http_status): $(answer_line "$2")"
+    log "no luck with $1 (try $try of $TRIES, status $http_status): $body"
     ((try < TRIES)) || return 1
-    pause "$(backoff "$try")"
+    pause "$(backoff "$try" "$(header Retry-After)")"
   done
 }
 
-# The first line that tells why. Argument: NAME of a request
-answer_line() {
-  if [[ "$http_status" == 000 ]]; then
-    head -n 1 "$scratch/$1.error"
-  else
-    head -n 1 "$scratch/$1"
-  fi
-}
-
-# Arguments: NAME of a request, header
+# Argument: name of a header of the last answer
 header() {
-  sed -n "s/^$2: *\([^[:space:]]*\).*/\1/Ip" "$scratch/$1.headers" | tail -n 1
+  printf '%s\n' "$headers" | sed -n "s/^$1: *\([^[:space:]]*\).*/\1/Ip" | tail -n 1
 }
 
-# Asks for the work script until there is one or nothing to wait for.
+# Asks for the work script until there is one or nothing to wait for. Sets answer, the server's word of what it is.
 checkout() {
   local deadline=$((SECONDS + MAX_WAIT_S)) retry_s
   while true; do
-    persistent_request workscript.bash script cpus "$ncpus" || die "$EXIT_LATER" 'the server gives no script'
-    [[ "$http_status" == 200 ]] || die "$EXIT_REFUSED" "refused with status $http_status: $(answer_line script)"
-    retry_s="$(header script Retry-After)"
-    [[ "$(header script Osgprod-Status)" == wait ]] || return 0
-    if ((SECONDS + ${retry_s:-60} > deadline)); then
-      log 'work may come back, but not in the time that this job waits'
+    persistent_request workscript.bash cpus "$ncpus" || die "$EXIT_LATER" "the server gives no script: $body"
+    [[ "$http_status" == 200 ]] || die "$EXIT_REFUSED" "refused with status $http_status: $body"
+    answer="$(header Osgprod-Status)"
+    [[ "$answer" == wait ]] || return 0
+    retry_s="$(header Retry-After)"
+    retry_s="${retry_s:-60}"
+    if ((SECONDS + retry_s > deadline)); then
+      ((MAX_WAIT_S == 0)) || die "$EXIT_LATER" 'all work is out; it may come back, but not while this job waits'
       return 0
     fi
-    pause "${retry_s:-60}.$((RANDOM % 10))"
+    pause "$retry_s.$((RANDOM % 10))"
   done
 }
 
@@ -133,8 +185,9 @@ cpu_seconds() {
   local file line total=0
   local -a fields
   for file in /proc/[0-9]*/stat; do
-    { read -r line <"$file"; } 2>/dev/null || continue
-    read -r -a fields <<<"${line##*) }"
+    { IFS= read -r line <"$file"; } 2>/dev/null || continue
+    # shellcheck disable=SC2206  # numbers
+    fields=(${line##*) })
     # behind the name: 0 state, 1 parent, 2 group; 11-14 ticks, own and of ended children
     [[ "${fields[2]}" == "$work_pid" ]] || continue
     total=$((total + fields[11] + fields[12] + fields[13] + fields[14]))
@@ -142,20 +195,27 @@ cpu_seconds() {
   printf '%s' "$((total / 100))"
 }
 
-# Renews the lease until told that the slice is no longer ours; then ends the work. Argument: seconds between beats
+# Renews the lease until told that the slice is no longer ours, or until we were killed; then ends the work.
+# Argument: seconds between beats
 beat() {
-  local bytes
+  local kilobytes next="$1"
   trap 'exit 0' TERM
-  while pause "$1"; do
-    bytes="$(du -sk "$scratch/work" 2>/dev/null | cut -f 1)"
-    request workscript.ping ping token "$token" bytes "$((${bytes:-0} * 1024))" cpu "$(cpu_seconds)"
+  while true; do
+    while ((next > 0)); do
+      pause "$((next > 5 ? 5 : next))"
+      next=$((next - 5))
+      kill -0 "$$" 2>/dev/null || break 2
+    done
+    next="$1"
+    kilobytes="$(du -sk "$scratch/work" 2>/dev/null | cut -f 1)" || kilobytes=0
+    request workscript.ping bytes "$((${kilobytes:-0} * 1024))" cpu "$(cpu_seconds)"
     if [[ "$http_status" == 409 ]]; then
-      log "stopping the work: $(answer_line ping)"
-      : >"$scratch/stopped"
+      log "stopping the work: $body"
       end_work
-      return 0
+      exit "$TOLD_TO_STOP"
     fi
   done
+  end_work
 }
 
 # Ends the work and all its children: politely, then for good.
@@ -174,7 +234,7 @@ run_work() {
   local -a container=()
   local beat_s
   mkdir "$scratch/work"
-  [[ -z "${OSGPROD_CONTAINER:-}" ]] || read -r -a container <<<"$OSGPROD_CONTAINER"
+  [[ -z "${OSGPROD_CONTAINER:-}" ]] || IFS=' ' read -r -a container <<<"$OSGPROD_CONTAINER"
   set -m # a process group for each job in the background
   (
     cd "$scratch/work"
@@ -184,13 +244,15 @@ run_work() {
   ) 9>&- >"$scratch/work.log" 2>&1 &
   work_pid=$!
   set +m
-  beat_s="$(header script Osgprod-Heartbeat)"
+  beat_s="$(header Osgprod-Heartbeat)"
   if ((${beat_s:-0} > 0)); then
     beat "$beat_s" &
     beat_pid=$!
   fi
   work_status=0
   wait "$work_pid" || work_status=$?
+  end_work # whatever it left in the background
+  work_pid=""
   stop_beating
   cat "$scratch/work.log"
 }
@@ -198,20 +260,34 @@ run_work() {
 stop_beating() {
   if [[ -n "$beat_pid" ]]; then
     kill -TERM "$beat_pid" 2>/dev/null || true
-    wait "$beat_pid" 2>/dev/null || true
+    wait "$beat_pid" 2>/dev/null || beat_status=$?
     beat_pid=""
   fi
 }
 
-# Packs what the work left; proxies and tokens lie elsewhere, and are not taken along should they have been copied.
+# Packs what the work left into $tarball; the slice itself, proxies and tokens are not taken along.
 pack_outputs() {
+  local slice
+  slice="$(slice_file)"
+  [[ -z "$slice" ]] || rm -f "$scratch/work/$slice"
   tail -c 100000 "$scratch/work.log" >"$scratch/work/osgprod_work.log" 2>/dev/null || true
-  rm -f "$tarball"
-  tar -czf "$tarball.new" -C "$scratch/work" --exclude='x509*' --exclude='bt_u*' --exclude='*.use' --exclude='*.scitoken' . &&
-    mv "$tarball.new" "$tarball"
+  tar -czf "$tarball.new" -C "$scratch/work" --exclude='x509*' --exclude='bt_u*' --exclude='*.use' \
+    --exclude='*.scitoken' --exclude=.osgprod.errors . && mv "$tarball.new" "$tarball" && return 0
+  rm -f "$tarball.new"
+  return 1
 }
 
-# The checksum that storage systems know. Argument: file
+# The name under which the work script fetches the slice: name+1,4.evio for name.evio+1,4
+slice_file() {
+  local blocks="${slice##*+}" name="${slice%+*}"
+  [[ "$name" != *.* ]] || printf '%s' "${name%.*}+$blocks.${name##*.}"
+}
+
+size_of() {
+  wc -c <"$1" | tr -d ' '
+}
+
+# The checksum that storage systems know, as 8 hexadecimal digits. Argument: file
 adler32() {
   if command -v xrdadler32 >/dev/null; then
     xrdadler32 "$1" | cut -d ' ' -f 1
@@ -222,66 +298,139 @@ with open(sys.argv[1], "rb") as f:
     for block in iter(lambda: f.read(1 << 20), b""):
         a = zlib.adler32(block, a)
 print("%08x" % (a & 0xffffffff))' "$1"
+  else
+    od -A n -v -t u1 "$1" | awk 'BEGIN { a = 1 } { for (i = 1; i <= NF; i++) { a += $i; b += a } a %= 65521; b %= 65521 }
+      END { printf "%04x%04x\n", b, a }'
   fi
 }
 
-size_of() {
-  wc -c <"$1" | tr -d ' '
+# Runs a command so that SIGTERM is heard meanwhile.
+run() {
+  local status=0
+  "$@" <&0 &
+  child_pid=$!
+  wait "$child_pid" || status=$?
+  child_pid=""
+  return "$status"
 }
 
-# Sends the tarball and makes sure that it arrived whole. Arguments: file, URL
-send() {
-  local path
-  case "$2" in
-  http://* | https://*) send_http "$1" "$2" ;;
-  file://* | /*)
-    path="${2#file://}"
-    mkdir -p "$(dirname "$path")" && cp "$1" "$path.part" && mv "$path.part" "$path" &&
-      [[ "$(size_of "$path")" -eq "$(size_of "$1")" ]]
-    ;;
-  *)
-    log "no way to send to $2"
-    return 1
-    ;;
+# A curl configuration with what storage may want to see: a proxy certificate; a token, but not in the clear. Argument: URL
+credentials() {
+  if [[ -n "${X509_USER_PROXY:-}" ]]; then
+    option cert "$X509_USER_PROXY"
+    option key "$X509_USER_PROXY"
+  fi
+  [[ -z "$bearer" || "$1" != https://* ]] || option header "Authorization: Bearer $bearer"
+}
+
+# curl for storage. Arguments: URL, then curl's
+curl_storage() {
+  local url="$1"
+  shift
+  run "${CURL[@]}" -f -L --proto-redir "=${url%%:*}" --speed-limit 1000 --speed-time 120 -K - "$@" "$url" \
+    < <(credentials "$url")
+}
+
+# Each kind of storage has three functions: send_KIND FILE URL; stored_KIND URL prints the size of what is there and, if
+# storage tells it, its adler32, a line each; remove_KIND URL.
+send_http() {
+  curl_storage "$2" -o /dev/null -T "$1"
+}
+stored_http() {
+  local headers
+  headers="$(curl_storage "$1" -I --max-time 120 -H 'Want-Digest: adler32')" || return 1
+  header content-length
+  header digest | sed -n 's/^.*adler32=\([0-9A-Fa-f]*\).*/\1/p'
+}
+remove_http() {
+  curl_storage "$1" -o /dev/null -X DELETE
+}
+
+send_root() {
+  run xrdcp --nopbar --force --posc "$1" "$2" >&2 # posc: nothing stays when the connection is lost
+}
+stored_root() {
+  local server="${1%%//*}//" path="${1#*://}"
+  server+="${path%%/*}" path="/${path#*/}"
+  xrdfs "$server" stat "${path/#\/\///}" | sed -n 's/^Size: *//p'
+  xrdfs "$server" query checksum "${path/#\/\///}" 2>/dev/null | sed -n 's/^adler32 *//p'
+}
+remove_root() {
+  local server="${1%%//*}//" path="${1#*://}"
+  server+="${path%%/*}" path="/${path#*/}"
+  xrdfs "$server" rm "${path/#\/\///}"
+}
+
+send_pelican() {
+  run pelican object put "$1" "$2" >&2
+}
+stored_pelican() {
+  pelican object stat "$1" | sed -n 's/^ *[Ss]ize: *\([0-9]*\).*/\1/p'
+}
+remove_pelican() {
+  false # the client has no way
+}
+
+send_file() {
+  local path="${2#file://}"
+  mkdir -p "$(dirname "$path")" && run cp "$1" "$path.part$token" && mv "$path.part$token" "$path"
+}
+stored_file() {
+  local path="${1#file://}"
+  size_of "$path"
+  adler32 "$path"
+}
+remove_file() {
+  rm -f "${1#file://}"
+}
+
+# Prints the kind of storage that a URL names.
+storage_kind() {
+  case "$1" in
+  http://* | https://*) printf http ;;
+  root://* | roots://* | xroot://*) printf root ;;
+  osdf://* | pelican://*) printf pelican ;;
+  file://* | /*) printf file ;;
+  *) return 1 ;;
   esac
 }
 
-# A killed upload leaves a file that looks well: the size is asked for. Arguments: file, URL
-send_http() {
-  local stored
-  curl -sS -f -L --noproxy '*' --connect-timeout 20 --speed-limit 1000 --speed-time 120 -o /dev/null \
-    ${X509_USER_PROXY:+--cert "$X509_USER_PROXY" --key "$X509_USER_PROXY"} -T "$1" "$2" || return 1
-  stored="$(curl -sS -f -L -I --noproxy '*' --connect-timeout 20 --max-time 120 \
-    ${X509_USER_PROXY:+--cert "$X509_USER_PROXY" --key "$X509_USER_PROXY"} "$2" |
-    sed -n 's/^content-length: *\([0-9]*\).*/\1/Ip' | tail -n 1)" || return 1
-  [[ "$stored" == "$(size_of "$1")" ]]
-}
-
-# Sets output_url when the outputs are where they belong.
+# Sends the tarball, and looks whether it arrived whole: a killed upload leaves a file that looks well. Storage that
+# tells no checksum is believed by the size. Argument: tries at most. Sets output_url.
 send_outputs() {
-  local try name
-  [[ -n "${OSGPROD_OUTPUT_URL:-}" ]] || return 0
-  name="job_${cluster}_${process}.tar.gz"
-  # Another start of this job may have sent its own: nothing is overwritten.
-  [[ "${nstarts:-1}" == 1 ]] || name="job_${cluster}_${process}.${nstarts}.tar.gz"
-  for ((try = 1; try <= TRIES; try++)); do
-    if send "$tarball" "${OSGPROD_OUTPUT_URL%/}/$name"; then
-      output_url="${OSGPROD_OUTPUT_URL%/}/$name"
-      return 0
+  local tries="$1" url="${OSGPROD_OUTPUT_URL:-}" kind try
+  local -a stored
+  [[ -n "$url" ]] || return 0
+  url="${url%/}/${tarball##*/}"
+  kind="$(storage_kind "$url")"
+  for ((try = 1; try <= tries; try++)); do
+    if "send_$kind" "$tarball" "$url"; then
+      mapfile -t stored < <("stored_$kind" "$url" | tr A-F a-f)
+      if [[ "${stored[0]:-}" == "$output_bytes" && "${stored[1]:-$output_adler32}" == "$output_adler32" ]]; then
+        output_url="$url"
+        return 0
+      fi
+      log "$url: ${stored[*]:-nothing} arrived instead of $output_bytes $output_adler32"
     fi
-    log "outputs not sent (try $try of $TRIES)"
-    ((try == TRIES)) || pause "$(backoff "$try")"
+    log "outputs not sent to $url (try $try of $tries)"
+    ((try == tries)) || pause "$(backoff "$try")"
   done
   return 1
+}
+
+# Takes away what was sent but doesn't count, and the tarball here.
+unsend_outputs() {
+  rm -f "$tarball"
+  [[ -z "$output_url" ]] || "remove_$(storage_kind "$output_url")" "$output_url" || log "$output_url does not count, and stays"
 }
 
 # Tells the server. Argument: exit code; then name value pairs
 report() {
   local code="$1"
   shift
-  persistent_request workscript.exit verdict exitcode "$code" ${token:+token "$token"} "$@" ||
+  persistent_request workscript.exit exitcode "$code" "$@" ||
     die "$EXIT_LATER" 'the server took no report; the lease will run out'
-  log "reported exit code $code: status $http_status: $(answer_line verdict)"
+  log "reported exit code $code: status $http_status: $body"
 }
 
 # The work's last words, as the reason of a failure.
@@ -291,27 +440,37 @@ last_words() {
 
 # Packs, sends, reports; returns this script's exit code.
 finish() {
-  local output_url="" events="" adler=""
-  if ! pack_outputs || ! send_outputs; then
-    report "$EXIT_NOT_FETCHED" reason 'the outputs could not be packed or sent'
-    return "$EXIT_LATER"
+  local output_url="" output_bytes="" output_adler32="" events="" count=""
+  local name="job_${cluster}_${process}"
+  [[ "${nstarts:-1}" == 1 ]] || name+=".$nstarts" # another start of this job may have sent its own
+  ((work_status == 0)) || name="failed_$name"
+  tarball="$PWD/$name.tar.gz"
+  if pack_outputs; then
+    output_bytes="$(size_of "$tarball")"
+    output_adler32="$(adler32 "$tarball")" || output_adler32=""
+  elif ((work_status == 0)); then
+    report "$EXIT_NOT_FETCHED" reason 'the outputs could not be packed'
+    return "$EXIT_NODE_FAULT"
   fi
-  events="$(sed -n 's/^events=\([0-9][0-9]*\)$/\1/p' "$scratch/report.txt" 2>/dev/null | tail -n 1)"
-  adler="$(adler32 "$tarball")" || adler=""
-  set -- output_bytes "$(size_of "$tarball")" outputs "$(find "$scratch/work" -type f ! -name osgprod_work.log | wc -l)" \
-    ${events:+events "$events"} ${adler:+output_adler32 "$adler"} ${output_url:+output_url "$output_url"}
   if ((work_status != 0)); then
-    report "$work_status" "$@" reason "$(last_words)"
+    [[ -z "$output_bytes" ]] || send_outputs 1 || true # nice to have
+    report "$work_status" output_url "$output_url" reason "$(last_words)"
     ((work_status <= 128 && work_status != EXIT_NOT_FETCHED)) || return "$EXIT_NODE_FAULT"
     return "$EXIT_FAILED"
   fi
-  report 0 "$@"
-  case "$http_status $(header verdict Osgprod-Status)" in
-  200\ failed) return "$EXIT_FAILED" ;;
-  200\ *) return 0 ;;
-  409\ *)
-    rm -f "$tarball" # another attempt's outputs count
-    return 0
+  if ! send_outputs "$TRIES"; then
+    report "$EXIT_NOT_FETCHED" reason "the outputs could not be sent to ${OSGPROD_OUTPUT_URL}"
+    return "$EXIT_LATER"
+  fi
+  events="$(sed -n 's/^events=\([0-9][0-9]*\)$/\1/p' "$scratch/report.txt" 2>/dev/null | tail -n 1)" || events=""
+  count="$(find "$scratch/work" -type f ! -name osgprod_work.log | wc -l)"
+  report 0 events "$events" outputs "$((count))" output_bytes "$output_bytes" output_adler32 "$output_adler32" \
+    output_url "$output_url"
+  case "$http_status $(header Osgprod-Status)" in
+  200\ done) return 0 ;;
+  200\ * | 404\ * | 409\ *) # judged a failure; forgotten by a restored database; another attempt's outputs count
+    unsend_outputs
+    return "$EXIT_FAILED"
     ;;
   esac
   return "$EXIT_REFUSED"
@@ -320,6 +479,7 @@ finish() {
 on_term() {
   trap '' TERM INT HUP
   log 'told to stop; the slice stays ours until its lease runs out'
+  [[ -z "$child_pid" ]] || kill -TERM "$child_pid" 2>/dev/null || true
   if [[ -n "$work_pid" ]]; then
     end_work
     cat "$scratch/work.log"
@@ -331,45 +491,46 @@ cleanup() {
   local status=$?
   stop_beating
   [[ -z "$scratch" ]] || rm -rf "$scratch"
-  exit "$status"
+  case "$status" in
+  0 | "$EXIT_FAILED" | "$EXIT_NODE_FAULT" | "$EXIT_LATER" | "$EXIT_REFUSED" | "$EXIT_TERM") exit "$status" ;;
+  esac
+  log "a command of this script failed with $status" # by what is, or isn't, on this node
+  exit "$EXIT_NODE_FAULT"
 }
 
 make_scratch() {
   local parent
   for parent in "${_CONDOR_SCRATCH_DIR:-}" "${TMPDIR:-}" "$PWD" /tmp /var/tmp; do
     [[ -n "$parent" ]] || continue
-    scratch="$(mktemp -d "$parent/osgprod.XXXXXX" 2>/dev/null)" && return 0
+    scratch="$(mktemp -d "$parent/osgprod.XXXXXX" 2>/dev/null)" && break
+    scratch=""
   done
-  scratch=""
-  die "$EXIT_NODE_FAULT" 'no folder here can be written'
+  [[ -n "$scratch" ]] || die "$EXIT_NODE_FAULT" 'no folder here can be written'
+  export TMPDIR="$scratch" # bash's own here-documents need one that can be written
+  mkfifo "$scratch/clock"
+  exec 9<>"$scratch/clock" # nothing is ever written there: a read from it is a wait
 }
 
 main() {
+  cluster="${1:-}" process="${2:-}" ncpus="${3:-1}" work_status=0 http_status="" headers="" body="" answer="" tarball=""
   (($# == 2 || $# == 3)) || die "$EXIT_REFUSED" "usage: ${0##*/} <cluster> <process> [<ncpus>]"
-  cluster="$1" process="$2" ncpus="${3:-1}" http_status=000 work_status=0
-  : "${OSGPROD_URL:?is the server, like https://host/osgprod}" "${OSGPROD_PROJECT:?is the project}"
-  command -v curl >/dev/null || die "$EXIT_NODE_FAULT" 'there is no curl here'
-  magic="${OSGPROD_MAGIC:-}"
-  [[ -z "${OSGPROD_MAGIC_FILE:-}" ]] || IFS= read -r magic <"$OSGPROD_MAGIC_FILE" || [[ -n "$magic" ]]
+  configure
   host="$(hostname 2>/dev/null || uname -n)"
-  tarball="$PWD/job_${cluster}_${process}.tar.gz"
   trap cleanup EXIT
   make_scratch
-  mkfifo "$scratch/clock"
-  exec 9<>"$scratch/clock" # nothing is ever written there: a read from it is a wait
   trap on_term TERM INT HUP
 
   checkout
-  if [[ "$(header script Osgprod-Status)" =~ ^(no-work|completed|wait)$ ]]; then
+  if [[ "$answer" != assigned ]]; then
     bash "$scratch/script" # it says why, and there is nothing to report
     return 0
   fi
-  token="$(header script Osgprod-Token)"
-  nstarts="$(header script Osgprod-Nstarts)"
-  log "start $nstarts on $(header script Osgprod-Slice)"
+  token="$(header Osgprod-Token)" nstarts="$(header Osgprod-Nstarts)" slice="$(header Osgprod-Slice)"
+  log "start $nstarts on $slice"
   run_work
-  if [[ -e "$scratch/stopped" ]]; then
-    return 0 # another attempt has the slice
+  if ((beat_status == TOLD_TO_STOP && work_status != 0)); then
+    report "$work_status" reason 'stopped by the server'
+    return "$EXIT_NODE_FAULT"
   fi
   finish
 }

@@ -16,6 +16,8 @@
 #     OSGPROD_RECON   the reconstruction command, words separated by spaces; default see "settings"
 #     OSGPROD_REPORT  file for what shall be told with the exit report [osgprod_report.txt]
 #     OSGPROD_TRIES   how often a range is asked for without getting a byte [8]
+#     OSGPROD_BACKOFF_MS  pause after the first of these; doubled each time, up to 32 fold [ms; 1000]
+#     BEARER_TOKEN, BEARER_TOKEN_FILE, X509_USER_PROXY  what storage may want to see
 # Exit codes: those of the reconstruction (128 + n = killed by signal n: the node's fault); 75 = the slice could not
 # be fetched (the site's fault); 64 = nothing to do was filled in.
 
@@ -30,7 +32,7 @@
 set -euo pipefail
 IFS=$' \t\n'
 export LC_ALL=C
-export PATH="${PATH:-/usr/local/bin:/usr/bin:/bin}"
+export PATH="${PATH:+$PATH:}/usr/local/bin:/usr/bin:/bin" # some sites have an empty one
 
 # --- settings --------------------------------------------------------------------------------------------------
 
@@ -43,7 +45,7 @@ read -r -a reconstruction <<<"${OSGPROD_RECON:-hd_root -PJANA:BATCH_MODE=1 -PNTH
 # ---------------------------------------------------------------------------------------------------------------
 
 readonly EXIT_NOT_FILLED=64 EXIT_NOT_FETCHED=75
-readonly TRIES="${OSGPROD_TRIES:-8}"
+readonly TRIES="${OSGPROD_TRIES:-8}" BACKOFF_MS="${OSGPROD_BACKOFF_MS:-1000}"
 
 log() {
   printf '%s osgprod_work: %s\n' "$(date -u +%Y-%m-%dT%H:%M:%SZ)" "$*" >&2
@@ -65,102 +67,139 @@ append_hex() {
   printf "$(printf '%s' "$1" | sed 's/../\\x&/g')" >>"$2"
 }
 
-# Appends a range of a file on disk. Arguments: path, offset [bytes], length [bytes], file
-append_local() {
+# Each kind of source has a function read_KIND URL OFFSET LENGTH that prints the bytes, or as many as come; it exits with
+# EXIT_NOT_FETCHED when it is of no use to ask again.
+read_local() {
   [[ -r "$1" ]] || not_fetched "$1 can't be read here"
-  tail -c "+$(($2 + 1))" "$1" | head -c "$3" >>"$4" || true # tail ends by SIGPIPE; lengths are compared
+  tail -c "+$(($2 + 1))" "$1" | head -c "$3" || true # tail ends by SIGPIPE
 }
 
-# Appends a range over http(s); at most one byte too many, should the server send more than was asked for.
-# Arguments: url, offset [bytes], length [bytes], file
-append_http() {
-  local headers="$4.headers" status
-  : >"$headers"
-  curl -sS -f -L --noproxy '*' --connect-timeout 20 --speed-limit 1000 --speed-time 120 -D "$headers" \
-    ${X509_USER_PROXY:+--cert "$X509_USER_PROXY" --key "$X509_USER_PROXY"} \
-    -r "$2-$(($2 + $3 - 1))" "$1" 2>"$4.error" | head -c "$(($3 + 1))" >>"$4" || true # lengths are compared
-  status="$(sed -n 's/^HTTP[^ ]* \([0-9]*\).*/\1/p' "$headers" | tail -n 1)"
+# A curl configuration with what storage may want to see: a proxy certificate; a token, but not in the clear. Argument: URL
+credentials() {
+  local bearer="${BEARER_TOKEN:-}"
+  [[ -n "$bearer" || ! -r "${BEARER_TOKEN_FILE:-}" ]] || bearer="$(<"$BEARER_TOKEN_FILE")"
+  [[ -z "${X509_USER_PROXY:-}" ]] || printf 'cert = "%s"\nkey = "%s"\n' "$X509_USER_PROXY" "$X509_USER_PROXY"
+  [[ -z "$bearer" || "$1" != https://* ]] || printf 'header = "Authorization: Bearer %s"\n' "${bearer//[[:space:]\"\\]/}"
+}
+
+# No .curlrc, and no cache of the site in between. Nothing is written beside the slice: the disk may be full.
+read_http() {
+  local reply status
+  {
+    reply="$(curl -q -sS -f -L --noproxy '*' --proto-redir "=${1%%:*}" --connect-timeout 20 --speed-limit 1000 \
+      --speed-time 120 -K - -D /dev/stderr -r "$2-$(($2 + $3 - 1))" "$1" < <(credentials "$1") 2>&1 >&3)" || true
+  } 3>&1
+  status="$(printf '%s\n' "$reply" | sed -n 's/^HTTP[^ ]* \([0-9]*\).*/\1/p' | tail -n 1)"
   case "$status" in
-  206) ;;
-  200) not_fetched "$1: the server ignores byte ranges" ;;
+  206)
+    [[ "$(header content-range "$reply")" == "bytes $2-"* ]] || not_fetched "$1: the server sends another range"
+    ;;
+  200)
+    [[ "$2" == 0 && "$(header content-length "$reply")" == "$3" ]] || not_fetched "$1: the server ignores byte ranges"
+    ;;
   401 | 403 | 404 | 410 | 416) not_fetched "$1: status $status" ;;
-  *) log "$1: status ${status:-none}: $(head -n 1 "$4.error")" ;;
+  *) log "$1: status ${status:-none}: $(printf '%s\n' "$reply" | sed -n '/^curl: /p')" ;;
   esac
 }
 
-# Appends a range by XRootD's Python bindings. Arguments: url, offset [bytes], length [bytes], file
-append_root() {
-  python3 - "$@" <<'PYTHON' || true # lengths are compared
+# Arguments: name, curl's headers
+header() {
+  printf '%s\n' "$2" | tr -d '\r' | sed -n "s/^$1: *//Ip" | tail -n 1
+}
+
+# By XRootD's Python bindings.
+read_root() {
+  XRD_CONNECTIONWINDOW="${XRD_CONNECTIONWINDOW:-20}" XRD_CONNECTIONRETRY="${XRD_CONNECTIONRETRY:-1}" \
+    XRD_REQUESTTIMEOUT="${XRD_REQUESTTIMEOUT:-300}" "$xrootd_python" -c '
 import sys
 from XRootD import client
-url, offset, length, out = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-with client.File() as file, open(out, "ab") as output:
+url, offset, length = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+with client.File() as file:
     status, _ = file.open(url)
     while status.ok and length > 0:
         status, data = file.read(offset, min(length, 8 << 20))
         if not data:
             break
-        output.write(data)
+        sys.stdout.buffer.write(data)
         offset, length = offset + len(data), length - len(data)
-    if not status.ok:
-        sys.exit("osgprod_work: %s: %s" % (url, status.message.strip()))
-PYTHON
+if not status.ok:
+    sys.stderr.write("osgprod_work: %s: %s\n" % (url, status.message.strip()))
+    sys.exit(75 if status.errno in (3010, 3011) else 1)  # not authorized, not found
+' "$@"
 }
 
-# Appends one range, going on where it broke off, as long as bytes come.
-# Arguments: url, offset [bytes], length [bytes], file
+# Appends one range, going on where it broke off, as long as bytes come; at most one byte too many is taken, should the
+# server send more than was asked for. Arguments: url, offset [bytes], length [bytes], file
 append_range() {
-  local url="$1" offset="$2" length="$3" file="$4" start got had=0 tries=0
+  local url="$1" offset="$2" length="$3" file="$4" kind=local start got had=0 tries=0
+  local -a ends
+  case "$url" in
+  http://* | https://*) kind=http ;;
+  root://* | roots://*) kind=root ;;
+  file://*) url="${url#file://}" ;;
+  esac
   start="$(size_of "$file")"
   while ((had < length)); do
-    case "$url" in
-    http://* | https://*) append_http "$url" "$((offset + had))" "$((length - had))" "$file" ;;
-    root://* | roots://*) append_root "$url" "$((offset + had))" "$((length - had))" "$file" ;;
-    *) append_local "${url#file://}" "$((offset + had))" "$((length - had))" "$file" ;;
-    esac
+    ends=(0 0)
+    "read_$kind" "$url" "$((offset + had))" "$((length - had))" | head -c "$((length - had + 1))" >>"$file" ||
+      ends=("${PIPESTATUS[@]}")
+    ((ends[0] != EXIT_NOT_FETCHED)) || exit "$EXIT_NOT_FETCHED"
+    ((ends[1] == 0)) || not_fetched "$file can't be written: is the disk full?"
     got=$(($(size_of "$file") - start))
-    ((got > had)) && tries=0
+    ((got == had)) || tries=0
     had="$got"
     if ((had < length)); then
       tries=$((tries + 1))
       ((tries < TRIES)) || not_fetched "$url: $had of $length bytes at $offset came"
-      sleep "$((tries > 5 ? 30 : 1 << (tries - 1))).$((RANDOM % 10))"
+      backoff "$tries"
     fi
   done
   ((had == length)) || not_fetched "$url: more than $length bytes came for a range"
 }
 
+# Waits before try n + 1, with a random part so that jobs don't come back all at once. Argument: n
+backoff() {
+  local ms=$((BACKOFF_MS * (1 << ($1 > 6 ? 5 : $1 - 1))))
+  ms=$((ms + RANDOM % (ms / 2 + 1)))
+  sleep "$((ms / 1000)).$(printf '%03d' "$((ms % 1000))")"
+}
+
 # Puts the slice together. Argument: file
 fetch_slice() {
-  local file="$1" piece kind first second
+  local file="$1" piece kind rest
   : >"$file" || not_fetched "$file can't be written"
   # shellcheck disable=SC2154  # filled in above by the server, as osgprod_size_bytes is
   for piece in "${osgprod_pieces[@]}"; do
-    read -r kind first second <<<"$piece"
+    kind="${piece%% *}" rest="${piece#* }"
     case "$kind" in
-    range) append_range "$osgprod_source_url" "$first" "$second" "$file" ;;
-    hex) append_hex "$first" "$file" ;;
+    range) append_range "$osgprod_source_url" "${rest% *}" "${rest#* }" "$file" ;;
+    hex) append_hex "$rest" "$file" || not_fetched "$file can't be written: is the disk full?" ;;
     *) not_fetched "unknown piece: $piece" ;;
     esac
   done
-  rm -f "$file.headers" "$file.error"
   # shellcheck disable=SC2154
   [[ "$(size_of "$file")" -eq "$osgprod_size_bytes" ]] ||
     not_fetched "the slice has $(size_of "$file") bytes instead of $osgprod_size_bytes"
 }
 
-# Can ranges of this URL be read with what is here? Argument: url
+# Can ranges of this URL be read with what is here? Sets xrootd_python. Argument: url
 can_fetch() {
   case "$1" in
-  root://* | roots://*) python3 -c 'from XRootD import client' 2>/dev/null ;;
-  *) true ;;
+  root://* | roots://*) ;;
+  *) return 0 ;;
   esac
+  for xrootd_python in python3 /usr/bin/python3; do
+    ! "$xrootd_python" -c 'from XRootD import client' 2>/dev/null || return 0
+  done
+  return 1
 }
 
 main() {
-  local slice="${output_filename:-}" status=0
+  local status=0
   local -a inputs
+  slice="${output_filename:-}"
   if [[ -n "${osgprod_source_url:-}" ]] && can_fetch "$osgprod_source_url"; then
+    trap 'rm -f "$slice"' EXIT # whole or not, it is no output
     fetch_slice "$slice"
     inputs=("$slice")
   elif [[ -n "${input_eviofile_list:-}" ]]; then
@@ -173,7 +212,6 @@ main() {
     exit "$EXIT_NOT_FILLED"
   fi
   "${reconstruction[@]}" "${inputs[@]}" || status=$?
-  [[ -z "${osgprod_source_url:-}" || -z "$slice" ]] || rm -f "$slice"
   if [[ -s events_read ]]; then
     printf 'events=%s\n' "$(head -n 1 events_read)" >>"${OSGPROD_REPORT:-osgprod_report.txt}"
   fi
