@@ -125,6 +125,9 @@ class _Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo has no t
         connection.execute("SET search_path = osgprod_data")  # where yoyo's own tables are
         return connection
 
+    def copy(self) -> _Backend:
+        return _Backend(self.uri, self.migration_table, self._dsn)
+
     def apply_one(self, migration: yoyo.migrations.Migration, force: bool = False, mark: bool = True) -> None:
         # yoyo commits the migration, then its mark: a kill between the two would leave tables that the
         # next run makes once more.
@@ -147,7 +150,7 @@ def migrate(
                 folder  has migrations/ and functions/
                 say     is called with one line for each thing that is done
     Returns:    what was done, one line each; empty = nothing was to be done
-    Errors:     DatabaseError  server too old; a migration was edited after it was applied
+    Errors:     DatabaseError  server too old; a migration was edited after it was applied; the user may not
                 psycopg.Error  the server can't be reached, or refuses a statement
     """
     done: list[str] = []
@@ -164,12 +167,17 @@ def migrate(
                 f"the server is PostgreSQL {version}, 13 or later is needed", "upgrade the server"
             )
         _wait_for_lock(guard, say)
-        with guard.transaction():
+        try:
             _prepare(guard)
-        _apply_migrations(guard, dsn, folder / "migrations", note)
-        _remember_files(guard, folder / "migrations")
-        if _deploy_functions(guard, folder / "functions"):
-            note("functions renewed")
+            _apply_migrations(guard, dsn, folder / "migrations", note)
+            _remember_files(guard, folder / "migrations")
+            if _deploy_functions(guard, folder / "functions"):
+                note("functions renewed")
+        except psycopg.errors.InsufficientPrivilege as error:
+            raise DatabaseError(
+                error.diag.message_primary or "permission denied",
+                "migrate as a user with CREATEROLE who owns the database, or as a superuser",
+            ) from error
     return done
 
 
@@ -186,12 +194,17 @@ def _prepare(guard: psycopg.Connection[dict[str, Any]]) -> None:
     known = guard.execute("SELECT to_regclass('osgprod_data.migrated_files') AS known").fetchone()
     if known and known["known"]:
         return
-    guard.execute("CREATE SCHEMA IF NOT EXISTS osgprod_data")
-    guard.execute("CREATE TABLE osgprod_data.migrated_files (name text PRIMARY KEY, digest text NOT NULL)")
-    guard.execute(
-        "COMMENT ON TABLE osgprod_data.migrated_files IS"
-        " 'what each migration file, and all function files together, held when applied (SHA-256)'"
-    )
+    with guard.transaction():
+        guard.execute("CREATE SCHEMA IF NOT EXISTS osgprod_data")
+        guard.execute(
+            "CREATE TABLE osgprod_data.migrated_files (name text PRIMARY KEY, digest text NOT NULL)"
+        )
+        guard.execute(
+            "COMMENT ON TABLE osgprod_data.migrated_files IS 'what the SQL files held when they were applied';"
+            "COMMENT ON COLUMN osgprod_data.migrated_files.name IS 'migration file; functions = all of their files';"
+            "COMMENT ON COLUMN osgprod_data.migrated_files.digest IS 'SHA-256 of what it held; for functions, MD5"
+            " of what was deployed as well'"
+        )
 
 
 def _apply_migrations(

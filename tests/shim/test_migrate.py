@@ -1,0 +1,234 @@
+"""``osgprod migrate``: always current, never half, whatever happens to it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psycopg
+import pytest
+
+from shim.database import SQL_FOLDER, DatabaseError, call, connect, migrate
+
+
+def quietly(line: str) -> None:
+    pass
+
+
+@pytest.fixture
+def empty(our_server: SimpleNamespace) -> Iterator[str]:
+    """The DSN of a new database with nothing in it."""
+    name = f"empty_{uuid.uuid4().hex[:12]}"
+    server = f"host={our_server.host} port={our_server.port} user={our_server.user}"
+    with connect(f"{server} dbname=postgres") as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    yield f"{server} dbname={name}"
+    with connect(f"{server} dbname=postgres") as connection:
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def sql(folder: Path) -> Path:
+    """A copy of the SQL folder, to be changed."""
+    shutil.copytree(SQL_FOLDER, folder / "sql")
+    return folder / "sql"
+
+
+def state(dsn: str) -> list[Any]:
+    """All that a migration could have touched, by identity."""
+    with connect(dsn) as connection:
+        return connection.execute(
+            "SELECT p.oid::text AS what, p.xmin::text AS version FROM pg_proc p"
+            " WHERE p.pronamespace = to_regnamespace('osgprod')"
+            " UNION ALL SELECT c.oid::text, c.relname FROM pg_class c"
+            " WHERE c.relnamespace = to_regnamespace('osgprod_data') UNION ALL"
+            " SELECT migration_id, 'applied' FROM osgprod_data._yoyo_migration ORDER BY 1, 2"
+        ).fetchall()
+
+
+def works(dsn: str) -> bool:
+    with connect(dsn) as connection:
+        return call(connection, "progress") == [] and call(connection, "tick") == []
+
+
+def test_second_run_finds_nothing_to_do_and_changes_nothing(empty: str) -> None:
+    assert migrate(empty, say=quietly)[-1] == "functions renewed"
+    before = state(empty)
+    assert migrate(empty, say=quietly) == []
+    assert state(empty) == before
+    assert works(empty)
+
+
+def test_of_two_at_once_one_waits_and_both_succeed(empty: str) -> None:
+    said: list[str] = []
+    with ThreadPoolExecutor(4) as threads:
+        done = list(threads.map(lambda n: migrate(empty, say=said.append), range(4)))
+    assert sorted(map(bool, done)) == [False, False, False, True]
+    assert said.count("another migration is running, waiting for it") == 3
+    assert works(empty)
+
+
+@pytest.mark.parametrize("where", ["in a migration", "in the functions"])
+def test_killed_in_the_middle_the_next_run_recovers(empty: str, sql: Path, where: str) -> None:
+    slow = (
+        sql / "migrations" / "0099-slow.sql"
+        if where == "in a migration"
+        else sql / "functions" / "y-slow.sql"
+    )
+    depends = "-- depends: 0002-tables\n" if where == "in a migration" else ""
+    slow.write_text(f"{depends}CREATE TABLE osgprod_data.slow (n int);\nSELECT pg_sleep(1);\n")
+    program = (
+        f"from pathlib import Path; from shim.database import migrate; migrate({empty!r}, Path({str(sql)!r}))"
+    )
+    killed = subprocess.Popen([sys.executable, "-c", program], cwd=SQL_FOLDER.parent)
+    with connect(empty) as connection:
+        for _ in range(400):
+            if connection.execute(
+                "SELECT pid FROM pg_stat_activity WHERE query LIKE '%pg_sleep(1)%' AND state ="
+                " 'active' AND pid <> pg_backend_pid()"
+            ).fetchone():
+                break
+            time.sleep(0.02)
+        else:
+            pytest.fail("the slow migration was not seen")
+    killed.kill()
+    killed.wait()
+    assert "functions renewed" in migrate(empty, sql, say=quietly)
+    with connect(empty) as connection:
+        assert connection.execute("SELECT count(*) AS n FROM osgprod_data.slow").fetchone() == {"n": 0}
+    assert migrate(empty, sql, say=quietly) == []
+    assert works(empty)
+
+
+def test_migration_that_fails_leaves_no_trace_of_itself(empty: str, sql: Path) -> None:
+    migrate(empty, sql, say=quietly)
+    bad = sql / "migrations" / "0099-bad.sql"
+    bad.write_text("-- depends: 0002-tables\nCREATE TABLE osgprod_data.bad (n int);\nSELECT 1 / 0;\n")
+    before = state(empty)
+    with pytest.raises(psycopg.errors.DivisionByZero):
+        migrate(empty, sql, say=quietly)
+    assert state(empty) == before
+    assert works(empty)
+
+
+def test_edited_migration_is_refused_by_its_name_and_nothing_changes(empty: str, sql: Path) -> None:
+    migrate(empty, sql, say=quietly)
+    before = state(empty)
+    path = sql / "migrations" / "0002-tables.sql"
+    path.write_text(path.read_text() + "-- a small remark\n")
+    (sql / "functions" / "y-new.sql").write_text(
+        "CREATE FUNCTION osgprod.y() RETURNS int LANGUAGE sql AS 'SELECT 1';"
+    )
+    with pytest.raises(
+        DatabaseError, match=r"migration 0002-tables\.sql was edited after it was applied"
+    ) as caught:
+        migrate(empty, sql, say=quietly)
+    assert caught.value.hint
+    assert state(empty) == before
+
+
+def test_functions_are_always_current(empty: str, sql: Path) -> None:
+    migrate(empty, sql, say=quietly)
+    (sql / "functions" / "alive.sql").unlink()
+    grants = sql / "functions" / "zz-grants.sql"
+    grants.write_text(grants.read_text().replace(", osgprod.alive", ""))
+    assert migrate(empty, sql, say=quietly) == ["functions renewed"]
+    with connect(empty) as connection, pytest.raises(psycopg.errors.UndefinedFunction):
+        call(connection, "alive")
+
+
+@pytest.mark.parametrize(
+    "tampering",
+    [
+        "DROP FUNCTION osgprod.tick()",
+        "GRANT EXECUTE ON FUNCTION osgprod.verify TO PUBLIC",
+        "ALTER FUNCTION osgprod.tick() RESET ALL",
+        "CREATE FUNCTION osgprod.mine() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+        "COMMENT ON FUNCTION osgprod.tick() IS 'other'",
+    ],
+)
+def test_what_was_changed_by_hand_is_put_right(empty: str, tampering: str) -> None:
+    migrate(empty, say=quietly)
+    with connect(empty) as connection:
+        connection.execute(tampering)
+    assert migrate(empty, say=quietly) == ["functions renewed"]
+    assert migrate(empty, say=quietly) == []
+
+
+def test_owner_of_the_database_who_may_make_roles_needs_no_superuser(empty: str) -> None:
+    with connect(empty) as connection:
+        connection.execute("DROP ROLE IF EXISTS chief")
+        connection.execute("CREATE ROLE chief LOGIN CREATEROLE")
+        connection.execute(f"ALTER DATABASE {connection.info.dbname} OWNER TO chief")
+        # As after an earlier installation on this server, by the same administrator.
+        connection.execute(
+            "DO $$ BEGIN GRANT osgprod_owner TO chief WITH ADMIN OPTION; EXCEPTION WHEN undefined_object"
+            " THEN NULL; END $$"
+        )
+    dsn = empty.replace("user=postgres", "user=chief")
+    assert migrate(dsn, say=quietly)[-1] == "functions renewed"
+    assert migrate(dsn, say=quietly) == []
+    assert works(dsn)
+    with connect(empty) as connection:
+        connection.execute(f"ALTER DATABASE {connection.info.dbname} OWNER TO postgres")
+        connection.execute("DROP OWNED BY chief CASCADE; DROP ROLE chief")
+
+
+def test_user_who_may_not_is_told_what_it_takes(empty: str) -> None:
+    with connect(empty) as connection:
+        connection.execute("DROP ROLE IF EXISTS nobody_much")
+        connection.execute("CREATE ROLE nobody_much LOGIN")
+    with pytest.raises(DatabaseError, match="permission denied") as caught:
+        migrate(empty.replace("user=postgres", "user=nobody_much"), say=quietly)
+    assert "CREATEROLE" in caught.value.hint
+    with connect(empty) as connection:
+        connection.execute("DROP ROLE nobody_much")
+
+
+def test_rollbacks_undo_what_the_migrations_did(empty: str) -> None:
+    import yoyo
+    from yoyo.connections import parse_uri
+
+    from shim.database import _Backend
+
+    migrate(empty, say=quietly)
+    backend = _Backend(parse_uri("postgresql+psycopg://"), "_yoyo_migration", empty)
+    with backend, backend.lock():
+        backend.rollback_migrations(backend.to_rollback(yoyo.read_migrations(str(SQL_FOLDER / "migrations"))))
+    with connect(empty) as connection:
+        left = connection.execute(
+            "SELECT relname FROM pg_class WHERE relnamespace = 'osgprod_data'::regnamespace AND relkind = 'r'"
+        ).fetchall()
+    assert all("yoyo" in row["relname"] or row["relname"] == "migrated_files" for row in left), left
+    assert migrate(empty, say=quietly)[-1] == "functions renewed"
+    assert works(empty)
+
+
+def test_command_says_what_is_wrong_in_one_line_with_a_hint(folder: Path) -> None:
+    environment = {**os.environ, "OSGPROD_DSN": f"host={folder} dbname=none password=s3cret"}
+    ended = subprocess.run(
+        [sys.executable, "-m", "shim.admin", "migrate"],
+        cwd=SQL_FOLDER.parent,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 3
+    assert ended.stderr.startswith("osgprod: ") and "\nhint: " in ended.stderr
+    assert "Traceback" not in ended.stderr and "s3cret" not in ended.stderr + ended.stdout
+
+
+def test_migration_files_have_names_in_order_and_a_rollback_each() -> None:
+    names = [path.name for path in sorted((SQL_FOLDER / "migrations").iterdir())]
+    forward = [name for name in names if not name.endswith(".rollback.sql")]
+    assert [name[:4] for name in forward] == [f"{n:04d}" for n in range(1, len(forward) + 1)]
+    assert names == sorted(forward + [name.replace(".sql", ".rollback.sql") for name in forward])
