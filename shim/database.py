@@ -181,6 +181,22 @@ def migrate(
     return done
 
 
+def pending(dsn: str | None = None, folder: Path = SQL_FOLDER) -> list[str]:
+    """Tells what migrate() would do, one line each; changes nothing.
+
+    Parameters: see migrate();  Errors: psycopg.Error  the server can't be reached, or its registers can't be read
+    """
+    with connect(dsn) as connection:
+        row = connection.execute("SELECT to_regclass('osgprod_data.migrated_files') AS known").fetchone()
+        known = dict(_migrated_files(connection)) if row and row["known"] else {}
+        functions = f"{_digest(sorted((folder / 'functions').glob('*.sql')))} {_deployed_digest(connection)}"
+    files = [
+        path.stem for path in sorted((folder / "migrations").glob("[0-9]*.sql")) if path.suffixes == [".sql"]
+    ]
+    waiting = [f"apply {name}" for name in files if f"{name}.sql" not in known]
+    return waiting + ([] if known.get("functions") == functions else ["renew the functions"])
+
+
 def _wait_for_lock(guard: psycopg.Connection[dict[str, Any]], say: Callable[[str], None]) -> None:
     """The lock of the session: it ends with us, however we end."""
     row = guard.execute("SELECT pg_try_advisory_lock(%s) AS mine", [MIGRATION_LOCK]).fetchone()
@@ -279,6 +295,7 @@ def _deploy_functions(guard: psycopg.Connection[dict[str, Any]], folder: Path) -
         for path in paths:
             guard.execute(path.read_bytes())
         guard.execute("RESET ROLE")
+        guard.execute("GRANT SELECT ON osgprod_data.migrated_files TO osgprod_operator")  # for osgprod doctor
         _remember(guard, "functions", f"{wanted} {_deployed_digest(guard)}")
     return True
 

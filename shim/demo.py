@@ -24,10 +24,10 @@ from typing import Any
 import psycopg
 
 from shim import scan
-from shim.admin import table
 from shim.database import call, connect, migrate
 from shim.embedded import temporary_server
 from shim.eviowriter import write_file
+from shim.terminal import table
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 PROJECT, MAGIC = "demo", "my magic"

@@ -1,0 +1,144 @@
+"""What all subcommands share: how errors end, the options, how the magic comes in."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+import psycopg
+from click.shell_completion import CompletionItem
+
+from shim.database import DatabaseError, call, connect
+from shim.embedded import EmbeddedError
+from shim.evio import EvioError
+
+REFUSED, UNREACHABLE = 1, 3
+
+
+class Commands(click.Group):
+    """Turns errors into one line and a hint, and the right exit code."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Runs a command; an expected error ends the process."""
+        try:
+            return super().invoke(ctx)
+        except (DatabaseError, EmbeddedError) as error:
+            _fail(str(error), error.hint)
+        except EvioError as error:
+            _fail(str(error), "only files hd_rawdata_RRRRRR_SSS.evio below a readable folder are taken")
+        except psycopg.OperationalError as error:
+            if error.sqlstate is None:
+                _fail(
+                    _first_line(error), "is the server up? OSGPROD_DSN or PGHOST ... say where", UNREACHABLE
+                )
+            _fail(_first_line(error), "see the server's log", UNREACHABLE)
+        except (psycopg.errors.UndefinedFunction, psycopg.errors.InvalidSchemaName) as error:
+            _fail(_first_line(error), "osgprod migrate brings the database up to date")
+        except psycopg.errors.InsufficientPrivilege as error:
+            _fail(_first_line(error), "this takes a login that is a member of osgprod_operator")
+        except psycopg.Error as error:
+            _fail(_first_line(error), error.diag.message_hint or "docs/sql.md has the parameters")
+
+
+def _first_line(error: psycopg.Error) -> str:
+    return error.diag.message_primary or (str(error).splitlines() or ["no message"])[0]
+
+
+def _fail(message: str, hint: str, code: int = REFUSED) -> NoReturn:
+    click.echo(f"osgprod: {message}\nhint: {hint}", err=True)
+    raise SystemExit(code)
+
+
+def ask(function: str, **arguments: object) -> list[dict[str, Any]]:
+    """Calls one function of schema osgprod on a connection of its own; see shim.database.call."""
+    with connect() as connection:
+        return call(connection, function, **arguments)
+
+
+def change(function: str, dry_run: bool, **arguments: object) -> list[dict[str, Any]]:
+    """The same for a function that changes something; with dry_run what it did is rolled back."""
+    with connect() as connection, connection.transaction(force_rollback=dry_run):
+        return call(connection, function, **arguments)
+
+
+def given(**arguments: object) -> Mapping[str, Any]:
+    """Returns the arguments that have a value, so that the function's own defaults hold for the others."""
+    return {name: value for name, value in arguments.items() if value is not None}
+
+
+class _Project(click.ParamType[str]):
+    """The name of a project; the shell completes it."""
+
+    name = "project"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        with contextlib.suppress(psycopg.Error):  # a shell that completes must not say anything else
+            names = [row["project"] for row in ask("progress")]
+            return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+        return []
+
+
+class _Runs(click.ParamType[list[int]]):
+    """A list of runs like 1001,1005-1010."""
+
+    name = "runs"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
+        runs: list[int] = []
+        try:
+            for part in str(value).split(","):
+                first, _, last = part.partition("-")
+                runs += range(int(first), int(last or first) + 1)
+        except ValueError:
+            self.fail(f"{value!r} is no run list like 1001,1005-1010", param, ctx)
+        return runs
+
+
+PROJECT = _Project()
+as_json = click.option("--json", "as_json", is_flag=True, help="One JSON array instead of a table.")
+dry = click.option("--dry-run", is_flag=True, help="Only tell what would be done.")
+project_argument = click.argument("project", type=PROJECT)
+runs_option = click.option("--runs", type=_Runs(), help="Runs like 1001,1005-1010; without it all.")
+path_option = click.option("--path", help="Path of a file, or a LIKE pattern.")
+limit_option = click.option("--limit", default=100, show_default=True, help="Rows at most.")
+hours_option = click.option("--hours", type=int, help="How far back; without it the function's own time.")
+magic_option = click.option(
+    "--magic-file",
+    type=click.Path(exists=True, dir_okay=False, allow_dash=True),
+    help="Where the magic stands; - = prompt or standard input. Without it OSGPROD_MAGIC holds.",
+)
+
+
+def read_magic(source: str | None) -> str | None:
+    """Returns the magic from a file, '-' = a prompt or the standard input; None = OSGPROD_MAGIC. Never an argument."""
+    if source is None:
+        return os.environ.get("OSGPROD_MAGIC")
+    if source != "-":
+        return Path(source).read_text().rstrip("\n")
+    if sys.stdin.isatty():
+        return str(click.prompt("magic", hide_input=True, confirmation_prompt=True))
+    return sys.stdin.readline().rstrip("\n")
+
+
+EXIT_CODES = """\b
+Exit codes:
+  0  all is well
+  1  refused, or something was found that is not well
+  2  the command line makes no sense
+  3  the database can't be reached"""
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]}, epilog=EXIT_CODES)
+@click.version_option(package_name="osgprod")
+def osgprod() -> None:
+    """Lends out slices of raw data files to grid jobs.
+
+    The database is where OSGPROD_DSN or libpq's variables (PGHOST ...) say.
+    """

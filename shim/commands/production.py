@@ -1,0 +1,191 @@
+"""How the production goes: status, jobs, attempts, workers, quarantined, verify."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+
+import click
+
+from shim.commands.base import (
+    PROJECT,
+    as_json,
+    ask,
+    change,
+    dry,
+    given,
+    hours_option,
+    limit_option,
+    osgprod,
+    project_argument,
+)
+from shim.terminal import cell, show, working
+
+NO_PROJECT = "no project yet: osgprod project add makes one"
+
+
+@osgprod.command()
+@click.argument("project", required=False, type=PROJECT)
+@click.option("--watch", is_flag=True, help="Again and again, until Ctrl-C.")
+@click.option("--interval", default=2.0, show_default=True, help="Seconds between two looks.")
+@as_json
+def status(project: str | None, watch: bool, interval: float, as_json: bool) -> None:
+    """Tell how far each project is."""
+    show(ask("progress", project=project), as_json, NO_PROJECT)
+    with contextlib.suppress(KeyboardInterrupt):
+        while watch:
+            time.sleep(interval)
+            rows = ask("progress", project=project)
+            if not as_json:
+                click.clear()
+            show(rows, as_json, NO_PROJECT)
+
+
+@osgprod.command()
+@project_argument
+@hours_option
+@as_json
+def estimate(project: str, hours: int | None, as_json: bool) -> None:
+    """Tell when a project will be done, and how sure that is."""
+    show(ask("estimate", project=project, **given(hours=hours)), as_json)
+
+
+@osgprod.command()
+@project_argument
+@hours_option
+@as_json
+def rate(project: str, hours: int | None, as_json: bool) -> None:
+    """Tell how fast a project went, interval by interval."""
+    show(ask("rate", project=project, **given(hours=hours)), as_json)
+
+
+@osgprod.command()
+@project_argument
+@click.argument("job", required=False)
+@click.option("--cluster", type=int, help="All jobs of this cluster, whenever they ran.")
+@hours_option
+@limit_option
+@as_json
+def jobs(
+    project: str, job: str | None, cluster: int | None, hours: int | None, limit: int, as_json: bool
+) -> None:
+    """List jobs that started lately; with JOB like 1234.5 tell all that is known of it."""
+    if job is None:
+        rows = ask("list_jobs", project=project, cluster=cluster, limit=limit, **given(hours=hours))
+    else:
+        number, _, process = job.partition(".")
+        rows = ask("job_history", project=project, cluster=number, process=process)
+    show(rows, as_json, "no job started in that time")
+
+
+@osgprod.command()
+@project_argument
+@click.option("--live", is_flag=True, help="Those at work, instead of those that ended.")
+@click.option("--by", type=click.Choice(["exit", "site"]), help="Count them by exit code or by site.")
+@click.option("--outcome", help="done, failed, node-fault, lost or superseded.")
+@click.option("--exit-code", type=int, help="Only those with this exit code.")
+@click.option("--worker", help="Only those on this worker.")
+@click.option("--site", help="Only those at this site.")
+@hours_option
+@limit_option
+@as_json
+def attempts(
+    project: str,
+    live: bool,
+    by: str | None,
+    outcome: str | None,
+    exit_code: int | None,
+    worker: str | None,
+    site: str | None,
+    hours: int | None,
+    limit: int,
+    as_json: bool,
+) -> None:
+    """List attempts that ended lately, the latest first."""
+    filters = given(outcome=outcome, exit_code=exit_code, worker=worker, site=site)
+    if (live or by) and (filters or (live and by)):
+        raise click.UsageError(
+            "--live and --by can't be combined with each other or with a choice of attempts"
+        )
+    if live:
+        rows = ask("live_attempts", project=project, limit=limit)
+    elif by:
+        rows = ask(f"attempts_by_{by}", project=project, **given(hours=hours))
+    else:
+        rows = ask("list_attempts", project=project, limit=limit, **given(hours=hours), **filters)
+    show(rows, as_json, "no such attempt")
+
+
+@osgprod.command()
+@project_argument
+@as_json
+def quarantined(project: str, as_json: bool) -> None:
+    """List the blocks that can't be done, with all that is known of each."""
+    show(ask("quarantined", project=project), as_json, "no block is in quarantine")
+
+
+@osgprod.group(invoke_without_command=True)
+@click.pass_context
+@as_json
+def workers(ctx: click.Context, as_json: bool) -> None:
+    """List the workers that are refused work at present."""
+    if ctx.invoked_subcommand is None:
+        show(ask("blocked_workers"), as_json, "no worker is refused work")
+
+
+@workers.command("list")
+@project_argument
+@click.option("--order", default="failing", show_default=True, help="failing, slow or busy.")
+@hours_option
+@limit_option
+@as_json
+def workers_list(project: str, order: str, hours: int | None, limit: int, as_json: bool) -> None:
+    """Tell how the workers did lately: failures, and time a block."""
+    rows = ask("attempts_by_worker", project=project, order=order, limit=limit, **given(hours=hours))
+    show(rows, as_json, "no such worker")
+
+
+@workers.command("ban")
+@project_argument
+@click.argument("worker")
+@click.option("--seconds", default=3600, show_default=True)
+@click.option("--reason", default="by the operator", show_default=True)
+@dry
+def workers_ban(project: str, worker: str, seconds: int, reason: str, dry_run: bool) -> None:
+    """Refuse work to a host or address for a while."""
+    _ban(project, worker, seconds, reason, dry_run)
+
+
+@workers.command("pardon")
+@project_argument
+@click.argument("worker")
+@dry
+def workers_pardon(project: str, worker: str, dry_run: bool) -> None:
+    """Let a worker work again; its failures until now no longer count."""
+    _ban(project, worker, 0, "pardoned", dry_run)
+
+
+def _ban(project: str, worker: str, seconds: int, reason: str, dry_run: bool) -> None:
+    rows = change("ban_worker", dry_run, project=project, worker=worker, seconds=seconds, reason=reason)
+    click.echo(f"{worker} {'would be' if dry_run else 'is'} refused until {cell(rows[0]['ban_worker'])}")
+
+
+@osgprod.command()
+@project_argument
+@as_json
+def verify(project: str, as_json: bool) -> None:
+    """Recount a project from its tables; rows are faults, and then the exit code is 1."""
+    with working("recounting"):
+        faults = ask("verify", project=project)
+    show(faults, as_json, f"{project}: every block is covered once")
+    if faults:
+        raise SystemExit(1)
+
+
+@osgprod.command()
+@click.argument("project", required=False, type=PROJECT)
+@dry
+@as_json
+def reclaim(project: str | None, dry_run: bool, as_json: bool) -> None:
+    """Take back slices whose lease ran out; the shim does so by itself."""
+    show(change("reclaim_lost", dry_run, project=project), as_json, "no lease has run out")

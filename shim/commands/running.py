@@ -1,0 +1,88 @@
+"""What runs: migrate, serve, demo, watch, doctor, completion."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from shim import database, doctor
+from shim.commands.base import as_json, osgprod
+from shim.notices import listen
+from shim.terminal import show, working
+
+
+@osgprod.command()
+@click.option("--dry-run", is_flag=True, help="Only tell what would be applied.")
+def migrate(dry_run: bool) -> None:
+    """Bring the database up to date: tables, functions, grants."""
+    if dry_run:
+        for line in database.pending() or ["up to date, nothing to do"]:
+            click.echo(line)
+    elif not database.migrate(say=click.echo):
+        click.echo("up to date, nothing to do")
+
+
+@osgprod.command()
+@click.option("--port", default=8080, show_default=True, help="0 = a free one.")
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--uds", help="Unix socket to listen on instead of host and port.")
+@click.option("--workers", default=1, show_default=True, help="Shim processes.")
+def serve(port: int, host: str, uds: str | None, workers: int) -> None:
+    """Run the shim in the foreground; without a database named, on one of its own."""
+    from shim import serving  # the web server is of no use to the other commands
+
+    serving.serve(host, port, uds, workers, say=click.echo)
+
+
+@osgprod.command()
+def demo() -> None:
+    """Run the whole story with real parts, from new EVIO files to every event processed once."""
+    from shim import demo as story
+
+    raise SystemExit(story.main())
+
+
+@osgprod.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@click.option("--count", type=int, help="End after so many notices.")
+def watch(as_json: bool, count: int | None) -> None:
+    """Print what an operator may want to be told of, as it happens.
+
+    Files finished, blocks quarantined, workers refused, projects done.
+    """
+    for notice in listen(say=lambda line: click.echo(line, err=True), count=count):
+        click.echo(json.dumps(notice.details) if as_json else notice.line)
+
+
+@osgprod.command("doctor")
+@as_json
+def doctor_command(as_json: bool) -> None:
+    """Look for what is not as it should be, and say what to do about it; then the exit code is 1."""
+    with working("looking"):
+        rows = doctor.examine()
+    show(rows if as_json else [_line(row) for row in rows], as_json)
+    if not all(row["is_well"] for row in rows):
+        raise SystemExit(1)
+
+
+def _line(row: dict[str, object]) -> dict[str, object]:
+    """A row for people: advice only where it is needed, and last, since it is long."""
+    return {
+        " ": "ok" if row["is_well"] else "NO",
+        "what": row["what"],
+        "found": row["found"],
+        "what to do": None if row["is_well"] else row["advice"],
+    }
+
+
+@osgprod.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.pass_context
+def completion(ctx: click.Context, shell: str) -> None:
+    """Print the completion script of a shell: eval "$(osgprod completion bash)"."""
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    assert kind is not None  # the choices above are click's own
+    click.echo(kind(osgprod, {}, "osgprod", "_OSGPROD_COMPLETE").source())

@@ -1,0 +1,138 @@
+"""``osgprod rawdata`` and ``osgprod slices``: the files, and the work that is made of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from shim import admin
+from shim.commands.base import (
+    as_json,
+    ask,
+    dry,
+    given,
+    limit_option,
+    osgprod,
+    path_option,
+    project_argument,
+    runs_option,
+)
+from shim.terminal import show, working
+
+
+@osgprod.group()
+def rawdata() -> None:
+    """Raw data files and their block indexes."""
+
+
+@rawdata.command("load")
+@click.argument("folder", type=click.Path(exists=True, file_okay=False))
+@dry
+@as_json
+def rawdata_load(folder: str, dry_run: bool, as_json: bool) -> None:
+    """Register all files below FOLDER; again = compare them with what is registered."""
+    counts = admin.load_rawdata_files(folder, dry_run)
+    show([counts], as_json)
+    if counts["differs"] + counts["bad"]:
+        raise SystemExit(1)
+
+
+@rawdata.command("check")
+@click.argument("folder", type=click.Path(exists=True, file_okay=False))
+@as_json
+def rawdata_check(folder: str, as_json: bool) -> None:
+    """Compare FOLDER with what is registered; rows are faults, and then the exit code is 1."""
+    faults = admin.check_rawdata_files(folder)
+    show(faults, as_json, "all files are as registered, and all registered ones are there")
+    if faults:
+        raise SystemExit(1)
+
+
+@rawdata.command("list")
+@runs_option
+@path_option
+@limit_option
+@as_json
+def rawdata_list(runs: list[int] | None, path: str | None, limit: int, as_json: bool) -> None:
+    """List the files that are registered."""
+    rows = ask("list_rawdata", runs=runs, path=path, limit=limit)
+    show(rows, as_json, "no such file is registered: osgprod rawdata load registers files")
+
+
+@osgprod.command()
+@project_argument
+@runs_option
+@path_option
+@click.option("--state", help="fresh, begun, cut, finished, or open (begun or cut).")
+@limit_option
+@as_json
+def files(
+    project: str, runs: list[int] | None, path: str | None, state: str | None, limit: int, as_json: bool
+) -> None:
+    """List the files that are work of a project, and how far each is."""
+    rows = ask("list_files", project=project, runs=runs, path=path, state=state, limit=limit)
+    show(rows, as_json, "no such file is loaded: osgprod slices load makes files work")
+
+
+@osgprod.group()
+def slices() -> None:
+    """The work of a project."""
+
+
+@slices.command("load")
+@project_argument
+@runs_option
+@click.option("--start-over", is_flag=True, help="Forget what was done of these files.")
+@dry
+@as_json
+def slices_load(project: str, runs: list[int] | None, start_over: bool, dry_run: bool, as_json: bool) -> None:
+    """Make registered files the work of a project."""
+    with working("loading files"):
+        counts = admin.load_slices(runs, project, start_over, dry_run)
+    show([counts], as_json)
+
+
+@slices.command("list")
+@project_argument
+@click.option("--state", help="leased, done, ready or quarantined.")
+@runs_option
+@path_option
+@limit_option
+@as_json
+def slices_list(
+    project: str, state: str | None, runs: list[int] | None, path: str | None, limit: int, as_json: bool
+) -> None:
+    """List the slices that were cut."""
+    rows = ask("list_slices", project=project, state=state, runs=runs, path=path, limit=limit)
+    show(rows, as_json, "no such slice")
+
+
+@slices.command("recycle")
+@project_argument
+@click.option(
+    "--state",
+    "states",
+    multiple=True,
+    type=click.Choice(["quarantined", "failed", "done"]),
+    help="Which; may be repeated. Without it quarantined and failed ones.",
+)
+@runs_option
+@path_option
+@click.option("--exit-code", type=int, help="Only those whose last report had it.")
+@dry
+@as_json
+def slices_recycle(
+    project: str,
+    states: tuple[str, ...],
+    runs: list[int] | None,
+    path: str | None,
+    exit_code: int | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Put slices back to ready, as if they had never been tried."""
+    arguments: dict[str, Any] = {"runs": runs, "path": path, "exit_code": exit_code, "dry_run": dry_run}
+    with working("recycling"):
+        rows = ask("recycle", project=project, **arguments, **given(states=list(states) or None))
+    show(rows, as_json, "no such slice")

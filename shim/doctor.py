@@ -1,0 +1,123 @@
+"""``osgprod doctor``: looks for what is not as it should be, around the database and in it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import psycopg
+
+from shim import database
+from shim.database import call, connect
+from shim.workscript import Template
+
+Finding = dict[str, Any]
+CLOCK_S = 2.0
+FREE_BYTES = 1 << 30
+CONNECT_S = 5.0
+PORTS = {"root": 1094, "roots": 1094, "xroot": 1094, "http": 80, "https": 443, "davs": 443, "dav": 80}
+# A template without any of these gives every job the same script.
+PLACES = (b"#input_eviofile_list=", b"#osgprod_pieces=")
+
+
+def examine() -> list[Finding]:
+    """Returns a row for each thing looked at: what, is_well, found, and advice where it is not well.
+
+    Errors: psycopg.OperationalError  the database can't be reached
+    """
+    with connect() as connection:
+        findings = [
+            _finding("database", True, f"reached as {connection.info.user}", ""),
+            _up_to_date(),
+        ]
+        if not findings[-1]["is_well"]:
+            return findings  # nothing else can be asked
+        findings.append(_clock(connection))
+        findings.append(_disk("disk of the templates", _document_root()))
+        try:
+            findings += call(connection, "diagnose")
+            for row in call(connection, "progress"):
+                findings += _project(connection, row["project"])
+        except psycopg.errors.InsufficientPrivilege:
+            advice = f"GRANT osgprod_operator TO {connection.info.user}, or log in as an operator"
+            findings.append(_finding("role", False, f"{connection.info.user} is no operator", advice))
+    return findings
+
+
+def _finding(what: str, is_well: bool, found: str, advice: str) -> Finding:
+    return {"what": what, "is_well": is_well, "found": found, "advice": advice}
+
+
+def _up_to_date() -> Finding:
+    pending = database.pending()
+    found = ", ".join(pending) or "tables and functions are those of this version"
+    return _finding("version of the database", not pending, found, "osgprod migrate brings it up to date")
+
+
+def _clock(connection: psycopg.Connection[dict[str, Any]]) -> Finding:
+    """A shim's clock matters only to its log; an operator's to what he thinks of times on the dashboard."""
+    before = time.time()
+    there = call(connection, "alive")[0]["alive"].timestamp()
+    off = there - (before + time.time()) / 2
+    return _finding(
+        "clock", abs(off) < CLOCK_S, f"{off:+.2f} s from the server's", "let both keep time by NTP"
+    )
+
+
+def _document_root() -> Path:
+    return Path(os.environ.get("OSGPROD_DOCUMENT_ROOT", "/var/www/html"))
+
+
+def _disk(what: str, folder: Path) -> Finding:
+    advice = f"make room on the file system of {folder}"
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        return _finding(
+            what,
+            False,
+            f"{folder}: {error.strerror}",
+            "OSGPROD_DOCUMENT_ROOT names the folder of the projects",
+        )
+    return _finding(what, free > FREE_BYTES, f"{folder}: {free / 1e9:.1f} GB free", advice)
+
+
+def _project(connection: psycopg.Connection[dict[str, Any]], name: str) -> Iterator[Finding]:
+    rows = call(connection, "set_project", project=name, settings="{}")
+    settings = {row["setting"]: row["value"] for row in rows}
+    yield _template(name, _document_root() / name / settings["workscript"])
+    yield _prefix(name, settings["xrootd_prefix"])
+
+
+def _template(name: str, path: Path) -> Finding:
+    what, advice = f"work script of {name}", f"put the project's work script to {path}, readable for the shim"
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        return _finding(what, False, f"{path}: {error.strerror}", advice)
+    Template(text)
+    if not any(place in text for place in PLACES):
+        return _finding(
+            what, False, f"{path}: has no place for a slice", "docs/workscripts.md says what it needs"
+        )
+    return _finding(what, True, str(path), advice)
+
+
+def _prefix(name: str, prefix: str) -> Finding:
+    what = f"files of {name}"
+    url = urlsplit(prefix)
+    if not url.hostname:
+        return _finding(what, True, f"paths of a file system{f' below {prefix}' if prefix else ''}", "")
+    try:
+        port = url.port or PORTS.get(url.scheme, 1094)
+        with socket.create_connection((url.hostname, port), CONNECT_S):
+            return _finding(what, True, f"{url.hostname} port {port} answers", "")
+    except (OSError, ValueError) as error:
+        advice = f"jobs can't fetch their slices: is the server of {prefix} up? project set xrootd_prefix= changes it"
+        return _finding(what, False, f"{url.hostname}: {error}", advice)

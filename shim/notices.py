@@ -1,0 +1,75 @@
+"""What the database tells on channel ``osgprod``: rare events that an operator may want to know of."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+
+from shim.database import connect
+from shim.terminal import cell
+
+CHANNEL = "osgprod"
+RETRY_S = 5.0
+# An idle connection that a firewall has forgotten looks alive: it is asked now and then.
+CHECK_S = 60.0
+
+
+@dataclass(frozen=True)
+class Notice:
+    """One event.
+
+    Parameters: details  event, project, at, and what else belongs to it (docs/operations.md)
+    """
+
+    details: dict[str, Any]
+
+    @property
+    def line(self) -> str:
+        """The event in one line; whoever may log in to the database can send one, so it is printed with care."""
+        head = " ".join(cell(self.details.get(name, "-")) for name in ("at", "project", "event"))
+        rest = {name: value for name, value in self.details.items() if name not in ("at", "project", "event")}
+        return " ".join([head, *(f"{name}={cell(value)}" for name, value in rest.items())])
+
+
+def listen(say: Callable[[str], None], count: int | None = None, dsn: str | None = None) -> Iterator[Notice]:
+    """Gives the events as they come. A lost connection is made anew; what happened meanwhile is not told.
+
+    Parameters: say    is called with one line when the connection is there, lost, or there again
+                count  of events after which to end; None = never;  dsn  None = the environment's
+    Errors:     psycopg.OperationalError  the first connection can't be made
+    """
+    given = 0
+    connection: psycopg.Connection[Any] | None = connect(dsn)
+    while True:
+        try:
+            if connection is None:
+                connection = connect(dsn)
+            connection.execute(f"LISTEN {CHANNEL}")
+            say("listening")
+            while True:
+                for notify in connection.notifies(timeout=CHECK_S, stop_after=1):
+                    yield _notice(notify.payload)
+                    given += 1
+                    if given == count:
+                        connection.close()
+                        return
+                connection.execute("SELECT")
+        except psycopg.OperationalError:
+            if connection is not None:
+                say("the connection is lost; events until it is there again are not shown")
+                connection.close()
+                connection = None
+            time.sleep(RETRY_S)
+
+
+def _notice(payload: str) -> Notice:
+    try:
+        details = json.loads(payload)
+    except ValueError:
+        details = None
+    return Notice(details if isinstance(details, dict) else {"event": "unknown", "text": payload})

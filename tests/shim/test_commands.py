@@ -1,0 +1,424 @@
+"""The command ``osgprod``, as an operator types it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from shim import admin, terminal
+from shim.commands import osgprod
+from shim.database import call
+from shim.eviowriter import write_file
+from tests.support import CHECKOUT, WORKER_ROLE, World
+
+Run = Callable[..., Result]
+
+# Why these have no --dry-run or no --json: there is nothing to foretell, or nothing to read.
+NOT_CHANGING = {
+    "attempts", "completion", "doctor", "estimate", "files", "jobs", "project list", "project show", "quarantined",
+    "rate", "rawdata check", "rawdata list", "slices list", "status", "verify", "watch", "workers", "workers list",
+}  # fmt: skip
+WITHOUT_DRY_RUN = {"serve": "runs until it is stopped", "demo": "has a server of its own"}
+WITHOUT_JSON = {"completion": "prints a script", "serve": "writes a log", "demo": "tells a story"}
+
+
+def all_commands(group: click.Group = osgprod, prefix: str = "") -> Iterator[tuple[str, click.Command]]:
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            if command.invoke_without_command:
+                yield f"{prefix}{name}", command
+            yield from all_commands(command, f"{prefix}{name} ")
+        else:
+            yield f"{prefix}{name}", command
+
+
+COMMANDS = dict(all_commands())
+
+
+def options(command: click.Command) -> set[str]:
+    return {option for parameter in command.params for option in parameter.opts}
+
+
+@pytest.fixture
+def run(world: World, monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.setenv("OSGPROD_DSN", world.dsn)
+    monkeypatch.delenv("OSGPROD_MAGIC", raising=False)
+
+    def run_(*arguments: object, **more: Any) -> Result:
+        return CliRunner().invoke(osgprod, [str(argument) for argument in arguments], **more)
+
+    return run_
+
+
+def rows_of(result: Result) -> list[dict[str, Any]]:
+    assert result.exit_code == 0, result.output
+    rows: list[dict[str, Any]] = json.loads(result.stdout)
+    return rows
+
+
+@pytest.fixture
+def busy(world: World) -> World:
+    """Three files: one finished, one with a quarantined and a leased block, one untouched."""
+    world.set(max_failures=1)
+    for seqno in range(3):
+        world.add_file(2, run=1, seqno=seqno)
+    for process, code in ((0, 0), (1, 0), (2, 9)):
+        world.checkout(process, host=f"wn{process}", site="A")
+        world.report(process, code, reason="why" if code else None)
+    world.checkout(3, host="wn3", site="B")
+    call(world.db, "tick")
+    return world
+
+
+def test_each_changing_command_can_foretell_and_each_reading_one_speaks_json() -> None:
+    for name, command in COMMANDS.items():
+        if name in NOT_CHANGING:
+            assert "--json" in options(command) or name in WITHOUT_JSON, name
+        else:
+            assert "--dry-run" in options(command) or name in WITHOUT_DRY_RUN, name
+        assert "--magic" not in options(command), "a secret in an argument is one in the list of processes"
+
+
+def test_exit_codes_are_in_the_help(run: Run) -> None:
+    text = run("--help").output
+    for code, meaning in ((0, "all is well"), (1, "refused"), (2, "makes no sense"), (3, "can't be reached")):
+        assert re.search(rf"^ +{code}  .*{meaning}", text, re.MULTILINE)
+
+
+READING = [
+    ("status",), ("status", "p"), ("estimate", "p"), ("rate", "p"), ("files", "p"), ("jobs", "p"),
+    ("jobs", "p", "1.2"), ("attempts", "p"), ("attempts", "p", "--live"), ("attempts", "p", "--by", "exit"),
+    ("attempts", "p", "--by", "site"), ("quarantined", "p"), ("workers", "list", "p"), ("rawdata", "list"),
+    ("workers", "list", "p", "--order", "slow"), ("slices", "list", "p"), ("project", "show", "p"),
+    ("slices", "list", "p", "--state", "leased"), ("project", "list"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments", READING, ids=" ".join)
+def test_reading_command_says_the_same_as_table_and_as_json(
+    run: Run, busy: World, arguments: tuple[str, ...]
+) -> None:
+    rows = rows_of(run(*arguments, "--json"))
+    assert rows
+    table = run(*arguments)
+    assert table.exit_code == 0
+    lines = table.output.splitlines()
+    assert len(lines) == len(rows) + 2, "a head, a rule, and a line a row"
+    for name, value in rows[0].items():
+        if isinstance(value, str) and not re.match(r"\d{4}-", value):
+            assert value in table.output and name in lines[0]
+
+
+@pytest.mark.parametrize("width", [12, 40, 80, 400])
+def test_table_fits_the_width_and_cuts_no_number(width: int) -> None:
+    rows = [
+        {"blocks_done": 1, "text": "x" * 300, "odd": "a\x1b[31mb\nc [bold]d", "none": None},
+        {"blocks_done": 12345678, "text": "y", "odd": None, "none": None},
+    ]
+    lines = terminal.table(rows, width)
+    whole = "\n".join(lines)
+    assert all(len(line) <= max(width, 23) for line in lines)
+    assert "12345678" in whole and "\x1b" not in whole and "none" not in whole
+    assert ("…" in whole) == (width < 400)
+    assert width < 80 or "a?[31mb?c [bold]d" in whole, "nothing that a job sends is taken for markup"
+    assert width != 40 or len(lines) == 5, "the head of a narrow column has two lines"
+    assert width != 12 or len(lines) == 7, "records, where no table fits"
+
+
+def in_terminal(*arguments: str, columns: int, environment: dict[str, str]) -> str:
+    """Runs the real command in a real terminal of that width."""
+    master, slave = pty.openpty()
+    import fcntl
+    import struct
+    import termios
+
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "shim.admin", *arguments],
+        cwd=CHECKOUT, env={**os.environ, "TERM": "xterm", **environment}, stdout=slave, stderr=slave, stdin=slave,
+    )  # fmt: skip
+    os.close(slave)
+    output = b""
+    with contextlib.suppress(OSError):  # the other end is closed
+        while chunk := os.read(master, 65536):
+            output += chunk
+    process.wait()
+    os.close(master)
+    return output.decode()
+
+
+def test_status_fits_a_real_terminal_of_80_columns(busy: World) -> None:
+    output = in_terminal("status", columns=80, environment={"OSGPROD_DSN": busy.dsn})
+    lines = output.split("\r\n")
+    assert all(len(line) <= 80 for line in lines) and "…" not in output, output
+    assert "uncut" in output and lines[-2].split() == ["p", "active", "3", "1", "6", "2", "1", "0", "1", "2"]
+
+
+def test_loading_files_shows_a_bar_with_rate_and_time_left(world: World, folder: Path) -> None:
+    for seqno in range(30):
+        write_file(folder / f"hd_rawdata_000007_{seqno:03d}.evio", 3, 2)
+    environment = {"OSGPROD_DSN": world.dsn}
+    output = in_terminal("rawdata", "load", str(folder), columns=100, environment=environment)
+    assert "indexing files" in output and "files/s" in output and "left" in output
+    assert re.search(r"new +same +differs +bad\r\n.*\r\n +30 +0", output)
+
+
+def test_rawdata_is_loaded_listed_and_checked_both_ways(run: Run, world: World, folder: Path) -> None:
+    paths = [folder / f"hd_rawdata_000007_{seqno:03d}.evio" for seqno in range(4)]
+    for path in paths[:3]:
+        write_file(path, 3, 2)
+    assert rows_of(run("rawdata", "load", folder, "--dry-run", "--json")) == [
+        {"new": 3, "same": 0, "differs": 0, "bad": 0}
+    ]
+    assert call(world.db, "list_rawdata") == [], "a dry run changes nothing"
+    assert rows_of(run("rawdata", "load", folder, "--json"))[0]["new"] == 3
+    assert rows_of(run("rawdata", "load", folder, "--json"))[0]["same"] == 3
+    assert [row["path"] for row in rows_of(run("rawdata", "list", "--runs", "7", "--json"))] == list(
+        map(str, paths[:3])
+    )
+    before = call(world.db, "list_rawdata")
+    assert run("rawdata", "check", folder).exit_code == 0
+
+    write_file(paths[0], 5, 2)
+    paths[1].unlink()
+    paths[2].write_bytes(b"no evio")
+    write_file(paths[3], 3, 2)
+    result = run("rawdata", "check", folder, "--json")
+    assert result.exit_code == 1
+    faults = {row["path"]: row["what"] for row in json.loads(result.stdout)}
+    assert set(faults) == set(map(str, paths))
+    assert "nblocks: known" in faults[str(paths[0])]
+    assert faults[str(paths[1])] == "registered, but not there"
+    assert faults[str(paths[3])] == "not registered"
+    assert call(world.db, "list_rawdata") == before, "a check changes nothing"
+    result = run("rawdata", "load", folder)
+    assert result.exit_code == 1 and str(paths[0]) in result.stderr and str(paths[2]) in result.stderr
+
+
+DRY = [
+    ("project", "set", "p", "lease_s=99"), ("project", "pause", "p"), ("project", "drain", "p"),
+    ("project", "add", "q", "127.%", "w.bash", "", "3"), ("slices", "load", "p"), ("slices", "recycle", "p"),
+    ("slices", "load", "p", "--start-over"), ("workers", "ban", "p", "wn1"), ("workers", "pardon", "p", "wn1"),
+    ("reclaim",), ("project", "set-magic", "p", "--magic-file", "-"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments", DRY, ids=" ".join)
+def test_dry_run_changes_nothing_and_the_real_one_does(
+    run: Run, busy: World, arguments: tuple[str, ...]
+) -> None:
+    busy.db.execute("INSERT INTO osgprod_data.worker_bans SELECT project_id, 'wn1', now() + '1 h', 'x' FROM"
+                    " osgprod_data.projects")  # fmt: skip
+    call(busy.db, "ban_worker", project="p", worker="wn1", seconds=600)
+    busy.add_file(1, run=9, project=None)
+    busy.let_leases_run_out()
+
+    def everything() -> list[Any]:
+        return [
+            busy.db.execute(f"SELECT t::text FROM osgprod_data.{table} t ORDER BY 1").fetchall()
+            for table in ("projects", "loaded_files", "slices", "idle_slices", "worker_bans", "reports")
+        ]
+
+    before = everything()
+    result = run(*arguments, "--dry-run", input="a new magic\n")
+    assert result.exit_code == 0, result.output
+    assert everything() == before
+    assert run(*arguments, input="a new magic\n").exit_code == 0
+    assert everything() != before
+
+
+def test_magic_comes_from_a_file_the_standard_input_or_the_environment(
+    run: Run, world: World, folder: Path
+) -> None:
+    (folder / "magic").write_text("from a file\n")
+    for arguments, more in (
+        (["--magic-file", folder / "magic"], {}),
+        (["--magic-file", "-"], {"input": "from a file\n"}),
+        ([], {"env": {"OSGPROD_MAGIC": "from a file"}}),
+    ):
+        call(world.db, "set_magic", project="p", magic="other")
+        world.add_file(1)
+        result = run("project", "set-magic", "p", *arguments, **more)
+        assert result.exit_code == 0 and "from a file" not in result.output
+        assert world.checkout(1, magic="from a file")["status"] in ("assigned", "no-work", "wait")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message", "hint"),
+    [
+        (("status", "nope"), 1, "osgprod: there is no project 'nope'", "hint: osgprod project list"),
+        (("project", "set", "p", "lease_s=soon"), 1, "osgprod: project p:", "hint: osgprod project show"),
+        (("project", "set", "p", "lease"), 2, "'lease' is not NAME=VALUE", ""),
+        (("slices", "load", "p", "--runs", "1-x"), 2, "no run list like 1001,1005-1010", ""),
+        (("slices", "list", "p", "--limit", "0"), 1, "limit must be a number", "hint: narrow the list"),
+        (("jobs", "p", "12"), 1, "osgprod: ", "hint: "),
+        (("jobs", "p", "1.77"), 1, "osgprod: job 1.77 has no attempt", "hint: osgprod jobs"),
+        (("attempts", "p", "--live", "--site", "A"), 2, "can't be combined", ""),
+        (("nonsense",), 2, "No such command 'nonsense'", ""),
+        (("rawdata", "load", "/nonexistent"), 2, "does not exist", ""),
+    ],
+)  # fmt: skip
+def test_error_is_one_line_with_a_hint_and_no_traceback(
+    run: Run, arguments: tuple[str, ...], code: int, message: str, hint: str
+) -> None:
+    result = run(*arguments)
+    assert result.exit_code == code and isinstance(result.exception, SystemExit)
+    assert message in result.stderr and hint in result.stderr and "Traceback" not in result.output
+    assert code == 2 or len(result.stderr.splitlines()) == 2
+
+
+def test_unreachable_database_is_exit_code_3_and_a_missing_role_is_named(run: Run, world: World) -> None:
+    result = run("status", env={"OSGPROD_DSN": "host=/nonexistent connect_timeout=1"})
+    assert result.exit_code == 3 and "hint: is the server up?" in result.stderr
+    result = run("verify", "p", env={"OSGPROD_DSN": world.dsn + WORKER_ROLE})
+    assert result.exit_code == 1 and "member of osgprod_operator" in result.stderr
+
+
+def test_verify_and_doctor_end_with_1_when_something_is_wrong(run: Run, busy: World, folder: Path) -> None:
+    assert run("verify", "p").exit_code == 0
+    busy.db.execute("UPDATE osgprod_data.loaded_files SET state = 'finished' WHERE seqno = 1")
+    result = run("verify", "p", "--json")
+    assert result.exit_code == 1 and json.loads(result.stdout)
+    busy.db.execute("UPDATE osgprod_data.loaded_files SET state = 'cut' WHERE seqno = 1")
+
+    result = run("doctor", "--json", env={"OSGPROD_DOCUMENT_ROOT": str(folder)})
+    found = {row["what"]: row for row in json.loads(result.stdout)}
+    assert result.exit_code == 1
+    assert (
+        "No such file" in found["work script of p"]["found"]
+        and "put the project's" in found["work script of p"]["advice"]
+    )
+    assert (
+        found["clock"]["is_well"]
+        and found["version of the database"]["is_well"]
+        and found["files of p"]["is_well"]
+    )
+    assert not found["work of p"]["is_well"], "a block is in quarantine"
+
+    (folder / "p").mkdir()
+    (folder / "p" / "osgprod_work.bash").write_bytes((CHECKOUT / "worker" / "osgprod_work.bash").read_bytes())
+    call(busy.db, "set_project", project="p", settings='{"xrootd_prefix": "root://127.0.0.1:1/"}')
+    result = run("doctor", "--json", env={"OSGPROD_DOCUMENT_ROOT": str(folder)})
+    found = {row["what"]: row for row in json.loads(result.stdout)}
+    assert found["work script of p"]["is_well"]
+    assert not found["files of p"]["is_well"] and "refused" in found["files of p"]["found"]
+    assert "what to do" in run("doctor", env={"OSGPROD_DOCUMENT_ROOT": str(folder)}).output
+
+
+def test_doctor_and_migrate_foretell_what_a_migration_would_do(run: Run, world: World) -> None:
+    assert run("migrate", "--dry-run").output == "up to date, nothing to do\n"
+    world.db.execute("COMMENT ON FUNCTION osgprod.alive() IS 'changed by hand'")
+    assert run("migrate", "--dry-run").output == "renew the functions\n"
+    assert run("migrate", "--dry-run").output == "renew the functions\n", "nothing was changed"
+    result = run("doctor", "--json")
+    assert result.exit_code == 1 and json.loads(result.stdout)[-1]["advice"].startswith("osgprod migrate")
+    assert run("migrate").output == "functions renewed\n"
+    world.db.execute("CREATE DATABASE empty")
+    empty = world.dsn.replace(f"dbname={world.db.info.dbname}", "dbname=empty")
+    try:
+        lines = run("migrate", "--dry-run", env={"OSGPROD_DSN": empty}).output.splitlines()
+    finally:
+        world.db.execute("DROP DATABASE empty")
+    migrations = sorted(path.stem for path in (CHECKOUT / "sql" / "migrations").glob("[0-9]*[!k].sql"))
+    assert lines[-1] == "renew the functions"
+    assert lines[:-1] == [f"apply {name}" for name in migrations if not name.endswith(".rollback")]
+
+
+def test_watch_prints_what_happens_and_nothing_that_could_fool_a_terminal(world: World) -> None:
+    watching = subprocess.Popen(
+        [sys.executable, "-m", "shim.admin", "watch", "--count", "3"],
+        cwd=CHECKOUT, env={**os.environ, "OSGPROD_DSN": world.dsn}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    assert watching.stderr is not None
+    assert watching.stderr.readline() == "listening\n"
+    call(world.db, "ban_worker", project="p", worker="wn1", seconds=60, reason="too hot\x1b[2J")
+    world.db.execute("SELECT pg_notify('osgprod', 'no JSON' || chr(27) || '[2J')")
+    world.db.execute("NOTIFY osgprod, '[1]'")
+    output, errors = watching.communicate(timeout=20)
+    assert watching.returncode == 0 and errors == ""
+    lines = output.splitlines()
+    assert re.fullmatch(r"\S+ p worker-refused until=\S+ reason=too hot\?\[2J worker=wn1", lines[0])
+    assert lines[1:] == ["- - unknown text=no JSON?[2J", "- - unknown text=[1]"]
+
+
+def test_watch_listens_again_when_the_connection_was_cut(world: World) -> None:
+    watching = subprocess.Popen(
+        [sys.executable, "-c", "import shim.notices; shim.notices.RETRY_S = 0.01; from shim.admin import main; main()",
+         "watch", "--json", "--count", "1"],
+        cwd=CHECKOUT, env={**os.environ, "OSGPROD_DSN": world.dsn}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    assert watching.stderr is not None
+    assert watching.stderr.readline() == "listening\n"
+    world.db.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%' OR query = 'SELECT'"
+    )
+    assert "connection is lost" in watching.stderr.readline()
+    assert watching.stderr.readline() == "listening\n"
+    call(world.db, "ban_worker", project="p", worker="wn1", seconds=60)
+    output, _ = watching.communicate(timeout=20)
+    assert json.loads(output)["event"] == "worker-refused"
+
+
+def test_status_watch_looks_again_until_it_is_stopped(busy: World) -> None:
+    watching = subprocess.Popen(
+        [sys.executable, "-m", "shim.admin", "status", "--watch", "--json", "--interval", "0.02"],
+        cwd=CHECKOUT, env={**os.environ, "OSGPROD_DSN": busy.dsn}, stdout=subprocess.PIPE, text=True, bufsize=1,
+    )  # fmt: skip
+    assert watching.stdout is not None
+    seen, end = 0, time.monotonic() + 20
+    for line in watching.stdout:
+        seen += line == "]\n"
+        if seen == 3 or time.monotonic() > end:
+            break
+    watching.send_signal(2)
+    watching.communicate(timeout=10)
+    assert watching.returncode == 0 and seen == 3
+
+
+def test_shell_completes_commands_and_names_of_projects(world: World) -> None:
+    environment = {**os.environ, "OSGPROD_DSN": world.with_project("production-2026").dsn}
+    command = Path(sys.executable).parent / "osgprod"
+    script = subprocess.run(
+        [command, "completion", "bash"], env=environment, capture_output=True, text=True, check=True
+    )
+    assert "complete -o nosort -F" in script.stdout
+
+    def complete(words: str) -> set[str]:
+        result = subprocess.run(
+            [command],
+            env={**environment, "_OSGPROD_COMPLETE": "bash_complete", "COMP_WORDS": words,
+                 "COMP_CWORD": str(words.count(" "))},
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        return {line.partition(",")[2] for line in result.stdout.splitlines() if line}
+
+    assert complete("osgprod qua") == {"quarantined"}
+    assert complete("osgprod status pro") == {"production-2026"}
+    environment["OSGPROD_DSN"] = "host=/nonexistent"
+    assert complete("osgprod status pro") == set(), "and says nothing where there is no database"
+
+
+def test_the_calls_of_the_original_are_still_python_calls(
+    world: World, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OSGPROD_DSN", world.dsn)
+    write_file(folder / "hd_rawdata_000009_000.evio", 4, 2)
+    assert admin.add_project("original", "127.0.%", "osgprod_work.bash", "root://x/", 10, "m") > 0
+    assert admin.load_rawdata_files(folder)["new"] == 1
+    loaded = admin.load_slices(runs=[9], projectname="original")
+    assert loaded["files"] == 1 and loaded["blocks"] > 0
