@@ -20,36 +20,53 @@ from tests.support import World
 
 # w: osgprod_worker (the shim), o: osgprod_operator, -: nobody but the owner. Private helpers, _name, are all "-".
 FUNCTIONS = """
-    add_project       -o
-    alive             wo
-    ban_worker        -o
-    blocked_workers   -o
-    checkout_slice    wo
-    heartbeat         wo
-    load_slices       -o
-    progress          -o
-    quarantined       -o
-    reclaim_lost      -o
-    recycle           -o
-    register_rawdata  -o
-    report_exit       wo
-    set_magic         -o
-    set_project       -o
-    tick              wo
-    verify            -o
+    add_project         -o
+    alive               wo
+    attempts_by_exit    wo
+    attempts_by_site    wo
+    attempts_by_worker  wo
+    ban_worker          -o
+    blocked_workers     wo
+    checkout_slice      wo
+    diagnose            -o
+    estimate            wo
+    heartbeat           wo
+    job_history         wo
+    list_attempts       wo
+    list_files          wo
+    list_jobs           wo
+    list_rawdata        -o
+    list_slices         wo
+    live_attempts       wo
+    load_slices         -o
+    map_files           wo
+    progress            wo
+    quarantined         wo
+    rate                wo
+    reclaim_lost        -o
+    recycle             -o
+    register_rawdata    -o
+    report_exit         wo
+    set_magic           -o
+    set_project         -o
+    tick                wo
+    totals              wo
+    verify              -o
 """
 # Views of schema osgprod and tables of osgprod_data: SELECT, and never more, for whom?
 RELATIONS = """
     attempts          -o
     idle_slices       -o
     loaded_files      -o
+    migrated_files    -o
     projects          -o
     rawdata           -o
     refusals          -o
     reports           -o
     slices            -o
+    tallies           -o
+    totals            -o
     worker_bans       -o
-    migrated_files    --
 """
 LOGINS = {"w": "test_shim_login", "o": "test_operator_login", "s": "test_stranger_login"}
 
