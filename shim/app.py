@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
 import os
 import time
@@ -24,14 +23,14 @@ import psycopg
 from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 from starlette.applications import Starlette
-from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
-from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
+from shim.address import SettingError, TrustedProxies
+from shim.bearer import BearerError, BearerTokens
 from shim.database import dsn_from_environment, open_pool
+from shim.rates import RateLimit, key_of
 from shim.workscript import TemplateError, TemplateFolder, error_text, idle_script
 
 log = logging.getLogger("osgprod")
@@ -40,6 +39,7 @@ log = logging.getLogger("osgprod")
 STATUS_OF_GROUP = {"1": 400, "2": 403, "3": 404, "4": 409, "5": 503, "6": 429, "9": 500}
 RETRY_AFTER_S = {503: 15, 429: 60}
 
+CLIENT_RATE = 6000  # requests a minute of one address, in each process
 MAX_QUERY_BYTES = 8192
 MAX_BODY_BYTES = 65536
 TICK_S = 10.0
@@ -59,6 +59,9 @@ HEARTBEAT = """SELECT * FROM osgprod.heartbeat(p_project => %(project)s, p_clust
 NUMBERS = frozenset(
     ("cluster", "process", "cpus", "exitcode", "events", "outputs", "output_bytes", "bytes", "cpu")
 )
+
+# Only these names are repeated in errors: what else stands before a '=' may be the rest of a secret with a bare '&'.
+NAMES = NUMBERS | {"project", "magic", "token", "host", "site", "reason", "output_url", "output_adler32"}
 
 
 class BadRequest(Exception):
@@ -80,11 +83,12 @@ def parse_query(query: bytes) -> dict[str, str]:
             continue
         name_bytes, equals, value_bytes = item.partition(b"=")
         name = _decoded(name_bytes, "parameter names")
+        what = f"parameter {name!r}" if name in NAMES else "a parameter that is not known here"
         if not equals:
-            raise BadRequest(f"parameter {name[:40]!r} has no value", "write name=value")
+            raise BadRequest(f"{what} has no value", "write name=value, and %26 for a & in a value")
         if name in parameters:
-            raise BadRequest(f"parameter {name[:40]!r} is given twice", "give each parameter once")
-        parameters[name] = _decoded(value_bytes, f"parameter {name[:40]!r}")
+            raise BadRequest(f"{what} is given twice", "give each parameter once")
+        parameters[name] = _decoded(value_bytes, what)
     return parameters
 
 
@@ -140,14 +144,6 @@ async def _parameters(request: Request) -> dict[str, Any]:
     return _numbers(parse_query(query))
 
 
-def _client(request: Request) -> str | None:
-    """The peer's address; behind a trusted proxy the server has put the proxy's client there."""
-    try:
-        return str(ipaddress.ip_address(request.client.host)) if request.client else None
-    except ValueError:
-        return None
-
-
 async def _call(request: Request, statement: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """One function call, one round trip, one transaction; returns its only row."""
     pool: AsyncConnectionPool[Any] = request.app.state.pool
@@ -170,8 +166,31 @@ class _Arguments(dict[str, Any]):
         return None
 
 
+class TooOften(Exception):
+    """A request over one of the limits; one line, and when the next may come [s]."""
+
+    def __init__(self, message: str, wait_s: int) -> None:
+        super().__init__(message)
+        self.wait_s = wait_s
+
+
 async def _arguments(request: Request) -> _Arguments:
-    return _Arguments(await _parameters(request), client=_client(request), bearer=None)
+    parameters, authorization = await _parameters(request), request.headers.get("authorization")
+    bearer = None
+    if authorization and not parameters.get("magic"):
+        bearer = await request.app.state.tokens.claims(authorization)
+    return _Arguments(parameters, client=request.scope["osgprod.client"], bearer=bearer)
+
+
+async def _work(request: Request, statement: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """A call for work, which counts against its project's rate once the database has let the caller in."""
+    rate: RateLimit = request.app.state.project_rate
+    project = arguments["project"] or ""
+    if wait_s := rate.wait_s(project):
+        raise TooOften("project gets too many requests a minute", wait_s)
+    answer = await _call(request, statement, arguments)
+    rate.count(project)
+    return answer
 
 
 async def checkout(request: Request) -> Response:
@@ -181,11 +200,11 @@ async def checkout(request: Request) -> Response:
     arguments.setdefault("cpus", 1)
     project = arguments.get("project", "")
     arguments["workscript"], template = templates.at_hand(project)
-    answer = await _call(request, CHECKOUT, arguments)
+    answer = await _work(request, CHECKOUT, arguments)
     if answer["status"] == "template":
         # The first request of a project, or a changed template: nothing was lent without a template in hand.
         arguments["workscript"], template = templates.load(project, answer["workscript"])
-        answer = await _call(request, CHECKOUT, arguments)
+        answer = await _work(request, CHECKOUT, arguments)
     headers = {"Osgprod-Status": answer["status"]}
     if answer["status"] != "assigned" or template is None:
         if answer["retry_s"]:
@@ -203,12 +222,12 @@ async def checkout(request: Request) -> Response:
 
 async def report(request: Request) -> Response:
     """``workscript.exit``: how the job's attempt ended."""
-    return _verdict(await _call(request, REPORT, await _arguments(request)))
+    return _verdict(await _work(request, REPORT, await _arguments(request)))
 
 
 async def heartbeat(request: Request) -> Response:
     """``workscript.ping``: the attempt is alive, and how far it is."""
-    return _verdict(await _call(request, HEARTBEAT, await _arguments(request)))
+    return _verdict(await _work(request, HEARTBEAT, await _arguments(request)))
 
 
 def _verdict(answer: Mapping[str, Any]) -> Response:
@@ -232,6 +251,10 @@ def _failure(error: Exception) -> tuple[int, bytes]:
     """What a client is told of an error: all of one of our own, nothing of any other."""
     if isinstance(error, BadRequest):
         return 400, error_text(str(error), error.hint, "OG100")
+    if isinstance(error, BearerError):
+        return error.status, error_text(str(error), error.hint, error.code)
+    if isinstance(error, TooOften):
+        return 429, error_text(str(error), f"try again in {error.wait_s} s, and find out why", "OG604")
     if isinstance(error, PoolTimeout | TooManyRequests | PoolClosed):
         return 503, error_text(
             "all connections to the database are in use or it is away", "try again in a while"
@@ -268,28 +291,34 @@ def _endpoint(function: Endpoint) -> Endpoint:
         started = time.perf_counter()
         number = f"{os.getpid():x}-{time.time_ns() & 0xFFFFFFFFFF:x}"
         note = ""
+        state = request.app.state
+        peer = request.client.host if request.client else None
+        client = request.scope["osgprod.client"] = state.proxies.client(peer, request.scope["headers"])
         if request.method not in ("GET", "POST"):
             # HEAD too: whoever only looks must not take a slice.
             response = _text(error_text(f"method {request.method} does nothing here", "use GET or POST"), 405)
             response.headers["Allow"] = "GET, POST"
         else:
             try:
+                if wait_s := state.client_rate.wait_s(key := key_of(client)):
+                    raise TooOften("your address sends too many requests a minute", wait_s)
+                state.client_rate.count(key)
                 response = await function(request)
             except ClientDisconnect:
                 response = _text(b"", 400)
             except Exception as error:
                 status, body = _failure(error)
-                note = f" error={str(error).splitlines()[0] if str(error) else type(error).__name__!r}"
+                note = f" error={(str(error).splitlines() or [type(error).__name__])[0][:300]!a}"
                 response = _text(body, status)
-                if status in RETRY_AFTER_S:
-                    response.headers["Retry-After"] = str(RETRY_AFTER_S[status])
+                if retry_s := getattr(error, "wait_s", RETRY_AFTER_S.get(status)):
+                    response.headers["Retry-After"] = str(retry_s)
                 if status == 500 and not isinstance(error, TemplateError):
                     log.exception("request=%s failed", number)
         response.headers["Osgprod-Request"] = number
         log.info(
             "request=%s client=%s path=%s status=%d answer=%s ms=%.1f%s",
             number,
-            request.client.host if request.client else "-",
+            client or "-",
             request.url.path,
             response.status_code,
             response.headers.get("Osgprod-Status", "-"),
@@ -310,24 +339,19 @@ async def _tick(pool: AsyncConnectionPool[Any]) -> None:
                 await connection.execute("SELECT * FROM osgprod.tick()")
 
 
-class _NameUnixPeer:
-    """Gives the peer behind a unix socket, who has no address, the name "unix"."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not scope.get("client"):
-            scope = {**scope, "client": ("unix", 0)}
-        await self._app(scope, receive, send)
+def _without_query(record: logging.LogRecord) -> bool:
+    """Takes the query, which may hold a magic, out of the access log that a server of somebody else's keeps."""
+    if isinstance(record.args, tuple):
+        record.args = tuple(a.partition("?")[0] if isinstance(a, str) else a for a in record.args)
+    return True
 
 
-def _trusting(proxies: str) -> list[Middleware]:
-    """Takes X-Forwarded-For's word from the right peers, and from the right end of the list that it is."""
-    if not proxies.strip():
-        return []
-    hosts = [proxy.strip() for proxy in proxies.split(",")]
-    return [Middleware(_NameUnixPeer), Middleware(ProxyHeadersMiddleware, trusted_hosts=hosts)]
+def _per_minute(setting: str, default: int) -> int:
+    """A number of requests from the environment; 0 = no limit."""
+    text = os.environ.get(setting, "") or str(default)
+    if not (text.isascii() and text.isdigit()):
+        raise SettingError(f"{setting}: {text!r} is no number of requests a minute")
+    return int(text)
 
 
 def create_app(
@@ -340,15 +364,20 @@ def create_app(
                 root_path      where the routes are; None = OSGPROD_ROOT_PATH or /osgprod
     """
     dsn = dsn_from_environment() if dsn is None else dsn
-    trusted = os.environ.get("OSGPROD_TRUSTED_PROXIES", "")
     root = Path(document_root or os.environ.get("OSGPROD_DOCUMENT_ROOT", "/var/www/html"))
     path = os.environ.get("OSGPROD_ROOT_PATH", "/osgprod") if root_path is None else root_path
     path = path.rstrip("/")
+    proxies, tokens = TrustedProxies(os.environ.get("OSGPROD_TRUSTED_PROXIES", "")), BearerTokens()
+    client_rate = RateLimit(_per_minute("OSGPROD_CLIENT_RATE", CLIENT_RATE))
+    project_rate = RateLimit(_per_minute("OSGPROD_PROJECT_RATE", 0))
+    logging.getLogger("uvicorn.access").addFilter(_without_query)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         # The database may be away now: requests are answered 503 until it is there.
         app.state.templates = TemplateFolder(root)
+        app.state.tokens, app.state.proxies = tokens, proxies
+        app.state.client_rate, app.state.project_rate = client_rate, project_rate
         app.state.pool = open_pool(dsn, int(os.environ.get("OSGPROD_POOL_SIZE", "8")))
         await app.state.pool.open(wait=False)
         ticker = asyncio.create_task(_tick(app.state.pool))
@@ -373,4 +402,4 @@ def create_app(
         Route(f"{path}/workscript.ping", _endpoint(heartbeat), methods=methods),
         Route(f"{path}/healthz", _endpoint(healthz), methods=methods),
     ]
-    return Starlette(routes=routes, lifespan=lifespan, middleware=_trusting(trusted))
+    return Starlette(routes=routes, lifespan=lifespan)

@@ -104,18 +104,23 @@ AS $fn$
 -- Parameters: p_project  the project's row
 --             p_bearer   claims iss, aud (text or list), scope (words), exp (seconds since 1970)
 -- Errors:     OG206 naming the claim that doesn't fit; never its value
--- Source:     WLCG common JWT profiles 1.0: scope is a list of words, aud may be text or list
+-- Source:     WLCG common JWT profiles 1.0: scope is a list of words, aud may be text or list; SciTokens 2.0: aud ANY
 DECLARE
     v_wrong text;
 BEGIN
     v_wrong := CASE
-        WHEN p_project.bearer_issuer IS NULL THEN 'project takes no bearer tokens'
+        WHEN p_project.bearer_issuer IS NULL THEN 'it takes no bearer tokens'
+        -- Any member of a collaboration can get a token of its issuer: without a scope it would say nothing.
+        WHEN p_project.bearer_scope IS NULL THEN 'its setting bearer_scope is missing'
         WHEN p_bearer ->> 'iss' IS DISTINCT FROM p_project.bearer_issuer THEN 'claim iss'
         WHEN coalesce(to_timestamp((p_bearer ->> 'exp')::float8) <= now(), true) THEN 'claim exp'
-        WHEN p_project.bearer_audience IS NOT NULL
-            AND NOT coalesce(p_bearer -> 'aud' @> to_jsonb(p_project.bearer_audience), false) THEN 'claim aud'
-        WHEN p_project.bearer_scope IS NOT NULL
-            AND NOT coalesce(p_project.bearer_scope = ANY (string_to_array(p_bearer ->> 'scope', ' ')), false)
+        WHEN NOT CASE
+            WHEN p_project.bearer_audience IS NOT NULL
+            THEN coalesce(p_bearer -> 'aud' @> to_jsonb(p_project.bearer_audience), false)
+            -- RFC 7519: a token that names other audiences than us is not for us; these two name everybody.
+            ELSE coalesce(p_bearer -> 'aud', 'null') @> ANY (ARRAY['null', '"ANY"',
+                '"https://wlcg.cern.ch/jwt/v1/any"']::jsonb[]) END THEN 'claim aud'
+        WHEN NOT coalesce(p_project.bearer_scope = ANY (string_to_array(p_bearer ->> 'scope', ' ')), false)
             THEN 'claim scope'
     END;
     IF v_wrong IS NOT NULL THEN

@@ -306,8 +306,8 @@ COMMENT ON COLUMN osgprod_data.projects.old_magic_digest   IS 'of the former mag
 COMMENT ON COLUMN osgprod_data.projects.old_magic_until    IS 'until when the former magic is valid as well';
 COMMENT ON COLUMN osgprod_data.projects.token_required     IS 'must a heartbeat and a report carry the token of the attempt?';
 COMMENT ON COLUMN osgprod_data.projects.bearer_issuer      IS 'issuer (claim iss) of the bearer tokens that may stand in for the magic; NULL = none are taken';
-COMMENT ON COLUMN osgprod_data.projects.bearer_audience    IS 'claim aud that they must have; NULL = any';
-COMMENT ON COLUMN osgprod_data.projects.bearer_scope       IS 'word that their claim scope must have; NULL = any';
+COMMENT ON COLUMN osgprod_data.projects.bearer_audience    IS 'claim aud that they must have; NULL = none, or one of the two that mean everybody';
+COMMENT ON COLUMN osgprod_data.projects.bearer_scope       IS 'word that their claim scope must have; without it none are taken';
 COMMENT ON COLUMN osgprod_data.projects.lease_s            IS 'how long an attempt may stay silent [s]';
 COMMENT ON COLUMN osgprod_data.projects.heartbeat_s        IS 'time between two heartbeats of a job [s]; 0 = none are sent';
 COMMENT ON COLUMN osgprod_data.projects.wedged_s           IS 'how long an attempt that beats may make no progress [s]; NULL = for ever';
