@@ -39,7 +39,7 @@ readonly CURL=(curl -q -sS --noproxy '*' --connect-timeout 20)
 scratch="" work_pid="" beat_pid="" child_pid="" token="" magic="" bearer="" host="" beat_status=0
 
 log() {
-  printf '%s osgprod_exec %s.%s: %s\n' "$(date -u +%Y-%m-%dT%H:%M:%SZ 2>&1)" "${cluster:-}" "${process:-}" "$*" >&2
+  printf '%s osgprod_exec %s.%s: %s\n' "$(date -u +%Y-%m-%dT%H:%M:%SZ 2>&1)" "${cluster:-}" "${process:-}" "$*" >&2 || true
 }
 
 # Arguments: exit code, message
@@ -267,9 +267,9 @@ stop_beating() {
 
 # Packs what the work left into $tarball; the slice itself, proxies and tokens are not taken along.
 pack_outputs() {
-  local slice
-  slice="$(slice_file)"
-  [[ -z "$slice" ]] || rm -f "$scratch/work/$slice"
+  local slice_path
+  slice_path="$(slice_file)"
+  [[ -z "$slice_path" ]] || rm -f "$scratch/work/$slice_path"
   tail -c 100000 "$scratch/work.log" >"$scratch/work/osgprod_work.log" 2>/dev/null || true
   tar -czf "$tarball.new" -C "$scratch/work" --exclude='x509*' --exclude='bt_u*' --exclude='*.use' \
     --exclude='*.scitoken' --exclude=.osgprod.errors . && mv "$tarball.new" "$tarball" && return 0

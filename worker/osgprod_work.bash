@@ -48,11 +48,12 @@ readonly EXIT_NOT_FILLED=64 EXIT_NOT_FETCHED=75
 readonly TRIES="${OSGPROD_TRIES:-8}" BACKOFF_MS="${OSGPROD_BACKOFF_MS:-1000}"
 
 log() {
-  printf '%s osgprod_work: %s\n' "$(date -u +%Y-%m-%dT%H:%M:%SZ)" "$*" >&2
+  printf '%s osgprod_work: %s\n' "$(date -u +%Y-%m-%dT%H:%M:%SZ)" "$*" >&2 || true # the disk may be full
 }
 
 # The slice can't be had here: whoever runs this script is told so by the exit code.
 not_fetched() {
+  rm -f "${slice:-}" # first: on a full disk nothing can be logged
   log "$*"
   exit "$EXIT_NOT_FETCHED"
 }

@@ -1,0 +1,176 @@
+"""A site that misbehaves on demand: an HTTP server for raw data, uploads and scripts."""
+
+from __future__ import annotations
+
+import re
+import socket
+import threading
+import time
+import zlib
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Self
+
+
+@dataclass
+class Seen:
+    """One request as it came, and how many bytes of a body were sent or taken."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: bytes = b""
+    sent: int = 0
+
+
+@dataclass
+class Site:
+    """Serves and stores ``files`` on a loopback port.
+
+    Each request takes the next of ``faults``, None or the end of the list = it behaves:
+    close         cuts the connection in the middle of the body
+    short         sends half of the range, as if it were all
+    ignore-range  sends the whole file
+    wrong-range   sends as many bytes from another place
+    slow          sends, or takes, a body a kilobyte at a time with pauses
+    truncate      stores half of an upload and says that all is well
+    corrupt       stores an upload with a byte changed
+    abort         cuts the connection in the middle of an upload, and keeps what came
+    a number      answers with this status
+    """
+
+    files: dict[str, bytes] = field(default_factory=dict)
+    faults: list[str | int | None] = field(default_factory=list)
+    has_checksums: bool = True
+    headers: dict[str, str] = field(default_factory=dict)
+    port: int = 0
+
+    def __post_init__(self) -> None:
+        self.seen: list[Seen] = []
+        self._server: ThreadingHTTPServer | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def __enter__(self) -> Self:
+        handler = type("Handler", (_Handler,), {"site": self})
+        self._server = ThreadingHTTPServer(("127.0.0.1", self.port), handler)
+        self.port = self._server.server_address[1]
+        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._server is not None
+        self._server.shutdown()
+        self._server.server_close()
+
+    def next_fault(self) -> str | int | None:
+        with self._lock:
+            return self.faults.pop(0) if self.faults else None
+
+    def sent(self) -> int:
+        return sum(seen.sent for seen in self.seen)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    site: Site
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def _note(self) -> Seen:
+        names = {name.lower(): value for name, value in self.headers.items()}
+        seen = Seen(self.command, self.path, names)
+        self.site.seen.append(seen)
+        return seen
+
+    def _cut(self) -> None:
+        self.close_connection = True
+        self.wfile.flush()
+        self.connection.shutdown(socket.SHUT_RDWR)
+
+    def _answer(self, status: int, body: bytes = b"", seen: Seen | None = None, **headers: object) -> None:
+        fault = headers.pop("fault", None)
+        self.send_response(status)
+        for name, value in {**self.site.headers, **headers}.items():
+            self.send_header(name.replace("_", "-"), str(value))
+        self.send_header("Content-Length", str(headers.pop("length", len(body))))
+        self.end_headers()
+        if fault == "close":
+            body = body[: len(body) // 2]
+        step = 1000 if fault == "slow" else 1 << 16
+        try:
+            for start in range(0, len(body), step):
+                part = body[start : start + step]
+                self.wfile.write(part)
+                if seen:
+                    seen.sent += len(part)
+                if fault == "slow":
+                    time.sleep(0.05)
+        except OSError:
+            self.close_connection = True
+        if fault == "close":
+            self._cut()
+
+    def do_GET(self) -> None:
+        seen, fault, whole = self._note(), self.site.next_fault(), self.site.files.get(self.path)
+        if isinstance(fault, int):
+            return self._answer(fault, b"# osgprod error: the site says no\n")
+        if whole is None:
+            return self._answer(404)
+        match = re.fullmatch(r"bytes=(\d+)-(\d+)", seen.headers.get("range", ""))
+        if not match or fault == "ignore-range":
+            return self._answer(200, whole, seen, fault=fault)
+        start, end = int(match[1]), int(match[2]) + 1
+        if fault == "wrong-range":
+            start, end = start + 32, end + 32
+        if fault == "short":
+            end = start + (end - start) // 2
+        part = whole[start:end]
+        where = f"bytes {start}-{start + len(part) - 1}/{len(whole)}"
+        return self._answer(206, part, seen, fault=fault, Content_Range=where)
+
+    def do_POST(self) -> None:
+        seen = self._note()
+        seen.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        fault, body = self.site.next_fault(), self.site.files.get(self.path, b"")
+        if isinstance(fault, int):
+            return self._answer(fault, b"# osgprod error: the site says no\n")
+        return self._answer(200, body, fault=fault)
+
+    def do_HEAD(self) -> None:
+        self._note()
+        stored = self.site.files.get(self.path)
+        if stored is None:
+            return self._answer(404)
+        digest = {"Digest": f"adler32={zlib.adler32(stored):08x}"} if self.site.has_checksums else {}
+        return self._answer(200, length=len(stored), **digest)
+
+    def do_PUT(self) -> None:
+        seen, fault = self._note(), self.site.next_fault()
+        if isinstance(fault, int):
+            self.close_connection = True
+            return self._answer(fault)
+        left, body = int(self.headers["Content-Length"]), b""
+        while left > 0:
+            part = self.rfile.read(min(left, 1000))
+            body, left = body + part, left - len(part)
+            if not part or (fault == "abort" and left < 500):
+                self.site.files[self.path] = body
+                return self._cut()
+            if fault == "slow":
+                time.sleep(0.05)
+        seen.body = body
+        if fault == "truncate":
+            body = body[: len(body) // 2]
+        if fault == "corrupt":
+            body = body[:-1] + bytes([body[-1] ^ 1])
+        self.site.files[self.path] = body
+        return self._answer(201)
+
+    def do_DELETE(self) -> None:
+        self._note()
+        self._answer(200 if self.site.files.pop(self.path, None) is not None else 404)

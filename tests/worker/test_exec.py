@@ -1,0 +1,545 @@
+"""What runs around the work: how a job asks, beats, sends, reports and ends, on nodes that are hostile."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import tarfile
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shim.database import call
+from tests.support import CHECKOUT, LiveShim, World
+from tests.worker.conftest import EXEC, Node, living
+from tests.worker.site import Site
+
+DONE, FAILED, NODE_FAULT, LATER, REFUSED, TERM = 0, 10, 20, 30, 40, 143
+is_root = pytest.mark.skipif(os.geteuid() != 0, reason="hiding parts of a node takes root")
+pytestmark = pytest.mark.usefixtures("rawdata")
+
+
+def report_of(world: World, process: int = 1) -> dict[str, Any]:
+    rows = world.db.execute(
+        "SELECT * FROM osgprod_data.reports WHERE process = %s AND by_worker ORDER BY nstart DESC LIMIT 1",
+        [process],
+    ).fetchall()
+    return rows[0] if rows else {}
+
+
+def state(world: World) -> dict[str, int]:
+    rows = world.db.execute("SELECT state, count(*) AS n FROM osgprod_data.slices GROUP BY state").fetchall()
+    return {row["state"]: row["n"] for row in rows}
+
+
+def names(tarball: Path) -> set[str]:
+    with tarfile.open(tarball) as archive:
+        return {member.name.removeprefix("./") for member in archive if member.isfile()}
+
+
+def wait_for(path: Path) -> None:
+    end = time.monotonic() + 20
+    while not path.exists():
+        assert time.monotonic() < end, f"{path} does not come"
+        time.sleep(0.01)
+
+
+# --- how a job ends ------------------------------------------------------------------------------------------
+
+
+def test_done_slice_leaves_its_tarball_for_htcondor(node: Node, world: World) -> None:
+    code, log = node.run(1)
+    assert code == DONE, log
+    tarball = node.folder / "job_7_1.tar.gz"
+    assert names(tarball) == {"osgprod_work.log"}
+    assert [path.name for path in node.folder.iterdir()] == [tarball.name], "nothing else stays"
+    report = report_of(world)
+    assert report["outcome"] == "done"
+    assert report["output_bytes"] == tarball.stat().st_size
+    assert report["output_adler32"] == f"{zlib.adler32(tarball.read_bytes()):08x}"
+    assert report["output_url"] is None
+
+
+def test_events_and_outputs_are_told(node: Node, world: World) -> None:
+    recon = node.program("recon", "echo 31 >events_read; mkdir d; echo a >d/a.root; echo b >b.root")
+    assert node.run(1, OSGPROD_RECON=recon)[0] == DONE
+    assert names(node.folder / "job_7_1.tar.gz") == {"d/a.root", "b.root", "events_read", "osgprod_work.log"}
+    assert (report_of(world)["events"], report_of(world)["outputs"]) == (31, 3)
+
+
+@pytest.mark.parametrize(
+    "recon, code, exit_code, outcome, reason",
+    [
+        ("echo; echo no such bank; exit 3", FAILED, 3, "failed", "no such bank"),
+        ("kill -KILL $$", NODE_FAULT, 137, "node-fault", None),
+        ("exit 75", NODE_FAULT, 75, "node-fault", None),
+    ],
+)
+def test_failure_is_told_with_its_last_words(
+    node: Node, world: World, recon: str, code: int, exit_code: int, outcome: str, reason: str | None
+) -> None:
+    assert node.run(1, OSGPROD_RECON=node.program("recon", recon))[0] == code
+    report = report_of(world)
+    assert (report["exit_code"], report["outcome"]) == (exit_code, outcome)
+    assert reason is None or report["reason"] == reason
+    # What a failed job left is not to be taken for an output, nor is the slice taken along.
+    assert [path.name for path in node.folder.iterdir()] == ["failed_job_7_1.tar.gz"]
+    assert names(node.folder / "failed_job_7_1.tar.gz") == {"osgprod_work.log"}
+
+
+def test_success_without_the_evidence_that_the_project_demands_takes_its_output_away(
+    node: Node, world: World, site: Site
+) -> None:
+    world.set(demand_events=True)
+    code, log = node.run(1, OSGPROD_OUTPUT_URL=f"{site.url}/out")
+    assert code == FAILED, log
+    assert "events read" in report_of(world)["reason"]
+    assert not any(path.startswith("/out") for path in site.files)
+    assert list(node.folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "environment, word",
+    [
+        ({"OSGPROD_URL": None}, "OSGPROD_URL"),
+        ({"OSGPROD_PROJECT": None}, "OSGPROD_PROJECT"),
+        ({"OSGPROD_MAGIC": "wrong"}, "403"),
+        ({"OSGPROD_PROJECT": "other"}, "404"),
+        ({"OSGPROD_MAGIC_FILE": "/nonexistent"}, "OSGPROD_MAGIC_FILE"),
+        ({"OSGPROD_OUTPUT_URL": "gsiftp://host/path"}, "OSGPROD_OUTPUT_URL"),
+    ],
+)
+def test_misconfigured_job_is_to_be_held(
+    node: Node, world: World, environment: dict[str, str | None], word: str
+) -> None:
+    code, log = node.run(1, **environment)
+    assert code == REFUSED
+    assert word in log
+    assert state(world) == {}, "no slice is taken"
+
+
+@pytest.mark.parametrize("arguments", [[], ["1"], ["1", "2", "3", "4"]])
+def test_wrong_arguments_are_refused(node: Node, arguments: list[str]) -> None:
+    done = subprocess.run([str(EXEC), *arguments], env=node.environment, capture_output=True, text=True)
+    assert done.returncode == REFUSED
+    assert "usage: osgprod_exec.sh <cluster> <process>" in done.stderr
+
+
+def test_server_that_is_away_means_later(node: Node) -> None:
+    code, log = node.run(1, OSGPROD_URL="http://127.0.0.1:9/osgprod")
+    assert code == LATER
+    assert log.count("no luck with workscript.bash") == 3
+
+
+def test_job_without_work_sends_nothing(node: Node, world: World, site: Site) -> None:
+    site.files["/out/job_7_2.tar.gz"] = b"of a former success"
+    (node.folder / "job_7_2.tar.gz").write_bytes(b"of a former success")
+    assert node.run(1, cpus=6, OSGPROD_OUTPUT_URL=f"{site.url}/out")[0] == DONE
+    requests = len(site.seen)
+    code, log = node.run(2, OSGPROD_OUTPUT_URL=f"{site.url}/out")
+    assert code == DONE, log
+    assert "no work" in log
+    assert len(site.seen) == requests
+    assert (node.folder / "job_7_2.tar.gz").read_bytes() == b"of a former success"
+
+
+def test_completed_job_that_runs_again_keeps_its_good_output(node: Node, site: Site) -> None:
+    environment = {"OSGPROD_OUTPUT_URL": f"{site.url}/out"}
+    assert node.run(1, **environment)[0] == DONE
+    good, requests = site.files["/out/job_7_1.tar.gz"], len(site.seen)
+    code, log = node.run(1, **environment)
+    assert code == DONE
+    assert "already completed" in log
+    assert site.files["/out/job_7_1.tar.gz"] == good == (node.folder / "job_7_1.tar.gz").read_bytes()
+    assert len(site.seen) == requests
+
+
+def test_job_waits_for_work_that_is_out_and_then_says_later(node: Node, world: World, shim: LiveShim) -> None:
+    shim.checkout(50, cpus=6)
+    assert node.run(1, OSGPROD_MAX_WAIT_S="0")[0] == DONE
+    world.set(wait_s=1)
+    assert node.run(1, OSGPROD_MAX_WAIT_S="2")[0] == LATER
+    job = node.start(1, OSGPROD_MAX_WAIT_S="20")
+    time.sleep(0.3)
+    world.let_leases_run_out()
+    assert job.wait(20) == DONE
+    assert state(world) == {"done": 1, "ready": 1} or state(world)["done"] >= 1
+    job.communicate()
+
+
+def test_retry_after_is_honoured(node: Node, site: Site) -> None:
+    site.files["/osgprod/workscript.bash"] = b"#!/bin/bash\necho nothing\n"
+    site.headers = {"Osgprod-Status": "no-work", "Retry-After": "1"}
+    site.faults = [503, 429]
+    started = time.monotonic()
+    code, log = node.run(1, OSGPROD_URL=f"{site.url}/osgprod")
+    assert (code, "the site says no" in log) == (DONE, True)
+    assert 2 <= time.monotonic() - started < 6
+
+
+def test_script_that_is_cut_short_does_not_run(node: Node, site: Site) -> None:
+    site.files["/osgprod/workscript.bash"] = b"#!/bin/bash\ntouch ran\n" + b"#" * 100
+    site.headers = {"Osgprod-Status": "assigned", "Osgprod-Heartbeat": "0"}
+    site.faults = ["close"] * 3
+    assert node.run(1, OSGPROD_URL=f"{site.url}/osgprod")[0] == LATER
+    assert list(node.folder.iterdir()) == []
+
+
+# --- outputs -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("has_checksums", [True, False])
+@pytest.mark.parametrize("fault", [None, "truncate", "abort", 500, 507])
+def test_upload_counts_only_when_it_arrived_whole(
+    node: Node, world: World, site: Site, fault: str | int | None, has_checksums: bool
+) -> None:
+    site.has_checksums = has_checksums
+    site.faults = [fault]
+    code, log = node.run(1, OSGPROD_OUTPUT_URL=f"{site.url}/out/")
+    assert code == DONE, log
+    stored, report = site.files["/out/job_7_1.tar.gz"], report_of(world)
+    assert stored == (node.folder / "job_7_1.tar.gz").read_bytes()
+    assert report["output_url"] == f"{site.url}/out/job_7_1.tar.gz"
+    assert report["output_bytes"] == len(stored)
+    assert report["output_adler32"] == f"{zlib.adler32(stored):08x}"
+    assert sum(seen.method == "PUT" for seen in site.seen) == (2 if fault else 1)
+
+
+def test_upload_with_a_changed_byte_is_sent_again(node: Node, site: Site) -> None:
+    site.faults = ["corrupt"]
+    assert node.run(1, OSGPROD_OUTPUT_URL=f"{site.url}/out")[0] == DONE
+    assert site.files["/out/job_7_1.tar.gz"] == (node.folder / "job_7_1.tar.gz").read_bytes()
+
+
+def test_slice_whose_output_can_not_be_sent_goes_to_another_job(node: Node, world: World, site: Site) -> None:
+    site.faults = ["truncate"] * 3
+    code, log = node.run(1, OSGPROD_OUTPUT_URL=f"{site.url}/out")
+    assert code == LATER, log
+    assert report_of(world)["outcome"] == "node-fault"
+    assert state(world) == {"ready": 1}
+
+
+def test_restart_never_overwrites_what_another_start_sent(node: Node, shim: LiveShim, site: Site) -> None:
+    shim.checkout(1, cluster=7)
+    site.files["/out/job_7_1.tar.gz"] = b"sent by the first start, which was killed before its report"
+    assert node.run(1, OSGPROD_OUTPUT_URL=f"{site.url}/out")[0] == DONE
+    assert site.files["/out/job_7_1.tar.gz"].startswith(b"sent by")
+    assert site.files["/out/job_7_1.2.tar.gz"] == (node.folder / "job_7_1.2.tar.gz").read_bytes()
+
+
+def test_output_of_a_superseded_attempt_is_taken_away(
+    node: Node, world: World, shim: LiveShim, site: Site
+) -> None:
+    go = node.folder.parent / "go"
+    recon = node.program("recon", f"touch {go}.at; until [[ -e {go} ]]; do sleep 0.02; done")
+    job = node.start(1, OSGPROD_OUTPUT_URL=f"{site.url}/out", OSGPROD_RECON=recon)
+    wait_for(Path(f"{go}.at"))
+    world.let_leases_run_out()
+    call(world.db, "reclaim_lost")
+    assert shim.checkout(2).headers["Osgprod-Status"] == "assigned"
+    assert shim.report(2).status_code == 200
+    go.touch()
+    output, _ = job.communicate(timeout=30)
+    assert job.returncode == FAILED, output
+    assert report_of(world)["outcome"] == "superseded"
+    assert not any(path.startswith("/out") for path in site.files)
+    assert list(node.folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_output_goes_to_a_file_system(node: Node, world: World, folder: Path, scheme: str) -> None:
+    code, log = node.run(1, OSGPROD_OUTPUT_URL=f"{scheme}{folder}/outputs/deep")
+    assert code == DONE, log
+    (stored,) = (folder / "outputs" / "deep").iterdir()
+    assert stored.name == "job_7_1.tar.gz"
+    assert report_of(world)["output_bytes"] == stored.stat().st_size
+    assert report_of(world)["output_url"] == f"{scheme}{stored}"
+
+
+def test_secrets_stay_out_of_tarball_and_command_lines(node: Node, world: World, folder: Path) -> None:
+    (folder / "magic").write_text("top secret")
+    look = 'cat /proc/[0-9]*/cmdline >"$OSGPROD_LOOK"; env >>"$OSGPROD_LOOK"'
+    recon = node.program("recon", f"touch x509up_u1 bt_u1 my.use a.scitoken good; {look}")
+    secrets = {"OSGPROD_MAGIC_FILE": str(folder / "magic"), "BEARER_TOKEN": "very.secret.token"}
+    call(world.db, "set_magic", project="p", magic="top secret")
+    code, log = node.run(1, OSGPROD_RECON=recon, OSGPROD_LOOK=str(folder / "look"), **secrets)
+    assert code == DONE, log
+    assert names(node.folder / "job_7_1.tar.gz") == {"good", "osgprod_work.log"}
+    seen = (folder / "look").read_bytes()
+    assert b"osgprod_exec.sh" in seen
+    assert b"top secret" not in seen
+    assert b"very.secret" not in seen.replace(b"BEARER_TOKEN=very.secret.token", b"")
+
+
+# --- heartbeats and ends before the end ----------------------------------------------------------------------
+
+
+def test_heartbeats_tell_bytes_and_processor_time(node: Node, world: World) -> None:
+    world.set(heartbeat_s=1)
+    recon = node.program("recon", "head -c 3000000 /dev/zero >out; for ((i = 0; ; i++)); do :; done")
+    job = node.start(1, OSGPROD_RECON=recon)
+    try:
+        end = time.monotonic() + 20
+        while True:
+            (row,) = world.db.execute("SELECT bytes_fetched, cpu_s FROM osgprod_data.slices").fetchall() or [
+                {}
+            ]
+            if (row.get("bytes_fetched") or 0) > 2_900_000 and (row.get("cpu_s") or 0) >= 1:
+                break
+            assert time.monotonic() < end, row
+            time.sleep(0.05)
+    finally:
+        job.terminate()
+        job.communicate()
+
+
+def test_attempt_that_lost_its_slice_stops_its_work(node: Node, world: World, shim: LiveShim) -> None:
+    world.set(heartbeat_s=1)
+    started = node.folder.parent / "started"
+    job = node.start(1, OSGPROD_RECON=node.program("recon", f"touch {started}; sleep 100 & wait"))
+    wait_for(started)
+    world.let_leases_run_out()
+    call(world.db, "reclaim_lost")
+    assert shim.checkout(2).headers["Osgprod-Status"] == "assigned"
+    output, _ = job.communicate(timeout=20)
+    assert job.returncode == NODE_FAULT, output
+    assert "stopping the work: # osgprod error: stop: this slice was done or given to another" in output
+    assert living(job.pid) == {}
+    assert list(node.folder.iterdir()) == []
+
+
+def test_sigterm_ends_all_within_5_seconds_and_the_restart_gets_the_slice_back(
+    node: Node, world: World
+) -> None:
+    started = node.folder.parent / "started"
+    deaf = node.program("recon", f"trap '' TERM; touch {started}; while :; do sleep 1; done")
+    job = node.start(1, OSGPROD_RECON=deaf)
+    wait_for(started)
+    before = time.monotonic()
+    job.send_signal(signal.SIGTERM)
+    output, _ = job.communicate(timeout=20)
+    assert time.monotonic() - before < 5
+    assert job.returncode == TERM, output
+    assert living(job.pid) == {}
+    assert list(node.folder.iterdir()) == []
+    assert state(world) == {"leased": 1}
+    code, log = node.run(1)
+    assert code == DONE
+    assert "start 2 on" in log
+    assert state(world) == {"done": 1}
+
+
+@pytest.mark.parametrize("where", ["upload", "waiting"])
+def test_sigterm_is_heard_at_once_elsewhere_too(node: Node, site: Site, where: str) -> None:
+    if where == "upload":
+        site.faults = ["slow"]
+        recon = node.program("recon", "head -c 300000 /dev/urandom >big")
+        job = node.start(1, OSGPROD_OUTPUT_URL=f"{site.url}/out", OSGPROD_RECON=recon)
+    else:
+        site.faults = [503] * 9
+        site.headers = {"Retry-After": "100"}
+        job = node.start(1, OSGPROD_URL=f"{site.url}/osgprod")
+    end = time.monotonic() + 20
+    while not site.seen:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    time.sleep(0.3)
+    before = time.monotonic()
+    job.send_signal(signal.SIGTERM)
+    output, _ = job.communicate(timeout=20)
+    assert time.monotonic() - before < 2
+    assert job.returncode == TERM, output
+    assert living(job.pid) == {}
+
+
+def test_work_does_not_outlive_a_killed_job(node: Node, world: World) -> None:
+    world.set(heartbeat_s=1)
+    started = node.folder.parent / "started"
+    job = node.start(1, OSGPROD_RECON=node.program("recon", f"touch {started}; sleep 100"))
+    wait_for(started)
+    job.kill()
+    job.wait()
+    end = time.monotonic() + 15
+    while living(job.pid):
+        assert time.monotonic() < end, living(job.pid)
+        time.sleep(0.1)
+    job.communicate()
+
+
+# --- hostile nodes -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["", "/nonexistent", None])
+def test_empty_path_and_no_home(node: Node, path: str | None) -> None:
+    assert "HOME" not in node.environment
+    code, log = node.run(1, PATH=path)
+    assert code == DONE, log
+
+
+def test_clock_plays_no_part(node: Node, folder: Path) -> None:
+    """The scripts ask the clock for the log alone, and a clock that fails fails nothing."""
+    for script in ("condor/osgprod_exec.sh", "worker/osgprod_work.bash"):
+        text = (CHECKOUT / script).read_text()
+        assert text.count("date -u") == 1
+        assert not any(
+            word in text for word in ("EPOCHSECONDS", "EPOCHREALTIME", "date +", "-newer", "mtime")
+        )
+    (folder / "bin").mkdir()
+    (folder / "bin" / "date").write_text("#!/bin/bash\nexit 1\n")
+    (folder / "bin" / "date").chmod(0o755)
+    code, log = node.run(1, PATH=f"{folder}/bin:/usr/bin:/bin")
+    assert code == DONE, log
+
+
+READ_ONLY = """mount --bind / / && mount -o remount,bind,ro / &&
+    for d in /dev/shm /var/tmp; do mount -t tmpfs -o ro none $d; done && exec "$@\""""
+
+
+@is_root
+def test_node_where_only_the_jobs_own_folder_can_be_written(node: Node) -> None:
+    mounts = f"mount --bind {node.folder} {node.folder} && cd {node.folder} && {READ_ONLY}"
+    code, log = node.run(1, "unshare", "-m", "/bin/bash", "-c", mounts, "-")
+    assert code == DONE, log
+    assert "Read-only" not in log
+    assert (node.folder / "job_7_1.tar.gz").exists()
+
+
+@is_root
+def test_node_where_nothing_can_be_written_is_at_fault(node: Node, world: World) -> None:
+    code, log = node.run(1, "unshare", "-m", "/bin/bash", "-c", READ_ONLY, "-")
+    assert code == NODE_FAULT, log
+    assert "no folder here can be written" in log
+    assert state(world) == {}
+
+
+@is_root
+def test_disk_full_in_mid_fetch_is_reported_as_the_nodes_fault(node: Node, world: World) -> None:
+    hide = f'mount -t tmpfs -o size=24k none {node.folder} && cd {node.folder} && exec "$@"'
+    code, log = node.run(1, "unshare", "-m", "/bin/bash", "-c", hide, "-", cpus=6)
+    assert code == NODE_FAULT, log
+    assert "is the disk full?" in log
+    assert (report_of(world)["exit_code"], report_of(world)["outcome"]) == (75, "node-fault")
+
+
+@is_root
+def test_no_python3_on_the_node(node: Node, world: World) -> None:
+    hide = """for p in /usr/bin/python3* /usr/local/bin/python3*; do mount --bind /dev/null "$p"; done
+              ! python3 -c 1 2>/dev/null && exec "$@\""""
+    code, log = node.run(1, "unshare", "-m", "/bin/bash", "-c", hide, "-")
+    assert code == DONE, log
+    stored = (node.folder / "job_7_1.tar.gz").read_bytes()
+    assert report_of(world)["output_adler32"] == f"{zlib.adler32(stored):08x}"
+
+
+def test_checksum_is_the_same_whoever_works_it_out(folder: Path) -> None:
+    data = os.urandom(70_001) + b"\xff" * 70_000 + b"\0" * 5000
+    (folder / "data").write_bytes(data)
+    for hidden in ("none", "xrdadler32", "xrdadler32 python3"):
+        script = f"""source {EXEC}; command() {{ [[ " {hidden} " != *" $2 "* ]] && builtin command "$@"; }}
+                     adler32 {folder}/data"""
+        done = subprocess.run(["/bin/bash", "-c", script], capture_output=True, text=True)
+        assert done.stdout == f"{zlib.adler32(data):08x}\n", (hidden, done.stderr)
+
+
+# --- bearer tokens -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tokens(folder: Path) -> Iterator[dict[str, str]]:
+    """Places where a token may be, each with its own; /tmp/bt_uUID is not touched."""
+    uid = os.getuid()
+    for place, name in (("run", f"bt_u{uid}"), ("creds", "scitokens.use"), ("named", "file")):
+        (folder / place).mkdir()
+        (folder / place / name).write_text(f" {place}.token \n")
+    yield {
+        "BEARER_TOKEN": "env.token\n",
+        "BEARER_TOKEN_FILE": str(folder / "named" / "file"),
+        "_CONDOR_CREDS": str(folder / "creds"),
+        "XDG_RUNTIME_DIR": str(folder / "run"),
+    }
+
+
+@pytest.mark.parametrize("place", ["BEARER_TOKEN", "BEARER_TOKEN_FILE", "_CONDOR_CREDS", "XDG_RUNTIME_DIR"])
+def test_token_is_found_where_wlcg_tools_look_for_it(
+    node: Node, site: Site, tokens: dict[str, str], place: str
+) -> None:
+    places = list(tokens)
+    here = {name: tokens[name] for name in places[places.index(place) :]}
+    site.faults = [403]
+    assert node.run(1, OSGPROD_URL=f"{site.url}/osgprod", OSGPROD_MAGIC=None, **here)[0] == REFUSED
+    expected = {"BEARER_TOKEN": "env", "BEARER_TOKEN_FILE": "named", "_CONDOR_CREDS": "creds"}.get(
+        place, "run"
+    )
+    assert site.seen[0].headers["authorization"] == f"Bearer {expected}.token"
+    assert b"magic" not in site.seen[0].body
+
+
+def test_magic_goes_before_a_token(node: Node, site: Site, tokens: dict[str, str]) -> None:
+    site.faults = [403]
+    node.run(1, OSGPROD_URL=f"{site.url}/osgprod", **tokens)
+    assert "authorization" not in site.seen[0].headers
+    assert b"magic=m" in site.seen[0].body
+
+
+# --- what stock nodes have -----------------------------------------------------------------------------------
+
+# curl 7.29 (CentOS 7), of the options that are of use here.
+CURL_OPTIONS = {
+    *("-q", "-s", "-S", "-sS", "-f", "-L", "-I", "-K", "-D", "-o", "-w", "-r", "-T", "-X", "-H"),
+    *("--noproxy", "--connect-timeout", "--max-time", "--speed-limit", "--speed-time", "--proto-redir"),
+}
+CURL_CONFIG = {"header", "data-urlencode", "output", "cert", "key"}
+# What came after bash 4.2, and what it gets wrong.
+NEWER_THAN_BASH_4_2 = {
+    r"\$\{[^}]*@[QEPAaUuLK]\}": "${x@Q}",
+    r"\b(local|declare|typeset) -\w*n": "local -n",
+    r"\bwait -n": "wait -n",
+    r"\$\{?(EPOCH|BASH_ARGV0|SRANDOM)": "newer variables",
+    r"\b(mapfile|readarray) [^|;]*-d": "mapfile -d",
+    r"inherit_errexit": "inherit_errexit",
+    r"\blocal -$": "local -",
+    r"\[\[? -v": "test -v of elements",
+    r"\w\[-\d": "negative subscripts",
+    r"\bread [^|;]*-N": "read -N with delimiters",
+}
+
+
+def test_curl_gets_only_options_that_centos_7_knows() -> None:
+    for script in ("condor/osgprod_exec.sh", "worker/osgprod_work.bash"):
+        text = (CHECKOUT / script).read_text()
+        calls = re.findall(
+            r"(?:\bcurl -|curl_storage |CURL\[@\]\}\"|CURL=\(curl )(?:[^\n]*\\\n)*[^\n]*", text
+        )
+        assert calls
+        for one in calls:
+            used = set(re.findall(r"(?<=\s)--?[a-zA-Z][a-z-]*", one))
+            assert used <= CURL_OPTIONS, one
+        assert set(re.findall(r"\boption ([a-z-]+) ", text)) <= CURL_CONFIG
+
+
+def test_scripts_use_what_bash_4_2_has() -> None:
+    for script in ("condor/osgprod_exec.sh", "worker/osgprod_work.bash"):
+        for number, line in enumerate((CHECKOUT / script).read_text().splitlines(), 1):
+            code = re.sub(r"(^|\s)#.*", "", line)
+            for pattern, name in NEWER_THAN_BASH_4_2.items():
+                assert not re.search(pattern, code), f"{script}:{number}: {name}"
+    # "${a[@]}" of an empty array is an error there under set -u: only arrays that can't be empty are written so.
+    plain = re.findall(r'(?<!\+)"\$\{(\w+)\[@\]\}"', (CHECKOUT / "condor/osgprod_exec.sh").read_text())
+    assert set(plain) == {"CURL"}
+    plain = re.findall(r'(?<!\+)"\$\{(\w+)\[@\]\}"', (CHECKOUT / "worker/osgprod_work.bash").read_text())
+    assert set(plain) == {"PIPESTATUS", "osgprod_pieces", "reconstruction", "inputs"}
+
+
+def test_settings_of_the_exec_script_are_told_in_its_head() -> None:
+    text = EXEC.read_text()
+    head, code = text.split("set -euo pipefail", 1)
+    used = set(re.findall(r"\$\{?(OSGPROD_[A-Z_]+)", code)) - {"OSGPROD_REPORT"}
+    assert used == set(re.findall(r"OSGPROD_[A-Z_]+", head))
+    assert json.dumps(sorted(used))

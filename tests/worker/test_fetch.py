@@ -1,0 +1,239 @@
+"""The work script gets exactly its slice from a storage that misbehaves, or says that it can't."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.worker.site import Site
+
+NOT_FETCHED = 75
+# Leaves the slice where the test finds it.
+RECON = "cp -t ../kept"
+ENVIRONMENT = {
+    "PATH": "/usr/bin:/bin",
+    "OSGPROD_BACKOFF_MS": "5",
+    "OSGPROD_TRIES": "4",
+    "OSGPROD_RECON": RECON,
+}
+
+
+PLACE = "http://storage.invalid"  # in the script, until a test says where the storage is
+
+
+@pytest.fixture(scope="module")
+def lent() -> dict[str, bytes]:
+    """What the tests share: the script of one slice, and the raw data file that it is of."""
+    return {}
+
+
+class Slice:
+    """The script of a slice, to run as often as a test likes, and the bytes that it shall get."""
+
+    def __init__(self, lent: dict[str, bytes], folder: Path, prefix: str) -> None:
+        self._folder = folder
+        self.script = lent["script"].replace(PLACE.encode(), prefix.encode())
+        lines = self.script.decode().splitlines()
+        pieces = lines[lines.index("osgprod_pieces=(") + 1 :]
+        self.pieces = [piece.strip(" '").split() for piece in pieces[: pieces.index(")")]]
+        whole = lent["rawdata"]
+        self.expected = b"".join(
+            whole[int(p[1]) : int(p[1]) + int(p[2])] if p[0] == "range" else bytes.fromhex(p[1])
+            for p in self.pieces
+        )
+        self.ranges = sum(int(p[2]) for p in self.pieces if p[0] == "range")
+
+    def run(self, *prefix: str, **environment: str) -> tuple[int, str, bytes | None]:
+        """Returns the exit code, the log, and the slice as the reconstruction saw it."""
+        work, kept = self._folder / "work", self._folder / "kept"
+        for folder in (work, kept):
+            folder.mkdir(exist_ok=True)
+        for old in kept.iterdir():
+            old.unlink()
+        (self._folder / "script").write_bytes(self.script)
+        done = subprocess.run(
+            [*prefix, "/bin/bash", str(self._folder / "script")],
+            cwd=work,
+            env={**ENVIRONMENT, **environment},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert list(work.iterdir()) == [], "the slice, whole or not, must not be taken for an output"
+        seen = [path.read_bytes() for path in kept.iterdir()]
+        return done.returncode, done.stderr, seen[0] if seen else None
+
+
+@pytest.fixture
+def slice_(request: pytest.FixtureRequest, lent: dict[str, bytes], folder: Path, site: Site) -> Slice:
+    if not lent:
+        path, world, shim = map(request.getfixturevalue, ("rawdata", "world", "shim"))
+        world.set(xrootd_prefix=PLACE, strip_prefix=str(path.parent))
+        shim.checkout(1, cpus=3)  # its slice begins right behind the preamble: one range
+        lent.update(script=shim.checkout(2, cpus=3).content, rawdata=path.read_bytes())
+    site.files["/hd_rawdata_000001_001.evio"] = lent["rawdata"]
+    return Slice(lent, folder, site.url)
+
+
+def test_slice_comes_in_two_requests_and_not_a_byte_too_much(slice_: Slice, site: Site) -> None:
+    assert slice_.run() == (0, "", slice_.expected)
+    assert len(site.seen) == 2
+    assert site.sent() == slice_.ranges
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_slice_comes_from_a_file_system(
+    slice_: Slice, lent: dict[str, bytes], folder: Path, scheme: str
+) -> None:
+    (folder / "hd_rawdata_000001_001.evio").write_bytes(lent["rawdata"])
+    assert Slice(lent, folder, f"{scheme}{folder}").run() == (0, "", slice_.expected)
+
+
+@pytest.mark.parametrize("fault", ["close", "short", 500, 503])
+def test_fetch_goes_on_where_the_server_broke_off(slice_: Slice, site: Site, fault: str | int) -> None:
+    site.faults = [None, fault, fault]
+    code, log, seen = slice_.run()
+    assert (code, seen) == (0, slice_.expected), log
+    assert site.sent() == slice_.ranges, "what had come was not fetched again"
+
+
+def test_server_that_is_away_for_a_while_is_waited_for(slice_: Slice, site: Site) -> None:
+    port, reserved = site.port, socket.socket()
+    site.__exit__()
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    reserved.bind(("127.0.0.1", port))  # nobody listens: connections are refused
+    later = Site(site.files, port=port)
+
+    def come_back() -> None:
+        time.sleep(0.3)
+        reserved.close()
+        later.__enter__()
+
+    returning = threading.Thread(target=come_back)
+    returning.start()
+    try:
+        code, log, seen = slice_.run(OSGPROD_TRIES="8", OSGPROD_BACKOFF_MS="50")
+    finally:
+        returning.join()
+        later.__exit__()
+    assert (code, seen) == (0, slice_.expected), log
+    assert "Failed to connect" in log or "Couldn't connect" in log
+    site.__enter__()  # the fixture ends it once more
+
+
+def test_waits_are_long_enough_for_a_server_that_is_away_for_half_a_minute() -> None:
+    script = (Path(__file__).parents[2] / "worker" / "osgprod_work.bash").read_text()
+    body = script[script.index("backoff() {") : script.index("# Puts the slice together")]
+    sums = 0.0
+    for attempt in range(1, 8):  # eight tries, seven pauses
+        text = subprocess.run(
+            ["/bin/bash", "-c", f"BACKOFF_MS=1000\nsleep() {{ echo $1; }}\n{body}\nbackoff {attempt}"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        sums += float(text)
+    assert 30 < sums < 150
+
+
+def test_server_that_is_gone_is_given_up_on(slice_: Slice, site: Site) -> None:
+    site.faults = [503] * 4
+    code, log, seen = slice_.run()
+    assert (code, seen) == (NOT_FETCHED, None)
+    assert f"0 of {slice_.pieces[0][2]} bytes" in log.splitlines()[-1]
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 410])
+def test_server_that_refuses_is_not_asked_again(slice_: Slice, site: Site, status: int) -> None:
+    site.faults = [status]
+    code, log, seen = slice_.run()
+    assert (code, seen, len(site.seen)) == (NOT_FETCHED, None, 1)
+    assert f"status {status}" in log
+
+
+def test_server_that_ignores_ranges_is_found_out_before_the_disk_fills(slice_: Slice, site: Site) -> None:
+    site.files["/hd_rawdata_000001_001.evio"] += bytes(64 << 20)
+    site.faults = ["ignore-range"]
+    code, log, seen = slice_.run()
+    assert (code, seen, len(site.seen)) == (NOT_FETCHED, None, 1)
+    assert "ignores byte ranges" in log
+    assert site.sent() < 16 << 20, "nobody reads on"  # what fits into the buffers on the way
+
+
+def test_server_that_sends_another_range_is_not_believed(slice_: Slice, site: Site) -> None:
+    site.faults = [None, "wrong-range"]
+    code, log, seen = slice_.run()
+    assert (code, seen) == (NOT_FETCHED, None)
+    assert "another range" in log
+
+
+def test_cut_off_raw_data_file_is_no_slice(slice_: Slice, site: Site) -> None:
+    site.files["/hd_rawdata_000001_001.evio"] = site.files["/hd_rawdata_000001_001.evio"][:-5000]
+    code, log, seen = slice_.run()
+    assert (code, seen) == (NOT_FETCHED, None), log
+
+
+@pytest.mark.parametrize("name", ["http_proxy", "HTTP_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"])
+def test_proxy_of_the_site_is_not_asked(slice_: Slice, name: str) -> None:
+    code, log, seen = slice_.run(**{name: "http://127.0.0.1:9"})
+    assert (code, seen) == (0, slice_.expected), log
+
+
+def test_curlrc_of_the_node_is_not_read(slice_: Slice, folder: Path) -> None:
+    (folder / ".curlrc").write_text('proxy = "http://127.0.0.1:9"\n')
+    code, log, seen = slice_.run(HOME=str(folder))
+    assert (code, seen) == (0, slice_.expected), log
+
+
+def test_token_does_not_travel_in_the_clear(slice_: Slice, site: Site) -> None:
+    assert slice_.run(BEARER_TOKEN="secret")[0] == 0
+    assert not any("authorization" in seen.headers for seen in site.seen)
+
+
+def test_full_disk_is_the_sites_fault_and_told_at_once(slice_: Slice) -> None:
+    # A limit on the size of files behaves like a full disk, for whoever is not root as well.
+    code, log, seen = slice_.run("/bin/bash", "-c", 'ulimit -f 1; exec "$@"', "-")
+    assert (code, seen) == (NOT_FETCHED, None)
+    assert "is the disk full?" in log
+    assert "try" not in log
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk takes root")
+def test_disk_that_is_full_in_mid_fetch_is_told_at_once(slice_: Slice, folder: Path) -> None:
+    (folder / "work").mkdir()
+    mount = f'mount -t tmpfs -o size=4k none {folder}/work && cd {folder}/work && exec "$@"'
+    code, log, seen = slice_.run("unshare", "-m", "/bin/bash", "-c", mount, "-")
+    assert (code, seen) == (NOT_FETCHED, None)
+    assert "is the disk full?" in log
+
+
+def test_by_hand_it_processes_a_whole_file(folder: Path) -> None:
+    rawdata = folder / "hd_rawdata_000001_001.evio"
+    rawdata.write_bytes(b"whole")
+    script = Path(__file__).parents[2] / "worker" / "osgprod_work.bash"
+    done = subprocess.run(
+        ["/bin/bash", str(script), str(rawdata)],
+        cwd=folder,
+        env={**ENVIRONMENT, "OSGPROD_RECON": "cksum"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split()[1:] == [str(rawdata.stat().st_size), str(rawdata)]
+    assert rawdata.exists()
+
+
+@pytest.mark.parametrize("code", [0, 3, 137])
+def test_exit_code_is_that_of_the_reconstruction(slice_: Slice, folder: Path, code: int) -> None:
+    program: Any = folder / "recon"
+    program.write_text(f"#!/bin/bash\nexit {code}\n")
+    program.chmod(0o755)
+    assert slice_.run(OSGPROD_RECON=str(program))[0] == code
