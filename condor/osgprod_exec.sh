@@ -211,6 +211,7 @@ beat() {
     request workscript.ping bytes "$((${kilobytes:-0} * 1024))" cpu "$(cpu_seconds)"
     if [[ "$http_status" == 409 ]]; then
       log "stopping the work: $body"
+      trap '' TERM # the end of the work must not hide why
       end_work
       exit "$TOLD_TO_STOP"
     fi
