@@ -21,6 +21,8 @@ from psycopg_pool import AsyncConnectionPool
 from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
 from yoyo.connections import parse_uri
 
+from shim.errors import OperatorError
+
 SQL_FOLDER = Path(__file__).resolve().parent.parent / "sql"
 OLDEST_SERVER = 130000
 # Any number that no other program locks; files and projects use the two-number form (docs/design.md).
@@ -30,12 +32,8 @@ CONNECT_TIMEOUT_S = 5
 log = logging.getLogger("osgprod")
 
 
-class DatabaseError(Exception):
-    """Something about the database that its administrator can put right; one line and a hint."""
-
-    def __init__(self, message: str, hint: str) -> None:
-        super().__init__(message)
-        self.hint = hint
+class DatabaseError(OperatorError):
+    """Something about the database that its administrator can put right."""
 
 
 def dsn_from_environment() -> str:

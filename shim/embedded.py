@@ -21,6 +21,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from shim.errors import OperatorError
+
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 30.0
 MEMORY_FOLDER = Path("/dev/shm")  # noqa: S108  # a folder in memory, where it is large enough
@@ -31,12 +33,8 @@ NOT_DURABLE = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": 
 _PR_SET_PDEATHSIG = 1  # Linux, prctl(2)
 
 
-class EmbeddedError(Exception):
-    """The server of our own can't run; one line and a hint."""
-
-    def __init__(self, message: str, hint: str) -> None:
-        super().__init__(message)
-        self.hint = hint
+class EmbeddedError(OperatorError):
+    """The server of our own can't run."""
 
 
 @contextlib.contextmanager

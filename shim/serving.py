@@ -16,6 +16,7 @@ import uvicorn
 
 from shim import demo, embedded
 from shim.database import call, connect, migrate, names_a_server
+from shim.errors import OperatorError
 
 CHECKOUT_FOLDER = Path(__file__).resolve().parent.parent
 LOGGING = {
@@ -36,7 +37,7 @@ def serve(host: str, port: int, uds: str | None, workers: int, say: Callable[[st
     Parameters: host, port  to listen on; port 0 = a free one;  uds  unix socket instead of both
                 workers     processes; each has a pool of its own
                 say         is called with one line for each thing worth knowing
-    Errors:     EmbeddedError, DatabaseError, psycopg.Error, OSError (the port is taken)
+    Errors:     EmbeddedError, DatabaseError, psycopg.Error, OperatorError (the port is taken)
     """
     # uvicorn raises the signal again when it is done: this makes an orderly end of it.
     signal.signal(signal.SIGTERM, _end)
@@ -83,14 +84,23 @@ def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind((host, port))
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise OperatorError(
+            f"{host} port {port}: {error.strerror}", "take another port: PORT=8081"
+        ) from error
     listener.listen(2048)
     listener.set_inheritable(True)
     return listener
 
 
 def data_folder() -> Path:
-    """Returns where data of our own persist: below the checkout, or a folder of its own where that can't be."""
+    """Returns where data of our own persist: OSGPROD_DATA_FOLDER, else below the checkout, or where that can't be, a
+    folder of its own below the user's data."""
+    if os.environ.get("OSGPROD_DATA_FOLDER"):
+        return Path(os.environ["OSGPROD_DATA_FOLDER"]).absolute()
     uid = embedded.server_uid()
     inside = CHECKOUT_FOLDER / ".osgprod" / f"uid-{uid}"
     if embedded.can_enter(inside):

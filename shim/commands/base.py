@@ -13,8 +13,8 @@ import click
 import psycopg
 from click.shell_completion import CompletionItem
 
-from shim.database import DatabaseError, call, connect
-from shim.embedded import EmbeddedError
+from shim.database import call, connect
+from shim.errors import OperatorError
 from shim.evio import EvioError
 
 REFUSED, UNREACHABLE = 1, 3
@@ -27,7 +27,7 @@ class Commands(click.Group):
         """Runs a command; an expected error ends the process."""
         try:
             return super().invoke(ctx)
-        except (DatabaseError, EmbeddedError) as error:
+        except OperatorError as error:
             _fail(str(error), error.hint)
         except EvioError as error:
             _fail(str(error), "only files hd_rawdata_RRRRRR_SSS.evio below a readable folder are taken")

@@ -1,0 +1,144 @@
+"""``make serve``: a shim and a PostgreSQL of its own in the foreground, and nothing left of them afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psycopg
+import pytest
+
+from tests.support import CHECKOUT
+
+EXAMPLE = "workscript.bash?project=demo&cluster=0&process=0&magic=my+magic;"
+LIMIT_S = 60
+
+
+class Serve:
+    """One ``osgprod serve`` without a database named, and what it said until it served."""
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "OSGPROD"))}
+        self._log = (folder / "log").open("wb")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "shim.admin", "serve", "--port", "0", *arguments],
+            cwd=CHECKOUT,
+            env={**environment, "OSGPROD_DATA_FOLDER": str(folder / "data")},
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+        )
+        self.said: list[str] = []
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.said.append(line.rstrip())
+            if line.startswith("serving "):
+                break
+        self.url = self.said[-1].split()[1].rstrip(",") if self.said else ""
+
+    @property
+    def dsn(self) -> str:
+        return next(line for line in self.said if line.startswith("PostgreSQL: ")).split("'")[1]
+
+    def end(self, how: signal.Signals) -> int:
+        self.process.send_signal(how)
+        try:
+            return self.process.wait(LIMIT_S)
+        finally:
+            assert self.process.stdout is not None
+            self.process.stdout.close()
+            self._log.close()
+
+
+def programs_of(folder: Path) -> list[str]:
+    """Processes that still work on the data of this folder."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            if str(folder) in command and "pytest" not in command:
+                found.append(command)
+    return found
+
+
+def wait_until_gone(folder: Path) -> None:
+    end = time.monotonic() + LIMIT_S
+    while programs_of(folder):
+        assert time.monotonic() < end, programs_of(folder)
+        time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def serving(folder: Path, *arguments: str) -> Iterator[Serve]:
+    server = Serve(folder, *arguments)
+    try:
+        yield server
+    finally:
+        if server.process.poll() is None:
+            server.end(signal.SIGINT)
+
+
+def test_serves_at_once_seeds_the_demo_and_keeps_its_data(folder: Path) -> None:
+    with serving(folder) as server:
+        assert "making the project demo with three small EVIO files" in server.said
+        assert httpx.get(f"{server.url}/healthz").status_code == 200
+        assert "# nstarts: 1\n" in httpx.get(f"{server.url}/{EXAMPLE}").text
+        with psycopg.connect(server.dsn) as connection:
+            rows = connection.execute("SELECT project, files, blocks FROM osgprod.progress()").fetchall()
+        assert rows == [("demo", 3, 220)]
+        assert server.end(signal.SIGINT) == 0
+    assert programs_of(folder) == []
+    with serving(folder) as server:
+        assert "making the project demo with three small EVIO files" not in server.said
+        assert "# nstarts: 2\n" in httpx.get(f"{server.url}/{EXAMPLE}").text
+        # Even SIGKILL leaves no server behind.
+        server.end(signal.SIGKILL)
+    wait_until_gone(folder)
+    with serving(folder) as server:
+        assert "# nstarts: 3\n" in httpx.get(f"{server.url}/{EXAMPLE}").text
+        assert server.end(signal.SIGTERM) == 128 + signal.SIGTERM
+    assert programs_of(folder) == []
+
+
+def test_second_server_on_the_same_data_and_a_port_that_is_taken_are_one_line_each(folder: Path) -> None:
+    with serving(folder):
+        second = Serve(folder)
+        assert second.end(signal.SIGTERM) == 1
+        text = (folder / "log").read_text()
+        assert "are in use by process" in text and "hint: stop the other osgprod serve first" in text
+    taken = socket.create_server(("127.0.0.1", 0))
+    other = Serve(folder, "--port", str(taken.getsockname()[1]))
+    assert other.end(signal.SIGTERM) == 1
+    taken.close()
+    text = (folder / "log").read_text()
+    assert "osgprod: " in text and "in use" in text and "hint: " in text and "Traceback" not in text
+
+
+@pytest.mark.parametrize("workers", ["2"])
+def test_several_processes_serve_one_port_and_all_end(folder: Path, workers: str) -> None:
+    with serving(folder, "--workers", workers) as server:
+        end = time.monotonic() + LIMIT_S
+        while time.monotonic() < end:
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(f"{server.url}/healthz").status_code == 200:
+                    break
+            time.sleep(0.05)
+        assert {httpx.get(f"{server.url}/{EXAMPLE}").status_code for _ in range(10)} == {200}
+        assert server.end(signal.SIGINT) == 0
+    assert programs_of(folder) == []
+
+
+def test_demo_keeps_its_promise() -> None:
+    ended = subprocess.run([sys.executable, "-m", "shim.demo"], cwd=CHECKOUT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    last = ended.stdout.splitlines()[-1]
+    assert last == "demo: 3 files, 220 of 220 blocks done exactly once, 1320 of 1320 events"
+    assert "was killed with SIGKILL at work, and is started again" in ended.stdout
