@@ -7,7 +7,7 @@ SHELL_FILES := worker/osgprod_work.bash condor/osgprod_exec.sh .ci/run
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo serve migrate test test-browser test-grid bench lint format lock clean
+.PHONY: help setup setup-dev demo serve migrate test test-browser test-grid bench docs lint format lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1 # /p' Makefile | column -t -s '#'
@@ -49,6 +49,9 @@ test-grid: .venv/ready-dev ## the tests that need HTCondor, XRootD or Apache; sa
 
 bench: .venv/ready-dev ## speed as ratios against bounds of the same run, into bench/results.json
 	$(BIN)/python -m bench.run
+
+docs: .venv/ready-dev ## docs/sql.md anew, from the functions themselves
+	$(BIN)/python docs/generate_sql.py
 
 lint: .venv/ready-dev ## ruff, mypy, shellcheck, shfmt
 	$(BIN)/ruff check .

@@ -22,6 +22,7 @@ AS $fn$
 --             p_size_bytes   [bytes]
 --             p_nblocks      data blocks, the trailer not counted [1 ..]
 --             p_first_block  first block that is work: 1, or 0 when block 0 holds physics
+--             p_evio_version of the format [4]
 --             p_byte_order   big or little;  p_has_trailer, p_last_has_bit  how the file ends
 --             p_trailer      32 bytes that end a slice, in the file's byte order
 --             p_preamble     pieces that slices begin with (docs/evio.md)

@@ -1,0 +1,361 @@
+#!/usr/bin/env python3
+"""Writes docs/sql.md from what is in a freshly migrated database: signatures, comments, headers, and examples whose
+output is what the functions really answered. ``make docs`` runs it; a test fails when docs/sql.md is not current.
+
+Times, tokens and seconds differ from run to run: they are replaced by fixed ones, everything else is as it came.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a file
+
+from shim.database import connect, migrate
+from shim.embedded import temporary_server
+from shim.terminal import table
+
+Connection = psycopg.Connection[dict[str, Any]]
+
+# In this order: each stands on those before. register_rawdata makes three files of 4 blocks of work.
+WORKER = "p_project => 'spring-2026', p_magic => 'xyzzy', p_client => '10.1.2.3'"
+REGISTER = """SELECT * FROM osgprod.register_rawdata(
+    p_path => '/data/hd_rawdata_071728_{seqno:03d}.evio', p_run => 71728, p_seqno => {seqno}, p_size_bytes => 5032,
+    p_nblocks => 5, p_first_block => 1, p_byte_order => 'big', p_has_trailer => true, p_last_has_bit => false,
+    p_trailer => '\\x{trailer}', p_preamble => '[{{"from_block": 1, "offset": 0, "bytes": 1000, "events": 1}}]',
+    p_block_index => '\\x{index}')"""
+EXAMPLES: list[tuple[str, str]] = [
+    ("add_project", """SELECT osgprod.add_project(
+    p_project => 'spring-2026', p_subnet_pattern => '10.0.0.0/8', p_workscript => 'osgprod_work.bash',
+    p_xrootd_prefix => 'https://data.example.org:1094', p_maxblockspercore => 2)"""),
+    ("set_magic", "SELECT osgprod.set_magic(p_project => 'spring-2026', p_magic => 'xyzzy', p_overlap_s => 86400)"),
+    ("set_project", """SELECT * FROM osgprod.set_project(p_project => 'spring-2026',
+    p_settings => '{"max_failures": 1, "backoff_s": 0}') WHERE setting LIKE 'max%'"""),
+    ("register_rawdata", ""),
+    ("list_rawdata", "SELECT * FROM osgprod.list_rawdata(p_runs => '{71728}', p_limit => 2)"),
+    ("load_slices", "SELECT * FROM osgprod.load_slices(p_project => 'spring-2026', p_runs => '{71728}')"),
+    ("checkout_slice", f"""SELECT * FROM osgprod.checkout_slice({WORKER},
+    p_cluster => 4711, p_process => 0, p_cpus => 1, p_host => 'wn7', p_site => 'SU-ITS')"""),
+    ("heartbeat", f"""SELECT * FROM osgprod.heartbeat({WORKER},
+    p_cluster => 4711, p_process => 0, p_token => 'TOKEN', p_bytes => 3032, p_cpu_s => 40)"""),
+    ("live_attempts", "SELECT * FROM osgprod.live_attempts(p_project => 'spring-2026')"),
+    ("report_exit", f"""SELECT * FROM osgprod.report_exit({WORKER},
+    p_cluster => 4711, p_process => 0, p_exitcode => 0, p_token => 'TOKEN', p_events => 21, p_outputs => 1,
+    p_output_bytes => 104857, p_output_adler32 => '11e60398')"""),
+    ("", f"""SELECT * FROM osgprod.checkout_slice({WORKER}, p_cluster => 4711, p_process => 1, p_host => 'wn8',
+    p_site => 'SU-ITS')"""),
+    ("", f"""SELECT * FROM osgprod.report_exit({WORKER}, p_cluster => 4711, p_process => 1, p_exitcode => 6,
+    p_token => 'TOKEN', p_reason => 'bank 3 is broken', p_host => 'wn8')"""),
+    ("", f"""SELECT * FROM osgprod.checkout_slice({WORKER}, p_cluster => 4711, p_process => 2, p_host => 'wn9')"""),
+    ("", f"""SELECT * FROM osgprod.report_exit({WORKER}, p_cluster => 4711, p_process => 2, p_exitcode => 6,
+    p_token => 'TOKEN', p_reason => 'bank 3 is broken', p_host => 'wn9', p_output_url => 'https://store/logs/2.gz')"""),
+    *(("", f"""SELECT * FROM osgprod.{call}, p_cluster => 4711, p_process => {process}{more}""")
+      for process in (4, 5) for call, more in (
+          (f"checkout_slice({WORKER}", ", p_host => 'wn9', p_site => 'GridPoint')"),
+          (f"report_exit({WORKER}", ", p_exitcode => 0, p_token => 'TOKEN')"))),
+    ("", f"SELECT * FROM osgprod.checkout_slice({WORKER}, p_cluster => 4711, p_process => 3, p_host => 'wn9')"),
+    ("tick", "SELECT * FROM osgprod.tick()"),
+    ("reclaim_lost", "SELECT * FROM osgprod.reclaim_lost(p_project => 'spring-2026')"),
+    ("progress", "SELECT * FROM osgprod.progress(p_project => 'spring-2026')"),
+    ("estimate", "SELECT * FROM osgprod.estimate(p_project => 'spring-2026', p_hours => 6)"),
+    ("rate", "SELECT * FROM osgprod.rate(p_project => 'spring-2026', p_hours => 24) WHERE done > 0"),
+    ("totals", "SELECT * FROM osgprod.totals(p_project => 'spring-2026')"),
+    ("attempts_by_exit", "SELECT * FROM osgprod.attempts_by_exit(p_project => 'spring-2026', p_hours => 24)"),
+    ("attempts_by_site", "SELECT * FROM osgprod.attempts_by_site(p_project => 'spring-2026')"),
+    ("attempts_by_worker", "SELECT * FROM osgprod.attempts_by_worker(p_project => 'spring-2026', p_order => 'busy')"),
+    ("list_attempts", "SELECT * FROM osgprod.list_attempts(p_project => 'spring-2026', p_exit_code => 6)"),
+    ("list_jobs", "SELECT * FROM osgprod.list_jobs(p_project => 'spring-2026', p_cluster => 4711)"),
+    ("job_history", "SELECT * FROM osgprod.job_history(p_project => 'spring-2026', p_cluster => 4711, p_process => 3)"),
+    ("list_files", "SELECT * FROM osgprod.list_files(p_project => 'spring-2026', p_state => 'open')"),
+    ("list_slices", "SELECT * FROM osgprod.list_slices(p_project => 'spring-2026')"),
+    ("map_files", "SELECT * FROM osgprod.map_files(p_project => 'spring-2026')"),
+    ("quarantined", "SELECT * FROM osgprod.quarantined(p_project => 'spring-2026')"),
+    ("recycle", "SELECT * FROM osgprod.recycle(p_project => 'spring-2026', p_exit_code => 6, p_dry_run => true)"),
+    ("ban_worker", """SELECT osgprod.ban_worker(p_project => 'spring-2026', p_worker => 'wn8', p_seconds => 3600,
+    p_reason => 'its disk is full')"""),
+    ("blocked_workers", "SELECT * FROM osgprod.blocked_workers()"),
+    ("verify", "SELECT * FROM osgprod.verify(p_project => 'spring-2026')"),
+    ("diagnose", "SELECT * FROM osgprod.diagnose() WHERE what LIKE '% of spring-2026'"),
+    ("alive", "SELECT osgprod.alive()"),
+]  # fmt: skip
+
+# Which functions go together, in the order of the story.
+CHAPTERS = (
+    ("What a job asks", ("checkout_slice", "heartbeat", "report_exit")),
+    ("Projects", ("add_project", "set_magic", "set_project")),
+    ("Files and their work", ("register_rawdata", "list_rawdata", "load_slices", "list_files", "list_slices")),
+    ("How it goes", ("progress", "estimate", "rate", "totals", "map_files")),
+    ("Jobs and attempts", ("live_attempts", "list_attempts", "list_jobs", "job_history", "attempts_by_exit",
+                           "attempts_by_site", "attempts_by_worker")),
+    ("When something is wrong", ("quarantined", "recycle", "reclaim_lost", "blocked_workers", "ban_worker", "verify",
+                                 "diagnose")),
+    ("Housekeeping", ("tick", "alive")),
+)  # fmt: skip
+
+_TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(\.\d+)?\+00(:00)?")
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+# What depends on the moment, by the name of its column.
+_FIXED = {
+    "age_s": 312,
+    "lease_left_s": 21288,
+    "progress_s": 12,
+    "ran_s": 298,
+    "mean_s": 298.0,
+    "s_per_block": 149.0,
+}
+
+
+def generate(connection: Connection) -> str:
+    """Returns docs/sql.md.
+
+    Parameters: connection  to a freshly migrated database, as its superuser; it is filled by the examples
+    """
+    answers = dict(_examples(connection))
+    parts = [_INTRODUCTION.strip()]
+    for title, names in CHAPTERS:
+        parts.append(f"## {title}")
+        parts += [_function(connection, name, answers[name]) for name in names]
+    listed = {name for _, names in CHAPTERS for name in names}
+    rest = [row["name"] for row in _public(connection) if row["name"] not in listed]
+    if rest:
+        parts.append("## Others")
+        parts += [_function(connection, name, answers.get(name)) for name in rest]
+    parts += [_notices(), _settings(connection), _errors(), _tables(connection)]
+    return "\n\n".join(parts) + "\n"
+
+
+_INTRODUCTION = """
+# The SQL interface
+
+<!-- Written by docs/generate_sql.py from the database: change headers and comments there, then `make docs`. -->
+
+Everything that the shim and the command `osgprod` can do is a function of schema `osgprod`; psql can do the same.
+Tables are in schema `osgprod_data` and are changed by these functions only. Call them with named notation, as in the
+examples: the names of parameters are kept, their order may change.
+
+Roles: a login that is a member of `osgprod_worker` is what the shim needs, a member of `osgprod_operator` may call all
+of them and read the tables. Errors have a code `OGgxx` of our own, a message, and a hint what to do; `g` is the HTTP
+status (docs/protocol.md). Blocks are counted from 0, ranges are half open: [block1, block2). In the examples times,
+tokens and seconds are made alike; the rest is what the functions answered.
+
+Who works for a project shows it by `p_magic`, its shared secret, or by `p_bearer`, the claims of a bearer token whose
+signature the caller has verified; `p_client` is the address that the job came from, which has to be inside of the
+project's subnets. Functions that begin with `_` are helpers and granted to nobody.
+"""
+
+
+def _examples(connection: Connection) -> Iterator[tuple[str, tuple[str, str]]]:
+    """Runs the examples in their order; gives the name of a function, its statement, and the answer as text."""
+    token = ""
+    connection.execute("SET TimeZone = 'UTC'")
+    for name, statement in EXAMPLES:
+        if name == "register_rawdata":
+            for seqno in range(3):
+                statement = _registration(seqno)
+                rows = connection.execute(statement).fetchall()
+            statement = re.sub(r"(\\x[0-9a-f]{24})[0-9a-f]{16,}", r"\1...", statement)
+        else:
+            rows = connection.execute(statement.replace("TOKEN", token)).fetchall()
+        if rows and rows[0].get("token"):
+            token = str(rows[0]["token"])
+        if name:
+            yield name, (statement, _answer(rows))
+        if name == "live_attempts":
+            connection.execute("UPDATE osgprod_data.attempts SET started_at = started_at - interval '5 min'")
+        if name == "tick":
+            # Some hours ago, some minutes apart, and not on the edge of two intervals.
+            connection.execute(
+                "UPDATE osgprod_data.reports SET reported_at ="
+                " to_timestamp(floor(extract(epoch FROM now()) / 600) * 600) - interval '3 h' + interval '1 s' + interval '25 min' * process"
+            )
+            connection.execute("UPDATE osgprod_data.projects SET tallied_until = '-infinity'")
+
+
+def _registration(seqno: int) -> str:
+    events = [0, 1, 11, 21, 31, 41]
+    index = b"".join(
+        (1000 * n).to_bytes(8, "big") + before.to_bytes(4, "big") for n, before in enumerate(events)
+    )
+    trailer = "00000008" + "00000006" + "00000008" + "00000000" * 2 + "00000204" + "00000000" + "c0da0100"
+    return REGISTER.format(seqno=seqno, trailer=trailer, index=index.hex())
+
+
+def _answer(rows: list[dict[str, Any]]) -> str:
+    if not rows:
+        return "(no rows)"
+    fixed = [
+        {
+            name: _FIXED[name] if name in _FIXED and value is not None else _plain(value)
+            for name, value in row.items()
+        }
+        for row in rows
+    ]
+    return "\n".join(table(fixed, 118))
+
+
+def _plain(value: object) -> object:
+    if value is None or isinstance(value, int | float):
+        return value
+    text = value.isoformat(sep=" ") if hasattr(value, "isoformat") else str(value)
+    text = _TIME.sub("2026-11-24 09:00:00+00", text)
+    return _UUID.sub("8f14e45f-ceea-467f-a0b6-1c2d3e4f5a6b", text).replace("\n", " | ")
+
+
+def _public(connection: Connection) -> list[dict[str, Any]]:
+    return connection.execute(
+        """SELECT p.proname AS name, pg_get_function_arguments(p.oid) AS arguments,
+                  pg_get_function_result(p.oid) AS result, p.prosrc AS body,
+                  obj_description(p.oid, 'pg_proc') AS comment
+             FROM pg_proc p WHERE p.pronamespace = 'osgprod'::regnamespace AND p.proname NOT LIKE '\\_%'
+            ORDER BY p.proname"""
+    ).fetchall()
+
+
+def _function(connection: Connection, name: str, example: tuple[str, str] | None) -> str:
+    row = next(row for row in _public(connection) if row["name"] == name)
+    inputs = [a for a in _split(row["arguments"]) if not a.startswith("OUT ")]
+    outputs = [a.removeprefix("OUT ") for a in _split(row["arguments"]) if a.startswith("OUT ")]
+    result = row["result"] if not outputs else f"TABLE({', '.join(outputs)})"
+    signature = f"osgprod.{name}({_list(inputs)})\n{_wrapped('RETURNS ' + result)}"
+    text = f"### {name}\n\n{row['comment']}\n\n```\n{signature}\n```\n\n{_header(row['body'])}"
+    if example:
+        text += f"\n\n```sql\n{example[0]};\n```\n```\n{example[1]}\n```"
+    return text
+
+
+def _split(arguments: str) -> list[str]:
+    """Takes a list of arguments apart at its commas, not at those inside of ARRAY[...] or texts."""
+    return [part.strip() for part in re.split(r",(?![^\[(]*[\])])", arguments) if part.strip()]
+
+
+def _list(inputs: list[str]) -> str:
+    inputs = [re.sub(r"(DEFAULT (?:NULL|'[^']*'))::.*", r"\1", argument) for argument in inputs]
+    return "".join(f"\n    {argument}," for argument in inputs).removesuffix(",")
+
+
+def _wrapped(text: str) -> str:
+    lines, line = [], ""
+    for word in text.split():
+        if line and len(line) + len(word) > 116:
+            lines.append(line)
+            line = "   "
+        line = f"{line} {word}" if line else word
+    return "\n".join([*lines, line])
+
+
+def _header(body: str) -> str:
+    """The header of a function as it stands in its source: promise, parameters, what comes back, errors."""
+    match = re.match(r"\s*((?:[ \t]*--[^\n]*\n)+)", body)
+    lines = (
+        [line.strip().removeprefix("--").removeprefix(" ") for line in match.group(1).splitlines()]
+        if match
+        else []
+    )
+    first = next((n for n, line in enumerate(lines) if re.match(r"[A-Z][a-z]+: ", line)), len(lines))
+    return f"{' '.join(lines[:first])}\n\n```\n" + "\n".join(lines[first:]) + "\n```"
+
+
+def _escaped(text: str) -> str:
+    return re.sub(r"(?<![\w*])\*(?!\*)", r"\\*", text).replace("<", "&lt;")
+
+
+def _notices() -> str:
+    events = {
+        "file-finished": "path: each block of the file is done or quarantined",
+        "block-quarantined": "path, block: it failed alone, as often as the project allows",
+        "worker-refused": "worker, until, reason: a black hole was found, or an operator banned it",
+        "project-done": "the last file is finished",
+    }
+    rows = "\n".join(f"| `{event}` | {meaning} |" for event, meaning in events.items())
+    return (
+        "## Notices\n\n`LISTEN osgprod` is told of rare events; `osgprod watch` prints them. Each is a JSON object with"
+        f" `event`, `project`, `at`, and:\n\n| event | with |\n|---|---|\n{rows}"
+    )
+
+
+def _settings(connection: Connection) -> str:
+    """The settings of a project: the columns that set_project lets through, with their comments and defaults."""
+    settings = "SELECT setting FROM osgprod.set_project(p_project => 'spring-2026', p_settings => '{}')"
+    names = [row["setting"] for row in connection.execute(settings).fetchall()]
+    rows = {row["name"]: row for row in _columns(connection, "projects")}
+    lines = [
+        f"| `{n}` | {rows[n]['type']} | {rows[n]['standard'] or ''} | {rows[n]['comment']} |" for n in names
+    ]
+    return (
+        "## Settings of a project\n\n`osgprod project set PROJECT NAME=VALUE ...` or `osgprod.set_project`;"
+        " they hold from the next call of a job on.\n\n| setting | type | default | meaning |\n|---|---|---|---|\n"
+        + "\n".join(lines)
+    )
+
+
+def _columns(connection: Connection, name: str) -> list[dict[str, Any]]:
+    return connection.execute(
+        """SELECT a.attname AS name, format_type(a.atttypid, NULL) AS type,
+                  col_description(a.attrelid, a.attnum) AS comment,
+                  regexp_replace(pg_get_expr(d.adbin, d.adrelid), '''(.*)''::.*', '\\1') AS standard
+             FROM pg_attribute a LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+            WHERE a.attrelid = to_regclass('osgprod_data.' || %s) AND a.attnum > 0 AND NOT a.attisdropped
+            ORDER BY a.attnum""",
+        [name],
+    ).fetchall()
+
+
+def _errors() -> str:
+    """Each code with the messages that it comes with, as they stand in the functions."""
+    folder = Path(__file__).resolve().parent.parent / "sql" / "functions"
+    found: dict[str, dict[str, str]] = {}
+    raised = re.compile(r"RAISE EXCEPTION\s+'((?:[^']|'')*)'(?:(?!RAISE).)*?ERRCODE = '(OG\d\d\d)'"
+                        r"(?:,\s*HINT = '((?:[^']|'')*)')?", re.DOTALL)  # fmt: skip
+    for path in sorted(folder.glob("*.sql")):
+        for message, code, hint in raised.findall(path.read_text()):
+            found.setdefault(code, {}).setdefault(
+                message.replace("''", "'").replace("%", "…"), hint.replace("''", "'")
+            )
+    lines = [
+        f"| {code} | {_escaped(message)} | {_escaped(hint)} |"
+        for code, messages in sorted(found.items())
+        for message, hint in messages.items()
+    ]
+    return "## Errors\n\n| code | message | hint |\n|---|---|---|\n" + "\n".join(lines)
+
+
+def _tables(connection: Connection) -> str:
+    parts = [
+        "## Tables\n\nOf schema `osgprod_data`; an operator may read them. They are not an interface: columns"
+        " come and go with versions."
+    ]
+    rows = connection.execute(
+        """SELECT c.relname AS name, obj_description(c.oid, 'pg_class') AS comment FROM pg_class c
+            WHERE c.relnamespace = 'osgprod_data'::regnamespace AND c.relkind IN ('r', 'p')
+              AND c.relname NOT LIKE '%yoyo%' ORDER BY 1"""
+    ).fetchall()
+    for row in rows:
+        columns = "\n".join(
+            f"| `{c['name']}` | {c['type']} | {c['comment'] or ''} |"
+            for c in _columns(connection, row["name"])
+        )
+        parts.append(
+            f"### {row['name']}\n\n{row['comment']}\n\n| column | type | meaning |\n|---|---|---|\n{columns}"
+        )
+    return "\n\n".join(parts)
+
+
+def main() -> None:
+    """Writes docs/sql.md anew, on a server of its own."""
+    with temporary_server() as dsn:
+        migrate(dsn, say=lambda line: None)
+        with connect(dsn) as connection:
+            text = generate(connection)
+    path = Path(__file__).resolve().parent / "sql.md"
+    path.write_text(text)
+    print(f"{path.name}: {len(text.splitlines())} lines")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""docs/sql.md is what the database says of itself, and can't go stale."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from types import ModuleType
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.support import CHECKOUT
+
+
+@pytest.fixture(scope="module")
+def generator() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("generate_sql", CHECKOUT / "docs" / "generate_sql.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_sql_documentation_is_current(generator: ModuleType, db: psycopg.Connection[dict[str, Any]]) -> None:
+    written = (CHECKOUT / "docs" / "sql.md").read_text()
+    assert generator.generate(db) == written, "run: make docs"
+
+
+def test_each_public_function_is_described_with_an_example_and_its_answer(
+    db: psycopg.Connection[dict[str, Any]],
+) -> None:
+    text = (CHECKOUT / "docs" / "sql.md").read_text()
+    rows = db.execute(
+        "SELECT p.proname AS name, p.proargnames AS names, p.proargmodes AS modes FROM pg_proc p"
+        " WHERE p.pronamespace = 'osgprod'::regnamespace AND p.proname NOT LIKE '\\_%'"
+    ).fetchall()
+    assert len(rows) > 20
+    for row in rows:
+        section = text.split(f"\n### {row['name']}\n")[1].split("\n### ")[0]
+        assert f"osgprod.{row['name']}(" in section.split("```sql")[1], f"{row['name']} has no example"
+        assert re.search(r"```sql\n.*?```\n```\n.+?\n```", section, re.DOTALL), f"{row['name']}: no answer"
+        for name in row["names"] or []:
+            if name.startswith("p_"):
+                prose = section.split("```", 2)[2]
+                assert name in prose, f"{row['name']}: parameter {name} is not explained"
+
+
+def test_each_error_code_of_the_functions_is_listed_with_a_hint() -> None:
+    text = (CHECKOUT / "docs" / "sql.md").read_text()
+    codes = set()
+    for path in (CHECKOUT / "sql" / "functions").glob("*.sql"):
+        codes |= set(re.findall(r"ERRCODE = '(OG\d\d\d)'", path.read_text()))
+    lines = [line.split("|") for line in text.splitlines() if line.startswith("| OG")]
+    assert codes and {line[1].strip() for line in lines} == codes
+    for line in lines:
+        assert line[3].strip(), f"{line[1]} has no hint: {line[2]}"
+
+
+def test_each_table_and_column_has_its_meaning() -> None:
+    text = (CHECKOUT / "docs" / "sql.md").read_text().split("\n## Tables\n")[1]
+    sections = text.split("\n### ")[1:]
+    assert {section.split("\n")[0] for section in sections} >= {"slices", "attempts", "reports", "tallies"}
+    for section in sections:
+        if not section.startswith("migrated_files"):
+            assert not re.findall(r"^\| `\w+` \| [^|]+ \|  \|$", section, re.MULTILINE), section
