@@ -8,6 +8,7 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 import click
@@ -51,22 +52,23 @@ def show(rows: Sequence[Row], as_json: bool = False, empty: str = "none") -> Non
 def table(rows: Sequence[Row], columns: int) -> list[str]:
     """Returns the lines of a table no wider than it may be, or of a list of records where no table would fit.
 
-    Numbers are flush right and never cut; a text that doesn't fit ends in '…'; a column without any value is left out.
+    Numbers are flush right; they and times are never cut; a text that doesn't fit ends in '…'; a column without any value is left out.
 
     Parameters: rows  at least one;  columns  that a line may have
     """
     names = [name for name in rows[0] if any(row[name] is not None for row in rows)]
     cells = [[cell(row[name]) for name in names] for row in rows]
     is_number = [all(isinstance(row[name], int | float | None) for row in rows) for name in names]
+    is_whole = [all(isinstance(row[name], int | float | datetime | None) for row in rows) for name in names]
     heads, gap = names, 2
     widths = _widths(heads, cells)
     if _total(widths, gap) > columns:  # 'blocks_done' on two lines
         heads = [name.replace("_", "\n") for name in names]
         widths = _widths(heads, cells)
         gap = 2 if _total(widths, 2) <= columns else 1
-        widths = _fitted(widths, gap, is_number, columns)
+        widths = _fitted(widths, gap, is_whole, columns)
     if _total(widths, gap) > columns:
-        return _records(names, cells, columns)
+        return records(rows, columns)
     grid = Table(box=box.SIMPLE_HEAD, padding=(0, gap - 1, 0, 0), pad_edge=False, show_edge=False)
     for head, width, flush in zip(heads, widths, is_number, strict=True):
         justify: Literal["right", "left"] = "right" if flush else "left"
@@ -91,7 +93,7 @@ def _total(widths: Sequence[int], gap: int) -> int:
     return sum(widths) + gap * (len(widths) - 1)
 
 
-def _fitted(widths: Sequence[int], gap: int, is_number: Sequence[bool], columns: int) -> list[int]:
+def _fitted(widths: Sequence[int], gap: int, is_whole: Sequence[bool], columns: int) -> list[int]:
     """The widths with the widest texts cut down, none to less than a few characters."""
     widths = list(widths)
     while _total(widths, gap) > columns:
@@ -104,15 +106,22 @@ def _fitted(widths: Sequence[int], gap: int, is_number: Sequence[bool], columns:
     return widths
 
 
-def _records(names: Sequence[str], cells: Sequence[Sequence[str]], columns: int) -> list[str]:
-    """Each row as lines of name and value, where there are too many columns for a table."""
+def records(rows: Sequence[Row], columns: int) -> list[str]:
+    """Returns each row as lines of name and value, for where there are too many columns for a table.
+
+    Parameters: see table()
+    """
+    names = [name for name in rows[0] if any(row[name] is not None for row in rows)]
     indent = max(map(len, names)) + 2
+    room = max(columns - indent, SHORTEST_TEXT)
     lines: list[str] = []
-    for line in cells:
+    for row in rows:
         lines += [""] if lines else []
-        for name, value in zip(names, line, strict=True):
-            room = max(columns - indent, SHORTEST_TEXT)
-            lines.append(f"{name:{indent}}{value if len(value) <= room else value[: room - 1] + '…'}")
+        for name in names:
+            value = cell(row[name])
+            lines.append(
+                f"{name:{indent}}{value if len(value) <= room else value[: room - 1] + '…'}".rstrip()
+            )
     return lines
 
 
@@ -120,8 +129,8 @@ def cell(value: object) -> str:
     """Returns a value as it stands in a table; control characters, which a job may have sent, become '?'."""
     if value is None:
         return ""
-    if hasattr(value, "isoformat"):
-        return str(value.isoformat(sep=" ", timespec="seconds"))
+    if isinstance(value, datetime):
+        return f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z"
     if isinstance(value, float):
         return f"{value:.1f}"
     return "".join(character if character.isprintable() else "?" for character in str(value))
