@@ -52,7 +52,8 @@ def show(rows: Sequence[Row], as_json: bool = False, empty: str = "none") -> Non
 def table(rows: Sequence[Row], columns: int) -> list[str]:
     """Returns the lines of a table no wider than it may be, or of a list of records where no table would fit.
 
-    Numbers are flush right; they and times are never cut; a text that doesn't fit ends in '…'; a column without any value is left out.
+    Numbers are flush right; they and times are never cut. A text that doesn't fit ends in '…', a column without any
+    value is left out.
 
     Parameters: rows  at least one;  columns  that a line may have
     """
@@ -98,7 +99,7 @@ def _fitted(widths: Sequence[int], gap: int, is_whole: Sequence[bool], columns: 
     widths = list(widths)
     while _total(widths, gap) > columns:
         widest = max(
-            (width, n) for n, width in enumerate([*widths, 0]) if n == len(widths) or not is_number[n]
+            (width, n) for n, width in enumerate([*widths, 0]) if n == len(widths) or not is_whole[n]
         )
         if widest[0] <= SHORTEST_TEXT:
             break
