@@ -159,6 +159,7 @@ class World:
         """Moves all that was recorded into the past, in place of waiting."""
         for table, column in (
             ("attempts", "started_at"),
+            ("attempts", "opened_at"),
             ("reports", "reported_at"),
             ("slices", "opened_at"),
             ("worker_bans", "banned_at"),

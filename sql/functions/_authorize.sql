@@ -164,8 +164,28 @@ CREATE FUNCTION osgprod._lock_job(p_project_id int, p_cluster bigint, p_process 
 RETURNS boolean LANGUAGE sql VOLATILE
 AS $fn$
     -- Until the end of the transaction nothing else happens to this job. Two jobs that share a key only wait for each
-    -- other. Always the first lock that a function takes.
-    SELECT pg_advisory_xact_lock((p_cluster << 32 | p_process) # (p_project_id::bigint << 48))::text = ''
+    -- other. Always the first lock that a function takes. False: the project's files are begun anew at this moment.
+    SELECT CASE WHEN pg_advisory_xact_lock((p_cluster << 32 | p_process) # (p_project_id::bigint << 48))::text = ''
+                THEN pg_try_advisory_xact_lock_shared(p_project_id, -1) END
+$fn$;
+
+CREATE FUNCTION osgprod._enter_project(p_project_id int)
+RETURNS boolean LANGUAGE sql VOLATILE
+AS $fn$
+    -- Until the end of the transaction no files of this project are begun anew; false: they are at this moment. Whoever
+    -- moves slices needs this, and never waits for it. (No file has the number -1.)
+    SELECT pg_try_advisory_xact_lock_shared(p_project_id, -1)
+$fn$;
+
+CREATE FUNCTION osgprod._raise_start_over(p_project text)
+RETURNS void LANGUAGE plpgsql IMMUTABLE
+AS $fn$
+-- Tells a caller that the project can't be worked for at this moment.
+-- Parameters: p_project  its name
+-- Errors:     OG502
+BEGIN
+    RAISE EXCEPTION 'files of project % are being begun anew', p_project USING ERRCODE = 'OG502', HINT = 'try again later';
+END
 $fn$;
 
 CREATE FUNCTION osgprod._label(p_text text)

@@ -44,12 +44,12 @@ $fn$;
 
 CREATE FUNCTION osgprod._settle_attempt(
     p_project osgprod_data.projects, p_cluster int, p_process int, p_nstart int,
-    p_outcome osgprod_data.outcome, p_worker text)
+    p_outcome osgprod_data.outcome, p_worker text, p_exit_code int)
 RETURNS osgprod_data.outcome LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Moves the slice of a reported attempt where the report is not simply the success of the slice's holder.
 -- Parameters: p_project  the project's row;  p_cluster, p_process, p_nstart  the attempt
---             p_outcome  done, failed or node-fault, as judged;  p_worker  see _worker
+--             p_outcome  done, failed or node-fault, as judged;  p_worker  see _worker;  p_exit_code  as reported
 -- Returns:    the outcome; superseded when the attempt no longer counts
 -- Locks:      the slice; see _fail_slice
 -- Source:     docs/design.md I3 (one holder), I5 (first success wins)
@@ -65,16 +65,19 @@ BEGIN
        AND s.block1 = v_attempt.block1
        FOR NO KEY UPDATE;
     IF p_outcome = 'done' THEN
-        -- I5: a late success counts when the blocks are still the same, nobody was faster, and they were not reset
-        -- since the attempt began.
-        IF v_slice.block2 = v_attempt.block2 AND v_slice.state <> 'done'
-           AND v_slice.opened_at <= v_attempt.started_at THEN
+        -- I5: a late success counts when nobody was faster and the slice is the one that was lent: not split, recycled
+        -- or begun anew since. No clock is trusted for that: opened_at is compared for being the same.
+        IF v_slice.block2 = v_attempt.block2 AND v_slice.opened_at = v_attempt.opened_at AND v_slice.state <> 'done' THEN
             PERFORM osgprod._finish_slice(v_slice, v_attempt);
             RETURN 'done';
         END IF;
     ELSIF v_slice.state = 'leased' AND v_slice.cluster = p_cluster AND v_slice.process = p_process
           AND v_slice.nstart = p_nstart THEN
-        PERFORM osgprod._fail_slice(p_project, v_slice, p_outcome, p_worker);
+        -- A worker that is refused work proves nothing about the data either.
+        IF p_outcome = 'failed' AND p_project.banned_until > now() AND osgprod._is_banned(p_project.project_id, p_worker) THEN
+            p_outcome := 'node-fault';
+        END IF;
+        PERFORM osgprod._fail_slice(p_project, v_slice, p_outcome, p_worker, p_exit_code);
         RETURN p_outcome;
     END IF;
     RETURN 'superseded';
@@ -96,26 +99,31 @@ END
 $fn$;
 
 CREATE FUNCTION osgprod._fail_slice(
-    p_project osgprod_data.projects, p_slice osgprod_data.slices, p_outcome osgprod_data.outcome, p_worker text)
+    p_project osgprod_data.projects, p_slice osgprod_data.slices, p_outcome osgprod_data.outcome, p_worker text,
+    p_exit_code int)
 RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Takes a leased slice back after a failure, a node fault or a loss: ready, split, or quarantined.
 -- Promise:    failures counts failures of the data. A fault (of the node, or a loss) counts there only beyond
---             max_faults, and only when it didn't happen on the same worker as the one before: a block that kills its
---             process is cornered in the end as well, a bad node alone corners nothing.
+--             max_faults, and only each fourth time when it is on the same worker as the one before: a block that kills
+--             its process is cornered in the end as well, a bad node alone corners nothing for long.
 -- Parameters: p_project  the project's row;  p_slice  the slice, locked;  p_outcome  failed, node-fault or lost
---             p_worker   on whom; NULL = not known
+--             p_worker   on whom;  p_exit_code  as reported; NULL = lost, or told to stop
 -- Locks:      the file, when the slice is split
 DECLARE
     v_is_failure boolean := p_outcome = 'failed';
     v_not_before timestamptz := now();
 BEGIN
-    IF NOT v_is_failure AND (p_worker IS NULL OR p_slice.faulted_on IS DISTINCT FROM p_worker) THEN
-        v_is_failure := p_slice.faults >= p_project.max_faults;
-        p_slice.faults := least(p_slice.faults + 1, p_project.max_faults);
-    END IF;
-    IF p_outcome <> 'failed' THEN
+    IF NOT v_is_failure THEN
+        p_slice.repeats := CASE WHEN p_slice.faulted_on = p_worker THEN (p_slice.repeats + 1) % 4 ELSE 0 END;
         p_slice.faulted_on := p_worker;
+        IF p_slice.repeats = 0 THEN
+            v_is_failure := p_slice.faults >= p_project.max_faults;
+            p_slice.faults := least(p_slice.faults + 1, p_project.max_faults);
+        END IF;
+    END IF;
+    IF p_exit_code IS NOT NULL THEN
+        p_slice.exit_codes := (p_slice.exit_codes || p_exit_code)[greatest(cardinality(p_slice.exit_codes) - 3, 1):];
     END IF;
     IF v_is_failure THEN
         p_slice.failures := p_slice.failures + 1;
@@ -125,7 +133,10 @@ BEGIN
     UPDATE osgprod_data.slices s
        SET state = CASE WHEN p_slice.failures >= p_project.max_failures AND p_slice.block2 - p_slice.block1 = 1
                         THEN 'quarantined' ELSE 'ready' END::osgprod_data.slice_state,
-           failures = p_slice.failures, faults = p_slice.faults, faulted_on = p_slice.faulted_on
+           failures = p_slice.failures, faults = p_slice.faults, faulted_on = p_slice.faulted_on,
+           repeats = p_slice.repeats, exit_codes = p_slice.exit_codes,
+           -- I3: who is only silent may come back (_revive), who has ended may not.
+           due_at = CASE WHEN p_outcome = 'lost' THEN s.due_at END
      WHERE s.project_id = p_slice.project_id AND s.rawdata_id = p_slice.rawdata_id AND s.block1 = p_slice.block1;
     IF p_slice.failures >= p_project.max_failures AND p_slice.block2 - p_slice.block1 = 1 THEN
         v_not_before := 'infinity';
@@ -178,14 +189,15 @@ BEGIN
         SELECT s.* FROM osgprod_data.slices s
          WHERE s.project_id = p_project_id AND s.rawdata_id = p_rawdata_id AND s.block1 = p_block1
     ), first_part AS (
-        UPDATE osgprod_data.slices s SET block2 = p_at, opened_at = now()
+        UPDATE osgprod_data.slices s SET block2 = p_at, opened_at = clock_timestamp()
           FROM whole w
          WHERE s.project_id = w.project_id AND s.rawdata_id = w.rawdata_id AND s.block1 = w.block1
         RETURNING s.project_id
     )
     INSERT INTO osgprod_data.slices (project_id, rawdata_id, block1, block2, follows, state, failures, faults,
-            faulted_on, opened_at)
-    SELECT w.project_id, w.rawdata_id, p_at, w.block2, p_at, 'ready', w.failures, w.faults, w.faulted_on, now()
+            faulted_on, exit_codes, opened_at)
+    SELECT w.project_id, w.rawdata_id, p_at, w.block2, p_at, 'ready', w.failures, w.faults, w.faulted_on, w.exit_codes,
+           clock_timestamp()
       FROM whole w, first_part;
     PERFORM osgprod._put_idle(p_project_id, p_rawdata_id, p_at, p_not_before);
 END

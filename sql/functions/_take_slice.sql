@@ -1,6 +1,6 @@
 CREATE FUNCTION osgprod._take_own_slice(
     p_project osgprod_data.projects, p_cluster int, p_process int, p_nstart int,
-    OUT rawdata_id int, OUT block1 int, OUT block2 int)
+    OUT rawdata_id int, OUT block1 int, OUT block2 int, OUT opened_at timestamptz)
 LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Gives a restarted job the slice of its last attempt again, if no other attempt holds it by now.
@@ -16,13 +16,13 @@ BEGIN
        AND a.nstart = p_nstart
        AND s.project_id = a.project_id AND s.rawdata_id = a.rawdata_id AND s.block1 = a.block1 AND s.state = 'leased'
        AND s.cluster = p_cluster AND s.process = p_process AND s.nstart = p_nstart
-    RETURNING s.rawdata_id, s.block1, s.block2 INTO rawdata_id, block1, block2;
+    RETURNING s.rawdata_id, s.block1, s.block2, s.opened_at INTO rawdata_id, block1, block2, opened_at;
 END
 $fn$;
 
 CREATE FUNCTION osgprod._take_slice(
     p_project osgprod_data.projects, p_cluster int, p_process int, p_nstart int, p_blocks int,
-    OUT rawdata_id int, OUT block1 int, OUT block2 int)
+    OUT rawdata_id int, OUT block1 int, OUT block2 int, OUT opened_at timestamptz)
 LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Makes the job's coming attempt the holder of a slice that came back, or of a new one.
@@ -30,7 +30,7 @@ AS $fn$
 --             p_blocks   how many blocks the job can take [1 ..]
 -- Returns:    the slice; NULLs when there is none now
 -- Errors:     OG603 too many live attempts
--- Locks:      see checkout_slice
+-- Locks:      see checkout_slice. Who may hold the lock of a file by now does not wait for that of another.
 DECLARE
     v_due_at timestamptz := clock_timestamp() + make_interval(secs => p_project.lease_s);
     v_slice  record;
@@ -42,46 +42,54 @@ BEGIN
         RAISE EXCEPTION 'project % has % live attempts of at most %', p_project.name, p_project.nlive, p_project.max_live
             USING ERRCODE = 'OG603', HINT = 'try again later; osgprod project set --max-live changes the limit';
     END IF;
-    v_slice := osgprod._take_idle_slice(p_project.project_id, p_cluster, p_process, p_nstart, p_blocks, v_due_at);
+    v_slice := osgprod._take_idle_slice(p_project.project_id, p_cluster, p_process, p_nstart, p_blocks, v_due_at, true);
     IF v_slice.rawdata_id IS NULL THEN
         v_slice := osgprod._cut_slice(p_project.project_id, p_cluster, p_process, p_nstart, p_blocks, v_due_at);
     END IF;
     -- Before saying that there is nothing: leases that ran out since anybody looked.
     IF v_slice.rawdata_id IS NULL AND osgprod._reclaim_due(p_project.project_id) THEN
-        v_slice := osgprod._take_idle_slice(p_project.project_id, p_cluster, p_process, p_nstart, p_blocks, v_due_at);
+        v_slice := osgprod._take_idle_slice(p_project.project_id, p_cluster, p_process, p_nstart, p_blocks, v_due_at,
+            false);
     END IF;
     rawdata_id := v_slice.rawdata_id;
     block1 := v_slice.block1;
     block2 := v_slice.block2;
+    opened_at := v_slice.opened_at;
 END
 $fn$;
 
 CREATE FUNCTION osgprod._take_idle_slice(
-    p_project_id int, p_cluster int, p_process int, p_nstart int, p_blocks int, p_due_at timestamptz,
-    OUT rawdata_id int, OUT block1 int, OUT block2 int)
+    p_project_id int, p_cluster int, p_process int, p_nstart int, p_blocks int, p_due_at timestamptz, p_may_wait boolean,
+    OUT rawdata_id int, OUT block1 int, OUT block2 int, OUT opened_at timestamptz)
 LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Takes the first slice that came back and is no longer held off; what is too long for the job is left as a new one.
 -- Parameters: p_cluster, p_process, p_nstart  the coming attempt;  p_blocks  at most so many blocks;  p_due_at  end of lease
+--             p_may_wait  for the lock of a file
 -- Returns:    the slice; NULLs when none is ready
--- Locks:      one row of idle_slices SKIP LOCKED, its slice; the file when the slice is split
+-- Locks:      the slice SKIP LOCKED (its row in idle_slices belongs to who has it); the file when the slice is split
 BEGIN
     IF NOT EXISTS (SELECT FROM osgprod_data.idle_slices i
                     WHERE i.project_id = p_project_id AND i.not_before <= clock_timestamp()) THEN
         RETURN;  -- the common case, at a third of the price
     END IF;
-    -- Both rows or neither: a late report of this slice locks them in the other order.
+    -- I4: state is asked again of the locked row; a neighbour may have taken it since this statement began.
     SELECT s.rawdata_id, s.block1, s.block2 INTO rawdata_id, block1, block2
       FROM osgprod_data.idle_slices i
       JOIN osgprod_data.slices s
         ON s.project_id = i.project_id AND s.rawdata_id = i.rawdata_id AND s.block1 = i.block1
      WHERE i.project_id = p_project_id AND i.not_before < 'infinity' AND i.not_before <= clock_timestamp()
+       AND s.state = 'ready'
      ORDER BY i.run, i.seqno, i.rawdata_id, i.block1
-     LIMIT 1 FOR UPDATE OF i SKIP LOCKED FOR NO KEY UPDATE OF s SKIP LOCKED;
+     LIMIT 1 FOR NO KEY UPDATE OF s SKIP LOCKED;
     IF NOT FOUND THEN
         RETURN;
     END IF;
     IF block2 - block1 > p_blocks THEN
+        IF NOT p_may_wait AND NOT pg_try_advisory_xact_lock(p_project_id, rawdata_id) THEN
+            rawdata_id := NULL;
+            RETURN;
+        END IF;
         PERFORM osgprod._split_slice(p_project_id, rawdata_id, block1, block1 + p_blocks, now());
         block2 := block1 + p_blocks;
     END IF;
@@ -92,13 +100,14 @@ BEGIN
        SET state = 'leased', cluster = p_cluster, process = p_process, nstart = p_nstart, due_at = p_due_at,
            progress_at = NULL, bytes_fetched = NULL, cpu_s = NULL
      WHERE s.project_id = p_project_id AND s.rawdata_id = _take_idle_slice.rawdata_id
-       AND s.block1 = _take_idle_slice.block1;
+       AND s.block1 = _take_idle_slice.block1
+    RETURNING s.opened_at INTO opened_at;
 END
 $fn$;
 
 CREATE FUNCTION osgprod._cut_slice(
     p_project_id int, p_cluster int, p_process int, p_nstart int, p_blocks int, p_due_at timestamptz,
-    OUT rawdata_id int, OUT block1 int, OUT block2 int)
+    OUT rawdata_id int, OUT block1 int, OUT block2 int, OUT opened_at timestamptz)
 LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Cuts the next slice from the first file, in order, that has something left and isn't being cut by a neighbour.
@@ -136,12 +145,12 @@ BEGIN
                opened_at, due_at)
         SELECT p_project_id, v_file.rawdata_id, coalesce(e.block2, v_file.block1),
                least(coalesce(e.block2, v_file.block1)::bigint + p_blocks, v_file.block2), e.block2,
-               p_cluster, p_process, p_nstart, now(), p_due_at
+               p_cluster, p_process, p_nstart, clock_timestamp(), p_due_at
           FROM (SELECT (SELECT l.block2 FROM osgprod_data.slices l
                          WHERE l.project_id = p_project_id AND l.rawdata_id = v_file.rawdata_id
                          ORDER BY l.block1 DESC LIMIT 1) AS block2) e
          WHERE coalesce(e.block2, v_file.block1) < v_file.block2
-        RETURNING s.rawdata_id, s.block1, s.block2 INTO rawdata_id, block1, block2;
+        RETURNING s.rawdata_id, s.block1, s.block2, s.opened_at INTO rawdata_id, block1, block2, opened_at;
         EXIT WHEN FOUND;
         v_stale := true;  -- a neighbour cut it to its end while we waited: look for another
     END LOOP;

@@ -85,6 +85,14 @@ AS $fn$
     SELECT ARRAY[p_worker, regexp_replace(p_worker, '@[^@]*$', ''), regexp_replace(p_worker, '^.*@', '')]
 $fn$;
 
+CREATE FUNCTION osgprod._is_banned(p_project_id int, p_worker text)
+RETURNS boolean LANGUAGE sql STABLE
+AS $fn$
+    -- Is this worker refused work at present?
+    SELECT EXISTS (SELECT FROM osgprod_data.worker_bans b
+                    WHERE b.project_id = p_project_id AND b.worker = ANY (osgprod._worker_names(p_worker)) AND b.until > now())
+$fn$;
+
 CREATE FUNCTION osgprod._ban_if_black_hole(p_project osgprod_data.projects, p_worker text)
 RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$
@@ -129,23 +137,27 @@ AS $fn$
 -- Takes a bad node's failures off the slices' accounts, since they say nothing of the data; what reached quarantine
 -- through them alone is ready again.
 -- Parameters: p_project  the project's row;  p_worker  see _worker;  p_since  from when on its fast failures are void
--- Locks:      the slices, SKIP LOCKED
+-- Locks:      the slices, SKIP LOCKED; see _reopen_slice
 DECLARE
     v_slice record;
 BEGIN
     FOR v_slice IN
         WITH blamed AS (
-            SELECT a.rawdata_id, a.block1, count(*) AS times
+            SELECT a.rawdata_id, a.block1, a.opened_at, count(*) AS times
               FROM osgprod_data.reports r
               JOIN osgprod_data.attempts a
                 ON a.project_id = r.project_id AND a.cluster = r.cluster AND a.process = r.process AND a.nstart = r.nstart
              WHERE r.project_id = p_project.project_id AND r.worker = p_worker AND r.reported_at > p_since
                AND r.outcome = 'failed' AND r.ran_s <= p_project.fast_failure_s
-             GROUP BY a.rawdata_id, a.block1
+             GROUP BY a.rawdata_id, a.block1, a.opened_at
         )
         SELECT s.rawdata_id, s.block1, s.state, greatest(s.failures - b.times, 0) AS failures
-          FROM osgprod_data.slices s JOIN blamed b ON b.rawdata_id = s.rawdata_id AND b.block1 = s.block1
-         WHERE s.project_id = p_project.project_id AND s.state <> 'done'
+          FROM blamed b
+          JOIN osgprod_data.loaded_files f ON f.project_id = p_project.project_id AND f.rawdata_id = b.rawdata_id
+          JOIN osgprod_data.slices s ON s.project_id = f.project_id AND s.rawdata_id = b.rawdata_id
+                                    AND s.block1 = b.block1 AND s.opened_at = b.opened_at
+         WHERE s.state <> 'done'
+         ORDER BY f.run, f.seqno, f.rawdata_id, s.block1
            FOR NO KEY UPDATE OF s SKIP LOCKED
     LOOP
         IF v_slice.state = 'quarantined' AND v_slice.failures < p_project.max_failures THEN
@@ -160,8 +172,14 @@ $fn$;
 CREATE FUNCTION osgprod._note_bans(p_project_id int)
 RETURNS void LANGUAGE sql VOLATILE
 AS $fn$
-    -- Notes until when any worker is banned, so that a checkout looks for bans only while there are some.
-    UPDATE osgprod_data.projects p
-       SET banned_until = (SELECT max(b.until) FROM osgprod_data.worker_bans b WHERE b.project_id = p.project_id)
-     WHERE p.project_id = p_project_id
+    -- Notes until when any worker is banned, so that a checkout looks for bans only while there are some. Waits for nobody
+    -- who has the project's row locked: tick() notes it then.
+    WITH bans AS (
+        SELECT coalesce(max(b.until), '-infinity') AS until FROM osgprod_data.worker_bans b
+         WHERE b.project_id = p_project_id
+    )
+    UPDATE osgprod_data.projects p SET banned_until = b.until FROM bans b
+     WHERE p.banned_until <> b.until
+       AND p.project_id = (SELECT q.project_id FROM osgprod_data.projects q
+                            WHERE q.project_id = p_project_id FOR NO KEY UPDATE SKIP LOCKED)
 $fn$;

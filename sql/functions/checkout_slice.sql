@@ -48,7 +48,7 @@ AS $fn$
 --             its own, preamble and trailer counted; pieces: lines 'range OFFSET LENGTH' [bytes] of url or 'hex ...',
 --             whose concatenation is that file
 -- Errors:     OG101-OG104 bad parameter; OG2xx not allowed; OG301 unknown project; OG501 project paused;
---             OG601 worker banned; OG602 job starts too often; OG603 project has too many live attempts
+--             OG502 its files are begun anew at this moment; OG601 worker banned; OG602 job starts too often; OG603 project has too many live attempts
 -- Locks:      the job, then one row of idle_slices SKIP LOCKED and its slice, or one file (advisory)
 -- Source:     docs/design.md "A slice's life", I1-I4
 DECLARE
@@ -68,7 +68,9 @@ BEGIN
             RETURN;
         END IF;
     END IF;
-    PERFORM osgprod._lock_job(v_project.project_id, p_cluster, p_process);
+    IF NOT osgprod._lock_job(v_project.project_id, p_cluster, p_process) THEN
+        PERFORM osgprod._raise_start_over(v_project.name);
+    END IF;
 
     SELECT a.nstart, a.rawdata_id, a.block1, NULL::int AS block2 INTO v_last FROM attempts a
      WHERE a.project_id = v_project.project_id AND a.cluster = p_cluster AND a.process = p_process
@@ -95,11 +97,11 @@ BEGIN
 
     token := gen_random_uuid();
     WITH attempt AS (
-        INSERT INTO attempts AS a (project_id, cluster, process, nstart, rawdata_id, block1, block2, cpus, started_at,
-               token_digest, client, host, site)
+        INSERT INTO attempts AS a (project_id, cluster, process, nstart, rawdata_id, block1, block2, opened_at, cpus,
+               started_at, token_digest, client, host, site)
         -- not now(): the transaction may have waited for a lock since it began
         VALUES (v_project.project_id, p_cluster, p_process, nstarts, v_slice.rawdata_id, v_slice.block1, v_slice.block2,
-               p_cpus, clock_timestamp(), sha256(convert_to(token::text, 'UTF8')), v_client,
+               v_slice.opened_at, p_cpus, clock_timestamp(), sha256(convert_to(token::text, 'UTF8')), v_client,
                osgprod._label(p_host), osgprod._label(p_site))
         RETURNING a.started_at, a.rawdata_id, a.block1, a.block2
     )
@@ -187,7 +189,7 @@ BEGIN
                    WHERE f.project_id = p_project.project_id AND f.state IN ('fresh', 'begun')) THEN
         -- Not empty, only crowded: every file was being cut by somebody else at that moment.
         RETURN QUERY SELECT 'wait', format('project %s is busy, ask again at once', p_project.name), 1;
-    ELSIF osgprod._settle_files(p_project.project_id) THEN
+    ELSIF osgprod._settle_files(p_project.project_id, false) THEN
         RETURN QUERY SELECT 'wait', format('all remaining work of project %s is out on lease, some may come back',
             p_project.name), p_project.wait_s;
     ELSE

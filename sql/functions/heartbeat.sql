@@ -15,14 +15,16 @@ CREATE FUNCTION osgprod.heartbeat(
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
 -- Renews the lease of a living attempt, or tells a dead one to stop.
--- Promise:    a repeated call renews again; an attempt that lost its slice can't win it back by beating.
+-- Promise:    a repeated call renews again. An attempt that was silent past its lease gets its slice back by beating as
+--             long as nobody else has it and its job has not started again; one that is told to stop stays dead.
 -- Parameters: p_project, p_magic, p_client, p_bearer  see _authorize
 --             p_cluster, p_process  HTCondor's identity of the job [0 .. 2147483647];  p_token  the attempt's token
 --             p_bytes  bytes fetched so far;  p_cpu_s  CPU seconds used so far; NULL = not told
 -- Returns:    one row. http_status 200: status alive, lease_s [s] from now; 409: status superseded (another holds the
 --             slice, or it is done) or wedged (no progress for the project's wedged_s): stop the work; 403: refused
--- Errors:     OG101-OG103 bad parameter; OG2xx not allowed; OG301 unknown project; OG303 job without attempt
--- Locks:      the slice
+-- Errors:     OG101-OG103 bad parameter; OG2xx not allowed; OG301 unknown project; OG303 job without attempt;
+--             OG502 files of the project are begun anew at this moment
+-- Locks:      the slice, then the file when a wedged one is split; the job and the slice for one that was lost
 -- Source:     docs/design.md "A slice's life", I3
 DECLARE
     v_client  inet := osgprod._plain_address(p_client);
@@ -47,18 +49,24 @@ BEGIN
        AND s.cluster = v_attempt.cluster AND s.process = v_attempt.process AND s.nstart = v_attempt.nstart
        FOR NO KEY UPDATE;
     IF NOT FOUND THEN
+        v_slice := osgprod._revive(v_project, v_attempt);
+    END IF;
+    IF v_slice.block1 IS NULL THEN
         http_status := 409;
-        status := 'superseded';
-        message := 'stop: this slice was done or given to another meanwhile';
+        SELECT d.status, d.message INTO status, message FROM osgprod._why_dead(v_attempt) d;
         RETURN;
     END IF;
     -- Progress is anything that grew since the last beat; an attempt that has told nothing yet counts from its start.
     IF p_bytes > coalesce(v_slice.bytes_fetched, -1) OR p_cpu_s > coalesce(v_slice.cpu_s, -1) THEN
         v_slice.progress_at := now();
     ELSIF coalesce(v_slice.progress_at, v_attempt.started_at) < now() - make_interval(secs => v_project.wedged_s) THEN
+        -- It will be silent from now on: no need to wait for its lease.
+        IF NOT osgprod._enter_project(v_project.project_id) THEN
+            PERFORM osgprod._raise_start_over(v_project.name);
+        END IF;
+        PERFORM osgprod._lose_slice(v_project, v_slice, format('no progress for more than %s s', v_project.wedged_s));
         http_status := 409;
-        status := 'wedged';
-        message := format('stop: no progress for more than %s s', v_project.wedged_s);
+        SELECT d.status, d.message INTO status, message FROM osgprod._why_dead(v_attempt) d;
         RETURN;
     END IF;
     UPDATE slices s
@@ -74,3 +82,49 @@ $fn$;
 
 COMMENT ON FUNCTION osgprod.heartbeat(text, bigint, bigint, text, inet, text, bigint, bigint, jsonb) IS
 'Renews the lease of a living attempt, or tells one that lost its slice to stop; one row with the HTTP status to answer. For osgprod_worker.';
+
+CREATE FUNCTION osgprod._revive(p_project osgprod_data.projects, p_attempt osgprod_data.attempts)
+RETURNS osgprod_data.slices LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Gives an attempt that was silent past its lease, and lives after all, its slice back.
+-- Parameters: p_project  the project's row;  p_attempt  the attempt
+-- Returns:    the slice, leased and locked; NULLs when it is lent, done, split or recycled, when the attempt has reported
+--             or was told to stop, or when its job has started again (I3: a job holds one slice)
+-- Errors:     OG502 files of the project are begun anew at this moment
+-- Locks:      the job, the slice
+DECLARE
+    v_slice osgprod_data.slices;
+BEGIN
+    IF NOT osgprod._lock_job(p_project.project_id, p_attempt.cluster, p_attempt.process) THEN
+        PERFORM osgprod._raise_start_over(p_project.name);
+    END IF;
+    SELECT s.* INTO v_slice FROM osgprod_data.slices s
+     WHERE s.project_id = p_attempt.project_id AND s.rawdata_id = p_attempt.rawdata_id AND s.block1 = p_attempt.block1
+       AND s.state = 'ready' AND s.due_at IS NOT NULL AND s.opened_at = p_attempt.opened_at
+       AND s.cluster = p_attempt.cluster AND s.process = p_attempt.process AND s.nstart = p_attempt.nstart
+       AND NOT EXISTS (SELECT FROM osgprod_data.attempts a
+                        WHERE a.project_id = s.project_id AND a.cluster = s.cluster AND a.process = s.process
+                          AND a.nstart > s.nstart)
+       FOR NO KEY UPDATE;
+    IF FOUND THEN
+        DELETE FROM osgprod_data.idle_slices i
+         WHERE i.project_id = v_slice.project_id AND i.rawdata_id = v_slice.rawdata_id AND i.block1 = v_slice.block1;
+        UPDATE osgprod_data.slices s SET state = 'leased'
+         WHERE s.project_id = v_slice.project_id AND s.rawdata_id = v_slice.rawdata_id AND s.block1 = v_slice.block1;
+    END IF;
+    RETURN v_slice;
+END
+$fn$;
+
+CREATE FUNCTION osgprod._why_dead(p_attempt osgprod_data.attempts)
+RETURNS TABLE (status text, message text) LANGUAGE sql STABLE
+AS $fn$
+    -- What an attempt that has lost its slice is told: the server's verdict on it, if it gave a reason, or that others were
+    -- faster; the same each time.
+    SELECT CASE WHEN v.reason IS NULL THEN 'superseded' ELSE 'wedged' END,
+           'stop: ' || coalesce(v.reason, 'this slice was done or given to another meanwhile')
+      FROM (SELECT 1) one
+      LEFT JOIN osgprod_data.reports v
+        ON v.project_id = p_attempt.project_id AND v.cluster = p_attempt.cluster AND v.process = p_attempt.process
+       AND v.nstart = p_attempt.nstart AND NOT v.by_worker
+$fn$;

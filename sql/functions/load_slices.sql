@@ -13,7 +13,8 @@ AS $fn$
 --             p_start_over  begin again with files loaded already
 -- Returns:    one row: files and blocks loaded by this call; files_already were loaded before and are unchanged
 -- Errors:     OG301 unknown project; OG302 no file is registered for the runs
--- Locks:      the project's loaded files when starting over
+-- Locks:      when starting over, the project (advisory: project_id, -1): it waits for calls that move slices now, and
+--             those that come are told to try again
 DECLARE
     v_project_id int := (osgprod._get_project(coalesce(p_project, osgprod._only_project()))).project_id;
     v_registered int;
@@ -24,6 +25,7 @@ BEGIN
             USING ERRCODE = 'OG302', HINT = 'osgprod rawdata load registers files';
     END IF;
     IF p_start_over THEN
+        PERFORM pg_advisory_xact_lock(v_project_id, -1);
         WITH again AS (
             UPDATE loaded_files f SET state = 'fresh', loaded_at = now()
              WHERE f.project_id = v_project_id AND (p_runs IS NULL OR f.run = ANY (p_runs))
@@ -38,6 +40,7 @@ BEGIN
         SELECT v_project_id, r.rawdata_id, r.run, r.seqno, r.first_block, r.nblocks
           FROM rawdata r
          WHERE (p_runs IS NULL OR r.run = ANY (p_runs)) AND r.first_block < r.nblocks
+         ORDER BY r.rawdata_id  -- two calls at once in one order
         ON CONFLICT DO NOTHING
         RETURNING block2 - block1 AS nblocks
     )

@@ -1,11 +1,12 @@
 CREATE FUNCTION osgprod.quarantined(p_project text)
 RETURNS TABLE (run int, seqno int, path text, block int, offset_bytes bigint, size_bytes bigint, events bigint,
-    exit_code int, reason text, worker text, site text, reported_at timestamptz, log_url text, job text)
+    exit_code int, exit_codes int[], reason text, worker text, site text, reported_at timestamptz, log_url text, job text)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
 -- Lists the blocks that can't be done, with everything needed to look into them.
 -- Parameters: p_project  project name
--- Returns:    a row a block: its file, byte range [bytes] and events there, and the last report on it: exit code, reason,
+-- Returns:    a row a block: its file, byte range [bytes] and events there, and the last report on it: exit code (and
+--             those of the failures before, at most 5, the newest last), reason,
 --             where, when, where its output or log went, and whose job (cluster.process, start) it was; none = no such block
 -- Errors:     OG301 unknown project
 DECLARE
@@ -15,7 +16,7 @@ BEGIN
     SELECT w.run, w.seqno, w.path, s.block1, osgprod._int8_at(w.block_index, 12 * s.block1),
            osgprod._int8_at(w.block_index, 12 * s.block2) - osgprod._int8_at(w.block_index, 12 * s.block1),
            osgprod._int4_at(w.block_index, 12 * s.block2 + 8) - osgprod._int4_at(w.block_index, 12 * s.block1 + 8),
-           r.exit_code, r.reason, r.worker, r.site, r.reported_at, osgprod._without_secrets(r.output_url),
+           r.exit_code, s.exit_codes, r.reason, r.worker, r.site, r.reported_at, osgprod._without_secrets(r.output_url),
            format('%s.%s start %s', s.cluster, s.process, s.nstart)
       FROM idle_slices i
       JOIN slices s ON s.project_id = i.project_id AND s.rawdata_id = i.rawdata_id AND s.block1 = i.block1
@@ -30,4 +31,4 @@ END
 $fn$;
 
 COMMENT ON FUNCTION osgprod.quarantined(text) IS
-'Lists the blocks that can''t be done: file, byte range, events, last exit code, where, and where the log went. For osgprod_worker and osgprod_operator.';
+'Lists the blocks that can''t be done: file, byte range, events, last exit codes, where, and where the log went. For osgprod_worker and osgprod_operator.';

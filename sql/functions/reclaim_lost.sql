@@ -8,7 +8,7 @@ AS $fn$
 -- Parameters: p_project  project name; NULL = all projects
 -- Returns:    a row for each project in which slices were reclaimed: how many
 -- Errors:     OG301 unknown project
--- Locks:      slices SKIP LOCKED; a file when a slice is split
+-- Locks:      see _reclaim_project
 -- Source:     docs/design.md I4
 DECLARE
     v_project osgprod_data.projects;
@@ -41,7 +41,7 @@ DECLARE
     v_project osgprod_data.projects;
 BEGIN
     SELECT p.* INTO v_project FROM osgprod_data.projects p
-     WHERE p.project_id = p_project_id AND p.next_due_at <= now();
+     WHERE p.project_id = p_project_id AND osgprod._is_due(p.next_due_at);
     IF NOT FOUND OR NOT pg_try_advisory_xact_lock(p_project_id, 0) THEN  -- no file has the number 0
         RETURN false;
     END IF;
@@ -49,96 +49,135 @@ BEGIN
 END
 $fn$;
 
+CREATE FUNCTION osgprod._is_due(p_next_due_at timestamptz)
+RETURNS boolean LANGUAGE sql STABLE
+AS $fn$
+    -- Is it time to look for lost slices? A time further away than _reclaim_project ever notes was noted by a clock that
+    -- has been set back since.
+    SELECT p_next_due_at <= now() OR p_next_due_at > now() + interval '5 minutes'
+$fn$;
+
 CREATE FUNCTION osgprod._reclaim_project(p_project osgprod_data.projects)
 RETURNS int LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Takes back every slice of the project whose lease has run out, and notes when the next one can.
 -- Parameters: p_project  the project's row
--- Returns:    how many [slices]
--- Locks:      slices SKIP LOCKED, the project's row SKIP LOCKED
+-- Returns:    how many [slices]; 0 also while files of the project are begun anew
+-- Locks:      slices SKIP LOCKED, the project's row SKIP LOCKED, the file if it is free when a slice is split: nothing
+--             here waits for anybody
+-- Source:     docs/design.md I4
 DECLARE
     v_slice   osgprod_data.slices;
     v_count   int := 0;
     v_next_at timestamptz;
 BEGIN
+    IF NOT osgprod._enter_project(p_project.project_id) THEN
+        RETURN 0;
+    END IF;
     FOR v_slice IN
         -- Leased slices are in files in flight: thousands of rows are read, not millions.
         SELECT s.* FROM osgprod_data.loaded_files f
           JOIN osgprod_data.slices s ON s.project_id = f.project_id AND s.rawdata_id = f.rawdata_id
          WHERE f.project_id = p_project.project_id AND f.state IN ('begun', 'cut')
-           AND s.state = 'leased' AND s.due_at <= now()
+           -- No lease is longer than 30 days: the end of such a one was written by a clock that was wrong.
+           AND s.state = 'leased' AND (s.due_at <= now() OR s.due_at > now() + interval '31 days')
            FOR NO KEY UPDATE OF s SKIP LOCKED
     LOOP
-        PERFORM osgprod._record_loss(v_slice);
-        PERFORM osgprod._fail_slice(p_project, v_slice, 'lost', NULL);
+        -- What may have to be split needs its file; who has the file may be stuck, or wait for us.
+        IF v_slice.failures + 1 >= p_project.max_failures AND v_slice.block2 - v_slice.block1 > 1
+           AND NOT pg_try_advisory_xact_lock(v_slice.project_id, v_slice.rawdata_id) THEN
+            CONTINUE;
+        END IF;
+        PERFORM osgprod._lose_slice(p_project, v_slice, NULL);
         v_count := v_count + 1;
     END LOOP;
     SELECT min(s.due_at) INTO v_next_at FROM osgprod_data.loaded_files f
       JOIN osgprod_data.slices s ON s.project_id = f.project_id AND s.rawdata_id = f.rawdata_id
      WHERE f.project_id = p_project.project_id AND f.state IN ('begun', 'cut') AND s.state = 'leased';
-    -- A slice lent after this look is due a whole lease from now at the earliest. Somebody who has the project's row
-    -- locked, like an operator's open transaction, must not stand between a lease and its slice: then it is not noted, and
-    -- the next call looks again.
+    -- A slice lent after this look is due a whole lease from now at the earliest; or earlier, when the lease has just been
+    -- made longer, so 5 minutes are the most. Somebody who has the project's row locked, like an operator's open
+    -- transaction, must not stand between a lease and its slice: then it is not noted, and the next call looks again.
     UPDATE osgprod_data.projects p
-       SET next_due_at = least(v_next_at, now() + make_interval(secs => p.lease_s))
+       SET next_due_at = least(v_next_at, now() + make_interval(secs => least(p.lease_s, 300)))
      WHERE p.project_id = (SELECT q.project_id FROM osgprod_data.projects q
                             WHERE q.project_id = p_project.project_id FOR NO KEY UPDATE SKIP LOCKED);
     RETURN v_count;
 END
 $fn$;
 
-CREATE FUNCTION osgprod._record_loss(p_slice osgprod_data.slices)
-RETURNS void LANGUAGE sql VOLATILE
+CREATE FUNCTION osgprod._lose_slice(p_project osgprod_data.projects, p_slice osgprod_data.slices, p_reason text)
+RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$
-    -- Writes the server's own verdict on the attempt that holds a slice: lost.
-    INSERT INTO osgprod_data.reports (project_id, cluster, process, nstart, by_worker, outcome, reported_at, ran_s,
-           nblocks, worker, site)
-    SELECT a.project_id, a.cluster, a.process, a.nstart, false, 'lost', now(),
-           extract(epoch FROM now() - a.started_at)::int, p_slice.block2 - p_slice.block1,
-           osgprod._worker(a.client, a.host), a.site
-      FROM osgprod_data.attempts a
+-- Writes the server's own verdict on the attempt that holds a slice, lost, and takes the slice back.
+-- Parameters: p_project  the project's row;  p_slice  the slice, locked;  p_reason  why; NULL = silent past its lease
+-- Locks:      see _fail_slice
+DECLARE
+    v_attempt osgprod_data.attempts;
+    v_worker  text;
+BEGIN
+    SELECT a.* INTO v_attempt FROM osgprod_data.attempts a
      WHERE a.project_id = p_slice.project_id AND a.cluster = p_slice.cluster AND a.process = p_slice.process
-       AND a.nstart = p_slice.nstart
-    ON CONFLICT DO NOTHING
+       AND a.nstart = p_slice.nstart;
+    v_worker := osgprod._worker(v_attempt.client, v_attempt.host);
+    INSERT INTO osgprod_data.reports (project_id, cluster, process, nstart, by_worker, outcome, reported_at, ran_s,
+           nblocks, worker, site, reason)
+    SELECT p_slice.project_id, p_slice.cluster, p_slice.process, p_slice.nstart, false, 'lost', now(),
+           greatest(extract(epoch FROM now() - v_attempt.started_at), 0), p_slice.block2 - p_slice.block1, v_worker,
+           v_attempt.site, p_reason
+     WHERE v_worker IS NOT NULL
+    ON CONFLICT DO NOTHING;  -- lost before, and found alive again
+    PERFORM osgprod._fail_slice(p_project, p_slice,
+        CASE WHEN p_reason IS NULL THEN 'lost' ELSE 'node-fault' END::osgprod_data.outcome, v_worker, NULL);
+END
 $fn$;
 
-CREATE FUNCTION osgprod._settle_files(p_project_id int)
+CREATE FUNCTION osgprod._settle_files(p_project_id int, p_all boolean)
 RETURNS boolean LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Marks cut files finished whose slices are all done or quarantined, up to the first, in order, that isn't.
+-- Marks cut files finished whose slices are all done or quarantined.
 -- Promise:    each file is read to its end once when it is finished; asking again is cheap.
--- Parameters: p_project_id  project
+-- Parameters: p_project_id  project;  p_all  look at all of them, not only up to the first, in order, that is not finished
 -- Returns:    true when some loaded file is not finished
--- Locks:      each finished file's row
+-- Locks:      each finished file's row, SKIP LOCKED
 DECLARE
-    v_file record;
-    v_told boolean := false;
+    v_file    record;
+    v_is_open boolean := false;
+    v_told    boolean := false;
 BEGIN
     FOR v_file IN
         SELECT f.rawdata_id FROM osgprod_data.loaded_files f
          WHERE f.project_id = p_project_id AND f.state = 'cut'
          ORDER BY f.run, f.seqno, f.rawdata_id
     LOOP
-        IF EXISTS (SELECT FROM osgprod_data.slices s
-                    WHERE s.project_id = p_project_id AND s.rawdata_id = v_file.rawdata_id
-                      AND s.state IN ('leased', 'ready')) THEN
-            RETURN true;
-        END IF;
-        UPDATE osgprod_data.loaded_files f SET state = 'finished'
-         WHERE f.project_id = p_project_id AND f.rawdata_id = v_file.rawdata_id AND f.state = 'cut';
-        IF FOUND THEN
+        -- The row is locked before its slices are read: _reopen_slice does so too.
+        PERFORM FROM osgprod_data.loaded_files f
+          WHERE f.project_id = p_project_id AND f.rawdata_id = v_file.rawdata_id AND f.state = 'cut'
+            AND NOT osgprod._is_unsettled(p_project_id, f.rawdata_id)
+            FOR NO KEY UPDATE SKIP LOCKED;
+        IF FOUND AND NOT osgprod._is_unsettled(p_project_id, v_file.rawdata_id) THEN
+            UPDATE osgprod_data.loaded_files f SET state = 'finished'
+             WHERE f.project_id = p_project_id AND f.rawdata_id = v_file.rawdata_id;
             v_told := true;
             PERFORM osgprod._tell(p_project_id, 'file-finished', jsonb_build_object('path',
                 (SELECT w.path FROM osgprod_data.rawdata w WHERE w.rawdata_id = v_file.rawdata_id)));
+            CONTINUE;
         END IF;
+        v_is_open := true;
+        EXIT WHEN NOT p_all;
     END LOOP;
-    IF EXISTS (SELECT FROM osgprod_data.loaded_files f
-                WHERE f.project_id = p_project_id AND f.state IN ('fresh', 'begun')) THEN
-        RETURN true;
-    END IF;
-    IF v_told THEN
+    v_is_open := v_is_open OR EXISTS (SELECT FROM osgprod_data.loaded_files f
+                                       WHERE f.project_id = p_project_id AND f.state IN ('fresh', 'begun'));
+    IF v_told AND NOT v_is_open THEN
         PERFORM osgprod._tell(p_project_id, 'project-done', '{}');
     END IF;
-    RETURN false;
+    RETURN v_is_open;
 END
+$fn$;
+
+CREATE FUNCTION osgprod._is_unsettled(p_project_id int, p_rawdata_id int)
+RETURNS boolean LANGUAGE sql STABLE
+AS $fn$
+    -- Has the file slices that are neither done nor quarantined?
+    SELECT EXISTS (SELECT FROM osgprod_data.slices s
+                    WHERE s.project_id = p_project_id AND s.rawdata_id = p_rawdata_id AND s.state IN ('leased', 'ready'))
 $fn$;

@@ -9,7 +9,7 @@ RETURNS TABLE (run int, seqno int, path text, block1 int, block2 int, was text, 
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
 -- Puts slices back to ready, to be lent at once with fresh counts of failures.
--- Promise:    slices at work are never touched; reports of attempts from before no longer count. A repeated call finds
+-- Promise:    slices at work, or being settled at this moment, are never touched; reports of attempts from before no longer count. A repeated call finds
 --             nothing more to do.
 -- Parameters: p_project    project name
 --             p_states     which: quarantined, failed (ready, waiting after failures or faults), done
@@ -18,8 +18,8 @@ AS $fn$
 --             p_exit_code  only slices whose last report had this exit code [0 .. 255]; NULL = any
 --             p_dry_run    only tell what would be put back
 -- Returns:    a row a slice, as it was
--- Errors:     OG301 unknown project; OG108 unknown state
--- Locks:      the slices, in their order
+-- Errors:     OG301 unknown project; OG108 unknown state; OG502 files of the project are begun anew at this moment
+-- Locks:      the slices in their order, SKIP LOCKED; see _reopen_slice
 DECLARE
     v_project_id int := (osgprod._get_project(p_project)).project_id;
     v_slice      record;
@@ -27,6 +27,9 @@ BEGIN
     IF NOT coalesce(p_states <@ ARRAY['quarantined', 'failed', 'done'], false) THEN
         RAISE EXCEPTION 'states to recycle are quarantined, failed and done, not %', coalesce(p_states::text, 'NULL')
             USING ERRCODE = 'OG108', HINT = 'slices at work come back by themselves when their lease runs out';
+    END IF;
+    IF NOT osgprod._enter_project(v_project_id) THEN
+        PERFORM osgprod._raise_start_over(p_project);
     END IF;
     FOR v_slice IN
         SELECT f.run, f.seqno, w.path, s.rawdata_id, s.block1, s.block2, s.state, r.exit_code, f.state AS file_state
@@ -42,7 +45,7 @@ BEGIN
            AND (p_path IS NULL OR w.path = p_path OR w.path LIKE p_path)
            AND (p_exit_code IS NULL OR r.exit_code = p_exit_code)
          ORDER BY f.run, f.seqno, s.rawdata_id, s.block1
-           FOR NO KEY UPDATE OF s
+           FOR NO KEY UPDATE OF s SKIP LOCKED
     LOOP
         run := v_slice.run;
         seqno := v_slice.seqno;
@@ -67,9 +70,14 @@ RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Makes a settled or failed slice ready as if it had never been tried.
 -- Parameters: p_project_id, p_rawdata_id, p_block1  the slice, locked
+-- Locks:      the file's row: callers go through files in the order run, seqno, rawdata_id
 BEGIN
+    -- First: whoever is about to call this file finished must see the slice, or be seen.
+    PERFORM FROM osgprod_data.loaded_files f
+      WHERE f.project_id = p_project_id AND f.rawdata_id = p_rawdata_id FOR NO KEY UPDATE;
     UPDATE osgprod_data.slices s
-       SET state = 'ready', failures = 0, faults = 0, faulted_on = NULL, opened_at = now()
+       SET state = 'ready', failures = 0, faults = 0, faulted_on = NULL, repeats = 0, exit_codes = NULL, due_at = NULL,
+           opened_at = clock_timestamp()
      WHERE s.project_id = p_project_id AND s.rawdata_id = p_rawdata_id AND s.block1 = p_block1;
     DELETE FROM osgprod_data.idle_slices i
      WHERE i.project_id = p_project_id AND i.rawdata_id = p_rawdata_id AND i.block1 = p_block1;

@@ -33,7 +33,8 @@ AS $fn$
 --             p_host, p_site, p_reason  where it ran (if the checkout didn't say), and why it failed, in the job's words
 -- Returns:    one row. http_status 200: status done, failed or node-fault; 409: status superseded (the outputs are void)
 --             or contradicted (this attempt has reported another exit code); 403: status refused (token)
--- Errors:     OG101-OG103, OG105, OG107 bad parameter; OG2xx not allowed; OG301 unknown project; OG303 job without attempt
+-- Errors:     OG101-OG103, OG105, OG107 bad parameter; OG2xx not allowed; OG301 unknown project; OG303 job without attempt;
+--             OG502 files of the project are begun anew at this moment
 -- Locks:      the job, its slice, then the file when the slice is split
 -- Source:     docs/design.md "A slice's life", I3, I5, I6
 DECLARE
@@ -51,7 +52,9 @@ BEGIN
         PERFORM osgprod._check_report(p_cluster, p_process, p_exitcode, p_events, p_outputs, p_output_bytes,
             p_output_adler32);
     END IF;
-    PERFORM osgprod._lock_job(v_project.project_id, p_cluster, p_process);
+    IF NOT osgprod._lock_job(v_project.project_id, p_cluster, p_process) THEN
+        PERFORM osgprod._raise_start_over(v_project.name);
+    END IF;
 
     SELECT a.*, r.outcome, r.exit_code, r.reason INTO v_attempt
       FROM attempts a
@@ -84,7 +87,7 @@ BEGIN
         END IF;
         IF v_outcome <> 'done' OR NOT FOUND THEN
             v_outcome := osgprod._settle_attempt(v_project, v_attempt.cluster, v_attempt.process, v_attempt.nstart,
-                v_outcome, v_worker);
+                v_outcome, v_worker, p_exitcode::int);
         END IF;
         INSERT INTO reports (project_id, cluster, process, nstart, by_worker, outcome, exit_code, reported_at, ran_s,
                nblocks, worker, site, events, outputs, output_bytes, output_adler32, output_url, reason)

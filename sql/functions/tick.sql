@@ -6,25 +6,31 @@ AS $fn$
 -- shim calls it every few seconds; only one at a time does the work, the others go away at once.
 -- Promise:    a repeated call does no harm, and no call is needed for work to go on: checkout looks by itself.
 -- Returns:    a row for each project in which slices were taken back; none also when a neighbour is at it
--- Locks:      advisory (0, 0); see _reclaim_project and _settle_files
+-- Locks:      advisory (0, 0); see _reclaim_project and _settle_files; projects SKIP LOCKED: nothing here waits
 DECLARE
     v_project projects;
+    v_is_due  boolean;
 BEGIN
     IF NOT pg_try_advisory_xact_lock(0, 0) THEN  -- no project has the number 0
         RETURN;
     END IF;
     FOR v_project IN SELECT p.* FROM projects p ORDER BY p.project_id LOOP
-        IF v_project.next_due_at <= now() THEN
+        v_is_due := osgprod._is_due(v_project.next_due_at);
+        IF v_is_due THEN
             reclaimed := osgprod._reclaim_project(v_project);
             project := v_project.name;
             IF reclaimed > 0 THEN
                 RETURN NEXT;
             END IF;
         END IF;
-        PERFORM osgprod._settle_files(v_project.project_id);
-        IF v_project.max_live IS NOT NULL THEN
-            UPDATE projects p SET nlive = osgprod._count_live(p.project_id) WHERE p.project_id = v_project.project_id;
-        END IF;
+        -- All files while all are looked through anyway; else a slice that rests for long in an early one would keep many
+        -- in flight.
+        PERFORM osgprod._settle_files(v_project.project_id, v_is_due);
+        PERFORM osgprod._note_bans(v_project.project_id);
+        UPDATE projects p SET nlive = osgprod._count_live(p.project_id)
+         WHERE v_project.max_live IS NOT NULL
+           AND p.project_id = (SELECT q.project_id FROM projects q
+                                WHERE q.project_id = v_project.project_id FOR NO KEY UPDATE SKIP LOCKED);
         PERFORM osgprod._tally(v_project);
     END LOOP;
 END

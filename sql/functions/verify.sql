@@ -1,10 +1,12 @@
-CREATE FUNCTION osgprod.verify(p_project text)
+CREATE FUNCTION osgprod.verify(p_project text, p_deep boolean DEFAULT false)
 RETURNS TABLE (path text, block1 int, block2 int, fault text)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
 -- Recounts a project from its tables: each block of each loaded file in exactly one slice or not yet cut, and each
--- slice's state, place in the list of idle ones, and report in agreement.
--- Parameters: p_project  project name
+-- slice's state and place in the list of idle ones in agreement; and with p_deep, each slice's attempt and report as well.
+-- Promise:    changes nothing and holds nobody up. It reads all slices of the project once (docs/performance.md), with
+--             p_deep all attempts and reports as well.
+-- Parameters: p_project  project name;  p_deep  recount from the history too: is each done slice proven, and once?
 -- Returns:    a row for each fault found; none = all is well
 -- Errors:     OG301 unknown project
 -- Source:     docs/design.md I1-I6
@@ -49,8 +51,73 @@ BEGIN
       LEFT JOIN rawdata w ON w.rawdata_id = i.rawdata_id
      WHERE i.project_id = v_project_id
        AND s.state <> CASE WHEN i.not_before = 'infinity' THEN 'quarantined' ELSE 'ready' END::slice_state;
+
+    IF p_deep THEN
+        RETURN QUERY SELECT h.path, h.block1, h.block2, h.fault FROM osgprod._verify_history(v_project_id) h;
+    END IF;
 END
 $fn$;
 
-COMMENT ON FUNCTION osgprod.verify(text) IS
-'Recounts a project from its tables: each block covered once, states in agreement; returns rows only where that is not so. For osgprod_operator.';
+COMMENT ON FUNCTION osgprod.verify(text, boolean) IS
+'Recounts a project from its tables: each block covered once, states in agreement, with p_deep also with all attempts and reports; returns rows only where that is not so. For osgprod_operator.';
+
+CREATE FUNCTION osgprod._verify_history(p_project_id int)
+RETURNS TABLE (path text, block1 int, block2 int, fault text) LANGUAGE plpgsql STABLE
+AS $fn$
+-- Compares a project's slices with the history of its attempts.
+-- Parameters: p_project_id  project
+-- Returns:    a row for each fault found
+-- Source:     docs/design.md I3, I5, I6
+BEGIN
+    RETURN QUERY
+    SELECT w.path, x.block1, x.block2, x.fault FROM (
+        SELECT s.rawdata_id, s.block1, s.block2, CASE
+                -- I3, I5: who holds it, or did it, was lent just this slice
+                WHEN a.nstart IS NULL THEN format('%s by attempt %s of job %s.%s, which is not on record', s.state, s.nstart,
+                    s.cluster, s.process)
+                WHEN (a.rawdata_id, a.block1, a.block2, a.opened_at) <> (s.rawdata_id, s.block1, s.block2, s.opened_at)
+                    THEN format('%s by attempt %s of job %s.%s, which was lent another slice', s.state, s.nstart, s.cluster,
+                        s.process)
+                WHEN s.state = 'done' AND r.outcome IS DISTINCT FROM 'done' THEN 'done without a success on record'
+                WHEN s.state = 'leased' AND r.outcome IS NOT NULL THEN 'leased by an attempt that reported ' || r.outcome
+            END AS fault
+          FROM osgprod_data.slices s
+          LEFT JOIN osgprod_data.attempts a ON a.project_id = s.project_id AND a.cluster = s.cluster
+                                           AND a.process = s.process AND a.nstart = s.nstart
+          LEFT JOIN osgprod_data.reports r ON r.project_id = s.project_id AND r.cluster = s.cluster
+                                          AND r.process = s.process AND r.nstart = s.nstart AND r.by_worker
+         WHERE s.project_id = p_project_id AND s.state IN ('leased', 'done')
+        UNION ALL
+        -- I3: one job holds at most one slice
+        SELECT min(s.rawdata_id), min(s.block1), min(s.block2), format('one of %s slices that job %s.%s holds', count(*),
+                s.cluster, s.process)
+          FROM osgprod_data.slices s WHERE s.project_id = p_project_id AND s.state = 'leased'
+         GROUP BY s.cluster, s.process HAVING count(*) > 1
+        UNION ALL
+        -- I5: one success for a slice as it was cut, split or recycled
+        SELECT a.rawdata_id, a.block1, min(a.block2), format('%s attempts did it', count(*))
+          FROM osgprod_data.reports r
+          JOIN osgprod_data.attempts a ON a.project_id = r.project_id AND a.cluster = r.cluster
+                                      AND a.process = r.process AND a.nstart = r.nstart
+         WHERE r.project_id = p_project_id AND r.by_worker AND r.outcome = 'done'
+         GROUP BY a.rawdata_id, a.block1, a.opened_at HAVING count(*) > 1
+        UNION ALL
+        -- I6: nothing is taken out of the history
+        SELECT NULL, NULL, NULL, format('report on attempt %s of job %s.%s, which is not on record', r.nstart, r.cluster,
+                r.process)
+          FROM osgprod_data.reports r
+          LEFT JOIN osgprod_data.attempts a ON a.project_id = r.project_id AND a.cluster = r.cluster
+                                           AND a.process = r.process AND a.nstart = r.nstart
+         WHERE r.project_id = p_project_id AND a.nstart IS NULL
+        UNION ALL
+        SELECT a.rawdata_id, a.block1, a.block2, format('attempt %s of job %s.%s is on a file that is not registered',
+                a.nstart, a.cluster, a.process)
+          FROM osgprod_data.attempts a
+         WHERE a.project_id = p_project_id
+           AND NOT EXISTS (SELECT FROM osgprod_data.rawdata w WHERE w.rawdata_id = a.rawdata_id)
+        ) x
+      LEFT JOIN osgprod_data.rawdata w ON w.rawdata_id = x.rawdata_id
+     WHERE x.fault IS NOT NULL
+     ORDER BY w.path, x.block1, x.fault;
+END
+$fn$;

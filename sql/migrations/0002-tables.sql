@@ -154,6 +154,8 @@ CREATE TABLE osgprod_data.slices (
     bytes_fetched bigint,
     cpu_s         bigint,
     faulted_on    text,
+    repeats       smallint NOT NULL DEFAULT 0,
+    exit_codes    int[],
     PRIMARY KEY (project_id, rawdata_id, block1),
     -- In another order than the primary key: before the table has statistics, a planner that may choose between the two
     -- takes the wrong one, and reads all slices of a file for one.
@@ -162,10 +164,12 @@ CREATE TABLE osgprod_data.slices (
     -- end at the same block, the slices of a file form one chain, and a chain can't overlap itself.
     CONSTRAINT slices_follow_a_slice FOREIGN KEY (project_id, rawdata_id, follows)
         REFERENCES osgprod_data.slices (project_id, rawdata_id, block2),
-    -- I1: a slice holds blocks; I2: it follows where it begins; I3: a leased one has one attempt that holds it.
+    -- I1: a slice holds blocks; I2: it follows where it begins; I3: a leased one has one attempt that holds it, a done
+    -- one the attempt that did it.
     -- One CHECK, not four: each is parsed again by every INSERT and UPDATE.
     CONSTRAINT slices_are_sound CHECK (0 <= block1 AND block1 < block2 AND (follows IS NULL OR follows = block1)
-        AND (state <> 'leased' OR num_nulls(cluster, process, nstart, due_at) = 0))
+        AND (state IN ('ready', 'quarantined') OR num_nulls(cluster, process, nstart) = 0)
+        AND (state <> 'leased' OR due_at IS NOT NULL))
 ) WITH (fillfactor = 75);
 CREATE UNIQUE INDEX slices_one_first_slice ON osgprod_data.slices (project_id, rawdata_id) WHERE follows IS NULL;
 
@@ -190,6 +194,7 @@ CREATE TABLE osgprod_data.attempts (
     rawdata_id   int NOT NULL,
     block1       int NOT NULL,
     block2       int NOT NULL,
+    opened_at    timestamptz NOT NULL,
     cpus         int NOT NULL,
     started_at   timestamptz NOT NULL,
     token_digest bytea NOT NULL,
@@ -374,12 +379,14 @@ COMMENT ON COLUMN osgprod_data.slices.faults        IS 'of nodes, and losses, th
 COMMENT ON COLUMN osgprod_data.slices.cluster       IS 'the job whose attempt holds it, or held it last';
 COMMENT ON COLUMN osgprod_data.slices.process       IS 'the job, second number';
 COMMENT ON COLUMN osgprod_data.slices.nstart        IS 'the attempt of that job';
-COMMENT ON COLUMN osgprod_data.slices.opened_at     IS 'since when it has been as it is: an attempt begun before can not settle it';
-COMMENT ON COLUMN osgprod_data.slices.due_at        IS 'until when its attempt may stay silent';
+COMMENT ON COLUMN osgprod_data.slices.opened_at     IS 'when it was cut, split or recycled: an attempt that has another time here can not settle it';
+COMMENT ON COLUMN osgprod_data.slices.due_at        IS 'until when its attempt may stay silent; of a ready slice: when its attempt became lost, NULL = it has ended';
 COMMENT ON COLUMN osgprod_data.slices.progress_at   IS 'when its attempt last told of progress; NULL = not yet';
 COMMENT ON COLUMN osgprod_data.slices.bytes_fetched IS 'by its attempt, as last told [bytes]';
 COMMENT ON COLUMN osgprod_data.slices.cpu_s         IS 'used by its attempt, as last told [s]';
 COMMENT ON COLUMN osgprod_data.slices.faulted_on    IS 'worker of the last fault';
+COMMENT ON COLUMN osgprod_data.slices.repeats       IS 'faults there since one counted [0 .. 3]';
+COMMENT ON COLUMN osgprod_data.slices.exit_codes    IS 'of its last failures and faults, at most 5, the newest last';
 
 COMMENT ON TABLE osgprod_data.idle_slices IS 'slices that nobody works on: ready or quarantined ones';
 COMMENT ON COLUMN osgprod_data.idle_slices.project_id IS 'whose work';
@@ -397,6 +404,7 @@ COMMENT ON COLUMN osgprod_data.attempts.nstart       IS 'which start of the job,
 COMMENT ON COLUMN osgprod_data.attempts.rawdata_id   IS 'file of its slice';
 COMMENT ON COLUMN osgprod_data.attempts.block1       IS 'first block of its slice';
 COMMENT ON COLUMN osgprod_data.attempts.block2       IS 'end of its slice, exclusive';
+COMMENT ON COLUMN osgprod_data.attempts.opened_at    IS 'as in slices when it was lent: the slice that this attempt can settle';
 COMMENT ON COLUMN osgprod_data.attempts.cpus         IS 'cores that the job said it has';
 COMMENT ON COLUMN osgprod_data.attempts.started_at   IS 'when the script was handed out';
 COMMENT ON COLUMN osgprod_data.attempts.token_digest IS 'SHA-256 of the token that the script carries';

@@ -94,15 +94,16 @@ def test_restarted_job_whose_lease_ran_out_keeps_its_slice_if_nobody_took_it(wor
 def test_a_losing_streak_corners_a_block_that_kills_its_machines(world: World) -> None:
     # Losses alone never quarantine at first; beyond max_faults they count as failures.
     world.set(max_faults=3, max_failures=2, backoff_s=0)
-    world.add_file(1)
-    starts = 0
-    while world.checkout(starts)["status"] == "assigned":
-        starts += 1
-        world.let_leases_run_out()
-        call(world.db, "reclaim_lost")
-        assert starts < 20
-    assert starts == 5
-    assert world.progress()["blocks_quarantined"] == 1
+    for seqno, (nodes, expected) in enumerate(((50, 5), (1, 17)), 1):
+        world.add_file(1, seqno=seqno)
+        starts = 0
+        while world.checkout(starts, cluster=seqno, host=f"wn{starts % nodes}")["status"] == "assigned":
+            starts += 1
+            world.let_leases_run_out()
+            call(world.db, "reclaim_lost")
+            assert starts < 30, "the production does not end"
+        assert starts == expected, "on one machine alone only each fourth loss counts"
+        assert world.progress()["blocks_quarantined"] == seqno
 
 
 def test_draining_project_ends_when_its_live_slices_do(world: World) -> None:

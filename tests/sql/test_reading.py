@@ -52,6 +52,7 @@ def outcomes_counted(world: World) -> dict[str, tuple[int, int]]:
     return {row["outcome"]: (row["count"], row["sum"]) for row in rows}
 
 
+@pytest.mark.history_by_hand
 def test_tallies_and_what_is_not_yet_tallied_are_all_reports_exactly_once(world: World) -> None:
     rng = random.Random(7)
     for round_ in range(4):
@@ -84,6 +85,7 @@ def test_tallies_and_what_is_not_yet_tallied_are_all_reports_exactly_once(world:
         assert sum(row["lost"] for row in rate) == outcomes_counted(world)["lost"][0]
 
 
+@pytest.mark.history_by_hand
 def test_tally_happens_once_for_each_ten_minutes_and_never_waits_for_an_operator(world: World) -> None:
     put_reports(world, [(3600, "done", 0, None, 5)])
     with connect(world.dsn) as other, other.transaction():
@@ -106,6 +108,7 @@ def test_rate_has_every_interval_and_at_most_145(world: World) -> None:
         assert steps <= {float(interval)}
 
 
+@pytest.mark.history_by_hand
 def test_estimate_holds_the_true_rate_about_as_often_as_it_promises(world: World) -> None:
     """Success times are a Poisson process of known rate; 95 % are promised, 60 tries may miss a few."""
     rng = random.Random(20261)
@@ -127,6 +130,7 @@ def test_estimate_holds_the_true_rate_about_as_often_as_it_promises(world: World
     assert abs(statistics.mean(off) - 1) < 0.02
 
 
+@pytest.mark.history_by_hand
 def test_estimate_says_nothing_where_nothing_can_be_said(world: World) -> None:
     world.add_file(5)
     row = call(world.db, "estimate", project="p")[0]

@@ -220,9 +220,7 @@ def test_heartbeat_of_an_attempt_that_lost_its_slice_is_told_to_stop(world: Worl
     world.add_file(1)
     first = world.checkout(0)
     world.let_leases_run_out()
-    call(world.db, "reclaim_lost")
-    assert world.heartbeat(0, token=str(first["token"]))["http_status"] == 409
-    world.checkout(1)
+    assert world.checkout(1)["status"] == "assigned"
     answer = world.heartbeat(0, token=str(first["token"]))
     assert (answer["http_status"], answer["status"]) == (409, "superseded")
     assert state_of(world)["process"] == 1
@@ -240,12 +238,93 @@ def test_wedged_job_is_told_to_stop_and_a_moving_one_is_not(world: World) -> Non
     assert world.heartbeat(1, bytes=5, cpu_s=2)["status"] == "alive"
 
 
-def test_wedged_jobs_slice_comes_back_when_its_lease_runs_out(world: World) -> None:
+def test_wedged_jobs_slice_comes_back_at_once_and_the_job_stays_stopped(world: World) -> None:
     world.set(wedged_s=1)
     world.add_file(1)
-    world.checkout(0)
+    world.checkout(0, host="wn1")
     world.heartbeat(0, bytes=5)
     world.db.execute("UPDATE osgprod_data.slices SET progress_at = progress_at - interval '9 s'")
-    world.heartbeat(0, bytes=5)
+    first = world.heartbeat(0, bytes=5)
+    assert (first["status"], first["message"]) == ("wedged", "stop: no progress for more than 1 s")
+    assert world.heartbeat(0, bytes=500) == first, "the same answer again, should the first have been lost"
+    assert world.checkout(1, host="wn2")["status"] == "assigned"
+    row = reports(world)[0]
+    assert (row["by_worker"], row["outcome"], row["worker"]) == (False, "lost", "wn1@127.0.0.1")
+
+
+def test_lost_job_that_beats_again_gets_its_slice_back_while_nobody_has_it(world: World) -> None:
+    world.add_file(2)
+    token = str(world.checkout(0)["token"])
     world.let_leases_run_out()
-    assert world.checkout(1)["status"] == "assigned"
+    call(world.db, "reclaim_lost")
+    assert world.progress()["blocks_ready"] == 1
+    assert world.heartbeat(0, token=token)["status"] == "alive"
+    assert world.checkout(1)["block1"] == 2, "it is not lent twice"
+    world.let_leases_run_out()
+    call(world.db, "reclaim_lost")
+    assert world.heartbeat(0, token=token)["status"] == "alive"
+    assert world.report(0, token=token)["status"] == "done"
+
+
+def test_job_that_reported_or_started_again_is_not_revived_by_a_late_beat(world: World) -> None:
+    world.add_file(3)
+    token = str(world.checkout(0)["token"])
+    world.report(0, 143, token=token)
+    assert world.heartbeat(0, token=token)["status"] == "superseded", (
+        "its report was faster than its last beat"
+    )
+    token = str(world.checkout(1)["token"])
+    world.checkout(2)
+    world.let_leases_run_out()
+    call(world.db, "reclaim_lost")
+    world.checkout(3)
+    assert world.checkout(1)["block1"] == 2
+    answer = world.heartbeat(1, token=token)
+    assert (answer["http_status"], answer["status"]) == (409, "superseded"), "one job, one slice"
+    assert world.progress()["blocks_leased"] == 2
+
+
+def test_late_success_of_a_quarantined_slice_counts_and_its_file_stays_finished(world: World) -> None:
+    world.set(max_failures=1)
+    world.add_file(1)
+    world.checkout(0)
+    world.let_leases_run_out()
+    call(world.db, "reclaim_lost")
+    world.checkout(1)
+    world.report(1, 1)
+    call(world.db, "tick")
+    progress = world.progress()
+    assert (progress["blocks_quarantined"], progress["files_finished"]) == (1, 1)
+    assert world.report(0)["status"] == "done"
+    progress = world.progress()
+    assert (progress["blocks_done"], progress["blocks_quarantined"], progress["files_finished"]) == (1, 0, 1)
+
+
+def test_late_success_on_a_slice_that_was_split_since_does_not_count(world: World) -> None:
+    world.add_file(8)
+    world.checkout(0, cpus=8)
+    world.let_leases_run_out()
+    call(world.db, "reclaim_lost")
+    assert world.checkout(1, cpus=4)["block2"] == 5
+    assert world.report(0)["status"] == "superseded"
+    world.report(1)
+    assert world.progress()["blocks_done"] == 4
+
+
+def test_failure_on_a_worker_that_is_refused_work_is_the_nodes(world: World) -> None:
+    world.set(max_failures=1)
+    world.add_file(1)
+    world.checkout(0, host="wn1")
+    call(world.db, "ban_worker", project="p", worker="wn1", seconds=60)
+    assert world.report(0, 1, host="wn1")["status"] == "node-fault"
+    assert world.progress()["blocks_quarantined"] == 0
+
+
+def test_last_exit_codes_of_a_slice_are_on_record(world: World) -> None:
+    world.set(max_failures=4, backoff_s=0, max_fast_failures=99)
+    world.add_file(1)
+    for process, code in enumerate((143, 9, 137, 8, 7, 6)):
+        world.checkout(process)
+        world.report(process, code)
+    row = call(world.db, "quarantined", project="p")[0]
+    assert (row["exit_codes"], row["exit_code"]) == ([9, 137, 8, 7, 6], 6)
