@@ -31,7 +31,7 @@ from shim.address import SettingError, TrustedProxies
 from shim.bearer import BearerError, BearerTokens
 from shim.database import dsn_from_environment, open_pool
 from shim.rates import RateLimit, key_of
-from shim.workscript import TemplateError, TemplateFolder, error_text, idle_script
+from shim.workscript import TemplateError, TemplateFolder, ascii_text, error_text, idle_script
 
 log = logging.getLogger("osgprod")
 
@@ -215,7 +215,7 @@ async def checkout(request: Request) -> Response:
         "Osgprod-Nstarts": str(answer["nstarts"]),
         "Osgprod-Lease": str(answer["lease_s"]),
         "Osgprod-Heartbeat": str(answer["heartbeat_s"]),
-        "Osgprod-Slice": f"{answer['filename']}+{answer['block1']},{answer['block2']}",
+        "Osgprod-Slice": f"{ascii_text(answer['filename'])}+{answer['block1']},{answer['block2']}",
     }
     return _text(template.fill(answer, arguments), headers=headers)
 

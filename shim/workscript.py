@@ -12,8 +12,11 @@ Nothing that is filled in can end a comment or leave its quotes, whatever it hol
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import shlex
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,11 @@ _PLACE = re.compile(
     re.MULTILINE,
 )
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\x80-\x9f\u2028\u2029]")
+
+MAX_TEMPLATE_BYTES = 4 << 20
+MAX_LINKS = 8
+
+Stamp = tuple[int, int, int, int]
 
 
 class TemplateError(Exception):
@@ -111,6 +119,11 @@ def _double_quoted(text: str) -> str:
     return re.sub(r'([\\"$`])', r"\\\1", _CONTROL.sub("?", text))
 
 
+def ascii_text(text: str) -> str:
+    """Returns what may stand in a header of HTTP; '?' for each character that may not."""
+    return text if text.isascii() and text.isprintable() else re.sub("[^ -~]", "?", text)
+
+
 def idle_script(message: str) -> bytes:
     """Returns the script for a job that has nothing to do: it says why and succeeds."""
     return f"#!/usr/bin/env bash\nprintf '%s\\n' {_quoted('osgprod: ' + message)}\nexit 0\n".encode()
@@ -130,7 +143,7 @@ class TemplateFolder:
 
     def __init__(self, root: Path) -> None:
         self._root = root.resolve()
-        self._known: dict[str, tuple[str, Path, tuple[int, int], Template]] = {}
+        self._known: dict[str, tuple[str, Path, Stamp, Template]] = {}
 
     def at_hand(self, project: str) -> tuple[str, Template | None]:
         """Returns name and template of a project if it was loaded and has not changed, else ('', None)."""
@@ -139,7 +152,7 @@ class TemplateFolder:
             return "", None
         name, path, stamp, template = known
         try:
-            if _stamp(path) == stamp:
+            if _stamp(path.stat()) == stamp:
                 return name, template
         except OSError:
             pass
@@ -152,20 +165,47 @@ class TemplateFolder:
         Parameters: project, workscript  names as the database gave them
         Errors:     TemplateError  missing, unreadable, or outside of the project's folder
         """
-        folder = self._root / project
-        path = folder / workscript
+        path = self._root / project / workscript
         try:
-            path = path.resolve(strict=True)
-            if not path.is_relative_to(folder):
-                raise TemplateError(f"work script {path} lies outside of {folder}")
-            stamp = _stamp(path)
-            template = Template(path.read_bytes())
-        except (OSError, RuntimeError) as error:  # RuntimeError: a link that leads to itself
-            raise TemplateError(f"work script {path}: {getattr(error, 'strerror', error)}") from error
+            stamp, text = _read(path.parent, workscript)
+        except OSError as error:
+            raise TemplateError(f"work script {path}: {error.strerror}") from error
+        template = Template(text)
         self._known[project] = (workscript, path, stamp, template)
         return workscript, template
 
 
-def _stamp(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_mtime_ns, status.st_size
+def _read(folder: Path, name: str) -> tuple[Stamp, bytes]:
+    """Reads a file of a folder and of no other place: who may write there can't have us hand out what he can't read.
+
+    Each name is opened as it is and looked at when it is open, so nothing can be changed in between; a link is followed
+    only to a name in the same folder.
+
+    Returns:    stamp and content
+    Errors:     OSError  also for a link that leads out, a folder that is a link, a pipe, a file too long
+    """
+    place = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        for _ in range(MAX_LINKS):
+            if "/" in name or name in ("", ".", ".."):
+                raise OSError(errno.EXDEV, "leads out of the project's folder")
+            try:
+                descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=place)
+            except OSError as error:
+                if error.errno != errno.ELOOP:
+                    raise
+                name = os.readlink(name, dir_fd=place)
+                continue
+            with os.fdopen(descriptor, "rb") as file:
+                status = os.fstat(descriptor)
+                text = file.read(MAX_TEMPLATE_BYTES + 1) if stat.S_ISREG(status.st_mode) else None
+            if text is None or len(text) > MAX_TEMPLATE_BYTES:
+                raise OSError(errno.EFBIG, f"is no plain file of at most {MAX_TEMPLATE_BYTES} bytes")
+            return _stamp(status), text
+        raise OSError(errno.ELOOP, "is a link that leads to itself")
+    finally:
+        os.close(place)
+
+
+def _stamp(status: os.stat_result) -> Stamp:
+    return status.st_mtime_ns, status.st_size, status.st_ino, status.st_dev
