@@ -10,14 +10,19 @@ import functools
 import ipaddress
 from collections.abc import Iterable
 
+from shim.errors import OperatorError
+
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 UNIX = "unix"  # how the setting names a peer behind a unix socket, which has no address
 
 
-class SettingError(ValueError):
+class SettingError(OperatorError):
     """A setting that makes no sense; one line that names it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, "docs/security.md has the settings")
 
 
 class TrustedProxies:

@@ -15,6 +15,8 @@ from types import FrameType
 import uvicorn
 
 from shim import demo, embedded
+from shim.app import create_app
+from shim.bounds import BoundedProtocol
 from shim.database import call, connect, migrate, names_a_server
 from shim.errors import OperatorError
 
@@ -37,10 +39,11 @@ def serve(host: str, port: int, uds: str | None, workers: int, say: Callable[[st
     Parameters: host, port  to listen on; port 0 = a free one;  uds  unix socket instead of both
                 workers     processes; each has a pool of its own
                 say         is called with one line for each thing worth knowing
-    Errors:     EmbeddedError, DatabaseError, psycopg.Error, OperatorError (the port is taken)
+    Errors:     EmbeddedError, DatabaseError, psycopg.Error, OperatorError (the port is taken, a setting makes no sense)
     """
     # uvicorn raises the signal again when it is done: this makes an orderly end of it.
     signal.signal(signal.SIGTERM, _end)
+    create_app()  # a setting that makes no sense is told here, not by each worker again and again
     with contextlib.ExitStack() as stack, contextlib.suppress(KeyboardInterrupt):
         config = uvicorn.Config(
             "shim.app:create_app",
@@ -48,6 +51,7 @@ def serve(host: str, port: int, uds: str | None, workers: int, say: Callable[[st
             host=host,
             port=port,
             uds=uds,
+            http=BoundedProtocol,
             workers=workers,
             access_log=False,  # the shim writes its own line a request, without secrets
             log_config=LOGGING,

@@ -20,6 +20,7 @@ import psycopg
 import uvicorn
 
 from shim.app import create_app
+from shim.bounds import BoundedProtocol
 from shim.database import call, connect
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -199,7 +200,9 @@ class LiveShim:
         self._root.mkdir(parents=True, exist_ok=True)
         with _environment(environment):
             application = create_app(dsn + WORKER_ROLE, document_root, "/osgprod")
-        config = uvicorn.Config(application, lifespan="on", log_config=None, proxy_headers=False)
+        config = uvicorn.Config(
+            application, http=BoundedProtocol, lifespan="on", log_config=None, proxy_headers=False
+        )
         self._server = uvicorn.Server(config)
         self._socket = socket.socket()
         self._socket.bind(("127.0.0.1", 0))

@@ -1,0 +1,66 @@
+"""uvicorn's HTTP protocol with an end to what a connection may send, and to how long it may take for that.
+
+uvicorn with httptools takes request heads of any length, and waits for the rest of a request for ever: clients that send
+a byte a minute, or one that never ends its head, would use up the connections or the memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+MAX_HEAD_BYTES = 32768  # of request line and headers; what arrives in one piece may be a piece longer
+REQUEST_TIMEOUT_S = (
+    30.0  # from the first byte of a request, or from the connection, to the last byte of its body
+)
+CHECK_S = 5.0
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """One connection."""
+
+    _head_bytes = 0
+    _in_head = True
+    _since: float | None = None  # when the request began that is not yet here as a whole
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._since = self.loop.time()
+        self._timer = self.loop.call_later(CHECK_S, self._check)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self._refuse(b"431 Request Header Fields Too Large")
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._since = self.loop.time()
+
+    def on_headers_complete(self) -> None:
+        self._in_head, self._head_bytes = False, 0
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._in_head, self._since = True, None
+        super().on_message_complete()
+
+    def _check(self) -> None:
+        if self._since is not None and self.loop.time() - self._since > REQUEST_TIMEOUT_S:
+            self._refuse(b"408 Request Timeout")
+        else:
+            self._timer = self.loop.call_later(CHECK_S, self._check)
+
+    def _refuse(self, status: bytes) -> None:
+        if not self.transport.is_closing():
+            self.transport.write(b"HTTP/1.1 %s\r\ncontent-length: 0\r\nconnection: close\r\n\r\n" % status)
+            self.transport.close()

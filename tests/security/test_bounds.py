@@ -1,0 +1,145 @@
+"""What one connection may send, and how long it may take: a server that is open to everybody waits for nobody."""
+
+from __future__ import annotations
+
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from shim import bounds
+from shim.bounds import MAX_HEAD_BYTES
+from tests.support import CHECKOUT, LiveShim, World
+
+GOOD = b"GET /osgprod/workscript.bash?project=p&cluster=1&process=%d&magic=m HTTP/1.1\r\nHost: x\r\n"
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(bounds, "REQUEST_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(bounds, "CHECK_S", 0.05)
+    yield
+
+
+def dial(shim: LiveShim) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", shim.port), timeout=10)
+
+
+def answer(line: socket.socket) -> bytes:
+    """All that comes until the other side hangs up."""
+    got = b""
+    try:
+        while piece := line.recv(65536):
+            got += piece
+    except ConnectionError:
+        pass
+    return got
+
+
+@pytest.mark.parametrize("kind", ["one header without end", "headers without end", "line without end"])
+def test_a_head_without_end_is_cut_off(shim: LiveShim, kind: str) -> None:
+    start = b"GET /osgprod/healthz" if kind.startswith("line") else GOOD % 0 + b"X-Long: "
+    piece = b"X: y\r\n" * 500 if kind.startswith("headers") else b"x" * 3000
+    with dial(shim) as line:
+        sent = 0
+        try:
+            line.sendall(start + (b"x\r\n" if kind.startswith("headers") else b""))
+            while sent < 64 << 20:
+                line.sendall(piece)
+                sent += len(piece)
+        except ConnectionError:
+            pass
+        got = answer(line)
+    assert sent < 8 << 20, "what the kernel had taken before the end of it"
+    assert got == b"" or got.startswith((b"HTTP/1.1 431 ", b"HTTP/1.1 400 "))
+
+
+def test_a_long_head_within_the_bounds_is_taken(world: World, shim: LiveShim) -> None:
+    world.add_file(1)
+    with dial(shim) as line:
+        line.sendall(
+            GOOD % 0 + b"X-Long: " + b"x" * (MAX_HEAD_BYTES - 300) + b"\r\nConnection: close\r\n\r\n"
+        )
+        assert answer(line).startswith(b"HTTP/1.1 200 OK")
+
+
+@pytest.mark.parametrize("start", [
+    b"", b"G", GOOD % 0, GOOD % 0 + b"X: ",
+    b"POST /osgprod/workscript.bash HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nproject=p",
+    b"POST /osgprod/workscript.bash HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nproje",
+])  # fmt: skip
+def test_a_request_that_does_not_end_is_hung_up_on(shim: LiveShim, quick: None, start: bytes) -> None:
+    with dial(shim) as line:
+        line.sendall(start)
+        begin = time.monotonic()
+        got = answer(line)
+    assert 0.2 < time.monotonic() - begin < 5
+    assert got.startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_byte_now_and_then_does_not_buy_time(shim: LiveShim, quick: None) -> None:
+    with dial(shim) as line:
+        line.sendall(GOOD % 0)
+        begin = time.monotonic()
+        with pytest.raises(ConnectionError):
+            while time.monotonic() - begin < 10:
+                line.sendall(b"X")
+                time.sleep(0.02)
+        assert time.monotonic() - begin < 5
+
+
+def test_many_requests_on_one_connection_are_no_long_one(world: World, shim: LiveShim, quick: None) -> None:
+    world.add_file(50)
+    with dial(shim) as line:
+        begin, number = time.monotonic(), 0
+        while time.monotonic() - begin < 0.8:
+            line.sendall(GOOD % number + b"\r\n")
+            got = b""
+            while b"\r\n\r\n" not in got:
+                got += line.recv(65536)
+            assert got.startswith(b"HTTP/1.1 200 OK")
+            length = int(re.search(rb"content-length: (\d+)", got)[1])  # type: ignore[index]
+            while len(got.partition(b"\r\n\r\n")[2]) < length:
+                got += line.recv(65536)
+            number += 1
+            time.sleep(0.03)
+        assert number > 5
+        # and several at once: each is answered, in order
+        line.sendall(b"".join(GOOD % n + b"\r\n" for n in range(5)) + GOOD % 5 + b"Connection: close\r\n\r\n")
+        assert answer(line).count(b"HTTP/1.1 200 OK") == 6
+
+
+def test_what_is_no_http_is_answered_in_a_line(shim: LiveShim) -> None:
+    for nonsense in (
+        b"\x16\x03\x01\x02\x00\x01",
+        b"\0" * 100,
+        b"A" * 9000 + b"\r\n\r\n",
+        b"GET\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"POST /osgprod/healthz HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
+        b"GET /osgprod/healthz HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    ):
+        with dial(shim) as line:
+            line.sendall(nonsense)
+            line.shutdown(socket.SHUT_WR)
+            got = answer(line)
+        assert got == b"" or re.match(rb"HTTP/1.1 4\d\d ", got), (nonsense, got)
+        assert b"Traceback" not in got
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("OSGPROD_TRUSTED_PROXIES", "*"), ("OSGPROD_CLIENT_RATE", "many"), ("OSGPROD_BEARER_ISSUERS", "http://x"),
+    ("OSGPROD_BEARER_KEYS", "/nonexistent"),
+])  # fmt: skip
+def test_a_setting_that_makes_no_sense_ends_the_start_with_a_line_and_a_hint(name: str, value: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "shim.admin", "serve", "--port", "0"],
+        cwd=CHECKOUT, env={"PATH": "/usr/bin:/bin", name: value}, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 1, done
+    lines = done.stderr.splitlines()
+    assert len(lines) == 2 and name in lines[0] and lines[1].startswith("hint: "), done.stderr
