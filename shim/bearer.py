@@ -43,7 +43,7 @@ class BearerError(Exception):
     def __init__(self, message: str, status: int = 403) -> None:
         super().__init__(message)
         self.status = status
-        self.code = "OG204" if status == 403 else "OG502"
+        self.code = "OG204" if status == 403 else "OG503"
         self.hint = (
             "docs/security.md tells which tokens are taken" if status == 403 else "try again in a while"
         )

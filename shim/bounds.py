@@ -1,7 +1,7 @@
 """uvicorn's HTTP protocol with an end to what a connection may send, and to how long it may take for that.
 
-uvicorn with httptools takes request heads of any length, and waits for the rest of a request for ever: clients that send
-a byte a minute, or one that never ends its head, would use up the connections or the memory.
+uvicorn with httptools takes request heads of any length, and waits for the rest of a request for ever: clients that
+send a byte a minute, or one that never ends its head, would use up the connections or the memory.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ CHECK_S = 5.0
 class BoundedProtocol(HttpToolsProtocol):
     """One connection."""
 
-    _head_bytes = 0
-    _in_head = True
+    _head_bytes: int | None = None  # of the head that is not yet here as a whole, less its first piece
     _since: float | None = None  # when the request began that is not yet here as a whole
     _timer: asyncio.TimerHandle | None = None
 
@@ -36,22 +35,23 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        before = self._head_bytes
         super().data_received(data)
-        if self._in_head:
-            self._head_bytes += len(data)
+        if before is not None and self._head_bytes == before:
+            self._head_bytes = before + len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
                 self._refuse(b"431 Request Header Fields Too Large")
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._since = self.loop.time()
+        self._head_bytes, self._since = 0, self.loop.time()
 
     def on_headers_complete(self) -> None:
-        self._in_head, self._head_bytes = False, 0
+        self._head_bytes = None
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
-        self._in_head, self._since = True, None
+        self._since = None
         super().on_message_complete()
 
     def _check(self) -> None:

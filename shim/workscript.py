@@ -188,7 +188,7 @@ def _read(folder: Path, name: str) -> tuple[Stamp, bytes]:
     try:
         for _ in range(MAX_LINKS):
             if "/" in name or name in ("", ".", ".."):
-                raise OSError(errno.EXDEV, "leads out of the project's folder")
+                raise OSError(errno.EXDEV, "lies outside of the project's folder")
             try:
                 descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=place)
             except OSError as error:

@@ -300,5 +300,5 @@ def test_a_template_out_of_place_takes_no_slice_and_tells_the_job_no_path(
     answer: httpx.Response = shim.checkout(0)
     assert (answer.status_code, "SECRET" in answer.text) == (500, False)
     assert str(folder) not in answer.text
-    assert f"{path}: leads out of the project's folder" in caplog.text, "the operator is told"
+    assert f"{path}: lies outside of the project's folder" in caplog.text, "the operator is told"
     assert world.progress()["blocks_leased"] == 0
