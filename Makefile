@@ -44,8 +44,8 @@ test: .venv/ready-dev ## the test suite, on a real PostgreSQL
 test-browser: .venv/ready-browser ## the tests of the dashboard in a real Chromium; says what is missing
 	$(BIN)/pytest -q -m browser tests/browser
 
-test-grid: .venv/ready-dev ## the tests that need HTCondor, XRootD or Apache; says what is missing
-	$(BIN)/pytest -q -m grid tests/grid
+test-grid: .venv/ready-dev ## HTCondor, XRootD, Apache for real (PART=condor ... for one); says what is missing
+	$(BIN)/pytest -q -m grid $(if $(PART),tests/grid/test_$(PART).py,tests/grid)
 
 bench: .venv/ready-dev ## speed as ratios against bounds of the same run, into bench/results.json
 	$(BIN)/python -m bench.run

@@ -332,8 +332,8 @@ curl_storage() {
     < <(credentials "$url")
 }
 
-# Each kind of storage has three functions: send_KIND FILE URL; stored_KIND URL prints the size of what is there and, if
-# storage tells it, its adler32, a line each; remove_KIND URL.
+# Each kind of storage has four functions: send_KIND FILE URL; stored_KIND URL prints the size of what is there and, if
+# storage tells it, its adler32, a line each; move_KIND URL URL renames; remove_KIND URL.
 send_http() {
   curl_storage "$2" -o /dev/null -T "$1"
 }
@@ -343,23 +343,41 @@ stored_http() {
   header content-length
   header digest | sed -n 's/^.*adler32=\([0-9A-Fa-f]*\).*/\1/p'
 }
+move_http() {
+  curl_storage "$1" -o /dev/null --max-time 120 -X MOVE -H "Destination: $2" -H 'Overwrite: F'
+}
 remove_http() {
-  curl_storage "$1" -o /dev/null -X DELETE
+  curl_storage "$1" -o /dev/null --max-time 120 -X DELETE
 }
 
 send_root() {
   run xrdcp --nopbar --force --posc "$1" "$2" >&2 # posc: nothing stays when the connection is lost
 }
 stored_root() {
-  local server="${1%%//*}//" path="${1#*://}"
-  server+="${path%%/*}" path="/${path#*/}"
-  xrdfs "$server" stat "${path/#\/\///}" | sed -n 's/^Size: *//p'
-  xrdfs "$server" query checksum "${path/#\/\///}" 2>/dev/null | sed -n 's/^adler32 *//p'
+  run_xrdfs "$1" stat | sed -n 's/^Size: *//p'
+  run_xrdfs "$1" query checksum 2>/dev/null | sed -n 's/^adler32 *//p'
+}
+move_root() {
+  run_xrdfs "$1" mv "$(path_of "$2")"
 }
 remove_root() {
-  local server="${1%%//*}//" path="${1#*://}"
-  server+="${path%%/*}" path="/${path#*/}"
-  xrdfs "$server" rm "${path/#\/\///}"
+  run_xrdfs "$1" rm
+}
+# Arguments: URL, xrdfs command, what follows the path
+run_xrdfs() {
+  local rest="${1#*://}" url="$1" command="$2"
+  shift 2
+  if [[ "$command" == query ]]; then
+    command="query $1"
+    shift
+  fi
+  # shellcheck disable=SC2086  # one or two words
+  xrdfs "${url%%//*}//${rest%%/*}" $command "$(path_of "$url")" "$@"
+}
+# The path in a root URL, whose own slash is doubled. Argument: URL
+path_of() {
+  local path="${1#*://*/}"
+  printf '/%s' "${path#/}"
 }
 
 send_pelican() {
@@ -368,18 +386,22 @@ send_pelican() {
 stored_pelican() {
   pelican object stat "$1" | sed -n 's/^ *[Ss]ize: *\([0-9]*\).*/\1/p'
 }
-remove_pelican() {
+move_pelican() {
   false # the client has no way
+}
+remove_pelican() {
+  false
 }
 
 send_file() {
-  local path="${2#file://}"
-  mkdir -p "$(dirname "$path")" && run cp "$1" "$path.part$token" && mv "$path.part$token" "$path"
+  mkdir -p "$(dirname "${2#file://}")" && run cp "$1" "${2#file://}"
 }
 stored_file() {
-  local path="${1#file://}"
-  size_of "$path"
-  adler32 "$path"
+  size_of "${1#file://}"
+  adler32 "${1#file://}"
+}
+move_file() {
+  mv -n "${1#file://}" "${2#file://}"
 }
 remove_file() {
   rm -f "${1#file://}"
@@ -396,22 +418,41 @@ storage_kind() {
   esac
 }
 
-# Sends the tarball, and looks whether it arrived whole: a killed upload leaves a file that looks well. Storage that
-# tells no checksum is believed by the size. Argument: tries at most. Sets output_url.
+# Is the tarball at this URL, whole? Storage that tells no checksum is believed by the size. Arguments: kind, URL
+has_arrived() {
+  local -a stored
+  mapfile -t stored < <("stored_$1" "$2" | tr A-F a-f)
+  [[ "${stored[0]:-}" != "$output_bytes" || "${stored[1]:-$output_adler32}" != "$output_adler32" ]] || return 0
+  log "$2: ${stored[*]:-nothing} arrived instead of $output_bytes $output_adler32"
+  return 1
+}
+
+# Sends the tarball under a name of its own, looks whether it arrived whole, and renames it: a killed upload leaves a file
+# that looks well, and a server that remembers the checksum of a former one. Arguments: kind, URL, number of the try
+deliver() {
+  local kind="$1" url="$2" part="$2.$token.$3.part"
+  if [[ "$kind" != pelican ]]; then
+    if ! "send_$kind" "$tarball" "$part" || ! has_arrived "$kind" "$part"; then
+      "remove_$kind" "$part" 2>/dev/null || true
+      return 1
+    fi
+    ! "move_$kind" "$part" "$url" || ! has_arrived "$kind" "$url" || return 0
+    log "$url: the storage can't rename"
+    "remove_$kind" "$part" || true
+  fi
+  "send_$kind" "$tarball" "$url" && has_arrived "$kind" "$url"
+}
+
+# Argument: tries at most. Sets output_url when the tarball is where it belongs.
 send_outputs() {
   local tries="$1" url="${OSGPROD_OUTPUT_URL:-}" kind try
-  local -a stored
   [[ -n "$url" ]] || return 0
   url="${url%/}/${tarball##*/}"
   kind="$(storage_kind "$url")"
   for ((try = 1; try <= tries; try++)); do
-    if "send_$kind" "$tarball" "$url"; then
-      mapfile -t stored < <("stored_$kind" "$url" | tr A-F a-f)
-      if [[ "${stored[0]:-}" == "$output_bytes" && "${stored[1]:-$output_adler32}" == "$output_adler32" ]]; then
-        output_url="$url"
-        return 0
-      fi
-      log "$url: ${stored[*]:-nothing} arrived instead of $output_bytes $output_adler32"
+    if deliver "$kind" "$url" "$try"; then
+      output_url="$url"
+      return 0
     fi
     log "outputs not sent to $url (try $try of $tries)"
     ((try == tries)) || pause "$(backoff "$try")"

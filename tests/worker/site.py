@@ -42,6 +42,7 @@ class Site:
     files: dict[str, bytes] = field(default_factory=dict)
     faults: list[str | int | None] = field(default_factory=list)
     has_checksums: bool = True
+    can_rename: bool = True
     headers: dict[str, str] = field(default_factory=dict)
     port: int = 0
 
@@ -169,6 +170,15 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "corrupt":
             body = body[:-1] + bytes([body[-1] ^ 1])
         self.site.files[self.path] = body
+        return self._answer(201)
+
+    def do_MOVE(self) -> None:
+        self._note()
+        body = self.site.files.get(self.path)
+        if not self.site.can_rename or body is None:
+            return self._answer(405)
+        self.site.files[self.headers["Destination"].removeprefix(self.site.url)] = body
+        del self.site.files[self.path]
         return self._answer(201)
 
     def do_DELETE(self) -> None:

@@ -210,6 +210,15 @@ def test_upload_counts_only_when_it_arrived_whole(
     assert report["output_bytes"] == len(stored)
     assert report["output_adler32"] == f"{zlib.adler32(stored):08x}"
     assert sum(seen.method == "PUT" for seen in site.seen) == (2 if fault else 1)
+    assert len([path for path in site.files if path.startswith("/out")]) == 1, "nothing else stays there"
+
+
+def test_storage_that_can_not_rename_will_do(node: Node, site: Site) -> None:
+    site.can_rename = False
+    code, log = node.run(1, OSGPROD_OUTPUT_URL=f"{site.url}/out")
+    assert code == DONE, log
+    assert [path for path in site.files if path.startswith("/out")] == ["/out/job_7_1.tar.gz"]
+    assert site.files["/out/job_7_1.tar.gz"] == (node.folder / "job_7_1.tar.gz").read_bytes()
 
 
 def test_upload_with_a_changed_byte_is_sent_again(node: Node, site: Site) -> None:

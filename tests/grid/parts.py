@@ -1,0 +1,77 @@
+"""The programs of a real grid site: installed where we may, and what is missing is said where we may not."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+# Programs and modules of programs, and Debian's packages that have them.
+PARTS = {
+    "apache": (
+        ("/usr/sbin/apache2", "/usr/lib/apache2/modules/mod_wsgi.so", "openssl"),
+        ("apache2-bin", "libapache2-mod-wsgi-py3", "openssl"),
+    ),
+    "xrootd": (
+        ("xrootd", "xrdcp", "xrdadler32", "/usr/lib/python3/dist-packages/XRootD", "xrdscitokens", "openssl"),
+        (
+            *("xrootd-server", "xrootd-client", "xrootd-plugins", "python3-xrootd"),
+            *("xrootd-scitokens-plugins", "openssl"),
+        ),
+    ),
+    "debootstrap": (("debootstrap",), ("debootstrap",)),
+}
+# A file whose name says nothing of what it is.
+FILES = {"xrdscitokens": "/usr/lib/*/libXrdAccSciTokens-5.so"}
+TIMEOUT_S = 400
+
+
+def need(part: str) -> None:
+    """Makes sure that the programs of a part are there; else skips the test and says what is missing."""
+    reason = _install(part)
+    if reason:
+        pytest.skip(reason)
+
+
+@functools.cache
+def _install(part: str) -> str:
+    """Returns why a part can't be used; empty = it is there."""
+    programs, packages = PARTS[part]
+    missing = [program for program in programs if not _is_there(program)]
+    if not missing:
+        return ""
+    what = f"{', '.join(missing)} missing: install Debian's {' '.join(packages)}"
+    if os.geteuid() != 0 or not shutil.which("apt-get"):
+        return what
+    for command in (["update", "-q"], ["install", "-q", "-y", "--no-install-recommends", *packages]):
+        done = apt(command)
+        if done:
+            return f"{what}; apt-get {command[0]} was refused: {done}"
+    missing = [program for program in programs if not _is_there(program)]
+    return f"{', '.join(missing)} missing although installed" if missing else ""
+
+
+def apt(arguments: list[str], prefix: tuple[str, ...] = ()) -> str:
+    """Runs apt-get; returns its last words when it failed."""
+    try:
+        done = subprocess.run(
+            [*prefix, "apt-get", *arguments],
+            env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+        )
+    except subprocess.TimeoutExpired:
+        return f"no end after {TIMEOUT_S} s"
+    return "" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["no reason told"])[-1]
+
+
+def _is_there(program: str) -> bool:
+    if program in FILES:
+        return any(Path("/").glob(FILES[program].lstrip("/")))
+    return Path(program).exists() if program.startswith("/") else shutil.which(program) is not None

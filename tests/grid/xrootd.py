@@ -1,0 +1,154 @@
+"""A real XRootD server: the root protocol, XrdHttp with TLS, and writes for whoever has a token."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import shutil
+import sqlite3
+import ssl
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+import jwt
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from tests.grid.ports import free_port
+
+ISSUER = "https://issuer.invalid"  # its keys are in the server's cache: nobody asks it
+CONFIG = """\
+all.export /
+oss.localroot {folder}/data
+all.adminpath {folder}/admin
+all.pidpath {folder}/admin
+xrd.port {port}
+xrd.network nodnr
+xrd.tls {folder}/cert.pem {folder}/key.pem
+xrd.tlsca certfile {folder}/cert.pem
+xrd.protocol http:{https_port} libXrdHttp.so
+xrootd.chksum max 2 adler32 crc32c
+xrootd.seclib libXrdSec.so
+sec.protocol unix
+sec.protbind * unix
+http.header2cgi Authorization authz
+ofs.authorize 1
+ofs.authlib ++ libXrdAccSciTokens.so config={folder}/scitokens.cfg
+acc.authdb {folder}/authdb
+"""
+# Whoever comes with no token may read raw data, and over the root protocol write below /open.
+AUTHDB = "u * /raw lr /open a\n"
+SCITOKENS = f"[Global]\nonmissing = passthrough\n[Issuer test]\nissuer = {ISSUER}\nbase_path = /outputs\n"
+
+
+class XRootD:
+    """Serves ``folder``/data, which has raw (to read), outputs (to write with a token) and open, on loopback."""
+
+    def __init__(self) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="osgprod-xrootd-", dir="/tmp"))
+        self.port, self.https_port = free_port(), free_port()
+        self.root_url = f"root://127.0.0.1:{self.port}/"
+        self.https_url = f"https://localhost:{self.https_port}"
+        self.data, self.certificate = self._folder / "data", self._folder / "cert.pem"
+        self.log = self._folder / "log"
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        user = pwd.getpwnam("nobody") if os.geteuid() == 0 else None
+        for name in ("data/raw", "data/outputs", "data/open", "admin", "cache/scitokens"):
+            (self._folder / name).mkdir(parents=True)
+        make_certificate(self._folder)
+        (self._folder / "x.cfg").write_text(CONFIG.format(**vars(self), folder=self._folder))
+        (self._folder / "scitokens.cfg").write_text(SCITOKENS)
+        (self._folder / "authdb").write_text(AUTHDB)
+        self._fill_key_cache()
+        self._folder.chmod(0o755)
+        if user:
+            for path in (self._folder, *self._folder.rglob("*")):
+                os.chown(path, user.pw_uid, user.pw_gid)
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def start(self) -> None:
+        user: dict[str, Any] = {}
+        if os.geteuid() == 0:
+            nobody = pwd.getpwnam("nobody")
+            user = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                ["xrootd", "-c", str(self._folder / "x.cfg"), "-n", "test", "-I", "v4"],
+                cwd=self._folder,
+                env={"PATH": os.environ["PATH"], "XDG_CACHE_HOME": str(self._folder / "cache")},
+                stdout=log,
+                stderr=log,
+                **user,
+            )
+        end = time.monotonic() + 20
+        while True:
+            try:
+                with self.http() as client:
+                    client.head(f"{self.https_url}/raw")
+                return
+            except httpx.TransportError:
+                assert self._process.poll() is None, self.log.read_text()[-3000:]
+                assert time.monotonic() < end, self.log.read_text()[-3000:]
+                time.sleep(0.05)
+
+    def stop(self) -> None:
+        if self._process:
+            self._process.kill()
+            self._process.wait()
+
+    def http(self) -> httpx.Client:
+        return httpx.Client(verify=ssl.create_default_context(cafile=str(self.certificate)))
+
+    def token(self, scope: str = "storage.create:/ storage.modify:/ storage.read:/", **claims: object) -> str:
+        """Returns a token for /outputs."""
+        now = int(time.time())
+        values = {"iss": ISSUER, "sub": "job", "iat": now, "nbf": now, "exp": now + 600, "scope": scope}
+        values |= {"wlcg.ver": "1.0", "aud": "https://wlcg.cern.ch/jwt/v1/any", **claims}
+        return jwt.encode(values, self._key, "ES256", headers={"kid": "1"})
+
+    def _fill_key_cache(self) -> None:
+        jwk = json.loads(jwt.algorithms.ECAlgorithm.to_jwk(self._key.public_key()))
+        keys = {"jwks": {"keys": [{**jwk, "kid": "1", "alg": "ES256", "use": "sig"}]}}
+        later = int(time.time()) + 86400
+        with sqlite3.connect(self._folder / "cache" / "scitokens" / "scitokens_cpp.sqllite") as cache:
+            cache.execute(
+                "CREATE TABLE keycache (issuer text UNIQUE PRIMARY KEY NOT NULL, keys text NOT NULL)"
+            )
+            row = (ISSUER, json.dumps({**keys, "next_update": later, "expires": later}))
+            cache.execute("INSERT INTO keycache VALUES (?, ?)", row)
+        cache.close()
+
+
+def make_certificate(folder: Path) -> None:
+    """Makes cert.pem and key.pem for localhost and 127.0.0.1 in a folder."""
+    subprocess.run(
+        [
+            *(
+                "openssl",
+                "req",
+                "-x509",
+                "-newkey",
+                "ec",
+                "-pkeyopt",
+                "ec_paramgen_curve:prime256v1",
+                "-nodes",
+            ),
+            *("-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem"), "-days", "2"),
+            *("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    (folder / "key.pem").chmod(0o400)
