@@ -12,6 +12,7 @@ from shim.evio import BEGIN_OF_RUN, MAGIC, VERSION
 from shim.eviowriter import PHYSICS, UINT32_BANK, bank, block
 from tests.grid.parts import need
 from tests.grid.xrootd import XRootD
+from tests.worker.conftest import node, site  # noqa: F401  # its fixtures
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -42,6 +43,3 @@ def write_sparse_file(path: Path, nblocks: int, block_bytes: int) -> None:
             file.write(struct.pack(">3I", words - 9, PHYSICS << 16 | UINT32_BANK << 8, number))
             file.seek(start + block_bytes)
         file.write(block(nblocks + 2, [], info=1 << 9))
-
-
-from tests.worker.conftest import node, site  # noqa: F401  # its fixtures
