@@ -195,9 +195,9 @@ BEGIN
         RETURNING s.project_id
     )
     INSERT INTO osgprod_data.slices (project_id, rawdata_id, block1, block2, follows, state, failures, faults,
-            faulted_on, exit_codes, opened_at)
-    SELECT w.project_id, w.rawdata_id, p_at, w.block2, p_at, 'ready', w.failures, w.faults, w.faulted_on, w.exit_codes,
-           clock_timestamp()
+            faulted_on, repeats, exit_codes, opened_at)
+    SELECT w.project_id, w.rawdata_id, p_at, w.block2, p_at, 'ready', w.failures, w.faults, w.faulted_on, w.repeats,
+           w.exit_codes, clock_timestamp()
       FROM whole w, first_part;
     PERFORM osgprod._put_idle(p_project_id, p_rawdata_id, p_at, p_not_before);
 END

@@ -1,0 +1,425 @@
+"""The functions against a model: any sequence of calls does what a hundred lines of Python say, and every invariant of
+docs/design.md holds after each step.
+
+In the suite a few hundred steps are tried. OSGPROD_STATE_MACHINE_S=600 tries new sequences for ten minutes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import psycopg
+from hypothesis import HealthCheck, Phase, assume, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from shim.database import call
+from tests.support import World
+
+LONG_RUN_S = float(os.environ.get("OSGPROD_STATE_MACHINE_S", "0"))
+NBLOCKS = {"/hd_rawdata_000001_001.evio": 7, "/hd_rawdata_000002_000.evio": 4}  # in the order of work
+JOBS = st.integers(0, 9)
+HOSTS = st.sampled_from(["wn1", "wn2"])
+CODES = st.sampled_from([0, 0, 0, 1, 9, 75, 137])
+WHICH = st.sampled_from("aaaab")  # the second project is there to be left alone
+generations = itertools.count()
+numbers = itertools.count()
+
+
+@dataclass
+class Slice:
+    block1: int
+    block2: int
+    state: str = "leased"
+    holder: tuple[int, int] | None = None  # job, nstart
+    failures: int = 0
+    faults: int = 0
+    repeats: int = 0
+    faulted_on: str | None = None
+    is_resting: bool = False
+    is_silent: bool = False  # leased: past its lease; ready: since its holder was lost
+    generation: int = field(default_factory=lambda: next(generations))
+
+    @property
+    def nblocks(self) -> int:
+        return self.block2 - self.block1
+
+
+@dataclass
+class Attempt:
+    job: int
+    nstart: int
+    path: str
+    block1: int
+    block2: int
+    generation: int
+    host: str
+    token: str
+    code: int | None = None
+    outcome: str = ""
+    verdict: str = ""  # the server's own, the first
+
+
+class Model:
+    """What a project should be, by the rules of docs/design.md."""
+
+    def __init__(self, max_failures: int, max_faults: int, maxblocks: int) -> None:
+        self.max_failures, self.max_faults, self.maxblocks = max_failures, max_faults, maxblocks
+        self.state = "active"
+        self.slices: dict[str, list[Slice]] = {path: [] for path in NBLOCKS}
+        self.attempts: dict[int, list[Attempt]] = {}
+
+    def all(self) -> list[tuple[str, Slice]]:
+        return [(path, s) for path, slices in self.slices.items() for s in slices]
+
+    def at(self, path: str, block1: int) -> Slice | None:
+        return next((s for s in self.slices[path] if s.block1 == block1), None)
+
+    def end(self, path: str) -> int:
+        return self.slices[path][-1].block2 if self.slices[path] else 1
+
+    def checkout(self, job: int, cpus: int) -> tuple[str, str, Slice | None]:
+        """Status, path and slice; the slice is leased then, by a holder that the caller names."""
+        last = self.attempts[job][-1] if self.attempts.get(job) else None
+        if last:
+            own = self.at(last.path, last.block1)
+            if last.outcome == "done" and own and own.state == "done":
+                return "completed", "", None
+            if own and own.state == "leased" and own.holder == (job, last.nstart):
+                return "assigned", last.path, own
+        if self.state == "draining":
+            return "no-work", "", None
+        found = self._take_idle(cpus) or self._cut(cpus) or (self.reclaim() and self._take_idle(cpus))
+        if found:
+            return "assigned", *found
+        is_open = any(s.state in ("leased", "ready") for _, s in self.all())
+        return ("wait" if is_open else "no-work"), "", None
+
+    def _take_idle(self, cpus: int) -> tuple[str, Slice] | None:
+        for path, s in self.all():
+            if s.state == "ready" and not s.is_resting:
+                if s.nblocks > cpus * self.maxblocks:
+                    self._split(path, s, s.block1 + cpus * self.maxblocks)
+                return path, s
+        return None
+
+    def _cut(self, cpus: int) -> tuple[str, Slice] | None:
+        for path, nblocks in NBLOCKS.items():
+            end = self.end(path)
+            if end <= nblocks:
+                self.slices[path].append(Slice(end, min(end + cpus * self.maxblocks, nblocks + 1)))
+                return path, self.slices[path][-1]
+        return None
+
+    def _split(self, path: str, s: Slice, at: int) -> None:
+        second = replace(
+            s, block1=at, state="ready", holder=None, is_silent=False, generation=next(generations)
+        )
+        self.slices[path].insert(self.slices[path].index(s) + 1, second)
+        s.block2, s.generation = at, next(generations)
+
+    def reclaim(self) -> int:
+        lost = [(path, s) for path, s in self.all() if s.state == "leased" and s.is_silent]
+        for path, s in lost:
+            self._lose(path, s, "lost")
+        return len(lost)
+
+    def _lose(self, path: str, s: Slice, verdict: str) -> None:
+        attempt = self._holding(s)
+        attempt.verdict = attempt.verdict or verdict
+        self._fail(path, s, verdict, attempt.host)
+        s.is_silent = verdict == "lost"
+
+    def _holding(self, s: Slice) -> Attempt:
+        assert s.holder
+        job, nstart = s.holder
+        return self.attempts[job][nstart - 1]
+
+    def _fail(self, path: str, s: Slice, outcome: str, host: str) -> None:
+        is_failure = outcome == "failed"
+        if not is_failure:
+            s.repeats = (s.repeats + 1) % 4 if s.faulted_on == host else 0
+            s.faulted_on = host
+            if s.repeats == 0:
+                is_failure = s.faults >= self.max_faults
+                s.faults = min(s.faults + 1, self.max_faults)
+        s.failures += is_failure
+        s.state, s.is_resting, s.is_silent = "ready", is_failure, False
+        if s.failures >= self.max_failures:
+            if s.nblocks == 1:
+                s.state, s.is_resting = "quarantined", False
+            else:
+                s.failures = 0
+                self._split(path, s, (s.block1 + s.block2) // 2)
+
+    def report(self, a: Attempt, code: int) -> str:
+        if a.code is not None:
+            return a.outcome if a.code == code else "contradicted"
+        a.code = code
+        a.outcome = "done" if code == 0 else "node-fault" if code > 128 or code == 75 else "failed"
+        s = self.at(a.path, a.block1)
+        holds = s is not None and s.state == "leased" and s.holder == (a.job, a.nstart)
+        if s is not None and a.outcome == "done" and s.state != "done" and s.generation == a.generation:
+            s.state, s.holder, s.is_resting, s.is_silent = "done", (a.job, a.nstart), False, False
+        elif s is not None and a.outcome != "done" and holds:
+            self._fail(a.path, s, a.outcome, a.host)
+        else:
+            a.outcome = "superseded"
+        return a.outcome
+
+    def heartbeat(self, a: Attempt, is_stuck: bool) -> str:
+        s = self.at(a.path, a.block1)
+        if s is None or s.holder != (a.job, a.nstart) or s.state not in ("leased", "ready"):
+            return "wedged" if a.verdict == "wedged" else "superseded"
+        if s.state == "ready":
+            if not (s.is_silent and s.generation == a.generation and a is self.attempts[a.job][-1]):
+                return "wedged" if a.verdict == "wedged" else "superseded"
+            s.state, s.is_resting = "leased", False
+        if is_stuck:
+            self._lose(a.path, s, "wedged")
+            return "wedged" if a.verdict == "wedged" else "superseded"
+        s.is_silent = False
+        return "alive"
+
+    def recycle(self, states: list[str]) -> int:
+        chosen = [s for _, s in self.all() if self._kind(s) in states]
+        for s in chosen:
+            s.state, s.failures, s.faults, s.repeats, s.faulted_on = "ready", 0, 0, 0, None
+            s.is_resting = s.is_silent = False
+            s.generation = next(generations)
+        return len(chosen)
+
+    @staticmethod
+    def _kind(s: Slice) -> str:
+        if s.state == "ready":
+            return "failed" if s.failures + s.faults > 0 else ""
+        return s.state
+
+    def start_over(self) -> None:
+        self.slices = {path: [] for path in NBLOCKS}
+
+
+def some(test: Any) -> Any:
+    """The precondition that some slice of project a fits: a rule that finds nothing to do is a step wasted."""
+    return precondition(lambda self: any(test(self.models["a"], s) for _, s in self.models["a"].all()))
+
+
+class Machine(RuleBasedStateMachine):
+    world: World  # set by the test
+
+    @initialize(
+        max_failures=st.integers(1, 3),
+        max_faults=st.integers(1, 3),
+        maxblocks=st.integers(1, 4),
+        n=st.just(0),
+    )
+    def two_projects(self, max_failures: int, max_faults: int, maxblocks: int, n: int) -> None:
+        self.names, self.models, self.touched = {}, {}, set("ab")
+        n = next(numbers)
+        for which in "ab":
+            self.names[which] = f"{which}{n}"
+            self.models[which] = Model(max_failures, max_faults, maxblocks)
+            self.world.with_project(
+                self.names[which],
+                maxblockspercore=maxblocks,
+                max_failures=max_failures,
+                max_faults=max_faults,
+                max_fast_failures=10000,
+                max_starts_per_min=100000,
+                backoff_s=5000,
+                wedged_s=5000,
+            )
+            call(self.world.db, "load_slices", project=self.names[which])
+
+    def project(self, which: str) -> tuple[str, Model]:
+        self.touched = {which}
+        return self.names[which], self.models[which]
+
+    def attempt(self, which: str, data: Any) -> tuple[str, Model, Attempt]:
+        """One of the project's attempts: mostly one that may still be at work, at times any."""
+        name, model = self.project(which)
+        attempts = [a for job in model.attempts.values() for a in job]
+        assume(attempts)
+        open_ones = [a for a in attempts if a.code is None] or attempts
+        return name, model, data.draw(st.sampled_from(open_ones) | st.sampled_from(attempts))
+
+    @rule(which=WHICH, job=JOBS, cpus=st.integers(1, 3), host=HOSTS)
+    def checkout(self, which: str, job: int, cpus: int, host: str) -> None:
+        name, model = self.project(which)
+        assume(model.state != "paused")
+        status, path, s = model.checkout(job, cpus)
+        answer = self.world.checkout(job, cpus=cpus, host=host, project=name)
+        assert answer["status"] == status
+        if s is None:
+            return
+        attempts = model.attempts.setdefault(job, [])
+        assert (answer["url"], answer["block1"], answer["block2"]) == (path, s.block1, s.block2)
+        assert answer["nstarts"] == len(attempts) + 1
+        s.state, s.holder, s.is_silent, s.is_resting = "leased", (job, len(attempts) + 1), False, False
+        attempts.append(
+            Attempt(
+                job, len(attempts) + 1, path, s.block1, s.block2, s.generation, host, str(answer["token"])
+            )
+        )
+
+    @precondition(lambda self: self.models["a"].attempts)
+    @rule(which=WHICH, code=CODES, data=st.data())
+    def report(self, which: str, code: int, data: Any) -> None:
+        name, model, a = self.attempt(which, data)
+        expected = model.report(a, code)
+        answer = self.world.report(a.job, code, project=name, token=a.token)
+        assert answer["status"] == expected
+        assert answer["http_status"] == (409 if expected in ("superseded", "contradicted") else 200)
+
+    @precondition(lambda self: self.models["a"].attempts)
+    @rule(which=WHICH, is_stuck=st.sampled_from([False, False, True]), data=st.data())
+    def heartbeat(self, which: str, is_stuck: bool, data: Any) -> None:
+        name, model, a = self.attempt(which, data)
+        if is_stuck:
+            self._move("progress_at", name, a)
+        expected = model.heartbeat(a, is_stuck)
+        numbers = {} if is_stuck else {"bytes": next(generations), "cpu_s": 1}
+        assert self.world.heartbeat(a.job, project=name, token=a.token, **numbers)["status"] == expected
+
+    @some(lambda model, s: s.state == "leased")
+    @rule(which=WHICH, data=st.data())
+    def lease_runs_out(self, which: str, data: Any) -> None:
+        name, model = self.project(which)
+        leased = [s for _, s in model.all() if s.state == "leased"]
+        assume(leased)
+        s = data.draw(st.sampled_from(leased))
+        s.is_silent = True
+        self._move("due_at", name, model._holding(s))
+        self.world.db.execute(
+            "UPDATE osgprod_data.projects SET next_due_at = '-infinity' WHERE name = %s", [name]
+        )
+
+    def _move(self, column: str, name: str, a: Attempt) -> None:
+        """Moves a time of the slice that an attempt holds into the past, in place of waiting."""
+        self.world.db.execute(
+            f"UPDATE osgprod_data.slices s SET {column} = now() - interval '10000 s' FROM osgprod_data.projects p"
+            " WHERE p.name = %s AND s.project_id = p.project_id AND (s.process, s.nstart) = (%s, %s)"
+            " AND (s.state = 'leased' OR s.due_at IS NOT NULL)",
+            [name, a.job, a.nstart],
+        )
+
+    @some(lambda model, s: s.is_resting)
+    @rule(which=WHICH)
+    def backoff_passes(self, which: str) -> None:
+        name, model = self.project(which)
+        assume(any(s.is_resting for _, s in model.all()))
+        for _, s in model.all():
+            s.is_resting = False
+        self.world.db.execute(
+            "UPDATE osgprod_data.idle_slices i SET not_before = now() FROM osgprod_data.projects p"
+            " WHERE p.name = %s AND i.project_id = p.project_id AND i.not_before < 'infinity'",
+            [name],
+        )
+
+    @some(lambda model, s: s.is_silent)
+    @rule(which=WHICH)
+    def reclaim(self, which: str) -> None:
+        name, model = self.project(which)
+        rows = call(self.world.db, "reclaim_lost", project=name)
+        assert sum(row["reclaimed"] for row in rows) == model.reclaim()
+
+    @some(lambda model, s: s.is_silent)
+    @rule()
+    def tick(self) -> None:
+        self.touched = set("ab")
+        rows = {row["project"]: row["reclaimed"] for row in call(self.world.db, "tick")}
+        for which, name in self.names.items():
+            assert rows.get(name, 0) == self.models[which].reclaim()
+
+    @some(lambda model, s: model._kind(s) in ("quarantined", "failed"))
+    @rule(
+        which=WHICH,
+        states=st.lists(st.sampled_from(["quarantined", "failed", "done"]), min_size=1, unique=True),
+    )
+    def recycle(self, which: str, states: list[str]) -> None:
+        name, model = self.project(which)
+        foretold = call(self.world.db, "recycle", project=name, states=states, dry_run=True)
+        assert len(call(self.world.db, "recycle", project=name, states=states)) == len(foretold)
+        assert len(foretold) == model.recycle(states)
+
+    @rule(which=WHICH, sure=st.sampled_from([False, False, False, True]))
+    def start_over(self, which: str, sure: bool) -> None:
+        assume(sure)
+        name, model = self.project(which)
+        call(self.world.db, "load_slices", project=name, start_over=True)
+        model.start_over()
+
+    @rule(which=WHICH, state=st.sampled_from(["active", "active", "draining", "paused"]))
+    def pause_drain_resume(self, which: str, state: str) -> None:
+        name, model = self.project(which)
+        self.world.set(name, state=state)
+        model.state = state
+
+    @rule(which=WHICH, max_failures=st.integers(1, 3), maxblocks=st.integers(1, 4))
+    def change_settings(self, which: str, max_failures: int, maxblocks: int) -> None:
+        name, model = self.project(which)
+        self.world.set(name, max_failures=max_failures, maxblockspercore=maxblocks)
+        model.max_failures, model.maxblocks = max_failures, maxblocks
+
+    @invariant()
+    def the_database_is_as_the_model(self) -> None:
+        for which, name in self.names.items():
+            rows = self.world.db.execute(
+                "SELECT regexp_replace(r.path, '^/dcache', '') AS path, s.* FROM osgprod_data.slices s"
+                " JOIN osgprod_data.rawdata r USING (rawdata_id) JOIN osgprod_data.projects p USING (project_id)"
+                " WHERE p.name = %s ORDER BY r.run, r.seqno, s.block1",
+                [name],
+            ).fetchall()
+            assert [
+                (r["path"], r["block1"], r["block2"], r["state"], r["failures"], r["faults"], r["repeats"])
+                for r in rows
+            ] == [
+                (path, s.block1, s.block2, s.state, s.failures, s.faults, s.repeats)
+                for path, s in self.models[which].all()
+            ]
+            assert [(r["process"], r["nstart"]) for r in rows if r["state"] in ("leased", "done")] == [
+                s.holder for _, s in self.models[which].all() if s.state in ("leased", "done")
+            ]
+
+    @invariant()
+    def every_invariant_holds(self) -> None:
+        for which in self.touched:
+            assert call(self.world.db, "verify", project=self.names[which], deep=True) == []
+            progress = self.world.progress(self.names[which])
+            model = self.models[which]
+            for state in ("done", "leased", "ready", "quarantined"):
+                assert progress[f"blocks_{state}"] == sum(
+                    s.nblocks for _, s in model.all() if s.state == state
+                )
+
+
+def test_any_sequence_of_calls_does_what_the_model_says(
+    db: psycopg.Connection[dict[str, Any]], dsn: str
+) -> None:
+    class Here(Machine):
+        world = World(db, dsn)
+
+    for path, nblocks in NBLOCKS.items():
+        Here.world.add_file(nblocks, run=int(path[12:18]), seqno=int(path[19:22]), project=None)
+    common: dict[str, Any] = {
+        "deadline": None,
+        "suppress_health_check": list(HealthCheck),
+        "phases": (Phase.explicit, Phase.generate),
+        "database": None,
+        "print_blob": True,
+    }
+    end = time.monotonic() + LONG_RUN_S
+    run_state_machine_as_test(Here, settings=settings(max_examples=25, stateful_step_count=60, **common))
+    while time.monotonic() < end:
+        run_state_machine_as_test(Here, settings=settings(max_examples=50, stateful_step_count=100, **common))
