@@ -191,7 +191,7 @@ class Server:
         while self._process.poll() is None and time.monotonic() < end:
             with contextlib.suppress(OSError):
                 lines = (self._data / "postmaster.pid").read_text().splitlines()
-                if lines[0] == str(self._process.pid) and lines[7:8] and lines[7].strip() == "ready":
+                if lines[:1] == [str(self._process.pid)] and "".join(lines[7:8]).strip() == "ready":
                     return
             time.sleep(0.01)
         self.stop(signal.SIGQUIT)

@@ -420,6 +420,6 @@ def test_any_sequence_of_calls_does_what_the_model_says(
         "print_blob": True,
     }
     end = time.monotonic() + LONG_RUN_S
-    run_state_machine_as_test(Here, settings=settings(max_examples=25, stateful_step_count=60, **common))
+    run_state_machine_as_test(Here, settings=settings(max_examples=50, stateful_step_count=60, **common))
     while time.monotonic() < end:
         run_state_machine_as_test(Here, settings=settings(max_examples=50, stateful_step_count=100, **common))

@@ -1,0 +1,155 @@
+"""Killed anywhere, in mid-traffic, ten times each: nothing is lost, nothing is done twice, and the clients finish by
+themselves. All of I1 to I6 of docs/design.md; the seed is printed."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from shim.database import call, connect, migrate
+from shim.embedded import Server, memory_or_temporary
+from tests.support import LiveShim, World
+from tests.whole.traffic import MortalShim, Traffic, losing_answers
+
+TIMES = 10
+
+
+@pytest.fixture
+def chance(request: pytest.FixtureRequest) -> random.Random:
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    return random.Random(seed)
+
+
+def check(world: World, traffic: Traffic, nblocks: int) -> None:
+    """Each block's output exactly once, by the count of who made them and by the database's."""
+    print(
+        f"{nblocks} blocks, asked again {traffic.asked_again} times, {traffic.restarts} restarts,"
+        f" {traffic.superseded} superseded"
+    )
+    assert len(traffic.blocks) == nblocks
+    assert set(traffic.blocks.values()) == {1}
+    assert call(world.db, "verify", project="p", deep=True) == []
+    assert world.progress()["blocks_done"] == nblocks
+
+
+def test_answers_lost_between_commit_and_client_lose_nothing(
+    world: World, shim: LiveShim, chance: random.Random
+) -> None:
+    world.add_file(150)
+    with losing_answers(shim.port, lambda: chance.random() < 0.3) as port:
+        with Traffic(port, chance) as traffic:
+            pass
+    assert traffic.asked_again > 50
+    assert traffic.restarts > 10, "who asked again got the same slice again"
+    check(world, traffic, 150)
+
+
+def test_shim_killed_ten_times(world: World, folder: Path, chance: random.Random) -> None:
+    with LiveShim(world.dsn, folder / "www") as live:
+        live.add_template("p")
+    world.add_file(600)
+    with MortalShim(world.dsn, folder / "www") as shim, Traffic(shim.port, chance) as traffic:
+        for _ in range(TIMES):
+            time.sleep(0.1 + 0.1 * chance.random())
+            assert traffic.is_running
+            shim.kill()
+    assert traffic.asked_again >= TIMES
+    check(world, traffic, 600)
+
+
+def test_backends_killed_ten_times(world: World, shim: LiveShim, chance: random.Random) -> None:
+    world.add_file(400)
+    killed = 0
+    with Traffic(shim.port, chance) as traffic:
+        while killed < TIMES:
+            assert traffic.is_running
+            rows = world.db.execute(
+                "SELECT pid FROM pg_stat_activity WHERE application_name = 'osgprod shim' AND state = 'active'"
+                " AND datname = current_database()"
+            ).fetchall()
+            if rows:
+                killed += 1
+                world.db.execute("SELECT pg_terminate_backend(%s)", [chance.choice(rows)["pid"]])
+                time.sleep(0.05 * chance.random())
+    check(world, traffic, 400)
+
+
+@pytest.fixture
+def durable() -> Iterator[tuple[Server, World]]:
+    """A server of its own whose commits survive a crash, with the project "p"."""
+    folder = Path(tempfile.mkdtemp(prefix="osgprod-test-", dir=memory_or_temporary()))
+    server = Server(folder, {"max_connections": "40", "autovacuum_naptime": "1"})
+    server.start()
+    try:
+        migrate(server.dsn, say=lambda line: None)
+        with connect(server.dsn) as db:
+            yield server, World(db, server.dsn).with_project("p")
+    finally:
+        server.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_server_killed_ten_times(durable: tuple[Server, World], folder: Path, chance: random.Random) -> None:
+    server, world = durable
+    world.add_file(500)
+    with LiveShim(server.dsn, folder / "www") as live:
+        live.add_template("p")
+        with Traffic(live.port, chance) as traffic:
+            for _ in range(TIMES):
+                done = len(traffic.blocks)
+                while (
+                    len(traffic.blocks) < done + 10
+                ):  # in mid-traffic, not while all still wait for the last crash
+                    assert traffic.is_running
+                    time.sleep(0.01)
+                time.sleep(0.05 * chance.random())
+                server.restart(signal.SIGQUIT)
+    assert traffic.asked_again >= TIMES
+    with connect(server.dsn) as db:
+        check(World(db, server.dsn), traffic, 500)
+
+
+def test_what_was_answered_survives_a_crash_at_once(durable: tuple[Server, World]) -> None:
+    server, world = durable
+    world.add_file(3)
+    first = world.checkout(0)
+    server.restart(signal.SIGQUIT)
+    with connect(server.dsn) as db:
+        assert world.report(0, db=db, token=str(first["token"]))["status"] == "done"
+        server.restart(signal.SIGQUIT)
+    with connect(server.dsn) as db:
+        assert world.report(0, db=db, token=str(first["token"]))["status"] == "done"
+        assert call(db, "verify", project="p", deep=True) == []
+
+
+def test_call_that_was_cut_in_the_middle_leaves_nothing_behind(world: World) -> None:
+    """Killed before its commit, at any place: here while it waits for a file that another has."""
+    world.add_file(3)
+    holder: psycopg.Connection[dict[str, Any]]
+    with connect(world.dsn) as holder, connect(world.dsn) as victim, holder.transaction():
+        world.checkout(0, db=holder)  # not committed: the file is locked
+        pid = victim.info.backend_pid
+
+        def ask(n: int, connection: psycopg.Connection[Any]) -> object:
+            if n == 0:
+                with pytest.raises(psycopg.OperationalError):
+                    world.checkout(1, db=victim)
+                return None
+            waits = "SELECT FROM pg_stat_activity WHERE pid = %s AND wait_event_type = 'Lock'"
+            while not connection.execute(waits, [pid]).fetchall():
+                time.sleep(0.005)
+            return connection.execute("SELECT pg_terminate_backend(%s)", [pid])
+
+        world.at_once(2, ask)
+    assert world.checkout(1)["block1"] == 2
+    assert world.progress()["blocks_leased"] == 2
