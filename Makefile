@@ -1,13 +1,14 @@
 # osgprod. `make` lists what there is to make.
 SHELL := /bin/bash
 PORT ?= 8080
+FUZZ_S ?= 600
 PYTHON ?= python3
 BIN := .venv/bin
 SHELL_FILES := worker/osgprod_work.bash condor/osgprod_exec.sh .ci/run
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo serve migrate test test-browser test-grid bench docs lint format lock clean
+.PHONY: help setup setup-dev demo serve migrate test test-browser test-grid fuzz bench docs lint format lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1 # /p' Makefile | column -t -s '#'
@@ -46,6 +47,9 @@ test-browser: .venv/ready-browser ## the tests of the dashboard in a real Chromi
 
 test-grid: .venv/ready-dev ## HTCondor, XRootD, Apache for real (PART=condor ... for one); says what is missing
 	$(BIN)/pytest -q -m grid $(if $(PART),tests/grid/test_$(PART).py,tests/grid)
+
+fuzz: .venv/ready-dev ## odd requests and broken files for 10 minutes each, FUZZ_S=600
+	FUZZ_S=$(FUZZ_S) $(BIN)/pytest -q -s tests/security/test_fuzz.py
 
 bench: .venv/ready-dev ## speed as ratios against bounds of the same run, into bench/results.json
 	$(BIN)/python -m bench.run

@@ -24,9 +24,10 @@ from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from shim import openapi
 from shim.address import SettingError, TrustedProxies
 from shim.bearer import BearerError, BearerTokens
 from shim.database import dsn_from_environment, open_pool
@@ -242,6 +243,11 @@ async def healthz(request: Request) -> Response:
     return _text(b"ok\n")
 
 
+async def describe(request: Request) -> Response:
+    """``openapi.json``: what is served here, for tools."""
+    return JSONResponse(openapi.document(request.url.path.rpartition("/")[0]))
+
+
 def _text(body: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     headers = {"Cache-Control": "no-store", **(headers or {})}
     return Response(body, status, headers, media_type="text/plain")
@@ -401,5 +407,6 @@ def create_app(
         Route(f"{path}/workscript.exit", _endpoint(report), methods=methods),
         Route(f"{path}/workscript.ping", _endpoint(heartbeat), methods=methods),
         Route(f"{path}/healthz", _endpoint(healthz), methods=methods),
+        Route(f"{path}/openapi.json", _endpoint(describe), methods=methods),
     ]
     return Starlette(routes=routes, lifespan=lifespan)

@@ -1,0 +1,100 @@
+"""What the shim serves, as an OpenAPI document: for tools that read one, and for the fuzz test, which tries it all.
+
+Written by hand, since the protocol is older than the shim; a test asserts that each route of the protocol is here.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any
+
+# name: (type, what it is). Which values are allowed is the database's to say (docs/protocol.md).
+PARAMETERS = {
+    "project": ("string", "project name"),
+    "cluster": ("integer", "HTCondor's $(Cluster) [0 .. 2147483647]"),
+    "process": ("integer", "HTCondor's $(Process) [0 .. 2147483647]"),
+    "magic": ("string", "the project's secret; a bearer token may stand in for it"),
+    "cpus": ("integer", "cores of the job [1 .. 4096]; 1 when it is not given"),
+    "exitcode": ("integer", "of the work script [0 .. 255]; 128 + n = killed by signal n"),
+    "token": ("string", "the attempt's token, from the script or the header Osgprod-Token"),
+    "host": ("string", "name of the node"),
+    "site": ("string", "name of the site"),
+    "reason": ("string", "why it failed, one line"),
+    "events": ("integer", "events that were read from the slice"),
+    "outputs": ("integer", "files that the work left"),
+    "output_bytes": ("integer", "size of what was sent [bytes]"),
+    "output_adler32": ("string", "its checksum, 8 hexadecimal digits"),
+    "output_url": ("string", "where it was sent"),
+    "bytes": ("integer", "fetched so far [bytes]"),
+    "cpu": ("integer", "CPU time used so far [s]"),
+}
+REQUIRED = ("project", "cluster", "process")
+PROTOCOL = {
+    "workscript.bash": ("The script of the slice that this job shall process", ("magic", "cpus", "host", "site")),
+    "workscript.exit": (
+        "How the job's attempt ended",
+        ("exitcode", "magic", "token", "events", "outputs", "output_bytes", "output_adler32", "output_url", "host",
+         "site", "reason"),
+    ),
+    "workscript.ping": ("The attempt is alive, and how far it is", ("magic", "token", "bytes", "cpu")),
+}  # fmt: skip
+STATUSES = {
+    200: "done as asked; Osgprod-Status says what",
+    400: "a parameter is missing or wrong; the body names it",
+    403: "not allowed: address, magic, bearer token or the attempt's token",
+    404: "no such project or job",
+    405: "another method than GET and POST",
+    409: "too late, or contradicts what was said before",
+    429: "too often: Retry-After says when again",
+    500: "a fault of the server",
+    503: "paused, busy or away: Retry-After says when again",
+}
+
+
+def document(root: str) -> dict[str, Any]:
+    """Returns the OpenAPI document.
+
+    Parameters: root  path below which the routes are
+    """
+    paths = {f"{root}/{route}": _methods(route, *about) for route, about in PROTOCOL.items()}
+    paths[f"{root}/healthz"] = {"get": _operation("healthz", "Can the server serve?", ())}
+    paths[f"{root}/openapi.json"] = {"get": _operation("openapi", "This document", ())}
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "osgprod", "version": version("osgprod"), "license": {"name": "Apache-2.0"}},
+        "paths": paths,
+        "components": {"securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}}},
+    }
+
+
+def _methods(route: str, summary: str, names: tuple[str, ...]) -> dict[str, Any]:
+    """GET with a query, and POST with the same in the body as well."""
+    name = route.partition(".")[2]
+    post = _operation(f"post_{name}", summary, ()) | {
+        "requestBody": {
+            "content": {
+                "application/x-www-form-urlencoded": {
+                    "schema": {"type": "object", "properties": {n: _schema(n) for n in (*REQUIRED, *names)}}
+                }
+            }
+        }
+    }
+    return {"get": _operation(f"get_{name}", summary, (*REQUIRED, *names)), "post": post}
+
+
+def _operation(name: str, summary: str, names: tuple[str, ...]) -> dict[str, Any]:
+    return {
+        "operationId": name,
+        "summary": summary,
+        "security": [{}, {"bearer": []}],
+        "parameters": [
+            {"name": n, "in": "query", "required": n in (*REQUIRED, "exitcode"), "schema": _schema(n)}
+            for n in names
+        ],
+        "responses": {str(status): {"description": text} for status, text in STATUSES.items()},
+    }
+
+
+def _schema(name: str) -> dict[str, str]:
+    kind, text = PARAMETERS[name]
+    return {"type": kind, "description": text}
