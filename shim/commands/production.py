@@ -42,6 +42,17 @@ def status(project: str | None, watch: bool, interval: float, as_json: bool) -> 
 
 
 @osgprod.command()
+@click.argument("project", required=False, type=PROJECT)
+@as_json
+def health(project: str | None, as_json: bool) -> None:
+    """Tell whether each production is healthy, and what to do; the exit code is 1 when one is bad."""
+    rows = ask("health", project=project)
+    show(rows, as_json, NO_PROJECT)
+    if any(row["level"] == "bad" for row in rows):
+        raise SystemExit(1)
+
+
+@osgprod.command()
 @project_argument
 @hours_option
 @as_json

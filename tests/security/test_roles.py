@@ -30,7 +30,9 @@ FUNCTIONS = """
     checkout_slice      wo
     diagnose            -o
     estimate            wo
+    health              wo
     heartbeat           wo
+    idle_and_leased     wo
     job_history         wo
     list_attempts       wo
     list_files          wo

@@ -28,8 +28,8 @@ Run = Callable[..., Result]
 
 # Why these have no --dry-run or no --json: there is nothing to foretell, or nothing to read.
 NOT_CHANGING = {
-    "attempts", "completion", "doctor", "estimate", "files", "jobs", "project list", "project show", "quarantined",
-    "rate", "rawdata check", "rawdata list", "slices list", "status", "verify", "watch", "workers", "workers list",
+    "attempts", "completion", "doctor", "estimate", "files", "health", "jobs", "project list", "project show",
+    "quarantined", "rate", "rawdata check", "rawdata list", "slices list", "status", "verify", "watch", "workers", "workers list",
 }  # fmt: skip
 WITHOUT_DRY_RUN = {"serve": "runs until it is stopped", "demo": "has a server of its own"}
 WITHOUT_JSON = {"completion": "prints a script", "serve": "writes a log", "demo": "tells a story"}
@@ -99,7 +99,7 @@ def test_exit_codes_are_in_the_help(run: Run) -> None:
 
 
 READING = [
-    ("status",), ("status", "p"), ("estimate", "p"), ("rate", "p"), ("files", "p"), ("jobs", "p"),
+    ("status",), ("status", "p"), ("health",), ("estimate", "p"), ("rate", "p"), ("files", "p"), ("jobs", "p"),
     ("jobs", "p", "1.2"), ("attempts", "p"), ("attempts", "p", "--live"), ("attempts", "p", "--by", "exit"),
     ("attempts", "p", "--by", "site"), ("quarantined", "p"), ("workers", "list", "p"), ("rawdata", "list"),
     ("workers", "list", "p", "--order", "slow"), ("slices", "list", "p"), ("project", "show", "p"),

@@ -15,6 +15,8 @@ from shim.database import call, connect
 from tests.support import WORKER_ROLE, World
 
 SHOWN_BY_THE_DASHBOARD = (
+    "health",
+    "idle_and_leased",
     "progress",
     "totals",
     "rate",
@@ -294,3 +296,60 @@ def test_diagnosis_names_what_is_not_well_and_what_to_do(world: World) -> None:
     assert not found["leases of p"]["is_well"] and not found["shim cannot read tables"]["is_well"]
     assert found["shim cannot read tables"]["found"] == "projects"
     assert found["work of p"]["is_well"]
+
+
+def test_health_is_told_by_what_happened_and_with_what_to_do(world: World) -> None:
+    def health() -> list[tuple[str, str]]:
+        rows = call(world.db, "health", project="p")
+        assert all(row["found"] and row["advice"] for row in rows)
+        return [(row["level"], row["what"]) for row in rows]
+
+    assert health() == [("attention", "empty")]
+    world.add_file(100)
+    assert health() == [("well", "healthy")], "no job has had time to do anything"
+    world.db.execute("UPDATE osgprod_data.loaded_files SET loaded_at = now() - interval '3 h'")
+    assert health() == [("bad", "stalled")]
+    world.checkout(0)
+    assert health() == [("bad", "stalled")]
+    world.report(0)
+    assert health() == [("well", "healthy")]
+    for process in range(1, 11):
+        world.checkout(process, host=f"wn{process}")
+        world.report(process, 9)
+    assert health() == [("bad", "failing")]
+    put_reports(world, [(60, "done", 0, None, 1)] * 60)
+    assert health() == [("well", "healthy")], "ten of seventy are not yet failing"
+    call(world.db, "ban_worker", project="p", worker="wn1", seconds=60)
+    world.set(state="paused")
+    assert health() == [("attention", "paused"), ("attention", "refused-workers")]
+    world.set(state="draining")
+    assert ("attention", "draining") in health()
+    world.set(state="active")
+    world.db.execute("UPDATE osgprod_data.projects SET next_due_at = now() - interval '1 h'")
+    world.checkout(77)
+    world.db.execute("UPDATE osgprod_data.projects SET next_due_at = now() - interval '1 h'")
+    assert health()[0] == ("bad", "leases")
+
+
+def test_finished_production_is_called_done_and_names_its_quarantine(world: World) -> None:
+    world.set(max_failures=1)
+    world.add_file(2)
+    for process, code in ((0, 0), (1, 9)):
+        world.checkout(process)
+        world.report(process, code)
+    rows = call(world.db, "health", project="p")
+    assert [(row["level"], row["what"]) for row in rows] == [("attention", "quarantine"), ("well", "done")]
+    assert call(world.db, "idle_and_leased", project="p") == [
+        {"project": "p", "leased": 0, "ready": 0, "quarantined": 1}
+    ]
+
+
+def test_slow_slices_are_not_called_stalled_before_their_time(world: World) -> None:
+    world.add_file(100)
+    world.db.execute("UPDATE osgprod_data.loaded_files SET loaded_at = now() - interval '30 h'")
+    put_reports(world, [(4 * 3600, "done", 0, None, 1)])
+    world.db.execute("UPDATE osgprod_data.reports SET ran_s = 3 * 3600")
+    call(world.db, "tick")
+    assert call(world.db, "health", project="p")[0]["what"] == "healthy", "a success takes three hours"
+    world.db.execute("UPDATE osgprod_data.tallies SET began_at = began_at - interval '3 h'")
+    assert call(world.db, "health", project="p")[0]["what"] == "stalled"
