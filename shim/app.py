@@ -30,7 +30,10 @@ from starlette.routing import Route
 from shim import openapi
 from shim.address import SettingError, TrustedProxies
 from shim.bearer import BearerError, BearerTokens
+from shim.dashboard import Dashboard
 from shim.database import dsn_from_environment, open_pool
+from shim.guard import Guard
+from shim.metrics import Metrics
 from shim.rates import RateLimit, key_of
 from shim.workscript import TemplateError, TemplateFolder, ascii_text, error_text, idle_script
 
@@ -291,7 +294,8 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 def _endpoint(function: Endpoint) -> Endpoint:
-    """Gives an endpoint its request number, its log line, and plain answers to errors."""
+    """Gives an endpoint its request number, its log line, its place in the metrics, and plain answers to errors."""
+    name = function.__name__.lstrip("_")
 
     async def endpoint(request: Request) -> Response:
         started = time.perf_counter()
@@ -320,6 +324,9 @@ def _endpoint(function: Endpoint) -> Endpoint:
                     response.headers["Retry-After"] = str(retry_s)
                 if status == 500 and not isinstance(error, TemplateError):
                     log.exception("request=%s failed", number)
+        seconds = time.perf_counter() - started
+        answer = response.headers.get("Osgprod-Status", "-")
+        state.metrics.count(name, response.status_code, answer, seconds)
         response.headers["Osgprod-Request"] = number
         log.info(
             "request=%s client=%s path=%s status=%d answer=%s ms=%.1f%s",
@@ -327,8 +334,8 @@ def _endpoint(function: Endpoint) -> Endpoint:
             client or "-",
             request.url.path,
             response.status_code,
-            response.headers.get("Osgprod-Status", "-"),
-            (time.perf_counter() - started) * 1000,
+            answer,
+            seconds * 1000,
             note,
         )
         return response
@@ -375,6 +382,7 @@ def create_app(
     path = path.rstrip("/")
     proxies, tokens = TrustedProxies(os.environ.get("OSGPROD_TRUSTED_PROXIES", "")), BearerTokens()
     client_rate = RateLimit(_per_minute("OSGPROD_CLIENT_RATE", CLIENT_RATE))
+    metrics = Metrics()
     project_rate = RateLimit(_per_minute("OSGPROD_PROJECT_RATE", 0))
     logging.getLogger("uvicorn.access").addFilter(_without_query)
 
@@ -382,7 +390,7 @@ def create_app(
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         # The database may be away now: requests are answered 503 until it is there.
         app.state.templates = TemplateFolder(root)
-        app.state.tokens, app.state.proxies = tokens, proxies
+        app.state.tokens, app.state.proxies, app.state.metrics = tokens, proxies, metrics
         app.state.client_rate, app.state.project_rate = client_rate, project_rate
         app.state.pool = open_pool(dsn, int(os.environ.get("OSGPROD_POOL_SIZE", "8")))
         await app.state.pool.open(wait=False)
@@ -392,6 +400,7 @@ def create_app(
         finally:
             ticker.cancel()
             await app.state.pool.close()
+            metrics.end()
 
     methods = [
         "GET",
@@ -408,5 +417,6 @@ def create_app(
         Route(f"{path}/workscript.ping", _endpoint(heartbeat), methods=methods),
         Route(f"{path}/healthz", _endpoint(healthz), methods=methods),
         Route(f"{path}/openapi.json", _endpoint(describe), methods=methods),
+        *Dashboard(path, Guard(), metrics, _failure).routes(_endpoint),
     ]
     return Starlette(routes=routes, lifespan=lifespan)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,15 +71,23 @@ def call(
                 arguments  its arguments without the p_; those left out keep the function's defaults
     Errors:     psycopg.Error  with the function's own code, message and hint
     """
+    query, values = statement(function, arguments)
+    return connection.execute(query, values).fetchall()
+
+
+def statement(function: str, arguments: Mapping[str, object]) -> tuple[sql.Composed, dict[str, object]]:
+    """Returns the statement that calls one function of schema osgprod by named arguments, and its values.
+
+    Parameters: see call()
+    """
     named = [
         sql.SQL("{} => {}").format(sql.Identifier(f"p_{name}"), sql.Placeholder(name)) for name in arguments
     ]
-    statement = sql.SQL("SELECT * FROM {}({})").format(
+    query = sql.SQL("SELECT * FROM {}({})").format(
         sql.Identifier("osgprod", function), sql.SQL(", ").join(named)
     )
     # An int goes as text of no type, so that the function's own type decides and names what doesn't fit.
-    values = {k: str(v) if type(v) is int else v for k, v in arguments.items()}
-    return connection.execute(statement, values).fetchall()
+    return query, {k: str(v) if type(v) is int else v for k, v in arguments.items()}
 
 
 def open_pool(dsn: str, size: int) -> AsyncConnectionPool[Any]:

@@ -29,7 +29,8 @@ Run = Callable[..., Result]
 # Why these have no --dry-run or no --json: there is nothing to foretell, or nothing to read.
 NOT_CHANGING = {
     "attempts", "completion", "doctor", "estimate", "files", "health", "jobs", "project list", "project show",
-    "quarantined", "rate", "rawdata check", "rawdata list", "slices list", "status", "verify", "watch", "workers", "workers list",
+    "quarantined", "rate", "rawdata check", "rawdata list", "slices list", "status", "verify", "watch",
+    "workers", "workers list",
 }  # fmt: skip
 WITHOUT_DRY_RUN = {"serve": "runs until it is stopped", "demo": "has a server of its own"}
 WITHOUT_JSON = {"completion": "prints a script", "serve": "writes a log", "demo": "tells a story"}

@@ -1,0 +1,385 @@
+"""The dashboard: pages that show what functions of the database say. Nothing is worked out here but where to draw it.
+
+Pages are HTML without a need for JavaScript; a small script renews them. A page takes one connection of the pool and
+one snapshot, so that its numbers agree, and what it asked is kept for a few seconds, so that a hundred screens cost
+the database as much as one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, quote, urlencode
+
+import jinja2
+import psycopg
+from psycopg.rows import dict_row
+from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import Route
+
+from shim import drawing
+from shim.database import statement
+from shim.guard import Guard
+from shim.metrics import CONTENT_TYPE, WISHES, Metrics
+
+Rows = list[dict[str, Any]]
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+HERE = Path(__file__).resolve().parent
+KEPT_S = 5.0
+# What the database may be kept busy for by one page, whatever its size.
+LONGEST_QUERY = "5s"
+MAX_FORM_BYTES = 4096
+MOST_RUNS = 5000  # of one group in the map
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self';"
+    " connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+STATIC = {"dashboard.css": "text/css", "dashboard.js": "text/javascript", "icon.svg": "image/svg+xml"}
+WINDOWS = {2: "2 hours", 24: "24 hours", 168: "7 days", 720: "30 days"}
+
+
+class NotFound(Exception):
+    """A page that there is not; one line."""
+
+
+class Reader:
+    """What one page asks of the database: one connection, one snapshot; answers are kept for a moment."""
+
+    _kept: dict[tuple[Any, ...], tuple[float, Rows]]
+
+    def __init__(self) -> None:
+        self._kept = {}
+        self._busy = asyncio.Lock()
+
+    async def read(self, request: Request, *wishes: tuple[str, dict[str, object]]) -> list[Rows]:
+        """Calls functions of schema osgprod and returns their rows, in the order of the wishes.
+
+        Parameters: wishes  function name and arguments, each
+        Errors:     psycopg.Error, PoolTimeout ...
+        """
+        async with self._busy:  # one page at a time: jobs come first
+            now = time.monotonic()
+            self._kept = {key: kept for key, kept in self._kept.items() if now - kept[0] < KEPT_S}
+            keys = [(function, *sorted(arguments.items(), key=str)) for function, arguments in wishes]
+            if not all(key in self._kept for key in keys):
+                await self._ask(
+                    request,
+                    {key: wish for key, wish in zip(keys, wishes, strict=True) if key not in self._kept},
+                )
+            return [self._kept[key][1] for key in keys]
+
+    async def _ask(
+        self, request: Request, wishes: Mapping[tuple[Any, ...], tuple[str, dict[str, object]]]
+    ) -> None:
+        async with request.app.state.pool.connection() as connection, connection.transaction():
+            await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            await connection.execute(f"SET LOCAL statement_timeout = '{LONGEST_QUERY}'")
+            async with connection.cursor(row_factory=dict_row) as cursor:
+                for key, (function, arguments) in wishes.items():
+                    query, values = statement(function, arguments)
+                    await cursor.execute(query, values, prepare=False)
+                    self._kept[key] = (time.monotonic(), await cursor.fetchall())
+
+
+class Dashboard:
+    """The pages, at a root path, behind a guard.
+
+    Parameters: root     path before all of them, without a slash at its end
+                guard    who may look
+                metrics  of this process
+                explain  gives HTTP status and text for an error, like the rest of the shim
+    """
+
+    def __init__(
+        self, root: str, guard: Guard, metrics: Metrics, explain: Callable[[Exception], tuple[int, bytes]]
+    ) -> None:
+        self._root, self._guard, self._metrics, self._explain = root, guard, metrics, explain
+        self._reader = Reader()
+        self._static = {name: (HERE / "static" / name).read_bytes() for name in STATIC}
+        self._pages = jinja2.Environment(
+            loader=jinja2.FileSystemLoader(HERE / "templates"), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+            undefined=jinja2.StrictUndefined,
+        )  # fmt: skip
+        self._pages.globals |= {"root": root, "url": self._url, "windows": WINDOWS, "bar": drawing.bar}
+        self._pages.filters |= {
+            "number": _number,
+            "time": _time,
+            "day": _day,
+            "age": _age,
+            "size": _size,
+            "runs": drawing.runs_text,
+        }
+
+    def routes(self, wrap: Callable[[Endpoint], Endpoint]) -> list[Route]:
+        """Returns the routes.
+
+        Parameters: wrap  gives an endpoint its log line
+        """
+        pages: dict[str, Endpoint] = {
+            "/": self._overview,
+            "/project/{project}": self._project,
+            "/project/{project}/files": self._files,
+            "/project/{project}/file/{file_id:int}": self._file,
+            "/project/{project}/job/{cluster:int}.{process:int}": self._job,
+            "/project/{project}/attempts": self._attempts,
+            "/project/{project}/live": self._live,
+            "/project/{project}/quarantine": self._quarantine,
+            "/project/{project}/workers": self._workers,
+        }
+        routes = [Route(f"{self._root}{path}", wrap(self._guarded(page))) for path, page in pages.items()]
+        routes.append(Route(f"{self._root}/metrics", wrap(self._prometheus)))
+        routes.append(Route(f"{self._root}/login", wrap(self._login), methods=["GET", "POST"]))
+        routes.append(Route(f"{self._root}/static/{{name}}", wrap(self._file_of_ours)))
+        if self._root:
+            routes.append(Route(self._root, wrap(self._to_overview)))
+        return routes
+
+    def _url(self, *parts: object, **query: object) -> str:
+        path = "/".join(quote(str(part), safe="") for part in parts)
+        wanted = {name: value for name, value in query.items() if value is not None}
+        return f"{self._root}/{path}" + (f"?{urlencode(wanted)}" if wanted else "")
+
+    def _render(self, page: str, http_status: int = 200, /, **values: object) -> Response:
+        text = self._pages.get_template(page).render(now=datetime.now(UTC), **values)
+        return Response(text, http_status, HEADERS, media_type="text/html")
+
+    def _guarded(self, page: Endpoint) -> Endpoint:
+        async def endpoint(request: Request) -> Response:
+            if not self._guard.admits(request):
+                return self._render("login.html", 403, failed=False, has_token=self._guard.has_token)
+            try:
+                return await page(request)
+            except NotFound as error:
+                return self._render("error.html", 404, lines=[str(error)], status=404)
+            except Exception as error:
+                status, body = self._explain(error)
+                if status == 500:
+                    raise
+                lines = [line.removeprefix("# ") for line in body.decode().splitlines()]
+                return self._render("error.html", status, lines=lines, status=status)
+
+        endpoint.__name__ = "dashboard"  # all pages are one route in the metrics
+        return endpoint
+
+    async def _to_overview(self, request: Request) -> Response:
+        return RedirectResponse(f"{self._root}/", 307, HEADERS)
+
+    async def _login(self, request: Request) -> Response:
+        if request.method != "POST":
+            return self._render("login.html", failed=False, has_token=self._guard.has_token)
+        body = b""
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > MAX_FORM_BYTES:
+                break
+        token = parse_qs(body.decode("ascii", "replace")).get("token", [""])[0]
+        if not self._guard.knows(token.strip()):
+            return self._render("login.html", 403, failed=True, has_token=self._guard.has_token)
+        response = RedirectResponse(f"{self._root}/", 303, HEADERS)
+        self._guard.remember(request, response, self._root)
+        return response
+
+    async def _file_of_ours(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        if name not in self._static:
+            return self._render("error.html", 404, lines=["there is no such file"], status=404)
+        headers = {**HEADERS, "Cache-Control": "max-age=300"}
+        return Response(self._static[name], 200, headers, media_type=STATIC[name])
+
+    async def _prometheus(self, request: Request) -> Response:
+        if not self._guard.admits(request):
+            return Response(
+                "send the token of the dashboard as a bearer token\n", 403, HEADERS, media_type="text/plain"
+            )
+        answers = None
+        with contextlib.suppress(psycopg.Error, PoolTimeout, TooManyRequests, PoolClosed):
+            answers = await self._reader.read(request, *WISHES)
+        self._metrics.note_pool(request.app.state.pool.get_stats())
+        return Response(self._metrics.text(answers), 200, HEADERS, media_type=CONTENT_TYPE)
+
+    async def _overview(self, request: Request) -> Response:
+        progress, health = await self._reader.read(request, ("progress", {}), ("health", {}))
+        estimates = await self._reader.read(
+            request, *(("estimate", {"project": p["project"]}) for p in progress)
+        )
+        projects = [
+            {**row, "estimate": rows[0], "health": [h for h in health if h["project"] == row["project"]]}
+            for row, rows in zip(progress, estimates, strict=True)
+        ]
+        return self._render("overview.html", projects=projects)
+
+    async def _project(self, request: Request) -> Response:
+        name, hours = request.path_params["project"], _window(request)
+        project = {"project": name}
+        (
+            progress,
+            health,
+            estimate,
+            rate,
+            by_exit,
+            by_site,
+            failing,
+            slow,
+            quarantined,
+            live,
+            cells,
+        ) = await self._reader.read(
+            request,
+            ("progress", project),
+            ("health", project),
+            ("estimate", project),
+            ("rate", {**project, "hours": hours}),
+            ("attempts_by_exit", {**project, "hours": hours}),
+            ("attempts_by_site", {**project, "hours": hours}),
+            ("attempts_by_worker", {**project, "hours": 2, "order": "failing", "limit": 6}),
+            ("attempts_by_worker", {**project, "hours": 2, "order": "slow", "limit": 6}),
+            ("quarantined", project),
+            ("live_attempts", {**project, "limit": 8}),
+            ("map_files", project),
+        )
+        return self._render(
+            "project.html",
+            project=name,
+            progress=progress[0],
+            health=health,
+            estimate=estimate[0],
+            hours=hours,
+            plot=drawing.plot(rate),
+            blocks_done=sum(row["blocks_done"] for row in rate),
+            by_exit=by_exit,
+            by_site=by_site,
+            failing=failing,
+            slow=slow,
+            quarantined=quarantined,
+            live=live,
+            map=drawing.file_map(cells),
+            runs=cells,
+        )
+
+    async def _files(self, request: Request) -> Response:
+        name = request.path_params["project"]
+        first, last = _integer(request, "run"), _integer(request, "last_run")
+        runs = (
+            None
+            if first is None
+            else f"{{{','.join(map(str, range(first, min(last or first, first + 5000) + 1)))}}}"
+        )
+        state = request.query_params.get("state") or None
+        (files,) = await self._reader.read(
+            request, ("list_files", {"project": name, "runs": runs, "state": state, "limit": 1000})
+        )
+        return self._render("files.html", project=name, files=files, first=first, last=last, state=state)
+
+    async def _file(self, request: Request) -> Response:
+        name, file_id = request.path_params["project"], request.path_params["file_id"]
+        one = {"project": name, "file_id": file_id}
+        files, slices = await self._reader.read(
+            request, ("list_files", one), ("list_slices", {**one, "limit": 5000})
+        )
+        if not files:
+            raise NotFound(f"project {name} has no such file")
+        return self._render("file.html", project=name, file=files[0], slices=slices)
+
+    async def _job(self, request: Request) -> Response:
+        name = request.path_params["project"]
+        job = {"cluster": request.path_params["cluster"], "process": request.path_params["process"]}
+        (history,) = await self._reader.read(request, ("job_history", {"project": name, **job}))
+        return self._render("job.html", project=name, **job, history=history)
+
+    async def _attempts(self, request: Request) -> Response:
+        name, hours = request.path_params["project"], _window(request)
+        chosen = {key: request.query_params.get(key) or None for key in ("outcome", "worker", "site")}
+        wish = {
+            **chosen,
+            "project": name,
+            "hours": hours,
+            "exit_code": _integer(request, "exit_code"),
+            "limit": 200,
+        }
+        (attempts,) = await self._reader.read(request, ("list_attempts", wish))
+        chosen["exit_code"] = request.query_params.get("exit_code") or None
+        return self._render("attempts.html", project=name, attempts=attempts, chosen=chosen, hours=hours)
+
+    async def _live(self, request: Request) -> Response:
+        name = request.path_params["project"]
+        (live,) = await self._reader.read(request, ("live_attempts", {"project": name, "limit": 1000}))
+        return self._render("live.html", project=name, live=live)
+
+    async def _quarantine(self, request: Request) -> Response:
+        name = request.path_params["project"]
+        (rows,) = await self._reader.read(request, ("quarantined", {"project": name}))
+        return self._render("quarantine.html", project=name, quarantined=rows)
+
+    async def _workers(self, request: Request) -> Response:
+        name, hours = request.path_params["project"], _window(request, standard=2)
+        wish: dict[str, object] = {"project": name, "hours": hours, "limit": 50}
+        failing, slow, busy, refused = await self._reader.read(
+            request,
+            ("attempts_by_worker", {**wish, "order": "failing"}),
+            ("attempts_by_worker", {**wish, "order": "slow"}),
+            ("attempts_by_worker", {**wish, "order": "busy"}),
+            ("blocked_workers", {"project": name}),
+        )
+        return self._render(
+            "workers.html",
+            project=name,
+            failing=failing,
+            slow=slow,
+            busy=busy,
+            refused=refused,
+            hours=hours,
+        )
+
+
+def _integer(request: Request, name: str) -> int | None:
+    text = request.query_params.get(name, "")
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else None
+
+
+def _window(request: Request, standard: int = 24) -> int:
+    hours = _integer(request, "hours") or standard
+    return hours if hours in WINDOWS else standard
+
+
+def _number(value: float | None, digits: int = 0) -> str:
+    return "–" if value is None else f"{value:,.{digits}f}"
+
+
+def _time(value: datetime | None) -> str:
+    return "–" if value is None else f"{value.astimezone(UTC):%d %b %Y %H:%M:%S}"
+
+
+def _day(value: datetime) -> str:
+    return f"{value.astimezone(UTC):%a %d %b %Y %H:%M}"
+
+
+def _age(seconds: float | None) -> str:
+    if seconds is None:
+        return "–"
+    sign, seconds = ("-" if seconds < 0 else ""), abs(round(seconds))
+    for unit, name, rest in ((86400, "d", "h"), (3600, "h", "min"), (60, "min", "s")):
+        if seconds >= unit:
+            smaller = {"h": 3600, "min": 60, "s": 1}[rest]
+            return f"{sign}{seconds // unit} {name} {seconds % unit // smaller:02} {rest}"
+    return f"{sign}{seconds} s"
+
+
+def _size(value: float | None) -> str:
+    if value is None:
+        return "–"
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:,.0f} {unit}" if unit == "B" else f"{value:,.1f} {unit}"
+        value /= 1000
+    return f"{value:,.1f} TB"

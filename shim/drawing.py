@@ -1,0 +1,154 @@
+"""Pictures in SVG, from rows of the database: the bar of a project, the plot of its rate, the map of its files.
+
+Colours are the style sheet's: everything here has a class. Lengths are numbers of cells; the browser scales them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from itertools import groupby
+from typing import Any
+
+Row = Mapping[str, Any]
+
+PARTS = ("done", "leased", "ready", "quarantined", "uncut")
+# How a row of the map is drawn: a little air between rows when there is room for it.
+ROW_PX, LEAST_ROW_PX, MAP_PX = 14, 3, 900
+LABEL_PX = 16
+
+
+def bar(row: Row) -> list[dict[str, Any]]:
+    """Returns the parts of the bar of a project or file, left to right, as percentages.
+
+    A part that is not empty is at least a hair wide, so that one quarantined block of millions is seen.
+
+    Parameters: row  has blocks and blocks_done, blocks_leased ...
+    """
+    total = max(row["blocks"], 1)
+    shares = {
+        name: max(100 * row[f"blocks_{name}"] / total, 0.4 if row[f"blocks_{name}"] else 0) for name in PARTS
+    }
+    scale = 100 / max(sum(shares.values()), 1e-9)
+    parts, at = [], 0.0
+    for name in PARTS:
+        width = shares[name] * scale
+        if width:
+            parts.append(
+                {"name": name, "x": round(at, 3), "width": round(width, 3), "blocks": row[f"blocks_{name}"]}
+            )
+        at += width
+    return parts
+
+
+def plot(rows: Sequence[Row], width: int = 1160, height: int = 170) -> dict[str, Any]:
+    """Returns the bars of the rate plot, with its axes.
+
+    Parameters: rows  of osgprod.rate;  width, height  [px]
+    Returns:    bars with x, y, width, height, failures' height and a text; ticks of both axes
+    """
+    per_hour = [row["blocks_done"] * 3600 / row["interval_s"] for row in rows]
+    bad = [row["failed"] + row["node_faults"] + row["lost"] for row in rows]
+    top, step = _nice(max(per_hour, default=0))
+    base, bad_px = height - 34, 12
+    column = width / max(len(rows), 1)
+    bars = [
+        {
+            "x": round(n * column, 2),
+            "width": round(max(column - (1 if column > 4 else 0.2), 0.5), 2),
+            "y": round(base - base * rate / top, 2),
+            "height": round(base * rate / top, 2),
+            "bad_y": base + 2,
+            "bad_height": round(bad_px * failures / max(*bad, 1), 2) if failures else 0,
+            "text": f"{row['began_at'].astimezone(UTC):%d %b %H:%M} UTC: {rate:,.0f} blocks/h, {failures} bad ends",
+        }
+        for n, (row, rate, failures) in enumerate(zip(rows, per_hour, bad, strict=True))
+    ]
+    levels = [
+        {"y": round(base - base * n * step / top, 1), "text": f"{n * step:,g}"}
+        for n in range(1, round(top / step) + 1)
+    ]
+    return {
+        "bars": bars,
+        "levels": levels,
+        "times": _times(rows, column),
+        "width": width,
+        "height": height,
+        "base": base,
+    }
+
+
+def _nice(largest: float) -> tuple[float, float]:
+    """A round end of an axis above the largest value, and the step between its two to five marks."""
+    if largest <= 0:
+        return 1.0, 1.0
+    power = 10.0 ** math.floor(math.log10(largest))
+    step = next(power * m for m in (0.2, 0.5, 1, 2, 5) if largest / (power * m) <= 5)
+    return math.ceil(largest / step) * step, step
+
+
+def _times(rows: Sequence[Row], column: float) -> list[dict[str, Any]]:
+    """About six marks of the time axis, on round times."""
+    if not rows:
+        return []
+    span = rows[0]["interval_s"] * len(rows)
+    step = next((s for s in (600, 1800, 3600, 10800, 21600, 43200, 86400, 604800) if span / s <= 8), 2592000)
+    marks = []
+    for n, row in enumerate(rows):
+        at: datetime = row["began_at"].astimezone(UTC)
+        if at.timestamp() % step < row["interval_s"] and 0 < n < len(rows) - len(rows) / 12:
+            text = f"{at:%H:%M}" if step < 86400 and (at.hour or at.minute) else f"{at:%d %b}"
+            marks.append({"x": round(n * column, 1), "text": text})
+    return marks
+
+
+def file_map(rows: Sequence[Row]) -> dict[str, Any]:
+    """Returns the map of runs and files: one path for each degree of completeness, and the place of each row.
+
+    Neighbours that are alike are one rectangle: a map of 100,000 files is a few kilobytes.
+
+    Parameters: rows  of osgprod.map_files
+    """
+    columns = max((len(row["cells"]) for row in rows), default=1)
+    row_px = max(LEAST_ROW_PX, min(ROW_PX, MAP_PX // max(len(rows), 1)))
+    paths: dict[str, list[str]] = {}
+    for y, row in enumerate(rows):
+        x = 0
+        for kind, group in groupby(row["cells"]):
+            length = len(list(group))
+            if kind != ".":
+                paths.setdefault(kind, []).append(f"M{x} {y}h{length}v.86h-{length}z")
+            x += length
+    every = max(1, math.ceil(LABEL_PX / row_px))
+    lines = [
+        {
+            "y": y,
+            "run": row["first_run"],
+            "last_run": row["last_run"],
+            "name": runs_text(row),
+            "text": f"{runs_text(row)}: {row['files_finished']} of {row['files']} files finished,"
+            f" {100 * row['blocks_done'] // max(row['blocks'], 1)} % of blocks done",
+            "is_labelled": y % every == 0,
+            "label_y": y * row_px + min(row_px, LABEL_PX) - 4,
+        }
+        for y, row in enumerate(rows)
+    ]
+    kinds = {"#": "all", "q": "q"}
+    return {
+        "columns": columns,
+        "rows": len(rows),
+        "height": max(len(rows) * row_px, 1),
+        "row_px": row_px,
+        "paths": [(kinds.get(kind, kind), "".join(path)) for kind, path in sorted(paths.items())],
+        "lines": lines,
+        "files": sum(row["files"] for row in rows),
+        "files_finished": sum(row["files_finished"] for row in rows),
+        "files_a_cell": rows[0]["files_a_cell"] if rows else 1,
+    }
+
+
+def runs_text(row: Row) -> str:
+    """Returns 'run 71728', or 'runs 71728-71731' for a group."""
+    first, last = row["first_run"], row["last_run"]
+    return f"run {first}" if first == last else f"runs {first}–{last}"
