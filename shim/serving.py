@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import socket
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -79,7 +80,11 @@ def _run(config: uvicorn.Config, listener: socket.socket) -> None:
     if config.workers > 1:
         from uvicorn.supervisors import Multiprocess
 
-        Multiprocess(config, sockets=[listener]).run()
+        with tempfile.TemporaryDirectory(prefix="osgprod-metrics-") as folder:
+            os.environ.setdefault(
+                "PROMETHEUS_MULTIPROC_DIR", folder
+            )  # where the processes add up what they count
+            Multiprocess(config, sockets=[listener]).run()
     else:
         uvicorn.Server(config).run(sockets=[listener])
 
