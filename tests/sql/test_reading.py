@@ -319,7 +319,6 @@ def test_health_is_told_by_what_happened_and_with_what_to_do(world: World) -> No
     assert health() == [("bad", "failing")]
     put_reports(world, [(60, "done", 0, None, 1)] * 60)
     assert health() == [("well", "healthy")], "ten of seventy are not yet failing"
-    world.db.execute("DELETE FROM osgprod_data.reports WHERE cluster = 9")  # they have no attempts
     call(world.db, "ban_worker", project="p", worker="wn1", seconds=60)
     world.set(state="paused")
     assert health() == [("attention", "paused"), ("attention", "refused-workers")]
@@ -330,6 +329,7 @@ def test_health_is_told_by_what_happened_and_with_what_to_do(world: World) -> No
     world.checkout(77)
     world.db.execute("UPDATE osgprod_data.projects SET next_due_at = now() - interval '1 h'")
     assert health()[0] == ("bad", "leases")
+    world.db.execute("DELETE FROM osgprod_data.reports WHERE cluster = 9")  # they have no attempts
 
 
 def test_finished_production_is_called_done_and_names_its_quarantine(world: World) -> None:
