@@ -1,0 +1,399 @@
+"""A real HTCondor pool runs the submit file that ships: a production to its end, and what each exit code does."""
+
+from __future__ import annotations
+
+import tarfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shim import scan
+from shim.database import call, connect, migrate
+from shim.embedded import temporary_server
+from shim.eviowriter import write_file
+from tests.grid.parts import need
+from tests.grid.pool import HELD, IDLE, RUNNING, USER, Pool, build
+from tests.grid.xrootd import XRootD
+from tests.support import LiveShim, World
+
+EVENTS = 5
+COMPLETED = 4
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[Pool]:
+    need("debootstrap")
+    reason = build()
+    if reason:
+        pytest.skip(reason)
+    with Pool() as pool:
+        yield pool
+
+
+def add_files(world: World, project: str, xrootd: XRootD, sizes: list[int], run: int) -> int:
+    """Makes files with so many blocks the work of a project, served by XRootD; returns the number of events."""
+    first = 1
+    paths = [xrootd.data / "raw" / f"hd_rawdata_{run:06d}_{n:03d}.evio" for n in range(len(sizes))]
+    for path, nblocks in zip(paths, sizes, strict=True):
+        first += write_file(path, nblocks, EVENTS, first_event=first)
+    prefix = f"http://127.0.0.1:{xrootd.https_port}//raw"
+    world.set(project, xrootd_prefix=prefix, strip_prefix=str(xrootd.data / "raw"))
+    for index in scan.indexes(paths):
+        scan.register(world.db, index)
+    call(world.db, "load_slices", project=project, runs=[run])
+    return first - 1
+
+
+def credentials(pool: Pool, xrootd: XRootD) -> str:
+    """Puts the server's certificate and a token where jobs find them; returns the environment that says so."""
+    (pool.srv / "cert.pem").write_bytes(xrootd.certificate.read_bytes())
+    (pool.srv / "token").write_text(xrootd.token())
+    return "CURL_CA_BUNDLE=/srv/cert.pem BEARER_TOKEN_FILE=/srv/token"
+
+
+# --- a production --------------------------------------------------------------------------------------------
+
+
+def leased(world: World) -> list[int]:
+    """The processes that hold a slice, those that began last first."""
+    rows = world.db.execute(
+        "SELECT a.process FROM osgprod_data.slices s JOIN osgprod_data.attempts a USING (project_id, cluster,"
+        " process, nstart) WHERE s.state = 'leased' ORDER BY a.started_at DESC"
+    ).fetchall()
+    return [row["process"] for row in rows]
+
+
+def slices_of(world: World, process: int) -> list[tuple[int, int]]:
+    """What the starts of a job got, in their order."""
+    rows = world.db.execute(
+        "SELECT rawdata_id, block1 FROM osgprod_data.attempts WHERE process = %s ORDER BY nstart", [process]
+    ).fetchall()
+    return [(row["rawdata_id"], row["block1"]) for row in rows]
+
+
+def reported(world: World, process: int) -> list[tuple[int, str]]:
+    rows = world.db.execute(
+        "SELECT nstart, outcome FROM osgprod_data.reports WHERE process = %s AND by_worker ORDER BY nstart",
+        [process],
+    ).fetchall()
+    return [(row["nstart"], row["outcome"]) for row in rows]
+
+
+def kill_starter(pool: Pool, cluster: int, process: int) -> None:
+    """Kills the condor_starter above a job, and nothing else."""
+    pool.run(
+        "bash",
+        "-c",
+        f'job=$(pgrep -o -f "osgprod_exec.sh {cluster} {process} 1") && kill -9 $(ps -o ppid= -p $job)',
+    )
+
+
+def test_production_ends_with_each_output_there_once_whatever_happens_to_its_jobs(
+    pool: Pool, xrootd: XRootD, world: World, shim: LiveShim
+) -> None:
+    """200 jobs over 3 files; some are vacated, removed, held, or lose their starter."""
+    events = add_files(world, "p", xrootd, [64, 63, 63], run=2)
+    world.set(lease_s=25, heartbeat_s=3, wait_s=2)
+    (pool.srv / "home" / "magic").write_text("m")
+    environment = f"{credentials(pool, xrootd)} OSGPROD_MAX_WAIT_S=120 OSGPROD_DEMO_PAUSE_S=4"
+    cluster = pool.submit(
+        "home",
+        server=shim.url,
+        project="p",
+        magic_file="magic",
+        count=200,
+        memory="100MB",
+        disk="10MB",
+        outputs=f"{xrootd.https_url}/outputs",
+        env=environment,
+        release_after=5,
+    )
+    victims: dict[str, list[int]] = {"vacated": [], "removed": [], "held": [], "starter": []}
+    what_to_do: list[tuple[str, Callable[[str], object]]] = [
+        ("vacated", lambda job: pool.as_user("condor_vacate_job", "-fast", job)),
+        ("removed", lambda job: pool.as_user("condor_rm", job)),
+        ("held", lambda job: pool.as_user("condor_hold", job)),
+        ("starter", lambda job: kill_starter(pool, cluster, int(job.split(".")[1]))),
+    ]
+    end = time.monotonic() + 120
+    while len(leased(world)) < 12:
+        assert time.monotonic() < end, pool.logs("home")[-3000:]
+        time.sleep(0.2)
+    for _ in range(4):
+        for name, act in what_to_do:
+            fresh = [n for n in leased(world) if not any(n in chosen for chosen in victims.values())]
+            if fresh:
+                victims[name].append(fresh[0])
+                act(f"{cluster}.{fresh[0]}")
+        for process in victims["held"]:
+            pool.run("condor_release", f"{cluster}.{process}", check=False, user=USER)
+
+    def is_empty(jobs: list[dict[str, Any]]) -> bool:
+        held = [f"{cluster}.{job['ProcId']}" for job in jobs if job["JobStatus"] == HELD]
+        if held:  # those whose hold was under way when they were released
+            pool.run("condor_release", *held, check=False, user=USER)
+        return not jobs
+
+    pool.wait_for(cluster, "the queue does not empty", is_empty, timeout_s=240)
+
+    progress = world.progress()
+    assert (progress["blocks_done"], progress["files_finished"]) == (190, 3)
+    assert call(world.db, "verify", project="p") == []
+    for name in ("vacated", "held", "starter"):
+        restarted = [n for n in victims[name] if len(slices_of(world, n)) > 1]
+        assert len(restarted) >= 3, (name, victims[name])  # one may have been done just before
+        for process in restarted:
+            first, second = slices_of(world, process)[:2]
+            assert first == second, f"job {cluster}.{process} was {name} and got another slice"
+            assert reported(world, process) == [(2, "done")]
+    gone = [n for n in victims["removed"] if not reported(world, n)]
+    assert len(gone) >= 3
+    for process in gone:
+        (its,) = slices_of(world, process)
+        rows = world.db.execute(
+            "SELECT state, process FROM osgprod_data.slices WHERE rawdata_id = %s AND block1 = %s", its
+        ).fetchall()
+        assert [row["state"] for row in rows] == ["done"]
+        assert rows[0]["process"] != process, "another job did it"
+
+    outputs = sorted((xrootd.data / "outputs").glob("job_*"))
+    urls = world.db.execute("SELECT output_url FROM osgprod_data.reports WHERE outcome = 'done'").fetchall()
+    assert sorted(row["output_url"].rpartition("/")[2] for row in urls) == [path.name for path in outputs]
+    assert events_in(outputs) == Counter(range(1, events + 1))
+
+
+def events_in(tarballs: list[Path]) -> Counter[int]:
+    seen: Counter[int] = Counter()
+    for tarball in tarballs:
+        with tarfile.open(tarball) as archive:
+            file = archive.extractfile("./events.txt")
+            assert file is not None
+            lines = file.read().decode().split()
+        assert lines[0] == "begin-of-run", tarball.name
+        seen.update(int(line) for line in lines[1:])
+    return seen
+
+
+# --- what an exit code does ----------------------------------------------------------------------------------
+
+
+class Policies:
+    """One job, or a few, for each line of the table in osgprod.sub; all sent at once."""
+
+    def __init__(self, pool: Pool, xrootd: XRootD, world: World, shim: LiveShim) -> None:
+        self.pool, self.world = pool, world
+        self._xrootd, self._shim = xrootd, shim
+        self._run = 100
+        self.clusters: dict[str, int] = {}
+
+    def send(self, name: str, script: str = "true", blocks: int = 8, **settings: object) -> None:
+        """Sends a job of a project of that name, whose reconstruction is a bash script."""
+        self._run += 1
+        self.world.with_project(name, token_required=True, backoff_s=0, max_fast_failures=1000)
+        add_files(self.world, name, self._xrootd, [blocks], self._run)
+        self._shim.add_template(name)
+        folder = self.pool.submit_folder(name)
+        (folder / "magic").write_text("m")
+        program = self.pool.srv / f"{name}.sh"
+        program.write_text(f"#!/bin/bash\n{script}\n")
+        program.chmod(0o755)
+        (self.pool.srv / f"{name}.d").mkdir()
+        (self.pool.srv / f"{name}.d").chmod(0o777)
+        values = {
+            "server": self._shim.url,
+            "project": name,
+            "magic_file": "magic",
+            "count": 1,
+            "memory": "100MB",
+            "disk": "10MB",
+            "recon": f"/srv/{name}.sh",
+            "env": "OSGPROD_TRIES=1 OSGPROD_MAX_WAIT_S=0",
+            "release_after": 6,
+            **settings,
+        }
+        self.clusters[name] = self.pool.submit(name, **values)
+
+    def wait_for(self, name: str, what: str, is_so: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        cluster = self.clusters[name]
+        last: dict[str, Any] = {}
+
+        def look(jobs: list[dict[str, Any]]) -> bool:
+            nonlocal last
+            last = jobs[0] if jobs else self.pool.job(cluster)
+            return bool(last) and is_so(last)
+
+        self.pool.wait_for(cluster, f"{name}: {what}", look)
+        return last
+
+    def attempts(self, name: str) -> list[dict[str, Any]]:
+        return self.world.db.execute(
+            "SELECT a.nstart, a.block1, r.exit_code, r.outcome FROM osgprod_data.attempts a"
+            " JOIN osgprod_data.projects p USING (project_id) LEFT JOIN osgprod_data.reports r"
+            " USING (project_id, cluster, process, nstart) WHERE p.name = %s ORDER BY a.process, a.nstart",
+            [name],
+        ).fetchall()
+
+
+@pytest.fixture(scope="module")
+def policies(pool: Pool, xrootd: XRootD, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Policies]:
+    with temporary_server() as dsn:
+        migrate(dsn, say=lambda line: None)
+        with connect(dsn) as db:
+            world = World(db, dsn)
+            with LiveShim(dsn, tmp_path_factory.mktemp("www")) as shim:
+                policies = Policies(pool, xrootd, world, shim)
+                policies.send("done")
+                policies.send("nowork", blocks=1, count=3)
+                policies.send("fails", "echo bad event; exit 3", retries=2)
+                policies.send("starts", "exit 3", max_starts=1)
+                policies.send("node", "[[ -e /srv/node.d/once ]] || { touch /srv/node.d/once; kill -9 $$; }")
+                policies.send("away", server="http://127.0.0.1:9/osgprod")
+                policies.send("refused")
+                (pool.srv / "refused" / "magic").write_text("wrong")
+                policies.send("forgotten", server="http://127.0.0.1:9/x", release_after=99, max_held_hours=0)
+                policies.send("killed", "touch /srv/killed.d/at_work; [[ -e /srv/killed.d/go ]] || sleep 60")
+                policies.send("hangs", "sleep 60", max_hours=0, release_after=99)
+                yield policies
+
+
+def test_done_job_leaves_the_queue_and_its_tarball_comes_home(policies: Policies, pool: Pool) -> None:
+    job = policies.wait_for("done", "leaves the queue", lambda job: job["JobStatus"] == COMPLETED)
+    assert (job["ExitCode"], job["NumJobStarts"]) == (0, 1)
+    (tarball,) = (pool.srv / "done").glob("*.tar.gz")
+    assert tarball.name == f"job_{policies.clusters['done']}_0.tar.gz"
+    assert [row["outcome"] for row in policies.attempts("done")] == ["done"]
+
+
+def test_jobs_without_work_leave_the_queue_and_bring_nothing(policies: Policies, pool: Pool) -> None:
+    pool.wait_for(policies.clusters["nowork"], "leave the queue", lambda jobs: not jobs)
+    assert len(list((pool.srv / "nowork").glob("*.tar.gz"))) == 1
+
+
+def test_job_whose_slice_fails_asks_for_others_until_its_retries_are_used_up(policies: Policies) -> None:
+    job = policies.wait_for("fails", "leaves the queue", lambda job: job["JobStatus"] == COMPLETED)
+    assert (job["ExitCode"], job["NumJobCompletions"]) == (10, 3)
+    assert [(row["nstart"], row["exit_code"]) for row in policies.attempts("fails")] == [
+        (1, 3),
+        (2, 3),
+        (3, 3),
+    ]
+
+
+def test_job_that_was_started_too_often_is_let_go(policies: Policies) -> None:
+    job = policies.wait_for("starts", "leaves the queue", lambda job: job["JobStatus"] == COMPLETED)
+    assert (job["ExitCode"], job["NumJobStarts"]) == (10, 1)
+
+
+def test_after_a_nodes_fault_the_job_runs_on_another_machine(policies: Policies, pool: Pool) -> None:
+    job = policies.wait_for(
+        "node", "is idle", lambda job: job["JobStatus"] == IDLE and job.get("ExitCode") == 20
+    )
+    machine = pool.run("condor_status", "-af", "Machine").stdout.split()[0]
+    assert job["MachineAttrMachine0"] == machine
+    time.sleep(5)  # two rounds of the negotiator, with slots free
+    job = pool.job(policies.clusters["node"])
+    assert (job["JobStatus"], job["NumJobStarts"]) == (IDLE, 1), "not here again"
+    pool.as_user("condor_qedit", str(policies.clusters["node"]), "MachineAttrMachine0", '"elsewhere"')
+    policies.wait_for("node", "leaves the queue", lambda job: job["JobStatus"] == COMPLETED)
+    assert [row["outcome"] for row in policies.attempts("node")] == ["node-fault", "done"]
+
+
+def test_job_that_finds_the_server_away_is_held_and_released_by_itself(policies: Policies) -> None:
+    job = policies.wait_for("away", "is held", lambda job: job["JobStatus"] == HELD)
+    assert (job["HoldReasonSubCode"], job["ExitCode"]) == (30, 30)
+    policies.wait_for("away", "runs again", lambda job: job["NumJobStarts"] >= 2)
+
+
+def test_refused_job_is_held_until_somebody_releases_it(policies: Policies, pool: Pool) -> None:
+    job = policies.wait_for("refused", "is held", lambda job: job["JobStatus"] == HELD)
+    assert (job["HoldReasonSubCode"], job["ExitCode"]) == (40, 40)
+    assert "refused" in job["HoldReason"]
+    time.sleep(max(0.0, job["EnteredCurrentStatus"] + 10 - time.time()))  # longer than release_after
+    assert pool.job(policies.clusters["refused"])["JobStatus"] == HELD
+    (pool.srv / "refused" / "magic").write_text("m")
+    pool.as_user("condor_release", str(policies.clusters["refused"]))
+    job = policies.wait_for("refused", "leaves the queue", lambda job: job["JobStatus"] == COMPLETED)
+    assert job["ExitCode"] == 0
+
+
+def test_job_that_is_held_for_long_is_removed(policies: Policies, pool: Pool) -> None:
+    pool.wait_for(policies.clusters["forgotten"], "is removed", lambda jobs: not jobs)
+    assert pool.job(policies.clusters["forgotten"])["JobStatus"] == 3
+
+
+def test_job_that_is_killed_by_a_signal_runs_again_and_gets_its_slice_back(
+    policies: Policies, pool: Pool
+) -> None:
+    at_work = pool.srv / "killed.d" / "at_work"
+    policies.wait_for("killed", "is at work", lambda job: job["JobStatus"] == RUNNING and at_work.exists())
+    (pool.srv / "killed.d" / "go").touch()
+    pool.run("bash", "-c", f'kill -9 $(pgrep -o -f "osgprod_exec.sh {policies.clusters["killed"]} 0 1")')
+    job = policies.wait_for("killed", "leaves the queue", lambda job: job["JobStatus"] == COMPLETED)
+    assert (job["ExitCode"], job["NumJobStarts"]) == (0, 2)
+    first, second = policies.attempts("killed")
+    assert (first["block1"], first["outcome"]) == (second["block1"], None)
+    assert second["outcome"] == "done"
+
+
+def test_job_that_hangs_is_held_with_the_reason(policies: Policies) -> None:
+    job = policies.wait_for("hangs", "is held", lambda job: job["JobStatus"] == HELD)
+    assert (job["HoldReasonSubCode"], job["HoldReason"]) == (30, "it ran for more than 0 hours")
+
+
+# --- the submit file as text ---------------------------------------------------------------------------------
+
+
+def dry_run(pool: Pool, **settings: object) -> dict[str, str]:
+    """The first job as condor_submit would send it."""
+    arguments = [f"{name}={value}" for name, value in settings.items()]
+    command = ["condor_submit", "-dry-run", "-", *arguments, "/srv/condor/osgprod.sub"]
+    lines = pool.run(*command, user=USER, cwd="/srv/home").stdout.splitlines()
+    return dict(line.split("=", 1) for line in lines if "=" in line)
+
+
+def test_submit_file_takes_its_settings_from_the_command_line(pool: Pool) -> None:
+    ad = dry_run(pool, project="x", count=7, cores=4, memory="8GB", disk="20GB", server="https://h/osgprod")
+    assert (ad["RequestCpus"], ad["RequestMemory"], ad["RequestDisk"]) == ("4", "8192", str(20 << 20))
+    assert ad["Args"] == '"1 0 4"' or ad["Arguments"] == '"1 0 4"'
+    assert "OSGPROD_URL=https://h/osgprod" in str(ad)
+    assert ad["ProjectName"] == '"x"'
+    assert ad["Cmd"] == '"/srv/condor/osgprod_exec.sh"'
+
+
+def test_submit_file_follows_the_conventions_of_the_osg(pool: Pool) -> None:
+    image = "/cvmfs/singularity.opensciencegrid.org/group/image:latest"
+    ad = dry_run(
+        pool,
+        osg_project="Group_Project",
+        accounting_group="group.prod",
+        image=image,
+        sites='GLIDEIN_Site =!= "There"',
+        destination="osdf:///group/out",
+        recon="hd_root -PPLUGINS=danarest",
+        inputs="/srv/token",
+        env="A=1 B='two words'",
+    )
+    assert ad["ProjectName"] == '"Group_Project"'
+    assert ad["SingularityImage"] == f'"{image}"'
+    assert ad["AcctGroup"] == '"group.prod"'
+    assert '(GLIDEIN_Site =!= "There")' in ad["Requirements"]
+    assert ad["OutputDestination"] == '"osdf:///group/out"'
+    assert ad["TransferInput"] == '"/srv/token"'
+    assert "two words" in str(ad) and "hd_root -PPLUGINS=danarest" in str(ad)
+
+
+def test_magic_travels_as_a_file_and_stays_out_of_the_job(pool: Pool) -> None:
+    (pool.srv / "home" / "magic").write_text("very secret")
+    ad = dry_run(pool, magic_file="/srv/home/magic")
+    assert "very secret" not in str(ad)
+    assert ad["TransferInput"] == '"/srv/home/magic"'
+    assert ad["EncryptInputFiles"] == '"magic"'
+    assert "OSGPROD_MAGIC_FILE=magic" in str(ad)
+
+
+def test_pool_leaves_nothing_mounted(pool: Pool) -> None:
+    assert str(pool.srv) not in Path("/proc/mounts").read_text()
