@@ -238,7 +238,7 @@ def _server_user() -> pwd.struct_passwd | None:
 
 def _programs_for(user: pwd.struct_passwd | None, folder: Path) -> Path:
     """The folder with initdb and postgres; a copy of it when the server's user can't enter where it is."""
-    programs = _find_programs()
+    programs = find_programs()
     if user is None or can_enter(programs):
         return programs
     copy = folder / "programs"
@@ -248,8 +248,11 @@ def _programs_for(user: pwd.struct_passwd | None, folder: Path) -> Path:
     return copy / "pginstall" / "bin"
 
 
-def _find_programs() -> Path:
-    """OSGPROD_PG_BINDIR, else the wheel's, else those of an installed server."""
+def find_programs() -> Path:
+    """The folder with initdb and postgres: OSGPROD_PG_BINDIR, else the wheel's, else those of an installed server.
+
+    Errors: EmbeddedError  there are none
+    """
     named = os.environ.get("OSGPROD_PG_BINDIR")
     candidates = [Path(named)] if named else list(_candidates())
     for folder in candidates:

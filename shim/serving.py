@@ -34,12 +34,20 @@ DEMO_PROJECT = "demo"
 DEMO_MAGIC = "my magic"
 
 
-def serve(host: str, port: int, uds: str | None, workers: int, say: Callable[[str], None]) -> None:
+def serve(
+    host: str,
+    port: int,
+    uds: str | None,
+    workers: int,
+    say: Callable[[str], None],
+    application: str = "shim.app:create_app",
+) -> None:
     """Serves until SIGINT or SIGTERM; then everything that it started is stopped as well.
 
-    Parameters: host, port  to listen on; port 0 = a free one;  uds  unix socket instead of both
-                workers     processes; each has a pool of its own
-                say         is called with one line for each thing worth knowing
+    Parameters: host, port   to listen on; port 0 = a free one;  uds  unix socket instead of both
+                workers      processes; each has a pool of its own
+                say          is called with one line for each thing worth knowing
+                application  what makes the ASGI application, as MODULE:FUNCTION
     Errors:     EmbeddedError, DatabaseError, psycopg.Error, OperatorError (the port is taken, a setting makes no sense)
     """
     # uvicorn raises the signal again when it is done: this makes an orderly end of it.
@@ -47,7 +55,7 @@ def serve(host: str, port: int, uds: str | None, workers: int, say: Callable[[st
     create_app()  # a setting that makes no sense is told here, not by each worker again and again
     with contextlib.ExitStack() as stack, contextlib.suppress(KeyboardInterrupt):
         config = uvicorn.Config(
-            "shim.app:create_app",
+            application,
             factory=True,
             host=host,
             port=port,

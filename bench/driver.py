@@ -1,0 +1,159 @@
+"""Clients of the HTTP measures: many keep-alive connections in one process that costs little itself.
+
+``python -m bench.driver '{"port": 8080, "talk": "pairs", ...}'`` prints one JSON object with what was measured.
+"""
+
+from __future__ import annotations
+
+import json
+import select
+import socket
+import sys
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to drive.
+
+    port      on the loopback;  talk  pairs of checkout and report, or lines of the bound;  clients  connections
+    seconds   how long, or requests  how many at least [0 = no limit]
+    rate      requests a second in all, sent when they are due; 0 = each as soon as the one before is answered
+    cluster0  number of the first client's cluster
+    """
+
+    port: int
+    talk: Literal["pairs", "lines"]
+    clients: int = 16
+    seconds: float = 5.0
+    requests: int = 0
+    rate: float = 0.0
+    cluster0: int = 1
+
+
+class Client:
+    """One job host: a connection that asks, reports, and asks as the next job.
+
+    Parameters: order  see there;  number  of this client
+    """
+
+    def __init__(self, order: Order, number: int) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", order.port))
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.due = 0.0
+        self.is_idle = True
+        self.is_checkout = True
+        self._talks_pairs = order.talk == "pairs"
+        self._cluster = order.cluster0 + number
+        self._process = 0
+        self._answer = b""
+        self._token = b""
+
+    def send(self) -> None:
+        """Sends the next request."""
+        self.is_idle = False
+        if not self._talks_pairs:
+            self.socket.sendall(_request(b"line"))
+        elif self.is_checkout:
+            self._process += 1
+            self.socket.sendall(
+                _request(
+                    b"workscript.bash?project=p&cluster=%d&process=%d&cpus=1&magic=m",
+                    self._cluster,
+                    self._process,
+                )
+            )
+        else:
+            self.socket.sendall(
+                _request(
+                    b"workscript.exit?exitcode=0&cluster=%d&process=%d&project=p&magic=m&token=%s",
+                    *(self._cluster, self._process, self._token),
+                )
+            )
+
+    def receive(self) -> bool:
+        """Takes what has come; true when the answer is whole. Ends the program when it is not the expected one."""
+        data = self.socket.recv(1 << 18)
+        answer = self._answer + data
+        head, found, body = answer.partition(b"\r\n\r\n")
+        if not data or (found and not head.startswith(b"HTTP/1.1 200")):
+            sys.exit(f"driver: unexpected answer: {answer[:300]!r}")
+        self._answer = answer
+        if not found or len(body) < int(_header(head, b"content-length")):
+            return False
+        self._answer = b""
+        self.is_idle = True
+        if self._talks_pairs:
+            wanted = b"assigned" if self.is_checkout else b"done"
+            if _header(head, b"osgprod-status") != wanted:
+                sys.exit(f"driver: unexpected answer: {answer[:300]!r}")
+            if self.is_checkout:
+                self._token = _header(head, b"osgprod-token")
+            self.is_checkout = not self.is_checkout
+        return True
+
+
+def _request(target: bytes, *values: object) -> bytes:
+    return (
+        b"GET /osgprod/%s HTTP/1.1\r\nHost: 127.0.0.1\r\nUser-Agent: curl/8.14.1\r\nAccept: */*\r\n\r\n"
+        % (target % values)
+    )
+
+
+def _header(head: bytes, name: bytes) -> bytes:
+    begin = head.lower().index(b"\r\n" + name + b": ") + len(name) + 4
+    return head[begin:].partition(b"\r\n")[0]
+
+
+def drive(order: Order) -> dict[str, float]:
+    """Runs the clients.
+
+    Returns: requests, per_s [requests/s], p50_ms and p99_ms of checkouts or lines, from when they were due
+    """
+    clients = [Client(order, number) for number in range(order.clients)]
+    poll = select.epoll()
+    by_number = {client.socket.fileno(): client for client in clients}
+    for number in by_number:
+        poll.register(number, select.EPOLLIN)
+    interval = order.clients / order.rate if order.rate else 0.0
+    begin = time.perf_counter()
+    end = begin + order.seconds if order.seconds else float("inf")
+    for position, client in enumerate(clients):
+        client.due = begin + position * interval / order.clients
+    latencies: list[float] = []
+    count, now = 0, begin
+    idle = list(clients)
+    while now < end and not 0 < order.requests <= count:
+        still_idle = []
+        for client in idle:
+            if client.due <= now:
+                client.send()
+            else:
+                still_idle.append(client)
+        idle = still_idle
+        wait = max(min(client.due for client in idle) - now, 0.0) if idle else 1.0
+        events = poll.poll(min(wait, 1.0))
+        now = time.perf_counter()
+        for number, _ in events:
+            client = by_number[number]
+            was_checkout = client.is_checkout
+            if not client.receive():
+                continue
+            count += 1
+            if was_checkout:
+                latencies.append(now - client.due)
+            client.due = client.due + interval if interval else now
+            idle.append(client)
+    latencies.sort()
+    return {
+        "requests": count,
+        "per_s": count / (now - begin),
+        "p50_ms": 1000 * latencies[len(latencies) // 2],
+        "p99_ms": 1000 * latencies[len(latencies) * 99 // 100],
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(drive(Order(**json.loads(sys.argv[1])))))

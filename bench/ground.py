@@ -1,0 +1,237 @@
+"""The ground that the measures stand on: a durable PostgreSQL of our own, and databases filled for them."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from shim.database import call, connect, migrate
+from shim.embedded import Server
+
+HERE = Path(__file__).resolve().parent
+# The server's own defaults are durable (fsync, synchronous_commit, full_page_writes on). Memory as on a machine that
+# the database has for itself; no checkpoint by volume in the middle of one round and not of the next.
+SETTINGS = {
+    "shared_buffers": "2GB",
+    "max_wal_size": "16GB",
+    "checkpoint_timeout": "1h",
+    "max_connections": "120",
+}
+# While the tables are filled nothing has to outlive a crash: the folder would only be made anew.
+FILLING = {**SETTINGS, "fsync": "off", "wal_level": "minimal", "max_wal_senders": "0", "autovacuum": "off"}
+WORKER_ROLE = "-c role=osgprod_worker"
+MAGIC = "m"
+
+
+class BenchError(Exception):
+    """Something that this machine lacks for a benchmark; one line and a hint."""
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a run is.
+
+    files      files in the large tables; half of them finished, the others fresh
+    finished   finished slices in the large tables, a multiple of files / 2
+    few        finished slices in the small tables
+    rounds     rounds of each side;  seconds  of each round
+    pairs      that are done while a snapshot is held
+    requests   between the two looks at the shim's memory
+    scan_files, scan_blocks  of the scan;  slow_blocks  of each file where a read takes long
+    is_small   for the tests: the numbers mean nothing
+    """
+
+    files: int = 100_000
+    finished: int = 10_000_000
+    few: int = 1_000
+    rounds: int = 5
+    seconds: float = 5.0
+    pairs: int = 200_000
+    requests: int = 100_000
+    scan_files: int = 64
+    scan_blocks: int = 2_000
+    slow_blocks: int = 60
+    is_small: bool = False
+
+
+SMALL = Size(
+    files=40,
+    finished=2_000,
+    few=100,
+    rounds=1,
+    seconds=0.3,
+    pairs=200,
+    requests=200,
+    scan_files=8,
+    scan_blocks=100,
+    slow_blocks=20,
+    is_small=True,
+)
+
+
+class Ground:
+    """The server with two databases that differ in what is in their tables: few() and many().
+
+    Each has the projects p (1,000 open files of 1,000 slices), ten, one and thousand, named by their open files.
+    """
+
+    def __init__(self, server: Server, folder: Path, size: Size) -> None:
+        self.size = size
+        self.folder = folder
+        self._server = server
+        self._clusters = itertools.count(1_000_000_000, 1000)
+
+    def few(self) -> str:
+        """DSN, as superuser, of the database with few finished slices."""
+        return self._dsn("few")
+
+    def many(self) -> str:
+        """DSN, as superuser, of the database with many finished slices and files."""
+        return self._dsn("many")
+
+    def next_cluster(self) -> int:
+        """The first of a thousand numbers of job clusters that nobody has used."""
+        return next(self._clusters)
+
+    def check(self) -> None:
+        """Asks both databases whether anything that was done in them was wrong.
+
+        Errors: BenchError
+        """
+        for dsn in (self.few(), self.many()):
+            with connect(dsn) as database:
+                for row in call(database, "progress"):
+                    if call(database, "verify", project=row["project"]):
+                        raise BenchError(
+                            f"verify finds faults in project {row['project']}", "see the server's log"
+                        )
+
+    def checkpoint(self) -> None:
+        """Writes what is dirty, so that no round pays for the one before."""
+        with connect(self._server.dsn) as connection:
+            connection.execute("CHECKPOINT")
+
+    def _dsn(self, name: str) -> str:
+        return self._server.dsn.replace("dbname=postgres", f"dbname={name}")
+
+
+def as_worker(dsn: str) -> str:
+    """The DSN with the rights of a shim."""
+    return f"{dsn} options='{WORKER_ROLE}'"
+
+
+@contextlib.contextmanager
+def ground(size: Size, say: Callable[[str], None]) -> Iterator[Ground]:
+    """Makes server and databases on disk, and removes them at the end.
+
+    Parameters: size  how much is filled in;  say  is called with one line for each thing that takes long
+    Errors:     BenchError  too little room
+    """
+    parent = Path(os.environ.get("TMPDIR", "/tmp"))
+    needed = 2_000 * size.finished + (4 << 30)
+    if not size.is_small and shutil.disk_usage(parent).free < needed:
+        raise BenchError(
+            f"{parent} has less than {needed >> 30} GiB free", "name a folder on a larger disk with TMPDIR"
+        )
+    folder = Path(tempfile.mkdtemp(prefix="osgprod-bench-", dir=parent))
+    folder.chmod(0o755)
+    try:
+        filling = Server(folder / "server", FILLING)
+        filling.start()
+        try:
+            _fill(filling.dsn, size, say)
+        finally:
+            filling.stop()
+        os.sync()
+        durable = Server(folder / "server", SETTINGS)
+        durable.start()
+        try:
+            yield Ground(durable, folder, size)
+        finally:
+            durable.stop()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _fill(dsn: str, size: Size, say: Callable[[str], None]) -> None:
+    started = time.monotonic()
+    with connect(dsn) as connection:
+        connection.execute("CREATE DATABASE few")
+        few = dsn.replace("dbname=postgres", "dbname=few")
+        migrate(few, say=lambda line: None)
+        with connect(few) as database:
+            _open_files(database, size)
+        connection.execute("CREATE DATABASE many TEMPLATE few STRATEGY file_copy")
+        many = dsn.replace("dbname=postgres", "dbname=many")
+        say(f"making {size.finished:,} finished slices in {size.files:,} files (for some minutes)")
+        _finish(few, size.few // 100 or 1, size.few // (size.few // 100 or 1), size.few // 100 or 1)
+        _finish(many, size.files, size.finished // (size.files // 2), size.files // 2)
+    say(f"tables filled in {time.monotonic() - started:.0f} s")
+
+
+def _open_files(database: psycopg.Connection[dict[str, Any]], size: Size) -> None:
+    """The projects that work is drawn from, each with files of runs of its own."""
+    database.execute((HERE / "functions.sql").read_text())
+    scale = 100 if size.is_small else 1
+    for number, (name, files, blocks) in enumerate(
+        [
+            ("p", 1_000 // scale, 10_000),
+            ("ten", 10, 100_000 // scale),
+            ("one", 1, 400_000 // scale),
+            ("thousand", 1_000 // scale, 400),
+        ]
+    ):
+        call(
+            database,
+            "add_project",
+            project=name,
+            subnet_pattern="127.0.0.0/8",
+            workscript="osgprod_work.bash",
+            xrootd_prefix="root://xrootd.example.org/",
+            maxblockspercore=10 if name == "p" else 1,
+            magic=MAGIC,
+        )
+        run = 500_000 + 1_000 * number  # behind the runs of the finished files
+        database.execute("SELECT bench.add_files(%s, %s, %s)", [run, files, blocks])
+        call(database, "load_slices", project=name, runs=list(range(run, run + 1_000)))
+
+
+def _finish(dsn: str, files: int, slices: int, finished: int) -> None:
+    """Adds files to project p, the first of which are finished."""
+    with connect(dsn) as database:
+        database.execute("SELECT bench.add_files(1, %s, %s)", [files, slices])
+        call(database, "load_slices", project="p", runs=list(range(1, files // 100 + 2)))
+
+    def add(what: str) -> None:
+        with connect(dsn) as database:
+            database.execute("SELECT bench.add_finished('p', %s, %s)", [what, finished])
+
+    with ThreadPoolExecutor(2) as two:
+        list(two.map(add, ("slices", "attempts", "reports", "files")))
+        # Frozen and counted, as tables of this size have long been when somebody works on them.
+        list(
+            two.map(
+                lambda table: _vacuum(dsn, table),
+                ("slices", "attempts", "reports", "rawdata", "loaded_files"),
+            )
+        )
+
+
+def _vacuum(dsn: str, table: str) -> None:
+    with connect(dsn) as database:
+        database.execute(f"VACUUM (FREEZE, ANALYZE) osgprod_data.{table}".encode())

@@ -1,0 +1,136 @@
+"""The measures at SQL, with pgbench as the clients."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+
+from bench.ground import HERE, WORKER_ROLE, BenchError, Ground, Size
+from bench.rounds import Figure, in_turn
+from shim.database import connect
+from shim.embedded import find_programs
+
+
+def find_pgbench() -> str:
+    """Returns where pgbench is: beside the server's programs, on the path, or as Debian has it.
+
+    Errors: BenchError
+    """
+    candidates = [find_programs() / "pgbench", *sorted(Path("/usr/lib/postgresql").glob("*/bin/pgbench"))]
+    found = next((str(path) for path in candidates if path.exists()), None) or shutil.which("pgbench")
+    if found is None:
+        raise BenchError("pgbench is missing", "apt-get install postgresql-client-15 brings it")
+    return found
+
+
+def pgbench(
+    size: Size, dsn: str, script: str, clients: int, transactions: int = 0, **variables: object
+) -> float:
+    """Runs one of the scripts of this folder and returns transactions a second; none may fail.
+
+    Parameters: size          how long;  dsn  database;  script  NAME of NAME.sql;  clients  connections
+                transactions  how many for each client, instead
+                variables     of the script
+    Errors:     BenchError
+    """
+    info = psycopg.conninfo.conninfo_to_dict(dsn)
+    if size.is_small:
+        transactions = transactions or 5
+    length = ["-t", str(transactions)] if transactions else ["-T", str(round(size.seconds))]
+    command = [
+        *(find_pgbench(), "-n", "-M", "prepared", "-c", str(clients), "-j", "2", *length),
+        *("-f", str(HERE / f"{script}.sql"), "-h", str(info["host"]), "-U", str(info["user"])),
+        *(f"-D{name}={value}" for name, value in variables.items()),
+        str(info["dbname"]),
+    ]
+    environment = {**os.environ, "PGOPTIONS": WORKER_ROLE}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    rate = re.search(r"^tps = ([0-9.]+)", result.stdout, re.MULTILINE)
+    if result.returncode != 0 or rate is None or "failed transactions: 0 " not in result.stdout:
+        lines = (result.stderr.strip() or result.stdout.strip()).splitlines()
+        raise BenchError(f"pgbench {script}: {lines[-1]}", "see the server's log")
+    return float(rate[1])
+
+
+def pairs(ground: Ground, dsn: str, project: str = "p", clients: int = 16, transactions: int = 0) -> float:
+    """Checkouts with their reports, pairs a second."""
+    return pgbench(
+        ground.size,
+        dsn,
+        "pairs",
+        clients,
+        transactions,
+        project=project,
+        cluster0=ground.next_cluster(),
+        process=0,
+    )
+
+
+def sql_pairs(ground: Ground) -> Iterator[Figure]:
+    """Pairs against two updates by key."""
+    ground.checkpoint()
+    measured, bound, ratio = in_turn(
+        ground.size.rounds,
+        lambda: pairs(ground, ground.few()),
+        lambda: pgbench(ground.size, ground.few(), "updates", 16),
+    )
+    yield Figure("sql_pairs_ratio", ratio, (">=", 0.50), measured, bound, "pairs/s")
+
+
+def sql_growth(ground: Ground) -> Iterator[Figure]:
+    """Pairs with large tables against pairs with small ones."""
+    ground.checkpoint()
+    measured, bound, ratio = in_turn(
+        ground.size.rounds, lambda: pairs(ground, ground.many()), lambda: pairs(ground, ground.few())
+    )
+    yield Figure("sql_growth_ratio", ratio, (">=", 0.95), measured, bound, "pairs/s")
+
+
+def contention(ground: Ground) -> Iterator[Figure]:
+    """Pairs of 32 clients on one file against as many on a thousand files."""
+    ground.checkpoint()
+    measured, bound, ratio = in_turn(
+        ground.size.rounds,
+        lambda: pairs(ground, ground.few(), "one", 32),
+        lambda: pairs(ground, ground.few(), "thousand", 32),
+    )
+    yield Figure("contention_ratio", ratio, (">=", 0.80), measured, bound, "pairs/s")
+
+
+def horizon(ground: Ground) -> Iterator[Figure]:
+    """Pairs at the end of a snapshot that was held through many, against pairs without it."""
+    free, held = [], []
+    for _ in range(1 if ground.size.rounds == 1 else 2):
+        ground.checkpoint()
+        free.append(pairs(ground, ground.few(), "ten"))
+        with _held_snapshot(ground.few()):
+            pairs(ground, ground.few(), "ten", transactions=ground.size.pairs // 16 + 1)
+            held.append(pairs(ground, ground.few(), "ten"))
+        free.append(pairs(ground, ground.few(), "ten"))
+    measured, bound = sum(held) / len(held), sum(free) / len(free)
+    yield Figure("horizon_ratio", measured / bound, (">=", 0.80), measured, bound, "pairs/s")
+
+
+def hot_updates(ground: Ground) -> Iterator[Figure]:
+    """What all these pairs left behind: the share of HOT updates, and the size of the table against its rows."""
+    with connect(ground.few()) as database:
+        rows = database.execute("SELECT * FROM bench.hot_updates()").fetchall()
+    share = rows[0]["hot"] / max(rows[0]["updates"], 1)
+    yield Figure("hot_updates_share", share, (">=", 0.95), rows[0]["hot"], rows[0]["updates"], "updates")
+    yield Figure("slices_bytes_per_row", rows[0]["bytes_per_row"], ("<=", 200), unit="bytes")
+
+
+@contextlib.contextmanager
+def _held_snapshot(dsn: str) -> Iterator[None]:
+    with connect(dsn) as connection:
+        connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+        connection.execute("SELECT count(*) FROM osgprod_data.loaded_files")
+        yield
+        connection.execute("COMMIT")

@@ -1,0 +1,90 @@
+"""``make bench``: every measure in one run, as ratios against bounds taken in turn, into bench/results.json."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from bench import files, pgbench, tables, web
+from bench.ground import SMALL, BenchError, Ground, Size, ground
+from bench.rounds import Figure
+from shim.embedded import EmbeddedError
+
+RESULTS = Path(__file__).resolve().parent / "results.json"
+# In this order: what needs quiet tables first, what leaves many dead rows last.
+MEASURES: dict[str, Callable[[Ground], Iterator[Figure]]] = {
+    "sql_pairs": pgbench.sql_pairs,
+    "sql_growth": pgbench.sql_growth,
+    "http_pairs": web.http_pairs,
+    "http_growth": web.http_growth,
+    "contention": pgbench.contention,
+    "latency": web.latency,
+    "load": tables.load,
+    "verify": tables.verify,
+    "scan": files.scan,
+    "scan_slow": files.scan_slow,
+    "shim_memory": web.shim_memory,
+    "horizon": pgbench.horizon,
+    "hot_updates": pgbench.hot_updates,
+}
+
+
+def main() -> int:
+    """Runs the measures and returns the exit code: 0 measured, 1 not; what falls short is only said."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", action="append", choices=MEASURES, help="this measure; may be repeated")
+    parser.add_argument("--small", action="store_true", help="seconds only, numbers that mean nothing")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where the JSON goes")
+    chosen = parser.parse_args()
+    started = time.monotonic()
+    names = chosen.only or list(MEASURES)
+    try:
+        pgbench.find_pgbench()
+        with ground(SMALL if chosen.small else Size(), _say) as place:
+            figures = []
+            for name in names:
+                _say(f"measuring {name}")
+                figures += list(MEASURES[name](place))
+            place.check()
+    except (BenchError, EmbeddedError) as error:
+        print(f"bench: {error}\nhint: {error.hint}", file=sys.stderr)
+        return 1
+    for line in table(figures):
+        print(line)
+    _write(figures, chosen.results, is_whole=not chosen.only)
+    _say(f"done in {time.monotonic() - started:.0f} s")
+    return 0
+
+
+def table(figures: list[Figure]) -> Iterator[str]:
+    """Gives the lines of the table that a person reads."""
+    yield f"{'':24}{'value':>10}   {'reach':<10}{'measured':>12}{'bound':>12}"
+    for figure in figures:
+        sign, limit = figure.reach
+        sides = "".join(
+            f"{'' if side is None else f'{side:,.4g}':>12}" for side in (figure.measured, figure.bound)
+        )
+        short = "" if figure.is_reached else "   falls short"
+        yield f"{figure.name:24}{figure.value:>10,.4g}   {f'{sign} {limit:g}':<10}{sides} {figure.unit}{short}"
+
+
+def _write(figures: list[Figure], path: Path, is_whole: bool) -> None:
+    known = {} if is_whole or not path.exists() else json.loads(path.read_text())
+    for figure in figures:
+        known[figure.name] = round(figure.value, 4)
+        for side in ("measured", "bound"):
+            if getattr(figure, side) is not None:
+                known[f"{figure.name}.{side}"] = round(getattr(figure, side), 4)
+    path.write_text(json.dumps(known, indent=1) + "\n")
+
+
+def _say(line: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

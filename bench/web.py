@@ -1,0 +1,169 @@
+"""The measures at HTTP: the shim as shipped, and the bound, each behind the same server."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+from typing import Literal
+
+from bench.driver import Order
+from bench.ground import HERE, BenchError, Ground, as_worker
+from bench.rounds import Figure, in_turn
+
+CHECKOUT_FOLDER = HERE.parent
+WORKERS = len(os.sched_getaffinity(0))
+
+
+class Served:
+    """A running server of one or more processes.
+
+    Parameters: port  on the loopback;  process  the one that was started
+    """
+
+    def __init__(self, port: int, process: subprocess.Popen[str]) -> None:
+        self.port = port
+        self._process = process
+
+    def resident_mb(self) -> float:
+        """Returns the resident memory of all processes [MB]."""
+        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
+        statuses = [
+            Path(f"/proc/{number}/status").read_text() for number in [str(self._process.pid), *children]
+        ]
+        return sum(int(re.findall(r"VmRSS:\s+(\d+) kB", status)[0]) for status in statuses) / 1000
+
+
+@contextlib.contextmanager
+def _serving(ground: Ground, dsn: str, command: list[str]) -> Iterator[Served]:
+    root = ground.folder / "www"
+    (root / "p").mkdir(parents=True, exist_ok=True)
+    shutil.copy(CHECKOUT_FOLDER / "worker" / "osgprod_work.bash", root / "p")
+    environment = {**os.environ, "OSGPROD_DSN": as_worker(dsn), "OSGPROD_DOCUMENT_ROOT": str(root)}
+    environment.pop("OSGPROD_ROOT_PATH", None)
+    with (ground.folder / "shim.log").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-u", "-m", *command],
+            cwd=CHECKOUT_FOLDER,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+        )
+    assert process.stdout is not None
+    try:
+        serving = re.search(r":(\d+)/", process.stdout.readline())
+        if serving is None:
+            raise BenchError("the shim does not start", f"see {ground.folder / 'shim.log'}")
+        yield Served(int(serving[1]), process)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+        process.stdout.close()
+
+
+def _shim(ground: Ground, dsn: str) -> contextlib.AbstractContextManager[Served]:
+    return _serving(ground, dsn, ["shim.admin", "serve", "--port", "0", "--workers", str(_workers(ground))])
+
+
+def _bound(ground: Ground, dsn: str) -> contextlib.AbstractContextManager[Served]:
+    return _serving(ground, dsn, ["bench.bound", str(_workers(ground))])
+
+
+def _workers(ground: Ground) -> int:
+    return 1 if ground.size.is_small else WORKERS
+
+
+def _drive(order: Order) -> dict[str, float]:
+    result = subprocess.run(
+        [sys.executable, "-m", "bench.driver", json.dumps(asdict(order))],
+        cwd=CHECKOUT_FOLDER,
+        capture_output=True,
+        text=True,
+    )
+    if result.returncode != 0:
+        raise BenchError(result.stderr.strip().splitlines()[-1], "see the shim's log")
+    answer: dict[str, float] = json.loads(result.stdout)
+    return answer
+
+
+def _pairs(ground: Ground, served: Served) -> float:
+    order = Order(served.port, "pairs", seconds=ground.size.seconds, cluster0=ground.next_cluster())
+    return _drive(order)["per_s"] / 2
+
+
+def _lines(ground: Ground, served: Served) -> float:
+    return _drive(Order(served.port, "lines", seconds=ground.size.seconds))["per_s"] / 2
+
+
+def http_pairs(ground: Ground) -> Iterator[Figure]:
+    """Pairs through the shim against two lines of the bound."""
+    ground.checkpoint()
+    with _shim(ground, ground.few()) as shim, _bound(ground, ground.few()) as bound:
+        _warm(ground, shim, "pairs")
+        _warm(ground, bound, "lines")
+        pairs, lines, ratio = in_turn(
+            ground.size.rounds, lambda: _pairs(ground, shim), lambda: _lines(ground, bound)
+        )
+    yield Figure("http_pairs_ratio", ratio, (">=", 0.80), pairs, lines, "pairs/s")
+    yield Figure("http_pairs_per_s", pairs, (">=", 2400), unit="pairs/s")
+
+
+def http_growth(ground: Ground) -> Iterator[Figure]:
+    """Pairs through the shim with large tables against pairs with small ones."""
+    ground.checkpoint()
+    with _shim(ground, ground.many()) as many, _shim(ground, ground.few()) as few:
+        _warm(ground, many, "pairs")
+        _warm(ground, few, "pairs")
+        measured, bound, ratio = in_turn(
+            ground.size.rounds, lambda: _pairs(ground, many), lambda: _pairs(ground, few)
+        )
+    yield Figure("http_growth_ratio", ratio, (">=", 0.95), measured, bound, "pairs/s")
+
+
+def shim_memory(ground: Ground) -> Iterator[Figure]:
+    """What the shim's memory grows by in many requests."""
+    with _shim(ground, ground.few()) as shim:
+        looks = []
+        for requests in (min(1_000, ground.size.requests), ground.size.requests):
+            _drive(Order(shim.port, "pairs", seconds=0, requests=requests, cluster0=ground.next_cluster()))
+            looks.append(shim.resident_mb())
+    yield Figure("shim_rss_growth_mb", looks[1] - looks[0], ("<=", 5), looks[1], looks[0], "MB")
+
+
+def latency(ground: Ground) -> Iterator[Figure]:
+    """p99 of checkouts at half the saturated rate, against that of the bound at the same rate."""
+    ground.checkpoint()
+    with _shim(ground, ground.few()) as shim, _bound(ground, ground.few()) as bound:
+        _warm(ground, shim, "pairs")
+        _warm(ground, bound, "lines")
+        rate = median(2 * _pairs(ground, shim) for _ in range(min(3, ground.size.rounds))) / 2
+
+        def p99(served: Served, talk: Literal["pairs", "lines"]) -> float:
+            order = Order(
+                served.port,
+                talk,
+                seconds=ground.size.seconds,
+                rate=rate,
+                cluster0=ground.next_cluster(),
+            )
+            return _drive(order)["p99_ms"]
+
+        measured, bound_ms, ratio = in_turn(
+            ground.size.rounds, lambda: p99(shim, "pairs"), lambda: p99(bound, "lines")
+        )
+    yield Figure("p99_ms_at_half_load", ratio, ("<=", 2), measured, bound_ms, "ms")
+
+
+def _warm(ground: Ground, served: Served, talk: Literal["pairs", "lines"]) -> None:
+    """Connections, prepared statements and templates, before anything is measured."""
+    _drive(Order(served.port, talk, seconds=ground.size.seconds / 5, cluster0=ground.next_cluster()))

@@ -1,0 +1,46 @@
+"""The benchmarks run, on tables so small that their numbers mean nothing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from bench import run
+from tests.support import CHECKOUT
+
+WANTED = {
+    "sql_pairs_ratio", "sql_growth_ratio", "http_pairs_ratio", "http_pairs_per_s", "http_growth_ratio",
+    "contention_ratio", "horizon_ratio", "load_ratio", "scan_ratio", "scan_slow_ratio", "verify_s_per_million",
+    "shim_rss_growth_mb", "p99_ms_at_half_load",
+}  # fmt: skip
+
+
+def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "bench.run", *arguments],
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+        timeout=150,
+    )
+
+
+def test_every_measure_runs_and_writes_its_number(tmp_path: Path) -> None:
+    results = tmp_path / "results.json"
+    done = bench("--small", "--results", str(results))
+    assert done.returncode == 0, done.stderr
+    numbers = json.loads(results.read_text())
+    assert set(numbers) >= WANTED
+    assert all(isinstance(number, int | float) and number >= 0 for number in numbers.values())
+    for name in WANTED:
+        assert name in done.stdout
+
+
+def test_an_unknown_measure_is_refused_in_one_line_with_those_that_there_are() -> None:
+    done = bench("--only", "nonsense")
+    assert done.returncode == 2
+    assert "nonsense" in done.stderr
+    assert all(name in done.stderr for name in run.MEASURES)
+    assert "Traceback" not in done.stderr
