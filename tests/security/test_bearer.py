@@ -7,6 +7,8 @@ import hashlib
 import hmac
 import http.server
 import json
+import os
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -23,7 +25,7 @@ from hypothesis import strategies as st
 
 from shim import bearer
 from shim.address import SettingError
-from tests.support import LiveShim, World
+from tests.support import CHECKOUT, LiveShim, World
 
 AUDIENCE, SCOPE = "https://osgprod.example.org", "osgprod.work"
 
@@ -429,3 +431,69 @@ def test_whatever_comes_as_a_token_is_refused_in_one_line(text: str) -> None:
     with pytest.raises(bearer.BearerError) as refused:
         asyncio.run(tokens.claims(f"Bearer {text}"))
     assert refused.value.status == 403 and len(str(refused.value).splitlines()) == 1
+
+
+# --- the real exec script, which finds the token where the WLCG rules say ----------------------------------------
+
+
+def run_job(
+    live: LiveShim, folder: Path, process: int, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    place = folder / f"job{process}"
+    place.mkdir()
+    url = environment.pop("OSGPROD_URL", live.url)
+    values = {"OSGPROD_URL": url, "OSGPROD_PROJECT": "p", "OSGPROD_TRIES": "2", "OSGPROD_MAX_WAIT_S": "0"}
+    values |= {
+        "PATH": os.environ["PATH"],
+        "HOME": str(place),
+        "XDG_RUNTIME_DIR": "/nonexistent",
+        **environment,
+    }
+    return subprocess.run(
+        ["bash", str(CHECKOUT / "condor" / "osgprod_exec.sh"), "5", str(process)],
+        cwd=place,
+        env=values,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize("where", ["BEARER_TOKEN", "BEARER_TOKEN_FILE", "XDG_RUNTIME_DIR", "_CONDOR_CREDS"])
+def test_a_job_works_with_a_token_and_no_magic(
+    live: LiveShim, issuer: Issuer, folder: Path, where: str
+) -> None:
+    live.add_template("p", b"#!/usr/bin/env bash\necho result >result.txt\n")
+    names = {
+        "BEARER_TOKEN_FILE": "token",
+        "XDG_RUNTIME_DIR": f"bt_u{os.getuid()}",
+        "_CONDOR_CREDS": "scitokens.use",
+    }
+    value = issuer.token()
+    if where != "BEARER_TOKEN":
+        path = folder / names[where]
+        path.write_text(value + "\n")
+        value = str(path if where == "BEARER_TOKEN_FILE" else folder)
+    done = run_job(live, folder, 0, **{where: value})
+    assert done.returncode == 0, done.stderr
+    assert (folder / "job0" / "job_5_0.tar.gz").exists()
+    assert issuer.asked, "its keys were fetched"
+
+
+def test_a_job_with_a_token_that_is_not_taken_is_held_and_takes_no_slice(
+    world: World, live: LiveShim, issuer: Issuer, folder: Path
+) -> None:
+    live.add_template("p", b"exit 0\n")
+    token = issuer.token(scope="storage.read:/")
+    done = run_job(live, folder, 0, BEARER_TOKEN=token)
+    assert done.returncode == 40 and "claim scope" in done.stderr
+    assert token not in done.stderr + done.stdout
+    assert world.progress()["blocks_leased"] == 0
+
+
+def test_a_job_gives_its_token_to_nobody_in_the_clear(live: LiveShim, issuer: Issuer, folder: Path) -> None:
+    live.add_template("p", b"exit 0\n")
+    done = run_job(
+        live, folder, 0, BEARER_TOKEN=issuer.token(), OSGPROD_URL=live.url.replace("127.0.0.1", "0.0.0.0")
+    )
+    assert done.returncode == 40 and "magic is wrong or missing" in done.stderr
