@@ -143,7 +143,12 @@ class MortalShim:
         self._parent = subprocess.Popen(
             [sys.executable, "-c", _FORKING_SHIM, str(self._listener.fileno())],
             cwd=CHECKOUT,
-            env={**os.environ, "OSGPROD_DSN": dsn + WORKER_ROLE, "OSGPROD_DOCUMENT_ROOT": str(document_root)},
+            env={
+                **os.environ,
+                "OSGPROD_DSN": dsn + WORKER_ROLE,
+                "OSGPROD_DOCUMENT_ROOT": str(document_root),
+                "OSGPROD_CLIENT_RATE": "0",
+            },
             pass_fds=[self._listener.fileno()],
             stdout=subprocess.PIPE,
             text=True,
