@@ -8,7 +8,7 @@ SHELL_FILES := worker/osgprod_work.bash condor/osgprod_exec.sh .ci/run
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo serve migrate test test-browser test-grid fuzz bench docs lint format lock clean
+.PHONY: help setup setup-dev demo serve migrate test test-browser test-grid fuzz soak bench docs lint format lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1 # /p' Makefile | column -t -s '#'
@@ -50,6 +50,9 @@ test-grid: .venv/ready-dev ## HTCondor, XRootD, Apache for real (PART=condor ...
 
 fuzz: .venv/ready-dev ## odd requests and broken files for 10 minutes each, FUZZ_S=600
 	FUZZ_S=$(FUZZ_S) $(BIN)/pytest -q -s tests/security/test_fuzz.py
+
+soak: .venv/ready-dev ## what make test does for seconds, for minutes: everything at once, any sequence of calls
+	OSGPROD_SOAK_S=60 OSGPROD_STATE_MACHINE_S=300 $(BIN)/pytest -q -s tests/whole
 
 bench: .venv/ready-dev ## speed as ratios against bounds of the same run, into bench/results.json
 	$(BIN)/python -m bench.run

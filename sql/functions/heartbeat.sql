@@ -24,7 +24,7 @@ AS $fn$
 --             slice, or it is done) or wedged (no progress for the project's wedged_s): stop the work; 403: refused
 -- Errors:     OG101-OG103 bad parameter; OG2xx not allowed; OG301 unknown project; OG303 job without attempt;
 --             OG502 files of the project are begun anew at this moment
--- Locks:      the slice, then the file when a wedged one is split; the job and the slice for one that was lost
+-- Locks:      the job, the slice, then the file when a wedged one is split
 -- Source:     docs/design.md "A slice's life", I3
 DECLARE
     v_client  inet := osgprod._plain_address(p_client);
@@ -33,6 +33,9 @@ DECLARE
     v_slice   slices;
 BEGIN
     PERFORM osgprod._check_job(p_cluster, p_process);
+    IF NOT osgprod._lock_job(v_project.project_id, p_cluster, p_process) THEN
+        PERFORM osgprod._raise_start_over(v_project.name);
+    END IF;
     SELECT a.* INTO v_attempt FROM attempts a
      WHERE a.project_id = v_project.project_id AND a.cluster = p_cluster AND a.process = p_process
        AND osgprod._is_token(p_token, v_project.token_required, a.token_digest, a.client, v_client)
@@ -49,7 +52,7 @@ BEGIN
        AND s.cluster = v_attempt.cluster AND s.process = v_attempt.process AND s.nstart = v_attempt.nstart
        FOR NO KEY UPDATE;
     IF NOT FOUND THEN
-        v_slice := osgprod._revive(v_project, v_attempt);
+        v_slice := osgprod._revive(v_attempt);
     END IF;
     IF v_slice.block1 IS NULL THEN
         http_status := 409;
@@ -61,9 +64,6 @@ BEGIN
         v_slice.progress_at := now();
     ELSIF coalesce(v_slice.progress_at, v_attempt.started_at) < now() - make_interval(secs => v_project.wedged_s) THEN
         -- It will be silent from now on: no need to wait for its lease.
-        IF NOT osgprod._enter_project(v_project.project_id) THEN
-            PERFORM osgprod._raise_start_over(v_project.name);
-        END IF;
         PERFORM osgprod._lose_slice(v_project, v_slice, format('no progress for more than %s s', v_project.wedged_s));
         http_status := 409;
         SELECT d.status, d.message INTO status, message FROM osgprod._why_dead(v_attempt) d;
@@ -83,25 +83,24 @@ $fn$;
 COMMENT ON FUNCTION osgprod.heartbeat(text, bigint, bigint, text, inet, text, bigint, bigint, jsonb) IS
 'Renews the lease of a living attempt, or tells one that lost its slice to stop; one row with the HTTP status to answer. For osgprod_worker.';
 
-CREATE FUNCTION osgprod._revive(p_project osgprod_data.projects, p_attempt osgprod_data.attempts)
+CREATE FUNCTION osgprod._revive(p_attempt osgprod_data.attempts)
 RETURNS osgprod_data.slices LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Gives an attempt that was silent past its lease, and lives after all, its slice back.
--- Parameters: p_project  the project's row;  p_attempt  the attempt
+-- Parameters: p_attempt  the attempt, its job locked
 -- Returns:    the slice, leased and locked; NULLs when it is lent, done, split or recycled, when the attempt has reported
 --             or was told to stop, or when its job has started again (I3: a job holds one slice)
--- Errors:     OG502 files of the project are begun anew at this moment
--- Locks:      the job, the slice
+-- Locks:      the slice
 DECLARE
     v_slice osgprod_data.slices;
 BEGIN
-    IF NOT osgprod._lock_job(p_project.project_id, p_attempt.cluster, p_attempt.process) THEN
-        PERFORM osgprod._raise_start_over(p_project.name);
-    END IF;
     SELECT s.* INTO v_slice FROM osgprod_data.slices s
      WHERE s.project_id = p_attempt.project_id AND s.rawdata_id = p_attempt.rawdata_id AND s.block1 = p_attempt.block1
        AND s.state = 'ready' AND s.due_at IS NOT NULL AND s.opened_at = p_attempt.opened_at
        AND s.cluster = p_attempt.cluster AND s.process = p_attempt.process AND s.nstart = p_attempt.nstart
+       AND NOT EXISTS (SELECT FROM osgprod_data.reports r
+                        WHERE r.project_id = s.project_id AND r.cluster = s.cluster AND r.process = s.process
+                          AND r.nstart = s.nstart AND r.by_worker)
        AND NOT EXISTS (SELECT FROM osgprod_data.attempts a
                         WHERE a.project_id = s.project_id AND a.cluster = s.cluster AND a.process = s.process
                           AND a.nstart > s.nstart)

@@ -284,6 +284,16 @@ def test_job_that_reported_or_started_again_is_not_revived_by_a_late_beat(world:
     assert world.progress()["blocks_leased"] == 2
 
 
+def test_late_failure_ends_the_attempt_for_good(world: World) -> None:
+    world.add_file(1)
+    world.checkout(0)
+    world.let_leases_run_out()
+    call(world.db, "reclaim_lost")
+    assert world.report(0, 9)["status"] == "superseded"
+    assert world.heartbeat(0)["status"] == "superseded", "its beat came after its report"
+    assert world.progress()["blocks_ready"] == 1
+
+
 def test_late_success_of_a_quarantined_slice_counts_and_its_file_stays_finished(world: World) -> None:
     world.set(max_failures=1)
     world.add_file(1)

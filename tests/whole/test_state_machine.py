@@ -183,7 +183,8 @@ class Model:
         if s is None or s.holder != (a.job, a.nstart) or s.state not in ("leased", "ready"):
             return "wedged" if a.verdict == "wedged" else "superseded"
         if s.state == "ready":
-            if not (s.is_silent and s.generation == a.generation and a is self.attempts[a.job][-1]):
+            is_last = a is self.attempts[a.job][-1] and a.code is None
+            if not (s.is_silent and s.generation == a.generation and is_last):
                 return "wedged" if a.verdict == "wedged" else "superseded"
             s.state, s.is_resting = "leased", False
         if is_stuck:

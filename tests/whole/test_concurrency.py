@@ -1,0 +1,432 @@
+"""Calls at the same time: the interesting orders of two or three sessions, written down, and everything at once.
+
+A session "holds" when its transaction, with a call's changes in it, is still open: the other must see the world as it
+was, and wait or go around. OSGPROD_SOAK_S=60 (make soak) lets everything happen at once for a minute.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+import pytest
+
+from shim.database import call, connect
+from tests.support import World
+
+SOAK_S = float(os.environ.get("OSGPROD_SOAK_S", "4"))
+Db = psycopg.Connection[dict[str, Any]]
+
+
+@contextmanager
+def held(world: World) -> Iterator[Db]:
+    """A session whose transaction is open until the end of the block."""
+    with connect(world.dsn) as db, db.transaction():
+        yield db
+
+
+class Waiting:
+    """A call in another session that is seen to wait for a lock."""
+
+    def __init__(self, world: World, function: Callable[[Db], Any]) -> None:
+        self._db = connect(world.dsn)
+        self._threads = ThreadPoolExecutor(1)
+        self._future: Future[Any] = self._threads.submit(function, self._db)
+        waits = "SELECT FROM pg_stat_activity WHERE pid = %s AND wait_event_type = 'Lock'"
+        end = time.monotonic() + 20
+        while not world.db.execute(waits, [self._db.info.backend_pid]).fetchall():
+            assert not self._future.done(), f"it did not wait: {self._future.result()}"
+            assert time.monotonic() < end
+            time.sleep(0.002)
+
+    def result(self) -> Any:
+        try:
+            return self._future.result(20)
+        finally:
+            self._threads.shutdown()
+            self._db.close()
+
+
+@pytest.fixture
+def world(world: World) -> World:
+    """What should not wait is cut off instead of hanging."""
+    world.db.execute("SET statement_timeout = '20s'")
+    return world
+
+
+def lost(world: World, process: int = 0, cpus: int = 1) -> None:
+    """A job took a slice, and its lease has run out."""
+    world.checkout(process, cpus=cpus)
+    world.let_leases_run_out()
+
+
+def files(world: World) -> list[str]:
+    rows = world.db.execute("SELECT state FROM osgprod_data.loaded_files ORDER BY run, seqno").fetchall()
+    return [row["state"] for row in rows]
+
+
+def test_late_success_first_then_checkout_goes_around_it(world: World) -> None:
+    world.add_file(1)
+    lost(world)
+    call(world.db, "reclaim_lost")
+    with held(world) as db:
+        assert world.report(0, db=db)["status"] == "done"
+        assert world.checkout(1)["status"] == "wait"
+    assert world.checkout(1)["status"] == "no-work"
+
+
+def test_checkout_first_then_late_success_waits_and_wins(world: World) -> None:
+    world.add_file(1)
+    lost(world)
+    call(world.db, "reclaim_lost")
+    with held(world) as db:
+        assert world.checkout(1, db=db)["status"] == "assigned"
+        late = Waiting(world, lambda other: world.report(0, db=other))
+    assert late.result()["status"] == "done"
+    assert world.report(1)["status"] == "superseded"
+
+
+def test_reclaim_first_then_report_waits_and_still_counts(world: World) -> None:
+    world.add_file(1)
+    lost(world)
+    with held(world) as db:
+        assert call(db, "reclaim_lost")[0]["reclaimed"] == 1
+        late = Waiting(world, lambda other: world.report(0, db=other))
+    assert late.result()["status"] == "done"
+
+
+def test_report_first_then_reclaim_goes_around_it(world: World) -> None:
+    world.add_file(1)
+    lost(world)
+    with held(world) as db:
+        assert world.report(0, db=db)["status"] == "done"
+        assert call(world.db, "reclaim_lost") == []
+    assert world.progress()["blocks_done"] == 1
+
+
+def test_reclaim_first_then_heartbeat_waits_and_revives(world: World) -> None:
+    world.add_file(1)
+    lost(world)
+    with held(world) as db:
+        call(db, "reclaim_lost")
+        beat = Waiting(world, lambda other: World(other, world.dsn).heartbeat(0))
+    assert beat.result()["status"] == "alive"
+    assert world.progress()["blocks_leased"] == 1
+
+
+def test_recycle_first_then_late_report_waits_and_is_void(world: World) -> None:
+    world.set(max_failures=1)
+    world.add_file(1)
+    lost(world)
+    call(world.db, "reclaim_lost")
+    world.checkout(1)
+    world.report(1, 1)
+    with held(world) as db:
+        assert len(call(db, "recycle", project="p")) == 1
+        late = Waiting(world, lambda other: world.report(0, db=other))
+    assert late.result()["status"] == "superseded"
+    assert world.progress()["blocks_ready"] == 1
+
+
+def test_late_report_first_then_recycle_goes_around_it(world: World) -> None:
+    world.set(max_failures=1)
+    world.add_file(1)
+    lost(world)
+    call(world.db, "reclaim_lost")
+    world.checkout(1)
+    world.report(1, 1)
+    with held(world) as db:
+        assert world.report(0, db=db)["status"] == "done"
+        assert call(world.db, "recycle", project="p") == []
+    assert world.progress()["blocks_done"] == 1
+
+
+def test_recycle_first_then_file_is_not_called_finished(world: World) -> None:
+    world.add_file(1)
+    world.checkout(0)
+    world.report(0)
+    with held(world) as db:
+        assert len(call(db, "recycle", project="p", states=["done"])) == 1
+        call(world.db, "tick")
+        assert files(world) == ["cut"]
+    call(world.db, "tick")
+    assert files(world) == ["cut"]
+    assert world.checkout(1)["status"] == "assigned"
+
+
+def test_file_called_finished_first_then_recycle_waits_and_opens_it(world: World) -> None:
+    world.add_file(1)
+    world.checkout(0)
+    world.report(0)
+    with held(world) as db:
+        call(db, "tick")
+        recycle = Waiting(world, lambda other: call(other, "recycle", project="p", states=["done"]))
+    assert len(recycle.result()) == 1
+    assert files(world) == ["cut"]
+
+
+def test_split_first_then_cut_of_the_same_file_waits_and_follows(world: World) -> None:
+    world.set(max_failures=1)
+    world.add_file(6)
+    world.checkout(0, cpus=4)
+    with held(world) as db:
+        assert world.report(0, 1, db=db)["status"] == "failed"
+        cut = Waiting(world, lambda other: world.checkout(1, db=other))
+    assert cut.result()["block1"] == 5
+
+
+def test_cut_first_then_split_of_the_slice_before_waits(world: World) -> None:
+    world.set(max_failures=1)
+    world.add_file(6)
+    world.checkout(0, cpus=4)
+    with held(world) as db:
+        assert world.checkout(1, db=db)["block1"] == 5
+        split = Waiting(world, lambda other: world.report(0, 1, db=other))
+    assert split.result()["status"] == "failed"
+
+
+def test_checkout_first_then_start_over_waits_and_the_others_are_told_to_try_again(world: World) -> None:
+    world.add_file(3)
+    world.checkout(0)
+    with held(world) as db:
+        world.checkout(1, db=db)
+        start_over = Waiting(world, lambda other: call(other, "load_slices", project="p", start_over=True))
+        for ask in (world.checkout, world.report):
+            with pytest.raises(psycopg.Error, match="files of project p are being begun anew") as caught:
+                ask(0)
+            assert caught.value.sqlstate == "OG502"
+        with pytest.raises(psycopg.Error, match="being begun anew"):
+            call(world.db, "recycle", project="p")
+        assert call(world.db, "reclaim_lost") == []
+    assert start_over.result()[0]["blocks"] == 3
+    assert world.report(0)["status"] == "superseded", "what was lent before is forgotten"
+    assert world.heartbeat(1)["status"] == "superseded"
+    assert world.checkout(0)["block1"] == 1
+
+
+def test_two_loads_at_once_load_each_file_once(world: World) -> None:
+    for seqno in range(20):
+        world.add_file(1, seqno=seqno, project=None)
+    rows = world.at_once(4, lambda n, db: call(db, "load_slices", project="p")[0]["files"])
+    assert sum(rows) == 20
+
+
+def test_stuck_cut_of_one_file_does_not_keep_slices_of_others_from_coming_back(world: World) -> None:
+    world.set(max_failures=1, max_faults=1)
+    for seqno in (1, 2):
+        world.add_file(2, seqno=seqno)
+    for process in (0, 1):  # each is lost once on another node: the next loss splits it
+        world.checkout(process, cpus=2, host="a")
+    world.let_leases_run_out()
+    call(world.db, "reclaim_lost")
+    for process in (0, 1):
+        world.checkout(process, cpus=2, host="b")
+    world.let_leases_run_out()
+    with held(world) as stuck:
+        stuck.execute("SELECT pg_advisory_xact_lock(1, min(rawdata_id)) FROM osgprod_data.rawdata")
+        assert call(world.db, "reclaim_lost")[0]["reclaimed"] == 1
+    assert call(world.db, "reclaim_lost")[0]["reclaimed"] == 1
+    assert world.progress()["blocks_ready"] == 4
+
+
+def test_operator_with_an_open_transaction_stalls_neither_tick_nor_reports_nor_bans(world: World) -> None:
+    world.set(max_live=9, max_fast_failures=1, max_failures=9, backoff_s=0)
+    world.add_file(3)
+    lost(world, 0)
+    with held(world) as operator:
+        call(operator, "set_project", project="p", settings='{"wait_s": 5}')
+        world.checkout(1, host="wn")
+        assert world.report(1, 1)["status"] == "failed"
+        assert call(world.db, "tick") == [{"project": "p", "reclaimed": 1}]
+    call(world.db, "tick")
+    with pytest.raises(psycopg.Error, match=r"worker wn@127\.0\.0\.1 is refused work"):
+        world.checkout(2, host="wn")
+
+
+def test_stuck_tick_does_not_keep_leases_from_running_out(world: World) -> None:
+    world.add_file(2)
+    world.checkout(0)
+    world.checkout(1)
+    with held(world) as stuck:
+        assert call(stuck, "tick") == []
+        world.db.execute("UPDATE osgprod_data.slices SET due_at = now()")
+        assert call(world.db, "tick") == [], "only one does the work"
+        assert world.checkout(2)["status"] == "assigned", "but who finds nothing looks by himself"
+        assert world.checkout(3)["status"] == "assigned"
+
+
+def test_clock_that_was_wrong_keeps_no_slice(world: World) -> None:
+    world.add_file(1)
+    world.checkout(0)
+    world.db.execute("UPDATE osgprod_data.slices SET due_at = now() + interval '1 year'")
+    world.db.execute("UPDATE osgprod_data.projects SET next_due_at = now() + interval '1 year'")
+    assert world.checkout(1)["status"] == "assigned"
+
+
+def test_shorter_lease_is_looked_at_in_time(world: World) -> None:
+    """A lease that was given before it was made longer ends as it was given."""
+    world.add_file(2)
+    world.set(lease_s=2592000)
+    lost(world, 0)
+    call(world.db, "tick")
+    row = world.db.execute("SELECT next_due_at < now() + interval '6 min' AS soon FROM osgprod_data.projects")
+    assert row.fetchone() == {"soon": True}
+
+
+def test_files_behind_an_unfinished_one_are_finished_too(world: World) -> None:
+    for seqno in (1, 2):
+        world.add_file(1, seqno=seqno)
+        world.checkout(seqno)
+    world.report(2)
+    world.let_leases_run_out()
+    world.db.execute("UPDATE osgprod_data.slices SET due_at = now() + interval '1 h' WHERE state = 'leased'")
+    call(world.db, "tick")
+    assert files(world) == ["cut", "finished"]
+
+
+# --- everything at once --------------------------------------------------------------------------------------
+
+EXPECTED = {
+    "OG303",  # a job that has not asked yet
+    "OG501",  # paused
+    "OG502",  # being begun anew
+    "OG601",  # banned
+}
+
+
+class Soak:
+    """One of 32 sessions that call whatever can be called, in any order, until the time is up."""
+
+    def __init__(self, world: World, seed: int, end: float) -> None:
+        self.world, self.chance, self.end = world, random.Random(seed), end
+        self.calls: Counter[str] = Counter()
+        self.work: dict[Callable[[], object], int] = {
+            self.checkout: 60,
+            self.report: 50,
+            self.heartbeat: 20,
+            self.leases_run_out: 2,
+            self.reclaim: 4,
+            self.tick: 4,
+            self.recycle: 3,
+            self.ban: 1,
+            self.settings: 2,
+            self.start_over: 1,
+            self.look: 1,
+        }
+
+    def run(self, n: int, db: Db) -> Counter[str]:
+        self.db, self.mine = db, World(db, self.world.dsn)
+        while time.monotonic() < self.end:
+            step = self.chance.choices(list(self.work), list(self.work.values()))[0]
+            try:
+                step()
+                self.calls[step.__name__] += 1
+            except psycopg.Error as error:
+                assert error.sqlstate in EXPECTED, (step.__name__, error.sqlstate, str(error))
+                self.calls[error.sqlstate] += 1
+        return self.calls
+
+    def job(self) -> dict[str, Any]:
+        return {"process": self.chance.randrange(60), "cluster": self.chance.randrange(2)}
+
+    def node(self) -> str:
+        return f"wn{self.chance.randrange(20)}"
+
+    def checkout(self) -> None:
+        self.mine.checkout(**self.job(), cpus=self.chance.randint(1, 4), host=self.node())
+
+    def report(self) -> None:
+        self.mine.report(**self.job(), exitcode=self.chance.choice([0, 0, 0, 0, 1, 9, 137, 143]))
+
+    def heartbeat(self) -> None:
+        self.mine.heartbeat(**self.job(), **self.chance.choice([{}, {"bytes": time.monotonic_ns()}]))
+
+    def leases_run_out(self) -> None:
+        # SKIP LOCKED: the test's own statement must not be what deadlocks
+        self.db.execute(
+            "UPDATE osgprod_data.slices SET due_at = now(), progress_at = now() - interval '1 h'"
+            " WHERE ctid = ANY (ARRAY(SELECT ctid FROM osgprod_data.slices"
+            " WHERE state = 'leased' AND random() < 0.2 FOR NO KEY UPDATE SKIP LOCKED))"
+        )
+        self.db.execute(
+            "UPDATE osgprod_data.projects SET next_due_at = '-infinity' WHERE project_id IN ("
+            "SELECT project_id FROM osgprod_data.projects FOR NO KEY UPDATE SKIP LOCKED)"
+        )
+
+    def reclaim(self) -> None:
+        call(self.db, "reclaim_lost", project="p")
+
+    def tick(self) -> None:
+        call(self.db, "tick")
+
+    def recycle(self) -> None:
+        states = self.chance.sample(["quarantined", "failed", "done"], self.chance.randint(1, 3))
+        call(self.db, "recycle", project="p", states=states, runs=[self.chance.randint(1, 4)])
+
+    def ban(self) -> None:
+        call(self.db, "ban_worker", project="p", worker=self.node(), seconds=self.chance.randint(0, 1))
+
+    def settings(self) -> None:
+        state = self.chance.choice(["active"] * 8 + ["paused", "draining"])
+        self.mine.set(
+            max_failures=self.chance.randint(1, 3), maxblockspercore=self.chance.randint(1, 5), state=state
+        )
+
+    def start_over(self) -> None:
+        if self.chance.random() < 0.1:
+            call(self.db, "load_slices", project="p", start_over=True, runs=[self.chance.randint(1, 4)])
+
+    def look(self) -> None:
+        assert call(self.db, "verify", project="p", deep=True) == []
+        call(self.db, "progress")
+        call(self.db, "quarantined", project="p")
+
+
+def test_everything_at_once_from_32_sessions_without_a_deadlock(world: World) -> None:
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    world.set(
+        max_fast_failures=4, block_worker_s=1, backoff_s=0, wedged_s=5, max_faults=2, max_starts_per_min=99999
+    )
+    for run in range(1, 5):
+        for seqno in range(3):
+            world.add_file(100, run=run, seqno=seqno)
+    end = time.monotonic() + SOAK_S
+    calls: Counter[str] = Counter()
+    for counted in world.at_once(32, lambda n, db: Soak(world, seed + n, end).run(n, db)):
+        calls += counted
+    print(dict(calls))
+    assert min(calls[name] for name in ("checkout", "report", "heartbeat", "tick")) > 10
+    time.sleep(0.01)
+    deadlocks = world.db.execute("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
+    assert deadlocks.fetchone() == {"deadlocks": 0}
+    assert call(world.db, "verify", project="p", deep=True) == []
+
+    # And then the production ends by itself.
+    world.set(state="active", max_failures=50, max_faults=1000)
+    world.db.execute("UPDATE osgprod_data.worker_bans SET until = now()")
+    call(world.db, "recycle", project="p")
+    done = threading.Event()
+
+    def finish(n: int, db: Db) -> None:
+        process = 0
+        while not done.is_set():
+            answer = world.checkout(process, cluster=100 + n, cpus=4, db=db)
+            if answer["status"] == "assigned":
+                world.report(process, 0, cluster=100 + n, db=db)
+                process += 1
+            elif answer["status"] == "no-work":
+                done.set()
+            else:
+                World(db, world.dsn).let_leases_run_out()
+
+    world.at_once(4, finish)
+    assert world.progress()["blocks_done"] == 1200
