@@ -69,7 +69,7 @@ BEGIN
         -- or begun anew since. No clock is trusted for that: opened_at is compared for being the same.
         IF v_slice.block2 = v_attempt.block2 AND v_slice.opened_at = v_attempt.opened_at AND v_slice.state <> 'done' THEN
             PERFORM osgprod._finish_slice(v_slice, v_attempt);
-            RETURN 'done';
+            RETURN 'done'::osgprod_data.outcome;
         END IF;
     ELSIF v_slice.state = 'leased' AND v_slice.cluster = p_cluster AND v_slice.process = p_process
           AND v_slice.nstart = p_nstart THEN
@@ -80,7 +80,7 @@ BEGIN
         PERFORM osgprod._fail_slice(p_project, v_slice, p_outcome, p_worker, p_exit_code);
         RETURN p_outcome;
     END IF;
-    RETURN 'superseded';
+    RETURN 'superseded'::osgprod_data.outcome;
 END
 $fn$;
 

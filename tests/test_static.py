@@ -1,0 +1,125 @@
+"""What can be told of the sources without running the product: headers, comments, syntax, the schema's snapshot."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from pglast import parse_plpgsql
+
+from tests.support import CHECKOUT
+
+FUNCTIONS = CHECKOUT / "sql" / "functions"
+SNAPSHOT = CHECKOUT / "tests" / "schema.txt"
+FUNCTION = re.compile(r"^CREATE FUNCTION osgprod\.(\w+)\s*\(.*?^\$fn\$;", re.MULTILINE | re.DOTALL)
+
+
+def sources() -> dict[str, str]:
+    """Every function's text by its name."""
+    return {
+        match[1]: match[0]
+        for path in sorted(FUNCTIONS.glob("*.sql"))
+        for match in FUNCTION.finditer(path.read_text())
+    }
+
+
+def test_every_function_says_what_it_does_inside_its_body() -> None:
+    for name, text in sources().items():
+        body = text.partition("$fn$\n")[2]
+        assert body.lstrip().startswith("--"), f"{name} has no header"
+
+
+def test_every_public_function_tells_parameters_returns_and_errors() -> None:
+    for name, text in sources().items():
+        if name.startswith("_"):
+            continue
+        header = "\n".join(line for line in text.splitlines() if line.startswith("--"))
+        parameters = re.findall(r"^\s+(p_\w+)\s", text.partition(")\n")[0], re.MULTILINE)
+        for parameter in parameters:
+            assert parameter in header, f"{name}: {parameter} is not explained"
+        for code in set(re.findall(r"OG\d{3}", text.partition("$fn$\n")[2])):
+            assert code[:3] in header, f"{name} raises {code}"
+
+
+def test_a_file_is_named_after_a_function_that_it_holds() -> None:
+    for path in FUNCTIONS.glob("*.sql"):
+        if not path.name.startswith(("00-", "zz-")):
+            names = [match[1] for match in FUNCTION.finditer(path.read_text())]
+            assert any(name.startswith(path.stem) for name in names), path.name
+
+
+def test_bodies_are_valid_plpgsql() -> None:
+    for name, text in sources().items():
+        if "LANGUAGE plpgsql" in text:
+            # The parser looks schemas up, and knows none of ours.
+            assert parse_plpgsql(re.sub(r"\bosgprod(_data)?\.", "", text)), name
+
+
+def test_plpgsql_check_finds_nothing(db: psycopg.Connection[dict[str, Any]]) -> None:
+    try:
+        db.execute("CREATE EXTENSION plpgsql_check")
+    except psycopg.Error:
+        pytest.skip("this server has no extension plpgsql_check (OSGPROD_PG_BINDIR names one that has)")
+    rows = db.execute(
+        "SELECT p.proname, c.lineno, c.level, c.message FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang"
+        " CROSS JOIN LATERAL plpgsql_check_function_tb(p.oid, security_warnings => true, performance_warnings => false,"
+        " extra_warnings => false) c WHERE p.pronamespace = 'osgprod'::regnamespace AND l.lanname = 'plpgsql'"
+    ).fetchall()
+    assert rows == []
+
+
+def test_every_table_column_and_type_has_a_comment(db: psycopg.Connection[dict[str, Any]]) -> None:
+    bare = db.execute(
+        "SELECT c.relname || '.' || a.attname AS name FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid"
+        " WHERE c.relnamespace = 'osgprod_data'::regnamespace AND c.relkind = 'r' AND a.attnum > 0"
+        " AND NOT a.attisdropped AND c.relname !~ 'yoyo' AND col_description(c.oid, a.attnum) IS NULL"
+        " UNION ALL SELECT c.relname FROM pg_class c WHERE c.relnamespace = 'osgprod_data'::regnamespace"
+        " AND c.relkind = 'r' AND c.relname !~ 'yoyo' AND obj_description(c.oid, 'pg_class') IS NULL"
+        " UNION ALL SELECT t.typname FROM pg_type t WHERE t.typnamespace = 'osgprod_data'::regnamespace"
+        " AND t.typtype = 'e' AND obj_description(t.oid, 'pg_type') IS NULL"
+    ).fetchall()
+    assert bare == []
+
+
+def schema(db: psycopg.Connection[dict[str, Any]]) -> str:
+    """The tables as they are, in words that do not depend on the server's version."""
+    rows = db.execute(
+        "SELECT c.relname AS item, 0 AS kind, a.attnum AS nth, format('    %s %s%s%s', a.attname,"
+        "   format_type(a.atttypid, a.atttypmod), CASE WHEN a.attnotnull THEN ' NOT NULL' ELSE '' END,"
+        "   coalesce(' = ' || pg_get_expr(d.adbin, d.adrelid), '')) AS line"
+        "  FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid"
+        "  LEFT JOIN pg_attrdef d ON d.adrelid = c.oid AND d.adnum = a.attnum"
+        " WHERE c.relnamespace = 'osgprod_data'::regnamespace AND c.relkind = 'r' AND a.attnum > 0"
+        "   AND NOT a.attisdropped AND c.relname !~ 'yoyo'"
+        " UNION ALL SELECT c.relname, 1, 0, format('    %s: %s', k.conname, pg_get_constraintdef(k.oid))"
+        "  FROM pg_constraint k JOIN pg_class c ON c.oid = k.conrelid"
+        " WHERE c.relnamespace = 'osgprod_data'::regnamespace AND k.contype IN ('c', 'p', 'u', 'f', 'x')"
+        "   AND c.relname !~ 'yoyo'"
+        " UNION ALL SELECT c.relname, 2, 0, format('    %s', pg_get_indexdef(i.indexrelid))"
+        "  FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid"
+        " WHERE c.relnamespace = 'osgprod_data'::regnamespace AND c.relname !~ 'yoyo'"
+        "   AND NOT EXISTS (SELECT FROM pg_constraint k WHERE k.conindid = i.indexrelid AND k.contype IN ('p', 'u'))"
+        " UNION ALL SELECT t.typname, 3, 0, '    ' || string_agg(e.enumlabel, ', ' ORDER BY e.enumsortorder)"
+        "  FROM pg_type t JOIN pg_enum e ON e.enumtypid = t.oid"
+        " WHERE t.typnamespace = 'osgprod_data'::regnamespace GROUP BY t.typname"
+    ).fetchall()
+    rows.sort(key=lambda row: tuple(row.values()))
+    lines: list[str] = []
+    for n, row in enumerate(rows):
+        if n == 0 or rows[n - 1]["item"] != row["item"]:
+            lines.append(row["item"])
+        lines.append(row["line"])
+    return "\n".join(lines) + "\n"
+
+
+def test_schema_is_the_one_in_the_snapshot(db: psycopg.Connection[dict[str, Any]]) -> None:
+    """A reviewer sees in the snapshot's diff what a migration does. Delete the file, and this makes it anew."""
+    now = schema(db)
+    if not SNAPSHOT.exists():
+        SNAPSHOT.write_text(now)
+    assert now == SNAPSHOT.read_text(), (
+        f"the schema has changed; delete {Path(SNAPSHOT).name}, run this again, commit it"
+    )
