@@ -47,6 +47,7 @@ CLIENT_RATE = 6000  # requests a minute of one address, in each process
 MAX_QUERY_BYTES = 8192
 MAX_BODY_BYTES = 65536
 TICK_S = 10.0
+TICK_TIMEOUT_S = 60.0
 
 CHECKOUT = """SELECT * FROM osgprod.checkout_slice(p_project => %(project)s, p_cluster => %(cluster)s,
     p_process => %(process)s, p_cpus => %(cpus)s, p_magic => %(magic)s, p_client => %(client)s,
@@ -343,13 +344,24 @@ def _endpoint(function: Endpoint) -> Endpoint:
     return endpoint
 
 
-async def _tick(pool: AsyncConnectionPool[Any]) -> None:
-    """Calls the database's housekeeping every few seconds; when it is away, there is nothing to keep."""
+async def _tick(dsn: str) -> None:
+    """Calls the database's housekeeping every few seconds, and goes on whatever happens.
+
+    On a connection of its own, and not for ever: neither a crowded pool nor a server that hangs stands between a lease
+    that ran out and its slice.
+    """
     while True:
         await asyncio.sleep(TICK_S)
-        with contextlib.suppress(psycopg.Error, PoolTimeout, TooManyRequests):
-            async with pool.connection() as connection:
-                await connection.execute("SELECT * FROM osgprod.tick()")
+        try:
+            async with (
+                asyncio.timeout(TICK_TIMEOUT_S),
+                await psycopg.AsyncConnection.connect(
+                    dsn, autocommit=True, application_name="osgprod tick"
+                ) as db,
+            ):
+                await db.execute("SELECT * FROM osgprod.tick()")
+        except Exception as error:
+            log.warning("tick: %s", (str(error).splitlines() or [type(error).__name__])[0])
 
 
 def _without_query(record: logging.LogRecord) -> bool:
@@ -394,7 +406,7 @@ def create_app(
         app.state.client_rate, app.state.project_rate = client_rate, project_rate
         app.state.pool = open_pool(dsn, int(os.environ.get("OSGPROD_POOL_SIZE", "8")))
         await app.state.pool.open(wait=False)
-        ticker = asyncio.create_task(_tick(app.state.pool))
+        ticker = asyncio.create_task(_tick(dsn))
         try:
             yield
         finally:

@@ -1,0 +1,71 @@
+"""The shim's timer: promise I4, nothing that can stall stands between a lease that ran out and its slice."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from shim import app
+from shim.database import connect
+from tests.support import LiveShim, World
+
+
+def wait_until_ready(world: World, blocks: int) -> None:
+    end = time.monotonic() + 20
+    while world.progress()["blocks_ready"] < blocks:
+        assert time.monotonic() < end, "the slice does not come back"
+        time.sleep(0.01)
+
+
+@pytest.fixture(autouse=True)
+def fast_tick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "TICK_S", 0.02)
+
+
+def test_shim_takes_lost_slices_back_by_itself(world: World, shim: LiveShim) -> None:
+    world.add_file(2)
+    world.checkout(0)
+    world.let_leases_run_out()
+    wait_until_ready(world, 1)
+
+
+def test_tick_goes_on_after_whatever_went_wrong(world: World, shim: LiveShim) -> None:
+    world.add_file(2)
+    world.checkout(0)
+    world.db.execute("ALTER FUNCTION osgprod.tick() RENAME TO tock")
+    time.sleep(0.1)
+    world.db.execute("ALTER FUNCTION osgprod.tock() RENAME TO tick")
+    world.db.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE application_name LIKE 'osgprod %' AND pid <> pg_backend_pid()"
+    )
+    world.let_leases_run_out()
+    wait_until_ready(world, 1)
+
+
+def test_crowded_pool_does_not_hold_the_tick_up(
+    world: World, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OSGPROD_POOL_SIZE", "1")
+    world.add_file(2)
+    world.checkout(0)
+    with LiveShim(world.dsn, folder / "www") as shim, connect(world.dsn) as stuck:
+        shim.add_template("p")
+        with stuck.transaction():
+            stuck.execute(
+                "SELECT pg_advisory_xact_lock(project_id, rawdata_id) FROM osgprod_data.loaded_files"
+            )
+            waiting = threading.Thread(target=shim.checkout, args=(1,))
+            waiting.start()
+            end = time.monotonic() + 20
+            while not stuck.execute(
+                "SELECT FROM pg_stat_activity WHERE application_name = 'osgprod shim' AND wait_event_type = 'Lock'"
+            ).fetchall():
+                assert time.monotonic() < end
+                time.sleep(0.01)
+            world.let_leases_run_out()
+            wait_until_ready(world, 1)
+        waiting.join()
