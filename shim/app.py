@@ -249,7 +249,7 @@ async def healthz(request: Request) -> Response:
 
 async def describe(request: Request) -> Response:
     """``openapi.json``: what is served here, for tools."""
-    return JSONResponse(openapi.document(request.url.path.rpartition("/")[0]))
+    return JSONResponse(openapi.document(request.scope["path"].rpartition("/")[0]))
 
 
 def _text(body: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -333,7 +333,7 @@ def _endpoint(function: Endpoint) -> Endpoint:
             "request=%s client=%s path=%s status=%d answer=%s ms=%.1f%s",
             number,
             client or "-",
-            request.url.path,
+            ascii_text(request.scope["path"][:300]),
             response.status_code,
             answer,
             seconds * 1000,

@@ -174,6 +174,8 @@ def test_a_name_with_control_characters_leaves_one_plain_line_in_the_log(
 ) -> None:
     caplog.set_level("INFO")
     shim.raw("workscript.bash?project=%0Arequest%3Dforged%20%1B%5B2J%E2%80%A8x&cluster=1&process=1&magic=m")
+    shim.raw("project/%0Arequest%3Dforged%1B%5B2J", headers={"Host": "x/y\\z"})
     lines = [record.getMessage() for record in caplog.records if record.name == "osgprod"]
-    assert len(lines) == 1
-    assert lines[0].isprintable() and lines[0].isascii()
+    assert len(lines) == 2
+    assert all(line.isprintable() and line.isascii() for line in lines)
+    assert "path=/osgprod/project/?request=forged?[2J " in lines[1]
