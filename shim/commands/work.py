@@ -120,6 +120,8 @@ def slices_list(
 @runs_option
 @path_option
 @click.option("--exit-code", type=int, help="Only those whose last report had it.")
+@click.option("--client", help="Only those last lent to this address or network.")
+@click.option("--since", help="Only those last reported since then, like '2026-05-01 12:00'.")
 @dry
 @as_json
 def slices_recycle(
@@ -128,11 +130,14 @@ def slices_recycle(
     runs: list[int] | None,
     path: str | None,
     exit_code: int | None,
+    client: str | None,
+    since: str | None,
     dry_run: bool,
     as_json: bool,
 ) -> None:
     """Put slices back to ready, as if they had never been tried."""
     arguments: dict[str, Any] = {"runs": runs, "path": path, "exit_code": exit_code, "dry_run": dry_run}
+    arguments |= {"client": client, "since": since}
     with working("recycling"):
         rows = ask("recycle", project=project, **arguments, **given(states=list(states) or None))
     show(rows, as_json, "no such slice")

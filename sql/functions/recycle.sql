@@ -4,7 +4,9 @@ CREATE FUNCTION osgprod.recycle(
     p_runs      int[]   DEFAULT NULL,
     p_path      text    DEFAULT NULL,
     p_exit_code int     DEFAULT NULL,
-    p_dry_run   boolean DEFAULT false)
+    p_dry_run   boolean DEFAULT false,
+    p_client    inet    DEFAULT NULL,
+    p_since     timestamptz DEFAULT NULL)
 RETURNS TABLE (run int, seqno int, path text, block1 int, block2 int, was text, exit_code int)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
@@ -17,6 +19,9 @@ AS $fn$
 --             p_path       path of one file, or an SQL LIKE pattern; NULL = all
 --             p_exit_code  only slices whose last report had this exit code [0 .. 255]; NULL = any
 --             p_dry_run    only tell what would be put back
+--             p_client     only slices that were last lent to this address or network; NULL = any. So what somebody did
+--                          with a stolen magic is undone
+--             p_since      only slices whose last report came at this time or later; NULL = any
 -- Returns:    a row a slice, as it was
 -- Errors:     OG301 unknown project; OG108 unknown state; OG502 files of the project are begun anew at this moment
 -- Locks:      the slices in their order, SKIP LOCKED; see _reopen_slice
@@ -44,6 +49,11 @@ BEGIN
            AND (p_runs IS NULL OR f.run = ANY (p_runs))
            AND (p_path IS NULL OR w.path = p_path OR w.path LIKE p_path)
            AND (p_exit_code IS NULL OR r.exit_code = p_exit_code)
+           AND (p_since IS NULL OR r.reported_at >= p_since)
+           AND (p_client IS NULL OR EXISTS (
+                SELECT FROM attempts a
+                 WHERE a.project_id = s.project_id AND a.cluster = s.cluster AND a.process = s.process
+                   AND a.nstart = s.nstart AND a.client <<= p_client))
          ORDER BY f.run, f.seqno, s.rawdata_id, s.block1
            FOR NO KEY UPDATE OF s SKIP LOCKED
     LOOP
@@ -62,8 +72,8 @@ BEGIN
 END
 $fn$;
 
-COMMENT ON FUNCTION osgprod.recycle(text, text[], int[], text, int, boolean) IS
-'Puts quarantined, failed or done slices back to ready, chosen by state, run, path and last exit code; p_dry_run only tells. For osgprod_operator.';
+COMMENT ON FUNCTION osgprod.recycle(text, text[], int[], text, int, boolean, inet, timestamptz) IS
+'Puts quarantined, failed or done slices back to ready, chosen by state, run, path, last exit code, client and time; p_dry_run only tells. For osgprod_operator.';
 
 CREATE FUNCTION osgprod._reopen_slice(p_project_id int, p_rawdata_id int, p_block1 int)
 RETURNS void LANGUAGE plpgsql VOLATILE

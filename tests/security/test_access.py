@@ -299,3 +299,27 @@ def test_what_a_job_says_of_its_outputs_is_one_printable_line(world: World) -> N
     row = world.db.execute("SELECT output_url, reason FROM osgprod_data.reports").fetchone()
     assert row and row["output_url"].isprintable() and len(row["output_url"]) == 1024
     assert row["reason"] is None or row["reason"].isprintable()
+
+
+def test_what_was_done_with_a_stolen_magic_is_undone_by_address_and_time(world: World) -> None:
+    """The thief says "done" of all that it gets; the operator takes exactly that back."""
+    world.set(subnet_pattern="%")
+    world.add_file(9)
+    for process, client in enumerate(("192.0.2.1", "203.0.113.5", "192.0.2.1", "203.0.113.9", "2001:db8::1")):
+        world.checkout(process, client=client)
+        world.report(process, 0, client=client)
+    world.attempts_pass(3600)
+    world.checkout(7, client="203.0.113.5")
+    world.report(7, 0, client="203.0.113.5")
+    call(world.db, "set_magic", project="p", magic="new")
+    undo = {"project": "p", "states": ["done"], "client": "203.0.113.0/24"}
+    recent = world.db.execute("SELECT now() - interval '1 min' AS t").fetchone()
+    assert recent is not None
+    assert [row["block1"] for row in call(world.db, "recycle", **undo, since=recent["t"], dry_run=True)] == [
+        6
+    ]
+    assert [row["block1"] for row in call(world.db, "recycle", **undo)] == [2, 4, 6]
+    assert world.progress()["blocks_done"] == 3
+    assert world.checkout(8, client="192.0.2.1", magic="new")["block1"] == 2, "and it is lent again"
+    # What the thief reports later counts no more.
+    assert refusal(world.report, 1, 0, client="203.0.113.5") == "OG202"
