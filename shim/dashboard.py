@@ -246,7 +246,7 @@ class Dashboard:
             ("attempts_by_worker", {**project, "hours": 2, "order": "slow", "limit": 6}),
             ("quarantined", project),
             ("live_attempts", {**project, "limit": 8}),
-            ("map_files", project),
+            ("map_files", {**project, "rows": 240, "columns": 200}),
         )
         return self._render(
             "project.html",
@@ -275,7 +275,7 @@ class Dashboard:
             if first is None
             else f"{{{','.join(map(str, range(first, min(last or first, first + 5000) + 1)))}}}"
         )
-        state = request.query_params.get("state") or None
+        state = _word(request, "state")
         (files,) = await self._reader.read(
             request, ("list_files", {"project": name, "runs": runs, "state": state, "limit": 1000})
         )
@@ -299,7 +299,7 @@ class Dashboard:
 
     async def _attempts(self, request: Request) -> Response:
         name, hours = request.path_params["project"], _window(request)
-        chosen = {key: request.query_params.get(key) or None for key in ("outcome", "worker", "site")}
+        chosen = {key: _word(request, key) for key in ("outcome", "worker", "site")}
         wish = {
             **chosen,
             "project": name,
@@ -308,7 +308,7 @@ class Dashboard:
             "limit": 200,
         }
         (attempts,) = await self._reader.read(request, ("list_attempts", wish))
-        chosen["exit_code"] = request.query_params.get("exit_code") or None
+        chosen["exit_code"] = _word(request, "exit_code")
         return self._render("attempts.html", project=name, attempts=attempts, chosen=chosen, hours=hours)
 
     async def _live(self, request: Request) -> Response:
@@ -340,6 +340,10 @@ class Dashboard:
             refused=refused,
             hours=hours,
         )
+
+
+def _word(request: Request, name: str) -> str | None:
+    return request.query_params.get(name, "").replace("\0", "") or None
 
 
 def _integer(request: Request, name: str) -> int | None:

@@ -60,16 +60,16 @@ SELECT s.project_id, f.run, f.seqno, s.rawdata_id, s.block1, now() - interval '1
 """
 # Only of the last slices: history that nobody looks at needs no rows to be measured. A worker is one of 400.
 _ATTEMPTS = """
-INSERT INTO osgprod_data.attempts (project_id, cluster, process, nstart, rawdata_id, block1, block2, cpus, started_at,
-       token_digest, client, host, site)
-SELECT s.project_id, s.cluster, s.process, s.nstart, s.rawdata_id, s.block1, s.block2, 8,
+INSERT INTO osgprod_data.attempts (project_id, cluster, process, nstart, rawdata_id, block1, block2, cpus, opened_at,
+       started_at, token_digest, client, host, site)
+SELECT s.project_id, s.cluster, s.process, s.nstart, s.rawdata_id, s.block1, s.block2, 8, s.opened_at,
        now() - interval '1 s' * (600 + %(window_s)s * (1 - percent_rank() OVER (ORDER BY s.rawdata_id, s.block1))),
        decode(repeat('00', 32), 'hex'), inet '10.0.0.0' + w.n, 'wn' || w.n, (%(sites)s::text[])[1 + w.n %% 6]
   FROM (SELECT x.* FROM osgprod_data.slices x
           JOIN osgprod_data.projects p ON p.project_id = x.project_id AND p.name = %(project)s
          ORDER BY x.rawdata_id DESC, x.block1 DESC LIMIT %(attempts)s) s
  CROSS JOIN LATERAL (SELECT (s.process::bigint * 7919 %% 20) * (s.process::bigint * 104729 %% 20) AS n) w
- ORDER BY 9
+ ORDER BY 10
 """
 _REPORTS = """
 INSERT INTO osgprod_data.reports (project_id, cluster, process, nstart, by_worker, outcome, exit_code, reported_at,

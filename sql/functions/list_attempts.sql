@@ -20,21 +20,29 @@ AS $fn$
 -- Errors:     OG301 unknown project; OG108 hours, outcome or limit out of range
 DECLARE
     v_project_id int := (osgprod._get_project(p_project)).project_id;
+    v_since      timestamptz;
+    v_found      reports[];
 BEGIN
     IF p_outcome <> ALL (enum_range(NULL::outcome)::text[]) THEN
         RAISE EXCEPTION 'an outcome is done, failed, node-fault, lost or superseded, not %', quote_literal(p_outcome)
             USING ERRCODE = 'OG108', HINT = 'leave it out for all';
     END IF;
-    RETURN QUERY
-    SELECT l.reported_at, l.cluster, l.process, l.nstart, l.outcome::text, l.exit_code, l.ran_s, a.rawdata_id, w.path,
-           a.block1, a.block2, l.worker, l.site, l.reason, osgprod._without_secrets(l.output_url)
-      FROM (SELECT r.* FROM reports r
-             WHERE r.project_id = v_project_id AND r.reported_at >= osgprod._since(p_hours)
+    -- The latest are found by looking back no further than is needed.
+    FOREACH v_since IN ARRAY osgprod._steps_back(p_hours) LOOP
+        SELECT array_agg(f) INTO v_found FROM (
+            SELECT r.* FROM reports r
+             WHERE r.project_id = v_project_id AND r.reported_at >= v_since
                AND (p_outcome IS NULL OR r.outcome = p_outcome::outcome)
                AND (p_exit_code IS NULL OR r.exit_code = p_exit_code)
                AND (p_worker IS NULL OR r.worker = p_worker)
                AND (p_site IS NULL OR r.site = p_site)
-             ORDER BY r.reported_at DESC LIMIT osgprod._limit(p_limit)) l
+             ORDER BY r.reported_at DESC LIMIT osgprod._limit(p_limit)) f;
+        EXIT WHEN cardinality(v_found) >= p_limit;
+    END LOOP;
+    RETURN QUERY
+    SELECT l.reported_at, l.cluster, l.process, l.nstart, l.outcome::text, l.exit_code, l.ran_s, a.rawdata_id, w.path,
+           a.block1, a.block2, l.worker, l.site, l.reason, osgprod._without_secrets(l.output_url)
+      FROM unnest(v_found) l
       JOIN attempts a ON a.project_id = l.project_id AND a.cluster = l.cluster AND a.process = l.process
                      AND a.nstart = l.nstart
       LEFT JOIN rawdata w ON w.rawdata_id = a.rawdata_id
@@ -44,6 +52,14 @@ $fn$;
 
 COMMENT ON FUNCTION osgprod.list_attempts(text, int, text, int, text, text, int) IS
 'Lists the attempts that ended in the last p_hours [h], the latest first, chosen by outcome, exit code, worker and site. For osgprod_worker and osgprod_operator.';
+
+CREATE FUNCTION osgprod._steps_back(p_hours int)
+RETURNS timestamptz[] LANGUAGE sql STABLE
+AS $fn$
+    -- Since when to look for the latest rows: ten minutes, an hour, six, a day, a week, and at last the whole time.
+    SELECT array_agg(greatest(now() - s.step, osgprod._since(p_hours)) ORDER BY s.step)
+      FROM unnest(ARRAY['10 min', '1 h', '6 h', '1 d', '7 d', '1 y']::interval[]) AS s (step)
+$fn$;
 
 CREATE FUNCTION osgprod.live_attempts(p_project text, p_limit int DEFAULT 100)
 RETURNS TABLE (cluster int, process int, nstart int, file_id int, path text, block1 int, block2 int, started_at timestamptz,

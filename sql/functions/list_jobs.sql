@@ -16,17 +16,24 @@ AS $fn$
 -- Errors:     OG301 unknown project; OG108 hours or limit out of range
 DECLARE
     v_project_id int := (osgprod._get_project(p_project)).project_id;
-    v_since      timestamptz := CASE WHEN p_cluster IS NULL THEN osgprod._since(p_hours) ELSE '-infinity' END;
+    v_since      timestamptz;
+    v_found      attempts[];
 BEGIN
+    -- The latest are found by looking back no further than is needed.
+    FOREACH v_since IN ARRAY CASE WHEN p_cluster IS NULL THEN osgprod._steps_back(p_hours) ELSE '{-infinity}' END LOOP
+        SELECT array_agg(f) INTO v_found FROM (
+            SELECT l.* FROM (SELECT DISTINCT ON (a.cluster, a.process) a.* FROM attempts a
+                              WHERE a.project_id = v_project_id AND a.started_at >= v_since
+                                AND (p_cluster IS NULL OR a.cluster = p_cluster)
+                              ORDER BY a.cluster, a.process, a.nstart DESC) l
+             ORDER BY l.started_at DESC LIMIT osgprod._limit(p_limit)) f;
+        EXIT WHEN cardinality(v_found) >= p_limit;
+    END LOOP;
     RETURN QUERY
     SELECT j.cluster, j.process, j.nstart, coalesce(CASE WHEN s.project_id IS NOT NULL THEN 'live' END, r.outcome::text,
            'silent'), r.exit_code, j.started_at, r.reported_at, j.rawdata_id, w.path, j.block1, j.block2,
            osgprod._worker(j.client, j.host), j.site
-      FROM (SELECT * FROM (SELECT DISTINCT ON (a.cluster, a.process) a.* FROM attempts a
-                            WHERE a.project_id = v_project_id AND a.started_at >= v_since
-                              AND (p_cluster IS NULL OR a.cluster = p_cluster)
-                            ORDER BY a.cluster, a.process, a.nstart DESC) l
-             ORDER BY l.started_at DESC LIMIT osgprod._limit(p_limit)) j
+      FROM unnest(v_found) j
       JOIN rawdata w ON w.rawdata_id = j.rawdata_id
       LEFT JOIN slices s ON s.project_id = j.project_id AND s.rawdata_id = j.rawdata_id AND s.block1 = j.block1
                         AND s.state = 'leased' AND s.cluster = j.cluster AND s.process = j.process AND s.nstart = j.nstart

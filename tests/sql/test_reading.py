@@ -220,6 +220,42 @@ def test_map_has_a_character_for_each_file(world: World) -> None:
     assert sum(r["blocks_done"] for r in rows) == world.progress()["blocks_done"] == 2
 
 
+def test_map_is_the_same_as_the_list_of_files_whatever_their_states(world: World) -> None:
+    """Against a model in Python; most runs are wholly in one state, which the function draws without a look at files."""
+    rng = random.Random(4)
+    world.set(max_failures=1)
+    for run in range(1, 9):
+        for seqno in range(rng.randrange(1, 9)):
+            if run % 4 or rng.random() < 0.7:
+                world.add_file(2, run=run, seqno=seqno)
+    for process in range(60):
+        if world.checkout(process)["status"] == "assigned" and process % 7:
+            world.report(process, 9 if process % 20 == 19 else 0)
+    call(world.db, "tick")
+    for rows, columns in ((100, 100), (100, 3), (3, 100), (1, 1), (2, 2)):
+        files = call(world.db, "list_files", project="p", limit=1000)
+        drawn = call(world.db, "map_files", project="p", rows=rows, columns=columns)
+        runs = sorted({f["run"] for f in files})
+        a_line = -(-len(runs) // rows)
+        a_cell = max(f["seqno"] for f in files) // columns + 1
+        for line, row in enumerate(drawn):
+            chosen = [f for f in files if f["run"] in runs[line * a_line : (line + 1) * a_line]]
+            cells = ["."] * (max(f["seqno"] for f in chosen) // a_cell + 1)
+            for place in range(len(cells)):
+                here = [f for f in chosen if f["seqno"] // a_cell == place]
+                if here:
+                    done, blocks = (sum(f[name] for f in here) for name in ("blocks_done", "blocks"))
+                    bad = any(f["blocks_quarantined"] for f in here)
+                    part = str(max(10 * done // blocks, 1)) if done else "0"
+                    cells[place] = "q" if bad else "#" if done == blocks else part
+            assert row["cells"] == "".join(cells)
+            assert row["files_a_cell"] == a_cell and row["files"] == len(chosen)
+            assert row["blocks_done"] == sum(f["blocks_done"] for f in chosen)
+            assert row["blocks_quarantined"] == sum(f["blocks_quarantined"] for f in chosen)
+            assert row["files_finished"] == sum(f["state"] == "finished" for f in chosen)
+        assert sum(row["files"] for row in drawn) == len(files)
+
+
 @pytest.mark.parametrize(
     ("function", "arguments", "message"),
     [

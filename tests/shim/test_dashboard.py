@@ -1,0 +1,260 @@
+"""The dashboard over real HTTP: who sees it, what it shows, and that nothing a job says can do harm there."""
+
+from __future__ import annotations
+
+import html
+import itertools
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from shim import drawing
+from shim.address import SettingError
+from shim.database import call
+from shim.guard import Guard
+from tests.support import LiveShim, World
+
+TOKEN = "a long enough token"
+HOSTILE = """<script>alert(1)</script>"'&{{7*7}}"""
+MakeShim = Callable[..., LiveShim]
+
+
+@pytest.fixture
+def shim_with(world: World, folder: Path) -> Iterator[MakeShim]:
+    """Starts a shim with settings; it is stopped at the end."""
+    started: list[LiveShim] = []
+
+    def start(**environment: str) -> LiveShim:
+        live = LiveShim(world.dsn, folder / "www", **environment)
+        live.__enter__()
+        started.append(live)
+        return live
+
+    yield start
+    for live in started:
+        live.__exit__(None, None, None)
+
+
+@pytest.fixture
+def busy(world: World) -> World:
+    world.set(max_failures=1)
+    for run, seqno in ((1, 0), (1, 1), (2, 0)):
+        world.add_file(4, run=run, seqno=seqno)
+    for process, code in enumerate((0, 0, 9, 137)):
+        world.checkout(process, host=f"wn{process}", site="A")
+        world.report(process, code, reason="bank 3" if code else None)
+    world.checkout(4, host="wn4", site="B")
+    return world
+
+
+PAGES = ["", "project/p", "project/p?hours=2", "project/p/files", "project/p/files?run=1&state=open",
+         "project/p/file/1", "project/p/job/1.2", "project/p/job/1.4", "project/p/attempts",
+         "project/p/attempts?exit_code=9&hours=168",
+         "project/p/live", "project/p/quarantine", "project/p/workers", "project/p/workers?hours=24"]  # fmt: skip
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_page_is_shown_with_a_policy_that_lets_nothing_foreign_in(
+    busy: World, shim_with: MakeShim, page: str
+) -> None:
+    answer = shim_with().raw(page)
+    assert answer.status_code == 200, answer.text
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'none'" in policy and "unsafe" not in policy and "http" not in policy
+    assert (
+        answer.headers["x-content-type-options"] == "nosniff"
+        and answer.headers["cache-control"] == "no-store"
+    )
+    assert "<style" not in answer.text and " style=" not in answer.text and " onclick=" not in answer.text
+    assert re.findall(r"<script(?! src=\"/osgprod/static/dashboard\.js\" defer)", answer.text) == []
+    for target in re.findall(r'(?:href|src|action)="([^"]*)"', answer.text):
+        assert target.startswith(("/osgprod/", "#")), target
+
+
+def test_links_of_all_pages_lead_somewhere(busy: World, shim_with: MakeShim) -> None:
+    shim = shim_with()
+    seen, waiting = set(), ["/osgprod/"]
+    while waiting:
+        target = waiting.pop()
+        seen.add(target)
+        answer = shim.client.get(f"http://127.0.0.1:{shim.port}{target}")
+        assert answer.status_code == 200, target
+        if answer.headers["content-type"].startswith("text/html"):
+            for link in re.findall(r'(?:href|src)="([^"#]+)"', answer.text):
+                link = html.unescape(link)
+                if link not in seen and link not in waiting and "hours=" not in link:
+                    waiting.append(link)
+    assert {"/osgprod/project/p/job/1.2", "/osgprod/project/p/file/1", "/osgprod/metrics"} <= seen
+    assert len(seen) > 20
+
+
+def test_numbers_on_the_pages_are_the_database_s(busy: World, shim_with: MakeShim) -> None:
+    page = shim_with().raw("project/p").text
+    progress = busy.progress()
+    legend = re.findall(r'<div class="(\w+)"><dt>.*?<data value="(\d+)">([\d,]+)</data>', page, re.DOTALL)[:5]
+    assert {name: int(value) for name, value, _ in legend} == {
+        name: progress[f"blocks_{name}"] for name in ("done", "leased", "ready", "quarantined", "uncut")
+    }
+    assert f"{call(busy.db, 'quarantined', project='p')[0]['path'].rpartition('/')[2]}" in page
+
+
+def test_nothing_that_a_job_says_becomes_part_of_a_page(world: World, shim_with: MakeShim) -> None:
+    world.set(max_failures=1)
+    world.add_file(2)
+    world.checkout(0, host=HOSTILE, site=HOSTILE)
+    world.report(0, 9, reason=HOSTILE, output_url="javascript:alert(1)", host=HOSTILE, site=HOSTILE)
+    world.checkout(1, host=HOSTILE, site=HOSTILE)
+    shim = shim_with()
+    for page in ("project/p", "project/p/job/1.0", "project/p/attempts", "project/p/live", "project/p/quarantine",
+                 "project/p/workers", "project/p/attempts?worker=%3Cscript%3E&site=%22%3E"):  # fmt: skip
+        text = shim.raw(page).text
+        assert (
+            "<script>" not in text
+            and 'href="javascript' not in text
+            and "{{" not in text.replace(html.escape(HOSTILE), "").replace("{{7*7}}", "")
+        ), page
+        assert "alert(1)" in text or "worker=" in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in shim.raw("project/p").text
+
+
+def test_without_settings_only_this_machine_sees_it_and_no_proxy_s_clients(
+    world: World, shim_with: MakeShim
+) -> None:
+    shim = shim_with()
+    assert shim.raw("").status_code == 200
+    for header in ("X-Forwarded-For", "Via", "Forwarded", "X-Real-IP"):
+        for page in ("", "project/p", "metrics"):
+            answer = shim.raw(page, headers={header: "127.0.0.1"})
+            assert answer.status_code == 403, (header, page)
+            assert "spring" not in answer.text and "p-done" not in answer.text
+    assert "OSGPROD_DASHBOARD_ALLOW" in shim.raw("", headers={"Via": "1.1 x"}).text
+
+
+def test_client_of_a_trusted_proxy_is_who_counts(world: World, shim_with: MakeShim) -> None:
+    shim = shim_with(OSGPROD_TRUSTED_PROXIES="127.0.0.1", OSGPROD_DASHBOARD_ALLOW="10.9.0.0/16 2001:db8::/32")
+    for client, status in (("10.9.1.1", 200), ("10.8.1.1", 403), ("127.0.0.1", 403), ("2001:db8::5", 200)):
+        assert shim.raw("", headers={"X-Forwarded-For": client}).status_code == status, client
+    assert shim.raw("").status_code == 403, "the proxy itself is not in the list"
+
+
+def test_token_opens_it_by_form_or_header_and_is_nowhere_to_be_read(
+    world: World, shim_with: MakeShim, caplog: pytest.LogCaptureFixture
+) -> None:
+    shim = shim_with(OSGPROD_DASHBOARD_TOKEN=TOKEN)
+    answer = shim.raw("project/p")
+    assert answer.status_code == 403 and 'type="password"' in answer.text
+    assert shim.raw("metrics").status_code == 403
+    with caplog.at_level("INFO"):
+        wrong = shim.raw("login", method="POST", data={"token": "a wrong token......"})
+        assert (
+            wrong.status_code == 403 and "not the token" in wrong.text and "set-cookie" not in wrong.headers
+        )
+        right = shim.raw("login", method="POST", data={"token": TOKEN})
+    assert right.status_code == 303 and right.headers["location"] == "/osgprod/"
+    cookie = right.headers["set-cookie"].lower()
+    assert "httponly" in cookie and "samesite=strict" in cookie and "path=/osgprod" in cookie
+    assert TOKEN not in cookie and TOKEN not in caplog.text and "wrong" not in caplog.text
+    assert shim.client.get(f"{shim.url}/project/p").status_code == 200, "the client has kept the cookie"
+    shim.client.cookies.clear()
+    assert shim.raw("", headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 200
+    assert shim.raw("metrics", headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 200
+    for header in (f"Bearer {TOKEN}x", "Bearer", f"Basic {TOKEN}", "Bearer é"):
+        assert shim.raw("", headers={"Authorization": header.encode()}).status_code == 403
+    for value in ("", "0" * 64, TOKEN):
+        assert shim.raw("", headers={"Cookie": f"osgprod_dashboard={value}"}).status_code == 403
+    secure = shim.raw("login", method="POST", data={"token": TOKEN}, headers={"X-Forwarded-Proto": "https"})
+    assert "; secure" in secure.headers["set-cookie"].lower()
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("OSGPROD_DASHBOARD_TOKEN", "short"), ("OSGPROD_DASHBOARD_ALLOW", "10.0.0.0/8, here"),
+     ("OSGPROD_DASHBOARD_ALLOW", "10.0.0.1/8")],
+)  # fmt: skip
+def test_senseless_setting_ends_the_start_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, setting: str, value: str
+) -> None:
+    monkeypatch.setenv(setting, value)
+    with pytest.raises(SettingError, match=setting):
+        Guard()
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        "project/nope",
+        "project/nope/files",
+        "project/p/file/99",
+        "project/p/job/1.99",
+        "project/p%2f..",
+        "static/x",
+    ],
+)
+def test_what_is_not_there_is_a_page_that_says_so(world: World, shim_with: MakeShim, page: str) -> None:
+    answer = shim_with().raw(page)
+    assert answer.status_code == 404
+    assert "Traceback" not in answer.text and ("All productions" in answer.text or page == "project/p%2f..")
+
+
+def test_senseless_query_is_no_error(busy: World, shim_with: MakeShim) -> None:
+    shim = shim_with()
+    for page in ("project/p?hours=x", "project/p?hours=99999999999", "project/p/files?run=-1&last_run=x",
+                 "project/p/attempts?exit_code=x", "project/p/files?run=1&last_run=999999999"):  # fmt: skip
+        assert shim.raw(page).status_code == 200, page
+    assert shim.raw("project/p/attempts?outcome=x").status_code == 400
+    assert shim.raw("project/p/files?state=%00x").status_code == 400
+
+
+def test_database_away_is_a_page_that_says_so_and_metrics_that_say_so(folder: Path) -> None:
+    with LiveShim("host=/nonexistent connect_timeout=1", folder / "www") as shim:
+        answer = shim.raw("")
+        assert answer.status_code == 503 and "does not answer" in answer.text
+        assert "osgprod_database_up 0.0" in shim.raw("metrics").text
+
+
+def test_dashboard_needs_no_right_that_the_shim_has_not(busy: World, shim_with: MakeShim) -> None:
+    """LiveShim logs in as osgprod_worker; what it shows is a snapshot, read only."""
+    before = busy.db.execute(
+        "SELECT sum(n_tup_ins + n_tup_upd) AS n FROM pg_stat_xact_user_tables"
+    ).fetchone()
+    assert shim_with().raw("project/p").status_code == 200
+    assert (
+        busy.db.execute("SELECT sum(n_tup_ins + n_tup_upd) AS n FROM pg_stat_xact_user_tables").fetchone()
+        == before
+    )
+
+
+def rows(cells: list[str]) -> list[dict[str, object]]:
+    return [
+        {"first_run": n, "last_run": n, "files": len(c), "files_finished": c.count("#"), "blocks": 10 * len(c),
+         "blocks_done": 0, "files_a_cell": 1, "cells": c}
+        for n, c in enumerate(cells)
+    ]  # fmt: skip
+
+
+def test_map_of_100_000_files_is_small_and_loses_no_cell() -> None:
+    drawn = drawing.file_map(rows(["#" * 300] * 200 + ["#" * 120 + "q3." + "0" * 177] + ["0" * 300] * 133))
+    assert drawn["files"] == 100_200
+    assert sum(len(path) for _, path in drawn["paths"]) < 20_000
+    drawn_cells = {kind: sum(int(n) for n in re.findall(r"h(\d+)v", path)) for kind, path in drawn["paths"]}
+    assert drawn_cells == {"all": 60_120, "q": 1, "3": 1, "0": 177 + 133 * 300}
+    labels = [line["label_y"] for line in drawn["lines"] if line["is_labelled"]]
+    assert all(b - a >= drawing.LABEL_PX for a, b in itertools.pairwise(labels))
+
+
+@pytest.mark.parametrize("largest", [0, 0.3, 1, 7, 99, 100, 101, 4321, 1e7])
+def test_axis_of_the_plot_ends_above_the_largest_value_in_few_round_steps(largest: float) -> None:
+    top, step = drawing._nice(largest)
+    assert top >= largest and 1 <= round(top / step) <= 5
+    assert float(f"{step:.0e}") == step, "one digit"
+
+
+def test_bar_shows_one_quarantined_block_of_millions_and_fills_its_width() -> None:
+    row = {"blocks": 10**7, "blocks_done": 10**7 - 2, "blocks_leased": 1, "blocks_ready": 0, "blocks_quarantined": 1,
+           "blocks_uncut": 0}  # fmt: skip
+    parts = {part["name"]: part for part in drawing.bar(row)}
+    assert set(parts) == {"done", "leased", "quarantined"}
+    assert parts["quarantined"]["width"] > 0.3
+    assert abs(sum(part["width"] for part in parts.values()) - 100) < 0.01
