@@ -4,11 +4,11 @@ PORT ?= 8080
 FUZZ_S ?= 600
 PYTHON ?= python3
 BIN := .venv/bin
-SHELL_FILES := worker/osgprod_work.bash condor/osgprod_exec.sh .ci/run
+SHELL_FILES := worker/osgprod_work.bash condor/osgprod_exec.sh .ci/run tests/browser/have-chromium
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo serve migrate test test-browser test-grid fuzz soak bench docs lint format lock clean
+.PHONY: help setup setup-dev demo serve migrate test test-browser screenshots test-grid fuzz soak bench docs lint format lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1 # /p' Makefile | column -t -s '#'
@@ -43,7 +43,12 @@ test: .venv/ready-dev ## the test suite, on a real PostgreSQL
 	@touch $@
 
 test-browser: .venv/ready-browser ## the tests of the dashboard in a real Chromium; says what is missing
+	@tests/browser/have-chromium
 	$(BIN)/pytest -q -m browser tests/browser
+
+screenshots: .venv/ready-browser ## the pictures in docs/images anew
+	@tests/browser/have-chromium
+	OSGPROD_SCREENSHOTS=1 $(BIN)/pytest -q -m browser tests/browser -k pictures
 
 test-grid: .venv/ready-dev ## HTCondor, XRootD, Apache for real (PART=condor ... for one); says what is missing
 	$(BIN)/pytest -q -m grid $(if $(PART),tests/grid/test_$(PART).py,tests/grid)

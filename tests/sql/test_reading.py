@@ -221,7 +221,7 @@ def test_map_has_a_character_for_each_file(world: World) -> None:
 
 
 def test_map_is_the_same_as_the_list_of_files_whatever_their_states(world: World) -> None:
-    """Against a model in Python; most runs are wholly in one state, which the function draws without a look at files."""
+    """Against a model in Python. Runs that are wholly in one state are drawn without a look at their files."""
     rng = random.Random(4)
     world.set(max_failures=1)
     for run in range(1, 9):

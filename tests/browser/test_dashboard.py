@@ -1,0 +1,246 @@
+"""The dashboard as people use it: in a Chromium, by mouse, by keyboard, by screen reader, by night."""
+
+from __future__ import annotations
+
+import os
+import re
+from datetime import UTC
+from pathlib import Path
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, expect
+
+from shim.database import call
+from tests.browser.conftest import NAME
+from tests.support import CHECKOUT, LiveShim, World
+
+pytestmark = pytest.mark.browser
+
+IMAGES = CHECKOUT / "docs" / "images"
+PAGES = {
+    "overview": "",
+    "project": f"project/{NAME}",
+    "files": f"project/{NAME}/files?state=open",
+    "job": f"project/{NAME}/job/9001.1",
+    "attempts": f"project/{NAME}/attempts",
+    "live": f"project/{NAME}/live",
+    "quarantine": f"project/{NAME}/quarantine",
+    "workers": f"project/{NAME}/workers",
+    "nothing": "project/nope",
+}
+
+
+def number(page: Page, selector: str) -> int:
+    """The number as a person reads it."""
+    return int(page.locator(selector).first.inner_text().replace(",", ""))
+
+
+def column(page: Page, table: str, head: str) -> list[str]:
+    heads = page.locator(f"{table} thead th").all_inner_texts()
+    place = heads.index(head) + 1
+    return page.locator(f"{table} tbody tr > *:nth-child({place})").all_inner_texts()
+
+
+def test_numbers_on_the_page_equal_the_database(page: Page, full: World) -> None:
+    page.goto(f"project/{NAME}")
+    progress = full.progress(NAME)
+    for state in ("done", "leased", "ready", "quarantined", "uncut"):
+        assert number(page, f".legend .{state} data") == progress[f"blocks_{state}"] > 0
+    by_exit = call(full.db, "attempts_by_exit", project=NAME)
+    assert column(page, "#by-exit", "attempts") == [f"{row['attempts']:,}" for row in by_exit]
+    assert column(page, "#by-exit", "outcome") == [row["outcome"].replace("-", " ") for row in by_exit]
+    by_site = call(full.db, "attempts_by_site", project=NAME)
+    assert column(page, "#by-site", "site") == [row["site"] for row in by_site]
+    assert column(page, "#by-site", "ended") == [f"{row['attempts']:,}" for row in by_site]
+    quarantined = call(full.db, "quarantined", project=NAME)
+    section = page.get_by_role("region", name="Blocks that can't be done")
+    assert section.locator("tbody tr").count() == len(quarantined) == 3
+    assert quarantined[0]["reason"] in section.inner_text() and "secret" not in page.content()
+    live = call(full.db, "live_attempts", project=NAME, limit=8)
+    shown = page.get_by_role("region", name="Oldest live attempts").locator("tbody th").all_inner_texts()
+    assert shown == [f"{row['cluster']}.{row['process']}" for row in live]
+    estimate = call(full.db, "estimate", project=NAME)[0]
+    assert f"{estimate['ends_at'].astimezone(UTC):%a %d %b %Y}" in page.locator(".eta").inner_text()
+    assert number(page, ".eta data >> nth=1") == estimate["blocks_left"]
+
+
+def test_health_and_what_to_do_come_before_anything_else(page: Page, full: World) -> None:
+    page.goto("")
+    said = page.locator(".health li").all_inner_texts()
+    for row in call(full.db, "health", project=NAME):
+        assert any(row["found"] in text and row["advice"] in text for text in said)
+    place = page.locator(".health").last.bounding_box()
+    assert place and place["y"] + place["height"] < 900, "it is seen without scrolling"
+
+
+def test_map_shows_each_run_and_leads_to_its_files(page: Page, full: World) -> None:
+    page.goto(f"project/{NAME}")
+    cells = call(full.db, "map_files", project=NAME, rows=240, columns=200)
+    assert page.locator(".cells a").count() == len(cells) == 24
+    box = page.locator(".cells").bounding_box()
+    assert box and box["width"] > 900
+    third = page.locator(".cells a").nth(2)
+    files = f"{cells[2]['files_finished']} of {cells[2]['files']} files finished, 100 % of blocks done"
+    assert third.locator("title").text_content() == f"run {cells[2]['first_run']}: {files}"
+    third.locator("rect").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text(f"Files of run {cells[2]['first_run']}")
+    assert page.locator("tbody tr").count() == cells[2]["files"]
+    assert column(page, "table", "done") == ["60"] * cells[2]["files"]
+
+
+def test_links_lead_down_to_a_file_and_to_the_whole_history_of_an_attempt(page: Page, full: World) -> None:
+    page.goto("")
+    page.get_by_role("link", name=NAME).click()
+    page.get_by_role("link", name="Quarantine").first.click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Quarantine")
+    page.get_by_role("link", name="9001.1").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Job 9001.1")
+    facts = page.locator(".attempt").first.inner_text()
+    assert "JException: no BOR record for crate 12" in facts and "MWT2" in facts and "failed" in facts
+    page.locator(".attempt a").first.click()
+    row = call(full.db, "job_history", project=NAME, cluster=9001, process=1)[0]
+    expect(page.get_by_role("heading", level=1)).to_have_text(Path(row["path"]).name)
+    slices = call(full.db, "list_slices", project=NAME, file_id=row["file_id"], limit=5000)
+    assert column(page, "table", "blocks") == [f"[{s['block1']}, {s['block2']})" for s in slices]
+    assert column(page, "table", "state") == [s["state"] for s in slices]
+    assert number(page, ".legend .done data") == sum(
+        s["block2"] - s["block1"] for s in slices if s["state"] == "done"
+    )
+
+
+def test_plot_has_a_bar_for_each_interval_in_which_something_was_done(page: Page, full: World) -> None:
+    for hours, name in ((24, "24 hours"), (168, "7 days"), (2, "2 hours")):
+        page.goto(f"project/{NAME}")
+        page.get_by_role("navigation", name="Time window").get_by_role("link", name=name).click()
+        rate = call(full.db, "rate", project=NAME, hours=hours)
+        assert page.locator(".plot .p-done").count() == sum(row["blocks_done"] > 0 for row in rate)
+        assert page.locator(".plot .p-quarantined").count() == sum(
+            row["failed"] + row["node_faults"] + row["lost"] > 0 for row in rate
+        )
+        box = page.locator(".plot").bounding_box()
+        assert box and box["width"] > 1000
+
+
+def test_page_renews_itself_and_stands_still_when_told_to(page: Page, full: World, live: LiveShim) -> None:
+    page.clock.install()
+    page.goto(f"project/{NAME}")
+    before = full.progress(NAME)["blocks_leased"]
+    assert number(page, ".legend .leased data") == before
+    page.get_by_text("The same as a table of runs").click()
+    answer = full.checkout(77, cluster=9002, project=NAME)
+    after = before + answer["block2"] - answer["block1"]
+    page.wait_for_timeout(100)
+    page.clock.run_for(11_000)
+    expect(page.locator(".legend .leased data")).to_have_text(
+        f"{full.progress(NAME)['blocks_leased']:,}", timeout=15_000
+    )
+    assert full.progress(NAME)["blocks_leased"] == after
+    assert page.locator("details").get_attribute("open") is not None, "what was opened stays open"
+    page.get_by_role("button", name="Pause updates").click()
+    expect(page.get_by_role("button")).to_have_attribute("aria-pressed", "true")
+    full.checkout(78, cluster=9002, project=NAME)
+    page.clock.run_for(60_000)
+    page.wait_for_timeout(300)
+    assert number(page, ".legend .leased data") == after
+
+
+def test_old_numbers_are_marked_when_the_server_is_gone(browser: Browser, live: LiveShim) -> None:
+    context = browser.new_context(base_url=f"{live.url}/")
+    page = context.new_page()
+    page.clock.install()
+    page.goto("")
+    context.set_offline(True)
+    page.clock.run_for(11_000)
+    expect(page.locator("body")).to_have_class(re.compile("stale"))
+    context.set_offline(False)
+    page.clock.run_for(11_000)
+    expect(page.locator("body")).not_to_have_class(re.compile("stale"))
+    context.close()
+
+
+def test_all_is_there_without_javascript(browser: Browser, live: LiveShim, full: World) -> None:
+    context = browser.new_context(java_script_enabled=False, base_url=f"{live.url}/")
+    page = context.new_page()
+    page.goto("")
+    page.get_by_role("link", name=NAME).click()
+    assert number(page, ".legend .done data") == full.progress(NAME)["blocks_done"]
+    assert page.locator("#pause").is_hidden(), "a button that does nothing is not shown"
+    page.get_by_text("The same as a table of runs").click()
+    page.get_by_role("region", name="Runs").get_by_role("link").first.click()
+    expect(page.get_by_role("heading", level=1)).to_contain_text("Files of run")
+    context.close()
+
+
+def test_keyboard_reaches_the_content_and_shows_where_it_is(page: Page) -> None:
+    page.goto(f"project/{NAME}")
+    page.keyboard.press("Tab")
+    focused = page.locator(":focus")
+    expect(focused).to_have_text("Skip to the content")
+    box = focused.bounding_box()
+    assert box and box["x"] >= 0, "it is visible when it has the focus"
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    expect(page.locator(":focus")).to_have_text("Files")
+    outline = page.locator(":focus").evaluate("e => getComputedStyle(e).outlineStyle")
+    assert outline == "solid"
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Files")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_on_any_page(browser: Browser, live: LiveShim, full: World, scheme: str) -> None:
+    file_id = call(full.db, "list_files", project=NAME, state="open", limit=1)[0]["file_id"]
+    context = browser.new_context(color_scheme=scheme, base_url=f"{live.url}/")  # type: ignore[arg-type]
+    page = context.new_page()
+    for path in [*PAGES.values(), "login", f"project/{NAME}/file/{file_id}"]:
+        page.goto(path)
+        found = Axe().run(page).response["violations"]
+        told = [(v["id"], v["nodes"][0]["html"][:150], v["nodes"][0]["failureSummary"][:200]) for v in found]
+        assert told == [], path
+    context.close()
+
+
+@pytest.mark.parametrize("width", [360, 800, 1280, 1920])
+def test_no_page_is_wider_than_its_window(browser: Browser, live: LiveShim, width: int) -> None:
+    context = browser.new_context(viewport={"width": width, "height": 800}, base_url=f"{live.url}/")
+    page = context.new_page()
+    for name, path in PAGES.items():
+        page.goto(path)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, name
+    context.close()
+
+
+def test_token_typed_into_the_form_opens_the_dashboard(browser: Browser, full: World, folder: Path) -> None:
+    with LiveShim(full.dsn, folder / "www", OSGPROD_DASHBOARD_TOKEN="correct horse battery") as shim:
+        context = browser.new_context(base_url=f"{shim.url}/")
+        page = context.new_page()
+        page.goto(f"project/{NAME}")
+        page.get_by_label("Token of the dashboard").fill("wrong horse battery!")
+        page.get_by_role("button", name="Let me in").click()
+        expect(page.get_by_role("alert")).to_have_text("That is not the token.")
+        page.get_by_label("Token of the dashboard").fill("correct horse battery")
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("heading", level=1)).to_have_text("Productions")
+        page.get_by_role("link", name=NAME).click()
+        expect(page.get_by_role("heading", level=1)).to_have_text(NAME)
+        context.close()
+
+
+def test_pictures_of_the_documents_are_kept(browser: Browser, live: LiveShim) -> None:
+    """Made anew by ``make screenshots``, which sets OSGPROD_SCREENSHOTS."""
+    one, job = f"project/{NAME}", f"project/{NAME}/job/9001.1"
+    wanted = {"overview": ("", "light", 620), "project": (one, "light", 1000), "dark": (one, "dark", 1000),
+              "job": (job, "light", 330)}  # fmt: skip
+    folder = IMAGES if os.environ.get("OSGPROD_SCREENSHOTS") else None
+    for name, (path, scheme, height) in wanted.items():
+        context = browser.new_context(
+            color_scheme=scheme, viewport={"width": 1180, "height": height}, base_url=f"{live.url}/"  # type: ignore[arg-type]
+        )  # fmt: skip
+        page = context.new_page()
+        page.goto(path)
+        picture = page.screenshot(path=folder / f"dashboard-{name}.png" if folder else None)
+        assert 10_000 < len(picture) < 300_000
+        kept = IMAGES / f"dashboard-{name}.png"
+        assert kept.exists() and kept.stat().st_size < 300_000, "run: make screenshots"
+        context.close()
