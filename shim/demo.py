@@ -26,6 +26,7 @@ import psycopg
 from shim import scan
 from shim.database import call, connect, migrate
 from shim.embedded import temporary_server
+from shim.errors import OperatorError
 from shim.eviowriter import write_file
 from shim.terminal import table
 
@@ -87,6 +88,9 @@ def main() -> int:
     try:
         with temporary_server() as dsn:
             return _Demo(folder, dsn).run()
+    except OperatorError as error:
+        print(f"demo failed: {error}\nhint: {error.hint}", file=sys.stderr)
+        return 1
     except DemoFailed as error:
         print(f"demo failed: {error}", file=sys.stderr)
         return 1

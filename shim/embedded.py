@@ -241,11 +241,20 @@ def _programs_for(user: pwd.struct_passwd | None, folder: Path) -> Path:
     programs = find_programs()
     if user is None or can_enter(programs):
         return programs
-    copy = folder / "programs"
-    if not (copy / "pginstall" / "bin" / "postgres").exists():
-        shutil.copytree(programs.parent, copy / "pginstall", symlinks=True, dirs_exist_ok=True)
-        copy.chmod(0o755)
-    return copy / "pginstall" / "bin"
+    install, package = programs.parent, programs.parent.parent
+    copy = folder / f"programs-{(programs / 'postgres').stat().st_mtime_ns}"
+    if not copy.exists():
+        unfinished = folder / "programs.new"  # a killed copy is not taken for a whole one
+        shutil.rmtree(unfinished, ignore_errors=True)
+        # The wheel's programs look for their libraries beside the package.
+        for source in (install, package.with_name(f"{package.name}.libs")):
+            if source.exists():
+                target = unfinished / source.relative_to(package.parent)
+                shutil.copytree(source, target, symlinks=True, ignore=shutil.ignore_patterns("include"))
+        for made in (unfinished, *unfinished.iterdir()):
+            made.chmod(0o755)
+        unfinished.rename(copy)
+    return copy / programs.relative_to(package.parent)
 
 
 def find_programs() -> Path:

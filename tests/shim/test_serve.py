@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ import httpx
 import psycopg
 import pytest
 
+from shim import embedded
 from tests.support import CHECKOUT
 
 EXAMPLE = "workscript.bash?project=demo&cluster=0&process=0&magic=my+magic;"
@@ -134,6 +136,27 @@ def test_several_processes_serve_one_port_and_all_end(folder: Path, workers: str
         assert {httpx.get(f"{server.url}/{EXAMPLE}").status_code for _ in range(10)} == {200}
         assert server.end(signal.SIGINT) == 0
     assert programs_of(folder) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has folders that the server's user can't enter")
+def test_programs_below_a_folder_like_roots_own_are_copied(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = folder / "home"
+    home.mkdir(mode=0o700)
+    programs = embedded.find_programs()
+    package = programs.parent.parent
+    for source in (package, package.with_name(f"{package.name}.libs")):
+        if source.exists():
+            shutil.copytree(source, home / source.name, symlinks=True)
+    monkeypatch.setenv("OSGPROD_PG_BINDIR", str(home / programs.relative_to(package.parent)))
+    for _ in range(2):
+        with (
+            embedded.server(folder / "data", **embedded.NOT_DURABLE) as dsn,
+            psycopg.connect(dsn) as connection,
+        ):
+            assert connection.execute("SELECT 1").fetchone() == (1,)
+    assert len(list((folder / "data").glob("programs*"))) == 1
 
 
 def test_demo_keeps_its_promise() -> None:
