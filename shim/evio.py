@@ -25,6 +25,10 @@ DICTIONARY_BIT = 1 << 8
 LAST_BLOCK_BIT = 1 << 9
 VERSION = 4
 
+# Far beyond any real file; a damaged one shall not use up the memory.
+MAX_BLOCKS = 4_000_000
+MAX_CONTROL_EVENTS = 100_000
+
 BEGIN_OF_RUN = 0x70
 # Sync, prestart, go, pause, end; and EPICS. Whatever is not one of these is work and is never repeated.
 NOT_WORK = frozenset({BEGIN_OF_RUN, 0x60, 0xFFD0, 0xFFD1, 0xFFD2, 0xFFD3, 0xFFD4})
@@ -221,6 +225,8 @@ class _Reader:
             offset = end
             offsets.append(offset)
             events.append(total)
+            if len(offsets) > MAX_BLOCKS:
+                raise self._error(offset, f"more than {MAX_BLOCKS} blocks")
         return offsets, events
 
     def _bad_header(self, offset: int, words: tuple[int, ...]) -> EvioError:
@@ -253,16 +259,21 @@ class _Reader:
         self, offsets: array[int], events: array[int]
     ) -> tuple[int, list[dict[str, int | str]]]:
         """The first block that is work, and what each slice needs of those before its own."""
-        tags = list(self._events(0, offsets[1]))
-        lead = next((n for n, (_, _, tag) in enumerate(tags) if tag not in NOT_WORK), None)
-        if lead is not None:
-            return 0, self._head(0, 1, tags[:lead])
+        control: list[tuple[int, int, int]] = []
+        for event in self._events(0, offsets[1]):
+            if event[2] not in NOT_WORK:
+                return 0, self._head(0, 1, control)
+            control.append(event)
+            if len(control) > MAX_CONTROL_EVENTS:
+                raise self._error(
+                    event[0], f"more than {MAX_CONTROL_EVENTS} events of run control in block 0"
+                )
         if len(offsets) < 3:
             raise self._error(0, "block 0 holds run control only, and there is no other block")
         preamble: list[dict[str, int | str]] = [
             {"from_block": 1, "offset": 0, "bytes": offsets[1], "events": events[1]}
         ]
-        if any(tag == BEGIN_OF_RUN for _, _, tag in tags):
+        if any(tag == BEGIN_OF_RUN for _, _, tag in control):
             return 1, preamble
         # File 000 of a run: the begin-of-run record is the first event of block 1.
         first = next(self._events(offsets[1], offsets[2]), None)

@@ -18,7 +18,9 @@ from pathlib import Path
 
 import pytest
 
+from shim import evio
 from shim.app import create_app
+from shim.eviowriter import PHYSICS, bank, block
 from shim.openapi import PARAMETERS, PROTOCOL, document
 from tests.support import CHECKOUT, LiveShim, World
 
@@ -260,3 +262,18 @@ def test_whatever_is_in_a_file_is_an_index_or_a_line() -> None:
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "files" in done.stdout
+
+
+@pytest.mark.parametrize(("limit", "words"), [
+    ("MAX_BLOCKS", "byte 352: more than 3 blocks"), ("MAX_CONTROL_EVENTS", "more than 3 events of run control"),
+])  # fmt: skip
+def test_a_file_can_not_use_up_the_memory(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, limit: str, words: str
+) -> None:
+    path = folder / "hd_rawdata_000001_001.evio"
+    control = [bank(0xFFD1, [1, 2, 3])] * 4
+    path.write_bytes(block(1, control) + b"".join(block(n, [bank(PHYSICS, [n] * 20)]) for n in range(2, 9)))
+    evio.read_index(path)
+    monkeypatch.setattr(evio, limit, 3)
+    with pytest.raises(evio.EvioError, match=words):
+        evio.read_index(path)
