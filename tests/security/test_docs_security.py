@@ -1,0 +1,34 @@
+"""docs/security.md claims nothing that no test shows, and leaves out no setting."""
+
+from __future__ import annotations
+
+import re
+
+from tests.support import CHECKOUT
+
+TEXT = (CHECKOUT / "docs" / "security.md").read_text()
+
+
+def test_each_test_that_the_document_names_exists() -> None:
+    source = "\n".join(path.read_text() for path in (CHECKOUT / "tests").rglob("test_*.py"))
+    defined = set(re.findall(r"^(?:async )?def (test_\w+)", source, re.MULTILINE))
+    named = set(re.findall(r"\b(test_\w+)", TEXT))
+    assert len(named) > 40
+    assert named <= defined, named - defined
+
+
+def test_each_row_of_a_table_of_claims_names_a_test() -> None:
+    claims = [line for line in TEXT.splitlines() if line.startswith("| ") and line.count("|") == 4]
+    rows = [line for line in claims if not line.startswith(("| what is tried", "| what | number", "|---"))]
+    rows = [line for line in rows if not line.startswith(("| requests over HTTP", "| mutated EVIO"))]
+    assert len(rows) > 25
+    assert [line for line in rows if "`test_" not in line] == []
+
+
+def test_each_setting_that_these_rooms_read_is_documented() -> None:
+    rooms = ("address", "bearer", "rates", "bounds", "app")
+    source = "\n".join((CHECKOUT / "shim" / f"{room}.py").read_text() for room in rooms)
+    elsewhere = {"OSGPROD_DOCUMENT_ROOT", "OSGPROD_ROOT_PATH", "OSGPROD_POOL_SIZE", "OSGPROD_DSN"}
+    read = set(re.findall(r'"(OSGPROD_[A-Z_]+)"', source)) - elsewhere
+    assert len(read) >= 5
+    assert {name for name in read if f"`{name}`" not in TEXT} == set()
