@@ -1,0 +1,200 @@
+"""``metrics``: what Prometheus is told, by one process and by several, and what asks for it asks for what exists."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from shim.database import call
+from shim.metrics import Metrics
+from tests.support import CHECKOUT, WORKER_ROLE, LiveShim, World
+
+MONITORING = CHECKOUT / "deploy" / "monitoring"
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+def samples(text: str) -> Samples:
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def value(found: Samples, name: str, **labels: str) -> float:
+    """The sum of all samples with these labels."""
+    wanted = set(labels.items())
+    return sum(number for (its, has), number in found.items() if its == name and wanted <= has)
+
+
+def test_requests_are_counted_by_route_status_and_answer(shim: LiveShim, world: World) -> None:
+    world.add_file(2)
+    assert shim.checkout(0).status_code == 200
+    assert shim.report(0).status_code == 200
+    shim.checkout(1)
+    shim.report(1, 9)
+    shim.checkout(2)
+    shim.checkout(3, magic="wrong")
+    shim.raw("workscript.bash", method="HEAD")
+    found = samples(shim.raw("metrics").text)
+    assert value(found, "osgprod_requests_total", route="checkout", status="200", answer="assigned") == 2
+    assert value(found, "osgprod_requests_total", route="checkout", status="403") == 1
+    assert value(found, "osgprod_requests_total", route="checkout", status="405") == 1
+    assert value(found, "osgprod_requests_total", route="report", answer="done") == 1
+    assert value(found, "osgprod_requests_total", route="report", answer="failed") == 1
+    assert value(found, "osgprod_request_seconds_count", route="checkout") == 5
+    assert value(found, "osgprod_request_seconds_bucket", route="report", le="+Inf") == 2
+    assert value(found, "osgprod_pool_connections", state="most") == 8
+    assert value(found, "osgprod_database_up") == 1
+
+
+def test_production_is_told_as_the_database_knows_it(shim: LiveShim, world: World) -> None:
+    world.set(max_failures=1)
+    world.add_file(5)
+    for process, code in enumerate((0, 0, 9, 137)):
+        world.checkout(process, host=f"wn{process}")
+        world.report(process, code)
+    world.checkout(4)
+    world.let_leases_run_out()
+    call(world.db, "reclaim_lost")
+    call(world.db, "ban_worker", project="p", worker="wn9", seconds=60)
+    found = samples(shim.raw("metrics").text)
+    progress = world.progress()
+    for state in ("done", "leased", "ready", "quarantined", "uncut"):
+        assert value(found, "osgprod_blocks", project="p", state=state) == progress[f"blocks_{state}"]
+    for row in call(world.db, "totals", project="p"):
+        labels = {"project": "p", "outcome": row["outcome"]}
+        assert value(found, "osgprod_attempts_ended_total", **labels) == row["reports"]
+        assert value(found, "osgprod_attempt_blocks_total", **labels) == row["blocks"]
+    assert value(found, "osgprod_attempts_ended_total", project="p", outcome="lost") == 1, "reclaimed"
+    assert value(found, "osgprod_slices", project="p", state="quarantined") == 1
+    assert value(found, "osgprod_workers_refused", project="p") == 1
+    assert value(found, "osgprod_project_state", project="p", state="active") == 1
+    assert value(found, "osgprod_files", project="p", state="unfinished") == 1
+    assert value(found, "osgprod_health", project="p", level="attention", what="quarantine") == 1
+
+
+def test_no_caller_can_make_new_time_series(shim: LiveShim) -> None:
+    shim.raw("metrics")
+    before = len(samples(shim.raw("metrics").text))
+    for n in range(20):
+        shim.raw(f"workscript.bash?project=x{n}&cluster={n}&magic={n}")
+        shim.raw(f"project/x{n}")
+        shim.raw(f"nothing{n}")
+    after = samples(shim.raw("metrics").text)
+    assert len(after) - before < 40 and not [key for key in after if "x1" in str(key)]
+
+
+@pytest.fixture
+def two_processes(world: World, folder: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """``osgprod serve --workers 2`` and where it serves."""
+    (folder / "www").mkdir()
+    environment = {
+        **os.environ,
+        "OSGPROD_DSN": world.dsn + WORKER_ROLE,
+        "OSGPROD_DOCUMENT_ROOT": str(folder / "www"),
+    }
+    environment.pop("PROMETHEUS_MULTIPROC_DIR", None)
+    server = subprocess.Popen(
+        [sys.executable, "-m", "shim.admin", "serve", "--port", "0", "--workers", "2"],
+        cwd=CHECKOUT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    assert server.stdout is not None
+    url = server.stdout.readline().split()[1].rstrip(",")
+    yield url, server
+    server.terminate()
+    server.communicate(timeout=20)
+
+
+def pids(url: str, requests: int) -> set[int]:
+    """Asks on that many connections of their own and returns which processes answered."""
+    answered = set()
+    for _ in range(requests):
+        answer = httpx.get(f"{url}/healthz", timeout=20)
+        assert answer.status_code == 200
+        answered.add(int(answer.headers["osgprod-request"].split("-")[0], 16))
+    return answered
+
+
+def test_several_processes_add_up_and_a_killed_one_takes_no_count_with_it(
+    two_processes: tuple[str, subprocess.Popen[str]],
+) -> None:
+    url, _ = two_processes
+    end, asked, seen = time.monotonic() + 60, 0, set[int]()
+    while len(seen) < 2 and time.monotonic() < end:
+        try:
+            seen |= pids(url, 10)
+        except httpx.TransportError:  # not yet listening
+            time.sleep(0.05)
+            continue
+        asked += 10
+    assert len(seen) == 2, "both processes answered"
+    for _ in range(4):
+        found = samples(httpx.get(f"{url}/metrics", timeout=20).text)
+        assert value(found, "osgprod_requests_total", route="healthz", status="200") >= asked
+    before = value(found, "osgprod_requests_total", route="healthz", status="200")
+    assert value(found, "osgprod_pool_connections", state="most") in (8, 16)
+
+    os.kill(min(seen), signal.SIGKILL)
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        try:
+            found = samples(httpx.get(f"{url}/metrics", timeout=20).text)
+            break
+        except httpx.TransportError:
+            time.sleep(0.05)
+    assert value(found, "osgprod_requests_total", route="healthz", status="200") >= before
+
+
+def test_counting_a_request_costs_microseconds() -> None:
+    """A checkout takes milliseconds; what it is counted with must not show. The bound is loose for a busy machine."""
+    metrics = Metrics()
+    metrics.count("checkout", 200, "assigned", 0.01)
+    best = min(_time(metrics) for _ in range(20))
+    assert best < 100e-6
+
+
+def _time(metrics: Metrics) -> float:
+    started = time.perf_counter()
+    for _ in range(200):
+        metrics.count("checkout", 200, "assigned", 0.01)
+    return (time.perf_counter() - started) / 200
+
+
+def test_dashboard_of_grafana_and_the_alerts_ask_only_for_what_there_is(shim: LiveShim, world: World) -> None:
+    world.add_file(1)
+    shim.checkout(0)
+    text = shim.raw("metrics").text
+    there = {name for name, _ in samples(text)}
+    labels = {label for _, has in samples(text) for label, _ in has}
+    board = json.loads((MONITORING / "grafana.json").read_text())
+    queries = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+    assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"]) > 10
+    alerts = (MONITORING / "alerts.yml").read_text()
+    rules = re.findall(r"^      - alert: (\w+)\n        expr: (.*)$", alerts, re.MULTILINE)
+    assert [name for name, _ in rules] == ["OsgprodStalled", "OsgprodFailing", "OsgprodDraining"]
+    for query in [*queries, *(expression for _, expression in rules)]:
+        names = set(re.findall(r"\bosgprod_\w+", query))
+        assert names and names <= there, query
+        used = set(re.findall(r"[{,]\s*(\w+)(?:=~|!~|!=|=)", query))
+        assert used <= labels, query
+        assert query.count("(") == query.count(")") and query.count("{") == query.count("}")
+    words = set(
+        re.findall(
+            r"'(?:bad|attention|well)', '([a-z-]+)'", (CHECKOUT / "sql/functions/health.sql").read_text()
+        )
+    )
+    for _, expression in rules:
+        for pattern in re.findall(r'what=~?"([^"]+)"', expression):
+            assert set(pattern.split("|")) <= words, "each is a word of osgprod.health"
