@@ -84,6 +84,11 @@ EXAMPLES: list[tuple[str, str]] = [
     ("blocked_workers", "SELECT * FROM osgprod.blocked_workers()"),
     ("verify", "SELECT * FROM osgprod.verify(p_project => 'spring-2026')"),
     ("diagnose", "SELECT * FROM osgprod.diagnose() WHERE what LIKE '% of spring-2026'"),
+    ("import_file", """SELECT * FROM osgprod.import_file(p_project => 'spring-2026',
+    p_path => '/data/hd_rawdata_071729_000.evio', p_size_bytes => 5032, p_nblocks => 6,
+    p_slices => '[{"block1": 1, "block2": 3, "cluster": 812, "process": 4, "worker": "10.1.2.9", "exit_code": 0,
+        "started_at": "2026-01-03 10:00:00+00", "ended_at": "2026-01-03 14:30:00+00", "slices_of_job": 1},
+        {"block1": 3, "block2": 6}]')"""),
     ("alive", "SELECT osgprod.alive()"),
 ]  # fmt: skip
 
@@ -97,7 +102,7 @@ CHAPTERS = (
                            "attempts_by_site", "attempts_by_worker")),
     ("When something is wrong", ("quarantined", "recycle", "reclaim_lost", "blocked_workers", "ban_worker", "verify",
                                  "diagnose")),
-    ("Housekeeping", ("tick", "alive")),
+    ("Moving and housekeeping", ("import_file", "tick", "alive")),
 )  # fmt: skip
 
 _TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(\.\d+)?\+00(:00)?")
@@ -151,6 +156,7 @@ def _examples(connection: Connection) -> Iterator[tuple[str, tuple[str, str]]]:
     connection.execute("SET TimeZone = 'UTC'")
     for name, statement in EXAMPLES:
         if name == "register_rawdata":
+            connection.execute(_registration(0).replace("071728", "071729").replace("71728", "71729"))
             for seqno in range(3):
                 statement = _registration(seqno)
                 rows = connection.execute(statement).fetchall()

@@ -7,7 +7,7 @@ import json
 import click
 
 from shim import database, doctor
-from shim.commands.base import as_json, osgprod
+from shim.commands.base import as_json, dry, magic_option, osgprod, read_magic
 from shim.notices import listen
 from shim.terminal import show, working
 
@@ -86,3 +86,22 @@ def completion(ctx: click.Context, shell: str) -> None:
     kind = get_completion_class(shell)
     assert kind is not None  # the choices above are click's own
     click.echo(kind(osgprod, {}, "osgprod", "_OSGPROD_COMPLETE").source())
+
+
+@osgprod.command("import-original")
+@click.argument("project")
+@click.option(
+    "--from", "source", envvar="OSGPROD_ORIGINAL_DSN", required=True,
+    help="The original's database, without a password (PGPASSFILE); or OSGPROD_ORIGINAL_DSN.",
+)  # fmt: skip
+@magic_option
+@dry
+@as_json
+def import_original(project: str, source: str, magic_file: str | None, dry_run: bool, as_json: bool) -> None:
+    """Take PROJECT over from a database of the original osgprod: files, slices, jobs. Again = go on."""
+    from shim.original import take_over
+
+    rows = take_over(source, project, read_magic(magic_file), dry_run)
+    show(rows, as_json, "the original has no slices for this project")
+    if any(row["status"] in ("differs", "unknown") for row in rows):
+        raise SystemExit(1)

@@ -33,6 +33,7 @@ FUNCTIONS = """
     health              wo
     heartbeat           wo
     idle_and_leased     wo
+    import_file         -o
     job_history         wo
     list_attempts       wo
     list_files          wo

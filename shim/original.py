@@ -1,0 +1,141 @@
+"""Takes a production over from the original osgprod of 2020: its tables projects, rawdata, jobs and slices.
+
+What counts as done is decided by osgprod.import_file in our database. Here the original's tables are read, and nothing
+in them is changed. This is the one place with SQL on tables: they are not ours, and have no functions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from psycopg.rows import dict_row
+
+from shim import scan
+from shim.database import call, connect
+from shim.errors import OperatorError
+from shim.evio import EvioError, read_index
+from shim.terminal import Bar
+
+Connection = psycopg.Connection[dict[str, Any]]
+
+PROJECTS = "SELECT id, projectname, workersubnet, workscript, xrootdprefix, maxblockspercore FROM projects ORDER BY id"
+# Files with a slice of this project's jobs, or with one that no job has.
+FILES = """
+SELECT count(*) AS files FROM rawdata r WHERE EXISTS (
+    SELECT FROM slices s LEFT JOIN jobs j ON j.id = s.ijob WHERE s.iraw = r.id AND (j.id IS NULL OR j.project = %(id)s))
+"""
+# The original puts the time of Greenwich, without a zone, into columns with one: its clock was read in the zone of the
+# session, and is off by that. Read back in the same zone, and called what it is, it is right again.
+SLICES = """
+SELECT r.path, r.nbytes, r.nblocks, s.block1, s.block2, j.cluster, j.process, j.nstarts AS nstart, j.ncpus AS cpus,
+       j.worker, (j.starttime AT TIME ZONE current_setting('TimeZone')) AT TIME ZONE 'UTC' AS started_at,
+       (j.endtime AT TIME ZONE current_setting('TimeZone')) AT TIME ZONE 'UTC' AS ended_at,
+       j.exitcode AS exit_code, h.slices_of_job
+  FROM rawdata r
+  JOIN slices s ON s.iraw = r.id
+  LEFT JOIN jobs j ON j.id = s.ijob AND j.project = %(id)s
+  LEFT JOIN (SELECT t.ijob, count(*) AS slices_of_job FROM slices t GROUP BY t.ijob) h ON h.ijob = j.id
+ WHERE EXISTS (SELECT FROM slices u LEFT JOIN jobs k ON k.id = u.ijob
+                WHERE u.iraw = r.id AND (k.id IS NULL OR k.project = %(id)s))
+ ORDER BY r.run, r.seqno, r.path, s.block1, s.id
+"""
+
+
+def take_over(source: str, project: str, magic: str | None, dry_run: bool) -> list[dict[str, Any]]:
+    """Takes one project over, with its files, what is done of them, and its jobs.
+
+    Promise:    a repeated call goes on where one was broken off; files taken over already are left alone.
+    Parameters: source   libpq's connection string of the original's database
+                project  its name there and here; it is made here when it isn't there
+                magic    the secret of its jobs, for a project that is made; None = to be set later
+                dry_run  only tell what would be taken over
+    Returns:    a row a status: files, blocks done, blocks left, attempts
+    Errors:     OperatorError  no such project there, or tables that are not the original's;  psycopg.Error
+    """
+    with contextlib.ExitStack() as stack:
+        there = stack.enter_context(psycopg.connect(source, row_factory=dict_row))
+        here = stack.enter_context(connect())
+        stack.enter_context(here.transaction(force_rollback=True) if dry_run else contextlib.nullcontext())
+        original = _project(there, project)
+        _make_project(here, original, magic)
+        number = there.execute(FILES, original).fetchone()
+        bar = stack.enter_context(Bar("taking over files", number["files"] if number else 0, "files"))
+        counts: dict[str, dict[str, Any]] = {}
+        for path, rows in _files(there, original):
+            answer = _take_file(here, project, path, rows)
+            if answer["status"] in ("differs", "unknown"):
+                bar.say(f"{path}: {answer['why']}")
+            sums = counts.setdefault(
+                answer["status"],
+                {"status": answer["status"], "files": 0, "blocks_done": 0, "blocks_left": 0, "attempts": 0},
+            )
+            sums["files"] += 1
+            for name in ("blocks_done", "blocks_left", "attempts"):
+                sums[name] += answer[name] or 0
+            bar.advance()
+    return list(counts.values())
+
+
+def _project(there: Connection, name: str) -> dict[str, Any]:
+    try:
+        projects = there.execute(PROJECTS).fetchall()
+    except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn) as error:
+        raise OperatorError(
+            f"these are not the original's tables: {error.diag.message_primary}",
+            "name the database that the original's osgprod_db.py has made",
+        ) from error
+    for project in projects:
+        if project["projectname"] == name:
+            return project
+    names = ", ".join(project["projectname"] for project in projects) or "none at all"
+    raise OperatorError(f"the original has no project {name!r}", f"it has {names}")
+
+
+def _make_project(here: Connection, original: dict[str, Any], magic: str | None) -> None:
+    if original["projectname"] in {row["project"] for row in call(here, "progress")}:
+        return
+    call(
+        here,
+        "add_project",
+        project=original["projectname"],
+        subnet_pattern=original["workersubnet"],
+        workscript=original["workscript"],
+        xrootd_prefix=original["xrootdprefix"],
+        maxblockspercore=original["maxblockspercore"],
+        magic=magic,
+    )
+
+
+def _files(there: Connection, original: dict[str, Any]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    with there.cursor("osgprod_slices") as cursor:
+        cursor.execute(SLICES, original)
+        for path, rows in groupby(cursor, key=lambda row: row["path"]):
+            yield path, list(rows)
+
+
+def _take_file(here: Connection, project: str, path: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Hands one file to the database; one that is not registered yet is read and registered, where it can be."""
+    names = ("block1", "block2", "cluster", "process", "nstart", "cpus", "worker", "started_at", "ended_at",
+             "exit_code", "slices_of_job")  # fmt: skip
+    arguments = {
+        "project": project,
+        "path": path,
+        "size_bytes": rows[0]["nbytes"],
+        "nblocks": rows[0]["nblocks"],
+        "slices": json.dumps([{name: row[name] for name in names} for row in rows], default=str),
+    }
+    answer = call(here, "import_file", **arguments)[0]
+    why = "not what the original knew: size or number of blocks differ"
+    if answer["status"] == "unknown":
+        try:
+            scan.register(here, read_index(Path(path)))
+            answer = call(here, "import_file", **arguments)[0]
+        except EvioError as error:
+            why = f"not registered, and {error}"
+    return {**answer, "why": why}

@@ -1,0 +1,151 @@
+CREATE FUNCTION osgprod.import_file(p_project text, p_path text, p_size_bytes bigint, p_nblocks int, p_slices jsonb)
+RETURNS TABLE (status text, blocks_done bigint, blocks_left bigint, attempts int)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
+AS $fn$
+-- Takes over what another dispatcher has done of one file: makes it work of the project, with the blocks that are proven
+-- done counted as done, and the jobs that did them on record.
+-- Promise:    a slice counts as done when its job ended with exit code 0 and held no other: a job that holds several did
+--             one of them at most, and nobody knows which. Where slices overlap, the first to end counts. All other
+--             blocks are left to be done. A file of which something is cut already is left as it is: a repeated call
+--             says already.
+-- Parameters: p_project     project name
+--             p_path        of a registered file;  p_size_bytes [bytes], p_nblocks  as the other one knew it, its blocks
+--                           counted with or without a trailer
+--             p_slices      list of objects: block1, block2 (0-based, half-open), and where a job had it cluster,
+--                           process, nstart, cpus, worker (address), started_at, ended_at, exit_code (NULL = no report),
+--                           slices_of_job (how many it holds)
+-- Returns:    one row. status imported; already; differs (not the file that the other one knew); or unknown (not registered;
+--             nothing is changed in these cases); blocks done and left, and attempts put on record
+-- Errors:     OG301 unknown project; OG108 slices that make no sense
+-- Locks:      the file (advisory: project_id, rawdata_id)
+DECLARE
+    v_project projects := osgprod._get_project(p_project);
+    v_rawdata rawdata;
+    v_file    loaded_files;
+    v_slice   record;
+    v_at      int;
+BEGIN
+    SELECT r.* INTO v_rawdata FROM rawdata r WHERE r.path = p_path;
+    IF NOT FOUND OR v_rawdata.size_bytes <> p_size_bytes
+       OR p_nblocks NOT IN (v_rawdata.nblocks, v_rawdata.nblocks + v_rawdata.has_trailer::int) THEN
+        status := CASE WHEN v_rawdata.path IS NULL THEN 'unknown' ELSE 'differs' END;
+        RETURN NEXT;
+        RETURN;
+    END IF;
+    PERFORM pg_advisory_xact_lock(v_project.project_id, v_rawdata.rawdata_id);
+    INSERT INTO loaded_files (project_id, rawdata_id, run, seqno, block1, block2)
+    SELECT v_project.project_id, v_rawdata.rawdata_id, v_rawdata.run, v_rawdata.seqno, v_rawdata.first_block,
+           v_rawdata.nblocks WHERE v_rawdata.first_block < v_rawdata.nblocks
+    ON CONFLICT DO NOTHING;
+    SELECT f.* INTO v_file FROM loaded_files f
+     WHERE f.project_id = v_project.project_id AND f.rawdata_id = v_rawdata.rawdata_id AND f.state = 'fresh';
+    IF NOT FOUND THEN
+        status := 'already';
+        RETURN NEXT;
+        RETURN;
+    END IF;
+
+    status := 'imported';
+    attempts := 0;
+    blocks_done := 0;
+    v_at := v_file.block1;
+    FOR v_slice IN
+        SELECT x.*, coalesce(x.exit_code = 0 AND x.ended_at IS NOT NULL AND x.slices_of_job = 1, false) AS is_done,
+               greatest(x.block1, v_file.block1) AS first, least(x.block2, v_file.block2) AS last
+          FROM jsonb_to_recordset(p_slices) AS x (block1 int, block2 int, cluster int, process int, nstart int, cpus int,
+               worker text, started_at timestamptz, ended_at timestamptz, exit_code int, slices_of_job int)
+         WHERE x.cluster IS NOT NULL
+         ORDER BY 12 DESC, x.block1, x.ended_at, x.cluster, x.process
+    LOOP
+        v_slice.first := CASE WHEN v_slice.is_done THEN greatest(v_slice.first, v_at) ELSE v_slice.first END;
+        IF NOT osgprod._import_attempt(v_project.project_id, v_rawdata.rawdata_id, v_slice.first, v_slice.last,
+            v_slice.cluster, v_slice.process, v_slice.nstart, v_slice.cpus, v_slice.worker, v_slice.started_at,
+            v_slice.ended_at, v_slice.exit_code, v_slice.is_done)
+        THEN
+            CONTINUE;  -- a job of that number is on record already: its slice is done again
+        END IF;
+        attempts := attempts + 1;
+        IF v_slice.is_done AND v_slice.first < v_slice.last THEN
+            IF v_at < v_slice.first THEN
+                INSERT INTO slices (project_id, rawdata_id, block1, block2, follows, state, opened_at)
+                VALUES (v_project.project_id, v_rawdata.rawdata_id, v_at, v_slice.first,
+                        nullif(v_at, v_file.block1), 'ready', now());
+                PERFORM osgprod._put_idle(v_project.project_id, v_rawdata.rawdata_id, v_at, now());
+            END IF;
+            INSERT INTO slices (project_id, rawdata_id, block1, block2, follows, state, cluster, process, nstart, opened_at)
+            VALUES (v_project.project_id, v_rawdata.rawdata_id, v_slice.first, v_slice.last,
+                    nullif(v_slice.first, v_file.block1), 'done', v_slice.cluster, v_slice.process,
+                    coalesce(v_slice.nstart, 1), now());
+            blocks_done := blocks_done + v_slice.last - v_slice.first;
+            v_at := v_slice.last;
+        END IF;
+    END LOOP;
+    UPDATE loaded_files f
+       SET state = CASE WHEN v_at = v_file.block2 THEN 'cut' ELSE 'begun' END::file_state
+     WHERE f.project_id = v_project.project_id AND f.rawdata_id = v_rawdata.rawdata_id AND v_at > v_file.block1;
+    blocks_left := v_file.block2 - v_file.block1 - blocks_done;
+    PERFORM osgprod._tally_late(v_project, p_slices);
+    RETURN NEXT;
+EXCEPTION WHEN data_exception OR integrity_constraint_violation THEN
+    RAISE EXCEPTION 'slices of file %: %', p_path, SQLERRM USING ERRCODE = 'OG108',
+        HINT = 'docs/moving.md says what is taken over';
+END
+$fn$;
+
+COMMENT ON FUNCTION osgprod.import_file(text, text, bigint, int, jsonb) IS
+'Takes over what another dispatcher has done of one file: its slices and jobs. For osgprod_operator.';
+
+CREATE FUNCTION osgprod._import_attempt(
+    p_project_id int, p_rawdata_id int, p_block1 int, p_block2 int, p_cluster int, p_process int, p_nstart int, p_cpus int,
+    p_worker text, p_started_at timestamptz, p_ended_at timestamptz, p_exit_code int, p_is_done boolean)
+RETURNS boolean LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Puts a job of another dispatcher on record, with how it ended: by its own report, or lost.
+-- Parameters: p_block1, p_block2  what of its slice counts;  p_is_done  is it done by the exit code?;  see import_file
+-- Returns:    false when an attempt of that number is on record already
+DECLARE
+    v_started_at timestamptz := coalesce(p_started_at, p_ended_at, now());
+    v_client     inet := CASE WHEN p_worker ~ '^[0-9.]{7,15}$|^[0-9a-fA-F:]*:[0-9a-fA-F:.]*$' THEN p_worker ELSE '0.0.0.0' END;
+BEGIN
+    INSERT INTO osgprod_data.attempts (project_id, cluster, process, nstart, rawdata_id, block1, block2, cpus, opened_at,
+           started_at, token_digest, client)
+    VALUES (p_project_id, p_cluster, p_process, coalesce(p_nstart, 1), p_rawdata_id, p_block1, p_block2,
+            coalesce(p_cpus, 1), CASE WHEN p_is_done THEN now() ELSE v_started_at END, v_started_at,
+            sha256(uuid_send(gen_random_uuid())), v_client)  -- the digest of a token that nobody has
+    ON CONFLICT DO NOTHING;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    INSERT INTO osgprod_data.reports (project_id, cluster, process, nstart, by_worker, outcome, exit_code, reported_at, ran_s,
+           nblocks, worker)
+    VALUES (p_project_id, p_cluster, p_process, coalesce(p_nstart, 1), p_exit_code IS NOT NULL,
+            CASE WHEN p_exit_code IS NULL THEN 'lost' WHEN p_is_done AND p_block1 < p_block2 THEN 'done'
+                 WHEN p_exit_code = 0 THEN 'superseded' ELSE 'failed' END::osgprod_data.outcome,
+            p_exit_code, coalesce(p_ended_at, now()),
+            least(greatest(extract(epoch FROM coalesce(p_ended_at, now()) - v_started_at), 0), 2147483647),
+            greatest(p_block2 - p_block1, 0), host(v_client));
+    RETURN true;
+END
+$fn$;
+
+CREATE FUNCTION osgprod._tally_late(p_project osgprod_data.projects, p_slices jsonb)
+RETURNS void LANGUAGE sql VOLATILE
+AS $fn$
+    -- Adds reports that were put on record with times that are tallied already.
+    WITH late AS (
+        SELECT r.* FROM osgprod_data.reports r
+          JOIN (SELECT DISTINCT x.cluster, x.process, coalesce(x.nstart, 1) AS nstart
+                  FROM jsonb_to_recordset(p_slices) AS x (cluster int, process int, nstart int)) j
+            ON r.project_id = p_project.project_id AND r.cluster = j.cluster AND r.process = j.process AND r.nstart = j.nstart
+         WHERE r.reported_at < p_project.tallied_until
+    ), tallied AS (
+        INSERT INTO osgprod_data.tallies (project_id, began_at, outcome, exit_code, site, reports, blocks, ran_s)
+        SELECT l.project_id, osgprod._ten_minutes(l.reported_at), l.outcome, l.exit_code, l.site, count(*), sum(l.nblocks),
+               sum(l.ran_s)
+          FROM late l GROUP BY 1, 2, 3, 4, 5
+    )
+    INSERT INTO osgprod_data.totals AS t (project_id, outcome, reports, blocks, ran_s)
+    SELECT l.project_id, l.outcome, count(*), sum(l.nblocks), sum(l.ran_s) FROM late l GROUP BY 1, 2
+    ON CONFLICT ON CONSTRAINT totals_pkey DO UPDATE
+       SET reports = t.reports + excluded.reports, blocks = t.blocks + excluded.blocks, ran_s = t.ran_s + excluded.ran_s
+$fn$;

@@ -1,0 +1,245 @@
+"""A production moves over from the original: its tables are made as it made them, and what it knew is taken over."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from click.testing import CliRunner, Result
+from psycopg.rows import dict_row
+
+from shim.commands import osgprod
+from shim.database import call
+from shim.eviowriter import write_file
+from tests.support import World
+
+Connection = psycopg.Connection[dict[str, Any]]
+
+# The columns of the original's tables, of November 2020.
+TABLES = """
+CREATE TABLE projects (id serial PRIMARY KEY, projectname text NOT NULL, workersubnet text NOT NULL,
+    workscript text NOT NULL, xrootdprefix text NOT NULL, maxblockspercore int NOT NULL);
+CREATE TABLE rawdata (id serial PRIMARY KEY, run int NOT NULL, seqno int NOT NULL, path text NOT NULL UNIQUE,
+    nbytes bigint NOT NULL, nblocks int NOT NULL, UNIQUE (run, seqno));
+CREATE TABLE jobs (id serial PRIMARY KEY, project int REFERENCES projects (id), script text, worker text, cluster int,
+    process int, ncpus int, nstarts int, starttime timestamptz, endtime timestamptz, exitcode int,
+    UNIQUE (project, cluster, process));
+CREATE TABLE slices (id serial PRIMARY KEY, ijob int REFERENCES jobs (id), iraw int REFERENCES rawdata (id),
+    block1 int NOT NULL, block2 int NOT NULL);
+INSERT INTO projects (projectname, workersubnet, workscript, xrootdprefix, maxblockspercore) VALUES
+    ('spring', '127.0.%', 'osgprod_work.bash', 'root://server/', 5), ('other', '127.0.%', 'w.bash', '', 5);
+"""
+
+
+class Original:
+    """The original's database, driven as the original did it."""
+
+    def __init__(self, connection: Connection, folder: Path) -> None:
+        self.db, self.folder, self._process = connection, folder, 0
+
+    def add_file(self, seqno: int, nblocks: int = 20, trailer: bool = True, load: int = 1) -> str:
+        path = self.folder / f"hd_rawdata_000777_{seqno:03d}.evio"
+        write_file(path, nblocks, 2, trailer=trailer, trailer_bit=False)
+        # it counted every block, the trailer as well, and began its work at block 1
+        counted = nblocks + 1 + trailer
+        self.db.execute(
+            "INSERT INTO rawdata (run, seqno, path, nbytes, nblocks) VALUES (777, %s, %s, %s, %s)",
+            [seqno, str(path), path.stat().st_size, counted],
+        )
+        for _ in range(load):
+            self.db.execute(
+                "INSERT INTO slices (iraw, block1, block2) SELECT id, 1, nblocks FROM rawdata WHERE seqno = %s",
+                [seqno],
+            )
+        return str(path)
+
+    def work(self, exitcode: int | None, blocks: int = 5, project: str = "spring", slices: int = 1) -> None:
+        """One job takes a slice (or several, as happened), and reports, or does not."""
+        self._process += 1
+        ended = "timezone('GMT', now())" if exitcode is not None else "NULL"
+        job = self.db.execute(
+            "INSERT INTO jobs (project, script, worker, cluster, process, ncpus, nstarts, starttime, endtime,"
+            " exitcode) SELECT id, 'w', '127.0.0.9', 812, %s, 1, 2, timezone('GMT', now() - interval '100 s'),"
+            f" {ended}, %s FROM projects WHERE projectname = %s RETURNING id",
+            [self._process, exitcode, project],
+        ).fetchone()
+        assert job
+        for _ in range(slices):
+            row = self.db.execute("SELECT * FROM slices WHERE ijob IS NULL ORDER BY id LIMIT 1").fetchone()
+            if row is None:
+                return
+            last = min(row["block1"] + blocks, row["block2"])
+            self.db.execute(
+                "UPDATE slices SET ijob = %s, block2 = %s WHERE id = %s", [job["id"], last, row["id"]]
+            )
+            if last < row["block2"]:
+                self.db.execute(
+                    "INSERT INTO slices (iraw, block1, block2) VALUES (%s, %s, %s)",
+                    [row["iraw"], last, row["block2"]],
+                )
+
+    def done(self, project: str = "spring") -> dict[str, set[int]]:
+        """What is proven: a model of the promise, in other words than the function's."""
+        found: dict[str, set[int]] = defaultdict(set)
+        rows = self.db.execute(
+            "SELECT r.path, s.block1, s.block2, j.exitcode, j.endtime, p.projectname, s.ijob FROM slices s"
+            " JOIN rawdata r ON r.id = s.iraw JOIN jobs j ON j.id = s.ijob JOIN projects p ON p.id = j.project"
+        ).fetchall()
+        for row in rows:
+            held = sum(other["ijob"] == row["ijob"] for other in rows)
+            if row["exitcode"] == 0 and row["endtime"] and held == 1 and row["projectname"] == project:
+                found[row["path"]] |= set(range(row["block1"], row["block2"]))
+        return found
+
+
+@pytest.fixture
+def original(world: World, folder: Path) -> Iterator[Original]:
+    world.db.execute("CREATE DATABASE original")
+    dsn = world.dsn.replace(f"dbname={world.db.info.dbname}", "dbname=original")
+    with psycopg.connect(
+        dsn, autocommit=True, row_factory=dict_row, options="-c TimeZone=America/New_York"
+    ) as db:
+        db.execute(TABLES)
+        # as the server of the original was configured: its clock, not that of Greenwich
+        db.execute("ALTER DATABASE original SET TimeZone = 'America/New_York'")
+        yield Original(db, folder)
+    world.db.execute("DROP DATABASE original WITH (FORCE)")
+
+
+@pytest.fixture
+def take_over(world: World, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("OSGPROD_DSN", world.dsn)
+    monkeypatch.setenv(
+        "OSGPROD_ORIGINAL_DSN", world.dsn.replace(f"dbname={world.db.info.dbname}", "dbname=original")
+    )
+    monkeypatch.setenv("OSGPROD_MAGIC", "m")
+
+    def run(*arguments: str) -> Result:
+        return CliRunner().invoke(osgprod, ["import-original", *arguments])
+
+    return run
+
+
+def done_here(world: World, project: str = "spring") -> dict[str, set[int]]:
+    found: dict[str, set[int]] = defaultdict(set)
+    for row in call(world.db, "list_slices", project=project, state="done", limit=10000):
+        found[row["path"]] |= set(range(row["block1"], row["block2"]))
+    return found
+
+
+def without_trailers(world: World, found: dict[str, set[int]]) -> dict[str, set[int]]:
+    blocks = {row["path"]: row["blocks"] for row in call(world.db, "list_rawdata", limit=1000)}
+    kept = {path: {b for b in numbers if b < blocks[path]} for path, numbers in found.items()}
+    return {path: numbers for path, numbers in kept.items() if numbers}
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_exactly_what_is_proven_counts_as_done_and_all_else_is_done_once(
+    world: World, original: Original, take_over: Any, seed: int
+) -> None:
+    rng = random.Random(seed)
+    for seqno in range(5):
+        # some loaded twice: then everything was handed out twice
+        original.add_file(seqno, rng.randrange(3, 30), trailer=rng.random() < 0.7, load=1 + (seqno == 2))
+    for _ in range(rng.randrange(10, 30)):
+        original.work(rng.choice([0, 0, 0, 1, 137, None]), rng.randrange(1, 8), rng.choice(["spring"] * 5 + ["other"]),
+                      slices=rng.choice([1] * 9 + [3]))  # fmt: skip
+    foretold = take_over("spring", "--dry-run", "--json")
+    assert foretold.exit_code == 0, foretold.output
+    assert [row["project"] for row in call(world.db, "progress")] == ["p"], "a dry run changes nothing"
+    result = take_over("spring", "--json")
+    assert result.exit_code == 0 and json.loads(result.stdout) == json.loads(foretold.stdout)
+    assert done_here(world) == without_trailers(world, original.done())
+    assert call(world.db, "verify", project="spring", deep=True) == []
+    row = json.loads(result.stdout)[0]
+    assert row["status"] == "imported" and row["files"] == 5
+    assert row["blocks_done"] == world.progress("spring")["blocks_done"]
+
+    again = json.loads(take_over("spring", "--json").stdout)
+    assert {r["status"] for r in again} <= {"already", "imported"}
+    assert world.progress("spring")["blocks_done"] == row["blocks_done"]
+    before, seen = done_here(world), defaultdict(set)
+    for process in range(1000, 1400):
+        answer = world.checkout(process, project="spring")
+        if answer["status"] != "assigned":
+            break
+        blocks = set(range(answer["block1"], answer["block2"]))
+        name = next(path for path in before | {answer["url"]: 0} if path.endswith(answer["filename"]))
+        assert not blocks & seen[answer["filename"]] and not blocks & before.get(name, set())
+        seen[answer["filename"]] |= blocks
+        world.report(process, project="spring", token=str(answer["token"]))
+    assert answer["status"] == "no-work"
+    progress = world.progress("spring")
+    assert progress["blocks_done"] == progress["blocks"]
+    assert call(world.db, "verify", project="spring", deep=True) == []
+
+
+def test_jobs_and_settings_come_along_with_their_true_times(
+    world: World, original: Original, take_over: Any
+) -> None:
+    original.add_file(0)
+    for code in (0, 9, None):
+        original.work(code)
+    call(world.db, "tick")
+    assert take_over("spring").exit_code == 0
+    settings = {
+        r["setting"]: r["value"] for r in call(world.db, "set_project", project="spring", settings="{}")
+    }
+    assert settings["subnet_pattern"] == "127.0.%" and settings["xrootd_prefix"] == "root://server/"
+    assert settings["maxblockspercore"] == "5"
+    for process, outcome in ((1, "done"), (2, "failed"), (3, "lost")):
+        history = call(world.db, "job_history", project="spring", cluster=812, process=process)
+        assert [(h["outcome"], h["nstart"], h["client"]) for h in history] == [(outcome, 2, "127.0.0.9")]
+        now = world.db.execute("SELECT now() AS now").fetchone()
+        assert now and 95 < (now["now"] - history[0]["started_at"]).total_seconds() < 160, (
+            "not off by a time zone"
+        )
+    call(world.db, "tick")
+    totals = {r["outcome"]: r["reports"] for r in call(world.db, "totals", project="spring")}
+    assert (totals["done"], totals["failed"], totals["lost"]) == (1, 1, 1)
+    assert world.checkout(1, cluster=812, project="spring")["status"] == "completed", "it knows what it did"
+
+
+def test_file_that_is_gone_or_another_one_is_named_and_nothing_of_it_is_taken(
+    world: World, original: Original, take_over: Any
+) -> None:
+    gone, other, good = (original.add_file(seqno) for seqno in range(3))
+    original.work(0)
+    Path(gone).unlink()
+    write_file(Path(other), 33, 2)
+    result = take_over("spring", "--json")
+    assert result.exit_code == 1
+    assert (
+        f"{gone}: not registered, and" in result.stderr
+        and f"{other}: not what the original knew" in result.stderr
+    )
+    assert {row["status"]: row["files"] for row in json.loads(result.stdout)} == {
+        "unknown": 1, "differs": 1, "imported": 1}  # fmt: skip
+    assert [row["path"] for row in call(world.db, "list_files", project="spring")] == [good]
+
+
+def test_what_is_not_the_original_is_refused_with_a_hint(
+    world: World, original: Original, take_over: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = take_over("nope")
+    assert result.exit_code == 1 and "hint: it has spring, other" in result.stderr
+    monkeypatch.setenv("OSGPROD_ORIGINAL_DSN", world.dsn)
+    result = take_over("spring")
+    assert result.exit_code == 1 and "not the original's tables" in result.stderr and "hint:" in result.stderr
+
+
+def test_senseless_slices_change_nothing(world: World) -> None:
+    path = world.add_file(5, project=None)
+    arguments = {"project": "p", "path": path, "size_bytes": 6032, "nblocks": 6}
+    for slices in ('{"a": 1}', '[{"block1": "x"}]', '[{"block1": 1, "block2": 99999999999}]'):
+        with pytest.raises(psycopg.errors.DatabaseError) as caught:
+            call(world.db, "import_file", **arguments, slices=slices)
+        assert caught.value.sqlstate == "OG108"
+    assert call(world.db, "list_files", project="p") == []
+    assert call(world.db, "import_file", **arguments, slices="[]")[0]["blocks_left"] == 5
