@@ -280,7 +280,12 @@ def _failure(error: Exception) -> tuple[int, bytes]:
             STATUS_OF_GROUP[code[2]],
             error_text(diagnosis.message_primary or "", diagnosis.message_hint, code),
         )
-    if code.startswith(("08", "53", "57P")) or code in ("40001", "40P01", "55P03"):
+    if code.startswith(("08", "53", "57P")) or code in (
+        "25006",
+        "40001",
+        "40P01",
+        "55P03",
+    ):  # 25006: a standby
         return 503, error_text("the database is away or busy", "try again in a while")
     if code in ("0A000", "42883", "3F000") or "cache lookup failed" in str(error):
         return 503, error_text(

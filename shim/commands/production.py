@@ -183,11 +183,12 @@ def _ban(project: str, worker: str, seconds: int, reason: str, dry_run: bool) ->
 
 @osgprod.command()
 @project_argument
+@click.option("--deep", is_flag=True, help="Compare with all attempts and reports, too: slower.")
 @as_json
-def verify(project: str, as_json: bool) -> None:
+def verify(project: str, deep: bool, as_json: bool) -> None:
     """Recount a project from its tables; rows are faults, and then the exit code is 1."""
     with working("recounting"):
-        faults = ask("verify", project=project)
+        faults = ask("verify", project=project, deep=deep)
     show(faults, as_json, f"{project}: every block is covered once")
     if faults:
         raise SystemExit(1)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import psycopg
-
 from shim.database import call, connect
 from tests.support import World
 
@@ -113,24 +111,3 @@ def test_draining_project_ends_when_its_live_slices_do(world: World) -> None:
     assert world.checkout(1)["status"] == "no-work"
     world.report(0)
     assert world.progress()["blocks_uncut"] == 3
-
-
-def test_older_dump_restored_gives_defined_answers_and_loses_no_block(world: World) -> None:
-    """What pg_dump saw before the last checkouts and reports is what a restored server knows."""
-    world.add_file(4)
-    world.checkout(0)
-    world.checkout(1)
-    world.report(0)
-    with connect(world.dsn) as later, later.transaction(force_rollback=True):
-        # Done after the dump was taken, and gone with the restore.
-        world.report(1, db=later)
-        world.checkout(2, db=later)
-        world.report(2, db=later)
-    assert world.report(1)["status"] == "done", "the dump knows this attempt"
-    try:
-        world.report(2)
-        raise AssertionError("an attempt that the dump does not know must not be believed")
-    except psycopg.Error as error:
-        assert error.sqlstate == "OG303"
-    done = [world.checkout(n) for n in (2, 3)]
-    assert [answer["block1"] for answer in done] == [3, 4]
