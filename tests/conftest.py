@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -16,6 +17,9 @@ from pytest_postgresql import factories
 from shim.database import call, connect, migrate
 from shim.embedded import NOT_DURABLE, SUPERUSER, Server, memory_or_temporary
 from tests.support import LiveShim, World
+
+# What drives a browser is installed by make test-browser alone.
+collect_ignore = [] if importlib.util.find_spec("playwright") else ["browser"]
 
 
 @pytest.fixture(scope="session")
