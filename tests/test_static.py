@@ -54,8 +54,9 @@ def test_a_file_is_named_after_a_function_that_it_holds() -> None:
 def test_bodies_are_valid_plpgsql() -> None:
     for name, text in sources().items():
         if "LANGUAGE plpgsql" in text:
-            # The parser looks schemas up, and knows none of ours.
-            assert parse_plpgsql(re.sub(r"\bosgprod(_data)?\.", "", text)), name
+            # The parser looks schemas and types up, and knows none of ours; an array of rows is beyond it.
+            plain = re.sub(r"^( +v_\w+ +)\w+\[\];", r"\1text[];", text, flags=re.MULTILINE)
+            assert parse_plpgsql(re.sub(r"\bosgprod(_data)?\.", "", plain)), name
 
 
 def test_plpgsql_check_finds_nothing(db: psycopg.Connection[dict[str, Any]]) -> None:
