@@ -15,6 +15,7 @@ REQUEST_TIMEOUT_S = (
     30.0  # from the first byte of a request, or from the connection, to the last byte of its body
 )
 CHECK_S = 5.0
+GRACE_S = 1.0  # of a connection without a request yet, when the server ends
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -53,6 +54,12 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self._since = None
         super().on_message_complete()
+
+    def shutdown(self) -> None:
+        if self.cycle is None:  # whoever has just connected is about to ask
+            self.loop.call_later(GRACE_S, super().shutdown)
+        else:
+            super().shutdown()
 
     def _check(self) -> None:
         if self._since is not None and self.loop.time() - self._since > REQUEST_TIMEOUT_S:

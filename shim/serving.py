@@ -44,7 +44,8 @@ def serve(
 ) -> None:
     """Serves until SIGINT or SIGTERM; then everything that it started is stopped as well.
 
-    Parameters: host, port   to listen on; port 0 = a free one;  uds  unix socket instead of both
+    Parameters: host, port   to listen on; port 0 = a free one;  uds  unix socket instead of both; what systemd
+                             hands over goes before
                 workers      processes; each has a pool of its own
                 say          is called with one line for each thing worth knowing
                 application  what makes the ASGI application, as MODULE:FUNCTION
@@ -67,7 +68,7 @@ def serve(
             proxy_headers=False,  # whom to trust is OSGPROD_TRUSTED_PROXIES' to say
             server_header=False,
         )
-        listener = config.bind_socket() if uds else stack.enter_context(_listen(host, port))
+        listener = _inherited() or (config.bind_socket() if uds else stack.enter_context(_listen(host, port)))
         if not names_a_server():
             dsn = stack.enter_context(embedded.server(data_folder()))
             seed(dsn, data_folder(), say)
@@ -75,7 +76,8 @@ def serve(
             os.environ["OSGPROD_DSN"] = f"{dsn} options='-c role=osgprod_worker'"
             os.environ.setdefault("OSGPROD_DOCUMENT_ROOT", str(data_folder() / "www"))
         root = os.environ.get("OSGPROD_ROOT_PATH", "/osgprod")
-        where = uds or f"http://{host}:{listener.getsockname()[1]}{root}"
+        name = listener.getsockname()
+        where = f"http://{host}:{name[1]}{root}" if isinstance(name, tuple) else name
         say(f"serving {where}, Ctrl-C ends it")
         _run(config, listener)
 
@@ -95,6 +97,12 @@ def _run(config: uvicorn.Config, listener: socket.socket) -> None:
             Multiprocess(config, sockets=[listener]).run()
     else:
         uvicorn.Server(config).run(sockets=[listener])
+
+
+def _inherited() -> socket.socket | None:
+    """The socket that systemd holds for us, sd_listen_fds(3), if it does; it outlives a restart."""
+    is_ours = os.environ.get("LISTEN_PID") == str(os.getpid()) and os.environ.get("LISTEN_FDS") == "1"
+    return socket.socket(fileno=3) if is_ours else None
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -13,8 +13,8 @@ import pytest
 # Programs and modules of programs, and Debian's packages that have them.
 PARTS = {
     "apache": (
-        ("/usr/sbin/apache2", "/usr/lib/apache2/modules/mod_wsgi.so", "openssl"),
-        ("apache2-bin", "libapache2-mod-wsgi-py3", "openssl"),
+        ("/usr/sbin/apache2", "/usr/lib/apache2/modules/mod_wsgi.so", "python3-venv", "openssl"),
+        ("apache2-bin", "libapache2-mod-wsgi-py3", "python3-venv", "openssl"),
     ),
     "xrootd": (
         ("xrootd", "xrdcp", "xrdadler32", "/usr/lib/python3/dist-packages/XRootD", "xrdscitokens", "openssl"),
@@ -25,8 +25,11 @@ PARTS = {
     ),
     "debootstrap": (("debootstrap",), ("debootstrap",)),
 }
-# A file whose name says nothing of what it is.
-FILES = {"xrdscitokens": "/usr/lib/*/libXrdAccSciTokens-5.so"}
+# Where to look for what is no program.
+FILES = {
+    "xrdscitokens": "/usr/lib/*/libXrdAccSciTokens-5.so",
+    "python3-venv": "/usr/lib/python3*/ensurepip",
+}
 TIMEOUT_S = 400
 
 
