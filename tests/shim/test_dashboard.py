@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import itertools
 import re
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from shim import drawing
 from shim.address import SettingError
 from shim.database import call
 from shim.guard import Guard
+from tests import production
 from tests.support import LiveShim, World
 
 TOKEN = "a long enough token"
@@ -258,3 +260,34 @@ def test_bar_shows_one_quarantined_block_of_millions_and_fills_its_width() -> No
     assert set(parts) == {"done", "leased", "quarantined"}
     assert parts["quarantined"]["width"] > 0.3
     assert abs(sum(part["width"] for part in parts.values()) - 100) < 0.01
+
+
+def test_page_costs_hardly_more_when_a_hundred_times_as_many_slices_are_done(
+    world: World, shim_with: MakeShim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Finished files are rows, and only files in flight are counted. 288 and 28,800 slices; docs/operations.md has
+    the times with ten million."""
+    monkeypatch.setattr("shim.dashboard.KEPT_S", 0.0)
+    for name, blocks in (("small", 4), ("large", 400)):
+        world.with_project(name)
+        production.fill(world.db, name, runs=5, files=20, blocks=blocks, a_slice=1, finished=0.97, in_flight=0,
+                        attempts=50)  # fmt: skip
+        world.db.execute("UPDATE osgprod_data.rawdata SET path = '/' || rawdata_id")
+    slices = {
+        name: len(call(world.db, "list_slices", project=name, limit=100_000)) for name in ("small", "large")
+    }
+    assert slices["large"] == 100 * slices["small"] >= 25_000
+    shim = shim_with()
+
+    def best(name: str) -> float:
+        times = []
+        for _ in range(6):
+            started = time.perf_counter()
+            assert shim.raw(f"project/{name}").status_code == 200
+            times.append(time.perf_counter() - started)
+        return min(times)
+
+    assert best("large") < 2.5 * best("small")
+    world.db.execute("DELETE FROM osgprod_data.slices")  # their history is cut short
+    world.db.execute("DELETE FROM osgprod_data.reports")
+    world.db.execute("DELETE FROM osgprod_data.loaded_files")
