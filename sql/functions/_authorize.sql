@@ -11,16 +11,17 @@ AS $fn$
 -- Errors:     see _explain_refusal
 DECLARE
     v_project osgprod_data.projects;
-    v_nonce   bytea := uuid_send(gen_random_uuid());
+    v_nonce   bytea := float8send(random());
 BEGIN
-    -- All conditions in the one query of the common case; which of them failed is found out only when one did.
-    SELECT p.* INTO v_project FROM osgprod_data.projects p
-     WHERE p.name = p_project
-       AND osgprod._is_inside(p.subnets, p.subnet_pattern, p_client)
-       AND p_bearer IS NULL
-       AND osgprod._is_magic(p.magic_salt, p.magic_digest, p.old_magic_digest, p.old_magic_until, p_magic,
-                             v_nonce);
-    IF NOT FOUND THEN
+    -- All conditions in the one query of the common case; which of them failed is found out only when one did. The row
+    -- is taken as one value: as columns it would be taken apart and put together again.
+    v_project := (SELECT p FROM osgprod_data.projects p
+                   WHERE p.name = p_project
+                     AND osgprod._is_inside(p.subnets, p.subnet_pattern, p_client)
+                     AND p_bearer IS NULL
+                     AND osgprod._is_magic(p.magic_salt, p.magic_digest, p.old_magic_digest, p.old_magic_until, p_magic,
+                                           v_nonce));
+    IF v_project.project_id IS NULL THEN
         RETURN osgprod._explain_refusal(p_project, p_client, p_bearer);
     END IF;
     RETURN v_project;
@@ -84,7 +85,8 @@ CREATE FUNCTION osgprod._is_magic(
 RETURNS boolean LANGUAGE sql STABLE
 AS $fn$
     -- Is this the project's magic, or its former one in the time of overlap? Both sides are hashed once more with a
-    -- nonce of this call, so the time that the comparison takes tells nothing about a digest.
+    -- nonce of this call, so the time that the comparison takes tells nothing about a digest. (Nobody sees the nonce, so
+    -- it need not be of the strong kind, for which the server opens a device.)
     SELECT coalesce(sha256(p_nonce || osgprod._magic_digest(p_salt, p_magic)) = sha256(p_nonce || p_digest)
         OR (sha256(p_nonce || osgprod._magic_digest(p_salt, p_magic)) = sha256(p_nonce || p_old_digest)
             AND p_old_until > now()), false)

@@ -13,18 +13,19 @@ AS $fn$
                               THEN substr(r.path, length(p_strip_prefix) + 1) ELSE r.path END,
            r.filename,
            coalesce((l.lead).bytes, 0) + l.ends_at - l.starts_at + coalesce(length(l.trailer), 0),
-           osgprod._int4_at(l.entry2, 8) - osgprod._int4_at(l.entry1, 8) + coalesce((l.lead).events, 0),
+           osgprod._int4_at(l.entries, 12 * (p_block2 - p_block1) + 8) - osgprod._int4_at(l.entries, 8)
+               + coalesce((l.lead).events, 0),
            concat_ws(E'\n', (l.lead).pieces, 'range ' || l.starts_at || ' ' || l.ends_at - l.starts_at,
                      'hex ' || encode(l.trailer, 'hex'))
       FROM osgprod_data.rawdata r
      CROSS JOIN LATERAL (
-        SELECT substring(r.block_index FROM 12 * p_block1 + 1 FOR 12) AS entry1,
-               substring(r.block_index FROM 12 * p_block2 + 1 FOR 12) AS entry2,
+        -- One look into the index, from the first entry to the last: a second one costs more than what lies between.
+        SELECT substring(r.block_index FROM 12 * p_block1 + 1 FOR 12 * (p_block2 - p_block1) + 12) AS entries,
                CASE p_block1 WHEN 0 THEN NULL WHEN 1 THEN r.lead1 ELSE r.lead2 END AS lead
-        OFFSET 0) e  -- not merged into the query above, which would read each entry several times
+        OFFSET 0) e  -- not merged into the query above, which would read the entries several times
      CROSS JOIN LATERAL (
-        SELECT e.*, coalesce((e.lead).start_at, osgprod._int8_at(e.entry1, 0)) AS starts_at,
-               osgprod._int8_at(e.entry2, 0) AS ends_at,
+        SELECT e.*, coalesce((e.lead).start_at, osgprod._int8_at(e.entries, 0)) AS starts_at,
+               osgprod._int8_at(e.entries, 12 * (p_block2 - p_block1)) AS ends_at,
                -- A last block that says so itself needs no trailer behind it.
                CASE WHEN r.last_has_bit AND p_block2 = r.nblocks THEN NULL ELSE r.trailer END AS trailer
         OFFSET 0) l

@@ -110,8 +110,9 @@ BEGIN
         v_outcome := v_attempt.outcome;
         v_reason := v_attempt.reason;
     END IF;
-    SELECT CASE WHEN v_outcome = 'superseded' THEN 409 ELSE 200 END, v_outcome, osgprod._answer(v_outcome, v_reason)
-      INTO http_status, status, message;
+    http_status := CASE WHEN v_outcome = 'superseded' THEN 409 ELSE 200 END;
+    status := v_outcome;
+    message := osgprod._answer(v_outcome, v_reason);
 END
 $fn$;
 
