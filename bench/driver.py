@@ -146,6 +146,8 @@ def drive(order: Order) -> dict[str, float]:
                 latencies.append(now - client.due)
             client.due = client.due + interval if interval else now
             idle.append(client)
+    if not latencies:
+        sys.exit(f"driver: no answer within {order.seconds} s")
     latencies.sort()
     return {
         "requests": count,

@@ -111,6 +111,8 @@ def _variables(slice_: Mapping[str, Any]) -> dict[str, str]:
 
 def _quoted(value: object) -> str:
     """A shell word that is this text and nothing else; control characters become '?'."""
+    if type(value) is int:
+        return str(value)
     return shlex.quote(_CONTROL.sub("?", str(value)))
 
 
