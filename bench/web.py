@@ -49,7 +49,10 @@ def _serving(ground: Ground, dsn: str, command: list[str]) -> Iterator[Served]:
     (root / "p").mkdir(parents=True, exist_ok=True)
     shutil.copy(CHECKOUT_FOLDER / "worker" / "osgprod_work.bash", root / "p")
     environment = {**os.environ, "OSGPROD_DSN": as_worker(dsn), "OSGPROD_DOCUMENT_ROOT": str(root)}
-    environment |= {"OSGPROD_CLIENT_RATE": str(10**9), "OSGPROD_PROJECT_RATE": str(10**9)}  # counted, never reached
+    environment |= {
+        "OSGPROD_CLIENT_RATE": str(10**9),
+        "OSGPROD_PROJECT_RATE": str(10**9),
+    }  # counted, never reached
     environment.pop("OSGPROD_ROOT_PATH", None)
     environment["OSGPROD_CLIENT_RATE"] = "0"  # all clients of the benchmark have one address
     with (ground.folder / "shim.log").open("ab") as log:
