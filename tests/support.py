@@ -164,6 +164,7 @@ class World:
             ("reports", "reported_at"),
             ("slices", "opened_at"),
             ("worker_bans", "banned_at"),
+            ("worker_bans", "until"),
         ):
             self.db.execute(
                 f"UPDATE osgprod_data.{table} SET {column} = {column} - make_interval(secs => %s)", [seconds]

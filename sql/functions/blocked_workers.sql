@@ -38,12 +38,12 @@ BEGIN
         RAISE EXCEPTION 'a worker and a time from 0 to 315360000 s are needed' USING ERRCODE = 'OG108',
             HINT = 'osgprod workers lists the names of the workers';
     END IF;
-    UPDATE worker_bans b SET until = now(), banned_at = now(), reason = p_reason
+    UPDATE worker_bans b SET until = now(), banned_at = now(), reason = p_reason, times = 0
      WHERE p_seconds = 0 AND b.project_id = v_project.project_id AND p_worker = ANY (osgprod._worker_names(b.worker));
     INSERT INTO worker_bans AS b (project_id, worker, until, reason)
     VALUES (v_project.project_id, p_worker, now() + make_interval(secs => p_seconds), p_reason)
     ON CONFLICT ON CONSTRAINT worker_bans_pkey
-        DO UPDATE SET until = excluded.until, reason = excluded.reason, banned_at = now()
+        DO UPDATE SET until = excluded.until, reason = excluded.reason, times = 0, banned_at = now()
     RETURNING b.until INTO v_until;
     PERFORM osgprod._note_bans(v_project.project_id);
     IF p_seconds > 0 THEN
@@ -98,35 +98,54 @@ RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Bans a worker that failed max_fast_failures times within fast_failure_s of starting, and in more than half of all that
 -- it did, since its last ban or within block_worker_s; and takes these failures off the slices' accounts.
+-- Promise:    one that comes back from a ban is on probation: until its first success, a single fast failure bans it again,
+--             twice as long as before, up to 30 days.
 -- Parameters: p_project  the project's row;  p_worker  see _worker
 -- Locks:      slices that it failed, SKIP LOCKED
 DECLARE
-    v_since timestamptz := now() - make_interval(secs => p_project.block_worker_s);
-    v_fast  int;
-    v_all   int;
+    v_ban          osgprod_data.worker_bans;
+    v_on_probation boolean;
+    v_since        timestamptz;
+    v_until        timestamptz;
+    v_fast         int;
+    v_all          int;
+    v_reason       text;
 BEGIN
-    v_since := greatest(v_since, (SELECT max(b.banned_at) FROM osgprod_data.worker_bans b
-        WHERE b.project_id = p_project.project_id AND b.worker = ANY (osgprod._worker_names(p_worker))));
+    SELECT b.* INTO v_ban FROM osgprod_data.worker_bans b
+     WHERE b.project_id = p_project.project_id AND b.worker = ANY (osgprod._worker_names(p_worker))
+     ORDER BY b.banned_at DESC LIMIT 1;
+    v_on_probation := coalesce(v_ban.times, 0) > 0 AND NOT EXISTS (
+        SELECT FROM osgprod_data.reports r
+         WHERE r.project_id = p_project.project_id AND r.worker = p_worker AND r.reported_at > v_ban.banned_at
+           AND r.outcome = 'done');
+    v_since := greatest(v_ban.banned_at,
+        CASE WHEN NOT v_on_probation THEN now() - make_interval(secs => p_project.block_worker_s) END);
+    -- What it had begun before its ban, and failed since, was paid for by the ban.
     SELECT count(*) INTO v_fast FROM osgprod_data.reports r
+      JOIN osgprod_data.attempts a
+        ON a.project_id = r.project_id AND a.cluster = r.cluster AND a.process = r.process AND a.nstart = r.nstart
      WHERE r.project_id = p_project.project_id AND r.worker = p_worker AND r.reported_at > v_since
-       AND r.outcome IN ('failed', 'node-fault') AND r.ran_s <= p_project.fast_failure_s;
-    IF v_fast < p_project.max_fast_failures THEN
+       AND r.outcome IN ('failed', 'node-fault') AND r.ran_s <= p_project.fast_failure_s AND a.started_at > v_since;
+    IF v_fast < (CASE WHEN v_on_probation THEN 1 ELSE p_project.max_fast_failures END) THEN
         RETURN;
     END IF;
     SELECT count(*) INTO v_all FROM osgprod_data.reports r
      WHERE r.project_id = p_project.project_id AND r.worker = p_worker AND r.reported_at > v_since;
-    IF v_fast * 2 <= v_all THEN
+    IF v_fast * 2 <= v_all AND NOT v_on_probation THEN
         RETURN;
     END IF;
-    INSERT INTO osgprod_data.worker_bans AS b (project_id, worker, until, reason)
-    VALUES (p_project.project_id, p_worker, now() + make_interval(secs => p_project.block_worker_s),
-            format('%s of its last %s attempts failed within %s s', v_fast, v_all, p_project.fast_failure_s))
+    v_ban.times := CASE WHEN v_on_probation THEN v_ban.times + 1 ELSE 1 END;
+    v_until := now() + make_interval(
+        secs => least(p_project.block_worker_s * 2.0 ^ least(v_ban.times - 1, 20), 2592000));
+    v_reason := CASE WHEN v_on_probation THEN format('failed again within %s s after its last ban', p_project.fast_failure_s)
+        ELSE format('%s of its last %s attempts failed within %s s', v_fast, v_all, p_project.fast_failure_s) END;
+    INSERT INTO osgprod_data.worker_bans AS b (project_id, worker, until, reason, times)
+    VALUES (p_project.project_id, p_worker, v_until, v_reason, v_ban.times)
     ON CONFLICT ON CONSTRAINT worker_bans_pkey
-        DO UPDATE SET until = excluded.until, reason = excluded.reason, banned_at = now();
+        DO UPDATE SET until = excluded.until, reason = excluded.reason, times = excluded.times, banned_at = now();
     PERFORM osgprod._note_bans(p_project.project_id);
     PERFORM osgprod._tell(p_project.project_id, 'worker-refused', jsonb_build_object('worker', p_worker,
-        'until', now() + make_interval(secs => p_project.block_worker_s),
-        'reason', format('%s of its last %s attempts failed within %s s', v_fast, v_all, p_project.fast_failure_s)));
+        'until', v_until, 'reason', v_reason));
     PERFORM osgprod._forgive_failures(p_project, p_worker, v_since);
 END
 $fn$;

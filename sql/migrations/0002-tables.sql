@@ -238,6 +238,7 @@ CREATE TABLE osgprod_data.worker_bans (
     worker     text NOT NULL,
     until      timestamptz NOT NULL,
     reason     text NOT NULL,
+    times      int NOT NULL DEFAULT 0,
     banned_at  timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (project_id, worker)
 );
@@ -438,6 +439,7 @@ COMMENT ON COLUMN osgprod_data.worker_bans.project_id IS 'by which project';
 COMMENT ON COLUMN osgprod_data.worker_bans.worker     IS 'host@address as in reports, or one of the two alone';
 COMMENT ON COLUMN osgprod_data.worker_bans.until      IS 'until when; in the past = it may work';
 COMMENT ON COLUMN osgprod_data.worker_bans.reason     IS 'what it is told';
+COMMENT ON COLUMN osgprod_data.worker_bans.times      IS 'in a row, without a success between; 0 = by the operator, or pardoned';
 COMMENT ON COLUMN osgprod_data.worker_bans.banned_at  IS 'when: its failures from before no longer count';
 
 COMMENT ON TABLE osgprod_data.tallies IS 'reports counted once for each ten minutes that have passed, so that nobody counts millions again';
