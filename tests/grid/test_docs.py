@@ -1,0 +1,95 @@
+"""docs/grid.md: its commands are run, in their order, but those that would change this machine."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from shim.eviowriter import write_file
+from tests.grid.parts import need
+from tests.grid.pool import USER, Pool, build
+from tests.support import CHECKOUT
+
+TEXT = (CHECKOUT / "docs" / "grid.md").read_text()
+
+
+def commands(prompt: str) -> list[str]:
+    """The commands of all console blocks with this prompt."""
+    blocks = re.findall(r"```console\n(.*?)```", TEXT, re.DOTALL)
+    return [line[2:] for block in blocks for line in block.splitlines() if line.startswith(f"{prompt} ")]
+
+
+def test_operators_commands_do_what_the_page_says(dsn: str, folder: Path) -> None:
+    """In a folder with raw data, on a database with nothing in it but osgprod's tables."""
+    (folder / "rawdata").mkdir()
+    write_file(folder / "rawdata" / "hd_rawdata_000001_001.evio", 5, 5)
+    shutil.copytree(CHECKOUT / "worker", folder / "worker")
+    environment = {
+        **os.environ,
+        "OSGPROD_DSN": dsn,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    ran = 0
+    for command in commands("$"):
+        words = shlex.split(command)
+        if words[0] == "psql":
+            with psycopg.connect(dsn, autocommit=True) as connection:
+                statement = words[-1]
+                if statement.startswith(
+                    "CREATE ROLE"
+                ):  # roles belong to the whole server, and others run there
+                    with connection.transaction(force_rollback=True):
+                        connection.execute(statement)
+                else:
+                    connection.execute(statement)
+        elif words[0] in ("osgprod", "openssl", "install"):
+            command = command.replace("/srv/osgprod", str(folder / "srv"))
+            done = subprocess.run(
+                ["/bin/bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True
+            )
+            assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+        else:
+            assert words[0] in ("createdb", "condor_submit", "condor_q", "mkdir"), f"not tested: {command}"
+            continue
+        ran += 1
+    assert ran >= 12
+    assert (folder / "srv" / "spring26" / "osgprod_work.bash").exists()
+
+
+def test_every_file_that_root_copies_is_there() -> None:
+    named = re.findall(r"\b(?:deploy|condor|worker)/[\w.-]+", TEXT)
+    assert {"deploy/osgprod.service", "deploy/osgprod.socket", "deploy/apache-proxy.conf"} <= set(named)
+    for name in named:
+        assert (CHECKOUT / name).exists(), name
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[Pool]:
+    need("debootstrap")
+    reason = build()
+    if reason:
+        pytest.skip(reason)
+    with Pool() as pool:
+        yield pool
+
+
+def test_condors_commands_are_understood(pool: Pool) -> None:
+    """The jobs are made, and not sent: the server of the page is nobody's."""
+    (pool.srv / "home" / "magic").write_text("m")
+    (pool.srv / "home" / "condor").symlink_to("../condor")
+    submits = [line for line in commands("$") if line.startswith("condor_submit")]
+    assert len(submits) == 3
+    for command in submits:
+        if "-dry-run" not in command:
+            command = command.replace("condor_submit", "condor_submit -dry-run /dev/null", 1)
+        pool.run("/bin/bash", "-c", command, user=USER, cwd="/srv/home")
+    pool.as_user("condor_q", "-hold")
