@@ -257,7 +257,7 @@ async def describe(request: Request) -> Response:
 
 
 def _text(body: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    headers = {"Cache-Control": "no-store", **(headers or {})}
+    headers = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", **(headers or {})}
     return Response(body, status, headers, media_type="text/plain")
 
 
