@@ -24,7 +24,7 @@ from shim.eviowriter import PHYSICS, bank, block
 from shim.openapi import PARAMETERS, PROTOCOL, document
 from tests.support import CHECKOUT, LiveShim, World
 
-FUZZ_S = float(os.environ.get("FUZZ_S", "3"))
+FUZZ_S = float(os.environ.get("FUZZ_S", "2"))
 ROUTES = (*PROTOCOL, "healthz", "openapi.json")
 SLOW_S = 10.0
 ALLOWED = {200, 400, 403, 404, 405, 409, 429, 431}
