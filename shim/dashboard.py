@@ -36,6 +36,7 @@ HERE = Path(__file__).resolve().parent
 KEPT_S = 5.0
 # What the database may be kept busy for by one page, whatever its size.
 LONGEST_QUERY = "5s"
+LONGEST_WAIT_S = 10.0
 MAX_FORM_BYTES = 4096
 MOST_RUNS = 5000  # of one group in the map
 HEADERS = {
@@ -68,7 +69,11 @@ class Reader:
         Parameters: wishes  function name and arguments, each
         Errors:     psycopg.Error, PoolTimeout ...
         """
-        async with self._busy:  # one page at a time: jobs come first
+        try:  # one page at a time: jobs come first
+            await asyncio.wait_for(self._busy.acquire(), LONGEST_WAIT_S)
+        except TimeoutError:
+            raise PoolTimeout("too many pages wait for the database") from None
+        try:
             now = time.monotonic()
             self._kept = {key: kept for key, kept in self._kept.items() if now - kept[0] < KEPT_S}
             keys = [(function, *sorted(arguments.items(), key=str)) for function, arguments in wishes]
@@ -78,6 +83,8 @@ class Reader:
                     {key: wish for key, wish in zip(keys, wishes, strict=True) if key not in self._kept},
                 )
             return [self._kept[key][1] for key in keys]
+        finally:
+            self._busy.release()
 
     async def _ask(
         self, request: Request, wishes: Mapping[tuple[Any, ...], tuple[str, dict[str, object]]]

@@ -37,14 +37,15 @@ SHOWN_BY_THE_DASHBOARD = (
 
 def put_reports(world: World, rows: list[tuple[float, str, int | None, str | None, int]]) -> None:
     """Puts reports of project "p" on record: age [s], outcome, exit code, site, blocks."""
-    with world.db.cursor() as cursor:
-        cursor.executemany(
-            "INSERT INTO osgprod_data.reports (project_id, cluster, process, nstart, by_worker, outcome, exit_code,"
-            " reported_at, ran_s, nblocks, worker, site) SELECT p.project_id, 9, %s, 1, true, %s, %s,"
-            " clock_timestamp() - make_interval(secs => %s), 50, %s, 'wn' || %s, %s FROM osgprod_data.projects p"
-            " WHERE p.name = 'p'",
-            [(n, o, e, age, blocks, n % 3, s) for n, (age, o, e, s, blocks) in enumerate(rows)],
-        )
+    ages, outcomes, codes, sites, blocks = map(list, zip(*rows, strict=True))
+    world.db.execute(
+        "INSERT INTO osgprod_data.reports (project_id, cluster, process, nstart, by_worker, outcome, exit_code,"
+        " reported_at, ran_s, nblocks, worker, site) SELECT p.project_id, 9, r.n, 1, true, r.o, r.e, clock_timestamp()"
+        " - make_interval(secs => r.age), 50, r.b, 'wn' || r.n %% 3, r.s FROM osgprod_data.projects p,"
+        " unnest(%s::float8[], %s::osgprod_data.outcome[], %s::int[], %s::text[], %s::int[]) WITH ORDINALITY"
+        " AS r (age, o, e, s, b, n) WHERE p.name = 'p'",
+        [ages, outcomes, codes, sites, blocks],
+    )
 
 
 def outcomes_counted(world: World) -> dict[str, tuple[int, int]]:
@@ -112,11 +113,11 @@ def test_rate_has_every_interval_and_at_most_145(world: World) -> None:
 
 @pytest.mark.history_by_hand
 def test_estimate_holds_the_true_rate_about_as_often_as_it_promises(world: World) -> None:
-    """Success times are a Poisson process of known rate; 95 % are promised, 60 tries may miss a few."""
+    """Success times are a Poisson process of known rate; 95 % are promised, 30 tries may miss a few."""
     rng = random.Random(20261)
     world.add_file(10_000)
     held, off = 0, []
-    for _ in range(60):
+    for _ in range(30):
         world.db.execute("DELETE FROM osgprod_data.reports")
         age, rows, true_per_hour = 0.0, [], 600.0
         while (age := age + rng.expovariate(true_per_hour / 3600)) < 6 * 3600:
@@ -128,8 +129,8 @@ def test_estimate_holds_the_true_rate_about_as_often_as_it_promises(world: World
         assert row["ends_early_at"] < row["ends_at"] < row["ends_late_at"]
         held += row["least_per_hour"] <= true_per_hour <= row["most_per_hour"]
         off.append(row["blocks_per_hour"] / true_per_hour)
-    assert held >= 50, f"the true rate was inside {held} of 60 times"
-    assert abs(statistics.mean(off) - 1) < 0.02
+    assert held >= 25, f"the true rate was inside {held} of 30 times"
+    assert abs(statistics.mean(off) - 1) < 0.03
 
 
 @pytest.mark.history_by_hand
