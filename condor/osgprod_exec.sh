@@ -77,11 +77,13 @@ option() {
 # Finds a bearer token as all WLCG tools do, and where HTCondor puts one. Sets bearer, and BEARER_TOKEN_FILE for xrdcp,
 # pelican and the work script when it is in a file.
 find_token() {
-  local uid file
+  local uid file found="${BEARER_TOKEN:-}"
+  found="${found//[[:space:]]/}"
+  if [[ -n "$found" ]]; then
+    bearer="$found"
+    return 0
+  fi
   uid="$(id -u)"
-  bearer="${BEARER_TOKEN:-}"
-  bearer="${bearer//[[:space:]]/}"
-  [[ -z "$bearer" ]] || return 0
   if [[ -n "${BEARER_TOKEN_FILE:-}" ]]; then
     set -- "$BEARER_TOKEN_FILE" # the one that is named, and no other
   else                          # HTCondor's is this job's own; the others may be of all who run as this user
@@ -89,8 +91,9 @@ find_token() {
   fi
   for file in "$@"; do
     [[ -r "$file" ]] || continue
-    bearer="$(tr -d '[:space:]' <"$file")"
-    if [[ -n "$bearer" ]]; then
+    found="$(tr -d '[:space:]' <"$file")" || found=""
+    if [[ -n "$found" ]]; then
+      bearer="$found"
       export BEARER_TOKEN_FILE="$file"
       return 0
     fi
@@ -119,6 +122,7 @@ configure() {
 request() {
   local route="$1" reply is_whole=true
   shift
+  [[ -n "$magic" ]] || find_token # HTCondor renews it: what was read at the start may have expired
   reply="$(
     {
       # Storage believes it too: it goes to nobody in the clear.
@@ -323,6 +327,7 @@ credentials() {
     option cert "$X509_USER_PROXY"
     option key "$X509_USER_PROXY"
   fi
+  find_token
   [[ -z "$bearer" || "$1" != https://* ]] || option header "Authorization: Bearer $bearer"
 }
 

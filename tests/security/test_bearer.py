@@ -12,6 +12,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -497,3 +498,22 @@ def test_a_job_gives_its_token_to_nobody_in_the_clear(live: LiveShim, issuer: Is
         live, folder, 0, BEARER_TOKEN=issuer.token(), OSGPROD_URL=live.url.replace("127.0.0.1", "0.0.0.0")
     )
     assert done.returncode == 40 and "magic is wrong or missing" in done.stderr
+
+
+def test_a_job_that_outlives_its_token_reports_with_the_one_that_it_was_given_meanwhile(
+    world: World, live: LiveShim, issuer: Issuer, folder: Path
+) -> None:
+    """HTCondor renews the file; what was right at the start is refused at the end."""
+    (folder / "a.use").write_text(issuer.token())
+    live.add_template("p", f"while [[ ! -e {folder}/go ]]; do sleep 0.05; done\n".encode())
+    with ThreadPoolExecutor(1) as thread:
+        job = thread.submit(run_job, live, folder, 0, _CONDOR_CREDS=str(folder))
+        while world.progress()["blocks_leased"] == 0 and not job.done():
+            time.sleep(0.05)
+        world.set(bearer_scope="osgprod.later")
+        (folder / "b").write_text(issuer.token(scope="osgprod.later"))
+        (folder / "b").replace(folder / "a.use")
+        (folder / "go").touch()
+        done = job.result(60)
+    assert done.returncode == 0, done.stderr
+    assert "thank you" in done.stderr

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import subprocess
+
+import pytest
 
 from tests.support import CHECKOUT
 
@@ -32,3 +35,14 @@ def test_each_setting_that_these_rooms_read_is_documented() -> None:
     read = set(re.findall(r'"(OSGPROD_[A-Z_]+)"', source)) - elsewhere
     assert len(read) >= 5
     assert {name for name in read if f"`{name}`" not in TEXT} == set()
+
+
+def test_no_private_key_and_no_token_is_in_a_tracked_file() -> None:
+    """The command of "Checks before a release", as it stands there."""
+    pattern = re.search(r"git grep -nE '([^']+)'", TEXT)
+    assert pattern
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=CHECKOUT, capture_output=True, text=True)
+    if listed.returncode != 0:
+        pytest.skip("this is no git checkout")
+    for name in filter(None, listed.stdout.split("\0")):
+        assert not re.search(pattern[1].encode(), (CHECKOUT / name).read_bytes()), name
