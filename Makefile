@@ -36,7 +36,7 @@ migrate: .venv/ready ## bring the database that OSGPROD_DSN or libpq's variables
 	@$(BIN)/osgprod migrate
 
 test: .venv/ready-dev ## the test suite, on a real PostgreSQL
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n auto --dist worksteal
 
 .venv/ready-browser: .venv/ready-dev requirements-browser.txt
 	$(BIN)/pip install --quiet --require-hashes -r requirements-browser.txt

@@ -113,7 +113,9 @@ def living(session: int) -> dict[int, str]:
         try:
             is_ours = entry.name.isdigit() and os.getsid(int(entry.name)) == session
             if is_ours and (entry / "stat").read_text().rpartition(")")[2].split()[0] != "Z":
-                found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                if command:  # a killed one has none any more while it is taken apart
+                    found[int(entry.name)] = command
         except (ProcessLookupError, FileNotFoundError, PermissionError):
             pass
     return found
