@@ -43,7 +43,7 @@ BEGIN
              format('%s blocks can''t be done', f.blocks_quarantined),
              format('see why: osgprod quarantined %s; try again: osgprod slices recycle %s', f.project, f.project)),
             ('attention', 'refused-workers', f.refused > 0,
-             format('refused work for their failures: %s', f.refused),
+             format('%s at present', f.refused),
              'see which and why: osgprod workers; let one work again: osgprod workers pardon'),
             ('attention', 'running-out', f.state = 'active' AND f.blocks_left > 0 AND f.done > 0
                 AND f.blocks_uncut + f.blocks_ready < f.done,
