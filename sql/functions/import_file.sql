@@ -105,7 +105,8 @@ AS $fn$
 -- Returns:    false when an attempt of that number is on record already
 DECLARE
     v_started_at timestamptz := coalesce(p_started_at, p_ended_at, now());
-    v_client     inet := CASE WHEN p_worker ~ '^[0-9.]{7,15}$|^[0-9a-fA-F:]*:[0-9a-fA-F:.]*$' THEN p_worker ELSE '0.0.0.0' END;
+    v_client     inet := CASE WHEN p_worker ~ '^[0-9.]{7,15}$|^[0-9a-fA-F:]*:[0-9a-fA-F:.]*$' THEN p_worker::inet
+                              ELSE '0.0.0.0' END;
 BEGIN
     INSERT INTO osgprod_data.attempts (project_id, cluster, process, nstart, rawdata_id, block1, block2, cpus, opened_at,
            started_at, token_digest, client)

@@ -29,8 +29,8 @@ BEGIN
     END IF;
     -- The latest are found by looking back no further than is needed.
     FOREACH v_since IN ARRAY osgprod._steps_back(p_hours) LOOP
-        SELECT array_agg(f) INTO v_found FROM (
-            SELECT r.* FROM reports r
+        SELECT array_agg(f.r) INTO v_found FROM (
+            SELECT r FROM reports r
              WHERE r.project_id = v_project_id AND r.reported_at >= v_since
                AND (p_outcome IS NULL OR r.outcome = p_outcome::outcome)
                AND (p_exit_code IS NULL OR r.exit_code = p_exit_code)

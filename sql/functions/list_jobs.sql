@@ -21,8 +21,8 @@ DECLARE
 BEGIN
     -- The latest are found by looking back no further than is needed.
     FOREACH v_since IN ARRAY CASE WHEN p_cluster IS NULL THEN osgprod._steps_back(p_hours) ELSE '{-infinity}' END LOOP
-        SELECT array_agg(f) INTO v_found FROM (
-            SELECT l.* FROM (SELECT DISTINCT ON (a.cluster, a.process) a.* FROM attempts a
+        SELECT array_agg(f.r) INTO v_found FROM (
+            SELECT l.r FROM (SELECT DISTINCT ON (a.cluster, a.process) a AS r, a.started_at FROM attempts a
                               WHERE a.project_id = v_project_id AND a.started_at >= v_since
                                 AND (p_cluster IS NULL OR a.cluster = p_cluster)
                               ORDER BY a.cluster, a.process, a.nstart DESC) l
