@@ -15,7 +15,7 @@
 #     OSGPROD_TRIES       how often a request, or an upload, is tried at most [10]
 #     OSGPROD_BACKOFF_MS  pause after the first of these; doubled each time, up to 64 fold [ms; 1000]
 #     OSGPROD_MAX_WAIT_S  how long to wait when work may come back [s; 600]; 0 = end at once, as when there is none
-#     OSGPROD_SITE        name of the site, for the record
+#     OSGPROD_SITE        name of the site, for the record [the one that HTCondor's machine ad tells]
 #     BEARER_TOKEN ...    see find_token
 # The tarball of a job's nth start, n > 1, is job_<cluster>_<process>.<n>.tar.gz; that of a failed one failed_job_...
 # Exit codes, for HTCondor (osgprod.sub says what becomes of the job): 0 done, or nothing to do; 10 the slice failed, maybe
@@ -26,7 +26,9 @@ set -euo pipefail
 IFS=$' \t\n'
 export LC_ALL=C
 export PATH="${PATH:+$PATH:}/usr/local/bin:/usr/bin:/bin" # some sites have an empty one
-umask 077                                                 # other users of the node are not to read what lies here
+# XRootD's own patience is half an hour for a request.
+export XRD_CONNECTIONWINDOW="${XRD_CONNECTIONWINDOW:-20}" XRD_CONNECTIONRETRY="${XRD_CONNECTIONRETRY:-1}" \
+  XRD_REQUESTTIMEOUT="${XRD_REQUESTTIMEOUT:-300}"
 
 readonly EXIT_FAILED=10 EXIT_NODE_FAULT=20 EXIT_LATER=30 EXIT_REFUSED=40 EXIT_TERM=143
 readonly EXIT_NOT_FETCHED=75 # of the work script
@@ -36,7 +38,7 @@ readonly KILL_AFTER_S=3 MAX_PAUSE_S=300 # a batch system gives little time; a se
 # -q: no .curlrc of whoever owns this node; --noproxy: a site's web cache has no say between us and the server.
 readonly CURL=(curl -q -sS --noproxy '*' --connect-timeout 20)
 
-scratch="" work_pid="" beat_pid="" child_pid="" token="" magic="" bearer="" host="" beat_status=0
+scratch="" work_pid="" beat_pid="" child_pid="" token="" magic="" bearer="" host="" site="" beat_status=0
 
 log() {
   printf '%s osgprod_exec %s.%s: %s\n' "$(date -u +%Y-%m-%dT%H:%M:%SZ 2>&1)" "${cluster:-}" "${process:-}" "$*" >&2 || true
@@ -75,7 +77,7 @@ option() {
 }
 
 # Finds a bearer token as all WLCG tools do, and where HTCondor puts one. Sets bearer, and BEARER_TOKEN_FILE for xrdcp,
-# pelican and the work script when it is in a file.
+# pelican and the work script when it is in a file; called again before each use, since HTCondor renews the file.
 find_token() {
   local uid file found="${BEARER_TOKEN:-}"
   found="${found//[[:space:]]/}"
@@ -129,7 +131,7 @@ request() {
       [[ -n "$magic" || -z "$bearer" || ! "$OSGPROD_URL" =~ ^(https://|http://(127\.0\.0\.1|localhost|\[::1\])[:/]) ]] ||
         option header "Authorization: Bearer $bearer"
       set -- project "$OSGPROD_PROJECT" cluster "$cluster" process "$process" magic "$magic" host "$host" \
-        site "${OSGPROD_SITE:-}" token "$token" "$@"
+        site "$site" token "$token" "$@"
       while (($# > 1)); do
         [[ -z "$2" ]] || option data-urlencode "$1=$2"
         shift 2
@@ -279,7 +281,7 @@ pack_outputs() {
   [[ -z "$slice_path" ]] || rm -f "$scratch/work/$slice_path"
   tail -c 100000 "$scratch/work.log" >"$scratch/work/osgprod_work.log" 2>/dev/null || true
   tar -czf "$tarball.new" -C "$scratch/work" --exclude='x509*' --exclude='bt_u*' --exclude='*.use' \
-    --exclude='*.scitoken' --exclude=.osgprod.errors . && mv "$tarball.new" "$tarball" && return 0
+    --exclude='*.scitoken' . && mv "$tarball.new" "$tarball" && return 0
   rm -f "$tarball.new"
   return 1
 }
@@ -404,6 +406,7 @@ send_file() {
   mkdir -p "$(dirname "${2#file://}")" && run cp "$1" "${2#file://}"
 }
 stored_file() {
+  [[ -e "${1#file://}" ]] || return 1
   size_of "${1#file://}"
   adler32 "${1#file://}"
 }
@@ -437,7 +440,8 @@ has_arrived() {
 # Sends the tarball under a name of its own, looks whether it arrived whole, and renames it: a killed upload leaves a file
 # that looks well, and a server that remembers the checksum of a former one. Arguments: kind, URL, number of the try
 deliver() {
-  local kind="$1" url="$2" part="$2.$token.$3.part"
+  local kind="$1" url="$2" part="$2.$nonce.$3.part"
+  find_token
   if [[ "$kind" != pelican ]]; then
     if ! "send_$kind" "$tarball" "$part" || ! has_arrived "$kind" "$part"; then
       "remove_$kind" "$part" 2>/dev/null || true
@@ -452,10 +456,14 @@ deliver() {
 
 # Argument: tries at most. Sets output_url when the tarball is where it belongs.
 send_outputs() {
-  local tries="$1" url="${OSGPROD_OUTPUT_URL:-}" kind try
+  local tries="$1" url="${OSGPROD_OUTPUT_URL:-}" kind try nonce
   [[ -n "$url" ]] || return 0
   url="${url%/}/${tarball##*/}"
   kind="$(storage_kind "$url")"
+  nonce="${scratch##*.}"
+  find_token
+  # Numbered by start, no job has this name but this one: unless there are two access points, or an older database.
+  [[ -z "$("stored_$kind" "$url" 2>/dev/null)" ]] || url="${url%.tar.gz}.$nonce.tar.gz"
   for ((try = 1; try <= tries; try++)); do
     if deliver "$kind" "$url" "$try"; then
       output_url="$url"
@@ -568,6 +576,7 @@ main() {
   (($# == 2 || $# == 3)) || die "$EXIT_REFUSED" "usage: ${0##*/} <cluster> <process> [<ncpus>]"
   configure
   host="$(hostname 2>/dev/null || uname -n)"
+  site="${OSGPROD_SITE:-$(sed -n 's/^GLIDEIN_Site = "\(.*\)"$/\1/p' "${_CONDOR_MACHINE_AD:-/dev/null}" 2>/dev/null || true)}"
   trap cleanup EXIT
   make_scratch
   trap on_term TERM INT HUP

@@ -231,7 +231,7 @@ class Policies:
 
     def attempts(self, name: str) -> list[dict[str, Any]]:
         return self.world.db.execute(
-            "SELECT a.nstart, a.block1, r.exit_code, r.outcome FROM osgprod_data.attempts a"
+            "SELECT a.nstart, a.block1, a.site, r.exit_code, r.outcome FROM osgprod_data.attempts a"
             " JOIN osgprod_data.projects p USING (project_id) LEFT JOIN osgprod_data.reports r"
             " USING (project_id, cluster, process, nstart) WHERE p.name = %s ORDER BY a.process, a.nstart",
             [name],
@@ -265,7 +265,8 @@ def test_done_job_leaves_the_queue_and_its_tarball_comes_home(policies: Policies
     assert (job["ExitCode"], job["NumJobStarts"]) == (0, 1)
     (tarball,) = (pool.srv / "done").glob("*.tar.gz")
     assert tarball.name == f"job_{policies.clusters['done']}_0.tar.gz"
-    assert [row["outcome"] for row in policies.attempts("done")] == ["done"]
+    (attempt,) = policies.attempts("done")
+    assert (attempt["outcome"], attempt["site"]) == ("done", "Here")
 
 
 def test_jobs_without_work_leave_the_queue_and_bring_nothing(policies: Policies, pool: Pool) -> None:

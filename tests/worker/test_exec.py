@@ -194,8 +194,9 @@ def test_script_that_is_cut_short_does_not_run(node: Node, site: Site) -> None:
 # --- outputs -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("has_checksums", [True, False])
-@pytest.mark.parametrize("fault", [None, "truncate", "abort", 500, 507])
+@pytest.mark.parametrize(
+    "fault, has_checksums", [(None, True), (None, False), ("truncate", False), ("abort", True), (507, True)]
+)
 def test_upload_counts_only_when_it_arrived_whole(
     node: Node, world: World, site: Site, fault: str | int | None, has_checksums: bool
 ) -> None:
@@ -242,6 +243,28 @@ def test_restart_never_overwrites_what_another_start_sent(node: Node, shim: Live
     assert site.files["/out/job_7_1.2.tar.gz"] == (node.folder / "job_7_1.2.tar.gz").read_bytes()
 
 
+@pytest.mark.parametrize("where", ["file", "http"])
+def test_output_of_somebody_else_with_the_same_name_stays(
+    node: Node, world: World, site: Site, folder: Path, where: str
+) -> None:
+    """Of another access point, for instance, whose cluster has the same number."""
+    (folder / "out").mkdir()
+    (folder / "out" / "job_7_1.tar.gz").write_bytes(b"another's")
+    site.files["/out/job_7_1.tar.gz"] = b"another's"
+    url = f"file://{folder}/out" if where == "file" else f"{site.url}/out"
+    code, log = node.run(1, OSGPROD_OUTPUT_URL=url)
+    assert code == DONE, log
+    stored = {path.name: path.read_bytes() for path in (folder / "out").iterdir()}
+    if where == "http":
+        stored = {
+            path.removeprefix("/out/"): data for path, data in site.files.items() if path.startswith("/out")
+        }
+    assert stored.pop("job_7_1.tar.gz") == b"another's"
+    ((name, data),) = stored.items()
+    assert data == (node.folder / "job_7_1.tar.gz").read_bytes()
+    assert report_of(world)["output_url"] == f"{url}/{name}"
+
+
 def test_output_of_a_superseded_attempt_is_taken_away(
     node: Node, world: World, shim: LiveShim, site: Site
 ) -> None:
@@ -271,19 +294,33 @@ def test_output_goes_to_a_file_system(node: Node, world: World, folder: Path, sc
     assert report_of(world)["output_url"] == f"{scheme}{stored}"
 
 
-def test_secrets_stay_out_of_tarball_and_command_lines(node: Node, world: World, folder: Path) -> None:
+def test_secrets_stay_out_of_tarball_and_command_lines(
+    node: Node, world: World, site: Site, folder: Path
+) -> None:
     (folder / "magic").write_text("top secret")
-    look = 'cat /proc/[0-9]*/cmdline >"$OSGPROD_LOOK"; env >>"$OSGPROD_LOOK"'
-    recon = node.program("recon", f"touch x509up_u1 bt_u1 my.use a.scitoken good; {look}")
-    secrets = {"OSGPROD_MAGIC_FILE": str(folder / "magic"), "BEARER_TOKEN": "very.secret.token"}
     call(world.db, "set_magic", project="p", magic="top secret")
-    code, log = node.run(1, OSGPROD_RECON=recon, OSGPROD_LOOK=str(folder / "look"), **secrets)
-    assert code == DONE, log
+    look = 'env >"$OSGPROD_LOOK"; head -c 50000 /dev/urandom >good'
+    recon = node.program("recon", f"touch x509up_u1 bt_u1 my.use a.scitoken; {look}")
+    site.faults = ["slow"]
+    job = node.start(
+        1,
+        OSGPROD_RECON=recon,
+        OSGPROD_LOOK=str(folder / "look"),
+        OSGPROD_OUTPUT_URL=f"{site.url}/out",
+        OSGPROD_MAGIC_FILE=str(folder / "magic"),
+        BEARER_TOKEN="very.secret.token",
+    )
+    lines: set[str] = set()
+    while job.poll() is None:
+        lines |= set(living(job.pid).values())
+    output, _ = job.communicate()
+    assert job.returncode == DONE, output
     assert names(node.folder / "job_7_1.tar.gz") == {"good", "osgprod_work.log"}
-    seen = (folder / "look").read_bytes()
-    assert b"osgprod_exec.sh" in seen
-    assert b"top secret" not in seen
-    assert b"very.secret" not in seen.replace(b"BEARER_TOKEN=very.secret.token", b"")
+    assert any("-T" in line for line in lines), "the upload was seen"
+    everything = "".join(lines) + (folder / "look").read_text().replace("BEARER_TOKEN=very.secret.token", "")
+    assert "top secret" not in everything
+    assert "very.secret" not in everything
+    assert not re.search("[0-9a-f]{8}-[0-9a-f]{4}-", everything), "the token of the attempt"
 
 
 # --- heartbeats and ends before the end ----------------------------------------------------------------------
@@ -487,6 +524,23 @@ def test_token_is_found_where_wlcg_tools_look_for_it(
     )
     assert site.seen[0].headers["authorization"] == f"Bearer {expected}.token"
     assert b"magic" not in site.seen[0].body
+
+
+def test_token_that_is_renewed_in_mid_work_is_the_one_that_is_sent(
+    node: Node, site: Site, tokens: dict[str, str]
+) -> None:
+    file = tokens["BEARER_TOKEN_FILE"]
+    site.files["/osgprod/workscript.bash"] = f"#!/bin/bash\nprintf renewed >{file}\n".encode()
+    site.headers = {"Osgprod-Status": "assigned", "Osgprod-Slice": "a.evio+1,2", "Osgprod-Token": "t"}
+    node.run(1, OSGPROD_URL=f"{site.url}/osgprod", OSGPROD_MAGIC=None, BEARER_TOKEN_FILE=file)
+    assert [seen.headers["authorization"] for seen in site.seen] == ["Bearer named.token", "Bearer renewed"]
+    assert site.seen[1].path == "/osgprod/workscript.exit"
+
+
+def test_site_is_the_one_that_htcondor_tells(node: Node, world: World, folder: Path) -> None:
+    (folder / "machine.ad").write_text('Machine = "n1"\nGLIDEIN_Site = "Far Away"\n')
+    assert node.run(1, _CONDOR_MACHINE_AD=str(folder / "machine.ad"))[0] == DONE
+    assert report_of(world)["site"] == "Far Away"
 
 
 def test_magic_goes_before_a_token(node: Node, site: Site, tokens: dict[str, str]) -> None:
