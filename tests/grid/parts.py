@@ -30,19 +30,20 @@ FILES = {
     "xrdscitokens": "/usr/lib/*/libXrdAccSciTokens-5.so",
     "python3-venv": "/usr/lib/python3*/ensurepip",
 }
+SEARCH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 TIMEOUT_S = 400
 
 
 def need(part: str) -> None:
     """Makes sure that the programs of a part are there; else skips the test and says what is missing."""
-    reason = _install(part)
+    reason = why_missing(part)
     if reason:
         pytest.skip(reason)
 
 
 @functools.cache
-def _install(part: str) -> str:
-    """Returns why a part can't be used; empty = it is there."""
+def why_missing(part: str) -> str:
+    """Installs a part where that may be; returns why it can't be used, empty = it is there."""
     programs, packages = PARTS[part]
     missing = [program for program in programs if not _is_there(program)]
     if not missing:
@@ -77,4 +78,6 @@ def apt(arguments: list[str], prefix: tuple[str, ...] = ()) -> str:
 def _is_there(program: str) -> bool:
     if program in FILES:
         return any(Path("/").glob(FILES[program].lstrip("/")))
-    return Path(program).exists() if program.startswith("/") else shutil.which(program) is not None
+    return (
+        Path(program).exists() if program.startswith("/") else shutil.which(program, path=SEARCH) is not None
+    )

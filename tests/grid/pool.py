@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
-from tests.grid.parts import apt
+from tests.grid.parts import apt, why_missing
 from tests.grid.ports import free_port
 from tests.support import CHECKOUT
 
@@ -97,10 +97,13 @@ RUNNING, HELD, IDLE = 2, 5, 1
 def build() -> str:
     """Makes the folder with Debian 13 and HTCondor, when it is not there; returns why it can't be."""
     root = CACHE / RELEASE
+    if os.geteuid() != 0:
+        return "a pool in a folder with Debian and in namespaces takes root"
     if (root / "complete").exists():
         return ""
-    if os.geteuid() != 0:
-        return f"no HTCondor in {root}: making it takes root"
+    reason = why_missing("debootstrap")
+    if reason:
+        return reason
     mirror = _mirror()
     if not mirror:
         return "apt's configuration names no mirror of Debian"

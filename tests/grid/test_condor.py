@@ -15,7 +15,6 @@ from shim import scan
 from shim.database import call, connect, migrate
 from shim.embedded import temporary_server
 from shim.eviowriter import write_file
-from tests.grid.parts import need
 from tests.grid.pool import HELD, IDLE, RUNNING, USER, Pool, build
 from tests.grid.xrootd import XRootD
 from tests.support import LiveShim, World
@@ -26,7 +25,6 @@ COMPLETED = 4
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[Pool]:
-    need("debootstrap")
     reason = build()
     if reason:
         pytest.skip(reason)

@@ -15,7 +15,6 @@ import psycopg
 import pytest
 
 from shim.eviowriter import write_file
-from tests.grid.parts import need
 from tests.grid.pool import USER, Pool, build
 from tests.support import CHECKOUT
 
@@ -74,7 +73,6 @@ def test_every_file_that_root_copies_is_there() -> None:
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[Pool]:
-    need("debootstrap")
     reason = build()
     if reason:
         pytest.skip(reason)

@@ -294,6 +294,29 @@ def test_output_goes_to_a_file_system(node: Node, world: World, folder: Path, sc
     assert report_of(world)["output_url"] == f"{scheme}{stored}"
 
 
+# The two commands of the Pelican client that the script uses; "cut" makes the first upload lose its end.
+PELICAN = """[[ $1 == object ]] || exit 1
+there=$STORE/${4##*/}
+case $2 in
+  put) if [[ -e $STORE/cut ]]; then rm "$STORE/cut"; head -c 10 "$3" >"$there"; else cp "$3" "$there"; fi ;;
+  stat) there=$STORE/${3##*/}; [[ -e $there ]] && echo "Name: $3" && echo "Size: $(stat -c %s "$there")" ;;
+esac"""
+
+
+def test_upload_by_the_pelican_client_is_compared_too(node: Node, world: World, folder: Path) -> None:
+    (folder / "pelican").mkdir()
+    (folder / "store").mkdir()
+    (folder / "store" / "cut").touch()
+    Path(node.program("pelican/pelican", PELICAN))
+    environment = {"PATH": f"{folder}/pelican:/usr/bin:/bin", "STORE": str(folder / "store")}
+    code, log = node.run(1, OSGPROD_OUTPUT_URL="osdf:///group/out", **environment)
+    assert code == DONE, log
+    assert "outputs not sent to osdf:///group/out/job_7_1.tar.gz (try 1 of 3)" in log
+    stored = (folder / "store" / "job_7_1.tar.gz").read_bytes()
+    assert stored == (node.folder / "job_7_1.tar.gz").read_bytes()
+    assert report_of(world)["output_url"] == "osdf:///group/out/job_7_1.tar.gz"
+
+
 def test_secrets_stay_out_of_tarball_and_command_lines(
     node: Node, world: World, site: Site, folder: Path
 ) -> None:
@@ -313,6 +336,7 @@ def test_secrets_stay_out_of_tarball_and_command_lines(
     lines: set[str] = set()
     while job.poll() is None:
         lines |= set(living(job.pid).values())
+        time.sleep(0.02)
     output, _ = job.communicate()
     assert job.returncode == DONE, output
     assert names(node.folder / "job_7_1.tar.gz") == {"good", "osgprod_work.log"}

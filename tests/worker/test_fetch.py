@@ -231,6 +231,24 @@ def test_by_hand_it_processes_a_whole_file(folder: Path) -> None:
     assert rawdata.exists()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="hiding the XRootD bindings takes root")
+def test_without_xrootd_bindings_the_reconstruction_gets_names_of_blocks(
+    lent: dict[str, bytes], slice_: Slice, folder: Path
+) -> None:
+    """As with the original, for sites whose client cuts slices itself."""
+    recon = folder / "recon"
+    recon.write_text('#!/bin/bash\nprintf "%s\\n" "$@" >../kept/names\n')
+    recon.chmod(0o755)
+    hide = 'mount -t tmpfs none /usr/lib/python3/dist-packages; exec "$@"'
+    code, log, seen = Slice(lent, folder, "root://host/").run(
+        "unshare", "-m", "/bin/bash", "-c", hide, "-", OSGPROD_RECON=str(recon)
+    )
+    assert code == 0, log
+    assert seen is not None
+    first, *_, last = seen.decode().splitlines()
+    assert (first, last) == tuple(f"root://host//hd_rawdata_000001_001.evio+{n},{n + 1}" for n in (4, 6))
+
+
 @pytest.mark.parametrize("code", [0, 3, 137])
 def test_exit_code_is_that_of_the_reconstruction(slice_: Slice, folder: Path, code: int) -> None:
     program: Any = folder / "recon"
