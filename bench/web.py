@@ -54,7 +54,6 @@ def _serving(ground: Ground, dsn: str, command: list[str]) -> Iterator[Served]:
         "OSGPROD_PROJECT_RATE": str(10**9),
     }  # counted, never reached
     environment.pop("OSGPROD_ROOT_PATH", None)
-    environment["OSGPROD_CLIENT_RATE"] = "0"  # all clients of the benchmark have one address
     with (ground.folder / "shim.log").open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-u", "-m", *command],
