@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -78,25 +78,26 @@ class Reader:
             self._kept = {key: kept for key, kept in self._kept.items() if now - kept[0] < KEPT_S}
             keys = [(function, *sorted(arguments.items(), key=str)) for function, arguments in wishes]
             if not all(key in self._kept for key in keys):
-                await self._ask(
-                    request,
-                    {key: wish for key, wish in zip(keys, wishes, strict=True) if key not in self._kept},
-                )
+                # All of them anew, in one snapshot: the numbers of a page agree with each other.
+                answers = await self._ask(request, wishes)
+                self._kept |= {key: (now, rows) for key, rows in zip(keys, answers, strict=True)}
             return [self._kept[key][1] for key in keys]
         finally:
             self._busy.release()
 
-    async def _ask(
-        self, request: Request, wishes: Mapping[tuple[Any, ...], tuple[str, dict[str, object]]]
-    ) -> None:
-        async with request.app.state.pool.connection() as connection, connection.transaction():
-            await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            await connection.execute(f"SET LOCAL statement_timeout = '{LONGEST_QUERY}'")
-            async with connection.cursor(row_factory=dict_row) as cursor:
-                for key, (function, arguments) in wishes.items():
-                    query, values = statement(function, arguments)
-                    await cursor.execute(query, values, prepare=False)
-                    self._kept[key] = (time.monotonic(), await cursor.fetchall())
+    async def _ask(self, request: Request, wishes: Iterable[tuple[str, dict[str, object]]]) -> list[Rows]:
+        answers = []
+        try:
+            async with request.app.state.pool.connection() as connection, connection.transaction():
+                await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+                await connection.execute(f"SET LOCAL statement_timeout = '{LONGEST_QUERY}'")
+                async with connection.cursor(row_factory=dict_row) as cursor:
+                    for function, arguments in wishes:
+                        await cursor.execute(*statement(function, arguments), prepare=False)
+                        answers.append(await cursor.fetchall())
+        except psycopg.errors.QueryCanceled:
+            raise PoolTimeout("the database takes too long for this page") from None
+        return answers
 
 
 class Dashboard:

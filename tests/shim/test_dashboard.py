@@ -7,12 +7,15 @@ import itertools
 import re
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import pytest
 
 from shim import drawing
 from shim.address import SettingError
+from shim.dashboard import Reader
 from shim.database import call
 from shim.guard import Guard
 from shim.metrics import Metrics
@@ -292,3 +295,31 @@ def test_page_costs_hardly_more_when_a_hundred_times_as_many_slices_are_done(
     world.db.execute("DELETE FROM osgprod_data.slices")  # their history is cut short
     world.db.execute("DELETE FROM osgprod_data.reports")
     world.db.execute("DELETE FROM osgprod_data.loaded_files")
+
+
+def test_page_that_takes_too_long_for_the_database_is_given_up(
+    busy: World, shim_with: MakeShim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shim.dashboard.LONGEST_QUERY", "30ms")
+    shim = shim_with()
+    with busy.db.transaction():
+        busy.db.execute("LOCK osgprod_data.loaded_files IN ACCESS EXCLUSIVE MODE")
+        answer = shim.raw("project/p")
+    assert answer.status_code == 503 and "does not answer" in answer.text
+    assert shim.raw("project/p").status_code == 200, "and the next one is not held up by it"
+
+
+def test_sixty_screens_cost_the_database_as_much_as_one(
+    busy: World, shim_with: MakeShim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    ask = Reader._ask
+    monkeypatch.setattr(
+        Reader, "_ask", lambda self, request, wishes: asked.append(1) or ask(self, request, wishes)
+    )
+    monkeypatch.setattr("shim.dashboard.KEPT_S", 60.0)
+    shim = shim_with()
+    with ThreadPoolExecutor(20) as screens:
+        answers = list(screens.map(lambda n: httpx.get(f"{shim.url}/project/p", timeout=60), range(60)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert len(asked) == 1
