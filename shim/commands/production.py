@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import time
+import signal
+import threading
+from types import FrameType
 
 import click
 
@@ -31,10 +33,18 @@ NO_PROJECT = "no project yet: osgprod project add makes one"
 @as_json
 def status(project: str | None, watch: bool, interval: float, as_json: bool) -> None:
     """Tell how far each project is."""
+    is_stopped = threading.Event()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        is_stopped.set()  # in case that the exception is raised where it gets lost, like in a destructor
+        raise KeyboardInterrupt
+
     show(ask("progress", project=project), as_json, NO_PROJECT)
+    if not watch:
+        return
+    signal.signal(signal.SIGINT, stop)
     with contextlib.suppress(KeyboardInterrupt):
-        while watch:
-            time.sleep(interval)
+        while not is_stopped.wait(interval):
             rows = ask("progress", project=project)
             if not as_json:
                 click.clear()

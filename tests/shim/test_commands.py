@@ -387,7 +387,10 @@ def test_status_watch_looks_again_until_it_is_stopped(busy: World) -> None:
         if seen == 3 or time.monotonic() > end:
             break
     watching.send_signal(2)
-    watching.communicate(timeout=10)
+    try:
+        watching.communicate(timeout=10)
+    finally:
+        watching.kill()
     assert watching.returncode == 0 and seen == 3
 
 
