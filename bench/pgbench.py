@@ -124,7 +124,7 @@ def hot_updates(ground: Ground) -> Iterator[Figure]:
         rows = database.execute("SELECT * FROM bench.hot_updates()").fetchall()
     share = rows[0]["hot"] / max(rows[0]["updates"], 1)
     yield Figure("hot_updates_share", share, (">=", 0.95), rows[0]["hot"], rows[0]["updates"], "updates")
-    yield Figure("slices_bytes_per_row", rows[0]["bytes_per_row"], ("<=", 200), unit="bytes")
+    yield Figure("slices_bytes_per_row", rows[0]["bytes_per_row"], ("<=", 250), unit="bytes")
 
 
 @contextlib.contextmanager
