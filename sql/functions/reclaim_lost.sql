@@ -149,7 +149,7 @@ BEGIN
          WHERE f.project_id = p_project_id AND f.state = 'cut'
          ORDER BY f.run, f.seqno, f.rawdata_id
     LOOP
-        -- The row is locked before its slices are read: _reopen_slice does so too.
+        -- I7: the row is locked before its slices are read; _reopen_slice does so too.
         PERFORM FROM osgprod_data.loaded_files f
           WHERE f.project_id = p_project_id AND f.rawdata_id = v_file.rawdata_id AND f.state = 'cut'
             AND NOT osgprod._is_unsettled(p_project_id, f.rawdata_id)

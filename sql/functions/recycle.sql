@@ -82,7 +82,7 @@ AS $fn$
 -- Parameters: p_project_id, p_rawdata_id, p_block1  the slice, locked
 -- Locks:      the file's row: callers go through files in the order run, seqno, rawdata_id
 BEGIN
-    -- First: whoever is about to call this file finished must see the slice, or be seen.
+    -- I7, first: whoever is about to call this file finished must see the slice, or be seen.
     PERFORM FROM osgprod_data.loaded_files f
       WHERE f.project_id = p_project_id AND f.rawdata_id = p_rawdata_id FOR NO KEY UPDATE;
     UPDATE osgprod_data.slices s
