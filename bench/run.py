@@ -15,6 +15,8 @@ from bench.rounds import Figure
 from shim.embedded import EmbeddedError
 
 RESULTS = Path(__file__).resolve().parent / "results.json"
+DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
+BEGIN, END = "<!-- figures: written by make bench -->\n", "<!-- end of figures -->"
 # In this order: what needs quiet tables first, what leaves many dead rows last.
 MEASURES: dict[str, Callable[[Ground], Iterator[Figure]]] = {
     "sql_pairs": pgbench.sql_pairs,
@@ -56,6 +58,8 @@ def main() -> int:
     for line in table(figures):
         print(line)
     _write(figures, chosen.results, is_whole=not chosen.only)
+    if chosen.results == RESULTS and not chosen.only and not chosen.small:
+        DOCUMENT.write_text(documented(DOCUMENT.read_text(), figures))
     _say(f"done in {time.monotonic() - started:.0f} s")
     return 0
 
@@ -70,6 +74,18 @@ def table(figures: list[Figure]) -> Iterator[str]:
         )
         short = "" if figure.is_reached else "   falls short"
         yield f"{figure.name:24}{figure.value:>10,.4g}   {f'{sign} {limit:g}':<10}{sides} {figure.unit}{short}"
+
+
+def documented(text: str, figures: list[Figure]) -> str:
+    """Returns the page with the figures in their place."""
+    before, _, rest = text.partition(BEGIN)
+    lines = ["| name | value | reach | measured | bound | |", "|---|---|---|---|---|---|"]
+    for figure in figures:
+        sides = " | ".join("" if side is None else f"{side:,.4g}" for side in (figure.measured, figure.bound))
+        short = "" if figure.is_reached else " falls short"
+        reach = f"{figure.reach[0]} {figure.reach[1]:g}"
+        lines.append(f"| `{figure.name}` | {figure.value:,.4g} | {reach} | {sides} | {figure.unit}{short} |")
+    return before + BEGIN + "\n".join(lines) + "\n" + END + rest.partition(END)[2]
 
 
 def _write(figures: list[Figure], path: Path, is_whole: bool) -> None:

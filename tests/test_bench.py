@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from bench import run
+from bench.rounds import Figure
 from tests.support import CHECKOUT
 
 WANTED = {
@@ -44,3 +45,14 @@ def test_an_unknown_measure_is_refused_in_one_line_with_those_that_there_are() -
     assert "nonsense" in done.stderr
     assert all(name in done.stderr for name in run.MEASURES)
     assert "Traceback" not in done.stderr
+
+
+def test_a_whole_run_puts_its_numbers_into_the_page_and_leaves_the_rest() -> None:
+    page = run.DOCUMENT.read_text()
+    once = run.documented(page, [Figure("x_ratio", 0.4, (">=", 0.5), 2.0, 5.0, "pairs/s")])
+    assert "| `x_ratio` | 0.4 | >= 0.5 | 2 | 5 | pairs/s falls short |" in once
+    assert once.startswith(page.partition(run.BEGIN)[0])
+    assert once.endswith(page.partition(run.END)[2])
+    again = run.documented(once, [Figure("y_ratio", 1, (">=", 0.5))])
+    assert "x_ratio" not in again
+    assert "| `y_ratio` | 1 |" in again
