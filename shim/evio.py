@@ -207,10 +207,11 @@ class _Reader:
             self._descriptor,
             self._size,
         )
-        offsets, headers, offset = array("q", [0]), [], 0
+        offsets, offset = array("q", [0]), 0
+        headers: list[bytes] = []
         # Kept plain: it runs once for each of up to 20,000 blocks. What stands in the headers is checked all at once.
         with contextlib.suppress(struct.error):  # a short read
-            while offset < size:
+            while offset < size and len(headers) < MAX_BLOCKS:
                 headers.append(header := pread(descriptor, HEADER_BYTES, offset))
                 length, magic = unpack(header)
                 if magic != MAGIC or length < HEADER_WORDS:
