@@ -440,4 +440,8 @@ def create_app(
         Route(f"{path}/openapi.json", _endpoint(describe), methods=methods),
         *Dashboard(path, Guard(), metrics, _failure).routes(_endpoint),
     ]
-    return Starlette(routes=routes, lifespan=lifespan)
+    app = Starlette(routes=routes, lifespan=lifespan)
+    app.router.redirect_slashes = (
+        False  # a path is right or it is not; the host in a request leads nobody anywhere
+    )
+    return app
