@@ -36,7 +36,7 @@ readonly TOLD_TO_STOP=9      # of the heartbeat
 readonly TRIES="${OSGPROD_TRIES:-10}" BACKOFF_MS="${OSGPROD_BACKOFF_MS:-1000}" MAX_WAIT_S="${OSGPROD_MAX_WAIT_S:-600}"
 readonly KILL_AFTER_S=3 MAX_PAUSE_S=300 # a batch system gives little time; a server may ask for much
 # -q: no .curlrc of whoever owns this node; --noproxy: a site's web cache has no say between us and the server.
-readonly CURL=(curl -q -sS --noproxy '*' --connect-timeout 20)
+readonly CURL=(curl -q -g -sS --noproxy '*' --connect-timeout 20)
 
 scratch="" work_pid="" beat_pid="" child_pid="" token="" magic="" bearer="" host="" site="" beat_status=0
 

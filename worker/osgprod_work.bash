@@ -87,7 +87,7 @@ credentials() {
 read_http() {
   local reply status
   {
-    reply="$(curl -q -sS -f -L --noproxy '*' --proto-redir "=${1%%:*}" --connect-timeout 20 --speed-limit 1000 \
+    reply="$(curl -q -g -sS -f -L --noproxy '*' --proto-redir "=${1%%:*}" --connect-timeout 20 --speed-limit 1000 \
       --speed-time 120 -K - -D /dev/stderr -r "$2-$(($2 + $3 - 1))" "$1" < <(credentials "$1") 2>&1 >&3)" || true
   } 3>&1
   status="$(printf '%s\n' "$reply" | sed -n 's/^HTTP[^ ]* \([0-9]*\).*/\1/p' | tail -n 1)"

@@ -578,7 +578,7 @@ def test_magic_goes_before_a_token(node: Node, site: Site, tokens: dict[str, str
 
 # curl 7.29 (CentOS 7), of the options that are of use here.
 CURL_OPTIONS = {
-    *("-q", "-s", "-S", "-sS", "-f", "-L", "-I", "-K", "-D", "-o", "-w", "-r", "-T", "-X", "-H"),
+    *("-q", "-g", "-s", "-S", "-sS", "-f", "-L", "-I", "-K", "-D", "-o", "-w", "-r", "-T", "-X", "-H"),
     *("--noproxy", "--connect-timeout", "--max-time", "--speed-limit", "--speed-time", "--proto-redir"),
 }
 CURL_CONFIG = {"header", "data-urlencode", "output", "cert", "key"}

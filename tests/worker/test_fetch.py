@@ -89,6 +89,13 @@ def test_slice_comes_in_two_requests_and_not_a_byte_too_much(slice_: Slice, site
     assert site.sent() == slice_.ranges
 
 
+def test_brackets_in_a_folders_name_are_no_pattern(
+    slice_: Slice, lent: dict[str, bytes], folder: Path, site: Site
+) -> None:
+    site.files["/a[1-2]{x,y}/hd_rawdata_000001_001.evio"] = lent["rawdata"]
+    assert Slice(lent, folder, f"{site.url}/a[1-2]{{x,y}}").run() == (0, "", slice_.expected)
+
+
 @pytest.mark.parametrize("scheme", ["", "file://"])
 def test_slice_comes_from_a_file_system(
     slice_: Slice, lent: dict[str, bytes], folder: Path, scheme: str
