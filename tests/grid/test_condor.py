@@ -81,13 +81,10 @@ def reported(world: World, process: int) -> list[tuple[int, str]]:
     return [(row["nstart"], row["outcome"]) for row in rows]
 
 
-def kill_starter(pool: Pool, cluster: int, process: int) -> None:
-    """Kills the condor_starter above a job, and nothing else."""
-    pool.run(
-        "bash",
-        "-c",
-        f'job=$(pgrep -o -f "osgprod_exec.sh {cluster} {process} 1") && kill -9 $(ps -o ppid= -p $job)',
-    )
+def kill_starter(pool: Pool, cluster: int, process: int) -> bool:
+    """Kills the condor_starter above a job, and nothing else; false when the job is gone."""
+    find = f'job=$(pgrep -o -f "osgprod_exec.sh {cluster} {process} 1") && kill -9 $(ps -o ppid= -p $job)'
+    return bool(pool.run("bash", "-c", find, check=False).returncode == 0)
 
 
 def test_production_ends_with_each_output_there_once_whatever_happens_to_its_jobs(
@@ -111,11 +108,15 @@ def test_production_ends_with_each_output_there_once_whatever_happens_to_its_job
         release_after=5,
     )
     victims: dict[str, list[int]] = {"vacated": [], "removed": [], "held": [], "starter": []}
-    what_to_do: list[tuple[str, Callable[[str], object]]] = [
-        ("vacated", lambda job: pool.as_user("condor_vacate_job", "-fast", job)),
-        ("removed", lambda job: pool.as_user("condor_rm", job)),
-        ("held", lambda job: pool.as_user("condor_hold", job)),
-        ("starter", lambda job: kill_starter(pool, cluster, int(job.split(".")[1]))),
+
+    def tell(*command: str) -> bool:
+        return bool(pool.run(*command, check=False, user=USER).returncode == 0)
+
+    what_to_do: list[tuple[str, Callable[[int], bool]]] = [
+        ("vacated", lambda job: tell("condor_vacate_job", "-fast", f"{cluster}.{job}")),
+        ("removed", lambda job: tell("condor_rm", f"{cluster}.{job}")),
+        ("held", lambda job: tell("condor_hold", f"{cluster}.{job}")),
+        ("starter", lambda job: kill_starter(pool, cluster, job)),
     ]
     end = time.monotonic() + 120
     while len(leased(world)) < 12:
@@ -124,9 +125,10 @@ def test_production_ends_with_each_output_there_once_whatever_happens_to_its_job
     for _ in range(4):
         for name, act in what_to_do:
             fresh = [n for n in leased(world) if not any(n in chosen for chosen in victims.values())]
-            if fresh:
-                victims[name].append(fresh[0])
-                act(f"{cluster}.{fresh[0]}")
+            # A job that has just ended can't be told anything: then the next one is.
+            told = next(filter(act, fresh), None)
+            if told is not None:
+                victims[name].append(told)
         for process in victims["held"]:
             pool.run("condor_release", f"{cluster}.{process}", check=False, user=USER)
 
