@@ -73,11 +73,11 @@ mount --bind "$root" "$root"
 mount -t proc proc "$root/proc"
 mount --rbind /dev "$root/dev"
 mount --bind "$srv" "$root/srv"
-for folder in /var/lib/condor /var/log/condor /run /tmp; do mount -t tmpfs none "$root$folder"; done
+for folder in /var/lib/condor /var/spool/condor /var/log/condor /run /tmp; do mount -t tmpfs none "$root$folder"; done
 chmod 1777 "$root/tmp"
 exec chroot "$root" /bin/bash -e -c '
   mkdir -p /run/condor /run/lock/condor /var/lib/condor/spool /var/lib/condor/execute
-  chown -R condor:condor /run/condor /run/lock /var/log/condor /var/lib/condor
+  chown -R condor:condor /run/condor /run/lock /var/log/condor /var/lib/condor /var/spool/condor
   chmod 755 /var/lib/condor /var/lib/condor/execute
   ln -sfn /srv/hd_root /usr/local/bin/hd_root
   export CONDOR_CONFIG=/srv/condor_config
