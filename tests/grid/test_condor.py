@@ -94,7 +94,7 @@ def test_production_ends_with_each_output_there_once_whatever_happens_to_its_job
     events = add_files(world, "p", xrootd, [64, 63, 63], run=2)
     world.set(lease_s=25, heartbeat_s=3, wait_s=2)
     (pool.srv / "home" / "magic").write_text("m")
-    environment = f"{credentials(pool, xrootd)} OSGPROD_MAX_WAIT_S=120 OSGPROD_DEMO_PAUSE_S=4"
+    environment = f"{credentials(pool, xrootd)} OSGPROD_MAX_WAIT_S=120 OSGPROD_DEMO_PAUSE_S=10"
     cluster = pool.submit(
         "home",
         server=shim.url,
@@ -124,7 +124,8 @@ def test_production_ends_with_each_output_there_once_whatever_happens_to_its_job
         time.sleep(0.2)
     for _ in range(4):
         for name, act in what_to_do:
-            fresh = [n for n in leased(world) if not any(n in chosen for chosen in victims.values())]
+            chosen = {n for those in victims.values() for n in those}
+            fresh = sorted(set(leased(world)) - chosen, reverse=True)  # the last ones have the most time left
             # A job that has just ended can't be told anything: then the next one is.
             told = next(filter(act, fresh), None)
             if told is not None:
