@@ -3,8 +3,8 @@
 The protocol's GETs change state, since the original's clients use GET. A lost answer is safe: the functions are
 idempotent, a job that asks again gets the same slice, a report that comes again the same answer.
 
-Every rule is in the database (sql/functions). What is here is HTTP: parameters in, text/plain out, and the mapping of
-error groups to statuses, which is the OG class's own second digit.
+Every rule is in the database (sql/functions). What is here is HTTP: parameters in, text/plain out, and which status
+each group of errors has.
 """
 
 from __future__ import annotations
@@ -61,12 +61,10 @@ HEARTBEAT = """SELECT * FROM osgprod.heartbeat(p_project => %(project)s, p_clust
     p_process => %(process)s, p_magic => %(magic)s, p_client => %(client)s, p_token => %(token)s,
     p_bytes => %(bytes)s, p_cpu_s => %(cpu)s, p_bearer => %(bearer)s)"""
 
-NUMBERS = frozenset(
-    ("cluster", "process", "cpus", "exitcode", "events", "outputs", "output_bytes", "bytes", "cpu")
-)
+NUMBERS = frozenset(name for name, (kind, _) in openapi.PARAMETERS.items() if kind == "integer")
 
 # Only these names are repeated in errors: what else stands before a '=' may be the rest of a secret with a bare '&'.
-NAMES = NUMBERS | {"project", "magic", "token", "host", "site", "reason", "output_url", "output_adler32"}
+NAMES = frozenset(openapi.PARAMETERS)
 
 
 class BadRequest(Exception):
@@ -101,7 +99,7 @@ def _decoded(text: bytes, what: str) -> str:
     plain = text.replace(b"+", b" ")
     if b"%" in plain:
         plain = unquote_to_bytes(plain)
-        if text.count(b"%") and _has_broken_escape(text):
+        if _has_broken_escape(text):
             raise BadRequest(f"{what}: broken percent-encoding", "write %25 for a percent sign")
     try:
         decoded = plain.decode()

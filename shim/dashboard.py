@@ -281,7 +281,7 @@ class Dashboard:
         runs = (
             None
             if first is None
-            else f"{{{','.join(map(str, range(first, min(last or first, first + 5000) + 1)))}}}"
+            else f"{{{','.join(map(str, range(first, min(last or first, first + MOST_RUNS) + 1)))}}}"
         )
         state = _word(request, "state")
         (files,) = await self._reader.read(

@@ -59,17 +59,15 @@ def _read(path: Path) -> tuple[BlockIndex | EvioError, bool]:
 
 
 def register(
-    connection: psycopg.Connection[dict[str, Any]] | None, index: BlockIndex | EvioError
+    connection: psycopg.Connection[dict[str, Any]], index: BlockIndex | EvioError
 ) -> tuple[str, str]:
     """Tells the database of a file.
 
-    Parameters: connection  None = tell nobody;  index  as from indexes()
+    Parameters: index  as from indexes()
     Returns:    new, same, differs or bad, and a line for the operator
     """
     if isinstance(index, EvioError):
         return "bad", str(index)
-    if connection is None:
-        return "new", index.path
     run, seqno = parse_name(index.path)
     rows = call(
         connection,

@@ -21,7 +21,6 @@ from shim.bounds import BoundedProtocol
 from shim.database import call, connect, migrate, names_a_server
 from shim.errors import OperatorError
 
-CHECKOUT_FOLDER = Path(__file__).resolve().parent.parent
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
@@ -30,8 +29,6 @@ LOGGING = {
     "root": {"level": "WARNING", "handlers": ["stderr"]},
     "loggers": {"osgprod": {"level": "INFO"}, "psycopg.pool": {"level": "ERROR"}},
 }
-DEMO_PROJECT = "demo"
-DEMO_MAGIC = "my magic"
 
 
 def serve(
@@ -127,11 +124,11 @@ def data_folder() -> Path:
     if os.environ.get("OSGPROD_DATA_FOLDER"):
         return Path(os.environ["OSGPROD_DATA_FOLDER"]).absolute()
     uid = embedded.server_uid()
-    inside = CHECKOUT_FOLDER / ".osgprod" / f"uid-{uid}"
+    inside = demo.CHECKOUT / ".osgprod" / f"uid-{uid}"
     if embedded.can_enter(inside):
         return inside
     home = Path("/var/lib") if os.geteuid() == 0 else Path.home() / ".local" / "share"
-    number = hashlib.sha256(str(CHECKOUT_FOLDER).encode()).hexdigest()[:12]
+    number = hashlib.sha256(str(demo.CHECKOUT).encode()).hexdigest()[:12]
     return home / f"osgprod-{number}"
 
 
@@ -141,13 +138,13 @@ def seed(dsn: str, folder: Path, say: Callable[[str], None]) -> None:
     Parameters: dsn     of a server of our own;  folder  for the files and the document root
     """
     migrate(dsn, say=say)
-    templates = folder / "www" / DEMO_PROJECT
+    templates = folder / "www" / demo.PROJECT
     templates.mkdir(parents=True, exist_ok=True)
-    shutil.copy(CHECKOUT_FOLDER / "worker" / "osgprod_work.bash", templates)
+    shutil.copy(demo.CHECKOUT / "worker" / "osgprod_work.bash", templates)
     with connect(dsn) as connection:
         if call(connection, "progress"):
             return
         say("making the project demo with three small EVIO files")
         (folder / "rawdata").mkdir(exist_ok=True)
         demo.write_files(folder / "rawdata")
-        demo.load(connection, DEMO_PROJECT, DEMO_MAGIC, folder / "rawdata")
+        demo.load(connection, demo.PROJECT, demo.MAGIC, folder / "rawdata")
