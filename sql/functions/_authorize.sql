@@ -55,7 +55,7 @@ BEGIN
     END IF;
     IF NOT osgprod._is_inside(v_project.subnets, v_project.subnet_pattern, p_client) THEN
         RAISE EXCEPTION 'address % is outside the subnets of project %', host(p_client), v_project.name
-            USING ERRCODE = 'OG201', HINT = 'osgprod project set --subnet-pattern changes what is allowed';
+            USING ERRCODE = 'OG201', HINT = 'osgprod project set PROJECT subnet_pattern=... changes what is allowed';
     END IF;
     IF p_bearer IS NOT NULL THEN
         PERFORM osgprod._check_bearer(v_project, p_bearer);

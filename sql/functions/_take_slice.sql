@@ -40,7 +40,7 @@ BEGIN
     END IF;
     IF p_project.nlive >= p_project.max_live THEN
         RAISE EXCEPTION 'project % has % live attempts of at most %', p_project.name, p_project.nlive, p_project.max_live
-            USING ERRCODE = 'OG603', HINT = 'try again later; osgprod project set --max-live changes the limit';
+            USING ERRCODE = 'OG603', HINT = 'try again later; osgprod project set PROJECT max_live=... changes it';
     END IF;
     v_slice := osgprod._take_idle_slice(p_project.project_id, p_cluster, p_process, p_nstart, p_blocks, v_due_at, true);
     IF v_slice.rawdata_id IS NULL THEN
