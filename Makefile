@@ -51,7 +51,7 @@ screenshots: .venv/ready-browser ## the pictures in docs/images anew
 	OSGPROD_SCREENSHOTS=1 $(BIN)/pytest -q -m browser tests/browser -k pictures
 
 test-grid: .venv/ready-dev ## HTCondor, XRootD, Apache for real (PART=condor ... for one); says what is missing
-	$(BIN)/pytest -q -m grid $(if $(PART),tests/grid/test_$(PART).py,tests/grid)
+	$(BIN)/pytest -q -m grid --maxfail=5 $(if $(PART),tests/grid/test_$(PART).py,tests/grid)
 
 fuzz: .venv/ready-dev ## odd requests and broken files for 10 minutes each, FUZZ_S=600
 	FUZZ_S=$(FUZZ_S) $(BIN)/pytest -q -s tests/security/test_fuzz.py

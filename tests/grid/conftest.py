@@ -11,6 +11,7 @@ import pytest
 from shim.evio import BEGIN_OF_RUN, MAGIC, VERSION
 from shim.eviowriter import PHYSICS, UINT32_BANK, bank, block
 from tests.grid.parts import need
+from tests.grid.pool import Pool, build
 from tests.grid.xrootd import XRootD
 from tests.worker.conftest import node, site  # noqa: F401  # its fixtures
 
@@ -26,6 +27,15 @@ def xrootd() -> Iterator[XRootD]:
     need("xrootd")
     with XRootD() as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[Pool]:
+    reason = build()
+    if reason:
+        pytest.skip(reason)
+    with Pool() as pool:
+        yield pool
 
 
 def write_sparse_file(path: Path, nblocks: int, block_bytes: int) -> None:

@@ -15,21 +15,12 @@ from shim import scan
 from shim.database import call, connect, migrate
 from shim.embedded import temporary_server
 from shim.eviowriter import write_file
-from tests.grid.pool import HELD, IDLE, RUNNING, USER, Pool, build
+from tests.grid.pool import HELD, IDLE, RUNNING, USER, Pool
 from tests.grid.xrootd import XRootD
 from tests.support import LiveShim, World
 
 EVENTS = 5
 COMPLETED = 4
-
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[Pool]:
-    reason = build()
-    if reason:
-        pytest.skip(reason)
-    with Pool() as pool:
-        yield pool
 
 
 def add_files(world: World, project: str, xrootd: XRootD, sizes: list[int], run: int) -> int:
@@ -87,6 +78,7 @@ def kill_starter(pool: Pool, cluster: int, process: int) -> bool:
     return bool(pool.run("bash", "-c", find, check=False).returncode == 0)
 
 
+@pytest.mark.timeout(600)
 def test_production_ends_with_each_output_there_once_whatever_happens_to_its_jobs(
     pool: Pool, xrootd: XRootD, world: World, shim: LiveShim
 ) -> None:

@@ -8,14 +8,12 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
-import pytest
 
 from shim.eviowriter import write_file
-from tests.grid.pool import USER, Pool, build
+from tests.grid.pool import USER, Pool
 from tests.support import CHECKOUT
 
 TEXT = (CHECKOUT / "docs" / "grid.md").read_text()
@@ -69,15 +67,6 @@ def test_every_file_that_root_copies_is_there() -> None:
     assert {"deploy/osgprod.service", "deploy/osgprod.socket", "deploy/apache-proxy.conf"} <= set(named)
     for name in named:
         assert (CHECKOUT / name).exists(), name
-
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[Pool]:
-    reason = build()
-    if reason:
-        pytest.skip(reason)
-    with Pool() as pool:
-        yield pool
 
 
 def test_condors_commands_are_understood(pool: Pool) -> None:

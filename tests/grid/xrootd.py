@@ -10,6 +10,7 @@ import sqlite3
 import ssl
 import subprocess
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any, Self
@@ -45,8 +46,15 @@ AUTHDB = "u * /raw lr /open a\n"
 SCITOKENS = f"[Global]\nonmissing = passthrough\n[Issuer test]\nissuer = {ISSUER}\nbase_path = /outputs\n"
 
 
+ANSWERS_WITHIN_S = 15  # whatever else this machine does
+
+
 class XRootD:
-    """Serves ``folder``/data, which has raw (to read), outputs (to write with a token) and open, on loopback."""
+    """Serves ``folder``/data, which has raw (to read), outputs (to write with a token) and open, on loopback.
+
+    XRootD 5.5 now and then stops to answer http under many short connections ("Dispatch on closed link" in its log,
+    then silence, while root goes on). As a site would, we look after it and start it again.
+    """
 
     def __init__(self) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="osgprod-xrootd-", dir="/tmp"))
@@ -57,6 +65,8 @@ class XRootD:
         self.log = self._folder / "log"
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._process: subprocess.Popen[bytes] | None = None
+        self._is_over = threading.Event()
+        self._guard = threading.Thread(target=self._look_after, daemon=True)
 
     def __enter__(self) -> Self:
         user = pwd.getpwnam("nobody") if os.geteuid() == 0 else None
@@ -72,9 +82,12 @@ class XRootD:
             for path in (self._folder, *self._folder.rglob("*")):
                 os.chown(path, user.pw_uid, user.pw_gid)
         self.start()
+        self._guard.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._is_over.set()
+        self._guard.join()
         self.stop()
         shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -95,8 +108,7 @@ class XRootD:
         end = time.monotonic() + 20
         while True:
             try:
-                with self.http() as client:
-                    client.head(f"{self.https_url}/raw")
+                self._ask()
                 return
             except httpx.TransportError:
                 assert self._process.poll() is None, self.log.read_text()[-3000:]
@@ -104,12 +116,27 @@ class XRootD:
                 time.sleep(0.05)
 
     def stop(self) -> None:
-        if self._process:
-            self._process.kill()
-            self._process.wait()
+        process, self._process = self._process, None
+        if process:
+            process.kill()
+            process.wait()
 
-    def http(self) -> httpx.Client:
-        return httpx.Client(verify=ssl.create_default_context(cafile=str(self.certificate)))
+    def _ask(self) -> None:
+        context = ssl.create_default_context(cafile=str(self.certificate))
+        with httpx.Client(verify=context, timeout=ANSWERS_WITHIN_S) as client:
+            client.head(f"{self.https_url}/raw")
+
+    def _look_after(self) -> None:
+        while not self._is_over.wait(2):
+            watched = self._process
+            try:
+                self._ask()
+            except httpx.TimeoutException:
+                if watched and watched is self._process:
+                    self.stop()
+                    self.start()
+            except httpx.TransportError:
+                pass  # a test has stopped it
 
     def token(self, scope: str = "storage.create:/ storage.modify:/ storage.read:/", **claims: object) -> str:
         """Returns a token for /outputs."""
