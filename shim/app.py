@@ -27,7 +27,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from shim import openapi
+from shim import openapi, workscript
 from shim.address import SettingError, TrustedProxies
 from shim.bearer import BearerError, BearerTokens
 from shim.dashboard import Dashboard
@@ -39,11 +39,12 @@ from shim.workscript import TemplateError, TemplateFolder, ascii_text, error_tex
 
 log = logging.getLogger("osgprod")
 
-# The group of an error code OGgxx is its HTTP status (docs/protocol.md). Other classes: see _failure.
+# The group g of an error code OGgxx says which HTTP status it has (docs/design.md). Other classes: see _failure.
 STATUS_OF_GROUP = {"1": 400, "2": 403, "3": 404, "4": 409, "5": 503, "6": 429, "9": 500}
 RETRY_AFTER_S = {503: 15, 429: 60}
 
 CLIENT_RATE = 6000  # requests a minute of one address, in each process
+POOL_SIZE = 8  # connections of each process
 MAX_QUERY_BYTES = 8192
 MAX_BODY_BYTES = 65536
 TICK_S = 10.0
@@ -277,17 +278,10 @@ def _failure(error: Exception) -> tuple[int, bytes]:
         return 500, error_text("internal error", "tell the production manager the Osgprod-Request number")
     code = error.sqlstate or "08000"
     if code.startswith("OG"):
-        diagnosis = error.diag
-        return (
-            STATUS_OF_GROUP[code[2]],
-            error_text(diagnosis.message_primary or "", diagnosis.message_hint, code),
-        )
-    if code.startswith(("08", "53", "57P")) or code in (
-        "25006",
-        "40001",
-        "40P01",
-        "55P03",
-    ):  # 25006: a standby
+        text = error_text(error.diag.message_primary or "", error.diag.message_hint, code)
+        return STATUS_OF_GROUP[code[2]], text
+    # 25006: a standby
+    if code.startswith(("08", "53", "57P")) or code in ("25006", "40001", "40P01", "55P03"):
         return 503, error_text("the database is away or busy", "try again in a while")
     if code in ("0A000", "42883", "3F000") or "cache lookup failed" in str(error):
         return 503, error_text(
@@ -378,11 +372,11 @@ def _without_query(record: logging.LogRecord) -> bool:
     return True
 
 
-def _per_minute(setting: str, default: int) -> int:
-    """A number of requests from the environment; 0 = no limit."""
+def _count(setting: str, default: int, least: int = 0) -> int:
+    """A number from the environment."""
     text = os.environ.get(setting, "") or str(default)
-    if not (text.isascii() and text.isdigit()):
-        raise SettingError(f"{setting}: {text!r} is no number of requests a minute")
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) >= least):
+        raise SettingError(f"{setting}: {text[:40]!r} is no number from {least} to 999999999")
     return int(text)
 
 
@@ -392,17 +386,17 @@ def create_app(
     """Makes the ASGI application.
 
     Parameters: dsn            where the database is; None = OSGPROD_DSN or libpq's own variables
-                document_root  templates are at ROOT/PROJECT/WORKSCRIPT; None = OSGPROD_DOCUMENT_ROOT or /var/www/html
+                document_root  templates are at ROOT/PROJECT/WORKSCRIPT; None = see document_root()
                 root_path      where the routes are; None = OSGPROD_ROOT_PATH or /osgprod
     """
     dsn = dsn_from_environment() if dsn is None else dsn
-    root = Path(document_root or os.environ.get("OSGPROD_DOCUMENT_ROOT", "/var/www/html"))
+    root = workscript.document_root() if document_root is None else document_root
     path = os.environ.get("OSGPROD_ROOT_PATH", "/osgprod") if root_path is None else root_path
     path = path.rstrip("/")
     proxies, tokens = TrustedProxies(os.environ.get("OSGPROD_TRUSTED_PROXIES", "")), BearerTokens()
-    client_rate = RateLimit(_per_minute("OSGPROD_CLIENT_RATE", CLIENT_RATE))
-    metrics = Metrics()
-    project_rate = RateLimit(_per_minute("OSGPROD_PROJECT_RATE", 0))
+    client_rate = RateLimit(_count("OSGPROD_CLIENT_RATE", CLIENT_RATE))
+    project_rate = RateLimit(_count("OSGPROD_PROJECT_RATE", 0))
+    pool_size, metrics = _count("OSGPROD_POOL_SIZE", POOL_SIZE, least=1), Metrics()
     logging.getLogger("uvicorn.access").addFilter(_without_query)
 
     @contextlib.asynccontextmanager
@@ -411,7 +405,7 @@ def create_app(
         app.state.templates = TemplateFolder(root)
         app.state.tokens, app.state.proxies, app.state.metrics = tokens, proxies, metrics
         app.state.client_rate, app.state.project_rate = client_rate, project_rate
-        app.state.pool = open_pool(dsn, int(os.environ.get("OSGPROD_POOL_SIZE", "8")))
+        app.state.pool = open_pool(dsn, pool_size)
         await app.state.pool.open(wait=False)
         ticker = asyncio.create_task(_tick(dsn))
         try:
@@ -421,15 +415,7 @@ def create_app(
             await app.state.pool.close()
             metrics.end()
 
-    methods = [
-        "GET",
-        "HEAD",
-        "POST",
-        "PUT",
-        "DELETE",
-        "PATCH",
-        "OPTIONS",
-    ]  # all answered by _endpoint
+    methods = ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"]  # all answered by _endpoint
     routes = [
         Route(f"{path}/workscript.bash", _endpoint(checkout), methods=methods),
         Route(f"{path}/workscript.exit", _endpoint(report), methods=methods),
@@ -439,7 +425,6 @@ def create_app(
         *Dashboard(path, Guard(), metrics, _failure).routes(_endpoint),
     ]
     app = Starlette(routes=routes, lifespan=lifespan)
-    app.router.redirect_slashes = (
-        False  # a path is right or it is not; the host in a request leads nobody anywhere
-    )
+    # A path is right or it is not; the host in a request leads nobody anywhere.
+    app.router.redirect_slashes = False
     return app

@@ -11,9 +11,7 @@ import asyncio
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MAX_HEAD_BYTES = 32768  # of request line and headers; what arrives in one piece may be a piece longer
-REQUEST_TIMEOUT_S = (
-    30.0  # from the first byte of a request, or from the connection, to the last byte of its body
-)
+REQUEST_TIMEOUT_S = 30.0  # from a request's first byte, or from the connection, to the last byte of its body
 CHECK_S = 5.0
 GRACE_S = 1.0  # of a connection without a request yet, when the server ends
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
 import time
@@ -15,7 +14,7 @@ import psycopg
 
 from shim import database
 from shim.database import call, connect
-from shim.workscript import Template
+from shim.workscript import Template, document_root
 
 Finding = dict[str, Any]
 CLOCK_S = 2.0
@@ -39,7 +38,7 @@ def examine() -> list[Finding]:
         if not findings[-1]["is_well"]:
             return findings  # nothing else can be asked
         findings.append(_clock(connection))
-        findings.append(_disk("disk of the templates", _document_root()))
+        findings.append(_disk("disk of the templates", document_root()))
         try:
             findings += call(connection, "diagnose")
             for row in call(connection, "progress"):
@@ -70,10 +69,6 @@ def _clock(connection: psycopg.Connection[dict[str, Any]]) -> Finding:
     )
 
 
-def _document_root() -> Path:
-    return Path(os.environ.get("OSGPROD_DOCUMENT_ROOT", "/var/www/html"))
-
-
 def _disk(what: str, folder: Path) -> Finding:
     advice = f"make room on the file system of {folder}"
     try:
@@ -91,7 +86,7 @@ def _disk(what: str, folder: Path) -> Finding:
 def _project(connection: psycopg.Connection[dict[str, Any]], name: str) -> Iterator[Finding]:
     rows = call(connection, "set_project", project=name, settings="{}")
     settings = {row["setting"]: row["value"] for row in rows}
-    yield _template(name, _document_root() / name / settings["workscript"])
+    yield _template(name, document_root() / name / settings["workscript"])
     yield _prefix(name, settings["xrootd_prefix"])
 
 

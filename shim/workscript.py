@@ -34,6 +34,11 @@ MAX_LINKS = 8
 Stamp = tuple[int, int, int, int]
 
 
+def document_root() -> Path:
+    """Returns the folder of the templates, ROOT/PROJECT/WORKSCRIPT: OSGPROD_DOCUMENT_ROOT."""
+    return Path(os.environ.get("OSGPROD_DOCUMENT_ROOT", "/var/www/html"))
+
+
 class TemplateError(Exception):
     """A template that can't be used; one line that names it and says why."""
 

@@ -141,7 +141,7 @@ def test_what_is_no_http_is_answered_in_a_line(shim: LiveShim) -> None:
 
 @pytest.mark.parametrize(("name", "value"), [
     ("OSGPROD_TRUSTED_PROXIES", "*"), ("OSGPROD_CLIENT_RATE", "many"), ("OSGPROD_BEARER_ISSUERS", "http://x"),
-    ("OSGPROD_BEARER_KEYS", "/nonexistent"),
+    ("OSGPROD_BEARER_KEYS", "/nonexistent"), ("OSGPROD_POOL_SIZE", "0"),
 ])  # fmt: skip
 def test_a_setting_that_makes_no_sense_ends_the_start_with_a_line_and_a_hint(name: str, value: str) -> None:
     done = subprocess.run(

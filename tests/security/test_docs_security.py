@@ -31,7 +31,7 @@ def test_each_row_of_a_table_of_claims_names_a_test() -> None:
 def test_each_setting_that_these_rooms_read_is_documented() -> None:
     rooms = ("address", "bearer", "rates", "bounds", "app")
     source = "\n".join((CHECKOUT / "shim" / f"{room}.py").read_text() for room in rooms)
-    elsewhere = {"OSGPROD_DOCUMENT_ROOT", "OSGPROD_ROOT_PATH", "OSGPROD_POOL_SIZE", "OSGPROD_DSN"}
+    elsewhere = {"OSGPROD_ROOT_PATH", "OSGPROD_DSN"}
     read = set(re.findall(r'"(OSGPROD_[A-Z_]+)"', source)) - elsewhere
     assert len(read) >= 5
     assert {name for name in read if f"`{name}`" not in TEXT} == set()

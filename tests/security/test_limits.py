@@ -113,11 +113,15 @@ def test_what_counts_as_one_client(address: str | None, key: str) -> None:
     assert key_of(address) == key
 
 
-@pytest.mark.parametrize("value", ["-1", "x", "1.5", "1e3", "٣"])
-def test_a_rate_that_is_no_number_is_told_at_the_start(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
-    monkeypatch.setenv("OSGPROD_CLIENT_RATE", value)
-    with pytest.raises(SettingError, match="OSGPROD_CLIENT_RATE"):
+@pytest.mark.parametrize("value", ["-1", "x", "1.5", "1e3", "٣", "9" * 5000])
+@pytest.mark.parametrize("setting", ["OSGPROD_CLIENT_RATE", "OSGPROD_PROJECT_RATE", "OSGPROD_POOL_SIZE"])
+def test_a_setting_that_is_no_number_is_told_at_the_start(
+    monkeypatch: pytest.MonkeyPatch, setting: str, value: str
+) -> None:
+    monkeypatch.setenv(setting, value)
+    with pytest.raises(SettingError, match=setting) as refused:
         create_app("", Path("/nonexistent"), "/osgprod")
+    assert len(str(refused.value)) < 120 and refused.value.hint
 
 
 def test_queries_and_bodies_beyond_their_size_are_refused_unread(world: World, shim: LiveShim) -> None:
