@@ -108,7 +108,7 @@ configure() {
   [[ -n "${OSGPROD_PROJECT:-}" ]] || die "$EXIT_REFUSED" 'OSGPROD_PROJECT is not set'
   command -v curl >/dev/null || die "$EXIT_NODE_FAULT" 'there is no curl here'
   [[ -z "${OSGPROD_OUTPUT_URL:-}" ]] || storage_kind "$OSGPROD_OUTPUT_URL" >/dev/null ||
-    die "$EXIT_REFUSED" "OSGPROD_OUTPUT_URL: no way to send to $OSGPROD_OUTPUT_URL"
+    die "$EXIT_REFUSED" 'OSGPROD_OUTPUT_URL: no folder that can be sent to, or with a query or a password in it'
   magic="${OSGPROD_MAGIC:-}"
   if [[ -n "${OSGPROD_MAGIC_FILE:-}" ]]; then
     [[ -r "$OSGPROD_MAGIC_FILE" ]] || die "$EXIT_REFUSED" "OSGPROD_MAGIC_FILE: $OSGPROD_MAGIC_FILE can't be read"
@@ -417,8 +417,10 @@ remove_file() {
   rm -f "${1#file://}"
 }
 
-# Prints the kind of storage that a URL names.
+# Prints the kind of storage that a URL names. One with a secret would get into logs and lists of processes, and behind a
+# query there is no place for a name.
 storage_kind() {
+  [[ ! "$1" =~ \?|://[^/]*:[^/]*@ ]] || return 1
   case "$1" in
   http://* | https://*) printf http ;;
   root://* | roots://* | xroot://*) printf root ;;
@@ -516,7 +518,7 @@ finish() {
     return "$EXIT_FAILED"
   fi
   if ! send_outputs "$TRIES"; then
-    report "$EXIT_NOT_FETCHED" reason "the outputs could not be sent to ${OSGPROD_OUTPUT_URL}"
+    report "$EXIT_NOT_FETCHED" reason 'the outputs could not be sent'
     return "$EXIT_LATER"
   fi
   events="$(sed -n 's/^events=\([0-9][0-9]*\)$/\1/p' "$scratch/report.txt" 2>/dev/null | tail -n 1)" || events=""

@@ -55,9 +55,9 @@ def _fail(message: str, hint: str, code: int = REFUSED) -> NoReturn:
 
 
 def ask(function: str, **arguments: object) -> list[dict[str, Any]]:
-    """Calls one function of schema osgprod on a connection of its own; see shim.database.call."""
+    """Calls one function of schema osgprod on a connection of its own, see shim.database.call; None = its default."""
     with connect() as connection:
-        return call(connection, function, **arguments)
+        return call(connection, function, **given(**arguments))
 
 
 def change(function: str, dry_run: bool, **arguments: object) -> list[dict[str, Any]]:
@@ -107,7 +107,7 @@ dry = click.option("--dry-run", is_flag=True, help="Only tell what would be done
 project_argument = click.argument("project", type=PROJECT)
 runs_option = click.option("--runs", type=_Runs(), help="Runs like 1001,1005-1010; without it all.")
 path_option = click.option("--path", help="Path of a file, or a LIKE pattern.")
-limit_option = click.option("--limit", default=100, show_default=True, help="Rows at most.")
+limit_option = click.option("--limit", type=int, help="Rows at most; without it the function's own number.")
 hours_option = click.option("--hours", type=int, help="How far back; without it the function's own time.")
 magic_option = click.option(
     "--magic-file",

@@ -1,4 +1,4 @@
-"""How the production goes: status, jobs, attempts, workers, quarantined, verify."""
+"""How the production goes: status, health, estimate, rate, jobs, attempts, quarantined, workers, verify, reclaim."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def health(project: str | None, as_json: bool) -> None:
 @as_json
 def estimate(project: str, hours: int | None, as_json: bool) -> None:
     """Tell when a project will be done, and how sure that is."""
-    show(ask("estimate", project=project, **given(hours=hours)), as_json)
+    show(ask("estimate", project=project, hours=hours), as_json)
 
 
 @osgprod.command()
@@ -77,7 +77,7 @@ def estimate(project: str, hours: int | None, as_json: bool) -> None:
 @as_json
 def rate(project: str, hours: int | None, as_json: bool) -> None:
     """Tell how fast a project went, interval by interval."""
-    show(ask("rate", project=project, **given(hours=hours)), as_json)
+    show(ask("rate", project=project, hours=hours), as_json)
 
 
 @osgprod.command()
@@ -92,7 +92,7 @@ def jobs(
 ) -> None:
     """List jobs that started lately; with JOB like 1234.5 tell all that is known of it."""
     if job is None:
-        rows = ask("list_jobs", project=project, cluster=cluster, limit=limit, **given(hours=hours))
+        rows = ask("list_jobs", project=project, cluster=cluster, limit=limit, hours=hours)
     else:
         number, _, process = job.partition(".")
         rows = ask("job_history", project=project, cluster=number, process=process)
@@ -123,17 +123,17 @@ def attempts(
     as_json: bool,
 ) -> None:
     """List attempts that ended lately, the latest first."""
-    filters = given(outcome=outcome, exit_code=exit_code, worker=worker, site=site)
-    if (live or by) and (filters or (live and by)):
+    filters = {"outcome": outcome, "exit_code": exit_code, "worker": worker, "site": site}
+    if (live or by) and (given(**filters) or (live and by)):
         raise click.UsageError(
             "--live and --by can't be combined with each other or with a choice of attempts"
         )
     if live:
         rows = ask("live_attempts", project=project, limit=limit)
     elif by:
-        rows = ask(f"attempts_by_{by}", project=project, **given(hours=hours))
+        rows = ask(f"attempts_by_{by}", project=project, hours=hours)
     else:
-        rows = ask("list_attempts", project=project, limit=limit, **given(hours=hours), **filters)
+        rows = ask("list_attempts", project=project, limit=limit, hours=hours, **filters)
     show(rows, as_json, "no such attempt")
 
 
@@ -162,7 +162,7 @@ def workers(ctx: click.Context, as_json: bool) -> None:
 @as_json
 def workers_list(project: str, order: str, hours: int | None, limit: int, as_json: bool) -> None:
     """Tell how the workers did lately: failures, and time a block."""
-    rows = ask("attempts_by_worker", project=project, order=order, limit=limit, **given(hours=hours))
+    rows = ask("attempts_by_worker", project=project, order=order, limit=limit, hours=hours)
     show(rows, as_json, "no such worker")
 
 
@@ -170,11 +170,13 @@ def workers_list(project: str, order: str, hours: int | None, limit: int, as_jso
 @project_argument
 @click.argument("worker")
 @click.option("--seconds", default=3600, show_default=True)
-@click.option("--reason", default="by the operator", show_default=True)
+@click.option("--reason", help="For the record.")
 @dry
-def workers_ban(project: str, worker: str, seconds: int, reason: str, dry_run: bool) -> None:
+def workers_ban(project: str, worker: str, seconds: int, reason: str | None, dry_run: bool) -> None:
     """Refuse work to a host or address for a while."""
-    _ban(project, worker, seconds, reason, dry_run)
+    wish = {"project": project, "worker": worker, "seconds": seconds, **given(reason=reason)}
+    until = cell(change("ban_worker", dry_run, **wish)[0]["ban_worker"])
+    click.echo(f"{worker} {'would be' if dry_run else 'is'} refused until {until}")
 
 
 @workers.command("pardon")
@@ -183,12 +185,8 @@ def workers_ban(project: str, worker: str, seconds: int, reason: str, dry_run: b
 @dry
 def workers_pardon(project: str, worker: str, dry_run: bool) -> None:
     """Let a worker work again; its failures until now no longer count."""
-    _ban(project, worker, 0, "pardoned", dry_run)
-
-
-def _ban(project: str, worker: str, seconds: int, reason: str, dry_run: bool) -> None:
-    rows = change("ban_worker", dry_run, project=project, worker=worker, seconds=seconds, reason=reason)
-    click.echo(f"{worker} {'would be' if dry_run else 'is'} refused until {cell(rows[0]['ban_worker'])}")
+    change("ban_worker", dry_run, project=project, worker=worker, seconds=0, reason="pardoned")
+    click.echo(f"{worker} {'would be' if dry_run else 'is'} pardoned")
 
 
 @osgprod.command()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
 from shim import admin
@@ -11,7 +9,6 @@ from shim.commands.base import (
     as_json,
     ask,
     dry,
-    given,
     limit_option,
     osgprod,
     path_option,
@@ -136,8 +133,7 @@ def slices_recycle(
     as_json: bool,
 ) -> None:
     """Put slices back to ready, as if they had never been tried."""
-    arguments: dict[str, Any] = {"runs": runs, "path": path, "exit_code": exit_code, "dry_run": dry_run}
-    arguments |= {"client": client, "since": since}
+    choice = {"states": list(states) or None, "runs": runs, "path": path, "exit_code": exit_code}
     with working("recycling"):
-        rows = ask("recycle", project=project, **arguments, **given(states=list(states) or None))
+        rows = ask("recycle", project=project, **choice, client=client, since=since, dry_run=dry_run)
     show(rows, as_json, "no such slice")

@@ -241,6 +241,14 @@ def test_dry_run_changes_nothing_and_the_real_one_does(
     assert everything() != before
 
 
+def test_worker_is_refused_work_and_pardoned_in_plain_words(run: Run, world: World) -> None:
+    assert run("workers", "ban", "p", "wn1", "--seconds", "60").output.startswith("wn1 is refused until ")
+    assert call(world.db, "blocked_workers")[0]["reason"] == "by the operator"
+    assert run("workers", "pardon", "p", "wn1", "--dry-run").output == "wn1 would be pardoned\n"
+    assert run("workers", "pardon", "p", "wn1").output == "wn1 is pardoned\n"
+    assert call(world.db, "blocked_workers") == []
+
+
 def test_magic_comes_from_a_file_the_standard_input_or_the_environment(
     run: Run, world: World, folder: Path
 ) -> None:

@@ -113,6 +113,8 @@ def test_success_without_the_evidence_that_the_project_demands_takes_its_output_
         ({"OSGPROD_PROJECT": "other"}, "404"),
         ({"OSGPROD_MAGIC_FILE": "/nonexistent"}, "OSGPROD_MAGIC_FILE"),
         ({"OSGPROD_OUTPUT_URL": "gsiftp://host/path"}, "OSGPROD_OUTPUT_URL"),
+        ({"OSGPROD_OUTPUT_URL": "https://host/path?signature=hidden"}, "OSGPROD_OUTPUT_URL"),
+        ({"OSGPROD_OUTPUT_URL": "https://me:hidden@host:8443/path"}, "OSGPROD_OUTPUT_URL"),
     ],
 )
 def test_misconfigured_job_is_to_be_held(
@@ -121,6 +123,7 @@ def test_misconfigured_job_is_to_be_held(
     code, log = node.run(1, **environment)
     assert code == REFUSED
     assert word in log
+    assert "hidden" not in log
     assert state(world) == {}, "no slice is taken"
 
 
@@ -232,7 +235,22 @@ def test_slice_whose_output_can_not_be_sent_goes_to_another_job(node: Node, worl
     code, log = node.run(1, OSGPROD_OUTPUT_URL=f"{site.url}/out")
     assert code == LATER, log
     assert report_of(world)["outcome"] == "node-fault"
+    assert report_of(world)["reason"] == "the outputs could not be sent"
     assert state(world) == {"ready": 1}
+
+
+@pytest.mark.parametrize("status, code, stays", [(404, FAILED, 0), (403, REFUSED, 1)])
+def test_report_to_a_restored_database_ends_as_its_answer_says(
+    node: Node, site: Site, status: int, code: int, stays: int
+) -> None:
+    site.files["/osgprod/workscript.bash"] = b"#!/bin/bash\n"
+    site.headers = {"Osgprod-Status": "assigned", "Osgprod-Slice": "a.evio+1,2"}
+    site.faults = [None, None, status]  # of the request for work, the upload, the report
+    done, log = node.run(1, OSGPROD_URL=f"{site.url}/osgprod", OSGPROD_OUTPUT_URL=f"{site.url}/out")
+    assert done == code, log
+    assert len([path for path in site.files if path.startswith("/out")]) == stays
+    assert len(list(node.folder.iterdir())) == stays
+    assert [seen.path for seen in site.seen][-1 if stays else -2] == "/osgprod/workscript.exit"
 
 
 def test_restart_never_overwrites_what_another_start_sent(node: Node, shim: LiveShim, site: Site) -> None:
