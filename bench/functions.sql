@@ -24,11 +24,11 @@ AS $fn$
         SELECT string_agg(int8send(g * 1000000::bigint) || int4send(g * 100), '' ORDER BY g) AS bytes
           FROM generate_series(0, p_nblocks + 1) g
     )
-    INSERT INTO osgprod_data.rawdata (path, run, seqno, size_bytes, nblocks, first_block, evio_version, byte_order,
+    INSERT INTO osgprod_data.rawdata (path, run, seqno, size_bytes, nblocks, first_block, byte_order,
            has_trailer, last_has_bit, trailer, preamble, lead1, lead2, block_index)
     SELECT format('/dcache/halld/rawdata/run%s/hd_rawdata_%s_%s.evio', lpad((p_run + g / 100)::text, 6, '0'),
                   lpad((p_run + g / 100)::text, 6, '0'), lpad((g % 100)::text, 3, '0')),
-           p_run + g / 100, g % 100, (p_nblocks + 1) * 1000000::bigint + 32, p_nblocks + 1, 1, 4, 'big', true, false,
+           p_run + g / 100, g % 100, (p_nblocks + 1) * 1000000::bigint + 32, p_nblocks + 1, 1, 'big', true, false,
            decode(repeat('00', 32), 'hex'), p.preamble, osgprod._lead(p.preamble, 1, 1000000),
            osgprod._lead(p.preamble, 2, NULL), i.bytes
       FROM generate_series(0, p_files - 1) g, block_index i,

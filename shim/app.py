@@ -375,8 +375,8 @@ def _without_query(record: logging.LogRecord) -> bool:
 def _count(setting: str, default: int, least: int = 0) -> int:
     """A number from the environment."""
     text = os.environ.get(setting, "") or str(default)
-    if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) >= least):
-        raise SettingError(f"{setting}: {text[:40]!r} is no number from {least} to 999999999")
+    if not (text.isascii() and text.isdigit() and len(text) <= 10 and int(text) >= least):
+        raise SettingError(f"{setting}: {text[:40]!r} is no number from {least} to 9999999999")
     return int(text)
 
 

@@ -56,12 +56,11 @@ class BlockIndex:
     path: str
     size_bytes: int
     byte_order: Literal["big", "little"]
-    version: int
     nblocks: int
     first_block: int
     has_trailer: bool
     last_has_bit: bool
-    trailer_hex: str
+    trailer: bytes
     offsets: array[int] = field(repr=False)
     events_before: array[int] = field(repr=False)
     preamble: list[dict[str, int | str]]
@@ -144,26 +143,16 @@ class _Reader:
         if events[-1] == 0:
             raise self._error(0, "there is no event in any block")
         first_block, preamble = self._first_blocks(offsets, events)
-        trailer = (
-            HEADER_WORDS,
-            nblocks + 1,
-            HEADER_WORDS,
-            0,
-            0,
-            LAST_BLOCK_BIT | VERSION,
-            0,
-            MAGIC,
-        )
+        trailer = (HEADER_WORDS, nblocks + 1, HEADER_WORDS, 0, 0, LAST_BLOCK_BIT | VERSION, 0, MAGIC)
         return BlockIndex(
             path=self._name,
             size_bytes=self._size,
             byte_order=self._order,
-            version=VERSION,
             nblocks=nblocks,
             first_block=first_block,
             has_trailer=has_trailer,
             last_has_bit=bool(last[5] & LAST_BLOCK_BIT),
-            trailer_hex=self._header.pack(*trailer).hex(),
+            trailer=self._header.pack(*trailer),
             offsets=offsets,
             events_before=events,
             preamble=preamble,

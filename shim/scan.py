@@ -81,9 +81,8 @@ def register(
         byte_order=index.byte_order,
         has_trailer=index.has_trailer,
         last_has_bit=index.last_has_bit,
-        trailer=bytes.fromhex(index.trailer_hex),
+        trailer=index.trailer,
         preamble=json.dumps(index.preamble),
         block_index=index.packed(),
-        evio_version=index.version,
     )
     return rows[0]["status"], f"{index.path}: {rows[0]['differences']}"

@@ -5,8 +5,7 @@
 
 Leaves events.txt (a line for the begin-of-run record and one for each physics event: its number) and events_read
 (how many events of any kind were read, for the exit report). Exit code 1 when the slice is not a whole EVIO file
-or does not begin with the begin-of-run
-record. OSGPROD_DEMO_POISON: event numbers, separated by commas, on which it fails with exit code 3.
+or does not begin with the begin-of-run record.
 OSGPROD_DEMO_PAUSE_S: seconds to wait with open output, for whoever wants to kill it at work.
 Needs Python 3.6 and nothing else; it shares no code with the server, so that it proves something.
 """
@@ -50,7 +49,6 @@ def events(data):
 
 def main(paths):
     """Reads the slices; see the module's text for what it leaves."""
-    poison = set(os.environ.get("OSGPROD_DEMO_POISON", "").split(","))
     count = 0
     with open("events.txt", "w") as output:
         time.sleep(float(os.environ.get("OSGPROD_DEMO_PAUSE_S", "0")))
@@ -66,9 +64,6 @@ def main(paths):
                 if tag in PHYSICS:
                     if not has_begun:
                         sys.exit("demo_recon: %s: a physics event before the begin-of-run record" % path)
-                    if str(payload[0]) in poison:
-                        sys.stderr.write("demo_recon: event %d can't be read\n" % payload[0])
-                        sys.exit(3)
                     output.write("%d\n" % payload[0])
             if not has_begun:
                 sys.exit("demo_recon: %s: no begin-of-run record" % path)

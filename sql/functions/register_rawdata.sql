@@ -10,8 +10,7 @@ CREATE FUNCTION osgprod.register_rawdata(
     p_last_has_bit boolean,
     p_trailer      bytea,
     p_preamble     jsonb,
-    p_block_index  bytea,
-    p_evio_version int DEFAULT 4)
+    p_block_index  bytea)
 RETURNS TABLE (status text, differences text)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
@@ -22,7 +21,6 @@ AS $fn$
 --             p_size_bytes   [bytes]
 --             p_nblocks      data blocks, the trailer not counted [1 ..]
 --             p_first_block  first block that is work: 1, or 0 when block 0 holds physics
---             p_evio_version of the format [4]
 --             p_byte_order   big or little;  p_has_trailer, p_last_has_bit  how the file ends
 --             p_trailer      32 bytes that end a slice, in the file's byte order
 --             p_preamble     pieces that slices begin with (docs/evio.md)
@@ -34,9 +32,9 @@ AS $fn$
 DECLARE
     v_known rawdata;
 BEGIN
-    INSERT INTO rawdata (path, run, seqno, size_bytes, nblocks, first_block, evio_version, byte_order, has_trailer,
+    INSERT INTO rawdata (path, run, seqno, size_bytes, nblocks, first_block, byte_order, has_trailer,
             last_has_bit, trailer, preamble, lead1, lead2, block_index)
-    VALUES (p_path, p_run, p_seqno, p_size_bytes, p_nblocks, p_first_block, p_evio_version, p_byte_order,
+    VALUES (p_path, p_run, p_seqno, p_size_bytes, p_nblocks, p_first_block, p_byte_order,
             p_has_trailer, p_last_has_bit, p_trailer, p_preamble,
             osgprod._lead(p_preamble, 1, osgprod._int8_at(p_block_index, 12)), osgprod._lead(p_preamble, 2, NULL),
             p_block_index)
@@ -64,5 +62,5 @@ EXCEPTION
 END
 $fn$;
 
-COMMENT ON FUNCTION osgprod.register_rawdata(text, int, int, bigint, int, int, text, boolean, boolean, bytea, jsonb, bytea, int) IS
+COMMENT ON FUNCTION osgprod.register_rawdata(text, int, int, bigint, int, int, text, boolean, boolean, bytea, jsonb, bytea) IS
 'Makes a raw data file known by its block index (offsets in bytes), or compares it with what is known: new, same or differs. For osgprod_operator.';

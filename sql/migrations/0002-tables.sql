@@ -98,7 +98,6 @@ CREATE TABLE osgprod_data.rawdata (
     size_bytes    bigint NOT NULL CHECK (size_bytes > 0),
     nblocks       int    NOT NULL CHECK (nblocks > 0),
     first_block   int    NOT NULL CHECK (first_block IN (0, 1)),
-    evio_version  int    NOT NULL CHECK (evio_version = 4),
     byte_order    text   NOT NULL CHECK (byte_order IN ('big', 'little')),
     has_trailer   boolean NOT NULL,
     last_has_bit  boolean NOT NULL,
@@ -347,7 +346,6 @@ COMMENT ON COLUMN osgprod_data.rawdata.filename      IS 'the path without folder
 COMMENT ON COLUMN osgprod_data.rawdata.size_bytes    IS 'of the whole file [bytes]';
 COMMENT ON COLUMN osgprod_data.rawdata.nblocks       IS 'data blocks, the trailer not counted';
 COMMENT ON COLUMN osgprod_data.rawdata.first_block   IS 'first block that is work: 1, or 0 when block 0 holds physics';
-COMMENT ON COLUMN osgprod_data.rawdata.evio_version  IS 'of the EVIO format';
 COMMENT ON COLUMN osgprod_data.rawdata.byte_order    IS 'of the file: big or little';
 COMMENT ON COLUMN osgprod_data.rawdata.has_trailer   IS 'does an empty block end it?';
 COMMENT ON COLUMN osgprod_data.rawdata.last_has_bit  IS 'does the last data block carry the last-block bit?';

@@ -109,7 +109,7 @@ def check(index: BlockIndex) -> None:
     assert all(b - a >= 32 for a, b in itertools.pairwise(offsets))
     assert all(b >= a for a, b in itertools.pairwise(events)) and events[-1] > 0
     assert index.first_block in (0, 1) and index.first_block < index.nblocks
-    assert len(bytes.fromhex(index.trailer_hex)) == 32
+    assert len(index.trailer) == 32
     for piece in index.preamble:
         if "hex" in piece:
             assert len(bytes.fromhex(str(piece["hex"]))) == 32
