@@ -140,9 +140,9 @@ Tables are in schema `osgprod_data` and are changed by these functions only. Cal
 examples: the names of parameters are kept, their order may change.
 
 Roles: a login that is a member of `osgprod_worker` is what the shim needs, a member of `osgprod_operator` may call all
-of them and read the tables. Errors have a code `OGgxx` of our own, a message, and a hint what to do; `g` is the HTTP
-status (docs/protocol.md). Blocks are counted from 0, ranges are half open: [block1, block2). In the examples times,
-tokens and seconds are made alike; the rest is what the functions answered.
+of them and read the tables. Errors have a code `OGgxx` of our own, a message, and a hint what to do; `g` says which
+HTTP status it has (docs/design.md). Blocks are counted from 0, ranges are half open: [block1, block2). In the examples
+times, tokens and seconds are made alike; the rest is what the functions answered.
 
 Who works for a project shows it by `p_magic`, its shared secret, or by `p_bearer`, the claims of a bearer token whose
 signature the caller has verified; `p_client` is the address that the job came from, which has to be inside of the

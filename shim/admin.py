@@ -6,7 +6,9 @@ Each is one call of one function of schema osgprod. Whoever prefers psql can do 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from shim import scan
 from shim.database import call, connect
 from shim.evio import BlockIndex, EvioError
 from shim.terminal import Bar
+
+PAGE_FILES = 10_000
 
 
 def add_project(
@@ -81,13 +85,10 @@ def check_rawdata_files(my_rawdata_dir: str | Path) -> list[dict[str, Any]]:
     Errors:     EvioError  the folder can't be read;  psycopg.Error  the database refuses
     """
     faults = []
-    paths = scan.find(my_rawdata_dir)
-    inside = f"{Path(my_rawdata_dir).resolve()}/"
+    folder = os.path.abspath(my_rawdata_dir)  # noqa: PTH100  # a link keeps its name, as in read_index
+    paths = scan.find(folder)
     with connect() as connection, Bar("checking files", len(paths), "files") as bar:
-        known = call(connection, "list_rawdata", path=f"{inside}%", limit=100_000)
-        gone = {row["path"] for row in known if row["path"].startswith(inside)} - {
-            str(path) for path in paths
-        }
+        gone = set(_registered_below(connection, folder)) - {str(path) for path in paths}
         for path, index in zip(paths, scan.indexes(paths), strict=True):
             status, what = _register(connection, index, dry_run=True)
             if status != "same":
@@ -95,6 +96,13 @@ def check_rawdata_files(my_rawdata_dir: str | Path) -> list[dict[str, Any]]:
                 faults.append({"path": str(path), "what": what})
             bar.advance()
     return faults + [{"path": path, "what": "registered, but not there"} for path in sorted(gone)]
+
+
+def _registered_below(connection: psycopg.Connection[dict[str, Any]], folder: str) -> Iterator[str]:
+    pattern, after = re.sub(r"([\\%_])", r"\\\1", folder) + "/%", None
+    while rows := call(connection, "list_rawdata", path=pattern, limit=PAGE_FILES, after=after):
+        yield from (row["path"] for row in rows)
+        after = rows[-1]["file_id"]
 
 
 def _register(

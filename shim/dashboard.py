@@ -1,8 +1,8 @@
 """The dashboard: pages that show what functions of the database say. Nothing is worked out here but where to draw it.
 
 Pages are HTML without a need for JavaScript; a small script renews them. A page takes one connection of the pool and
-one snapshot, so that its numbers agree, and what it asked is kept for a few seconds, so that a hundred screens cost
-the database as much as one.
+one snapshot, so that its numbers agree (the overview one more, for the estimates of the projects that it found), and
+what it asked is kept for a few seconds, so that a hundred screens cost the database as much as one.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class NotFound(Exception):
 
 
 class Reader:
-    """What one page asks of the database: one connection, one snapshot; answers are kept for a moment."""
+    """What pages ask of the database: in one call one connection, one snapshot; answers are kept for a moment."""
 
     _kept: dict[tuple[Any, ...], tuple[float, Rows]]
 

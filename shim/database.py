@@ -25,7 +25,8 @@ from shim.errors import OperatorError
 
 SQL_FOLDER = Path(__file__).resolve().parent.parent / "sql"
 OLDEST_SERVER = 130000
-# Any number that no other program locks; files and projects use the two-number form (docs/design.md).
+# Any number that no other program locks. It has the form of the jobs' locks (docs/design.md), but is no job's: that one
+# would have process number 1936158834.
 MIGRATION_LOCK = 0x6F73677072
 CONNECT_TIMEOUT_S = 5
 

@@ -1,4 +1,4 @@
-"""What runs: migrate, serve, demo, watch, doctor, completion."""
+"""What is around a production: migrate, serve, demo, watch, doctor, completion, import-original."""
 
 from __future__ import annotations
 

@@ -24,8 +24,8 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod
 AS $fn$
 -- Refuses work to a worker for a while, or pardons it.
 -- Promise:    a repeated call sets the end anew.
--- Parameters: p_project  project name;  p_worker  host@address, as blocked_workers and the reports name it, or either alone: then every
---                        such worker
+-- Parameters: p_project  project name;  p_worker  host@address, as blocked_workers and the reports name it, or
+--                        either alone: then every such worker
 --             p_seconds  how long from now on [s; 0 = pardon: its failures until now no longer count against it]
 --             p_reason   what the worker is told
 -- Returns:    until when it is refused; now = pardoned

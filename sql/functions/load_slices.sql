@@ -14,7 +14,7 @@ AS $fn$
 -- Returns:    one row: files and blocks loaded by this call; files_already were loaded before and are unchanged
 -- Errors:     OG301 unknown project; OG302 no file is registered for the runs
 -- Locks:      when starting over, the project (advisory: project_id, -1): it waits for calls that move slices now, and
---             those that come are told to try again
+--             those that come are told to try again: for 20 us a slice with 100 slices a file, 80 us with 1,000
 DECLARE
     v_project_id int := (osgprod._get_project(coalesce(p_project, osgprod._only_project()))).project_id;
     v_registered int;

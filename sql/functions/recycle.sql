@@ -11,8 +11,8 @@ RETURNS TABLE (run int, seqno int, path text, block1 int, block2 int, was text, 
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
 -- Puts slices back to ready, to be lent at once with fresh counts of failures.
--- Promise:    slices at work, or being settled at this moment, are never touched; reports of attempts from before no longer count. A repeated call finds
---             nothing more to do.
+-- Promise:    slices at work, or being settled at this moment, are never touched; reports of attempts from before no
+--             longer count. A repeated call finds nothing more to do.
 -- Parameters: p_project    project name
 --             p_states     which: quarantined, failed (ready, waiting after failures or faults), done
 --             p_runs       run numbers; NULL = all

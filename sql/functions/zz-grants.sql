@@ -10,8 +10,8 @@ TO osgprod_worker, osgprod_operator;
 -- What the dashboard and the metrics show. Nothing here changes anything or tells a secret: no magic, token or digest of
 -- one, no URL's query or password, no setting of a project.
 GRANT EXECUTE ON FUNCTION
-    osgprod.health, osgprod.idle_and_leased, osgprod.progress, osgprod.totals, osgprod.rate, osgprod.estimate, osgprod.attempts_by_exit, osgprod.attempts_by_site,
-    osgprod.attempts_by_worker, osgprod.list_attempts, osgprod.live_attempts, osgprod.list_jobs, osgprod.job_history,
+    osgprod.health, osgprod.idle_and_leased, osgprod.progress, osgprod.totals, osgprod.rate, osgprod.estimate,
+    osgprod.attempts_by_exit, osgprod.attempts_by_site, osgprod.attempts_by_worker, osgprod.list_attempts, osgprod.live_attempts, osgprod.list_jobs, osgprod.job_history,
     osgprod.list_files, osgprod.map_files, osgprod.list_slices, osgprod.quarantined, osgprod.blocked_workers
 TO osgprod_worker, osgprod_operator;
 

@@ -134,7 +134,7 @@ CREATE INDEX loaded_files_in_flight ON osgprod_data.loaded_files (project_id, ru
     WHERE state IN ('begun', 'cut');
 
 -- No foreign key to projects or rawdata here or in attempts and reports: each insert would lock the one row of its
--- project (docs/performance.md). verify() checks instead that no row is orphaned.
+-- project, as all others do. verify() checks instead that no row is orphaned.
 CREATE TABLE osgprod_data.slices (
     project_id    int NOT NULL,
     rawdata_id    int NOT NULL,

@@ -209,6 +209,25 @@ def test_rawdata_is_loaded_listed_and_checked_both_ways(run: Run, world: World, 
     assert result.exit_code == 1 and str(paths[0]) in result.stderr and str(paths[2]) in result.stderr
 
 
+def test_check_goes_through_all_that_is_registered_below_the_folder_and_no_more(
+    run: Run, world: World, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admin, "PAGE_FILES", 2)
+    monkeypatch.chdir(folder)
+    for name in (r"a_%\c", r"axy\c"):
+        (folder / name).mkdir()
+        for seqno in range(5):
+            write_file(folder / name / f"hd_rawdata_000007_{seqno:03d}.evio", 3, 2)
+        assert run("rawdata", "load", name).exit_code == 0
+    assert run("rawdata", "check", r"a_%\c").exit_code == 0
+    for path in folder.glob("*/*.evio"):
+        path.unlink()
+    faults = json.loads(run("rawdata", "check", r"a_%\c", "--json").stdout)
+    assert [row["path"] for row in faults] == [
+        str(folder / r"a_%\c" / f"hd_rawdata_000007_{seqno:03d}.evio") for seqno in range(5)
+    ]
+
+
 DRY = [
     ("project", "set", "p", "lease_s=99"), ("project", "pause", "p"), ("project", "drain", "p"),
     ("project", "add", "q", "127.%", "w.bash", "", "3"), ("slices", "load", "p"), ("slices", "recycle", "p"),

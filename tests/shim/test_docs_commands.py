@@ -30,7 +30,7 @@ DOCUMENTS = [CHECKOUT / "README.md", CHECKOUT / "CONTRIBUTING.md", *sorted((CHEC
 
 # The beginning of a command, and why it is not run.
 NOT_RUN = {
-    "make demo": "tests/shim/test_demo.py runs the demo",
+    "make demo": "tests/shim/test_serve.py runs the demo",
     "make test": "this is it",
     "make docs": "tests/shim/test_docs_sql.py does the same",
     "make lint": "a command of its own in CI",
@@ -95,7 +95,7 @@ def site(server: Server, folder: Path, request: pytest.FixtureRequest) -> Iterat
         database = "demo_of_readme" if name == "README.md" else "osgprod"
         maintenance.execute(f"DROP DATABASE IF EXISTS {database} WITH (FORCE)")
         maintenance.execute(f"CREATE DATABASE {database}")
-        for role in ("shim", "shim_of_spring", "alice"):
+        for role in ("shim", "shim_of_spring", "operator_of_spring"):
             maintenance.execute(f"DROP ROLE IF EXISTS {role}")
     dsn = f"{base} dbname={database}"
     seed(dsn, folder, say=lambda line: None)
