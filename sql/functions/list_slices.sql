@@ -6,7 +6,8 @@ CREATE FUNCTION osgprod.list_slices(
     p_file_id int   DEFAULT NULL,
     p_limit   int   DEFAULT 100)
 RETURNS TABLE (run int, seqno int, file_id int, path text, block1 int, block2 int, state text, failures int, faults int,
-    not_before timestamptz, cluster int, process int, nstart int, since timestamptz, lease_left_s int)
+    not_before timestamptz, cluster int, process int, nstart int, since timestamptz, lease_left_s int,
+    output_bytes bigint, output_adler32 text, output_url text)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
 -- Lists slices that were cut, in the order of their files.
@@ -16,7 +17,8 @@ AS $fn$
 --             p_file_id  one file, as the lists name it; NULL = all;  p_limit  rows at most [1 .. 100000]
 -- Returns:    a row a slice: blocks [block1, block2), failures and faults on its account, when a ready one may be lent
 --             again, the attempt that holds it or held it last, since when it has been open as it is,
---             and what is left of its lease [s]
+--             what is left of its lease [s]; of a done one the output that counts, as its job told: size [bytes], checksum,
+--             and where it is (without what may be a key to it)
 -- Errors:     OG301 unknown project; OG108 state or limit out of range
 DECLARE
     v_project_id int := (osgprod._get_project(p_project)).project_id;
@@ -26,27 +28,35 @@ BEGIN
             USING ERRCODE = 'OG108', HINT = 'leave it out for all';
     END IF;
     RETURN QUERY
-    SELECT f.run, f.seqno, f.rawdata_id, w.path, s.block1, s.block2, s.state::text, s.failures::int, s.faults::int,
-           nullif(i.not_before, 'infinity'), s.cluster, s.process, s.nstart, s.opened_at,
-           CASE s.state WHEN 'leased' THEN extract(epoch FROM s.due_at - now())::int END
-      FROM loaded_files f
-      JOIN rawdata w ON w.rawdata_id = f.rawdata_id
-      JOIN slices s ON s.project_id = f.project_id AND s.rawdata_id = f.rawdata_id
-      LEFT JOIN idle_slices i ON i.project_id = s.project_id AND i.rawdata_id = s.rawdata_id AND i.block1 = s.block1
-     WHERE f.project_id = v_project_id
-       -- Only files that can hold such slices are looked through: not millions of done ones for a few others.
-       AND CASE WHEN p_state IN ('leased', 'ready') THEN f.state IN ('begun', 'cut')
-                WHEN p_state = 'quarantined' THEN EXISTS (
-                    SELECT FROM idle_slices q WHERE q.project_id = v_project_id AND q.rawdata_id = f.rawdata_id)
-                ELSE f.state <> 'fresh' END
-       AND (p_state IS NULL OR s.state = p_state::slice_state)
-       AND (p_runs IS NULL OR f.run = ANY (p_runs))
-       AND (p_path IS NULL OR w.path = p_path OR w.path LIKE p_path)
-       AND (p_file_id IS NULL OR f.rawdata_id = p_file_id)
-     ORDER BY f.run, f.seqno, f.rawdata_id, s.block1
-     LIMIT osgprod._limit(p_limit);
+    SELECT f.*, o.output_bytes, o.output_adler32, o.output_url
+      FROM (
+        SELECT f.run, f.seqno, f.rawdata_id, w.path, s.block1, s.block2, s.state::text, s.failures::int, s.faults::int,
+               nullif(i.not_before, 'infinity'), s.cluster, s.process, s.nstart, s.opened_at,
+               CASE s.state WHEN 'leased' THEN extract(epoch FROM s.due_at - now())::int END
+          FROM loaded_files f
+          JOIN rawdata w ON w.rawdata_id = f.rawdata_id
+          JOIN slices s ON s.project_id = f.project_id AND s.rawdata_id = f.rawdata_id
+          LEFT JOIN idle_slices i ON i.project_id = s.project_id AND i.rawdata_id = s.rawdata_id AND i.block1 = s.block1
+         WHERE f.project_id = v_project_id
+           -- Only files that can hold such slices are looked through: not millions of done ones for a few others.
+           AND CASE WHEN p_state IN ('leased', 'ready') THEN f.state IN ('begun', 'cut')
+                    WHEN p_state = 'quarantined' THEN EXISTS (
+                        SELECT FROM idle_slices q WHERE q.project_id = v_project_id AND q.rawdata_id = f.rawdata_id)
+                    ELSE f.state <> 'fresh' END
+           AND (p_state IS NULL OR s.state = p_state::slice_state)
+           AND (p_runs IS NULL OR f.run = ANY (p_runs))
+           AND (p_path IS NULL OR w.path = p_path OR w.path LIKE p_path)
+           AND (p_file_id IS NULL OR f.rawdata_id = p_file_id)
+         ORDER BY f.run, f.seqno, f.rawdata_id, s.block1
+         LIMIT osgprod._limit(p_limit)) f
+      -- One by one: only for those that are shown.
+      LEFT JOIN LATERAL (
+        SELECT r.output_bytes, r.output_adler32, osgprod._without_secrets(r.output_url) AS output_url FROM reports r
+         WHERE f.state = 'done' AND r.project_id = v_project_id AND r.cluster = f.cluster AND r.process = f.process
+           AND r.nstart = f.nstart AND r.by_worker LIMIT 1) o ON true
+     ORDER BY f.run, f.seqno, f.rawdata_id, f.block1;
 END
 $fn$;
 
 COMMENT ON FUNCTION osgprod.list_slices(text, text, int[], text, int, int) IS
-'Lists slices that were cut, chosen by state, runs and path, with their accounts and who holds them. For osgprod_worker and osgprod_operator.';
+'Lists slices that were cut, chosen by state, runs and path, with their accounts, who holds them, and the outputs of done ones. For osgprod_worker and osgprod_operator.';

@@ -11,8 +11,9 @@ TO osgprod_worker, osgprod_operator;
 -- one, no URL's query or password, no setting of a project.
 GRANT EXECUTE ON FUNCTION
     osgprod.health, osgprod.idle_and_leased, osgprod.progress, osgprod.totals, osgprod.rate, osgprod.estimate,
-    osgprod.attempts_by_exit, osgprod.attempts_by_site, osgprod.attempts_by_worker, osgprod.list_attempts, osgprod.live_attempts, osgprod.list_jobs, osgprod.job_history,
-    osgprod.list_files, osgprod.map_files, osgprod.list_slices, osgprod.quarantined, osgprod.blocked_workers
+    osgprod.attempts_by_exit, osgprod.attempts_by_site, osgprod.attempts_by_worker,
+    osgprod.list_attempts, osgprod.live_attempts, osgprod.list_jobs, osgprod.job_history, osgprod.list_files,
+    osgprod.map_files, osgprod.list_slices, osgprod.quarantined, osgprod.blocked_workers
 TO osgprod_worker, osgprod_operator;
 
 GRANT EXECUTE ON FUNCTION

@@ -283,15 +283,12 @@ def test_page_costs_hardly_more_when_a_hundred_times_as_many_slices_are_done(
     assert slices["large"] == 100 * slices["small"] >= 25_000
     shim = shim_with()
 
-    def best(name: str) -> float:
-        times = []
-        for _ in range(6):
-            started = time.perf_counter()
-            assert shim.raw(f"project/{name}").status_code == 200
-            times.append(time.perf_counter() - started)
-        return min(times)
-
-    assert best("large") < 2.5 * best("small")
+    times: dict[str, list[float]] = {"small": [], "large": []}
+    for name in list(times) * 6:  # in turn: what else the machine does hits both
+        started = time.perf_counter()
+        assert shim.raw(f"project/{name}").status_code == 200
+        times[name].append(time.perf_counter() - started)
+    assert min(times["large"]) < 2.5 * min(times["small"])
     world.db.execute("DELETE FROM osgprod_data.slices")  # their history is cut short
     world.db.execute("DELETE FROM osgprod_data.reports")
     world.db.execute("DELETE FROM osgprod_data.loaded_files")

@@ -147,7 +147,9 @@ def test_lists_tell_what_happened(world: World) -> None:
     world.set(max_failures=1)
     first, second = world.add_file(3, seqno=0), world.add_file(2, seqno=1)
     world.checkout(0, host="wn1", site="A")
-    world.report(0, 0, events=11)
+    world.report(
+        0, 0, events=11, output_bytes=7, output_adler32="11e60398", output_url="https://me:pw@store/0?key=1"
+    )
     world.checkout(1, host="wn2", site="B")
     world.report(1, 9, reason="bank 3", output_url="https://me:pw@store/log?key=secret")
     world.checkout(2, host="wn3", site="A")
@@ -160,6 +162,8 @@ def test_lists_tell_what_happened(world: World) -> None:
     slices = call(world.db, "list_slices", project="p")
     assert [(s["block1"], s["state"]) for s in slices] == [
         (1, "done"), (2, "quarantined"), (3, "leased"), (1, "leased")]  # fmt: skip
+    assert [(s["output_bytes"], s["output_adler32"], s["output_url"]) for s in slices] == [
+        (7, "11e60398", "https://store/0"), *[(None, None, None)] * 3]  # fmt: skip
     for state in ("done", "quarantined", "leased", "ready"):
         only = call(world.db, "list_slices", project="p", state=state)
         assert only == [s for s in slices if s["state"] == state]
