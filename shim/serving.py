@@ -88,9 +88,8 @@ def _run(config: uvicorn.Config, listener: socket.socket) -> None:
         from uvicorn.supervisors import Multiprocess
 
         with tempfile.TemporaryDirectory(prefix="osgprod-metrics-") as folder:
-            os.environ.setdefault(
-                "PROMETHEUS_MULTIPROC_DIR", folder
-            )  # where the processes add up what they count
+            # Where the processes add up what they count.
+            os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", folder)
             Multiprocess(config, sockets=[listener]).run()
     else:
         uvicorn.Server(config).run(sockets=[listener])

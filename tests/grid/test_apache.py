@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -59,11 +60,27 @@ class SocketUnit:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
+        self._wait_for_workers(set(), int(command[command.index("--workers") + 1]))
 
     def reload(self) -> None:
         assert self._process is not None
+        former = self._workers()
         self._process.send_signal(signal.SIGHUP)
-        time.sleep(5)  # the processes are replaced one by one; nobody tells when the last is
+        self._wait_for_workers(former, len(former))
+
+    def _wait_for_workers(self, former: set[str], number: int) -> None:
+        """Until so many processes serve, and none of the former ones."""
+        end = time.monotonic() + 60
+        while len(workers := self._workers()) != number or workers & former:
+            assert time.monotonic() < end, f"{workers}, and {former} before"
+            time.sleep(0.05)
+
+    def _workers(self) -> set[str]:
+        assert self._process is not None
+        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
+        with contextlib.suppress(FileNotFoundError):  # one that ends just now
+            return {pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()}
+        return set()
 
     def restart(self) -> None:
         self.stop()
@@ -258,7 +275,10 @@ class Load:
     def __enter__(self) -> Load:
         for thread in self._threads:
             thread.start()
-        time.sleep(1)
+        end = time.monotonic() + 60
+        while not self.answers:
+            assert time.monotonic() < end, "nothing is answered"
+            time.sleep(0.05)
         return self
 
     def __exit__(self, *_: object) -> None:
