@@ -1,42 +1,48 @@
-CREATE FUNCTION osgprod._authorize(p_project text, p_magic text, p_client inet, p_bearer jsonb)
-RETURNS osgprod_data.projects LANGUAGE plpgsql STABLE
+CREATE FUNCTION osgprod._authorize(
+    p_project text, p_magic text, p_client inet, p_bearer jsonb, p_cluster bigint, p_process bigint)
+RETURNS osgprod_data.projects LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Gives the project's row to a caller who may work for it, and an error to everybody else.
--- Promise:    says the same of a wrong magic whatever is wrong with it, in the same time.
+-- Gives the project's row to a job that may work for it, and locks the job; gives an error to everybody else.
+-- Promise:    says the same of a wrong magic whatever is wrong with it.
 -- Parameters: p_project  project name
 --             p_magic    the shared secret as the caller sent it; not needed with p_bearer
 --             p_client   the caller's address, v4-mapped ones as IPv4; NULL = not known, and so not inside
 --             p_bearer   claims of a bearer token whose signature the shim has verified; NULL = none
+--             p_cluster, p_process  HTCondor's identity of the job [0 .. 2147483647]
 -- Returns:    the project's row
--- Errors:     see _explain_refusal
+-- Errors:     see _authorize_step_by_step
+-- Locks:      see _lock_job
 DECLARE
     v_project osgprod_data.projects;
-    v_nonce   bytea := float8send(random());
 BEGIN
     -- All conditions in the one query of the common case; which of them failed is found out only when one did. The row
     -- is taken as one value: as columns it would be taken apart and put together again.
     v_project := (SELECT p FROM osgprod_data.projects p
                    WHERE p.name = p_project
-                     AND osgprod._is_inside(p.subnets, p.subnet_pattern, p_client)
-                     AND p_bearer IS NULL
-                     AND osgprod._is_magic(p.magic_salt, p.magic_digest, p.old_magic_digest, p.old_magic_until, p_magic,
-                                           v_nonce));
+                     AND CASE WHEN p_bearer IS NULL
+                               AND p_cluster BETWEEN 0 AND 2147483647 AND p_process BETWEEN 0 AND 2147483647
+                               AND osgprod._is_inside(p.subnets, p.subnet_pattern, p_client)
+                               AND osgprod._is_magic(p.magic_salt, p.magic_digest, p.old_magic_digest, p.old_magic_until,
+                                                     p_magic)
+                              THEN osgprod._lock_job(p.project_id, p_cluster, p_process) END);
     IF v_project.project_id IS NULL THEN
-        RETURN osgprod._explain_refusal(p_project, p_client, p_bearer);
+        RETURN osgprod._authorize_step_by_step(p_project, p_magic, p_client, p_bearer, p_cluster, p_process);
     END IF;
     RETURN v_project;
 END
 $fn$;
 
-CREATE FUNCTION osgprod._explain_refusal(p_project text, p_client inet, p_bearer jsonb)
-RETURNS osgprod_data.projects LANGUAGE plpgsql STABLE
+CREATE FUNCTION osgprod._authorize_step_by_step(
+    p_project text, p_magic text, p_client inet, p_bearer jsonb, p_cluster bigint, p_process bigint)
+RETURNS osgprod_data.projects LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Says why a caller can't be let in by magic, or lets it in by its bearer token.
--- Parameters: see _authorize; the magic, if it comes to that, is known to be wrong
--- Returns:    the project's row, for a good bearer token
+-- The same as _authorize with the time to say what is wrong; for bearer tokens too.
+-- Parameters: see _authorize
+-- Returns:    the project's row
 -- Errors:     OG101 no project named; OG301 unknown project; OG201 address outside the project's subnets;
 --             OG202 wrong magic; OG203 the project has no magic; OG206 claims that the project doesn't accept;
---             OG207 the address is not known
+--             OG207 the address is not known; OG102 cluster, OG103 process; OG502 its files are begun anew at this moment
+-- Locks:      see _lock_job
 DECLARE
     v_project osgprod_data.projects;
 BEGIN
@@ -59,14 +65,19 @@ BEGIN
     END IF;
     IF p_bearer IS NOT NULL THEN
         PERFORM osgprod._check_bearer(v_project, p_bearer);
-        RETURN v_project;
-    END IF;
-    IF v_project.magic_digest IS NULL THEN
+    ELSIF v_project.magic_digest IS NULL THEN
         RAISE EXCEPTION 'project % has no magic yet, so nobody can work for it', v_project.name
             USING ERRCODE = 'OG203', HINT = 'osgprod project set-magic gives it one';
+    ELSIF NOT osgprod._is_magic(v_project.magic_salt, v_project.magic_digest, v_project.old_magic_digest,
+                                v_project.old_magic_until, p_magic) THEN
+        RAISE EXCEPTION 'parameter magic is wrong or missing' USING ERRCODE = 'OG202',
+            HINT = 'ask the production manager for the magic of this project';
     END IF;
-    RAISE EXCEPTION 'parameter magic is wrong or missing' USING ERRCODE = 'OG202',
-        HINT = 'ask the production manager for the magic of this project';
+    PERFORM osgprod._check_job(p_cluster, p_process);
+    IF NOT osgprod._lock_job(v_project.project_id, p_cluster, p_process) THEN
+        PERFORM osgprod._raise_start_over(v_project.name);
+    END IF;
+    RETURN v_project;
 END
 $fn$;
 
@@ -81,15 +92,13 @@ AS $fn$
 $fn$;
 
 CREATE FUNCTION osgprod._is_magic(
-    p_salt uuid, p_digest bytea, p_old_digest bytea, p_old_until timestamptz, p_magic text, p_nonce bytea)
+    p_salt uuid, p_digest bytea, p_old_digest bytea, p_old_until timestamptz, p_magic text)
 RETURNS boolean LANGUAGE sql STABLE
 AS $fn$
-    -- Is this the project's magic, or its former one in the time of overlap? Both sides are hashed once more with a
-    -- nonce of this call, so the time that the comparison takes tells nothing about a digest. (Nobody sees the nonce, so
-    -- it need not be of the strong kind, for which the server opens a device.)
-    SELECT coalesce(sha256(p_nonce || osgprod._magic_digest(p_salt, p_magic)) = sha256(p_nonce || p_digest)
-        OR (sha256(p_nonce || osgprod._magic_digest(p_salt, p_magic)) = sha256(p_nonce || p_old_digest)
-            AND p_old_until > now()), false)
+    -- Is this the project's magic, or its former one in the time of overlap? The time that the comparison takes tells
+    -- how many bytes of two digests are the same; nobody who doesn't know the salt can do anything with that.
+    SELECT coalesce(osgprod._magic_digest(p_salt, p_magic) = p_digest
+        OR (osgprod._magic_digest(p_salt, p_magic) = p_old_digest AND p_old_until > now()), false)
 $fn$;
 
 CREATE FUNCTION osgprod._magic_digest(p_salt uuid, p_magic text)
@@ -100,7 +109,7 @@ AS $fn$
 $fn$;
 
 CREATE FUNCTION osgprod._check_bearer(p_project osgprod_data.projects, p_bearer jsonb)
-RETURNS boolean LANGUAGE plpgsql STABLE
+RETURNS void LANGUAGE plpgsql STABLE
 AS $fn$
 -- Raises unless verified bearer claims are what the project asks for.
 -- Parameters: p_project  the project's row
@@ -129,7 +138,6 @@ BEGIN
         RAISE EXCEPTION 'bearer token is not accepted by project %: %', p_project.name, v_wrong
             USING ERRCODE = 'OG206', HINT = 'ask the production manager which issuer, audience and scope are right';
     END IF;
-    RETURN true;
 END
 $fn$;
 
@@ -144,14 +152,14 @@ AS $fn$
 $fn$;
 
 CREATE FUNCTION osgprod._check_job(p_cluster bigint, p_process bigint)
-RETURNS boolean LANGUAGE plpgsql IMMUTABLE
+RETURNS void LANGUAGE plpgsql IMMUTABLE
 AS $fn$
 -- Raises unless both numbers can be HTCondor's.
 -- Parameters: p_cluster, p_process  HTCondor's job identity [0 .. 2147483647]
 -- Errors:     OG102 cluster, OG103 process
 BEGIN
     IF p_cluster BETWEEN 0 AND 2147483647 AND p_process BETWEEN 0 AND 2147483647 THEN
-        RETURN true;
+        RETURN;
     END IF;
     IF p_cluster BETWEEN 0 AND 2147483647 THEN
         RAISE EXCEPTION 'parameter process must be a number from 0 to 2147483647, not %',

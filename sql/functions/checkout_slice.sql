@@ -26,6 +26,7 @@ CREATE FUNCTION osgprod.checkout_slice(
     OUT events      bigint,
     OUT pieces      text)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
+    SET enable_seqscan = off SET plan_cache_mode = force_generic_plan
 AS $fn$
 -- Lends a job its slice: its own one again after a restart, else one that came back, else the next of a file.
 -- Promise:    a repeated call by the same job gives the same slice with nstarts counted up and a new token, so a lost
@@ -49,67 +50,91 @@ AS $fn$
 --             whose concatenation is that file
 -- Errors:     OG101-OG104 bad parameter; OG2xx not allowed; OG301 unknown project; OG501 project paused;
 --             OG502 its files are begun anew at this moment; OG601 worker banned; OG602 job starts too often; OG603 project has too many live attempts
--- Locks:      the job, then one row of idle_slices SKIP LOCKED and its slice, or one file (advisory)
+-- Locks:      the job, then one row of idle_slices SKIP LOCKED and its slice, or one file (advisory: project_id, rawdata_id)
 -- Source:     docs/design.md "A slice's life", I1-I4
 DECLARE
-    v_client  inet := osgprod._plain_address(p_client);
-    v_project projects := osgprod._authorize(p_project, p_magic, v_client, p_bearer);
-    v_last    record;
-    v_slice   record;
+    v_client   inet := osgprod._plain_address(p_client);
+    v_project  projects := osgprod._authorize(p_project, p_magic, v_client, p_bearer, p_cluster, p_process);
+    v_work     record;
+    v_may_wait boolean;
 BEGIN
     -- Written for few statements and expressions: each costs more than what it does (docs/performance.md).
-    IF p_cluster NOT BETWEEN 0 AND 2147483647 OR p_process NOT BETWEEN 0 AND 2147483647
-       OR p_cpus NOT BETWEEN 1 AND 4096 OR num_nulls(p_cluster, p_process, p_cpus) > 0
-       OR p_workscript <> v_project.workscript OR v_project.state = 'paused' OR v_project.banned_until > now() THEN
-        status := osgprod._check_checkout(v_project, p_cluster, p_process, p_cpus, p_workscript,
-            osgprod._worker(v_client, p_host));
+    IF p_cpus NOT BETWEEN 1 AND 4096 OR p_cpus IS NULL OR p_workscript <> v_project.workscript
+       OR v_project.state = 'paused' OR v_project.banned_until > now() THEN
+        status := osgprod._check_checkout(v_project, p_cpus, p_workscript, osgprod._worker(v_client, p_host));
         workscript := v_project.workscript;
         IF status IS NOT NULL THEN
             RETURN;
         END IF;
     END IF;
-    IF NOT osgprod._lock_job(v_project.project_id, p_cluster, p_process) THEN
-        PERFORM osgprod._raise_start_over(v_project.name);
-    END IF;
 
-    SELECT a.nstart, a.rawdata_id, a.block1, NULL::int AS block2 INTO v_last FROM attempts a
-     WHERE a.project_id = v_project.project_id AND a.cluster = p_cluster AND a.process = p_process
-     ORDER BY a.nstart DESC LIMIT 1;
-    IF FOUND THEN
-        IF osgprod._is_completed(v_project.project_id, p_cluster, p_process, v_last.nstart) THEN
-            status := 'completed';
-            message := format('job %s.%s has already completed its work', p_cluster, p_process);
-            RETURN;
-        END IF;
-        PERFORM osgprod._check_start_rate(v_project, p_cluster, p_process, v_last.nstart);
-        v_slice := osgprod._take_own_slice(v_project, p_cluster::int, p_process::int, v_last.nstart);
-    END IF;
-    nstarts := coalesce(v_last.nstart, 0) + 1;
-    IF v_slice IS NULL THEN
-        v_slice := osgprod._take_slice(v_project, p_cluster::int, p_process::int, nstarts,
-            least(p_cpus * v_project.maxblockspercore, 2147483647)::int);
-    END IF;
-    IF v_slice.rawdata_id IS NULL THEN
-        nstarts := NULL;
-        SELECT w.status, w.message, w.retry_s INTO status, message, retry_s FROM osgprod._why_no_slice(v_project) w;
-        RETURN;
-    END IF;
-
+    -- The common case at once: a job that is new, nothing that came back, a file that nobody else is cutting.
+    SELECT f.rawdata_id, f.block1, f.block2, NULL::timestamptz AS opened_at, f.is_fresh, 1 AS nstart
+      INTO v_work
+      FROM osgprod._free_file(v_project.project_id) f
+     WHERE v_project.state = 'active' AND coalesce(v_project.nlive < v_project.max_live, true)
+       AND NOT EXISTS (SELECT FROM attempts a
+                        WHERE a.project_id = v_project.project_id AND a.cluster = p_cluster AND a.process = p_process)
+       AND NOT EXISTS (SELECT FROM idle_slices i
+                        WHERE i.project_id = v_project.project_id AND i.not_before <= clock_timestamp());
+    v_may_wait := NOT FOUND;
     token := gen_random_uuid();
-    WITH attempt AS (
-        INSERT INTO attempts AS a (project_id, cluster, process, nstart, rawdata_id, block1, block2, opened_at, cpus,
-               started_at, token_digest, client, host, site)
-        -- not now(): the transaction may have waited for a lock since it began
-        VALUES (v_project.project_id, p_cluster, p_process, nstarts, v_slice.rawdata_id, v_slice.block1, v_slice.block2,
-               v_slice.opened_at, p_cpus, clock_timestamp(), sha256(convert_to(token::text, 'UTF8')), v_client,
-               osgprod._label(p_host), osgprod._label(p_site))
-        RETURNING a.started_at, a.rawdata_id, a.block1, a.block2
-    )
-    SELECT 'assigned', v_project.workscript, v_project.lease_s, v_project.heartbeat_s, a.started_at, a.block1, a.block2,
-           f.url, f.filename, f.size_bytes, f.events, f.pieces
-      INTO status, workscript, lease_s, heartbeat_s, started_at, block1, block2, url, filename, size_bytes, events, pieces
-      FROM attempt a
-     CROSS JOIN osgprod._slice_file(a.rawdata_id, a.block1, a.block2, v_project.xrootd_prefix, v_project.strip_prefix) f;
+    LOOP
+        IF v_work.rawdata_id IS NULL THEN
+            v_work := osgprod._find_work(v_project, p_cluster::int, p_process::int,
+                least(p_cpus * v_project.maxblockspercore, 2147483647)::int, v_may_wait);
+            IF v_work.rawdata_id IS NULL THEN
+                token := NULL;
+                SELECT w.status, w.message, w.retry_s INTO status, message, retry_s
+                  FROM osgprod._why_no_work(v_project, p_cluster, p_process, v_work.is_completed) w;
+                RETURN;
+            END IF;
+        END IF;
+
+        WITH cut AS (
+            -- I1: a new slice begins where the file's last one ends, read under its lock and after it was taken. Nothing
+            -- that the next cut reads is updated, so a snapshot held by pg_dump slows nothing.
+            INSERT INTO slices AS s (project_id, rawdata_id, block1, block2, follows, cluster, process, nstart, opened_at,
+                   due_at)
+            SELECT v_project.project_id, v_work.rawdata_id, coalesce(e.block2, v_work.block1),
+                   least(coalesce(e.block2, v_work.block1) + p_cpus * v_project.maxblockspercore, v_work.block2), e.block2,
+                   p_cluster, p_process, v_work.nstart, clock_timestamp(),
+                   clock_timestamp() + make_interval(secs => v_project.lease_s)
+              FROM (SELECT (SELECT l.block2 FROM slices l
+                             WHERE l.project_id = v_project.project_id AND l.rawdata_id = v_work.rawdata_id
+                             ORDER BY l.block1 DESC LIMIT 1) AS block2
+                    OFFSET 0) e  -- looked up once, not at each place where it is named
+             WHERE v_work.opened_at IS NULL AND coalesce(e.block2, v_work.block1) < v_work.block2
+            RETURNING s.block1, s.block2, s.opened_at
+        ), attempt AS (
+            INSERT INTO attempts AS a (project_id, cluster, process, nstart, rawdata_id, block1, block2, opened_at, cpus,
+                   started_at, token_digest, client, host, site)
+            -- not now(): the transaction may have waited for a lock since it began
+            SELECT v_project.project_id, p_cluster, p_process, v_work.nstart, v_work.rawdata_id, w.block1, w.block2,
+                   w.opened_at, p_cpus, clock_timestamp(), sha256(convert_to(token::text, 'UTF8')), v_client,
+                   osgprod._label(p_host), osgprod._label(p_site)
+              FROM (TABLE cut UNION ALL SELECT v_work.block1, v_work.block2, v_work.opened_at) w
+             WHERE w.opened_at IS NOT NULL
+            RETURNING a.started_at, a.nstart, a.block1, a.block2
+        )
+        SELECT 'assigned', v_project.workscript, v_project.lease_s, v_project.heartbeat_s, a.started_at, a.nstart,
+               a.block1, a.block2, f.url, f.filename, f.size_bytes, f.events, f.pieces
+          INTO status, workscript, lease_s, heartbeat_s, started_at, nstarts,
+               block1, block2, url, filename, size_bytes, events, pieces
+          FROM attempt a
+         CROSS JOIN osgprod._slice_file(v_work.rawdata_id, a.block1, a.block2, v_project.xrootd_prefix,
+                                        v_project.strip_prefix) f;
+        EXIT WHEN FOUND;
+        -- The file was cut to its end between its choice and its lock, which is in our hands now.
+        v_work.rawdata_id := NULL;
+        v_may_wait := false;
+    END LOOP;
+
+    IF v_work.is_fresh OR block2 = v_work.block2 AND v_work.opened_at IS NULL THEN
+        UPDATE loaded_files f
+           SET state = CASE WHEN checkout_slice.block2 = v_work.block2 THEN 'cut' ELSE 'begun' END::file_state
+         WHERE f.project_id = v_project.project_id AND f.rawdata_id = v_work.rawdata_id AND f.state IN ('fresh', 'begun');
+    END IF;
 END
 $fn$;
 
@@ -117,15 +142,14 @@ COMMENT ON FUNCTION osgprod.checkout_slice(text, bigint, bigint, bigint, text, i
 'Lends a job its slice: its own one again after a restart, else one that came back, else the next of a file; one row, whose status says what to do. For osgprod_worker.';
 
 CREATE FUNCTION osgprod._check_checkout(
-    p_project osgprod_data.projects, p_cluster bigint, p_process bigint, p_cpus bigint, p_workscript text, p_worker text)
+    p_project osgprod_data.projects, p_cpus bigint, p_workscript text, p_worker text)
 RETURNS text LANGUAGE plpgsql STABLE
 AS $fn$
 -- Finds out what stands against a checkout, called when something may.
 -- Parameters: p_project  the project's row;  p_worker  see _worker;  the others see checkout_slice
 -- Returns:    template when the caller holds another work script than the project's; NULL = nothing stands against it
--- Errors:     OG102 cluster, OG103 process, OG104 cpus, OG501 paused, OG601 banned
+-- Errors:     OG104 cpus, OG501 paused, OG601 banned
 BEGIN
-    PERFORM osgprod._check_job(p_cluster, p_process);
     IF p_cpus NOT BETWEEN 1 AND 4096 OR p_cpus IS NULL THEN
         RAISE EXCEPTION 'parameter cpus must be a number from 1 to 4096, not %', coalesce(p_cpus::text, 'nothing')
             USING ERRCODE = 'OG104', HINT = 'pass the cores that the job has, or leave cpus out for 1';
@@ -175,15 +199,19 @@ AS $fn$
            AND r.by_worker AND r.outcome = 'done' AND s.state = 'done')
 $fn$;
 
-CREATE FUNCTION osgprod._why_no_slice(p_project osgprod_data.projects)
+CREATE FUNCTION osgprod._why_no_work(
+    p_project osgprod_data.projects, p_cluster bigint, p_process bigint, p_is_completed boolean)
 RETURNS TABLE (status text, message text, retry_s int) LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Says whether an empty-handed job should wait (work may come back) or go.
--- Parameters: p_project  the project's row
--- Returns:    one row: status wait with retry_s [s], or no-work
+-- Parameters: p_project  the project's row;  p_cluster, p_process  the job;  p_is_completed  it has done its work
+-- Returns:    one row: status wait with retry_s [s], completed or no-work
 -- Locks:      files that turn out to be finished
 BEGIN
-    IF p_project.state = 'draining' THEN
+    IF p_is_completed THEN
+        RETURN QUERY SELECT 'completed', format('job %s.%s has already completed its work', p_cluster, p_process),
+            NULL::int;
+    ELSIF p_project.state = 'draining' THEN
         RETURN QUERY SELECT 'no-work', format('project %s is draining, no new work is lent out', p_project.name), 0;
     ELSIF EXISTS (SELECT FROM osgprod_data.loaded_files f
                    WHERE f.project_id = p_project.project_id AND f.state IN ('fresh', 'begun')) THEN

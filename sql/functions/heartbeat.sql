@@ -13,6 +13,7 @@ CREATE FUNCTION osgprod.heartbeat(
     OUT message     text,
     OUT lease_s     int)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
+    SET enable_seqscan = off SET plan_cache_mode = force_generic_plan
 AS $fn$
 -- Renews the lease of a living attempt, or tells a dead one to stop.
 -- Promise:    a repeated call renews again. An attempt that was silent past its lease gets its slice back by beating as
@@ -28,14 +29,10 @@ AS $fn$
 -- Source:     docs/design.md "A slice's life", I3
 DECLARE
     v_client  inet := osgprod._plain_address(p_client);
-    v_project projects := osgprod._authorize(p_project, p_magic, v_client, p_bearer);
+    v_project projects := osgprod._authorize(p_project, p_magic, v_client, p_bearer, p_cluster, p_process);
     v_attempt attempts;
     v_slice   slices;
 BEGIN
-    PERFORM osgprod._check_job(p_cluster, p_process);
-    IF NOT osgprod._lock_job(v_project.project_id, p_cluster, p_process) THEN
-        PERFORM osgprod._raise_start_over(v_project.name);
-    END IF;
     SELECT a.* INTO v_attempt FROM attempts a
      WHERE a.project_id = v_project.project_id AND a.cluster = p_cluster AND a.process = p_process
        AND osgprod._is_token(p_token, v_project.token_required, a.token_digest, a.client, v_client)

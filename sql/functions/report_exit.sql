@@ -19,6 +19,7 @@ CREATE FUNCTION osgprod.report_exit(
     OUT status       text,
     OUT message      text)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
+    SET enable_seqscan = off SET plan_cache_mode = force_generic_plan
 AS $fn$
 -- Takes a job's word of how its attempt ended, and decides what becomes of the slice.
 -- Promise:    the first success wins. The same report again changes nothing and gets the same answer. Whatever is
@@ -39,80 +40,73 @@ AS $fn$
 -- Source:     docs/design.md "A slice's life", I3, I5, I6
 DECLARE
     v_client  inet := osgprod._plain_address(p_client);
-    v_project projects := osgprod._authorize(p_project, p_magic, v_client, p_bearer);
+    v_project projects := osgprod._authorize(p_project, p_magic, v_client, p_bearer, p_cluster, p_process);
     v_attempt record;
-    v_outcome outcome;
-    v_reason  text := osgprod._label(p_reason);
-    v_worker  text;
+    v_outcome outcome := 'done';
+    v_reason  text;
 BEGIN
     -- Written for few statements and expressions: each costs more than what it does (docs/performance.md).
-    IF p_cluster NOT BETWEEN 0 AND 2147483647 OR p_process NOT BETWEEN 0 AND 2147483647
-       OR p_exitcode NOT BETWEEN 0 AND 255 OR num_nulls(p_cluster, p_process, p_exitcode) > 0
+    IF p_exitcode NOT BETWEEN 0 AND 255 OR p_exitcode IS NULL
        OR num_nonnulls(p_events, p_outputs, p_output_bytes, p_output_adler32) > 0 THEN
-        PERFORM osgprod._check_report(p_cluster, p_process, p_exitcode, p_events, p_outputs, p_output_bytes,
-            p_output_adler32);
-    END IF;
-    IF NOT osgprod._lock_job(v_project.project_id, p_cluster, p_process) THEN
-        PERFORM osgprod._raise_start_over(v_project.name);
+        PERFORM osgprod._check_report(p_exitcode, p_events, p_outputs, p_output_bytes, p_output_adler32);
     END IF;
 
-    SELECT a.*, r.outcome, r.exit_code, r.reason INTO v_attempt
-      FROM attempts a
-      LEFT JOIN reports r ON r.project_id = a.project_id AND r.cluster = a.cluster AND r.process = a.process
-                         AND r.nstart = a.nstart AND r.by_worker
-     WHERE a.project_id = v_project.project_id AND a.cluster = p_cluster AND a.process = p_process
-       AND osgprod._is_token(p_token, v_project.token_required, a.token_digest, a.client, v_client)
-     ORDER BY a.nstart DESC LIMIT 1;
+    -- The common end at once: the success of the slice's holder (I3). Who holds a slice has not reported yet.
+    UPDATE slices s SET state = 'done'
+      FROM (SELECT a.* FROM attempts a
+             WHERE a.project_id = v_project.project_id AND a.cluster = p_cluster AND a.process = p_process
+               AND osgprod._is_token(p_token, v_project.token_required, a.token_digest, a.client, v_client)
+               AND osgprod._judge_exit(v_project, a.rawdata_id, a.block1, a.block2, p_exitcode::int, p_events,
+                                       p_outputs::int, p_output_bytes, p_output_adler32) = 'done'
+            OFFSET 0) a  -- the attempt first, whatever the planner knows of the tables
+     WHERE s.project_id = a.project_id AND s.rawdata_id = a.rawdata_id AND s.block1 = a.block1 AND s.state = 'leased'
+       AND s.cluster = a.cluster AND s.process = a.process AND s.nstart = a.nstart
+    RETURNING a.* INTO v_attempt;
     IF NOT FOUND THEN
-        http_status := 403;
-        status := 'refused';
-        message := osgprod._refuse(v_project, p_cluster, p_process, v_client, p_token);
-        RETURN;
-    END IF;
-    IF v_attempt.outcome IS NULL THEN
+        SELECT a.*, r.outcome, r.exit_code, r.reason INTO v_attempt
+          FROM attempts a
+          LEFT JOIN reports r ON r.project_id = a.project_id AND r.cluster = a.cluster AND r.process = a.process
+                             AND r.nstart = a.nstart AND r.by_worker
+         WHERE a.project_id = v_project.project_id AND a.cluster = p_cluster AND a.process = p_process
+           AND osgprod._is_token(p_token, v_project.token_required, a.token_digest, a.client, v_client)
+         ORDER BY a.nstart DESC LIMIT 1;
+        IF NOT FOUND THEN
+            http_status := 403;
+            status := 'refused';
+            message := osgprod._refuse(v_project, p_cluster, p_process, v_client, p_token);
+            RETURN;
+        END IF;
+        IF v_attempt.outcome IS NOT NULL THEN
+            SELECT g.* INTO http_status, status, message
+              FROM osgprod._say_again(p_exitcode, v_attempt.cluster, v_attempt.process, v_attempt.nstart,
+                                      v_attempt.outcome, v_attempt.exit_code, v_attempt.reason) g;
+            RETURN;
+        END IF;
         v_outcome := osgprod._judge_exit(v_project, v_attempt.rawdata_id, v_attempt.block1, v_attempt.block2,
             p_exitcode::int, p_events, p_outputs::int, p_output_bytes, p_output_adler32);
-        -- The node that the slice was lent to has it on its account, whatever the report says of itself.
-        v_worker := osgprod._worker(v_attempt.client, coalesce(v_attempt.host, p_host));
         IF v_outcome = 'failed' AND p_exitcode = 0 THEN
             v_reason := osgprod._missing_evidence(v_project, v_attempt.rawdata_id, v_attempt.block1, v_attempt.block2,
                 p_events, p_outputs::int, p_output_bytes, p_output_adler32);
         END IF;
-        IF v_outcome = 'done' THEN
-            -- The common end: the success of the slice's holder (I3).
-            UPDATE slices s SET state = 'done'
-             WHERE s.project_id = v_attempt.project_id AND s.rawdata_id = v_attempt.rawdata_id
-               AND s.block1 = v_attempt.block1 AND s.state = 'leased'
-               AND s.cluster = v_attempt.cluster AND s.process = v_attempt.process AND s.nstart = v_attempt.nstart;
-        END IF;
-        IF v_outcome <> 'done' OR NOT FOUND THEN
-            v_outcome := osgprod._settle_attempt(v_project, v_attempt.cluster, v_attempt.process, v_attempt.nstart,
-                v_outcome, v_worker, p_exitcode::int);
-        END IF;
-        INSERT INTO reports (project_id, cluster, process, nstart, by_worker, outcome, exit_code, reported_at, ran_s,
-               nblocks, worker, site, events, outputs, output_bytes, output_adler32, output_url, reason)
-        VALUES (v_attempt.project_id, v_attempt.cluster, v_attempt.process, v_attempt.nstart, true, v_outcome, p_exitcode,
-               clock_timestamp(), greatest(extract(epoch FROM clock_timestamp() - v_attempt.started_at), 0),
-               v_attempt.block2 - v_attempt.block1, v_worker,
-               coalesce(osgprod._label(p_site), v_attempt.site), p_events, p_outputs, p_output_bytes,
-               lower(p_output_adler32), left(regexp_replace(p_output_url, '[[:cntrl:]]+', '', 'g'), 1024), v_reason);
-        IF v_outcome IN ('failed', 'node-fault') THEN
-            PERFORM osgprod._ban_if_black_hole(v_project, v_worker);
-        END IF;
-    ELSIF v_attempt.exit_code <> p_exitcode THEN
-        -- I6: a report is never taken back
-        http_status := 409;
-        status := 'contradicted';
-        message := format('attempt %s of job %s.%s has already reported exit code %s', v_attempt.nstart, p_cluster,
-            p_process, v_attempt.exit_code);
-        RETURN;
-    ELSE
-        v_outcome := v_attempt.outcome;
-        v_reason := v_attempt.reason;
+        v_outcome := osgprod._settle_attempt(v_project, v_attempt.cluster, v_attempt.process, v_attempt.nstart,
+            v_outcome, osgprod._worker(v_attempt.client, coalesce(v_attempt.host, p_host)), p_exitcode::int);
     END IF;
-    http_status := CASE WHEN v_outcome = 'superseded' THEN 409 ELSE 200 END;
-    status := v_outcome;
-    message := osgprod._answer(v_outcome, v_reason);
+
+    INSERT INTO reports AS r (project_id, cluster, process, nstart, by_worker, outcome, exit_code, reported_at, ran_s,
+           nblocks, worker, site, events, outputs, output_bytes, output_adler32, output_url, reason)
+    VALUES (v_attempt.project_id, v_attempt.cluster, v_attempt.process, v_attempt.nstart, true, v_outcome, p_exitcode,
+           clock_timestamp(), greatest(extract(epoch FROM clock_timestamp() - v_attempt.started_at), 0),
+           v_attempt.block2 - v_attempt.block1,
+           -- The node that the slice was lent to has it on its account, whatever the report says of itself.
+           osgprod._worker(v_attempt.client, coalesce(v_attempt.host, p_host)),
+           coalesce(osgprod._label(p_site), v_attempt.site), p_events, p_outputs, p_output_bytes,
+           lower(p_output_adler32), left(regexp_replace(p_output_url, '[[:cntrl:]]+', '', 'g'), 1024),
+           coalesce(v_reason, osgprod._label(p_reason)))
+    RETURNING osgprod._http_status(r.outcome), r.outcome, osgprod._answer(r.outcome, r.reason)
+      INTO http_status, status, message;
+    IF v_outcome IN ('failed', 'node-fault') THEN
+        PERFORM osgprod._ban_if_black_hole(v_project, osgprod._worker(v_attempt.client, coalesce(v_attempt.host, p_host)));
+    END IF;
 END
 $fn$;
 
@@ -120,15 +114,13 @@ COMMENT ON FUNCTION osgprod.report_exit(text, bigint, bigint, bigint, text, inet
 'Takes a job''s word of how its attempt ended, and decides what becomes of the slice; one row with the HTTP status to answer. For osgprod_worker.';
 
 CREATE FUNCTION osgprod._check_report(
-    p_cluster bigint, p_process bigint, p_exitcode bigint, p_events bigint, p_outputs bigint, p_output_bytes bigint,
-    p_output_adler32 text)
+    p_exitcode bigint, p_events bigint, p_outputs bigint, p_output_bytes bigint, p_output_adler32 text)
 RETURNS void LANGUAGE plpgsql IMMUTABLE
 AS $fn$
 -- Raises unless what a job reports can be meant.
 -- Parameters: see report_exit
--- Errors:     OG102 cluster, OG103 process, OG105 exitcode, OG107 evidence
+-- Errors:     OG105 exitcode, OG107 evidence
 BEGIN
-    PERFORM osgprod._check_job(p_cluster, p_process);
     IF p_exitcode NOT BETWEEN 0 AND 255 OR p_exitcode IS NULL THEN
         RAISE EXCEPTION 'parameter exitcode must be a number from 0 to 255, not %', coalesce(p_exitcode::text, 'nothing')
             USING ERRCODE = 'OG105', HINT = 'pass the exit code of the work script';
@@ -178,6 +170,29 @@ BEGIN
     ON CONFLICT ON CONSTRAINT refusals_pkey DO UPDATE SET times = f.times + 1, last_at = now();
     RETURN v_reason;
 END
+$fn$;
+
+CREATE FUNCTION osgprod._say_again(
+    p_exitcode bigint, p_cluster int, p_process int, p_nstart int, p_outcome osgprod_data.outcome, p_exit_code int,
+    p_reason text)
+RETURNS TABLE (http_status int, status text, message text) LANGUAGE sql STABLE
+AS $fn$
+    -- What a job is told that reports on an attempt once more; a report is never taken back (I6).
+    -- Parameters: p_exitcode  what it says now;  the others  the attempt and what it reported first
+    -- Returns:    one row as of report_exit: the same answer again, or 409 contradicted
+    SELECT osgprod._http_status(p_outcome), p_outcome::text, osgprod._answer(p_outcome, p_reason)
+     WHERE p_exit_code = p_exitcode
+    UNION ALL
+    SELECT 409, 'contradicted', format('attempt %s of job %s.%s has already reported exit code %s', p_nstart, p_cluster,
+           p_process, p_exit_code)
+     WHERE p_exit_code <> p_exitcode
+$fn$;
+
+CREATE FUNCTION osgprod._http_status(p_outcome osgprod_data.outcome)
+RETURNS int LANGUAGE sql IMMUTABLE
+AS $fn$
+    -- The HTTP status that a job gets for a report with this outcome.
+    SELECT CASE p_outcome WHEN 'superseded' THEN 409 ELSE 200 END
 $fn$;
 
 CREATE FUNCTION osgprod._answer(p_outcome osgprod_data.outcome, p_reason text)
