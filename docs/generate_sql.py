@@ -90,6 +90,13 @@ EXAMPLES: list[tuple[str, str]] = [
         "started_at": "2026-01-03 10:00:00+00", "ended_at": "2026-01-03 14:30:00+00", "slices_of_job": 1},
         {"block1": 3, "block2": 6}]')"""),
     ("alive", "SELECT osgprod.alive()"),
+    ("", """SELECT osgprod.add_project(p_project => 'autumn-2025', p_subnet_pattern => '10.0.0.0/8',
+    p_workscript => 'osgprod_work.bash', p_xrootd_prefix => '', p_maxblockspercore => 2)"""),
+    ("", """SELECT * FROM osgprod.import_file(p_project => 'autumn-2025',
+    p_path => '/data/hd_rawdata_071729_000.evio', p_size_bytes => 5032, p_nblocks => 6,
+    p_slices => '[{"block1": 1, "block2": 5, "cluster": 77, "process": 0, "worker": "10.1.2.9", "exit_code": 0,
+        "started_at": "2025-10-03 10:00:00+00", "ended_at": "2025-10-03 14:30:00+00", "slices_of_job": 1}]')"""),
+    ("archive", "SELECT * FROM osgprod.archive(p_project => 'autumn-2025', p_dry_run => true)"),
 ]  # fmt: skip
 
 # Which functions go together, in the order of the story.
@@ -102,7 +109,7 @@ CHAPTERS = (
                            "attempts_by_site", "attempts_by_worker")),
     ("When something is wrong", ("quarantined", "recycle", "reclaim_lost", "blocked_workers", "ban_worker", "verify",
                                  "diagnose")),
-    ("Moving and housekeeping", ("import_file", "tick", "alive")),
+    ("Moving and housekeeping", ("import_file", "archive", "tick", "alive")),
 )  # fmt: skip
 
 _TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(\.\d+)?\+00(:00)?")

@@ -17,7 +17,7 @@ import psycopg
 from shim import scan
 from shim.database import call, connect
 from shim.evio import BlockIndex, EvioError
-from shim.terminal import Bar
+from shim.terminal import Bar, working
 
 PAGE_FILES = 10_000
 
@@ -130,6 +130,34 @@ def load_slices(
     with connect() as connection, connection.transaction(force_rollback=dry_run):
         rows = call(connection, "load_slices", project=projectname, runs=chosen, start_over=start_over)
     return dict(rows[0])
+
+
+def archive_project(projectname: str, dry_run: bool = False) -> dict[str, int]:
+    """Moves a production that has ended out of the hot tables, batch after batch, each a transaction of its own.
+
+    A call that was killed is made good by the next one.
+
+    Parameters: dry_run  only tell what would be moved
+    Returns:    how many files, slices, attempts and reports were moved; waiting: attempts that ended so
+                lately that they are moved only by a call in ten minutes
+    Errors:     psycopg.Error  unknown project, or it has not ended
+    """
+    with connect() as connection:
+        with working("counting"):
+            whole = call(connection, "archive", project=projectname, dry_run=True)[0]
+        if dry_run:
+            return _archived([whole])
+        batches: list[dict[str, Any]] = []
+        with Bar("archiving", whole["slices"] + whole["attempts"], "rows") as bar:
+            while not batches or batches[-1]["more"]:
+                batches += call(connection, "archive", project=projectname)
+                bar.advance(batches[-1]["slices"] + batches[-1]["attempts"])
+    return _archived(batches)
+
+
+def _archived(batches: list[dict[str, Any]]) -> dict[str, int]:
+    names = ("files", "slices", "attempts", "reports", "waiting")
+    return {name: sum(batch[name] or 0 for batch in batches) for name in names}
 
 
 def main() -> None:

@@ -181,9 +181,9 @@ class Bar:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def advance(self) -> None:
-        """One more is done."""
-        self._progress.advance(self._task)
+    def advance(self, count: int = 1) -> None:
+        """So many more are done."""
+        self._progress.advance(self._task, count)
 
     def say(self, line: str) -> None:
         """Prints a line on the standard error output, above the bar."""

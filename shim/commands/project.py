@@ -110,3 +110,15 @@ def _state_command(name: str, state: str, help_text: str) -> None:
 _state_command("pause", "paused", "Lend nothing, not even to restarted jobs; reports are taken.")
 _state_command("resume", "active", "Lend again.")
 _state_command("drain", "draining", "Let live slices go on, lend no new ones.")
+
+
+@project.command("archive")
+@project_argument
+@dry
+@as_json
+def project_archive(project: str, dry_run: bool, as_json: bool) -> None:
+    """Move the slices and attempts of a production that has ended out of the hot tables; it may be killed and go on."""
+    counts = admin.archive_project(project, dry_run)
+    show([counts], as_json)
+    if counts["waiting"]:
+        click.echo(f"{counts['waiting']} attempts ended too lately: run this again in ten minutes", err=True)

@@ -29,7 +29,7 @@ BEGIN
         PERFORM osgprod._check_start_rate(p_project, p_cluster, p_process, v_last);
         v_found := osgprod._take_own_slice(p_project, p_cluster, p_process, v_last);
     END IF;
-    IF v_found IS NULL AND p_project.state <> 'draining' THEN
+    IF v_found IS NULL AND p_project.state NOT IN ('draining', 'archived') THEN
         IF p_project.nlive >= p_project.max_live THEN
             RAISE EXCEPTION 'project % has % live attempts of at most %', p_project.name, p_project.nlive,
                 p_project.max_live USING ERRCODE = 'OG603',

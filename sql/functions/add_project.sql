@@ -84,9 +84,11 @@ AS $fn$
 --             p_settings  object of setting: new value, like {"lease_s": 3600, "state": "paused"}; {} changes nothing.
 --                         Which there are, with units: docs/sql.md, or what this function returns
 -- Returns:    a row for each setting with its value now, in the order of their names
--- Errors:     OG301 unknown project; OG106 bad subnet pattern; OG108 unknown setting or bad value
+-- Errors:     OG301 unknown project; OG106 bad subnet pattern; OG108 unknown setting or bad value; OG406 the project is
+--             archived and stays so
 DECLARE
     v_project osgprod_data.projects := osgprod._get_project(p_project);
+    v_state   project_state := v_project.state;
     v_fixed   text[] := ARRAY['project_id', 'name', 'magic_salt', 'magic_digest', 'old_magic_digest',
                               'old_magic_until', 'banned_until', 'next_due_at', 'nlive', 'tallied_until', 'created_at',
                               'subnets'];
@@ -100,6 +102,13 @@ BEGIN
     END IF;
     BEGIN
         v_project := jsonb_populate_record(v_project, p_settings);
+        IF v_project.state <> v_state THEN
+            PERFORM osgprod._check_not_archived(v_project.project_id);
+            IF v_project.state = 'archived' THEN
+                RAISE EXCEPTION 'a project is archived by moving its history, not by a setting' USING ERRCODE = 'OG108',
+                    HINT = 'osgprod project archive does so';
+            END IF;
+        END IF;
         UPDATE projects p
            SET (state, subnet_pattern, subnets, workscript, xrootd_prefix, strip_prefix, maxblockspercore,
                 token_required, bearer_issuer, bearer_audience, bearer_scope, lease_s, heartbeat_s, wedged_s, wait_s,

@@ -193,8 +193,7 @@ AS $fn$
         SELECT FROM osgprod_data.reports r
           JOIN osgprod_data.attempts a
             ON a.project_id = r.project_id AND a.cluster = r.cluster AND a.process = r.process AND a.nstart = r.nstart
-          JOIN osgprod_data.slices s
-            ON s.project_id = a.project_id AND s.rawdata_id = a.rawdata_id AND s.block1 = a.block1
+          JOIN osgprod._all_slices(p_project_id) s ON s.rawdata_id = a.rawdata_id AND s.block1 = a.block1
          WHERE r.project_id = p_project_id AND r.cluster = p_cluster AND r.process = p_process AND r.nstart = p_nstart
            AND r.by_worker AND r.outcome = 'done' AND s.state = 'done')
 $fn$;
@@ -211,6 +210,8 @@ BEGIN
     IF p_is_completed THEN
         RETURN QUERY SELECT 'completed', format('job %s.%s has already completed its work', p_cluster, p_process),
             NULL::int;
+    ELSIF p_project.state = 'archived' THEN
+        RETURN QUERY SELECT a.status, a.message, 0 FROM osgprod._ask_archived(p_project, p_cluster, p_process) a;
     ELSIF p_project.state = 'draining' THEN
         RETURN QUERY SELECT 'no-work', format('project %s is draining, no new work is lent out', p_project.name), 0;
     ELSIF EXISTS (SELECT FROM osgprod_data.loaded_files f

@@ -45,7 +45,7 @@ BEGIN
                 ELSE 'is not set' END, format('nobody can work: osgprod project set-magic %s', p.name)
       FROM projects p
     UNION ALL
-    SELECT 'work of ' || p.name, g.files > 0 AND g.blocks_quarantined = 0 AND p.state = 'active',
+    SELECT 'work of ' || p.name, g.files > 0 AND g.blocks_quarantined = 0 AND p.state = 'active' OR p.state = 'archived',
            format('%s, %s files, %s blocks quarantined', p.state, g.files, g.blocks_quarantined),
            CASE WHEN g.files = 0 THEN format('osgprod slices load %s gives it files', p.name)
                 WHEN p.state <> 'active' THEN format('nothing new is lent out: osgprod project resume %s', p.name)

@@ -5,7 +5,7 @@ AS $fn$
 -- Tells whether each production is healthy, and what to do where it is not.
 -- Parameters: p_project  project name; NULL = all projects
 -- Returns:    at least one row a project, the worst first. level: bad (act now), attention (look at it) or well; what, in a
---             word: stalled, failing, leases, quarantine, refused-workers, running-out, paused, draining, empty, done,
+--             word: stalled, failing, leases, quarantine, refused-workers, running-out, paused, draining, archived, empty, done,
 --             healthy; what was found, and the command that helps
 -- Errors:     OG301 unknown project
 BEGIN
@@ -39,7 +39,7 @@ BEGIN
              format('find the code and the site: osgprod attempts %s --by exit, then --by site', f.project)),
             ('bad', 'leases', f.next_due_at < now() - interval '5 min' AND f.next_due_at > '-infinity' AND f.blocks_leased > 0,
              'leases may have run out minutes ago and nobody looked', 'is a shim running? osgprod reclaim does it by hand'),
-            ('attention', 'quarantine', f.blocks_quarantined > 0,
+            ('attention', 'quarantine', f.blocks_quarantined > 0 AND f.state <> 'archived',
              format('%s blocks can''t be done', f.blocks_quarantined),
              format('see why: osgprod quarantined %s; try again: osgprod slices recycle %s', f.project, f.project)),
             ('attention', 'refused-workers', f.refused > 0,
@@ -55,8 +55,11 @@ BEGIN
              format('go on: osgprod project resume %s', f.project)),
             ('attention', 'empty', f.files = 0, 'there are no files',
              format('osgprod rawdata load FOLDER, then osgprod slices load %s', f.project)),
-            ('well', 'done', f.files > 0 AND f.blocks_left = 0, 'every block is done or in quarantine',
-             format('check it: osgprod verify %s', f.project))
+            ('well', 'done', f.files > 0 AND f.blocks_left = 0 AND f.state <> 'archived',
+             'every block is done or in quarantine',
+             format('check it: osgprod verify %s; put it away: osgprod project archive %s', f.project, f.project)),
+            ('well', 'archived', f.state = 'archived',
+             format('it has ended, with %s blocks in quarantine', f.blocks_quarantined), 'nothing to do')
         ) AS v (level, what, holds, found, advice)
     ), holding AS (
         SELECT x.project, x.level, x.what, x.found, x.advice FROM found x WHERE x.holds

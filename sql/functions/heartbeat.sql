@@ -38,6 +38,10 @@ BEGIN
        AND osgprod._is_token(p_token, v_project.token_required, a.token_digest, a.client, v_client)
      ORDER BY a.nstart DESC LIMIT 1;
     IF NOT FOUND THEN
+        SELECT a.* INTO v_attempt
+          FROM osgprod._archived_attempt(v_project, p_cluster, p_process, p_token, v_client) a;
+    END IF;
+    IF NOT FOUND THEN
         http_status := 403;
         status := 'refused';
         message := osgprod._refuse(v_project, p_cluster, p_process, v_client, p_token);
@@ -120,7 +124,7 @@ AS $fn$
     SELECT CASE WHEN v.reason IS NULL THEN 'superseded' ELSE 'wedged' END,
            'stop: ' || coalesce(v.reason, 'this slice was done or given to another meanwhile')
       FROM (SELECT 1) one
-      LEFT JOIN osgprod_data.reports v
-        ON v.project_id = p_attempt.project_id AND v.cluster = p_attempt.cluster AND v.process = p_attempt.process
-       AND v.nstart = p_attempt.nstart AND NOT v.by_worker
+      LEFT JOIN osgprod._all_reports(p_attempt.project_id) v
+        ON v.cluster = p_attempt.cluster AND v.process = p_attempt.process AND v.nstart = p_attempt.nstart
+       AND NOT v.by_worker
 $fn$;

@@ -35,7 +35,7 @@ BEGIN
                CASE s.state WHEN 'leased' THEN extract(epoch FROM s.due_at - now())::int END
           FROM loaded_files f
           JOIN rawdata w ON w.rawdata_id = f.rawdata_id
-          JOIN slices s ON s.project_id = f.project_id AND s.rawdata_id = f.rawdata_id
+          JOIN osgprod._all_slices(v_project_id) s ON s.rawdata_id = f.rawdata_id
           LEFT JOIN idle_slices i ON i.project_id = s.project_id AND i.rawdata_id = s.rawdata_id AND i.block1 = s.block1
          WHERE f.project_id = v_project_id
            -- Only files that can hold such slices are looked through: not millions of done ones for a few others.
@@ -51,8 +51,9 @@ BEGIN
          LIMIT osgprod._limit(p_limit)) f
       -- One by one: only for those that are shown.
       LEFT JOIN LATERAL (
-        SELECT r.output_bytes, r.output_adler32, osgprod._without_secrets(r.output_url) AS output_url FROM reports r
-         WHERE f.state = 'done' AND r.project_id = v_project_id AND r.cluster = f.cluster AND r.process = f.process
+        SELECT r.output_bytes, r.output_adler32, osgprod._without_secrets(r.output_url) AS output_url
+          FROM osgprod._all_reports(v_project_id) r
+         WHERE f.state = 'done' AND r.cluster = f.cluster AND r.process = f.process
            AND r.nstart = f.nstart AND r.by_worker LIMIT 1) o ON true
      ORDER BY f.run, f.seqno, f.rawdata_id, f.block1;
 END

@@ -7,14 +7,15 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod
 AS $fn$
 -- Makes registered files the work of a project; their slices are cut when jobs ask.
 -- Promise:    files loaded already are left as they are, unless told to start over: then what was done of them is
---             forgotten (the attempts stay on record) and everything is handed out anew.
+--             forgotten (the attempts stay on record) and everything is handed out anew. An archived project is active
+--             again after that, and its attempts come back.
 -- Parameters: p_project     project name; NULL = the only project that there is
 --             p_runs        run numbers; NULL = all registered files
 --             p_start_over  begin again with files loaded already
 -- Returns:    one row: files and blocks loaded by this call; files_already were loaded before and are unchanged
--- Errors:     OG301 unknown project; OG302 no file is registered for the runs
--- Locks:      when starting over, the project (advisory: project_id, -1): it waits for calls that move slices now, and
---             those that come are told to try again: for 20 us a slice with 100 slices a file, 80 us with 1,000
+-- Errors:     OG301 unknown project; OG302 no file is registered for the runs; OG406 the project is archived
+-- Locks:      the project (advisory: project_id, -1); when starting over alone: it waits for calls that move slices now,
+--             and those that come are told to try again: for 20 us a slice with 100 slices a file, 80 us with 1,000
 DECLARE
     v_project_id int := (osgprod._get_project(coalesce(p_project, osgprod._only_project()))).project_id;
     v_registered int;
@@ -26,15 +27,21 @@ BEGIN
     END IF;
     IF p_start_over THEN
         PERFORM pg_advisory_xact_lock(v_project_id, -1);
+        PERFORM osgprod._unarchive(v_project_id);
         WITH again AS (
-            UPDATE loaded_files f SET state = 'fresh', loaded_at = now()
+            UPDATE loaded_files f SET state = 'fresh', loaded_at = now(), archived_at = NULL
              WHERE f.project_id = v_project_id AND (p_runs IS NULL OR f.run = ANY (p_runs))
             RETURNING f.rawdata_id, f.block2 - f.block1 AS nblocks
         ), forgotten AS (
             DELETE FROM slices s USING again a WHERE s.project_id = v_project_id AND s.rawdata_id = a.rawdata_id
+        ), forgotten_archived AS (
+            DELETE FROM archived_slices s USING again a
+             WHERE s.project_id = v_project_id AND s.rawdata_id = a.rawdata_id
         )
         SELECT count(*), coalesce(sum(a.nblocks), 0) INTO files, blocks FROM again a;
     END IF;
+    PERFORM pg_advisory_xact_lock_shared(v_project_id, -1);  -- nobody archives the project meanwhile
+    PERFORM osgprod._check_not_archived(v_project_id);
     WITH loaded AS (
         INSERT INTO loaded_files (project_id, rawdata_id, run, seqno, block1, block2)
         SELECT v_project_id, r.rawdata_id, r.run, r.seqno, r.first_block, r.nblocks

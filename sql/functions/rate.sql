@@ -9,18 +9,20 @@ AS $fn$
 --             over yet. blocks_done: of successes; done, failed, node_faults, lost, superseded: reports
 -- Errors:     OG301 unknown project; OG108 hours out of range
 DECLARE
-    v_project_id int := (osgprod._get_project(p_project)).project_id;
+    v_project    projects := osgprod._get_project(p_project);
+    v_project_id int := v_project.project_id;
     v_since      timestamptz := osgprod._since(p_hours);
+    v_by_minute  boolean := p_hours <= 2 AND v_project.state <> 'archived';
     v_step       interval;
 BEGIN
-    -- Tallies are of ten minutes. Two hours are few enough reports to count them by the minute.
-    v_step := make_interval(secs => CASE WHEN p_hours <= 2 THEN 60 ELSE 600 * ((p_hours + 23) / 24) END);
+    -- Tallies are of ten minutes. Two hours are few enough reports to count them by the minute, where they still are.
+    v_step := make_interval(secs => CASE WHEN v_by_minute THEN 60 ELSE 600 * ((p_hours + 23) / 24) END);
     RETURN QUERY
     WITH counted AS (
-        SELECT r.began_at, r.outcome, r.reports, r.blocks FROM osgprod._recent(v_project_id, v_since) r WHERE p_hours > 2
+        SELECT r.began_at, r.outcome, r.reports, r.blocks FROM osgprod._recent(v_project_id, v_since) r WHERE NOT v_by_minute
         UNION ALL
         SELECT date_trunc('minute', x.reported_at), x.outcome, count(*), sum(x.nblocks)
-          FROM reports x WHERE x.project_id = v_project_id AND x.reported_at >= v_since AND p_hours <= 2
+          FROM reports x WHERE x.project_id = v_project_id AND x.reported_at >= v_since AND v_by_minute
          GROUP BY 1, 2
     ), summed AS (
         SELECT floor(extract(epoch FROM c.began_at - v_since) / extract(epoch FROM v_step))::int AS n,

@@ -23,7 +23,7 @@ AS $fn$
 --                          with a stolen magic is undone
 --             p_since      only slices whose last report came at this time or later; NULL = any
 -- Returns:    a row a slice, as it was
--- Errors:     OG301 unknown project; OG108 unknown state; OG502 files of the project are begun anew at this moment
+-- Errors:     OG301 unknown project; OG108 unknown state; OG406 the project is archived, or files that are meant; OG502 files of the project are begun anew at this moment
 -- Locks:      the slices in their order, SKIP LOCKED; see _reopen_slice
 DECLARE
     v_project_id int := (osgprod._get_project(p_project)).project_id;
@@ -35,6 +35,16 @@ BEGIN
     END IF;
     IF NOT osgprod._enter_project(v_project_id) THEN
         PERFORM osgprod._raise_start_over(p_project);
+    END IF;
+    PERFORM osgprod._check_not_archived(v_project_id);
+    IF 'done' = ANY (p_states) AND EXISTS (
+        SELECT FROM loaded_files f JOIN rawdata w ON w.rawdata_id = f.rawdata_id
+         WHERE f.project_id = v_project_id AND f.archived_at IS NOT NULL
+           AND (p_runs IS NULL OR f.run = ANY (p_runs))
+           AND (p_path IS NULL OR w.path = p_path OR w.path LIKE p_path))
+    THEN
+        RAISE EXCEPTION 'some of these files of project % are archived', p_project USING ERRCODE = 'OG406',
+            HINT = 'osgprod slices load --start-over --runs begins them anew';
     END IF;
     FOR v_slice IN
         SELECT f.run, f.seqno, w.path, s.rawdata_id, s.block1, s.block2, s.state, r.exit_code, f.state AS file_state

@@ -71,6 +71,12 @@ BEGIN
            AND osgprod._is_token(p_token, v_project.token_required, a.token_digest, a.client, v_client)
          ORDER BY a.nstart DESC LIMIT 1;
         IF NOT FOUND THEN
+            SELECT a.*, r.outcome, r.exit_code, r.reason INTO v_attempt
+              FROM osgprod._archived_attempt(v_project, p_cluster, p_process, p_token, v_client) a
+              LEFT JOIN osgprod._all_reports(v_project.project_id) r ON r.cluster = a.cluster AND r.process = a.process
+                    AND r.nstart = a.nstart AND r.by_worker;
+        END IF;
+        IF NOT FOUND THEN
             http_status := 403;
             status := 'refused';
             message := osgprod._refuse(v_project, p_cluster, p_process, v_client, p_token);
@@ -160,8 +166,8 @@ DECLARE
                           WHEN p_token IS NULL THEN 'without a token only the address that has the slice may report'
                           ELSE 'parameter token is not of this job' END;
 BEGIN
-    IF NOT EXISTS (SELECT FROM osgprod_data.attempts a
-                    WHERE a.project_id = p_project.project_id AND a.cluster = p_cluster AND a.process = p_process) THEN
+    IF NOT EXISTS (SELECT FROM osgprod._all_attempts(p_project.project_id) a
+                    WHERE a.cluster = p_cluster AND a.process = p_process) THEN
         RAISE EXCEPTION 'job %.% has no attempt in project %', p_cluster, p_process, p_project.name
             USING ERRCODE = 'OG303', HINT = 'nothing is lost: what it did is not counted and will be done again';
     END IF;

@@ -17,16 +17,24 @@ BEGIN
     -- Sums of lengths and of hashes tell that without sorting; the first file that fails is named as a whole.
     RETURN QUERY
     WITH recount AS (
-        SELECT s.rawdata_id, min(s.block1) AS first, max(s.block2) AS last, sum(s.block2 - s.block1) AS blocks,
+        SELECT false AS is_archived, s.rawdata_id, min(s.block1) AS first, max(s.block2) AS last, sum(s.block2 - s.block1) AS blocks,
                sum(hashint4(s.block2)::bigint - hashint4(s.block1)) AS chain,
                count(*) FILTER (WHERE s.state IN ('ready', 'quarantined')) AS idle,
                count(*) FILTER (WHERE s.state IN ('ready', 'leased')) AS unsettled
           FROM slices s WHERE s.project_id = v_project_id GROUP BY s.rawdata_id
+        UNION ALL
+        SELECT true, s.rawdata_id, min(s.block1), max(s.block2), sum(s.block2 - s.block1),
+               sum(hashint4(s.block2)::bigint - hashint4(s.block1)),
+               count(*) FILTER (WHERE s.state IN ('ready', 'quarantined')),
+               count(*) FILTER (WHERE s.state IN ('ready', 'leased'))
+          FROM archived_slices s WHERE s.project_id = v_project_id GROUP BY s.rawdata_id
     ), idle AS (
         SELECT i.rawdata_id, count(*) AS idle FROM idle_slices i WHERE i.project_id = v_project_id GROUP BY i.rawdata_id
     ), faults AS (
         SELECT coalesce(f.rawdata_id, c.rawdata_id) AS rawdata_id, f.block1, f.block2, CASE
                 WHEN f.rawdata_id IS NULL THEN 'slices of a file that is not loaded'
+                WHEN c.is_archived AND f.archived_at IS NULL THEN 'archived slices of a file that is not archived'
+                WHEN NOT c.is_archived AND f.archived_at IS NOT NULL THEN 'slices of an archived file outside the archive'
                 WHEN c.first <> f.block1 OR c.last > f.block2 THEN 'slices reach beyond the work of the file'
                 WHEN c.blocks <> c.last - c.first OR c.chain <> hashint4(c.last)::bigint - hashint4(c.first)
                     THEN 'slices overlap or leave a gap'
@@ -63,6 +71,8 @@ COMMENT ON FUNCTION osgprod.verify(text, boolean) IS
 
 CREATE FUNCTION osgprod._verify_history(p_project_id int)
 RETURNS TABLE (path text, block1 int, block2 int, fault text) LANGUAGE plpgsql STABLE
+-- All rows are read: millions must not be looked up one by one because the statistics are from before they came.
+SET enable_nestloop = off
 AS $fn$
 -- Compares a project's slices with the history of its attempts.
 -- Parameters: p_project_id  project
@@ -81,12 +91,12 @@ BEGIN
                 WHEN s.state = 'done' AND r.outcome IS DISTINCT FROM 'done' THEN 'done without a success on record'
                 WHEN s.state = 'leased' AND r.outcome IS NOT NULL THEN 'leased by an attempt that reported ' || r.outcome
             END AS fault
-          FROM osgprod_data.slices s
-          LEFT JOIN osgprod_data.attempts a ON a.project_id = s.project_id AND a.cluster = s.cluster
-                                           AND a.process = s.process AND a.nstart = s.nstart
-          LEFT JOIN osgprod_data.reports r ON r.project_id = s.project_id AND r.cluster = s.cluster
-                                          AND r.process = s.process AND r.nstart = s.nstart AND r.by_worker
-         WHERE s.project_id = p_project_id AND s.state IN ('leased', 'done')
+          FROM osgprod._all_slices(p_project_id) s
+          LEFT JOIN osgprod._all_attempts(p_project_id) a ON a.cluster = s.cluster AND a.process = s.process
+                                                         AND a.nstart = s.nstart
+          LEFT JOIN osgprod._all_reports(p_project_id) r ON r.cluster = s.cluster AND r.process = s.process
+                                                        AND r.nstart = s.nstart AND r.by_worker
+         WHERE s.state IN ('leased', 'done')
         UNION ALL
         -- I3: one job holds at most one slice
         SELECT min(s.rawdata_id), min(s.block1), min(s.block2), format('one of %s slices that job %s.%s holds', count(*),
@@ -96,25 +106,31 @@ BEGIN
         UNION ALL
         -- I5: one success for a slice as it was cut, split or recycled
         SELECT a.rawdata_id, a.block1, min(a.block2), format('%s attempts did it', count(*))
-          FROM osgprod_data.reports r
-          JOIN osgprod_data.attempts a ON a.project_id = r.project_id AND a.cluster = r.cluster
-                                      AND a.process = r.process AND a.nstart = r.nstart
-         WHERE r.project_id = p_project_id AND r.by_worker AND r.outcome = 'done'
+          FROM osgprod._all_reports(p_project_id) r
+          JOIN osgprod._all_attempts(p_project_id) a ON a.cluster = r.cluster AND a.process = r.process
+                                                    AND a.nstart = r.nstart
+         WHERE r.by_worker AND r.outcome = 'done'
          GROUP BY a.rawdata_id, a.block1, a.opened_at HAVING count(*) > 1
         UNION ALL
         -- I6: nothing is taken out of the history
         SELECT NULL, NULL, NULL, format('report on attempt %s of job %s.%s, which is not on record', r.nstart, r.cluster,
                 r.process)
-          FROM osgprod_data.reports r
-          LEFT JOIN osgprod_data.attempts a ON a.project_id = r.project_id AND a.cluster = r.cluster
-                                           AND a.process = r.process AND a.nstart = r.nstart
-         WHERE r.project_id = p_project_id AND a.nstart IS NULL
+          FROM osgprod._all_reports(p_project_id) r
+          LEFT JOIN osgprod._all_attempts(p_project_id) a ON a.cluster = r.cluster AND a.process = r.process
+                                                         AND a.nstart = r.nstart
+         WHERE a.nstart IS NULL
+        UNION ALL
+        SELECT a.rawdata_id, a.block1, a.block2, format('attempt %s of job %s.%s is on record twice: in the archive, too',
+                a.nstart, a.cluster, a.process)
+          FROM osgprod_data.attempts a
+          JOIN osgprod_data.archived_attempts x ON x.project_id = a.project_id AND x.cluster = a.cluster
+                                               AND x.process = a.process AND x.nstart = a.nstart
+         WHERE a.project_id = p_project_id
         UNION ALL
         SELECT a.rawdata_id, a.block1, a.block2, format('attempt %s of job %s.%s is on a file that is not registered',
                 a.nstart, a.cluster, a.process)
-          FROM osgprod_data.attempts a
-         WHERE a.project_id = p_project_id
-           AND NOT EXISTS (SELECT FROM osgprod_data.rawdata w WHERE w.rawdata_id = a.rawdata_id)
+          FROM osgprod._all_attempts(p_project_id) a
+         WHERE NOT EXISTS (SELECT FROM osgprod_data.rawdata w WHERE w.rawdata_id = a.rawdata_id)
         ) x
       LEFT JOIN osgprod_data.rawdata w ON w.rawdata_id = x.rawdata_id
      WHERE x.fault IS NOT NULL

@@ -6,7 +6,8 @@ SET LOCAL ROLE osgprod_owner;
 CREATE TYPE osgprod_data.project_state AS ENUM (
     'active',    -- work is lent out
     'paused',    -- nothing is lent out, not even to restarted jobs; reports are taken
-    'draining'   -- live slices go on, no new ones are lent out
+    'draining',  -- live slices go on, no new ones are lent out
+    'archived'   -- it has ended, and its history is moved out of the hot tables; by archive(), not by hand
 );
 
 CREATE TYPE osgprod_data.file_state AS ENUM (
@@ -123,6 +124,7 @@ CREATE TABLE osgprod_data.loaded_files (
     block2     int NOT NULL,
     state      osgprod_data.file_state NOT NULL DEFAULT 'fresh',
     loaded_at  timestamptz NOT NULL DEFAULT now(),
+    archived_at timestamptz,
     PRIMARY KEY (project_id, rawdata_id),
     CONSTRAINT loaded_files_hold_work CHECK (block1 < block2)
 );
@@ -275,19 +277,33 @@ CREATE TABLE osgprod_data.refusals (
     PRIMARY KEY (project_id, cluster, process, client, reason)
 );
 
+CREATE TABLE osgprod_data.archivings (
+    project_id int PRIMARY KEY REFERENCES osgprod_data.projects ON DELETE CASCADE,
+    closed_at  timestamptz NOT NULL DEFAULT now(),
+    cluster    int NOT NULL DEFAULT -1,
+    process    int NOT NULL DEFAULT -1,
+    nstart     int NOT NULL DEFAULT -1
+);
+
 -- Hot tables: vacuum by a fixed number of rows, not by a fifth of 20 million.
 ALTER TABLE osgprod_data.slices SET (
     autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 200000,
     autovacuum_vacuum_insert_scale_factor = 0, autovacuum_vacuum_insert_threshold = 200000,
     autovacuum_analyze_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 2);
 ALTER TABLE osgprod_data.attempts SET (
+    autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 200000,
     autovacuum_vacuum_insert_scale_factor = 0, autovacuum_vacuum_insert_threshold = 500000);
 ALTER TABLE osgprod_data.reports SET (
+    autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 200000,
     autovacuum_vacuum_insert_scale_factor = 0, autovacuum_vacuum_insert_threshold = 500000);
 ALTER TABLE osgprod_data.idle_slices SET (
     autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0);
 ALTER TABLE osgprod_data.loaded_files SET (
     autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
+-- What archive() left free is used again, not given back: giving it back would lock the whole table for a moment.
+ALTER TABLE osgprod_data.slices SET (vacuum_truncate = false);
+ALTER TABLE osgprod_data.attempts SET (vacuum_truncate = false);
+ALTER TABLE osgprod_data.reports SET (vacuum_truncate = false);
 
 -- What everything means.
 COMMENT ON TYPE osgprod_data.project_state IS 'whether a project lends out work';
@@ -366,6 +382,7 @@ COMMENT ON COLUMN osgprod_data.loaded_files.block1     IS 'first block of the wo
 COMMENT ON COLUMN osgprod_data.loaded_files.block2     IS 'end of the work, exclusive';
 COMMENT ON COLUMN osgprod_data.loaded_files.state      IS 'see type file_state';
 COMMENT ON COLUMN osgprod_data.loaded_files.loaded_at  IS 'when it was loaded, or begun anew';
+COMMENT ON COLUMN osgprod_data.loaded_files.archived_at IS 'when its slices were moved to archived_slices; NULL = they are in slices';
 
 COMMENT ON TABLE osgprod_data.slices IS 'ranges of blocks that were cut from files, each with its present state';
 COMMENT ON COLUMN osgprod_data.slices.project_id    IS 'whose work';
@@ -466,5 +483,25 @@ COMMENT ON COLUMN osgprod_data.refusals.reason     IS 'what it was told';
 COMMENT ON COLUMN osgprod_data.refusals.times      IS 'how often';
 COMMENT ON COLUMN osgprod_data.refusals.first_at   IS 'first time';
 COMMENT ON COLUMN osgprod_data.refusals.last_at    IS 'last time';
+
+-- Where archive() moves what has ended: the same columns in the same order, found by key only. Made here, so that
+-- they get the comments of the columns as well.
+CREATE TABLE osgprod_data.archived_slices (LIKE osgprod_data.slices INCLUDING COMMENTS,
+    PRIMARY KEY (project_id, rawdata_id, block1));
+CREATE TABLE osgprod_data.archived_attempts (LIKE osgprod_data.attempts INCLUDING COMMENTS,
+    PRIMARY KEY (project_id, cluster, process, nstart));
+CREATE TABLE osgprod_data.archived_reports (LIKE osgprod_data.reports INCLUDING COMMENTS,
+    PRIMARY KEY (project_id, cluster, process, nstart, by_worker));
+
+COMMENT ON TABLE osgprod_data.archived_slices IS 'slices of archived files; all are done';
+COMMENT ON TABLE osgprod_data.archived_attempts IS 'attempts on slices of archived files';
+COMMENT ON TABLE osgprod_data.archived_reports IS 'how archived attempts ended';
+
+COMMENT ON TABLE osgprod_data.archivings IS 'how far the archiving of a project is';
+COMMENT ON COLUMN osgprod_data.archivings.project_id IS 'which project';
+COMMENT ON COLUMN osgprod_data.archivings.closed_at  IS 'when it began: from then on the project lends nothing';
+COMMENT ON COLUMN osgprod_data.archivings.cluster    IS 'up to which attempt, in the order of keys, attempts have been looked at; -1 = from the first on';
+COMMENT ON COLUMN osgprod_data.archivings.process    IS 'of that attempt';
+COMMENT ON COLUMN osgprod_data.archivings.nstart     IS 'of that attempt';
 
 RESET ROLE;

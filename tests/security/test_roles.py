@@ -22,6 +22,7 @@ from tests.support import World
 FUNCTIONS = """
     add_project         -o
     alive               wo
+    archive             -o
     attempts_by_exit    wo
     attempts_by_site    wo
     attempts_by_worker  wo
@@ -58,6 +59,10 @@ FUNCTIONS = """
 """
 # Views of schema osgprod and tables of osgprod_data: SELECT, and never more, for whom?
 RELATIONS = """
+    archived_attempts -o
+    archived_reports  -o
+    archived_slices   -o
+    archivings        -o
     attempts          -o
     idle_slices       -o
     loaded_files      -o

@@ -268,6 +268,33 @@ def test_worker_is_refused_work_and_pardoned_in_plain_words(run: Run, world: Wor
     assert call(world.db, "blocked_workers") == []
 
 
+def test_archive_refuses_tells_moves_and_says_what_has_to_wait(run: Run, world: World) -> None:
+    world.add_file(2)
+    world.checkout(0)
+    refused = run("project", "archive", "p")
+    assert refused.exit_code == 1
+    assert (
+        "has not ended: 2 blocks are left" in refused.stderr
+        and "hint: osgprod files --state open" in refused.stderr
+    )
+    world.report(0)
+    world.checkout(1)
+    world.report(1)
+    foretold = json.loads(run("project", "archive", "p", "--dry-run", "--json").stdout)
+    assert (foretold[0]["slices"], foretold[0]["attempts"]) == (2, 2)
+    assert world.progress()["state"] == "active", "a dry run changes nothing"
+    first = run("project", "archive", "p", "--json")
+    assert (first.exit_code, json.loads(first.stdout)[0]["waiting"]) == (0, 2)
+    assert "again in ten minutes" in first.stderr
+    world.db.execute("UPDATE osgprod_data.reports SET reported_at = now() - interval '1 h'")
+    world.db.execute("UPDATE osgprod_data.projects SET tallied_until = '-infinity'")
+    second = run("project", "archive", "p", "--json")
+    assert [json.loads(second.stdout)[0][name] for name in ("slices", "attempts", "reports")] == [0, 2, 2]
+    assert second.stderr == ""
+    resumed = run("project", "resume", "p")
+    assert resumed.exit_code == 1 and "project p is archived" in resumed.stderr
+
+
 def test_magic_comes_from_a_file_the_standard_input_or_the_environment(
     run: Run, world: World, folder: Path
 ) -> None:
