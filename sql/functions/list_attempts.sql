@@ -80,13 +80,11 @@ BEGIN
            extract(epoch FROM now() - a.started_at)::int, extract(epoch FROM s.due_at - now())::int,
            extract(epoch FROM now() - s.progress_at)::int, s.bytes_fetched, s.cpu_s,
            osgprod._worker(a.client, a.host), a.site
-      -- Leased slices are in files in flight: thousands of rows are read, not millions.
-      FROM loaded_files f
-      JOIN slices s ON s.project_id = f.project_id AND s.rawdata_id = f.rawdata_id
+      FROM osgprod._slices_in_flight(v_project_id) s
       JOIN attempts a ON a.project_id = s.project_id AND a.cluster = s.cluster AND a.process = s.process
                      AND a.nstart = s.nstart
       JOIN rawdata w ON w.rawdata_id = s.rawdata_id
-     WHERE f.project_id = v_project_id AND f.state IN ('begun', 'cut') AND s.state = 'leased'
+     WHERE s.state = 'leased'
      ORDER BY a.started_at, a.cluster, a.process
      LIMIT osgprod._limit(p_limit);
 END

@@ -98,8 +98,7 @@ BEGIN
           FROM placed_runs r GROUP BY r.line
     ), in_flight AS (
         SELECT s.rawdata_id, sum(s.block2 - s.block1) FILTER (WHERE s.state = 'done') AS done
-          FROM loaded_files l JOIN slices s ON s.project_id = l.project_id AND s.rawdata_id = l.rawdata_id
-         WHERE l.project_id = v_project_id AND l.state IN ('begun', 'cut') GROUP BY s.rawdata_id
+          FROM osgprod._slices_in_flight(v_project_id) s GROUP BY s.rawdata_id
     ), counted AS (
         SELECT n.line, l.seqno / n.a_cell AS place, sum(l.block2 - l.block1) AS blocks,
                coalesce(sum(CASE l.state WHEN 'finished' THEN l.block2 - l.block1 - coalesce(b.blocks, 0)

@@ -25,8 +25,7 @@ BEGIN
                coalesce(sum(c.block2 - c.block1) FILTER (WHERE c.state = 'leased'), 0) AS leased,
                coalesce(sum(c.block2 - c.block1) FILTER (WHERE c.state = 'ready'), 0) AS ready,
                coalesce(sum(c.block2 - c.block1), 0) AS cut
-          FROM loaded_files l JOIN slices c ON c.project_id = l.project_id AND c.rawdata_id = l.rawdata_id
-         WHERE l.project_id = p.project_id AND l.state IN ('begun', 'cut')) s
+          FROM osgprod._slices_in_flight(p.project_id) c) s
      CROSS JOIN LATERAL (
         SELECT count(*) AS quarantined, count(*) FILTER (WHERE l.state = 'finished') AS in_finished
           FROM idle_slices i JOIN loaded_files l ON l.project_id = i.project_id AND l.rawdata_id = i.rawdata_id

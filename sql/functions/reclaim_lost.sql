@@ -77,10 +77,13 @@ BEGIN
     FOR v_slice IN
         -- Leased slices are in files in flight: thousands of rows are read, not millions.
         SELECT s.* FROM osgprod_data.loaded_files f
-          JOIN osgprod_data.slices s ON s.project_id = f.project_id AND s.rawdata_id = f.rawdata_id
+         CROSS JOIN LATERAL (
+            SELECT x.* FROM osgprod_data.slices x
+             WHERE x.project_id = f.project_id AND x.rawdata_id = f.rawdata_id
+               -- No lease is longer than 30 days: the end of such a one was written by a clock that was wrong.
+               AND x.state = 'leased' AND (x.due_at <= now() OR x.due_at > now() + interval '31 days')
+            OFFSET 0) s  -- see _slices_in_flight
          WHERE f.project_id = p_project.project_id AND f.state IN ('begun', 'cut')
-           -- No lease is longer than 30 days: the end of such a one was written by a clock that was wrong.
-           AND s.state = 'leased' AND (s.due_at <= now() OR s.due_at > now() + interval '31 days')
            FOR NO KEY UPDATE OF s SKIP LOCKED
     LOOP
         -- What may have to be split needs its file; who has the file may be stuck, or wait for us.
@@ -91,9 +94,7 @@ BEGIN
         PERFORM osgprod._lose_slice(p_project, v_slice, NULL);
         v_count := v_count + 1;
     END LOOP;
-    SELECT min(s.due_at) INTO v_next_at FROM osgprod_data.loaded_files f
-      JOIN osgprod_data.slices s ON s.project_id = f.project_id AND s.rawdata_id = f.rawdata_id
-     WHERE f.project_id = p_project.project_id AND f.state IN ('begun', 'cut') AND s.state = 'leased';
+    SELECT min(s.due_at) INTO v_next_at FROM osgprod._slices_in_flight(p_project.project_id) s WHERE s.state = 'leased';
     -- A slice lent after this look is due a whole lease from now at the earliest; or earlier, when the lease has just been
     -- made longer, so 5 minutes are the most. Somebody who has the project's row locked, like an operator's open
     -- transaction, must not stand between a lease and its slice: then it is not noted, and the next call looks again.
@@ -103,6 +104,18 @@ BEGIN
                             WHERE q.project_id = p_project.project_id FOR NO KEY UPDATE SKIP LOCKED);
     RETURN v_count;
 END
+$fn$;
+
+CREATE FUNCTION osgprod._slices_in_flight(p_project_id int)
+RETURNS SETOF osgprod_data.slices LANGUAGE sql STABLE
+AS $fn$
+    -- Slices of files in flight: all that are leased, and some others. File by file, by the index: OFFSET 0 keeps the
+    -- planner from reading all slices that there are when it believes that many files are in flight.
+    SELECT s.* FROM osgprod_data.loaded_files f
+     CROSS JOIN LATERAL (
+        SELECT x.* FROM osgprod_data.slices x WHERE x.project_id = f.project_id AND x.rawdata_id = f.rawdata_id
+        OFFSET 0) s
+     WHERE f.project_id = p_project_id AND f.state IN ('begun', 'cut')
 $fn$;
 
 CREATE FUNCTION osgprod._lose_slice(p_project osgprod_data.projects, p_slice osgprod_data.slices, p_reason text)

@@ -43,7 +43,5 @@ CREATE FUNCTION osgprod._count_live(p_project_id int)
 RETURNS int LANGUAGE sql STABLE
 AS $fn$
     -- Leased slices of a project; they are all in files in flight.
-    SELECT count(*)::int FROM osgprod_data.loaded_files f
-      JOIN osgprod_data.slices s ON s.project_id = f.project_id AND s.rawdata_id = f.rawdata_id
-     WHERE f.project_id = p_project_id AND f.state IN ('begun', 'cut') AND s.state = 'leased'
+    SELECT count(*)::int FROM osgprod._slices_in_flight(p_project_id) s WHERE s.state = 'leased'
 $fn$;

@@ -1,0 +1,128 @@
+"""The shape of plans: what jobs and the shim's timer call never reads a large table from end to end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from shim.database import call, connect
+from tests.production import fill
+from tests.support import World
+
+# May be read as a whole, since it never gets large.
+SMALL = {
+    "projects": "one row a production",
+    "worker_bans": "one row a worker that failed; looked at only while one is refused work",
+}
+Plan = dict[str, Any]
+
+
+class Plans:
+    """Every plan that the session of a world executes, nested ones and those of foreign keys, too."""
+
+    LARGE = frozenset({"slices", "attempts", "reports", "loaded_files", "rawdata", "idle_slices"})
+
+    def __init__(self, db: psycopg.Connection[Any]) -> None:
+        self.seen: list[tuple[str, Plan]] = []
+        try:
+            db.execute("LOAD 'auto_explain'")
+        except psycopg.Error:
+            pytest.skip("this server has no auto_explain")
+        for setting in (
+            "log_min_duration = 0",
+            "log_nested_statements = on",
+            "log_format = json",
+            "log_timing = off",
+        ):
+            db.execute(f"SET auto_explain.{setting}".encode())
+        db.execute("SET client_min_messages = log")
+        db.add_notice_handler(self._take)
+
+    def _take(self, notice: psycopg.errors.Diagnostic) -> None:
+        _, has_plan, text = (notice.message_primary or "").partition("plan:\n")
+        if has_plan:
+            plan = json.loads(text)
+            self.seen.append((plan["Query Text"], plan["Plan"]))
+
+    def whole_scans(self) -> set[str]:
+        """The statements that read a table from end to end, with its name; but for tables that never get large."""
+        return {
+            f"{node['Relation Name']}: {query}"
+            for query, plan in self.seen
+            for node in _nodes(plan)
+            if node["Node Type"] == "Seq Scan" and node["Relation Name"] not in SMALL
+        }
+
+    def tables(self) -> set[str]:
+        return {
+            node["Relation Name"] for _, plan in self.seen for node in _nodes(plan) if "Relation Name" in node
+        }
+
+
+def _nodes(plan: Plan) -> Iterator[Plan]:
+    yield plan
+    for child in plan.get("Plans", []):
+        yield from _nodes(child)
+
+
+def jobs_come_and_go(world: World, other: psycopg.Connection[Any], cluster: int) -> None:
+    """Each way of a checkout, a heartbeat and a report, often enough for a plan to become a generic one."""
+    job = {"cluster": cluster}
+    for n in range(8):
+        first = [world.checkout(10 * n + k, host="wn1", **job) for k in range(7)]
+        assert {answer["status"] for answer in first} == {"assigned"}
+        token = str(first[0]["token"])
+        world.checkout(10 * n, **job)  # restarted
+        assert world.heartbeat(10 * n, token=token, **job)["status"] == "superseded"
+        assert world.heartbeat(10 * n, bytes=n, **job)["status"] == "alive"
+        for k, code in enumerate((0, 1, 137, 0)):
+            world.report(10 * n + k, code, host="wn1", **job)
+        assert world.report(10 * n, **job)["status"] == "done"  # once more
+        assert world.report(10 * n, 3, **job)["status"] == "contradicted"
+        assert world.report(10 * n, token="wrong", **job)["status"] == "refused"
+        assert world.checkout(10 * n, **job)["status"] == "completed"
+        other.execute(  # in place of waiting
+            "UPDATE osgprod_data.slices s SET due_at = now() - interval '1 s' FROM osgprod_data.attempts a"
+            " WHERE a.cluster = %s AND a.process = ANY (%s) AND s.project_id = a.project_id"
+            " AND s.rawdata_id = a.rawdata_id AND s.block1 = a.block1 AND s.state = 'leased'",
+            [cluster, [10 * n + 4, 10 * n + 5]],
+        )
+        other.execute(
+            "UPDATE osgprod_data.projects SET next_due_at = '-infinity', tallied_until = now() - interval '25 min'"
+        )
+        call(world.db, "tick" if n % 2 else "reclaim_lost")
+        world.heartbeat(10 * n + 4, **job)  # alive after all, if nobody was faster
+        world.report(10 * n + 5, **job)
+
+
+@pytest.fixture
+def plans(world: World) -> Plans:
+    world.set(
+        max_failures=2, backoff_s=0, max_faults=1, max_live=100000, max_fast_failures=3, block_worker_s=0
+    )
+    return Plans(world.db)
+
+
+@pytest.mark.history_by_hand
+def test_nothing_that_jobs_call_reads_a_large_table_from_end_to_end(world: World, plans: Plans) -> None:
+    with connect(world.dsn) as other:
+        fill(other, "p", runs=20, files=40, blocks=200, a_slice=4, finished=0.8, in_flight=60, attempts=20000)
+        jobs_come_and_go(world, other, 9_000_001)
+    assert plans.whole_scans() == set()
+    assert plans.tables() >= plans.LARGE
+    world.db.execute("SELECT count(events) FROM osgprod_data.reports")
+    assert plans.whole_scans(), "one would have been seen"
+
+
+def test_plans_made_while_the_tables_were_empty_are_good_ones_too(world: World, plans: Plans) -> None:
+    """A session of the shim lives for weeks: what it planned on the first day holds until somebody counts the rows."""
+    with connect(world.dsn) as other:
+        for table in plans.LARGE:
+            other.execute(f"ALTER TABLE osgprod_data.{table} SET (autovacuum_enabled = off)".encode())
+        World(other, world.dsn).add_file(200)
+        jobs_come_and_go(world, other, 9_000_001)
+    assert plans.whole_scans() == set()
