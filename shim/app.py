@@ -20,8 +20,7 @@ from typing import Any
 from urllib.parse import unquote_to_bytes
 
 import psycopg
-from psycopg.rows import dict_row
-from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
+from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
@@ -29,6 +28,7 @@ from starlette.routing import Route
 
 from shim import openapi, workscript
 from shim.address import SettingError, TrustedProxies
+from shim.batches import Batches, Function
 from shim.bearer import BearerError, BearerTokens
 from shim.dashboard import Dashboard
 from shim.database import dsn_from_environment, open_pool
@@ -50,17 +50,22 @@ MAX_BODY_BYTES = 65536
 TICK_S = 10.0
 TICK_TIMEOUT_S = 60.0
 
-CHECKOUT = """SELECT * FROM osgprod.checkout_slice(p_project => %(project)s, p_cluster => %(cluster)s,
-    p_process => %(process)s, p_cpus => %(cpus)s, p_magic => %(magic)s, p_client => %(client)s,
-    p_workscript => %(workscript)s, p_host => %(host)s, p_site => %(site)s, p_bearer => %(bearer)s)"""
-REPORT = """SELECT * FROM osgprod.report_exit(p_project => %(project)s, p_cluster => %(cluster)s,
-    p_process => %(process)s, p_exitcode => %(exitcode)s, p_magic => %(magic)s, p_client => %(client)s,
-    p_token => %(token)s, p_events => %(events)s, p_outputs => %(outputs)s, p_output_bytes => %(output_bytes)s,
-    p_output_adler32 => %(output_adler32)s, p_output_url => %(output_url)s, p_host => %(host)s, p_site => %(site)s,
-    p_reason => %(reason)s, p_bearer => %(bearer)s)"""
-HEARTBEAT = """SELECT * FROM osgprod.heartbeat(p_project => %(project)s, p_cluster => %(cluster)s,
-    p_process => %(process)s, p_magic => %(magic)s, p_client => %(client)s, p_token => %(token)s,
-    p_bytes => %(bytes)s, p_cpu_s => %(cpu)s, p_bearer => %(bearer)s)"""
+CHECKOUT = Function(
+    "checkout_slice",
+    "project text, cluster bigint, process bigint, cpus bigint, magic text, client inet, workscript text,"
+    " host text, site text, bearer jsonb",
+)
+REPORT = Function(
+    "report_exit",
+    "project text, cluster bigint, process bigint, exitcode bigint, magic text, client inet, token text,"
+    " events bigint, outputs bigint, output_bytes bigint, output_adler32 text, output_url text, host text,"
+    " site text, reason text, bearer jsonb",
+)
+HEARTBEAT = Function(
+    "heartbeat",
+    "project text, cluster bigint, process bigint, magic text, client inet, token text, bytes bigint,"
+    " cpu_s bigint, bearer jsonb",
+)
 
 NUMBERS = frozenset(name for name, (kind, _) in openapi.PARAMETERS.items() if kind == "integer")
 
@@ -148,32 +153,6 @@ async def _parameters(request: Request) -> dict[str, Any]:
     return _numbers(parse_query(query))
 
 
-async def _call(request: Request, statement: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """One function call, one round trip, one transaction; returns its only row."""
-    pool: AsyncConnectionPool[Any] = request.app.state.pool
-    # Plain calls in place of the pool's and the cursor's context managers, which cost a tenth of a request.
-    connection = await pool.getconn()
-    try:
-        cursor = connection.cursor(row_factory=dict_row)
-        await cursor.execute(statement, arguments)
-        row: dict[str, Any] | None = await cursor.fetchone()
-    except psycopg.errors.FeatureNotSupported:
-        # The function has another result type since an upgrade: what this connection has prepared is of no use.
-        await connection.close()
-        raise
-    finally:
-        await pool.putconn(connection)
-    assert row is not None  # each of the functions gives one row
-    return row
-
-
-class _Arguments(dict[str, Any]):
-    """Parameters of a request as arguments of a function: what was not sent is NULL."""
-
-    def __missing__(self, name: str) -> None:
-        return None
-
-
 class TooOften(Exception):
     """A request over one of the limits; one line, and when the next may come [s]."""
 
@@ -182,21 +161,22 @@ class TooOften(Exception):
         self.wait_s = wait_s
 
 
-async def _arguments(request: Request) -> _Arguments:
+async def _arguments(request: Request) -> dict[str, Any]:
+    """What the request says, as arguments of a function; what it doesn't say is not in it."""
     parameters, authorization = await _parameters(request), request.headers.get("authorization")
     bearer = None
     if authorization and not parameters.get("magic"):
         bearer = await request.app.state.tokens.claims(authorization)
-    return _Arguments(parameters, client=request.scope["osgprod.client"], bearer=bearer)
+    return {**parameters, "client": request.scope["osgprod.client"], "bearer": bearer}
 
 
-async def _work(request: Request, statement: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+async def _work(request: Request, function: Function, arguments: dict[str, Any]) -> dict[str, Any]:
     """A call for work, which counts against its project's rate once the database has let the caller in."""
     rate: RateLimit = request.app.state.project_rate
-    project = arguments["project"] or ""
+    project = arguments.get("project", "")
     if wait_s := rate.wait_s(project):
         raise TooOften("project gets too many requests a minute", wait_s)
-    answer = await _call(request, statement, arguments)
+    answer: dict[str, Any] = await request.app.state.batches.call(function, arguments)
     rate.count(project)
     return answer
 
@@ -235,7 +215,9 @@ async def report(request: Request) -> Response:
 
 async def heartbeat(request: Request) -> Response:
     """``workscript.ping``: the attempt is alive, and how far it is."""
-    return _verdict(await _work(request, HEARTBEAT, await _arguments(request)))
+    arguments = await _arguments(request)
+    arguments["cpu_s"] = arguments.get("cpu")
+    return _verdict(await _work(request, HEARTBEAT, arguments))
 
 
 def _verdict(answer: Mapping[str, Any]) -> Response:
@@ -246,7 +228,8 @@ def _verdict(answer: Mapping[str, Any]) -> Response:
 
 async def healthz(request: Request) -> Response:
     """``healthz``: 200 when this shim can serve."""
-    await _call(request, "SELECT * FROM osgprod.alive()", {})
+    async with request.app.state.pool.connection() as connection:
+        await connection.execute("SELECT * FROM osgprod.alive()")
     return _text(b"ok\n")
 
 
@@ -406,6 +389,7 @@ def create_app(
         app.state.tokens, app.state.proxies, app.state.metrics = tokens, proxies, metrics
         app.state.client_rate, app.state.project_rate = client_rate, project_rate
         app.state.pool = open_pool(dsn, pool_size)
+        app.state.batches = Batches(app.state.pool, pool_size)
         await app.state.pool.open(wait=False)
         ticker = asyncio.create_task(_tick(dsn))
         try:

@@ -71,8 +71,8 @@ class BearerTokens:
             except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
                 raise SettingError(f"OSGPROD_BEARER_KEYS: {path}: {error}") from None
 
-    async def claims(self, authorization: str) -> str | None:
-        """Returns the claims that _check_bearer asks for, as JSON; None when the header holds no bearer token.
+    async def claims(self, authorization: str) -> dict[str, object] | None:
+        """Returns the claims that _check_bearer asks for; None when the header holds no bearer token.
 
         Parameters: authorization  the header's value
         Errors:     BearerError  not signed by a configured issuer's key, expired, not valid yet; 503: no key to be had
@@ -93,7 +93,7 @@ class BearerTokens:
             # Whatever it is that makes no token of it: also JSON nested too deep, and numbers beyond all measure.
             raise BearerError("the bearer token is malformed, or its signature is not the issuer's") from None
 
-    async def _verified(self, token: str) -> str:
+    async def _verified(self, token: str) -> dict[str, object]:
         header = jwt.get_unverified_header(token)
         unverified = jwt.decode(token, options={"verify_signature": False})
         issuer = self._issuers.get(str(unverified.get("iss")))
@@ -108,7 +108,7 @@ class BearerTokens:
             leeway=SKEW_S,
             options={"require": ["exp", "iss"], "verify_aud": False},  # the project's to say
         )
-        return json.dumps({name: claims.get(name) for name in ("iss", "aud", "scope", "exp")})
+        return {name: claims.get(name) for name in ("iss", "aud", "scope", "exp")}
 
 
 class _Issuer:

@@ -1,18 +1,17 @@
 CREATE FUNCTION osgprod._find_work(
-    p_project osgprod_data.projects, p_cluster int, p_process int, p_blocks int, p_may_wait boolean,
+    p_project osgprod_data.projects, p_cluster int, p_process int, p_blocks int,
     OUT is_completed boolean, OUT nstart int, OUT rawdata_id int, OUT block1 int, OUT block2 int,
     OUT opened_at timestamptz, OUT is_fresh boolean)
 LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Finds what a job works on next: its own slice, else one that came back, else a file to cut one from.
--- Parameters: p_project   the project's row;  p_cluster, p_process  the job, locked
---             p_blocks    how many blocks the job can take [1 ..]
---             p_may_wait  for the lock of a file
+-- Parameters: p_project  the project's row;  p_cluster, p_process  the job, locked
+--             p_blocks   how many blocks the job can take [1 ..]
 -- Returns:    is_completed: the job's work is done, there is nothing more for it. nstart: of the coming attempt.
 --             With opened_at: the slice, which that attempt holds now. Without: a file with work in [block1, block2),
 --             locked, to cut a slice from; is_fresh: the first one. No rawdata_id: nothing now
 -- Errors:     OG602 job starts too often; OG603 too many live attempts
--- Locks:      see checkout_slice. Who may hold the lock of a file by now does not wait for that of another.
+-- Locks:      see checkout_slice
 DECLARE
     v_last   int := (SELECT a.nstart FROM osgprod_data.attempts a
                       WHERE a.project_id = p_project.project_id AND a.cluster = p_cluster AND a.process = p_process
@@ -35,18 +34,17 @@ BEGIN
                 p_project.max_live USING ERRCODE = 'OG603',
                 HINT = 'try again later; osgprod project set PROJECT max_live=... changes it';
         END IF;
-        v_found := osgprod._take_idle_slice(p_project.project_id, p_cluster, p_process, nstart, p_blocks, v_due_at,
-            p_may_wait);
+        v_found := osgprod._take_idle_slice(p_project.project_id, p_cluster, p_process, nstart, p_blocks, v_due_at);
         IF v_found.rawdata_id IS NULL THEN
             SELECT f.rawdata_id, f.block1, f.block2, f.is_fresh INTO rawdata_id, block1, block2, is_fresh
-              FROM osgprod._lock_file(p_project.project_id, p_may_wait) f;
+              FROM osgprod._lock_file(p_project.project_id) f;
             IF rawdata_id IS NOT NULL THEN
                 RETURN;
             END IF;
             -- Before saying that there is nothing: leases that ran out since anybody looked.
             IF osgprod._reclaim_due(p_project.project_id) THEN
                 v_found := osgprod._take_idle_slice(p_project.project_id, p_cluster, p_process, nstart, p_blocks,
-                    v_due_at, false);
+                    v_due_at);
             END IF;
         END IF;
     END IF;
@@ -82,13 +80,12 @@ END
 $fn$;
 
 CREATE FUNCTION osgprod._take_idle_slice(
-    p_project_id int, p_cluster int, p_process int, p_nstart int, p_blocks int, p_due_at timestamptz, p_may_wait boolean,
+    p_project_id int, p_cluster int, p_process int, p_nstart int, p_blocks int, p_due_at timestamptz,
     OUT rawdata_id int, OUT block1 int, OUT block2 int, OUT opened_at timestamptz)
 LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Takes the first slice that came back and is no longer held off; what is too long for the job is left as a new one.
 -- Parameters: p_cluster, p_process, p_nstart  the coming attempt;  p_blocks  at most so many blocks;  p_due_at  end of lease
---             p_may_wait  for the lock of a file
 -- Returns:    the slice; NULLs when none is ready
 -- Locks:      the slice SKIP LOCKED (its row in idle_slices belongs to who has it); the file when the slice is split
 BEGIN
@@ -109,7 +106,7 @@ BEGIN
         RETURN;
     END IF;
     IF block2 - block1 > p_blocks THEN
-        IF NOT p_may_wait AND NOT pg_try_advisory_xact_lock(p_project_id, rawdata_id) THEN
+        IF NOT pg_try_advisory_xact_lock(p_project_id, rawdata_id) AND osgprod._holds_file(p_project_id) THEN
             rawdata_id := NULL;
             RETURN;
         END IF;
@@ -145,19 +142,19 @@ AS $fn$
 $fn$;
 
 CREATE FUNCTION osgprod._lock_file(
-    p_project_id int, p_may_wait boolean,
+    p_project_id int,
     OUT rawdata_id int, OUT block1 int, OUT block2 int, OUT is_fresh boolean)
 LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Locks a file with something left to cut: one that is free, else the first of all, as soon as it is.
--- Promise:    who finds every file locked waits for the first: locked is not empty.
+-- Promise:    who finds every file locked waits for the first: locked is not empty. But who holds one doesn't wait for
+--             another: two that did so could wait for each other.
 -- Parameters: p_project_id  project
---             p_may_wait    false when the caller may hold the lock of a file: a second wait could be a deadlock
 -- Returns:    as _free_file; after a wait the file may be cut to its end. NULLs when nothing is left to cut, or when all
---             that is left is locked and p_may_wait false
+--             that is left is locked by others and a lock is held already
 BEGIN
     SELECT f.* INTO rawdata_id, block1, block2, is_fresh FROM osgprod._free_file(p_project_id) f;
-    IF rawdata_id IS NULL AND p_may_wait THEN
+    IF rawdata_id IS NULL AND NOT osgprod._holds_file(p_project_id) THEN
         SELECT l.rawdata_id, l.block1, l.block2, l.state = 'fresh' INTO rawdata_id, block1, block2, is_fresh
           FROM osgprod_data.loaded_files l
          WHERE l.project_id = p_project_id AND l.state IN ('fresh', 'begun')
@@ -165,4 +162,14 @@ BEGIN
         PERFORM pg_advisory_xact_lock(p_project_id, rawdata_id);
     END IF;
 END
+$fn$;
+
+CREATE FUNCTION osgprod._holds_file(p_project_id int)
+RETURNS boolean LANGUAGE sql VOLATILE
+AS $fn$
+    -- Does this transaction hold the lock of any file of the project by now? (A transaction may do several checkouts. The
+    -- number -1, all bits set, is no file: see _lock_job.)
+    SELECT EXISTS (SELECT FROM pg_locks l
+                    WHERE l.locktype = 'advisory' AND l.pid = pg_backend_pid() AND l.objsubid = 2
+                      AND l.classid = p_project_id::oid AND l.objid <> 4294967295)
 $fn$;

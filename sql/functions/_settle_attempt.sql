@@ -93,7 +93,8 @@ BEGIN
     DELETE FROM osgprod_data.idle_slices i
      WHERE i.project_id = p_slice.project_id AND i.rawdata_id = p_slice.rawdata_id AND i.block1 = p_slice.block1;
     UPDATE osgprod_data.slices s
-       SET state = 'done', cluster = p_attempt.cluster, process = p_attempt.process, nstart = p_attempt.nstart
+       SET state = 'done', cluster = p_attempt.cluster, process = p_attempt.process, nstart = p_attempt.nstart,
+           due_at = now()
      WHERE s.project_id = p_slice.project_id AND s.rawdata_id = p_slice.rawdata_id AND s.block1 = p_slice.block1;
 END
 $fn$;

@@ -53,10 +53,9 @@ AS $fn$
 -- Locks:      the job, then one row of idle_slices SKIP LOCKED and its slice, or one file (advisory: project_id, rawdata_id)
 -- Source:     docs/design.md "A slice's life", I1-I4
 DECLARE
-    v_client   inet := osgprod._plain_address(p_client);
-    v_project  projects := osgprod._authorize(p_project, p_magic, v_client, p_bearer, p_cluster, p_process);
-    v_work     record;
-    v_may_wait boolean;
+    v_client  inet := osgprod._plain_address(p_client);
+    v_project projects := osgprod._authorize(p_project, p_magic, v_client, p_bearer, p_cluster, p_process);
+    v_work    record;
 BEGIN
     -- Written for few statements and expressions: each costs more than what it does (docs/performance.md).
     IF p_cpus NOT BETWEEN 1 AND 4096 OR p_cpus IS NULL OR p_workscript <> v_project.workscript
@@ -77,12 +76,11 @@ BEGIN
                         WHERE a.project_id = v_project.project_id AND a.cluster = p_cluster AND a.process = p_process)
        AND NOT EXISTS (SELECT FROM idle_slices i
                         WHERE i.project_id = v_project.project_id AND i.not_before <= clock_timestamp());
-    v_may_wait := NOT FOUND;
     token := gen_random_uuid();
     LOOP
         IF v_work.rawdata_id IS NULL THEN
             v_work := osgprod._find_work(v_project, p_cluster::int, p_process::int,
-                least(p_cpus * v_project.maxblockspercore, 2147483647)::int, v_may_wait);
+                least(p_cpus * v_project.maxblockspercore, 2147483647)::int);
             IF v_work.rawdata_id IS NULL THEN
                 token := NULL;
                 SELECT w.status, w.message, w.retry_s INTO status, message, retry_s
@@ -125,9 +123,7 @@ BEGIN
          CROSS JOIN osgprod._slice_file(v_work.rawdata_id, a.block1, a.block2, v_project.xrootd_prefix,
                                         v_project.strip_prefix) f;
         EXIT WHEN FOUND;
-        -- The file was cut to its end between its choice and its lock, which is in our hands now.
-        v_work.rawdata_id := NULL;
-        v_may_wait := false;
+        v_work.rawdata_id := NULL;  -- the file was cut to its end before its lock was ours
     END LOOP;
 
     IF v_work.is_fresh OR block2 = v_work.block2 AND v_work.opened_at IS NULL THEN

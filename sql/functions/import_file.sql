@@ -74,10 +74,11 @@ BEGIN
                         nullif(v_at, v_file.block1), 'ready', now());
                 PERFORM osgprod._put_idle(v_project.project_id, v_rawdata.rawdata_id, v_at, now());
             END IF;
-            INSERT INTO slices (project_id, rawdata_id, block1, block2, follows, state, cluster, process, nstart, opened_at)
+            INSERT INTO slices (project_id, rawdata_id, block1, block2, follows, state, cluster, process, nstart, opened_at,
+                   due_at)
             VALUES (v_project.project_id, v_rawdata.rawdata_id, v_slice.first, v_slice.last,
                     nullif(v_slice.first, v_file.block1), 'done', v_slice.cluster, v_slice.process,
-                    coalesce(v_slice.nstart, 1), now());
+                    coalesce(v_slice.nstart, 1), now(), now());
             blocks_done := blocks_done + v_slice.last - v_slice.first;
             v_at := v_slice.last;
         END IF;

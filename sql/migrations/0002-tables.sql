@@ -166,12 +166,12 @@ CREATE TABLE osgprod_data.slices (
     CONSTRAINT slices_follow_a_slice FOREIGN KEY (project_id, rawdata_id, follows)
         REFERENCES osgprod_data.slices (project_id, rawdata_id, block2),
     -- I1: a slice holds blocks; I2: it follows where it begins; I3: a leased one has one attempt that holds it, a done
-    -- one the attempt that did it.
-    -- One CHECK, not four, and no more operators than needed: it is planned again by every INSERT and UPDATE. (Where
-    -- follows is NULL its comparison is neither true nor false, which a CHECK lets pass.)
-    CONSTRAINT slices_are_sound CHECK (0 <= block1 AND block1 < block2 AND follows = block1
-        AND (state IN ('ready', 'quarantined') OR num_nulls(cluster, process, nstart) = 0)
-        AND (state <> 'leased' OR due_at IS NOT NULL))
+    -- one the attempt that did it (>= 'ready': every state but these two).
+    -- One CHECK, and as few operators as can be: it is read and planned again by every INSERT and UPDATE, which is a
+    -- twentieth of a pair of checkout and report. (Where follows is NULL its comparison is neither true nor false, which
+    -- a CHECK lets pass.)
+    CONSTRAINT slices_are_sound CHECK (block1 < block2 AND follows = block1
+        AND (state >= 'ready' OR (cluster, process, nstart, due_at) IS NOT NULL))
 ) WITH (fillfactor = 75);
 CREATE UNIQUE INDEX slices_one_first_slice ON osgprod_data.slices (project_id, rawdata_id) WHERE follows IS NULL;
 
@@ -397,7 +397,7 @@ COMMENT ON COLUMN osgprod_data.slices.cluster       IS 'the job whose attempt ho
 COMMENT ON COLUMN osgprod_data.slices.process       IS 'the job, second number';
 COMMENT ON COLUMN osgprod_data.slices.nstart        IS 'the attempt of that job';
 COMMENT ON COLUMN osgprod_data.slices.opened_at     IS 'when it was cut, split or recycled: an attempt that has another time here can not settle it';
-COMMENT ON COLUMN osgprod_data.slices.due_at        IS 'until when its attempt may stay silent; of a ready slice: when its attempt became lost, NULL = it has ended';
+COMMENT ON COLUMN osgprod_data.slices.due_at        IS 'until when its attempt may stay silent; of a ready slice: when its attempt became lost, NULL = it has ended; of a done one nothing';
 COMMENT ON COLUMN osgprod_data.slices.progress_at   IS 'when its attempt last told of progress; NULL = not yet';
 COMMENT ON COLUMN osgprod_data.slices.bytes_fetched IS 'by its attempt, as last told [bytes]';
 COMMENT ON COLUMN osgprod_data.slices.cpu_s         IS 'used by its attempt, as last told [s]';

@@ -40,7 +40,7 @@ BREAKAGES = {
     "slices of a file that is called fresh": "UPDATE osgprod_data.loaded_files SET state = 'fresh'",
     "cut to block 7 but called cut": "UPDATE osgprod_data.loaded_files SET state = 'cut'",
     "the list of idle slices disagrees": "DELETE FROM osgprod_data.idle_slices WHERE block1 = 5",
-    "done, but listed as idle": "UPDATE osgprod_data.slices SET state = 'done' WHERE block1 = 5",
+    "done, but listed as idle": "UPDATE osgprod_data.slices SET state = 'done', due_at = now() WHERE block1 = 5",
     "ready, but listed as idle until infinity": "UPDATE osgprod_data.slices SET state = 'ready' WHERE block1 = 6",
     "done without a success on record": "UPDATE osgprod_data.slices SET state = 'done' WHERE block1 = 3",
     "leased by an attempt that reported done": "UPDATE osgprod_data.slices SET state = 'leased' WHERE block1 = 1",

@@ -1,0 +1,148 @@
+"""Calls of one function that come at the same time are made together: one statement, one transaction, one commit.
+
+What a call costs beside its own work (a round trip, a transaction that begins, a commit that waits for the disk) is
+paid once for all of them. Nobody waits for others to come: what is there goes as soon as a lane is free.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg.rows import dict_row
+from psycopg_pool import AsyncConnectionPool, PoolTimeout, TooManyRequests
+
+LANES = 2  # batches at a time in one process; more of them would be smaller ones
+MOST = 64  # calls in a batch: while it runs, its jobs and a file are locked
+MAX_WAITING = 1000
+MAX_WAIT_S = 5.0
+# A batch that takes so long waits for something; then others go past it, as many as there are connections.
+STALLED_S = 0.05
+
+
+class Function:
+    """A function of schema osgprod that can be called for several callers in one statement.
+
+    Parameters: name        without the schema
+                parameters  'NAME TYPE, ...': its parameters without the p_, all in all or those that are ever given
+    """
+
+    def __init__(self, name: str, parameters: str) -> None:
+        names = [parameter.split()[0] for parameter in parameters.split(",")]
+        # In the order of the jobs, which each call locks: two batches can't wait for each other.
+        arguments = ", ".join(f"p_{name} => r.{name}" for name in names)
+        self.statement = (  # of constants only
+            f"SELECT r.n, f.* FROM (SELECT * FROM json_to_recordset(%s) AS q (n int, {parameters})"  # noqa: S608
+            f" ORDER BY project, cluster, process, n) r CROSS JOIN LATERAL osgprod.{name}({arguments}) f"
+        )
+
+
+@dataclass(eq=False)
+class _Call:
+    function: Function
+    arguments: dict[str, Any]
+    answer: asyncio.Future[dict[str, Any]]
+    came_at: float
+
+
+class Batches:
+    """Makes calls, together where they come together, on the connections of a pool.
+
+    Parameters: pool  where connections come from;  size  how many it has
+    """
+
+    def __init__(self, pool: AsyncConnectionPool[Any], size: int) -> None:
+        self._pool, self._size = pool, size
+        self._waiting: list[_Call] = []
+        self._running: dict[asyncio.Task[None], float] = {}
+        self._is_called = False
+        self._alarm: asyncio.Handle | None = None  # while calls wait, whether or not anything else happens
+
+    async def call(self, function: Function, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Calls a function that gives one row, and returns it.
+
+        Promise:    all calls of a batch happen, or none of them; when one raises, they are made again one by one, so
+                    that no caller feels what another one's call does.
+        Parameters: arguments  for the function's parameters; those that are missing are NULL, other names don't matter
+        Errors:     psycopg.Error  of this call;  PoolTimeout, TooManyRequests  the database is away or too slow
+        """
+        if len(self._waiting) >= MAX_WAITING:
+            raise TooManyRequests(f"{MAX_WAITING} calls are waiting")
+        loop = asyncio.get_running_loop()
+        call = _Call(function, arguments, loop.create_future(), loop.time())
+        self._waiting.append(call)
+        if not self._is_called:  # a moment later: then all that came in this turn of the loop is there
+            self._is_called = True
+            loop.call_soon(self._start)
+        return await call.answer
+
+    def _start(self) -> None:
+        """Starts what can be started."""
+        self._is_called = False
+        now = asyncio.get_running_loop().time()
+        while self._waiting and now - self._waiting[0].came_at > MAX_WAIT_S:
+            _fail(self._waiting.pop(0), PoolTimeout(f"no connection within {MAX_WAIT_S} s"))
+        while self._waiting and self._has_lane(now):
+            function = self._waiting[0].function
+            batch = [call for call in self._waiting if call.function is function][:MOST]
+            taken = set(batch)
+            self._waiting = [call for call in self._waiting if call not in taken]
+            task = asyncio.create_task(self._run(batch))
+            self._running[task] = now
+            task.add_done_callback(self._end)
+        if self._waiting and self._alarm is None:
+            self._alarm = asyncio.get_running_loop().call_later(STALLED_S, self._ring)
+
+    def _ring(self) -> None:
+        self._alarm = None
+        self._start()
+
+    def _has_lane(self, now: float) -> bool:
+        moving = sum(now - began_at < STALLED_S for began_at in self._running.values())
+        return moving < LANES and len(self._running) < self._size
+
+    def _end(self, task: asyncio.Task[None]) -> None:
+        del self._running[task]
+        if self._waiting:
+            self._start()
+
+    async def _run(self, batch: list[_Call]) -> None:
+        for number, call in enumerate(batch):
+            call.arguments["n"] = number
+        try:
+            rows = await self._ask(batch)
+        except Exception as error:
+            if len(batch) > 1 and getattr(error, "sqlstate", None):
+                for call in batch:
+                    await self._run([call])
+                return
+            for call in batch:
+                _fail(call, error)
+        else:
+            for row in rows:
+                answer = batch[row.pop("n")].answer
+                if not answer.done():
+                    answer.set_result(row)
+
+    async def _ask(self, batch: list[_Call]) -> list[dict[str, Any]]:
+        # Plain calls in place of the pool's and the cursor's context managers, which cost a tenth of a request.
+        connection = await self._pool.getconn()
+        try:
+            cursor = connection.cursor(row_factory=dict_row)
+            await cursor.execute(batch[0].function.statement, [json.dumps([c.arguments for c in batch])])
+            rows: list[dict[str, Any]] = await cursor.fetchall()
+        except psycopg.errors.FeatureNotSupported:
+            # The function has another result type since an upgrade: what this connection has prepared is of no use.
+            await connection.close()
+            raise
+        finally:
+            await self._pool.putconn(connection)
+        return rows
+
+
+def _fail(call: _Call, error: Exception) -> None:
+    if not call.answer.done():
+        call.answer.set_exception(error)

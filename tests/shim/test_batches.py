@@ -1,0 +1,189 @@
+"""Calls that come at the same time are made together, and nobody can tell but by the clock."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import psycopg
+
+from shim.app import CHECKOUT, REPORT
+from shim.batches import Batches
+from shim.database import open_pool
+from tests.support import World
+
+Do = Callable[[Batches], Awaitable[Any]]
+
+
+def with_batches(world: World, do: Do, size: int = 4) -> Any:
+    async def run() -> Any:
+        pool = open_pool(world.dsn, size)
+        async with pool:
+            return await do(Batches(pool, size))
+
+    return asyncio.run(run())
+
+
+def asking(process: int, **more: object) -> dict[str, Any]:
+    return {
+        "project": "p",
+        "cluster": 1,
+        "process": process,
+        "cpus": 1,
+        "magic": "m",
+        "client": "127.0.0.1",
+        **more,
+    }
+
+
+def reporting(process: int, token: object, **more: object) -> dict[str, Any]:
+    return asking(process, exitcode=0, token=str(token), **more)
+
+
+async def all_of(batches: Batches, function: Any, requests: list[dict[str, Any]]) -> list[Any]:
+    return await asyncio.gather(
+        *(batches.call(function, request) for request in requests), return_exceptions=True
+    )
+
+
+def transactions(world: World, table: str) -> int:
+    """How many transactions wrote the rows of a table."""
+    row = world.db.execute(f"SELECT count(DISTINCT xmin::text) AS n FROM osgprod_data.{table}").fetchone()
+    assert row
+    return int(row["n"])
+
+
+def test_jobs_that_come_together_are_served_in_one_transaction_each_its_own_answer(world: World) -> None:
+    world.set(token_required=True)
+    world.add_file(40)
+
+    async def do(batches: Batches) -> list[Any]:
+        lent = await all_of(batches, CHECKOUT, [asking(n) for n in range(30)])
+        # With the tokens that they were given: another job's would be refused.
+        return await all_of(batches, REPORT, [reporting(n, lent[n]["token"]) for n in range(30)])
+
+    assert {answer["status"] for answer in with_batches(world, do)} == {"done"}
+    assert transactions(world, "attempts") == transactions(world, "reports") == 1
+    assert world.progress()["blocks_done"] == 30
+
+
+def test_no_job_feels_the_error_of_another(world: World) -> None:
+    world.add_file(40)
+
+    async def do(batches: Batches) -> list[Any]:
+        wrong = [
+            asking(7, magic="no"),
+            asking(8, project="q"),
+            asking(9, cpus=0),
+            asking(10, client="nowhere"),
+        ]
+        return await all_of(batches, CHECKOUT, [asking(1), *wrong, asking(2)])
+
+    first, *errors, last = with_batches(world, do)
+    assert [error.sqlstate for error in errors] == ["OG202", "OG301", "OG104", "22P02"]
+    assert {first["block1"], last["block1"]} == {1, 2}
+    assert world.progress()["blocks_leased"] == 2
+
+
+def test_job_that_asks_twice_at_once_has_one_slice(world: World) -> None:
+    world.add_file(40)
+
+    async def do(batches: Batches) -> list[Any]:
+        return await all_of(batches, CHECKOUT, [asking(1), asking(1), asking(1)])
+
+    answers = with_batches(world, do)
+    assert [(answer["block1"], answer["nstarts"]) for answer in answers] == [(1, 1), (1, 2), (1, 3)]
+
+
+def test_call_that_has_to_wait_does_not_hold_up_the_others(world: World) -> None:
+    world.add_file(40)
+    world.checkout(1)
+    with psycopg.connect(world.dsn) as other:
+        other.execute(
+            "SELECT * FROM osgprod.heartbeat('p', 1, 1, 'm')"
+        )  # its job is locked until this is rolled back
+
+        async def do(batches: Batches) -> tuple[list[Any], bool, Any]:
+            stuck = asyncio.create_task(batches.call(CHECKOUT, asking(1)))
+            await asyncio.sleep(0)
+            others = await all_of(batches, CHECKOUT, [asking(n) for n in range(2, 9)])
+            was_stuck = not stuck.done()
+            other.rollback()
+            return others, was_stuck, await stuck
+
+        others, was_stuck, answer = with_batches(world, do)
+    assert was_stuck
+    assert [other["block1"] for other in others] == [2, 3, 4, 5, 6, 7, 8]
+    assert (answer["block1"], answer["nstarts"]) == (1, 2)
+
+
+def test_answer_that_nobody_waits_for_any_more_hurts_nobody(world: World) -> None:
+    world.add_file(40)
+
+    async def do(batches: Batches) -> Any:
+        gone = asyncio.create_task(batches.call(CHECKOUT, asking(1)))
+        await asyncio.sleep(0)
+        staying = asyncio.create_task(batches.call(CHECKOUT, asking(2)))
+        gone.cancel()
+        return await staying
+
+    assert with_batches(world, do)["status"] == "assigned"
+
+
+def test_server_that_is_away_is_told_to_all(world: World) -> None:
+    async def do(batches: Batches) -> list[Any]:
+        return await all_of(batches, CHECKOUT, [asking(n) for n in range(3)])
+
+    async def run() -> list[Any]:
+        pool = open_pool("host=127.0.0.1 port=1", 2)
+        await pool.open(wait=False)
+        try:
+            return await do(Batches(pool, 2))
+        finally:
+            await pool.close()
+
+    assert {type(error).__name__ for error in asyncio.run(run())} == {"PoolTimeout"}
+
+
+# --- what several checkouts in one transaction must not do ------------------------------------------------------
+
+
+def hold_file(db: psycopg.Connection[Any], seqno: int) -> None:
+    db.execute(
+        "SELECT pg_advisory_xact_lock(l.project_id, l.rawdata_id) FROM osgprod_data.loaded_files l WHERE l.seqno = %s",
+        [seqno],
+    )
+
+
+def checkout_in(db: psycopg.Connection[Any], process: int) -> Any:
+    db.execute("SET LOCAL statement_timeout = '5s'")
+    query = "SELECT status, message, filename FROM osgprod.checkout_slice('p', 1, %s, 1, 'm')"
+    return db.execute(query, [process]).fetchone()
+
+
+def test_who_holds_a_file_does_not_wait_for_another_one(world: World) -> None:
+    """Two that did so could wait for each other; the job is told to ask again."""
+    world.set(maxblockspercore=100)
+    world.add_file(3, seqno=1)
+    world.add_file(3, seqno=2)
+    with psycopg.connect(world.dsn) as mine, psycopg.connect(world.dsn) as others:
+        hold_file(others, 2)
+        assert checkout_in(mine, 1)[0] == "assigned"
+        assert checkout_in(mine, 2)[:2] == ("wait", "project p is busy, ask again at once")
+
+
+def test_who_holds_a_file_does_not_wait_to_split_a_slice_of_another_one(world: World) -> None:
+    world.set(maxblockspercore=100)
+    world.add_file(3, seqno=1)
+    world.checkout(1)
+    world.report(1, exitcode=3)
+    world.let_backoff_pass()
+    world.set(maxblockspercore=1)
+    path = world.add_file(3, seqno=2)
+    with psycopg.connect(world.dsn) as mine, psycopg.connect(world.dsn) as others:
+        hold_file(others, 1)
+        hold_file(mine, 2)
+        status, _, filename = checkout_in(mine, 2)
+    assert status == "assigned"
+    assert path.endswith(filename)
