@@ -281,20 +281,6 @@ BEGIN
 END
 $fn$;
 
-CREATE FUNCTION osgprod._ask_archived(p_project osgprod_data.projects, p_cluster bigint, p_process bigint)
-RETURNS TABLE (status text, message text) LANGUAGE sql STABLE
-AS $fn$
-    -- What a job is told that asks an archived project for work: that its work is done, or that there is none.
-    SELECT CASE WHEN d.is_done THEN 'completed' ELSE 'no-work' END,
-           CASE WHEN d.is_done THEN format('job %s.%s has already completed its work', p_cluster, p_process)
-                ELSE format('project %s has ended and is archived', p_project.name) END
-      FROM (SELECT EXISTS (
-            SELECT FROM osgprod._all_reports(p_project.project_id) r
-             WHERE r.cluster = p_cluster AND r.process = p_process AND r.by_worker AND r.outcome = 'done'
-               AND r.nstart = (SELECT max(a.nstart) FROM osgprod._all_attempts(p_project.project_id) a
-                                WHERE a.cluster = p_cluster AND a.process = p_process)) AS is_done) d
-$fn$;
-
 CREATE FUNCTION osgprod._archived_attempt(
     p_project osgprod_data.projects, p_cluster bigint, p_process bigint, p_token text, p_client inet)
 RETURNS SETOF osgprod_data.attempts LANGUAGE sql STABLE

@@ -186,11 +186,11 @@ RETURNS boolean LANGUAGE sql STABLE
 AS $fn$
     -- Did this attempt end its job's work, and does that still hold (the slice not recycled since)?
     SELECT EXISTS (
-        SELECT FROM osgprod_data.reports r
-          JOIN osgprod_data.attempts a
-            ON a.project_id = r.project_id AND a.cluster = r.cluster AND a.process = r.process AND a.nstart = r.nstart
+        SELECT FROM osgprod._all_reports(p_project_id) r
+          JOIN osgprod._all_attempts(p_project_id) a
+            ON a.cluster = r.cluster AND a.process = r.process AND a.nstart = r.nstart
           JOIN osgprod._all_slices(p_project_id) s ON s.rawdata_id = a.rawdata_id AND s.block1 = a.block1
-         WHERE r.project_id = p_project_id AND r.cluster = p_cluster AND r.process = p_process AND r.nstart = p_nstart
+         WHERE r.cluster = p_cluster AND r.process = p_process AND r.nstart = p_nstart
            AND r.by_worker AND r.outcome = 'done' AND s.state = 'done')
 $fn$;
 
@@ -203,11 +203,16 @@ AS $fn$
 -- Returns:    one row: status wait with retry_s [s], completed or no-work
 -- Locks:      files that turn out to be finished
 BEGIN
+    IF p_project.state = 'archived' THEN  -- the job's last attempt may be in the archive
+        p_is_completed := osgprod._is_completed(p_project.project_id, p_cluster, p_process, (
+            SELECT max(a.nstart) FROM osgprod._all_attempts(p_project.project_id) a
+             WHERE a.cluster = p_cluster AND a.process = p_process));
+    END IF;
     IF p_is_completed THEN
         RETURN QUERY SELECT 'completed', format('job %s.%s has already completed its work', p_cluster, p_process),
             NULL::int;
     ELSIF p_project.state = 'archived' THEN
-        RETURN QUERY SELECT a.status, a.message, 0 FROM osgprod._ask_archived(p_project, p_cluster, p_process) a;
+        RETURN QUERY SELECT 'no-work', format('project %s has ended and is archived', p_project.name), 0;
     ELSIF p_project.state = 'draining' THEN
         RETURN QUERY SELECT 'no-work', format('project %s is draining, no new work is lent out', p_project.name), 0;
     ELSIF EXISTS (SELECT FROM osgprod_data.loaded_files f
