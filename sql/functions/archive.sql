@@ -59,6 +59,7 @@ AS $fn$
 -- Errors:     OG405 work is left, or there never was any
 -- Locks:      the project (advisory: project_id, -1) alone: it waits for calls that move slices now
 BEGIN
+    PERFORM osgprod._check_has_ended(p_project);  -- before a lock that jobs at work would notice
     PERFORM pg_advisory_xact_lock(p_project.project_id, -1);
     PERFORM osgprod._settle_files(p_project.project_id, true);
     PERFORM osgprod._check_has_ended(p_project);
@@ -99,13 +100,17 @@ BEGIN
     SELECT count(*) INTO files FROM osgprod._files_to_archive(p_project.project_id) f;
     SELECT count(*) INTO slices FROM osgprod._files_to_archive(p_project.project_id) f
       JOIN osgprod_data.slices s ON s.project_id = f.project_id AND s.rawdata_id = f.rawdata_id;
-    SELECT count(DISTINCT (a.cluster, a.process, a.nstart)), count(r.project_id) INTO attempts, reports
-      FROM osgprod_data.attempts a
-      LEFT JOIN osgprod_data.reports r ON r.project_id = a.project_id AND r.cluster = a.cluster AND r.process = a.process
-                                      AND r.nstart = a.nstart
-     WHERE a.project_id = p_project.project_id AND NOT EXISTS (
-           SELECT FROM osgprod_data.idle_slices i
-            WHERE i.project_id = a.project_id AND i.rawdata_id = a.rawdata_id);
+    WITH going AS (
+        SELECT a.cluster, a.process, a.nstart FROM osgprod_data.attempts a
+         WHERE a.project_id = p_project.project_id AND NOT EXISTS (
+               SELECT FROM osgprod_data.idle_slices i
+                WHERE i.project_id = a.project_id AND i.rawdata_id = a.rawdata_id)
+    )
+    SELECT (SELECT count(*) FROM going),
+           (SELECT count(*) FROM going g
+              JOIN osgprod_data.reports r ON r.project_id = p_project.project_id AND r.cluster = g.cluster
+                                         AND r.process = g.process AND r.nstart = g.nstart)
+      INTO attempts, reports;
     more := false;
     RETURN NEXT;
 END

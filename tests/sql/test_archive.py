@@ -329,3 +329,24 @@ def test_room_that_was_left_is_used_again(world: World) -> None:
     assert rows(world, "slices") == []
     growth = [(third - second) / first for first, second, third in zip(*sizes, strict=True)]
     assert max(growth) < 0.2, sizes
+
+
+def test_late_success_on_a_quarantined_block_counts_and_its_file_follows(world: World) -> None:
+    world.set(max_failures=1, max_faults=1, backoff_s=0)
+    world.add_file(2)
+    for process in range(3):  # block 1 is done; block 2 is lost on two nodes, and cornered by that
+        world.checkout(process, host=f"wn{process}")
+        if process:
+            world.let_leases_run_out()
+            call(world.db, "reclaim_lost")
+        else:
+            world.report(process)
+    assert world.progress()["blocks_quarantined"] == 1
+    world.attempts_pass(1800)
+    assert archive_all(world)["files"] == 0
+    assert world.report(1)["status"] == "done"
+    assert call(world.db, "verify", project="p", deep=True) == []
+    twenty_minutes_pass(world)
+    assert archive_all(world) == {"files": 1, "slices": 2, "attempts": 3, "reports": 4, "waiting": 0}
+    assert world.checkout(1)["status"] == "completed"
+    assert world.report(2)["status"] == "superseded"
