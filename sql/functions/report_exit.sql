@@ -42,7 +42,7 @@ DECLARE
     v_client  inet := osgprod._plain_address(p_client);
     v_project projects := osgprod._authorize(p_project, p_magic, v_client, p_bearer, p_cluster, p_process);
     v_attempt record;
-    v_outcome outcome := 'done';
+    v_outcome outcome := 'done'::outcome;
     v_reason  text;
 BEGIN
     -- Written for few statements and expressions: each costs more than what it does (docs/performance.md).
