@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ import psycopg
 
 from shim import scan
 from shim.database import call, connect
-from shim.evio import BlockIndex, EvioError
 from shim.terminal import Bar, working
 
 PAGE_FILES = 10_000
+FILES_A_COMMIT = 16  # a commit waits for the disk, and takes longer than the rest
 
 
 def add_project(
@@ -68,8 +69,7 @@ def load_rawdata_files(my_rawdata_dir: str | Path, dry_run: bool = False) -> dic
     counts = {"new": 0, "same": 0, "differs": 0, "bad": 0}
     paths = scan.find(my_rawdata_dir)
     with connect() as connection, Bar("indexing files", len(paths), "files") as bar:
-        for index in scan.indexes(paths):
-            status, what = _register(connection, index, dry_run)
+        for status, what in _register(connection, paths, dry_run):
             counts[status] += 1
             if status in ("differs", "bad"):
                 bar.say(what)
@@ -89,8 +89,7 @@ def check_rawdata_files(my_rawdata_dir: str | Path) -> list[dict[str, Any]]:
     paths = scan.find(folder)
     with connect() as connection, Bar("checking files", len(paths), "files") as bar:
         gone = set(_registered_below(connection, folder)) - {str(path) for path in paths}
-        for path, index in zip(paths, scan.indexes(paths), strict=True):
-            status, what = _register(connection, index, dry_run=True)
+        for path, (status, what) in zip(paths, _register(connection, paths, dry_run=True), strict=True):
             if status != "same":
                 what = "not registered" if status == "new" else what.removeprefix(f"{path}: ")
                 faults.append({"path": str(path), "what": what})
@@ -106,10 +105,14 @@ def _registered_below(connection: psycopg.Connection[dict[str, Any]], folder: st
 
 
 def _register(
-    connection: psycopg.Connection[dict[str, Any]], index: BlockIndex | EvioError, dry_run: bool
-) -> tuple[str, str]:
-    with connection.transaction(force_rollback=dry_run):
-        return scan.register(connection, index)
+    connection: psycopg.Connection[dict[str, Any]], paths: Sequence[Path], dry_run: bool
+) -> Iterator[tuple[str, str]]:
+    """Registers files, or only compares them; gives what scan.register says of each, in order."""
+    indexes = scan.indexes(paths)
+    while group := list(islice(indexes, FILES_A_COMMIT)):
+        with connection.transaction(force_rollback=dry_run):
+            results = [scan.register(connection, index) for index in group]
+        yield from results
 
 
 def load_slices(

@@ -33,15 +33,19 @@ def find(folder: str | Path) -> list[Path]:
 def indexes(paths: Sequence[Path]) -> Iterator[BlockIndex | EvioError]:
     """Gives the block index of each file, in order; for one that can't be sliced, the error that says why.
 
-    What is in the page cache is read one file after the other, since threads would only stand in each other's way;
-    many at once as soon as a file is slow to read, until one is quick again.
+    What is in the page cache is read one file after the other by the caller's thread, since others would only stand in
+    its way; many at once as soon as a file is slow to read, until one is quick again.
     """
     waiting: deque[Future[tuple[BlockIndex | EvioError, bool]]] = deque()
     is_slow = False
     with ThreadPoolExecutor(READERS) as readers:
         for path in paths:
+            if not is_slow:
+                index, is_slow = _read(path)
+                yield index
+                continue
             waiting.append(readers.submit(_read, path))
-            while len(waiting) > (4 * READERS if is_slow else 1):
+            while len(waiting) > (4 * READERS if is_slow else 0):
                 index, is_slow = waiting.popleft().result()
                 yield index
         while waiting:
