@@ -157,7 +157,8 @@ def migrate(
                 folder  has migrations/ and functions/
                 say     is called with one line for each thing that is done
     Returns:    what was done, one line each; empty = nothing was to be done
-    Errors:     DatabaseError  server too old; a migration was edited after it was applied; the user may not
+    Errors:     DatabaseError  server too old; encoding not UTF8; a migration was edited after it was applied; the
+                               user may not
                 psycopg.Error  the server can't be reached, or refuses a statement
     """
     done: list[str] = []
@@ -173,6 +174,7 @@ def migrate(
             raise DatabaseError(
                 f"the server is PostgreSQL {version}, 13 or later is needed", "upgrade the server"
             )
+        _refuse_other_encoding(guard)
         _wait_for_lock(guard, say)
         try:
             _prepare(guard)
@@ -202,6 +204,15 @@ def pending(dsn: str | None = None, folder: Path = SQL_FOLDER) -> list[str]:
     ]
     waiting = [f"apply {name}" for name in files if f"{name}.sql" not in known]
     return waiting + ([] if known.get("functions") == functions else ["renew the functions"])
+
+
+def _refuse_other_encoding(guard: psycopg.Connection[dict[str, Any]]) -> None:
+    encoding = guard.info.parameter_status("server_encoding")
+    if encoding != "UTF8":  # initdb in a bare environment makes SQL_ASCII, whose texts come as bytes
+        raise DatabaseError(
+            f"database {guard.info.dbname} has the encoding {encoding}, UTF8 is needed",
+            "createdb --template=template0 --encoding=UTF8 makes one that has it",
+        )
 
 
 def _wait_for_lock(guard: psycopg.Connection[dict[str, Any]], say: Callable[[str], None]) -> None:

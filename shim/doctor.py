@@ -114,5 +114,6 @@ def _prefix(name: str, prefix: str) -> Finding:
         with socket.create_connection((url.hostname, port), CONNECT_S):
             return _finding(what, True, f"{url.hostname} port {port} answers", "")
     except (OSError, ValueError) as error:
-        advice = f"jobs can't fetch their slices: is the server of {prefix} up? project set xrootd_prefix= changes it"
-        return _finding(what, False, f"{url.hostname}: {error}", advice)
+        advice = f"is the server of {prefix} up? osgprod project set {name} xrootd_prefix=URL names another"
+        reason = getattr(error, "strerror", None) or error
+        return _finding(what, False, f"{url.hostname}: {reason}", advice)

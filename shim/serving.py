@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
+import psycopg
 import uvicorn
 
 from shim import demo, embedded
@@ -70,13 +71,24 @@ def serve(
             dsn = stack.enter_context(embedded.server(data_folder()))
             seed(dsn, data_folder(), say)
             say(f"PostgreSQL: psql '{dsn}'")
+            say(f"osgprod in another terminal: export OSGPROD_DSN='{dsn}'")
             os.environ["OSGPROD_DSN"] = f"{dsn} options='-c role=osgprod_worker'"
             os.environ.setdefault("OSGPROD_DOCUMENT_ROOT", str(data_folder() / "www"))
+        _look_for_database(say)
         root = os.environ.get("OSGPROD_ROOT_PATH", "/osgprod")
         name = listener.getsockname()
         where = f"http://{host}:{name[1]}{root}" if isinstance(name, tuple) else name
         say(f"serving {where}, Ctrl-C ends it")
         _run(config, listener)
+
+
+def _look_for_database(say: Callable[[str], None]) -> None:
+    """Tells what is wrong with the database; the shim waits for it, since it may come up later than we."""
+    try:
+        with connect() as connection:
+            call(connection, "alive")
+    except psycopg.Error as error:
+        say(f"no work until the database is well, osgprod doctor tells more: {str(error).splitlines()[0]}")
 
 
 def _end(number: int, frame: FrameType | None) -> None:
@@ -110,7 +122,8 @@ def _listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         raise OperatorError(
-            f"{host} port {port}: {error.strerror}", "take another port: PORT=8081"
+            f"{host} port {port}: {error.strerror}",
+            "take another port: make serve PORT=8081, osgprod serve --port 8081",
         ) from error
     listener.listen(2048)
     listener.set_inheritable(True)

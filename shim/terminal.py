@@ -7,7 +7,7 @@ import io
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -34,28 +34,32 @@ _ENDLESS = 10_000
 SHORTEST_TEXT = 10
 
 
-def show(rows: Sequence[Row], as_json: bool = False, empty: str = "none") -> None:
+def show(
+    rows: Sequence[Row], as_json: bool = False, empty: str = "none", wrapped: Collection[str] = ()
+) -> None:
     """Prints rows as a table that fits the terminal, or as one JSON array.
 
     Parameters: rows     all with the same names;  as_json  JSON it is, also when there are none
                 empty    what is said in place of a table without rows
+                wrapped  columns whose texts go on in the next line instead of being cut
     """
     if as_json:
         click.echo(json.dumps(rows, default=str, indent=1))
     elif not rows:
         click.echo(empty)
     else:
-        for line in table(rows, shutil.get_terminal_size().columns if sys.stdout.isatty() else _ENDLESS):
+        columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else _ENDLESS
+        for line in table(rows, columns, wrapped):
             click.echo(line)
 
 
-def table(rows: Sequence[Row], columns: int) -> list[str]:
+def table(rows: Sequence[Row], columns: int, wrapped: Collection[str] = ()) -> list[str]:
     """Returns the lines of a table no wider than it may be, or of a list of records where no table would fit.
 
     Numbers are flush right; they and times are never cut. A text that doesn't fit ends in '…', a column without any
     value is left out.
 
-    Parameters: rows  at least one;  columns  that a line may have
+    Parameters: rows  at least one;  columns  that a line may have;  wrapped  see show()
     """
     names = [name for name in rows[0] if any(row[name] is not None for row in rows)]
     cells = [[cell(row[name]) for name in names] for row in rows]
@@ -69,13 +73,15 @@ def table(rows: Sequence[Row], columns: int) -> list[str]:
         gap = 2 if _total(widths, 2) <= columns else 1
         widths = _fitted(widths, gap, is_whole, columns)
     if _total(widths, gap) > columns:
-        return records(rows, columns)
+        return records(rows, columns, wrapped)
     grid = Table(box=box.SIMPLE_HEAD, padding=(0, gap - 1, 0, 0), pad_edge=False, show_edge=False)
-    for head, width, flush in zip(heads, widths, is_number, strict=True):
+    for name, head, width, flush in zip(names, heads, widths, is_number, strict=True):
         justify: Literal["right", "left"] = "right" if flush else "left"
+        overflow: Literal["fold", "ellipsis"] = "fold" if name in wrapped else "ellipsis"
         grid.add_column(
-            Text(head), justify=justify, width=width, no_wrap=True, overflow="ellipsis", vertical="bottom"
-        )
+            Text(head), justify=justify, width=width, no_wrap=name not in wrapped, overflow=overflow,
+            vertical="top" if wrapped else "bottom",
+        )  # fmt: skip
     for line in cells:
         grid.add_row(*map(Text, line))  # Text: nothing in a value is markup
     output = io.StringIO()
@@ -107,7 +113,7 @@ def _fitted(widths: Sequence[int], gap: int, is_whole: Sequence[bool], columns: 
     return widths
 
 
-def records(rows: Sequence[Row], columns: int) -> list[str]:
+def records(rows: Sequence[Row], columns: int, wrapped: Collection[str] = ()) -> list[str]:
     """Returns each row as lines of name and value, for where there are too many columns for a table.
 
     Parameters: see table()
@@ -120,9 +126,8 @@ def records(rows: Sequence[Row], columns: int) -> list[str]:
         lines += [""] if lines else []
         for name in names:
             value = cell(row[name])
-            lines.append(
-                f"{name:{indent}}{value if len(value) <= room else value[: room - 1] + '…'}".rstrip()
-            )
+            is_whole = len(value) <= room or name in wrapped
+            lines.append(f"{name:{indent}}{value if is_whole else value[: room - 1] + '…'}".rstrip())
     return lines
 
 

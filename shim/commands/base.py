@@ -33,16 +33,26 @@ class Commands(click.Group):
             _fail(str(error), "only files hd_rawdata_RRRRRR_SSS.evio below a readable folder are taken")
         except psycopg.OperationalError as error:
             if error.sqlstate is None:
-                _fail(
-                    _first_line(error), "is the server up? OSGPROD_DSN or PGHOST ... say where", UNREACHABLE
-                )
+                _fail(_first_line(error), _how_to_reach(error), UNREACHABLE)
             _fail(_first_line(error), "see the server's log", UNREACHABLE)
         except (psycopg.errors.UndefinedFunction, psycopg.errors.InvalidSchemaName) as error:
             _fail(_first_line(error), "osgprod migrate brings the database up to date")
         except psycopg.errors.InsufficientPrivilege as error:
             _fail(_first_line(error), "this takes a login that is a member of osgprod_operator")
         except psycopg.Error as error:
-            _fail(_first_line(error), error.diag.message_hint or "docs/sql.md has the parameters")
+            _fail(_first_line(error), error.diag.message_hint or _what_to_read(error))
+
+
+def _how_to_reach(error: psycopg.Error) -> str:
+    if "FATAL" in str(error):  # there is a server, which said so
+        return "do OSGPROD_DSN or PGUSER, PGDATABASE ... name the right login and database? pg_hba.conf says who may in"
+    return "is the server up? OSGPROD_DSN or PGHOST ... say where"
+
+
+def _what_to_read(error: psycopg.Error) -> str:
+    if error.sqlstate is None:  # nothing was asked yet
+        return "OSGPROD_DSN has the form: host=db.example.org dbname=osgprod user=me"
+    return "docs/sql.md has the parameters"
 
 
 def _first_line(error: psycopg.Error) -> str:

@@ -21,6 +21,7 @@ from shim.commands.base import (
     osgprod,
     project_argument,
 )
+from shim.errors import OperatorError
 from shim.terminal import cell, show, working
 
 NO_PROJECT = "no project yet: osgprod project add makes one"
@@ -57,7 +58,7 @@ def status(project: str | None, watch: bool, interval: float, as_json: bool) -> 
 def health(project: str | None, as_json: bool) -> None:
     """Tell whether each production is healthy, and what to do; the exit code is 1 when one is bad."""
     rows = ask("health", project=project)
-    show(rows, as_json, NO_PROJECT)
+    show(rows, as_json, NO_PROJECT, wrapped=("found", "advice"))
     if any(row["level"] == "bad" for row in rows):
         raise SystemExit(1)
 
@@ -95,6 +96,10 @@ def jobs(
         rows = ask("list_jobs", project=project, cluster=cluster, limit=limit, hours=hours)
     else:
         number, _, process = job.partition(".")
+        if not (number.isdecimal() and process.isdecimal()):
+            raise OperatorError(
+                f"'{job}' is no job like 4711.0", "--cluster 4711 lists all jobs of a cluster"
+            )
         rows = ask("job_history", project=project, cluster=number, process=process)
     show(rows, as_json, "no job started in that time")
 
@@ -163,7 +168,7 @@ def workers(ctx: click.Context, as_json: bool) -> None:
 def workers_list(project: str, order: str, hours: int | None, limit: int, as_json: bool) -> None:
     """Tell how the workers did lately: failures, and time a block."""
     rows = ask("attempts_by_worker", project=project, order=order, limit=limit, hours=hours)
-    show(rows, as_json, "no such worker")
+    show(rows, as_json, "no attempt of a worker ended in that time")
 
 
 @workers.command("ban")

@@ -24,10 +24,12 @@ def migrate(dry_run: bool) -> None:
 
 
 @osgprod.command()
-@click.option("--port", default=8080, show_default=True, help="0 = a free one.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 = a free one."
+)
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--uds", help="Unix socket to listen on instead of host and port.")
-@click.option("--workers", default=1, show_default=True, help="Shim processes.")
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Shim processes.")
 def serve(port: int, host: str, uds: str | None, workers: int) -> None:
     """Run the shim in the foreground; without a database named, on one of its own."""
     from shim import serving  # the web server is of no use to the other commands
@@ -61,7 +63,7 @@ def doctor_command(as_json: bool) -> None:
     """Look for what is not as it should be, and say what to do about it; then the exit code is 1."""
     with working("looking"):
         rows = doctor.examine()
-    show(rows if as_json else [_line(row) for row in rows], as_json)
+    show(rows if as_json else [_line(row) for row in rows], as_json, wrapped=("found", "what to do"))
     if not all(row["is_well"] for row in rows):
         raise SystemExit(1)
 

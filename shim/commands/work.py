@@ -31,6 +31,8 @@ def rawdata_load(folder: str, dry_run: bool, as_json: bool) -> None:
     """Register all files below FOLDER; again = compare them with what is registered."""
     counts = admin.load_rawdata_files(folder, dry_run)
     show([counts], as_json)
+    if not any(counts.values()):
+        click.echo(f"no file hd_rawdata_RRRRRR_SSS.evio is below {folder}", err=True)
     if counts["differs"] + counts["bad"]:
         raise SystemExit(1)
 

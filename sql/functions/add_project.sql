@@ -102,6 +102,7 @@ BEGIN
     END IF;
     BEGIN
         v_project := jsonb_populate_record(v_project, p_settings);
+        v_project.xrootd_prefix := coalesce(v_project.xrootd_prefix, '');  -- files of a file system
         IF v_project.state <> v_state THEN
             PERFORM osgprod._check_not_archived(v_project.project_id);
             IF v_project.state = 'archived' THEN

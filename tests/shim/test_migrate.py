@@ -232,3 +232,22 @@ def test_migration_files_have_names_in_order_and_a_rollback_each() -> None:
     forward = [name for name in names if not name.endswith(".rollback.sql")]
     assert [name[:4] for name in forward] == [f"{n:04d}" for n in range(1, len(forward) + 1)]
     assert names == sorted(forward + [name.replace(".sql", ".rollback.sql") for name in forward])
+
+
+def test_database_of_another_encoding_is_refused_and_stays_empty(our_server: SimpleNamespace) -> None:
+    server = f"host={our_server.host} port={our_server.port} user={our_server.user}"
+    name = f"ascii_{uuid.uuid4().hex[:12]}"
+    with connect(f"{server} dbname=postgres") as maintenance:
+        maintenance.execute(
+            f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C'"
+        )
+        try:
+            with pytest.raises(DatabaseError, match="encoding SQL_ASCII, UTF8 is needed"):
+                migrate(f"{server} dbname={name}", say=quietly)
+            with connect(f"{server} dbname={name}") as connection:
+                row = connection.execute(
+                    "SELECT to_regnamespace('osgprod_data') IS NULL AS is_empty"
+                ).fetchone()
+            assert row == {"is_empty": True}
+        finally:
+            maintenance.execute(f"DROP DATABASE {name} WITH (FORCE)")

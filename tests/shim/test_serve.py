@@ -124,6 +124,20 @@ def test_second_server_on_the_same_data_and_a_port_that_is_taken_are_one_line_ea
     assert "osgprod: " in text and "in use" in text and "hint: " in text and "Traceback" not in text
 
 
+def test_serving_without_its_database_says_so_and_goes_on(folder: Path) -> None:
+    environment = {**os.environ, "OSGPROD_DSN": f"host={folder} dbname=nowhere", "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "shim.admin", "serve", "--port", "0"]
+    server = subprocess.Popen(command, cwd=CHECKOUT, env=environment, stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout is not None
+        assert server.stdout.readline().startswith("no work until the database is well, osgprod doctor tells")
+        assert server.stdout.readline().startswith("serving ")
+    finally:
+        server.send_signal(signal.SIGINT)
+        server.communicate(timeout=LIMIT_S)
+    assert server.returncode == 0
+
+
 @pytest.mark.parametrize("workers", ["2"])
 def test_several_processes_serve_one_port_and_all_end(folder: Path, workers: str) -> None:
     with serving(folder, "--workers", workers) as server:
