@@ -94,6 +94,9 @@ def main() -> int:
     except DemoFailed as error:
         print(f"demo failed: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("\ndemo stopped, nothing is left of it", file=sys.stderr)
+        return 128 + signal.SIGINT
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -121,7 +124,11 @@ class _Demo:
             load(self._connection, PROJECT, MAGIC, rawdata)
             with self._shim() as url:
                 self._say(f"the shim serves {url}")
-                self._work(url)
+                try:
+                    self._work(url)
+                finally:
+                    for job in self._running.values():  # there are none but when something went wrong
+                        _kill(job)
             self._check(events, time.monotonic() - started)
         return 0
 
@@ -222,10 +229,7 @@ class _Demo:
         at_work = self._folder.glob(f"sandbox-{VICTIM}-1/osgprod.*/work/events.txt")
         if job is None or not any(at_work):
             return False
-        for pid in _session(job.pid):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        job.wait()
+        _kill(job)
         del self._running[VICTIM]
         self._say(f"job {CLUSTER}.{VICTIM} was killed with SIGKILL at work, and is started again")
         return True
@@ -273,6 +277,13 @@ class _Demo:
             f"demo: {progress['files_finished']} files, {progress['blocks_done']} of {progress['blocks']} blocks"
             f" done exactly once, {once} of {len(expected)} events"
         )
+
+
+def _kill(job: subprocess.Popen[bytes]) -> None:
+    for pid in _session(job.pid):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    job.wait()
 
 
 def _session(leader: int) -> list[int]:

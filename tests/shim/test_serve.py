@@ -179,3 +179,21 @@ def test_demo_keeps_its_promise() -> None:
     last = ended.stdout.splitlines()[-1]
     assert last == "demo: 3 files, 220 of 220 blocks done exactly once, 1320 of 1320 events"
     assert "was killed with SIGKILL at work, and is started again" in ended.stdout
+
+
+def test_demo_that_is_stopped_kills_its_jobs_and_leaves_nothing(folder: Path) -> None:
+    demo = subprocess.Popen(
+        [sys.executable, "-m", "shim.demo"], cwd=CHECKOUT, env={**os.environ, "TMPDIR": str(folder)},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    assert demo.stdout is not None
+    assert any("is started again" in line for line in demo.stdout), "jobs are at work"
+    demo.send_signal(signal.SIGINT)
+    rest = demo.stdout.read()
+    assert demo.wait(LIMIT_S) == 128 + signal.SIGINT and "demo stopped" in rest and "Traceback" not in rest
+    demo.stdout.close()
+    left = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            left += [entry.name] if str((entry / "cwd").readlink()).startswith(str(folder)) else []
+    assert left == [] and list(folder.iterdir()) == []
