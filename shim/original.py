@@ -59,7 +59,7 @@ def take_over(source: str, project: str, magic: str | None, dry_run: bool) -> li
     Errors:     OperatorError  no such project there, or tables that are not the original's;  psycopg.Error
     """
     with contextlib.ExitStack() as stack:
-        there = stack.enter_context(psycopg.connect(source, row_factory=dict_row))
+        there = stack.enter_context(psycopg.connect(source, row_factory=dict_row, client_encoding="UTF8"))
         here = stack.enter_context(connect())
         stack.enter_context(here.transaction(force_rollback=True) if dry_run else contextlib.nullcontext())
         original = _project(there, project)

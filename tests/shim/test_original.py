@@ -100,7 +100,9 @@ class Original:
 
 @pytest.fixture
 def original(world: World, folder: Path) -> Iterator[Original]:
-    world.db.execute("CREATE DATABASE original")
+    world.db.execute(
+        "CREATE DATABASE original TEMPLATE template0 ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C'"
+    )
     dsn = world.dsn.replace(f"dbname={world.db.info.dbname}", "dbname=original")
     with psycopg.connect(
         dsn, autocommit=True, row_factory=dict_row, options="-c TimeZone=America/New_York"
