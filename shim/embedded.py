@@ -96,7 +96,11 @@ class Server:
 
     def start(self) -> None:
         """Makes the data if there are none, starts the server, waits until it accepts connections."""
-        self._folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            hint = "OSGPROD_DATA_FOLDER names another folder, OSGPROD_DSN a server"
+            raise EmbeddedError(f"{self._folder}: {error.strerror}", hint) from error
         self._give_to_server(self._folder)
         self._programs = _programs_for(self._user, self._folder)
         if not (self._data / "PG_VERSION").exists():
@@ -151,8 +155,16 @@ class Server:
             **self._as_server(),
         )
         if result.returncode != 0:
-            lines = result.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
-            raise EmbeddedError(f"initdb failed: {lines[-1]}", "name a server with OSGPROD_DSN instead")
+            lines = result.stderr.decode(errors="replace").strip().splitlines()
+            told = (
+                [line for line in lines if "FATAL:" in line or "error:" in line]
+                or lines[-1:]
+                or ["no message"]
+            )
+            raise EmbeddedError(
+                f"initdb failed: {told[0].rpartition('FATAL:')[2].strip()}",  # what follows it is how it gave up
+                f"it needs 40 MB below {self._folder}; or name a server with OSGPROD_DSN instead",
+            )
         unfinished.rename(self._data)
 
     def _refuse_second(self) -> None:

@@ -105,7 +105,11 @@ def original(world: World, folder: Path) -> Iterator[Original]:
     )
     dsn = world.dsn.replace(f"dbname={world.db.info.dbname}", "dbname=original")
     with psycopg.connect(
-        dsn, autocommit=True, row_factory=dict_row, options="-c TimeZone=America/New_York"
+        dsn,
+        autocommit=True,
+        row_factory=dict_row,
+        client_encoding="UTF8",
+        options="-c TimeZone=America/New_York",
     ) as db:
         db.execute(TABLES)
         # as the server of the original was configured: its clock, not that of Greenwich

@@ -197,3 +197,10 @@ def test_demo_that_is_stopped_kills_its_jobs_and_leaves_nothing(folder: Path) ->
         with contextlib.suppress(OSError):
             left += [entry.name] if str((entry / "cwd").readlink()).startswith(str(folder)) else []
     assert left == [] and list(folder.iterdir()) == []
+
+
+def test_data_folder_that_cannot_be_made_is_one_line_with_a_hint(folder: Path) -> None:
+    (folder / "file").write_text("")
+    with pytest.raises(embedded.EmbeddedError, match="file/data: Not a directory") as caught:
+        embedded.Server(folder / "file" / "data", {}).start()
+    assert "OSGPROD_DATA_FOLDER" in caught.value.hint
