@@ -19,6 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import psycopg
@@ -109,6 +110,7 @@ class _Demo:
         self._running: dict[int, subprocess.Popen[bytes]] = {}
         self._starts: Counter[int] = Counter()
         self._tenth = -1
+        self._is_stopped = False
 
     def run(self) -> int:
         started = time.monotonic()
@@ -124,16 +126,19 @@ class _Demo:
             load(self._connection, PROJECT, MAGIC, rawdata)
             with self._shim() as url:
                 self._say(f"the shim serves {url}")
+                before = signal.signal(signal.SIGINT, self._stop)
                 try:
                     self._work(url)
                 finally:
                     for job in self._running.values():  # there are none but when something went wrong
                         _kill(job)
+                    signal.signal(signal.SIGINT, before)
             self._check(events, time.monotonic() - started)
         return 0
 
     def _say(self, line: str) -> None:
-        print(f"  {line}", flush=True)
+        over = "\r\033[K" if sys.stdout.isatty() else ""  # the bar, which is drawn anew
+        print(f"{over}  {line}", flush=True)
 
     @contextlib.contextmanager
     def _shim(self) -> Iterator[str]:
@@ -214,7 +219,12 @@ class _Demo:
                 start_new_session=True,
             )
 
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self._is_stopped = True  # an exception while a job is started would leave it unknown to us
+
     def _reap(self) -> None:
+        if self._is_stopped:
+            raise KeyboardInterrupt
         for process, job in list(self._running.items()):
             if job.poll() is None:
                 continue
@@ -280,9 +290,13 @@ class _Demo:
 
 
 def _kill(job: subprocess.Popen[bytes]) -> None:
-    for pid in _session(job.pid):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    """Kills a job and all that it started, also what that started while we looked."""
+    killed: set[int] = set()
+    while found := set(_session(job.pid)) - killed:
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        killed |= found
     job.wait()
 
 

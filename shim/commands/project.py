@@ -19,6 +19,7 @@ from shim.commands.base import (
     project_argument,
     read_magic,
 )
+from shim.errors import OperatorError
 from shim.terminal import show
 
 
@@ -49,7 +50,7 @@ def project_add(
     admin.add_project(project, subnet_pattern, workscript, xrootd_prefix, maxblockspercore, magic, dry_run)
     click.echo(f"project {project} {'would be' if dry_run else 'is'} there")
     if magic is None:
-        click.echo("it has no magic yet: osgprod project set-magic gives it one")
+        click.echo(f"it has no magic yet: osgprod project set-magic {project} --magic-file FILE gives it one")
 
 
 @project.command("set-magic")
@@ -59,7 +60,12 @@ def project_add(
 @dry
 def project_set_magic(project: str, magic_file: str | None, overlap: int, dry_run: bool) -> None:
     """Give a project a new secret."""
-    change("set_magic", dry_run, project=project, magic=read_magic(magic_file), overlap_s=overlap)
+    magic = read_magic(magic_file)
+    if magic is None:
+        raise OperatorError(
+            "no magic was given", "--magic-file FILE, --magic-file - for a prompt, or OSGPROD_MAGIC"
+        )
+    change("set_magic", dry_run, project=project, magic=magic, overlap_s=overlap)
     click.echo(f"project {project} {'would have' if dry_run else 'has'} a new magic")
 
 

@@ -322,6 +322,7 @@ def test_magic_comes_from_a_file_the_standard_input_or_the_environment(
         (("slices", "load", "p", "--runs", "1-x"), 2, "no run list like 1001,1005-1010", ""),
         (("slices", "list", "p", "--limit", "0"), 1, "limit must be a number", "hint: narrow the list"),
         (("jobs", "p", "12"), 1, "'12' is no job like 4711.0", "hint: --cluster"),
+        (("project", "set-magic", "p"), 1, "no magic was given", "hint: --magic-file FILE"),
         (("serve", "--port", "99999"), 2, "99999 is not in the range", ""),
         (("rawdata", "load", str(CHECKOUT / "sql")), 0, "no file hd_rawdata_RRRRRR_SSS.evio", ""),
         (("jobs", "p", "1.77"), 1, "osgprod: job 1.77 has no attempt", "hint: osgprod jobs"),
