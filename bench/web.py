@@ -21,9 +21,7 @@ from bench.ground import HERE, BenchError, Ground, as_worker
 from bench.rounds import Figure, in_turn
 
 CHECKOUT_FOLDER = HERE.parent
-# What serves best: the database and the clients are on this machine as well, and the more processes there are, the
-# fewer requests come together in each.
-WORKERS = max(1, len(os.sched_getaffinity(0)) // 2)
+WORKERS = len(os.sched_getaffinity(0))  # what serves best here
 
 
 class Served:

@@ -15,7 +15,7 @@ import psycopg
 from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout, TooManyRequests
 
-LANES = 1  # batches at a time in one process; with more of them each would be smaller
+LANES = 2  # batches at a time in one process; with more of them each would be smaller
 MOST = 64  # calls in a batch: while it runs, its jobs and a file are locked
 MAX_WAITING = 1000
 MAX_WAIT_S = 5.0

@@ -17,6 +17,7 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate
+from operator import add, sub
 from pathlib import Path
 from typing import Literal
 
@@ -128,7 +129,7 @@ class _Reader:
         self._size = os.fstat(descriptor).st_size
         self._order: Literal["big", "little"] = "big"
         self._header = struct.Struct(">8I")
-        self._length_and_magic = struct.Struct(">I24xI")
+        self._length = struct.Struct(">I")
 
     def read(self) -> BlockIndex:
         self._recognise()
@@ -170,7 +171,7 @@ class _Reader:
         if magic == MAGIC.to_bytes(4, "little"):
             self._order = "little"
             self._header = struct.Struct("<8I")
-            self._length_and_magic = struct.Struct("<I24xI")
+            self._length = struct.Struct("<I")
         elif magic != MAGIC.to_bytes(4, "big"):
             raise self._error(HEADER_BYTES - 4, f"magic word {magic.hex()}: not an EVIO file")
         version = self._words(0)[5] & VERSION_MASK
@@ -190,23 +191,19 @@ class _Reader:
 
     def _walk(self) -> tuple[array[int], array[int]]:
         """Start of each block, trailer included, then the end; and the events before each."""
-        pread, unpack, descriptor, size = (
-            os.pread,
-            self._length_and_magic.unpack,
-            self._descriptor,
-            self._size,
-        )
-        offsets, offset = array("q", [0]), 0
+        pread, unpack, descriptor, size = os.pread, self._length.unpack_from, self._descriptor, self._size
         headers: list[bytes] = []
+        offset = 0
         # Kept plain: it runs once for each of up to 20,000 blocks. What stands in the headers is checked all at once.
         with contextlib.suppress(struct.error):  # a short read
-            while offset < size and len(headers) < MAX_BLOCKS:
+            for _ in range(MAX_BLOCKS):
                 headers.append(header := pread(descriptor, HEADER_BYTES, offset))
-                length, magic = unpack(header)
-                if magic != MAGIC or length < HEADER_WORDS:
+                (length,) = unpack(header)
+                if length < HEADER_WORDS:
                     break
                 offset += 4 * length
-                offsets.append(offset)
+                if offset >= size:
+                    break
         if offset != size:
             return self._walk_carefully()
         words = array("I", b"".join(headers))
@@ -214,13 +211,15 @@ class _Reader:
             words.byteswap()
         lengths, counts, infos = words[0::8], words[3::8], words[5::8]
         is_sound = (
-            words[2::8].count(HEADER_WORDS) == len(headers)
+            words[7::8].count(MAGIC) == words[2::8].count(HEADER_WORDS) == len(headers)
             and all(info & VERSION_MASK == VERSION for info in set(infos))
             and not any(info & LAST_BLOCK_BIT for info in set(infos[:-1]))
-            and all(2 * count + HEADER_WORDS <= length for count, length in zip(counts, lengths, strict=True))
+            # each event takes two words at least
+            and max(map(sub, map(add, counts, counts), lengths)) <= -HEADER_WORDS
         )
         if not is_sound:
             return self._walk_carefully()
+        offsets = array("q", map((4).__mul__, accumulate(lengths, initial=0)))
         return offsets, array("q", accumulate(counts, initial=0))
 
     def _walk_carefully(self) -> tuple[array[int], array[int]]:
