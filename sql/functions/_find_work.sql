@@ -106,7 +106,7 @@ BEGIN
         RETURN;
     END IF;
     IF block2 - block1 > p_blocks THEN
-        IF NOT pg_try_advisory_xact_lock(p_project_id, rawdata_id) AND osgprod._holds_file(p_project_id) THEN
+        IF NOT pg_try_advisory_xact_lock(p_project_id, rawdata_id) AND osgprod._may_hold_file() THEN
             rawdata_id := NULL;
             RETURN;
         END IF;
@@ -151,10 +151,10 @@ AS $fn$
 --             another: two that did so could wait for each other.
 -- Parameters: p_project_id  project
 -- Returns:    as _free_file; after a wait the file may be cut to its end. NULLs when nothing is left to cut, or when all
---             that is left is locked by others and a lock is held already
+--             that is left is locked by others and a lock may be held already
 BEGIN
     SELECT f.* INTO rawdata_id, block1, block2, is_fresh FROM osgprod._free_file(p_project_id) f;
-    IF rawdata_id IS NULL AND NOT osgprod._holds_file(p_project_id) THEN
+    IF rawdata_id IS NULL AND NOT osgprod._may_hold_file() THEN
         SELECT l.rawdata_id, l.block1, l.block2, l.state = 'fresh' INTO rawdata_id, block1, block2, is_fresh
           FROM osgprod_data.loaded_files l
          WHERE l.project_id = p_project_id AND l.state IN ('fresh', 'begun')
@@ -164,12 +164,10 @@ BEGIN
 END
 $fn$;
 
-CREATE FUNCTION osgprod._holds_file(p_project_id int)
+CREATE FUNCTION osgprod._may_hold_file()
 RETURNS boolean LANGUAGE sql VOLATILE
 AS $fn$
-    -- Does this transaction hold the lock of any file of the project by now? (A transaction may do several checkouts. The
-    -- number -1, all bits set, is no file: see _lock_job.)
-    SELECT EXISTS (SELECT FROM pg_locks l
-                    WHERE l.locktype = 'advisory' AND l.pid = pg_backend_pid() AND l.objsubid = 2
-                      AND l.classid = p_project_id::oid AND l.objid <> 4294967295)
+    -- Has this transaction written anything by now? (It may do several checkouts.) Whoever has not holds no file's lock. To
+    -- ask pg_locks itself would hold up everybody who takes a lock at that moment.
+    SELECT pg_current_xact_id_if_assigned() IS NOT NULL
 $fn$;

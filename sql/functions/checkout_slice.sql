@@ -123,7 +123,9 @@ BEGIN
          CROSS JOIN osgprod._slice_file(v_work.rawdata_id, a.block1, a.block2, v_project.xrootd_prefix,
                                         v_project.strip_prefix) f;
         EXIT WHEN FOUND;
-        v_work.rawdata_id := NULL;  -- the file was cut to its end before its lock was ours
+        -- The file was cut to its end before its lock was ours. We hold that now: see _may_hold_file.
+        PERFORM pg_current_xact_id();
+        v_work.rawdata_id := NULL;
     END LOOP;
 
     IF v_work.is_fresh OR block2 = v_work.block2 AND v_work.opened_at IS NULL THEN
