@@ -21,13 +21,15 @@ MAX_WAITING = 1000
 MAX_WAIT_S = 5.0
 # A batch that takes so long waits for something; then others go past it, as many as there are connections.
 STALLED_S = 0.05
+# Classes of errors that say nothing of a single call: each would meet the same.
+SERVERS_TROUBLE = ("08", "53", "57P")
 
 
 class Function:
     """A function of schema osgprod that can be called for several callers in one statement.
 
     Parameters: name        without the schema
-                parameters  'NAME TYPE, ...': its parameters without the p_, all in all or those that are ever given
+                parameters  'NAME TYPE, ...': its parameters without the p_; what is left out keeps its default
     """
 
     def __init__(self, name: str, parameters: str) -> None:
@@ -115,12 +117,13 @@ class Batches:
         try:
             rows = await self._ask(batch)
         except Exception as error:
-            if len(batch) > 1 and getattr(error, "sqlstate", None):
+            code = getattr(error, "sqlstate", None) or "08000"
+            if len(batch) == 1 or code.startswith(SERVERS_TROUBLE):
                 for call in batch:
-                    await self._run([call])
+                    _fail(call, error)
                 return
             for call in batch:
-                _fail(call, error)
+                await self._run([call])
         else:
             for row in rows:
                 answer = batch[row.pop("n")].answer
