@@ -89,10 +89,6 @@ AS $fn$
 -- Returns:    the slice; NULLs when none is ready
 -- Locks:      the slice SKIP LOCKED (its row in idle_slices belongs to who has it); the file when the slice is split
 BEGIN
-    IF NOT EXISTS (SELECT FROM osgprod_data.idle_slices i
-                    WHERE i.project_id = p_project_id AND i.not_before <= clock_timestamp()) THEN
-        RETURN;  -- the common case, at a third of the price
-    END IF;
     -- I4: state is asked again of the locked row; a neighbour may have taken it since this statement began.
     SELECT s.rawdata_id, s.block1, s.block2 INTO rawdata_id, block1, block2
       FROM osgprod_data.idle_slices i

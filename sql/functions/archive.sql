@@ -286,18 +286,6 @@ BEGIN
 END
 $fn$;
 
-CREATE FUNCTION osgprod._archived_attempt(
-    p_project osgprod_data.projects, p_cluster bigint, p_process bigint, p_token text, p_client inet)
-RETURNS SETOF osgprod_data.attempts LANGUAGE sql STABLE
-AS $fn$
-    -- The attempt in the archive that a job means by its token, as report_exit and heartbeat look for it first among those
-    -- that are not archived; none = there is no such one.
-    SELECT a.* FROM osgprod_data.archived_attempts a
-     WHERE a.project_id = p_project.project_id AND a.cluster = p_cluster AND a.process = p_process
-       AND osgprod._is_token(p_token, p_project.token_required, a.token_digest, a.client, p_client)
-     ORDER BY a.nstart DESC LIMIT 1
-$fn$;
-
 CREATE FUNCTION osgprod._all_attempts(p_project_id int)
 RETURNS SETOF osgprod_data.attempts LANGUAGE sql STABLE
 AS $fn$

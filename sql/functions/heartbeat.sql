@@ -30,18 +30,10 @@ AS $fn$
 DECLARE
     v_client  inet := osgprod._plain_address(p_client);
     v_project projects := osgprod._authorize(p_project, p_magic, v_client, p_bearer, p_cluster, p_process);
-    v_attempt attempts;
+    v_attempt attempts := osgprod._find_attempt(v_project, p_cluster, p_process, p_token, v_client);
     v_slice   slices;
 BEGIN
-    SELECT a.* INTO v_attempt FROM attempts a
-     WHERE a.project_id = v_project.project_id AND a.cluster = p_cluster AND a.process = p_process
-       AND osgprod._is_token(p_token, v_project.token_required, a.token_digest, a.client, v_client)
-     ORDER BY a.nstart DESC LIMIT 1;
-    IF NOT FOUND THEN
-        SELECT a.* INTO v_attempt
-          FROM osgprod._archived_attempt(v_project, p_cluster, p_process, p_token, v_client) a;
-    END IF;
-    IF NOT FOUND THEN
+    IF v_attempt.nstart IS NULL THEN
         http_status := 403;
         status := 'refused';
         message := osgprod._refuse(v_project, p_cluster, p_process, v_client, p_token);

@@ -41,7 +41,8 @@ AS $fn$
 DECLARE
     v_client  inet := osgprod._plain_address(p_client);
     v_project projects := osgprod._authorize(p_project, p_magic, v_client, p_bearer, p_cluster, p_process);
-    v_attempt record;
+    v_attempt attempts;
+    v_report  reports;
     v_outcome outcome := 'done'::outcome;
     v_reason  text;
 BEGIN
@@ -63,29 +64,18 @@ BEGIN
        AND s.cluster = a.cluster AND s.process = a.process AND s.nstart = a.nstart
     RETURNING a.* INTO v_attempt;
     IF NOT FOUND THEN
-        SELECT a.*, r.outcome, r.exit_code, r.reason INTO v_attempt
-          FROM attempts a
-          LEFT JOIN reports r ON r.project_id = a.project_id AND r.cluster = a.cluster AND r.process = a.process
-                             AND r.nstart = a.nstart AND r.by_worker
-         WHERE a.project_id = v_project.project_id AND a.cluster = p_cluster AND a.process = p_process
-           AND osgprod._is_token(p_token, v_project.token_required, a.token_digest, a.client, v_client)
-         ORDER BY a.nstart DESC LIMIT 1;
-        IF NOT FOUND THEN
-            SELECT a.*, r.outcome, r.exit_code, r.reason INTO v_attempt
-              FROM osgprod._archived_attempt(v_project, p_cluster, p_process, p_token, v_client) a
-              LEFT JOIN osgprod._all_reports(v_project.project_id) r ON r.cluster = a.cluster AND r.process = a.process
-                    AND r.nstart = a.nstart AND r.by_worker;
-        END IF;
-        IF NOT FOUND THEN
+        v_attempt := osgprod._find_attempt(v_project, p_cluster, p_process, p_token, v_client);
+        IF v_attempt.nstart IS NULL THEN
             http_status := 403;
             status := 'refused';
             message := osgprod._refuse(v_project, p_cluster, p_process, v_client, p_token);
             RETURN;
         END IF;
-        IF v_attempt.outcome IS NOT NULL THEN
-            SELECT g.* INTO http_status, status, message
-              FROM osgprod._say_again(p_exitcode, v_attempt.cluster, v_attempt.process, v_attempt.nstart,
-                                      v_attempt.outcome, v_attempt.exit_code, v_attempt.reason) g;
+        SELECT r.* INTO v_report FROM osgprod._all_reports(v_project.project_id) r
+         WHERE r.cluster = v_attempt.cluster AND r.process = v_attempt.process AND r.nstart = v_attempt.nstart
+           AND r.by_worker;
+        IF FOUND THEN
+            SELECT g.* INTO http_status, status, message FROM osgprod._say_again(v_report, p_exitcode) g;
             RETURN;
         END IF;
         v_outcome := osgprod._judge_exit(v_project, v_attempt.rawdata_id, v_attempt.block1, v_attempt.block2,
@@ -153,6 +143,30 @@ AS $fn$
                 ELSE p_digest = sha256(convert_to(lower(p_token), 'UTF8')) END
 $fn$;
 
+CREATE FUNCTION osgprod._find_attempt(
+    p_project osgprod_data.projects, p_cluster bigint, p_process bigint, p_token text, p_client inet)
+RETURNS osgprod_data.attempts LANGUAGE plpgsql STABLE
+AS $fn$
+-- Finds the attempt that a job means by its token; without one, where that is allowed, its last.
+-- Parameters: p_project  the project's row;  p_cluster, p_process  the job;  p_token, p_client  see _is_token
+-- Returns:    the attempt, from the archive if it is there; NULLs when there is no such one
+DECLARE
+    v_attempt osgprod_data.attempts;
+BEGIN
+    SELECT a.* INTO v_attempt FROM osgprod_data.attempts a
+     WHERE a.project_id = p_project.project_id AND a.cluster = p_cluster AND a.process = p_process
+       AND osgprod._is_token(p_token, p_project.token_required, a.token_digest, a.client, p_client)
+     ORDER BY a.nstart DESC LIMIT 1;
+    IF NOT FOUND THEN
+        SELECT a.* INTO v_attempt FROM osgprod_data.archived_attempts a
+         WHERE a.project_id = p_project.project_id AND a.cluster = p_cluster AND a.process = p_process
+           AND osgprod._is_token(p_token, p_project.token_required, a.token_digest, a.client, p_client)
+         ORDER BY a.nstart DESC LIMIT 1;
+    END IF;
+    RETURN v_attempt;
+END
+$fn$;
+
 CREATE FUNCTION osgprod._refuse(
     p_project osgprod_data.projects, p_cluster bigint, p_process bigint, p_client inet, p_token text)
 RETURNS text LANGUAGE plpgsql VOLATILE
@@ -178,20 +192,19 @@ BEGIN
 END
 $fn$;
 
-CREATE FUNCTION osgprod._say_again(
-    p_exitcode bigint, p_cluster int, p_process int, p_nstart int, p_outcome osgprod_data.outcome, p_exit_code int,
-    p_reason text)
+CREATE FUNCTION osgprod._say_again(p_report osgprod_data.reports, p_exitcode bigint)
 RETURNS TABLE (http_status int, status text, message text) LANGUAGE sql STABLE
 AS $fn$
     -- What a job is told that reports on an attempt once more; a report is never taken back (I6).
-    -- Parameters: p_exitcode  what it says now;  the others  the attempt and what it reported first
+    -- Parameters: p_report  what it reported first;  p_exitcode  what it says now
     -- Returns:    one row as of report_exit: the same answer again, or 409 contradicted
-    SELECT osgprod._http_status(p_outcome), p_outcome::text, osgprod._answer(p_outcome, p_reason)
-     WHERE p_exit_code = p_exitcode
+    SELECT osgprod._http_status(p_report.outcome), p_report.outcome::text,
+           osgprod._answer(p_report.outcome, p_report.reason)
+     WHERE p_report.exit_code = p_exitcode
     UNION ALL
-    SELECT 409, 'contradicted', format('attempt %s of job %s.%s has already reported exit code %s', p_nstart, p_cluster,
-           p_process, p_exit_code)
-     WHERE p_exit_code <> p_exitcode
+    SELECT 409, 'contradicted', format('attempt %s of job %s.%s has already reported exit code %s', p_report.nstart,
+           p_report.cluster, p_report.process, p_report.exit_code)
+     WHERE p_report.exit_code <> p_exitcode
 $fn$;
 
 CREATE FUNCTION osgprod._http_status(p_outcome osgprod_data.outcome)
