@@ -28,7 +28,7 @@ from starlette.routing import Route
 
 from shim import openapi, workscript
 from shim.address import SettingError, TrustedProxies
-from shim.batches import Batches, Function
+from shim.batches import SERVERS_TROUBLE, Batches, Function
 from shim.bearer import BearerError, BearerTokens
 from shim.dashboard import Dashboard
 from shim.database import dsn_from_environment, open_pool
@@ -266,7 +266,7 @@ def _failure(error: Exception) -> tuple[int, bytes]:
         text = error_text(error.diag.message_primary or "", error.diag.message_hint, code)
         return STATUS_OF_GROUP[code[2]], text
     # 25006: a standby
-    if code.startswith(("08", "53", "57P")) or code in ("25006", "40001", "40P01", "55P03"):
+    if code.startswith(SERVERS_TROUBLE) or code in ("25006", "40001", "40P01", "55P03"):
         return 503, error_text("the database is away or busy", "try again in a while")
     if code in ("0A000", "42883", "3F000") or "cache lookup failed" in str(error):
         return 503, error_text(

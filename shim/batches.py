@@ -34,9 +34,9 @@ class Function:
 
     def __init__(self, name: str, parameters: str) -> None:
         names = [parameter.split()[0] for parameter in parameters.split(",")]
-        # In the order of the jobs, which each call locks: two batches can't wait for each other.
         arguments = ", ".join(f"p_{name} => r.{name}" for name in names)
-        self.statement = (  # of constants only
+        # Of constants only. In the order of the jobs, which each call locks: two batches can't wait for each other.
+        self.statement = (
             f"SELECT r.n, f.* FROM (SELECT * FROM json_to_recordset(%s) AS q (n int, {parameters})"  # noqa: S608
             f" ORDER BY project, cluster, process, n) r CROSS JOIN LATERAL osgprod.{name}({arguments}) f"
         )

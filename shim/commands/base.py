@@ -73,7 +73,7 @@ def ask(function: str, **arguments: object) -> list[dict[str, Any]]:
 def change(function: str, dry_run: bool, **arguments: object) -> list[dict[str, Any]]:
     """The same for a function that changes something; with dry_run what it did is rolled back."""
     with connect() as connection, connection.transaction(force_rollback=dry_run):
-        return call(connection, function, **arguments)
+        return call(connection, function, **given(**arguments))
 
 
 def given(**arguments: object) -> Mapping[str, Any]:

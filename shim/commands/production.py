@@ -179,9 +179,8 @@ def workers_list(project: str, order: str, hours: int | None, limit: int, as_jso
 @dry
 def workers_ban(project: str, worker: str, seconds: int, reason: str | None, dry_run: bool) -> None:
     """Refuse work to a host or address for a while."""
-    wish = {"project": project, "worker": worker, "seconds": seconds, **given(reason=reason)}
-    until = cell(change("ban_worker", dry_run, **wish)[0]["ban_worker"])
-    click.echo(f"{worker} {'would be' if dry_run else 'is'} refused until {until}")
+    rows = change("ban_worker", dry_run, project=project, worker=worker, seconds=seconds, reason=reason)
+    click.echo(f"{worker} {'would be' if dry_run else 'is'} refused until {cell(rows[0]['ban_worker'])}")
 
 
 @workers.command("pardon")
