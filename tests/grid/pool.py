@@ -170,7 +170,7 @@ class Pool:
                 stdout=log,
                 stderr=log,
             )
-        self._wait(60, "the pool does not come up", lambda: self._is_up())
+        self.wait(60, "the pool does not come up", lambda: self._is_up())
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -249,7 +249,7 @@ class Pool:
     def wait_for(
         self, cluster: int, what: str, is_so: Callable[[list[dict[str, Any]]], bool], timeout_s: float = 60
     ) -> None:
-        self._wait(timeout_s, f"{what}: {self._show(cluster)}", lambda: is_so(self.jobs(cluster)))
+        self.wait(timeout_s, f"{what}: {self._show(cluster)}", lambda: is_so(self.jobs(cluster)))
 
     def _show(self, cluster: int) -> str:
         names = ("ProcId", "JobStatus", "HoldReason", "HoldReasonSubCode", "NumJobStarts", "ExitCode")
@@ -270,7 +270,7 @@ class Pool:
         return len(pids)
 
     @staticmethod
-    def _wait(timeout_s: float, what: str, is_so: Callable[[], bool]) -> None:
+    def wait(timeout_s: float, what: str, is_so: Callable[[], bool]) -> None:
         end = time.monotonic() + timeout_s
         while not is_so():
             assert time.monotonic() < end, what
