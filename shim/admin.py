@@ -111,7 +111,7 @@ def _register(
     indexes = scan.indexes(paths)
     while group := list(islice(indexes, FILES_A_COMMIT)):
         with connection.transaction(force_rollback=dry_run):
-            results = [scan.register(connection, index) for index in group]
+            results = scan.register_all(connection, group)
         yield from results
 
 

@@ -9,6 +9,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -76,19 +77,23 @@ def call(
     return connection.execute(query, values).fetchall()
 
 
-def statement(function: str, arguments: Mapping[str, object]) -> tuple[sql.Composed, dict[str, object]]:
+def statement(function: str, arguments: Mapping[str, object]) -> tuple[bytes, dict[str, object]]:
     """Returns the statement that calls one function of schema osgprod by named arguments, and its values.
 
     Parameters: see call()
     """
-    named = [
-        sql.SQL("{} => {}").format(sql.Identifier(f"p_{name}"), sql.Placeholder(name)) for name in arguments
-    ]
+    # An int goes as text of no type, so that the function's own type decides and names what doesn't fit.
+    values = {k: str(v) if type(v) is int else v for k, v in arguments.items()}
+    return _call_by_name(function, tuple(arguments)), values
+
+
+@cache  # a few calls are in this program; putting one together takes as long as the driver's part
+def _call_by_name(function: str, names: tuple[str, ...]) -> bytes:
+    named = [sql.SQL("{} => {}").format(sql.Identifier(f"p_{name}"), sql.Placeholder(name)) for name in names]
     query = sql.SQL("SELECT * FROM {}({})").format(
         sql.Identifier("osgprod", function), sql.SQL(", ").join(named)
     )
-    # An int goes as text of no type, so that the function's own type decides and names what doesn't fit.
-    return query, {k: str(v) if type(v) is int else v for k, v in arguments.items()}
+    return query.as_bytes()
 
 
 def open_pool(dsn: str, size: int) -> AsyncConnectionPool[Any]:

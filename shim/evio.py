@@ -32,6 +32,7 @@ VERSION = 4
 # Far beyond any real file; a damaged one shall not use up the memory.
 MAX_BLOCKS = 4_000_000
 MAX_CONTROL_EVENTS = 100_000
+MAX_EVENTS = 2**32 - 1  # as many as the index can count
 
 BEGIN_OF_RUN = 0x70
 # Sync, prestart, go, pause, end; and EPICS. Whatever is not one of these is work and is never repeated.
@@ -68,9 +69,14 @@ class BlockIndex:
 
     def packed(self) -> bytes:
         """Returns the entries as the database keeps them: offset in 64 bits, events in 32, big-endian."""
-        words = [0] * (2 * len(self.offsets))
-        words[0::2], words[1::2] = self.offsets, self.events_before
-        return struct.pack(">" + "QI" * len(self.offsets), *words)
+        offsets, events = self.offsets[:], array("I", self.events_before)
+        if sys.byteorder == "little":
+            offsets.byteswap()
+            events.byteswap()
+        halves = array("I", offsets.tobytes())
+        words = array("I", bytes(12 * len(offsets)))
+        words[0::3], words[1::3], words[2::3] = halves[0::2], halves[1::2], events
+        return words.tobytes()
 
 
 def parse_name(path: str | os.PathLike[str]) -> tuple[int, int]:
@@ -143,6 +149,8 @@ class _Reader:
         nblocks = len(offsets) - 1
         if events[-1] == 0:
             raise self._error(0, "there is no event in any block")
+        if events[-1] > MAX_EVENTS:
+            raise self._error(0, f"{events[-1]} events in all its blocks, more than {MAX_EVENTS}")
         first_block, preamble = self._first_blocks(offsets, events)
         trailer = (HEADER_WORDS, nblocks + 1, HEADER_WORDS, 0, 0, LAST_BLOCK_BIT | VERSION, 0, MAGIC)
         return BlockIndex(
@@ -194,16 +202,15 @@ class _Reader:
         pread, unpack, descriptor, size = os.pread, self._length.unpack_from, self._descriptor, self._size
         headers: list[bytes] = []
         offset = 0
+        offsets = [offset]
         # Kept plain: it runs once for each of up to 20,000 blocks. What stands in the headers is checked all at once.
-        with contextlib.suppress(struct.error):  # a short read
+        with contextlib.suppress(struct.error):  # nothing to unpack: the end, or behind it
             for _ in range(MAX_BLOCKS):
-                headers.append(header := pread(descriptor, HEADER_BYTES, offset))
-                (length,) = unpack(header)
+                (length,) = unpack(header := pread(descriptor, HEADER_BYTES, offset))
                 if length < HEADER_WORDS:
                     break
-                offset += 4 * length
-                if offset >= size:
-                    break
+                headers.append(header)
+                offsets.append(offset := offset + 4 * length)
         if offset != size:
             return self._walk_carefully()
         words = array("I", b"".join(headers))
@@ -211,16 +218,16 @@ class _Reader:
             words.byteswap()
         lengths, counts, infos = words[0::8], words[3::8], words[5::8]
         is_sound = (
-            words[7::8].count(MAGIC) == words[2::8].count(HEADER_WORDS) == len(headers)
-            and all(info & VERSION_MASK == VERSION for info in set(infos))
-            and not any(info & LAST_BLOCK_BIT for info in set(infos[:-1]))
+            words[7::8] == array("I", [MAGIC]) * len(headers)
+            and words[2::8] == array("I", [HEADER_WORDS]) * len(headers)
+            and infos[-1] & VERSION_MASK == VERSION
+            and all(info & (VERSION_MASK | LAST_BLOCK_BIT) == VERSION for info in set(infos[:-1]))
             # each event takes two words at least
             and max(map(sub, map(add, counts, counts), lengths)) <= -HEADER_WORDS
         )
         if not is_sound:
             return self._walk_carefully()
-        offsets = array("q", map((4).__mul__, accumulate(lengths, initial=0)))
-        return offsets, array("q", accumulate(counts, initial=0))
+        return array("q", offsets), array("q", accumulate(counts, initial=0))
 
     def _walk_carefully(self) -> tuple[array[int], array[int]]:
         """As _walk, with every header checked as it comes: finds the first that is wrong."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import psycopg
 
-from shim.database import call
+from shim.database import statement
 from shim.evio import BlockIndex, EvioError, find_files, parse_name, read_index
 
 READERS = 16
@@ -70,23 +70,48 @@ def register(
     Parameters: index  as from indexes()
     Returns:    new, same, differs or bad, and a line for the operator
     """
+    return register_all(connection, [index])[0]
+
+
+def register_all(
+    connection: psycopg.Connection[dict[str, Any]], found: Sequence[BlockIndex | EvioError]
+) -> list[tuple[str, str]]:
+    """Tells the database of several files in one go: it works on one while the next is made ready for it.
+
+    Parameters: found  as from indexes()
+    Returns:    for each, in order: new, same, differs or bad, and a line for the operator
+    Errors:     psycopg.Error  the database refuses; outside a transaction those before are known to it then
+    """
+    with connection.pipeline():
+        asked = [(index, _ask(connection, index)) for index in found]
+        return [_answer(index, cursor) for index, cursor in asked]
+
+
+def _ask(
+    connection: psycopg.Connection[dict[str, Any]], index: BlockIndex | EvioError
+) -> psycopg.Cursor[dict[str, Any]] | None:
     if isinstance(index, EvioError):
-        return "bad", str(index)
+        return None
     run, seqno = parse_name(index.path)
-    rows = call(
-        connection,
-        "register_rawdata",
-        path=index.path,
-        run=run,
-        seqno=seqno,
-        size_bytes=index.size_bytes,
-        nblocks=index.nblocks,
-        first_block=index.first_block,
-        byte_order=index.byte_order,
-        has_trailer=index.has_trailer,
-        last_has_bit=index.last_has_bit,
-        trailer=index.trailer,
-        preamble=json.dumps(index.preamble),
-        block_index=index.packed(),
-    )
-    return rows[0]["status"], f"{index.path}: {rows[0]['differences']}"
+    arguments = {
+        "path": index.path,
+        "run": run,
+        "seqno": seqno,
+        "size_bytes": index.size_bytes,
+        "nblocks": index.nblocks,
+        "first_block": index.first_block,
+        "byte_order": index.byte_order,
+        "has_trailer": index.has_trailer,
+        "last_has_bit": index.last_has_bit,
+        "trailer": index.trailer,
+        "preamble": json.dumps(index.preamble),
+        "block_index": index.packed(),
+    }
+    return connection.execute(*statement("register_rawdata", arguments))
+
+
+def _answer(index: BlockIndex | EvioError, cursor: psycopg.Cursor[dict[str, Any]] | None) -> tuple[str, str]:
+    if cursor is None or isinstance(index, EvioError):
+        return "bad", str(index)
+    row = cursor.fetchall()[0]
+    return row["status"], f"{index.path}: {row['differences']}"

@@ -124,6 +124,19 @@ def test_offsets_and_event_counts_are_those_of_the_file(folder: Path) -> None:
     assert len(index.packed()) == 12 * (index.nblocks + 1)
 
 
+def test_a_file_that_claims_more_events_than_can_be_counted_is_bad(folder: Path) -> None:
+    path = folder / NAME
+    path.write_bytes(block(1, [bank(0x70, [1])]))
+    words = 2**32 - 8
+    with path.open("r+b") as file:  # three blocks of 17 GB with nothing in them
+        for number in (2, 3, 4):
+            size = file.seek(0, os.SEEK_END)
+            file.write(struct.pack(">8I", words, number, 8, words // 2 - 4, 0, 4, 0, 0xC0DA0100))
+            file.truncate(size + 4 * words)
+    with pytest.raises(EvioError, match=r"byte 0: 6442450921 events in all its blocks, more than 4294967295"):
+        read_index(path)
+
+
 def good() -> bytearray:
     return bytearray(
         block(1, [bank(0x70, [1])]) + block(2, [bank(PHYSICS, [1, 2])]) + block(3, [bank(PHYSICS, [2, 2])])
