@@ -20,7 +20,7 @@ from shim.database import call, connect
 from shim.terminal import Bar, working
 
 PAGE_FILES = 10_000
-FILES_A_COMMIT = 16  # a commit waits for the disk, and takes longer than the rest
+FILES_A_COMMIT = 64  # a commit waits for the disk, and takes longer than the rest
 
 
 def add_project(
