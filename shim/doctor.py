@@ -31,15 +31,13 @@ def examine() -> list[Finding]:
     Errors: psycopg.OperationalError  the database can't be reached
     """
     with connect() as connection:
-        findings = [
-            _finding("database", True, f"reached as {connection.info.user}", ""),
-            _up_to_date(),
-        ]
-        if not findings[-1]["is_well"]:
-            return findings  # nothing else can be asked
-        findings.append(_clock(connection))
-        findings.append(_disk("disk of the templates", document_root()))
+        findings = [_finding("database", True, f"reached as {connection.info.user}", "")]
         try:
+            findings.append(_up_to_date())
+            if not findings[-1]["is_well"]:
+                return findings  # nothing else can be asked
+            findings.append(_clock(connection))
+            findings.append(_disk("disk of the templates", document_root()))
             findings += call(connection, "diagnose")
             for row in call(connection, "progress"):
                 findings += _project(connection, row["project"])

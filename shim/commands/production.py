@@ -69,7 +69,10 @@ def health(project: str | None, as_json: bool) -> None:
 @as_json
 def estimate(project: str, hours: int | None, as_json: bool) -> None:
     """Tell when a project will be done, and how sure that is."""
-    show(ask("estimate", project=project, hours=hours), as_json)
+    rows = ask("estimate", project=project, hours=hours)
+    show(rows, as_json)
+    if not as_json and rows[0]["ends_at"] is None:
+        click.echo("nothing was done in these hours, so no end can be told", err=True)
 
 
 @osgprod.command()

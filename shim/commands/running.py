@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import click
@@ -49,12 +50,13 @@ def demo() -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 @click.option("--count", type=int, help="End after so many notices.")
 def watch(as_json: bool, count: int | None) -> None:
-    """Print what an operator may want to be told of, as it happens.
+    """Print what an operator may want to be told of, as it happens, until Ctrl-C.
 
     Files finished, blocks quarantined, workers refused, projects done.
     """
-    for notice in listen(say=lambda line: click.echo(line, err=True), count=count):
-        click.echo(json.dumps(notice.details) if as_json else notice.line)
+    with contextlib.suppress(KeyboardInterrupt):
+        for notice in listen(say=lambda line: click.echo(line, err=True), count=count):
+            click.echo(json.dumps(notice.details) if as_json else notice.line)
 
 
 @osgprod.command("doctor")

@@ -188,7 +188,7 @@ BEGIN
     INSERT INTO osgprod_data.refusals AS f (project_id, cluster, process, client, reason)
     VALUES (p_project.project_id, p_cluster, p_process, p_client, v_reason)
     ON CONFLICT ON CONSTRAINT refusals_pkey DO UPDATE SET times = f.times + 1, last_at = now();
-    RETURN v_reason;
+    RETURN v_reason || '; the token is in the script that the job was given (osgprod_token)';
 END
 $fn$;
 

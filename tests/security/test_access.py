@@ -175,7 +175,8 @@ def test_a_missing_token_is_refused_and_recorded_where_it_is_required(world: Wor
     world.set(token_required=True)
     world.add_file(1)
     world.checkout(0)
-    assert getattr(world, what)(0)["http_status"] == 403
+    answer = getattr(world, what)(0)
+    assert answer["http_status"] == 403 and "script that the job was given" in answer["message"]
     row = world.db.execute("SELECT reason FROM osgprod_data.refusals").fetchone()
     assert row == {"reason": "parameter token is missing"}
 

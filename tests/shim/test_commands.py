@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -116,7 +117,7 @@ def test_reading_command_says_the_same_as_table_and_as_json(
     assert rows
     table = run(*arguments)
     assert table.exit_code == 0
-    lines = table.output.splitlines()
+    lines = table.stdout.splitlines()
     assert len(lines) == len(rows) + 2, "a head, a rule, and a line a row"
     for name, value in rows[0].items():
         if isinstance(value, str) and not re.match(r"\d{4}-", value):
@@ -349,6 +350,8 @@ def test_unreachable_database_is_exit_code_3_and_a_missing_role_is_named(run: Ru
     assert result.exit_code == 1 and "hint: OSGPROD_DSN has the form" in result.stderr
     result = run("verify", "p", env={"OSGPROD_DSN": world.dsn + WORKER_ROLE})
     assert result.exit_code == 1 and "member of osgprod_operator" in result.stderr
+    result = run("doctor", env={"OSGPROD_DSN": world.dsn + WORKER_ROLE})
+    assert result.exit_code == 1 and "GRANT osgprod_operator TO" in result.stdout
 
 
 def test_verify_and_doctor_end_with_1_when_something_is_wrong(run: Run, busy: World, folder: Path) -> None:
@@ -422,6 +425,24 @@ def test_watch_prints_what_happens_and_nothing_that_could_fool_a_terminal(world:
     assert lines[1:] == ["- - unknown text=no JSON?[2J", "- - unknown text=[1]"]
 
 
+def test_watch_ends_well_with_ctrl_c(world: World) -> None:
+    watching = subprocess.Popen(
+        [sys.executable, "-m", "shim.admin", "watch"],
+        cwd=CHECKOUT, env={**os.environ, "OSGPROD_DSN": world.dsn}, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert watching.stderr is not None
+    assert watching.stderr.readline() == "listening\n"
+    watching.send_signal(signal.SIGINT)
+    _, errors = watching.communicate(timeout=20)
+    assert (watching.returncode, errors) == (0, "")
+
+
+def test_estimate_of_nothing_says_so(run: Run, world: World) -> None:
+    world.with_project("new").add_file(3)
+    result = run("estimate", "new")
+    assert result.exit_code == 0 and "no end can be told" in result.stderr
+
+
 def test_watch_listens_again_when_the_connection_was_cut(world: World) -> None:
     watching = subprocess.Popen(
         [sys.executable, "-c", "import shim.notices; shim.notices.RETRY_S = 0.01; from shim.admin import main; main()",
@@ -452,7 +473,7 @@ def test_status_watch_looks_again_until_it_is_stopped(busy: World) -> None:
         seen += line == "]\n"
         if seen == 3 or time.monotonic() > end:
             break
-    watching.send_signal(2)
+    watching.send_signal(signal.SIGINT)
     try:
         watching.communicate(timeout=10)
     finally:
