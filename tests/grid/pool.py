@@ -247,7 +247,7 @@ class Pool:
         return dict(jobs[0]) if jobs else {}
 
     def wait_for(
-        self, cluster: int, what: str, is_so: Callable[[list[dict[str, Any]]], bool], timeout_s: float = 60
+        self, cluster: int, what: str, is_so: Callable[[list[dict[str, Any]]], bool], timeout_s: float = 150
     ) -> None:
         self.wait(timeout_s, f"{what}: {self._show(cluster)}", lambda: is_so(self.jobs(cluster)))
 

@@ -123,9 +123,10 @@ def test_block_far_behind_takes_no_longer_from_far_away(
     took = {}
     with Proxy(port, DELAY_S) as proxy:
         for block1 in (1, 1900):
-            fetched = Fetched(folder, scripts[block1], f"{protocol}://127.0.0.1:{proxy.port}//raw")
-            assert fetched.code == 0, fetched.log
-            took[block1] = fetched.took_s
+            url = f"{protocol}://127.0.0.1:{proxy.port}//raw"
+            runs = [Fetched(folder, scripts[block1], url) for _ in range(2)]
+            assert [fetched.code for fetched in runs] == [0, 0], runs[0].log + runs[1].log
+            took[block1] = min(run.took_s for run in runs)  # the machine may be busy with something else
     print(f"{protocol}, {1000 * DELAY_S:.0f} ms each way: {took}")
     assert took[1900] - took[1] < 1.5
 
@@ -138,7 +139,7 @@ def test_missing_and_forbidden_files_are_given_up_on_at_once(
     port = xrootd.port if protocol == "root" else xrootd.https_port
     fetched = Fetched(folder, scripts[1900], f"{protocol}://127.0.0.1:{port}//{folder_there}")
     assert fetched.code == NOT_FETCHED
-    assert fetched.took_s < 5
+    assert fetched.took_s < 15, "tried again it would take a minute"
     assert status in fetched.log if protocol == "http" else fetched.log
 
 
