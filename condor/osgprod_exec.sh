@@ -41,7 +41,7 @@ readonly CURL=(curl -q -g -sS --noproxy '*' --connect-timeout 20)
 scratch="" work_pid="" beat_pid="" child_pid="" token="" magic="" bearer="" host="" site="" beat_status=0
 
 log() {
-  printf '%s osgprod_exec %s.%s: %s\n' "$(date -u +%Y-%m-%dT%H:%M:%SZ 2>&1)" "${cluster:-}" "${process:-}" "$*" >&2 || true
+  printf '%s osgprod_exec%s: %s\n' "$(date -u +%Y-%m-%dT%H:%M:%SZ 2>&1)" "${process:+ $cluster.$process}" "$*" >&2 || true
 }
 
 # Arguments: exit code, message

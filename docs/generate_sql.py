@@ -320,11 +320,11 @@ def _errors() -> str:
     folder = Path(__file__).resolve().parent.parent / "sql" / "functions"
     found: dict[str, dict[str, str]] = {}
     raised = re.compile(r"RAISE EXCEPTION\s+'((?:[^']|'')*)'(?:(?!RAISE).)*?ERRCODE = '(OG\d\d\d)'"
-                        r"(?:,\s*HINT = '((?:[^']|'')*)')?", re.DOTALL)  # fmt: skip
+                        r"(?:,\s*HINT = (?:format\()?'((?:[^']|'')*)')?", re.DOTALL)  # fmt: skip
     for path in sorted(folder.glob("*.sql")):
         for message, code, hint in raised.findall(path.read_text()):
             found.setdefault(code, {}).setdefault(
-                message.replace("''", "'").replace("%", "…"), hint.replace("''", "'")
+                message.replace("''", "'").replace("%", "…"), hint.replace("''", "'").replace("%s", "…")
             )
     lines = [
         f"| {code} | {_escaped(message)} | {_escaped(hint)} |"

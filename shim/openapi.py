@@ -5,6 +5,7 @@ Written by hand, since the protocol is older than the shim; a test asserts that 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -49,6 +50,8 @@ STATUSES = {
     500: "a fault of the server",
     503: "paused, busy or away: Retry-After says when again",
 }
+# Of what needs no rights and no database, or only asks whether there is one.
+PLAIN = {200: "all is well", 405: STATUSES[405], 429: STATUSES[429], 503: "the database is away or busy"}
 
 
 def document(root: str) -> dict[str, Any]:
@@ -57,8 +60,8 @@ def document(root: str) -> dict[str, Any]:
     Parameters: root  path below which the routes are
     """
     paths = {f"{root}/{route}": _methods(route, *about) for route, about in PROTOCOL.items()}
-    paths[f"{root}/healthz"] = {"get": _operation("healthz", "Can the server serve?", ())}
-    paths[f"{root}/openapi.json"] = {"get": _operation("openapi", "This document", ())}
+    paths[f"{root}/healthz"] = {"get": _operation("healthz", "Can the server serve?", (), PLAIN)}
+    paths[f"{root}/openapi.json"] = {"get": _operation("openapi", "This document", (), PLAIN)}
     return {
         "openapi": "3.1.0",
         "info": {"title": "osgprod", "version": version("osgprod"), "license": {"name": "Apache-2.0"}},
@@ -82,16 +85,18 @@ def _methods(route: str, summary: str, names: tuple[str, ...]) -> dict[str, Any]
     return {"get": _operation(f"get_{name}", summary, (*REQUIRED, *names)), "post": post}
 
 
-def _operation(name: str, summary: str, names: tuple[str, ...]) -> dict[str, Any]:
+def _operation(
+    name: str, summary: str, names: tuple[str, ...], statuses: Mapping[int, str] = STATUSES
+) -> dict[str, Any]:
     return {
         "operationId": name,
         "summary": summary,
-        "security": [{}, {"bearer": []}],
+        "security": [{}, {"bearer": []}] if statuses is STATUSES else [],
         "parameters": [
             {"name": n, "in": "query", "required": n in (*REQUIRED, "exitcode"), "schema": _schema(n)}
             for n in names
         ],
-        "responses": {str(status): {"description": text} for status, text in STATUSES.items()},
+        "responses": {str(status): {"description": text} for status, text in statuses.items()},
     }
 
 

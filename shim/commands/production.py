@@ -211,8 +211,13 @@ def verify(project: str, deep: bool, as_json: bool) -> None:
 
 @osgprod.command()
 @click.argument("project", required=False, type=PROJECT)
+@click.option("--cluster", type=int, help="Those of this cluster instead: its jobs are gone.")
+@click.option("--process", type=int, help="Only that of this job of the cluster.")
 @dry
 @as_json
-def reclaim(project: str | None, dry_run: bool, as_json: bool) -> None:
-    """Take back slices whose lease ran out; the shim does so by itself."""
-    show(change("reclaim_lost", dry_run, project=project), as_json, "no lease has run out")
+def reclaim(
+    project: str | None, cluster: int | None, process: int | None, dry_run: bool, as_json: bool
+) -> None:
+    """Take back slices whose lease ran out, as the shim does by itself, or those of removed jobs."""
+    rows = change("reclaim_lost", dry_run, project=project, cluster=cluster, process=process)
+    show(rows, as_json, "no such slice is on lease" if cluster is not None else "no lease has run out")

@@ -20,6 +20,7 @@ AS $fn$
 -- Errors:     OG404 the name is taken; OG106 bad subnet pattern; OG108 another bad value
 DECLARE
     v_project_id int;
+    v_rule       text;
 BEGIN
     INSERT INTO projects (name, subnet_pattern, subnets, workscript, xrootd_prefix, maxblockspercore)
     VALUES (p_project, lower(btrim(p_subnet_pattern)), osgprod._subnets(p_subnet_pattern), p_workscript,
@@ -32,9 +33,10 @@ BEGIN
 EXCEPTION
     WHEN unique_violation THEN
         RAISE EXCEPTION 'project % exists already', p_project USING ERRCODE = 'OG404',
-            HINT = 'osgprod project set changes it';
+            HINT = format('osgprod project set %s changes it', p_project);
     WHEN check_violation OR not_null_violation THEN
-        RAISE EXCEPTION 'project %: %', p_project, SQLERRM USING ERRCODE = 'OG108',
+        GET STACKED DIAGNOSTICS v_rule = CONSTRAINT_NAME;
+        RAISE EXCEPTION 'project %: %', p_project, coalesce(osgprod._rule(v_rule), SQLERRM) USING ERRCODE = 'OG108',
             HINT = 'names are letters, digits and _ . + -; maxblockspercore is at least 1';
 END
 $fn$;
@@ -93,15 +95,19 @@ DECLARE
                               'old_magic_until', 'banned_until', 'next_due_at', 'nlive', 'tallied_until', 'created_at',
                               'subnets'];
     v_wrong   text;
+    v_key     text;
 BEGIN
     SELECT k.key INTO v_wrong FROM jsonb_object_keys(p_settings) AS k (key)
      WHERE k.key = ANY (v_fixed) OR NOT to_jsonb(v_project) ? k.key LIMIT 1;
     IF FOUND THEN
         RAISE EXCEPTION 'there is no setting %', quote_literal(v_wrong) USING ERRCODE = 'OG108',
-            HINT = 'osgprod project show lists the settings';
+            HINT = format('osgprod project show %s lists the settings', p_project);
     END IF;
     BEGIN
-        v_project := jsonb_populate_record(v_project, p_settings);
+        FOR v_key IN SELECT k.key FROM jsonb_object_keys(p_settings) AS k (key) LOOP  -- one by one, so that an error names it
+            v_project := jsonb_populate_record(v_project, jsonb_build_object(v_key, p_settings -> v_key));
+        END LOOP;
+        v_key := NULL;
         v_project.xrootd_prefix := coalesce(v_project.xrootd_prefix, '');  -- files of a file system
         IF v_project.state <> v_state THEN
             PERFORM osgprod._check_not_archived(v_project.project_id);
@@ -127,8 +133,10 @@ BEGIN
                 '-infinity')  -- a shorter lease may be due before the next look at leases
          WHERE p.project_id = v_project.project_id AND p_settings <> '{}';
     EXCEPTION WHEN data_exception OR integrity_constraint_violation OR datatype_mismatch THEN
-        RAISE EXCEPTION 'project %: %', p_project, SQLERRM USING ERRCODE = 'OG108',
-            HINT = 'osgprod project show lists the settings, docs/sql.md their units and ranges';
+        GET STACKED DIAGNOSTICS v_wrong = CONSTRAINT_NAME;
+        RAISE EXCEPTION 'project %: %', p_project, coalesce(osgprod._rule(v_wrong), v_key || ': ' || SQLERRM, SQLERRM)
+            USING ERRCODE = 'OG108',
+            HINT = format('osgprod project show %s lists the settings, docs/sql.md their units', p_project);
     END;
     RETURN QUERY SELECT j.key, j.value FROM jsonb_each_text(to_jsonb(v_project) - v_fixed) AS j ORDER BY j.key;
 END
@@ -136,6 +144,14 @@ $fn$;
 
 COMMENT ON FUNCTION osgprod.set_project(text, jsonb) IS
 'Changes settings of a project, {"lease_s": 3600} for instance, and returns all settings with their values now. For osgprod_operator.';
+
+CREATE FUNCTION osgprod._rule(p_constraint text)
+RETURNS text LANGUAGE sql STABLE
+AS $fn$
+    -- The rule that a check on projects stands for, in words for who broke it; NULL = no such check.
+    SELECT 'it must hold that ' || pg_get_expr(c.conbin, c.conrelid) FROM pg_constraint c
+     WHERE c.conrelid = 'osgprod_data.projects'::regclass AND c.conname = p_constraint AND c.contype = 'c'
+$fn$;
 
 CREATE FUNCTION osgprod._subnets(p_pattern text)
 RETURNS cidr[] LANGUAGE plpgsql STABLE

@@ -80,9 +80,9 @@ BEGIN
     SELECT g.files, g.blocks - g.blocks_done - g.blocks_quarantined AS blocks_left INTO v_progress
       FROM osgprod.progress(p_project => p_project.name) g;
     IF v_progress.blocks_left > 0 OR v_progress.files = 0 THEN
-        RAISE EXCEPTION 'project % has not ended: % blocks are left in % files', p_project.name, v_progress.blocks_left,
+        RAISE EXCEPTION 'project % has not ended: % blocks of its % files are left', p_project.name, v_progress.blocks_left,
             v_progress.files USING ERRCODE = 'OG405',
-            HINT = 'osgprod files --state open shows where; all have to be done or in quarantine';
+            HINT = format('osgprod files %s --state open shows where; all have to be done or in quarantine', p_project.name);
     END IF;
 END
 $fn$;

@@ -84,7 +84,7 @@ BEGIN
      ORDER BY a.nstart, r.reported_at;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'job %.% has no attempt in project %', p_cluster, p_process, p_project
-            USING ERRCODE = 'OG303', HINT = 'osgprod jobs lists the jobs that started lately';
+            USING ERRCODE = 'OG303', HINT = format('osgprod jobs %s lists the jobs that started lately', p_project);
     END IF;
 END
 $fn$;

@@ -1,24 +1,33 @@
-CREATE FUNCTION osgprod.reclaim_lost(p_project text DEFAULT NULL)
+CREATE FUNCTION osgprod.reclaim_lost(
+    p_project text DEFAULT NULL, p_cluster int DEFAULT NULL, p_process int DEFAULT NULL)
 RETURNS TABLE (project text, reclaimed int)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
--- Makes slices ready again whose attempts have been silent past their lease. tick does the same on the shims' timer.
+-- Makes slices ready again whose attempts have been silent past their lease (tick does the same on the shims' timer), or
+-- those of jobs that are known to be gone, removed by condor_rm for instance, without waiting for their leases.
 -- Promise:    a repeated or simultaneous call does no harm; slices that somebody has locked at this moment are left to
---             the next call, so nothing here waits.
+--             the next call, so nothing here waits. A job taken for gone that is not, gets its slice back at its next heartbeat,
+--             as long as nobody else has it.
 -- Parameters: p_project  project name; NULL = all projects
+--             p_cluster  HTCondor's cluster whose jobs are gone [0 .. 2147483647]; NULL = what ran out of lease
+--             p_process  only this one of them [0 .. 2147483647]; NULL = all of the cluster
 -- Returns:    a row for each project in which slices were reclaimed: how many
--- Errors:     OG301 unknown project
+-- Errors:     OG301 unknown project; OG108 a process without a cluster
 -- Locks:      see _reclaim_project
 -- Source:     docs/design.md I4
 DECLARE
     v_project osgprod_data.projects;
 BEGIN
     PERFORM osgprod._get_project(p_project) WHERE p_project IS NOT NULL;
+    IF p_process IS NOT NULL AND p_cluster IS NULL THEN
+        RAISE EXCEPTION 'process % of which cluster', p_process USING ERRCODE = 'OG108',
+            HINT = 'a job is known by cluster and process';
+    END IF;
     FOR v_project IN
         SELECT p.* FROM projects p WHERE p.name = coalesce(p_project, p.name) ORDER BY p.project_id
     LOOP
         project := v_project.name;
-        reclaimed := osgprod._reclaim_project(v_project);
+        reclaimed := osgprod._reclaim_project(v_project, p_cluster, p_process);
         IF reclaimed > 0 THEN
             RETURN NEXT;
         END IF;
@@ -26,8 +35,8 @@ BEGIN
 END
 $fn$;
 
-COMMENT ON FUNCTION osgprod.reclaim_lost(text) IS
-'Makes slices ready again whose attempts have been silent past their lease; a row for each project that had some. For osgprod_operator; tick does the same on the shims'' timer.';
+COMMENT ON FUNCTION osgprod.reclaim_lost(text, int, int) IS
+'Makes slices ready again whose attempts have been silent past their lease, or those of a cluster that is gone; a row for each project that had some. For osgprod_operator; tick does the same on the shims'' timer.';
 
 CREATE FUNCTION osgprod._reclaim_due(p_project_id int)
 RETURNS boolean LANGUAGE plpgsql VOLATILE
@@ -57,11 +66,13 @@ AS $fn$
     SELECT p_next_due_at <= now() OR p_next_due_at > now() + interval '5 minutes'
 $fn$;
 
-CREATE FUNCTION osgprod._reclaim_project(p_project osgprod_data.projects)
+CREATE FUNCTION osgprod._reclaim_project(
+    p_project osgprod_data.projects, p_cluster int DEFAULT NULL, p_process int DEFAULT NULL)
 RETURNS int LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Takes back every slice of the project whose lease has run out, and notes when the next one can.
 -- Parameters: p_project  the project's row
+--             p_cluster, p_process  not those, but the ones of these jobs: see reclaim_lost
 -- Returns:    how many [slices]; 0 also while files of the project are begun anew
 -- Locks:      slices SKIP LOCKED, the project's row SKIP LOCKED, the file if it is free when a slice is split: nothing
 --             here waits for anybody
@@ -81,7 +92,9 @@ BEGIN
             SELECT x.* FROM osgprod_data.slices x
              WHERE x.project_id = f.project_id AND x.rawdata_id = f.rawdata_id
                -- No lease is longer than 30 days: the end of such a one was written by a clock that was wrong.
-               AND x.state = 'leased' AND (x.due_at <= now() OR x.due_at > now() + interval '31 days')
+               AND x.state = 'leased'
+               AND CASE WHEN p_cluster IS NULL THEN x.due_at <= now() OR x.due_at > now() + interval '31 days'
+                        ELSE x.cluster = p_cluster AND x.process = coalesce(p_process, x.process) END
             OFFSET 0) s  -- see _slices_in_flight
          WHERE f.project_id = p_project.project_id AND f.state IN ('begun', 'cut')
            FOR NO KEY UPDATE OF s SKIP LOCKED

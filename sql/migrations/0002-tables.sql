@@ -65,7 +65,8 @@ CREATE TABLE osgprod_data.projects (
     bearer_audience    text,
     bearer_scope       text,
     lease_s            int NOT NULL DEFAULT 21600 CHECK (lease_s BETWEEN 1 AND 2592000),
-    heartbeat_s        int NOT NULL DEFAULT 600 CHECK (heartbeat_s BETWEEN 0 AND 86400),
+    heartbeat_s        int NOT NULL DEFAULT 600 CHECK (heartbeat_s BETWEEN 0 AND 86400)
+                       CONSTRAINT projects_a_lease_outlives_two_heartbeats CHECK (lease_s >= 2 * heartbeat_s),
     wedged_s           int CHECK (wedged_s BETWEEN 1 AND 2592000),
     wait_s             int NOT NULL DEFAULT 60 CHECK (wait_s BETWEEN 1 AND 86400),
     max_failures       int NOT NULL DEFAULT 3 CHECK (max_failures BETWEEN 1 AND 100),

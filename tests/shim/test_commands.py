@@ -232,10 +232,10 @@ def test_check_goes_through_all_that_is_registered_below_the_folder_and_no_more(
 
 
 DRY = [
-    ("project", "set", "p", "lease_s=99"), ("project", "pause", "p"), ("project", "drain", "p"),
+    ("project", "set", "p", "lease_s=9999"), ("project", "pause", "p"), ("project", "drain", "p"),
     ("project", "add", "q", "127.%", "w.bash", "", "3"), ("slices", "load", "p"), ("slices", "recycle", "p"),
     ("slices", "load", "p", "--start-over"), ("workers", "ban", "p", "wn1"), ("workers", "pardon", "p", "wn1"),
-    ("reclaim",), ("project", "set-magic", "p", "--magic-file", "-"),
+    ("reclaim",), ("reclaim", "p", "--cluster", "1"), ("project", "set-magic", "p", "--magic-file", "-"),
 ]  # fmt: skip
 
 
@@ -277,8 +277,8 @@ def test_archive_refuses_tells_moves_and_says_what_has_to_wait(run: Run, world: 
     refused = run("project", "archive", "p")
     assert refused.exit_code == 1
     assert (
-        "has not ended: 2 blocks are left" in refused.stderr
-        and "hint: osgprod files --state open" in refused.stderr
+        "has not ended: 2 blocks of its 1 files are left" in refused.stderr
+        and "hint: osgprod files p --state open" in refused.stderr
     )
     world.report(0)
     world.checkout(1)
@@ -318,7 +318,11 @@ def test_magic_comes_from_a_file_the_standard_input_or_the_environment(
     ("arguments", "code", "message", "hint"),
     [
         (("status", "nope"), 1, "osgprod: there is no project 'nope'", "hint: osgprod project list"),
-        (("project", "set", "p", "lease_s=soon"), 1, "osgprod: project p:", "hint: osgprod project show"),
+        (("project", "set", "p", "wait_s=9", "lease_s=soon"), 1,
+         'p: lease_s: invalid input syntax for type integer: "soon"', "hint: osgprod project show p"),
+        (("project", "set", "p", "wait_s=0"), 1, "must hold that ((wait_s >= 1) AND (wait_s", "hint: osgprod"),
+        (("project", "set", "p", "lease_s=1000"), 1, "must hold that (lease_s >= (2 * heartbeat_s))", "hint: osgprod"),
+        (("project", "add", "q", "127.%", "../w", "", "1"), 1, "q: it must hold that (workscript ~", "hint: names"),
         (("project", "set", "p", "lease"), 2, "'lease' is not NAME=VALUE", ""),
         (("slices", "load", "p", "--runs", "1-x"), 2, "no run list like 1001,1005-1010", ""),
         (("slices", "list", "p", "--limit", "0"), 1, "limit must be a number", "hint: narrow the list"),

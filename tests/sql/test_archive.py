@@ -206,7 +206,7 @@ def test_archived_production_takes_no_new_work(ended: World) -> None:
         "OG406", ended, "import_file", project="p", path="/dcache/hd_rawdata_000009_001.evio", size_bytes=4032,
         nblocks=4, slices="[]",
     )  # fmt: skip
-    ended.set(lease_s=60)
+    ended.set(lease_s=60, heartbeat_s=0)
     assert ended.progress()["state"] == "archived"
     call(ended.db, "tick")
 

@@ -127,9 +127,9 @@ def test_dcache_is_replaced_by_the_prefix_and_only_as_a_whole_folder(world: Worl
 def test_changed_setting_holds_from_the_next_checkout_on(world: World) -> None:
     world.add_file(10)
     assert world.checkout(0)["block2"] == 2
-    world.set(maxblockspercore=3, lease_s=77)
+    world.set(maxblockspercore=3, lease_s=7700)
     answer = world.checkout(1)
-    assert (answer["block2"] - answer["block1"], answer["lease_s"]) == (3, 77)
+    assert (answer["block2"] - answer["block1"], answer["lease_s"]) == (3, 7700)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import psycopg
+import pytest
+
 from shim.database import call, connect
 from tests.support import World
 
@@ -25,6 +28,26 @@ def test_reclaim_tells_how_many_and_a_repeated_call_finds_none(world: World) -> 
     assert call(world.db, "reclaim_lost", project="p") == [{"project": "p", "reclaimed": 3}]
     assert call(world.db, "reclaim_lost") == []
     assert world.progress()["blocks_ready"] == 3
+
+
+def test_slices_of_removed_jobs_come_back_without_waiting_for_their_leases(world: World) -> None:
+    world.add_file(9)
+    mine = [world.checkout(process) for process in range(3)]
+    other = world.checkout(0, cluster=2)
+    with pytest.raises(psycopg.Error, match="process 1 of which cluster") as error:
+        call(world.db, "reclaim_lost", process=1)
+    assert error.value.sqlstate == "OG108"
+    assert call(world.db, "reclaim_lost", project="p", cluster=1, process=1) == [
+        {"project": "p", "reclaimed": 1}
+    ]
+    assert world.checkout(9, cluster=3)["block1"] == mine[1]["block1"]
+    assert call(world.db, "reclaim_lost", cluster=1) == [{"project": "p", "reclaimed": 2}]
+    assert call(world.db, "reclaim_lost", cluster=1) == []
+    assert world.progress()["blocks_leased"] == 2
+    # None of them was gone: those whose slices nobody has taken go on.
+    beats = [world.heartbeat(n, token=str(mine[n]["token"]))["status"] for n in range(3)]
+    assert beats == ["alive", "superseded", "alive"]
+    assert world.heartbeat(0, cluster=2, token=str(other["token"]))["status"] == "alive"
 
 
 def test_slices_that_came_back_are_lent_before_new_ones(world: World) -> None:
