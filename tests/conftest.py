@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,9 @@ from pytest_postgresql import factories
 from shim.database import call, connect, migrate
 from shim.embedded import NOT_DURABLE, SUPERUSER, Server, memory_or_temporary
 from tests.support import LiveShim, World
+
+# Started with & by a script, we and all programs that the tests start would not hear Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # What drives a browser is installed by make test-browser alone.
 collect_ignore = [] if importlib.util.find_spec("playwright") else ["browser"]
