@@ -265,8 +265,8 @@ def _failure(error: Exception) -> tuple[int, bytes]:
     if code.startswith("OG"):
         text = error_text(error.diag.message_primary or "", error.diag.message_hint, code)
         return STATUS_OF_GROUP[code[2]], text
-    # 25006: a standby
-    if code.startswith(SERVERS_TROUBLE) or code in ("25006", "40001", "40P01", "55P03"):
+    # 25006: a standby; 57014: a statement_timeout of the server's
+    if code.startswith(SERVERS_TROUBLE) or code in ("25006", "40001", "40P01", "55P03", "57014"):
         return 503, error_text("the database is away or busy", "try again in a while")
     if code in ("0A000", "42883", "3F000") or "cache lookup failed" in str(error):
         return 503, error_text(

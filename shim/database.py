@@ -30,6 +30,7 @@ OLDEST_SERVER = 130000
 # would have process number 1936158834.
 MIGRATION_LOCK = 0x6F73677072
 CONNECT_TIMEOUT_S = 5
+LOCK_TIMEOUT_S = 2  # of the shim's calls; less than a call waits for a connection
 
 log = logging.getLogger("osgprod")
 
@@ -107,6 +108,8 @@ def open_pool(dsn: str, size: int) -> AsyncConnectionPool[Any]:
         # One prepared statement a call: else a small number and a big one would be two types, two plans.
         connection.adapters.register_dumper(int, Int8Dumper)
         connection.prepare_threshold = 1
+        # Whoever waits for somebody's open transaction has a connection: a few of them would have all that there are.
+        await connection.execute(f"SET lock_timeout = '{LOCK_TIMEOUT_S} s'")
 
     return AsyncConnectionPool(
         dsn,

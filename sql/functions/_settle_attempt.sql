@@ -181,10 +181,20 @@ AS $fn$
 -- Splits an idle slice in two: [block1, p_at) stays, [p_at, block2) becomes a ready slice of its own.
 -- Parameters: p_project_id, p_rawdata_id, p_block1  the slice, locked;  p_at  a block inside it
 --             p_not_before  from when on the second part may be lent
+-- Errors:     OG504 somebody else has the file, and an earlier call in this transaction took another one: two that hold one
+--             and wait for one could wait for each other
 -- Locks:      the file: who cuts it may be reading where this slice ends
 -- Source:     docs/design.md I2
 BEGIN
-    PERFORM pg_advisory_xact_lock(p_project_id, p_rawdata_id);
+    IF NOT pg_try_advisory_xact_lock(p_project_id, p_rawdata_id) THEN
+        IF EXISTS (SELECT FROM pg_locks l
+                    WHERE l.pid = pg_backend_pid() AND l.locktype = 'advisory' AND l.granted AND l.objsubid = 2
+                      AND l.objid::bigint BETWEEN 1 AND 2147483647) THEN
+            RAISE EXCEPTION 'files that are needed together are in use' USING ERRCODE = 'OG504',
+                HINT = 'make one call a transaction';
+        END IF;
+        PERFORM pg_advisory_xact_lock(p_project_id, p_rawdata_id);
+    END IF;
     -- One statement, so that the chain of slices is whole before its constraints are checked.
     WITH whole AS (
         SELECT s.* FROM osgprod_data.slices s

@@ -88,9 +88,10 @@ AS $fn$
 -- Returns:    a row for each setting with its value now, in the order of their names
 -- Errors:     OG301 unknown project; OG106 bad subnet pattern; OG108 unknown setting or bad value; OG406 the project is
 --             archived and stays so
+-- Locks:      the project's row, unless nothing is to be changed
 DECLARE
     v_project osgprod_data.projects := osgprod._get_project(p_project);
-    v_state   project_state := v_project.state;
+    v_state   project_state;
     v_fixed   text[] := ARRAY['project_id', 'name', 'magic_salt', 'magic_digest', 'old_magic_digest',
                               'old_magic_until', 'banned_until', 'next_due_at', 'nlive', 'tallied_until', 'created_at',
                               'subnets'];
@@ -103,6 +104,11 @@ BEGIN
         RAISE EXCEPTION 'there is no setting %', quote_literal(v_wrong) USING ERRCODE = 'OG108',
             HINT = format('osgprod project show %s lists the settings', p_project);
     END IF;
+    IF p_settings <> '{}' THEN
+        -- All settings are written: as they are now, not as they were before somebody else's call, or the archiving, ended.
+        SELECT p.* INTO v_project FROM projects p WHERE p.project_id = v_project.project_id FOR NO KEY UPDATE;
+    END IF;
+    v_state := v_project.state;
     BEGIN
         FOR v_key IN SELECT k.key FROM jsonb_object_keys(p_settings) AS k (key) LOOP  -- one by one, so that an error names it
             v_project := jsonb_populate_record(v_project, jsonb_build_object(v_key, p_settings -> v_key));

@@ -10,9 +10,11 @@ BEGIN
     SELECT 'server version', current_setting('server_version_num')::int >= 130000, current_setting('server_version'),
            'PostgreSQL 13 or later is needed: upgrade the server'
     UNION ALL
-    SELECT 'durability', current_setting('fsync')::boolean AND current_setting('full_page_writes')::boolean,
-           format('fsync %s, full_page_writes %s', current_setting('fsync'), current_setting('full_page_writes')),
-           'a crash of the machine may ruin the data: set both on, unless this is a server for tests'
+    SELECT 'durability', current_setting('fsync')::boolean AND current_setting('full_page_writes')::boolean
+               AND current_setting('synchronous_commit') <> 'off',
+           format('fsync %s, full_page_writes %s, synchronous_commit %s', current_setting('fsync'),
+                  current_setting('full_page_writes'), current_setting('synchronous_commit')),
+           'a crash of the machine may ruin the data, or lose what was answered: set all on, unless this is a server for tests'
     UNION ALL
     SELECT 'autovacuum', current_setting('autovacuum')::boolean, 'autovacuum ' || current_setting('autovacuum'),
            'without it checkouts become slow within days: set autovacuum on'

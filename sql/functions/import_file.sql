@@ -17,13 +17,15 @@ AS $fn$
 -- Returns:    one row. status imported; already; differs (not the file that the other one knew); or unknown (not registered;
 --             nothing is changed in these cases); blocks done and left, and attempts put on record
 -- Errors:     OG301 unknown project; OG108 slices that make no sense; OG406 the project is archived
--- Locks:      the project, shared (advisory: project_id, -1), the file (advisory: project_id, rawdata_id)
+-- Locks:      the project, shared (advisory: project_id, -1), the file (advisory: project_id, rawdata_id), then the
+--             project's row FOR SHARE
 DECLARE
     v_project projects := osgprod._get_project(p_project);
     v_rawdata rawdata;
     v_file    loaded_files;
     v_slice   record;
     v_at      int;
+    v_new     jsonb := '[]';
 BEGIN
     SELECT r.* INTO v_rawdata FROM rawdata r WHERE r.path = p_path;
     IF NOT FOUND OR v_rawdata.size_bytes <> p_size_bytes
@@ -67,6 +69,8 @@ BEGIN
             CONTINUE;  -- a job of that number is on record already: its slice is done again
         END IF;
         attempts := attempts + 1;
+        v_new := v_new || jsonb_build_object('cluster', v_slice.cluster, 'process', v_slice.process,
+            'nstart', coalesce(v_slice.nstart, 1));
         IF v_slice.is_done AND v_slice.first < v_slice.last THEN
             IF v_at < v_slice.first THEN
                 INSERT INTO slices (project_id, rawdata_id, block1, block2, follows, state, opened_at)
@@ -87,7 +91,7 @@ BEGIN
        SET state = CASE WHEN v_at = v_file.block2 THEN 'cut' ELSE 'begun' END::file_state
      WHERE f.project_id = v_project.project_id AND f.rawdata_id = v_rawdata.rawdata_id AND v_at > v_file.block1;
     blocks_left := v_file.block2 - v_file.block1 - blocks_done;
-    PERFORM osgprod._tally_late(v_project, p_slices);
+    PERFORM osgprod._tally_late(v_project.project_id, v_new);
     RETURN NEXT;
 EXCEPTION WHEN data_exception OR integrity_constraint_violation THEN
     RAISE EXCEPTION 'slices of file %: %', p_path, SQLERRM USING ERRCODE = 'OG108',
@@ -132,16 +136,18 @@ BEGIN
 END
 $fn$;
 
-CREATE FUNCTION osgprod._tally_late(p_project osgprod_data.projects, p_slices jsonb)
+CREATE FUNCTION osgprod._tally_late(p_project_id int, p_attempts jsonb)
 RETURNS void LANGUAGE sql VOLATILE
 AS $fn$
-    -- Adds reports that were put on record with times that are tallied already.
-    WITH late AS (
+    -- Adds the reports on attempts (list of cluster, process, nstart) that have just been put on record with times that are
+    -- tallied already. Nothing more is tallied until they are committed: see _tally.
+    WITH tallied_until AS MATERIALIZED (
+        SELECT p.tallied_until AS at FROM osgprod_data.projects p WHERE p.project_id = p_project_id FOR SHARE
+    ), late AS (
         SELECT r.* FROM osgprod_data.reports r
-          JOIN (SELECT DISTINCT x.cluster, x.process, coalesce(x.nstart, 1) AS nstart
-                  FROM jsonb_to_recordset(p_slices) AS x (cluster int, process int, nstart int)) j
-            ON r.project_id = p_project.project_id AND r.cluster = j.cluster AND r.process = j.process AND r.nstart = j.nstart
-         WHERE r.reported_at < p_project.tallied_until
+          JOIN jsonb_to_recordset(p_attempts) AS j (cluster int, process int, nstart int)
+            ON r.project_id = p_project_id AND r.cluster = j.cluster AND r.process = j.process AND r.nstart = j.nstart
+         WHERE r.reported_at < (SELECT u.at FROM tallied_until u)
     ), tallied AS (
         INSERT INTO osgprod_data.tallies (project_id, began_at, outcome, exit_code, site, reports, blocks, ran_s)
         SELECT l.project_id, osgprod._ten_minutes(l.reported_at), l.outcome, l.exit_code, l.site, count(*), sum(l.nblocks),

@@ -80,6 +80,7 @@ AS $fn$
 DECLARE
     v_slice   osgprod_data.slices;
     v_count   int := 0;
+    v_files   int := 0;
     v_next_at timestamptz;
 BEGIN
     IF NOT osgprod._enter_project(p_project.project_id) THEN
@@ -99,14 +100,16 @@ BEGIN
          WHERE f.project_id = p_project.project_id AND f.state IN ('begun', 'cut')
            FOR NO KEY UPDATE OF s SKIP LOCKED
     LOOP
-        -- What may have to be split needs its file; who has the file may be stuck, or wait for us.
-        IF v_slice.failures + 1 >= p_project.max_failures AND v_slice.block2 - v_slice.block1 > 1
-           AND NOT pg_try_advisory_xact_lock(v_slice.project_id, v_slice.rawdata_id) THEN
-            CONTINUE;
+        -- What may have to be split needs its file; who has the file may be stuck, or wait for us. The server has room for
+        -- some thousand locks: the next call takes what is left.
+        IF v_slice.failures + 1 >= p_project.max_failures AND v_slice.block2 - v_slice.block1 > 1 THEN
+            v_files := v_files + 1;
+            CONTINUE WHEN v_files > 500 OR NOT pg_try_advisory_xact_lock(v_slice.project_id, v_slice.rawdata_id);
         END IF;
         PERFORM osgprod._lose_slice(p_project, v_slice, NULL);
         v_count := v_count + 1;
     END LOOP;
+    PERFORM osgprod._end_wrong_rests(p_project.project_id);
     SELECT min(s.due_at) INTO v_next_at FROM osgprod._slices_in_flight(p_project.project_id) s WHERE s.state = 'leased';
     -- A slice lent after this look is due a whole lease from now at the earliest; or earlier, when the lease has just been
     -- made longer, so 5 minutes are the most. Somebody who has the project's row locked, like an operator's open
@@ -116,6 +119,30 @@ BEGIN
      WHERE p.project_id = (SELECT q.project_id FROM osgprod_data.projects q
                             WHERE q.project_id = p_project.project_id FOR NO KEY UPDATE SKIP LOCKED);
     RETURN v_count;
+END
+$fn$;
+
+CREATE FUNCTION osgprod._end_wrong_rests(p_project_id int)
+RETURNS void LANGUAGE plpgsql VOLATILE
+SET enable_seqscan = off  -- by the index, however few there are at this moment
+AS $fn$
+-- Lets slices be lent at once that rest longer than any can: the end of such a rest (10.5 days at most) was written by a clock
+-- that was wrong.
+-- Parameters: p_project_id  project, entered
+-- Locks:      slices SKIP LOCKED
+DECLARE
+    v_slice osgprod_data.slices;
+BEGIN
+    FOR v_slice IN
+        SELECT s.* FROM osgprod_data.idle_slices i
+          JOIN osgprod_data.slices s ON s.project_id = i.project_id AND s.rawdata_id = i.rawdata_id AND s.block1 = i.block1
+         WHERE i.project_id = p_project_id AND i.not_before < 'infinity' AND i.not_before > now() + interval '11 days'
+           AND s.state = 'ready'
+           FOR NO KEY UPDATE OF s SKIP LOCKED
+    LOOP
+        UPDATE osgprod_data.idle_slices i SET not_before = now()
+         WHERE i.project_id = v_slice.project_id AND i.rawdata_id = v_slice.rawdata_id AND i.block1 = v_slice.block1;
+    END LOOP;
 END
 $fn$;
 

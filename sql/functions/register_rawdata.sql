@@ -43,7 +43,7 @@ BEGIN
         RETURN QUERY SELECT 'new', NULL::text;
         RETURN;
     END IF;
-    SELECT r.* INTO v_known FROM rawdata r WHERE r.path = p_path FOR UPDATE;
+    SELECT r.* INTO v_known FROM rawdata r WHERE r.path = p_path FOR NO KEY UPDATE;
     SELECT string_agg(format('%s: known %s, found %s', d.what, d.known, d.found), '; ') INTO differences
       FROM (VALUES ('run', v_known.run::text, p_run::text), ('seqno', v_known.seqno::text, p_seqno::text),
                    ('size_bytes', v_known.size_bytes::text, p_size_bytes::text),

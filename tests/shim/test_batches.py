@@ -118,6 +118,28 @@ def test_call_that_has_to_wait_does_not_hold_up_the_others(world: World) -> None
     assert (answer["block1"], answer["nstarts"]) == (1, 2)
 
 
+def test_somebodys_open_transaction_does_not_take_all_connections(world: World) -> None:
+    world.add_file(40)
+    for n in range(8):
+        world.checkout(n)
+    with psycopg.connect(world.dsn) as other:
+        other.execute("SELECT FROM osgprod_data.slices FOR NO KEY UPDATE")  # as recycle has them
+
+        async def do(batches: Batches) -> tuple[Any, list[Any]]:
+            stuck = []
+            for n in range(8):  # one after the other: each is a batch that waits
+                stuck.append(asyncio.create_task(batches.call(REPORT, asking(n, exitcode=0))))
+                await asyncio.sleep(0.1)
+            return await batches.call(CHECKOUT, asking(9)), await asyncio.gather(
+                *stuck, return_exceptions=True
+            )
+
+        answer, errors = with_batches(world, do)
+    assert answer["status"] == "assigned"
+    assert {type(error).__name__ for error in errors} <= {"LockNotAvailable", "PoolTimeout"}
+    assert world.report(0)["status"] == "done"
+
+
 def test_answer_that_nobody_waits_for_any_more_hurts_nobody(world: World) -> None:
     world.add_file(40)
 
@@ -188,3 +210,23 @@ def test_who_holds_a_file_does_not_wait_to_split_a_slice_of_another_one(world: W
         status, _, filename = checkout_in(mine, 2)
     assert status == "assigned"
     assert path.endswith(filename)
+
+
+def test_who_splits_a_slice_does_not_wait_for_a_second_file(world: World) -> None:
+    """Two batches of failures that did so could wait for each other; one by one each gets its file."""
+    world.set(max_failures=1, maxblockspercore=2)
+    for seqno in (1, 2):
+        world.add_file(2, seqno=seqno)
+        world.checkout(seqno)
+    with psycopg.connect(world.dsn) as others:
+        hold_file(others, 2)
+
+        async def do(batches: Batches) -> tuple[str, Any]:
+            free, stuck = [asyncio.create_task(batches.call(REPORT, asking(n, exitcode=1))) for n in (1, 2)]
+            was_free = (await free)["status"]
+            others.rollback()
+            return was_free, await stuck
+
+        was_free, answer = with_batches(world, do)
+    assert (was_free, answer["status"]) == ("failed", "failed")
+    assert world.progress()["blocks_ready"] == 4

@@ -240,6 +240,19 @@ def test_what_is_not_the_original_is_refused_with_a_hint(
     assert result.exit_code == 1 and "not the original's tables" in result.stderr and "hint:" in result.stderr
 
 
+def test_job_that_is_named_again_is_counted_once(world: World) -> None:
+    """A job that held slices of two files, and a file of which nothing was done that is taken over again."""
+    job = {"cluster": 5, "process": 1, "ended_at": "2020-01-01", "exit_code": 3, "slices_of_job": 2}
+    call(world.db, "tick")  # that time is tallied
+    for seqno in (1, 1, 2):
+        path = world.add_file(5, seqno=seqno, project=None)
+        call(
+            world.db, "import_file", project="p", path=path, size_bytes=6032, nblocks=6,
+            slices=json.dumps([{"block1": 1, "block2": 3, **job}]),
+        )  # fmt: skip
+    assert {row["outcome"]: row["reports"] for row in call(world.db, "totals")}["failed"] == 1
+
+
 def test_senseless_slices_change_nothing(world: World) -> None:
     path = world.add_file(5, project=None)
     arguments = {"project": "p", "path": path, "size_bytes": 6032, "nblocks": 6}

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from shim.database import call
+from shim.database import call, connect
 from shim.embedded import Server
 from tests.support import CHECKOUT, LiveShim, World, blocks_of
 
@@ -243,6 +243,19 @@ def test_error_answer_carries_its_number_and_the_log_has_no_secret(
 
 
 # --- the database away -----------------------------------------------------------------------------------------
+
+
+def test_call_that_the_server_cuts_off_is_503(world: World, folder: Path) -> None:
+    """Somebody has given the database a limit; the next try may be faster."""
+    world.add_file(1)
+    world.db.execute(f"ALTER DATABASE {world.db.info.dbname} SET statement_timeout = '300ms'".encode())
+    with LiveShim(world.dsn, folder / "www") as shim:
+        shim.add_template("p")
+        assert shim.checkout(0).status_code == 200
+        with connect(world.dsn) as other, other.transaction():
+            world.report(0, db=other)
+            assert shim.report(0).status_code == 503
+        assert shim.report(0).status_code == 200
 
 
 def test_database_away_is_503_and_the_shim_recovers_by_itself(

@@ -14,6 +14,7 @@ import pytest
 from shim.database import call, connect
 from tests.production import fill
 from tests.support import World
+from tests.whole.test_concurrency import Waiting, held
 
 TABLES = ("slices", "attempts", "reports")
 
@@ -150,6 +151,21 @@ def test_what_is_not_tallied_yet_waits_and_is_counted_once(world: World) -> None
     assert call(world.db, "rate", project="p", hours=1)
     twenty_minutes_pass(world)
     assert archive_all(world)["attempts"] == 2  # and no tick was needed
+    assert call(world.db, "totals", project="p")[0]["reports"] == 2
+
+
+def test_two_archivings_at_once_count_each_report_once(world: World) -> None:
+    world.add_file(2)
+    for process in (0, 1):
+        world.checkout(process)
+        world.report(process)
+    archive(world)  # closed
+    archive(world)  # the slices
+    twenty_minutes_pass(world)
+    with held(world) as db:
+        assert call(db, "archive", project="p", limit=1)[0]["reports"] == 1
+        other = Waiting(world, lambda db: call(db, "archive", project="p", limit=1))
+    assert other.result()[0]["reports"] == 1
     assert call(world.db, "totals", project="p")[0]["reports"] == 2
 
 

@@ -6,6 +6,7 @@ import psycopg
 import pytest
 
 from shim.database import call, connect
+from tests.production import fill
 from tests.support import World
 
 
@@ -125,6 +126,22 @@ def test_a_losing_streak_corners_a_block_that_kills_its_machines(world: World) -
             assert starts < 30, "the production does not end"
         assert starts == expected, "on one machine alone only each fourth loss counts"
         assert world.progress()["blocks_quarantined"] == seqno
+
+
+def test_slices_to_be_split_come_back_a_part_at_a_time(world: World) -> None:
+    """Each needs a lock, and the server has room for some thousand: all at once might never succeed."""
+    fill(world.db, "p", runs=11, files=60, blocks=12, a_slice=2, finished=0, in_flight=999, attempts=9999)
+    world.set(max_failures=1, max_faults=1)
+    world.db.execute("UPDATE osgprod_data.slices SET faults = 1")
+    world.let_leases_run_out()
+    with connect(world.dsn) as db, db.transaction():
+        first = call(db, "reclaim_lost")[0]["reclaimed"]
+        locks = db.execute(
+            "SELECT count(*) AS n FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
+        ).fetchone()
+    assert first == 500 and locks and locks["n"] < 510
+    assert call(world.db, "tick")[0]["reclaimed"] > 0
+    assert world.progress()["blocks_leased"] == 0
 
 
 def test_draining_project_ends_when_its_live_slices_do(world: World) -> None:

@@ -89,6 +89,28 @@ def test_tallies_and_what_is_not_yet_tallied_are_all_reports_exactly_once(world:
 
 
 @pytest.mark.history_by_hand
+def test_clock_that_is_set_back_counts_each_report_once(world: World) -> None:
+    put_reports(
+        world, [(3600, "done", 0, None, 5), (3000, "lost", None, None, 1), (2400, "done", 0, None, 2)]
+    )
+    call(world.db, "tick")
+    # as if the clock had been a year ahead until now, but for the first report
+    for what in (
+        "reports SET reported_at = reported_at + interval '365 days' WHERE nblocks < 5",
+        "tallies SET began_at = began_at + interval '365 days' WHERE blocks < 5",
+        "projects SET tallied_until = tallied_until + interval '365 days'",
+    ):
+        world.db.execute(f"UPDATE osgprod_data.{what}".encode())
+    world.db.execute("UPDATE osgprod_data.reports SET cluster = 8")
+    put_reports(world, [(60, "done", 0, None, 3)])
+    for _ in range(2):
+        call(world.db, "tick")
+        told = {row["outcome"]: row["blocks"] for row in call(world.db, "totals", project="p")}
+        assert {k: v for k, v in told.items() if v} == {"done": 10, "lost": 1}
+        assert sum(row["blocks_done"] for row in call(world.db, "rate", project="p")) == 8
+
+
+@pytest.mark.history_by_hand
 def test_tally_happens_once_for_each_ten_minutes_and_never_waits_for_an_operator(world: World) -> None:
     put_reports(world, [(3600, "done", 0, None, 5)])
     with connect(world.dsn) as other, other.transaction():

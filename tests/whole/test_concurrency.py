@@ -251,6 +251,34 @@ def test_operator_with_an_open_transaction_stalls_neither_tick_nor_reports_nor_b
         world.checkout(2, host="wn")
 
 
+def test_settings_changed_by_two_at_once_are_both_changed(world: World) -> None:
+    with held(world) as db:
+        call(db, "set_project", project="p", settings='{"state": "paused"}')
+        assert call(world.db, "set_project", project="p", settings="{}"), "who only looks does not wait"
+        other = Waiting(world, lambda db: call(db, "set_project", project="p", settings='{"wait_s": 7}'))
+    told = {row["setting"]: row["value"] for row in other.result()}
+    assert (told["state"], told["wait_s"]) == ("paused", "7")
+
+
+def test_setting_changed_while_a_project_is_archived_does_not_open_it_again(world: World) -> None:
+    world.add_file(1)
+    world.checkout(0)
+    world.report(0)
+    with held(world) as db:
+        call(db, "archive", project="p")
+        other = Waiting(world, lambda db: call(db, "set_project", project="p", settings='{"wait_s": 7}'))
+    other.result()
+    assert world.progress()["state"] == "archived"
+
+
+def test_loading_files_does_not_wait_for_a_scan(world: World) -> None:
+    world.add_file(3, project=None)
+    world.db.execute("SET lock_timeout = '1s'")
+    with held(world) as db:
+        World(db, world.dsn).add_file(3, project=None)  # found unchanged
+        assert call(world.db, "load_slices", project="p")[0]["files"] == 1
+
+
 def test_stuck_tick_does_not_keep_leases_from_running_out(world: World) -> None:
     world.add_file(2)
     world.checkout(0)
@@ -269,6 +297,13 @@ def test_clock_that_was_wrong_keeps_no_slice(world: World) -> None:
     world.db.execute("UPDATE osgprod_data.slices SET due_at = now() + interval '1 year'")
     world.db.execute("UPDATE osgprod_data.projects SET next_due_at = now() + interval '1 year'")
     assert world.checkout(1)["status"] == "assigned"
+    world.report(1, 1)
+    world.db.execute("UPDATE osgprod_data.idle_slices SET not_before = now() + interval '10 days'")
+    call(world.db, "reclaim_lost")
+    assert world.checkout(2)["status"] == "wait", "so long a rest may be meant"
+    world.db.execute("UPDATE osgprod_data.idle_slices SET not_before = now() + interval '1 year'")
+    call(world.db, "reclaim_lost")
+    assert world.checkout(2)["status"] == "assigned"
 
 
 def test_shorter_lease_is_looked_at_in_time(world: World) -> None:
