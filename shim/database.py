@@ -201,11 +201,15 @@ def migrate(
 def pending(dsn: str | None = None, folder: Path = SQL_FOLDER) -> list[str]:
     """Tells what migrate() would do, one line each; changes nothing.
 
-    Parameters: see migrate();  Errors: psycopg.Error  the server can't be reached, or its registers can't be read
+    Parameters: see migrate()
+    Errors:     DatabaseError  a migration was edited after it was applied
+                psycopg.Error  the server can't be reached, or its registers can't be read
     """
     with connect(dsn) as connection:
         row = connection.execute("SELECT to_regclass('osgprod_data.migrated_files') AS known").fetchone()
         known = dict(_migrated_files(connection)) if row and row["known"] else {}
+        if known:
+            _refuse_edited(connection, folder / "migrations")
         functions = f"{_digest(sorted((folder / 'functions').glob('*.sql')))} {_deployed_digest(connection)}"
     files = [
         path.stem for path in sorted((folder / "migrations").glob("[0-9]*.sql")) if path.suffixes == [".sql"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -102,12 +103,13 @@ class _Runs(click.ParamType[list[int]]):
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
         runs: list[int] = []
-        try:
-            for part in str(value).split(","):
-                first, _, last = part.partition("-")
-                runs += range(int(first), int(last or first) + 1)
-        except ValueError:
-            self.fail(f"{value!r} is no run list like 1001,1005-1010", param, ctx)
+        for part in str(value).split(","):
+            # Six digits, as in the names of the files: a slip of the finger is no list of a billion runs.
+            match = re.fullmatch(r"\s*(\d{1,6})(?:-(\d{1,6}))?\s*", part, re.ASCII)
+            more = range(int(match[1]), int(match[2] or match[1]) + 1) if match else range(0)
+            if not more:
+                self.fail(f"{value!r} is no run list like 1001,1005-1010", param, ctx)
+            runs += more
         return runs
 
 

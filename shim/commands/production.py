@@ -30,7 +30,13 @@ NO_PROJECT = "no project yet: osgprod project add makes one"
 @osgprod.command()
 @click.argument("project", required=False, type=PROJECT)
 @click.option("--watch", is_flag=True, help="Again and again, until Ctrl-C.")
-@click.option("--interval", default=2.0, show_default=True, help="Seconds between two looks.")
+@click.option(
+    "--interval",
+    type=click.FloatRange(0.1),
+    default=2.0,
+    show_default=True,
+    help="Seconds between two looks.",
+)
 @as_json
 def status(project: str | None, watch: bool, interval: float, as_json: bool) -> None:
     """Tell how far each project is."""

@@ -17,7 +17,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from shim.database import SQL_FOLDER, DatabaseError, call, connect, migrate
+from shim.database import SQL_FOLDER, DatabaseError, call, connect, migrate, pending
 
 
 def quietly(line: str) -> None:
@@ -133,6 +133,8 @@ def test_edited_migration_is_refused_by_its_name_and_nothing_changes(empty: str,
     ) as caught:
         migrate(empty, sql, say=quietly)
     assert caught.value.hint
+    with pytest.raises(DatabaseError, match="was edited"):
+        pending(empty, sql)
     assert state(empty) == before
 
 
