@@ -280,6 +280,13 @@ def _failure(error: Exception) -> tuple[int, bytes]:
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
+async def nowhere(request: Request) -> Response:
+    """Any other path: answered and logged like all others, since a mistyped URL is looked for in the log."""
+    return _text(
+        error_text("nothing is served at this path", "is the URL right? docs/protocol.md has the routes"), 404
+    )
+
+
 def _endpoint(function: Endpoint) -> Endpoint:
     """Gives an endpoint its request number, its log line, its place in the metrics, and plain answers to errors."""
     name = function.__name__.lstrip("_")
@@ -410,7 +417,12 @@ def create_app(
         Route(f"{path}/openapi.json", _endpoint(describe), methods=methods),
         *Dashboard(path, Guard(), metrics, _failure).routes(_endpoint),
     ]
-    app = Starlette(routes=routes, lifespan=lifespan)
+    elsewhere = _endpoint(nowhere)
+
+    async def not_found(request: Request, error: Exception) -> Response:
+        return await elsewhere(request)
+
+    app = Starlette(routes=routes, lifespan=lifespan, exception_handlers={404: not_found})
     # A path is right or it is not; the host in a request leads nobody anywhere.
     app.router.redirect_slashes = False
     return app

@@ -189,6 +189,18 @@ def test_client_outside_the_subnet_is_refused(world: World, shim: LiveShim) -> N
         assert shim.checkout(0).status_code == 200
 
 
+def test_mistyped_path_is_told_and_in_the_log(shim: LiveShim, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "osgprod"):
+        answer = shim.raw("workscript.bsh?magic=secret")
+    assert (answer.status_code, answer.text.splitlines()[0]) == (
+        404,
+        "# osgprod error: nothing is served at this path",
+    )
+    lines = [record.getMessage() for record in caplog.records]
+    assert any(f"{answer.headers['Osgprod-Request']} " in line and "workscript.bsh" in line for line in lines)
+    assert "secret" not in str(lines)
+
+
 @pytest.mark.parametrize("method", ["HEAD", "PUT", "DELETE", "OPTIONS"])
 def test_other_methods_take_no_slice(world: World, shim: LiveShim, method: str) -> None:
     world.add_file(1)
