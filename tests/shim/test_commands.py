@@ -152,7 +152,8 @@ def in_terminal(*arguments: str, columns: int, environment: dict[str, str]) -> s
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     process = subprocess.Popen(
         [sys.executable, "-m", "shim.admin", *arguments],
-        cwd=CHECKOUT, env={**os.environ, "TERM": "xterm", **environment}, stdout=slave, stderr=slave, stdin=slave,
+        cwd=CHECKOUT, env={**os.environ, "TERM": "xterm", "COLUMNS": "", **environment},
+        stdout=slave, stderr=slave, stdin=slave,
     )  # fmt: skip
     os.close(slave)
     output = b""
