@@ -32,7 +32,7 @@ NO_PROJECT = "no project yet: osgprod project add makes one"
 @click.option("--watch", is_flag=True, help="Again and again, until Ctrl-C.")
 @click.option(
     "--interval",
-    type=click.FloatRange(0.1),
+    type=click.FloatRange(0.01),
     default=2.0,
     show_default=True,
     help="Seconds between two looks.",
