@@ -12,6 +12,7 @@ import ctypes
 import importlib.util
 import os
 import pwd
+import re
 import shutil
 import signal
 import subprocess
@@ -106,8 +107,7 @@ class Server:
         if not (self._data / "PG_VERSION").exists():
             self._make_data()
         self._refuse_second()
-        self._sockets = Path(tempfile.mkdtemp(prefix="osgprod-pg-", dir="/tmp"))  # short
-        self._give_to_server(self._sockets)
+        self._make_sockets()
         self._process = self._start_postgres()
         self._wait_until_ready()
 
@@ -137,6 +137,17 @@ class Server:
         self._process.wait(STOP_TIMEOUT_S)
         self._process = self._start_postgres()
         self._wait_until_ready()
+
+    def _make_sockets(self) -> None:
+        """The folder of the socket, outside of ours since its path must be short; a killed predecessor's is removed."""
+        note = self._folder / "sockets"
+        with contextlib.suppress(OSError):  # most have removed it themselves
+            if re.fullmatch(r"/tmp/osgprod-pg-\w+", former := str(note.readlink())):  # noqa: S108
+                Path(former).rmdir()
+        note.unlink(missing_ok=True)
+        self._sockets = Path(tempfile.mkdtemp(prefix="osgprod-pg-", dir="/tmp"))
+        self._give_to_server(self._sockets)
+        note.symlink_to(self._sockets)
 
     def _give_to_server(self, folder: Path) -> None:
         if self._user is not None:

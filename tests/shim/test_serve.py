@@ -110,10 +110,12 @@ def test_serves_at_once_seeds_the_demo_and_keeps_its_data(folder: Path) -> None:
     with serving(folder) as server:
         assert "making the project demo with three small EVIO files" not in server.said
         assert "# nstarts: 2\n" in httpx.get(f"{server.url}/{EXAMPLE}").text
-        # Even SIGKILL leaves no server behind.
+        # Even SIGKILL leaves no server behind, and the folder of its socket not for long.
+        sockets = Path(server.dsn.split()[0].removeprefix("host="))
         server.end(signal.SIGKILL)
     wait_until_gone(folder)
     with serving(folder) as server:
+        assert not sockets.exists()
         assert "# nstarts: 3\n" in httpx.get(f"{server.url}/{EXAMPLE}").text
         assert server.end(signal.SIGTERM) == 128 + signal.SIGTERM
     assert programs_of(folder) == []
