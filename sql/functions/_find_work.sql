@@ -86,7 +86,7 @@ LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Takes the first slice that came back and is no longer held off; what is too long for the job is left as a new one.
 -- Parameters: p_cluster, p_process, p_nstart  the coming attempt;  p_blocks  at most so many blocks;  p_due_at  end of lease
--- Returns:    the slice; NULLs when none is ready
+-- Returns:    the slice; NULLs when none is ready, or when the first is too long and somebody has its file
 -- Locks:      the slice SKIP LOCKED (its row in idle_slices belongs to who has it); the file when the slice is split
 BEGIN
     -- I4: state is asked again of the locked row; a neighbour may have taken it since this statement began.
@@ -102,7 +102,8 @@ BEGIN
         RETURN;
     END IF;
     IF block2 - block1 > p_blocks THEN
-        IF NOT pg_try_advisory_xact_lock(p_project_id, rawdata_id) AND osgprod._may_hold_file() THEN
+        -- Who has the file may wait for this slice, or be stuck: see _why_no_work.
+        IF NOT pg_try_advisory_xact_lock(p_project_id, rawdata_id) THEN
             rawdata_id := NULL;
             RETURN;
         END IF;

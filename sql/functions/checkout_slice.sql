@@ -221,6 +221,10 @@ BEGIN
                    WHERE f.project_id = p_project.project_id AND f.state IN ('fresh', 'begun')) THEN
         -- Not empty, only crowded: every file was being cut by somebody else at that moment.
         RETURN QUERY SELECT 'wait', format('project %s is busy, ask again at once', p_project.name), 1;
+    ELSIF EXISTS (SELECT FROM osgprod_data.idle_slices i
+                   WHERE i.project_id = p_project.project_id AND i.not_before <= clock_timestamp()) THEN
+        -- Work came back, but somebody had that slice or its file.
+        RETURN QUERY SELECT 'wait', format('project %s is busy, ask again soon', p_project.name), least(p_project.wait_s, 5);
     ELSIF osgprod._settle_files(p_project.project_id, false) THEN
         RETURN QUERY SELECT 'wait', format('all remaining work of project %s is out on lease, some may come back',
             p_project.name), p_project.wait_s;

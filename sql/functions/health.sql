@@ -37,8 +37,10 @@ BEGIN
              format('%s of the last %s attempts failed, were killed or lost; most with exit code %s', f.bad,
                     f.all_reports, f.worst),
              format('find the code and the site: osgprod attempts %s --by exit, then --by site', f.project)),
-            ('bad', 'leases', f.next_due_at < now() - interval '5 min' AND f.next_due_at > '-infinity' AND f.blocks_leased > 0,
-             'leases may have run out minutes ago and nobody looked', 'is a shim running? osgprod reclaim does it by hand'),
+            ('bad', 'leases', f.next_due_at < now() - interval '5 min' AND f.blocks_leased > 0 AND EXISTS (
+                SELECT FROM osgprod._slices_in_flight(f.project_id) s
+                 WHERE s.state = 'leased' AND s.due_at < now() - interval '5 min'),
+             'leases ran out minutes ago and nobody looked', 'is a shim running? osgprod reclaim does it by hand'),
             ('attention', 'quarantine', f.blocks_quarantined > 0 AND f.state <> 'archived',
              format('%s blocks can''t be done', f.blocks_quarantined),
              format('see why: osgprod quarantined %s; try again: osgprod slices recycle %s', f.project, f.project)),

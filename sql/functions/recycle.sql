@@ -27,6 +27,9 @@ AS $fn$
 -- Locks:      the slices in their order, SKIP LOCKED; see _reopen_slice
 DECLARE
     v_project_id int := (osgprod._get_project(p_project)).project_id;
+    -- What is done is not done again for a path that only looks like that of the file which is meant.
+    v_path       text := CASE WHEN EXISTS (SELECT FROM rawdata w WHERE w.path = p_path)
+                              THEN regexp_replace(p_path, '([\\%_])', '\\\1', 'g') ELSE p_path END;
     v_slice      record;
 BEGIN
     IF NOT coalesce(p_states <@ ARRAY['quarantined', 'failed', 'done'], false) THEN
@@ -41,7 +44,7 @@ BEGIN
         SELECT FROM loaded_files f JOIN rawdata w ON w.rawdata_id = f.rawdata_id
          WHERE f.project_id = v_project_id AND f.archived_at IS NOT NULL
            AND (p_runs IS NULL OR f.run = ANY (p_runs))
-           AND (p_path IS NULL OR w.path = p_path OR w.path LIKE p_path))
+           AND (v_path IS NULL OR w.path LIKE v_path))
     THEN
         RAISE EXCEPTION 'some of these files of project % are archived', p_project USING ERRCODE = 'OG406',
             HINT = 'osgprod slices load --start-over --runs begins them anew';
@@ -57,7 +60,7 @@ BEGIN
            AND CASE s.state WHEN 'ready' THEN s.failures + s.faults > 0 AND 'failed' = ANY (p_states)
                             WHEN 'leased' THEN false ELSE s.state::text = ANY (p_states) END
            AND (p_runs IS NULL OR f.run = ANY (p_runs))
-           AND (p_path IS NULL OR w.path = p_path OR w.path LIKE p_path)
+           AND (v_path IS NULL OR w.path LIKE v_path)
            AND (p_exit_code IS NULL OR r.exit_code = p_exit_code)
            AND (p_since IS NULL OR r.reported_at >= p_since)
            AND (p_client IS NULL OR EXISTS (

@@ -48,6 +48,11 @@ BEGIN
       FROM (VALUES ('run', v_known.run::text, p_run::text), ('seqno', v_known.seqno::text, p_seqno::text),
                    ('size_bytes', v_known.size_bytes::text, p_size_bytes::text),
                    ('nblocks', v_known.nblocks::text, p_nblocks::text),
+                   ('first_block', v_known.first_block::text, p_first_block::text),
+                   ('byte_order', v_known.byte_order, p_byte_order),
+                   ('has_trailer', v_known.has_trailer::text, p_has_trailer::text),
+                   ('last_has_bit', v_known.last_has_bit::text, p_last_has_bit::text),
+                   ('trailer', encode(v_known.trailer, 'hex'), encode(p_trailer, 'hex')),
                    ('block index', left(md5(v_known.block_index), 8), left(md5(p_block_index), 8)),
                    ('preamble', left(md5(v_known.preamble::text), 8), left(md5(p_preamble::text), 8))
            ) AS d (what, known, found)

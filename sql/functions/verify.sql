@@ -44,8 +44,10 @@ BEGIN
                     THEN format('cut to block %s but called %s', c.last, f.state)
                 WHEN f.state = 'finished' AND c.unsettled > 0 THEN 'unsettled slices of a file that is called finished'
                 WHEN coalesce(c.idle, 0) <> coalesce(i.idle, 0) THEN 'the list of idle slices disagrees with their states'
+                WHEN (f.block1, f.block2) <> (f.first_block, f.nblocks) THEN 'the work of the file is not all of it'
             END AS fault
-          FROM (SELECT l.* FROM loaded_files l WHERE l.project_id = v_project_id) f
+          FROM (SELECT l.*, w.first_block, w.nblocks FROM loaded_files l JOIN rawdata w ON w.rawdata_id = l.rawdata_id
+                 WHERE l.project_id = v_project_id) f
           FULL JOIN recount c ON c.rawdata_id = f.rawdata_id
           LEFT JOIN idle i ON i.rawdata_id = coalesce(f.rawdata_id, c.rawdata_id)
     )

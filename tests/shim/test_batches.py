@@ -212,6 +212,19 @@ def test_who_holds_a_file_does_not_wait_to_split_a_slice_of_another_one(world: W
     assert path.endswith(filename)
 
 
+def test_who_finds_a_slice_whose_file_somebody_has_is_told_to_ask_again_soon(world: World) -> None:
+    world.set(maxblockspercore=100)
+    world.add_file(3)
+    world.checkout(1)
+    world.report(1, exitcode=143)
+    world.set(maxblockspercore=1)
+    with psycopg.connect(world.dsn) as others:
+        hold_file(others, 1)
+        answer = world.checkout(2)
+    assert (answer["status"], answer["retry_s"]) == ("wait", 5)
+    assert world.checkout(2)["status"] == "assigned"
+
+
 def test_who_splits_a_slice_does_not_wait_for_a_second_file(world: World) -> None:
     """Two batches of failures that did so could wait for each other; one by one each gets its file."""
     world.set(max_failures=1, maxblockspercore=2)

@@ -254,6 +254,14 @@ def test_second_load_verifies_and_names_each_difference(world: World, folder: Pa
     assert world.db.execute("SELECT block_index FROM osgprod_data.rawdata").fetchall() == before, (
         "nothing is lost"
     )
+    write_file(path, 3, 2)
+    for column, other in (("byte_order", "little"), ("last_has_bit", "true"), ("trailer", "\\x" + "00" * 32)):
+        with world.db.transaction(
+            force_rollback=True
+        ):  # what slices are made with, though all offsets are the same
+            world.db.execute(f"UPDATE osgprod_data.rawdata SET {column} = %s".encode(), [other])
+            status, what = scan.register(world.db, read_index(path))
+            assert status == "differs" and f"{column}: known " in what
 
 
 @pytest.mark.skipif(not REAL_FILES.is_dir(), reason="no real EVIO files beside this checkout")

@@ -64,6 +64,19 @@ def test_recycle_says_first_what_it_would_do_and_then_does_it(world: World) -> N
         call(world.db, "recycle", project="p", states=["leased"])
 
 
+def test_path_of_a_file_is_that_file_and_a_pattern_only_where_there_is_none(world: World) -> None:
+    for seqno, path in enumerate(("/run-1/a.evio", "/run_1/a.evio")):
+        world.add_file(1, seqno=9)
+        world.db.execute(
+            "UPDATE osgprod_data.rawdata SET path = %s, seqno = %s WHERE seqno = 9", [path, seqno]
+        )
+        world.checkout(seqno)
+        world.report(seqno)
+    again = call(world.db, "recycle", project="p", states=["done"], path="/run_1/a.evio", dry_run=True)
+    assert [row["path"] for row in again] == ["/run_1/a.evio"]
+    assert len(call(world.db, "recycle", project="p", states=["done"], path="/run_1/%", dry_run=True)) == 2
+
+
 def test_recycled_slice_is_not_done_by_a_report_from_before(world: World) -> None:
     world.add_file(1)
     world.checkout(0)

@@ -388,10 +388,13 @@ def test_health_is_told_by_what_happened_and_with_what_to_do(world: World) -> No
     world.set(state="draining")
     assert ("attention", "draining") in health()
     world.set(state="active")
-    world.db.execute("UPDATE osgprod_data.projects SET next_due_at = now() - interval '1 h'")
     world.checkout(77)
     world.db.execute("UPDATE osgprod_data.projects SET next_due_at = now() - interval '1 h'")
+    assert ("bad", "leases") not in health(), "none has run out"
+    world.db.execute("UPDATE osgprod_data.slices SET due_at = now() - interval '1 h' WHERE state = 'leased'")
     assert health()[0] == ("bad", "leases")
+    world.set(wait_s=30)
+    assert health()[0] == ("bad", "leases"), "a changed setting helps nobody"
     world.db.execute("DELETE FROM osgprod_data.reports WHERE cluster = 9")  # they have no attempts
 
 

@@ -60,6 +60,8 @@ def test_node_fault_gives_the_slice_back_at_once_and_does_not_count_against_it(
 
 
 def test_codes_that_the_project_lists_are_node_faults(world: World) -> None:
+    with pytest.raises(psycopg.Error, match=r"must hold that \(0 <> ALL"):
+        world.set(node_fault_codes=[75, 0])
     world.set(node_fault_codes=[3])
     world.add_file(1)
     world.checkout(0)

@@ -36,6 +36,8 @@ BREAKAGES = {
     "slices overlap": "ALTER TABLE osgprod_data.slices DROP CONSTRAINT slices_end_once CASCADE;"
     " UPDATE osgprod_data.slices SET block2 = 4 WHERE block1 = 2",
     "slices reach beyond the work of the file": "UPDATE osgprod_data.loaded_files SET block2 = 5",
+    "the work of the file is not all of it": "UPDATE osgprod_data.rawdata SET nblocks = 10, block_index = block_index"
+    " || '\\x000000000000000000000000'",
     "slices of a file that is not loaded": "DELETE FROM osgprod_data.loaded_files",
     "slices of a file that is called fresh": "UPDATE osgprod_data.loaded_files SET state = 'fresh'",
     "cut to block 7 but called cut": "UPDATE osgprod_data.loaded_files SET state = 'cut'",
