@@ -191,7 +191,7 @@ async def checkout(request: Request) -> Response:
     project = arguments.get("project", "")
     arguments["workscript"], template = templates.at_hand(project)
     answer = await _work(request, CHECKOUT, arguments)
-    if answer["status"] == "template":
+    while answer["status"] == "template":
         # The first request of a project, or a changed template: nothing was lent without a template in hand.
         arguments["workscript"], template = templates.load(project, answer["workscript"])
         answer = await _work(request, CHECKOUT, arguments)

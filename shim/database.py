@@ -110,6 +110,8 @@ def open_pool(dsn: str, size: int) -> AsyncConnectionPool[Any]:
         connection.prepare_threshold = 1
         # Whoever waits for somebody's open transaction has a connection: a few of them would have all that there are.
         await connection.execute(f"SET lock_timeout = '{LOCK_TIMEOUT_S} s'")
+        # The functions read under a lock what it was taken for: as it is then.
+        await connection.execute("SET default_transaction_isolation = 'read committed'")
 
     return AsyncConnectionPool(
         dsn,

@@ -187,6 +187,23 @@ AS $fn$
     SELECT pg_try_advisory_xact_lock_shared(p_project_id, -1)
 $fn$;
 
+CREATE FUNCTION osgprod._enter_alone(p_project osgprod_data.projects)
+RETURNS void LANGUAGE plpgsql VOLATILE
+SET lock_timeout = '10s'
+AS $fn$
+-- Until the end of the transaction nobody else is in the project. Who comes while this waits is told to try again, so it does
+-- not wait for long: somebody's forgotten transaction must not keep all jobs from their work.
+-- Parameters: p_project  the project's row
+-- Errors:     OG505 a call that was there before does not end
+-- Locks:      the project (advisory: project_id, -1), alone
+BEGIN
+    PERFORM pg_advisory_xact_lock(p_project.project_id, -1);
+EXCEPTION WHEN lock_not_available THEN
+    RAISE EXCEPTION 'a call that works on project % has not ended for 10 s', p_project.name USING ERRCODE = 'OG505',
+        HINT = 'try again; if it stays so, somebody has left a transaction open: osgprod doctor';
+END
+$fn$;
+
 CREATE FUNCTION osgprod._raise_start_over(p_project text)
 RETURNS void LANGUAGE plpgsql IMMUTABLE
 AS $fn$

@@ -15,7 +15,7 @@ AS $fn$
 --             that can't be moved yet, since their reports are not in the tallies before ten minutes have passed; more:
 --             call again
 -- Errors:     OG301 unknown project; OG405 the production has not ended; OG108 limit out of range; OG502 files of the
---             project are begun anew at this moment
+--             project are begun anew at this moment; OG505 a call that moves slices does not end
 -- Locks:      the project, as every caller (advisory: project_id, -1), alone when it is closed; its row in archivings;
 --             the slices, attempts and reports that are moved
 DECLARE
@@ -56,11 +56,11 @@ RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Makes an ended production archived: nothing is lent, loaded or recycled in it from now on.
 -- Parameters: p_project  the project's row
--- Errors:     OG405 work is left, or there never was any
+-- Errors:     OG405 work is left, or there never was any; OG505 a call that moves slices does not end
 -- Locks:      the project (advisory: project_id, -1) alone: it waits for calls that move slices now
 BEGIN
     PERFORM osgprod._check_has_ended(p_project);  -- before a lock that jobs at work would notice
-    PERFORM pg_advisory_xact_lock(p_project.project_id, -1);
+    PERFORM osgprod._enter_alone(p_project);
     PERFORM osgprod._settle_files(p_project.project_id, true);
     PERFORM osgprod._check_has_ended(p_project);
     UPDATE osgprod_data.projects p SET state = 'archived' WHERE p.project_id = p_project.project_id;

@@ -13,11 +13,13 @@ AS $fn$
 --             p_runs        run numbers; NULL = all registered files
 --             p_start_over  begin again with files loaded already
 -- Returns:    one row: files and blocks loaded by this call; files_already were loaded before and are unchanged
--- Errors:     OG301 unknown project; OG302 no file is registered for the runs; OG406 the project is archived
+-- Errors:     OG301 unknown project; OG302 no file is registered for the runs; OG406 the project is archived; OG505 a call
+--             that moves slices does not end
 -- Locks:      the project (advisory: project_id, -1); when starting over alone: it waits for calls that move slices now,
 --             and those that come are told to try again: for 20 us a slice with 100 slices a file, 80 us with 1,000
 DECLARE
-    v_project_id int := (osgprod._get_project(coalesce(p_project, osgprod._only_project()))).project_id;
+    v_project    projects := osgprod._get_project(coalesce(p_project, osgprod._only_project()));
+    v_project_id int := v_project.project_id;
     v_registered int;
 BEGIN
     SELECT count(*) INTO v_registered FROM rawdata r WHERE p_runs IS NULL OR r.run = ANY (p_runs);
@@ -26,7 +28,7 @@ BEGIN
             USING ERRCODE = 'OG302', HINT = 'osgprod rawdata load registers files';
     END IF;
     IF p_start_over THEN
-        PERFORM pg_advisory_xact_lock(v_project_id, -1);
+        PERFORM osgprod._enter_alone(v_project);
         PERFORM osgprod._unarchive(v_project_id);
         WITH again AS (
             UPDATE loaded_files f SET state = 'fresh', loaded_at = now(), archived_at = NULL

@@ -140,6 +140,25 @@ def test_somebodys_open_transaction_does_not_take_all_connections(world: World) 
     assert world.report(0)["status"] == "done"
 
 
+def test_isolation_that_the_database_is_given_does_not_matter(world: World) -> None:
+    """What is read under a lock must be as it is then, not as it was when the transaction began."""
+    world.add_file(40)
+    name = world.db.info.dbname
+    world.db.execute(f"ALTER DATABASE {name} SET default_transaction_isolation = 'repeatable read'".encode())
+    with psycopg.connect(world.dsn) as other:
+        other.execute("SELECT * FROM osgprod.checkout_slice('p', 1, 1, 1, 'm')")
+
+        async def do(batches: Batches) -> Any:
+            waiting = asyncio.create_task(batches.call(CHECKOUT, asking(2)))
+            waits = "SELECT FROM pg_locks WHERE NOT granted AND locktype = 'advisory'"
+            while not world.db.execute(waits).fetchall():
+                await asyncio.sleep(0.01)
+            other.commit()
+            return await waiting
+
+        assert with_batches(world, do)["block1"] == 2
+
+
 def test_answer_that_nobody_waits_for_any_more_hurts_nobody(world: World) -> None:
     world.add_file(40)
 

@@ -14,6 +14,7 @@ import pytest
 
 from shim.database import call, connect
 from shim.embedded import Server
+from shim.workscript import TemplateFolder
 from tests.support import CHECKOUT, LiveShim, World, blocks_of
 
 GOOD = "project=p&cluster=1&process=0&magic=m"
@@ -255,6 +256,22 @@ def test_error_answer_carries_its_number_and_the_log_has_no_secret(
 
 
 # --- the database away -----------------------------------------------------------------------------------------
+
+
+def test_work_script_that_is_renamed_while_it_is_read_is_read_by_its_new_name(
+    world: World, shim: LiveShim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.add_file(1)
+    shim.add_template("p").with_name("new.bash").write_text("# the new one\n")
+    load = TemplateFolder.load
+
+    def load_late(self: TemplateFolder, project: str, workscript: str) -> Any:
+        world.set(workscript="new.bash")
+        return load(self, project, workscript)
+
+    monkeypatch.setattr(TemplateFolder, "load", load_late)
+    answer = shim.checkout(0)
+    assert (answer.status_code, answer.text) == (200, "# the new one\n")
 
 
 def test_call_that_the_server_cuts_off_is_503(world: World, folder: Path) -> None:

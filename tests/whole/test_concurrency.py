@@ -212,6 +212,19 @@ def test_checkout_first_then_start_over_waits_and_the_others_are_told_to_try_aga
     assert world.checkout(0)["block1"] == 1
 
 
+def test_forgotten_transaction_stops_who_wants_the_project_alone_and_not_the_jobs(world: World) -> None:
+    world.add_file(2)
+    world.db.execute("ALTER FUNCTION osgprod._enter_alone SET lock_timeout = '50ms'")  # in place of waiting
+    with held(world) as forgotten:
+        world.checkout(0, db=forgotten)
+        with pytest.raises(psycopg.Error, match="a call that works on project p has not ended") as caught:
+            call(world.db, "load_slices", project="p", start_over=True)
+        assert caught.value.sqlstate == "OG505"
+        with pytest.raises(psycopg.Error, match="has no attempt"):
+            world.report(1)  # heard, and not told to come again
+    assert call(world.db, "load_slices", project="p", start_over=True)[0]["files"] == 1
+
+
 def test_two_loads_at_once_load_each_file_once(world: World) -> None:
     for seqno in range(20):
         world.add_file(1, seqno=seqno, project=None)
