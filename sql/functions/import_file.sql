@@ -25,7 +25,7 @@ DECLARE
     v_file    loaded_files;
     v_slice   record;
     v_at      int;
-    v_new     jsonb := '[]';
+    v_new     jsonb := jsonb '[]';
 BEGIN
     SELECT r.* INTO v_rawdata FROM rawdata r WHERE r.path = p_path;
     IF NOT FOUND OR v_rawdata.size_bytes <> p_size_bytes
