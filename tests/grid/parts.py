@@ -24,9 +24,11 @@ PARTS = {
         ),
     ),
     "debootstrap": (("debootstrap",), ("debootstrap",)),
+    "plpgsql_check": (("plpgsql_check",), ("postgresql-15-plpgsql-check",)),
 }
 # Where to look for what is no program.
 FILES = {
+    "plpgsql_check": "/usr/lib/postgresql/*/lib/plpgsql_check.so",
     "xrdscitokens": "/usr/lib/*/libXrdAccSciTokens-5.so",
     "python3-venv": "/usr/lib/python3*/ensurepip",
 }
