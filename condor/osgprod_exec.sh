@@ -514,7 +514,8 @@ finish() {
   if ((work_status != 0)); then
     [[ -z "$output_bytes" ]] || send_outputs 1 || true # nice to have
     report "$work_status" output_url "$output_url" reason "$(last_words)"
-    ((work_status <= 128 && work_status != EXIT_NOT_FETCHED)) || return "$EXIT_NODE_FAULT"
+    # Which codes are faults of the node, the project says.
+    [[ "$(header Osgprod-Status)" != node-fault ]] || return "$EXIT_NODE_FAULT"
     return "$EXIT_FAILED"
   fi
   if ! send_outputs "$TRIES"; then

@@ -73,8 +73,9 @@ CREATE TABLE osgprod_data.projects (
     max_faults         int NOT NULL DEFAULT 8 CHECK (max_faults BETWEEN 1 AND 1000),
     backoff_s          int NOT NULL DEFAULT 60 CHECK (backoff_s BETWEEN 0 AND 86400),
     max_backoff_s      int NOT NULL DEFAULT 3600 CHECK (max_backoff_s BETWEEN 0 AND 604800),
-    -- 75: the work script could not fetch its slice, or the outputs could not be sent
-    node_fault_codes   int[] NOT NULL DEFAULT '{75}'
+    -- 75: the work script could not fetch its slice, or the outputs could not be sent; 126, 127: the shell could not start
+    -- or find the program (POSIX), which is missing on that node
+    node_fault_codes   int[] NOT NULL DEFAULT '{75,126,127}'
                        CONSTRAINT projects_success_is_no_fault CHECK (0 <> ALL (node_fault_codes)),
     fast_failure_s     int NOT NULL DEFAULT 120 CHECK (fast_failure_s BETWEEN 0 AND 86400),
     max_fast_failures  int NOT NULL DEFAULT 5 CHECK (max_fast_failures BETWEEN 1 AND 10000),

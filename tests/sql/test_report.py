@@ -47,7 +47,7 @@ def test_another_code_for_the_same_attempt_is_contradicted_and_changes_nothing(w
     assert [row["exit_code"] for row in reports(world)] == [0]
 
 
-@pytest.mark.parametrize("code", [129, 134, 137, 139, 143, 255, 75])
+@pytest.mark.parametrize("code", [129, 134, 137, 139, 143, 255, 75, 126, 127])
 def test_node_fault_gives_the_slice_back_at_once_and_does_not_count_against_it(
     world: World, code: int
 ) -> None:

@@ -79,6 +79,7 @@ def test_events_and_outputs_are_told(node: Node, world: World) -> None:
         ("echo; echo no such bank; exit 3", FAILED, 3, "failed", "no such bank"),
         ("kill -KILL $$", NODE_FAULT, 137, "node-fault", None),
         ("exit 75", NODE_FAULT, 75, "node-fault", None),
+        ("/cvmfs/that/is/not/there", NODE_FAULT, 127, "node-fault", None),
     ],
 )
 def test_failure_is_told_with_its_last_words(
