@@ -168,7 +168,9 @@ class Model:
         if a.code is not None:
             return a.outcome if a.code == code else "contradicted"
         a.code = code
-        a.outcome = "done" if code == 0 else "node-fault" if code > 128 or code in (75, 126, 127) else "failed"
+        a.outcome = (
+            "done" if code == 0 else "node-fault" if code > 128 or code in (75, 126, 127) else "failed"
+        )
         s = self.at(a.path, a.block1)
         holds = s is not None and s.state == "leased" and s.holder == (a.job, a.nstart)
         if s is not None and a.outcome == "done" and s.state != "done" and s.generation == a.generation:
