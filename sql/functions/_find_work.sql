@@ -30,6 +30,11 @@ BEGIN
     END IF;
     IF v_found IS NULL AND p_project.state NOT IN ('draining', 'archived') THEN
         IF p_project.nlive >= p_project.max_live THEN
+            -- Counted again if it is time for that and no shim has done so.
+            PERFORM osgprod._reclaim_due(p_project.project_id);
+            SELECT p.nlive INTO p_project.nlive FROM osgprod_data.projects p WHERE p.project_id = p_project.project_id;
+        END IF;
+        IF p_project.nlive >= p_project.max_live THEN
             RAISE EXCEPTION 'project % has % live attempts of at most %', p_project.name, p_project.nlive,
                 p_project.max_live USING ERRCODE = 'OG603',
                 HINT = 'try again later; osgprod project set PROJECT max_live=... changes it';

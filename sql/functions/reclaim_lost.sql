@@ -70,7 +70,7 @@ CREATE FUNCTION osgprod._reclaim_project(
     p_project osgprod_data.projects, p_cluster int DEFAULT NULL, p_process int DEFAULT NULL)
 RETURNS int LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Takes back every slice of the project whose lease has run out, and notes when the next one can.
+-- Takes back every slice of the project whose lease has run out, and notes when the next one can and how many are live.
 -- Parameters: p_project  the project's row
 --             p_cluster, p_process  not those, but the ones of these jobs: see reclaim_lost
 -- Returns:    how many [slices]; 0 also while files of the project are begun anew
@@ -81,6 +81,7 @@ DECLARE
     v_slice   osgprod_data.slices;
     v_count   int := 0;
     v_files   int := 0;
+    v_live    int;
     v_next_at timestamptz;
 BEGIN
     IF NOT osgprod._enter_project(p_project.project_id) THEN
@@ -110,12 +111,12 @@ BEGIN
         v_count := v_count + 1;
     END LOOP;
     PERFORM osgprod._end_wrong_rests(p_project.project_id);
-    SELECT min(s.due_at) INTO v_next_at FROM osgprod._slices_in_flight(p_project.project_id) s WHERE s.state = 'leased';
+    SELECT min(s.due_at), count(*) INTO v_next_at, v_live FROM osgprod._slices_in_flight(p_project.project_id) s WHERE s.state = 'leased';
     -- A slice lent after this look is due a whole lease from now at the earliest; or earlier, when the lease has just been
     -- made longer, so 5 minutes are the most. Somebody who has the project's row locked, like an operator's open
     -- transaction, must not stand between a lease and its slice: then it is not noted, and the next call looks again.
     UPDATE osgprod_data.projects p
-       SET next_due_at = least(v_next_at, now() + make_interval(secs => least(p.lease_s, 300)))
+       SET next_due_at = least(v_next_at, now() + make_interval(secs => least(p.lease_s, 300))), nlive = v_live
      WHERE p.project_id = (SELECT q.project_id FROM osgprod_data.projects q
                             WHERE q.project_id = p_project.project_id FOR NO KEY UPDATE SKIP LOCKED);
     RETURN v_count;

@@ -352,7 +352,7 @@ COMMENT ON COLUMN osgprod_data.projects.max_live           IS 'live attempts at 
 COMMENT ON COLUMN osgprod_data.projects.max_starts_per_min IS 'starts of one job within a minute at most';
 COMMENT ON COLUMN osgprod_data.projects.banned_until       IS 'until when any worker is banned: before that nobody looks for bans';
 COMMENT ON COLUMN osgprod_data.projects.next_due_at        IS 'before that no lease can run out: until then nobody looks for lost slices';
-COMMENT ON COLUMN osgprod_data.projects.nlive              IS 'live attempts at the last count; kept only where max_live is set';
+COMMENT ON COLUMN osgprod_data.projects.nlive              IS 'live attempts at the last count; up to date only where max_live is set';
 COMMENT ON COLUMN osgprod_data.projects.tallied_until      IS 'until when reports are in tallies and totals';
 COMMENT ON COLUMN osgprod_data.projects.created_at         IS 'when it was made';
 

@@ -210,6 +210,21 @@ def test_cap_on_live_attempts_is_held(world: World) -> None:
     assert world.checkout(0)["nstarts"] == 2, "a restarted job is not a new one"
 
 
+def test_cap_on_live_attempts_lets_others_in_when_some_ended_though_no_shim_counts(world: World) -> None:
+    world.add_file(9)
+    world.set(max_live=2)
+    world.checkout(0)
+    world.checkout(1)
+    world.db.execute("SELECT * FROM osgprod.tick()")
+    world.report(0)
+    world.db.execute("UPDATE osgprod_data.projects SET next_due_at = now()")  # in place of five minutes
+    assert world.checkout(2)["status"] == "assigned"
+    world.db.execute("UPDATE osgprod_data.projects SET next_due_at = now()")
+    world.db.execute("SELECT * FROM osgprod.tick()")
+    world.let_leases_run_out()
+    assert world.checkout(3)["status"] == "assigned"
+
+
 def test_tables_refuse_slices_that_overlap(world: World) -> None:
     world.add_file(9)
     world.checkout(0, cpus=3)
