@@ -19,14 +19,15 @@ BEGIN
     WITH recount AS (
         SELECT false AS is_archived, s.rawdata_id, min(s.block1) AS first, max(s.block2) AS last, sum(s.block2 - s.block1) AS blocks,
                sum(hashint4(s.block2)::bigint - hashint4(s.block1)) AS chain,
-               count(*) FILTER (WHERE s.state IN ('ready', 'quarantined')) AS idle,
-               count(*) FILTER (WHERE s.state IN ('ready', 'leased')) AS unsettled
+               -- (done, as nearly all are, is told by the first comparison)
+               count(*) FILTER (WHERE s.state <> 'done' AND s.state <> 'leased') AS idle,
+               count(*) FILTER (WHERE s.state <> 'done' AND s.state <> 'quarantined') AS unsettled
           FROM slices s WHERE s.project_id = v_project_id GROUP BY s.rawdata_id
         UNION ALL
         SELECT true, s.rawdata_id, min(s.block1), max(s.block2), sum(s.block2 - s.block1),
                sum(hashint4(s.block2)::bigint - hashint4(s.block1)),
-               count(*) FILTER (WHERE s.state IN ('ready', 'quarantined')),
-               count(*) FILTER (WHERE s.state IN ('ready', 'leased'))
+               count(*) FILTER (WHERE s.state <> 'done' AND s.state <> 'leased'),
+               count(*) FILTER (WHERE s.state <> 'done' AND s.state <> 'quarantined')
           FROM archived_slices s WHERE s.project_id = v_project_id GROUP BY s.rawdata_id
     ), idle AS (
         SELECT i.rawdata_id, count(*) AS idle FROM idle_slices i WHERE i.project_id = v_project_id GROUP BY i.rawdata_id
