@@ -249,7 +249,7 @@ class Pool:
     def wait_for(
         self, cluster: int, what: str, is_so: Callable[[list[dict[str, Any]]], bool], timeout_s: float = 150
     ) -> None:
-        self.wait(timeout_s, f"{what}: {self._show(cluster)}", lambda: is_so(self.jobs(cluster)))
+        self.wait(timeout_s, lambda: f"{what}: {self._show(cluster)}", lambda: is_so(self.jobs(cluster)))
 
     def _show(self, cluster: int) -> str:
         names = ("ProcId", "JobStatus", "HoldReason", "HoldReasonSubCode", "NumJobStarts", "ExitCode")
@@ -270,8 +270,8 @@ class Pool:
         return len(pids)
 
     @staticmethod
-    def wait(timeout_s: float, what: str, is_so: Callable[[], bool]) -> None:
+    def wait(timeout_s: float, what: str | Callable[[], str], is_so: Callable[[], bool]) -> None:
         end = time.monotonic() + timeout_s
         while not is_so():
-            assert time.monotonic() < end, what
+            assert time.monotonic() < end, what() if callable(what) else what
             time.sleep(0.3)

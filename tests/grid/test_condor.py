@@ -80,7 +80,7 @@ def kill_starter(pool: Pool, cluster: int, process: int) -> bool:
     return bool(pool.run("bash", "-c", find, check=False).returncode == 0)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_production_ends_with_each_output_there_once_whatever_happens_to_its_jobs(
     pool: Pool, xrootd: XRootD, world: World, shim: LiveShim
 ) -> None:
@@ -134,7 +134,7 @@ def test_production_ends_with_each_output_there_once_whatever_happens_to_its_job
             pool.run("condor_release", *held, check=False, user=USER)
         return not jobs
 
-    pool.wait_for(cluster, "the queue does not empty", is_empty, timeout_s=240)
+    pool.wait_for(cluster, "the queue does not empty", is_empty, timeout_s=540)
 
     progress = world.progress()
     assert (progress["blocks_done"], progress["files_finished"]) == (190, 3)
