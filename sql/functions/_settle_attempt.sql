@@ -187,6 +187,7 @@ AS $fn$
 -- Source:     docs/design.md I2
 BEGIN
     IF NOT pg_try_advisory_xact_lock(p_project_id, p_rawdata_id) THEN
+        -- (_may_hold_file would say yes to everybody who comes here: something has been written before.)
         IF EXISTS (SELECT FROM pg_locks l
                     WHERE l.pid = pg_backend_pid() AND l.locktype = 'advisory' AND l.granted AND l.objsubid = 2
                       AND l.objid::bigint BETWEEN 1 AND 2147483647) THEN

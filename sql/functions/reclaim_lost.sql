@@ -124,27 +124,23 @@ END
 $fn$;
 
 CREATE FUNCTION osgprod._end_wrong_rests(p_project_id int)
-RETURNS void LANGUAGE plpgsql VOLATILE
+RETURNS void LANGUAGE sql VOLATILE
 SET enable_seqscan = off  -- by the index, however few there are at this moment
 AS $fn$
--- Lets slices be lent at once that rest longer than any can: the end of such a rest (10.5 days at most) was written by a clock
--- that was wrong.
--- Parameters: p_project_id  project, entered
--- Locks:      slices SKIP LOCKED
-DECLARE
-    v_slice osgprod_data.slices;
-BEGIN
-    FOR v_slice IN
-        SELECT s.* FROM osgprod_data.idle_slices i
+    -- Lets slices be lent at once that rest longer than any can: the end of such a rest (10.5 days at most) was written by a
+    -- clock that was wrong.
+    -- Parameters: p_project_id  project, entered
+    -- Locks:      slices SKIP LOCKED
+    WITH wrong AS (
+        SELECT s.project_id, s.rawdata_id, s.block1
+          FROM osgprod_data.idle_slices i
           JOIN osgprod_data.slices s ON s.project_id = i.project_id AND s.rawdata_id = i.rawdata_id AND s.block1 = i.block1
          WHERE i.project_id = p_project_id AND i.not_before < 'infinity' AND i.not_before > now() + interval '11 days'
            AND s.state = 'ready'
            FOR NO KEY UPDATE OF s SKIP LOCKED
-    LOOP
-        UPDATE osgprod_data.idle_slices i SET not_before = now()
-         WHERE i.project_id = v_slice.project_id AND i.rawdata_id = v_slice.rawdata_id AND i.block1 = v_slice.block1;
-    END LOOP;
-END
+    )
+    UPDATE osgprod_data.idle_slices i SET not_before = now()
+      FROM wrong w WHERE i.project_id = w.project_id AND i.rawdata_id = w.rawdata_id AND i.block1 = w.block1
 $fn$;
 
 CREATE FUNCTION osgprod._slices_in_flight(p_project_id int)

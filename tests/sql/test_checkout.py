@@ -198,12 +198,17 @@ def test_job_that_starts_too_often_is_held_off(world: World) -> None:
     assert world.checkout(0)["nstarts"] == 4
 
 
-def test_cap_on_live_attempts_is_held(world: World) -> None:
+def reach_the_cap(world: World) -> None:
+    """Two jobs are at work, and no more may be."""
     world.add_file(9)
     world.set(max_live=2)
     world.checkout(0)
     world.checkout(1)
     world.db.execute("SELECT * FROM osgprod.tick()")
+
+
+def test_cap_on_live_attempts_is_held(world: World) -> None:
+    reach_the_cap(world)
     with pytest.raises(psycopg.Error, match="2 live attempts of at most 2") as caught:
         world.checkout(2)
     assert caught.value.sqlstate == "OG603"
@@ -211,11 +216,7 @@ def test_cap_on_live_attempts_is_held(world: World) -> None:
 
 
 def test_cap_on_live_attempts_lets_others_in_when_some_ended_though_no_shim_counts(world: World) -> None:
-    world.add_file(9)
-    world.set(max_live=2)
-    world.checkout(0)
-    world.checkout(1)
-    world.db.execute("SELECT * FROM osgprod.tick()")
+    reach_the_cap(world)
     world.report(0)
     world.db.execute("UPDATE osgprod_data.projects SET next_due_at = now()")  # in place of five minutes
     assert world.checkout(2)["status"] == "assigned"
