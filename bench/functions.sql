@@ -7,6 +7,47 @@ CREATE TABLE bench.counters (counter_id int PRIMARY KEY, n bigint NOT NULL) WITH
 INSERT INTO bench.counters SELECT g, 0 FROM generate_series(1, 100000) g;
 GRANT SELECT, UPDATE ON bench.counters TO osgprod_worker;
 
+-- What PL/pgSQL alone can do: the rows that a pair writes, with all their keys, by functions that decide nothing.
+CREATE TABLE bench.slices (LIKE osgprod_data.slices INCLUDING ALL);
+ALTER TABLE bench.slices SET (fillfactor = 75), ADD CONSTRAINT slices_follow_a_slice
+    FOREIGN KEY (project_id, rawdata_id, follows) REFERENCES bench.slices (project_id, rawdata_id, block2);
+CREATE TABLE bench.attempts (LIKE osgprod_data.attempts INCLUDING ALL);
+CREATE TABLE bench.reports (LIKE osgprod_data.reports INCLUDING ALL);
+
+CREATE FUNCTION bench.write_checkout(p_cluster bigint, p_process bigint) RETURNS TABLE (token uuid)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, bench, pg_temp
+    SET enable_seqscan = off SET plan_cache_mode = force_generic_plan
+AS $fn$
+-- The rows of a checkout: block p_process [1 ..] of a file that nobody else has.
+BEGIN
+    token := gen_random_uuid();
+    INSERT INTO slices (project_id, rawdata_id, block1, block2, follows, cluster, process, nstart, opened_at, due_at)
+    VALUES (1, p_cluster, p_process, p_process + 1, nullif(p_process, 1), p_cluster, p_process, 1, clock_timestamp(),
+           clock_timestamp() + interval '6 hours');
+    INSERT INTO attempts (project_id, cluster, process, nstart, rawdata_id, block1, block2, opened_at, cpus, started_at,
+           token_digest, client)
+    VALUES (1, p_cluster, p_process, 1, p_cluster, p_process, p_process + 1, now(), 1, now(),
+           sha256(convert_to(token::text, 'UTF8')), '127.0.0.1');
+    RETURN NEXT;
+END
+$fn$;
+
+CREATE FUNCTION bench.write_report(p_cluster bigint, p_process bigint, p_token uuid) RETURNS TABLE (status text)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, bench, pg_temp
+    SET enable_seqscan = off SET plan_cache_mode = force_generic_plan
+AS $fn$
+-- The rows of a report on that block.
+BEGIN
+    UPDATE slices s SET state = 'done' WHERE s.project_id = 1 AND s.rawdata_id = p_cluster AND s.block1 = p_process;
+    INSERT INTO reports (project_id, cluster, process, nstart, by_worker, outcome, exit_code, reported_at, ran_s, nblocks,
+           worker)
+    VALUES (1, p_cluster, p_process, 1, true, 'done', 0, clock_timestamp(), 0, 1, '127.0.0.1');
+    status := 'done';
+    RETURN NEXT;
+END
+$fn$;
+GRANT EXECUTE ON FUNCTION bench.write_checkout, bench.write_report TO osgprod_worker;
+
 -- The bound of HTTP: a function that inserts one row.
 CREATE TABLE bench.lines (line_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, client text, written_at timestamptz);
 CREATE FUNCTION bench.insert_line(p_client text) RETURNS TABLE (line_id bigint)

@@ -84,6 +84,19 @@ def sql_pairs(ground: Ground) -> Iterator[Figure]:
     yield Figure("sql_pairs_ratio", ratio, (">=", 0.50), measured, bound, "pairs/s")
 
 
+def sql_writes(ground: Ground) -> Iterator[Figure]:
+    """The rows of a pair without any rule against two updates by key: what a pair can reach at most."""
+    ground.checkpoint()
+
+    def writes() -> float:
+        return pgbench(ground.size, ground.few(), "writes", 16, cluster0=ground.next_cluster(), process=0)
+
+    measured, bound, ratio = in_turn(
+        ground.size.rounds, writes, lambda: pgbench(ground.size, ground.few(), "updates", 16)
+    )
+    yield Figure("sql_writes_ratio", ratio, None, measured, bound, "pairs/s")
+
+
 def sql_growth(ground: Ground) -> Iterator[Figure]:
     """Pairs with large tables against pairs with small ones."""
     ground.checkpoint()

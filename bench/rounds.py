@@ -11,13 +11,13 @@ from statistics import median
 class Figure:
     """One row of the table.
 
-    name      as in results.json;  value  what counts;  reach  as (">=" or "<=", bound)
+    name      as in results.json;  value  what counts;  reach  as (">=" or "<=", bound); None = only for comparison
     measured, bound  both sides, medians in unit; None where there is only one
     """
 
     name: str
     value: float
-    reach: tuple[str, float]
+    reach: tuple[str, float] | None
     measured: float | None = None
     bound: float | None = None
     unit: str = ""
@@ -25,8 +25,15 @@ class Figure:
     @property
     def is_reached(self) -> bool:
         """Does the value keep what was promised?"""
+        if self.reach is None:
+            return True
         sign, limit = self.reach
         return self.value >= limit if sign == ">=" else self.value <= limit
+
+    @property
+    def wanted(self) -> str:
+        """What was promised, as text."""
+        return f"{self.reach[0]} {self.reach[1]:g}" if self.reach else ""
 
 
 def in_turn(

@@ -20,6 +20,7 @@ BEGIN, END = "<!-- figures: written by make bench -->\n", "<!-- end of figures -
 # In this order: what needs quiet tables first, what leaves many dead rows last.
 MEASURES: dict[str, Callable[[Ground], Iterator[Figure]]] = {
     "sql_pairs": pgbench.sql_pairs,
+    "sql_writes": pgbench.sql_writes,
     "sql_growth": pgbench.sql_growth,
     "http_pairs": web.http_pairs,
     "http_growth": web.http_growth,
@@ -68,12 +69,11 @@ def table(figures: list[Figure]) -> Iterator[str]:
     """Gives the lines of the table that a person reads."""
     yield f"{'':24}{'value':>10}   {'reach':<10}{'measured':>12}{'bound':>12}"
     for figure in figures:
-        sign, limit = figure.reach
         sides = "".join(
             f"{'' if side is None else f'{side:,.4g}':>12}" for side in (figure.measured, figure.bound)
         )
         short = "" if figure.is_reached else "   falls short"
-        yield f"{figure.name:24}{figure.value:>10,.4g}   {f'{sign} {limit:g}':<10}{sides} {figure.unit}{short}"
+        yield f"{figure.name:24}{figure.value:>10,.4g}   {figure.wanted:<10}{sides} {figure.unit}{short}"
 
 
 def documented(text: str, figures: list[Figure]) -> str:
@@ -83,8 +83,7 @@ def documented(text: str, figures: list[Figure]) -> str:
     for figure in figures:
         sides = " | ".join("" if side is None else f"{side:,.4g}" for side in (figure.measured, figure.bound))
         short = "" if figure.is_reached else " falls short"
-        reach = f"{figure.reach[0]} {figure.reach[1]:g}"
-        lines.append(f"| `{figure.name}` | {figure.value:,.4g} | {reach} | {sides} | {figure.unit}{short} |")
+        lines.append(f"| `{figure.name}` | {figure.value:,.4g} | {figure.wanted} | {sides} | {figure.unit}{short} |")
     return before + BEGIN + "\n".join(lines) + "\n" + END + rest.partition(END)[2]
 
 

@@ -85,10 +85,21 @@ CREATE FUNCTION osgprod._is_inside(p_subnets cidr[], p_pattern text, p_client in
 RETURNS boolean LANGUAGE sql STABLE
 AS $fn$
     -- Is the address in one of the subnets, or like the pattern when there are none? (A small function that can be
-    -- inlined, like the next ones: it costs nothing of its own.) A pattern is about IPv6 only when it has a colon, or is
-    -- the one for everybody: '1%' was never meant to let 1000::1 in.
-    SELECT coalesce(p_client <<= ANY (p_subnets),
-        host(p_client) LIKE p_pattern AND (family(p_client) = 4 OR p_pattern ~ ':|^%+$'))
+    -- inlined, like _is_magic: it costs nothing of its own. What is seldom asked is in one that can't be, so that not
+    -- each call has to make it ready.)
+    SELECT coalesce(p_client <<= ANY (p_subnets), osgprod._is_like(p_client, p_pattern))
+$fn$;
+
+CREATE FUNCTION osgprod._is_like(p_client inet, p_pattern text)
+RETURNS boolean LANGUAGE plpgsql IMMUTABLE
+AS $fn$
+-- Is the address like an SQL LIKE pattern? One is about IPv6 only when it has a colon, or is the one for everybody:
+-- '1%' was never meant to let 1000::1 in.
+-- Parameters: p_client  address;  p_pattern  of LIKE
+-- Returns:    true or false; NULL when there is no address
+BEGIN
+    RETURN host(p_client) LIKE p_pattern AND (family(p_client) = 4 OR p_pattern ~ ':|^%+$');
+END
 $fn$;
 
 CREATE FUNCTION osgprod._is_magic(
@@ -97,8 +108,19 @@ RETURNS boolean LANGUAGE sql STABLE
 AS $fn$
     -- Is this the project's magic, or its former one in the time of overlap? The time that the comparison takes tells
     -- how many bytes of two digests are the same; nobody who doesn't know the salt can do anything with that.
-    SELECT coalesce(osgprod._magic_digest(p_salt, p_magic) = p_digest
-        OR (osgprod._magic_digest(p_salt, p_magic) = p_old_digest AND p_old_until > now()), false)
+    SELECT CASE WHEN osgprod._magic_digest(p_salt, p_magic) = p_digest THEN true
+                ELSE osgprod._is_old_magic(p_salt, p_old_digest, p_old_until, p_magic) END
+$fn$;
+
+CREATE FUNCTION osgprod._is_old_magic(p_salt uuid, p_old_digest bytea, p_old_until timestamptz, p_magic text)
+RETURNS boolean LANGUAGE plpgsql STABLE
+AS $fn$
+-- Is this the project's former magic, in the time of overlap?
+-- Parameters: p_salt, p_old_digest, p_old_until  the project's;  p_magic  as sent
+-- Returns:    true or false, never NULL
+BEGIN
+    RETURN coalesce(p_old_until > now() AND osgprod._magic_digest(p_salt, p_magic) = p_old_digest, false);
+END
 $fn$;
 
 CREATE FUNCTION osgprod._magic_digest(p_salt uuid, p_magic text)

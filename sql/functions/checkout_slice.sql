@@ -56,6 +56,7 @@ DECLARE
     v_client  inet := osgprod._plain_address(p_client);
     v_project projects := osgprod._authorize(p_project, p_magic, v_client, p_bearer, p_cluster, p_process);
     v_work    record;
+    v_end     int;  -- of the file's last slice
 BEGIN
     -- Written for few statements and expressions: each costs more than what it does (docs/performance.md).
     IF p_cpus NOT BETWEEN 1 AND 4096 OR p_cpus IS NULL OR p_workscript <> v_project.workscript
@@ -76,63 +77,56 @@ BEGIN
                         WHERE a.project_id = v_project.project_id AND a.cluster = p_cluster AND a.process = p_process)
        AND NOT EXISTS (SELECT FROM idle_slices i
                         WHERE i.project_id = v_project.project_id AND i.not_before <= clock_timestamp());
-    token := gen_random_uuid();
     LOOP
         IF v_work.rawdata_id IS NULL THEN
             v_work := osgprod._find_work(v_project, p_cluster::int, p_process::int,
                 least(p_cpus * v_project.maxblockspercore, 2147483647)::int);
             IF v_work.rawdata_id IS NULL THEN
-                token := NULL;
                 SELECT w.status, w.message, w.retry_s INTO status, message, retry_s
                   FROM osgprod._why_no_work(v_project, p_cluster, p_process, v_work.is_completed) w;
                 RETURN;
             END IF;
         END IF;
-
-        WITH cut AS (
-            -- I1: a new slice begins where the file's last one ends, read under its lock and after it was taken. Nothing
-            -- that the next cut reads is updated, so a snapshot held by pg_dump slows nothing.
-            INSERT INTO slices AS s (project_id, rawdata_id, block1, block2, follows, cluster, process, nstart, opened_at,
-                   due_at)
-            SELECT v_project.project_id, v_work.rawdata_id, coalesce(e.block2, v_work.block1),
-                   least(coalesce(e.block2, v_work.block1) + p_cpus * v_project.maxblockspercore, v_work.block2), e.block2,
-                   p_cluster, p_process, v_work.nstart, clock_timestamp(),
-                   clock_timestamp() + make_interval(secs => v_project.lease_s)
-              FROM (SELECT (SELECT l.block2 FROM slices l
-                             WHERE l.project_id = v_project.project_id AND l.rawdata_id = v_work.rawdata_id
-                             ORDER BY l.block1 DESC LIMIT 1) AS block2
-                    OFFSET 0) e  -- looked up once, not at each place where it is named
-             WHERE v_work.opened_at IS NULL AND coalesce(e.block2, v_work.block1) < v_work.block2
-            RETURNING s.block1, s.block2, s.opened_at
-        ), attempt AS (
-            INSERT INTO attempts AS a (project_id, cluster, process, nstart, rawdata_id, block1, block2, opened_at, cpus,
-                   started_at, token_digest, client, host, site)
-            -- not now(): the transaction may have waited for a lock since it began
-            SELECT v_project.project_id, p_cluster, p_process, v_work.nstart, v_work.rawdata_id, w.block1, w.block2,
-                   w.opened_at, p_cpus, clock_timestamp(), sha256(convert_to(token::text, 'UTF8')), v_client,
-                   osgprod._label(p_host), osgprod._label(p_site)
-              FROM (TABLE cut UNION ALL SELECT v_work.block1, v_work.block2, v_work.opened_at) w
-             WHERE w.opened_at IS NOT NULL
-            RETURNING a.started_at, a.nstart, a.block1, a.block2
-        )
-        SELECT 'assigned', v_project.workscript, v_project.lease_s, v_project.heartbeat_s, a.started_at, a.nstart,
-               a.block1, a.block2, f.url, f.filename, f.size_bytes, f.events, f.pieces
-          INTO status, workscript, lease_s, heartbeat_s, started_at, nstarts,
-               block1, block2, url, filename, size_bytes, events, pieces
-          FROM attempt a
-         CROSS JOIN osgprod._slice_file(v_work.rawdata_id, a.block1, a.block2, v_project.xrootd_prefix,
-                                        v_project.strip_prefix) f;
-        EXIT WHEN FOUND;
+        EXIT WHEN v_work.opened_at IS NOT NULL;
+        -- I1: a new slice begins where the file's last one ends, read under its lock and after it was taken. Nothing
+        -- that the next cut reads is updated, so a snapshot held by pg_dump slows nothing.
+        v_end := (SELECT l.block2 FROM slices l
+                   WHERE l.project_id = v_project.project_id AND l.rawdata_id = v_work.rawdata_id
+                   ORDER BY l.block1 DESC LIMIT 1);
+        EXIT WHEN v_end IS NULL OR v_end < v_work.block2;
         -- The file was cut to its end before its lock was ours. We hold that now: see _may_hold_file.
         PERFORM pg_current_xact_id();
         v_work.rawdata_id := NULL;
     END LOOP;
 
-    IF v_work.is_fresh OR block2 = v_work.block2 AND v_work.opened_at IS NULL THEN
-        UPDATE loaded_files f
-           SET state = CASE WHEN checkout_slice.block2 = v_work.block2 THEN 'cut' ELSE 'begun' END::file_state
-         WHERE f.project_id = v_project.project_id AND f.rawdata_id = v_work.rawdata_id AND f.state IN ('fresh', 'begun');
+    token := gen_random_uuid();
+    started_at := clock_timestamp();  -- not now(): the transaction may have waited for a lock since it began
+    IF v_work.opened_at IS NULL THEN
+        INSERT INTO slices AS s (project_id, rawdata_id, block1, block2, follows, cluster, process, nstart, opened_at,
+               due_at)
+        VALUES (v_project.project_id, v_work.rawdata_id, coalesce(v_end, v_work.block1),
+               least(coalesce(v_end, v_work.block1) + p_cpus * v_project.maxblockspercore, v_work.block2), v_end,
+               p_cluster, p_process, v_work.nstart, started_at, started_at + make_interval(secs => v_project.lease_s))
+        RETURNING s.block1, s.block2, s.opened_at INTO block1, block2, v_work.opened_at;
+        IF v_work.is_fresh OR block2 = v_work.block2 THEN
+            UPDATE loaded_files f
+               SET state = CASE WHEN checkout_slice.block2 = v_work.block2 THEN 'cut' ELSE 'begun' END::file_state
+             WHERE f.project_id = v_project.project_id AND f.rawdata_id = v_work.rawdata_id
+               AND f.state IN ('fresh', 'begun');
+        END IF;
+        v_work.block1 := block1;
+        v_work.block2 := block2;
     END IF;
+    INSERT INTO attempts (project_id, cluster, process, nstart, rawdata_id, block1, block2, opened_at, cpus, started_at,
+           token_digest, client, host, site)
+    VALUES (v_project.project_id, p_cluster, p_process, v_work.nstart, v_work.rawdata_id, v_work.block1, v_work.block2,
+           v_work.opened_at, p_cpus, checkout_slice.started_at, sha256(convert_to(token::text, 'UTF8')), v_client,
+           osgprod._label(p_host), osgprod._label(p_site));
+    SELECT 'assigned', v_project.workscript, v_project.lease_s, v_project.heartbeat_s, v_work.nstart, v_work.block1,
+           v_work.block2, f.url, f.filename, f.size_bytes, f.events, f.pieces
+      INTO status, workscript, lease_s, heartbeat_s, nstarts, block1, block2, url, filename, size_bytes, events, pieces
+      FROM osgprod._slice_file(v_work.rawdata_id, v_work.block1, v_work.block2, v_project.xrootd_prefix,
+                               v_project.strip_prefix) f;
 END
 $fn$;
 

@@ -41,9 +41,9 @@ AS $fn$
 DECLARE
     v_client  inet := osgprod._plain_address(p_client);
     v_project projects := osgprod._authorize(p_project, p_magic, v_client, p_bearer, p_cluster, p_process);
-    v_attempt attempts;
+    v_attempt attempts := osgprod._find_attempt(v_project, p_cluster, p_process, p_token, v_client);
     v_report  reports;
-    v_outcome outcome := 'done'::outcome;
+    v_outcome outcome;
     v_reason  text;
 BEGIN
     -- Written for few statements and expressions: each costs more than what it does (docs/performance.md).
@@ -52,25 +52,22 @@ BEGIN
         PERFORM osgprod._check_report(p_exitcode, p_events, p_outputs, p_output_bytes, p_output_adler32);
     END IF;
 
+    IF v_attempt.nstart IS NULL THEN
+        http_status := 403;
+        status := 'refused';
+        message := osgprod._refuse(v_project, p_cluster, p_process, v_client, p_token);
+        RETURN;
+    END IF;
+    v_outcome := osgprod._judge_exit(v_project, v_attempt.rawdata_id, v_attempt.block1, v_attempt.block2, p_exitcode::int,
+        p_events, p_outputs::int, p_output_bytes, p_output_adler32);
+
     -- The common end at once: the success of the slice's holder (I3). Who holds a slice has not reported yet.
     UPDATE slices s SET state = 'done'
-      FROM (SELECT a.* FROM attempts a
-             WHERE a.project_id = v_project.project_id AND a.cluster = p_cluster AND a.process = p_process
-               AND osgprod._is_token(p_token, v_project.token_required, a.token_digest, a.client, v_client)
-               AND osgprod._judge_exit(v_project, a.rawdata_id, a.block1, a.block2, p_exitcode::int, p_events,
-                                       p_outputs::int, p_output_bytes, p_output_adler32) = 'done'
-            OFFSET 0) a  -- the attempt first, whatever the planner knows of the tables
-     WHERE s.project_id = a.project_id AND s.rawdata_id = a.rawdata_id AND s.block1 = a.block1 AND s.state = 'leased'
-       AND s.cluster = a.cluster AND s.process = a.process AND s.nstart = a.nstart
-    RETURNING a.* INTO v_attempt;
+     WHERE v_outcome = 'done'
+       AND s.project_id = v_attempt.project_id AND s.rawdata_id = v_attempt.rawdata_id AND s.block1 = v_attempt.block1
+       AND s.state = 'leased'
+       AND s.cluster = v_attempt.cluster AND s.process = v_attempt.process AND s.nstart = v_attempt.nstart;
     IF NOT FOUND THEN
-        v_attempt := osgprod._find_attempt(v_project, p_cluster, p_process, p_token, v_client);
-        IF v_attempt.nstart IS NULL THEN
-            http_status := 403;
-            status := 'refused';
-            message := osgprod._refuse(v_project, p_cluster, p_process, v_client, p_token);
-            RETURN;
-        END IF;
         SELECT r.* INTO v_report FROM osgprod._all_reports(v_project.project_id) r
          WHERE r.cluster = v_attempt.cluster AND r.process = v_attempt.process AND r.nstart = v_attempt.nstart
            AND r.by_worker;
@@ -78,8 +75,6 @@ BEGIN
             SELECT g.* INTO http_status, status, message FROM osgprod._say_again(v_report, p_exitcode) g;
             RETURN;
         END IF;
-        v_outcome := osgprod._judge_exit(v_project, v_attempt.rawdata_id, v_attempt.block1, v_attempt.block2,
-            p_exitcode::int, p_events, p_outputs::int, p_output_bytes, p_output_adler32);
         IF v_outcome = 'failed' AND p_exitcode = 0 THEN
             v_reason := osgprod._missing_evidence(v_project, v_attempt.rawdata_id, v_attempt.block1, v_attempt.block2,
                 p_events, p_outputs::int, p_output_bytes, p_output_adler32);
