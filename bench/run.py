@@ -83,7 +83,9 @@ def documented(text: str, figures: list[Figure]) -> str:
     for figure in figures:
         sides = " | ".join("" if side is None else f"{side:,.4g}" for side in (figure.measured, figure.bound))
         short = "" if figure.is_reached else " falls short"
-        lines.append(f"| `{figure.name}` | {figure.value:,.4g} | {figure.wanted} | {sides} | {figure.unit}{short} |")
+        lines.append(
+            f"| `{figure.name}` | {figure.value:,.4g} | {figure.wanted} | {sides} | {figure.unit}{short} |"
+        )
     return before + BEGIN + "\n".join(lines) + "\n" + END + rest.partition(END)[2]
 
 
