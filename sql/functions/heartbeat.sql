@@ -34,9 +34,8 @@ DECLARE
     v_slice   slices;
 BEGIN
     IF v_attempt.nstart IS NULL THEN
-        http_status := 403;
-        status := 'refused';
-        message := osgprod._refuse(v_project, p_cluster, p_process, v_client, p_token);
+        SELECT f.* INTO http_status, status, message
+          FROM osgprod._refuse(v_project, p_cluster, p_process, v_client, p_token) f;
         RETURN;
     END IF;
     SELECT s.* INTO v_slice FROM slices s

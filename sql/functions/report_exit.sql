@@ -53,9 +53,8 @@ BEGIN
     END IF;
 
     IF v_attempt.nstart IS NULL THEN
-        http_status := 403;
-        status := 'refused';
-        message := osgprod._refuse(v_project, p_cluster, p_process, v_client, p_token);
+        SELECT f.* INTO http_status, status, message
+          FROM osgprod._refuse(v_project, p_cluster, p_process, v_client, p_token) f;
         RETURN;
     END IF;
     v_outcome := osgprod._judge_exit(v_project, v_attempt.rawdata_id, v_attempt.block1, v_attempt.block2, p_exitcode::int,
@@ -164,11 +163,11 @@ $fn$;
 
 CREATE FUNCTION osgprod._refuse(
     p_project osgprod_data.projects, p_cluster bigint, p_process bigint, p_client inet, p_token text)
-RETURNS text LANGUAGE plpgsql VOLATILE
+RETURNS TABLE (http_status int, status text, message text) LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Puts a call with a wrong or missing token on record. It raises nothing, since an error would undo the record.
 -- Parameters: see report_exit
--- Returns:    what to tell the caller
+-- Returns:    one row as of report_exit: 403 refused
 -- Errors:     OG303 the job has no attempt at all
 DECLARE
     v_reason text := CASE WHEN p_token IS NULL AND p_project.token_required THEN 'parameter token is missing'
@@ -183,7 +182,7 @@ BEGIN
     INSERT INTO osgprod_data.refusals AS f (project_id, cluster, process, client, reason)
     VALUES (p_project.project_id, p_cluster, p_process, p_client, v_reason)
     ON CONFLICT ON CONSTRAINT refusals_pkey DO UPDATE SET times = f.times + 1, last_at = now();
-    RETURN v_reason || '; the token is in the script that the job was given (osgprod_token)';
+    RETURN QUERY SELECT 403, 'refused', v_reason || '; the token is in the script that the job was given (osgprod_token)';
 END
 $fn$;
 
