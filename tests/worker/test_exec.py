@@ -536,11 +536,14 @@ def test_no_python3_on_the_node(node: Node, world: World) -> None:
 def test_checksum_is_the_same_whoever_works_it_out(folder: Path) -> None:
     data = os.urandom(70_001) + b"\xff" * 70_000 + b"\0" * 5000
     (folder / "data").write_bytes(data)
-    for hidden in ("none", "xrdadler32", "xrdadler32 python3"):
-        script = f"""source {EXEC}; command() {{ [[ " {hidden} " != *" $2 "* ]] && builtin command "$@"; }}
-                     adler32 {folder}/data"""
+    for broken in ([], ["xrdadler32"], ["xrdadler32", "python3"]):
+        # Programs that are there and fail, or print something else, are passed over like those that are missing.
+        stubs = "".join(
+            f"{name}() {{ echo 'no such version'; return {len(broken) % 2}; }}\n" for name in broken
+        )
+        script = f"source {EXEC}\n{stubs}adler32 {folder}/data"
         done = subprocess.run(["/bin/bash", "-c", script], capture_output=True, text=True)
-        assert done.stdout == f"{zlib.adler32(data):08x}\n", (hidden, done.stderr)
+        assert done.stdout == f"{zlib.adler32(data):08x}\n", (broken, done.stderr)
 
 
 # --- bearer tokens -------------------------------------------------------------------------------------------
