@@ -73,6 +73,7 @@ mount --bind "$root" "$root"
 mount -t proc proc "$root/proc"
 mount --rbind /dev "$root/dev"
 mount --bind "$srv" "$root/srv"
+mkdir -p "$root"/var/{lib,spool,log}/condor  # some packages leave that to systemd
 for folder in /var/lib/condor /var/spool/condor /var/log/condor /run /tmp; do mount -t tmpfs none "$root$folder"; done
 chmod 1777 "$root/tmp"
 exec chroot "$root" /bin/bash -e -c '
