@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import psycopg
+from psycopg import sql
 from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout, TooManyRequests
 
@@ -25,26 +26,9 @@ STALLED_S = 0.05
 SERVERS_TROUBLE = ("08", "53", "57P")
 
 
-class Function:
-    """A function of schema osgprod that can be called for several callers in one statement.
-
-    Parameters: name        without the schema
-                parameters  'NAME TYPE, ...': its parameters without the p_; what is left out keeps its default
-    """
-
-    def __init__(self, name: str, parameters: str) -> None:
-        names = [parameter.split()[0] for parameter in parameters.split(",")]
-        arguments = ", ".join(f"p_{name} => r.{name}" for name in names)
-        # Of constants only. In the order of the jobs, which each call locks: two batches can't wait for each other.
-        self.statement = (
-            f"SELECT r.n, f.* FROM (SELECT * FROM json_to_recordset(%s) AS q (n int, {parameters})"  # noqa: S608
-            f" ORDER BY project, cluster, process, n) r CROSS JOIN LATERAL osgprod.{name}({arguments}) f"
-        )
-
-
 @dataclass(eq=False)
 class _Call:
-    function: Function
+    function: str
     arguments: dict[str, Any]
     answer: asyncio.Future[dict[str, Any]]
     came_at: float
@@ -63,12 +47,14 @@ class Batches:
         self._is_called = False
         self._alarm: asyncio.Handle | None = None  # while calls wait, whether or not anything else happens
 
-    async def call(self, function: Function, arguments: dict[str, Any]) -> dict[str, Any]:
+    async def call(self, function: str, arguments: dict[str, Any]) -> dict[str, Any]:
         """Calls a function that gives one row, and returns it.
 
         Promise:    all calls of a batch happen, or none of them; when one raises, they are made again one by one, so
                     that no caller feels what another one's call does.
-        Parameters: arguments  for the function's parameters; those that are missing are NULL, other names don't matter
+        Parameters: function   of schema osgprod, that makes such calls: it takes a list of objects with the arguments and
+                               a number n, and gives a row for each, with its n
+                    arguments  of this call
         Errors:     psycopg.Error  of this call;  PoolTimeout, TooManyRequests  the database is away or too slow
         """
         if len(self._waiting) >= MAX_WAITING:
@@ -89,7 +75,7 @@ class Batches:
             _fail(self._waiting.pop(0), PoolTimeout(f"no connection within {MAX_WAIT_S} s"))
         while self._waiting and self._has_lane(now):
             function = self._waiting[0].function
-            batch = [call for call in self._waiting if call.function is function][:MOST]
+            batch = [call for call in self._waiting if call.function == function][:MOST]
             taken = set(batch)
             self._waiting = [call for call in self._waiting if call not in taken]
             task = asyncio.create_task(self._run(batch))
@@ -135,7 +121,8 @@ class Batches:
         connection = await self._pool.getconn()
         try:
             cursor = connection.cursor(row_factory=dict_row)
-            await cursor.execute(batch[0].function.statement, [json.dumps([c.arguments for c in batch])])
+            statement = sql.SQL("SELECT * FROM osgprod.{}(%s)").format(sql.Identifier(batch[0].function))
+            await cursor.execute(statement, [json.dumps([c.arguments for c in batch])])
             rows: list[dict[str, Any]] = await cursor.fetchall()
         except psycopg.errors.FeatureNotSupported:
             # The function has another result type since an upgrade: what this connection has prepared is of no use.

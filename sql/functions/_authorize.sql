@@ -19,17 +19,27 @@ BEGIN
     -- is taken as one value: as columns it would be taken apart and put together again.
     v_project := (SELECT p FROM osgprod_data.projects p
                    WHERE p.name = p_project
-                     AND CASE WHEN p_bearer IS NULL
-                               AND p_cluster BETWEEN 0 AND 2147483647 AND p_process BETWEEN 0 AND 2147483647
-                               AND osgprod._is_inside(p.subnets, p.subnet_pattern, p_client)
-                               AND osgprod._is_magic(p.magic_salt, p.magic_digest, p.old_magic_digest, p.old_magic_until,
-                                                     p_magic)
-                              THEN osgprod._lock_job(p.project_id, p_cluster, p_process) END);
+                     AND osgprod._let_in(p, p_magic, p_client, p_bearer, p_cluster, p_process));
     IF v_project.project_id IS NULL THEN
         RETURN osgprod._authorize_step_by_step(p_project, p_magic, p_client, p_bearer, p_cluster, p_process);
     END IF;
     RETURN v_project;
 END
+$fn$;
+
+CREATE FUNCTION osgprod._let_in(
+    p_project osgprod_data.projects, p_magic text, p_client inet, p_bearer jsonb, p_cluster bigint, p_process bigint)
+RETURNS boolean LANGUAGE sql VOLATILE
+AS $fn$
+    -- The common case of _authorize: true when the job may work for the project, and it is locked then. Else
+    -- _authorize_step_by_step finds out. (To be inlined by its callers.)
+    -- Parameters: p_project  the project's row;  the others see _authorize
+    SELECT CASE WHEN p_bearer IS NULL
+                 AND p_cluster BETWEEN 0 AND 2147483647 AND p_process BETWEEN 0 AND 2147483647
+                 AND osgprod._is_inside(p_project.subnets, p_project.subnet_pattern, p_client)
+                 AND osgprod._is_magic(p_project.magic_salt, p_project.magic_digest, p_project.old_magic_digest,
+                                       p_project.old_magic_until, p_magic)
+                THEN osgprod._lock_job(p_project.project_id, p_cluster, p_process) END
 $fn$;
 
 CREATE FUNCTION osgprod._authorize_step_by_step(

@@ -52,86 +52,182 @@ AS $fn$
 --             OG502 its files are begun anew at this moment; OG601 worker banned; OG602 job starts too often; OG603 project has too many live attempts
 -- Locks:      the job, then one row of idle_slices SKIP LOCKED and its slice, or one file (advisory: project_id, rawdata_id)
 -- Source:     docs/design.md "A slice's life", I1-I4
-DECLARE
-    v_client  inet := osgprod._plain_address(p_client);
-    v_project projects := osgprod._authorize(p_project, p_magic, v_client, p_bearer, p_cluster, p_process);
-    v_work    record;
-    v_end     int;  -- of the file's last slice
 BEGIN
-    -- Written for few statements and expressions: each costs more than what it does (docs/performance.md).
-    IF p_cpus NOT BETWEEN 1 AND 4096 OR p_cpus IS NULL OR p_workscript <> v_project.workscript
-       OR v_project.state = 'paused' OR v_project.banned_until > now() THEN
-        status := osgprod._check_checkout(v_project, p_cpus, p_workscript, osgprod._worker(v_client, p_host));
-        workscript := v_project.workscript;
-        IF status IS NOT NULL THEN
-            RETURN;
-        END IF;
-    END IF;
-
-    -- The common case at once: a job that is new, nothing that came back, a file that nobody else is cutting.
-    SELECT f.rawdata_id, f.block1, f.block2, NULL::timestamptz AS opened_at, f.is_fresh, 1 AS nstart
-      INTO v_work
-      FROM osgprod._free_file(v_project.project_id) f
-     WHERE v_project.state = 'active' AND coalesce(v_project.nlive < v_project.max_live, true)
-       AND NOT EXISTS (SELECT FROM attempts a
-                        WHERE a.project_id = v_project.project_id AND a.cluster = p_cluster AND a.process = p_process)
-       AND NOT EXISTS (SELECT FROM idle_slices i
-                        WHERE i.project_id = v_project.project_id AND i.not_before <= clock_timestamp());
-    LOOP
-        IF v_work.rawdata_id IS NULL THEN
-            v_work := osgprod._find_work(v_project, p_cluster::int, p_process::int,
-                least(p_cpus * v_project.maxblockspercore, 2147483647)::int);
-            IF v_work.rawdata_id IS NULL THEN
-                SELECT w.status, w.message, w.retry_s INTO status, message, retry_s
-                  FROM osgprod._why_no_work(v_project, p_cluster, p_process, v_work.is_completed) w;
-                RETURN;
-            END IF;
-        END IF;
-        EXIT WHEN v_work.opened_at IS NOT NULL;
-        -- I1: a new slice begins where the file's last one ends, read under its lock and after it was taken. Nothing
-        -- that the next cut reads is updated, so a snapshot held by pg_dump slows nothing.
-        v_end := (SELECT l.block2 FROM slices l
-                   WHERE l.project_id = v_project.project_id AND l.rawdata_id = v_work.rawdata_id
-                   ORDER BY l.block1 DESC LIMIT 1);
-        EXIT WHEN v_end IS NULL OR v_end < v_work.block2;
-        -- The file was cut to its end before its lock was ours. We hold that now: see _may_hold_file.
-        PERFORM pg_current_xact_id();
-        v_work.rawdata_id := NULL;
-    END LOOP;
-
-    token := gen_random_uuid();
-    started_at := clock_timestamp();  -- not now(): the transaction may have waited for a lock since it began
-    IF v_work.opened_at IS NULL THEN
-        INSERT INTO slices AS s (project_id, rawdata_id, block1, block2, follows, cluster, process, nstart, opened_at,
-               due_at)
-        VALUES (v_project.project_id, v_work.rawdata_id, coalesce(v_end, v_work.block1),
-               least(coalesce(v_end, v_work.block1) + p_cpus * v_project.maxblockspercore, v_work.block2), v_end,
-               p_cluster, p_process, v_work.nstart, started_at, started_at + make_interval(secs => v_project.lease_s))
-        RETURNING s.block1, s.block2, s.opened_at INTO block1, block2, v_work.opened_at;
-        IF v_work.is_fresh OR block2 = v_work.block2 THEN
-            UPDATE loaded_files f
-               SET state = CASE WHEN checkout_slice.block2 = v_work.block2 THEN 'cut' ELSE 'begun' END::file_state
-             WHERE f.project_id = v_project.project_id AND f.rawdata_id = v_work.rawdata_id
-               AND f.state IN ('fresh', 'begun');
-        END IF;
-        v_work.block1 := block1;
-        v_work.block2 := block2;
-    END IF;
-    INSERT INTO attempts (project_id, cluster, process, nstart, rawdata_id, block1, block2, opened_at, cpus, started_at,
-           token_digest, client, host, site)
-    VALUES (v_project.project_id, p_cluster, p_process, v_work.nstart, v_work.rawdata_id, v_work.block1, v_work.block2,
-           v_work.opened_at, p_cpus, checkout_slice.started_at, sha256(convert_to(token::text, 'UTF8')), v_client,
-           osgprod._label(p_host), osgprod._label(p_site));
-    SELECT 'assigned', v_project.workscript, v_project.lease_s, v_project.heartbeat_s, v_work.nstart, v_work.block1,
-           v_work.block2, f.url, f.filename, f.size_bytes, f.events, f.pieces
-      INTO status, workscript, lease_s, heartbeat_s, nstarts, block1, block2, url, filename, size_bytes, events, pieces
-      FROM osgprod._slice_file(v_work.rawdata_id, v_work.block1, v_work.block2, v_project.xrootd_prefix,
-                               v_project.strip_prefix) f;
+    SELECT a.status, a.message, a.retry_s, a.workscript, a.nstarts, a.token, a.lease_s, a.heartbeat_s, a.started_at, a.url,
+           a.filename, a.block1, a.block2, a.size_bytes, a.events, a.pieces
+      INTO status, message, retry_s, workscript, nstarts, token, lease_s, heartbeat_s, started_at, url, filename, block1,
+           block2, size_bytes, events, pieces
+      FROM osgprod._checkout(ARRAY[ROW(1, p_project, p_cluster, p_process, p_cpus, p_magic,
+               osgprod._plain_address(p_client), p_workscript, p_host, p_site, p_bearer,
+               NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL)::osgprod.checkout]) a;
 END
 $fn$;
 
 COMMENT ON FUNCTION osgprod.checkout_slice(text, bigint, bigint, bigint, text, inet, text, text, text, jsonb) IS
 'Lends a job its slice: its own one again after a restart, else one that came back, else the next of a file; one row, whose status says what to do. For osgprod_worker.';
+
+CREATE FUNCTION osgprod.checkout_slices(p_calls json)
+RETURNS SETOF osgprod.checkout_answer
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
+    SET enable_seqscan = off SET plan_cache_mode = force_generic_plan
+AS $fn$
+-- Does checkout_slice for several jobs in one transaction, at a third of the cost.
+-- Promise:    that of checkout_slice, for each. When one is in error, nothing happens for any.
+-- Parameters: p_calls  list of objects, each with a number n and the parameters of checkout_slice, without their p_; what
+--                      is missing is null, other names don't matter
+-- Returns:    one row for each: its n and what checkout_slice gives, in any order
+-- Errors:     those of checkout_slice, OG1xx to OG6xx
+-- Locks:      those of checkout_slice; all jobs of a project in the order of their numbers
+-- Source:     docs/design.md "Together"
+DECLARE
+    v_calls osgprod.checkout[];
+BEGIN
+    -- A job that asks twice is served in turn: the later call is a restart.
+    FOR v_calls IN
+        SELECT array_agg(ROW(q.n, q.project, q.cluster, q.process, q.cpus, q.magic, osgprod._plain_address(q.client),
+                   q.workscript, q.host, q.site, q.bearer,
+                   NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL)::osgprod.checkout
+                   ORDER BY q.cluster, q.process)
+          FROM (SELECT r.*, row_number() OVER (PARTITION BY r.project, r.cluster, r.process ORDER BY r.n) AS turn
+                  FROM json_to_recordset(p_calls) AS r (n int, project text, cluster bigint, process bigint, cpus bigint,
+                       magic text, client inet, workscript text, host text, site text, bearer jsonb)) q
+         GROUP BY q.project, q.turn ORDER BY q.project, q.turn
+    LOOP
+        RETURN QUERY SELECT a.* FROM osgprod._checkout(v_calls) a;
+    END LOOP;
+END
+$fn$;
+
+COMMENT ON FUNCTION osgprod.checkout_slices(json) IS
+'Does checkout_slice for several jobs at once, in one transaction; one row for each. For osgprod_worker.';
+
+CREATE FUNCTION osgprod._checkout(p_calls osgprod.checkout[])
+RETURNS SETOF osgprod.checkout_answer LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Lends slices to jobs that ask at the same moment. The common case for all of them at once: jobs that are new and may
+-- work, nothing that came back, a file that nobody else is cutting with a slice for each. Else one by one.
+-- Parameters: p_calls  of one project, of different jobs, in the order of their numbers
+-- Returns:    one row for each
+-- Errors:     see checkout_slice
+-- Locks:      see checkout_slice
+DECLARE
+    v_project projects;
+    v_file    record;
+    v_end     int;  -- where the next slice begins
+    v_call    osgprod.checkout;
+    v_calls   osgprod.checkout[];
+    v_now     timestamptz;
+BEGIN
+    -- Written for few statements and expressions: each costs more than what it does (docs/performance.md).
+    v_project := (SELECT p FROM projects p
+                   WHERE p.name = p_calls[1].project AND p.state = 'active' AND p.banned_until <= now()
+                     AND coalesce(p.nlive < p.max_live, true)
+                     AND NOT EXISTS (
+                         SELECT FROM unnest(p_calls) c
+                          WHERE NOT coalesce(c.cpus BETWEEN 1 AND 4096 AND coalesce(c.workscript = p.workscript, true)
+                                AND osgprod._let_in(p, c.magic, c.client, c.bearer, c.cluster, c.process), false)));
+    SELECT f.rawdata_id, f.block1, f.block2, f.is_fresh INTO v_file
+      FROM osgprod._free_file(v_project.project_id) f
+     WHERE NOT EXISTS (SELECT FROM unnest(p_calls) c JOIN attempts a
+                           ON a.project_id = v_project.project_id AND a.cluster = c.cluster AND a.process = c.process)
+       AND NOT EXISTS (SELECT FROM idle_slices i
+                        WHERE i.project_id = v_project.project_id AND i.not_before <= clock_timestamp());
+    IF v_file.rawdata_id IS NOT NULL THEN
+        v_end := (SELECT e.block2 FROM osgprod._cut_until(v_project.project_id, v_file.rawdata_id) e);
+        v_end := coalesce(v_end, v_file.block1);
+        FOREACH v_call IN ARRAY p_calls LOOP
+            v_call.status := 'assigned';
+            v_call.nstart := 1;
+            v_call.rawdata_id := v_file.rawdata_id;
+            v_call.block1 := v_end;
+            v_end := least(v_end + v_call.cpus * v_project.maxblockspercore, v_file.block2);
+            v_call.block2 := v_end;
+            v_call.opened_at := clock_timestamp();
+            v_call.token := gen_random_uuid();
+            v_calls := v_calls || v_call;
+        END LOOP;
+    END IF;
+    IF v_calls[cardinality(v_calls)].block1 < v_file.block2 THEN
+        PERFORM osgprod._cut(v_project.project_id, v_project.lease_s, v_file.block1, v_file.block2, v_file.is_fresh, v_calls);
+    ELSE
+        IF v_file.rawdata_id IS NOT NULL THEN
+            PERFORM pg_current_xact_id();  -- the file is locked now: see _may_hold_file
+        END IF;
+        v_calls := NULL;
+        FOREACH v_call IN ARRAY p_calls LOOP
+            v_calls := v_calls || osgprod._find_slice(v_call);
+        END LOOP;
+        v_project := (SELECT p FROM projects p WHERE p.name = p_calls[1].project);
+    END IF;
+
+    v_now := clock_timestamp();  -- not now(): the transaction may have waited for a lock since it began
+    INSERT INTO attempts (project_id, cluster, process, nstart, rawdata_id, block1, block2, opened_at, cpus, started_at,
+           token_digest, client, host, site)
+    SELECT v_project.project_id, c.cluster, c.process, c.nstart, c.rawdata_id, c.block1, c.block2, c.opened_at, c.cpus,
+           v_now, sha256(convert_to(c.token::text, 'UTF8')), c.client, osgprod._label(c.host), osgprod._label(c.site)
+      FROM unnest(v_calls) c
+     WHERE c.status = 'assigned';
+    RETURN QUERY
+    SELECT c.n, c.status, c.message, c.retry_s, v_project.workscript, c.nstart, c.token, f.lease_s, f.heartbeat_s,
+           f.started_at, f.url, f.filename, c.block1, c.block2, f.size_bytes, f.events, f.pieces
+      FROM unnest(v_calls) c
+      LEFT JOIN LATERAL (
+           SELECT v_project.lease_s, v_project.heartbeat_s, v_now AS started_at, x.*
+             FROM osgprod._slice_file(c.rawdata_id, c.block1, c.block2, v_project.xrootd_prefix, v_project.strip_prefix) x
+           ) f ON true;
+END
+$fn$;
+
+CREATE FUNCTION osgprod._find_slice(p_call osgprod.checkout)
+RETURNS osgprod.checkout LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Finds a slice for one job, whatever is uncommon about it, and makes it the job's.
+-- Parameters: p_call  the job
+-- Returns:    the same with what it gets
+-- Errors:     see checkout_slice
+-- Locks:      see checkout_slice
+DECLARE
+    v_project projects := osgprod._authorize(p_call.project, p_call.magic, p_call.client, p_call.bearer, p_call.cluster,
+                                             p_call.process);
+    v_blocks  bigint;
+    v_work    record;
+BEGIN
+    p_call.status := osgprod._check_checkout(v_project, p_call.cpus, p_call.workscript,
+                                             osgprod._worker(p_call.client, p_call.host));
+    IF p_call.status IS NOT NULL THEN
+        RETURN p_call;
+    END IF;
+    v_blocks := least(p_call.cpus * v_project.maxblockspercore, 2147483647);
+    LOOP
+        v_work := osgprod._find_work(v_project, p_call.cluster::int, p_call.process::int, v_blocks::int);
+        IF v_work.rawdata_id IS NULL THEN
+            SELECT w.status, w.message, w.retry_s INTO p_call.status, p_call.message, p_call.retry_s
+              FROM osgprod._why_no_work(v_project, p_call.cluster, p_call.process, v_work.is_completed) w;
+            RETURN p_call;
+        END IF;
+        p_call.block1 := v_work.block1;
+        p_call.block2 := v_work.block2;
+        p_call.opened_at := v_work.opened_at;
+        p_call.rawdata_id := v_work.rawdata_id;
+        p_call.nstart := v_work.nstart;
+        EXIT WHEN p_call.opened_at IS NOT NULL;
+        p_call.block1 := coalesce((SELECT e.block2 FROM osgprod._cut_until(v_project.project_id, v_work.rawdata_id) e),
+            v_work.block1);
+        IF p_call.block1 < v_work.block2 THEN
+            p_call.block2 := least(p_call.block1 + v_blocks, v_work.block2);
+            p_call.opened_at := clock_timestamp();
+            PERFORM osgprod._cut(v_project.project_id, v_project.lease_s, v_work.block1, v_work.block2, v_work.is_fresh,
+                ARRAY[p_call]);
+            EXIT;
+        END IF;
+        -- The file was cut to its end before its lock was ours. We hold that now: see _may_hold_file.
+        PERFORM pg_current_xact_id();
+    END LOOP;
+    p_call.status := 'assigned';
+    p_call.token := gen_random_uuid();
+    RETURN p_call;
+END
+$fn$;
 
 CREATE FUNCTION osgprod._check_checkout(
     p_project osgprod_data.projects, p_cpus bigint, p_workscript text, p_worker text)

@@ -75,6 +75,33 @@ $fn$;
 COMMENT ON FUNCTION osgprod.heartbeat(text, bigint, bigint, text, inet, text, bigint, bigint, jsonb) IS
 'Renews the lease of a living attempt, or tells one that lost its slice to stop; one row with the HTTP status to answer. For osgprod_worker.';
 
+CREATE FUNCTION osgprod.heartbeats(p_calls json)
+RETURNS TABLE (n int, http_status int, status text, message text, lease_s int)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
+    SET enable_seqscan = off SET plan_cache_mode = force_generic_plan
+AS $fn$
+-- Does heartbeat for several jobs in one transaction.
+-- Promise:    that of heartbeat, for each. When one is in error, nothing happens for any.
+-- Parameters: p_calls  list of objects, each with a number n and the parameters of heartbeat, without their p_; what is
+--                      missing is null, other names don't matter
+-- Returns:    one row for each: its n and what heartbeat gives, in any order
+-- Errors:     those of heartbeat, OG1xx to OG5xx
+-- Locks:      those of heartbeat; the jobs in the order of project and numbers
+-- Source:     docs/design.md "Together"
+BEGIN
+    RETURN QUERY
+    SELECT r.n, h.*
+      FROM (SELECT q.* FROM json_to_recordset(p_calls) AS q (n int, project text, cluster bigint, process bigint,
+                   magic text, client inet, token text, bytes bigint, cpu_s bigint, bearer jsonb)
+             ORDER BY q.project, q.cluster, q.process, q.n) r
+     CROSS JOIN LATERAL osgprod.heartbeat(r.project, r.cluster, r.process, r.magic, r.client, r.token, r.bytes, r.cpu_s,
+                                          r.bearer) h;
+END
+$fn$;
+
+COMMENT ON FUNCTION osgprod.heartbeats(json) IS
+'Does heartbeat for several jobs at once, in one transaction; one row for each. For osgprod_worker.';
+
 CREATE FUNCTION osgprod._revive(p_attempt osgprod_data.attempts)
 RETURNS osgprod_data.slices LANGUAGE plpgsql VOLATILE
 AS $fn$

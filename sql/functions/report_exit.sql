@@ -38,92 +38,181 @@ AS $fn$
 --             OG502 files of the project are begun anew at this moment
 -- Locks:      the job, its slice, then the file when the slice is split
 -- Source:     docs/design.md "A slice's life", I3, I5, I6
-DECLARE
-    v_client  inet := osgprod._plain_address(p_client);
-    v_project projects := osgprod._authorize(p_project, p_magic, v_client, p_bearer, p_cluster, p_process);
-    v_attempt attempts := osgprod._find_attempt(v_project, p_cluster, p_process, p_token, v_client);
-    v_report  reports;
-    v_outcome outcome;
-    v_reason  text;
 BEGIN
-    -- Written for few statements and expressions: each costs more than what it does (docs/performance.md).
-    IF p_exitcode NOT BETWEEN 0 AND 255 OR p_exitcode IS NULL
-       OR num_nonnulls(p_events, p_outputs, p_output_bytes, p_output_adler32) > 0 THEN
-        PERFORM osgprod._check_report(p_exitcode, p_events, p_outputs, p_output_bytes, p_output_adler32);
-    END IF;
-
-    IF v_attempt.nstart IS NULL THEN
-        SELECT f.* INTO http_status, status, message
-          FROM osgprod._refuse(v_project, p_cluster, p_process, v_client, p_token) f;
-        RETURN;
-    END IF;
-    v_outcome := osgprod._judge_exit(v_project, v_attempt.rawdata_id, v_attempt.block1, v_attempt.block2, p_exitcode::int,
-        p_events, p_outputs::int, p_output_bytes, p_output_adler32);
-
-    -- The common end at once: the success of the slice's holder (I3). Who holds a slice has not reported yet.
-    UPDATE slices s SET state = 'done'
-     WHERE v_outcome = 'done'
-       AND s.project_id = v_attempt.project_id AND s.rawdata_id = v_attempt.rawdata_id AND s.block1 = v_attempt.block1
-       AND s.state = 'leased'
-       AND s.cluster = v_attempt.cluster AND s.process = v_attempt.process AND s.nstart = v_attempt.nstart;
-    IF NOT FOUND THEN
-        SELECT r.* INTO v_report FROM osgprod._all_reports(v_project.project_id) r
-         WHERE r.cluster = v_attempt.cluster AND r.process = v_attempt.process AND r.nstart = v_attempt.nstart
-           AND r.by_worker;
-        IF FOUND THEN
-            SELECT g.* INTO http_status, status, message FROM osgprod._say_again(v_report, p_exitcode) g;
-            RETURN;
-        END IF;
-        IF v_outcome = 'failed' AND p_exitcode = 0 THEN
-            v_reason := osgprod._missing_evidence(v_project, v_attempt.rawdata_id, v_attempt.block1, v_attempt.block2,
-                p_events, p_outputs::int, p_output_bytes, p_output_adler32);
-        END IF;
-        v_outcome := osgprod._settle_attempt(v_project, v_attempt.cluster, v_attempt.process, v_attempt.nstart,
-            v_outcome, osgprod._worker(v_attempt.client, coalesce(v_attempt.host, p_host)), p_exitcode::int);
-    END IF;
-
-    INSERT INTO reports AS r (project_id, cluster, process, nstart, by_worker, outcome, exit_code, reported_at, ran_s,
-           nblocks, worker, site, events, outputs, output_bytes, output_adler32, output_url, reason)
-    VALUES (v_attempt.project_id, v_attempt.cluster, v_attempt.process, v_attempt.nstart, true, v_outcome, p_exitcode,
-           clock_timestamp(), greatest(extract(epoch FROM clock_timestamp() - v_attempt.started_at), 0),
-           v_attempt.block2 - v_attempt.block1,
-           -- The node that the slice was lent to has it on its account, whatever the report says of itself.
-           osgprod._worker(v_attempt.client, coalesce(v_attempt.host, p_host)),
-           coalesce(osgprod._label(p_site), v_attempt.site), p_events, p_outputs, p_output_bytes,
-           lower(p_output_adler32), left(regexp_replace(p_output_url, '[[:cntrl:]]+', '', 'g'), 1024),
-           coalesce(v_reason, osgprod._label(p_reason)))
-    RETURNING osgprod._http_status(r.outcome), r.outcome, osgprod._answer(r.outcome, r.reason)
-      INTO http_status, status, message;
-    IF v_outcome IN ('failed', 'node-fault') THEN
-        PERFORM osgprod._ban_if_black_hole(v_project, osgprod._worker(v_attempt.client, coalesce(v_attempt.host, p_host)));
-    END IF;
+    SELECT r.http_status, r.status, r.message INTO http_status, status, message
+      FROM osgprod._report(ARRAY[ROW(1, p_project, p_cluster, p_process, p_exitcode, p_magic,
+               osgprod._plain_address(p_client), p_token, p_events, p_outputs, p_output_bytes, p_output_adler32,
+               p_output_url, p_host, p_site, p_reason, p_bearer)::osgprod.report]) r;
 END
 $fn$;
 
 COMMENT ON FUNCTION osgprod.report_exit(text, bigint, bigint, bigint, text, inet, text, bigint, bigint, bigint, text, text, text, text, text, jsonb) IS
 'Takes a job''s word of how its attempt ended, and decides what becomes of the slice; one row with the HTTP status to answer. For osgprod_worker.';
 
-CREATE FUNCTION osgprod._check_report(
-    p_exitcode bigint, p_events bigint, p_outputs bigint, p_output_bytes bigint, p_output_adler32 text)
-RETURNS void LANGUAGE plpgsql IMMUTABLE
+CREATE FUNCTION osgprod.report_exits(p_calls json)
+RETURNS TABLE (n int, http_status int, status text, message text)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
+    SET enable_seqscan = off SET plan_cache_mode = force_generic_plan
+AS $fn$
+-- Does report_exit for several jobs in one transaction, at a third of the cost.
+-- Promise:    that of report_exit, for each. When one is in error, nothing happens for any.
+-- Parameters: p_calls  list of objects, each with a number n and the parameters of report_exit, without their p_; what
+--                      is missing is null, other names don't matter
+-- Returns:    one row for each: its n and what report_exit gives, in any order
+-- Errors:     those of report_exit, OG1xx to OG5xx
+-- Locks:      those of report_exit; all jobs of a project in the order of their numbers
+-- Source:     docs/design.md "Together"
+DECLARE
+    v_calls osgprod.report[];
+BEGIN
+    FOR v_calls IN
+        SELECT array_agg(ROW(q.n, q.project, q.cluster, q.process, q.exitcode, q.magic, osgprod._plain_address(q.client),
+                   q.token, q.events, q.outputs, q.output_bytes, q.output_adler32, q.output_url, q.host, q.site, q.reason,
+                   q.bearer)::osgprod.report ORDER BY q.cluster, q.process, q.n)
+          FROM json_populate_recordset(NULL::osgprod.report, p_calls) q
+         GROUP BY q.project ORDER BY q.project
+    LOOP
+        RETURN QUERY SELECT r.* FROM osgprod._report(v_calls) r;
+    END LOOP;
+END
+$fn$;
+
+COMMENT ON FUNCTION osgprod.report_exits(json) IS
+'Does report_exit for several jobs at once, in one transaction; one row for each. For osgprod_worker.';
+
+CREATE FUNCTION osgprod._report(p_calls osgprod.report[])
+RETURNS TABLE (n int, http_status int, status text, message text) LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Takes what jobs report at the same moment. The common end for all of them at once: the success of the slice's holder
+-- (I3), who has not reported yet. The others one by one.
+-- Parameters: p_calls  of one project, in the order of the jobs' numbers
+-- Returns:    one row for each
+-- Errors:     see report_exit
+-- Locks:      see report_exit
+DECLARE
+    v_project projects;
+    v_done    int[];  -- which of them
+    v_call    osgprod.report;
+BEGIN
+    -- Written for few statements and expressions: each costs more than what it does (docs/performance.md).
+    v_project := (SELECT p FROM projects p
+                   WHERE p.name = p_calls[1].project
+                     AND NOT EXISTS (
+                         SELECT FROM unnest(p_calls) c
+                          WHERE NOT coalesce(osgprod._let_in(p, c.magic, c.client, c.bearer, c.cluster, c.process)
+                                AND CASE WHEN c.exitcode BETWEEN 0 AND 255
+                                          AND num_nonnulls(c.events, c.outputs, c.output_bytes, c.output_adler32) = 0
+                                         THEN true
+                                         ELSE osgprod._check_report(c) END, false)));
+    IF v_project.project_id IS NOT NULL THEN
+        WITH done AS (
+            UPDATE slices s SET state = 'done'
+              FROM unnest(p_calls) c
+             CROSS JOIN LATERAL osgprod._attempt_of(v_project.project_id, v_project.token_required, c.cluster, c.process,
+                                                    c.token, c.client) a
+             WHERE osgprod._judge_exit(v_project, a.rawdata_id, a.block1, a.block2, c.exitcode::int, c.events,
+                                       c.outputs::int, c.output_bytes, c.output_adler32) = 'done'
+               AND s.project_id = v_project.project_id AND s.rawdata_id = a.rawdata_id AND s.block1 = a.block1
+               AND s.state = 'leased' AND s.cluster = a.cluster AND s.process = a.process AND s.nstart = a.nstart
+            RETURNING c AS call, a AS attempt),
+        recorded AS (
+            INSERT INTO reports
+            SELECT r.* FROM done d CROSS JOIN LATERAL osgprod._report_row(d.attempt, d.call, 'done', NULL) r)
+        SELECT array_agg((d.call).n) INTO v_done FROM done d;
+        RETURN QUERY SELECT d.n, osgprod._http_status('done'), 'done', osgprod._answer('done', NULL) FROM unnest(v_done) d (n);
+    END IF;
+    FOREACH v_call IN ARRAY p_calls LOOP
+        CONTINUE WHEN v_call.n = ANY (v_done);
+        RETURN QUERY SELECT v_call.n, r.* FROM osgprod._report_alone(v_call) r;
+    END LOOP;
+END
+$fn$;
+
+CREATE FUNCTION osgprod._report_alone(p_call osgprod.report)
+RETURNS TABLE (http_status int, status text, message text) LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Takes one job's report, whatever it says.
+-- Parameters: p_call  the report
+-- Returns:    one row
+-- Errors:     see report_exit
+-- Locks:      see report_exit
+DECLARE
+    v_project projects := osgprod._authorize(p_call.project, p_call.magic, p_call.client, p_call.bearer, p_call.cluster,
+                                             p_call.process);
+    v_is_sound boolean := osgprod._check_report(p_call);
+    v_attempt attempts := osgprod._find_attempt(v_project, p_call.cluster, p_call.process, p_call.token, p_call.client);
+    v_worker  text := osgprod._worker(v_attempt.client, coalesce(v_attempt.host, p_call.host));
+    v_report  reports;
+    v_outcome outcome;
+    v_reason  text;
+BEGIN
+    IF v_attempt.nstart IS NULL THEN
+        RETURN QUERY SELECT f.* FROM osgprod._refuse(v_project, p_call.cluster, p_call.process, p_call.client, p_call.token) f;
+        RETURN;
+    END IF;
+    SELECT r.* INTO v_report FROM osgprod._all_reports(v_project.project_id) r
+     WHERE r.cluster = v_attempt.cluster AND r.process = v_attempt.process AND r.nstart = v_attempt.nstart AND r.by_worker;
+    IF FOUND THEN
+        RETURN QUERY SELECT g.* FROM osgprod._say_again(v_report, p_call.exitcode) g;
+        RETURN;
+    END IF;
+    v_outcome := osgprod._judge_exit(v_project, v_attempt.rawdata_id, v_attempt.block1, v_attempt.block2,
+        p_call.exitcode::int, p_call.events, p_call.outputs::int, p_call.output_bytes, p_call.output_adler32);
+    IF v_outcome = 'failed' AND p_call.exitcode = 0 THEN
+        v_reason := osgprod._missing_evidence(v_project, v_attempt.rawdata_id, v_attempt.block1, v_attempt.block2,
+            p_call.events, p_call.outputs::int, p_call.output_bytes, p_call.output_adler32);
+    END IF;
+    v_outcome := osgprod._settle_attempt(v_project, v_attempt.cluster, v_attempt.process, v_attempt.nstart, v_outcome,
+        v_worker, p_call.exitcode::int);
+    RETURN QUERY
+    INSERT INTO reports AS i SELECT r.* FROM osgprod._report_row(v_attempt, p_call, v_outcome, v_reason) r
+    RETURNING osgprod._http_status(i.outcome), i.outcome::text, osgprod._answer(i.outcome, i.reason);
+    IF v_outcome IN ('failed', 'node-fault') THEN
+        PERFORM osgprod._ban_if_black_hole(v_project, v_worker);
+    END IF;
+END
+$fn$;
+
+CREATE FUNCTION osgprod._report_row(
+    p_attempt osgprod_data.attempts, p_call osgprod.report, p_outcome osgprod_data.outcome, p_reason text)
+RETURNS SETOF osgprod_data.reports LANGUAGE sql STABLE
+AS $fn$
+    -- A job's report as it goes on record. (STABLE is what lets its callers inline it.)
+    -- Parameters: p_attempt  whose;  p_call  what the job says;  p_outcome, p_reason  what was decided, and why
+    SELECT p_attempt.project_id, p_attempt.cluster, p_attempt.process, p_attempt.nstart, true, p_outcome,
+           p_call.exitcode::int, clock_timestamp(),
+           greatest(extract(epoch FROM clock_timestamp() - p_attempt.started_at), 0)::int,
+           p_attempt.block2 - p_attempt.block1,
+           -- The node that the slice was lent to has it on its account, whatever the report says of itself.
+           osgprod._worker(p_attempt.client, coalesce(p_attempt.host, p_call.host)),
+           coalesce(osgprod._label(p_call.site), p_attempt.site), p_call.events, p_call.outputs::int,
+           p_call.output_bytes, lower(p_call.output_adler32),
+           left(regexp_replace(p_call.output_url, '[[:cntrl:]]+', '', 'g'), 1024),
+           coalesce(p_reason, osgprod._label(p_call.reason))
+$fn$;
+
+CREATE FUNCTION osgprod._check_report(p_call osgprod.report)
+RETURNS boolean LANGUAGE plpgsql IMMUTABLE
 AS $fn$
 -- Raises unless what a job reports can be meant.
--- Parameters: see report_exit
+-- Parameters: p_call  the report
+-- Returns:    true
 -- Errors:     OG105 exitcode, OG107 evidence
 BEGIN
-    IF p_exitcode NOT BETWEEN 0 AND 255 OR p_exitcode IS NULL THEN
-        RAISE EXCEPTION 'parameter exitcode must be a number from 0 to 255, not %', coalesce(p_exitcode::text, 'nothing')
+    IF p_call.exitcode NOT BETWEEN 0 AND 255 OR p_call.exitcode IS NULL THEN
+        RAISE EXCEPTION 'parameter exitcode must be a number from 0 to 255, not %', coalesce(p_call.exitcode::text, 'nothing')
             USING ERRCODE = 'OG105', HINT = 'pass the exit code of the work script';
     END IF;
-    IF p_events < 0 OR p_outputs NOT BETWEEN 0 AND 2147483647 OR p_output_bytes < 0 THEN
-        RAISE EXCEPTION 'parameter % must not be negative or beyond its range', CASE WHEN p_events < 0 THEN 'events'
-            WHEN p_output_bytes < 0 THEN 'output_bytes' ELSE 'outputs' END
+    IF p_call.events < 0 OR p_call.outputs NOT BETWEEN 0 AND 2147483647 OR p_call.output_bytes < 0 THEN
+        RAISE EXCEPTION 'parameter % must not be negative or beyond its range', CASE WHEN p_call.events < 0 THEN 'events'
+            WHEN p_call.output_bytes < 0 THEN 'output_bytes' ELSE 'outputs' END
             USING ERRCODE = 'OG107', HINT = 'leave out what is not known';
     END IF;
-    IF p_output_adler32 !~ '^[0-9A-Fa-f]{8}$' THEN
+    IF p_call.output_adler32 !~ '^[0-9A-Fa-f]{8}$' THEN
         RAISE EXCEPTION 'parameter output_adler32 must be 8 hexadecimal digits' USING ERRCODE = 'OG107',
             HINT = 'xrdadler32 prints it; leave it out when it is not known';
     END IF;
+    RETURN true;
 END
 $fn$;
 
@@ -137,6 +226,20 @@ AS $fn$
                 ELSE p_digest = sha256(convert_to(lower(p_token), 'UTF8')) END
 $fn$;
 
+CREATE FUNCTION osgprod._attempt_of(
+    p_project_id int, p_token_required boolean, p_cluster bigint, p_process bigint, p_token text, p_client inet)
+RETURNS SETOF osgprod_data.attempts LANGUAGE sql STABLE
+AS $fn$
+    -- The attempt that a job means by its token; without one, where that is allowed, its last; no row when there is no such
+    -- one, or only in the archive. (STABLE is what lets its callers inline it.)
+    -- Parameters: p_project_id, p_token_required  the project's;  p_cluster, p_process  the job;  p_token, p_client  see
+    --             _is_token
+    SELECT a.* FROM osgprod_data.attempts a
+     WHERE a.project_id = p_project_id AND a.cluster = p_cluster AND a.process = p_process
+       AND osgprod._is_token(p_token, p_token_required, a.token_digest, a.client, p_client)
+     ORDER BY a.nstart DESC LIMIT 1
+$fn$;
+
 CREATE FUNCTION osgprod._find_attempt(
     p_project osgprod_data.projects, p_cluster bigint, p_process bigint, p_token text, p_client inet)
 RETURNS osgprod_data.attempts LANGUAGE plpgsql STABLE
@@ -147,10 +250,8 @@ AS $fn$
 DECLARE
     v_attempt osgprod_data.attempts;
 BEGIN
-    SELECT a.* INTO v_attempt FROM osgprod_data.attempts a
-     WHERE a.project_id = p_project.project_id AND a.cluster = p_cluster AND a.process = p_process
-       AND osgprod._is_token(p_token, p_project.token_required, a.token_digest, a.client, p_client)
-     ORDER BY a.nstart DESC LIMIT 1;
+    SELECT a.* INTO v_attempt
+      FROM osgprod._attempt_of(p_project.project_id, p_project.token_required, p_cluster, p_process, p_token, p_client) a;
     IF NOT FOUND THEN
         SELECT a.* INTO v_attempt FROM osgprod_data.archived_attempts a
          WHERE a.project_id = p_project.project_id AND a.cluster = p_cluster AND a.process = p_process
