@@ -60,6 +60,14 @@ EXAMPLES: list[tuple[str, str]] = [
           (f"checkout_slice({WORKER}", ", p_host => 'wn9', p_site => 'GridPoint')"),
           (f"report_exit({WORKER}", ", p_exitcode => 0, p_token => 'TOKEN')"))),
     ("", f"SELECT * FROM osgprod.checkout_slice({WORKER}, p_cluster => 4711, p_process => 3, p_host => 'wn9')"),
+    ("checkout_slices", """SELECT * FROM osgprod.checkout_slices(p_calls => '[
+    {"n": 1, "project": "spring-2026", "magic": "xyzzy", "client": "10.1.2.3", "cluster": 4711, "process": 6, "cpus": 1},
+    {"n": 2, "project": "spring-2026", "magic": "xyzzy", "client": "10.1.2.3", "cluster": 4711, "process": 0, "cpus": 1}]')"""),
+    ("heartbeats", """SELECT * FROM osgprod.heartbeats(p_calls => '[
+    {"n": 1, "project": "spring-2026", "magic": "xyzzy", "client": "10.1.2.3", "cluster": 4711, "process": 6, "token": "TOKEN"}]')"""),
+    ("report_exits", """SELECT * FROM osgprod.report_exits(p_calls => '[
+    {"n": 1, "project": "spring-2026", "magic": "xyzzy", "client": "10.1.2.3", "cluster": 4711, "process": 6, "token": "TOKEN",
+     "exitcode": 0}]')"""),
     ("tick", "SELECT * FROM osgprod.tick()"),
     ("reclaim_lost", "SELECT * FROM osgprod.reclaim_lost(p_project => 'spring-2026')"),
     ("progress", "SELECT * FROM osgprod.progress(p_project => 'spring-2026')"),
@@ -102,6 +110,7 @@ EXAMPLES: list[tuple[str, str]] = [
 # Which functions go together, in the order of the story.
 CHAPTERS = (
     ("What a job asks", ("checkout_slice", "heartbeat", "report_exit")),
+    ("What several jobs ask at once", ("checkout_slices", "heartbeats", "report_exits")),
     ("Projects", ("add_project", "set_magic", "set_project")),
     ("Files and their work", ("register_rawdata", "list_rawdata", "load_slices", "list_files", "list_slices")),
     ("How it goes", ("health", "progress", "idle_and_leased", "estimate", "rate", "totals", "map_files")),
@@ -170,8 +179,8 @@ def _examples(connection: Connection) -> Iterator[tuple[str, tuple[str, str]]]:
             statement = re.sub(r"(\\x[0-9a-f]{24})[0-9a-f]{16,}", r"\1...", statement)
         else:
             rows = connection.execute(statement.replace("TOKEN", token)).fetchall()
-        if rows and rows[0].get("token"):
-            token = str(rows[0]["token"])
+        for row in rows:
+            token = str(row.get("token") or token)
         if name:
             yield name, (statement, _answer(rows))
         if name == "live_attempts":

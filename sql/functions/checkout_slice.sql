@@ -71,7 +71,7 @@ RETURNS SETOF osgprod.checkout_answer
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
     SET enable_seqscan = off SET plan_cache_mode = force_generic_plan
 AS $fn$
--- Does checkout_slice for several jobs in one transaction, at a third of the cost.
+-- Does checkout_slice for several jobs in one transaction, at a fraction of the cost (docs/performance.md).
 -- Promise:    that of checkout_slice, for each. When one is in error, nothing happens for any.
 -- Parameters: p_calls  list of objects, each with a number n and the parameters of checkout_slice, without their p_; what
 --                      is missing is null, other names don't matter

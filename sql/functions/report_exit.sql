@@ -54,7 +54,7 @@ RETURNS TABLE (n int, http_status int, status text, message text)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
     SET enable_seqscan = off SET plan_cache_mode = force_generic_plan
 AS $fn$
--- Does report_exit for several jobs in one transaction, at a third of the cost.
+-- Does report_exit for several jobs in one transaction, at a fraction of the cost (docs/performance.md).
 -- Promise:    that of report_exit, for each. When one is in error, nothing happens for any.
 -- Parameters: p_calls  list of objects, each with a number n and the parameters of report_exit, without their p_; what
 --                      is missing is null, other names don't matter

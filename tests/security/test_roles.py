@@ -29,10 +29,12 @@ FUNCTIONS = """
     ban_worker          -o
     blocked_workers     wo
     checkout_slice      wo
+    checkout_slices     wo
     diagnose            -o
     estimate            wo
     health              wo
     heartbeat           wo
+    heartbeats          wo
     idle_and_leased     wo
     import_file         -o
     job_history         wo
@@ -51,6 +53,7 @@ FUNCTIONS = """
     recycle             -o
     register_rawdata    -o
     report_exit         wo
+    report_exits        wo
     set_magic           -o
     set_project         -o
     tick                wo
