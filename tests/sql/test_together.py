@@ -1,0 +1,193 @@
+"""Calls that are made together do what the same calls do one after the other."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from typing import Any
+
+import psycopg
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from shim.database import call
+from tests.support import World
+
+JOBS = st.integers(0, 7)
+ASKS = st.tuples(
+    st.just("checkout_slice"), st.lists(st.fixed_dictionaries({"process": JOBS, "cpus": st.integers(1, 3)}))
+)
+REPORTS = st.tuples(
+    st.just("report_exit"),
+    st.lists(
+        st.fixed_dictionaries(
+            {
+                "process": JOBS,
+                "exitcode": st.sampled_from([0, 0, 0, 1, 137]),
+                "output_adler32": st.sampled_from([None, "11E60398"]),
+            }
+        ),
+        unique_by=lambda call: call["process"],  # of two different words of one job either may count
+    ),
+)
+BEATS = st.tuples(st.just("heartbeat"), st.lists(st.fixed_dictionaries({"process": JOBS, "bytes": JOBS})))
+MANY = {"checkout_slice": "checkout_slices", "report_exit": "report_exits", "heartbeat": "heartbeats"}
+numbers = itertools.count()
+
+
+def together(world: World, function: str, calls: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The answers in the order of the calls."""
+    numbered = [{**one, "n": n} for n, one in enumerate(calls)]
+    rows = call(world.db, MANY[function], calls=json.dumps(numbered))
+    assert sorted(row["n"] for row in rows) == list(range(len(calls)))
+    return sorted(rows, key=lambda row: row["n"])
+
+
+def job(project: str, **more: object) -> dict[str, Any]:
+    return {"project": project, "cluster": 1, "magic": "m", "client": "127.0.0.1", **more}
+
+
+def in_turn(calls: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """In the order in which calls that come together are served: jobs by their numbers, one that is there twice again."""
+    seen: dict[int, int] = {}
+    turns = []
+    for n, one in enumerate(calls):
+        seen[one["process"]] = seen.get(one["process"], 0) + 1
+        turns.append((seen[one["process"]], one["process"], n))
+    return [calls[n] for *_, n in sorted(turns)]
+
+
+def answers(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What doesn't depend on the clock, on chance, and on the project's name."""
+    volatile = {"n", "token", "started_at", "workscript"}
+    alike = [{k: v for k, v in row.items() if k not in volatile} for row in rows]
+    return [{**row, "message": re.sub(r"(together|alone)-\d+", "p", row["message"] or "")} for row in alike]
+
+
+def tables(world: World, project: str) -> list[Any]:
+    """Slices, attempts and reports of a project, without times."""
+    rows: list[Any] = []
+    for table, columns in (
+        ("slices", "rawdata_id, block1, block2, follows, state, failures, faults, cluster, process, nstart"),
+        ("attempts", "cluster, process, nstart, rawdata_id, block1, block2, cpus, client, host, site"),
+        (
+            "reports",
+            "cluster, process, nstart, outcome, exit_code, nblocks, worker, output_adler32, by_worker, reason",
+        ),
+        ("loaded_files", "rawdata_id, state"),
+    ):
+        rows += world.db.execute(
+            f"SELECT {columns} FROM osgprod_data.{table} WHERE project_id = (SELECT project_id"  # noqa: S608
+            f" FROM osgprod_data.projects WHERE name = %s) ORDER BY {columns}",
+            [project],
+        ).fetchall()
+    return rows
+
+
+def twins(world: World, **settings: object) -> tuple[str, str]:
+    """Two projects that are alike."""
+    n = next(numbers)
+    names = f"together-{n}", f"alone-{n}"
+    for name in names:
+        world.with_project(name, maxblockspercore=2, backoff_s=0, block_worker_s=0, **settings)
+        call(world.db, "load_slices", project=name)
+    return names
+
+
+@pytest.mark.parametrize("more", [{}, {"max_failures": 2, "demand_checksum": True}])
+def test_any_calls_made_together_do_what_they_do_one_after_the_other(
+    world: World, more: dict[str, object]
+) -> None:
+    world.add_file(9, run=1, project=None)
+    world.add_file(6, run=2, project=None)
+
+    @settings(
+        max_examples=60,
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+        database=None,
+    )
+    @given(st.lists(st.one_of(ASKS, ASKS, REPORTS, BEATS), min_size=4, max_size=12))
+    def try_out(steps: list[tuple[str, list[dict[str, Any]]]]) -> None:
+        one, other = twins(world, **more)
+        for function, calls in steps:
+            calls = in_turn(calls)
+            if function != "checkout_slice":  # of a job that has never asked
+                calls = [c for c in calls if has_asked(world, one, c["process"])]
+            alone = [call(world.db, function, **job(other, **c))[0] for c in calls]
+            assert answers(together(world, function, [job(one, **c) for c in calls])) == answers(alone)
+        assert tables(world, one) == tables(world, other)
+
+    try_out()
+
+
+def has_asked(world: World, project: str, process: int) -> bool:
+    return bool(
+        world.db.execute(
+            "SELECT FROM osgprod_data.attempts a JOIN osgprod_data.projects p USING (project_id)"
+            " WHERE p.name = %s AND a.process = %s",
+            [project, process],
+        ).fetchall()
+    )
+
+
+def test_new_jobs_get_one_stretch_of_a_file_in_their_order(world: World) -> None:
+    world.add_file(20)
+    rows = together(world, "checkout_slice", [job("p", process=n, cpus=1 + n % 3) for n in (5, 3, 4)])
+    assert [(row["block1"], row["block2"]) for row in rows] == [(4, 7), (1, 2), (2, 4)]
+    assert len({row["token"] for row in rows}) == 3
+    assert {row["url"] for row in rows} == {"/hd_rawdata_000001_001.evio"}
+
+
+def test_file_that_ends_in_the_middle_of_a_list_is_cut_to_its_end(world: World) -> None:
+    world.add_file(3, run=1)
+    world.add_file(3, run=2)
+    rows = together(world, "checkout_slice", [job("p", process=n, cpus=2) for n in range(5)])
+    assert [(row["status"], row["block1"], row["block2"]) for row in rows] == [
+        ("assigned", 1, 3),
+        ("assigned", 3, 4),
+        ("assigned", 1, 3),
+        ("assigned", 3, 4),
+        ("wait", None, None),
+    ]
+
+
+def test_jobs_of_several_projects_are_served_each_from_its_own(world: World) -> None:
+    world.with_project("q")
+    world.add_file(5)
+    call(world.db, "load_slices", project="q")
+    rows = together(world, "checkout_slice", [job("pq"[n % 2], process=n, cpus=1) for n in range(6)])
+    assert [row["block1"] for row in rows] == [1, 1, 2, 2, 3, 3]
+
+
+@pytest.mark.parametrize("wrong", [{"magic": "no"}, {"cpus": 0}, {"cluster": None}, {"project": "nobody"}])
+def test_error_of_one_leaves_nothing_of_the_others(world: World, wrong: dict[str, object]) -> None:
+    world.add_file(5)
+    with pytest.raises(psycopg.Error, match="parameter"):
+        together(
+            world, "checkout_slice", [job("p", process=1, cpus=1), {**job("p", process=2, cpus=1), **wrong}]
+        )
+    assert world.progress()["blocks_leased"] == 0
+
+
+def test_what_a_call_brings_besides_its_parameters_changes_nothing(world: World) -> None:
+    world.add_file(5)
+    odd = {
+        "status": "wait",
+        "nstart": 7,
+        "rawdata_id": "x",
+        "block1": 4,
+        "block2": 5,
+        "token": "x",
+        "opened_at": 0,
+    }
+    (row,) = together(world, "checkout_slice", [job("p", process=1, cpus=1, **odd)])
+    assert (row["status"], row["block1"], row["nstarts"]) == ("assigned", 1, 1)
+
+
+@pytest.mark.parametrize("function", MANY)
+def test_empty_list_is_answered_with_nothing(world: World, function: str) -> None:
+    assert together(world, function, []) == []
