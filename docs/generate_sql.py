@@ -25,6 +25,7 @@ Connection = psycopg.Connection[dict[str, Any]]
 
 # In this order: each stands on those before. register_rawdata makes three files of 4 blocks of work.
 WORKER = "p_project => 'spring-2026', p_magic => 'xyzzy', p_client => '10.1.2.3'"
+AS_JSON = '"project": "spring-2026", "magic": "xyzzy", "client": "10.1.2.3", "cluster": 4711'
 REGISTER = """SELECT * FROM osgprod.register_rawdata(
     p_path => '/data/hd_rawdata_071728_{seqno:03d}.evio', p_run => 71728, p_seqno => {seqno}, p_size_bytes => 5032,
     p_nblocks => 5, p_first_block => 1, p_byte_order => 'big', p_has_trailer => true, p_last_has_bit => false,
@@ -60,14 +61,15 @@ EXAMPLES: list[tuple[str, str]] = [
           (f"checkout_slice({WORKER}", ", p_host => 'wn9', p_site => 'GridPoint')"),
           (f"report_exit({WORKER}", ", p_exitcode => 0, p_token => 'TOKEN')"))),
     ("", f"SELECT * FROM osgprod.checkout_slice({WORKER}, p_cluster => 4711, p_process => 3, p_host => 'wn9')"),
-    ("checkout_slices", """SELECT * FROM osgprod.checkout_slices(p_calls => '[
-    {"n": 1, "project": "spring-2026", "magic": "xyzzy", "client": "10.1.2.3", "cluster": 4711, "process": 6, "cpus": 1},
-    {"n": 2, "project": "spring-2026", "magic": "xyzzy", "client": "10.1.2.3", "cluster": 4711, "process": 0, "cpus": 1}]')"""),
-    ("heartbeats", """SELECT * FROM osgprod.heartbeats(p_calls => '[
-    {"n": 1, "project": "spring-2026", "magic": "xyzzy", "client": "10.1.2.3", "cluster": 4711, "process": 6, "token": "TOKEN"}]')"""),
-    ("report_exits", """SELECT * FROM osgprod.report_exits(p_calls => '[
-    {"n": 1, "project": "spring-2026", "magic": "xyzzy", "client": "10.1.2.3", "cluster": 4711, "process": 6, "token": "TOKEN",
-     "exitcode": 0}]')"""),
+    ("checkout_slices", f"""SELECT * FROM osgprod.checkout_slices(p_calls => '[
+    {{"n": 1, {AS_JSON}, "process": 6, "cpus": 1}},
+    {{"n": 2, {AS_JSON}, "process": 0, "cpus": 1}}]')"""),
+    ("heartbeats", f"""SELECT * FROM osgprod.heartbeats(p_calls => '[
+    {{"n": 1, {AS_JSON}, "process": 6,
+     "token": "TOKEN"}}]')"""),
+    ("report_exits", f"""SELECT * FROM osgprod.report_exits(p_calls => '[
+    {{"n": 1, {AS_JSON}, "process": 6,
+     "token": "TOKEN", "exitcode": 0}}]')"""),
     ("tick", "SELECT * FROM osgprod.tick()"),
     ("reclaim_lost", "SELECT * FROM osgprod.reclaim_lost(p_project => 'spring-2026')"),
     ("progress", "SELECT * FROM osgprod.progress(p_project => 'spring-2026')"),

@@ -52,9 +52,8 @@ class Batches:
 
         Promise:    all calls of a batch happen, or none of them; when one raises, they are made again one by one, so
                     that no caller feels what another one's call does.
-        Parameters: function   of schema osgprod, that makes such calls: it takes a list of objects with the arguments and
-                               a number n, and gives a row for each, with its n
-                    arguments  of this call
+        Parameters: function   of schema osgprod that takes a list of calls, as checkout_slices does
+                    arguments  of this call; its number n in the list is ours
         Errors:     psycopg.Error  of this call;  PoolTimeout, TooManyRequests  the database is away or too slow
         """
         if len(self._waiting) >= MAX_WAITING:

@@ -85,6 +85,13 @@ def jobs_come_and_go(world: World, other: psycopg.Connection[Any], cluster: int)
         assert world.report(10 * n, 3, **job)["status"] == "contradicted"
         assert world.report(10 * n, token="wrong", **job)["status"] == "refused"
         assert world.checkout(10 * n, **job)["status"] == "completed"
+        many = [
+            {"n": k, "project": "p", "cluster": cluster, "process": 10 * n + 7 + k, "cpus": 1, "magic": "m"}
+            | {"client": "127.0.0.1", "exitcode": k % 2}
+            for k in range(3)
+        ]
+        for function in ("checkout_slices", "heartbeats", "report_exits"):
+            call(world.db, function, calls=json.dumps(many))
         other.execute(  # in place of waiting
             "UPDATE osgprod_data.slices s SET due_at = now() - interval '1 s' FROM osgprod_data.attempts a"
             " WHERE a.cluster = %s AND a.process = ANY (%s) AND s.project_id = a.project_id"

@@ -50,7 +50,7 @@ def job(project: str, **more: object) -> dict[str, Any]:
 
 
 def in_turn(calls: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """In the order in which calls that come together are served: jobs by their numbers, one that is there twice again."""
+    """In the order in which they are served: jobs by their numbers, then those that are there for a second time."""
     seen: dict[int, int] = {}
     turns = []
     for n, one in enumerate(calls):
@@ -79,7 +79,7 @@ def tables(world: World, project: str) -> list[Any]:
         ("loaded_files", "rawdata_id, state"),
     ):
         rows += world.db.execute(
-            f"SELECT {columns} FROM osgprod_data.{table} WHERE project_id = (SELECT project_id"  # noqa: S608
+            f"SELECT {columns} FROM osgprod_data.{table} WHERE project_id = (SELECT project_id"
             f" FROM osgprod_data.projects WHERE name = %s) ORDER BY {columns}",
             [project],
         ).fetchall()
