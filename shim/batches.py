@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import psycopg
-from psycopg import sql
 from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout, TooManyRequests
+
+from shim.database import statement
 
 LANES = 2  # batches at a time in one process; with more of them each would be smaller
 MOST = 64  # calls in a batch: while it runs, its jobs and a file are locked
@@ -120,8 +121,8 @@ class Batches:
         connection = await self._pool.getconn()
         try:
             cursor = connection.cursor(row_factory=dict_row)
-            statement = sql.SQL("SELECT * FROM osgprod.{}(%s)").format(sql.Identifier(batch[0].function))
-            await cursor.execute(statement, [json.dumps([c.arguments for c in batch])])
+            calls = json.dumps([call.arguments for call in batch])
+            await cursor.execute(*statement(batch[0].function, {"calls": calls}))
             rows: list[dict[str, Any]] = await cursor.fetchall()
         except psycopg.errors.FeatureNotSupported:
             # The function has another result type since an upgrade: what this connection has prepared is of no use.
