@@ -25,9 +25,8 @@ CREATE TYPE osgprod.checkout AS (
     token      uuid
 );
 
--- What checkout_slice says, of the n-th.
+-- What checkout_slice says.
 CREATE TYPE osgprod.checkout_answer AS (
-    n           int,
     status      text,
     message     text,
     retry_s     int,
@@ -65,4 +64,11 @@ CREATE TYPE osgprod.report AS (
     site           text,
     reason         text,
     bearer         jsonb
+);
+
+-- What report_exit says.
+CREATE TYPE osgprod.report_answer AS (
+    http_status int,
+    status      text,
+    message     text
 );

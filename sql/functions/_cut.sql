@@ -12,25 +12,28 @@ $fn$;
 
 CREATE FUNCTION osgprod._cut(
     p_project_id int, p_lease_s int, p_block1 int, p_block2 int, p_is_fresh boolean, p_calls osgprod.checkout[])
-RETURNS void LANGUAGE plpgsql VOLATILE
+RETURNS int LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Cuts slices from a file for attempts that are about to begin.
 -- Parameters: p_project_id, p_lease_s [s]  the project's
 --             p_block1, p_block2  what of the file is work;  p_is_fresh  nothing is cut from it yet
 --             p_calls    with slices of this file, in order, the first where the file's last one ends (_cut_until)
+-- Returns:    where the last of them ends
 -- Locks:      none; the file is locked
+DECLARE
+    v_end int := p_calls[cardinality(p_calls)].block2;
 BEGIN
     INSERT INTO osgprod_data.slices (project_id, rawdata_id, block1, block2, follows, cluster, process, nstart, opened_at,
            due_at)
     SELECT p_project_id, c.rawdata_id, c.block1, c.block2, nullif(c.block1, p_block1), c.cluster, c.process, c.nstart,
            c.opened_at, c.opened_at + make_interval(secs => p_lease_s)
       FROM unnest(p_calls) c;
-    IF p_is_fresh OR p_calls[cardinality(p_calls)].block2 = p_block2 THEN
+    IF p_is_fresh OR v_end = p_block2 THEN
         UPDATE osgprod_data.loaded_files f
-           SET state = CASE WHEN p_calls[cardinality(p_calls)].block2 = p_block2 THEN 'cut'
-                            ELSE 'begun' END::osgprod_data.file_state
+           SET state = CASE WHEN v_end = p_block2 THEN 'cut' ELSE 'begun' END::osgprod_data.file_state
          WHERE f.project_id = p_project_id AND f.rawdata_id = p_calls[1].rawdata_id
            AND f.state IN ('fresh', 'begun');
     END IF;
+    RETURN v_end;
 END
 $fn$;

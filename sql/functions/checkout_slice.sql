@@ -8,23 +8,8 @@ CREATE FUNCTION osgprod.checkout_slice(
     p_workscript text   DEFAULT NULL,
     p_host       text   DEFAULT NULL,
     p_site       text   DEFAULT NULL,
-    p_bearer     jsonb  DEFAULT NULL,
-    OUT status      text,
-    OUT message     text,
-    OUT retry_s     int,
-    OUT workscript  text,
-    OUT nstarts     int,
-    OUT token       uuid,
-    OUT lease_s     int,
-    OUT heartbeat_s int,
-    OUT started_at  timestamptz,
-    OUT url         text,
-    OUT filename    text,
-    OUT block1      int,
-    OUT block2      int,
-    OUT size_bytes  bigint,
-    OUT events      bigint,
-    OUT pieces      text)
+    p_bearer     jsonb  DEFAULT NULL)
+RETURNS osgprod.checkout_answer
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
     SET enable_seqscan = off SET plan_cache_mode = force_generic_plan
 AS $fn$
@@ -53,13 +38,9 @@ AS $fn$
 -- Locks:      the job, then one row of idle_slices SKIP LOCKED and its slice, or one file (advisory: project_id, rawdata_id)
 -- Source:     docs/design.md "A slice's life", I1-I4
 BEGIN
-    SELECT a.status, a.message, a.retry_s, a.workscript, a.nstarts, a.token, a.lease_s, a.heartbeat_s, a.started_at, a.url,
-           a.filename, a.block1, a.block2, a.size_bytes, a.events, a.pieces
-      INTO status, message, retry_s, workscript, nstarts, token, lease_s, heartbeat_s, started_at, url, filename, block1,
-           block2, size_bytes, events, pieces
-      FROM osgprod._checkout(ARRAY[ROW(1, p_project, p_cluster, p_process, p_cpus, p_magic,
-               osgprod._plain_address(p_client), p_workscript, p_host, p_site, p_bearer,
-               NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL)::osgprod.checkout]) a;
+    RETURN (osgprod._checkout(ARRAY[ROW(1, p_project, p_cluster, p_process, p_cpus, p_magic,
+        osgprod._plain_address(p_client), p_workscript, p_host, p_site, p_bearer,
+        NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL)::osgprod.checkout]))[1];
 END
 $fn$;
 
@@ -67,7 +48,9 @@ COMMENT ON FUNCTION osgprod.checkout_slice(text, bigint, bigint, bigint, text, i
 'Lends a job its slice: its own one again after a restart, else one that came back, else the next of a file; one row, whose status says what to do. For osgprod_worker.';
 
 CREATE FUNCTION osgprod.checkout_slices(p_calls json)
-RETURNS SETOF osgprod.checkout_answer
+RETURNS TABLE (n int, status text, message text, retry_s int, workscript text, nstarts int, token uuid, lease_s int,
+    heartbeat_s int, started_at timestamptz, url text, filename text, block1 int, block2 int, size_bytes bigint,
+    events bigint, pieces text)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
     SET enable_seqscan = off SET plan_cache_mode = force_generic_plan
 AS $fn$
@@ -93,7 +76,10 @@ BEGIN
                        magic text, client inet, workscript text, host text, site text, bearer jsonb)) q
          GROUP BY q.project, q.turn ORDER BY q.project, q.turn
     LOOP
-        RETURN QUERY SELECT a.* FROM osgprod._checkout(v_calls) a;
+        RETURN QUERY
+        SELECT v_calls[a.ordinality].n, a.status, a.message, a.retry_s, a.workscript, a.nstarts, a.token, a.lease_s,
+               a.heartbeat_s, a.started_at, a.url, a.filename, a.block1, a.block2, a.size_bytes, a.events, a.pieces
+          FROM unnest(osgprod._checkout(v_calls)) WITH ORDINALITY a;
     END LOOP;
 END
 $fn$;
@@ -102,12 +88,12 @@ COMMENT ON FUNCTION osgprod.checkout_slices(json) IS
 'Does checkout_slice for several jobs at once, in one transaction; one row for each. For osgprod_worker.';
 
 CREATE FUNCTION osgprod._checkout(p_calls osgprod.checkout[])
-RETURNS SETOF osgprod.checkout_answer LANGUAGE plpgsql VOLATILE
+RETURNS osgprod.checkout_answer[] LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Lends slices to jobs that ask at the same moment. The common case for all of them at once: jobs that are new and may
 -- work, nothing that came back, a file that nobody else is cutting with a slice for each. Else one by one.
 -- Parameters: p_calls  of one project, of different jobs, in the order of their numbers
--- Returns:    one row for each
+-- Returns:    the answer to each, in the same order
 -- Errors:     see checkout_slice
 -- Locks:      see checkout_slice
 DECLARE
@@ -148,7 +134,7 @@ BEGIN
         END LOOP;
     END IF;
     IF v_calls[cardinality(v_calls)].block1 < v_file.block2 THEN
-        PERFORM osgprod._cut(v_project.project_id, v_project.lease_s, v_file.block1, v_file.block2, v_file.is_fresh, v_calls);
+        v_end := osgprod._cut(v_project.project_id, v_project.lease_s, v_file.block1, v_file.block2, v_file.is_fresh, v_calls);
     ELSE
         IF v_file.rawdata_id IS NOT NULL THEN
             PERFORM pg_current_xact_id();  -- the file is locked now: see _may_hold_file
@@ -167,14 +153,16 @@ BEGIN
            v_now, sha256(convert_to(c.token::text, 'UTF8')), c.client, osgprod._label(c.host), osgprod._label(c.site)
       FROM unnest(v_calls) c
      WHERE c.status = 'assigned';
-    RETURN QUERY
-    SELECT c.n, c.status, c.message, c.retry_s, v_project.workscript, c.nstart, c.token, f.lease_s, f.heartbeat_s,
-           f.started_at, f.url, f.filename, c.block1, c.block2, f.size_bytes, f.events, f.pieces
-      FROM unnest(v_calls) c
-      LEFT JOIN LATERAL (
-           SELECT v_project.lease_s, v_project.heartbeat_s, v_now AS started_at, x.*
-             FROM osgprod._slice_file(c.rawdata_id, c.block1, c.block2, v_project.xrootd_prefix, v_project.strip_prefix) x
-           ) f ON true;
+    RETURN ARRAY(
+        SELECT ROW(c.status, c.message, c.retry_s, v_project.workscript, c.nstart, c.token, f.lease_s, f.heartbeat_s,
+                   f.started_at, f.url, f.filename, c.block1, c.block2, f.size_bytes, f.events, f.pieces
+                   )::osgprod.checkout_answer
+          FROM unnest(v_calls) c
+          LEFT JOIN LATERAL (
+               SELECT v_project.lease_s, v_project.heartbeat_s, v_now AS started_at, x.*
+                 FROM osgprod._slice_file(c.rawdata_id, c.block1, c.block2, v_project.xrootd_prefix,
+                                          v_project.strip_prefix) x
+               ) f ON true);
 END
 $fn$;
 

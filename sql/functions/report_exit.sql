@@ -14,10 +14,8 @@ CREATE FUNCTION osgprod.report_exit(
     p_host           text   DEFAULT NULL,
     p_site           text   DEFAULT NULL,
     p_reason         text   DEFAULT NULL,
-    p_bearer         jsonb  DEFAULT NULL,
-    OUT http_status  int,
-    OUT status       text,
-    OUT message      text)
+    p_bearer         jsonb  DEFAULT NULL)
+RETURNS osgprod.report_answer
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
     SET enable_seqscan = off SET plan_cache_mode = force_generic_plan
 AS $fn$
@@ -39,10 +37,9 @@ AS $fn$
 -- Locks:      the job, its slice, then the file when the slice is split
 -- Source:     docs/design.md "A slice's life", I3, I5, I6
 BEGIN
-    SELECT r.http_status, r.status, r.message INTO http_status, status, message
-      FROM osgprod._report(ARRAY[ROW(1, p_project, p_cluster, p_process, p_exitcode, p_magic,
-               osgprod._plain_address(p_client), p_token, p_events, p_outputs, p_output_bytes, p_output_adler32,
-               p_output_url, p_host, p_site, p_reason, p_bearer)::osgprod.report]) r;
+    RETURN (osgprod._report(ARRAY[ROW(1, p_project, p_cluster, p_process, p_exitcode, p_magic,
+        osgprod._plain_address(p_client), p_token, p_events, p_outputs, p_output_bytes, p_output_adler32, p_output_url,
+        p_host, p_site, p_reason, p_bearer)::osgprod.report]))[1];
 END
 $fn$;
 
@@ -72,7 +69,9 @@ BEGIN
           FROM json_populate_recordset(NULL::osgprod.report, p_calls) q
          GROUP BY q.project ORDER BY q.project
     LOOP
-        RETURN QUERY SELECT r.* FROM osgprod._report(v_calls) r;
+        RETURN QUERY
+        SELECT v_calls[a.ordinality].n, a.http_status, a.status, a.message
+          FROM unnest(osgprod._report(v_calls)) WITH ORDINALITY a;
     END LOOP;
 END
 $fn$;
@@ -81,18 +80,19 @@ COMMENT ON FUNCTION osgprod.report_exits(json) IS
 'Does report_exit for several jobs at once, in one transaction; one row for each. For osgprod_worker.';
 
 CREATE FUNCTION osgprod._report(p_calls osgprod.report[])
-RETURNS TABLE (n int, http_status int, status text, message text) LANGUAGE plpgsql VOLATILE
+RETURNS osgprod.report_answer[] LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Takes what jobs report at the same moment. The common end for all of them at once: the success of the slice's holder
 -- (I3), who has not reported yet. The others one by one.
 -- Parameters: p_calls  of one project, in the order of the jobs' numbers
--- Returns:    one row for each
+-- Returns:    the answer to each, in the same order
 -- Errors:     see report_exit
 -- Locks:      see report_exit
 DECLARE
     v_project projects;
     v_done    int[];  -- which of them
     v_call    osgprod.report;
+    v_answers osgprod.report_answer[];
 BEGIN
     -- Written for few statements and expressions: each costs more than what it does (docs/performance.md).
     v_project := (SELECT p FROM projects p
@@ -119,21 +119,25 @@ BEGIN
             INSERT INTO reports
             SELECT r.* FROM done d CROSS JOIN LATERAL osgprod._report_row(d.attempt, d.call, 'done', NULL) r)
         SELECT array_agg((d.call).n) INTO v_done FROM done d;
-        RETURN QUERY SELECT d.n, osgprod._http_status('done'), 'done', osgprod._answer('done', NULL) FROM unnest(v_done) d (n);
     END IF;
     FOREACH v_call IN ARRAY p_calls LOOP
-        CONTINUE WHEN v_call.n = ANY (v_done);
-        RETURN QUERY SELECT v_call.n, r.* FROM osgprod._report_alone(v_call) r;
+        IF v_call.n = ANY (v_done) THEN
+            v_answers := v_answers || ROW(osgprod._http_status('done'), 'done', osgprod._answer('done', NULL)
+                                          )::osgprod.report_answer;
+        ELSE
+            v_answers := v_answers || osgprod._report_alone(v_call);
+        END IF;
     END LOOP;
+    RETURN v_answers;
 END
 $fn$;
 
 CREATE FUNCTION osgprod._report_alone(p_call osgprod.report)
-RETURNS TABLE (http_status int, status text, message text) LANGUAGE plpgsql VOLATILE
+RETURNS osgprod.report_answer LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Takes one job's report, whatever it says.
 -- Parameters: p_call  the report
--- Returns:    one row
+-- Returns:    the answer
 -- Errors:     see report_exit
 -- Locks:      see report_exit
 DECLARE
@@ -145,16 +149,18 @@ DECLARE
     v_report  reports;
     v_outcome outcome;
     v_reason  text;
+    v_answer  osgprod.report_answer;
 BEGIN
     IF v_attempt.nstart IS NULL THEN
-        RETURN QUERY SELECT f.* FROM osgprod._refuse(v_project, p_call.cluster, p_call.process, p_call.client, p_call.token) f;
-        RETURN;
+        SELECT f.* INTO v_answer
+          FROM osgprod._refuse(v_project, p_call.cluster, p_call.process, p_call.client, p_call.token) f;
+        RETURN v_answer;
     END IF;
     SELECT r.* INTO v_report FROM osgprod._all_reports(v_project.project_id) r
      WHERE r.cluster = v_attempt.cluster AND r.process = v_attempt.process AND r.nstart = v_attempt.nstart AND r.by_worker;
     IF FOUND THEN
-        RETURN QUERY SELECT g.* FROM osgprod._say_again(v_report, p_call.exitcode) g;
-        RETURN;
+        SELECT g.* INTO v_answer FROM osgprod._say_again(v_report, p_call.exitcode) g;
+        RETURN v_answer;
     END IF;
     v_outcome := osgprod._judge_exit(v_project, v_attempt.rawdata_id, v_attempt.block1, v_attempt.block2,
         p_call.exitcode::int, p_call.events, p_call.outputs::int, p_call.output_bytes, p_call.output_adler32);
@@ -164,12 +170,12 @@ BEGIN
     END IF;
     v_outcome := osgprod._settle_attempt(v_project, v_attempt.cluster, v_attempt.process, v_attempt.nstart, v_outcome,
         v_worker, p_call.exitcode::int);
-    RETURN QUERY
     INSERT INTO reports AS i SELECT r.* FROM osgprod._report_row(v_attempt, p_call, v_outcome, v_reason) r
-    RETURNING osgprod._http_status(i.outcome), i.outcome::text, osgprod._answer(i.outcome, i.reason);
+    RETURNING osgprod._http_status(i.outcome), i.outcome, osgprod._answer(i.outcome, i.reason) INTO v_answer;
     IF v_outcome IN ('failed', 'node-fault') THEN
         PERFORM osgprod._ban_if_black_hole(v_project, v_worker);
     END IF;
+    RETURN v_answer;
 END
 $fn$;
 
