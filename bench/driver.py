@@ -21,7 +21,7 @@ class Order:
     port      on the loopback;  talk  pairs of checkout and report, or lines of the bound;  clients  connections
     seconds   how long, or requests  how many at least [0 = no limit]
     rate      requests a second in all, sent when they are due; 0 = each as soon as the one before is answered
-    cluster0  number of the first client's cluster
+    cluster0  number of the first client's cluster;  project  whose work
     """
 
     port: int
@@ -31,6 +31,7 @@ class Order:
     requests: int = 0
     rate: float = 0.0
     cluster0: int = 1
+    project: str = "p"
 
 
 class Client:
@@ -46,6 +47,7 @@ class Client:
         self.is_idle = True
         self.is_checkout = True
         self._talks_pairs = order.talk == "pairs"
+        self._project = order.project.encode()
         self._cluster = order.cluster0 + number
         self._process = 0
         self._answer = b""
@@ -60,16 +62,15 @@ class Client:
             self._process += 1
             self.socket.sendall(
                 _request(
-                    b"workscript.bash?project=p&cluster=%d&process=%d&cpus=1&magic=m",
-                    self._cluster,
-                    self._process,
+                    b"workscript.bash?project=%s&cluster=%d&process=%d&cpus=1&magic=m",
+                    *(self._project, self._cluster, self._process),
                 )
             )
         else:
             self.socket.sendall(
                 _request(
-                    b"workscript.exit?exitcode=0&cluster=%d&process=%d&project=p&magic=m&token=%s",
-                    *(self._cluster, self._process, self._token),
+                    b"workscript.exit?exitcode=0&cluster=%d&process=%d&project=%s&magic=m&token=%s",
+                    *(self._cluster, self._process, self._project, self._token),
                 )
             )
 

@@ -25,6 +25,7 @@ MEASURES: dict[str, Callable[[Ground], Iterator[Figure]]] = {
     "http_pairs": web.http_pairs,
     "http_growth": web.http_growth,
     "contention": pgbench.contention,
+    "http_contention": web.http_contention,
     "latency": web.latency,
     "load": tables.load,
     "verify": tables.verify,

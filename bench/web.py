@@ -21,7 +21,8 @@ from bench.ground import HERE, BenchError, Ground, as_worker
 from bench.rounds import Figure, in_turn
 
 CHECKOUT_FOLDER = HERE.parent
-WORKERS = len(os.sched_getaffinity(0))  # what serves best here
+# What serves best where clients, shim and PostgreSQL share the cores: more processes make smaller batches.
+WORKERS = max(len(os.sched_getaffinity(0)) // 2, 1)
 
 
 class Served:
@@ -46,8 +47,9 @@ class Served:
 @contextlib.contextmanager
 def _serving(ground: Ground, dsn: str, command: list[str]) -> Iterator[Served]:
     root = ground.folder / "www"
-    (root / "p").mkdir(parents=True, exist_ok=True)
-    shutil.copy(CHECKOUT_FOLDER / "worker" / "osgprod_work.bash", root / "p")
+    for project in ("p", "one", "thousand"):
+        (root / project).mkdir(parents=True, exist_ok=True)
+        shutil.copy(CHECKOUT_FOLDER / "worker" / "osgprod_work.bash", root / project)
     environment = {**os.environ, "OSGPROD_DSN": as_worker(dsn), "OSGPROD_DOCUMENT_ROOT": str(root)}
     environment |= {
         "OSGPROD_CLIENT_RATE": str(10**9),
@@ -100,8 +102,15 @@ def _drive(order: Order) -> dict[str, float]:
     return answer
 
 
-def _pairs(ground: Ground, served: Served) -> float:
-    order = Order(served.port, "pairs", seconds=ground.size.seconds, cluster0=ground.next_cluster())
+def _pairs(ground: Ground, served: Served, project: str = "p", clients: int = 16) -> float:
+    order = Order(
+        served.port,
+        "pairs",
+        clients,
+        seconds=ground.size.seconds,
+        cluster0=ground.next_cluster(),
+        project=project,
+    )
     return _drive(order)["per_s"] / 2
 
 
@@ -132,6 +141,19 @@ def http_growth(ground: Ground) -> Iterator[Figure]:
             ground.size.rounds, lambda: _pairs(ground, many), lambda: _pairs(ground, few)
         )
     yield Figure("http_growth_ratio", ratio, (">=", 0.95), measured, bound, "pairs/s")
+
+
+def http_contention(ground: Ground) -> Iterator[Figure]:
+    """Pairs through the shim of 32 clients on one file against as many on a thousand files."""
+    ground.checkpoint()
+    with _shim(ground, ground.few()) as shim:
+        _warm(ground, shim, "pairs")
+        measured, bound, ratio = in_turn(
+            ground.size.rounds,
+            lambda: _pairs(ground, shim, "one", 32),
+            lambda: _pairs(ground, shim, "thousand", 32),
+        )
+    yield Figure("http_contention_ratio", ratio, (">=", 0.80), measured, bound, "pairs/s")
 
 
 def shim_memory(ground: Ground) -> Iterator[Figure]:
