@@ -230,8 +230,12 @@ def _plain(value: object) -> object:
 def _public(connection: Connection) -> list[dict[str, Any]]:
     return connection.execute(
         """SELECT p.proname AS name, pg_get_function_arguments(p.oid) AS arguments,
-                  pg_get_function_result(p.oid) AS result, p.prosrc AS body,
-                  obj_description(p.oid, 'pg_proc') AS comment
+                  coalesce((SELECT 'TABLE(' || string_agg(a.attname || ' ' || format_type(a.atttypid, a.atttypmod), ', '
+                                                          ORDER BY a.attnum) || ')'
+                              FROM pg_type t JOIN pg_attribute a ON a.attrelid = t.typrelid
+                             WHERE t.oid = p.prorettype AND t.typnamespace = 'osgprod'::regnamespace),
+                           pg_get_function_result(p.oid)) AS result,
+                  p.prosrc AS body, obj_description(p.oid, 'pg_proc') AS comment
              FROM pg_proc p WHERE p.pronamespace = 'osgprod'::regnamespace AND p.proname NOT LIKE '\\_%'
             ORDER BY p.proname"""
     ).fetchall()

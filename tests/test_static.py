@@ -55,7 +55,9 @@ def test_bodies_are_valid_plpgsql() -> None:
     for name, text in sources().items():
         if "LANGUAGE plpgsql" in text:
             # The parser looks schemas and types up, and knows none of ours; an array of rows is beyond it.
-            plain = re.sub(r"^( +v_\w+ +|.*\bp_\w+ |RETURNS )[\w.]+\[\]", r"\1text[]", text, flags=re.MULTILINE)
+            plain = re.sub(
+                r"^( +v_\w+ +|.*\bp_\w+ |RETURNS )[\w.]+\[\]", r"\1text[]", text, flags=re.MULTILINE
+            )
             assert parse_plpgsql(re.sub(r"\bosgprod(_data)?\.", "", plain)), name
 
 

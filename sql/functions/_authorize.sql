@@ -31,22 +31,25 @@ CREATE FUNCTION osgprod._let_in(
     p_project osgprod_data.projects, p_magic text, p_client inet, p_bearer jsonb, p_cluster bigint, p_process bigint)
 RETURNS boolean LANGUAGE sql VOLATILE
 AS $fn$
-    -- The common case of _authorize: true when the job may work for the project, and it is locked then. Else
-    -- _authorize_step_by_step finds out. (To be inlined by its callers.)
+    -- The common case of _authorize: true when the job may work for the project, and it is locked then; false when
+    -- _authorize_step_by_step has to tell why not. Never NULL, so that what stands behind an AND is not looked at for
+    -- strangers. (To be inlined by its callers.)
     -- Parameters: p_project  the project's row;  the others see _authorize
-    SELECT CASE WHEN p_bearer IS NULL
-                 AND p_cluster BETWEEN 0 AND 2147483647 AND p_process BETWEEN 0 AND 2147483647
+    -- Errors:     OG206 claims that the project doesn't accept
+    SELECT CASE WHEN p_cluster BETWEEN 0 AND 2147483647 AND p_process BETWEEN 0 AND 2147483647
                  AND osgprod._is_inside(p_project.subnets, p_project.subnet_pattern, p_client)
-                 AND osgprod._is_magic(p_project.magic_salt, p_project.magic_digest, p_project.old_magic_digest,
-                                       p_project.old_magic_until, p_magic)
-                THEN osgprod._lock_job(p_project.project_id, p_cluster, p_process) END
+                 AND CASE WHEN p_bearer IS NULL
+                          THEN osgprod._is_magic(p_project.magic_salt, p_project.magic_digest, p_project.old_magic_digest,
+                                                 p_project.old_magic_until, p_magic)
+                          ELSE osgprod._check_bearer(p_project, p_bearer) END
+                THEN coalesce(osgprod._lock_job(p_project.project_id, p_cluster, p_process), false) ELSE false END
 $fn$;
 
 CREATE FUNCTION osgprod._authorize_step_by_step(
     p_project text, p_magic text, p_client inet, p_bearer jsonb, p_cluster bigint, p_process bigint)
 RETURNS osgprod_data.projects LANGUAGE plpgsql VOLATILE
 AS $fn$
--- The same as _authorize with the time to say what is wrong; for bearer tokens too.
+-- The same as _authorize with the time to say what is wrong.
 -- Parameters: see _authorize
 -- Returns:    the project's row
 -- Errors:     OG101 no project named; OG301 unknown project; OG201 address outside the project's subnets;
@@ -141,11 +144,12 @@ AS $fn$
 $fn$;
 
 CREATE FUNCTION osgprod._check_bearer(p_project osgprod_data.projects, p_bearer jsonb)
-RETURNS void LANGUAGE plpgsql STABLE
+RETURNS boolean LANGUAGE plpgsql STABLE
 AS $fn$
 -- Raises unless verified bearer claims are what the project asks for.
 -- Parameters: p_project  the project's row
 --             p_bearer   claims iss, aud (text or list), scope (words), exp (seconds since 1970)
+-- Returns:    true
 -- Errors:     OG206 naming the claim that doesn't fit; never its value
 -- Source:     WLCG common JWT profiles 1.0: scope is a list of words, aud may be text or list; SciTokens 2.0: aud ANY
 DECLARE
@@ -170,6 +174,7 @@ BEGIN
         RAISE EXCEPTION 'bearer token is not accepted by project %: %', p_project.name, v_wrong
             USING ERRCODE = 'OG206', HINT = 'ask the production manager which issuer, audience and scope are right';
     END IF;
+    RETURN true;
 END
 $fn$;
 

@@ -72,13 +72,16 @@ AS $fn$
 -- Returns:    the slice; NULLs when the job has none
 -- Source:     docs/design.md I3
 BEGIN
+    -- Two statements: joined in one, its plan might read all slices of the project.
+    SELECT a.rawdata_id, a.block1 INTO rawdata_id, block1
+      FROM osgprod_data.attempts a
+     WHERE a.project_id = p_project.project_id AND a.cluster = p_cluster AND a.process = p_process
+       AND a.nstart = p_nstart;
     UPDATE osgprod_data.slices s
        SET nstart = p_nstart + 1, due_at = clock_timestamp() + make_interval(secs => p_project.lease_s),
            progress_at = NULL, bytes_fetched = NULL, cpu_s = NULL
-      FROM osgprod_data.attempts a
-     WHERE a.project_id = p_project.project_id AND a.cluster = p_cluster AND a.process = p_process
-       AND a.nstart = p_nstart
-       AND s.project_id = a.project_id AND s.rawdata_id = a.rawdata_id AND s.block1 = a.block1 AND s.state = 'leased'
+     WHERE s.project_id = p_project.project_id AND s.rawdata_id = _take_own_slice.rawdata_id
+       AND s.block1 = _take_own_slice.block1 AND s.state = 'leased'
        AND s.cluster = p_cluster AND s.process = p_process AND s.nstart = p_nstart
     RETURNING s.rawdata_id, s.block1, s.block2, s.opened_at INTO rawdata_id, block1, block2, opened_at;
 END
@@ -93,17 +96,24 @@ AS $fn$
 -- Parameters: p_cluster, p_process, p_nstart  the coming attempt;  p_blocks  at most so many blocks;  p_due_at  end of lease
 -- Returns:    the slice; NULLs when none is ready, or when the first is too long and somebody has its file
 -- Locks:      the slice SKIP LOCKED (its row in idle_slices belongs to who has it); the file when the slice is split
+DECLARE
+    v_idle record;
 BEGIN
-    -- I4: state is asked again of the locked row; a neighbour may have taken it since this statement began.
-    SELECT s.rawdata_id, s.block1, s.block2 INTO rawdata_id, block1, block2
-      FROM osgprod_data.idle_slices i
-      JOIN osgprod_data.slices s
-        ON s.project_id = i.project_id AND s.rawdata_id = i.rawdata_id AND s.block1 = i.block1
-     WHERE i.project_id = p_project_id AND i.not_before < 'infinity' AND i.not_before <= clock_timestamp()
-       AND s.state = 'ready'
-     ORDER BY i.run, i.seqno, i.rawdata_id, i.block1
-     LIMIT 1 FOR NO KEY UPDATE OF s SKIP LOCKED;
-    IF NOT FOUND THEN
+    -- One by one: joined in one statement, its plan might read all slices of the project.
+    FOR v_idle IN
+        SELECT i.rawdata_id, i.block1 FROM osgprod_data.idle_slices i
+         WHERE i.project_id = p_project_id AND i.not_before < 'infinity' AND i.not_before <= clock_timestamp()
+         ORDER BY i.run, i.seqno, i.rawdata_id, i.block1
+    LOOP
+        -- I4: state is asked of the locked row; a neighbour may have taken it since the loop began.
+        SELECT s.rawdata_id, s.block1, s.block2 INTO rawdata_id, block1, block2
+          FROM osgprod_data.slices s
+         WHERE s.project_id = p_project_id AND s.rawdata_id = v_idle.rawdata_id AND s.block1 = v_idle.block1
+           AND s.state = 'ready'
+           FOR NO KEY UPDATE SKIP LOCKED;
+        EXIT WHEN rawdata_id IS NOT NULL;
+    END LOOP;
+    IF rawdata_id IS NULL THEN
         RETURN;
     END IF;
     IF block2 - block1 > p_blocks THEN

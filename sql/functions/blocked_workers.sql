@@ -114,23 +114,26 @@ BEGIN
     SELECT b.* INTO v_ban FROM osgprod_data.worker_bans b
      WHERE b.project_id = p_project.project_id AND b.worker = ANY (osgprod._worker_names(p_worker))
      ORDER BY b.banned_at DESC LIMIT 1;
+    -- project_id + 0, here and below: found by time, never by reading all reports of the project.
     v_on_probation := coalesce(v_ban.times, 0) > 0 AND NOT EXISTS (
         SELECT FROM osgprod_data.reports r
-         WHERE r.project_id = p_project.project_id AND r.worker = p_worker AND r.reported_at > v_ban.banned_at
+         WHERE r.project_id + 0 = p_project.project_id AND r.worker = p_worker AND r.reported_at > v_ban.banned_at
            AND r.outcome = 'done');
     v_since := greatest(v_ban.banned_at,
         CASE WHEN NOT v_on_probation THEN now() - make_interval(secs => p_project.block_worker_s) END);
     -- What it had begun before its ban, and failed since, was paid for by the ban.
     SELECT count(*) INTO v_fast FROM osgprod_data.reports r
-      JOIN osgprod_data.attempts a
-        ON a.project_id = r.project_id AND a.cluster = r.cluster AND a.process = r.process AND a.nstart = r.nstart
+     CROSS JOIN LATERAL (  -- LIMIT: by key, never by reading all attempts of the project
+         SELECT a.started_at FROM osgprod_data.attempts a
+          WHERE a.project_id = r.project_id AND a.cluster = r.cluster AND a.process = r.process AND a.nstart = r.nstart
+          LIMIT 1) a
      WHERE r.project_id = p_project.project_id AND r.worker = p_worker AND r.reported_at > v_since
        AND r.outcome IN ('failed', 'node-fault') AND r.ran_s <= p_project.fast_failure_s AND a.started_at > v_since;
     IF v_fast < (CASE WHEN v_on_probation THEN 1 ELSE p_project.max_fast_failures END) THEN
         RETURN;
     END IF;
     SELECT count(*) INTO v_all FROM osgprod_data.reports r
-     WHERE r.project_id = p_project.project_id AND r.worker = p_worker AND r.reported_at > v_since;
+     WHERE r.project_id + 0 = p_project.project_id AND r.worker = p_worker AND r.reported_at > v_since;
     IF v_fast * 2 <= v_all AND NOT v_on_probation THEN
         RETURN;
     END IF;

@@ -97,7 +97,7 @@ AS $fn$
 -- Errors:     see checkout_slice
 -- Locks:      see checkout_slice
 DECLARE
-    v_project projects;
+    v_project osgprod_data.projects;
     v_file    record;
     v_end     int;  -- where the next slice begins
     v_call    osgprod.checkout;
@@ -105,7 +105,7 @@ DECLARE
     v_now     timestamptz;
 BEGIN
     -- Written for few statements and expressions: each costs more than what it does (docs/performance.md).
-    v_project := (SELECT p FROM projects p
+    v_project := (SELECT p FROM osgprod_data.projects p
                    WHERE p.name = p_calls[1].project AND p.state = 'active' AND p.banned_until <= now()
                      AND coalesce(p.nlive < p.max_live, true)
                      AND NOT EXISTS (
@@ -114,9 +114,12 @@ BEGIN
                                 AND osgprod._let_in(p, c.magic, c.client, c.bearer, c.cluster, c.process), false)));
     SELECT f.rawdata_id, f.block1, f.block2, f.is_fresh INTO v_file
       FROM osgprod._free_file(v_project.project_id) f
-     WHERE NOT EXISTS (SELECT FROM unnest(p_calls) c JOIN attempts a
-                           ON a.project_id = v_project.project_id AND a.cluster = c.cluster AND a.process = c.process)
-       AND NOT EXISTS (SELECT FROM idle_slices i
+     WHERE NOT EXISTS (SELECT FROM unnest(p_calls) c
+                        CROSS JOIN LATERAL (  -- LIMIT: job by job, never by reading all attempts of the project
+                             SELECT FROM osgprod_data.attempts a
+                              WHERE a.project_id = v_project.project_id AND a.cluster = c.cluster
+                                AND a.process = c.process LIMIT 1) known)
+       AND NOT EXISTS (SELECT FROM osgprod_data.idle_slices i
                         WHERE i.project_id = v_project.project_id AND i.not_before <= clock_timestamp());
     IF v_file.rawdata_id IS NOT NULL THEN
         v_end := (SELECT e.block2 FROM osgprod._cut_until(v_project.project_id, v_file.rawdata_id) e);
@@ -134,21 +137,25 @@ BEGIN
         END LOOP;
     END IF;
     IF v_calls[cardinality(v_calls)].block1 < v_file.block2 THEN
+        -- Assigned, since PERFORM would be a statement more.
         v_end := osgprod._cut(v_project.project_id, v_project.lease_s, v_file.block1, v_file.block2, v_file.is_fresh, v_calls);
     ELSE
         IF v_file.rawdata_id IS NOT NULL THEN
             PERFORM pg_current_xact_id();  -- the file is locked now: see _may_hold_file
         END IF;
+        FOREACH v_call IN ARRAY p_calls LOOP  -- all jobs are locked before anything else is
+            v_project := osgprod._authorize(v_call.project, v_call.magic, v_call.client, v_call.bearer, v_call.cluster,
+                                            v_call.process);
+        END LOOP;
         v_calls := NULL;
         FOREACH v_call IN ARRAY p_calls LOOP
-            v_calls := v_calls || osgprod._find_slice(v_call);
+            v_calls := v_calls || osgprod._find_slice(v_project, v_call);
         END LOOP;
-        v_project := (SELECT p FROM projects p WHERE p.name = p_calls[1].project);
     END IF;
 
     v_now := clock_timestamp();  -- not now(): the transaction may have waited for a lock since it began
-    INSERT INTO attempts (project_id, cluster, process, nstart, rawdata_id, block1, block2, opened_at, cpus, started_at,
-           token_digest, client, host, site)
+    INSERT INTO osgprod_data.attempts (project_id, cluster, process, nstart, rawdata_id, block1, block2, opened_at, cpus,
+           started_at, token_digest, client, host, site)
     SELECT v_project.project_id, c.cluster, c.process, c.nstart, c.rawdata_id, c.block1, c.block2, c.opened_at, c.cpus,
            v_now, sha256(convert_to(c.token::text, 'UTF8')), c.client, osgprod._label(c.host), osgprod._label(c.site)
       FROM unnest(v_calls) c
@@ -166,51 +173,52 @@ BEGIN
 END
 $fn$;
 
-CREATE FUNCTION osgprod._find_slice(p_call osgprod.checkout)
+CREATE FUNCTION osgprod._find_slice(p_project osgprod_data.projects, p_call osgprod.checkout)
 RETURNS osgprod.checkout LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Finds a slice for one job, whatever is uncommon about it, and makes it the job's.
--- Parameters: p_call  the job
+-- Parameters: p_project  the project's row;  p_call  the job, let in and locked
 -- Returns:    the same with what it gets
 -- Errors:     see checkout_slice
 -- Locks:      see checkout_slice
 DECLARE
-    v_project projects := osgprod._authorize(p_call.project, p_call.magic, p_call.client, p_call.bearer, p_call.cluster,
-                                             p_call.process);
-    v_blocks  bigint;
-    v_work    record;
+    v_blocks bigint;
+    v_work   record;
+    v_end    int;  -- of the file's last slice
 BEGIN
-    p_call.status := osgprod._check_checkout(v_project, p_call.cpus, p_call.workscript,
+    p_call.status := osgprod._check_checkout(p_project, p_call.cpus, p_call.workscript,
                                              osgprod._worker(p_call.client, p_call.host));
     IF p_call.status IS NOT NULL THEN
         RETURN p_call;
     END IF;
-    v_blocks := least(p_call.cpus * v_project.maxblockspercore, 2147483647);
+    v_blocks := least(p_call.cpus * p_project.maxblockspercore, 2147483647);
     LOOP
-        v_work := osgprod._find_work(v_project, p_call.cluster::int, p_call.process::int, v_blocks::int);
+        v_work := osgprod._find_work(p_project, p_call.cluster::int, p_call.process::int, v_blocks::int);
         IF v_work.rawdata_id IS NULL THEN
             SELECT w.status, w.message, w.retry_s INTO p_call.status, p_call.message, p_call.retry_s
-              FROM osgprod._why_no_work(v_project, p_call.cluster, p_call.process, v_work.is_completed) w;
+              FROM osgprod._why_no_work(p_project, p_call.cluster, p_call.process, v_work.is_completed) w;
             RETURN p_call;
         END IF;
-        p_call.block1 := v_work.block1;
-        p_call.block2 := v_work.block2;
-        p_call.opened_at := v_work.opened_at;
-        p_call.rawdata_id := v_work.rawdata_id;
-        p_call.nstart := v_work.nstart;
-        EXIT WHEN p_call.opened_at IS NOT NULL;
-        p_call.block1 := coalesce((SELECT e.block2 FROM osgprod._cut_until(v_project.project_id, v_work.rawdata_id) e),
+        EXIT WHEN v_work.opened_at IS NOT NULL;
+        v_end := coalesce((SELECT e.block2 FROM osgprod._cut_until(p_project.project_id, v_work.rawdata_id) e),
             v_work.block1);
-        IF p_call.block1 < v_work.block2 THEN
-            p_call.block2 := least(p_call.block1 + v_blocks, v_work.block2);
-            p_call.opened_at := clock_timestamp();
-            PERFORM osgprod._cut(v_project.project_id, v_project.lease_s, v_work.block1, v_work.block2, v_work.is_fresh,
-                ARRAY[p_call]);
-            EXIT;
-        END IF;
+        EXIT WHEN v_end < v_work.block2;
         -- The file was cut to its end before its lock was ours. We hold that now: see _may_hold_file.
         PERFORM pg_current_xact_id();
     END LOOP;
+    p_call.nstart := v_work.nstart;
+    p_call.rawdata_id := v_work.rawdata_id;
+    IF v_work.opened_at IS NOT NULL THEN
+        p_call.block1 := v_work.block1;
+        p_call.block2 := v_work.block2;
+        p_call.opened_at := v_work.opened_at;
+    ELSE
+        p_call.block1 := v_end;
+        p_call.block2 := least(v_end + v_blocks, v_work.block2);
+        p_call.opened_at := clock_timestamp();
+        PERFORM osgprod._cut(p_project.project_id, p_project.lease_s, v_work.block1, v_work.block2, v_work.is_fresh,
+            ARRAY[p_call]);
+    END IF;
     p_call.status := 'assigned';
     p_call.token := gen_random_uuid();
     RETURN p_call;
@@ -221,7 +229,7 @@ CREATE FUNCTION osgprod._check_checkout(
     p_project osgprod_data.projects, p_cpus bigint, p_workscript text, p_worker text)
 RETURNS text LANGUAGE plpgsql STABLE
 AS $fn$
--- Finds out what stands against a checkout, called when something may.
+-- Finds out what stands against a checkout.
 -- Parameters: p_project  the project's row;  p_worker  see _worker;  the others see checkout_slice
 -- Returns:    template when the caller holds another work script than the project's; NULL = nothing stands against it
 -- Errors:     OG104 cpus, OG501 paused, OG601 banned
@@ -267,11 +275,14 @@ AS $fn$
     -- Did this attempt end its job's work, and does that still hold (the slice not recycled since)?
     SELECT EXISTS (
         SELECT FROM osgprod._all_reports(p_project_id) r
-          JOIN osgprod._all_attempts(p_project_id) a
-            ON a.cluster = r.cluster AND a.process = r.process AND a.nstart = r.nstart
-          JOIN osgprod._all_slices(p_project_id) s ON s.rawdata_id = a.rawdata_id AND s.block1 = a.block1
+         CROSS JOIN LATERAL (  -- LIMIT: by key, never by reading all of the project
+             SELECT a.rawdata_id, a.block1 FROM osgprod._all_attempts(p_project_id) a
+              WHERE a.cluster = p_cluster AND a.process = p_process AND a.nstart = p_nstart LIMIT 1) a
+         CROSS JOIN LATERAL (
+             SELECT FROM osgprod._all_slices(p_project_id) s
+              WHERE s.rawdata_id = a.rawdata_id AND s.block1 = a.block1 AND s.state = 'done' LIMIT 1) s
          WHERE r.cluster = p_cluster AND r.process = p_process AND r.nstart = p_nstart
-           AND r.by_worker AND r.outcome = 'done' AND s.state = 'done')
+           AND r.by_worker AND r.outcome = 'done')
 $fn$;
 
 CREATE FUNCTION osgprod._why_no_work(

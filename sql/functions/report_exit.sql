@@ -61,16 +61,19 @@ AS $fn$
 -- Source:     docs/design.md "Together"
 DECLARE
     v_calls osgprod.report[];
+    v_ns    int[];
 BEGIN
-    FOR v_calls IN
-        SELECT array_agg(ROW(q.n, q.project, q.cluster, q.process, q.exitcode, q.magic, osgprod._plain_address(q.client),
-                   q.token, q.events, q.outputs, q.output_bytes, q.output_adler32, q.output_url, q.host, q.site, q.reason,
-                   q.bearer)::osgprod.report ORDER BY q.cluster, q.process, q.n)
-          FROM json_populate_recordset(NULL::osgprod.report, p_calls) q
+    FOR v_calls, v_ns IN
+        SELECT array_agg(ROW(q.nth, q.project, q.cluster, q.process, q.exitcode, q.magic,
+                   osgprod._plain_address(q.client), q.token, q.events, q.outputs, q.output_bytes, q.output_adler32,
+                   q.output_url, q.host, q.site, q.reason, q.bearer)::osgprod.report ORDER BY q.nth),
+               array_agg(q.n ORDER BY q.nth)
+          FROM (SELECT r.*, row_number() OVER (PARTITION BY r.project ORDER BY r.cluster, r.process, r.n) AS nth
+                  FROM json_populate_recordset(NULL::osgprod.report, p_calls) r) q
          GROUP BY q.project ORDER BY q.project
     LOOP
         RETURN QUERY
-        SELECT v_calls[a.ordinality].n, a.http_status, a.status, a.message
+        SELECT v_ns[a.ordinality], a.http_status, a.status, a.message
           FROM unnest(osgprod._report(v_calls)) WITH ORDINALITY a;
     END LOOP;
 END
@@ -84,18 +87,18 @@ RETURNS osgprod.report_answer[] LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Takes what jobs report at the same moment. The common end for all of them at once: the success of the slice's holder
 -- (I3), who has not reported yet. The others one by one.
--- Parameters: p_calls  of one project, in the order of the jobs' numbers
+-- Parameters: p_calls  of one project, in the order of the jobs' numbers; each has another n
 -- Returns:    the answer to each, in the same order
 -- Errors:     see report_exit
 -- Locks:      see report_exit
 DECLARE
-    v_project projects;
+    v_project osgprod_data.projects;
     v_done    int[];  -- which of them
     v_call    osgprod.report;
     v_answers osgprod.report_answer[];
 BEGIN
     -- Written for few statements and expressions: each costs more than what it does (docs/performance.md).
-    v_project := (SELECT p FROM projects p
+    v_project := (SELECT p FROM osgprod_data.projects p
                    WHERE p.name = p_calls[1].project
                      AND NOT EXISTS (
                          SELECT FROM unnest(p_calls) c
@@ -106,7 +109,7 @@ BEGIN
                                          ELSE osgprod._check_report(c) END, false)));
     IF v_project.project_id IS NOT NULL THEN
         WITH done AS (
-            UPDATE slices s SET state = 'done'
+            UPDATE osgprod_data.slices s SET state = 'done'
               FROM unnest(p_calls) c
              CROSS JOIN LATERAL osgprod._attempt_of(v_project.project_id, v_project.token_required, c.cluster, c.process,
                                                     c.token, c.client) a
@@ -116,64 +119,68 @@ BEGIN
                AND s.state = 'leased' AND s.cluster = a.cluster AND s.process = a.process AND s.nstart = a.nstart
             RETURNING c AS call, a AS attempt),
         recorded AS (
-            INSERT INTO reports
+            INSERT INTO osgprod_data.reports
             SELECT r.* FROM done d CROSS JOIN LATERAL osgprod._report_row(d.attempt, d.call, 'done', NULL) r)
         SELECT array_agg((d.call).n) INTO v_done FROM done d;
+    END IF;
+    IF cardinality(v_done) IS DISTINCT FROM cardinality(p_calls) THEN
+        FOREACH v_call IN ARRAY p_calls LOOP  -- all jobs are locked before anything else is
+            v_project := osgprod._authorize(v_call.project, v_call.magic, v_call.client, v_call.bearer, v_call.cluster,
+                                            v_call.process);
+        END LOOP;
     END IF;
     FOREACH v_call IN ARRAY p_calls LOOP
         IF v_call.n = ANY (v_done) THEN
             v_answers := v_answers || ROW(osgprod._http_status('done'), 'done', osgprod._answer('done', NULL)
                                           )::osgprod.report_answer;
         ELSE
-            v_answers := v_answers || osgprod._report_alone(v_call);
+            v_answers := v_answers || osgprod._report_alone(v_project, v_call);
         END IF;
     END LOOP;
     RETURN v_answers;
 END
 $fn$;
 
-CREATE FUNCTION osgprod._report_alone(p_call osgprod.report)
+CREATE FUNCTION osgprod._report_alone(p_project osgprod_data.projects, p_call osgprod.report)
 RETURNS osgprod.report_answer LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Takes one job's report, whatever it says.
--- Parameters: p_call  the report
+-- Parameters: p_project  the project's row;  p_call  the report of a job that is let in and locked
 -- Returns:    the answer
 -- Errors:     see report_exit
 -- Locks:      see report_exit
 DECLARE
-    v_project projects := osgprod._authorize(p_call.project, p_call.magic, p_call.client, p_call.bearer, p_call.cluster,
-                                             p_call.process);
-    v_is_sound boolean := osgprod._check_report(p_call);
-    v_attempt attempts := osgprod._find_attempt(v_project, p_call.cluster, p_call.process, p_call.token, p_call.client);
+    v_attempt osgprod_data.attempts := osgprod._find_attempt(p_project, p_call.cluster, p_call.process, p_call.token, p_call.client);
     v_worker  text := osgprod._worker(v_attempt.client, coalesce(v_attempt.host, p_call.host));
-    v_report  reports;
-    v_outcome outcome;
+    v_report  osgprod_data.reports;
+    v_outcome osgprod_data.outcome;
     v_reason  text;
     v_answer  osgprod.report_answer;
 BEGIN
+    PERFORM osgprod._check_report(p_call);
     IF v_attempt.nstart IS NULL THEN
         SELECT f.* INTO v_answer
-          FROM osgprod._refuse(v_project, p_call.cluster, p_call.process, p_call.client, p_call.token) f;
+          FROM osgprod._refuse(p_project, p_call.cluster, p_call.process, p_call.client, p_call.token) f;
         RETURN v_answer;
     END IF;
-    SELECT r.* INTO v_report FROM osgprod._all_reports(v_project.project_id) r
+    SELECT r.* INTO v_report FROM osgprod._all_reports(p_project.project_id) r
      WHERE r.cluster = v_attempt.cluster AND r.process = v_attempt.process AND r.nstart = v_attempt.nstart AND r.by_worker;
     IF FOUND THEN
         SELECT g.* INTO v_answer FROM osgprod._say_again(v_report, p_call.exitcode) g;
         RETURN v_answer;
     END IF;
-    v_outcome := osgprod._judge_exit(v_project, v_attempt.rawdata_id, v_attempt.block1, v_attempt.block2,
+    v_outcome := osgprod._judge_exit(p_project, v_attempt.rawdata_id, v_attempt.block1, v_attempt.block2,
         p_call.exitcode::int, p_call.events, p_call.outputs::int, p_call.output_bytes, p_call.output_adler32);
     IF v_outcome = 'failed' AND p_call.exitcode = 0 THEN
-        v_reason := osgprod._missing_evidence(v_project, v_attempt.rawdata_id, v_attempt.block1, v_attempt.block2,
+        v_reason := osgprod._missing_evidence(p_project, v_attempt.rawdata_id, v_attempt.block1, v_attempt.block2,
             p_call.events, p_call.outputs::int, p_call.output_bytes, p_call.output_adler32);
     END IF;
-    v_outcome := osgprod._settle_attempt(v_project, v_attempt.cluster, v_attempt.process, v_attempt.nstart, v_outcome,
+    v_outcome := osgprod._settle_attempt(p_project, v_attempt.cluster, v_attempt.process, v_attempt.nstart, v_outcome,
         v_worker, p_call.exitcode::int);
-    INSERT INTO reports AS i SELECT r.* FROM osgprod._report_row(v_attempt, p_call, v_outcome, v_reason) r
+    INSERT INTO osgprod_data.reports AS i SELECT r.* FROM osgprod._report_row(v_attempt, p_call, v_outcome, v_reason) r
     RETURNING osgprod._http_status(i.outcome), i.outcome, osgprod._answer(i.outcome, i.reason) INTO v_answer;
     IF v_outcome IN ('failed', 'node-fault') THEN
-        PERFORM osgprod._ban_if_black_hole(v_project, v_worker);
+        PERFORM osgprod._ban_if_black_hole(p_project, v_worker);
     END IF;
     RETURN v_answer;
 END

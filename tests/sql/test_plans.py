@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,6 +38,7 @@ class Plans:
             "log_nested_statements = on",
             "log_format = json",
             "log_timing = off",
+            "log_analyze = on",
         ):
             db.execute(f"SET auto_explain.{setting}".encode())
         db.execute("SET client_min_messages = log")
@@ -55,6 +57,17 @@ class Plans:
             for query, plan in self.seen
             for node in _nodes(plan)
             if node["Node Type"] == "Seq Scan" and node["Relation Name"] not in SMALL
+        }
+
+    def project_scans(self) -> set[str]:
+        """The statements that read all of a project's slices, attempts or reports, by a plan that is kept."""
+        return {
+            query
+            for query, plan in self.seen
+            for node in _nodes(plan)
+            if re.match("(slices|attempts|reports)", node.get("Index Name", ""))
+            and re.fullmatch(r"\(project_id = \$\d+\)", node.get("Index Cond", ""))
+            and node["Actual Loops"]
         }
 
     def tables(self) -> set[str]:
@@ -119,7 +132,7 @@ def test_nothing_that_jobs_call_reads_a_large_table_from_end_to_end(world: World
     with connect(world.dsn) as other:
         fill(other, "p", runs=20, files=40, blocks=200, a_slice=4, finished=0.8, in_flight=60, attempts=20000)
         jobs_come_and_go(world, other, 9_000_001)
-    assert plans.whole_scans() == set()
+    assert plans.whole_scans() == plans.project_scans() == set()
     assert plans.tables() >= plans.LARGE
     world.db.execute("SELECT count(events) FROM osgprod_data.reports")
     assert plans.whole_scans(), "one would have been seen"
@@ -132,4 +145,4 @@ def test_plans_made_while_the_tables_were_empty_are_good_ones_too(world: World, 
             other.execute(f"ALTER TABLE osgprod_data.{table} SET (autovacuum_enabled = off)".encode())
         World(other, world.dsn).add_file(200)
         jobs_come_and_go(world, other, 9_000_001)
-    assert plans.whole_scans() == set()
+    assert plans.whole_scans() == plans.project_scans() == set()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psycopg
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shim.database import call
+from shim.database import call, connect
 from tests.support import World
 
 JOBS = st.integers(0, 7)
@@ -32,6 +33,7 @@ REPORTS = st.tuples(
         unique_by=lambda call: call["process"],  # of two different words of one job either may count
     ),
 )
+STATES = st.tuples(st.just("set_project"), st.sampled_from(["active", "draining"]))
 BEATS = st.tuples(st.just("heartbeat"), st.lists(st.fixed_dictionaries({"process": JOBS, "bytes": JOBS})))
 MANY = {"checkout_slice": "checkout_slices", "report_exit": "report_exits", "heartbeat": "heartbeats"}
 numbers = itertools.count()
@@ -96,9 +98,19 @@ def twins(world: World, **settings: object) -> tuple[str, str]:
     return names
 
 
-@pytest.mark.parametrize("more", [{}, {"max_failures": 2, "demand_checksum": True}])
+CLAIMS = {"iss": "https://issuer.example.org", "aud": "ANY", "scope": "work", "exp": 4102444800}
+
+
+@pytest.mark.parametrize(
+    ("more", "bearer"),
+    [
+        ({}, None),
+        ({"max_failures": 2, "demand_checksum": True}, None),
+        ({"bearer_issuer": CLAIMS["iss"], "bearer_scope": "work"}, CLAIMS),
+    ],
+)
 def test_any_calls_made_together_do_what_they_do_one_after_the_other(
-    world: World, more: dict[str, object]
+    world: World, more: dict[str, object], bearer: dict[str, object] | None
 ) -> None:
     world.add_file(9, run=1, project=None)
     world.add_file(6, run=2, project=None)
@@ -110,15 +122,21 @@ def test_any_calls_made_together_do_what_they_do_one_after_the_other(
         suppress_health_check=list(HealthCheck),
         database=None,
     )
-    @given(st.lists(st.one_of(ASKS, ASKS, REPORTS, BEATS), min_size=4, max_size=12))
+    @given(st.lists(st.one_of(ASKS, ASKS, REPORTS, BEATS, STATES), min_size=4, max_size=12))
     def try_out(steps: list[tuple[str, list[dict[str, Any]]]]) -> None:
         one, other = twins(world, **more)
         for function, calls in steps:
+            if function == "set_project":
+                for name in (one, other):
+                    world.set(name, state=calls)
+                continue
             calls = in_turn(calls)
             if function != "checkout_slice":  # of a job that has never asked
                 calls = [c for c in calls if has_asked(world, one, c["process"])]
-            alone = [call(world.db, function, **job(other, **c))[0] for c in calls]
-            assert answers(together(world, function, [job(one, **c) for c in calls])) == answers(alone)
+            text = bearer and json.dumps(bearer)
+            alone = [call(world.db, function, **job(other, bearer=text, **c))[0] for c in calls]
+            many = together(world, function, [job(one, bearer=bearer, **c) for c in calls])
+            assert answers(many) == answers(alone)
         assert tables(world, one) == tables(world, other)
 
     try_out()
@@ -171,6 +189,51 @@ def test_error_of_one_leaves_nothing_of_the_others(world: World, wrong: dict[str
             world, "checkout_slice", [job("p", process=1, cpus=1), {**job("p", process=2, cpus=1), **wrong}]
         )
     assert world.progress()["blocks_leased"] == 0
+
+
+def test_jobs_with_bearer_tokens_are_served_as_one_set(world: World) -> None:
+    world.set(bearer_issuer=CLAIMS["iss"], bearer_scope="work")
+    world.add_file(5)
+    calls = [job("p", process=n, cpus=1, magic=None, bearer=CLAIMS) for n in range(3)]
+    assert [row["block1"] for row in together(world, "checkout_slice", calls)] == [1, 2, 3]
+    calls[1]["bearer"] = {**CLAIMS, "scope": "play"}
+    with pytest.raises(psycopg.Error, match="claim scope"):
+        together(world, "heartbeat", calls)
+
+
+def test_stranger_is_told_of_nothing_but_that(world: World) -> None:
+    world.add_file(5)
+    world.checkout(1)
+    for wrong in ({"exitcode": 300}, {"exitcode": 0, "output_adler32": "xyz"}, {"exitcode": 0, "events": -1}):
+        with pytest.raises(psycopg.Error) as refused:
+            world.report(1, **{"magic": "no", **wrong})  # type: ignore[arg-type]
+        assert refused.value.sqlstate == "OG202"
+
+
+def test_calls_that_have_the_same_number_are_all_taken(world: World) -> None:
+    world.add_file(5)
+    for n in (1, 2):
+        world.checkout(n)
+    calls = [{**job("p", process=n, exitcode=n - 1), "n": 0} for n in (1, 2)]
+    rows = call(world.db, "report_exits", calls=json.dumps(calls))
+    assert sorted((row["n"], row["status"]) for row in rows) == [(0, "done"), (0, "failed")]
+
+
+def test_wait_brings_no_slice_when_the_file_was_cut_to_its_end_meanwhile(world: World) -> None:
+    world.add_file(1)
+    with psycopg.connect(world.dsn) as first, connect(world.dsn) as second:
+        first.execute("SELECT * FROM osgprod.checkout_slice('p', 1, 1, 1, 'm')")
+        with ThreadPoolExecutor(1) as thread:
+            waiting = thread.submit(call, second, "checkout_slice", **job("p", process=2, cpus=1))
+            waits = "SELECT FROM pg_locks WHERE NOT granted AND locktype = 'advisory'"
+            while not world.db.execute(waits).fetchall():
+                pass
+            first.commit()
+            (answer,) = waiting.result()
+    assert answer["status"] == "wait"
+    assert not any(
+        answer[name] for name in ("nstarts", "url", "filename", "block2", "token", "lease_s", "pieces")
+    )
 
 
 def test_what_a_call_brings_besides_its_parameters_changes_nothing(world: World) -> None:
