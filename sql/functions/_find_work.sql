@@ -39,7 +39,7 @@ BEGIN
                 p_project.max_live USING ERRCODE = 'OG603',
                 HINT = 'try again later; osgprod project set PROJECT max_live=... changes it';
         END IF;
-        v_found := osgprod._take_idle_slice(p_project.project_id, p_cluster, p_process, nstart, p_blocks, v_due_at);
+        v_found := osgprod._take_idle_slice(p_project.project_id, p_cluster, p_process, nstart, p_blocks, v_due_at, false);
         IF v_found.rawdata_id IS NULL THEN
             SELECT f.rawdata_id, f.block1, f.block2, f.is_fresh INTO rawdata_id, block1, block2, is_fresh
               FROM osgprod._lock_file(p_project.project_id) f;
@@ -49,7 +49,7 @@ BEGIN
             -- Before saying that there is nothing: leases that ran out since anybody looked.
             IF osgprod._reclaim_due(p_project.project_id) THEN
                 v_found := osgprod._take_idle_slice(p_project.project_id, p_cluster, p_process, nstart, p_blocks,
-                    v_due_at);
+                    v_due_at, true);
             END IF;
         END IF;
     END IF;
@@ -89,13 +89,17 @@ $fn$;
 
 CREATE FUNCTION osgprod._take_idle_slice(
     p_project_id int, p_cluster int, p_process int, p_nstart int, p_blocks int, p_due_at timestamptz,
+    p_is_reclaimed boolean,
     OUT rawdata_id int, OUT block1 int, OUT block2 int, OUT opened_at timestamptz)
 LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Takes the first slice that came back and is no longer held off; what is too long for the job is left as a new one.
 -- Parameters: p_cluster, p_process, p_nstart  the coming attempt;  p_blocks  at most so many blocks;  p_due_at  end of lease
--- Returns:    the slice; NULLs when none is ready, or when the first is too long and somebody has its file
--- Locks:      the slice SKIP LOCKED (its row in idle_slices belongs to who has it); the file when the slice is split
+--             p_is_reclaimed  slices came back in this transaction: a row that is updated twice in one is checked against
+--                             its foreign key, which fails while somebody splits the slice before it
+-- Returns:    the slice; NULLs when none is ready, or when the first needs its file and somebody has that
+-- Locks:      the slice SKIP LOCKED (its row in idle_slices belongs to who has it); the file, tried, when the slice is split
+--             or p_is_reclaimed
 DECLARE
     v_idle record;
 BEGIN
@@ -116,12 +120,12 @@ BEGIN
     IF rawdata_id IS NULL THEN
         RETURN;
     END IF;
+    -- Who has the file may wait for this slice, or be stuck: see _why_no_work.
+    IF (p_is_reclaimed OR block2 - block1 > p_blocks) AND NOT pg_try_advisory_xact_lock(p_project_id, rawdata_id) THEN
+        rawdata_id := NULL;
+        RETURN;
+    END IF;
     IF block2 - block1 > p_blocks THEN
-        -- Who has the file may wait for this slice, or be stuck: see _why_no_work.
-        IF NOT pg_try_advisory_xact_lock(p_project_id, rawdata_id) THEN
-            rawdata_id := NULL;
-            RETURN;
-        END IF;
         PERFORM osgprod._split_slice(p_project_id, rawdata_id, block1, block1 + p_blocks, now());
         block2 := block1 + p_blocks;
     END IF;

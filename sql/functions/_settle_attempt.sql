@@ -136,7 +136,7 @@ BEGIN
                         THEN 'quarantined' ELSE 'ready' END::osgprod_data.slice_state,
            failures = p_slice.failures, faults = p_slice.faults, faulted_on = p_slice.faulted_on,
            repeats = p_slice.repeats, exit_codes = p_slice.exit_codes,
-           -- I3: who is only silent may come back (_revive), who has ended may not.
+           -- I3: who is only silent may come back (_lost_slice), who has ended may not.
            due_at = CASE WHEN p_outcome = 'lost' THEN s.due_at END
      WHERE s.project_id = p_slice.project_id AND s.rawdata_id = p_slice.rawdata_id AND s.block1 = p_slice.block1;
     IF p_slice.failures >= p_project.max_failures AND p_slice.block2 - p_slice.block1 = 1 THEN

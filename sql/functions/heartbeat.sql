@@ -32,6 +32,7 @@ DECLARE
     v_project projects := osgprod._authorize(p_project, p_magic, v_client, p_bearer, p_cluster, p_process);
     v_attempt attempts := osgprod._find_attempt(v_project, p_cluster, p_process, p_token, v_client);
     v_slice   slices;
+    v_is_lost boolean;
 BEGIN
     IF v_attempt.nstart IS NULL THEN
         SELECT f.* INTO http_status, status, message
@@ -43,8 +44,9 @@ BEGIN
        AND s.state = 'leased'
        AND s.cluster = v_attempt.cluster AND s.process = v_attempt.process AND s.nstart = v_attempt.nstart
        FOR NO KEY UPDATE;
-    IF NOT FOUND THEN
-        v_slice := osgprod._revive(v_attempt);
+    v_is_lost := NOT FOUND;
+    IF v_is_lost THEN
+        v_slice := osgprod._lost_slice(v_attempt);
     END IF;
     IF v_slice.block1 IS NULL THEN
         http_status := 409;
@@ -55,14 +57,21 @@ BEGIN
     IF p_bytes > coalesce(v_slice.bytes_fetched, -1) OR p_cpu_s > coalesce(v_slice.cpu_s, -1) THEN
         v_slice.progress_at := now();
     ELSIF coalesce(v_slice.progress_at, v_attempt.started_at) < now() - make_interval(secs => v_project.wedged_s) THEN
-        -- It will be silent from now on: no need to wait for its lease.
-        PERFORM osgprod._lose_slice(v_project, v_slice, format('no progress for more than %s s', v_project.wedged_s));
+        IF NOT v_is_lost THEN  -- it will be silent from now on: no need to wait for its lease
+            PERFORM osgprod._lose_slice(v_project, v_slice, format('no progress for more than %s s', v_project.wedged_s));
+        END IF;
         http_status := 409;
         SELECT d.status, d.message INTO status, message FROM osgprod._why_dead(v_attempt) d;
         RETURN;
     END IF;
+    IF v_is_lost THEN
+        DELETE FROM idle_slices i
+         WHERE i.project_id = v_slice.project_id AND i.rawdata_id = v_slice.rawdata_id AND i.block1 = v_slice.block1;
+    END IF;
+    -- All at once: a row that is updated twice in a transaction is checked against its foreign key, which fails while
+    -- somebody splits the slice before it.
     UPDATE slices s
-       SET due_at = now() + make_interval(secs => v_project.lease_s), progress_at = v_slice.progress_at,
+       SET state = 'leased', due_at = now() + make_interval(secs => v_project.lease_s), progress_at = v_slice.progress_at,
            bytes_fetched = greatest(p_bytes, v_slice.bytes_fetched), cpu_s = greatest(p_cpu_s, v_slice.cpu_s)
      WHERE s.project_id = v_slice.project_id AND s.rawdata_id = v_slice.rawdata_id AND s.block1 = v_slice.block1;
     http_status := 200;
@@ -102,12 +111,12 @@ $fn$;
 COMMENT ON FUNCTION osgprod.heartbeats(json) IS
 'Does heartbeat for several jobs at once, in one transaction; one row for each. For osgprod_worker.';
 
-CREATE FUNCTION osgprod._revive(p_attempt osgprod_data.attempts)
+CREATE FUNCTION osgprod._lost_slice(p_attempt osgprod_data.attempts)
 RETURNS osgprod_data.slices LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Gives an attempt that was silent past its lease, and lives after all, its slice back.
+-- Finds the slice that an attempt which was silent past its lease, and lives after all, may have back.
 -- Parameters: p_attempt  the attempt, its job locked
--- Returns:    the slice, leased and locked; NULLs when it is lent, done, split or recycled, when the attempt has reported
+-- Returns:    the slice, locked; NULLs when it is lent, done, split or recycled, when the attempt has reported
 --             or was told to stop, or when its job has started again (I3: a job holds one slice)
 -- Locks:      the slice
 DECLARE
@@ -124,12 +133,6 @@ BEGIN
                         WHERE a.project_id = s.project_id AND a.cluster = s.cluster AND a.process = s.process
                           AND a.nstart > s.nstart)
        FOR NO KEY UPDATE;
-    IF FOUND THEN
-        DELETE FROM osgprod_data.idle_slices i
-         WHERE i.project_id = v_slice.project_id AND i.rawdata_id = v_slice.rawdata_id AND i.block1 = v_slice.block1;
-        UPDATE osgprod_data.slices s SET state = 'leased'
-         WHERE s.project_id = v_slice.project_id AND s.rawdata_id = v_slice.rawdata_id AND s.block1 = v_slice.block1;
-    END IF;
     RETURN v_slice;
 END
 $fn$;
