@@ -210,7 +210,7 @@ class LiveShim:
         self.port = self._socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}/osgprod"
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]})
-        # No limits: of more than 20 idle connections httpcore closes some, now and then one that a thread has just taken.
+        # Without limits, since httpcore closes idle connections over 20, now and then one that a thread has just taken.
         self.client = httpx.Client(timeout=30, limits=httpx.Limits())
 
     def __enter__(self) -> Self:
