@@ -32,7 +32,6 @@ DECLARE
     v_project projects := osgprod._authorize(p_project, p_magic, v_client, p_bearer, p_cluster, p_process);
     v_attempt attempts := osgprod._find_attempt(v_project, p_cluster, p_process, p_token, v_client);
     v_slice   slices;
-    v_is_lost boolean;
 BEGIN
     IF v_attempt.nstart IS NULL THEN
         SELECT f.* INTO http_status, status, message
@@ -44,9 +43,10 @@ BEGIN
        AND s.state = 'leased'
        AND s.cluster = v_attempt.cluster AND s.process = v_attempt.process AND s.nstart = v_attempt.nstart
        FOR NO KEY UPDATE;
-    v_is_lost := NOT FOUND;
-    IF v_is_lost THEN
+    IF NOT FOUND THEN
         v_slice := osgprod._lost_slice(v_attempt);
+        DELETE FROM idle_slices i
+         WHERE i.project_id = v_slice.project_id AND i.rawdata_id = v_slice.rawdata_id AND i.block1 = v_slice.block1;
     END IF;
     IF v_slice.block1 IS NULL THEN
         http_status := 409;
@@ -57,19 +57,14 @@ BEGIN
     IF p_bytes > coalesce(v_slice.bytes_fetched, -1) OR p_cpu_s > coalesce(v_slice.cpu_s, -1) THEN
         v_slice.progress_at := now();
     ELSIF coalesce(v_slice.progress_at, v_attempt.started_at) < now() - make_interval(secs => v_project.wedged_s) THEN
-        IF NOT v_is_lost THEN  -- it will be silent from now on: no need to wait for its lease
-            PERFORM osgprod._lose_slice(v_project, v_slice, format('no progress for more than %s s', v_project.wedged_s));
-        END IF;
+        -- It will be silent from now on: no need to wait for its lease.
+        PERFORM osgprod._lose_slice(v_project, v_slice, format('no progress for more than %s s', v_project.wedged_s));
         http_status := 409;
         SELECT d.status, d.message INTO status, message FROM osgprod._why_dead(v_attempt) d;
         RETURN;
     END IF;
-    IF v_is_lost THEN
-        DELETE FROM idle_slices i
-         WHERE i.project_id = v_slice.project_id AND i.rawdata_id = v_slice.rawdata_id AND i.block1 = v_slice.block1;
-    END IF;
-    -- All at once: a row that is updated twice in a transaction is checked against its foreign key, which fails while
-    -- somebody splits the slice before it.
+    -- A lost slice is leased again here, or lost once more above, not before: a row that is updated twice in a transaction
+    -- is checked against its foreign key, which fails while somebody splits the slice before it.
     UPDATE slices s
        SET state = 'leased', due_at = now() + make_interval(secs => v_project.lease_s), progress_at = v_slice.progress_at,
            bytes_fetched = greatest(p_bytes, v_slice.bytes_fetched), cpu_s = greatest(p_cpu_s, v_slice.cpu_s)
