@@ -159,7 +159,7 @@ AS $fn$
 -- Takes a bad node's failures off the slices' accounts, since they say nothing of the data; what reached quarantine
 -- through them alone is ready again.
 -- Parameters: p_project  the project's row;  p_worker  see _worker;  p_since  from when on its fast failures are void
--- Locks:      the slices, SKIP LOCKED; see _reopen_slice
+-- Locks:      the slices, SKIP LOCKED, and their files, tried: who has one keeps its failures; see _reopen_slice
 DECLARE
     v_slice record;
 BEGIN
@@ -182,6 +182,9 @@ BEGIN
          ORDER BY f.run, f.seqno, f.rawdata_id, s.block1
            FOR NO KEY UPDATE OF s SKIP LOCKED
     LOOP
+        -- The row may be updated for a second time in this transaction: then it is checked against its foreign key, which
+        -- fails while somebody splits the slice before it.
+        CONTINUE WHEN NOT pg_try_advisory_xact_lock(p_project.project_id, v_slice.rawdata_id);
         IF v_slice.state = 'quarantined' AND v_slice.failures < p_project.max_failures THEN
             PERFORM osgprod._reopen_slice(p_project.project_id, v_slice.rawdata_id, v_slice.block1);
         END IF;
