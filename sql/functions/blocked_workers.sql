@@ -122,13 +122,7 @@ BEGIN
     v_since := greatest(v_ban.banned_at,
         CASE WHEN NOT v_on_probation THEN now() - make_interval(secs => p_project.block_worker_s) END);
     -- What it had begun before its ban, and failed since, was paid for by the ban.
-    SELECT count(*) INTO v_fast FROM osgprod_data.reports r
-     CROSS JOIN LATERAL (  -- LIMIT: by key, never by reading all attempts of the project
-         SELECT a.started_at FROM osgprod_data.attempts a
-          WHERE a.project_id = r.project_id AND a.cluster = r.cluster AND a.process = r.process AND a.nstart = r.nstart
-          LIMIT 1) a
-     WHERE r.project_id = p_project.project_id AND r.worker = p_worker AND r.reported_at > v_since
-       AND r.outcome IN ('failed', 'node-fault') AND r.ran_s <= p_project.fast_failure_s AND a.started_at > v_since;
+    SELECT count(*) INTO v_fast FROM osgprod._fast_failures(p_project, p_worker, v_since) f WHERE f.started_at > v_since;
     IF v_fast < (CASE WHEN v_on_probation THEN 1 ELSE p_project.max_fast_failures END) THEN
         RETURN;
     END IF;
@@ -153,6 +147,23 @@ BEGIN
 END
 $fn$;
 
+CREATE FUNCTION osgprod._fast_failures(p_project osgprod_data.projects, p_worker text, p_since timestamptz)
+RETURNS TABLE (outcome osgprod_data.outcome, started_at timestamptz, rawdata_id int, block1 int, opened_at timestamptz)
+LANGUAGE sql STABLE
+AS $fn$
+    -- What a worker failed within fast_failure_s of starting. (STABLE is what lets its callers inline it.)
+    -- Parameters: p_project  the project's row;  p_worker  see _worker;  p_since  reported after that
+    -- Returns:    a row for each report, with what its attempt was lent
+    SELECT r.outcome, a.started_at, a.rawdata_id, a.block1, a.opened_at
+      FROM osgprod_data.reports r
+     CROSS JOIN LATERAL (  -- LIMIT: by key, never by reading all attempts of the project
+         SELECT t.* FROM osgprod_data.attempts t
+          WHERE t.project_id = r.project_id AND t.cluster = r.cluster AND t.process = r.process AND t.nstart = r.nstart
+          LIMIT 1) a
+     WHERE r.project_id = p_project.project_id AND r.worker = p_worker AND r.reported_at > p_since
+       AND r.outcome IN ('failed', 'node-fault') AND r.ran_s <= p_project.fast_failure_s
+$fn$;
+
 CREATE FUNCTION osgprod._forgive_failures(p_project osgprod_data.projects, p_worker text, p_since timestamptz)
 RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$
@@ -165,13 +176,9 @@ DECLARE
 BEGIN
     FOR v_slice IN
         WITH blamed AS (
-            SELECT a.rawdata_id, a.block1, a.opened_at, count(*) AS times
-              FROM osgprod_data.reports r
-              JOIN osgprod_data.attempts a
-                ON a.project_id = r.project_id AND a.cluster = r.cluster AND a.process = r.process AND a.nstart = r.nstart
-             WHERE r.project_id = p_project.project_id AND r.worker = p_worker AND r.reported_at > p_since
-               AND r.outcome = 'failed' AND r.ran_s <= p_project.fast_failure_s
-             GROUP BY a.rawdata_id, a.block1, a.opened_at
+            SELECT f.rawdata_id, f.block1, f.opened_at, count(*) AS times
+              FROM osgprod._fast_failures(p_project, p_worker, p_since) f
+             WHERE f.outcome = 'failed' GROUP BY f.rawdata_id, f.block1, f.opened_at
         )
         SELECT s.rawdata_id, s.block1, s.state, greatest(s.failures - b.times, 0) AS failures
           FROM blamed b

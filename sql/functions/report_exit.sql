@@ -150,7 +150,8 @@ AS $fn$
 -- Errors:     see report_exit
 -- Locks:      see report_exit
 DECLARE
-    v_attempt osgprod_data.attempts := osgprod._find_attempt(p_project, p_call.cluster, p_call.process, p_call.token, p_call.client);
+    v_attempt osgprod_data.attempts := osgprod._find_attempt(p_project, p_call.cluster, p_call.process, p_call.token,
+                                                             p_call.client);
     v_worker  text := osgprod._worker(v_attempt.client, coalesce(v_attempt.host, p_call.host));
     v_report  osgprod_data.reports;
     v_outcome osgprod_data.outcome;

@@ -150,8 +150,7 @@ def test_isolation_that_the_database_is_given_does_not_matter(world: World) -> N
 
         async def do(batches: Batches) -> Any:
             waiting = asyncio.create_task(batches.call(CHECKOUT, asking(2)))
-            waits = "SELECT FROM pg_locks WHERE NOT granted AND locktype = 'advisory'"
-            while not world.db.execute(waits).fetchall():
+            while not world.somebody_waits():
                 await asyncio.sleep(0.01)
             other.commit()
             return await waiting

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -225,9 +226,8 @@ def test_wait_brings_no_slice_when_the_file_was_cut_to_its_end_meanwhile(world: 
         first.execute("SELECT * FROM osgprod.checkout_slice('p', 1, 1, 1, 'm')")
         with ThreadPoolExecutor(1) as thread:
             waiting = thread.submit(call, second, "checkout_slice", **job("p", process=2, cpus=1))
-            waits = "SELECT FROM pg_locks WHERE NOT granted AND locktype = 'advisory'"
-            while not world.db.execute(waits).fetchall():
-                pass
+            while not world.somebody_waits():
+                time.sleep(0.01)
             first.commit()
             (answer,) = waiting.result()
     assert answer["status"] == "wait"
