@@ -47,7 +47,7 @@ def check(world: World, traffic: Traffic, nblocks: int) -> None:
 
 
 def mid_traffic(traffic: Traffic, nblocks: int, chance: random.Random) -> Iterator[None]:
-    """TIMES moments, as the outputs grow to nine tenths of all blocks: by count, so that no machine is too fast or slow."""
+    """TIMES moments, as outputs grow to nine tenths of all blocks: by count, so that no machine is too fast."""
     step = nblocks * 9 // 10 // TIMES
     for n in range(TIMES):
         outputs = n * step + chance.randrange(1, step)
