@@ -199,9 +199,9 @@ def blocks_of(answers: list[dict[str, Any]]) -> list[tuple[str, int]]:
 
 
 class LiveShim:
-    """The real application behind a real uvicorn on a loopback port, in a thread."""
+    """The real application behind a real uvicorn on a loopback port, or on the unix socket `unix`, in a thread."""
 
-    def __init__(self, dsn: str, document_root: Path, **environment: str) -> None:
+    def __init__(self, dsn: str, document_root: Path, unix: Path | None = None, **environment: str) -> None:
         self._root = document_root
         self._root.mkdir(parents=True, exist_ok=True)
         with _environment(environment):
@@ -210,13 +210,14 @@ class LiveShim:
             application, http=BoundedProtocol, lifespan="on", log_config=None, proxy_headers=False
         )
         self._server = uvicorn.Server(config)
-        self._socket = socket.socket()
-        self._socket.bind(("127.0.0.1", 0))
-        self.port = self._socket.getsockname()[1]
+        self._socket = socket.socket(socket.AF_UNIX if unix else socket.AF_INET)
+        self._socket.bind(str(unix) if unix else ("127.0.0.1", 0))
+        self.port = 0 if unix else self._socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}/osgprod"
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]})
         # Without limits, since httpcore closes idle connections over 20, now and then one that a thread has just taken.
-        self.client = httpx.Client(timeout=30, limits=httpx.Limits())
+        transport = httpx.HTTPTransport(uds=str(unix) if unix else None, limits=httpx.Limits())
+        self.client = httpx.Client(timeout=30, transport=transport)
 
     def __enter__(self) -> Self:
         self._thread.start()

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import socket
-import threading
 from pathlib import Path
 
 import httpx
 import pytest
-import uvicorn
 from hypothesis import given
 from hypothesis import strategies as st
 
 from shim.address import SettingError, TrustedProxies, plain
-from shim.app import create_app
-from tests.support import WORKER_ROLE, LiveShim, World
+from tests.support import LiveShim, World
 
 FORGED = ("X-Forwarded-For", "X-Real-IP", "Forwarded", "X-Client-IP", "True-Client-IP", "CF-Connecting-IP", "Via",
           "X-Forwarded-Host", "X-Original-Forwarded-For", "Client-IP", "Remote-Addr")  # fmt: skip
@@ -138,28 +134,15 @@ def test_behind_a_trusted_proxy_only_its_own_word_counts(world: World, folder: P
 
 @pytest.mark.parametrize("trusted", ["", "unix"])
 def test_a_client_behind_a_unix_socket_is_never_taken_for_loopback(
-    world: World, folder: Path, monkeypatch: pytest.MonkeyPatch, trusted: str
+    world: World, folder: Path, trusted: str
 ) -> None:
     """World's project lets 127.0.0.0/8 in: who comes without an address must not profit from that."""
     world.add_file(9)
-    monkeypatch.setenv("OSGPROD_TRUSTED_PROXIES", trusted)
-    (folder / "www" / "p").mkdir(parents=True)
-    (folder / "www" / "p" / "osgprod_work.bash").write_text("exit 0\n")
-    application = create_app(world.dsn + WORKER_ROLE, folder / "www", "/osgprod")
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(str(folder / "s"))
-    server = uvicorn.Server(uvicorn.Config(application, lifespan="on", log_config=None, proxy_headers=False))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    try:
-        with httpx.Client(transport=httpx.HTTPTransport(uds=str(folder / "s"), retries=20)) as http:
-            unknown = ask(http, "http://x/osgprod", 0)
-            assert (unknown.status_code, "OG207" in unknown.text) == (403, True)
-            assert "OSGPROD_TRUSTED_PROXIES" in unknown.text
-            named = ask(http, "http://x/osgprod", 0, ("X-Forwarded-For", "127.0.0.3"))
-            assert named.status_code == (200 if trusted else 403)
-    finally:
-        server.should_exit = True
-        thread.join()
-        listener.close()
+    with LiveShim(world.dsn, folder / "www", folder / "s", OSGPROD_TRUSTED_PROXIES=trusted) as live:
+        live.add_template("p")
+        unknown = ask(live.client, live.url, 0)
+        assert (unknown.status_code, "OG207" in unknown.text) == (403, True)
+        assert "OSGPROD_TRUSTED_PROXIES" in unknown.text
+        named = ask(live.client, live.url, 0, ("X-Forwarded-For", "127.0.0.3"))
+        assert named.status_code == (200 if trusted else 403)
     assert recorded(world) == (["127.0.0.3"] if trusted else [])
