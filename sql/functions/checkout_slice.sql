@@ -62,25 +62,18 @@ AS $fn$
 -- Errors:     those of checkout_slice, OG1xx to OG6xx
 -- Locks:      those of checkout_slice; all jobs of a project in the order of their numbers
 -- Source:     docs/design.md "Together"
-DECLARE
-    v_calls osgprod.checkout[];
 BEGIN
-    -- A job that asks twice is served in turn: the later call is a restart.
-    FOR v_calls IN
-        SELECT array_agg(ROW(q.n, q.project, q.cluster, q.process, q.cpus, q.magic, osgprod._plain_address(q.client),
-                   q.workscript, q.host, q.site, q.bearer,
-                   NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL)::osgprod.checkout
-                   ORDER BY q.cluster, q.process)
-          FROM (SELECT r.*, row_number() OVER (PARTITION BY r.project, r.cluster, r.process ORDER BY r.n) AS turn
-                  FROM json_to_recordset(p_calls) AS r (n int, project text, cluster bigint, process bigint, cpus bigint,
-                       magic text, client inet, workscript text, host text, site text, bearer jsonb)) q
-         GROUP BY q.project, q.turn ORDER BY q.project, q.turn
-    LOOP
-        RETURN QUERY
-        SELECT v_calls[a.ordinality].n, a.status, a.message, a.retry_s, a.workscript, a.nstarts, a.token, a.lease_s,
-               a.heartbeat_s, a.started_at, a.url, a.filename, a.block1, a.block2, a.size_bytes, a.events, a.pieces
-          FROM unnest(osgprod._checkout(v_calls)) WITH ORDINALITY a;
-    END LOOP;
+    RETURN QUERY
+    SELECT g.calls[a.ordinality].n, a.status, a.message, a.retry_s, a.workscript, a.nstarts, a.token, a.lease_s,
+           a.heartbeat_s, a.started_at, a.url, a.filename, a.block1, a.block2, a.size_bytes, a.events, a.pieces
+      FROM (SELECT array_agg(ROW(r.n, r.project, r.cluster, r.process, r.cpus, r.magic, osgprod._plain_address(r.client),
+                       r.workscript, r.host, r.site, r.bearer,
+                       NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL)::osgprod.checkout
+                       ORDER BY r.cluster, r.process, r.n) AS calls
+              FROM json_to_recordset(p_calls) AS r (n int, project text, cluster bigint, process bigint, cpus bigint,
+                   magic text, client inet, workscript text, host text, site text, bearer jsonb)
+             GROUP BY r.project ORDER BY r.project) g
+     CROSS JOIN LATERAL unnest(osgprod._checkout(g.calls)) WITH ORDINALITY a;
 END
 $fn$;
 
@@ -92,7 +85,7 @@ RETURNS osgprod.checkout_answer[] LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Lends slices to jobs that ask at the same moment. The common case for all of them at once: jobs that are new and may
 -- work, nothing that came back, a file that nobody else is cutting with a slice for each. Else one by one.
--- Parameters: p_calls  of one project, of different jobs, in the order of their numbers
+-- Parameters: p_calls  of one project, in the order of the jobs' numbers
 -- Returns:    the answer to each, in the same order
 -- Errors:     see checkout_slice
 -- Locks:      see checkout_slice
@@ -101,7 +94,9 @@ DECLARE
     v_file    record;
     v_end     int;  -- where the next slice begins
     v_call    osgprod.checkout;
+    v_job     bigint;
     v_calls   osgprod.checkout[];
+    v_answers osgprod.checkout_answer[];
     v_now     timestamptz;
 BEGIN
     -- Written for few statements and expressions: each costs more than what it does (docs/performance.md).
@@ -125,6 +120,8 @@ BEGIN
         v_end := (SELECT e.block2 FROM osgprod._cut_until(v_project.project_id, v_file.rawdata_id) e);
         v_end := coalesce(v_end, v_file.block1);
         FOREACH v_call IN ARRAY p_calls LOOP
+            EXIT WHEN v_call.cluster << 32 | v_call.process = v_job;  -- it asks twice: see below
+            v_job := v_call.cluster << 32 | v_call.process;
             v_call.status := 'assigned';
             v_call.nstart := 1;
             v_call.rawdata_id := v_file.rawdata_id;
@@ -136,7 +133,7 @@ BEGIN
             v_calls := v_calls || v_call;
         END LOOP;
     END IF;
-    IF v_calls[cardinality(v_calls)].block1 < v_file.block2 THEN
+    IF v_calls[cardinality(p_calls)].block1 < v_file.block2 THEN
         -- Assigned, since PERFORM would be a statement more.
         v_end := osgprod._cut(v_project.project_id, v_project.lease_s, v_file.block1, v_file.block2, v_file.is_fresh, v_calls);
     ELSE
@@ -147,6 +144,13 @@ BEGIN
             v_project := osgprod._authorize(v_call.project, v_call.magic, v_call.client, v_call.bearer, v_call.cluster,
                                             v_call.process);
         END LOOP;
+        -- When a job asks twice its later call is a restart, of an attempt that has to be there.
+        IF (SELECT count(DISTINCT (c.cluster, c.process)) FROM unnest(p_calls) c) < cardinality(p_calls) THEN
+            FOREACH v_call IN ARRAY p_calls LOOP
+                v_answers := v_answers || osgprod._checkout(ARRAY[v_call]);
+            END LOOP;
+            RETURN v_answers;
+        END IF;
         v_calls := NULL;
         FOREACH v_call IN ARRAY p_calls LOOP
             v_calls := v_calls || osgprod._find_slice(v_project, v_call);

@@ -59,23 +59,17 @@ AS $fn$
 -- Errors:     those of report_exit, OG1xx to OG5xx
 -- Locks:      those of report_exit; all jobs of a project in the order of their numbers
 -- Source:     docs/design.md "Together"
-DECLARE
-    v_calls osgprod.report[];
-    v_ns    int[];
 BEGIN
-    FOR v_calls, v_ns IN
-        SELECT array_agg(ROW(q.nth, q.project, q.cluster, q.process, q.exitcode, q.magic,
-                   osgprod._plain_address(q.client), q.token, q.events, q.outputs, q.output_bytes, q.output_adler32,
-                   q.output_url, q.host, q.site, q.reason, q.bearer)::osgprod.report ORDER BY q.nth),
-               array_agg(q.n ORDER BY q.nth)
-          FROM (SELECT r.*, row_number() OVER (PARTITION BY r.project ORDER BY r.cluster, r.process, r.n) AS nth
-                  FROM json_populate_recordset(NULL::osgprod.report, p_calls) r) q
-         GROUP BY q.project ORDER BY q.project
-    LOOP
-        RETURN QUERY
-        SELECT v_ns[a.ordinality], a.http_status, a.status, a.message
-          FROM unnest(osgprod._report(v_calls)) WITH ORDINALITY a;
-    END LOOP;
+    RETURN QUERY
+    SELECT g.ns[a.ordinality], a.http_status, a.status, a.message
+      FROM (SELECT array_agg(ROW(r.ordinality, r.project, r.cluster, r.process, r.exitcode, r.magic,
+                       osgprod._plain_address(r.client), r.token, r.events, r.outputs, r.output_bytes, r.output_adler32,
+                       r.output_url, r.host, r.site, r.reason, r.bearer)::osgprod.report
+                       ORDER BY r.cluster, r.process, r.n) AS calls,
+                   array_agg(r.n ORDER BY r.cluster, r.process, r.n) AS ns
+              FROM json_populate_recordset(NULL::osgprod.report, p_calls) WITH ORDINALITY r
+             GROUP BY r.project ORDER BY r.project) g
+     CROSS JOIN LATERAL unnest(osgprod._report(g.calls)) WITH ORDINALITY a;
 END
 $fn$;
 

@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 
 from shim.app import CHECKOUT, REPORT
-from shim.batches import Batches
+from shim.batches import LANES, Batches
 from shim.database import open_pool
 from tests.support import World
 
@@ -54,7 +54,7 @@ def transactions(world: World, table: str) -> int:
     return int(row["n"])
 
 
-def test_jobs_that_come_together_are_served_in_one_transaction_each_its_own_answer(world: World) -> None:
+def test_jobs_that_come_together_share_one_transaction_a_lane_each_its_own_answer(world: World) -> None:
     world.set(token_required=True)
     world.add_file(40)
 
@@ -64,7 +64,7 @@ def test_jobs_that_come_together_are_served_in_one_transaction_each_its_own_answ
         return await all_of(batches, REPORT, [reporting(n, lent[n]["token"]) for n in range(30)])
 
     assert {answer["status"] for answer in with_batches(world, do)} == {"done"}
-    assert transactions(world, "attempts") == transactions(world, "reports") == 1
+    assert transactions(world, "attempts") == transactions(world, "reports") == LANES
     assert world.progress()["blocks_done"] == 30
 
 

@@ -53,13 +53,8 @@ def job(project: str, **more: object) -> dict[str, Any]:
 
 
 def in_turn(calls: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """In the order in which they are served: jobs by their numbers, then those that are there for a second time."""
-    seen: dict[int, int] = {}
-    turns = []
-    for n, one in enumerate(calls):
-        seen[one["process"]] = seen.get(one["process"], 0) + 1
-        turns.append((seen[one["process"]], one["process"], n))
-    return [calls[n] for *_, n in sorted(turns)]
+    """In the order in which they are served: by the numbers of the jobs."""
+    return sorted(calls, key=lambda one: one["process"])
 
 
 def answers(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
