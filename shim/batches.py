@@ -92,8 +92,8 @@ class Batches:
     def _room(self, now: float) -> int:
         """How many calls the next batch may have; 0 when no lane is free.
 
-        A batch of all that waits would leave the other lane what trickles in, and us nothing to do until it is back. Lanes
-        that share take turns: the answers of one are sent while the other is at work (8 % more pairs a second).
+        A batch of all that waits would leave the other lane what trickles in, and us nothing to do until it is back.
+        Lanes that share take turns: answers of one are sent while the other is at work (8 % more pairs a second).
         """
         moving = [calls for began_at, calls in self._running.values() if now - began_at < STALLED_S]
         lanes = min(LANES, self._size)
