@@ -89,6 +89,8 @@ def parse_query(query: bytes) -> dict[str, str]:
 
 
 def _decoded(text: bytes, what: str) -> str:
+    if text.isalnum():  # ASCII's letters and digits, as most are
+        return text.decode()
     plain = text.replace(b"+", b" ")
     if b"%" in plain:
         plain = unquote_to_bytes(plain)
