@@ -59,8 +59,8 @@ class Size:
     files: int = 100_000
     finished: int = 10_000_000
     few: int = 1_000
-    rounds: int = 5
-    seconds: float = 5.0
+    rounds: int = 11  # short ones, since the machine is never the same for long
+    seconds: float = 2.5
     pairs: int = 200_000
     requests: int = 100_000
     scan_files: int = 64
