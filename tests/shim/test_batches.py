@@ -130,13 +130,15 @@ def test_somebodys_open_transaction_does_not_take_all_connections(world: World) 
             for n in range(8):  # one after the other: each is a batch that waits
                 stuck.append(asyncio.create_task(batches.call(REPORT, asking(n, exitcode=0))))
                 await asyncio.sleep(0.1)
-            return await batches.call(CHECKOUT, asking(9)), await asyncio.gather(
-                *stuck, return_exceptions=True
-            )
+            answer = await batches.call(CHECKOUT, asking(9))
+            other.rollback()
+            return answer, await asyncio.gather(*stuck, return_exceptions=True)
 
-        answer, errors = with_batches(world, do)
+        answer, reports = with_batches(world, do)
     assert answer["status"] == "assigned"
-    assert {type(error).__name__ for error in errors} <= {"LockNotAvailable", "PoolTimeout"}
+    errors = {type(report).__name__ for report in reports if isinstance(report, Exception)}
+    assert "LockNotAvailable" in errors, "who waits gives his connection back"
+    assert errors <= {"LockNotAvailable", "PoolTimeout"}
     assert world.report(0)["status"] == "done"
 
 
