@@ -15,13 +15,12 @@ import psycopg
 from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout, TooManyRequests
 
-from shim.database import statement
+from shim import database
 
 LANES = 2  # batches at a time in one process; with more of them each would be smaller
 LEAST = 4  # calls that a batch may have before lanes share what there is
 MOST = 64  # calls in a batch: while it runs, its jobs and a file are locked
 MAX_WAITING = 1000
-MAX_WAIT_S = 5.0
 # A batch that takes so long waits for something; then others go past it, as many as there are connections.
 STALLED_S = 0.05
 # Classes of errors that say nothing of a single call: each would meet the same.
@@ -72,8 +71,9 @@ class Batches:
         """Starts what can be started."""
         self._is_called = False
         now = asyncio.get_running_loop().time()
-        while self._waiting and now - self._waiting[0].came_at > MAX_WAIT_S:
-            _fail(self._waiting.pop(0), PoolTimeout(f"no connection within {MAX_WAIT_S} s"))
+        wait_s = database.CONNECTION_WAIT_S
+        while self._waiting and now - self._waiting[0].came_at > wait_s:
+            _fail(self._waiting.pop(0), PoolTimeout(f"no connection within {wait_s} s"))
         while self._waiting and (room := self._room(now)):
             function = self._waiting[0].function
             batch = [call for call in self._waiting if call.function == function][:room]
@@ -132,7 +132,7 @@ class Batches:
         try:
             cursor = connection.cursor(row_factory=dict_row)
             calls = json.dumps([call.arguments for call in batch])
-            await cursor.execute(*statement(batch[0].function, {"calls": calls}))
+            await cursor.execute(*database.statement(batch[0].function, {"calls": calls}))
             rows: list[dict[str, Any]] = await cursor.fetchall()
         except psycopg.errors.FeatureNotSupported:
             # The function has another result type since an upgrade: what this connection has prepared is of no use.

@@ -30,7 +30,8 @@ OLDEST_SERVER = 130000
 # would have process number 1936158834.
 MIGRATION_LOCK = 0x6F73677072
 CONNECT_TIMEOUT_S = 5
-LOCK_TIMEOUT_S = 2  # of the shim's calls; less than a call waits for a connection
+CONNECTION_WAIT_S = 5.0  # that a call of the shim waits for a connection
+LOCK_TIMEOUT_S = 2  # of the shim's calls; less than that
 
 log = logging.getLogger("osgprod")
 
@@ -118,7 +119,7 @@ def open_pool(dsn: str, size: int) -> AsyncConnectionPool[Any]:
         min_size=min(2, size),
         max_size=size,
         open=False,
-        timeout=5.0,
+        timeout=CONNECTION_WAIT_S,
         max_waiting=1000,
         reconnect_timeout=10.0,
         configure=configure,

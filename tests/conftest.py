@@ -77,6 +77,12 @@ def world(db: psycopg.Connection[dict[str, Any]], dsn: str) -> World:
 
 
 @pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls of the shim wait for a connection no longer than it takes to see that there is none."""
+    monkeypatch.setattr("shim.database.CONNECTION_WAIT_S", 0.5)
+
+
+@pytest.fixture
 def folder() -> Iterator[Path]:
     """A folder that the server's and everybody's jobs can enter, unlike pytest's own."""
     path = Path(tempfile.mkdtemp(prefix="osgprod-test-"))

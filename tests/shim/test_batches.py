@@ -173,7 +173,7 @@ def test_answer_that_nobody_waits_for_any_more_hurts_nobody(world: World) -> Non
     assert with_batches(world, do)["status"] == "assigned"
 
 
-def test_server_that_is_away_is_told_to_all(world: World) -> None:
+def test_server_that_is_away_is_told_to_all(world: World, impatient: None) -> None:
     async def do(batches: Batches) -> list[Any]:
         return await all_of(batches, CHECKOUT, [asking(n) for n in range(3)])
 

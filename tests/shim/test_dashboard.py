@@ -213,7 +213,7 @@ def test_senseless_query_is_no_error(busy: World, shim_with: MakeShim) -> None:
     assert shim.raw("project/p/files?state=%00x").status_code == 400
 
 
-def test_database_away_is_a_page_that_says_so_and_metrics_that_say_so(folder: Path) -> None:
+def test_database_away_is_a_page_that_says_so_and_metrics_that_say_so(folder: Path, impatient: None) -> None:
     with LiveShim("host=/nonexistent connect_timeout=1", folder / "www") as shim:
         answer = shim.raw("")
     assert answer.status_code == 503 and "does not answer" in answer.text

@@ -309,7 +309,7 @@ def test_database_away_is_503_and_the_shim_recovers_by_itself(
     assert seen <= {200, 503}
 
 
-def test_shim_starts_without_a_database(folder: Path) -> None:
+def test_shim_starts_without_a_database(folder: Path, impatient: None) -> None:
     with LiveShim(f"host={folder} port=1 dbname=none", folder / "www") as shim:
         answer = shim.raw("healthz")
         assert answer.status_code == 503
