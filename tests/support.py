@@ -141,11 +141,6 @@ class World:
             },
         )[0]
 
-    def somebody_waits(self) -> bool:
-        """Does a session wait for a job or a file that another one has?"""
-        waits = "SELECT FROM pg_locks WHERE NOT granted AND locktype = 'advisory'"
-        return bool(self.db.execute(waits).fetchall())
-
     def progress(self, project: str = "p") -> dict[str, Any]:
         return call(self.db, "progress", project=project)[0]
 

@@ -131,6 +131,7 @@ def test_somebodys_open_transaction_does_not_take_all_connections(world: World) 
                 stuck.append(asyncio.create_task(batches.call(REPORT, asking(n, exitcode=0))))
                 await asyncio.sleep(0.1)
             answer = await batches.call(CHECKOUT, asking(9))
+            assert all(task.exception() for task in stuck if task.done())
             other.rollback()
             return answer, await asyncio.gather(*stuck, return_exceptions=True)
 
@@ -152,7 +153,8 @@ def test_isolation_that_the_database_is_given_does_not_matter(world: World) -> N
 
         async def do(batches: Batches) -> Any:
             waiting = asyncio.create_task(batches.call(CHECKOUT, asking(2)))
-            while not world.somebody_waits():
+            waits = "SELECT FROM pg_locks WHERE NOT granted AND locktype = 'advisory'"
+            while not world.db.execute(waits).fetchall():
                 await asyncio.sleep(0.01)
             other.commit()
             return await waiting

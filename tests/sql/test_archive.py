@@ -309,9 +309,8 @@ def test_archiving_killed_ten_times_goes_on_where_it_ended(world: World) -> None
                 pass
 
     with ThreadPoolExecutor(1) as thread:
-        for n in range(
-            10
-        ):  # spread over what there is to move: slices first, then attempts with their reports
+        # Spread over what there is to move: slices first, then attempts with their reports.
+        for n in range(10):
             with connect(world.dsn) as victim:
                 running = thread.submit(archive_until_killed, victim)
                 while moved() <= n * sum(whole.values()) // 12:
@@ -322,6 +321,7 @@ def test_archiving_killed_ten_times_goes_on_where_it_ended(world: World) -> None
             for table in TABLES:
                 assert len(rows(world, table)) + len(rows(world, f"archived_{table}")) == whole[table]
             assert call(world.db, "verify", project="big", deep=True) == []
+    assert len(rows(world, "archived_slices")) > 0
     assert len(rows(world, "attempts")) > 0, "it was killed before its end"
     while archive(world, "big")["more"]:
         pass

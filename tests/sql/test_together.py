@@ -5,8 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import re
-import time
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psycopg
@@ -14,8 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shim.database import call, connect
+from shim.database import call
 from tests.support import World
+from tests.whole.test_concurrency import Waiting, held
 
 JOBS = st.integers(0, 7)
 ASKS = st.tuples(
@@ -217,14 +216,10 @@ def test_calls_that_have_the_same_number_are_all_taken(world: World) -> None:
 
 def test_wait_brings_no_slice_when_the_file_was_cut_to_its_end_meanwhile(world: World) -> None:
     world.add_file(1)
-    with psycopg.connect(world.dsn) as first, connect(world.dsn) as second:
+    with held(world) as first:
         first.execute("SELECT * FROM osgprod.checkout_slice('p', 1, 1, 1, 'm')")
-        with ThreadPoolExecutor(1) as thread:
-            waiting = thread.submit(call, second, "checkout_slice", **job("p", process=2, cpus=1))
-            while not world.somebody_waits():
-                time.sleep(0.01)
-            first.commit()
-            (answer,) = waiting.result()
+        waiting = Waiting(world, lambda db: call(db, "checkout_slice", **job("p", process=2, cpus=1)))
+    (answer,) = waiting.result()
     assert answer["status"] == "wait"
     assert not any(
         answer[name] for name in ("nstarts", "url", "filename", "block2", "token", "lease_s", "pieces")
