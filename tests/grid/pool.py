@@ -254,13 +254,10 @@ class Pool:
 
     def _show(self, cluster: int) -> str:
         names = ("ProcId", "JobStatus", "HoldReason", "HoldReasonSubCode", "NumJobStarts", "ExitCode")
-        return str([{name: job.get(name) for name in names} for job in self.jobs(cluster)][:20])
-
-    def logs(self, folder: str) -> str:
-        """What the jobs of a folder said."""
-        return "".join(
-            path.read_text()[-3000:] for path in sorted((self.srv / folder / "logs").glob("*.err"))
-        )
+        jobs = self.jobs(cluster)
+        logs = [self.srv / Path(job["Iwd"]).relative_to("/srv") / job["Err"] for job in jobs[:3]]
+        said = [log.read_text().splitlines()[-3:] for log in logs if log.exists()]
+        return f"{len(jobs)} jobs: {[{name: job.get(name) for name in names} for job in jobs][:20]}; they said {said}"
 
     def kill_inside(self, name: str, process: str) -> int:
         """Kills one process inside, by program name and a word of its command line; returns how many there were."""

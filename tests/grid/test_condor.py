@@ -84,7 +84,7 @@ def kill_starter(pool: Pool, cluster: int, process: int) -> bool:
 def test_production_ends_with_each_output_there_once_whatever_happens_to_its_jobs(
     pool: Pool, xrootd: XRootD, world: World, shim: LiveShim
 ) -> None:
-    """200 jobs over 3 files; some are vacated, removed, held, or lose their starter."""
+    """200 jobs over 3 files; some are vacated, removed, held, or lose their starter, and the storage crashes."""
     events = add_files(world, "p", xrootd, [64, 63, 63], run=2)
     world.set(lease_s=25, heartbeat_s=3, wait_s=2)
     (pool.srv / "home" / "magic").write_text("m")
@@ -123,6 +123,7 @@ def test_production_ends_with_each_output_there_once_whatever_happens_to_its_job
         return told is not None
 
     for _ in range(4):
+        xrootd.crash()
         for name, act in what_to_do:
             pool.wait(60, f"no job to be {name}", partial(one_more, name, act))
         for process in victims["held"]:
@@ -156,7 +157,7 @@ def test_production_ends_with_each_output_there_once_whatever_happens_to_its_job
         assert [row["state"] for row in rows] == ["done"]
         assert rows[0]["process"] != process, "another job did it"
 
-    outputs = sorted((xrootd.data / "outputs").glob("job_*"))
+    outputs = sorted((xrootd.data / "outputs").glob("job_*.tar.gz"))  # a crash may leave what was being sent
     urls = world.db.execute("SELECT output_url FROM osgprod_data.reports WHERE outcome = 'done'").fetchall()
     assert sorted(row["output_url"].rpartition("/")[2] for row in urls) == [path.name for path in outputs]
     assert events_in(outputs) == Counter(range(1, events + 1))

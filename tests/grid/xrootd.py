@@ -53,7 +53,8 @@ class XRootD:
     """Serves ``folder``/data, which has raw (to read), outputs (to write with a token) and open, on loopback.
 
     XRootD 5.5 now and then stops to answer http under many short connections ("Dispatch on closed link" in its log,
-    then silence, while root goes on). As a site would, we look after it and start it again.
+    then silence, while root goes on), or ends by SIGSEGV in libcrypto. As a site would, we look after it and start it
+    again.
     """
 
     def __init__(self) -> None:
@@ -66,6 +67,7 @@ class XRootD:
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._process: subprocess.Popen[bytes] | None = None
         self._is_over = threading.Event()
+        self._lock = threading.Lock()  # the guard starts it again, but not what a test has just stopped
         self._guard = threading.Thread(target=self._look_after, daemon=True)
 
     def __enter__(self) -> Self:
@@ -92,6 +94,19 @@ class XRootD:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def start(self) -> None:
+        with self._lock:
+            self._start()
+
+    def stop(self) -> None:
+        with self._lock:
+            self._stop()
+
+    def crash(self) -> None:
+        """Ends it like a fault of its own; it is there again a moment later."""
+        assert self._process is not None
+        self._process.kill()
+
+    def _start(self) -> None:
         user: dict[str, Any] = {}
         if os.geteuid() == 0:
             nobody = pwd.getpwnam("nobody")
@@ -115,7 +130,7 @@ class XRootD:
                 assert time.monotonic() < end, self.log.read_text()[-3000:]
                 time.sleep(0.05)
 
-    def stop(self) -> None:
+    def _stop(self) -> None:
         process, self._process = self._process, None
         if process:
             process.kill()
@@ -127,16 +142,23 @@ class XRootD:
             client.head(f"{self.https_url}/raw")
 
     def _look_after(self) -> None:
-        while not self._is_over.wait(2):
+        while not self._is_over.wait(1):
             watched = self._process
-            try:
-                self._ask()
-            except httpx.TimeoutException:
-                if watched and watched is self._process:
-                    self.stop()
-                    self.start()
-            except httpx.TransportError:
-                pass  # a test has stopped it
+            if watched is None or self._is_well(watched):
+                continue
+            with self._lock:
+                if watched is self._process:
+                    self._stop()
+                    self._start()
+
+    def _is_well(self, process: subprocess.Popen[bytes]) -> bool:
+        try:
+            self._ask()
+        except httpx.TimeoutException:
+            return False
+        except httpx.TransportError:
+            return process.poll() is None
+        return True
 
     def token(self, scope: str = "storage.create:/ storage.modify:/ storage.read:/", **claims: object) -> str:
         """Returns a token for /outputs."""
