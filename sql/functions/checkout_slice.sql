@@ -84,7 +84,7 @@ CREATE FUNCTION osgprod._checkout(p_calls osgprod.checkout[])
 RETURNS osgprod.checkout_answer[] LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Lends slices to jobs that ask at the same moment. The common case for all of them at once: jobs that are new and may
--- work, nothing that came back, a file that nobody else is cutting with a slice for each. Else one by one.
+-- work, nothing that came back, a file with a slice for each. Else one by one.
 -- Parameters: p_calls  of one project, in the order of the jobs' numbers
 -- Returns:    the answer to each, in the same order
 -- Errors:     see checkout_slice
@@ -107,15 +107,12 @@ BEGIN
                          SELECT FROM unnest(p_calls) c
                           WHERE NOT coalesce(c.cpus BETWEEN 1 AND 4096 AND coalesce(c.workscript = p.workscript, true)
                                 AND osgprod._let_in(p, c.magic, c.client, c.bearer, c.cluster, c.process), false)));
-    SELECT f.rawdata_id, f.block1, f.block2, f.is_fresh INTO v_file
-      FROM osgprod._free_file(v_project.project_id) f
-     WHERE NOT EXISTS (SELECT FROM unnest(p_calls) c
-                        CROSS JOIN LATERAL (  -- LIMIT: job by job, never by reading all attempts of the project
-                             SELECT FROM osgprod_data.attempts a
-                              WHERE a.project_id = v_project.project_id AND a.cluster = c.cluster
-                                AND a.process = c.process LIMIT 1) known)
-       AND NOT EXISTS (SELECT FROM osgprod_data.idle_slices i
-                        WHERE i.project_id = v_project.project_id AND i.not_before <= clock_timestamp());
+    SELECT f.* INTO v_file
+      FROM osgprod._if_common(v_project.project_id, p_calls) CROSS JOIN osgprod._free_file(v_project.project_id) f;
+    IF v_file IS NULL THEN  -- or others are cutting every file
+        SELECT f.* INTO v_file
+          FROM osgprod._if_common(v_project.project_id, p_calls) CROSS JOIN osgprod._lock_file(v_project.project_id) f;
+    END IF;
     IF v_file.rawdata_id IS NOT NULL THEN
         v_end := (SELECT e.block2 FROM osgprod._cut_until(v_project.project_id, v_file.rawdata_id) e);
         v_end := coalesce(v_end, v_file.block1);
@@ -175,6 +172,22 @@ BEGIN
                                           v_project.strip_prefix) x
                ) f ON true);
 END
+$fn$;
+
+CREATE FUNCTION osgprod._if_common(p_project_id int, p_calls osgprod.checkout[])
+RETURNS TABLE (is_common boolean) LANGUAGE sql STABLE
+AS $fn$
+    -- One row when none of these jobs has ever started and nothing that came back waits for a job; else none. (STABLE is
+    -- what lets its callers inline it.)
+    -- Parameters: p_project_id, p_calls  see _checkout; the jobs are locked
+    SELECT true
+     WHERE NOT EXISTS (SELECT FROM unnest(p_calls) c
+                        CROSS JOIN LATERAL (  -- LIMIT: job by job, never by reading all attempts of the project
+                             SELECT FROM osgprod_data.attempts a
+                              WHERE a.project_id = p_project_id AND a.cluster = c.cluster AND a.process = c.process
+                              LIMIT 1) known)
+       AND NOT EXISTS (SELECT FROM osgprod_data.idle_slices i
+                        WHERE i.project_id = p_project_id AND i.not_before <= clock_timestamp())
 $fn$;
 
 CREATE FUNCTION osgprod._find_slice(p_project osgprod_data.projects, p_call osgprod.checkout)

@@ -214,6 +214,15 @@ def test_calls_that_have_the_same_number_are_all_taken(world: World) -> None:
     assert sorted((row["n"], row["status"]) for row in rows) == [(0, "done"), (0, "failed")]
 
 
+def test_list_that_waits_for_a_file_goes_on_where_the_call_before_it_ended(world: World) -> None:
+    world.add_file(9)
+    with held(world) as first:
+        world.checkout(1, cpus=2, db=first)
+        calls = json.dumps([{**job("p", process=n, cpus=2), "n": n} for n in (2, 3, 4)])
+        waiting = Waiting(world, lambda db: call(db, "checkout_slices", calls=calls))
+    assert sorted((row["block1"], row["block2"]) for row in waiting.result()) == [(3, 5), (5, 7), (7, 9)]
+
+
 def test_wait_brings_no_slice_when_the_file_was_cut_to_its_end_meanwhile(world: World) -> None:
     world.add_file(1)
     with held(world) as first:
