@@ -18,6 +18,7 @@ import yoyo
 from psycopg import sql
 from psycopg.rows import dict_row
 from psycopg.types.numeric import Int8Dumper
+from psycopg.types.string import TextLoader
 from psycopg_pool import AsyncConnectionPool
 from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
 from yoyo.connections import parse_uri
@@ -109,6 +110,7 @@ def open_pool(dsn: str, size: int) -> AsyncConnectionPool[Any]:
         # One prepared statement a call: else a small number and a big one would be two types, two plans.
         connection.adapters.register_dumper(int, Int8Dumper)
         connection.prepare_threshold = 1
+        connection.adapters.register_loader("uuid", TextLoader)  # tokens are only passed on
         # Whoever waits for somebody's open transaction has a connection: a few of them would have all that there are.
         await connection.execute(f"SET lock_timeout = '{LOCK_TIMEOUT_S} s'")
         # The functions read under a lock what it was taken for: as it is then.

@@ -16,20 +16,11 @@ from types import FrameType
 import psycopg
 import uvicorn
 
-from shim import demo, embedded
+from shim import demo, embedded, logs
 from shim.app import create_app
 from shim.bounds import BoundedProtocol
 from shim.database import call, connect, migrate, names_a_server
 from shim.errors import OperatorError
-
-LOGGING = {
-    "version": 1,
-    "disable_existing_loggers": False,
-    "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(message)s"}},
-    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
-    "root": {"level": "WARNING", "handlers": ["stderr"]},
-    "loggers": {"osgprod": {"level": "INFO"}, "psycopg.pool": {"level": "ERROR"}},
-}
 
 
 def serve(
@@ -62,7 +53,7 @@ def serve(
             http=BoundedProtocol,
             workers=workers,
             access_log=False,  # the shim writes its own line a request, without secrets
-            log_config=LOGGING,
+            log_config=logs.CONFIG,
             proxy_headers=False,  # whom to trust is OSGPROD_TRUSTED_PROXIES' to say
             server_header=False,
         )

@@ -13,6 +13,7 @@ Nothing that is filled in can end a comment or leave its quotes, whatever it hol
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import re
 import shlex
@@ -89,19 +90,19 @@ def _comments(slice_: Mapping[str, Any], job: Mapping[str, Any]) -> dict[str, ob
         "nstarts": slice_["nstarts"],
         "project": job["project"],
         "source": f"{slice_['url']}+{slice_['block1']},{slice_['block2']}",
-        "started": slice_["started_at"].strftime("%Y-%m-%d %H:%M:%S.%f"),
+        "started": slice_["started_at"].replace(tzinfo=None).isoformat(" ", "microseconds"),
     }
 
 
 def _variables(slice_: Mapping[str, Any]) -> dict[str, str]:
     url = _double_quoted(slice_["url"])
     block1, block2 = slice_["block1"], slice_["block2"]
-    blocks = "".join(f"{url}+{block},{block + 1} \\\n" for block in range(block1, block2))
-    name, _, suffix = slice_["filename"].rpartition(".")
-    pieces = "".join(f" {_quoted(piece)}\n" for piece in slice_["pieces"].split("\n"))
+    blocks = "".join([f"{url}+{block},{block + 1} \\\n" for block in range(block1, block2)])
+    name, _, suffix = _double_quoted(slice_["filename"]).rpartition(".")
+    pieces = "".join([f" {_quoted(piece)}\n" for piece in slice_["pieces"].split("\n")])
     return {
         "input_eviofile_list": f'"\\\n{blocks}"',
-        "output_filename": f'"{_double_quoted(f"{name}+{block1},{block2}.{suffix}")}"',
+        "output_filename": f'"{name}+{block1},{block2}.{suffix}"',
         "osgprod_token": _quoted(slice_["token"]),
         "osgprod_lease_s": _quoted(slice_["lease_s"]),
         "osgprod_heartbeat_s": _quoted(slice_["heartbeat_s"]),
@@ -121,6 +122,7 @@ def _quoted(value: object) -> str:
     return shlex.quote(_plain(str(value)))
 
 
+@functools.lru_cache(maxsize=4096)  # many slices are of one file
 def _double_quoted(text: str) -> str:
     """The inside of a double-quoted shell string; control characters become '?'."""
     return re.sub(r'([\\"$`])', r"\\\1", _plain(text))

@@ -16,8 +16,8 @@ from urllib.parse import quote_from_bytes
 
 from a2wsgi import ASGIMiddleware
 
+from shim import logs
 from shim.app import create_app
-from shim.serving import LOGGING
 
 STOP_TIMEOUT_S = 5.0
 PRINTABLE = "".join(map(chr, range(0x21, 0x7F)))
@@ -25,7 +25,7 @@ PRINTABLE = "".join(map(chr, range(0x21, 0x7F)))
 
 def _make() -> Callable[..., Iterable[bytes]]:
     """Starts the application, pool and all, and returns it as a WSGI application."""
-    logging.config.dictConfig(LOGGING)
+    logging.config.dictConfig(logs.CONFIG)
     app, loop = create_app(), asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, daemon=True).start()
     lifespan = app.router.lifespan_context(app)
