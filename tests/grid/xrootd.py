@@ -103,8 +103,9 @@ class XRootD:
 
     def crash(self) -> None:
         """Ends it like a fault of its own; it is there again a moment later."""
-        assert self._process is not None
-        self._process.kill()
+        with self._lock:
+            assert self._process is not None
+            self._process.kill()
 
     def _start(self) -> None:
         user: dict[str, Any] = {}
