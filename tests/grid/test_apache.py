@@ -78,7 +78,7 @@ class SocketUnit:
     def _workers(self) -> set[str]:
         assert self._process is not None
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
-        with contextlib.suppress(FileNotFoundError):  # one that ends just now
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # one that ends just now
             return {pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()}
         return set()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import signal
 import subprocess
 import threading
 import time
@@ -21,7 +20,7 @@ from tests.grid.conftest import write_sparse_file
 from tests.grid.proxy import Proxy
 from tests.grid.xrootd import XRootD
 from tests.support import LiveShim, World
-from tests.worker.conftest import Node, living
+from tests.worker.conftest import Node, kill
 
 NOT_FETCHED, DONE, LATER = 75, 0, 30
 BLOCKS, BLOCK_BYTES = 2000, 540_000
@@ -224,8 +223,7 @@ def test_killed_upload_never_counts(ready: Node, world: World, xrootd: XRootD, p
         while proxy.to_server < 1_000_000:
             assert time.monotonic() < end
             time.sleep(0.05)
-        for pid in living(job.pid):
-            os.kill(pid, signal.SIGKILL)
+        kill(job.pid)
         job.communicate()
     stored = xrootd.data / ("outputs" if secure else "open")
     assert world.db.execute("SELECT FROM osgprod_data.reports").fetchall() == []

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import random
 import re
-import signal
 import sys
 import tarfile
 import time
@@ -20,7 +17,7 @@ from shim import scan
 from shim.database import call
 from shim.eviowriter import write_file
 from tests.support import CHECKOUT, LiveShim, World
-from tests.worker.conftest import Node, living
+from tests.worker.conftest import Node, kill, living
 from tests.worker.site import Site
 
 NBLOCKS = 10
@@ -50,13 +47,6 @@ def node(folder: Path, shim: LiveShim, nevents: int) -> Iterator[Node]:
     }
     yield node
     node.end()
-
-
-def kill(session: int) -> None:
-    """Like a node that loses power: everything at once, nothing is told."""
-    for pid in living(session):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
 
 
 def counted_events(world: World) -> Counter[int]:

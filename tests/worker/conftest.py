@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -61,8 +62,7 @@ class Node:
     def end(self) -> None:
         """Kills what a failed test left running."""
         for job in self._jobs:
-            for pid in living(job.pid):
-                os.kill(pid, signal.SIGKILL)
+            kill(job.pid)
             if job.stdout and not job.stdout.closed:
                 job.communicate()
 
@@ -104,6 +104,14 @@ def rawdata(world: World, db: psycopg.Connection[dict[str, Any]], folder: Path, 
     db.execute("SELECT osgprod.load_slices(p_project => 'p')")
     site.files[str(path)] = path.read_bytes()
     return path
+
+
+def kill(session: int) -> None:
+    """Like a node that loses power: everything at once, nothing is told."""
+    while found := living(session):  # again, for what was started while we looked
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def living(session: int) -> dict[int, str]:
