@@ -109,13 +109,14 @@ AS $fn$
 --             max_faults, and only each fourth time when it is on the same worker as the one before: a block that kills
 --             its process is cornered in the end as well, a bad node alone corners nothing for long.
 -- Parameters: p_project  the project's row;  p_slice  the slice, locked;  p_outcome  failed, node-fault or lost
---             p_worker   on whom;  p_exit_code  as reported; NULL = lost, or told to stop
+--             p_worker   on whom; NULL = nobody's fault, nothing is counted;  p_exit_code  as reported; NULL = lost, or
+--                        told to stop
 -- Locks:      the file, when the slice is split
 DECLARE
     v_is_failure boolean := p_outcome = 'failed';
     v_not_before timestamptz := now();
 BEGIN
-    IF NOT v_is_failure THEN
+    IF NOT v_is_failure AND p_worker IS NOT NULL THEN
         p_slice.repeats := CASE WHEN p_slice.faulted_on = p_worker THEN (p_slice.repeats + 1) % 4 ELSE 0 END;
         p_slice.faulted_on := p_worker;
         IF p_slice.repeats = 0 THEN

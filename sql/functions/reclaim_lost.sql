@@ -7,7 +7,7 @@ AS $fn$
 -- those of jobs that are known to be gone, removed by condor_rm for instance, without waiting for their leases.
 -- Promise:    a repeated or simultaneous call does no harm; slices that somebody has locked at this moment are left to
 --             the next call, so nothing here waits. A job taken for gone that is not, gets its slice back at its next heartbeat,
---             as long as nobody else has it.
+--             as long as nobody else has it. That a job is removed is no fault: it counts against neither slice nor worker.
 -- Parameters: p_project  project name; NULL = all projects
 --             p_cluster  HTCondor's cluster whose jobs are gone [0 .. 2147483647]; NULL = what ran out of lease
 --             p_process  only this one of them [0 .. 2147483647]; NULL = all of the cluster
@@ -107,7 +107,8 @@ BEGIN
             v_files := v_files + 1;
             CONTINUE WHEN v_files > 500 OR NOT pg_try_advisory_xact_lock(v_slice.project_id, v_slice.rawdata_id);
         END IF;
-        PERFORM osgprod._lose_slice(p_project, v_slice, NULL);
+        PERFORM osgprod._lose_slice(p_project, v_slice,
+            CASE WHEN p_cluster IS NULL THEN 'silent' ELSE 'removed' END);
         v_count := v_count + 1;
     END LOOP;
     PERFORM osgprod._end_wrong_rests(p_project.project_id);
@@ -155,11 +156,13 @@ AS $fn$
      WHERE f.project_id = p_project_id AND f.state IN ('begun', 'cut')
 $fn$;
 
-CREATE FUNCTION osgprod._lose_slice(p_project osgprod_data.projects, p_slice osgprod_data.slices, p_reason text)
+CREATE FUNCTION osgprod._lose_slice(p_project osgprod_data.projects, p_slice osgprod_data.slices, p_why text)
 RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Writes the server's own verdict on the attempt that holds a slice, lost, and takes the slice back.
--- Parameters: p_project  the project's row;  p_slice  the slice, locked;  p_reason  why; NULL = silent past its lease
+-- Parameters: p_project  the project's row;  p_slice  the slice, locked
+--             p_why      silent: past its lease;  removed: its job, by the operator, which is nobody's fault;
+--                        wedged: it beats without progress, and is told to stop
 -- Locks:      see _fail_slice
 DECLARE
     v_attempt osgprod_data.attempts;
@@ -173,11 +176,13 @@ BEGIN
            nblocks, worker, site, reason)
     SELECT p_slice.project_id, p_slice.cluster, p_slice.process, p_slice.nstart, false, 'lost', now(),
            greatest(extract(epoch FROM now() - v_attempt.started_at), 0), p_slice.block2 - p_slice.block1, v_worker,
-           v_attempt.site, p_reason
+           v_attempt.site,
+           CASE WHEN p_why = 'wedged' THEN format('no progress for more than %s s', p_project.wedged_s) END
      WHERE v_worker IS NOT NULL
     ON CONFLICT DO NOTHING;  -- lost before, and found alive again
     PERFORM osgprod._fail_slice(p_project, p_slice,
-        CASE WHEN p_reason IS NULL THEN 'lost' ELSE 'node-fault' END::osgprod_data.outcome, v_worker, NULL);
+        CASE WHEN p_why = 'wedged' THEN 'node-fault' ELSE 'lost' END::osgprod_data.outcome,
+        CASE WHEN p_why <> 'removed' THEN v_worker END, NULL);
 END
 $fn$;
 

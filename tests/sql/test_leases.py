@@ -51,6 +51,20 @@ def test_slices_of_removed_jobs_come_back_without_waiting_for_their_leases(world
     assert world.heartbeat(0, cluster=2, token=str(other["token"]))["status"] == "alive"
 
 
+def test_jobs_that_are_removed_again_and_again_cost_their_slices_nothing(world: World) -> None:
+    world.add_file(8)
+    world.set(max_failures=1, max_faults=1, backoff_s=0)
+    for cluster in range(1, 10):
+        lent = world.checkout(0, cluster=cluster, cpus=8, host=f"node{cluster}")
+        assert (lent["block1"], lent["block2"]) == (1, 9), "it is not suspected, and so not split"
+        assert call(world.db, "reclaim_lost", cluster=cluster) == [{"project": "p", "reclaimed": 1}]
+    row = world.db.execute("SELECT failures, faults, repeats, faulted_on FROM osgprod_data.slices").fetchone()
+    assert row == {"failures": 0, "faults": 0, "repeats": 0, "faulted_on": None}
+    assert world.db.execute("SELECT DISTINCT outcome, reason FROM osgprod_data.reports").fetchall() == [
+        {"outcome": "lost", "reason": None}
+    ]
+
+
 def test_slices_that_came_back_are_lent_before_new_ones(world: World) -> None:
     world.add_file(9)
     world.checkout(0)
