@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pwd
@@ -94,8 +95,13 @@ class XRootD:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def start(self) -> None:
+        """Starts it, and returns when it answers."""
         with self._lock:
-            self._start()
+            process = self._launch()
+            end = time.monotonic() + 20
+            while not self._answers():
+                assert process.poll() is None and time.monotonic() < end, self.log.read_text()[-3000:]
+                time.sleep(0.05)
 
     def stop(self) -> None:
         with self._lock:
@@ -107,7 +113,7 @@ class XRootD:
             assert self._process is not None
             self._process.kill()
 
-    def _start(self) -> None:
+    def _launch(self) -> subprocess.Popen[bytes]:
         user: dict[str, Any] = {}
         if os.geteuid() == 0:
             nobody = pwd.getpwnam("nobody")
@@ -121,15 +127,7 @@ class XRootD:
                 stderr=log,
                 **user,
             )
-        end = time.monotonic() + 20
-        while True:
-            try:
-                self._ask()
-                return
-            except httpx.TransportError:
-                assert self._process.poll() is None, self.log.read_text()[-3000:]
-                assert time.monotonic() < end, self.log.read_text()[-3000:]
-                time.sleep(0.05)
+        return self._process
 
     def _stop(self) -> None:
         process, self._process = self._process, None
@@ -142,6 +140,12 @@ class XRootD:
         with httpx.Client(verify=context, timeout=ANSWERS_WITHIN_S) as client:
             client.head(f"{self.https_url}/raw")
 
+    def _answers(self) -> bool:
+        with contextlib.suppress(httpx.TransportError):
+            self._ask()
+            return True
+        return False
+
     def _look_after(self) -> None:
         while not self._is_over.wait(1):
             watched = self._process
@@ -150,7 +154,7 @@ class XRootD:
             with self._lock:
                 if watched is self._process:
                     self._stop()
-                    self._start()
+                    self._launch()  # the next look tells whether that went well
 
     def _is_well(self, process: subprocess.Popen[bytes]) -> bool:
         try:
