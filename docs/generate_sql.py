@@ -40,6 +40,7 @@ EXAMPLES: list[tuple[str, str]] = [
     p_settings => '{"max_failures": 1, "backoff_s": 0}') WHERE setting LIKE 'max%'"""),
     ("register_rawdata", ""),
     ("list_rawdata", "SELECT * FROM osgprod.list_rawdata(p_runs => '{71728}', p_limit => 2)"),
+    ("forget_rawdata", "SELECT * FROM osgprod.forget_rawdata(p_path => '/data/hd_rawdata_071727_%')"),
     ("load_slices", "SELECT * FROM osgprod.load_slices(p_project => 'spring-2026', p_runs => '{71728}')"),
     ("checkout_slice", f"""SELECT * FROM osgprod.checkout_slice({WORKER},
     p_cluster => 4711, p_process => 0, p_cpus => 1, p_host => 'wn7', p_site => 'SU-ITS')"""),
@@ -114,7 +115,7 @@ CHAPTERS = (
     ("What a job asks", ("checkout_slice", "heartbeat", "report_exit")),
     ("What several jobs ask at once", ("checkout_slices", "heartbeats", "report_exits")),
     ("Projects", ("add_project", "set_magic", "set_project")),
-    ("Files and their work", ("register_rawdata", "list_rawdata", "load_slices", "list_files", "list_slices")),
+    ("Files and their work", ("register_rawdata", "list_rawdata", "forget_rawdata", "load_slices", "list_files", "list_slices")),
     ("How it goes", ("health", "progress", "idle_and_leased", "estimate", "rate", "totals", "map_files")),
     ("Jobs and attempts", ("live_attempts", "list_attempts", "list_jobs", "job_history", "attempts_by_exit",
                            "attempts_by_site", "attempts_by_worker")),
@@ -174,7 +175,8 @@ def _examples(connection: Connection) -> Iterator[tuple[str, tuple[str, str]]]:
     connection.execute("SET TimeZone = 'UTC'")
     for name, statement in EXAMPLES:
         if name == "register_rawdata":
-            connection.execute(_registration(0).replace("071728", "071729").replace("71728", "71729"))
+            for run in ("71727", "71729"):
+                connection.execute(_registration(0).replace("71728", run))
             for seqno in range(3):
                 statement = _registration(seqno)
                 rows = connection.execute(statement).fetchall()

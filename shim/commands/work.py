@@ -8,6 +8,7 @@ from shim import admin
 from shim.commands.base import (
     as_json,
     ask,
+    change,
     dry,
     limit_option,
     osgprod,
@@ -59,6 +60,15 @@ def rawdata_list(runs: list[int] | None, path: str | None, limit: int, as_json: 
     show(rows, as_json, "no such file is registered: osgprod rawdata load registers files")
 
 
+@rawdata.command("forget")
+@click.argument("path")
+@dry
+@as_json
+def rawdata_forget(path: str, dry_run: bool, as_json: bool) -> None:
+    """Forget files registered by mistake; PATH is one file, or a pattern like /old/%. What a project works on stays."""
+    show(change("forget_rawdata", dry_run, path=path), as_json)
+
+
 @osgprod.command()
 @project_argument
 @runs_option
@@ -90,6 +100,11 @@ def slices_load(project: str, runs: list[int] | None, start_over: bool, dry_run:
     with working("loading files"):
         counts = admin.load_slices(runs, project, start_over, dry_run)
     show([counts], as_json)
+    if counts["files_double"]:
+        click.echo(
+            "files_double: the project has their run and number from another path, and leaves these out",
+            err=True,
+        )
 
 
 @slices.command("list")

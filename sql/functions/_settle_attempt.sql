@@ -104,19 +104,20 @@ CREATE FUNCTION osgprod._fail_slice(
     p_exit_code int)
 RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Takes a leased slice back after a failure, a node fault or a loss: ready, split, or quarantined.
+-- Takes a leased slice back after a failure, a node fault or a loss: ready, split, or quarantined; or because its job is
+-- gone: ready, and nothing is counted.
 -- Promise:    failures counts failures of the data. A fault (of the node, or a loss) counts there only beyond
 --             max_faults, and only each fourth time when it is on the same worker as the one before: a block that kills
 --             its process is cornered in the end as well, a bad node alone corners nothing for long.
--- Parameters: p_project  the project's row;  p_slice  the slice, locked;  p_outcome  failed, node-fault or lost
---             p_worker   on whom; NULL = nobody's fault, nothing is counted;  p_exit_code  as reported; NULL = lost, or
---                        told to stop
+-- Parameters: p_project  the project's row;  p_slice  the slice, locked;  p_outcome  failed, node-fault, lost or superseded
+--             p_worker   on whom;  p_exit_code  as reported; NULL = lost, told to stop, or gone
 -- Locks:      the file, when the slice is split
 DECLARE
-    v_is_failure boolean := p_outcome = 'failed';
-    v_not_before timestamptz := now();
+    v_is_failure  boolean := p_outcome = 'failed';
+    v_is_cornered boolean;
+    v_not_before  timestamptz := now();
 BEGIN
-    IF NOT v_is_failure AND p_worker IS NOT NULL THEN
+    IF p_outcome IN ('node-fault', 'lost') THEN
         p_slice.repeats := CASE WHEN p_slice.faulted_on = p_worker THEN (p_slice.repeats + 1) % 4 ELSE 0 END;
         p_slice.faulted_on := p_worker;
         IF p_slice.repeats = 0 THEN
@@ -131,22 +132,23 @@ BEGIN
         p_slice.failures := p_slice.failures + 1;
         v_not_before := now() + osgprod._backoff(p_project, p_slice.failures);
     END IF;
+    v_is_cornered := v_is_failure AND p_slice.failures >= p_project.max_failures;
 
     UPDATE osgprod_data.slices s
-       SET state = CASE WHEN p_slice.failures >= p_project.max_failures AND p_slice.block2 - p_slice.block1 = 1
-                        THEN 'quarantined' ELSE 'ready' END::osgprod_data.slice_state,
+       SET state = CASE WHEN v_is_cornered AND p_slice.block2 - p_slice.block1 = 1 THEN 'quarantined'
+                        ELSE 'ready' END::osgprod_data.slice_state,
            failures = p_slice.failures, faults = p_slice.faults, faulted_on = p_slice.faulted_on,
            repeats = p_slice.repeats, exit_codes = p_slice.exit_codes,
            -- I3: who is only silent may come back (_lost_slice), who has ended may not.
-           due_at = CASE WHEN p_outcome = 'lost' THEN s.due_at END
+           due_at = CASE WHEN p_outcome IN ('lost', 'superseded') THEN s.due_at END
      WHERE s.project_id = p_slice.project_id AND s.rawdata_id = p_slice.rawdata_id AND s.block1 = p_slice.block1;
-    IF p_slice.failures >= p_project.max_failures AND p_slice.block2 - p_slice.block1 = 1 THEN
+    IF v_is_cornered AND p_slice.block2 - p_slice.block1 = 1 THEN
         v_not_before := 'infinity';
         PERFORM osgprod._tell(p_slice.project_id, 'block-quarantined', jsonb_build_object('block', p_slice.block1,
             'path', (SELECT w.path FROM osgprod_data.rawdata w WHERE w.rawdata_id = p_slice.rawdata_id)));
     END IF;
     PERFORM osgprod._put_idle(p_slice.project_id, p_slice.rawdata_id, p_slice.block1, v_not_before);
-    IF p_slice.failures >= p_project.max_failures AND p_slice.block2 - p_slice.block1 > 1 THEN
+    IF v_is_cornered AND p_slice.block2 - p_slice.block1 > 1 THEN
         PERFORM osgprod._split_slice(p_slice.project_id, p_slice.rawdata_id, p_slice.block1,
             (p_slice.block1 + p_slice.block2) / 2, v_not_before);
         -- Each half starts with a fresh count of failures; faults stay: what is suspected, stays suspected.

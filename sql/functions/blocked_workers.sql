@@ -127,7 +127,8 @@ BEGIN
         RETURN;
     END IF;
     SELECT count(*) INTO v_all FROM osgprod_data.reports r
-     WHERE r.project_id + 0 = p_project.project_id AND r.worker = p_worker AND r.reported_at > v_since;
+     WHERE r.project_id + 0 = p_project.project_id AND r.worker = p_worker AND r.reported_at > v_since
+       AND (r.by_worker OR r.outcome = 'lost');  -- a job that was removed says nothing of its worker
     IF v_fast * 2 <= v_all AND NOT v_on_probation THEN
         RETURN;
     END IF;

@@ -58,7 +58,7 @@ BEGIN
         v_slice.progress_at := now();
     ELSIF coalesce(v_slice.progress_at, v_attempt.started_at) < now() - make_interval(secs => v_project.wedged_s) THEN
         -- It will be silent from now on: no need to wait for its lease.
-        PERFORM osgprod._lose_slice(v_project, v_slice, 'wedged');
+        PERFORM osgprod._lose_slice(v_project, v_slice, 'lost', format('no progress for more than %s s', v_project.wedged_s));
         http_status := 409;
         SELECT d.status, d.message INTO status, message FROM osgprod._why_dead(v_attempt) d;
         RETURN;

@@ -2,17 +2,20 @@ CREATE FUNCTION osgprod.load_slices(
     p_project    text    DEFAULT NULL,
     p_runs       int[]   DEFAULT NULL,
     p_start_over boolean DEFAULT false)
-RETURNS TABLE (files int, blocks bigint, files_already int)
+RETURNS TABLE (files int, blocks bigint, files_already int, files_double int, blocks_forgotten bigint)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
 -- Makes registered files the work of a project; their slices are cut when jobs ask.
 -- Promise:    files loaded already are left as they are, unless told to start over: then what was done of them is
 --             forgotten (the attempts stay on record) and everything is handed out anew. An archived project is active
---             again after that, and its attempts come back.
+--             again after that, and its attempts come back. A file is known by run and number: of two with the same, at two
+--             paths, the project gets the one that was registered first, so that no event is processed twice.
 -- Parameters: p_project     project name; NULL = the only project that there is
 --             p_runs        run numbers; NULL = all registered files
 --             p_start_over  begin again with files loaded already
--- Returns:    one row: files and blocks loaded by this call; files_already were loaded before and are unchanged
+-- Returns:    one row: files and blocks loaded by this call; files_already were loaded before and are unchanged;
+--             files_double were left out, since the project has their run and number at another path; blocks_forgotten were
+--             done or on lease before they were begun anew
 -- Errors:     OG301 unknown project; OG302 no file is registered for the runs; OG406 the project is archived; OG505 a call
 --             that moves slices does not end
 -- Locks:      the project (advisory: project_id, -1); when starting over alone: it waits for calls that move slices now,
@@ -22,6 +25,7 @@ DECLARE
     v_project_id int := v_project.project_id;
     v_registered int;
 BEGIN
+    files_double := 0;
     SELECT count(*) INTO v_registered FROM rawdata r WHERE p_runs IS NULL OR r.run = ANY (p_runs);
     IF v_registered = 0 THEN
         RAISE EXCEPTION 'no raw data file is registered%', coalesce(' for runs ' || array_to_string(p_runs, ', '), '')
@@ -36,11 +40,16 @@ BEGIN
             RETURNING f.rawdata_id, f.block2 - f.block1 AS nblocks
         ), forgotten AS (
             DELETE FROM slices s USING again a WHERE s.project_id = v_project_id AND s.rawdata_id = a.rawdata_id
+            RETURNING s.state, s.block2 - s.block1 AS nblocks
         ), forgotten_archived AS (
             DELETE FROM archived_slices s USING again a
              WHERE s.project_id = v_project_id AND s.rawdata_id = a.rawdata_id
+            RETURNING s.block2 - s.block1 AS nblocks
         )
-        SELECT count(*), coalesce(sum(a.nblocks), 0) INTO files, blocks FROM again a;
+        SELECT count(*), coalesce(sum(a.nblocks), 0),
+               (SELECT coalesce(sum(g.nblocks), 0) FROM forgotten g WHERE g.state IN ('done', 'leased'))
+                   + (SELECT coalesce(sum(g.nblocks), 0) FROM forgotten_archived g)
+          INTO files, blocks, blocks_forgotten FROM again a;
     END IF;
     PERFORM pg_advisory_xact_lock_shared(v_project_id, -1);  -- nobody archives the project meanwhile
     PERFORM osgprod._check_not_archived(v_project_id);
@@ -55,7 +64,13 @@ BEGIN
     )
     SELECT coalesce(files, 0) + count(*), coalesce(blocks, 0) + coalesce(sum(l.nblocks), 0)
       INTO files, blocks FROM loaded l;
-    files_already := v_registered - files;
+    blocks_forgotten := coalesce(blocks_forgotten, 0);
+    IF files < v_registered THEN
+        SELECT count(*) INTO files_double FROM rawdata r
+         WHERE (p_runs IS NULL OR r.run = ANY (p_runs)) AND r.first_block < r.nblocks
+           AND NOT EXISTS (SELECT FROM loaded_files f WHERE f.project_id = v_project_id AND f.rawdata_id = r.rawdata_id);
+    END IF;
+    files_already := v_registered - files - files_double;
     RETURN NEXT;
 END
 $fn$;

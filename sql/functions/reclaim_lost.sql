@@ -103,12 +103,12 @@ BEGIN
     LOOP
         -- What may have to be split needs its file; who has the file may be stuck, or wait for us. The server has room for
         -- some thousand locks: the next call takes what is left.
-        IF v_slice.failures + 1 >= p_project.max_failures AND v_slice.block2 - v_slice.block1 > 1 THEN
+        IF p_cluster IS NULL AND v_slice.failures + 1 >= p_project.max_failures AND v_slice.block2 - v_slice.block1 > 1 THEN
             v_files := v_files + 1;
             CONTINUE WHEN v_files > 500 OR NOT pg_try_advisory_xact_lock(v_slice.project_id, v_slice.rawdata_id);
         END IF;
         PERFORM osgprod._lose_slice(p_project, v_slice,
-            CASE WHEN p_cluster IS NULL THEN 'silent' ELSE 'removed' END);
+            CASE WHEN p_cluster IS NULL THEN 'lost' ELSE 'superseded' END::osgprod_data.outcome, NULL);
         v_count := v_count + 1;
     END LOOP;
     PERFORM osgprod._end_wrong_rests(p_project.project_id);
@@ -156,13 +156,14 @@ AS $fn$
      WHERE f.project_id = p_project_id AND f.state IN ('begun', 'cut')
 $fn$;
 
-CREATE FUNCTION osgprod._lose_slice(p_project osgprod_data.projects, p_slice osgprod_data.slices, p_why text)
+CREATE FUNCTION osgprod._lose_slice(
+    p_project osgprod_data.projects, p_slice osgprod_data.slices, p_outcome osgprod_data.outcome, p_reason text)
 RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Writes the server's own verdict on the attempt that holds a slice, lost, and takes the slice back.
+-- Writes the server's own verdict on the attempt that holds a slice, and takes the slice back.
 -- Parameters: p_project  the project's row;  p_slice  the slice, locked
---             p_why      silent: past its lease;  removed: its job, by the operator, which is nobody's fault;
---                        wedged: it beats without progress, and is told to stop
+--             p_outcome  lost: silent past its lease, or told to stop;  superseded: its job is gone, says the operator
+--             p_reason   why it is told to stop; NULL = it isn't, and may come back
 -- Locks:      see _fail_slice
 DECLARE
     v_attempt osgprod_data.attempts;
@@ -174,15 +175,13 @@ BEGIN
     v_worker := osgprod._worker(v_attempt.client, v_attempt.host);
     INSERT INTO osgprod_data.reports (project_id, cluster, process, nstart, by_worker, outcome, reported_at, ran_s,
            nblocks, worker, site, reason)
-    SELECT p_slice.project_id, p_slice.cluster, p_slice.process, p_slice.nstart, false, 'lost', now(),
+    SELECT p_slice.project_id, p_slice.cluster, p_slice.process, p_slice.nstart, false, p_outcome, now(),
            greatest(extract(epoch FROM now() - v_attempt.started_at), 0), p_slice.block2 - p_slice.block1, v_worker,
-           v_attempt.site,
-           CASE WHEN p_why = 'wedged' THEN format('no progress for more than %s s', p_project.wedged_s) END
+           v_attempt.site, p_reason
      WHERE v_worker IS NOT NULL
     ON CONFLICT DO NOTHING;  -- lost before, and found alive again
     PERFORM osgprod._fail_slice(p_project, p_slice,
-        CASE WHEN p_why = 'wedged' THEN 'node-fault' ELSE 'lost' END::osgprod_data.outcome,
-        CASE WHEN p_why <> 'removed' THEN v_worker END, NULL);
+        CASE WHEN p_reason IS NULL THEN p_outcome ELSE 'node-fault' END, v_worker, NULL);
 END
 $fn$;
 

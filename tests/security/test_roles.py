@@ -32,6 +32,7 @@ FUNCTIONS = """
     checkout_slices     wo
     diagnose            -o
     estimate            wo
+    forget_rawdata      -o
     health              wo
     heartbeat           wo
     heartbeats          wo

@@ -5,6 +5,7 @@ from __future__ import annotations
 import psycopg
 import pytest
 
+from shim.database import call
 from tests.support import World, blocks_of
 
 
@@ -100,6 +101,47 @@ def test_two_projects_on_the_same_files_do_not_touch_each_others_slices(world: W
     assert world.progress("q")["blocks_done"] == 4
     assert world.progress("p")["blocks_done"] == 0
     assert world.progress("p")["blocks_leased"] == 1
+
+
+def test_file_at_two_paths_is_one_file_for_a_project(world: World) -> None:
+    world.add_file(2, run=1)
+    other = world.add_file(2, run=2, project=None)
+    world.db.execute("UPDATE osgprod_data.rawdata SET run = 1 WHERE path = %s", [other])
+    (loaded,) = call(world.db, "load_slices", project="p")
+    assert (loaded["files"], loaded["files_already"], loaded["files_double"]) == (0, 1, 1)
+    assert world.progress()["blocks"] == 2
+    world.with_project("q")
+    (loaded,) = call(world.db, "load_slices", project="q")
+    assert (loaded["files"], loaded["files_already"], loaded["files_double"]) == (1, 0, 1)
+    assert [row["path"] for row in call(world.db, "list_files", project="q")] != [other], "the first one"
+
+
+def test_who_begins_anew_is_told_what_is_forgotten(world: World) -> None:
+    world.add_file(9)
+    world.checkout(0, cpus=2)
+    world.report(0)
+    world.checkout(1, cpus=3)
+    world.checkout(2)
+    world.report(2, 1)
+    (loaded,) = call(world.db, "load_slices", project="p")
+    assert loaded["blocks_forgotten"] == 0
+    (loaded,) = call(world.db, "load_slices", project="p", start_over=True)
+    assert (loaded["blocks"], loaded["blocks_forgotten"]) == (9, 2 + 3), "done and on lease"
+
+
+def test_file_registered_by_mistake_is_forgotten_while_nobody_works_on_it(world: World) -> None:
+    used = world.add_file(2, run=1)
+    mistaken = [world.add_file(2, run=2, seqno=seqno, project=None) for seqno in range(3)]
+    assert call(world.db, "forget_rawdata", path=mistaken[0]) == [{"path": mistaken[0]}]
+    with pytest.raises(psycopg.Error, match="no raw data file is registered as") as caught:
+        call(world.db, "forget_rawdata", path=mistaken[0])
+    assert caught.value.sqlstate == "OG302"
+    with pytest.raises(psycopg.Error, match=f"{used} is work of project p") as caught:
+        call(world.db, "forget_rawdata", path="/dcache/%")
+    assert caught.value.sqlstate == "OG407"
+    assert len(call(world.db, "list_rawdata")) == 3, "nothing is forgotten"
+    gone = call(world.db, "forget_rawdata", path="/dcache/hd_rawdata_000002%")
+    assert sorted(row["path"] for row in gone) == mistaken[1:]
 
 
 def test_slice_says_which_bytes_it_is_made_of(world: World) -> None:

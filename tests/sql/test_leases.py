@@ -51,18 +51,46 @@ def test_slices_of_removed_jobs_come_back_without_waiting_for_their_leases(world
     assert world.heartbeat(0, cluster=2, token=str(other["token"]))["status"] == "alive"
 
 
-def test_jobs_that_are_removed_again_and_again_cost_their_slices_nothing(world: World) -> None:
+def test_jobs_that_are_removed_again_and_again_cost_nobody_anything(world: World) -> None:
     world.add_file(8)
     world.set(max_failures=1, max_faults=1, backoff_s=0)
     for cluster in range(1, 10):
-        lent = world.checkout(0, cluster=cluster, cpus=8, host=f"node{cluster}")
+        lent = world.checkout(0, cluster=cluster, cpus=8, host="node")
         assert (lent["block1"], lent["block2"]) == (1, 9), "it is not suspected, and so not split"
         assert call(world.db, "reclaim_lost", cluster=cluster) == [{"project": "p", "reclaimed": 1}]
     row = world.db.execute("SELECT failures, faults, repeats, faulted_on FROM osgprod_data.slices").fetchone()
     assert row == {"failures": 0, "faults": 0, "repeats": 0, "faulted_on": None}
     assert world.db.execute("SELECT DISTINCT outcome, reason FROM osgprod_data.reports").fetchall() == [
-        {"outcome": "lost", "reason": None}
+        {"outcome": "superseded", "reason": None}
     ]
+    assert call(world.db, "attempts_by_worker", project="p") == []
+    assert [row["what"] for row in call(world.db, "health", project="p")] == ["healthy"]
+    world.set(max_fast_failures=1)
+    world.checkout(0, cluster=10, host="node")
+    world.report(0, 1, cluster=10)
+    assert len(call(world.db, "blocked_workers", project="p")) == 1, "they are no proof that the node is good"
+
+
+def test_job_that_is_removed_does_not_bring_a_suspected_slice_nearer_to_its_end(world: World) -> None:
+    world.add_file(1)
+    world.set(max_failures=3, backoff_s=0)
+    for process in (0, 1):
+        world.checkout(process)
+        world.report(process, 1)
+    world.checkout(2, cluster=2)
+    world.set(max_failures=2)
+    assert call(world.db, "reclaim_lost", cluster=2) == [{"project": "p", "reclaimed": 1}]
+    assert world.progress()["blocks_ready"] == 1
+
+
+def test_slices_of_removed_jobs_come_back_all_at_once_whoever_has_their_file(world: World) -> None:
+    world.add_file(1002)
+    world.set(max_failures=1)
+    for process in range(501):
+        world.checkout(process, cpus=2)
+    with connect(world.dsn) as other, other.transaction():
+        other.execute("SELECT pg_advisory_xact_lock(project_id, rawdata_id) FROM osgprod_data.loaded_files")
+        assert call(world.db, "reclaim_lost", cluster=1) == [{"project": "p", "reclaimed": 501}]
 
 
 def test_slices_that_came_back_are_lent_before_new_ones(world: World) -> None:

@@ -66,10 +66,8 @@ def test_recycle_says_first_what_it_would_do_and_then_does_it(world: World) -> N
 
 def test_path_of_a_file_is_that_file_and_a_pattern_only_where_there_is_none(world: World) -> None:
     for seqno, path in enumerate(("/run-1/a.evio", "/run_1/a.evio")):
-        world.add_file(1, seqno=9)
-        world.db.execute(
-            "UPDATE osgprod_data.rawdata SET path = %s, seqno = %s WHERE seqno = 9", [path, seqno]
-        )
+        world.add_file(1, seqno=seqno)
+        world.db.execute("UPDATE osgprod_data.rawdata SET path = %s WHERE seqno = %s", [path, seqno])
         world.checkout(seqno)
         world.report(seqno)
     again = call(world.db, "recycle", project="p", states=["done"], path="/run_1/a.evio", dry_run=True)

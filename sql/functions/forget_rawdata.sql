@@ -1,0 +1,41 @@
+CREATE FUNCTION osgprod.forget_rawdata(p_path text)
+RETURNS TABLE (path text)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
+AS $fn$
+-- Forgets raw data files that were registered by mistake, at a wrong path or before they were whole, so that they can be
+-- registered anew.
+-- Promise:    nothing is forgotten of what any project has as its work: then it changes nothing at all. A repeated call is in
+--             error, since there is no such file any more.
+-- Parameters: p_path  path of one file; or, where there is none such, an SQL LIKE pattern
+-- Returns:    a row for each file that was forgotten
+-- Errors:     OG302 no such file is registered; OG407 one of them is work of a project
+-- Locks:      the rows of these files: who loads them at this moment comes before or after
+DECLARE
+    v_used text;
+BEGIN
+    SELECT format('%s is work of project %s', r.path, p.name) INTO v_used
+      FROM rawdata r CROSS JOIN projects p
+      JOIN loaded_files f ON f.project_id = p.project_id AND f.rawdata_id = r.rawdata_id
+     WHERE r.path = p_path OR (r.path LIKE p_path AND NOT EXISTS (SELECT FROM rawdata x WHERE x.path = p_path))
+     ORDER BY r.path, p.name LIMIT 1;
+    IF v_used IS NOT NULL THEN
+        RAISE EXCEPTION 'raw data file %', v_used USING ERRCODE = 'OG407',
+            HINT = 'its slices were cut by what is registered; nothing was forgotten';
+    END IF;
+    RETURN QUERY
+    DELETE FROM rawdata r
+     WHERE r.path = p_path OR (r.path LIKE p_path AND NOT EXISTS (SELECT FROM rawdata x WHERE x.path = p_path))
+    RETURNING r.path;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'no raw data file is registered as %', coalesce(p_path, 'nothing') USING ERRCODE = 'OG302',
+            HINT = 'osgprod rawdata list shows the files';
+    END IF;
+EXCEPTION
+    WHEN foreign_key_violation THEN
+        RAISE EXCEPTION 'raw data files like % are being loaded at this moment', p_path USING ERRCODE = 'OG407',
+            HINT = 'nothing was forgotten';
+END
+$fn$;
+
+COMMENT ON FUNCTION osgprod.forget_rawdata(text) IS
+'Forgets raw data files that were registered by mistake and are work of no project; a row each. For osgprod_operator.';
