@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
@@ -244,7 +246,9 @@ def _failure(error: Exception) -> tuple[int, bytes]:
             "all connections to the database are in use or it is away", "try again in a while"
         )
     if isinstance(error, TemplateError):
-        return 500, error_text("the work script of this project can't be read", "tell the production manager")
+        return 500, error_text(
+            "the work script of this project can't be used", "tell the production manager: osgprod doctor"
+        )
     if not isinstance(error, psycopg.Error):
         return 500, error_text("internal error", "tell the production manager the Osgprod-Request number")
     code = error.sqlstate or "08000"
@@ -312,7 +316,7 @@ def _endpoint(function: Endpoint) -> Endpoint:
             "request=%s client=%s path=%s status=%d answer=%s ms=%.1f%s",
             number,
             client or "-",
-            ascii_text(request.scope["path"][:300]),
+            _logged(request.scope["path"]),
             response.status_code,
             answer,
             seconds * 1000,
@@ -321,6 +325,12 @@ def _endpoint(function: Endpoint) -> Endpoint:
         return response
 
     return endpoint
+
+
+@functools.lru_cache(maxsize=64)
+def _logged(path: str) -> str:
+    """A path as the log shows it: one word, and nothing of a query that somebody put into it, with its secrets."""
+    return ascii_text(re.split("[?;&]", path[:300], maxsplit=1)[0]).replace(" ", "?")
 
 
 async def _tick(dsn: str) -> None:

@@ -58,13 +58,15 @@ def connect(dsn: str | None = None) -> psycopg.Connection[dict[str, Any]]:
     Parameters: dsn  libpq's connection string; None = the environment's
     Errors:     psycopg.OperationalError  the server can't be reached
     """
-    return psycopg.connect(
+    connection = psycopg.connect(
         dsn_from_environment() if dsn is None else dsn,
         autocommit=True,
         row_factory=dict_row,
         connect_timeout=CONNECT_TIMEOUT_S,
         application_name="osgprod",
     )
+    connection.execute("SET TimeZone = 'UTC'")  # a time is read as it is shown, wherever the server stands
+    return connection
 
 
 def call(

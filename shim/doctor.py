@@ -21,8 +21,6 @@ CLOCK_S = 2.0
 FREE_BYTES = 1 << 30
 CONNECT_S = 5.0
 PORTS = {"root": 1094, "roots": 1094, "xroot": 1094, "http": 80, "https": 443, "davs": 443, "dav": 80}
-# A template without any of these gives every job the same script.
-PLACES = (b"#input_eviofile_list=", b"#osgprod_pieces=")
 
 
 def examine() -> list[Finding]:
@@ -94,8 +92,7 @@ def _template(name: str, path: Path) -> Finding:
         text = path.read_bytes()
     except OSError as error:
         return _finding(what, False, f"{path}: {error.strerror}", advice)
-    Template(text)
-    if not any(place in text for place in PLACES):
+    if not Template(text).has_place_for_slice():
         return _finding(
             what, False, f"{path}: has no place for a slice", "docs/workscripts.md says what it needs"
         )
@@ -105,6 +102,9 @@ def _template(name: str, path: Path) -> Finding:
 def _prefix(name: str, prefix: str) -> Finding:
     what = f"files of {name}"
     url = urlsplit(prefix)
+    if not url.hostname and prefix and not prefix.startswith("/"):
+        advice = f"osgprod project set {name} xrootd_prefix=URL, like root://server.example.org/ or https://server.example.org"
+        return _finding(what, False, f"{prefix} is neither a URL nor a folder", advice)
     if not url.hostname:
         return _finding(what, True, f"paths of a file system{f' below {prefix}' if prefix else ''}", "")
     try:

@@ -21,6 +21,7 @@ from shim.app import create_app
 from shim.bounds import BoundedProtocol
 from shim.database import call, connect, migrate, names_a_server
 from shim.errors import OperatorError
+from shim.workscript import document_root
 
 
 def serve(
@@ -62,14 +63,21 @@ def serve(
             dsn = stack.enter_context(embedded.server(data_folder()))
             seed(dsn, data_folder(), say)
             say(f"PostgreSQL: psql '{dsn}'")
-            say(f"osgprod in another terminal: export OSGPROD_DSN='{dsn}'")
             os.environ["OSGPROD_DSN"] = f"{dsn} options='-c role=osgprod_worker'"
             os.environ.setdefault("OSGPROD_DOCUMENT_ROOT", str(data_folder() / "www"))
+            say(
+                f"osgprod in another terminal: export OSGPROD_DSN='{dsn}'"
+                f" OSGPROD_DOCUMENT_ROOT='{document_root()}'"
+            )
         _look_for_database(say)
         root = os.environ.get("OSGPROD_ROOT_PATH", "/osgprod")
         name = listener.getsockname()
         where = f"http://{host}:{name[1]}{root}" if isinstance(name, tuple) else name
         say(f"serving {where}, Ctrl-C ends it")
+        if not document_root().is_dir():
+            say(
+                f"no work scripts until there is a folder {document_root()}, or OSGPROD_DOCUMENT_ROOT names another"
+            )
         _run(config, listener)
 
 

@@ -27,6 +27,10 @@ _PLACE = re.compile(
     rb"|#(?P<variable>input_eviofile_list|output_filename|osgprod_[a-z0-9_]+)=[^\n]*$\n?)",
     re.MULTILINE,
 )
+# A script that is told none of these is the same for all jobs: it would process something else or nothing, and succeed.
+_PLACES_OF_SLICE = frozenset(
+    {"source", "input_eviofile_list", "output_filename", "osgprod_pieces", "osgprod_block1"}
+)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\x80-\x9f\u2028\u2029]")
 
 MAX_TEMPLATE_BYTES = 4 << 20
@@ -64,6 +68,10 @@ class Template:
             self._places.append((kind, name.decode()))
             end = match.end()
         self._literals.append(text[end:])
+
+    def has_place_for_slice(self) -> bool:
+        """Does a script that is made of it say which slice it is for?"""
+        return any(name in _PLACES_OF_SLICE for _, name in self._places)
 
     def fill(self, slice_: Mapping[str, Any], job: Mapping[str, Any]) -> bytes:
         """Returns the script for one slice.
@@ -177,7 +185,7 @@ class TemplateFolder:
         """Reads a project's template.
 
         Parameters: project, workscript  names as the database gave them
-        Errors:     TemplateError  missing, unreadable, or outside of the project's folder
+        Errors:     TemplateError  missing, unreadable, outside of the project's folder, or without a place for a slice
         """
         path = self._root / project / workscript
         try:
@@ -185,6 +193,10 @@ class TemplateFolder:
         except OSError as error:
             raise TemplateError(f"work script {path}: {error.strerror}") from error
         template = Template(text)
+        if not template.has_place_for_slice():
+            raise TemplateError(
+                f"work script {path}: has no place for a slice, docs/workscripts.md says what it needs"
+            )
         self._known[project] = (workscript, path, stamp, template)
         return workscript, template
 

@@ -135,7 +135,7 @@ def slices_list(
 @path_option
 @click.option("--exit-code", type=int, help="Only those whose last report had it.")
 @click.option("--client", help="Only those last lent to this address or network.")
-@click.option("--since", help="Only those last reported since then, like '2026-05-01 12:00'.")
+@click.option("--since", help="Only those last reported since then, in UTC, like '2026-05-01 12:00'.")
 @dry
 @as_json
 def slices_recycle(

@@ -84,7 +84,7 @@ BEGIN
     ELSIF NOT osgprod._is_magic(v_project.magic_salt, v_project.magic_digest, v_project.old_magic_digest,
                                 v_project.old_magic_until, p_magic) THEN
         RAISE EXCEPTION 'parameter magic is wrong or missing' USING ERRCODE = 'OG202',
-            HINT = 'ask the production manager for the magic of this project';
+            HINT = 'ask the production manager for the magic of this project; in a URL a + in it is written %2B';
     END IF;
     PERFORM osgprod._check_job(p_cluster, p_process);
     IF NOT osgprod._lock_job(v_project.project_id, p_cluster, p_process) THEN

@@ -60,7 +60,7 @@ DECLARE
 BEGIN
     IF p_magic !~ '^[^[:cntrl:]]+$' OR length(p_magic) > 1024 OR p_magic IS NULL OR p_overlap_s NOT BETWEEN 0 AND 31536000 THEN
         RAISE EXCEPTION 'a magic is 1 to 1024 printable characters, an overlap 0 to 31536000 s' USING ERRCODE = 'OG109',
-            HINT = 'openssl rand -base64 24 makes a good magic';
+            HINT = 'openssl rand -hex 24 makes a good magic';
     END IF;
     v_digest := osgprod._magic_digest(v_project.magic_salt, p_magic);
     IF v_digest = v_project.magic_digest THEN
@@ -111,10 +111,16 @@ BEGIN
     v_state := v_project.state;
     BEGIN
         FOR v_key IN SELECT k.key FROM jsonb_object_keys(p_settings) AS k (key) LOOP  -- one by one, so that an error names it
-            v_project := jsonb_populate_record(v_project, jsonb_build_object(v_key, p_settings -> v_key));
+            v_project := jsonb_populate_record(v_project, jsonb_build_object(v_key, CASE
+                -- a list as it is shown, as PostgreSQL writes it, or bare
+                WHEN v_key = 'node_fault_codes' AND jsonb_typeof(p_settings -> v_key) = 'string'
+                    THEN to_jsonb('{' || btrim(p_settings ->> v_key, '[]{} ') || '}')
+                ELSE p_settings -> v_key END));
         END LOOP;
         v_key := NULL;
         v_project.xrootd_prefix := coalesce(v_project.xrootd_prefix, '');  -- files of a file system
+        v_project.strip_prefix := coalesce(v_project.strip_prefix, '');
+        v_project.node_fault_codes := coalesce(v_project.node_fault_codes, '{}');
         IF v_project.state <> v_state THEN
             PERFORM osgprod._check_not_archived(v_project.project_id);
             IF v_project.state = 'archived' THEN

@@ -38,6 +38,10 @@ BEGIN
         RAISE EXCEPTION 'a worker and a time from 0 to 315360000 s are needed' USING ERRCODE = 'OG108',
             HINT = 'osgprod workers lists the names of the workers';
     END IF;
+    IF p_worker LIKE '%/%' AND p_seconds > 0 THEN
+        RAISE EXCEPTION 'worker % is a network', p_worker USING ERRCODE = 'OG108',
+            HINT = 'a worker is a host, an address, or host@address; osgprod project set PROJECT subnet_pattern=... says who may ask';
+    END IF;
     UPDATE worker_bans b SET until = now(), banned_at = now(), reason = p_reason, times = 0
      WHERE p_seconds = 0 AND b.project_id = v_project.project_id AND p_worker = ANY (osgprod._worker_names(b.worker));
     INSERT INTO worker_bans AS b (project_id, worker, until, reason)

@@ -464,7 +464,7 @@ def run_job(
 def test_a_job_works_with_a_token_and_no_magic(
     live: LiveShim, issuer: Issuer, folder: Path, where: str
 ) -> None:
-    live.add_template("p", b"#!/usr/bin/env bash\necho result >result.txt\n")
+    live.add_template("p", b"#!/usr/bin/env bash\n# source:\necho result >result.txt\n")
     names = {
         "BEARER_TOKEN_FILE": "token",
         "XDG_RUNTIME_DIR": f"bt_u{os.getuid()}",
@@ -484,7 +484,7 @@ def test_a_job_works_with_a_token_and_no_magic(
 def test_a_job_with_a_token_that_is_not_taken_is_held_and_takes_no_slice(
     world: World, live: LiveShim, issuer: Issuer, folder: Path
 ) -> None:
-    live.add_template("p", b"exit 0\n")
+    live.add_template("p", b"# source:\nexit 0\n")
     token = issuer.token(scope="storage.read:/")
     done = run_job(live, folder, 0, BEARER_TOKEN=token)
     assert done.returncode == 40 and "claim scope" in done.stderr
@@ -493,7 +493,7 @@ def test_a_job_with_a_token_that_is_not_taken_is_held_and_takes_no_slice(
 
 
 def test_a_job_gives_its_token_to_nobody_in_the_clear(live: LiveShim, issuer: Issuer, folder: Path) -> None:
-    live.add_template("p", b"exit 0\n")
+    live.add_template("p", b"# source:\nexit 0\n")
     done = run_job(
         live, folder, 0, BEARER_TOKEN=issuer.token(), OSGPROD_URL=live.url.replace("127.0.0.1", "0.0.0.0")
     )
@@ -505,7 +505,7 @@ def test_a_job_that_outlives_its_token_reports_with_the_one_that_it_was_given_me
 ) -> None:
     """HTCondor renews the file; what was right at the start is refused at the end."""
     (folder / "a.use").write_text(issuer.token())
-    live.add_template("p", f"while [[ ! -e {folder}/go ]]; do sleep 0.05; done\n".encode())
+    live.add_template("p", f"# source:\nwhile [[ ! -e {folder}/go ]]; do sleep 0.05; done\n".encode())
     with ThreadPoolExecutor(1) as thread:
         job = thread.submit(run_job, live, folder, 0, _CONDOR_CREDS=str(folder))
         while world.progress()["blocks_leased"] == 0 and not job.done():

@@ -179,7 +179,12 @@ def test_a_name_with_control_characters_leaves_one_plain_line_in_the_log(
     caplog.set_level("INFO")
     shim.raw("workscript.bash?project=%0Arequest%3Dforged%20%1B%5B2J%E2%80%A8x&cluster=1&process=1&magic=m")
     shim.raw("project/%0Arequest%3Dforged%1B%5B2J", headers={"Host": "x/y\\z"})
+    shim.raw("x%20status=200%20answer=assigned")
+    for wrong in ("%3Fproject=p%26magic=SECRET", ";magic=SECRET", "&magic=SECRET"):
+        shim.raw(f"workscript.bash{wrong}")
     lines = [record.getMessage() for record in caplog.records if record.name == "osgprod"]
-    assert len(lines) == 2
+    assert len(lines) == 6
     assert all(line.isprintable() and line.isascii() for line in lines)
     assert "path=/osgprod/project/?request=forged?[2J " in lines[1]
+    assert "path=/osgprod/x?status=200?answer=assigned status=404 " in lines[2]
+    assert all("path=/osgprod/workscript.bash status=404 " in line for line in lines[3:])

@@ -97,7 +97,7 @@ def test_a_magic_is_nowhere_to_be_seen(
     world.add_file(9)
     (folder / "www" / "p").mkdir(parents=True)
     (folder / "www" / "p" / "osgprod_work.bash").write_text(
-        "env >env.txt\nps axww >ps.txt || true\necho done\n"
+        "# source:\nenv >env.txt\nps axww >ps.txt || true\necho done\n"
     )
     (folder / "magic").write_text(MAGIC + "\n")
     osgprod = [sys.executable, "-m", "shim.admin"]

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -264,6 +265,28 @@ def test_dry_run_changes_nothing_and_the_real_one_does(
     assert everything() != before
 
 
+def test_settings_are_taken_as_they_are_shown_and_an_empty_value_means_none(run: Run, world: World) -> None:
+    def shown(*settings: str) -> dict[str, str]:
+        rows = json.loads(run("project", "set", "p", *settings, "--json").stdout)
+        return {row["setting"]: row["value"] for row in rows}
+
+    before = shown("max_failures=3")["node_fault_codes"]
+    for written in ("[90, 91]", "{90,91}", "90,91"):
+        assert shown(f"node_fault_codes={written}")["node_fault_codes"] == "[90, 91]"
+    assert shown(f"node_fault_codes={before}")["node_fault_codes"] == before
+    after = shown("strip_prefix=", "xrootd_prefix=", "node_fault_codes=")
+    assert (after["strip_prefix"], after["xrootd_prefix"], after["node_fault_codes"]) == ("", "", "[]")
+
+
+def test_time_is_read_as_it_is_shown_wherever_the_server_stands(run: Run, busy: World) -> None:
+    (last,) = busy.db.execute("SELECT max(reported_at) AT TIME ZONE 'UTC' AS at FROM osgprod_data.reports")
+    busy.db.execute(f"ALTER DATABASE {busy.db.info.dbname} SET TimeZone = 'America/New_York'".encode())
+    for minutes, found in ((-1, True), (1, False)):
+        since = (last["at"] + timedelta(minutes=minutes)).isoformat(" ", "seconds")
+        result = run("slices", "recycle", "p", "--state", "done", "--since", since, "--dry-run", "--json")
+        assert bool(json.loads(result.stdout)) == found
+
+
 def test_worker_is_refused_work_and_pardoned_in_plain_words(run: Run, world: World) -> None:
     assert run("workers", "ban", "p", "wn1", "--seconds", "60").output.startswith("wn1 is refused until ")
     assert call(world.db, "blocked_workers")[0]["reason"] == "by the operator"
@@ -389,6 +412,11 @@ def test_verify_and_doctor_end_with_1_when_something_is_wrong(run: Run, busy: Wo
     assert found["work script of p"]["is_well"]
     assert not found["files of p"]["is_well"] and "refused" in found["files of p"]["found"]
     assert "what to do" in run("doctor", env={"OSGPROD_DOCUMENT_ROOT": str(folder)}).output
+    for wrong in ("xrootd.example.org", "https:/xrootd.example.org"):
+        call(busy.db, "set_project", project="p", settings=json.dumps({"xrootd_prefix": wrong}))
+        result = run("doctor", "--json", env={"OSGPROD_DOCUMENT_ROOT": str(folder)})
+        found = {row["what"]: row for row in json.loads(result.stdout)}
+        assert found["files of p"]["found"] == f"{wrong} is neither a URL nor a folder"
     call(busy.db, "set_project", project="p", settings='{"xrootd_prefix": null}')
     result = run("doctor", "--json", env={"OSGPROD_DOCUMENT_ROOT": str(folder)})
     assert {row["what"]: row for row in json.loads(result.stdout)}["files of p"]["is_well"]

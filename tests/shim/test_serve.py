@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -105,6 +107,15 @@ def test_serves_at_once_seeds_the_demo_and_keeps_its_data(folder: Path) -> None:
         with psycopg.connect(server.dsn) as connection:
             rows = connection.execute("SELECT project, files, blocks FROM osgprod.progress()").fetchall()
         assert rows == [("demo", 3, 220)]
+        # What it prints for another terminal is all that this needs.
+        (export,) = (line.partition("export ")[2] for line in server.said if "another terminal" in line)
+        done = subprocess.run(
+            [sys.executable, "-m", "shim.admin", "doctor", "--json"],
+            cwd=CHECKOUT,
+            env={"PATH": os.environ["PATH"], **dict(word.split("=", 1) for word in shlex.split(export))},
+            capture_output=True,
+        )
+        assert {row["what"]: row["is_well"] for row in json.loads(done.stdout)}["work script of demo"]
         assert server.end(signal.SIGINT) == 0
     assert programs_of(folder) == []
     with serving(folder) as server:

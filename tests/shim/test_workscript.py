@@ -122,12 +122,12 @@ def test_messages_run_nothing(tmp_path_factory: pytest.TempPathFactory, text: st
 def test_template_is_read_again_only_when_it_changed(folder: Path) -> None:
     (folder / "p").mkdir()
     path = folder / "p" / "w.bash"
-    path.write_text("one\n")
+    path.write_text("# source:\none\n")
     templates = TemplateFolder(folder)
     assert templates.at_hand("p") == ("", None)
     _, first = templates.load("p", "w.bash")
     assert templates.at_hand("p") == ("w.bash", first)
-    path.write_text("longer\n")
+    path.write_text("# source:\nlonger\n")
     assert templates.at_hand("p") == ("", None)
     path.unlink()
     with pytest.raises(TemplateError, match=r"w\.bash: No such file"):
