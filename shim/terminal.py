@@ -35,13 +35,19 @@ SHORTEST_TEXT = 10
 
 
 def show(
-    rows: Sequence[Row], as_json: bool = False, empty: str = "none", wrapped: Collection[str] = ()
+    rows: Sequence[Row],
+    as_json: bool = False,
+    empty: str = "none",
+    wrapped: Collection[str] = (),
+    limit: int | None = None,
 ) -> None:
     """Prints rows as a table that fits the terminal, or as one JSON array.
 
     Parameters: rows     all with the same names;  as_json  JSON it is, also when there are none
                 empty    what is said in place of a table without rows
                 wrapped  columns whose texts go on in the next line instead of being cut
+                limit    rows that were asked for at most; None = all. Where so many came, a line on the standard error
+                         output says that it may not be all
     """
     if as_json:
         click.echo(json.dumps(rows, default=str, indent=1))
@@ -51,6 +57,8 @@ def show(
         columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else _ENDLESS
         for line in table(rows, columns, wrapped):
             click.echo(line)
+    if len(rows) == limit:
+        click.echo(f"osgprod: {limit} rows shown, there may be more: --limit N", err=True)
 
 
 def table(rows: Sequence[Row], columns: int, wrapped: Collection[str] = ()) -> list[str]:

@@ -6,9 +6,9 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import click
 import psycopg
@@ -19,6 +19,8 @@ from shim.errors import OperatorError
 from shim.evio import EvioError
 
 REFUSED, UNREACHABLE = 1, 3
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 class Commands(click.Group):
@@ -119,13 +121,17 @@ dry = click.option("--dry-run", is_flag=True, help="Only tell what would be done
 project_argument = click.argument("project", type=PROJECT)
 runs_option = click.option("--runs", type=_Runs(), help="Runs like 1001,1005-1010; without it all.")
 path_option = click.option("--path", help="Path of a file, or a LIKE pattern.")
-limit_option = click.option("--limit", type=int, help="Rows at most; without it the function's own number.")
 hours_option = click.option("--hours", type=int, help="How far back; without it the function's own time.")
 magic_option = click.option(
     "--magic-file",
     type=click.Path(exists=True, dir_okay=False, allow_dash=True),
     help="Where the magic stands; - = prompt or standard input. Without it OSGPROD_MAGIC holds.",
 )
+
+
+def limit_option(rows: int = 100) -> Callable[[_Command], _Command]:
+    """The option --limit with so many rows as its default, which the help names; see limit of shim.terminal.show."""
+    return click.option("--limit", type=int, default=rows, show_default=True, help="Rows at most.")
 
 
 def read_magic(source: str | None) -> str | None:

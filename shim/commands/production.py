@@ -95,7 +95,7 @@ def rate(project: str, hours: int | None, as_json: bool) -> None:
 @click.argument("job", required=False)
 @click.option("--cluster", type=int, help="All jobs of this cluster, whenever they ran.")
 @hours_option
-@limit_option
+@limit_option()
 @as_json
 def jobs(
     project: str, job: str | None, cluster: int | None, hours: int | None, limit: int, as_json: bool
@@ -110,7 +110,7 @@ def jobs(
                 f"'{job}' is no job like 4711.0", "--cluster 4711 lists all jobs of a cluster"
             )
         rows = ask("job_history", project=project, cluster=number, process=process)
-    show(rows, as_json, "no job started in that time")
+    show(rows, as_json, "no job started in that time", limit=limit if job is None else None)
 
 
 @osgprod.command()
@@ -122,7 +122,7 @@ def jobs(
 @click.option("--worker", help="Only those on this worker.")
 @click.option("--site", help="Only those at this site.")
 @hours_option
-@limit_option
+@limit_option()
 @as_json
 def attempts(
     project: str,
@@ -148,7 +148,7 @@ def attempts(
         rows = ask(f"attempts_by_{by}", project=project, hours=hours)
     else:
         rows = ask("list_attempts", project=project, limit=limit, hours=hours, **filters)
-    show(rows, as_json, "no such attempt")
+    show(rows, as_json, "no such attempt", limit=None if by else limit)
 
 
 @osgprod.command()
@@ -172,12 +172,12 @@ def workers(ctx: click.Context, as_json: bool) -> None:
 @project_argument
 @click.option("--order", default="failing", show_default=True, help="failing, slow or busy.")
 @hours_option
-@limit_option
+@limit_option(20)
 @as_json
 def workers_list(project: str, order: str, hours: int | None, limit: int, as_json: bool) -> None:
     """Tell how the workers did lately: failures, and time a block."""
     rows = ask("attempts_by_worker", project=project, order=order, limit=limit, hours=hours)
-    show(rows, as_json, "no attempt of a worker ended in that time")
+    show(rows, as_json, "no attempt of a worker ended in that time", limit=limit)
 
 
 @workers.command("ban")

@@ -52,12 +52,12 @@ def rawdata_check(folder: str, as_json: bool) -> None:
 @rawdata.command("list")
 @runs_option
 @path_option
-@limit_option
+@limit_option()
 @as_json
 def rawdata_list(runs: list[int] | None, path: str | None, limit: int, as_json: bool) -> None:
     """List the files that are registered."""
     rows = ask("list_rawdata", runs=runs, path=path, limit=limit)
-    show(rows, as_json, "no such file is registered: osgprod rawdata load registers files")
+    show(rows, as_json, "no such file is registered: osgprod rawdata load registers files", limit=limit)
 
 
 @rawdata.command("forget")
@@ -74,14 +74,14 @@ def rawdata_forget(path: str, dry_run: bool, as_json: bool) -> None:
 @runs_option
 @path_option
 @click.option("--state", help="fresh, begun, cut, finished, or open (begun or cut).")
-@limit_option
+@limit_option()
 @as_json
 def files(
     project: str, runs: list[int] | None, path: str | None, state: str | None, limit: int, as_json: bool
 ) -> None:
     """List the files that are work of a project, and how far each is."""
     rows = ask("list_files", project=project, runs=runs, path=path, state=state, limit=limit)
-    show(rows, as_json, "no such file is loaded: osgprod slices load makes files work")
+    show(rows, as_json, "no such file is loaded: osgprod slices load makes files work", limit=limit)
 
 
 @osgprod.group()
@@ -112,14 +112,14 @@ def slices_load(project: str, runs: list[int] | None, start_over: bool, dry_run:
 @click.option("--state", help="leased, done, ready or quarantined.")
 @runs_option
 @path_option
-@limit_option
+@limit_option()
 @as_json
 def slices_list(
     project: str, state: str | None, runs: list[int] | None, path: str | None, limit: int, as_json: bool
 ) -> None:
     """List the slices that were cut."""
     rows = ask("list_slices", project=project, state=state, runs=runs, path=path, limit=limit)
-    show(rows, as_json, "no such slice")
+    show(rows, as_json, "no such slice", limit=limit)
 
 
 @slices.command("recycle")

@@ -125,6 +125,41 @@ def test_reading_command_says_the_same_as_table_and_as_json(
             assert value in table.output and name in lines[0]
 
 
+LIMITED = [
+    ("rawdata", "list"), ("files", "p"), ("slices", "list", "p"), ("jobs", "p"), ("attempts", "p"),
+    ("attempts", "p", "--live"), ("workers", "list", "p"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments", LIMITED, ids=" ".join)
+def test_list_that_may_go_on_says_so_and_its_help_names_the_limit(
+    run: Run, busy: World, arguments: tuple[str, ...]
+) -> None:
+    for format_ in ([], ["--json"]):
+        cut = run(*arguments, "--limit", 1, *format_)
+        assert cut.exit_code == 0
+        assert cut.stderr == "osgprod: 1 rows shown, there may be more: --limit N\n"
+        assert run(*arguments, *format_).stderr == "", "all there is needs no word"
+    number = 20 if arguments[0] == "workers" else 100
+    assert re.search(rf"Rows at most\.\s+\[default: {number}\]", run(*arguments, "--help").stdout)
+
+
+def test_list_of_more_than_a_hundred_files_ends_there_and_says_so(run: Run, world: World) -> None:
+    for seqno in range(101):
+        world.add_file(1, seqno=seqno, project=None)
+    result = run("rawdata", "list", "--json")
+    assert len(rows_of(result)) == 100
+    assert result.stderr == "osgprod: 100 rows shown, there may be more: --limit N\n"
+    whole = run("rawdata", "list", "--json", "--limit", 200)
+    assert len(rows_of(whole)) == 101 and whole.stderr == ""
+
+
+def test_what_has_no_limit_never_speaks_of_one(run: Run, busy: World) -> None:
+    for arguments in (("jobs", "p", "1.2"), ("attempts", "p", "--by", "site")):
+        rows = rows_of(run(*arguments, "--json"))
+        assert run(*arguments, "--limit", len(rows)).stderr == ""
+
+
 @pytest.mark.parametrize("width", [12, 40, 80, 400])
 def test_table_fits_the_width_and_cuts_no_number(width: int) -> None:
     rows = [
