@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 import shutil
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from types import UnionType
 from typing import Any, Literal
 
 import click
@@ -32,6 +34,7 @@ Row = Mapping[str, Any]
 # Wide enough for any table: what is piped into another program is not cut.
 _ENDLESS = 10_000
 SHORTEST_TEXT = 10
+_PATH = re.compile(r"(\w[\w+.-]*:/)?/")  # or a URL: what tells two of them apart is their end
 
 
 def show(
@@ -40,6 +43,7 @@ def show(
     empty: str = "none",
     wrapped: Collection[str] = (),
     limit: int | None = None,
+    spare: Sequence[str] = (),
 ) -> None:
     """Prints rows as a table that fits the terminal, or as one JSON array.
 
@@ -48,6 +52,7 @@ def show(
                 wrapped  columns whose texts go on in the next line instead of being cut
                 limit    rows that were asked for at most; None = all. Where so many came, a line on the standard error
                          output says that it may not be all
+                spare    columns that may be left out one after the other where room is short
     """
     if as_json:
         click.echo(json.dumps(rows, default=str, indent=1))
@@ -55,52 +60,105 @@ def show(
         click.echo(empty)
     else:
         columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else _ENDLESS
-        for line in table(rows, columns, wrapped):
+        for line in table(rows, columns, wrapped, spare):
             click.echo(line)
     if len(rows) == limit:
         click.echo(f"osgprod: {limit} rows shown, there may be more: --limit N", err=True)
 
 
-def table(rows: Sequence[Row], columns: int, wrapped: Collection[str] = ()) -> list[str]:
+def table(
+    rows: Sequence[Row], columns: int, wrapped: Collection[str] = (), spare: Sequence[str] = ()
+) -> list[str]:
     """Returns the lines of a table no wider than it may be, or of a list of records where no table would fit.
 
-    Numbers are flush right; they and times are never cut. A text that doesn't fit ends in '…', a column without any
-    value is left out.
+    Numbers are flush right; they and times are never cut. A text that doesn't fit ends in '…'; a path or URL begins
+    with it, and keeps the name of the file as long as room can be made otherwise. A column without any value is left
+    out.
 
-    Parameters: rows  at least one;  columns  that a line may have;  wrapped  see show()
+    Parameters: rows  at least one;  columns  that a line may have;  wrapped, spare  see show()
     """
-    names = [name for name in rows[0] if any(row[name] is not None for row in rows)]
-    cells = [[cell(row[name]) for name in names] for row in rows]
-    is_number = [all(isinstance(row[name], int | float | None) for row in rows) for name in names]
-    is_whole = [all(isinstance(row[name], int | float | datetime | None) for row in rows) for name in names]
-    heads, gap = names, 2
-    widths = _widths(heads, cells)
+    names = _names(rows)
+    left = [[name for name in names if name not in spare[:count]] for count in range(len(spare) + 1)]
+    for some, keeps_files in [*((some, True) for some in left), (names, False)]:
+        values = {name: [cell(row[name]) for row in rows] for name in some}
+        layout = _layout(rows, values, columns, keeps_files)
+        if layout:
+            return _drawn(rows, values, columns, wrapped, *layout)
+    return records(rows)
+
+
+def _names(rows: Sequence[Row]) -> list[str]:
+    return [name for name in rows[0] if any(row[name] is not None for row in rows)]
+
+
+def _are(kind: type | UnionType, rows: Sequence[Row], name: str) -> bool:
+    return all(isinstance(row[name], kind | None) for row in rows)
+
+
+def _are_paths(values: Sequence[str]) -> bool:
+    return all(_PATH.match(value) for value in values if value)
+
+
+def _layout(
+    rows: Sequence[Row], values: Mapping[str, Sequence[str]], columns: int, keeps_files: bool
+) -> tuple[list[str], list[int], int] | None:
+    """Heads, widths and the gap between two columns; None = the table would be too wide."""
+    heads, gap = list(values), 2
+    widths = _widths(heads, values)
     if _total(widths, gap) > columns:  # 'blocks_done' on two lines
-        heads = [name.replace("_", "\n") for name in names]
-        widths = _widths(heads, cells)
+        heads = [name.replace("_", "\n") for name in values]
+        widths = _widths(heads, values)
         gap = 2 if _total(widths, 2) <= columns else 1
-        widths = _fitted(widths, gap, is_whole, columns)
-    if _total(widths, gap) > columns:
-        return records(rows, columns, wrapped)
+        least = [
+            width
+            if _are(int | float | datetime, rows, name)
+            else min(width, _least(values[name], keeps_files))
+            for name, width in zip(values, widths, strict=True)
+        ]
+        widths = _fitted(widths, gap, least, columns)
+    return (heads, widths, gap) if _total(widths, gap) <= columns else None
+
+
+def _drawn(
+    rows: Sequence[Row],
+    values: Mapping[str, Sequence[str]],
+    columns: int,
+    wrapped: Collection[str],
+    heads: Sequence[str],
+    widths: Sequence[int],
+    gap: int,
+) -> list[str]:
     grid = Table(box=box.SIMPLE_HEAD, padding=(0, gap - 1, 0, 0), pad_edge=False, show_edge=False)
-    for name, head, width, flush in zip(names, heads, widths, is_number, strict=True):
-        justify: Literal["right", "left"] = "right" if flush else "left"
+    cells = []
+    for name, head, width in zip(values, heads, widths, strict=True):
+        justify: Literal["right", "left"] = "right" if _are(int | float, rows, name) else "left"
         overflow: Literal["fold", "ellipsis"] = "fold" if name in wrapped else "ellipsis"
         grid.add_column(
             Text(head), justify=justify, width=width, no_wrap=name not in wrapped, overflow=overflow,
             vertical="top" if wrapped else "bottom",
         )  # fmt: skip
-    for line in cells:
+        is_cut_left = name not in wrapped and _are_paths(values[name])
+        cells.append([_end(value, width) if is_cut_left else value for value in values[name]])
+    for line in zip(*cells, strict=True):
         grid.add_row(*map(Text, line))  # Text: nothing in a value is markup
     output = io.StringIO()
     Console(file=output, width=columns, no_color=True, highlight=False).print(grid)
     return [line.rstrip() for line in output.getvalue().splitlines()]
 
 
-def _widths(heads: Sequence[str], cells: Sequence[Sequence[str]]) -> list[int]:
+def _end(text: str, width: int) -> str:
+    """As much of the end of a text as fits, behind '…' where something is missing."""
+    if cell_len(text) <= width:
+        return text
+    while cell_len(text) > width - 1:
+        text = text[1:]
+    return f"…{text}"
+
+
+def _widths(heads: Sequence[str], values: Mapping[str, Sequence[str]]) -> list[int]:
     return [
         max(*(cell_len(part) for part in head.split("\n")), *map(cell_len, column))
-        for head, *column in zip(heads, *cells, strict=True)
+        for head, column in zip(heads, values.values(), strict=True)
     ]
 
 
@@ -108,34 +166,32 @@ def _total(widths: Sequence[int], gap: int) -> int:
     return sum(widths) + gap * (len(widths) - 1)
 
 
-def _fitted(widths: Sequence[int], gap: int, is_whole: Sequence[bool], columns: int) -> list[int]:
-    """The widths with the widest texts cut down, none to less than a few characters."""
+def _least(values: Sequence[str], keeps_files: bool) -> int:
+    """How far a column of texts may be cut: to a few characters, or to '…/' and the longest file name."""
+    if not (keeps_files and _are_paths(values)):
+        return SHORTEST_TEXT
+    return max(SHORTEST_TEXT, *(2 + cell_len(value.rpartition("/")[2]) for value in values))
+
+
+def _fitted(widths: Sequence[int], gap: int, least: Sequence[int], columns: int) -> list[int]:
+    """The widths with the widest cut down as long as it helps, none to less than its least."""
     widths = list(widths)
     while _total(widths, gap) > columns:
-        widest = max(
-            (width, n) for n, width in enumerate([*widths, 0]) if n == len(widths) or not is_whole[n]
-        )
-        if widest[0] <= SHORTEST_TEXT:
+        widest = max(((width, n) for n, width in enumerate(widths) if width > least[n]), default=None)
+        if widest is None:
             break
         widths[widest[1]] -= 1
     return widths
 
 
-def records(rows: Sequence[Row], columns: int, wrapped: Collection[str] = ()) -> list[str]:
-    """Returns each row as lines of name and value, for where there are too many columns for a table.
-
-    Parameters: see table()
-    """
-    names = [name for name in rows[0] if any(row[name] is not None for row in rows)]
+def records(rows: Sequence[Row]) -> list[str]:
+    """Returns each row as lines of name and value, for where there are too many columns for a table; nothing is cut."""
+    names = _names(rows)
     indent = max(map(len, names)) + 2
-    room = max(columns - indent, SHORTEST_TEXT)
     lines: list[str] = []
     for row in rows:
         lines += [""] if lines else []
-        for name in names:
-            value = cell(row[name])
-            is_whole = len(value) <= room or name in wrapped
-            lines.append(f"{name:{indent}}{value if is_whole else value[: room - 1] + '…'}".rstrip())
+        lines += [f"{name:{indent}}{cell(row[name])}".rstrip() for name in names]
     return lines
 
 

@@ -127,6 +127,8 @@ magic_option = click.option(
     type=click.Path(exists=True, dir_okay=False, allow_dash=True),
     help="Where the magic stands; - = prompt or standard input. Without it OSGPROD_MAGIC holds.",
 )
+# Columns that a table with a path can do without: its name has run and number, and the key is of use to functions only.
+SAID_BY_PATH = ("file_id", "run", "seqno")
 
 
 def limit_option(rows: int = 100) -> Callable[[_Command], _Command]:

@@ -11,6 +11,7 @@ import click
 
 from shim.commands.base import (
     PROJECT,
+    SAID_BY_PATH,
     as_json,
     ask,
     change,
@@ -110,7 +111,9 @@ def jobs(
                 f"'{job}' is no job like 4711.0", "--cluster 4711 lists all jobs of a cluster"
             )
         rows = ask("job_history", project=project, cluster=number, process=process)
-    show(rows, as_json, "no job started in that time", limit=limit if job is None else None)
+    show(
+        rows, as_json, "no job started in that time", limit=limit if job is None else None, spare=SAID_BY_PATH
+    )
 
 
 @osgprod.command()
@@ -148,7 +151,7 @@ def attempts(
         rows = ask(f"attempts_by_{by}", project=project, hours=hours)
     else:
         rows = ask("list_attempts", project=project, limit=limit, hours=hours, **filters)
-    show(rows, as_json, "no such attempt", limit=None if by else limit)
+    show(rows, as_json, "no such attempt", limit=None if by else limit, spare=SAID_BY_PATH)
 
 
 @osgprod.command()
@@ -156,7 +159,7 @@ def attempts(
 @as_json
 def quarantined(project: str, as_json: bool) -> None:
     """List the blocks that can't be done, with all that is known of each."""
-    show(ask("quarantined", project=project), as_json, "no block is in quarantine")
+    show(ask("quarantined", project=project), as_json, "no block is in quarantine", spare=SAID_BY_PATH)
 
 
 @osgprod.group(invoke_without_command=True)

@@ -6,6 +6,7 @@ import click
 
 from shim import admin
 from shim.commands.base import (
+    SAID_BY_PATH,
     as_json,
     ask,
     change,
@@ -57,7 +58,8 @@ def rawdata_check(folder: str, as_json: bool) -> None:
 def rawdata_list(runs: list[int] | None, path: str | None, limit: int, as_json: bool) -> None:
     """List the files that are registered."""
     rows = ask("list_rawdata", runs=runs, path=path, limit=limit)
-    show(rows, as_json, "no such file is registered: osgprod rawdata load registers files", limit=limit)
+    empty = "no such file is registered: osgprod rawdata load registers files"
+    show(rows, as_json, empty, limit=limit, spare=(*SAID_BY_PATH, "first_block", "has_trailer"))
 
 
 @rawdata.command("forget")
@@ -81,7 +83,8 @@ def files(
 ) -> None:
     """List the files that are work of a project, and how far each is."""
     rows = ask("list_files", project=project, runs=runs, path=path, state=state, limit=limit)
-    show(rows, as_json, "no such file is loaded: osgprod slices load makes files work", limit=limit)
+    empty = "no such file is loaded: osgprod slices load makes files work"
+    show(rows, as_json, empty, limit=limit, spare=SAID_BY_PATH)
 
 
 @osgprod.group()
@@ -119,7 +122,7 @@ def slices_list(
 ) -> None:
     """List the slices that were cut."""
     rows = ask("list_slices", project=project, state=state, runs=runs, path=path, limit=limit)
-    show(rows, as_json, "no such slice", limit=limit)
+    show(rows, as_json, "no such slice", limit=limit, spare=SAID_BY_PATH)
 
 
 @slices.command("recycle")

@@ -168,14 +168,38 @@ def test_table_fits_the_width_and_cuts_no_number(width: int) -> None:
     ]
     lines = terminal.table(rows, width)
     whole = "\n".join(lines)
-    assert all(len(line) <= max(width, 23) for line in lines)
+    assert width == 12 or all(len(line) <= width for line in lines)
     assert "12345678" in whole and "\x1b" not in whole and "none" not in whole
-    assert ("…" in whole) == (width < 400)
+    assert ("…" in whole) == (width in (40, 80)), "nothing is cut where there is room, nor in records"
     wrapped = terminal.table(rows, width, ("text",))
     assert sum(line.count("x") for line in wrapped) >= 300, "wrapped, not cut"
     assert width < 80 or "a?[31mb?c [bold]d" in whole, "nothing that a job sends is taken for markup"
     assert width != 40 or len(lines) == 5, "the head of a narrow column has two lines"
     assert width != 12 or len(lines) == 7, "records, where no table fits"
+
+
+@pytest.mark.parametrize("start", ["/cache/halld/", "root://server.example.org:1094//", "https://a.example/"])
+@pytest.mark.parametrize("room", [0, 1, 5])
+def test_path_or_url_keeps_its_end_and_its_file_as_long_as_others_can_be_cut(start: str, room: int) -> None:
+    ends = [f"/hd_rawdata_000007_{seqno:03d}.evio" for seqno in range(3)]
+    rows = [{"key": 1, "path": f"{start}{'x' * 60}{end}", "text": "y" * 90} for end in ends]
+    width = len("…") + len(ends[0]) + terminal.SHORTEST_TEXT
+    lines = terminal.table(rows, width + 2 + 3 + room)
+    assert [re.search(r"…x*(/\S+)", line)[1] for line in lines[2:]] == ends  # type: ignore[index]
+    assert "key" in lines[0] and "y…" in lines[2]
+    without_key = terminal.table(rows, width + 1, spare=("key",))
+    assert [line.split()[0] for line in without_key[2:]] == [
+        f"…{end}" for end in ends
+    ] and "key" not in without_key[0]
+    narrow = terminal.table(rows, 2 * terminal.SHORTEST_TEXT + 5)
+    assert [line.split()[1] for line in narrow[2:]] == [f"…{end[-9:]}" for end in ends], (
+        "a table before records"
+    )
+
+
+def test_path_with_wide_characters_is_cut_to_cells() -> None:
+    lines = terminal.table([{"path": "/" + "日本語" * 20 + end} for end in ("/a", "/b")], 12)
+    assert lines[2:] == ["…語日本語/a", "…語日本語/b"]
 
 
 def in_terminal(*arguments: str, columns: int, environment: dict[str, str]) -> str:
@@ -206,6 +230,41 @@ def test_status_fits_a_real_terminal_of_80_columns(busy: World) -> None:
     lines = output.split("\r\n")
     assert all(len(line) <= 80 for line in lines) and "…" not in output, output
     assert "uncut" in output and lines[-2].split() == ["p", "active", "3", "1", "6", "2", "1", "0", "1", "2"]
+
+
+LONG = "/cache/halld/RunPeriod-2026-01/rawdata/Run{run:06d}/{name}"  # 70 characters and more
+
+
+@pytest.fixture
+def far_below(busy: World) -> list[str]:
+    """The files of the busy project with long paths and the size of real ones; the paths."""
+    rows = busy.db.execute("SELECT rawdata_id, run, path FROM osgprod_data.rawdata ORDER BY path").fetchall()
+    paths = [LONG.format(run=row["run"], name=Path(row["path"]).name) for row in rows]
+    for row, path in zip(rows, paths, strict=True):
+        assert len(path) >= 70
+        busy.db.execute(
+            "UPDATE osgprod_data.rawdata SET path = %s, size_bytes = 20000000000 WHERE rawdata_id = %s",
+            [path, row["rawdata_id"]],
+        )
+    return paths
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize(("command", "count"), [("files p", 3), ("rawdata list", 3), ("slices list p", 2)])
+def test_names_of_files_are_whole_in_a_real_terminal(
+    busy: World, far_below: list[str], command: str, count: int, columns: int
+) -> None:
+    output = in_terminal(*command.split(), columns=columns, environment={"OSGPROD_DSN": busy.dsn})
+    paths = [word for word in output.split() if word.endswith(".evio")]
+    names = [path.rpartition("/")[2] for path in paths]
+    assert sorted(set(names)) == [Path(path).name for path in far_below][:count], output
+    if columns == 80:
+        assert set(paths) <= set(far_below) and "…" not in output, "records are whole"
+        return
+    lines = output.splitlines()
+    rule = next(n for n, line in enumerate(lines) if line.strip("─") == "")
+    assert all(len(line) <= columns and line.startswith("…") for line in lines[rule + 1 :]), output
+    assert len(lines) - rule - 1 == len(paths), "a line a row"
 
 
 def test_loading_files_shows_a_bar_with_rate_and_time_left(world: World, folder: Path) -> None:
