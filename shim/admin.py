@@ -16,6 +16,7 @@ from typing import Any
 import psycopg
 
 from shim import scan
+from shim.__main__ import main
 from shim.database import call, connect
 from shim.terminal import Bar, working
 
@@ -161,13 +162,6 @@ def archive_project(projectname: str, dry_run: bool = False) -> dict[str, int]:
 def _archived(batches: list[dict[str, Any]]) -> dict[str, int]:
     names = ("files", "slices", "attempts", "reports", "waiting")
     return {name: sum(batch[name] or 0 for batch in batches) for name in names}
-
-
-def main() -> None:
-    """The command ``osgprod``."""
-    from shim.commands import osgprod  # it calls what is above
-
-    osgprod()
 
 
 if __name__ == "__main__":

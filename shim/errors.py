@@ -4,8 +4,11 @@ from __future__ import annotations
 
 
 class OperatorError(Exception):
-    """One line that says what is wrong, and a hint of what to do."""
+    """One line that says what is wrong, and a hint of what to do.
 
-    def __init__(self, message: str, hint: str) -> None:
+    Parameters: exit_code  of the command line: 1 refused, 2 bad usage, 3 a database can't be reached
+    """
+
+    def __init__(self, message: str, hint: str, exit_code: int = 1) -> None:
         super().__init__(message)
-        self.hint = hint
+        self.hint, self.exit_code = hint, exit_code

@@ -59,7 +59,7 @@ def take_over(source: str, project: str, magic: str | None, dry_run: bool) -> li
     Errors:     OperatorError  no such project there, or tables that are not the original's;  psycopg.Error
     """
     with contextlib.ExitStack() as stack:
-        there = stack.enter_context(psycopg.connect(source, row_factory=dict_row, client_encoding="UTF8"))
+        there = stack.enter_context(_connect(source))
         here = stack.enter_context(connect())
         stack.enter_context(here.transaction(force_rollback=True) if dry_run else contextlib.nullcontext())
         original = _project(there, project)
@@ -80,6 +80,18 @@ def take_over(source: str, project: str, magic: str | None, dry_run: bool) -> li
                 sums[name] += answer[name] or 0
             bar.advance()
     return list(counts.values())
+
+
+def _connect(source: str) -> Connection:
+    try:
+        return psycopg.connect(source, row_factory=dict_row, client_encoding="UTF8")
+    except psycopg.Error as error:
+        is_unreachable = isinstance(error, psycopg.OperationalError)
+        raise OperatorError(
+            f"the original's database: {str(error).splitlines()[0]}",
+            "--from or OSGPROD_ORIGINAL_DSN names it: host=db.example.org dbname=original user=me",
+            exit_code=3 if is_unreachable else 1,
+        ) from error
 
 
 def _project(there: Connection, name: str) -> dict[str, Any]:

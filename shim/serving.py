@@ -43,6 +43,7 @@ def serve(
     """
     # uvicorn raises the signal again when it is done: this makes an orderly end of it.
     signal.signal(signal.SIGTERM, _end)
+    root = _root_path()
     create_app()  # a setting that makes no sense is told here, not by each worker again and again
     with contextlib.ExitStack() as stack, contextlib.suppress(KeyboardInterrupt):
         config = uvicorn.Config(
@@ -58,7 +59,7 @@ def serve(
             proxy_headers=False,  # whom to trust is OSGPROD_TRUSTED_PROXIES' to say
             server_header=False,
         )
-        listener = _inherited() or (config.bind_socket() if uds else stack.enter_context(_listen(host, port)))
+        listener = _inherited() or stack.enter_context(_listen_at(uds) if uds else _listen(host, port))
         if not names_a_server():
             dsn = stack.enter_context(embedded.server(data_folder()))
             seed(dsn, data_folder(), say)
@@ -70,7 +71,6 @@ def serve(
                 f" OSGPROD_DOCUMENT_ROOT='{document_root()}'"
             )
         _look_for_database(say)
-        root = os.environ.get("OSGPROD_ROOT_PATH", "/osgprod")
         name = listener.getsockname()
         where = f"http://{host}:{name[1]}{root}" if isinstance(name, tuple) else name
         say(f"serving {where}, Ctrl-C ends it")
@@ -79,6 +79,13 @@ def serve(
                 f"no work scripts until there is a folder {document_root()}, or OSGPROD_DOCUMENT_ROOT names another"
             )
         _run(config, listener)
+
+
+def _root_path() -> str:
+    root = os.environ.get("OSGPROD_ROOT_PATH", "/osgprod")
+    if root and not root.startswith("/"):
+        raise OperatorError(f"OSGPROD_ROOT_PATH: {root!r} does not begin with /", f"take '/{root}'")
+    return root
 
 
 def _look_for_database(say: Callable[[str], None]) -> None:
@@ -123,6 +130,23 @@ def _listen(host: str, port: int) -> socket.socket:
         raise OperatorError(
             f"{host} port {port}: {error.strerror}",
             "take another port: make serve PORT=8081, osgprod serve --port 8081",
+        ) from error
+    listener.listen(2048)
+    listener.set_inheritable(True)
+    return listener
+
+
+def _listen_at(path: str) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener.bind(path)
+        Path(path).chmod(0o666)  # who may enter its folder may ask
+    except OSError as error:
+        listener.close()
+        raise OperatorError(
+            f"--uds {path}: {error.strerror or error}",
+            "name a new file in a folder that is there and yours; remove one that a former shim left",
+            exit_code=2,
         ) from error
     listener.listen(2048)
     listener.set_inheritable(True)

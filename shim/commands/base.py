@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import sys
@@ -19,6 +20,7 @@ from shim.errors import OperatorError
 from shim.evio import EvioError
 
 REFUSED, UNREACHABLE = 1, 3
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -31,7 +33,7 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except OperatorError as error:
-            _fail(str(error), error.hint)
+            _fail(str(error), error.hint, error.exit_code)
         except EvioError as error:
             _fail(str(error), "only files hd_rawdata_RRRRRR_SSS.evio below a readable folder are taken")
         except psycopg.OperationalError as error:
@@ -44,6 +46,8 @@ class Commands(click.Group):
             _fail(_first_line(error), "this takes a login that is a member of osgprod_operator")
         except psycopg.Error as error:
             _fail(_first_line(error), error.diag.message_hint or _what_to_read(error))
+        except UnicodeEncodeError:
+            _fail("an argument or a variable is not UTF-8 text", "what is stored is UTF-8: spell it so")
 
 
 def _how_to_reach(error: psycopg.Error) -> str:
@@ -140,11 +144,17 @@ def read_magic(source: str | None) -> str | None:
     """Returns the magic from a file, '-' = a prompt or the standard input; None = OSGPROD_MAGIC. Never an argument."""
     if source is None:
         return os.environ.get("OSGPROD_MAGIC")
-    if source != "-":
-        return Path(source).read_text().rstrip("\n")
-    if sys.stdin.isatty():
+    if source == "-" and sys.stdin is None:
+        raise OperatorError("the standard input is closed", "--magic-file FILE")
+    if source == "-" and sys.stdin.isatty():
         return str(click.prompt("magic", hide_input=True, confirmation_prompt=True))
-    return sys.stdin.readline().rstrip("\n")
+    try:
+        text = (sys.stdin.buffer.readline() if source == "-" else Path(source).read_bytes()).decode()
+    except UnicodeDecodeError:
+        raise OperatorError(
+            f"the magic in {source} is not UTF-8 text", "is it the right file? letters and digits are best"
+        ) from None
+    return text.rstrip("\r\n")
 
 
 EXIT_CODES = """\b
@@ -162,3 +172,22 @@ def osgprod() -> None:
 
     The database is where OSGPROD_DSN or libpq's variables (PGHOST ...) say.
     """
+
+
+def run() -> None:
+    """Runs the command line; an output that takes nothing is an error too, also of what --help says."""
+    if sys.stdout is None:
+        # The next file or connection would get its number, and what is meant for people.
+        _fail("the standard output is closed", "send it to /dev/null if nobody wants it")
+    try:
+        osgprod()
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), 1
+        )  # else what waits to be written is tried again at the end
+        _fail(
+            f"{error.filename or 'the output'} can't be written: {error.strerror}",
+            "is there room on the disk?",
+        )

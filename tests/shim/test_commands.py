@@ -464,6 +464,61 @@ def test_error_is_one_line_with_a_hint_and_no_traceback(
     assert code != 1 or len(result.stderr.splitlines()) == 2
 
 
+def in_shell(command: str, dsn: str = "host=/nonexistent", **environment: str) -> tuple[int, str]:
+    """Runs ``osgprod`` with what a shell does to its outputs; the exit code, and what it says on the error output."""
+    ended = subprocess.run(
+        ["bash", "-c", f'"$PYTHON" -m shim {command}'],
+        cwd=CHECKOUT, env={**os.environ, "PYTHON": sys.executable, "OSGPROD_DSN": dsn, **environment},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    return ended.returncode, ended.stderr
+
+
+@pytest.mark.parametrize("command", ["status --json", "--help", "--version", "completion bash"])
+def test_output_that_takes_nothing_is_one_line_with_a_hint(world: World, command: str) -> None:
+    full = "osgprod: the output can't be written: No space left on device\nhint: is there room on the disk?\n"
+    assert in_shell(f"{command} >/dev/full", world.dsn) == (1, full)
+    code, said = in_shell(f"{command} >&-", world.dsn)
+    assert (code, said.splitlines()[0]) == (
+        1,
+        "osgprod: the standard output is closed",
+    ) and "\nhint: " in said
+
+
+def test_what_is_not_utf8_is_one_line_with_a_hint(world: World, folder: Path) -> None:
+    magic = folder / "magic"
+    magic.write_bytes(b"\xff\xfesecret")
+    for command, message in (
+        (f"project set-magic p --magic-file {magic}", f"the magic in {magic} is not UTF-8 text"),
+        (f"project set-magic p --magic-file - <{magic}", "the magic in - is not UTF-8 text"),
+        ("project set-magic p --magic-file - <&-", "the standard input is closed"),
+        ("status $'\\xff'", "an argument or a variable is not UTF-8 text"),
+    ):
+        code, said = in_shell(command, world.dsn, PYTHONUTF8="0", LC_ALL="C.UTF-8")
+        lines = said.splitlines()
+        assert (code, lines[0], len(lines)) == (1, f"osgprod: {message}", 2), said
+        assert lines[1].startswith("hint: ") and "secret" not in said
+
+
+def test_ctrl_c_while_modules_load_is_no_traceback() -> None:
+    program = """if True:
+        import os, signal, sys
+        from importlib.abc import MetaPathFinder
+
+        class Interrupted(MetaPathFinder):
+            def find_spec(self, name, path, target=None):
+                if name == "psycopg":
+                    os.kill(os.getpid(), signal.SIGINT)
+
+        sys.meta_path.insert(0, Interrupted())
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        from shim.__main__ import main
+        main()
+    """
+    ended = subprocess.run([sys.executable, "-c", program], cwd=CHECKOUT, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (128 + signal.SIGINT, "", "")
+
+
 def test_unreachable_database_is_exit_code_3_and_a_missing_role_is_named(run: Run, world: World) -> None:
     result = run("status", env={"OSGPROD_DSN": "host=/nonexistent connect_timeout=1"})
     assert result.exit_code == 3 and "hint: is the server up?" in result.stderr

@@ -240,6 +240,22 @@ def test_what_is_not_the_original_is_refused_with_a_hint(
     assert result.exit_code == 1 and "not the original's tables" in result.stderr and "hint:" in result.stderr
 
 
+def test_original_that_cannot_be_reached_is_told_from_our_database(world: World, take_over: Any) -> None:
+    for source, code, message in (
+        (f"{world.dsn} dbname=nonesuch", 3, 'database "nonesuch" does not exist'),
+        ("host=/nonexistent", 3, "No such file or directory"),
+        ("nonesuch", 1, 'missing "=" after "nonesuch"'),
+    ):
+        result = take_over("spring", "--from", source)
+        said, hint = result.stderr.splitlines()
+        assert (result.exit_code, "osgprod: the original's database: " in said, message in said) == (
+            code,
+            True,
+            True,
+        )
+        assert hint.startswith("hint: --from or OSGPROD_ORIGINAL_DSN") and "OSGPROD_DSN" not in hint
+
+
 def test_job_that_is_named_again_is_counted_once(world: World) -> None:
     """A job that held slices of two files, and a file of which nothing was done that is taken over again."""
     job = {"cluster": 5, "process": 1, "ended_at": "2020-01-01", "exit_code": 3, "slices_of_job": 2}

@@ -146,6 +146,39 @@ def test_second_server_on_the_same_data_and_a_port_that_is_taken_are_one_line_ea
     assert "osgprod: " in text and "in use" in text and "hint: " in text and "Traceback" not in text
 
 
+@pytest.mark.parametrize(
+    ("arguments", "environment", "code", "message"),
+    [
+        (["--uds", "/nonexistent/x"], {}, 2, "--uds /nonexistent/x: No such file or directory"),
+        (["--uds", f"/tmp/{'x' * 200}"], {}, 2, f"--uds /tmp/{'x' * 200}: AF_UNIX path too long"),
+        ([], {"OSGPROD_ROOT_PATH": "foo"}, 1, "OSGPROD_ROOT_PATH: 'foo' does not begin with /"),
+    ],
+)  # fmt: skip
+def test_place_that_cannot_be_served_at_is_one_line_with_a_hint(
+    arguments: list[str], environment: dict[str, str], code: int, message: str
+) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "shim", "serve", "--port", "0", *arguments],
+        cwd=CHECKOUT, env={**os.environ, "OSGPROD_DSN": "host=/nonexistent", **environment},
+        capture_output=True, text=True, timeout=LIMIT_S,
+    )  # fmt: skip
+    lines = ended.stderr.splitlines()
+    assert (ended.returncode, lines[0], len(lines)) == (code, f"osgprod: {message}", 2), ended.stderr
+    assert lines[1].startswith("hint: ")
+
+
+def test_unix_socket_is_served_and_one_that_is_there_already_is_refused(folder: Path) -> None:
+    path = folder / "socket"
+    with serving(folder, "--uds", str(path)) as server:
+        assert server.said[-1].startswith(f"serving {path}")
+        with httpx.Client(transport=httpx.HTTPTransport(uds=str(path))) as client:
+            assert client.get("http://shim/osgprod/healthz").status_code == 200
+        second = Serve(folder, "--uds", str(path))
+        assert second.end(signal.SIGTERM) == 2
+        assert f"osgprod: --uds {path}: Address already in use" in (folder / "log").read_text()
+        assert server.end(signal.SIGINT) == 0
+
+
 def test_serving_without_its_database_says_so_and_goes_on(folder: Path) -> None:
     environment = {**os.environ, "OSGPROD_DSN": f"host={folder} dbname=nowhere", "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-m", "shim.admin", "serve", "--port", "0"]
