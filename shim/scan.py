@@ -16,7 +16,7 @@ from typing import Any
 import psycopg
 
 from shim.database import statement
-from shim.evio import BlockIndex, EvioError, find_files, parse_name, read_index
+from shim.evio import FILE_NAME, BlockIndex, EvioError, find_files, parse_name, read_index
 
 READERS = 16
 SLOW_READ_S = 0.0003  # for a block header; from the page cache it takes a hundredth
@@ -28,6 +28,12 @@ def find(folder: str | Path) -> list[Path]:
     Errors: EvioError  the folder can't be read
     """
     return list(find_files(folder))
+
+
+def passed_over(folder: str | Path, count: int) -> list[Path]:
+    """Returns the first few EVIO files below a folder whose names are not of the form that is taken."""
+    others = (path for path in Path(folder).rglob("*.evio") if not FILE_NAME.fullmatch(path.name))
+    return sorted(others)[:count]
 
 
 def indexes(paths: Sequence[Path]) -> Iterator[BlockIndex | EvioError]:

@@ -8,7 +8,7 @@ import json
 import click
 
 from shim import database, doctor
-from shim.commands.base import as_json, dry, magic_option, osgprod, read_magic
+from shim.commands.base import as_json, ask, dry, magic_option, osgprod, read_magic
 from shim.notices import listen
 from shim.terminal import show, working
 
@@ -55,6 +55,7 @@ def watch(as_json: bool, count: int | None) -> None:
     Files finished, blocks quarantined, workers refused, projects done.
     """
     with contextlib.suppress(KeyboardInterrupt):
+        ask("alive")  # any login may listen: missing rights, or functions, would show in nothing but silence
         for notice in listen(say=lambda line: click.echo(line, err=True), count=count):
             click.echo(json.dumps(notice.details) if as_json else notice.line)
 

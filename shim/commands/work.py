@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from shim import admin
+from shim import admin, scan
 from shim.commands.base import (
     SAID_BY_PATH,
     as_json,
@@ -17,6 +17,7 @@ from shim.commands.base import (
     project_argument,
     runs_option,
 )
+from shim.errors import OperatorError
 from shim.terminal import show, working
 
 
@@ -30,11 +31,20 @@ def rawdata() -> None:
 @dry
 @as_json
 def rawdata_load(folder: str, dry_run: bool, as_json: bool) -> None:
-    """Register all files below FOLDER; again = compare them with what is registered."""
+    """Register all files below FOLDER; again = compare them with what is registered.
+
+    The exit code is 1 when there is none, or one that differs or is bad.
+    """
     counts = admin.load_rawdata_files(folder, dry_run)
     show([counts], as_json)
     if not any(counts.values()):
-        click.echo(f"no file hd_rawdata_RRRRRR_SSS.evio is below {folder}", err=True)
+        others = ", ".join(map(str, scan.passed_over(folder, 3)))
+        hint = (
+            f"names have to say run and number; passed over: {others}"
+            if others
+            else "is it the right folder?"
+        )
+        raise OperatorError(f"no file hd_rawdata_RRRRRR_SSS.evio is below {folder}", hint)
     if counts["differs"] + counts["bad"]:
         raise SystemExit(1)
 

@@ -308,6 +308,21 @@ def test_rawdata_is_loaded_listed_and_checked_both_ways(run: Run, world: World, 
     assert result.exit_code == 1 and str(paths[0]) in result.stderr and str(paths[2]) in result.stderr
 
 
+def test_folder_with_no_raw_data_is_refused_and_names_what_was_passed_over(run: Run, folder: Path) -> None:
+    for name in ("d.evio", "c.evio", "b/hd_rawdata_7_0.evio", "b/a.evio", "notes.txt", "z.evio"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).touch()
+    result = run("rawdata", "load", folder, "--json")
+    assert (result.exit_code, json.loads(result.stdout)) == (
+        1,
+        [{"new": 0, "same": 0, "differs": 0, "bad": 0}],
+    )
+    said, hint = result.stderr.splitlines()
+    assert said == f"osgprod: no file hd_rawdata_RRRRRR_SSS.evio is below {folder}"
+    names = (f"{folder}/b/a.evio", f"{folder}/b/hd_rawdata_7_0.evio", f"{folder}/c.evio")
+    assert hint == f"hint: names have to say run and number; passed over: {', '.join(names)}"
+
+
 def test_check_goes_through_all_that_is_registered_below_the_folder_and_no_more(
     run: Run, world: World, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -448,7 +463,7 @@ def test_magic_comes_from_a_file_the_standard_input_or_the_environment(
         (("jobs", "p", "12"), 1, "'12' is no job like 4711.0", "hint: --cluster"),
         (("project", "set-magic", "p"), 1, "no magic was given", "hint: --magic-file FILE"),
         (("serve", "--port", "99999"), 2, "99999 is not in the range", ""),
-        (("rawdata", "load", str(CHECKOUT / "sql")), 0, "no file hd_rawdata_RRRRRR_SSS.evio", ""),
+        (("rawdata", "load", str(CHECKOUT / "sql")), 1, "osgprod: no file hd_rawdata_RRRRRR_SSS.evio", "hint: is it"),
         (("jobs", "p", "1.77"), 1, "osgprod: job 1.77 has no attempt", "hint: osgprod jobs"),
         (("attempts", "p", "--live", "--site", "A"), 2, "can't be combined", ""),
         (("nonsense",), 2, "No such command 'nonsense'", ""),
@@ -606,6 +621,18 @@ def test_watch_prints_what_happens_and_nothing_that_could_fool_a_terminal(world:
     lines = output.splitlines()
     assert re.fullmatch(r"\S+ p worker-refused until=\S+ reason=too hot\?\[2J worker=wn1", lines[0])
     assert lines[1:] == ["- - unknown text=no JSON?[2J", "- - unknown text=[1]"]
+
+
+def test_watch_without_rights_says_so_and_does_not_listen(run: Run, world: World) -> None:
+    world.db.execute("CREATE ROLE nobody_of_ours")
+    try:
+        result = run("watch", env={"OSGPROD_DSN": f"{world.dsn} options='-c role=nobody_of_ours'"})
+    finally:
+        world.db.execute("DROP ROLE nobody_of_ours")
+    assert result.exit_code == 1 and "listening" not in result.output
+    assert (
+        "permission denied" in result.stderr and "hint: this takes a login that is a member" in result.stderr
+    )
 
 
 def test_watch_ends_well_with_ctrl_c(world: World) -> None:
