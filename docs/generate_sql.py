@@ -219,7 +219,7 @@ def _answer(rows: list[dict[str, Any]]) -> str:
         for row in rows
     ]
     lines = table(fixed, 118)
-    return "\n".join(records(fixed, 200) if any("…" in line for line in lines) else lines)
+    return "\n".join(records(fixed) if any("…" in line for line in lines) else lines)
 
 
 def _plain(value: object) -> object:
