@@ -396,6 +396,21 @@ def test_time_is_read_as_it_is_shown_wherever_the_server_stands(run: Run, busy: 
         assert bool(json.loads(result.stdout)) == found
 
 
+def test_file_at_a_second_path_is_told_and_can_be_forgotten(run: Run, world: World, folder: Path) -> None:
+    for name in ("first", "second"):
+        (folder / name).mkdir()
+        write_file(folder / name / "hd_rawdata_000009_000.evio", 4, 2)
+        assert run("rawdata", "load", str(folder / name)).exit_code == 0
+    result = run("slices", "load", "p", "--json")
+    assert rows_of(result)[0]["files"] == rows_of(result)[0]["files_double"] == 1
+    assert "from another path" in result.stderr
+    second = str(folder / "second" / "hd_rawdata_000009_000.evio")
+    assert rows_of(run("rawdata", "forget", second, "--dry-run", "--json")) == [{"path": second}]
+    assert run("rawdata", "forget", second).exit_code == 0
+    result = run("rawdata", "forget", str(folder / "first" / "%"))
+    assert result.exit_code == 1 and "is work of project p" in result.stderr
+
+
 def test_worker_is_refused_work_and_pardoned_in_plain_words(run: Run, world: World) -> None:
     assert run("workers", "ban", "p", "wn1", "--seconds", "60").output.startswith("wn1 is refused until ")
     assert call(world.db, "blocked_workers")[0]["reason"] == "by the operator"
