@@ -200,8 +200,8 @@ def migrate(
         except psycopg.errors.InsufficientPrivilege as error:
             raise DatabaseError(
                 error.diag.message_primary or "permission denied",
-                "migrate as a superuser, or as who owns the database, has CREATEROLE, and made the roles osgprod_..., if"
-                " another database of this server has them already",
+                "migrate as a superuser, or as who owns the database, has CREATEROLE, and made the roles osgprod_..."
+                " if another database of this server has them already",
             ) from error
     return done
 

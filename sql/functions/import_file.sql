@@ -17,8 +17,8 @@ AS $fn$
 -- Returns:    one row. status imported; already; differs (not the file that the other one knew); or unknown (not registered;
 --             nothing is changed in these cases); blocks done and left, and attempts put on record
 -- Errors:     OG301 unknown project; OG108 slices that make no sense; OG406 the project is archived
--- Locks:      the project, shared (advisory: project_id, -1), the file (advisory: project_id, rawdata_id), then the
---             project's row FOR SHARE
+-- Locks:      the project, shared (advisory: project_id, -1), against load_slices (project_id, -2), the file (advisory:
+--             project_id, rawdata_id), then the project's row FOR SHARE
 DECLARE
     v_project projects := osgprod._get_project(p_project);
     v_rawdata rawdata;
@@ -36,6 +36,7 @@ BEGIN
     END IF;
     PERFORM pg_advisory_xact_lock_shared(v_project.project_id, -1);  -- nobody archives the project meanwhile
     PERFORM osgprod._check_not_archived(v_project.project_id);
+    PERFORM pg_advisory_xact_lock(v_project.project_id, -2);  -- nobody loads files meanwhile
     PERFORM pg_advisory_xact_lock(v_project.project_id, v_rawdata.rawdata_id);
     INSERT INTO loaded_files (project_id, rawdata_id, run, seqno, block1, block2)
     SELECT v_project.project_id, v_rawdata.rawdata_id, v_rawdata.run, v_rawdata.seqno, v_rawdata.first_block,

@@ -19,7 +19,8 @@ AS $fn$
 -- Errors:     OG301 unknown project; OG302 no file is registered for the runs; OG406 the project is archived; OG505 a call
 --             that moves slices does not end
 -- Locks:      the project (advisory: project_id, -1); when starting over alone: it waits for calls that move slices now,
---             and those that come are told to try again: for 20 us a slice with 100 slices a file, 80 us with 1,000
+--             and those that come are told to try again: for 20 us a slice with 100 slices a file, 80 us with 1,000. Then
+--             against other calls that load files (advisory: project_id, -2)
 DECLARE
     v_project    projects := osgprod._get_project(coalesce(p_project, osgprod._only_project()));
     v_project_id int := v_project.project_id;
@@ -53,13 +54,15 @@ BEGIN
     END IF;
     PERFORM pg_advisory_xact_lock_shared(v_project_id, -1);  -- nobody archives the project meanwhile
     PERFORM osgprod._check_not_archived(v_project_id);
+    PERFORM pg_advisory_xact_lock(v_project_id, -2);  -- one after the other: cheaper than ON CONFLICT for each row
     WITH loaded AS (
         INSERT INTO loaded_files (project_id, rawdata_id, run, seqno, block1, block2)
-        SELECT v_project_id, r.rawdata_id, r.run, r.seqno, r.first_block, r.nblocks
+        SELECT DISTINCT ON (r.run, r.seqno) v_project_id, r.rawdata_id, r.run, r.seqno, r.first_block, r.nblocks
           FROM rawdata r
          WHERE (p_runs IS NULL OR r.run = ANY (p_runs)) AND r.first_block < r.nblocks
-         ORDER BY r.rawdata_id  -- two calls at once in one order
-        ON CONFLICT DO NOTHING
+           AND NOT EXISTS (SELECT FROM loaded_files f
+                            WHERE f.project_id = v_project_id AND f.run = r.run AND f.seqno = r.seqno)
+         ORDER BY r.run, r.seqno, r.rawdata_id
         RETURNING block2 - block1 AS nblocks
     )
     SELECT coalesce(files, 0) + count(*), coalesce(blocks, 0) + coalesce(sum(l.nblocks), 0)
