@@ -29,7 +29,7 @@ CREATE TYPE osgprod_data.outcome AS ENUM (
     'failed',      -- a failure that counts against the slice
     'node-fault',  -- a failure that counts against the node
     'lost',        -- silent past its lease: the server's own verdict
-    'superseded'   -- too late: the slice was done, taken or reset meanwhile; or the job is gone, says the operator
+    'superseded'   -- too late: the slice was done, taken or reset meanwhile
 );
 
 -- What the file of a slice begins with, before its own blocks; worked out once when the raw data file is registered.
@@ -129,8 +129,6 @@ CREATE TABLE osgprod_data.loaded_files (
     loaded_at  timestamptz NOT NULL DEFAULT now(),
     archived_at timestamptz,
     PRIMARY KEY (project_id, rawdata_id),
-    -- A file at two paths is still one file.
-    CONSTRAINT loaded_files_once UNIQUE (project_id, run, seqno),
     CONSTRAINT loaded_files_hold_work CHECK (block1 < block2)
 );
 -- Files with something left to cut, in the order in which they are cut.
@@ -439,7 +437,7 @@ COMMENT ON COLUMN osgprod_data.reports.project_id     IS 'of the attempt';
 COMMENT ON COLUMN osgprod_data.reports.cluster        IS 'of the attempt';
 COMMENT ON COLUMN osgprod_data.reports.process        IS 'of the attempt';
 COMMENT ON COLUMN osgprod_data.reports.nstart         IS 'of the attempt';
-COMMENT ON COLUMN osgprod_data.reports.by_worker      IS 'true = the job reported; false = the server found it lost, or was told that its job is gone';
+COMMENT ON COLUMN osgprod_data.reports.by_worker      IS 'true = the job reported; false = the server found it lost';
 COMMENT ON COLUMN osgprod_data.reports.outcome        IS 'see type outcome';
 COMMENT ON COLUMN osgprod_data.reports.exit_code      IS 'of the work script [0 .. 255]; NULL = lost';
 COMMENT ON COLUMN osgprod_data.reports.reported_at    IS 'when';
