@@ -146,3 +146,18 @@ def test_plans_made_while_the_tables_were_empty_are_good_ones_too(world: World, 
         World(other, world.dsn).add_file(200)
         jobs_come_and_go(world, other, 9_000_001)
     assert plans.whole_scans() == plans.project_scans() == set()
+
+
+def test_checkout_reads_none_of_the_slices_that_rest_or_are_in_quarantine(world: World) -> None:
+    world.add_file(200)
+    for limit, processes in ((1, range(60)), (2, range(60, 120))):
+        world.set(max_failures=limit, backoff_s=3600, max_fast_failures=1000)
+        for process in processes:
+            world.checkout(process)
+            world.report(process, 1)
+    assert world.progress()["blocks_quarantined"] == world.progress()["blocks_ready"] == 60
+    fetched = "SELECT idx_tup_fetch AS n FROM pg_stat_xact_user_tables WHERE relname = 'idle_slices'"
+    with world.db.transaction():
+        before = world.db.execute(fetched).fetchone()
+        assert world.checkout(200)["status"] == "assigned"
+        assert world.db.execute(fetched).fetchone() == before
