@@ -399,6 +399,8 @@ def create_app(
     dsn = dsn_from_environment() if dsn is None else dsn
     root = workscript.document_root() if document_root is None else document_root
     path = os.environ.get("OSGPROD_ROOT_PATH", "/osgprod") if root_path is None else root_path
+    if path and not path.startswith("/"):
+        raise SettingError(f"OSGPROD_ROOT_PATH: {path!r} does not begin with /")
     path = path.rstrip("/")
     proxies, tokens = TrustedProxies(os.environ.get("OSGPROD_TRUSTED_PROXIES", "")), BearerTokens()
     client_rate = RateLimit(_count("OSGPROD_CLIENT_RATE", CLIENT_RATE))

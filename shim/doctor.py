@@ -14,7 +14,7 @@ import psycopg
 
 from shim import database
 from shim.database import call, connect
-from shim.workscript import Template, document_root
+from shim.workscript import TemplateError, TemplateFolder, document_root
 
 Finding = dict[str, Any]
 CLOCK_S = 2.0
@@ -82,20 +82,17 @@ def _disk(what: str, folder: Path) -> Finding:
 def _project(connection: psycopg.Connection[dict[str, Any]], name: str) -> Iterator[Finding]:
     rows = call(connection, "set_project", project=name, settings="{}")
     settings = {row["setting"]: row["value"] for row in rows}
-    yield _template(name, document_root() / name / settings["workscript"])
+    yield _template(name, settings["workscript"])
     yield _prefix(name, settings["xrootd_prefix"])
 
 
-def _template(name: str, path: Path) -> Finding:
+def _template(name: str, workscript: str) -> Finding:
+    path = document_root() / name / workscript
     what, advice = f"work script of {name}", f"put the project's work script to {path}, readable for the shim"
     try:
-        text = path.read_bytes()
-    except OSError as error:
-        return _finding(what, False, f"{path}: {error.strerror}", advice)
-    if not Template(text).has_place_for_slice():
-        return _finding(
-            what, False, f"{path}: has no place for a slice", "docs/workscripts.md says what it needs"
-        )
+        TemplateFolder(document_root()).load(name, workscript)
+    except TemplateError as error:
+        return _finding(what, False, str(error), advice)
     return _finding(what, True, str(path), advice)
 
 

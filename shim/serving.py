@@ -43,7 +43,6 @@ def serve(
     """
     # uvicorn raises the signal again when it is done: this makes an orderly end of it.
     signal.signal(signal.SIGTERM, _end)
-    root = _root_path()
     create_app()  # a setting that makes no sense is told here, not by each worker again and again
     with contextlib.ExitStack() as stack, contextlib.suppress(KeyboardInterrupt):
         config = uvicorn.Config(
@@ -71,6 +70,7 @@ def serve(
                 f" OSGPROD_DOCUMENT_ROOT='{document_root()}'"
             )
         _look_for_database(say)
+        root = os.environ.get("OSGPROD_ROOT_PATH", "/osgprod")
         name = listener.getsockname()
         where = f"http://{host}:{name[1]}{root}" if isinstance(name, tuple) else name
         say(f"serving {where}, Ctrl-C ends it")
@@ -79,13 +79,6 @@ def serve(
                 f"no work scripts until there is a folder {document_root()}, or OSGPROD_DOCUMENT_ROOT names another"
             )
         _run(config, listener)
-
-
-def _root_path() -> str:
-    root = os.environ.get("OSGPROD_ROOT_PATH", "/osgprod")
-    if root and not root.startswith("/"):
-        raise OperatorError(f"OSGPROD_ROOT_PATH: {root!r} does not begin with /", f"take '/{root}'")
-    return root
 
 
 def _look_for_database(say: Callable[[str], None]) -> None:

@@ -11,21 +11,19 @@ AS $fn$
 -- Errors:     OG302 no such file is registered; OG407 one of them is work of a project
 -- Locks:      the rows of these files: who loads them at this moment comes before or after
 DECLARE
+    v_path text := osgprod._path_pattern(p_path);
     v_used text;
 BEGIN
     SELECT format('%s is work of project %s', r.path, p.name) INTO v_used
       FROM rawdata r CROSS JOIN projects p
       JOIN loaded_files f ON f.project_id = p.project_id AND f.rawdata_id = r.rawdata_id
-     WHERE r.path = p_path OR (r.path LIKE p_path AND NOT EXISTS (SELECT FROM rawdata x WHERE x.path = p_path))
+     WHERE r.path LIKE v_path
      ORDER BY r.path, p.name LIMIT 1;
     IF v_used IS NOT NULL THEN
         RAISE EXCEPTION 'raw data file %', v_used USING ERRCODE = 'OG407',
             HINT = 'its slices were cut by what is registered; nothing was forgotten';
     END IF;
-    RETURN QUERY
-    DELETE FROM rawdata r
-     WHERE r.path = p_path OR (r.path LIKE p_path AND NOT EXISTS (SELECT FROM rawdata x WHERE x.path = p_path))
-    RETURNING r.path;
+    RETURN QUERY DELETE FROM rawdata r WHERE r.path LIKE v_path RETURNING r.path;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'no raw data file is registered as %', coalesce(p_path, 'nothing') USING ERRCODE = 'OG302',
             HINT = 'osgprod rawdata list shows the files';

@@ -27,6 +27,7 @@ DECLARE
     v_registered int;
 BEGIN
     files_double := 0;
+    blocks_forgotten := 0;
     SELECT count(*) INTO v_registered FROM rawdata r WHERE p_runs IS NULL OR r.run = ANY (p_runs);
     IF v_registered = 0 THEN
         RAISE EXCEPTION 'no raw data file is registered%', coalesce(' for runs ' || array_to_string(p_runs, ', '), '')
@@ -67,7 +68,6 @@ BEGIN
     )
     SELECT coalesce(files, 0) + count(*), coalesce(blocks, 0) + coalesce(sum(l.nblocks), 0)
       INTO files, blocks FROM loaded l;
-    blocks_forgotten := coalesce(blocks_forgotten, 0);
     IF files < v_registered THEN
         SELECT count(*) INTO files_double FROM rawdata r
          WHERE (p_runs IS NULL OR r.run = ANY (p_runs)) AND r.first_block < r.nblocks

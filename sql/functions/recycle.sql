@@ -27,9 +27,7 @@ AS $fn$
 -- Locks:      the slices in their order, SKIP LOCKED; see _reopen_slice
 DECLARE
     v_project_id int := (osgprod._get_project(p_project)).project_id;
-    -- What is done is not done again for a path that only looks like that of the file which is meant.
-    v_path       text := CASE WHEN EXISTS (SELECT FROM rawdata w WHERE w.path = p_path)
-                              THEN regexp_replace(p_path, '([\\%_])', '\\\1', 'g') ELSE p_path END;
+    v_path       text := osgprod._path_pattern(p_path);
     v_slice      record;
 BEGIN
     IF NOT coalesce(p_states <@ ARRAY['quarantined', 'failed', 'done'], false) THEN
@@ -108,4 +106,13 @@ BEGIN
     UPDATE osgprod_data.loaded_files f SET state = 'cut'
      WHERE f.project_id = p_project_id AND f.rawdata_id = p_rawdata_id AND f.state = 'finished';
 END
+$fn$;
+
+CREATE FUNCTION osgprod._path_pattern(p_path text)
+RETURNS text LANGUAGE sql STABLE
+AS $fn$
+    -- The LIKE pattern of what a call that undoes something means: the file of that path and no other, even where the path
+    -- looks like a pattern; a pattern only where there is no such file.
+    SELECT CASE WHEN EXISTS (SELECT FROM osgprod_data.rawdata w WHERE w.path = p_path)
+                THEN regexp_replace(p_path, '([\\%_])', '\\\1', 'g') ELSE p_path END
 $fn$;
