@@ -4,11 +4,12 @@ PORT ?= 8080
 FUZZ_S ?= 600
 PYTHON ?= python3
 BIN := .venv/bin
-SHELL_FILES := worker/osgprod_work.bash condor/osgprod_exec.sh .ci/run tests/browser/have-chromium
+SHELL_FILES := worker/osgprod_work.bash condor/osgprod_exec.sh worker/lib/make-scripts .ci/run tests/browser/have-chromium
+SHELL_PARTS := $(wildcard worker/lib/*.bash condor/lib/*.bash)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo serve migrate test test-browser screenshots test-grid fuzz soak bench docs lint format lock clean
+.PHONY: help setup setup-dev demo serve migrate test test-browser screenshots test-grid fuzz soak bench docs scripts lint format lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1 # /p' Makefile | column -t -s '#'
@@ -65,16 +66,23 @@ bench: .venv/ready-dev ## speed as ratios against bounds of the same run, into b
 docs: .venv/ready-dev ## docs/sql.md anew, from the functions themselves
 	$(BIN)/python docs/generate_sql.py
 
+scripts: ## build the shipped job scripts from their parts in worker/lib and condor/lib
+	@worker/lib/make-scripts
+
 lint: .venv/ready-dev ## ruff, mypy, shellcheck, shfmt
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/shellcheck $(SHELL_FILES)
-	$(BIN)/shfmt -i 2 -d $(SHELL_FILES)
+	@# A part sets what other parts read: SC2034, SC2154; the built files are checked for both.
+	$(BIN)/shellcheck -s bash -e SC2034,SC2154 $(SHELL_PARTS)
+	$(BIN)/shfmt -i 2 -d $(SHELL_FILES) $(SHELL_PARTS)
 
 format: .venv/ready-dev ## make the sources look as lint wants them
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/shfmt -i 2 -w $(SHELL_PARTS)
+	worker/lib/make-scripts
 	$(BIN)/shfmt -i 2 -w $(SHELL_FILES)
 
 lock: .venv/ready-dev ## work the pinned versions out anew from pyproject.toml

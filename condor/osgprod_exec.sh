@@ -16,70 +16,131 @@
 #     OSGPROD_BACKOFF_MS  pause after the first of these; doubled each time, up to 64 fold [ms; 1000]
 #     OSGPROD_MAX_WAIT_S  how long to wait when work may come back [s; 600]; 0 = end at once, as when there is none
 #     OSGPROD_SITE        name of the site, for the record [the one that HTCondor's machine ad tells]
+#     OSGPROD_TOKEN_HOSTS hosts that storage may redirect to with the bearer token, like "door2.site.org pool.site.org:8443"
 #     BEARER_TOKEN ...    see find_token
 # The tarball of a job's nth start, n > 1, is job_<cluster>_<process>.<n>.tar.gz; that of a failed one failed_job_...
 # Exit codes, for HTCondor (osgprod.sub says what becomes of the job): 0 done, or nothing to do; 10 the slice failed, maybe
 # its data; 20 this node's fault; 30 the server or the storage is away, or all work is out; 40 refused or misconfigured;
 # 143 told to stop by SIGTERM (nothing reported, the restarted job gets its slice back).
+#
+# Made of: condor/lib/exec-head.bash worker/lib/shell.bash worker/lib/log.bash worker/lib/settings.bash worker/lib/backoff.bash worker/lib/url.bash worker/lib/token.bash worker/lib/http.bash condor/lib/exec-rest.bash
 
 set -euo pipefail
 IFS=$' \t\n'
 export LC_ALL=C
-export PATH="${PATH:+$PATH:}/usr/local/bin:/usr/bin:/bin" # some sites have an empty one
-# XRootD's own patience is half an hour for a request.
+export PATH="${PATH:+$PATH:}/usr/local/bin:/usr/bin:/bin" # some sites have an empty PATH
+# Of XRootD's clients: their own patience is half an hour for a request.
 export XRD_CONNECTIONWINDOW="${XRD_CONNECTIONWINDOW:-20}" XRD_CONNECTIONRETRY="${XRD_CONNECTIONRETRY:-1}" \
   XRD_REQUESTTIMEOUT="${XRD_REQUESTTIMEOUT:-300}"
 
-readonly EXIT_FAILED=10 EXIT_NODE_FAULT=20 EXIT_LATER=30 EXIT_REFUSED=40 EXIT_TERM=143
-readonly EXIT_NOT_FETCHED=75 # of the work script
-readonly TOLD_TO_STOP=9      # of the heartbeat
-readonly TRIES="${OSGPROD_TRIES:-10}" BACKOFF_MS="${OSGPROD_BACKOFF_MS:-1000}" MAX_WAIT_S="${OSGPROD_MAX_WAIT_S:-600}"
-readonly KILL_AFTER_S=3 MAX_PAUSE_S=300 # a batch system gives little time; a server may ask for much
-# -q: no .curlrc of whoever owns this node; --noproxy: a site's web cache has no say between us and the server.
-readonly CURL=(curl -q -g -sS --noproxy '*' --connect-timeout 20)
+# --- log and exit ------------------------------------------------------------------------------------------------
 
-scratch="" work_pid="" beat_pid="" child_pid="" token="" magic="" bearer="" host="" site="" beat_status=0
+log_name=osgprod # the script, and the job when it has one: begins each log line
 
+# Writes one line to the standard error output. Control characters become "?": the text may come from a stranger's
+# server. A full disk or a closed pipe there stops nothing.
 log() {
-  printf '%s osgprod_exec%s: %s\n' "$(date -u +%Y-%m-%dT%H:%M:%SZ 2>&1)" "${process:+ $cluster.$process}" "$*" >&2 || true
+  local text="$*"
+  printf '%s %s: %s\n' "$(date -u +%Y-%m-%dT%H:%M:%SZ 2>&1)" "$log_name" "${text//[[:cntrl:]]/?}" >&2 || true
 }
 
-# Arguments: exit code, message
+# Logs a message and ends the script. Arguments: exit code, message
 die() {
   log "$2"
   exit "$1"
 }
 
-# Waits without a child that could outlive us. Argument: seconds
-pause() {
-  read -r -t "$1" -u 9 || true
+# Prints the size of a file [bytes]. Argument: file
+size_of() {
+  wc -c <"$1" | tr -d ' '
 }
 
-# Seconds before try n + 1, with a random part so that jobs don't come back all at once. Arguments: n, seconds that the
-# server wants, if it says so
+# --- settings ----------------------------------------------------------------------------------------------------
+
+# Prints the number that an environment variable holds, or its default when the variable is unset or empty. Fails, and
+# logs the rule, when the variable holds anything but a whole number in the range.
+# Arguments: name of the variable, default, least, greatest (inclusive, at most 9 digits)
+number_setting() {
+  local text="${!1:-$2}"
+  if [[ ! "$text" =~ ^[0-9]{1,9}$ ]] || ((10#$text < $3 || 10#$text > $4)); then
+    log "$1 is '${text:0:40}': it must be a whole number from $3 to $4, without a unit"
+    return 1
+  fi
+  printf '%d' "$((10#$text))"
+}
+
+# --- backoff -----------------------------------------------------------------------------------------------------
+
+# Prints how long to wait before the next attempt [s, with 3 decimals]: doubled with each attempt, up to 32 fold, and
+# with a random part of up to a half, so that jobs don't return all at once.
+# Arguments: number of the attempt that failed (from 1), first pause [ms], least pause that the server wants [s; 0],
+#            greatest pause that it may want [s; 300]
 backoff() {
-  local n="$1" wanted_s="${2:-}" ms
-  ms=$((BACKOFF_MS * (1 << (n > 6 ? 6 : n - 1))))
-  [[ "$wanted_s" =~ ^[0-9]{1,4}$ ]] || wanted_s=0
-  ((wanted_s <= MAX_PAUSE_S)) || wanted_s="$MAX_PAUSE_S"
+  local attempt="$1" ms="$2" wanted_s="${3:-0}" greatest_s="${4:-300}"
+  ms=$((ms * (1 << (attempt > 6 ? 5 : attempt - 1))))
+  [[ "$wanted_s" =~ ^[0-9]{1,9}$ ]] || wanted_s=0 # a date, for example
+  wanted_s=$((10#$wanted_s > greatest_s ? greatest_s : 10#$wanted_s))
   ((ms >= wanted_s * 1000)) || ms=$((wanted_s * 1000))
   ms=$((ms + RANDOM % (ms / 2 + 1)))
   printf '%d.%03d' "$((ms / 1000))" "$((ms % 1000))"
 }
 
-# One line of a curl configuration; secrets go that way, not on the command line. Arguments: option, value
-option() {
-  local value="$2"
-  value="${value//\\/\\\\}"
-  value="${value//\"/\\\"}"
-  value="${value//$'\n'/\\n}"
-  printf '%s = "%s"\n' "$1" "$value"
+# --- URLs --------------------------------------------------------------------------------------------------------
+
+# The table of URL schemes. Prints the kind of client that a URL needs: http (curl), root (XRootD), pelican, or file
+# for a path of this node. Fails for any other scheme, for a relative path, and for a URL with a control character.
+# Argument: URL
+url_kind() {
+  [[ ! "$1" =~ [[:cntrl:]] ]] || return 1
+  case "$1" in
+  [Hh][Tt][Tt][Pp]://?* | [Hh][Tt][Tt][Pp][Ss]://?* | [Dd][Aa][Vv]://?* | [Dd][Aa][Vv][Ss]://?*) printf http ;;
+  [Rr][Oo][Oo][Tt]://?* | [Rr][Oo][Oo][Tt][Ss]://?* | [Xx][Rr][Oo][Oo][Tt]://?* | [Xx][Rr][Oo][Oo][Tt][Ss]://?*) printf root ;;
+  [Oo][Ss][Dd][Ff]://?* | [Pp][Ee][Ll][Ii][Cc][Aa][Nn]://?*) printf pelican ;;
+  [Ff][Ii][Ll][Ee]:///?* | /*) printf file ;;
+  *) return 1 ;;
+  esac
 }
 
-# Finds a bearer token as all WLCG tools do, and where HTCondor puts one. Sets bearer, and BEARER_TOKEN_FILE for xrdcp,
-# pelican and the work script when it is in a file; called again before each use, since HTCondor renews the file.
+# The schemes that url_kind knows, for a message.
+readonly URL_SCHEMES='http, https, dav, davs, root, roots, xroot, xroots, osdf, pelican, file:///, or an absolute path'
+
+# Prints a URL as its client wants it: dav and davs are http and https to curl, xroot and xroots are root and roots to
+# XRootD, and a file is its path. Argument: URL that url_kind knows
+client_url() {
+  local scheme="${1%%://*}" rest="${1#*://}"
+  [[ "$1" != /* ]] || {
+    printf '%s' "$1"
+    return 0
+  }
+  case "${scheme,,}" in
+  http | dav) printf 'http://%s' "$rest" ;;
+  https | davs) printf 'https://%s' "$rest" ;;
+  root | xroot) printf 'root://%s' "$rest" ;;
+  roots | xroots) printf 'roots://%s' "$rest" ;;
+  file) printf '/%s' "${rest#/}" ;;
+  *) printf '%s://%s' "${scheme,,}" "$rest" ;;
+  esac
+}
+
+# Prints host and port of a URL in lower case, and without them the scheme's own port. Argument: http or https URL
+host_and_port() {
+  local scheme="${1%%://*}" place="${1#*://}"
+  place="${place%%[/?#]*}"
+  place="${place##*@}"
+  [[ "$place" =~ :[0-9]+$ ]] || case "${scheme,,}" in
+  https) place+=:443 ;;
+  *) place+=:80 ;;
+  esac
+  printf '%s' "${place,,}"
+}
+
+# --- bearer token ------------------------------------------------------------------------------------------------
+
+# Finds a bearer token where all WLCG tools look, and where HTCondor puts one. Sets bearer, and exports
+# BEARER_TOKEN_FILE for other clients when the token is in a file. Call it before each use: HTCondor renews the file.
 find_token() {
   local uid file found="${BEARER_TOKEN:-}"
+  bearer=""
   found="${found//[[:space:]]/}"
   if [[ -n "$found" ]]; then
     bearer="$found"
@@ -87,13 +148,13 @@ find_token() {
   fi
   uid="$(id -u)"
   if [[ -n "${BEARER_TOKEN_FILE:-}" ]]; then
-    set -- "$BEARER_TOKEN_FILE" # the one that is named, and no other
-  else                          # HTCondor's is this job's own; the others may be of all who run as this user
+    set -- "$BEARER_TOKEN_FILE" # a file that is named is the only one
+  else                          # HTCondor's belongs to this job; the others may belong to all who run as this user
     set -- "${_CONDOR_CREDS:-/nonexistent}"/*.use "${XDG_RUNTIME_DIR:-/nonexistent}/bt_u$uid" "/tmp/bt_u$uid"
   fi
   for file in "$@"; do
-    [[ -r "$file" ]] || continue
-    found="$(tr -d '[:space:]' <"$file")" || found=""
+    [[ -f "$file" && -r "$file" ]] || continue
+    found="$(tr -d '[:space:]\000' <"$file")" || found=""
     if [[ -n "$found" ]]; then
       bearer="$found"
       export BEARER_TOKEN_FILE="$file"
@@ -102,13 +163,159 @@ find_token() {
   done
 }
 
+# May the bearer token be sent to this URL? Only over https, to the host that the URL of the request names, or, after
+# a redirect, to one that OSGPROD_TOKEN_HOSTS lists: host or host:port, separated by spaces or commas.
+# Arguments: URL, URL of the request before any redirect
+may_have_token() {
+  local place first host
+  [[ "${1%%://*}" == [Hh][Tt][Tt][Pp][Ss] ]] || return 1
+  place="$(host_and_port "$1")"
+  first="$(host_and_port "$2")"
+  [[ "$place" != "$first" ]] || return 0
+  for host in ${OSGPROD_TOKEN_HOSTS//,/ }; do
+    [[ "${host,,}" != "$place" && "${host,,}" != "${place%:*}" ]] || return 0
+  done
+  return 1
+}
+
+# --- HTTP --------------------------------------------------------------------------------------------------------
+
+# -q: no .curlrc of whoever owns this node; -g: no patterns in URLs; --noproxy: no web cache of the site in between.
+readonly CURL=(curl -q -g -sS --noproxy '*' --connect-timeout 20)
+http_version="" # of storage; --http1.1 once a stream of HTTP/2 has failed
+
+# Prints one line of a curl configuration. Secrets reach curl on its standard input, never on its command line.
+# Arguments: option, value
+curl_option() {
+  local value="$2"
+  value="${value//\\/\\\\}"
+  value="${value//\"/\\\"}"
+  value="${value//$'\n'/\\n}"
+  printf '%s = "%s"\n' "$1" "$value"
+}
+
+# Prints the curl configuration for certificates of authorities that only the grid knows.
+ca_options() {
+  local folder="${X509_CERT_DIR:-/etc/grid-security/certificates}"
+  [[ ! -d "$folder" ]] || curl_option capath "$folder"
+}
+
+# Prints the curl configuration with what storage may want to see: a proxy certificate, a token.
+# Arguments: URL, URL of the request before any redirect
+storage_options() {
+  ca_options
+  if [[ -n "${X509_USER_PROXY:-}" ]]; then
+    curl_option cert "$X509_USER_PROXY"
+    curl_option key "$X509_USER_PROXY"
+  fi
+  find_token
+  [[ -z "$bearer" ]] || ! may_have_token "$1" "$2" || curl_option header "Authorization: Bearer $bearer"
+}
+
+# Sends a request to storage and follows redirects: not curl, which in old versions sends a token along to any host.
+# Prints the body of the last answer, and nothing of a redirect or of an error. Nothing is written to a disk.
+# Sets http_status (000 = no answer), http_head (the last answer's head) and http_error (curl's words).
+# Returns curl's exit code: 0, 22 = http_status is 400 or more, 47 = a redirect that is not followed, ...
+# Arguments: URL (http, https, dav, davs), curl's options without secrets
+http_transfer() {
+  local first url next place hop reply code
+  first="$(client_url "$1")"
+  url="$first"
+  shift
+  for ((hop = 0; hop < 6; hop++)); do
+    code=0
+    # With -L and no redirect allowed, curl drops the body of a redirect and ends with 47. The x keeps the line ends.
+    {
+      reply="$(
+        storage_options "$url" "$first" |
+          "${CURL[@]}" ${http_version:+"$http_version"} -f -L --max-redirs 0 --speed-limit 1000 --speed-time 120 \
+            -K - -D /dev/stderr "$@" "$url" 2>&1 >&3 | tr -d '\000' || code=$?
+        printf x
+        exit "$code"
+      )" || code=$?
+    } 3>&1
+    reply="${reply%x}"
+    http_head="$(head_of "$reply")"
+    http_status="$(status_of "$http_head")"
+    http_error="$(printf '%s\n' "$reply" | sed -n '/^curl: /p' | tail -n 1)"
+    ((code == 47)) || return "$code"
+    next="$(header_of location "$http_head")"
+    place="${url#*://}"
+    [[ "$next" != /* || "$next" == //* ]] || next="${url%%://*}://${place%%[/?#]*}$next"
+    case "$next" in
+    [Hh][Tt][Tt][Pp][Ss]://?*) ;;
+    [Hh][Tt][Tt][Pp]://?*) [[ "$url" == http://* ]] || return 47 ;; # never from https to plain http
+    *) return 47 ;;
+    esac
+    url="$next"
+  done
+  return 47
+}
+
+# Remembers what a failed transfer tells about the next one: after an error of an HTTP/2 stream, HTTP/1.1 is used.
+# Call it where the change lasts: not in a subshell. Argument: curl's exit code
+learn_from() {
+  case "$1" in
+  16 | 92) http_version=--http1.1 ;;
+  esac
+}
+
+# Prints the head of the answer in what curl's -D gave. Interim answers (1xx) before it don't count, nor does a head that
+# was cut: it lacks the empty line at its end. Argument: curl's text, a body may follow the head
+head_of() {
+  local rest="$1" head
+  while [[ "$rest" == HTTP/*$'\r\n\r\n'* ]]; do
+    head="${rest%%$'\r\n\r\n'*}"
+    rest="${rest#*$'\r\n\r\n'}"
+    if [[ ! "$head" =~ ^HTTP/[0-9.]+\ 1 ]]; then
+      printf '%s' "$head"
+      return 0
+    fi
+  done
+}
+
+# Prints the status of a head of HTTP, 000 when there is none. Argument: head
+status_of() {
+  local pattern='^HTTP/[0-9.]+ ([1-9][0-9][0-9])'
+  if [[ "$1" =~ $pattern ]]; then printf '%s' "${BASH_REMATCH[1]}"; else printf 000; fi
+}
+
+# Prints the value of a header, without spaces around it; nothing when there is none. The last one counts.
+# Arguments: name in any case, head
+header_of() {
+  local line value=""
+  while IFS= read -r line; do
+    line="${line%$'\r'}"
+    [[ "${line%%:*}" != "$line" && "${line,,}" == "${1,,}:"* ]] || continue
+    value="${line#*:}"
+    value="${value#"${value%%[![:space:]]*}"}"
+    value="${value%"${value##*[![:space:]]}"}"
+  done < <(printf '%s\n' "$2")
+  printf '%s' "$value"
+}
+
+readonly EXIT_FAILED=10 EXIT_NODE_FAULT=20 EXIT_LATER=30 EXIT_REFUSED=40 EXIT_TERM=143
+readonly EXIT_NOT_FETCHED=75 # of the work script
+readonly TOLD_TO_STOP=9      # of the heartbeat
+readonly KILL_AFTER_S=3
+
+scratch="" work_pid="" beat_pid="" child_pid="" token="" magic="" bearer="" host="" site="" beat_status=0
+
+# Waits without a child that could outlive us. Argument: seconds
+pause() {
+  read -r -t "$1" -u 9 || true
+}
+
 # Reads what the environment says; sets magic and bearer.
 configure() {
   [[ -n "${OSGPROD_URL:-}" ]] || die "$EXIT_REFUSED" 'OSGPROD_URL is not set: the server, like https://host/osgprod'
   [[ -n "${OSGPROD_PROJECT:-}" ]] || die "$EXIT_REFUSED" 'OSGPROD_PROJECT is not set'
+  TRIES="$(number_setting OSGPROD_TRIES 10 1 1000)" || exit "$EXIT_REFUSED"
+  BACKOFF_MS="$(number_setting OSGPROD_BACKOFF_MS 1000 1 600000)" || exit "$EXIT_REFUSED"
+  MAX_WAIT_S="$(number_setting OSGPROD_MAX_WAIT_S 600 0 604800)" || exit "$EXIT_REFUSED"
   command -v curl >/dev/null || die "$EXIT_NODE_FAULT" 'there is no curl here'
   [[ -z "${OSGPROD_OUTPUT_URL:-}" ]] || storage_kind "$OSGPROD_OUTPUT_URL" >/dev/null ||
-    die "$EXIT_REFUSED" 'OSGPROD_OUTPUT_URL: no folder that can be sent to, or with a query or a password in it'
+    die "$EXIT_REFUSED" "OSGPROD_OUTPUT_URL: give a folder without a query or a password; schemes: $URL_SCHEMES"
   magic="${OSGPROD_MAGIC:-}"
   if [[ -n "${OSGPROD_MAGIC_FILE:-}" ]]; then
     [[ -r "$OSGPROD_MAGIC_FILE" ]] || die "$EXIT_REFUSED" "OSGPROD_MAGIC_FILE: $OSGPROD_MAGIC_FILE can't be read"
@@ -129,14 +336,14 @@ request() {
     {
       # Storage believes it too: it goes to nobody in the clear.
       [[ -n "$magic" || -z "$bearer" || ! "$OSGPROD_URL" =~ ^(https://|http://(127\.0\.0\.1|localhost|\[::1\])[:/]) ]] ||
-        option header "Authorization: Bearer $bearer"
+        curl_option header "Authorization: Bearer $bearer"
       set -- project "$OSGPROD_PROJECT" cluster "$cluster" process "$process" magic "$magic" host "$host" \
         site "$site" token "$token" "$@"
       while (($# > 1)); do
-        [[ -z "$2" ]] || option data-urlencode "$1=$2"
+        [[ -z "$2" ]] || curl_option data-urlencode "$1=$2"
         shift 2
       done
-      [[ "$route" != workscript.bash ]] || option output "$scratch/script"
+      [[ "$route" != workscript.bash ]] || curl_option output "$scratch/script"
     } | "${CURL[@]}" --max-time 120 -H 'Expect:' -K - -D - -w '\n%{http_code}' "${OSGPROD_URL%/}/$route" 2>&1
   )" || is_whole=false
   http_status="${reply##*$'\n'}"
@@ -161,7 +368,7 @@ persistent_request() {
     esac
     log "no luck with $1 (try $try of $TRIES, status $http_status): $body"
     ((try < TRIES)) || return 1
-    pause "$(backoff "$try" "$(header Retry-After)")"
+    pause "$(backoff "$try" "$BACKOFF_MS" "$(header Retry-After)")"
   done
 }
 
@@ -246,7 +453,7 @@ run_work() {
   [[ -z "${OSGPROD_CONTAINER:-}" ]] || IFS=' ' read -r -a container <<<"$OSGPROD_CONTAINER"
   set -m # a process group for each job in the background
   (
-    cd "$scratch/work"
+    cd "$scratch/work" || exit 1
     unset OSGPROD_MAGIC
     export OSGPROD_REPORT="$scratch/report.txt"
     exec ${container[@]+"${container[@]}"} bash "$scratch/script"
@@ -292,10 +499,6 @@ slice_file() {
   [[ "$name" != *.* ]] || printf '%s' "${name%.*}+$blocks.${name##*.}"
 }
 
-size_of() {
-  wc -c <"$1" | tr -d ' '
-}
-
 # The checksum that storage systems know, as 8 hexadecimal digits, from the first program here that works. Argument: file
 adler32() {
   local how sum
@@ -328,29 +531,24 @@ adler32_of_awk() {
 # Runs a command so that SIGTERM is heard meanwhile.
 run() {
   local status=0
+  set -m # a process group of its own, so that all of it can be ended
   "$@" <&0 &
   child_pid=$!
+  set +m
   wait "$child_pid" || status=$?
   child_pid=""
   return "$status"
 }
 
-# A curl configuration with what storage may want to see: a proxy certificate; a token, but not in the clear. Argument: URL
-credentials() {
-  if [[ -n "${X509_USER_PROXY:-}" ]]; then
-    option cert "$X509_USER_PROXY"
-    option key "$X509_USER_PROXY"
-  fi
-  find_token
-  [[ -z "$bearer" || "$1" != https://* ]] || option header "Authorization: Bearer $bearer"
-}
-
-# curl for storage. Arguments: URL, then curl's
+# http_transfer, heard by SIGTERM. Arguments: as of http_transfer
 curl_storage() {
-  local url="$1"
-  shift
-  run "${CURL[@]}" -f -L --proto-redir "=${url%%:*}" --speed-limit 1000 --speed-time 120 -K - "$@" "$url" \
-    < <(credentials "$url")
+  run logged_transfer "$@"
+}
+logged_transfer() {
+  local code=0
+  http_transfer "$@" || code=$?
+  ((code == 0)) || log "$1: status $http_status: $http_error"
+  return "$code"
 }
 
 # Each kind of storage has four functions: send_KIND FILE URL; stored_KIND URL prints the size of what is there and, if
@@ -361,8 +559,8 @@ send_http() {
 stored_http() {
   local headers
   headers="$(curl_storage "$1" -I --max-time 120 -H 'Want-Digest: adler32')" || return 1
-  header content-length
-  header digest | sed -n 's/^.*adler32=\([0-9A-Fa-f]*\).*/\1/p'
+  printf '%s\n' "$(header_of content-length "$headers")"
+  header_of digest "$headers" | sed -n 's/^.*adler32=\([0-9A-Fa-f]*\).*/\1/p'
 }
 move_http() {
   curl_storage "$1" -o /dev/null --max-time 120 -X MOVE -H "Destination: $2" -H 'Overwrite: F'
@@ -433,13 +631,7 @@ remove_file() {
 # query there is no place for a name.
 storage_kind() {
   [[ ! "$1" =~ \?|://[^/]*:[^/]*@ ]] || return 1
-  case "$1" in
-  http://* | https://*) printf http ;;
-  root://* | roots://* | xroot://*) printf root ;;
-  osdf://* | pelican://*) printf pelican ;;
-  file://* | /*) printf file ;;
-  *) return 1 ;;
-  esac
+  url_kind "$1"
 }
 
 # Is the tarball at this URL, whole? Storage that tells no checksum is believed by the size. Arguments: kind, URL
@@ -484,7 +676,7 @@ send_outputs() {
       return 0
     fi
     log "outputs not sent to $url (try $try of $tries)"
-    ((try == tries)) || pause "$(backoff "$try")"
+    ((try == tries)) || pause "$(backoff "$try" "$BACKOFF_MS")"
   done
   return 1
 }
@@ -552,7 +744,7 @@ on_term() {
   [[ "$BASHPID" == "$$" ]] || exit "$EXIT_TERM"
   trap '' TERM INT HUP
   log 'told to stop; the slice stays ours until its lease runs out'
-  [[ -z "$child_pid" ]] || kill -TERM "$child_pid" 2>/dev/null || true
+  [[ -z "$child_pid" ]] || kill -TERM -- "-$child_pid" 2>/dev/null || true
   if [[ -n "$work_pid" ]]; then
     end_work
     cat "$scratch/work.log"
@@ -589,6 +781,7 @@ make_scratch() {
 main() {
   cluster="${1:-}" process="${2:-}" ncpus="${3:-1}" work_status=0 http_status="" headers="" body="" answer="" tarball=""
   (($# == 2 || $# == 3)) || die "$EXIT_REFUSED" "usage: ${0##*/} <cluster> <process> [<ncpus>]"
+  log_name="osgprod_exec $cluster.$process"
   configure
   host="$(hostname 2>/dev/null || uname -n)"
   site="${OSGPROD_SITE:-$(sed -n 's/^GLIDEIN_Site = "\(.*\)"$/\1/p' "${_CONDOR_MACHINE_AD:-/dev/null}" 2>/dev/null || true)}"

@@ -136,21 +136,6 @@ def test_server_that_is_away_for_a_while_is_waited_for(slice_: Slice, site: Site
     site.__enter__()  # the fixture ends it once more
 
 
-def test_waits_are_long_enough_for_a_server_that_is_away_for_half_a_minute() -> None:
-    script = (Path(__file__).parents[2] / "worker" / "osgprod_work.bash").read_text()
-    body = script[script.index("backoff() {") : script.index("# Puts the slice together")]
-    sums = 0.0
-    for attempt in range(1, 8):  # eight tries, seven pauses
-        text = subprocess.run(
-            ["/bin/bash", "-c", f"BACKOFF_MS=1000\nsleep() {{ echo $1; }}\n{body}\nbackoff {attempt}"],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        sums += float(text)
-    assert 30 < sums < 150
-
-
 def test_server_that_is_gone_is_given_up_on(slice_: Slice, site: Site) -> None:
     site.faults = [503] * 4
     code, log, seen = slice_.run()

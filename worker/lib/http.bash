@@ -1,0 +1,116 @@
+# shellcheck shell=bash
+# --- HTTP --------------------------------------------------------------------------------------------------------
+
+# -q: no .curlrc of whoever owns this node; -g: no patterns in URLs; --noproxy: no web cache of the site in between.
+readonly CURL=(curl -q -g -sS --noproxy '*' --connect-timeout 20)
+http_version="" # of storage; --http1.1 once a stream of HTTP/2 has failed
+
+# Prints one line of a curl configuration. Secrets reach curl on its standard input, never on its command line.
+# Arguments: option, value
+curl_option() {
+  local value="$2"
+  value="${value//\\/\\\\}"
+  value="${value//\"/\\\"}"
+  value="${value//$'\n'/\\n}"
+  printf '%s = "%s"\n' "$1" "$value"
+}
+
+# Prints the curl configuration for certificates of authorities that only the grid knows.
+ca_options() {
+  local folder="${X509_CERT_DIR:-/etc/grid-security/certificates}"
+  [[ ! -d "$folder" ]] || curl_option capath "$folder"
+}
+
+# Prints the curl configuration with what storage may want to see: a proxy certificate, a token.
+# Arguments: URL, URL of the request before any redirect
+storage_options() {
+  ca_options
+  if [[ -n "${X509_USER_PROXY:-}" ]]; then
+    curl_option cert "$X509_USER_PROXY"
+    curl_option key "$X509_USER_PROXY"
+  fi
+  find_token
+  [[ -z "$bearer" ]] || ! may_have_token "$1" "$2" || curl_option header "Authorization: Bearer $bearer"
+}
+
+# Sends a request to storage and follows redirects: not curl, which in old versions sends a token along to any host.
+# Prints the body of the last answer, and nothing of a redirect or of an error. Nothing is written to a disk.
+# Sets http_status (000 = no answer), http_head (the last answer's head) and http_error (curl's words).
+# Returns curl's exit code: 0, 22 = http_status is 400 or more, 47 = a redirect that is not followed, ...
+# Arguments: URL (http, https, dav, davs), curl's options without secrets
+http_transfer() {
+  local first url next place hop reply code
+  first="$(client_url "$1")"
+  url="$first"
+  shift
+  for ((hop = 0; hop < 6; hop++)); do
+    code=0
+    # With -L and no redirect allowed, curl drops the body of a redirect and ends with 47. The x keeps the line ends.
+    {
+      reply="$(
+        storage_options "$url" "$first" |
+          "${CURL[@]}" ${http_version:+"$http_version"} -f -L --max-redirs 0 --speed-limit 1000 --speed-time 120 \
+            -K - -D /dev/stderr "$@" "$url" 2>&1 >&3 | tr -d '\000' || code=$?
+        printf x
+        exit "$code"
+      )" || code=$?
+    } 3>&1
+    reply="${reply%x}"
+    http_head="$(head_of "$reply")"
+    http_status="$(status_of "$http_head")"
+    http_error="$(printf '%s\n' "$reply" | sed -n '/^curl: /p' | tail -n 1)"
+    ((code == 47)) || return "$code"
+    next="$(header_of location "$http_head")"
+    place="${url#*://}"
+    [[ "$next" != /* || "$next" == //* ]] || next="${url%%://*}://${place%%[/?#]*}$next"
+    case "$next" in
+    [Hh][Tt][Tt][Pp][Ss]://?*) ;;
+    [Hh][Tt][Tt][Pp]://?*) [[ "$url" == http://* ]] || return 47 ;; # never from https to plain http
+    *) return 47 ;;
+    esac
+    url="$next"
+  done
+  return 47
+}
+
+# Remembers what a failed transfer tells about the next one: after an error of an HTTP/2 stream, HTTP/1.1 is used.
+# Call it where the change lasts: not in a subshell. Argument: curl's exit code
+learn_from() {
+  case "$1" in
+  16 | 92) http_version=--http1.1 ;;
+  esac
+}
+
+# Prints the head of the answer in what curl's -D gave. Interim answers (1xx) before it don't count, nor does a head that
+# was cut: it lacks the empty line at its end. Argument: curl's text, a body may follow the head
+head_of() {
+  local rest="$1" head
+  while [[ "$rest" == HTTP/*$'\r\n\r\n'* ]]; do
+    head="${rest%%$'\r\n\r\n'*}"
+    rest="${rest#*$'\r\n\r\n'}"
+    if [[ ! "$head" =~ ^HTTP/[0-9.]+\ 1 ]]; then
+      printf '%s' "$head"
+      return 0
+    fi
+  done
+}
+
+# Prints the status of a head of HTTP, 000 when there is none. Argument: head
+status_of() {
+  local pattern='^HTTP/[0-9.]+ ([1-9][0-9][0-9])'
+  if [[ "$1" =~ $pattern ]]; then printf '%s' "${BASH_REMATCH[1]}"; else printf 000; fi
+}
+
+# Prints the value of a header, without spaces around it; nothing when there is none. The last one counts.
+# Arguments: name in any case, head
+header_of() {
+  local line value=""
+  while IFS= read -r line; do
+    line="${line%$'\r'}"
+    [[ "${line%%:*}" != "$line" && "${line,,}" == "${1,,}:"* ]] || continue
+    value="${line#*:}"
+    value="${value#"${value%%[![:space:]]*}"}"
+    value="${value%"${value##*[![:space:]]}"}"
+  done < <(printf '%s\n' "$2")
+  printf '%s' "$value"
+}

@@ -1,0 +1,49 @@
+# shellcheck shell=bash
+# --- URLs --------------------------------------------------------------------------------------------------------
+
+# The table of URL schemes. Prints the kind of client that a URL needs: http (curl), root (XRootD), pelican, or file
+# for a path of this node. Fails for any other scheme, for a relative path, and for a URL with a control character.
+# Argument: URL
+url_kind() {
+  [[ ! "$1" =~ [[:cntrl:]] ]] || return 1
+  case "$1" in
+  [Hh][Tt][Tt][Pp]://?* | [Hh][Tt][Tt][Pp][Ss]://?* | [Dd][Aa][Vv]://?* | [Dd][Aa][Vv][Ss]://?*) printf http ;;
+  [Rr][Oo][Oo][Tt]://?* | [Rr][Oo][Oo][Tt][Ss]://?* | [Xx][Rr][Oo][Oo][Tt]://?* | [Xx][Rr][Oo][Oo][Tt][Ss]://?*) printf root ;;
+  [Oo][Ss][Dd][Ff]://?* | [Pp][Ee][Ll][Ii][Cc][Aa][Nn]://?*) printf pelican ;;
+  [Ff][Ii][Ll][Ee]:///?* | /*) printf file ;;
+  *) return 1 ;;
+  esac
+}
+
+# The schemes that url_kind knows, for a message.
+readonly URL_SCHEMES='http, https, dav, davs, root, roots, xroot, xroots, osdf, pelican, file:///, or an absolute path'
+
+# Prints a URL as its client wants it: dav and davs are http and https to curl, xroot and xroots are root and roots to
+# XRootD, and a file is its path. Argument: URL that url_kind knows
+client_url() {
+  local scheme="${1%%://*}" rest="${1#*://}"
+  [[ "$1" != /* ]] || {
+    printf '%s' "$1"
+    return 0
+  }
+  case "${scheme,,}" in
+  http | dav) printf 'http://%s' "$rest" ;;
+  https | davs) printf 'https://%s' "$rest" ;;
+  root | xroot) printf 'root://%s' "$rest" ;;
+  roots | xroots) printf 'roots://%s' "$rest" ;;
+  file) printf '/%s' "${rest#/}" ;;
+  *) printf '%s://%s' "${scheme,,}" "$rest" ;;
+  esac
+}
+
+# Prints host and port of a URL in lower case, and without them the scheme's own port. Argument: http or https URL
+host_and_port() {
+  local scheme="${1%%://*}" place="${1#*://}"
+  place="${place%%[/?#]*}"
+  place="${place##*@}"
+  [[ "$place" =~ :[0-9]+$ ]] || case "${scheme,,}" in
+  https) place+=:443 ;;
+  *) place+=:80 ;;
+  esac
+  printf '%s' "${place,,}"
+}

@@ -1,0 +1,33 @@
+# shellcheck shell=bash
+# --- the work ----------------------------------------------------------------------------------------------------
+
+main() {
+  local status=0
+  local -a inputs
+  log_name=osgprod_work
+  TRIES="$(number_setting OSGPROD_TRIES 8 1 1000)" || misconfigured 'OSGPROD_TRIES is wrong'
+  BACKOFF_MS="$(number_setting OSGPROD_BACKOFF_MS 1000 1 600000)" || misconfigured 'OSGPROD_BACKOFF_MS is wrong'
+  slice="${output_filename:-}"
+  if [[ -n "${osgprod_source_url:-}" ]] && can_fetch "$osgprod_source_url"; then
+    trap 'rm -f "$slice"' EXIT # whole or not, it is no output
+    fetch_slice "$slice"
+    inputs=("$slice")
+  elif [[ -n "${input_eviofile_list:-}" ]]; then
+    log 'no XRootD bindings for Python: the reconstruction must understand names like file.evio+1,2'
+    read -r -d '' -a inputs <<<"$input_eviofile_list" || true
+  elif (($# > 0)); then
+    inputs=("$@")
+  else
+    log 'no slice is filled in: fetch this script from the server, or name a file'
+    exit "$EXIT_NOT_FILLED"
+  fi
+  "${reconstruction[@]}" "${inputs[@]}" || status=$?
+  if [[ -s events_read ]]; then
+    printf 'events=%s\n' "$(head -n 1 events_read)" >>"${OSGPROD_REPORT:-osgprod_report.txt}"
+  fi
+  return "$status"
+}
+
+if [[ "${BASH_SOURCE[0]}" == "$0" ]]; then
+  main "$@"
+fi
