@@ -28,7 +28,7 @@ setup-dev: .venv/ready-dev
 	@touch $@
 
 demo: .venv/ready ## the whole story, from three new EVIO files to every event processed once
-	@$(BIN)/python -m shim.demo
+	@$(BIN)/python -m shim.local.demo
 
 serve: .venv/ready ## the shim on 127.0.0.1, PORT=8080; without OSGPROD_DSN on a PostgreSQL of its own
 	@exec $(BIN)/osgprod serve --port $(PORT)

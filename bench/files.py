@@ -9,13 +9,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
 
-import shim.evio
 from bench.ground import Ground
 from bench.rounds import Figure, in_turn
 from shim.admin import load_rawdata_files
 from shim.database import connect
-from shim.evio import MAGIC, VERSION
-from shim.eviowriter import write_file
+from shim.evio.index import MAGIC, VERSION, read_index
+from shim.evio.writer import write_file
 
 BLOCK_BYTES = 4_000_000
 SLOW_READ_S = 0.002
@@ -51,10 +50,10 @@ def scan_slow(ground: Ground) -> Iterator[Figure]:
     def one_by_one() -> float:
         started = time.perf_counter()
         for path in paths[:4]:
-            shim.evio.read_index(path)
+            read_index(path)
         return 4 / (time.perf_counter() - started)
 
-    with mock.patch("shim.evio.os.pread", _slow(os.pread)):
+    with mock.patch("shim.evio.index.os.pread", _slow(os.pread)):
         measured, bound, ratio = in_turn(
             min(3, ground.size.rounds), lambda: _load(ground, folder), one_by_one
         )

@@ -17,7 +17,7 @@ from typing import Any
 import psycopg
 
 from shim.database import call, connect, migrate
-from shim.embedded import Server
+from shim.local.embedded import Server
 
 HERE = Path(__file__).resolve().parent
 # The server's own defaults are durable (fsync, synchronous_commit, full_page_writes on). Memory as on a machine that

@@ -15,7 +15,7 @@ import psycopg
 from bench.ground import HERE, WORKER_ROLE, BenchError, Ground, Size
 from bench.rounds import Figure, in_turn
 from shim.database import connect
-from shim.embedded import find_programs
+from shim.local.embedded import find_programs
 
 
 def find_pgbench() -> str:

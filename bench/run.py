@@ -12,7 +12,7 @@ from pathlib import Path
 from bench import files, pgbench, tables, web
 from bench.ground import SMALL, BenchError, Ground, Size, ground
 from bench.rounds import Figure
-from shim.embedded import EmbeddedError
+from shim.local.embedded import EmbeddedError
 
 RESULTS = Path(__file__).resolve().parent / "results.json"
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "performance.md"

@@ -17,9 +17,9 @@ import psycopg
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a file
 
-from shim.database import connect, migrate
-from shim.embedded import temporary_server
-from shim.terminal import records, table
+from shim.cli.terminal import records, table
+from shim.database import connect, function_files, migrate
+from shim.local.embedded import temporary_server
 
 Connection = psycopg.Connection[dict[str, Any]]
 
@@ -335,11 +335,10 @@ def _columns(connection: Connection, name: str) -> list[dict[str, Any]]:
 
 def _errors() -> str:
     """Each code with the messages that it comes with, as they stand in the functions."""
-    folder = Path(__file__).resolve().parent.parent / "sql" / "functions"
     found: dict[str, dict[str, str]] = {}
     raised = re.compile(r"RAISE EXCEPTION\s+'((?:[^']|'')*)'(?:(?!RAISE).)*?ERRCODE = '(OG\d\d\d)'"
                         r"(?:,\s*HINT = (?:format\()?'((?:[^']|'')*)')?", re.DOTALL)  # fmt: skip
-    for path in sorted(folder.glob("*.sql")):
+    for path in function_files():
         for message, code, hint in raised.findall(path.read_text()):
             found.setdefault(code, {}).setdefault(
                 message.replace("''", "'").replace("%", "…"), hint.replace("''", "'").replace("%s", "…")

@@ -6,7 +6,7 @@ from __future__ import annotations
 def main() -> None:
     """Runs the command line; a Ctrl-C while its modules still load ends it without a traceback."""
     try:
-        from shim.commands import run
+        from shim.cli import run
 
         run()
     except KeyboardInterrupt:

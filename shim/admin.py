@@ -15,10 +15,10 @@ from typing import Any
 
 import psycopg
 
-from shim import scan
 from shim.__main__ import main
+from shim.cli.terminal import Bar, working
 from shim.database import call, connect
-from shim.terminal import Bar, working
+from shim.evio import scan
 
 PAGE_FILES = 10_000
 FILES_A_COMMIT = 64  # a commit waits for the disk, and takes longer than the rest

@@ -29,15 +29,16 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from shim import openapi, workscript
-from shim.address import SettingError, TrustedProxies
-from shim.batches import SERVERS_TROUBLE, Batches
-from shim.bearer import BearerError, BearerTokens
-from shim.dashboard import Dashboard
+from shim import workscript
+from shim.dashboard.routes import Dashboard
 from shim.database import dsn_from_environment, open_pool
-from shim.guard import Guard
-from shim.metrics import Metrics
-from shim.rates import RateLimit, key_of
+from shim.web import openapi
+from shim.web.address import SettingError, TrustedProxies
+from shim.web.batches import SERVERS_TROUBLE, Batches
+from shim.web.bearer import BearerError, BearerTokens
+from shim.web.guard import Guard
+from shim.web.metrics import Metrics
+from shim.web.rates import RateLimit, key_of
 from shim.workscript import TemplateError, TemplateFolder, ascii_text, error_text, idle_script
 
 log = logging.getLogger("osgprod")

@@ -218,12 +218,19 @@ def pending(dsn: str | None = None, folder: Path = SQL_FOLDER) -> list[str]:
         known = dict(_migrated_files(connection)) if row and row["known"] else {}
         if known:
             _refuse_edited(connection, folder / "migrations")
-        functions = f"{_digest(sorted((folder / 'functions').glob('*.sql')))} {_deployed_digest(connection)}"
+        functions = f"{_digest(function_files(folder / 'functions'))} {_deployed_digest(connection)}"
     files = [
         path.stem for path in sorted((folder / "migrations").glob("[0-9]*.sql")) if path.suffixes == [".sql"]
     ]
     waiting = [f"apply {name}" for name in files if f"{name}.sql" not in known]
     return waiting + ([] if known.get("functions") == functions else ["renew the functions"])
+
+
+def function_files(folder: Path = SQL_FOLDER / "functions") -> list[Path]:
+    """Return the files of sql/functions in the order in which they load: types.sql first, grants.sql last."""
+    places = {"types.sql": 0, "grants.sql": 2}
+    paths = folder.rglob("*.sql")
+    return sorted(paths, key=lambda path: (places.get(str(path.relative_to(folder)), 1), path))
 
 
 def _refuse_other_encoding(guard: psycopg.Connection[dict[str, Any]]) -> None:
@@ -320,7 +327,7 @@ def _deploy_functions(guard: psycopg.Connection[dict[str, Any]], folder: Path) -
     The schema is dropped and made anew since CREATE OR REPLACE keeps what was taken out of a file, and a
     new parameter would leave the old function beside the new one, callable by PUBLIC.
     """
-    paths = sorted(folder.glob("*.sql"))  # code points order: 00-begin first, zz-grants last
+    paths = function_files(folder)
     wanted = _digest(paths)
     known = dict(_migrated_files(guard)).get("functions")
     if known == f"{wanted} {_deployed_digest(guard)}":

@@ -16,7 +16,7 @@ import pytest
 from pytest_postgresql import factories
 
 from shim.database import call, connect, migrate
-from shim.embedded import NOT_DURABLE, SUPERUSER, Server, memory_or_temporary
+from shim.local.embedded import NOT_DURABLE, SUPERUSER, Server, memory_or_temporary
 from tests.support import LiveShim, World
 
 # Started with & by a script, we and all programs that the tests start would not hear Ctrl-C.

@@ -20,8 +20,8 @@ import psycopg
 import uvicorn
 
 from shim.app import create_app
-from shim.bounds import BoundedProtocol
 from shim.database import call, connect
+from shim.web.bounds import BoundedProtocol
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 WORKER_ROLE = " options='-c role=osgprod_worker'"

@@ -10,6 +10,7 @@ import psycopg
 import pytest
 from pglast import parse_plpgsql
 
+from shim.database import function_files
 from tests.support import CHECKOUT
 
 FUNCTIONS = CHECKOUT / "sql" / "functions"
@@ -19,11 +20,7 @@ FUNCTION = re.compile(r"^CREATE FUNCTION osgprod\.(\w+)\s*\(.*?^\$fn\$;", re.MUL
 
 def sources() -> dict[str, str]:
     """Every function's text by its name."""
-    return {
-        match[1]: match[0]
-        for path in sorted(FUNCTIONS.glob("*.sql"))
-        for match in FUNCTION.finditer(path.read_text())
-    }
+    return {match[1]: match[0] for path in function_files() for match in FUNCTION.finditer(path.read_text())}
 
 
 def test_every_function_says_what_it_does_inside_its_body() -> None:
@@ -45,8 +42,8 @@ def test_every_public_function_tells_parameters_returns_and_errors() -> None:
 
 
 def test_a_file_is_named_after_a_function_that_it_holds() -> None:
-    for path in FUNCTIONS.glob("*.sql"):
-        if not path.name.startswith(("00-", "zz-")):
+    for path in function_files():
+        if path.parent != FUNCTIONS:
             names = [match[1] for match in FUNCTION.finditer(path.read_text())]
             assert any(name.startswith(path.stem) for name in names), path.name
 

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from shim.database import call, connect, migrate
-from shim.embedded import temporary_server
+from shim.local.embedded import temporary_server
 from tests.grid.apache import Apache
 from tests.grid.parts import need
 from tests.support import CHECKOUT, WORKER_ROLE, World

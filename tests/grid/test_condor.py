@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from shim import scan
 from shim.database import call, connect, migrate
-from shim.embedded import temporary_server
-from shim.eviowriter import write_file
+from shim.evio import scan
+from shim.evio.writer import write_file
+from shim.local.embedded import temporary_server
 from tests.grid.pool import HELD, IDLE, RUNNING, USER, Pool
 from tests.grid.xrootd import XRootD
 from tests.support import LiveShim, World

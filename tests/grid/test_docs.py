@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psycopg
 
-from shim.eviowriter import write_file
+from shim.evio.writer import write_file
 from tests.grid.pool import USER, Pool
 from tests.support import CHECKOUT
 

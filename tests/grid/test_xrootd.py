@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from shim import scan
+from shim.evio import scan
 from tests.grid.conftest import write_sparse_file
 from tests.grid.proxy import Proxy
 from tests.grid.xrootd import XRootD

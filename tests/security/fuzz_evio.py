@@ -17,8 +17,8 @@ import time
 import traceback
 from pathlib import Path
 
-from shim.evio import BlockIndex, EvioError, read_index
-from shim.eviowriter import write_file
+from shim.evio.index import BlockIndex, EvioError, read_index
+from shim.evio.writer import write_file
 from tests.support import CHECKOUT
 
 MEMORY_BYTES = 512 << 20

@@ -24,8 +24,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shim import bearer
-from shim.address import SettingError
+from shim.web import bearer
+from shim.web.address import SettingError
 from tests.support import CHECKOUT, LiveShim, World
 
 AUDIENCE, SCOPE = "https://osgprod.example.org", "osgprod.work"

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from shim import bounds
-from shim.bounds import MAX_HEAD_BYTES
+from shim.web import bounds
+from shim.web.bounds import MAX_HEAD_BYTES
 from tests.support import CHECKOUT, LiveShim, World
 
 GOOD = b"GET /osgprod/workscript.bash?project=p&cluster=1&process=%d&magic=m HTTP/1.1\r\nHost: x\r\n"

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import pytest
 
-from shim import evio
 from shim.app import create_app
-from shim.eviowriter import PHYSICS, bank, block
-from shim.openapi import PARAMETERS, PROTOCOL, document
+from shim.evio import index as evio
+from shim.evio.writer import PHYSICS, bank, block
+from shim.web.openapi import PARAMETERS, PROTOCOL, document
 from tests.support import CHECKOUT, LiveShim, World
 
 FUZZ_S = float(os.environ.get("FUZZ_S", "2"))

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from shim import rates
-from shim.address import SettingError
 from shim.app import MAX_BODY_BYTES, MAX_QUERY_BYTES, create_app
-from shim.rates import RateLimit, key_of
+from shim.web import rates
+from shim.web.address import SettingError
+from shim.web.rates import RateLimit, key_of
 from tests.support import LiveShim, World
 
 

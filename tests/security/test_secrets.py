@@ -18,7 +18,7 @@ import psycopg
 import pytest
 from psycopg.rows import dict_row
 
-from shim.commands import osgprod as command_line
+from shim.cli import osgprod as command_line
 from shim.database import call, connect
 from tests.support import CHECKOUT, LiveShim, World
 

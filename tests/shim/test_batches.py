@@ -9,8 +9,8 @@ from typing import Any
 import psycopg
 
 from shim.app import CHECKOUT, REPORT
-from shim.batches import LANES, Batches
 from shim.database import open_pool
+from shim.web.batches import LANES, Batches
 from tests.support import World
 
 Do = Callable[[Batches], Awaitable[Any]]

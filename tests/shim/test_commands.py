@@ -20,10 +20,10 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from shim import admin, terminal
-from shim.commands import osgprod
+from shim import admin
+from shim.cli import osgprod, terminal
 from shim.database import call
-from shim.eviowriter import write_file
+from shim.evio.writer import write_file
 from tests.support import CHECKOUT, WORKER_ROLE, World
 
 Run = Callable[..., Result]
@@ -670,7 +670,7 @@ def test_estimate_of_nothing_says_so(run: Run, world: World) -> None:
 
 def test_watch_listens_again_when_the_connection_was_cut(world: World) -> None:
     watching = subprocess.Popen(
-        [sys.executable, "-c", "import shim.notices; shim.notices.RETRY_S = 0.01; from shim.admin import main; main()",
+        [sys.executable, "-c", "from shim.cli import watch; watch.RETRY_S = 0.01; from shim.admin import main; main()",
          "watch", "--json", "--count", "1"],
         cwd=CHECKOUT, env={**os.environ, "OSGPROD_DSN": world.dsn}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True,

@@ -13,12 +13,12 @@ from pathlib import Path
 import httpx
 import pytest
 
-from shim import drawing
-from shim.address import SettingError
-from shim.dashboard import Reader
+from shim.dashboard import charts as drawing
+from shim.dashboard.routes import Reader
 from shim.database import call
-from shim.guard import Guard
-from shim.metrics import Metrics
+from shim.web.address import SettingError
+from shim.web.guard import Guard
+from shim.web.metrics import Metrics
 from tests import production
 from tests.support import LiveShim, World
 
@@ -271,7 +271,7 @@ def test_page_costs_hardly_more_when_a_hundred_times_as_many_slices_are_done(
 ) -> None:
     """Finished files are rows, and only files in flight are counted. 288 and 28,800 slices; docs/operations.md has
     the times with ten million."""
-    monkeypatch.setattr("shim.dashboard.KEPT_S", 0.0)
+    monkeypatch.setattr("shim.dashboard.routes.KEPT_S", 0.0)
     for name, blocks in (("small", 4), ("large", 400)):
         world.with_project(name)
         production.fill(world.db, name, runs=5, files=20, blocks=blocks, a_slice=1, finished=0.97, in_flight=0,
@@ -297,13 +297,13 @@ def test_page_costs_hardly_more_when_a_hundred_times_as_many_slices_are_done(
 def test_page_that_takes_too_long_for_the_database_is_given_up(
     busy: World, shim_with: MakeShim, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shim.dashboard.LONGEST_QUERY", "30ms")
+    monkeypatch.setattr("shim.dashboard.routes.LONGEST_QUERY", "30ms")
     shim = shim_with()
     with busy.db.transaction():
         busy.db.execute("LOCK osgprod_data.loaded_files IN ACCESS EXCLUSIVE MODE")
         answer = shim.raw("project/p")
     assert answer.status_code == 503 and "does not answer" in answer.text
-    monkeypatch.setattr("shim.dashboard.LONGEST_QUERY", "5s")  # 30 ms are not enough on a busy machine
+    monkeypatch.setattr("shim.dashboard.routes.LONGEST_QUERY", "5s")  # 30 ms are not enough on a busy machine
     assert shim.raw("project/p").status_code == 200, "and the next one is not held up by it"
 
 
@@ -315,7 +315,7 @@ def test_sixty_screens_cost_the_database_as_much_as_one(
     monkeypatch.setattr(
         Reader, "_ask", lambda self, request, wishes: asked.append(1) or ask(self, request, wishes)
     )
-    monkeypatch.setattr("shim.dashboard.KEPT_S", 60.0)
+    monkeypatch.setattr("shim.dashboard.routes.KEPT_S", 60.0)
     shim = shim_with()
     with ThreadPoolExecutor(20) as screens:
         answers = list(screens.map(lambda n: httpx.get(f"{shim.url}/project/p", timeout=60), range(60)))

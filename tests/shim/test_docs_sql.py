@@ -10,6 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from shim.database import function_files
 from tests.support import CHECKOUT
 
 
@@ -49,7 +50,7 @@ def test_each_public_function_is_described_with_an_example_and_its_answer(
 def test_each_error_code_of_the_functions_is_listed_with_a_hint() -> None:
     text = (CHECKOUT / "docs" / "sql.md").read_text()
     codes = set()
-    for path in (CHECKOUT / "sql" / "functions").glob("*.sql"):
+    for path in function_files():
         codes |= set(re.findall(r"ERRCODE = '(OG\d\d\d)'", path.read_text()))
     lines = [line.split("|") for line in text.splitlines() if line.startswith("| OG")]
     assert codes and {line[1].strip() for line in lines} == codes

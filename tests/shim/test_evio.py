@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from shim import scan
 from shim.database import call
-from shim.evio import EvioError, find_files, parse_name, read_index
-from shim.eviowriter import PHYSICS, ByteOrder, bank, block, write_file
+from shim.evio import scan
+from shim.evio.index import EvioError, find_files, parse_name, read_index
+from shim.evio.writer import PHYSICS, ByteOrder, bank, block, write_file
 from tests.support import CHECKOUT, World
 
 REAL_FILES = CHECKOUT.parent / "shared" / "data"

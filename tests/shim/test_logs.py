@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from shim.logs import CONFIG, LineFormatter
+from shim.web.logs import CONFIG, LineFormatter
 
 FORMAT = CONFIG["formatters"]["line"]["fmt"]  # type: ignore[index]
 

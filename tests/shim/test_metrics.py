@@ -17,7 +17,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from shim.database import call
-from shim.metrics import Metrics
+from shim.web.metrics import Metrics
 from tests.support import CHECKOUT, WORKER_ROLE, LiveShim, World
 
 MONITORING = CHECKOUT / "deploy" / "monitoring"
@@ -192,7 +192,8 @@ def test_dashboard_of_grafana_and_the_alerts_ask_only_for_what_there_is(shim: Li
         assert query.count("(") == query.count(")") and query.count("{") == query.count("}")
     words = set(
         re.findall(
-            r"'(?:bad|attention|well)', '([a-z-]+)'", (CHECKOUT / "sql/functions/health.sql").read_text()
+            r"'(?:bad|attention|well)', '([a-z-]+)'",
+            (CHECKOUT / "sql/functions/reading/health.sql").read_text(),
         )
     )
     for _, expression in rules:

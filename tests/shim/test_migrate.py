@@ -140,8 +140,8 @@ def test_edited_migration_is_refused_by_its_name_and_nothing_changes(empty: str,
 
 def test_functions_are_always_current(empty: str, sql: Path) -> None:
     migrate(empty, sql, say=quietly)
-    (sql / "functions" / "alive.sql").unlink()
-    grants = sql / "functions" / "zz-grants.sql"
+    (sql / "functions" / "upkeep" / "alive.sql").unlink()
+    grants = sql / "functions" / "grants.sql"
     grants.write_text(grants.read_text().replace(", osgprod.alive", ""))
     assert migrate(empty, sql, say=quietly) == ["functions renewed"]
     with connect(empty) as connection, pytest.raises(psycopg.errors.UndefinedFunction):

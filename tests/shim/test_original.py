@@ -14,9 +14,9 @@ import pytest
 from click.testing import CliRunner, Result
 from psycopg.rows import dict_row
 
-from shim.commands import osgprod
+from shim.cli import osgprod
 from shim.database import call
-from shim.eviowriter import write_file
+from shim.evio.writer import write_file
 from tests.support import World
 
 Connection = psycopg.Connection[dict[str, Any]]

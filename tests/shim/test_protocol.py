@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from shim.database import call, connect
-from shim.embedded import Server
+from shim.local.embedded import Server
 from shim.workscript import TemplateFolder
 from tests.support import CHECKOUT, LiveShim, World, blocks_of
 

@@ -19,7 +19,7 @@ import httpx
 import psycopg
 import pytest
 
-from shim import embedded
+from shim.local import embedded
 from tests.support import CHECKOUT
 
 EXAMPLE = "workscript.bash?project=demo&cluster=0&process=0&magic=my+magic;"
@@ -229,7 +229,9 @@ def test_programs_below_a_folder_like_roots_own_are_copied(
 
 
 def test_demo_keeps_its_promise() -> None:
-    ended = subprocess.run([sys.executable, "-m", "shim.demo"], cwd=CHECKOUT, capture_output=True, text=True)
+    ended = subprocess.run(
+        [sys.executable, "-m", "shim.local.demo"], cwd=CHECKOUT, capture_output=True, text=True
+    )
     assert ended.returncode == 0, ended.stderr
     last = ended.stdout.splitlines()[-1]
     assert last == "demo: 3 files, 220 of 220 blocks done exactly once, 1320 of 1320 events"
@@ -238,7 +240,7 @@ def test_demo_keeps_its_promise() -> None:
 
 def test_demo_that_is_stopped_kills_its_jobs_and_leaves_nothing(folder: Path) -> None:
     demo = subprocess.Popen(
-        [sys.executable, "-m", "shim.demo"], cwd=CHECKOUT, env={**os.environ, "TMPDIR": str(folder)},
+        [sys.executable, "-m", "shim.local.demo"], cwd=CHECKOUT, env={**os.environ, "TMPDIR": str(folder)},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     assert demo.stdout is not None

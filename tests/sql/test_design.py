@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 
+from shim.database import function_files
 from tests.support import CHECKOUT
 
 DESIGN = (CHECKOUT / "docs" / "design.md").read_text()
-SOURCES = {path: path.read_text() for path in sorted((CHECKOUT / "sql" / "functions").glob("*.sql"))}
+SOURCES = {path: path.read_text() for path in function_files()}
 
 
 def test_table_of_error_codes_is_that_of_the_code() -> None:

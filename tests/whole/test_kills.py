@@ -16,7 +16,7 @@ import psycopg
 import pytest
 
 from shim.database import call, connect, migrate
-from shim.embedded import Server, memory_or_temporary
+from shim.local.embedded import Server, memory_or_temporary
 from tests.support import LiveShim, World
 from tests.whole.traffic import MortalShim, Traffic, losing_answers
 

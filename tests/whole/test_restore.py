@@ -18,7 +18,7 @@ import psycopg
 import pytest
 
 from shim.database import call, connect, migrate
-from shim.embedded import Server, memory_or_temporary, server_uid
+from shim.local.embedded import Server, memory_or_temporary, server_uid
 from tests.support import CHECKOUT, World
 
 RECIPES = dict(

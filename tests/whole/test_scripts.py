@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from shim import scan
 from shim.database import call
-from shim.eviowriter import write_file
+from shim.evio import scan
+from shim.evio.writer import write_file
 from tests.support import CHECKOUT, LiveShim, World
 from tests.worker.conftest import Node, kill, living
 from tests.worker.site import Site

@@ -13,8 +13,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from shim import scan
-from shim.eviowriter import write_file
+from shim.evio import scan
+from shim.evio.writer import write_file
 from tests.support import CHECKOUT, LiveShim, World
 from tests.worker.site import Site
 

@@ -17,7 +17,7 @@ from click.shell_completion import CompletionItem
 
 from shim.database import call, connect
 from shim.errors import OperatorError
-from shim.evio import EvioError
+from shim.evio.index import EvioError
 
 REFUSED, UNREACHABLE = 1, 3
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
@@ -136,7 +136,7 @@ SAID_BY_PATH = ("file_id", "run", "seqno")
 
 
 def limit_option(rows: int = 100) -> Callable[[_Command], _Command]:
-    """The option --limit with so many rows as its default, which the help names; see limit of shim.terminal.show."""
+    """Return the option --limit, default: `rows` (see limit of shim.cli.terminal.show)."""
     return click.option("--limit", type=int, default=rows, show_default=True, help="Rows at most.")
 
 

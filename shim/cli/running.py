@@ -7,10 +7,11 @@ import json
 
 import click
 
-from shim import database, doctor
-from shim.commands.base import as_json, ask, dry, magic_option, osgprod, read_magic
-from shim.notices import listen
-from shim.terminal import show, working
+from shim import database
+from shim.cli import doctor
+from shim.cli.base import as_json, ask, dry, magic_option, osgprod, read_magic
+from shim.cli.terminal import show, working
+from shim.cli.watch import listen
 
 
 @osgprod.command()
@@ -33,7 +34,7 @@ def migrate(dry_run: bool) -> None:
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Shim processes.")
 def serve(port: int, host: str, uds: str | None, workers: int) -> None:
     """Run the shim in the foreground; without a database named, on one of its own."""
-    from shim import serving  # the web server is of no use to the other commands
+    from shim.web import serving  # the web server is of no use to the other commands
 
     serving.serve(host, port, uds, workers, say=click.echo)
 
@@ -41,7 +42,7 @@ def serve(port: int, host: str, uds: str | None, workers: int) -> None:
 @osgprod.command()
 def demo() -> None:
     """Run the whole story with real parts, from new EVIO files to every event processed once."""
-    from shim import demo as story
+    from shim.local import demo as story
 
     raise SystemExit(story.main())
 
@@ -104,7 +105,7 @@ def completion(ctx: click.Context, shell: str) -> None:
 @as_json
 def import_original(project: str, source: str, magic_file: str | None, dry_run: bool, as_json: bool) -> None:
     """Take PROJECT over from a database of the original osgprod: files, slices, jobs. Again = go on."""
-    from shim.original import take_over
+    from shim.local.original import take_over
 
     rows = take_over(source, project, read_magic(magic_file), dry_run)
     show(rows, as_json, "the original has no slices for this project")

@@ -9,7 +9,7 @@ from types import FrameType
 
 import click
 
-from shim.commands.base import (
+from shim.cli.base import (
     PROJECT,
     SAID_BY_PATH,
     as_json,
@@ -22,8 +22,8 @@ from shim.commands.base import (
     osgprod,
     project_argument,
 )
+from shim.cli.terminal import cell, show, working
 from shim.errors import OperatorError
-from shim.terminal import cell, show, working
 
 NO_PROJECT = "no project yet: osgprod project add makes one"
 

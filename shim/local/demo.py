@@ -24,14 +24,14 @@ from typing import Any
 
 import psycopg
 
-from shim import scan
+from shim.cli.terminal import table
 from shim.database import call, connect, migrate
-from shim.embedded import temporary_server
 from shim.errors import OperatorError
-from shim.eviowriter import write_file
-from shim.terminal import table
+from shim.evio import scan
+from shim.evio.writer import write_file
+from shim.local.embedded import temporary_server
 
-CHECKOUT = Path(__file__).resolve().parent.parent
+CHECKOUT = Path(__file__).resolve().parents[2]
 PROJECT, MAGIC = "demo", "my magic"
 AT_A_TIME = 8
 CLUSTER = 1000

@@ -16,7 +16,7 @@ from typing import Any
 import psycopg
 
 from shim.database import statement
-from shim.evio import FILE_NAME, BlockIndex, EvioError, find_files, parse_name, read_index
+from shim.evio.index import FILE_NAME, BlockIndex, EvioError, find_files, parse_name, read_index
 
 READERS = 16
 SLOW_READ_S = 0.0003  # for a block header; from the page cache it takes a hundredth

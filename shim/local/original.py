@@ -16,11 +16,11 @@ from typing import Any
 import psycopg
 from psycopg.rows import dict_row
 
-from shim import scan
+from shim.cli.terminal import Bar
 from shim.database import call, connect
 from shim.errors import OperatorError
-from shim.evio import EvioError, read_index
-from shim.terminal import Bar
+from shim.evio import scan
+from shim.evio.index import EvioError, read_index
 
 Connection = psycopg.Connection[dict[str, Any]]
 

@@ -16,8 +16,8 @@ from urllib.parse import quote_from_bytes
 
 from a2wsgi import ASGIMiddleware
 
-from shim import logs
 from shim.app import create_app
+from shim.web import logs
 
 STOP_TIMEOUT_S = 5.0
 PRINTABLE = "".join(map(chr, range(0x21, 0x7F)))

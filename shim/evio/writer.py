@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from shim.evio import (
+from shim.evio.index import (
     BEGIN_OF_RUN,
     DICTIONARY_BIT,
     HEADER_WORDS,

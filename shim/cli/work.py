@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from shim import admin, scan
-from shim.commands.base import (
+from shim import admin
+from shim.cli.base import (
     SAID_BY_PATH,
     as_json,
     ask,
@@ -17,8 +17,9 @@ from shim.commands.base import (
     project_argument,
     runs_option,
 )
+from shim.cli.terminal import show, working
 from shim.errors import OperatorError
-from shim.terminal import show, working
+from shim.evio import scan
 
 
 @osgprod.group()

@@ -23,7 +23,7 @@ from typing import IO, Any
 
 import jwt
 
-from shim.address import SettingError
+from shim.web.address import SettingError
 
 METADATA = ("/.well-known/openid-configuration", "/.well-known/oauth-authorization-server")
 FETCH_TIMEOUT_S = 10.0

@@ -10,8 +10,8 @@ from typing import Any
 
 import psycopg
 
+from shim.cli.terminal import cell
 from shim.database import connect
-from shim.terminal import cell
 
 CHANNEL = "osgprod"
 RETRY_S = 5.0

@@ -15,7 +15,9 @@ logging._srcfile = None
 CONFIG = {
     "version": 1,
     "disable_existing_loggers": False,
-    "formatters": {"line": {"()": "shim.logs.LineFormatter", "fmt": "%(asctime)s %(levelname)s %(message)s"}},
+    "formatters": {
+        "line": {"()": "shim.web.logs.LineFormatter", "fmt": "%(asctime)s %(levelname)s %(message)s"}
+    },
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
     "root": {"level": "WARNING", "handlers": ["stderr"]},
     "loggers": {"osgprod": {"level": "INFO"}, "psycopg.pool": {"level": "ERROR"}},

@@ -24,10 +24,10 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from shim import drawing
+from shim.dashboard import charts as drawing
 from shim.database import statement
-from shim.guard import Guard
-from shim.metrics import CONTENT_TYPE, WISHES, Metrics
+from shim.web.guard import Guard
+from shim.web.metrics import CONTENT_TYPE, WISHES, Metrics
 
 Rows = list[dict[str, Any]]
 Endpoint = Callable[[Request], Awaitable[Response]]

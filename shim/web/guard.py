@@ -14,7 +14,7 @@ import os
 from starlette.requests import Request
 from starlette.responses import Response
 
-from shim.address import SettingError, plain
+from shim.web.address import SettingError, plain
 
 COOKIE = "osgprod_dashboard"
 COOKIE_LIFE_S = 30 * 86400

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from shim import admin
-from shim.commands.base import (
+from shim.cli.base import (
     as_json,
     ask,
     change,
@@ -19,8 +19,8 @@ from shim.commands.base import (
     project_argument,
     read_magic,
 )
+from shim.cli.terminal import show
 from shim.errors import OperatorError
-from shim.terminal import show
 
 
 @osgprod.group()

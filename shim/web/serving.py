@@ -16,11 +16,12 @@ from types import FrameType
 import psycopg
 import uvicorn
 
-from shim import demo, embedded, logs
 from shim.app import create_app
-from shim.bounds import BoundedProtocol
 from shim.database import call, connect, migrate, names_a_server
 from shim.errors import OperatorError
+from shim.local import demo, embedded
+from shim.web import logs
+from shim.web.bounds import BoundedProtocol
 from shim.workscript import document_root
 
 

@@ -1,0 +1,1 @@
+"""The pages that show productions in a browser."""

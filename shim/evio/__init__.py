@@ -1,0 +1,1 @@
+"""EVIO files: index, scan, writer."""

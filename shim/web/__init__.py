@@ -1,0 +1,1 @@
+"""What surrounds a request: tokens, addresses, limits, logs, metrics, serving."""
