@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import socket
+import ssl
 import threading
 import time
 import zlib
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, Self
 
 
@@ -32,6 +34,9 @@ class Site:
     short         sends half of the range, as if it were all
     ignore-range  sends the whole file
     wrong-range   sends as many bytes from another place
+    zeros         sends zeros, as if they were the range
+    shifted       sends bytes from 4 bytes later on, as if they were the range
+    redirect URL  answers with a redirect to the same path there
     slow          sends, or takes, a body a kilobyte at a time with pauses
     truncate      stores half of an upload and says that all is well
     corrupt       stores an upload with a byte changed
@@ -45,6 +50,7 @@ class Site:
     can_rename: bool = True
     headers: dict[str, str] = field(default_factory=dict)
     port: int = 0
+    certificate: Path | None = None  # a folder with cert.pem and key.pem: https
 
     def __post_init__(self) -> None:
         self.seen: list[Seen] = []
@@ -53,11 +59,17 @@ class Site:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"https://localhost:{self.port}" if self.certificate else f"http://127.0.0.1:{self.port}"
 
     def __enter__(self) -> Self:
         handler = type("Handler", (_Handler,), {"site": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", self.port), handler)
+        if self.certificate:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(self.certificate / "cert.pem", self.certificate / "key.pem")
+            self._server.socket = context.wrap_socket(
+                self._server.socket, server_side=True, do_handshake_on_connect=False
+            )
         self.port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
         return self
@@ -120,6 +132,8 @@ class _Handler(BaseHTTPRequestHandler):
         seen, fault, whole = self._note(), self.site.next_fault(), self.site.files.get(self.path)
         if isinstance(fault, int):
             return self._answer(fault, b"# osgprod error: the site says no\n")
+        if fault and fault.startswith("redirect "):
+            return self._answer(302, b"moved\n", Location=fault.split()[1] + self.path)
         if whole is None:
             return self._answer(404)
         match = re.fullmatch(r"bytes=(\d+)-(\d+)", seen.headers.get("range", ""))
@@ -132,6 +146,10 @@ class _Handler(BaseHTTPRequestHandler):
             end = start + (end - start) // 2
         part = whole[start:end]
         where = f"bytes {start}-{start + len(part) - 1}/{len(whole)}"
+        if fault == "zeros":
+            part = bytes(len(part))
+        if fault == "shifted":
+            part = part[4:] + part[:4]
         return self._answer(206, part, seen, fault=fault, Content_Range=where)
 
     def do_POST(self) -> None:

@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 
+from tests.support import CHECKOUT
 from tests.worker.site import Site
 
-NOT_FETCHED = 75
+NOT_FETCHED = NODE_FAULT = 75
+MISCONFIGURED = 40
 # Leaves the slice where the test finds it.
 RECON = "cp -t ../kept"
 ENVIRONMENT = {
@@ -23,6 +25,22 @@ ENVIRONMENT = {
     "OSGPROD_TRIES": "4",
     "OSGPROD_RECON": RECON,
 }
+
+
+SCRIPT = CHECKOUT / "worker" / "osgprod_work.bash"
+
+
+def call(commands: str, *arguments: str, cwd: Path | None = None, **environment: str) -> tuple[int, str, str]:
+    """Calls functions of the work script, which is sourced; returns exit code, output and log."""
+    done = subprocess.run(
+        ["/bin/bash", "-c", f"source {SCRIPT}; {commands}", "-", *arguments],
+        cwd=cwd,
+        env={"PATH": "/usr/bin:/bin", **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    return done.returncode, done.stdout, done.stderr
 
 
 PLACE = "http://storage.invalid"  # in the script, until a test says where the storage is
@@ -50,24 +68,31 @@ class Slice:
         )
         self.ranges = sum(int(p[2]) for p in self.pieces if p[0] == "range")
 
-    def run(self, *prefix: str, **environment: str) -> tuple[int, str, bytes | None]:
-        """Returns the exit code, the log, and the slice as the reconstruction saw it."""
+    def run(
+        self, *prefix: str, standard_input: bool = False, **environment: str
+    ) -> tuple[int, str, bytes | None]:
+        """Returns the exit code, the log, and the slice as the reconstruction saw it.
+
+        standard_input: bash reads the script from there, as behind curl; prefix: a command before bash
+        """
         work, kept = self._folder / "work", self._folder / "kept"
         for folder in (work, kept):
             folder.mkdir(exist_ok=True)
         for old in kept.iterdir():
             old.unlink()
         (self._folder / "script").write_bytes(self.script)
-        done = subprocess.run(
-            [*prefix, "/bin/bash", str(self._folder / "script")],
-            cwd=work,
-            env={**ENVIRONMENT, **environment},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+        with subprocess.Popen(["cat", str(self._folder / "script")], stdout=subprocess.PIPE) as cat:
+            done = subprocess.run(
+                [*prefix, "/bin/bash", *([] if standard_input else [str(self._folder / "script")])],
+                cwd=work,
+                env={**ENVIRONMENT, **environment},
+                stdin=cat.stdout if standard_input else subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=60,
+            )
         assert list(work.iterdir()) == [], "the slice, whole or not, must not be taken for an output"
+        assert "unbound variable" not in done.stderr
         seen = [path.read_bytes() for path in kept.iterdir()]
         return done.returncode, done.stderr, seen[0] if seen else None
 
@@ -140,15 +165,60 @@ def test_server_that_is_gone_is_given_up_on(slice_: Slice, site: Site) -> None:
     site.faults = [503] * 4
     code, log, seen = slice_.run()
     assert (code, seen) == (NOT_FETCHED, None)
-    assert f"0 of {slice_.pieces[0][2]} bytes" in log.splitlines()[-1]
+    assert f"status 503 (4 attempts, 0 of {slice_.pieces[0][2]} bytes" in log.splitlines()[-1]
 
 
-@pytest.mark.parametrize("status", [401, 403, 404, 410])
-def test_server_that_refuses_is_not_asked_again(slice_: Slice, site: Site, status: int) -> None:
+@pytest.mark.parametrize("status", [401, 410, 416])
+def test_answer_that_can_not_change_is_believed_at_once(slice_: Slice, site: Site, status: int) -> None:
     site.faults = [status]
     code, log, seen = slice_.run()
     assert (code, seen, len(site.seen)) == (NOT_FETCHED, None, 1)
     assert f"status {status}" in log
+
+
+@pytest.mark.parametrize("status", [403, 404])
+def test_refusal_of_an_overloaded_cache_is_not_believed_at_once(
+    slice_: Slice, site: Site, status: int
+) -> None:
+    site.faults = [status, status, status, None, status, status]
+    code, log, seen = slice_.run(OSGPROD_TRIES="8")
+    assert (code, seen) == (0, slice_.expected), log
+    assert f"fetch failed (attempt 3 of 8, 0 of {slice_.pieces[0][2]} bytes): status {status}" in log
+
+
+@pytest.mark.parametrize("status", [403, 404])
+def test_file_that_is_refused_again_and_again_is_given_up_on_long_before_a_server_that_is_away(
+    slice_: Slice, site: Site, status: int
+) -> None:
+    site.faults = [status] * 100
+    code, log, seen = slice_.run(OSGPROD_TRIES="100")
+    assert (code, seen, len(site.seen)) == (NOT_FETCHED, None, 4)
+    assert f"not fetched: status {status} (4 attempts" in log.splitlines()[-1]
+
+
+def test_pause_that_the_server_wants_is_kept(slice_: Slice, site: Site) -> None:
+    site.faults, site.headers = [503], {"Retry-After": "1"}
+    started = time.monotonic()
+    assert slice_.run()[0] == 0
+    assert time.monotonic() - started > 1
+
+
+@pytest.mark.parametrize("fault", [404, 503, "ignore-range", "wrong-range"])
+def test_last_line_of_the_log_is_the_reason_without_secrets(
+    lent: dict[str, bytes], slice_: Slice, folder: Path, site: Site, fault: str | int
+) -> None:
+    secret = "/hd_rawdata_000001_001.evio?authz=secret"
+    site.files[secret] = lent["rawdata"]
+    script = Slice(lent, folder, site.url)
+    script.script = script.script.replace(b"_001.evio\n", b"_001.evio?authz=secret\n")
+    assert b"authz" in script.script
+    site.faults = [fault] * 9
+    code, log, _ = script.run()
+    assert code == NOT_FETCHED
+    reason = log.splitlines()[-1]
+    assert " osgprod_work: not fetched: " in reason
+    assert reason.endswith(f"{site.url}/hd_rawdata_000001_001.evio")
+    assert "secret" not in log
 
 
 def test_server_that_ignores_ranges_is_found_out_before_the_disk_fills(slice_: Slice, site: Site) -> None:
@@ -210,9 +280,8 @@ def test_disk_that_is_full_in_mid_fetch_is_told_at_once(slice_: Slice, folder: P
 def test_by_hand_it_processes_a_whole_file(folder: Path) -> None:
     rawdata = folder / "hd_rawdata_000001_001.evio"
     rawdata.write_bytes(b"whole")
-    script = Path(__file__).parents[2] / "worker" / "osgprod_work.bash"
     done = subprocess.run(
-        ["/bin/bash", str(script), str(rawdata)],
+        ["/bin/bash", str(SCRIPT), str(rawdata)],
         cwd=folder,
         env={**ENVIRONMENT, "OSGPROD_RECON": "cksum"},
         capture_output=True,
@@ -247,3 +316,83 @@ def test_exit_code_is_that_of_the_reconstruction(slice_: Slice, folder: Path, co
     program.write_text(f"#!/bin/bash\nexit {code}\n")
     program.chmod(0o755)
     assert slice_.run(OSGPROD_RECON=str(program))[0] == code
+
+
+# --- settings -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        *[("OSGPROD_TRIES", value) for value in ("three", "0", "-1", "1001", "1e3", "08x", "9" * 30, " 3")],
+        *[("OSGPROD_BACKOFF_MS", value) for value in ("1s", "0", "600001", "0x10", "a[$(touch pwned)]")],
+    ],
+)
+def test_setting_that_is_no_number_in_its_range_is_named_before_anything_is_fetched(
+    slice_: Slice, site: Site, folder: Path, name: str, value: str
+) -> None:
+    report = folder / "report"
+    code, log, seen = slice_.run(OSGPROD_REPORT=str(report), **{name: value})
+    assert (code, seen, site.seen) == (MISCONFIGURED, None, [])
+    assert name in log.splitlines()[-1]
+    assert "it must be a whole number from 1 to" in log.splitlines()[-1]
+    assert report.read_text().startswith(f"misconfigured={name}")
+
+
+def test_leading_zeros_of_a_setting_are_no_octal_number(slice_: Slice) -> None:
+    assert slice_.run(OSGPROD_TRIES="08", OSGPROD_BACKOFF_MS="0010")[0] == 0
+
+
+# --- sources ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheme", ["http", "HTTP", "dav"])
+def test_schemes_of_http_are_fetched_by_curl(
+    lent: dict[str, bytes], slice_: Slice, folder: Path, site: Site, scheme: str
+) -> None:
+    url = site.url.replace("http://", f"{scheme}://")
+    assert Slice(lent, folder, url).run() == (0, "", slice_.expected)
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    ["osdf:///gluex", "pelican://osg-htc.org/gluex", "s3://bucket", "gsiftp://host", "no/scheme", "htp:/"],
+)
+def test_source_that_can_not_be_read_is_an_error_of_the_configuration_and_not_of_the_node(
+    lent: dict[str, bytes], slice_: Slice, folder: Path, prefix: str
+) -> None:
+    code, log, seen = Slice(lent, folder, prefix).run(OSGPROD_REPORT=str(folder / "report"))
+    assert (code, seen) == (MISCONFIGURED, None)
+    assert f"the source {prefix}/hd_rawdata_000001_001.evio" in log.splitlines()[-1]
+    assert (folder / "report").read_text().startswith("misconfigured=the source ")
+
+
+def test_file_that_is_shorter_than_registered_is_told_without_waiting(
+    lent: dict[str, bytes], slice_: Slice, folder: Path
+) -> None:
+    (folder / "hd_rawdata_000001_001.evio").write_bytes(lent["rawdata"][:-5000])
+    code, log, _ = Slice(lent, folder, str(folder)).run(OSGPROD_TRIES="1000", OSGPROD_BACKOFF_MS="600000")
+    assert code == NOT_FETCHED
+    assert f"shorter than when it was registered: {len(lent['rawdata']) - 5000} bytes" in log.splitlines()[-1]
+
+
+def call_main(folder: Path, **environment: str) -> tuple[int, str]:
+    """Runs the work script by hand, on a file that the reconstruction does not read; returns exit code and log."""
+    work = folder / "by-hand"
+    work.mkdir()
+    done = subprocess.run(
+        ["/bin/bash", str(SCRIPT), "whole.evio"],
+        cwd=work,
+        env={**ENVIRONMENT, **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    return done.returncode, done.stderr
+
+
+def executable(path: Path, text: str) -> str:
+    """Writes a bash program; returns its path."""
+    path.write_text(f"#!/bin/bash\n{text}\n")
+    path.chmod(0o755)
+    return str(path)

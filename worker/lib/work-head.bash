@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 #
-# osgprod_work.bash: processes one slice of a raw data file. The server fills in the lines below for the job that
-# asks; copy this file to DOCUMENT_ROOT/PROJECT/ and change what you like. It also runs by hand on a whole file:
+# osgprod_work.bash: fetches one slice of a raw data file, reconstructs it, and leaves the outputs in the current folder.
+# The server fills in the lines below for the job that asks. Copy this file to DOCUMENT_ROOT/PROJECT/ and change its
+# settings. It also runs by hand on a whole file:
 #     bash osgprod_work.bash hd_rawdata_001234_000.evio
+# Made of: (make scripts fills this in)
 #
 # ncpus:
 # cluster:
@@ -12,17 +14,15 @@
 # source:
 # started:
 #
-# Runs in the current folder, where the outputs are left. Environment:
-#     OSGPROD_RECON   the reconstruction command, words separated by spaces; default see "settings"
-#     OSGPROD_REPORT  file for what shall be told with the exit report [osgprod_report.txt]
-#     OSGPROD_TRIES   how often a range is asked for without getting a byte [8]
-#     OSGPROD_BACKOFF_MS  pause after the first of these; doubled each time, up to 32 fold [ms; 1000]
-#     OSGPROD_TOKEN_HOSTS  hosts that storage may redirect to with the bearer token, separated by spaces
-#     BEARER_TOKEN, BEARER_TOKEN_FILE, X509_USER_PROXY  what storage may want to see
-# Exit codes: those of the reconstruction (128 + n = killed by signal n: the node's fault); 75 = the slice could not
-# be fetched (the site's fault); 64 = nothing to do was filled in; 40 = a setting is wrong, the log names it.
-#
-# Made of: its parts
+# Environment (docs/workscripts.md tells more):
+#     OSGPROD_RECON        the reconstruction command, words separated by spaces [see "settings"]
+#     OSGPROD_REPORT       file for what the exit report should tell [osgprod_report.txt]
+#     OSGPROD_TRIES        how often a range is tried without getting a byte, 1 to 1000 [8]
+#     OSGPROD_BACKOFF_MS   pause after the first of these, doubled each time up to 32 fold, 1 to 600000 [ms; 1000]
+#     OSGPROD_TOKEN_HOSTS  hosts that may get the bearer token after a redirect, separated by spaces [none]
+#     BEARER_TOKEN, BEARER_TOKEN_FILE, X509_USER_PROXY, X509_CERT_DIR  credentials, and authorities to trust
+# Exit codes: 75 = this node can't do it (the slice was not fetched whole, or the disk is full); 40 = a setting or the
+# source's URL is wrong; 64 = no slice is filled in; every other code is that of the reconstruction (128 + n = signal n).
 
 #input_eviofile_list="root://xrootd.server.dns/path/to/file.evio ..."
 #output_filename="file.evio"

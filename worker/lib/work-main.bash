@@ -1,20 +1,27 @@
 # shellcheck shell=bash
 # --- the work ----------------------------------------------------------------------------------------------------
 
+# Arguments: whole files to process when no slice is filled in
 main() {
-  local status=0
+  local status=0 kind
   local -a inputs
   log_name=osgprod_work
-  TRIES="$(number_setting OSGPROD_TRIES 8 1 1000)" || misconfigured 'OSGPROD_TRIES is wrong'
-  BACKOFF_MS="$(number_setting OSGPROD_BACKOFF_MS 1000 1 600000)" || misconfigured 'OSGPROD_BACKOFF_MS is wrong'
+  TRIES="$(number_setting OSGPROD_TRIES 8 1 1000 2>&1)" || misconfigured "${TRIES#*"$log_name: "}"
+  BACKOFF_MS="$(number_setting OSGPROD_BACKOFF_MS 1000 1 600000 2>&1)" || misconfigured "${BACKOFF_MS#*"$log_name: "}"
   slice="${output_filename:-}"
-  if [[ -n "${osgprod_source_url:-}" ]] && can_fetch "$osgprod_source_url"; then
+  if [[ -n "${osgprod_source_url:-}" ]]; then
+    kind="$(url_kind "$osgprod_source_url")" ||
+      misconfigured "the source $(shown_url "$osgprod_source_url") has no scheme that this script knows: $URL_SCHEMES"
+    [[ "$kind" != pelican ]] ||
+      misconfigured "the source $(shown_url "$osgprod_source_url") can't be read: give the project a prefix of http(s)://, root:// or a path"
+  fi
+  if [[ -n "${kind:-}" ]] && can_fetch "$kind"; then
     trap 'rm -f "$slice"' EXIT # whole or not, it is no output
     fetch_slice "$slice"
     inputs=("$slice")
   elif [[ -n "${input_eviofile_list:-}" ]]; then
     log 'no XRootD bindings for Python: the reconstruction must understand names like file.evio+1,2'
-    read -r -d '' -a inputs <<<"$input_eviofile_list" || true
+    IFS=$' \n' read -r -d '' -a inputs < <(printf '%s' "$input_eviofile_list") || true
   elif (($# > 0)); then
     inputs=("$@")
   else
