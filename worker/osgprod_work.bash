@@ -4,7 +4,7 @@
 # The server fills in the lines below for the job that asks. Copy this file to DOCUMENT_ROOT/PROJECT/ and change its
 # settings. It also runs by hand on a whole file:
 #     bash osgprod_work.bash hd_rawdata_001234_000.evio
-# Made of: worker/lib/work-head.bash worker/lib/shell.bash worker/lib/work-settings.bash worker/lib/log.bash worker/lib/settings.bash worker/lib/backoff.bash worker/lib/url.bash worker/lib/token.bash worker/lib/http.bash worker/lib/work-fetch.bash worker/lib/work-main.bash
+# Made of: worker/lib/work-head.bash worker/lib/shell.bash worker/lib/work-settings.bash worker/lib/log.bash worker/lib/settings.bash worker/lib/backoff.bash worker/lib/url.bash worker/lib/token.bash worker/lib/http.bash worker/lib/work-fetch.bash worker/lib/work-check.bash worker/lib/work-main.bash
 #
 # ncpus:
 # cluster:
@@ -479,6 +479,7 @@ fetch_slice() {
   size="$(size_of "$file")"
   # shellcheck disable=SC2154
   ((size == osgprod_size_bytes)) || not_fetched "the slice has $size bytes instead of $osgprod_size_bytes"
+  check_slice "$file" "$size" "${osgprod_events:-}"
 }
 
 # Can ranges be read with what is here? Sets xrootd_python. Argument: kind of the URL
@@ -488,6 +489,43 @@ can_fetch() {
     ! "$xrootd_python" -c 'from XRootD import client' 2>/dev/null || return 0
   done
   return 1
+}
+
+# --- check the slice ---------------------------------------------------------------------------------------------
+
+# Walks the block headers of the slice: a cache may send zeros, or bytes from elsewhere, of the right length. The server
+# saw these headers whole when it indexed the file, so what is wrong with them now went wrong on the way. About 1 ms a
+# block. Source: EVIO 4 block header, 8 words: length [words], number, 8, events, -, version (low 8 bits), -, magic.
+# Arguments: file, its size [bytes], events that it must hold (or nothing)
+check_slice() {
+  local file="$1" size="$2" expected="$3" offset=0 events=0 length n word
+  local -a header
+  while ((offset < size)); do
+    # As the words of this machine: a file of the other byte order shows its magic reversed.
+    IFS=$' \n' read -r -d '' -a header < <(od -A n -v -t x4 -j "$offset" -N 32 "$file") || true
+    case "${header[7]:-}" in
+    c0da0100) ;;
+    0001dac0)
+      for n in 0 2 3 5; do
+        word="${header[n]}"
+        header[n]="${word:6:2}${word:4:2}${word:2:2}${word:0:2}"
+      done
+      ;;
+    *) damaged "$offset" ;;
+    esac
+    length=$((4 * 16#${header[0]}))
+    ((16#${header[2]} == 8 && (16#${header[5]} & 255) == 4 && length >= 32 && offset + length <= size)) ||
+      damaged "$offset"
+    events=$((events + 16#${header[3]}))
+    offset=$((offset + length))
+  done
+  [[ -z "$expected" ]] || ((events == expected)) ||
+    not_fetched "wrong bytes came: their block headers count $events events instead of $expected"
+}
+
+# Argument: offset in the slice [bytes]
+damaged() {
+  not_fetched "wrong bytes came: no block header at byte $1 of the slice"
 }
 
 # --- the work ----------------------------------------------------------------------------------------------------

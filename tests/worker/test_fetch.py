@@ -8,10 +8,11 @@ import subprocess
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
+from shim.eviowriter import write_file
 from tests.support import CHECKOUT
 from tests.worker.site import Site
 
@@ -203,7 +204,7 @@ def test_pause_that_the_server_wants_is_kept(slice_: Slice, site: Site) -> None:
     assert time.monotonic() - started > 1
 
 
-@pytest.mark.parametrize("fault", [404, 503, "ignore-range", "wrong-range"])
+@pytest.mark.parametrize("fault", [404, 503, "ignore-range", "wrong-range", "zeros"])
 def test_last_line_of_the_log_is_the_reason_without_secrets(
     lent: dict[str, bytes], slice_: Slice, folder: Path, site: Site, fault: str | int
 ) -> None:
@@ -374,6 +375,65 @@ def test_file_that_is_shorter_than_registered_is_told_without_waiting(
     code, log, _ = Slice(lent, folder, str(folder)).run(OSGPROD_TRIES="1000", OSGPROD_BACKOFF_MS="600000")
     assert code == NOT_FETCHED
     assert f"shorter than when it was registered: {len(lent['rawdata']) - 5000} bytes" in log.splitlines()[-1]
+
+
+# --- what came is checked --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", ["zeros", "shifted"])
+def test_wrong_bytes_of_the_right_length_never_reach_the_reconstruction(
+    slice_: Slice, site: Site, fault: str
+) -> None:
+    site.faults = [None, fault]
+    code, log, seen = slice_.run()
+    assert (code, seen) == (NOT_FETCHED, None)
+    assert "wrong bytes came: no block header at byte" in log.splitlines()[-1]
+
+
+def test_slice_of_a_file_that_was_replaced_since_it_was_indexed_is_not_processed(
+    lent: dict[str, bytes], slice_: Slice, folder: Path, site: Site
+) -> None:
+    """Its blocks are as long, but hold other numbers of events."""
+    header = lent["rawdata"].rindex(b"\xc0\xda\x01\x00", 0, -40) - 28
+    replaced = bytearray(lent["rawdata"])
+    replaced[header + 12 : header + 16] = (9).to_bytes(4, "big")
+    site.files["/hd_rawdata_000001_001.evio"] = bytes(replaced)
+    code, log, seen = slice_.run()
+    assert (code, seen) == (NOT_FETCHED, None)
+    assert "count 30 events instead of 31" in log.splitlines()[-1]
+
+
+@pytest.mark.parametrize("byte_order", ["big", "little"])
+@pytest.mark.parametrize("dictionary", [False, True])
+def test_whole_slices_pass_the_check_and_each_damaged_header_is_found(
+    folder: Path, byte_order: Literal["big", "little"], dictionary: bool
+) -> None:
+    path = folder / "slice"
+    write_file(path, 3, 4, byte_order=byte_order, dictionary=dictionary)
+    whole = path.read_bytes()
+    check = 'osgprod_source_url=u; check_slice slice "$1" 13 && echo good'
+
+    def result(data: bytes) -> tuple[int, str]:
+        path.write_bytes(data)
+        code, output, log = call(check, str(len(data)), cwd=folder)
+        assert code == (0 if output == "good\n" else NODE_FAULT), log
+        return code, log.strip()
+
+    assert result(whole) == (0, "")
+    magic = (0xC0DA0100).to_bytes(4, byte_order)
+    headers = [n - 28 for n in range(len(whole)) if whole.startswith(magic, n)]
+    assert len(headers) == 5
+    for start in headers:
+        for word in (0, 2, 3, 5, 7):  # length, length of the header, events, version, magic
+            for damage in (bytes(4), b"\xff" * 4):
+                at = start + 4 * word
+                if whole[at : at + 4] == damage:
+                    continue  # the trailer has no events
+                code, log = result(whole[:at] + damage + whole[at + 4 :])
+                assert code == NODE_FAULT, (start, word)
+                assert "wrong bytes came" in log
+    assert "no block header at byte" in result(whole[:-4])[1]
+    assert "no block header at byte" in result(whole + bytes(4))[1]
 
 
 def call_main(folder: Path, **environment: str) -> tuple[int, str]:

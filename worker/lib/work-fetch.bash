@@ -169,6 +169,7 @@ fetch_slice() {
   size="$(size_of "$file")"
   # shellcheck disable=SC2154
   ((size == osgprod_size_bytes)) || not_fetched "the slice has $size bytes instead of $osgprod_size_bytes"
+  check_slice "$file" "$size" "${osgprod_events:-}"
 }
 
 # Can ranges be read with what is here? Sets xrootd_python. Argument: kind of the URL
