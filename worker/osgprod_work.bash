@@ -530,6 +530,41 @@ damaged() {
 
 # --- the work ----------------------------------------------------------------------------------------------------
 
+readonly PROBE_BYTES=1048576
+
+# Can a small file still be written in a folder? Prints what the system says when it can't. Argument: folder
+probe_disk() {
+  local probe="$1/.osgprod_probe.$$" words code=0
+  words="$({ head -c "$PROBE_BYTES" /dev/zero >"$probe"; } 2>&1)" || code=1
+  rm -f "$probe"
+  ((code == 0)) || printf '%s' "${words##*: }"
+}
+
+# After a reconstruction: a full disk explains a failure, and many programs succeed although their last writes failed.
+# Argument: exit code of the reconstruction
+check_disk() {
+  local words
+  words="$(probe_disk .)"
+  [[ -z "$words" ]] || node_fault "the disk is full: outputs may be cut short, the reconstruction ended with $1: $words"
+  (($1 != 0)) || return 0
+  words="$(probe_disk "${TMPDIR:-/tmp}")"
+  case "$words" in
+  *'No space'* | *[Qq]uota*) node_fault "the disk of ${TMPDIR:-/tmp} is full, the reconstruction ended with $1: $words" ;;
+  esac
+}
+
+# Tells the exit report how many events the reconstruction read, when it left that in the file events_read.
+report_events() {
+  local events=""
+  [[ -s events_read ]] || return 0
+  IFS=$' \t\r' read -r events <events_read || true
+  if [[ ! "$events" =~ ^[0-9]{1,18}$ ]]; then
+    log "events_read holds no number: ${events:0:40}"
+  else
+    add_to_report "events=$events" || node_fault "${OSGPROD_REPORT:-osgprod_report.txt} can't be written: is the disk full?"
+  fi
+}
+
 # Arguments: whole files to process when no slice is filled in
 main() {
   local status=0 kind
@@ -558,9 +593,8 @@ main() {
     exit "$EXIT_NOT_FILLED"
   fi
   "${reconstruction[@]}" "${inputs[@]}" || status=$?
-  if [[ -s events_read ]]; then
-    printf 'events=%s\n' "$(head -n 1 events_read)" >>"${OSGPROD_REPORT:-osgprod_report.txt}"
-  fi
+  check_disk "$status"
+  report_events
   return "$status"
 }
 

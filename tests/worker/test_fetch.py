@@ -436,6 +436,68 @@ def test_whole_slices_pass_the_check_and_each_damaged_header_is_found(
     assert "no block header at byte" in result(whole + bytes(4))[1]
 
 
+# --- the disk is full ------------------------------------------------------------------------------------------
+
+
+def small_disk(folder: Path, size: str, as_root: bool) -> tuple[str, ...]:
+    """A command that runs another one in the folder "work" on a disk of its own, as root or as somebody else."""
+    become = "" if as_root else "setpriv --reuid=65534 --regid=65534 --clear-groups "
+    mount = (
+        f'mount -t tmpfs -o size={size},mode=0777 none {folder}/work && cd {folder}/work && exec {become}"$@"'
+    )
+    return ("unshare", "-m", "/bin/bash", "-c", mount, "-")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk takes root")
+@pytest.mark.parametrize("as_root", [True, False])
+@pytest.mark.parametrize("end", ["exit 1", "exit 0", "exec cat /dev/zero >more"])
+def test_disk_that_the_reconstruction_filled_is_the_nodes_fault_and_no_output_counts(
+    slice_: Slice, folder: Path, as_root: bool, end: str
+) -> None:
+    (folder / "work").mkdir()
+    folder.chmod(0o755)
+    recon = executable(folder / "recon", f"echo 32 >events_read; cat /dev/zero >big 2>/dev/null; {end}")
+    code, log, _ = slice_.run(*small_disk(folder, "3m", as_root), OSGPROD_RECON=recon)
+    assert code == NODE_FAULT, log
+    assert "the disk is full: outputs may be cut short" in log.splitlines()[-1]
+    assert "No space left on device" in log.splitlines()[-1]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk takes root")
+def test_full_disk_of_temporary_files_explains_a_failure_but_does_not_undo_a_success(
+    slice_: Slice, folder: Path
+) -> None:
+    (folder / "work").mkdir()
+    recon = executable(folder / "recon", 'cat /dev/zero >"$TMPDIR/big" 2>/dev/null; exit "$STATUS"')
+    for status, expected in ("1", NODE_FAULT), ("0", 0):
+        (folder / "small").mkdir(exist_ok=True)
+        disk = f'mount -t tmpfs -o size=2m none {folder}/small; exec "$@"'
+        code, log, _ = slice_.run(
+            *("unshare", "-m", "/bin/bash", "-c", disk, "-"),
+            OSGPROD_RECON=recon,
+            TMPDIR=str(folder / "small"),
+            STATUS=status,
+        )
+        assert code == expected, log
+        assert ("is full" in log) is bool(expected)
+
+
+def test_report_that_can_not_be_written_is_the_nodes_fault(folder: Path) -> None:
+    program = executable(folder / "recon", "echo 32 >events_read")
+    code, log = call_main(folder, OSGPROD_RECON=program, OSGPROD_REPORT="/dev/full")
+    assert code == NODE_FAULT
+    assert "/dev/full can't be written" in log.splitlines()[-1]
+
+
+@pytest.mark.parametrize("text, line", [("12\n", "events=12\n"), ("7 of 8", ""), ("x1", ""), ("", "")])
+def test_number_of_events_goes_into_the_report_when_it_is_one(folder: Path, text: str, line: str) -> None:
+    program = executable(folder / "recon", f"printf %b {text!r} >events_read")
+    report = folder / "report"
+    report.touch()
+    assert call_main(folder, OSGPROD_RECON=program, OSGPROD_REPORT=str(report))[0] == 0
+    assert report.read_text() == line
+
+
 def call_main(folder: Path, **environment: str) -> tuple[int, str]:
     """Runs the work script by hand, on a file that the reconstruction does not read; returns exit code and log."""
     work = folder / "by-hand"
