@@ -79,7 +79,7 @@ class Template:
         Parameters: slice_  a row of osgprod.checkout_slice with status assigned
                     job     project, cluster, process, cpus as the job asked
         """
-        comments, variables = _comments(slice_, job), _variables(slice_)
+        comments, variables = _comments(slice_, job), _variables(slice_, job)
         parts = [self._literals[0]]
         for (kind, name), literal in zip(self._places, self._literals[1:], strict=True):
             if kind == "comment":
@@ -102,13 +102,14 @@ def _comments(slice_: Mapping[str, Any], job: Mapping[str, Any]) -> dict[str, ob
     }
 
 
-def _variables(slice_: Mapping[str, Any]) -> dict[str, str]:
+def _variables(slice_: Mapping[str, Any], job: Mapping[str, Any]) -> dict[str, str]:
     url = _double_quoted(slice_["url"])
     block1, block2 = slice_["block1"], slice_["block2"]
     blocks = "".join([f"{url}+{block},{block + 1} \\\n" for block in range(block1, block2)])
     name, _, suffix = _double_quoted(slice_["filename"]).rpartition(".")
     pieces = "".join([f" {_quoted(piece)}\n" for piece in slice_["pieces"].split("\n")])
     return {
+        "osgprod_ncpus": _quoted(job["cpus"]),
         "input_eviofile_list": f'"\\\n{blocks}"',
         "output_filename": f'"{name}+{block1},{block2}.{suffix}"',
         "osgprod_token": _quoted(slice_["token"]),

@@ -26,6 +26,7 @@
 
 #input_eviofile_list="root://xrootd.server.dns/path/to/file.evio ..."
 #output_filename="file.evio"
+#osgprod_ncpus=cores that the job has
 #osgprod_token=of this attempt, for heartbeats and the report
 #osgprod_source_url=of the whole file
 #osgprod_size_bytes=of the slice as a file of its own
@@ -42,11 +43,13 @@ export XRD_CONNECTIONWINDOW="${XRD_CONNECTIONWINDOW:-20}" XRD_CONNECTIONRETRY="$
 
 # --- settings --------------------------------------------------------------------------------------------------
 
-NTHREADS="$(sed -n 's/^# ncpus: *\([0-9][0-9]*\)$/\1/p' "${BASH_SOURCE[0]}" 2>/dev/null | head -n 1)"
+# A server before 0.10 fills in the comment "# ncpus:" only. There is no file to read it from when this script comes
+# from standard input.
+NTHREADS="${osgprod_ncpus:-$(sed -n '/^# ncpus: *[0-9]/{s/^# ncpus: *\([0-9]*\).*/\1/p;q;}' "${BASH_SOURCE[0]:-/dev/null}" 2>/dev/null || true)}"
 export NTHREADS="${NTHREADS:-1}"
 # Gets the slice's file as its last argument. A program that writes how many events it read into the file
 # events_read lets the server check that none was skipped.
-read -r -a reconstruction <<<"${OSGPROD_RECON:-hd_root -PJANA:BATCH_MODE=1 -PNTHREADS=$NTHREADS -PTHREAD_TIMEOUT_FIRST_EVENT=3600 -PTHREAD_TIMEOUT=600 -PPLUGINS=danarest}"
+IFS=' ' read -r -a reconstruction < <(printf '%s\n' "${OSGPROD_RECON:-hd_root -PJANA:BATCH_MODE=1 -PNTHREADS=$NTHREADS -PTHREAD_TIMEOUT_FIRST_EVENT=3600 -PTHREAD_TIMEOUT=600 -PPLUGINS=danarest}")
 
 # --- log and exit ------------------------------------------------------------------------------------------------
 
@@ -592,12 +595,15 @@ main() {
     log 'no slice is filled in: fetch this script from the server, or name a file'
     exit "$EXIT_NOT_FILLED"
   fi
-  "${reconstruction[@]}" "${inputs[@]}" || status=$?
+  # Not the standard input of this script: this script may come from there.
+  "${reconstruction[@]}" "${inputs[@]}" </dev/null || status=$?
   check_disk "$status"
   report_events
   return "$status"
 }
 
-if [[ "${BASH_SOURCE[0]}" == "$0" ]]; then
+# Read as one command, so that nothing more is read when this script comes from standard input.
+if [[ "${BASH_SOURCE[0]:-$0}" == "$0" ]]; then
   main "$@"
+  exit
 fi

@@ -319,6 +319,25 @@ def test_exit_code_is_that_of_the_reconstruction(slice_: Slice, folder: Path, co
     assert slice_.run(OSGPROD_RECON=str(program))[0] == code
 
 
+# --- from standard input ------------------------------------------------------------------------------------------
+
+
+def test_script_that_is_read_from_standard_input_does_all_its_work(slice_: Slice, folder: Path) -> None:
+    recon = executable(folder / "recon", 'echo "$NTHREADS" >../threads; cat; cp -t ../kept "$1"')
+    code, log, seen = slice_.run(standard_input=True, OSGPROD_RECON=recon)
+    assert (code, log, seen) == (0, "", slice_.expected)
+    assert (folder / "threads").read_text() == "3\n"
+
+
+def test_threads_are_as_many_as_the_servers_comment_says_in_a_script_without_the_newer_line(
+    slice_: Slice, folder: Path
+) -> None:
+    slice_.script = slice_.script.replace(b"osgprod_ncpus=3\n", b"")
+    recon = executable(folder / "recon", 'echo "$NTHREADS" >../threads')
+    assert slice_.run(OSGPROD_RECON=recon)[0] == 0
+    assert (folder / "threads").read_text() == "3\n"
+
+
 # --- settings -----------------------------------------------------------------------------------------------------
 
 

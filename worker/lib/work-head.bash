@@ -26,6 +26,7 @@
 
 #input_eviofile_list="root://xrootd.server.dns/path/to/file.evio ..."
 #output_filename="file.evio"
+#osgprod_ncpus=cores that the job has
 #osgprod_token=of this attempt, for heartbeats and the report
 #osgprod_source_url=of the whole file
 #osgprod_size_bytes=of the slice as a file of its own

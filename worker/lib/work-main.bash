@@ -63,12 +63,15 @@ main() {
     log 'no slice is filled in: fetch this script from the server, or name a file'
     exit "$EXIT_NOT_FILLED"
   fi
-  "${reconstruction[@]}" "${inputs[@]}" || status=$?
+  # Not the standard input of this script: this script may come from there.
+  "${reconstruction[@]}" "${inputs[@]}" </dev/null || status=$?
   check_disk "$status"
   report_events
   return "$status"
 }
 
-if [[ "${BASH_SOURCE[0]}" == "$0" ]]; then
+# Read as one command, so that nothing more is read when this script comes from standard input.
+if [[ "${BASH_SOURCE[0]:-$0}" == "$0" ]]; then
   main "$@"
+  exit
 fi
