@@ -504,8 +504,7 @@ check_slice() {
   local file="$1" size="$2" expected="$3" offset=0 events=0 length n word
   local -a header
   while ((offset < size)); do
-    # As the words of this machine: a file of the other byte order shows its magic reversed.
-    IFS=$' \n' read -r -d '' -a header < <(od -A n -v -t x4 -j "$offset" -N 32 "$file") || true
+    IFS=$' \n' read -r -d '' -a header < <(header_words "$file" "$offset") || true
     case "${header[7]:-}" in
     c0da0100) ;;
     0001dac0)
@@ -529,6 +528,12 @@ check_slice() {
 # Argument: offset in the slice [bytes]
 damaged() {
   not_fetched "wrong bytes came: no block header at byte $1 of the slice"
+}
+
+# Prints 8 words in the byte order of this machine: a file of the other order shows its magic reversed.
+# Arguments: file, offset [bytes]
+header_words() {
+  od -A n -v -t x4 -j "$2" -N 32 "$1"
 }
 
 # --- the work ----------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import pytest
 
-from shim.eviowriter import write_file
+from shim.evio.writer import write_file
 from tests.support import CHECKOUT
 from tests.worker.site import Site
 
