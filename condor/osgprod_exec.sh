@@ -167,12 +167,12 @@ find_token() {
 # a redirect, to one that OSGPROD_TOKEN_HOSTS lists: host or host:port, separated by spaces or commas.
 # Arguments: URL, URL of the request before any redirect
 may_have_token() {
-  local place first host
+  local place first host hosts="${OSGPROD_TOKEN_HOSTS:-}"
   [[ "${1%%://*}" == [Hh][Tt][Tt][Pp][Ss] ]] || return 1
   place="$(host_and_port "$1")"
   first="$(host_and_port "$2")"
   [[ "$place" != "$first" ]] || return 0
-  for host in ${OSGPROD_TOKEN_HOSTS//,/ }; do
+  for host in ${hosts//,/ }; do
     [[ "${host,,}" != "$place" && "${host,,}" != "${place%:*}" ]] || return 0
   done
   return 1
@@ -194,10 +194,13 @@ curl_option() {
   printf '%s = "%s"\n' "$1" "$value"
 }
 
-# Prints the curl configuration for certificates of authorities that only the grid knows.
+# Prints the curl configuration for certificates of authorities that only the grid knows, beside those that curl trusts
+# anyway. Told of a folder, curl no longer looks at these two variables.
 ca_options() {
-  local folder="${X509_CERT_DIR:-/etc/grid-security/certificates}"
-  [[ ! -d "$folder" ]] || curl_option capath "$folder"
+  local folder="${X509_CERT_DIR:-/etc/grid-security/certificates}" bundle="${CURL_CA_BUNDLE:-${SSL_CERT_FILE:-}}"
+  [[ -d "$folder" ]] || return 0
+  curl_option capath "$folder"
+  [[ -z "$bundle" ]] || curl_option cacert "$bundle"
 }
 
 # Prints the curl configuration with what storage may want to see: a proxy certificate, a token.
@@ -227,9 +230,12 @@ http_transfer() {
     # With -L and no redirect allowed, curl drops the body of a redirect and ends with 47. The x keeps the line ends.
     {
       reply="$(
-        storage_options "$url" "$first" |
+        { # a redirect's query may be a secret
+          curl_option url "$url"
+          storage_options "$url" "$first"
+        } |
           "${CURL[@]}" ${http_version:+"$http_version"} -f -L --max-redirs 0 --speed-limit 1000 --speed-time 120 \
-            -K - -D /dev/stderr "$@" "$url" 2>&1 >&3 | tr -d '\000' || code=$?
+            -K - -D /dev/stderr "$@" 2>&1 >&3 | tr -d '\000' || code=$?
         printf x
         exit "$code"
       )" || code=$?

@@ -610,7 +610,7 @@ CURL_OPTIONS = {
     *("-q", "-g", "-s", "-S", "-sS", "-f", "-L", "-I", "-K", "-D", "-o", "-w", "-r", "-T", "-X", "-H"),
     *("--noproxy", "--connect-timeout", "--max-time", "--speed-limit", "--speed-time", "--max-redirs"),
 }
-CURL_CONFIG = {"header", "data-urlencode", "output", "cert", "key", "capath"}
+CURL_CONFIG = {"header", "data-urlencode", "output", "cert", "key", "capath", "cacert", "url"}
 # What came after bash 4.2, and what it gets wrong.
 NEWER_THAN_BASH_4_2 = {
     r"\$\{[^}]*@[QEPAaUuLK]\}": "${x@Q}",

@@ -7,12 +7,14 @@ import socket
 import subprocess
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 
 from shim.evio.writer import write_file
+from tests.grid.xrootd import make_certificate
 from tests.support import CHECKOUT
 from tests.worker.site import Site
 
@@ -394,6 +396,97 @@ def test_file_that_is_shorter_than_registered_is_told_without_waiting(
     code, log, _ = Slice(lent, folder, str(folder)).run(OSGPROD_TRIES="1000", OSGPROD_BACKOFF_MS="600000")
     assert code == NOT_FETCHED
     assert f"shorter than when it was registered: {len(lent['rawdata']) - 5000} bytes" in log.splitlines()[-1]
+
+
+# --- https -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def certificate(folder: Path) -> Path:
+    """A folder with a certificate that only the grid knows, also under the name by which OpenSSL looks for it."""
+    (folder / "certificates").mkdir()
+    make_certificate(folder / "certificates")
+    command = ["openssl", "x509", "-hash", "-noout", "-in", str(folder / "certificates/cert.pem")]
+    name = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    (folder / "certificates" / f"{name}.0").symlink_to("cert.pem")
+    return folder / "certificates"
+
+
+@pytest.fixture
+def secure(slice_: Slice, site: Site, certificate: Path) -> Iterator[Site]:
+    with Site(files=site.files, certificate=certificate) as secure:
+        yield secure
+
+
+def test_authority_that_only_the_grid_knows_is_trusted(
+    lent: dict[str, bytes], slice_: Slice, folder: Path, secure: Site, certificate: Path
+) -> None:
+    script = Slice(lent, folder, secure.url.replace("https://", "davs://"))
+    assert script.run(X509_CERT_DIR=str(certificate)) == (0, "", slice_.expected)
+    code, log, _ = script.run(X509_CERT_DIR=str(folder))
+    assert code == NOT_FETCHED
+    assert "certificate" in log.splitlines()[-1]
+
+
+@pytest.mark.parametrize("name", ["CURL_CA_BUNDLE", "SSL_CERT_FILE"])
+def test_bundle_of_the_environment_is_trusted_beside_the_grids_authorities(
+    lent: dict[str, bytes], slice_: Slice, folder: Path, secure: Site, certificate: Path, name: str
+) -> None:
+    environment = {"X509_CERT_DIR": str(folder), name: str(certificate / "cert.pem")}
+    assert Slice(lent, folder, secure.url).run(**environment) == (0, "", slice_.expected)
+
+
+@pytest.mark.parametrize(
+    "hosts, gets_token", [(None, False), ("other.org", False), ("other.org, localhost", True)]
+)
+def test_token_follows_a_redirect_only_to_a_host_that_is_listed(
+    lent: dict[str, bytes],
+    slice_: Slice,
+    folder: Path,
+    secure: Site,
+    certificate: Path,
+    hosts: str | None,
+    gets_token: bool,
+) -> None:
+    with Site(files=secure.files, certificate=certificate) as cache:
+        secure.faults = [f"redirect {cache.url}"] * 9
+        environment = {"X509_CERT_DIR": str(certificate), "BEARER_TOKEN": "secret"}
+        if hosts:
+            environment["OSGPROD_TOKEN_HOSTS"] = hosts
+        code, log, seen = Slice(lent, folder, secure.url).run(**environment)
+    assert (code, seen) == (0, slice_.expected), log
+    assert len(secure.seen) == len(cache.seen) == 2
+    assert all(request.headers["authorization"] == "Bearer secret" for request in secure.seen)
+    assert [request.headers.get("authorization") for request in cache.seen] == (
+        ["Bearer secret" if gets_token else None] * 2
+    )
+
+
+def test_redirect_from_https_to_plain_http_is_not_followed(
+    lent: dict[str, bytes], slice_: Slice, folder: Path, site: Site, secure: Site, certificate: Path
+) -> None:
+    secure.faults = [f"redirect {site.url}"] * 9
+    code, log, _ = Slice(lent, folder, secure.url).run(
+        X509_CERT_DIR=str(certificate), BEARER_TOKEN="secret", OSGPROD_TOKEN_HOSTS="127.0.0.1"
+    )
+    assert (code, site.seen) == (NOT_FETCHED, [])
+    assert "status 302" in log.splitlines()[-1]
+
+
+def test_secret_in_a_redirect_is_on_no_command_line_and_in_no_log(
+    lent: dict[str, bytes], slice_: Slice, folder: Path, site: Site
+) -> None:
+    bin_folder, lines = folder / "bin", folder / "lines"
+    bin_folder.mkdir()
+    executable(bin_folder / "curl", f'printf "%s\\n" "$*" >>{lines}; exec /usr/bin/curl "$@"')
+    place = f"{site.url}/signed?authz=secret&x="
+    site.files["/signed?authz=secret&x=/hd_rawdata_000001_001.evio"] = lent["rawdata"]
+    site.faults = [f"redirect {place}", 503, f"redirect {place}", None, f"redirect {place}"]
+    code, log, seen = Slice(lent, folder, site.url).run(PATH=f"{bin_folder}:/usr/bin:/bin")
+    assert (code, seen) == (0, slice_.expected), log
+    assert "secret" not in log
+    assert len(lines.read_text().splitlines()) == 6
+    assert "secret" not in lines.read_text()
 
 
 # --- what came is checked --------------------------------------------------------------------------------------

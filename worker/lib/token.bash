@@ -32,12 +32,12 @@ find_token() {
 # a redirect, to one that OSGPROD_TOKEN_HOSTS lists: host or host:port, separated by spaces or commas.
 # Arguments: URL, URL of the request before any redirect
 may_have_token() {
-  local place first host
+  local place first host hosts="${OSGPROD_TOKEN_HOSTS:-}"
   [[ "${1%%://*}" == [Hh][Tt][Tt][Pp][Ss] ]] || return 1
   place="$(host_and_port "$1")"
   first="$(host_and_port "$2")"
   [[ "$place" != "$first" ]] || return 0
-  for host in ${OSGPROD_TOKEN_HOSTS//,/ }; do
+  for host in ${hosts//,/ }; do
     [[ "${host,,}" != "$place" && "${host,,}" != "${place%:*}" ]] || return 0
   done
   return 1
