@@ -460,7 +460,7 @@ append_range() {
     [[ "$word" != refused ]] || refusals=$((refusals + 1))
     ((attempts < TRIES && refusals < MAX_REFUSALS)) ||
       not_fetched "${reason:-no reason told} ($attempts attempts, $had of $length bytes at $offset came)"
-    log "fetch failed (attempt $attempts of $TRIES, $had of $length bytes): ${reason:-no reason told}"
+    log "fetch failed (attempt $attempts, $had of $length bytes): ${reason:-no reason told}"
     learn_from "${code:-0}"
     sleep "$(backoff "$attempts" "$BACKOFF_MS" "${wait_s:-0}")"
   done

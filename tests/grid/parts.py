@@ -23,6 +23,7 @@ PARTS = {
             *("xrootd-scitokens-plugins", "openssl"),
         ),
     ),
+    "nginx": (("nginx", "openssl"), ("nginx-light", "openssl")),
     "debootstrap": (("debootstrap",), ("debootstrap",)),
     "plpgsql_check": (("plpgsql_check",), ("postgresql-15-plpgsql-check",)),
 }
