@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import threading
@@ -630,3 +631,26 @@ def executable(path: Path, text: str) -> str:
     path.write_text(f"#!/bin/bash\n{text}\n")
     path.chmod(0o755)
     return str(path)
+
+
+# --- what the documentation says -------------------------------------------------------------------------------
+
+
+def test_settings_and_exit_codes_are_those_of_the_documentation() -> None:
+    text = SCRIPT.read_text()
+    head, code = text.split("set -euo pipefail", 1)
+    document = (CHECKOUT / "docs" / "workscripts.md").read_text()
+    rows = [line.split("|")[1:-1] for line in document.splitlines() if line.startswith("| `")]
+    settings = {name: row for row in rows for name in re.findall(r"`([A-Z0-9_]+)`", row[0])}
+    used = set(
+        re.findall(r"\b(OSGPROD_[A-Z_]+|BEARER_TOKEN\w*|X509_\w+|CURL_CA_BUNDLE|SSL_CERT_FILE)\b", code)
+    )
+    assert used == set(settings) - {"TMPDIR"}
+    assert {name for name in used if name.startswith("OSGPROD_")} <= set(re.findall(r"OSGPROD_[A-Z_]+", head))
+    numbers = re.findall(r"number_setting (\w+) (\d+) (\d+) (\d+)", code)
+    assert numbers
+    for name, default, least, greatest in numbers:
+        assert settings[name][1].strip() == default
+        assert f"{least} to {greatest}" in settings[name][2]
+    for value in re.findall(r"\bEXIT_[A-Z_]+=(\d+)", code):
+        assert f"| {value} | `osgprod_work.bash` |" in document
