@@ -60,7 +60,11 @@ fuzz: .venv/ready-dev ## odd requests and broken files for 10 minutes each, FUZZ
 soak: .venv/ready-dev ## what make test does for seconds, for minutes: everything at once, any sequence of calls
 	OSGPROD_SOAK_S=60 OSGPROD_STATE_MACHINE_S=300 $(BIN)/pytest -q -s tests/whole
 
-bench: .venv/ready-dev ## speed as ratios against bounds of the same run, into bench/results.json
+.venv/ready-peers: .venv/ready-dev requirements-peers.txt
+	$(BIN)/pip install --quiet --no-deps --require-hashes -r requirements-peers.txt
+	@touch $@
+
+bench: .venv/ready-peers ## speed as ratios against bounds of the same run, into bench/results.json
 	$(BIN)/python -m bench.run
 
 docs: .venv/ready-dev ## docs/sql.md anew, from the functions themselves

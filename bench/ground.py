@@ -42,6 +42,10 @@ class BenchError(Exception):
         self.hint = hint
 
 
+class SkipMeasure(BenchError):
+    """Something that one measure lacks: the others go on without it."""
+
+
 @dataclass(frozen=True)
 class Size:
     """How large a run is.
@@ -125,6 +129,13 @@ class Ground:
         """Writes what is dirty, so that no round pays for the one before."""
         with connect(self._server.dsn) as connection:
             connection.execute("CHECKPOINT")
+
+    def new_database(self, name: str) -> str:
+        """Make an empty database on the same server; return its DSN, as superuser."""
+        with connect(self._server.dsn) as connection:
+            connection.execute(f"DROP DATABASE IF EXISTS {name}".encode())
+            connection.execute(f"CREATE DATABASE {name}".encode())
+        return self._dsn(name)
 
     def _dsn(self, name: str) -> str:
         return self._server.dsn.replace("dbname=postgres", f"dbname={name}")

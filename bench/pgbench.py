@@ -31,12 +31,19 @@ def find_pgbench() -> str:
 
 
 def pgbench(
-    size: Size, dsn: str, script: str, clients: int, transactions: int = 0, **variables: object
+    size: Size,
+    dsn: str,
+    script: str,
+    clients: int,
+    transactions: int = 0,
+    role: str = WORKER_ROLE,
+    **variables: object,
 ) -> float:
     """Runs one of the scripts of this folder and returns transactions a second; none may fail.
 
     Parameters: size          how long;  dsn  database;  script  NAME of NAME.sql;  clients  connections
                 transactions  how many for each client, instead
+                role          options of the session
                 variables     of the script
     Errors:     BenchError
     """
@@ -50,7 +57,7 @@ def pgbench(
         *(f"-D{name}={value}" for name, value in variables.items()),
         str(info["dbname"]),
     ]
-    environment = {**os.environ, "PGOPTIONS": WORKER_ROLE}
+    environment = {**os.environ, "PGOPTIONS": role}
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
     rate = re.search(r"^tps = ([0-9.]+)", result.stdout, re.MULTILINE)
     if result.returncode != 0 or rate is None or "failed transactions: 0 " not in result.stdout:
@@ -73,6 +80,11 @@ def pairs(ground: Ground, dsn: str, project: str = "p", clients: int = 16, trans
     )
 
 
+def batches(ground: Ground, dsn: str) -> float:
+    """Checkouts of 16 jobs in one call, with their reports in another: batches a second."""
+    return pgbench(ground.size, dsn, "batches", 16, cluster0=ground.next_cluster(), first=-16)
+
+
 def sql_pairs(ground: Ground) -> Iterator[Figure]:
     """Pairs against two updates by key."""
     ground.checkpoint()
@@ -81,7 +93,7 @@ def sql_pairs(ground: Ground) -> Iterator[Figure]:
         lambda: pairs(ground, ground.few()),
         lambda: pgbench(ground.size, ground.few(), "updates", 16),
     )
-    yield Figure("sql_pairs_ratio", ratio, (">=", 0.50), measured, bound, "pairs/s")
+    yield Figure("sql_pairs_ratio", ratio, (">=", 0.35), measured, bound, "pairs/s")
 
 
 def sql_writes(ground: Ground) -> Iterator[Figure]:

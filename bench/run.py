@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bench import files, pgbench, tables, web
-from bench.ground import SMALL, BenchError, Ground, Size, ground
+from bench import files, peers, pgbench, tables, web
+from bench.ground import SMALL, BenchError, Ground, Size, SkipMeasure, ground
 from bench.rounds import Figure
 from shim.local.embedded import EmbeddedError
 
@@ -22,11 +22,14 @@ MEASURES: dict[str, Callable[[Ground], Iterator[Figure]]] = {
     "sql_pairs": pgbench.sql_pairs,
     "sql_writes": pgbench.sql_writes,
     "sql_growth": pgbench.sql_growth,
+    "procrastinate": peers.procrastinate,
+    "pgmq": peers.pgmq,
     "http_pairs": web.http_pairs,
     "http_growth": web.http_growth,
     "contention": pgbench.contention,
     "http_contention": web.http_contention,
     "latency": web.latency,
+    "lone_request": web.lone_request,
     "load": tables.load,
     "verify": tables.verify,
     "scan": files.scan,
@@ -52,7 +55,10 @@ def main() -> int:
             figures = []
             for name in names:
                 _say(f"measuring {name}")
-                figures += list(MEASURES[name](place))
+                try:
+                    figures += list(MEASURES[name](place))
+                except SkipMeasure as reason:
+                    _say(f"left out: {reason} ({reason.hint})")
             place.check()
     except (BenchError, EmbeddedError) as error:
         print(f"bench: {error}\nhint: {error.hint}", file=sys.stderr)
