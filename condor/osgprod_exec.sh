@@ -1,29 +1,41 @@
 #!/bin/bash
 #
-# osgprod_exec.sh <cluster> <process> [<ncpus>]: runs around the work: asks the server for a work script, runs it, beats
-# meanwhile, gathers the outputs into job_<cluster>_<process>.tar.gz, sends them, and reports how it ended.
-# Runs on grid nodes that nobody here controls: bash 4.2, curl 7.29, nothing else is taken for granted. (/bin/bash, since
+# osgprod_exec.sh <cluster> <process> [<ncpus>]: runs around the work. It asks the server for a work script, runs it, sends
+# heartbeats meanwhile, packs the outputs into job_<cluster>_<process>.tar.gz, delivers them, and reports how it ended.
+# It runs on grid nodes that nobody here controls: it needs bash 4.2, curl 7.29, tar and gzip. (/bin/bash, since
 # "env bash" finds none where PATH is empty.)
 #
 # Environment (osgprod.sub sets it):
 #     OSGPROD_URL         the server, like https://host/osgprod
 #     OSGPROD_PROJECT     the project
-#     OSGPROD_MAGIC       its secret; or OSGPROD_MAGIC_FILE, a file that holds it; without both a bearer token is sent
-#     OSGPROD_OUTPUT_URL  folder for the tarball: http(s)://, root://, osdf://, pelican://, file:// or a path; unset = it
-#                         stays here for HTCondor
-#     OSGPROD_CONTAINER   command before the work script, like "apptainer exec image.sif"
-#     OSGPROD_TRIES       how often a request, or an upload, is tried at most [10]
-#     OSGPROD_BACKOFF_MS  pause after the first of these; doubled each time, up to 64 fold [ms; 1000]
-#     OSGPROD_MAX_WAIT_S  how long to wait when work may come back [s; 600]; 0 = end at once, as when there is none
-#     OSGPROD_SITE        name of the site, for the record [the one that HTCondor's machine ad tells]
+#     OSGPROD_MAGIC       its secret; or OSGPROD_MAGIC_FILE, a file that holds it: line ends at its end don't count.
+#                         Without both a bearer token is sent
+#     OSGPROD_JOB_KEY     a random word that the job keeps over restarts: it proves to the server that it is the same job
+#     OSGPROD_OUTPUT_URL  folder for the tarball; default: it stays here for HTCondor. Schemes: http, https, dav, davs,
+#                         root, roots, xroot, xroots, osdf, pelican, file:///, or an absolute path
+#     OSGPROD_CONTAINER   command before the work script, like "apptainer exec image.sif"; {} stands for the folder that
+#                         must be visible in the container at the same path, and to which the command must change
+#     OSGPROD_TRIES       attempts of a request, or of a delivery [1 to 1000; default 10]
+#     OSGPROD_BACKOFF_MS  pause after the first attempt; doubled each time, up to 32 fold [ms, 1 to 600000; default 1000]
+#     OSGPROD_MAX_WAIT_S  how long to wait when work may be requeued [s, 0 to 604800; default 600]; 0 = end at once, as
+#                         when no work is left
+#     OSGPROD_MAX_LOG_BYTES  how much of the work's output to print: its head and its tail [bytes, 0 to 999999999;
+#                         default 10000000]
+#     OSGPROD_CHECKPOINT_CODE  exit code with which HTCondor saves this folder and starts the job again in it, for a
+#                         tarball that could not be delivered [0 to 255; default 0 = none]
+#     OSGPROD_SITE        name of the site, for the record [default: the one in HTCondor's machine ad]
 #     OSGPROD_TOKEN_HOSTS hosts that storage may redirect to with the bearer token, like "door2.site.org pool.site.org:8443"
 #     BEARER_TOKEN ...    see find_token
-# The tarball of a job's nth start, n > 1, is job_<cluster>_<process>.<n>.tar.gz; that of a failed one failed_job_...
-# Exit codes, for HTCondor (osgprod.sub says what becomes of the job): 0 done, or nothing to do; 10 the slice failed, maybe
-# its data; 20 this node's fault; 30 the server or the storage is away, or all work is out; 40 refused or misconfigured;
-# 143 told to stop by SIGTERM (nothing reported, the restarted job gets its slice back).
 #
-# Made of: condor/lib/exec-head.bash worker/lib/shell.bash worker/lib/log.bash worker/lib/settings.bash worker/lib/backoff.bash worker/lib/url.bash worker/lib/token.bash worker/lib/http.bash condor/lib/exec-rest.bash
+# The tarball of a job's nth start, n > 1, is job_<cluster>_<process>.<n>.tar.gz; that of a failed one failed_job_...
+# Until the server has accepted the report it is called unreported_job_..., with a file .report beside it: a job that
+# starts again in the same folder delivers and reports it, and computes nothing. What counts is what the server lists.
+#
+# Exit codes, for HTCondor (osgprod.sub says what becomes of the job): 0 done, or nothing to do; 10 the slice failed, maybe
+# its data; 20 this node's fault; 30 the server or the storage is away, or all work is leased; 40 refused or misconfigured;
+# 143 stopped by SIGTERM (nothing reported, the restarted job gets its slice back).
+#
+# Made of: condor/lib/head.bash worker/lib/shell.bash worker/lib/log.bash worker/lib/settings.bash worker/lib/text.bash worker/lib/backoff.bash worker/lib/url.bash worker/lib/token.bash worker/lib/http.bash condor/lib/process.bash condor/lib/server.bash condor/lib/work.bash condor/lib/outputs.bash condor/lib/storage.bash condor/lib/finish.bash condor/lib/main.bash
 
 set -euo pipefail
 IFS=$' \t\n'
@@ -67,6 +79,27 @@ number_setting() {
     return 1
   fi
   printf '%d' "$((10#$text))"
+}
+
+# --- text --------------------------------------------------------------------------------------------------------
+
+# One character of UTF-8 that isn't a control character, as bytes.
+readonly UTF8_CHARACTER=$'^([ -~]|\xc2[\xa0-\xbf]|[\xc3-\xdf][\x80-\xbf]|\xe0[\xa0-\xbf][\x80-\xbf]|[\xe1-\xec\xee\xef][\x80-\xbf][\x80-\xbf]|\xed[\x80-\x9f][\x80-\xbf]|\xf0[\x90-\xbf][\x80-\xbf][\x80-\xbf]|[\xf1-\xf3][\x80-\xbf][\x80-\xbf][\x80-\xbf]|\xf4[\x80-\x8f][\x80-\xbf][\x80-\xbf])'
+
+# Prints the first characters of a text as valid UTF-8: bytes that are none, and control characters, are left out.
+# Arguments: greatest number of characters, text
+plain_text() {
+  local text="$2" plain="" count=0
+  while [[ -n "$text" ]] && ((count < $1)); do
+    if [[ "$text" =~ $UTF8_CHARACTER ]]; then
+      plain+="${BASH_REMATCH[0]}"
+      text="${text:${#BASH_REMATCH[0]}}"
+      count=$((count + 1))
+    else
+      text="${text:1}"
+    fi
+  done
+  printf '%s' "$plain"
 }
 
 # --- backoff -----------------------------------------------------------------------------------------------------
@@ -300,70 +333,200 @@ header_of() {
   printf '%s' "$value"
 }
 
+# --- processes ---------------------------------------------------------------------------------------------------
+
 readonly EXIT_FAILED=10 EXIT_NODE_FAULT=20 EXIT_LATER=30 EXIT_REFUSED=40 EXIT_TERM=143
-readonly EXIT_NOT_FETCHED=75 # of the work script
-readonly TOLD_TO_STOP=9      # of the heartbeat
-readonly KILL_AFTER_S=3
+readonly KILL_AFTER_S=3 # from SIGTERM to SIGKILL of the work
 
-scratch="" work_pid="" beat_pid="" child_pid="" token="" magic="" bearer="" host="" site="" beat_status=0
+scratch=""     # this job's folder: the script, the work's folder, two pipes
+pipe=""        # what a command prints on its way to capture
+child_group="" # process group of the command that is waited for
+work_group=""  # process group of the work
+beat_pid=""    # sends the heartbeats
+leftover=""    # file that is not whole yet
 
-# Waits without a child that could outlive us. Argument: seconds
+# Waits, without a child that could outlive this script. Argument: seconds
 pause() {
   read -r -t "$1" -u 9 || true
 }
 
-# Reads what the environment says; sets magic and bearer.
-configure() {
-  [[ -n "${OSGPROD_URL:-}" ]] || die "$EXIT_REFUSED" 'OSGPROD_URL is not set: the server, like https://host/osgprod'
-  [[ -n "${OSGPROD_PROJECT:-}" ]] || die "$EXIT_REFUSED" 'OSGPROD_PROJECT is not set'
-  TRIES="$(number_setting OSGPROD_TRIES 10 1 1000)" || exit "$EXIT_REFUSED"
-  BACKOFF_MS="$(number_setting OSGPROD_BACKOFF_MS 1000 1 600000)" || exit "$EXIT_REFUSED"
-  MAX_WAIT_S="$(number_setting OSGPROD_MAX_WAIT_S 600 0 604800)" || exit "$EXIT_REFUSED"
-  command -v curl >/dev/null || die "$EXIT_NODE_FAULT" 'there is no curl here'
-  [[ -z "${OSGPROD_OUTPUT_URL:-}" ]] || storage_kind "$OSGPROD_OUTPUT_URL" >/dev/null ||
-    die "$EXIT_REFUSED" "OSGPROD_OUTPUT_URL: give a folder without a query or a password; schemes: $URL_SCHEMES"
-  magic="${OSGPROD_MAGIC:-}"
-  if [[ -n "${OSGPROD_MAGIC_FILE:-}" ]]; then
-    [[ -r "$OSGPROD_MAGIC_FILE" ]] || die "$EXIT_REFUSED" "OSGPROD_MAGIC_FILE: $OSGPROD_MAGIC_FILE can't be read"
-    IFS= read -r magic <"$OSGPROD_MAGIC_FILE" || true # no newline at the end is all right
-  fi
-  find_token
-  [[ -n "$magic$bearer" ]] || log 'neither a magic nor a bearer token is here'
+# Runs a command in a process group of its own, so that SIGTERM is heard meanwhile and ends all of it.
+# Returns its exit code. Arguments: command
+run() {
+  local status=0
+  set -m
+  "$@" <&0 &
+  child_group=$!
+  set +m
+  wait "$child_group" || status=$?
+  child_group=""
+  return "$status"
 }
 
-# Sends one request; POST, which no proxy on the way keeps a copy of. Sets http_status (000 = no whole answer), headers
-# and body; the body of a work script goes to a file instead, and nothing else does: the disk may be full.
-# Arguments: route, then name value pairs
-request() {
-  local route="$1" reply is_whole=true
-  shift
-  [[ -n "$magic" ]] || find_token # HTCondor renews it: what was read at the start may have expired
-  reply="$(
-    {
-      # Storage believes it too: it goes to nobody in the clear.
-      [[ -n "$magic" || -z "$bearer" || ! "$OSGPROD_URL" =~ ^(https://|http://(127\.0\.0\.1|localhost|\[::1\])[:/]) ]] ||
-        curl_option header "Authorization: Bearer $bearer"
-      set -- project "$OSGPROD_PROJECT" cluster "$cluster" process "$process" magic "$magic" host "$host" \
-        site "$site" token "$token" "$@"
-      while (($# > 1)); do
-        [[ -z "$2" ]] || curl_option data-urlencode "$1=$2"
-        shift 2
-      done
-      [[ "$route" != workscript.bash ]] || curl_option output "$scratch/script"
-    } | "${CURL[@]}" --max-time 120 -H 'Expect:' -K - -D - -w '\n%{http_code}' "${OSGPROD_URL%/}/$route" 2>&1
-  )" || is_whole=false
-  http_status="${reply##*$'\n'}"
-  headers="${reply%%$'\r\n\r\n'*}"
-  body="${reply#*$'\r\n\r\n'}"
-  [[ "$route" != workscript.bash ]] || body="$(head -n 1 "$scratch/script" 2>/dev/null)" || body=""
-  if ! $is_whole; then # a script that is cut short must not run
-    http_status=000
-    body="curl: ${reply#*curl: }"
+# The same for a command whose output is needed. Sets captured to what it printed, up to a NUL; no disk is needed.
+capture() {
+  local status=0
+  set -m
+  "$@" >"$pipe" &
+  child_group=$!
+  set +m
+  captured=""
+  IFS= read -r -d '' captured <"$pipe" || true
+  wait "$child_group" || status=$?
+  child_group=""
+  return "$status"
+}
+
+# Ends a process group: politely, then for good. Argument: its number
+end_group() {
+  local n
+  kill -TERM -- "-$1" 2>/dev/null || return 0
+  for ((n = 0; n < KILL_AFTER_S * 10; n++)); do
+    kill -0 -- "-$1" 2>/dev/null || return 0
+    pause 0.1
+  done
+  kill -KILL -- "-$1" 2>/dev/null || true
+}
+
+make_scratch() {
+  local parent
+  for parent in "${_CONDOR_SCRATCH_DIR:-}" "${TMPDIR:-}" "$PWD" /tmp /var/tmp; do
+    [[ -n "$parent" ]] || continue
+    scratch="$(mktemp -d "$parent/osgprod.XXXXXX" 2>/dev/null && printf x)" && break
+    scratch=""
+  done
+  scratch="${scratch%$'\nx'}"
+  [[ -n "$scratch" ]] || die "$EXIT_NODE_FAULT" 'no folder here can be written'
+  export TMPDIR="$scratch" # bash's own here-documents need one that can be written
+  pipe="$scratch/pipe"
+  mkfifo "$scratch/clock" "$scratch/pipe" "$scratch/pipe.beat"
+  exec 9<>"$scratch/clock" # nothing is ever written there: a read from it is a wait
+}
+
+# Can this node's disk take another 64 KiB? Outputs that were written to a full disk may be cut.
+disk_has_room() {
+  local status=0
+  { head -c 65536 /dev/zero >"$scratch/probe"; } 2>/dev/null || status=1
+  rm -f "$scratch/probe"
+  return "$status"
+}
+
+on_term() {
+  [[ "$BASHPID" == "$$" ]] || exit "$EXIT_TERM"
+  trap '' TERM INT HUP
+  log 'SIGTERM: the slice stays leased to this job until its lease expires'
+  [[ -z "$child_group" ]] || kill -KILL -- "-$child_group" 2>/dev/null || true
+  if [[ -n "$work_group" ]]; then
+    end_group "$work_group"
+    print_log "$scratch/work.log" 100000 || true
+  fi
+  exit "$EXIT_TERM"
+}
+
+cleanup() {
+  local status=$?
+  # A child that is ended before it has begun still has these traps: it must not remove our folder.
+  [[ "$BASHPID" == "$$" ]] || exit "$status"
+  stop_beating
+  [[ -z "$leftover" ]] || rm -f "$leftover"
+  [[ -z "$scratch" ]] || rm -rf "$scratch"
+  case "$status" in
+  0 | "$EXIT_FAILED" | "$EXIT_NODE_FAULT" | "$EXIT_LATER" | "$EXIT_REFUSED" | "$EXIT_TERM") exit "$status" ;;
+  esac
+  ((status != ${CHECKPOINT_CODE:-0})) || exit "$status"
+  log "a command of this script failed with $status" # because of what this node has, or has not
+  exit "$EXIT_NODE_FAULT"
+}
+
+# --- the server --------------------------------------------------------------------------------------------------
+
+http_status=000 # of the last answer; 000 = none that counts
+answer=""       # its Osgprod-Status
+head=""         # its head
+body=""         # the first line of its body, or why there is no answer
+
+# The answers that count, by route, HTTP status and Osgprod-Status. Anything else is not the server's word: a portal's
+# login page, the 404 of a web server in front, a head that was cut. Arguments: route, status, Osgprod-Status
+is_answer() {
+  case "$1 $2 $3" in
+  'workscript.bash 200 assigned' | 'workscript.bash 200 completed' | 'workscript.bash 200 wait') ;;
+  'workscript.bash 200 no-work') ;;
+  'workscript.ping 200 alive' | 'workscript.ping 403 refused') ;;
+  'workscript.ping 409 superseded' | 'workscript.ping 409 wedged') ;;
+  'workscript.exit 200 done' | 'workscript.exit 200 failed' | 'workscript.exit 200 node-fault') ;;
+  'workscript.exit 403 refused' | 'workscript.exit 409 superseded' | 'workscript.exit 409 contradicted') ;;
+  'workscript.'*' '[45][0-9][0-9]' error') ;;
+  *) return 1 ;;
+  esac
+}
+
+# Can a body that was cut be told from a whole one? Only if HTTP says where it ends; curl then compares. Argument: head
+tells_its_end() {
+  local encoding
+  [[ ! "$1" =~ ^HTTP/[2-9] ]] || return 0
+  encoding="$(header_of Transfer-Encoding "$1")"
+  [[ "${encoding,,}" == *chunked || "$(header_of Content-Length "$1")" =~ ^[0-9]+$ ]]
+}
+
+# Reads the answer to a request. Sets http_status, answer, head and body.
+# Arguments: route, curl's exit code, what curl printed: the heads, then the body, then its own words
+read_answer() {
+  local route="$1" code="$2" reply="$3" status found
+  http_status=000 answer=""
+  head="$(head_of "$reply")"
+  status="$(status_of "$head")"
+  found="$(header_of Osgprod-Status "$head")"
+  if ((code != 0)); then
+    body="${reply##*curl: }"
+    [[ "$reply" == *'curl: '* ]] || body="exit code $code of curl"
+  elif [[ -z "$(header_of Osgprod-Request "$head")" ]] || ! is_answer "$route" "$status" "$found"; then
+    body="status $status, but no whole answer of osgprod: is OSGPROD_URL right?"
+  elif ! tells_its_end "$head"; then
+    body="status $status, but its body may be cut"
+  else
+    http_status="$status" answer="$found"
+    body="${reply#*"$head"$'\r\n\r\n'}"
   fi
   body="${body%%$'\n'*}"
 }
 
-# The same, again until there is an answer that stands.
+# Sends one request, as a POST, of which no proxy on the way keeps a copy. Prints what curl prints, and an x.
+# Arguments: route, file for the body or nothing, then name value pairs
+send_request() {
+  local route="$1" file="$2" code=0
+  shift 2
+  {
+    ca_options
+    # Storage believes the token too: it goes to nobody in the clear.
+    [[ -n "$magic" || -z "$bearer" || ! "$OSGPROD_URL" =~ ^(https://|http://(127\.0\.0\.1|localhost|\[::1\])[:/]) ]] ||
+      curl_option header "Authorization: Bearer $bearer"
+    while (($# > 1)); do
+      [[ -z "$2" ]] || curl_option data-urlencode "$1=$2"
+      shift 2
+    done
+    [[ -z "$file" ]] || curl_option output "$file"
+  } | "${CURL[@]}" ${http_version:+"$http_version"} --max-time 120 -H 'Expect:' -K - -D - \
+    "${OSGPROD_URL%/}/$route" 2>&1 | head -c 65536 | tr -d '\000' || code=$?
+  printf x
+  return "$code"
+}
+
+# Asks the server once. Sets http_status, answer, head and body; the body of workscript.bash goes to a file, and nothing
+# else does: the disk may be full. Arguments: route, then name value pairs
+request() {
+  local route="$1" file="" code=0
+  shift
+  [[ "$route" != workscript.bash ]] || file="$scratch/script"
+  [[ -n "$magic" ]] || find_token # HTCondor renews it: what was read at the start may have expired
+  capture send_request "$route" "$file" project "$OSGPROD_PROJECT" cluster "$cluster" process "$process" \
+    magic "$magic" job_key "$job_key" host "$host" site "$site" token "$token" "$@" || code=$?
+  learn_from "$code"
+  read_answer "$route" "$code" "${captured%x}"
+  [[ -z "$file" || "$http_status" == 000 ]] || body="$(said "$file")"
+}
+
+# Asks until there is an answer that counts and isn't "later". Returns 1 when there is none after TRIES attempts.
+# Arguments: as of request
 persistent_request() {
   local try
   for ((try = 1; ; try++)); do
@@ -372,36 +535,131 @@ persistent_request() {
     000 | 5?? | 429) ;;
     *) return 0 ;;
     esac
-    log "no luck with $1 (try $try of $TRIES, status $http_status): $body"
+    log "$1 failed (attempt $try of $TRIES, status $http_status): $body"
     ((try < TRIES)) || return 1
-    pause "$(backoff "$try" "$BACKOFF_MS" "$(header Retry-After)")"
+    pause "$(backoff "$try" "$BACKOFF_MS" "$(header_of Retry-After "$head")")"
   done
 }
 
-# Argument: name of a header of the last answer
-header() {
-  printf '%s\n' "$headers" | sed -n "s/^$1: *\([^[:space:]]*\).*/\1/Ip" | tail -n 1
-}
-
-# Asks for the work script until there is one or nothing to wait for. Sets answer, the server's word of what it is.
+# Asks for a work script until there is one or nothing to wait for. Sets answer: assigned, or why there is none.
 checkout() {
   local deadline=$((SECONDS + MAX_WAIT_S)) retry_s
   while true; do
-    persistent_request workscript.bash cpus "$ncpus" || die "$EXIT_LATER" "the server gives no script: $body"
+    persistent_request workscript.bash cpus "$1" || die "$EXIT_LATER" "the server gives no work script: $body"
     [[ "$http_status" == 200 ]] || die "$EXIT_REFUSED" "refused with status $http_status: $body"
-    answer="$(header Osgprod-Status)"
     [[ "$answer" == wait ]] || return 0
-    retry_s="$(header Retry-After)"
-    retry_s="${retry_s:-60}"
+    retry_s="$(header_of Retry-After "$head")"
+    [[ "$retry_s" =~ ^[0-9]{1,5}$ ]] || retry_s=60
+    retry_s="$((10#$retry_s))"
     if ((SECONDS + retry_s > deadline)); then
-      ((MAX_WAIT_S == 0)) || die "$EXIT_LATER" 'all work is out; it may come back, but not while this job waits'
+      ((MAX_WAIT_S == 0)) || die "$EXIT_LATER" 'all work is leased; it may be requeued, but not while this job waits'
       return 0
     fi
     pause "$retry_s.$((RANDOM % 10))"
   done
 }
 
-# CPU seconds used so far by the work's processes, from /proc; nothing where there is none.
+# Prints what the server says in a script that has nothing to do, or in an error. The script is read, not run.
+# Argument: file
+said() {
+  sed -n -e "s/^printf '%s\\\\n' //p" -e '/^# osgprod error/p' "$1" 2>/dev/null | head -n 1
+}
+
+# Reports how the attempt ended. Arguments: exit code, then name value pairs. Returns 1 when no answer came.
+report() {
+  local code="$1"
+  shift
+  if ! persistent_request workscript.exit exitcode "$code" "$@"; then
+    log 'the server has taken no report'
+    return 1
+  fi
+  log "reported exit code $code: status $http_status $answer: $body"
+}
+
+# --- the work ----------------------------------------------------------------------------------------------------
+
+readonly TOLD_TO_STOP=9 # exit code of beat
+
+work_status=0 # exit code of the work
+beat_status=0 # exit code of beat
+
+# Copies the proxy and the token into the work's folder, the only one that a container shows. HTCondor renews them: it is
+# done again with each heartbeat. Argument: folder
+copy_credentials() {
+  local file
+  find_token
+  for file in "${X509_USER_PROXY:-}" "${BEARER_TOKEN_FILE:-}"; do
+    [[ -f "$file" && "$file" != "$1"/* ]] || continue
+    (umask 077 && cp "$file" "$1/new" && mv -f "$1/new" "$1/${file##*/}") 2>/dev/null || log "$file can't be copied"
+  done
+}
+
+# Becomes the work script, in the current folder, in a container if there is one.
+# Arguments: folder with the script, the report, and in a container the credentials
+become_work() {
+  local own="$1" words word
+  local -a container=()
+  unset OSGPROD_MAGIC OSGPROD_MAGIC_FILE OSGPROD_JOB_KEY
+  export OSGPROD_REPORT="$own/report.txt"
+  if [[ -n "${OSGPROD_CONTAINER:-}" ]]; then
+    set -f
+    # shellcheck disable=SC2086  # words separated by spaces
+    for words in ${OSGPROD_CONTAINER}; do
+      word=""
+      while [[ "$words" == *'{}'* ]]; do
+        word+="${words%%'{}'*}$PWD"
+        words="${words#*'{}'}"
+      done
+      container+=("$word$words")
+    done
+    set +f
+    export APPTAINER_BIND="${APPTAINER_BIND:+$APPTAINER_BIND,}$PWD" TMPDIR="$own"
+    export SINGULARITY_BIND="${SINGULARITY_BIND:+$SINGULARITY_BIND,}$PWD"
+    [[ -z "${X509_USER_PROXY:-}" ]] || export X509_USER_PROXY="$own/${X509_USER_PROXY##*/}"
+    [[ -z "${BEARER_TOKEN_FILE:-}" ]] || export BEARER_TOKEN_FILE="$own/${BEARER_TOKEN_FILE##*/}"
+  fi
+  exec ${container[@]+"${container[@]}"} bash "$own/script"
+}
+
+# Runs the script in a process group and a folder of its own. Sets work_status and beat_status.
+# Argument: seconds between heartbeats, 0 = none
+run_work() {
+  local own="$scratch/work/.osgprod"
+  mkdir -p "$own"
+  mv "$scratch/script" "$own/script"
+  [[ -z "${OSGPROD_CONTAINER:-}" ]] || copy_credentials "$own"
+  set -m
+  (
+    cd "$scratch/work" || exit "$EXIT_NODE_FAULT"
+    become_work "$own"
+  ) 9>&- >"$scratch/work.log" 2>&1 &
+  work_group=$!
+  set +m
+  if (($1 > 0)); then
+    beat "$1" "$own" &
+    beat_pid=$!
+  fi
+  wait "$work_group" || work_status=$?
+  end_group "$work_group" # whatever it left in the background
+  work_group=""
+  stop_beating
+  run print_log "$scratch/work.log" "$MAX_LOG_BYTES" || true
+}
+
+# Prints a file, of a long one the head and the tail. Arguments: file, greatest number of bytes
+print_log() {
+  local bytes half=$(($2 / 2))
+  bytes="$(size_of "$1")"
+  if ((bytes <= $2)); then
+    cat "$1"
+    return
+  fi
+  head -c "$half" "$1"
+  printf '\n--- osgprod_exec: %d bytes of the work'\''s output are left out here ---\n' "$((bytes - 2 * half))"
+  tail -c "$half" "$1"
+}
+
+# Prints the CPU seconds that the processes of a group have used so far, from /proc. Argument: process group
 cpu_seconds() {
   local file line total=0
   local -a fields
@@ -409,74 +667,44 @@ cpu_seconds() {
     { IFS= read -r line <"$file"; } 2>/dev/null || continue
     # shellcheck disable=SC2206  # numbers
     fields=(${line##*) })
-    # behind the name: 0 state, 1 parent, 2 group; 11-14 ticks, own and of ended children
-    [[ "${fields[2]}" == "$work_pid" ]] || continue
+    # after the name: 0 state, 1 parent, 2 group; 11-14 ticks, own and of ended children
+    [[ "${fields[2]}" == "$1" ]] || continue
     total=$((total + fields[11] + fields[12] + fields[13] + fields[14]))
   done
   printf '%s' "$((total / 100))"
 }
 
-# Renews the lease until told that the slice is no longer ours, or until we were killed; then ends the work.
-# Argument: seconds between beats
+# Prints the size of a folder [bytes]. Argument: folder
+folder_bytes() {
+  local kilobytes
+  kilobytes="$(cd "$1" && du -sk . 2>/dev/null | head -n 1 | cut -f 1)" || true
+  [[ "$kilobytes" =~ ^[0-9]{1,15}$ ]] || kilobytes=0
+  printf '%s' "$((kilobytes * 1024))"
+}
+
+# Renews the lease until the server says that the slice is no longer ours, or until this script was killed; then it ends
+# the work. Arguments: seconds between heartbeats, folder for credentials
 beat() {
-  local kilobytes next="$1"
-  trap 'exit 0' TERM
+  local interval_s="$1" own="$2" left_s="$1"
+  pipe="$scratch/pipe.beat"
+  trap '[[ -z "$child_group" ]] || kill -KILL -- "-$child_group" 2>/dev/null; exit 0' TERM
   while true; do
-    while ((next > 0)); do
-      pause "$((next > 5 ? 5 : next))"
-      next=$((next - 5))
+    while ((left_s > 0)); do
+      pause "$((left_s > 5 ? 5 : left_s))"
+      left_s=$((left_s - 5))
       kill -0 "$$" 2>/dev/null || break 2
     done
-    next="$1"
-    kilobytes="$(du -sk "$scratch/work" 2>/dev/null | cut -f 1)" || kilobytes=0
-    request workscript.ping bytes "$((${kilobytes:-0} * 1024))" cpu "$(cpu_seconds)"
-    if [[ "$http_status" == 409 ]]; then
+    left_s="$interval_s"
+    [[ -z "${OSGPROD_CONTAINER:-}" ]] || copy_credentials "$own"
+    request workscript.ping bytes "$(folder_bytes "$scratch/work")" cpu "$(cpu_seconds "$work_group")"
+    if [[ "$http_status" == 409 && "$answer" != error ]]; then
       log "stopping the work: $body"
       trap '' TERM # the end of the work must not hide why
-      end_work
+      end_group "$work_group"
       exit "$TOLD_TO_STOP"
     fi
   done
-  end_work
-}
-
-# Ends the work and all its children: politely, then for good.
-end_work() {
-  local n
-  kill -TERM -- "-$work_pid" 2>/dev/null || return 0
-  for ((n = 0; n < KILL_AFTER_S * 10; n++)); do
-    kill -0 -- "-$work_pid" 2>/dev/null || return 0
-    pause 0.1
-  done
-  kill -KILL -- "-$work_pid" 2>/dev/null || true
-}
-
-# Runs the script in a process group and a folder of its own; sets work_status.
-run_work() {
-  local -a container=()
-  local beat_s
-  mkdir "$scratch/work"
-  [[ -z "${OSGPROD_CONTAINER:-}" ]] || IFS=' ' read -r -a container <<<"$OSGPROD_CONTAINER"
-  set -m # a process group for each job in the background
-  (
-    cd "$scratch/work" || exit 1
-    unset OSGPROD_MAGIC
-    export OSGPROD_REPORT="$scratch/report.txt"
-    exec ${container[@]+"${container[@]}"} bash "$scratch/script"
-  ) 9>&- >"$scratch/work.log" 2>&1 &
-  work_pid=$!
-  set +m
-  beat_s="$(header Osgprod-Heartbeat)"
-  if ((${beat_s:-0} > 0)); then
-    beat "$beat_s" &
-    beat_pid=$!
-  fi
-  work_status=0
-  wait "$work_pid" || work_status=$?
-  end_work # whatever it left in the background
-  work_pid=""
-  stop_beating
-  cat "$scratch/work.log"
+  end_group "$work_group"
 }
 
 stop_beating() {
@@ -487,25 +715,63 @@ stop_beating() {
   fi
 }
 
-# Packs what the work left into $tarball; the slice itself, proxies and tokens are not taken along.
-pack_outputs() {
-  local slice_path
-  slice_path="$(slice_file)"
-  [[ -z "$slice_path" ]] || rm -f "$scratch/work/$slice_path"
-  tail -c 100000 "$scratch/work.log" >"$scratch/work/osgprod_work.log" 2>/dev/null || true
-  tar -czf "$tarball.new" -C "$scratch/work" --exclude='x509*' --exclude='bt_u*' --exclude='*.use' \
-    --exclude='*.scitoken' . && mv "$tarball.new" "$tarball" && return 0
-  rm -f "$tarball.new"
-  return 1
+# Prints the last line of the work's output that isn't empty, as the reason of a failure.
+last_words() {
+  plain_text 120 "$(tail -c 10000 "$scratch/work.log" 2>/dev/null | tr -d '\000\r' | grep -a -v '^[[:space:]]*$' |
+    tail -n 1)"
 }
 
-# The name under which the work script fetches the slice: name+1,4.evio for name.evio+1,4
+# Prints the value of the last line NAME=VALUE of the work's report. Argument: name
+reported() {
+  sed -n "s/^$1=//p" "$scratch/work/.osgprod/report.txt" 2>/dev/null | tr -d '\000' | tail -n 1
+}
+
+# --- outputs -----------------------------------------------------------------------------------------------------
+
+# Prints the name under which the work script fetches a slice: name+1,4.evio for name.evio+1,4. Argument: slice
 slice_file() {
-  local blocks="${slice##*+}" name="${slice%+*}"
+  local blocks="${1##*+}" name="${1%+*}"
   [[ "$name" != *.* ]] || printf '%s' "${name%.*}+$blocks.${name##*.}"
 }
 
-# The checksum that storage systems know, as 8 hexadecimal digits, from the first program here that works. Argument: file
+# Prints the files of a folder that are outputs, each ended by a NUL: all but the work script's own folder and the files
+# that are this job's credentials, whatever they are called. Argument: folder
+list_outputs() {
+  local file
+  local -a credentials=()
+  for file in "${X509_USER_PROXY:-}" "${BEARER_TOKEN_FILE:-}" "${OSGPROD_MAGIC_FILE:-}"; do
+    [[ ! -f "$file" ]] || credentials+=(! -samefile "$file")
+  done
+  # An empty folder goes along: somebody may look for it.
+  (cd "$1" && find . -path ./.osgprod -prune -o \( ! -type d -o ! -name . -type d -empty \) \
+    ${credentials[@]+"${credentials[@]}"} -print0)
+}
+
+# Removes core dumps, which are no outputs. Argument: folder
+remove_cores() {
+  local file
+  while IFS= read -r -d '' file; do
+    [[ "$(head -c 4 "$file" 2>/dev/null | tr -d '\000')" == $'\x7fELF' ]] || continue
+    log "left out: core dump ${file#"$1/"}, $(size_of "$file") bytes"
+    rm -f "$file"
+  done < <(find "$1" -type f \( -name core -o -name 'core.*' -o -name 'vgcore.*' \) -print0)
+}
+
+# Packs what the work left into a tarball. Prints the number of its files, without the log.
+# Arguments: folder of the work, its log, slice, tarball
+pack_outputs() {
+  local work="$1" work_log="$2" slice_path tarball="$4"
+  slice_path="$(slice_file "$3")"
+  [[ -z "$slice_path" ]] || rm -f "$work/$slice_path"
+  remove_cores "$work"
+  rm -f "$work/osgprod_work.log"
+  list_outputs "$work" | tr -dc '\000' | wc -c | tr -d ' '
+  tail -c 100000 "$work_log" >"$work/osgprod_work.log" 2>/dev/null || true
+  list_outputs "$work" | tar -czf "$tarball" -C "$work" --no-recursion --null -T -
+}
+
+# Prints the checksum that storage systems know, as 8 hexadecimal digits, from the first program here that works.
+# Argument: file
 adler32() {
   local how sum
   for how in adler32_of_xrootd adler32_of_python adler32_of_awk; do
@@ -534,63 +800,67 @@ adler32_of_awk() {
     END { printf "%04x%04x\n", b, a }'
 }
 
-# Runs a command so that SIGTERM is heard meanwhile.
-run() {
-  local status=0
-  set -m # a process group of its own, so that all of it can be ended
-  "$@" <&0 &
-  child_pid=$!
-  set +m
-  wait "$child_pid" || status=$?
-  child_pid=""
-  return "$status"
-}
+# --- storage -----------------------------------------------------------------------------------------------------
 
-# http_transfer, heard by SIGTERM. Arguments: as of http_transfer
-curl_storage() {
-  run logged_transfer "$@"
-}
-logged_transfer() {
-  local code=0
-  http_transfer "$@" || code=$?
-  ((code == 0)) || log "$1: status $http_status: $http_error"
-  return "$code"
-}
+readonly LOOKS=4 # how often storage is asked for a file that it has just taken, before it is believed to have none
 
-# Each kind of storage has four functions: send_KIND FILE URL; stored_KIND URL prints the size of what is there and, if
-# storage tells it, its adler32, a line each; move_KIND URL URL renames; remove_KIND URL.
+storage_error="" # what the last command for storage said
+
+# Each kind of storage (url_kind) has four functions: send_KIND FILE URL; stored_KIND URL prints the size of what is there
+# and, if storage tells it, its adler32, a line each; move_KIND URL URL renames; remove_KIND URL. What else they print is
+# the error.
 send_http() {
-  curl_storage "$2" -o /dev/null -T "$1"
+  call_http "$2" -T "$1"
 }
 stored_http() {
-  local headers
-  headers="$(curl_storage "$1" -I --max-time 120 -H 'Want-Digest: adler32')" || return 1
-  printf '%s\n' "$(header_of content-length "$headers")"
-  header_of digest "$headers" | sed -n 's/^.*adler32=\([0-9A-Fa-f]*\).*/\1/p'
+  local code=0
+  http_transfer "$1" -I --max-time 120 -H 'Want-Digest: adler32' >/dev/null || code=$?
+  if ((code != 0)); then
+    [[ "$http_status" == 404 ]] || printf 'status %s %s\n' "$http_status" "$http_error" >&2
+    return "$code"
+  fi
+  header_of Content-Length "$http_head"
+  printf '\n'
+  digest_of "$http_head"
 }
 move_http() {
-  curl_storage "$1" -o /dev/null --max-time 120 -X MOVE -H "Destination: $2" -H 'Overwrite: F'
+  call_http "$1" --max-time 120 -X MOVE -H "Destination: $(client_url "$2")" -H 'Overwrite: F'
 }
 remove_http() {
-  curl_storage "$1" -o /dev/null --max-time 120 -X DELETE
+  call_http "$1" --max-time 120 -X DELETE
+}
+# Arguments: as of http_transfer
+call_http() {
+  local code=0
+  http_transfer "$@" >/dev/null || code=$?
+  ((code == 0)) || printf 'status %s %s\n' "$http_status" "$http_error" >&2
+  return "$code"
+}
+# Prints the adler32 in a head of HTTP (RFC 3230: the names of algorithms have no case), if it is there. Argument: head
+digest_of() {
+  local digest
+  digest="$(header_of Digest "$1")"
+  printf '%s\n' "${digest,,}" | sed -n 's/^\(.*[, ]\)*adler32=\([0-9a-f]*\).*/\2/p'
 }
 
 send_root() {
-  run xrdcp --nopbar --force --posc "$1" "$2" >&2 # posc: nothing stays when the connection is lost
+  xrdcp --nopbar --force --posc "$1" "$(client_url "$2")" # posc: nothing stays when the connection is lost
 }
 stored_root() {
   run_xrdfs "$1" stat | sed -n 's/^Size: *//p'
   run_xrdfs "$1" query checksum 2>/dev/null | sed -n 's/^adler32 *//p'
 }
 move_root() {
-  run_xrdfs "$1" mv "$(path_of "$2")"
+  run_xrdfs "$1" mv "$(path_of "$(client_url "$2")")"
 }
 remove_root() {
   run_xrdfs "$1" rm
 }
 # Arguments: URL, xrdfs command, what follows the path
 run_xrdfs() {
-  local rest="${1#*://}" url="$1" command="$2"
+  local url command="$2" rest
+  url="$(client_url "$1")"
+  rest="${url#*://}"
   shift 2
   if [[ "$command" == query ]]; then
     command="query $1"
@@ -599,14 +869,14 @@ run_xrdfs() {
   # shellcheck disable=SC2086  # one or two words
   xrdfs "${url%%//*}//${rest%%/*}" $command "$(path_of "$url")" "$@"
 }
-# The path in a root URL, whose own slash is doubled. Argument: URL
+# Prints the path in a root URL, whose own slash is doubled. Argument: URL
 path_of() {
   local path="${1#*://*/}"
   printf '/%s' "${path#/}"
 }
 
 send_pelican() {
-  run pelican object put "$1" "$2" >&2
+  pelican object put "$1" "$2"
 }
 stored_pelican() {
   pelican object stat "$1" | sed -n 's/^ *[Ss]ize: *\([0-9]*\).*/\1/p'
@@ -619,195 +889,421 @@ remove_pelican() {
 }
 
 send_file() {
-  mkdir -p "$(dirname "${2#file://}")" && run cp "$1" "${2#file://}"
+  local path
+  path="$(client_url "$2")"
+  mkdir -p "$(dirname "$path")" && cp "$1" "$path"
 }
 stored_file() {
-  [[ -e "${1#file://}" ]] || return 1
-  size_of "${1#file://}"
-  adler32 "${1#file://}"
+  local path
+  path="$(client_url "$1")"
+  [[ -e "$path" ]] || return 1
+  size_of "$path"
+  adler32 "$path"
 }
 move_file() {
-  mv -n "${1#file://}" "${2#file://}"
+  mv -n "$(client_url "$1")" "$(client_url "$2")"
 }
 remove_file() {
-  rm -f "${1#file://}"
+  rm -f "$(client_url "$1")"
 }
 
-# Prints the kind of storage that a URL names. One with a secret would get into logs and lists of processes, and behind a
-# query there is no place for a name.
+# Calls one of these functions so that SIGTERM is heard. Sets captured to its output, and storage_error to what it said on
+# the standard error output. Returns its exit code. Arguments: function, its arguments
+storage() {
+  local code=0
+  capture storage_call "$@" || code=$?
+  learn_from "$code"
+  storage_error="${captured#*$'\001'}"
+  storage_error="${storage_error%"${storage_error##*[![:space:]]}"}"
+  storage_error="${storage_error##*$'\n'}"
+  captured="${captured%%$'\001'*}"
+  return "$code"
+}
+storage_call() {
+  local code=0 said
+  {
+    said="$("$@" 2>&1 >&3)" || code=$?
+  } 3>&1
+  printf '\001%s' "$said"
+  return "$code"
+}
+
+# Is an error of storage one that no further attempt can change? Argument: what storage said
+is_refusal() {
+  local text="${1,,}"
+  case "$text" in
+  'status 401 '* | 'status 403 '* | 'status 405 '* | 'status 411 '* | 'status 413 '* | 'status 414 '*) ;;
+  'status 501 '* | 'status 507 '*) ;;
+  *'permission denied'* | *'not authorized'* | *'unauthorized'* | *'no space left'* | *'quota'*) ;;
+  *'read-only file system'*) ;;
+  *) return 1 ;;
+  esac
+}
+
+# Can a folder take outputs? A URL with a secret would get into logs and lists of processes, behind a query there is no
+# place for a name, and the server keeps only text. Prints the kind of storage. Argument: URL
 storage_kind() {
-  [[ ! "$1" =~ \?|://[^/]*:[^/]*@ ]] || return 1
+  [[ ! "$1" =~ \?|\#|://[^/]*:[^/]*@ && "$(plain_text 1000 "$1")" == "$1" ]] || return 1
   url_kind "$1"
 }
 
-# Is the tarball at this URL, whole? Storage that tells no checksum is believed by the size. Arguments: kind, URL
+# Are two checksums the same number? Some storage leaves leading zeros out. Arguments: two texts
+same_adler32() {
+  [[ "$1" =~ ^[0-9A-Fa-f]{1,8}$ && "$2" =~ ^[0-9A-Fa-f]{1,8}$ ]] && ((16#$1 == 16#$2))
+}
+
+# Is a file at this URL, whole? Storage that tells no checksum is believed by the size. Storage that has just taken a file
+# may need a moment to know it. Arguments: kind, URL, size [bytes], adler32 or nothing, how often to look
 has_arrived() {
-  local -a stored
-  mapfile -t stored < <("stored_$1" "$2" | tr A-F a-f)
-  [[ "${stored[0]:-}" != "$output_bytes" || "${stored[1]:-$output_adler32}" != "$output_adler32" ]] || return 0
-  log "$2: ${stored[*]:-nothing} arrived instead of $output_bytes $output_adler32"
+  local kind="$1" url="$2" bytes="$3" adler="$4" looks="$5" look stored_bytes stored_adler
+  for ((look = 1; look <= looks; look++)); do
+    ((look == 1)) || pause "$(backoff "$((look - 1))" "$BACKOFF_MS")"
+    storage "stored_$kind" "$url" || true
+    stored_bytes="${captured%%$'\n'*}"
+    stored_adler="${captured#*$'\n'}"
+    stored_adler="${stored_adler%%$'\n'*}"
+    [[ -z "$stored_bytes" ]] || break
+  done
+  [[ "$stored_bytes" != "$bytes" ]] || [[ -n "$stored_adler" && -n "$adler" ]] || return 0
+  [[ "$stored_bytes" != "$bytes" ]] || ! same_adler32 "$stored_adler" "$adler" || return 0
+  ((looks == 1)) || log "$url: ${stored_bytes:-nothing} ${stored_adler:-} arrived instead of $bytes $adler"
   return 1
 }
 
-# Sends the tarball under a name of its own, looks whether it arrived whole, and renames it: a killed upload leaves a file
-# that looks well, and a server that remembers the checksum of a former one. Arguments: kind, URL, number of the try
+# Delivers a file: sends it under a name that nobody else uses, looks whether it arrived whole, and renames it. A killed
+# upload leaves a name that ends in .part. Sets output_url when the file is where it belongs.
+# Arguments: kind, URL, file, size [bytes], adler32, word of this run, number of the attempt
 deliver() {
-  local kind="$1" url="$2" part="$2.$nonce.$3.part"
-  find_token
+  local kind="$1" url="$2" file="$3" bytes="$4" adler="$5" word="$6" try="$7" part="$2.$6.$7.part" error
+  storage_error="" captured=""
   if [[ "$kind" != pelican ]]; then
-    if ! "send_$kind" "$tarball" "$part" || ! has_arrived "$kind" "$part"; then
-      "remove_$kind" "$part" 2>/dev/null || true
+    if ! storage "send_$kind" "$file" "$part" || ! has_arrived "$kind" "$part" "$bytes" "$adler" "$LOOKS"; then
+      error="$storage_error"
+      # An earlier attempt may have arrived after all.
+      if ((try > 1)) && has_arrived "$kind" "$url" "$bytes" "$adler" 1; then
+        output_url="$url"
+        return 0
+      fi
+      storage "remove_$kind" "$part" || true
+      storage_error="$error"
       return 1
     fi
-    ! "move_$kind" "$part" "$url" || ! has_arrived "$kind" "$url" || return 0
-    log "$url: the storage can't rename"
-    "remove_$kind" "$part" || true
-  fi
-  "send_$kind" "$tarball" "$url" && has_arrived "$kind" "$url"
-}
-
-# Argument: tries at most. Sets output_url when the tarball is where it belongs.
-send_outputs() {
-  local tries="$1" url="${OSGPROD_OUTPUT_URL:-}" kind try nonce
-  [[ -n "$url" ]] || return 0
-  url="${url%/}/${tarball##*/}"
-  kind="$(storage_kind "$url")"
-  nonce="${scratch##*.}"
-  find_token
-  # Numbered by start, no job has this name but this one: unless there are two access points, or an older database.
-  [[ -z "$("stored_$kind" "$url" 2>/dev/null)" ]] || url="${url%.tar.gz}.$nonce.tar.gz"
-  for ((try = 1; try <= tries; try++)); do
-    if deliver "$kind" "$url" "$try"; then
+    storage "move_$kind" "$part" "$url" || log "$url: renaming failed: $storage_error"
+    if has_arrived "$kind" "$url" "$bytes" "$adler" "$LOOKS"; then
       output_url="$url"
       return 0
     fi
-    log "outputs not sent to $url (try $try of $tries)"
+    storage "remove_$kind" "$part" || true
+  fi
+  # Storage that can't rename: a new name for each attempt, since half an object may stay that can't be replaced.
+  [[ "$try" == 1 && -z "$captured" ]] || url="${url%.tar.gz}.$word.$try.tar.gz"
+  storage "send_$kind" "$file" "$url" && has_arrived "$kind" "$url" "$bytes" "$adler" "$LOOKS" || return 1
+  output_url="$url"
+}
+
+# Delivers a tarball to OSGPROD_OUTPUT_URL, in several attempts; without that setting it stays here. Sets output_url.
+# Arguments: tarball, name there, size [bytes], adler32, greatest number of attempts
+send_outputs() {
+  local file="$1" bytes="$3" adler="$4" tries="$5" url="${OSGPROD_OUTPUT_URL:-}" kind try word="${scratch##*.}"
+  [[ -n "$url" ]] || return 0
+  url="${url%/}/$2"
+  kind="$(storage_kind "$url")"
+  find_token
+  # Numbered by start, no job has this name but this one: unless there are two access points, or an older database.
+  if has_arrived "$kind" "$url" "$bytes" "$adler" 1; then
+    output_url="$url" # by an earlier start, which was killed before its report
+    return 0
+  fi
+  if [[ -n "$captured" ]]; then
+    url="${url%.tar.gz}.$word.tar.gz"
+  fi
+  for ((try = 1; try <= tries; try++)); do
+    ! deliver "$kind" "$url" "$file" "$bytes" "$adler" "$word" "$try" || return 0
+    log "outputs not delivered to $url (attempt $try of $tries): $storage_error"
+    # A refusal is looked at once more: an overloaded server may refuse, a token may be renewed.
+    ! is_refusal "$storage_error" || ((tries <= try + 1)) || tries=$((try + 1))
     ((try == tries)) || pause "$(backoff "$try" "$BACKOFF_MS")"
   done
   return 1
 }
 
-# Takes away what was sent but doesn't count, and the tarball here.
-unsend_outputs() {
-  rm -f "$tarball"
-  [[ -z "$output_url" ]] || "remove_$(storage_kind "$output_url")" "$output_url" || log "$output_url does not count, and stays"
+# Removes what was delivered but doesn't count. Argument: URL, or nothing
+unsend() {
+  [[ -z "$1" ]] || storage "remove_$(storage_kind "$1")" "$1" || log "$1 does not count, and stays: $storage_error"
 }
 
-# Tells the server. Argument: exit code; then name value pairs
-report() {
-  local code="$1"
-  shift
-  persistent_request workscript.exit exitcode "$code" "$@" ||
-    die "$EXIT_LATER" 'the server took no report; the lease will run out'
-  log "reported exit code $code: status $http_status: $body"
+# --- how the attempt ends ----------------------------------------------------------------------------------------
+
+readonly EXIT_NOT_DELIVERED=74 EXIT_NOT_FETCHED=75 EXIT_MISCONFIGURED=40 # as reported
+
+output_url="" # where the tarball is, when it was delivered
+
+# The files of a success that has not been reported yet: the tarball, and what the report will say. A job that starts
+# again in this folder goes on from there. Argument: ending
+unreported() {
+  printf '%s/unreported_job_%s_%s.%s' "$PWD" "$cluster" "$process" "$1"
 }
 
-# The work's last words, as the reason of a failure.
-last_words() {
-  grep -v '^[[:space:]]*$' "$scratch/work.log" | tail -n 1 | tr -d '\r' | cut -c 1-120
+# Writes down what the report of a success will say; the token of the attempt proves that it is the same.
+# Arguments: name of the tarball, events, number of outputs, size [bytes], adler32, URL or nothing
+write_down() {
+  local file
+  file="$(unreported report)"
+  (umask 077 && printf '%s\n' "project=$OSGPROD_PROJECT" "token=$token" "name=$1" "events=$2" "outputs=$3" "bytes=$4" \
+    "adler32=$5" "url=$6" complete=yes >"$file.new") 2>/dev/null && mv -f "$file.new" "$file"
 }
 
-# Packs, sends, reports; returns this script's exit code.
-finish() {
-  local output_url="" output_bytes="" output_adler32="" events="" count=""
-  local name="job_${cluster}_${process}"
-  [[ "${nstarts:-1}" == 1 ]] || name+=".$nstarts" # another start of this job may have sent its own
-  ((work_status == 0)) || name="failed_$name"
-  tarball="$PWD/$name.tar.gz"
-  if pack_outputs; then
-    output_bytes="$(size_of "$tarball")"
-    output_adler32="$(adler32 "$tarball")" || output_adler32=""
-  elif ((work_status == 0)); then
-    report "$EXIT_NOT_FETCHED" reason 'the outputs could not be packed'
-    return "$EXIT_NODE_FAULT"
+# Prints one value of what was written down. Argument: name
+written() {
+  sed -n "s/^$1=//p" "$(unreported report)" | head -n 1
+}
+
+# Is there a success of this job, whole, that was not reported?
+has_unreported() {
+  local file
+  file="$(unreported report)"
+  [[ -f "$file" && -r "$file" ]] || return 1
+  rm -f "$file.new"
+  if [[ "$(written complete)" == yes && "$(written project)" == "$OSGPROD_PROJECT" ]]; then
+    [[ -z "$(written url)" ]] || return 0
+    capture adler32 "$(unreported tar.gz)" || captured=""
+    [[ "$(size_of "$(unreported tar.gz)" 2>/dev/null)" != "$(written bytes)" ||
+    "${captured%$'\n'}" != "$(written adler32)" ]] || return 0
   fi
-  if ((work_status != 0)); then
-    [[ -z "$output_bytes" ]] || send_outputs 1 || true # nice to have
-    report "$work_status" output_url "$output_url" reason "$(last_words)"
-    # Which codes are faults of the node, the project says.
-    [[ "$(header Osgprod-Status)" != node-fault ]] || return "$EXIT_NODE_FAULT"
+  log "what is left of an earlier start can't be used, and is removed: $file"
+  forget_unreported
+  return 1
+}
+
+forget_unreported() {
+  rm -f "$(unreported report)" "$(unreported report.new)" "$(unreported tar.gz)" "$(unreported tar.gz.new)"
+}
+
+# Delivers and reports a success that was written down. Returns this script's exit code.
+deliver_and_report() {
+  local name bytes adler
+  name="$(written name)" bytes="$(written bytes)" adler="$(written adler32)"
+  token="$(written token)" output_url="$(written url)"
+  if [[ -n "${OSGPROD_OUTPUT_URL:-}" && -z "$output_url" ]]; then
+    if ! send_outputs "$(unreported tar.gz)" "$name.tar.gz" "$bytes" "$adler" "$TRIES"; then
+      not_delivered "$storage_error"
+      return
+    fi
+    write_down "$name" "$(written events)" "$(written outputs)" "$bytes" "$adler" "$output_url" || true
+  fi
+  if ! report 0 events "$(written events)" outputs "$(written outputs)" output_bytes "$bytes" output_adler32 "$adler" \
+    output_url "$output_url"; then
+    keep_for_later 'the report got no answer'
+    return
+  fi
+  case "$http_status $answer" in
+  '200 done')
+    mv -f "$(unreported tar.gz)" "$PWD/$name.tar.gz" 2>/dev/null || true # a start before this one may have lost it
+    forget_unreported
+    return 0
+    ;;
+  '200 failed' | '200 node-fault' | '409 superseded' | '409 contradicted')
+    unsend "$output_url"
+    forget_unreported
+    [[ "$answer" != failed ]] || return "$EXIT_FAILED"
+    [[ "$answer" != node-fault ]] || return "$EXIT_NODE_FAULT"
     return "$EXIT_FAILED"
-  fi
-  if ! send_outputs "$TRIES"; then
-    report "$EXIT_NOT_FETCHED" reason 'the outputs could not be sent'
-    return "$EXIT_LATER"
-  fi
-  events="$(sed -n 's/^events=\([0-9][0-9]*\)$/\1/p' "$scratch/report.txt" 2>/dev/null | tail -n 1)" || events=""
-  count="$(find "$scratch/work" -type f ! -name osgprod_work.log | wc -l)"
-  report 0 events "$events" outputs "$((count))" output_bytes "$output_bytes" output_adler32 "$output_adler32" \
-    output_url "$output_url"
-  case "$http_status $(header Osgprod-Status)" in
-  200\ done) return 0 ;;
-  200\ * | 404\ * | 409\ *) # judged a failure; forgotten by a restored database; another attempt's outputs count
-    unsend_outputs
+    ;;
+  404*) # a restored database may have forgotten the attempt; the work may be needed
+    log "the server knows no attempt of this job; the outputs stay: ${output_url:-$(unreported tar.gz)}"
+    rm -f "$(unreported report)"
     return "$EXIT_FAILED"
     ;;
   esac
+  log "the report was refused; the outputs stay: ${output_url:-$(unreported tar.gz)}"
   return "$EXIT_REFUSED"
 }
 
-on_term() {
-  [[ "$BASHPID" == "$$" ]] || exit "$EXIT_TERM"
-  trap '' TERM INT HUP
-  log 'told to stop; the slice stays ours until its lease runs out'
-  [[ -z "$child_pid" ]] || kill -TERM -- "-$child_pid" 2>/dev/null || true
-  if [[ -n "$work_pid" ]]; then
-    end_work
-    cat "$scratch/work.log"
+# The outputs are here, and their destination doesn't take them. When that may pass and this folder outlives the job, they
+# are kept; otherwise another job gets the slice. Returns this script's exit code. Argument: what storage said
+not_delivered() {
+  if ! is_refusal "$1" && { [[ -z "${_CONDOR_SCRATCH_DIR:-}" ]] || ((CHECKPOINT_CODE > 0)); }; then
+    keep_for_later "the outputs could not be delivered: $1"
+    return
   fi
-  exit "$EXIT_TERM"
+  report "$EXIT_NOT_DELIVERED" reason "$(plain_text 120 "outputs not delivered: $1")" || true
+  forget_unreported
+  return "$EXIT_LATER"
 }
 
-cleanup() {
-  local status=$?
-  # A child that is told to end before it has begun still has our traps: it must not take our folder along.
-  [[ "$BASHPID" == "$$" ]] || exit "$status"
-  stop_beating
-  [[ -z "$scratch" ]] || rm -rf "$scratch"
-  case "$status" in
-  0 | "$EXIT_FAILED" | "$EXIT_NODE_FAULT" | "$EXIT_LATER" | "$EXIT_REFUSED" | "$EXIT_TERM") exit "$status" ;;
-  esac
-  log "a command of this script failed with $status" # by what is, or isn't, on this node
-  exit "$EXIT_NODE_FAULT"
+# Leaves a success for this job's next start in the same folder. Returns this script's exit code. Argument: why
+keep_for_later() {
+  log "$1; the tarball is kept for the next start: $(unreported tar.gz)"
+  # Not twice for one start of the job: HTCondor starts it again at once, in the same folder.
+  if ((CHECKPOINT_CODE > 0)) && ! $is_resumed; then
+    return "$CHECKPOINT_CODE"
+  fi
+  return "$EXIT_LATER"
 }
 
-make_scratch() {
-  local parent
-  for parent in "${_CONDOR_SCRATCH_DIR:-}" "${TMPDIR:-}" "$PWD" /tmp /var/tmp; do
-    [[ -n "$parent" ]] || continue
-    scratch="$(mktemp -d "$parent/osgprod.XXXXXX" 2>/dev/null)" && break
-    scratch=""
-  done
-  [[ -n "$scratch" ]] || die "$EXIT_NODE_FAULT" 'no folder here can be written'
-  export TMPDIR="$scratch" # bash's own here-documents need one that can be written
-  mkfifo "$scratch/clock"
-  exec 9<>"$scratch/clock" # nothing is ever written there: a read from it is a wait
+# Packs, delivers and reports a success. Returns this script's exit code. Arguments: name of the tarball, slice
+finish_success() {
+  local name="$1" count adler bytes events code=0
+  if ! pack "$2" "$(unreported tar.gz)"; then
+    report "$EXIT_NOT_FETCHED" reason 'the outputs could not be packed: is the disk full?' || return "$EXIT_LATER"
+    return "$EXIT_NODE_FAULT"
+  fi
+  count="$packed"
+  bytes="$(size_of "$(unreported tar.gz)")"
+  capture adler32 "$(unreported tar.gz)" || captured=""
+  adler="${captured%$'\n'}"
+  events="$(reported events)" || events=""
+  if [[ -n "$events" && ! "$events" =~ ^[0-9]{1,18}$ ]]; then
+    log "events=${events:0:40} is no number of events, and is not reported"
+    events=""
+  fi
+  if ! write_down "$name" "$events" "$count" "$bytes" "$adler" ""; then
+    report "$EXIT_NOT_FETCHED" reason 'the disk of this node is full' || return "$EXIT_LATER"
+    return "$EXIT_NODE_FAULT"
+  fi
+  deliver_and_report || code=$?
+  if [[ "$answer" == failed || "$answer" == node-fault ]]; then
+    leave_failure "failed_$name" "$2" log-only # a success that was judged a failure
+  fi
+  return "$code"
+}
+
+# Packs what the work left. Sets packed to the number of outputs. Arguments: slice, tarball
+pack() {
+  leftover="$2.new"
+  if capture pack_outputs "$scratch/work" "$scratch/work.log" "$1" "$leftover" && mv -f "$leftover" "$2"; then
+    packed="${captured%%$'\n'*}"
+    leftover=""
+    return 0
+  fi
+  rm -f "$leftover"
+  leftover=""
+  return 1
+}
+
+# Leaves the tarball of a failure, its log above all, and sends it once: nice to have. Sets output_url.
+# Arguments: name, slice, log-only = without the outputs
+leave_failure() {
+  local file="$PWD/$1.tar.gz" adler
+  output_url=""
+  [[ "${3:-}" != log-only ]] || find "$scratch/work" -mindepth 1 ! -path "$scratch/work/.osgprod*" -delete 2>/dev/null || true
+  pack "$2" "$file" || return 0
+  capture adler32 "$file" || captured=""
+  adler="${captured%$'\n'}"
+  send_outputs "$file" "${file##*/}" "$(size_of "$file")" "$adler" 1 || true
+}
+
+# Reports a failure and leaves its log. Returns this script's exit code.
+# Arguments: exit code to report, name of the tarball, slice, reason
+finish_failure() {
+  leave_failure "failed_$2" "$3"
+  report "$1" output_url "$output_url" reason "$4" || return "$EXIT_LATER"
+  # Which codes are faults of the node, the project says.
+  [[ "$answer" != node-fault ]] || return "$EXIT_NODE_FAULT"
+  [[ "$answer" != refused && "$http_status" != 400 ]] || return "$EXIT_REFUSED"
+  return "$EXIT_FAILED"
+}
+
+# --- the story ---------------------------------------------------------------------------------------------------
+
+cluster="" process="" # HTCondor's identity of the job
+magic="" job_key="" bearer="" host="" site=""
+token=""         # of the attempt
+is_resumed=false # does this start go on from an earlier one?
+
+# Prints the text of a file, without NULs and without the line ends at its end, as osgprod project set-magic reads it.
+# Argument: file
+text_of() {
+  local text
+  text="$(tr -d '\000' <"$1" && printf x)" || return 1
+  text="${text%x}"
+  printf '%s' "${text%"${text##*[!$'\r\n']}"}"
+}
+
+# Reads and checks the environment; ends the script, and names the setting, when one is wrong.
+configure() {
+  TRIES="$(number_setting OSGPROD_TRIES 10 1 1000)" || exit "$EXIT_REFUSED"
+  BACKOFF_MS="$(number_setting OSGPROD_BACKOFF_MS 1000 1 600000)" || exit "$EXIT_REFUSED"
+  MAX_WAIT_S="$(number_setting OSGPROD_MAX_WAIT_S 600 0 604800)" || exit "$EXIT_REFUSED"
+  MAX_LOG_BYTES="$(number_setting OSGPROD_MAX_LOG_BYTES 10000000 0 999999999)" || exit "$EXIT_REFUSED"
+  CHECKPOINT_CODE="$(number_setting OSGPROD_CHECKPOINT_CODE 0 0 255)" || exit "$EXIT_REFUSED"
+  [[ -n "${OSGPROD_URL:-}" ]] || die "$EXIT_REFUSED" 'OSGPROD_URL is not set: the server, like https://host/osgprod'
+  [[ "$OSGPROD_URL" =~ ^https?://[^/] ]] || die "$EXIT_REFUSED" 'OSGPROD_URL does not begin with https:// or http://'
+  [[ -n "${OSGPROD_PROJECT:-}" ]] || die "$EXIT_REFUSED" 'OSGPROD_PROJECT is not set'
+  if [[ -n "${OSGPROD_OUTPUT_URL:-}" ]]; then
+    storage_kind "$OSGPROD_OUTPUT_URL" >/dev/null || die "$EXIT_REFUSED" \
+      "OSGPROD_OUTPUT_URL is no folder, or has a query or a password in it; schemes: $URL_SCHEMES"
+  fi
+  job_key="${OSGPROD_JOB_KEY:-}"
+  [[ -z "$job_key" || "$job_key" =~ ^[A-Za-z0-9._-]{1,128}$ ]] ||
+    die "$EXIT_REFUSED" 'OSGPROD_JOB_KEY: use 1 to 128 letters, digits, dots, underscores or hyphens'
+  magic="${OSGPROD_MAGIC:-}"
+  if [[ -n "${OSGPROD_MAGIC_FILE:-}" ]]; then
+    magic="$(text_of "$OSGPROD_MAGIC_FILE" 2>/dev/null)" ||
+      die "$EXIT_REFUSED" "OSGPROD_MAGIC_FILE: $OSGPROD_MAGIC_FILE can't be read"
+  fi
+  command -v curl >/dev/null || die "$EXIT_NODE_FAULT" 'there is no curl here'
+  find_token
+  [[ -n "$magic$bearer" ]] || log 'there is neither a magic nor a bearer token'
+}
+
+# Runs one attempt. Returns this script's exit code. Argument: cores
+attempt() {
+  local nstarts slice name beat_s reason
+  checkout "$1"
+  if [[ "$answer" != assigned ]]; then
+    log "$answer: $body" # nothing runs, and there is nothing to report
+    return 0
+  fi
+  token="$(header_of Osgprod-Token "$head")" nstarts="$(header_of Osgprod-Nstarts "$head")"
+  slice="$(header_of Osgprod-Slice "$head")" beat_s="$(header_of Osgprod-Heartbeat "$head")"
+  [[ "$beat_s" =~ ^[0-9]{1,6}$ ]] || beat_s=0
+  log "start $nstarts on $slice"
+  name="job_${cluster}_${process}"
+  [[ ! "$nstarts" =~ ^[0-9]{1,9}$ || "$nstarts" == 1 ]] || name+=".$nstarts" # another start may have sent its own
+  run_work "$((10#$beat_s))"
+  if ((beat_status == TOLD_TO_STOP && work_status != 0)); then
+    report "$work_status" reason 'stopped by the server' || true
+    return "$EXIT_NODE_FAULT"
+  fi
+  if ((work_status == EXIT_MISCONFIGURED)) && [[ -n "$(reported misconfigured)" ]]; then
+    reason="$(plain_text 100 "$(reported misconfigured)")"
+    report "$EXIT_NOT_FETCHED" reason "configuration: $reason" || true
+    die "$EXIT_REFUSED" "configuration: $reason"
+  fi
+  if ! disk_has_room; then
+    # Not a fault of the data, and what was written may be cut.
+    rm -rf "$scratch/work"
+    report "$EXIT_NOT_FETCHED" reason 'the disk of this node is full' || return "$EXIT_LATER"
+    return "$EXIT_NODE_FAULT"
+  fi
+  if ((work_status == 0)); then
+    finish_success "$name" "$slice"
+  else
+    reason="$(last_words)"
+    finish_failure "$work_status" "$name" "$slice" "$reason"
+  fi
 }
 
 main() {
-  cluster="${1:-}" process="${2:-}" ncpus="${3:-1}" work_status=0 http_status="" headers="" body="" answer="" tarball=""
-  (($# == 2 || $# == 3)) || die "$EXIT_REFUSED" "usage: ${0##*/} <cluster> <process> [<ncpus>]"
+  cluster="${1:-}" process="${2:-}"
   log_name="osgprod_exec $cluster.$process"
+  (($# == 2 || $# == 3)) || die "$EXIT_REFUSED" "usage: ${0##*/} <cluster> <process> [<ncpus>]"
   configure
-  host="$(hostname 2>/dev/null || uname -n)"
-  site="${OSGPROD_SITE:-$(sed -n 's/^GLIDEIN_Site = "\(.*\)"$/\1/p' "${_CONDOR_MACHINE_AD:-/dev/null}" 2>/dev/null || true)}"
+  host="$(plain_text 128 "$(hostname 2>/dev/null || uname -n)")"
+  site="$(sed -n 's/^GLIDEIN_Site = "\(.*\)"$/\1/p' "${_CONDOR_MACHINE_AD:-/dev/null}" 2>/dev/null | head -n 1)" || site=""
+  site="$(plain_text 128 "${OSGPROD_SITE:-$site}")"
   trap cleanup EXIT
+  trap : PIPE # a closed output stops nothing
   make_scratch
   trap on_term TERM INT HUP
-
-  checkout
-  if [[ "$answer" != assigned ]]; then
-    bash "$scratch/script" # it says why, and there is nothing to report
-    return 0
+  if has_unreported; then
+    is_resumed=true
+    log 'an earlier start of this job has left a success that was not reported'
+    deliver_and_report
+  else
+    attempt "${3:-1}"
   fi
-  token="$(header Osgprod-Token)" nstarts="$(header Osgprod-Nstarts)" slice="$(header Osgprod-Slice)"
-  log "start $nstarts on $slice"
-  run_work
-  if ((beat_status == TOLD_TO_STOP && work_status != 0)); then
-    report "$work_status" reason 'stopped by the server'
-    return "$EXIT_NODE_FAULT"
-  fi
-  finish
 }
 
 if [[ "${BASH_SOURCE[0]}" == "$0" ]]; then

@@ -313,6 +313,9 @@ def _endpoint(function: Endpoint) -> Endpoint:
         answer = response.headers.get("Osgprod-Status", "-")
         state.metrics.count(name, response.status_code, answer, seconds)
         response.headers["Osgprod-Request"] = number
+        if response.status_code >= 400 and answer == "-":
+            # A job believes an answer only with a status of ours: the server in front has a 404 of its own.
+            response.headers["Osgprod-Status"] = "error"
         log.info(
             "request=%s client=%s path=%s status=%d answer=%s ms=%.1f%s",
             number,

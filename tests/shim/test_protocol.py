@@ -384,3 +384,21 @@ def test_parameters_are_decoded_as_forms_are(world: World, shim: LiveShim) -> No
     query = urllib.parse.urlencode({"project": "a+b", "cluster": 1, "process": 0, "magic": "m"})
     assert shim.raw(f"workscript.bash?{query}").status_code == 200
     assert shim.raw("workscript.bash?project=a+b&cluster=1&process=0&magic=m").status_code == 404
+
+
+@pytest.mark.parametrize(
+    "target, status",
+    [
+        ("workscript.bash?project=p&cluster=1&process=1&magic=wrong", 403),
+        ("workscript.exit?project=p&cluster=1&process=99&magic=m&exitcode=0", 404),
+        ("workscript.bash?project=p&cluster=none&process=1&magic=m", 400),
+        ("workscript.nothing", 404),
+        ("nothing", 404),
+    ],
+)
+def test_error_answers_are_marked_as_ours(world: World, shim: LiveShim, target: str, status: int) -> None:
+    """A job retries whatever lacks these headers: a server in front has answers of its own."""
+    answer = shim.raw(target)
+    assert answer.status_code == status
+    assert answer.headers["Osgprod-Status"] == "error"
+    assert answer.headers["Osgprod-Request"]

@@ -156,9 +156,13 @@ class _Handler(BaseHTTPRequestHandler):
         seen = self._note()
         seen.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         fault, body = self.site.next_fault(), self.site.files.get(self.path, b"")
+        ours: dict[str, object] = {"Osgprod_Request": "1-1"}  # what makes an answer one of osgprod
         if isinstance(fault, int):
-            return self._answer(fault, b"# osgprod error: the site says no\n")
-        return self._answer(200, body, fault=fault)
+            ours["Osgprod_Status"] = "error"
+            return self._answer(fault, b"# osgprod error: the site says no\n", **ours)
+        if self.path.endswith("workscript.exit"):
+            ours["Osgprod_Status"] = "done"
+        return self._answer(200, body, fault=fault, **ours)
 
     def do_HEAD(self) -> None:
         self._note()

@@ -101,8 +101,9 @@ def test_success_without_the_evidence_that_the_project_demands_takes_its_output_
     code, log = node.run(1, OSGPROD_OUTPUT_URL=f"{site.url}/out")
     assert code == FAILED, log
     assert "events read" in report_of(world)["reason"]
-    assert not any(path.startswith("/out") for path in site.files)
-    assert list(node.folder.iterdir()) == []
+    assert [path for path in site.files if path.startswith("/out")] == ["/out/failed_job_7_1.tar.gz"]
+    assert [path.name for path in node.folder.iterdir()] == ["failed_job_7_1.tar.gz"]
+    assert names(node.folder / "failed_job_7_1.tar.gz") == {"osgprod_work.log"}, "the log of a failure stays"
 
 
 @pytest.mark.parametrize(
@@ -138,7 +139,7 @@ def test_wrong_arguments_are_refused(node: Node, arguments: list[str]) -> None:
 def test_server_that_is_away_means_later(node: Node) -> None:
     code, log = node.run(1, OSGPROD_URL="http://127.0.0.1:9/osgprod")
     assert code == LATER
-    assert log.count("no luck with workscript.bash") == 3
+    assert log.count("workscript.bash failed (attempt") == 3
 
 
 def test_job_without_work_sends_nothing(node: Node, world: World, site: Site) -> None:
@@ -240,26 +241,29 @@ def test_upload_with_a_changed_byte_is_sent_again(node: Node, site: Site) -> Non
 
 
 def test_slice_whose_output_can_not_be_sent_goes_to_another_job(node: Node, world: World, site: Site) -> None:
+    world.set(node_fault_codes=[74, 75])
     site.faults = ["truncate"] * 3
     code, log = node.run(1, OSGPROD_OUTPUT_URL=f"{site.url}/out")
     assert code == LATER, log
     assert report_of(world)["outcome"] == "node-fault"
-    assert report_of(world)["reason"] == "the outputs could not be sent"
+    assert report_of(world)["exit_code"] == 74, "could not deliver"
+    assert report_of(world)["reason"].startswith("outputs not delivered")
     assert state(world) == {"ready": 1}
 
 
-@pytest.mark.parametrize("status, code, stays", [(404, FAILED, 0), (403, REFUSED, 1)])
-def test_report_to_a_restored_database_ends_as_its_answer_says(
-    node: Node, site: Site, status: int, code: int, stays: int
+@pytest.mark.parametrize("status, code", [(404, FAILED), (403, REFUSED), (400, REFUSED)])
+def test_delivered_output_stays_when_the_server_gives_no_verdict(
+    node: Node, site: Site, status: int, code: int
 ) -> None:
     site.files["/osgprod/workscript.bash"] = b"#!/bin/bash\n"
     site.headers = {"Osgprod-Status": "assigned", "Osgprod-Slice": "a.evio+1,2"}
     site.faults = [None, None, status]  # of the request for work, the upload, the report
     done, log = node.run(1, OSGPROD_URL=f"{site.url}/osgprod", OSGPROD_OUTPUT_URL=f"{site.url}/out")
     assert done == code, log
-    assert len([path for path in site.files if path.startswith("/out")]) == stays
-    assert len(list(node.folder.iterdir())) == stays
-    assert [seen.path for seen in site.seen][-1 if stays else -2] == "/osgprod/workscript.exit"
+    assert [path for path in site.files if path.startswith("/out")] == ["/out/job_7_1.tar.gz"]
+    assert f"the outputs stay: {site.url}/out/job_7_1.tar.gz" in log
+    assert (node.folder / "unreported_job_7_1.tar.gz").read_bytes() == site.files["/out/job_7_1.tar.gz"]
+    assert site.seen[-1].path == "/osgprod/workscript.exit"
 
 
 def test_restart_never_overwrites_what_another_start_sent(node: Node, shim: LiveShim, site: Site) -> None:
@@ -338,10 +342,12 @@ def test_upload_by_the_pelican_client_is_compared_too(node: Node, world: World, 
     environment = {"PATH": f"{folder}/pelican:/usr/bin:/bin", "STORE": str(folder / "store")}
     code, log = node.run(1, OSGPROD_OUTPUT_URL="osdf:///group/out", **environment)
     assert code == DONE, log
-    assert "outputs not sent to osdf:///group/out/job_7_1.tar.gz (try 1 of 3)" in log
-    stored = (folder / "store" / "job_7_1.tar.gz").read_bytes()
+    assert "outputs not delivered to osdf:///group/out/job_7_1.tar.gz (attempt 1 of 3)" in log
+    # Half an object stays under the first name, and the client replaces none.
+    url = report_of(world)["output_url"]
+    assert re.fullmatch(r"osdf:///group/out/job_7_1\.\w+\.2\.tar\.gz", url)
+    stored = (folder / "store" / url.rpartition("/")[2]).read_bytes()
     assert stored == (node.folder / "job_7_1.tar.gz").read_bytes()
-    assert report_of(world)["output_url"] == "osdf:///group/out/job_7_1.tar.gz"
 
 
 def test_secrets_stay_out_of_tarball_and_command_lines(
@@ -350,7 +356,10 @@ def test_secrets_stay_out_of_tarball_and_command_lines(
     (folder / "magic").write_text("top secret")
     call(world.db, "set_magic", project="p", magic="top secret")
     look = 'env >"$OSGPROD_LOOK"; head -c 50000 /dev/urandom >good'
-    recon = node.program("recon", f"touch x509up_u1 bt_u1 my.use a.scitoken; {look}")
+    (folder / "proxy").write_text("certificate and key")
+    recon = node.program(
+        "recon", f"ln {folder}/proxy proxy; echo >x509_plot; echo >bt_u1; echo >a.use; {look}"
+    )
     site.faults = ["slow"]
     job = node.start(
         1,
@@ -358,6 +367,8 @@ def test_secrets_stay_out_of_tarball_and_command_lines(
         OSGPROD_LOOK=str(folder / "look"),
         OSGPROD_OUTPUT_URL=f"{site.url}/out",
         OSGPROD_MAGIC_FILE=str(folder / "magic"),
+        OSGPROD_JOB_KEY="secret-job-key",
+        X509_USER_PROXY=str(folder / "proxy"),
         BEARER_TOKEN="very.secret.token",
     )
     lines: set[str] = set()
@@ -366,10 +377,17 @@ def test_secrets_stay_out_of_tarball_and_command_lines(
         time.sleep(0.02)
     output, _ = job.communicate()
     assert job.returncode == DONE, output
-    assert names(node.folder / "job_7_1.tar.gz") == {"good", "osgprod_work.log"}
+    packed = {"good", "x509_plot", "bt_u1", "a.use", "osgprod_work.log"}
+    assert names(node.folder / "job_7_1.tar.gz") == packed, (
+        "all but the credentials, whatever they are called"
+    )
+    assert report_of(world)["outputs"] == len(packed) - 1, "what is counted is what is packed"
     assert any("-T" in line for line in lines), "the upload was seen"
-    everything = "".join(lines) + (folder / "look").read_text().replace("BEARER_TOKEN=very.secret.token", "")
+    seen = (folder / "look").read_text().replace("BEARER_TOKEN=very.secret.token", "")
+    everything = "".join(lines) + seen + output
     assert "top secret" not in everything
+    assert "OSGPROD_MAGIC" not in seen
+    assert "secret-job-key" not in everything
     assert "very.secret" not in everything
     assert not re.search("[0-9a-f]{8}-[0-9a-f]{4}-", everything), "the token of the attempt"
 

@@ -1,0 +1,172 @@
+# shellcheck shell=bash
+# --- how the attempt ends ----------------------------------------------------------------------------------------
+
+readonly EXIT_NOT_DELIVERED=74 EXIT_NOT_FETCHED=75 EXIT_MISCONFIGURED=40 # as reported
+
+output_url="" # where the tarball is, when it was delivered
+
+# The files of a success that has not been reported yet: the tarball, and what the report will say. A job that starts
+# again in this folder goes on from there. Argument: ending
+unreported() {
+  printf '%s/unreported_job_%s_%s.%s' "$PWD" "$cluster" "$process" "$1"
+}
+
+# Writes down what the report of a success will say; the token of the attempt proves that it is the same.
+# Arguments: name of the tarball, events, number of outputs, size [bytes], adler32, URL or nothing
+write_down() {
+  local file
+  file="$(unreported report)"
+  (umask 077 && printf '%s\n' "project=$OSGPROD_PROJECT" "token=$token" "name=$1" "events=$2" "outputs=$3" "bytes=$4" \
+    "adler32=$5" "url=$6" complete=yes >"$file.new") 2>/dev/null && mv -f "$file.new" "$file"
+}
+
+# Prints one value of what was written down. Argument: name
+written() {
+  sed -n "s/^$1=//p" "$(unreported report)" | head -n 1
+}
+
+# Is there a success of this job, whole, that was not reported?
+has_unreported() {
+  local file
+  file="$(unreported report)"
+  [[ -f "$file" && -r "$file" ]] || return 1
+  rm -f "$file.new"
+  if [[ "$(written complete)" == yes && "$(written project)" == "$OSGPROD_PROJECT" ]]; then
+    [[ -z "$(written url)" ]] || return 0
+    capture adler32 "$(unreported tar.gz)" || captured=""
+    [[ "$(size_of "$(unreported tar.gz)" 2>/dev/null)" != "$(written bytes)" ||
+    "${captured%$'\n'}" != "$(written adler32)" ]] || return 0
+  fi
+  log "what is left of an earlier start can't be used, and is removed: $file"
+  forget_unreported
+  return 1
+}
+
+forget_unreported() {
+  rm -f "$(unreported report)" "$(unreported report.new)" "$(unreported tar.gz)" "$(unreported tar.gz.new)"
+}
+
+# Delivers and reports a success that was written down. Returns this script's exit code.
+deliver_and_report() {
+  local name bytes adler
+  name="$(written name)" bytes="$(written bytes)" adler="$(written adler32)"
+  token="$(written token)" output_url="$(written url)"
+  if [[ -n "${OSGPROD_OUTPUT_URL:-}" && -z "$output_url" ]]; then
+    if ! send_outputs "$(unreported tar.gz)" "$name.tar.gz" "$bytes" "$adler" "$TRIES"; then
+      not_delivered "$storage_error"
+      return
+    fi
+    write_down "$name" "$(written events)" "$(written outputs)" "$bytes" "$adler" "$output_url" || true
+  fi
+  if ! report 0 events "$(written events)" outputs "$(written outputs)" output_bytes "$bytes" output_adler32 "$adler" \
+    output_url "$output_url"; then
+    keep_for_later 'the report got no answer'
+    return
+  fi
+  case "$http_status $answer" in
+  '200 done')
+    mv -f "$(unreported tar.gz)" "$PWD/$name.tar.gz" 2>/dev/null || true # a start before this one may have lost it
+    forget_unreported
+    return 0
+    ;;
+  '200 failed' | '200 node-fault' | '409 superseded' | '409 contradicted')
+    unsend "$output_url"
+    forget_unreported
+    [[ "$answer" != failed ]] || return "$EXIT_FAILED"
+    [[ "$answer" != node-fault ]] || return "$EXIT_NODE_FAULT"
+    return "$EXIT_FAILED"
+    ;;
+  404*) # a restored database may have forgotten the attempt; the work may be needed
+    log "the server knows no attempt of this job; the outputs stay: ${output_url:-$(unreported tar.gz)}"
+    rm -f "$(unreported report)"
+    return "$EXIT_FAILED"
+    ;;
+  esac
+  log "the report was refused; the outputs stay: ${output_url:-$(unreported tar.gz)}"
+  return "$EXIT_REFUSED"
+}
+
+# The outputs are here, and their destination doesn't take them. When that may pass and this folder outlives the job, they
+# are kept; otherwise another job gets the slice. Returns this script's exit code. Argument: what storage said
+not_delivered() {
+  if ! is_refusal "$1" && { [[ -z "${_CONDOR_SCRATCH_DIR:-}" ]] || ((CHECKPOINT_CODE > 0)); }; then
+    keep_for_later "the outputs could not be delivered: $1"
+    return
+  fi
+  report "$EXIT_NOT_DELIVERED" reason "$(plain_text 120 "outputs not delivered: $1")" || true
+  forget_unreported
+  return "$EXIT_LATER"
+}
+
+# Leaves a success for this job's next start in the same folder. Returns this script's exit code. Argument: why
+keep_for_later() {
+  log "$1; the tarball is kept for the next start: $(unreported tar.gz)"
+  # Not twice for one start of the job: HTCondor starts it again at once, in the same folder.
+  if ((CHECKPOINT_CODE > 0)) && ! $is_resumed; then
+    return "$CHECKPOINT_CODE"
+  fi
+  return "$EXIT_LATER"
+}
+
+# Packs, delivers and reports a success. Returns this script's exit code. Arguments: name of the tarball, slice
+finish_success() {
+  local name="$1" count adler bytes events code=0
+  if ! pack "$2" "$(unreported tar.gz)"; then
+    report "$EXIT_NOT_FETCHED" reason 'the outputs could not be packed: is the disk full?' || return "$EXIT_LATER"
+    return "$EXIT_NODE_FAULT"
+  fi
+  count="$packed"
+  bytes="$(size_of "$(unreported tar.gz)")"
+  capture adler32 "$(unreported tar.gz)" || captured=""
+  adler="${captured%$'\n'}"
+  events="$(reported events)" || events=""
+  if [[ -n "$events" && ! "$events" =~ ^[0-9]{1,18}$ ]]; then
+    log "events=${events:0:40} is no number of events, and is not reported"
+    events=""
+  fi
+  if ! write_down "$name" "$events" "$count" "$bytes" "$adler" ""; then
+    report "$EXIT_NOT_FETCHED" reason 'the disk of this node is full' || return "$EXIT_LATER"
+    return "$EXIT_NODE_FAULT"
+  fi
+  deliver_and_report || code=$?
+  if [[ "$answer" == failed || "$answer" == node-fault ]]; then
+    leave_failure "failed_$name" "$2" log-only # a success that was judged a failure
+  fi
+  return "$code"
+}
+
+# Packs what the work left. Sets packed to the number of outputs. Arguments: slice, tarball
+pack() {
+  leftover="$2.new"
+  if capture pack_outputs "$scratch/work" "$scratch/work.log" "$1" "$leftover" && mv -f "$leftover" "$2"; then
+    packed="${captured%%$'\n'*}"
+    leftover=""
+    return 0
+  fi
+  rm -f "$leftover"
+  leftover=""
+  return 1
+}
+
+# Leaves the tarball of a failure, its log above all, and sends it once: nice to have. Sets output_url.
+# Arguments: name, slice, log-only = without the outputs
+leave_failure() {
+  local file="$PWD/$1.tar.gz" adler
+  output_url=""
+  [[ "${3:-}" != log-only ]] || find "$scratch/work" -mindepth 1 ! -path "$scratch/work/.osgprod*" -delete 2>/dev/null || true
+  pack "$2" "$file" || return 0
+  capture adler32 "$file" || captured=""
+  adler="${captured%$'\n'}"
+  send_outputs "$file" "${file##*/}" "$(size_of "$file")" "$adler" 1 || true
+}
+
+# Reports a failure and leaves its log. Returns this script's exit code.
+# Arguments: exit code to report, name of the tarball, slice, reason
+finish_failure() {
+  leave_failure "failed_$2" "$3"
+  report "$1" output_url "$output_url" reason "$4" || return "$EXIT_LATER"
+  # Which codes are faults of the node, the project says.
+  [[ "$answer" != node-fault ]] || return "$EXIT_NODE_FAULT"
+  [[ "$answer" != refused && "$http_status" != 400 ]] || return "$EXIT_REFUSED"
+  return "$EXIT_FAILED"
+}

@@ -1,0 +1,38 @@
+#!/bin/bash
+#
+# osgprod_exec.sh <cluster> <process> [<ncpus>]: runs around the work. It asks the server for a work script, runs it, sends
+# heartbeats meanwhile, packs the outputs into job_<cluster>_<process>.tar.gz, delivers them, and reports how it ended.
+# It runs on grid nodes that nobody here controls: it needs bash 4.2, curl 7.29, tar and gzip. (/bin/bash, since
+# "env bash" finds none where PATH is empty.)
+#
+# Environment (osgprod.sub sets it):
+#     OSGPROD_URL         the server, like https://host/osgprod
+#     OSGPROD_PROJECT     the project
+#     OSGPROD_MAGIC       its secret; or OSGPROD_MAGIC_FILE, a file that holds it: line ends at its end don't count.
+#                         Without both a bearer token is sent
+#     OSGPROD_JOB_KEY     a random word that the job keeps over restarts: it proves to the server that it is the same job
+#     OSGPROD_OUTPUT_URL  folder for the tarball; default: it stays here for HTCondor. Schemes: http, https, dav, davs,
+#                         root, roots, xroot, xroots, osdf, pelican, file:///, or an absolute path
+#     OSGPROD_CONTAINER   command before the work script, like "apptainer exec image.sif"; {} stands for the folder that
+#                         must be visible in the container at the same path, and to which the command must change
+#     OSGPROD_TRIES       attempts of a request, or of a delivery [1 to 1000; default 10]
+#     OSGPROD_BACKOFF_MS  pause after the first attempt; doubled each time, up to 32 fold [ms, 1 to 600000; default 1000]
+#     OSGPROD_MAX_WAIT_S  how long to wait when work may be requeued [s, 0 to 604800; default 600]; 0 = end at once, as
+#                         when no work is left
+#     OSGPROD_MAX_LOG_BYTES  how much of the work's output to print: its head and its tail [bytes, 0 to 999999999;
+#                         default 10000000]
+#     OSGPROD_CHECKPOINT_CODE  exit code with which HTCondor saves this folder and starts the job again in it, for a
+#                         tarball that could not be delivered [0 to 255; default 0 = none]
+#     OSGPROD_SITE        name of the site, for the record [default: the one in HTCondor's machine ad]
+#     OSGPROD_TOKEN_HOSTS hosts that storage may redirect to with the bearer token, like "door2.site.org pool.site.org:8443"
+#     BEARER_TOKEN ...    see find_token
+#
+# The tarball of a job's nth start, n > 1, is job_<cluster>_<process>.<n>.tar.gz; that of a failed one failed_job_...
+# Until the server has accepted the report it is called unreported_job_..., with a file .report beside it: a job that
+# starts again in the same folder delivers and reports it, and computes nothing. What counts is what the server lists.
+#
+# Exit codes, for HTCondor (osgprod.sub says what becomes of the job): 0 done, or nothing to do; 10 the slice failed, maybe
+# its data; 20 this node's fault; 30 the server or the storage is away, or all work is leased; 40 refused or misconfigured;
+# 143 stopped by SIGTERM (nothing reported, the restarted job gets its slice back).
+#
+# Made of: its parts

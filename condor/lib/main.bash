@@ -1,0 +1,106 @@
+# shellcheck shell=bash
+# --- the story ---------------------------------------------------------------------------------------------------
+
+cluster="" process="" # HTCondor's identity of the job
+magic="" job_key="" bearer="" host="" site=""
+token=""         # of the attempt
+is_resumed=false # does this start go on from an earlier one?
+
+# Prints the text of a file, without NULs and without the line ends at its end, as osgprod project set-magic reads it.
+# Argument: file
+text_of() {
+  local text
+  text="$(tr -d '\000' <"$1" && printf x)" || return 1
+  text="${text%x}"
+  printf '%s' "${text%"${text##*[!$'\r\n']}"}"
+}
+
+# Reads and checks the environment; ends the script, and names the setting, when one is wrong.
+configure() {
+  TRIES="$(number_setting OSGPROD_TRIES 10 1 1000)" || exit "$EXIT_REFUSED"
+  BACKOFF_MS="$(number_setting OSGPROD_BACKOFF_MS 1000 1 600000)" || exit "$EXIT_REFUSED"
+  MAX_WAIT_S="$(number_setting OSGPROD_MAX_WAIT_S 600 0 604800)" || exit "$EXIT_REFUSED"
+  MAX_LOG_BYTES="$(number_setting OSGPROD_MAX_LOG_BYTES 10000000 0 999999999)" || exit "$EXIT_REFUSED"
+  CHECKPOINT_CODE="$(number_setting OSGPROD_CHECKPOINT_CODE 0 0 255)" || exit "$EXIT_REFUSED"
+  [[ -n "${OSGPROD_URL:-}" ]] || die "$EXIT_REFUSED" 'OSGPROD_URL is not set: the server, like https://host/osgprod'
+  [[ "$OSGPROD_URL" =~ ^https?://[^/] ]] || die "$EXIT_REFUSED" 'OSGPROD_URL does not begin with https:// or http://'
+  [[ -n "${OSGPROD_PROJECT:-}" ]] || die "$EXIT_REFUSED" 'OSGPROD_PROJECT is not set'
+  if [[ -n "${OSGPROD_OUTPUT_URL:-}" ]]; then
+    storage_kind "$OSGPROD_OUTPUT_URL" >/dev/null || die "$EXIT_REFUSED" \
+      "OSGPROD_OUTPUT_URL is no folder, or has a query or a password in it; schemes: $URL_SCHEMES"
+  fi
+  job_key="${OSGPROD_JOB_KEY:-}"
+  [[ -z "$job_key" || "$job_key" =~ ^[A-Za-z0-9._-]{1,128}$ ]] ||
+    die "$EXIT_REFUSED" 'OSGPROD_JOB_KEY: use 1 to 128 letters, digits, dots, underscores or hyphens'
+  magic="${OSGPROD_MAGIC:-}"
+  if [[ -n "${OSGPROD_MAGIC_FILE:-}" ]]; then
+    magic="$(text_of "$OSGPROD_MAGIC_FILE" 2>/dev/null)" ||
+      die "$EXIT_REFUSED" "OSGPROD_MAGIC_FILE: $OSGPROD_MAGIC_FILE can't be read"
+  fi
+  command -v curl >/dev/null || die "$EXIT_NODE_FAULT" 'there is no curl here'
+  find_token
+  [[ -n "$magic$bearer" ]] || log 'there is neither a magic nor a bearer token'
+}
+
+# Runs one attempt. Returns this script's exit code. Argument: cores
+attempt() {
+  local nstarts slice name beat_s reason
+  checkout "$1"
+  if [[ "$answer" != assigned ]]; then
+    log "$answer: $body" # nothing runs, and there is nothing to report
+    return 0
+  fi
+  token="$(header_of Osgprod-Token "$head")" nstarts="$(header_of Osgprod-Nstarts "$head")"
+  slice="$(header_of Osgprod-Slice "$head")" beat_s="$(header_of Osgprod-Heartbeat "$head")"
+  [[ "$beat_s" =~ ^[0-9]{1,6}$ ]] || beat_s=0
+  log "start $nstarts on $slice"
+  name="job_${cluster}_${process}"
+  [[ ! "$nstarts" =~ ^[0-9]{1,9}$ || "$nstarts" == 1 ]] || name+=".$nstarts" # another start may have sent its own
+  run_work "$((10#$beat_s))"
+  if ((beat_status == TOLD_TO_STOP && work_status != 0)); then
+    report "$work_status" reason 'stopped by the server' || true
+    return "$EXIT_NODE_FAULT"
+  fi
+  if ((work_status == EXIT_MISCONFIGURED)) && [[ -n "$(reported misconfigured)" ]]; then
+    reason="$(plain_text 100 "$(reported misconfigured)")"
+    report "$EXIT_NOT_FETCHED" reason "configuration: $reason" || true
+    die "$EXIT_REFUSED" "configuration: $reason"
+  fi
+  if ! disk_has_room; then
+    # Not a fault of the data, and what was written may be cut.
+    rm -rf "$scratch/work"
+    report "$EXIT_NOT_FETCHED" reason 'the disk of this node is full' || return "$EXIT_LATER"
+    return "$EXIT_NODE_FAULT"
+  fi
+  if ((work_status == 0)); then
+    finish_success "$name" "$slice"
+  else
+    reason="$(last_words)"
+    finish_failure "$work_status" "$name" "$slice" "$reason"
+  fi
+}
+
+main() {
+  cluster="${1:-}" process="${2:-}"
+  log_name="osgprod_exec $cluster.$process"
+  (($# == 2 || $# == 3)) || die "$EXIT_REFUSED" "usage: ${0##*/} <cluster> <process> [<ncpus>]"
+  configure
+  host="$(plain_text 128 "$(hostname 2>/dev/null || uname -n)")"
+  site="$(sed -n 's/^GLIDEIN_Site = "\(.*\)"$/\1/p' "${_CONDOR_MACHINE_AD:-/dev/null}" 2>/dev/null | head -n 1)" || site=""
+  site="$(plain_text 128 "${OSGPROD_SITE:-$site}")"
+  trap cleanup EXIT
+  trap : PIPE # a closed output stops nothing
+  make_scratch
+  trap on_term TERM INT HUP
+  if has_unreported; then
+    is_resumed=true
+    log 'an earlier start of this job has left a success that was not reported'
+    deliver_and_report
+  else
+    attempt "${3:-1}"
+  fi
+}
+
+if [[ "${BASH_SOURCE[0]}" == "$0" ]]; then
+  main "$@"
+fi

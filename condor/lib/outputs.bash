@@ -1,0 +1,74 @@
+# shellcheck shell=bash
+# --- outputs -----------------------------------------------------------------------------------------------------
+
+# Prints the name under which the work script fetches a slice: name+1,4.evio for name.evio+1,4. Argument: slice
+slice_file() {
+  local blocks="${1##*+}" name="${1%+*}"
+  [[ "$name" != *.* ]] || printf '%s' "${name%.*}+$blocks.${name##*.}"
+}
+
+# Prints the files of a folder that are outputs, each ended by a NUL: all but the work script's own folder and the files
+# that are this job's credentials, whatever they are called. Argument: folder
+list_outputs() {
+  local file
+  local -a credentials=()
+  for file in "${X509_USER_PROXY:-}" "${BEARER_TOKEN_FILE:-}" "${OSGPROD_MAGIC_FILE:-}"; do
+    [[ ! -f "$file" ]] || credentials+=(! -samefile "$file")
+  done
+  # An empty folder goes along: somebody may look for it.
+  (cd "$1" && find . -path ./.osgprod -prune -o \( ! -type d -o ! -name . -type d -empty \) \
+    ${credentials[@]+"${credentials[@]}"} -print0)
+}
+
+# Removes core dumps, which are no outputs. Argument: folder
+remove_cores() {
+  local file
+  while IFS= read -r -d '' file; do
+    [[ "$(head -c 4 "$file" 2>/dev/null | tr -d '\000')" == $'\x7fELF' ]] || continue
+    log "left out: core dump ${file#"$1/"}, $(size_of "$file") bytes"
+    rm -f "$file"
+  done < <(find "$1" -type f \( -name core -o -name 'core.*' -o -name 'vgcore.*' \) -print0)
+}
+
+# Packs what the work left into a tarball. Prints the number of its files, without the log.
+# Arguments: folder of the work, its log, slice, tarball
+pack_outputs() {
+  local work="$1" work_log="$2" slice_path tarball="$4"
+  slice_path="$(slice_file "$3")"
+  [[ -z "$slice_path" ]] || rm -f "$work/$slice_path"
+  remove_cores "$work"
+  rm -f "$work/osgprod_work.log"
+  list_outputs "$work" | tr -dc '\000' | wc -c | tr -d ' '
+  tail -c 100000 "$work_log" >"$work/osgprod_work.log" 2>/dev/null || true
+  list_outputs "$work" | tar -czf "$tarball" -C "$work" --no-recursion --null -T -
+}
+
+# Prints the checksum that storage systems know, as 8 hexadecimal digits, from the first program here that works.
+# Argument: file
+adler32() {
+  local how sum
+  for how in adler32_of_xrootd adler32_of_python adler32_of_awk; do
+    sum="$("$how" "$1" 2>/dev/null)" && [[ "$sum" =~ ^[0-9a-f]{8}$ ]] || continue
+    printf '%s\n' "$sum"
+    return 0
+  done
+  return 1
+}
+
+adler32_of_xrootd() {
+  xrdadler32 "$1" | cut -d ' ' -f 1
+}
+
+adler32_of_python() {
+  python3 -c 'import sys, zlib
+a = 1
+with open(sys.argv[1], "rb") as f:
+    for block in iter(lambda: f.read(1 << 20), b""):
+        a = zlib.adler32(block, a)
+print("%08x" % (a & 0xffffffff))' "$1"
+}
+
+adler32_of_awk() {
+  od -A n -v -t u1 "$1" | awk 'BEGIN { a = 1 } { for (i = 1; i <= NF; i++) { a += $i; b += a } a %= 65521; b %= 65521 }
+    END { printf "%04x%04x\n", b, a }'
+}

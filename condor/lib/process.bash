@@ -1,0 +1,105 @@
+# shellcheck shell=bash
+# --- processes ---------------------------------------------------------------------------------------------------
+
+readonly EXIT_FAILED=10 EXIT_NODE_FAULT=20 EXIT_LATER=30 EXIT_REFUSED=40 EXIT_TERM=143
+readonly KILL_AFTER_S=3 # from SIGTERM to SIGKILL of the work
+
+scratch=""     # this job's folder: the script, the work's folder, two pipes
+pipe=""        # what a command prints on its way to capture
+child_group="" # process group of the command that is waited for
+work_group=""  # process group of the work
+beat_pid=""    # sends the heartbeats
+leftover=""    # file that is not whole yet
+
+# Waits, without a child that could outlive this script. Argument: seconds
+pause() {
+  read -r -t "$1" -u 9 || true
+}
+
+# Runs a command in a process group of its own, so that SIGTERM is heard meanwhile and ends all of it.
+# Returns its exit code. Arguments: command
+run() {
+  local status=0
+  set -m
+  "$@" <&0 &
+  child_group=$!
+  set +m
+  wait "$child_group" || status=$?
+  child_group=""
+  return "$status"
+}
+
+# The same for a command whose output is needed. Sets captured to what it printed, up to a NUL; no disk is needed.
+capture() {
+  local status=0
+  set -m
+  "$@" >"$pipe" &
+  child_group=$!
+  set +m
+  captured=""
+  IFS= read -r -d '' captured <"$pipe" || true
+  wait "$child_group" || status=$?
+  child_group=""
+  return "$status"
+}
+
+# Ends a process group: politely, then for good. Argument: its number
+end_group() {
+  local n
+  kill -TERM -- "-$1" 2>/dev/null || return 0
+  for ((n = 0; n < KILL_AFTER_S * 10; n++)); do
+    kill -0 -- "-$1" 2>/dev/null || return 0
+    pause 0.1
+  done
+  kill -KILL -- "-$1" 2>/dev/null || true
+}
+
+make_scratch() {
+  local parent
+  for parent in "${_CONDOR_SCRATCH_DIR:-}" "${TMPDIR:-}" "$PWD" /tmp /var/tmp; do
+    [[ -n "$parent" ]] || continue
+    scratch="$(mktemp -d "$parent/osgprod.XXXXXX" 2>/dev/null && printf x)" && break
+    scratch=""
+  done
+  scratch="${scratch%$'\nx'}"
+  [[ -n "$scratch" ]] || die "$EXIT_NODE_FAULT" 'no folder here can be written'
+  export TMPDIR="$scratch" # bash's own here-documents need one that can be written
+  pipe="$scratch/pipe"
+  mkfifo "$scratch/clock" "$scratch/pipe" "$scratch/pipe.beat"
+  exec 9<>"$scratch/clock" # nothing is ever written there: a read from it is a wait
+}
+
+# Can this node's disk take another 64 KiB? Outputs that were written to a full disk may be cut.
+disk_has_room() {
+  local status=0
+  { head -c 65536 /dev/zero >"$scratch/probe"; } 2>/dev/null || status=1
+  rm -f "$scratch/probe"
+  return "$status"
+}
+
+on_term() {
+  [[ "$BASHPID" == "$$" ]] || exit "$EXIT_TERM"
+  trap '' TERM INT HUP
+  log 'SIGTERM: the slice stays leased to this job until its lease expires'
+  [[ -z "$child_group" ]] || kill -KILL -- "-$child_group" 2>/dev/null || true
+  if [[ -n "$work_group" ]]; then
+    end_group "$work_group"
+    print_log "$scratch/work.log" 100000 || true
+  fi
+  exit "$EXIT_TERM"
+}
+
+cleanup() {
+  local status=$?
+  # A child that is ended before it has begun still has these traps: it must not remove our folder.
+  [[ "$BASHPID" == "$$" ]] || exit "$status"
+  stop_beating
+  [[ -z "$leftover" ]] || rm -f "$leftover"
+  [[ -z "$scratch" ]] || rm -rf "$scratch"
+  case "$status" in
+  0 | "$EXIT_FAILED" | "$EXIT_NODE_FAULT" | "$EXIT_LATER" | "$EXIT_REFUSED" | "$EXIT_TERM") exit "$status" ;;
+  esac
+  ((status != ${CHECKPOINT_CODE:-0})) || exit "$status"
+  log "a command of this script failed with $status" # because of what this node has, or has not
+  exit "$EXIT_NODE_FAULT"
+}

@@ -1,0 +1,138 @@
+# shellcheck shell=bash
+# --- the server --------------------------------------------------------------------------------------------------
+
+http_status=000 # of the last answer; 000 = none that counts
+answer=""       # its Osgprod-Status
+head=""         # its head
+body=""         # the first line of its body, or why there is no answer
+
+# The answers that count, by route, HTTP status and Osgprod-Status. Anything else is not the server's word: a portal's
+# login page, the 404 of a web server in front, a head that was cut. Arguments: route, status, Osgprod-Status
+is_answer() {
+  case "$1 $2 $3" in
+  'workscript.bash 200 assigned' | 'workscript.bash 200 completed' | 'workscript.bash 200 wait') ;;
+  'workscript.bash 200 no-work') ;;
+  'workscript.ping 200 alive' | 'workscript.ping 403 refused') ;;
+  'workscript.ping 409 superseded' | 'workscript.ping 409 wedged') ;;
+  'workscript.exit 200 done' | 'workscript.exit 200 failed' | 'workscript.exit 200 node-fault') ;;
+  'workscript.exit 403 refused' | 'workscript.exit 409 superseded' | 'workscript.exit 409 contradicted') ;;
+  'workscript.'*' '[45][0-9][0-9]' error') ;;
+  *) return 1 ;;
+  esac
+}
+
+# Can a body that was cut be told from a whole one? Only if HTTP says where it ends; curl then compares. Argument: head
+tells_its_end() {
+  local encoding
+  [[ ! "$1" =~ ^HTTP/[2-9] ]] || return 0
+  encoding="$(header_of Transfer-Encoding "$1")"
+  [[ "${encoding,,}" == *chunked || "$(header_of Content-Length "$1")" =~ ^[0-9]+$ ]]
+}
+
+# Reads the answer to a request. Sets http_status, answer, head and body.
+# Arguments: route, curl's exit code, what curl printed: the heads, then the body, then its own words
+read_answer() {
+  local route="$1" code="$2" reply="$3" status found
+  http_status=000 answer=""
+  head="$(head_of "$reply")"
+  status="$(status_of "$head")"
+  found="$(header_of Osgprod-Status "$head")"
+  if ((code != 0)); then
+    body="${reply##*curl: }"
+    [[ "$reply" == *'curl: '* ]] || body="exit code $code of curl"
+  elif [[ -z "$(header_of Osgprod-Request "$head")" ]] || ! is_answer "$route" "$status" "$found"; then
+    body="status $status, but no whole answer of osgprod: is OSGPROD_URL right?"
+  elif ! tells_its_end "$head"; then
+    body="status $status, but its body may be cut"
+  else
+    http_status="$status" answer="$found"
+    body="${reply#*"$head"$'\r\n\r\n'}"
+  fi
+  body="${body%%$'\n'*}"
+}
+
+# Sends one request, as a POST, of which no proxy on the way keeps a copy. Prints what curl prints, and an x.
+# Arguments: route, file for the body or nothing, then name value pairs
+send_request() {
+  local route="$1" file="$2" code=0
+  shift 2
+  {
+    ca_options
+    # Storage believes the token too: it goes to nobody in the clear.
+    [[ -n "$magic" || -z "$bearer" || ! "$OSGPROD_URL" =~ ^(https://|http://(127\.0\.0\.1|localhost|\[::1\])[:/]) ]] ||
+      curl_option header "Authorization: Bearer $bearer"
+    while (($# > 1)); do
+      [[ -z "$2" ]] || curl_option data-urlencode "$1=$2"
+      shift 2
+    done
+    [[ -z "$file" ]] || curl_option output "$file"
+  } | "${CURL[@]}" ${http_version:+"$http_version"} --max-time 120 -H 'Expect:' -K - -D - \
+    "${OSGPROD_URL%/}/$route" 2>&1 | head -c 65536 | tr -d '\000' || code=$?
+  printf x
+  return "$code"
+}
+
+# Asks the server once. Sets http_status, answer, head and body; the body of workscript.bash goes to a file, and nothing
+# else does: the disk may be full. Arguments: route, then name value pairs
+request() {
+  local route="$1" file="" code=0
+  shift
+  [[ "$route" != workscript.bash ]] || file="$scratch/script"
+  [[ -n "$magic" ]] || find_token # HTCondor renews it: what was read at the start may have expired
+  capture send_request "$route" "$file" project "$OSGPROD_PROJECT" cluster "$cluster" process "$process" \
+    magic "$magic" job_key "$job_key" host "$host" site "$site" token "$token" "$@" || code=$?
+  learn_from "$code"
+  read_answer "$route" "$code" "${captured%x}"
+  [[ -z "$file" || "$http_status" == 000 ]] || body="$(said "$file")"
+}
+
+# Asks until there is an answer that counts and isn't "later". Returns 1 when there is none after TRIES attempts.
+# Arguments: as of request
+persistent_request() {
+  local try
+  for ((try = 1; ; try++)); do
+    request "$@"
+    case "$http_status" in
+    000 | 5?? | 429) ;;
+    *) return 0 ;;
+    esac
+    log "$1 failed (attempt $try of $TRIES, status $http_status): $body"
+    ((try < TRIES)) || return 1
+    pause "$(backoff "$try" "$BACKOFF_MS" "$(header_of Retry-After "$head")")"
+  done
+}
+
+# Asks for a work script until there is one or nothing to wait for. Sets answer: assigned, or why there is none.
+checkout() {
+  local deadline=$((SECONDS + MAX_WAIT_S)) retry_s
+  while true; do
+    persistent_request workscript.bash cpus "$1" || die "$EXIT_LATER" "the server gives no work script: $body"
+    [[ "$http_status" == 200 ]] || die "$EXIT_REFUSED" "refused with status $http_status: $body"
+    [[ "$answer" == wait ]] || return 0
+    retry_s="$(header_of Retry-After "$head")"
+    [[ "$retry_s" =~ ^[0-9]{1,5}$ ]] || retry_s=60
+    retry_s="$((10#$retry_s))"
+    if ((SECONDS + retry_s > deadline)); then
+      ((MAX_WAIT_S == 0)) || die "$EXIT_LATER" 'all work is leased; it may be requeued, but not while this job waits'
+      return 0
+    fi
+    pause "$retry_s.$((RANDOM % 10))"
+  done
+}
+
+# Prints what the server says in a script that has nothing to do, or in an error. The script is read, not run.
+# Argument: file
+said() {
+  sed -n -e "s/^printf '%s\\\\n' //p" -e '/^# osgprod error/p' "$1" 2>/dev/null | head -n 1
+}
+
+# Reports how the attempt ended. Arguments: exit code, then name value pairs. Returns 1 when no answer came.
+report() {
+  local code="$1"
+  shift
+  if ! persistent_request workscript.exit exitcode "$code" "$@"; then
+    log 'the server has taken no report'
+    return 1
+  fi
+  log "reported exit code $code: status $http_status $answer: $body"
+}

@@ -1,0 +1,232 @@
+# shellcheck shell=bash
+# --- storage -----------------------------------------------------------------------------------------------------
+
+readonly LOOKS=4 # how often storage is asked for a file that it has just taken, before it is believed to have none
+
+storage_error="" # what the last command for storage said
+
+# Each kind of storage (url_kind) has four functions: send_KIND FILE URL; stored_KIND URL prints the size of what is there
+# and, if storage tells it, its adler32, a line each; move_KIND URL URL renames; remove_KIND URL. What else they print is
+# the error.
+send_http() {
+  call_http "$2" -T "$1"
+}
+stored_http() {
+  local code=0
+  http_transfer "$1" -I --max-time 120 -H 'Want-Digest: adler32' >/dev/null || code=$?
+  if ((code != 0)); then
+    [[ "$http_status" == 404 ]] || printf 'status %s %s\n' "$http_status" "$http_error" >&2
+    return "$code"
+  fi
+  header_of Content-Length "$http_head"
+  printf '\n'
+  digest_of "$http_head"
+}
+move_http() {
+  call_http "$1" --max-time 120 -X MOVE -H "Destination: $(client_url "$2")" -H 'Overwrite: F'
+}
+remove_http() {
+  call_http "$1" --max-time 120 -X DELETE
+}
+# Arguments: as of http_transfer
+call_http() {
+  local code=0
+  http_transfer "$@" >/dev/null || code=$?
+  ((code == 0)) || printf 'status %s %s\n' "$http_status" "$http_error" >&2
+  return "$code"
+}
+# Prints the adler32 in a head of HTTP (RFC 3230: the names of algorithms have no case), if it is there. Argument: head
+digest_of() {
+  local digest
+  digest="$(header_of Digest "$1")"
+  printf '%s\n' "${digest,,}" | sed -n 's/^\(.*[, ]\)*adler32=\([0-9a-f]*\).*/\2/p'
+}
+
+send_root() {
+  xrdcp --nopbar --force --posc "$1" "$(client_url "$2")" # posc: nothing stays when the connection is lost
+}
+stored_root() {
+  run_xrdfs "$1" stat | sed -n 's/^Size: *//p'
+  run_xrdfs "$1" query checksum 2>/dev/null | sed -n 's/^adler32 *//p'
+}
+move_root() {
+  run_xrdfs "$1" mv "$(path_of "$(client_url "$2")")"
+}
+remove_root() {
+  run_xrdfs "$1" rm
+}
+# Arguments: URL, xrdfs command, what follows the path
+run_xrdfs() {
+  local url command="$2" rest
+  url="$(client_url "$1")"
+  rest="${url#*://}"
+  shift 2
+  if [[ "$command" == query ]]; then
+    command="query $1"
+    shift
+  fi
+  # shellcheck disable=SC2086  # one or two words
+  xrdfs "${url%%//*}//${rest%%/*}" $command "$(path_of "$url")" "$@"
+}
+# Prints the path in a root URL, whose own slash is doubled. Argument: URL
+path_of() {
+  local path="${1#*://*/}"
+  printf '/%s' "${path#/}"
+}
+
+send_pelican() {
+  pelican object put "$1" "$2"
+}
+stored_pelican() {
+  pelican object stat "$1" | sed -n 's/^ *[Ss]ize: *\([0-9]*\).*/\1/p'
+}
+move_pelican() {
+  false # the client has no way
+}
+remove_pelican() {
+  false
+}
+
+send_file() {
+  local path
+  path="$(client_url "$2")"
+  mkdir -p "$(dirname "$path")" && cp "$1" "$path"
+}
+stored_file() {
+  local path
+  path="$(client_url "$1")"
+  [[ -e "$path" ]] || return 1
+  size_of "$path"
+  adler32 "$path"
+}
+move_file() {
+  mv -n "$(client_url "$1")" "$(client_url "$2")"
+}
+remove_file() {
+  rm -f "$(client_url "$1")"
+}
+
+# Calls one of these functions so that SIGTERM is heard. Sets captured to its output, and storage_error to what it said on
+# the standard error output. Returns its exit code. Arguments: function, its arguments
+storage() {
+  local code=0
+  capture storage_call "$@" || code=$?
+  learn_from "$code"
+  storage_error="${captured#*$'\001'}"
+  storage_error="${storage_error%"${storage_error##*[![:space:]]}"}"
+  storage_error="${storage_error##*$'\n'}"
+  captured="${captured%%$'\001'*}"
+  return "$code"
+}
+storage_call() {
+  local code=0 said
+  {
+    said="$("$@" 2>&1 >&3)" || code=$?
+  } 3>&1
+  printf '\001%s' "$said"
+  return "$code"
+}
+
+# Is an error of storage one that no further attempt can change? Argument: what storage said
+is_refusal() {
+  local text="${1,,}"
+  case "$text" in
+  'status 401 '* | 'status 403 '* | 'status 405 '* | 'status 411 '* | 'status 413 '* | 'status 414 '*) ;;
+  'status 501 '* | 'status 507 '*) ;;
+  *'permission denied'* | *'not authorized'* | *'unauthorized'* | *'no space left'* | *'quota'*) ;;
+  *'read-only file system'*) ;;
+  *) return 1 ;;
+  esac
+}
+
+# Can a folder take outputs? A URL with a secret would get into logs and lists of processes, behind a query there is no
+# place for a name, and the server keeps only text. Prints the kind of storage. Argument: URL
+storage_kind() {
+  [[ ! "$1" =~ \?|\#|://[^/]*:[^/]*@ && "$(plain_text 1000 "$1")" == "$1" ]] || return 1
+  url_kind "$1"
+}
+
+# Are two checksums the same number? Some storage leaves leading zeros out. Arguments: two texts
+same_adler32() {
+  [[ "$1" =~ ^[0-9A-Fa-f]{1,8}$ && "$2" =~ ^[0-9A-Fa-f]{1,8}$ ]] && ((16#$1 == 16#$2))
+}
+
+# Is a file at this URL, whole? Storage that tells no checksum is believed by the size. Storage that has just taken a file
+# may need a moment to know it. Arguments: kind, URL, size [bytes], adler32 or nothing, how often to look
+has_arrived() {
+  local kind="$1" url="$2" bytes="$3" adler="$4" looks="$5" look stored_bytes stored_adler
+  for ((look = 1; look <= looks; look++)); do
+    ((look == 1)) || pause "$(backoff "$((look - 1))" "$BACKOFF_MS")"
+    storage "stored_$kind" "$url" || true
+    stored_bytes="${captured%%$'\n'*}"
+    stored_adler="${captured#*$'\n'}"
+    stored_adler="${stored_adler%%$'\n'*}"
+    [[ -z "$stored_bytes" ]] || break
+  done
+  [[ "$stored_bytes" != "$bytes" ]] || [[ -n "$stored_adler" && -n "$adler" ]] || return 0
+  [[ "$stored_bytes" != "$bytes" ]] || ! same_adler32 "$stored_adler" "$adler" || return 0
+  ((looks == 1)) || log "$url: ${stored_bytes:-nothing} ${stored_adler:-} arrived instead of $bytes $adler"
+  return 1
+}
+
+# Delivers a file: sends it under a name that nobody else uses, looks whether it arrived whole, and renames it. A killed
+# upload leaves a name that ends in .part. Sets output_url when the file is where it belongs.
+# Arguments: kind, URL, file, size [bytes], adler32, word of this run, number of the attempt
+deliver() {
+  local kind="$1" url="$2" file="$3" bytes="$4" adler="$5" word="$6" try="$7" part="$2.$6.$7.part" error
+  storage_error="" captured=""
+  if [[ "$kind" != pelican ]]; then
+    if ! storage "send_$kind" "$file" "$part" || ! has_arrived "$kind" "$part" "$bytes" "$adler" "$LOOKS"; then
+      error="$storage_error"
+      # An earlier attempt may have arrived after all.
+      if ((try > 1)) && has_arrived "$kind" "$url" "$bytes" "$adler" 1; then
+        output_url="$url"
+        return 0
+      fi
+      storage "remove_$kind" "$part" || true
+      storage_error="$error"
+      return 1
+    fi
+    storage "move_$kind" "$part" "$url" || log "$url: renaming failed: $storage_error"
+    if has_arrived "$kind" "$url" "$bytes" "$adler" "$LOOKS"; then
+      output_url="$url"
+      return 0
+    fi
+    storage "remove_$kind" "$part" || true
+  fi
+  # Storage that can't rename: a new name for each attempt, since half an object may stay that can't be replaced.
+  [[ "$try" == 1 && -z "$captured" ]] || url="${url%.tar.gz}.$word.$try.tar.gz"
+  storage "send_$kind" "$file" "$url" && has_arrived "$kind" "$url" "$bytes" "$adler" "$LOOKS" || return 1
+  output_url="$url"
+}
+
+# Delivers a tarball to OSGPROD_OUTPUT_URL, in several attempts; without that setting it stays here. Sets output_url.
+# Arguments: tarball, name there, size [bytes], adler32, greatest number of attempts
+send_outputs() {
+  local file="$1" bytes="$3" adler="$4" tries="$5" url="${OSGPROD_OUTPUT_URL:-}" kind try word="${scratch##*.}"
+  [[ -n "$url" ]] || return 0
+  url="${url%/}/$2"
+  kind="$(storage_kind "$url")"
+  find_token
+  # Numbered by start, no job has this name but this one: unless there are two access points, or an older database.
+  if has_arrived "$kind" "$url" "$bytes" "$adler" 1; then
+    output_url="$url" # by an earlier start, which was killed before its report
+    return 0
+  fi
+  if [[ -n "$captured" ]]; then
+    url="${url%.tar.gz}.$word.tar.gz"
+  fi
+  for ((try = 1; try <= tries; try++)); do
+    ! deliver "$kind" "$url" "$file" "$bytes" "$adler" "$word" "$try" || return 0
+    log "outputs not delivered to $url (attempt $try of $tries): $storage_error"
+    # A refusal is looked at once more: an overloaded server may refuse, a token may be renewed.
+    ! is_refusal "$storage_error" || ((tries <= try + 1)) || tries=$((try + 1))
+    ((try == tries)) || pause "$(backoff "$try" "$BACKOFF_MS")"
+  done
+  return 1
+}
+
+# Removes what was delivered but doesn't count. Argument: URL, or nothing
+unsend() {
+  [[ -z "$1" ]] || storage "remove_$(storage_kind "$1")" "$1" || log "$1 does not count, and stays: $storage_error"
+}

@@ -1,0 +1,150 @@
+# shellcheck shell=bash
+# --- the work ----------------------------------------------------------------------------------------------------
+
+readonly TOLD_TO_STOP=9 # exit code of beat
+
+work_status=0 # exit code of the work
+beat_status=0 # exit code of beat
+
+# Copies the proxy and the token into the work's folder, the only one that a container shows. HTCondor renews them: it is
+# done again with each heartbeat. Argument: folder
+copy_credentials() {
+  local file
+  find_token
+  for file in "${X509_USER_PROXY:-}" "${BEARER_TOKEN_FILE:-}"; do
+    [[ -f "$file" && "$file" != "$1"/* ]] || continue
+    (umask 077 && cp "$file" "$1/new" && mv -f "$1/new" "$1/${file##*/}") 2>/dev/null || log "$file can't be copied"
+  done
+}
+
+# Becomes the work script, in the current folder, in a container if there is one.
+# Arguments: folder with the script, the report, and in a container the credentials
+become_work() {
+  local own="$1" words word
+  local -a container=()
+  unset OSGPROD_MAGIC OSGPROD_MAGIC_FILE OSGPROD_JOB_KEY
+  export OSGPROD_REPORT="$own/report.txt"
+  if [[ -n "${OSGPROD_CONTAINER:-}" ]]; then
+    set -f
+    # shellcheck disable=SC2086  # words separated by spaces
+    for words in ${OSGPROD_CONTAINER}; do
+      word=""
+      while [[ "$words" == *'{}'* ]]; do
+        word+="${words%%'{}'*}$PWD"
+        words="${words#*'{}'}"
+      done
+      container+=("$word$words")
+    done
+    set +f
+    export APPTAINER_BIND="${APPTAINER_BIND:+$APPTAINER_BIND,}$PWD" TMPDIR="$own"
+    export SINGULARITY_BIND="${SINGULARITY_BIND:+$SINGULARITY_BIND,}$PWD"
+    [[ -z "${X509_USER_PROXY:-}" ]] || export X509_USER_PROXY="$own/${X509_USER_PROXY##*/}"
+    [[ -z "${BEARER_TOKEN_FILE:-}" ]] || export BEARER_TOKEN_FILE="$own/${BEARER_TOKEN_FILE##*/}"
+  fi
+  exec ${container[@]+"${container[@]}"} bash "$own/script"
+}
+
+# Runs the script in a process group and a folder of its own. Sets work_status and beat_status.
+# Argument: seconds between heartbeats, 0 = none
+run_work() {
+  local own="$scratch/work/.osgprod"
+  mkdir -p "$own"
+  mv "$scratch/script" "$own/script"
+  [[ -z "${OSGPROD_CONTAINER:-}" ]] || copy_credentials "$own"
+  set -m
+  (
+    cd "$scratch/work" || exit "$EXIT_NODE_FAULT"
+    become_work "$own"
+  ) 9>&- >"$scratch/work.log" 2>&1 &
+  work_group=$!
+  set +m
+  if (($1 > 0)); then
+    beat "$1" "$own" &
+    beat_pid=$!
+  fi
+  wait "$work_group" || work_status=$?
+  end_group "$work_group" # whatever it left in the background
+  work_group=""
+  stop_beating
+  run print_log "$scratch/work.log" "$MAX_LOG_BYTES" || true
+}
+
+# Prints a file, of a long one the head and the tail. Arguments: file, greatest number of bytes
+print_log() {
+  local bytes half=$(($2 / 2))
+  bytes="$(size_of "$1")"
+  if ((bytes <= $2)); then
+    cat "$1"
+    return
+  fi
+  head -c "$half" "$1"
+  printf '\n--- osgprod_exec: %d bytes of the work'\''s output are left out here ---\n' "$((bytes - 2 * half))"
+  tail -c "$half" "$1"
+}
+
+# Prints the CPU seconds that the processes of a group have used so far, from /proc. Argument: process group
+cpu_seconds() {
+  local file line total=0
+  local -a fields
+  for file in /proc/[0-9]*/stat; do
+    { IFS= read -r line <"$file"; } 2>/dev/null || continue
+    # shellcheck disable=SC2206  # numbers
+    fields=(${line##*) })
+    # after the name: 0 state, 1 parent, 2 group; 11-14 ticks, own and of ended children
+    [[ "${fields[2]}" == "$1" ]] || continue
+    total=$((total + fields[11] + fields[12] + fields[13] + fields[14]))
+  done
+  printf '%s' "$((total / 100))"
+}
+
+# Prints the size of a folder [bytes]. Argument: folder
+folder_bytes() {
+  local kilobytes
+  kilobytes="$(cd "$1" && du -sk . 2>/dev/null | head -n 1 | cut -f 1)" || true
+  [[ "$kilobytes" =~ ^[0-9]{1,15}$ ]] || kilobytes=0
+  printf '%s' "$((kilobytes * 1024))"
+}
+
+# Renews the lease until the server says that the slice is no longer ours, or until this script was killed; then it ends
+# the work. Arguments: seconds between heartbeats, folder for credentials
+beat() {
+  local interval_s="$1" own="$2" left_s="$1"
+  pipe="$scratch/pipe.beat"
+  trap '[[ -z "$child_group" ]] || kill -KILL -- "-$child_group" 2>/dev/null; exit 0' TERM
+  while true; do
+    while ((left_s > 0)); do
+      pause "$((left_s > 5 ? 5 : left_s))"
+      left_s=$((left_s - 5))
+      kill -0 "$$" 2>/dev/null || break 2
+    done
+    left_s="$interval_s"
+    [[ -z "${OSGPROD_CONTAINER:-}" ]] || copy_credentials "$own"
+    request workscript.ping bytes "$(folder_bytes "$scratch/work")" cpu "$(cpu_seconds "$work_group")"
+    if [[ "$http_status" == 409 && "$answer" != error ]]; then
+      log "stopping the work: $body"
+      trap '' TERM # the end of the work must not hide why
+      end_group "$work_group"
+      exit "$TOLD_TO_STOP"
+    fi
+  done
+  end_group "$work_group"
+}
+
+stop_beating() {
+  if [[ -n "$beat_pid" ]]; then
+    kill -TERM "$beat_pid" 2>/dev/null || true
+    wait "$beat_pid" 2>/dev/null || beat_status=$?
+    beat_pid=""
+  fi
+}
+
+# Prints the last line of the work's output that isn't empty, as the reason of a failure.
+last_words() {
+  plain_text 120 "$(tail -c 10000 "$scratch/work.log" 2>/dev/null | tr -d '\000\r' | grep -a -v '^[[:space:]]*$' |
+    tail -n 1)"
+}
+
+# Prints the value of the last line NAME=VALUE of the work's report. Argument: name
+reported() {
+  sed -n "s/^$1=//p" "$scratch/work/.osgprod/report.txt" 2>/dev/null | tr -d '\000' | tail -n 1
+}
