@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -36,16 +38,15 @@ NOT_RUN = {
     "make lint": "a command of its own in CI",
     "make bench": "takes minutes",
     "make fuzz": "takes minutes",
-    "make serve": "tests/shim/test_serve.py runs it; the commands beside it are run against a shim of the same kind",
-    "OSGPROD_DSN=\"dbname=osgprod user=shim\" osgprod serve": "runs until it is stopped; see tests/shim/test_serve.py",
-    "cd condor": "needs an HTCondor pool: tests/grid",
+    "make setup": "the environment is there already",
+    "sudo": "the user here may do all that it allows",
+    "mkdir -p logs": "belongs to condor_submit",
     "condor_submit": "needs an HTCondor pool: tests/grid",
     "pipx run": "asks the network",
     "gitleaks": "no part of this project",
     "git grep": "needs a checkout with its history",
     "input_eviofile_list": "is an example of a script",
     "output_filename": "is an example of a script",
-    ". .venv": "the shell here has the programs of the environment already",
 }  # fmt: skip
 # Documents whose commands need a real site.
 NOT_RUN_AT_ALL = {"grid.md": "tests/grid runs what it describes", "performance.md": "make bench measures it"}
@@ -92,15 +93,22 @@ def site(server: Server, folder: Path, request: pytest.FixtureRequest) -> Iterat
     with psycopg.connect(f"{base} dbname=postgres", autocommit=True) as maintenance:
         for database in ("osgprod", "original"):
             maintenance.execute(f"DROP DATABASE IF EXISTS {database} WITH (FORCE)")
-        database = "demo_of_readme" if name == "README.md" else "osgprod"
-        maintenance.execute(f"DROP DATABASE IF EXISTS {database} WITH (FORCE)")
-        maintenance.execute(f"CREATE DATABASE {database}")
+        maintenance.execute("DROP DATABASE IF EXISTS osgprod WITH (FORCE)")
+        if name != "README.md":
+            maintenance.execute("CREATE DATABASE osgprod")
         for role in ("shim", "shim_of_spring", "operator_of_spring"):
             maintenance.execute(f"DROP ROLE IF EXISTS {role}")
-    dsn = f"{base} dbname={database}"
+    environment = {
+        # pg_dump has to be of the server's version
+        "PATH": f"{Path(sys.executable).parent}:{server._programs}:{os.environ['PATH']}",
+        "HOME": str(folder), "PGHOST": host, "PGPORT": port, "PGUSER": user, "FOLDER": str(folder),
+    }  # fmt: skip
+    if name == "README.md":  # it starts from an empty server, and runs a shim itself
+        yield {**environment, "PORT": str(free_port())}
+        return
+    dsn = f"{base} dbname=osgprod"
     seed(dsn, folder, say=lambda line: None)
-    if name != "README.md":
-        prepare(dsn, folder, is_new=name == "moving.md")
+    prepare(dsn, folder, is_new=name == "moving.md")
     if name == "moving.md":
         make_original(base, folder)
     if name == "workscripts.md":
@@ -108,13 +116,14 @@ def site(server: Server, folder: Path, request: pytest.FixtureRequest) -> Iterat
                                                        re.DOTALL)[1])  # type: ignore[index]  # fmt: skip
     with LiveShim(dsn, folder / "www") as shim:
         yield {
-            # pg_dump has to be of the server's version
-            "PATH": f"{Path(sys.executable).parent}:{server._programs}:{os.environ['PATH']}",
-            "HOME": str(folder), "PGHOST": host, "PGPORT": port, "PGUSER": user,
-            "OSGPROD_DOCUMENT_ROOT": str(folder / "www"),
-            "FOLDER": str(folder), "URL": f"http://127.0.0.1:{shim.port}",
-            **({} if name == "README.md" else {"OSGPROD_DSN": f"dbname={database}"}),
+            **environment, "PORT": str(shim.port),
+            "OSGPROD_DOCUMENT_ROOT": str(folder / "www"), "OSGPROD_DSN": "dbname=osgprod",
         }  # fmt: skip
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
 
 
 def prepare(dsn: str, folder: Path, is_new: bool) -> None:
@@ -158,19 +167,24 @@ def test_commands_of_the_document_do_what_they_should(path: Path, site: dict[str
     if path.name in NOT_RUN_AT_ALL:
         return
     lines = [command for command in commands(path) if is_run(command)]
-    script = ["set -e", f"cd {CHECKOUT}" if path.name == "README.md" else f"cd {site['FOLDER']}"]
+    script = [
+        "set -e",
+        "trap 'kill $(jobs -p) 2>/dev/null || true' EXIT",  # what a document runs in the background
+        f"cd {CHECKOUT}" if path.name == "README.md" else f"cd {site['FOLDER']}",
+    ]
     for command in lines:
-        here = command.replace("http://127.0.0.1:8080", site["URL"]).replace(
+        here = re.sub(r"(127\.0\.0\.1:|--port )8080", rf"\g<1>{site['PORT']}", command).replace(
             "/path/to/rawdata", f"{site['FOLDER']}/rawdata"
         )
         for name in ("magic.txt", "new-magic.txt"):
             here = re.sub(rf"(?<= ){re.escape(name)}", f"{site['FOLDER']}/{name}", here)
-        script += [f"echo '+' {subprocess.list2cmdline([here])!r} >&2", here]
+        script += [f"echo + {shlex.quote(here)} >&2", here]
     result = subprocess.run(
         ["bash", "-c", "\n".join(script)], env=site, capture_output=True, text=True, timeout=120
     )
     assert result.returncode == 0, f"{result.stdout[-2000:]}\n{result.stderr[-3000:]}"
     assert "Traceback" not in result.stderr
+    assert list(CHECKOUT.glob("job_*")) == []  # what README makes stays outside of the checkout
 
 
 def test_most_commands_are_run_and_each_exception_has_a_command() -> None:
@@ -188,3 +202,11 @@ def test_each_link_of_the_documents_leads_to_something() -> None:
         for target in re.findall(r"\]\(([^)#\s]+)", path.read_text()):
             if "://" not in target:
                 assert (path.parent / target).exists(), f"{path.name}: {target}"
+
+
+def test_each_error_code_of_the_documents_is_explained_in_design() -> None:
+    design = (CHECKOUT / "docs" / "design.md").read_text()
+    explained = set(re.findall(r"^\| (OG\d{3}) \|", design, re.MULTILINE))
+    assert len(explained) > 20
+    for path in DOCUMENTS:
+        assert set(re.findall(r"\bOG\d{3}\b", path.read_text())) <= explained, path.name
