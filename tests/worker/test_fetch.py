@@ -399,6 +399,20 @@ def test_file_that_is_shorter_than_registered_is_told_without_waiting(
     assert f"shorter than when it was registered: {len(lent['rawdata']) - 5000} bytes" in log.splitlines()[-1]
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="making a node read-only takes root")
+def test_node_where_only_the_current_folder_can_be_written_is_enough(slice_: Slice, folder: Path) -> None:
+    """As in a container that shows nothing else."""
+    for name in ("work", "kept"):
+        (folder / name).mkdir()
+    script = f"""mount --bind / / && mount -o remount,bind,ro / || exit 9
+        for place in /dev/shm /var/tmp; do mount -t tmpfs -o ro none $place || exit 9; done
+        cd {folder} || exit 9
+        for place in work kept; do mount --bind $place $place && mount -o remount,bind,rw $place || exit 9; done
+        ! touch /tmp/x 2>/dev/null && cd {folder}/work && exec "$@\""""
+    code, log, seen = slice_.run("unshare", "-m", "/bin/bash", "-c", script, "-", HOME="/nonexistent")
+    assert (code, log, seen) == (0, "", slice_.expected)
+
+
 # --- https -----------------------------------------------------------------------------------------------------
 
 
