@@ -269,7 +269,7 @@ def test_bar_shows_one_quarantined_block_of_millions_and_fills_its_width() -> No
 def test_page_costs_hardly_more_when_a_hundred_times_as_many_slices_are_done(
     world: World, shim_with: MakeShim, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Finished files are rows, and only files in flight are counted. 288 and 28,800 slices; docs/operations.md has
+    """Finished files are rows, and only files in flight are counted. 288 and 28,800 slices; docs/performance.md has
     the times with ten million."""
     monkeypatch.setattr("shim.dashboard.routes.KEPT_S", 0.0)
     for name, blocks in (("small", 4), ("large", 400)):
