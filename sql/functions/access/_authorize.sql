@@ -139,8 +139,9 @@ $fn$;
 CREATE FUNCTION osgprod._magic_digest(p_salt uuid, p_magic text)
 RETURNS bytea LANGUAGE sql STABLE
 AS $fn$
-    -- The only form in which a magic is stored: SHA-256 of salt and text.
-    SELECT sha256(uuid_send(p_salt) || convert_to(p_magic, 'UTF8'))
+    -- The only form in which a magic is stored: SHA-256 of salt and text. Line ends behind it, LF or CRLF, are not part of
+    -- it, neither when it is set nor when a job sends it.
+    SELECT sha256(uuid_send(p_salt) || convert_to(rtrim(p_magic, E'\r\n'), 'UTF8'))
 $fn$;
 
 CREATE FUNCTION osgprod._check_bearer(p_project osgprod_data.projects, p_bearer jsonb)
@@ -252,9 +253,15 @@ BEGIN
 END
 $fn$;
 
-CREATE FUNCTION osgprod._label(p_text text)
+CREATE FUNCTION osgprod._label(p_text text, p_most int DEFAULT 128)
 RETURNS text LANGUAGE sql IMMUTABLE
 AS $fn$
-    -- What a job says of itself (host, site, reason): at most 128 characters, printable, NULL when empty.
-    SELECT nullif(left(btrim(regexp_replace(p_text, '[[:cntrl:]]+', ' ', 'g')), 128), '')
+    -- What a job says of itself (host, site, reason, URL of its outputs): one line of at most p_most characters, NULL when
+    -- it is empty. Control characters, line separators and format characters, which can hide or turn round what stands
+    -- beside them, become spaces.
+    -- Source: Unicode 15, general categories Cc, Cf, Zl and Zp; a test compares them all
+    SELECT nullif(left(btrim(regexp_replace(p_text, '[\u0001-\u001F\u007F-\u009F\u00AD\u0600-\u0605\u061C\u06DD\u070F'
+        '\u0890\u0891\u08E2\u180E\u200B-\u200F\u2028-\u202E\u2060-\u2064\u2066-\u206F\uFEFF\uFFF9-\uFFFB'
+        '\U000110BD\U000110CD\U00013430-\U0001343F\U0001BCA0-\U0001BCA3\U0001D173-\U0001D17A\U000E0001'
+        '\U000E0020-\U000E007F]+', ' ', 'g')), p_most), '')
 $fn$;

@@ -9,8 +9,9 @@ AS $fn$
     -- Returns:    url of the whole file, filename without folder, size_bytes [bytes] and events of the slice's file, and
     --             the pieces whose concatenation it is, one a line: 'range OFFSET LENGTH' [bytes] or 'hex ...'
     -- Source:     EVIO 4 block header; which readers accept such a file: docs/evio.md
-    SELECT p_xrootd_prefix || CASE WHEN p_strip_prefix <> '' AND starts_with(r.path, p_strip_prefix || '/')
-                              THEN substr(r.path, length(p_strip_prefix) + 1) ELSE r.path END,
+    SELECT osgprod._source_url(p_xrootd_prefix, CASE
+               WHEN p_strip_prefix <> '' AND starts_with(r.path, p_strip_prefix || '/')
+               THEN substr(r.path, length(p_strip_prefix) + 1) ELSE r.path END),
            r.filename,
            coalesce((l.lead).bytes, 0) + l.ends_at - l.starts_at + coalesce(length(l.trailer), 0),
            osgprod._int4_at(l.entries, 12 * (p_block2 - p_block1) + 8) - osgprod._int4_at(l.entries, 8)
@@ -30,6 +31,27 @@ AS $fn$
                CASE WHEN r.last_has_bit AND p_block2 = r.nblocks THEN NULL ELSE r.trailer END AS trailer
         OFFSET 0) l
      WHERE r.rawdata_id = p_rawdata_id
+$fn$;
+
+CREATE FUNCTION osgprod._source_url(p_prefix text, p_path text)
+RETURNS text LANGUAGE sql IMMUTABLE
+AS $fn$
+    -- The URL of a raw data file. Paths are percent-encoded here, once, where the URL is of http; XRootD and a file system
+    -- take a path as it is.
+    -- Parameters: p_prefix  the project's xrootd_prefix, an operator's URL that stays as it is;  p_path  of the file
+    SELECT p_prefix || CASE WHEN p_path ~ '[^A-Za-z0-9/._~-]' AND p_prefix ~* '^(https?|davs?)://'
+                            THEN osgprod._percent_encoded(p_path) ELSE p_path END
+$fn$;
+
+CREATE FUNCTION osgprod._percent_encoded(p_path text)
+RETURNS text LANGUAGE sql IMMUTABLE
+AS $fn$
+    -- A path with each byte of its UTF-8 percent-encoded that is neither a slash nor unreserved.
+    -- Source: RFC 3986, sections 2.1 and 2.3
+    SELECT string_agg(CASE WHEN c ~ '[A-Za-z0-9/._~-]' THEN c
+                           ELSE regexp_replace(upper(encode(convert_to(c, 'UTF8'), 'hex')), '(..)', '%\1', 'g') END,
+                      '' ORDER BY n)
+      FROM regexp_split_to_table(p_path, '') WITH ORDINALITY AS s (c, n)
 $fn$;
 
 CREATE FUNCTION osgprod._lead(p_preamble jsonb, p_block1 int, p_offset bigint)
