@@ -67,7 +67,9 @@ def db(dsn: str, request: pytest.FixtureRequest) -> Iterator[psycopg.Connection[
         yield connection
     with connect(dsn) as connection:
         for row in call(connection, "progress"):
-            assert call(connection, "verify", project=row["project"], deep=deep) == []
+            found = call(connection, "verify", project=row["project"], deep=deep)
+            # What a job said of its events may contradict the index; the tables may not contradict each other.
+            assert [fault for fault in found if not fault["fault"].startswith("done, but ")] == []
 
 
 @pytest.fixture

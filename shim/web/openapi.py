@@ -18,6 +18,7 @@ PARAMETERS = {
     "cpus": ("integer", "cores of the job [1 .. 4096]; 1 when it is not given"),
     "exitcode": ("integer", "of the work script [0 .. 255]; 128 + n = killed by signal n"),
     "token": ("string", "the attempt's token, from the script or the header Osgprod-Token"),
+    "job_key": ("string", "secret that proves after a restart that this is the same job [at most 256 bytes]"),
     "host": ("string", "name of the node"),
     "site": ("string", "name of the site"),
     "reason": ("string", "why it failed, one line"),
@@ -31,13 +32,16 @@ PARAMETERS = {
 }
 REQUIRED = ("project", "cluster", "process")
 PROTOCOL = {
-    "workscript.bash": ("The script of the slice that this job shall process", ("magic", "cpus", "host", "site")),
+    "workscript.bash": (
+        "The script of the slice that this job shall process",
+        ("magic", "job_key", "cpus", "host", "site"),
+    ),
     "workscript.exit": (
         "How the job's attempt ended",
-        ("exitcode", "magic", "token", "events", "outputs", "output_bytes", "output_adler32", "output_url", "host",
-         "site", "reason"),
+        ("exitcode", "magic", "token", "job_key", "events", "outputs", "output_bytes", "output_adler32", "output_url",
+         "host", "site", "reason"),
     ),
-    "workscript.ping": ("The attempt is alive, and how far it is", ("magic", "token", "bytes", "cpu")),
+    "workscript.ping": ("The attempt is alive, and how far it is", ("magic", "token", "job_key", "bytes", "cpu")),
 }  # fmt: skip
 STATUSES = {
     200: "done as asked; Osgprod-Status says what",

@@ -16,6 +16,7 @@ CREATE TYPE osgprod.checkout AS (
     host       text,
     site       text,
     bearer     jsonb,
+    job_key    text,
     -- what it gets: a slice when status is assigned
     status     text,
     message    text,
@@ -66,7 +67,9 @@ CREATE TYPE osgprod.report AS (
     host           text,
     site           text,
     reason         text,
-    bearer         jsonb
+    bearer         jsonb,
+    job_key        text,
+    ignored        text  -- evidence that was left out, as a line for the answer; NULL = none
 );
 
 -- What report_exit says.

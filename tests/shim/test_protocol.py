@@ -346,7 +346,7 @@ def test_functions_renewed_under_traffic_disturb_nobody(world: World, shim: Live
         world.db.execute(
             "DROP FUNCTION osgprod.heartbeat; CREATE FUNCTION osgprod.heartbeat(p_project text, p_cluster bigint,"
             " p_process bigint, p_magic text, p_client inet, p_token text, p_bytes bigint, p_cpu_s bigint,"
-            " p_bearer jsonb, OUT http_status int, OUT status text, OUT message text, OUT more int)"
+            " p_bearer jsonb, p_job_key text, OUT http_status int, OUT status text, OUT message text, OUT more int)"
             " LANGUAGE sql AS 'SELECT 200, $$alive$$, $$x$$, 1'; GRANT EXECUTE ON FUNCTION osgprod.heartbeat TO PUBLIC"
         )
         beats = [shim.raw(f"workscript.ping?{GOOD}").status_code for _ in range(20)]

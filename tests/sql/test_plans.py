@@ -89,7 +89,7 @@ def jobs_come_and_go(world: World, other: psycopg.Connection[Any], cluster: int)
         first = [world.checkout(10 * n + k, host="wn1", **job) for k in range(7)]
         assert {answer["status"] for answer in first} == {"assigned"}
         token = str(first[0]["token"])
-        world.checkout(10 * n, **job)  # restarted
+        world.checkout(10 * n, host="wn1", **job)  # restarted
         assert world.heartbeat(10 * n, token=token, **job)["status"] == "superseded"
         assert world.heartbeat(10 * n, bytes=n, **job)["status"] == "alive"
         for k, code in enumerate((0, 1, 137, 0)):

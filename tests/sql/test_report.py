@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import psycopg
 import pytest
 
@@ -144,10 +146,6 @@ def test_report_without_any_attempt_is_an_error_that_says_so(world: World) -> No
         ({"exitcode": None}, "OG105"),
         ({"cluster": -1}, "OG102"),
         ({"process": 2**31}, "OG103"),
-        ({"events": -1}, "OG107"),
-        ({"outputs": -1}, "OG107"),
-        ({"output_bytes": -1}, "OG107"),
-        ({"output_adler32": "xyz"}, "OG107"),
         ({"magic": "x"}, "OG202"),
     ],
 )
@@ -174,6 +172,89 @@ def test_success_with_fewer_events_than_the_slice_holds_is_a_failure_where_event
         world.let_backoff_pass()
     world.checkout(9, cpus=1)
     assert world.report(9, 0, events=11)["status"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("broken", "words"),
+    [
+        ({"events": -1}, "ignored: events (below 0)"),
+        ({"outputs": -1}, "ignored: outputs (not from 0 to 2147483647)"),
+        ({"outputs": 2**31}, "ignored: outputs (not from 0 to 2147483647)"),
+        ({"output_bytes": -1}, "ignored: output_bytes (below 0)"),
+        ({"output_adler32": "xyz"}, "ignored: output_adler32 (not 8 hexadecimal digits)"),
+        ({"output_adler32": "123456789", "events": -1}, "ignored: events (below 0), output_adler32"),
+    ],
+)
+def test_a_report_is_recorded_without_evidence_that_cannot_be_kept_and_the_answer_says_so(
+    world: World, broken: dict, words: str
+) -> None:
+    world.add_file(1)
+    world.checkout(0)
+    for _ in range(2):  # the same report again gets the same answer
+        answer = world.report(0, **broken)
+        assert (answer["http_status"], answer["status"]) == (200, "done")
+        assert answer["message"].splitlines()[0] == "thank you, the slice is done"
+        assert answer["message"].splitlines()[1].startswith(words)
+    row = reports(world)[0]
+    assert {row[name] for name in ("events", "outputs", "output_bytes", "output_adler32")} == {None}
+    assert state_of(world)["state"] == "done"
+
+
+def test_broken_evidence_proves_no_success_where_evidence_is_demanded(world: World) -> None:
+    world.set(demand_events=True, demand_outputs=True, demand_checksum=True)
+    world.add_file(3)
+    for process, broken in enumerate(({"events": -1}, {"outputs": -1}, {"output_adler32": "xyz"})):
+        events = world.checkout(process)["events"]
+        good = {"events": events, "outputs": 1, "output_bytes": 5, "output_adler32": "1"}
+        answer = world.report(process, 0, **{**good, **broken})
+        assert answer["status"] == "failed" and "\nignored: " in answer["message"]
+    world.let_backoff_pass()
+    world.checkout(9)
+    assert world.report(9, 0, **good)["status"] == "done"
+    assert reports(world)[-1]["output_adler32"] == "00000001", "some storage drops leading zeros"
+
+
+def test_a_success_whose_events_contradict_the_index_is_recorded_and_shown_by_health_and_verify(
+    world: World,
+) -> None:
+    world.add_file(3)
+    world.checkout(0)
+    world.checkout(1)
+    world.checkout(2)
+    answers = [world.report(0, 0, events=1) for _ in range(2)]
+    assert {(a["http_status"], a["status"]) for a in answers} == {(200, "done")}
+    assert {a["message"] for a in answers} == {
+        "thank you, the slice is done; but this contradicts the index and is on record: 1 of 11 events read"
+    }
+    assert world.report(1, 0, events=11)["message"] == "thank you, the slice is done"
+    assert world.report(2, 1, events=3)["status"] == "failed", "a failure may have read any number"
+    assert [row["contradiction"] for row in reports(world)] == ["1 of 11 events read", None, None]
+    found = call(world.db, "verify", project="p")
+    assert [(row["block1"], row["fault"]) for row in found] == [(1, "done, but 1 of 11 events read")]
+    (row,) = [row for row in call(world.db, "health", project="p") if row["what"] == "contradicted"]
+    assert row["level"] == "attention" and row["found"].startswith("1 done slices")
+    call(world.db, "recycle", project="p", states=["done"])
+    assert call(world.db, "verify", project="p") == [], "what is work again contradicts nothing"
+
+
+def test_several_reports_made_together_are_recorded_each_by_its_own_evidence(world: World) -> None:
+    world.add_file(3)
+    job = {"project": "p", "cluster": 1, "magic": "m", "client": "127.0.0.1", "exitcode": 0}
+    for process in range(3):
+        world.checkout(process)
+    calls = [
+        {**job, "n": 0, "process": 0, "events": 11},
+        {**job, "n": 1, "process": 1, "events": -5},
+        {**job, "n": 2, "process": 2},
+    ]
+    answers = call(world.db, "report_exits", calls=json.dumps(calls))
+    thanks = "thank you, the slice is done"
+    assert {row["n"]: row["message"] for row in answers} == {
+        0: thanks,
+        1: thanks + "\nignored: events (below 0)",
+        2: thanks,
+    }
+    assert [row["events"] for row in reports(world)] == [11, None, None]
 
 
 def test_success_without_outputs_or_checksum_is_a_failure_where_they_are_demanded(world: World) -> None:

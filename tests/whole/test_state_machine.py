@@ -268,7 +268,7 @@ class Machine(RuleBasedStateMachine):
         name, model = self.project(which)
         assume(model.state != "paused")
         status, path, s = model.checkout(job, cpus)
-        answer = self.world.checkout(job, cpus=cpus, host=host, project=name)
+        answer = self.world.checkout(job, cpus=cpus, host=host, project=name, job_key=f"key of {job}")
         assert answer["status"] == status
         if s is None:
             return
@@ -281,6 +281,17 @@ class Machine(RuleBasedStateMachine):
                 job, len(attempts) + 1, path, s.block1, s.block2, s.generation, host, str(answer["token"])
             )
         )
+
+    @precondition(lambda self: self.models["a"].attempts)
+    @rule(which=WHICH, job=JOBS, job_key=st.sampled_from([None, "another"]))
+    def checkout_by_a_stranger(self, which: str, job: int, job_key: str | None) -> None:
+        """The slice of a living attempt is not for who does not prove to be its job: nothing changes."""
+        name, model = self.project(which)
+        holder = job, len(model.attempts.get(job, []))
+        assume(model.state != "paused")
+        assume(any(s.state == "leased" and s.holder == holder for _, s in model.all()))
+        answer = self.world.checkout(job, host="wn1", project=name, job_key=job_key)
+        assert (answer["status"], answer["token"], answer["retry_s"]) == ("wait", None, 60)
 
     @precondition(lambda self: self.models["a"].attempts)
     @rule(which=WHICH, code=CODES, data=st.data())

@@ -8,7 +8,8 @@ CREATE FUNCTION osgprod.checkout_slice(
     p_workscript text   DEFAULT NULL,
     p_host       text   DEFAULT NULL,
     p_site       text   DEFAULT NULL,
-    p_bearer     jsonb  DEFAULT NULL)
+    p_bearer     jsonb  DEFAULT NULL,
+    p_job_key    text   DEFAULT NULL)
 RETURNS osgprod.checkout_answer
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
     SET enable_seqscan = off SET plan_cache_mode = force_generic_plan
@@ -24,27 +25,30 @@ AS $fn$
 --             p_workscript         the template that the caller holds in hand; a slice is lent only when it is the
 --                                  project's; NULL = don't ask
 --             p_host, p_site       where the job runs, as it says
+--             p_job_key            secret that proves after a restart that this is the same job [1 .. 256 bytes];
+--                                  NULL or empty = none: see the project's setting restart_proof
 -- Returns:    always one row. status:
 --             assigned   the slice is yours until lease_s [s] after your last heartbeat
 --             completed  this job's work is done
---             wait       nothing now, but work may come back: ask again in retry_s [s]
+--             wait       nothing now, but work may come back: ask again in retry_s [s]. Also for a caller that does not
+--                        prove to be the job whose attempt lives: then the call is in refusals
 --             no-work    nothing left
 --             template   fetch the template named in workscript first, then call again
 --             block1, block2: half-open range of blocks, 0-based; size_bytes [bytes], events: of the slice as a file of
 --             its own, preamble and trailer counted; pieces: lines 'range OFFSET LENGTH' [bytes] of url or 'hex ...',
 --             whose concatenation is that file
--- Errors:     OG101-OG104 bad parameter; OG2xx not allowed; OG301 unknown project; OG501 project paused;
+-- Errors:     OG101-OG104, OG110 bad parameter; OG2xx not allowed; OG301 unknown project; OG501 project paused;
 --             OG502 its files are begun anew at this moment; OG601 worker banned; OG602 job starts too often; OG603 project has too many live attempts
 -- Locks:      the job, then one row of idle_slices SKIP LOCKED and its slice, or one file (advisory: project_id, rawdata_id)
 -- Source:     docs/design.md "A slice's life", I1-I4
 BEGIN
     RETURN (osgprod._checkout(ARRAY[ROW(1, p_project, p_cluster, p_process, p_cpus, p_magic,
-        osgprod._plain_address(p_client), p_workscript, p_host, p_site, p_bearer,
+        osgprod._plain_address(p_client), p_workscript, p_host, p_site, p_bearer, p_job_key,
         NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL)::osgprod.checkout]))[1];
 END
 $fn$;
 
-COMMENT ON FUNCTION osgprod.checkout_slice(text, bigint, bigint, bigint, text, inet, text, text, text, jsonb) IS
+COMMENT ON FUNCTION osgprod.checkout_slice(text, bigint, bigint, bigint, text, inet, text, text, text, jsonb, text) IS
 'Lends a job its slice: its own one again after a restart, else one that came back, else the next of a file; one row, whose status says what to do. For osgprod_worker.';
 
 CREATE FUNCTION osgprod.checkout_slices(p_calls json)
@@ -67,11 +71,11 @@ BEGIN
     SELECT g.calls[a.ordinality].n, a.status, a.message, a.retry_s, a.workscript, a.nstarts, a.token, a.lease_s,
            a.heartbeat_s, a.started_at, a.url, a.filename, a.block1, a.block2, a.size_bytes, a.events, a.pieces
       FROM (SELECT array_agg(ROW(r.n, r.project, r.cluster, r.process, r.cpus, r.magic, osgprod._plain_address(r.client),
-                       r.workscript, r.host, r.site, r.bearer,
+                       r.workscript, r.host, r.site, r.bearer, r.job_key,
                        NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL)::osgprod.checkout
                        ORDER BY r.cluster, r.process, r.n) AS calls
               FROM json_to_recordset(p_calls) AS r (n int, project text, cluster bigint, process bigint, cpus bigint,
-                   magic text, client inet, workscript text, host text, site text, bearer jsonb)
+                   magic text, client inet, workscript text, host text, site text, bearer jsonb, job_key text)
              GROUP BY r.project ORDER BY r.project) g
      CROSS JOIN LATERAL unnest(osgprod._checkout(g.calls)) WITH ORDINALITY a;
 END
@@ -106,6 +110,7 @@ BEGIN
                      AND NOT EXISTS (
                          SELECT FROM unnest(p_calls) c
                           WHERE NOT coalesce(c.cpus BETWEEN 1 AND 4096 AND coalesce(c.workscript = p.workscript, true)
+                                AND coalesce(octet_length(c.job_key) <= 256, true)
                                 AND osgprod._let_in(p, c.magic, c.client, c.bearer, c.cluster, c.process), false)));
     SELECT f.* INTO v_file
       FROM osgprod._if_common(v_project.project_id, p_calls) CROSS JOIN osgprod._free_file(v_project.project_id) f;
@@ -156,9 +161,10 @@ BEGIN
 
     v_now := clock_timestamp();  -- not now(): the transaction may have waited for a lock since it began
     INSERT INTO osgprod_data.attempts (project_id, cluster, process, nstart, rawdata_id, block1, block2, opened_at, cpus,
-           started_at, token_digest, client, host, site)
+           started_at, token_digest, client, host, site, job_key_digest)
     SELECT v_project.project_id, c.cluster, c.process, c.nstart, c.rawdata_id, c.block1, c.block2, c.opened_at, c.cpus,
-           v_now, sha256(convert_to(c.token::text, 'UTF8')), c.client, osgprod._label(c.host), osgprod._label(c.site)
+           v_now, sha256(convert_to(c.token::text, 'UTF8')), c.client, osgprod._label(c.host), osgprod._label(c.site),
+           osgprod._job_key_digest(v_project.magic_salt, c.job_key)
       FROM unnest(v_calls) c
      WHERE c.status = 'assigned';
     RETURN ARRAY(
@@ -206,6 +212,13 @@ BEGIN
     p_call.status := osgprod._check_checkout(p_project, p_call.cpus, p_call.workscript,
                                              osgprod._worker(p_call.client, p_call.host));
     IF p_call.status IS NOT NULL THEN
+        RETURN p_call;
+    END IF;
+    p_call.message := osgprod._refuse_restart(p_project, p_call.cluster, p_call.process, p_call.client, p_call.host,
+                                              p_call.job_key);
+    IF p_call.message IS NOT NULL THEN
+        p_call.status := 'wait';
+        p_call.retry_s := p_project.wait_s;
         RETURN p_call;
     END IF;
     v_blocks := least(p_call.cpus * p_project.maxblockspercore, 2147483647);

@@ -8,6 +8,7 @@ CREATE FUNCTION osgprod.heartbeat(
     p_bytes   bigint DEFAULT NULL,
     p_cpu_s   bigint DEFAULT NULL,
     p_bearer  jsonb  DEFAULT NULL,
+    p_job_key text   DEFAULT NULL,
     OUT http_status int,
     OUT status      text,
     OUT message     text,
@@ -20,6 +21,7 @@ AS $fn$
 --             long as nobody else has it and its job has not started again; one that is told to stop stays dead.
 -- Parameters: p_project, p_magic, p_client, p_bearer  see _authorize
 --             p_cluster, p_process  HTCondor's identity of the job [0 .. 2147483647];  p_token  the attempt's token
+--             p_job_key  see _find_attempt: needed only where no token is sent
 --             p_bytes  bytes fetched so far;  p_cpu_s  CPU seconds used so far; NULL = not told
 -- Returns:    one row. http_status 200: status alive, lease_s [s] from now; 409: status superseded (another holds the
 --             slice, or it is done) or wedged (no progress for the project's wedged_s): stop the work; 403: refused
@@ -30,7 +32,7 @@ AS $fn$
 DECLARE
     v_client  inet := osgprod._plain_address(p_client);
     v_project projects := osgprod._authorize(p_project, p_magic, v_client, p_bearer, p_cluster, p_process);
-    v_attempt attempts := osgprod._find_attempt(v_project, p_cluster, p_process, p_token, v_client);
+    v_attempt attempts := osgprod._find_attempt(v_project, p_cluster, p_process, p_token, v_client, p_job_key);
     v_slice   slices;
 BEGIN
     IF v_attempt.nstart IS NULL THEN
@@ -76,7 +78,7 @@ BEGIN
 END
 $fn$;
 
-COMMENT ON FUNCTION osgprod.heartbeat(text, bigint, bigint, text, inet, text, bigint, bigint, jsonb) IS
+COMMENT ON FUNCTION osgprod.heartbeat(text, bigint, bigint, text, inet, text, bigint, bigint, jsonb, text) IS
 'Renews the lease of a living attempt, or tells one that lost its slice to stop; one row with the HTTP status to answer. For osgprod_worker.';
 
 CREATE FUNCTION osgprod.heartbeats(p_calls json)
@@ -96,10 +98,11 @@ BEGIN
     RETURN QUERY
     SELECT r.n, h.*
       FROM (SELECT q.* FROM json_to_recordset(p_calls) AS q (n int, project text, cluster bigint, process bigint,
-                   magic text, client inet, token text, bytes bigint, cpu_s bigint, bearer jsonb)
+                   magic text, client inet, token text, bytes bigint, cpu_s bigint, bearer jsonb,
+                   job_key text)
              ORDER BY q.project, q.cluster, q.process, q.n) r
      CROSS JOIN LATERAL osgprod.heartbeat(r.project, r.cluster, r.process, r.magic, r.client, r.token, r.bytes, r.cpu_s,
-                                          r.bearer) h;
+                                          r.bearer, r.job_key) h;
 END
 $fn$;
 

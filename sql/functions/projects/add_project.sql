@@ -51,14 +51,14 @@ AS $fn$
 -- Gives a project a new magic; only a salted digest of it is stored.
 -- Promise:    a repeated call with the same magic and overlap keeps the former one valid until its time.
 -- Parameters: p_project    project name
---             p_magic      the new secret [1 .. 1024 characters, no control characters]
+--             p_magic      the new secret [1 .. 1024 characters, no control characters; line ends behind it don't count]
 --             p_overlap_s  how long the former magic stays valid [s; 0 .. 31536000]
 -- Errors:     OG301 unknown project; OG109 magic empty, too long, or the overlap out of range
 DECLARE
     v_project osgprod_data.projects := osgprod._get_project(p_project);
     v_digest  bytea;
 BEGIN
-    IF p_magic !~ '^[^[:cntrl:]]+$' OR length(p_magic) > 1024 OR p_magic IS NULL OR p_overlap_s NOT BETWEEN 0 AND 31536000 THEN
+    IF rtrim(p_magic, E'\r\n') !~ '^[^[:cntrl:]]+$' OR length(p_magic) > 1024 OR p_magic IS NULL OR p_overlap_s NOT BETWEEN 0 AND 31536000 THEN
         RAISE EXCEPTION 'a magic is 1 to 1024 printable characters, an overlap 0 to 31536000 s' USING ERRCODE = 'OG109',
             HINT = 'openssl rand -hex 24 makes a good magic';
     END IF;
@@ -133,7 +133,7 @@ BEGIN
                 token_required, bearer_issuer, bearer_audience, bearer_scope, lease_s, heartbeat_s, wedged_s, wait_s,
                 max_failures, max_faults, backoff_s, max_backoff_s, node_fault_codes, fast_failure_s,
                 max_fast_failures, block_worker_s, demand_events, demand_outputs, demand_checksum, max_live,
-                max_starts_per_min, next_due_at)
+                max_starts_per_min, restart_proof, next_due_at)
              = (v_project.state, lower(btrim(v_project.subnet_pattern)), osgprod._subnets(v_project.subnet_pattern),
                 v_project.workscript, v_project.xrootd_prefix, v_project.strip_prefix, v_project.maxblockspercore,
                 v_project.token_required, v_project.bearer_issuer, v_project.bearer_audience, v_project.bearer_scope,
@@ -142,6 +142,7 @@ BEGIN
                 v_project.node_fault_codes, v_project.fast_failure_s, v_project.max_fast_failures,
                 v_project.block_worker_s, v_project.demand_events, v_project.demand_outputs,
                 v_project.demand_checksum, v_project.max_live, v_project.max_starts_per_min,
+                v_project.restart_proof,
                 '-infinity')  -- a shorter lease may be due before the next look at leases
          WHERE p.project_id = v_project.project_id AND p_settings <> '{}';
     EXCEPTION WHEN data_exception OR integrity_constraint_violation OR datatype_mismatch THEN

@@ -5,7 +5,7 @@ AS $fn$
 -- Tells whether each production is healthy, and what to do where it is not.
 -- Parameters: p_project  project name; NULL = all projects
 -- Returns:    at least one row a project, the worst first. level: bad (act now), attention (look at it) or well; what, in a
---             word: stalled, failing, leases, quarantine, refused-workers, running-out, paused, draining, archived, empty, done,
+--             word: stalled, failing, leases, quarantine, contradicted, refused-workers, running-out, paused, draining, archived, empty, done,
 --             healthy; what was found, and the command that helps
 -- Errors:     OG301 unknown project
 BEGIN
@@ -14,6 +14,7 @@ BEGIN
     WITH facts AS (
         SELECT g.*, p.project_id, p.next_due_at, h.done, h.bad, h.all_reports, h.worst,
                (SELECT count(*) FROM worker_bans b WHERE b.project_id = p.project_id AND b.until > now()) AS refused,
+               (SELECT count(*) FROM osgprod._contradicted_slices(p.project_id)) AS contradicted,
                (SELECT min(f.loaded_at) FROM loaded_files f WHERE f.project_id = p.project_id) AS loaded_at,
                g.blocks - g.blocks_done - g.blocks_quarantined AS blocks_left
           FROM osgprod.progress(p_project => p_project) g
@@ -44,6 +45,10 @@ BEGIN
             ('attention', 'quarantine', f.blocks_quarantined > 0 AND f.state <> 'archived',
              format('%s blocks can''t be done', f.blocks_quarantined),
              format('see why: osgprod quarantined %s; try again: osgprod slices recycle %s', f.project, f.project)),
+            ('attention', 'contradicted', f.contradicted > 0,
+             format('%s done slices whose jobs read another number of events than the index has', f.contradicted),
+             format('see which: osgprod verify %s; make it a failure: osgprod project set %s demand_events=true', f.project,
+                    f.project)),
             ('attention', 'refused-workers', f.refused > 0,
              format('%s at present', f.refused),
              'see which and why: osgprod workers; let one work again: osgprod workers pardon'),

@@ -2,8 +2,9 @@ CREATE FUNCTION osgprod.verify(p_project text, p_deep boolean DEFAULT false)
 RETURNS TABLE (path text, block1 int, block2 int, fault text)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
--- Recounts a project from its tables: each block of each loaded file in exactly one slice or not yet cut, and each
--- slice's state and place in the list of idle ones in agreement; and with p_deep, each slice's attempt and report as well.
+-- Recounts a project from its tables: each block of each loaded file in exactly one slice or not yet cut, each
+-- slice's state and place in the list of idle ones in agreement, and each number of events that a job reported in agreement
+-- with the index; and with p_deep, each slice's attempt and report as well.
 -- Promise:    changes nothing and holds nobody up. It reads all slices of the project once (docs/performance.md), with
 --             p_deep all attempts and reports as well.
 -- Parameters: p_project  project name;  p_deep  recount from the history too: is each done slice proven, and once?
@@ -62,6 +63,10 @@ BEGIN
       LEFT JOIN rawdata w ON w.rawdata_id = i.rawdata_id
      WHERE i.project_id = v_project_id
        AND s.state <> CASE WHEN i.not_before = 'infinity' THEN 'quarantined' ELSE 'ready' END::slice_state;
+
+    RETURN QUERY
+    SELECT w.path, c.block1, c.block2, 'done, but ' || c.contradiction
+      FROM osgprod._contradicted_slices(v_project_id) c JOIN rawdata w ON w.rawdata_id = c.rawdata_id;
 
     IF p_deep THEN
         RETURN QUERY SELECT h.path, h.block1, h.block2, h.fault FROM osgprod._verify_history(v_project_id) h;

@@ -1,0 +1,104 @@
+CREATE FUNCTION osgprod._job_key_digest(p_salt uuid, p_job_key text)
+RETURNS bytea LANGUAGE sql STABLE
+AS $fn$
+    -- The only form in which a job key is stored: SHA-256 of the project's salt and the key; NULL for no key or an empty
+    -- one.
+    SELECT sha256(uuid_send(p_salt) || convert_to(nullif(p_job_key, ''), 'UTF8'))
+$fn$;
+
+CREATE FUNCTION osgprod._check_job_key(p_job_key text)
+RETURNS boolean LANGUAGE plpgsql IMMUTABLE
+AS $fn$
+-- Raises unless a job key is short enough. The message never shows the key.
+-- Parameters: p_job_key  as the job sent it [at most 256 bytes]; NULL or empty = none
+-- Returns:    true
+-- Errors:     OG110
+BEGIN
+    IF octet_length(p_job_key) > 256 THEN
+        RAISE EXCEPTION 'parameter job_key is longer than 256 bytes' USING ERRCODE = 'OG110',
+            HINT = 'the submit file draws a random number for each job: condor/osgprod.sub';
+    END IF;
+    RETURN true;
+END
+$fn$;
+
+CREATE FUNCTION osgprod._proves_job(
+    p_restart_proof text, p_attempt osgprod_data.attempts, p_is_silent boolean, p_client inet, p_host text,
+    p_key_digest bytea)
+RETURNS boolean LANGUAGE sql STABLE
+AS $fn$
+    -- The rule: may this caller have the slice of a living attempt, since it is the same job? A key that came with the
+    -- attempt decides alone. Without one the project's setting restart_proof decides.
+    -- Parameters: p_restart_proof  the project's: key, address or none;  p_attempt  the job's last attempt
+    --             p_is_silent      it has missed its heartbeats
+    --             p_client, p_host, p_key_digest  the caller's address, host as it says itself, and digest of its job key
+    -- Returns:    true or false, never NULL
+    SELECT CASE WHEN p_attempt.job_key_digest IS NOT NULL
+                THEN coalesce(p_attempt.job_key_digest = p_key_digest, false)
+                ELSE CASE p_restart_proof
+                     WHEN 'none' THEN true
+                     WHEN 'address' THEN p_is_silent OR (p_attempt.client = p_client
+                                         AND p_attempt.host IS NOT DISTINCT FROM osgprod._label(p_host))
+                     ELSE false END
+           END
+$fn$;
+
+CREATE FUNCTION osgprod._is_silent(
+    p_project osgprod_data.projects, p_slice osgprod_data.slices, p_started_at timestamptz)
+RETURNS boolean LANGUAGE sql STABLE
+AS $fn$
+    -- Has the attempt that holds this slice missed three heartbeats, or outlived its lease? The last sign of life is the
+    -- latest of its start, its last progress, and the begin of its lease.
+    -- Parameters: p_project  the project's row;  p_slice  leased;  p_started_at  when its attempt began
+    SELECT p_slice.due_at < now()
+        OR (p_project.heartbeat_s > 0
+            AND greatest(p_started_at, p_slice.progress_at, p_slice.due_at - make_interval(secs => p_project.lease_s))
+                < now() - make_interval(secs => 3 * p_project.heartbeat_s))
+$fn$;
+
+CREATE FUNCTION osgprod._refuse_restart(
+    p_project osgprod_data.projects, p_cluster bigint, p_process bigint, p_client inet, p_host text, p_job_key text)
+RETURNS text LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Keeps the slice of a living attempt from a caller that does not prove to be the same job, and puts the call on record.
+-- Once the last attempt has ended there is no slice to protect: the caller may start anew under this job's number.
+-- Parameters: p_project  the project's row;  p_cluster, p_process  the job, locked
+--             p_client, p_host, p_job_key  the caller's, as checkout_slice got them
+-- Returns:    what to tell the caller with status wait; NULL = it may go on
+-- Errors:     OG110 job key too long
+-- Source:     docs/security.md "Job keys"
+DECLARE
+    v_attempt osgprod_data.attempts;
+    v_slice   osgprod_data.slices;
+    v_reason  text;
+BEGIN
+    PERFORM osgprod._check_job_key(p_job_key);
+    SELECT a.* INTO v_attempt FROM osgprod_data.attempts a
+     WHERE a.project_id = p_project.project_id AND a.cluster = p_cluster AND a.process = p_process
+     ORDER BY a.nstart DESC LIMIT 1;
+    SELECT s.* INTO v_slice FROM osgprod_data.slices s
+     WHERE s.project_id = v_attempt.project_id AND s.rawdata_id = v_attempt.rawdata_id AND s.block1 = v_attempt.block1
+       AND s.state = 'leased' AND s.cluster = p_cluster AND s.process = p_process AND s.nstart = v_attempt.nstart;
+    IF NOT FOUND OR osgprod._proves_job(p_project.restart_proof, v_attempt,
+           osgprod._is_silent(p_project, v_slice, v_attempt.started_at), p_client, p_host,
+           osgprod._job_key_digest(p_project.magic_salt, p_job_key)) THEN
+        RETURN NULL;
+    END IF;
+    v_reason := CASE WHEN v_attempt.job_key_digest IS NULL THEN 'the job runs elsewhere'
+                     WHEN nullif(p_job_key, '') IS NULL THEN 'parameter job_key is missing'
+                     ELSE 'parameter job_key is not of this job' END;
+    PERFORM osgprod._record_refusal(p_project.project_id, p_cluster, p_process, p_client, v_reason);
+    RETURN format('job %s.%s has a living attempt, and this request does not prove to be the same job: %s', p_cluster,
+        p_process, v_reason);
+END
+$fn$;
+
+CREATE FUNCTION osgprod._record_refusal(
+    p_project_id int, p_cluster bigint, p_process bigint, p_client inet, p_reason text)
+RETURNS void LANGUAGE sql VOLATILE
+AS $fn$
+    -- Puts a refused call on record: one row for a job, an address and a reason, with how often and when last.
+    INSERT INTO osgprod_data.refusals AS f (project_id, cluster, process, client, reason)
+    VALUES (p_project_id, p_cluster, p_process, p_client, p_reason)
+    ON CONFLICT ON CONSTRAINT refusals_pkey DO UPDATE SET times = f.times + 1, last_at = now()
+$fn$;

@@ -1,0 +1,58 @@
+CREATE FUNCTION osgprod._evidence_number(p_number bigint, p_most bigint)
+RETURNS bigint LANGUAGE sql IMMUTABLE
+AS $fn$
+    -- A number of a report's evidence [0 .. p_most]; NULL when it is out of range, since evidence that can't be kept must
+    -- not keep the report from being recorded.
+    SELECT CASE WHEN p_number BETWEEN 0 AND p_most THEN p_number END
+$fn$;
+
+CREATE FUNCTION osgprod._evidence_adler32(p_adler32 text)
+RETURNS text LANGUAGE sql IMMUTABLE
+AS $fn$
+    -- A checksum of a report's evidence as 8 lower-case hexadecimal digits; NULL when it is none. Some storage drops leading
+    -- zeros.
+    SELECT CASE WHEN p_adler32 ~ '^[0-9A-Fa-f]{1,8}$' THEN lpad(lower(p_adler32), 8, '0') END
+$fn$;
+
+CREATE FUNCTION osgprod._ignored_evidence(p_events bigint, p_outputs bigint, p_output_bytes bigint, p_output_adler32 text)
+RETURNS text LANGUAGE sql IMMUTABLE
+AS $fn$
+    -- What of a report's evidence is ignored, as a line for the answer; NULL = nothing.
+    SELECT E'\nignored: ' || nullif(concat_ws(', ',
+        CASE WHEN p_events < 0 THEN 'events (below 0)' END,
+        CASE WHEN p_outputs NOT BETWEEN 0 AND 2147483647 THEN 'outputs (not from 0 to 2147483647)' END,
+        CASE WHEN p_output_bytes < 0 THEN 'output_bytes (below 0)' END,
+        CASE WHEN p_output_adler32 !~ '^[0-9A-Fa-f]{1,8}$' THEN 'output_adler32 (not 8 hexadecimal digits)' END), '')
+$fn$;
+
+CREATE FUNCTION osgprod._contradicted_events(p_rawdata_id int, p_block1 int, p_block2 int, p_events bigint)
+RETURNS text LANGUAGE sql STABLE
+AS $fn$
+    -- Compares the number of events that a job reports with the index of its slice.
+    -- Parameters: p_rawdata_id, p_block1, p_block2  the slice;  p_events  as reported; NULL = not reported
+    -- Returns:    the contradiction in words; NULL = there is none
+    SELECT format('%s of %s events read', p_events, f.events)
+      FROM osgprod._slice_file(p_rawdata_id, p_block1, p_block2, '', '') f
+     WHERE p_events <> f.events
+$fn$;
+
+CREATE FUNCTION osgprod._contradicted_slices(p_project_id int)
+RETURNS TABLE (rawdata_id int, block1 int, block2 int, contradiction text) LANGUAGE sql STABLE
+AS $fn$
+    -- Lists the slices that are done by an attempt whose number of events contradicts the index.
+    -- Parameters: p_project_id  project
+    -- Returns:    a row a slice; the partial index reports_contradicted makes it cheap
+    SELECT s.rawdata_id, s.block1, s.block2, r.contradiction
+      FROM (SELECT n.project_id, n.cluster, n.process, n.nstart, n.contradiction FROM osgprod_data.reports n
+             WHERE n.project_id = p_project_id AND n.contradiction IS NOT NULL AND n.by_worker AND n.outcome = 'done'
+            UNION ALL
+            SELECT n.project_id, n.cluster, n.process, n.nstart, n.contradiction FROM osgprod_data.archived_reports n
+             WHERE n.project_id = p_project_id AND n.contradiction IS NOT NULL AND n.by_worker AND n.outcome = 'done') r
+     CROSS JOIN LATERAL (  -- LIMIT: by key, never by reading all attempts of the project
+         SELECT a.rawdata_id, a.block1 FROM osgprod._all_attempts(p_project_id) a
+          WHERE a.cluster = r.cluster AND a.process = r.process AND a.nstart = r.nstart LIMIT 1) a
+     CROSS JOIN LATERAL (
+         SELECT t.* FROM osgprod._all_slices(p_project_id) t
+          WHERE t.rawdata_id = a.rawdata_id AND t.block1 = a.block1 AND t.state = 'done' AND t.cluster = r.cluster
+            AND t.process = r.process AND t.nstart = r.nstart LIMIT 1) s
+$fn$;
