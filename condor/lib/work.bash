@@ -138,10 +138,11 @@ stop_beating() {
   fi
 }
 
-# Prints the last line of the work's output that isn't empty, as the reason of a failure.
+# Prints the last line of the work's output that isn't empty, as the reason of a failure, without the time and the name
+# of the work script in front.
 last_words() {
-  plain_text 120 "$(tail -c 10000 "$scratch/work.log" 2>/dev/null | tr -d '\000\r' | grep -a -v '^[[:space:]]*$' |
-    tail -n 1)"
+  plain_text 120 "$(tail -c 10000 "$scratch/work.log" 2>/dev/null | tr -d '\000\r' |
+    sed -e '/^[[:space:]]*$/d' -e 's/^[0-9TZ:-]* osgprod_work: //' | tail -n 1)"
 }
 
 # Prints the value of the last line NAME=VALUE of the work's report. Argument: name

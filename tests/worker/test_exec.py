@@ -94,6 +94,17 @@ def test_failure_is_told_with_its_last_words(
     assert names(node.folder / "failed_job_7_1.tar.gz") == {"osgprod_work.log"}
 
 
+def test_slice_that_was_not_fetched_is_reported_with_its_reason(node: Node, world: World, site: Site) -> None:
+    world.set(xrootd_prefix=f"{site.url}/there")
+    code, log = node.run(1)
+    assert code == NODE_FAULT, log
+    report = report_of(world)
+    assert (report["exit_code"], report["outcome"]) == (75, "node-fault")
+    assert re.fullmatch(
+        r"not fetched: status 404 \(3 attempts, 0 of \d+ bytes at \d+ came\): http://.*", report["reason"]
+    )
+
+
 def test_success_without_the_evidence_that_the_project_demands_takes_its_output_away(
     node: Node, world: World, site: Site
 ) -> None:
