@@ -563,6 +563,60 @@ def test_whole_slices_pass_the_check_and_each_damaged_header_is_found(
     assert "no block header at byte" in result(whole + bytes(4))[1]
 
 
+@pytest.mark.parametrize(
+    "expected, good", [("13", True), ("", True), ("None", True), ("12", False), ("0", False)]
+)
+def test_number_of_events_is_compared_when_the_server_tells_one(
+    folder: Path, expected: str, good: bool
+) -> None:
+    write_file(folder / "slice", 3, 4)
+    commands = 'osgprod_source_url=u; check_slice slice "$(size_of slice)" "$1"'
+    code, _, log = call(commands, expected, cwd=folder)
+    assert (code, bool(log)) == ((0, False) if good else (NODE_FAULT, True))
+
+
+# --- small functions -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "url, shown",
+    [
+        ("https://h/p?authz=secret", "https://h/p"),
+        ("https://user:secret@h:1/p@q", "https://h:1/p@q"),
+        ("root://secret@h//p?x=y", "root://h//p"),
+        ("/a/b@c", "/a/b@c"),
+        ("file:///a b", "file:///a b"),
+        ("http://h", "http://h"),
+    ],
+)
+def test_url_in_a_log_has_no_secret(url: str, shown: str) -> None:
+    assert call('shown_url "$1"', url) == (0, shown, "")
+
+
+@pytest.mark.parametrize("data", [b"", b"\0", bytes(range(256)) * 40, b"%d\\n\n"])
+def test_bytes_that_the_server_spelled_out_are_appended_as_they_are(folder: Path, data: bytes) -> None:
+    (folder / "file").write_bytes(b"before")
+    assert call('append_hex "$1" file', data.hex(), cwd=folder) == (0, "", "")
+    assert (folder / "file").read_bytes() == b"before" + data
+
+
+def test_bytes_that_can_not_be_appended_are_noticed(folder: Path) -> None:
+    assert call('append_hex 00 /dev/full || echo "failed"', cwd=folder) == (0, "failed\n", "")
+
+
+@pytest.mark.parametrize("offset, length", [(0, 10), (3, 4), (9, 1)])
+def test_range_of_a_file_on_disk(folder: Path, offset: int, length: int) -> None:
+    (folder / "f").write_bytes(b"0123456789")
+    code, output, _ = call('read_file "$@" 5>/dev/null', f"{folder}/f", str(offset), str(length))
+    assert (code, output) == (0, "0123456789"[offset : offset + length])
+
+
+def test_range_beyond_the_end_of_a_file_on_disk_is_never_asked_for_again(folder: Path) -> None:
+    (folder / "f").write_bytes(b"0123456789")
+    _, output, _ = call('read_file "$@" 5>&1', f"{folder}/f", "5", "6")
+    assert output == "never 0 0 is shorter than when it was registered: 10 bytes\n"
+
+
 # --- the disk is full ------------------------------------------------------------------------------------------
 
 
@@ -607,6 +661,12 @@ def test_full_disk_of_temporary_files_explains_a_failure_but_does_not_undo_a_suc
         )
         assert code == expected, log
         assert ("is full" in log) is bool(expected)
+
+
+def test_limit_on_the_size_of_files_is_like_a_full_disk(slice_: Slice) -> None:
+    code, log, _ = slice_.run("/bin/bash", "-c", 'ulimit -f 100; exec "$@"', "-")
+    assert code == NODE_FAULT
+    assert "the disk is full: outputs may be cut short" in log.splitlines()[-1]
 
 
 def test_report_that_can_not_be_written_is_the_nodes_fault(folder: Path) -> None:

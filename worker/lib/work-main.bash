@@ -8,7 +8,8 @@ probe_disk() {
   local probe="$1/.osgprod_probe.$$" words code=0
   words="$({ head -c "$PROBE_BYTES" /dev/zero >"$probe"; } 2>&1)" || code=1
   rm -f "$probe"
-  ((code == 0)) || printf '%s' "${words##*: }"
+  words="${words##*: }"
+  ((code == 0)) || printf '%s' "${words:-no reason told}" # by a limit on the size of files, for example
 }
 
 # After a reconstruction: a full disk explains a failure, and many programs succeed although their last writes failed.
