@@ -1223,6 +1223,7 @@ text_of() {
 
 # Reads and checks the environment; ends the script, and names the setting, when one is wrong.
 configure() {
+  local name
   TRIES="$(number_setting OSGPROD_TRIES 10 1 1000)" || exit "$EXIT_REFUSED"
   BACKOFF_MS="$(number_setting OSGPROD_BACKOFF_MS 1000 1 600000)" || exit "$EXIT_REFUSED"
   MAX_WAIT_S="$(number_setting OSGPROD_MAX_WAIT_S 600 0 604800)" || exit "$EXIT_REFUSED"
@@ -1243,6 +1244,10 @@ configure() {
     magic="$(text_of "$OSGPROD_MAGIC_FILE" 2>/dev/null)" ||
       die "$EXIT_REFUSED" "OSGPROD_MAGIC_FILE: $OSGPROD_MAGIC_FILE can't be read"
   fi
+  # The work runs in another folder.
+  for name in OSGPROD_MAGIC_FILE X509_USER_PROXY X509_CERT_DIR BEARER_TOKEN_FILE; do
+    [[ -z "${!name:-}" || "${!name}" == /* ]] || export "$name=$PWD/${!name}"
+  done
   command -v curl >/dev/null || die "$EXIT_NODE_FAULT" 'there is no curl here'
   find_token
   [[ -n "$magic$bearer" ]] || log 'there is neither a magic nor a bearer token'

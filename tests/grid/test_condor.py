@@ -254,6 +254,10 @@ def policies(pool: Pool, xrootd: XRootD, tmp_path_factory: pytest.TempPathFactor
                 policies.send("forgotten", server="http://127.0.0.1:9/x", release_after=99, max_held_hours=0)
                 policies.send("killed", "touch /srv/killed.d/at_work; [[ -e /srv/killed.d/go ]] || sleep 60")
                 policies.send("hangs", "sleep 60", max_hours=0, release_after=99)
+                (pool.srv / "kept.store").write_text("no folder, as long as this file is here")
+                policies.send(
+                    "kept", "echo >>/srv/kept.d/ran; echo >out", outputs="file:///srv/kept.store/out"
+                )
                 yield policies
 
 
@@ -316,6 +320,23 @@ def test_refused_job_is_held_until_somebody_releases_it(policies: Policies, pool
     pool.as_user("condor_release", str(policies.clusters["refused"]))
     job = policies.wait_for("refused", "leaves the queue", lambda job: job["JobStatus"] == COMPLETED)
     assert job["ExitCode"] == 0
+
+
+def test_success_that_could_not_be_delivered_is_kept_over_a_hold_and_not_computed_again(
+    policies: Policies, pool: Pool
+) -> None:
+    store, ran = pool.srv / "kept.store", pool.srv / "kept.d" / "ran"
+    job = policies.wait_for("kept", "is held", lambda job: job["JobStatus"] == HELD)
+    assert (job["HoldReasonSubCode"], job["ExitCode"]) == (30, 30)
+    assert [row["outcome"] for row in policies.attempts("kept")] == [None], "nothing is reported yet"
+    store.unlink()
+    store.mkdir(mode=0o777)
+    store.chmod(0o777)
+    job = policies.wait_for("kept", "leaves the queue", lambda job: job["JobStatus"] == COMPLETED)
+    assert job["ExitCode"] == 0
+    assert [row["outcome"] for row in policies.attempts("kept")] == ["done"]
+    assert ran.read_text() == "\n", "it was computed once"
+    assert [path.name for path in (store / "out").iterdir()] == [f"job_{policies.clusters['kept']}_0.tar.gz"]
 
 
 def test_job_that_is_held_for_long_is_removed(policies: Policies, pool: Pool) -> None:
@@ -391,6 +412,40 @@ def test_magic_travels_as_a_file_and_stays_out_of_the_job(pool: Pool) -> None:
     assert ad["TransferInput"] == '"/srv/home/magic"'
     assert ad["EncryptInputFiles"] == '"magic"'
     assert "OSGPROD_MAGIC_FILE=magic" in str(ad)
+
+
+def test_each_job_draws_a_key_of_its_own_and_keeps_it(pool: Pool) -> None:
+    folder = pool.submit_folder("keys")
+    cluster = pool.submit(
+        folder.name,
+        server="http://127.0.0.1:9/osgprod",
+        count=5,
+        memory="100MB",
+        disk="10MB",
+        env="OSGPROD_TRIES=1",
+    )
+
+    def keys() -> dict[int, str]:
+        found = {}
+        for job in pool.jobs(cluster):
+            (key,) = [word for word in job["Environment"].split() if word.startswith("OSGPROD_JOB_KEY=")]
+            found[job["ProcId"]] = key
+        return found
+
+    pool.wait_for(
+        cluster, "are held", lambda jobs: len(jobs) == 5 and {job["JobStatus"] for job in jobs} == {HELD}
+    )
+    first = keys()
+    assert len(set(first.values())) == 5
+    assert all(len(key) >= len("OSGPROD_JOB_KEY=") + 27 for key in first.values())
+    pool.run("condor_release", str(cluster), user=USER)
+    pool.wait_for(
+        cluster,
+        "ran again",
+        lambda jobs: all(job["NumJobStarts"] == 2 and job["JobStatus"] == HELD for job in jobs),
+    )
+    assert keys() == first
+    pool.run("condor_rm", str(cluster), user=USER)
 
 
 def test_pool_leaves_nothing_mounted(pool: Pool) -> None:

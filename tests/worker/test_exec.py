@@ -619,6 +619,18 @@ def test_token_that_is_renewed_in_mid_work_is_the_one_that_is_sent(
     assert site.seen[1].path == "/osgprod/workscript.exit"
 
 
+def test_credentials_may_be_named_by_relative_paths(node: Node, world: World) -> None:
+    """As HTCondor brings them: beside the script, not in the folder of the work."""
+    (node.folder / "magic").write_text("m\r\n")
+    (node.folder / "proxy").write_text("p")
+    recon = node.program("recon", 'cat "$X509_USER_PROXY" >seen')
+    code, log = node.run(
+        1, OSGPROD_MAGIC=None, OSGPROD_MAGIC_FILE="magic", X509_USER_PROXY="proxy", OSGPROD_RECON=recon
+    )
+    assert code == DONE, log
+    assert "seen" in names(node.folder / "job_7_1.tar.gz")
+
+
 def test_site_is_the_one_that_htcondor_tells(node: Node, world: World, folder: Path) -> None:
     (folder / "machine.ad").write_text('Machine = "n1"\nGLIDEIN_Site = "Far Away"\n')
     assert node.run(1, _CONDOR_MACHINE_AD=str(folder / "machine.ad"))[0] == DONE
