@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import tarfile
 import time
@@ -278,7 +279,7 @@ def test_delivered_output_stays_when_the_server_gives_no_verdict(
 
 
 def test_restart_never_overwrites_what_another_start_sent(node: Node, shim: LiveShim, site: Site) -> None:
-    shim.checkout(1, cluster=7)
+    shim.checkout(1, cluster=7, host=socket.gethostname())
     site.files["/out/job_7_1.tar.gz"] = b"sent by the first start, which was killed before its report"
     assert node.run(1, OSGPROD_OUTPUT_URL=f"{site.url}/out")[0] == DONE
     assert site.files["/out/job_7_1.tar.gz"].startswith(b"sent by")
