@@ -16,10 +16,9 @@ import logging
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote_to_bytes
 
 import psycopg
 from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
@@ -32,12 +31,13 @@ from starlette.types import Receive, Scope, Send
 from shim import workscript
 from shim.dashboard.routes import Dashboard
 from shim.database import dsn_from_environment, open_pool
-from shim.web import openapi
+from shim.web import openapi, parameters
 from shim.web.address import SettingError, TrustedProxies
 from shim.web.batches import SERVERS_TROUBLE, Batches
 from shim.web.bearer import BearerError, BearerTokens
 from shim.web.guard import Guard
 from shim.web.metrics import Metrics
+from shim.web.parameters import BadRequest
 from shim.web.rates import RateLimit, key_of
 from shim.workscript import TemplateError, TemplateFolder, ascii_text, error_text, idle_script
 
@@ -49,99 +49,10 @@ RETRY_AFTER_S = {503: 15, 429: 60}
 
 CLIENT_RATE = 6000  # requests a minute of one address, in each process
 POOL_SIZE = 8  # connections of each process
-MAX_QUERY_BYTES = 8192
-MAX_BODY_BYTES = 65536
 TICK_S = 10.0
 TICK_TIMEOUT_S = 60.0
 
 CHECKOUT, REPORT, HEARTBEAT = "checkout_slices", "report_exits", "heartbeats"
-
-NUMBERS = frozenset(name for name, (kind, _) in openapi.PARAMETERS.items() if kind == "integer")
-
-# Only these names are repeated in errors: what else stands before a '=' may be the rest of a secret with a bare '&'.
-NAMES = frozenset(openapi.PARAMETERS)
-
-
-class BadRequest(Exception):
-    """A request that no function can be called with; one line that names the parameter, and a hint."""
-
-    def __init__(self, message: str, hint: str) -> None:
-        super().__init__(message)
-        self.hint = hint
-
-
-def parse_query(query: bytes) -> dict[str, str]:
-    """Takes a query string apart: percent-decoded, ``+`` as a space, one trailing ``;`` left out.
-
-    Errors: BadRequest  broken encoding, a NUL byte, a parameter without '=' or given twice
-    """
-    parameters: dict[str, str] = {}
-    for item in query.removesuffix(b";").split(b"&"):
-        if not item:
-            continue
-        name_bytes, equals, value_bytes = item.partition(b"=")
-        name = _decoded(name_bytes, "parameter names")
-        what = f"parameter {name!r}" if name in NAMES else "a parameter that is not known here"
-        if not equals:
-            raise BadRequest(f"{what} has no value", "write name=value, and %26 for a & in a value")
-        if name in parameters:
-            raise BadRequest(f"{what} is given twice", "give each parameter once")
-        parameters[name] = _decoded(value_bytes, what)
-    return parameters
-
-
-def _decoded(text: bytes, what: str) -> str:
-    if text.isalnum():  # ASCII's letters and digits, as most are
-        return text.decode()
-    plain = text.replace(b"+", b" ")
-    if b"%" in plain:
-        plain = unquote_to_bytes(plain)
-        if _has_broken_escape(text):
-            raise BadRequest(f"{what}: broken percent-encoding", "write %25 for a percent sign")
-    try:
-        decoded = plain.decode()
-    except UnicodeDecodeError:
-        raise BadRequest(f"{what}: not UTF-8", "percent-encode the UTF-8 bytes") from None
-    if "\0" in decoded:
-        raise BadRequest(f"{what}: has a NUL byte", "leave it out")
-    return decoded
-
-
-def _has_broken_escape(text: bytes) -> bool:
-    hexadecimal = b"0123456789abcdefABCDEF"
-    return any(
-        len(escape) < 2 or escape[0] not in hexadecimal or escape[1] not in hexadecimal
-        for escape in text.split(b"%")[1:]
-    )
-
-
-def _numbers(parameters: Mapping[str, str]) -> dict[str, Any]:
-    """The parameters with the numeric ones as numbers; what range is allowed is the database's to say."""
-    values: dict[str, Any] = dict(parameters)
-    for name in NUMBERS.intersection(values):
-        text = values[name].strip()
-        digits = text.removeprefix("-")
-        if not (digits.isascii() and digits.isdigit() and len(digits) <= 18):
-            raise BadRequest(
-                f"parameter {name} must be a number, not {text[:40]!r}",
-                f"write {name}=1 for instance",
-            )
-        values[name] = int(text)
-    return values
-
-
-async def _parameters(request: Request) -> dict[str, Any]:
-    query = request.scope["query_string"]
-    if len(query) > MAX_QUERY_BYTES:
-        raise BadRequest(f"the query is longer than {MAX_QUERY_BYTES} bytes", "send a shorter one")
-    if request.method == "POST":
-        body = b""
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > MAX_BODY_BYTES:
-                raise BadRequest(f"the body is longer than {MAX_BODY_BYTES} bytes", "send a shorter one")
-        query = b"&".join(part.strip() for part in (query, body) if part.strip())
-    return _numbers(parse_query(query))
 
 
 class TooOften(Exception):
@@ -152,13 +63,13 @@ class TooOften(Exception):
         self.wait_s = wait_s
 
 
-async def _arguments(request: Request) -> dict[str, Any]:
-    """What the request says, as arguments of a function; what it doesn't say is not in it."""
-    parameters, authorization = await _parameters(request), request.headers.get("authorization")
-    bearer = None
-    if authorization and not parameters.get("magic"):
+async def _arguments(request: Request) -> tuple[dict[str, Any], list[str]]:
+    """What the request says, as arguments of a function, and notes on what of it is ignored or changed."""
+    values, notes = await parameters.read(request)
+    authorization, bearer = request.headers.get("authorization"), None
+    if authorization and not values.get("magic"):
         bearer = await request.app.state.tokens.claims(authorization)
-    return {**parameters, "client": request.scope["osgprod.client"], "bearer": bearer}
+    return {**values, "client": request.scope["osgprod.client"], "bearer": bearer}, notes
 
 
 async def _work(request: Request, function: str, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -175,7 +86,7 @@ async def _work(request: Request, function: str, arguments: dict[str, Any]) -> d
 async def checkout(request: Request) -> Response:
     """``workscript.bash``: the script of the slice that this job shall process."""
     templates: TemplateFolder = request.app.state.templates
-    arguments = await _arguments(request)
+    arguments, notes = await _arguments(request)
     arguments.setdefault("cpus", 1)
     project = arguments.get("project", "")
     arguments["workscript"], template = templates.at_hand(project)
@@ -184,7 +95,7 @@ async def checkout(request: Request) -> Response:
         # The first request of a project, or a changed template: nothing was lent without a template in hand.
         arguments["workscript"], template = templates.load(project, answer["workscript"])
         answer = await _work(request, CHECKOUT, arguments)
-    headers = {"Osgprod-Status": answer["status"]}
+    headers = {"Osgprod-Status": answer["status"], **_noted(notes)}
     if answer["status"] != "assigned" or template is None:
         if answer["retry_s"]:
             headers["Retry-After"] = str(answer["retry_s"])
@@ -201,20 +112,28 @@ async def checkout(request: Request) -> Response:
 
 async def report(request: Request) -> Response:
     """``workscript.exit``: how the job's attempt ended."""
-    return _verdict(await _work(request, REPORT, await _arguments(request)))
+    arguments, notes = await _arguments(request)
+    return _verdict(await _work(request, REPORT, arguments), notes)
 
 
 async def heartbeat(request: Request) -> Response:
     """``workscript.ping``: the attempt is alive, and how far it is."""
-    arguments = await _arguments(request)
+    arguments, notes = await _arguments(request)
     arguments["cpu_s"] = arguments.get("cpu")
-    return _verdict(await _work(request, HEARTBEAT, arguments))
+    return _verdict(await _work(request, HEARTBEAT, arguments), notes)
 
 
-def _verdict(answer: Mapping[str, Any]) -> Response:
-    status = answer["http_status"]
-    body = (answer["message"] + "\n").encode() if status == 200 else error_text(answer["message"])
-    return _text(body, status, {"Osgprod-Status": answer["status"]})
+def _verdict(answer: Mapping[str, Any], notes: Sequence[str]) -> Response:
+    """The database's answer, with a line for each thing that it or this shim ignored or changed."""
+    status, (message, *ignored) = answer["http_status"], answer["message"].split("\n")
+    notes = [*notes, *ignored]
+    body = f"{message}\n".encode() if status == 200 else error_text(message)
+    body += "".join(f"{'' if status == 200 else '# '}{note}\n" for note in notes).encode()
+    return _text(body, status, {"Osgprod-Status": answer["status"], **_noted(notes)})
+
+
+def _noted(notes: Sequence[str]) -> dict[str, str]:
+    return {"Osgprod-Note": "; ".join(notes)[:1000]} if notes else {}
 
 
 async def healthz(request: Request) -> Response:

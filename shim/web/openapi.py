@@ -7,28 +7,58 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NamedTuple
 
-# name: (type, what it is). Which values are allowed is the database's to say (docs/protocol.md).
+
+class Parameter(NamedTuple):
+    """A parameter of the protocol.
+
+    Parameters
+    ----------
+    kind : str
+        ``string`` or ``integer``.
+    meaning : str
+        What it is. The database decides which values are allowed (docs/protocol.md).
+    is_core : bool
+        A request is rejected when this parameter can't be read. Of all others what can be kept is kept, and the answer
+        names what was ignored or changed.
+    most : int or None
+        Characters that the database keeps at most; None = no text, or checked by the database.
+    """
+
+    kind: str
+    meaning: str
+    is_core: bool = False
+    most: int | None = None
+
+
 PARAMETERS = {
-    "project": ("string", "project name"),
-    "cluster": ("integer", "HTCondor's $(Cluster) [0 .. 2147483647]"),
-    "process": ("integer", "HTCondor's $(Process) [0 .. 2147483647]"),
-    "magic": ("string", "the project's secret; a bearer token may stand in for it"),
-    "cpus": ("integer", "cores of the job [1 .. 4096]; 1 when it is not given"),
-    "exitcode": ("integer", "of the work script [0 .. 255]; 128 + n = killed by signal n"),
-    "token": ("string", "the attempt's token, from the script or the header Osgprod-Token"),
-    "job_key": ("string", "secret that proves after a restart that this is the same job [at most 256 bytes]"),
-    "host": ("string", "name of the node"),
-    "site": ("string", "name of the site"),
-    "reason": ("string", "why it failed, one line"),
-    "events": ("integer", "events that were read from the slice"),
-    "outputs": ("integer", "files that the work left"),
-    "output_bytes": ("integer", "size of what was sent [bytes]"),
-    "output_adler32": ("string", "its checksum, 8 hexadecimal digits"),
-    "output_url": ("string", "where it was sent"),
-    "bytes": ("integer", "fetched so far [bytes]"),
-    "cpu": ("integer", "CPU time used so far [s]"),
+    "project": Parameter("string", "project name", is_core=True),
+    "cluster": Parameter("integer", "HTCondor's $(Cluster) [0 .. 2147483647]", is_core=True),
+    "process": Parameter("integer", "HTCondor's $(Process) [0 .. 2147483647]", is_core=True),
+    "magic": Parameter("string", "the project's secret; a bearer token may stand in for it", is_core=True),
+    "cpus": Parameter("integer", "cores of the job [1 .. 4096]; 1 when it is not given", is_core=True),
+    "exitcode": Parameter(
+        "integer", "of the work script [0 .. 255]; 128 + n = killed by signal n", is_core=True
+    ),
+    "token": Parameter(
+        "string", "the attempt's token, from the script or the header Osgprod-Token", is_core=True
+    ),
+    "job_key": Parameter(
+        "string",
+        "secret that proves after a restart that this is the same job [at most 256 bytes]",
+        is_core=True,
+    ),
+    "host": Parameter("string", "name of the node", most=128),
+    "site": Parameter("string", "name of the site", most=128),
+    "reason": Parameter("string", "why it failed, one line", most=128),
+    "events": Parameter("integer", "events that were read from the slice"),
+    "outputs": Parameter("integer", "files that the work left"),
+    "output_bytes": Parameter("integer", "size of what was sent [bytes]"),
+    "output_adler32": Parameter("string", "its checksum, 8 hexadecimal digits"),
+    "output_url": Parameter("string", "where it was sent", most=1024),
+    "bytes": Parameter("integer", "fetched so far [bytes]"),
+    "cpu": Parameter("integer", "CPU time used so far [s]"),
 }
 REQUIRED = ("project", "cluster", "process")
 PROTOCOL = {
@@ -105,5 +135,5 @@ def _operation(
 
 
 def _schema(name: str) -> dict[str, str]:
-    kind, text = PARAMETERS[name]
-    return {"type": kind, "description": text}
+    parameter = PARAMETERS[name]
+    return {"type": parameter.kind, "description": parameter.meaning}

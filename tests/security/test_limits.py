@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from shim.app import MAX_BODY_BYTES, MAX_QUERY_BYTES, create_app
+from shim.app import create_app
 from shim.web import rates
 from shim.web.address import SettingError
+from shim.web.parameters import MAX_BODY_BYTES, MAX_QUERY_BYTES
 from shim.web.rates import RateLimit, key_of
 from tests.support import LiveShim, World
 

@@ -14,6 +14,7 @@ import pytest
 
 from shim.database import call, connect
 from shim.local.embedded import Server
+from shim.web import openapi
 from shim.workscript import TemplateFolder
 from tests.support import CHECKOUT, LiveShim, World, blocks_of
 
@@ -124,8 +125,8 @@ BAD_REQUESTS = [
     ("workscript.bash?cluster=1&process=0&magic=m", 400, "parameter project is missing"),
     ("workscript.bash?project=p&process=0&magic=m", 400, "parameter cluster must be a number"),
     ("workscript.bash?project=p&cluster=1&magic=m", 400, "parameter process must be a number"),
-    (f"workscript.bash?{GOOD}&process=1", 400, "parameter 'process' is given twice"),
-    (f"workscript.bash?{GOOD}&cpus", 400, "parameter 'cpus' has no value"),
+    (f"workscript.bash?{GOOD}&process=1", 400, "parameter process is given twice"),
+    (f"workscript.bash?{GOOD}&cpus", 400, "parameter cpus has no value"),
     (f"workscript.bash?{GOOD}&cpus=0", 400, "parameter cpus must be a number from 1 to 4096, not 0"),
     (f"workscript.bash?{GOOD}&cpus=-1", 400, "parameter cpus must be"),
     (f"workscript.bash?{GOOD}&cpus=4097", 400, "parameter cpus must be"),
@@ -140,10 +141,14 @@ BAD_REQUESTS = [
     ("workscript.bash?project=x&cluster=1&process=0&magic=m", 404, "there is no project 'x'"),
     ("workscript.bash?project=p&cluster=1&process=0&magic=wrong", 403, "parameter magic is wrong or missing"),
     ("workscript.bash?project=p&cluster=1&process=0", 403, "parameter magic is wrong or missing"),
-    (f"workscript.bash?{GOOD}%00", 400, "parameter 'magic': has a NUL byte"),
-    (f"workscript.bash?{GOOD}%", 400, "parameter 'magic': broken percent-encoding"),
-    (f"workscript.bash?{GOOD}%zz", 400, "broken percent-encoding"),
-    (f"workscript.bash?{GOOD}%ff", 400, "parameter 'magic': not UTF-8"),
+    (f"workscript.bash?{GOOD}%00", 400, "parameter magic has a NUL byte"),
+    (f"workscript.bash?{GOOD}%", 400, "parameter magic has broken percent-encoding"),
+    (f"workscript.bash?{GOOD}%zz", 400, "parameter magic has broken percent-encoding"),
+    (f"workscript.bash?{GOOD}&job_key=%ff", 400, "parameter job_key is not UTF-8"),
+    (f"workscript.bash?{GOOD}&job_key={'k' * 257}", 400, "parameter job_key is longer than 256 bytes"),
+    (f"workscript.exit?{GOOD}&exitcode=0&token=%ff", 400, "parameter token is not UTF-8"),
+    (f"workscript.exit?{GOOD}&exitcode=0&token=a&b", 400, "a parameter that is not known here has no value"),
+    (f"workscript.bash?{GOOD}%ff", 400, "parameter magic is not UTF-8"),
     (f"workscript.bash?{GOOD}&x={'y' * 9_000}", 400, "the query is longer than 8192 bytes"),
     (f"workscript.exit?{GOOD}", 400, "parameter exitcode must be a number from 0 to 255, not nothing"),
     (f"workscript.exit?{GOOD}&exitcode=256", 400, "parameter exitcode must be"),
@@ -164,6 +169,115 @@ def test_bad_request_is_one_clear_line_and_changes_nothing(world: World, shim: L
         assert all(line.startswith("#") for line in lines), "an error is never a script that does something"
         assert subprocess.run(["bash"], input=answer.content, capture_output=True).stdout == b""
     assert taken(world) == (0, 0, 0)
+
+
+DECORATIONS = [
+    ("reason=45%B0C", "changed: reason (is not UTF-8)"),  # Latin-1
+    ("reason=5+%C2", "changed: reason (is not UTF-8)"),  # a letter cut in half
+    ("reason=a%00b", "changed: reason (has a NUL byte)"),
+    ("reason=100%", "changed: reason (has broken percent-encoding)"),
+    (f"reason={'x' * 129}", "changed: reason (is too long)"),
+    ("reason=a&b", "ignored: a parameter that is not known here (has no value)"),
+    ("reason=a&reason=b", "ignored: reason (is given twice)"),
+    ("reason&site=s", "ignored: reason (has no value)"),
+    ("site=%ff%fe", "changed: site (is not UTF-8)"),
+    ("host=%ff", "changed: host (is not UTF-8)"),
+    ("output_url=file:///%e4", "changed: output_url (is not UTF-8)"),
+    (f"output_url=https://h/{'x' * 2000}", "changed: output_url (is too long)"),
+    ("events=12345678901234567890", "ignored: events (must be a number)"),
+    ("events=many", "ignored: events (must be a number)"),
+    ("events=", "ignored: events (must be a number)"),
+    ("events=%ff", "ignored: events (must be a number)"),
+    ("events=-1", "ignored: events (below 0)"),
+    ("outputs=1.5", "ignored: outputs (must be a number)"),
+    ("outputs=99999999999", "ignored: outputs (not from 0 to 2147483647)"),
+    ("output_bytes=1e6", "ignored: output_bytes (must be a number)"),
+    ("output_adler32=zz", "ignored: output_adler32 (not 8 hexadecimal digits)"),
+    ("output_adler32=%ff", "changed: output_adler32 (is not UTF-8)"),
+    ("nonsense=%ff%00", None),
+    ("nonsense=1&nonsense=2", None),
+]
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize("exitcode", [0, 1])
+def test_a_report_counts_whatever_its_decoration_holds_and_the_answer_says_what_was_left_out(
+    world: World, shim: LiveShim, method: str, exitcode: int
+) -> None:
+    world.set(token_required=True, max_failures=100, backoff_s=0, max_fast_failures=9999)
+    world.add_file(len(DECORATIONS))
+    expected = "done" if exitcode == 0 else "failed"
+    for process, (decoration, note) in enumerate(DECORATIONS):
+        asked = f"project=p&cluster=1&process={process}&magic=m"
+        token = shim.raw(f"workscript.bash?{asked}").headers["Osgprod-Token"]
+        query = f"{asked}&token={token}&exitcode={exitcode}&{decoration}"
+        answers = [
+            shim.raw(f"workscript.exit?{query}")
+            if method == "GET"
+            else shim.raw("workscript.exit", "POST", content=query.encode())
+            for _ in range(2)
+        ]
+        for answer in answers:
+            assert (answer.status_code, answer.headers["Osgprod-Status"]) == (200, expected), decoration
+            lines = answer.text.splitlines()[1:]
+            assert (note in lines) if note else (lines == []), (decoration, lines)
+            assert (note in answer.headers["Osgprod-Note"]) if note else "Osgprod-Note" not in answer.headers
+    rows = world.db.execute(
+        "SELECT r.process, r.exit_code, r.reason, r.site, r.output_url, r.events FROM osgprod_data.reports r ORDER BY 1"
+    ).fetchall()
+    assert [row["exit_code"] for row in rows] == [exitcode] * len(DECORATIONS)
+    kept = {decoration: row for (decoration, _), row in zip(DECORATIONS, rows, strict=True)}
+    assert kept["reason=45%B0C"]["reason"] == "45\ufffdC"
+    assert kept["reason=a%00b"]["reason"] == "a b"
+    assert kept["reason=a&reason=b"]["reason"] == "a"
+    assert kept["events=many"]["events"] is None
+
+
+@pytest.mark.parametrize(
+    ("route", "decoration", "note"),
+    [
+        ("workscript.bash", "host=%ff&site=s", "changed: host (is not UTF-8)"),
+        ("workscript.bash", "site=a%00", "changed: site (has a NUL byte)"),
+        ("workscript.ping", "bytes=9999999999999999999", "ignored: bytes (must be a number)"),
+        ("workscript.ping", "cpu=", "ignored: cpu (must be a number)"),
+    ],
+)
+def test_a_checkout_and_a_heartbeat_count_whatever_their_decoration_holds(
+    world: World, shim: LiveShim, route: str, decoration: str, note: str
+) -> None:
+    world.add_file(1)
+    shim.raw(f"workscript.bash?{GOOD}") if route == "workscript.ping" else None
+    answer = shim.raw(f"{route}?{GOOD}&{decoration}")
+    assert answer.status_code == 200
+    assert answer.headers["Osgprod-Status"] in ("assigned", "alive")
+    assert answer.headers["Osgprod-Note"] == note
+    if route == "workscript.bash":
+        assert subprocess.run(["bash", "-n"], input=answer.content, capture_output=True).stderr == b""
+
+
+def test_every_parameter_of_the_protocol_is_core_or_can_be_done_without() -> None:
+    core = {name for name, parameter in openapi.PARAMETERS.items() if parameter.is_core}
+    assert core == {"project", "cluster", "process", "magic", "cpus", "exitcode", "token", "job_key"}
+
+
+def test_a_job_key_over_http_is_asked_for_and_never_logged_or_repeated(
+    world: World, shim: LiveShim, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    world.add_file(2)
+    mine = shim.raw(f"workscript.bash?{GOOD}&job_key=SECRETKEY1")
+    assert mine.headers["Osgprod-Status"] == "assigned"
+    for other in ("", "&job_key=", "&job_key=SECRETKEY2"):
+        answer = shim.raw("workscript.bash", "POST", content=f"{GOOD}{other}".encode())
+        assert answer.headers["Osgprod-Status"] == "wait" and answer.headers["Retry-After"] == "60"
+        assert "Osgprod-Token" not in answer.headers and "SECRETKEY" not in answer.text
+    again = shim.raw("workscript.bash", "POST", content=f"{GOOD}&job_key=SECRETKEY1".encode())
+    assert again.headers["Osgprod-Nstarts"] == "2" and "SECRETKEY" not in again.text
+    for route in ("workscript.ping", "workscript.exit"):
+        answer = shim.raw(f"{route}?{GOOD}&exitcode=0&job_key=SECRETKEY1")
+        assert answer.status_code == 200 and "SECRETKEY" not in answer.text
+    ours = [record.getMessage() for record in caplog.records if not record.name.startswith("http")]
+    assert ours and not [line for line in ours if "SECRETKEY" in line]
 
 
 def test_100_kb_of_query_or_body_are_refused_and_the_shim_lives_on(world: World, shim: LiveShim) -> None:
