@@ -122,7 +122,7 @@ def test_plot_has_a_bar_for_each_interval_in_which_something_was_done(page: Page
         assert box and box["width"] > 1000
 
 
-def test_page_renews_itself_and_stands_still_when_told_to(page: Page, full: World, live: LiveShim) -> None:
+def test_page_renews_itself_and_stops_when_asked(page: Page, full: World, live: LiveShim) -> None:
     page.clock.install()
     page.goto(f"project/{NAME}")
     before = full.progress(NAME)["blocks_leased"]

@@ -192,7 +192,7 @@ def ask(apache: Apache, project: str, process: int, **more: Any) -> Any:
     return apache.get("/osgprod/workscript.bash", params={**parameters, **more.pop("params", {})}, **more)
 
 
-def test_slice_is_lent_and_reported_over_tls(apache: Apache, world: World, project: str) -> None:
+def test_slice_is_assigned_and_reported_over_tls(apache: Apache, world: World, project: str) -> None:
     answer = ask(apache, project, 1)
     assert (answer.status_code, answer.headers["Osgprod-Status"]) == (200, "assigned")
     assert answer.headers["content-type"].startswith("text/plain")
@@ -222,7 +222,7 @@ def test_statuses_and_headers_pass_unchanged(apache: Apache, world: World, proje
 @pytest.mark.parametrize(
     "target", ["/osgprod/\udcff\udcfe", "/osgprod/workscript.bash?a=\udcff", "/osgprod/?\udc80"]
 )
-def test_odd_bytes_are_the_askers_fault(apache: Apache, target: str) -> None:
+def test_odd_bytes_get_a_client_error(apache: Apache, target: str) -> None:
     request = f"GET {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     with socket.create_connection(("127.0.0.1", apache.port)) as plain:
         with apache._context.wrap_socket(plain, server_hostname="localhost") as secure:

@@ -285,12 +285,12 @@ def test_job_whose_slice_fails_asks_for_others_until_its_retries_are_used_up(pol
     ]
 
 
-def test_job_that_was_started_too_often_is_let_go(policies: Policies) -> None:
+def test_job_that_was_started_too_often_leaves_the_queue(policies: Policies) -> None:
     job = policies.wait_for("starts", "leaves the queue", lambda job: job["JobStatus"] == COMPLETED)
     assert (job["ExitCode"], job["NumJobStarts"]) == (10, 1)
 
 
-def test_after_a_nodes_fault_the_job_runs_on_another_machine(policies: Policies, pool: Pool) -> None:
+def test_job_runs_on_another_machine_after_a_node_fault(policies: Policies, pool: Pool) -> None:
     job = policies.wait_for(
         "node", "is idle", lambda job: job["JobStatus"] == IDLE and job.get("ExitCode") == 20
     )
@@ -304,13 +304,13 @@ def test_after_a_nodes_fault_the_job_runs_on_another_machine(policies: Policies,
     assert [row["outcome"] for row in policies.attempts("node")] == ["node-fault", "done"]
 
 
-def test_job_that_finds_the_server_away_is_held_and_released_by_itself(policies: Policies) -> None:
+def test_job_is_held_and_released_by_itself_while_the_server_is_down(policies: Policies) -> None:
     job = policies.wait_for("away", "is held", lambda job: job["JobStatus"] == HELD)
     assert (job["HoldReasonSubCode"], job["ExitCode"]) == (30, 30)
     policies.wait_for("away", "runs again", lambda job: job["NumJobStarts"] >= 2)
 
 
-def test_refused_job_is_held_until_somebody_releases_it(policies: Policies, pool: Pool) -> None:
+def test_refused_job_is_held_until_an_operator_releases_it(policies: Policies, pool: Pool) -> None:
     job = policies.wait_for("refused", "is held", lambda job: job["JobStatus"] == HELD)
     assert (job["HoldReasonSubCode"], job["ExitCode"]) == (40, 40)
     assert "refused" in job["HoldReason"]

@@ -38,7 +38,7 @@ PATTERNS: list[tuple[str, list[str], list[str]]] = [
 ]
 
 
-def test_subnet_patterns_let_in_what_they_say_and_nothing_else(world: World) -> None:
+def test_subnet_pattern_admits_exactly_the_addresses_that_it_names(world: World) -> None:
     world.add_file(99)
     for number, (pattern, inside, outside) in enumerate(PATTERNS):
         world.set(subnet_pattern=pattern)
@@ -67,7 +67,7 @@ def test_from_psql_the_address_is_that_of_the_session(world: World) -> None:
     assert row == {"client": "127.0.0.1"}
 
 
-def test_a_wrong_magic_is_refused_whatever_is_wrong_with_it(world: World) -> None:
+def test_every_kind_of_wrong_magic_is_refused(world: World) -> None:
     world.add_file(1)
     for wrong in ("", "M", "m ", " m", "mm", None, "m\u200b", "%", "_", "' OR true --"):
         assert refusal(world.checkout, 0, magic=wrong) == "OG202"
@@ -75,7 +75,7 @@ def test_a_wrong_magic_is_refused_whatever_is_wrong_with_it(world: World) -> Non
         assert refusal(world.heartbeat, 0, magic=wrong) == "OG202"
 
 
-def test_a_project_without_magic_lets_nobody_in(world: World) -> None:
+def test_project_without_a_magic_refuses_everybody(world: World) -> None:
     call(
         world.db,
         "add_project",
@@ -292,7 +292,7 @@ def test_more_live_attempts_than_the_cap_get_nothing(world: World) -> None:
     assert world.checkout(2)["status"] == "assigned"
 
 
-def test_what_a_job_says_of_its_outputs_is_one_printable_line(world: World) -> None:
+def test_url_of_outputs_is_recorded_as_one_printable_line(world: World) -> None:
     world.add_file(1)
     world.checkout(0)
     world.report(0, 0, output_url="https://h/a\nrm -rf\x1b[2J\t" + "x" * 5000, reason="a\r\nb\x1b]0;t\x07")

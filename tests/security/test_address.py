@@ -67,12 +67,12 @@ def test_the_address_is_that_of_the_rightmost_hop_that_is_not_trusted(
 
 
 @given(st.lists(st.text(alphabet="0123456789abcdef.:[], %\xe9", max_size=60), max_size=5))
-def test_who_is_not_trusted_can_write_what_he_wants(lines: list[str]) -> None:
+def test_forwarding_headers_of_an_untrusted_client_are_ignored(lines: list[str]) -> None:
     assert client("127.0.0.1, unix", "192.0.2.1", *lines) == "192.0.2.1"
 
 
 @given(st.lists(st.text(alphabet="0123456789abcdef.:[], %\xe9", max_size=60), max_size=5))
-def test_nothing_left_of_what_the_proxy_saw_counts(lines: list[str]) -> None:
+def test_addresses_left_of_the_entry_of_the_proxy_are_ignored(lines: list[str]) -> None:
     assert client("127.0.0.1", "127.0.0.1", *lines, "192.0.2.1") == "192.0.2.1"
 
 
@@ -84,7 +84,7 @@ def test_an_address_is_an_address_or_none(text: str) -> None:
 @pytest.mark.parametrize(
     "setting", ["*", "localhost", "10.0.0.0/99", "10.0.0", "unix:/run/x", "1.2.3.4;5.6.7.8"]
 )
-def test_a_setting_that_makes_no_sense_is_told_at_the_start(setting: str) -> None:
+def test_wrong_setting_is_reported_at_the_start(setting: str) -> None:
     with pytest.raises(SettingError, match="OSGPROD_TRUSTED_PROXIES"):
         TrustedProxies(setting)
 
@@ -112,7 +112,7 @@ def test_forged_headers_change_nothing_without_a_trusted_proxy(world: World, shi
     assert answer.status_code == 403, "nor does a parameter"
 
 
-def test_behind_a_trusted_proxy_only_its_own_word_counts(world: World, folder: Path) -> None:
+def test_only_the_address_that_a_trusted_proxy_added_counts(world: World, folder: Path) -> None:
     world.set(subnet_pattern="192.0.2.0/24, 2001:db8::/32")
     world.add_file(9)
     with LiveShim(world.dsn, folder / "www", OSGPROD_TRUSTED_PROXIES="127.0.0.1") as live:

@@ -190,7 +190,7 @@ def test_audience_may_be_one_of_a_list(live: LiveShim, issuer: Issuer) -> None:
     assert ask(live, issuer.token(aud=["https://elsewhere.example.org", AUDIENCE])).status_code == 200
 
 
-def test_without_an_audience_of_the_project_a_token_for_others_is_not_for_us(
+def test_project_without_an_audience_refuses_tokens_for_others(
     world: World, live: LiveShim, issuer: Issuer
 ) -> None:
     world.set(bearer_audience=None)
@@ -199,9 +199,7 @@ def test_without_an_audience_of_the_project_a_token_for_others_is_not_for_us(
         assert ask(live, issuer.token(aud=aud)).status_code == 200, aud
 
 
-def test_without_a_scope_of_the_project_no_token_is_taken(
-    world: World, live: LiveShim, issuer: Issuer
-) -> None:
+def test_project_without_a_scope_accepts_no_token(world: World, live: LiveShim, issuer: Issuer) -> None:
     world.set(bearer_scope=None)
     answer = ask(live, issuer.token())
     assert (answer.status_code, "bearer_scope" in answer.text) == (403, True)
@@ -254,7 +252,7 @@ def forgeries(issuer: Issuer) -> dict[str, str]:
     }  # fmt: skip
 
 
-def test_every_forgery_is_refused_and_none_is_repeated_in_an_answer(
+def test_every_forged_token_is_refused_and_not_repeated_in_the_answer(
     world: World, live: LiveShim, issuer: Issuer, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert ask(live, issuer.token()).status_code == 200
@@ -268,7 +266,7 @@ def test_every_forgery_is_refused_and_none_is_repeated_in_an_answer(
     assert "/mine" not in issuer.asked, "a token says not where its keys are"
 
 
-def test_a_refused_token_leaves_nothing_of_itself_in_the_log(
+def test_refused_token_is_not_logged(
     live: LiveShim, issuer: Issuer, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("DEBUG")
@@ -279,7 +277,7 @@ def test_a_refused_token_leaves_nothing_of_itself_in_the_log(
     assert "workscript.bash" in caplog.text
 
 
-def test_the_magic_still_works_beside_tokens_and_goes_before_them(live: LiveShim, issuer: Issuer) -> None:
+def test_magic_works_beside_tokens_and_takes_precedence(live: LiveShim, issuer: Issuer) -> None:
     assert live.checkout(0).status_code == 200
     assert ask(live, "nonsense", process=1, magic="m").status_code == 200, (
         "a magic was given: the header means nothing"
@@ -314,9 +312,7 @@ def test_keys_are_fetched_once_and_new_ones_when_a_token_names_one(
     assert ask(live, issuer.token(RSA), 7).status_code == 403
 
 
-def test_names_of_unknown_keys_do_not_make_us_ask_the_issuer_again_and_again(
-    live: LiveShim, issuer: Issuer
-) -> None:
+def test_unknown_key_names_cause_no_repeated_requests_to_the_issuer(live: LiveShim, issuer: Issuer) -> None:
     assert ask(live, issuer.token()).status_code == 200
     for n in range(20):
         answer = ask(live, issuer.token(OTHER, headers={"kid": f"k{n}"}))
@@ -326,7 +322,7 @@ def test_names_of_unknown_keys_do_not_make_us_ask_the_issuer_again_and_again(
     assert ask(live, issuer.token()).status_code == 200, "the known keys are not concerned"
 
 
-def test_an_issuer_that_is_down_stops_nobody_for_a_day(
+def test_issuer_that_is_down_for_a_day_stops_no_job(
     live: LiveShim, issuer: Issuer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert ask(live, issuer.token()).status_code == 200
@@ -360,14 +356,14 @@ def test_an_issuer_that_was_never_reached_is_503_and_not_a_refusal(
         {"jwks_uri": "file:///etc/passwd"},
     ],
 )
-def test_metadata_that_name_another_issuer_or_an_open_way_are_not_believed(
+def test_metadata_that_name_another_issuer_or_plain_http_are_not_believed(
     live: LiveShim, issuer: Issuer, metadata: dict[str, Any]
 ) -> None:
     issuer.metadata = metadata
     assert ask(live, issuer.token()).status_code == 503
 
 
-def test_shared_secrets_and_encryption_keys_among_the_keys_are_passed_over(
+def test_shared_secrets_and_encryption_keys_among_the_keys_are_ignored(
     live: LiveShim, issuer: Issuer
 ) -> None:
     secret = "c2VjcmV0LXRoYXQtaXMtbG9uZy1lbm91Z2gtZm9yLWhzMjU2"
@@ -402,7 +398,7 @@ def test_keys_from_a_file_need_no_network(world: World, folder: Path, issuer: Is
 @pytest.mark.parametrize(
     "url", ["http://issuer.example.org", "issuer", "ftp://x", "http://127.0.0.1.example.org:80"]
 )
-def test_an_issuer_without_https_is_no_issuer(url: str) -> None:
+def test_issuer_without_https_is_refused(url: str) -> None:
     with pytest.raises(SettingError, match="OSGPROD_BEARER_ISSUERS"):
         bearer.BearerTokens({"OSGPROD_BEARER_ISSUERS": url})
 
@@ -410,7 +406,7 @@ def test_an_issuer_without_https_is_no_issuer(url: str) -> None:
 @pytest.mark.parametrize(
     "text", ["", "[]", "{", '{"x": 1}', '{"x": {"keys": 1}}', '{"x": {"keys": [1]}}', '{"x": {}}']
 )
-def test_a_key_file_that_is_none_is_told_at_the_start(folder: Path, text: str) -> None:
+def test_broken_key_file_is_reported_at_the_start(folder: Path, text: str) -> None:
     path = folder / "keys.json"
     path.write_text(text)
     with pytest.raises(SettingError, match="OSGPROD_BEARER_KEYS"):
@@ -425,7 +421,7 @@ def test_a_key_file_that_is_none_is_told_at_the_start(folder: Path, text: str) -
         st.sampled_from(["alg", "kid", "iss", "exp", "nbf", "typ", "crit", "b64"]), v), max_leaves=8).map(
         lambda v: f"{encoded(v)}.{encoded(v)}.{encoded(v)}"),
 ))  # fmt: skip
-def test_whatever_comes_as_a_token_is_refused_in_one_line(text: str) -> None:
+def test_every_broken_token_is_refused_in_one_line(text: str) -> None:
     import asyncio
 
     tokens = bearer.BearerTokens({})
@@ -481,7 +477,7 @@ def test_a_job_works_with_a_token_and_no_magic(
     assert issuer.asked, "its keys were fetched"
 
 
-def test_a_job_with_a_token_that_is_not_taken_is_held_and_takes_no_slice(
+def test_job_with_a_refused_token_is_held_and_leases_no_slice(
     world: World, live: LiveShim, issuer: Issuer, folder: Path
 ) -> None:
     live.add_template("p", b"# source:\nexit 0\n")
@@ -492,7 +488,7 @@ def test_a_job_with_a_token_that_is_not_taken_is_held_and_takes_no_slice(
     assert world.progress()["blocks_leased"] == 0
 
 
-def test_a_job_gives_its_token_to_nobody_in_the_clear(live: LiveShim, issuer: Issuer, folder: Path) -> None:
+def test_job_sends_no_token_in_clear_text(live: LiveShim, issuer: Issuer, folder: Path) -> None:
     live.add_template("p", b"# source:\nexit 0\n")
     done = run_job(
         live, folder, 0, BEARER_TOKEN=issuer.token(), OSGPROD_URL=live.url.replace("127.0.0.1", "0.0.0.0")
@@ -500,7 +496,7 @@ def test_a_job_gives_its_token_to_nobody_in_the_clear(live: LiveShim, issuer: Is
     assert done.returncode == 40 and "magic is wrong or missing" in done.stderr
 
 
-def test_a_job_that_outlives_its_token_reports_with_the_one_that_it_was_given_meanwhile(
+def test_job_that_outlives_its_token_reports_with_the_renewed_one(
     world: World, live: LiveShim, issuer: Issuer, folder: Path
 ) -> None:
     """HTCondor renews the file; what was right at the start is refused at the end."""

@@ -41,7 +41,7 @@ def answer(line: socket.socket) -> bytes:
     return got
 
 
-def test_a_head_without_end_is_cut_off(shim: LiveShim) -> None:
+def test_endless_request_head_is_cut_off(shim: LiveShim) -> None:
     without_end = {
         "one header": (GOOD % 0 + b"X-Long: ", b"x" * 3000),
         "headers": (GOOD % 0, b"X: y\r\n" * 500),
@@ -79,7 +79,7 @@ UNENDING = [
 ]
 
 
-def test_a_request_that_does_not_end_is_hung_up_on(shim: LiveShim, quick: None) -> None:
+def test_endless_request_is_disconnected(shim: LiveShim, quick: None) -> None:
     for start in UNENDING:
         begin = time.monotonic()
         with dial(shim) as line:
@@ -89,7 +89,7 @@ def test_a_request_that_does_not_end_is_hung_up_on(shim: LiveShim, quick: None) 
         assert got.startswith(b"HTTP/1.1 408 "), start
 
 
-def test_a_byte_now_and_then_does_not_buy_time(shim: LiveShim, quick: None) -> None:
+def test_slow_bytes_do_not_extend_the_time_for_a_request(shim: LiveShim, quick: None) -> None:
     with dial(shim) as line:
         line.sendall(GOOD % 0)
         begin = time.monotonic()
@@ -121,7 +121,7 @@ def test_many_requests_on_one_connection_are_no_long_one(world: World, shim: Liv
         assert answer(line).count(b"HTTP/1.1 200 OK") == 6
 
 
-def test_what_is_no_http_is_answered_in_a_line(shim: LiveShim) -> None:
+def test_request_that_is_not_http_gets_one_line(shim: LiveShim) -> None:
     for nonsense in (
         b"\x16\x03\x01\x02\x00\x01",
         b"\0" * 100,
@@ -143,7 +143,7 @@ def test_what_is_no_http_is_answered_in_a_line(shim: LiveShim) -> None:
     ("OSGPROD_TRUSTED_PROXIES", "*"), ("OSGPROD_CLIENT_RATE", "many"), ("OSGPROD_BEARER_ISSUERS", "http://x"),
     ("OSGPROD_BEARER_KEYS", "/nonexistent"), ("OSGPROD_POOL_SIZE", "0"),
 ])  # fmt: skip
-def test_a_setting_that_makes_no_sense_ends_the_start_with_a_line_and_a_hint(name: str, value: str) -> None:
+def test_wrong_setting_ends_the_start_with_one_line_and_a_hint(name: str, value: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "shim.admin", "serve", "--port", "0"],
         cwd=CHECKOUT, env={"PATH": "/usr/bin:/bin", name: value}, capture_output=True, text=True, timeout=60,

@@ -220,7 +220,7 @@ def check_answer(request: bytes, got: bytes) -> int:
     return status
 
 
-def test_whatever_comes_over_http_gets_a_line_and_no_error_of_ours(
+def test_every_http_request_gets_one_line_and_no_internal_error(
     world: World, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with LiveShim(world.dsn, folder / "www", OSGPROD_CLIENT_RATE="0") as live:
@@ -259,7 +259,7 @@ def fuzz_http(world: World, shim: LiveShim, caplog: pytest.LogCaptureFixture) ->
 # --- EVIO --------------------------------------------------------------------------------------------------------
 
 
-def test_whatever_is_in_a_file_is_an_index_or_a_line() -> None:
+def test_every_file_gives_an_index_or_one_line() -> None:
     """In a process of its own, with an end to its memory and to the time of each file."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.security.fuzz_evio", str(FUZZ_S), str(random.randrange(1 << 32))],

@@ -45,7 +45,7 @@ def test_an_address_that_asks_too_often_gets_429_and_no_slice(world: World, fold
     assert attempts(world) == 12
 
 
-def test_wrong_magics_count_as_well(world: World, folder: Path) -> None:
+def test_requests_with_a_wrong_magic_count_for_the_address_rate(world: World, folder: Path) -> None:
     with LiveShim(world.dsn, folder / "www", OSGPROD_CLIENT_RATE="5") as live:
         live.add_template("p")
         assert [live.checkout(0, magic=f"guess{n}").status_code for n in range(7)] == [403] * 5 + [429] * 2
@@ -67,7 +67,7 @@ def test_a_project_that_gets_too_many_requests_gives_429_and_no_slice(world: Wor
         assert live.checkout(0, project="q").status_code == 200, "others are not concerned"
 
 
-def test_who_is_not_let_in_can_not_use_up_a_projects_rate(world: World, folder: Path) -> None:
+def test_unauthorized_requests_do_not_consume_the_project_rate(world: World, folder: Path) -> None:
     world.add_file(99)
     with LiveShim(world.dsn, folder / "www", OSGPROD_PROJECT_RATE="6") as live:
         live.add_template("p")
@@ -76,7 +76,7 @@ def test_who_is_not_let_in_can_not_use_up_a_projects_rate(world: World, folder: 
         assert live.checkout(0).status_code == 200
 
 
-def test_a_window_ends_and_the_next_begins_at_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_next_window_of_a_rate_begins_at_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     monkeypatch.setattr(rates.time, "monotonic", lambda: now)
     rate = RateLimit(2)
@@ -100,7 +100,7 @@ def test_many_addresses_take_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> 
         assert len(rate._counts) <= 1001
 
 
-def test_no_limit_counts_nothing() -> None:
+def test_rate_without_a_limit_counts_nothing() -> None:
     rate = RateLimit(0)
     for _ in range(10):
         rate.count("a")
@@ -116,7 +116,7 @@ def test_what_counts_as_one_client(address: str | None, key: str) -> None:
 
 @pytest.mark.parametrize("value", ["-1", "x", "1.5", "1e3", "٣", "9" * 5000])
 @pytest.mark.parametrize("setting", ["OSGPROD_CLIENT_RATE", "OSGPROD_PROJECT_RATE", "OSGPROD_POOL_SIZE"])
-def test_a_setting_that_is_no_number_is_told_at_the_start(
+def test_setting_that_is_not_a_number_is_reported_at_the_start(
     monkeypatch: pytest.MonkeyPatch, setting: str, value: str
 ) -> None:
     monkeypatch.setenv(setting, value)
@@ -147,12 +147,12 @@ def test_queries_and_bodies_beyond_their_size_are_refused_unread(world: World, s
     assert attempts(world) == 1
 
 
-def test_a_thousand_parameters_are_refused_or_ignored_but_never_an_error_of_ours(shim: LiveShim) -> None:
+def test_a_thousand_parameters_are_refused_or_ignored_without_an_internal_error(shim: LiveShim) -> None:
     query = "&".join(f"a{n}=" for n in range(1400))
     assert shim.raw(f"workscript.bash?{query}").status_code == 400
 
 
-def test_what_stands_behind_a_bare_ampersand_in_a_secret_is_not_repeated(
+def test_part_of_a_secret_behind_a_bare_ampersand_is_not_repeated(
     shim: LiveShim, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("DEBUG", "osgprod")

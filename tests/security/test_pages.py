@@ -33,7 +33,7 @@ ODD = [
 MARKUP = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>{{7*7}}"
 
 
-def test_what_jobs_say_is_text_on_every_page_and_odd_addresses_are_no_error_of_ours(
+def test_texts_of_jobs_are_text_on_every_page_and_odd_addresses_give_no_internal_error(
     world: World, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     world.set(max_fast_failures=100)

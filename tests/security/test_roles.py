@@ -155,7 +155,7 @@ def test_no_login_has_a_right_that_the_matrix_does_not_give(
             assert answer == {"may": who in allowed.get(row["name"], set())}, (row["name"], login)
 
 
-def test_each_function_is_made_as_the_rules_want(db: psycopg.Connection[dict[str, Any]]) -> None:
+def test_each_function_follows_the_rules(db: psycopg.Connection[dict[str, Any]]) -> None:
     allowed = matrix(FUNCTIONS)
     for row in functions(db):
         name = row["name"]
@@ -347,7 +347,7 @@ SETTINGS = """
 """
 
 
-def test_settings_of_the_session_open_no_door(
+def test_session_settings_give_no_more_rights(
     world: World, logins: dict[str, psycopg.Connection[Any]]
 ) -> None:
     world.set(token_required=True, subnet_pattern="10.%")

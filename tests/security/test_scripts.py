@@ -107,7 +107,7 @@ def check(world: World, shim: LiveShim, folder: Path, prefix: str, path: str, nu
     assert lines[6] == f"# source: {url}+1,3", "a comment of one line, whoever counts the lines"
 
 
-def test_nothing_that_is_stored_adds_anything_to_a_script(world: World, shim: LiveShim, folder: Path) -> None:
+def test_stored_texts_add_no_commands_to_a_script(world: World, shim: LiveShim, folder: Path) -> None:
     shim.add_template("p", TEMPLATE)
     for number, text in enumerate(NASTY):
         check(
@@ -128,7 +128,7 @@ NAMES = st.text(
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(prefix=PREFIXES, name=NAMES)
-def test_nor_does_anything_that_nobody_thought_of(
+def test_random_texts_add_no_commands_to_a_script(
     world: World, shim: LiveShim, folder: Path, prefix: str, name: str
 ) -> None:
     shim.add_template("p", TEMPLATE)
@@ -162,7 +162,7 @@ def test_messages_to_idle_jobs_and_errors_run_nothing(shim: LiveShim, folder: Pa
             assert (done.stdout, done.stderr, list(place.iterdir())) == (b"", b"", [])
 
 
-def test_no_project_or_work_script_has_a_name_that_leads_elsewhere(world: World) -> None:
+def test_names_of_projects_and_work_scripts_can_not_leave_their_folder(world: World) -> None:
     arguments: dict[str, Any] = {"subnet_pattern": "%", "xrootd_prefix": "", "maxblockspercore": 1}
     for name in ("..", ".", "", "../x", "/etc/passwd", "a/b", ".hidden", "x\n", "x y", "-x", "x" * 200):
         for project, workscript in ((name, "w"), ("new", name)):
@@ -185,7 +185,7 @@ def place(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", ["..", ".", "", "../../secret", "../q/w", "/etc/passwd", "./w", "sub/../w"])
-def test_a_name_that_leads_out_is_refused_whatever_the_database_says(place: Path, name: str) -> None:
+def test_name_that_leaves_its_folder_is_refused_even_if_the_database_has_it(place: Path, name: str) -> None:
     (place / "www" / "p" / "w").write_bytes(b"# source:\nmine")
     with pytest.raises(TemplateError):
         TemplateFolder(place / "www").load("p", name)
@@ -243,7 +243,7 @@ def test_a_folder_that_is_a_link_is_not_followed(place: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["pipe", "folder", "huge", "unreadable place"])
-def test_what_is_no_plain_file_is_refused_at_once(place: Path, kind: str) -> None:
+def test_template_that_is_not_a_plain_file_is_refused_at_once(place: Path, kind: str) -> None:
     path = place / "www" / "p" / "w"
     if kind == "pipe":
         os.mkfifo(path)  # a read from it would never end
@@ -256,7 +256,7 @@ def test_what_is_no_plain_file_is_refused_at_once(place: Path, kind: str) -> Non
         TemplateFolder(place / "www").load("p", "w")
 
 
-def test_a_file_that_becomes_a_link_in_the_right_moment_is_not_read(place: Path) -> None:
+def test_file_swapped_for_a_link_while_it_is_opened_is_not_read(place: Path) -> None:
     """Somebody who may write to the project's folder swaps the file for a link, over and over, while it is read."""
     path, spare = place / "www" / "p" / "w", place / "www" / "p" / "spare"
     path.write_bytes(b"# source:\nmine")
@@ -288,7 +288,7 @@ def test_a_file_that_becomes_a_link_in_the_right_moment_is_not_read(place: Path)
     assert read and refused, "both were met"
 
 
-def test_a_template_out_of_place_takes_no_slice_and_tells_the_job_no_path(
+def test_template_out_of_place_leases_no_slice_and_shows_the_job_no_path(
     world: World, shim: LiveShim, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "osgprod")

@@ -88,7 +88,7 @@ def served(world: World, folder: Path) -> Iterator[tuple[str, Path]]:
         server.stdout.close()
 
 
-def test_a_magic_is_nowhere_to_be_seen(
+def test_magic_is_in_no_log_process_list_file_or_answer(
     world: World, folder: Path, our_server: SimpleNamespace, served: tuple[str, Path]
 ) -> None:
     url, log = served

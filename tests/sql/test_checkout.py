@@ -28,7 +28,7 @@ def test_restarted_job_gets_its_own_slice_back_and_starts_are_counted(world: Wor
     assert again["token"] != first["token"]
 
 
-def test_job_that_succeeded_is_told_that_its_work_is_completed(world: World) -> None:
+def test_job_that_succeeded_gets_completed_when_it_asks_again(world: World) -> None:
     world.add_file(2)
     world.checkout(0)
     world.report(0)
@@ -51,7 +51,7 @@ def test_single_block_file_is_one_slice_and_then_there_is_no_work(world: World) 
     assert world.checkout(1)["status"] == "no-work"
 
 
-def test_work_on_lease_is_wait_and_not_no_work(world: World) -> None:
+def test_jobs_get_wait_while_all_work_is_leased(world: World) -> None:
     world.add_file(1)
     world.checkout(0)
     answer = world.checkout(1)
@@ -63,7 +63,7 @@ def test_project_without_files_has_no_work(world: World) -> None:
     assert world.checkout(0)["status"] == "no-work"
 
 
-def test_201_blocks_and_32_clients_nobody_is_sent_away_and_each_block_is_lent_once(world: World) -> None:
+def test_32_clients_get_201_blocks_each_once_and_none_is_sent_away(world: World) -> None:
     world.add_file(201)
 
     def ask(n: int, connection: psycopg.Connection) -> list[dict]:
@@ -116,7 +116,7 @@ def test_file_at_two_paths_is_one_file_for_a_project(world: World) -> None:
     assert [row["path"] for row in call(world.db, "list_files", project="q")] != [other], "the first one"
 
 
-def test_who_begins_anew_is_told_what_is_forgotten(world: World) -> None:
+def test_reset_of_files_counts_the_blocks_that_it_forgets(world: World) -> None:
     world.add_file(9)
     world.checkout(0, cpus=2)
     world.report(0)
@@ -129,7 +129,7 @@ def test_who_begins_anew_is_told_what_is_forgotten(world: World) -> None:
     assert (loaded["blocks"], loaded["blocks_forgotten"]) == (9, 2 + 3), "done and on lease"
 
 
-def test_file_registered_by_mistake_is_forgotten_while_nobody_works_on_it(world: World) -> None:
+def test_file_registered_by_mistake_can_be_forgotten_until_a_project_loads_it(world: World) -> None:
     used = world.add_file(2, run=1)
     mistaken = [world.add_file(2, run=2, seqno=seqno, project=None) for seqno in range(3)]
     assert call(world.db, "forget_rawdata", path=mistaken[0]) == [{"path": mistaken[0]}]
@@ -144,7 +144,7 @@ def test_file_registered_by_mistake_is_forgotten_while_nobody_works_on_it(world:
     assert sorted(row["path"] for row in gone) == mistaken[1:]
 
 
-def test_slice_says_which_bytes_it_is_made_of(world: World) -> None:
+def test_slice_lists_the_bytes_that_it_consists_of(world: World) -> None:
     world.add_file(9)
     world.checkout(0, cpus=2)
     answer = world.checkout(1, cpus=3)
@@ -153,7 +153,7 @@ def test_slice_says_which_bytes_it_is_made_of(world: World) -> None:
     assert answer["events"] == 1 + 3 * 10
 
 
-def test_pieces_that_touch_become_one_range(world: World) -> None:
+def test_adjacent_pieces_become_one_range(world: World) -> None:
     world.add_file(9)
     assert world.checkout(0, cpus=2)["pieces"].split("\n")[0] == "range 0 3000"
 
@@ -166,7 +166,7 @@ def test_dcache_is_replaced_by_the_prefix_and_only_as_a_whole_folder(world: Worl
     assert world.checkout(0)["url"] == "root://server//dcache/hd_rawdata_000001_001.evio"
 
 
-def test_changed_setting_holds_from_the_next_checkout_on(world: World) -> None:
+def test_changed_setting_applies_from_the_next_checkout(world: World) -> None:
     world.add_file(10)
     assert world.checkout(0)["block2"] == 2
     world.set(maxblockspercore=3, lease_s=7700)
@@ -194,7 +194,9 @@ def test_changed_setting_holds_from_the_next_checkout_on(world: World) -> None:
         ({"client": "::1"}, "OG201", "address ::1 is outside"),
     ],
 )
-def test_bad_parameter_is_named_and_nothing_is_lent(world: World, wrong: dict, code: str, words: str) -> None:
+def test_bad_parameter_is_named_and_no_slice_is_leased(
+    world: World, wrong: dict, code: str, words: str
+) -> None:
     world.add_file(2)
     with pytest.raises(psycopg.Error, match=words) as caught:
         world.checkout(**{"process": 0, **wrong})
@@ -203,7 +205,7 @@ def test_bad_parameter_is_named_and_nothing_is_lent(world: World, wrong: dict, c
     assert world.progress()["blocks_leased"] == 0
 
 
-def test_other_template_in_hand_means_no_slice_yet(world: World) -> None:
+def test_caller_with_an_outdated_template_gets_no_slice(world: World) -> None:
     world.add_file(2)
     answer = world.checkout(0, workscript="")
     assert (answer["status"], answer["workscript"]) == ("template", "osgprod_work.bash")
@@ -212,7 +214,7 @@ def test_other_template_in_hand_means_no_slice_yet(world: World) -> None:
 
 
 @pytest.mark.parametrize("state", ["paused", "draining"])
-def test_paused_and_draining_projects_lend_nothing_new(world: World, state: str) -> None:
+def test_paused_and_draining_projects_assign_no_new_slices(world: World, state: str) -> None:
     world.add_file(3)
     world.checkout(0)
     world.set(state=state)
@@ -228,7 +230,7 @@ def test_paused_and_draining_projects_lend_nothing_new(world: World, state: str)
     assert world.checkout(2)["status"] == "assigned"
 
 
-def test_job_that_starts_too_often_is_held_off(world: World) -> None:
+def test_job_that_starts_too_often_is_refused(world: World) -> None:
     world.set(max_starts_per_min=3)
     world.add_file(3)
     for _ in range(3):
@@ -257,7 +259,7 @@ def test_cap_on_live_attempts_is_held(world: World) -> None:
     assert world.checkout(0)["nstarts"] == 2, "a restarted job is not a new one"
 
 
-def test_cap_on_live_attempts_lets_others_in_when_some_ended_though_no_shim_counts(world: World) -> None:
+def test_cap_on_live_attempts_frees_places_even_if_no_shim_counts(world: World) -> None:
     reach_the_cap(world)
     world.report(0)
     world.db.execute("UPDATE osgprod_data.projects SET next_due_at = now()")  # in place of five minutes

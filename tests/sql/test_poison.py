@@ -87,7 +87,7 @@ def test_recycled_slice_is_not_done_by_a_report_from_before(world: World) -> Non
     assert world.checkout(1)["status"] == "assigned", "what was completed is to be done again"
 
 
-def test_7_bad_blocks_of_5000_are_cornered_while_a_tenth_of_jobs_vanish(world: World) -> None:
+def test_7_bad_blocks_of_5000_are_isolated_while_a_tenth_of_jobs_vanish(world: World) -> None:
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     chance = random.Random(seed)
@@ -127,7 +127,7 @@ def test_7_bad_blocks_of_5000_are_cornered_while_a_tenth_of_jobs_vanish(world: W
     assert world.progress()["blocks_done"] == 5000 - len(BAD)
 
 
-def test_black_hole_eats_less_than_a_fiftieth_and_quarantines_nothing(world: World) -> None:
+def test_black_hole_node_wastes_less_than_a_fiftieth_and_quarantines_nothing(world: World) -> None:
     """1 node of 50 fails everything in 2 seconds and asks again at once; the others need an hour for a slice."""
     world.set(maxblockspercore=1, max_failures=3, backoff_s=0)
     world.add_file(30 * 49)
@@ -200,7 +200,7 @@ def test_attempts_begun_before_a_ban_do_not_make_it_longer(world: World) -> None
     assert slices == [{"failures": 0}], "no slice bears what the node did"
 
 
-def test_operator_bans_and_pardons(world: World) -> None:
+def test_operator_bans_and_unbans(world: World) -> None:
     world.add_file(9)
     call(world.db, "ban_worker", project="p", worker="wn1", seconds=60, reason="smoke")
     with pytest.raises(psycopg.Error, match=r"worker wn1@127.0.0.1 is refused work until .* UTC: smoke"):
@@ -214,7 +214,7 @@ def test_operator_bans_and_pardons(world: World) -> None:
     assert world.checkout(0, host="wn1")["status"] == "assigned"
 
 
-def test_pardoned_worker_is_not_banned_again_for_what_it_did_before(world: World) -> None:
+def test_unbanned_worker_is_not_banned_again_for_earlier_failures(world: World) -> None:
     world.set(max_fast_failures=2, backoff_s=0, max_failures=50)
     world.add_file(9)
     for process in range(2):

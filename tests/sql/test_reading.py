@@ -156,7 +156,7 @@ def test_estimate_holds_the_true_rate_about_as_often_as_it_promises(world: World
 
 
 @pytest.mark.history_by_hand
-def test_estimate_says_nothing_where_nothing_can_be_said(world: World) -> None:
+def test_estimate_is_empty_without_enough_data(world: World) -> None:
     world.add_file(5)
     row = call(world.db, "estimate", project="p")[0]
     assert (row["blocks_left"], row["blocks_per_hour"], row["ends_at"]) == (5, None, None)
@@ -165,7 +165,7 @@ def test_estimate_says_nothing_where_nothing_can_be_said(world: World) -> None:
     assert row["ends_late_at"] is None and row["ends_early_at"] is None
 
 
-def test_lists_tell_what_happened(world: World) -> None:
+def test_lists_show_what_happened(world: World) -> None:
     world.set(max_failures=1)
     first, second = world.add_file(3, seqno=0), world.add_file(2, seqno=1)
     world.checkout(0, host="wn1", site="A")
@@ -215,7 +215,7 @@ def test_lists_tell_what_happened(world: World) -> None:
     assert [(w["worker"].split("@")[0], w["failed"]) for w in workers] == [("wn2", 1)]
 
 
-def test_history_of_a_job_has_each_attempt_and_each_verdict(world: World) -> None:
+def test_history_of_a_job_has_each_attempt_and_each_outcome(world: World) -> None:
     world.add_file(2)
     world.checkout(5, cpus=2, host="wn1")
     world.let_leases_run_out()
@@ -296,7 +296,7 @@ def test_map_is_the_same_as_the_list_of_files_whatever_their_states(world: World
         ("map_files", {"rows": 0}, "a map has 1 to 10000"),
     ],
 )
-def test_senseless_wish_is_refused_with_a_hint(
+def test_impossible_argument_is_refused_with_a_hint(
     world: World, function: str, arguments: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(psycopg.errors.DatabaseError, match=message) as caught:
@@ -318,7 +318,7 @@ def test_shim_login_may_read_what_the_dashboard_shows_and_nothing_else(world: Wo
                 call(shim, function, **arguments)
 
 
-def test_listeners_are_told_of_the_rare_events_and_of_nothing_else(world: World) -> None:
+def test_listeners_are_notified_of_rare_events_only(world: World) -> None:
     world.set(max_failures=1, max_fast_failures=2)
     paths = [world.add_file(1, seqno=seqno) for seqno in range(3)]
     with connect(world.dsn) as listener:
@@ -345,7 +345,7 @@ def test_listeners_are_told_of_the_rare_events_and_of_nothing_else(world: World)
     assert len(events[-1]["reason"]) == 800
 
 
-def test_diagnosis_names_what_is_not_well_and_what_to_do(world: World) -> None:
+def test_diagnosis_names_each_fault_and_what_to_do(world: World) -> None:
     found = {row["what"]: row for row in call(world.db, "diagnose")}
     assert not found["work of p"]["is_well"] and "osgprod slices load p" in found["work of p"]["advice"]
     assert found["magic of p"]["is_well"] and found["leases of p"]["is_well"]
@@ -361,7 +361,7 @@ def test_diagnosis_names_what_is_not_well_and_what_to_do(world: World) -> None:
     assert found["work of p"]["is_well"]
 
 
-def test_health_is_told_by_what_happened_and_with_what_to_do(world: World) -> None:
+def test_health_names_each_finding_and_the_command_that_helps(world: World) -> None:
     def health() -> list[tuple[str, str]]:
         rows = call(world.db, "health", project="p")
         assert all(row["found"] and row["advice"] for row in rows)

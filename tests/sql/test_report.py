@@ -50,9 +50,7 @@ def test_another_code_for_the_same_attempt_is_contradicted_and_changes_nothing(w
 
 
 @pytest.mark.parametrize("code", [129, 134, 137, 139, 143, 255, 75, 126, 127])
-def test_node_fault_gives_the_slice_back_at_once_and_does_not_count_against_it(
-    world: World, code: int
-) -> None:
+def test_node_fault_requeues_the_slice_at_once_and_does_not_count_against_it(world: World, code: int) -> None:
     world.add_file(1)
     world.checkout(0)
     answer = world.report(0, code)
@@ -270,7 +268,7 @@ def test_success_without_outputs_or_checksum_is_a_failure_where_they_are_demande
     assert reports(world)[-1]["output_adler32"] == "0a0b0c0d"
 
 
-def test_what_a_job_tells_is_on_record_and_made_printable(world: World) -> None:
+def test_texts_of_a_job_are_recorded_as_printable_text(world: World) -> None:
     world.add_file(1)
     world.checkout(0, host="wn1\n", site="Site\x1b[31m")
     world.report(0, 1, reason="x" * 1000 + "\n", output_url="file:///o/job_1_0.tar.gz", events=3)
@@ -299,7 +297,7 @@ def test_lease_renewed_by_heartbeat_outlives_its_first_end(world: World) -> None
     assert left == {"ok": True}
 
 
-def test_heartbeat_of_an_attempt_that_lost_its_slice_is_told_to_stop(world: World) -> None:
+def test_heartbeat_of_an_attempt_that_lost_its_slice_stops_the_job(world: World) -> None:
     world.add_file(1)
     first = world.checkout(0)
     world.let_leases_run_out()
@@ -309,7 +307,7 @@ def test_heartbeat_of_an_attempt_that_lost_its_slice_is_told_to_stop(world: Worl
     assert state_of(world)["process"] == 1
 
 
-def test_wedged_job_is_told_to_stop_and_a_moving_one_is_not(world: World) -> None:
+def test_wedged_job_must_stop_and_a_progressing_one_goes_on(world: World) -> None:
     world.set(wedged_s=600)
     world.add_file(2)
     for process in (0, 1):
@@ -321,7 +319,7 @@ def test_wedged_job_is_told_to_stop_and_a_moving_one_is_not(world: World) -> Non
     assert world.heartbeat(1, bytes=5, cpu_s=2)["status"] == "alive"
 
 
-def test_wedged_jobs_slice_comes_back_at_once_and_the_job_stays_stopped(world: World) -> None:
+def test_slice_of_a_wedged_job_is_requeued_at_once_and_the_job_stays_stopped(world: World) -> None:
     world.set(wedged_s=1)
     world.add_file(1)
     world.checkout(0, host="wn1")
@@ -335,7 +333,7 @@ def test_wedged_jobs_slice_comes_back_at_once_and_the_job_stays_stopped(world: W
     assert (row["by_worker"], row["outcome"], row["worker"]) == (False, "lost", "wn1@127.0.0.1")
 
 
-def test_lost_job_that_beats_again_gets_its_slice_back_while_nobody_has_it(world: World) -> None:
+def test_lost_job_that_sends_a_heartbeat_gets_its_slice_back_while_nobody_has_it(world: World) -> None:
     world.add_file(2)
     token = str(world.checkout(0)["token"])
     world.let_leases_run_out()
@@ -349,7 +347,7 @@ def test_lost_job_that_beats_again_gets_its_slice_back_while_nobody_has_it(world
     assert world.report(0, token=token)["status"] == "done"
 
 
-def test_job_that_reported_or_started_again_is_not_revived_by_a_late_beat(world: World) -> None:
+def test_job_that_reported_or_started_again_is_not_revived_by_a_late_heartbeat(world: World) -> None:
     world.add_file(3)
     token = str(world.checkout(0)["token"])
     world.report(0, 143, token=token)
@@ -404,7 +402,7 @@ def test_late_success_on_a_slice_that_was_split_since_does_not_count(world: Worl
     assert world.progress()["blocks_done"] == 4
 
 
-def test_failure_on_a_worker_that_is_refused_work_is_the_nodes(world: World) -> None:
+def test_failure_on_a_banned_worker_is_a_node_fault(world: World) -> None:
     world.set(max_failures=1)
     world.add_file(1)
     world.checkout(0, host="wn1")
@@ -413,7 +411,7 @@ def test_failure_on_a_worker_that_is_refused_work_is_the_nodes(world: World) -> 
     assert world.progress()["blocks_quarantined"] == 0
 
 
-def test_last_exit_codes_of_a_slice_are_on_record(world: World) -> None:
+def test_last_exit_codes_of_a_slice_are_recorded(world: World) -> None:
     world.set(max_failures=4, backoff_s=0, max_fast_failures=99)
     world.add_file(1)
     for process, code in enumerate((143, 9, 137, 8, 7, 6)):

@@ -57,7 +57,7 @@ BREAKAGES = {
 
 
 @pytest.mark.parametrize("named", BREAKAGES)
-def test_what_is_broken_is_named(world: World, named: str) -> None:
+def test_verify_names_each_broken_rule(world: World, named: str) -> None:
     world.db.execute("SET session_replication_role = replica")  # no foreign key stands in the way
     for statement in BREAKAGES[named].split(";"):
         world.db.execute(statement)
@@ -80,6 +80,6 @@ def test_what_is_broken_is_named(world: World, named: str) -> None:
         ("a slice done by nobody", "UPDATE osgprod_data.slices SET nstart = NULL WHERE block1 = 1"),
     ],
 )  # fmt: skip
-def test_the_tables_themselves_refuse(world: World, what: str, statement: str) -> None:
+def test_tables_refuse_rows_that_break_the_rules(world: World, what: str, statement: str) -> None:
     with pytest.raises(psycopg.errors.IntegrityError):
         world.db.execute(statement)

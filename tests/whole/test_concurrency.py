@@ -73,7 +73,7 @@ def files(world: World) -> list[str]:
     return [row["state"] for row in rows]
 
 
-def test_late_success_first_then_checkout_goes_around_it(world: World) -> None:
+def test_late_success_first_then_checkout_skips_its_slice(world: World) -> None:
     world.add_file(1)
     lost(world)
     call(world.db, "reclaim_lost")
@@ -103,7 +103,7 @@ def test_reclaim_first_then_report_waits_and_still_counts(world: World) -> None:
     assert late.result()["status"] == "done"
 
 
-def test_report_first_then_reclaim_goes_around_it(world: World) -> None:
+def test_report_first_then_reclaim_skips_its_slice(world: World) -> None:
     world.add_file(1)
     lost(world)
     with held(world) as db:
@@ -136,7 +136,7 @@ def test_recycle_first_then_late_report_waits_and_is_void(world: World) -> None:
     assert world.progress()["blocks_ready"] == 1
 
 
-def test_late_report_first_then_recycle_goes_around_it(world: World) -> None:
+def test_late_report_first_then_recycle_skips_its_slice(world: World) -> None:
     world.set(max_failures=1)
     world.add_file(1)
     lost(world)
@@ -193,7 +193,7 @@ def test_cut_first_then_split_of_the_slice_before_waits(world: World) -> None:
     assert split.result()["status"] == "failed"
 
 
-def test_checkout_first_then_start_over_waits_and_the_others_are_told_to_try_again(world: World) -> None:
+def test_checkout_first_then_reset_waits_and_other_jobs_must_try_again(world: World) -> None:
     world.add_file(3)
     world.checkout(0)
     with held(world) as db:
@@ -212,7 +212,7 @@ def test_checkout_first_then_start_over_waits_and_the_others_are_told_to_try_aga
     assert world.checkout(0)["block1"] == 1
 
 
-def test_forgotten_transaction_stops_who_wants_the_project_alone_and_not_the_jobs(world: World) -> None:
+def test_forgotten_transaction_delays_exclusive_calls_and_no_jobs(world: World) -> None:
     world.add_file(2)
     world.db.execute("ALTER FUNCTION osgprod._enter_alone SET lock_timeout = '50ms'")  # in place of waiting
     with held(world) as forgotten:
@@ -232,7 +232,7 @@ def test_two_loads_at_once_load_each_file_once(world: World) -> None:
     assert sum(rows) == 20
 
 
-def test_stuck_cut_of_one_file_does_not_keep_slices_of_others_from_coming_back(world: World) -> None:
+def test_stuck_checkout_of_one_file_does_not_delay_requeueing_in_others(world: World) -> None:
     world.set(max_failures=1, max_faults=1)
     for seqno in (1, 2):
         world.add_file(2, seqno=seqno)
@@ -292,7 +292,7 @@ def test_loading_files_does_not_wait_for_a_scan(world: World) -> None:
         assert call(world.db, "load_slices", project="p")[0]["files"] == 1
 
 
-def test_stuck_tick_does_not_keep_leases_from_running_out(world: World) -> None:
+def test_stuck_tick_does_not_keep_leases_from_expiring(world: World) -> None:
     world.add_file(2)
     world.checkout(0)
     world.checkout(1)
@@ -304,7 +304,7 @@ def test_stuck_tick_does_not_keep_leases_from_running_out(world: World) -> None:
         assert world.checkout(3)["status"] == "assigned"
 
 
-def test_clock_that_was_wrong_keeps_no_slice(world: World) -> None:
+def test_wrong_clock_keeps_no_slice_leased_for_ever(world: World) -> None:
     world.add_file(1)
     world.checkout(0)
     world.db.execute("UPDATE osgprod_data.slices SET due_at = now() + interval '1 year'")
@@ -319,7 +319,7 @@ def test_clock_that_was_wrong_keeps_no_slice(world: World) -> None:
     assert world.checkout(2)["status"] == "assigned"
 
 
-def test_shorter_lease_is_looked_at_in_time(world: World) -> None:
+def test_leases_are_checked_soon_after_a_longer_lease_is_set(world: World) -> None:
     """A lease that was given before it was made longer ends as it was given."""
     world.add_file(2)
     world.set(lease_s=2592000)

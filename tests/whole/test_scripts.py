@@ -87,7 +87,7 @@ def test_jobs_killed_ten_times_at_any_moment_and_restarted(world: World, node: N
     assert set(seen.values()) == {1}
 
 
-def test_job_beats_through_a_slow_fetch(world: World, node: Node, folder: Path) -> None:
+def test_job_sends_heartbeats_during_a_slow_fetch(world: World, node: Node, folder: Path) -> None:
     raw, started = folder / "hd_rawdata_000000_001.evio", folder / "started"
     load(world, raw, 1, filler_words=8000)
     with Site(files={str(raw): raw.read_bytes()}, faults=["slow"]) as site:
@@ -105,7 +105,7 @@ def test_job_beats_through_a_slow_fetch(world: World, node: Node, folder: Path) 
         job.communicate()
 
 
-def test_wedged_job_stops_with_a_clear_line_and_its_slice_is_lent_again(world: World, node: Node) -> None:
+def test_wedged_job_stops_with_a_clear_line_and_its_slice_is_leased_again(world: World, node: Node) -> None:
     world.set(heartbeat_s=1, wedged_s=1)
     job = node.start(0, OSGPROD_RECON=node.program("recon", "sleep 60"))
     output, _ = job.communicate(timeout=30)

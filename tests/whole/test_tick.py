@@ -26,14 +26,14 @@ def fast_tick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(app, "TICK_S", 0.02)
 
 
-def test_shim_takes_lost_slices_back_by_itself(world: World, shim: LiveShim) -> None:
+def test_shim_requeues_lost_slices_by_itself(world: World, shim: LiveShim) -> None:
     world.add_file(2)
     world.checkout(0)
     world.let_leases_run_out()
     wait_until_taken_back(world)
 
 
-def test_tick_goes_on_after_whatever_went_wrong(world: World, shim: LiveShim) -> None:
+def test_tick_goes_on_after_every_error(world: World, shim: LiveShim) -> None:
     world.add_file(2)
     world.checkout(0)
     world.db.execute("ALTER FUNCTION osgprod.tick() RENAME TO tock")
@@ -47,7 +47,7 @@ def test_tick_goes_on_after_whatever_went_wrong(world: World, shim: LiveShim) ->
     wait_until_taken_back(world)
 
 
-def test_crowded_pool_does_not_hold_the_tick_up(
+def test_crowded_pool_does_not_delay_the_tick(
     world: World, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OSGPROD_POOL_SIZE", "1")
