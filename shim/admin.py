@@ -19,6 +19,9 @@ from shim.__main__ import main
 from shim.cli.terminal import Bar, working
 from shim.database import call, connect
 from shim.evio import scan
+from shim.evio.errors import EvioError
+from shim.evio.index import BlockIndex
+from shim.registry import register_all
 
 PAGE_FILES = 10_000
 FILES_A_COMMIT = 64  # a commit waits for the disk, and takes longer than the rest
@@ -63,17 +66,22 @@ def load_rawdata_files(my_rawdata_dir: str | Path, dry_run: bool = False) -> dic
 
     Parameters: my_rawdata_dir  walked for hd_rawdata_RRRRRR_SSS.evio
                 dry_run         compare only; nothing is changed
-    Returns:    how many files were new, same, differs (from what is registered: nothing is changed) and bad
-                (can't be sliced); each that differs or is bad is named on the standard error output
+    Returns:    how many files were new, same, renewed (an older release registered them not quite right), differs
+                (from what is registered: nothing is changed) and bad (can't be sliced); and without_bor: how many of
+                the others have no begin-of-run record. Each that differs, is bad or has none is named on the standard
+                error output
     Errors:     EvioError  the folder can't be read;  psycopg.Error  the database refuses
     """
-    counts = {"new": 0, "same": 0, "differs": 0, "bad": 0}
+    counts = {"new": 0, "same": 0, "renewed": 0, "differs": 0, "bad": 0, "without_bor": 0}
     paths = scan.find(my_rawdata_dir)
     with connect() as connection, Bar("indexing files", len(paths), "files") as bar:
-        for status, what in _register(connection, paths, dry_run):
+        for status, what, index in _register(connection, paths, dry_run):
             counts[status] += 1
             if status in ("differs", "bad"):
                 bar.say(what)
+            if isinstance(index, BlockIndex) and not index.has_bor:
+                counts["without_bor"] += 1
+                bar.say(f"{index.path}: no begin-of-run record before the first physics event")
             bar.advance()
     return counts
 
@@ -90,7 +98,7 @@ def check_rawdata_files(my_rawdata_dir: str | Path) -> list[dict[str, Any]]:
     paths = scan.find(folder)
     with connect() as connection, Bar("checking files", len(paths), "files") as bar:
         gone = set(_registered_below(connection, folder)) - {str(path) for path in paths}
-        for path, (status, what) in zip(paths, _register(connection, paths, dry_run=True), strict=True):
+        for path, (status, what, _) in zip(paths, _register(connection, paths, dry_run=True), strict=True):
             if status != "same":
                 what = "not registered" if status == "new" else what.removeprefix(f"{path}: ")
                 faults.append({"path": str(path), "what": what})
@@ -107,13 +115,13 @@ def _registered_below(connection: psycopg.Connection[dict[str, Any]], folder: st
 
 def _register(
     connection: psycopg.Connection[dict[str, Any]], paths: Sequence[Path], dry_run: bool
-) -> Iterator[tuple[str, str]]:
-    """Registers files, or only compares them; gives what scan.register says of each, in order."""
+) -> Iterator[tuple[str, str, BlockIndex | EvioError]]:
+    """Registers files, or only compares them; gives what register() says of each, in order, and its index."""
     indexes = scan.indexes(paths)
     while group := list(islice(indexes, FILES_A_COMMIT)):
         with connection.transaction(force_rollback=dry_run):
-            results = scan.register_all(connection, group)
-        yield from results
+            results = register_all(connection, group)
+        yield from ((*result, index) for result, index in zip(results, group, strict=True))
 
 
 def load_slices(

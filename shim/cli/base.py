@@ -17,7 +17,7 @@ from click.shell_completion import CompletionItem
 
 from shim.database import call, connect
 from shim.errors import OperatorError
-from shim.evio.index import EvioError
+from shim.evio.errors import EvioError
 
 REFUSED, UNREACHABLE = 1, 3
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)

@@ -32,9 +32,10 @@ def rawdata() -> None:
 @dry
 @as_json
 def rawdata_load(folder: str, dry_run: bool, as_json: bool) -> None:
-    """Register all files below FOLDER; again = compare them with what is registered.
+    """Register all files below FOLDER. Run it again to compare the files with the registered ones.
 
-    The exit code is 1 when there is none, or one that differs or is bad.
+    Files without a begin-of-run record are registered, counted and named. The exit code is 1 if there is no file, or
+    one that differs or is bad.
     """
     counts = admin.load_rawdata_files(folder, dry_run)
     show([counts], as_json)
@@ -114,6 +115,12 @@ def slices_load(project: str, runs: list[int] | None, start_over: bool, dry_run:
     with working("loading files"):
         counts = admin.load_slices(runs, project, start_over, dry_run)
     show([counts], as_json)
+    if counts["files_without_bor"]:
+        click.echo(
+            f"files_without_bor: project {project} demands a begin-of-run record (demand_bor), and leaves these out;"
+            " osgprod rawdata load names them",
+            err=True,
+        )
     if counts["files_double"]:
         click.echo(
             "files_double: the project has their run and number from another path, and leaves these out",

@@ -14,12 +14,16 @@ import re
 import struct
 import sys
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from operator import add, sub
 from pathlib import Path
 from typing import Literal
+
+from shim.evio.errors import EvioError
+from shim.evio.head import MAX_CONTROL_EVENTS, Event, Head, Piece, TooManyControlEvents, read_head
+from shim.evio.source import LocalFile, Source
 
 HEADER_WORDS = 8
 HEADER_BYTES = 4 * HEADER_WORDS
@@ -29,30 +33,43 @@ DICTIONARY_BIT = 1 << 8
 LAST_BLOCK_BIT = 1 << 9
 VERSION = 4
 
-# Far beyond any real file; a damaged one shall not use up the memory.
+# Far beyond any real file, so that a damaged one can't use up the memory.
 MAX_BLOCKS = 4_000_000
-MAX_CONTROL_EVENTS = 100_000
 MAX_EVENTS = 2**32 - 1  # as many as the index can count
-
-BEGIN_OF_RUN = 0x70
-# Sync, prestart, go, pause, end; and EPICS. Whatever is not one of these is work and is never repeated.
-NOT_WORK = frozenset({BEGIN_OF_RUN, 0x60, 0xFFD0, 0xFFD1, 0xFFD2, 0xFFD3, 0xFFD4})
+MAX_GAPS = 100_000
+READ_AHEAD_BYTES = 1 << 16  # of the events before the first physics event, most of which are short
 
 FILE_NAME = re.compile(r"hd_rawdata_(\d{6})_(\d{3,9})\.evio")
-
-
-class EvioError(Exception):
-    """A file that can't be indexed: one line that names the file, the byte, and what is wrong there."""
+HIPO = 0x43455248  # "HREC", the first word of a HIPO file
 
 
 @dataclass(frozen=True)
 class BlockIndex:
     """Where the blocks of one file are, and what a slice of them needs to be a file of its own.
 
-    nblocks counts data blocks, the trailer not. offsets has nblocks + 1 entries: the start of each block
-    [bytes], then the end of the data. events_before has as many: events in all blocks before. first_block is
-    0 when block 0 holds work, else 1. preamble lists, in order, the pieces that a slice from from_block on
-    begins with: {"from_block", "offset", "bytes", "events"} or {"from_block", "hex", "events"}.
+    Attributes
+    ----------
+    nblocks
+        Blocks that hold events. Empty blocks are not counted: they are part of no slice.
+    first_block
+        The first block that is work: those before it hold run control only, and are part of each slice.
+    has_trailer
+        Does an empty block end the file?
+    last_has_bit
+        Has the last block with events the last-block bit?
+    trailer
+        Block that ends the file of a slice [32 bytes].
+    offsets
+        nblocks + 1 entries: the start of each block, then the end of the last one [bytes].
+    events_before
+        nblocks + 1 entries: events in all blocks before.
+    gaps
+        Ranges between the blocks that are part of no slice, in order [bytes, exclusive end]: empty blocks.
+    preamble
+        Pieces that a slice begins with, in order. Each is {"offset", "bytes", "events"} or {"hex", "events"}, with
+        "from_block" and, for some, "until_block": the first and the last block at which such a slice begins.
+    has_bor
+        Is a begin-of-run record among them?
     """
 
     path: str
@@ -65,7 +82,9 @@ class BlockIndex:
     trailer: bytes
     offsets: array[int] = field(repr=False)
     events_before: array[int] = field(repr=False)
-    preamble: list[dict[str, int | str]]
+    gaps: list[tuple[int, int]] = field(repr=False)
+    preamble: list[Piece]
+    has_bor: bool
 
     def packed(self) -> bytes:
         """Returns the entries as the database keeps them: offset in 64 bits, events in 32, big-endian."""
@@ -107,75 +126,78 @@ def find_files(folder: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def read_index(path: str | os.PathLike[str]) -> BlockIndex:
-    """Reads the block headers of a file, and the events of its first two blocks as far as needed.
+    """Read the block headers of a file, and its events up to the first physics event.
 
-    Parameters: path  an EVIO file of version 4, of either byte order
-    Returns:    its block index; the path in it is absolute
-    Errors:     EvioError  one line that names file and byte: empty, damaged, cut, or another version
+    Parameters
+    ----------
+    path
+        An EVIO file of version 4, of either byte order.
+
+    Returns
+    -------
+    BlockIndex
+        Its block index; the path in it is absolute.
+
+    Raises
+    ------
+    EvioError
+        The file is empty, damaged, cut, or of another version: one line that names file and byte.
     """
-    name = os.path.abspath(path)  # noqa: PTH100  # a link keeps its name: it is the name that workers know
-    try:
-        descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK)  # not to hang on a pipe of that name
-    except OSError as error:
-        raise EvioError(f"{name}: {error.strerror}") from error
-    try:
-        return _Reader(name, descriptor).read()
-    except OSError as error:
-        raise EvioError(f"{name}: {error.strerror}") from error
-    finally:
-        os.close(descriptor)
+    with contextlib.closing(LocalFile(path)) as source:
+        return _Reader(source).read()
 
 
 class _Reader:
     """Reads one open file."""
 
-    def __init__(self, name: str, descriptor: int) -> None:
-        self._name = name
-        self._descriptor = descriptor
-        self._size = os.fstat(descriptor).st_size
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._size = source.size
         self._order: Literal["big", "little"] = "big"
         self._header = struct.Struct(">8I")
         self._length = struct.Struct(">I")
+        self._ahead = (0, b"")  # offset, and what was read there
 
     def read(self) -> BlockIndex:
         self._recognise()
-        offsets, events = self._walk()
-        has_trailer = len(offsets) > 2 and self._is_trailer(offsets[-2])
-        # The trailer is not work. A file without one still ends in a block that is.
-        last = self._words(offsets[-3] if has_trailer else offsets[-2])
-        if has_trailer:
-            offsets.pop()
-            events.pop()
-        nblocks = len(offsets) - 1
-        if events[-1] == 0:
+        starts, counts, infos = self._walk()
+        blocks = self._with_events(starts, counts, infos)
+        if not blocks:
             raise self._error(0, "there is no event in any block")
+        offsets = array("q", map(starts.__getitem__, blocks))
+        offsets.append(starts[blocks[-1] + 1])
+        events = array("q", accumulate(map(counts.__getitem__, blocks), initial=0))
         if events[-1] > MAX_EVENTS:
             raise self._error(0, f"{events[-1]} events in all its blocks, more than {MAX_EVENTS}")
-        first_block, preamble = self._first_blocks(offsets, events)
-        trailer = (HEADER_WORDS, nblocks + 1, HEADER_WORDS, 0, 0, LAST_BLOCK_BIT | VERSION, 0, MAGIC)
+        head = self._head(offsets)
+        trailer = (HEADER_WORDS, len(blocks) + 1, HEADER_WORDS, 0, 0, LAST_BLOCK_BIT | VERSION, 0, MAGIC)
         return BlockIndex(
-            path=self._name,
+            path=self._source.path,
             size_bytes=self._size,
             byte_order=self._order,
-            nblocks=nblocks,
-            first_block=first_block,
-            has_trailer=has_trailer,
-            last_has_bit=bool(last[5] & LAST_BLOCK_BIT),
+            nblocks=len(blocks),
+            first_block=head.first_block,
+            has_trailer=blocks[-1] < len(counts) - 1,
+            last_has_bit=bool(infos[blocks[-1]] & LAST_BLOCK_BIT),
             trailer=self._header.pack(*trailer),
             offsets=offsets,
             events_before=events,
-            preamble=preamble,
+            gaps=self._gaps(starts, blocks),
+            preamble=head.pieces,
+            has_bor=head.has_bor,
         )
 
     def _error(self, offset: int, what: str) -> EvioError:
-        return EvioError(f"{self._name}: byte {offset}: {what}")
+        return EvioError(f"{self._source.name}: byte {offset}: {what}")
 
     def _recognise(self) -> None:
         if self._size == 0:
             raise self._error(0, "the file is empty")
         if self._size < HEADER_BYTES:
             raise self._error(0, f"{self._size} bytes are less than a block header ({HEADER_BYTES})")
-        magic = os.pread(self._descriptor, 4, HEADER_BYTES - 4)
+        if self._bytes(0, 4) in (HIPO.to_bytes(4, "little"), HIPO.to_bytes(4, "big")):
+            raise self._error(0, "a HIPO file, not an EVIO file")
+        magic = self._bytes(HEADER_BYTES - 4, 4)
         if magic == MAGIC.to_bytes(4, "little"):
             self._order = "little"
             self._header = struct.Struct("<8I")
@@ -192,25 +214,25 @@ class _Reader:
         return self._header.unpack(self._bytes(offset, HEADER_BYTES))
 
     def _bytes(self, offset: int, length: int) -> bytes:
-        data = os.pread(self._descriptor, length, offset)
+        data = self._source.read(offset, length)
         if len(data) != length:
             raise self._error(offset + len(data), "the file became shorter while it was read")
         return data
 
-    def _walk(self) -> tuple[array[int], array[int]]:
-        """Start of each block, trailer included, then the end; and the events before each."""
-        pread, unpack, descriptor, size = os.pread, self._length.unpack_from, self._descriptor, self._size
+    def _walk(self) -> tuple[array[int], array[int], array[int]]:
+        """Start of each block and the end of the last; events of each; word 6 of each."""
+        read, unpack, size = self._source.read, self._length.unpack_from, self._size
         headers: list[bytes] = []
         offset = 0
-        offsets = [offset]
-        # Kept plain: it runs once for each of up to 20,000 blocks. What stands in the headers is checked all at once.
-        with contextlib.suppress(struct.error):  # nothing to unpack: the end, or behind it
+        starts = [offset]
+        # Kept plain: it runs once for each of up to 20,000 blocks. The headers are checked all at once afterwards.
+        with contextlib.suppress(struct.error):  # nothing to unpack: the end of the file
             for _ in range(MAX_BLOCKS):
-                (length,) = unpack(header := pread(descriptor, HEADER_BYTES, offset))
+                (length,) = unpack(header := read(offset, HEADER_BYTES))
                 if length < HEADER_WORDS:
                     break
                 headers.append(header)
-                offsets.append(offset := offset + 4 * length)
+                starts.append(offset := offset + 4 * length)
         if offset != size:
             return self._walk_carefully()
         words = array("I", b"".join(headers))
@@ -227,20 +249,15 @@ class _Reader:
         )
         if not is_sound:
             return self._walk_carefully()
-        return array("q", offsets), array("q", accumulate(counts, initial=0))
+        return array("q", starts), counts, infos
 
-    def _walk_carefully(self) -> tuple[array[int], array[int]]:
+    def _walk_carefully(self) -> tuple[array[int], array[int], array[int]]:
         """As _walk, with every header checked as it comes: finds the first that is wrong."""
-        offsets, events = array("q", [0]), array("q", [0])
-        pread, unpack, descriptor, size = (
-            os.pread,
-            self._header.unpack,
-            self._descriptor,
-            self._size,
-        )
-        offset, total = 0, 0
+        starts, counts, infos = array("q", [0]), array("I"), array("I")
+        read, unpack, size = self._source.read, self._header.unpack, self._size
+        offset, is_last = 0, False
         while offset < size:
-            header = pread(descriptor, HEADER_BYTES, offset)
+            header = read(offset, HEADER_BYTES)
             if len(header) != HEADER_BYTES:
                 raise self._error(offset, f"{len(header)} bytes behind the last block are no block header")
             length, _, header_words, count, _, info, _, magic = unpack(header)
@@ -250,25 +267,30 @@ class _Reader:
                 or header_words != HEADER_WORDS
                 or length < HEADER_WORDS
                 or end > size
-                or (info & LAST_BLOCK_BIT and end < size)
                 or (info & VERSION_MASK) != VERSION
                 or 2 * count > length - HEADER_WORDS
             ):
                 raise self._bad_header(offset, unpack(header))
-            total += count
+            if is_last and count:
+                raise self._error(offset, "the file goes on behind its last block: two files in one?")
+            is_last |= bool(info & LAST_BLOCK_BIT)
+            counts.append(count)
+            infos.append(info)
             offset = end
-            offsets.append(offset)
-            events.append(total)
-            if len(offsets) > MAX_BLOCKS:
+            starts.append(offset)
+            if len(starts) > MAX_BLOCKS:
                 raise self._error(offset, f"more than {MAX_BLOCKS} blocks")
-        return offsets, events
+        return starts, counts, infos
 
     def _bad_header(self, offset: int, words: tuple[int, ...]) -> EvioError:
         length, _, header_words, count, _, info, _, magic = words
         if magic != MAGIC:
             return self._error(offset + 28, f"magic word {magic:08x} where a block header should be")
         if header_words != HEADER_WORDS:
-            return self._error(offset + 8, f"block header of {header_words} words instead of 8")
+            return self._error(
+                offset + 8,
+                f"block header of {header_words} words instead of 8: GlueX's reader fails, C evio 6 reads no event",
+            )
         if length < HEADER_WORDS:
             return self._error(offset, f"block length {length} words is less than its header")
         if offset + 4 * length > self._size:
@@ -281,81 +303,86 @@ class _Reader:
             return self._error(
                 offset + 20, f"block of EVIO version {info & VERSION_MASK} in a file of {VERSION}"
             )
-        if 2 * count > length - HEADER_WORDS:
-            return self._error(offset + 12, f"{count} events can't be in a block of {length} words")
-        return self._error(offset + 4 * length, "the file goes on behind its last block: two files in one?")
+        return self._error(offset + 12, f"{count} events can't be in a block of {length} words")
 
-    def _is_trailer(self, offset: int) -> bool:
-        words = self._words(offset)
-        return words[0] == HEADER_WORDS and words[3] == 0
+    def _with_events(self, starts: array[int], counts: array[int], infos: array[int]) -> Sequence[int]:
+        """Return the blocks that hold events; check that the others are empty."""
+        if 0 not in counts[:-1]:  # nearly every file
+            is_trailer = counts[-1] == 0 and starts[-1] - starts[-2] == HEADER_BYTES
+            if is_trailer or counts[-1]:
+                return range(len(counts) - is_trailer)
+        for n, count in enumerate(counts):
+            begin, end = starts[n] + HEADER_BYTES, starts[n + 1]
+            if count == 0 and begin != end:
+                is_dictionary = infos[n] & DICTIONARY_BIT and self._bank_end(begin, end) == end
+                if not is_dictionary:
+                    raise self._error(
+                        starts[n] + 12, f"0 events are counted in a block of {(end - starts[n]) // 4} words"
+                    )
+        return [n for n, count in enumerate(counts) if count]
 
-    def _first_blocks(
-        self, offsets: array[int], events: array[int]
-    ) -> tuple[int, list[dict[str, int | str]]]:
-        """The first block that is work, and what each slice needs of those before its own."""
-        control: list[tuple[int, int, int]] = []
-        for event in self._events(0, offsets[1]):
-            if event[2] not in NOT_WORK:
-                return 0, self._head(0, 1, control)
-            control.append(event)
-            if len(control) > MAX_CONTROL_EVENTS:
-                raise self._error(
-                    event[0], f"more than {MAX_CONTROL_EVENTS} events of run control in block 0"
-                )
-        if len(offsets) < 3:
-            raise self._error(0, "block 0 holds run control only, and there is no other block")
-        preamble: list[dict[str, int | str]] = [
-            {"from_block": 1, "offset": 0, "bytes": offsets[1], "events": events[1]}
-        ]
-        if any(tag == BEGIN_OF_RUN for _, _, tag in control):
-            return 1, preamble
-        # File 000 of a run: the begin-of-run record is the first event of block 1.
-        first = next(self._events(offsets[1], offsets[2]), None)
-        if first is not None and first[2] == BEGIN_OF_RUN:
-            preamble += self._head(offsets[1], 2, [first])
-        return 1, preamble
-
-    def _head(
-        self, block: int, from_block: int, events: list[tuple[int, int, int]]
-    ) -> list[dict[str, int | str]]:
-        """The first events of a block as a block of their own: a header with true counts, and their range."""
-        words = list(self._words(block))
-        begin = block + HEADER_BYTES
-        if words[5] & DICTIONARY_BIT:
-            end = events[-1][1] if events else self._bank_end(begin, block + 4 * words[0])
-        elif not events:
+    def _gaps(self, starts: array[int], blocks: Sequence[int]) -> list[tuple[int, int]]:
+        """Return the ranges between blocks that hold events."""
+        if blocks[-1] - blocks[0] == len(blocks) - 1:
             return []
-        else:
-            end = events[-1][1]
-        words[0] = (end - block) // 4
-        words[3] = len(events)
-        words[5] &= ~LAST_BLOCK_BIT
-        return [
-            {"from_block": from_block, "hex": self._header.pack(*words).hex(), "events": 0},
-            {
-                "from_block": from_block,
-                "offset": begin,
-                "bytes": end - begin,
-                "events": len(events),
-            },
-        ]
+        gaps = [(starts[a + 1], starts[b]) for a, b in pairwise(blocks) if b != a + 1]
+        if len(gaps) > MAX_GAPS:
+            raise self._error(gaps[MAX_GAPS][0], f"more than {MAX_GAPS} empty blocks between others")
+        return gaps
 
-    def _events(self, block: int, end: int) -> Iterator[tuple[int, int, int]]:
-        """Start, end and tag of each event of a block; the dictionary is not an event."""
-        words = self._words(block)
-        offset = block + HEADER_BYTES
+    def _head(self, offsets: array[int]) -> Head:
+        """Work out what slices begin with."""
+
+        def body(block: int) -> tuple[int, int, int]:
+            begin = offsets[block]
+            words = self._words(begin)
+            end, events = begin + 4 * words[0], begin + HEADER_BYTES
+            return begin, self._bank_end(events, end) if words[5] & DICTIONARY_BIT else events, end
+
+        def header(block: int, size: int, count: int) -> bytes:
+            words = list(self._words(offsets[block]))
+            words[0], words[3] = HEADER_WORDS + size // 4, count
+            words[5] &= ~(LAST_BLOCK_BIT | DICTIONARY_BIT)
+            return self._header.pack(*words)
+
+        def events(block: int) -> Iterator[Event]:
+            return self._events(block, offsets[block])
+
+        try:
+            head = read_head(len(offsets) - 1, events, body, header)
+        except TooManyControlEvents as error:
+            (event,) = error.args
+            raise self._error(
+                event.begin, f"more than {MAX_CONTROL_EVENTS} events of run control before any other"
+            ) from None
+        if head is None:
+            raise self._error(0, "block 0 holds run control only, and there is no other block")
+        return head
+
+    def _events(self, number: int, begin: int) -> Iterator[Event]:
+        """Give each event of a block; the dictionary is not an event."""
+        words = self._words(begin)
+        offset, end = begin + HEADER_BYTES, begin + 4 * words[0]
         if words[5] & DICTIONARY_BIT:
             offset = self._bank_end(offset, end)
         for _ in range(words[3]):
             following = self._bank_end(offset, end)
-            tag = int.from_bytes(self._bytes(offset + 4, 4), self._order) >> 16
-            yield offset, following, tag
+            tag = int.from_bytes(self._near(offset + 4, 4), self._order) >> 16
+            yield Event(number, offset, following, tag)
             offset = following
 
     def _bank_end(self, offset: int, end: int) -> int:
         if offset + 8 > end:
             raise self._error(offset, "an event begins behind the end of its block")
-        following = offset + 4 * (int.from_bytes(self._bytes(offset, 4), self._order) + 1)
+        following = offset + 4 * (int.from_bytes(self._near(offset, 4), self._order) + 1)
         if not offset + 8 <= following <= end:
             raise self._error(offset, "an event's length reaches beyond its block")
         return following
+
+    def _near(self, offset: int, length: int) -> bytes:
+        """As _bytes, for what is read in small steps: one read serves many."""
+        begin, data = self._ahead
+        if not begin <= offset <= offset + length <= begin + len(data):
+            data = self._bytes(offset, min(max(length, READ_AHEAD_BYTES), self._size - offset))
+            self._ahead = begin, data = offset, data
+        return data[offset - begin : offset - begin + length]

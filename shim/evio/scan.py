@@ -1,22 +1,18 @@
-"""Reads the block indexes of many files side by side and registers them.
+"""Reads the block indexes of many files side by side.
 
 Storage answers slowly, not in small measure: several files are read at once, in the order of their names.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
-import psycopg
-
-from shim.database import statement
-from shim.evio.index import FILE_NAME, BlockIndex, EvioError, find_files, parse_name, read_index
+from shim.evio.errors import EvioError
+from shim.evio.index import FILE_NAME, BlockIndex, find_files, read_index
 
 READERS = 16
 SLOW_READ_S = 0.0003  # for a block header; from the page cache it takes a hundredth
@@ -66,58 +62,3 @@ def _read(path: Path) -> tuple[BlockIndex | EvioError, bool]:
     except EvioError as error:
         return error, time.perf_counter() - started > SLOW_READ_S
     return index, time.perf_counter() - started > SLOW_READ_S * index.nblocks
-
-
-def register(
-    connection: psycopg.Connection[dict[str, Any]], index: BlockIndex | EvioError
-) -> tuple[str, str]:
-    """Tells the database of a file.
-
-    Parameters: index  as from indexes()
-    Returns:    new, same, differs or bad, and a line for the operator
-    """
-    return register_all(connection, [index])[0]
-
-
-def register_all(
-    connection: psycopg.Connection[dict[str, Any]], found: Sequence[BlockIndex | EvioError]
-) -> list[tuple[str, str]]:
-    """Tells the database of several files in one go: it works on one while the next is made ready for it.
-
-    Parameters: found  as from indexes()
-    Returns:    for each, in order: new, same, differs or bad, and a line for the operator
-    Errors:     psycopg.Error  the database refuses; outside a transaction those before are known to it then
-    """
-    with connection.pipeline():
-        asked = [(index, _ask(connection, index)) for index in found]
-        return [_answer(index, cursor) for index, cursor in asked]
-
-
-def _ask(
-    connection: psycopg.Connection[dict[str, Any]], index: BlockIndex | EvioError
-) -> psycopg.Cursor[dict[str, Any]] | None:
-    if isinstance(index, EvioError):
-        return None
-    run, seqno = parse_name(index.path)
-    arguments = {
-        "path": index.path,
-        "run": run,
-        "seqno": seqno,
-        "size_bytes": index.size_bytes,
-        "nblocks": index.nblocks,
-        "first_block": index.first_block,
-        "byte_order": index.byte_order,
-        "has_trailer": index.has_trailer,
-        "last_has_bit": index.last_has_bit,
-        "trailer": index.trailer,
-        "preamble": json.dumps(index.preamble),
-        "block_index": index.packed(),
-    }
-    return connection.execute(*statement("register_rawdata", arguments))
-
-
-def _answer(index: BlockIndex | EvioError, cursor: psycopg.Cursor[dict[str, Any]] | None) -> tuple[str, str]:
-    if cursor is None or isinstance(index, EvioError):
-        return "bad", str(index)
-    row = cursor.fetchall()[0]
-    return row["status"], f"{index.path}: {row['differences']}"

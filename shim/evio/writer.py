@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Literal
 
 from shim.evio.index import (
-    BEGIN_OF_RUN,
     DICTIONARY_BIT,
     HEADER_WORDS,
     LAST_BLOCK_BIT,
@@ -16,6 +15,7 @@ from shim.evio.index import (
     VERSION,
 )
 
+BEGIN_OF_RUN = 0x70
 PHYSICS = 0xFF50
 PRESTART = 0xFFD1
 UINT32_BANK = 0x01

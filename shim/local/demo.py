@@ -30,6 +30,7 @@ from shim.errors import OperatorError
 from shim.evio import scan
 from shim.evio.writer import write_file
 from shim.local.embedded import temporary_server
+from shim.registry import register
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 PROJECT, MAGIC = "demo", "my magic"
@@ -78,7 +79,7 @@ def load(connection: psycopg.Connection[dict[str, Any]], project: str, magic: st
     # So that the original's examples, which know no token, can be tried by hand.
     call(connection, "set_project", project=project, settings='{"token_required": false}')
     for index in scan.indexes(scan.find(folder)):
-        scan.register(connection, index)
+        register(connection, index)
     call(connection, "load_slices", project=project)
 
 

@@ -19,8 +19,9 @@ from psycopg.rows import dict_row
 from shim.cli.terminal import Bar
 from shim.database import call, connect
 from shim.errors import OperatorError
-from shim.evio import scan
-from shim.evio.index import EvioError, read_index
+from shim.evio.errors import EvioError
+from shim.evio.index import read_index
+from shim.registry import register
 
 Connection = psycopg.Connection[dict[str, Any]]
 
@@ -146,7 +147,7 @@ def _take_file(here: Connection, project: str, path: str, rows: list[dict[str, A
     why = "not what the original knew: size or number of blocks differ"
     if answer["status"] == "unknown":
         try:
-            scan.register(here, read_index(Path(path)))
+            register(here, read_index(Path(path)))
             answer = call(here, "import_file", **arguments)[0]
         except EvioError as error:
             why = f"not registered, and {error}"

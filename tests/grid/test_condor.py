@@ -16,6 +16,7 @@ from shim.database import call, connect, migrate
 from shim.evio import scan
 from shim.evio.writer import write_file
 from shim.local.embedded import temporary_server
+from shim.registry import register
 from tests.grid.pool import HELD, IDLE, RUNNING, USER, Pool
 from tests.grid.xrootd import XRootD
 from tests.support import LiveShim, World
@@ -33,7 +34,7 @@ def add_files(world: World, project: str, xrootd: XRootD, sizes: list[int], run:
     prefix = f"http://127.0.0.1:{xrootd.https_port}//raw"
     world.set(project, xrootd_prefix=prefix, strip_prefix=str(xrootd.data / "raw"))
     for index in scan.indexes(paths):
-        scan.register(world.db, index)
+        register(world.db, index)
     call(world.db, "load_slices", project=project, runs=[run])
     return first - 1
 

@@ -19,6 +19,7 @@ from urllib.parse import quote
 import pytest
 
 from shim.evio import scan
+from shim.registry import register
 from tests.grid.conftest import write_sparse_file
 from tests.grid.proxy import Proxy
 from tests.grid.xrootd import XRootD
@@ -73,7 +74,7 @@ def scripts(request: pytest.FixtureRequest, lent: dict[int, bytes], big_file: Pa
 def load(world: World, path: Path, prefix: str) -> None:
     world.set(xrootd_prefix=prefix, strip_prefix=str(path.parent))
     for index in scan.indexes([path]):
-        scan.register(world.db, index)
+        register(world.db, index)
     world.db.execute("SELECT osgprod.load_slices(p_project => 'p')")
 
 

@@ -17,7 +17,8 @@ import time
 import traceback
 from pathlib import Path
 
-from shim.evio.index import BlockIndex, EvioError, read_index
+from shim.evio.errors import EvioError
+from shim.evio.index import BlockIndex, read_index
 from shim.evio.writer import write_file
 from tests.support import CHECKOUT
 

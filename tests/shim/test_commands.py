@@ -273,7 +273,7 @@ def test_loading_files_shows_a_bar_with_rate_and_time_left(world: World, folder:
     environment = {"OSGPROD_DSN": world.dsn}
     output = in_terminal("rawdata", "load", str(folder), columns=100, environment=environment)
     assert "indexing files" in output and "files/s" in output and "left" in output
-    assert re.search(r"new +same +differs +bad\r\n.*\r\n +30 +0", output)
+    assert re.search(r"new +same +renewed +differs +bad +without_bor\r\n.*\r\n +30 +0", output)
 
 
 def test_rawdata_is_loaded_listed_and_checked_both_ways(run: Run, world: World, folder: Path) -> None:
@@ -281,7 +281,7 @@ def test_rawdata_is_loaded_listed_and_checked_both_ways(run: Run, world: World, 
     for path in paths[:3]:
         write_file(path, 3, 2)
     assert rows_of(run("rawdata", "load", folder, "--dry-run", "--json")) == [
-        {"new": 3, "same": 0, "differs": 0, "bad": 0}
+        {"new": 3, "same": 0, "renewed": 0, "differs": 0, "bad": 0, "without_bor": 0}
     ]
     assert call(world.db, "list_rawdata") == [], "a dry run changes nothing"
     assert rows_of(run("rawdata", "load", folder, "--json"))[0]["new"] == 3
@@ -315,7 +315,7 @@ def test_folder_with_no_raw_data_is_refused_and_names_what_was_passed_over(run: 
     result = run("rawdata", "load", folder, "--json")
     assert (result.exit_code, json.loads(result.stdout)) == (
         1,
-        [{"new": 0, "same": 0, "differs": 0, "bad": 0}],
+        [{"new": 0, "same": 0, "renewed": 0, "differs": 0, "bad": 0, "without_bor": 0}],
     )
     said, hint = result.stderr.splitlines()
     assert said == f"osgprod: no file hd_rawdata_RRRRRR_SSS.evio is below {folder}"

@@ -16,6 +16,7 @@ import pytest
 from shim.database import call
 from shim.evio import scan
 from shim.evio.writer import write_file
+from shim.registry import register
 from tests.support import CHECKOUT, LiveShim, World
 from tests.worker.conftest import Node, kill, living
 from tests.worker.site import Site
@@ -32,7 +33,7 @@ def nevents(world: World, folder: Path) -> int:
 def load(world: World, path: Path, nblocks: int, **more: int) -> int:
     events = write_file(path, nblocks, 5, **more)
     for index in scan.indexes([path]):
-        scan.register(world.db, index)
+        register(world.db, index)
     call(world.db, "load_slices", project="p")
     return events
 

@@ -15,6 +15,7 @@ import pytest
 
 from shim.evio import scan
 from shim.evio.writer import write_file
+from shim.registry import register
 from tests.support import CHECKOUT, LiveShim, World
 from tests.worker.site import Site
 
@@ -100,7 +101,7 @@ def rawdata(world: World, db: psycopg.Connection[dict[str, Any]], folder: Path, 
     path = folder / "hd_rawdata_000001_001.evio"
     write_file(path, 6, 10, filler_words=100)
     for index in scan.indexes([path]):
-        scan.register(db, index)
+        register(db, index)
     db.execute("SELECT osgprod.load_slices(p_project => 'p')")
     site.files[str(path)] = path.read_bytes()
     return path

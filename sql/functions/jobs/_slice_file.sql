@@ -13,22 +13,25 @@ AS $fn$
                WHEN p_strip_prefix <> '' AND starts_with(r.path, p_strip_prefix || '/')
                THEN substr(r.path, length(p_strip_prefix) + 1) ELSE r.path END),
            r.filename,
-           coalesce((l.lead).bytes, 0) + l.ends_at - l.starts_at + coalesce(length(l.trailer), 0),
+           coalesce((l.lead).bytes, 0) + length(r.trailer)
+               + CASE WHEN r.gaps IS NULL THEN l.ends_at - l.starts_at
+                 ELSE (SELECT sum(g.bytes) FROM osgprod._without_gaps(l.starts_at, l.ends_at, r.gaps) g)::bigint END,
            osgprod._int4_at(l.entries, 12 * (p_block2 - p_block1) + 8) - osgprod._int4_at(l.entries, 8)
                + coalesce((l.lead).events, 0),
-           concat_ws(E'\n', (l.lead).pieces, 'range ' || l.starts_at || ' ' || l.ends_at - l.starts_at,
-                     'hex ' || encode(l.trailer, 'hex'))
+           concat_ws(E'\n', (l.lead).pieces,
+                     CASE WHEN r.gaps IS NULL THEN 'range ' || l.starts_at || ' ' || l.ends_at - l.starts_at
+                     ELSE (SELECT string_agg('range ' || g.starts_at || ' ' || g.bytes, E'\n' ORDER BY g.starts_at)
+                             FROM osgprod._without_gaps(l.starts_at, l.ends_at, r.gaps) g) END,
+                     'hex ' || nullif(encode(r.trailer, 'hex'), ''))
       FROM osgprod_data.rawdata r
      CROSS JOIN LATERAL (
         -- One look into the index, from the first entry to the last: a second one costs more than what lies between.
         SELECT substring(r.block_index FROM 12 * p_block1 + 1 FOR 12 * (p_block2 - p_block1) + 12) AS entries,
-               CASE p_block1 WHEN 0 THEN NULL WHEN 1 THEN r.lead1 ELSE r.lead2 END AS lead
+               CASE p_block1 WHEN 0 THEN NULL WHEN greatest(r.first_block, 1) THEN r.lead1 ELSE r.lead2 END AS lead
         OFFSET 0) e  -- not merged into the query above, which would read the entries several times
      CROSS JOIN LATERAL (
         SELECT e.*, coalesce((e.lead).start_at, osgprod._int8_at(e.entries, 0)) AS starts_at,
-               osgprod._int8_at(e.entries, 12 * (p_block2 - p_block1)) AS ends_at,
-               -- A last block that says so itself needs no trailer behind it.
-               CASE WHEN r.last_has_bit AND p_block2 = r.nblocks THEN NULL ELSE r.trailer END AS trailer
+               osgprod._int8_at(e.entries, 12 * (p_block2 - p_block1)) AS ends_at
         OFFSET 0) l
      WHERE r.rawdata_id = p_rawdata_id
 $fn$;
@@ -54,11 +57,27 @@ AS $fn$
       FROM regexp_split_to_table(p_path, '') WITH ORDINALITY AS s (c, n)
 $fn$;
 
+CREATE FUNCTION osgprod._without_gaps(p_starts_at bigint, p_ends_at bigint, p_gaps int8range[])
+RETURNS TABLE (starts_at bigint, bytes bigint)
+LANGUAGE sql IMMUTABLE
+AS $fn$
+    -- Splits a range of bytes at the gaps in it.
+    -- Parameters: p_starts_at, p_ends_at  half-open range [bytes];  p_gaps  not overlapping, none at either end of it
+    -- Returns:    a row for each part: where it starts, and its length [bytes]
+    SELECT w.starts_at, w.ends_at - w.starts_at
+      FROM (SELECT lag(upper(g.gap), 1, p_starts_at) OVER (ORDER BY lower(g.gap)) AS starts_at, lower(g.gap) AS ends_at
+              FROM (SELECT u.gap FROM unnest(p_gaps) AS u (gap)
+                     WHERE lower(u.gap) >= p_starts_at AND upper(u.gap) <= p_ends_at
+                     UNION ALL SELECT int8range(p_ends_at, NULL)) AS g (gap)) w
+     WHERE w.starts_at < w.ends_at
+$fn$;
+
 CREATE FUNCTION osgprod._lead(p_preamble jsonb, p_block1 int, p_offset bigint)
 RETURNS osgprod_data.lead LANGUAGE plpgsql IMMUTABLE
 AS $fn$
 -- Works out what the file of a slice that starts at p_block1 begins with.
--- Parameters: p_preamble  pieces with from_block, events, and offset and bytes or hex, in order (docs/evio.md)
+-- Parameters: p_preamble  pieces in order (docs/evio.md): offset and bytes or hex; events; from_block and, where it is not
+--                         for all later slices, until_block: first and last block at which slices with the piece start
 --             p_block1    first block of the slice;  p_offset  where it starts in the raw data file [bytes]
 -- Returns:    see type lead
 DECLARE
@@ -66,7 +85,8 @@ DECLARE
     v_piece jsonb;
 BEGIN
     FOR v_piece IN SELECT e.p FROM jsonb_array_elements(p_preamble) WITH ORDINALITY AS e (p, n)
-                    WHERE (e.p ->> 'from_block')::int <= p_block1 ORDER BY e.n LOOP
+                    WHERE (e.p ->> 'from_block')::int <= p_block1
+                      AND p_block1 <= coalesce((e.p ->> 'until_block')::int, p_block1) ORDER BY e.n LOOP
         v_lead.events := v_lead.events + coalesce((v_piece ->> 'events')::bigint, 0);
         IF (v_piece ->> 'offset')::bigint + (v_piece ->> 'bytes')::bigint = p_offset THEN
             v_lead.start_at := (v_piece ->> 'offset')::bigint;

@@ -132,8 +132,8 @@ BEGIN
            SET (state, subnet_pattern, subnets, workscript, xrootd_prefix, strip_prefix, maxblockspercore,
                 token_required, bearer_issuer, bearer_audience, bearer_scope, lease_s, heartbeat_s, wedged_s, wait_s,
                 max_failures, max_faults, backoff_s, max_backoff_s, node_fault_codes, fast_failure_s,
-                max_fast_failures, block_worker_s, demand_events, demand_outputs, demand_checksum, max_live,
-                max_starts_per_min, restart_proof, next_due_at)
+                max_fast_failures, block_worker_s, demand_events, demand_outputs, demand_checksum, demand_bor,
+                max_live, max_starts_per_min, restart_proof, next_due_at)
              = (v_project.state, lower(btrim(v_project.subnet_pattern)), osgprod._subnets(v_project.subnet_pattern),
                 v_project.workscript, v_project.xrootd_prefix, v_project.strip_prefix, v_project.maxblockspercore,
                 v_project.token_required, v_project.bearer_issuer, v_project.bearer_audience, v_project.bearer_scope,
@@ -141,7 +141,7 @@ BEGIN
                 v_project.max_failures, v_project.max_faults, v_project.backoff_s, v_project.max_backoff_s,
                 v_project.node_fault_codes, v_project.fast_failure_s, v_project.max_fast_failures,
                 v_project.block_worker_s, v_project.demand_events, v_project.demand_outputs,
-                v_project.demand_checksum, v_project.max_live, v_project.max_starts_per_min,
+                v_project.demand_checksum, v_project.demand_bor, v_project.max_live, v_project.max_starts_per_min,
                 v_project.restart_proof,
                 '-infinity')  -- a shorter lease may be due before the next look at leases
          WHERE p.project_id = v_project.project_id AND p_settings <> '{}';

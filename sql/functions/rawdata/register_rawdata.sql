@@ -10,55 +10,95 @@ CREATE FUNCTION osgprod.register_rawdata(
     p_last_has_bit boolean,
     p_trailer      bytea,
     p_preamble     jsonb,
-    p_block_index  bytea)
+    p_block_index  bytea,
+    p_gaps         int8range[] DEFAULT NULL,
+    p_has_bor      boolean     DEFAULT NULL,
+    p_evio_version int         DEFAULT 4)
 RETURNS TABLE (status text, differences text)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
--- Makes a raw data file known by its block index, or compares it with what is known.
--- Promise:    a known file is never changed by this; a repeated call says same.
+-- Registers a raw data file with its block index, or compares the file with what is registered.
+-- Promise:    The blocks of a registered file that a project works on never change: the numbers in its slices keep their
+--             meaning. What older releases registered is renewed as far as that allows. A repeated call returns same.
 -- Parameters: p_path         absolute path as the workers' server knows it
---             p_run, p_seqno from its name hd_rawdata_RRRRRR_SSS.evio
+--             p_run, p_seqno from the file's name
 --             p_size_bytes   [bytes]
---             p_nblocks      data blocks, the trailer not counted [1 ..]
---             p_first_block  first block that is work: 1, or 0 when block 0 holds physics
+--             p_nblocks      blocks that hold events [1 ..]
+--             p_first_block  first block that is work [0 ..]
 --             p_byte_order   big or little;  p_has_trailer, p_last_has_bit  how the file ends
---             p_trailer      32 bytes that end a slice, in the file's byte order
+--             p_trailer      bytes that end a slice, in the file's byte order [32, or 0 in EVIO 6]
 --             p_preamble     pieces that slices begin with (docs/evio.md)
 --             p_block_index  nblocks + 1 entries of 12 bytes, big-endian: offset of a block [bytes, 64 bits], events
 --                            before it [32 bits]; the last entry is the end of the data
--- Returns:    one row: new, same, or differs with the differences named
+--             p_gaps         ranges between blocks that are part of no slice, in order [bytes]; NULL = none
+--             p_has_bor      is a begin-of-run record among the preamble? NULL = not known
+--             p_evio_version 4 or 6
+-- Returns:    one row: new; same; renewed: an older release registered it, and what its slices begin with is now right, and, if
+--             no project works on it, its blocks, too; or differs with the differences named: nothing is changed
 -- Errors:     OG108 a value that can't be
--- Source:     EVIO 4 block header
+-- Locks:      the file's row
+-- Source:     EVIO block and record headers
 DECLARE
     v_known rawdata;
+    v_lead1 lead := osgprod._lead(p_preamble, greatest(p_first_block, 1),
+                                  osgprod._int8_at(p_block_index, 12 * greatest(p_first_block, 1)));
+    v_lead2 lead := osgprod._lead(p_preamble, 2147483647, NULL);
 BEGIN
-    INSERT INTO rawdata (path, run, seqno, size_bytes, nblocks, first_block, byte_order, has_trailer,
-            last_has_bit, trailer, preamble, lead1, lead2, block_index)
-    VALUES (p_path, p_run, p_seqno, p_size_bytes, p_nblocks, p_first_block, p_byte_order,
-            p_has_trailer, p_last_has_bit, p_trailer, p_preamble,
-            osgprod._lead(p_preamble, 1, osgprod._int8_at(p_block_index, 12)), osgprod._lead(p_preamble, 2, NULL),
-            p_block_index)
-    ON CONFLICT ON CONSTRAINT rawdata_path_unique DO NOTHING;
-    IF FOUND THEN
-        RETURN QUERY SELECT 'new', NULL::text;
-        RETURN;
-    END IF;
-    SELECT r.* INTO v_known FROM rawdata r WHERE r.path = p_path FOR NO KEY UPDATE;
-    SELECT string_agg(format('%s: known %s, found %s', d.what, d.known, d.found), '; ') INTO differences
-      FROM (VALUES ('run', v_known.run::text, p_run::text), ('seqno', v_known.seqno::text, p_seqno::text),
-                   ('size_bytes', v_known.size_bytes::text, p_size_bytes::text),
-                   ('nblocks', v_known.nblocks::text, p_nblocks::text),
-                   ('first_block', v_known.first_block::text, p_first_block::text),
-                   ('byte_order', v_known.byte_order, p_byte_order),
-                   ('has_trailer', v_known.has_trailer::text, p_has_trailer::text),
-                   ('last_has_bit', v_known.last_has_bit::text, p_last_has_bit::text),
-                   ('trailer', encode(v_known.trailer, 'hex'), encode(p_trailer, 'hex')),
-                   ('block index', left(md5(v_known.block_index), 8), left(md5(p_block_index), 8)),
-                   ('preamble', left(md5(v_known.preamble::text), 8), left(md5(p_preamble::text), 8))
-           ) AS d (what, known, found)
-     WHERE d.known IS DISTINCT FROM d.found;
-    status := CASE WHEN differences IS NULL THEN 'same' ELSE 'differs' END;
-    UPDATE rawdata r SET checked_at = now() WHERE r.path = p_path AND differences IS NULL;
+    LOOP
+        INSERT INTO rawdata (path, run, seqno, size_bytes, nblocks, first_block, byte_order, has_trailer, last_has_bit,
+                trailer, preamble, lead1, lead2, block_index, gaps, has_bor, evio_version)
+        VALUES (p_path, p_run, p_seqno, p_size_bytes, p_nblocks, p_first_block, p_byte_order, p_has_trailer,
+                p_last_has_bit, p_trailer, p_preamble, v_lead1, v_lead2, p_block_index, p_gaps, p_has_bor,
+                p_evio_version)
+        ON CONFLICT ON CONSTRAINT rawdata_path_unique DO NOTHING;
+        IF FOUND THEN
+            RETURN QUERY SELECT CASE WHEN v_known.path IS NULL THEN 'new' ELSE 'renewed' END, NULL::text;
+            RETURN;
+        END IF;
+        SELECT r.* INTO v_known FROM rawdata r WHERE r.path = p_path FOR NO KEY UPDATE;
+        SELECT string_agg(format('%s: known %s, found %s', d.what, d.known, d.found), '; ') INTO differences
+          FROM (VALUES ('run', v_known.run::text, p_run::text), ('seqno', v_known.seqno::text, p_seqno::text),
+                       ('size_bytes', v_known.size_bytes::text, p_size_bytes::text),
+                       ('nblocks', v_known.nblocks::text, p_nblocks::text),
+                       -- What an older release gave a project keeps its first block, which may be too early.
+                       ('first_block', v_known.first_block::text, CASE WHEN v_known.preamble = p_preamble
+                        THEN least(v_known.first_block, p_first_block) ELSE p_first_block END::text),
+                       ('byte_order', v_known.byte_order, p_byte_order),
+                       ('has_trailer', v_known.has_trailer::text, p_has_trailer::text),
+                       ('last_has_bit', v_known.last_has_bit::text, p_last_has_bit::text),
+                       ('trailer', encode(v_known.trailer, 'hex'), encode(p_trailer, 'hex')),
+                       ('block index', left(md5(v_known.block_index), 8), left(md5(p_block_index), 8)),
+                       ('empty blocks', left(md5(v_known.gaps::text), 8), left(md5(p_gaps::text), 8)),
+                       ('EVIO version', v_known.evio_version::text, p_evio_version::text),
+                       ('preamble', left(md5(v_known.preamble::text), 8), left(md5(p_preamble::text), 8))
+               ) AS d (what, known, found)
+         WHERE d.known IS DISTINCT FROM d.found;
+        IF differences IS NULL THEN
+            UPDATE rawdata r SET checked_at = now(), has_bor = coalesce(p_has_bor, r.has_bor) WHERE r.path = p_path;
+            RETURN QUERY SELECT 'same', NULL::text;
+            RETURN;
+        END IF;
+        IF (v_known.size_bytes, v_known.run, v_known.seqno) <> (p_size_bytes, p_run, p_seqno)
+           OR v_known.has_bor IS NOT NULL OR p_has_bor IS NULL THEN
+            EXIT;  -- the file has changed: an older release would have found the same size
+        END IF;
+        BEGIN
+            DELETE FROM rawdata r WHERE r.rawdata_id = v_known.rawdata_id;
+        EXCEPTION WHEN foreign_key_violation THEN  -- a project works on it, or loads it now
+            IF (v_known.nblocks, v_known.byte_order, v_known.block_index, v_known.trailer)
+               <> (p_nblocks, p_byte_order, p_block_index, p_trailer) OR p_gaps IS NOT NULL THEN
+                EXIT;
+            END IF;
+            UPDATE rawdata r
+               SET preamble = p_preamble, lead2 = v_lead2, has_trailer = p_has_trailer, last_has_bit = p_last_has_bit,
+                   lead1 = CASE greatest(r.first_block, 1) WHEN greatest(p_first_block, 1) THEN v_lead1 ELSE v_lead2 END,
+                   has_bor = p_has_bor, checked_at = now()
+             WHERE r.path = p_path;
+            RETURN QUERY SELECT 'renewed', NULL::text;
+            RETURN;
+        END;
+    END LOOP;
+    status := 'differs';
     RETURN NEXT;
 EXCEPTION
     WHEN check_violation OR not_null_violation THEN
@@ -67,5 +107,5 @@ EXCEPTION
 END
 $fn$;
 
-COMMENT ON FUNCTION osgprod.register_rawdata(text, int, int, bigint, int, int, text, boolean, boolean, bytea, jsonb, bytea) IS
-'Makes a raw data file known by its block index (offsets in bytes), or compares it with what is known: new, same or differs. For osgprod_operator.';
+COMMENT ON FUNCTION osgprod.register_rawdata(text, int, int, bigint, int, int, text, boolean, boolean, bytea, jsonb, bytea, int8range[], boolean, int) IS
+'Registers a raw data file with its block index (offsets in bytes), or compares it with what is registered: new, same, renewed or differs. For osgprod_operator.';

@@ -47,6 +47,15 @@ BEGIN
                 ELSE 'is not set' END, format('nobody can work: osgprod project set-magic %s', p.name)
       FROM projects p
     UNION ALL
+    SELECT 'begin-of-run records of ' || p.name, b.files = 0,
+           CASE b.files WHEN 0 THEN 'no file is known to be without one' ELSE format('%s files have none: %s', b.files, b.some) END,
+           'jobs would reconstruct these files without it: osgprod project set ' || p.name
+               || ' demand_bor=true keeps such files out in future'
+      FROM projects p CROSS JOIN LATERAL (
+        SELECT count(*) AS files, concat_ws(', ', min(w.path), CASE WHEN count(*) > 1 THEN '...' END) AS some
+          FROM loaded_files l JOIN rawdata w ON w.rawdata_id = l.rawdata_id
+         WHERE l.project_id = p.project_id AND NOT w.has_bor) b
+    UNION ALL
     SELECT 'work of ' || p.name, g.files > 0 AND g.blocks_quarantined = 0 AND p.state = 'active' OR p.state = 'archived',
            format('%s, %s files, %s blocks quarantined', p.state, g.files, g.blocks_quarantined),
            CASE WHEN g.files = 0 THEN format('osgprod slices load %s gives it files', p.name)

@@ -6,7 +6,8 @@ CREATE FUNCTION osgprod.list_files(
     p_file_id int   DEFAULT NULL,
     p_limit   int   DEFAULT 100)
 RETURNS TABLE (file_id int, run int, seqno int, path text, state text, blocks int, blocks_done bigint, blocks_leased bigint,
-    blocks_ready bigint, blocks_quarantined bigint, blocks_uncut bigint, size_bytes bigint, loaded_at timestamptz)
+    blocks_ready bigint, blocks_quarantined bigint, blocks_uncut bigint, size_bytes bigint, loaded_at timestamptz,
+    has_bor boolean)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
 -- Lists the files that are work of a project, and how far each is, in the order in which they are lent out.
@@ -14,7 +15,8 @@ AS $fn$
 --             p_path     path of one file, or an SQL LIKE pattern; NULL = all
 --             p_state    fresh, begun, cut, finished, or open (begun or cut); NULL = all
 --             p_file_id  one file, as the lists name it; NULL = all;  p_limit  rows at most [1 .. 100000]
--- Returns:    a row a file; blocks = done + leased + ready (came back) + quarantined + uncut
+-- Returns:    a row a file; blocks = done + leased + ready (came back) + quarantined + uncut; has_bor: do its slices begin
+--             with a begin-of-run record? NULL = not known
 -- Errors:     OG301 unknown project; OG108 state or limit out of range
 DECLARE
     v_project_id int := (osgprod._get_project(p_project)).project_id;
@@ -27,8 +29,9 @@ BEGIN
     SELECT f.rawdata_id, f.run, f.seqno, f.path, f.state::text, f.block2 - f.block1,
            CASE f.state WHEN 'finished' THEN f.block2 - f.block1 - q.quarantined ELSE coalesce(c.done, 0) END,
            coalesce(c.leased, 0), coalesce(c.ready, 0), q.quarantined,
-           CASE f.state WHEN 'finished' THEN 0 ELSE f.block2 - f.block1 - coalesce(c.cut, 0) END, f.size_bytes, f.loaded_at
-      FROM (SELECT l.*, w.path, w.size_bytes FROM loaded_files l JOIN rawdata w ON w.rawdata_id = l.rawdata_id
+           CASE f.state WHEN 'finished' THEN 0 ELSE f.block2 - f.block1 - coalesce(c.cut, 0) END, f.size_bytes, f.loaded_at,
+           f.has_bor
+      FROM (SELECT l.*, w.path, w.size_bytes, w.has_bor FROM loaded_files l JOIN rawdata w ON w.rawdata_id = l.rawdata_id
              WHERE l.project_id = v_project_id
                AND (p_runs IS NULL OR l.run = ANY (p_runs))
                AND (p_path IS NULL OR w.path = p_path OR w.path LIKE p_path)

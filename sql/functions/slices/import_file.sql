@@ -28,7 +28,8 @@ DECLARE
     v_new     jsonb := jsonb '[]';
 BEGIN
     SELECT r.* INTO v_rawdata FROM rawdata r WHERE r.path = p_path;
-    IF NOT FOUND OR v_rawdata.size_bytes <> p_size_bytes
+    -- The other one counts empty blocks, which are no blocks here.
+    IF NOT FOUND OR v_rawdata.size_bytes <> p_size_bytes OR v_rawdata.gaps IS NOT NULL
        OR p_nblocks NOT IN (v_rawdata.nblocks, v_rawdata.nblocks + v_rawdata.has_trailer::int) THEN
         status := CASE WHEN v_rawdata.path IS NULL THEN 'unknown' ELSE 'differs' END;
         RETURN NEXT;

@@ -2,7 +2,8 @@ CREATE FUNCTION osgprod.load_slices(
     p_project    text    DEFAULT NULL,
     p_runs       int[]   DEFAULT NULL,
     p_start_over boolean DEFAULT false)
-RETURNS TABLE (files int, blocks bigint, files_already int, files_double int, blocks_forgotten bigint)
+RETURNS TABLE (files int, blocks bigint, files_already int, files_double int, blocks_forgotten bigint,
+    files_without_bor int)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
 -- Makes registered files the work of a project; their slices are cut when jobs ask.
@@ -15,7 +16,8 @@ AS $fn$
 --             p_start_over  begin again with files loaded already
 -- Returns:    one row: files and blocks loaded by this call; files_already were loaded before and are unchanged;
 --             files_double were left out, since the project has their run and number at another path; blocks_forgotten were
---             done or on lease before they were begun anew
+--             done or on lease before they were begun anew; files_without_bor were left out, since the project demands a
+--             begin-of-run record (demand_bor)
 -- Errors:     OG301 unknown project; OG302 no file is registered for the runs; OG406 the project is archived; OG505 a call
 --             that moves slices does not end
 -- Locks:      the project (advisory: project_id, -1); when starting over alone: it waits for calls that move slices now,
@@ -28,6 +30,7 @@ DECLARE
 BEGIN
     files_double := 0;
     blocks_forgotten := 0;
+    files_without_bor := 0;
     SELECT count(*) INTO v_registered FROM rawdata r WHERE p_runs IS NULL OR r.run = ANY (p_runs);
     IF v_registered = 0 THEN
         RAISE EXCEPTION 'no raw data file is registered%', coalesce(' for runs ' || array_to_string(p_runs, ', '), '')
@@ -61,6 +64,7 @@ BEGIN
         SELECT DISTINCT ON (r.run, r.seqno) v_project_id, r.rawdata_id, r.run, r.seqno, r.first_block, r.nblocks
           FROM rawdata r
          WHERE (p_runs IS NULL OR r.run = ANY (p_runs)) AND r.first_block < r.nblocks
+           AND (r.has_bor OR NOT v_project.demand_bor)
            AND NOT EXISTS (SELECT FROM loaded_files f
                             WHERE f.project_id = v_project_id AND f.run = r.run AND f.seqno = r.seqno)
          ORDER BY r.run, r.seqno, r.rawdata_id
@@ -69,11 +73,13 @@ BEGIN
     SELECT coalesce(files, 0) + count(*), coalesce(blocks, 0) + coalesce(sum(l.nblocks), 0)
       INTO files, blocks FROM loaded l;
     IF files < v_registered THEN
-        SELECT count(*) INTO files_double FROM rawdata r
+        SELECT count(*) FILTER (WHERE r.has_bor OR NOT v_project.demand_bor),
+               count(*) FILTER (WHERE v_project.demand_bor AND r.has_bor IS NOT TRUE)
+          INTO files_double, files_without_bor FROM rawdata r
          WHERE (p_runs IS NULL OR r.run = ANY (p_runs)) AND r.first_block < r.nblocks
            AND NOT EXISTS (SELECT FROM loaded_files f WHERE f.project_id = v_project_id AND f.rawdata_id = r.rawdata_id);
     END IF;
-    files_already := v_registered - files - files_double;
+    files_already := v_registered - files - files_double - files_without_bor;
     RETURN NEXT;
 END
 $fn$;

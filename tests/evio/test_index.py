@@ -12,8 +12,10 @@ import pytest
 
 from shim.database import call
 from shim.evio import scan
-from shim.evio.index import EvioError, find_files, parse_name, read_index
+from shim.evio.errors import EvioError
+from shim.evio.index import find_files, parse_name, read_index
 from shim.evio.writer import PHYSICS, ByteOrder, bank, block, write_file
+from shim.registry import register
 from tests.support import CHECKOUT, World
 
 REAL_FILES = CHECKOUT.parent / "shared" / "data"
@@ -40,7 +42,7 @@ def slices_of(world: World, path: Path, blocks: int, project: str = "p") -> tupl
     Returns the slices, and how many events the scripts say that they hold in all.
     """
     data, events, written = path.read_bytes(), 0, []
-    status, why = scan.register(world.db, read_index(path))
+    status, why = register(world.db, read_index(path))
     assert status in ("new", "same"), why
     run, _ = parse_name(path)
     call(world.db, "load_slices", project=project, runs=[run])
@@ -237,18 +239,18 @@ def test_same_run_and_seqno_in_two_folders_are_two_files(world: World, folder: P
     for name in ("a", "b"):
         (folder / name).mkdir()
         (folder / name / NAME).write_bytes(good())
-    results = [scan.register(world.db, index)[0] for index in scan.indexes(scan.find(folder))]
+    results = [register(world.db, index)[0] for index in scan.indexes(scan.find(folder))]
     assert results == ["new", "new"]
 
 
 def test_second_load_verifies_and_names_each_difference(world: World, folder: Path) -> None:
     path = folder / NAME
     write_file(path, 3, 2)
-    assert scan.register(world.db, read_index(path))[0] == "new"
-    assert scan.register(world.db, read_index(path))[0] == "same"
+    assert register(world.db, read_index(path))[0] == "new"
+    assert register(world.db, read_index(path))[0] == "same"
     before = world.db.execute("SELECT block_index FROM osgprod_data.rawdata").fetchall()
     write_file(path, 4, 2)
-    status, what = scan.register(world.db, read_index(path))
+    status, what = register(world.db, read_index(path))
     assert status == "differs"
     assert "nblocks: known 4, found 5" in what and "size_bytes: known " in what
     assert world.db.execute("SELECT block_index FROM osgprod_data.rawdata").fetchall() == before, (
@@ -260,7 +262,7 @@ def test_second_load_verifies_and_names_each_difference(world: World, folder: Pa
             force_rollback=True
         ):  # what slices are made with, though all offsets are the same
             world.db.execute(f"UPDATE osgprod_data.rawdata SET {column} = %s".encode(), [other])
-            status, what = scan.register(world.db, read_index(path))
+            status, what = register(world.db, read_index(path))
             assert status == "differs" and f"{column}: known " in what
 
 
@@ -268,11 +270,11 @@ def test_second_load_verifies_and_names_each_difference(world: World, folder: Pa
 def test_real_files_are_indexed_and_sliced(world: World, folder: Path) -> None:
     index = read_index(REAL_FILES / "rawdata_001068_10evt.evio")
     assert (index.size_bytes, index.byte_order, index.has_trailer) == (457592, "little", True)
-    assert (index.nblocks, index.first_block) == (10, 1)
+    assert (index.nblocks, index.first_block) == (10, 2)  # blocks 0 and 1 are prestart and go
     other = read_index(REAL_FILES / "clib5.3_split1_LE.evio")
     assert other.offsets[-1] <= other.size_bytes
     for number, name in enumerate(("rawdata_001068_10evt.evio", "clib5.3_split1_LE.evio")):
         copy = folder / f"hd_rawdata_000001_{number:03d}.evio"
         copy.write_bytes((REAL_FILES / name).read_bytes())
     for found in scan.indexes(scan.find(folder)):
-        assert scan.register(world.db, found)[0] == "new"
+        assert register(world.db, found)[0] == "new"

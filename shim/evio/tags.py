@@ -1,0 +1,14 @@
+"""The tags of GlueX's events: what is physics, what is run control. Knows no file.
+
+Sources: CODA 3 event tags; halld_recon, HDEVIO.cc and DEVIOWorkerThread.cc, for those of the CDAQ (November 2018 to
+January 2020).
+"""
+
+from __future__ import annotations
+
+BEGIN_OF_RUN = frozenset({0x70, 0xFF32})  # CODA, CDAQ
+EPICS = 0x60
+# Sync, prestart, go, pause, end.
+CONTROL = BEGIN_OF_RUN | {EPICS, 0xFFD0, 0xFFD1, 0xFFD2, 0xFFD3, 0xFFD4}
+# CODA's event builders use 0xFF50 to 0xFF8F, the CDAQ 0xFF33.
+PHYSICS = frozenset({0xFF33, *range(0xFF50, 0xFF90)})
