@@ -14,6 +14,7 @@ import psycopg
 import pytest
 from psycopg import sql
 from psycopg.rows import dict_row
+from psycopg.types.json import Jsonb
 
 from shim.database import call, connect
 from tests.support import World
@@ -275,6 +276,25 @@ def test_no_login_can_give_its_rights_to_others(
 def test_the_shim_can_not_become_an_operator(logins: dict[str, psycopg.Connection[Any]]) -> None:
     assert attempt(logins["w"], "SET ROLE osgprod_operator") == "refused"
     assert attempt(logins["o"], "SET ROLE osgprod_worker") == "refused"
+
+
+def test_the_shims_login_can_invent_bearer_claims_for_projects_that_accept_tokens_and_for_no_others(
+    world: World, logins: dict[str, psycopg.Connection[Any]]
+) -> None:
+    """The shim checks signatures, the database believes its login: docs/security.md says so."""
+    world.add_file(2)
+    claims = Jsonb({"iss": "https://issuer", "scope": "osgprod.work", "exp": 4102444800})
+    ask = "SELECT * FROM osgprod.checkout_slice('p', 1, %s, p_client => '127.0.0.1', p_bearer => %s)"
+    with pytest.raises(psycopg.Error) as refused:
+        logins["w"].execute(ask, [0, claims])
+    assert refused.value.sqlstate == "OG206"
+    world.set(bearer_issuer="https://issuer", bearer_scope="osgprod.work")
+    row = logins["w"].execute(ask, [0, claims]).fetchone()
+    assert row and row["status"] == "assigned"
+    # A living attempt is as safe from this login as from any other caller.
+    assert world.checkout(1, job_key="key")["status"] == "assigned"
+    row = logins["w"].execute(ask, [1, claims]).fetchone()
+    assert row and row["status"] == "wait"
 
 
 def test_a_new_function_can_be_called_by_nobody_until_it_is_granted(
