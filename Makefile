@@ -67,16 +67,18 @@ soak: .venv/ready-dev ## what make test does for seconds, for minutes: everythin
 bench: .venv/ready-peers ## speed as ratios against bounds of the same run, into bench/results.json
 	$(BIN)/python -m bench.run
 
-docs: .venv/ready-dev ## docs/sql.md anew, from the functions themselves
+docs: .venv/ready-dev ## what documents have from the code: docs/sql.md, and the tables between <!-- markers -->
 	$(BIN)/python docs/generate_sql.py
+	$(BIN)/python docs/generate_tables.py
 
 scripts: ## build the shipped job scripts from their parts in worker/lib and condor/lib
 	@worker/lib/make-scripts
 
-lint: .venv/ready-dev ## ruff, mypy, shellcheck, shfmt
+lint: .venv/ready-dev ## ruff, mypy, who imports whom, shellcheck, shfmt
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache --no-logo >/dev/null || $(BIN)/lint-imports --no-cache --no-logo
 	$(BIN)/shellcheck $(SHELL_FILES)
 	@# A part sets what other parts read: SC2034, SC2154; the built files are checked for both.
 	$(BIN)/shellcheck -s bash -e SC2034,SC2154 $(SHELL_PARTS)

@@ -14,8 +14,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from shim.cli import serving
 from shim.database import dsn_from_environment, open_pool
-from shim.web import serving
 
 INSERT = "SELECT * FROM bench.insert_line(p_client => %(client)s)"
 

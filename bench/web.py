@@ -78,7 +78,7 @@ def _serving(ground: Ground, dsn: str, command: list[str]) -> Iterator[Served]:
 
 
 def _shim(ground: Ground, dsn: str) -> contextlib.AbstractContextManager[Served]:
-    return _serving(ground, dsn, ["shim.admin", "serve", "--port", "0", "--workers", str(_workers(ground))])
+    return _serving(ground, dsn, ["shim", "serve", "--port", "0", "--workers", str(_workers(ground))])
 
 
 def _bound(ground: Ground, dsn: str) -> contextlib.AbstractContextManager[Served]:

@@ -1,22 +1,21 @@
-"""The operator's calls in Python, under the original's names. The command ``osgprod`` is in shim/commands.
+"""The operator's calls in Python, under the original's names. The command ``osgprod`` is in shim/cli.
 
-Each is one call of one function of schema osgprod. Whoever prefers psql can do the same with
-``SELECT * FROM osgprod.f(p_x => ...)``.
+Each calls one function of schema osgprod; in psql, ``SELECT * FROM osgprod.f(p_x => ...)`` does the same.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import psycopg
 
-from shim.__main__ import main
-from shim.cli.terminal import Bar, working
 from shim.database import call, connect
 from shim.evio import scan
 from shim.evio.errors import EvioError
@@ -25,6 +24,41 @@ from shim.registry import register_all
 
 PAGE_FILES = 10_000
 FILES_A_COMMIT = 64  # a commit waits for the disk, and takes longer than the rest
+
+
+class Progress(Protocol):
+    """Shows how far a long call is."""
+
+    def advance(self, count: int = 1) -> None:
+        """So many more are done."""
+
+    def say(self, line: str) -> None:
+        """Tell the operator something while the call goes on."""
+
+
+# Makes a Progress from what is done, how many there are, and their unit.
+MakeProgress = Callable[[str, int, str], AbstractContextManager[Progress]]
+
+
+class _Lines:
+    """Progress for programs: lines on the standard error output, no bar."""
+
+    def advance(self, count: int = 1) -> None:
+        pass
+
+    def say(self, line: str) -> None:
+        print(line, file=sys.stderr)
+
+
+def lines_only(label: str, total: int, unit: str) -> AbstractContextManager[Progress]:
+    """Return a Progress that only prints what is said, on the standard error output.
+
+    Parameters
+    ----------
+    label, total, unit : str, int, str
+        What is done, how many there are, and their unit; not shown.
+    """
+    return nullcontext(_Lines())
 
 
 def add_project(
@@ -36,16 +70,34 @@ def add_project(
     magic: str | None = None,
     dry_run: bool = False,
 ) -> int:
-    """Makes a project and returns its number.
+    """Make a project.
 
-    Parameters: projectname       letters, digits and _ . + -; its folder below the document root as well
-                subnet_pattern    who may ask: CIDR list, or an SQL LIKE pattern on the address
-                workscript        file name of its work script in that folder
-                xrootd_prefix     what stands before a file's path in a URL
-                maxblockspercore  blocks of a slice for each core of the job [1 .. 1000000]
-                magic             the secret of its jobs; None = nobody may work until it is set
-                dry_run           only see whether the database would take it
-    Errors:     psycopg.Error  the function's own code, message and hint; a name that is taken is refused
+    Parameters
+    ----------
+    projectname : str
+        Letters, digits and _ . + -; also the name of its folder below the document root.
+    subnet_pattern : str
+        Which addresses its jobs may have: a list of networks, or an SQL LIKE pattern on the address.
+    workscript : str
+        File name of its work script in that folder.
+    xrootd_prefix : str
+        What stands before a file's path in a URL.
+    maxblockspercore : int
+        Blocks of a slice for each core of the job [1 .. 1000000].
+    magic : str, optional
+        The secret of its jobs; default: none, so no job is accepted until one is set.
+    dry_run : bool
+        Only check whether the database would take it.
+
+    Returns
+    -------
+    int
+        The project's number.
+
+    Raises
+    ------
+    psycopg.Error
+        The function's own code, message and hint, also for a name that is taken.
     """
     with connect() as connection, connection.transaction(force_rollback=dry_run):
         rows = call(
@@ -61,20 +113,37 @@ def add_project(
     return int(rows[0]["add_project"])
 
 
-def load_rawdata_files(my_rawdata_dir: str | Path, dry_run: bool = False) -> dict[str, int]:
-    """Registers all raw data files below a folder, or compares them with what is registered.
+def load_rawdata_files(
+    my_rawdata_dir: str | Path, dry_run: bool = False, progress: MakeProgress = lines_only
+) -> dict[str, int]:
+    """Register all raw data files below a folder, and compare those that are registered already.
 
-    Parameters: my_rawdata_dir  walked for hd_rawdata_RRRRRR_SSS.evio
-                dry_run         compare only; nothing is changed
-    Returns:    how many files were new, same, renewed (an older release registered them not quite right), differs
-                (from what is registered: nothing is changed) and bad (can't be sliced); and without_bor: how many of
-                the others have no begin-of-run record. Each that differs, is bad or has none is named on the standard
-                error output
-    Errors:     EvioError  the folder can't be read;  psycopg.Error  the database refuses
+    Parameters
+    ----------
+    my_rawdata_dir : str or Path
+        Searched for hd_rawdata_RRRRRR_SSS.evio, folders below it included.
+    dry_run : bool
+        Compare only; nothing is changed.
+    progress : callable
+        Shows how far it is; each file that differs, is bad, or has no begin-of-run record is named there.
+
+    Returns
+    -------
+    dict of str to int
+        How many files were new, same, renewed (an older release registered them not quite right), differs (from what
+        is registered, which stays) and bad (can't be sliced); without_bor: how many of the others have no begin-of-run
+        record.
+
+    Raises
+    ------
+    EvioError
+        The folder can't be read.
+    psycopg.Error
+        The database refuses.
     """
     counts = {"new": 0, "same": 0, "renewed": 0, "differs": 0, "bad": 0, "without_bor": 0}
     paths = scan.find(my_rawdata_dir)
-    with connect() as connection, Bar("indexing files", len(paths), "files") as bar:
+    with connect() as connection, progress("indexing files", len(paths), "files") as bar:
         for status, what, index in _register(connection, paths, dry_run):
             counts[status] += 1
             if status in ("differs", "bad"):
@@ -86,17 +155,34 @@ def load_rawdata_files(my_rawdata_dir: str | Path, dry_run: bool = False) -> dic
     return counts
 
 
-def check_rawdata_files(my_rawdata_dir: str | Path) -> list[dict[str, Any]]:
-    """Compares all raw data files below a folder with what is registered, both ways; changes nothing.
+def check_rawdata_files(
+    my_rawdata_dir: str | Path, progress: MakeProgress = lines_only
+) -> list[dict[str, Any]]:
+    """Compare all raw data files below a folder with the registered ones, both ways; change nothing.
 
-    Parameters: my_rawdata_dir  as for load_rawdata_files
-    Returns:    a row for each fault: path and what: not registered, gone, how it differs, or why it can't be sliced
-    Errors:     EvioError  the folder can't be read;  psycopg.Error  the database refuses
+    Parameters
+    ----------
+    my_rawdata_dir : str or Path
+        As for load_rawdata_files.
+    progress : callable
+        Shows how far it is.
+
+    Returns
+    -------
+    list of dict
+        A row for each fault: path, and what: not registered, gone, how it differs, or why it can't be sliced.
+
+    Raises
+    ------
+    EvioError
+        The folder can't be read.
+    psycopg.Error
+        The database refuses.
     """
     faults = []
     folder = os.path.abspath(my_rawdata_dir)  # noqa: PTH100  # a link keeps its name, as in read_index
     paths = scan.find(folder)
-    with connect() as connection, Bar("checking files", len(paths), "files") as bar:
+    with connect() as connection, progress("checking files", len(paths), "files") as bar:
         gone = set(_registered_below(connection, folder)) - {str(path) for path in paths}
         for path, (status, what, _) in zip(paths, _register(connection, paths, dry_run=True), strict=True):
             if status != "same":
@@ -116,7 +202,7 @@ def _registered_below(connection: psycopg.Connection[dict[str, Any]], folder: st
 def _register(
     connection: psycopg.Connection[dict[str, Any]], paths: Sequence[Path], dry_run: bool
 ) -> Iterator[tuple[str, str, BlockIndex | EvioError]]:
-    """Registers files, or only compares them; gives what register() says of each, in order, and its index."""
+    """Register files, or only compare them; yield what register() returns for each, in order, and its index."""
     indexes = scan.indexes(paths)
     while group := list(islice(indexes, FILES_A_COMMIT)):
         with connection.transaction(force_rollback=dry_run):
@@ -130,13 +216,28 @@ def load_slices(
     start_over: bool = False,
     dry_run: bool = False,
 ) -> dict[str, int]:
-    """Makes registered files the work of a project; says how many files and blocks, and how many were before.
+    """Make registered files the work of a project.
 
-    Parameters: runs         run numbers; None = all registered files
-                projectname  None = the only project that there is
-                start_over   forget what was done of files loaded already, and hand them out anew
-                dry_run      only tell what would be loaded
-    Errors:     psycopg.Error  unknown project, nothing registered
+    Parameters
+    ----------
+    runs : iterable of int, optional
+        Run numbers; default: all registered files.
+    projectname : str, optional
+        Default: the only project that there is.
+    start_over : bool
+        Forget what was done of files that are loaded already, and process them again.
+    dry_run : bool
+        Only tell what would be loaded.
+
+    Returns
+    -------
+    dict of str to int
+        How many files and blocks were loaded, and how many files were before.
+
+    Raises
+    ------
+    psycopg.Error
+        Unknown project, nothing registered.
     """
     chosen = None if runs is None else list(runs)
     with connect() as connection, connection.transaction(force_rollback=dry_run):
@@ -144,23 +245,39 @@ def load_slices(
     return dict(rows[0])
 
 
-def archive_project(projectname: str, dry_run: bool = False) -> dict[str, int]:
-    """Moves a production that has ended out of the hot tables, batch after batch, each a transaction of its own.
+def archive_project(
+    projectname: str, dry_run: bool = False, progress: MakeProgress = lines_only
+) -> dict[str, int]:
+    """Move a production that has ended out of the tables that checkouts read, in batches of a transaction each.
 
-    A call that was killed is made good by the next one.
+    A call that was killed is completed by the next one.
 
-    Parameters: dry_run  only tell what would be moved
-    Returns:    how many files, slices, attempts and reports were moved; waiting: attempts that ended so
-                lately that they are moved only by a call in ten minutes
-    Errors:     psycopg.Error  unknown project, or it has not ended
+    Parameters
+    ----------
+    projectname : str
+        The project.
+    dry_run : bool
+        Only tell what would be moved.
+    progress : callable
+        Shows how far it is.
+
+    Returns
+    -------
+    dict of str to int
+        How many files, slices, attempts and reports were moved; waiting: attempts that ended so lately that only a
+        call in ten minutes moves them.
+
+    Raises
+    ------
+    psycopg.Error
+        Unknown project, or it has not ended.
     """
     with connect() as connection:
-        with working("counting"):
-            whole = call(connection, "archive", project=projectname, dry_run=True)[0]
+        whole = call(connection, "archive", project=projectname, dry_run=True)[0]
         if dry_run:
             return _archived([whole])
         batches: list[dict[str, Any]] = []
-        with Bar("archiving", whole["slices"] + whole["attempts"], "rows") as bar:
+        with progress("archiving", whole["slices"] + whole["attempts"], "rows") as bar:
             while not batches or batches[-1]["more"]:
                 batches += call(connection, "archive", project=projectname)
                 bar.advance(batches[-1]["slices"] + batches[-1]["attempts"])
@@ -170,7 +287,3 @@ def archive_project(projectname: str, dry_run: bool = False) -> dict[str, int]:
 def _archived(batches: list[dict[str, Any]]) -> dict[str, int]:
     names = ("files", "slices", "attempts", "reports", "waiting")
     return {name: sum(batch[name] or 0 for batch in batches) for name in names}
-
-
-if __name__ == "__main__":
-    main()

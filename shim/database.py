@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -23,6 +22,7 @@ from psycopg_pool import AsyncConnectionPool
 from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
 from yoyo.connections import parse_uri
 
+from shim.config import Settings
 from shim.errors import OperatorError
 
 SQL_FOLDER = Path(__file__).resolve().parent.parent / "sql"
@@ -43,13 +43,7 @@ class DatabaseError(OperatorError):
 
 def dsn_from_environment() -> str:
     """Returns OSGPROD_DSN; empty when it is not set: libpq's own variables (PGHOST ...) hold then."""
-    return os.environ.get("OSGPROD_DSN", "")
-
-
-def names_a_server() -> bool:
-    """Does the environment say where a database is?"""
-    names = ("OSGPROD_DSN", "PGHOST", "PGHOSTADDR", "PGSERVICE", "PGDATABASE", "PGPORT")
-    return any(os.environ.get(name) for name in names)
+    return Settings.read().dsn.text
 
 
 def connect(dsn: str | None = None) -> psycopg.Connection[dict[str, Any]]:

@@ -39,11 +39,6 @@ MAX_LINKS = 8
 Stamp = tuple[int, int, int, int]
 
 
-def document_root() -> Path:
-    """Returns the folder of the templates, ROOT/PROJECT/WORKSCRIPT: OSGPROD_DOCUMENT_ROOT."""
-    return Path(os.environ.get("OSGPROD_DOCUMENT_ROOT", "/var/www/html"))
-
-
 class TemplateError(Exception):
     """A template that can't be used; one line that names it and says why."""
 
@@ -69,7 +64,7 @@ class Template:
             end = match.end()
         self._literals.append(text[end:])
 
-    def has_place_for_slice(self) -> bool:
+    def names_a_slice(self) -> bool:
         """Does a script that is made of it say which slice it is for?"""
         return any(name in _PLACES_OF_SLICE for _, name in self._places)
 
@@ -194,7 +189,7 @@ class TemplateFolder:
         except OSError as error:
             raise TemplateError(f"work script {path}: {error.strerror}") from error
         template = Template(text)
-        if not template.has_place_for_slice():
+        if not template.names_a_slice():
             raise TemplateError(
                 f"work script {path}: has no place for a slice, docs/workscripts.md says what it needs"
             )

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import socket
 import struct
 import threading
 import time
 import urllib.parse
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +18,7 @@ import psycopg
 import uvicorn
 
 from shim.app import create_app
+from shim.config import Settings
 from shim.database import call, connect
 from shim.web.bounds import BoundedProtocol
 
@@ -199,8 +198,12 @@ class LiveShim:
     def __init__(self, dsn: str, document_root: Path, unix: Path | None = None, **environment: str) -> None:
         self._root = document_root
         self._root.mkdir(parents=True, exist_ok=True)
-        with _environment(environment):
-            application = create_app(dsn + WORKER_ROLE, document_root, "/osgprod")
+        variables = {
+            "OSGPROD_DSN": dsn + WORKER_ROLE,
+            "OSGPROD_DOCUMENT_ROOT": str(document_root),
+            **environment,
+        }
+        application = create_app(Settings.read(variables))
         config = uvicorn.Config(
             application, http=BoundedProtocol, lifespan="on", log_config=None, proxy_headers=False
         )
@@ -252,16 +255,3 @@ class LiveShim:
     def report(self, process: int, exitcode: int = 0, **more: object) -> httpx.Response:
         parameters = {"project": "p", "cluster": 1, "process": process, "magic": "m", **more}
         return self.get("workscript.exit", exitcode=exitcode, **parameters)
-
-
-@contextlib.contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
-    import os
-
-    before = dict(os.environ)
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)

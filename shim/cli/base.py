@@ -15,6 +15,7 @@ import click
 import psycopg
 from click.shell_completion import CompletionItem
 
+from shim.config import Settings, unknown_variables
 from shim.database import call, connect
 from shim.errors import OperatorError
 from shim.evio.errors import EvioError
@@ -143,7 +144,8 @@ def limit_option(rows: int = 100) -> Callable[[_Command], _Command]:
 def read_magic(source: str | None) -> str | None:
     """Returns the magic from a file, '-' = a prompt or the standard input; None = OSGPROD_MAGIC. Never an argument."""
     if source is None:
-        return os.environ.get("OSGPROD_MAGIC")
+        magic = Settings.read().magic
+        return None if magic is None else magic.text
     if source == "-" and sys.stdin is None:
         raise OperatorError("the standard input is closed", "--magic-file FILE")
     if source == "-" and sys.stdin.isatty():
@@ -172,6 +174,8 @@ def osgprod() -> None:
 
     The database is where OSGPROD_DSN or libpq's variables (PGHOST ...) say.
     """
+    for line in unknown_variables():
+        click.echo(f"osgprod: {line}", err=True)
 
 
 def run() -> None:

@@ -13,8 +13,9 @@ from urllib.parse import urlsplit
 import psycopg
 
 from shim import database
+from shim.config import Settings
 from shim.database import call, connect
-from shim.workscript import TemplateError, TemplateFolder, document_root
+from shim.workscript import TemplateError, TemplateFolder
 
 Finding = dict[str, Any]
 CLOCK_S = 2.0
@@ -35,7 +36,7 @@ def examine() -> list[Finding]:
             if not findings[-1]["is_well"]:
                 return findings  # nothing else can be asked
             findings.append(_clock(connection))
-            findings.append(_disk("disk of the templates", document_root()))
+            findings.append(_disk("disk of the templates", Settings.read().document_root))
             findings += call(connection, "diagnose")
             for row in call(connection, "progress"):
                 findings += _project(connection, row["project"])
@@ -87,10 +88,10 @@ def _project(connection: psycopg.Connection[dict[str, Any]], name: str) -> Itera
 
 
 def _template(name: str, workscript: str) -> Finding:
-    path = document_root() / name / workscript
+    path = Settings.read().document_root / name / workscript
     what, advice = f"work script of {name}", f"put the project's work script to {path}, readable for the shim"
     try:
-        TemplateFolder(document_root()).load(name, workscript)
+        TemplateFolder(Settings.read().document_root).load(name, workscript)
     except TemplateError as error:
         return _finding(what, False, str(error), advice)
     return _finding(what, True, str(path), advice)

@@ -19,7 +19,7 @@ from shim.cli.base import (
     project_argument,
     read_magic,
 )
-from shim.cli.terminal import show
+from shim.cli.terminal import Bar, show
 from shim.errors import OperatorError
 
 
@@ -124,7 +124,7 @@ _state_command("drain", "draining", "Let live slices go on, lend no new ones.")
 @as_json
 def project_archive(project: str, dry_run: bool, as_json: bool) -> None:
     """Move the slices and attempts of a production that has ended out of the hot tables; it may be killed and go on."""
-    counts = admin.archive_project(project, dry_run)
+    counts = admin.archive_project(project, dry_run, Bar)
     show([counts], as_json)
     if counts["waiting"]:
         click.echo(f"{counts['waiting']} attempts ended too lately: run this again in ten minutes", err=True)

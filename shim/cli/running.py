@@ -10,7 +10,7 @@ import click
 from shim import database
 from shim.cli import doctor
 from shim.cli.base import as_json, ask, dry, magic_option, osgprod, read_magic
-from shim.cli.terminal import show, working
+from shim.cli.terminal import Bar, show, working
 from shim.cli.watch import listen
 
 
@@ -34,7 +34,7 @@ def migrate(dry_run: bool) -> None:
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Shim processes.")
 def serve(port: int, host: str, uds: str | None, workers: int) -> None:
     """Run the shim in the foreground; without a database named, on one of its own."""
-    from shim.web import serving  # the web server is of no use to the other commands
+    from shim.cli import serving  # the web server is of no use to the other commands
 
     serving.serve(host, port, uds, workers, say=click.echo)
 
@@ -107,7 +107,7 @@ def import_original(project: str, source: str, magic_file: str | None, dry_run: 
     """Take PROJECT over from a database of the original osgprod: files, slices, jobs. Again = go on."""
     from shim.local.original import take_over
 
-    rows = take_over(source, project, read_magic(magic_file), dry_run)
+    rows = take_over(source, project, read_magic(magic_file), dry_run, Bar)
     show(rows, as_json, "the original has no slices for this project")
     if any(row["status"] in ("differs", "unknown") for row in rows):
         raise SystemExit(1)

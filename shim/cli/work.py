@@ -17,7 +17,7 @@ from shim.cli.base import (
     project_argument,
     runs_option,
 )
-from shim.cli.terminal import show, working
+from shim.cli.terminal import Bar, show, working
 from shim.errors import OperatorError
 from shim.evio import scan
 
@@ -37,7 +37,7 @@ def rawdata_load(folder: str, dry_run: bool, as_json: bool) -> None:
     Files without a begin-of-run record are registered, counted and named. The exit code is 1 if there is no file, or
     one that differs or is bad.
     """
-    counts = admin.load_rawdata_files(folder, dry_run)
+    counts = admin.load_rawdata_files(folder, dry_run, Bar)
     show([counts], as_json)
     if not any(counts.values()):
         others = ", ".join(map(str, scan.passed_over(folder, 3)))
@@ -56,7 +56,7 @@ def rawdata_load(folder: str, dry_run: bool, as_json: bool) -> None:
 @as_json
 def rawdata_check(folder: str, as_json: bool) -> None:
     """Compare FOLDER with what is registered; rows are faults, and then the exit code is 1."""
-    faults = admin.check_rawdata_files(folder)
+    faults = admin.check_rawdata_files(folder, Bar)
     show(faults, as_json, "all files are as registered, and all registered ones are there")
     if faults:
         raise SystemExit(1)

@@ -1,42 +1,35 @@
-"""The dashboard: pages that show what functions of the database say. Nothing is worked out here but where to draw it.
+"""The dashboard: pages that show what functions of the database return. Only where to draw it is computed here.
 
-Pages are HTML without a need for JavaScript; a small script renews them. A page takes one connection of the pool and
-one snapshot, so that its numbers agree (the overview one more, for the estimates of the projects that it found), and
-what it asked is kept for a few seconds, so that a hundred screens cost the database as much as one.
+Pages are HTML that needs no JavaScript; a small script renews them. A page takes one connection of the pool and one
+snapshot; the overview takes a second one, for the estimates of the projects that it found.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 from urllib.parse import parse_qs, quote, urlencode
 
 import jinja2
 import psycopg
-from psycopg.rows import dict_row
 from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
 
-from shim.dashboard import charts as drawing
-from shim.database import statement
+from shim.dashboard import charts, formats
+from shim.dashboard.reader import Reader
+from shim.web.failures import explain
 from shim.web.guard import Guard
-from shim.web.metrics import CONTENT_TYPE, WISHES, Metrics
+from shim.web.metrics import CONTENT_TYPE, QUERIES, Metrics
 
-Rows = list[dict[str, Any]]
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 HERE = Path(__file__).resolve().parent
-KEPT_S = 5.0
-# What the database may be kept busy for by one page, whatever its size.
-LONGEST_QUERY = "5s"
-LONGEST_WAIT_S = 10.0
 MAX_FORM_BYTES = 4096
 MOST_RUNS = 5000  # of one group in the map
 HEADERS = {
@@ -46,94 +39,54 @@ HEADERS = {
     "Referrer-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
-STATIC = {"dashboard.css": "text/css", "dashboard.js": "text/javascript", "icon.svg": "image/svg+xml"}
 WINDOWS = {2: "2 hours", 24: "24 hours", 168: "7 days", 720: "30 days"}
 
 
 class NotFound(Exception):
-    """A page that there is not; one line."""
+    """There is no such page; one line that says what is missing."""
 
 
-class Reader:
-    """What pages ask of the database: in one call one connection, one snapshot; answers are kept for a moment."""
+class _Static(StaticFiles):
+    """Style sheet, script and icon, with the headers of the pages; a browser may keep them for five minutes."""
 
-    _kept: dict[tuple[Any, ...], tuple[float, Rows]]
-
-    def __init__(self) -> None:
-        self._kept = {}
-        self._busy = asyncio.Lock()
-
-    async def read(self, request: Request, *wishes: tuple[str, dict[str, object]]) -> list[Rows]:
-        """Calls functions of schema osgprod and returns their rows, in the order of the wishes.
-
-        Parameters: wishes  function name and arguments, each
-        Errors:     psycopg.Error, PoolTimeout ...
-        """
-        try:  # one page at a time: jobs come first
-            await asyncio.wait_for(self._busy.acquire(), LONGEST_WAIT_S)
-        except TimeoutError:
-            raise PoolTimeout("too many pages wait for the database") from None
-        try:
-            now = time.monotonic()
-            self._kept = {key: kept for key, kept in self._kept.items() if now - kept[0] < KEPT_S}
-            keys = [(function, *sorted(arguments.items(), key=str)) for function, arguments in wishes]
-            if not all(key in self._kept for key in keys):
-                # All of them anew, in one snapshot: the numbers of a page agree with each other.
-                answers = await self._ask(request, wishes)
-                self._kept |= {key: (now, rows) for key, rows in zip(keys, answers, strict=True)}
-            return [self._kept[key][1] for key in keys]
-        finally:
-            self._busy.release()
-
-    async def _ask(self, request: Request, wishes: Iterable[tuple[str, dict[str, object]]]) -> list[Rows]:
-        answers = []
-        try:
-            async with request.app.state.pool.connection() as connection, connection.transaction():
-                await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
-                await connection.execute(f"SET LOCAL statement_timeout = '{LONGEST_QUERY}'")
-                async with connection.cursor(row_factory=dict_row) as cursor:
-                    for function, arguments in wishes:
-                        await cursor.execute(*statement(function, arguments), prepare=False)
-                        answers.append(await cursor.fetchall())
-        except psycopg.errors.QueryCanceled:
-            raise PoolTimeout("the database takes too long for this page") from None
-        return answers
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        response = await super().get_response(path, scope)
+        response.headers.update({**HEADERS, "Cache-Control": "max-age=300"})
+        return response
 
 
 class Dashboard:
-    """The pages, at a root path, behind a guard.
+    """The pages, below a root path, behind a guard.
 
-    Parameters: root     path before all of them, without a slash at its end
-                guard    who may look
-                metrics  of this process
-                explain  gives HTTP status and text for an error, like the rest of the shim
+    Parameters
+    ----------
+    root : str
+        Path of the URL before all pages, without a slash at its end.
+    guard : Guard
+        Decides who may see them.
+    metrics : Metrics
+        Of this process.
     """
 
-    def __init__(
-        self, root: str, guard: Guard, metrics: Metrics, explain: Callable[[Exception], tuple[int, bytes]]
-    ) -> None:
-        self._root, self._guard, self._metrics, self._explain = root, guard, metrics, explain
+    def __init__(self, root: str, guard: Guard, metrics: Metrics) -> None:
+        self._root, self._guard, self._metrics = root, guard, metrics
         self._reader = Reader()
-        self._static = {name: (HERE / "static" / name).read_bytes() for name in STATIC}
         self._pages = jinja2.Environment(
             loader=jinja2.FileSystemLoader(HERE / "templates"), autoescape=True, trim_blocks=True, lstrip_blocks=True,
             undefined=jinja2.StrictUndefined,
         )  # fmt: skip
-        self._pages.globals |= {"root": root, "url": self._url, "windows": WINDOWS, "bar": drawing.bar}
+        self._pages.globals |= {"root": root, "url": self._url, "windows": WINDOWS, "bar": charts.bar}
         self._pages.filters |= {
-            "number": _number,
-            "time": _time,
-            "day": _day,
-            "age": _age,
-            "size": _size,
-            "runs": drawing.runs_text,
+            "number": formats.number,
+            "time": formats.time,
+            "day": formats.day,
+            "age": formats.age,
+            "size": formats.size,
+            "runs": charts.runs_text,
         }
 
-    def routes(self, wrap: Callable[[Endpoint], Endpoint]) -> list[Route]:
-        """Returns the routes.
-
-        Parameters: wrap  gives an endpoint its log line
-        """
+    def routes(self) -> list[BaseRoute]:
+        """Return the routes of all pages, of the metrics, and of the static files."""
         pages: dict[str, Endpoint] = {
             "/": self._overview,
             "/project/{project}": self._project,
@@ -145,12 +98,14 @@ class Dashboard:
             "/project/{project}/quarantine": self._quarantine,
             "/project/{project}/workers": self._workers,
         }
-        routes = [Route(f"{self._root}{path}", wrap(self._guarded(page))) for path, page in pages.items()]
-        routes.append(Route(f"{self._root}/metrics", wrap(self._prometheus)))
-        routes.append(Route(f"{self._root}/login", wrap(self._login), methods=["GET", "POST"]))
-        routes.append(Route(f"{self._root}/static/{{name}}", wrap(self._file_of_ours)))
+        routes: list[BaseRoute] = [
+            Route(f"{self._root}{path}", self._guarded(page)) for path, page in pages.items()
+        ]
+        routes.append(Route(f"{self._root}/metrics", self._prometheus))
+        routes.append(Route(f"{self._root}/login", self._login, methods=["GET", "POST"]))
+        routes.append(Mount(f"{self._root}/static", _Static(directory=HERE / "static")))
         if self._root:
-            routes.append(Route(self._root, wrap(self._to_overview)))
+            routes.append(Route(self._root, self._to_overview))
         return routes
 
     def _url(self, *parts: object, **query: object) -> str:
@@ -171,11 +126,11 @@ class Dashboard:
             except NotFound as error:
                 return self._render("error.html", 404, lines=[str(error)], status=404)
             except Exception as error:
-                status, body = self._explain(error)
-                if status == 500:
+                failure = explain(error)
+                if failure.is_a_fault:
                     raise
-                lines = [line.removeprefix("# ") for line in body.decode().splitlines()]
-                return self._render("error.html", status, lines=lines, status=status)
+                lines = [line.removeprefix("# ") for line in failure.body.decode().splitlines()]
+                return self._render("error.html", failure.status, lines=lines, status=failure.status)
 
         endpoint.__name__ = "dashboard"  # all pages are one route in the metrics
         return endpoint
@@ -198,13 +153,6 @@ class Dashboard:
         self._guard.remember(request, response, self._root)
         return response
 
-    async def _file_of_ours(self, request: Request) -> Response:
-        name = request.path_params["name"]
-        if name not in self._static:
-            return self._render("error.html", 404, lines=["there is no such file"], status=404)
-        headers = {**HEADERS, "Cache-Control": "max-age=300"}
-        return Response(self._static[name], 200, headers, media_type=STATIC[name])
-
     async def _prometheus(self, request: Request) -> Response:
         if not self._guard.admits(request):
             return Response(
@@ -212,8 +160,8 @@ class Dashboard:
             )
         answers = None
         with contextlib.suppress(psycopg.Error, PoolTimeout, TooManyRequests, PoolClosed):
-            answers = await self._reader.read(request, *WISHES)
-        self._metrics.note_pool(request.app.state.pool.get_stats())
+            answers = await self._reader.read(request, *QUERIES)
+        self._metrics.note_pool(request.app.state.parts.pool.get_stats())
         return Response(self._metrics.text(answers), 200, HEADERS, media_type=CONTENT_TYPE)
 
     async def _overview(self, request: Request) -> Response:
@@ -263,7 +211,7 @@ class Dashboard:
             health=health,
             estimate=estimate[0],
             hours=hours,
-            plot=drawing.plot(rate),
+            plot=charts.plot(rate),
             blocks_done=sum(row["blocks_done"] for row in rate),
             by_exit=by_exit,
             by_site=by_site,
@@ -271,7 +219,7 @@ class Dashboard:
             slow=slow,
             quarantined=quarantined,
             live=live,
-            map=drawing.file_map(cells),
+            map=charts.file_map(cells),
             runs=cells,
         )
 
@@ -308,14 +256,14 @@ class Dashboard:
     async def _attempts(self, request: Request) -> Response:
         name, hours = request.path_params["project"], _window(request)
         chosen = {key: _word(request, key) for key in ("outcome", "worker", "site")}
-        wish = {
+        query = {
             **chosen,
             "project": name,
             "hours": hours,
             "exit_code": _integer(request, "exit_code"),
             "limit": 200,
         }
-        (attempts,) = await self._reader.read(request, ("list_attempts", wish))
+        (attempts,) = await self._reader.read(request, ("list_attempts", query))
         chosen["exit_code"] = _word(request, "exit_code")
         return self._render("attempts.html", project=name, attempts=attempts, chosen=chosen, hours=hours)
 
@@ -331,12 +279,12 @@ class Dashboard:
 
     async def _workers(self, request: Request) -> Response:
         name, hours = request.path_params["project"], _window(request, standard=2)
-        wish: dict[str, object] = {"project": name, "hours": hours, "limit": 50}
+        query: dict[str, object] = {"project": name, "hours": hours, "limit": 50}
         failing, slow, busy, refused = await self._reader.read(
             request,
-            ("attempts_by_worker", {**wish, "order": "failing"}),
-            ("attempts_by_worker", {**wish, "order": "slow"}),
-            ("attempts_by_worker", {**wish, "order": "busy"}),
+            ("attempts_by_worker", {**query, "order": "failing"}),
+            ("attempts_by_worker", {**query, "order": "slow"}),
+            ("attempts_by_worker", {**query, "order": "busy"}),
             ("blocked_workers", {"project": name}),
         )
         return self._render(
@@ -362,36 +310,3 @@ def _integer(request: Request, name: str) -> int | None:
 def _window(request: Request, standard: int = 24) -> int:
     hours = _integer(request, "hours") or standard
     return hours if hours in WINDOWS else standard
-
-
-def _number(value: float | None, digits: int = 0) -> str:
-    return "–" if value is None else f"{value:,.{digits}f}"
-
-
-def _time(value: datetime | None) -> str:
-    return "–" if value is None else f"{value.astimezone(UTC):%d %b %Y %H:%M:%S}"
-
-
-def _day(value: datetime) -> str:
-    return f"{value.astimezone(UTC):%a %d %b %Y %H:%M}"
-
-
-def _age(seconds: float | None) -> str:
-    if seconds is None:
-        return "–"
-    sign, seconds = ("-" if seconds < 0 else ""), abs(round(seconds))
-    for unit, name, rest in ((86400, "d", "h"), (3600, "h", "min"), (60, "min", "s")):
-        if seconds >= unit:
-            smaller = {"h": 3600, "min": 60, "s": 1}[rest]
-            return f"{sign}{seconds // unit} {name} {seconds % unit // smaller:02} {rest}"
-    return f"{sign}{seconds} s"
-
-
-def _size(value: float | None) -> str:
-    if value is None:
-        return "–"
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:,.0f} {unit}" if unit == "B" else f"{value:,.1f} {unit}"
-        value /= 1000
-    return f"{value:,.1f} TB"

@@ -24,7 +24,7 @@ from typing import Any
 
 import psycopg
 
-from shim.cli.terminal import table
+from shim.config import child_environment
 from shim.database import call, connect, migrate
 from shim.errors import OperatorError
 from shim.evio import scan
@@ -144,14 +144,14 @@ class _Demo:
     @contextlib.contextmanager
     def _shim(self) -> Iterator[str]:
         environment = {
-            **os.environ,
+            **child_environment(),
             "OSGPROD_DSN": f"{self._dsn} options='-c role=osgprod_worker'",
             "OSGPROD_DOCUMENT_ROOT": str(self._folder / "www"),
             "OSGPROD_ROOT_PATH": "/osgprod",
         }
         with (self._folder / "shim.log").open("wb") as log:
             shim = subprocess.Popen(
-                [sys.executable, "-m", "shim.admin", "serve", "--port", "0"],
+                [sys.executable, "-m", "shim", "serve", "--port", "0"],
                 cwd=CHECKOUT,
                 env=environment,
                 stdout=subprocess.PIPE,
@@ -199,7 +199,7 @@ class _Demo:
         sandbox = self._folder / f"sandbox-{process}-{self._starts[process]}"
         sandbox.mkdir()
         environment = {
-            "PATH": os.environ.get("PATH", "/usr/bin:/bin"),
+            "PATH": child_environment().get("PATH", "/usr/bin:/bin"),
             "_CONDOR_SCRATCH_DIR": str(sandbox),
             "OSGPROD_URL": url,
             "OSGPROD_PROJECT": PROJECT,
@@ -271,14 +271,10 @@ class _Demo:
         once = sum(1 for number in expected if seen[number] == 1)
         progress = self._progress()
         faults = call(self._connection, "verify", project=PROJECT)
-        rows = [
-            {"file": name, "blocks": nblocks, "events": len(numbers)}
-            | {"seen once": sum(1 for n in numbers if seen[n] == 1)}
-            for (name, nblocks, _), numbers in zip(FILES, events, strict=True)
-        ]
         print()
-        for line in table(rows, 100):
-            self._say(line)
+        for (name, nblocks, _), numbers in zip(FILES, events, strict=True):
+            seen_once = sum(1 for number in numbers if seen[number] == 1)
+            self._say(f"{name}: {nblocks} blocks, {len(numbers)} events, {seen_once} of them seen once")
         self._say(
             f"{sum(self._starts.values())} job starts in {took_s:.0f} s, verify found {len(faults)} faults"
         )

@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from shim.config import Settings
 from shim.errors import OperatorError
 
 START_TIMEOUT_S = 60.0
@@ -285,8 +286,8 @@ def find_programs() -> Path:
 
     Errors: EmbeddedError  there are none
     """
-    named = os.environ.get("OSGPROD_PG_BINDIR")
-    candidates = [Path(named)] if named else list(_candidates())
+    named = Settings.read().pg_bindir
+    candidates = [named] if named else list(_candidates())
     for folder in candidates:
         if (folder / "postgres").exists() and (folder / "initdb").exists():
             return folder

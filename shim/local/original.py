@@ -16,7 +16,7 @@ from typing import Any
 import psycopg
 from psycopg.rows import dict_row
 
-from shim.cli.terminal import Bar
+from shim.admin import MakeProgress
 from shim.database import call, connect
 from shim.errors import OperatorError
 from shim.evio.errors import EvioError
@@ -48,16 +48,37 @@ SELECT r.path, r.nbytes, r.nblocks, s.block1, s.block2, j.cluster, j.process, j.
 """
 
 
-def take_over(source: str, project: str, magic: str | None, dry_run: bool) -> list[dict[str, Any]]:
-    """Takes one project over, with its files, what is done of them, and its jobs.
+def take_over(
+    source: str, project: str, magic: str | None, dry_run: bool, progress: MakeProgress
+) -> list[dict[str, Any]]:
+    """Take one project over, with its files, what is done of them, and its jobs.
 
-    Promise:    a repeated call goes on where one was broken off; files taken over already are left alone.
-    Parameters: source   libpq's connection string of the original's database
-                project  its name there and here; it is made here when it isn't there
-                magic    the secret of its jobs, for a project that is made; None = to be set later
-                dry_run  only tell what would be taken over
-    Returns:    a row a status: files, blocks done, blocks left, attempts
-    Errors:     OperatorError  no such project there, or tables that are not the original's;  psycopg.Error
+    A repeated call continues where one was broken off; files that were taken over already stay as they are.
+
+    Parameters
+    ----------
+    source : str
+        libpq's connection string of the original's database.
+    project : str
+        Its name in both databases; it is made in ours when it isn't there.
+    magic : str or None
+        The secret of its jobs, for a project that is made; None: to be set later.
+    dry_run : bool
+        Only tell what would be taken over.
+    progress : callable
+        Shows how far it is; files that can't be taken over are named there.
+
+    Returns
+    -------
+    list of dict
+        A row a status: files, blocks done, blocks left, attempts.
+
+    Raises
+    ------
+    OperatorError
+        The original has no such project, or the tables are not the original's.
+    psycopg.Error
+        One of the databases refuses.
     """
     with contextlib.ExitStack() as stack:
         there = stack.enter_context(_connect(source))
@@ -66,7 +87,7 @@ def take_over(source: str, project: str, magic: str | None, dry_run: bool) -> li
         original = _project(there, project)
         _make_project(here, original, magic)
         number = there.execute(FILES, original).fetchone()
-        bar = stack.enter_context(Bar("taking over files", number["files"] if number else 0, "files"))
+        bar = stack.enter_context(progress("taking over files", number["files"] if number else 0, "files"))
         counts: dict[str, dict[str, Any]] = {}
         for path, rows in _files(there, original):
             answer = _take_file(here, project, path, rows)

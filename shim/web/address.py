@@ -10,19 +10,12 @@ import functools
 import ipaddress
 from collections.abc import Iterable
 
-from shim.errors import OperatorError
+from shim.config import SettingError
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 UNIX = "unix"  # how the setting names a peer behind a unix socket, which has no address
-
-
-class SettingError(OperatorError):
-    """A setting that makes no sense; one line that names it."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message, "docs/security.md has the settings")
 
 
 class TrustedProxies:
@@ -42,7 +35,7 @@ class TrustedProxies:
                     self._networks.append(_network(word))
             except ValueError:
                 raise SettingError(
-                    f"OSGPROD_TRUSTED_PROXIES: {word!r} is no address, no network and not the word unix"
+                    "OSGPROD_TRUSTED_PROXIES", word, "an address, a network, or the word unix"
                 ) from None
 
     def client(self, peer: str | None, headers: Iterable[tuple[bytes, bytes]]) -> str | None:

@@ -12,18 +12,15 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
 from http.client import HTTPMessage
-from pathlib import Path
 from typing import IO, Any
 
 import jwt
 
-from shim.web.address import SettingError
+from shim.config import SettingError, Settings
 
 METADATA = ("/.well-known/openid-configuration", "/.well-known/oauth-authorization-server")
 FETCH_TIMEOUT_S = 10.0
@@ -50,26 +47,33 @@ class BearerError(Exception):
 
 
 class BearerTokens:
-    """Verifies tokens of the issuers that the environment names.
+    """Verifies tokens of the issuers that the settings name.
 
-    Parameters: environment  OSGPROD_BEARER_ISSUERS   URLs of issuers, separated by commas or spaces
-                             OSGPROD_BEARER_KEYS      JSON file {issuer: {"keys": [...]}}: issuers that are never asked
-    Errors:     SettingError  a URL without https (loopback excepted), a file that can't be read
+    Parameters
+    ----------
+    settings : Settings
+        bearer_issuers and bearer_keys count.
+
+    Raises
+    ------
+    SettingError
+        A URL without https (loopback excepted), or a file that can't be read.
     """
 
-    def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
+    def __init__(self, settings: Settings) -> None:
         self._issuers: dict[str, _Issuer] = {}
-        for url in environment.get("OSGPROD_BEARER_ISSUERS", "").replace(",", " ").split():
+        for url in settings.bearer_issuers:
             if not _is_private(url):
-                raise SettingError(f"OSGPROD_BEARER_ISSUERS: {url!r} is no https:// URL")
+                raise SettingError("OSGPROD_BEARER_ISSUERS", url, "a list of https:// URLs")
             self._issuers[url] = _Issuer(url)
-        path = environment.get("OSGPROD_BEARER_KEYS")
+        path = settings.bearer_keys
         if path:
             try:
-                for url, keys in json.loads(Path(path).read_text()).items():
+                for url, keys in json.loads(path.read_text()).items():
                     self._issuers[url] = _Issuer(url, _usable(keys))
             except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
-                raise SettingError(f"OSGPROD_BEARER_KEYS: {path}: {error}") from None
+                rule = f'a readable JSON file {{issuer: {{"keys": [...]}}}} ({error})'
+                raise SettingError("OSGPROD_BEARER_KEYS", str(path), rule) from None
 
     async def claims(self, authorization: str) -> dict[str, object] | None:
         """Returns the claims that _check_bearer asks for; None when the header holds no bearer token.

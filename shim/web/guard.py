@@ -1,7 +1,7 @@
-"""Who may see the dashboard and the metrics: those who know its token, or come from an address that is let in.
+"""Who may see the dashboard and the metrics: who knows the token, or comes from an allowed network.
 
-OSGPROD_DASHBOARD_TOKEN  a secret of 16 characters or more: in the form of the page, or as ``Authorization: Bearer``
-OSGPROD_DASHBOARD_ALLOW  CIDRs that need none; without both settings loopback addresses only
+The token comes from the form of the page, then in a cookie, or as ``Authorization: Bearer``. Without a token and
+without allowed networks, only loopback addresses may.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
-import os
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from shim.web.address import SettingError, plain
+from shim.config import SettingError, Settings
+from shim.web.address import plain
 
 COOKIE = "osgprod_dashboard"
 COOKIE_LIFE_S = 30 * 86400
@@ -26,20 +26,33 @@ FORWARDED = ("x-forwarded-for", "x-real-ip", "forwarded", "via", "x-forwarded-ho
 
 
 class Guard:
-    """The rule, as the environment has it.
+    """Decides who may see the dashboard.
 
-    Errors: SettingError  a token that is too short, or something that is no CIDR
+    Parameters
+    ----------
+    settings : Settings
+        dashboard_token and dashboard_allow count.
+
+    Raises
+    ------
+    SettingError
+        A token that is too short, or something that is no network.
     """
 
-    def __init__(self) -> None:
-        self._token = os.environ.get("OSGPROD_DASHBOARD_TOKEN", "")
-        allowed = os.environ.get("OSGPROD_DASHBOARD_ALLOW", "" if self._token else LOOPBACK)
+    def __init__(self, settings: Settings) -> None:
+        self._token = settings.dashboard_token.text
+        allowed = settings.dashboard_allow
+        if allowed is None:
+            allowed = "" if self._token else LOOPBACK
         if self._token and len(self._token) < SHORTEST_TOKEN:
-            raise SettingError(f"OSGPROD_DASHBOARD_TOKEN: has fewer than {SHORTEST_TOKEN} characters")
-        try:
-            self._networks = [ipaddress.ip_network(c) for c in allowed.replace(",", " ").split()]
-        except ValueError as error:
-            raise SettingError(f"OSGPROD_DASHBOARD_ALLOW: {error}") from None
+            raise SettingError("OSGPROD_DASHBOARD_TOKEN", "", f"{SHORTEST_TOKEN} characters or longer")
+        self._networks = []
+        for word in allowed.replace(",", " ").split():
+            try:
+                self._networks.append(ipaddress.ip_network(word))
+            except ValueError:
+                rule = "a list of networks like 10.1.0.0/16, without bits set behind the slash"
+                raise SettingError("OSGPROD_DASHBOARD_ALLOW", word, rule) from None
 
     @property
     def has_token(self) -> bool:

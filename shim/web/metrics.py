@@ -21,7 +21,7 @@ Rows = list[dict[str, Any]]
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.5, 5.0, 10.0)
 # What the database is asked for each time, all cheap.
-WISHES: tuple[tuple[str, dict[str, object]], ...] = (
+QUERIES: tuple[tuple[str, dict[str, object]], ...] = (
     ("progress", {}),
     ("idle_and_leased", {}),
     ("totals", {}),
@@ -35,10 +35,16 @@ ANSWERS = frozenset(
 
 
 class Metrics:
-    """The counters of this process, and the text for all processes."""
+    """The counters of this process, and the text for all processes.
 
-    def __init__(self) -> None:
-        self._folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    Parameters
+    ----------
+    folder : Path or None
+        Where the processes of one shim add up; PROMETHEUS_MULTIPROC_DIR, which the library reads as well.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
         self._own = CollectorRegistry()
         self._answers = Counter(
             "osgprod_requests", "Requests, by route, status and answer (header Osgprod-Status)",
@@ -89,11 +95,11 @@ class Metrics:
     def text(self, answers: list[Rows] | None) -> bytes:
         """Returns the page.
 
-        Parameters: answers  of the database to WISHES, in their order; None = it is away
+        Parameters: answers  of the database to QUERIES, in their order; None = it is away
         """
         registry = self._own
         if self._folder:
-            _forget_the_dead(Path(self._folder))
+            _forget_the_dead(self._folder)
             registry = CollectorRegistry()
             MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         database = CollectorRegistry()

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shim.web.address import SettingError, TrustedProxies, plain
+from shim.config import SettingError
+from shim.web.address import TrustedProxies, plain
 from tests.support import LiveShim, World
 
 FORGED = ("X-Forwarded-For", "X-Real-IP", "Forwarded", "X-Client-IP", "True-Client-IP", "CF-Connecting-IP", "Via",

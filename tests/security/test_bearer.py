@@ -24,8 +24,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shim.config import SettingError, Settings
 from shim.web import bearer
-from shim.web.address import SettingError
 from tests.support import CHECKOUT, LiveShim, World
 
 AUDIENCE, SCOPE = "https://osgprod.example.org", "osgprod.work"
@@ -400,7 +400,7 @@ def test_keys_from_a_file_need_no_network(world: World, folder: Path, issuer: Is
 )
 def test_issuer_without_https_is_refused(url: str) -> None:
     with pytest.raises(SettingError, match="OSGPROD_BEARER_ISSUERS"):
-        bearer.BearerTokens({"OSGPROD_BEARER_ISSUERS": url})
+        bearer.BearerTokens(Settings.read({"OSGPROD_BEARER_ISSUERS": url}))
 
 
 @pytest.mark.parametrize(
@@ -410,7 +410,7 @@ def test_broken_key_file_is_reported_at_the_start(folder: Path, text: str) -> No
     path = folder / "keys.json"
     path.write_text(text)
     with pytest.raises(SettingError, match="OSGPROD_BEARER_KEYS"):
-        bearer.BearerTokens({"OSGPROD_BEARER_KEYS": str(path)})
+        bearer.BearerTokens(Settings.read({"OSGPROD_BEARER_KEYS": str(path)}))
 
 
 @settings(max_examples=200, deadline=None)
@@ -424,7 +424,7 @@ def test_broken_key_file_is_reported_at_the_start(folder: Path, text: str) -> No
 def test_every_broken_token_is_refused_in_one_line(text: str) -> None:
     import asyncio
 
-    tokens = bearer.BearerTokens({})
+    tokens = bearer.BearerTokens(Settings())
     with pytest.raises(bearer.BearerError) as refused:
         asyncio.run(tokens.claims(f"Bearer {text}"))
     assert refused.value.status == 403 and len(str(refused.value).splitlines()) == 1

@@ -145,7 +145,7 @@ def test_request_that_is_not_http_gets_one_line(shim: LiveShim) -> None:
 ])  # fmt: skip
 def test_wrong_setting_ends_the_start_with_one_line_and_a_hint(name: str, value: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "shim.admin", "serve", "--port", "0"],
+        [sys.executable, "-m", "shim", "serve", "--port", "0"],
         cwd=CHECKOUT, env={"PATH": "/usr/bin:/bin", name: value}, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert done.returncode == 1, done

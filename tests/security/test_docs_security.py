@@ -28,16 +28,6 @@ def test_each_row_of_a_table_of_claims_names_a_test() -> None:
     assert [line for line in rows if "`test_" not in line] == []
 
 
-def test_every_setting_of_the_web_shim_is_documented() -> None:
-    files = [CHECKOUT / "shim" / name for name in
-             ("web/address.py", "web/bearer.py", "web/rates.py", "web/bounds.py", "app.py")]  # fmt: skip
-    source = "\n".join(path.read_text() for path in files)
-    elsewhere = {"OSGPROD_ROOT_PATH", "OSGPROD_DSN"}
-    read = set(re.findall(r'"(OSGPROD_[A-Z_]+)"', source)) - elsewhere
-    assert len(read) >= 5
-    assert {name for name in read if f"`{name}`" not in TEXT} == set()
-
-
 def test_no_private_key_and_no_token_is_in_a_tracked_file() -> None:
     """The command of "Checks before a release", as it stands there."""
     pattern = re.search(r"git grep -nE '([^']+)'", TEXT)

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from shim.app import create_app
+from shim.config import Settings
 from shim.evio import index as evio
 from shim.evio.writer import PHYSICS, bank, block
 from shim.web.openapi import PARAMETERS, PROTOCOL, document
@@ -35,7 +36,7 @@ ALLOWED = {200, 400, 403, 404, 405, 409, 429, 431}
 def test_each_route_of_the_protocol_is_described(shim: LiveShim) -> None:
     served = {
         route.path.rpartition("/")[2]  # type: ignore[attr-defined]
-        for route in create_app("", CHECKOUT, "/osgprod").routes
+        for route in create_app(Settings()).routes
         if route.path.startswith("/osgprod/")  # type: ignore[attr-defined]
     }
     answer = shim.raw("openapi.json")

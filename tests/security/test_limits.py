@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from shim.app import create_app
+from shim.config import SettingError, Settings
 from shim.web import rates
-from shim.web.address import SettingError
 from shim.web.parameters import MAX_BODY_BYTES, MAX_QUERY_BYTES
 from shim.web.rates import RateLimit, key_of
 from tests.support import LiveShim, World
@@ -116,12 +115,9 @@ def test_what_counts_as_one_client(address: str | None, key: str) -> None:
 
 @pytest.mark.parametrize("value", ["-1", "x", "1.5", "1e3", "٣", "9" * 5000])
 @pytest.mark.parametrize("setting", ["OSGPROD_CLIENT_RATE", "OSGPROD_PROJECT_RATE", "OSGPROD_POOL_SIZE"])
-def test_setting_that_is_not_a_number_is_reported_at_the_start(
-    monkeypatch: pytest.MonkeyPatch, setting: str, value: str
-) -> None:
-    monkeypatch.setenv(setting, value)
+def test_setting_that_is_not_a_number_is_reported_at_the_start(setting: str, value: str) -> None:
     with pytest.raises(SettingError, match=setting) as refused:
-        create_app("", Path("/nonexistent"), "/osgprod")
+        Settings.read({setting: value})
     assert len(str(refused.value)) < 120 and refused.value.hint
 
 

@@ -74,7 +74,7 @@ def served(world: World, folder: Path) -> Iterator[tuple[str, Path]]:
     log = folder / "serve.log"
     with log.open("wb") as file:
         server = subprocess.Popen(
-            [sys.executable, "-m", "shim.admin", "serve", "--port", "0"], cwd=folder,
+            [sys.executable, "-m", "shim", "serve", "--port", "0"], cwd=folder,
             env={**os.environ, "PYTHONPATH": str(CHECKOUT), "PYTHONUNBUFFERED": "1",
                  "OSGPROD_DSN": f"{world.dsn} user={LOGIN}", "OSGPROD_DOCUMENT_ROOT": str(folder / "www")},
             stdout=subprocess.PIPE, stderr=file,
@@ -100,7 +100,7 @@ def test_magic_is_in_no_log_process_list_file_or_answer(
         "# source:\nenv >env.txt\nps axww >ps.txt || true\necho done\n"
     )
     (folder / "magic").write_text(MAGIC + "\n")
-    osgprod = [sys.executable, "-m", "shim.admin"]
+    osgprod = [sys.executable, "-m", "shim"]
     said: list[str] = []
     with Watch(world.dsn) as watch:
         # The operator gives it in each of the three ways.
@@ -239,7 +239,7 @@ def test_a_magic_in_a_database_url_is_not_shown_either(
 ) -> None:
     """A DSN may hold a password: what can't be reached is told without it."""
     done = subprocess.run(
-        [sys.executable, "-m", "shim.admin", "status"], cwd=CHECKOUT, capture_output=True, text=True,
+        [sys.executable, "-m", "shim", "status"], cwd=CHECKOUT, capture_output=True, text=True,
         env={"PATH": os.environ["PATH"], "OSGPROD_DSN": f"host=127.0.0.1 port=1 user=u password={SECRET}"},
     )  # fmt: skip
     assert done.returncode == 3

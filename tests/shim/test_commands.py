@@ -211,7 +211,7 @@ def in_terminal(*arguments: str, columns: int, environment: dict[str, str]) -> s
 
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     process = subprocess.Popen(
-        [sys.executable, "-m", "shim.admin", *arguments],
+        [sys.executable, "-m", "shim", *arguments],
         cwd=CHECKOUT, env={**os.environ, "TERM": "xterm", "COLUMNS": "", **environment},
         stdout=slave, stderr=slave, stdin=slave,
     )  # fmt: skip
@@ -622,7 +622,7 @@ def test_doctor_and_migrate_foretell_what_a_migration_would_do(run: Run, world: 
 
 def test_watch_prints_what_happens_and_nothing_that_could_fool_a_terminal(world: World) -> None:
     watching = subprocess.Popen(
-        [sys.executable, "-m", "shim.admin", "watch", "--count", "3"],
+        [sys.executable, "-m", "shim", "watch", "--count", "3"],
         cwd=CHECKOUT, env={**os.environ, "OSGPROD_DSN": world.dsn}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True,
     )  # fmt: skip
@@ -652,7 +652,7 @@ def test_watch_without_rights_says_so_and_does_not_listen(run: Run, world: World
 
 def test_watch_ends_well_with_ctrl_c(world: World) -> None:
     watching = subprocess.Popen(
-        [sys.executable, "-m", "shim.admin", "watch"],
+        [sys.executable, "-m", "shim", "watch"],
         cwd=CHECKOUT, env={**os.environ, "OSGPROD_DSN": world.dsn}, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert watching.stderr is not None
@@ -670,7 +670,7 @@ def test_estimate_of_nothing_says_so(run: Run, world: World) -> None:
 
 def test_watch_listens_again_when_the_connection_was_cut(world: World) -> None:
     watching = subprocess.Popen(
-        [sys.executable, "-c", "from shim.cli import watch; watch.RETRY_S = 0.01; from shim.admin import main; main()",
+        [sys.executable, "-c", "from shim.cli import run, watch; watch.RETRY_S = 0.01; run()",
          "watch", "--json", "--count", "1"],
         cwd=CHECKOUT, env={**os.environ, "OSGPROD_DSN": world.dsn}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True,
@@ -689,7 +689,7 @@ def test_watch_listens_again_when_the_connection_was_cut(world: World) -> None:
 
 def test_status_watch_looks_again_until_it_is_stopped(busy: World) -> None:
     watching = subprocess.Popen(
-        [sys.executable, "-m", "shim.admin", "status", "--watch", "--json", "--interval", "0.02"],
+        [sys.executable, "-m", "shim", "status", "--watch", "--json", "--interval", "0.02"],
         cwd=CHECKOUT, env={**os.environ, "OSGPROD_DSN": busy.dsn}, stdout=subprocess.PIPE, text=True, bufsize=1,
     )  # fmt: skip
     assert watching.stdout is not None

@@ -13,10 +13,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from shim.dashboard import charts as drawing
-from shim.dashboard.routes import Reader
+from shim.config import SettingError, Settings
+from shim.dashboard import charts
+from shim.dashboard.reader import Reader
 from shim.database import call
-from shim.web.address import SettingError
 from shim.web.guard import Guard
 from shim.web.metrics import Metrics
 from tests import production
@@ -77,6 +77,24 @@ def test_page_is_shown_with_a_policy_that_lets_nothing_foreign_in(
     assert re.findall(r"<script(?! src=\"/osgprod/static/dashboard\.js\" defer)", answer.text) == []
     for target in re.findall(r'(?:href|src|action)="([^"]*)"', answer.text):
         assert target.startswith(("/osgprod/", "#")), target
+
+
+def test_static_files_are_those_of_the_dashboard_and_no_others(shim_with: MakeShim) -> None:
+    shim = shim_with()
+    for name, kind in (
+        ("dashboard.css", "text/css"),
+        ("dashboard.js", "javascript"),
+        ("icon.svg", "image/svg"),
+    ):
+        answer = shim.raw(f"static/{name}")
+        assert (answer.status_code, kind in answer.headers["content-type"]) == (200, True)
+        assert (
+            answer.headers["cache-control"] == "max-age=300" and "content-security-policy" in answer.headers
+        )
+        again = shim.raw(f"static/{name}", headers={"If-None-Match": answer.headers["etag"]})
+        assert again.status_code == 304
+    for name in ("x", "", "%2e%2e/routes.py", "..%2froutes.py", "%2fetc/passwd"):
+        assert shim.raw(f"static/{name}").status_code == 404, name
 
 
 def test_links_of_all_pages_lead_somewhere(busy: World, shim_with: MakeShim) -> None:
@@ -179,12 +197,9 @@ def test_token_opens_it_by_form_or_header_and_is_nowhere_to_be_read(
     [("OSGPROD_DASHBOARD_TOKEN", "short"), ("OSGPROD_DASHBOARD_ALLOW", "10.0.0.0/8, here"),
      ("OSGPROD_DASHBOARD_ALLOW", "10.0.0.1/8")],
 )  # fmt: skip
-def test_senseless_setting_ends_the_start_in_one_line(
-    monkeypatch: pytest.MonkeyPatch, setting: str, value: str
-) -> None:
-    monkeypatch.setenv(setting, value)
+def test_senseless_setting_ends_the_start_in_one_line(setting: str, value: str) -> None:
     with pytest.raises(SettingError, match=setting):
-        Guard()
+        Guard(Settings.read({setting: value}))
 
 
 @pytest.mark.parametrize(
@@ -195,7 +210,6 @@ def test_senseless_setting_ends_the_start_in_one_line(
         "project/p/file/99",
         "project/p/job/1.99",
         "project/p%2f..",
-        "static/x",
     ],
 )
 def test_what_is_not_there_is_a_page_that_says_so(world: World, shim_with: MakeShim, page: str) -> None:
@@ -217,7 +231,7 @@ def test_database_away_is_a_page_that_says_so_and_metrics_that_say_so(folder: Pa
     with LiveShim("host=/nonexistent connect_timeout=1", folder / "www") as shim:
         answer = shim.raw("")
     assert answer.status_code == 503 and "does not answer" in answer.text
-    assert b"osgprod_database_up 0.0" in Metrics().text(None)
+    assert b"osgprod_database_up 0.0" in Metrics(None).text(None)
 
 
 def test_dashboard_needs_no_right_that_the_shim_has_not(busy: World, shim_with: MakeShim) -> None:
@@ -241,18 +255,18 @@ def rows(cells: list[str]) -> list[dict[str, object]]:
 
 
 def test_map_of_100_000_files_is_small_and_loses_no_cell() -> None:
-    drawn = drawing.file_map(rows(["#" * 300] * 200 + ["#" * 120 + "q3." + "0" * 177] + ["0" * 300] * 133))
+    drawn = charts.file_map(rows(["#" * 300] * 200 + ["#" * 120 + "q3." + "0" * 177] + ["0" * 300] * 133))
     assert drawn["files"] == 100_200
     assert sum(len(path) for _, path in drawn["paths"]) < 20_000
     drawn_cells = {kind: sum(int(n) for n in re.findall(r"h(\d+)v", path)) for kind, path in drawn["paths"]}
     assert drawn_cells == {"all": 60_120, "q": 1, "3": 1, "0": 177 + 133 * 300}
     labels = [line["label_y"] for line in drawn["lines"] if line["is_labelled"]]
-    assert all(b - a >= drawing.LABEL_PX for a, b in itertools.pairwise(labels))
+    assert all(b - a >= charts.LABEL_PX for a, b in itertools.pairwise(labels))
 
 
 @pytest.mark.parametrize("largest", [0, 0.3, 1, 7, 99, 100, 101, 4321, 1e7])
 def test_axis_of_the_plot_ends_above_the_largest_value_in_few_round_steps(largest: float) -> None:
-    top, step = drawing._nice(largest)
+    top, step = charts._nice(largest)
     assert top >= largest and 1 <= round(top / step) <= 5
     assert float(f"{step:.0e}") == step, "one digit"
 
@@ -260,7 +274,7 @@ def test_axis_of_the_plot_ends_above_the_largest_value_in_few_round_steps(larges
 def test_bar_shows_one_quarantined_block_of_millions_and_fills_its_width() -> None:
     row = {"blocks": 10**7, "blocks_done": 10**7 - 2, "blocks_leased": 1, "blocks_ready": 0, "blocks_quarantined": 1,
            "blocks_uncut": 0}  # fmt: skip
-    parts = {part["name"]: part for part in drawing.bar(row)}
+    parts = {part["name"]: part for part in charts.bar(row)}
     assert set(parts) == {"done", "leased", "quarantined"}
     assert parts["quarantined"]["width"] > 0.3
     assert abs(sum(part["width"] for part in parts.values()) - 100) < 0.01
@@ -271,7 +285,7 @@ def test_page_costs_hardly_more_when_a_hundred_times_as_many_slices_are_done(
 ) -> None:
     """Finished files are rows, and only files in flight are counted. 288 and 28,800 slices; docs/performance.md has
     the times with ten million."""
-    monkeypatch.setattr("shim.dashboard.routes.KEPT_S", 0.0)
+    monkeypatch.setattr("shim.dashboard.reader.KEPT_S", 0.0)
     for name, blocks in (("small", 4), ("large", 400)):
         world.with_project(name)
         production.fill(world.db, name, runs=5, files=20, blocks=blocks, a_slice=1, finished=0.97, in_flight=0,
@@ -297,13 +311,13 @@ def test_page_costs_hardly_more_when_a_hundred_times_as_many_slices_are_done(
 def test_page_that_takes_too_long_for_the_database_is_given_up(
     busy: World, shim_with: MakeShim, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shim.dashboard.routes.LONGEST_QUERY", "30ms")
+    monkeypatch.setattr("shim.dashboard.reader.LONGEST_QUERY", "30ms")
     shim = shim_with()
     with busy.db.transaction():
         busy.db.execute("LOCK osgprod_data.loaded_files IN ACCESS EXCLUSIVE MODE")
         answer = shim.raw("project/p")
     assert answer.status_code == 503 and "does not answer" in answer.text
-    monkeypatch.setattr("shim.dashboard.routes.LONGEST_QUERY", "5s")  # 30 ms are not enough on a busy machine
+    monkeypatch.setattr("shim.dashboard.reader.LONGEST_QUERY", "5s")  # 30 ms are not enough on a busy machine
     assert shim.raw("project/p").status_code == 200, "and the next one is not held up by it"
 
 
@@ -313,9 +327,9 @@ def test_sixty_screens_cost_the_database_as_much_as_one(
     asked = []
     ask = Reader._ask
     monkeypatch.setattr(
-        Reader, "_ask", lambda self, request, wishes: asked.append(1) or ask(self, request, wishes)
+        Reader, "_ask", lambda self, request, queries: asked.append(1) or ask(self, request, queries)
     )
-    monkeypatch.setattr("shim.dashboard.routes.KEPT_S", 60.0)
+    monkeypatch.setattr("shim.dashboard.reader.KEPT_S", 60.0)
     shim = shim_with()
     with ThreadPoolExecutor(20) as screens:
         answers = list(screens.map(lambda n: httpx.get(f"{shim.url}/project/p", timeout=60), range(60)))

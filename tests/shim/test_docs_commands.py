@@ -21,10 +21,10 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from shim.cli.serving import seed
 from shim.database import call, connect, migrate
 from shim.local import demo
 from shim.local.embedded import NOT_DURABLE, Server, memory_or_temporary
-from shim.web.serving import seed
 from tests.shim.test_original import TABLES
 from tests.support import CHECKOUT, LiveShim
 

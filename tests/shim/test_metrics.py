@@ -107,7 +107,7 @@ def two_processes(world: World, folder: Path) -> Iterator[tuple[str, subprocess.
     }
     environment.pop("PROMETHEUS_MULTIPROC_DIR", None)
     server = subprocess.Popen(
-        [sys.executable, "-m", "shim.admin", "serve", "--port", "0", "--workers", "2"],
+        [sys.executable, "-m", "shim", "serve", "--port", "0", "--workers", "2"],
         cwd=CHECKOUT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
     )  # fmt: skip
     assert server.stdout is not None
@@ -159,7 +159,7 @@ def test_several_processes_add_up_and_a_killed_one_takes_no_count_with_it(
 
 def test_counting_a_request_costs_microseconds() -> None:
     """A checkout takes milliseconds; what it is counted with must not show. The bound is loose for a busy machine."""
-    metrics = Metrics()
+    metrics = Metrics(None)
     metrics.count("checkout", 200, "assigned", 0.01)
     best = min(_time(metrics) for _ in range(20))
     assert best < 100e-6

@@ -218,7 +218,7 @@ def test_rollbacks_undo_what_the_migrations_did(empty: str) -> None:
 def test_command_says_what_is_wrong_in_one_line_with_a_hint(folder: Path) -> None:
     environment = {**os.environ, "OSGPROD_DSN": f"host={folder} dbname=none password=s3cret"}
     ended = subprocess.run(
-        [sys.executable, "-m", "shim.admin", "migrate"],
+        [sys.executable, "-m", "shim", "migrate"],
         cwd=SQL_FOLDER.parent,
         env=environment,
         capture_output=True,

@@ -320,7 +320,7 @@ def test_mistyped_path_is_told_and_in_the_log(shim: LiveShim, caplog: pytest.Log
 def test_other_methods_take_no_slice(world: World, shim: LiveShim, method: str) -> None:
     world.add_file(1)
     answer = shim.raw(f"workscript.bash?{GOOD}", method)
-    assert (answer.status_code, answer.headers["Allow"]) == (405, "GET, POST")
+    assert (answer.status_code, set(answer.headers["Allow"].split(", "))) == (405, {"GET", "POST"})
     assert taken(world) == (0, 0, 0)
 
 

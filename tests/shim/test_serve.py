@@ -33,7 +33,7 @@ class Serve:
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "OSGPROD"))}
         self._log = (folder / "log").open("wb")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "shim.admin", "serve", "--port", "0", *arguments],
+            [sys.executable, "-m", "shim", "serve", "--port", "0", *arguments],
             cwd=CHECKOUT,
             env={**environment, "OSGPROD_DATA_FOLDER": str(folder / "data")},
             stdout=subprocess.PIPE,
@@ -110,7 +110,7 @@ def test_serves_at_once_seeds_the_demo_and_keeps_its_data(folder: Path) -> None:
         # What it prints for another terminal is all that this needs.
         (export,) = (line.partition("export ")[2] for line in server.said if "another terminal" in line)
         done = subprocess.run(
-            [sys.executable, "-m", "shim.admin", "doctor", "--json"],
+            [sys.executable, "-m", "shim", "doctor", "--json"],
             cwd=CHECKOUT,
             env={"PATH": os.environ["PATH"], **dict(word.split("=", 1) for word in shlex.split(export))},
             capture_output=True,
@@ -151,7 +151,7 @@ def test_second_server_on_the_same_data_and_a_port_that_is_taken_are_one_line_ea
     [
         (["--uds", "/nonexistent/x"], {}, 2, "--uds /nonexistent/x: No such file or directory"),
         (["--uds", f"/tmp/{'x' * 200}"], {}, 2, f"--uds /tmp/{'x' * 200}: AF_UNIX path too long"),
-        ([], {"OSGPROD_ROOT_PATH": "foo"}, 1, "OSGPROD_ROOT_PATH: 'foo' does not begin with /"),
+        ([], {"OSGPROD_POOL_SIZE": "0"}, 1, "OSGPROD_POOL_SIZE is '0', must be a whole number from 1 to 9999999999"),
     ],
 )  # fmt: skip
 def test_place_that_cannot_be_served_at_is_one_line_with_a_hint(
@@ -181,7 +181,7 @@ def test_unix_socket_is_served_and_one_that_is_there_already_is_refused(folder: 
 
 def test_serving_without_its_database_says_so_and_goes_on(folder: Path) -> None:
     environment = {**os.environ, "OSGPROD_DSN": f"host={folder} dbname=nowhere", "PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, "-m", "shim.admin", "serve", "--port", "0"]
+    command = [sys.executable, "-m", "shim", "serve", "--port", "0"]
     server = subprocess.Popen(command, cwd=CHECKOUT, env=environment, stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None

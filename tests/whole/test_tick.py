@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from shim import app
 from shim.database import connect
+from shim.web import timer
 from tests.support import LiveShim, World
 
 
@@ -23,7 +23,7 @@ def wait_until_taken_back(world: World) -> None:
 
 @pytest.fixture(autouse=True)
 def fast_tick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "TICK_S", 0.02)
+    monkeypatch.setattr(timer, "TICK_S", 0.02)
 
 
 def test_shim_requeues_lost_slices_by_itself(world: World, shim: LiveShim) -> None:
@@ -47,13 +47,10 @@ def test_tick_goes_on_after_every_error(world: World, shim: LiveShim) -> None:
     wait_until_taken_back(world)
 
 
-def test_crowded_pool_does_not_delay_the_tick(
-    world: World, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OSGPROD_POOL_SIZE", "1")
+def test_crowded_pool_does_not_delay_the_tick(world: World, folder: Path) -> None:
     world.add_file(2)
     world.checkout(0)
-    with LiveShim(world.dsn, folder / "www") as shim, connect(world.dsn) as stuck:
+    with LiveShim(world.dsn, folder / "www", OSGPROD_POOL_SIZE="1") as shim, connect(world.dsn) as stuck:
         shim.add_template("p")
         with stuck.transaction():
             stuck.execute(

@@ -16,13 +16,14 @@ from types import FrameType
 import psycopg
 import uvicorn
 
+from shim import config
 from shim.app import create_app
-from shim.database import call, connect, migrate, names_a_server
+from shim.config import Settings
+from shim.database import call, connect, migrate
 from shim.errors import OperatorError
 from shim.local import demo, embedded
 from shim.web import logs
 from shim.web.bounds import BoundedProtocol
-from shim.workscript import document_root
 
 
 def serve(
@@ -33,20 +34,34 @@ def serve(
     say: Callable[[str], None],
     application: str = "shim.app:create_app",
 ) -> None:
-    """Serves until SIGINT or SIGTERM; then everything that it started is stopped as well.
+    """Serve until SIGINT or SIGTERM; then everything that it started is stopped as well.
 
-    Parameters: host, port   to listen on; port 0 = a free one;  uds  unix socket instead of both; what systemd
-                             hands over goes before
-                workers      processes; each has a pool of its own
-                say          is called with one line for each thing worth knowing
-                application  what makes the ASGI application, as MODULE:FUNCTION
-    Errors:     EmbeddedError, DatabaseError, psycopg.Error, OperatorError (the port is taken, a setting makes no sense)
+    Parameters
+    ----------
+    host, port : str and int
+        Where to listen; port 0: a free one. A socket that systemd hands over goes before both.
+    uds : str or None
+        Path of a unix socket to listen on, instead of host and port.
+    workers : int
+        Processes; each has a pool of its own.
+    say : callable
+        Called with one line for each thing worth knowing.
+    application : str
+        What makes the ASGI application, as MODULE:FUNCTION.
+
+    Raises
+    ------
+    OperatorError
+        The port is taken, a setting can't be, or the database of our own does not start.
+    psycopg.Error
+        The database of our own refuses something.
     """
     # uvicorn raises the signal again when it is done: this makes an orderly end of it.
     signal.signal(signal.SIGTERM, _end)
-    create_app()  # a setting that makes no sense is told here, not by each worker again and again
+    create_app()  # a setting that can't be is named here once, and not again and again by each worker
+    settings = Settings.read()
     with contextlib.ExitStack() as stack, contextlib.suppress(KeyboardInterrupt):
-        config = uvicorn.Config(
+        server = uvicorn.Config(
             application,
             factory=True,
             host=host,
@@ -59,31 +74,31 @@ def serve(
             proxy_headers=False,  # whom to trust is OSGPROD_TRUSTED_PROXIES' to say
             server_header=False,
         )
-        listener = _inherited() or stack.enter_context(_listen_at(uds) if uds else _listen(host, port))
-        if not names_a_server():
-            dsn = stack.enter_context(embedded.server(data_folder()))
-            seed(dsn, data_folder(), say)
+        listener = _inherited(settings) or stack.enter_context(
+            _listen_at(uds) if uds else _listen(host, port)
+        )
+        root = settings.document_root
+        if not settings.names_a_server:
+            folder = data_folder(settings)
+            dsn = stack.enter_context(embedded.server(folder))
+            seed(dsn, folder, say)
             say(f"PostgreSQL: psql '{dsn}'")
-            os.environ["OSGPROD_DSN"] = f"{dsn} options='-c role=osgprod_worker'"
-            os.environ.setdefault("OSGPROD_DOCUMENT_ROOT", str(data_folder() / "www"))
-            say(
-                f"osgprod in another terminal: export OSGPROD_DSN='{dsn}'"
-                f" OSGPROD_DOCUMENT_ROOT='{document_root()}'"
+            root = settings.document_root if settings.has_document_root else folder / "www"
+            config.export(
+                OSGPROD_DSN=f"{dsn} options='-c role=osgprod_worker'", OSGPROD_DOCUMENT_ROOT=str(root)
             )
+            say(f"osgprod in another terminal: export OSGPROD_DSN='{dsn}' OSGPROD_DOCUMENT_ROOT='{root}'")
         _look_for_database(say)
-        root = os.environ.get("OSGPROD_ROOT_PATH", "/osgprod")
         name = listener.getsockname()
-        where = f"http://{host}:{name[1]}{root}" if isinstance(name, tuple) else name
+        where = f"http://{host}:{name[1]}{settings.root_path}" if isinstance(name, tuple) else name
         say(f"serving {where}, Ctrl-C ends it")
-        if not document_root().is_dir():
-            say(
-                f"no work scripts until there is a folder {document_root()}, or OSGPROD_DOCUMENT_ROOT names another"
-            )
-        _run(config, listener)
+        if not root.is_dir():
+            say(f"no work scripts until there is a folder {root}, or OSGPROD_DOCUMENT_ROOT names another")
+        _run(server, listener, settings)
 
 
 def _look_for_database(say: Callable[[str], None]) -> None:
-    """Tells what is wrong with the database; the shim waits for it, since it may come up later than we."""
+    """Say what is wrong with the database. The shim starts all the same: the database may come up later."""
     try:
         with connect() as connection:
             call(connection, "alive")
@@ -95,22 +110,21 @@ def _end(number: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
 
 
-def _run(config: uvicorn.Config, listener: socket.socket) -> None:
-    if config.workers > 1:
+def _run(server: uvicorn.Config, listener: socket.socket, settings: Settings) -> None:
+    if server.workers > 1:
         from uvicorn.supervisors import Multiprocess
 
         with tempfile.TemporaryDirectory(prefix="osgprod-metrics-") as folder:
-            # Where the processes add up what they count.
-            os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", folder)
-            Multiprocess(config, sockets=[listener]).run()
+            if settings.metrics_folder is None:
+                config.export(PROMETHEUS_MULTIPROC_DIR=folder)  # the processes add up here what they count
+            Multiprocess(server, sockets=[listener]).run()
     else:
-        uvicorn.Server(config).run(sockets=[listener])
+        uvicorn.Server(server).run(sockets=[listener])
 
 
-def _inherited() -> socket.socket | None:
+def _inherited(settings: Settings) -> socket.socket | None:
     """The socket that systemd holds for us, sd_listen_fds(3), if it does; it outlives a restart."""
-    is_ours = os.environ.get("LISTEN_PID") == str(os.getpid()) and os.environ.get("LISTEN_FDS") == "1"
-    return socket.socket(fileno=3) if is_ours else None
+    return socket.socket(fileno=3) if settings.inherits_socket else None
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -147,11 +161,17 @@ def _listen_at(path: str) -> socket.socket:
     return listener
 
 
-def data_folder() -> Path:
-    """Returns where data of our own persist: OSGPROD_DATA_FOLDER, else below the checkout, or where that can't be, a
-    folder of its own below the user's data."""
-    if os.environ.get("OSGPROD_DATA_FOLDER"):
-        return Path(os.environ["OSGPROD_DATA_FOLDER"]).absolute()
+def data_folder(settings: Settings) -> Path:
+    """Return the folder of the data of our own database.
+
+    Parameters
+    ----------
+    settings : Settings
+        data_folder counts; default: below the checkout, or where the server's user can't enter that, a folder of its
+        own below the user's data.
+    """
+    if settings.data_folder:
+        return settings.data_folder
     uid = embedded.server_uid()
     inside = demo.CHECKOUT / ".osgprod" / f"uid-{uid}"
     if embedded.can_enter(inside):
@@ -162,9 +182,16 @@ def data_folder() -> Path:
 
 
 def seed(dsn: str, folder: Path, say: Callable[[str], None]) -> None:
-    """Makes the demo project with its files and work script, when there is no project yet.
+    """Make the demo project with its files and work script, when there is no project yet.
 
-    Parameters: dsn     of a server of our own;  folder  for the files and the document root
+    Parameters
+    ----------
+    dsn : str
+        libpq's connection string of a database of our own.
+    folder : Path
+        For the files and the document root.
+    say : callable
+        Called with one line for each thing worth knowing.
     """
     migrate(dsn, say=say)
     templates = folder / "www" / demo.PROJECT

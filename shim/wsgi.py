@@ -17,6 +17,7 @@ from urllib.parse import quote_from_bytes
 from a2wsgi import ASGIMiddleware
 
 from shim.app import create_app
+from shim.config import unknown_variables
 from shim.web import logs
 
 STOP_TIMEOUT_S = 5.0
@@ -26,6 +27,8 @@ PRINTABLE = "".join(map(chr, range(0x21, 0x7F)))
 def _make() -> Callable[..., Iterable[bytes]]:
     """Starts the application, pool and all, and returns it as a WSGI application."""
     logging.config.dictConfig(logs.CONFIG)
+    for line in unknown_variables():
+        logs.log.warning(line)
     app, loop = create_app(), asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, daemon=True).start()
     lifespan = app.router.lifespan_context(app)

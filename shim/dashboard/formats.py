@@ -1,0 +1,43 @@
+"""How pages write numbers, times, ages and sizes."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+
+def number(value: float | None, digits: int = 0) -> str:
+    """Return a number with thousands separated, and so many digits behind the point."""
+    return "–" if value is None else f"{value:,.{digits}f}"
+
+
+def time(value: datetime | None) -> str:
+    """Return a time in UTC, to the second."""
+    return "–" if value is None else f"{value.astimezone(UTC):%d %b %Y %H:%M:%S}"
+
+
+def day(value: datetime) -> str:
+    """Return a time in UTC with its weekday, to the minute."""
+    return f"{value.astimezone(UTC):%a %d %b %Y %H:%M}"
+
+
+def age(seconds: float | None) -> str:
+    """Return a time span in its two largest units."""
+    if seconds is None:
+        return "–"
+    sign, seconds = ("-" if seconds < 0 else ""), abs(round(seconds))
+    for unit, name, rest in ((86400, "d", "h"), (3600, "h", "min"), (60, "min", "s")):
+        if seconds >= unit:
+            smaller = {"h": 3600, "min": 60, "s": 1}[rest]
+            return f"{sign}{seconds // unit} {name} {seconds % unit // smaller:02} {rest}"
+    return f"{sign}{seconds} s"
+
+
+def size(value: float | None) -> str:
+    """Return a number of bytes in a unit that suits it."""
+    if value is None:
+        return "–"
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:,.0f} {unit}" if unit == "B" else f"{value:,.1f} {unit}"
+        value /= 1000
+    return f"{value:,.1f} TB"

@@ -1,0 +1,115 @@
+"""What a client is told of an error: everything of one of our own errors, nothing of any other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import psycopg
+from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from shim.web.batches import SERVERS_TROUBLE
+from shim.web.bearer import BearerError
+from shim.web.parameters import BadRequest
+from shim.workscript import TemplateError, error_text
+
+# The group g of an error code OGgxx decides its HTTP status (docs/design.md).
+STATUS_OF_GROUP = {"1": 400, "2": 403, "3": 404, "4": 409, "5": 503, "6": 429, "9": 500}
+RETRY_AFTER_S = {503: 15, 429: 60}
+# 25006: a standby; 40...: the server ended a transaction to let others go on; 55P03: a lock; 57014: statement_timeout.
+TRY_AGAIN = (*SERVERS_TROUBLE, "25006", "40001", "40P01", "55P03", "57014")
+DURING_MIGRATION = ("0A000", "42883", "3F000")
+ASK_MANAGER = "tell the production manager the Osgprod-Request number"
+
+
+class TooOften(Exception):
+    """A request over one of the rate limits.
+
+    Parameters
+    ----------
+    message : str
+        One line.
+    wait_s : int
+        When the next request may come [s].
+    """
+
+    def __init__(self, message: str, wait_s: int) -> None:
+        super().__init__(message)
+        self.wait_s = wait_s
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The answer to a request that failed.
+
+    Parameters
+    ----------
+    status : int
+        HTTP status.
+    body : bytes
+        Comment lines: the message, and a hint.
+    retry_s : int or None
+        For the header Retry-After [s].
+    is_a_fault : bool
+        It is a fault of the server's that should be looked at: the log gets its traceback.
+    """
+
+    status: int
+    body: bytes
+    retry_s: int | None = None
+    is_a_fault: bool = False
+
+
+def explain(error: Exception) -> Failure:
+    """Return the answer for an error.
+
+    Parameters
+    ----------
+    error : Exception
+        Whatever a route has raised.
+    """
+    status, body = _told(error)
+    retry_s = getattr(error, "wait_s", RETRY_AFTER_S.get(status))
+    return Failure(status, body, retry_s, status == 500 and not isinstance(error, TemplateError))
+
+
+def _told(error: Exception) -> tuple[int, bytes]:
+    match error:
+        case BadRequest():
+            return 400, error_text(str(error), error.hint, "OG100")
+        case BearerError():
+            return error.status, error_text(str(error), error.hint, error.code)
+        case TooOften():
+            return 429, error_text(str(error), f"try again in {error.wait_s} s, and find out why", "OG604")
+        case PoolTimeout() | TooManyRequests() | PoolClosed():
+            message = "all connections to the database are in use, or the database is away"
+            return 503, error_text(message, "try again in a while")
+        case TemplateError():
+            message = "the work script of this project can't be used"
+            return 500, error_text(message, "tell the production manager: osgprod doctor")
+        case ClientDisconnect():
+            return 400, b""
+        case HTTPException(status_code=404):
+            message = "nothing is served at this path"
+            return 404, error_text(message, "is the URL right? docs/protocol.md has the routes")
+        case HTTPException(status_code=405):
+            return 405, error_text("this method does nothing here", "use GET or POST")
+        case psycopg.Error():
+            return _told_of_database(error)
+    return 500, error_text("internal error", ASK_MANAGER)
+
+
+def _told_of_database(error: psycopg.Error) -> tuple[int, bytes]:
+    code = error.sqlstate or "08000"
+    if code.startswith("OG"):
+        text = error_text(error.diag.message_primary or "", error.diag.message_hint, code)
+        return STATUS_OF_GROUP[code[2]], text
+    if code.startswith(TRY_AGAIN):
+        return 503, error_text("the database is away or busy", "try again in a while")
+    if code in DURING_MIGRATION or "cache lookup failed" in str(error):
+        message = "the database is being brought up to date"
+        return 503, error_text(message, "try again in a while; osgprod migrate")
+    if code.startswith("22"):  # a value that no argument type takes, like a malformed address
+        return 400, error_text("a parameter has a value that can't be", "see docs/protocol.md", "OG100")
+    return 500, error_text("internal error", ASK_MANAGER)

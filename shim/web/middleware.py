@@ -1,0 +1,135 @@
+"""What surrounds every request: number, client's address, rate limit, answers to errors, metrics, and log line."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import re
+import time
+from collections.abc import Mapping
+
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from shim.web import logs
+from shim.web.address import TrustedProxies
+from shim.web.failures import TooOften, explain
+from shim.web.metrics import Metrics
+from shim.web.rates import RateLimit, key_of
+from shim.workscript import ascii_text
+
+log = logging.getLogger("osgprod")
+
+PLAIN_HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+
+
+class Surround:
+    """ASGI middleware around all routes.
+
+    It notes the client's address as ``scope["osgprod.client"]``, and tells routes in metrics by their endpoint's name.
+
+    Parameters
+    ----------
+    app : ASGIApp
+        What is surrounded.
+    proxies : TrustedProxies
+        Whose word on the client's address is believed.
+    rate : RateLimit
+        Requests of one address.
+    metrics : Metrics
+        Counters of this process.
+    """
+
+    def __init__(self, app: ASGIApp, proxies: TrustedProxies, rate: RateLimit, metrics: Metrics) -> None:
+        self._app, self._proxies, self._rate, self._metrics = app, proxies, rate, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        number = f"{os.getpid():x}-{time.time_ns() & 0xFFFFFFFFFF:x}"
+        peer = scope["client"][0] if scope.get("client") else None
+        scope["osgprod.client"] = client = self._proxies.client(peer, scope["headers"])
+        note, has_begun = "", False
+
+        async def send_noted(message: Message) -> None:
+            nonlocal has_begun
+            if message["type"] == "http.response.start":
+                has_begun = True
+                headers = message["headers"]
+                answer = next((value for name, value in headers if name == b"osgprod-status"), b"-")
+                headers.append((b"osgprod-request", number.encode()))
+                if message["status"] >= 400 and answer == b"-":
+                    # A job believes an answer only with a status of ours: the server in front has a 404 of its own.
+                    headers.append((b"osgprod-status", b"error"))
+                self._note(scope, number, message["status"], answer.decode(), started, note)
+            await send(message)
+
+        try:
+            if wait_s := self._rate.wait_s(key := key_of(client)):
+                raise TooOften("your address sends too many requests a minute", wait_s)
+            self._rate.count(key)
+            await self._app(scope, receive, send_noted)
+        except Exception as error:
+            if has_begun:
+                raise
+            note = f" error={(str(error).splitlines() or [type(error).__name__])[0][:300]!a}"
+            if explain(error).is_a_fault:
+                log.exception("request=%s failed", number)
+            await error_answer(error)(scope, receive, send_noted)
+
+    def _note(self, scope: Scope, number: str, status: int, answer: str, started: float, note: str) -> None:
+        """Count the request and write its line into the log."""
+        seconds = time.perf_counter() - started
+        endpoint = scope.get("endpoint")
+        name = getattr(endpoint, "__name__", "static").lstrip("_") if endpoint else "not_found"
+        self._metrics.count(name, status, answer, seconds)
+        logs.info(
+            "request=%s client=%s path=%s status=%d answer=%s ms=%.1f%s",
+            number,
+            scope["osgprod.client"] or "-",
+            _logged(scope["path"]),
+            status,
+            answer,
+            seconds * 1000,
+            note,
+        )
+
+
+def error_answer(error: Exception) -> Response:
+    """Return the answer to a request that failed.
+
+    Parameters
+    ----------
+    error : Exception
+        What its route has raised.
+    """
+    failure = explain(error)
+    response = plain_text(failure.body, failure.status, getattr(error, "headers", None))
+    if failure.retry_s:
+        response.headers["Retry-After"] = str(failure.retry_s)
+    return response
+
+
+def plain_text(body: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """Return an answer in plain text that nobody may keep.
+
+    Parameters
+    ----------
+    body : bytes
+        UTF-8 text.
+    status : int
+        HTTP status.
+    headers : dict, optional
+        More headers.
+    """
+    return Response(body, status, {**PLAIN_HEADERS, **(headers or {})}, media_type="text/plain")
+
+
+@functools.lru_cache(maxsize=64)
+def _logged(path: str) -> str:
+    """A path as the log shows it: one word, without a query that somebody put into it, with its secrets."""
+    return ascii_text(re.split("[?;&]", path[:300], maxsplit=1)[0]).replace(" ", "?")

@@ -1,0 +1,105 @@
+"""The settings: read in one place, checked, documented, and never shown when they are secret."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from shim import config
+from shim.config import Secret, SettingError, Settings
+from tests.support import CHECKOUT
+
+NAME = re.compile(r"\bOSGPROD_[A-Z0-9_]*[A-Z0-9]\b")
+APACHE_DEFINES = {
+    f"OSGPROD_{name}"
+    for name in ["CERTIFICATE", "CHECKOUT", "KEY", "LISTEN", "LOG", "SERVER", "SOCKET", "VENV"]
+}
+
+
+def test_no_other_module_reads_the_environment() -> None:
+    for path in (CHECKOUT / "shim").rglob("*.py"):
+        if path.name != "config.py":
+            assert not re.search(
+                r"\benviron\b(?!:)|\bgetenv\b", re.sub(r"wsgi environ", "", path.read_text())
+            ) or (path.name == "wsgi.py" and "os.environ" not in path.read_text()), path
+
+
+def test_each_variable_that_a_program_or_a_page_names_is_known() -> None:
+    known = {variable.name for variable in config._variables().values()} | config.OTHER_PROGRAMS
+    sources = [CHECKOUT / "README.md"]
+    for folder, pattern in (
+        ("condor", "*"),
+        ("worker", "*"),
+        ("deploy", "*"),
+        ("docs", "*.md"),
+        ("shim", "*.py"),
+    ):
+        sources += [path for path in (CHECKOUT / folder).rglob(pattern) if path.is_file()]
+    for path in sources:
+        if path.suffix not in (".pyc", ".png"):
+            unknown = set(NAME.findall(path.read_text())) - known - APACHE_DEFINES
+            assert not {name for name in unknown if not name.endswith("_COMPLETE")}, (
+                f"{path}: name them in OTHER_PROGRAMS of shim/config.py"
+            )
+
+
+def test_unknown_variable_is_named_with_the_nearest_known_one() -> None:
+    assert config.unknown_variables({"OSGPROD_POOLSIZE": "9", "OSGPROD_DSN": "", "PATH": ""}) == [
+        "OSGPROD_POOLSIZE has no effect: no such setting; is OSGPROD_POOL_SIZE meant?"
+    ]
+    assert config.unknown_variables({"OSGPROD_Q": "9"}) == ["OSGPROD_Q has no effect: no such setting"]
+
+
+def test_command_line_warns_of_an_unknown_variable_once() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "shim", "completion", "bash"], cwd=CHECKOUT, capture_output=True, text=True,
+        env={"PATH": "/usr/bin:/bin", "OSGPROD_DNS": "host=db"},
+    )  # fmt: skip
+    assert (ended.returncode, ended.stderr) == (
+        0, "osgprod: OSGPROD_DNS has no effect: no such setting; is OSGPROD_DSN meant?\n",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("OSGPROD_POOL_SIZE", "0", "OSGPROD_POOL_SIZE is '0', must be a whole number from 1 to 9999999999"),
+        (
+            "OSGPROD_ROOT_PATH",
+            "foo",
+            "OSGPROD_ROOT_PATH is 'foo', must be empty, or a path that begins with /",
+        ),
+    ],
+)
+def test_value_that_cannot_be_is_one_line_with_name_value_and_rule(
+    variable: str, value: str, message: str
+) -> None:
+    with pytest.raises(SettingError) as refused:
+        Settings.read({variable: value})
+    assert str(refused.value) == message and refused.value.hint.startswith("docs/operations.md")
+
+
+def test_empty_variable_is_none_except_where_empty_means_something() -> None:
+    read = Settings.read({"OSGPROD_POOL_SIZE": "", "OSGPROD_ROOT_PATH": "", "OSGPROD_DASHBOARD_ALLOW": ""})
+    assert (read.pool_size, read.root_path, read.dashboard_allow) == (8, "", "")
+    assert Settings.read({}) == Settings()
+
+
+def test_no_secret_shows() -> None:
+    secrets = {
+        variable.name: "hush-hush"
+        for variable in config._variables().values()
+        if variable.read is config._secret
+    }
+    assert {"OSGPROD_DSN", "OSGPROD_MAGIC", "OSGPROD_DASHBOARD_TOKEN", "OSGPROD_ORIGINAL_DSN"} == set(secrets)
+    read = Settings.read(secrets)
+    assert read.dsn == Secret("hush-hush") and "hush" not in f"{read} {read!r} {read.dsn}"
+
+
+def test_table_in_the_documentation_is_the_one_of_the_code() -> None:
+    text = (CHECKOUT / "docs" / "operations.md").read_text()
+    block = text.partition("<!-- settings -->\n")[2].partition("<!-- end of settings -->")[0]
+    assert block.splitlines() == config.table(), "make docs writes it"
