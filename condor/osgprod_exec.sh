@@ -743,8 +743,7 @@ list_outputs() {
   for file in "${X509_USER_PROXY:-}" "${BEARER_TOKEN_FILE:-}" "${OSGPROD_MAGIC_FILE:-}"; do
     [[ ! -f "$file" ]] || credentials+=(! -samefile "$file")
   done
-  # An empty folder goes along: somebody may look for it.
-  (cd "$1" && find . -path ./.osgprod -prune -o \( ! -type d -o ! -name . -type d -empty \) \
+  (cd "$1" && find . -path ./.osgprod -prune -o ! -type d \
     ${credentials[@]+"${credentials[@]}"} -print0)
 }
 
@@ -1037,7 +1036,8 @@ unsend() {
 
 readonly EXIT_NOT_DELIVERED=74 EXIT_NOT_FETCHED=75 EXIT_MISCONFIGURED=40 # as reported
 
-output_url="" # where the tarball is, when it was delivered
+output_url=""   # where the tarball is, when it was delivered
+is_judged=false # did the server call a success a failure?
 
 # The files of a success that has not been reported yet: the tarball, and what the report will say. A job that starts
 # again in this folder goes on from there. Argument: ending
@@ -1106,7 +1106,7 @@ deliver_and_report() {
   '200 failed' | '200 node-fault' | '409 superseded' | '409 contradicted')
     unsend "$output_url"
     forget_unreported
-    [[ "$answer" != failed ]] || return "$EXIT_FAILED"
+    [[ "$http_status" != 200 ]] || is_judged=true
     [[ "$answer" != node-fault ]] || return "$EXIT_NODE_FAULT"
     return "$EXIT_FAILED"
     ;;
@@ -1163,9 +1163,7 @@ finish_success() {
     return "$EXIT_NODE_FAULT"
   fi
   deliver_and_report || code=$?
-  if [[ "$answer" == failed || "$answer" == node-fault ]]; then
-    leave_failure "failed_$name" "$2" log-only # a success that was judged a failure
-  fi
+  ! $is_judged || leave_failure "failed_$name" "$2" log-only
   return "$code"
 }
 

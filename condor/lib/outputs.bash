@@ -15,8 +15,7 @@ list_outputs() {
   for file in "${X509_USER_PROXY:-}" "${BEARER_TOKEN_FILE:-}" "${OSGPROD_MAGIC_FILE:-}"; do
     [[ ! -f "$file" ]] || credentials+=(! -samefile "$file")
   done
-  # An empty folder goes along: somebody may look for it.
-  (cd "$1" && find . -path ./.osgprod -prune -o \( ! -type d -o ! -name . -type d -empty \) \
+  (cd "$1" && find . -path ./.osgprod -prune -o ! -type d \
     ${credentials[@]+"${credentials[@]}"} -print0)
 }
 

@@ -47,13 +47,17 @@ class Site:
     files: dict[str, bytes] = field(default_factory=dict)
     faults: list[str | int | None] = field(default_factory=list)
     has_checksums: bool = True
+    digest: str = "adler32={:08x}"  # how a checksum is told
+    blind: int = 0  # how often a file that has just come is not seen yet
     can_rename: bool = True
+    is_osgprod: bool = True  # marks its answers to POST as the server does
     headers: dict[str, str] = field(default_factory=dict)
     port: int = 0
     certificate: Path | None = None  # a folder with cert.pem and key.pem: https
 
     def __post_init__(self) -> None:
         self.seen: list[Seen] = []
+        self.unseen: dict[str, int] = {}
         self._server: ThreadingHTTPServer | None = None
         self._lock = threading.Lock()
 
@@ -156,7 +160,7 @@ class _Handler(BaseHTTPRequestHandler):
         seen = self._note()
         seen.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         fault, body = self.site.next_fault(), self.site.files.get(self.path, b"")
-        ours: dict[str, object] = {"Osgprod_Request": "1-1"}  # what makes an answer one of osgprod
+        ours: dict[str, object] = {"Osgprod_Request": "1-1"} if self.site.is_osgprod else {}
         if isinstance(fault, int):
             ours["Osgprod_Status"] = "error"
             return self._answer(fault, b"# osgprod error: the site says no\n", **ours)
@@ -167,9 +171,10 @@ class _Handler(BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         self._note()
         stored = self.site.files.get(self.path)
-        if stored is None:
+        if stored is None or self.site.unseen.get(self.path, 0) > 0:
+            self.site.unseen[self.path] = self.site.unseen.get(self.path, 0) - 1
             return self._answer(404)
-        digest = {"Digest": f"adler32={zlib.adler32(stored):08x}"} if self.site.has_checksums else {}
+        digest = {"Digest": self.site.digest.format(zlib.adler32(stored))} if self.site.has_checksums else {}
         return self._answer(200, length=len(stored), **digest)
 
     def do_PUT(self) -> None:
@@ -192,6 +197,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "corrupt":
             body = body[:-1] + bytes([body[-1] ^ 1])
         self.site.files[self.path] = body
+        self.site.unseen[self.path] = self.site.blind
         return self._answer(201)
 
     def do_MOVE(self) -> None:
@@ -199,7 +205,9 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.site.files.get(self.path)
         if not self.site.can_rename or body is None:
             return self._answer(405)
-        self.site.files[self.headers["Destination"].removeprefix(self.site.url)] = body
+        target = self.headers["Destination"].removeprefix(self.site.url)
+        self.site.files[target] = body
+        self.site.unseen[target] = self.site.blind
         del self.site.files[self.path]
         return self._answer(201)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,7 +19,7 @@ import pytest
 
 from shim.database import call
 from tests.support import CHECKOUT, LiveShim, World
-from tests.worker.conftest import EXEC, Node, living
+from tests.worker.conftest import EXEC, Node, kill, living
 from tests.worker.site import Site
 
 DONE, FAILED, NODE_FAULT, LATER, REFUSED, TERM = 0, 10, 20, 30, 40, 143
@@ -126,7 +127,16 @@ def test_success_without_the_evidence_that_the_project_demands_takes_its_output_
         ({"OSGPROD_MAGIC": "wrong"}, "403"),
         ({"OSGPROD_PROJECT": "other"}, "404"),
         ({"OSGPROD_MAGIC_FILE": "/nonexistent"}, "OSGPROD_MAGIC_FILE"),
+        ({"OSGPROD_URL": "host/osgprod"}, "OSGPROD_URL"),
+        ({"OSGPROD_TRIES": "three"}, "OSGPROD_TRIES is 'three': it must be a whole number from 1 to 1000"),
+        ({"OSGPROD_MAX_WAIT_S": "10m"}, "OSGPROD_MAX_WAIT_S"),
+        ({"OSGPROD_BACKOFF_MS": "1s"}, "OSGPROD_BACKOFF_MS"),
+        ({"OSGPROD_MAX_LOG_BYTES": "10MB"}, "OSGPROD_MAX_LOG_BYTES"),
+        ({"OSGPROD_CHECKPOINT_CODE": "256"}, "OSGPROD_CHECKPOINT_CODE"),
+        ({"OSGPROD_JOB_KEY": "a key"}, "OSGPROD_JOB_KEY"),
         ({"OSGPROD_OUTPUT_URL": "gsiftp://host/path"}, "OSGPROD_OUTPUT_URL"),
+        ({"OSGPROD_OUTPUT_URL": "relative/path"}, "OSGPROD_OUTPUT_URL"),
+        ({"OSGPROD_OUTPUT_URL": "/out/\udcb0"}, "OSGPROD_OUTPUT_URL"),
         ({"OSGPROD_OUTPUT_URL": "https://host/path?signature=hidden"}, "OSGPROD_OUTPUT_URL"),
         ({"OSGPROD_OUTPUT_URL": "https://me:hidden@host:8443/path"}, "OSGPROD_OUTPUT_URL"),
     ],
@@ -404,6 +414,293 @@ def test_secrets_stay_out_of_tarball_and_command_lines(
     assert not re.search("[0-9a-f]{8}-[0-9a-f]{4}-", everything), "the token of the attempt"
 
 
+# --- answers that don't count --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Osgprod-Status": "assigned"},
+        {"Osgprod-Request": "1-1"},
+        {"Osgprod-Request": "1-1", "Osgprod-Status": "assign"},
+        {"Osgprod-Request": "1-1", "Osgprod-Status": "done"},
+    ],
+)
+def test_body_of_an_answer_that_is_not_assigned_is_never_run(
+    node: Node, site: Site, headers: dict[str, str]
+) -> None:
+    """A portal's login page, for instance, or an answer to another question."""
+    ran = node.folder.parent / "ran"
+    site.files["/osgprod/workscript.bash"] = f"#!/bin/bash\ntouch {ran}\n".encode()
+    site.headers, site.is_osgprod = headers, False
+    code, log = node.run(1, OSGPROD_URL=f"{site.url}/osgprod")
+    assert code == LATER, log
+    assert log.count("no whole answer of osgprod: is OSGPROD_URL right?") >= 3
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize("status", ["completed", "no-work", "wait"])
+def test_what_the_server_says_is_read_and_not_run(node: Node, site: Site, status: str) -> None:
+    ran = node.folder.parent / "ran"
+    site.files["/osgprod/workscript.bash"] = (
+        f"#!/bin/bash\nprintf '%s\\n' 'osgprod: nothing today'\ntouch {ran}\n".encode()
+    )
+    site.headers = {"Osgprod-Status": status}
+    code, log = node.run(1, OSGPROD_URL=f"{site.url}/osgprod")
+    assert code == DONE, log
+    assert "osgprod: nothing today" in log
+    assert not ran.exists()
+
+
+# --- a success that has not been reported --------------------------------------------------------------------
+
+
+def test_output_whose_destination_is_down_is_kept_and_delivered_by_the_next_start(
+    node: Node, world: World, site: Site
+) -> None:
+    ran = node.folder.parent / "ran"
+    environment = {
+        "OSGPROD_RECON": node.program("recon", f"echo >>{ran}; echo 31 >events_read; echo precious >out"),
+        "OSGPROD_OUTPUT_URL": f"{site.url}/out",
+        "OSGPROD_CHECKPOINT_CODE": "85",
+    }
+    site.faults = [503] * 6
+    assert node.run(1, **environment)[0] == 85, "HTCondor saves the folder, and starts the job again in it"
+    kept = {path.name: path.stat().st_mode & 0o777 for path in node.folder.iterdir()}
+    assert set(kept) == {"unreported_job_7_1.tar.gz", "unreported_job_7_1.report"}
+    assert kept["unreported_job_7_1.report"] == 0o600, "it holds the token of the attempt"
+    assert node.run(1, **environment)[0] == LATER
+    assert state(world) == {"leased": 1}
+    code, log = node.run(1, **environment)
+    assert code == DONE, log
+    assert ran.read_text() == "\n", "it was computed once"
+    assert report_of(world)["nstart"] == 1, "the attempt that computed it reports it"
+    assert (report_of(world)["outcome"], report_of(world)["events"]) == ("done", 31)
+    assert [path.name for path in node.folder.iterdir()] == ["job_7_1.tar.gz"]
+    assert site.files["/out/job_7_1.tar.gz"] == (node.folder / "job_7_1.tar.gz").read_bytes()
+
+
+def test_job_that_is_killed_between_delivery_and_report_reports_when_it_starts_again(
+    node: Node, world: World, site: Site, shim: LiveShim
+) -> None:
+    environment = {"OSGPROD_OUTPUT_URL": f"{site.url}/out", "OSGPROD_CHECKPOINT_CODE": "85"}
+    cut = node.folder.parent / "cut"
+    # A curl that hangs in the report: as long as the file is there, the job is stuck at that point.
+    program = f"""for a; do [[ $a != */workscript.exit || ! -e {cut} ]] || {{ touch {cut}.at; sleep 100; }}; done
+exec /usr/bin/curl "$@\""""
+    (node.folder.parent / "bin").mkdir()
+    node.program("bin/curl", program)
+    cut.touch()
+    job = node.start(1, PATH=f"{node.folder.parent}/bin:/usr/bin:/bin", **environment)
+    wait_for(Path(f"{cut}.at"))
+    kill(job.pid)
+    job.communicate()
+    cut.unlink()
+    assert list(path for path in site.files if path.startswith("/out")) == ["/out/job_7_1.tar.gz"]
+    code, log = node.run(1, **environment)
+    assert code == DONE, log
+    assert list(path for path in site.files if path.startswith("/out")) == ["/out/job_7_1.tar.gz"], (
+        "sent once"
+    )
+    assert (report_of(world)["outcome"], report_of(world)["nstart"]) == ("done", 1)
+
+
+@pytest.mark.parametrize("damage", ["tarball", "report", "project"])
+def test_what_is_left_of_another_start_is_used_only_when_it_is_whole(
+    node: Node, world: World, site: Site, damage: str
+) -> None:
+    environment = {"OSGPROD_OUTPUT_URL": f"{site.url}/out", "OSGPROD_CHECKPOINT_CODE": "85"}
+    site.faults = [503] * 3
+    assert node.run(1, **environment)[0] == 85
+    tarball, report = (node.folder / f"unreported_job_7_1.{ending}" for ending in ("tar.gz", "report"))
+    if damage == "tarball":
+        tarball.write_bytes(tarball.read_bytes()[:-1])
+    elif damage == "report":
+        report.write_text(report.read_text()[:30])
+    else:
+        report.write_text(report.read_text().replace("project=p", "project=q"))
+    code, log = node.run(1, **environment)
+    assert code == DONE, log
+    assert "can't be used" in log
+    assert report_of(world)["nstart"] == 2, "it was computed again"
+    assert [path.name for path in node.folder.iterdir()] == ["job_7_1.2.tar.gz"]
+
+
+@pytest.mark.parametrize("status", [403, 507])
+def test_storage_that_refuses_is_asked_twice_and_the_server_is_told(
+    node: Node, world: World, site: Site, status: int
+) -> None:
+    site.faults = [status] * 9
+    environment = {
+        "OSGPROD_OUTPUT_URL": f"{site.url}/out",
+        "OSGPROD_CHECKPOINT_CODE": "85",
+        "OSGPROD_TRIES": "9",
+    }
+    code, log = node.run(1, **environment)
+    assert code == LATER
+    assert sum(seen.method == "PUT" for seen in site.seen) == 2, log
+    report = report_of(world)
+    assert (report["exit_code"], report["outcome"]) == (74, "node-fault")
+    assert report["reason"].startswith(f"outputs not delivered: status {status}")
+    assert list(node.folder.iterdir()) == []
+
+
+# --- storage with ways of its own ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("digest", ["ADLER32={:08X}", "adler32={:x}", "md5=abc=, Adler32={:x}"])
+def test_checksums_are_compared_as_numbers(node: Node, site: Site, digest: str) -> None:
+    site.digest = digest
+    site.faults = ["corrupt"]
+    code, log = node.run(1, OSGPROD_OUTPUT_URL=f"{site.url}/out")
+    assert code == DONE, log
+    assert sum(seen.method == "PUT" for seen in site.seen) == 2, (
+        "a wrong checksum was seen, a right one believed"
+    )
+    assert site.files["/out/job_7_1.tar.gz"] == (node.folder / "job_7_1.tar.gz").read_bytes()
+
+
+def test_storage_that_does_not_see_a_new_file_at_once_is_asked_again(node: Node, site: Site) -> None:
+    site.blind = 2
+    code, log = node.run(1, OSGPROD_OUTPUT_URL=f"{site.url}/out")
+    assert code == DONE, log
+    assert [seen.method for seen in site.seen if seen.method in ("PUT", "MOVE", "DELETE")] == ["PUT", "MOVE"]
+    assert [path for path in site.files if path.startswith("/out")] == ["/out/job_7_1.tar.gz"]
+
+
+# --- what the work leaves ------------------------------------------------------------------------------------
+
+
+def test_core_dumps_are_left_out_and_named(node: Node, world: World) -> None:
+    recon = node.program(
+        "recon",
+        "mkdir d; for f in core d/core.123 core.txt; do echo x >$f; done; cp /bin/true core; cp /bin/true d/core.123",
+    )
+    code, log = node.run(1, OSGPROD_RECON=recon)
+    assert code == DONE
+    assert names(node.folder / "job_7_1.tar.gz") == {"core.txt", "osgprod_work.log"}
+    assert report_of(world)["outputs"] == 1
+    assert re.search(r"left out: core dump d/core.123, \d+ bytes", log)
+
+
+def test_files_with_any_name_are_packed_and_counted(node: Node, world: World) -> None:
+    recon = node.program("recon", "touch -- -v $'a\\nb' 'c d' .hidden '*'; mkdir empty; ln -s none link")
+    assert node.run(1, OSGPROD_RECON=recon)[0] == DONE
+    assert names(node.folder / "job_7_1.tar.gz") == {"-v", "a\nb", "c d", ".hidden", "*", "osgprod_work.log"}
+    assert report_of(world)["outputs"] == 6, "with the link, without the empty folder"
+
+
+def test_of_a_long_output_head_and_tail_are_printed(node: Node) -> None:
+    recon = node.program("recon", "echo first; head -c 3000000 /dev/zero | tr '\\0' x; echo; echo last")
+    code, log = node.run(1, OSGPROD_RECON=recon, OSGPROD_MAX_LOG_BYTES="10000")
+    assert code == DONE
+    assert len(log) < 20_000
+    assert "first\nxxx" in log and "xxx\nlast\n" in log
+    assert re.search(r"--- osgprod_exec: 2990\d\d\d bytes of the work's output are left out here ---", log)
+
+
+@pytest.mark.parametrize(
+    "line, reason",
+    [
+        (r"temperature 20\xb0 too high", "temperature 20 too high"),
+        (r"\xc3\xa4" * 200, "\u00e4" * 120),
+        (r"x" * 119 + r"\xc2\xb5s", "x" * 119 + "\u00b5"),
+        (r"a\xe2\x82", "a"),
+        (r"\x1b[31mred\x07", "[31mred"),
+    ],
+)
+def test_last_words_are_text_and_cut_between_characters(
+    node: Node, world: World, line: str, reason: str
+) -> None:
+    code, log = node.run(1, OSGPROD_RECON=node.program("recon", f"printf '{line}\\n'; exit 3"))
+    assert code == FAILED, log
+    assert (report_of(world)["exit_code"], report_of(world)["reason"]) == (3, reason)
+
+
+def test_site_that_is_not_utf_8_stops_no_report(node: Node, world: World) -> None:
+    assert node.run(1, OSGPROD_SITE="Z\udcfcrich")[0] == DONE
+    assert report_of(world)["site"] == "Zrich"
+
+
+def test_number_of_events_that_is_none_is_not_reported(node: Node, world: World) -> None:
+    code, log = node.run(1, OSGPROD_RECON=node.program("recon", "echo 12345678901234567890 >events_read"))
+    assert code == DONE, log
+    assert (report_of(world)["outcome"], report_of(world)["events"]) == ("done", None)
+
+
+def test_source_with_a_scheme_that_nobody_knows_holds_the_job_and_blames_no_data(
+    node: Node, world: World
+) -> None:
+    world.set(xrootd_prefix="gsiftp://host")
+    code, log = node.run(1)
+    assert code == REFUSED, log
+    report = report_of(world)
+    assert (report["exit_code"], report["outcome"]) == (75, "node-fault")
+    assert report["reason"].startswith("configuration: ")
+
+
+# --- containers ----------------------------------------------------------------------------------------------
+
+# A container that shows the system and the folder that it is given, and nothing else: no /tmp, no home.
+BOX = """\
+folder="$1"; shift
+exec unshare -m /bin/bash -c '
+  mkdir -p /mnt/box.$$ && mount --make-rprivate / && mount -t tmpfs none /mnt && mkdir /mnt/box &&
+  mount --bind "$0" /mnt/box &&
+  for d in /tmp /root /home /var/tmp; do [[ ! -d $d ]] || mount -t tmpfs none $d; done &&
+  mkdir -p "$0" && mount --bind /mnt/box "$0" && umount /mnt/box && cd "$0" && exec "$@"' "$folder" "$@"
+"""
+
+
+BUBBLEWRAP = (
+    "bwrap --ro-bind /usr /usr --symlink usr/bin /bin --symlink usr/lib /lib --symlink usr/lib64 /lib64"
+    " --ro-bind /etc /etc --dev /dev --proc /proc --tmpfs /tmp --bind {} {} --chdir {}"
+)
+
+
+@is_root
+@pytest.mark.parametrize("kind", ["namespace", "bubblewrap"])
+def test_container_sees_its_folder_with_all_that_the_work_needs(
+    node: Node, world: World, site: Site, folder: Path, kind: str
+) -> None:
+    """Script, report, token and proxy are in the folder that a container shows."""
+    if kind == "bubblewrap" and not shutil.which("bwrap"):
+        pytest.skip("there is no bwrap (package bubblewrap)")
+    world.set(xrootd_prefix=site.url, heartbeat_s=1)
+    (folder / "proxy").write_text("proxy")
+    (folder / "token").write_text("token")
+    program = Path("/usr/local/bin") / f"osgprod-test-box-{os.getpid()}"
+    recon = (
+        "bash -c 'cat $X509_USER_PROXY $BEARER_TOKEN_FILE >seen; ls -A /tmp >tmp; stat -c %a $BEARER_TOKEN_FILE >mode;"
+        " echo 31 >events_read' work"
+    )
+    script = Path("/usr/local/bin") / f"osgprod-test-recon-{os.getpid()}"
+    try:
+        program.write_text(f"#!/bin/bash\n{BOX}")
+        script.write_text(f"#!/bin/bash\n{recon}\n")
+        program.chmod(0o755)
+        script.chmod(0o755)
+        code, log = node.run(
+            1,
+            OSGPROD_CONTAINER=BUBBLEWRAP if kind == "bubblewrap" else f"{program} {{}}",
+            OSGPROD_RECON=str(script),
+            X509_USER_PROXY=str(folder / "proxy"),
+            BEARER_TOKEN_FILE=str(folder / "token"),
+        )
+    finally:
+        program.unlink()
+        script.unlink()
+    assert code == DONE, log
+    with tarfile.open(node.folder / "job_7_1.tar.gz") as archive:
+        content = {member.name: archive.extractfile(member).read() for member in archive if member.isfile()}  # type: ignore[union-attr]
+    assert content["./seen"] == b"proxytoken"
+    assert content["./mode"] == b"600\n"
+    assert folder.name.encode() not in content["./tmp"] or b"proxy" not in content["./tmp"]
+    assert not [name for name in content if ".osgprod" in name], "the credentials are not packed"
+    assert report_of(world)["events"] == 31, "the report is read from the container's folder"
+
+
 # --- heartbeats and ends before the end ----------------------------------------------------------------------
 
 
@@ -498,6 +795,28 @@ def test_work_does_not_outlive_a_killed_job(node: Node, world: World) -> None:
     job.communicate()
 
 
+@pytest.mark.parametrize("where", ["request", "tar"])
+def test_sigterm_is_heard_in_every_wait_and_nothing_is_left(
+    node: Node, world: World, folder: Path, where: str
+) -> None:
+    at = folder / "at"
+    (folder / "bin").mkdir()
+    # Programs that take for ever, at the place in question.
+    if where == "tar":
+        node.program("bin/tar", f'echo begun >"$2"; touch {at}; sleep 100')
+    else:
+        node.program("bin/curl", f"touch {at}; sleep 100")
+    job = node.start(1, PATH=f"{folder}/bin:/usr/bin:/bin")
+    wait_for(at)
+    before = time.monotonic()
+    job.send_signal(signal.SIGTERM)
+    output, _ = job.communicate(timeout=20)
+    assert time.monotonic() - before < 5
+    assert job.returncode == TERM, output
+    assert list(node.folder.iterdir()) == []
+    assert living(job.pid) == {}
+
+
 # --- hostile nodes -------------------------------------------------------------------------------------------
 
 
@@ -551,6 +870,42 @@ def test_disk_full_in_mid_fetch_is_reported_as_the_nodes_fault(node: Node, world
     assert code == NODE_FAULT, log
     assert "is the disk full?" in log
     assert (report_of(world)["exit_code"], report_of(world)["outcome"]) == (75, "node-fault")
+
+
+@is_root
+def test_disk_that_the_reconstruction_fills_is_the_nodes_fault(node: Node, world: World) -> None:
+    """Whatever the reconstruction says: what it wrote may be cut."""
+    hide = f'mount -t tmpfs -o size=400k none {node.folder} && cd {node.folder} && exec "$@"'
+    recon = node.program("recon", "head -c 1000000 /dev/zero >out; exit 0")
+    code, log = node.run(1, "unshare", "-m", "/bin/bash", "-c", hide, "-", OSGPROD_RECON=recon)
+    assert code == NODE_FAULT, log
+    report = report_of(world)
+    assert (report["exit_code"], report["outcome"]) == (75, "node-fault")
+    assert "full" in report["reason"]
+
+
+@pytest.mark.parametrize("output", ["/dev/full", "closed"])
+def test_output_that_can_not_be_written_stops_no_report(node: Node, world: World, output: str) -> None:
+    redirect = ">/dev/full 2>&1" if output == "/dev/full" else "1>&- 2>&-"
+    code, _ = node.run(1, "/bin/bash", "-c", f'exec "$@" {redirect}', "-")
+    assert code == DONE
+    assert report_of(world)["outcome"] == "done"
+
+
+def test_output_into_a_pipe_that_nobody_reads_stops_no_report(node: Node, world: World) -> None:
+    code, _ = node.run(1, "/bin/bash", "-c", '"$@" 2>&1 | true; exit "${PIPESTATUS[0]}"', "-")
+    assert code == DONE
+    assert report_of(world)["outcome"] == "done"
+
+
+def test_scratch_folder_with_a_line_end_in_its_name(node: Node, world: World) -> None:
+    world.set(heartbeat_s=1)
+    (node.folder / "a\nb c").mkdir()
+    recon = node.program("recon", "head -c 3000000 /dev/zero >out; sleep 2.5")
+    code, log = node.run(1, _CONDOR_SCRATCH_DIR=str(node.folder / "a\nb c"), OSGPROD_RECON=recon)
+    assert code == DONE, log
+    assert "out" in names(node.folder / "job_7_1.tar.gz")
+    assert list((node.folder / "a\nb c").iterdir()) == []
 
 
 @is_root
