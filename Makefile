@@ -57,8 +57,9 @@ test-grid: .venv/ready-dev ## HTCondor, XRootD, Apache for real (PART=condor ...
 fuzz: .venv/ready-dev ## odd requests and broken files for 10 minutes each, FUZZ_S=600
 	FUZZ_S=$(FUZZ_S) $(BIN)/pytest -q -s tests/security/test_fuzz.py
 
-soak: .venv/ready-dev ## what make test does for seconds, for minutes: everything at once, any sequence of calls
+soak: .venv/ready-dev ## what make test does for seconds, for minutes: everything at once, any sequence of calls, chaos
 	OSGPROD_SOAK_S=60 OSGPROD_STATE_MACHINE_S=300 $(BIN)/pytest -q -s tests/whole
+	OSGPROD_CHAOS_S=600 $(BIN)/pytest -q -s tests/worker/test_chaos.py
 
 .venv/ready-peers: .venv/ready-dev requirements-peers.txt
 	$(BIN)/pip install --quiet --no-deps --require-hashes -r requirements-peers.txt
