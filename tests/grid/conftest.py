@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from shim.evio.index import BEGIN_OF_RUN, MAGIC, VERSION
-from shim.evio.writer import PHYSICS, UINT32_BANK, bank, block
+from shim.evio.index import MAGIC, VERSION
+from shim.evio.writer import BEGIN_OF_RUN, PHYSICS, UINT32_BANK, bank, block
 from tests.grid.parts import need
 from tests.grid.pool import Pool, build
 from tests.grid.xrootd import XRootD
