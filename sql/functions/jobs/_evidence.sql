@@ -39,20 +39,20 @@ $fn$;
 CREATE FUNCTION osgprod._contradicted_slices(p_project_id int)
 RETURNS TABLE (rawdata_id int, block1 int, block2 int, contradiction text) LANGUAGE sql STABLE
 AS $fn$
-    -- Lists the slices that are done by an attempt whose number of events contradicts the index.
+    -- Lists the slices that are done by an attempt whose number of events contradicts the index. (STABLE is what lets its
+    -- callers inline it: a LIMIT of theirs ends the search.)
     -- Parameters: p_project_id  project
     -- Returns:    a row a slice; the partial index reports_contradicted makes it cheap
     SELECT s.rawdata_id, s.block1, s.block2, r.contradiction
-      FROM (SELECT n.project_id, n.cluster, n.process, n.nstart, n.contradiction FROM osgprod_data.reports n
-             WHERE n.project_id = p_project_id AND n.contradiction IS NOT NULL AND n.by_worker AND n.outcome = 'done'
-            UNION ALL
-            SELECT n.project_id, n.cluster, n.process, n.nstart, n.contradiction FROM osgprod_data.archived_reports n
-             WHERE n.project_id = p_project_id AND n.contradiction IS NOT NULL AND n.by_worker AND n.outcome = 'done') r
+      FROM osgprod_data.reports r
      CROSS JOIN LATERAL (  -- LIMIT: by key, never by reading all attempts of the project
-         SELECT a.rawdata_id, a.block1 FROM osgprod._all_attempts(p_project_id) a
-          WHERE a.cluster = r.cluster AND a.process = r.process AND a.nstart = r.nstart LIMIT 1) a
+         SELECT a.rawdata_id, a.block1 FROM osgprod_data.attempts a
+          WHERE a.project_id = r.project_id AND a.cluster = r.cluster AND a.process = r.process AND a.nstart = r.nstart
+          LIMIT 1) a
      CROSS JOIN LATERAL (
-         SELECT t.* FROM osgprod._all_slices(p_project_id) t
-          WHERE t.rawdata_id = a.rawdata_id AND t.block1 = a.block1 AND t.state = 'done' AND t.cluster = r.cluster
-            AND t.process = r.process AND t.nstart = r.nstart LIMIT 1) s
+         SELECT t.* FROM osgprod_data.slices t
+          WHERE t.project_id = r.project_id AND t.rawdata_id = a.rawdata_id AND t.block1 = a.block1 AND t.state = 'done'
+            AND t.cluster = r.cluster AND t.process = r.process AND t.nstart = r.nstart
+          LIMIT 1) s
+     WHERE r.project_id = p_project_id AND r.contradiction IS NOT NULL AND r.by_worker AND r.outcome = 'done'
 $fn$;

@@ -14,7 +14,7 @@ BEGIN
     WITH facts AS (
         SELECT g.*, p.project_id, p.next_due_at, h.done, h.bad, h.all_reports, h.worst,
                (SELECT count(*) FROM worker_bans b WHERE b.project_id = p.project_id AND b.until > now()) AS refused,
-               (SELECT count(*) FROM osgprod._contradicted_slices(p.project_id)) AS contradicted,
+               (SELECT count(*) FROM (SELECT FROM osgprod._contradicted_slices(p.project_id) LIMIT 1000) c) AS contradicted,
                (SELECT min(f.loaded_at) FROM loaded_files f WHERE f.project_id = p.project_id) AS loaded_at,
                g.blocks - g.blocks_done - g.blocks_quarantined AS blocks_left
           FROM osgprod.progress(p_project => p_project) g
@@ -46,7 +46,8 @@ BEGIN
              format('%s blocks can''t be done', f.blocks_quarantined),
              format('see why: osgprod quarantined %s; try again: osgprod slices recycle %s', f.project, f.project)),
             ('attention', 'contradicted', f.contradicted > 0,
-             format('%s done slices whose jobs read another number of events than the index has', f.contradicted),
+             format('%s done slices whose jobs read another number of events than the index has',
+                    CASE f.contradicted WHEN 1000 THEN '1000 or more' ELSE f.contradicted::text END),
              format('see which: osgprod verify %s; make it a failure: osgprod project set %s demand_events=true', f.project,
                     f.project)),
             ('attention', 'refused-workers', f.refused > 0,
