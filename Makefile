@@ -9,7 +9,7 @@ SHELL_PARTS := $(wildcard worker/lib/*.bash condor/lib/*.bash)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo serve migrate test test-browser screenshots test-grid fuzz soak bench docs scripts lint format lock clean
+.PHONY: help setup setup-dev demo serve migrate test test-browser screenshots test-grid fuzz soak bench docs release-sql scripts lint format lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1 # /p' Makefile | column -t -s '#'
@@ -71,6 +71,9 @@ bench: .venv/ready-peers ## speed as ratios against bounds of the same run, into
 docs: .venv/ready-dev ## what documents have from the code: docs/sql.md, and the tables between <!-- markers -->
 	$(BIN)/python docs/generate_sql.py
 	$(BIN)/python docs/generate_tables.py
+
+release-sql: .venv/ready ## the snapshot of sql/functions for this version, among the migrations
+	@$(BIN)/python -m sql.release
 
 scripts: ## build the shipped job scripts from their parts in worker/lib and condor/lib
 	@worker/lib/make-scripts

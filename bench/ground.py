@@ -16,8 +16,9 @@ from typing import Any
 
 import psycopg
 
-from shim.database import call, connect, migrate
+from shim.database import call, connect
 from shim.local.embedded import Server
+from shim.migrate import migrate
 
 HERE = Path(__file__).resolve().parent
 # The server's own defaults are durable (fsync, synchronous_commit, full_page_writes on). Memory as on a machine that

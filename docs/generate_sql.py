@@ -18,8 +18,10 @@ import psycopg
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a file
 
 from shim.cli.terminal import records, table
-from shim.database import connect, function_files, migrate
+from shim.database import connect
 from shim.local.embedded import temporary_server
+from shim.migrate import migrate
+from shim.snapshot import function_files
 
 Connection = psycopg.Connection[dict[str, Any]]
 

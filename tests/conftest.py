@@ -15,8 +15,9 @@ import psycopg
 import pytest
 from pytest_postgresql import factories
 
-from shim.database import call, connect, migrate
+from shim.database import call, connect
 from shim.local.embedded import NOT_DURABLE, SUPERUSER, Server, memory_or_temporary
+from shim.migrate import migrate
 from tests.support import LiveShim, World
 
 # Started with & by a script, we and all programs that the tests start would not hear Ctrl-C.

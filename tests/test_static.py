@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from pglast import parse_plpgsql
 
-from shim.database import function_files
+from shim.snapshot import function_files
 from tests.support import CHECKOUT
 
 FUNCTIONS = CHECKOUT / "sql" / "functions"

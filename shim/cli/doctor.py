@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import psycopg
 
-from shim import database
+from shim import migrate
 from shim.config import Settings
 from shim.database import call, connect
 from shim.workscript import TemplateError, TemplateFolder
@@ -51,7 +51,7 @@ def _finding(what: str, is_well: bool, found: str, advice: str) -> Finding:
 
 
 def _up_to_date() -> Finding:
-    pending = database.pending()
+    pending = migrate.pending()
     found = ", ".join(pending) or "tables and functions are those of this version"
     return _finding("version of the database", not pending, found, "osgprod migrate brings it up to date")
 

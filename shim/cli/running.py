@@ -7,7 +7,7 @@ import json
 
 import click
 
-from shim import database
+from shim import migrate as migration
 from shim.cli import doctor
 from shim.cli.base import as_json, ask, dry, magic_option, osgprod, read_magic
 from shim.cli.terminal import Bar, show, working
@@ -19,9 +19,9 @@ from shim.cli.watch import listen
 def migrate(dry_run: bool) -> None:
     """Bring the database up to date: tables, functions, grants."""
     if dry_run:
-        for line in database.pending() or ["up to date, nothing to do"]:
+        for line in migration.pending() or ["up to date, nothing to do"]:
             click.echo(line)
-    elif not database.migrate(say=click.echo):
+    elif not migration.migrate(say=click.echo):
         click.echo("up to date, nothing to do")
 
 

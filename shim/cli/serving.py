@@ -19,9 +19,10 @@ import uvicorn
 from shim import config
 from shim.app import create_app
 from shim.config import Settings
-from shim.database import call, connect, migrate
+from shim.database import call, connect
 from shim.errors import OperatorError
 from shim.local import demo, embedded
+from shim.migrate import migrate
 from shim.web import logs
 from shim.web.bounds import BoundedProtocol
 

@@ -25,11 +25,12 @@ from typing import Any
 import psycopg
 
 from shim.config import child_environment
-from shim.database import call, connect, migrate
+from shim.database import call, connect
 from shim.errors import OperatorError
 from shim.evio import scan
 from shim.evio.writer import write_file
 from shim.local.embedded import temporary_server
+from shim.migrate import migrate
 from shim.registry import register
 
 CHECKOUT = Path(__file__).resolve().parents[2]

@@ -1,6 +1,5 @@
 -- Who may call what: the only place that says so. Loaded last; a function that is not named here can be called by nobody
 -- but its owner. docs/security.md has the reasons.
-REVOKE ALL ON ALL FUNCTIONS IN SCHEMA osgprod FROM PUBLIC;
 GRANT USAGE ON SCHEMA osgprod TO osgprod_worker, osgprod_operator;
 
 GRANT EXECUTE ON FUNCTION

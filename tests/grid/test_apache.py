@@ -19,8 +19,9 @@ from typing import Any
 
 import pytest
 
-from shim.database import call, connect, migrate
+from shim.database import call, connect
 from shim.local.embedded import temporary_server
+from shim.migrate import migrate
 from tests.grid.apache import Apache
 from tests.grid.parts import need
 from tests.support import CHECKOUT, WORKER_ROLE, World

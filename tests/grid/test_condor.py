@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from shim.database import call, connect, migrate
+from shim.database import call, connect
 from shim.evio import scan
 from shim.evio.writer import write_file
 from shim.local.embedded import temporary_server
+from shim.migrate import migrate
 from shim.registry import register
 from tests.grid.pool import HELD, IDLE, RUNNING, USER, Pool
 from tests.grid.xrootd import XRootD

@@ -22,9 +22,10 @@ import psycopg
 import pytest
 
 from shim.cli.serving import seed
-from shim.database import call, connect, migrate
+from shim.database import call, connect
 from shim.local import demo
 from shim.local.embedded import NOT_DURABLE, Server, memory_or_temporary
+from shim.migrate import migrate
 from tests.shim.test_original import TABLES
 from tests.support import CHECKOUT, LiveShim
 

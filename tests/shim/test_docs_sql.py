@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from shim.database import function_files
+from shim.snapshot import function_files
 from tests.support import CHECKOUT
 
 

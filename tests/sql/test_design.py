@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from shim.database import function_files
+from shim.snapshot import function_files
 from tests.support import CHECKOUT
 
 DESIGN = (CHECKOUT / "docs" / "design.md").read_text()

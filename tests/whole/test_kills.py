@@ -15,8 +15,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from shim.database import call, connect, migrate
+from shim.database import call, connect
 from shim.local.embedded import Server, memory_or_temporary
+from shim.migrate import migrate
 from tests.support import LiveShim, World
 from tests.whole.traffic import MortalShim, Traffic, losing_answers
 

@@ -17,8 +17,9 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from shim.database import call, connect, migrate
+from shim.database import call, connect
 from shim.local.embedded import Server, memory_or_temporary, server_uid
+from shim.migrate import migrate
 from tests.support import CHECKOUT, World
 
 RECIPES = dict(
