@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import quote
 
 import pytest
 
+from shim.evio import scan
+from shim.evio.writer import write_file
 from tests.grid.nginx import Nginx
 from tests.grid.parts import need
 from tests.grid.test_xrootd import FILE, ODD_FOLDERS, PLACE, Fetched
@@ -56,10 +57,18 @@ def test_broken_stream_of_http_2_is_continued_over_http_1(
 
 
 @pytest.mark.parametrize("name", ODD_FOLDERS)
-def test_file_in_a_folder_with_an_odd_name_is_fetched_by_its_encoded_url(
-    nginx: Nginx, script: bytes, sha256: str, rawdata: Path, folder: Path, name: str
+def test_file_in_a_folder_with_an_odd_name_is_fetched_as_the_server_says(
+    nginx: Nginx, world: World, shim: LiveShim, folder: Path, name: str
 ) -> None:
-    (nginx.data / name).mkdir()
-    (nginx.data / name / FILE).write_bytes(rawdata.read_bytes())
-    fetched = Fetched(folder, script, f"{nginx.url}/{quote(name)}", CURL_CA_BUNDLE=str(nginx.certificate))
-    assert (fetched.code, fetched.sha256) == (0, sha256), fetched.log
+    path = nginx.data / name / FILE
+    path.parent.mkdir()
+    write_file(path, 6, 10)
+    world.set(xrootd_prefix=nginx.url, strip_prefix=str(nginx.data))
+    for index in scan.indexes([path]):
+        scan.register(world.db, index)
+    world.db.execute("SELECT osgprod.load_slices(p_project => 'p')")
+    script = shim.checkout(1, cpus=3).content
+    fetched = Fetched(folder, script, None, CURL_CA_BUNDLE=str(nginx.certificate))
+    from_disk = Fetched(folder, script, str(path.parent))
+    assert (fetched.code, fetched.sha256) == (0, from_disk.sha256), fetched.log
+    assert len(fetched.sha256) == 64

@@ -81,13 +81,15 @@ def load(world: World, path: Path, prefix: str) -> None:
 class Fetched:
     """One run of a work script: how it ended, how long it took, and the slice's checksum."""
 
-    def __init__(self, folder: Path, script: bytes, url: str, **environment: str) -> None:
+    def __init__(self, folder: Path, script: bytes, url: str | None, **environment: str) -> None:
+        """url: of the folder with the raw data file; None = as the server gave it."""
         work = folder / f"work-{time.monotonic_ns()}"
         work.mkdir()
-        source = f"osgprod_source_url={shlex.quote(url)}/{FILE}".encode()
-        text, count = re.subn(rb"^osgprod_source_url=.*$", lambda _: source, script, flags=re.MULTILINE)
-        assert count == 1
-        (work / "script").write_bytes(text)
+        if url is not None:
+            source = f"osgprod_source_url={shlex.quote(url)}/{FILE}".encode()
+            script, count = re.subn(rb"^osgprod_source_url=.*$", lambda _: source, script, flags=re.MULTILINE)
+            assert count == 1
+        (work / "script").write_bytes(script)
         started = time.monotonic()
         done = subprocess.run(
             ["/bin/bash", "script"],
