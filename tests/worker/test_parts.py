@@ -170,3 +170,14 @@ def test_head_counts_only_when_it_is_whole_and_final(text: str, head: str, statu
 )
 def test_header_is_found_in_any_case_and_the_last_one_counts(name: str, value: str) -> None:
     assert bash('header_of "$1" "$2"', name, HEAD).stdout == value
+
+
+def test_status_of_an_error_is_known_where_curl_gives_no_head_of_it(folder: Path) -> None:
+    """Curl 7.29 ends at the status line of an error; these are its words."""
+    curl = folder / "curl"
+    curl.write_text(
+        "#!/bin/bash\necho 'curl: (22) The requested URL returned error: 403 Forbidden' >&2\nexit 22\n"
+    )
+    curl.chmod(0o755)
+    done = bash('http_transfer http://h/p || echo "$? $http_status"', PATH=f"{folder}:/usr/bin:/bin")
+    assert done.stdout == "22 403\n", done.stderr

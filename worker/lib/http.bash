@@ -65,6 +65,9 @@ http_transfer() {
     http_head="$(head_of "$reply")"
     http_status="$(status_of "$http_head")"
     http_error="$(printf '%s\n' "$reply" | sed -n '/^curl: /p' | tail -n 1)"
+    if ((code == 22)) && [[ "$http_status" == 000 && "$http_error" =~ error:\ ([45][0-9][0-9]) ]]; then
+      http_status="${BASH_REMATCH[1]}" # curl 7.29 gives no head of an error
+    fi
     ((code == 47)) || return "$code"
     next="$(header_of location "$http_head")"
     place="${url#*://}"
