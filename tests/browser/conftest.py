@@ -1,4 +1,4 @@
-"""A real Chromium before a production in full swing."""
+"""A real Chromium, and a running production for it to show."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def full(world: World) -> World:
-    """World with the project NAME in full swing, three blocks of it quarantined by real reports."""
+    """World with the running project NAME; real reports have quarantined three of its blocks."""
     world.with_project(NAME, max_failures=1)
     production.fill(world.db, NAME, runs=24, files=40, blocks=60, a_slice=5, in_flight=14, attempts=2500)
     for n in range(3):
@@ -55,7 +55,7 @@ def live(full: World, folder: Path) -> Iterator[LiveShim]:
 
 @pytest.fixture
 def page(browser: Browser, live: LiveShim) -> Iterator[Page]:
-    """A page of the dashboard at work; whatever goes wrong in the browser fails the test."""
+    """A page of the running dashboard; every error in the browser fails the test."""
     context = browser.new_context(viewport={"width": 1280, "height": 900}, base_url=f"{live.url}/")
     page = context.new_page()
     wrong: list[str] = []
@@ -74,6 +74,6 @@ def page(browser: Browser, live: LiveShim) -> Iterator[Page]:
 
 @pytest.fixture
 def db(postgresql: psycopg.Connection[Any], dsn: str) -> Iterator[psycopg.Connection[dict[str, Any]]]:
-    """As the connection "db" of the other tests, without the recount: the history of this production is cut short."""
+    """Like the connection "db" of other tests, but without verify: the history of this production is not complete."""
     with connect(dsn) as connection:
         yield connection

@@ -1,4 +1,4 @@
-"""The dashboard as people use it: in a Chromium, by mouse, by keyboard, by screen reader, by night."""
+"""The dashboard in Chromium: with mouse, keyboard and screen reader, in the light and the dark theme."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_page_renews_itself_and_stops_when_asked(page: Page, full: World, live: 
         f"{full.progress(NAME)['blocks_leased']:,}", timeout=15_000
     )
     assert full.progress(NAME)["blocks_leased"] == after
-    assert page.locator("details").get_attribute("open") is not None, "what was opened stays open"
+    assert page.locator("details").get_attribute("open") is not None, "opened details stay open"
     page.get_by_role("button", name="Pause updates").click()
     expect(page.get_by_role("button")).to_have_attribute("aria-pressed", "true")
     full.checkout(78, cluster=9002, project=NAME)
@@ -196,8 +196,10 @@ def test_axe_finds_nothing_on_any_page(browser: Browser, live: LiveShim, full: W
     for path in [*PAGES.values(), "login", f"project/{NAME}/file/{file_id}"]:
         page.goto(path)
         found = Axe().run(page).response["violations"]
-        told = [(v["id"], v["nodes"][0]["html"][:150], v["nodes"][0]["failureSummary"][:200]) for v in found]
-        assert told == [], path
+        violations = [
+            (v["id"], v["nodes"][0]["html"][:150], v["nodes"][0]["failureSummary"][:200]) for v in found
+        ]
+        assert violations == [], path
     context.close()
 
 
@@ -228,7 +230,7 @@ def test_token_typed_into_the_form_opens_the_dashboard(browser: Browser, full: W
 
 
 def test_pictures_of_the_documents_are_kept(browser: Browser, live: LiveShim) -> None:
-    """Made anew by ``make screenshots``, which sets OSGPROD_SCREENSHOTS."""
+    """Written again by ``make screenshots``, which sets OSGPROD_SCREENSHOTS."""
     one, job = f"project/{NAME}", f"project/{NAME}/job/9001.1"
     wanted = {"overview": ("", "light", 620), "project": (one, "light", 1000), "dark": (one, "dark", 1000),
               "job": (job, "light", 330)}  # fmt: skip

@@ -19,7 +19,7 @@ from tests.grid.xrootd import make_certificate
 from tests.support import CHECKOUT
 
 MODULES = ("mpm_event", "authz_core", "ssl", "socache_shmcb", "proxy", "proxy_http", "headers", "wsgi")
-# What Debian's own configuration says; the rest is in the site file. Its document root is served, unlike ours.
+# Debian's own configuration; everything else is in the site file. Apache serves this document root, but not ours.
 CONFIG = """\
 ServerRoot {folder}
 ServerName localhost

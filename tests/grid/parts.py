@@ -1,4 +1,4 @@
-"""The programs of a real grid site: installed where we may, and what is missing is said where we may not."""
+"""The programs of a real grid site. Root on Debian installs them; else tests are skipped, and name them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PARTS = {
     "debootstrap": (("debootstrap",), ("debootstrap",)),
     "plpgsql_check": (("plpgsql_check",), ("postgresql-15-plpgsql-check",)),
 }
-# Where to look for what is no program.
+# Where to look for files that are not programs.
 FILES = {
     "plpgsql_check": "/usr/lib/postgresql/*/lib/plpgsql_check.so",
     "xrdscitokens": "/usr/lib/*/libXrdAccSciTokens-5.so",
@@ -38,7 +38,7 @@ TIMEOUT_S = 400
 
 
 def need(part: str) -> None:
-    """Makes sure that the programs of a part are there; else skips the test and says what is missing."""
+    """Makes sure that the programs of a part are installed; else skips the test and names the missing ones."""
     reason = why_missing(part)
     if reason:
         pytest.skip(reason)
@@ -46,7 +46,7 @@ def need(part: str) -> None:
 
 @functools.cache
 def why_missing(part: str) -> str:
-    """Installs a part where that may be; returns why it can't be used, empty = it is there."""
+    """Installs a part if possible; returns why it can't be used, empty = it is installed."""
     programs, packages = PARTS[part]
     missing = [program for program in programs if not _is_there(program)]
     if not missing:
@@ -75,7 +75,7 @@ def apt(arguments: list[str], prefix: tuple[str, ...] = ()) -> str:
         )
     except subprocess.TimeoutExpired:
         return f"no end after {TIMEOUT_S} s"
-    return "" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["no reason told"])[-1]
+    return "" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["no reason given"])[-1]
 
 
 def _is_there(program: str) -> bool:

@@ -1,4 +1,4 @@
-"""A real HTCondor pool on this machine: from Debian 13 in a folder, in namespaces that end with it."""
+"""A real HTCondor pool on this machine: Debian 13 in a folder, run in Linux namespaces that end with the pool."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ MAX_CONCURRENT_DOWNLOADS = 50
 MAX_CONCURRENT_UPLOADS = 50
 JOB_START_COUNT = 50
 """
-# What the pool's master finds around itself: nothing of this outlives it.
+# The environment of the pool's master, which ends with it.
 ENTER = """\
 set -e
 mount --make-rprivate /
@@ -96,7 +96,7 @@ RUNNING, HELD, IDLE = 2, 5, 1
 
 
 def build() -> str:
-    """Makes the folder with Debian 13 and HTCondor, when it is not there; returns why it can't be."""
+    """Makes the folder with Debian 13 and HTCondor, unless it exists; returns why it can't, empty = it exists."""
     root = CACHE / RELEASE
     if os.geteuid() != 0:
         return "a pool in a folder with Debian and in namespaces takes root"

@@ -1,4 +1,4 @@
-"""A TCP proxy on loopback that is as far away as one likes, and counts."""
+"""A TCP proxy on loopback that adds a delay, and counts bytes and connections."""
 
 from __future__ import annotations
 

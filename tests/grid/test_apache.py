@@ -70,7 +70,7 @@ class SocketUnit:
         self._wait_for_workers(former, len(former))
 
     def _wait_for_workers(self, former: set[str], number: int) -> None:
-        """Until so many processes serve, and none of the former ones."""
+        """Waits until so many processes serve, and none of the earlier ones."""
         end = time.monotonic() + 60
         while len(workers := self._workers()) != number or workers & former:
             assert time.monotonic() < end, f"{workers}, and {former} before"
@@ -108,7 +108,7 @@ def www() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def world() -> Iterator[World]:
-    """One database for all tests: each has a project of its own."""
+    """One database for all tests; each test has its own project."""
     need("apache")
     with temporary_server() as dsn:
         migrate(dsn, say=lambda line: None)
@@ -265,7 +265,7 @@ def test_magic_in_a_query_is_not_logged(apache: Apache, project: str) -> None:
 
 
 class Load:
-    """Clients that ask and report as fast as they can, each request over a connection of its own."""
+    """Clients that ask and report as fast as they can, each request on a new connection."""
 
     def __init__(self, apache: Apache, project: str) -> None:
         self._apache, self._project = apache, project
@@ -301,10 +301,10 @@ class Load:
                         answer = client.post(
                             f"{self._apache.url}/osgprod/workscript.{route}", data={**job, **more}
                         )
-                        told = f"{answer.status_code} {answer.headers.get('Osgprod-Status')}"
+                        result = f"{answer.status_code} {answer.headers.get('Osgprod-Status')}"
                     except Exception as error:
-                        told = repr(error)
-                    self.answers[told] += 1
+                        result = repr(error)
+                    self.answers[result] += 1
 
 
 def under_load(apache: Apache, world: World, project: str, *restarts: Callable[[], None]) -> None:

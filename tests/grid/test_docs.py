@@ -1,4 +1,4 @@
-"""docs/grid.md: its commands are run, in their order, but those that would change this machine."""
+"""Runs the commands of docs/grid.md in their order, except those that would change this machine."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_every_file_that_root_copies_is_there() -> None:
 
 
 def test_condors_commands_are_understood(pool: Pool) -> None:
-    """The jobs are made, and not sent: the server of the page is nobody's."""
+    """Makes the jobs without submitting them, since the server of the page does not exist."""
     (pool.srv / "home" / "magic").write_text("m")
     (pool.srv / "home" / "condor").symlink_to("../condor")
     submits = [line for line in commands("$") if line.startswith("condor_submit")]

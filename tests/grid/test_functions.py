@@ -1,4 +1,4 @@
-"""What an installed PostgreSQL finds in the functions: the extension that looks does not fit into our own server."""
+"""plpgsql_check on an installed PostgreSQL, because the embedded server can't load that extension."""
 
 from __future__ import annotations
 

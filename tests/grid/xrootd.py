@@ -1,4 +1,4 @@
-"""A real XRootD server: the root protocol, XrdHttp with TLS, and writes for whoever has a token."""
+"""A real XRootD server: the root protocol, XrdHttp with TLS, and writes with a token."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ ofs.authorize 1
 ofs.authlib ++ libXrdAccSciTokens.so config={folder}/scitokens.cfg
 acc.authdb {folder}/authdb
 """
-# Whoever comes with no token may read raw data, and over the root protocol write below /open.
+# Without a token a client may read raw data, and over the root protocol write below /open.
 AUTHDB = "u * /raw lr /open a\n"
 SCITOKENS = f"[Global]\nonmissing = passthrough\n[Issuer test]\nissuer = {ISSUER}\nbase_path = /outputs\n"
 
 
-ANSWERS_WITHIN_S = 15  # whatever else this machine does
+ANSWERS_WITHIN_S = 15  # even on a busy machine
 
 
 class XRootD:

@@ -1,4 +1,4 @@
-"""Who is let in: addresses, magics, tokens; and what a job can do to another one. Straight at the functions."""
+"""Access by address, magic and token, and what a job can do to another job. Calls the functions directly."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_subnet_pattern_admits_exactly_the_addresses_that_it_names(world: World)
 
 
 def test_an_address_that_is_not_known_is_no_loopback_address(world: World) -> None:
-    """A shim behind a unix socket that can't tell who asks must not pass for 127.0.0.1."""
+    """A shim behind a unix socket that doesn't know the client's address must not report 127.0.0.1."""
     world.add_file(1)
     world.set(subnet_pattern="0.0.0.0/0, ::/0")
     assert refusal(world.checkout, 0, client=None) == "OG207"
@@ -233,7 +233,7 @@ def test_a_job_that_lies_about_its_host_gets_no_other_node_banned(world: World) 
     assert [row["worker"] for row in call(world.db, "blocked_workers")] == ["victim@192.0.2.66"]
     assert world.checkout(50, client="192.0.2.1", host="victim")["status"] == "assigned"
     assert refusal(world.checkout, 51, client="192.0.2.66", host="victim") == "OG601"
-    # Nor by a host that looks like a worker's whole name, or like an address.
+    # The same for a host that looks like a worker's whole name, or like an address.
     for process, host in enumerate(("victim@192.0.2.1", "192.0.2.1", "victim@192.0.2.1") * 3, start=60):
         try:
             world.checkout(process, client="192.0.2.77", host=host)
@@ -320,6 +320,8 @@ def test_what_was_done_with_a_stolen_magic_is_undone_by_address_and_time(world: 
     ]
     assert [row["block1"] for row in call(world.db, "recycle", **undo)] == [2, 4, 6]
     assert world.progress()["blocks_done"] == 3
-    assert world.checkout(8, client="192.0.2.1", magic="new")["block1"] == 2, "and it is lent again"
+    assert world.checkout(8, client="192.0.2.1", magic="new")["block1"] == 2, (
+        "and its blocks are leased again"
+    )
     # What the thief reports later counts no more.
     assert refusal(world.report, 1, 0, client="203.0.113.5") == "OG202"

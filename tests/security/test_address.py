@@ -1,4 +1,4 @@
-"""The client's address: the peer's, or the word of a trusted proxy; whatever anybody else writes changes nothing."""
+"""The client's address: that of the connection, or the one that a trusted proxy adds. Other headers change nothing."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def client(setting: str, peer: str | None, *lines: str) -> str | None:
         ("127.0.0.1", "127.0.0.1", ["192.0.2.1"], "192.0.2.1"),
         ("127.0.0.1", "127.0.0.1", [], "127.0.0.1"),
         ("127.0.0.1", "127.0.0.1", [""], "127.0.0.1"),
-        # only the right end counts: the left was written by whoever asks
+        # only the right end counts: the client itself may have written the left
         ("127.0.0.1", "127.0.0.1", ["10.0.0.1, 192.0.2.1"], "192.0.2.1"),
         ("127.0.0.1", "127.0.0.1", ["10.0.0.1", "192.0.2.1"], "192.0.2.1"),
         ("127.0.0.1, 10.0.0.0/8", "127.0.0.1", ["127.0.0.1, 192.0.2.1, 10.1.1.1"], "192.0.2.1"),
         ("10.0.0.0/8", "10.0.0.1", ["10.0.0.3, 10.0.0.2"], "10.0.0.3"),  # all trusted: the first of them asks
         ("10.0.0.0/8 127.0.0.1", "127.0.0.1", ["10.0.0.2,,  ,"], "10.0.0.2"),
-        # what is no address is not known, and so is let in nowhere
+        # a text that is not an address is an unknown client, which is refused everywhere
         ("127.0.0.1", "127.0.0.1", ["unknown"], None),
         ("127.0.0.1", "127.0.0.1", ["10.0.0.1, garbage"], None),
         ("127.0.0.1", "127.0.0.1", ["_hidden, 127.0.0.1"], None),
@@ -137,7 +137,7 @@ def test_only_the_address_that_a_trusted_proxy_added_counts(world: World, folder
 def test_a_client_behind_a_unix_socket_is_never_taken_for_loopback(
     world: World, folder: Path, trusted: str
 ) -> None:
-    """World's project lets 127.0.0.0/8 in: who comes without an address must not profit from that."""
+    """World's project admits 127.0.0.0/8; a client without an address must not profit from that."""
     world.add_file(9)
     with LiveShim(world.dsn, folder / "www", folder / "s", OSGPROD_TRUSTED_PROXIES=trusted) as live:
         live.add_template("p")

@@ -1,4 +1,4 @@
-"""Bearer tokens in place of the magic, with real keys, a real issuer on loopback, and every way to forge one."""
+"""Bearer tokens instead of the magic, with real keys, a real issuer on loopback, and many forgeries."""
 
 from __future__ import annotations
 
@@ -499,7 +499,7 @@ def test_job_sends_no_token_in_clear_text(live: LiveShim, issuer: Issuer, folder
 def test_job_that_outlives_its_token_reports_with_the_renewed_one(
     world: World, live: LiveShim, issuer: Issuer, folder: Path
 ) -> None:
-    """HTCondor renews the file; what was right at the start is refused at the end."""
+    """HTCondor renews the file; the token of the start is refused at the end."""
     (folder / "a.use").write_text(issuer.token())
     live.add_template("p", f"# source:\nwhile [[ ! -e {folder}/go ]]; do sleep 0.05; done\n".encode())
     with ThreadPoolExecutor(1) as thread:

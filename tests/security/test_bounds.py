@@ -1,4 +1,4 @@
-"""What one connection may send, and how long it may take: a server that is open to everybody waits for nobody."""
+"""Limits of one connection: what it may send, and how long it may take."""
 
 from __future__ import annotations
 

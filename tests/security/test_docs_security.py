@@ -1,4 +1,4 @@
-"""docs/security.md claims nothing that no test shows, and leaves out no setting."""
+"""Each claim of docs/security.md names its tests, and each setting is documented."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def test_each_row_of_a_table_of_claims_names_a_test() -> None:
 
 
 def test_no_private_key_and_no_token_is_in_a_tracked_file() -> None:
-    """The command of "Checks before a release", as it stands there."""
+    """The command of "Checks before a release", as the document has it."""
     pattern = re.search(r"git grep -nE '([^']+)'", TEXT)
     assert pattern
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=CHECKOUT, capture_output=True, text=True)
     if listed.returncode != 0:
-        pytest.skip("this is no git checkout")
+        pytest.skip("this is not a git checkout")
     for name in filter(None, listed.stdout.split("\0")):
         assert not re.search(pattern[1].encode(), (CHECKOUT / name).read_bytes()), name

@@ -1,4 +1,4 @@
-"""Whatever comes over HTTP, and whatever is in a file: an answer in a line, no error of ours, no hang, bounded memory.
+"""Random HTTP requests and files: each gets an answer in one line, no internal error, no hang, bounded memory.
 
 Short here; `make fuzz` runs each for FUZZ_S seconds (600). A failure prints what reproduces it.
 """
@@ -30,7 +30,7 @@ ROUTES = (*PROTOCOL, "healthz", "openapi.json")
 SLOW_S = 10.0
 ALLOWED = {200, 400, 403, 404, 405, 409, 429, 431}
 
-# --- what is served is described ---------------------------------------------------------------------------------
+# --- the description of the routes -------------------------------------------------------------------------------
 
 
 def test_each_route_of_the_protocol_is_described(shim: LiveShim) -> None:
@@ -139,7 +139,7 @@ def quoted(text: str) -> bytes:
 
 
 def query_of(chance: random.Random) -> bytes:
-    """Mostly a right request with a few things wrong, since what is all wrong is refused at once."""
+    """Mostly a right request with a few wrong parts, since an entirely wrong one is refused at once."""
     right = {
         "project": "p",
         "magic": "m",
@@ -206,7 +206,7 @@ def check_answer(request: bytes, got: bytes) -> int:
     assert b"Traceback" not in got and b"psycopg" not in got, (request, got)
     got = got.removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n")
     if not got:
-        return 0  # it hung up on what was no request
+        return 0  # it disconnected, because this was not a request
     head, _, body = got.partition(b"\r\n\r\n")
     status = int(head.split(b" ")[1])
     assert status in ALLOWED or (status == 503 and b"bearer" in body), (request, got)

@@ -1,4 +1,4 @@
-"""What one client may ask at most: requests a minute, sizes, and that what is over gets 429 and takes no slice."""
+"""Limits of one client: requests a minute and sizes. Requests beyond the rate get 429 and lease no slice."""
 
 from __future__ import annotations
 

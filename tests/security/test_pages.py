@@ -1,4 +1,4 @@
-"""The dashboard and the metrics, when jobs say of themselves what would be markup, and when addresses are odd."""
+"""The dashboard and the metrics with markup in the texts of jobs, and with odd URLs."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """Who may call and touch what, tried by real logins and asserted over the catalog.
 
-A new function, view or table fails here until it has its row in the matrix below: whoever adds one decides who may
-use it.
+A new function, view or table fails here until the matrix below has a row for it, which says who may use it.
 """
 
 from __future__ import annotations
@@ -90,7 +89,7 @@ def matrix(text: str) -> dict[str, set[str]]:
 
 @pytest.fixture
 def logins(db: psycopg.Connection[dict[str, Any]], dsn: str) -> Iterator[dict[str, psycopg.Connection[Any]]]:
-    """Connections of a member of each group role, and of a stranger who has a login here."""
+    """Connections of a member of each group role, and of a login without any role."""
     groups = {"w": "IN ROLE osgprod_worker", "o": "IN ROLE osgprod_operator", "s": ""}
     for who, group in groups.items():
         if not db.execute("SELECT FROM pg_roles WHERE rolname = %s", [LOGINS[who]]).fetchall():
@@ -123,7 +122,7 @@ def attempt(connection: psycopg.Connection[Any], statement: str | sql.Composed) 
     except psycopg.errors.InsufficientPrivilege:
         return "refused"
     except psycopg.Error:
-        return "ok"  # let in; what it says to nonsense is tested elsewhere
+        return "ok"  # it may call it; other tests check what wrong arguments get
     return "ok"
 
 
@@ -329,7 +328,7 @@ SHADOWS = """
 def test_shadows_of_tables_functions_and_operators_change_nothing(
     world: World, logins: dict[str, psycopg.Connection[Any]], schema: str
 ) -> None:
-    """Who can run SQL as the shim makes a temporary projects table, a sha256() that says yes, and puts them first."""
+    """An attacker with the shim's login makes a temporary projects table and a sha256(), and puts them first."""
     world.set(token_required=True, subnet_pattern="127.0.0.0/8")
     world.add_file(2)
     world.db.execute("GRANT CREATE ON SCHEMA public TO PUBLIC")  # as it was before PostgreSQL 15

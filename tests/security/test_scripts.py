@@ -1,4 +1,4 @@
-"""Whatever is stored or asked, a script does what its template says and no more, and no template is read elsewhere."""
+"""A script does only what its template says, with any stored text; templates are read from their folder only."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def check(world: World, shim: LiveShim, folder: Path, prefix: str, path: str, nu
     assert values[6:10] == ["3032", "21", "1", "3"]
     assert values[10:] == ["range 0 3000", "hex " + "00" * 32, ""]
     lines = re.split("[\n\r\x0b\x0c\x85\u2028\u2029]", answer.content.decode())
-    assert lines[6] == f"# source: {url}+1,3", "a comment of one line, whoever counts the lines"
+    assert lines[6] == f"# source: {url}+1,3", "a comment of one line, in every way to count lines"
 
 
 def test_stored_texts_add_no_commands_to_a_script(world: World, shim: LiveShim, folder: Path) -> None:
@@ -176,7 +176,7 @@ def test_names_of_projects_and_work_scripts_can_not_leave_their_folder(world: Wo
 
 @pytest.fixture
 def place(folder: Path) -> Path:
-    """A document root beside a file that nobody may get."""
+    """A document root, and beside it a secret file."""
     (folder / "secret").write_bytes(b"# source:\nSECRET")
     (folder / "www" / "p").mkdir(parents=True)
     (folder / "www" / "q").mkdir()
@@ -257,7 +257,7 @@ def test_template_that_is_not_a_plain_file_is_refused_at_once(place: Path, kind:
 
 
 def test_file_swapped_for_a_link_while_it_is_opened_is_not_read(place: Path) -> None:
-    """Somebody who may write to the project's folder swaps the file for a link, over and over, while it is read."""
+    """Swaps the file for a link, over and over, while it is read."""
     path, spare = place / "www" / "p" / "w", place / "www" / "p" / "spare"
     path.write_bytes(b"# source:\nmine")
     stop = threading.Event()
@@ -300,5 +300,5 @@ def test_template_out_of_place_leases_no_slice_and_shows_the_job_no_path(
     answer: httpx.Response = shim.checkout(0)
     assert (answer.status_code, "SECRET" in answer.text) == (500, False)
     assert str(folder) not in answer.text
-    assert f"{path}: lies outside of the project's folder" in caplog.text, "the operator is told"
+    assert f"{path}: lies outside of the project's folder" in caplog.text, "the operator reads it in the log"
     assert world.progress()["blocks_leased"] == 0

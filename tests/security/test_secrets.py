@@ -1,4 +1,4 @@
-"""A magic that can be recognised goes through everything, and then it is looked for everywhere."""
+"""Uses a recognisable magic in all ways, then looks for it everywhere."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def run(arguments: list[str], folder: Path, stdin: str | None = None, **environm
 
 @pytest.fixture
 def served(world: World, folder: Path) -> Iterator[tuple[str, Path]]:
-    """``osgprod serve`` as its own process, with a login of its own, on the world's database."""
+    """``osgprod serve`` as its own process, with its own login, on the world's database."""
     if not world.db.execute("SELECT FROM pg_roles WHERE rolname = %s", [LOGIN]).fetchall():
         world.db.execute(f"CREATE ROLE {LOGIN} LOGIN IN ROLE osgprod_worker")
     log = folder / "serve.log"
@@ -237,7 +237,7 @@ def test_no_option_takes_a_magic_from_the_command_line() -> None:
 def test_a_magic_in_a_database_url_is_not_shown_either(
     shim: LiveShim, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A DSN may hold a password: what can't be reached is told without it."""
+    """A DSN may contain a password: the error that the server can't be reached does not show it."""
     done = subprocess.run(
         [sys.executable, "-m", "shim", "status"], cwd=CHECKOUT, capture_output=True, text=True,
         env={"PATH": os.environ["PATH"], "OSGPROD_DSN": f"host=127.0.0.1 port=1 user=u password={SECRET}"},

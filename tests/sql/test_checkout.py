@@ -1,4 +1,4 @@
-"""A job asks: what does it get? Promises I1 (each block once) to I3 (one holder) of docs/design.md."""
+"""What a job gets when it asks. Promises I1 (each block once) to I3 (one holder) of docs/design.md."""
 
 from __future__ import annotations
 
@@ -74,9 +74,9 @@ def test_32_clients_get_201_blocks_each_once_and_none_is_sent_away(world: World)
                 return answers
 
     answers = [answer for client in world.at_once(32, ask) for answer in client]
-    lent = blocks_of(answers)
-    assert [block for _, block in lent] == list(range(1, 202))
-    # Who was sent away was so after the last block was lent: the file was cut to its end.
+    leased = blocks_of(answers)
+    assert [block for _, block in leased] == list(range(1, 202))
+    # Jobs got no slice only after the last block was leased: the whole file was allocated.
     assert {a["status"] for a in answers} == {"assigned", "wait"}
     assert {a["retry_s"] for a in answers if a["status"] == "wait"} == {60}
 
@@ -243,7 +243,7 @@ def test_job_that_starts_too_often_is_refused(world: World) -> None:
 
 
 def reach_the_cap(world: World) -> None:
-    """Two jobs are at work, and no more may be."""
+    """Two jobs are running, the most that the cap allows."""
     world.add_file(9)
     world.set(max_live=2)
     world.checkout(0)

@@ -1,4 +1,4 @@
-"""Silent jobs: promise I4, a lease that ran out gives the slice back, and nothing that can stall is in between."""
+"""Lost jobs. Promise I4: the slice of an expired lease is requeued, even if a session or a tick is stuck."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ def test_slices_of_removed_jobs_are_requeued_before_their_leases_expire(world: W
     assert call(world.db, "reclaim_lost", cluster=1) == [{"project": "p", "reclaimed": 2}]
     assert call(world.db, "reclaim_lost", cluster=1) == []
     assert world.progress()["blocks_leased"] == 2
-    # None of them was gone: those whose slices nobody has taken go on.
-    beats = [world.heartbeat(n, token=str(mine[n]["token"]))["status"] for n in range(3)]
-    assert beats == ["alive", "superseded", "alive"]
+    # All of these jobs were alive after all: those whose slices nobody else has go on.
+    answers = [world.heartbeat(n, token=str(mine[n]["token"]))["status"] for n in range(3)]
+    assert answers == ["alive", "superseded", "alive"]
     assert world.heartbeat(0, cluster=2, token=str(other["token"]))["status"] == "alive"
 
 
@@ -55,8 +55,8 @@ def test_removed_jobs_count_against_neither_slice_nor_worker(world: World) -> No
     world.add_file(8)
     world.set(max_failures=1, max_faults=1, backoff_s=0)
     for cluster in range(1, 10):
-        lent = world.checkout(0, cluster=cluster, cpus=8, host="node")
-        assert (lent["block1"], lent["block2"]) == (1, 9), "it is not suspected, and so not split"
+        leased = world.checkout(0, cluster=cluster, cpus=8, host="node")
+        assert (leased["block1"], leased["block2"]) == (1, 9), "it is not suspected, and so not split"
         assert call(world.db, "reclaim_lost", cluster=cluster) == [{"project": "p", "reclaimed": 1}]
     row = world.db.execute("SELECT failures, faults, repeats, faulted_on FROM osgprod_data.slices").fetchone()
     assert row == {"failures": 0, "faults": 0, "repeats": 0, "faulted_on": None}
@@ -171,7 +171,7 @@ def test_block_that_kills_its_worker_nodes_is_isolated(world: World) -> None:
 
 
 def test_slices_that_must_be_split_are_requeued_a_part_at_a_time(world: World) -> None:
-    """Each needs a lock, and the server has room for some thousand: all at once might never succeed."""
+    """Each split needs a lock, and the server has room for some thousand locks."""
     fill(world.db, "p", runs=11, files=60, blocks=12, a_slice=2, finished=0, in_flight=999, attempts=9999)
     world.set(max_failures=1, max_faults=1)
     world.db.execute("UPDATE osgprod_data.slices SET faults = 1")

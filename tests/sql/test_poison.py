@@ -1,4 +1,4 @@
-"""Blocks that can't be done are cornered, and bad nodes are kept out, with nobody watching."""
+"""Bad blocks are isolated and bad nodes are banned, without an operator."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_recycled_slice_is_not_done_by_a_report_from_before(world: World) -> Non
     world.report(1)
     call(world.db, "recycle", project="p", states=["done"])
     assert world.report(0)["status"] == "superseded"
-    assert world.checkout(1)["status"] == "assigned", "what was completed is to be done again"
+    assert world.checkout(1)["status"] == "assigned", "a completed slice is processed again"
 
 
 def test_7_bad_blocks_of_5000_are_isolated_while_a_tenth_of_jobs_vanish(world: World) -> None:
@@ -128,7 +128,7 @@ def test_7_bad_blocks_of_5000_are_isolated_while_a_tenth_of_jobs_vanish(world: W
 
 
 def test_black_hole_node_wastes_less_than_a_fiftieth_and_quarantines_nothing(world: World) -> None:
-    """1 node of 50 fails everything in 2 seconds and asks again at once; the others need an hour for a slice."""
+    """1 node of 50 fails every slice in 2 s and asks again at once; the others need an hour for a slice."""
     world.set(maxblockspercore=1, max_failures=3, backoff_s=0)
     world.add_file(30 * 49)
     by_good, by_bad, refused = [0] * 31, [0] * 31, 0  # each hour

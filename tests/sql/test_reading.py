@@ -1,4 +1,4 @@
-"""What operators and the dashboard are told: the lists, the rates, the map, the notices."""
+"""What operators and the dashboard see: lists, rates, the map, notifications."""
 
 from __future__ import annotations
 
@@ -75,10 +75,10 @@ def test_tallies_and_what_is_not_yet_tallied_are_all_reports_exactly_once(world:
         world.db.execute("UPDATE osgprod_data.projects SET tallied_until = '-infinity'")
         for _ in range(1 + round_ % 2):
             call(world.db, "tick")
-        told = {
+        counted = {
             row["outcome"]: (row["reports"], row["blocks"]) for row in call(world.db, "totals", project="p")
         }
-        assert {k: v for k, v in told.items() if v[0]} == outcomes_counted(world)
+        assert {k: v for k, v in counted.items() if v[0]} == outcomes_counted(world)
         by_exit = call(world.db, "attempts_by_exit", project="p", hours=3)
         assert sum(row["attempts"] for row in by_exit) == 200 * (round_ + 1)
         by_site = call(world.db, "attempts_by_site", project="p", hours=3)
@@ -102,11 +102,11 @@ def test_clock_that_is_set_back_counts_each_report_once(world: World) -> None:
     ):
         world.db.execute(f"UPDATE osgprod_data.{what}".encode())
     world.db.execute("UPDATE osgprod_data.reports SET cluster = 8")
-    put_reports(world, [(1, "done", 0, None, 3)])  # not so long ago that it may be in what is tallied
+    put_reports(world, [(1, "done", 0, None, 3)])  # too recent to be in the tallies
     for _ in range(2):
         call(world.db, "tick")
-        told = {row["outcome"]: row["blocks"] for row in call(world.db, "totals", project="p")}
-        assert {k: v for k, v in told.items() if v} == {"done": 10, "lost": 1}
+        counted = {row["outcome"]: row["blocks"] for row in call(world.db, "totals", project="p")}
+        assert {k: v for k, v in counted.items() if v} == {"done": 10, "lost": 1}
         assert sum(row["blocks_done"] for row in call(world.db, "rate", project="p")) == 8
 
 
@@ -248,7 +248,7 @@ def test_map_has_a_character_for_each_file(world: World) -> None:
 
 
 def test_map_is_the_same_as_the_list_of_files_whatever_their_states(world: World) -> None:
-    """Against a model in Python. Runs that are wholly in one state are drawn without a look at their files."""
+    """Compared with a model in Python. Runs whose files all have one state are drawn without reading their files."""
     rng = random.Random(4)
     world.set(max_failures=1)
     for run in range(1, 9):

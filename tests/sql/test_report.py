@@ -1,4 +1,4 @@
-"""A job reports how it ended: what becomes of its slice? Promises I3, I5 (first success wins), I6 (append-only)."""
+"""What becomes of a slice when its job reports. Promises I3, I5 (first success wins), I6 (append-only)."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_late_success_counts_when_nobody_was_faster(world: World) -> None:
     call(world.db, "reclaim_lost")
     world.checkout(1)
     assert world.report(0, 0)["status"] == "done"
-    # The zombie's rival is told, and the block is not done twice.
+    # The other job learns that the slice is done, so the block does not count twice.
     answer = world.report(1, 0)
     assert (answer["http_status"], answer["status"]) == (409, "superseded")
     assert world.progress()["blocks_done"] == 1
@@ -162,9 +162,9 @@ def test_success_with_fewer_events_than_the_slice_holds_is_a_failure_where_event
 ) -> None:
     world.set(demand_events=True)
     world.add_file(3)
-    for process, told in enumerate((None, 10, 12)):
+    for process, events in enumerate((None, 10, 12)):
         assert world.checkout(process)["events"] == 11
-        answer = world.report(process, 0, **({} if told is None else {"events": told}))
+        answer = world.report(process, 0, **({} if events is None else {"events": events}))
         assert answer["status"] == "failed"
         assert "of 11 events read" in answer["message"]
         world.let_backoff_pass()
@@ -232,7 +232,7 @@ def test_a_success_whose_events_contradict_the_index_is_recorded_and_shown_by_he
     (row,) = [row for row in call(world.db, "health", project="p") if row["what"] == "contradicted"]
     assert row["level"] == "attention" and row["found"].startswith("1 done slices")
     call(world.db, "recycle", project="p", states=["done"])
-    assert call(world.db, "verify", project="p") == [], "what is work again contradicts nothing"
+    assert call(world.db, "verify", project="p") == [], "recycled work is no contradiction"
 
 
 def test_several_reports_made_together_are_recorded_each_by_its_own_evidence(world: World) -> None:
@@ -340,7 +340,7 @@ def test_lost_job_that_sends_a_heartbeat_gets_its_slice_back_while_nobody_has_it
     call(world.db, "reclaim_lost")
     assert world.progress()["blocks_ready"] == 1
     assert world.heartbeat(0, token=token)["status"] == "alive"
-    assert world.checkout(1)["block1"] == 2, "it is not lent twice"
+    assert world.checkout(1)["block1"] == 2, "it is not leased twice"
     world.let_leases_run_out()
     call(world.db, "reclaim_lost")
     assert world.heartbeat(0, token=token)["status"] == "alive"
@@ -352,7 +352,7 @@ def test_job_that_reported_or_started_again_is_not_revived_by_a_late_heartbeat(w
     token = str(world.checkout(0)["token"])
     world.report(0, 143, token=token)
     assert world.heartbeat(0, token=token)["status"] == "superseded", (
-        "its report was faster than its last beat"
+        "its report was faster than its last heartbeat"
     )
     token = str(world.checkout(1)["token"])
     world.checkout(2)
@@ -371,7 +371,7 @@ def test_late_failure_ends_the_attempt_for_good(world: World) -> None:
     world.let_leases_run_out()
     call(world.db, "reclaim_lost")
     assert world.report(0, 9)["status"] == "superseded"
-    assert world.heartbeat(0)["status"] == "superseded", "its beat came after its report"
+    assert world.heartbeat(0)["status"] == "superseded", "its heartbeat came after its report"
     assert world.progress()["blocks_ready"] == 1
 
 

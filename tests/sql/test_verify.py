@@ -1,4 +1,4 @@
-"""verify recounts: whatever is broken in the tables is found and named. Each of I1 to I6 is broken by hand here."""
+"""verify names each broken invariant: each of I1 to I6 is broken by hand here."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ BREAKAGES = {
 
 @pytest.mark.parametrize("named", BREAKAGES)
 def test_verify_names_each_broken_rule(world: World, named: str) -> None:
-    world.db.execute("SET session_replication_role = replica")  # no foreign key stands in the way
+    world.db.execute("SET session_replication_role = replica")  # switches the foreign keys off
     for statement in BREAKAGES[named].split(";"):
         world.db.execute(statement)
     assert any(named in fault for fault in faults(world)), faults(world)

@@ -1,7 +1,7 @@
-"""Calls at the same time: the interesting orders of two or three sessions, written down, and everything at once.
+"""Calls at the same time: chosen orders of two or three sessions, and everything at once.
 
-A session "holds" when its transaction, with a call's changes in it, is still open: the other must see the world as it
-was, and wait or go around. OSGPROD_SOAK_S=60 (make soak) lets everything happen at once for a minute.
+A session "holds" when its transaction, with a call's changes in it, is still open: the other must see the rows as they
+were, and wait or skip. OSGPROD_SOAK_S=60 (make soak) lets everything happen at once for a minute.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ class Waiting:
 
 @pytest.fixture
 def world(world: World) -> World:
-    """What should not wait is cut off instead of hanging."""
+    """Ends a call that waits although it should not."""
     world.db.execute("SET statement_timeout = '20s'")
     return world
 
 
 def lost(world: World, process: int = 0, cpus: int = 1) -> None:
-    """A job took a slice, and its lease has run out."""
+    """A job got a slice, and its lease has expired."""
     world.checkout(process, cpus=cpus)
     world.let_leases_run_out()
 
@@ -117,8 +117,8 @@ def test_reclaim_first_then_heartbeat_waits_and_revives(world: World) -> None:
     lost(world)
     with held(world) as db:
         call(db, "reclaim_lost")
-        beat = Waiting(world, lambda other: World(other, world.dsn).heartbeat(0))
-    assert beat.result()["status"] == "alive"
+        heartbeat = Waiting(world, lambda other: World(other, world.dsn).heartbeat(0))
+    assert heartbeat.result()["status"] == "alive"
     assert world.progress()["blocks_leased"] == 1
 
 
@@ -207,7 +207,7 @@ def test_checkout_first_then_reset_waits_and_other_jobs_must_try_again(world: Wo
             call(world.db, "recycle", project="p")
         assert call(world.db, "reclaim_lost") == []
     assert start_over.result()[0]["blocks"] == 3
-    assert world.report(0)["status"] == "superseded", "what was lent before is forgotten"
+    assert world.report(0)["status"] == "superseded", "leases from before the reset are void"
     assert world.heartbeat(1)["status"] == "superseded"
     assert world.checkout(0)["block1"] == 1
 
@@ -221,7 +221,7 @@ def test_forgotten_transaction_delays_exclusive_calls_and_no_jobs(world: World) 
             call(world.db, "load_slices", project="p", start_over=True)
         assert caught.value.sqlstate == "OG505"
         with pytest.raises(psycopg.Error, match="has no attempt"):
-            world.report(1)  # heard, and not told to come again
+            world.report(1)  # accepted, without a request to try again
     assert call(world.db, "load_slices", project="p", start_over=True)[0]["files"] == 1
 
 
@@ -269,8 +269,8 @@ def test_settings_changed_by_two_at_once_are_both_changed(world: World) -> None:
         call(db, "set_project", project="p", settings='{"state": "paused"}')
         assert call(world.db, "set_project", project="p", settings="{}"), "who only looks does not wait"
         other = Waiting(world, lambda db: call(db, "set_project", project="p", settings='{"wait_s": 7}'))
-    told = {row["setting"]: row["value"] for row in other.result()}
-    assert (told["state"], told["wait_s"]) == ("paused", "7")
+    settings = {row["setting"]: row["value"] for row in other.result()}
+    assert (settings["state"], settings["wait_s"]) == ("paused", "7")
 
 
 def test_setting_changed_while_a_project_is_archived_does_not_open_it_again(world: World) -> None:
@@ -313,14 +313,14 @@ def test_wrong_clock_keeps_no_slice_leased_for_ever(world: World) -> None:
     world.report(1, 1)
     world.db.execute("UPDATE osgprod_data.idle_slices SET not_before = now() + interval '10 days'")
     call(world.db, "reclaim_lost")
-    assert world.checkout(2)["status"] == "wait", "so long a rest may be meant"
+    assert world.checkout(2)["status"] == "wait", "so long a backoff may be intended"
     world.db.execute("UPDATE osgprod_data.idle_slices SET not_before = now() + interval '1 year'")
     call(world.db, "reclaim_lost")
     assert world.checkout(2)["status"] == "assigned"
 
 
 def test_leases_are_checked_soon_after_a_longer_lease_is_set(world: World) -> None:
-    """A lease that was given before it was made longer ends as it was given."""
+    """A lease that began before lease_s was raised expires at its old time."""
     world.add_file(2)
     world.set(lease_s=2592000)
     lost(world, 0)
@@ -351,7 +351,7 @@ EXPECTED = {
 
 
 class Soak:
-    """One of 32 sessions that call whatever can be called, in any order, until the time is up."""
+    """One of 32 sessions that call all functions in random order until the time is up."""
 
     def __init__(self, world: World, seed: int, end: float) -> None:
         self.world, self.chance, self.end = world, random.Random(seed), end

@@ -1,5 +1,5 @@
-"""The recipes of docs/backup.md, run as they stand there: an older state comes back whole, and blocks whose reports it
-does not know are done again, not lost."""
+"""Runs the commands of docs/backup.md: an older state is restored completely, and blocks whose reports it does not know
+are processed again."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def elsewhere(backup: Path) -> Iterator[Server]:
 
 
 def finish(world: World) -> int:
-    """A job after the other until there is no work; gives how many slices were done."""
+    """Runs one job after the other until no work is left; returns how many slices were done."""
     done = 0
     while True:
         answer = world.checkout(done, cluster=99)

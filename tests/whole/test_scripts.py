@@ -51,7 +51,7 @@ def node(folder: Path, shim: LiveShim, nevents: int) -> Iterator[Node]:
 
 
 def counted_events(world: World) -> Counter[int]:
-    """Physics events in the outputs that were taken: reported as done, and named by the report."""
+    """Physics events in the outputs that count: reported as done, and named by the report."""
     rows = world.db.execute("SELECT output_url FROM osgprod_data.reports WHERE outcome = 'done'").fetchall()
     seen: Counter[int] = Counter()
     for row in rows:
@@ -79,7 +79,9 @@ def test_jobs_killed_ten_times_at_any_moment_and_restarted(world: World, node: N
     for process in range(NBLOCKS):
         code, output = node.run(process)
         assert code == 0, output
-    while world.progress()["blocks_done"] < NBLOCKS:  # who had completed before it was killed did nothing now
+    while (
+        world.progress()["blocks_done"] < NBLOCKS
+    ):  # a job that had completed before it was killed did nothing now
         code, output = node.run(NBLOCKS + process)
         assert code == 0, output
         process += 1

@@ -1,4 +1,4 @@
-"""The shim's timer: promise I4, nothing that can stall stands between a lease that ran out and its slice."""
+"""The shim's timer. Promise I4: slices of expired leases are requeued even if a session is stuck."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from tests.support import LiveShim, World
 
 
 def wait_until_taken_back(world: World) -> None:
-    """By the verdict that stays: the slice itself may be lent again at once, to somebody who waits for work."""
+    """Looks at the recorded outcome, because a waiting job may lease the slice again at once."""
     end = time.monotonic() + 20
     while not world.db.execute("SELECT FROM osgprod_data.reports WHERE outcome = 'lost'").fetchall():
-        assert time.monotonic() < end, "the slice does not come back"
+        assert time.monotonic() < end, "the slice is not requeued"
         time.sleep(0.01)
 
 

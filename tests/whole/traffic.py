@@ -1,4 +1,4 @@
-"""Jobs in mid-traffic, and things to kill under them: shims in processes of their own, a proxy that loses answers."""
+"""Running jobs, and processes to kill under them: shims, and a proxy that loses answers."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ TIMEOUT_S = 60.0
 
 
 class Traffic:
-    """Jobs that ask, work for a moment and report, each persistent as the exec script is, until there is no work.
+    """Jobs that ask, work for a moment and report until no work is left; each retries, like the exec script.
 
-    What a job made is kept only when its report was taken as done: `blocks` counts how many outputs hold each block.
+    The output of a job is kept only if its report was accepted as done: `blocks` has for each block
+    the number of outputs that hold it.
     """
 
     def __init__(self, port: int, chance: random.Random, jobs: int = 6, work_s: float = 0.01) -> None:
@@ -175,7 +176,7 @@ class MortalShim:
 
 @contextmanager
 def losing_answers(port: int, is_lost: Callable[[], bool]) -> Iterator[int]:
-    """A proxy that passes requests on, but at times not their answers: the work is done, and nobody is told.
+    """A proxy that loses some answers: the server has done the work, but the client does not learn it.
 
     Gives the proxy's port.
     """
