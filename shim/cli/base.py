@@ -27,10 +27,10 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 class Commands(click.Group):
-    """Turns errors into one line and a hint, and the right exit code."""
+    """A group of commands whose errors end in one line, a hint, and the right exit code."""
 
     def invoke(self, ctx: click.Context) -> object:
-        """Runs a command; an expected error ends the process."""
+        """Run a command; an expected error ends the process."""
         try:
             return super().invoke(ctx)
         except OperatorError as error:
@@ -73,19 +73,41 @@ def _fail(message: str, hint: str, code: int = REFUSED) -> NoReturn:
 
 
 def ask(function: str, **arguments: object) -> list[dict[str, Any]]:
-    """Calls one function of schema osgprod on a connection of its own, see shim.database.call; None = its default."""
+    """Call one function of schema osgprod on a connection of its own, and return its rows.
+
+    Parameters
+    ----------
+    function : str
+        Its name without the schema.
+    **arguments : object
+        Its arguments without the p_; None: the function's own default.
+    """
     with connect() as connection:
         return call(connection, function, **given(**arguments))
 
 
 def change(function: str, dry_run: bool, **arguments: object) -> list[dict[str, Any]]:
-    """The same for a function that changes something; with dry_run what it did is rolled back."""
+    """Call a function that changes something, as ask() does; with dry_run the change is rolled back.
+
+    Parameters
+    ----------
+    function, **arguments : str, object
+        See ask().
+    dry_run : bool
+        Roll back.
+    """
     with connect() as connection, connection.transaction(force_rollback=dry_run):
         return call(connection, function, **given(**arguments))
 
 
 def given(**arguments: object) -> Mapping[str, Any]:
-    """Returns the arguments that have a value, so that the function's own defaults hold for the others."""
+    """Return the arguments that have a value, so that the function's own defaults apply for the others.
+
+    Parameters
+    ----------
+    **arguments : object
+        See ask().
+    """
     return {name: value for name, value in arguments.items() if value is not None}
 
 
@@ -121,28 +143,57 @@ class _Runs(click.ParamType[list[int]]):
 
 
 PROJECT = _Project()
-as_json = click.option("--json", "as_json", is_flag=True, help="One JSON array instead of a table.")
-dry = click.option("--dry-run", is_flag=True, help="Only tell what would be done.")
+as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON array instead of a table.")
+dry = click.option("--dry-run", is_flag=True, help="Only show what would be done.")
 project_argument = click.argument("project", type=PROJECT)
-runs_option = click.option("--runs", type=_Runs(), help="Runs like 1001,1005-1010; without it all.")
-path_option = click.option("--path", help="Path of a file, or a LIKE pattern.")
-hours_option = click.option("--hours", type=int, help="How far back; without it the function's own time.")
+runs_option = click.option("--runs", type=_Runs(), help="Runs like 1001,1005-1010. Default: all.")
+path_option = click.option("--path", help="Path of a file, or an SQL LIKE pattern. Default: all.")
 magic_option = click.option(
     "--magic-file",
     type=click.Path(exists=True, dir_okay=False, allow_dash=True),
-    help="Where the magic stands; - = prompt or standard input. Without it OSGPROD_MAGIC holds.",
+    help="File with the magic; -: ask for it, or read standard input. Default: the variable OSGPROD_MAGIC.",
 )
 # Columns that a table with a path can do without: its name has run and number, and the key is of use to functions only.
 SAID_BY_PATH = ("file_id", "run", "seqno")
 
 
 def limit_option(rows: int = 100) -> Callable[[_Command], _Command]:
-    """Return the option --limit, default: `rows` (see limit of shim.cli.terminal.show)."""
-    return click.option("--limit", type=int, default=rows, show_default=True, help="Rows at most.")
+    """Return the option --limit.
+
+    Parameters
+    ----------
+    rows : int
+        The default.
+    """
+    return click.option(
+        "--limit", type=int, default=rows, show_default=True, help="Rows at most [1 .. 100000]."
+    )
+
+
+def hours_option(hours: int) -> Callable[[_Command], _Command]:
+    """Return the option --hours.
+
+    Parameters
+    ----------
+    hours : int
+        The default [h], which is that of the function that is called.
+    """
+    return click.option("--hours", type=int, default=hours, show_default=True, help="How far back [h].")
 
 
 def read_magic(source: str | None) -> str | None:
-    """Returns the magic from a file, '-' = a prompt or the standard input; None = OSGPROD_MAGIC. Never an argument."""
+    """Return the magic, or None when none is given.
+
+    Parameters
+    ----------
+    source : str or None
+        A file; '-': a prompt, or the standard input where that is no terminal; None: the variable OSGPROD_MAGIC.
+
+    Raises
+    ------
+    OperatorError
+        Not UTF-8, or the standard input is closed.
+    """
     if source is None:
         magic = Settings.read().magic
         return None if magic is None else magic.text
@@ -161,16 +212,16 @@ def read_magic(source: str | None) -> str | None:
 
 EXIT_CODES = """\b
 Exit codes:
-  0  all is well
-  1  refused, or something was found that is not well
-  2  the command line makes no sense
+  0  success
+  1  refused, or a problem was found
+  2  wrong usage
   3  the database can't be reached"""
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]}, epilog=EXIT_CODES)
 @click.version_option(package_name="osgprod")
 def osgprod() -> None:
-    """Lends out slices of raw data files to grid jobs.
+    """Dispatch slices of raw data files to grid jobs.
 
     The database is where OSGPROD_DSN or libpq's variables (PGHOST ...) say.
     """
@@ -179,7 +230,7 @@ def osgprod() -> None:
 
 
 def run() -> None:
-    """Runs the command line; an output that takes nothing is an error too, also of what --help says."""
+    """Run the command line. An output that can't be written is an error, also for --help."""
     if sys.stdout is None:
         # The next file or connection would get its number, and what is meant for people.
         _fail("the standard output is closed", "send it to /dev/null if nobody wants it")

@@ -30,17 +30,17 @@ NO_PROJECT = "no project yet: osgprod project add makes one"
 
 @osgprod.command()
 @click.argument("project", required=False, type=PROJECT)
-@click.option("--watch", is_flag=True, help="Again and again, until Ctrl-C.")
+@click.option("--watch", is_flag=True, help="Repeat until Ctrl-C.")
 @click.option(
     "--interval",
     type=click.FloatRange(0.01),
     default=2.0,
     show_default=True,
-    help="Seconds between two looks.",
+    help="Time between two readings with --watch [s].",
 )
 @as_json
 def status(project: str | None, watch: bool, interval: float, as_json: bool) -> None:
-    """Tell how far each project is."""
+    """Show how far each project is."""
     is_stopped = threading.Event()
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -63,7 +63,7 @@ def status(project: str | None, watch: bool, interval: float, as_json: bool) -> 
 @click.argument("project", required=False, type=PROJECT)
 @as_json
 def health(project: str | None, as_json: bool) -> None:
-    """Tell whether each production is healthy, and what to do; the exit code is 1 when one is bad."""
+    """Show whether each project is healthy, and what to do. The exit code is 1 when one is bad."""
     rows = ask("health", project=project)
     show(rows, as_json, NO_PROJECT, wrapped=("found", "advice"))
     if any(row["level"] == "bad" for row in rows):
@@ -72,22 +72,22 @@ def health(project: str | None, as_json: bool) -> None:
 
 @osgprod.command()
 @project_argument
-@hours_option
+@hours_option(6)
 @as_json
 def estimate(project: str, hours: int | None, as_json: bool) -> None:
-    """Tell when a project will be done, and how sure that is."""
+    """Estimate when a project will be done."""
     rows = ask("estimate", project=project, hours=hours)
     show(rows, as_json)
     if not as_json and rows[0]["ends_at"] is None:
-        click.echo("nothing was done in these hours, so no end can be told", err=True)
+        click.echo("no block was done in these hours, so there is no estimate", err=True)
 
 
 @osgprod.command()
 @project_argument
-@hours_option
+@hours_option(24)
 @as_json
 def rate(project: str, hours: int | None, as_json: bool) -> None:
-    """Tell how fast a project went, interval by interval."""
+    """Show the rate of a project in intervals."""
     show(ask("rate", project=project, hours=hours), as_json)
 
 
@@ -95,13 +95,13 @@ def rate(project: str, hours: int | None, as_json: bool) -> None:
 @project_argument
 @click.argument("job", required=False)
 @click.option("--cluster", type=int, help="All jobs of this cluster, whenever they ran.")
-@hours_option
+@hours_option(24)
 @limit_option()
 @as_json
 def jobs(
     project: str, job: str | None, cluster: int | None, hours: int | None, limit: int, as_json: bool
 ) -> None:
-    """List jobs that started lately; with JOB like 1234.5 tell all that is known of it."""
+    """List jobs by their last start. With JOB, like 1234.5, show everything that is known of it."""
     if job is None:
         rows = ask("list_jobs", project=project, cluster=cluster, limit=limit, hours=hours)
     else:
@@ -118,13 +118,15 @@ def jobs(
 
 @osgprod.command()
 @project_argument
-@click.option("--live", is_flag=True, help="Those at work, instead of those that ended.")
-@click.option("--by", type=click.Choice(["exit", "site"]), help="Count them by exit code or by site.")
+@click.option("--live", is_flag=True, help="Running attempts, instead of those that ended.")
+@click.option(
+    "--by", type=click.Choice(["exit", "site"]), help="Counts by exit code or by site, instead of a list."
+)
 @click.option("--outcome", help="done, failed, node-fault, lost or superseded.")
 @click.option("--exit-code", type=int, help="Only those with this exit code.")
 @click.option("--worker", help="Only those on this worker.")
 @click.option("--site", help="Only those at this site.")
-@hours_option
+@hours_option(24)
 @limit_option()
 @as_json
 def attempts(
@@ -139,7 +141,7 @@ def attempts(
     limit: int,
     as_json: bool,
 ) -> None:
-    """List attempts that ended lately, the latest first."""
+    """List attempts that ended, the latest first."""
     filters = {"outcome": outcome, "exit_code": exit_code, "worker": worker, "site": site}
     if (live or by) and (given(**filters) or (live and by)):
         raise click.UsageError(
@@ -158,7 +160,7 @@ def attempts(
 @project_argument
 @as_json
 def quarantined(project: str, as_json: bool) -> None:
-    """List the blocks that can't be done, with all that is known of each."""
+    """List the quarantined blocks, with all that is known of each."""
     show(ask("quarantined", project=project), as_json, "no block is in quarantine", spare=SAID_BY_PATH)
 
 
@@ -166,19 +168,25 @@ def quarantined(project: str, as_json: bool) -> None:
 @click.pass_context
 @as_json
 def workers(ctx: click.Context, as_json: bool) -> None:
-    """List the workers that are refused work at present."""
+    """List the workers that are banned now."""
     if ctx.invoked_subcommand is None:
-        show(ask("blocked_workers"), as_json, "no worker is refused work")
+        show(ask("blocked_workers"), as_json, "no worker is banned")
 
 
 @workers.command("list")
 @project_argument
-@click.option("--order", default="failing", show_default=True, help="failing, slow or busy.")
-@hours_option
+@click.option(
+    "--order",
+    type=click.Choice(["failing", "slow", "busy"]),
+    default="failing",
+    show_default=True,
+    help="Which workers come first.",
+)
+@hours_option(6)
 @limit_option(20)
 @as_json
 def workers_list(project: str, order: str, hours: int | None, limit: int, as_json: bool) -> None:
-    """Tell how the workers did lately: failures, and time a block."""
+    """List workers with their failures and their time per block."""
     rows = ask("attempts_by_worker", project=project, order=order, limit=limit, hours=hours)
     show(rows, as_json, "no attempt of a worker ended in that time", limit=limit)
 
@@ -186,31 +194,43 @@ def workers_list(project: str, order: str, hours: int | None, limit: int, as_jso
 @workers.command("ban")
 @project_argument
 @click.argument("worker")
-@click.option("--seconds", default=3600, show_default=True)
-@click.option("--reason", help="For the record.")
+@click.option("--seconds", default=3600, show_default=True, help="How long from now on [s].")
+@click.option("--reason", help="Is shown in the list of banned workers.")
 @dry
 def workers_ban(project: str, worker: str, seconds: int, reason: str | None, dry_run: bool) -> None:
-    """Refuse work to a host or address for a while."""
+    """Ban WORKER, a host or address, for a while: it gets no work."""
     rows = change("ban_worker", dry_run, project=project, worker=worker, seconds=seconds, reason=reason)
-    click.echo(f"{worker} {'would be' if dry_run else 'is'} refused until {cell(rows[0]['ban_worker'])}")
+    click.echo(f"{worker} {'would be' if dry_run else 'is'} banned until {cell(rows[0]['ban_worker'])}")
 
 
-@workers.command("pardon")
+@workers.command("unban")
 @project_argument
 @click.argument("worker")
 @dry
-def workers_pardon(project: str, worker: str, dry_run: bool) -> None:
-    """Let a worker work again; its failures until now no longer count."""
-    change("ban_worker", dry_run, project=project, worker=worker, seconds=0, reason="pardoned")
-    click.echo(f"{worker} {'would be' if dry_run else 'is'} pardoned")
+def workers_unban(project: str, worker: str, dry_run: bool) -> None:
+    """End the ban of WORKER. Its failures until now no longer count against it."""
+    change("ban_worker", dry_run, project=project, worker=worker, seconds=0, reason="unbanned")
+    click.echo(f"{worker} {'would be' if dry_run else 'is'} no longer banned")
+
+
+# The name until 0.9; 0.11 drops it.
+workers.add_command(
+    click.Command(
+        "pardon",
+        callback=workers_unban.callback,
+        params=workers_unban.params,
+        help="Former name of unban.",
+        hidden=True,
+    )
+)
 
 
 @osgprod.command()
 @project_argument
-@click.option("--deep", is_flag=True, help="Compare with all attempts and reports, too: slower.")
+@click.option("--deep", is_flag=True, help="Compare with all attempts and reports as well; slower.")
 @as_json
 def verify(project: str, deep: bool, as_json: bool) -> None:
-    """Recount a project from its tables; rows are faults, and then the exit code is 1."""
+    """Recount a project from its tables. Each row is an inconsistency; if there is one, the exit code is 1."""
     with working("recounting"):
         faults = ask("verify", project=project, deep=deep)
     show(faults, as_json, f"{project}: every block is covered once")
@@ -220,13 +240,15 @@ def verify(project: str, deep: bool, as_json: bool) -> None:
 
 @osgprod.command()
 @click.argument("project", required=False, type=PROJECT)
-@click.option("--cluster", type=int, help="Those of this cluster instead: its jobs are gone.")
-@click.option("--process", type=int, help="Only that of this job of the cluster.")
+@click.option(
+    "--cluster", type=int, help="Slices of the jobs of this cluster, which are gone from the queue."
+)
+@click.option("--process", type=int, help="Only the slice of this job of the cluster.")
 @dry
 @as_json
 def reclaim(
     project: str | None, cluster: int | None, process: int | None, dry_run: bool, as_json: bool
 ) -> None:
-    """Take back slices whose lease ran out, as the shim does by itself, or those of removed jobs."""
+    """Requeue slices whose lease has expired, as the shim does by itself, or the slices of removed jobs."""
     rows = change("reclaim_lost", dry_run, project=project, cluster=cluster, process=process)
-    show(rows, as_json, "no such slice is on lease" if cluster is not None else "no lease has run out")
+    show(rows, as_json, "no such slice is leased" if cluster is not None else "no lease has expired")

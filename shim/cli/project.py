@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from shim import admin
+from shim.cli import settings
 from shim.cli.base import (
     as_json,
     ask,
@@ -45,21 +46,29 @@ def project_add(
     magic_file: str | None,
     dry_run: bool,
 ) -> None:
-    """Make a project: who may ask, its script, URL prefix and blocks a core."""
+    """Make a project.
+
+    \b
+    PROJECT           its name: letters, digits and _ . + -
+    SUBNET_PATTERN    addresses of its jobs: networks like "10.0.0.0/8, 192.0.2.0/24", or an SQL LIKE pattern
+    WORKSCRIPT        file name of its work script in DOCUMENT_ROOT/PROJECT
+    XROOTD_PREFIX     what stands before a file's path in its URL; empty for a file system
+    MAXBLOCKSPERCORE  blocks of a slice for each core of the job [1 .. 1000000]
+    """
     magic = read_magic(magic_file)
     admin.add_project(project, subnet_pattern, workscript, xrootd_prefix, maxblockspercore, magic, dry_run)
-    click.echo(f"project {project} {'would be' if dry_run else 'is'} there")
+    click.echo(f"project {project} {'would be' if dry_run else 'is'} made")
     if magic is None:
-        click.echo(f"it has no magic yet: osgprod project set-magic {project} --magic-file FILE gives it one")
+        click.echo(f"it has no magic yet: osgprod project set-magic {project} --magic-file FILE")
 
 
 @project.command("set-magic")
 @project_argument
 @magic_option
-@click.option("--overlap", default=0, show_default=True, help="Seconds that the old one stays valid.")
+@click.option("--overlap", default=0, show_default=True, help="How long the old magic stays valid [s].")
 @dry
 def project_set_magic(project: str, magic_file: str | None, overlap: int, dry_run: bool) -> None:
-    """Give a project a new secret."""
+    """Give a project a new magic, the secret of its jobs."""
     magic = read_magic(magic_file)
     if magic is None:
         raise OperatorError(
@@ -69,15 +78,15 @@ def project_set_magic(project: str, magic_file: str | None, overlap: int, dry_ru
     click.echo(f"project {project} {'would have' if dry_run else 'has'} a new magic")
 
 
-@project.command("set")
+@project.command("set", epilog=settings.help_text())
 @project_argument
-@click.argument("settings", nargs=-1, required=True, metavar="NAME=VALUE...")
+@click.argument("assignments", nargs=-1, required=True, metavar="NAME=VALUE...")
 @dry
 @as_json
-def project_set(project: str, settings: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
-    """Change settings, like lease_s=3600; an empty value means none."""
+def project_set(project: str, assignments: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
+    """Change settings, like lease_s=3600. An empty value means none."""
     values: dict[str, Any] = {}
-    for setting in settings:
+    for setting in assignments:
         name, equals, value = setting.partition("=")
         if not equals:
             raise click.BadParameter(f"{setting!r} is not NAME=VALUE")
@@ -92,7 +101,7 @@ def _set(project: str, values: Mapping[str, Any], dry_run: bool = False) -> list
 @project.command("list")
 @as_json
 def project_list(as_json: bool) -> None:
-    """List the projects and how far they are."""
+    """List the projects, and how far each is."""
     show(ask("progress"), as_json, "no project yet: osgprod project add makes one")
 
 
@@ -100,7 +109,7 @@ def project_list(as_json: bool) -> None:
 @project_argument
 @as_json
 def project_show(project: str, as_json: bool) -> None:
-    """Show all settings of a project."""
+    """Show all settings of a project (osgprod project set --help explains them)."""
     show(_set(project, {}), as_json)
 
 
@@ -113,9 +122,9 @@ def _state_command(name: str, state: str, help_text: str) -> None:
         click.echo(f"project {project} {'would be' if dry_run else 'is'} {state}")
 
 
-_state_command("pause", "paused", "Lend nothing, not even to restarted jobs; reports are taken.")
-_state_command("resume", "active", "Lend again.")
-_state_command("drain", "draining", "Let live slices go on, lend no new ones.")
+_state_command("pause", "paused", "Assign nothing, not even to restarted jobs. Reports are still accepted.")
+_state_command("resume", "active", "Assign work again.")
+_state_command("drain", "draining", "Assign no new slices; leased ones may be finished.")
 
 
 @project.command("archive")
@@ -123,8 +132,13 @@ _state_command("drain", "draining", "Let live slices go on, lend no new ones.")
 @dry
 @as_json
 def project_archive(project: str, dry_run: bool, as_json: bool) -> None:
-    """Move the slices and attempts of a production that has ended out of the hot tables; it may be killed and go on."""
+    """Move the slices and attempts of a finished project out of the tables that checkouts read.
+
+    A call that was killed is completed by the next one.
+    """
     counts = admin.archive_project(project, dry_run, Bar)
     show([counts], as_json)
     if counts["waiting"]:
-        click.echo(f"{counts['waiting']} attempts ended too lately: run this again in ten minutes", err=True)
+        click.echo(
+            f"{counts['waiting']} attempts ended less than ten minutes ago: run this again later", err=True
+        )

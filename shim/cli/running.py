@@ -15,7 +15,7 @@ from shim.cli.watch import listen
 
 
 @osgprod.command()
-@click.option("--dry-run", is_flag=True, help="Only tell what would be applied.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be applied.")
 def migrate(dry_run: bool) -> None:
     """Bring the database up to date: tables, functions, grants."""
     if dry_run:
@@ -27,13 +27,16 @@ def migrate(dry_run: bool) -> None:
 
 @osgprod.command()
 @click.option(
-    "--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 = a free one."
+    "--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="TCP port; 0: a free one."
 )
-@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--uds", help="Unix socket to listen on instead of host and port.")
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Shim processes.")
 def serve(port: int, host: str, uds: str | None, workers: int) -> None:
-    """Run the shim in the foreground; without a database named, on one of its own."""
+    """Run the shim in the foreground.
+
+    If neither OSGPROD_DSN nor libpq's variables name a database, it starts a PostgreSQL of its own with a demo project.
+    """
     from shim.cli import serving  # the web server is of no use to the other commands
 
     serving.serve(host, port, uds, workers, say=click.echo)
@@ -41,19 +44,19 @@ def serve(port: int, host: str, uds: str | None, workers: int) -> None:
 
 @osgprod.command()
 def demo() -> None:
-    """Run the whole story with real parts, from new EVIO files to every event processed once."""
+    """Run a whole production with real parts, in less than a minute: from EVIO files to every event processed once."""
     from shim.local import demo as story
 
     raise SystemExit(story.main())
 
 
 @osgprod.command()
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-@click.option("--count", type=int, help="End after so many notices.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
+@click.option("--count", type=int, help="End after so many notifications. Default: never.")
 def watch(as_json: bool, count: int | None) -> None:
-    """Print what an operator may want to be told of, as it happens, until Ctrl-C.
+    """Print notifications as they come, until Ctrl-C.
 
-    Files finished, blocks quarantined, workers refused, projects done.
+    Files finished, blocks quarantined, workers banned, projects done.
     """
     with contextlib.suppress(KeyboardInterrupt):
         ask("alive")  # any login may listen: missing rights, or functions, would show in nothing but silence
@@ -64,7 +67,7 @@ def watch(as_json: bool, count: int | None) -> None:
 @osgprod.command("doctor")
 @as_json
 def doctor_command(as_json: bool) -> None:
-    """Look for what is not as it should be, and say what to do about it; then the exit code is 1."""
+    """Look for problems, and say what to do about each. The exit code is 1 when there is one."""
     with working("looking"):
         rows = doctor.examine()
     show(rows if as_json else [_line(row) for row in rows], as_json, wrapped=("found", "what to do"))
@@ -98,13 +101,16 @@ def completion(ctx: click.Context, shell: str) -> None:
 @click.argument("project")
 @click.option(
     "--from", "source", envvar="OSGPROD_ORIGINAL_DSN", required=True,
-    help="The original's database, without a password (PGPASSFILE); or OSGPROD_ORIGINAL_DSN.",
+    help="DSN of the original's database, without a password (use PGPASSFILE). Default: OSGPROD_ORIGINAL_DSN.",
 )  # fmt: skip
 @magic_option
 @dry
 @as_json
 def import_original(project: str, source: str, magic_file: str | None, dry_run: bool, as_json: bool) -> None:
-    """Take PROJECT over from a database of the original osgprod: files, slices, jobs. Again = go on."""
+    """Take PROJECT over from a database of the original osgprod: files, slices, jobs.
+
+    Run it again to continue where it was broken off.
+    """
     from shim.local.original import take_over
 
     rows = take_over(source, project, read_magic(magic_file), dry_run, Bar)

@@ -26,6 +26,10 @@ from shim.migrate import migrate
 from shim.web import logs
 from shim.web.bounds import BoundedProtocol
 
+# A new process that does not serve by then ends a reload, and the old processes stay. uvicorn's default, 5 s, is less
+# than a start takes on a busy machine.
+WORKER_START_S = 60
+
 
 def serve(
     host: str,
@@ -74,6 +78,7 @@ def serve(
             log_config=logs.CONFIG,
             proxy_headers=False,  # whom to trust is OSGPROD_TRUSTED_PROXIES' to say
             server_header=False,
+            timeout_worker_healthcheck=WORKER_START_S,
         )
         listener = _inherited(settings) or stack.enter_context(
             _listen_at(uds) if uds else _listen(host, port)

@@ -55,9 +55,9 @@ def rawdata_load(folder: str, dry_run: bool, as_json: bool) -> None:
 @click.argument("folder", type=click.Path(exists=True, file_okay=False))
 @as_json
 def rawdata_check(folder: str, as_json: bool) -> None:
-    """Compare FOLDER with what is registered; rows are faults, and then the exit code is 1."""
+    """Compare FOLDER with the registered files. Each row is a difference; if there is one, the exit code is 1."""
     faults = admin.check_rawdata_files(folder, Bar)
-    show(faults, as_json, "all files are as registered, and all registered ones are there")
+    show(faults, as_json, "all files are as registered, and every registered file is there")
     if faults:
         raise SystemExit(1)
 
@@ -68,7 +68,7 @@ def rawdata_check(folder: str, as_json: bool) -> None:
 @limit_option()
 @as_json
 def rawdata_list(runs: list[int] | None, path: str | None, limit: int, as_json: bool) -> None:
-    """List the files that are registered."""
+    """List the registered files."""
     rows = ask("list_rawdata", runs=runs, path=path, limit=limit)
     empty = "no such file is registered: osgprod rawdata load registers files"
     show(rows, as_json, empty, limit=limit, spare=(*SAID_BY_PATH, "first_block", "has_trailer"))
@@ -79,7 +79,10 @@ def rawdata_list(runs: list[int] | None, path: str | None, limit: int, as_json: 
 @dry
 @as_json
 def rawdata_forget(path: str, dry_run: bool, as_json: bool) -> None:
-    """Forget files registered by mistake; PATH is one file, or a pattern like /old/%. What a project works on stays."""
+    """Forget files registered by mistake. PATH is one file, or an SQL LIKE pattern such as /old/%.
+
+    Files that are loaded into a project stay.
+    """
     show(change("forget_rawdata", dry_run, path=path), as_json)
 
 
@@ -87,13 +90,13 @@ def rawdata_forget(path: str, dry_run: bool, as_json: bool) -> None:
 @project_argument
 @runs_option
 @path_option
-@click.option("--state", help="fresh, begun, cut, finished, or open (begun or cut).")
+@click.option("--state", help="fresh, begun, cut, finished, or open (begun or cut). Default: all.")
 @limit_option()
 @as_json
 def files(
     project: str, runs: list[int] | None, path: str | None, state: str | None, limit: int, as_json: bool
 ) -> None:
-    """List the files that are work of a project, and how far each is."""
+    """List the files of a project, and how far each is."""
     rows = ask("list_files", project=project, runs=runs, path=path, state=state, limit=limit)
     empty = "no such file is loaded: osgprod slices load makes files work"
     show(rows, as_json, empty, limit=limit, spare=SAID_BY_PATH)
@@ -107,7 +110,13 @@ def slices() -> None:
 @slices.command("load")
 @project_argument
 @runs_option
-@click.option("--start-over", is_flag=True, help="Forget what was done of these files.")
+@click.option(
+    "--reset",
+    "--start-over",
+    "start_over",
+    is_flag=True,
+    help="Forget what was done of these files, and process them again.",
+)
 @dry
 @as_json
 def slices_load(project: str, runs: list[int] | None, start_over: bool, dry_run: bool, as_json: bool) -> None:
@@ -130,7 +139,7 @@ def slices_load(project: str, runs: list[int] | None, start_over: bool, dry_run:
 
 @slices.command("list")
 @project_argument
-@click.option("--state", help="leased, done, ready or quarantined.")
+@click.option("--state", help="leased, done, ready or quarantined. Default: all.")
 @runs_option
 @path_option
 @limit_option()
@@ -138,7 +147,7 @@ def slices_load(project: str, runs: list[int] | None, start_over: bool, dry_run:
 def slices_list(
     project: str, state: str | None, runs: list[int] | None, path: str | None, limit: int, as_json: bool
 ) -> None:
-    """List the slices that were cut."""
+    """List the slices of a project."""
     rows = ask("list_slices", project=project, state=state, runs=runs, path=path, limit=limit)
     show(rows, as_json, "no such slice", limit=limit, spare=SAID_BY_PATH)
 
@@ -150,13 +159,13 @@ def slices_list(
     "states",
     multiple=True,
     type=click.Choice(["quarantined", "failed", "done"]),
-    help="Which; may be repeated. Without it quarantined and failed ones.",
+    help="Slices in this state; may be repeated. Default: quarantined and failed.",
 )
 @runs_option
 @path_option
-@click.option("--exit-code", type=int, help="Only those whose last report had it.")
-@click.option("--client", help="Only those last lent to this address or network.")
-@click.option("--since", help="Only those last reported since then, in UTC, like '2026-05-01 12:00'.")
+@click.option("--exit-code", type=int, help="Only slices whose last report had this exit code.")
+@click.option("--client", help="Only slices last leased to this address or network.")
+@click.option("--since", help="Only slices last reported since then (UTC), like '2026-05-01 12:00'.")
 @dry
 @as_json
 def slices_recycle(
@@ -170,7 +179,7 @@ def slices_recycle(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Put slices back to ready, as if they had never been tried."""
+    """Requeue slices, as if they had never been tried."""
     choice = {"states": list(states) or None, "runs": runs, "path": path, "exit_code": exit_code}
     with working("recycling"):
         rows = ask("recycle", project=project, **choice, client=client, since=since, dry_run=dry_run)

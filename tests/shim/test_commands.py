@@ -97,7 +97,7 @@ def test_each_changing_command_can_foretell_and_each_reading_one_speaks_json() -
 
 def test_exit_codes_are_in_the_help(run: Run) -> None:
     text = run("--help").output
-    for code, meaning in ((0, "all is well"), (1, "refused"), (2, "makes no sense"), (3, "can't be reached")):
+    for code, meaning in ((0, "success"), (1, "refused"), (2, "wrong usage"), (3, "can't be reached")):
         assert re.search(rf"^ +{code}  .*{meaning}", text, re.MULTILINE)
 
 
@@ -141,7 +141,9 @@ def test_list_that_may_go_on_says_so_and_its_help_names_the_limit(
         assert cut.stderr == "osgprod: 1 rows shown, there may be more: --limit N\n"
         assert run(*arguments, *format_).stderr == "", "all there is needs no word"
     number = 20 if arguments[0] == "workers" else 100
-    assert re.search(rf"Rows at most\.\s+\[default: {number}\]", run(*arguments, "--help").stdout)
+    assert re.search(
+        rf"Rows at most \[1 \.\. 100000\]\.\s+\[default:\s+{number}\]", run(*arguments, "--help").stdout
+    )
 
 
 def test_list_of_more_than_a_hundred_files_ends_there_and_says_so(run: Run, world: World) -> None:
@@ -345,7 +347,7 @@ def test_check_goes_through_all_that_is_registered_below_the_folder_and_no_more(
 DRY = [
     ("project", "set", "p", "lease_s=9999"), ("project", "pause", "p"), ("project", "drain", "p"),
     ("project", "add", "q", "127.%", "w.bash", "", "3"), ("slices", "load", "p"), ("slices", "recycle", "p"),
-    ("slices", "load", "p", "--start-over"), ("workers", "ban", "p", "wn1"), ("workers", "pardon", "p", "wn1"),
+    ("slices", "load", "p", "--reset"), ("workers", "ban", "p", "wn1"), ("workers", "unban", "p", "wn1"),
     ("reclaim",), ("reclaim", "p", "--cluster", "1"), ("project", "set-magic", "p", "--magic-file", "-"),
 ]  # fmt: skip
 
@@ -411,11 +413,13 @@ def test_file_at_a_second_path_is_told_and_can_be_forgotten(run: Run, world: Wor
     assert result.exit_code == 1 and "is work of project p" in result.stderr
 
 
-def test_worker_is_refused_work_and_pardoned_in_plain_words(run: Run, world: World) -> None:
-    assert run("workers", "ban", "p", "wn1", "--seconds", "60").output.startswith("wn1 is refused until ")
+def test_worker_is_banned_and_unbanned_in_plain_words(run: Run, world: World) -> None:
+    assert run("workers", "ban", "p", "wn1", "--seconds", "60").output.startswith("wn1 is banned until ")
     assert call(world.db, "blocked_workers")[0]["reason"] == "by the operator"
-    assert run("workers", "pardon", "p", "wn1", "--dry-run").output == "wn1 would be pardoned\n"
-    assert run("workers", "pardon", "p", "wn1").output == "wn1 is pardoned\n"
+    assert run("workers", "unban", "p", "wn1", "--dry-run").output == "wn1 would be no longer banned\n"
+    for name in ("unban", "pardon"):  # the second is the name until 0.9
+        assert run("workers", name, "p", "wn1").output == "wn1 is no longer banned\n"
+    assert "pardon" not in run("workers", "--help").output
     assert call(world.db, "blocked_workers") == []
 
 
@@ -436,7 +440,7 @@ def test_archive_refuses_tells_moves_and_says_what_has_to_wait(run: Run, world: 
     assert world.progress()["state"] == "active", "a dry run changes nothing"
     first = run("project", "archive", "p", "--json")
     assert (first.exit_code, json.loads(first.stdout)[0]["waiting"]) == (0, 2)
-    assert "again in ten minutes" in first.stderr
+    assert "run this again later" in first.stderr
     world.db.execute("UPDATE osgprod_data.reports SET reported_at = now() - interval '1 h'")
     world.db.execute("UPDATE osgprod_data.projects SET tallied_until = '-infinity'")
     second = run("project", "archive", "p", "--json")
@@ -467,10 +471,10 @@ def test_magic_comes_from_a_file_the_standard_input_or_the_environment(
     [
         (("status", "nope"), 1, "osgprod: there is no project 'nope'", "hint: osgprod project list"),
         (("project", "set", "p", "wait_s=9", "lease_s=soon"), 1,
-         'p: lease_s: invalid input syntax for type integer: "soon"', "hint: osgprod project show p"),
-        (("project", "set", "p", "wait_s=0"), 1, "must hold that ((wait_s >= 1) AND (wait_s", "hint: osgprod"),
-        (("project", "set", "p", "lease_s=1000"), 1, "must hold that (lease_s >= (2 * heartbeat_s))", "hint: osgprod"),
-        (("project", "add", "q", "127.%", "../w", "", "1"), 1, "q: it must hold that (workscript ~", "hint: names"),
+         'p: lease_s: invalid input syntax for type integer: "soon"', "hint: osgprod project set --help"),
+        (("project", "set", "p", "wait_s=0"), 1, "p: wait_s must be from 1 to 86400", "hint: osgprod"),
+        (("project", "set", "p", "lease_s=1000"), 1, "p: a lease outlives two heartbeats", "hint: osgprod"),
+        (("project", "add", "q", "127.%", "../w", "", "1"), 1, "q: workscript is a file name", "hint: names"),
         (("project", "set", "p", "lease"), 2, "'lease' is not NAME=VALUE", ""),
         *((("slices", "load", "p", "--runs", runs), 2, "no run list like 1001,1005-1010", "")
           for runs in ("1-x", "5-3", "7-", "1,,2", "1-999999999")),
@@ -665,7 +669,7 @@ def test_watch_ends_well_with_ctrl_c(world: World) -> None:
 def test_estimate_of_nothing_says_so(run: Run, world: World) -> None:
     world.with_project("new").add_file(3)
     result = run("estimate", "new")
-    assert result.exit_code == 0 and "no end can be told" in result.stderr
+    assert result.exit_code == 0 and "there is no estimate" in result.stderr
 
 
 def test_watch_listens_again_when_the_connection_was_cut(world: World) -> None:
@@ -738,3 +742,34 @@ def test_the_calls_of_the_original_are_still_python_calls(
     assert admin.load_rawdata_files(folder)["new"] == 1
     loaded = admin.load_slices(runs=[9], projectname="original")
     assert loaded["files"] == 1 and loaded["blocks"] > 0
+
+
+@pytest.mark.parametrize(("command", "function"), [
+    ("estimate", "estimate"), ("rate", "rate"), ("jobs", "list_jobs"), ("attempts", "list_attempts"),
+    ("workers list", "attempts_by_worker"),
+])  # fmt: skip
+def test_defaults_that_the_help_names_are_those_of_the_functions(
+    run: Run, world: World, command: str, function: str
+) -> None:
+    row = world.db.execute(
+        "SELECT pg_get_function_arguments(p.oid) AS text FROM pg_proc p WHERE p.proname = %s"
+        " AND p.pronamespace = 'osgprod'::regnamespace", [function]
+    ).fetchone()  # fmt: skip
+    assert row is not None
+    text = " ".join(run(*command.split(), "--help").output.split())
+    for name in re.findall(r"p_(hours|limit|order)\b", row["text"]):
+        default = re.search(rf"p_{name} \w+ DEFAULT '?(\w+)", row["text"])
+        assert default and re.search(rf"--{name} .*?\[default: {default[1]}\]", text), (name, text)
+
+
+def test_each_option_of_each_command_has_a_help_text() -> None:
+    def below(group: click.Group) -> Iterator[click.Command]:
+        for command in group.commands.values():
+            yield command
+            if isinstance(command, click.Group):
+                yield from below(command)
+
+    for command in below(osgprod):
+        assert command.help, command.name
+        for parameter in command.params:
+            assert not isinstance(parameter, click.Option) or parameter.help, (command.name, parameter.name)

@@ -65,6 +65,9 @@ def commands(path: Path) -> list[str]:
     return found
 
 
+LONGEST_COMMAND_S = 60.0
+
+
 def is_run(command: str) -> bool:
     return not any(command.startswith(beginning) for beginning in NOT_RUN)
 
@@ -163,6 +166,7 @@ def make_original(base: str, folder: Path) -> None:
         original.execute("INSERT INTO slices (iraw, block1, block2) SELECT id, 1, nblocks FROM rawdata")
 
 
+@pytest.mark.timeout(3600)  # some have a hundred commands, and the machine may be busy
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_commands_of_the_document_do_what_they_should(path: Path, site: dict[str, str]) -> None:
     if path.name in NOT_RUN_AT_ALL:
@@ -181,7 +185,11 @@ def test_commands_of_the_document_do_what_they_should(path: Path, site: dict[str
             here = re.sub(rf"(?<= ){re.escape(name)}", f"{site['FOLDER']}/{name}", here)
         script += [f"echo + {shlex.quote(here)} >&2", here]
     result = subprocess.run(
-        ["bash", "-c", "\n".join(script)], env=site, capture_output=True, text=True, timeout=120
+        ["bash", "-c", "\n".join(script)],
+        env=site,
+        capture_output=True,
+        text=True,
+        timeout=LONGEST_COMMAND_S * len(lines),
     )
     assert result.returncode == 0, f"{result.stdout[-2000:]}\n{result.stderr[-3000:]}"
     assert "Traceback" not in result.stderr

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -205,6 +205,50 @@ def test_several_processes_serve_one_port_and_all_end(folder: Path, workers: str
         assert {httpx.get(f"{server.url}/{EXAMPLE}").status_code for _ in range(10)} == {200}
         assert server.end(signal.SIGINT) == 0
     assert programs_of(folder) == []
+
+
+SLOW_APP = """
+import pathlib, time
+from shim.app import create_app as make
+
+def create_app():
+    if pathlib.Path("slow").exists():
+        time.sleep(5.5)  # longer than uvicorn's own limit for a new process
+    return make()
+"""
+
+
+def test_reload_replaces_each_process_however_slowly_the_new_one_starts(folder: Path) -> None:
+    (folder / "slow_app.py").write_text(SLOW_APP)
+    call = "serve('127.0.0.1', 0, None, 2, lambda line: None, 'slow_app:create_app')"
+    server = subprocess.Popen(
+        [sys.executable, "-c", f"from shim.cli.serving import serve; {call}"], cwd=folder, stderr=subprocess.DEVNULL,
+        env={**os.environ, "OSGPROD_DSN": "host=/nonexistent", "PYTHONPATH": f"{CHECKOUT}:{folder}"},
+    )  # fmt: skip
+
+    def workers() -> set[str]:
+        children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
+        found = set()
+        for pid in children:
+            with contextlib.suppress(OSError):
+                found |= {pid} if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes() else set()
+        return found
+
+    def wait_for(is_there: Callable[[], bool]) -> None:
+        end = time.monotonic() + 4 * LIMIT_S
+        while not is_there():
+            assert server.poll() is None and time.monotonic() < end, workers()
+            time.sleep(0.05)
+
+    try:
+        wait_for(lambda: len(workers()) == 2)
+        former = workers()
+        (folder / "slow").touch()
+        server.send_signal(signal.SIGHUP)
+        wait_for(lambda: len(workers()) == 2 and not workers() & former)
+    finally:
+        server.terminate()
+        server.wait(4 * LIMIT_S)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has folders that the server's user can't enter")

@@ -76,7 +76,7 @@ BEGIN
     IF FOUND THEN
         RAISE EXCEPTION 'worker % is refused work until % UTC: %', p_worker,
             to_char(v_ban.until AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS'), v_ban.reason
-            USING ERRCODE = 'OG601', HINT = 'the operator can pardon it: osgprod workers pardon';
+            USING ERRCODE = 'OG601', HINT = 'the operator can end the ban: osgprod workers unban';
     END IF;
 END
 $fn$;

@@ -149,7 +149,7 @@ BEGIN
         GET STACKED DIAGNOSTICS v_wrong = CONSTRAINT_NAME;
         RAISE EXCEPTION 'project %: %', p_project, coalesce(osgprod._rule(v_wrong), v_key || ': ' || SQLERRM, SQLERRM)
             USING ERRCODE = 'OG108',
-            HINT = format('osgprod project show %s lists the settings, docs/sql.md their units', p_project);
+            HINT = 'osgprod project set --help lists the settings with default, range and unit';
     END;
     RETURN QUERY SELECT j.key, j.value FROM jsonb_each_text(to_jsonb(v_project) - v_fixed) AS j ORDER BY j.key;
 END
@@ -161,8 +161,14 @@ COMMENT ON FUNCTION osgprod.set_project(text, jsonb) IS
 CREATE FUNCTION osgprod._rule(p_constraint text)
 RETURNS text LANGUAGE sql STABLE
 AS $fn$
-    -- The rule that a check on projects stands for, in words for who broke it; NULL = no such check.
-    SELECT 'it must hold that ' || pg_get_expr(c.conbin, c.conrelid) FROM pg_constraint c
+    -- The rule of a check on projects as a phrase: 'lease_s must be from 1 to 2592000', or the check's name in words.
+    -- Returns:    NULL = no such check
+    SELECT CASE WHEN r.range IS NULL THEN replace(regexp_replace(c.conname, '^projects_', ''), '_', ' ')
+                WHEN r.range[3] IS NULL THEN format('%s must be %s or more', r.range[1], r.range[2])
+                ELSE format('%s must be from %s to %s', r.range[1], r.range[2], r.range[3]) END
+      FROM pg_constraint c
+     CROSS JOIN regexp_match(pg_get_expr(c.conbin, c.conrelid),
+                             '^\(+(\w+) >= (\d+)\)(?: AND \(\1 <= (\d+)\)\))?$') AS r(range)
      WHERE c.conrelid = 'osgprod_data.projects'::regclass AND c.conname = p_constraint AND c.contype = 'c'
 $fn$;
 

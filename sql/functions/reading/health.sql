@@ -52,11 +52,11 @@ BEGIN
                     f.project)),
             ('attention', 'refused-workers', f.refused > 0,
              format('%s at present', f.refused),
-             'see which and why: osgprod workers; let one work again: osgprod workers pardon'),
+             'see which and why: osgprod workers; let one work again: osgprod workers unban'),
             ('attention', 'running-out', f.state = 'active' AND f.blocks_left > 0 AND f.done > 0
                 AND f.blocks_uncut + f.blocks_ready < f.done,
              format('%s blocks are left to be lent, less than were done of late', f.blocks_uncut + f.blocks_ready),
-             format('submit no more jobs, or load more files: osgprod slices load %s', f.project)),
+             format('submit no more jobs; to load more files, name their runs: osgprod slices load %s --runs', f.project)),
             ('attention', 'paused', f.state = 'paused', 'nothing is lent out',
              format('go on: osgprod project resume %s', f.project)),
             ('attention', 'draining', f.state = 'draining', 'no new work is lent out',
