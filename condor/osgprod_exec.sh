@@ -572,6 +572,7 @@ said() {
 report() {
   local code="$1"
   shift
+  stop_beating
   if ! persistent_request workscript.exit exitcode "$code" "$@"; then
     log 'the server has taken no report'
     return 1
@@ -638,14 +639,12 @@ run_work() {
   ) 9>&- >"$scratch/work.log" 2>&1 &
   work_group=$!
   set +m
-  if (($1 > 0)); then
-    beat "$1" "$own" &
-    beat_pid=$!
-  fi
+  start_beating "$1" "$own"
   wait "$work_group" || work_status=$?
   end_group "$work_group" # whatever it left in the background
+  # The heartbeats go on until the report: delivery may take longer than the lease.
+  touch "$scratch/delivering" 2>/dev/null || stop_beating
   work_group=""
-  stop_beating
   run print_log "$scratch/work.log" "$MAX_LOG_BYTES" || true
 }
 
@@ -685,8 +684,15 @@ folder_bytes() {
   printf '%s' "$((kilobytes * 1024))"
 }
 
+# Arguments: seconds between heartbeats, 0 = none, folder for credentials
+start_beating() {
+  (($1 > 0)) || return 0
+  beat "$1" "$2" &
+  beat_pid=$!
+}
+
 # Renews the lease until the server says that the slice is no longer ours, or until this script was killed; then it ends
-# the work. Arguments: seconds between heartbeats, folder for credentials
+# the work, if it has not ended. Arguments: seconds between heartbeats, folder for credentials
 beat() {
   local interval_s="$1" own="$2" left_s="$1"
   pipe="$scratch/pipe.beat"
@@ -698,16 +704,20 @@ beat() {
       kill -0 "$$" 2>/dev/null || break 2
     done
     left_s="$interval_s"
-    [[ -z "${OSGPROD_CONTAINER:-}" ]] || copy_credentials "$own"
+    [[ -z "${OSGPROD_CONTAINER:-}" || -e "$scratch/delivering" ]] || copy_credentials "$own"
     request workscript.ping bytes "$(folder_bytes "$scratch/work")" cpu "$(cpu_seconds "$work_group")"
     if [[ "$http_status" == 409 && "$answer" != error ]]; then
       log "stopping the work: $body"
       trap '' TERM # the end of the work must not hide why
-      end_group "$work_group"
+      end_work
       exit "$TOLD_TO_STOP"
     fi
   done
-  end_group "$work_group"
+  end_work
+}
+
+end_work() {
+  [[ -e "$scratch/delivering" ]] || end_group "$work_group"
 }
 
 stop_beating() {
@@ -1049,12 +1059,13 @@ unreported() {
 }
 
 # Writes down what the report of a success will say; the token of the attempt proves that it is the same.
-# Arguments: name of the tarball, events, number of outputs, size [bytes], adler32, URL or nothing
+# Arguments: name of the tarball, events, number of outputs, size [bytes], adler32, URL or nothing, seconds between
+# heartbeats
 write_down() {
   local file
   file="$(unreported report)"
   (umask 077 && printf '%s\n' "project=$OSGPROD_PROJECT" "token=$token" "name=$1" "events=$2" "outputs=$3" "bytes=$4" \
-    "adler32=$5" "url=$6" complete=yes >"$file.new") 2>/dev/null && mv -f "$file.new" "$file"
+    "adler32=$5" "url=$6" "heartbeat_s=$7" complete=yes >"$file.new") 2>/dev/null && mv -f "$file.new" "$file"
 }
 
 # Prints one value of what was written down. Argument: name
@@ -1083,6 +1094,17 @@ forget_unreported() {
   rm -f "$(unreported report)" "$(unreported report.new)" "$(unreported tar.gz)" "$(unreported tar.gz.new)"
 }
 
+# Goes on with the lease of an earlier start: it may have expired, and nobody else has the slice yet.
+resume_lease() {
+  local beat_s
+  token="$(written token)"
+  beat_s="$(written heartbeat_s)"
+  touch "$scratch/delivering" || return 0
+  [[ "$beat_s" =~ ^[1-9][0-9]{0,5}$ ]] || return 0
+  request workscript.ping bytes 0
+  start_beating "$beat_s" ""
+}
+
 # Delivers and reports a success that was written down. Returns this script's exit code.
 deliver_and_report() {
   local name bytes adler
@@ -1093,7 +1115,8 @@ deliver_and_report() {
       not_delivered "$storage_error"
       return
     fi
-    write_down "$name" "$(written events)" "$(written outputs)" "$bytes" "$adler" "$output_url" || true
+    write_down "$name" "$(written events)" "$(written outputs)" "$bytes" "$adler" "$output_url" \
+      "$(written heartbeat_s)" || true
   fi
   if ! report 0 events "$(written events)" outputs "$(written outputs)" output_bytes "$bytes" output_adler32 "$adler" \
     output_url "$output_url"; then
@@ -1145,7 +1168,8 @@ keep_for_later() {
   return "$EXIT_LATER"
 }
 
-# Packs, delivers and reports a success. Returns this script's exit code. Arguments: name of the tarball, slice
+# Packs, delivers and reports a success. Returns this script's exit code.
+# Arguments: name of the tarball, slice, seconds between heartbeats
 finish_success() {
   local name="$1" count adler bytes events code=0
   if ! pack "$2" "$(unreported tar.gz)"; then
@@ -1161,7 +1185,7 @@ finish_success() {
     log "events=${events:0:40} is no number of events, and is not reported"
     events=""
   fi
-  if ! write_down "$name" "$events" "$count" "$bytes" "$adler" ""; then
+  if ! write_down "$name" "$events" "$count" "$bytes" "$adler" "" "$3"; then
     report "$EXIT_NOT_FETCHED" reason 'the disk of this node is full' || return "$EXIT_LATER"
     return "$EXIT_NODE_FAULT"
   fi
@@ -1269,6 +1293,9 @@ attempt() {
   name="job_${cluster}_${process}"
   [[ ! "$nstarts" =~ ^[0-9]{1,9}$ || "$nstarts" == 1 ]] || name+=".$nstarts" # another start may have sent its own
   run_work "$((10#$beat_s))"
+  if ((work_status != 0)); then
+    stop_beating # did it end the work?
+  fi
   if ((beat_status == TOLD_TO_STOP && work_status != 0)); then
     report "$work_status" reason 'stopped by the server' || true
     return "$EXIT_NODE_FAULT"
@@ -1285,7 +1312,7 @@ attempt() {
     return "$EXIT_NODE_FAULT"
   fi
   if ((work_status == 0)); then
-    finish_success "$name" "$slice"
+    finish_success "$name" "$slice" "$((10#$beat_s))"
   else
     reason="$(last_words)"
     finish_failure "$work_status" "$name" "$slice" "$reason"
@@ -1307,6 +1334,7 @@ main() {
   if has_unreported; then
     is_resumed=true
     log 'an earlier start of this job has left a success that was not reported'
+    resume_lease
     deliver_and_report
   else
     attempt "${3:-1}"

@@ -13,12 +13,13 @@ unreported() {
 }
 
 # Writes down what the report of a success will say; the token of the attempt proves that it is the same.
-# Arguments: name of the tarball, events, number of outputs, size [bytes], adler32, URL or nothing
+# Arguments: name of the tarball, events, number of outputs, size [bytes], adler32, URL or nothing, seconds between
+# heartbeats
 write_down() {
   local file
   file="$(unreported report)"
   (umask 077 && printf '%s\n' "project=$OSGPROD_PROJECT" "token=$token" "name=$1" "events=$2" "outputs=$3" "bytes=$4" \
-    "adler32=$5" "url=$6" complete=yes >"$file.new") 2>/dev/null && mv -f "$file.new" "$file"
+    "adler32=$5" "url=$6" "heartbeat_s=$7" complete=yes >"$file.new") 2>/dev/null && mv -f "$file.new" "$file"
 }
 
 # Prints one value of what was written down. Argument: name
@@ -47,6 +48,17 @@ forget_unreported() {
   rm -f "$(unreported report)" "$(unreported report.new)" "$(unreported tar.gz)" "$(unreported tar.gz.new)"
 }
 
+# Goes on with the lease of an earlier start: it may have expired, and nobody else has the slice yet.
+resume_lease() {
+  local beat_s
+  token="$(written token)"
+  beat_s="$(written heartbeat_s)"
+  touch "$scratch/delivering" || return 0
+  [[ "$beat_s" =~ ^[1-9][0-9]{0,5}$ ]] || return 0
+  request workscript.ping bytes 0
+  start_beating "$beat_s" ""
+}
+
 # Delivers and reports a success that was written down. Returns this script's exit code.
 deliver_and_report() {
   local name bytes adler
@@ -57,7 +69,8 @@ deliver_and_report() {
       not_delivered "$storage_error"
       return
     fi
-    write_down "$name" "$(written events)" "$(written outputs)" "$bytes" "$adler" "$output_url" || true
+    write_down "$name" "$(written events)" "$(written outputs)" "$bytes" "$adler" "$output_url" \
+      "$(written heartbeat_s)" || true
   fi
   if ! report 0 events "$(written events)" outputs "$(written outputs)" output_bytes "$bytes" output_adler32 "$adler" \
     output_url "$output_url"; then
@@ -109,7 +122,8 @@ keep_for_later() {
   return "$EXIT_LATER"
 }
 
-# Packs, delivers and reports a success. Returns this script's exit code. Arguments: name of the tarball, slice
+# Packs, delivers and reports a success. Returns this script's exit code.
+# Arguments: name of the tarball, slice, seconds between heartbeats
 finish_success() {
   local name="$1" count adler bytes events code=0
   if ! pack "$2" "$(unreported tar.gz)"; then
@@ -125,7 +139,7 @@ finish_success() {
     log "events=${events:0:40} is no number of events, and is not reported"
     events=""
   fi
-  if ! write_down "$name" "$events" "$count" "$bytes" "$adler" ""; then
+  if ! write_down "$name" "$events" "$count" "$bytes" "$adler" "" "$3"; then
     report "$EXIT_NOT_FETCHED" reason 'the disk of this node is full' || return "$EXIT_LATER"
     return "$EXIT_NODE_FAULT"
   fi

@@ -62,6 +62,9 @@ attempt() {
   name="job_${cluster}_${process}"
   [[ ! "$nstarts" =~ ^[0-9]{1,9}$ || "$nstarts" == 1 ]] || name+=".$nstarts" # another start may have sent its own
   run_work "$((10#$beat_s))"
+  if ((work_status != 0)); then
+    stop_beating # did it end the work?
+  fi
   if ((beat_status == TOLD_TO_STOP && work_status != 0)); then
     report "$work_status" reason 'stopped by the server' || true
     return "$EXIT_NODE_FAULT"
@@ -78,7 +81,7 @@ attempt() {
     return "$EXIT_NODE_FAULT"
   fi
   if ((work_status == 0)); then
-    finish_success "$name" "$slice"
+    finish_success "$name" "$slice" "$((10#$beat_s))"
   else
     reason="$(last_words)"
     finish_failure "$work_status" "$name" "$slice" "$reason"
@@ -100,6 +103,7 @@ main() {
   if has_unreported; then
     is_resumed=true
     log 'an earlier start of this job has left a success that was not reported'
+    resume_lease
     deliver_and_report
   else
     attempt "${3:-1}"

@@ -58,14 +58,12 @@ run_work() {
   ) 9>&- >"$scratch/work.log" 2>&1 &
   work_group=$!
   set +m
-  if (($1 > 0)); then
-    beat "$1" "$own" &
-    beat_pid=$!
-  fi
+  start_beating "$1" "$own"
   wait "$work_group" || work_status=$?
   end_group "$work_group" # whatever it left in the background
+  # The heartbeats go on until the report: delivery may take longer than the lease.
+  touch "$scratch/delivering" 2>/dev/null || stop_beating
   work_group=""
-  stop_beating
   run print_log "$scratch/work.log" "$MAX_LOG_BYTES" || true
 }
 
@@ -105,8 +103,15 @@ folder_bytes() {
   printf '%s' "$((kilobytes * 1024))"
 }
 
+# Arguments: seconds between heartbeats, 0 = none, folder for credentials
+start_beating() {
+  (($1 > 0)) || return 0
+  beat "$1" "$2" &
+  beat_pid=$!
+}
+
 # Renews the lease until the server says that the slice is no longer ours, or until this script was killed; then it ends
-# the work. Arguments: seconds between heartbeats, folder for credentials
+# the work, if it has not ended. Arguments: seconds between heartbeats, folder for credentials
 beat() {
   local interval_s="$1" own="$2" left_s="$1"
   pipe="$scratch/pipe.beat"
@@ -118,16 +123,20 @@ beat() {
       kill -0 "$$" 2>/dev/null || break 2
     done
     left_s="$interval_s"
-    [[ -z "${OSGPROD_CONTAINER:-}" ]] || copy_credentials "$own"
+    [[ -z "${OSGPROD_CONTAINER:-}" || -e "$scratch/delivering" ]] || copy_credentials "$own"
     request workscript.ping bytes "$(folder_bytes "$scratch/work")" cpu "$(cpu_seconds "$work_group")"
     if [[ "$http_status" == 409 && "$answer" != error ]]; then
       log "stopping the work: $body"
       trap '' TERM # the end of the work must not hide why
-      end_group "$work_group"
+      end_work
       exit "$TOLD_TO_STOP"
     fi
   done
-  end_group "$work_group"
+  end_work
+}
+
+end_work() {
+  [[ -e "$scratch/delivering" ]] || end_group "$work_group"
 }
 
 stop_beating() {

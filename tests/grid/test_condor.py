@@ -341,6 +341,33 @@ def test_success_that_could_not_be_delivered_is_kept_over_a_hold_and_not_compute
     assert [path.name for path in (store / "out").iterdir()] == [f"job_{policies.clusters['kept']}_0.tar.gz"]
 
 
+def test_job_whose_files_can_not_be_transferred_is_released_by_itself(pool: Pool) -> None:
+    folder = pool.submit_folder("transfer")
+    extra = folder / "extra"
+    extra.write_text("needed")
+    settings = (
+        "server=http://127.0.0.1:9/osgprod",
+        "inputs=extra",
+        "memory=100MB",
+        "disk=10MB",
+        "count=1",
+        "release_after=3",
+    )
+    submit = ("condor_submit", "-terse", "-append", "hold = true", *settings, "env=OSGPROD_TRIES=1")
+    done = pool.run(*submit, "/srv/condor/osgprod.sub", user=USER, cwd="/srv/transfer")
+    cluster = int(done.stdout.split(".")[0])
+    extra.unlink()
+    pool.run("condor_release", str(cluster), user=USER)
+
+    def is_held(jobs: list[dict[str, Any]], code: int) -> bool:
+        return bool(jobs) and (jobs[0]["JobStatus"], jobs[0].get("HoldReasonCode")) == (HELD, code)
+
+    pool.wait_for(cluster, "is held", lambda jobs: is_held(jobs, 13))
+    extra.write_text("needed")
+    pool.wait_for(cluster, "runs", lambda jobs: is_held(jobs, 3))  # the server is away
+    pool.run("condor_rm", str(cluster), user=USER)
+
+
 def test_job_that_is_held_for_long_is_removed(policies: Policies, pool: Pool) -> None:
     pool.wait_for(policies.clusters["forgotten"], "is removed", lambda jobs: not jobs)
     assert pool.job(policies.clusters["forgotten"])["JobStatus"] == 3

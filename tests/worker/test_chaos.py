@@ -23,6 +23,7 @@ import pytest
 
 from shim.evio import scan
 from shim.evio.writer import write_file
+from shim.registry import register
 from tests.support import CHECKOUT, LiveShim, World
 from tests.worker.chaos import ChaosProxy, Fault, make_authority, random_plan
 from tests.worker.conftest import EXEC, Node, kill
@@ -143,7 +144,7 @@ class Production:
         folder.mkdir(exist_ok=True)
         for _ in range(60):
             with self.lock:
-                kill_after_s = self.dice.choice([None, None, 0.3, 0.6, 1.0])
+                kill_after_s = self.dice.choice([None, None, self.dice.uniform(0.1, 2.5)])
                 is_moved = self.dice.random() < 0.3
             started = subprocess.Popen(
                 [str(EXEC), "7", str(process), "1"],
@@ -259,7 +260,7 @@ def test_each_event_is_delivered_and_counted_once_under_chaos(
         path = folder / f"hd_rawdata_{seed:06d}_001.evio"
         write_file(path, 12, 10, filler_words=100)
         for index in scan.indexes([path]):
-            scan.register(db, index)
+            register(db, index)
         db.execute("SELECT osgprod.load_slices(p_project => 'p')")
         total += produce(node, world, shim, folder, authority, seed, jobs=12)
         if time.monotonic() >= end:

@@ -472,6 +472,9 @@ def test_output_whose_destination_is_down_is_kept_and_delivered_by_the_next_star
     assert kept["unreported_job_7_1.report"] == 0o600, "it holds the token of the attempt"
     assert node.run(1, **environment)[0] == LATER
     assert state(world) == {"leased": 1}
+    world.let_leases_run_out()
+    call(world.db, "reclaim_lost")
+    assert state(world) == {"ready": 1}, "the lease has expired while the job was held"
     code, log = node.run(1, **environment)
     assert code == DONE, log
     assert ran.read_text() == "\n", "it was computed once"
@@ -721,6 +724,22 @@ def test_heartbeats_tell_bytes_and_processor_time(node: Node, world: World) -> N
     finally:
         job.terminate()
         job.communicate()
+
+
+def pings(shim: LiveShim) -> int:
+    found = re.findall(r'route="heartbeat".*status="200".* ([0-9.]+)\n', shim.raw("metrics").text)
+    return int(sum(map(float, found)))
+
+
+def test_heartbeats_go_on_while_the_outputs_are_delivered(
+    node: Node, world: World, site: Site, shim: LiveShim
+) -> None:
+    world.set(heartbeat_s=1)
+    site.faults = ["slow"]
+    recon = node.program("recon", "head -c 60000 /dev/urandom >big")  # a slow upload takes 3 s
+    code, log = node.run(1, OSGPROD_RECON=recon, OSGPROD_OUTPUT_URL=f"{site.url}/out")
+    assert code == DONE, log
+    assert pings(shim) >= 2, log
 
 
 def test_attempt_that_lost_its_slice_stops_its_work(node: Node, world: World, shim: LiveShim) -> None:

@@ -10,12 +10,14 @@ import pytest
 from tests.support import CHECKOUT
 
 SHIPPED = ("condor/osgprod_exec.sh", "worker/osgprod_work.bash")
-SHARED = ("shell", "log", "settings", "backoff", "url", "token", "http")
+SHARED = ("shell", "log", "settings", "text", "backoff", "url", "token", "http")
+EXEC = ("process", "server", "work", "outputs", "storage", "finish")
 
 
 def bash(script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Runs a script that may call every function of the shared parts."""
+    """Runs a script that may call every function of the shared parts, and of those of osgprod_exec.sh."""
     sources = "".join(f"source {CHECKOUT}/worker/lib/{name}.bash\n" for name in SHARED)
+    sources += "".join(f"source {CHECKOUT}/condor/lib/{name}.bash\n" for name in EXEC)
     return subprocess.run(
         ["/bin/bash", "-c", sources + script, "parts", *arguments],
         env={"PATH": "/usr/bin:/bin", **environment},
@@ -181,3 +183,146 @@ def test_status_of_an_error_is_known_where_curl_gives_no_head_of_it(folder: Path
     curl.chmod(0o755)
     done = bash('http_transfer http://h/p || echo "$? $http_status"', PATH=f"{folder}:/usr/bin:/bin")
     assert done.stdout == "22 403\n", done.stderr
+
+
+# --- which answers count -------------------------------------------------------------------------------------
+
+ANSWERS = {
+    "workscript.bash": {"200 assigned", "200 completed", "200 wait", "200 no-work"},
+    "workscript.ping": {"200 alive", "403 refused", "409 superseded", "409 wedged"},
+    "workscript.exit": {
+        *("200 done", "200 failed", "200 node-fault"),
+        *("403 refused", "409 superseded", "409 contradicted"),
+    },
+}
+
+
+@pytest.mark.parametrize("route", ANSWERS)
+def test_answers_that_count_are_a_closed_list(route: str) -> None:
+    words = {answer.split()[1] for answers in ANSWERS.values() for answer in answers}
+    words |= {word[:n] for word in words for n in range(len(word))} | {"error", "erro", "Done", "done "}
+    statuses = ("000", "100", "200", "204", "302", "400", "403", "404", "409", "429", "500", "503")
+    loop = 'while IFS="|" read -r s w; do ! is_answer "$1" "$s" "$w" || echo "$s $w"; done <<<"$2"'
+    pairs = "\n".join(f"{status}|{word}" for status in statuses for word in words)
+    counted = set(bash(loop, route, pairs).stdout.splitlines())
+    assert counted == ANSWERS[route] | {f"{status} error" for status in statuses if status >= "400"}
+
+
+def test_answers_that_count_are_those_that_the_protocol_lists() -> None:
+    text = (CHECKOUT / "docs" / "protocol.md").read_text()
+    for route, answers in ANSWERS.items():
+        section = text[text.index(f"## `{{root}}/{route}`") :].partition("\n## ")[0]
+        for answer in answers:
+            assert f"`{answer.split()[1]}`" in section, (route, answer)
+
+
+@pytest.mark.parametrize(
+    "head, whole",
+    [
+        ("HTTP/1.1 200 OK\r\nContent-Length: 5", True),
+        ("HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, Chunked", True),
+        ("HTTP/2 200", True),
+        ("HTTP/1.1 200 OK\r\nConnection: close", False),
+        ("HTTP/1.0 200 OK\r\nContent-Length: ", False),
+    ],
+)
+def test_body_is_believed_only_when_http_says_where_it_ends(head: str, whole: bool) -> None:
+    assert (bash('tells_its_end "$1"', head).returncode == 0) == whole
+
+
+# --- rules about storage -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "one, other, same",
+    [
+        ("00ab12cd", "ab12cd", True),
+        ("00AB12CD", "00ab12cd", True),
+        ("0", "00000000", True),
+        ("ab12cd", "ab12ce", False),
+        ("", "", False),
+        ("x", "x", False),
+        ("100ab12cd", "00ab12cd", False),
+    ],
+)
+def test_checksums_are_numbers(one: str, other: str, same: bool) -> None:
+    assert (bash('same_adler32 "$@"', one, other).returncode == 0) == same
+
+
+@pytest.mark.parametrize(
+    "value, found",
+    [
+        ("adler32=00ab12cd", "00ab12cd"),
+        ("ADLER32=AB12CD", "ab12cd"),
+        ("md5=Q2hlY2s=,adler32=1", "1"),
+        ("md5=Q2hlY2s=, Adler32=1, sha=2", "1"),
+        ("md5=adler32", ""),
+        ("xadler32=5", ""),
+    ],
+)
+def test_adler32_in_a_digest_header(value: str, found: str) -> None:
+    assert bash('digest_of "$1"', f"HTTP/1.1 200 OK\r\nDigest: {value}").stdout.strip() == found
+
+
+@pytest.mark.parametrize(
+    "error, is_final",
+    [
+        ("status 403 curl: (22) The requested URL returned error: 403", True),
+        ("status 507 curl: (22) x", True),
+        ("[ERROR] Server responded with an error: [3010] not authorized", True),
+        ("cp: cannot create regular file '/x': Permission denied", True),
+        ("cp: error writing '/x': No space left on device", True),
+        ("Disk quota exceeded", True),
+        ("status 503 curl: (22) x", False),
+        ("status 000 curl: (7) Failed to connect", False),
+        ("status 404 curl: (22) x", False),
+        ("[FATAL] Connection error", False),
+        ("", False),
+    ],
+)
+def test_refusal_is_told_from_an_outage(error: str, is_final: bool) -> None:
+    assert (bash('is_refusal "$1"', error).returncode == 0) == is_final
+
+
+@pytest.mark.parametrize(
+    "url, kind",
+    [
+        ("https://h:1/p", "http"),
+        ("/a b/c", "file"),
+        ("root://h//p", "root"),
+        ("https://h/p?signature=x", ""),
+        ("https://h/p#x", ""),
+        ("https://me:secret@h/p", ""),
+        ("gsiftp://h/p", ""),
+    ],
+)
+def test_folder_for_outputs_has_no_secret_and_no_query(url: str, kind: str) -> None:
+    assert bash('storage_kind "$1"', url).stdout == kind
+
+
+@pytest.mark.parametrize(
+    "slice_, file",
+    [("name.evio+1,4", "name+1,4.evio"), ("a+b.c.evio+1,4", "a+b.c+1,4.evio"), ("nodot+1,4", ""), ("", "")],
+)
+def test_file_of_a_slice(slice_: str, file: str) -> None:
+    assert bash('slice_file "$1"', slice_).stdout == file
+
+
+# --- texts ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "escaped, most, text",
+    [
+        (r"plain", 9, "plain"),
+        (r"plain", 3, "pla"),
+        (r"\xc2\xb5m", 9, "\u00b5m"),
+        (r"a\xb0b\xc2", 9, "ab"),
+        (r"\xe2\x82\xac\xf0\x9f\x98\x80\xf4\x90\x80\x80\xed\xa0\x80\xc0\x80.", 9, "\u20ac\U0001f600."),
+        (r"a\tb\x01\x7f\xc2\x85c", 9, "abc"),
+        (r"\xc3\xa4\xc3\xa4\xc3\xa4", 2, "\u00e4\u00e4"),
+        ("", 9, ""),
+    ],
+)
+def test_text_is_valid_and_cut_between_characters(escaped: str, most: int, text: str) -> None:
+    assert bash('plain_text "$1" "$(printf \'%b\' "$2")"', str(most), escaped).stdout == text
