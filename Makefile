@@ -9,7 +9,7 @@ SHELL_PARTS := $(wildcard worker/lib/*.bash condor/lib/*.bash)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo serve migrate test test-browser screenshots test-grid fuzz soak bench docs release-sql scripts lint format lock clean
+.PHONY: help setup setup-dev demo serve migrate test test-browser screenshots test-grid test-ha fuzz soak bench docs release-sql scripts lint format lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1 # /p' Makefile | column -t -s '#'
@@ -53,6 +53,13 @@ screenshots: .venv/ready-browser ## the pictures in docs/images anew
 
 test-grid: .venv/ready-dev ## HTCondor, XRootD, Apache for real (PART=condor ... for one); says what is missing
 	$(BIN)/pytest -q -m grid --maxfail=5 $(if $(PART),tests/grid/test_$(PART).py,tests/grid)
+
+.ha/ready: .venv/ready-dev requirements-ha.txt
+	$(BIN)/pip --python /usr/bin/python3 install --quiet --upgrade --target .ha --require-hashes -r requirements-ha.txt
+	@touch $@
+
+test-ha: .ha/ready ## failover with Patroni and etcd for real; says what is missing
+	$(BIN)/pytest -q -s -m ha --maxfail=3 tests/ha
 
 fuzz: .venv/ready-dev ## odd requests and broken files for 10 minutes each, FUZZ_S=600
 	FUZZ_S=$(FUZZ_S) $(BIN)/pytest -q -s tests/security/test_fuzz.py
@@ -103,6 +110,8 @@ lock: .venv/ready-dev ## work the pinned versions out anew from pyproject.toml
 	    --no-emit-index-url --extra dev pyproject.toml -c requirements.txt -o requirements-dev.txt
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \
 	    --no-emit-index-url --extra browser pyproject.toml -c requirements-dev.txt -o requirements-browser.txt
+	printf 'patroni[etcd3,psycopg3]>=4.1,<5\n' | $(BIN)/uv pip compile -q --universal --python-version 3.11 \
+	    --generate-hashes --no-header --no-emit-index-url - -o requirements-ha.txt
 
 clean: ## remove the virtual environment and the embedded server's data
-	rm -rf .venv .osgprod *.egg-info
+	rm -rf .venv .ha .osgprod *.egg-info

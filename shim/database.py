@@ -6,12 +6,17 @@ both there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
 import psycopg
 from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import dict_row
 from psycopg.types.numeric import Int8Dumper
 from psycopg.types.string import TextLoader
@@ -21,6 +26,13 @@ from shim.config import Settings
 from shim.errors import OperatorError
 
 CONNECT_TIMEOUT_S = 5
+HOST_TIMEOUT_S = 2  # of the shim for each host that the DSN names, unless the DSN has a connect_timeout
+# The pool waits twice as long after each failed attempt, up to this; then the next call that waits tries again at once.
+RECONNECT_S = 2.0
+CALL_TIMEOUT_S = 10.0  # after which the shim ends a connection whose server is silent
+# For a network that is silent, in libpq's names: the kernel gives up on data that nobody acknowledges, and probes an
+# idle connection after 10 s, three times, 5 s apart.
+SILENCE = {"tcp_user_timeout": 10_000, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
 CONNECTION_WAIT_S = 5.0  # that a call of the shim waits for a connection
 LOCK_TIMEOUT_S = 2  # of the shim's calls; less than that
 
@@ -83,6 +95,34 @@ def _call_by_name(function: str, names: tuple[str, ...]) -> bytes:
     return query.as_bytes()
 
 
+@contextlib.contextmanager
+def hang_up_after(connection: psycopg.AsyncConnection[Any], seconds: float) -> Iterator[None]:
+    """End the connection when the block takes longer; what waits on it then raises psycopg.OperationalError.
+
+    To cancel the call instead would wait for the answer of a server that is silent.
+
+    Parameters
+    ----------
+    connection
+        Which one.
+    seconds
+        How long the block may take [s].
+    """
+    timer = asyncio.get_running_loop().call_later(seconds, _shut_down, connection)
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _shut_down(connection: psycopg.AsyncConnection[Any]) -> None:
+    with (
+        contextlib.suppress(OSError, psycopg.Error),
+        socket.socket(fileno=os.dup(connection.fileno())) as twin,
+    ):
+        twin.shutdown(socket.SHUT_RDWR)
+
+
 def open_pool(dsn: str, size: int) -> AsyncConnectionPool[Any]:
     """Makes the shim's pool, not yet open; it recovers by itself from whatever happens to the server.
 
@@ -96,9 +136,10 @@ def open_pool(dsn: str, size: int) -> AsyncConnectionPool[Any]:
         connection.prepare_threshold = 1
         connection.adapters.register_loader("uuid", TextLoader)  # tokens are only passed on
         # Whoever waits for somebody's open transaction has a connection: a few of them would have all that there are.
-        await connection.execute(f"SET lock_timeout = '{LOCK_TIMEOUT_S} s'")
-        # The functions read under a lock what it was taken for: as it is then.
-        await connection.execute("SET default_transaction_isolation = 'read committed'")
+        with hang_up_after(connection, CALL_TIMEOUT_S):
+            await connection.execute(f"SET lock_timeout = '{LOCK_TIMEOUT_S} s'")
+            # The functions read under a lock what it was taken for: as it is then.
+            await connection.execute("SET default_transaction_isolation = 'read committed'")
 
     return AsyncConnectionPool(
         dsn,
@@ -107,11 +148,12 @@ def open_pool(dsn: str, size: int) -> AsyncConnectionPool[Any]:
         open=False,
         timeout=CONNECTION_WAIT_S,
         max_waiting=1000,
-        reconnect_timeout=10.0,
+        reconnect_timeout=RECONNECT_S,
         configure=configure,
         kwargs={
             "autocommit": True,
-            "connect_timeout": CONNECT_TIMEOUT_S,
+            "connect_timeout": conninfo_to_dict(dsn).get("connect_timeout", HOST_TIMEOUT_S),
             "application_name": "osgprod shim",
+            **SILENCE,
         },
     )

@@ -84,7 +84,7 @@ class Server:
 
     def __init__(self, folder: Path, settings: dict[str, str]) -> None:
         self._folder = folder
-        self._user = _server_user()
+        self._user = server_user()
         self._programs: Path | None = None
         self._data = folder / "data"
         self._sockets = Path()
@@ -104,7 +104,7 @@ class Server:
             hint = "OSGPROD_DATA_FOLDER names another folder, OSGPROD_DSN a server"
             raise EmbeddedError(f"{self._folder}: {error.strerror}", hint) from error
         self._give_to_server(self._folder)
-        self._programs = _programs_for(self._user, self._folder)
+        self._programs = programs_for(self._user, self._folder)
         if not (self._data / "PG_VERSION").exists():
             self._make_data()
         self._refuse_second()
@@ -243,7 +243,7 @@ class Server:
 
 def server_uid() -> int:
     """Returns the number of the user that the server runs as."""
-    user = _server_user()
+    user = server_user()
     return os.getuid() if user is None else user.pw_uid
 
 
@@ -256,11 +256,11 @@ def can_enter(folder: Path) -> bool:
     return all(parent.stat().st_mode & 0o001 for parent in (folder.resolve(), *folder.resolve().parents))
 
 
-def _server_user() -> pwd.struct_passwd | None:
+def server_user() -> pwd.struct_passwd | None:
     return pwd.getpwnam("nobody") if os.geteuid() == 0 else None
 
 
-def _programs_for(user: pwd.struct_passwd | None, folder: Path) -> Path:
+def programs_for(user: pwd.struct_passwd | None, folder: Path) -> Path:
     """The folder with initdb and postgres; a copy of it when the server's user can't enter where it is."""
     programs = find_programs()
     if user is None or can_enter(programs):

@@ -23,8 +23,9 @@ MOST = 64  # calls in a batch: while it runs, its jobs and a file are locked
 MAX_WAITING = 1000
 # A batch that takes so long waits for something; then others go past it, as many as there are connections.
 STALLED_S = 0.05
+REPLACE_S = 1.0
 # Classes of errors that say nothing of a single call: each would meet the same.
-SERVERS_TROUBLE = ("08", "53", "57P")
+SERVERS_TROUBLE = ("08", "25006", "53", "57P")
 
 
 @dataclass(eq=False)
@@ -46,6 +47,7 @@ class Batches:
         self._waiting: list[_Call] = []
         self._running: dict[asyncio.Task[None], tuple[float, int]] = {}  # since when; how many calls
         self._is_called = False
+        self._replaced_at = float("-inf")
         self._alarm: asyncio.Handle | None = None  # while calls wait, whether or not anything else happens
 
     async def call(self, function: str, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -132,15 +134,29 @@ class Batches:
         try:
             cursor = connection.cursor(row_factory=dict_row)
             calls = json.dumps([call.arguments for call in batch])
-            await cursor.execute(*database.statement(batch[0].function, {"calls": calls}))
-            rows: list[dict[str, Any]] = await cursor.fetchall()
-        except psycopg.errors.FeatureNotSupported:
-            # The function has another result type since an upgrade: what this connection has prepared is of no use.
+            with database.hang_up_after(connection, database.CALL_TIMEOUT_S):
+                await cursor.execute(*database.statement(batch[0].function, {"calls": calls}))
+                rows: list[dict[str, Any]] = await cursor.fetchall()
+        except (psycopg.errors.FeatureNotSupported, psycopg.errors.ReadOnlySqlTransaction):
+            # An upgrade gave the function another result type, so what this connection has prepared is of no use; or
+            # the server is a primary no longer.
             await connection.close()
+            await self._replace_connections()
+            raise
+        except psycopg.OperationalError:
+            if connection.closed:  # by the server, or by hang_up_after
+                await self._replace_connections()
             raise
         finally:
             await self._pool.putconn(connection)
         return rows
+
+    async def _replace_connections(self) -> None:
+        """Replace all connections, since those made before lead to the same server; at most once a second."""
+        now = asyncio.get_running_loop().time()
+        if now - self._replaced_at > REPLACE_S:
+            self._replaced_at = now
+            await self._pool.drain()
 
 
 def _fail(call: _Call, error: Exception) -> None:

@@ -17,8 +17,8 @@ from shim.workscript import TemplateError, error_text
 # The group g of an error code OGgxx decides its HTTP status (docs/design.md).
 STATUS_OF_GROUP = {"1": 400, "2": 403, "3": 404, "4": 409, "5": 503, "6": 429, "9": 500}
 RETRY_AFTER_S = {503: 15, 429: 60}
-# 25006: a standby; 40...: the server ended a transaction to let others go on; 55P03: a lock; 57014: statement_timeout.
-TRY_AGAIN = (*SERVERS_TROUBLE, "25006", "40001", "40P01", "55P03", "57014")
+# 40...: the server ended a transaction to let others go on; 55P03: a lock; 57014: statement_timeout.
+TRY_AGAIN = (*SERVERS_TROUBLE, "40001", "40P01", "55P03", "57014")
 DURING_MIGRATION = ("0A000", "42883", "3F000")
 ASK_MANAGER = "tell the production manager the Osgprod-Request number"
 

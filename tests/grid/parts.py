@@ -23,6 +23,8 @@ PARTS = {
             *("xrootd-scitokens-plugins", "openssl"),
         ),
     ),
+    "etcd": (("etcd",), ("etcd-server",)),
+    "pgbouncer": (("pgbouncer",), ("pgbouncer",)),
     "nginx": (("nginx", "openssl"), ("nginx-light", "openssl")),
     "debootstrap": (("debootstrap",), ("debootstrap",)),
     "plpgsql_check": (("plpgsql_check",), ("postgresql-15-plpgsql-check",)),

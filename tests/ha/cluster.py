@@ -1,0 +1,264 @@
+"""A PostgreSQL cluster of three nodes on the loopback: Patroni as its manager, etcd as what Patroni trusts.
+
+Each node is a Patroni process with its own PostgreSQL, ports and data folder. The nodes run as an ordinary user
+(nobody, when the tests run as root, since PostgreSQL refuses root).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from shim.local.embedded import programs_for, server_user
+from tests.grid.ports import free_port
+from tests.support import CHECKOUT
+
+PACKAGES = CHECKOUT / ".ha"  # Patroni and what it needs, by `make test-ha`
+PYTHON = "/usr/bin/python3"  # one that an ordinary user may run, wherever the one of the tests lies
+SCOPE = "osgprod"
+# The shortest times that Patroni allows: loop_wait + 2 * retry_timeout <= ttl.
+TTL_S, LOOP_WAIT_S, RETRY_TIMEOUT_S = 20, 1, 3
+
+PARAMETERS = {"max_connections": 150, "wal_keep_size": "512MB", "hot_standby": "on"}
+
+
+class Node:
+    """One node: a Patroni process that starts, promotes and demotes its PostgreSQL."""
+
+    def __init__(
+        self, folder: Path, programs: Path, name: str, etcd_port: int, settings: dict[str, Any]
+    ) -> None:
+        self.name = name
+        self._programs, self._packages = programs, folder / "packages"
+        self.port, self.rest_port = free_port(), free_port()
+        self._folder = folder / name
+        self._folder.mkdir(mode=0o755)
+        self._data = self._folder / "data"
+        self._config = self._folder / "patroni.json"
+        self._config.write_text(json.dumps(self._configuration(etcd_port, settings), indent=1))
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def _configuration(self, etcd_port: int, settings: dict[str, Any]) -> dict[str, Any]:
+        address = f"127.0.0.1:{self.port}"
+        return {
+            "scope": SCOPE,
+            "name": self.name,
+            "restapi": {"listen": f"127.0.0.1:{self.rest_port}", "connect_address": f"127.0.0.1:{self.rest_port}"},
+            "etcd3": {"host": f"127.0.0.1:{etcd_port}"},
+            "bootstrap": {
+                "dcs": {
+                    "ttl": TTL_S,
+                    "loop_wait": LOOP_WAIT_S,
+                    "retry_timeout": RETRY_TIMEOUT_S,
+                    "primary_start_timeout": 0,  # a crashed primary is not restarted while a standby can take over
+                    "postgresql": {"use_pg_rewind": True, "use_slots": True, "parameters": PARAMETERS},
+                    **settings,
+                },
+                "initdb": [{"encoding": "UTF8"}, {"locale": "C"}, "data-checksums"],
+            },
+            "postgresql": {
+                "listen": address,
+                "connect_address": address,
+                "data_dir": str(self._data),
+                "bin_dir": str(self._programs),
+                "pgpass": str(self._folder / "pgpass"),
+                "authentication": {name: {"username": "postgres", "password": "x"}
+                                   for name in ("superuser", "replication", "rewind")},
+                "parameters": {"unix_socket_directories": "", "shared_buffers": "64MB", "fsync": "off"},
+                "pg_hba": ["host all all 127.0.0.1/32 trust", "host replication all 127.0.0.1/32 trust"],
+            },
+        }  # fmt: skip
+
+    def start(self) -> None:
+        user = pwd.getpwnam("nobody") if os.geteuid() == 0 else None
+        if user:
+            for path in (self._folder, self._config):
+                os.chown(path, user.pw_uid, user.pw_gid)
+        with (self._folder / "patroni.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [PYTHON, "-m", "patroni", str(self._config)],
+                cwd="/",
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env={
+                    "PATH": f"{self._programs}:/usr/bin:/bin",
+                    "PYTHONPATH": str(self._packages),
+                    "HOME": str(self._folder),
+                    "LC_ALL": "C",
+                },
+                **({"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []} if user else {}),
+            )
+
+    def pids(self) -> list[int]:
+        """The processes of the node: Patroni, the postmaster and its children."""
+        assert self._process
+        roots = [self._process.pid]
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            roots.append(int((self._data / "postmaster.pid").read_text().split()[0]))
+        found = list(roots)
+        for pid in found:
+            with contextlib.suppress(OSError):
+                children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+                found += [int(child) for child in children if int(child) not in found]
+        return found
+
+    def signal(self, number: signal.Signals) -> None:
+        """Sends a signal to every process of the node, the ones that hold the others first."""
+        for pid in self.pids():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def kill(self) -> None:
+        """As when the power fails: every process of the node ends at once."""
+        for _ in range(3):  # what was forked meanwhile
+            self.signal(signal.SIGKILL)
+        if self._process:
+            self._process.wait()
+
+    def takes_writes(self) -> bool:
+        """Does a transaction that writes commit here, with the synchronous standby that it may need?"""
+        try:
+            with psycopg.connect(
+                f"host=127.0.0.1 port={self.port} user=postgres dbname=postgres connect_timeout=2"
+                " options='-c statement_timeout=2000'"
+            ) as db:
+                db.execute("SELECT pg_logical_emit_message(true, 'osgprod', 'probe')")
+            return True
+        except psycopg.Error:
+            return False
+
+    def log_tail(self) -> str:
+        return (self._folder / "patroni.log").read_text(errors="replace")[-3000:]
+
+    def rest(self, path: str = "/patroni") -> dict[str, Any]:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.rest_port}{path}", timeout=2) as answer:
+            loaded: dict[str, Any] = json.loads(answer.read())
+            return loaded
+
+    def is_primary(self) -> bool:
+        try:
+            with psycopg.connect(
+                f"host=127.0.0.1 port={self.port} user=postgres dbname=postgres connect_timeout=2"
+            ) as db:
+                row = db.execute("SELECT NOT pg_is_in_recovery()").fetchone()
+                return bool(row and row[0])
+        except psycopg.Error:
+            return False
+
+
+class Cluster:
+    """Three nodes and their etcd; a context manager. `settings` are Patroni's dynamic ones (synchronous_mode ...)."""
+
+    def __init__(self, **settings: Any) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="osgprod-ha-"))
+        self._folder.chmod(0o755)
+        self._etcd_port, peer = free_port(), free_port()
+        self._etcd_command = [
+            "etcd", "--data-dir", str(self._folder / "etcd"), "--name", "e1", "--log-level", "error",
+            "--listen-client-urls", f"http://127.0.0.1:{self._etcd_port}",
+            "--advertise-client-urls", f"http://127.0.0.1:{self._etcd_port}",
+            "--listen-peer-urls", f"http://127.0.0.1:{peer}",
+            "--initial-advertise-peer-urls", f"http://127.0.0.1:{peer}",
+            "--initial-cluster", f"e1=http://127.0.0.1:{peer}",
+        ]  # fmt: skip
+        self._etcd: subprocess.Popen[bytes] | None = None
+        shutil.copytree(PACKAGES, self._folder / "packages", symlinks=True)
+        programs = programs_for(server_user(), self._folder)
+        self.nodes = [
+            Node(self._folder, programs, f"n{number}", self._etcd_port, settings) for number in (1, 2, 3)
+        ]
+
+    def __enter__(self) -> Cluster:
+        with (self._folder / "etcd.log").open("ab") as log:
+            self._etcd = subprocess.Popen(
+                self._etcd_command, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        try:
+            self.nodes[0].start()
+            wait_for(
+                lambda: self.nodes[0].is_primary(), 60, "the first node is primary", self.nodes[0].log_tail
+            )
+            for node in self.nodes[1:]:
+                node.start()
+            wait_for(self.is_whole, 60, "both standbys follow", self.nodes[1].log_tail)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for node in self.nodes:
+            node.signal(signal.SIGCONT) if node._process else None
+            if node._process:
+                node.kill()
+        if self._etcd:
+            self._etcd.kill()
+            self._etcd.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def dsn(self, dbname: str = "postgres", user: str = "postgres") -> str:
+        """All nodes; libpq goes to the one that takes writes."""
+        ports = ",".join(str(node.port) for node in self.nodes)
+        return (
+            f"host=127.0.0.1,127.0.0.1,127.0.0.1 port={ports} user={user} dbname={dbname}"
+            " target_session_attrs=read-write connect_timeout=2"
+        )
+
+    def primary(self) -> Node:
+        return next(node for node in self.nodes if node.is_primary())
+
+    def is_whole(self) -> bool:
+        """Is there one primary that two standbys stream from (and, in synchronous mode, is one of them synchronous)?"""
+        try:
+            members = self.nodes[0].rest("/cluster")["members"]
+        except OSError:
+            return False
+        states = sorted((member["role"], member["state"]) for member in members)
+        roles = [role for role, _ in states]
+        return (
+            len(states) == 3
+            and sum(role in ("leader", "primary", "master") for role in roles) == 1
+            and all(state in ("running", "streaming") for _, state in states)
+            and ("sync_standby" in roles or not self._is_synchronous())
+        )
+
+    def _is_synchronous(self) -> bool:
+        try:
+            return bool(self.nodes[0].rest("/config").get("synchronous_mode"))
+        except OSError:
+            return False
+
+    def switch_over(self) -> None:
+        """A planned switchover to another node."""
+        node = self.primary()
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{node.rest_port}/switchover",
+            json.dumps({"leader": node.name}).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            assert answer.status in (200, 202)
+
+
+def wait_for(is_so: Callable[[], bool], seconds: float, what: str, more: Callable[[], str] = str) -> float:
+    """Waits until something is so; returns how long it took [s]."""
+    began = time.monotonic()
+    while not is_so():
+        assert time.monotonic() - began < seconds, f"not so after {seconds:.0f} s: {what}\n{more()}"
+        time.sleep(0.1)
+    return time.monotonic() - began

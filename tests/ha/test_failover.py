@@ -1,0 +1,193 @@
+"""The product on a cluster of three PostgreSQL nodes: what jobs are told, and what is lost, when the primary goes."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import urllib.parse
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from email.message import Message
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shim.database import call, connect
+from shim.migrate import migrate
+from tests.grid.parts import need
+from tests.ha.cluster import Cluster, Node, wait_for
+from tests.support import CHECKOUT, WORKER_ROLE, World
+from tests.whole.traffic import Traffic
+
+ROUNDS = int(os.environ.get("OSGPROD_HA_ROUNDS", "2"))
+CLIENTS = 32
+BEYOND_PATRONI_S = 5.0  # that the shims may need on top of Patroni's own time
+PATIENCE_S = 90.0
+pytestmark = [pytest.mark.ha, pytest.mark.timeout(900)]
+
+
+class ClusterTraffic(Traffic):
+    """Jobs that ask either of two shims, and go on through whatever happens to the database."""
+
+    def __init__(self, ports: list[int], chance: random.Random) -> None:
+        super().__init__(ports[0], chance, CLIENTS, work_s=0.2)
+        self._ports = ports
+        self.statuses: Counter[int] = Counter()
+        self.assigned_at: list[float] = []
+        self.done: set[tuple[int, int]] = set()  # jobs that were told done
+        self.lost: list[tuple[int, int]] = []  # jobs whose attempt the server no longer knows
+        self._is_stopped = False
+
+    def stop(self) -> None:
+        """Lets each job that has begun end, and begins no more."""
+        self._is_stopped = True
+
+    def _one_job(self, cluster: int, process: int, chance: random.Random) -> bool:
+        return not self._is_stopped and super()._one_job(cluster, process, chance)
+
+    def _ask(self, route: str, parameters: dict[str, Any], chance: random.Random) -> tuple[int, Message]:
+        target = f"/osgprod/{route}?{urllib.parse.urlencode(parameters)}"
+        end = time.monotonic() + PATIENCE_S
+        while time.monotonic() < end:
+            connection = http.client.HTTPConnection("127.0.0.1", chance.choice(self._ports), timeout=20)
+            try:
+                connection.request("GET", target)
+                answer = connection.getresponse()
+                body = answer.read()
+                self.statuses[answer.status] += 1
+                assert answer.status != 500, body
+                if answer.status not in (503, 429):
+                    job = parameters["cluster"], parameters["process"]
+                    if answer.headers["Osgprod-Status"] == "assigned":
+                        self.assigned_at.append(time.monotonic())
+                    if answer.headers["Osgprod-Status"] == "done":
+                        self.done.add(job)
+                    return answer.status, answer.headers
+                assert answer.status != 503 or answer.headers["Retry-After"], answer.headers
+            except (OSError, http.client.HTTPException):
+                self.statuses[0] += 1
+            finally:
+                connection.close()
+            time.sleep(0.1 + 0.2 * chance.random())
+        raise AssertionError(f"no answer from {route} for {PATIENCE_S:.0f} s")
+
+
+@contextmanager
+def shim(dsn: str, folder: Path) -> Iterator[int]:
+    """`osgprod serve` with a DSN that names all nodes; gives its port."""
+    with (folder / "shim.log").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-u", "-m", "shim.admin", "serve", "--port", "0"],
+            cwd=CHECKOUT,
+            env={
+                **os.environ,
+                "OSGPROD_DSN": dsn + WORKER_ROLE,
+                "OSGPROD_DOCUMENT_ROOT": str(folder / "www"),
+                "OSGPROD_CLIENT_RATE": "0",
+                "OSGPROD_PROJECT_RATE": "0",
+            },
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            start_new_session=True,
+        )
+    try:
+        assert process.stdout
+        line = process.stdout.readline()
+        yield int(line.split("127.0.0.1:")[1].split("/")[0])
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    need("etcd")
+    with Cluster(synchronous_mode=True, synchronous_mode_strict=True) as cluster:
+        yield cluster
+
+
+def power_failure(cluster: Cluster, primary: Node) -> Callable[[], None]:
+    primary.kill()
+    return primary.start
+
+
+def unplugged(cluster: Cluster, primary: Node) -> Callable[[], None]:
+    primary.signal(signal.SIGSTOP)
+    return lambda: primary.signal(signal.SIGCONT)
+
+
+def switchover(cluster: Cluster, primary: Node) -> Callable[[], None]:
+    cluster.switch_over()
+    return lambda: None
+
+
+@pytest.mark.parametrize("fault", [power_failure, unplugged, switchover], ids=lambda fault: fault.__name__)
+def test_with_synchronous_replication_a_failover_loses_nothing_and_does_nothing_twice(
+    cluster: Cluster, fault: Callable[[Cluster, Node], Callable[[], None]], tmp_path: Path, capsys: Any
+) -> None:
+    name = fault.__name__
+    with connect(cluster.dsn()) as admin:
+        admin.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8'".encode())
+    dsn = cluster.dsn(name)
+    migrate(dsn, say=lambda line: None)
+    (tmp_path / "www" / "p").mkdir(parents=True)
+    (tmp_path / "www" / "p" / "osgprod_work.bash").write_text('#input_eviofile_list=""\n')
+    with connect(dsn) as db:
+        world = World(db, dsn).with_project("p", heartbeat_s=0, lease_s=20, token_required=True)
+        for seqno in range(20):
+            world.add_file(2000, seqno=seqno, project=None)
+        call(db, "load_slices", project="p")
+    figures = []
+    with ExitStack() as stack:
+        ports = [stack.enter_context(shim(dsn, tmp_path)) for _ in range(2)]
+        traffic = stack.enter_context(ClusterTraffic(ports, random.Random(1)))
+        for _ in range(ROUNDS):
+            wait_for(cluster.is_whole, PATIENCE_S, "the cluster is whole")
+            before = len(traffic.assigned_at)
+            wait_for(lambda n=before: len(traffic.assigned_at) > n + CLIENTS, PATIENCE_S, "jobs get work")
+            primary = cluster.primary()
+            at = time.monotonic()
+            restore = fault(cluster, primary)
+            others = [node for node in cluster.nodes if node is not primary]
+            wait_for(
+                lambda nodes=others: any(node.takes_writes() for node in nodes), PATIENCE_S, "a new primary"
+            )
+            patroni_s = time.monotonic() - at
+            new_at = time.monotonic()
+            wait_for(
+                lambda t=new_at: bool(traffic.assigned_at) and traffic.assigned_at[-1] > t,
+                PATIENCE_S,
+                "work again",
+            )
+            first_s = min(t for t in traffic.assigned_at if t > at + patroni_s - 1) - at
+            figures.append((patroni_s, first_s))
+            restore()
+        traffic.stop()
+        wait_for(lambda: not traffic.is_running, PATIENCE_S, "the jobs end")
+    with capsys.disabled():
+        print(f"\n{name}: " + "; ".join(f"primary after {p:.1f} s, work after {f:.1f} s" for p, f in figures)
+              + f"; answers {dict(sorted(traffic.statuses.items()))} (0 = none)")  # fmt: skip
+    with connect(dsn) as db:
+        told = {(name, block) for name, block in traffic.blocks}
+        done = {
+            (row["filename"], block)
+            for row in db.execute(
+                "SELECT r.filename, s.block1, s.block2 FROM osgprod_data.slices s"
+                " JOIN osgprod_data.rawdata r USING (rawdata_id) WHERE s.state = 'done'"
+            )
+            for block in range(row["block1"], row["block2"])
+        }
+        assert call(db, "verify", project="p", deep=True) == []
+    assert {(Path(file).name, block) for file, block in told} == done, "told done = done"
+    assert max(traffic.blocks.values()) == 1, "no block is done twice"
+    assert traffic.statuses[500] == 0
+    for patroni_s, first_s in figures:
+        assert first_s - patroni_s < BEYOND_PATRONI_S, figures
