@@ -19,7 +19,8 @@ import psycopg
 from shim.database import call, connect
 from shim.evio import scan
 from shim.evio.errors import EvioError
-from shim.evio.index import BlockIndex
+from shim.evio.index import FILE_NAME, BlockIndex
+from shim.evio.remote import is_url, path_of
 from shim.registry import register_all
 
 PAGE_FILES = 10_000
@@ -114,22 +115,40 @@ def add_project(
 
 
 def load_rawdata_files(
-    my_rawdata_dir: str | Path, dry_run: bool = False, progress: MakeProgress = lines_only
+    my_rawdata_dir: str | Path | Sequence[str],
+    dry_run: bool = False,
+    progress: MakeProgress = lines_only,
+    *,
+    pattern: re.Pattern[str] = FILE_NAME,
+    since: float | None = None,
+    only_new: bool = False,
+    is_deep: bool = False,
+    token: str | None = None,
 ) -> dict[str, int]:
-    """Register all raw data files below a folder, and compare those that are registered already.
+    """Register raw data files, and compare those that are registered already.
 
     Parameters
     ----------
-    my_rawdata_dir : str or Path
-        Searched for hd_rawdata_RRRRRR_SSS.evio, folders below it included.
-    dry_run : bool
+    my_rawdata_dir
+        A folder, whose tree is walked; a file; a URL of either (see shim.evio.scan.find); or several of these.
+    dry_run
         Compare only; nothing is changed.
-    progress : callable
+    progress
         Shows how far it is; each file that differs, is bad, or has no begin-of-run record is named there.
+    pattern
+        Of the names of files, with groups run and seqno.
+    since
+        Of folders, take only files that changed since then [s since 1970].
+    only_new
+        Leave out files that are registered.
+    is_deep
+        Walk the banks of all blocks, and compare their number with the counts in the headers.
+    token
+        Bearer token for http(s).
 
     Returns
     -------
-    dict of str to int
+    dict[str, int]
         How many files were new, same, renewed (an older release registered them not quite right), differs (from what
         is registered, which stays) and bad (can't be sliced); without_bor: how many of the others have no begin-of-run
         record.
@@ -137,22 +156,33 @@ def load_rawdata_files(
     Raises
     ------
     EvioError
-        The folder can't be read.
+        A folder can't be read.
     psycopg.Error
         The database refuses.
     """
     counts = {"new": 0, "same": 0, "renewed": 0, "differs": 0, "bad": 0, "without_bor": 0}
-    paths = scan.find(my_rawdata_dir)
-    with connect() as connection, progress("indexing files", len(paths), "files") as bar:
-        for status, what, index in _register(connection, paths, dry_run):
-            counts[status] += 1
-            if status in ("differs", "bad"):
-                bar.say(what)
-            if isinstance(index, BlockIndex) and not index.has_bor:
-                counts["without_bor"] += 1
-                bar.say(f"{index.path}: no begin-of-run record before the first physics event")
-            bar.advance()
+    sources = [my_rawdata_dir] if isinstance(my_rawdata_dir, str | Path) else my_rawdata_dir
+    paths = list(dict.fromkeys(path for source in sources for path in scan.find(source, pattern, since)))
+    with connect() as connection:
+        if only_new:
+            known = set(_registered_below(connection, ""))
+            paths = [path for path in paths if _registered_as(path) not in known]
+        with progress("indexing files", len(paths), "files") as bar:
+            found = scan.indexes(paths, pattern=pattern, is_deep=is_deep, token=token)
+            for status, what, index in _register(connection, found, dry_run, pattern):
+                counts[status] += 1
+                if status in ("differs", "bad"):
+                    bar.say(what)
+                if isinstance(index, BlockIndex) and not index.has_bor:
+                    counts["without_bor"] += 1
+                    bar.say(f"{index.path}: no begin-of-run record before the first physics event")
+                bar.advance()
     return counts
+
+
+def _registered_as(path: str) -> str:
+    """The path under which a file is registered."""
+    return path_of(path) if is_url(path) else os.path.abspath(path)  # noqa: PTH100  # a link keeps its name
 
 
 def check_rawdata_files(
@@ -183,11 +213,12 @@ def check_rawdata_files(
     folder = os.path.abspath(my_rawdata_dir)  # noqa: PTH100  # a link keeps its name, as in read_index
     paths = scan.find(folder)
     with connect() as connection, progress("checking files", len(paths), "files") as bar:
-        gone = set(_registered_below(connection, folder)) - {str(path) for path in paths}
-        for path, (status, what, _) in zip(paths, _register(connection, paths, dry_run=True), strict=True):
+        gone = set(_registered_below(connection, folder)) - set(paths)
+        results = _register(connection, scan.indexes(paths), dry_run=True)
+        for path, (status, what, _) in zip(paths, results, strict=True):
             if status != "same":
                 what = "not registered" if status == "new" else what.removeprefix(f"{path}: ")
-                faults.append({"path": str(path), "what": what})
+                faults.append({"path": path, "what": what})
             bar.advance()
     return faults + [{"path": path, "what": "registered, but not there"} for path in sorted(gone)]
 
@@ -200,13 +231,15 @@ def _registered_below(connection: psycopg.Connection[dict[str, Any]], folder: st
 
 
 def _register(
-    connection: psycopg.Connection[dict[str, Any]], paths: Sequence[Path], dry_run: bool
+    connection: psycopg.Connection[dict[str, Any]],
+    indexes: Iterator[BlockIndex | EvioError],
+    dry_run: bool,
+    pattern: re.Pattern[str] = FILE_NAME,
 ) -> Iterator[tuple[str, str, BlockIndex | EvioError]]:
     """Register files, or only compare them; yield what register() returns for each, in order, and its index."""
-    indexes = scan.indexes(paths)
     while group := list(islice(indexes, FILES_A_COMMIT)):
         with connection.transaction(force_rollback=dry_run):
-            results = register_all(connection, group)
+            results = register_all(connection, group, pattern)
         yield from ((*result, index) for result, index in zip(results, group, strict=True))
 
 

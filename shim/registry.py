@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import psycopg
 
 from shim.database import statement
 from shim.evio.errors import EvioError
-from shim.evio.index import BlockIndex, parse_name
+from shim.evio.index import FILE_NAME, BlockIndex, parse_name
 
 Connection = psycopg.Connection[dict[str, Any]]
 
@@ -20,13 +21,19 @@ def register(connection: Connection, index: BlockIndex | EvioError) -> tuple[str
     return register_all(connection, [index])[0]
 
 
-def register_all(connection: Connection, found: Sequence[BlockIndex | EvioError]) -> list[tuple[str, str]]:
+def register_all(
+    connection: Connection,
+    found: Sequence[BlockIndex | EvioError],
+    pattern: re.Pattern[str] = FILE_NAME,
+) -> list[tuple[str, str]]:
     """Register several files in one go: the server works on one while the next is made ready for it.
 
     Parameters
     ----------
     found
         As from shim.evio.scan.indexes().
+    pattern
+        Of the names of files, with groups run and seqno.
 
     Returns
     -------
@@ -39,14 +46,16 @@ def register_all(connection: Connection, found: Sequence[BlockIndex | EvioError]
         The database refuses. Outside a transaction the files before are registered then.
     """
     with connection.pipeline():
-        asked = [(index, _ask(connection, index)) for index in found]
+        asked = [(index, _ask(connection, index, pattern)) for index in found]
         return [_answer(index, cursor) for index, cursor in asked]
 
 
-def _ask(connection: Connection, index: BlockIndex | EvioError) -> psycopg.Cursor[dict[str, Any]] | None:
+def _ask(
+    connection: Connection, index: BlockIndex | EvioError, pattern: re.Pattern[str]
+) -> psycopg.Cursor[dict[str, Any]] | None:
     if isinstance(index, EvioError):
         return None
-    run, seqno = parse_name(index.path)
+    run, seqno = parse_name(index.path, pattern)
     arguments = {
         "path": index.path,
         "run": run,

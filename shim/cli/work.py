@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TextIO
+
 import click
 
 from shim import admin
@@ -20,6 +24,10 @@ from shim.cli.base import (
 from shim.cli.terminal import Bar, show, working
 from shim.errors import OperatorError
 from shim.evio import scan
+from shim.evio.index import FILE_NAME
+from shim.evio.remote import is_url
+
+TIMES = ("%Y-%m-%d", "%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M:%S")  # of --since
 
 
 @osgprod.group()
@@ -28,25 +36,67 @@ def rawdata() -> None:
 
 
 @rawdata.command("load")
-@click.argument("folder", type=click.Path(exists=True, file_okay=False))
+@click.argument("sources", nargs=-1)
+@click.option(
+    "--list", "lists", type=click.File(), multiple=True, help="File with a source a line; - = standard input."
+)
+@click.option(
+    "--pattern", help="Regular expression for names, like 'run(?P<run>\\d+)_(?P<seqno>\\d+)\\.evio'."
+)
+@click.option("--since", type=click.DateTime(TIMES), help="Of folders only files changed since then, in UTC.")
+@click.option("--new", "only_new", is_flag=True, help="Leave out files that are registered.")
+@click.option("--deep", is_flag=True, help="Walk all banks: are the event counts in the headers true?")
+@click.option("--token-file", type=click.File(), help="File with the bearer token for http(s).")
 @dry
 @as_json
-def rawdata_load(folder: str, dry_run: bool, as_json: bool) -> None:
-    """Register all files below FOLDER. Run it again to compare the files with the registered ones.
+def rawdata_load(
+    sources: tuple[str, ...],
+    lists: tuple[TextIO, ...],
+    pattern: str | None,
+    since: datetime | None,
+    only_new: bool,
+    deep: bool,
+    token_file: TextIO | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Register raw data files. Run it again to compare the files with the registered ones.
+
+    SOURCES are folders, whose trees are walked, files, URLs of files (root://, https://), or URLs of folders (root://).
+    Of a URL the path is registered: a project's xrootd_prefix and the path give the URL again.
 
     Files without a begin-of-run record are registered, counted and named. The exit code is 1 if there is no file, or
     one that differs or is bad.
     """
-    counts = admin.load_rawdata_files(folder, dry_run, Bar)
+    listed = (line.strip() for file in lists for line in file)
+    every = [*sources, *(line for line in listed if line and not line.startswith("#"))]
+    if not every:
+        raise click.UsageError("name a folder, a file or a URL")
+    for source in every:
+        if not is_url(source) and not Path(source).exists():
+            raise click.UsageError(f"{source} does not exist")
+    names = FILE_NAME if pattern is None else scan.name_pattern(pattern)
+    counts = admin.load_rawdata_files(
+        every,
+        dry_run,
+        Bar,
+        pattern=names,
+        since=since.replace(tzinfo=UTC).timestamp() if since else None,
+        only_new=only_new,
+        is_deep=deep,
+        token=token_file.read().strip() if token_file else None,
+    )
     show([counts], as_json)
-    if not any(counts.values()):
-        others = ", ".join(map(str, scan.passed_over(folder, 3)))
+    if not any(counts.values()) and since is None and not only_new:
+        folders = [source for source in every if not is_url(source)]
+        others = ", ".join(str(path) for folder in folders for path in scan.passed_over(folder, 3, names)[:3])
         hint = (
             f"names have to say run and number; passed over: {others}"
             if others
             else "is it the right folder?"
         )
-        raise OperatorError(f"no file hd_rawdata_RRRRRR_SSS.evio is below {folder}", hint)
+        form = "hd_rawdata_RRRRRR_SSS.evio" if pattern is None else pattern
+        raise OperatorError(f"no file {form} is below {', '.join(every)}", hint)
     if counts["differs"] + counts["bad"]:
         raise SystemExit(1)
 

@@ -21,8 +21,11 @@ from operator import add, sub
 from pathlib import Path
 from typing import Literal
 
+from shim.evio.ahead import read_headers
+from shim.evio.deep import check_counts
 from shim.evio.errors import EvioError
 from shim.evio.head import MAX_CONTROL_EVENTS, Event, Head, Piece, TooManyControlEvents, read_head
+from shim.evio.remote import open_source
 from shim.evio.source import LocalFile, Source
 
 HEADER_WORDS = 8
@@ -39,7 +42,7 @@ MAX_EVENTS = 2**32 - 1  # as many as the index can count
 MAX_GAPS = 100_000
 READ_AHEAD_BYTES = 1 << 16  # of the events before the first physics event, most of which are short
 
-FILE_NAME = re.compile(r"hd_rawdata_(\d{6})_(\d{3,9})\.evio")
+FILE_NAME = re.compile(r"hd_rawdata_(?P<run>\d{6})_(?P<seqno>\d{3,9})\.evio")
 HIPO = 0x43455248  # "HREC", the first word of a HIPO file
 
 
@@ -98,40 +101,45 @@ class BlockIndex:
         return words.tobytes()
 
 
-def parse_name(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Returns run and seqno of a raw data file's name.
+def parse_name(path: str | os.PathLike[str], pattern: re.Pattern[str] = FILE_NAME) -> tuple[int, int]:
+    """Return run and number of a raw data file, from its name.
 
-    Errors: EvioError  the name is not hd_rawdata_RRRRRR_SSS.evio
+    Parameters
+    ----------
+    path
+        Path of the file.
+    pattern
+        Of the name without folders, with groups run and seqno.
+
+    Raises
+    ------
+    EvioError
+        The name is not of this pattern.
     """
-    match = FILE_NAME.fullmatch(Path(path).name)
+    match = pattern.fullmatch(Path(path).name)
     if match is None:
-        raise EvioError(f"{path}: the name is not hd_rawdata_RRRRRR_SSS.evio (run, seqno)")
-    return int(match[1]), int(match[2])
+        form = (
+            "hd_rawdata_RRRRRR_SSS.evio (run, seqno)"
+            if pattern is FILE_NAME
+            else f"of the form {pattern.pattern}"
+        )
+        raise EvioError(f"{path}: the name is not {form}")
+    return int(match["run"]), int(match["seqno"])
 
 
-def find_files(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """Walks a tree and gives its raw data files in order; other names are not taken for one.
-
-    Errors: EvioError  the folder can't be read
-    """
-
-    def stop(error: OSError) -> None:
-        raise EvioError(f"{error.filename}: {error.strerror}") from error
-
-    for parent, folders, names in os.walk(folder, onerror=stop):
-        folders.sort()
-        for name in sorted(names):
-            if FILE_NAME.fullmatch(name):
-                yield Path(parent) / name
-
-
-def read_index(path: str | os.PathLike[str]) -> BlockIndex:
+def read_index(
+    path: str | os.PathLike[str], *, is_deep: bool = False, token: str | None = None
+) -> BlockIndex:
     """Read the block headers of a file, and its events up to the first physics event.
 
     Parameters
     ----------
     path
-        An EVIO file of version 4, of either byte order.
+        An EVIO file of version 4, of either byte order: a path or a URL (see remote.open_source).
+    is_deep
+        Walk the banks of all blocks, and compare their number with the counts in the headers.
+    token
+        Bearer token for http(s).
 
     Returns
     -------
@@ -143,8 +151,14 @@ def read_index(path: str | os.PathLike[str]) -> BlockIndex:
     EvioError
         The file is empty, damaged, cut, or of another version: one line that names file and byte.
     """
-    with contextlib.closing(LocalFile(path)) as source:
-        return _Reader(source).read()
+    with contextlib.closing(open_source(os.fspath(path), token)) as source:
+        try:
+            index = _Reader(source).read()
+            if is_deep:
+                check_counts(source, index.byte_order, index.offsets[:-1])
+        except OSError as error:  # of the bare pread of a local file
+            raise EvioError(f"{source.name}: {error.strerror}") from error
+        return index
 
 
 class _Reader:
@@ -221,20 +235,9 @@ class _Reader:
 
     def _walk(self) -> tuple[array[int], array[int], array[int]]:
         """Start of each block and the end of the last; events of each; word 6 of each."""
-        read, unpack, size = self._source.read, self._length.unpack_from, self._size
-        headers: list[bytes] = []
-        offset = 0
-        starts = [offset]
-        # Kept plain: it runs once for each of up to 20,000 blocks. The headers are checked all at once afterwards.
-        with contextlib.suppress(struct.error):  # nothing to unpack: the end of the file
-            for _ in range(MAX_BLOCKS):
-                (length,) = unpack(header := read(offset, HEADER_BYTES))
-                if length < HEADER_WORDS:
-                    break
-                headers.append(header)
-                starts.append(offset := offset + 4 * length)
-        if offset != size:
-            return self._walk_carefully()
+        starts, headers = self._headers()
+        if starts[-1] != self._size:
+            return self._walk_carefully(dict(zip(starts, headers, strict=False)))
         words = array("I", b"".join(headers))
         if self._order != sys.byteorder:
             words.byteswap()
@@ -248,16 +251,37 @@ class _Reader:
             and max(map(sub, map(add, counts, counts), lengths)) <= -HEADER_WORDS
         )
         if not is_sound:
-            return self._walk_carefully()
+            return self._walk_carefully(dict(zip(starts, headers, strict=False)))
         return array("q", starts), counts, infos
 
-    def _walk_carefully(self) -> tuple[array[int], array[int], array[int]]:
-        """As _walk, with every header checked as it comes: finds the first that is wrong."""
+    def _headers(self) -> tuple[list[int], list[bytes]]:
+        """Start of each block and the end of the last, and the headers; only their lengths are looked at."""
+        if not isinstance(self._source, LocalFile):
+            order = "<" if self._order == "little" else ">"
+            return read_headers(self._source.read, self._size, order, MAGIC, MAX_BLOCKS)
+        pread, descriptor, unpack = os.pread, self._source.descriptor, self._length.unpack_from
+        headers: list[bytes] = []
+        starts = [0]
+        # Kept plain: it runs once for each of up to 20,000 blocks.
+        with contextlib.suppress(struct.error):  # nothing to unpack: the end of the file
+            for _ in range(MAX_BLOCKS):
+                (length,) = unpack(header := pread(descriptor, HEADER_BYTES, starts[-1]))
+                if length < HEADER_WORDS:
+                    break
+                headers.append(header)
+                starts.append(starts[-1] + 4 * length)
+        return starts, headers
+
+    def _walk_carefully(self, known: dict[int, bytes]) -> tuple[array[int], array[int], array[int]]:
+        """As _walk, with every header checked as it comes: finds the first that is wrong.
+
+        `known` has headers that were read, by offset.
+        """
         starts, counts, infos = array("q", [0]), array("I"), array("I")
         read, unpack, size = self._source.read, self._header.unpack, self._size
         offset, is_last = 0, False
         while offset < size:
-            header = read(offset, HEADER_BYTES)
+            header = known.get(offset) or read(offset, HEADER_BYTES)
             if len(header) != HEADER_BYTES:
                 raise self._error(offset, f"{len(header)} bytes behind the last block are no block header")
             length, _, header_words, count, _, info, _, magic = unpack(header)

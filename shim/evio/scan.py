@@ -1,52 +1,138 @@
-"""Reads the block indexes of many files side by side.
+"""Finds raw data files, and reads the block indexes of many side by side.
 
-Storage answers slowly, not in small measure: several files are read at once, in the order of their names.
+Storage answers slowly, so several files are read at once, in the order of their names.
 """
 
 from __future__ import annotations
 
+import os
+import re
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from shim.evio.errors import EvioError
-from shim.evio.index import FILE_NAME, BlockIndex, find_files, read_index
+from shim.evio.index import FILE_NAME, BlockIndex, parse_name, read_index
+from shim.evio.remote import is_url, list_folder, path_of
 
 READERS = 16
+REMOTE_READERS = 4  # of which each has several requests under way, see ahead.CHAINS
 SLOW_READ_S = 0.0003  # for a block header; from the page cache it takes a hundredth
 
 
-def find(folder: str | Path) -> list[Path]:
-    """Returns all raw data files below a folder, in order.
+def name_pattern(text: str) -> re.Pattern[str]:
+    """Return the pattern of file names that an operator gave.
 
-    Errors: EvioError  the folder can't be read
+    Raises
+    ------
+    EvioError
+        It is no regular expression with the groups run and seqno.
     """
-    return list(find_files(folder))
+    try:
+        pattern = re.compile(text, re.ASCII)
+    except re.error as error:
+        raise EvioError(f"pattern {text}: {error}") from error
+    if not {"run", "seqno"} <= set(pattern.groupindex):
+        raise EvioError(
+            f"pattern {text}: it needs groups named run and seqno, like (?P<run>\\d+)_(?P<seqno>\\d+)"
+        )
+    return pattern
 
 
-def passed_over(folder: str | Path, count: int) -> list[Path]:
-    """Returns the first few EVIO files below a folder whose names are not of the form that is taken."""
-    others = (path for path in Path(folder).rglob("*.evio") if not FILE_NAME.fullmatch(path.name))
+def find(
+    source: str | os.PathLike[str], pattern: re.Pattern[str] = FILE_NAME, since: float | None = None
+) -> list[str]:
+    """Return the raw data files that a source names, in order.
+
+    Parameters
+    ----------
+    source
+        A folder, whose tree is walked; a file; or a URL of either (folders: root:// only).
+    pattern
+        Of the names of files in a folder; others are not taken.
+    since
+        Take only files of a folder that changed since then [s since 1970].
+
+    Raises
+    ------
+    EvioError
+        The folder can't be read.
+    """
+    name = os.fspath(source)
+    if not is_url(name):
+        return [name] if Path(name).is_file() else list(_walk(name, pattern, since))
+    path = urlsplit(name).path
+    is_file = pattern.fullmatch(unquote(path.rpartition("/")[2])) or path.endswith(".evio")
+    if is_file:
+        return [name]
+    return [
+        url
+        for url, changed in list_folder(name)
+        if pattern.fullmatch(url.rpartition("/")[2]) and (since is None or changed >= since)
+    ]
+
+
+def _walk(folder: str, pattern: re.Pattern[str], since: float | None) -> Iterator[str]:
+    def stop(error: OSError) -> None:
+        raise EvioError(f"{error.filename}: {error.strerror}") from error
+
+    for parent, folders, names in os.walk(folder, onerror=stop):
+        folders.sort()
+        for name in sorted(names):
+            path = Path(parent) / name
+            if pattern.fullmatch(name) and (since is None or _changed(path) >= since):
+                yield str(path)
+
+
+def _changed(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError as error:
+        raise EvioError(f"{path}: {error.strerror}") from error
+
+
+def passed_over(folder: str | Path, count: int, pattern: re.Pattern[str] = FILE_NAME) -> list[Path]:
+    """Return the first few EVIO files below a folder whose names are not of the pattern."""
+    others = (path for path in Path(folder).rglob("*.evio") if not pattern.fullmatch(path.name))
     return sorted(others)[:count]
 
 
-def indexes(paths: Sequence[Path]) -> Iterator[BlockIndex | EvioError]:
-    """Gives the block index of each file, in order; for one that can't be sliced, the error that says why.
+def indexes(
+    paths: Sequence[str | os.PathLike[str]],
+    *,
+    pattern: re.Pattern[str] = FILE_NAME,
+    is_deep: bool = False,
+    token: str | None = None,
+) -> Iterator[BlockIndex | EvioError]:
+    """Give the block index of each file, in order; for one that can't be sliced, the error that says why.
 
     What is in the page cache is read one file after the other by the caller's thread, since others would only stand in
-    its way; many at once as soon as a file is slow to read, until one is quick again.
+    its way. Several files are read at once as soon as one is slow to read, until one is quick again.
+
+    Parameters
+    ----------
+    paths
+        Paths and URLs.
+    pattern
+        Of the names of files.
+    is_deep, token
+        See read_index().
     """
     waiting: deque[Future[tuple[BlockIndex | EvioError, bool]]] = deque()
-    is_slow = False
-    with ThreadPoolExecutor(READERS) as readers:
+    is_remote = any(is_url(os.fspath(path)) for path in paths)
+    is_slow = is_remote
+    read = partial(_read, pattern=pattern, is_deep=is_deep, token=token)
+    with ThreadPoolExecutor(REMOTE_READERS if is_remote else READERS) as readers:
         for path in paths:
             if not is_slow:
-                index, is_slow = _read(path)
+                index, is_slow = read(path)
                 yield index
                 continue
-            waiting.append(readers.submit(_read, path))
+            waiting.append(readers.submit(read, path))
             while len(waiting) > (4 * READERS if is_slow else 0):
                 index, is_slow = waiting.popleft().result()
                 yield index
@@ -54,11 +140,14 @@ def indexes(paths: Sequence[Path]) -> Iterator[BlockIndex | EvioError]:
             yield waiting.popleft().result()[0]
 
 
-def _read(path: Path) -> tuple[BlockIndex | EvioError, bool]:
+def _read(
+    path: str | os.PathLike[str], *, pattern: re.Pattern[str], is_deep: bool, token: str | None
+) -> tuple[BlockIndex | EvioError, bool]:
     """The index of a file, or why it has none; and was it slow to read?"""
     started = time.perf_counter()
     try:
-        index = read_index(path)
+        parse_name(path_of(os.fspath(path)), pattern)
+        index = read_index(path, is_deep=is_deep, token=token)
     except EvioError as error:
         return error, time.perf_counter() - started > SLOW_READ_S
     return index, time.perf_counter() - started > SLOW_READ_S * index.nblocks

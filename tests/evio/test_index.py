@@ -13,7 +13,7 @@ import pytest
 from shim.database import call
 from shim.evio import scan
 from shim.evio.errors import EvioError
-from shim.evio.index import find_files, parse_name, read_index
+from shim.evio.index import parse_name, read_index
 from shim.evio.writer import PHYSICS, ByteOrder, bank, block, write_file
 from shim.registry import register
 from tests.support import CHECKOUT, World
@@ -222,7 +222,7 @@ def test_only_whole_names_are_raw_data_files(folder: Path) -> None:
         "y",
     ):
         (folder / name).touch()
-    names = [str(path.relative_to(folder)) for path in find_files(folder)]
+    names = [str(Path(path).relative_to(folder)) for path in scan.find(folder)]
     assert names == [
         "a/hd_rawdata_000001_002.evio",
         "a/hd_rawdata_000001_010.evio",
@@ -232,7 +232,7 @@ def test_only_whole_names_are_raw_data_files(folder: Path) -> None:
     with pytest.raises(EvioError, match=r"the name is not hd_rawdata_RRRRRR_SSS\.evio"):
         parse_name("/x/hd_rawdata_071234_123.evio.tmp")
     with pytest.raises(EvioError, match="No such file"):
-        list(find_files(folder / "none"))
+        scan.find(folder / "none")
 
 
 def test_same_run_and_seqno_in_two_folders_are_two_files(world: World, folder: Path) -> None:
