@@ -341,12 +341,12 @@ header_of() {
 readonly EXIT_FAILED=10 EXIT_NODE_FAULT=20 EXIT_LATER=30 EXIT_REFUSED=40 EXIT_TERM=143
 readonly KILL_AFTER_S=3 # from SIGTERM to SIGKILL of the work
 
-scratch=""     # this job's folder: the script, the work's folder, two pipes
-pipe=""        # what a command prints on its way to capture
-child_group="" # process group of the command that is waited for
-work_group=""  # process group of the work
-beat_pid=""    # sends the heartbeats
-leftover=""    # file that is not whole yet
+scratch=""       # this job's folder: the script, the work's folder, two pipes
+pipe=""          # what a command prints on its way to capture
+child_group=""   # process group of the command that is waited for
+work_group=""    # process group of the work
+heartbeat_pid="" # sends the heartbeats
+leftover=""      # file that is not whole yet
 
 # Waits, without a child that could outlive this script. Argument: seconds
 pause() {
@@ -402,7 +402,7 @@ make_scratch() {
   [[ -n "$scratch" ]] || die "$EXIT_NODE_FAULT" 'no folder here can be written'
   export TMPDIR="$scratch" # bash's own here-documents need one that can be written
   pipe="$scratch/pipe"
-  mkfifo "$scratch/clock" "$scratch/pipe" "$scratch/pipe.beat"
+  mkfifo "$scratch/clock" "$scratch/pipe" "$scratch/pipe.heartbeat"
   exec 9<>"$scratch/clock" # nothing is ever written there: a read from it is a wait
 }
 
@@ -430,7 +430,7 @@ cleanup() {
   local status=$?
   # A child that is ended before it has begun still has these traps: it must not remove our folder.
   [[ "$BASHPID" == "$$" ]] || exit "$status"
-  stop_beating
+  stop_heartbeats
   [[ -z "$leftover" ]] || rm -f "$leftover"
   [[ -z "$scratch" ]] || rm -rf "$scratch"
   case "$status" in
@@ -572,7 +572,7 @@ said() {
 report() {
   local code="$1"
   shift
-  stop_beating
+  stop_heartbeats
   if ! persistent_request workscript.exit exitcode "$code" "$@"; then
     log 'the server has taken no report'
     return 1
@@ -582,20 +582,21 @@ report() {
 
 # --- the work ----------------------------------------------------------------------------------------------------
 
-readonly TOLD_TO_STOP=9 # exit code of beat
+readonly TOLD_TO_STOP=9 # exit code of send_heartbeats
 
-work_status=0 # exit code of the work
-beat_status=0 # exit code of beat
+work_status=0      # exit code of the work
+heartbeat_status=0 # exit code of send_heartbeats
 
 # Copies the proxy and the token into the work's folder, the only one that a container shows. HTCondor renews them: it is
 # done again with each heartbeat. Argument: folder
 copy_credentials() {
-  local file
   find_token
-  for file in "${X509_USER_PROXY:-}" "${BEARER_TOKEN_FILE:-}"; do
-    [[ -f "$file" && "$file" != "$1"/* ]] || continue
-    (umask 077 && cp "$file" "$1/new" && mv -f "$1/new" "$1/${file##*/}") 2>/dev/null || log "$file can't be copied"
-  done
+  copy_secret "${X509_USER_PROXY:-}" "$1/proxy"
+  copy_secret "${BEARER_TOKEN_FILE:-}" "$1/token"
+}
+# Arguments: file or nothing, its copy
+copy_secret() {
+  [[ ! -f "$1" ]] || (umask 077 && cp "$1" "$2.new" && mv -f "$2.new" "$2") 2>/dev/null || log "$1 can't be copied"
 }
 
 # Becomes the work script, in the current folder, in a container if there is one.
@@ -619,13 +620,13 @@ become_work() {
     set +f
     export APPTAINER_BIND="${APPTAINER_BIND:+$APPTAINER_BIND,}$PWD" TMPDIR="$own"
     export SINGULARITY_BIND="${SINGULARITY_BIND:+$SINGULARITY_BIND,}$PWD"
-    [[ -z "${X509_USER_PROXY:-}" ]] || export X509_USER_PROXY="$own/${X509_USER_PROXY##*/}"
-    [[ -z "${BEARER_TOKEN_FILE:-}" ]] || export BEARER_TOKEN_FILE="$own/${BEARER_TOKEN_FILE##*/}"
+    [[ -z "${X509_USER_PROXY:-}" ]] || export X509_USER_PROXY="$own/proxy"
+    [[ -z "${BEARER_TOKEN_FILE:-}" ]] || export BEARER_TOKEN_FILE="$own/token"
   fi
   exec ${container[@]+"${container[@]}"} bash "$own/script"
 }
 
-# Runs the script in a process group and a folder of its own. Sets work_status and beat_status.
+# Runs the script in a process group and a folder of its own. Sets work_status and heartbeat_status.
 # Argument: seconds between heartbeats, 0 = none
 run_work() {
   local own="$scratch/work/.osgprod"
@@ -639,11 +640,11 @@ run_work() {
   ) 9>&- >"$scratch/work.log" 2>&1 &
   work_group=$!
   set +m
-  start_beating "$1" "$own"
+  start_heartbeats "$1" "$own"
   wait "$work_group" || work_status=$?
   end_group "$work_group" # whatever it left in the background
   # The heartbeats go on until the report: delivery may take longer than the lease.
-  touch "$scratch/delivering" 2>/dev/null || stop_beating
+  touch "$scratch/delivering" 2>/dev/null || stop_heartbeats
   work_group=""
   run print_log "$scratch/work.log" "$MAX_LOG_BYTES" || true
 }
@@ -685,17 +686,17 @@ folder_bytes() {
 }
 
 # Arguments: seconds between heartbeats, 0 = none, folder for credentials
-start_beating() {
+start_heartbeats() {
   (($1 > 0)) || return 0
-  beat "$1" "$2" &
-  beat_pid=$!
+  send_heartbeats "$1" "$2" &
+  heartbeat_pid=$!
 }
 
 # Renews the lease until the server says that the slice is no longer ours, or until this script was killed; then it ends
 # the work, if it has not ended. Arguments: seconds between heartbeats, folder for credentials
-beat() {
+send_heartbeats() {
   local interval_s="$1" own="$2" left_s="$1"
-  pipe="$scratch/pipe.beat"
+  pipe="$scratch/pipe.heartbeat"
   trap '[[ -z "$child_group" ]] || kill -KILL -- "-$child_group" 2>/dev/null; exit 0' TERM
   while true; do
     while ((left_s > 0)); do
@@ -720,11 +721,11 @@ end_work() {
   [[ -e "$scratch/delivering" ]] || end_group "$work_group"
 }
 
-stop_beating() {
-  if [[ -n "$beat_pid" ]]; then
-    kill -TERM "$beat_pid" 2>/dev/null || true
-    wait "$beat_pid" 2>/dev/null || beat_status=$?
-    beat_pid=""
+stop_heartbeats() {
+  if [[ -n "$heartbeat_pid" ]]; then
+    kill -TERM "$heartbeat_pid" 2>/dev/null || true
+    wait "$heartbeat_pid" 2>/dev/null || heartbeat_status=$?
+    heartbeat_pid=""
   fi
 }
 
@@ -1096,13 +1097,13 @@ forget_unreported() {
 
 # Goes on with the lease of an earlier start: it may have expired, and nobody else has the slice yet.
 resume_lease() {
-  local beat_s
+  local heartbeat_s
   token="$(written token)"
-  beat_s="$(written heartbeat_s)"
+  heartbeat_s="$(written heartbeat_s)"
   touch "$scratch/delivering" || return 0
-  [[ "$beat_s" =~ ^[1-9][0-9]{0,5}$ ]] || return 0
+  [[ "$heartbeat_s" =~ ^[1-9][0-9]{0,5}$ ]] || return 0
   request workscript.ping bytes 0
-  start_beating "$beat_s" ""
+  start_heartbeats "$heartbeat_s" ""
 }
 
 # Delivers and reports a success that was written down. Returns this script's exit code.
@@ -1280,23 +1281,23 @@ configure() {
 
 # Runs one attempt. Returns this script's exit code. Argument: cores
 attempt() {
-  local nstarts slice name beat_s reason
+  local nstarts slice name heartbeat_s reason
   checkout "$1"
   if [[ "$answer" != assigned ]]; then
     log "$answer: $body" # nothing runs, and there is nothing to report
     return 0
   fi
   token="$(header_of Osgprod-Token "$head")" nstarts="$(header_of Osgprod-Nstarts "$head")"
-  slice="$(header_of Osgprod-Slice "$head")" beat_s="$(header_of Osgprod-Heartbeat "$head")"
-  [[ "$beat_s" =~ ^[0-9]{1,6}$ ]] || beat_s=0
+  slice="$(header_of Osgprod-Slice "$head")" heartbeat_s="$(header_of Osgprod-Heartbeat "$head")"
+  [[ "$heartbeat_s" =~ ^[0-9]{1,6}$ ]] || heartbeat_s=0
   log "start $nstarts on $slice"
   name="job_${cluster}_${process}"
   [[ ! "$nstarts" =~ ^[0-9]{1,9}$ || "$nstarts" == 1 ]] || name+=".$nstarts" # another start may have sent its own
-  run_work "$((10#$beat_s))"
+  run_work "$((10#$heartbeat_s))"
   if ((work_status != 0)); then
-    stop_beating # did it end the work?
+    stop_heartbeats # did it end the work?
   fi
-  if ((beat_status == TOLD_TO_STOP && work_status != 0)); then
+  if ((heartbeat_status == TOLD_TO_STOP && work_status != 0)); then
     report "$work_status" reason 'stopped by the server' || true
     return "$EXIT_NODE_FAULT"
   fi
@@ -1312,7 +1313,7 @@ attempt() {
     return "$EXIT_NODE_FAULT"
   fi
   if ((work_status == 0)); then
-    finish_success "$name" "$slice" "$((10#$beat_s))"
+    finish_success "$name" "$slice" "$((10#$heartbeat_s))"
   else
     reason="$(last_words)"
     finish_failure "$work_status" "$name" "$slice" "$reason"

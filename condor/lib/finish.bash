@@ -50,13 +50,13 @@ forget_unreported() {
 
 # Goes on with the lease of an earlier start: it may have expired, and nobody else has the slice yet.
 resume_lease() {
-  local beat_s
+  local heartbeat_s
   token="$(written token)"
-  beat_s="$(written heartbeat_s)"
+  heartbeat_s="$(written heartbeat_s)"
   touch "$scratch/delivering" || return 0
-  [[ "$beat_s" =~ ^[1-9][0-9]{0,5}$ ]] || return 0
+  [[ "$heartbeat_s" =~ ^[1-9][0-9]{0,5}$ ]] || return 0
   request workscript.ping bytes 0
-  start_beating "$beat_s" ""
+  start_heartbeats "$heartbeat_s" ""
 }
 
 # Delivers and reports a success that was written down. Returns this script's exit code.

@@ -49,23 +49,23 @@ configure() {
 
 # Runs one attempt. Returns this script's exit code. Argument: cores
 attempt() {
-  local nstarts slice name beat_s reason
+  local nstarts slice name heartbeat_s reason
   checkout "$1"
   if [[ "$answer" != assigned ]]; then
     log "$answer: $body" # nothing runs, and there is nothing to report
     return 0
   fi
   token="$(header_of Osgprod-Token "$head")" nstarts="$(header_of Osgprod-Nstarts "$head")"
-  slice="$(header_of Osgprod-Slice "$head")" beat_s="$(header_of Osgprod-Heartbeat "$head")"
-  [[ "$beat_s" =~ ^[0-9]{1,6}$ ]] || beat_s=0
+  slice="$(header_of Osgprod-Slice "$head")" heartbeat_s="$(header_of Osgprod-Heartbeat "$head")"
+  [[ "$heartbeat_s" =~ ^[0-9]{1,6}$ ]] || heartbeat_s=0
   log "start $nstarts on $slice"
   name="job_${cluster}_${process}"
   [[ ! "$nstarts" =~ ^[0-9]{1,9}$ || "$nstarts" == 1 ]] || name+=".$nstarts" # another start may have sent its own
-  run_work "$((10#$beat_s))"
+  run_work "$((10#$heartbeat_s))"
   if ((work_status != 0)); then
-    stop_beating # did it end the work?
+    stop_heartbeats # did it end the work?
   fi
-  if ((beat_status == TOLD_TO_STOP && work_status != 0)); then
+  if ((heartbeat_status == TOLD_TO_STOP && work_status != 0)); then
     report "$work_status" reason 'stopped by the server' || true
     return "$EXIT_NODE_FAULT"
   fi
@@ -81,7 +81,7 @@ attempt() {
     return "$EXIT_NODE_FAULT"
   fi
   if ((work_status == 0)); then
-    finish_success "$name" "$slice" "$((10#$beat_s))"
+    finish_success "$name" "$slice" "$((10#$heartbeat_s))"
   else
     reason="$(last_words)"
     finish_failure "$work_status" "$name" "$slice" "$reason"

@@ -4,12 +4,12 @@
 readonly EXIT_FAILED=10 EXIT_NODE_FAULT=20 EXIT_LATER=30 EXIT_REFUSED=40 EXIT_TERM=143
 readonly KILL_AFTER_S=3 # from SIGTERM to SIGKILL of the work
 
-scratch=""     # this job's folder: the script, the work's folder, two pipes
-pipe=""        # what a command prints on its way to capture
-child_group="" # process group of the command that is waited for
-work_group=""  # process group of the work
-beat_pid=""    # sends the heartbeats
-leftover=""    # file that is not whole yet
+scratch=""       # this job's folder: the script, the work's folder, two pipes
+pipe=""          # what a command prints on its way to capture
+child_group=""   # process group of the command that is waited for
+work_group=""    # process group of the work
+heartbeat_pid="" # sends the heartbeats
+leftover=""      # file that is not whole yet
 
 # Waits, without a child that could outlive this script. Argument: seconds
 pause() {
@@ -65,7 +65,7 @@ make_scratch() {
   [[ -n "$scratch" ]] || die "$EXIT_NODE_FAULT" 'no folder here can be written'
   export TMPDIR="$scratch" # bash's own here-documents need one that can be written
   pipe="$scratch/pipe"
-  mkfifo "$scratch/clock" "$scratch/pipe" "$scratch/pipe.beat"
+  mkfifo "$scratch/clock" "$scratch/pipe" "$scratch/pipe.heartbeat"
   exec 9<>"$scratch/clock" # nothing is ever written there: a read from it is a wait
 }
 
@@ -93,7 +93,7 @@ cleanup() {
   local status=$?
   # A child that is ended before it has begun still has these traps: it must not remove our folder.
   [[ "$BASHPID" == "$$" ]] || exit "$status"
-  stop_beating
+  stop_heartbeats
   [[ -z "$leftover" ]] || rm -f "$leftover"
   [[ -z "$scratch" ]] || rm -rf "$scratch"
   case "$status" in

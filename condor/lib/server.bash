@@ -130,7 +130,7 @@ said() {
 report() {
   local code="$1"
   shift
-  stop_beating
+  stop_heartbeats
   if ! persistent_request workscript.exit exitcode "$code" "$@"; then
     log 'the server has taken no report'
     return 1

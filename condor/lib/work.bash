@@ -1,20 +1,21 @@
 # shellcheck shell=bash
 # --- the work ----------------------------------------------------------------------------------------------------
 
-readonly TOLD_TO_STOP=9 # exit code of beat
+readonly TOLD_TO_STOP=9 # exit code of send_heartbeats
 
-work_status=0 # exit code of the work
-beat_status=0 # exit code of beat
+work_status=0      # exit code of the work
+heartbeat_status=0 # exit code of send_heartbeats
 
 # Copies the proxy and the token into the work's folder, the only one that a container shows. HTCondor renews them: it is
 # done again with each heartbeat. Argument: folder
 copy_credentials() {
-  local file
   find_token
-  for file in "${X509_USER_PROXY:-}" "${BEARER_TOKEN_FILE:-}"; do
-    [[ -f "$file" && "$file" != "$1"/* ]] || continue
-    (umask 077 && cp "$file" "$1/new" && mv -f "$1/new" "$1/${file##*/}") 2>/dev/null || log "$file can't be copied"
-  done
+  copy_secret "${X509_USER_PROXY:-}" "$1/proxy"
+  copy_secret "${BEARER_TOKEN_FILE:-}" "$1/token"
+}
+# Arguments: file or nothing, its copy
+copy_secret() {
+  [[ ! -f "$1" ]] || (umask 077 && cp "$1" "$2.new" && mv -f "$2.new" "$2") 2>/dev/null || log "$1 can't be copied"
 }
 
 # Becomes the work script, in the current folder, in a container if there is one.
@@ -38,13 +39,13 @@ become_work() {
     set +f
     export APPTAINER_BIND="${APPTAINER_BIND:+$APPTAINER_BIND,}$PWD" TMPDIR="$own"
     export SINGULARITY_BIND="${SINGULARITY_BIND:+$SINGULARITY_BIND,}$PWD"
-    [[ -z "${X509_USER_PROXY:-}" ]] || export X509_USER_PROXY="$own/${X509_USER_PROXY##*/}"
-    [[ -z "${BEARER_TOKEN_FILE:-}" ]] || export BEARER_TOKEN_FILE="$own/${BEARER_TOKEN_FILE##*/}"
+    [[ -z "${X509_USER_PROXY:-}" ]] || export X509_USER_PROXY="$own/proxy"
+    [[ -z "${BEARER_TOKEN_FILE:-}" ]] || export BEARER_TOKEN_FILE="$own/token"
   fi
   exec ${container[@]+"${container[@]}"} bash "$own/script"
 }
 
-# Runs the script in a process group and a folder of its own. Sets work_status and beat_status.
+# Runs the script in a process group and a folder of its own. Sets work_status and heartbeat_status.
 # Argument: seconds between heartbeats, 0 = none
 run_work() {
   local own="$scratch/work/.osgprod"
@@ -58,11 +59,11 @@ run_work() {
   ) 9>&- >"$scratch/work.log" 2>&1 &
   work_group=$!
   set +m
-  start_beating "$1" "$own"
+  start_heartbeats "$1" "$own"
   wait "$work_group" || work_status=$?
   end_group "$work_group" # whatever it left in the background
   # The heartbeats go on until the report: delivery may take longer than the lease.
-  touch "$scratch/delivering" 2>/dev/null || stop_beating
+  touch "$scratch/delivering" 2>/dev/null || stop_heartbeats
   work_group=""
   run print_log "$scratch/work.log" "$MAX_LOG_BYTES" || true
 }
@@ -104,17 +105,17 @@ folder_bytes() {
 }
 
 # Arguments: seconds between heartbeats, 0 = none, folder for credentials
-start_beating() {
+start_heartbeats() {
   (($1 > 0)) || return 0
-  beat "$1" "$2" &
-  beat_pid=$!
+  send_heartbeats "$1" "$2" &
+  heartbeat_pid=$!
 }
 
 # Renews the lease until the server says that the slice is no longer ours, or until this script was killed; then it ends
 # the work, if it has not ended. Arguments: seconds between heartbeats, folder for credentials
-beat() {
+send_heartbeats() {
   local interval_s="$1" own="$2" left_s="$1"
-  pipe="$scratch/pipe.beat"
+  pipe="$scratch/pipe.heartbeat"
   trap '[[ -z "$child_group" ]] || kill -KILL -- "-$child_group" 2>/dev/null; exit 0' TERM
   while true; do
     while ((left_s > 0)); do
@@ -139,11 +140,11 @@ end_work() {
   [[ -e "$scratch/delivering" ]] || end_group "$work_group"
 }
 
-stop_beating() {
-  if [[ -n "$beat_pid" ]]; then
-    kill -TERM "$beat_pid" 2>/dev/null || true
-    wait "$beat_pid" 2>/dev/null || beat_status=$?
-    beat_pid=""
+stop_heartbeats() {
+  if [[ -n "$heartbeat_pid" ]]; then
+    kill -TERM "$heartbeat_pid" 2>/dev/null || true
+    wait "$heartbeat_pid" 2>/dev/null || heartbeat_status=$?
+    heartbeat_pid=""
   fi
 }
 
