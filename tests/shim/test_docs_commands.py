@@ -190,7 +190,7 @@ def test_commands_of_the_document_do_what_they_should(path: Path, site: dict[str
         env=site,
         capture_output=True,
         text=True,
-        timeout=LONGEST_COMMAND_S * len(lines),
+        timeout=LONGEST_COMMAND_S * (len(lines) + 1),
     )
     assert result.returncode == 0, f"{result.stdout[-2000:]}\n{result.stderr[-3000:]}"
     assert "Traceback" not in result.stderr
