@@ -21,8 +21,9 @@ sys.path.insert(0, str(CHECKOUT))  # run as a file
 
 from shim import config  # noqa: E402
 from shim.cli import settings  # noqa: E402
-from shim.database import call, connect, migrate  # noqa: E402
+from shim.database import call, connect  # noqa: E402
 from shim.local.embedded import temporary_server  # noqa: E402
+from shim.migrate import migrate  # noqa: E402
 
 
 def modules() -> list[str]:

@@ -24,6 +24,7 @@ from starlette.routing import Route
 from shim.config import Settings
 from shim.dashboard.routes import Dashboard
 from shim.database import open_pool
+from shim.version import names, which_is_older
 from shim.web import logs, openapi, parameters, timer
 from shim.web.address import TrustedProxies
 from shim.web.batches import Batches
@@ -123,10 +124,14 @@ def _noted(notes: Sequence[str]) -> dict[str, str]:
 
 
 async def healthz(request: Request) -> Response:
-    """``healthz``: 200 when this shim can serve."""
+    """``healthz``: 200 when this shim can serve; a second line when the database is newer."""
     async with request.app.state.parts.pool.connection() as connection:
-        await connection.execute("SELECT * FROM osgprod.alive()")
-    return plain_text(b"ok\n")
+        row = await (await connection.execute("SELECT * FROM osgprod.alive()")).fetchone()
+    version = row[1] if row and len(row) > 1 else None
+    older = which_is_older(version)
+    if older and (version is None or version in names()):
+        return plain_text(error_text(older), 503, {"Retry-After": "60"})
+    return plain_text(f"ok\n{older}".strip().encode() + b"\n")
 
 
 async def describe(request: Request) -> Response:

@@ -24,6 +24,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from shim.config import Settings
 from shim.errors import OperatorError
+from shim.version import which_is_older
 
 CONNECT_TIMEOUT_S = 5
 HOST_TIMEOUT_S = 2  # of the shim for each host that the DSN names, unless the DSN has a connect_timeout
@@ -35,6 +36,13 @@ CALL_TIMEOUT_S = 10.0  # after which the shim ends a connection whose server is 
 SILENCE = {"tcp_user_timeout": 10_000, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
 CONNECTION_WAIT_S = 5.0  # that a call of the shim waits for a connection
 LOCK_TIMEOUT_S = 2  # of the shim's calls; less than that
+# Any number that no other program locks. It has the form of the jobs' locks (docs/design.md), but is no job's: that one
+# would have process number 1936158834.
+MIGRATION_LOCK = 0x6F73677072
+# What a call may meet while osgprod migrate changes the functions and tables that it uses: names or types that are not
+# there or have another form (class 42), an old plan (0A000), no schema (3F000), an object that is gone (XX000).
+# 42501, a missing right, is none of it.
+OF_A_CHANGED_SCHEMA = ("42", "0A000", "3F000", "XX000")
 
 
 class DatabaseError(OperatorError):
@@ -123,14 +131,68 @@ def _shut_down(connection: psycopg.AsyncConnection[Any]) -> None:
         twin.shutdown(socket.SHUT_RDWR)
 
 
-def open_pool(dsn: str, size: int) -> AsyncConnectionPool[Any]:
+class SchemaChanged(Exception):
+    """A call failed since osgprod migrate changes the database, or has changed it since the connection was opened."""
+
+
+class ShimConnection(psycopg.AsyncConnection[Any]):
+    """A connection of the shim's pool: it knows which functions it found."""
+
+    functions_found = ""
+
+
+async def schema_has_changed(connection: ShimConnection, error: psycopg.Error) -> bool:
+    """Tell whether a call failed because of osgprod migrate. If so, the connection should be closed.
+
+    Parameters
+    ----------
+    connection
+        The one on which the call failed.
+    error
+        With which it failed.
+
+    Returns
+    -------
+    bool
+        The error is of a kind that comes from a change of the schema, and a migration is running, or the functions
+        were exchanged since the connection was opened, or database and program are of different versions.
+    """
+    code = error.sqlstate or ""
+    if not code.startswith(OF_A_CHANGED_SCHEMA) or code == "42501":
+        return False
+    try:
+        found, is_migrating = await _functions(connection)
+        if is_migrating or found != connection.functions_found:
+            return True
+        row = await (await connection.execute("SELECT * FROM osgprod.alive()")).fetchone()
+    except psycopg.Error:
+        return True
+    return row is None or len(row) < 2 or which_is_older(row[1]) != ""
+
+
+async def _functions(connection: psycopg.AsyncConnection[Any]) -> tuple[str, bool]:
+    """Which functions there are, as a text that each exchange changes; is a migration running?"""
+    cursor = await connection.execute(
+        "SELECT coalesce((SELECT d.xmin::text FROM pg_description d WHERE d.objoid = to_regnamespace('osgprod')"
+        "   AND d.classoid = 'pg_namespace'::regclass), 'none'),"
+        " EXISTS (SELECT FROM pg_locks l JOIN pg_database b ON b.oid = l.database"
+        "   WHERE b.datname = current_database() AND l.locktype = 'advisory' AND l.granted"
+        "   AND l.classid::bigint = %s AND l.objid::bigint = %s AND l.objsubid = 1)",
+        [MIGRATION_LOCK >> 32, MIGRATION_LOCK & 0xFFFFFFFF],
+        prepare=False,
+    )
+    found, is_migrating = await cursor.fetchone() or ("none", False)
+    return str(found), bool(is_migrating)
+
+
+def open_pool(dsn: str, size: int) -> AsyncConnectionPool[ShimConnection]:
     """Makes the shim's pool, not yet open; it recovers by itself from whatever happens to the server.
 
     Parameters: dsn   libpq's connection string
                 size  connections at most [1 ..]
     """
 
-    async def configure(connection: psycopg.AsyncConnection[Any]) -> None:
+    async def configure(connection: ShimConnection) -> None:
         # One prepared statement a call: else a small number and a big one would be two types, two plans.
         connection.adapters.register_dumper(int, Int8Dumper)
         connection.prepare_threshold = 1
@@ -140,9 +202,11 @@ def open_pool(dsn: str, size: int) -> AsyncConnectionPool[Any]:
             await connection.execute(f"SET lock_timeout = '{LOCK_TIMEOUT_S} s'")
             # The functions read under a lock what it was taken for: as it is then.
             await connection.execute("SET default_transaction_isolation = 'read committed'")
+            connection.functions_found, _ = await _functions(connection)
 
     return AsyncConnectionPool(
         dsn,
+        connection_class=ShimConnection,
         min_size=min(2, size),
         max_size=size,
         open=False,

@@ -24,21 +24,11 @@ from yoyo.connections import DatabaseURI, parse_uri
 from yoyo.migrations import get_migration_hash
 from yoyo.scripts.main import InvalidArgument
 
-from shim.database import CONNECT_TIMEOUT_S, DatabaseError, connect, dsn_from_environment
-from shim.snapshot import (
-    SQL_FOLDER,
-    WORKING_COPY,
-    deployed,
-    render,
-    snapshots,
-    source_digest,
-    source_of,
-)
+from shim.database import CONNECT_TIMEOUT_S, MIGRATION_LOCK, DatabaseError, connect, dsn_from_environment
+from shim.snapshot import WORKING_COPY, deployed, render, snapshots, source_digest, source_of
+from shim.version import SQL_FOLDER, names
 
 OLDEST_SERVER = 130000
-# Any number that no other program locks. It has the form of the jobs' locks (docs/design.md), but is no job's: that one
-# would have process number 1936158834.
-MIGRATION_LOCK = 0x6F73677072
 TRIES = 5  # of a migration that waited too long for a lock, or met a deadlock, under running jobs
 LOCK_TIMEOUT_S = 10  # behind a migration that waits for a table, all jobs wait
 
@@ -133,6 +123,10 @@ class Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]
         self.break_lock()  # ours is the real lock; a row that a killed run left means nothing
         with super().lock(timeout):
             yield
+
+    def _delete_lock_row(self, pid: int) -> None:
+        if not self.connection.closed:  # a lost connection is told as such, and the next run deletes the row
+            super()._delete_lock_row(pid)
 
     def apply_one(self, migration: yoyo.migrations.Migration, force: bool = False, mark: bool = True) -> None:
         # yoyo commits the migration, then its entry: a kill between the two would leave tables that the next run makes
@@ -305,34 +299,6 @@ def pending(dsn: str | None = None, folder: Path = SQL_FOLDER) -> list[str]:
             refuse_other_files(applied, folder / "migrations")
         functions = [] if waiting else [_outdated_functions(connection, folder)]
     return [f"apply {name}" for name in waiting if name not in renamed] + [line for line in functions if line]
-
-
-def names(migrations: Path = SQL_FOLDER / "migrations") -> list[str]:
-    """Return the names of the migrations of this checkout, oldest first."""
-    return [path.stem for path in sorted(migrations.glob("[0-9]*.sql")) if path.suffixes == [".sql"]]
-
-
-def which_is_older(version: str | None) -> str:
-    """Tell whether the database or this checkout is older.
-
-    Parameters
-    ----------
-    version
-        The newest migration of the database, as alive() answers it; None when it has none.
-
-    Returns
-    -------
-    str
-        One line; empty when both are of the same version.
-    """
-    ours = names()[-1]
-    if version == ours:
-        return ""
-    if version is None or version in names():
-        return (
-            f"the database ({version or 'no migration'}) is older than this program ({ours}): osgprod migrate"
-        )
-    return f"this program ({ours}) is older than the database ({version}): update this program"
 
 
 def applied_migrations(connection: psycopg.Connection[Any]) -> dict[str, str | None]:

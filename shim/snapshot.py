@@ -15,8 +15,8 @@ import psycopg
 from psycopg.rows import tuple_row
 
 from shim.errors import OperatorError
+from shim.version import SQL_FOLDER
 
-SQL_FOLDER = Path(__file__).resolve().parent.parent / "sql"
 _PARTS = SQL_FOLDER / "snapshot"
 _SHADOW = "osgprod_shadow"
 WORKING_COPY = "a working copy"

@@ -14,7 +14,7 @@ import psycopg
 
 from shim import migrate
 from shim.config import Settings
-from shim.database import call, connect
+from shim.database import DatabaseError, call, connect
 from shim.workscript import TemplateError, TemplateFolder
 
 Finding = dict[str, Any]
@@ -51,9 +51,15 @@ def _finding(what: str, is_well: bool, found: str, advice: str) -> Finding:
 
 
 def _up_to_date() -> Finding:
-    pending = migrate.pending()
-    found = ", ".join(pending) or "tables and functions are those of this version"
-    return _finding("version of the database", not pending, found, "osgprod migrate brings it up to date")
+    what = "version of the database"
+    try:
+        pending = migrate.pending()
+    except DatabaseError as error:
+        return _finding(what, False, str(error), error.hint)
+    found = "tables and functions are those of this version"
+    if pending:
+        found = f"older than this program: {', '.join(pending)}"
+    return _finding(what, not pending, found, "osgprod migrate brings it up to date")
 
 
 def _clock(connection: psycopg.Connection[dict[str, Any]]) -> Finding:

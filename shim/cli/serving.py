@@ -23,6 +23,7 @@ from shim.database import call, connect
 from shim.errors import OperatorError
 from shim.local import demo, embedded
 from shim.migrate import migrate
+from shim.version import which_is_older
 from shim.web import logs
 from shim.web.bounds import BoundedProtocol
 
@@ -107,7 +108,9 @@ def _look_for_database(say: Callable[[str], None]) -> None:
     """Say what is wrong with the database. The shim starts all the same: the database may come up later."""
     try:
         with connect() as connection:
-            call(connection, "alive")
+            (row,) = call(connection, "alive")
+            if older := which_is_older(row.get("version")):
+                say(older)
     except psycopg.Error as error:
         say(f"no work until the database is well, osgprod doctor tells more: {str(error).splitlines()[0]}")
 

@@ -42,7 +42,7 @@ class Batches:
     Parameters: pool  where connections come from;  size  how many it has
     """
 
-    def __init__(self, pool: AsyncConnectionPool[Any], size: int) -> None:
+    def __init__(self, pool: AsyncConnectionPool[database.ShimConnection], size: int) -> None:
         self._pool, self._size = pool, size
         self._waiting: list[_Call] = []
         self._running: dict[asyncio.Task[None], tuple[float, int]] = {}  # since when; how many calls
@@ -137,15 +137,19 @@ class Batches:
             with database.hang_up_after(connection, database.CALL_TIMEOUT_S):
                 await cursor.execute(*database.statement(batch[0].function, {"calls": calls}))
                 rows: list[dict[str, Any]] = await cursor.fetchall()
-        except (psycopg.errors.FeatureNotSupported, psycopg.errors.ReadOnlySqlTransaction):
-            # An upgrade gave the function another result type, so what this connection has prepared is of no use; or
-            # the server is a primary no longer.
+        except psycopg.errors.ReadOnlySqlTransaction:  # the server is a primary no longer
             await connection.close()
             await self._replace_connections()
             raise
         except psycopg.OperationalError:
             if connection.closed:  # by the server, or by hang_up_after
                 await self._replace_connections()
+            raise
+        except psycopg.Error as error:
+            if await database.schema_has_changed(connection, error):
+                await connection.close()  # what it has prepared is of no use any more
+                await self._replace_connections()
+                raise database.SchemaChanged from error
             raise
         finally:
             await self._pool.putconn(connection)

@@ -9,6 +9,7 @@ from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from shim.database import SchemaChanged
 from shim.web.batches import SERVERS_TROUBLE
 from shim.web.bearer import BearerError
 from shim.web.parameters import BadRequest
@@ -95,9 +96,17 @@ def _told(error: Exception) -> tuple[int, bytes]:
             return 404, error_text(message, "is the URL right? docs/protocol.md has the routes")
         case HTTPException(status_code=405):
             return 405, error_text("this method does nothing here", "use GET or POST")
+        case SchemaChanged():
+            return _told_of_migration()
         case psycopg.Error():
             return _told_of_database(error)
     return 500, error_text("internal error", ASK_MANAGER)
+
+
+def _told_of_migration() -> tuple[int, bytes]:
+    return 503, error_text(
+        "the database is being brought up to date", "try again in a while; osgprod migrate"
+    )
 
 
 def _told_of_database(error: psycopg.Error) -> tuple[int, bytes]:
@@ -107,9 +116,8 @@ def _told_of_database(error: psycopg.Error) -> tuple[int, bytes]:
         return STATUS_OF_GROUP[code[2]], text
     if code.startswith(TRY_AGAIN):
         return 503, error_text("the database is away or busy", "try again in a while")
-    if code in DURING_MIGRATION or "cache lookup failed" in str(error):
-        message = "the database is being brought up to date"
-        return 503, error_text(message, "try again in a while; osgprod migrate")
+    if code in DURING_MIGRATION:
+        return _told_of_migration()
     if code.startswith("22"):  # a value that no argument type takes, like a malformed address
         return 400, error_text("a parameter has a value that can't be", "see docs/protocol.md", "OG100")
     return 500, error_text("internal error", ASK_MANAGER)

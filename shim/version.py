@@ -1,0 +1,33 @@
+"""Which version this program and a database are of: their newest migrations tell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+SQL_FOLDER = Path(__file__).resolve().parent.parent / "sql"
+
+
+def names(migrations: Path = SQL_FOLDER / "migrations") -> list[str]:
+    """Return the names of the migrations of this checkout, oldest first."""
+    return [path.stem for path in sorted(migrations.glob("[0-9]*.sql")) if path.suffixes == [".sql"]]
+
+
+def which_is_older(version: str | None) -> str:
+    """Tell whether the database or this program is older.
+
+    Parameters
+    ----------
+    version
+        The newest migration of the database, as alive() answers it; None: from before alive() answered it.
+
+    Returns
+    -------
+    str
+        One line; empty when both are of the same version.
+    """
+    ours = names()
+    if version == ours[-1]:
+        return ""
+    if version is None or version in ours:
+        return f"the database ({version or '0.9.0'}) is older than this program ({ours[-1]}): osgprod migrate"
+    return f"this program ({ours[-1]}) is older than the database ({version}): update it and start it again"

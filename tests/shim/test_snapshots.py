@@ -1,0 +1,453 @@
+"""Functions as migrations: what snapshots give, yoyo's own command, and upgrades from every former state."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from shim.database import DatabaseError, call, connect
+from shim.migrate import migrate, pending
+from shim.snapshot import snapshots, source_digest, source_of
+from shim.version import SQL_FOLDER
+from sql.release import present_version, release
+from tests.shim.databases import WORKING_COPY, quietly, state, works
+from tests.support import CHECKOUT, World
+
+
+def yoyo(dsn: str, *arguments: str, sql: Path = SQL_FOLDER) -> subprocess.CompletedProcess[str]:
+    """yoyo's own command, with yoyo.ini beside a folder sql."""
+    ini = sql.parent / "yoyo.ini"
+    if not ini.exists():
+        shutil.copy(CHECKOUT / "yoyo.ini", ini)
+    return subprocess.run(
+        [sys.executable, "-m", "yoyo", *arguments, "--config", str(ini)],
+        cwd=CHECKOUT, env={**os.environ, "OSGPROD_DSN": dsn}, capture_output=True, text=True,
+    )  # fmt: skip
+
+
+CATALOG = """
+WITH grants AS (
+    SELECT owner, oid, string_agg(concat(a.grantee::regrole, a.privilege_type), ',') AS acl
+      FROM (SELECT p.oid, p.proowner AS owner, coalesce(p.proacl, acldefault('f', p.proowner)) AS acl FROM pg_proc p
+            UNION ALL SELECT c.oid, c.relowner, coalesce(c.relacl, acldefault('r', c.relowner)) FROM pg_class c
+            UNION ALL SELECT n.oid, n.nspowner, coalesce(n.nspacl, acldefault('n', n.nspowner)) FROM pg_namespace n) o
+      CROSS JOIN LATERAL (SELECT * FROM aclexplode(o.acl) x ORDER BY x.grantee::regrole::text, x.privilege_type) a
+     GROUP BY owner, oid)
+SELECT 'function' AS kind, p.oid::regprocedure::text AS name,
+       concat_ws(E'\n', pg_get_functiondef(p.oid), g.owner::regrole, g.acl, obj_description(p.oid, 'pg_proc'))
+       AS definition
+  FROM pg_proc p JOIN grants g ON g.oid = p.oid
+ WHERE p.pronamespace IN (to_regnamespace('osgprod'), to_regnamespace('osgprod_data'))
+UNION ALL
+SELECT 'relation', c.oid::regclass::text, concat_ws(E'\n', c.relkind::text, g.owner::regrole, g.acl,
+       obj_description(c.oid, 'pg_class'),
+       (SELECT string_agg(concat_ws(' ', a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull,
+                                    pg_get_expr(d.adbin, d.adrelid), col_description(c.oid, a.attnum)), E'\n'
+                          ORDER BY a.attnum)
+          FROM pg_attribute a LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+         WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped),
+       (SELECT string_agg(pg_get_constraintdef(k.oid), E'\n' ORDER BY k.conname)
+          FROM pg_constraint k WHERE k.conrelid = c.oid),
+       (SELECT string_agg(pg_get_indexdef(i.indexrelid), E'\n' ORDER BY i.indexrelid::regclass::text)
+          FROM pg_index i WHERE i.indrelid = c.oid),
+       (SELECT string_agg(pg_get_triggerdef(t.oid), E'\n' ORDER BY t.tgname)
+          FROM pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal))
+  FROM pg_class c JOIN grants g ON g.oid = c.oid
+ WHERE c.relnamespace IN (to_regnamespace('osgprod'), to_regnamespace('osgprod_data'))
+   AND c.relkind IN ('r', 'v', 'c') AND c.relname !~ 'yoyo'
+UNION ALL
+SELECT 'enum', t.oid::regtype::text,
+       concat(string_agg(e.enumlabel, ',' ORDER BY e.enumsortorder), obj_description(t.oid, 'pg_type'))
+  FROM pg_type t JOIN pg_enum e ON e.enumtypid = t.oid
+ WHERE t.typnamespace = to_regnamespace('osgprod_data') GROUP BY t.oid
+UNION ALL
+SELECT 'schema', n.nspname, concat(g.owner::regrole, g.acl)
+  FROM pg_namespace n JOIN grants g ON g.oid = n.oid WHERE n.nspname IN ('osgprod', 'osgprod_data')
+ORDER BY 1, 2"""
+
+
+def catalog(dsn: str) -> dict[tuple[str, str], str]:
+    """Everything of ours in a database, as text."""
+    with connect(dsn) as connection:
+        rows = connection.execute(CATALOG).fetchall()
+    return {(row["kind"], row["name"]): row["definition"] for row in rows}
+
+
+def oids(dsn: str) -> dict[str, int]:
+    with connect(dsn) as connection:
+        rows = connection.execute(
+            "SELECT proname, oid::int FROM pg_proc WHERE pronamespace = to_regnamespace('osgprod')"
+        ).fetchall()
+    return {row["proname"]: row["oid"] for row in rows}
+
+
+NEXT_ALIVE = """
+CREATE FUNCTION osgprod.alive() RETURNS TABLE (alive timestamptz, version text, more text)
+LANGUAGE sql STABLE AS $fn$
+    SELECT now(), 'next', 'more'
+$fn$;
+CREATE FUNCTION osgprod.news() RETURNS text LANGUAGE sql STABLE AS $fn$
+    SELECT 'news'
+$fn$;
+COMMENT ON FUNCTION osgprod.news() IS 'News.';
+"""
+
+
+@pytest.fixture(scope="module")
+def two_versions() -> Iterator[Path]:
+    """A copy of the SQL folder with a snapshot of its functions, and one of the next version, which differs.
+
+    In the next version alive() has another result, tick() another comment, totals() is gone, and news() is new.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="osgprod-test-"))
+    sql = folder / "sql"
+    shutil.copytree(SQL_FOLDER, sql)
+    release(sql, "1.0.0")
+    (sql / "functions" / "upkeep" / "alive.sql").write_text(NEXT_ALIVE)
+    replace(sql / "functions" / "upkeep" / "tick.sql", "osgprod.tick() IS\n'", "osgprod.tick() IS\n'Next. ")
+    (sql / "functions" / "reading" / "totals.sql").unlink()
+    replace(sql / "functions" / "grants.sql", " osgprod.totals,", "")
+    release(sql, "2.0.0")
+    yield sql
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def two(two_versions: Path, folder: Path) -> Path:
+    """The same, to be changed."""
+    shutil.copytree(two_versions, folder / "sql")
+    return folder / "sql"
+
+
+def replace(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def newest(sql: Path) -> str:
+    return snapshots(sql / "migrations")[-1].stem
+
+
+def without_newest(sql: Path, folder: Path) -> Path:
+    """A copy of an SQL folder as it was before its newest snapshot."""
+    copy = folder / "before" / "sql"
+    shutil.copytree(sql / "migrations", copy / "migrations")
+    shutil.copytree(SQL_FOLDER / "functions", copy / "functions")
+    last = copy / "migrations" / f"{newest(sql)}.sql"
+    last.unlink()
+    last.with_suffix(".rollback.sql").unlink()
+    return copy
+
+
+def test_rollbacks_undo_what_the_migrations_did(empty: str) -> None:
+    migrate(empty, say=quietly)
+    ended = yoyo(empty, "rollback", "--all")
+    assert ended.returncode == 0, ended.stderr
+    assert set(catalog(empty)) <= {("schema", "osgprod_data"), ("relation", "osgprod_data.migrated_files")}
+    assert migrate(empty, say=quietly)
+    assert works(empty)
+
+
+def test_yoyos_own_command_gives_the_same_database_as_migrate(empty: str, another: str, two: Path) -> None:
+    """Functions with bodies, grants, comments, types, tables: the migrations alone give what is in sql/functions."""
+    assert yoyo(empty, "apply", sql=two).returncode == 0
+    migrate(another, two, say=quietly)
+    assert catalog(empty) == catalog(another)
+    assert migrate(empty, two, say=quietly) == [] and pending(empty, two) == []
+    # From the source alone: no migration brings these functions.
+    bare = two.parent / "bare"
+    shutil.copytree(two, bare)
+    for path in snapshots(bare / "migrations"):
+        depends = re.search(r"^-- depends: .*$", path.read_text(), re.MULTILINE)
+        assert depends
+        path.write_text(f"{depends[0]}\nDO $$ BEGIN END $$;\n")
+    with connect(empty) as connection:
+        connection.execute("CREATE DATABASE from_source")
+    source = another.rpartition("dbname=")[0] + "dbname=from_source"
+    try:
+        assert migrate(source, bare, say=quietly)[-1] == WORKING_COPY
+        assert catalog(source) == catalog(empty)
+    finally:
+        with connect(empty) as connection:
+            connection.execute("DROP DATABASE from_source WITH (FORCE)")
+
+
+def test_yoyos_plain_backend_gives_the_same_functions(empty: str, another: str, two: Path) -> None:
+    """Without our backend, as CONTRIBUTING.md says: the schema of yoyo's tables must be there before."""
+    with connect(empty) as connection:
+        connection.execute("CREATE SCHEMA osgprod_data")
+        info = connection.info
+        uri = f"postgresql+psycopg://{info.user}@/{info.dbname}?host={info.host}&port={info.port}&schema=osgprod_data"
+    ended = subprocess.run(
+        [sys.executable, "-m", "yoyo", "apply", "--no-config-file", "--batch", "-d", uri, str(two / "migrations")],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    migrate(another, two, say=quietly)
+    assert catalog(empty) == catalog(another)
+    assert migrate(empty, two, say=quietly) == []
+
+
+def test_rollback_of_the_newest_snapshot_gives_the_previous_functions(empty: str, two: Path) -> None:
+    before = without_newest(two, two.parent)
+    assert yoyo(empty, "apply", sql=before).returncode == 0
+    with connect(empty) as connection:
+        assert call(connection, "totals") == []
+    previous, kept = catalog(empty), oids(empty)
+    assert yoyo(empty, "apply", sql=two).returncode == 0
+    assert catalog(empty) != previous
+    assert yoyo(empty, "rollback", sql=two).returncode == 0
+    assert catalog(empty) == previous
+    listed = dict(line.split()[1::-1] for line in yoyo(empty, "list", sql=two).stdout.splitlines()[2:])
+    applied = {
+        path.stem for path in (before / "migrations").glob("[0-9]*[!k].sql") if ".rollback" not in path.name
+    }
+    assert listed == {**dict.fromkeys(applied, "A"), newest(two): "U"}
+    changed = {name for name, oid in oids(empty).items() if kept[name] != oid}
+    assert changed == {"alive", "totals"}, "all others were replaced in place"
+    assert yoyo(empty, "apply", sql=two).returncode == 0
+    assert migrate(empty, two, say=quietly) == []
+
+
+def test_first_snapshot_is_rolled_back_to_no_functions(empty: str, sql: Path) -> None:
+    assert yoyo(empty, "apply", "--revision", "0004-functions", sql=sql).returncode == 0
+    assert len(oids(empty)) > 100
+    assert yoyo(empty, "rollback", sql=sql).returncode == 0
+    assert oids(empty) == {} and ("schema", "osgprod") not in catalog(empty)
+
+
+def test_present_version_has_a_snapshot_of_sql_functions() -> None:
+    """Migrations = source at a release. From make release-sql on until the version is raised, this one watches."""
+    made = [path for path in snapshots() if source_of(path)[0] == present_version()]
+    if not made:
+        pytest.skip(f"version {present_version()} has no snapshot yet: make release-sql makes it")
+    assert source_of(made[-1])[1] == source_digest(), "sql/functions is newer: run make release-sql"
+
+
+def test_release_writes_one_snapshot_a_version(sql: Path) -> None:
+    assert "rollback gives the functions of 0" in release(sql, "1.0.0")
+    assert release(sql, "1.0.0").endswith("is of these functions already")
+    first = newest(sql)
+    path = sql / "functions" / "upkeep" / "tick.sql"
+    path.write_text(path.read_text() + "\n-- a remark\n")
+    release(sql, "1.0.0")
+    assert newest(sql) == first, "the version was not released: its snapshot is written anew"
+    path.write_text(path.read_text() + "\n-- another remark\n")
+    release(sql, "1.1.0")
+    assert int(newest(sql)[:4]) == int(first[:4]) + 1
+    text = (sql / "migrations" / f"{newest(sql)}.sql").read_text()
+    assert text.startswith("-- Generated by `make release-sql`") and f"-- depends: {first}\n" in text
+
+
+def test_snapshot_that_was_applied_is_not_applied_to_a_working_copy_again(empty: str, two: Path) -> None:
+    migrate(empty, two, say=quietly)
+    path = two / "functions" / "upkeep" / "tick.sql"
+    path.write_text(path.read_text() + "\n-- a remark\n")
+    assert pending(empty, two) == [WORKING_COPY]
+    assert migrate(empty, two, say=quietly) == [WORKING_COPY]
+    assert migrate(empty, two, say=quietly) == [] == pending(empty, two)
+
+
+OLD_REGISTER = ("relation", "osgprod_data.migrated_files")
+
+
+def old_code(commit: str, folder: Path) -> Path:
+    """The product as it was at a commit of main."""
+    if not (CHECKOUT / ".git").exists():
+        pytest.skip("this is no clone: the code of former versions is in its history")
+    archive = subprocess.run(["git", "archive", commit, "shim", "sql"], cwd=CHECKOUT, capture_output=True)
+    if archive.returncode:
+        pytest.skip(f"the clone is shallow: commit {commit} is not in it")
+    target = folder / commit
+    target.mkdir()
+    subprocess.run(["tar", "x", "-C", str(target)], input=archive.stdout, check=True)
+    return target
+
+
+def run_old(code: Path, dsn: str, statement: str = "migrate(dsn)") -> subprocess.CompletedProcess[str]:
+    program = f"from shim.database import migrate, connect, pending; dsn = {dsn!r}; {statement}"
+    return subprocess.run([sys.executable, "-c", program], cwd=code, capture_output=True, text=True)
+
+
+def fill(dsn: str) -> None:
+    """A project with a file, whose first slice is done and whose second one is leased."""
+    with connect(dsn) as connection:
+        world = World(connection, dsn).with_project("p")
+        world.add_file(5)
+        assert world.checkout(0)["status"] == world.checkout(1)["status"] == "assigned"
+        assert world.report(0)["status"] == "done"
+
+
+def check_filled(dsn: str) -> None:
+    """The same project goes on to its end, and is consistent."""
+    with connect(dsn) as connection:
+        world = World(connection, dsn)
+        assert world.progress()["blocks_done"] == 1
+        assert world.report(1)["status"] == "done"
+        for process in range(2, 5):
+            assert world.checkout(process)["status"] == "assigned"
+            assert world.report(process)["status"] == "done"
+        assert world.checkout(9)["status"] == "no-work"
+        assert world.progress()["blocks_done"] == 5
+        assert call(connection, "verify", project="p", deep=True) == []
+
+
+@pytest.mark.parametrize(
+    "commit, upto",
+    [("b2ac3d5", "0001"), ("b2ac3d5", "0002"), ("21acbe4", "0003"), ("b2ac3d5", "0003")],
+    ids=["0001 alone", "0002", "0003-a-file-is-work-once", "0003-once-and-due: version 0.9.0"],
+)
+def test_earlier_states_are_upgraded_with_what_they_hold(
+    empty: str, another: str, folder: Path, commit: str, upto: str
+) -> None:
+    code = old_code(commit, folder)
+    for path in (code / "sql" / "migrations").glob("*.sql"):
+        if path.name[:4] > upto:
+            path.unlink()
+    if upto == "0001":  # its functions need tables
+        for path in (code / "sql" / "functions").glob("*.sql"):
+            path.unlink()
+    ended = run_old(code, empty)
+    assert ended.returncode == 0, ended.stderr
+    if upto == "0003":
+        fill(empty)
+    assert pending(empty)
+    migrate(empty, say=quietly)
+    migrate(another, say=quietly)
+    assert {**catalog(empty), OLD_REGISTER: ""} == {**catalog(another), OLD_REGISTER: ""}
+    assert migrate(empty, say=quietly) == [] == pending(empty)
+    if upto == "0003":
+        check_filled(empty)
+
+
+def test_state_that_was_never_released_is_refused_by_name(empty: str, folder: Path) -> None:
+    code = old_code("7f0f748", folder)  # its 0002 was edited afterwards
+    assert run_old(code, empty).returncode == 0
+    before = state(empty)
+    with pytest.raises(DatabaseError, match=r"migration 0002-tables\.sql was edited") as caught:
+        migrate(empty, say=quietly)
+    assert "before version 0.9.0" in caught.value.hint
+    assert state(empty) == before
+
+
+def test_older_checkout_is_refused_and_changes_nothing(empty: str, two: Path) -> None:
+    migrate(empty, two, say=quietly)
+    before = state(empty)
+    older = without_newest(two, two.parent)
+    (older / "functions" / "upkeep" / "tick.sql").write_text("")
+    for attempt in (migrate, pending):
+        with pytest.raises(DatabaseError, match=f"checkout is older.*{newest(two)}") as caught:
+            attempt(empty, older)
+        assert "update" in caught.value.hint
+    ended = yoyo(empty, "rollback", sql=older)
+    assert ended.returncode == 2 and "this checkout is older" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert state(empty) == before
+
+
+def test_renamed_migration_is_refused_by_both_names(empty: str, two: Path) -> None:
+    migrate(empty, two, say=quietly)
+    before = state(empty)
+    for suffix in (".sql", ".rollback.sql"):
+        path = two / "migrations" / f"{newest(two)}{suffix}"
+        path.rename(path.with_name(f"{newest(two)[:4]}-other{suffix}"))
+    with pytest.raises(DatabaseError, match=f"{newest_applied(empty)} .* another name here: .*-other"):
+        migrate(empty, two, say=quietly)
+    assert state(empty) == before
+
+
+def newest_applied(dsn: str) -> str:
+    with connect(dsn) as connection:
+        row = connection.execute("SELECT max(migration_id) AS m FROM osgprod_data._yoyo_migration").fetchone()
+    assert row
+    return str(row["m"])
+
+
+def test_objects_of_others_survive_an_upgrade(empty: str, two: Path) -> None:
+    before = without_newest(two, two.parent)
+    migrate(empty, before, say=quietly)
+    with connect(empty) as connection:
+        connection.execute("DROP ROLE IF EXISTS grafana; CREATE ROLE grafana")
+        connection.execute(
+            "CREATE VIEW board AS SELECT * FROM osgprod.health();"
+            "CREATE FUNCTION osgprod.mine() RETURNS int LANGUAGE sql AS 'SELECT 1';"
+            "GRANT EXECUTE ON FUNCTION osgprod.health, osgprod.alive, osgprod.totals TO grafana"
+        )
+    said: list[str] = []
+    try:
+        migrate(empty, two, say=said.append)
+        assert "kept, though it is not ours: function osgprod.mine() of postgres" in said
+        assert "function osgprod.totals is gone, and with it the grant to grafana" in said
+        with connect(empty) as connection:
+            connection.execute("SELECT * FROM board")
+            rows = connection.execute(
+                "SELECT has_function_privilege('grafana', 'osgprod.health(text)', 'EXECUTE') AS kept,"
+                " has_function_privilege('grafana', 'osgprod.alive()', 'EXECUTE') AS kept_though_changed,"
+                " osgprod.mine() AS mine"
+            ).fetchall()
+        assert rows == [{"kept": True, "kept_though_changed": True, "mine": 1}]
+        assert migrate(empty, two, say=quietly) == []
+    finally:
+        with connect(empty) as connection:
+            connection.execute("DROP OWNED BY grafana; DROP ROLE grafana")
+
+
+@pytest.mark.parametrize("how", ["migrate", "yoyo"])
+def test_object_that_depends_on_a_changed_function_is_named_and_nothing_changes(
+    empty: str, two: Path, how: str
+) -> None:
+    before = without_newest(two, two.parent)
+    migrate(empty, before, say=quietly)
+    with connect(empty) as connection:
+        connection.execute("CREATE VIEW board AS SELECT * FROM osgprod.totals()")
+    unchanged = state(empty)
+    if how == "migrate":
+        with pytest.raises(
+            DatabaseError, match=r"view public.board depends on function osgprod\.totals"
+        ) as caught:
+            migrate(empty, two, say=quietly)
+        assert caught.value.hint.startswith("drop them")
+    else:
+        ended = yoyo(empty, "apply", sql=two)
+        assert (
+            ended.returncode == 2 and "view public.board depends on function osgprod.totals" in ended.stderr
+        )
+        assert "Traceback" not in ended.stderr
+    assert state(empty) == unchanged
+    with connect(empty) as connection:
+        assert connection.execute("SELECT * FROM board").fetchall() == []
+        connection.execute("DROP VIEW board")
+    migrate(empty, two, say=quietly)
+
+
+def test_function_of_somebody_else_in_the_place_of_ours_is_named(empty: str) -> None:
+    migrate(empty, say=quietly)
+    with connect(empty) as connection:
+        connection.execute(
+            "DROP FUNCTION osgprod.tick(); CREATE FUNCTION osgprod.tick() RETURNS int LANGUAGE sql AS 'SELECT 1'"
+        )
+    with pytest.raises(DatabaseError, match=r"osgprod\.tick\(\) \(belongs to postgres\)") as caught:
+        migrate(empty, say=quietly)
+    assert "OWNER TO osgprod_owner" in caught.value.hint
+
+
+def test_changed_type_is_made_anew_with_the_functions_that_use_it(empty: str, sql: Path) -> None:
+    migrate(empty, sql, say=quietly)
+    kind = "CREATE TYPE osgprod.report AS (\n"
+    replace(sql / "functions" / "types.sql", kind, f"{kind}    extra text,\n")
+    assert migrate(empty, sql, say=quietly) == [WORKING_COPY]
+    with connect(empty) as connection:
+        rows = connection.execute(
+            "SELECT attname FROM pg_attribute WHERE attrelid = 'osgprod.report'::regclass AND attnum = 1"
+        ).fetchall()
+    assert rows == [{"attname": "extra"}]
+    assert migrate(empty, sql, say=quietly) == []

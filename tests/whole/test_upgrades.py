@@ -1,0 +1,170 @@
+"""Upgrades while jobs work: they see the database go away for a while (503, Retry-After), and nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from shim.database import connect
+from shim.migrate import migrate
+from shim.version import SQL_FOLDER
+from tests.support import LiveShim, World
+
+CLIENTS = 32
+UPGRADES = 20
+
+
+class Clients:
+    """Jobs that check a slice out, send a heartbeat and report, one after another, until they are stopped."""
+
+    def __init__(self, shim: LiveShim) -> None:
+        self._shim, self._stop = shim, threading.Event()
+        self.statuses: Counter[int] = Counter()
+        self.wrong: list[str] = []
+        self._threads = [threading.Thread(target=self._work, args=[n]) for n in range(CLIENTS)]
+
+    def __enter__(self) -> Clients:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _work(self, number: int) -> None:
+        cluster = 10 + number
+        process = 0
+        while not self._stop.is_set():
+            for route, more in (
+                ("workscript.bash", {}),
+                ("workscript.ping", {}),
+                ("workscript.exit", {"exitcode": 0}),
+            ):
+                query = {"project": "p", "cluster": cluster, "process": process, "magic": "m", **more}
+                answer = self._shim.get(route, **query)
+                self.statuses[answer.status_code] += 1
+                # 404: the checkout of this attempt met the upgrade, so that there is nothing to report
+                if answer.status_code not in (200, 404, 503):
+                    self.wrong.append(f"{route} {answer.status_code} {answer.text[:200]}")
+                if answer.status_code == 503 and not int(answer.headers.get("Retry-After", 0)) > 0:
+                    self.wrong.append(f"{route}: 503 without Retry-After")
+            process += 1
+
+
+def change(sql: Path, number: int) -> None:
+    """Another version of the functions: another result, other types, another comment; every second is as before."""
+    for name, changes in (
+        ("jobs/heartbeat.sql", ((", lease_s int)\nLANGUAGE", ", lease_s int, more text)\nLANGUAGE"),
+                                ("SELECT r.n, h.*\n", "SELECT r.n, h.*, NULL::text\n"))),
+        ("types.sql", ((" magic      text,", " magic      varchar,"),
+                       (" magic          text,", " magic          varchar,"))),
+        ("upkeep/tick.sql", (("osgprod.tick() IS\n'", "osgprod.tick() IS\n'Next. "),)),
+    ):  # fmt: skip
+        text = (SQL_FOLDER / "functions" / name).read_text()
+        for old, new in changes if number % 2 == 0 else ():
+            assert old in text, f"{name}: {old}"
+            text = text.replace(old, new)
+        (sql / "functions" / name).write_text(text)
+
+
+def kill(world: World, application: str) -> None:
+    """Ends connections from outside, as an administrator or a crash does."""
+    world.db.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = %s"
+        " AND datname = current_database()",
+        [application],
+    )
+
+
+@pytest.fixture
+def busy_shim(world: World, folder: Path) -> Iterator[LiveShim]:
+    with LiveShim(world.dsn, folder / "www", OSGPROD_CLIENT_RATE="0") as live:
+        live.add_template("p")
+        yield live
+
+
+def test_upgrades_under_traffic_give_503_and_never_500(
+    world: World, busy_shim: LiveShim, folder: Path
+) -> None:
+    sql = folder / "sql"
+    shutil.copytree(SQL_FOLDER, sql)
+    world.add_file(20_000)
+    done = 0
+    with Clients(busy_shim) as clients:
+        for number in range(UPGRADES):
+            change(sql, number)
+            if number % 5 == 2:  # this one is killed in the middle, and made good by the next
+                victim = threading.Thread(target=_killed, args=[world.dsn, sql])
+                victim.start()
+                time.sleep(0.2)
+                kill(world, "osgprod migrate")
+                victim.join()
+            if number % 5 == 1:
+                kill(world, "osgprod shim")
+            if number % 5 == 3:
+                for table in ("pg_proc", "pg_type", "osgprod_data.attempts", "osgprod_data.slices"):
+                    world.db.execute(f"VACUUM FULL {table}")
+            done += len(migrate(world.dsn, sql, say=lambda line: None))
+        before = clients.statuses[200]
+        end = time.monotonic() + 60
+        while clients.statuses[200] < before + CLIENTS and time.monotonic() < end:
+            time.sleep(0.1)
+        assert clients.statuses[200] >= before + CLIENTS, "after the last upgrade work goes on"
+    assert clients.wrong == []
+    assert set(clients.statuses) <= {200, 404, 503}
+    assert done >= UPGRADES - UPGRADES // 5  # a killed one may have come to its end
+
+
+def _killed(dsn: str, sql: Path) -> None:
+    with contextlib.suppress(psycopg.OperationalError):
+        migrate(dsn, sql, say=lambda line: None)
+
+
+@pytest.mark.parametrize("code", ["XX000", "42703"])
+def test_internal_error_that_no_upgrade_explains_stays_an_internal_error(
+    world: World, shim: LiveShim, code: str
+) -> None:
+    """By SQLSTATE and the state of the database, not by its text: the same error is 503 during a migration."""
+    world.add_file(3)
+    assert shim.checkout(0).status_code == 200
+    world.db.execute(
+        "CREATE OR REPLACE FUNCTION osgprod._authorize_fails() RETURNS trigger LANGUAGE plpgsql AS"
+        f" $$ BEGIN RAISE EXCEPTION 'cache lookup failed for type 1' USING ERRCODE = '{code}'; END $$;"
+        "CREATE TRIGGER fails BEFORE INSERT ON osgprod_data.attempts FOR EACH ROW"
+        " EXECUTE FUNCTION osgprod._authorize_fails()"
+    )
+    assert shim.checkout(1).status_code == 500
+    from shim.migrate import MIGRATION_LOCK
+
+    with connect(world.dsn) as other:
+        other.execute("SELECT pg_advisory_lock(%s)", [MIGRATION_LOCK])
+        answer = shim.checkout(1)
+        assert (answer.status_code, "brought up to date" in answer.text) == (503, True)
+        assert int(answer.headers["Retry-After"]) > 0
+    assert shim.checkout(1).status_code == 500
+    world.db.execute("COMMENT ON SCHEMA osgprod IS 'other functions'")
+    answers = [shim.checkout(1).status_code for _ in range(20)]
+    assert 503 in answers and answers[-1] == 500, "once on each connection that knew the former functions"
+    world.db.execute("DROP FUNCTION osgprod._authorize_fails CASCADE")
+    assert shim.checkout(1).status_code == 200
+
+
+def test_health_tells_which_side_is_older(world: World, shim: LiveShim) -> None:
+    assert shim.raw("healthz").text == "ok\n"
+    world.db.execute("INSERT INTO osgprod_data._yoyo_migration VALUES ('x', '9999-future', now())")
+    answer = shim.raw("healthz")
+    assert answer.status_code == 200 and "older than the database (9999-future)" in answer.text
+    world.db.execute("DELETE FROM osgprod_data._yoyo_migration WHERE migration_id <> '0001-roles-and-schema'")
+    answer = shim.raw("healthz")
+    assert answer.status_code == 503 and "the database (0001-roles-and-schema) is older" in answer.text
+    assert "osgprod migrate" in answer.text and int(answer.headers["Retry-After"]) > 0
