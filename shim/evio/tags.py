@@ -10,5 +10,6 @@ BEGIN_OF_RUN = frozenset({0x70, 0xFF32})  # CODA, CDAQ
 EPICS = 0x60
 # Sync, prestart, go, pause, end.
 CONTROL = BEGIN_OF_RUN | {EPICS, 0xFFD0, 0xFFD1, 0xFFD2, 0xFFD3, 0xFFD4}
-# CODA's event builders use 0xFF50 to 0xFF8F, the CDAQ 0xFF33.
+# CODA's known ones are 0xFF50, 58, 70 and 78. Their neighbours are taken for
+# physics, too: it is never repeated. The CDAQ's is 0xFF33.
 PHYSICS = frozenset({0xFF33, *range(0xFF50, 0xFF90)})
