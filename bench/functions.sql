@@ -21,8 +21,9 @@ AS $fn$
 -- The rows of a checkout: block p_process [1 ..] of a file that nobody else has.
 BEGIN
     token := gen_random_uuid();
-    INSERT INTO slices (project_id, rawdata_id, block1, block2, follows, cluster, process, nstart, opened_at, due_at)
-    VALUES (1, p_cluster, p_process, p_process + 1, nullif(p_process, 1), p_cluster, p_process, 1, clock_timestamp(),
+    INSERT INTO slices (project_id, rawdata_id, block1, block2, follows, run, seqno, cluster, process, nstart, opened_at,
+           due_at)
+    VALUES (1, p_cluster, p_process, p_process + 1, nullif(p_process, 1), 1, 1, p_cluster, p_process, 1, clock_timestamp(),
            clock_timestamp() + interval '6 hours');
     INSERT INTO attempts (project_id, cluster, process, nstart, rawdata_id, block1, block2, opened_at, cpus, started_at,
            token_digest, client)
@@ -86,7 +87,7 @@ DECLARE
 BEGIN
     SET LOCAL session_replication_role = replica;  -- the foreign keys hold by construction, verify() counts them anew
     CREATE TEMPORARY TABLE chosen ON COMMIT DROP AS
-        SELECT l.rawdata_id, l.block1, l.block2 FROM osgprod_data.loaded_files l WHERE l.project_id = v_project_id
+        SELECT l.rawdata_id, l.run, l.seqno, l.block1, l.block2 FROM osgprod_data.loaded_files l WHERE l.project_id = v_project_id
          ORDER BY l.run, l.seqno LIMIT p_files;
     ANALYZE chosen;
     CASE p_what
@@ -94,9 +95,10 @@ BEGIN
         UPDATE osgprod_data.loaded_files l SET state = 'finished' FROM chosen c
          WHERE l.project_id = v_project_id AND l.rawdata_id = c.rawdata_id;
     WHEN 'slices' THEN
-        INSERT INTO osgprod_data.slices (project_id, rawdata_id, block1, block2, follows, state, cluster, process, nstart,
-               opened_at, due_at)
-        SELECT v_project_id, c.rawdata_id, b, b + 1, nullif(b, c.block1), 'done', c.rawdata_id, b, 1, now(), now()
+        INSERT INTO osgprod_data.slices (project_id, rawdata_id, block1, block2, follows, run, seqno, state, cluster, process,
+               nstart, opened_at, due_at)
+        SELECT v_project_id, c.rawdata_id, b, b + 1, nullif(b, c.block1), c.run, c.seqno, 'done', c.rawdata_id, b, 1, now(),
+               now()
           FROM chosen c, generate_series(c.block1, c.block2 - 1) b;
     WHEN 'attempts' THEN
         INSERT INTO osgprod_data.attempts (project_id, cluster, process, nstart, rawdata_id, block1, block2,

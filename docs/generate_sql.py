@@ -109,14 +109,14 @@ EXAMPLES: list[tuple[str, str]] = [
     p_path => '/data/hd_rawdata_071729_000.evio', p_size_bytes => 5032, p_nblocks => 6,
     p_slices => '[{"block1": 1, "block2": 5, "cluster": 77, "process": 0, "worker": "10.1.2.9", "exit_code": 0,
         "started_at": "2025-10-03 10:00:00+00", "ended_at": "2025-10-03 14:30:00+00", "slices_of_job": 1}]')"""),
-    ("archive", "SELECT * FROM osgprod.archive(p_project => 'autumn-2025', p_dry_run => true)"),
+    ("remove_project", "SELECT * FROM osgprod.remove_project(p_project => 'autumn-2025', p_dry_run => true)"),
 ]  # fmt: skip
 
 # Which functions go together, in the order of the story.
 CHAPTERS = (
     ("What a job asks", ("checkout_slice", "heartbeat", "report_exit")),
     ("What several jobs ask at once", ("checkout_slices", "heartbeats", "report_exits")),
-    ("Projects", ("add_project", "set_magic", "set_project")),
+    ("Projects", ("add_project", "set_magic", "set_project", "remove_project")),
     ("Files and their work", ("register_rawdata", "list_rawdata", "forget_rawdata", "load_slices", "list_files",
                                "list_slices")),
     ("How it goes", ("health", "progress", "idle_and_leased", "estimate", "rate", "totals", "map_files")),
@@ -124,7 +124,7 @@ CHAPTERS = (
                            "attempts_by_site", "attempts_by_worker")),
     ("When something is wrong", ("quarantined", "recycle", "reclaim_lost", "blocked_workers", "ban_worker", "verify",
                                  "diagnose")),
-    ("Moving and housekeeping", ("import_file", "archive", "tick", "alive")),
+    ("Moving and housekeeping", ("import_file", "tick", "alive")),
 )  # fmt: skip
 
 _TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(\.\d+)?\+00(:00)?")

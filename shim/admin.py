@@ -278,45 +278,27 @@ def load_slices(
     return dict(rows[0])
 
 
-def archive_project(
-    projectname: str, dry_run: bool = False, progress: MakeProgress = lines_only
-) -> dict[str, int]:
-    """Move a production that has ended out of the tables that checkouts read, in batches of a transaction each.
-
-    A call that was killed is completed by the next one.
+def remove_project(projectname: str, force: bool = False, dry_run: bool = False) -> dict[str, Any]:
+    """Remove a project with all that is recorded of it. Registered raw data files stay.
 
     Parameters
     ----------
     projectname : str
         The project.
+    force : bool
+        Also when work was done.
     dry_run : bool
-        Only tell what would be moved.
-    progress : callable
-        Shows how far it is.
+        Only count what would be removed.
 
     Returns
     -------
     dict of str to int
-        How many files, slices, attempts and reports were moved; waiting: attempts that ended so lately that only a
-        call in ten minutes moves them.
+        How many files, slices, blocks done, attempts and reports were removed.
 
     Raises
     ------
     psycopg.Error
-        Unknown project, or it has not ended.
+        Unknown project, live attempts, or work that was done without force.
     """
     with connect() as connection:
-        whole = call(connection, "archive", project=projectname, dry_run=True)[0]
-        if dry_run:
-            return _archived([whole])
-        batches: list[dict[str, Any]] = []
-        with progress("archiving", whole["slices"] + whole["attempts"], "rows") as bar:
-            while not batches or batches[-1]["more"]:
-                batches += call(connection, "archive", project=projectname)
-                bar.advance(batches[-1]["slices"] + batches[-1]["attempts"])
-    return _archived(batches)
-
-
-def _archived(batches: list[dict[str, Any]]) -> dict[str, int]:
-    names = ("files", "slices", "attempts", "reports", "waiting")
-    return {name: sum(batch[name] or 0 for batch in batches) for name in names}
+        return call(connection, "remove_project", project=projectname, force=force, dry_run=dry_run)[0]

@@ -67,7 +67,8 @@ def connect(dsn: str | None = None) -> psycopg.Connection[dict[str, Any]]:
         connect_timeout=CONNECT_TIMEOUT_S,
         application_name="osgprod",
     )
-    connection.execute("SET TimeZone = 'UTC'")  # a time is read as it is shown, wherever the server stands
+    # A time is read as it is shown, wherever the server stands; the functions refuse other isolation levels.
+    connection.execute("SET TimeZone = 'UTC'; SET default_transaction_isolation = 'read committed'")
     return connection
 
 

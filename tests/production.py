@@ -36,27 +36,21 @@ SELECT p.project_id, f.rawdata_id, f.run, f.seqno, 1, %(blocks)s + 1,
 """
 # In flight: every ninth slice is leased, and one in 23 has come back.
 _SLICES = """
-INSERT INTO osgprod_data.slices (project_id, rawdata_id, block1, block2, follows, state, failures, cluster, process,
-       nstart, opened_at, due_at, progress_at, bytes_fetched, cpu_s)
+INSERT INTO osgprod_data.slices (project_id, rawdata_id, block1, block2, follows, run, seqno, state, is_ready,
+       not_before, failures, cluster, process, nstart, opened_at, due_at, progress_at, bytes_fetched, cpu_s)
 SELECT f.project_id, f.rawdata_id, 1 + %(a_slice)s * n, least(1 + %(a_slice)s * (n + 1), f.block2),
-       CASE WHEN n > 0 THEN 1 + %(a_slice)s * n END,
-       CASE WHEN f.state = 'finished' THEN 'done' WHEN n %% 9 = 4 THEN 'leased' WHEN n %% 23 = 7 THEN 'ready'
-            ELSE 'done' END::osgprod_data.slice_state,
+       CASE WHEN n > 0 THEN 1 + %(a_slice)s * n END, f.run, f.seqno, x.state,
+       CASE WHEN x.state = 'ready' THEN true END, CASE WHEN x.state = 'ready' THEN now() - interval '1 s' END,
        (f.state <> 'finished' AND n %% 23 = 7)::int, 4700 + f.rawdata_id / 1000, 100000 * (f.rawdata_id %% 1000) + n, 1,
        now() - interval '2 h', now() + interval '1 s' * (3000 + (n * 97) %% 18000),
        now() - interval '1 s' * ((n * 31) %% 900), 20000000 * (n %% 90 + 1), 60 * (n %% 50 + 1)
   FROM osgprod_data.loaded_files f
   JOIN osgprod_data.projects p ON p.project_id = f.project_id AND p.name = %(project)s
  CROSS JOIN LATERAL generate_series(0, (f.block2 - 2) / %(a_slice)s) AS n
+ CROSS JOIN LATERAL (
+    SELECT CASE WHEN f.state = 'finished' THEN 'done' WHEN n %% 9 = 4 THEN 'leased' WHEN n %% 23 = 7 THEN 'ready'
+                ELSE 'done' END::osgprod_data.slice_state AS state) x
  WHERE f.state <> 'fresh'
-"""
-_IDLE = """
-INSERT INTO osgprod_data.idle_slices (project_id, run, seqno, rawdata_id, block1, not_before)
-SELECT s.project_id, f.run, f.seqno, s.rawdata_id, s.block1, now() - interval '1 s'
-  FROM osgprod_data.slices s
-  JOIN osgprod_data.loaded_files f ON f.project_id = s.project_id AND f.rawdata_id = s.rawdata_id
-  JOIN osgprod_data.projects p ON p.project_id = s.project_id AND p.name = %(project)s
- WHERE f.state = 'cut' AND s.state = 'ready'
 """
 # Only of the last slices: history that nobody looks at needs no rows to be measured. A worker is one of 400.
 _ATTEMPTS = """
@@ -115,8 +109,7 @@ def fill(
     total = sum(files - (r * 7) % (files // 2 + 1) for r in range(runs))
     db.execute(_FILES, {**values, "finished": round(total * finished)})
     db.execute(_SLICES, values)
-    db.execute(_IDLE, values)
     db.execute(_ATTEMPTS, values)
     db.execute(_REPORTS, values)
-    for table in ("rawdata", "loaded_files", "slices", "idle_slices", "attempts", "reports"):
+    for table in ("rawdata", "loaded_files", "slices", "attempts", "reports"):
         db.execute(f"ANALYZE osgprod_data.{table}")

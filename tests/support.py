@@ -152,7 +152,7 @@ class World:
 
     def let_backoff_pass(self) -> None:
         self.db.execute(
-            "UPDATE osgprod_data.idle_slices SET not_before = now() WHERE not_before < 'infinity'"
+            "UPDATE osgprod_data.slices SET is_ready = true WHERE NOT is_ready AND not_before IS NOT NULL"
         )
 
     def attempts_pass(self, seconds: int) -> None:

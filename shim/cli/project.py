@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import click
@@ -20,8 +21,9 @@ from shim.cli.base import (
     project_argument,
     read_magic,
 )
-from shim.cli.terminal import Bar, show
+from shim.cli.terminal import show
 from shim.errors import OperatorError
+from shim.export import export_project
 
 
 @osgprod.group()
@@ -127,18 +129,21 @@ _state_command("resume", "active", "Assign work again.")
 _state_command("drain", "draining", "Assign no new slices; leased ones may be finished.")
 
 
-@project.command("archive")
+@project.command("export")
 @project_argument
+@click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
+@as_json
+def project_export(project: str, folder: Path, as_json: bool) -> None:
+    """Write all that is recorded of a project to a new folder: a CSV file a table, and a manifest."""
+    rows = export_project(project, folder)
+    show([{"file": f"{name}.csv", "rows": count} for name, count in rows.items()], as_json)
+
+
+@project.command("remove")
+@project_argument
+@click.option("--force", is_flag=True, help="Also when work was done: export it first.")
 @dry
 @as_json
-def project_archive(project: str, dry_run: bool, as_json: bool) -> None:
-    """Move the slices and attempts of a finished project out of the tables that checkouts read.
-
-    A call that was killed is completed by the next one.
-    """
-    counts = admin.archive_project(project, dry_run, Bar)
-    show([counts], as_json)
-    if counts["waiting"]:
-        click.echo(
-            f"{counts['waiting']} attempts ended less than ten minutes ago: run this again later", err=True
-        )
+def project_remove(project: str, force: bool, dry_run: bool, as_json: bool) -> None:
+    """Remove a project with all that is recorded of it; registered raw data files stay."""
+    show([admin.remove_project(project, force, dry_run)], as_json)

@@ -26,6 +26,18 @@ STALLED_S = 0.05
 REPLACE_S = 1.0
 # Classes of errors that say nothing of a single call: each would meet the same.
 SERVERS_TROUBLE = ("08", "25006", "53", "57P")
+BUSY = "55P03"  # a call that would have to wait, and is left out of its batch
+
+
+class CallError(Exception):
+    """The error of one call of a batch, as the database answers it.
+
+    Parameters: message, hint  one line each;  code  one of those in docs/design.md
+    """
+
+    def __init__(self, message: str, hint: str | None, code: str) -> None:
+        super().__init__(message)
+        self.hint, self.sqlstate = hint, code
 
 
 @dataclass(eq=False)
@@ -53,11 +65,12 @@ class Batches:
     async def call(self, function: str, arguments: dict[str, Any]) -> dict[str, Any]:
         """Calls a function that gives one row, and returns it.
 
-        Promise:    all calls of a batch happen, or none of them; when one raises, they are made again one by one, so
-                    that no caller feels what another one's call does.
+        Promise:    the error of one call is nothing to the others of its batch; one that would have to wait is made
+                    again, alone. When the whole batch fails, which no call can cause, all are made again one by one.
         Parameters: function   of schema osgprod that takes a list of calls, as checkout_slices does
                     arguments  of this call; its number n in the list is ours
-        Errors:     psycopg.Error  of this call;  PoolTimeout, TooManyRequests  the database is away or too slow
+        Errors:     CallError, psycopg.Error  of this call
+                    PoolTimeout, TooManyRequests  the database is away or too slow
         """
         if len(self._waiting) >= MAX_WAITING:
             raise TooManyRequests(f"{MAX_WAITING} calls are waiting")
@@ -123,10 +136,17 @@ class Batches:
             for call in batch:
                 await self._run([call])
         else:
+            busy = []
             for row in rows:
-                answer = batch[row.pop("n")].answer
-                if not answer.done():
-                    answer.set_result(row)
+                call, code, hint = batch[row.pop("n")], row.pop("code"), row.pop("hint")
+                if code == BUSY and len(batch) > 1:
+                    busy.append(call)
+                elif code:
+                    _fail(call, CallError(row["message"], hint, code))
+                elif not call.answer.done():
+                    call.answer.set_result(row)
+            for call in busy:
+                await self._run([call])
 
     async def _ask(self, batch: list[_Call]) -> list[dict[str, Any]]:
         # Plain calls in place of the pool's and the cursor's context managers, which cost a tenth of a request.

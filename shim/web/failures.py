@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from shim.database import SchemaChanged
-from shim.web.batches import SERVERS_TROUBLE
+from shim.web.batches import SERVERS_TROUBLE, CallError
 from shim.web.bearer import BearerError
 from shim.web.parameters import BadRequest
 from shim.workscript import TemplateError, error_text
@@ -98,6 +98,8 @@ def _told(error: Exception) -> tuple[int, bytes]:
             return 405, error_text("this method does nothing here", "use GET or POST")
         case SchemaChanged():
             return _told_of_migration()
+        case CallError():
+            return _told_of_call(str(error), error.hint, error.sqlstate)
         case psycopg.Error():
             return _told_of_database(error)
     return 500, error_text("internal error", ASK_MANAGER)
@@ -109,11 +111,14 @@ def _told_of_migration() -> tuple[int, bytes]:
     )
 
 
+def _told_of_call(message: str, hint: str | None, code: str) -> tuple[int, bytes]:
+    return STATUS_OF_GROUP[code[2]], error_text(message, hint, code)
+
+
 def _told_of_database(error: psycopg.Error) -> tuple[int, bytes]:
     code = error.sqlstate or "08000"
     if code.startswith("OG"):
-        text = error_text(error.diag.message_primary or "", error.diag.message_hint, code)
-        return STATUS_OF_GROUP[code[2]], text
+        return _told_of_call(error.diag.message_primary or "", error.diag.message_hint, code)
     if code.startswith(TRY_AGAIN):
         return 503, error_text("the database is away or busy", "try again in a while")
     if code in DURING_MIGRATION:

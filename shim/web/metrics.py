@@ -148,7 +148,7 @@ def _families(progress: Rows, slices: Rows, totals: Rows, refused: Rows, health:
             blocks.add_metric((row["project"], state), row[f"blocks_{state}"])
         files.add_metric((row["project"], "finished"), row["files_finished"])
         files.add_metric((row["project"], "unfinished"), row["files"] - row["files_finished"])
-        for state in ("active", "paused", "draining", "archived"):
+        for state in ("active", "paused", "draining"):
             active.add_metric((row["project"], state), float(row["state"] == state))
     yield from (blocks, files, active)
 

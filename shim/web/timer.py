@@ -33,6 +33,8 @@ async def tick_for_ever(dsn: str) -> None:
                     dsn, autocommit=True, application_name="osgprod tick"
                 ) as db,
             ):
+                # As the pool's connections, whatever the database's default is: the functions refuse others.
+                await db.execute("SET default_transaction_isolation = 'read committed'")
                 await db.execute("SELECT * FROM osgprod.tick()")
         except Exception as error:
             log.warning("tick: %s", (str(error).splitlines() or [type(error).__name__])[0])

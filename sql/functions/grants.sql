@@ -19,11 +19,10 @@ TO osgprod_worker, osgprod_operator;
 GRANT EXECUTE ON FUNCTION
     osgprod.add_project, osgprod.set_project, osgprod.set_magic, osgprod.register_rawdata, osgprod.load_slices,
     osgprod.recycle, osgprod.reclaim_lost, osgprod.verify, osgprod.ban_worker, osgprod.list_rawdata, osgprod.diagnose,
-    osgprod.import_file, osgprod.archive, osgprod.forget_rawdata
+    osgprod.import_file, osgprod.remove_project, osgprod.forget_rawdata
 TO osgprod_operator;
 
 -- the operator reads the tables; nobody writes them but through functions
 GRANT SELECT ON osgprod_data.projects, osgprod_data.rawdata, osgprod_data.loaded_files, osgprod_data.slices,
-    osgprod_data.idle_slices, osgprod_data.attempts, osgprod_data.reports, osgprod_data.worker_bans,
-    osgprod_data.refusals, osgprod_data.tallies, osgprod_data.totals, osgprod_data.archived_slices,
-    osgprod_data.archived_attempts, osgprod_data.archived_reports, osgprod_data.archivings TO osgprod_operator;
+    osgprod_data.attempts, osgprod_data.reports, osgprod_data.worker_bans, osgprod_data.refusals, osgprod_data.tallies,
+    osgprod_data.totals TO osgprod_operator;

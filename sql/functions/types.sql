@@ -3,33 +3,15 @@ SET LOCAL check_function_bodies = off;
 
 -- What functions hand each other as one value.
 
--- A job that asks for a slice, and then the attempt that it becomes.
-CREATE TYPE osgprod.checkout AS (
-    n          int,  -- which one of those that ask together
-    project    text,
-    cluster    bigint,
-    process    bigint,
-    cpus       bigint,
-    magic      text,
-    client     inet,  -- as _plain_address gives it
-    workscript text,
-    host       text,
-    site       text,
-    bearer     jsonb,
-    job_key    text,
-    -- what it gets: a slice when status is assigned
-    status     text,
-    message    text,
-    retry_s    int,
-    nstart     int,
+-- What a claim gets: a slice, or NULLs.
+CREATE TYPE osgprod.claim AS (
     rawdata_id int,
     block1     int,
     block2     int,
-    opened_at  timestamptz,
-    token      uuid
+    opened_at  timestamptz
 );
 
--- What checkout_slice says.
+-- The answer of checkout_slice.
 CREATE TYPE osgprod.checkout_answer AS (
     status      text,
     message     text,
@@ -46,17 +28,17 @@ CREATE TYPE osgprod.checkout_answer AS (
     block2      int,
     size_bytes  bigint,
     events      bigint,
-    pieces      text
+    pieces      text,
+    n           int,
+    code        text,
+    hint        text
 );
 
--- A job's word of how its attempt ended.
-CREATE TYPE osgprod.report AS (
-    n              int,  -- which one of those that report together
-    project        text,
+-- A job's report on how its attempt ended.
+CREATE TYPE osgprod.report_call AS (
     cluster        bigint,
     process        bigint,
     exitcode       bigint,
-    magic          text,
     client         inet,  -- as _plain_address gives it
     token          text,
     events         bigint,
@@ -67,14 +49,16 @@ CREATE TYPE osgprod.report AS (
     host           text,
     site           text,
     reason         text,
-    bearer         jsonb,
-    job_key        text,
-    ignored        text  -- evidence that was left out, as a line for the answer; NULL = none
+    job_key        text
 );
 
--- What report_exit says.
+-- The answer of report_exit and heartbeat.
 CREATE TYPE osgprod.report_answer AS (
     http_status int,
     status      text,
-    message     text
+    message     text,
+    lease_s     int,
+    n           int,
+    code        text,
+    hint        text
 );

@@ -26,7 +26,7 @@ def everything(world: World) -> list[dict]:
     """All that a checkout could change, beside the record of refusals."""
     return [
         row
-        for table in ("slices", "attempts", "idle_slices", "loaded_files", "reports")
+        for table in ("slices", "attempts", "loaded_files", "reports")
         for row in world.db.execute(
             f"SELECT '{table}' AS t, x::text AS row FROM osgprod_data.{table} x ORDER BY 2"
         )

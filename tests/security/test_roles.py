@@ -22,7 +22,6 @@ from tests.support import World
 FUNCTIONS = """
     add_project         -o
     alive               wo
-    archive             -o
     attempts_by_exit    wo
     attempts_by_site    wo
     attempts_by_worker  wo
@@ -53,6 +52,7 @@ FUNCTIONS = """
     reclaim_lost        -o
     recycle             -o
     register_rawdata    -o
+    remove_project      -o
     report_exit         wo
     report_exits        wo
     set_magic           -o
@@ -65,12 +65,7 @@ FUNCTIONS = """
 RELATIONS = """
     _yoyo_log         -o
     _yoyo_migration   -o
-    archived_attempts -o
-    archived_reports  -o
-    archived_slices   -o
-    archivings        -o
     attempts          -o
-    idle_slices       -o
     loaded_files      -o
     projects          -o
     rawdata           -o

@@ -176,6 +176,9 @@ def test_magic_is_in_no_log_process_list_file_or_answer(
     assert not [query for query in watch.queries if SECRET in query]
     assert log.read_text().count("request=") > 60
     assert SECRET not in log.read_text()
+    # The shim's calls get errors as rows; this one raises.
+    with pytest.raises(psycopg.Error, match="parameter magic is wrong"):
+        world.checkout(77, magic=SECRET + "?")
     with server_log.open(errors="replace") as lines:
         lines.seek(begin)
         text = lines.read()
@@ -199,6 +202,9 @@ def logged(world: World, our_server: SimpleNamespace, settings: dict[str, str]) 
                 call(shim, "checkout_slice", **job, magic=GUESS)
     finally:
         world.db.execute(f"ALTER ROLE {LOGIN} RESET ALL")
+    # The shim's calls get errors as rows; this one raises.
+    with pytest.raises(psycopg.Error, match="parameter magic is wrong"):
+        world.checkout(77, magic=SECRET + "?")
     with server_log.open(errors="replace") as lines:
         lines.seek(begin)
         return lines.read()

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import psycopg
+import pytest
 
 from shim.app import CHECKOUT, REPORT
 from shim.database import open_pool
@@ -149,11 +150,18 @@ def test_isolation_that_the_database_is_given_does_not_matter(world: World) -> N
     name = world.db.info.dbname
     world.db.execute(f"ALTER DATABASE {name} SET default_transaction_isolation = 'repeatable read'".encode())
     with psycopg.connect(world.dsn) as other:
+        with pytest.raises(
+            psycopg.Error, match="isolation level of this transaction is repeatable read"
+        ) as no:
+            other.execute("SELECT * FROM osgprod.checkout_slice('p', 1, 1, 1, 'm')")
+        assert no.value.sqlstate == "OG901"
+        other.rollback()
+        other.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
         other.execute("SELECT * FROM osgprod.checkout_slice('p', 1, 1, 1, 'm')")
 
         async def do(batches: Batches) -> Any:
             waiting = asyncio.create_task(batches.call(CHECKOUT, asking(2)))
-            waits = "SELECT FROM pg_locks WHERE NOT granted AND locktype = 'advisory'"
+            waits = "SELECT FROM pg_locks WHERE NOT granted"
             while not world.db.execute(waits).fetchall():
                 await asyncio.sleep(0.01)
             other.commit()
@@ -195,7 +203,7 @@ def test_server_that_is_away_is_told_to_all(world: World, impatient: None) -> No
 
 def hold_file(db: psycopg.Connection[Any], seqno: int) -> None:
     db.execute(
-        "SELECT pg_advisory_xact_lock(l.project_id, l.rawdata_id) FROM osgprod_data.loaded_files l WHERE l.seqno = %s",
+        "SELECT FROM osgprod_data.loaded_files l WHERE l.seqno = %s FOR NO KEY UPDATE",
         [seqno],
     )
 

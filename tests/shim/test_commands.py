@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import hashlib
+import io
 import json
 import os
 import pty
@@ -34,7 +37,11 @@ NOT_CHANGING = {
     "quarantined", "rate", "rawdata check", "rawdata list", "slices list", "status", "verify", "watch",
     "workers", "workers list",
 }  # fmt: skip
-WITHOUT_DRY_RUN = {"serve": "runs until it is stopped", "demo": "has a server of its own"}
+WITHOUT_DRY_RUN = {
+    "serve": "runs until it is stopped",
+    "demo": "has a server of its own",
+    "project export": "changes nothing",
+}
 WITHOUT_JSON = {"completion": "prints a script", "serve": "writes a log", "demo": "tells a story"}
 
 
@@ -365,7 +372,7 @@ def test_dry_run_changes_nothing_and_the_real_one_does(
     def everything() -> list[Any]:
         return [
             busy.db.execute(f"SELECT t::text FROM osgprod_data.{table} t ORDER BY 1").fetchall()
-            for table in ("projects", "loaded_files", "slices", "idle_slices", "worker_bans", "reports")
+            for table in ("projects", "loaded_files", "slices", "worker_bans", "reports")
         ]
 
     before = everything()
@@ -423,31 +430,57 @@ def test_worker_is_banned_and_unbanned_in_plain_words(run: Run, world: World) ->
     assert call(world.db, "blocked_workers") == []
 
 
-def test_archive_refuses_tells_moves_and_says_what_has_to_wait(run: Run, world: World) -> None:
+def test_project_is_removed_only_without_live_attempts_and_by_force_when_work_was_done(
+    run: Run, world: World, folder: Path
+) -> None:
     world.add_file(2)
     world.checkout(0)
-    refused = run("project", "archive", "p")
-    assert refused.exit_code == 1
-    assert (
-        "has not ended: 2 blocks of its 1 files are left" in refused.stderr
-        and "hint: osgprod files p --state open" in refused.stderr
-    )
+    live = run("project", "remove", "p", "--force")
+    assert live.exit_code == 1 and "project p has 1 live attempts" in live.stderr
     world.report(0)
-    world.checkout(1)
-    world.report(1)
-    foretold = json.loads(run("project", "archive", "p", "--dry-run", "--json").stdout)
-    assert (foretold[0]["slices"], foretold[0]["attempts"]) == (2, 2)
-    assert world.progress()["state"] == "active", "a dry run changes nothing"
-    first = run("project", "archive", "p", "--json")
-    assert (first.exit_code, json.loads(first.stdout)[0]["waiting"]) == (0, 2)
-    assert "run this again later" in first.stderr
-    world.db.execute("UPDATE osgprod_data.reports SET reported_at = now() - interval '1 h'")
-    world.db.execute("UPDATE osgprod_data.projects SET tallied_until = '-infinity'")
-    second = run("project", "archive", "p", "--json")
-    assert [json.loads(second.stdout)[0][name] for name in ("slices", "attempts", "reports")] == [0, 2, 2]
-    assert second.stderr == ""
-    resumed = run("project", "resume", "p")
-    assert resumed.exit_code == 1 and "project p is archived" in resumed.stderr
+    done = run("project", "remove", "p")
+    assert done.exit_code == 1 and "project p has 1 blocks done" in done.stderr
+    assert "osgprod project export p DIR" in done.stderr
+    counts = {"files": 1, "slices": 1, "blocks_done": 1, "attempts": 1, "reports": 1}
+    assert json.loads(run("project", "remove", "p", "--dry-run", "--json").stdout) == [counts]
+    assert world.progress()["blocks_done"] == 1, "a dry run changes nothing"
+    assert json.loads(run("project", "remove", "p", "--force", "--json").stdout) == [counts]
+    assert call(world.db, "progress") == []
+    assert len(call(world.db, "list_rawdata")) == 1, "registered files stay"
+    world.with_project("p")
+    assert call(world.db, "load_slices", project="p")[0]["blocks"] == 2, "and can be loaded again"
+
+
+def test_export_holds_every_row_and_no_secret_and_is_whole_or_not_there(
+    run: Run, world: World, folder: Path
+) -> None:
+    world.add_file(3)
+    for process, code in enumerate((0, 1)):
+        world.checkout(process)
+        world.report(process, code)
+    result = run("project", "export", "p", folder / "kept")
+    assert result.exit_code == 0, result.output
+    manifest = json.loads((folder / "kept" / "manifest.json").read_text())
+    rows = {}
+    for name, table in manifest["files"].items():
+        text = (folder / "kept" / f"{name}.csv").read_bytes()
+        assert hashlib.sha256(text).hexdigest() == table["sha256"]
+        rows[name] = list(csv.DictReader(io.StringIO(text.decode())))
+        assert len(rows[name]) == table["rows"]
+        assert not any("digest" in column or "token" in column for row in rows[name] for column in row)
+    assert {name: len(found) for name, found in rows.items()} == {
+        "files": 1, "slices": 2, "attempts": 2, "reports": 2
+    }  # fmt: skip
+    assert [(row["block1"], row["state"]) for row in rows["slices"]] == [("1", "done"), ("2", "ready")]
+    assert rows["files"][0]["path"] == "/dcache/hd_rawdata_000001_001.evio"
+    assert manifest["settings"]["lease_s"] == "21600"
+    again = run("project", "export", "p", folder / "kept")
+    assert again.exit_code == 1 and "is there already" in again.stderr
+    unknown = run("project", "export", "q", folder / "other")
+    assert unknown.exit_code == 1 and "there is no project 'q'" in unknown.stderr
+    assert sorted(path.name for path in folder.iterdir() if path.name.startswith(("kept", "other"))) == [
+        "kept"
+    ]
 
 
 def test_magic_comes_from_a_file_the_standard_input_or_the_environment(

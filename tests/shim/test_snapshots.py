@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -442,12 +443,86 @@ def test_function_of_somebody_else_in_the_place_of_ours_is_named(empty: str) -> 
 
 def test_changed_type_is_made_anew_with_the_functions_that_use_it(empty: str, sql: Path) -> None:
     migrate(empty, sql, say=quietly)
-    kind = "CREATE TYPE osgprod.report AS (\n"
+    kind = "CREATE TYPE osgprod.report_call AS (\n"
     replace(sql / "functions" / "types.sql", kind, f"{kind}    extra text,\n")
     assert migrate(empty, sql, say=quietly) == [WORKING_COPY]
     with connect(empty) as connection:
         rows = connection.execute(
-            "SELECT attname FROM pg_attribute WHERE attrelid = 'osgprod.report'::regclass AND attnum = 1"
+            "SELECT attname FROM pg_attribute WHERE attrelid = 'osgprod.report_call'::regclass AND attnum = 1"
         ).fetchall()
     assert rows == [{"attname": "extra"}]
     assert migrate(empty, sql, say=quietly) == []
+
+
+def slices_of(dsn: str, tables: str) -> list[dict[str, Any]]:
+    with connect(dsn) as connection:
+        return connection.execute(
+            "SELECT p.name, s.rawdata_id, s.block1, s.block2, s.follows, s.state, s.failures, s.faults, s.exit_codes,"
+            f" s.cluster, s.process, s.nstart, s.opened_at, s.due_at FROM ({tables}) s"
+            " JOIN osgprod_data.projects p USING (project_id) ORDER BY 1, 2, 3"
+        ).fetchall()
+
+
+COLUMNS = (
+    "SELECT project_id, rawdata_id, block1, block2, follows, state, failures, faults, exit_codes, cluster, process,"
+    " nstart, opened_at, due_at FROM osgprod_data."
+)
+
+
+def test_slices_in_all_states_outlive_the_upgrade_from_0_9_0_and_its_rollback(
+    empty: str, folder: Path
+) -> None:
+    ended = run_old(old_code("b2ac3d5", folder), empty)
+    assert ended.returncode == 0, ended.stderr
+    with connect(empty) as connection:
+        world = (
+            World(connection, empty)
+            .with_project("ended")
+            .with_project("p", max_failures=2, backoff_s=3600, max_fast_failures=99)
+        )
+        world.add_file(2, project="ended")
+        for process in (0, 1):
+            world.checkout(process, project="ended")
+            world.report(process, project="ended")
+        call(connection, "archive", project="ended")
+        connection.execute(
+            "UPDATE osgprod_data.reports SET reported_at = reported_at - interval '1 h'"
+        )  # in place of waiting
+        while call(connection, "archive", project="ended")[0]["more"]:
+            pass
+        world.add_file(9, seqno=2)
+        call(connection, "set_project", project="p", settings='{"maxblockspercore": 2}')
+        for process, code in enumerate((0, 1, 137, None, 1)):
+            world.checkout(process)
+            if code is not None:
+                world.report(process, code)  # done, in a backoff, ready, leased
+        world.set(max_failures=1)
+        world.checkout(5, cpus=1)
+        world.report(5, 1)  # split
+        world.set(maxblockspercore=1)
+        connection.execute(
+            "UPDATE osgprod_data.idle_slices SET not_before = now() WHERE not_before < 'infinity'"
+        )
+        world.checkout(6)
+        world.report(6, 1)  # quarantined
+    before = slices_of(empty, f"{COLUMNS}slices UNION ALL {COLUMNS}archived_slices")
+    assert {row["state"] for row in before} == {"done", "leased", "ready", "quarantined"}
+    migrate(empty, say=quietly)
+    after = slices_of(empty, f"{COLUMNS}slices")
+    assert [{**row, "cluster": row["cluster"] or 0, "process": row["process"] or 0, "nstart": row["nstart"] or 0}
+            for row in before] == after  # fmt: skip
+    with connect(empty) as connection:
+        world = World(connection, empty)
+        for name in ("p", "ended"):
+            assert call(connection, "verify", project=name, deep=True) == []
+        assert world.progress("ended")["state"] == "draining"
+        assert world.checkout(0, project="ended")["status"] == "completed"
+        assert world.checkout(7)["status"] == "assigned", "work goes on"
+        assert world.report(7)["status"] == "done"
+        kept = slices_of(empty, f"{COLUMNS}slices")
+        connection.execute((SQL_FOLDER / "migrations" / "0007-claim.rollback.sql").read_bytes())
+    assert [{**row, "cluster": row["cluster"] or 0, "process": row["process"] or 0, "nstart": row["nstart"] or 0}
+            for row in slices_of(empty, f"{COLUMNS}slices")] == kept  # fmt: skip
+    with connect(empty) as connection:
+        row = connection.execute("SELECT count(*) AS n FROM osgprod_data.idle_slices").fetchone()
+        assert row == {"n": sum(row["state"] in ("ready", "quarantined") for row in kept)}

@@ -1,4 +1,4 @@
-"""Lost jobs. Promise I4: the slice of an expired lease is requeued, even if a session or a tick is stuck."""
+"""Silent jobs: promise I4, a lease that ran out gives the slice back, and nothing that can stall is in between."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.production import fill
 from tests.support import World
 
 
-def test_next_checkout_leases_the_slice_of_a_vanished_job_again(world: World) -> None:
+def test_slice_of_a_vanished_job_is_lent_again_by_the_next_checkout(world: World) -> None:
     world.add_file(1)
     lost = world.checkout(0)
     world.let_leases_run_out()
@@ -20,7 +20,7 @@ def test_next_checkout_leases_the_slice_of_a_vanished_job_again(world: World) ->
     assert outcomes == [{"process": 0, "by_worker": False, "outcome": "lost"}]
 
 
-def test_reclaim_counts_lost_slices_and_a_second_call_finds_none(world: World) -> None:
+def test_reclaim_tells_how_many_and_a_repeated_call_finds_none(world: World) -> None:
     world.add_file(3)
     for process in range(3):
         world.checkout(process)
@@ -31,7 +31,7 @@ def test_reclaim_counts_lost_slices_and_a_second_call_finds_none(world: World) -
     assert world.progress()["blocks_ready"] == 3
 
 
-def test_slices_of_removed_jobs_are_requeued_before_their_leases_expire(world: World) -> None:
+def test_slices_of_removed_jobs_come_back_without_waiting_for_their_leases(world: World) -> None:
     world.add_file(9)
     mine = [world.checkout(process) for process in range(3)]
     other = world.checkout(0, cluster=2)
@@ -45,18 +45,18 @@ def test_slices_of_removed_jobs_are_requeued_before_their_leases_expire(world: W
     assert call(world.db, "reclaim_lost", cluster=1) == [{"project": "p", "reclaimed": 2}]
     assert call(world.db, "reclaim_lost", cluster=1) == []
     assert world.progress()["blocks_leased"] == 2
-    # All of these jobs were alive after all: those whose slices nobody else has go on.
-    answers = [world.heartbeat(n, token=str(mine[n]["token"]))["status"] for n in range(3)]
-    assert answers == ["alive", "superseded", "alive"]
+    # None of them was gone: those whose slices nobody has taken go on.
+    beats = [world.heartbeat(n, token=str(mine[n]["token"]))["status"] for n in range(3)]
+    assert beats == ["alive", "superseded", "alive"]
     assert world.heartbeat(0, cluster=2, token=str(other["token"]))["status"] == "alive"
 
 
-def test_removed_jobs_count_against_neither_slice_nor_worker(world: World) -> None:
+def test_jobs_that_are_removed_again_and_again_cost_nobody_anything(world: World) -> None:
     world.add_file(8)
     world.set(max_failures=1, max_faults=1, backoff_s=0)
     for cluster in range(1, 10):
-        leased = world.checkout(0, cluster=cluster, cpus=8, host="node")
-        assert (leased["block1"], leased["block2"]) == (1, 9), "it is not suspected, and so not split"
+        lent = world.checkout(0, cluster=cluster, cpus=8, host="node")
+        assert (lent["block1"], lent["block2"]) == (1, 9), "it is not suspected, and so not split"
         assert call(world.db, "reclaim_lost", cluster=cluster) == [{"project": "p", "reclaimed": 1}]
     row = world.db.execute("SELECT failures, faults, repeats, faulted_on FROM osgprod_data.slices").fetchone()
     assert row == {"failures": 0, "faults": 0, "repeats": 0, "faulted_on": None}
@@ -71,7 +71,7 @@ def test_removed_jobs_count_against_neither_slice_nor_worker(world: World) -> No
     assert len(call(world.db, "blocked_workers", project="p")) == 1, "they are no proof that the node is good"
 
 
-def test_removed_job_does_not_count_against_a_suspected_slice(world: World) -> None:
+def test_job_that_is_removed_does_not_bring_a_suspected_slice_nearer_to_its_end(world: World) -> None:
     world.add_file(1)
     world.set(max_failures=3, backoff_s=0)
     for process in (0, 1):
@@ -83,17 +83,17 @@ def test_removed_job_does_not_count_against_a_suspected_slice(world: World) -> N
     assert world.progress()["blocks_ready"] == 1
 
 
-def test_slices_of_removed_jobs_are_requeued_at_once_even_if_their_file_is_locked(world: World) -> None:
+def test_slices_of_removed_jobs_come_back_all_at_once_whoever_has_their_file(world: World) -> None:
     world.add_file(1002)
     world.set(max_failures=1)
     for process in range(501):
         world.checkout(process, cpus=2)
     with connect(world.dsn) as other, other.transaction():
-        other.execute("SELECT pg_advisory_xact_lock(project_id, rawdata_id) FROM osgprod_data.loaded_files")
+        other.execute("SELECT FROM osgprod_data.loaded_files FOR NO KEY UPDATE")
         assert call(world.db, "reclaim_lost", cluster=1) == [{"project": "p", "reclaimed": 501}]
 
 
-def test_requeued_slices_are_leased_before_new_ones(world: World) -> None:
+def test_slices_that_came_back_are_lent_before_new_ones(world: World) -> None:
     world.add_file(9)
     world.checkout(0)
     world.checkout(1)
@@ -102,7 +102,7 @@ def test_requeued_slices_are_leased_before_new_ones(world: World) -> None:
     assert world.checkout(3)["block1"] == 3
 
 
-def test_requeued_slice_is_cut_to_the_size_that_the_job_can_take(world: World) -> None:
+def test_slice_that_came_back_is_cut_to_what_the_job_can_take(world: World) -> None:
     world.add_file(8)
     world.checkout(0, cpus=8)
     world.report(0, 143)
@@ -123,7 +123,7 @@ def test_tick_by_several_shims_reclaims_once(world: World) -> None:
     assert world.progress()["blocks_ready"] == 40
 
 
-def test_stuck_session_does_not_delay_requeueing_of_other_slices(world: World) -> None:
+def test_a_stuck_session_does_not_keep_other_slices_from_coming_back(world: World) -> None:
     world.add_file(3)
     for process in range(3):
         world.checkout(process)
@@ -136,7 +136,7 @@ def test_stuck_session_does_not_delay_requeueing_of_other_slices(world: World) -
     assert call(world.db, "reclaim_lost")[0]["reclaimed"] == 3
 
 
-def test_operators_open_transaction_does_not_keep_leases_from_expiring(world: World) -> None:
+def test_an_operators_open_transaction_does_not_keep_leases_from_running_out(world: World) -> None:
     world.add_file(2)
     world.checkout(0)
     world.let_leases_run_out()
@@ -147,7 +147,7 @@ def test_operators_open_transaction_does_not_keep_leases_from_expiring(world: Wo
         assert {world.checkout(n)["block1"] for n in (1, 2)} == {1, 2}
 
 
-def test_restarted_job_with_an_expired_lease_keeps_its_slice_if_nobody_has_it(world: World) -> None:
+def test_restarted_job_whose_lease_ran_out_keeps_its_slice_if_nobody_took_it(world: World) -> None:
     world.add_file(3)
     first = world.checkout(0)
     world.let_leases_run_out()
@@ -155,7 +155,7 @@ def test_restarted_job_with_an_expired_lease_keeps_its_slice_if_nobody_has_it(wo
     assert (again["block1"], again["nstarts"]) == (first["block1"], 2)
 
 
-def test_block_that_kills_its_worker_nodes_is_isolated(world: World) -> None:
+def test_a_losing_streak_corners_a_block_that_kills_its_machines(world: World) -> None:
     # Losses alone never quarantine at first; beyond max_faults they count as failures.
     world.set(max_faults=3, max_failures=2, backoff_s=0)
     for seqno, (nodes, expected) in enumerate(((50, 5), (1, 17)), 1):
@@ -170,8 +170,8 @@ def test_block_that_kills_its_worker_nodes_is_isolated(world: World) -> None:
         assert world.progress()["blocks_quarantined"] == seqno
 
 
-def test_slices_that_must_be_split_are_requeued_a_part_at_a_time(world: World) -> None:
-    """Each split needs a lock, and the server has room for some thousand locks."""
+def test_thousands_of_slices_that_have_to_be_split_are_requeued_at_once_with_few_locks(world: World) -> None:
+    """The server has room for some thousand locks that are no row locks."""
     fill(world.db, "p", runs=11, files=60, blocks=12, a_slice=2, finished=0, in_flight=999, attempts=9999)
     world.set(max_failures=1, max_faults=1)
     world.db.execute("UPDATE osgprod_data.slices SET faults = 1")
@@ -181,8 +181,7 @@ def test_slices_that_must_be_split_are_requeued_a_part_at_a_time(world: World) -
         locks = db.execute(
             "SELECT count(*) AS n FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
         ).fetchone()
-    assert first == 500 and locks and locks["n"] < 510
-    assert call(world.db, "tick")[0]["reclaimed"] > 0
+    assert first > 300 and locks and locks["n"] < 10
     assert world.progress()["blocks_leased"] == 0
 
 

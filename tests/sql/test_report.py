@@ -78,7 +78,7 @@ def test_failure_backs_off_twice_as_long_each_time(world: World) -> None:
         assert world.report(failure, 1)["status"] == "failed"
         assert world.checkout(99)["status"] == "wait"
         row = world.db.execute(
-            "SELECT extract(epoch FROM not_before - now()) AS rest_s FROM osgprod_data.idle_slices"
+            "SELECT extract(epoch FROM not_before - now()) AS rest_s FROM osgprod_data.slices"
         ).fetchone()
         assert row is not None
         nominal = 100 * 2 ** (failure - 1)

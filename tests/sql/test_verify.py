@@ -40,13 +40,13 @@ BREAKAGES = {
     " || '\\x000000000000000000000000'",
     "slices of a file that is not loaded": "DELETE FROM osgprod_data.loaded_files",
     "slices of a file that is called fresh": "UPDATE osgprod_data.loaded_files SET state = 'fresh'",
-    "cut to block 7 but called cut": "UPDATE osgprod_data.loaded_files SET state = 'cut'",
-    "the list of idle slices disagrees": "DELETE FROM osgprod_data.idle_slices WHERE block1 = 5",
-    "done, but listed as idle": "UPDATE osgprod_data.slices SET state = 'done', due_at = now() WHERE block1 = 5",
-    "ready, but listed as idle until infinity": "UPDATE osgprod_data.slices SET state = 'ready' WHERE block1 = 6",
+    "allocated to block 7 but called cut": "UPDATE osgprod_data.loaded_files SET state = 'cut'",
+    "slices of another run or number": "UPDATE osgprod_data.slices SET seqno = 7 WHERE block1 = 5",
+    "quarantined, but not before 2": "UPDATE osgprod_data.slices SET state = 'quarantined' WHERE block1 = 5",
+    "ready, but without an end of its backoff": "UPDATE osgprod_data.slices SET state = 'ready' WHERE block1 = 6",
     "done without a success on record": "UPDATE osgprod_data.slices SET state = 'done' WHERE block1 = 3",
     "leased by an attempt that reported done": "UPDATE osgprod_data.slices SET state = 'leased' WHERE block1 = 1",
-    "which was lent another slice": "UPDATE osgprod_data.slices SET process = 1 WHERE block1 = 1",
+    "which was leased another slice": "UPDATE osgprod_data.slices SET process = 1 WHERE block1 = 1",
     "which is not on record": "DELETE FROM osgprod_data.attempts WHERE process = 0",
     "one of 2 slices that job 1.2 holds": "UPDATE osgprod_data.slices SET process = 2 WHERE block1 = 4",
     "2 attempts did it": "UPDATE osgprod_data.attempts a SET (block1, block2, opened_at) = (b.block1, b.block2,"
@@ -70,13 +70,16 @@ def test_verify_names_each_broken_rule(world: World, named: str) -> None:
         ("an overlap", "INSERT INTO osgprod_data.slices SELECT (s).* FROM (SELECT s FROM osgprod_data.slices s"
          " WHERE block1 = 2) x"),
         ("another beginning", "INSERT INTO osgprod_data.slices"
-         " (project_id, rawdata_id, block1, block2, state, opened_at)"
-         " SELECT project_id, rawdata_id, 7, 9, 'ready', now() FROM osgprod_data.slices LIMIT 1"),
-        ("a gap", "INSERT INTO osgprod_data.slices (project_id, rawdata_id, block1, block2, follows, state, opened_at)"
-         " SELECT project_id, rawdata_id, 8, 9, 8, 'ready', now() FROM osgprod_data.slices LIMIT 1"),
+         " (project_id, rawdata_id, block1, block2, run, seqno, state, is_ready, not_before, opened_at)"
+         " SELECT project_id, rawdata_id, 7, 9, 1, 1, 'ready', true, now(), now() FROM osgprod_data.slices LIMIT 1"),
+        ("a gap", "INSERT INTO osgprod_data.slices (project_id, rawdata_id, block1, block2, follows, run, seqno, state,"
+         " is_ready, not_before, opened_at)"
+         " SELECT project_id, rawdata_id, 8, 9, 8, 1, 1, 'ready', true, now(), now() FROM osgprod_data.slices LIMIT 1"),
         ("a longer slice", "UPDATE osgprod_data.slices SET block2 = 4 WHERE block1 = 2"),
         ("a slice without blocks", "UPDATE osgprod_data.slices SET block2 = 6 WHERE block1 = 6"),
         ("a lease of nobody", "UPDATE osgprod_data.slices SET cluster = NULL WHERE block1 = 3"),
+        ("a ready slice that is leased", "UPDATE osgprod_data.slices SET is_ready = true WHERE block1 = 3"),
+        ("a ready slice that is not", "UPDATE osgprod_data.slices SET is_ready = NULL WHERE block1 = 5"),
         ("a slice done by nobody", "UPDATE osgprod_data.slices SET nstart = NULL WHERE block1 = 1"),
     ],
 )  # fmt: skip

@@ -200,10 +200,10 @@ def test_checkout_first_then_reset_waits_and_other_jobs_must_try_again(world: Wo
         world.checkout(1, db=db)
         start_over = Waiting(world, lambda other: call(other, "load_slices", project="p", start_over=True))
         for ask in (world.checkout, world.report):
-            with pytest.raises(psycopg.Error, match="files of project p are being begun anew") as caught:
+            with pytest.raises(psycopg.Error, match="files of project p are being reset") as caught:
                 ask(0)
             assert caught.value.sqlstate == "OG502"
-        with pytest.raises(psycopg.Error, match="being begun anew"):
+        with pytest.raises(psycopg.Error, match="being reset"):
             call(world.db, "recycle", project="p")
         assert call(world.db, "reclaim_lost") == []
     assert start_over.result()[0]["blocks"] == 3
@@ -244,7 +244,7 @@ def test_stuck_checkout_of_one_file_does_not_delay_requeueing_in_others(world: W
         world.checkout(process, cpus=2, host="b")
     world.let_leases_run_out()
     with held(world) as stuck:
-        stuck.execute("SELECT pg_advisory_xact_lock(1, min(rawdata_id)) FROM osgprod_data.rawdata")
+        stuck.execute("SELECT FROM osgprod_data.loaded_files WHERE seqno = 1 FOR NO KEY UPDATE")
         assert call(world.db, "reclaim_lost")[0]["reclaimed"] == 1
     assert call(world.db, "reclaim_lost")[0]["reclaimed"] == 1
     assert world.progress()["blocks_ready"] == 4
@@ -271,17 +271,6 @@ def test_settings_changed_by_two_at_once_are_both_changed(world: World) -> None:
         other = Waiting(world, lambda db: call(db, "set_project", project="p", settings='{"wait_s": 7}'))
     settings = {row["setting"]: row["value"] for row in other.result()}
     assert (settings["state"], settings["wait_s"]) == ("paused", "7")
-
-
-def test_setting_changed_while_a_project_is_archived_does_not_open_it_again(world: World) -> None:
-    world.add_file(1)
-    world.checkout(0)
-    world.report(0)
-    with held(world) as db:
-        call(db, "archive", project="p")
-        other = Waiting(world, lambda db: call(db, "set_project", project="p", settings='{"wait_s": 7}'))
-    other.result()
-    assert world.progress()["state"] == "archived"
 
 
 def test_loading_files_does_not_wait_for_a_scan(world: World) -> None:
@@ -311,10 +300,10 @@ def test_wrong_clock_keeps_no_slice_leased_for_ever(world: World) -> None:
     world.db.execute("UPDATE osgprod_data.projects SET next_due_at = now() + interval '1 year'")
     assert world.checkout(1)["status"] == "assigned"
     world.report(1, 1)
-    world.db.execute("UPDATE osgprod_data.idle_slices SET not_before = now() + interval '10 days'")
+    world.db.execute("UPDATE osgprod_data.slices SET not_before = now() + interval '10 days'")
     call(world.db, "reclaim_lost")
     assert world.checkout(2)["status"] == "wait", "so long a backoff may be intended"
-    world.db.execute("UPDATE osgprod_data.idle_slices SET not_before = now() + interval '1 year'")
+    world.db.execute("UPDATE osgprod_data.slices SET not_before = now() + interval '1 year'")
     call(world.db, "reclaim_lost")
     assert world.checkout(2)["status"] == "assigned"
 
@@ -345,7 +334,7 @@ def test_files_behind_an_unfinished_one_are_finished_too(world: World) -> None:
 EXPECTED = {
     "OG303",  # a job that has not asked yet
     "OG501",  # paused
-    "OG502",  # being begun anew
+    "OG502",  # being reset
     "OG601",  # banned
 }
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import psycopg
-import pytest
 from hypothesis import HealthCheck, Phase, assume, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -99,7 +98,7 @@ class Model:
                 return "completed", "", None
             if own and own.state == "leased" and own.holder == (job, last.nstart):
                 return "assigned", last.path, own
-        if self.state in ("draining", "archived"):
+        if self.state == "draining":
             return "no-work", "", None
         found = self._take_idle(cpus) or self._cut(cpus) or (self.reclaim() and self._take_idle(cpus))
         if found:
@@ -212,7 +211,6 @@ class Model:
 
     def start_over(self) -> None:
         self.slices = {path: [] for path in NBLOCKS}
-        self.state = "active" if self.state == "archived" else self.state
 
     def has_ended(self) -> bool:
         is_cut = all(self.end(path) > nblocks for path, nblocks in NBLOCKS.items())
@@ -342,8 +340,8 @@ class Machine(RuleBasedStateMachine):
         for _, s in model.all():
             s.is_resting = False
         self.world.db.execute(
-            "UPDATE osgprod_data.idle_slices i SET not_before = now() FROM osgprod_data.projects p"
-            " WHERE p.name = %s AND i.project_id = p.project_id AND i.not_before < 'infinity'",
+            "UPDATE osgprod_data.slices s SET is_ready = true FROM osgprod_data.projects p"
+            " WHERE p.name = %s AND s.project_id = p.project_id AND NOT s.is_ready AND s.not_before IS NOT NULL",
             [name],
         )
 
@@ -369,9 +367,6 @@ class Machine(RuleBasedStateMachine):
     )
     def recycle(self, which: str, states: list[str]) -> None:
         name, model = self.project(which)
-        if model.state == "archived":
-            self.refused("is archived", "recycle", project=name, states=states)
-            return
         foretold = call(self.world.db, "recycle", project=name, states=states, dry_run=True)
         assert len(call(self.world.db, "recycle", project=name, states=states)) == len(foretold)
         assert len(foretold) == model.recycle(states)
@@ -387,19 +382,12 @@ class Machine(RuleBasedStateMachine):
     @rule(which=WHICH, state=st.sampled_from(["active", "active", "draining", "paused"]))
     def pause_drain_resume(self, which: str, state: str) -> None:
         name, model = self.project(which)
-        if model.state == "archived":
-            self.refused("is archived", "set_project", project=name, settings=f'{{"state": "{state}"}}')
-            return
         self.world.set(name, state=state)
         model.state = state
 
-    def refused(self, match: str, function: str, **arguments: object) -> None:
-        with pytest.raises(psycopg.Error, match=match):
-            call(self.world.db, function, **arguments)
-
-    @rule(which=WHICH, sure=st.sampled_from([False, False, True]), is_archived=st.booleans())
-    def everything_ends(self, which: str, sure: bool, is_archived: bool) -> None:
-        """Who is out is lost, and new jobs do what is left; often it is archived at once."""
+    @rule(which=WHICH, sure=st.sampled_from([False, False, True]))
+    def everything_ends(self, which: str, sure: bool) -> None:
+        """Live attempts are lost, and new jobs do what is left."""
         name, model = self.project(which)
         if not sure or model.state != "active":
             return
@@ -419,24 +407,6 @@ class Machine(RuleBasedStateMachine):
                 self.world.report(job, project=name, token=a.token)["status"] == model.report(a, 0) == "done"
             )
         assert model.has_ended()
-        if is_archived:
-            self.archive(which=which)
-
-    @precondition(lambda self: self.models["a"].has_ended())
-    @rule(which=WHICH)
-    def archive(self, which: str) -> None:
-        name, model = self.project(which)
-        if not model.has_ended():
-            self.refused("has not ended", "archive", project=name)
-            return
-        self.world.db.execute(  # in place of waiting for the tallies
-            "UPDATE osgprod_data.reports r SET reported_at = r.reported_at - interval '1 h'"
-            " FROM osgprod_data.projects p WHERE p.name = %s AND r.project_id = p.project_id",
-            [name],
-        )
-        while call(self.world.db, "archive", project=name, limit=3)[0]["more"]:
-            assert call(self.world.db, "verify", project=name, deep=True) == []
-        model.state = "archived"
 
     @rule(which=WHICH, max_failures=st.integers(1, 3), maxblocks=st.integers(1, 4))
     def change_settings(self, which: str, max_failures: int, maxblocks: int) -> None:
@@ -449,7 +419,7 @@ class Machine(RuleBasedStateMachine):
         for which, name in self.names.items():
             rows = self.world.db.execute(
                 "SELECT regexp_replace(r.path, '^/dcache', '') AS path, s.*"
-                " FROM (TABLE osgprod_data.slices UNION ALL TABLE osgprod_data.archived_slices) s"
+                " FROM osgprod_data.slices s"
                 " JOIN osgprod_data.rawdata r USING (rawdata_id) JOIN osgprod_data.projects p USING (project_id)"
                 " WHERE p.name = %s ORDER BY r.run, r.seqno, s.block1",
                 [name],

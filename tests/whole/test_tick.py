@@ -53,9 +53,7 @@ def test_crowded_pool_does_not_delay_the_tick(world: World, folder: Path) -> Non
     with LiveShim(world.dsn, folder / "www", OSGPROD_POOL_SIZE="1") as shim, connect(world.dsn) as stuck:
         shim.add_template("p")
         with stuck.transaction():
-            stuck.execute(
-                "SELECT pg_advisory_xact_lock(project_id, rawdata_id) FROM osgprod_data.loaded_files"
-            )
+            stuck.execute("SELECT FROM osgprod_data.loaded_files FOR NO KEY UPDATE")
             waiting = threading.Thread(target=shim.checkout, args=(1,))
             waiting.start()
             end = time.monotonic() + 20

@@ -6,22 +6,6 @@ AS $fn$
     SELECT sha256(uuid_send(p_salt) || convert_to(nullif(p_job_key, ''), 'UTF8'))
 $fn$;
 
-CREATE FUNCTION osgprod._check_job_key(p_job_key text)
-RETURNS boolean LANGUAGE plpgsql IMMUTABLE
-AS $fn$
--- Raises unless a job key is short enough. The message never shows the key.
--- Parameters: p_job_key  as the job sent it [at most 256 bytes]; NULL or empty = none
--- Returns:    true
--- Errors:     OG110
-BEGIN
-    IF octet_length(p_job_key) > 256 THEN
-        RAISE EXCEPTION 'parameter job_key is longer than 256 bytes' USING ERRCODE = 'OG110',
-            HINT = 'the submit file draws a random number for each job: condor/osgprod.sub';
-    END IF;
-    RETURN true;
-END
-$fn$;
-
 CREATE FUNCTION osgprod._proves_job(
     p_restart_proof text, p_attempt osgprod_data.attempts, p_is_silent boolean, p_client inet, p_host text,
     p_key_digest bytea)
@@ -65,14 +49,12 @@ AS $fn$
 -- Parameters: p_project  the project's row;  p_cluster, p_process  the job, locked
 --             p_client, p_host, p_job_key  the caller's, as checkout_slice got them
 -- Returns:    what to tell the caller with status wait; NULL = it may go on
--- Errors:     OG110 job key too long
 -- Source:     docs/security.md "Job keys"
 DECLARE
     v_attempt osgprod_data.attempts;
     v_slice   osgprod_data.slices;
     v_reason  text;
 BEGIN
-    PERFORM osgprod._check_job_key(p_job_key);
     SELECT a.* INTO v_attempt FROM osgprod_data.attempts a
      WHERE a.project_id = p_project.project_id AND a.cluster = p_cluster AND a.process = p_process
      ORDER BY a.nstart DESC LIMIT 1;

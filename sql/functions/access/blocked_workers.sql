@@ -10,7 +10,7 @@ BEGIN
     PERFORM osgprod._get_project(p_project) WHERE p_project IS NOT NULL;
     RETURN QUERY SELECT p.name, b.worker, b.until, b.reason, b.banned_at
       FROM worker_bans b JOIN projects p ON p.project_id = b.project_id
-     WHERE b.until > now() AND p.name = coalesce(p_project, p.name)
+     WHERE osgprod._is_in_force(b.banned_at, b.until) AND p.name = coalesce(p_project, p.name)
      ORDER BY b.until DESC, p.name, b.worker;
 END
 $fn$;
@@ -61,26 +61,6 @@ $fn$;
 COMMENT ON FUNCTION osgprod.ban_worker(text, text, int, text) IS
 'Refuses work to a worker for p_seconds [s], or pardons it with 0. For osgprod_operator.';
 
-CREATE FUNCTION osgprod._check_worker(p_project osgprod_data.projects, p_worker text)
-RETURNS void LANGUAGE plpgsql STABLE
-AS $fn$
--- Raises when the worker is banned.
--- Parameters: p_project  the project's row;  p_worker  see _worker
--- Errors:     OG601
-DECLARE
-    v_ban record;
-BEGIN
-    SELECT b.until, b.reason INTO v_ban FROM osgprod_data.worker_bans b
-     WHERE b.project_id = p_project.project_id AND b.worker = ANY (osgprod._worker_names(p_worker)) AND b.until > now()
-     ORDER BY b.until DESC LIMIT 1;
-    IF FOUND THEN
-        RAISE EXCEPTION 'worker % is refused work until % UTC: %', p_worker,
-            to_char(v_ban.until AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS'), v_ban.reason
-            USING ERRCODE = 'OG601', HINT = 'the operator can end the ban: osgprod workers unban';
-    END IF;
-END
-$fn$;
-
 CREATE FUNCTION osgprod._worker_names(p_worker text)
 RETURNS text[] LANGUAGE sql IMMUTABLE
 AS $fn$
@@ -94,7 +74,15 @@ RETURNS boolean LANGUAGE sql STABLE
 AS $fn$
     -- Is this worker refused work at present?
     SELECT EXISTS (SELECT FROM osgprod_data.worker_bans b
-                    WHERE b.project_id = p_project_id AND b.worker = ANY (osgprod._worker_names(p_worker)) AND b.until > now())
+                    WHERE b.project_id = p_project_id AND b.worker = ANY (osgprod._worker_names(p_worker))
+                      AND osgprod._is_in_force(b.banned_at, b.until))
+$fn$;
+
+CREATE FUNCTION osgprod._is_in_force(p_banned_at timestamptz, p_until timestamptz)
+RETURNS boolean LANGUAGE sql STABLE
+AS $fn$
+    -- Does a ban hold now? One that was made by a clock that was ahead, and has been set back since, does not.
+    SELECT p_until > now() AND p_banned_at <= now()
 $fn$;
 
 CREATE FUNCTION osgprod._ban_if_black_hole(p_project osgprod_data.projects, p_worker text)
@@ -196,7 +184,7 @@ BEGIN
     LOOP
         -- The row may be updated for a second time in this transaction: then it is checked against its foreign key, which
         -- fails while somebody splits the slice before it.
-        CONTINUE WHEN NOT pg_try_advisory_xact_lock(p_project.project_id, v_slice.rawdata_id);
+        CONTINUE WHEN NOT osgprod._try_file(p_project.project_id, v_slice.rawdata_id);
         IF v_slice.state = 'quarantined' AND v_slice.failures < p_project.max_failures THEN
             PERFORM osgprod._reopen_slice(p_project.project_id, v_slice.rawdata_id, v_slice.block1);
         END IF;

@@ -86,14 +86,13 @@ AS $fn$
 --             p_settings  object of setting: new value, like {"lease_s": 3600, "state": "paused"}; {} changes nothing.
 --                         Which there are, with units: docs/sql.md, or what this function returns
 -- Returns:    a row for each setting with its value now, in the order of their names
--- Errors:     OG301 unknown project; OG106 bad subnet pattern; OG108 unknown setting or bad value; OG406 the project is
---             archived and stays so
+-- Errors:     OG301 unknown project; OG106 bad subnet pattern; OG108 unknown setting or bad value
 -- Locks:      the project's row, unless nothing is to be changed
 DECLARE
     v_project osgprod_data.projects := osgprod._get_project(p_project);
-    v_state   project_state;
     v_fixed   text[] := ARRAY['project_id', 'name', 'magic_salt', 'magic_digest', 'old_magic_digest',
-                              'old_magic_until', 'banned_until', 'next_due_at', 'nlive', 'tallied_until', 'created_at',
+                              'old_magic_until', 'banned_until', 'next_due_at', 'nlive', 'tallied_until', 'tally_next', 'tally_after',
+                              'created_at',
                               'subnets'];
     v_wrong   text;
     v_key     text;
@@ -105,10 +104,9 @@ BEGIN
             HINT = format('osgprod project show %s lists the settings', p_project);
     END IF;
     IF p_settings <> '{}' THEN
-        -- All settings are written: as they are now, not as they were before somebody else's call, or the archiving, ended.
+        -- All settings are written: as they are now, not as they were before somebody else's call ended.
         SELECT p.* INTO v_project FROM projects p WHERE p.project_id = v_project.project_id FOR NO KEY UPDATE;
     END IF;
-    v_state := v_project.state;
     BEGIN
         FOR v_key IN SELECT k.key FROM jsonb_object_keys(p_settings) AS k (key) LOOP  -- one by one, so that an error names it
             v_project := jsonb_populate_record(v_project, jsonb_build_object(v_key, CASE
@@ -121,13 +119,6 @@ BEGIN
         v_project.xrootd_prefix := coalesce(v_project.xrootd_prefix, '');  -- files of a file system
         v_project.strip_prefix := coalesce(v_project.strip_prefix, '');
         v_project.node_fault_codes := coalesce(v_project.node_fault_codes, '{}');
-        IF v_project.state <> v_state THEN
-            PERFORM osgprod._check_not_archived(v_project.project_id);
-            IF v_project.state = 'archived' THEN
-                RAISE EXCEPTION 'a project is archived by moving its history, not by a setting' USING ERRCODE = 'OG108',
-                    HINT = 'osgprod project archive does so';
-            END IF;
-        END IF;
         UPDATE projects p
            SET (state, subnet_pattern, subnets, workscript, xrootd_prefix, strip_prefix, maxblockspercore,
                 token_required, bearer_issuer, bearer_audience, bearer_scope, lease_s, heartbeat_s, wedged_s, wait_s,

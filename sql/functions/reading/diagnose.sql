@@ -56,7 +56,7 @@ BEGIN
           FROM loaded_files l JOIN rawdata w ON w.rawdata_id = l.rawdata_id
          WHERE l.project_id = p.project_id AND NOT w.has_bor) b
     UNION ALL
-    SELECT 'work of ' || p.name, g.files > 0 AND g.blocks_quarantined = 0 AND p.state = 'active' OR p.state = 'archived',
+    SELECT 'work of ' || p.name, g.files > 0 AND g.blocks_quarantined = 0 AND p.state = 'active',
            format('%s, %s files, %s blocks quarantined', p.state, g.files, g.blocks_quarantined),
            CASE WHEN g.files = 0 THEN format('osgprod slices load %s gives it files', p.name)
                 WHEN p.state <> 'active' THEN format('nothing new is lent out: osgprod project resume %s', p.name)

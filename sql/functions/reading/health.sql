@@ -5,7 +5,7 @@ AS $fn$
 -- Tells whether each production is healthy, and what to do where it is not.
 -- Parameters: p_project  project name; NULL = all projects
 -- Returns:    at least one row a project, the worst first. level: bad (act now), attention (look at it) or well; what, in a
---             word: stalled, failing, leases, quarantine, contradicted, refused-workers, running-out, paused, draining, archived, empty, done,
+--             word: stalled, failing, leases, quarantine, contradicted, refused-workers, running-out, paused, draining, empty, done,
 --             healthy; what was found, and the command that helps
 -- Errors:     OG301 unknown project
 BEGIN
@@ -42,7 +42,7 @@ BEGIN
                 SELECT FROM osgprod._slices_in_flight(f.project_id) s
                  WHERE s.state = 'leased' AND s.due_at < now() - interval '5 min'),
              'leases ran out minutes ago and nobody looked', 'is a shim running? osgprod reclaim does it by hand'),
-            ('attention', 'quarantine', f.blocks_quarantined > 0 AND f.state <> 'archived',
+            ('attention', 'quarantine', f.blocks_quarantined > 0,
              format('%s blocks can''t be done', f.blocks_quarantined),
              format('see why: osgprod quarantined %s; try again: osgprod slices recycle %s', f.project, f.project)),
             ('attention', 'contradicted', f.contradicted > 0,
@@ -63,11 +63,9 @@ BEGIN
              format('go on: osgprod project resume %s', f.project)),
             ('attention', 'empty', f.files = 0, 'there are no files',
              format('osgprod rawdata load FOLDER, then osgprod slices load %s', f.project)),
-            ('well', 'done', f.files > 0 AND f.blocks_left = 0 AND f.state <> 'archived',
+            ('well', 'done', f.files > 0 AND f.blocks_left = 0,
              'every block is done or in quarantine',
-             format('check it: osgprod verify %s; put it away: osgprod project archive %s', f.project, f.project)),
-            ('well', 'archived', f.state = 'archived',
-             format('it has ended, with %s blocks in quarantine', f.blocks_quarantined), 'nothing to do')
+             format('check it: osgprod verify %s; keep it elsewhere: osgprod project export %s', f.project, f.project))
         ) AS v (level, what, holds, found, advice)
     ), holding AS (
         SELECT x.project, x.level, x.what, x.found, x.advice FROM found x WHERE x.holds
@@ -104,8 +102,11 @@ BEGIN
     PERFORM osgprod._get_project(p_project) WHERE p_project IS NOT NULL;
     RETURN QUERY
     SELECT p.name, osgprod._count_live(p.project_id)::bigint,
-           (SELECT count(*) FROM idle_slices i WHERE i.project_id = p.project_id AND i.not_before < 'infinity'),
-           (SELECT count(*) FROM idle_slices i WHERE i.project_id = p.project_id AND i.not_before = 'infinity')
+           (SELECT count(*) FROM slices s WHERE s.project_id = p.project_id AND s.is_ready)
+               + (SELECT count(*) FROM slices s
+                   WHERE s.project_id = p.project_id AND NOT s.is_ready AND s.not_before IS NOT NULL),
+           (SELECT count(*) FROM slices s
+             WHERE s.project_id = p.project_id AND NOT s.is_ready AND s.not_before IS NULL)
       FROM projects p WHERE p.name = coalesce(p_project, p.name) ORDER BY p.name;
 END
 $fn$;

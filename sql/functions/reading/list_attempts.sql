@@ -43,8 +43,8 @@ BEGIN
     SELECT l.reported_at, l.cluster, l.process, l.nstart, l.outcome::text, l.exit_code, l.ran_s, a.rawdata_id, w.path,
            a.block1, a.block2, l.worker, l.site, l.reason, osgprod._without_secrets(l.output_url)
       FROM unnest(v_found) l
-      JOIN osgprod._all_attempts(v_project_id) a ON a.cluster = l.cluster AND a.process = l.process
-                                                AND a.nstart = l.nstart
+      JOIN attempts a ON a.project_id = v_project_id AND a.cluster = l.cluster AND a.process = l.process
+                     AND a.nstart = l.nstart
       LEFT JOIN rawdata w ON w.rawdata_id = a.rawdata_id
      ORDER BY l.reported_at DESC, l.cluster, l.process, l.nstart;
 END

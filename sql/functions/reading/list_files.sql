@@ -47,8 +47,9 @@ BEGIN
           FROM slices s
          WHERE s.project_id = f.project_id AND s.rawdata_id = f.rawdata_id AND f.state IN ('begun', 'cut')) c ON true
      CROSS JOIN LATERAL (
-        SELECT count(*) AS quarantined FROM idle_slices i
-         WHERE i.project_id = f.project_id AND i.rawdata_id = f.rawdata_id AND i.not_before = 'infinity') q
+        SELECT count(*) AS quarantined FROM slices i
+         WHERE i.project_id = f.project_id AND i.rawdata_id = f.rawdata_id AND NOT i.is_ready
+           AND i.not_before IS NULL) q
      ORDER BY f.run, f.seqno, f.rawdata_id;
 END
 $fn$;
@@ -83,8 +84,8 @@ BEGIN
                count(*) = max(l.seqno) + 1 AND sum(l.seqno) = max(l.seqno)::bigint * (max(l.seqno) + 1) / 2 AS is_whole
           FROM loaded_files l WHERE l.project_id = v_project_id GROUP BY l.run
     ), bad AS MATERIALIZED (
-        SELECT i.run, i.rawdata_id, count(*) AS blocks FROM idle_slices i
-         WHERE i.project_id = v_project_id AND i.not_before = 'infinity' GROUP BY i.run, i.rawdata_id
+        SELECT i.run, i.rawdata_id, count(*) AS blocks FROM slices i
+         WHERE i.project_id = v_project_id AND NOT i.is_ready AND i.not_before IS NULL GROUP BY i.run, i.rawdata_id
     ), shape AS (
         SELECT greatest(ceil(count(*)::numeric / p_rows), 1)::int AS runs_a_line, max(r.last) / p_columns + 1 AS a_cell
           FROM runs r

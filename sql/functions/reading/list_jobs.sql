@@ -10,7 +10,7 @@ AS $fn$
 -- Lists jobs by their last start, the latest first.
 -- Parameters: p_project  project name
 --             p_cluster  HTCondor's cluster, all of it whenever it ran; NULL = all jobs that started lately
---             p_hours    how far back [h; 1 .. 8760], the archive not counted; not with p_cluster
+--             p_hours    how far back [h; 1 .. 8760]; not with p_cluster
 --             p_limit    rows at most [1 .. 100000]
 -- Returns:    a row a job: how often it started; the state of its last attempt: live, or as it ended, or silent (neither:
 --             its slice went to another before a verdict); when it began and reported, its slice, and where it ran
@@ -24,12 +24,9 @@ BEGIN
     FOREACH v_since IN ARRAY CASE WHEN p_cluster IS NULL THEN osgprod._steps_back(p_hours) ELSE '{-infinity}' END LOOP
         SELECT array_agg(f.r) INTO v_found FROM (
             SELECT l.r FROM (SELECT DISTINCT ON (a.cluster, a.process) ROW(a.*)::attempts AS r, a.started_at
-                               FROM (SELECT x.* FROM attempts x
-                                      WHERE x.project_id = v_project_id AND x.started_at >= v_since
-                                        AND (p_cluster IS NULL OR x.cluster = p_cluster)
-                                     UNION ALL
-                                     SELECT x.* FROM archived_attempts x
-                                      WHERE x.project_id = v_project_id AND x.cluster = p_cluster) a
+                               FROM attempts a
+                              WHERE a.project_id = v_project_id AND a.started_at >= v_since
+                                AND (p_cluster IS NULL OR a.cluster = p_cluster)
                               ORDER BY a.cluster, a.process, a.nstart DESC) l
              ORDER BY l.started_at DESC LIMIT osgprod._limit(p_limit)) f;
         EXIT WHEN cardinality(v_found) >= p_limit;
@@ -43,8 +40,8 @@ BEGIN
       LEFT JOIN slices s ON s.project_id = j.project_id AND s.rawdata_id = j.rawdata_id AND s.block1 = j.block1
                         AND s.state = 'leased' AND s.cluster = j.cluster AND s.process = j.process AND s.nstart = j.nstart
       LEFT JOIN LATERAL (
-          SELECT x.* FROM osgprod._all_reports(j.project_id) x
-           WHERE x.cluster = j.cluster AND x.process = j.process AND x.nstart = j.nstart
+          SELECT x.* FROM reports x
+           WHERE x.project_id = j.project_id AND x.cluster = j.cluster AND x.process = j.process AND x.nstart = j.nstart
            ORDER BY x.by_worker DESC LIMIT 1) r ON true
      ORDER BY j.started_at DESC, j.cluster, j.process;
 END
@@ -74,13 +71,13 @@ BEGIN
            a.block1, a.block2, r.outcome::text, r.by_worker, r.exit_code, r.reported_at, r.ran_s, r.events, r.outputs,
            r.output_bytes, r.output_adler32, osgprod._without_secrets(r.output_url), r.reason,
            s.project_id IS NOT NULL, extract(epoch FROM s.due_at - now())::int
-      FROM osgprod._all_attempts(v_project_id) a
+      FROM attempts a
       JOIN rawdata w ON w.rawdata_id = a.rawdata_id
-      LEFT JOIN osgprod._all_reports(v_project_id) r ON r.cluster = a.cluster AND r.process = a.process
-                                                    AND r.nstart = a.nstart
+      LEFT JOIN reports r ON r.project_id = a.project_id AND r.cluster = a.cluster AND r.process = a.process
+                         AND r.nstart = a.nstart
       LEFT JOIN slices s ON s.project_id = a.project_id AND s.rawdata_id = a.rawdata_id AND s.block1 = a.block1
                         AND s.state = 'leased' AND s.cluster = a.cluster AND s.process = a.process AND s.nstart = a.nstart
-     WHERE a.cluster = p_cluster AND a.process = p_process
+     WHERE a.project_id = v_project_id AND a.cluster = p_cluster AND a.process = p_process
      ORDER BY a.nstart, r.reported_at;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'job %.% has no attempt in project %', p_cluster, p_process, p_project

@@ -31,17 +31,17 @@ BEGIN
     SELECT f.*, o.output_bytes, o.output_adler32, o.output_url
       FROM (
         SELECT f.run, f.seqno, f.rawdata_id, w.path, s.block1, s.block2, s.state::text, s.failures::int, s.faults::int,
-               nullif(i.not_before, 'infinity'), s.cluster, s.process, s.nstart, s.opened_at,
+               s.not_before, s.cluster, s.process, s.nstart, s.opened_at,
                CASE s.state WHEN 'leased' THEN extract(epoch FROM s.due_at - now())::int END
           FROM loaded_files f
           JOIN rawdata w ON w.rawdata_id = f.rawdata_id
-          JOIN osgprod._all_slices(v_project_id) s ON s.rawdata_id = f.rawdata_id
-          LEFT JOIN idle_slices i ON i.project_id = s.project_id AND i.rawdata_id = s.rawdata_id AND i.block1 = s.block1
+          JOIN slices s ON s.project_id = f.project_id AND s.rawdata_id = f.rawdata_id
          WHERE f.project_id = v_project_id
            -- Only files that can hold such slices are looked through: not millions of done ones for a few others.
            AND CASE WHEN p_state IN ('leased', 'ready') THEN f.state IN ('begun', 'cut')
-                    WHEN p_state = 'quarantined' THEN EXISTS (
-                        SELECT FROM idle_slices q WHERE q.project_id = v_project_id AND q.rawdata_id = f.rawdata_id)
+                    WHEN p_state = 'quarantined' THEN f.rawdata_id IN (
+                        SELECT q.rawdata_id FROM slices q
+                         WHERE q.project_id = v_project_id AND NOT q.is_ready AND q.not_before IS NULL)
                     ELSE f.state <> 'fresh' END
            AND (p_state IS NULL OR s.state = p_state::slice_state)
            AND (p_runs IS NULL OR f.run = ANY (p_runs))
@@ -52,8 +52,8 @@ BEGIN
       -- One by one: only for those that are shown.
       LEFT JOIN LATERAL (
         SELECT r.output_bytes, r.output_adler32, osgprod._without_secrets(r.output_url) AS output_url
-          FROM osgprod._all_reports(v_project_id) r
-         WHERE f.state = 'done' AND r.cluster = f.cluster AND r.process = f.process
+          FROM reports r
+         WHERE f.state = 'done' AND r.project_id = v_project_id AND r.cluster = f.cluster AND r.process = f.process
            AND r.nstart = f.nstart AND r.by_worker LIMIT 1) o ON true
      ORDER BY f.run, f.seqno, f.rawdata_id, f.block1;
 END

@@ -28,8 +28,8 @@ BEGIN
           FROM osgprod._slices_in_flight(p.project_id) c) s
      CROSS JOIN LATERAL (
         SELECT count(*) AS quarantined, count(*) FILTER (WHERE l.state = 'finished') AS in_finished
-          FROM idle_slices i JOIN loaded_files l ON l.project_id = i.project_id AND l.rawdata_id = i.rawdata_id
-         WHERE i.project_id = p.project_id AND i.not_before = 'infinity') q
+          FROM slices i JOIN loaded_files l ON l.project_id = i.project_id AND l.rawdata_id = i.rawdata_id
+         WHERE i.project_id = p.project_id AND NOT i.is_ready AND i.not_before IS NULL) q
      WHERE p.name = coalesce(p_project, p.name)
      ORDER BY p.name;
 END

@@ -18,15 +18,14 @@ BEGIN
            osgprod._int4_at(w.block_index, 12 * s.block2 + 8) - osgprod._int4_at(w.block_index, 12 * s.block1 + 8),
            r.exit_code, s.exit_codes, r.reason, r.worker, r.site, r.reported_at, osgprod._without_secrets(r.output_url),
            format('%s.%s start %s', s.cluster, s.process, s.nstart)
-      FROM idle_slices i
-      JOIN slices s ON s.project_id = i.project_id AND s.rawdata_id = i.rawdata_id AND s.block1 = i.block1
-      JOIN rawdata w ON w.rawdata_id = i.rawdata_id
+      FROM slices s
+      JOIN rawdata w ON w.rawdata_id = s.rawdata_id
       LEFT JOIN LATERAL (
           SELECT x.* FROM reports x
            WHERE x.project_id = s.project_id AND x.cluster = s.cluster AND x.process = s.process AND x.nstart = s.nstart
            ORDER BY x.by_worker DESC LIMIT 1) r ON true
-     WHERE i.project_id = v_project_id AND i.not_before = 'infinity'
-     ORDER BY i.run, i.seqno, i.rawdata_id, i.block1;
+     WHERE s.project_id = v_project_id AND NOT s.is_ready AND s.not_before IS NULL
+     ORDER BY s.run, s.seqno, s.block1;
 END
 $fn$;
 

@@ -12,7 +12,7 @@ DECLARE
     v_project    projects := osgprod._get_project(p_project);
     v_project_id int := v_project.project_id;
     v_since      timestamptz := osgprod._since(p_hours);
-    v_by_minute  boolean := p_hours <= 2 AND v_project.state <> 'archived';
+    v_by_minute  boolean := p_hours <= 2;
     v_step       interval;
 BEGIN
     -- Tallies are of ten minutes. Two hours are few enough reports to count them by the minute, where they still are.

@@ -16,9 +16,10 @@ AS $fn$
 --                           slices_of_job (how many it holds)
 -- Returns:    one row. status imported; already; differs (not the file that the other one knew); or unknown (not registered;
 --             nothing is changed in these cases); blocks done and left, and attempts put on record
--- Errors:     OG301 unknown project; OG108 slices that make no sense; OG406 the project is archived
--- Locks:      the project, shared (advisory: project_id, -1), against load_slices (project_id, -2), the file (advisory:
---             project_id, rawdata_id), then the project's row FOR SHARE
+-- Errors:     OG301 unknown project; OG108 slices that make no sense; OG502 files of the
+--             project are being reset
+-- Locks:      the project, shared (advisory: project_id, -1), against load_slices (project_id, -2), the file's row, then the
+--             project's row FOR SHARE
 DECLARE
     v_project projects := osgprod._get_project(p_project);
     v_rawdata rawdata;
@@ -35,16 +36,15 @@ BEGIN
         RETURN NEXT;
         RETURN;
     END IF;
-    PERFORM pg_advisory_xact_lock_shared(v_project.project_id, -1);  -- nobody archives the project meanwhile
-    PERFORM osgprod._check_not_archived(v_project.project_id);
+    PERFORM osgprod._enter_project(v_project.project_id, p_project);
     PERFORM pg_advisory_xact_lock(v_project.project_id, -2);  -- nobody loads files meanwhile
-    PERFORM pg_advisory_xact_lock(v_project.project_id, v_rawdata.rawdata_id);
     INSERT INTO loaded_files (project_id, rawdata_id, run, seqno, block1, block2)
     SELECT v_project.project_id, v_rawdata.rawdata_id, v_rawdata.run, v_rawdata.seqno, v_rawdata.first_block,
            v_rawdata.nblocks WHERE v_rawdata.first_block < v_rawdata.nblocks
     ON CONFLICT DO NOTHING;
     SELECT f.* INTO v_file FROM loaded_files f
-     WHERE f.project_id = v_project.project_id AND f.rawdata_id = v_rawdata.rawdata_id AND f.state = 'fresh';
+     WHERE f.project_id = v_project.project_id AND f.rawdata_id = v_rawdata.rawdata_id AND f.state = 'fresh'
+       FOR NO KEY UPDATE;
     IF NOT FOUND THEN
         status := 'already';
         RETURN NEXT;
@@ -75,16 +75,16 @@ BEGIN
             'nstart', coalesce(v_slice.nstart, 1));
         IF v_slice.is_done AND v_slice.first < v_slice.last THEN
             IF v_at < v_slice.first THEN
-                INSERT INTO slices (project_id, rawdata_id, block1, block2, follows, state, opened_at)
+                INSERT INTO slices (project_id, rawdata_id, block1, block2, follows, run, seqno, state, is_ready, not_before,
+                       opened_at)
                 VALUES (v_project.project_id, v_rawdata.rawdata_id, v_at, v_slice.first,
-                        nullif(v_at, v_file.block1), 'ready', now());
-                PERFORM osgprod._put_idle(v_project.project_id, v_rawdata.rawdata_id, v_at, now());
+                        nullif(v_at, v_file.block1), v_file.run, v_file.seqno, 'ready', true, now(), now());
             END IF;
-            INSERT INTO slices (project_id, rawdata_id, block1, block2, follows, state, cluster, process, nstart, opened_at,
-                   due_at)
+            INSERT INTO slices (project_id, rawdata_id, block1, block2, follows, run, seqno, state, cluster, process, nstart,
+                   opened_at, due_at)
             VALUES (v_project.project_id, v_rawdata.rawdata_id, v_slice.first, v_slice.last,
-                    nullif(v_slice.first, v_file.block1), 'done', v_slice.cluster, v_slice.process,
-                    coalesce(v_slice.nstart, 1), now(), now());
+                    nullif(v_slice.first, v_file.block1), v_file.run, v_file.seqno, 'done', v_slice.cluster,
+                    v_slice.process, coalesce(v_slice.nstart, 1), now(), now());
             blocks_done := blocks_done + v_slice.last - v_slice.first;
             v_at := v_slice.last;
         END IF;

@@ -8,8 +8,7 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod
 AS $fn$
 -- Makes registered files the work of a project; their slices are cut when jobs ask.
 -- Promise:    files loaded already are left as they are, unless told to start over: then what was done of them is
---             forgotten (the attempts stay on record) and everything is handed out anew. An archived project is active
---             again after that, and its attempts come back. A file is known by run and number: of two with the same, at two
+--             forgotten (the attempts stay on record) and everything is assigned anew. A file is known by run and number: of two with the same, at two
 --             paths, the project gets the one that was registered first, so that no event is processed twice.
 -- Parameters: p_project     project name; NULL = the only project that there is
 --             p_runs        run numbers; NULL = all registered files
@@ -18,9 +17,9 @@ AS $fn$
 --             files_double were left out, since the project has their run and number at another path; blocks_forgotten were
 --             done or on lease before they were begun anew; files_without_bor were left out, since the project demands a
 --             begin-of-run record (demand_bor)
--- Errors:     OG301 unknown project; OG302 no file is registered for the runs; OG406 the project is archived; OG505 a call
---             that moves slices does not end
--- Locks:      the project (advisory: project_id, -1); when starting over alone: it waits for calls that move slices now,
+-- Errors:     OG301 unknown project; OG302 no file is registered for the runs; OG505 a call that moves
+--             slices does not end; OG901 isolation level
+-- Locks:      when resetting the project (advisory: project_id, -1) alone: it waits for calls that move slices now,
 --             and those that come are told to try again: for 20 us a slice with 100 slices a file, 80 us with 1,000. Then
 --             against other calls that load files (advisory: project_id, -2)
 DECLARE
@@ -28,6 +27,7 @@ DECLARE
     v_project_id int := v_project.project_id;
     v_registered int;
 BEGIN
+    PERFORM osgprod._require_read_committed();
     files_double := 0;
     blocks_forgotten := 0;
     files_without_bor := 0;
@@ -38,26 +38,18 @@ BEGIN
     END IF;
     IF p_start_over THEN
         PERFORM osgprod._enter_alone(v_project);
-        PERFORM osgprod._unarchive(v_project_id);
-        WITH again AS (
-            UPDATE loaded_files f SET state = 'fresh', loaded_at = now(), archived_at = NULL
+        WITH reset AS (
+            UPDATE loaded_files f SET state = 'fresh', loaded_at = now()
              WHERE f.project_id = v_project_id AND (p_runs IS NULL OR f.run = ANY (p_runs))
             RETURNING f.rawdata_id, f.block2 - f.block1 AS nblocks
         ), forgotten AS (
-            DELETE FROM slices s USING again a WHERE s.project_id = v_project_id AND s.rawdata_id = a.rawdata_id
+            DELETE FROM slices s USING reset a WHERE s.project_id = v_project_id AND s.rawdata_id = a.rawdata_id
             RETURNING s.state, s.block2 - s.block1 AS nblocks
-        ), forgotten_archived AS (
-            DELETE FROM archived_slices s USING again a
-             WHERE s.project_id = v_project_id AND s.rawdata_id = a.rawdata_id
-            RETURNING s.block2 - s.block1 AS nblocks
         )
         SELECT count(*), coalesce(sum(a.nblocks), 0),
                (SELECT coalesce(sum(g.nblocks), 0) FROM forgotten g WHERE g.state IN ('done', 'leased'))
-                   + (SELECT coalesce(sum(g.nblocks), 0) FROM forgotten_archived g)
-          INTO files, blocks, blocks_forgotten FROM again a;
+          INTO files, blocks, blocks_forgotten FROM reset a;
     END IF;
-    PERFORM pg_advisory_xact_lock_shared(v_project_id, -1);  -- nobody archives the project meanwhile
-    PERFORM osgprod._check_not_archived(v_project_id);
     PERFORM pg_advisory_xact_lock(v_project_id, -2);  -- one after the other: cheaper than ON CONFLICT for each row
     WITH loaded AS (
         INSERT INTO loaded_files (project_id, rawdata_id, run, seqno, block1, block2)

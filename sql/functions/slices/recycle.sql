@@ -23,30 +23,19 @@ AS $fn$
 --                          with a stolen magic is undone
 --             p_since      only slices whose last report came at this time or later; NULL = any
 -- Returns:    a row a slice, as it was
--- Errors:     OG301 unknown project; OG108 unknown state; OG406 the project is archived, or files that are meant; OG502 files of the project are begun anew at this moment
+-- Errors:     OG301 unknown project; OG108 unknown state; OG502 files of the project are being reset; OG901 isolation level
 -- Locks:      the slices in their order, SKIP LOCKED; see _reopen_slice
 DECLARE
     v_project_id int := (osgprod._get_project(p_project)).project_id;
     v_path       text := osgprod._path_pattern(p_path);
     v_slice      record;
 BEGIN
+    PERFORM osgprod._require_read_committed();
     IF NOT coalesce(p_states <@ ARRAY['quarantined', 'failed', 'done'], false) THEN
         RAISE EXCEPTION 'states to recycle are quarantined, failed and done, not %', coalesce(p_states::text, 'NULL')
             USING ERRCODE = 'OG108', HINT = 'slices at work come back by themselves when their lease runs out';
     END IF;
-    IF NOT osgprod._enter_project(v_project_id) THEN
-        PERFORM osgprod._raise_start_over(p_project);
-    END IF;
-    PERFORM osgprod._check_not_archived(v_project_id);
-    IF 'done' = ANY (p_states) AND EXISTS (
-        SELECT FROM loaded_files f JOIN rawdata w ON w.rawdata_id = f.rawdata_id
-         WHERE f.project_id = v_project_id AND f.archived_at IS NOT NULL
-           AND (p_runs IS NULL OR f.run = ANY (p_runs))
-           AND (v_path IS NULL OR w.path LIKE v_path))
-    THEN
-        RAISE EXCEPTION 'some of these files of project % are archived', p_project USING ERRCODE = 'OG406',
-            HINT = 'osgprod slices load --start-over --runs begins them anew';
-    END IF;
+    PERFORM osgprod._enter_project(v_project_id, p_project);
     FOR v_slice IN
         SELECT f.run, f.seqno, w.path, s.rawdata_id, s.block1, s.block2, s.state, r.exit_code, f.state AS file_state
           FROM slices s
@@ -85,28 +74,6 @@ $fn$;
 
 COMMENT ON FUNCTION osgprod.recycle(text, text[], int[], text, int, boolean, inet, timestamptz) IS
 'Puts quarantined, failed or done slices back to ready, chosen by state, run, path, last exit code, client and time; p_dry_run only tells. For osgprod_operator.';
-
-CREATE FUNCTION osgprod._reopen_slice(p_project_id int, p_rawdata_id int, p_block1 int)
-RETURNS void LANGUAGE plpgsql VOLATILE
-AS $fn$
--- Makes a settled or failed slice ready as if it had never been tried.
--- Parameters: p_project_id, p_rawdata_id, p_block1  the slice, locked
--- Locks:      the file's row: callers go through files in the order run, seqno, rawdata_id
-BEGIN
-    -- I7, first: whoever is about to call this file finished must see the slice, or be seen.
-    PERFORM FROM osgprod_data.loaded_files f
-      WHERE f.project_id = p_project_id AND f.rawdata_id = p_rawdata_id FOR NO KEY UPDATE;
-    UPDATE osgprod_data.slices s
-       SET state = 'ready', failures = 0, faults = 0, faulted_on = NULL, repeats = 0, exit_codes = NULL, due_at = NULL,
-           opened_at = clock_timestamp()
-     WHERE s.project_id = p_project_id AND s.rawdata_id = p_rawdata_id AND s.block1 = p_block1;
-    DELETE FROM osgprod_data.idle_slices i
-     WHERE i.project_id = p_project_id AND i.rawdata_id = p_rawdata_id AND i.block1 = p_block1;
-    PERFORM osgprod._put_idle(p_project_id, p_rawdata_id, p_block1, now());
-    UPDATE osgprod_data.loaded_files f SET state = 'cut'
-     WHERE f.project_id = p_project_id AND f.rawdata_id = p_rawdata_id AND f.state = 'finished';
-END
-$fn$;
 
 CREATE FUNCTION osgprod._path_pattern(p_path text)
 RETURNS text LANGUAGE sql STABLE

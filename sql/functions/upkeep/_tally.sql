@@ -2,62 +2,47 @@ CREATE FUNCTION osgprod._tally(p_project osgprod_data.projects)
 RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Counts the reports of the ten minutes that have passed since it last did, so that nobody counts millions again.
--- Promise:    each report is counted once, also when the clock is set back; a repeated call within ten minutes does nothing.
---             Whoever reads takes what is not yet tallied from the reports (_recent), so it may come late.
+-- Promise:    each report is counted once, however late its transaction ends and wherever the clock jumps. A look notes a
+--             time and the next transaction number; a later look counts the reports from before that time as soon as all
+--             transactions from before that number are over. A report that comes then gets a later time (_report_row), also
+--             when the clock is set back. Whoever reads counts what is not yet tallied from the reports (_recent).
 -- Parameters: p_project  the project's row
 -- Locks:      the project's row SKIP LOCKED; a caller holds the lock of tick(), so there is one at a time
 DECLARE
-    -- A report gets its time shortly before it is committed: half a minute is left for that.
-    v_until timestamptz := osgprod._ten_minutes(clock_timestamp() - interval '30 s');
-    v_from  timestamptz;
+    v_now      timestamptz := osgprod._ten_minutes(clock_timestamp());  -- before the snapshot
+    v_snapshot pg_snapshot := pg_current_snapshot();
+    v_from     timestamptz;
+    v_until    timestamptz;
+    v_after    xid8;
 BEGIN
-    IF p_project.tallied_until = v_until THEN
-        RETURN;
-    END IF;
     -- As it is now: the caller may have waited since it read the project's row.
-    SELECT p.tallied_until INTO v_from FROM osgprod_data.projects p
+    SELECT p.tallied_until, p.tally_next, p.tally_after INTO v_from, v_until, v_after FROM osgprod_data.projects p
      WHERE p.project_id = p_project.project_id FOR NO KEY UPDATE SKIP LOCKED;
-    IF v_from > v_until AND p_project.state <> 'archived' THEN
-        PERFORM osgprod._untally(p_project.project_id, v_until);
+    IF v_until > v_from THEN
+        -- (Numbers that are still to come: a dump was restored, and no transaction from before lives.)
+        IF v_after > pg_snapshot_xmin(v_snapshot) AND v_after <= pg_snapshot_xmax(v_snapshot) THEN
+            RETURN;
+        END IF;
+        WITH tallied AS (
+            INSERT INTO osgprod_data.tallies AS t (project_id, began_at, outcome, exit_code, site, reports, blocks, ran_s)
+            SELECT p_project.project_id, osgprod._ten_minutes(r.reported_at), r.outcome, r.exit_code, r.site, count(*),
+                   sum(r.nblocks), sum(r.ran_s)
+              FROM osgprod_data.reports r
+             WHERE r.project_id = p_project.project_id AND r.reported_at >= v_from AND r.reported_at < v_until
+             GROUP BY 2, 3, 4, 5
+            RETURNING t.outcome, t.reports, t.blocks, t.ran_s
+        )
+        INSERT INTO osgprod_data.totals AS t (project_id, outcome, reports, blocks, ran_s)
+        SELECT p_project.project_id, n.outcome, sum(n.reports), sum(n.blocks), sum(n.ran_s) FROM tallied n GROUP BY n.outcome
+        ON CONFLICT ON CONSTRAINT totals_pkey DO UPDATE
+           SET reports = t.reports + excluded.reports, blocks = t.blocks + excluded.blocks,
+               ran_s = t.ran_s + excluded.ran_s;
+        UPDATE osgprod_data.projects p SET tallied_until = v_until WHERE p.project_id = p_project.project_id;
+    ELSIF v_now > v_from THEN
+        UPDATE osgprod_data.projects p SET tally_next = v_now, tally_after = pg_snapshot_xmax(v_snapshot)
+         WHERE p.project_id = p_project.project_id;
     END IF;
-    IF NOT coalesce(v_from < v_until, false) THEN
-        RETURN;
-    END IF;
-    WITH tallied AS (
-        INSERT INTO osgprod_data.tallies AS t (project_id, began_at, outcome, exit_code, site, reports, blocks, ran_s)
-        SELECT p_project.project_id, osgprod._ten_minutes(r.reported_at), r.outcome, r.exit_code, r.site, count(*),
-               sum(r.nblocks), sum(r.ran_s)
-          FROM osgprod_data.reports r
-         WHERE r.project_id = p_project.project_id AND r.reported_at >= v_from AND r.reported_at < v_until
-         GROUP BY 2, 3, 4, 5
-        RETURNING t.outcome, t.reports, t.blocks, t.ran_s
-    )
-    INSERT INTO osgprod_data.totals AS t (project_id, outcome, reports, blocks, ran_s)
-    SELECT p_project.project_id, n.outcome, sum(n.reports), sum(n.blocks), sum(n.ran_s) FROM tallied n GROUP BY n.outcome
-    ON CONFLICT ON CONSTRAINT totals_pkey DO UPDATE
-       SET reports = t.reports + excluded.reports, blocks = t.blocks + excluded.blocks, ran_s = t.ran_s + excluded.ran_s;
-    UPDATE osgprod_data.projects p SET tallied_until = v_until WHERE p.project_id = p_project.project_id;
 END
-$fn$;
-
-CREATE FUNCTION osgprod._untally(p_project_id int, p_from timestamptz)
-RETURNS void LANGUAGE sql VOLATILE
-AS $fn$
-    -- Takes back what was tallied by a clock that has been set back since: what comes now would be taken for tallied. It is
-    -- tallied again when its time comes; until then it is counted from the reports.
-    -- Parameters: p_project_id  project, its row locked;  p_from  begin of ten minutes: what is tallied from then on
-    WITH gone AS (
-        DELETE FROM osgprod_data.tallies t WHERE t.project_id = p_project_id AND t.began_at >= p_from
-        RETURNING t.outcome, t.reports, t.blocks, t.ran_s
-    ), summed AS (
-        SELECT g.outcome, sum(g.reports) AS reports, sum(g.blocks) AS blocks, sum(g.ran_s) AS ran_s FROM gone g
-         GROUP BY g.outcome
-    ), less AS (
-        UPDATE osgprod_data.totals t
-           SET reports = t.reports - s.reports, blocks = t.blocks - s.blocks, ran_s = t.ran_s - s.ran_s
-          FROM summed s WHERE t.project_id = p_project_id AND t.outcome = s.outcome
-    )
-    UPDATE osgprod_data.projects p SET tallied_until = p_from WHERE p.project_id = p_project_id
 $fn$;
 
 CREATE FUNCTION osgprod._ten_minutes(p_at timestamptz)

@@ -2,28 +2,30 @@ CREATE FUNCTION osgprod.tick()
 RETURNS TABLE (project text, reclaimed int)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
--- The regular housekeeping: takes back lost slices, marks finished files, recounts live attempts, tallies reports. Each
--- shim calls it every few seconds; only one at a time does the work, the others go away at once.
+-- The regular housekeeping: requeues slices whose lease or backoff has ended, marks finished files, recounts live attempts,
+-- tallies reports. Each shim calls it every few seconds; only one at a time does the work, the others return at once.
 -- Promise:    a repeated call does no harm, and no call is needed for work to go on: checkout looks by itself.
--- Returns:    a row for each project in which slices were taken back; none also when a neighbour is at it
--- Locks:      advisory (0, 0); see _reclaim_project and _settle_files; projects SKIP LOCKED: nothing here waits
+-- Returns:    a row for each project in which slices were lost; none also when a neighbour is at it
+-- Errors:     OG901 isolation level
+-- Locks:      advisory (0, 0); see _requeue_project and _settle_files; projects SKIP LOCKED: nothing here waits
 DECLARE
     v_project projects;
     v_is_due  boolean;
 BEGIN
+    PERFORM osgprod._require_read_committed();
     IF NOT pg_try_advisory_xact_lock(0, 0) THEN  -- no project has the number 0
         RETURN;
     END IF;
     FOR v_project IN SELECT p.* FROM projects p ORDER BY p.project_id LOOP
-        v_is_due := osgprod._is_due(v_project.next_due_at);
+        v_is_due := osgprod._is_due(v_project);
         IF v_is_due THEN
-            reclaimed := osgprod._reclaim_project(v_project);
+            reclaimed := (osgprod._requeue_project(v_project)).lost;
             project := v_project.name;
             IF reclaimed > 0 THEN
                 RETURN NEXT;
             END IF;
         END IF;
-        -- All files while all are looked through anyway; else a slice that rests for long in an early one would keep many
+        -- All files while all are looked through anyway; else a slice with a long backoff in an early one would keep many
         -- in flight.
         PERFORM osgprod._settle_files(v_project.project_id, v_is_due);
         PERFORM osgprod._note_bans(v_project.project_id);

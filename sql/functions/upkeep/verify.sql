@@ -2,9 +2,9 @@ CREATE FUNCTION osgprod.verify(p_project text, p_deep boolean DEFAULT false)
 RETURNS TABLE (path text, block1 int, block2 int, fault text)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
--- Recounts a project from its tables: each block of each loaded file in exactly one slice or not yet cut, each
--- slice's state and place in the list of idle ones in agreement, and each number of events that a job reported in agreement
--- with the index; and with p_deep, each slice's attempt and report as well.
+-- Recounts a project from its tables: each block of each loaded file in exactly one slice or unallocated, each slice's
+-- state and whether it may be assigned in agreement, and each number of events that a job reported in agreement with the
+-- index; and with p_deep, each slice's attempt and report as well.
 -- Promise:    changes nothing and holds nobody up. It reads all slices of the project once (docs/performance.md), with
 --             p_deep all attempts and reports as well.
 -- Parameters: p_project  project name;  p_deep  recount from the history too: is each done slice proven, and once?
@@ -18,51 +18,40 @@ BEGIN
     -- Sums of lengths and of hashes tell that without sorting; the first file that fails is named as a whole.
     RETURN QUERY
     WITH recount AS (
-        SELECT false AS is_archived, s.rawdata_id, min(s.block1) AS first, max(s.block2) AS last, sum(s.block2 - s.block1) AS blocks,
+        SELECT s.rawdata_id, min(s.block1) AS first, max(s.block2) AS last, sum(s.block2 - s.block1) AS blocks,
                sum(hashint4(s.block2)::bigint - hashint4(s.block1)) AS chain,
-               -- (done, as nearly all are, is told by the first comparison)
-               count(*) FILTER (WHERE s.state <> 'done' AND s.state <> 'leased') AS idle,
-               count(*) FILTER (WHERE s.state <> 'done' AND s.state <> 'quarantined') AS unsettled
+               -- (done, as nearly all are, is known by the first comparison)
+               count(*) FILTER (WHERE s.state <> 'done' AND s.state <> 'quarantined') AS unsettled,
+               min(s.run) AS run1, max(s.run) AS run2, min(s.seqno) AS seqno1, max(s.seqno) AS seqno2
           FROM slices s WHERE s.project_id = v_project_id GROUP BY s.rawdata_id
-        UNION ALL
-        SELECT true, s.rawdata_id, min(s.block1), max(s.block2), sum(s.block2 - s.block1),
-               sum(hashint4(s.block2)::bigint - hashint4(s.block1)),
-               count(*) FILTER (WHERE s.state <> 'done' AND s.state <> 'leased'),
-               count(*) FILTER (WHERE s.state <> 'done' AND s.state <> 'quarantined')
-          FROM archived_slices s WHERE s.project_id = v_project_id GROUP BY s.rawdata_id
-    ), idle AS (
-        SELECT i.rawdata_id, count(*) AS idle FROM idle_slices i WHERE i.project_id = v_project_id GROUP BY i.rawdata_id
     ), faults AS (
         SELECT coalesce(f.rawdata_id, c.rawdata_id) AS rawdata_id, f.block1, f.block2, CASE
                 WHEN f.rawdata_id IS NULL THEN 'slices of a file that is not loaded'
-                WHEN c.is_archived AND f.archived_at IS NULL THEN 'archived slices of a file that is not archived'
-                WHEN NOT c.is_archived AND f.archived_at IS NOT NULL THEN 'slices of an archived file outside the archive'
                 WHEN c.first <> f.block1 OR c.last > f.block2 THEN 'slices reach beyond the work of the file'
                 WHEN c.blocks <> c.last - c.first OR c.chain <> hashint4(c.last)::bigint - hashint4(c.first)
                     THEN 'slices overlap or leave a gap'
                 WHEN f.state = 'fresh' AND c.rawdata_id IS NOT NULL THEN 'slices of a file that is called fresh'
                 WHEN f.state <> 'fresh' AND c.rawdata_id IS NULL THEN 'no slices of a file that is called ' || f.state
                 WHEN (f.state IN ('cut', 'finished')) <> (coalesce(c.last, -1) = f.block2)
-                    THEN format('cut to block %s but called %s', c.last, f.state)
+                    THEN format('allocated to block %s but called %s', c.last, f.state)
                 WHEN f.state = 'finished' AND c.unsettled > 0 THEN 'unsettled slices of a file that is called finished'
-                WHEN coalesce(c.idle, 0) <> coalesce(i.idle, 0) THEN 'the list of idle slices disagrees with their states'
+                WHEN (c.run1, c.run2, c.seqno1, c.seqno2) <> (f.run, f.run, f.seqno, f.seqno)
+                    THEN 'slices of another run or number than the file has'
                 WHEN (f.block1, f.block2) <> (f.first_block, f.nblocks) THEN 'the work of the file is not all of it'
             END AS fault
           FROM (SELECT l.*, w.first_block, w.nblocks FROM loaded_files l JOIN rawdata w ON w.rawdata_id = l.rawdata_id
                  WHERE l.project_id = v_project_id) f
           FULL JOIN recount c ON c.rawdata_id = f.rawdata_id
-          LEFT JOIN idle i ON i.rawdata_id = coalesce(f.rawdata_id, c.rawdata_id)
     )
     SELECT w.path, x.block1, x.block2, x.fault FROM faults x LEFT JOIN rawdata w ON w.rawdata_id = x.rawdata_id
      WHERE x.fault IS NOT NULL;
 
     RETURN QUERY
-    SELECT w.path, s.block1, s.block2, format('%s, but listed as idle until %s', s.state, i.not_before)
-      FROM idle_slices i
-      JOIN slices s ON s.project_id = i.project_id AND s.rawdata_id = i.rawdata_id AND s.block1 = i.block1
-      LEFT JOIN rawdata w ON w.rawdata_id = i.rawdata_id
-     WHERE i.project_id = v_project_id
-       AND s.state <> CASE WHEN i.not_before = 'infinity' THEN 'quarantined' ELSE 'ready' END::slice_state;
+    SELECT w.path, s.block1, s.block2, format('%s, but %s', s.state, coalesce('not before ' || s.not_before, 'without an end of its backoff'))
+      FROM slices s
+      LEFT JOIN rawdata w ON w.rawdata_id = s.rawdata_id
+     WHERE s.project_id = v_project_id AND s.is_ready IS NOT NULL
+       AND s.state <> CASE WHEN s.not_before IS NULL THEN 'quarantined' ELSE 'ready' END::slice_state;
 
     RETURN QUERY
     SELECT w.path, c.block1, c.block2, 'done, but ' || c.contradiction
@@ -90,21 +79,21 @@ BEGIN
     RETURN QUERY
     SELECT w.path, x.block1, x.block2, x.fault FROM (
         SELECT s.rawdata_id, s.block1, s.block2, CASE
-                -- I3, I5: who holds it, or did it, was lent just this slice
+                -- I3, I5: who holds it, or did it, was leased just this slice
                 WHEN a.nstart IS NULL THEN format('%s by attempt %s of job %s.%s, which is not on record', s.state, s.nstart,
                     s.cluster, s.process)
                 WHEN (a.rawdata_id, a.block1, a.block2, a.opened_at) <> (s.rawdata_id, s.block1, s.block2, s.opened_at)
-                    THEN format('%s by attempt %s of job %s.%s, which was lent another slice', s.state, s.nstart, s.cluster,
+                    THEN format('%s by attempt %s of job %s.%s, which was leased another slice', s.state, s.nstart, s.cluster,
                         s.process)
                 WHEN s.state = 'done' AND r.outcome IS DISTINCT FROM 'done' THEN 'done without a success on record'
                 WHEN s.state = 'leased' AND r.outcome IS NOT NULL THEN 'leased by an attempt that reported ' || r.outcome
             END AS fault
-          FROM osgprod._all_slices(p_project_id) s
-          LEFT JOIN osgprod._all_attempts(p_project_id) a ON a.cluster = s.cluster AND a.process = s.process
-                                                         AND a.nstart = s.nstart
-          LEFT JOIN osgprod._all_reports(p_project_id) r ON r.cluster = s.cluster AND r.process = s.process
-                                                        AND r.nstart = s.nstart AND r.by_worker
-         WHERE s.state IN ('leased', 'done')
+          FROM osgprod_data.slices s
+          LEFT JOIN osgprod_data.attempts a ON a.project_id = s.project_id AND a.cluster = s.cluster
+                                           AND a.process = s.process AND a.nstart = s.nstart
+          LEFT JOIN osgprod_data.reports r ON r.project_id = s.project_id AND r.cluster = s.cluster
+                                          AND r.process = s.process AND r.nstart = s.nstart AND r.by_worker
+         WHERE s.project_id = p_project_id AND s.state IN ('leased', 'done')
         UNION ALL
         -- I3: one job holds at most one slice
         SELECT min(s.rawdata_id), min(s.block1), min(s.block2), format('one of %s slices that job %s.%s holds', count(*),
@@ -114,31 +103,25 @@ BEGIN
         UNION ALL
         -- I5: one success for a slice as it was cut, split or recycled
         SELECT a.rawdata_id, a.block1, min(a.block2), format('%s attempts did it', count(*))
-          FROM osgprod._all_reports(p_project_id) r
-          JOIN osgprod._all_attempts(p_project_id) a ON a.cluster = r.cluster AND a.process = r.process
-                                                    AND a.nstart = r.nstart
-         WHERE r.by_worker AND r.outcome = 'done'
+          FROM osgprod_data.reports r
+          JOIN osgprod_data.attempts a ON a.project_id = r.project_id AND a.cluster = r.cluster AND a.process = r.process
+                                      AND a.nstart = r.nstart
+         WHERE r.project_id = p_project_id AND r.by_worker AND r.outcome = 'done'
          GROUP BY a.rawdata_id, a.block1, a.opened_at HAVING count(*) > 1
         UNION ALL
         -- I6: nothing is taken out of the history
         SELECT NULL, NULL, NULL, format('report on attempt %s of job %s.%s, which is not on record', r.nstart, r.cluster,
                 r.process)
-          FROM osgprod._all_reports(p_project_id) r
-          LEFT JOIN osgprod._all_attempts(p_project_id) a ON a.cluster = r.cluster AND a.process = r.process
-                                                         AND a.nstart = r.nstart
-         WHERE a.nstart IS NULL
-        UNION ALL
-        SELECT a.rawdata_id, a.block1, a.block2, format('attempt %s of job %s.%s is on record twice: in the archive, too',
-                a.nstart, a.cluster, a.process)
-          FROM osgprod_data.attempts a
-          JOIN osgprod_data.archived_attempts x ON x.project_id = a.project_id AND x.cluster = a.cluster
-                                               AND x.process = a.process AND x.nstart = a.nstart
-         WHERE a.project_id = p_project_id
+          FROM osgprod_data.reports r
+          LEFT JOIN osgprod_data.attempts a ON a.project_id = r.project_id AND a.cluster = r.cluster
+                                           AND a.process = r.process AND a.nstart = r.nstart
+         WHERE r.project_id = p_project_id AND a.nstart IS NULL
         UNION ALL
         SELECT a.rawdata_id, a.block1, a.block2, format('attempt %s of job %s.%s is on a file that is not registered',
                 a.nstart, a.cluster, a.process)
-          FROM osgprod._all_attempts(p_project_id) a
-         WHERE NOT EXISTS (SELECT FROM osgprod_data.rawdata w WHERE w.rawdata_id = a.rawdata_id)
+          FROM osgprod_data.attempts a
+         WHERE a.project_id = p_project_id AND NOT EXISTS (
+               SELECT FROM osgprod_data.rawdata w WHERE w.rawdata_id = a.rawdata_id)
         ) x
       LEFT JOIN osgprod_data.rawdata w ON w.rawdata_id = x.rawdata_id
      WHERE x.fault IS NOT NULL

@@ -1,0 +1,130 @@
+CREATE FUNCTION osgprod._is_inside(p_subnets cidr[], p_pattern text, p_client inet)
+RETURNS boolean LANGUAGE sql STABLE
+AS $fn$
+    -- Is the address in one of the subnets, or like the pattern when there are none? (A small function that can be
+    -- inlined, like _is_magic: it costs nothing of its own. What is seldom asked is in one that can't be, so that not
+    -- each call has to make it ready.)
+    SELECT coalesce(p_client <<= ANY (p_subnets), osgprod._is_like(p_client, p_pattern))
+$fn$;
+
+CREATE FUNCTION osgprod._is_like(p_client inet, p_pattern text)
+RETURNS boolean LANGUAGE plpgsql IMMUTABLE
+AS $fn$
+-- Is the address like an SQL LIKE pattern? One is about IPv6 only when it has a colon, or is the one for everybody:
+-- '1%' was never meant to let 1000::1 in.
+-- Parameters: p_client  address;  p_pattern  of LIKE
+-- Returns:    true or false; NULL when there is no address
+BEGIN
+    RETURN host(p_client) LIKE p_pattern AND (family(p_client) = 4 OR p_pattern ~ ':|^%+$');
+END
+$fn$;
+
+CREATE FUNCTION osgprod._is_magic(
+    p_salt uuid, p_digest bytea, p_old_digest bytea, p_old_until timestamptz, p_magic text)
+RETURNS boolean LANGUAGE sql STABLE
+AS $fn$
+    -- Is this the project's magic, or its former one in the time of overlap? The time that the comparison takes tells
+    -- how many bytes of two digests are the same; nobody who doesn't know the salt can do anything with that.
+    SELECT CASE WHEN osgprod._magic_digest(p_salt, p_magic) = p_digest THEN true
+                ELSE osgprod._is_old_magic(p_salt, p_old_digest, p_old_until, p_magic) END
+$fn$;
+
+CREATE FUNCTION osgprod._is_old_magic(p_salt uuid, p_old_digest bytea, p_old_until timestamptz, p_magic text)
+RETURNS boolean LANGUAGE plpgsql STABLE
+AS $fn$
+-- Is this the project's former magic, in the time of overlap?
+-- Parameters: p_salt, p_old_digest, p_old_until  the project's;  p_magic  as sent
+-- Returns:    true or false, never NULL
+BEGIN
+    RETURN coalesce(p_old_until > now() AND osgprod._magic_digest(p_salt, p_magic) = p_old_digest, false);
+END
+$fn$;
+
+CREATE FUNCTION osgprod._magic_digest(p_salt uuid, p_magic text)
+RETURNS bytea LANGUAGE sql STABLE
+AS $fn$
+    -- The only form in which a magic is stored: SHA-256 of salt and text. Line ends behind it, LF or CRLF, are not part of
+    -- it, neither when it is set nor when a job sends it.
+    SELECT sha256(uuid_send(p_salt) || convert_to(rtrim(p_magic, E'\r\n'), 'UTF8'))
+$fn$;
+
+CREATE FUNCTION osgprod._wrong_claim(p_project osgprod_data.projects, p_bearer jsonb)
+RETURNS text LANGUAGE plpgsql STABLE
+AS $fn$
+-- Says which of the verified claims of a bearer token is not what the project asks for.
+-- Parameters: p_project  the project's row
+--             p_bearer   claims iss, aud (text or list), scope (words), exp (seconds since 1970)
+-- Returns:    the name of the claim, never its value; NULL = it is accepted
+-- Source:     WLCG common JWT profiles 1.0: scope is a list of words, aud may be text or list; SciTokens 2.0: aud ANY
+BEGIN
+    RETURN CASE
+        WHEN p_project.bearer_issuer IS NULL THEN 'it takes no bearer tokens'
+        -- Any member of a collaboration can get a token of its issuer: without a scope it would say nothing.
+        WHEN p_project.bearer_scope IS NULL THEN 'its setting bearer_scope is missing'
+        WHEN p_bearer ->> 'iss' IS DISTINCT FROM p_project.bearer_issuer THEN 'claim iss'
+        WHEN coalesce(to_timestamp((p_bearer ->> 'exp')::float8) <= now(), true) THEN 'claim exp'
+        WHEN NOT CASE
+            WHEN p_project.bearer_audience IS NOT NULL
+            THEN coalesce(p_bearer -> 'aud' @> to_jsonb(p_project.bearer_audience), false)
+            -- RFC 7519: a token that names other audiences than us is not for us; these two name everybody.
+            ELSE coalesce(p_bearer -> 'aud', 'null') @> ANY (ARRAY['null', '"ANY"',
+                '"https://wlcg.cern.ch/jwt/v1/any"']::jsonb[]) END THEN 'claim aud'
+        WHEN NOT coalesce(p_project.bearer_scope = ANY (string_to_array(p_bearer ->> 'scope', ' ')), false)
+            THEN 'claim scope'
+    END;
+END
+$fn$;
+
+CREATE FUNCTION osgprod._plain_address(p_client inet)
+RETURNS inet LANGUAGE sql STABLE
+AS $fn$
+    -- The address; a v4-mapped IPv6 address as IPv4.
+    SELECT CASE
+        WHEN p_client <<= inet '::ffff:0:0/96' THEN substring(host(p_client) FROM 8)::inet
+        ELSE p_client
+    END
+$fn$;
+
+CREATE FUNCTION osgprod._enter_project(p_project_id int, p_project text)
+RETURNS void LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Until the end of the transaction no files of this project are reset. An operator's call that moves slices needs this.
+-- Parameters: p_project_id, p_project  the project and its name
+-- Errors:     OG502 its files are being reset at this moment
+-- Locks:      the project, shared (advisory: project_id, -1), tried. (No file has the number -1.)
+BEGIN
+    IF NOT pg_try_advisory_xact_lock_shared(p_project_id, -1) THEN
+        RAISE EXCEPTION 'files of project % are being reset', p_project USING ERRCODE = 'OG502', HINT = 'try again later';
+    END IF;
+END
+$fn$;
+
+CREATE FUNCTION osgprod._enter_alone(p_project osgprod_data.projects)
+RETURNS void LANGUAGE plpgsql VOLATILE
+SET lock_timeout = '10s'
+AS $fn$
+-- Until the end of the transaction nobody else is in the project. Who comes while this waits is told to try again, so it does
+-- not wait for long: somebody's forgotten transaction must not keep all jobs from their work.
+-- Parameters: p_project  the project's row
+-- Errors:     OG505 a call that was there before does not end
+-- Locks:      the project (advisory: project_id, -1), alone
+BEGIN
+    PERFORM pg_advisory_xact_lock(p_project.project_id, -1);
+EXCEPTION WHEN lock_not_available THEN
+    RAISE EXCEPTION 'a call that works on project % has not ended for 10 s', p_project.name USING ERRCODE = 'OG505',
+        HINT = 'try again; if it stays so, somebody has left a transaction open: osgprod doctor';
+END
+$fn$;
+
+CREATE FUNCTION osgprod._label(p_text text, p_most int DEFAULT 128)
+RETURNS text LANGUAGE sql IMMUTABLE
+AS $fn$
+    -- What a job says of itself (host, site, reason, URL of its outputs): one line of at most p_most characters, NULL when
+    -- it is empty. Control characters, line separators and format characters, which can hide or turn round what stands
+    -- beside them, become spaces.
+    -- Source: Unicode 15, general categories Cc, Cf, Zl and Zp; a test compares them all
+    SELECT nullif(left(btrim(regexp_replace(p_text, '[\u0001-\u001F\u007F-\u009F\u00AD\u0600-\u0605\u061C\u06DD\u070F'
+        '\u0890\u0891\u08E2\u180E\u200B-\u200F\u2028-\u202E\u2060-\u2064\u2066-\u206F\uFEFF\uFFF9-\uFFFB'
+        '\U000110BD\U000110CD\U00013430-\U0001343F\U0001BCA0-\U0001BCA3\U0001D173-\U0001D17A\U000E0001'
+        '\U000E0020-\U000E007F]+', ' ', 'g')), p_most), '')
+$fn$;

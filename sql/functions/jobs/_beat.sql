@@ -1,0 +1,89 @@
+CREATE FUNCTION osgprod._beat(
+    p_project text, p_cluster bigint, p_process bigint, p_magic text, p_client inet, p_token text, p_bytes bigint,
+    p_cpu_s bigint, p_bearer jsonb, p_job_key text, p_may_wait boolean)
+RETURNS osgprod.report_answer LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Takes one job's heartbeat: the whole of heartbeat, for a call that is made alone and for each call of a batch.
+-- Parameters: p_client  as _plain_address returns it;  the others see heartbeat
+--             p_may_wait  for what others have locked: true for a call that is made alone
+-- Returns:    the answer; the error of a call is in it, and nothing is changed then
+-- Locks:      see heartbeat
+DECLARE
+    v_project osgprod_data.projects;
+    v_problem text[];
+    v_attempt osgprod_data.attempts;
+    v_slice   osgprod_data.slices;
+    v_answer  osgprod.report_answer;
+BEGIN
+    v_project := (SELECT p FROM osgprod_data.projects p WHERE p.name = p_project);
+    v_problem := osgprod._why_rejected(v_project, p_project, p_cluster, p_process, p_magic, p_client, p_bearer, p_may_wait);
+    IF v_problem IS NOT NULL THEN
+        RETURN osgprod._report_error(v_problem);
+    END IF;
+    SELECT a.* INTO v_attempt FROM osgprod._attempt_of(v_project.project_id, v_project.token_required, p_cluster,
+                                                       p_process, p_token, p_client,
+                                                       osgprod._job_key_digest(v_project.magic_salt, p_job_key)) a;
+    IF NOT FOUND THEN
+        RETURN osgprod._refuse_token(v_project, p_cluster, p_process, p_client, p_token);
+    END IF;
+    IF NOT p_may_wait AND NOT osgprod._try_slice(v_attempt.project_id, v_attempt.rawdata_id, v_attempt.block1) THEN
+        RETURN osgprod._report_error(osgprod._is_busy(format('the slice of job %s.%s', p_cluster, p_process)));
+    END IF;
+    SELECT s.* INTO v_slice FROM osgprod_data.slices s
+     WHERE s.project_id = v_attempt.project_id AND s.rawdata_id = v_attempt.rawdata_id AND s.block1 = v_attempt.block1
+       AND s.cluster = v_attempt.cluster AND s.process = v_attempt.process AND s.nstart = v_attempt.nstart
+       FOR NO KEY UPDATE;
+    IF FOUND AND (v_slice.state = 'leased' OR osgprod._is_lost(v_slice, v_attempt.opened_at)) THEN
+        -- Progress is anything that grew since the last heartbeat; an attempt that has reported none counts from its start.
+        IF p_bytes > coalesce(v_slice.bytes_fetched, -1) OR p_cpu_s > coalesce(v_slice.cpu_s, -1) THEN
+            v_slice.progress_at := now();
+        END IF;
+        IF v_slice.progress_at IS NOT DISTINCT FROM now() OR v_project.wedged_s IS NULL
+           OR coalesce(v_slice.progress_at, v_attempt.started_at) >= now() - make_interval(secs => v_project.wedged_s)
+        THEN
+            UPDATE osgprod_data.slices s
+               SET state = 'leased', is_ready = NULL, not_before = NULL,
+                   due_at = now() + make_interval(secs => v_project.lease_s), progress_at = v_slice.progress_at,
+                   bytes_fetched = greatest(p_bytes, v_slice.bytes_fetched),
+                   cpu_s = greatest(p_cpu_s, v_slice.cpu_s)
+             WHERE s.project_id = v_slice.project_id AND s.rawdata_id = v_slice.rawdata_id
+               AND s.block1 = v_slice.block1;
+            v_answer.http_status := 200;
+            v_answer.status := 'alive';
+            v_answer.message := 'go on';
+            v_answer.lease_s := v_project.lease_s;
+            RETURN v_answer;
+        END IF;
+        -- It is told to stop, so nobody has to wait for its lease.
+        IF NOT osgprod._lose_slice(v_project, v_slice, 'lost', format('no progress for more than %s s', v_project.wedged_s),
+                                   p_may_wait) THEN
+            RETURN osgprod._report_error(osgprod._is_busy(format('the file of job %s.%s', p_cluster, p_process)));
+        END IF;
+    END IF;
+    v_answer.http_status := 409;
+    SELECT CASE WHEN v.reason IS NULL THEN 'superseded' ELSE 'wedged' END,
+           'stop: ' || coalesce(v.reason, 'this slice was done or given to another meanwhile')
+      INTO v_answer.status, v_answer.message
+      FROM (SELECT 1) one
+      LEFT JOIN osgprod_data.reports v
+        ON v.project_id = v_attempt.project_id AND v.cluster = v_attempt.cluster AND v.process = v_attempt.process
+       AND v.nstart = v_attempt.nstart AND NOT v.by_worker;
+    RETURN v_answer;
+END
+$fn$;
+
+CREATE FUNCTION osgprod._is_lost(p_slice osgprod_data.slices, p_opened_at timestamptz)
+RETURNS boolean LANGUAGE sql STABLE
+AS $fn$
+    -- May an attempt whose lease expired, and that lives after all, have its slice again? Not when the slice is leased, done,
+    -- split or recycled, when the attempt has reported or was told to stop, or when its job has started again (I3: a job
+    -- holds one slice).
+    -- Parameters: p_slice  a slice that this attempt held last, locked;  p_opened_at  as it was leased to the attempt
+    SELECT p_slice.state = 'ready' AND p_slice.due_at IS NOT NULL AND p_slice.opened_at = p_opened_at
+       AND NOT EXISTS (SELECT FROM osgprod_data.reports r
+                        WHERE r.project_id = p_slice.project_id AND r.cluster = p_slice.cluster
+                          AND r.process = p_slice.process AND r.nstart = p_slice.nstart AND r.by_worker)
+       AND NOT EXISTS (SELECT FROM osgprod_data.attempts a
+                        WHERE a.project_id = p_slice.project_id AND a.cluster = p_slice.cluster
+                          AND a.process = p_slice.process AND a.nstart > p_slice.nstart)
+$fn$;

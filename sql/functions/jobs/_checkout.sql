@@ -1,0 +1,369 @@
+CREATE FUNCTION osgprod._checkout(
+    p_project text, p_cluster bigint, p_process bigint, p_cpus bigint, p_magic text, p_client inet, p_workscript text,
+    p_host text, p_site text, p_bearer jsonb, p_job_key text, p_wait_ms int)
+RETURNS osgprod.checkout_answer LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Claims a slice for a job: the whole of checkout_slice, for a call that is made alone and for each call of a batch.
+-- Parameters: p_client   as _plain_address returns it;  the others see checkout_slice
+--             p_wait_ms  how long to wait for a file when others have locked all of them [ms]; NULL = a call that is made
+--                        alone: it waits, for its job, its slice and a file, as long as lock_timeout says
+-- Returns:    the answer; the error of a call is in it (status error, with code and hint), and nothing is changed then
+-- Locks:      see checkout_slice
+-- Source:     docs/design.md "The claim"
+DECLARE
+    v_project  osgprod_data.projects;
+    v_answer   osgprod.checkout_answer;
+    v_problem  text[];
+    v_last     int;      -- the job's last attempt
+    v_is_ready boolean;  -- is any slice?
+    v_restart  record;
+    v_slice    osgprod.claim;
+    v_blocks   bigint;   -- of a slice for this job, at most
+    v_file     record;
+BEGIN
+    -- (a) May it ask, and now? Its job is locked then.
+    v_project := (SELECT p FROM osgprod_data.projects p WHERE p.name = p_project);
+    v_answer.workscript := v_project.workscript;
+    v_problem := osgprod._why_rejected(v_project, p_project, p_cluster, p_process, p_magic, p_client, p_bearer,
+                                       p_wait_ms IS NULL);
+    IF v_problem IS NULL THEN
+        v_problem := osgprod._why_not_now(v_project, p_cpus, p_client, p_host, p_job_key);
+    END IF;
+    IF v_problem IS NOT NULL THEN
+        RETURN osgprod._checkout_error(v_answer, v_problem);
+    ELSIF p_workscript <> v_project.workscript THEN
+        v_answer.status := 'template';
+        RETURN v_answer;
+    END IF;
+
+    -- (b) Its own slice again, if it has started before.
+    SELECT (SELECT a.nstart FROM osgprod_data.attempts a
+             WHERE a.project_id = v_project.project_id AND a.cluster = p_cluster AND a.process = p_process
+             ORDER BY a.nstart DESC LIMIT 1),
+           EXISTS (SELECT FROM osgprod_data.slices s WHERE s.project_id = v_project.project_id AND s.is_ready)
+      INTO v_last, v_is_ready;
+    v_answer.nstarts := coalesce(v_last, 0) + 1;
+    IF v_last IS NOT NULL THEN
+        v_answer.message := osgprod._refuse_restart(v_project, p_cluster, p_process, p_client, p_host, p_job_key);
+        IF v_answer.message IS NOT NULL THEN
+            v_answer.status := 'wait';
+            v_answer.retry_s := v_project.wait_s;
+            v_answer.nstarts := NULL;
+            RETURN v_answer;
+        END IF;
+        v_restart := osgprod._restart(v_project, p_cluster::int, p_process::int, v_last, p_wait_ms IS NULL);
+        v_slice := v_restart.slice;
+        IF v_restart.problem IS NOT NULL THEN
+            RETURN osgprod._checkout_error(v_answer, v_restart.problem);
+        ELSIF v_restart.is_completed THEN
+            v_answer.status := 'completed';
+            v_answer.nstarts := NULL;
+            v_answer.message := format('job %s.%s has already completed its work', p_cluster, p_process);
+            RETURN v_answer;
+        END IF;
+    END IF;
+
+    IF v_slice.block1 IS NULL AND v_project.state = 'active' THEN
+        v_blocks := p_cpus * v_project.maxblockspercore;
+        IF v_project.nlive >= v_project.max_live THEN
+            v_problem := osgprod._why_too_many(v_project);
+            IF v_problem IS NOT NULL THEN
+                RETURN osgprod._checkout_error(v_answer, v_problem);
+            END IF;
+        END IF;
+        -- (c) A requeued slice, so that files are completed in order.
+        IF v_is_ready THEN
+            v_slice := osgprod._claim_ready(v_project, p_cluster::int, p_process::int, v_answer.nstarts, v_blocks, false);
+        END IF;
+        -- (d) Else the next blocks of the first file that is free.
+        IF v_slice.block1 IS NULL THEN
+            SELECT f.rawdata_id, f.run, f.seqno, f.block1, f.block2, f.state = 'fresh' AS is_fresh INTO v_file
+              FROM osgprod_data.loaded_files f
+             WHERE f.project_id = v_project.project_id AND f.state IN ('fresh', 'begun')
+             ORDER BY f.run, f.seqno LIMIT 1
+               FOR NO KEY UPDATE SKIP LOCKED;
+            IF NOT FOUND THEN
+                v_file := osgprod._wait_for_file(v_project.project_id, p_wait_ms);
+            END IF;
+            IF v_file.rawdata_id IS NOT NULL THEN
+                v_slice.rawdata_id := v_file.rawdata_id;
+                -- I1: it begins where the file's last slice ends, read while the file's row is locked, in a statement that
+                -- began after that. No row that the next claim reads is updated, so a snapshot held by pg_dump slows nothing.
+                v_slice.block1 := coalesce((SELECT s.block2 FROM osgprod_data.slices s
+                                             WHERE s.project_id = v_project.project_id AND s.rawdata_id = v_file.rawdata_id
+                                             ORDER BY s.block1 DESC LIMIT 1), v_file.block1);
+                v_slice.block2 := least(v_slice.block1 + v_blocks, v_file.block2);
+                v_slice.opened_at := clock_timestamp();
+                INSERT INTO osgprod_data.slices (project_id, rawdata_id, block1, block2, follows, run, seqno, cluster, process,
+                       nstart, opened_at, due_at)
+                VALUES (v_project.project_id, v_file.rawdata_id, v_slice.block1, v_slice.block2,
+                       nullif(v_slice.block1, v_file.block1), v_file.run, v_file.seqno, p_cluster, p_process,
+                       v_answer.nstarts, v_slice.opened_at, v_slice.opened_at + make_interval(secs => v_project.lease_s));
+                IF v_slice.block2 = v_file.block2 OR v_file.is_fresh THEN
+                    UPDATE osgprod_data.loaded_files f
+                       SET state = CASE WHEN v_slice.block2 = f.block2 THEN 'cut' ELSE 'begun' END::osgprod_data.file_state
+                     WHERE f.project_id = v_project.project_id AND f.rawdata_id = v_file.rawdata_id;
+                END IF;
+            -- (e) Else what has become ready since anybody looked.
+            ELSIF osgprod._requeue_due(v_project.project_id) THEN
+                v_slice := osgprod._claim_ready(v_project, p_cluster::int, p_process::int, v_answer.nstarts, v_blocks, true);
+            END IF;
+        END IF;
+    END IF;
+    IF v_slice.block1 IS NULL THEN
+        v_answer.nstarts := NULL;
+        RETURN osgprod._why_no_work(v_project, v_answer, p_wait_ms);
+    END IF;
+
+    -- (f) The attempt, and what its slice is as a file.
+    v_answer.token := gen_random_uuid();
+    v_answer.started_at := clock_timestamp();  -- not now(): the transaction may have waited for a lock since it began
+    INSERT INTO osgprod_data.attempts (project_id, cluster, process, nstart, rawdata_id, block1, block2, opened_at, cpus,
+           started_at, token_digest, client, host, site, job_key_digest)
+    VALUES (v_project.project_id, p_cluster, p_process, v_answer.nstarts, v_slice.rawdata_id, v_slice.block1, v_slice.block2,
+           v_slice.opened_at, p_cpus, v_answer.started_at, sha256(convert_to(v_answer.token::text, 'UTF8')), p_client,
+           osgprod._label(p_host), osgprod._label(p_site), osgprod._job_key_digest(v_project.magic_salt, p_job_key));
+    SELECT f.url, f.filename, f.size_bytes, f.events, f.pieces
+      INTO v_answer.url, v_answer.filename, v_answer.size_bytes, v_answer.events, v_answer.pieces
+      FROM osgprod._slice_file(v_slice.rawdata_id, v_slice.block1, v_slice.block2, v_project.xrootd_prefix,
+                               v_project.strip_prefix) f;
+    v_answer.status := 'assigned';
+    v_answer.block1 := v_slice.block1;
+    v_answer.block2 := v_slice.block2;
+    v_answer.lease_s := v_project.lease_s;
+    v_answer.heartbeat_s := v_project.heartbeat_s;
+    RETURN v_answer;
+END
+$fn$;
+
+CREATE FUNCTION osgprod._checkout_error(p_answer osgprod.checkout_answer, p_problem text[])
+RETURNS osgprod.checkout_answer LANGUAGE plpgsql IMMUTABLE
+AS $fn$
+-- The answer to a call that is in error.
+-- Parameters: p_answer  as far as it is;  p_problem  code, message and hint
+BEGIN
+    p_answer.status := 'error';
+    p_answer.nstarts := NULL;
+    p_answer.code := p_problem[1];
+    p_answer.message := p_problem[2];
+    p_answer.hint := p_problem[3];
+    RETURN p_answer;
+END
+$fn$;
+
+CREATE FUNCTION osgprod._why_not_now(
+    p_project osgprod_data.projects, p_cpus bigint, p_client inet, p_host text, p_job_key text)
+RETURNS text[] LANGUAGE plpgsql STABLE
+AS $fn$
+-- Says why an accepted job gets no work at this moment.
+-- Parameters: p_project  the project's row;  the others see checkout_slice
+-- Returns:    code, message and hint; NULL = nothing is against it
+--             OG104 cpus; OG110 job key; OG501 the project is paused; OG601 the worker is banned
+DECLARE
+    v_worker text;
+    v_ban    record;
+BEGIN
+    IF p_cpus NOT BETWEEN 1 AND 4096 OR p_cpus IS NULL THEN
+        RETURN ARRAY['OG104', 'parameter cpus must be a number from 1 to 4096, not ' || coalesce(p_cpus::text, 'nothing'),
+            'pass the cores that the job has, or leave cpus out for 1'];
+    END IF;
+    IF octet_length(p_job_key) > 256 THEN
+        RETURN ARRAY['OG110', 'parameter job_key is longer than 256 bytes',
+            'the submit file draws a random number for each job: condor/osgprod.sub'];
+    END IF;
+    IF p_project.state = 'paused' THEN
+        RETURN ARRAY['OG501', format('project %s is paused', p_project.name), 'try again later'];
+    END IF;
+    IF p_project.banned_until > now() THEN  -- some worker is
+        v_worker := osgprod._worker(p_client, p_host);
+        SELECT b.until, b.reason INTO v_ban FROM osgprod_data.worker_bans b
+         WHERE b.project_id = p_project.project_id AND b.worker = ANY (osgprod._worker_names(v_worker))
+           AND osgprod._is_in_force(b.banned_at, b.until)
+         ORDER BY b.until DESC LIMIT 1;
+        IF FOUND THEN
+            RETURN ARRAY['OG601', format('worker %s is refused work until %s UTC: %s', v_worker,
+                to_char(v_ban.until AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS'), v_ban.reason),
+                'the operator can end the ban: osgprod workers unban'];
+        END IF;
+    END IF;
+    RETURN NULL;
+END
+$fn$;
+
+CREATE FUNCTION osgprod._restart(
+    p_project osgprod_data.projects, p_cluster int, p_process int, p_last int, p_may_wait boolean,
+    OUT slice osgprod.claim, OUT is_completed boolean, OUT problem text[])
+LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Gives a job that has started before the slice of its last attempt again.
+-- Parameters: p_project  the project's row;  p_cluster, p_process  the job, locked;  p_last  its last attempt
+--             p_may_wait  for the slice
+-- Returns:    the slice; NULLs when the job no longer has one. is_completed: its work is done. problem: OG602 it starts
+--             too often, 55P03 the slice is busy
+-- Locks:      the slice
+-- Source:     docs/design.md I3
+DECLARE
+    v_last  record;
+    v_slice record;
+BEGIN
+    -- Two statements: joined in one, its plan might read all slices of the project.
+    SELECT a.rawdata_id, a.block1, r.outcome INTO v_last
+      FROM osgprod_data.attempts a
+      LEFT JOIN osgprod_data.reports r ON r.project_id = a.project_id AND r.cluster = a.cluster AND r.process = a.process
+                                      AND r.nstart = a.nstart AND r.by_worker
+     WHERE a.project_id = p_project.project_id AND a.cluster = p_cluster AND a.process = p_process AND a.nstart = p_last;
+    SELECT s.state INTO v_slice FROM osgprod_data.slices s
+     WHERE s.project_id = p_project.project_id AND s.rawdata_id = v_last.rawdata_id AND s.block1 = v_last.block1;
+    IF v_last.outcome = 'done' AND v_slice.state = 'done' THEN  -- and not recycled since
+        is_completed := true;
+        RETURN;
+    END IF;
+    IF EXISTS (
+        SELECT FROM osgprod_data.attempts a
+         WHERE a.project_id = p_project.project_id AND a.cluster = p_cluster AND a.process = p_process
+           AND a.nstart = p_last - p_project.max_starts_per_min + 1 AND a.started_at > now() - interval '1 minute')
+    THEN
+        problem := ARRAY['OG602', format('job %s.%s has started %s times within a minute', p_cluster, p_process,
+            p_project.max_starts_per_min), 'wait a minute; see why the job restarts'];
+        RETURN;
+    END IF;
+    IF NOT p_may_wait AND NOT osgprod._try_slice(p_project.project_id, v_last.rawdata_id, v_last.block1) THEN
+        problem := osgprod._is_busy(format('the slice of job %s.%s', p_cluster, p_process));
+        RETURN;
+    END IF;
+    UPDATE osgprod_data.slices s
+       SET nstart = p_last + 1, due_at = clock_timestamp() + make_interval(secs => p_project.lease_s),
+           progress_at = NULL, bytes_fetched = NULL, cpu_s = NULL
+     WHERE s.project_id = p_project.project_id AND s.rawdata_id = v_last.rawdata_id AND s.block1 = v_last.block1
+       AND s.state = 'leased' AND s.cluster = p_cluster AND s.process = p_process AND s.nstart = p_last  -- I3
+    RETURNING s.rawdata_id, s.block1, s.block2, s.opened_at INTO slice;
+END
+$fn$;
+
+CREATE FUNCTION osgprod._why_too_many(p_project osgprod_data.projects)
+RETURNS text[] LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Says that the project has as many live attempts as it may, counted anew when it is time.
+-- Parameters: p_project  the project's row
+-- Returns:    code, message and hint (OG603); NULL = there is room again
+-- Locks:      see _requeue_due
+BEGIN
+    PERFORM osgprod._requeue_due(p_project.project_id);
+    SELECT p.nlive INTO p_project.nlive FROM osgprod_data.projects p WHERE p.project_id = p_project.project_id;
+    IF p_project.nlive < p_project.max_live THEN
+        RETURN NULL;
+    END IF;
+    RETURN ARRAY['OG603', format('project %s has %s live attempts of at most %s', p_project.name, p_project.nlive,
+        p_project.max_live), 'try again later; osgprod project set PROJECT max_live=... changes it'];
+END
+$fn$;
+
+CREATE FUNCTION osgprod._claim_ready(
+    p_project osgprod_data.projects, p_cluster int, p_process int, p_nstart int, p_blocks bigint, p_is_requeued boolean)
+RETURNS osgprod.claim LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Claims the first ready slice; what is too long for the job stays ready as a slice of its own.
+-- Parameters: p_project  the project's row;  p_cluster, p_process, p_nstart  the coming attempt;  p_blocks  at most so many
+--             p_is_requeued  slices were requeued in this transaction: a row that is updated twice in one is checked against
+--                            its foreign key, which fails while somebody splits the slice before it
+-- Returns:    the slice; NULLs when none is free, or when the first one needs its file and somebody has that
+-- Locks:      the slice SKIP LOCKED; the file's row, SKIP LOCKED, when the slice is split or p_is_requeued
+DECLARE
+    v_slice osgprod.claim;
+BEGIN
+    SELECT s.rawdata_id, s.block1, s.block2, s.opened_at INTO v_slice
+      FROM osgprod_data.slices s
+     WHERE s.project_id = p_project.project_id AND s.is_ready
+     ORDER BY s.run, s.seqno, s.block1 LIMIT 1
+       FOR NO KEY UPDATE SKIP LOCKED;
+    IF NOT FOUND OR (p_is_requeued OR v_slice.block2 - v_slice.block1 > p_blocks)
+                    AND NOT osgprod._try_file(p_project.project_id, v_slice.rawdata_id) THEN
+        RETURN NULL;
+    END IF;
+    IF v_slice.block2 - v_slice.block1 > p_blocks THEN
+        PERFORM osgprod._split_slice(p_project.project_id, v_slice.rawdata_id, v_slice.block1,
+            v_slice.block1 + p_blocks::int);
+    END IF;
+    UPDATE osgprod_data.slices s
+       SET state = 'leased', is_ready = NULL, not_before = NULL, cluster = p_cluster, process = p_process, nstart = p_nstart,
+           due_at = clock_timestamp() + make_interval(secs => p_project.lease_s),
+           progress_at = NULL, bytes_fetched = NULL, cpu_s = NULL
+     WHERE s.project_id = p_project.project_id AND s.rawdata_id = v_slice.rawdata_id AND s.block1 = v_slice.block1
+    RETURNING s.rawdata_id, s.block1, s.block2, s.opened_at INTO v_slice;
+    RETURN v_slice;
+END
+$fn$;
+
+CREATE FUNCTION osgprod._wait_for_file(
+    p_project_id int, p_wait_ms int,
+    OUT rawdata_id int, OUT run int, OUT seqno int, OUT block1 int, OUT block2 int, OUT is_fresh boolean)
+LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Locks the first file with unallocated blocks as soon as it is free: that all files are locked does not mean that there are
+-- none. A transaction that has written something may hold a file, and does not wait: two that held one each could wait for
+-- each other.
+-- Parameters: p_project_id  project;  p_wait_ms  see _checkout
+-- Returns:    the file; NULLs when none has unallocated blocks any more, or when the first is still locked
+-- Locks:      its row
+BEGIN
+    IF p_wait_ms = 0 OR pg_current_xact_id_if_assigned() IS NOT NULL OR NOT osgprod._has_unallocated(p_project_id) THEN
+        RETURN;
+    END IF;
+    IF p_wait_ms > 0 THEN
+        PERFORM set_config('lock_timeout', p_wait_ms || 'ms', true);
+    END IF;
+    SELECT f.rawdata_id, f.run, f.seqno, f.block1, f.block2, f.state = 'fresh'
+      INTO rawdata_id, run, seqno, block1, block2, is_fresh
+      FROM osgprod_data.loaded_files f
+     WHERE f.project_id = p_project_id AND f.state IN ('fresh', 'begun')
+     ORDER BY f.run, f.seqno LIMIT 1
+       FOR NO KEY UPDATE;
+EXCEPTION WHEN lock_not_available THEN
+    IF p_wait_ms IS NULL THEN
+        RAISE;
+    END IF;
+END
+$fn$;
+
+CREATE FUNCTION osgprod._has_unallocated(p_project_id int)
+RETURNS boolean LANGUAGE sql STABLE
+AS $fn$
+    -- Has any file of the project unallocated blocks?
+    SELECT EXISTS (SELECT FROM osgprod_data.loaded_files f
+                    WHERE f.project_id = p_project_id AND f.state IN ('fresh', 'begun'))
+$fn$;
+
+CREATE FUNCTION osgprod._why_no_work(
+    p_project osgprod_data.projects, p_answer osgprod.checkout_answer, p_wait_ms int)
+RETURNS osgprod.checkout_answer LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Says whether a job that gets nothing should wait, since work may be requeued, or end.
+-- Parameters: p_project  the project's row;  p_answer  as far as it is;  p_wait_ms  see _checkout
+-- Returns:    status wait with retry_s [s], no-work, or error (55P03)
+-- Locks:      see _settle_files
+BEGIN
+    p_answer.status := 'wait';
+    IF p_project.state = 'draining' THEN
+        p_answer.status := 'no-work';
+        p_answer.retry_s := 0;
+        p_answer.message := format('project %s is draining, no new work is assigned', p_project.name);
+    ELSIF osgprod._has_unallocated(p_project.project_id) THEN  -- others have all these files
+        IF p_wait_ms IS NOT NULL THEN
+            RETURN osgprod._checkout_error(p_answer, osgprod._is_busy('each file of project ' || p_project.name));
+        END IF;
+        p_answer.retry_s := 1;
+        p_answer.message := format('project %s is busy, ask again at once', p_project.name);
+    ELSIF EXISTS (SELECT FROM osgprod_data.slices s WHERE s.project_id = p_project.project_id AND s.is_ready) THEN
+        p_answer.retry_s := least(p_project.wait_s, 5);  -- others have these slices, or their files
+        p_answer.message := format('project %s is busy, ask again soon', p_project.name);
+    ELSIF osgprod._settle_files(p_project.project_id, false) THEN
+        p_answer.retry_s := p_project.wait_s;
+        p_answer.message := format('all remaining work of project %s is leased, some may be requeued', p_project.name);
+    ELSE
+        p_answer.status := 'no-work';
+        p_answer.retry_s := 0;
+        p_answer.message := format('no work left in project %s', p_project.name);
+    END IF;
+    RETURN p_answer;
+END
+$fn$;

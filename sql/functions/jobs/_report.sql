@@ -1,0 +1,218 @@
+CREATE FUNCTION osgprod._report(
+    p_project text, p_magic text, p_bearer jsonb, p_call osgprod.report_call, p_may_wait boolean)
+RETURNS osgprod.report_answer LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Records one job's report and settles its slice: the whole of report_exit, for a call that is made alone and for each call
+-- of a batch.
+-- Parameters: p_project, p_magic, p_bearer, p_call  see report_exit
+--             p_may_wait  for what others have locked: true for a call that is made alone
+-- Returns:    the answer; the error of a call is in it, and nothing is changed then
+-- Locks:      see report_exit
+DECLARE
+    v_project osgprod_data.projects;
+    v_problem text[];
+    v_attempt osgprod_data.attempts;
+    v_worker  text;
+    v_report  osgprod_data.reports;
+    v_outcome osgprod_data.outcome;
+    v_reason  text;
+    v_ignored text := '';  -- evidence that can't be kept, as a line for the answer
+    v_contradiction text;
+    v_answer  osgprod.report_answer;
+BEGIN
+    v_project := (SELECT p FROM osgprod_data.projects p WHERE p.name = p_project);
+    v_problem := osgprod._why_rejected(v_project, p_project, p_call.cluster, p_call.process, p_magic, p_call.client, p_bearer,
+                                       p_may_wait);
+    IF v_problem IS NULL THEN
+        v_problem := osgprod._why_no_exitcode(p_call.exitcode);
+    END IF;
+    IF v_problem IS NOT NULL THEN
+        RETURN osgprod._report_error(v_problem);
+    END IF;
+    SELECT a.* INTO v_attempt FROM osgprod._attempt_of(v_project.project_id, v_project.token_required, p_call.cluster,
+                                                       p_call.process, p_call.token, p_call.client,
+                                                       osgprod._job_key_digest(v_project.magic_salt, p_call.job_key)) a;
+    IF NOT FOUND THEN
+        RETURN osgprod._refuse_token(v_project, p_call.cluster, p_call.process, p_call.client, p_call.token);
+    END IF;
+    IF num_nonnulls(p_call.events, p_call.outputs, p_call.output_bytes, p_call.output_adler32) > 0 THEN
+        v_ignored := coalesce(osgprod._ignored_evidence(p_call.events, p_call.outputs, p_call.output_bytes,
+                                                        p_call.output_adler32), '');
+        p_call.events := osgprod._evidence_number(p_call.events, 9223372036854775807);
+        p_call.outputs := osgprod._evidence_number(p_call.outputs, 2147483647);
+        p_call.output_bytes := osgprod._evidence_number(p_call.output_bytes, 9223372036854775807);
+        p_call.output_adler32 := osgprod._evidence_adler32(p_call.output_adler32);
+    END IF;
+    IF NOT p_may_wait AND NOT osgprod._try_slice(v_attempt.project_id, v_attempt.rawdata_id, v_attempt.block1) THEN
+        RETURN osgprod._report_error(osgprod._is_busy(format('the slice of job %s.%s', p_call.cluster, p_call.process)));
+    END IF;
+    -- It counts for the node that has the slice's lease, whatever the report says of itself.
+    v_worker := osgprod._worker(v_attempt.client, coalesce(v_attempt.host, p_call.host));
+    v_outcome := osgprod._judge_exit(v_project, p_call.exitcode::int);
+    IF v_outcome = 'done' AND (v_project.demand_outputs OR v_project.demand_checksum OR v_project.demand_events) THEN
+        v_reason := osgprod._missing_evidence(v_project, v_attempt, p_call);
+        IF v_reason IS NOT NULL THEN
+            v_outcome := 'failed';
+        END IF;
+    END IF;
+    IF v_outcome = 'done' AND p_call.events IS NOT NULL THEN
+        v_contradiction := osgprod._contradicted_events(v_attempt.rawdata_id, v_attempt.block1, v_attempt.block2,
+            p_call.events);
+    END IF;
+    -- I3, and nearly always: the success of the slice's holder, who can't have reported before.
+    IF v_outcome = 'done' THEN
+        UPDATE osgprod_data.slices s SET state = 'done'
+         WHERE s.project_id = v_attempt.project_id AND s.rawdata_id = v_attempt.rawdata_id AND s.block1 = v_attempt.block1
+           AND s.state = 'leased' AND s.cluster = v_attempt.cluster AND s.process = v_attempt.process
+           AND s.nstart = v_attempt.nstart;
+    END IF;
+    IF v_outcome <> 'done' OR NOT FOUND THEN
+        SELECT r.* INTO v_report FROM osgprod_data.reports r
+         WHERE r.project_id = v_attempt.project_id AND r.cluster = v_attempt.cluster AND r.process = v_attempt.process
+           AND r.nstart = v_attempt.nstart AND r.by_worker;
+        IF FOUND THEN  -- I6: a report is never taken back
+            IF v_report.exit_code = p_call.exitcode THEN
+                v_answer.http_status := CASE v_report.outcome WHEN 'superseded' THEN 409 ELSE 200 END;
+                v_answer.status := v_report.outcome;
+                v_answer.message := osgprod._answer(v_report.outcome, v_report.reason, v_report.contradiction) || v_ignored;
+            ELSE
+                v_answer.http_status := 409;
+                v_answer.status := 'contradicted';
+                v_answer.message := format('attempt %s of job %s.%s has already reported exit code %s', v_report.nstart,
+                    v_report.cluster, v_report.process, v_report.exit_code) || v_ignored;
+            END IF;
+            RETURN v_answer;
+        END IF;
+        v_outcome := osgprod._settle_attempt(v_project, v_attempt, v_outcome, v_worker, p_call.exitcode::int, p_may_wait);
+        IF v_outcome IS NULL THEN
+            RETURN osgprod._report_error(osgprod._is_busy(format('the file of job %s.%s', p_call.cluster, p_call.process)));
+        END IF;
+    END IF;
+    v_reason := coalesce(v_reason, osgprod._label(p_call.reason));
+    INSERT INTO osgprod_data.reports (project_id, cluster, process, nstart, by_worker, outcome, exit_code, reported_at, ran_s,
+           nblocks, worker, site, events, outputs, output_bytes, output_adler32, output_url, reason,
+           contradiction)
+    VALUES (v_attempt.project_id, v_attempt.cluster, v_attempt.process, v_attempt.nstart, true, v_outcome,
+           p_call.exitcode,
+           -- Were the clock set back, a report with an earlier time would be taken for tallied.
+           greatest(clock_timestamp(), v_project.tallied_until),
+           greatest(extract(epoch FROM clock_timestamp() - v_attempt.started_at), 0),
+           v_attempt.block2 - v_attempt.block1, v_worker, coalesce(osgprod._label(p_call.site), v_attempt.site),
+           p_call.events, p_call.outputs, p_call.output_bytes, p_call.output_adler32,
+           osgprod._label(p_call.output_url, 1024), v_reason, v_contradiction);
+    IF v_outcome IN ('failed', 'node-fault') THEN
+        PERFORM osgprod._ban_if_black_hole(v_project, v_worker);
+    END IF;
+    v_answer.http_status := CASE v_outcome WHEN 'superseded' THEN 409 ELSE 200 END;
+    v_answer.status := v_outcome;
+    v_answer.message := osgprod._answer(v_outcome, v_reason, v_contradiction) || v_ignored;
+    RETURN v_answer;
+END
+$fn$;
+
+CREATE FUNCTION osgprod._why_no_exitcode(p_exitcode bigint)
+RETURNS text[] LANGUAGE plpgsql IMMUTABLE
+AS $fn$
+-- Says why this can't be the exit code of a program.
+-- Parameters: p_exitcode  as reported
+-- Returns:    code (OG105), message and hint; NULL = it can
+BEGIN
+    IF p_exitcode NOT BETWEEN 0 AND 255 OR p_exitcode IS NULL THEN
+        RETURN ARRAY['OG105', 'parameter exitcode must be a number from 0 to 255, not '
+            || coalesce(p_exitcode::text, 'nothing'), 'pass the exit code of the work script'];
+    END IF;
+    RETURN NULL;
+END
+$fn$;
+
+CREATE FUNCTION osgprod._answer(p_outcome osgprod_data.outcome, p_reason text, p_contradiction text)
+RETURNS text LANGUAGE sql IMMUTABLE
+AS $fn$
+    -- What the job is told of how its report was taken; the same for a repeated report.
+    SELECT CASE p_outcome
+        WHEN 'done' THEN 'thank you, the slice is done'
+            || coalesce('; but this contradicts the index and is on record: ' || p_contradiction, '')
+        WHEN 'failed' THEN 'recorded as a failure' || coalesce(': ' || p_reason, '')
+        WHEN 'node-fault' THEN 'recorded as a fault of the node, the slice goes to another one'
+        ELSE 'too late: the slice was done or given to another meanwhile, these outputs do not count'
+    END
+$fn$;
+
+CREATE FUNCTION osgprod._judge_exit(p_project osgprod_data.projects, p_exit_code int)
+RETURNS osgprod_data.outcome LANGUAGE sql STABLE
+AS $fn$
+    -- Tells whose fault an exit code is, if anybody's: done, node-fault (killed by a signal, or a code that the project
+    -- lists) or failed (the data, maybe).
+    SELECT CASE WHEN p_exit_code = 0 THEN 'done'
+                WHEN p_exit_code > 128 OR p_exit_code = ANY (p_project.node_fault_codes) THEN 'node-fault'
+                ELSE 'failed' END::osgprod_data.outcome
+$fn$;
+
+CREATE FUNCTION osgprod._missing_evidence(
+    p_project osgprod_data.projects, p_attempt osgprod_data.attempts, p_call osgprod.report_call)
+RETURNS text LANGUAGE plpgsql STABLE
+AS $fn$
+-- Says what is lacking of the proof that the project demands of a success; exit 0 alone proves nothing.
+-- Parameters: p_project  the project's row;  p_attempt  who reports;  p_call  what
+-- Returns:    one phrase; NULL = nothing is lacking
+DECLARE
+    v_events bigint;
+BEGIN
+    IF p_project.demand_outputs AND coalesce(p_call.outputs, 0) < 1 THEN
+        RETURN 'exit code 0 without outputs';
+    END IF;
+    IF p_project.demand_checksum AND (p_call.output_adler32 IS NULL OR coalesce(p_call.output_bytes, 0) = 0) THEN
+        RETURN 'exit code 0 without size and checksum of the outputs';
+    END IF;
+    IF p_project.demand_events THEN
+        SELECT f.events INTO v_events
+          FROM osgprod._slice_file(p_attempt.rawdata_id, p_attempt.block1, p_attempt.block2, '', '') f;
+        IF p_call.events IS DISTINCT FROM v_events THEN
+            RETURN format('exit code 0 with %s of %s events read', coalesce(p_call.events::text, 'unknown'), v_events);
+        END IF;
+    END IF;
+    RETURN NULL;
+END
+$fn$;
+
+CREATE FUNCTION osgprod._settle_attempt(
+    p_project osgprod_data.projects, p_attempt osgprod_data.attempts, p_outcome osgprod_data.outcome, p_worker text,
+    p_exit_code int, p_may_wait boolean)
+RETURNS osgprod_data.outcome LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Settles the slice of a reported attempt where the report is not simply the success of the slice's holder.
+-- Parameters: p_project  the project's row;  p_attempt  the attempt;  p_outcome  done, failed or node-fault, as judged
+--             p_worker  see _worker;  p_exit_code  as reported;  p_may_wait  for the file
+-- Returns:    the outcome; superseded when the attempt no longer counts; NULL = its file is busy, nothing is changed
+-- Locks:      the slice; see _fail_slice
+-- Source:     docs/design.md I3 (one holder), I5 (first success wins)
+DECLARE
+    v_slice osgprod_data.slices;
+BEGIN
+    SELECT s.* INTO v_slice FROM osgprod_data.slices s
+     WHERE s.project_id = p_attempt.project_id AND s.rawdata_id = p_attempt.rawdata_id AND s.block1 = p_attempt.block1
+       FOR NO KEY UPDATE;
+    IF p_outcome = 'done' THEN
+        -- I5: a late success counts when nobody was faster and the slice is the one that was leased: not split, recycled
+        -- or reset since. No clock is trusted for that: opened_at is compared for being the same.
+        IF v_slice.block2 = p_attempt.block2 AND v_slice.opened_at = p_attempt.opened_at AND v_slice.state <> 'done' THEN
+            UPDATE osgprod_data.slices s
+               SET state = 'done', is_ready = NULL, not_before = NULL, cluster = p_attempt.cluster,
+                   process = p_attempt.process, nstart = p_attempt.nstart, due_at = now()
+             WHERE s.project_id = v_slice.project_id AND s.rawdata_id = v_slice.rawdata_id AND s.block1 = v_slice.block1;
+            RETURN 'done'::osgprod_data.outcome;
+        END IF;
+    ELSIF v_slice.state = 'leased' AND v_slice.cluster = p_attempt.cluster AND v_slice.process = p_attempt.process
+          AND v_slice.nstart = p_attempt.nstart THEN
+        -- A worker that is banned proves nothing about the data either.
+        IF p_outcome = 'failed' AND p_project.banned_until > now() AND osgprod._is_banned(p_project.project_id, p_worker) THEN
+            p_outcome := 'node-fault';
+        END IF;
+        IF NOT osgprod._fail_slice(p_project, v_slice, p_outcome, p_worker, p_exit_code, p_may_wait) THEN
+            RETURN NULL;
+        END IF;
+        RETURN p_outcome;
+    END IF;
+    RETURN 'superseded'::osgprod_data.outcome;
+END
+$fn$;

@@ -1,0 +1,43 @@
+CREATE FUNCTION osgprod.checkout_slices(p_calls json)
+RETURNS SETOF osgprod.checkout_answer
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
+    SET enable_seqscan = off SET plan_cache_mode = force_generic_plan
+AS $fn$
+-- Does checkout_slice for several jobs in one transaction, at a fraction of the cost (docs/performance.md).
+-- Promise:    that of checkout_slice, for each. An error is the answer of its call alone: it neither undoes, repeats nor
+--             delays another. Nothing here waits, except for a file when others have locked all of them, 0.2 s at most.
+-- Parameters: p_calls  list of objects, each with a number n and the parameters of checkout_slice, without their p_; what
+--                      is missing is null, other names are ignored
+-- Returns:    one row for each: its n and what checkout_slice returns, in any order; of an error code, message and hint.
+--             Code 55P03: what this call needs is busy, make it again, alone
+-- Errors:     OG901 isolation level
+-- Locks:      those of checkout_slice; the jobs of a project in the order of their numbers
+-- Source:     docs/design.md "The claim"
+DECLARE
+    v_wait_ms int := CASE WHEN json_array_length(p_calls) > 1 THEN 500 END;
+    v_call    record;
+    v_answer  osgprod.checkout_answer;
+BEGIN
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        PERFORM osgprod._require_read_committed();
+    END IF;
+    FOR v_call IN
+        SELECT r.* FROM json_to_recordset(p_calls) AS r (n int, project text, cluster bigint, process bigint, cpus bigint,
+               magic text, client inet, workscript text, host text, site text, bearer jsonb,
+               job_key text)
+         ORDER BY r.project, r.cluster, r.process, r.n
+    LOOP
+        v_answer := osgprod._checkout(v_call.project, v_call.cluster, v_call.process, v_call.cpus, v_call.magic,
+            osgprod._plain_address(v_call.client), v_call.workscript, v_call.host, v_call.site, v_call.bearer, v_call.job_key,
+            v_wait_ms);
+        IF v_answer.code = '55P03' THEN
+            v_wait_ms := 0;  -- once is enough
+        END IF;
+        v_answer.n := v_call.n;
+        RETURN NEXT v_answer;
+    END LOOP;
+END
+$fn$;
+
+COMMENT ON FUNCTION osgprod.checkout_slices(json) IS
+'Does checkout_slice for several jobs at once, in one transaction; one row for each, an error in the row of its call. For osgprod_worker.';

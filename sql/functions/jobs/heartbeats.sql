@@ -1,0 +1,38 @@
+CREATE FUNCTION osgprod.heartbeats(p_calls json)
+RETURNS SETOF osgprod.report_answer
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
+    SET enable_seqscan = off SET plan_cache_mode = force_generic_plan
+AS $fn$
+-- Does heartbeat for several jobs in one transaction.
+-- Promise:    that of heartbeat, for each. An error is the answer of its call alone: it neither undoes, repeats nor delays
+--             another. Nothing here waits.
+-- Parameters: p_calls  list of objects, each with a number n and the parameters of heartbeat, without their p_; what is
+--                      missing is null, other names are ignored
+-- Returns:    one row for each: its n and what heartbeat returns, in any order; of an error code, message and hint.
+--             Code 55P03: what this call needs is busy, make it again, alone
+-- Errors:     OG901 isolation level
+-- Locks:      those of heartbeat; the jobs in the order of project and numbers
+-- Source:     docs/design.md "The claim"
+DECLARE
+    v_call   record;
+    v_answer osgprod.report_answer;
+BEGIN
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        PERFORM osgprod._require_read_committed();
+    END IF;
+    FOR v_call IN
+        SELECT r.* FROM json_to_recordset(p_calls) AS r (n int, project text, cluster bigint, process bigint, magic text,
+               client inet, token text, bytes bigint, cpu_s bigint, bearer jsonb, job_key text)
+         ORDER BY r.project, r.cluster, r.process, r.n
+    LOOP
+        v_answer := osgprod._beat(v_call.project, v_call.cluster, v_call.process, v_call.magic,
+            osgprod._plain_address(v_call.client), v_call.token, v_call.bytes, v_call.cpu_s, v_call.bearer,
+            v_call.job_key, json_array_length(p_calls) = 1);
+        v_answer.n := v_call.n;
+        RETURN NEXT v_answer;
+    END LOOP;
+END
+$fn$;
+
+COMMENT ON FUNCTION osgprod.heartbeats(json) IS
+'Does heartbeat for several jobs at once, in one transaction; one row for each, an error in the row of its call. For osgprod_worker.';

@@ -1,0 +1,177 @@
+CREATE FUNCTION osgprod._require_read_committed()
+RETURNS void LANGUAGE plpgsql STABLE
+AS $fn$
+-- Refuses a transaction that would not see what another one committed while this one waited for its lock.
+-- Errors:     OG901
+BEGIN
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RAISE EXCEPTION 'the isolation level of this transaction is %', current_setting('transaction_isolation')
+            USING ERRCODE = 'OG901', HINT = 'osgprod needs read committed: SET default_transaction_isolation';
+    END IF;
+END
+$fn$;
+
+CREATE FUNCTION osgprod._why_rejected(
+    p_project osgprod_data.projects, p_name text, p_cluster bigint, p_process bigint, p_magic text, p_client inet,
+    p_bearer jsonb, p_may_wait boolean)
+RETURNS text[] LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Says why a call of a job is rejected, or locks the job: until the end of the transaction nothing else happens to it.
+-- Promise:    answers the same to a wrong magic whatever is wrong with it. A batch waits for no job: the caller makes a
+--             call whose job is busy again, alone.
+-- Parameters: p_project   the project's row, NULLs when there is none;  p_name  the project as the caller names it
+--             p_cluster, p_process  HTCondor's identity of the job [0 .. 2147483647]
+--             p_magic     the shared secret as the caller sent it; not needed with p_bearer
+--             p_client    the caller's address, v4-mapped ones as IPv4; NULL = not known, and so not inside
+--             p_bearer    claims of a bearer token whose signature the shim has verified; NULL = none
+--             p_may_wait  for the job's lock
+-- Returns:    code, message and hint; NULL = it may go on
+--             OG101 no project named; OG301 unknown project; OG207 the address is not known; OG201 outside the subnets;
+--             OG206 claims that the project doesn't accept; OG203 it has no magic; OG202 wrong magic; OG102 cluster,
+--             OG103 process; OG502 its files are being reset; 55P03 the job is busy with another call
+-- Locks:      the job (advisory, 64 bits of project, cluster, process), always the first one of a call; two jobs that share
+--             a key only wait for each other. Then the project, shared (advisory: project_id, -1), tried
+DECLARE
+    v_claim text;
+    v_job   bigint := (p_cluster << 32 | p_process) # (p_project.project_id::bigint << 48);
+BEGIN
+    IF p_project.project_id IS NULL THEN
+        IF coalesce(p_name, '') = '' THEN
+            RETURN ARRAY['OG101', 'parameter project is missing', 'add project=NAME to the request'];
+        END IF;
+        RETURN ARRAY['OG301', 'parameter project: there is no project ' || quote_literal(left(p_name, 63)),
+            'osgprod project list shows the projects'];
+    END IF;
+    IF p_client IS NULL THEN
+        RETURN ARRAY['OG207', 'the address of the client is not known',
+            'behind a proxy on a unix socket: OSGPROD_TRUSTED_PROXIES=unix, and the proxy sends X-Forwarded-For'];
+    END IF;
+    IF NOT osgprod._is_inside(p_project.subnets, p_project.subnet_pattern, p_client) THEN
+        RETURN ARRAY['OG201', format('address %s is outside the subnets of project %s', host(p_client), p_project.name),
+            'osgprod project set PROJECT subnet_pattern=... changes what is allowed'];
+    END IF;
+    IF p_bearer IS NOT NULL THEN
+        v_claim := osgprod._wrong_claim(p_project, p_bearer);
+        IF v_claim IS NOT NULL THEN
+            RETURN ARRAY['OG206', format('bearer token is not accepted by project %s: %s', p_project.name, v_claim),
+                'ask the production manager which issuer, audience and scope are right'];
+        END IF;
+    ELSIF p_project.magic_digest IS NULL THEN
+        RETURN ARRAY['OG203', format('project %s has no magic yet, so nobody can work for it', p_project.name),
+            'osgprod project set-magic gives it one'];
+    ELSIF NOT osgprod._is_magic(p_project.magic_salt, p_project.magic_digest, p_project.old_magic_digest,
+                                p_project.old_magic_until, p_magic) THEN
+        RETURN ARRAY['OG202', 'parameter magic is wrong or missing',
+            'ask the production manager for the magic of this project; in a URL a + in it is written %2B'];
+    END IF;
+    IF p_cluster NOT BETWEEN 0 AND 2147483647 OR p_cluster IS NULL THEN
+        RETURN ARRAY['OG102', 'parameter cluster must be a number from 0 to 2147483647, not '
+            || coalesce(p_cluster::text, 'nothing'), 'pass HTCondor''s $(Cluster)'];
+    END IF;
+    IF p_process NOT BETWEEN 0 AND 2147483647 OR p_process IS NULL THEN
+        RETURN ARRAY['OG103', 'parameter process must be a number from 0 to 2147483647, not '
+            || coalesce(p_process::text, 'nothing'), 'pass HTCondor''s $(Process)'];
+    END IF;
+    IF NOT pg_try_advisory_xact_lock(v_job) THEN
+        IF NOT p_may_wait THEN
+            RETURN osgprod._is_busy(format('job %s.%s', p_cluster, p_process));
+        END IF;
+        PERFORM pg_advisory_xact_lock(v_job);
+    END IF;
+    IF NOT pg_try_advisory_xact_lock_shared(p_project.project_id, -1) THEN  -- (no file has the number -1)
+        RETURN ARRAY['OG502', format('files of project %s are being reset', p_project.name), 'try again later'];
+    END IF;
+    RETURN NULL;
+END
+$fn$;
+
+CREATE FUNCTION osgprod._is_busy(p_what text)
+RETURNS text[] LANGUAGE sql IMMUTABLE
+AS $fn$
+    -- The problem of a call in a batch that would have to wait: the caller makes it again, alone.
+    -- Parameters: p_what  for what
+    SELECT ARRAY['55P03', p_what || ' is busy with another call', 'make this call again, alone']
+$fn$;
+
+CREATE FUNCTION osgprod._try_slice(p_project_id int, p_rawdata_id int, p_block1 int)
+RETURNS boolean LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Locks a slice if nobody else has it: a call of a batch waits for none.
+-- Parameters: p_project_id, p_rawdata_id, p_block1  the slice
+-- Returns:    false when somebody else has it; true when it is locked now, or is not there
+BEGIN
+    PERFORM FROM osgprod_data.slices s
+      WHERE s.project_id = p_project_id AND s.rawdata_id = p_rawdata_id AND s.block1 = p_block1
+        FOR NO KEY UPDATE SKIP LOCKED;
+    RETURN FOUND OR NOT EXISTS (
+        SELECT FROM osgprod_data.slices s
+         WHERE s.project_id = p_project_id AND s.rawdata_id = p_rawdata_id AND s.block1 = p_block1);
+END
+$fn$;
+
+CREATE FUNCTION osgprod._is_token(
+    p_token text, p_required boolean, p_digest bytea, p_attempt_key bytea, p_lent_to inet, p_client inet, p_key_digest bytea)
+RETURNS boolean LANGUAGE sql STABLE
+AS $fn$
+    -- Is this the token of the attempt with that digest? It decides alone: who has it needs no job key. Or no token, where
+    -- none is required, from the address that the attempt was leased to, with the attempt's job key if it has one. (So the
+    -- original did it, and for its exec script the address is all there is.)
+    SELECT CASE WHEN p_token IS NULL
+                THEN NOT p_required AND p_lent_to = p_client
+                     AND (p_attempt_key IS NULL OR coalesce(p_attempt_key = p_key_digest, false))
+                ELSE p_digest = sha256(convert_to(lower(p_token), 'UTF8')) END
+$fn$;
+
+CREATE FUNCTION osgprod._attempt_of(
+    p_project_id int, p_token_required boolean, p_cluster bigint, p_process bigint, p_token text, p_client inet,
+    p_key_digest bytea)
+RETURNS SETOF osgprod_data.attempts LANGUAGE sql STABLE
+AS $fn$
+    -- The attempt that a job means by its token; without one, where that is allowed, its last; no row when there is none
+    -- such. (STABLE is what lets its callers inline it.)
+    -- Parameters: p_project_id, p_token_required  the project's;  p_cluster, p_process  the job;
+    --             p_token, p_client, p_key_digest  see _is_token
+    SELECT a.* FROM osgprod_data.attempts a
+     WHERE a.project_id = p_project_id AND a.cluster = p_cluster AND a.process = p_process
+       AND osgprod._is_token(p_token, p_token_required, a.token_digest, a.job_key_digest, a.client, p_client, p_key_digest)
+     ORDER BY a.nstart DESC LIMIT 1
+$fn$;
+
+CREATE FUNCTION osgprod._report_error(p_problem text[])
+RETURNS osgprod.report_answer LANGUAGE sql IMMUTABLE
+AS $fn$
+    -- The answer to a report or a heartbeat that is in error.
+    -- Parameters: p_problem  code, message and hint
+    SELECT ROW(NULL, 'error', p_problem[2], NULL, NULL, p_problem[1], p_problem[3])::osgprod.report_answer
+$fn$;
+
+CREATE FUNCTION osgprod._refuse_token(
+    p_project osgprod_data.projects, p_cluster bigint, p_process bigint, p_client inet, p_token text)
+RETURNS osgprod.report_answer LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Records a call with a wrong or missing token. It raises nothing, since an error would undo the record.
+-- Parameters: see report_exit
+-- Returns:    403 refused; OG303 when the job has no attempt at all
+DECLARE
+    v_reason text := CASE WHEN p_token IS NULL AND p_project.token_required THEN 'parameter token is missing'
+                          WHEN p_token IS NULL THEN 'without a token only the address that has the slice may report'
+                          ELSE 'parameter token is not of this job' END;
+BEGIN
+    IF NOT EXISTS (SELECT FROM osgprod_data.attempts a
+                    WHERE a.project_id = p_project.project_id AND a.cluster = p_cluster AND a.process = p_process) THEN
+        RETURN osgprod._report_error(ARRAY['OG303', format('job %s.%s has no attempt in project %s', p_cluster, p_process,
+            p_project.name), 'nothing is lost: what it did is not counted and will be done again']);
+    END IF;
+    PERFORM osgprod._record_refusal(p_project.project_id, p_cluster, p_process, p_client, v_reason);
+    RETURN ROW(403, 'refused', v_reason || '; the token is in the script that the job was given (osgprod_token)', NULL, NULL,
+               NULL, NULL)::osgprod.report_answer;
+END
+$fn$;
+
+CREATE FUNCTION osgprod._worker(p_client inet, p_host text)
+RETURNS text LANGUAGE sql IMMUTABLE
+AS $fn$
+    -- The name under which a node's faults are counted: host@address, the host as it says itself. The address, which it
+    -- can't choose, is in it so that nobody gets another address's nodes banned (docs/security.md).
+    SELECT coalesce(osgprod._label(p_host), 'unnamed') || '@' || host(p_client)
+$fn$;

@@ -1,0 +1,49 @@
+CREATE FUNCTION osgprod.remove_project(p_project text, p_force boolean DEFAULT false, p_dry_run boolean DEFAULT false)
+RETURNS TABLE (files bigint, slices bigint, blocks_done bigint, attempts bigint, reports bigint)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
+AS $fn$
+-- Removes a project with all that is recorded of it; registered raw data files stay.
+-- Promise:    all or nothing, in one transaction. A repeated call is in error, since there is no such project any more.
+-- Parameters: p_project  project name
+--             p_force    also when work was done: export it first (osgprod project export)
+--             p_dry_run  only count what would be removed
+-- Returns:    one row: loaded files, slices, blocks done, attempts and reports that were removed
+-- Errors:     OG301 unknown project; OG408 some attempts are live, or work was done and p_force is not given; OG505 a call that
+--             moves slices does not end; OG901 isolation level
+-- Locks:      the project (advisory: project_id, -1), alone: it waits for calls that move slices now, and those that come are
+--             told to try again
+DECLARE
+    v_project projects := osgprod._get_project(p_project);
+    v_live    bigint;
+BEGIN
+    PERFORM osgprod._require_read_committed();
+    IF NOT p_dry_run THEN
+        PERFORM osgprod._enter_alone(v_project);
+    END IF;
+    SELECT count(*), coalesce(sum(s.block2 - s.block1) FILTER (WHERE s.state = 'done'), 0),
+           count(*) FILTER (WHERE s.state = 'leased')
+      INTO slices, blocks_done, v_live FROM slices s WHERE s.project_id = v_project.project_id;
+    SELECT count(*) INTO files FROM loaded_files f WHERE f.project_id = v_project.project_id;
+    SELECT count(*) INTO attempts FROM attempts a WHERE a.project_id = v_project.project_id;
+    SELECT count(*) INTO reports FROM reports r WHERE r.project_id = v_project.project_id;
+    IF v_live > 0 THEN
+        RAISE EXCEPTION 'project % has % live attempts', p_project, v_live USING ERRCODE = 'OG408',
+            HINT = format('remove its jobs from the queue, then: osgprod reclaim %s --cluster N', p_project);
+    END IF;
+    IF blocks_done > 0 AND NOT p_force AND NOT p_dry_run THEN
+        RAISE EXCEPTION 'project % has % blocks done', p_project, blocks_done USING ERRCODE = 'OG408',
+            HINT = format('osgprod project export %s DIR keeps its record; then remove it with --force', p_project);
+    END IF;
+    IF NOT p_dry_run THEN
+        DELETE FROM reports r WHERE r.project_id = v_project.project_id;
+        DELETE FROM attempts a WHERE a.project_id = v_project.project_id;
+        DELETE FROM slices s WHERE s.project_id = v_project.project_id;
+        DELETE FROM loaded_files f WHERE f.project_id = v_project.project_id;
+        DELETE FROM projects p WHERE p.project_id = v_project.project_id;  -- with its bans, tallies and refusals
+    END IF;
+    RETURN NEXT;
+END
+$fn$;
+
+COMMENT ON FUNCTION osgprod.remove_project(text, boolean, boolean) IS
+'Removes a project with all that is recorded of it, unless attempts are live; with work done only with p_force; p_dry_run only counts. For osgprod_operator.';

@@ -1,0 +1,313 @@
+CREATE FUNCTION osgprod._fail_slice(
+    p_project osgprod_data.projects, p_slice osgprod_data.slices, p_outcome osgprod_data.outcome, p_worker text,
+    p_exit_code int, p_may_wait boolean)
+RETURNS boolean LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Requeues a leased slice after a failure, a node fault or a loss: ready, split, or quarantined; or because its job is gone:
+-- ready, and nothing is counted.
+-- Promise:    failures counts failures of the data. A fault (of the node, or a loss) counts there only beyond
+--             max_faults, and only each fourth time when it is on the same worker as the one before: a block that kills
+--             its process is isolated in the end as well, a bad node alone isolates nothing for long.
+-- Parameters: p_project  the project's row;  p_slice  the slice, locked;  p_outcome  failed, node-fault, lost or superseded
+--             p_worker   on whom;  p_exit_code  as reported; NULL = lost, told to stop, or gone;  p_may_wait  for the file
+-- Returns:    true; false = the slice has to be split and somebody else has its file: nothing is changed
+-- Locks:      the file's row, when the slice is split
+DECLARE
+    v_is_failure  boolean := p_outcome = 'failed';
+    v_is_at_limit boolean;
+    v_is_split    boolean;
+    v_not_before  timestamptz := now();
+BEGIN
+    IF p_outcome IN ('node-fault', 'lost') THEN
+        p_slice.repeats := CASE WHEN p_slice.faulted_on = p_worker THEN (p_slice.repeats + 1) % 4 ELSE 0 END;
+        p_slice.faulted_on := p_worker;
+        IF p_slice.repeats = 0 THEN
+            v_is_failure := p_slice.faults >= p_project.max_faults;
+            p_slice.faults := least(p_slice.faults + 1, p_project.max_faults);
+        END IF;
+    END IF;
+    IF p_exit_code IS NOT NULL THEN
+        p_slice.exit_codes := (p_slice.exit_codes || p_exit_code)[greatest(cardinality(p_slice.exit_codes) - 3, 1):];
+    END IF;
+    IF v_is_failure THEN
+        p_slice.failures := p_slice.failures + 1;
+        -- Doubled with each failure, give or take half.
+        v_not_before := now() + make_interval(secs => (0.5 + random())
+            * least(p_project.backoff_s * 2.0 ^ least(p_slice.failures - 1, 20), p_project.max_backoff_s));
+    END IF;
+    v_is_at_limit := v_is_failure AND p_slice.failures >= p_project.max_failures;
+    v_is_split := v_is_at_limit AND p_slice.block2 - p_slice.block1 > 1;
+    IF v_is_split THEN
+        IF p_may_wait THEN
+            PERFORM FROM osgprod_data.loaded_files f
+              WHERE f.project_id = p_slice.project_id AND f.rawdata_id = p_slice.rawdata_id FOR NO KEY UPDATE;
+        ELSIF NOT osgprod._try_file(p_slice.project_id, p_slice.rawdata_id) THEN
+            RETURN false;
+        END IF;
+        p_slice.failures := 0;  -- each half starts with a fresh count; faults stay: what is suspected, stays suspected
+    ELSIF v_is_at_limit THEN
+        v_not_before := NULL;
+        PERFORM osgprod._tell(p_slice.project_id, 'block-quarantined', jsonb_build_object('block', p_slice.block1,
+            'path', (SELECT w.path FROM osgprod_data.rawdata w WHERE w.rawdata_id = p_slice.rawdata_id)));
+    END IF;
+    UPDATE osgprod_data.slices s
+       SET state = CASE WHEN v_not_before IS NULL THEN 'quarantined' ELSE 'ready' END::osgprod_data.slice_state,
+           is_ready = coalesce(v_not_before <= now(), false), not_before = v_not_before,
+           failures = p_slice.failures, faults = p_slice.faults, faulted_on = p_slice.faulted_on,
+           repeats = p_slice.repeats, exit_codes = p_slice.exit_codes,
+           -- I3: one that is only silent may get the slice again (_lost_slice), one that has ended may not.
+           due_at = CASE WHEN p_outcome IN ('lost', 'superseded') THEN s.due_at END
+     WHERE s.project_id = p_slice.project_id AND s.rawdata_id = p_slice.rawdata_id AND s.block1 = p_slice.block1;
+    IF v_is_split THEN
+        PERFORM osgprod._split_slice(p_slice.project_id, p_slice.rawdata_id, p_slice.block1,
+            (p_slice.block1 + p_slice.block2) / 2);
+    END IF;
+    RETURN true;
+END
+$fn$;
+
+CREATE FUNCTION osgprod._try_file(p_project_id int, p_rawdata_id int)
+RETURNS boolean LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Locks a file's row if nobody else has it.
+-- Parameters: p_project_id, p_rawdata_id  the file
+-- Returns:    is it locked?
+BEGIN
+    PERFORM FROM osgprod_data.loaded_files f
+      WHERE f.project_id = p_project_id AND f.rawdata_id = p_rawdata_id FOR NO KEY UPDATE SKIP LOCKED;
+    RETURN FOUND;
+END
+$fn$;
+
+CREATE FUNCTION osgprod._split_slice(p_project_id int, p_rawdata_id int, p_block1 int, p_at int)
+RETURNS void LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Splits a ready slice in two: [block1, p_at) stays, [p_at, block2) becomes a slice of its own in the same state.
+-- Parameters: p_project_id, p_rawdata_id, p_block1  the slice, locked, and its file's row: a claim may be reading where the
+--             slice ends;  p_at  a block inside it
+-- Source:     docs/design.md I2
+BEGIN
+    -- One statement, so that the chain of slices is whole before its constraints are checked.
+    WITH whole AS (
+        SELECT s.* FROM osgprod_data.slices s
+         WHERE s.project_id = p_project_id AND s.rawdata_id = p_rawdata_id AND s.block1 = p_block1
+    ), first_part AS (
+        UPDATE osgprod_data.slices s SET block2 = p_at, opened_at = clock_timestamp()
+          FROM whole w
+         WHERE s.project_id = w.project_id AND s.rawdata_id = w.rawdata_id AND s.block1 = w.block1
+        RETURNING s.project_id
+    )
+    INSERT INTO osgprod_data.slices (project_id, rawdata_id, block1, block2, follows, run, seqno, state, is_ready, not_before,
+            failures, faults, faulted_on, repeats, exit_codes, opened_at)
+    SELECT w.project_id, w.rawdata_id, p_at, w.block2, p_at, w.run, w.seqno, w.state, w.is_ready, w.not_before, w.failures,
+           w.faults, w.faulted_on, w.repeats, w.exit_codes, clock_timestamp()
+      FROM whole w, first_part;
+END
+$fn$;
+
+CREATE FUNCTION osgprod._requeue_due(p_project_id int)
+RETURNS boolean LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Requeues slices whose lease or backoff has ended, if any can have by now and no neighbour does so.
+-- Parameters: p_project_id  project
+-- Returns:    true when something was requeued. One row is read when nothing can have ended, so that thousands of
+--             waiting jobs may ask.
+-- Source:     docs/design.md I4
+DECLARE
+    v_project osgprod_data.projects;
+BEGIN
+    SELECT p.* INTO v_project FROM osgprod_data.projects p WHERE p.project_id = p_project_id AND osgprod._is_due(p);
+    IF NOT FOUND OR NOT pg_try_advisory_xact_lock(p_project_id, 0) THEN  -- no file has the number 0
+        RETURN false;
+    END IF;
+    RETURN (SELECT r.lost + r.over > 0 FROM osgprod._requeue_project(v_project) r);
+END
+$fn$;
+
+CREATE FUNCTION osgprod._is_due(p_project osgprod_data.projects)
+RETURNS boolean LANGUAGE sql STABLE
+AS $fn$
+    -- Can a lease or a backoff have ended? (A time that is further away than is ever noted was noted by a wrong clock.)
+    SELECT p_project.next_due_at <= now() OR p_project.next_due_at > now() + interval '5 minutes'
+$fn$;
+
+CREATE FUNCTION osgprod._requeue_project(
+    p_project osgprod_data.projects, p_cluster int DEFAULT NULL, p_process int DEFAULT NULL,
+    OUT lost int, OUT over int)
+LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Requeues every slice of the project whose lease or backoff has ended, and notes when the next one can and how many are
+-- live.
+-- Parameters: p_project  the project's row
+--             p_cluster, p_process  instead of expired leases those of these jobs: see reclaim_lost
+-- Returns:    how many slices were lost, and of how many the backoff is over; 0 also while files of the project are being
+--             reset
+-- Locks:      slices, the rows of their files where a slice is split, the project's row: all SKIP LOCKED, nothing here waits
+-- Source:     docs/design.md I4
+DECLARE
+    v_slice   osgprod_data.slices;
+    v_live    int;
+    v_next_at timestamptz;
+BEGIN
+    lost := 0;
+    over := 0;
+    IF NOT pg_try_advisory_xact_lock_shared(p_project.project_id, -1) THEN
+        RETURN;
+    END IF;
+    FOR v_slice IN
+        -- Leased slices are in files in flight: thousands of rows are read, not millions.
+        SELECT s.* FROM osgprod_data.loaded_files f
+         CROSS JOIN LATERAL (
+            SELECT x.* FROM osgprod_data.slices x
+             WHERE x.project_id = f.project_id AND x.rawdata_id = f.rawdata_id AND x.state = 'leased'
+               -- No lease is longer than 30 days: the end of such a one was written by a wrong clock.
+               AND CASE WHEN p_cluster IS NULL THEN (x.due_at <= now() OR x.due_at > now() + interval '31 days') IS NOT FALSE
+                        ELSE x.cluster = p_cluster AND x.process = coalesce(p_process, x.process) END
+            OFFSET 0) s  -- see _slices_in_flight
+         WHERE f.project_id = p_project.project_id AND f.state IN ('begun', 'cut')
+           FOR NO KEY UPDATE OF s SKIP LOCKED
+    LOOP
+        lost := lost + osgprod._lose_slice(p_project, v_slice,
+            CASE WHEN p_cluster IS NULL THEN 'lost' ELSE 'superseded' END::osgprod_data.outcome, NULL, false)::int;
+    END LOOP;
+    WITH ended AS (
+        SELECT s.project_id, s.rawdata_id, s.block1 FROM osgprod_data.slices s
+         WHERE s.project_id = p_project.project_id AND NOT s.is_ready
+           -- No backoff is longer than 10.5 days, see above.
+           AND (s.not_before <= now() OR s.not_before > now() + interval '11 days')
+           FOR NO KEY UPDATE SKIP LOCKED
+    ), requeued AS (
+        UPDATE osgprod_data.slices s SET is_ready = true FROM ended o
+         WHERE s.project_id = o.project_id AND s.rawdata_id = o.rawdata_id AND s.block1 = o.block1
+        RETURNING s.block1
+    )
+    SELECT count(*) INTO over FROM requeued;
+    SELECT min(s.due_at), count(*) INTO v_next_at, v_live FROM osgprod._slices_in_flight(p_project.project_id) s
+     WHERE s.state = 'leased';
+    v_next_at := least(v_next_at, (SELECT min(s.not_before) FROM osgprod_data.slices s
+                                    WHERE s.project_id = p_project.project_id AND NOT s.is_ready));
+    -- A slice that is leased after this look is due a whole lease from now at the earliest; or earlier, when the lease has
+    -- just been made longer, so 5 minutes are the most. Somebody who has the project's row locked, like an operator's open
+    -- transaction, must not stand between a lease and its slice: then it is not noted, and the next call looks again.
+    UPDATE osgprod_data.projects p
+       SET next_due_at = least(v_next_at, now() + make_interval(secs => least(p.lease_s, 300))), nlive = v_live
+     WHERE p.project_id = (SELECT q.project_id FROM osgprod_data.projects q
+                            WHERE q.project_id = p_project.project_id FOR NO KEY UPDATE SKIP LOCKED);
+END
+$fn$;
+
+CREATE FUNCTION osgprod._slices_in_flight(p_project_id int)
+RETURNS SETOF osgprod_data.slices LANGUAGE sql STABLE
+AS $fn$
+    -- Slices of files in flight: all that are leased, and some others. File by file, by the index: OFFSET 0 keeps the
+    -- planner from reading all slices that there are when it believes that many files are in flight.
+    SELECT s.* FROM osgprod_data.loaded_files f
+     CROSS JOIN LATERAL (
+        SELECT x.* FROM osgprod_data.slices x WHERE x.project_id = f.project_id AND x.rawdata_id = f.rawdata_id
+        OFFSET 0) s
+     WHERE f.project_id = p_project_id AND f.state IN ('begun', 'cut')
+$fn$;
+
+CREATE FUNCTION osgprod._lose_slice(
+    p_project osgprod_data.projects, p_slice osgprod_data.slices, p_outcome osgprod_data.outcome, p_reason text,
+    p_may_wait boolean)
+RETURNS boolean LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Writes the server's own verdict on the attempt that holds a slice, and requeues the slice.
+-- Parameters: p_project  the project's row;  p_slice  the slice, locked
+--             p_outcome  lost: its lease has expired, or it is told to stop;  superseded: its job is gone, says the operator
+--             p_reason   why it is told to stop; NULL = it isn't, and may get the slice again;  p_may_wait  for the file
+-- Returns:    true; false = somebody else has the file that this needs: nothing is changed
+-- Locks:      see _fail_slice
+DECLARE
+    v_attempt osgprod_data.attempts;
+    v_worker  text;
+BEGIN
+    SELECT a.* INTO v_attempt FROM osgprod_data.attempts a
+     WHERE a.project_id = p_slice.project_id AND a.cluster = p_slice.cluster AND a.process = p_slice.process
+       AND a.nstart = p_slice.nstart;
+    v_worker := osgprod._worker(v_attempt.client, v_attempt.host);
+    IF NOT osgprod._fail_slice(p_project, p_slice, CASE WHEN p_reason IS NULL THEN p_outcome ELSE 'node-fault' END, v_worker,
+                               NULL, p_may_wait) THEN
+        RETURN false;
+    END IF;
+    INSERT INTO osgprod_data.reports (project_id, cluster, process, nstart, by_worker, outcome, reported_at, ran_s,
+           nblocks, worker, site, reason)
+    SELECT p_slice.project_id, p_slice.cluster, p_slice.process, p_slice.nstart, false, p_outcome,
+           greatest(clock_timestamp(), p_project.tallied_until), greatest(extract(epoch FROM now() - v_attempt.started_at), 0),
+           p_slice.block2 - p_slice.block1, v_worker, v_attempt.site, p_reason
+     WHERE v_worker IS NOT NULL
+    ON CONFLICT DO NOTHING;  -- lost before, and found alive again
+    RETURN true;
+END
+$fn$;
+
+CREATE FUNCTION osgprod._settle_files(p_project_id int, p_all boolean)
+RETURNS boolean LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Marks allocated files finished whose slices are all done or quarantined.
+-- Promise:    each file is read to its end once when it is finished; asking again is cheap.
+-- Parameters: p_project_id  project;  p_all  look at all of them, not only up to the first, in order, that is not finished
+-- Returns:    true when some loaded file is not finished
+-- Locks:      each finished file's row, SKIP LOCKED
+DECLARE
+    v_file    record;
+    v_is_open boolean := false;
+    v_told    boolean := false;
+BEGIN
+    FOR v_file IN
+        SELECT f.rawdata_id FROM osgprod_data.loaded_files f
+         WHERE f.project_id = p_project_id AND f.state = 'cut'
+         ORDER BY f.run, f.seqno, f.rawdata_id
+    LOOP
+        -- I7: the row is locked before its slices are read; _reopen_slice does so too.
+        PERFORM FROM osgprod_data.loaded_files f
+          WHERE f.project_id = p_project_id AND f.rawdata_id = v_file.rawdata_id AND f.state = 'cut'
+            AND NOT osgprod._is_unsettled(p_project_id, f.rawdata_id)
+            FOR NO KEY UPDATE SKIP LOCKED;
+        IF FOUND AND NOT osgprod._is_unsettled(p_project_id, v_file.rawdata_id) THEN
+            UPDATE osgprod_data.loaded_files f SET state = 'finished'
+             WHERE f.project_id = p_project_id AND f.rawdata_id = v_file.rawdata_id;
+            v_told := true;
+            PERFORM osgprod._tell(p_project_id, 'file-finished', jsonb_build_object('path',
+                (SELECT w.path FROM osgprod_data.rawdata w WHERE w.rawdata_id = v_file.rawdata_id)));
+            CONTINUE;
+        END IF;
+        v_is_open := true;
+        EXIT WHEN NOT p_all;
+    END LOOP;
+    v_is_open := v_is_open OR EXISTS (SELECT FROM osgprod_data.loaded_files f
+                                       WHERE f.project_id = p_project_id AND f.state IN ('fresh', 'begun'));
+    IF v_told AND NOT v_is_open THEN
+        PERFORM osgprod._tell(p_project_id, 'project-done', '{}');
+    END IF;
+    RETURN v_is_open;
+END
+$fn$;
+
+CREATE FUNCTION osgprod._is_unsettled(p_project_id int, p_rawdata_id int)
+RETURNS boolean LANGUAGE sql STABLE
+AS $fn$
+    -- Has the file slices that are neither done nor quarantined?
+    SELECT EXISTS (SELECT FROM osgprod_data.slices s
+                    WHERE s.project_id = p_project_id AND s.rawdata_id = p_rawdata_id AND s.state IN ('leased', 'ready'))
+$fn$;
+
+CREATE FUNCTION osgprod._reopen_slice(p_project_id int, p_rawdata_id int, p_block1 int)
+RETURNS void LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Makes a settled or failed slice ready as if it had never been tried.
+-- Parameters: p_project_id, p_rawdata_id, p_block1  the slice, locked
+-- Locks:      the file's row: callers go through files in the order run, seqno, rawdata_id
+BEGIN
+    -- I7, first: whoever is about to call this file finished must see the slice, or be seen.
+    PERFORM FROM osgprod_data.loaded_files f
+      WHERE f.project_id = p_project_id AND f.rawdata_id = p_rawdata_id FOR NO KEY UPDATE;
+    UPDATE osgprod_data.slices s
+       SET state = 'ready', is_ready = true, not_before = now(), failures = 0, faults = 0, faulted_on = NULL, repeats = 0,
+           exit_codes = NULL, due_at = NULL, opened_at = clock_timestamp()
+     WHERE s.project_id = p_project_id AND s.rawdata_id = p_rawdata_id AND s.block1 = p_block1;
+    UPDATE osgprod_data.loaded_files f SET state = 'cut'
+     WHERE f.project_id = p_project_id AND f.rawdata_id = p_rawdata_id AND f.state = 'finished';
+END
+$fn$;
