@@ -123,6 +123,13 @@ class Node:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
 
+    def stop_receiving(self) -> None:
+        """Lets a standby fall behind: its receiver of WAL is stopped, until the node gets SIGCONT."""
+        for pid in self.pids():
+            with contextlib.suppress(OSError):
+                if b"walreceiver" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    os.kill(pid, signal.SIGSTOP)
+
     def kill(self) -> None:
         """As when the power fails: every process of the node ends at once."""
         for _ in range(3):  # what was forked meanwhile

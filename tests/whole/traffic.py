@@ -31,6 +31,9 @@ class Traffic:
     the number of outputs that hold it.
     """
 
+    # Answers to a report with exit code 0 after which its job ends; with all but 200 the output does not count.
+    DEFINITE: tuple[tuple[int, str | None], ...] = ((200, "done"), (409, "superseded"))
+
     def __init__(self, port: int, chance: random.Random, jobs: int = 6, work_s: float = 0.01) -> None:
         self._port, self._work_s = port, work_s
         self.blocks: Counter[tuple[str, int]] = Counter()
@@ -83,9 +86,9 @@ class Traffic:
         name, _, span = headers["Osgprod-Slice"].rpartition("+")
         status, headers = self._ask("workscript.exit", report, chance)
         answer = (status, headers["Osgprod-Status"])
-        assert answer in ((200, "done"), (409, "superseded")), answer
+        assert answer in self.DEFINITE, answer
         with self._lock:
-            if status == 409:
+            if status != 200:
                 self.superseded += 1
             else:
                 block1, block2 = map(int, span.split(","))
