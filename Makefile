@@ -64,9 +64,10 @@ test-ha: .ha/ready ## failover with Patroni and etcd for real; says what is miss
 fuzz: .venv/ready-dev ## odd requests and broken files for 10 minutes each, FUZZ_S=600
 	FUZZ_S=$(FUZZ_S) $(BIN)/pytest -q -s tests/security/test_fuzz.py
 
-soak: .venv/ready-dev ## what make test does for seconds, for minutes: everything at once, any sequence of calls, chaos
+soak: .venv/ready-dev .ha/ready ## what make test does for seconds, for minutes: everything at once, any sequence of calls, chaos
 	OSGPROD_SOAK_S=60 OSGPROD_STATE_MACHINE_S=300 $(BIN)/pytest -q -s tests/whole
 	OSGPROD_CHAOS_S=600 $(BIN)/pytest -q -s tests/worker/test_chaos.py
+	OSGPROD_HA_ROUNDS=10 $(BIN)/pytest -q -s -m ha tests/ha
 
 .venv/ready-peers: .venv/ready-dev requirements-peers.txt
 	$(BIN)/pip install --quiet --no-deps --require-hashes -r requirements-peers.txt

@@ -30,7 +30,7 @@ ROUNDS = int(os.environ.get("OSGPROD_HA_ROUNDS", "2"))
 CLIENTS = 32
 BEYOND_PATRONI_S = 5.0  # that the shims may need on top of Patroni's own time
 PATIENCE_S = 90.0
-pytestmark = [pytest.mark.ha, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ha, pytest.mark.timeout(200 + 250 * ROUNDS)]
 
 
 class ClusterTraffic(Traffic):
@@ -220,7 +220,9 @@ def test_with_a_standby_that_lagged_what_was_lost_is_done_again_and_jobs_get_def
             standbys = [node for node in cluster.nodes if node is not primary]
             for node in standbys:
                 node.stop_receiving()
-            with connect(dsn) as db:  # more than the buffers of the network hold: nothing that follows is sent
+            with connect(
+                dsn
+            ) as db:  # more than the buffers of the network hold: nothing that follows is sent
                 db.execute("SELECT pg_logical_emit_message(false, 'osgprod', repeat('x', 1 << 26))")
             told_before = len(traffic.blocks)
             wait_for(
