@@ -2,6 +2,7 @@
 SHELL := /bin/bash
 PORT ?= 8080
 FUZZ_S ?= 600
+COVERAGE ?= 90
 PYTHON ?= python3
 BIN := .venv/bin
 SHELL_FILES := worker/osgprod_work.bash condor/osgprod_exec.sh worker/lib/make-scripts .ci/run tests/browser/have-chromium
@@ -9,7 +10,7 @@ SHELL_PARTS := $(wildcard worker/lib/*.bash condor/lib/*.bash)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo serve migrate test test-browser screenshots test-grid test-ha fuzz soak bench docs release-sql scripts lint format lock clean
+.PHONY: help setup setup-dev demo serve migrate test coverage test-browser screenshots test-grid test-ha fuzz soak bench docs release-sql scripts lint format lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1 # /p' Makefile | column -t -s '#'
@@ -42,6 +43,12 @@ test: .venv/ready-dev ## the test suite, on a real PostgreSQL
 .venv/ready-browser: .venv/ready-dev requirements-browser.txt
 	$(BIN)/pip install --quiet --require-hashes -r requirements-browser.txt
 	@touch $@
+
+coverage: .venv/ready-dev ## the test suite, and how much of shim/ it runs; fails below COVERAGE %
+	rm -rf .coverage && mkdir .coverage
+	$(BIN)/coverage run -m pytest -q -n auto --dist worksteal
+	$(BIN)/coverage combine -q
+	$(BIN)/coverage report --fail-under=$(COVERAGE)
 
 test-browser: .venv/ready-browser ## the tests of the dashboard in a real Chromium; says what is missing
 	@tests/browser/have-chromium
@@ -86,11 +93,13 @@ release-sql: .venv/ready ## the snapshot of sql/functions for this version, amon
 scripts: ## build the shipped job scripts from their parts in worker/lib and condor/lib
 	@worker/lib/make-scripts
 
-lint: .venv/ready-dev ## ruff, mypy, who imports whom, shellcheck, shfmt
+lint: .venv/ready-dev ## ruff, mypy, who imports whom, spelling, shellcheck, shfmt
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache --no-logo >/dev/null || $(BIN)/lint-imports --no-cache --no-logo
+	$(BIN)/codespell
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/ci.yml
 	$(BIN)/shellcheck $(SHELL_FILES)
 	@# A part sets what other parts read: SC2034, SC2154; the built files are checked for both.
 	$(BIN)/shellcheck -s bash -e SC2034,SC2154 $(SHELL_PARTS)
