@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 PORT ?= 8080
 FUZZ_S ?= 600
-COVERAGE ?= 90
+COVERAGE ?= 92
 PYTHON ?= python3
 BIN := .venv/bin
 SHELL_FILES := worker/osgprod_work.bash condor/osgprod_exec.sh worker/lib/make-scripts .ci/run tests/browser/have-chromium

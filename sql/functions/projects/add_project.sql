@@ -154,12 +154,15 @@ RETURNS text LANGUAGE sql STABLE
 AS $fn$
     -- The rule of a check on projects as a phrase: 'lease_s must be from 1 to 2592000', or the check's name in words.
     -- Returns:    NULL = no such check
-    SELECT CASE WHEN r.range IS NULL THEN replace(regexp_replace(c.conname, '^projects_', ''), '_', ' ')
+    SELECT CASE WHEN w.words IS NOT NULL THEN format('%s must be one of %s', w.words[1],
+                                                     regexp_replace(w.words[2], '''|::text', '', 'g'))
+                WHEN r.range IS NULL THEN replace(regexp_replace(c.conname, '^projects_', ''), '_', ' ')
                 WHEN r.range[3] IS NULL THEN format('%s must be %s or more', r.range[1], r.range[2])
                 ELSE format('%s must be from %s to %s', r.range[1], r.range[2], r.range[3]) END
       FROM pg_constraint c
      CROSS JOIN regexp_match(pg_get_expr(c.conbin, c.conrelid),
                              '^\(+(\w+) >= (\d+)\)(?: AND \(\1 <= (\d+)\)\))?$') AS r(range)
+     CROSS JOIN regexp_match(pg_get_expr(c.conbin, c.conrelid), '^\((\w+) = ANY \(ARRAY\[(.*)\]\)\)$') AS w(words)
      WHERE c.conrelid = 'osgprod_data.projects'::regclass AND c.conname = p_constraint AND c.contype = 'c'
 $fn$;
 
