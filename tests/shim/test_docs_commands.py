@@ -176,7 +176,7 @@ def test_commands_of_the_document_do_what_they_should(path: Path, site: dict[str
     script = [
         "set -e",
         "trap 'kill $(jobs -p) 2>/dev/null || true' EXIT",  # what a document runs in the background
-        f"cd {CHECKOUT}" if path.name == "README.md" else f"cd {site['FOLDER']}",
+        f"cd {CHECKOUT}" if path.parent == CHECKOUT else f"cd {site['FOLDER']}",
     ]
     for command in lines:
         here = re.sub(r"(127\.0\.0\.1:|--port )8080", rf"\g<1>{site['PORT']}", command).replace(
