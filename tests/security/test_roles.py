@@ -67,6 +67,7 @@ RELATIONS = """
     _yoyo_migration   -o
     attempts          -o
     loaded_files      -o
+    migrated_files    --
     projects          -o
     rawdata           -o
     refusals          -o

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import re
 
+import psycopg
+import pytest
+
+from shim.database import call
 from shim.snapshot import function_files
-from tests.support import CHECKOUT
+from tests.support import CHECKOUT, World
 
 DESIGN = (CHECKOUT / "docs" / "design.md").read_text()
 SOURCES = {path: path.read_text() for path in function_files()}
@@ -29,15 +33,36 @@ def test_every_group_of_codes_has_its_status_in_the_shim() -> None:
     assert {group: int(status) for group, status in groups.items()} == STATUS_OF_GROUP
 
 
-def test_history_is_only_ever_added_to() -> None:
-    """I6. Only remove_project() takes anything out, and all of a project."""
-    for path, text in SOURCES.items():
-        if path.name == "remove_project.sql":
-            continue
-        changed = re.findall(
-            r"(?:UPDATE|DELETE FROM|TRUNCATE)\s+(?:osgprod_data\.)?(attempts|reports)\b", text
-        )
-        assert not changed, path.name
+@pytest.mark.parametrize(
+    "statement", ["UPDATE {} SET project_id = project_id", "DELETE FROM {}", "TRUNCATE {}"]
+)
+@pytest.mark.parametrize("table", ["osgprod_data.attempts", "osgprod_data.reports"])
+def test_history_is_only_ever_added_to(world: World, statement: str, table: str) -> None:
+    """I6, by the database: whatever a function of ours does, it does as osgprod_owner."""
+    world.add_file(1)
+    world.checkout(0)
+    world.report(0)
+    with (
+        pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match="history is only ever added to"),
+        world.db.transaction(),
+    ):
+        world.db.execute("SET LOCAL ROLE osgprod_owner")
+        world.db.execute(statement.format(table))  # type: ignore[arg-type]
+
+
+def test_only_one_function_removes_history(world: World) -> None:
+    """I6. A whole project goes with its history; the permission ends with the deletion."""
+    callers = [path.name for path, text in SOURCES.items() if "removes_history" in text]
+    assert callers == ["remove_project.sql"]
+    world.add_file(1)
+    world.checkout(0)
+    world.report(0)
+    with world.db.transaction():
+        (removed,) = call(world.db, "remove_project", project="p", force=True)
+        assert (removed["attempts"], removed["reports"]) == (1, 1)
+        with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState), world.db.transaction():
+            world.db.execute("SET LOCAL ROLE osgprod_owner")
+            world.db.execute("DELETE FROM osgprod_data.attempts")
 
 
 def test_tests_and_functions_that_the_invariants_name_are_there() -> None:

@@ -35,8 +35,7 @@ BEGIN
             HINT = format('osgprod project export %s DIR keeps its record; then remove it with --force', p_project);
     END IF;
     IF NOT p_dry_run THEN
-        DELETE FROM reports r WHERE r.project_id = v_project.project_id;
-        DELETE FROM attempts a WHERE a.project_id = v_project.project_id;
+        PERFORM osgprod._remove_history(v_project.project_id, v_project.name);
         DELETE FROM slices s WHERE s.project_id = v_project.project_id;
         DELETE FROM loaded_files f WHERE f.project_id = v_project.project_id;
         DELETE FROM projects p WHERE p.project_id = v_project.project_id;  -- with its bans, tallies and refusals
@@ -47,3 +46,17 @@ $fn$;
 
 COMMENT ON FUNCTION osgprod.remove_project(text, boolean, boolean) IS
 'Removes a project with all that is recorded of it, unless attempts are live; with work done only with p_force; p_dry_run only counts. For osgprod_operator.';
+
+CREATE FUNCTION osgprod._remove_history(p_project_id int, p_project text)
+RETURNS void LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Deletes the attempts and reports of a project: the only function that may (I6). The server's log names who did it.
+-- Parameters: p_project_id, p_project  which project, alone (see _enter_alone)
+BEGIN
+    RAISE LOG 'history of project % removed by %', p_project, session_user;
+    PERFORM set_config('osgprod.removes_history', 'on', true);
+    DELETE FROM osgprod_data.reports r WHERE r.project_id = p_project_id;
+    DELETE FROM osgprod_data.attempts a WHERE a.project_id = p_project_id;
+    PERFORM set_config('osgprod.removes_history', '', true);
+END
+$fn$;
