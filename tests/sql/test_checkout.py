@@ -280,3 +280,9 @@ def test_tables_refuse_slices_that_overlap(world: World) -> None:
                 " VALUES (1, 1, %s, %s, %s, 'done', now())",
                 [block1, block2, follows],
             )
+
+
+def test_requeued_slice_is_assigned_before_new_blocks_when_the_cap_is_counted_anew(world: World) -> None:
+    reach_the_cap(world)
+    world.let_leases_run_out()
+    assert world.checkout(2)["block1"] == 1, "its lease has expired, which this checkout finds out"

@@ -64,10 +64,9 @@ class Clients:
 def change(sql: Path, number: int) -> None:
     """Another version of the functions: another result, other types, another comment; every second is as before."""
     for name, changes in (
-        ("jobs/heartbeat.sql", ((", lease_s int)\nLANGUAGE", ", lease_s int, more text)\nLANGUAGE"),
-                                ("SELECT r.n, h.*\n", "SELECT r.n, h.*, NULL::text\n"))),
-        ("types.sql", ((" magic      text,", " magic      varchar,"),
-                       (" magic          text,", " magic          varchar,"))),
+        ("types.sql", (("    message     text,\n    lease_s", "    message     varchar,\n    lease_s"),
+                       ("    message     text,\n    retry_s", "    message     varchar,\n    retry_s"),
+                       ("    token          text,", "    token          varchar,"))),
         ("upkeep/tick.sql", (("osgprod.tick() IS\n'", "osgprod.tick() IS\n'Next. "),)),
     ):  # fmt: skip
         text = (SQL_FOLDER / "functions" / name).read_text()

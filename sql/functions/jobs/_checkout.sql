@@ -70,10 +70,12 @@ BEGIN
             IF v_problem IS NOT NULL THEN
                 RETURN osgprod._checkout_error(v_answer, v_problem);
             END IF;
+            v_is_ready := true;  -- it has requeued slices, perhaps
         END IF;
         -- (c) A requeued slice, so that files are completed in order.
         IF v_is_ready THEN
-            v_slice := osgprod._claim_ready(v_project, p_cluster::int, p_process::int, v_answer.nstarts, v_blocks, false);
+            v_slice := osgprod._claim_ready(v_project, p_cluster::int, p_process::int, v_answer.nstarts, v_blocks,
+                                            v_project.nlive >= v_project.max_live);
         END IF;
         -- (d) Else the next blocks of the first file that is free.
         IF v_slice.block1 IS NULL THEN
@@ -123,10 +125,13 @@ BEGIN
     VALUES (v_project.project_id, p_cluster, p_process, v_answer.nstarts, v_slice.rawdata_id, v_slice.block1, v_slice.block2,
            v_slice.opened_at, p_cpus, v_answer.started_at, sha256(convert_to(v_answer.token::text, 'UTF8')), p_client,
            osgprod._label(p_host), osgprod._label(p_site), osgprod._job_key_digest(v_project.magic_salt, p_job_key));
-    SELECT f.url, f.filename, f.size_bytes, f.events, f.pieces
-      INTO v_answer.url, v_answer.filename, v_answer.size_bytes, v_answer.events, v_answer.pieces
-      FROM osgprod._slice_file(v_slice.rawdata_id, v_slice.block1, v_slice.block2, v_project.xrootd_prefix,
-                               v_project.strip_prefix) f;
+    v_file := osgprod._slice_file(v_slice.rawdata_id, v_slice.block1, v_slice.block2, v_project.xrootd_prefix,
+                                  v_project.strip_prefix);
+    v_answer.url := v_file.url;
+    v_answer.filename := v_file.filename;
+    v_answer.size_bytes := v_file.size_bytes;
+    v_answer.events := v_file.events;
+    v_answer.pieces := v_file.pieces;
     v_answer.status := 'assigned';
     v_answer.block1 := v_slice.block1;
     v_answer.block2 := v_slice.block2;
