@@ -28,3 +28,51 @@ def state(dsn: str) -> list[Any]:
 def works(dsn: str) -> bool:
     with connect(dsn) as connection:
         return call(connection, "progress") == [] and call(connection, "tick") == []
+
+
+CATALOG = """
+WITH grants AS (
+    SELECT owner, oid, string_agg(concat(a.grantee::regrole, a.privilege_type), ',') AS acl
+      FROM (SELECT p.oid, p.proowner AS owner, coalesce(p.proacl, acldefault('f', p.proowner)) AS acl FROM pg_proc p
+            UNION ALL SELECT c.oid, c.relowner, coalesce(c.relacl, acldefault('r', c.relowner)) FROM pg_class c
+            UNION ALL SELECT n.oid, n.nspowner, coalesce(n.nspacl, acldefault('n', n.nspowner)) FROM pg_namespace n) o
+      CROSS JOIN LATERAL (SELECT * FROM aclexplode(o.acl) x ORDER BY x.grantee::regrole::text, x.privilege_type) a
+     GROUP BY owner, oid)
+SELECT 'function' AS kind, p.oid::regprocedure::text AS name,
+       concat_ws(E'\n', pg_get_functiondef(p.oid), g.owner::regrole, g.acl, obj_description(p.oid, 'pg_proc'))
+       AS definition
+  FROM pg_proc p JOIN grants g ON g.oid = p.oid
+ WHERE p.pronamespace IN (to_regnamespace('osgprod'), to_regnamespace('osgprod_data'))
+UNION ALL
+SELECT 'relation', c.oid::regclass::text, concat_ws(E'\n', c.relkind::text, g.owner::regrole, g.acl,
+       obj_description(c.oid, 'pg_class'),
+       (SELECT string_agg(concat_ws(' ', a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull,
+                                    pg_get_expr(d.adbin, d.adrelid), col_description(c.oid, a.attnum)), E'\n'
+                          ORDER BY a.attnum)
+          FROM pg_attribute a LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+         WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped),
+       (SELECT string_agg(pg_get_constraintdef(k.oid), E'\n' ORDER BY k.conname)
+          FROM pg_constraint k WHERE k.conrelid = c.oid),
+       (SELECT string_agg(pg_get_indexdef(i.indexrelid), E'\n' ORDER BY i.indexrelid::regclass::text)
+          FROM pg_index i WHERE i.indrelid = c.oid),
+       (SELECT string_agg(pg_get_triggerdef(t.oid), E'\n' ORDER BY t.tgname)
+          FROM pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal))
+  FROM pg_class c JOIN grants g ON g.oid = c.oid
+ WHERE c.relnamespace IN (to_regnamespace('osgprod'), to_regnamespace('osgprod_data'))
+   AND c.relkind IN ('r', 'v', 'c') AND c.relname !~ 'yoyo'
+UNION ALL
+SELECT 'enum', t.oid::regtype::text,
+       concat(string_agg(e.enumlabel, ',' ORDER BY e.enumsortorder), obj_description(t.oid, 'pg_type'))
+  FROM pg_type t JOIN pg_enum e ON e.enumtypid = t.oid
+ WHERE t.typnamespace = to_regnamespace('osgprod_data') GROUP BY t.oid
+UNION ALL
+SELECT 'schema', n.nspname, concat(g.owner::regrole, g.acl)
+  FROM pg_namespace n JOIN grants g ON g.oid = n.oid WHERE n.nspname IN ('osgprod', 'osgprod_data')
+ORDER BY 1, 2"""
+
+
+def catalog(dsn: str) -> dict[tuple[str, str], str]:
+    """Everything of ours in a database, as text."""
+    with connect(dsn) as connection:
+        rows = connection.execute(CATALOG).fetchall()
+    return {(row["kind"], row["name"]): row["definition"] for row in rows}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import random
+import signal
 import subprocess
 import sys
 import time
@@ -17,7 +19,7 @@ import pytest
 from shim.database import DatabaseError, call, connect
 from shim.migrate import migrate, pending
 from shim.version import SQL_FOLDER
-from tests.shim.databases import WORKING_COPY, quietly, state, works
+from tests.shim.databases import WORKING_COPY, catalog, quietly, state, works
 
 
 def test_second_run_finds_nothing_to_do_and_changes_nothing(empty: str) -> None:
@@ -68,6 +70,53 @@ def test_killed_in_the_middle_the_next_run_recovers(empty: str, sql: Path, where
     with connect(empty) as connection:
         assert connection.execute("SELECT count(*) AS n FROM osgprod_data.slow").fetchone() == {"n": 0}
     assert migrate(empty, sql, say=quietly) == []
+    assert works(empty)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from psycopg import Cursor
+from shim.migrate import migrate
+
+dsn, statement = sys.argv[1], int(sys.argv[2])
+seen, execute = 0, Cursor.execute
+
+
+def counted(self, *arguments, **more):
+    global seen
+    seen += 1
+    if seen == statement:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return execute(self, *arguments, **more)
+
+
+Cursor.execute = counted
+migrate(dsn, say=lambda line: None)
+print(seen)
+"""
+
+
+def test_killed_at_any_statement_the_next_run_recovers(empty: str, another: str) -> None:
+    """On the way from nothing to now: at the first and the last statements, and at random ones between."""
+
+    def run(dsn: str, statement: int) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", KILLED, dsn, str(statement)],
+            cwd=SQL_FOLDER.parent, capture_output=True, text=True,
+        )  # fmt: skip
+
+    statements = int(run(another, -1).stdout)
+    wanted = catalog(another)
+    seed = time.time_ns()
+    chosen = random.Random(seed).sample(range(10, statements - 5), 6)
+    # Each run goes on where the killed one before it ended, so a later moment is counted from there.
+    for statement in (1, 3, 6, *chosen):
+        ended = run(empty, statement)
+        assert ended.returncode in (-signal.SIGKILL, 0), (ended.stderr, f"seed {seed}")
+    migrate(empty, say=quietly)
+    assert catalog(empty) == wanted, f"seed {seed}, statements {chosen}"
+    assert migrate(empty, say=quietly) == []
     assert works(empty)
 
 

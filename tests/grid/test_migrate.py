@@ -1,0 +1,95 @@
+"""``osgprod migrate`` on the installed servers, and through a real PgBouncer."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import psycopg
+import pytest
+
+from shim.database import DatabaseError, call, connect
+from shim.local.embedded import server_user, temporary_server
+from shim.migrate import migrate, pending
+from tests.grid.parts import SEARCH, need
+from tests.grid.ports import free_port
+from tests.shim.conftest import empty  # noqa: F401  # a fixture
+from tests.shim.databases import catalog, quietly
+from tests.shim.test_snapshots import yoyo
+
+SERVERS = sorted(str(path) for path in Path("/usr/lib/postgresql").glob("*/bin"))
+
+
+@pytest.fixture(params=["transaction", "session", "statement"])
+def pooled(
+    request: pytest.FixtureRequest,
+    our_server: SimpleNamespace,
+    empty: str,  # noqa: F811
+    folder: Path,
+) -> Iterator[str]:
+    """The DSN of a new database through PgBouncer, in each of its modes."""
+    need("pgbouncer")
+    port = free_port()
+    name = empty.rpartition("=")[2]
+    folder.chmod(0o777)
+    settings = folder / "pgbouncer.ini"
+    settings.write_text(
+        f"[databases]\n{name} = host={our_server.host} port={our_server.port} user={our_server.user}\n"
+        f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nauth_type = any\n"
+        f"unix_socket_dir =\npool_mode = {request.param}\nlogfile = {folder}/pgbouncer.log\n"
+    )
+    user = server_user()
+    process = subprocess.Popen(
+        ["pgbouncer", "-q", str(settings)],
+        env={**os.environ, "PATH": SEARCH},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        **({} if user is None else {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}),
+    )
+    try:
+        yield _answering(f"host=127.0.0.1 port={port} user={our_server.user} dbname={name}", process)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _answering(dsn: str, process: subprocess.Popen[bytes]) -> str:
+    for _ in range(200):
+        try:
+            with psycopg.connect(dsn):
+                return dsn
+        except psycopg.OperationalError:
+            assert process.poll() is None
+            time.sleep(0.05)
+    raise AssertionError("PgBouncer does not answer")
+
+
+def test_migration_through_a_pooler_is_refused_by_name(pooled: str, empty: str) -> None:  # noqa: F811
+    with pytest.raises(DatabaseError, match="connection pooler, like PgBouncer") as caught:
+        migrate(pooled, say=quietly)
+    assert "the server itself" in caught.value.hint
+    with connect(empty) as connection:
+        row = connection.execute("SELECT to_regnamespace('osgprod_data') IS NULL AS is_empty").fetchone()
+    assert row == {"is_empty": True}
+    assert migrate(empty, say=quietly)
+
+
+@pytest.mark.parametrize("programs", SERVERS)
+def test_migrations_come_and_go_on_each_installed_server(
+    programs: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OSGPROD_PG_BINDIR", programs)
+    with temporary_server() as dsn:
+        migrate(dsn, say=quietly)
+        assert migrate(dsn, say=quietly) == [] == pending(dsn)
+        before = catalog(dsn)
+        assert yoyo(dsn, "rollback", "--all").returncode == 0
+        assert yoyo(dsn, "apply").returncode == 0
+        migrate(dsn, say=quietly)
+        assert catalog(dsn) == before
+        with connect(dsn) as connection:
+            assert call(connection, "tick") == []
