@@ -22,6 +22,7 @@ from shim.database import connect
 from shim.local.embedded import temporary_server
 from shim.migrate import migrate
 from shim.snapshot import function_files
+from shim.version import SQL_FOLDER
 
 Connection = psycopg.Connection[dict[str, Any]]
 
@@ -375,6 +376,37 @@ def _tables(connection: Connection) -> str:
     return "\n\n".join(parts)
 
 
+CONTENTS = """# The functions, by task
+
+<!-- Written by docs/generate_sql.py from the files beside it: change a COMMENT or CHAPTERS there, then `make docs`. -->
+
+Each public function has a file of its name. Private helpers (`_name`) stand beside their only caller, or in `shared.sql`
+of the folder. `types.sql` is loaded first; `grants.sql`, which says who may call what, is loaded last. People edit these
+files; [CONTRIBUTING.md](../../CONTRIBUTING.md) says how they come to a database. [docs/sql.md](../../docs/sql.md) has
+parameters, errors and examples, [docs/design.md](../../docs/design.md) the invariants.
+"""
+
+
+def contents(folder: Path = SQL_FOLDER / "functions") -> str:
+    """Returns sql/functions/README.md: every public function with its file and the first sentence of its comment."""
+    found: dict[str, tuple[str, str]] = {}
+    for path in function_files(folder):
+        for name, text in re.findall(
+            r"^COMMENT ON FUNCTION osgprod\.(\w+)\(.*?\) IS\s+'((?:[^']|'')*)';",
+            path.read_text(),
+            re.MULTILINE,
+        ):
+            sentence = text.replace("''", "'").replace("|", r"\|").partition(" For osgprod_")[0]
+            found[name] = (path.relative_to(folder).as_posix(), sentence)
+    listed = [name for _, names in CHAPTERS for name in names]
+    others = ("Others", tuple(sorted(found.keys() - set(listed) - {n for n in found if n.startswith("_")})))
+    parts = [CONTENTS.strip()]
+    for title, names in (*CHAPTERS, *([others] if others[1] else [])):
+        lines = [f"| [`{name}`]({found[name][0]}) | {found[name][1]} |" for name in names]
+        parts.append("\n".join([f"## {title}", "", "| function | what it does |", "|---|---|", *lines]))
+    return "\n\n".join(parts) + "\n"
+
+
 def main() -> None:
     """Writes docs/sql.md anew, on a server of its own."""
     with temporary_server() as dsn:
@@ -384,6 +416,7 @@ def main() -> None:
     path = Path(__file__).resolve().parent / "sql.md"
     path.write_text(text)
     print(f"{path.name}: {len(text.splitlines())} lines")
+    (SQL_FOLDER / "functions" / "README.md").write_text(contents())
 
 
 if __name__ == "__main__":

@@ -41,10 +41,13 @@ def test_every_public_function_tells_parameters_returns_and_errors() -> None:
             assert code[:3] in header, f"{name} raises {code}"
 
 
-def test_a_file_is_named_after_a_function_that_it_holds() -> None:
+def test_each_public_function_is_in_the_file_of_its_name() -> None:
+    """Private helpers stand beside their only caller, or in shared.sql of the folder."""
     for path in function_files():
-        if path.parent != FUNCTIONS and path.stem != "shared":
-            names = [match[1] for match in FUNCTION.finditer(path.read_text())]
+        names = [match[1] for match in FUNCTION.finditer(path.read_text())]
+        public = {name for name in names if not name.startswith("_")}
+        assert public <= {path.stem, "ban_worker" if path.stem == "blocked_workers" else ""}, path.name
+        if not public and path.stem.startswith("_"):
             assert any(name.startswith(path.stem) for name in names), path.name
 
 

@@ -28,6 +28,14 @@ def test_sql_documentation_is_current(generator: ModuleType, db: psycopg.Connect
     assert generator.generate(db) == written, "run: make docs"
 
 
+def test_contents_of_the_functions_are_current_and_complete(generator: ModuleType) -> None:
+    written = (CHECKOUT / "sql" / "functions" / "README.md").read_text()
+    assert generator.contents() == written, "run: make docs"
+    sources = "\n".join(path.read_text() for path in function_files())
+    public = set(re.findall(r"^CREATE FUNCTION osgprod\.([a-z]\w*)", sources, re.MULTILINE))
+    assert set(re.findall(r"^\| \[`(\w+)`\]", written, re.MULTILINE)) == public
+
+
 def test_each_public_function_is_described_with_an_example_and_its_answer(
     db: psycopg.Connection[dict[str, Any]],
 ) -> None:

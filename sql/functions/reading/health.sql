@@ -89,27 +89,3 @@ AS $fn$
         (SELECT sum(t.ran_s) / nullif(sum(t.reports), 0) FROM osgprod_data.totals t
           WHERE t.project_id = p_project_id AND t.outcome = 'done'), 0)::float8)))
 $fn$;
-
-CREATE FUNCTION osgprod.idle_and_leased(p_project text DEFAULT NULL)
-RETURNS TABLE (project text, leased bigint, ready bigint, quarantined bigint)
-LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
-AS $fn$
--- Counts the slices that are at work or wait for somebody; done ones are not counted, since they are millions.
--- Parameters: p_project  project name; NULL = all projects
--- Returns:    a row a project: slices leased, ready (came back) and quarantined
--- Errors:     OG301 unknown project
-BEGIN
-    PERFORM osgprod._get_project(p_project) WHERE p_project IS NOT NULL;
-    RETURN QUERY
-    SELECT p.name, osgprod._count_live(p.project_id)::bigint,
-           (SELECT count(*) FROM slices s WHERE s.project_id = p.project_id AND s.is_ready)
-               + (SELECT count(*) FROM slices s
-                   WHERE s.project_id = p.project_id AND NOT s.is_ready AND s.not_before IS NOT NULL),
-           (SELECT count(*) FROM slices s
-             WHERE s.project_id = p.project_id AND NOT s.is_ready AND s.not_before IS NULL)
-      FROM projects p WHERE p.name = coalesce(p_project, p.name) ORDER BY p.name;
-END
-$fn$;
-
-COMMENT ON FUNCTION osgprod.idle_and_leased(text) IS
-'Counts the slices of each project that are leased, ready or quarantined. For osgprod_worker and osgprod_operator.';

@@ -1,0 +1,31 @@
+CREATE FUNCTION osgprod.set_magic(p_project text, p_magic text, p_overlap_s int DEFAULT 0)
+RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
+AS $fn$
+-- Gives a project a new magic; only a salted digest of it is stored.
+-- Promise:    a repeated call with the same magic and overlap keeps the former one valid until its time.
+-- Parameters: p_project    project name
+--             p_magic      the new secret [1 .. 1024 characters, no control characters; line ends behind it don't count]
+--             p_overlap_s  how long the former magic stays valid [s; 0 .. 31536000]
+-- Errors:     OG301 unknown project; OG109 magic empty, too long, or the overlap out of range
+DECLARE
+    v_project osgprod_data.projects := osgprod._get_project(p_project);
+    v_digest  bytea;
+BEGIN
+    IF rtrim(p_magic, E'\r\n') !~ '^[^[:cntrl:]]+$' OR length(p_magic) > 1024 OR p_magic IS NULL OR p_overlap_s NOT BETWEEN 0 AND 31536000 THEN
+        RAISE EXCEPTION 'a magic is 1 to 1024 printable characters, an overlap 0 to 31536000 s' USING ERRCODE = 'OG109',
+            HINT = 'openssl rand -hex 24 makes a good magic';
+    END IF;
+    v_digest := osgprod._magic_digest(v_project.magic_salt, p_magic);
+    IF v_digest = v_project.magic_digest THEN
+        RETURN;
+    END IF;
+    UPDATE projects p
+       SET magic_digest = v_digest, old_magic_digest = v_project.magic_digest,
+           old_magic_until = now() + make_interval(secs => p_overlap_s)
+     WHERE p.project_id = v_project.project_id;
+END
+$fn$;
+
+COMMENT ON FUNCTION osgprod.set_magic(text, text, int) IS
+'Gives a project a new magic, the former one staying valid for p_overlap_s [s]; only a salted digest is stored. For osgprod_operator.';

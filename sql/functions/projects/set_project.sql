@@ -1,0 +1,89 @@
+CREATE FUNCTION osgprod.set_project(p_project text, p_settings jsonb)
+RETURNS TABLE (setting text, value text)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
+AS $fn$
+-- Changes settings of a project; they hold from the next call of a job on.
+-- Promise:    all or nothing; a repeated call changes nothing more.
+-- Parameters: p_project   project name
+--             p_settings  object of setting: new value, like {"lease_s": 3600, "state": "paused"}; {} changes nothing.
+--                         Which there are, with units: docs/sql.md, or what this function returns
+-- Returns:    a row for each setting with its value now, in the order of their names
+-- Errors:     OG301 unknown project; OG106 bad subnet pattern; OG108 unknown setting or bad value
+-- Locks:      the project's row, unless nothing is to be changed
+DECLARE
+    v_project osgprod_data.projects := osgprod._get_project(p_project);
+    v_fixed   text[] := ARRAY['project_id', 'name', 'magic_salt', 'magic_digest', 'old_magic_digest',
+                              'old_magic_until', 'banned_until', 'next_due_at', 'nlive', 'tallied_until', 'tally_next', 'tally_after',
+                              'created_at',
+                              'subnets'];
+    v_wrong   text;
+    v_key     text;
+BEGIN
+    SELECT k.key INTO v_wrong FROM jsonb_object_keys(p_settings) AS k (key)
+     WHERE k.key = ANY (v_fixed) OR NOT to_jsonb(v_project) ? k.key LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'there is no setting %', quote_literal(v_wrong) USING ERRCODE = 'OG108',
+            HINT = format('osgprod project show %s lists the settings', p_project);
+    END IF;
+    IF p_settings <> '{}' THEN
+        -- All settings are written: as they are now, not as they were before somebody else's call ended.
+        SELECT p.* INTO v_project FROM projects p WHERE p.project_id = v_project.project_id FOR NO KEY UPDATE;
+    END IF;
+    BEGIN
+        FOR v_key IN SELECT k.key FROM jsonb_object_keys(p_settings) AS k (key) LOOP  -- one by one, so that an error names it
+            v_project := jsonb_populate_record(v_project, jsonb_build_object(v_key, CASE
+                -- a list as it is shown, as PostgreSQL writes it, or bare
+                WHEN v_key = 'node_fault_codes' AND jsonb_typeof(p_settings -> v_key) = 'string'
+                    THEN to_jsonb('{' || btrim(p_settings ->> v_key, '[]{} ') || '}')
+                ELSE p_settings -> v_key END));
+        END LOOP;
+        v_key := NULL;
+        v_project.xrootd_prefix := coalesce(v_project.xrootd_prefix, '');  -- files of a file system
+        v_project.strip_prefix := coalesce(v_project.strip_prefix, '');
+        v_project.node_fault_codes := coalesce(v_project.node_fault_codes, '{}');
+        UPDATE projects p
+           SET (state, subnet_pattern, subnets, workscript, xrootd_prefix, strip_prefix, maxblockspercore,
+                token_required, bearer_issuer, bearer_audience, bearer_scope, lease_s, heartbeat_s, wedged_s, wait_s,
+                max_failures, max_faults, backoff_s, max_backoff_s, node_fault_codes, fast_failure_s,
+                max_fast_failures, block_worker_s, demand_events, demand_outputs, demand_checksum, demand_bor,
+                max_live, max_starts_per_min, restart_proof, next_due_at)
+             = (v_project.state, lower(btrim(v_project.subnet_pattern)), osgprod._subnets(v_project.subnet_pattern),
+                v_project.workscript, v_project.xrootd_prefix, v_project.strip_prefix, v_project.maxblockspercore,
+                v_project.token_required, v_project.bearer_issuer, v_project.bearer_audience, v_project.bearer_scope,
+                v_project.lease_s, v_project.heartbeat_s, v_project.wedged_s, v_project.wait_s,
+                v_project.max_failures, v_project.max_faults, v_project.backoff_s, v_project.max_backoff_s,
+                v_project.node_fault_codes, v_project.fast_failure_s, v_project.max_fast_failures,
+                v_project.block_worker_s, v_project.demand_events, v_project.demand_outputs,
+                v_project.demand_checksum, v_project.demand_bor, v_project.max_live, v_project.max_starts_per_min,
+                v_project.restart_proof,
+                '-infinity')  -- a shorter lease may be due before the next look at leases
+         WHERE p.project_id = v_project.project_id AND p_settings <> '{}';
+    EXCEPTION WHEN data_exception OR integrity_constraint_violation OR datatype_mismatch THEN
+        GET STACKED DIAGNOSTICS v_wrong = CONSTRAINT_NAME;
+        RAISE EXCEPTION 'project %: %', p_project, coalesce(osgprod._rule(v_wrong), v_key || ': ' || SQLERRM, SQLERRM)
+            USING ERRCODE = 'OG108',
+            HINT = 'osgprod project set --help lists the settings with default, range and unit';
+    END;
+    RETURN QUERY SELECT j.key, j.value FROM jsonb_each_text(to_jsonb(v_project) - v_fixed) AS j ORDER BY j.key;
+END
+$fn$;
+
+COMMENT ON FUNCTION osgprod.set_project(text, jsonb) IS
+'Changes settings of a project, {"lease_s": 3600} for instance, and returns all settings with their values now. For osgprod_operator.';
+
+CREATE FUNCTION osgprod._rule(p_constraint text)
+RETURNS text LANGUAGE sql STABLE
+AS $fn$
+    -- The rule of a check on projects as a phrase: 'lease_s must be from 1 to 2592000', or the check's name in words.
+    -- Returns:    NULL = no such check
+    SELECT CASE WHEN w.words IS NOT NULL THEN format('%s must be one of %s', w.words[1],
+                                                     regexp_replace(w.words[2], '''|::text', '', 'g'))
+                WHEN r.range IS NULL THEN replace(regexp_replace(c.conname, '^projects_', ''), '_', ' ')
+                WHEN r.range[3] IS NULL THEN format('%s must be %s or more', r.range[1], r.range[2])
+                ELSE format('%s must be from %s to %s', r.range[1], r.range[2], r.range[3]) END
+      FROM pg_constraint c
+     CROSS JOIN regexp_match(pg_get_expr(c.conbin, c.conrelid),
+                             '^\(+(\w+) >= (\d+)\)(?: AND \(\1 <= (\d+)\)\))?$') AS r(range)
+     CROSS JOIN regexp_match(pg_get_expr(c.conbin, c.conrelid), '^\((\w+) = ANY \(ARRAY\[(.*)\]\)\)$') AS w(words)
+     WHERE c.conrelid = 'osgprod_data.projects'::regclass AND c.conname = p_constraint AND c.contype = 'c'
+$fn$;

@@ -1,0 +1,31 @@
+CREATE FUNCTION osgprod.live_attempts(p_project text, p_limit int DEFAULT 100)
+RETURNS TABLE (cluster int, process int, nstart int, file_id int, path text, block1 int, block2 int, started_at timestamptz,
+    age_s int, lease_left_s int, progress_s int, bytes_fetched bigint, cpu_s bigint, worker text, site text)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
+AS $fn$
+-- Lists the attempts that are at work, as far as the server knows; the oldest first.
+-- Parameters: p_project  project name;  p_limit  rows at most [1 .. 100000]
+-- Returns:    a row an attempt: its slice, age_s since it began [s], lease_left_s until it counts as lost unless it beats
+--             [s; negative = about to be taken back], progress_s since it last told of progress [s; NULL = not yet],
+--             bytes_fetched [bytes] and cpu_s [s] as last told, and where it runs
+-- Errors:     OG301 unknown project; OG108 limit out of range
+DECLARE
+    v_project_id int := (osgprod._get_project(p_project)).project_id;
+BEGIN
+    RETURN QUERY
+    SELECT a.cluster, a.process, a.nstart, s.rawdata_id, w.path, s.block1, s.block2, a.started_at,
+           extract(epoch FROM now() - a.started_at)::int, extract(epoch FROM s.due_at - now())::int,
+           extract(epoch FROM now() - s.progress_at)::int, s.bytes_fetched, s.cpu_s,
+           osgprod._worker(a.client, a.host), a.site
+      FROM osgprod._slices_in_flight(v_project_id) s
+      JOIN attempts a ON a.project_id = s.project_id AND a.cluster = s.cluster AND a.process = s.process
+                     AND a.nstart = s.nstart
+      JOIN rawdata w ON w.rawdata_id = s.rawdata_id
+     WHERE s.state = 'leased'
+     ORDER BY a.started_at, a.cluster, a.process
+     LIMIT osgprod._limit(p_limit);
+END
+$fn$;
+
+COMMENT ON FUNCTION osgprod.live_attempts(text, int) IS
+'Lists the attempts at work, the oldest first: slice, age [s], lease left [s], progress, worker. For osgprod_worker and osgprod_operator.';
