@@ -24,6 +24,7 @@ MAX_WAITING = 1000
 # A batch that takes so long waits for something; then others go past it, as many as there are connections.
 STALLED_S = 0.05
 REPLACE_S = 1.0
+COLUMNS = frozenset(("n", "code", "hint"))  # of each answer, beside those that the route reads
 # Classes of errors that say nothing of a single call: each would meet the same.
 SERVERS_TROUBLE = ("08", "25006", "53", "57P")
 BUSY = "55P03"  # a call that would have to wait, and is left out of its batch
@@ -173,6 +174,8 @@ class Batches:
             raise
         finally:
             await self._pool.putconn(connection)
+        if not all(row.keys() >= COLUMNS for row in rows):
+            raise database.SchemaChanged("these functions are of another version than this program")
         return rows
 
     async def _replace_connections(self) -> None:

@@ -62,13 +62,14 @@ class Clients:
 
 
 def change(sql: Path, number: int) -> None:
-    """Another version of the functions: another result, other types, another comment; every second is as before."""
+    """Another version of the functions: other results, types and a comment; every second version is as before."""
     for name, changes in (
-        ("types.sql", (("    message     text,\n    lease_s", "    message     varchar,\n    lease_s"),
-                       ("    message     text,\n    retry_s", "    message     varchar,\n    retry_s"),
-                       ("    token          text,", "    token          varchar,"))),
+        (
+            "types.sql",
+            (("    status      text,", "    status      varchar,"),),
+        ),  # of all three answers to jobs
         ("upkeep/tick.sql", (("osgprod.tick() IS\n'", "osgprod.tick() IS\n'Next. "),)),
-    ):  # fmt: skip
+    ):
         text = (SQL_FOLDER / "functions" / name).read_text()
         for old, new in changes if number % 2 == 0 else ():
             assert old in text, f"{name}: {old}"
@@ -167,3 +168,16 @@ def test_health_tells_which_side_is_older(world: World, shim: LiveShim) -> None:
     answer = shim.raw("healthz")
     assert answer.status_code == 503 and "the database (0001-roles-and-schema) is older" in answer.text
     assert "osgprod migrate" in answer.text and int(answer.headers["Retry-After"]) > 0
+
+
+def test_functions_of_an_older_database_give_503_and_no_silence(world: World, shim: LiveShim) -> None:
+    """A shim that was started before osgprod migrate: the functions answer rows that it doesn't know."""
+    world.db.execute(
+        "DROP FUNCTION osgprod.heartbeats; CREATE FUNCTION osgprod.heartbeats(p_calls json)"
+        " RETURNS TABLE (n int, http_status int, status text, message text)"
+        " LANGUAGE sql AS $$ SELECT 0, 200, 'alive', 'x' $$;"
+        "GRANT EXECUTE ON FUNCTION osgprod.heartbeats TO osgprod_worker"
+    )
+    answer = shim.raw("workscript.ping?project=p&cluster=1&process=0&magic=m")
+    assert (answer.status_code, "brought up to date" in answer.text) == (503, True)
+    assert int(answer.headers["Retry-After"]) > 0
