@@ -46,7 +46,7 @@ class Head:
 
 
 class TooManyControlEvents(Exception):
-    """More than MAX_CONTROL_EVENTS before any other event. Argument: the last event."""
+    """More than MAX_CONTROL_EVENTS before any other event. Arguments: the last event, and how many may be there."""
 
 
 def read_head(
@@ -127,7 +127,7 @@ def _walk(
             if len(others) > MAX_UNKNOWN_EVENTS:
                 return control, others, None
             if len(control) > MAX_CONTROL_EVENTS:
-                raise TooManyControlEvents(event)
+                raise TooManyControlEvents(event, MAX_CONTROL_EVENTS)
     return control, others, None
 
 

@@ -24,7 +24,7 @@ from typing import Literal
 from shim.evio.ahead import read_headers
 from shim.evio.deep import check_counts
 from shim.evio.errors import EvioError
-from shim.evio.head import MAX_CONTROL_EVENTS, Event, Head, Piece, TooManyControlEvents, read_head
+from shim.evio.head import Event, Head, Piece, TooManyControlEvents, read_head
 from shim.evio.remote import open_source
 from shim.evio.source import LocalFile, Source
 
@@ -375,9 +375,9 @@ class _Reader:
         try:
             head = read_head(len(offsets) - 1, events, body, header)
         except TooManyControlEvents as error:
-            (event,) = error.args
+            event, most = error.args
             raise self._error(
-                event.begin, f"more than {MAX_CONTROL_EVENTS} events of run control before any other"
+                event.begin, f"more than {most} events of run control before any other"
             ) from None
         if head is None:
             raise self._error(0, "block 0 holds run control only, and there is no other block")

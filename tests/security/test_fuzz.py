@@ -272,7 +272,8 @@ def test_every_file_gives_an_index_or_one_line() -> None:
 
 
 @pytest.mark.parametrize(("limit", "words"), [
-    ("MAX_BLOCKS", "byte 352: more than 3 blocks"), ("MAX_CONTROL_EVENTS", "more than 3 events of run control"),
+    ("index.MAX_BLOCKS", "byte 352: more than 3 blocks"),
+    ("head.MAX_CONTROL_EVENTS", "more than 3 events of run control"),
 ])  # fmt: skip
 def test_a_file_can_not_use_up_the_memory(
     folder: Path, monkeypatch: pytest.MonkeyPatch, limit: str, words: str
@@ -281,6 +282,6 @@ def test_a_file_can_not_use_up_the_memory(
     control = [bank(0xFFD1, [1, 2, 3])] * 4
     path.write_bytes(block(1, control) + b"".join(block(n, [bank(PHYSICS, [n] * 20)]) for n in range(2, 9)))
     evio.read_index(path)
-    monkeypatch.setattr(evio, limit, 3)
+    monkeypatch.setattr(f"shim.evio.{limit}", 3)
     with pytest.raises(evio.EvioError, match=words):
         evio.read_index(path)
