@@ -8,10 +8,10 @@ CREATE FUNCTION osgprod.add_project(
 RETURNS int
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
--- Makes a project: a production with settings, secrets and slices of its own.
+-- Creates a project: a production with its own settings, secrets and slices.
 -- Promise:    a repeated call is refused and changes nothing; set_project changes a project.
 -- Parameters: p_project           name [1 .. 63 letters, digits, _ . + -]; also its folder below the document root
---             p_subnet_pattern    who may ask: CIDR list ('10.1.0.0/16, 2001:db8::/32') or SQL LIKE pattern ('129.57.%')
+--             p_subnet_pattern    which addresses may ask: CIDR list ('10.1.0.0/16, 2001:db8::/32') or SQL LIKE pattern ('129.57.%')
 --             p_workscript        file name of its work script in that folder
 --             p_xrootd_prefix     what stands before the path in a URL, like root://server/ or https://server
 --             p_maxblockspercore  blocks of a slice for each core of the job [1 .. 1000000]
@@ -42,4 +42,4 @@ END
 $fn$;
 
 COMMENT ON FUNCTION osgprod.add_project(text, text, text, text, int, text) IS
-'Makes a project with its name, who may ask, work script, URL prefix and blocks a core; returns project_id. For osgprod_operator.';
+'Creates a project with its name, the addresses that may ask, work script, URL prefix and blocks a core; returns project_id. For osgprod_operator.';

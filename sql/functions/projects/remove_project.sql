@@ -3,7 +3,7 @@ RETURNS TABLE (files bigint, slices bigint, blocks_done bigint, attempts bigint,
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
 -- Removes a project with all that is recorded of it; registered raw data files stay.
--- Promise:    all or nothing, in one transaction. A repeated call is in error, since there is no such project any more.
+-- Promise:    all or nothing, in one transaction. A repeated call raises OG301.
 -- Parameters: p_project  project name
 --             p_force    also when work was done: export it first (osgprod project export)
 --             p_dry_run  only count what would be removed

@@ -2,11 +2,11 @@ CREATE FUNCTION osgprod.set_project(p_project text, p_settings jsonb)
 RETURNS TABLE (setting text, value text)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
--- Changes settings of a project; they hold from the next call of a job on.
+-- Changes settings of a project. They apply from the next call of a job.
 -- Promise:    all or nothing; a repeated call changes nothing more.
 -- Parameters: p_project   project name
 --             p_settings  object of setting: new value, like {"lease_s": 3600, "state": "paused"}; {} changes nothing.
---                         Which there are, with units: docs/sql.md, or what this function returns
+--                         docs/sql.md lists the settings with units; this function returns them
 -- Returns:    a row for each setting with its value now, in the order of their names
 -- Errors:     OG301 unknown project; OG106 bad subnet pattern; OG108 unknown setting or bad value
 -- Locks:      the project's row, unless nothing is to be changed
@@ -74,7 +74,7 @@ COMMENT ON FUNCTION osgprod.set_project(text, jsonb) IS
 CREATE FUNCTION osgprod._rule(p_constraint text)
 RETURNS text LANGUAGE sql STABLE
 AS $fn$
-    -- The rule of a check on projects as a phrase: 'lease_s must be from 1 to 2592000', or the check's name in words.
+    -- The rule of a check on projects as a phrase: 'lease_s must be from 1 to 2592000', or the check's name as text.
     -- Returns:    NULL = no such check
     SELECT CASE WHEN w.words IS NOT NULL THEN format('%s must be one of %s', w.words[1],
                                                      regexp_replace(w.words[2], '''|::text', '', 'g'))

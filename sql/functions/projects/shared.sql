@@ -32,7 +32,7 @@ $fn$;
 CREATE FUNCTION osgprod._get_project(p_project text)
 RETURNS osgprod_data.projects LANGUAGE plpgsql STABLE
 AS $fn$
--- Gives a project's row to an operator's function.
+-- Returns a project's row, for the functions of operators.
 -- Parameters: p_project  project name
 -- Errors:     OG301 unknown project
 DECLARE

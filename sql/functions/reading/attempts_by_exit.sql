@@ -2,7 +2,7 @@ CREATE FUNCTION osgprod.attempts_by_exit(p_project text, p_hours int DEFAULT 24)
 RETURNS TABLE (outcome text, exit_code int, attempts bigint, blocks bigint, mean_s float8, last_at timestamptz)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
--- Counts how attempts ended lately, by outcome and exit code.
+-- Counts the attempts that ended in the last hours, by outcome and exit code.
 -- Parameters: p_project  project name;  p_hours  how far back [h; 1 .. 8760]
 -- Returns:    a row for each outcome and exit code (NULL = lost), the most frequent first: attempts, blocks of their
 --             slices, how long they ran [s; mean], and the ten minutes in which it last happened
@@ -19,4 +19,4 @@ END
 $fn$;
 
 COMMENT ON FUNCTION osgprod.attempts_by_exit(text, int) IS
-'Counts how attempts ended in the last p_hours [h], by outcome and exit code. For osgprod_worker and osgprod_operator.';
+'Counts the attempts that ended in the last p_hours [h], by outcome and exit code. For osgprod_worker and osgprod_operator.';

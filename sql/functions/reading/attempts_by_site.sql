@@ -3,7 +3,7 @@ RETURNS TABLE (site text, attempts bigint, done bigint, failed bigint, node_faul
     s_per_block float8)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
--- Counts how attempts ended lately, by the site that the jobs named.
+-- Counts the attempts that ended in the last hours, by the site that the jobs named.
 -- Parameters: p_project  project name;  p_hours  how far back [h; 1 .. 8760]
 -- Returns:    a row a site (NULL = none was named), the busiest first; s_per_block: time of successes for each of their
 --             blocks [s], NULL = no success
@@ -25,4 +25,4 @@ END
 $fn$;
 
 COMMENT ON FUNCTION osgprod.attempts_by_site(text, int) IS
-'Counts how attempts ended in the last p_hours [h], by site. For osgprod_worker and osgprod_operator.';
+'Counts the attempts that ended in the last p_hours [h], by site. For osgprod_worker and osgprod_operator.';

@@ -4,19 +4,19 @@ RETURNS TABLE (worker text, site text, attempts bigint, done bigint, failed bigi
     s_per_block float8, last_at timestamptz, refused_until timestamptz)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
--- Tells how workers did lately: the failing ones, the slowest, or the busiest.
+-- Lists worker nodes by their attempts in the last hours: the failing, the slowest, or the busiest.
 -- Parameters: p_project  project name;  p_hours  how far back [h; 1 .. 8760]; the reports of that time are read
 --             p_order    failing (most failures, faults and losses first), slow (most time a block first) or busy
 --             p_limit    rows at most [1 .. 100000]
--- Returns:    a row a worker; s_per_block: time of successes for each of their blocks [s]; refused_until: of its ban,
---             NULL = it may work. failing: only those with a failure; slow: only those with a success
+-- Returns:    a row a worker node; s_per_block: time of successes for each of their blocks [s]; refused_until: of its ban,
+--             NULL = it is not banned. failing: only those with a failure; slow: only those with a success
 -- Errors:     OG301 unknown project; OG108 hours, order or limit out of range
 DECLARE
     v_project_id int := (osgprod._get_project(p_project)).project_id;
 BEGIN
     IF p_order NOT IN ('failing', 'slow', 'busy') OR p_order IS NULL THEN
         RAISE EXCEPTION 'the order of workers is failing, slow or busy, not %', coalesce(quote_literal(p_order), 'nothing')
-            USING ERRCODE = 'OG108', HINT = 'failing is the one without a word';
+            USING ERRCODE = 'OG108', HINT = 'default: failing';
     END IF;
     RETURN QUERY
     WITH accounts AS (
@@ -44,4 +44,4 @@ END
 $fn$;
 
 COMMENT ON FUNCTION osgprod.attempts_by_worker(text, int, text, int) IS
-'Tells how workers did in the last p_hours [h]: the failing, slowest or busiest ones, with failures and time a block [s]. For osgprod_worker and osgprod_operator.';
+'Lists worker nodes by their attempts in the last p_hours [h]: the failing, slowest or busiest, with failures and time a block [s]. For osgprod_worker and osgprod_operator.';

@@ -39,7 +39,7 @@ BEGIN
                SELECT FROM loaded_files f JOIN slices s ON s.project_id = f.project_id AND s.rawdata_id = f.rawdata_id
                 WHERE f.project_id = p.project_id AND f.state IN ('begun', 'cut') AND s.state = 'leased'
                   AND s.due_at < now() - interval '5 min'),
-           'last looked after in time', 'leases ran out minutes ago and nobody took them back: is a shim running?'
+           'last looked after in time', 'leases expired minutes ago and no slice was requeued: is a shim running?'
       FROM projects p
     UNION ALL
     SELECT 'magic of ' || p.name, p.magic_digest IS NOT NULL OR p.bearer_issuer IS NOT NULL,
@@ -59,7 +59,7 @@ BEGIN
     SELECT 'work of ' || p.name, g.files > 0 AND g.blocks_quarantined = 0 AND p.state = 'active',
            format('%s, %s files, %s blocks quarantined', p.state, g.files, g.blocks_quarantined),
            CASE WHEN g.files = 0 THEN format('osgprod slices load %s gives it files', p.name)
-                WHEN p.state <> 'active' THEN format('nothing new is lent out: osgprod project resume %s', p.name)
+                WHEN p.state <> 'active' THEN format('no new work is assigned: osgprod project resume %s', p.name)
                 ELSE format('osgprod quarantined %s lists them; osgprod slices recycle tries them again', p.name) END
       FROM projects p CROSS JOIN LATERAL osgprod.progress(p_project => p.name) g;
 END

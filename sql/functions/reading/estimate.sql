@@ -3,12 +3,12 @@ RETURNS TABLE (blocks_left bigint, blocks_per_hour float8, least_per_hour float8
     ends_at timestamptz, ends_early_at timestamptz, ends_late_at timestamptz, intervals int)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
--- Tells when a project will be done if it goes on as it went, and how far off that may be.
--- Parameters: p_project  project name;  p_hours  how far back the rate is taken from [h; 1 .. 8760]
+-- Estimates when a project will be done at its present rate, with the uncertainty.
+-- Parameters: p_project  project name;  p_hours  how far back reports count for the rate [h; 1 .. 8760]
 -- Returns:    one row. blocks_left: neither done nor quarantined; the mean rate [blocks/h], and the range that holds it
---             with 95 % confidence when intervals are alike and independent (two standard errors of the mean of so many
---             intervals); the times that follow from these. NULL = can't be told: nothing was done, or fewer than three
---             intervals are over since the first success; ends_late_at NULL = perhaps never
+--             with 95 % confidence, if intervals are alike and independent (two standard errors of the mean of so many
+--             intervals); the times that follow from these. NULL = no estimate: nothing was done, or fewer than three
+--             intervals have passed since the first success; ends_late_at NULL = perhaps never
 -- Errors:     OG301 unknown project; OG108 hours out of range
 DECLARE
     v_mean  float8;
@@ -16,7 +16,7 @@ DECLARE
     v_step  int;
 BEGIN
     SELECT g.blocks - g.blocks_done - g.blocks_quarantined INTO blocks_left FROM osgprod.progress(p_project => p_project) g;
-    -- A production that began within the last two hours is looked at by the minute.
+    -- A production that began within the last 100 minutes is measured by the minute.
     SELECT avg(r.blocks_done), 2 * stddev_samp(r.blocks_done) / sqrt(count(*)), count(*), min(r.interval_s)
       INTO v_mean, v_error, intervals, v_step
       FROM (SELECT x.*, sum(x.blocks_done) OVER (ORDER BY x.began_at) AS until_then,
@@ -33,7 +33,7 @@ BEGIN
         least_per_hour := greatest(v_mean - v_error, 0) * 3600 / v_step;
         most_per_hour := (v_mean + v_error) * 3600 / v_step;
         ends_early_at := now() + make_interval(secs => blocks_left / (v_mean + v_error) * v_step);
-        -- Ten years are never.
+        -- More than ten years count as never.
         IF blocks_left * v_step < 315360000 * (v_mean - v_error) THEN
             ends_late_at := now() + make_interval(secs => blocks_left / (v_mean - v_error) * v_step);
         END IF;
@@ -43,7 +43,7 @@ END
 $fn$;
 
 COMMENT ON FUNCTION osgprod.estimate(text, int) IS
-'Tells when a project will be done if it goes on as in the last p_hours [h], with the range of uncertainty. For osgprod_worker and osgprod_operator.';
+'Estimates when a project will be done at the rate of the last p_hours [h], with the range of uncertainty. For osgprod_worker and osgprod_operator.';
 
 CREATE FUNCTION osgprod._began_at(p_project text, p_hours int)
 RETURNS timestamptz LANGUAGE sql STABLE

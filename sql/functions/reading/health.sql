@@ -4,8 +4,8 @@ LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_d
 AS $fn$
 -- Tells whether each production is healthy, and what to do where it is not.
 -- Parameters: p_project  project name; NULL = all projects
--- Returns:    at least one row a project, the worst first. level: bad (act now), attention (look at it) or well; what, in a
---             word: stalled, failing, leases, quarantine, contradicted, refused-workers, running-out, paused, draining, empty, done,
+-- Returns:    at least one row a project, the worst first. level: bad (act now), attention (look at it) or well; what, one
+--             of: stalled, failing, leases, quarantine, contradicted, refused-workers, running-out, paused, draining, empty, done,
 --             healthy; what was found, and the command that helps
 -- Errors:     OG301 unknown project
 BEGIN
@@ -41,7 +41,7 @@ BEGIN
             ('bad', 'leases', f.next_due_at < now() - interval '5 min' AND f.blocks_leased > 0 AND EXISTS (
                 SELECT FROM osgprod._slices_in_flight(f.project_id) s
                  WHERE s.state = 'leased' AND s.due_at < now() - interval '5 min'),
-             'leases ran out minutes ago and nobody looked', 'is a shim running? osgprod reclaim does it by hand'),
+             'leases expired minutes ago and no slice was requeued', 'is a shim running? osgprod reclaim requeues them by hand'),
             ('attention', 'quarantine', f.blocks_quarantined > 0,
              format('%s blocks can''t be done', f.blocks_quarantined),
              format('see why: osgprod quarantined %s; try again: osgprod slices recycle %s', f.project, f.project)),
@@ -52,14 +52,14 @@ BEGIN
                     f.project)),
             ('attention', 'refused-workers', f.refused > 0,
              format('%s at present', f.refused),
-             'see which and why: osgprod workers; let one work again: osgprod workers unban'),
+             'osgprod workers lists them with reasons; osgprod workers unban lifts a ban'),
             ('attention', 'running-out', f.state = 'active' AND f.blocks_left > 0 AND f.done > 0
                 AND f.blocks_uncut + f.blocks_ready < f.done,
-             format('%s blocks are left to be lent, less than were done of late', f.blocks_uncut + f.blocks_ready),
+             format('%s blocks are left to assign, fewer than were done recently', f.blocks_uncut + f.blocks_ready),
              format('submit no more jobs; to load more files, name their runs: osgprod slices load %s --runs', f.project)),
-            ('attention', 'paused', f.state = 'paused', 'nothing is lent out',
+            ('attention', 'paused', f.state = 'paused', 'no work is assigned',
              format('go on: osgprod project resume %s', f.project)),
-            ('attention', 'draining', f.state = 'draining', 'no new work is lent out',
+            ('attention', 'draining', f.state = 'draining', 'no new work is assigned',
              format('go on: osgprod project resume %s', f.project)),
             ('attention', 'empty', f.files = 0, 'there are no files',
              format('osgprod rawdata load FOLDER, then osgprod slices load %s', f.project)),

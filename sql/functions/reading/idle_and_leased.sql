@@ -2,9 +2,9 @@ CREATE FUNCTION osgprod.idle_and_leased(p_project text DEFAULT NULL)
 RETURNS TABLE (project text, leased bigint, ready bigint, quarantined bigint)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
--- Counts the slices that are at work or wait for somebody; done ones are not counted, since they are millions.
+-- Counts the slices that are leased, ready or quarantined. Done ones are not counted, since there are millions.
 -- Parameters: p_project  project name; NULL = all projects
--- Returns:    a row a project: slices leased, ready (came back) and quarantined
+-- Returns:    a row a project: slices leased, ready (requeued) and quarantined
 -- Errors:     OG301 unknown project
 BEGIN
     PERFORM osgprod._get_project(p_project) WHERE p_project IS NOT NULL;

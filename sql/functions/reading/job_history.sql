@@ -5,11 +5,11 @@ RETURNS TABLE (nstart int, started_at timestamptz, worker text, client text, sit
     lease_left_s int)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
--- Tells all that is known of a job: each attempt, and each report and verdict on it.
+-- Lists everything that is recorded of a job: each attempt, with the job's report and the server's verdict.
 -- Parameters: p_project  project name;  p_cluster, p_process  HTCondor's identity of the job [0 .. 2147483647]
 -- Returns:    a row for each attempt and report, in their order; an attempt with no report yet has NULLs there.
---             by_worker false = the server's verdict; ran_s [s]; output_bytes [bytes]; holds_slice: it is at work (or
---             silent, with lease_left_s [s] to go)
+--             by_worker false = the server's verdict; ran_s [s]; output_bytes [bytes]; holds_slice: it has the lease, of
+--             which lease_left_s [s] are left
 -- Errors:     OG301 unknown project; OG303 the job has no attempt
 DECLARE
     v_project_id int := (osgprod._get_project(p_project)).project_id;
@@ -29,10 +29,10 @@ BEGIN
      ORDER BY a.nstart, r.reported_at;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'job %.% has no attempt in project %', p_cluster, p_process, p_project
-            USING ERRCODE = 'OG303', HINT = format('osgprod jobs %s lists the jobs that started lately', p_project);
+            USING ERRCODE = 'OG303', HINT = format('osgprod jobs %s lists the jobs that started recently', p_project);
     END IF;
 END
 $fn$;
 
 COMMENT ON FUNCTION osgprod.job_history(text, int, int) IS
-'Tells all that is known of a job: each attempt, and each report and verdict on it. For osgprod_worker and osgprod_operator.';
+'Lists everything that is recorded of a job: each attempt, with its report and verdict. For osgprod_worker and osgprod_operator.';

@@ -10,13 +10,13 @@ RETURNS TABLE (reported_at timestamptz, cluster int, process int, nstart int, ou
     file_id int, path text, block1 int, block2 int, worker text, site text, reason text, log_url text)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
--- Lists attempts that ended lately, the latest first.
+-- Lists attempts that ended in the last hours, the latest first.
 -- Parameters: p_project    project name;  p_hours  how far back [h; 1 .. 8760]; the reports of that time are read
 --             p_outcome    done, failed, node-fault, lost or superseded; NULL = all
 --             p_exit_code  [0 .. 255];  p_worker, p_site  as the reports name them; NULL = all
 --             p_limit      rows at most [1 .. 100000]
--- Returns:    a row a report: when, whose, how it ended, time since it began ran_s [s], its slice, where it ran, why it
---             failed, and where its output or log went (without what may be a key to it)
+-- Returns:    a row a report: time, job, outcome, run time ran_s [s], slice, where it ran, why it
+--             failed, and the URL of its output or log, without secrets
 -- Errors:     OG301 unknown project; OG108 hours, outcome or limit out of range
 DECLARE
     v_project_id int := (osgprod._get_project(p_project)).project_id;
@@ -27,7 +27,7 @@ BEGIN
         RAISE EXCEPTION 'an outcome is done, failed, node-fault, lost or superseded, not %', quote_literal(p_outcome)
             USING ERRCODE = 'OG108', HINT = 'leave it out for all';
     END IF;
-    -- The latest are found by looking back no further than is needed.
+    -- Look back in steps, no further than needed for p_limit rows.
     FOREACH v_since IN ARRAY osgprod._steps_back(p_hours) LOOP
         SELECT array_agg(f.r) INTO v_found FROM (
             SELECT r FROM reports r

@@ -10,12 +10,12 @@ RETURNS TABLE (file_id int, run int, seqno int, path text, state text, blocks in
     has_bor boolean)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
--- Lists the files that are work of a project, and how far each is, in the order in which they are lent out.
+-- Lists the files of a project with the progress of each, in the order in which they are assigned.
 -- Parameters: p_project  project name;  p_runs  run numbers; NULL = all
 --             p_path     path of one file, or an SQL LIKE pattern; NULL = all
 --             p_state    fresh, begun, cut, finished, or open (begun or cut); NULL = all
 --             p_file_id  one file, as the lists name it; NULL = all;  p_limit  rows at most [1 .. 100000]
--- Returns:    a row a file; blocks = done + leased + ready (came back) + quarantined + uncut; has_bor: do its slices begin
+-- Returns:    a row a file; blocks = done + leased + ready (requeued) + quarantined + uncut (unallocated); has_bor: do its slices begin
 --             with a begin-of-run record? NULL = not known
 -- Errors:     OG301 unknown project; OG108 state or limit out of range
 DECLARE
@@ -55,4 +55,4 @@ END
 $fn$;
 
 COMMENT ON FUNCTION osgprod.list_files(text, int[], text, text, int, int) IS
-'Lists the files that are work of a project and how far each is, in blocks, chosen by runs, path and state. For osgprod_worker and osgprod_operator.';
+'Lists the files of a project with their progress in blocks, chosen by runs, path and state. For osgprod_worker and osgprod_operator.';

@@ -9,18 +9,18 @@ LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_d
 AS $fn$
 -- Lists jobs by their last start, the latest first.
 -- Parameters: p_project  project name
---             p_cluster  HTCondor's cluster, all of it whenever it ran; NULL = all jobs that started lately
+--             p_cluster  HTCondor's cluster, all its jobs, whenever they ran; NULL = all jobs that started in p_hours
 --             p_hours    how far back [h; 1 .. 8760]; not with p_cluster
 --             p_limit    rows at most [1 .. 100000]
--- Returns:    a row a job: how often it started; the state of its last attempt: live, or as it ended, or silent (neither:
---             its slice went to another before a verdict); when it began and reported, its slice, and where it ran
+-- Returns:    a row a job: how often it started; the state of its last attempt: live, its outcome, or silent (neither:
+--             another attempt got its slice before a verdict); when it began and reported, its slice, and where it ran
 -- Errors:     OG301 unknown project; OG108 hours or limit out of range
 DECLARE
     v_project_id int := (osgprod._get_project(p_project)).project_id;
     v_since      timestamptz;
     v_found      attempts[];
 BEGIN
-    -- The latest are found by looking back no further than is needed.
+    -- Look back in steps, no further than needed for p_limit rows.
     FOREACH v_since IN ARRAY CASE WHEN p_cluster IS NULL THEN osgprod._steps_back(p_hours) ELSE '{-infinity}' END LOOP
         SELECT array_agg(f.r) INTO v_found FROM (
             SELECT l.r FROM (SELECT DISTINCT ON (a.cluster, a.process) ROW(a.*)::attempts AS r, a.started_at

@@ -10,15 +10,15 @@ RETURNS TABLE (run int, seqno int, file_id int, path text, block1 int, block2 in
     output_bytes bigint, output_adler32 text, output_url text)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
--- Lists slices that were cut, in the order of their files.
+-- Lists the slices of a project, in the order of their files.
 -- Parameters: p_project  project name
 --             p_state    leased, done, ready or quarantined; NULL = all;  p_runs  run numbers; NULL = all
 --             p_path     path of one file, or an SQL LIKE pattern; NULL = all
 --             p_file_id  one file, as the lists name it; NULL = all;  p_limit  rows at most [1 .. 100000]
--- Returns:    a row a slice: blocks [block1, block2), failures and faults on its account, when a ready one may be lent
---             again, the attempt that holds it or held it last, since when it has been open as it is,
---             what is left of its lease [s]; of a done one the output that counts, as its job told: size [bytes], checksum,
---             and where it is (without what may be a key to it)
+-- Returns:    a row a slice: blocks [block1, block2), failures and faults that count against it, when a ready one may be
+--             leased, the attempt that holds it or held it last, since when it has been open with these blocks,
+--             what is left of its lease [s]; of a done one the output that its job reported: size [bytes], checksum,
+--             and URL, without secrets
 -- Errors:     OG301 unknown project; OG108 state or limit out of range
 DECLARE
     v_project_id int := (osgprod._get_project(p_project)).project_id;
@@ -37,7 +37,7 @@ BEGIN
           JOIN rawdata w ON w.rawdata_id = f.rawdata_id
           JOIN slices s ON s.project_id = f.project_id AND s.rawdata_id = f.rawdata_id
          WHERE f.project_id = v_project_id
-           -- Only files that can hold such slices are looked through: not millions of done ones for a few others.
+           -- Read only files that can have such slices, not millions of done ones for a few others.
            AND CASE WHEN p_state IN ('leased', 'ready') THEN f.state IN ('begun', 'cut')
                     WHEN p_state = 'quarantined' THEN f.rawdata_id IN (
                         SELECT q.rawdata_id FROM slices q
@@ -49,7 +49,7 @@ BEGIN
            AND (p_file_id IS NULL OR f.rawdata_id = p_file_id)
          ORDER BY f.run, f.seqno, f.rawdata_id, s.block1
          LIMIT osgprod._limit(p_limit)) f
-      -- One by one: only for those that are shown.
+      -- One by one: only for the rows that are returned.
       LEFT JOIN LATERAL (
         SELECT r.output_bytes, r.output_adler32, osgprod._without_secrets(r.output_url) AS output_url
           FROM reports r
@@ -60,4 +60,4 @@ END
 $fn$;
 
 COMMENT ON FUNCTION osgprod.list_slices(text, text, int[], text, int, int) IS
-'Lists slices that were cut, chosen by state, runs and path, with their accounts, who holds them, and the outputs of done ones. For osgprod_worker and osgprod_operator.';
+'Lists slices, chosen by state, runs and path, with failures, the attempts that hold them, and the outputs of done ones. For osgprod_worker and osgprod_operator.';

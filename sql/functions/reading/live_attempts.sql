@@ -3,11 +3,11 @@ RETURNS TABLE (cluster int, process int, nstart int, file_id int, path text, blo
     age_s int, lease_left_s int, progress_s int, bytes_fetched bigint, cpu_s bigint, worker text, site text)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
--- Lists the attempts that are at work, as far as the server knows; the oldest first.
+-- Lists the attempts that have a lease, the oldest first.
 -- Parameters: p_project  project name;  p_limit  rows at most [1 .. 100000]
--- Returns:    a row an attempt: its slice, age_s since it began [s], lease_left_s until it counts as lost unless it beats
---             [s; negative = about to be taken back], progress_s since it last told of progress [s; NULL = not yet],
---             bytes_fetched [bytes] and cpu_s [s] as last told, and where it runs
+-- Returns:    a row an attempt: its slice, age_s since it began [s], lease_left_s until it counts as lost without a
+--             heartbeat [s; negative = about to be requeued], progress_s since it last reported progress [s; NULL = not
+--             yet], bytes_fetched [bytes] and cpu_s [s] of its last heartbeat, and where it runs
 -- Errors:     OG301 unknown project; OG108 limit out of range
 DECLARE
     v_project_id int := (osgprod._get_project(p_project)).project_id;
@@ -28,4 +28,4 @@ END
 $fn$;
 
 COMMENT ON FUNCTION osgprod.live_attempts(text, int) IS
-'Lists the attempts at work, the oldest first: slice, age [s], lease left [s], progress, worker. For osgprod_worker and osgprod_operator.';
+'Lists the live attempts, the oldest first: slice, age [s], lease left [s], progress, worker. For osgprod_worker and osgprod_operator.';

@@ -9,13 +9,13 @@ AS $fn$
 --             p_columns  cells of a row at most [1 .. 10000]: several neighbouring files share one when there are more
 -- Returns:    a row for each run or group of runs, in order, with its sums; cells: one character for each files_a_cell
 --             numbers (seqno) from 0 on: . = no file; 0 = nothing done, 1 .. 9 = tenths done, # = all; q = has a
---             quarantined block. What is behind the last file of a row is left out
+--             quarantined block. Cells after the last file of a row are left out
 -- Errors:     OG301 unknown project; OG108 rows or columns out of range
 DECLARE
     v_project_id int := (osgprod._get_project(p_project)).project_id;
 BEGIN
     IF p_rows NOT BETWEEN 1 AND 10000 OR p_columns NOT BETWEEN 1 AND 10000 OR num_nulls(p_rows, p_columns) > 0 THEN
-        RAISE EXCEPTION 'a map has 1 to 10000 rows and columns' USING ERRCODE = 'OG108', HINT = 'screens have fewer';
+        RAISE EXCEPTION 'a map has 1 to 10000 rows and columns' USING ERRCODE = 'OG108', HINT = 'ask for fewer';
     END IF;
     RETURN QUERY
     WITH runs AS MATERIALIZED (
@@ -34,7 +34,7 @@ BEGIN
         SELECT r.*, (row_number() OVER (ORDER BY r.run) - 1) / s.runs_a_line AS line, s.a_cell
           FROM runs r CROSS JOIN shape s
     ), lines AS MATERIALIZED (
-        -- Most lines are wholly finished or untouched: they need no look at each file.
+        -- Most rows are wholly finished or untouched: their files need not be read one by one.
         SELECT r.line, min(r.run) AS first_run, max(r.run) AS last_run, sum(r.files) AS files, sum(r.finished) AS finished,
                sum(r.blocks) AS blocks, max(r.last) / min(r.a_cell) + 1 AS ncells, min(r.least) AS state,
                min(r.a_cell) AS a_cell,

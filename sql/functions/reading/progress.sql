@@ -3,10 +3,10 @@ RETURNS TABLE (project text, state text, files bigint, files_finished bigint, bl
     blocks_leased bigint, blocks_ready bigint, blocks_quarantined bigint, blocks_uncut bigint)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
--- Tells how far each project is, without counting millions of rows: a finished file is a row, only files in flight are
--- counted slice by slice.
+-- Returns the progress of each project without counting millions of slices: finished files count as a whole, slices are
+-- counted only in files that have unfinished ones.
 -- Parameters: p_project  project name; NULL = all projects
--- Returns:    a row a project; blocks = done + leased + ready (came back, to be lent again) + quarantined + uncut
+-- Returns:    a row a project; blocks = done + leased + ready (requeued) + quarantined + uncut (unallocated)
 -- Errors:     OG301 unknown project
 BEGIN
     PERFORM osgprod._get_project(p_project) WHERE p_project IS NOT NULL;
@@ -36,4 +36,4 @@ END
 $fn$;
 
 COMMENT ON FUNCTION osgprod.progress(text) IS
-'Tells how far each project is, in files and blocks: done, leased, ready again, quarantined, uncut. For osgprod_worker and osgprod_operator.';
+'Returns the progress of each project in files and blocks: done, leased, ready, quarantined, unallocated. For osgprod_worker and osgprod_operator.';

@@ -7,7 +7,7 @@ AS $fn$
 -- Parameters: p_project  project name
 -- Returns:    a row a block: its file, byte range [bytes] and events there, and the last report on it: exit code (and
 --             those of the failures before, at most 5, the newest last), reason,
---             where, when, where its output or log went, and whose job (cluster.process, start) it was; none = no such block
+--             where, when, the URL of its output or log, and the job (cluster.process, start)
 -- Errors:     OG301 unknown project
 DECLARE
     v_project_id int := (osgprod._get_project(p_project)).project_id;
@@ -30,4 +30,4 @@ END
 $fn$;
 
 COMMENT ON FUNCTION osgprod.quarantined(text) IS
-'Lists the blocks that can''t be done: file, byte range, events, last exit codes, where, and where the log went. For osgprod_worker and osgprod_operator.';
+'Lists the blocks that can''t be done: file, byte range, events, last exit codes, where, and the URL of the log. For osgprod_worker and osgprod_operator.';

@@ -3,7 +3,7 @@ RETURNS TABLE (began_at timestamptz, interval_s int, blocks_done bigint, done bi
     lost bigint, superseded bigint)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
--- Tells how fast a project went, interval by interval, up to now.
+-- Returns the rate of a project, interval by interval, up to now.
 -- Parameters: p_project  project name;  p_hours  how far back [h; 1 .. 8760]
 -- Returns:    a row for each interval of interval_s [s], the empty ones as well, at most 145 in all; the last one is not
 --             over yet. blocks_done: of successes; done, failed, node_faults, lost, superseded: reports
@@ -15,7 +15,7 @@ DECLARE
     v_by_minute  boolean := p_hours <= 2;
     v_step       interval;
 BEGIN
-    -- Tallies are of ten minutes. Two hours are few enough reports to count them by the minute, where they still are.
+    -- Tallies hold ten minutes each. For up to two hours the reports are few enough to count by the minute.
     v_step := make_interval(secs => CASE WHEN v_by_minute THEN 60 ELSE 600 * ((p_hours + 23) / 24) END);
     RETURN QUERY
     WITH counted AS (
@@ -43,4 +43,4 @@ END
 $fn$;
 
 COMMENT ON FUNCTION osgprod.rate(text, int) IS
-'Tells how fast a project went in the last p_hours [h]: blocks done and ends of attempts for each interval. For osgprod_worker and osgprod_operator.';
+'Returns the rate of a project in the last p_hours [h]: blocks done and attempts ended in each interval. For osgprod_worker and osgprod_operator.';

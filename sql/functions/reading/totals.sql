@@ -2,7 +2,7 @@ CREATE FUNCTION osgprod.totals(p_project text DEFAULT NULL)
 RETURNS TABLE (project text, outcome text, reports bigint, blocks bigint, ran_s bigint)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
--- Tells how many attempts have ended in which way since the project began; never less than before.
+-- Counts the attempts of a project by outcome since it began; the counts never decrease.
 -- Parameters: p_project  project name; NULL = all projects
 -- Returns:    a row for each project and outcome (done, failed, node-fault, lost, superseded), also where there are none:
 --             reports, blocks of their slices, and the sum of their times ran_s [s]
@@ -24,4 +24,4 @@ END
 $fn$;
 
 COMMENT ON FUNCTION osgprod.totals(text) IS
-'Tells how many attempts have ended in which way since a project began, with blocks and time [s]. For osgprod_worker and osgprod_operator.';
+'Counts the attempts of a project by outcome since it began, with blocks and time [s]. For osgprod_worker and osgprod_operator.';
