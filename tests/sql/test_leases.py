@@ -192,3 +192,33 @@ def test_draining_project_ends_when_its_live_slices_do(world: World) -> None:
     assert world.checkout(1)["status"] == "no-work"
     world.report(0)
     assert world.progress()["blocks_uncut"] == 3
+
+
+def in_backoff(world: World) -> None:
+    """The only slice failed, and no lease or backoff is noted to end soon."""
+    world.set(backoff_s=1000)
+    world.add_file(1)
+    call(world.db, "tick")
+    world.checkout(0)
+    world.report(0, 1)
+    assert world.checkout(1)["status"] == "wait"
+    row = world.db.execute(
+        "SELECT next_due_at > now() + interval '1 min' AS is_far FROM osgprod_data.projects"
+    )
+    assert row.fetchone() == {"is_far": True}
+
+
+def test_slice_is_assigned_as_soon_as_its_backoff_ends(world: World) -> None:
+    in_backoff(world)
+    world.let_backoff_pass()
+    assert world.checkout(1)["status"] == "assigned"
+
+
+def test_tick_requeues_a_slice_as_soon_as_its_backoff_ends(world: World) -> None:
+    in_backoff(world)
+    call(world.db, "tick")
+    is_ready = "SELECT is_ready FROM osgprod_data.slices"
+    assert world.db.execute(is_ready).fetchone() == {"is_ready": False}
+    world.let_backoff_pass()
+    call(world.db, "tick")
+    assert world.db.execute(is_ready).fetchone() == {"is_ready": True}

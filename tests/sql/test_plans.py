@@ -165,3 +165,21 @@ def test_checkout_reads_none_of_the_slices_that_rest_or_are_in_quarantine(world:
     assert world.checkout(200)["status"] == "assigned"
     world.db.execute("SELECT pg_stat_force_next_flush()")
     assert world.db.execute(fetched).fetchone() == before
+
+
+def test_job_that_finds_nothing_reads_none_of_the_slices_in_backoff_or_quarantine(world: World) -> None:
+    world.add_file(120)
+    for limit, processes in ((1, range(60)), (2, range(60, 120))):
+        world.set(max_failures=limit, backoff_s=3600, max_fast_failures=1000)
+        for process in processes:
+            world.checkout(process)
+            world.report(process, 1)
+    assert world.checkout(200)["status"] == "wait"
+    fetched = (
+        "SELECT sum(idx_tup_read) AS n FROM pg_stat_user_indexes WHERE indexrelname ~ '^slices_(not_)?ready$'"
+    )
+    world.db.execute("SELECT pg_stat_force_next_flush()")
+    before = world.db.execute(fetched).fetchone()
+    assert world.checkout(200)["status"] == "wait"
+    world.db.execute("SELECT pg_stat_force_next_flush()")
+    assert world.db.execute(fetched).fetchone() == before

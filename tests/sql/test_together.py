@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import psycopg
@@ -232,7 +234,7 @@ def test_batch_neither_waits_for_a_busy_job_or_slice_nor_leaves_anything_undone_
     assert [world.report(n)["status"] for n in (1, 2)] == ["done", "done"]
 
 
-def test_batch_waits_for_the_only_file_for_half_a_second_at_most(world: World) -> None:
+def test_batch_waits_for_the_only_file_in_vain_for_half_a_second(world: World) -> None:
     world.add_file(5)
     world.checkout(1)
     with held(world) as other:
@@ -310,3 +312,123 @@ def test_what_a_call_brings_besides_its_parameters_changes_nothing(world: World)
 @pytest.mark.parametrize("function", MANY)
 def test_empty_list_is_answered_with_nothing(world: World, function: str) -> None:
     assert together(world, function, []) == []
+
+
+# --- what other sessions have locked --------------------------------------------------------------------------------
+
+
+def fails(world: World, db: Any, *processes: int) -> list[dict[str, Any]]:
+    db.execute("SET LOCAL lock_timeout = '2s'")
+    calls = [{**job("p", process=n, exitcode=1), "n": n} for n in processes]
+    return call(db, "report_exits", calls=json.dumps(calls))
+
+
+@pytest.mark.parametrize("was_banned", [False, True])
+def test_batches_that_ban_the_same_workers_in_different_orders_do_not_wait(
+    world: World, was_banned: bool
+) -> None:
+    world.set(max_fast_failures=1)
+    world.add_file(4)
+    workers = {1: "w1", 2: "w2", 3: "w2", 4: "w1"}
+    if was_banned:
+        for host in ("w1", "w2"):
+            call(world.db, "ban_worker", project="p", worker=f"{host}@127.0.0.1", seconds=0)
+    for process, host in workers.items():
+        world.checkout(process, host=host)
+    with held(world) as one, held(world) as other:
+        first = fails(world, one, 1) + fails(world, other, 3)
+        second = fails(world, one, 2) + fails(world, other, 4)
+        assert {row["status"] for row in first + second} == {"failed"}
+    banned = {row["worker"] for row in call(world.db, "blocked_workers")}
+    assert banned == {"w1@127.0.0.1", "w2@127.0.0.1"}
+
+
+def test_report_does_not_wait_for_a_ban_that_an_operator_has_not_committed(world: World) -> None:
+    world.set(max_fast_failures=1)
+    world.add_file(2)
+    call(world.db, "ban_worker", project="p", worker="w2@127.0.0.1", seconds=0)
+    for process, host in ((1, "w1"), (2, "w2")):
+        world.checkout(process, host=host)
+    with held(world) as operator:
+        call(operator, "ban_worker", project="p", worker="w1@127.0.0.1", seconds=60)
+        operator.execute("SELECT FROM osgprod_data.worker_bans FOR NO KEY UPDATE")
+        with held(world) as batch:
+            assert [row["status"] for row in fails(world, batch, 1, 2)] == ["failed", "failed"]
+
+
+@contextmanager
+def split_before(world: World) -> Iterator[None]:
+    """Job 0 has the file's first slice, which another session splits in a transaction that is still open."""
+    world.set(max_failures=1)
+    with held(world) as splitting:
+        assert world.report(0, 1, db=splitting)["status"] == "failed"
+        yield
+    world.set(max_failures=3)
+
+
+def test_slice_requeued_by_one_call_of_a_batch_is_claimed_by_the_next_without_waiting(world: World) -> None:
+    world.set(backoff_s=1000, maxblockspercore=2)
+    world.add_file(2, run=1)
+    world.add_file(4, run=2)
+    world.checkout(1)
+    world.checkout(0)
+    world.checkout(2)
+    for process in (1, 2):
+        world.report(process, 1)
+    world.let_backoff_pass()
+    calls = [job("p", process=n, cpus=1) for n in (11, 12)]
+    with split_before(world), held(world) as batch:
+        batch.execute("SET LOCAL lock_timeout = '2s'")
+        rows = together(World(batch, world.dsn), "checkout_slice", calls)
+        assert [row["status"] for row in rows] == ["assigned", "wait"]
+    assert world.checkout(12)["status"] == "assigned"
+
+
+@pytest.mark.parametrize(
+    ("function", "statuses"),
+    [("heartbeat", ["alive", "error"]), ("checkout_slice", ["assigned", "error"])],
+)
+def test_job_that_is_twice_in_a_batch_is_served_once_without_waiting(
+    world: World, function: str, statuses: list[str]
+) -> None:
+    world.set(maxblockspercore=2)
+    world.add_file(4)
+    for process in (0, 1):
+        world.checkout(process)
+    with split_before(world), held(world) as batch:
+        batch.execute("SET LOCAL lock_timeout = '2s'")
+        rows = together(World(batch, world.dsn), function, [job("p", process=1, cpus=1)] * 2)
+        assert [row["status"] for row in rows] == statuses
+        assert rows[1]["code"] == "55P03"
+
+
+def test_two_reports_on_one_slice_in_a_batch_do_not_wait(world: World) -> None:
+    world.set(maxblockspercore=2)
+    world.add_file(4)
+    for process in (0, 3):
+        world.checkout(process)
+    world.db.execute("UPDATE osgprod_data.slices SET due_at = now() - interval '1 s' WHERE process = 3")
+    call(world.db, "reclaim_lost")
+    world.checkout(2)
+    calls = [job("p", process=2, exitcode=137), job("p", process=3, exitcode=0)]
+    with split_before(world), held(world) as batch:
+        batch.execute("SET LOCAL lock_timeout = '2s'")
+        rows = together(World(batch, world.dsn), "report_exit", calls)
+        assert [row["code"] for row in rows] == [None, "55P03"]
+    assert world.report(3)["status"] == "done"
+
+
+def test_wait_of_a_batch_for_a_file_leaves_lock_timeout_as_it_was(world: World) -> None:
+    world.add_file(9)
+
+    def ask(db: Any) -> Any:
+        calls = json.dumps([{**job("p", process=n, cpus=2), "n": n} for n in (2, 3)])
+        with db.transaction():
+            db.execute("SET LOCAL lock_timeout = '7s'")
+            call(db, "checkout_slices", calls=calls)
+            return db.execute("SHOW lock_timeout").fetchone()
+
+    with held(world) as first:
+        world.checkout(1, cpus=2, db=first)
+        waiting = Waiting(world, ask)
+    assert waiting.result() == {"lock_timeout": "7s"}

@@ -30,6 +30,7 @@ AS $fn$
 --             p_reason   what the worker is told
 -- Returns:    until when it is refused; now = pardoned
 -- Errors:     OG301 unknown project; OG108 bad worker or time
+-- Locks:      the worker's ban (advisory, see _ban_key), then the rows of the bans; it waits for both
 DECLARE
     v_project osgprod_data.projects := osgprod._get_project(p_project);
     v_until   timestamptz;
@@ -42,6 +43,7 @@ BEGIN
         RAISE EXCEPTION 'worker % is a network', p_worker USING ERRCODE = 'OG108',
             HINT = 'a worker is a host, an address, or host@address; osgprod project set PROJECT subnet_pattern=... says who may ask';
     END IF;
+    PERFORM pg_advisory_xact_lock(osgprod._ban_key(v_project.project_id, p_worker));
     UPDATE worker_bans b SET until = now(), banned_at = now(), reason = p_reason, times = 0
      WHERE p_seconds = 0 AND b.project_id = v_project.project_id AND p_worker = ANY (osgprod._worker_names(b.worker));
     INSERT INTO worker_bans AS b (project_id, worker, until, reason)
@@ -91,9 +93,10 @@ AS $fn$
 -- Bans a worker that failed max_fast_failures times within fast_failure_s of starting, and in more than half of all that
 -- it did, since its last ban or within block_worker_s; and takes these failures off the slices' accounts.
 -- Promise:    one that comes back from a ban is on probation: until its first success, a single fast failure bans it again,
---             twice as long as before, up to 30 days.
+--             twice as long as before, up to 30 days. Nothing here waits: when another session has the worker's ban, that
+--             session bans or unbans the worker, and this one leaves the ban alone.
 -- Parameters: p_project  the project's row;  p_worker  see _worker
--- Locks:      slices that it failed, SKIP LOCKED
+-- Locks:      the worker's ban (advisory, see _ban_key) and its row, both tried; slices that it failed, SKIP LOCKED
 DECLARE
     v_ban          osgprod_data.worker_bans;
     v_on_probation boolean;
@@ -129,6 +132,16 @@ BEGIN
         secs => least(p_project.block_worker_s * 2.0 ^ least(v_ban.times - 1, 20), 2592000));
     v_reason := CASE WHEN v_on_probation THEN format('failed again within %s s after its last ban', p_project.fast_failure_s)
         ELSE format('%s of its last %s attempts failed within %s s', v_fast, v_all, p_project.fast_failure_s) END;
+    -- The advisory lock, since a row that another session is inserting can't be skipped.
+    IF NOT pg_try_advisory_xact_lock(osgprod._ban_key(p_project.project_id, p_worker)) THEN
+        RETURN;
+    END IF;
+    PERFORM FROM osgprod_data.worker_bans b
+      WHERE b.project_id = p_project.project_id AND b.worker = p_worker FOR NO KEY UPDATE SKIP LOCKED;
+    IF NOT FOUND AND EXISTS (SELECT FROM osgprod_data.worker_bans b
+                              WHERE b.project_id = p_project.project_id AND b.worker = p_worker) THEN
+        RETURN;
+    END IF;
     INSERT INTO osgprod_data.worker_bans AS b (project_id, worker, until, reason, times)
     VALUES (p_project.project_id, p_worker, v_until, v_reason, v_ban.times)
     ON CONFLICT ON CONSTRAINT worker_bans_pkey
@@ -138,6 +151,13 @@ BEGIN
         'until', v_until, 'reason', v_reason));
     PERFORM osgprod._forgive_failures(p_project, p_worker, v_since);
 END
+$fn$;
+
+CREATE FUNCTION osgprod._ban_key(p_project_id int, p_worker text)
+RETURNS bigint LANGUAGE sql IMMUTABLE
+AS $fn$
+    -- The advisory lock of a worker's ban. Should it be the key of another lock by chance, a ban comes one failure later.
+    SELECT hashtextextended(p_worker, p_project_id)
 $fn$;
 
 CREATE FUNCTION osgprod._fast_failures(p_project osgprod_data.projects, p_worker text, p_since timestamptz)

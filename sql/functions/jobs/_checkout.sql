@@ -7,7 +7,8 @@ AS $fn$
 -- Parameters: p_client   as _plain_address returns it;  the others see checkout_slice
 --             p_wait_ms  how long to wait for a file when others have locked all of them [ms]; NULL = a call that is made
 --                        alone: it waits, for its job, its slice and a file, as long as lock_timeout says
--- Returns:    the answer; the error of a call is in it (status error, with code and hint), and nothing is changed then
+-- Returns:    the answer; the error of a call is in it (status error, with code and hint), and it has no slice then; only
+--             slices may have been requeued whose lease or backoff had ended
 -- Locks:      see checkout_slice
 -- Source:     docs/design.md "The claim"
 DECLARE
@@ -74,8 +75,7 @@ BEGIN
         END IF;
         -- (c) A requeued slice, so that files are completed in order.
         IF v_is_ready THEN
-            v_slice := osgprod._claim_ready(v_project, p_cluster::int, p_process::int, v_answer.nstarts, v_blocks,
-                                            v_project.nlive >= v_project.max_live);
+            v_slice := osgprod._claim_ready(v_project, p_cluster::int, p_process::int, v_answer.nstarts, v_blocks);
         END IF;
         -- (d) Else the next blocks of the first file that is free.
         IF v_slice.block1 IS NULL THEN
@@ -90,7 +90,8 @@ BEGIN
             IF v_file.rawdata_id IS NOT NULL THEN
                 v_slice.rawdata_id := v_file.rawdata_id;
                 -- I1: it begins where the file's last slice ends, read while the file's row is locked, in a statement that
-                -- began after that. No row that the next claim reads is updated, so a snapshot held by pg_dump slows nothing.
+                -- began after that. The claim
+                -- updates no row that each later claim reads, so a snapshot held by pg_dump slows nothing.
                 v_slice.block1 := coalesce((SELECT s.block2 FROM osgprod_data.slices s
                                              WHERE s.project_id = v_project.project_id AND s.rawdata_id = v_file.rawdata_id
                                              ORDER BY s.block1 DESC LIMIT 1), v_file.block1);
@@ -108,7 +109,7 @@ BEGIN
                 END IF;
             -- (e) Else what has become ready since anybody looked.
             ELSIF osgprod._requeue_due(v_project.project_id) THEN
-                v_slice := osgprod._claim_ready(v_project, p_cluster::int, p_process::int, v_answer.nstarts, v_blocks, true);
+                v_slice := osgprod._claim_ready(v_project, p_cluster::int, p_process::int, v_answer.nstarts, v_blocks);
             END IF;
         END IF;
     END IF;
@@ -264,36 +265,38 @@ END
 $fn$;
 
 CREATE FUNCTION osgprod._claim_ready(
-    p_project osgprod_data.projects, p_cluster int, p_process int, p_nstart int, p_blocks bigint, p_is_requeued boolean)
+    p_project osgprod_data.projects, p_cluster int, p_process int, p_nstart int, p_blocks bigint)
 RETURNS osgprod.claim LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Claims the first ready slice; what is too long for the job stays ready as a slice of its own.
 -- Parameters: p_project  the project's row;  p_cluster, p_process, p_nstart  the coming attempt;  p_blocks  at most so many
---             p_is_requeued  slices were requeued in this transaction: a row that is updated twice in one is checked against
---                            its foreign key, which fails while somebody splits the slice before it
 -- Returns:    the slice; NULLs when none is free, or when the first one needs its file and somebody has that
--- Locks:      the slice SKIP LOCKED; the file's row, SKIP LOCKED, when the slice is split or p_is_requeued
+-- Locks:      the slice SKIP LOCKED; the file's row, SKIP LOCKED, when the slice is split, or when this transaction has
+--             written it (requeued it, for an earlier call of the batch maybe): PostgreSQL checks a row that is updated
+--             twice in a transaction against its foreign key again, which fails while another session splits the slice
+--             before it
 DECLARE
     v_slice osgprod.claim;
+    v_found record;
 BEGIN
-    SELECT s.rawdata_id, s.block1, s.block2, s.opened_at INTO v_slice
+    SELECT s.rawdata_id, s.block1, s.block2, s.xmin = pg_current_xact_id_if_assigned()::xid AS is_written INTO v_found
       FROM osgprod_data.slices s
      WHERE s.project_id = p_project.project_id AND s.is_ready
      ORDER BY s.run, s.seqno, s.block1 LIMIT 1
        FOR NO KEY UPDATE SKIP LOCKED;
-    IF NOT FOUND OR (p_is_requeued OR v_slice.block2 - v_slice.block1 > p_blocks)
-                    AND NOT osgprod._try_file(p_project.project_id, v_slice.rawdata_id) THEN
+    IF NOT FOUND OR (v_found.is_written IS TRUE OR v_found.block2 - v_found.block1 > p_blocks)
+                    AND NOT osgprod._try_file(p_project.project_id, v_found.rawdata_id) THEN
         RETURN NULL;
     END IF;
-    IF v_slice.block2 - v_slice.block1 > p_blocks THEN
-        PERFORM osgprod._split_slice(p_project.project_id, v_slice.rawdata_id, v_slice.block1,
-            v_slice.block1 + p_blocks::int);
+    IF v_found.block2 - v_found.block1 > p_blocks THEN
+        PERFORM osgprod._split_slice(p_project.project_id, v_found.rawdata_id, v_found.block1,
+            v_found.block1 + p_blocks::int);
     END IF;
     UPDATE osgprod_data.slices s
        SET state = 'leased', is_ready = NULL, not_before = NULL, cluster = p_cluster, process = p_process, nstart = p_nstart,
            due_at = clock_timestamp() + make_interval(secs => p_project.lease_s),
            progress_at = NULL, bytes_fetched = NULL, cpu_s = NULL
-     WHERE s.project_id = p_project.project_id AND s.rawdata_id = v_slice.rawdata_id AND s.block1 = v_slice.block1
+     WHERE s.project_id = p_project.project_id AND s.rawdata_id = v_found.rawdata_id AND s.block1 = v_found.block1
     RETURNING s.rawdata_id, s.block1, s.block2, s.opened_at INTO v_slice;
     RETURN v_slice;
 END
@@ -307,9 +310,13 @@ AS $fn$
 -- Locks the first file with unallocated blocks as soon as it is free: that all files are locked does not mean that there are
 -- none. A transaction that has written something may hold a file, and does not wait: two that held one each could wait for
 -- each other.
--- Parameters: p_project_id  project;  p_wait_ms  see _checkout
+-- Parameters: p_project_id  project;  p_wait_ms  for each lock [ms], see _checkout. The wait ends after that
+--             time unless the file is freed, and is longer only while other sessions take the file first: PostgreSQL has
+--             two locks for the wait for a row, and goes on to the next file when this one has been allocated to its end
 -- Returns:    the file; NULLs when none has unallocated blocks any more, or when the first is still locked
 -- Locks:      its row
+DECLARE
+    v_timeout text := current_setting('lock_timeout');
 BEGIN
     IF p_wait_ms = 0 OR pg_current_xact_id_if_assigned() IS NOT NULL OR NOT osgprod._has_unallocated(p_project_id) THEN
         RETURN;
@@ -323,6 +330,7 @@ BEGIN
      WHERE f.project_id = p_project_id AND f.state IN ('fresh', 'begun')
      ORDER BY f.run, f.seqno LIMIT 1
        FOR NO KEY UPDATE;
+    PERFORM set_config('lock_timeout', v_timeout, true);  -- an error restores it by itself
 EXCEPTION WHEN lock_not_available THEN
     IF p_wait_ms IS NULL THEN
         RAISE;

@@ -5,11 +5,12 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod
 AS $fn$
 -- Does checkout_slice for several jobs in one transaction, at a fraction of the cost (docs/performance.md).
 -- Promise:    that of checkout_slice, for each. An error is the answer of its call alone: it neither undoes, repeats nor
---             delays another. Nothing here waits, except for a file when others have locked all of them, 0.2 s at most.
+--             delays another. Nothing here waits, except for a file when other sessions have locked all of them: 0.5 s at
+--             most for each lock (see _wait_for_file), until the first such wait is in vain.
 -- Parameters: p_calls  list of objects, each with a number n and the parameters of checkout_slice, without their p_; what
 --                      is missing is null, other names are ignored
 -- Returns:    one row for each: its n and what checkout_slice returns, in any order; of an error code, message and hint.
---             Code 55P03: what this call needs is busy, make it again, alone
+--             Code 55P03: what this call needs is busy, also with an earlier call of the list: make it again, alone
 -- Errors:     OG901 isolation level
 -- Locks:      those of checkout_slice; the jobs of a project in the order of their numbers
 -- Source:     docs/design.md "The claim"

@@ -9,7 +9,7 @@ AS $fn$
 -- Parameters: p_calls  list of objects, each with a number n and the parameters of report_exit, without their p_; what
 --                      is missing is null, other names are ignored
 -- Returns:    one row for each: its n and what report_exit returns, in any order; of an error code, message and hint.
---             Code 55P03: what this call needs is busy, make it again, alone
+--             Code 55P03: what this call needs is busy, also with an earlier call of the list: make it again, alone
 -- Errors:     OG901 isolation level
 -- Locks:      those of report_exit; the jobs of a project in the order of their numbers
 -- Source:     docs/design.md "The claim"

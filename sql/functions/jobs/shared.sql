@@ -96,16 +96,21 @@ $fn$;
 CREATE FUNCTION osgprod._try_slice(p_project_id int, p_rawdata_id int, p_block1 int)
 RETURNS boolean LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Locks a slice if nobody else has it: a call of a batch waits for none.
+-- Locks a slice for a call of a batch, if no other session has it and no earlier call of the batch has written it.
+-- Promise:    a batch writes a slice once. PostgreSQL checks a row that is updated twice in a transaction against its
+--             foreign key again; that waits, and then fails, while another session splits the slice before it.
 -- Parameters: p_project_id, p_rawdata_id, p_block1  the slice
--- Returns:    false when somebody else has it; true when it is locked now, or is not there
+-- Returns:    false when another session has it or this transaction has written it; true when it is locked now, or is not
+--             there
+DECLARE
+    v_is_written boolean;
 BEGIN
-    PERFORM FROM osgprod_data.slices s
+    SELECT s.xmin = pg_current_xact_id_if_assigned()::xid INTO v_is_written FROM osgprod_data.slices s
       WHERE s.project_id = p_project_id AND s.rawdata_id = p_rawdata_id AND s.block1 = p_block1
         FOR NO KEY UPDATE SKIP LOCKED;
-    RETURN FOUND OR NOT EXISTS (
+    RETURN CASE WHEN FOUND THEN v_is_written IS NOT TRUE ELSE NOT EXISTS (
         SELECT FROM osgprod_data.slices s
-         WHERE s.project_id = p_project_id AND s.rawdata_id = p_rawdata_id AND s.block1 = p_block1);
+         WHERE s.project_id = p_project_id AND s.rawdata_id = p_rawdata_id AND s.block1 = p_block1) END;
 END
 $fn$;
 

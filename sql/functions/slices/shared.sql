@@ -55,7 +55,7 @@ BEGIN
            is_ready = coalesce(v_not_before <= now(), false), not_before = v_not_before,
            failures = p_slice.failures, faults = p_slice.faults, faulted_on = p_slice.faulted_on,
            repeats = p_slice.repeats, exit_codes = p_slice.exit_codes,
-           -- I3: one that is only silent may get the slice again (_lost_slice), one that has ended may not.
+           -- I3: one that is only silent may get the slice again (_is_lost), one that has ended may not.
            due_at = CASE WHEN p_outcome IN ('lost', 'superseded') THEN s.due_at END
      WHERE s.project_id = p_slice.project_id AND s.rawdata_id = p_slice.rawdata_id AND s.block1 = p_slice.block1;
     IF v_is_split THEN
@@ -108,39 +108,62 @@ $fn$;
 CREATE FUNCTION osgprod._requeue_due(p_project_id int)
 RETURNS boolean LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Requeues slices whose lease or backoff has ended, if any can have by now and no neighbour does so.
+-- Requeues slices whose backoff has ended, and those whose lease has, if any can have by now and no other session does so.
 -- Parameters: p_project_id  project
--- Returns:    true when something was requeued. One row is read when nothing can have ended, so that thousands of
---             waiting jobs may ask.
+-- Returns:    true when something was requeued. When nothing has ended, this reads the project's row and one place of an
+--             index, so that thousands of waiting jobs may ask.
+-- Locks:      see _end_backoffs and _requeue_project
 -- Source:     docs/design.md I4
 DECLARE
     v_project osgprod_data.projects;
+    v_over    boolean := osgprod._end_backoffs(p_project_id, '-infinity', now());
 BEGIN
     SELECT p.* INTO v_project FROM osgprod_data.projects p WHERE p.project_id = p_project_id AND osgprod._is_due(p);
     IF NOT FOUND OR NOT pg_try_advisory_xact_lock(p_project_id, 0) THEN  -- no file has the number 0
-        RETURN false;
+        RETURN v_over;
     END IF;
-    RETURN (SELECT r.lost + r.over > 0 FROM osgprod._requeue_project(v_project) r);
+    RETURN (SELECT v_over OR r.over OR r.lost > 0 FROM osgprod._requeue_project(v_project) r);
 END
 $fn$;
 
 CREATE FUNCTION osgprod._is_due(p_project osgprod_data.projects)
 RETURNS boolean LANGUAGE sql STABLE
 AS $fn$
-    -- Can a lease or a backoff have ended? (A time that is further away than is ever noted was noted by a wrong clock.)
+    -- Can a lease have ended? (A time that is further away than is ever noted was noted by a wrong clock.)
     SELECT p_project.next_due_at <= now() OR p_project.next_due_at > now() + interval '5 minutes'
+$fn$;
+
+CREATE FUNCTION osgprod._end_backoffs(p_project_id int, p_from timestamptz, p_to timestamptz)
+RETURNS boolean LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Requeues the slices of a project whose backoff ends within a time. It does not look at projects.next_due_at: a failed
+-- report would have to lower that, and so lock the project's row.
+-- Parameters: p_project_id  project;  p_from, p_to  the backoff's end is between these, both inclusive
+-- Returns:    were slices requeued? When there are none, one place of the index slices_not_ready is read.
+-- Locks:      slices, SKIP LOCKED: nothing here waits. The caller has the project, shared (advisory: project_id, -1).
+-- Source:     docs/design.md I4
+BEGIN
+    WITH ended AS (
+        SELECT s.project_id, s.rawdata_id, s.block1 FROM osgprod_data.slices s
+         WHERE s.project_id = p_project_id AND NOT s.is_ready AND s.not_before >= p_from AND s.not_before <= p_to
+           FOR NO KEY UPDATE SKIP LOCKED
+    )
+    UPDATE osgprod_data.slices s SET is_ready = true FROM ended o
+     WHERE s.project_id = o.project_id AND s.rawdata_id = o.rawdata_id AND s.block1 = o.block1;
+    RETURN FOUND;
+END
 $fn$;
 
 CREATE FUNCTION osgprod._requeue_project(
     p_project osgprod_data.projects, p_cluster int DEFAULT NULL, p_process int DEFAULT NULL,
-    OUT lost int, OUT over int)
+    OUT lost int, OUT over boolean)
 LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Requeues every slice of the project whose lease or backoff has ended, and notes when the next one can and how many are
--- live.
+-- Requeues every slice of the project whose lease or backoff has ended, and notes when the next lease can end and how
+-- many are live.
 -- Parameters: p_project  the project's row
 --             p_cluster, p_process  instead of expired leases those of these jobs: see reclaim_lost
--- Returns:    how many slices were lost, and of how many the backoff is over; 0 also while files of the project are being
+-- Returns:    how many slices were lost, and whether a backoff is over; none also while files of the project are being
 --             reset
 -- Locks:      slices, the rows of their files where a slice is split, the project's row: all SKIP LOCKED, nothing here waits
 -- Source:     docs/design.md I4
@@ -150,7 +173,7 @@ DECLARE
     v_next_at timestamptz;
 BEGIN
     lost := 0;
-    over := 0;
+    over := false;
     IF NOT pg_try_advisory_xact_lock_shared(p_project.project_id, -1) THEN
         RETURN;
     END IF;
@@ -170,22 +193,11 @@ BEGIN
         lost := lost + osgprod._lose_slice(p_project, v_slice,
             CASE WHEN p_cluster IS NULL THEN 'lost' ELSE 'superseded' END::osgprod_data.outcome, NULL, false)::int;
     END LOOP;
-    WITH ended AS (
-        SELECT s.project_id, s.rawdata_id, s.block1 FROM osgprod_data.slices s
-         WHERE s.project_id = p_project.project_id AND NOT s.is_ready
-           -- No backoff is longer than 10.5 days, see above.
-           AND (s.not_before <= now() OR s.not_before > now() + interval '11 days')
-           FOR NO KEY UPDATE SKIP LOCKED
-    ), requeued AS (
-        UPDATE osgprod_data.slices s SET is_ready = true FROM ended o
-         WHERE s.project_id = o.project_id AND s.rawdata_id = o.rawdata_id AND s.block1 = o.block1
-        RETURNING s.block1
-    )
-    SELECT count(*) INTO over FROM requeued;
+    over := osgprod._end_backoffs(p_project.project_id, '-infinity', now());
+    -- No backoff is longer than 10.5 days, see above.
+    over := osgprod._end_backoffs(p_project.project_id, now() + interval '11 days', 'infinity') OR over;
     SELECT min(s.due_at), count(*) INTO v_next_at, v_live FROM osgprod._slices_in_flight(p_project.project_id) s
      WHERE s.state = 'leased';
-    v_next_at := least(v_next_at, (SELECT min(s.not_before) FROM osgprod_data.slices s
-                                    WHERE s.project_id = p_project.project_id AND NOT s.is_ready));
     -- A slice that is leased after this look is due a whole lease from now at the earliest; or earlier, when the lease has
     -- just been made longer, so 5 minutes are the most. Somebody who has the project's row locked, like an operator's open
     -- transaction, must not stand between a lease and its slice: then it is not noted, and the next call looks again.

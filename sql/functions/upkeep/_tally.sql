@@ -4,7 +4,7 @@ AS $fn$
 -- Counts the reports of the ten minutes that have passed since it last did, so that nobody counts millions again.
 -- Promise:    each report is counted once, however late its transaction ends and wherever the clock jumps. A look notes a
 --             time and the next transaction number; a later look counts the reports from before that time as soon as all
---             transactions from before that number are over. A report that comes then gets a later time (_report_row), also
+--             transactions from before that number are over. A report that comes then gets a later time (_report), also
 --             when the clock is set back. Whoever reads counts what is not yet tallied from the reports (_recent).
 -- Parameters: p_project  the project's row
 -- Locks:      the project's row SKIP LOCKED; a caller holds the lock of tick(), so there is one at a time

@@ -7,7 +7,7 @@ AS $fn$
 -- Promise:    a repeated call does no harm, and no call is needed for work to go on: checkout looks by itself.
 -- Returns:    a row for each project in which slices were lost; none also when a neighbour is at it
 -- Errors:     OG901 isolation level
--- Locks:      advisory (0, 0); see _requeue_project and _settle_files; projects SKIP LOCKED: nothing here waits
+-- Locks:      advisory (0, 0); see _requeue_project, _end_backoffs and _settle_files; projects SKIP LOCKED: nothing here waits
 DECLARE
     v_project projects;
     v_is_due  boolean;
@@ -24,6 +24,8 @@ BEGIN
             IF reclaimed > 0 THEN
                 RETURN NEXT;
             END IF;
+        ELSIF pg_try_advisory_xact_lock_shared(v_project.project_id, -1) THEN
+            PERFORM osgprod._end_backoffs(v_project.project_id, '-infinity', now());
         END IF;
         -- All files while all are looked through anyway; else a slice with a long backoff in an early one would keep many
         -- in flight.
