@@ -47,6 +47,7 @@ class _Call:
     arguments: dict[str, Any]
     answer: asyncio.Future[dict[str, Any]]
     came_at: float
+    is_alone: bool = False  # it is made again, after its batch has failed or left it out
 
 
 class Batches:
@@ -91,8 +92,9 @@ class Batches:
         while self._waiting and now - self._waiting[0].came_at > wait_s:
             _fail(self._waiting.pop(0), PoolTimeout(f"no connection within {wait_s} s"))
         while self._waiting and (room := self._room(now)):
-            function = self._waiting[0].function
-            batch = [call for call in self._waiting if call.function == function][:room]
+            first = self._waiting[0]
+            alike = [call for call in self._waiting if call.function == first.function and not call.is_alone]
+            batch = [first] if first.is_alone else alike[:room]
             taken = set(batch)
             self._waiting = [call for call in self._waiting if call not in taken]
             task = asyncio.create_task(self._run(batch))
@@ -134,8 +136,7 @@ class Batches:
                 for call in batch:
                     _fail(call, error)
                 return
-            for call in batch:
-                await self._run([call])
+            self._make_again(batch)
         else:
             busy = []
             for row in rows:
@@ -146,8 +147,16 @@ class Batches:
                     _fail(call, CallError(row["message"], hint, code))
                 elif not call.answer.done():
                     call.answer.set_result(row)
-            for call in busy:
-                await self._run([call])
+            self._make_again(busy)
+
+    def _make_again(self, calls: list[_Call]) -> None:
+        """Let calls wait for a connection once more, each to be made alone: side by side, as many as there is room for.
+
+        They keep the time when they came, so that none waits for longer than CONNECTION_WAIT_S.
+        """
+        for call in calls:
+            call.is_alone = True
+        self._waiting += calls  # _end starts them
 
     async def _ask(self, batch: list[_Call]) -> list[dict[str, Any]]:
         # Plain calls in place of the pool's and the cursor's context managers, which cost a tenth of a request.

@@ -111,14 +111,13 @@ def _told_of_migration() -> tuple[int, bytes]:
     )
 
 
-def _told_of_call(message: str, hint: str | None, code: str) -> tuple[int, bytes]:
-    return STATUS_OF_GROUP[code[2]], error_text(message, hint, code)
-
-
 def _told_of_database(error: psycopg.Error) -> tuple[int, bytes]:
-    code = error.sqlstate or "08000"
-    if code.startswith("OG"):
-        return _told_of_call(error.diag.message_primary or "", error.diag.message_hint, code)
+    return _told_of_call(error.diag.message_primary or "", error.diag.message_hint, error.sqlstate or "08000")
+
+
+def _told_of_call(message: str, hint: str | None, code: str) -> tuple[int, bytes]:
+    if code.startswith("OG") and code[2:3] in STATUS_OF_GROUP:
+        return STATUS_OF_GROUP[code[2]], error_text(message, hint, code)
     if code.startswith(TRY_AGAIN):
         return 503, error_text("the database is away or busy", "try again in a while")
     if code in DURING_MIGRATION:

@@ -11,7 +11,8 @@ import pytest
 
 from shim.app import CHECKOUT, REPORT
 from shim.database import open_pool
-from shim.web.batches import LANES, Batches
+from shim.web.batches import LANES, Batches, CallError
+from shim.web.failures import explain
 from tests.support import World
 
 Do = Callable[[Batches], Awaitable[Any]]
@@ -94,7 +95,7 @@ def test_job_that_asks_twice_at_once_has_one_slice(world: World) -> None:
         return await all_of(batches, CHECKOUT, [asking(1), asking(1), asking(1)])
 
     answers = with_batches(world, do)
-    assert [(answer["block1"], answer["nstarts"]) for answer in answers] == [(1, 1), (1, 2), (1, 3)]
+    assert sorted((answer["block1"], answer["nstarts"]) for answer in answers) == [(1, 1), (1, 2), (1, 3)]
 
 
 def test_call_that_has_to_wait_does_not_hold_up_the_others(world: World) -> None:
@@ -117,6 +118,34 @@ def test_call_that_has_to_wait_does_not_hold_up_the_others(world: World) -> None
     assert was_stuck
     assert [other["block1"] for other in others] == [2, 3, 4, 5, 6, 7, 8]
     assert (answer["block1"], answer["nstarts"]) == (1, 2)
+
+
+def test_calls_that_are_busy_wait_side_by_side(world: World) -> None:
+    """One after the other, 63 of them would wait for as many times LOCK_TIMEOUT_S."""
+    world.add_file(40)
+    jobs = range(12)
+    for n in jobs:
+        world.checkout(n)
+    with psycopg.connect(world.dsn) as other:
+        for n in jobs:
+            other.execute("SELECT * FROM osgprod.heartbeat('p', 1, %s, 'm')", [n])
+        waits = f"SELECT FROM pg_locks WHERE NOT granted AND locktype = 'advisory' LIMIT {LANES + 2}"
+
+        async def do(batches: Batches) -> list[Any]:
+            stuck = [asyncio.create_task(batches.call(CHECKOUT, asking(n))) for n in jobs]
+            while len(world.db.execute(waits).fetchall()) < LANES + 2:
+                assert not all(task.done() for task in stuck)
+                await asyncio.sleep(0.01)
+            other.rollback()
+            return await asyncio.gather(*stuck, return_exceptions=True)
+
+        answers = with_batches(world, do, size=LANES + 2)
+    assert any(isinstance(answer, dict) and answer["nstarts"] == 2 for answer in answers)
+
+
+def test_error_of_a_call_is_answered_by_its_class_whatever_its_code() -> None:
+    codes = ("OG601", "55P03", "40P01", "22P02", "OGx01", "XX000")
+    assert [explain(CallError("no", None, code)).status for code in codes] == [429, 503, 503, 400, 500, 500]
 
 
 def test_somebodys_open_transaction_does_not_take_all_connections(world: World) -> None:
