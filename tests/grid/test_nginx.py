@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from shim import registry
 from shim.evio import scan
 from shim.evio.writer import write_file
 from tests.grid.nginx import Nginx
@@ -65,7 +66,7 @@ def test_file_in_a_folder_with_an_odd_name_is_fetched_as_the_server_says(
     write_file(path, 6, 10)
     world.set(xrootd_prefix=nginx.url, strip_prefix=str(nginx.data))
     for index in scan.indexes([path]):
-        scan.register(world.db, index)
+        registry.register(world.db, index)
     world.db.execute("SELECT osgprod.load_slices(p_project => 'p')")
     script = shim.checkout(1, cpus=3).content
     fetched = Fetched(folder, script, None, CURL_CA_BUNDLE=str(nginx.certificate))
