@@ -260,11 +260,12 @@ def fuzz_http(world: World, shim: LiveShim, caplog: pytest.LogCaptureFixture) ->
 # --- EVIO --------------------------------------------------------------------------------------------------------
 
 
-def test_every_file_gives_an_index_or_one_line() -> None:
-    """In a process of its own, with an end to its memory and to the time of each file."""
+def test_every_file_gives_an_index_or_one_line(tmp_path: Path) -> None:
+    """In a process of its own, with an end to its memory and to the time of each file; pytest keeps the file."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.security.fuzz_evio", str(FUZZ_S), str(random.randrange(1 << 32))],
         cwd=CHECKOUT, capture_output=True, text=True, timeout=FUZZ_S + 60,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
     )  # fmt: skip
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
