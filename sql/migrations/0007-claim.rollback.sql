@@ -102,4 +102,8 @@ COMMENT ON COLUMN osgprod_data.archivings.cluster    IS 'up to which attempt, in
 COMMENT ON COLUMN osgprod_data.archivings.process    IS 'of that attempt';
 COMMENT ON COLUMN osgprod_data.archivings.nstart     IS 'of that attempt';
 
+-- The former functions, which grant this, are there already.
+GRANT SELECT ON osgprod_data.idle_slices, osgprod_data.archived_slices, osgprod_data.archived_attempts,
+    osgprod_data.archived_reports, osgprod_data.archivings TO osgprod_operator;
+
 RESET ROLE;

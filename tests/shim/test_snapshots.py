@@ -171,6 +171,27 @@ def test_rollback_of_the_newest_snapshot_gives_the_previous_functions(empty: str
     assert migrate(empty, two, say=quietly) == []
 
 
+def test_everything_is_rolled_back_to_version_0_9_0(empty: str, another: str, two: Path) -> None:
+    """Functions first, on tables that are still the later ones; then the tables, under the former functions."""
+    assert yoyo(empty, "apply", sql=two).returncode == 0
+    ended = yoyo(empty, "rollback", "--revision", "0005-job-keys", sql=two)
+    assert ended.returncode == 0, ended.stderr
+    assert yoyo(another, "apply", "--revision", "0004-functions", sql=two).returncode == 0
+    functions = [
+        {name: text for (kind, name), text in catalog(dsn).items() if kind == "function"}
+        for dsn in (empty, another)
+    ]
+    assert functions[0] == functions[1]
+    with connect(empty) as connection:
+        row = connection.execute(
+            "SELECT has_table_privilege('osgprod_operator', 'osgprod_data.idle_slices', 'SELECT') AS granted"
+        ).fetchone()
+    assert row == {"granted": True}, "to operators, on a table that was gone when the functions came back"
+    fill(empty)
+    migrate(empty, two, say=quietly)
+    assert migrate(empty, two, say=quietly) == []
+
+
 def test_first_snapshot_is_rolled_back_to_no_functions(empty: str, sql: Path) -> None:
     assert yoyo(empty, "apply", "--revision", "0004-functions", sql=sql).returncode == 0
     assert len(oids(empty)) > 100
