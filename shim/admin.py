@@ -24,7 +24,7 @@ from shim.evio.remote import is_url, path_of
 from shim.registry import register_all
 
 PAGE_FILES = 10_000
-FILES_A_COMMIT = 64  # a commit waits for the disk, and takes longer than the rest
+FILES_A_COMMIT = 64  # a commit waits for the disk, and takes longer than the inserts
 
 
 class Progress(Protocol):
@@ -37,7 +37,7 @@ class Progress(Protocol):
         """Tell the operator something while the call goes on."""
 
 
-# Makes a Progress from what is done, how many there are, and their unit.
+# Makes a Progress from a label, a total, and the unit of the total.
 MakeProgress = Callable[[str, int, str], AbstractContextManager[Progress]]
 
 
@@ -52,7 +52,7 @@ class _Lines:
 
 
 def lines_only(label: str, total: int, unit: str) -> AbstractContextManager[Progress]:
-    """Return a Progress that only prints what is said, on the standard error output.
+    """Return a Progress that prints messages only, on the standard error output.
 
     Parameters
     ----------
@@ -258,7 +258,7 @@ def load_slices(
     projectname : str, optional
         Default: the only project that there is.
     start_over : bool
-        Forget what was done of files that are loaded already, and process them again.
+        Reset files that are already loaded, and process them again.
     dry_run : bool
         Only tell what would be loaded.
 

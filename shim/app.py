@@ -135,7 +135,7 @@ async def healthz(request: Request) -> Response:
 
 
 async def describe(request: Request) -> Response:
-    """``openapi.json``: what is served here, for tools."""
+    """``openapi.json``: a description of the routes, for tools."""
     return JSONResponse(openapi.document(request.scope["path"].rpartition("/")[0]))
 
 

@@ -36,8 +36,8 @@ CALL_TIMEOUT_S = 10.0  # after which the shim ends a connection whose server is 
 SILENCE = {"tcp_user_timeout": 10_000, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
 CONNECTION_WAIT_S = 5.0  # that a call of the shim waits for a connection
 LOCK_TIMEOUT_S = 2  # of the shim's calls; less than that
-# Any number that no other program locks. It has the form of the jobs' locks (docs/design.md), but is no job's: that one
-# would have process number 1936158834.
+# Any number that no other program locks. It has the form of the jobs' locks (docs/design.md). No job uses
+# it: such a job would have process number 1936158834.
 MIGRATION_LOCK = 0x6F73677072
 # What a call may meet while osgprod migrate changes the functions and tables that it uses: names or types that are not
 # there or have another form (class 42), an old plan (0A000), no schema (3F000), an object that is gone (XX000).
@@ -75,7 +75,7 @@ def connect(dsn: str | None = None) -> psycopg.Connection[dict[str, Any]]:
 def call(
     connection: psycopg.Connection[dict[str, Any]], function: str, **arguments: object
 ) -> list[dict[str, Any]]:
-    """Calls one function of schema osgprod, in a transaction of its own, and returns its rows.
+    """Calls one function of schema osgprod in a separate transaction, and returns its rows.
 
     Parameters: function   its name without the schema
                 arguments  its arguments without the p_; those left out keep the function's defaults
@@ -95,7 +95,7 @@ def statement(function: str, arguments: Mapping[str, object]) -> tuple[bytes, di
     return _call_by_name(function, tuple(arguments)), values
 
 
-@cache  # a few calls are in this program; putting one together takes as long as the driver's part
+@cache  # this program has few distinct calls; composing one takes as long as the driver's part
 def _call_by_name(function: str, names: tuple[str, ...]) -> bytes:
     named = [sql.SQL("{} => {}").format(sql.Identifier(f"p_{name}"), sql.Placeholder(name)) for name in names]
     query = sql.SQL("SELECT * FROM {}({})").format(
@@ -187,7 +187,7 @@ async def _functions(connection: psycopg.AsyncConnection[Any]) -> tuple[str, boo
 
 
 def open_pool(dsn: str, size: int) -> AsyncConnectionPool[ShimConnection]:
-    """Makes the shim's pool, not yet open; it recovers by itself from whatever happens to the server.
+    """Makes the shim's pool, not yet open. It reconnects by itself after a restart or crash of the server.
 
     Parameters: dsn   libpq's connection string
                 size  connections at most [1 ..]
@@ -198,7 +198,7 @@ def open_pool(dsn: str, size: int) -> AsyncConnectionPool[ShimConnection]:
         connection.adapters.register_dumper(int, Int8Dumper)
         connection.prepare_threshold = 1
         connection.adapters.register_loader("uuid", TextLoader)  # tokens are only passed on
-        # Whoever waits for somebody's open transaction has a connection: a few of them would have all that there are.
+        # A call that waits for a lock holds a pool connection, so bound the wait.
         with hang_up_after(connection, CALL_TIMEOUT_S):
             await connection.execute(f"SET lock_timeout = '{LOCK_TIMEOUT_S} s'")
             # The functions read under a lock what it was taken for: as it is then.

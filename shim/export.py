@@ -54,7 +54,7 @@ def export_project(projectname: str, folder: Path) -> dict[str, int]:
     try:
         part.mkdir(parents=True)
         with connect() as connection:
-            # One snapshot for all files; jobs go on meanwhile.
+            # One snapshot for all files. Jobs continue during the export.
             connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
             with connection.transaction():
                 manifest = _export(connection, projectname, part)

@@ -61,10 +61,11 @@ class MigrationError(DatabaseError, InvalidArgument):  # type: ignore[misc]  # y
 
 
 class Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]
-    """yoyo's backend for a database of ours; in ``yoyo.ini`` it has the scheme ``osgprod``.
+    """yoyo's backend for an osgprod database; in ``yoyo.ini`` it has the scheme ``osgprod``.
 
-    Promise: one at a time, also after a kill; a migration and its entry in the register come together or not at all; a
-    database that doesn't match the files is refused by name before anything changes.
+    Promise: one migration runs at a time, also after a kill. A migration and its entry in the register are committed in
+    one transaction. A database that doesn't match the files is refused before anything changes, and the error names
+    the migration.
 
     Parameters
     ----------
@@ -125,7 +126,7 @@ class Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]
             yield
 
     def _delete_lock_row(self, pid: int) -> None:
-        if not self.connection.closed:  # a lost connection is told as such, and the next run deletes the row
+        if not self.connection.closed:  # a lost connection raises its own error; the next run deletes the row
             super()._delete_lock_row(pid)
 
     def apply_one(self, migration: yoyo.migrations.Migration, force: bool = False, mark: bool = True) -> None:
@@ -346,7 +347,7 @@ def refuse_other_files(applied: dict[str, str | None], migrations: Path) -> None
             raise MigrationError(
                 f"migration {name}.sql was edited after it was applied",
                 "put it back as it was and write a new migration; a database from before version 0.9.0 can't be"
-                " upgraded: use the checkout that made it, and start anew with this one",
+                " upgraded: keep using the checkout that made it, and install this one with a new database",
             )
 
 

@@ -107,7 +107,7 @@ def render(connection: psycopg.Connection[Any], folder: Path, name: str) -> str:
 
 
 def render_nothing(name: str) -> str:
-    """Return the script that leaves a database without functions of ours."""
+    """Return the script that leaves a database without osgprod's functions."""
     return _begin([], []) + "\n" + _end(name, "0" * 64)
 
 

@@ -7,7 +7,7 @@ A template is a plain bash script that also runs by hand. Filled are, and every 
 - behind the comments ``#input_eviofile_list=...``, ``#output_filename=...`` and ``#osgprod_NAME=...``
   comes the assignment itself.
 
-Nothing that is filled in can end a comment or leave its quotes, whatever it holds.
+Values are quoted: no value can end a comment or leave its quotes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _PLACE = re.compile(
     rb"|#(?P<variable>input_eviofile_list|output_filename|osgprod_[a-z0-9_]+)=[^\n]*$\n?)",
     re.MULTILINE,
 )
-# A script that is told none of these is the same for all jobs: it would process something else or nothing, and succeed.
+# A script without any of these is the same for all jobs. It would succeed without processing its slice.
 _PLACES_OF_SLICE = frozenset(
     {"source", "input_eviofile_list", "output_filename", "osgprod_pieces", "osgprod_block1"}
 )
@@ -138,7 +138,7 @@ def _plain(text: str) -> str:
 
 
 def ascii_text(text: str) -> str:
-    """Returns what may stand in a header of HTTP; '?' for each character that may not."""
+    """Returns the text for an HTTP header, with '?' for each character that a header must not have."""
     return text if text.isascii() and text.isprintable() else re.sub("[^ -~]", "?", text)
 
 
@@ -198,7 +198,7 @@ class TemplateFolder:
 
 
 def _read(folder: Path, name: str) -> tuple[Stamp, bytes]:
-    """Reads a file of a folder and of no other place: who may write there can't have us hand out what he can't read.
+    """Reads a file inside a folder only. A writer of the folder must not be able to publish files from elsewhere.
 
     Each name is opened as it is and looked at when it is open, so nothing can be changed in between; a link is followed
     only to a name in the same folder.
@@ -222,7 +222,7 @@ def _read(folder: Path, name: str) -> tuple[Stamp, bytes]:
                 status = os.fstat(descriptor)
                 text = file.read(MAX_TEMPLATE_BYTES + 1) if stat.S_ISREG(status.st_mode) else None
             if text is None or len(text) > MAX_TEMPLATE_BYTES:
-                raise OSError(errno.EFBIG, f"is no plain file of at most {MAX_TEMPLATE_BYTES} bytes")
+                raise OSError(errno.EFBIG, f"is not a plain file of at most {MAX_TEMPLATE_BYTES} bytes")
             return _stamp(status), text
         raise OSError(errno.ELOOP, "is a link that leads to itself")
     finally:

@@ -1,7 +1,7 @@
 """The shim for mod_wsgi: ``WSGIScriptAlias /osgprod .../shim/wsgi.py``.
 
-The ASGI application runs in a thread of its own in each process; a2wsgi carries requests over to it. Where a process
-of its own can run behind Apache's mod_proxy, that is the better way (docs/grid.md).
+In each process the ASGI application runs in a separate thread, and a2wsgi passes the requests to it. If the shim
+can run as a separate process behind Apache's mod_proxy, prefer that (docs/grid.md).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _inner = _make()
 
 
 def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-    """The WSGI application; whatever bytes a request has, a2wsgi gets what it can decode."""
+    """The WSGI application. It replaces request bytes that a2wsgi can't decode."""
     path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")  # our routes have the whole path
     path = path.encode("latin-1").decode(errors="replace").encode().decode("latin-1")
     query = quote_from_bytes(environ.get("QUERY_STRING", "").encode("latin-1"), safe=PRINTABLE)

@@ -48,13 +48,15 @@ class Commands(click.Group):
         except psycopg.Error as error:
             _fail(_first_line(error), error.diag.message_hint or _what_to_read(error))
         except UnicodeEncodeError:
-            _fail("an argument or a variable is not UTF-8 text", "what is stored is UTF-8: spell it so")
+            _fail(
+                "an argument or a variable is not UTF-8 text", "the database stores UTF-8: encode it as UTF-8"
+            )
 
 
 def _how_to_reach(error: psycopg.Error) -> str:
     if "FATAL" in str(error):  # there is a server, which said so
-        return "do OSGPROD_DSN or PGUSER, PGDATABASE ... name the right login and database? pg_hba.conf says who may in"
-    return "is the server up? OSGPROD_DSN or PGHOST ... say where"
+        return "do OSGPROD_DSN or PGUSER, PGDATABASE ... name the right login and database? see pg_hba.conf"
+    return "is the server up? OSGPROD_DSN or PGHOST ... give its address"
 
 
 def _what_to_read(error: psycopg.Error) -> str:
@@ -73,7 +75,7 @@ def _fail(message: str, hint: str, code: int = REFUSED) -> NoReturn:
 
 
 def ask(function: str, **arguments: object) -> list[dict[str, Any]]:
-    """Call one function of schema osgprod on a connection of its own, and return its rows.
+    """Call one function of schema osgprod on a new connection, and return its rows.
 
     Parameters
     ----------
@@ -133,11 +135,11 @@ class _Runs(click.ParamType[list[int]]):
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
         runs: list[int] = []
         for part in str(value).split(","):
-            # Six digits, as in the names of the files: a slip of the finger is no list of a billion runs.
+            # Six digits, as in the file names: a typing error must not expand to a billion runs.
             match = re.fullmatch(r"\s*(\d{1,6})(?:-(\d{1,6}))?\s*", part, re.ASCII)
             more = range(int(match[1]), int(match[2] or match[1]) + 1) if match else range(0)
             if not more:
-                self.fail(f"{value!r} is no run list like 1001,1005-1010", param, ctx)
+                self.fail(f"{value!r} is not a run list like 1001,1005-1010", param, ctx)
             runs += more
         return runs
 
@@ -232,7 +234,7 @@ def osgprod() -> None:
 def run() -> None:
     """Run the command line. An output that can't be written is an error, also for --help."""
     if sys.stdout is None:
-        # The next file or connection would get its number, and what is meant for people.
+        # The next file or connection would get descriptor 1, and with it our messages.
         _fail("the standard output is closed", "send it to /dev/null if nobody wants it")
     try:
         osgprod()

@@ -1,4 +1,4 @@
-"""``osgprod doctor``: looks for what is not as it should be, around the database and in it."""
+"""``osgprod doctor``: looks for faults in the database and in its surroundings."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def examine() -> list[Finding]:
                 findings += _project(connection, row["project"])
         except psycopg.errors.InsufficientPrivilege:
             advice = f"GRANT osgprod_operator TO {connection.info.user}, or log in as an operator"
-            findings.append(_finding("role", False, f"{connection.info.user} is no operator", advice))
+            findings.append(_finding("role", False, f"{connection.info.user} is not an operator", advice))
     return findings
 
 

@@ -108,7 +108,7 @@ def jobs(
         number, _, process = job.partition(".")
         if not (number.isdecimal() and process.isdecimal()):
             raise OperatorError(
-                f"'{job}' is no job like 4711.0", "--cluster 4711 lists all jobs of a cluster"
+                f"'{job}' is not a job like 4711.0", "--cluster 4711 lists all jobs of a cluster"
             )
         rows = ask("job_history", project=project, cluster=number, process=process)
     show(

@@ -35,7 +35,7 @@ def migrate(dry_run: bool) -> None:
 def serve(port: int, host: str, uds: str | None, workers: int) -> None:
     """Run the shim in the foreground.
 
-    If neither OSGPROD_DSN nor libpq's variables name a database, it starts a PostgreSQL of its own with a demo project.
+    If neither OSGPROD_DSN nor libpq's variables name a database, it starts an embedded PostgreSQL with a demo project.
     """
     from shim.cli import serving  # the web server is of no use to the other commands
 

@@ -1,4 +1,4 @@
-"""``osgprod serve``: the shim in the foreground, on a PostgreSQL of its own when no other is named."""
+"""``osgprod serve``: the shim in the foreground, on an embedded PostgreSQL when no other is named."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def serve(
     uds : str or None
         Path of a unix socket to listen on, instead of host and port.
     workers : int
-        Processes; each has a pool of its own.
+        Processes; each has its own pool.
     say : callable
         Called with one line for each thing worth knowing.
     application : str
@@ -157,7 +157,7 @@ def _listen_at(path: str) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         listener.bind(path)
-        Path(path).chmod(0o666)  # who may enter its folder may ask
+        Path(path).chmod(0o666)  # the permissions of its folder decide which users may connect
     except OSError as error:
         listener.close()
         raise OperatorError(

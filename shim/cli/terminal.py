@@ -31,7 +31,7 @@ from rich.text import Text
 
 Row = Mapping[str, Any]
 
-# Wide enough for any table: what is piped into another program is not cut.
+# Wide enough for any table: output that is piped into another program is not cut.
 _ENDLESS = 10_000
 SHORTEST_TEXT = 10
 _PATH = re.compile(r"(\w[\w+.-]*:/)?/")  # or a URL: what tells two of them apart is their end
@@ -48,7 +48,7 @@ def show(
     """Prints rows as a table that fits the terminal, or as one JSON array.
 
     Parameters: rows     all with the same names;  as_json  JSON it is, also when there are none
-                empty    what is said in place of a table without rows
+                empty    message in place of a table without rows
                 wrapped  columns whose texts go on in the next line instead of being cut
                 limit    rows that were asked for at most; None = all. Where so many came, a line on the standard error
                          output says that it may not be all
@@ -196,7 +196,7 @@ def records(rows: Sequence[Row]) -> list[str]:
 
 
 def cell(value: object) -> str:
-    """Returns a value as it stands in a table; control characters, which a job may have sent, become '?'."""
+    """Returns a value as text for a table. Control characters, which a job may have sent, become '?'."""
     if value is None:
         return ""
     if isinstance(value, datetime):

@@ -30,16 +30,16 @@ class Notice:
 
     @property
     def line(self) -> str:
-        """The event in one line; whoever may log in to the database can send one, so it is printed with care."""
+        """The event in one line. Any database login can send an event, so control characters are replaced."""
         head = " ".join(cell(self.details.get(name, "-")) for name in ("at", "project", "event"))
         rest = {name: value for name, value in self.details.items() if name not in ("at", "project", "event")}
         return " ".join([head, *(f"{name}={cell(value)}" for name, value in rest.items())])
 
 
 def listen(say: Callable[[str], None], count: int | None = None, dsn: str | None = None) -> Iterator[Notice]:
-    """Gives the events as they come. A lost connection is made anew; what happened meanwhile is not told.
+    """Yield events as they arrive. After a lost connection it reconnects; events sent in between are missed.
 
-    Parameters: say    is called with one line when the connection is there, lost, or there again
+    Parameters: say    is called with one line when the connection is made, lost, or restored
                 count  of events after which to end; None = never;  dsn  None = the environment's
     Errors:     psycopg.OperationalError  the first connection can't be made
     """

@@ -165,7 +165,7 @@ def slices() -> None:
     "--start-over",
     "start_over",
     is_flag=True,
-    help="Forget what was done of these files, and process them again.",
+    help="Reset these files, and process them again.",
 )
 @dry
 @as_json

@@ -43,7 +43,7 @@ WINDOWS = {2: "2 hours", 24: "24 hours", 168: "7 days", 720: "30 days"}
 
 
 class NotFound(Exception):
-    """There is no such page; one line that says what is missing."""
+    """The page was not found. One line names the missing thing."""
 
 
 class _Static(StaticFiles):

@@ -1,4 +1,4 @@
-"""``make demo``: the whole story with real parts, told in less than a minute.
+"""``make demo``: a complete production with real parts, in less than a minute.
 
 Three EVIO files are written, registered and loaded; the real shim serves them; eight condor/osgprod_exec.sh at a
 time fetch the real work script with curl; one of them is killed and restarted as HTCondor would; and at the end
@@ -40,7 +40,7 @@ CLUSTER = 1000
 VICTIM = 5  # the process that is killed
 TIME_LIMIT_S = 150.0
 EVENTS_PER_BLOCK = 6
-# name, blocks with events, and what is special about the file
+# name, blocks with events, and the special property of the file
 FILES: tuple[tuple[str, int, dict[str, Any]], ...] = (
     ("hd_rawdata_090001_000.evio", 80, {"first_file": True, "trailer_bit": False}),
     ("hd_rawdata_090001_001.evio", 70, {"trailer": False, "trailer_bit": False}),
@@ -139,7 +139,7 @@ class _Demo:
         return 0
 
     def _say(self, line: str) -> None:
-        over = "\r\033[K" if sys.stdout.isatty() else ""  # the bar, which is drawn anew
+        over = "\r\033[K" if sys.stdout.isatty() else ""  # redraws the bar
         print(f"{over}  {line}", flush=True)
 
     @contextlib.contextmanager
@@ -191,7 +191,7 @@ class _Demo:
         self._bar(progress)
         if not killed:
             raise DemoFailed("no job was killed on the way")
-        self._start(url, process + 1)  # one more, to be told that there is nothing left
+        self._start(url, process + 1)  # one more, which gets the answer that no work is left
         if self._running.pop(process + 1).wait() != 0 or self._starts[VICTIM] != 2:
             raise DemoFailed("the last job, or the restarted one, did not end as it should")
 

@@ -140,7 +140,7 @@ class Server:
         self._wait_until_ready()
 
     def _make_sockets(self) -> None:
-        """The folder of the socket, outside of ours since its path must be short; a killed predecessor's is removed."""
+        """Makes the socket folder in /tmp, since its path must be short, and removes that of a killed server."""
         note = self._folder / "sockets"
         with contextlib.suppress(OSError):  # most have removed it themselves
             if re.fullmatch(r"/tmp/osgprod-pg-\w+", former := str(note.readlink())):  # noqa: S108
@@ -168,13 +168,13 @@ class Server:
         )
         if result.returncode != 0:
             lines = result.stderr.decode(errors="replace").strip().splitlines()
-            told = (
+            causes = (
                 [line for line in lines if "FATAL:" in line or "error:" in line]
                 or lines[-1:]
                 or ["no message"]
             )
             raise EmbeddedError(
-                f"initdb failed: {told[0].rpartition('FATAL:')[2].strip()}",  # what follows it is how it gave up
+                f"initdb failed: {causes[0].rpartition('FATAL:')[2].strip()}",  # later lines only report the cleanup
                 f"it needs 40 MB below {self._folder}; or name a server with OSGPROD_DSN instead",
             )
         unfinished.rename(self._data)

@@ -51,7 +51,7 @@ SELECT r.path, r.nbytes, r.nblocks, s.block1, s.block2, j.cluster, j.process, j.
 def take_over(
     source: str, project: str, magic: str | None, dry_run: bool, progress: MakeProgress
 ) -> list[dict[str, Any]]:
-    """Take one project over, with its files, what is done of them, and its jobs.
+    """Take one project over, with its files, their finished blocks, and its jobs.
 
     A repeated call continues where one was broken off; files that were taken over already stay as they are.
 

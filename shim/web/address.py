@@ -22,7 +22,7 @@ class TrustedProxies:
     """The peers whose X-Forwarded-For is believed.
 
     Parameters: setting  addresses, networks (10.0.0.0/8) and the word unix, separated by commas or spaces; '' = nobody
-    Errors:     SettingError  anything else, also *: whoever trusts everybody lets clients choose their address
+    Errors:     SettingError  anything else, also *: trusting every peer would let clients choose their address
     """
 
     def __init__(self, setting: str) -> None:

@@ -26,10 +26,10 @@ METADATA = ("/.well-known/openid-configuration", "/.well-known/oauth-authorizati
 FETCH_TIMEOUT_S = 10.0
 MAX_ANSWER_BYTES = 1 << 20
 MAX_TOKEN_BYTES = 8192
-SKEW_S = 30  # by which an issuer's clock may be ahead of ours; the end of a token is kept to the second
-FRESH_S = 3600.0  # so long keys are taken without asking again
-STALE_S = 86400.0  # so long they hold when the issuer is down
-RETRY_S = 60.0  # so often an issuer is asked at most, whatever key a token names
+SKEW_S = 30  # tolerated lead of an issuer's clock; a token's expiry has no tolerance
+FRESH_S = 3600.0  # keys are used for this time without a new request
+STALE_S = 86400.0  # keys stay valid for this time while the issuer is down
+RETRY_S = 60.0  # minimum time between two requests to an issuer, for any key that tokens name
 
 log = logging.getLogger("osgprod")
 
@@ -94,7 +94,7 @@ class BearerTokens:
         except (jwt.ImmatureSignatureError, jwt.MissingRequiredClaimError) as error:
             raise BearerError(f"the bearer token: {str(error)[:100].lower()}") from None
         except (jwt.PyJWTError, ValueError, TypeError, KeyError, RecursionError, OverflowError):
-            # Whatever it is that makes no token of it: also JSON nested too deep, and numbers beyond all measure.
+            # Includes JSON that is nested too deep, and numbers that are too large.
             raise BearerError("the bearer token is malformed, or its signature is not the issuer's") from None
 
     async def _verified(self, token: str) -> dict[str, object]:
@@ -172,7 +172,7 @@ def _fetch(issuer: str) -> dict[str | None, jwt.PyJWK]:
     if metadata["issuer"] != issuer:
         raise ValueError("its metadata name another issuer")
     if not _is_private(metadata["jwks_uri"]):
-        raise ValueError("its jwks_uri is no https:// URL")
+        raise ValueError("its jwks_uri is not an https:// URL")
     return _usable(_get(metadata["jwks_uri"]))
 
 
@@ -183,12 +183,12 @@ def _get(url: str) -> dict[str, Any]:
         raise ValueError("its answer is too long")
     answer = json.loads(body)
     if not isinstance(answer, dict):
-        raise ValueError("its answer is no JSON object")
+        raise ValueError("its answer is not a JSON object")
     return answer
 
 
 def _is_private(url: str) -> bool:
-    """Can nobody on the way change what comes from there?"""
+    """Is the connection to this URL protected against changes on the way?"""
     return url.startswith(("https://", "http://127.0.0.1:", "http://[::1]:"))
 
 

@@ -54,7 +54,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def shutdown(self) -> None:
-        if self.cycle is None:  # whoever has just connected is about to ask
+        if self.cycle is None:  # a new connection is about to send a request
             self.loop.call_later(GRACE_S, super().shutdown)
         else:
             super().shutdown()

@@ -1,4 +1,4 @@
-"""What a client is told of an error: everything of one of our own errors, nothing of any other."""
+"""Answers for errors: the full text of osgprod's own errors, and no detail of any other."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def explain(error: Exception) -> Failure:
     Parameters
     ----------
     error : Exception
-        Whatever a route has raised.
+        The exception that a route raised.
     """
     status, body = _told(error)
     retry_s = getattr(error, "wait_s", RETRY_AFTER_S.get(status))

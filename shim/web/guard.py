@@ -20,8 +20,8 @@ COOKIE = "osgprod_dashboard"
 COOKIE_LIFE_S = 30 * 86400
 SHORTEST_TOKEN = 16
 LOOPBACK = "127.0.0.0/8, ::1/128"
-# Who sends one of these is a proxy. Unless it is a trusted one, whose client then is the client, its own address
-# says nothing of who is behind it.
+# Only proxies send these headers. The address of a proxy that is not trusted says nothing about the client
+# behind it.
 FORWARDED = ("x-forwarded-for", "x-real-ip", "forwarded", "via", "x-forwarded-host")
 
 
@@ -36,7 +36,7 @@ class Guard:
     Raises
     ------
     SettingError
-        A token that is too short, or something that is no network.
+        A token that is too short, or a value that is not a network.
     """
 
     def __init__(self, settings: Settings) -> None:

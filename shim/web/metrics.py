@@ -63,7 +63,7 @@ class Metrics:
         self._observers: dict[str, Callable[[float], None]] = {}
 
     def count(self, route: str, status: int, answer: str, seconds: float) -> None:
-        """Counts one request. All labels are words of ours: no caller can make new time series.
+        """Counts one request. The shim chooses all labels, so no caller can create new time series.
 
         Parameters: route  last part of the path of a known route;  seconds  that it took
         """
@@ -182,9 +182,7 @@ def _families(progress: Rows, slices: Rows, totals: Rows, refused: Rows, health:
         ran.add_metric(labels, row["ran_s"])
     yield from (ended, settled, ran)
 
-    workers = GaugeMetricFamily(
-        "osgprod_workers_refused", "Workers that are refused work", labels=("project",)
-    )
+    workers = GaugeMetricFamily("osgprod_workers_refused", "Banned workers", labels=("project",))
     level = GaugeMetricFamily(
         "osgprod_health", "1 for what osgprod.health says of a project", labels=("project", "level", "what")
     )

@@ -63,7 +63,7 @@ class Surround:
                 answer = next((value for name, value in headers if name == b"osgprod-status"), b"-")
                 headers.append((b"osgprod-request", number.encode()))
                 if message["status"] >= 400 and answer == b"-":
-                    # A job believes an answer only with a status of ours: the server in front has a 404 of its own.
+                    # A job ignores answers without Osgprod-Status, such as a 404 of the front server.
                     headers.append((b"osgprod-status", b"error"))
                 self._note(scope, number, message["status"], answer.decode(), started, note)
             await send(message)
@@ -131,5 +131,5 @@ def plain_text(body: bytes, status: int = 200, headers: Mapping[str, str] | None
 
 @functools.lru_cache(maxsize=64)
 def _logged(path: str) -> str:
-    """A path as the log shows it: one word, without a query that somebody put into it, with its secrets."""
+    """A path for the log: one word, without a query, since a query may hold secrets."""
     return ascii_text(re.split("[?;&]", path[:300], maxsplit=1)[0]).replace(" ", "?")

@@ -36,7 +36,7 @@ PARAMETERS = {
     "project": Parameter("string", "project name", is_core=True),
     "cluster": Parameter("integer", "HTCondor's $(Cluster) [0 .. 2147483647]", is_core=True),
     "process": Parameter("integer", "HTCondor's $(Process) [0 .. 2147483647]", is_core=True),
-    "magic": Parameter("string", "the project's secret; a bearer token may stand in for it", is_core=True),
+    "magic": Parameter("string", "the project's secret; a bearer token may replace it", is_core=True),
     "cpus": Parameter("integer", "cores of the job [1 .. 4096]; 1 when it is not given", is_core=True),
     "exitcode": Parameter(
         "integer", "of the work script [0 .. 255]; 128 + n = killed by signal n", is_core=True
@@ -54,7 +54,7 @@ PARAMETERS = {
     "reason": Parameter("string", "why it failed, one line", most=128),
     "events": Parameter("integer", "events that were read from the slice"),
     "outputs": Parameter("integer", "files that the work left"),
-    "output_bytes": Parameter("integer", "size of what was sent [bytes]"),
+    "output_bytes": Parameter("integer", "size of the delivered output [bytes]"),
     "output_adler32": Parameter("string", "its checksum, 8 hexadecimal digits"),
     "output_url": Parameter("string", "where it was sent", most=1024),
     "bytes": Parameter("integer", "fetched so far [bytes]"),
@@ -79,7 +79,7 @@ STATUSES = {
     403: "not allowed: address, magic, bearer token or the attempt's token",
     404: "no such project or job",
     405: "another method than GET and POST",
-    409: "too late, or contradicts what was said before",
+    409: "too late, or contradicts an earlier report",
     429: "too often: Retry-After says when again",
     500: "a fault of the server",
     503: "paused, busy or away: Retry-After says when again",

@@ -2,7 +2,7 @@
 
 The table ``openapi.PARAMETERS`` says which parameters are the core of a request (who asks, for which attempt, how it
 ended). A core parameter that can't be read rejects the request. Every other one is decoration: what can be kept of it
-is kept, the rest is ignored, and a note for the answer says so. A job must never lose its report over a log line.
+is kept, all else is ignored, and a note in the answer says so. A job must never lose its report over a log line.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MAX_QUERY_BYTES = 8192
 MAX_BODY_BYTES = 65536
 MAX_DIGITS = 18
 
-# Answers repeat only names of the table: an unknown name may be the rest of a secret with a bare '&' in it.
+# Answers repeat only names of the table: an unknown name may be the end of a secret that contains a bare '&'.
 UNKNOWN = "a parameter that is not known here"
 
 NO_VALUE, TWICE, NO_NUMBER = "has no value", "is given twice", "must be a number"

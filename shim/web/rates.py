@@ -1,8 +1,8 @@
 """How many requests a minute are served: for each client address, and for each project.
 
-Counted in this process alone, in windows of a minute: what is over gets 429 before the database is asked. The library
-limits was measured for this: its memory storage starts a thread every 10 ms in which it walks over all its keys, 0.5 ms
-for a request and pauses of 0.1 s with 50,000 addresses.
+Each process counts alone, in windows of a minute. A request beyond the limit gets 429 before any database call. The
+library limits was measured for this purpose: its memory storage starts a thread every 10 ms that walks over all its
+keys. With 50,000 addresses that costs 0.5 ms for a request, and pauses of 0.1 s.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import ipaddress
 import time
 
 WINDOW_S = 60.0
-MOST_KEYS = 100_000  # some 10 MB; then everybody begins anew
+MOST_KEYS = 100_000  # about 10 MB; beyond that all counts restart at 0
 
 
 class RateLimit:

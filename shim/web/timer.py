@@ -14,9 +14,9 @@ TICK_TIMEOUT_S = 60.0
 
 
 async def tick_for_ever(dsn: str) -> None:
-    """Call osgprod.tick() every TICK_S seconds, and go on whatever happens.
+    """Call osgprod.tick() every TICK_S seconds. Errors are logged, and the loop continues.
 
-    Each call has a connection and a time limit of its own, so that neither a crowded pool nor a server that hangs
+    Each call has its own connection and time limit, so that neither a crowded pool nor a server that hangs
     delays the next one.
 
     Parameters
@@ -33,7 +33,7 @@ async def tick_for_ever(dsn: str) -> None:
                     dsn, autocommit=True, application_name="osgprod tick"
                 ) as db,
             ):
-                # As the pool's connections, whatever the database's default is: the functions refuse others.
+                # The functions refuse other isolation levels, and the database's default may differ.
                 await db.execute("SET default_transaction_isolation = 'read committed'")
                 await db.execute("SELECT * FROM osgprod.tick()")
         except Exception as error:

@@ -509,10 +509,10 @@ def test_magic_comes_from_a_file_the_standard_input_or_the_environment(
         (("project", "set", "p", "lease_s=1000"), 1, "p: a lease outlives two heartbeats", "hint: osgprod"),
         (("project", "add", "q", "127.%", "../w", "", "1"), 1, "q: workscript is a file name", "hint: names"),
         (("project", "set", "p", "lease"), 2, "'lease' is not NAME=VALUE", ""),
-        *((("slices", "load", "p", "--runs", runs), 2, "no run list like 1001,1005-1010", "")
+        *((("slices", "load", "p", "--runs", runs), 2, "not a run list like 1001,1005-1010", "")
           for runs in ("1-x", "5-3", "7-", "1,,2", "1-999999999")),
         (("slices", "list", "p", "--limit", "0"), 1, "limit must be a number", "hint: narrow the list"),
-        (("jobs", "p", "12"), 1, "'12' is no job like 4711.0", "hint: --cluster"),
+        (("jobs", "p", "12"), 1, "'12' is not a job like 4711.0", "hint: --cluster"),
         (("project", "set-magic", "p"), 1, "no magic was given", "hint: --magic-file FILE"),
         (("serve", "--port", "99999"), 2, "99999 is not in the range", ""),
         (("rawdata", "load", str(CHECKOUT / "sql")), 1, "osgprod: no file hd_rawdata_RRRRRR_SSS.evio", "hint: is it"),
