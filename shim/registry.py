@@ -71,6 +71,7 @@ def _ask(
         "block_index": index.packed(),
         "gaps": _ranges(index.gaps),
         "has_bor": index.has_bor,
+        "evio_version": index.version,
     }
     return connection.execute(*statement("register_rawdata", arguments))
 

@@ -26,7 +26,14 @@ Read = Callable[[int, int], bytes]
 
 
 def read_headers(
-    read: Read, size: int, order: str, magic: int, max_blocks: int
+    read: Read,
+    size: int,
+    order: str,
+    magic: int,
+    max_blocks: int,
+    begin: int = 0,
+    header_words: int = 8,
+    version: int = 4,
 ) -> tuple[list[int], list[bytes]]:
     """Read all block headers of a file.
 
@@ -42,6 +49,12 @@ def read_headers(
         Word 8 of a block header.
     max_blocks
         The walk ends after so many.
+    begin
+        Of the first block [bytes].
+    header_words
+        Length of a block header; its first 8 words are read.
+    version
+        Of the format, in the low 8 bits of word 6.
 
     Returns
     -------
@@ -49,9 +62,9 @@ def read_headers(
         Where each block begins and the last one ends [bytes], and the headers. The walk ends at the first header whose
         length is less than its own, or at the end of the file; nothing else is checked.
     """
-    walk = _Walk(read, size, order, magic, max_blocks)
-    starts, headers = walk.chain(0, size, FIRST_BLOCKS)
-    mean = starts[-1] / max(len(headers), 1)
+    walk = _Walk(read, size, order, magic, max_blocks, header_words, version)
+    starts, headers = walk.chain(begin, size, FIRST_BLOCKS)
+    mean = (starts[-1] - begin) / max(len(headers), 1)
     chains = min(CHAINS, int((size - starts[-1]) / mean / MIN_BLOCKS)) if mean else 0
     if len(headers) < FIRST_BLOCKS or chains < 2:
         more = walk.chain(starts[-1], size, max_blocks)
@@ -76,7 +89,17 @@ def read_headers(
 
 
 class _Walk:
-    def __init__(self, read: Read, size: int, order: str, magic: int, max_blocks: int) -> None:
+    def __init__(
+        self,
+        read: Read,
+        size: int,
+        order: str,
+        magic: int,
+        max_blocks: int,
+        header_words: int,
+        version: int,
+    ) -> None:
+        self._header_words, self._version = header_words, version
         self._read, self._size, self._max_blocks = read, size, max_blocks
         self._word = struct.Struct(order + "I")
         self._header = struct.Struct(order + "8I")
@@ -88,7 +111,7 @@ class _Walk:
         headers: list[bytes] = []
         while starts[-1] < end and len(headers) < count:
             header = self._read(starts[-1], HEADER_BYTES)
-            if len(header) < HEADER_BYTES or self._word.unpack_from(header)[0] < HEADER_BYTES // 4:
+            if len(header) < HEADER_BYTES or self._word.unpack_from(header)[0] < self._header_words:
                 break
             headers.append(header)
             starts.append(starts[-1] + 4 * self._word.unpack_from(header)[0])
@@ -120,6 +143,8 @@ class _Walk:
         """Does it look like one, and is there one where it ends?"""
         length, _, header_words, count, _, info, _, _ = self._header.unpack(header)
         end = begin + 4 * length
-        if header_words != 8 or info & 0xFF != 4 or 2 * count > length - 8 or end > self._size:
+        if header_words != self._header_words or info & 0xFF != self._version or end > self._size:
+            return False
+        if length < header_words or (self._version == 4 and 2 * count > length - header_words):
             return False
         return end == self._size or self._read(end, HEADER_BYTES)[28:] == self._magic

@@ -18,8 +18,8 @@ SMALL_CHUNK_BYTES = 4 << 10  # where events are so long that most of a chunk wou
 LONG_EVENT_BYTES = 256 << 10
 
 
-def check_counts(source: Source, byte_order: str, begins: Sequence[int]) -> None:
-    """Walk the banks of every block of an indexed file of version 4.
+def check_counts(source: Source, byte_order: str, begins: Sequence[int], version: int = 4) -> None:
+    """Walk the banks of every block of an indexed file; compressed records of version 6 are left out.
 
     Parameters
     ----------
@@ -29,6 +29,8 @@ def check_counts(source: Source, byte_order: str, begins: Sequence[int]) -> None
         big or little.
     begins
         Where each block with events begins [bytes].
+    version
+        Of the format, 4 or 6.
 
     Raises
     ------
@@ -52,10 +54,16 @@ def check_counts(source: Source, byte_order: str, begins: Sequence[int]) -> None
     for at in begins:
         if not begin <= at <= end - HEADER_BYTES:
             load(at, HEADER_BYTES, CHUNK_BYTES)
-        length, _, _, count, _, info, _, _ = header(data, at - begin)
+        length, _, header_words, count, index_bytes, info, user_bytes, _ = header(data, at - begin)
         block_end = at + 4 * length
         chunk = SMALL_CHUNK_BYTES if 4 * length > count * LONG_EVENT_BYTES else CHUNK_BYTES
         position, banks = at + HEADER_BYTES, count + bool(info & DICTIONARY_BIT)
+        if version == 6:
+            if not begin <= at <= end - 40:
+                load(at, 40, chunk)
+            if word(data, at + 36 - begin)[0] >> 28:  # compressed
+                continue
+            position, banks = at + 4 * header_words + index_bytes + user_bytes + -user_bytes % 4, count
         for number in range(banks):
             if position + 8 > block_end:
                 raise fail(

@@ -4,6 +4,10 @@ Source: EVIO 4 format. A block header is 8 words of 32 bits: length in words (he
 (from 1), header length 8, event count, reserved, bit info and version, reserved, magic. Bits of word 6 from
 0: 0-7 version, 8 dictionary, 9 last block. A bank header is two words: length in words less 1, then tag (16
 bits), type (8), num (8). docs/evio.md says which readers accept the files that slices make of this.
+
+In EVIO 6 a block is called a record, and its header has 14 words, of which the first 8 are those of a block header;
+word 5 is the length of an array of event lengths [bytes]. Bits 28-31 of word 6: 3 is the trailer. A file header of the
+same layout is in front, and its user header behind it.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ from shim.evio.errors import EvioError
 from shim.evio.head import Event, Head, Piece, TooManyControlEvents, read_head
 from shim.evio.remote import open_source
 from shim.evio.source import LocalFile, Source
+from shim.evio.tags import BEGIN_OF_RUN
 
 HEADER_WORDS = 8
 HEADER_BYTES = 4 * HEADER_WORDS
@@ -35,6 +40,12 @@ VERSION_MASK = 0xFF  # real files carry 0x60004
 DICTIONARY_BIT = 1 << 8
 LAST_BLOCK_BIT = 1 << 9
 VERSION = 4
+RECORD_VERSION = 6
+RECORD_HEADER_WORDS = 14
+RECORD_HEADER_BYTES = 4 * RECORD_HEADER_WORDS
+FIRST_EVENT_BIT = 1 << 9  # of a file header
+TRAILER_BIT = 1 << 10  # of a file header: it has the position of the trailer
+TRAILER_TYPE = 3  # of a record
 
 # Far beyond any real file, so that a damaged one can't use up the memory.
 MAX_BLOCKS = 4_000_000
@@ -44,6 +55,7 @@ READ_AHEAD_BYTES = 1 << 16  # of the events before the first physics event, most
 
 FILE_NAME = re.compile(r"hd_rawdata_(?P<run>\d{6})_(?P<seqno>\d{3,9})\.evio")
 HIPO = 0x43455248  # "HREC", the first word of a HIPO file
+EVIO = 0x4556494F  # "EVIO", the first word of a file of version 6
 
 
 @dataclass(frozen=True)
@@ -61,7 +73,7 @@ class BlockIndex:
     last_has_bit
         Has the last block with events the last-block bit?
     trailer
-        Block that ends the file of a slice [32 bytes].
+        Block that ends the file of a slice [32 bytes; 0 bytes in version 6, whose readers need none].
     offsets
         nblocks + 1 entries: the start of each block, then the end of the last one [bytes].
     events_before
@@ -73,6 +85,8 @@ class BlockIndex:
         "from_block" and, for some, "until_block": the first and the last block at which such a slice begins.
     has_bor
         Is a begin-of-run record among them?
+    version
+        Of the format, 4 or 6.
     """
 
     path: str
@@ -88,6 +102,7 @@ class BlockIndex:
     gaps: list[tuple[int, int]] = field(repr=False)
     preamble: list[Piece]
     has_bor: bool
+    version: int = VERSION
 
     def packed(self) -> bytes:
         """Returns the entries as the database keeps them: offset in 64 bits, events in 32, big-endian."""
@@ -135,9 +150,10 @@ def read_index(
     Parameters
     ----------
     path
-        An EVIO file of version 4, of either byte order: a path or a URL (see remote.open_source).
+        An EVIO file of version 4 or 6, of either byte order: a path or a URL (see remote.open_source).
     is_deep
-        Walk the banks of all blocks, and compare their number with the counts in the headers.
+        Walk the banks of all blocks, and compare their number with the counts in the headers. Compressed records of
+        version 6 are left out.
     token
         Bearer token for http(s).
 
@@ -155,7 +171,7 @@ def read_index(
         try:
             index = _Reader(source).read()
             if is_deep:
-                check_counts(source, index.byte_order, index.offsets[:-1])
+                check_counts(source, index.byte_order, index.offsets[:-1], index.version)
         except OSError as error:  # of the bare pread of a local file
             raise EvioError(f"{source.name}: {error.strerror}") from error
         return index
@@ -171,6 +187,9 @@ class _Reader:
         self._header = struct.Struct(">8I")
         self._length = struct.Struct(">I")
         self._ahead = (0, b"")  # offset, and what was read there
+        self._version = VERSION
+        self._header_words = HEADER_WORDS
+        self._begin = 0  # of the first block
 
     def read(self) -> BlockIndex:
         self._recognise()
@@ -183,7 +202,8 @@ class _Reader:
         events = array("q", accumulate(map(counts.__getitem__, blocks), initial=0))
         if events[-1] > MAX_EVENTS:
             raise self._error(0, f"{events[-1]} events in all its blocks, more than {MAX_EVENTS}")
-        head = self._head(offsets)
+        is_4 = self._version == VERSION
+        head = self._head(offsets) if is_4 else self._file_head()
         trailer = (HEADER_WORDS, len(blocks) + 1, HEADER_WORDS, 0, 0, LAST_BLOCK_BIT | VERSION, 0, MAGIC)
         return BlockIndex(
             path=self._source.path,
@@ -193,12 +213,13 @@ class _Reader:
             first_block=head.first_block,
             has_trailer=blocks[-1] < len(counts) - 1,
             last_has_bit=bool(infos[blocks[-1]] & LAST_BLOCK_BIT),
-            trailer=self._header.pack(*trailer),
+            trailer=self._header.pack(*trailer) if is_4 else b"",
             offsets=offsets,
             events_before=events,
             gaps=self._gaps(starts, blocks),
             preamble=head.pieces,
             has_bor=head.has_bor,
+            version=self._version,
         )
 
     def _error(self, offset: int, what: str) -> EvioError:
@@ -221,8 +242,29 @@ class _Reader:
         version = self._words(0)[5] & VERSION_MASK
         if version < VERSION:
             raise self._error(20, f"EVIO version {version} can't be sliced by block: events cross blocks")
-        if version != VERSION:
-            raise self._error(20, f"EVIO version {version} is not supported yet")
+        if version == RECORD_VERSION:
+            self._recognise_file_header()
+        elif version != VERSION:
+            raise self._error(20, f"EVIO version {version} is not known")
+
+    def _recognise_file_header(self) -> None:
+        """Check the file header of version 6, and find the first record."""
+        self._version, self._header_words = RECORD_VERSION, RECORD_HEADER_WORDS
+        if self._size < RECORD_HEADER_BYTES:
+            raise self._error(0, f"{self._size} bytes are less than a file header ({RECORD_HEADER_BYTES})")
+        word1, _, header_words, _, index_bytes, _, user_bytes, _ = self._words(0)
+        if word1 != EVIO:
+            raise self._error(0, f"first word {word1:08x}: a file of EVIO 6 begins with a file header")
+        if header_words != RECORD_HEADER_WORDS:
+            raise self._error(8, f"file header of {header_words} words instead of {RECORD_HEADER_WORDS}")
+        self._user_header = RECORD_HEADER_BYTES + index_bytes
+        self._begin = self._user_header + user_bytes + -user_bytes % 4
+        if index_bytes % 4 or self._begin > self._size:
+            raise self._error(
+                16, f"index of {index_bytes} and user header of {user_bytes} bytes can't be in the file"
+            )
+        if self._begin == self._size:
+            raise self._error(self._begin, "there is no record behind the file header")
 
     def _words(self, offset: int) -> tuple[int, ...]:
         return self._header.unpack(self._bytes(offset, HEADER_BYTES))
@@ -236,7 +278,7 @@ class _Reader:
     def _walk(self) -> tuple[array[int], array[int], array[int]]:
         """Start of each block and the end of the last; events of each; word 6 of each."""
         starts, headers = self._headers()
-        if starts[-1] != self._size:
+        if not headers or starts[-1] != self._size:
             return self._walk_carefully(dict(zip(starts, headers, strict=False)))
         words = array("I", b"".join(headers))
         if self._order != sys.byteorder:
@@ -244,11 +286,15 @@ class _Reader:
         lengths, counts, infos = words[0::8], words[3::8], words[5::8]
         is_sound = (
             words[7::8] == array("I", [MAGIC]) * len(headers)
-            and words[2::8] == array("I", [HEADER_WORDS]) * len(headers)
-            and infos[-1] & VERSION_MASK == VERSION
-            and all(info & (VERSION_MASK | LAST_BLOCK_BIT) == VERSION for info in set(infos[:-1]))
-            # each event takes two words at least
-            and max(map(sub, map(add, counts, counts), lengths)) <= -HEADER_WORDS
+            and words[2::8] == array("I", [self._header_words]) * len(headers)
+            and infos[-1] & VERSION_MASK == self._version
+            and all(info & (VERSION_MASK | LAST_BLOCK_BIT) == self._version for info in set(infos[:-1]))
+            and (
+                # each event takes two words at least
+                max(map(sub, map(add, counts, counts), lengths)) <= -HEADER_WORDS
+                if self._version == VERSION
+                else not any(map(self._is_bad_record, lengths, counts, words[4::8], infos))
+            )
         )
         if not is_sound:
             return self._walk_carefully(dict(zip(starts, headers, strict=False)))
@@ -258,15 +304,16 @@ class _Reader:
         """Start of each block and the end of the last, and the headers; only their lengths are looked at."""
         if not isinstance(self._source, LocalFile):
             order = "<" if self._order == "little" else ">"
-            return read_headers(self._source.read, self._size, order, MAGIC, MAX_BLOCKS)
+            form = (self._begin, self._header_words, self._version)
+            return read_headers(self._source.read, self._size, order, MAGIC, MAX_BLOCKS, *form)
         pread, descriptor, unpack = os.pread, self._source.descriptor, self._length.unpack_from
         headers: list[bytes] = []
-        starts = [0]
+        starts = [self._begin]
         # Kept plain: it runs once for each of up to 20,000 blocks.
         with contextlib.suppress(struct.error):  # nothing to unpack: the end of the file
             for _ in range(MAX_BLOCKS):
                 (length,) = unpack(header := pread(descriptor, HEADER_BYTES, starts[-1]))
-                if length < HEADER_WORDS:
+                if length < self._header_words:
                     break
                 headers.append(header)
                 starts.append(starts[-1] + 4 * length)
@@ -277,22 +324,26 @@ class _Reader:
 
         `known` has headers that were read, by offset.
         """
-        starts, counts, infos = array("q", [0]), array("I"), array("I")
+        starts, counts, infos = array("q", [self._begin]), array("I"), array("I")
         read, unpack, size = self._source.read, self._header.unpack, self._size
-        offset, is_last = 0, False
+        offset, is_last = self._begin, False
         while offset < size:
             header = known.get(offset) or read(offset, HEADER_BYTES)
             if len(header) != HEADER_BYTES:
                 raise self._error(offset, f"{len(header)} bytes behind the last block are no block header")
-            length, _, header_words, count, _, info, _, magic = unpack(header)
+            length, _, header_words, count, index_bytes, info, _, magic = unpack(header)
             end = offset + 4 * length
             if (
                 magic != MAGIC
-                or header_words != HEADER_WORDS
-                or length < HEADER_WORDS
+                or header_words != self._header_words
+                or length < header_words
                 or end > size
-                or (info & VERSION_MASK) != VERSION
-                or 2 * count > length - HEADER_WORDS
+                or (info & VERSION_MASK) != self._version
+                or (
+                    2 * count > length - HEADER_WORDS
+                    if self._version == VERSION
+                    else self._is_bad_record(length, count, index_bytes, info)
+                )
             ):
                 raise self._bad_header(offset, unpack(header))
             if is_last and count:
@@ -307,15 +358,15 @@ class _Reader:
         return starts, counts, infos
 
     def _bad_header(self, offset: int, words: tuple[int, ...]) -> EvioError:
-        length, _, header_words, count, _, info, _, magic = words
+        length, _, header_words, count, index_bytes, info, _, magic = words
         if magic != MAGIC:
             return self._error(offset + 28, f"magic word {magic:08x} where a block header should be")
-        if header_words != HEADER_WORDS:
-            return self._error(
-                offset + 8,
-                f"block header of {header_words} words instead of 8: GlueX's reader fails, C evio 6 reads no event",
-            )
-        if length < HEADER_WORDS:
+        if header_words != self._header_words:
+            what = f"header of {header_words} words instead of {self._header_words}"
+            if self._version == RECORD_VERSION:
+                return self._error(offset + 8, f"record {what}")
+            return self._error(offset + 8, f"block {what}: GlueX's reader fails, C evio 6 reads no event")
+        if length < header_words:
             return self._error(offset, f"block length {length} words is less than its header")
         if offset + 4 * length > self._size:
             missing = offset + 4 * length - self._size
@@ -323,19 +374,39 @@ class _Reader:
                 offset,
                 f"block of {4 * length} bytes ends {missing} bytes behind the file: cut in mid-block?",
             )
-        if (info & VERSION_MASK) != VERSION:
+        if (info & VERSION_MASK) != self._version:
             return self._error(
-                offset + 20, f"block of EVIO version {info & VERSION_MASK} in a file of {VERSION}"
+                offset + 20, f"block of EVIO version {info & VERSION_MASK} in a file of {self._version}"
+            )
+        if self._version == RECORD_VERSION:
+            return self._error(
+                offset + 12,
+                f"{count} events in a record of {length} words with an index of {index_bytes} bytes",
             )
         return self._error(offset + 12, f"{count} events can't be in a block of {length} words")
+
+    @staticmethod
+    def _is_bad_record(length: int, count: int, index_bytes: int, info: int) -> bool:
+        """Do the event count and the array of event lengths disagree? The trailer's array is of records.
+
+        A compressed record may be shorter than its array.
+        """
+        if count == 0:
+            is_empty = length == RECORD_HEADER_WORDS and index_bytes == 0
+            return not is_empty and info >> 28 != TRAILER_TYPE
+        return (
+            info >> 28 == TRAILER_TYPE or length == RECORD_HEADER_WORDS or index_bytes not in (0, 4 * count)
+        )
 
     def _with_events(self, starts: array[int], counts: array[int], infos: array[int]) -> Sequence[int]:
         """Return the blocks that hold events; check that the others are empty."""
         if 0 not in counts[:-1]:  # nearly every file
-            is_trailer = counts[-1] == 0 and starts[-1] - starts[-2] == HEADER_BYTES
+            is_trailer = counts[-1] == 0 and (
+                self._version == RECORD_VERSION or starts[-1] - starts[-2] == HEADER_BYTES
+            )
             if is_trailer or counts[-1]:
                 return range(len(counts) - is_trailer)
-        for n, count in enumerate(counts):
+        for n, count in enumerate(counts) if self._version == VERSION else ():
             begin, end = starts[n] + HEADER_BYTES, starts[n + 1]
             if count == 0 and begin != end:
                 is_dictionary = infos[n] & DICTIONARY_BIT and self._bank_end(begin, end) == end
@@ -382,6 +453,34 @@ class _Reader:
         if head is None:
             raise self._error(0, "block 0 holds run control only, and there is no other block")
         return head
+
+    def _file_head(self) -> Head:
+        """Return what each slice of version 6 begins with: the file header, and its user header as it is."""
+        words = list(struct.unpack(self._header.format[:1] + "14I", self._bytes(0, RECORD_HEADER_BYTES)))
+        # No records counted, no index, no trailer.
+        words[3] = words[4] = words[10] = words[11] = 0
+        words[5] &= ~TRAILER_BIT
+        header = struct.pack(self._header.format[:1] + "14I", *words)
+        pieces: list[Piece] = [{"from_block": 0, "hex": header.hex(), "events": 0}]
+        size = self._begin - self._user_header
+        if size:
+            pieces.append({"from_block": 0, "offset": self._user_header, "bytes": size, "events": 0})
+        return Head(0, pieces, bool(words[5] & FIRST_EVENT_BIT) and self._first_tag(words[5]) in BEGIN_OF_RUN)
+
+    def _first_tag(self, info: int) -> int:
+        """Return the tag of the first event, which is in the user header: a record of its own, not compressed."""
+        begin = self._user_header
+        if begin + RECORD_HEADER_BYTES > self._begin:
+            raise self._error(begin, "the file header promises a first event, its user header has none")
+        _, _, header_words, count, index_bytes, _, _, magic = self._words(begin)
+        has_dictionary = bool(info & DICTIONARY_BIT)
+        data = self._bytes(begin, self._begin - begin)
+        at = 4 * header_words + index_bytes  # of the dictionary, whose length is in front of it
+        if has_dictionary:
+            at += int.from_bytes(data[4 * header_words :][:4], self._order)
+        if magic != MAGIC or count != 1 + has_dictionary or at + 8 > len(data):
+            raise self._error(begin, "the user header of the file is no record with a first event")
+        return int.from_bytes(data[at + 4 : at + 8], self._order) >> 16
 
     def _events(self, number: int, begin: int) -> Iterator[Event]:
         """Give each event of a block; the dictionary is not an event."""

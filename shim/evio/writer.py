@@ -1,7 +1,8 @@
-"""Writes EVIO 4 files with numbered physics events, for the demo, the tests and the benchmarks."""
+"""Writes EVIO 4 and 6 files with numbered physics events, for the demo, the tests and the benchmarks."""
 
 from __future__ import annotations
 
+import gzip
 import struct
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -9,15 +10,24 @@ from typing import Literal
 
 from shim.evio.index import (
     DICTIONARY_BIT,
+    EVIO,
+    FIRST_EVENT_BIT,
     HEADER_WORDS,
     LAST_BLOCK_BIT,
     MAGIC,
+    RECORD_HEADER_BYTES,
+    RECORD_HEADER_WORDS,
+    RECORD_VERSION,
+    TRAILER_BIT,
+    TRAILER_TYPE,
     VERSION,
 )
 
 BEGIN_OF_RUN = 0x70
 PHYSICS = 0xFF50
 PRESTART = 0xFFD1
+GZIP = 3  # compression of a record
+EVIO_FILE = 1 << 28
 UINT32_BANK = 0x01
 
 ByteOrder = Literal["big", "little"]
@@ -50,6 +60,82 @@ def block(
     bits = info | VERSION | (DICTIONARY_BIT if dictionary else 0)
     words = (HEADER_WORDS + len(body) // 4, number, HEADER_WORDS, len(banks), 0, bits, 0, MAGIC)
     return struct.pack(f"{'<' if byte_order == 'little' else '>'}8I", *words) + body
+
+
+def record(
+    number: int,
+    events: Iterable[bytes],
+    byte_order: ByteOrder = "big",
+    info: int = 0,
+    *,
+    is_compressed: bool = False,
+) -> bytes:
+    """Returns a record of version 6 with true length and event count.
+
+    Parameters: number         from 1;  events  banks, or for a user header any bytes
+                info           bits beside the version and the padding
+                is_compressed  by gzip
+    """
+    items = list(events)
+    form = "<" if byte_order == "little" else ">"
+    index = struct.pack(f"{form}{len(items)}I", *map(len, items))
+    body = b"".join(items)
+    pad = -len(body) % 4
+    content, packed_words, pads = index + body + bytes(pad), 0, pad << 22
+    if is_compressed:
+        content = gzip.compress(content, mtime=0)
+        pads |= -len(content) % 4 << 24
+        content += bytes(-len(content) % 4)
+        packed_words = GZIP << 28 | len(content) // 4
+    words = (RECORD_HEADER_WORDS + len(content) // 4, number, RECORD_HEADER_WORDS, len(items), len(index))
+    bits = info | pads | RECORD_VERSION
+    return struct.pack(form + "14I", *words, bits, 0, MAGIC, len(body), packed_words, 0, 0, 0, 0) + content
+
+
+def file_of_records(
+    records: Sequence[bytes],
+    byte_order: ByteOrder = "big",
+    *,
+    dictionary: bytes = b"",
+    first_event: bytes = b"",
+    trailer: bool = True,
+) -> bytes:
+    """Returns a file of version 6: file header, user header, records, trailer.
+
+    Parameters: records      from record()
+                dictionary   XML;  first_event  a bank: both are in the user header, where not empty
+                trailer      end with a trailer, which holds length and event count of each record
+    """
+    form = "<" if byte_order == "little" else ">"
+    parts = [part for part in (dictionary, first_event) if part]
+    user_header = record(1, parts, byte_order) if parts else b""
+    bits = (
+        EVIO_FILE
+        | RECORD_VERSION
+        | (DICTIONARY_BIT if dictionary else 0)
+        | (FIRST_EVENT_BIT if first_event else 0)
+    )
+    body = user_header + b"".join(records)
+    position = RECORD_HEADER_BYTES + len(body) if trailer else 0
+    if trailer:
+        bits |= TRAILER_BIT
+        lengths = [
+            struct.unpack_from(form + "I", part, at)[0] * scale
+            for part in records
+            for at, scale in ((0, 4), (12, 1))
+        ]
+        words = (
+            RECORD_HEADER_WORDS + len(lengths),
+            len(records) + 1,
+            RECORD_HEADER_WORDS,
+            0,
+            4 * len(lengths),
+        )
+        info = TRAILER_TYPE << 28 | LAST_BLOCK_BIT | RECORD_VERSION
+        body += struct.pack(form + "14I", *words, info, 0, MAGIC, 0, 0, 0, 0, 0, 0)
+        body += struct.pack(f"{form}{len(lengths)}I", *lengths)
+    header = (EVIO, 1, RECORD_HEADER_WORDS, len(records), 0, bits, len(user_header), MAGIC)
+    return struct.pack(form + "8IQQ2I", *header, 0, position, 0, 0) + body
 
 
 def write_file(

@@ -1,11 +1,13 @@
-"""A reader of EVIO 4 files for the tests, written from the format's documentation; it shares no code with the product.
+"""Readers of EVIO 4 and 6 files for the tests, written from the format's documentation.
 
-It is as strict as the strictest of the known readers (docs/evio.md), so that a slice it accepts is accepted by all.
+They share no code with the product. That of version 4 is as strict as the strictest of the known readers
+(docs/evio.md), so that a slice it accepts is accepted by all.
 """
 
 from __future__ import annotations
 
 import struct
+import zlib
 from dataclasses import dataclass
 
 MAGIC = 0xC0DA0100
@@ -67,6 +69,65 @@ def read_events(data: bytes) -> list[Event]:
             raise Unreadable(f"the block at {at} holds more than its {count} events: they are lost")
         at = end
     raise Unreadable("no trailer: HDEVIO calls it truncated")
+
+
+def read_records(data: bytes) -> tuple[bytes, list[Event]]:
+    """Return the user header and all events of a slice of version 6, uncompressed or packed by gzip.
+
+    Raises
+    ------
+    Unreadable
+        The file header is not that of a slice, or a record is cut, empty, or holds other events than it counts.
+    """
+    order = {b"\xc0\xda\x01\0": ">", b"\0\x01\xda\xc0": "<"}.get(data[28:32])
+    if order is None or len(data) < 56:
+        raise Unreadable("no file header")
+    (name, _, size, count, index, info, user, _, _, trailer, _, _) = struct.unpack_from(
+        order + "8IQQ2I", data
+    )
+    if (name, size, count, index, info & 0xFF, trailer) != (0x4556494F, 14, 0, 0, 6, 0) or info & 1 << 10:
+        raise Unreadable("not the file header of a file without trailer and index")
+    at = 56 + (user + 3) // 4 * 4
+    user_header, found = data[56:at], []
+    while at < len(data):
+        if at + 56 > len(data):
+            raise Unreadable(f"half a record header at {at}")
+        words = struct.unpack_from(order + "14I", data, at)
+        length, _, size, count, index, info, user, magic, unpacked, packed = words[:10]
+        end = at + 4 * length
+        if (
+            magic != MAGIC
+            or size != 14
+            or info & 0xFF != 6
+            or info >> 28
+            or end > len(data)
+            or index != 4 * count
+        ):
+            raise Unreadable(f"no whole record at {at}")
+        if not count:
+            raise Unreadable(f"a record without events at {at}")
+        content = data[at + 56 : end]
+        if packed >> 28 == 3:
+            if 4 * (packed & 0xFFFFFFF) != len(content):
+                raise Unreadable(f"wrong length of packed data at {at}")
+            content = zlib.decompressobj(31).decompress(content)
+        elif packed:
+            raise Unreadable(f"unknown compression at {at}")
+        position = index + (user + 3) // 4 * 4
+        if len(content) - position != (unpacked + 3) // 4 * 4:
+            raise Unreadable(f"wrong length of data at {at}")
+        for size in struct.unpack_from(f"{order}{count}I", content):
+            words_, head = struct.unpack_from(order + "2I", content, position)
+            if size != 4 * (words_ + 1):
+                raise Unreadable(f"an event of the record at {at} is not as long as the index says")
+            found.append(
+                Event(head >> 16, struct.unpack_from(f"{order}{words_ - 1}I", content, position + 8))
+            )
+            position += size
+        if position != len(content):
+            raise Unreadable(f"the record at {at} holds more than its {count} events")
+        at = end
+    return user_header, found
 
 
 def physics(events: list[Event]) -> list[int]:

@@ -162,7 +162,7 @@ BAD_FILES = {
     "cut in a header": (good()[:-30], r"byte 92: 18 bytes behind the last block are no block header"),
     "version 1": (with_word(good(), 20, 1), r"byte 20: EVIO version 1 can't be sliced by block"),
     "version 3": (with_word(good(), 20, 3), r"byte 20: EVIO version 3 can't be sliced by block"),
-    "version 6": (with_word(good(), 20, 6), r"byte 20: EVIO version 6 is not supported yet"),
+    "version 5": (with_word(good(), 20, 5), r"byte 20: EVIO version 5 is not known"),
     "versions mixed": (with_word(good(), 64, 3), r"byte 64: block of EVIO version 3 in a file of 4"),
     "too many events": (with_word(good(), 56, 900), r"byte 56: 900 events can't be in a block of 12 words"),
     "event too long": (with_word(good(), 32, 99), r"byte 32: an event's length reaches beyond its block"),

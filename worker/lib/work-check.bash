@@ -3,17 +3,19 @@
 
 # Walks the block headers of the slice: a cache may send zeros, or bytes from elsewhere, of the right length. The server
 # saw these headers whole when it indexed the file, so what is wrong with them now went wrong on the way. About 1 ms a
-# block. Source: EVIO 4 block header, 8 words: length [words], number, 8, events, -, version (low 8 bits), -, magic.
+# block. Source: EVIO 4 block header, 8 words: length [words], number, 8, events, -, version (low 8 bits), -, magic. A record
+# header of EVIO 6 has 14 words, the first 8 alike. A file header stands in front of the records: "EVIO", -, 14, records,
+# bytes of an index, version, bytes of a user header, magic.
 # Arguments: file, its size [bytes], events that it must hold (or nothing)
 check_slice() {
-  local file="$1" size="$2" expected="$3" offset=0 events=0 length n word
+  local file="$1" size="$2" expected="$3" offset=0 events=0 version=4 words=8 length n word
   local -a header
   while ((offset < size)); do
     IFS=$' \n' read -r -d '' -a header < <(header_words "$file" "$offset") || true
     case "${header[7]:-}" in
     c0da0100) ;;
     0001dac0)
-      for n in 0 2 3 5; do
+      for n in 0 2 3 4 5 6; do
         word="${header[n]}"
         header[n]="${word:6:2}${word:4:2}${word:2:2}${word:0:2}"
       done
@@ -21,8 +23,13 @@ check_slice() {
     *) damaged "$offset" ;;
     esac
     length=$((4 * 16#${header[0]}))
-    ((16#${header[2]} == 8 && (16#${header[5]} & 255) == 4 && length >= 32 && offset + length <= size)) ||
-      damaged "$offset"
+    if ((offset == 0 && (16#${header[5]} & 255) == 6 && 16#${header[0]} == 16#4556494f)); then
+      version=6 words=14
+      length=$((56 + (16#${header[6]} + 3) / 4 * 4))
+      ((16#${header[3]} == 0 && 16#${header[4]} == 0)) || damaged 0
+    fi
+    ((16#${header[2]} == words && (16#${header[5]} & 255) == version)) || damaged "$offset"
+    ((length >= 4 * words && offset + length <= size)) || damaged "$offset"
     events=$((events + 16#${header[3]}))
     offset=$((offset + length))
   done

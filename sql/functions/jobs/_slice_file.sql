@@ -8,7 +8,7 @@ AS $fn$
 --             p_xrootd_prefix, p_strip_prefix  the project's
 -- Returns:    url of the whole file, filename without folder, size_bytes [bytes] and events of the slice's file, and
 --             the pieces whose concatenation it is, one a line: 'range OFFSET LENGTH' [bytes] or 'hex ...'
--- Source:     EVIO 4 block header; which readers accept such a file: docs/evio.md
+-- Source:     EVIO 4 block header, EVIO 6 file header; which readers accept such a file: docs/evio.md
 DECLARE
     v_file      record;
     v_lead      osgprod_data.lead;
@@ -19,7 +19,8 @@ BEGIN
     -- small statement: a query that works everything out takes three times as long to start.
     SELECT r.path, r.filename, r.trailer, r.gaps,
            substring(r.block_index FROM 12 * p_block1 + 1 FOR 12 * (p_block2 - p_block1) + 12) AS entries,
-           CASE p_block1 WHEN 0 THEN NULL WHEN greatest(r.first_block, 1) THEN r.lead1 ELSE r.lead2 END AS lead
+           CASE p_block1 WHEN 0 THEN CASE r.evio_version WHEN 6 THEN r.lead2 END  -- its file header
+                         WHEN greatest(r.first_block, 1) THEN r.lead1 ELSE r.lead2 END AS lead
       INTO v_file FROM osgprod_data.rawdata r WHERE r.rawdata_id = p_rawdata_id;
     v_lead := v_file.lead;
     v_starts_at := coalesce(v_lead.start_at, osgprod._int8_at(v_file.entries, 0));
