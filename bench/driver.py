@@ -1,6 +1,6 @@
 """Clients of the HTTP measures: many keep-alive connections in one process that costs little itself.
 
-``python -m bench.driver '{"port": 8080, "talk": "pairs", ...}'`` prints one JSON object with what was measured.
+``python -m bench.driver '{"port": 8080, "talk": "pairs", ...}'`` prints one JSON object with the results.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Client:
             )
 
     def receive(self) -> bool:
-        """Takes what has come; true when the answer is whole. Ends the program when it is not the expected one."""
+        """Takes the received bytes; true when the answer is complete. An unexpected answer ends the program."""
         data = self.socket.recv(1 << 18)
         answer = self._answer + data
         head, found, body = answer.partition(b"\r\n\r\n")
@@ -126,7 +126,7 @@ def drive(order: Order) -> dict[str, float]:
     latencies: list[float] = []
     count, now = 0, begin
     idle = list(clients)
-    # Beyond the end until there is an answer at all: what is short is a try, and the machine may be busy.
+    # Continue after the end until the first answer: a trial run is short, and the machine may be busy.
     while (now < end or (not latencies and now < end + 60)) and not 0 < order.requests <= count:
         still_idle = []
         for client in idle:

@@ -81,7 +81,7 @@ def _load(ground: Ground, folder: Path) -> float:
 
 
 def _write(folder: Path, files: int, blocks: int) -> list[Path]:
-    """Files of so many blocks beside the first two: the headers are there, what is between them is a hole."""
+    """Makes files of so many blocks beside the first two: with headers, and holes in place of the data."""
     folder.mkdir(exist_ok=True)
     paths = [folder / f"hd_rawdata_900001_{number:03d}.evio" for number in range(files)]
     for path in paths:

@@ -85,7 +85,7 @@ AS $fn$
 DECLARE
     v_project_id int := (SELECT p.project_id FROM osgprod_data.projects p WHERE p.name = p_project);
 BEGIN
-    SET LOCAL session_replication_role = replica;  -- the foreign keys hold by construction, verify() counts them anew
+    SET LOCAL session_replication_role = replica;  -- the foreign keys hold by construction, verify() checks them
     CREATE TEMPORARY TABLE chosen ON COMMIT DROP AS
         SELECT l.rawdata_id, l.run, l.seqno, l.block1, l.block2 FROM osgprod_data.loaded_files l WHERE l.project_id = v_project_id
          ORDER BY l.run, l.seqno LIMIT p_files;

@@ -29,7 +29,7 @@ SETTINGS = {
     "checkpoint_timeout": "1h",
     "max_connections": "120",
 }
-# While the tables are filled nothing has to outlive a crash: the folder would only be made anew.
+# The bench need not survive a crash while it fills the tables: it would make a new folder.
 FILLING = {**SETTINGS, "fsync": "off", "wal_level": "minimal", "max_wal_senders": "0", "autovacuum": "off"}
 WORKER_ROLE = "-c role=osgprod_worker"
 MAGIC = "m"
@@ -90,7 +90,7 @@ SMALL = Size(
 
 
 class Ground:
-    """The server with two databases that differ in what is in their tables: few() and many().
+    """The server with two databases that differ in the number of rows: few() and many().
 
     Each has the projects p (1,000 open files of 1,000 slices), ten, one and thousand, named by their open files.
     """
@@ -127,7 +127,7 @@ class Ground:
                         )
 
     def checkpoint(self) -> None:
-        """Writes what is dirty, so that no round pays for the one before."""
+        """Writes dirty pages, so that no round pays for the one before."""
         with connect(self._server.dsn) as connection:
             connection.execute("CHECKPOINT")
 
@@ -197,7 +197,7 @@ def _fill(dsn: str, size: Size, say: Callable[[str], None]) -> None:
 
 
 def _open_files(database: psycopg.Connection[dict[str, Any]], size: Size) -> None:
-    """The projects that work is drawn from, each with files of runs of its own."""
+    """The projects that the jobs work for, each with files of separate runs."""
     database.execute((HERE / "functions.sql").read_text())
     scale = 100 if size.is_small else 1
     for number, (name, files, blocks) in enumerate(

@@ -24,7 +24,7 @@ class Figure:
 
     @property
     def is_reached(self) -> bool:
-        """Does the value keep what was promised?"""
+        """Does the value meet its limit?"""
         if self.reach is None:
             return True
         sign, limit = self.reach

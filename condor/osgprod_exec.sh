@@ -1,7 +1,8 @@
 #!/bin/bash
 #
-# osgprod_exec.sh <cluster> <process> [<ncpus>]: runs around the work. It asks the server for a work script, runs it, sends
-# heartbeats meanwhile, packs the outputs into job_<cluster>_<process>.tar.gz, delivers them, and reports how it ended.
+# osgprod_exec.sh <cluster> <process> [<ncpus>]: runs one slice. It asks the server for a work script, runs the script
+# while it sends heartbeats, packs the outputs into job_<cluster>_<process>.tar.gz, delivers them, and reports the exit
+# code.
 # It runs on grid nodes that nobody here controls: it needs bash 4.2, curl 7.29, tar and gzip. (/bin/bash, since
 # "env bash" finds none where PATH is empty.)
 #
@@ -213,7 +214,7 @@ may_have_token() {
 
 # --- HTTP --------------------------------------------------------------------------------------------------------
 
-# -q: no .curlrc of whoever owns this node; -g: no patterns in URLs; --noproxy: no web cache of the site in between.
+# -q: no .curlrc of the node's users; -g: no patterns in URLs; --noproxy: no web cache of the site in between.
 readonly CURL=(curl -q -g -sS --noproxy '*' --connect-timeout 20)
 http_version="" # of storage; --http1.1 once a stream of HTTP/2 has failed
 
@@ -353,7 +354,7 @@ pause() {
   read -r -t "$1" -u 9 || true
 }
 
-# Runs a command in a process group of its own, so that SIGTERM is heard meanwhile and ends all of it.
+# Runs a command in a separate process group, so that this script can handle SIGTERM at once and end the whole group.
 # Returns its exit code. Arguments: command
 run() {
   local status=0
@@ -443,13 +444,13 @@ cleanup() {
 
 # --- the server --------------------------------------------------------------------------------------------------
 
-http_status=000 # of the last answer; 000 = none that counts
+http_status=000 # of the last answer; 000 = no valid answer
 answer=""       # its Osgprod-Status
 head=""         # its head
 body=""         # the first line of its body, or why there is no answer
 
-# The answers that count, by route, HTTP status and Osgprod-Status. Anything else is not the server's word: a portal's
-# login page, the 404 of a web server in front, a head that was cut. Arguments: route, status, Osgprod-Status
+# The valid answers, by route, HTTP status and Osgprod-Status. Anything else does not come from the server: a portal's
+# login page, the 404 of a front server, a head that was cut. Arguments: route, status, Osgprod-Status
 is_answer() {
   case "$1 $2 $3" in
   'workscript.bash 200 assigned' | 'workscript.bash 200 completed' | 'workscript.bash 200 wait') ;;
@@ -463,7 +464,7 @@ is_answer() {
   esac
 }
 
-# Can a body that was cut be told from a whole one? Only if HTTP says where it ends; curl then compares. Argument: head
+# Does HTTP say where the body ends? Only then does curl notice a body that was cut. Argument: head
 tells_its_end() {
   local encoding
   [[ ! "$1" =~ ^HTTP/[2-9] ]] || return 0
@@ -520,7 +521,7 @@ request() {
   local route="$1" file="" code=0
   shift
   [[ "$route" != workscript.bash ]] || file="$scratch/script"
-  [[ -n "$magic" ]] || find_token # HTCondor renews it: what was read at the start may have expired
+  [[ -n "$magic" ]] || find_token # HTCondor renews it: the token of the start may have expired
   capture send_request "$route" "$file" project "$OSGPROD_PROJECT" cluster "$cluster" process "$process" \
     magic "$magic" job_key "$job_key" host "$host" site "$site" token "$token" "$@" || code=$?
   learn_from "$code"
@@ -626,7 +627,7 @@ become_work() {
   exec ${container[@]+"${container[@]}"} bash "$own/script"
 }
 
-# Runs the script in a process group and a folder of its own. Sets work_status and heartbeat_status.
+# Runs the script in a separate process group and folder. Sets work_status and heartbeat_status.
 # Argument: seconds between heartbeats, 0 = none
 run_work() {
   local own="$scratch/work/.osgprod"
@@ -642,7 +643,7 @@ run_work() {
   set +m
   start_heartbeats "$1" "$own"
   wait "$work_group" || work_status=$?
-  end_group "$work_group" # whatever it left in the background
+  end_group "$work_group" # the processes that it left in the background
   # The heartbeats go on until the report: delivery may take longer than the lease.
   touch "$scratch/delivering" 2>/dev/null || stop_heartbeats
   work_group=""
@@ -692,7 +693,7 @@ start_heartbeats() {
   heartbeat_pid=$!
 }
 
-# Renews the lease until the server says that the slice is no longer ours, or until this script was killed; then it ends
+# Renews the lease until the server reports the attempt as superseded, or until this script was killed; then it ends
 # the work, if it has not ended. Arguments: seconds between heartbeats, folder for credentials
 send_heartbeats() {
   local interval_s="$1" own="$2" left_s="$1"
@@ -750,7 +751,7 @@ slice_file() {
 }
 
 # Prints the files of a folder that are outputs, each ended by a NUL: all but the work script's own folder and the files
-# that are this job's credentials, whatever they are called. Argument: folder
+# that are this job's credentials, under any name. Argument: folder
 list_outputs() {
   local file
   local -a credentials=()
@@ -820,9 +821,9 @@ readonly LOOKS=4 # how often storage is asked for a file that it has just taken,
 
 storage_error="" # what the last command for storage said
 
-# Each kind of storage (url_kind) has four functions: send_KIND FILE URL; stored_KIND URL prints the size of what is there
-# and, if storage tells it, its adler32, a line each; move_KIND URL URL renames; remove_KIND URL. What else they print is
-# the error.
+# Each kind of storage (url_kind) has four functions: send_KIND FILE URL; stored_KIND URL prints the size of the stored
+# file and, if the storage reports it, its adler32, a line each; move_KIND URL URL renames; remove_KIND URL. Any other
+# output is the error.
 send_http() {
   call_http "$2" -T "$1"
 }
@@ -986,7 +987,7 @@ has_arrived() {
 
 # Delivers a file: sends it under a name that nobody else uses, looks whether it arrived whole, and renames it. A killed
 # upload leaves a name that ends in .part. Sets output_url when the file is where it belongs.
-# Arguments: kind, URL, file, size [bytes], adler32, word of this run, number of the attempt
+# Arguments: kind, URL, file, size [bytes], adler32, unique word of this start, number of the attempt
 deliver() {
   local kind="$1" url="$2" file="$3" bytes="$4" adler="$5" word="$6" try="$7" part="$2.$6.$7.part" error
   storage_error="" captured=""
@@ -1041,7 +1042,7 @@ send_outputs() {
   return 1
 }
 
-# Removes what was delivered but doesn't count. Argument: URL, or nothing
+# Removes a delivered file that doesn't count. Argument: URL, or nothing
 unsend() {
   [[ -z "$1" ]] || storage "remove_$(storage_kind "$1")" "$1" || log "$1 does not count, and stays: $storage_error"
 }
@@ -1069,7 +1070,7 @@ write_down() {
     "adler32=$5" "url=$6" "heartbeat_s=$7" complete=yes >"$file.new") 2>/dev/null && mv -f "$file.new" "$file"
 }
 
-# Prints one value of what was written down. Argument: name
+# Prints one value of the unreported result. Argument: name
 written() {
   sed -n "s/^$1=//p" "$(unreported report)" | head -n 1
 }
@@ -1086,7 +1087,7 @@ has_unreported() {
     [[ "$(size_of "$(unreported tar.gz)" 2>/dev/null)" != "$(written bytes)" ||
     "${captured%$'\n'}" != "$(written adler32)" ]] || return 0
   fi
-  log "what is left of an earlier start can't be used, and is removed: $file"
+  log "the result of an earlier start can't be used, and is removed: $file"
   forget_unreported
   return 1
 }
@@ -1183,7 +1184,7 @@ finish_success() {
   adler="${captured%$'\n'}"
   events="$(reported events)" || events=""
   if [[ -n "$events" && ! "$events" =~ ^[0-9]{1,18}$ ]]; then
-    log "events=${events:0:40} is no number of events, and is not reported"
+    log "events=${events:0:40} is not a number of events, and is not reported"
     events=""
   fi
   if ! write_down "$name" "$events" "$count" "$bytes" "$adler" "" "$3"; then
@@ -1260,7 +1261,7 @@ configure() {
   [[ -n "${OSGPROD_PROJECT:-}" ]] || die "$EXIT_REFUSED" 'OSGPROD_PROJECT is not set'
   if [[ -n "${OSGPROD_OUTPUT_URL:-}" ]]; then
     storage_kind "$OSGPROD_OUTPUT_URL" >/dev/null || die "$EXIT_REFUSED" \
-      "OSGPROD_OUTPUT_URL is no folder, or has a query or a password in it; schemes: $URL_SCHEMES"
+      "OSGPROD_OUTPUT_URL is not a folder, or contains a query or a password; schemes: $URL_SCHEMES"
   fi
   job_key="${OSGPROD_JOB_KEY:-}"
   [[ -z "$job_key" || "$job_key" =~ ^[A-Za-z0-9._-]{1,128}$ ]] ||
@@ -1274,7 +1275,7 @@ configure() {
   for name in OSGPROD_MAGIC_FILE X509_USER_PROXY X509_CERT_DIR BEARER_TOKEN_FILE; do
     [[ -z "${!name:-}" || "${!name}" == /* ]] || export "$name=$PWD/${!name}"
   done
-  command -v curl >/dev/null || die "$EXIT_NODE_FAULT" 'there is no curl here'
+  command -v curl >/dev/null || die "$EXIT_NODE_FAULT" 'curl is not installed on this node'
   find_token
   [[ -n "$magic$bearer" ]] || log 'there is neither a magic nor a bearer token'
 }
@@ -1307,7 +1308,7 @@ attempt() {
     die "$EXIT_REFUSED" "configuration: $reason"
   fi
   if ! disk_has_room; then
-    # Not a fault of the data, and what was written may be cut.
+    # A node fault: the data is not the cause, and the outputs may be incomplete.
     rm -rf "$scratch/work"
     report "$EXIT_NOT_FETCHED" reason 'the disk of this node is full' || return "$EXIT_LATER"
     return "$EXIT_NODE_FAULT"

@@ -29,7 +29,7 @@
 #osgprod_ncpus=cores that the job has
 #osgprod_token=of this attempt, for heartbeats and the report
 #osgprod_source_url=of the whole file
-#osgprod_size_bytes=of the slice as a file of its own
+#osgprod_size_bytes=of the slice as a separate file
 #osgprod_events=that the slice holds
 #osgprod_pieces=byte ranges of the file, and literal bytes, whose concatenation is the slice
 
@@ -43,8 +43,8 @@ export XRD_CONNECTIONWINDOW="${XRD_CONNECTIONWINDOW:-20}" XRD_CONNECTIONRETRY="$
 
 # --- settings --------------------------------------------------------------------------------------------------
 
-# A server before 0.10 fills in the comment "# ncpus:" only. There is no file to read it from when this script comes
-# from standard input.
+# A server before 0.10 fills in the comment "# ncpus:" only. When this script comes from standard input, there is no file
+# to read the comment from.
 NTHREADS="${osgprod_ncpus:-$(sed -n '/^# ncpus: *[0-9]/{s/^# ncpus: *\([0-9]*\).*/\1/p;q;}' "${BASH_SOURCE[0]:-/dev/null}" 2>/dev/null || true)}"
 export NTHREADS="${NTHREADS:-1}"
 # Gets the slice's file as its last argument. A program that writes how many events it read into the file
@@ -198,7 +198,7 @@ may_have_token() {
 
 # --- HTTP --------------------------------------------------------------------------------------------------------
 
-# -q: no .curlrc of whoever owns this node; -g: no patterns in URLs; --noproxy: no web cache of the site in between.
+# -q: no .curlrc of the node's users; -g: no patterns in URLs; --noproxy: no web cache of the site in between.
 readonly CURL=(curl -q -g -sS --noproxy '*' --connect-timeout 20)
 http_version="" # of storage; --http1.1 once a stream of HTTP/2 has failed
 
@@ -365,9 +365,9 @@ append_hex() {
 }
 
 # Each kind of source (url_kind) has a function read_KIND URL OFFSET LENGTH that prints the bytes from OFFSET on, or as
-# many as come, and that tells with "verdict" what it thinks of what is missing.
+# many as arrive. If bytes are missing, it calls "verdict".
 
-# Tells append_range, on descriptor 5, whether to ask for what is missing. Arguments: "again", "refused" (may be true) or
+# Tells append_range, on descriptor 5, whether to retry the missing bytes. Arguments: "again", "refused" (may be true) or
 # "never"; exit code of the client; pause that the server wants [s], or nothing; reason
 verdict() {
   local wait_s="$3"
@@ -462,8 +462,8 @@ append_range() {
     attempts=$((attempts + 1))
     [[ "$word" != refused ]] || refusals=$((refusals + 1))
     ((attempts < TRIES && refusals < MAX_REFUSALS)) ||
-      not_fetched "${reason:-no reason told} ($attempts attempts, $had of $length bytes at $offset came)"
-    log "fetch failed (attempt $attempts, $had of $length bytes): ${reason:-no reason told}"
+      not_fetched "${reason:-no reason given} ($attempts attempts, $had of $length bytes at $offset came)"
+    log "fetch failed (attempt $attempts, $had of $length bytes): ${reason:-no reason given}"
     learn_from "${code:-0}"
     sleep "$(backoff "$attempts" "$BACKOFF_MS" "${wait_s:-0}")"
   done
@@ -475,7 +475,7 @@ not_fetched() {
   node_fault "not fetched: $1: $(shown_url "$osgprod_source_url")"
 }
 
-# Puts the slice together. Argument: file
+# Assembles the slice. Argument: file
 fetch_slice() {
   local file="$1" piece kind rest size
   { : >"$file"; } 2>/dev/null || node_fault "$file can't be written"
@@ -494,7 +494,7 @@ fetch_slice() {
   check_slice "$file" "$size" "${osgprod_events:-}"
 }
 
-# Can ranges be read with what is here? Sets xrootd_python. Argument: kind of the URL
+# Does this node have a program that reads ranges? Sets xrootd_python. Argument: kind of the URL
 can_fetch() {
   [[ "$1" == root ]] || return 0
   for xrootd_python in python3 /usr/bin/python3; do
@@ -556,13 +556,13 @@ header_words() {
 
 readonly PROBE_BYTES=1048576
 
-# Can a small file still be written in a folder? Prints what the system says when it can't. Argument: folder
+# Can a small file still be written in a folder? Prints the system's error when it can't. Argument: folder
 probe_disk() {
   local probe="$1/.osgprod_probe.$$" words code=0
   words="$({ head -c "$PROBE_BYTES" /dev/zero >"$probe"; } 2>&1)" || code=1
   rm -f "$probe"
   words="${words##*: }"
-  ((code == 0)) || printf '%s' "${words:-no reason told}" # by a limit on the size of files, for example
+  ((code == 0)) || printf '%s' "${words:-no reason given}" # by a limit on the size of files, for example
 }
 
 # After a reconstruction: a full disk explains a failure, and many programs succeed although their last writes failed.
@@ -605,7 +605,7 @@ main() {
       misconfigured "the source $(shown_url "$osgprod_source_url") can't be read: give the project a prefix of http(s)://, root:// or a path"
   fi
   if [[ -n "${kind:-}" ]] && can_fetch "$kind"; then
-    trap 'rm -f "$slice"' EXIT # whole or not, it is no output
+    trap 'rm -f "$slice"' EXIT # whole or not, it is not an output
     fetch_slice "$slice"
     inputs=("$slice")
   elif [[ -n "${input_eviofile_list:-}" ]]; then

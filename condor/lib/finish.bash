@@ -22,7 +22,7 @@ write_down() {
     "adler32=$5" "url=$6" "heartbeat_s=$7" complete=yes >"$file.new") 2>/dev/null && mv -f "$file.new" "$file"
 }
 
-# Prints one value of what was written down. Argument: name
+# Prints one value of the unreported result. Argument: name
 written() {
   sed -n "s/^$1=//p" "$(unreported report)" | head -n 1
 }
@@ -39,7 +39,7 @@ has_unreported() {
     [[ "$(size_of "$(unreported tar.gz)" 2>/dev/null)" != "$(written bytes)" ||
     "${captured%$'\n'}" != "$(written adler32)" ]] || return 0
   fi
-  log "what is left of an earlier start can't be used, and is removed: $file"
+  log "the result of an earlier start can't be used, and is removed: $file"
   forget_unreported
   return 1
 }
@@ -136,7 +136,7 @@ finish_success() {
   adler="${captured%$'\n'}"
   events="$(reported events)" || events=""
   if [[ -n "$events" && ! "$events" =~ ^[0-9]{1,18}$ ]]; then
-    log "events=${events:0:40} is no number of events, and is not reported"
+    log "events=${events:0:40} is not a number of events, and is not reported"
     events=""
   fi
   if ! write_down "$name" "$events" "$count" "$bytes" "$adler" "" "$3"; then

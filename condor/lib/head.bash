@@ -1,7 +1,8 @@
 #!/bin/bash
 #
-# osgprod_exec.sh <cluster> <process> [<ncpus>]: runs around the work. It asks the server for a work script, runs it, sends
-# heartbeats meanwhile, packs the outputs into job_<cluster>_<process>.tar.gz, delivers them, and reports how it ended.
+# osgprod_exec.sh <cluster> <process> [<ncpus>]: runs one slice. It asks the server for a work script, runs the script
+# while it sends heartbeats, packs the outputs into job_<cluster>_<process>.tar.gz, delivers them, and reports the exit
+# code.
 # It runs on grid nodes that nobody here controls: it needs bash 4.2, curl 7.29, tar and gzip. (/bin/bash, since
 # "env bash" finds none where PATH is empty.)
 #

@@ -28,7 +28,7 @@ configure() {
   [[ -n "${OSGPROD_PROJECT:-}" ]] || die "$EXIT_REFUSED" 'OSGPROD_PROJECT is not set'
   if [[ -n "${OSGPROD_OUTPUT_URL:-}" ]]; then
     storage_kind "$OSGPROD_OUTPUT_URL" >/dev/null || die "$EXIT_REFUSED" \
-      "OSGPROD_OUTPUT_URL is no folder, or has a query or a password in it; schemes: $URL_SCHEMES"
+      "OSGPROD_OUTPUT_URL is not a folder, or contains a query or a password; schemes: $URL_SCHEMES"
   fi
   job_key="${OSGPROD_JOB_KEY:-}"
   [[ -z "$job_key" || "$job_key" =~ ^[A-Za-z0-9._-]{1,128}$ ]] ||
@@ -42,7 +42,7 @@ configure() {
   for name in OSGPROD_MAGIC_FILE X509_USER_PROXY X509_CERT_DIR BEARER_TOKEN_FILE; do
     [[ -z "${!name:-}" || "${!name}" == /* ]] || export "$name=$PWD/${!name}"
   done
-  command -v curl >/dev/null || die "$EXIT_NODE_FAULT" 'there is no curl here'
+  command -v curl >/dev/null || die "$EXIT_NODE_FAULT" 'curl is not installed on this node'
   find_token
   [[ -n "$magic$bearer" ]] || log 'there is neither a magic nor a bearer token'
 }
@@ -75,7 +75,7 @@ attempt() {
     die "$EXIT_REFUSED" "configuration: $reason"
   fi
   if ! disk_has_room; then
-    # Not a fault of the data, and what was written may be cut.
+    # A node fault: the data is not the cause, and the outputs may be incomplete.
     rm -rf "$scratch/work"
     report "$EXIT_NOT_FETCHED" reason 'the disk of this node is full' || return "$EXIT_LATER"
     return "$EXIT_NODE_FAULT"

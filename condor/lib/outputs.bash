@@ -8,7 +8,7 @@ slice_file() {
 }
 
 # Prints the files of a folder that are outputs, each ended by a NUL: all but the work script's own folder and the files
-# that are this job's credentials, whatever they are called. Argument: folder
+# that are this job's credentials, under any name. Argument: folder
 list_outputs() {
   local file
   local -a credentials=()

@@ -16,7 +16,7 @@ pause() {
   read -r -t "$1" -u 9 || true
 }
 
-# Runs a command in a process group of its own, so that SIGTERM is heard meanwhile and ends all of it.
+# Runs a command in a separate process group, so that this script can handle SIGTERM at once and end the whole group.
 # Returns its exit code. Arguments: command
 run() {
   local status=0

@@ -1,13 +1,13 @@
 # shellcheck shell=bash
 # --- the server --------------------------------------------------------------------------------------------------
 
-http_status=000 # of the last answer; 000 = none that counts
+http_status=000 # of the last answer; 000 = no valid answer
 answer=""       # its Osgprod-Status
 head=""         # its head
 body=""         # the first line of its body, or why there is no answer
 
-# The answers that count, by route, HTTP status and Osgprod-Status. Anything else is not the server's word: a portal's
-# login page, the 404 of a web server in front, a head that was cut. Arguments: route, status, Osgprod-Status
+# The valid answers, by route, HTTP status and Osgprod-Status. Anything else does not come from the server: a portal's
+# login page, the 404 of a front server, a head that was cut. Arguments: route, status, Osgprod-Status
 is_answer() {
   case "$1 $2 $3" in
   'workscript.bash 200 assigned' | 'workscript.bash 200 completed' | 'workscript.bash 200 wait') ;;
@@ -21,7 +21,7 @@ is_answer() {
   esac
 }
 
-# Can a body that was cut be told from a whole one? Only if HTTP says where it ends; curl then compares. Argument: head
+# Does HTTP say where the body ends? Only then does curl notice a body that was cut. Argument: head
 tells_its_end() {
   local encoding
   [[ ! "$1" =~ ^HTTP/[2-9] ]] || return 0
@@ -78,7 +78,7 @@ request() {
   local route="$1" file="" code=0
   shift
   [[ "$route" != workscript.bash ]] || file="$scratch/script"
-  [[ -n "$magic" ]] || find_token # HTCondor renews it: what was read at the start may have expired
+  [[ -n "$magic" ]] || find_token # HTCondor renews it: the token of the start may have expired
   capture send_request "$route" "$file" project "$OSGPROD_PROJECT" cluster "$cluster" process "$process" \
     magic "$magic" job_key "$job_key" host "$host" site "$site" token "$token" "$@" || code=$?
   learn_from "$code"

@@ -5,9 +5,9 @@ readonly LOOKS=4 # how often storage is asked for a file that it has just taken,
 
 storage_error="" # what the last command for storage said
 
-# Each kind of storage (url_kind) has four functions: send_KIND FILE URL; stored_KIND URL prints the size of what is there
-# and, if storage tells it, its adler32, a line each; move_KIND URL URL renames; remove_KIND URL. What else they print is
-# the error.
+# Each kind of storage (url_kind) has four functions: send_KIND FILE URL; stored_KIND URL prints the size of the stored
+# file and, if the storage reports it, its adler32, a line each; move_KIND URL URL renames; remove_KIND URL. Any other
+# output is the error.
 send_http() {
   call_http "$2" -T "$1"
 }
@@ -171,7 +171,7 @@ has_arrived() {
 
 # Delivers a file: sends it under a name that nobody else uses, looks whether it arrived whole, and renames it. A killed
 # upload leaves a name that ends in .part. Sets output_url when the file is where it belongs.
-# Arguments: kind, URL, file, size [bytes], adler32, word of this run, number of the attempt
+# Arguments: kind, URL, file, size [bytes], adler32, unique word of this start, number of the attempt
 deliver() {
   local kind="$1" url="$2" file="$3" bytes="$4" adler="$5" word="$6" try="$7" part="$2.$6.$7.part" error
   storage_error="" captured=""
@@ -226,7 +226,7 @@ send_outputs() {
   return 1
 }
 
-# Removes what was delivered but doesn't count. Argument: URL, or nothing
+# Removes a delivered file that doesn't count. Argument: URL, or nothing
 unsend() {
   [[ -z "$1" ]] || storage "remove_$(storage_kind "$1")" "$1" || log "$1 does not count, and stays: $storage_error"
 }

@@ -45,7 +45,7 @@ become_work() {
   exec ${container[@]+"${container[@]}"} bash "$own/script"
 }
 
-# Runs the script in a process group and a folder of its own. Sets work_status and heartbeat_status.
+# Runs the script in a separate process group and folder. Sets work_status and heartbeat_status.
 # Argument: seconds between heartbeats, 0 = none
 run_work() {
   local own="$scratch/work/.osgprod"
@@ -61,7 +61,7 @@ run_work() {
   set +m
   start_heartbeats "$1" "$own"
   wait "$work_group" || work_status=$?
-  end_group "$work_group" # whatever it left in the background
+  end_group "$work_group" # the processes that it left in the background
   # The heartbeats go on until the report: delivery may take longer than the lease.
   touch "$scratch/delivering" 2>/dev/null || stop_heartbeats
   work_group=""
@@ -111,7 +111,7 @@ start_heartbeats() {
   heartbeat_pid=$!
 }
 
-# Renews the lease until the server says that the slice is no longer ours, or until this script was killed; then it ends
+# Renews the lease until the server reports the attempt as superseded, or until this script was killed; then it ends
 # the work, if it has not ended. Arguments: seconds between heartbeats, folder for credentials
 send_heartbeats() {
   local interval_s="$1" own="$2" left_s="$1"

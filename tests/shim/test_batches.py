@@ -1,4 +1,4 @@
-"""Calls that come at the same time are made together, and nobody can tell but by the clock."""
+"""The shim makes simultaneous calls as one batch, with the same answers as single calls."""
 
 from __future__ import annotations
 
@@ -61,9 +61,9 @@ def test_jobs_that_come_together_share_one_transaction_a_lane_each_its_own_answe
     world.add_file(40)
 
     async def do(batches: Batches) -> list[Any]:
-        lent = await all_of(batches, CHECKOUT, [asking(n) for n in range(30)])
+        assigned = await all_of(batches, CHECKOUT, [asking(n) for n in range(30)])
         # With the tokens that they were given: another job's would be refused.
-        return await all_of(batches, REPORT, [reporting(n, lent[n]["token"]) for n in range(30)])
+        return await all_of(batches, REPORT, [reporting(n, assigned[n]["token"]) for n in range(30)])
 
     assert {answer["status"] for answer in with_batches(world, do)} == {"done"}
     assert transactions(world, "attempts") == transactions(world, "reports") == LANES
@@ -168,7 +168,7 @@ def test_somebodys_open_transaction_does_not_take_all_connections(world: World) 
         answer, reports = with_batches(world, do)
     assert answer["status"] == "assigned"
     errors = {type(report).__name__ for report in reports if isinstance(report, Exception)}
-    assert "LockNotAvailable" in errors, "who waits gives his connection back"
+    assert "LockNotAvailable" in errors, "a call that waits for a lock returns its connection"
     assert errors <= {"LockNotAvailable", "PoolTimeout"}
     assert world.report(0)["status"] == "done"
 
@@ -244,7 +244,7 @@ def checkout_in(db: psycopg.Connection[Any], process: int) -> Any:
 
 
 def test_who_holds_a_file_does_not_wait_for_another_one(world: World) -> None:
-    """Two that did so could wait for each other; the job is told to ask again."""
+    """Two such calls could deadlock, so the shim tells the job to retry."""
     world.set(maxblockspercore=100)
     world.add_file(3, seqno=1)
     world.add_file(3, seqno=2)

@@ -39,7 +39,7 @@ NOT_CHANGING = {
 }  # fmt: skip
 WITHOUT_DRY_RUN = {
     "serve": "runs until it is stopped",
-    "demo": "has a server of its own",
+    "demo": "starts its own server",
     "project export": "changes nothing",
 }
 WITHOUT_JSON = {"completion": "prints a script", "serve": "writes a log", "demo": "tells a story"}
@@ -641,12 +641,12 @@ def test_verify_and_doctor_end_with_1_when_something_is_wrong(run: Run, busy: Wo
 def test_doctor_and_migrate_foretell_what_a_migration_would_do(run: Run, world: World) -> None:
     assert run("migrate", "--dry-run").output == "up to date, nothing to do\n"
     world.db.execute("COMMENT ON FUNCTION osgprod.alive() IS 'changed by hand'")
-    told = run("migrate", "--dry-run").output
-    assert told.endswith("renewed: somebody had changed them\n")
-    assert run("migrate", "--dry-run").output == told, "nothing was changed"
+    shown = run("migrate", "--dry-run").output
+    assert shown.endswith("renewed: somebody had changed them\n")
+    assert run("migrate", "--dry-run").output == shown, "nothing was changed"
     result = run("doctor", "--json")
     assert result.exit_code == 1 and json.loads(result.stdout)[-1]["advice"].startswith("osgprod migrate")
-    assert run("migrate").output == told
+    assert run("migrate").output == shown
     world.db.execute("CREATE DATABASE empty")
     empty = world.dsn.replace(f"dbname={world.db.info.dbname}", "dbname=empty")
     try:

@@ -1,4 +1,4 @@
-"""A database that is silent, or takes no writes any more: jobs are told soon, the shim finds the one that works."""
+"""A database that hangs or refuses writes: jobs get an answer soon, and the shim finds the database that works."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_silent_database_is_answered_503_within_the_bound_and_used_again_when_it
             began = time.monotonic()
             answer = shim.checkout(process)
             assert answer.status_code == 503 and answer.headers["Retry-After"], answer.text
-            assert time.monotonic() - began < PATIENCE_S, "bounded, whatever the load"
+            assert time.monotonic() - began < PATIENCE_S, "bounded at any load"
         wire.resume()
         assert _soon(shim, 5) == 200
 

@@ -37,7 +37,7 @@ NOT_RUN = {
     "make test": "this is it",
     "make release-sql": "tests/shim/test_migrate.py does the same",
     "make docs": "tests/shim/test_docs_sql.py does the same",
-    "make lint": "a command of its own in CI",
+    "make lint": "a separate command in CI",
     "make bench": "takes minutes",
     "make fuzz": "takes minutes",
     "make setup": "the environment is there already",
@@ -75,7 +75,7 @@ def is_run(command: str) -> bool:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    """A server of its own: the documents make databases and roles."""
+    """A separate server, since the documents create databases and roles."""
     folder = Path(tempfile.mkdtemp(prefix="osgprod-docs-", dir=memory_or_temporary()))
     server = Server(folder, NOT_DURABLE)
     server.start()

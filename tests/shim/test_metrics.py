@@ -1,4 +1,4 @@
-"""``metrics``: what Prometheus is told, by one process and by several, and what asks for it asks for what exists."""
+"""``metrics``: the values for Prometheus, from one process and several. Alerts and boards use existing metrics."""
 
 from __future__ import annotations
 
@@ -198,4 +198,4 @@ def test_dashboard_of_grafana_and_the_alerts_ask_only_for_what_there_is(shim: Li
     )
     for _, expression in rules:
         for pattern in re.findall(r'what=~?"([^"]+)"', expression):
-            assert set(pattern.split("|")) <= words, "each is a word of osgprod.health"
+            assert set(pattern.split("|")) <= words, "osgprod.health returns each of them"

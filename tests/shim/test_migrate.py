@@ -1,4 +1,4 @@
-"""``osgprod migrate``: always current, never half, whatever happens to it."""
+"""``osgprod migrate``: the schema is always current and never half migrated, also after a crash."""
 
 from __future__ import annotations
 

@@ -79,10 +79,10 @@ def test_whole_life_of_a_slice(world: World, shim: LiveShim) -> None:
     script = shim.checkout(0)
     token = script.headers["Osgprod-Token"]
     assert f"osgprod_token={token}" in script.text
-    beat = shim.get(
+    heartbeat = shim.get(
         "workscript.ping", project="p", cluster=1, process=0, magic="m", token=token, bytes=5, cpu=1
     )
-    assert (beat.status_code, beat.headers["Osgprod-Status"]) == (200, "alive")
+    assert (heartbeat.status_code, heartbeat.headers["Osgprod-Status"]) == (200, "alive")
     assert shim.checkout(1).headers["Osgprod-Status"] == "wait"
     assert shim.checkout(1).headers["Retry-After"] == "60"
     ended = shim.report(0, 0, token=token)
@@ -99,7 +99,7 @@ def test_whole_life_of_a_slice(world: World, shim: LiveShim) -> None:
 
 def test_32_clients_over_http_get_all_201_blocks_once(world: World, shim: LiveShim) -> None:
     world.add_file(201)
-    lock, lent, others = threading.Lock(), [], []
+    lock, assigned, others = threading.Lock(), [], []
 
     def work(n: int, _: Any) -> None:
         process = 0
@@ -107,13 +107,13 @@ def test_32_clients_over_http_get_all_201_blocks_once(world: World, shim: LiveSh
             answer = shim.checkout(process, cluster=n)
             assert answer.status_code == 200, answer.text
             with lock:
-                (lent if answer.headers["Osgprod-Status"] == "assigned" else others).append(answer)
+                (assigned if answer.headers["Osgprod-Status"] == "assigned" else others).append(answer)
             if answer.headers["Osgprod-Status"] != "assigned":
                 return
             process += 1
 
     world.at_once(32, work)
-    blocks = [int(a.headers["Osgprod-Slice"].rpartition("+")[2].split(",")[0]) for a in lent]
+    blocks = [int(a.headers["Osgprod-Slice"].rpartition("+")[2].split(",")[0]) for a in assigned]
     assert sorted(blocks) == list(range(1, 202))
     assert {a.headers["Osgprod-Status"] for a in others} == {"wait"}
 
@@ -463,12 +463,12 @@ def test_functions_renewed_under_traffic_disturb_nobody(world: World, shim: Live
             " p_bearer jsonb, p_job_key text, OUT http_status int, OUT status text, OUT message text, OUT more int)"
             " LANGUAGE sql AS 'SELECT 200, $$alive$$, $$x$$, 1'; GRANT EXECUTE ON FUNCTION osgprod.heartbeat TO PUBLIC"
         )
-        beats = [shim.raw(f"workscript.ping?{GOOD}").status_code for _ in range(20)]
+        heartbeats = [shim.raw(f"workscript.ping?{GOOD}").status_code for _ in range(20)]
     finally:
         stop.set()
         thread.join()
     assert set(statuses) <= {200, 503}, statuses
-    assert set(beats) <= {200, 503} and beats[-1] == 200
+    assert set(heartbeats) <= {200, 503} and heartbeats[-1] == 200
     assert shim.checkout(99).status_code == 200
 
 
@@ -511,7 +511,7 @@ def test_parameters_are_decoded_as_forms_are(world: World, shim: LiveShim) -> No
     ],
 )
 def test_error_answers_are_marked_as_ours(world: World, shim: LiveShim, target: str, status: int) -> None:
-    """A job retries whatever lacks these headers: a server in front has answers of its own."""
+    """A job retries an answer without these headers, since it may come from a front server."""
     answer = shim.raw(target)
     assert answer.status_code == status
     assert answer.headers["Osgprod-Status"] == "error"

@@ -1,4 +1,4 @@
-"""``make serve``: a shim and a PostgreSQL of its own in the foreground, and nothing left of them afterwards."""
+"""``make serve``: a shim and an embedded PostgreSQL in the foreground. Nothing of them remains afterwards."""
 
 from __future__ import annotations
 
@@ -297,7 +297,7 @@ def test_demo_that_is_stopped_kills_its_jobs_and_leaves_nothing(folder: Path) ->
     end = time.monotonic() + LIMIT_S
     while left := at_work_below(folder):
         assert time.monotonic() < end, left
-        time.sleep(0.02)  # until the kernel has ended what was killed
+        time.sleep(0.02)  # until the kernel has ended the killed processes
 
 
 def test_data_folder_that_cannot_be_made_is_one_line_with_a_hint(folder: Path) -> None:

@@ -111,7 +111,7 @@ def test_rollbacks_undo_what_the_migrations_did(empty: str) -> None:
 
 
 def test_yoyos_own_command_gives_the_same_database_as_migrate(empty: str, another: str, two: Path) -> None:
-    """Functions with bodies, grants, comments, types, tables: the migrations alone give what is in sql/functions."""
+    """Functions with bodies, grants, comments, types, tables: the migrations create all that sql/functions defines."""
     assert yoyo(empty, "apply", sql=two).returncode == 0
     migrate(another, two, say=quietly)
     assert catalog(empty) == catalog(another)
@@ -214,7 +214,7 @@ def test_release_writes_one_snapshot_a_version(sql: Path) -> None:
     path = sql / "functions" / "upkeep" / "tick.sql"
     path.write_text(path.read_text() + "\n-- a remark\n")
     release(sql, "1.0.0")
-    assert newest(sql) == first, "the version was not released: its snapshot is written anew"
+    assert newest(sql) == first, "the version was not released, so its snapshot is replaced"
     path.write_text(path.read_text() + "\n-- another remark\n")
     release(sql, "1.1.0")
     assert int(newest(sql)[:4]) == int(first[:4]) + 1
@@ -234,7 +234,7 @@ def test_snapshot_that_was_applied_is_not_applied_to_a_working_copy_again(empty:
 def old_code(commit: str, folder: Path) -> Path:
     """The product as it was at a commit of main."""
     if not (CHECKOUT / ".git").exists():
-        pytest.skip("this is no clone: the code of former versions is in its history")
+        pytest.skip("this is not a clone, so it lacks the code of former versions")
     archive = subprocess.run(["git", "archive", commit, "shim", "sql"], cwd=CHECKOUT, capture_output=True)
     if archive.returncode:
         pytest.skip(f"the clone is shallow: commit {commit} is not in it")

@@ -1,4 +1,4 @@
-"""The bash answer: what is filled in, what passes as it is, and that nothing filled in is ever run."""
+"""The bash answer: its placeholders get values, all else stays as it is, and no value is ever executed."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_whatever_the_texts_are_the_script_parses_and_runs_nothing_of_them(
     assert script.count(b"\n") == Template(template).fill(a_slice(), a_job()).count(b"\n"), "no line is added"
     syntax = bash(script, folder, "-n")
     assert (syntax.returncode, syntax.stderr) == (0, b"")
-    # Only the assignments are run: what stands behind them in the shipped script is not the subject here.
+    # Run only the assignments: this test does not cover the commands of the shipped script.
     head = script.partition(b"set -euo pipefail")[0]
     run = bash(head + b'\nprintf "%s" "${input_eviofile_list-}"\n', folder)
     assert (run.returncode, run.stderr) == (0, b"")

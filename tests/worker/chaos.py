@@ -155,7 +155,7 @@ def read_message(connection: socket.socket) -> bytes:
 
 
 def random_plan(seed: int, share: float) -> Plan:
-    """A plan that spoils a share of the requests, each in a way of its own; the same for the same seed."""
+    """A plan that spoils a share of the requests in different ways; the same seed gives the same plan."""
     dice, lock = random.Random(seed), threading.Lock()
     kinds = (
         "cut",

@@ -46,7 +46,7 @@ class Node:
     def start(
         self, process: int, *prefix: str, cpus: int = 1, **environment: str | None
     ) -> subprocess.Popen[str]:
-        """Starts a job in a session of its own; None takes a variable away. prefix: a command before it."""
+        """Starts a job in a new session; None removes a variable. prefix: a command before it."""
         values = {**self.environment, **environment}
         job = subprocess.Popen(
             [*prefix, str(EXEC), str(CLUSTER), str(process), str(cpus)],
@@ -109,8 +109,8 @@ def rawdata(world: World, db: psycopg.Connection[dict[str, Any]], folder: Path, 
 
 
 def kill(session: int) -> None:
-    """Like a node that loses power: everything at once, nothing is told."""
-    while found := living(session):  # again, for what was started while we looked
+    """Kills all processes at once, without notice, like a node that loses power."""
+    while found := living(session):  # again, for processes that started during the search
         for pid in found:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

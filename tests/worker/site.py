@@ -40,14 +40,14 @@ class Site:
     slow          sends, or takes, a body a kilobyte at a time with pauses
     truncate      stores half of an upload and says that all is well
     corrupt       stores an upload with a byte changed
-    abort         cuts the connection in the middle of an upload, and keeps what came
+    abort         cuts the connection in the middle of an upload, and keeps the received bytes
     a number      answers with this status
     """
 
     files: dict[str, bytes] = field(default_factory=dict)
     faults: list[str | int | None] = field(default_factory=list)
     has_checksums: bool = True
-    digest: str = "adler32={:08x}"  # how a checksum is told
+    digest: str = "adler32={:08x}"  # form of a checksum in an answer
     blind: int = 0  # how often a file that has just come is not seen yet
     can_rename: bool = True
     is_osgprod: bool = True  # marks its answers to POST as the server does

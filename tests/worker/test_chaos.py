@@ -95,7 +95,7 @@ def test_an_answer_that_was_cut_anywhere_is_no_answer(
             assert ask(route, None) == answer
             length = len(proxy.last_answer)
             head = proxy.last_answer.index(b"\r\n\r\n") + 4
-            # Whatever the step is: around the end of each header and of the head.
+            # For any step: around the end of each header and of the head.
             ends = [n for n in range(head) if proxy.last_answer[n : n + 2] == b"\r\n"]
             near = {n + more for n in ends for more in (0, 1, 2)} | {head, head + 1, length - 1}
             positions = sorted({*range(0, length, STEP), *(near if STEP > 1 else ())} - {length})
@@ -218,7 +218,7 @@ def produce(
 
 
 def delivered_and_counted(world: World, out: Path) -> tuple[list[int], int]:
-    """The events in the outputs that count, each compared with what was reported; and how many the server counts."""
+    """The events in the outputs that count, each compared with its report; and how many the server counts."""
     slices = world.db.execute(
         "SELECT * FROM osgprod.list_slices(p_project => 'p', p_state => 'done', p_limit => 100000)"
     ).fetchall()

@@ -1,4 +1,4 @@
-"""What runs around the work: how a job asks, beats, sends, reports and ends, on nodes that are hostile."""
+"""The exec script: how a job asks, sends heartbeats, delivers, reports and ends, on hostile nodes."""
 
 from __future__ import annotations
 
@@ -400,10 +400,8 @@ def test_secrets_stay_out_of_tarball_and_command_lines(
     output, _ = job.communicate()
     assert job.returncode == DONE, output
     packed = {"good", "x509_plot", "bt_u1", "a.use", "osgprod_work.log"}
-    assert names(node.folder / "job_7_1.tar.gz") == packed, (
-        "all but the credentials, whatever they are called"
-    )
-    assert report_of(world)["outputs"] == len(packed) - 1, "what is counted is what is packed"
+    assert names(node.folder / "job_7_1.tar.gz") == packed, "all but the credentials, under any name"
+    assert report_of(world)["outputs"] == len(packed) - 1, "the job counts the files that it packs"
     assert any("-T" in line for line in lines), "the upload was seen"
     seen = (folder / "look").read_text().replace("BEARER_TOKEN=very.secret.token", "")
     everything = "".join(lines) + seen + output
@@ -549,7 +547,7 @@ def test_storage_that_refuses_is_asked_twice_and_the_server_is_told(
     assert list(node.folder.iterdir()) == []
 
 
-# --- storage with ways of its own ----------------------------------------------------------------------------
+# --- storage with special behaviour --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("digest", ["ADLER32={:08X}", "adler32={:x}", "md5=abc=, Adler32={:x}"])
@@ -669,7 +667,7 @@ def test_container_sees_its_folder_with_all_that_the_work_needs(
 ) -> None:
     """Script, report, token and proxy are in the folder that a container shows."""
     if kind == "bubblewrap" and not shutil.which("bwrap"):
-        pytest.skip("there is no bwrap (package bubblewrap)")
+        pytest.skip("bwrap is not installed (package bubblewrap)")
     world.set(xrootd_prefix=site.url, heartbeat_s=1)
     (folder / "proxy").write_text("proxy")
     (folder / "token").write_text("token")
@@ -893,7 +891,7 @@ def test_disk_full_in_mid_fetch_is_reported_as_the_nodes_fault(node: Node, world
 
 @is_root
 def test_disk_that_the_reconstruction_fills_is_the_nodes_fault(node: Node, world: World) -> None:
-    """Whatever the reconstruction says: what it wrote may be cut."""
+    """The outputs may be incomplete, so the reconstruction's exit code does not count."""
     hide = f'mount -t tmpfs -o size=400k none {node.folder} && cd {node.folder} && exec "$@"'
     recon = node.program("recon", "head -c 1000000 /dev/zero >out; exit 0")
     code, log = node.run(1, "unshare", "-m", "/bin/bash", "-c", hide, "-", OSGPROD_RECON=recon)

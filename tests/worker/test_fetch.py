@@ -51,7 +51,7 @@ PLACE = "http://storage.invalid"  # in the script, until a test says where the s
 
 
 @pytest.fixture(scope="module")
-def lent() -> dict[str, bytes]:
+def assigned() -> dict[str, bytes]:
     """What the tests share: the script of one slice, and the raw data file that it is of."""
     return {}
 
@@ -59,13 +59,13 @@ def lent() -> dict[str, bytes]:
 class Slice:
     """The script of a slice, to run as often as a test likes, and the bytes that it shall get."""
 
-    def __init__(self, lent: dict[str, bytes], folder: Path, prefix: str) -> None:
+    def __init__(self, assigned: dict[str, bytes], folder: Path, prefix: str) -> None:
         self._folder = folder
-        self.script = lent["script"].replace(PLACE.encode(), prefix.encode())
+        self.script = assigned["script"].replace(PLACE.encode(), prefix.encode())
         lines = self.script.decode().splitlines()
         pieces = lines[lines.index("osgprod_pieces=(") + 1 :]
         self.pieces = [piece.strip(" '").split() for piece in pieces[: pieces.index(")")]]
-        whole = lent["rawdata"]
+        whole = assigned["rawdata"]
         self.expected = b"".join(
             whole[int(p[1]) : int(p[1]) + int(p[2])] if p[0] == "range" else bytes.fromhex(p[1])
             for p in self.pieces
@@ -102,14 +102,14 @@ class Slice:
 
 
 @pytest.fixture
-def slice_(request: pytest.FixtureRequest, lent: dict[str, bytes], folder: Path, site: Site) -> Slice:
-    if not lent:
+def slice_(request: pytest.FixtureRequest, assigned: dict[str, bytes], folder: Path, site: Site) -> Slice:
+    if not assigned:
         path, world, shim = map(request.getfixturevalue, ("rawdata", "world", "shim"))
         world.set(xrootd_prefix=PLACE, strip_prefix=str(path.parent))
         shim.checkout(1, cpus=3)  # its slice begins right behind the preamble: one range
-        lent.update(script=shim.checkout(2, cpus=3).content, rawdata=path.read_bytes())
-    site.files["/hd_rawdata_000001_001.evio"] = lent["rawdata"]
-    return Slice(lent, folder, site.url)
+        assigned.update(script=shim.checkout(2, cpus=3).content, rawdata=path.read_bytes())
+    site.files["/hd_rawdata_000001_001.evio"] = assigned["rawdata"]
+    return Slice(assigned, folder, site.url)
 
 
 def test_slice_comes_in_two_requests_and_not_a_byte_too_much(slice_: Slice, site: Site) -> None:
@@ -119,18 +119,18 @@ def test_slice_comes_in_two_requests_and_not_a_byte_too_much(slice_: Slice, site
 
 
 def test_brackets_in_a_folders_name_are_no_pattern(
-    slice_: Slice, lent: dict[str, bytes], folder: Path, site: Site
+    slice_: Slice, assigned: dict[str, bytes], folder: Path, site: Site
 ) -> None:
-    site.files["/a[1-2]{x,y}/hd_rawdata_000001_001.evio"] = lent["rawdata"]
-    assert Slice(lent, folder, f"{site.url}/a[1-2]{{x,y}}").run() == (0, "", slice_.expected)
+    site.files["/a[1-2]{x,y}/hd_rawdata_000001_001.evio"] = assigned["rawdata"]
+    assert Slice(assigned, folder, f"{site.url}/a[1-2]{{x,y}}").run() == (0, "", slice_.expected)
 
 
 @pytest.mark.parametrize("scheme", ["", "file://"])
 def test_slice_comes_from_a_file_system(
-    slice_: Slice, lent: dict[str, bytes], folder: Path, scheme: str
+    slice_: Slice, assigned: dict[str, bytes], folder: Path, scheme: str
 ) -> None:
-    (folder / "hd_rawdata_000001_001.evio").write_bytes(lent["rawdata"])
-    assert Slice(lent, folder, f"{scheme}{folder}").run() == (0, "", slice_.expected)
+    (folder / "hd_rawdata_000001_001.evio").write_bytes(assigned["rawdata"])
+    assert Slice(assigned, folder, f"{scheme}{folder}").run() == (0, "", slice_.expected)
 
 
 @pytest.mark.parametrize("fault", ["close", "short", 500, 503])
@@ -209,11 +209,11 @@ def test_pause_that_the_server_wants_is_kept(slice_: Slice, site: Site) -> None:
 
 @pytest.mark.parametrize("fault", [404, 503, "ignore-range", "wrong-range", "zeros"])
 def test_last_line_of_the_log_is_the_reason_without_secrets(
-    lent: dict[str, bytes], slice_: Slice, folder: Path, site: Site, fault: str | int
+    assigned: dict[str, bytes], slice_: Slice, folder: Path, site: Site, fault: str | int
 ) -> None:
     secret = "/hd_rawdata_000001_001.evio?authz=secret"
-    site.files[secret] = lent["rawdata"]
-    script = Slice(lent, folder, site.url)
+    site.files[secret] = assigned["rawdata"]
+    script = Slice(assigned, folder, site.url)
     script.script = script.script.replace(b"_001.evio\n", b"_001.evio?authz=secret\n")
     assert b"authz" in script.script
     site.faults = [fault] * 9
@@ -265,7 +265,7 @@ def test_token_does_not_travel_in_the_clear(slice_: Slice, site: Site) -> None:
 
 
 def test_full_disk_is_the_sites_fault_and_told_at_once(slice_: Slice) -> None:
-    # A limit on the size of files behaves like a full disk, for whoever is not root as well.
+    # A limit on the size of files behaves like a full disk, for users other than root too.
     code, log, seen = slice_.run("/bin/bash", "-c", 'ulimit -f 1; exec "$@"', "-")
     assert (code, seen) == (NOT_FETCHED, None)
     assert "is the disk full?" in log
@@ -298,14 +298,14 @@ def test_by_hand_it_processes_a_whole_file(folder: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="hiding the XRootD bindings takes root")
 def test_without_xrootd_bindings_the_reconstruction_gets_names_of_blocks(
-    lent: dict[str, bytes], slice_: Slice, folder: Path
+    assigned: dict[str, bytes], slice_: Slice, folder: Path
 ) -> None:
     """As with the original, for sites whose client cuts slices itself."""
     recon = folder / "recon"
     recon.write_text('#!/bin/bash\nprintf "%s\\n" "$@" >../kept/names\n')
     recon.chmod(0o755)
     hide = 'mount -t tmpfs none /usr/lib/python3/dist-packages; exec "$@"'
-    code, log, seen = Slice(lent, folder, "root://host/").run(
+    code, log, seen = Slice(assigned, folder, "root://host/").run(
         "unshare", "-m", "/bin/bash", "-c", hide, "-", OSGPROD_RECON=str(recon)
     )
     assert code == 0, log
@@ -371,10 +371,10 @@ def test_leading_zeros_of_a_setting_are_no_octal_number(slice_: Slice) -> None:
 
 @pytest.mark.parametrize("scheme", ["http", "HTTP", "dav"])
 def test_schemes_of_http_are_fetched_by_curl(
-    lent: dict[str, bytes], slice_: Slice, folder: Path, site: Site, scheme: str
+    assigned: dict[str, bytes], slice_: Slice, folder: Path, site: Site, scheme: str
 ) -> None:
     url = site.url.replace("http://", f"{scheme}://")
-    assert Slice(lent, folder, url).run() == (0, "", slice_.expected)
+    assert Slice(assigned, folder, url).run() == (0, "", slice_.expected)
 
 
 @pytest.mark.parametrize(
@@ -382,21 +382,24 @@ def test_schemes_of_http_are_fetched_by_curl(
     ["osdf:///gluex", "pelican://osg-htc.org/gluex", "s3://bucket", "gsiftp://host", "no/scheme", "htp:/"],
 )
 def test_source_that_can_not_be_read_is_an_error_of_the_configuration_and_not_of_the_node(
-    lent: dict[str, bytes], slice_: Slice, folder: Path, prefix: str
+    assigned: dict[str, bytes], slice_: Slice, folder: Path, prefix: str
 ) -> None:
-    code, log, seen = Slice(lent, folder, prefix).run(OSGPROD_REPORT=str(folder / "report"))
+    code, log, seen = Slice(assigned, folder, prefix).run(OSGPROD_REPORT=str(folder / "report"))
     assert (code, seen) == (MISCONFIGURED, None)
     assert f"the source {prefix}/hd_rawdata_000001_001.evio" in log.splitlines()[-1]
     assert (folder / "report").read_text().startswith("misconfigured=the source ")
 
 
 def test_file_that_is_shorter_than_registered_is_told_without_waiting(
-    lent: dict[str, bytes], slice_: Slice, folder: Path
+    assigned: dict[str, bytes], slice_: Slice, folder: Path
 ) -> None:
-    (folder / "hd_rawdata_000001_001.evio").write_bytes(lent["rawdata"][:-5000])
-    code, log, _ = Slice(lent, folder, str(folder)).run(OSGPROD_TRIES="1000", OSGPROD_BACKOFF_MS="600000")
+    (folder / "hd_rawdata_000001_001.evio").write_bytes(assigned["rawdata"][:-5000])
+    code, log, _ = Slice(assigned, folder, str(folder)).run(OSGPROD_TRIES="1000", OSGPROD_BACKOFF_MS="600000")
     assert code == NOT_FETCHED
-    assert f"shorter than when it was registered: {len(lent['rawdata']) - 5000} bytes" in log.splitlines()[-1]
+    assert (
+        f"shorter than when it was registered: {len(assigned['rawdata']) - 5000} bytes"
+        in log.splitlines()[-1]
+    )
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="making a node read-only takes root")
@@ -434,9 +437,9 @@ def secure(slice_: Slice, site: Site, certificate: Path) -> Iterator[Site]:
 
 
 def test_authority_that_only_the_grid_knows_is_trusted(
-    lent: dict[str, bytes], slice_: Slice, folder: Path, secure: Site, certificate: Path
+    assigned: dict[str, bytes], slice_: Slice, folder: Path, secure: Site, certificate: Path
 ) -> None:
-    script = Slice(lent, folder, secure.url.replace("https://", "davs://"))
+    script = Slice(assigned, folder, secure.url.replace("https://", "davs://"))
     assert script.run(X509_CERT_DIR=str(certificate)) == (0, "", slice_.expected)
     code, log, _ = script.run(X509_CERT_DIR=str(folder))
     assert code == NOT_FETCHED
@@ -445,17 +448,17 @@ def test_authority_that_only_the_grid_knows_is_trusted(
 
 @pytest.mark.parametrize("name", ["CURL_CA_BUNDLE", "SSL_CERT_FILE"])
 def test_bundle_of_the_environment_is_trusted_beside_the_grids_authorities(
-    lent: dict[str, bytes], slice_: Slice, folder: Path, secure: Site, certificate: Path, name: str
+    assigned: dict[str, bytes], slice_: Slice, folder: Path, secure: Site, certificate: Path, name: str
 ) -> None:
     environment = {"X509_CERT_DIR": str(folder), name: str(certificate / "cert.pem")}
-    assert Slice(lent, folder, secure.url).run(**environment) == (0, "", slice_.expected)
+    assert Slice(assigned, folder, secure.url).run(**environment) == (0, "", slice_.expected)
 
 
 @pytest.mark.parametrize(
     "hosts, gets_token", [(None, False), ("other.org", False), ("other.org, localhost", True)]
 )
 def test_token_follows_a_redirect_only_to_a_host_that_is_listed(
-    lent: dict[str, bytes],
+    assigned: dict[str, bytes],
     slice_: Slice,
     folder: Path,
     secure: Site,
@@ -468,7 +471,7 @@ def test_token_follows_a_redirect_only_to_a_host_that_is_listed(
         environment = {"X509_CERT_DIR": str(certificate), "BEARER_TOKEN": "secret"}
         if hosts:
             environment["OSGPROD_TOKEN_HOSTS"] = hosts
-        code, log, seen = Slice(lent, folder, secure.url).run(**environment)
+        code, log, seen = Slice(assigned, folder, secure.url).run(**environment)
     assert (code, seen) == (0, slice_.expected), log
     assert len(secure.seen) == len(cache.seen) == 2
     assert all(request.headers["authorization"] == "Bearer secret" for request in secure.seen)
@@ -478,10 +481,10 @@ def test_token_follows_a_redirect_only_to_a_host_that_is_listed(
 
 
 def test_redirect_from_https_to_plain_http_is_not_followed(
-    lent: dict[str, bytes], slice_: Slice, folder: Path, site: Site, secure: Site, certificate: Path
+    assigned: dict[str, bytes], slice_: Slice, folder: Path, site: Site, secure: Site, certificate: Path
 ) -> None:
     secure.faults = [f"redirect {site.url}"] * 9
-    code, log, _ = Slice(lent, folder, secure.url).run(
+    code, log, _ = Slice(assigned, folder, secure.url).run(
         X509_CERT_DIR=str(certificate), BEARER_TOKEN="secret", OSGPROD_TOKEN_HOSTS="127.0.0.1"
     )
     assert (code, site.seen) == (NOT_FETCHED, [])
@@ -489,22 +492,22 @@ def test_redirect_from_https_to_plain_http_is_not_followed(
 
 
 def test_secret_in_a_redirect_is_on_no_command_line_and_in_no_log(
-    lent: dict[str, bytes], slice_: Slice, folder: Path, site: Site
+    assigned: dict[str, bytes], slice_: Slice, folder: Path, site: Site
 ) -> None:
     bin_folder, lines = folder / "bin", folder / "lines"
     bin_folder.mkdir()
     executable(bin_folder / "curl", f'printf "%s\\n" "$*" >>{lines}; exec /usr/bin/curl "$@"')
     place = f"{site.url}/signed?authz=secret&x="
-    site.files["/signed?authz=secret&x=/hd_rawdata_000001_001.evio"] = lent["rawdata"]
+    site.files["/signed?authz=secret&x=/hd_rawdata_000001_001.evio"] = assigned["rawdata"]
     site.faults = [f"redirect {place}", 503, f"redirect {place}", None, f"redirect {place}"]
-    code, log, seen = Slice(lent, folder, site.url).run(PATH=f"{bin_folder}:/usr/bin:/bin")
+    code, log, seen = Slice(assigned, folder, site.url).run(PATH=f"{bin_folder}:/usr/bin:/bin")
     assert (code, seen) == (0, slice_.expected), log
     assert "secret" not in log
     assert len(lines.read_text().splitlines()) == 6
     assert "secret" not in lines.read_text()
 
 
-# --- what came is checked --------------------------------------------------------------------------------------
+# --- checks of the bytes ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fault", ["zeros", "shifted"])
@@ -518,11 +521,11 @@ def test_wrong_bytes_of_the_right_length_never_reach_the_reconstruction(
 
 
 def test_slice_of_a_file_that_was_replaced_since_it_was_indexed_is_not_processed(
-    lent: dict[str, bytes], slice_: Slice, folder: Path, site: Site
+    assigned: dict[str, bytes], slice_: Slice, folder: Path, site: Site
 ) -> None:
     """Its blocks are as long, but hold other numbers of events."""
-    header = lent["rawdata"].rindex(b"\xc0\xda\x01\x00", 0, -40) - 28
-    replaced = bytearray(lent["rawdata"])
+    header = assigned["rawdata"].rindex(b"\xc0\xda\x01\x00", 0, -40) - 28
+    replaced = bytearray(assigned["rawdata"])
     replaced[header + 12 : header + 16] = (9).to_bytes(4, "big")
     site.files["/hd_rawdata_000001_001.evio"] = bytes(replaced)
     code, log, seen = slice_.run()
@@ -621,7 +624,7 @@ def test_range_beyond_the_end_of_a_file_on_disk_is_never_asked_for_again(folder:
 
 
 def small_disk(folder: Path, size: str, as_root: bool) -> tuple[str, ...]:
-    """A command that runs another one in the folder "work" on a disk of its own, as root or as somebody else."""
+    """A command that runs another one in the folder "work" on a separate disk, as root or as somebody else."""
     become = "" if as_root else "setpriv --reuid=65534 --regid=65534 --clear-groups "
     mount = (
         f'mount -t tmpfs -o size={size},mode=0777 none {folder}/work && cd {folder}/work && exec {become}"$@"'

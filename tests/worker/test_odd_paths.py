@@ -1,4 +1,4 @@
-"""A job fetches its slice whatever the name of the file's folder: the shim's own URL, a real site, the real scripts."""
+"""A job fetches its slice for any name of the file's folder: the shim's own URL, a real site, the real scripts."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # --- HTTP --------------------------------------------------------------------------------------------------------
 
-# -q: no .curlrc of whoever owns this node; -g: no patterns in URLs; --noproxy: no web cache of the site in between.
+# -q: no .curlrc of the node's users; -g: no patterns in URLs; --noproxy: no web cache of the site in between.
 readonly CURL=(curl -q -g -sS --noproxy '*' --connect-timeout 20)
 http_version="" # of storage; --http1.1 once a stream of HTTP/2 has failed
 

@@ -43,9 +43,9 @@ append_hex() {
 }
 
 # Each kind of source (url_kind) has a function read_KIND URL OFFSET LENGTH that prints the bytes from OFFSET on, or as
-# many as come, and that tells with "verdict" what it thinks of what is missing.
+# many as arrive. If bytes are missing, it calls "verdict".
 
-# Tells append_range, on descriptor 5, whether to ask for what is missing. Arguments: "again", "refused" (may be true) or
+# Tells append_range, on descriptor 5, whether to retry the missing bytes. Arguments: "again", "refused" (may be true) or
 # "never"; exit code of the client; pause that the server wants [s], or nothing; reason
 verdict() {
   local wait_s="$3"
@@ -140,8 +140,8 @@ append_range() {
     attempts=$((attempts + 1))
     [[ "$word" != refused ]] || refusals=$((refusals + 1))
     ((attempts < TRIES && refusals < MAX_REFUSALS)) ||
-      not_fetched "${reason:-no reason told} ($attempts attempts, $had of $length bytes at $offset came)"
-    log "fetch failed (attempt $attempts, $had of $length bytes): ${reason:-no reason told}"
+      not_fetched "${reason:-no reason given} ($attempts attempts, $had of $length bytes at $offset came)"
+    log "fetch failed (attempt $attempts, $had of $length bytes): ${reason:-no reason given}"
     learn_from "${code:-0}"
     sleep "$(backoff "$attempts" "$BACKOFF_MS" "${wait_s:-0}")"
   done
@@ -153,7 +153,7 @@ not_fetched() {
   node_fault "not fetched: $1: $(shown_url "$osgprod_source_url")"
 }
 
-# Puts the slice together. Argument: file
+# Assembles the slice. Argument: file
 fetch_slice() {
   local file="$1" piece kind rest size
   { : >"$file"; } 2>/dev/null || node_fault "$file can't be written"
@@ -172,7 +172,7 @@ fetch_slice() {
   check_slice "$file" "$size" "${osgprod_events:-}"
 }
 
-# Can ranges be read with what is here? Sets xrootd_python. Argument: kind of the URL
+# Does this node have a program that reads ranges? Sets xrootd_python. Argument: kind of the URL
 can_fetch() {
   [[ "$1" == root ]] || return 0
   for xrootd_python in python3 /usr/bin/python3; do

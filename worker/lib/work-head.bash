@@ -29,6 +29,6 @@
 #osgprod_ncpus=cores that the job has
 #osgprod_token=of this attempt, for heartbeats and the report
 #osgprod_source_url=of the whole file
-#osgprod_size_bytes=of the slice as a file of its own
+#osgprod_size_bytes=of the slice as a separate file
 #osgprod_events=that the slice holds
 #osgprod_pieces=byte ranges of the file, and literal bytes, whose concatenation is the slice

@@ -3,13 +3,13 @@
 
 readonly PROBE_BYTES=1048576
 
-# Can a small file still be written in a folder? Prints what the system says when it can't. Argument: folder
+# Can a small file still be written in a folder? Prints the system's error when it can't. Argument: folder
 probe_disk() {
   local probe="$1/.osgprod_probe.$$" words code=0
   words="$({ head -c "$PROBE_BYTES" /dev/zero >"$probe"; } 2>&1)" || code=1
   rm -f "$probe"
   words="${words##*: }"
-  ((code == 0)) || printf '%s' "${words:-no reason told}" # by a limit on the size of files, for example
+  ((code == 0)) || printf '%s' "${words:-no reason given}" # by a limit on the size of files, for example
 }
 
 # After a reconstruction: a full disk explains a failure, and many programs succeed although their last writes failed.
@@ -52,7 +52,7 @@ main() {
       misconfigured "the source $(shown_url "$osgprod_source_url") can't be read: give the project a prefix of http(s)://, root:// or a path"
   fi
   if [[ -n "${kind:-}" ]] && can_fetch "$kind"; then
-    trap 'rm -f "$slice"' EXIT # whole or not, it is no output
+    trap 'rm -f "$slice"' EXIT # whole or not, it is not an output
     fetch_slice "$slice"
     inputs=("$slice")
   elif [[ -n "${input_eviofile_list:-}" ]]; then

@@ -1,8 +1,8 @@
 # shellcheck shell=bash
 # --- settings --------------------------------------------------------------------------------------------------
 
-# A server before 0.10 fills in the comment "# ncpus:" only. There is no file to read it from when this script comes
-# from standard input.
+# A server before 0.10 fills in the comment "# ncpus:" only. When this script comes from standard input, there is no file
+# to read the comment from.
 NTHREADS="${osgprod_ncpus:-$(sed -n '/^# ncpus: *[0-9]/{s/^# ncpus: *\([0-9]*\).*/\1/p;q;}' "${BASH_SOURCE[0]:-/dev/null}" 2>/dev/null || true)}"
 export NTHREADS="${NTHREADS:-1}"
 # Gets the slice's file as its last argument. A program that writes how many events it read into the file
