@@ -102,8 +102,10 @@ def test_who_asks_twice_in_one_batch_proves_itself_the_second_time(grid: World) 
     base = {"project": "p", "cluster": 1, "process": 0, "cpus": 1, "magic": "m", **VICTIM}
     calls = [{**base, "n": 0, "job_key": KEY}, {**base, **THIEF, "n": 1}, {**base, "n": 2, "job_key": KEY}]
     answers = {row["n"]: row for row in call(grid.db, "checkout_slices", calls=json.dumps(calls))}
-    assert [answers[n]["status"] for n in range(3)] == ["assigned", "wait", "assigned"]
-    assert [answers[n]["nstarts"] for n in (0, 2)] == [1, 2]
+    assert [answers[n]["status"] for n in range(3)] == ["assigned", "wait", "error"]
+    assert answers[2]["code"] == "55P03", "a batch writes a slice once: the shim makes this call again, alone"
+    again = call(grid.db, "checkout_slices", calls=json.dumps(calls[2:]))[0]
+    assert (again["status"], again["nstarts"], answers[0]["nstarts"]) == ("assigned", 2, 1)
 
 
 def test_restart_proof_address_gives_the_slice_of_a_keyless_attempt_to_its_own_node_only(grid: World) -> None:
