@@ -380,7 +380,8 @@ CONTENTS = """# The functions, by task
 
 <!-- Written by docs/generate_sql.py from the files beside it: change a COMMENT or CHAPTERS there, then `make docs`. -->
 
-Each public function has a file of its name. Private helpers (`_name`) stand beside their only caller, or in
+A public function is in the file of its name, or of its group (`access/`).
+Private helpers (`_name`) stand beside their only caller, or in
 `shared.sql` of the folder. `types.sql` is loaded first; `grants.sql`, which says who may call what, is loaded last.
 People edit these files; [CONTRIBUTING.md](../../CONTRIBUTING.md) says how they come to a database.
 [docs/sql.md](../../docs/sql.md) has parameters, errors and examples, [docs/design.md](../../docs/design.md) the

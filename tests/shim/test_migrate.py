@@ -66,7 +66,8 @@ def test_killed_in_the_middle_the_next_run_recovers(empty: str, sql: Path, where
             pytest.fail("the slow migration was not seen")
     killed.kill()
     killed.wait()
-    assert WORKING_COPY in migrate(empty, sql, say=quietly)
+    expected = "applied 0099-slow" if where == "in a migration" else WORKING_COPY
+    assert expected in migrate(empty, sql, say=quietly)
     with connect(empty) as connection:
         assert connection.execute("SELECT count(*) AS n FROM osgprod_data.slow").fetchone() == {"n": 0}
     assert migrate(empty, sql, say=quietly) == []

@@ -208,10 +208,11 @@ def test_present_version_has_a_snapshot_of_sql_functions() -> None:
 
 
 def test_release_writes_one_snapshot_a_version(sql: Path) -> None:
+    path = sql / "functions" / "upkeep" / "tick.sql"
+    path.write_text(path.read_text() + "\n-- newer than the last snapshot\n")
     assert "rollback gives the functions of 0" in release(sql, "1.0.0")
     assert release(sql, "1.0.0").endswith("is of these functions already")
     first = newest(sql)
-    path = sql / "functions" / "upkeep" / "tick.sql"
     path.write_text(path.read_text() + "\n-- a remark\n")
     release(sql, "1.0.0")
     assert newest(sql) == first, "the version was not released, so its snapshot is replaced"

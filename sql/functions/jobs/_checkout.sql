@@ -90,8 +90,8 @@ BEGIN
             IF v_file.rawdata_id IS NOT NULL THEN
                 v_slice.rawdata_id := v_file.rawdata_id;
                 -- I1: it begins where the file's last slice ends, read while the file's row is locked, in a statement that
-                -- began after that. The claim
-                -- updates no row that each later claim reads, so a snapshot held by pg_dump slows nothing.
+                -- began after that. It updates no row that a later one of these claims reads, so that a snapshot held by
+                -- pg_dump does not slow them.
                 v_slice.block1 := coalesce((SELECT s.block2 FROM osgprod_data.slices s
                                              WHERE s.project_id = v_project.project_id AND s.rawdata_id = v_file.rawdata_id
                                              ORDER BY s.block1 DESC LIMIT 1), v_file.block1);

@@ -16,8 +16,8 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod
 AS $fn$
 -- Leases a slice to a job: its own one again after a restart, else a requeued one, else the next blocks of a file.
 -- Promise:    a repeated call by the same job gives the same slice with nstarts counted up and a new token, so a lost
---             answer loses nothing. Two calls at once by one job give one slice. Nothing changes unless status is
---             assigned.
+--             answer loses nothing. Two calls at once by one job give one slice. Unless status is assigned,
+--             no slice is leased; a refusal may be recorded, and slices whose lease or backoff has ended requeued.
 -- Parameters: p_project            project name
 --             p_cluster, p_process HTCondor's identity of the job [0 .. 2147483647]
 --             p_cpus               cores the job has [1 .. 4096]; the slice has at most maxblockspercore blocks a core
@@ -32,7 +32,7 @@ AS $fn$
 --             completed  this job's work is done
 --             wait       nothing now, but work may be requeued: ask again in retry_s [s]. Also for a caller that does not
 --                        prove to be the job whose attempt lives: then the call is in refusals
---             no-work    nothing left
+--             no-work    nothing left, or the project is draining
 --             template   fetch the template named in workscript first, then call again
 --             block1, block2: half-open range of blocks, 0-based; size_bytes [bytes], events: of the slice as a file of
 --             its own, preamble and trailer counted; pieces: lines 'range OFFSET LENGTH' [bytes] of url or 'hex ...',
