@@ -80,7 +80,7 @@ $fn$;
 CREATE FUNCTION bench.add_finished(p_project text, p_what text, p_files int) RETURNS void LANGUAGE plpgsql
 AS $fn$
 -- Makes the first files of a project finished: each block of it a slice that was done at its first attempt.
--- Parameters: p_project  whose files are all fresh;  p_files  how many of them
+-- Parameters: p_project  whose files are all pending;  p_files  how many of them
 --             p_what     slices, attempts, reports or files: a call for each, so that they can be made side by side
 DECLARE
     v_project_id int := (SELECT p.project_id FROM osgprod_data.projects p WHERE p.name = p_project);
@@ -92,7 +92,7 @@ BEGIN
     ANALYZE chosen;
     CASE p_what
     WHEN 'files' THEN
-        UPDATE osgprod_data.loaded_files l SET state = 'finished' FROM chosen c
+        UPDATE osgprod_data.loaded_files l SET state = 'complete' FROM chosen c
          WHERE l.project_id = v_project_id AND l.rawdata_id = c.rawdata_id;
     WHEN 'slices' THEN
         INSERT INTO osgprod_data.slices (project_id, rawdata_id, block1, block2, follows, run, seqno, state, cluster, process,

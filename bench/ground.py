@@ -51,7 +51,7 @@ class SkipMeasure(BenchError):
 class Size:
     """How large a run is.
 
-    files      files in the large tables; half of them finished, the others fresh
+    files      files in the large tables; half of them complete, the others pending
     finished   finished slices in the large tables, a multiple of files / 2
     few        finished slices in the small tables
     rounds     rounds of each side;  seconds  of each round

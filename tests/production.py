@@ -30,8 +30,8 @@ WITH files AS (
 )
 INSERT INTO osgprod_data.loaded_files (project_id, rawdata_id, run, seqno, block1, block2, state, loaded_at)
 SELECT p.project_id, f.rawdata_id, f.run, f.seqno, 1, %(blocks)s + 1,
-       CASE WHEN f.place <= %(finished)s THEN 'finished' WHEN f.place <= %(finished)s + %(in_flight)s THEN 'cut'
-            ELSE 'fresh' END::osgprod_data.file_state, now() - interval '9 days'
+       CASE WHEN f.place <= %(finished)s THEN 'complete' WHEN f.place <= %(finished)s + %(in_flight)s THEN 'allocated'
+            ELSE 'pending' END::osgprod_data.file_state, now() - interval '9 days'
   FROM placed f, osgprod_data.projects p WHERE p.name = %(project)s
 """
 # In flight: every ninth slice is leased, and one in 23 has come back.
@@ -41,16 +41,16 @@ INSERT INTO osgprod_data.slices (project_id, rawdata_id, block1, block2, follows
 SELECT f.project_id, f.rawdata_id, 1 + %(a_slice)s * n, least(1 + %(a_slice)s * (n + 1), f.block2),
        CASE WHEN n > 0 THEN 1 + %(a_slice)s * n END, f.run, f.seqno, x.state,
        CASE WHEN x.state = 'ready' THEN true END, CASE WHEN x.state = 'ready' THEN now() - interval '1 s' END,
-       (f.state <> 'finished' AND n %% 23 = 7)::int, 4700 + f.rawdata_id / 1000, 100000 * (f.rawdata_id %% 1000) + n, 1,
+       (f.state <> 'complete' AND n %% 23 = 7)::int, 4700 + f.rawdata_id / 1000, 100000 * (f.rawdata_id %% 1000) + n, 1,
        now() - interval '2 h', now() + interval '1 s' * (3000 + (n * 97) %% 18000),
        now() - interval '1 s' * ((n * 31) %% 900), 20000000 * (n %% 90 + 1), 60 * (n %% 50 + 1)
   FROM osgprod_data.loaded_files f
   JOIN osgprod_data.projects p ON p.project_id = f.project_id AND p.name = %(project)s
  CROSS JOIN LATERAL generate_series(0, (f.block2 - 2) / %(a_slice)s) AS n
  CROSS JOIN LATERAL (
-    SELECT CASE WHEN f.state = 'finished' THEN 'done' WHEN n %% 9 = 4 THEN 'leased' WHEN n %% 23 = 7 THEN 'ready'
+    SELECT CASE WHEN f.state = 'complete' THEN 'done' WHEN n %% 9 = 4 THEN 'leased' WHEN n %% 23 = 7 THEN 'ready'
                 ELSE 'done' END::osgprod_data.slice_state AS state) x
- WHERE f.state <> 'fresh'
+ WHERE f.state <> 'pending'
 """
 # Only of the last slices: history that nobody looks at needs no rows to be measured. A worker is one of 400.
 _ATTEMPTS = """

@@ -140,7 +140,9 @@ def rawdata_forget(path: str, dry_run: bool, as_json: bool) -> None:
 @project_argument
 @runs_option
 @path_option
-@click.option("--state", help="fresh, begun, cut, finished, or open (begun or cut). Default: all.")
+@click.option(
+    "--state", help="pending, in_progress, allocated, complete, or open (in_progress or allocated). Default: all."
+)
 @limit_option()
 @as_json
 def files(

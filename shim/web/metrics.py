@@ -146,7 +146,7 @@ def _families(progress: Rows, slices: Rows, totals: Rows, refused: Rows, health:
     for row in progress:
         for state in ("done", "leased", "ready", "quarantined", "uncut"):
             blocks.add_metric((row["project"], state), row[f"blocks_{state}"])
-        files.add_metric((row["project"], "finished"), row["files_finished"])
+        files.add_metric((row["project"], "complete"), row["files_finished"])
         files.add_metric((row["project"], "unfinished"), row["files"] - row["files_finished"])
         for state in ("active", "paused", "draining"):
             active.add_metric((row["project"], state), float(row["state"] == state))

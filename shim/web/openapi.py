@@ -59,17 +59,38 @@ PARAMETERS = {
     "output_url": Parameter("string", "where it was sent", most=1024),
     "bytes": Parameter("integer", "fetched so far [bytes]"),
     "cpu": Parameter("integer", "CPU time used so far [s]"),
+    "schedd": Parameter("string", "name of the access point that the job was submitted at", most=128),
+    "qdate": Parameter("integer", "when it was submitted, as the job ad says [s since 1970]"),
+    "time_left_s": Parameter("integer", "until the job must end [s]"),
+    "after": Parameter("string", "token of the attempt that this job has just reported", most=64),
+    "exec_version": Parameter("string", "version of osgprod_exec.sh", most=32),
+    "image": Parameter("string", "container image that the work runs in", most=256),
+    "fault": Parameter("string", "what failed: fetch, delivery or program", most=32),
+    "door": Parameter("string", "prefix of the storage that the slice was read from", most=256),
+    "bad_inputs": Parameter("string", "of a merge, as block1,block2 joined by ':'", most=16384),
+    "outputs_list": Parameter(
+        "string", "JSON array of delivered files: kind, url, bytes, adler32, events", most=16384
+    ),
+    "software": Parameter("string", "what the reconstruction calls its version", most=256),
+    "memory_bytes": Parameter("integer", "peak memory [bytes]"),
+    "wall_s": Parameter("integer", "time that the work took [s]"),
+    "cpu_s": Parameter("integer", "CPU time that it took [s]"),
+    "fetched_bytes": Parameter("integer", "read from storage [bytes]"),
+    "disk_bytes": Parameter("integer", "disk used in the job's folder [bytes]"),
+    "log_tail": Parameter("string", "last lines of a failed attempt's log", most=4096),
 }
 REQUIRED = ("project", "cluster", "process")
 PROTOCOL = {
     "workscript.bash": (
         "The script of the slice that this job shall process",
-        ("magic", "job_key", "cpus", "host", "site"),
+        ("magic", "job_key", "cpus", "host", "site", "schedd", "qdate", "time_left_s", "after", "exec_version",
+         "image"),
     ),
     "workscript.exit": (
         "How the job's attempt ended",
         ("exitcode", "magic", "token", "job_key", "events", "outputs", "output_bytes", "output_adler32", "output_url",
-         "host", "site", "reason"),
+         "host", "site", "reason", "fault", "door", "bad_inputs", "outputs_list", "software", "memory_bytes", "wall_s",
+         "cpu_s", "fetched_bytes", "disk_bytes", "log_tail"),
     ),
     "workscript.ping": ("The attempt is alive, and how far it is", ("magic", "token", "job_key", "bytes", "cpu")),
 }  # fmt: skip

@@ -34,12 +34,37 @@ CREATE TYPE osgprod.checkout_answer AS (
     hint        text
 );
 
--- A job's report on how its attempt ended.
+-- A call of checkout_slice: its parameters without their p_; n tells the calls of a batch apart.
+CREATE TYPE osgprod.checkout_call AS (
+    n            int,
+    project      text,
+    cluster      bigint,
+    process      bigint,
+    cpus         bigint,
+    magic        text,
+    client       inet,
+    workscript   text,
+    host         text,
+    site         text,
+    bearer       jsonb,
+    job_key      text,
+    schedd       text,
+    qdate        bigint,
+    time_left_s  bigint,
+    after        text,
+    exec_version text,
+    image        text
+);
+
+-- A call of report_exit.
 CREATE TYPE osgprod.report_call AS (
+    n              int,
+    project        text,
     cluster        bigint,
     process        bigint,
     exitcode       bigint,
-    client         inet,  -- as _plain_address gives it
+    magic          text,
+    client         inet,
     token          text,
     events         bigint,
     outputs        bigint,
@@ -49,7 +74,34 @@ CREATE TYPE osgprod.report_call AS (
     host           text,
     site           text,
     reason         text,
-    job_key        text
+    bearer         jsonb,
+    job_key        text,
+    fault          text,
+    door           text,
+    bad_inputs     text,
+    outputs_list   text,
+    software       text,
+    memory_bytes   bigint,
+    wall_s         bigint,
+    cpu_s          bigint,
+    fetched_bytes  bigint,
+    disk_bytes     bigint,
+    log_tail       text
+);
+
+-- A call of heartbeat.
+CREATE TYPE osgprod.heartbeat_call AS (
+    n       int,
+    project text,
+    cluster bigint,
+    process bigint,
+    magic   text,
+    client  inet,
+    token   text,
+    bytes   bigint,
+    cpu_s   bigint,
+    bearer  jsonb,
+    job_key text
 );
 
 -- The answer of report_exit and heartbeat.

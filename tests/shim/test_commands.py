@@ -601,10 +601,10 @@ def test_unreachable_database_is_exit_code_3_and_a_missing_role_is_named(run: Ru
 
 def test_verify_and_doctor_end_with_1_when_something_is_wrong(run: Run, busy: World, folder: Path) -> None:
     assert run("verify", "p").exit_code == 0
-    busy.db.execute("UPDATE osgprod_data.loaded_files SET state = 'finished' WHERE seqno = 1")
+    busy.db.execute("UPDATE osgprod_data.loaded_files SET state = 'complete' WHERE seqno = 1")
     result = run("verify", "p", "--json")
     assert result.exit_code == 1 and json.loads(result.stdout)
-    busy.db.execute("UPDATE osgprod_data.loaded_files SET state = 'cut' WHERE seqno = 1")
+    busy.db.execute("UPDATE osgprod_data.loaded_files SET state = 'allocated' WHERE seqno = 1")
 
     result = run("doctor", "--json", env={"OSGPROD_DOCUMENT_ROOT": str(folder)})
     found = {row["what"]: row for row in json.loads(result.stdout)}

@@ -180,7 +180,7 @@ def test_lists_show_what_happened(world: World) -> None:
     files = call(world.db, "list_files", project="p")
     assert [(f["path"], f["state"], f["blocks"], f["blocks_done"], f["blocks_leased"], f["blocks_quarantined"],
              f["blocks_uncut"]) for f in files] == [
-        (first, "cut", 3, 1, 1, 1, 0), (second, "begun", 2, 0, 1, 0, 1)]  # fmt: skip
+        (first, "allocated", 3, 1, 1, 1, 0), (second, "in_progress", 2, 0, 1, 0, 1)]  # fmt: skip
     slices = call(world.db, "list_slices", project="p")
     assert [(s["block1"], s["state"]) for s in slices] == [
         (1, "done"), (2, "quarantined"), (3, "leased"), (1, "leased")]  # fmt: skip
@@ -279,7 +279,7 @@ def test_map_is_the_same_as_the_list_of_files_whatever_their_states(world: World
             assert row["files_a_cell"] == a_cell and row["files"] == len(chosen)
             assert row["blocks_done"] == sum(f["blocks_done"] for f in chosen)
             assert row["blocks_quarantined"] == sum(f["blocks_quarantined"] for f in chosen)
-            assert row["files_finished"] == sum(f["state"] == "finished" for f in chosen)
+            assert row["files_finished"] == sum(f["state"] == "complete" for f in chosen)
         assert sum(row["files"] for row in drawn) == len(files)
 
 

@@ -39,8 +39,8 @@ BREAKAGES = {
     "the work of the file is not all of it": "UPDATE osgprod_data.rawdata SET nblocks = 10, block_index = block_index"
     " || '\\x000000000000000000000000'",
     "slices of a file that is not loaded": "DELETE FROM osgprod_data.loaded_files",
-    "slices of a file that is called fresh": "UPDATE osgprod_data.loaded_files SET state = 'fresh'",
-    "allocated to block 7 but called cut": "UPDATE osgprod_data.loaded_files SET state = 'cut'",
+    "slices of a file that is called pending": "UPDATE osgprod_data.loaded_files SET state = 'pending'",
+    "allocated to block 7 but called allocated": "UPDATE osgprod_data.loaded_files SET state = 'allocated'",
     "slices of another run or number": "UPDATE osgprod_data.slices SET seqno = 7 WHERE block1 = 5",
     "quarantined, but not before 2": "UPDATE osgprod_data.slices SET state = 'quarantined' WHERE block1 = 5",
     "ready, but without an end of its backoff": "UPDATE osgprod_data.slices SET state = 'ready' WHERE block1 = 6",

@@ -156,9 +156,9 @@ def test_recycle_first_then_file_is_not_called_finished(world: World) -> None:
     with held(world) as db:
         assert len(call(db, "recycle", project="p", states=["done"])) == 1
         call(world.db, "tick")
-        assert files(world) == ["cut"]
+        assert files(world) == ["allocated"]
     call(world.db, "tick")
-    assert files(world) == ["cut"]
+    assert files(world) == ["allocated"]
     assert world.checkout(1)["status"] == "assigned"
 
 
@@ -170,7 +170,7 @@ def test_file_called_finished_first_then_recycle_waits_and_opens_it(world: World
         call(db, "tick")
         recycle = Waiting(world, lambda other: call(other, "recycle", project="p", states=["done"]))
     assert len(recycle.result()) == 1
-    assert files(world) == ["cut"]
+    assert files(world) == ["allocated"]
 
 
 def test_split_first_then_cut_of_the_same_file_waits_and_follows(world: World) -> None:
@@ -326,7 +326,7 @@ def test_files_behind_an_unfinished_one_are_finished_too(world: World) -> None:
     world.let_leases_run_out()
     world.db.execute("UPDATE osgprod_data.slices SET due_at = now() + interval '1 h' WHERE state = 'leased'")
     call(world.db, "tick")
-    assert files(world) == ["cut", "finished"]
+    assert files(world) == ["allocated", "complete"]
 
 
 # --- everything at once --------------------------------------------------------------------------------------

@@ -1,10 +1,8 @@
-CREATE FUNCTION osgprod._beat(
-    p_project text, p_cluster bigint, p_process bigint, p_magic text, p_client inet, p_token text, p_bytes bigint,
-    p_cpu_s bigint, p_bearer jsonb, p_job_key text, p_may_wait boolean)
+CREATE FUNCTION osgprod._beat(p_call osgprod.heartbeat_call, p_may_wait boolean)
 RETURNS osgprod.report_answer LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Takes one job's heartbeat: the whole of heartbeat, for a call that is made alone and for each call of a batch.
--- Parameters: p_client  as _plain_address returns it;  the others see heartbeat
+-- Parameters: p_call      see heartbeat
 --             p_may_wait  for what others have locked: true for a call that is made alone
 -- Returns:    the answer; the error of a call is in it, and nothing is changed then
 -- Locks:      see heartbeat
@@ -15,19 +13,21 @@ DECLARE
     v_slice   osgprod_data.slices;
     v_answer  osgprod.report_answer;
 BEGIN
-    v_project := (SELECT p FROM osgprod_data.projects p WHERE p.name = p_project);
-    v_problem := osgprod._why_rejected(v_project, p_project, p_cluster, p_process, p_magic, p_client, p_bearer, p_may_wait);
+    p_call.client := osgprod._plain_address(p_call.client);
+    v_project := (SELECT p FROM osgprod_data.projects p WHERE p.name = p_call.project);
+    v_problem := osgprod._why_rejected(v_project, p_call.project, p_call.cluster, p_call.process, p_call.magic,
+                                       p_call.client, p_call.bearer, p_may_wait);
     IF v_problem IS NOT NULL THEN
         RETURN osgprod._report_error(v_problem);
     END IF;
-    SELECT a.* INTO v_attempt FROM osgprod._attempt_of(v_project.project_id, v_project.token_required, p_cluster,
-                                                       p_process, p_token, p_client,
-                                                       osgprod._job_key_digest(v_project.magic_salt, p_job_key)) a;
+    SELECT a.* INTO v_attempt FROM osgprod._attempt_of(v_project.project_id, v_project.token_required, p_call.cluster,
+                                                       p_call.process, p_call.token, p_call.client,
+                                                       osgprod._job_key_digest(v_project.magic_salt, p_call.job_key)) a;
     IF NOT FOUND THEN
-        RETURN osgprod._refuse_token(v_project, p_cluster, p_process, p_client, p_token);
+        RETURN osgprod._refuse_token(v_project, p_call.cluster, p_call.process, p_call.client, p_call.token);
     END IF;
     IF NOT p_may_wait AND NOT osgprod._try_slice(v_attempt.project_id, v_attempt.rawdata_id, v_attempt.block1) THEN
-        RETURN osgprod._report_error(osgprod._is_busy(format('the slice of job %s.%s', p_cluster, p_process)));
+        RETURN osgprod._report_error(osgprod._is_busy(format('the slice of job %s.%s', p_call.cluster, p_call.process)));
     END IF;
     SELECT s.* INTO v_slice FROM osgprod_data.slices s
      WHERE s.project_id = v_attempt.project_id AND s.rawdata_id = v_attempt.rawdata_id AND s.block1 = v_attempt.block1
@@ -35,7 +35,7 @@ BEGIN
        FOR NO KEY UPDATE;
     IF FOUND AND (v_slice.state = 'leased' OR osgprod._is_lost(v_slice, v_attempt.opened_at)) THEN
         -- Progress is anything that grew since the last heartbeat; an attempt that has reported none counts from its start.
-        IF p_bytes > coalesce(v_slice.bytes_fetched, -1) OR p_cpu_s > coalesce(v_slice.cpu_s, -1) THEN
+        IF p_call.bytes > coalesce(v_slice.bytes_fetched, -1) OR p_call.cpu_s > coalesce(v_slice.cpu_s, -1) THEN
             v_slice.progress_at := now();
         END IF;
         IF v_slice.progress_at IS NOT DISTINCT FROM now() OR v_project.wedged_s IS NULL
@@ -44,8 +44,8 @@ BEGIN
             UPDATE osgprod_data.slices s
                SET state = 'leased', is_ready = NULL, not_before = NULL,
                    due_at = now() + make_interval(secs => v_project.lease_s), progress_at = v_slice.progress_at,
-                   bytes_fetched = greatest(p_bytes, v_slice.bytes_fetched),
-                   cpu_s = greatest(p_cpu_s, v_slice.cpu_s)
+                   bytes_fetched = greatest(p_call.bytes, v_slice.bytes_fetched),
+                   cpu_s = greatest(p_call.cpu_s, v_slice.cpu_s)
              WHERE s.project_id = v_slice.project_id AND s.rawdata_id = v_slice.rawdata_id
                AND s.block1 = v_slice.block1;
             v_answer.http_status := 200;
@@ -57,7 +57,7 @@ BEGIN
         -- It is told to stop, so nobody has to wait for its lease.
         IF NOT osgprod._lose_slice(v_project, v_slice, 'lost', format('no progress for more than %s s', v_project.wedged_s),
                                    p_may_wait) THEN
-            RETURN osgprod._report_error(osgprod._is_busy(format('the file of job %s.%s', p_cluster, p_process)));
+            RETURN osgprod._report_error(osgprod._is_busy(format('the file of job %s.%s', p_call.cluster, p_call.process)));
         END IF;
     END IF;
     v_answer.http_status := 409;

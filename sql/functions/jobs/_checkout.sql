@@ -1,10 +1,8 @@
-CREATE FUNCTION osgprod._checkout(
-    p_project text, p_cluster bigint, p_process bigint, p_cpus bigint, p_magic text, p_client inet, p_workscript text,
-    p_host text, p_site text, p_bearer jsonb, p_job_key text, p_wait_ms int)
+CREATE FUNCTION osgprod._checkout(p_call osgprod.checkout_call, p_wait_ms int)
 RETURNS osgprod.checkout_answer LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Claims a slice for a job: the whole of checkout_slice, for a call that is made alone and for each call of a batch.
--- Parameters: p_client   as _plain_address returns it;  the others see checkout_slice
+-- Parameters: p_call     see checkout_slice
 --             p_wait_ms  how long to wait for a file when others have locked all of them [ms]; NULL = a call that is made
 --                        alone: it waits, for its job, its slice and a file, as long as lock_timeout says
 -- Returns:    the answer; the error of a call is in it (status error, with code and hint), and it has no slice then; only
@@ -23,49 +21,51 @@ DECLARE
     v_file     record;
 BEGIN
     -- (a) May it ask, and now? Its job is locked then.
-    v_project := (SELECT p FROM osgprod_data.projects p WHERE p.name = p_project);
+    p_call.client := osgprod._plain_address(p_call.client);
+    v_project := (SELECT p FROM osgprod_data.projects p WHERE p.name = p_call.project);
     v_answer.workscript := v_project.workscript;
-    v_problem := osgprod._why_rejected(v_project, p_project, p_cluster, p_process, p_magic, p_client, p_bearer,
-                                       p_wait_ms IS NULL);
+    v_problem := osgprod._why_rejected(v_project, p_call.project, p_call.cluster, p_call.process, p_call.magic,
+                                       p_call.client, p_call.bearer, p_wait_ms IS NULL);
     IF v_problem IS NULL THEN
-        v_problem := osgprod._why_not_now(v_project, p_cpus, p_client, p_host, p_job_key);
+        v_problem := osgprod._why_not_now(v_project, p_call.cpus, p_call.client, p_call.host, p_call.job_key);
     END IF;
     IF v_problem IS NOT NULL THEN
         RETURN osgprod._checkout_error(v_answer, v_problem);
-    ELSIF p_workscript <> v_project.workscript THEN
+    ELSIF p_call.workscript <> v_project.workscript THEN
         v_answer.status := 'template';
         RETURN v_answer;
     END IF;
 
     -- (b) Its own slice again, if it has started before.
     SELECT (SELECT a.nstart FROM osgprod_data.attempts a
-             WHERE a.project_id = v_project.project_id AND a.cluster = p_cluster AND a.process = p_process
+             WHERE a.project_id = v_project.project_id AND a.cluster = p_call.cluster AND a.process = p_call.process
              ORDER BY a.nstart DESC LIMIT 1),
            EXISTS (SELECT FROM osgprod_data.slices s WHERE s.project_id = v_project.project_id AND s.is_ready)
       INTO v_last, v_is_ready;
     v_answer.nstarts := coalesce(v_last, 0) + 1;
     IF v_last IS NOT NULL THEN
-        v_answer.message := osgprod._refuse_restart(v_project, p_cluster, p_process, p_client, p_host, p_job_key);
+        v_answer.message := osgprod._refuse_restart(v_project, p_call.cluster, p_call.process, p_call.client,
+                                                    p_call.host, p_call.job_key);
         IF v_answer.message IS NOT NULL THEN
             v_answer.status := 'wait';
             v_answer.retry_s := v_project.wait_s;
             v_answer.nstarts := NULL;
             RETURN v_answer;
         END IF;
-        v_restart := osgprod._restart(v_project, p_cluster::int, p_process::int, v_last, p_wait_ms IS NULL);
+        v_restart := osgprod._restart(v_project, p_call.cluster::int, p_call.process::int, v_last, p_wait_ms IS NULL);
         v_slice := v_restart.slice;
         IF v_restart.problem IS NOT NULL THEN
             RETURN osgprod._checkout_error(v_answer, v_restart.problem);
         ELSIF v_restart.is_completed THEN
             v_answer.status := 'completed';
             v_answer.nstarts := NULL;
-            v_answer.message := format('job %s.%s has already completed its work', p_cluster, p_process);
+            v_answer.message := format('job %s.%s has already completed its work', p_call.cluster, p_call.process);
             RETURN v_answer;
         END IF;
     END IF;
 
     IF v_slice.block1 IS NULL AND v_project.state = 'active' THEN
-        v_blocks := p_cpus * v_project.maxblockspercore;
+        v_blocks := p_call.cpus * v_project.maxblockspercore;
         IF v_project.nlive >= v_project.max_live THEN
             v_problem := osgprod._why_too_many(v_project);
             IF v_problem IS NOT NULL THEN
@@ -75,13 +75,13 @@ BEGIN
         END IF;
         -- (c) A requeued slice, so that files are completed in order.
         IF v_is_ready THEN
-            v_slice := osgprod._claim_ready(v_project, p_cluster::int, p_process::int, v_answer.nstarts, v_blocks);
+            v_slice := osgprod._claim_ready(v_project, p_call.cluster::int, p_call.process::int, v_answer.nstarts, v_blocks);
         END IF;
         -- (d) Else the next blocks of the first file that is free.
         IF v_slice.block1 IS NULL THEN
-            SELECT f.rawdata_id, f.run, f.seqno, f.block1, f.block2, f.state = 'fresh' AS is_fresh INTO v_file
+            SELECT f.rawdata_id, f.run, f.seqno, f.block1, f.block2, f.state = 'pending' AS is_fresh INTO v_file
               FROM osgprod_data.loaded_files f
-             WHERE f.project_id = v_project.project_id AND f.state IN ('fresh', 'begun')
+             WHERE f.project_id = v_project.project_id AND f.state IN ('pending', 'in_progress')
              ORDER BY f.run, f.seqno LIMIT 1
                FOR NO KEY UPDATE SKIP LOCKED;
             IF NOT FOUND THEN
@@ -100,16 +100,18 @@ BEGIN
                 INSERT INTO osgprod_data.slices (project_id, rawdata_id, block1, block2, follows, run, seqno, cluster, process,
                        nstart, opened_at, due_at)
                 VALUES (v_project.project_id, v_file.rawdata_id, v_slice.block1, v_slice.block2,
-                       nullif(v_slice.block1, v_file.block1), v_file.run, v_file.seqno, p_cluster, p_process,
+                       nullif(v_slice.block1, v_file.block1), v_file.run, v_file.seqno, p_call.cluster, p_call.process,
                        v_answer.nstarts, v_slice.opened_at, v_slice.opened_at + make_interval(secs => v_project.lease_s));
                 IF v_slice.block2 = v_file.block2 OR v_file.is_fresh THEN
                     UPDATE osgprod_data.loaded_files f
-                       SET state = CASE WHEN v_slice.block2 = f.block2 THEN 'cut' ELSE 'begun' END::osgprod_data.file_state
+                       SET state = CASE WHEN v_slice.block2 = f.block2 THEN 'allocated'
+                                        ELSE 'in_progress' END::osgprod_data.file_state
                      WHERE f.project_id = v_project.project_id AND f.rawdata_id = v_file.rawdata_id;
                 END IF;
             -- (e) Else what has become ready since anybody looked.
             ELSIF osgprod._requeue_due(v_project.project_id) THEN
-                v_slice := osgprod._claim_ready(v_project, p_cluster::int, p_process::int, v_answer.nstarts, v_blocks);
+                v_slice := osgprod._claim_ready(v_project, p_call.cluster::int, p_call.process::int, v_answer.nstarts,
+                                                v_blocks);
             END IF;
         END IF;
     END IF;
@@ -123,9 +125,10 @@ BEGIN
     v_answer.started_at := clock_timestamp();  -- not now(): the transaction may have waited for a lock since it began
     INSERT INTO osgprod_data.attempts (project_id, cluster, process, nstart, rawdata_id, block1, block2, opened_at, cpus,
            started_at, token_digest, client, host, site, job_key_digest)
-    VALUES (v_project.project_id, p_cluster, p_process, v_answer.nstarts, v_slice.rawdata_id, v_slice.block1, v_slice.block2,
-           v_slice.opened_at, p_cpus, v_answer.started_at, sha256(convert_to(v_answer.token::text, 'UTF8')), p_client,
-           osgprod._label(p_host), osgprod._label(p_site), osgprod._job_key_digest(v_project.magic_salt, p_job_key));
+    VALUES (v_project.project_id, p_call.cluster, p_call.process, v_answer.nstarts, v_slice.rawdata_id, v_slice.block1,
+           v_slice.block2, v_slice.opened_at, p_call.cpus, v_answer.started_at,
+           sha256(convert_to(v_answer.token::text, 'UTF8')), p_call.client, osgprod._label(p_call.host),
+           osgprod._label(p_call.site), osgprod._job_key_digest(v_project.magic_salt, p_call.job_key));
     v_file := osgprod._slice_file(v_slice.rawdata_id, v_slice.block1, v_slice.block2, v_project.xrootd_prefix,
                                   v_project.strip_prefix);
     v_answer.url := v_file.url;
@@ -324,10 +327,10 @@ BEGIN
     IF p_wait_ms > 0 THEN
         PERFORM set_config('lock_timeout', p_wait_ms || 'ms', true);
     END IF;
-    SELECT f.rawdata_id, f.run, f.seqno, f.block1, f.block2, f.state = 'fresh'
+    SELECT f.rawdata_id, f.run, f.seqno, f.block1, f.block2, f.state = 'pending'
       INTO rawdata_id, run, seqno, block1, block2, is_fresh
       FROM osgprod_data.loaded_files f
-     WHERE f.project_id = p_project_id AND f.state IN ('fresh', 'begun')
+     WHERE f.project_id = p_project_id AND f.state IN ('pending', 'in_progress')
      ORDER BY f.run, f.seqno LIMIT 1
        FOR NO KEY UPDATE;
     PERFORM set_config('lock_timeout', v_timeout, true);  -- an error restores it by itself
@@ -343,7 +346,7 @@ RETURNS boolean LANGUAGE sql STABLE
 AS $fn$
     -- Has any file of the project unallocated blocks?
     SELECT EXISTS (SELECT FROM osgprod_data.loaded_files f
-                    WHERE f.project_id = p_project_id AND f.state IN ('fresh', 'begun'))
+                    WHERE f.project_id = p_project_id AND f.state IN ('pending', 'in_progress'))
 $fn$;
 
 CREATE FUNCTION osgprod._why_no_work(

@@ -1,10 +1,9 @@
-CREATE FUNCTION osgprod._report(
-    p_project text, p_magic text, p_bearer jsonb, p_call osgprod.report_call, p_may_wait boolean)
+CREATE FUNCTION osgprod._report(p_call osgprod.report_call, p_may_wait boolean)
 RETURNS osgprod.report_answer LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Records one job's report and settles its slice: the whole of report_exit, for a call that is made alone and for each call
 -- of a batch.
--- Parameters: p_project, p_magic, p_bearer, p_call  see report_exit
+-- Parameters: p_call  see report_exit
 --             p_may_wait  for what others have locked: true for a call that is made alone
 -- Returns:    the answer; the error of a call is in it, and nothing is changed then
 -- Locks:      see report_exit
@@ -20,9 +19,10 @@ DECLARE
     v_contradiction text;
     v_answer  osgprod.report_answer;
 BEGIN
-    v_project := (SELECT p FROM osgprod_data.projects p WHERE p.name = p_project);
-    v_problem := osgprod._why_rejected(v_project, p_project, p_call.cluster, p_call.process, p_magic, p_call.client, p_bearer,
-                                       p_may_wait);
+    p_call.client := osgprod._plain_address(p_call.client);
+    v_project := (SELECT p FROM osgprod_data.projects p WHERE p.name = p_call.project);
+    v_problem := osgprod._why_rejected(v_project, p_call.project, p_call.cluster, p_call.process, p_call.magic,
+                                       p_call.client, p_call.bearer, p_may_wait);
     IF v_problem IS NULL THEN
         v_problem := osgprod._why_no_exitcode(p_call.exitcode);
     END IF;

@@ -9,7 +9,13 @@ CREATE FUNCTION osgprod.checkout_slice(
     p_host       text   DEFAULT NULL,
     p_site       text   DEFAULT NULL,
     p_bearer     jsonb  DEFAULT NULL,
-    p_job_key    text   DEFAULT NULL)
+    p_job_key    text   DEFAULT NULL,
+    p_schedd     text   DEFAULT NULL,
+    p_qdate      bigint DEFAULT NULL,
+    p_time_left_s bigint DEFAULT NULL,
+    p_after      text   DEFAULT NULL,
+    p_exec_version text DEFAULT NULL,
+    p_image      text   DEFAULT NULL)
 RETURNS osgprod.checkout_answer
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
     SET enable_seqscan = off SET plan_cache_mode = force_generic_plan
@@ -27,6 +33,10 @@ AS $fn$
 --             p_host, p_site       where the job runs, as it reports
 --             p_job_key            secret that proves after a restart that this is the same job [1 .. 256 bytes];
 --                                  NULL or empty = none: see the project's setting restart_proof
+--             p_schedd, p_qdate    the job's access point, and when it was submitted there [s since 1970]
+--             p_time_left_s        until the job must end [s]
+--             p_after              token of the attempt that this job has just reported
+--             p_exec_version, p_image  version of the exec script, and the container image
 -- Returns:    always one row. status:
 --             assigned   the slice is yours until lease_s [s] after your last heartbeat
 --             completed  this job's work is done
@@ -48,8 +58,9 @@ BEGIN
     IF current_setting('transaction_isolation') <> 'read committed' THEN
         PERFORM osgprod._require_read_committed();
     END IF;
-    v_answer := osgprod._checkout(p_project, p_cluster, p_process, p_cpus, p_magic, osgprod._plain_address(p_client),
-                                  p_workscript, p_host, p_site, p_bearer, p_job_key, NULL);
+    v_answer := osgprod._checkout(ROW(NULL, p_project, p_cluster, p_process, p_cpus, p_magic, p_client, p_workscript, p_host,
+        p_site, p_bearer, p_job_key, p_schedd, p_qdate, p_time_left_s, p_after, p_exec_version,
+        p_image)::osgprod.checkout_call, NULL);
     IF v_answer.code IS NOT NULL THEN
         RAISE EXCEPTION USING ERRCODE = v_answer.code, MESSAGE = v_answer.message, HINT = v_answer.hint;
     END IF;
@@ -57,5 +68,5 @@ BEGIN
 END
 $fn$;
 
-COMMENT ON FUNCTION osgprod.checkout_slice(text, bigint, bigint, bigint, text, inet, text, text, text, jsonb, text) IS
+COMMENT ON FUNCTION osgprod.checkout_slice(text, bigint, bigint, bigint, text, inet, text, text, text, jsonb, text, text, bigint, bigint, text, text, text) IS
 'Leases a slice to a job: its own one again after a restart, else a requeued one, else the next blocks of a file; one row, whose status says what to do. For osgprod_worker.';

@@ -16,21 +16,17 @@ AS $fn$
 -- Source:     docs/design.md "The claim"
 DECLARE
     v_wait_ms int := CASE WHEN json_array_length(p_calls) > 1 THEN 500 END;
-    v_call    record;
+    v_call    osgprod.checkout_call;
     v_answer  osgprod.checkout_answer;
 BEGIN
     IF current_setting('transaction_isolation') <> 'read committed' THEN
         PERFORM osgprod._require_read_committed();
     END IF;
     FOR v_call IN
-        SELECT r.* FROM json_to_recordset(p_calls) AS r (n int, project text, cluster bigint, process bigint, cpus bigint,
-               magic text, client inet, workscript text, host text, site text, bearer jsonb,
-               job_key text)
+        SELECT r.* FROM json_populate_recordset(NULL::osgprod.checkout_call, p_calls) r
          ORDER BY r.project, r.cluster, r.process, r.n
     LOOP
-        v_answer := osgprod._checkout(v_call.project, v_call.cluster, v_call.process, v_call.cpus, v_call.magic,
-            osgprod._plain_address(v_call.client), v_call.workscript, v_call.host, v_call.site, v_call.bearer, v_call.job_key,
-            v_wait_ms);
+        v_answer := osgprod._checkout(v_call, v_wait_ms);
         IF v_answer.code = '55P03' THEN
             v_wait_ms := 0;  -- once is enough
         END IF;

@@ -14,20 +14,17 @@ AS $fn$
 -- Locks:      those of heartbeat; the jobs in the order of project and numbers
 -- Source:     docs/design.md "The claim"
 DECLARE
-    v_call   record;
+    v_call   osgprod.heartbeat_call;
     v_answer osgprod.report_answer;
 BEGIN
     IF current_setting('transaction_isolation') <> 'read committed' THEN
         PERFORM osgprod._require_read_committed();
     END IF;
     FOR v_call IN
-        SELECT r.* FROM json_to_recordset(p_calls) AS r (n int, project text, cluster bigint, process bigint, magic text,
-               client inet, token text, bytes bigint, cpu_s bigint, bearer jsonb, job_key text)
+        SELECT r.* FROM json_populate_recordset(NULL::osgprod.heartbeat_call, p_calls) r
          ORDER BY r.project, r.cluster, r.process, r.n
     LOOP
-        v_answer := osgprod._beat(v_call.project, v_call.cluster, v_call.process, v_call.magic,
-            osgprod._plain_address(v_call.client), v_call.token, v_call.bytes, v_call.cpu_s, v_call.bearer,
-            v_call.job_key, json_array_length(p_calls) = 1);
+        v_answer := osgprod._beat(v_call, json_array_length(p_calls) = 1);
         v_answer.n := v_call.n;
         RETURN NEXT v_answer;
     END LOOP;

@@ -15,15 +15,26 @@ CREATE FUNCTION osgprod.report_exit(
     p_site           text   DEFAULT NULL,
     p_reason         text   DEFAULT NULL,
     p_bearer         jsonb  DEFAULT NULL,
-    p_job_key        text   DEFAULT NULL)
+    p_job_key        text   DEFAULT NULL,
+    p_fault          text   DEFAULT NULL,
+    p_door           text   DEFAULT NULL,
+    p_bad_inputs     text   DEFAULT NULL,
+    p_outputs_list   text   DEFAULT NULL,
+    p_software       text   DEFAULT NULL,
+    p_memory_bytes   bigint DEFAULT NULL,
+    p_wall_s         bigint DEFAULT NULL,
+    p_cpu_s          bigint DEFAULT NULL,
+    p_fetched_bytes  bigint DEFAULT NULL,
+    p_disk_bytes     bigint DEFAULT NULL,
+    p_log_tail       text   DEFAULT NULL)
 RETURNS osgprod.report_answer
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
     SET enable_seqscan = off SET plan_cache_mode = force_generic_plan
 AS $fn$
 -- Records a job's report on how its attempt ended, and settles the slice.
 -- Promise:    the first success wins. The same report again changes nothing and gets the same answer. The first
---             report of an attempt is on record, whatever is answered. Evidence and texts never keep a report from being recorded: what can't
---             be kept is ignored, and the answer says so.
+--             report of an attempt is on record, whatever is answered. Evidence and texts never keep a report from being
+--             recorded: what can't be kept is ignored, and the answer says so.
 -- Parameters: p_project, p_magic, p_client, p_bearer  see _why_rejected
 --             p_cluster, p_process  HTCondor's identity of the job [0 .. 2147483647]
 --             p_exitcode            exit code of the work script [0 .. 255]; 128 + n = killed by signal n
@@ -33,6 +44,12 @@ AS $fn$
 --             p_events              events that the reconstruction read from the slice's file; another number than the
 --                                   index has is recorded as a contradiction
 --             p_outputs, p_output_bytes [bytes], p_output_adler32 [1 to 8 hex digits], p_output_url  what was sent where
+--             p_fault               what failed: fetch, delivery or program;  p_door  prefix that the slice was read from
+--             p_bad_inputs          of a merge: block1,block2 of each, joined by ':'
+--             p_outputs_list        delivered files, JSON: [{"kind", "url", "bytes", "adler32", "events"}]
+--             p_software            what the reconstruction calls its version
+--             p_memory_bytes [bytes at the peak], p_wall_s [s], p_cpu_s [s], p_fetched_bytes, p_disk_bytes [bytes]  used
+--             p_log_tail            last lines of a failed attempt's log
 --             p_host, p_site, p_reason  where it ran (if the checkout didn't say), and why it failed, in the job's words
 -- Returns:    one row. http_status 200: status done, failed or node-fault; 409: status superseded (the outputs are void)
 --             or contradicted (this attempt has reported another exit code); 403: status refused (token)
@@ -46,9 +63,10 @@ BEGIN
     IF current_setting('transaction_isolation') <> 'read committed' THEN
         PERFORM osgprod._require_read_committed();
     END IF;
-    v_answer := osgprod._report(p_project, p_magic, p_bearer, ROW(p_cluster, p_process, p_exitcode,
-        osgprod._plain_address(p_client), p_token, p_events, p_outputs, p_output_bytes, p_output_adler32, p_output_url,
-        p_host, p_site, p_reason, p_job_key)::osgprod.report_call, true);
+    v_answer := osgprod._report(ROW(NULL, p_project, p_cluster, p_process, p_exitcode, p_magic, p_client, p_token, p_events,
+        p_outputs, p_output_bytes, p_output_adler32, p_output_url, p_host, p_site, p_reason, p_bearer, p_job_key, p_fault,
+        p_door, p_bad_inputs, p_outputs_list, p_software, p_memory_bytes, p_wall_s, p_cpu_s, p_fetched_bytes, p_disk_bytes,
+        p_log_tail)::osgprod.report_call, true);
     IF v_answer.code IS NOT NULL THEN
         RAISE EXCEPTION USING ERRCODE = v_answer.code, MESSAGE = v_answer.message, HINT = v_answer.hint;
     END IF;
@@ -56,5 +74,5 @@ BEGIN
 END
 $fn$;
 
-COMMENT ON FUNCTION osgprod.report_exit(text, bigint, bigint, bigint, text, inet, text, bigint, bigint, bigint, text, text, text, text, text, jsonb, text) IS
+COMMENT ON FUNCTION osgprod.report_exit(text, bigint, bigint, bigint, text, inet, text, bigint, bigint, bigint, text, text, text, text, text, jsonb, text, text, text, text, text, text, bigint, bigint, bigint, bigint, bigint, text) IS
 'Records a job''s report on how its attempt ended, and settles the slice; one row with the HTTP status to answer. For osgprod_worker.';

@@ -14,23 +14,17 @@ AS $fn$
 -- Locks:      those of report_exit; the jobs of a project in the order of their numbers
 -- Source:     docs/design.md "The claim"
 DECLARE
-    v_call   record;
+    v_call   osgprod.report_call;
     v_answer osgprod.report_answer;
 BEGIN
     IF current_setting('transaction_isolation') <> 'read committed' THEN
         PERFORM osgprod._require_read_committed();
     END IF;
     FOR v_call IN
-        SELECT r.* FROM json_to_recordset(p_calls) AS r (n int, project text, cluster bigint, process bigint, exitcode bigint,
-               magic text, client inet, token text, events bigint, outputs bigint, output_bytes bigint,
-               output_adler32 text, output_url text, host text, site text, reason text, bearer jsonb,
-               job_key text)
+        SELECT r.* FROM json_populate_recordset(NULL::osgprod.report_call, p_calls) r
          ORDER BY r.project, r.cluster, r.process, r.n
     LOOP
-        v_answer := osgprod._report(v_call.project, v_call.magic, v_call.bearer, ROW(v_call.cluster, v_call.process,
-            v_call.exitcode, osgprod._plain_address(v_call.client), v_call.token, v_call.events, v_call.outputs,
-            v_call.output_bytes, v_call.output_adler32, v_call.output_url, v_call.host, v_call.site, v_call.reason,
-            v_call.job_key)::osgprod.report_call, json_array_length(p_calls) = 1);
+        v_answer := osgprod._report(v_call, json_array_length(p_calls) = 1);
         v_answer.n := v_call.n;
         RETURN NEXT v_answer;
     END LOOP;

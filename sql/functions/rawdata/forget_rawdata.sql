@@ -21,7 +21,7 @@ BEGIN
      ORDER BY r.path, p.name LIMIT 1;
     IF v_used IS NOT NULL THEN
         RAISE EXCEPTION 'raw data file %', v_used USING ERRCODE = 'OG407',
-            HINT = 'its slices were cut by what is registered; nothing was forgotten';
+            HINT = 'its blocks were allocated by what is registered; nothing was forgotten';
     END IF;
     RETURN QUERY DELETE FROM rawdata r WHERE r.path LIKE v_path RETURNING r.path;
     IF NOT FOUND THEN

@@ -37,7 +37,7 @@ BEGIN
     UNION ALL
     SELECT 'leases of ' || p.name, p.next_due_at > now() - interval '5 min' OR NOT EXISTS (
                SELECT FROM loaded_files f JOIN slices s ON s.project_id = f.project_id AND s.rawdata_id = f.rawdata_id
-                WHERE f.project_id = p.project_id AND f.state IN ('begun', 'cut') AND s.state = 'leased'
+                WHERE f.project_id = p.project_id AND f.state IN ('in_progress', 'allocated') AND s.state = 'leased'
                   AND s.due_at < now() - interval '5 min'),
            'last looked after in time', 'leases expired minutes ago and no slice was requeued: is a shim running?'
       FROM projects p

@@ -13,7 +13,7 @@ AS $fn$
 -- Lists the files of a project with the progress of each, in the order in which they are assigned.
 -- Parameters: p_project  project name;  p_runs  run numbers; NULL = all
 --             p_path     path of one file, or an SQL LIKE pattern; NULL = all
---             p_state    fresh, begun, cut, finished, or open (begun or cut); NULL = all
+--             p_state    pending, in_progress, allocated, complete, or open (in_progress or allocated); NULL = all
 --             p_file_id  one file, as the lists name it; NULL = all;  p_limit  rows at most [1 .. 100000]
 -- Returns:    a row a file; blocks = done + leased + ready (requeued) + quarantined + uncut (unallocated); has_bor: do its slices begin
 --             with a begin-of-run record? NULL = not known
@@ -21,22 +21,22 @@ AS $fn$
 DECLARE
     v_project_id int := (osgprod._get_project(p_project)).project_id;
 BEGIN
-    IF p_state NOT IN ('fresh', 'begun', 'cut', 'finished', 'open') THEN
-        RAISE EXCEPTION 'the state of a file is fresh, begun, cut, finished or open, not %', quote_literal(p_state)
+    IF p_state NOT IN ('pending', 'in_progress', 'allocated', 'complete', 'open') THEN
+        RAISE EXCEPTION 'the state of a file is pending, in_progress, allocated, complete or open, not %', quote_literal(p_state)
             USING ERRCODE = 'OG108', HINT = 'leave it out for all';
     END IF;
     RETURN QUERY
     SELECT f.rawdata_id, f.run, f.seqno, f.path, f.state::text, f.block2 - f.block1,
-           CASE f.state WHEN 'finished' THEN f.block2 - f.block1 - q.quarantined ELSE coalesce(c.done, 0) END,
+           CASE f.state WHEN 'complete' THEN f.block2 - f.block1 - q.quarantined ELSE coalesce(c.done, 0) END,
            coalesce(c.leased, 0), coalesce(c.ready, 0), q.quarantined,
-           CASE f.state WHEN 'finished' THEN 0 ELSE f.block2 - f.block1 - coalesce(c.cut, 0) END, f.size_bytes, f.loaded_at,
+           CASE f.state WHEN 'complete' THEN 0 ELSE f.block2 - f.block1 - coalesce(c.cut, 0) END, f.size_bytes, f.loaded_at,
            f.has_bor
       FROM (SELECT l.*, w.path, w.size_bytes, w.has_bor FROM loaded_files l JOIN rawdata w ON w.rawdata_id = l.rawdata_id
              WHERE l.project_id = v_project_id
                AND (p_runs IS NULL OR l.run = ANY (p_runs))
                AND (p_path IS NULL OR w.path = p_path OR w.path LIKE p_path)
                AND (p_file_id IS NULL OR l.rawdata_id = p_file_id)
-               AND CASE p_state WHEN 'open' THEN l.state IN ('begun', 'cut')
+               AND CASE p_state WHEN 'open' THEN l.state IN ('in_progress', 'allocated')
                    ELSE l.state::text = coalesce(p_state, l.state::text) END
              ORDER BY l.run, l.seqno, l.rawdata_id LIMIT osgprod._limit(p_limit)) f
       LEFT JOIN LATERAL (
@@ -45,7 +45,7 @@ BEGIN
                sum(s.block2 - s.block1) FILTER (WHERE s.state = 'ready') AS ready,
                sum(s.block2 - s.block1) AS cut
           FROM slices s
-         WHERE s.project_id = f.project_id AND s.rawdata_id = f.rawdata_id AND f.state IN ('begun', 'cut')) c ON true
+         WHERE s.project_id = f.project_id AND s.rawdata_id = f.rawdata_id AND f.state IN ('in_progress', 'allocated')) c ON true
      CROSS JOIN LATERAL (
         SELECT count(*) AS quarantined FROM slices i
          WHERE i.project_id = f.project_id AND i.rawdata_id = f.rawdata_id AND NOT i.is_ready

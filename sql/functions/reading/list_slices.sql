@@ -38,11 +38,11 @@ BEGIN
           JOIN slices s ON s.project_id = f.project_id AND s.rawdata_id = f.rawdata_id
          WHERE f.project_id = v_project_id
            -- Read only files that can have such slices, not millions of done ones for a few others.
-           AND CASE WHEN p_state IN ('leased', 'ready') THEN f.state IN ('begun', 'cut')
+           AND CASE WHEN p_state IN ('leased', 'ready') THEN f.state IN ('in_progress', 'allocated')
                     WHEN p_state = 'quarantined' THEN f.rawdata_id IN (
                         SELECT q.rawdata_id FROM slices q
                          WHERE q.project_id = v_project_id AND NOT q.is_ready AND q.not_before IS NULL)
-                    ELSE f.state <> 'fresh' END
+                    ELSE f.state <> 'pending' END
            AND (p_state IS NULL OR s.state = p_state::slice_state)
            AND (p_runs IS NULL OR f.run = ANY (p_runs))
            AND (p_path IS NULL OR w.path = p_path OR w.path LIKE p_path)

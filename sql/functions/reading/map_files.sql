@@ -19,7 +19,7 @@ BEGIN
     END IF;
     RETURN QUERY
     WITH runs AS MATERIALIZED (
-        SELECT l.run, max(l.seqno) AS last, count(*) AS files, count(*) FILTER (WHERE l.state = 'finished') AS finished,
+        SELECT l.run, max(l.seqno) AS last, count(*) AS files, count(*) FILTER (WHERE l.state = 'complete') AS finished,
                sum(l.block2 - l.block1) AS blocks, min(l.state) AS least, max(l.state) AS most,
                -- each number from 0 on once
                count(*) = max(l.seqno) + 1 AND sum(l.seqno) = max(l.seqno)::bigint * (max(l.seqno) + 1) / 2 AS is_whole
@@ -38,7 +38,7 @@ BEGIN
         SELECT r.line, min(r.run) AS first_run, max(r.run) AS last_run, sum(r.files) AS files, sum(r.finished) AS finished,
                sum(r.blocks) AS blocks, max(r.last) / min(r.a_cell) + 1 AS ncells, min(r.least) AS state,
                min(r.a_cell) AS a_cell,
-               bool_and(r.is_whole AND r.least = r.most AND r.least IN ('fresh', 'finished')
+               bool_and(r.is_whole AND r.least = r.most AND r.least IN ('pending', 'complete')
                         AND NOT EXISTS (SELECT FROM bad b WHERE b.run = r.run)) AND min(r.least) = max(r.least) AS is_plain
           FROM placed_runs r GROUP BY r.line
     ), in_flight AS (
@@ -46,7 +46,7 @@ BEGIN
           FROM osgprod._slices_in_flight(v_project_id) s GROUP BY s.rawdata_id
     ), counted AS (
         SELECT n.line, l.seqno / n.a_cell AS place, sum(l.block2 - l.block1) AS blocks,
-               coalesce(sum(CASE l.state WHEN 'finished' THEN l.block2 - l.block1 - coalesce(b.blocks, 0)
+               coalesce(sum(CASE l.state WHEN 'complete' THEN l.block2 - l.block1 - coalesce(b.blocks, 0)
                                          ELSE c.done END), 0) AS done,
                coalesce(sum(b.blocks), 0) AS bad
           FROM lines n
@@ -66,8 +66,8 @@ BEGIN
          GROUP BY p.line
     )
     SELECT n.first_run, n.last_run, n.files::bigint, n.finished::bigint, n.blocks::bigint,
-           coalesce(d.done, CASE n.state WHEN 'finished' THEN n.blocks ELSE 0 END)::bigint, coalesce(d.bad, 0)::bigint,
-           n.a_cell, coalesce(d.cells, repeat(CASE n.state WHEN 'finished' THEN '#' ELSE '0' END, n.ncells))
+           coalesce(d.done, CASE n.state WHEN 'complete' THEN n.blocks ELSE 0 END)::bigint, coalesce(d.bad, 0)::bigint,
+           n.a_cell, coalesce(d.cells, repeat(CASE n.state WHEN 'complete' THEN '#' ELSE '0' END, n.ncells))
       FROM lines n LEFT JOIN drawn d ON d.line = n.line
      ORDER BY n.line;
 END

@@ -3,7 +3,7 @@ RETURNS TABLE (project text, state text, files bigint, files_finished bigint, bl
     blocks_leased bigint, blocks_ready bigint, blocks_quarantined bigint, blocks_uncut bigint)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
--- Returns the progress of each project without counting millions of slices: finished files count as a whole, slices are
+-- Returns the progress of each project without counting millions of slices: complete files count as a whole, slices are
 -- counted only in files that have unfinished ones.
 -- Parameters: p_project  project name; NULL = all projects
 -- Returns:    a row a project; blocks = done + leased + ready (requeued) + quarantined + uncut (unallocated)
@@ -15,10 +15,10 @@ BEGIN
            f.finished_blocks - q.in_finished + s.done, s.leased, s.ready, q.quarantined, f.open_blocks - s.cut
       FROM projects p
      CROSS JOIN LATERAL (
-        SELECT count(*) AS files, count(*) FILTER (WHERE l.state = 'finished') AS finished,
+        SELECT count(*) AS files, count(*) FILTER (WHERE l.state = 'complete') AS finished,
                coalesce(sum(l.block2 - l.block1), 0) AS blocks,
-               coalesce(sum(l.block2 - l.block1) FILTER (WHERE l.state = 'finished'), 0) AS finished_blocks,
-               coalesce(sum(l.block2 - l.block1) FILTER (WHERE l.state <> 'finished'), 0) AS open_blocks
+               coalesce(sum(l.block2 - l.block1) FILTER (WHERE l.state = 'complete'), 0) AS finished_blocks,
+               coalesce(sum(l.block2 - l.block1) FILTER (WHERE l.state <> 'complete'), 0) AS open_blocks
           FROM loaded_files l WHERE l.project_id = p.project_id) f
      CROSS JOIN LATERAL (
         SELECT coalesce(sum(c.block2 - c.block1) FILTER (WHERE c.state = 'done'), 0) AS done,
@@ -27,7 +27,7 @@ BEGIN
                coalesce(sum(c.block2 - c.block1), 0) AS cut
           FROM osgprod._slices_in_flight(p.project_id) c) s
      CROSS JOIN LATERAL (
-        SELECT count(*) AS quarantined, count(*) FILTER (WHERE l.state = 'finished') AS in_finished
+        SELECT count(*) AS quarantined, count(*) FILTER (WHERE l.state = 'complete') AS in_finished
           FROM slices i JOIN loaded_files l ON l.project_id = i.project_id AND l.rawdata_id = i.rawdata_id
          WHERE i.project_id = p.project_id AND NOT i.is_ready AND i.not_before IS NULL) q
      WHERE p.name = coalesce(p_project, p.name)

@@ -6,7 +6,7 @@ AS $fn$
 -- done counted as done, and the jobs that did them on record.
 -- Promise:    a slice counts as done when its job ended with exit code 0 and held no other: a job that holds several did
 --             one of them at most, and nobody knows which. Where slices overlap, the first to end counts. All other
---             blocks are left to be done. A file of which something is cut already is left as it is: a repeated call
+--             blocks are left to be done. A file of which something is allocated already is left as it is: a repeated call
 --             says already.
 -- Parameters: p_project     project name
 --             p_path        of a registered file;  p_size_bytes [bytes], p_nblocks  as the other one knew it, its blocks
@@ -43,7 +43,7 @@ BEGIN
            v_rawdata.nblocks WHERE v_rawdata.first_block < v_rawdata.nblocks
     ON CONFLICT DO NOTHING;
     SELECT f.* INTO v_file FROM loaded_files f
-     WHERE f.project_id = v_project.project_id AND f.rawdata_id = v_rawdata.rawdata_id AND f.state = 'fresh'
+     WHERE f.project_id = v_project.project_id AND f.rawdata_id = v_rawdata.rawdata_id AND f.state = 'pending'
        FOR NO KEY UPDATE;
     IF NOT FOUND THEN
         status := 'already';
@@ -90,7 +90,7 @@ BEGIN
         END IF;
     END LOOP;
     UPDATE loaded_files f
-       SET state = CASE WHEN v_at = v_file.block2 THEN 'cut' ELSE 'begun' END::file_state
+       SET state = CASE WHEN v_at = v_file.block2 THEN 'allocated' ELSE 'in_progress' END::file_state
      WHERE f.project_id = v_project.project_id AND f.rawdata_id = v_rawdata.rawdata_id AND v_at > v_file.block1;
     blocks_left := v_file.block2 - v_file.block1 - blocks_done;
     PERFORM osgprod._tally_late(v_project.project_id, v_new);

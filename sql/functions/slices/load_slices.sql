@@ -6,7 +6,7 @@ RETURNS TABLE (files int, blocks bigint, files_already int, files_double int, bl
     files_without_bor int)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
--- Makes registered files the work of a project; their slices are cut when jobs ask.
+-- Makes registered files the work of a project; their blocks are allocated when jobs ask.
 -- Promise:    files loaded already are left as they are, unless told to start over: then what was done of them is
 --             forgotten (the attempts stay on record) and everything is assigned anew. A file is known by run and number: of two with the same, at two
 --             paths, the project gets the one that was registered first, so that no event is processed twice.
@@ -15,7 +15,7 @@ AS $fn$
 --             p_start_over  begin again with files loaded already
 -- Returns:    one row: files and blocks loaded by this call; files_already were loaded before and are unchanged;
 --             files_double were left out, since the project has their run and number at another path; blocks_forgotten were
---             done or on lease before they were begun anew; files_without_bor were left out, since the project demands a
+--             done or on lease before they were reset; files_without_bor were left out, since the project demands a
 --             begin-of-run record (demand_bor)
 -- Errors:     OG301 unknown project; OG302 no file is registered for the runs; OG505 a call that moves
 --             slices does not end; OG901 isolation level
@@ -39,7 +39,7 @@ BEGIN
     IF p_start_over THEN
         PERFORM osgprod._enter_alone(v_project);
         WITH reset AS (
-            UPDATE loaded_files f SET state = 'fresh', loaded_at = now()
+            UPDATE loaded_files f SET state = 'pending', loaded_at = now()
              WHERE f.project_id = v_project_id AND (p_runs IS NULL OR f.run = ANY (p_runs))
             RETURNING f.rawdata_id, f.block2 - f.block1 AS nblocks
         ), forgotten AS (

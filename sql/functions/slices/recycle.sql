@@ -10,7 +10,7 @@ CREATE FUNCTION osgprod.recycle(
 RETURNS TABLE (run int, seqno int, path text, block1 int, block2 int, was text, exit_code int)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
--- Puts slices back to ready, to be lent at once with fresh counts of failures.
+-- Puts slices back to ready, to be assigned at once, with counts of failures of 0.
 -- Promise:    slices at work, or being settled at this moment, are never touched; reports of attempts from before no
 --             longer count. A repeated call finds nothing more to do.
 -- Parameters: p_project    project name

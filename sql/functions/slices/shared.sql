@@ -44,7 +44,7 @@ BEGIN
         ELSIF NOT osgprod._try_file(p_slice.project_id, p_slice.rawdata_id) THEN
             RETURN false;
         END IF;
-        p_slice.failures := 0;  -- each half starts with a fresh count; faults stay: what is suspected, stays suspected
+        p_slice.failures := 0;  -- each half starts with counts of 0; faults stay: what is suspected, stays suspected
     ELSIF v_is_at_limit THEN
         v_not_before := NULL;
         PERFORM osgprod._tell(p_slice.project_id, 'block-quarantined', jsonb_build_object('block', p_slice.block1,
@@ -187,7 +187,7 @@ BEGIN
                AND CASE WHEN p_cluster IS NULL THEN (x.due_at <= now() OR x.due_at > now() + interval '31 days') IS NOT FALSE
                         ELSE x.cluster = p_cluster AND x.process = coalesce(p_process, x.process) END
             OFFSET 0) s  -- see _slices_in_flight
-         WHERE f.project_id = p_project.project_id AND f.state IN ('begun', 'cut')
+         WHERE f.project_id = p_project.project_id AND f.state IN ('in_progress', 'allocated')
            FOR NO KEY UPDATE OF s SKIP LOCKED
     LOOP
         lost := lost + osgprod._lose_slice(p_project, v_slice,
@@ -217,7 +217,7 @@ AS $fn$
      CROSS JOIN LATERAL (
         SELECT x.* FROM osgprod_data.slices x WHERE x.project_id = f.project_id AND x.rawdata_id = f.rawdata_id
         OFFSET 0) s
-     WHERE f.project_id = p_project_id AND f.state IN ('begun', 'cut')
+     WHERE f.project_id = p_project_id AND f.state IN ('in_progress', 'allocated')
 $fn$;
 
 CREATE FUNCTION osgprod._lose_slice(
@@ -257,11 +257,11 @@ $fn$;
 CREATE FUNCTION osgprod._settle_files(p_project_id int, p_all boolean)
 RETURNS boolean LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Marks allocated files finished whose slices are all done or quarantined.
--- Promise:    each file is read to its end once when it is finished; asking again is cheap.
--- Parameters: p_project_id  project;  p_all  look at all of them, not only up to the first, in order, that is not finished
--- Returns:    true when some loaded file is not finished
--- Locks:      each finished file's row, SKIP LOCKED
+-- Marks allocated files complete whose slices are all done or quarantined.
+-- Promise:    each file is read to its end once when it is complete; asking again is cheap.
+-- Parameters: p_project_id  project;  p_all  look at all of them, not only up to the first, in order, that is not complete
+-- Returns:    true when some loaded file is not complete
+-- Locks:      each complete file's row, SKIP LOCKED
 DECLARE
     v_file    record;
     v_is_open boolean := false;
@@ -269,16 +269,16 @@ DECLARE
 BEGIN
     FOR v_file IN
         SELECT f.rawdata_id FROM osgprod_data.loaded_files f
-         WHERE f.project_id = p_project_id AND f.state = 'cut'
+         WHERE f.project_id = p_project_id AND f.state = 'allocated'
          ORDER BY f.run, f.seqno, f.rawdata_id
     LOOP
         -- I7: the row is locked before its slices are read; _reopen_slice does so too.
         PERFORM FROM osgprod_data.loaded_files f
-          WHERE f.project_id = p_project_id AND f.rawdata_id = v_file.rawdata_id AND f.state = 'cut'
+          WHERE f.project_id = p_project_id AND f.rawdata_id = v_file.rawdata_id AND f.state = 'allocated'
             AND NOT osgprod._is_unsettled(p_project_id, f.rawdata_id)
             FOR NO KEY UPDATE SKIP LOCKED;
         IF FOUND AND NOT osgprod._is_unsettled(p_project_id, v_file.rawdata_id) THEN
-            UPDATE osgprod_data.loaded_files f SET state = 'finished'
+            UPDATE osgprod_data.loaded_files f SET state = 'complete'
              WHERE f.project_id = p_project_id AND f.rawdata_id = v_file.rawdata_id;
             v_told := true;
             PERFORM osgprod._tell(p_project_id, 'file-finished', jsonb_build_object('path',
@@ -289,7 +289,7 @@ BEGIN
         EXIT WHEN NOT p_all;
     END LOOP;
     v_is_open := v_is_open OR EXISTS (SELECT FROM osgprod_data.loaded_files f
-                                       WHERE f.project_id = p_project_id AND f.state IN ('fresh', 'begun'));
+                                       WHERE f.project_id = p_project_id AND f.state IN ('pending', 'in_progress'));
     IF v_told AND NOT v_is_open THEN
         PERFORM osgprod._tell(p_project_id, 'project-done', '{}');
     END IF;
@@ -312,14 +312,14 @@ AS $fn$
 -- Parameters: p_project_id, p_rawdata_id, p_block1  the slice, locked
 -- Locks:      the file's row: callers go through files in the order run, seqno, rawdata_id
 BEGIN
-    -- I7, first: whoever is about to call this file finished must see the slice, or be seen.
+    -- I7, first: whoever is about to call this file complete must see the slice, or be seen.
     PERFORM FROM osgprod_data.loaded_files f
       WHERE f.project_id = p_project_id AND f.rawdata_id = p_rawdata_id FOR NO KEY UPDATE;
     UPDATE osgprod_data.slices s
        SET state = 'ready', is_ready = true, not_before = now(), failures = 0, faults = 0, faulted_on = NULL, repeats = 0,
            exit_codes = NULL, due_at = NULL, opened_at = clock_timestamp()
      WHERE s.project_id = p_project_id AND s.rawdata_id = p_rawdata_id AND s.block1 = p_block1;
-    UPDATE osgprod_data.loaded_files f SET state = 'cut'
-     WHERE f.project_id = p_project_id AND f.rawdata_id = p_rawdata_id AND f.state = 'finished';
+    UPDATE osgprod_data.loaded_files f SET state = 'allocated'
+     WHERE f.project_id = p_project_id AND f.rawdata_id = p_rawdata_id AND f.state = 'complete';
 END
 $fn$;

@@ -2,7 +2,7 @@ CREATE FUNCTION osgprod.tick()
 RETURNS TABLE (project text, reclaimed int)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
--- The regular housekeeping: requeues slices whose lease or backoff has ended, marks finished files, recounts live attempts,
+-- The regular housekeeping: requeues slices whose lease or backoff has ended, marks complete files, recounts live attempts,
 -- tallies reports. Each shim calls it every few seconds; only one at a time does the work, the others return at once.
 -- Promise:    a repeated call does no harm, and no call is needed for work to go on: checkout looks by itself.
 -- Returns:    a row for each project in which slices were lost; none also when a neighbour is at it
@@ -41,7 +41,7 @@ END
 $fn$;
 
 COMMENT ON FUNCTION osgprod.tick() IS
-'The regular housekeeping (lost slices, finished files, live attempts, tallies), called by every shim on a timer, done by one at a time. For osgprod_worker.';
+'The regular housekeeping (lost slices, complete files, live attempts, tallies), called by every shim on a timer, done by one at a time. For osgprod_worker.';
 
 CREATE FUNCTION osgprod._count_live(p_project_id int)
 RETURNS int LANGUAGE sql STABLE

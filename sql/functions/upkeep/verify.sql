@@ -30,11 +30,11 @@ BEGIN
                 WHEN c.first <> f.block1 OR c.last > f.block2 THEN 'slices reach beyond the work of the file'
                 WHEN c.blocks <> c.last - c.first OR c.chain <> hashint4(c.last)::bigint - hashint4(c.first)
                     THEN 'slices overlap or leave a gap'
-                WHEN f.state = 'fresh' AND c.rawdata_id IS NOT NULL THEN 'slices of a file that is called fresh'
-                WHEN f.state <> 'fresh' AND c.rawdata_id IS NULL THEN 'no slices of a file that is called ' || f.state
-                WHEN (f.state IN ('cut', 'finished')) <> (coalesce(c.last, -1) = f.block2)
+                WHEN f.state = 'pending' AND c.rawdata_id IS NOT NULL THEN 'slices of a file that is called pending'
+                WHEN f.state <> 'pending' AND c.rawdata_id IS NULL THEN 'no slices of a file that is called ' || f.state
+                WHEN (f.state IN ('allocated', 'complete')) <> (coalesce(c.last, -1) = f.block2)
                     THEN format('allocated to block %s but called %s', c.last, f.state)
-                WHEN f.state = 'finished' AND c.unsettled > 0 THEN 'unsettled slices of a file that is called finished'
+                WHEN f.state = 'complete' AND c.unsettled > 0 THEN 'unsettled slices of a file that is called complete'
                 WHEN (c.run1, c.run2, c.seqno1, c.seqno2) <> (f.run, f.run, f.seqno, f.seqno)
                     THEN 'slices of another run or number than the file has'
                 WHEN (f.block1, f.block2) <> (f.first_block, f.nblocks) THEN 'the work of the file is not all of it'
