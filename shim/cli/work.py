@@ -141,7 +141,8 @@ def rawdata_forget(path: str, dry_run: bool, as_json: bool) -> None:
 @runs_option
 @path_option
 @click.option(
-    "--state", help="pending, in_progress, allocated, complete, or open (in_progress or allocated). Default: all."
+    "--state",
+    help="pending, in_progress, allocated, complete, or open (in_progress or allocated). Default: all.",
 )
 @limit_option()
 @as_json
