@@ -4,7 +4,7 @@
 # The server fills in the lines below for the job that asks. Copy this file to DOCUMENT_ROOT/PROJECT/ and change its
 # settings. It also runs by hand on a whole file:
 #     bash osgprod_work.bash hd_rawdata_001234_000.evio
-# Made of: worker/lib/work-head.bash worker/lib/shell.bash worker/lib/work-settings.bash worker/lib/log.bash worker/lib/settings.bash worker/lib/backoff.bash worker/lib/url.bash worker/lib/token.bash worker/lib/http.bash worker/lib/work-fetch.bash worker/lib/work-check.bash worker/lib/work-main.bash
+# Made of: worker/lib/work-head.bash worker/lib/shell.bash worker/lib/work-settings.bash worker/lib/log.bash worker/lib/settings.bash worker/lib/backoff.bash worker/lib/url.bash worker/lib/token.bash worker/lib/http.bash worker/lib/pelican.bash worker/lib/work-fetch.bash worker/lib/work-check.bash worker/lib/work-main.bash
 #
 # ncpus:
 # cluster:
@@ -29,6 +29,7 @@
 #osgprod_ncpus=cores that the job has
 #osgprod_token=of this attempt, for heartbeats and the report
 #osgprod_source_url=of the whole file
+#osgprod_source_urls=all URLs of it, the preferred one first
 #osgprod_size_bytes=of the slice as a separate file
 #osgprod_events=that the slice holds
 #osgprod_pieces=byte ranges of the file, and literal bytes, whose concatenation is the slice
@@ -200,7 +201,8 @@ may_have_token() {
 
 # -q: no .curlrc of the node's users; -g: no patterns in URLs; --noproxy: no web cache of the site in between.
 readonly CURL=(curl -q -g -sS --noproxy '*' --connect-timeout 20)
-http_version="" # of storage; --http1.1 once a stream of HTTP/2 has failed
+http_version=""  # of storage; --http1.1 once a stream of HTTP/2 has failed
+sends_token=true # to storage; false for a source that needs none
 
 # Prints one line of a curl configuration. Secrets reach curl on its standard input, never on its command line.
 # Arguments: option, value
@@ -229,42 +231,23 @@ storage_options() {
     curl_option cert "$X509_USER_PROXY"
     curl_option key "$X509_USER_PROXY"
   fi
+  $sends_token || return 0
   find_token
   [[ -z "$bearer" ]] || ! may_have_token "$1" "$2" || curl_option header "Authorization: Bearer $bearer"
 }
 
 # Sends a request to storage and follows redirects: not curl, which in old versions sends a token along to any host.
 # Prints the body of the last answer, and nothing of a redirect or of an error. Nothing is written to a disk.
-# Sets http_status (000 = no answer), http_head (the last answer's head) and http_error (curl's words).
-# Returns curl's exit code: 0, 22 = http_status is 400 or more, 47 = a redirect that is not followed, ...
+# Sets what http_request sets, of the last answer, and returns what it returns.
 # Arguments: URL (http, https, dav, davs), curl's options without secrets
 http_transfer() {
-  local first url next place hop reply code
+  local first url next place hop code
   first="$(client_url "$1")"
   url="$first"
   shift
   for ((hop = 0; hop < 6; hop++)); do
     code=0
-    # With -L and no redirect allowed, curl drops the body of a redirect and ends with 47. The x keeps the line ends.
-    {
-      reply="$(
-        { # a redirect's query may be a secret
-          curl_option url "$url"
-          storage_options "$url" "$first"
-        } |
-          "${CURL[@]}" ${http_version:+"$http_version"} -f -L --max-redirs 0 --speed-limit 1000 --speed-time 120 \
-            -K - -D /dev/stderr "$@" 2>&1 >&3 | tr -d '\000' || code=$?
-        printf x
-        exit "$code"
-      )" || code=$?
-    } 3>&1
-    reply="${reply%x}"
-    http_head="$(head_of "$reply")"
-    http_status="$(status_of "$http_head")"
-    http_error="$(printf '%s\n' "$reply" | sed -n '/^curl: /p' | tail -n 1)"
-    if ((code == 22)) && [[ "$http_status" == 000 && "$http_error" =~ error:\ ([45][0-9][0-9]) ]]; then
-      http_status="${BASH_REMATCH[1]}" # curl 7.29 gives no head of an error
-    fi
+    http_request "$url" "$first" "$@" || code=$?
     ((code == 47)) || return "$code"
     next="$(header_of location "$http_head")"
     place="${url#*://}"
@@ -277,6 +260,36 @@ http_transfer() {
     url="$next"
   done
   return 47
+}
+
+# Sends one request to storage. Prints the body of the answer, and nothing of a redirect or of an error.
+# Sets http_status (000 = no answer), http_head (the answer's head) and http_error (curl's words).
+# Returns curl's exit code: 0, 22 = http_status is 400 or more, 47 = a redirect, ...
+# Arguments: URL (http, https), URL of the request before any redirect, curl's options without secrets
+http_request() {
+  local url="$1" first="$2" reply code=0
+  shift 2
+  # With -L and no redirect allowed, curl drops the body of a redirect and ends with 47. The x keeps the line ends.
+  {
+    reply="$(
+      { # a redirect's query may be a secret
+        curl_option url "$url"
+        storage_options "$url" "$first"
+      } |
+        "${CURL[@]}" ${http_version:+"$http_version"} -f -L --max-redirs 0 --speed-limit 1000 --speed-time 120 \
+          -K - -D /dev/stderr "$@" 2>&1 >&3 | tr -d '\000' || code=$?
+      printf x
+      exit "$code"
+    )" || code=$?
+  } 3>&1
+  reply="${reply%x}"
+  http_head="$(head_of "$reply")"
+  http_status="$(status_of "$http_head")"
+  http_error="$(printf '%s\n' "$reply" | sed -n '/^curl: /p' | tail -n 1)"
+  if ((code == 22)) && [[ "$http_status" == 000 && "$http_error" =~ error:\ ([45][0-9][0-9]) ]]; then
+    http_status="${BASH_REMATCH[1]}" # curl 7.29 gives no head of an error
+  fi
+  return "$code"
 }
 
 # Remembers what a failed transfer tells about the next one: after an error of an HTTP/2 stream, HTTP/1.1 is used.
@@ -310,15 +323,104 @@ status_of() {
 # Prints the value of a header, without spaces around it; nothing when there is none. The last one counts.
 # Arguments: name in any case, head
 header_of() {
-  local line value=""
+  headers_of "$1" "$2" | tail -n 1 | tr -d '\n'
+}
+
+# Prints the values of all headers of a name, one a line, without spaces around them.
+# Arguments: name in any case, head
+headers_of() {
+  local line value
   while IFS= read -r line; do
     line="${line%$'\r'}"
     [[ "${line%%:*}" != "$line" && "${line,,}" == "${1,,}:"* ]] || continue
     value="${line#*:}"
     value="${value#"${value%%[![:space:]]*}"}"
     value="${value%"${value##*[![:space:]]}"}"
+    printf '%s\n' "$value"
   done < <(printf '%s\n' "$2")
-  printf '%s' "$value"
+}
+
+# --- Pelican -----------------------------------------------------------------------------------------------------
+
+readonly OSDF_HOST=osg-htc.org # tells where the director of the OSDF is
+readonly MAX_CACHES=6          # of a director's answer
+
+# Prints "HOST[:PORT] PATH" of a Pelican URL: the federation's host, and the path of the object. osdf:///PATH and
+# osdf://FOLDER/PATH name no host. Argument: osdf or pelican URL
+federation_of() {
+  local rest="${1#*://}" host="$OSDF_HOST"
+  rest="${rest%%[?#]*}"
+  if [[ "${1,,}" == pelican:* ]]; then
+    host="${rest%%/*}"
+    rest="${rest#"$host"}"
+  fi
+  printf '%s /%s' "$host" "${rest#"${rest%%[!/]*}"}"
+}
+
+# Prints the places that a federation's director names for an object, the first one is to be tried first, a line each:
+# "public URL", or "token URL" where the director demands a token. Prints "failed WORD WAIT_S REASON" when it names none
+# (WORD and WAIT_S: see verdict). Two requests: for the federation's configuration, and to its director.
+# Source: https://docs.pelicanplatform.org; RFC 6249 for Link with rel=duplicate and pri
+# Argument: osdf or pelican URL
+pelican_places() {
+  local host path text director kind=public url
+  local -a places=()
+  read -r host path <<<"$(federation_of "$1")"
+  sends_token=false
+  text="$(http_transfer "https://$host/.well-known/pelican-configuration" --max-time 60 --max-filesize 65536 ||
+    printf '\nfailed: %s' "${http_error:-status $http_status}")"
+  if [[ "$text" == *$'\n'failed:* ]]; then
+    printf 'failed again 0 no configuration of the federation %s: %s\n' "$host" "${text##*$'\n'failed: }"
+    return 0
+  fi
+  text="${text//\\\//\/}" # JSON may write / as \/
+  if [[ ! "$text" =~ \"director_endpoint\"[[:space:]]*:[[:space:]]*\"(https://[^\"[:space:]]+)\" ]]; then
+    printf 'failed never 0 the federation %s names no director\n' "$host"
+    return 0
+  fi
+  director="${BASH_REMATCH[1]%/}"
+  # A director answers with a redirect. Should the object itself come, a byte of it is enough.
+  http_request "$director$path" "$director$path" --max-time 60 -r 0-0 >/dev/null || true
+  if [[ "$http_status" != 30[1278] ]]; then
+    case "$http_status" in
+    403 | 404) text=refused ;;
+    *) text=again ;;
+    esac
+    url="$(header_of retry-after "$http_head")"
+    [[ "$url" =~ ^[0-9]{1,9}$ ]] || url=0
+    [[ "$http_status" != 000 ]] || http_status="${http_error:-nothing}"
+    printf 'failed %s %s the director answers %s instead of a redirect\n' "$text" "$url" "$http_status"
+    return 0
+  fi
+  [[ ! "$(headers_of x-pelican-namespace "$http_head")" =~ require-token=[Tt]rue ]] || kind=token
+  while IFS= read -r url; do
+    case "$kind $url" in
+    *' '[Hh][Tt][Tt][Pp][Ss]://?* | 'public '[Hh][Tt][Tt][Pp]://?*) places[${#places[@]}]="$kind $url" ;;
+    esac
+  done < <(named_places "$http_head")
+  ((${#places[@]} > 0)) || places=('failed again 0 the director names no cache')
+  printf '%s\n' "${places[@]:0:MAX_CACHES}"
+}
+
+# Prints the URLs of a redirect, one a line: its Location, then its Link headers by their pri, none twice. The query of
+# the Location, which may be a signature, makes no difference. Argument: head
+named_places() {
+  local location links attributes url pri seen=$'\n' pattern='<([^<>[:space:]]+)>([^<]*)(.*)'
+  location="$(header_of location "$1")"
+  links="$(headers_of link "$1" | tr '\n' ',')"
+  [[ -z "$location" ]] || printf '%s\n' "$location"
+  while IFS=' ' read -r pri url; do
+    [[ "$url" != "${location%%\?*}" && "$seen" != *$'\n'"$url"$'\n'* ]] || continue
+    seen+="$url"$'\n'
+    printf '%s\n' "$url"
+  done < <(
+    while [[ "$links" =~ $pattern ]]; do
+      url="${BASH_REMATCH[1]}" attributes="${BASH_REMATCH[2]}" links="${BASH_REMATCH[3]}" pri=999999
+      [[ "$attributes" != *rel=* || "$attributes" =~ rel=\"?duplicate ]] || continue
+      [[ ! "$attributes" =~ pri=\"?([0-9]{1,6}) ]] || pri="$((10#${BASH_REMATCH[1]}))"
+      printf '%s %s\n' "$pri" "$url"
+    done | sort -s -n -k 1,1
+  )
 }
 
 # --- fetch the slice ---------------------------------------------------------------------------------------------
@@ -440,34 +542,138 @@ os.write(5, ("%s 0 0 %s\n" % (word, reason)).encode("utf-8", "replace"))
 ' "$(client_url "$1")" "$2" "$3" || true
 }
 
-# Appends one range to a file. Goes on where a transfer broke off, as long as bytes come. Takes at most one byte too
-# many from a server that sends more than it was asked for. Arguments: URL, offset [bytes], length [bytes], file
-append_range() {
-  local url="$1" offset="$2" length="$3" file="$4" kind start got had=0 attempts=0 refusals=0 found word code wait_s reason
+# Where the bytes may come from. Doors are the URLs of the whole file that the server gave, in order of preference; a
+# Pelican door stands for the caches that its director names. Places are those left to try in this round, "KIND URL" with
+# KIND door, public or token. The first place is read from as long as it serves. A round ends when each place has failed.
+doors=()
+places=()
+declare -A given_up=() # URLs that would fail again
+declare -A refusals=() # how often a URL was refused, which may be false
+
+# Begins a round. Fails when all doors were given up.
+begin_round() {
+  local door
+  places=()
+  for door in "${doors[@]}"; do
+    [[ -n "${given_up["$door"]:-}" ]] || places[${#places[@]}]="door $door"
+  done
+  ((${#places[@]} > 0))
+}
+
+# Replaces the first place, a Pelican door, by its caches. Fails when there is none; then it sets word, wait_s and reason
+# as a verdict has them.
+ask_director() {
+  local line
+  local -a caches=()
+  while IFS= read -r line; do
+    if [[ "$line" == failed\ * ]]; then
+      IFS=' ' read -r word wait_s reason <<<"${line#* }"
+      return 1
+    fi
+    [[ "$line" != token\ * ]] || find_token
+    if [[ "$line" == token\ * && -z "$bearer" ]]; then
+      word=never wait_s=0 reason='the director demands a token, and this job has none'
+      return 1
+    fi
+    [[ -n "${given_up["${line#* }"]:-}" ]] || caches[${#caches[@]}]="$line"
+  done < <(pelican_places "${places[0]#* }")
+  if ((${#caches[@]} == 0)); then
+    word=refused wait_s=0 reason='no cache that the director names has served the file'
+    return 1
+  fi
+  places=("${caches[@]}" "${places[@]:1}")
+}
+
+# The first place has failed: the next one is tried. Argument: word of the verdict
+leave_place() {
+  local url="${places[0]#* }" refused
+  places=("${places[@]:1}")
+  if [[ "$1" == refused ]]; then
+    refused=$((${refusals["$url"]:-0} + 1))
+    refusals["$url"]="$refused"
+    ((refused < MAX_REFUSALS)) || given_up["$url"]=true
+  elif [[ "$1" == never ]]; then
+    given_up["$url"]=true
+  fi
+}
+
+# Prints a place without its path, for logs and the report. Argument: URL
+place_name() {
+  local url
+  url="$(shown_url "$1")"
+  case "$url" in
+  [Ff][Ii][Ll][Ee]:* | /*) printf file ;;
+  *) printf '%s' "${url%%://*}://$(host_of "$url")" ;;
+  esac
+}
+
+# Prints host and port of a URL as they are written. Argument: URL
+host_of() {
+  local rest="${1#*://}"
+  printf '%s' "${rest%%/*}"
+}
+
+# Reads from the first place. Adds what comes to a file; word, code, wait_s and reason become the verdict.
+# Arguments: offset [bytes], length [bytes], file
+read_place() {
+  local url="${places[0]#* }" kind found
   kind="$(url_kind "$url")"
+  if [[ "$kind" == pelican ]]; then
+    code=0
+    ask_director || return 0
+    url="${places[0]#* }" kind=http
+  fi
+  found="$(
+    exec 5>&1
+    [[ "${places[0]%% *}" != public ]] || sends_token=false
+    "read_$kind" "$url" "$1" "$2" |
+      { head -c "$(($2 + 1))" >>"$3" || printf 'full\n' >&5; } 2>/dev/null
+  )" || true
+  [[ $'\n'"$found"$'\n' != *$'\nfull\n'* ]] || node_fault "$3 can't be written: is the disk full?"
+  IFS=' ' read -r word code wait_s reason < <(printf '%s\n' "$found") || true
+}
+
+# Appends one range to a file. Goes on where a transfer broke off as long as bytes come, and from the next place when one
+# fails. Arguments: offset [bytes], length [bytes], file
+append_range() {
+  local offset="$1" length="$2" file="$3" start got had=0 attempts=0 longest_s=0 word code wait_s reason from url
   start="$(size_of "$file")"
   while ((had < length)); do
-    found="$(
-      exec 5>&1
-      "read_$kind" "$url" "$((offset + had))" "$((length - had))" |
-        { head -c "$((length - had + 1))" >>"$file" || printf 'full\n' >&5; } 2>/dev/null
-    )" || true
-    [[ $'\n'"$found"$'\n' != *$'\nfull\n'* ]] || node_fault "$file can't be written: is the disk full?"
-    IFS=' ' read -r word code wait_s reason < <(printf '%s\n' "$found") || true
+    word="" code="" wait_s="" reason=""
+    read_place "$((offset + had))" "$((length - had))" "$file"
     got=$(($(size_of "$file") - start))
-    ((got == had)) || attempts=0 refusals=0
+    if ((got > length)) && [[ "$word" != never ]]; then
+      word=never reason="more than $length bytes came for a range"
+    fi
+    if [[ "$word" == never ]] && ((got > had)); then # wrong ones
+      dd if=/dev/null of="$file" bs=1 seek="$((start + had))" 2>/dev/null || node_fault "$file can't be written"
+      got="$had"
+    fi
+    if ((got > had)); then
+      attempts=0 refusals=()
+    fi
     had="$got"
-    [[ "$word" != never ]] || not_fetched "$reason"
     ((had < length)) || break
+    url="${places[0]#* }" from=""
+    [[ "${#doors[@]} ${places[0]%% *}" == '1 door' ]] || from="$(place_name "$url"): "
+    reason="$from${reason:-no reason given}"
+    leave_place "$word"
+    ((wait_s <= longest_s)) || longest_s="$wait_s"
+    if ((${#places[@]} > 0)); then
+      log "fetch failed (attempt $((attempts + 1)), $had of $length bytes): $reason: going on to $(place_name "${places[0]#* }")"
+      learn_from "${code:-0}"
+      continue
+    fi
     attempts=$((attempts + 1))
-    [[ "$word" != refused ]] || refusals=$((refusals + 1))
-    ((attempts < TRIES && refusals < MAX_REFUSALS)) ||
-      not_fetched "${reason:-no reason given} ($attempts attempts, $had of $length bytes at $offset came)"
-    log "fetch failed (attempt $attempts, $had of $length bytes): ${reason:-no reason given}"
+    if ! begin_round || ((attempts >= TRIES)); then
+      [[ "$word" == never ]] || reason+=" ($attempts attempts, $had of $length bytes at $offset came)"
+      not_fetched "$reason"
+    fi
+    log "fetch failed (attempt $attempts, $had of $length bytes): $reason"
     learn_from "${code:-0}"
-    sleep "$(backoff "$attempts" "$BACKOFF_MS" "${wait_s:-0}")"
+    sleep "$(backoff "$attempts" "$BACKOFF_MS" "$longest_s")"
+    longest_s=0
   done
-  ((had == length)) || not_fetched "more than $length bytes came for a range"
 }
 
 # Argument: message
@@ -475,23 +681,58 @@ not_fetched() {
   node_fault "not fetched: $1: $(shown_url "$osgprod_source_url")"
 }
 
-# Assembles the slice. Argument: file
+# Fetches the slice, whole and checked. Where wrong bytes come, it is fetched from the next place. Argument: file
 fetch_slice() {
-  local file="$1" piece kind rest size
+  local size damage from=""
+  begin_round || not_fetched 'no door is known'
+  while true; do
+    assemble_slice "$1"
+    size="$(size_of "$1")"
+    # shellcheck disable=SC2154
+    ((size == osgprod_size_bytes)) || not_fetched "the slice has $size bytes instead of $osgprod_size_bytes"
+    ! check_slice "$1" "$size" "${osgprod_events:-}" || break
+    [[ "${#doors[@]} ${places[0]%% *}" == '1 door' ]] || from="$(place_name "${places[0]#* }"): "
+    leave_place never
+    ((${#places[@]} > 0)) || begin_round || not_fetched "$from$damage"
+    log "fetch failed: $from$damage: going on to $(place_name "${places[0]#* }")"
+  done
+  [[ -z "${OSGPROD_REPORT:-}" ]] || add_to_report "door=$(place_name "${places[0]#* }")" || true
+}
+
+# Joins the pieces of the slice. Argument: file
+assemble_slice() {
+  local file="$1" piece kind rest
   { : >"$file"; } 2>/dev/null || node_fault "$file can't be written"
   # shellcheck disable=SC2154  # filled in above by the server, as osgprod_size_bytes is
   for piece in "${osgprod_pieces[@]}"; do
     kind="${piece%% *}" rest="${piece#* }"
     case "$kind" in
-    range) append_range "$osgprod_source_url" "${rest% *}" "${rest#* }" "$file" ;;
+    range) append_range "${rest% *}" "${rest#* }" "$file" ;;
     hex) append_hex "$rest" "$file" || node_fault "$file can't be written: is the disk full?" ;;
     *) misconfigured "the server gave a piece that this script does not know: $piece" ;;
     esac
   done
-  size="$(size_of "$file")"
-  # shellcheck disable=SC2154
-  ((size == osgprod_size_bytes)) || not_fetched "the slice has $size bytes instead of $osgprod_size_bytes"
-  check_slice "$file" "$size" "${osgprod_events:-}"
+}
+
+# Sets doors to the URLs of the file that this node can read, in the server's order. An older server gives one URL, in
+# osgprod_source_url. Fails when XRootD's bindings are missing for all of them.
+find_doors() {
+  local url kind unknown=""
+  local -a urls=("$osgprod_source_url")
+  [[ -z "${osgprod_source_urls[*]:-}" ]] || urls=("${osgprod_source_urls[@]}")
+  doors=()
+  for url in "${urls[@]}"; do
+    if ! kind="$(url_kind "$url")"; then
+      unknown="the source $(shown_url "$url") has no scheme that this script knows: $URL_SCHEMES"
+    elif can_fetch "$kind"; then
+      doors[${#doors[@]}]="$url"
+    else
+      unknown=""
+    fi
+  done
+  ((${#doors[@]} == 0)) || return 0
+  [[ -z "$unknown" ]] || misconfigured "$unknown"
+  return 1
 }
 
 # Does this node have a program that reads ranges? Sets xrootd_python. Argument: kind of the URL
@@ -510,6 +751,7 @@ can_fetch() {
 # block. Source: EVIO 4 block header, 8 words: length [words], number, 8, events, -, version (low 8 bits), -, magic. A record
 # header of EVIO 6 has 14 words, the first 8 alike. A file header stands in front of the records: "EVIO", -, 14, records,
 # bytes of an index, version, bytes of a user header, magic.
+# Fails when the bytes are wrong, and sets damage to the reason.
 # Arguments: file, its size [bytes], events that it must hold (or nothing)
 check_slice() {
   local file="$1" size="$2" expected="$3" offset=0 events=0 version=4 words=8 length n word
@@ -524,26 +766,28 @@ check_slice() {
         header[n]="${word:6:2}${word:4:2}${word:2:2}${word:0:2}"
       done
       ;;
-    *) damaged "$offset" ;;
+    *) damaged "$offset" || return 1 ;;
     esac
     length=$((4 * 16#${header[0]}))
     if ((offset == 0 && (16#${header[5]} & 255) == 6 && 16#${header[0]} == 16#4556494f)); then
       version=6 words=14
       length=$((56 + (16#${header[6]} + 3) / 4 * 4))
-      ((16#${header[3]} == 0 && 16#${header[4]} == 0)) || damaged 0
+      ((16#${header[3]} == 0 && 16#${header[4]} == 0)) || damaged 0 || return 1
     fi
-    ((16#${header[2]} == words && (16#${header[5]} & 255) == version)) || damaged "$offset"
-    ((length >= 4 * words && offset + length <= size)) || damaged "$offset"
+    ((16#${header[2]} == words && (16#${header[5]} & 255) == version)) || damaged "$offset" || return 1
+    ((length >= 4 * words && offset + length <= size)) || damaged "$offset" || return 1
     events=$((events + 16#${header[3]}))
     offset=$((offset + length))
   done
-  [[ ! "$expected" =~ ^[0-9]+$ ]] || ((events == expected)) ||
-    not_fetched "wrong bytes came: their block headers count $events events instead of $expected"
+  [[ "$expected" =~ ^[0-9]+$ ]] && ((events != expected)) || return 0
+  damage="wrong bytes came: their block headers count $events events instead of $expected"
+  return 1
 }
 
-# Argument: offset in the slice [bytes]
+# Sets damage, and fails. Argument: offset in the slice [bytes]
 damaged() {
-  not_fetched "wrong bytes came: no block header at byte $1 of the slice"
+  damage="wrong bytes came: no block header at byte $1 of the slice"
+  return 1
 }
 
 # Prints 8 words in the byte order of this machine: a file of the other order shows its magic reversed.
@@ -592,19 +836,13 @@ report_events() {
 
 # Arguments: whole files to process when no slice is filled in
 main() {
-  local status=0 kind
+  local status=0
   local -a inputs
   log_name=osgprod_work
   TRIES="$(number_setting OSGPROD_TRIES 8 1 1000 2>&1)" || misconfigured "${TRIES#*"$log_name: "}"
   BACKOFF_MS="$(number_setting OSGPROD_BACKOFF_MS 1000 1 600000 2>&1)" || misconfigured "${BACKOFF_MS#*"$log_name: "}"
   slice="${output_filename:-}"
-  if [[ -n "${osgprod_source_url:-}" ]]; then
-    kind="$(url_kind "$osgprod_source_url")" ||
-      misconfigured "the source $(shown_url "$osgprod_source_url") has no scheme that this script knows: $URL_SCHEMES"
-    [[ "$kind" != pelican ]] ||
-      misconfigured "the source $(shown_url "$osgprod_source_url") can't be read: give the project a prefix of http(s)://, root:// or a path"
-  fi
-  if [[ -n "${kind:-}" ]] && can_fetch "$kind"; then
+  if [[ -n "${osgprod_source_url:-}" ]] && find_doors; then
     trap 'rm -f "$slice"' EXIT # whole or not, it is not an output
     fetch_slice "$slice"
     inputs=("$slice")

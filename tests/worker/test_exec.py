@@ -882,7 +882,7 @@ def test_node_where_nothing_can_be_written_is_at_fault(node: Node, world: World)
 
 @is_root
 def test_disk_full_in_mid_fetch_is_reported_as_the_nodes_fault(node: Node, world: World) -> None:
-    hide = f'mount -t tmpfs -o size=40k none {node.folder} && cd {node.folder} && exec "$@"'
+    hide = f'mount -t tmpfs -o size=48k none {node.folder} && cd {node.folder} && exec "$@"'
     code, log = node.run(1, "unshare", "-m", "/bin/bash", "-c", hide, "-", cpus=6)
     assert code == NODE_FAULT, log
     assert "is the disk full?" in log
@@ -1063,7 +1063,8 @@ def test_scripts_use_what_bash_4_2_has() -> None:
     plain = re.findall(r'(?<!\+)"\$\{(\w+)\[@\]\}"', (CHECKOUT / "condor/osgprod_exec.sh").read_text())
     assert set(plain) == {"CURL"}
     plain = re.findall(r'(?<!\+)"\$\{(\w+)\[@\]\}"', (CHECKOUT / "worker/osgprod_work.bash").read_text())
-    assert set(plain) == {"CURL", "osgprod_pieces", "reconstruction", "inputs"}
+    ours = {"CURL", "reconstruction", "inputs", "doors", "urls", "caches"}
+    assert set(plain) == {*ours, "osgprod_pieces", "osgprod_source_urls"}
 
 
 def test_settings_of_the_exec_script_are_told_in_its_head() -> None:

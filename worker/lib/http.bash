@@ -3,7 +3,8 @@
 
 # -q: no .curlrc of the node's users; -g: no patterns in URLs; --noproxy: no web cache of the site in between.
 readonly CURL=(curl -q -g -sS --noproxy '*' --connect-timeout 20)
-http_version="" # of storage; --http1.1 once a stream of HTTP/2 has failed
+http_version=""  # of storage; --http1.1 once a stream of HTTP/2 has failed
+sends_token=true # to storage; false for a source that needs none
 
 # Prints one line of a curl configuration. Secrets reach curl on its standard input, never on its command line.
 # Arguments: option, value
@@ -32,42 +33,23 @@ storage_options() {
     curl_option cert "$X509_USER_PROXY"
     curl_option key "$X509_USER_PROXY"
   fi
+  $sends_token || return 0
   find_token
   [[ -z "$bearer" ]] || ! may_have_token "$1" "$2" || curl_option header "Authorization: Bearer $bearer"
 }
 
 # Sends a request to storage and follows redirects: not curl, which in old versions sends a token along to any host.
 # Prints the body of the last answer, and nothing of a redirect or of an error. Nothing is written to a disk.
-# Sets http_status (000 = no answer), http_head (the last answer's head) and http_error (curl's words).
-# Returns curl's exit code: 0, 22 = http_status is 400 or more, 47 = a redirect that is not followed, ...
+# Sets what http_request sets, of the last answer, and returns what it returns.
 # Arguments: URL (http, https, dav, davs), curl's options without secrets
 http_transfer() {
-  local first url next place hop reply code
+  local first url next place hop code
   first="$(client_url "$1")"
   url="$first"
   shift
   for ((hop = 0; hop < 6; hop++)); do
     code=0
-    # With -L and no redirect allowed, curl drops the body of a redirect and ends with 47. The x keeps the line ends.
-    {
-      reply="$(
-        { # a redirect's query may be a secret
-          curl_option url "$url"
-          storage_options "$url" "$first"
-        } |
-          "${CURL[@]}" ${http_version:+"$http_version"} -f -L --max-redirs 0 --speed-limit 1000 --speed-time 120 \
-            -K - -D /dev/stderr "$@" 2>&1 >&3 | tr -d '\000' || code=$?
-        printf x
-        exit "$code"
-      )" || code=$?
-    } 3>&1
-    reply="${reply%x}"
-    http_head="$(head_of "$reply")"
-    http_status="$(status_of "$http_head")"
-    http_error="$(printf '%s\n' "$reply" | sed -n '/^curl: /p' | tail -n 1)"
-    if ((code == 22)) && [[ "$http_status" == 000 && "$http_error" =~ error:\ ([45][0-9][0-9]) ]]; then
-      http_status="${BASH_REMATCH[1]}" # curl 7.29 gives no head of an error
-    fi
+    http_request "$url" "$first" "$@" || code=$?
     ((code == 47)) || return "$code"
     next="$(header_of location "$http_head")"
     place="${url#*://}"
@@ -80,6 +62,36 @@ http_transfer() {
     url="$next"
   done
   return 47
+}
+
+# Sends one request to storage. Prints the body of the answer, and nothing of a redirect or of an error.
+# Sets http_status (000 = no answer), http_head (the answer's head) and http_error (curl's words).
+# Returns curl's exit code: 0, 22 = http_status is 400 or more, 47 = a redirect, ...
+# Arguments: URL (http, https), URL of the request before any redirect, curl's options without secrets
+http_request() {
+  local url="$1" first="$2" reply code=0
+  shift 2
+  # With -L and no redirect allowed, curl drops the body of a redirect and ends with 47. The x keeps the line ends.
+  {
+    reply="$(
+      { # a redirect's query may be a secret
+        curl_option url "$url"
+        storage_options "$url" "$first"
+      } |
+        "${CURL[@]}" ${http_version:+"$http_version"} -f -L --max-redirs 0 --speed-limit 1000 --speed-time 120 \
+          -K - -D /dev/stderr "$@" 2>&1 >&3 | tr -d '\000' || code=$?
+      printf x
+      exit "$code"
+    )" || code=$?
+  } 3>&1
+  reply="${reply%x}"
+  http_head="$(head_of "$reply")"
+  http_status="$(status_of "$http_head")"
+  http_error="$(printf '%s\n' "$reply" | sed -n '/^curl: /p' | tail -n 1)"
+  if ((code == 22)) && [[ "$http_status" == 000 && "$http_error" =~ error:\ ([45][0-9][0-9]) ]]; then
+    http_status="${BASH_REMATCH[1]}" # curl 7.29 gives no head of an error
+  fi
+  return "$code"
 }
 
 # Remembers what a failed transfer tells about the next one: after an error of an HTTP/2 stream, HTTP/1.1 is used.
@@ -113,13 +125,19 @@ status_of() {
 # Prints the value of a header, without spaces around it; nothing when there is none. The last one counts.
 # Arguments: name in any case, head
 header_of() {
-  local line value=""
+  headers_of "$1" "$2" | tail -n 1 | tr -d '\n'
+}
+
+# Prints the values of all headers of a name, one a line, without spaces around them.
+# Arguments: name in any case, head
+headers_of() {
+  local line value
   while IFS= read -r line; do
     line="${line%$'\r'}"
     [[ "${line%%:*}" != "$line" && "${line,,}" == "${1,,}:"* ]] || continue
     value="${line#*:}"
     value="${value#"${value%%[![:space:]]*}"}"
     value="${value%"${value##*[![:space:]]}"}"
+    printf '%s\n' "$value"
   done < <(printf '%s\n' "$2")
-  printf '%s' "$value"
 }

@@ -118,34 +118,138 @@ os.write(5, ("%s 0 0 %s\n" % (word, reason)).encode("utf-8", "replace"))
 ' "$(client_url "$1")" "$2" "$3" || true
 }
 
-# Appends one range to a file. Goes on where a transfer broke off, as long as bytes come. Takes at most one byte too
-# many from a server that sends more than it was asked for. Arguments: URL, offset [bytes], length [bytes], file
-append_range() {
-  local url="$1" offset="$2" length="$3" file="$4" kind start got had=0 attempts=0 refusals=0 found word code wait_s reason
+# Where the bytes may come from. Doors are the URLs of the whole file that the server gave, in order of preference; a
+# Pelican door stands for the caches that its director names. Places are those left to try in this round, "KIND URL" with
+# KIND door, public or token. The first place is read from as long as it serves. A round ends when each place has failed.
+doors=()
+places=()
+declare -A given_up=() # URLs that would fail again
+declare -A refusals=() # how often a URL was refused, which may be false
+
+# Begins a round. Fails when all doors were given up.
+begin_round() {
+  local door
+  places=()
+  for door in "${doors[@]}"; do
+    [[ -n "${given_up["$door"]:-}" ]] || places[${#places[@]}]="door $door"
+  done
+  ((${#places[@]} > 0))
+}
+
+# Replaces the first place, a Pelican door, by its caches. Fails when there is none; then it sets word, wait_s and reason
+# as a verdict has them.
+ask_director() {
+  local line
+  local -a caches=()
+  while IFS= read -r line; do
+    if [[ "$line" == failed\ * ]]; then
+      IFS=' ' read -r word wait_s reason <<<"${line#* }"
+      return 1
+    fi
+    [[ "$line" != token\ * ]] || find_token
+    if [[ "$line" == token\ * && -z "$bearer" ]]; then
+      word=never wait_s=0 reason='the director demands a token, and this job has none'
+      return 1
+    fi
+    [[ -n "${given_up["${line#* }"]:-}" ]] || caches[${#caches[@]}]="$line"
+  done < <(pelican_places "${places[0]#* }")
+  if ((${#caches[@]} == 0)); then
+    word=refused wait_s=0 reason='no cache that the director names has served the file'
+    return 1
+  fi
+  places=("${caches[@]}" "${places[@]:1}")
+}
+
+# The first place has failed: the next one is tried. Argument: word of the verdict
+leave_place() {
+  local url="${places[0]#* }" refused
+  places=("${places[@]:1}")
+  if [[ "$1" == refused ]]; then
+    refused=$((${refusals["$url"]:-0} + 1))
+    refusals["$url"]="$refused"
+    ((refused < MAX_REFUSALS)) || given_up["$url"]=true
+  elif [[ "$1" == never ]]; then
+    given_up["$url"]=true
+  fi
+}
+
+# Prints a place without its path, for logs and the report. Argument: URL
+place_name() {
+  local url
+  url="$(shown_url "$1")"
+  case "$url" in
+  [Ff][Ii][Ll][Ee]:* | /*) printf file ;;
+  *) printf '%s' "${url%%://*}://$(host_of "$url")" ;;
+  esac
+}
+
+# Prints host and port of a URL as they are written. Argument: URL
+host_of() {
+  local rest="${1#*://}"
+  printf '%s' "${rest%%/*}"
+}
+
+# Reads from the first place. Adds what comes to a file; word, code, wait_s and reason become the verdict.
+# Arguments: offset [bytes], length [bytes], file
+read_place() {
+  local url="${places[0]#* }" kind found
   kind="$(url_kind "$url")"
+  if [[ "$kind" == pelican ]]; then
+    code=0
+    ask_director || return 0
+    url="${places[0]#* }" kind=http
+  fi
+  found="$(
+    exec 5>&1
+    [[ "${places[0]%% *}" != public ]] || sends_token=false
+    "read_$kind" "$url" "$1" "$2" |
+      { head -c "$(($2 + 1))" >>"$3" || printf 'full\n' >&5; } 2>/dev/null
+  )" || true
+  [[ $'\n'"$found"$'\n' != *$'\nfull\n'* ]] || node_fault "$3 can't be written: is the disk full?"
+  IFS=' ' read -r word code wait_s reason < <(printf '%s\n' "$found") || true
+}
+
+# Appends one range to a file. Goes on where a transfer broke off as long as bytes come, and from the next place when one
+# fails. Arguments: offset [bytes], length [bytes], file
+append_range() {
+  local offset="$1" length="$2" file="$3" start got had=0 attempts=0 longest_s=0 word code wait_s reason from url
   start="$(size_of "$file")"
   while ((had < length)); do
-    found="$(
-      exec 5>&1
-      "read_$kind" "$url" "$((offset + had))" "$((length - had))" |
-        { head -c "$((length - had + 1))" >>"$file" || printf 'full\n' >&5; } 2>/dev/null
-    )" || true
-    [[ $'\n'"$found"$'\n' != *$'\nfull\n'* ]] || node_fault "$file can't be written: is the disk full?"
-    IFS=' ' read -r word code wait_s reason < <(printf '%s\n' "$found") || true
+    word="" code="" wait_s="" reason=""
+    read_place "$((offset + had))" "$((length - had))" "$file"
     got=$(($(size_of "$file") - start))
-    ((got == had)) || attempts=0 refusals=0
+    if ((got > length)) && [[ "$word" != never ]]; then
+      word=never reason="more than $length bytes came for a range"
+    fi
+    if [[ "$word" == never ]] && ((got > had)); then # wrong ones
+      dd if=/dev/null of="$file" bs=1 seek="$((start + had))" 2>/dev/null || node_fault "$file can't be written"
+      got="$had"
+    fi
+    if ((got > had)); then
+      attempts=0 refusals=()
+    fi
     had="$got"
-    [[ "$word" != never ]] || not_fetched "$reason"
     ((had < length)) || break
+    url="${places[0]#* }" from=""
+    [[ "${#doors[@]} ${places[0]%% *}" == '1 door' ]] || from="$(place_name "$url"): "
+    reason="$from${reason:-no reason given}"
+    leave_place "$word"
+    ((wait_s <= longest_s)) || longest_s="$wait_s"
+    if ((${#places[@]} > 0)); then
+      log "fetch failed (attempt $((attempts + 1)), $had of $length bytes): $reason: going on to $(place_name "${places[0]#* }")"
+      learn_from "${code:-0}"
+      continue
+    fi
     attempts=$((attempts + 1))
-    [[ "$word" != refused ]] || refusals=$((refusals + 1))
-    ((attempts < TRIES && refusals < MAX_REFUSALS)) ||
-      not_fetched "${reason:-no reason given} ($attempts attempts, $had of $length bytes at $offset came)"
-    log "fetch failed (attempt $attempts, $had of $length bytes): ${reason:-no reason given}"
+    if ! begin_round || ((attempts >= TRIES)); then
+      [[ "$word" == never ]] || reason+=" ($attempts attempts, $had of $length bytes at $offset came)"
+      not_fetched "$reason"
+    fi
+    log "fetch failed (attempt $attempts, $had of $length bytes): $reason"
     learn_from "${code:-0}"
-    sleep "$(backoff "$attempts" "$BACKOFF_MS" "${wait_s:-0}")"
+    sleep "$(backoff "$attempts" "$BACKOFF_MS" "$longest_s")"
+    longest_s=0
   done
-  ((had == length)) || not_fetched "more than $length bytes came for a range"
 }
 
 # Argument: message
@@ -153,23 +257,58 @@ not_fetched() {
   node_fault "not fetched: $1: $(shown_url "$osgprod_source_url")"
 }
 
-# Assembles the slice. Argument: file
+# Fetches the slice, whole and checked. Where wrong bytes come, it is fetched from the next place. Argument: file
 fetch_slice() {
-  local file="$1" piece kind rest size
+  local size damage from=""
+  begin_round || not_fetched 'no door is known'
+  while true; do
+    assemble_slice "$1"
+    size="$(size_of "$1")"
+    # shellcheck disable=SC2154
+    ((size == osgprod_size_bytes)) || not_fetched "the slice has $size bytes instead of $osgprod_size_bytes"
+    ! check_slice "$1" "$size" "${osgprod_events:-}" || break
+    [[ "${#doors[@]} ${places[0]%% *}" == '1 door' ]] || from="$(place_name "${places[0]#* }"): "
+    leave_place never
+    ((${#places[@]} > 0)) || begin_round || not_fetched "$from$damage"
+    log "fetch failed: $from$damage: going on to $(place_name "${places[0]#* }")"
+  done
+  [[ -z "${OSGPROD_REPORT:-}" ]] || add_to_report "door=$(place_name "${places[0]#* }")" || true
+}
+
+# Joins the pieces of the slice. Argument: file
+assemble_slice() {
+  local file="$1" piece kind rest
   { : >"$file"; } 2>/dev/null || node_fault "$file can't be written"
   # shellcheck disable=SC2154  # filled in above by the server, as osgprod_size_bytes is
   for piece in "${osgprod_pieces[@]}"; do
     kind="${piece%% *}" rest="${piece#* }"
     case "$kind" in
-    range) append_range "$osgprod_source_url" "${rest% *}" "${rest#* }" "$file" ;;
+    range) append_range "${rest% *}" "${rest#* }" "$file" ;;
     hex) append_hex "$rest" "$file" || node_fault "$file can't be written: is the disk full?" ;;
     *) misconfigured "the server gave a piece that this script does not know: $piece" ;;
     esac
   done
-  size="$(size_of "$file")"
-  # shellcheck disable=SC2154
-  ((size == osgprod_size_bytes)) || not_fetched "the slice has $size bytes instead of $osgprod_size_bytes"
-  check_slice "$file" "$size" "${osgprod_events:-}"
+}
+
+# Sets doors to the URLs of the file that this node can read, in the server's order. An older server gives one URL, in
+# osgprod_source_url. Fails when XRootD's bindings are missing for all of them.
+find_doors() {
+  local url kind unknown=""
+  local -a urls=("$osgprod_source_url")
+  [[ -z "${osgprod_source_urls[*]:-}" ]] || urls=("${osgprod_source_urls[@]}")
+  doors=()
+  for url in "${urls[@]}"; do
+    if ! kind="$(url_kind "$url")"; then
+      unknown="the source $(shown_url "$url") has no scheme that this script knows: $URL_SCHEMES"
+    elif can_fetch "$kind"; then
+      doors[${#doors[@]}]="$url"
+    else
+      unknown=""
+    fi
+  done
+  ((${#doors[@]} == 0)) || return 0
+  [[ -z "$unknown" ]] || misconfigured "$unknown"
+  return 1
 }
 
 # Does this node have a program that reads ranges? Sets xrootd_python. Argument: kind of the URL

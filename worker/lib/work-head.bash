@@ -29,6 +29,7 @@
 #osgprod_ncpus=cores that the job has
 #osgprod_token=of this attempt, for heartbeats and the report
 #osgprod_source_url=of the whole file
+#osgprod_source_urls=all URLs of it, the preferred one first
 #osgprod_size_bytes=of the slice as a separate file
 #osgprod_events=that the slice holds
 #osgprod_pieces=byte ranges of the file, and literal bytes, whose concatenation is the slice

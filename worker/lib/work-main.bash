@@ -39,19 +39,13 @@ report_events() {
 
 # Arguments: whole files to process when no slice is filled in
 main() {
-  local status=0 kind
+  local status=0
   local -a inputs
   log_name=osgprod_work
   TRIES="$(number_setting OSGPROD_TRIES 8 1 1000 2>&1)" || misconfigured "${TRIES#*"$log_name: "}"
   BACKOFF_MS="$(number_setting OSGPROD_BACKOFF_MS 1000 1 600000 2>&1)" || misconfigured "${BACKOFF_MS#*"$log_name: "}"
   slice="${output_filename:-}"
-  if [[ -n "${osgprod_source_url:-}" ]]; then
-    kind="$(url_kind "$osgprod_source_url")" ||
-      misconfigured "the source $(shown_url "$osgprod_source_url") has no scheme that this script knows: $URL_SCHEMES"
-    [[ "$kind" != pelican ]] ||
-      misconfigured "the source $(shown_url "$osgprod_source_url") can't be read: give the project a prefix of http(s)://, root:// or a path"
-  fi
-  if [[ -n "${kind:-}" ]] && can_fetch "$kind"; then
+  if [[ -n "${osgprod_source_url:-}" ]] && find_doors; then
     trap 'rm -f "$slice"' EXIT # whole or not, it is not an output
     fetch_slice "$slice"
     inputs=("$slice")
