@@ -37,7 +37,12 @@ class Order:
 class Client:
     """One job host: a connection that asks, reports, and asks as the next job.
 
-    Parameters: order  see there;  number  of this client
+    Parameters
+    ----------
+    order : Order
+        See there.
+    number : int
+        Of this client.
     """
 
     def __init__(self, order: Order, number: int) -> None:
@@ -111,7 +116,9 @@ def _header(head: bytes, name: bytes) -> bytes:
 def drive(order: Order) -> dict[str, float]:
     """Runs the clients.
 
-    Returns: requests, per_s [requests/s], p50_ms and p99_ms of checkouts or lines, from when they were due
+    Returns
+    -------
+    Requests, per_s [requests/s], p50_ms and p99_ms of checkouts or lines, from when they were due.
     """
     clients = [Client(order, number) for number in range(order.clients)]
     poll = select.epoll()

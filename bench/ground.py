@@ -116,7 +116,9 @@ class Ground:
     def check(self) -> None:
         """Asks both databases whether anything that was done in them was wrong.
 
-        Errors: BenchError
+        Raises
+        ------
+        BenchError
         """
         for dsn in (self.few(), self.many()):
             with connect(dsn) as database:
@@ -151,8 +153,17 @@ def as_worker(dsn: str) -> str:
 def ground(size: Size, say: Callable[[str], None]) -> Iterator[Ground]:
     """Makes server and databases on disk, and removes them at the end.
 
-    Parameters: size  how much is filled in;  say  is called with one line for each thing that takes long
-    Errors:     BenchError  too little room
+    Parameters
+    ----------
+    size : Size
+        How much is filled in.
+    say : Callable[[str], None]
+        Is called with one line for each thing that takes long.
+
+    Raises
+    ------
+    BenchError
+        Too little room.
     """
     parent = Path(os.environ.get("TMPDIR", "/tmp"))
     needed = 2_000 * size.finished + (4 << 30)

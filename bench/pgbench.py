@@ -21,7 +21,9 @@ from shim.local.embedded import find_programs
 def find_pgbench() -> str:
     """Returns where pgbench is: beside the server's programs, on the path, or as Debian has it.
 
-    Errors: BenchError
+    Raises
+    ------
+    BenchError
     """
     candidates = [find_programs() / "pgbench", *sorted(Path("/usr/lib/postgresql").glob("*/bin/pgbench"))]
     found = next((str(path) for path in candidates if path.exists()), None) or shutil.which("pgbench")
@@ -41,11 +43,26 @@ def pgbench(
 ) -> float:
     """Runs one of the scripts of this folder and returns transactions a second; none may fail.
 
-    Parameters: size          how long;  dsn  database;  script  NAME of NAME.sql;  clients  connections
-                transactions  how many for each client, instead
-                role          options of the session
-                variables     of the script
-    Errors:     BenchError
+    Parameters
+    ----------
+    size : Size
+        How long.
+    dsn : str
+        Database.
+    script : str
+        NAME of NAME.sql.
+    clients : int
+        Connections.
+    transactions : int
+        How many for each client, instead.
+    role : str
+        Options of the session.
+    variables
+        Of the script.
+
+    Raises
+    ------
+    BenchError
     """
     info = psycopg.conninfo.conninfo_to_dict(dsn)
     if size.is_small:

@@ -41,7 +41,9 @@ def in_turn(
 ) -> tuple[float, float, float]:
     """Measures two things in turn, so that what else happens on the machine happens to both.
 
-    Returns: the medians of both, and the median of the rounds' ratios
+    Returns
+    -------
+    The medians of both, and the median of the rounds' ratios.
     """
     pairs = []
     for number in range(rounds):

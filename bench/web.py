@@ -28,7 +28,12 @@ WORKERS = max(len(os.sched_getaffinity(0)) // 2, 1)
 class Served:
     """A running server of one or more processes.
 
-    Parameters: port  on the loopback;  process  the one that was started
+    Parameters
+    ----------
+    port : int
+        On the loopback.
+    process : subprocess.Popen[str]
+        The one that was started.
     """
 
     def __init__(self, port: int, process: subprocess.Popen[str]) -> None:

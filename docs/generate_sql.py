@@ -137,7 +137,10 @@ _FIXED = {"age_s": 312, "lease_left_s": 21288, "progress_s": 12}
 def generate(connection: Connection) -> str:
     """Returns docs/sql.md.
 
-    Parameters: connection  to a freshly migrated database, as its superuser; it is filled by the examples
+    Parameters
+    ----------
+    connection : Connection
+        To a freshly migrated database, as its superuser; it is filled by the examples.
     """
     answers = dict(_examples(connection))
     parts = [_INTRODUCTION.strip()]

@@ -57,8 +57,15 @@ def dsn_from_environment() -> str:
 def connect(dsn: str | None = None) -> psycopg.Connection[dict[str, Any]]:
     """Opens one connection, in autocommit, whose rows are dictionaries.
 
-    Parameters: dsn  libpq's connection string; None = the environment's
-    Errors:     psycopg.OperationalError  the server can't be reached
+    Parameters
+    ----------
+    dsn : str | None
+        Libpq's connection string; None = the environment's.
+
+    Raises
+    ------
+    psycopg.OperationalError
+        The server can't be reached.
     """
     connection = psycopg.connect(
         dsn_from_environment() if dsn is None else dsn,
@@ -77,9 +84,17 @@ def call(
 ) -> list[dict[str, Any]]:
     """Calls one function of schema osgprod in a separate transaction, and returns its rows.
 
-    Parameters: function   its name without the schema
-                arguments  its arguments without the p_; those left out keep the function's defaults
-    Errors:     psycopg.Error  with the function's own code, message and hint
+    Parameters
+    ----------
+    function : str
+        Its name without the schema.
+    arguments
+        Its arguments without the p_; those left out keep the function's defaults.
+
+    Raises
+    ------
+    psycopg.Error
+        With the function's own code, message and hint.
     """
     query, values = statement(function, arguments)
     return connection.execute(query, values).fetchall()
@@ -88,7 +103,10 @@ def call(
 def statement(function: str, arguments: Mapping[str, object]) -> tuple[bytes, dict[str, object]]:
     """Returns the statement that calls one function of schema osgprod by named arguments, and its values.
 
-    Parameters: see call()
+    Parameters
+    ----------
+    function, arguments
+        See call().
     """
     # An int goes as text of no type, so that the function's own type decides and names what doesn't fit.
     values = {k: str(v) if type(v) is int else v for k, v in arguments.items()}
@@ -189,8 +207,12 @@ async def _functions(connection: psycopg.AsyncConnection[Any]) -> tuple[str, boo
 def open_pool(dsn: str, size: int) -> AsyncConnectionPool[ShimConnection]:
     """Makes the shim's pool, not yet open. It reconnects by itself after a restart or crash of the server.
 
-    Parameters: dsn   libpq's connection string
-                size  connections at most [1 ..]
+    Parameters
+    ----------
+    dsn : str
+        Libpq's connection string.
+    size : int
+        Connections at most [1 ..].
     """
 
     async def configure(connection: ShimConnection) -> None:

@@ -6,7 +6,10 @@ from __future__ import annotations
 class OperatorError(Exception):
     """One line that says what is wrong, and a hint of what to do.
 
-    Parameters: exit_code  of the command line: 1 refused, 2 bad usage, 3 a database can't be reached
+    Parameters
+    ----------
+    exit_code : int
+        Of the command line: 1 refused, 2 bad usage, 3 a database can't be reached.
     """
 
     def __init__(self, message: str, hint: str, exit_code: int = 1) -> None:

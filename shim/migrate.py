@@ -63,7 +63,7 @@ class MigrationError(DatabaseError, InvalidArgument):  # type: ignore[misc]  # y
 class Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]
     """yoyo's backend for an osgprod database; in ``yoyo.ini`` it has the scheme ``osgprod``.
 
-    Promise: one migration runs at a time, also after a kill. A migration and its entry in the register are committed in
+    One migration runs at a time, also after a kill. A migration and its entry in the register are committed in
     one transaction. A database that doesn't match the files is refused before anything changes, and the error names
     the migration.
 

@@ -46,7 +46,10 @@ class TemplateError(Exception):
 class Template:
     """One work script template, taken apart once and filled many times.
 
-    Parameters: text  the template's bytes, in any encoding that has ASCII's characters as they are.
+    Parameters
+    ----------
+    text : bytes
+        The template's bytes, in any encoding that has ASCII's characters as they are.
     """
 
     def __init__(self, text: bytes) -> None:
@@ -71,8 +74,12 @@ class Template:
     def fill(self, slice_: Mapping[str, Any], job: Mapping[str, Any]) -> bytes:
         """Returns the script for one slice.
 
-        Parameters: slice_  a row of osgprod.checkout_slice with status assigned
-                    job     project, cluster, process, cpus as the job asked
+        Parameters
+        ----------
+        slice_ : Mapping[str, Any]
+            A row of osgprod.checkout_slice with status assigned.
+        job : Mapping[str, Any]
+            Project, cluster, process, cpus as the job asked.
         """
         comments, variables = _comments(slice_, job), _variables(slice_, job)
         parts = [self._literals[0]]
@@ -180,8 +187,15 @@ class TemplateFolder:
     def load(self, project: str, workscript: str) -> tuple[str, Template]:
         """Reads a project's template.
 
-        Parameters: project, workscript  names as the database gave them
-        Errors:     TemplateError  missing, unreadable, outside of the project's folder, or without a place for a slice
+        Parameters
+        ----------
+        project, workscript
+            Names as the database gave them.
+
+        Raises
+        ------
+        TemplateError
+            Missing, unreadable, outside of the project's folder, or without a place for a slice.
         """
         path = self._root / project / workscript
         try:
@@ -203,8 +217,14 @@ def _read(folder: Path, name: str) -> tuple[Stamp, bytes]:
     Each name is opened as it is and looked at when it is open, so nothing can be changed in between; a link is followed
     only to a name in the same folder.
 
-    Returns:    stamp and content
-    Errors:     OSError  also for a link that leads out, a folder that is a link, a pipe, a file too long
+    Returns
+    -------
+    Stamp and content.
+
+    Raises
+    ------
+    OSError
+        Also for a link that leads out, a folder that is a link, a pipe, a file too long.
     """
     place = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:

@@ -98,9 +98,20 @@ def fill(
 ) -> None:
     """Gives a project, made before, its files, slices, attempts and reports.
 
-    Parameters: runs, files  of a run at most;  blocks, a_slice  of a file and of a slice
-                finished     share of the files that are;  in_flight  files that come next
-                attempts     on record, of the last slices;  window_s  in which they began [s]
+    Parameters
+    ----------
+    runs, files
+        Of a run at most.
+    blocks, a_slice
+        Of a file and of a slice.
+    finished : float
+        Share of the files that are.
+    in_flight : int
+        Files that come next.
+    attempts : int
+        On record, of the last slices.
+    window_s : float
+        In which they began [s].
     """
     values = {
         "project": project, "runs": runs, "files": files, "blocks": blocks, "a_slice": a_slice,

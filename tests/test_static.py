@@ -1,4 +1,4 @@
-"""What can be told of the sources without running the product: headers, comments, syntax, the schema's snapshot."""
+"""What the sources show without running the product: headers, comments, syntax, the schema's snapshot."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_each_public_function_is_in_the_file_of_its_name() -> None:
 def test_bodies_are_valid_plpgsql() -> None:
     for name, text in sources().items():
         if "LANGUAGE plpgsql" in text:
-            # The parser looks schemas and types up, and knows none of ours; an array of rows is beyond it.
+            # The parser looks schemas and types up, and does not know ours; an array of rows is beyond it.
             plain = re.sub(
                 r"^( +v_\w+ +|.*\bp_\w+ |RETURNS )[\w.]+\[\]", r"\1text[]", text, flags=re.MULTILINE
             )
@@ -119,7 +119,7 @@ def schema(db: psycopg.Connection[dict[str, Any]]) -> str:
 
 
 def test_schema_is_the_one_in_the_snapshot(db: psycopg.Connection[dict[str, Any]]) -> None:
-    """A reviewer sees in the snapshot's diff what a migration does. Delete the file, and this makes it anew."""
+    """A reviewer sees in the snapshot's diff what a migration does. Delete the file, and this test writes it."""
     now = schema(db)
     if not SNAPSHOT.exists():
         SNAPSHOT.write_text(now)

@@ -27,7 +27,10 @@ PORTS = {"root": 1094, "roots": 1094, "xroot": 1094, "http": 80, "https": 443, "
 def examine() -> list[Finding]:
     """Returns a row for each thing looked at: what, is_well, found, and advice where it is not well.
 
-    Errors: psycopg.OperationalError  the database can't be reached
+    Raises
+    ------
+    psycopg.OperationalError
+        The database can't be reached.
     """
     with connect() as connection:
         findings = [_finding("database", True, f"reached as {connection.info.user}", "")]

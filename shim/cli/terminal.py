@@ -47,12 +47,21 @@ def show(
 ) -> None:
     """Prints rows as a table that fits the terminal, or as one JSON array.
 
-    Parameters: rows     all with the same names;  as_json  JSON it is, also when there are none
-                empty    message in place of a table without rows
-                wrapped  columns whose texts go on in the next line instead of being cut
-                limit    rows that were asked for at most; None = all. Where so many came, a line on the standard error
-                         output says that it may not be all
-                spare    columns that may be left out one after the other where room is short
+    Parameters
+    ----------
+    rows : Sequence[Row]
+        All with the same names.
+    as_json : bool
+        JSON it is, also when there are none.
+    empty : str
+        Message in place of a table without rows.
+    wrapped : Collection[str]
+        Columns whose texts go on in the next line instead of being cut.
+    limit : int | None
+        Rows that were asked for at most; None = all. Where so many came, a line on the standard error
+        output says that it may not be all.
+    spare : Sequence[str]
+        Columns that may be left out one after the other where room is short.
     """
     if as_json:
         click.echo(json.dumps(rows, default=str, indent=1))
@@ -75,7 +84,14 @@ def table(
     with it, and keeps the name of the file as long as room can be made otherwise. A column without any value is left
     out.
 
-    Parameters: rows  at least one;  columns  that a line may have;  wrapped, spare  see show()
+    Parameters
+    ----------
+    rows : Sequence[Row]
+        At least one.
+    columns : int
+        That a line may have.
+    wrapped, spare
+        See show().
     """
     names = _names(rows)
     left = [[name for name in names if name not in spare[:count]] for count in range(len(spare) + 1)]
@@ -207,7 +223,7 @@ def cell(value: object) -> str:
 
 
 class _Rate(TextColumn):
-    """Files a second so far, and the time that the rest will take at that rate."""
+    """Files a second so far, and the time that the more will take at that rate."""
 
     def __init__(self, unit: str) -> None:
         super().__init__("")
@@ -222,9 +238,9 @@ class _Rate(TextColumn):
 
 
 def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
+    minutes, more = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    return f"{hours}:{minutes:02}:{more:02}" if hours else f"{minutes}:{more:02}"
 
 
 class Bar:

@@ -23,7 +23,10 @@ CHECK_S = 60.0
 class Notice:
     """One event.
 
-    Parameters: details  event, project, at, and what else belongs to it (docs/operations.md)
+    Parameters
+    ----------
+    details : dict[str, Any]
+        Event, project, at, and what else belongs to it (docs/operations.md).
     """
 
     details: dict[str, Any]
@@ -32,16 +35,26 @@ class Notice:
     def line(self) -> str:
         """The event in one line. Any database login can send an event, so control characters are replaced."""
         head = " ".join(cell(self.details.get(name, "-")) for name in ("at", "project", "event"))
-        rest = {name: value for name, value in self.details.items() if name not in ("at", "project", "event")}
-        return " ".join([head, *(f"{name}={cell(value)}" for name, value in rest.items())])
+        more = {name: value for name, value in self.details.items() if name not in ("at", "project", "event")}
+        return " ".join([head, *(f"{name}={cell(value)}" for name, value in more.items())])
 
 
 def listen(say: Callable[[str], None], count: int | None = None, dsn: str | None = None) -> Iterator[Notice]:
     """Yield events as they arrive. After a lost connection it reconnects; events sent in between are missed.
 
-    Parameters: say    is called with one line when the connection is made, lost, or restored
-                count  of events after which to end; None = never;  dsn  None = the environment's
-    Errors:     psycopg.OperationalError  the first connection can't be made
+    Parameters
+    ----------
+    say : Callable[[str], None]
+        Is called with one line when the connection is made, lost, or restored.
+    count : int | None
+        Of events after which to end; None = never.
+    dsn : str | None
+        None = the environment's.
+
+    Raises
+    ------
+    psycopg.OperationalError
+        The first connection can't be made.
     """
     given = 0
     connection: psycopg.Connection[Any] | None = connect(dsn)

@@ -24,7 +24,10 @@ def bar(row: Row) -> list[dict[str, Any]]:
 
     A part that is not empty is at least a hair wide, so that one quarantined block of millions is seen.
 
-    Parameters: row  has blocks and blocks_done, blocks_leased ...
+    Parameters
+    ----------
+    row : Row
+        Has blocks and blocks_done, blocks_leased ...
     """
     total = max(row["blocks"], 1)
     shares = {
@@ -45,8 +48,16 @@ def bar(row: Row) -> list[dict[str, Any]]:
 def plot(rows: Sequence[Row], width: int = 1160, height: int = 170) -> dict[str, Any]:
     """Returns the bars of the rate plot, with its axes.
 
-    Parameters: rows  of osgprod.rate;  width, height  [px]
-    Returns:    bars with x, y, width, height, failures' height and a text; ticks of both axes
+    Parameters
+    ----------
+    rows : Sequence[Row]
+        Of osgprod.rate.
+    width, height
+        [px].
+
+    Returns
+    -------
+    Bars with x, y, width, height, failures' height and a text; ticks of both axes.
     """
     per_hour = [row["blocks_done"] * 3600 / row["interval_s"] for row in rows]
     bad = [row["failed"] + row["node_faults"] + row["lost"] for row in rows]
@@ -108,7 +119,10 @@ def file_map(rows: Sequence[Row]) -> dict[str, Any]:
 
     Neighbours that are alike are one rectangle: a map of 100,000 files is a few kilobytes.
 
-    Parameters: rows  of osgprod.map_files
+    Parameters
+    ----------
+    rows : Sequence[Row]
+        Of osgprod.map_files.
     """
     columns = max((len(row["cells"]) for row in rows), default=1)
     row_px = max(LEAST_ROW_PX, min(ROW_PX, MAP_PX // max(len(rows), 1)))

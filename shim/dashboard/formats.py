@@ -25,10 +25,10 @@ def age(seconds: float | None) -> str:
     if seconds is None:
         return "–"
     sign, seconds = ("-" if seconds < 0 else ""), abs(round(seconds))
-    for unit, name, rest in ((86400, "d", "h"), (3600, "h", "min"), (60, "min", "s")):
+    for unit, name, more in ((86400, "d", "h"), (3600, "h", "min"), (60, "min", "s")):
         if seconds >= unit:
-            smaller = {"h": 3600, "min": 60, "s": 1}[rest]
-            return f"{sign}{seconds // unit} {name} {seconds % unit // smaller:02} {rest}"
+            smaller = {"h": 3600, "min": 60, "s": 1}[more]
+            return f"{sign}{seconds // unit} {name} {seconds % unit // smaller:02} {more}"
     return f"{sign}{seconds} s"
 
 

@@ -1,4 +1,4 @@
-"""What stands in a file before its first physics event, and what a slice therefore begins with.
+"""The events before the first physics event of a file, with which each slice begins.
 
 A slice needs the begin-of-run record, wherever it stands before the first physics event: alone in block 0, behind
 EPICS events in a later block, or in the block of the first physics event. Events of run control may be repeated in each
@@ -144,10 +144,10 @@ def _extract(
     # Neighbours are one range.
     parts = accumulate((a.end != b.begin for a, b in pairwise(events)), initial=0)
     for _, group in groupby(zip(parts, events, strict=True), key=lambda pair: pair[0]):
-        together = [event for _, event in group]
-        begin, end = together[0].begin, together[-1].end
+        members = [event for _, event in group]
+        begin, end = members[0].begin, members[-1].end
         pieces.append(
-            {"from_block": from_block, "offset": begin, "bytes": end - begin, "events": len(together)}
+            {"from_block": from_block, "offset": begin, "bytes": end - begin, "events": len(members)}
         )
     return pieces
 

@@ -60,7 +60,7 @@ EVIO = 0x4556494F  # "EVIO", the first word of a file of version 6
 
 @dataclass(frozen=True)
 class BlockIndex:
-    """Where the blocks of one file are, and what a slice of them needs to be a file of its own.
+    """Where the blocks of one file are, and what a slice of them needs to be a complete file.
 
     Attributes
     ----------
@@ -196,7 +196,7 @@ class _Reader:
         starts, counts, infos = self._walk()
         blocks = self._with_events(starts, counts, infos)
         if not blocks:
-            raise self._error(0, "there is no event in any block")
+            raise self._error(0, "no block holds an event")
         offsets = array("q", map(starts.__getitem__, blocks))
         offsets.append(starts[blocks[-1] + 1])
         events = array("q", accumulate(map(counts.__getitem__, blocks), initial=0))
@@ -264,7 +264,7 @@ class _Reader:
                 16, f"index of {index_bytes} and user header of {user_bytes} bytes can't be in the file"
             )
         if self._begin == self._size:
-            raise self._error(self._begin, "there is no record behind the file header")
+            raise self._error(self._begin, "no record follows the file header")
 
     def _words(self, offset: int) -> tuple[int, ...]:
         return self._header.unpack(self._bytes(offset, HEADER_BYTES))
@@ -451,7 +451,7 @@ class _Reader:
                 event.begin, f"more than {most} events of run control before any other"
             ) from None
         if head is None:
-            raise self._error(0, "block 0 holds run control only, and there is no other block")
+            raise self._error(0, "block 0 holds run control only, and no other block follows")
         return head
 
     def _file_head(self) -> Head:
@@ -468,7 +468,7 @@ class _Reader:
         return Head(0, pieces, bool(words[5] & FIRST_EVENT_BIT) and self._first_tag(words[5]) in BEGIN_OF_RUN)
 
     def _first_tag(self, info: int) -> int:
-        """Return the tag of the first event, which is in the user header: a record of its own, not compressed."""
+        """Return the tag of the first event, which is in the user header, a separate record that is not compressed."""
         begin = self._user_header
         if begin + RECORD_HEADER_BYTES > self._begin:
             raise self._error(begin, "the file header promises a first event, its user header has none")
@@ -479,7 +479,7 @@ class _Reader:
         if has_dictionary:
             at += int.from_bytes(data[4 * header_words :][:4], self._order)
         if magic != MAGIC or count != 1 + has_dictionary or at + 8 > len(data):
-            raise self._error(begin, "the user header of the file is no record with a first event")
+            raise self._error(begin, "the user header of the file is not a record with a first event")
         return int.from_bytes(data[at + 4 : at + 8], self._order) >> 16
 
     def _events(self, number: int, begin: int) -> Iterator[Event]:

@@ -36,7 +36,14 @@ ByteOrder = Literal["big", "little"]
 def bank(tag: int, payload: Sequence[int], byte_order: ByteOrder = "big") -> bytes:
     """Returns a bank of 32-bit words.
 
-    Parameters: tag      16 bits;  payload  words;  byte_order  of the file
+    Parameters
+    ----------
+    tag : int
+        16 bits.
+    payload : Sequence[int]
+        Words.
+    byte_order : ByteOrder
+        Of the file.
     """
     words = [len(payload) + 1, tag << 16 | UINT32_BANK << 8, *payload]
     return struct.pack(f"{'<' if byte_order == 'little' else '>'}{len(words)}I", *words)
@@ -51,9 +58,16 @@ def block(
 ) -> bytes:
     """Returns a block with true length and event count.
 
-    Parameters: number      from 1;  events  banks, as bytes
-                info        bits beside the version, like LAST_BLOCK_BIT
-                dictionary  a bank that is put before the events and not counted
+    Parameters
+    ----------
+    number : int
+        From 1.
+    events : Iterable[bytes]
+        Banks, as bytes.
+    info : int
+        Bits beside the version, like LAST_BLOCK_BIT.
+    dictionary : bytes
+        A bank that is put before the events and not counted.
     """
     banks = list(events)
     body = dictionary + b"".join(banks)
@@ -72,9 +86,16 @@ def record(
 ) -> bytes:
     """Returns a record of version 6 with true length and event count.
 
-    Parameters: number         from 1;  events  banks, or for a user header any bytes
-                info           bits beside the version and the padding
-                is_compressed  by gzip
+    Parameters
+    ----------
+    number : int
+        From 1.
+    events : Iterable[bytes]
+        Banks, or for a user header any bytes.
+    info : int
+        Bits beside the version and the padding.
+    is_compressed : bool
+        By gzip.
     """
     items = list(events)
     form = "<" if byte_order == "little" else ">"
@@ -102,9 +123,16 @@ def file_of_records(
 ) -> bytes:
     """Returns a file of version 6: file header, user header, records, trailer.
 
-    Parameters: records      from record()
-                dictionary   XML;  first_event  a bank: both are in the user header, where not empty
-                trailer      end with a trailer, which holds length and event count of each record
+    Parameters
+    ----------
+    records : Sequence[bytes]
+        From record().
+    dictionary : bytes
+        XML.
+    first_event : bytes
+        A bank: both are in the user header, where not empty.
+    trailer : bool
+        End with a trailer, which holds length and event count of each record.
     """
     form = "<" if byte_order == "little" else ">"
     parts = [part for part in (dictionary, first_event) if part]
@@ -153,14 +181,29 @@ def write_file(
 ) -> int:
     """Writes a raw data file: block 0 with run control, then blocks of numbered physics events.
 
-    Parameters: nblocks           blocks with physics events [1 ..]
-                events_per_block  [1 ..]
-                first_file        file 000 of a run: block 0 is prestart and the begin-of-run record is the
-                                  first event of block 1; else block 0 is the begin-of-run record
-                trailer           end with an empty block;  trailer_bit  it, or else the last block, says last
-                first_event       number of the first physics event;  filler_words  of each event's payload
-                dictionary        block 0 begins with a dictionary
-    Returns:    how many physics events were written
+    Parameters
+    ----------
+    nblocks : int
+        Blocks with physics events [1 ..].
+    events_per_block : int
+        [1 ..].
+    first_file : bool
+        File 000 of a run: block 0 is prestart and the begin-of-run record is the first event of block 1;
+        else block 0 is the begin-of-run record.
+    trailer : bool
+        End with an empty block.
+    trailer_bit : bool
+        It, or else the last block, says last.
+    first_event : int
+        Number of the first physics event.
+    filler_words : int
+        Of each event's payload.
+    dictionary : bool
+        Block 0 begins with a dictionary.
+
+    Returns
+    -------
+    How many physics events were written.
     """
     begin_of_run = bank(BEGIN_OF_RUN, [0xB02, *range(30)], byte_order)
     head = bank(PRESTART, [1, 2, 3], byte_order) if first_file else begin_of_run

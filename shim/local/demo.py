@@ -65,7 +65,14 @@ def write_files(folder: Path) -> list[range]:
 def load(connection: psycopg.Connection[dict[str, Any]], project: str, magic: str, folder: Path) -> None:
     """Makes a project for anybody who knows the magic, with the files of a folder as its work.
 
-    Parameters: connection  as an operator;  project, magic  its name and secret;  folder  with raw data files
+    Parameters
+    ----------
+    connection : psycopg.Connection[dict[str, Any]]
+        As an operator.
+    project, magic
+        Its name and secret.
+    folder : Path
+        With raw data files.
     """
     call(
         connection,

@@ -43,8 +43,14 @@ class EmbeddedError(OperatorError):
 def temporary_server(**settings: str) -> Iterator[str]:
     """A server whose data vanish at the end of the block; gives its DSN.
 
-    Parameters: settings  of the server, beside those that make it fast and forgetful
-    Errors:     EmbeddedError
+    Parameters
+    ----------
+    settings
+        Of the server, beside those that make it fast and forgetful.
+
+    Raises
+    ------
+    EmbeddedError
     """
     folder = Path(tempfile.mkdtemp(prefix="osgprod-", dir=memory_or_temporary()))
     try:
@@ -64,9 +70,17 @@ def memory_or_temporary() -> Path:
 def server(folder: Path, **settings: str) -> Iterator[str]:
     """A server with its data in a folder, made there when it is empty; gives the DSN of its database.
 
-    Parameters: folder    holds the data [made when missing]; its parents must let the server's user through
-                settings  of the server, like max_connections="50"
-    Errors:     EmbeddedError  no programs, a second server on the same data, or it doesn't start
+    Parameters
+    ----------
+    folder : Path
+        Holds the data [made when missing]; its parents must let the server's user through.
+    settings
+        Of the server, like max_connections="50".
+
+    Raises
+    ------
+    EmbeddedError
+        No programs, a second server on the same data, or it doesn't start.
     """
     instance = Server(folder, settings)
     instance.start()
@@ -79,7 +93,10 @@ def server(folder: Path, **settings: str) -> Iterator[str]:
 class Server:
     """One PostgreSQL server that lives at most as long as this process.
 
-    Parameters: folder, settings  see server()
+    Parameters
+    ----------
+    folder, settings
+        See server().
     """
 
     def __init__(self, folder: Path, settings: dict[str, str]) -> None:
@@ -115,7 +132,10 @@ class Server:
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
         """Stops the server; a repeated call does nothing.
 
-        Parameters: how  SIGINT = fast, connections are cut; SIGQUIT = immediate, as in a crash
+        Parameters
+        ----------
+        how : signal.Signals
+            SIGINT = fast, connections are cut; SIGQUIT = immediate, as in a crash.
         """
         if self._process is not None:
             self._process.send_signal(how)
@@ -131,7 +151,10 @@ class Server:
     def restart(self, how: signal.Signals = signal.SIGINT) -> None:
         """Stops the server and starts it again at the same address.
 
-        Parameters: how  see stop()
+        Parameters
+        ----------
+        how : signal.Signals
+            See stop().
         """
         assert self._process is not None
         self._process.send_signal(how)
@@ -284,7 +307,10 @@ def programs_for(user: pwd.struct_passwd | None, folder: Path) -> Path:
 def find_programs() -> Path:
     """The folder with initdb and postgres: OSGPROD_PG_BINDIR, else the wheel's, else those of an installed server.
 
-    Errors: EmbeddedError  there are none
+    Raises
+    ------
+    EmbeddedError
+        There are none.
     """
     named = Settings.read().pg_bindir
     candidates = [named] if named else list(_candidates())

@@ -21,8 +21,15 @@ UNIX = "unix"  # how the setting names a peer behind a unix socket, which has no
 class TrustedProxies:
     """The peers whose X-Forwarded-For is believed.
 
-    Parameters: setting  addresses, networks (10.0.0.0/8) and the word unix, separated by commas or spaces; '' = nobody
-    Errors:     SettingError  anything else, also *: trusting every peer would let clients choose their address
+    Parameters
+    ----------
+    setting : str
+        Addresses, networks (10.0.0.0/8) and the word unix, separated by commas or spaces; '' = nobody.
+
+    Raises
+    ------
+    SettingError
+        Anything else, also *: trusting every peer would let clients choose their address.
     """
 
     def __init__(self, setting: str) -> None:
@@ -41,8 +48,12 @@ class TrustedProxies:
     def client(self, peer: str | None, headers: Iterable[tuple[bytes, bytes]]) -> str | None:
         """Returns the client's address in its plain form; None when it can't be known.
 
-        Parameters: peer     the address at the other end of the connection; None or '' = a unix socket
-                    headers  of the request, names in lower case, in the order in which they came
+        Parameters
+        ----------
+        peer : str | None
+            The address at the other end of the connection; None or '' = a unix socket.
+        headers : Iterable[tuple[bytes, bytes]]
+            Of the request, names in lower case, in the order in which they came.
         """
         if not (self._unix or self._networks) or not self._is_trusted(peer or UNIX):
             return plain(peer or "")

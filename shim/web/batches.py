@@ -1,4 +1,4 @@
-"""Calls of one function that come at the same time are made together: one statement, one transaction, one commit.
+"""Batches calls of one function that arrive at the same time: one statement, one transaction, one commit.
 
 What a call costs beside its own work (a round trip, a transaction that begins, a commit that waits for the disk) is
 paid once for all of them. Nobody waits for others to come: what is there goes as soon as a lane is free.
@@ -33,7 +33,12 @@ BUSY = "55P03"  # a call that would have to wait, and is left out of its batch
 class CallError(Exception):
     """The error of one call of a batch, as the database answers it.
 
-    Parameters: message, hint  one line each;  code  one of those in docs/design.md
+    Parameters
+    ----------
+    message, hint
+        One line each.
+    code : str
+        One of those in docs/design.md.
     """
 
     def __init__(self, message: str, hint: str | None, code: str) -> None:
@@ -51,9 +56,14 @@ class _Call:
 
 
 class Batches:
-    """Makes calls, together where they come together, on the connections of a pool.
+    """Makes calls, in batches where several arrive at once, on the connections of a pool.
 
-    Parameters: pool  where connections come from;  size  how many it has
+    Parameters
+    ----------
+    pool : AsyncConnectionPool[database.ShimConnection]
+        Where connections come from.
+    size : int
+        How many it has.
     """
 
     def __init__(self, pool: AsyncConnectionPool[database.ShimConnection], size: int) -> None:
@@ -67,12 +77,22 @@ class Batches:
     async def call(self, function: str, arguments: dict[str, Any]) -> dict[str, Any]:
         """Calls a function that gives one row, and returns it.
 
-        Promise:    the error of one call is nothing to the others of its batch; one that would have to wait is made
-                    again, alone. When the whole batch fails, which no call can cause, all are made again one by one.
-        Parameters: function   of schema osgprod that takes a list of calls, as checkout_slices does
-                    arguments  of this call; its number n in the list is ours
-        Errors:     CallError, psycopg.Error  of this call
-                    PoolTimeout, TooManyRequests  the database is away or too slow
+        The error of one call is nothing to the others of its batch; one that would have to wait is made again,
+        alone. When the whole batch fails, which no call can cause, all are made again one by one.
+
+        Parameters
+        ----------
+        function : str
+            Of schema osgprod that takes a list of calls, as checkout_slices does.
+        arguments : dict[str, Any]
+            Of this call; its number n in the list is ours.
+
+        Raises
+        ------
+        CallError, psycopg.Error
+            Of this call.
+        PoolTimeout, TooManyRequests
+            The database is away or too slow.
         """
         if len(self._waiting) >= MAX_WAITING:
             raise TooManyRequests(f"{MAX_WAITING} calls are waiting")

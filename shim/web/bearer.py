@@ -78,8 +78,15 @@ class BearerTokens:
     async def claims(self, authorization: str) -> dict[str, object] | None:
         """Returns the claims that _check_bearer asks for; None when the header holds no bearer token.
 
-        Parameters: authorization  the header's value
-        Errors:     BearerError  not signed by a configured issuer's key, expired, not valid yet; 503: no key to be had
+        Parameters
+        ----------
+        authorization : str
+            The header's value.
+
+        Raises
+        ------
+        BearerError
+            Not signed by a configured issuer's key, expired, not valid yet; 503: no key to be had.
         """
         scheme, _, token = authorization.partition(" ")
         token = token.strip()
@@ -129,7 +136,10 @@ class _Issuer:
     async def key(self, kid: str | None) -> jwt.PyJWK:
         """Returns the key of that name; without a name, the only key.
 
-        Errors: BearerError  there is none; 503: there may be one, but the issuer can't be asked now
+        Raises
+        ------
+        BearerError
+            There is none; 503: there may be one, but the issuer can't be asked now.
         """
         key, age_s = self._find(kid), time.monotonic() - self._fetched_at
         if self._is_fixed or (key is not None and age_s < STALE_S):

@@ -65,7 +65,12 @@ class Metrics:
     def count(self, route: str, status: int, answer: str, seconds: float) -> None:
         """Counts one request. The shim chooses all labels, so no caller can create new time series.
 
-        Parameters: route  last part of the path of a known route;  seconds  that it took
+        Parameters
+        ----------
+        route : str
+            Last part of the path of a known route.
+        seconds : float
+            That it took.
         """
         key = (route, status, answer)
         counter = self._counters.get(key)
@@ -81,7 +86,10 @@ class Metrics:
     def note_pool(self, stats: Mapping[str, int]) -> None:
         """Takes over how the pool of this process is.
 
-        Parameters: stats  of psycopg_pool's get_stats()
+        Parameters
+        ----------
+        stats : Mapping[str, int]
+            Of psycopg_pool's get_stats().
         """
         size, available = stats.get("pool_size", 0), stats.get("pool_available", 0)
         for state, number in (
@@ -95,7 +103,10 @@ class Metrics:
     def text(self, answers: list[Rows] | None) -> bytes:
         """Returns the page.
 
-        Parameters: answers  of the database to QUERIES, in their order; None = it is away
+        Parameters
+        ----------
+        answers : list[Rows] | None
+            Of the database to QUERIES, in their order; None = it is away.
         """
         registry = self._own
         if self._folder:

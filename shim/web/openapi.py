@@ -112,7 +112,10 @@ PLAIN = {200: "all is well", 405: STATUSES[405], 429: STATUSES[429], 503: "the d
 def document(root: str) -> dict[str, Any]:
     """Returns the OpenAPI document.
 
-    Parameters: root  path below which the routes are
+    Parameters
+    ----------
+    root : str
+        Path below which the routes are.
     """
     paths = {f"{root}/{route}": _methods(route, *about) for route, about in PROTOCOL.items()}
     paths[f"{root}/healthz"] = {"get": _operation("healthz", "Can the server serve?", (), PLAIN)}

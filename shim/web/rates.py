@@ -17,7 +17,10 @@ MOST_KEYS = 100_000  # about 10 MB; beyond that all counts restart at 0
 class RateLimit:
     """At most so many requests a minute under each key.
 
-    Parameters: per_minute  [1 ..]; 0 = no limit
+    Parameters
+    ----------
+    per_minute : int
+        [1 ..]; 0 = no limit.
     """
 
     def __init__(self, per_minute: int) -> None:

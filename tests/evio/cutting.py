@@ -16,13 +16,13 @@ def assemble(data: bytes, pieces: str) -> bytes:
     """Put the pieces of an answer together."""
     parts = []
     for piece in pieces.split("\n"):
-        kind, first, *rest = piece.split()
+        kind, first, *more = piece.split()
         if kind == "hex":
             parts.append(bytes.fromhex(first))
         else:
             assert kind == "range"
-            part = data[int(first) : int(first) + int(rest[0])]
-            assert len(part) == int(rest[0]) > 0
+            part = data[int(first) : int(first) + int(more[0])]
+            assert len(part) == int(more[0]) > 0
             parts.append(part)
     return b"".join(parts)
 

@@ -37,7 +37,7 @@ def numbers_in(*slices: Path) -> list[list[str]]:
 
 
 def slices_of(world: World, path: Path, blocks: int, project: str = "p") -> tuple[list[Path], int]:
-    """Registers a file, lends all of it out, and writes each slice's pieces one behind the other.
+    """Registers a file, leases all of it, and writes each slice's pieces one behind the other.
 
     Returns the slices, and how many events the scripts say that they hold in all.
     """
@@ -49,9 +49,9 @@ def slices_of(world: World, path: Path, blocks: int, project: str = "p") -> tupl
     while (answer := world.checkout(len(written), cpus=blocks, project=project))["status"] == "assigned":
         parts = []
         for piece in answer["pieces"].split("\n"):
-            kind, first, *rest = piece.split()
+            kind, first, *more = piece.split()
             parts.append(
-                bytes.fromhex(first) if kind == "hex" else data[int(first) : int(first) + int(rest[0])]
+                bytes.fromhex(first) if kind == "hex" else data[int(first) : int(first) + int(more[0])]
             )
         name = path.parent / f"{project}-{answer['block1']}.evio"
         name.write_bytes(b"".join(parts))
@@ -81,12 +81,12 @@ def test_slices_of_every_kind_of_file_are_whole_files_and_hold_each_event_once(
         index = read_index(path)
         assert (index.nblocks, index.first_block, index.has_trailer) == (8, 1, kind["trailer"]), kind
         world.with_project(f"k{number}")
-        slices, told = slices_of(world, path, blocks, f"k{number}")
+        slices, expected = slices_of(world, path, blocks, f"k{number}")
         seen = numbers_in(*slices)
         assert len(seen) == len(slices), f"each slice begins with the begin-of-run record, {kind}"
         events = [word for words in seen for word in words if word != "begin-of-run"]
         assert events == [str(n) for n in range(1, count + 1)], kind
-        assert int((folder / "events_read").read_text()) == told, (
+        assert int((folder / "events_read").read_text()) == expected, (
             f"the scripts say how many events there are, {kind}"
         )
 
@@ -167,7 +167,7 @@ BAD_FILES = {
     "too many events": (with_word(good(), 56, 900), r"byte 56: 900 events can't be in a block of 12 words"),
     "event too long": (with_word(good(), 32, 99), r"byte 32: an event's length reaches beyond its block"),
     "two files in one": (good() + block(4, [], info=1 << 9) + good(), r"byte 172: the file goes on behind its last"),
-    "only a trailer": (block(1, [], info=1 << 9), r"byte 0: there is no event in any block"),
+    "only a trailer": (block(1, [], info=1 << 9), r"byte 0: no block holds an event"),
     "only run control": (block(1, [bank(0x70, [1])]), r"byte 0: block 0 holds run control only"),
 }  # fmt: skip
 

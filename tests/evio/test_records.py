@@ -96,11 +96,11 @@ def test_any_cut_of_any_file_has_each_event_once_and_passes_the_jobs_check(
     with world.db.transaction(force_rollback=True):
         seen = []
         assert registered(world, path)["has_bor"] == bool(layout.user_parts[1])
-        for content, told in slices_at(world, path, cuts):
+        for content, expected in slices_at(world, path, cuts):
             user_header, events = read_records(content)
             assert all(part in user_header for part in layout.user_parts)
-            assert len(events) == told, "the server tells how many events a slice holds"
-            assert is_accepted(folder, content, told) == (True, "")
+            assert len(events) == expected, "the server knows how many events a slice holds"
+            assert is_accepted(folder, content, expected) == (True, "")
             seen += physics(events)
         assert seen == list(range(1, layout.count + 1))
 
@@ -133,8 +133,8 @@ def test_jobs_check_finds_each_damaged_header(
     world: World, folder: Path, order: ByteOrder, user_header: bool
 ) -> None:
     (folder / NAME).write_bytes(small_file(order, user_header=user_header))
-    ((whole, told),) = slices_at(world, folder / NAME, [])
-    assert (is_accepted(folder, whole, told), told) == ((True, ""), 9)
+    ((whole, expected),) = slices_at(world, folder / NAME, [])
+    assert (is_accepted(folder, whole, expected), expected) == ((True, ""), 9)
     start = read_index(folder / NAME).offsets[0]
     length = 4 * int.from_bytes(whole[start : start + 4], order)
     for at in (0, start, start + length):
@@ -143,12 +143,12 @@ def test_jobs_check_finds_each_damaged_header(
                 place = at + 4 * word
                 if whole[place : place + 4] != damage:
                     damaged = whole[:place] + damage + whole[place + 4 :]
-                    accepted, log = is_accepted(folder, damaged, told)
+                    accepted, log = is_accepted(folder, damaged, expected)
                     assert not accepted, (at, word)
                     assert "wrong bytes came" in log
-    assert not is_accepted(folder, whole[:-4], told)[0]
-    assert not is_accepted(folder, whole + bytes(4), told)[0]
-    assert not is_accepted(folder, whole, told + 1)[0]
+    assert not is_accepted(folder, whole[:-4], expected)[0]
+    assert not is_accepted(folder, whole + bytes(4), expected)[0]
+    assert not is_accepted(folder, whole, expected + 1)[0]
 
 
 def with_word(data: bytes, offset: int, value: int) -> bytes:
@@ -171,15 +171,15 @@ BROKEN = {
         with_word(bare(), 24, 9999),
         "byte 16: index of 0 and user header of 9999",
     ),
-    "no record": (bare()[:56], "byte 56: there is no record behind the file header"),
-    "no event": (file_of_records([]), "byte 0: there is no event in any block"),
+    "no record": (bare()[:56], "byte 56: no record follows the file header"),
+    "no event": (file_of_records([]), "byte 0: no block holds an event"),
     "no first event": (
         with_word(bare(), 20, 0x10000606),
         "byte 56: the file header promises a first event, its user header has none",
     ),
     "first event that is none": (
         with_word(file_of_records([record(1, [event(1)])], dictionary=DICTIONARY), 20, 0x10000706),
-        "byte 56: the user header of the file is no record with a first event",
+        "byte 56: the user header of the file is not a record with a first event",
     ),
     "cut in a record": (bare()[:180], "byte 136: block of 80 bytes ends 36 bytes behind the file"),
     "cut in a record header": (bare()[:150], "byte 136: 14 bytes behind the last block are no block header"),

@@ -139,7 +139,7 @@ def test_far_file_is_walked_from_several_places_at_once(server: Server, folder: 
 
 
 def test_data_that_looks_like_a_block_header_does_not_mislead_the_walk() -> None:
-    """Whatever the search finds: only chains that meet count."""
+    """Only chains that meet count."""
     chance = random.Random(5)
     for _ in range(200):
         parts = []

@@ -225,10 +225,10 @@ def test_any_cut_of_any_file_has_each_physics_event_once(
     path.write_bytes(layout.data)
     with world.db.transaction(force_rollback=True):
         seen = []
-        for content, told in slices_at(world, path, cuts):
+        for content, expected in slices_at(world, path, cuts):
             events = read_events(content)
             assert begins_with_run(events)
-            assert len(events) == told, "the server tells how many events a slice holds"
+            assert len(events) == expected, "the server knows how many events a slice holds"
             seen += physics(events)
         assert seen == list(range(1, layout.count + 1))
 

@@ -44,10 +44,16 @@ Include {site}
 class Apache:
     """Apache with one of deploy/'s site files on https://localhost:port.
 
-    Parameters: site           file name in deploy/
-                document_root  where the work scripts are
-                defines        settings of the site file
-                environment    of the server
+    Parameters
+    ----------
+    site : str
+        File name in deploy/.
+    document_root : Path
+        Where the work scripts are.
+    defines : dict[str, str]
+        Settings of the site file.
+    environment : dict[str, str]
+        Of the server.
     """
 
     def __init__(

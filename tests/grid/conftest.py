@@ -41,8 +41,12 @@ def pool() -> Iterator[Pool]:
 def write_sparse_file(path: Path, nblocks: int, block_bytes: int) -> None:
     """Writes a raw data file of any size that takes no room: each block is one event, numbered, of zeros.
 
-    Parameters: nblocks      with events, behind block 0 with the begin-of-run record
-                block_bytes  of each [a multiple of 4]
+    Parameters
+    ----------
+    nblocks : int
+        With events, behind block 0 with the begin-of-run record.
+    block_bytes : int
+        Of each [a multiple of 4].
     """
     words = block_bytes // 4
     with path.open("wb") as file:

@@ -12,9 +12,14 @@ from typing import Self
 class Proxy:
     """Passes connections on to a port of 127.0.0.1.
 
-    Parameters: target        port
-                delay_s       each way, the connection's own round trip too [s]
-                bytes_per_s   how fast it passes on what the client sends; None = at once
+    Parameters
+    ----------
+    target : int
+        Port.
+    delay_s : float
+        Each way, the connection's own round trip too [s].
+    bytes_per_s : float | None
+        How fast it passes on what the client sends; None = at once.
     """
 
     def __init__(self, target: int, delay_s: float = 0.0, bytes_per_s: float | None = None) -> None:

@@ -117,12 +117,12 @@ def test_production_ends_with_each_output_there_once_whatever_happens_to_its_job
     pool.wait(120, "too few jobs get a slice", lambda: len(leased(world)) >= 12)
 
     def one_more(name: str, act: Callable[[int], bool]) -> bool:
-        """Does it to a job that has just begun and is no victim yet; one that has ended can't be told anything."""
+        """Does it to a job that has just begun and is no victim yet; one that has ended can't be chosen anything."""
         fresh = set(leased(world, begun_within_s=5)) - {n for those in victims.values() for n in those}
-        told = next(filter(act, sorted(fresh, reverse=True)), None)
-        if told is not None:
-            victims[name].append(told)
-        return told is not None
+        chosen = next(filter(act, sorted(fresh, reverse=True)), None)
+        if chosen is not None:
+            victims[name].append(chosen)
+        return chosen is not None
 
     for _ in range(4):
         xrootd.crash()

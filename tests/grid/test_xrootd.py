@@ -54,21 +54,21 @@ def big_file(xrootd: XRootD) -> Path:
 
 
 @pytest.fixture(scope="module")
-def lent() -> dict[int, bytes]:
+def assigned() -> dict[int, bytes]:
     """The scripts of the slices that begin at a block, kept for all tests."""
     return {}
 
 
 @pytest.fixture
-def scripts(request: pytest.FixtureRequest, lent: dict[int, bytes], big_file: Path) -> dict[int, bytes]:
+def scripts(request: pytest.FixtureRequest, assigned: dict[int, bytes], big_file: Path) -> dict[int, bytes]:
     """Scripts of slices with 4 blocks from 1 and from 1,900 on, by the real shim."""
-    if not lent:
+    if not assigned:
         world, shim = request.getfixturevalue("world"), request.getfixturevalue("shim")
         load(world, big_file, PLACE)
-        lent[1] = shim.checkout(1, cpus=4).content
+        assigned[1] = shim.checkout(1, cpus=4).content
         assert shim.checkout(2, cpus=1895).headers["Osgprod-Slice"] == f"{FILE}+5,1900"
-        lent[1900] = shim.checkout(3, cpus=4).content
-    return lent
+        assigned[1900] = shim.checkout(3, cpus=4).content
+    return assigned
 
 
 def load(world: World, path: Path, prefix: str) -> None:

@@ -46,8 +46,8 @@ def test_slices_of_removed_jobs_come_back_without_waiting_for_their_leases(world
     assert call(world.db, "reclaim_lost", cluster=1) == []
     assert world.progress()["blocks_leased"] == 2
     # None of them was gone: those whose slices nobody has taken go on.
-    beats = [world.heartbeat(n, token=str(mine[n]["token"]))["status"] for n in range(3)]
-    assert beats == ["alive", "superseded", "alive"]
+    answers = [world.heartbeat(n, token=str(mine[n]["token"]))["status"] for n in range(3)]
+    assert answers == ["alive", "superseded", "alive"]
     assert world.heartbeat(0, cluster=2, token=str(other["token"]))["status"] == "alive"
 
 
@@ -55,8 +55,8 @@ def test_jobs_that_are_removed_again_and_again_cost_nobody_anything(world: World
     world.add_file(8)
     world.set(max_failures=1, max_faults=1, backoff_s=0)
     for cluster in range(1, 10):
-        lent = world.checkout(0, cluster=cluster, cpus=8, host="node")
-        assert (lent["block1"], lent["block2"]) == (1, 9), "it is not suspected, and so not split"
+        assigned = world.checkout(0, cluster=cluster, cpus=8, host="node")
+        assert (assigned["block1"], assigned["block2"]) == (1, 9), "it is not suspected, and so not split"
         assert call(world.db, "reclaim_lost", cluster=cluster) == [{"project": "p", "reclaimed": 1}]
     row = world.db.execute("SELECT failures, faults, repeats, faulted_on FROM osgprod_data.slices").fetchone()
     assert row == {"failures": 0, "faults": 0, "repeats": 0, "faulted_on": None}

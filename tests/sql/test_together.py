@@ -1,4 +1,4 @@
-"""Calls that are made together do what the same calls do one after the other."""
+"""The calls of a batch do what the same calls do one after the other."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ WANTED = {
 numbers = itertools.count()
 
 
-def together(world: World, function: str, calls: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def batched(world: World, function: str, calls: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The answers in the order of the calls."""
     numbered = [{**one, "n": n} for n, one in enumerate(calls)]
     rows = call(world.db, MANY[function], calls=json.dumps(numbered))
@@ -67,7 +67,7 @@ def answers(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """What doesn't depend on the clock, on chance, and on the project's name."""
     volatile = {"n", "token", "started_at", "workscript"}
     alike = [{k: v for k, v in row.items() if k not in volatile} for row in rows]
-    return [{**row, "message": re.sub(r"(together|alone)-\d+", "p", row["message"] or "")} for row in alike]
+    return [{**row, "message": re.sub(r"(batched|alone)-\d+", "p", row["message"] or "")} for row in alike]
 
 
 def tables(world: World, project: str) -> list[Any]:
@@ -93,7 +93,7 @@ def tables(world: World, project: str) -> list[Any]:
 def twins(world: World, **settings: object) -> tuple[str, str]:
     """Two projects that are alike."""
     n = next(numbers)
-    names = f"together-{n}", f"alone-{n}"
+    names = f"batched-{n}", f"alone-{n}"
     for name in names:
         world.with_project(name, maxblockspercore=2, backoff_s=0, block_worker_s=0, **settings)
         call(world.db, "load_slices", project=name)
@@ -137,7 +137,7 @@ def test_any_calls_made_together_do_what_they_do_one_after_the_other(
                 calls = [c for c in calls if has_asked(world, one, c["process"])]
             text = bearer and json.dumps(bearer)
             alone = [call(world.db, function, **job(other, bearer=text, **c))[0] for c in calls]
-            many = together(world, function, [job(one, bearer=bearer, **c) for c in calls])
+            many = batched(world, function, [job(one, bearer=bearer, **c) for c in calls])
             for n, row in enumerate(
                 many
             ):  # a job that is in a batch twice is busy, and its call is made again, alone
@@ -161,7 +161,7 @@ def has_asked(world: World, project: str, process: int) -> bool:
 
 def test_new_jobs_get_one_stretch_of_a_file_in_their_order(world: World) -> None:
     world.add_file(20)
-    rows = together(world, "checkout_slice", [job("p", process=n, cpus=1 + n % 3) for n in (5, 3, 4)])
+    rows = batched(world, "checkout_slice", [job("p", process=n, cpus=1 + n % 3) for n in (5, 3, 4)])
     assert [(row["block1"], row["block2"]) for row in rows] == [(4, 7), (1, 2), (2, 4)]
     assert len({row["token"] for row in rows}) == 3
     assert {row["url"] for row in rows} == {"/hd_rawdata_000001_001.evio"}
@@ -170,7 +170,7 @@ def test_new_jobs_get_one_stretch_of_a_file_in_their_order(world: World) -> None
 def test_file_that_ends_in_the_middle_of_a_list_is_cut_to_its_end(world: World) -> None:
     world.add_file(3, run=1)
     world.add_file(3, run=2)
-    rows = together(world, "checkout_slice", [job("p", process=n, cpus=2) for n in range(5)])
+    rows = batched(world, "checkout_slice", [job("p", process=n, cpus=2) for n in range(5)])
     assert [(row["status"], row["block1"], row["block2"]) for row in rows] == [
         ("assigned", 1, 3),
         ("assigned", 3, 4),
@@ -184,7 +184,7 @@ def test_jobs_of_several_projects_are_served_each_from_its_own(world: World) -> 
     world.with_project("q")
     world.add_file(5)
     call(world.db, "load_slices", project="q")
-    rows = together(world, "checkout_slice", [job("pq"[n % 2], process=n, cpus=1) for n in range(6)])
+    rows = batched(world, "checkout_slice", [job("pq"[n % 2], process=n, cpus=1) for n in range(6)])
     assert [row["block1"] for row in rows] == [1, 1, 2, 2, 3, 3]
 
 
@@ -209,12 +209,12 @@ def test_error_of_one_is_its_own_answer_and_nothing_to_the_others(
     if code == "OG104" and function != "checkout_slice":
         return
     calls = [job("p", process=n, cpus=1, exitcode=0) for n in (1, 2, 3)]
-    rows = together(world, function, [calls[0], {**calls[1], **wrong}, calls[2]])
+    rows = batched(world, function, [calls[0], {**calls[1], **wrong}, calls[2]])
     with pytest.raises(psycopg.Error) as alone:
         call(world.db, function, **{k: v for k, v in {**calls[1], **wrong}.items() if k in WANTED[function]})
     assert alone.value.sqlstate == code
-    told = (code, alone.value.diag.message_primary, alone.value.diag.message_hint)
-    assert (rows[1]["code"], rows[1]["message"], rows[1]["hint"]) == told
+    expected = (code, alone.value.diag.message_primary, alone.value.diag.message_hint)
+    assert (rows[1]["code"], rows[1]["message"], rows[1]["hint"]) == expected
     assert {rows[0]["status"], rows[2]["status"]} < {"assigned", "done", "alive"}
 
 
@@ -228,7 +228,7 @@ def test_batch_neither_waits_for_a_busy_job_or_slice_nor_leaves_anything_undone_
         for function, status in (
             ("checkout_slice", "assigned"), ("heartbeat", "alive"), ("report_exit", "done")
         ):  # fmt: skip
-            rows = together(world, function, [job("p", process=n, cpus=1, exitcode=0) for n in (1, 2, 3)])
+            rows = batched(world, function, [job("p", process=n, cpus=1, exitcode=0) for n in (1, 2, 3)])
             assert [row["code"] for row in rows] == ["55P03", "55P03", None]
             assert rows[2]["status"] == status
     assert [world.report(n)["status"] for n in (1, 2)] == ["done", "done"]
@@ -239,7 +239,7 @@ def test_batch_waits_for_the_only_file_in_vain_for_half_a_second(world: World) -
     world.checkout(1)
     with held(world) as other:
         other.execute("SELECT FROM osgprod_data.loaded_files FOR NO KEY UPDATE")
-        rows = together(world, "checkout_slice", [job("p", process=n, cpus=1) for n in (1, 2)])
+        rows = batched(world, "checkout_slice", [job("p", process=n, cpus=1) for n in (1, 2)])
     assert [(row["status"], row["code"]) for row in rows] == [("assigned", None), ("error", "55P03")]
     assert world.checkout(2)["block1"] == 2
 
@@ -248,9 +248,9 @@ def test_jobs_with_bearer_tokens_are_served_as_one_set(world: World) -> None:
     world.set(bearer_issuer=CLAIMS["iss"], bearer_scope="work")
     world.add_file(5)
     calls = [job("p", process=n, cpus=1, magic=None, bearer=CLAIMS) for n in range(3)]
-    assert [row["block1"] for row in together(world, "checkout_slice", calls)] == [1, 2, 3]
+    assert [row["block1"] for row in batched(world, "checkout_slice", calls)] == [1, 2, 3]
     calls[1]["bearer"] = {**CLAIMS, "scope": "play"}
-    rows = together(world, "heartbeat", calls)
+    rows = batched(world, "heartbeat", calls)
     assert [row["code"] for row in rows] == [None, "OG206", None]
     assert "claim scope" in rows[1]["message"]
 
@@ -305,13 +305,13 @@ def test_what_a_call_brings_besides_its_parameters_changes_nothing(world: World)
         "token": "x",
         "opened_at": 0,
     }
-    (row,) = together(world, "checkout_slice", [job("p", process=1, cpus=1, **odd)])
+    (row,) = batched(world, "checkout_slice", [job("p", process=1, cpus=1, **odd)])
     assert (row["status"], row["block1"], row["nstarts"]) == ("assigned", 1, 1)
 
 
 @pytest.mark.parametrize("function", MANY)
 def test_empty_list_is_answered_with_nothing(world: World, function: str) -> None:
-    assert together(world, function, []) == []
+    assert batched(world, function, []) == []
 
 
 # --- what other sessions have locked --------------------------------------------------------------------------------
@@ -379,7 +379,7 @@ def test_slice_requeued_by_one_call_of_a_batch_is_claimed_by_the_next_without_wa
     calls = [job("p", process=n, cpus=1) for n in (11, 12)]
     with split_before(world), held(world) as batch:
         batch.execute("SET LOCAL lock_timeout = '2s'")
-        rows = together(World(batch, world.dsn), "checkout_slice", calls)
+        rows = batched(World(batch, world.dsn), "checkout_slice", calls)
         assert [row["status"] for row in rows] == ["assigned", "wait"]
     assert world.checkout(12)["status"] == "assigned"
 
@@ -397,7 +397,7 @@ def test_job_that_is_twice_in_a_batch_is_served_once_without_waiting(
         world.checkout(process)
     with split_before(world), held(world) as batch:
         batch.execute("SET LOCAL lock_timeout = '2s'")
-        rows = together(World(batch, world.dsn), function, [job("p", process=1, cpus=1)] * 2)
+        rows = batched(World(batch, world.dsn), function, [job("p", process=1, cpus=1)] * 2)
         assert [row["status"] for row in rows] == statuses
         assert rows[1]["code"] == "55P03"
 
@@ -413,7 +413,7 @@ def test_two_reports_on_one_slice_in_a_batch_do_not_wait(world: World) -> None:
     calls = [job("p", process=2, exitcode=137), job("p", process=3, exitcode=0)]
     with split_before(world), held(world) as batch:
         batch.execute("SET LOCAL lock_timeout = '2s'")
-        rows = together(World(batch, world.dsn), "report_exit", calls)
+        rows = batched(World(batch, world.dsn), "report_exit", calls)
         assert [row["code"] for row in rows] == [None, "55P03"]
     assert world.report(3)["status"] == "done"
 

@@ -56,8 +56,14 @@ Plan = Callable[[bytes], "Fault | None"]
 class ChaosProxy:
     """Listens on a loopback port, with TLS when it has a certificate, and asks ``plan`` what to do to each request.
 
-    Parameters: port  of the server;  plan  called with each request
-                certificate  file with a certificate and its key, None = plain http
+    Parameters
+    ----------
+    port : int
+        Of the server.
+    plan : Plan
+        Called with each request.
+    certificate : Path | None
+        File with a certificate and its key, None = plain http.
     """
 
     def __init__(self, port: int, plan: Plan, certificate: Path | None = None) -> None:
