@@ -386,7 +386,8 @@ CONTENTS = """# The functions, by task
 A public function is in the file of its name, or of its group (`access/`).
 Private helpers (`_name`) stand beside their only caller, or in
 `shared.sql` of the folder. `types.sql` is loaded first; `grants.sql`, which says who may call what, is loaded last.
-People edit these files; [CONTRIBUTING.md](../../CONTRIBUTING.md) says how they come to a database.
+People edit these files; [CONTRIBUTING.md](../../CONTRIBUTING.md) says how they come to a database,
+and how one function or all of them are rolled back.
 [docs/sql.md](../../docs/sql.md) has parameters, errors and examples, [docs/design.md](../../docs/design.md) the
 invariants.
 """

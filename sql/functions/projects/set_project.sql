@@ -12,10 +12,10 @@ AS $fn$
 -- Locks:      the project's row, unless nothing is to be changed
 DECLARE
     v_project osgprod_data.projects := osgprod._get_project(p_project);
+    -- Columns that are no settings; every other one is.
     v_fixed   text[] := ARRAY['project_id', 'name', 'magic_salt', 'magic_digest', 'old_magic_digest',
-                              'old_magic_until', 'banned_until', 'next_due_at', 'nlive', 'tallied_until', 'tally_next', 'tally_after',
-                              'created_at',
-                              'subnets'];
+                              'old_magic_until', 'banned_until', 'next_due_at', 'nlive', 'tallied_until', 'tally_next',
+                              'tally_after', 'created_at', 'subnets'];
     v_wrong   text;
     v_key     text;
 BEGIN
@@ -41,23 +41,12 @@ BEGIN
         v_project.xrootd_prefix := coalesce(v_project.xrootd_prefix, '');  -- files of a file system
         v_project.strip_prefix := coalesce(v_project.strip_prefix, '');
         v_project.node_fault_codes := coalesce(v_project.node_fault_codes, '{}');
-        UPDATE projects p
-           SET (state, subnet_pattern, subnets, workscript, xrootd_prefix, strip_prefix, maxblockspercore,
-                token_required, bearer_issuer, bearer_audience, bearer_scope, lease_s, heartbeat_s, wedged_s, wait_s,
-                max_failures, max_faults, backoff_s, max_backoff_s, node_fault_codes, fast_failure_s,
-                max_fast_failures, block_worker_s, demand_events, demand_outputs, demand_checksum, demand_bor,
-                max_live, max_starts_per_min, restart_proof, next_due_at)
-             = (v_project.state, lower(btrim(v_project.subnet_pattern)), osgprod._subnets(v_project.subnet_pattern),
-                v_project.workscript, v_project.xrootd_prefix, v_project.strip_prefix, v_project.maxblockspercore,
-                v_project.token_required, v_project.bearer_issuer, v_project.bearer_audience, v_project.bearer_scope,
-                v_project.lease_s, v_project.heartbeat_s, v_project.wedged_s, v_project.wait_s,
-                v_project.max_failures, v_project.max_faults, v_project.backoff_s, v_project.max_backoff_s,
-                v_project.node_fault_codes, v_project.fast_failure_s, v_project.max_fast_failures,
-                v_project.block_worker_s, v_project.demand_events, v_project.demand_outputs,
-                v_project.demand_checksum, v_project.demand_bor, v_project.max_live, v_project.max_starts_per_min,
-                v_project.restart_proof,
-                '-infinity')  -- a shorter lease may be due before the next look at leases
-         WHERE p.project_id = v_project.project_id AND p_settings <> '{}';
+        v_project.subnet_pattern := lower(btrim(v_project.subnet_pattern));
+        v_project.subnets := osgprod._subnets(v_project.subnet_pattern);
+        v_project.next_due_at := '-infinity';  -- a shorter lease may expire before the next look at leases
+        IF p_settings <> '{}' THEN
+            EXECUTE osgprod._update_of_project() USING v_project;
+        END IF;
     EXCEPTION WHEN data_exception OR integrity_constraint_violation OR datatype_mismatch THEN
         GET STACKED DIAGNOSTICS v_wrong = CONSTRAINT_NAME;
         RAISE EXCEPTION 'project %: %', p_project, coalesce(osgprod._rule(v_wrong), v_key || ': ' || SQLERRM, SQLERRM)
@@ -70,6 +59,17 @@ $fn$;
 
 COMMENT ON FUNCTION osgprod.set_project(text, jsonb) IS
 'Changes settings of a project, {"lease_s": 3600} for instance, and returns all settings with their values now. For osgprod_operator.';
+
+CREATE FUNCTION osgprod._update_of_project()
+RETURNS text LANGUAGE sql STABLE
+AS $fn$
+    -- The statement that writes a row of projects ($1) back as a whole: no column can be forgotten.
+    SELECT format('UPDATE osgprod_data.projects p SET (%1$s) = (SELECT %1$s FROM (SELECT ($1).*) r)'
+                  ' WHERE p.project_id = ($1).project_id', string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum))
+      FROM pg_attribute a
+     WHERE a.attrelid = 'osgprod_data.projects'::regclass AND a.attnum > 0 AND NOT a.attisdropped
+       AND a.attname <> 'project_id'
+$fn$;
 
 CREATE FUNCTION osgprod._rule(p_constraint text)
 RETURNS text LANGUAGE sql STABLE

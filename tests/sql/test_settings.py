@@ -1,0 +1,48 @@
+"""The settings of a project: each one that is shown can be changed, and is stored."""
+
+from __future__ import annotations
+
+import json
+
+from shim.database import call
+from tests.support import World
+
+OTHER_TEXTS = {
+    "state": "draining",
+    "restart_proof": "key",
+    "subnet_pattern": "10.0.0.0/8",
+    "node_fault_codes": [75],
+}
+
+
+def test_each_setting_that_is_shown_is_stored_when_it_is_changed(world: World) -> None:
+    def stored() -> dict[str, object]:
+        row = world.db.execute(
+            "SELECT to_jsonb(p) AS p FROM osgprod_data.projects p WHERE p.name = 'p'"
+        ).fetchone()
+        assert row
+        return dict(row["p"])
+
+    shown = [row["setting"] for row in call(world.db, "set_project", project="p", settings="{}")]
+    before = stored()
+    assert len(shown) > 20
+    for name in shown:
+        old = before[name]
+        new: object
+        if name in OTHER_TEXTS:
+            new = OTHER_TEXTS[name]
+        elif isinstance(old, bool):
+            new = not old
+        else:
+            kind = world.db.execute(
+                "SELECT format_type(a.atttypid, NULL) AS type FROM pg_attribute a"
+                " WHERE a.attrelid = 'osgprod_data.projects'::regclass AND a.attname = %s",
+                (name,),
+            ).fetchone()
+            assert kind
+            new = int(str(old or 0)) + 1 if kind["type"] in ("integer", "bigint") else f"{old or ''}x"
+        assert new != old
+        call(world.db, "set_project", project="p", settings=json.dumps({name: new}))
+        assert stored()[name] == new, name
+        call(world.db, "set_project", project="p", settings=json.dumps({name: old}))
+        assert stored()[name] == old, f"{name} can be set back"
