@@ -11,7 +11,7 @@ import contextlib
 import os
 import socket
 from collections.abc import Iterator, Mapping
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import psycopg
@@ -155,9 +155,17 @@ class SchemaChanged(Exception):
 
 
 class ShimConnection(psycopg.AsyncConnection[Any]):
-    """A connection of the shim's pool: it knows which functions it found."""
+    """A connection of the shim's pool: it knows which functions it found, and whether its last commit is in doubt."""
 
     functions_found = ""
+    is_in_doubt = False
+
+
+def _note_doubt(connection: ShimConnection, notice: psycopg.errors.Diagnostic) -> None:
+    # Our functions give no warnings. PostgreSQL gives this one when somebody cancels a commit that waits for
+    # a standby: "committed locally, but might not have been replicated". The call itself then ends as a success.
+    if notice.severity_nonlocalized == "WARNING":
+        connection.is_in_doubt = True
 
 
 async def schema_has_changed(connection: ShimConnection, error: psycopg.Error) -> bool:
@@ -216,6 +224,7 @@ def open_pool(dsn: str, size: int) -> AsyncConnectionPool[ShimConnection]:
     """
 
     async def configure(connection: ShimConnection) -> None:
+        connection.add_notice_handler(partial(_note_doubt, connection))
         # One prepared statement a call: else a small number and a big one would be two types, two plans.
         connection.adapters.register_dumper(int, Int8Dumper)
         connection.prepare_threshold = 1

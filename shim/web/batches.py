@@ -187,6 +187,9 @@ class Batches:
             with database.hang_up_after(connection, database.CALL_TIMEOUT_S):
                 await cursor.execute(*database.statement(batch[0].function, {"calls": calls}))
                 rows: list[dict[str, Any]] = await cursor.fetchall()
+            if connection.is_in_doubt:
+                await connection.close()
+                raise psycopg.OperationalError("nobody knows whether this commit is on a standby")
         except psycopg.errors.ReadOnlySqlTransaction:  # the server is a primary no longer
             await connection.close()
             await self._replace_connections()

@@ -33,6 +33,7 @@ BEGIN
         v_answer.n := v_call.n;
         RETURN NEXT v_answer;
     END LOOP;
+    PERFORM osgprod._confirm_answer();
 END
 $fn$;
 

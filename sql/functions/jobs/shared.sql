@@ -11,6 +11,24 @@ BEGIN
 END
 $fn$;
 
+CREATE FUNCTION osgprod._confirm_answer()
+RETURNS void LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Makes an answer as certain as one that changed something: with synchronous replication, its commit waits for a standby.
+-- A transaction that writes nothing commits without asking anybody. So a primary that was replaced and does not know it yet
+-- would answer from its old rows: "this job has no attempt", of a job that has got work from the new primary; or from rows
+-- of a commit whose wait for the standby was cut off, which the new primary never gets.
+-- Promise:    writes a record of 60 bytes to the WAL when the transaction has written nothing yet, and only with
+--             synchronous_standby_names set.
+-- Locks:      none
+-- Source:     PostgreSQL manual, 26.2.8 "Synchronous Replication"; docs/design.md "Failover"
+BEGIN
+    IF pg_current_xact_id_if_assigned() IS NULL AND current_setting('synchronous_standby_names') <> '' THEN
+        PERFORM pg_logical_emit_message(true, 'osgprod', '');
+    END IF;
+END
+$fn$;
+
 CREATE FUNCTION osgprod._why_rejected(
     p_project osgprod_data.projects, p_name text, p_cluster bigint, p_process bigint, p_magic text, p_client inet,
     p_bearer jsonb, p_may_wait boolean)
