@@ -10,7 +10,7 @@ SHELL_PARTS := $(wildcard worker/lib/*.bash condor/lib/*.bash)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo serve migrate test coverage test-browser screenshots test-grid test-ha fuzz soak bench docs release-sql scripts lint format lock clean
+.PHONY: help setup setup-dev demo serve migrate test coverage test-browser screenshots test-grid test-ha fuzz soak bench bench-grid docs release-sql scripts lint format lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1 # /p' Makefile | column -t -s '#'
@@ -82,6 +82,9 @@ soak: .venv/ready-dev .ha/ready ## what make test does for seconds, for minutes:
 
 bench: .venv/ready-peers ## speed as ratios against bounds of the same run, into bench/results.json
 	$(BIN)/python -m bench.run
+
+bench-grid: .venv/ready-dev ## a production on a simulated grid of 1,000 nodes, in simulated time, into docs/performance.md
+	$(BIN)/python -m bench.grid
 
 docs: .venv/ready-dev ## what documents have from the code: docs/sql.md, and the tables between <!-- markers -->
 	$(BIN)/python docs/generate_sql.py

@@ -1,0 +1,148 @@
+"""``make bench-grid``: one production on a simulated grid, assigned in several ways; into docs/performance.md."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+from bench.grid_plot import plot
+from bench.grid_run import Grid, Outcome, Way, simulate
+from shim.database import connect
+from shim.local.embedded import EmbeddedError, temporary_server
+from shim.migrate import migrate
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+BEGIN, END = "<!-- grid: written by make bench-grid -->\n", "<!-- end of grid -->"
+TEMPLATE = "grid_template"
+PROCESSES = 2
+# The original cuts ten blocks for each core, in all projects that its authors ran.
+ORIGINAL_BLOCKS = 10
+REACH = {"makespan": 1.10, "wasted": 5.0, "better": 1.3}
+
+
+def ways(grid: Grid) -> dict[str, Way]:
+    """The ways that are compared, by their short names.
+
+    Parameters
+    ----------
+    grid
+        Where they run: a file's size decides what one job a file is.
+    """
+    return {
+        "ours": Way("osgprod", ORIGINAL_BLOCKS),
+        "fixed": Way("fixed slices", ORIGINAL_BLOCKS),
+        "file": Way("one job a file", grid.blocks),
+    }
+
+
+def main() -> int:
+    """Run the ways, print the table, write page and plot; the exit code is 1 when a run was not possible."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", action="append", choices=ways(Grid()), help="this way; may be repeated")
+    parser.add_argument("--small", action="store_true", help="a small grid for seconds; figures mean little")
+    parser.add_argument("--files", type=int, help="as much work (a whole run has 2,000)")
+    parser.add_argument("--docs", type=Path, default=DOCS, help="folder of performance.md and images/")
+    chosen = parser.parse_args()
+    grid = small() if chosen.small else Grid()
+    if chosen.files is not None:
+        if chosen.files < 1:
+            parser.error(f"--files must be at least 1, not {chosen.files}")
+        grid = replace(grid, files=chosen.files)
+    asked = [way for name, way in ways(grid).items() if not chosen.only or name in chosen.only]
+    started = time.monotonic()
+    try:
+        outcomes = run(grid, asked)
+    except (EmbeddedError, RuntimeError) as error:
+        print(f"bench.grid: {error}", file=sys.stderr)
+        return 1
+    lines = table(grid, outcomes)
+    print(*lines, sep="\n")
+    print(f"{time.monotonic() - started:.0f} s")
+    if not chosen.only and not chosen.small:
+        page = chosen.docs / "performance.md"
+        page.write_text(documented(page.read_text(), lines))
+        (chosen.docs / "images" / "bench-grid.svg").write_text(plot(outcomes, grid.files * grid.blocks))
+    return 0
+
+
+def small() -> Grid:
+    """A grid for the test suite."""
+    return Grid(workers=30, files=4, blocks=400, block_s=288.0, poisoned=1 / 1600)
+
+
+def run(grid: Grid, asked: Sequence[Way]) -> list[Outcome]:
+    """Run each way on a database of its own, two at a time.
+
+    Parameters
+    ----------
+    grid, asked
+        Where, and which.
+
+    Returns
+    -------
+    list of Outcome
+        In the order of `asked`.
+    """
+    with temporary_server(shared_buffers="512MB", autovacuum_naptime="10s") as server:
+        with connect(server) as database:
+            database.execute(f"CREATE DATABASE {TEMPLATE}")
+        migrate(server.replace("dbname=postgres", f"dbname={TEMPLATE}"), say=lambda line: None)
+        with connect(server) as database:
+            for number in range(len(asked)):
+                database.execute(f"CREATE DATABASE grid{number} TEMPLATE {TEMPLATE}")
+        with ProcessPoolExecutor(PROCESSES) as pool:
+            runs = [
+                pool.submit(simulate, server.replace("dbname=postgres", f"dbname=grid{number}"), grid, way)
+                for number, way in enumerate(asked)
+            ]
+            return [one.result() for one in runs]
+
+
+def table(grid: Grid, outcomes: Sequence[Outcome]) -> list[str]:
+    """The figures, as lines of Markdown.
+
+    Parameters
+    ----------
+    grid, outcomes
+        What ran, and what came of it.
+    """
+    ideal_h = grid.ideal_s / 3600
+    lines = [
+        "| way | makespan [h] | over the ideal | wasted core hours | attempts | attempts a slice | tail [h] |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for o in outcomes:
+        more = "" if o.is_complete else "> "
+        lines.append(
+            f"| {o.name} | {more}{o.makespan_s / 3600:.2f} | {more}{o.makespan_s / o.ideal_s:.3f} "
+            f"| {100 * o.wasted_s / max(o.used_s, 1):.1f} % | {o.attempts:,} "
+            f"| {o.attempts / max(o.done, 1):.2f} | {o.tail_s / 3600:.2f} |"
+        )
+    lines.append(f"| ideal: work / sum of speeds | {ideal_h:.2f} | 1 | 0 % | | | |")
+    lines.append(f"| ideal, and the hour without storage | {ideal_h + grid.outage_s / 3600:.2f} "
+                 f"| {1 + grid.outage_s / grid.ideal_s:.3f} | | | | |")  # fmt: skip
+    return lines
+
+
+def documented(page: str, lines: Sequence[str]) -> str:
+    """The page with these lines in the place of those of the last run.
+
+    Parameters
+    ----------
+    page
+        Text of docs/performance.md.
+    lines
+        The table.
+    """
+    before, _, rest = page.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return before + BEGIN + "\n".join(lines) + "\n" + END + after
+
+
+if __name__ == "__main__":
+    sys.exit(main())

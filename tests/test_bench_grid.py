@@ -1,0 +1,96 @@
+"""The simulation of a grid: it runs, its clock is its own, and production can't be given another clock."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+from xml.etree import ElementTree
+
+import psycopg
+
+from bench import grid as bench_grid
+from bench.grid_plot import plot
+from bench.grid_run import Grid, Outcome, Simulation, Way, simulate
+
+DAY_S = 86_400
+
+
+def test_production_functions_have_no_other_clock_than_the_servers(
+    db: psycopg.Connection[dict[str, Any]],
+) -> None:
+    """In a migrated database pg_catalog is searched first, so no schema can put a now() in front of the server's."""
+    paths = db.execute(
+        "SELECT p.proname, c.setting FROM pg_proc p CROSS JOIN LATERAL unnest(p.proconfig) c (setting)"
+        " WHERE p.pronamespace = 'osgprod'::regnamespace AND c.setting LIKE 'search_path=%'"
+    ).fetchall()
+    assert len(paths) > 30
+    assert [row for row in paths if not row["setting"].startswith("search_path=pg_catalog, ")] == []
+    # What a role may call has a path: nobody's search_path reaches into a function.
+    without = db.execute(
+        "SELECT p.proname FROM pg_proc p WHERE p.pronamespace = 'osgprod'::regnamespace AND p.proname NOT LIKE '\\_%'"
+        " AND NOT EXISTS (SELECT FROM unnest(p.proconfig) c (setting) WHERE c.setting LIKE 'search_path=%')"
+    ).fetchall()
+    assert without == []
+    assert db.execute("SELECT to_regnamespace('sim') AS found").fetchone() == {"found": None}
+
+
+def test_functions_live_in_simulated_time_alone(dsn: str) -> None:
+    """Whatever a run writes, it writes at a simulated time, although the run takes seconds."""
+    grid = replace(bench_grid.small(), workers=5, files=1, blocks=20)
+    simulation = Simulation(dsn, grid, Way("one", 2))
+    outcome = simulation.run()
+    assert simulation.check() == []
+    simulation.close()
+    with psycopg.connect(dsn) as found:
+        columns = found.execute(
+            "SELECT format('%I.%I', table_schema, table_name), column_name FROM information_schema.columns"
+            " WHERE table_schema = 'osgprod_data' AND data_type = 'timestamp with time zone'"
+        ).fetchall()
+        seen = 0
+        for relation, column in columns:
+            for (at,) in found.execute(
+                f"SELECT extract(epoch FROM {column}) FROM {relation} WHERE isfinite({column})"
+            ).fetchall():
+                seen += 1
+                assert 0 <= float(at) - 1_893_456_000 <= outcome.makespan_s + DAY_S, (relation, column)
+    assert seen > 50
+
+
+def test_small_grid_is_worked_off_and_measured(dsn: str) -> None:
+    grid = bench_grid.small()
+    outcome = simulate(dsn, grid, bench_grid.ways(grid)["ours"])
+    assert outcome.is_complete
+    assert outcome.makespan_s > outcome.ideal_s
+    assert 0 < outcome.wasted_s < outcome.used_s
+    assert outcome.attempts > outcome.done > 0
+    assert outcome.used_s - outcome.wasted_s > 0
+
+
+def test_nothing_is_lost_on_an_ideal_grid(dsn: str) -> None:
+    """Without start-ups, faults and evictions, blocks of one core second take what they must."""
+    grid = Grid(
+        workers=9, sites=3, cores=1, spread=1.0001, start_s=0.001, vanish=0, evicted_s=1e12, poisoned=0,
+        outage_s=0, files=1, blocks=600, block_s=60.0,
+    )  # fmt: skip
+    outcome = simulate(dsn, grid, Way("one", 1))
+    # A third of the nodes are the black hole's; they fail a slice now and then until they are banned.
+    assert 1 <= outcome.makespan_s / outcome.ideal_s < 1.05
+    assert outcome.done == 600
+
+
+def test_results_go_into_the_page_and_the_plot() -> None:
+    runs = [
+        Outcome(
+            "a <way>", 7200.0, 3600.0, 100.0, 4.0, 12, 10, 60.0, True, [(0.0, 0), (3600.0, 5), (7200.0, 10)]
+        ),
+        Outcome("never", 43200.0, 3600.0, 100.0, 90.0, 12, 10, 60.0, False, [(0.0, 0), (7200.0, 1)]),
+    ]
+    grid = Grid()
+    lines = bench_grid.table(grid, runs)
+    assert "| a <way> | 2.00 | 2.000 | 4.0 % | 12 | 1.20 | 0.02 |" in lines
+    assert any(line.startswith("| never | > 12.00 ") for line in lines)
+    page = "before\n" + bench_grid.BEGIN + "old\n" + bench_grid.END + "\nafter\n"
+    assert bench_grid.documented(page, lines).startswith("before\n")
+    assert bench_grid.documented(page, lines).endswith("\nafter\n")
+    assert "old" not in bench_grid.documented(page, lines)
+    ElementTree.fromstring(plot(runs, 10))
