@@ -103,6 +103,9 @@ EXAMPLES: list[tuple[str, str]] = [
     p_slices => '[{"block1": 1, "block2": 3, "cluster": 812, "process": 4, "worker": "10.1.2.9", "exit_code": 0,
         "started_at": "2026-01-03 10:00:00+00", "ended_at": "2026-01-03 14:30:00+00", "slices_of_job": 1},
         {"block1": 3, "block2": 6}]')"""),
+    ("note_answers", """SELECT osgprod.note_answers(p_answers => jsonb_build_array(jsonb_build_object(
+    'minute', extract(epoch FROM now()), 'project', 'spring-2026', 'route', 'checkout', 'status', 200,
+    'reason', 'assigned', 'times', 12)))"""),
     ("alive", "SELECT * FROM osgprod.alive()"),
     ("", """SELECT osgprod.add_project(p_project => 'autumn-2025', p_subnet_pattern => '10.0.0.0/8',
     p_workscript => 'osgprod_work.bash', p_xrootd_prefix => '', p_maxblockspercore => 2)"""),
@@ -125,7 +128,7 @@ CHAPTERS = (
                            "attempts_by_site", "attempts_by_worker")),
     ("When something is wrong", ("quarantined", "recycle", "reclaim_lost", "blocked_workers", "ban_worker", "verify",
                                  "diagnose")),
-    ("Moving and housekeeping", ("import_file", "tick", "alive")),
+    ("Moving and housekeeping", ("import_file", "tick", "alive", "note_answers")),
 )  # fmt: skip
 
 _TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(\.\d+)?\+00(:00)?")

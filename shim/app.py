@@ -27,6 +27,7 @@ from shim.database import open_pool
 from shim.version import names, which_is_older
 from shim.web import logs, openapi, parameters, timer
 from shim.web.address import TrustedProxies
+from shim.web.answers import Answers
 from shim.web.batches import Batches
 from shim.web.bearer import BearerTokens
 from shim.web.failures import TooOften
@@ -53,6 +54,7 @@ class Parts:
 async def _arguments(request: Request) -> tuple[dict[str, Any], list[str]]:
     """What the request says, as arguments of a function, and notes on what of it is ignored or changed."""
     arguments, notes = await parameters.read(request)
+    request.scope["osgprod.project"] = arguments.get("project")
     authorization, bearer = request.headers.get("authorization"), None
     if authorization and not arguments.get("magic"):
         bearer = await request.app.state.parts.tokens.claims(authorization)
@@ -156,6 +158,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
     dsn, root = settings.dsn.text, settings.root_path
     metrics, guard, tokens = Metrics(settings.metrics_folder), Guard(settings), BearerTokens(settings)
     proxies, client_rate = TrustedProxies(settings.trusted_proxies), RateLimit(settings.client_rate)
+    answers = Answers()
     logs.hide_queries()
 
     @contextlib.asynccontextmanager
@@ -165,7 +168,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
         app.state.parts = Parts(pool, batches, templates, tokens, RateLimit(settings.project_rate))
         # The database may be away now: requests are answered 503 until it is there.
         await pool.open(wait=False)
-        ticker = asyncio.create_task(timer.tick_for_ever(dsn))
+        ticker = asyncio.create_task(timer.tick_for_ever(dsn, answers))
         try:
             yield
         finally:
@@ -185,7 +188,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
             route.methods.discard("HEAD")  # which Starlette adds to GET: it must not lease a slice
     app = Starlette(routes=[*routes, *Dashboard(root, guard, metrics).routes()], lifespan=lifespan)
     # In place of Starlette's own layers: Surround answers all errors, also those of the router (404, 405).
-    app.middleware_stack = Surround(app.router, proxies, client_rate, metrics)
+    app.middleware_stack = Surround(app.router, proxies, client_rate, metrics, answers)
     # A path is right or it is not; the host in a request must not decide where a redirection leads.
     app.router.redirect_slashes = False
     return app

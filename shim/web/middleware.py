@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shim.web import logs
 from shim.web.address import TrustedProxies
+from shim.web.answers import Answers, cause
 from shim.web.failures import TooOften, explain
 from shim.web.metrics import Metrics
 from shim.web.rates import RateLimit, key_of
@@ -39,10 +40,15 @@ class Surround:
         Requests of one address.
     metrics : Metrics
         Counters of this process.
+    answers : Answers
+        What health is told of.
     """
 
-    def __init__(self, app: ASGIApp, proxies: TrustedProxies, rate: RateLimit, metrics: Metrics) -> None:
+    def __init__(
+        self, app: ASGIApp, proxies: TrustedProxies, rate: RateLimit, metrics: Metrics, answers: Answers
+    ) -> None:
         self._app, self._proxies, self._rate, self._metrics = app, proxies, rate, metrics
+        self._answers = answers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -54,19 +60,22 @@ class Surround:
         peer = scope["client"][0] if scope.get("client") else None
         scope["osgprod.client"] = client = self._proxies.client(peer, scope["headers"])
         note, has_begun = "", False
+        reason, message = "", None
 
-        async def send_noted(message: Message) -> None:
+        async def send_noted(part: Message) -> None:
             nonlocal has_begun
-            if message["type"] == "http.response.start":
+            if part["type"] == "http.response.start":
                 has_begun = True
-                headers = message["headers"]
+                headers = part["headers"]
                 answer = next((value for name, value in headers if name == b"osgprod-status"), b"-")
                 headers.append((b"osgprod-request", number.encode()))
-                if message["status"] >= 400 and answer == b"-":
+                if part["status"] >= 400 and answer == b"-":
                     # A job ignores answers without Osgprod-Status, such as a 404 of the front server.
                     headers.append((b"osgprod-status", b"error"))
-                self._note(scope, number, message["status"], answer.decode(), started, note)
-            await send(message)
+                name = self._note(scope, number, part["status"], answer.decode(), started, note)
+                project = scope.get("osgprod.project")
+                self._answers.count(project, name, part["status"], reason or answer.decode(), message)
+            await send(part)
 
         try:
             if wait_s := self._rate.wait_s(key := key_of(client)):
@@ -77,12 +86,13 @@ class Surround:
             if has_begun:
                 raise
             note = f" error={(str(error).splitlines() or [type(error).__name__])[0][:300]!a}"
+            reason, message = cause(error)
             if explain(error).is_a_fault:
                 log.exception("request=%s failed", number)
             await error_answer(error)(scope, receive, send_noted)
 
-    def _note(self, scope: Scope, number: str, status: int, answer: str, started: float, note: str) -> None:
-        """Count the request and write its line into the log."""
+    def _note(self, scope: Scope, number: str, status: int, answer: str, started: float, note: str) -> str:
+        """Count the request, write its line into the log, and return the name of its route."""
         seconds = time.perf_counter() - started
         endpoint = scope.get("endpoint")
         name = getattr(endpoint, "__name__", "static").lstrip("_") if endpoint else "not_found"
@@ -97,6 +107,7 @@ class Surround:
             seconds * 1000,
             note,
         )
+        return name
 
 
 def error_answer(error: Exception) -> Response:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
+from typing import Any
 
 import psycopg
+
+from shim.web.answers import Answers
 
 log = logging.getLogger("osgprod")
 
@@ -13,16 +17,18 @@ TICK_S = 10.0
 TICK_TIMEOUT_S = 60.0
 
 
-async def tick_for_ever(dsn: str) -> None:
-    """Call osgprod.tick() every TICK_S seconds. Errors are logged, and the loop continues.
+async def tick_for_ever(dsn: str, answers: Answers) -> None:
+    """Call osgprod.tick() every TICK_S seconds, and write down what this process answered.
 
-    Each call has its own connection and time limit, so that neither a crowded pool nor a server that hangs
-    delays the next one.
+    Errors are logged, and the loop continues. Each call has its own connection and time limit, so that neither a
+    crowded pool nor a server that hangs delays the next one.
 
     Parameters
     ----------
     dsn : str
         libpq's connection string.
+    answers : Answers
+        Of this process.
     """
     while True:
         await asyncio.sleep(TICK_S)
@@ -36,5 +42,17 @@ async def tick_for_ever(dsn: str) -> None:
                 # The functions refuse other isolation levels, and the database's default may differ.
                 await db.execute("SET default_transaction_isolation = 'read committed'")
                 await db.execute("SELECT * FROM osgprod.tick()")
+                await _note_answers(db, answers)
         except Exception as error:
             log.warning("tick: %s", (str(error).splitlines() or [type(error).__name__])[0])
+
+
+async def _note_answers(db: psycopg.AsyncConnection[Any], answers: Answers) -> None:
+    rows = answers.take()
+    if not rows:
+        return
+    try:
+        await db.execute("SELECT osgprod.note_answers(p_answers => %s)", [json.dumps(rows)])
+    except BaseException:
+        answers.put_back(rows)  # the database may be read-only, or of an older version
+        raise

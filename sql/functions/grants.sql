@@ -4,7 +4,7 @@ GRANT USAGE ON SCHEMA osgprod TO osgprod_worker, osgprod_operator;
 
 GRANT EXECUTE ON FUNCTION
     osgprod.checkout_slice, osgprod.checkout_slices, osgprod.heartbeat, osgprod.heartbeats, osgprod.report_exit,
-    osgprod.report_exits, osgprod.tick, osgprod.alive
+    osgprod.report_exits, osgprod.tick, osgprod.alive, osgprod.note_answers
 TO osgprod_worker, osgprod_operator;
 
 -- What the dashboard and the metrics show. Nothing here changes anything or tells a secret: no magic, token or digest of
@@ -25,4 +25,5 @@ TO osgprod_operator;
 -- the operator reads the tables; nobody writes them but through functions
 GRANT SELECT ON osgprod_data.projects, osgprod_data.rawdata, osgprod_data.loaded_files, osgprod_data.slices,
     osgprod_data.attempts, osgprod_data.reports, osgprod_data.worker_bans, osgprod_data.refusals, osgprod_data.tallies,
-    osgprod_data.totals TO osgprod_operator;
+    osgprod_data.totals, osgprod_data.answers, osgprod_data.operations, osgprod_data.log_tails,
+    osgprod_data.tallied_sites TO osgprod_operator;

@@ -46,6 +46,7 @@ FUNCTIONS = """
     live_attempts       wo
     load_slices         -o
     map_files           wo
+    note_answers        wo
     progress            wo
     quarantined         wo
     rate                wo
@@ -65,14 +66,18 @@ FUNCTIONS = """
 RELATIONS = """
     _yoyo_log         -o
     _yoyo_migration   -o
+    answers           -o
     attempts          -o
     loaded_files      -o
+    log_tails         -o
     migrated_files    --
+    operations        -o
     projects          -o
     rawdata           -o
     refusals          -o
     reports           -o
     slices            -o
+    tallied_sites     -o
     tallies           -o
     totals            -o
     worker_bans       -o

@@ -369,7 +369,7 @@ def test_health_names_each_finding_and_the_command_that_helps(world: World) -> N
 
     assert health() == [("attention", "empty")]
     world.add_file(100)
-    assert health() == [("well", "healthy")], "no job has had time to do anything"
+    assert health() == [("attention", "waiting")], "no job has asked yet"
     world.db.execute("UPDATE osgprod_data.loaded_files SET loaded_at = now() - interval '3 h'")
     assert health() == [("bad", "stalled")]
     world.checkout(0)

@@ -15,7 +15,7 @@ DECLARE
     -- Columns that are no settings; every other one is.
     v_fixed   text[] := ARRAY['project_id', 'name', 'magic_salt', 'magic_digest', 'old_magic_digest',
                               'old_magic_until', 'banned_until', 'next_due_at', 'nlive', 'tallied_until', 'tally_next',
-                              'tally_after', 'created_at', 'subnets'];
+                              'tally_after', 'created_at', 'stopped_at', 'subnets'];
     v_wrong   text;
     v_key     text;
 BEGIN
@@ -43,6 +43,7 @@ BEGIN
         v_project.node_fault_codes := coalesce(v_project.node_fault_codes, '{}');
         v_project.subnet_pattern := lower(btrim(v_project.subnet_pattern));
         v_project.subnets := osgprod._subnets(v_project.subnet_pattern);
+        v_project.stopped_at := CASE WHEN v_project.state = 'paused' THEN v_project.stopped_at END;
         v_project.next_due_at := '-infinity';  -- a shorter lease may expire before the next look at leases
         IF p_settings <> '{}' THEN
             EXECUTE osgprod._update_of_project() USING v_project;

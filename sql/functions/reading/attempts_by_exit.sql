@@ -5,14 +5,14 @@ AS $fn$
 -- Counts the attempts that ended in the last hours, by outcome and exit code.
 -- Parameters: p_project  project name;  p_hours  how far back [h; 1 .. 8760]
 -- Returns:    a row for each outcome and exit code (NULL = lost), the most frequent first: attempts, blocks of their
---             slices, how long they ran [s; mean], and the ten minutes in which it last happened
+--             slices, how long they ran [s; mean], and when the last one ended
 -- Errors:     OG301 unknown project; OG108 hours out of range
 DECLARE
     v_project_id int := (osgprod._get_project(p_project)).project_id;
 BEGIN
     RETURN QUERY
     SELECT r.outcome::text, r.exit_code, sum(r.reports)::bigint, sum(r.blocks)::bigint,
-           (sum(r.ran_s) / sum(r.reports))::float8, max(r.began_at)
+           (sum(r.ran_s) / sum(r.reports))::float8, max(r.last_at)
       FROM osgprod._recent(v_project_id, osgprod._since(p_hours)) r
      GROUP BY r.outcome, r.exit_code ORDER BY 3 DESC, r.outcome, r.exit_code;
 END

@@ -7,8 +7,9 @@ AS $fn$
 -- Parameters: p_project  project name;  p_hours  how far back reports count for the rate [h; 1 .. 8760]
 -- Returns:    one row. blocks_left: neither done nor quarantined; the mean rate [blocks/h], and the range that holds it
 --             with 95 % confidence, if intervals are alike and independent (two standard errors of the mean of so many
---             intervals); the times that follow from these. NULL = no estimate: nothing was done, or fewer than three
---             intervals have passed since the first success; ends_late_at NULL = perhaps never
+--             intervals); the times that follow from these. The rate is NULL when nothing was done in these hours; the
+--             range is NULL too while fewer than three whole intervals have passed since the first success, and the rate
+--             is then that since the first of these attempts began; ends_late_at NULL = perhaps never
 -- Errors:     OG301 unknown project; OG108 hours out of range
 DECLARE
     v_mean  float8;
@@ -25,10 +26,12 @@ BEGIN
                        > now() - interval '100 min' THEN least(p_hours, 2) ELSE p_hours END) x) r
      WHERE r.until_then > r.blocks_done  -- the first one was not whole, and before it nothing was done
        AND r.from_now > 1;               -- the last one is not over
-    IF v_mean > 0 THEN
+    IF v_mean > 0 AND intervals >= 3 THEN
         blocks_per_hour := v_mean * 3600 / v_step;
-        ends_at := now() + make_interval(secs => blocks_left / v_mean * v_step);
+    ELSE
+        blocks_per_hour := osgprod._young_rate((osgprod._get_project(p_project)).project_id, osgprod._since(p_hours));
     END IF;
+    ends_at := now() + make_interval(secs => blocks_left / blocks_per_hour * 3600);
     IF v_mean > 0 AND intervals >= 3 THEN
         least_per_hour := greatest(v_mean - v_error, 0) * 3600 / v_step;
         most_per_hour := (v_mean + v_error) * 3600 / v_step;
@@ -44,6 +47,17 @@ $fn$;
 
 COMMENT ON FUNCTION osgprod.estimate(text, int) IS
 'Estimates when a project will be done at the rate of the last p_hours [h], with the range of uncertainty. For osgprod_worker and osgprod_operator.';
+
+CREATE FUNCTION osgprod._young_rate(p_project_id int, p_since timestamptz)
+RETURNS float8 LANGUAGE sql STABLE
+AS $fn$
+    -- The rate [blocks/h] of a production with too few whole intervals: blocks done in the window, over the time since the
+    -- first of those attempts began, or since the window did [at least 1 s]; NULL = nothing was done.
+    SELECT d.blocks * 3600 / greatest(extract(epoch FROM now() - greatest(d.first_at, p_since)), 1)::float8
+      FROM (SELECT sum(r.nblocks) AS blocks, min(r.reported_at - make_interval(secs => r.ran_s)) AS first_at
+              FROM osgprod_data.reports r
+             WHERE r.project_id = p_project_id AND r.reported_at >= p_since AND r.outcome = 'done') d
+$fn$;
 
 CREATE FUNCTION osgprod._began_at(p_project text, p_hours int)
 RETURNS timestamptz LANGUAGE sql STABLE

@@ -5,14 +5,17 @@ AS $fn$
 -- Tells whether each production is healthy, and what to do where it is not.
 -- Parameters: p_project  project name; NULL = all projects
 -- Returns:    at least one row a project, the worst first. level: bad (act now), attention (look at it) or well; what, one
---             of: stalled, failing, leases, quarantine, contradicted, refused-workers, running-out, paused, draining, empty, done,
---             healthy; what was found, and the command that helps
+--             of: stalled, failing, answers, leases, without-progress, restarting, refused-requests, quarantine, contradicted,
+--             refused-workers, running-out, paused, draining, empty, waiting, done, healthy; what was found, and the command that helps
 -- Errors:     OG301 unknown project
 BEGIN
     PERFORM osgprod._get_project(p_project) WHERE p_project IS NOT NULL;
     RETURN QUERY
     WITH facts AS (
-        SELECT g.*, p.project_id, p.next_due_at, h.done, h.bad, h.all_reports, h.worst,
+        SELECT g.*, p.project_id, p.next_due_at, h.done, h.bad, h.all_reports, h.worst, l.idle,
+               l.restarting, l.starts, a.answers, a.faults, a.refusals, a.worst_fault, a.worst_refusal,
+               osgprod._patience(p.project_id) AS patience,
+               EXISTS (SELECT FROM attempts t WHERE t.project_id = p.project_id) AS was_asked,
                (SELECT count(*) FROM worker_bans b WHERE b.project_id = p.project_id AND b.until > now()) AS refused,
                (SELECT count(*) FROM (SELECT FROM osgprod._contradicted_slices(p.project_id) LIMIT 1000) c) AS contradicted,
                (SELECT min(f.loaded_at) FROM loaded_files f WHERE f.project_id = p.project_id) AS loaded_at,
@@ -20,24 +23,45 @@ BEGIN
           FROM osgprod.progress(p_project => p_project) g
           JOIN projects p ON p.name = g.project
          CROSS JOIN LATERAL (
-            SELECT coalesce(sum(r.blocks) FILTER (WHERE r.outcome = 'done'), 0) AS done,
-                   coalesce(sum(r.reports) FILTER (WHERE r.outcome IN ('failed', 'node-fault', 'lost')), 0) AS bad,
-                   coalesce(sum(r.reports), 0) AS all_reports,
-                   mode() WITHIN GROUP (ORDER BY coalesce(r.exit_code::text, 'none, lost'))
-                       FILTER (WHERE r.outcome IN ('failed', 'node-fault', 'lost')) AS worst
-              FROM osgprod._recent(p.project_id, osgprod._patience(p.project_id)) r) h
+            SELECT coalesce(sum(e.blocks) FILTER (WHERE e.outcome = 'done'), 0) AS done,
+                   coalesce(sum(e.reports) FILTER (WHERE e.is_bad), 0) AS bad,
+                   coalesce(sum(e.reports), 0) AS all_reports,
+                   (array_agg(coalesce(e.exit_code::text, 'none, lost') ORDER BY e.reports DESC, e.exit_code)
+                       FILTER (WHERE e.is_bad))[1] AS worst
+              FROM (SELECT r.outcome, r.exit_code, r.outcome IN ('failed', 'node-fault', 'lost') AS is_bad,
+                           sum(r.reports) AS reports, sum(r.blocks) AS blocks
+                      FROM osgprod._recent(p.project_id, osgprod._patience(p.project_id)) r
+                     GROUP BY r.outcome, r.exit_code) e) h
+         CROSS JOIN LATERAL osgprod._troubled_leases(p.project_id) l
+         CROSS JOIN LATERAL osgprod._recent_answers(p.project_id) a
     ), found AS (
         SELECT f.project, f.state, f.blocks_left, v.* FROM facts f CROSS JOIN LATERAL (VALUES
             ('bad', 'stalled', f.state = 'active' AND f.blocks_left > 0 AND f.done = 0
-                AND f.loaded_at < osgprod._patience(f.project_id),
+                AND f.loaded_at < f.patience,
              format('%s blocks left and %s on lease, but none done since %s UTC', f.blocks_left, f.blocks_leased,
-                    to_char(osgprod._patience(f.project_id) AT TIME ZONE 'UTC', 'HH24:MI')),
+                    to_char(f.patience AT TIME ZONE 'UTC', 'HH24:MI')),
              CASE WHEN f.blocks_leased = 0 THEN 'no job asks for work: are jobs submitted, and do they reach the shim? osgprod doctor'
                   ELSE format('see how far they are: osgprod attempts %s --live', f.project) END),
             ('bad', 'failing', f.bad >= 10 AND f.bad > 0.2 * f.all_reports,
              format('%s of the last %s attempts failed, were killed or lost; most with exit code %s', f.bad,
                     f.all_reports, f.worst),
              format('find the code and the site: osgprod attempts %s --by exit, then --by site', f.project)),
+            ('bad', 'answers', f.answers >= 10 AND 2 * f.faults > f.answers,
+             format('%s of %s requests of the last 15 minutes were answered %s', f.faults, f.answers, f.worst_fault),
+             'osgprod doctor looks for the cause'),
+            ('attention', 'refused-requests', f.answers >= 10 AND 5 * f.refusals > f.answers,
+             format('%s of %s requests of the last 15 minutes were refused; most with %s', f.refusals, f.answers,
+                    f.worst_refusal),
+             format('are magic, addresses and names of the jobs right? osgprod project show %s', f.project)),
+            ('attention', 'without-progress', f.idle > 0,
+             format('%s leased slices without progress for at least %s', f.idle,
+                    date_trunc('minute', now() - least(f.patience, now() - interval '2 h'))),
+             format('see which: osgprod attempts %s --live; have such jobs end: osgprod project set %s wedged_s=7200', f.project,
+                    f.project)),
+            ('attention', 'restarting', f.restarting > 0,
+             format('%s jobs have started 10 times or more, up to %s times, and have reported nothing', f.restarting, f.starts),
+             format('their slices take longer than their nodes last: osgprod project set %s maxblockspercore=N, with a smaller N',
+                    f.project)),
             ('bad', 'leases', f.next_due_at < now() - interval '5 min' AND f.blocks_leased > 0 AND EXISTS (
                 SELECT FROM osgprod._slices_in_flight(f.project_id) s
                  WHERE s.state = 'leased' AND s.due_at < now() - interval '5 min'),
@@ -63,6 +87,8 @@ BEGIN
              format('go on: osgprod project resume %s', f.project)),
             ('attention', 'empty', f.files = 0, 'there are no files',
              format('osgprod rawdata load FOLDER, then osgprod slices load %s', f.project)),
+            ('attention', 'waiting', f.state = 'active' AND f.blocks_left > 0 AND NOT f.was_asked AND f.loaded_at >= f.patience,
+             'no job has been assigned work yet', 'submit jobs; osgprod doctor looks for what may keep them away'),
             ('well', 'done', f.files > 0 AND f.blocks_left = 0,
              'every block is done or in quarantine',
              format('check it: osgprod verify %s; keep it elsewhere: osgprod project export %s', f.project, f.project))
@@ -70,7 +96,8 @@ BEGIN
     ), holding AS (
         SELECT x.project, x.level, x.what, x.found, x.advice FROM found x WHERE x.holds
         UNION ALL
-        SELECT f.project, 'well', 'healthy', format('%s blocks done of late', f.done), 'nothing to do'
+        SELECT f.project, 'well', 'healthy', format('%s blocks done since %s UTC, %s on lease', f.done,
+                                                      to_char(f.patience AT TIME ZONE 'UTC', 'HH24:MI'), f.blocks_leased), 'nothing to do'
           FROM facts f WHERE NOT EXISTS (SELECT FROM found x WHERE x.project = f.project AND x.holds)
     )
     SELECT y.project, y.level, y.what, y.found, y.advice FROM holding y
@@ -80,6 +107,42 @@ $fn$;
 
 COMMENT ON FUNCTION osgprod.health(text) IS
 'Tells whether each production is healthy, and what to do where it is not; the worst first. For osgprod_worker and osgprod_operator.';
+
+CREATE FUNCTION osgprod._troubled_leases(p_project_id int)
+RETURNS TABLE (idle bigint, restarting bigint, starts int) LANGUAGE sql STABLE
+AS $fn$
+    -- Counts leased slices whose jobs get nowhere: idle = no progress, or none since the start, for two hours, or for twice
+    -- the time that a success takes on average if that is longer; restarting = the job has started 10 times or more and
+    -- has never reported; starts = the most starts of such a job.
+    SELECT count(*) FILTER (WHERE coalesce(s.progress_at, (
+               SELECT a.started_at FROM osgprod_data.attempts a
+                WHERE a.project_id = s.project_id AND a.cluster = s.cluster AND a.process = s.process
+                  AND a.nstart = s.nstart)) < least(osgprod._patience(p_project_id), now() - interval '2 h')),
+           count(*) FILTER (WHERE s.never_reported), max(s.nstart) FILTER (WHERE s.never_reported)
+      FROM (SELECT x.*, x.nstart >= 10 AND NOT EXISTS (
+                       SELECT FROM osgprod_data.reports r
+                        WHERE r.project_id = x.project_id AND r.cluster = x.cluster AND r.process = x.process
+                          AND r.by_worker) AS never_reported
+              FROM osgprod._slices_in_flight(p_project_id) x WHERE x.state = 'leased') s
+$fn$;
+
+CREATE FUNCTION osgprod._recent_answers(p_project_id int)
+RETURNS TABLE (answers bigint, faults bigint, refusals bigint, worst_fault text, worst_refusal text) LANGUAGE sql STABLE
+AS $fn$
+    -- Counts what the shims answered to jobs of a project within 15 minutes: faults = 500 and above, but for a project that
+    -- is paused or whose files are being reset; refusals = 400 to 499, but for attempts that came too late (409). Of each
+    -- the most frequent as text: status, and the message or kind.
+    SELECT coalesce(sum(g.times), 0)::bigint, coalesce(sum(g.times) FILTER (WHERE g.is_fault), 0)::bigint,
+           coalesce(sum(g.times) FILTER (WHERE g.is_refusal), 0)::bigint,
+           (array_agg(g.text ORDER BY g.times DESC, g.text) FILTER (WHERE g.is_fault))[1],
+           (array_agg(g.text ORDER BY g.times DESC, g.text) FILTER (WHERE g.is_refusal))[1]
+      FROM (SELECT a.http_status >= 500 AND a.reason NOT LIKE 'OG5%' AS is_fault,
+                   a.http_status BETWEEN 400 AND 499 AND a.http_status <> 409 AS is_refusal,
+                   format('%s: %s', a.http_status, coalesce(max(a.message), a.reason)) AS text, sum(a.times) AS times
+              FROM osgprod_data.answers a
+             WHERE a.project_id = p_project_id AND a.answered_at > now() - interval '15 min'
+             GROUP BY a.http_status, a.reason) g
+$fn$;
 
 CREATE FUNCTION osgprod._patience(p_project_id int)
 RETURNS timestamptz LANGUAGE sql STABLE

@@ -272,17 +272,8 @@ BEGIN
          WHERE f.project_id = p_project_id AND f.state = 'allocated'
          ORDER BY f.run, f.seqno, f.rawdata_id
     LOOP
-        -- I7: the row is locked before its slices are read; _reopen_slice does so too.
-        PERFORM FROM osgprod_data.loaded_files f
-          WHERE f.project_id = p_project_id AND f.rawdata_id = v_file.rawdata_id AND f.state = 'allocated'
-            AND NOT osgprod._is_unsettled(p_project_id, f.rawdata_id)
-            FOR NO KEY UPDATE SKIP LOCKED;
-        IF FOUND AND NOT osgprod._is_unsettled(p_project_id, v_file.rawdata_id) THEN
-            UPDATE osgprod_data.loaded_files f SET state = 'complete'
-             WHERE f.project_id = p_project_id AND f.rawdata_id = v_file.rawdata_id;
+        IF osgprod._settle_file(p_project_id, v_file.rawdata_id) THEN
             v_told := true;
-            PERFORM osgprod._tell(p_project_id, 'file-finished', jsonb_build_object('path',
-                (SELECT w.path FROM osgprod_data.rawdata w WHERE w.rawdata_id = v_file.rawdata_id)));
             CONTINUE;
         END IF;
         v_is_open := true;
@@ -294,6 +285,30 @@ BEGIN
         PERFORM osgprod._tell(p_project_id, 'project-done', '{}');
     END IF;
     RETURN v_is_open;
+END
+$fn$;
+
+CREATE FUNCTION osgprod._settle_file(p_project_id int, p_rawdata_id int)
+RETURNS boolean LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Marks an allocated file complete if its slices are all done or quarantined.
+-- Parameters: p_project_id, p_rawdata_id  the file
+-- Returns:    is it marked? false: it is not complete, or somebody has its row
+-- Locks:      the file's row, SKIP LOCKED
+BEGIN
+    -- I7: the row is locked before its slices are read; _reopen_slice does so too.
+    PERFORM FROM osgprod_data.loaded_files f
+      WHERE f.project_id = p_project_id AND f.rawdata_id = p_rawdata_id AND f.state = 'allocated'
+        AND NOT osgprod._is_unsettled(p_project_id, f.rawdata_id)
+        FOR NO KEY UPDATE SKIP LOCKED;
+    IF NOT FOUND OR osgprod._is_unsettled(p_project_id, p_rawdata_id) THEN
+        RETURN false;
+    END IF;
+    UPDATE osgprod_data.loaded_files f SET state = 'complete'
+     WHERE f.project_id = p_project_id AND f.rawdata_id = p_rawdata_id;
+    PERFORM osgprod._tell(p_project_id, 'file-finished', jsonb_build_object('path',
+        (SELECT w.path FROM osgprod_data.rawdata w WHERE w.rawdata_id = p_rawdata_id)));
+    RETURN true;
 END
 $fn$;
 

@@ -1,7 +1,8 @@
 CREATE FUNCTION osgprod._tally(p_project osgprod_data.projects)
 RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Counts the reports of the ten minutes that have passed since it last did, so that nobody counts millions again.
+-- Counts the reports of the ten minutes that have passed since it last did, so that nobody counts millions again. Ends of
+-- logs that are older than 30 days go then, too.
 -- Promise:    each report is counted once, however late its transaction ends and wherever the clock jumps. A look notes a
 --             time and the next transaction number; a later look counts the reports from before that time as soon as all
 --             transactions from before that number are over. A report that comes then gets a later time (_report), also
@@ -23,11 +24,15 @@ BEGIN
         IF v_after > pg_snapshot_xmin(v_snapshot) AND v_after <= pg_snapshot_xmax(v_snapshot) THEN
             RETURN;
         END IF;
+        PERFORM osgprod._name_sites(p_project.project_id, v_from, v_until);
         WITH tallied AS (
-            INSERT INTO osgprod_data.tallies AS t (project_id, began_at, outcome, exit_code, site, reports, blocks, ran_s)
-            SELECT p_project.project_id, osgprod._ten_minutes(r.reported_at), r.outcome, r.exit_code, r.site, count(*),
-                   sum(r.nblocks), sum(r.ran_s)
+            INSERT INTO osgprod_data.tallies AS t (project_id, began_at, outcome, exit_code, site, reports, blocks, ran_s,
+                   last_at)
+            SELECT p_project.project_id, osgprod._ten_minutes(r.reported_at), r.outcome, r.exit_code,
+                   CASE WHEN r.site IS NOT NULL THEN coalesce(n.site, 'other') END, count(*), sum(r.nblocks), sum(r.ran_s),
+                   max(r.reported_at)
               FROM osgprod_data.reports r
+              LEFT JOIN osgprod_data.tallied_sites n ON n.project_id = r.project_id AND n.site = r.site
              WHERE r.project_id = p_project.project_id AND r.reported_at >= v_from AND r.reported_at < v_until
              GROUP BY 2, 3, 4, 5
             RETURNING t.outcome, t.reports, t.blocks, t.ran_s
@@ -37,6 +42,8 @@ BEGIN
         ON CONFLICT ON CONSTRAINT totals_pkey DO UPDATE
            SET reports = t.reports + excluded.reports, blocks = t.blocks + excluded.blocks,
                ran_s = t.ran_s + excluded.ran_s;
+        DELETE FROM osgprod_data.log_tails l
+         WHERE l.project_id = p_project.project_id AND l.kept_at < now() - interval '30 d';
         UPDATE osgprod_data.projects p SET tallied_until = v_until WHERE p.project_id = p_project.project_id;
     ELSIF v_now > v_from THEN
         UPDATE osgprod_data.projects p SET tally_next = v_now, tally_after = pg_snapshot_xmax(v_snapshot)
@@ -54,24 +61,25 @@ $fn$;
 
 CREATE FUNCTION osgprod._recent(p_project_id int, p_since timestamptz)
 RETURNS TABLE (began_at timestamptz, outcome osgprod_data.outcome, exit_code int, site text, reports bigint, blocks bigint,
-    ran_s bigint)
+    ran_s bigint, last_at timestamptz)
 LANGUAGE plpgsql STABLE
 AS $fn$
 -- Counts the reports since a time: what is tallied from the tallies, the rest from the reports themselves.
 -- Parameters: p_project_id  project;  p_since  begin of ten minutes of the clock
 -- Returns:    a row for each ten minutes, outcome, exit code and site, in two parts where they are not wholly tallied;
---             ran_s [s] is a sum
+--             ran_s [s] is a sum; last_at: when the last of them came. Tallied sites beyond the first 200 are "other"
 DECLARE
     v_until timestamptz;
 BEGIN
     SELECT p.tallied_until INTO v_until FROM osgprod_data.projects p WHERE p.project_id = p_project_id;
     v_until := greatest(v_until, p_since);
     RETURN QUERY
-    SELECT t.began_at, t.outcome, t.exit_code, t.site, t.reports::bigint, t.blocks, t.ran_s
+    SELECT t.began_at, t.outcome, t.exit_code, t.site, t.reports::bigint, t.blocks, t.ran_s,
+           coalesce(t.last_at, t.began_at)
       FROM osgprod_data.tallies t WHERE t.project_id = p_project_id AND t.began_at >= p_since;
     RETURN QUERY
     SELECT osgprod._ten_minutes(r.reported_at), r.outcome, r.exit_code, r.site, count(*), sum(r.nblocks)::bigint,
-           sum(r.ran_s)::bigint
+           sum(r.ran_s)::bigint, max(r.reported_at)
       FROM osgprod_data.reports r
      WHERE r.project_id = p_project_id AND r.reported_at >= v_until
      GROUP BY 1, 2, 3, 4;
@@ -113,4 +121,20 @@ RETURNS text LANGUAGE sql IMMUTABLE
 AS $fn$
     -- A URL as it may be shown: without a user, a password and a query, which may be keys to a store.
     SELECT regexp_replace(regexp_replace(p_url, '[?#].*$', ''), '^([A-Za-z0-9+.-]+://)[^/@]*@', '\1')
+$fn$;
+
+CREATE FUNCTION osgprod._name_sites(p_project_id int, p_from timestamptz, p_until timestamptz)
+RETURNS void LANGUAGE sql VOLATILE
+AS $fn$
+    -- Adds the sites of some reports to those that the tallies name, the busiest first, up to 200 a project. Further ones
+    -- are tallied as "other": a job chooses its site's name, and a list of 50,000 would be of use to nobody.
+    -- Parameters: p_project_id  project;  p_from, p_until  time of the reports, end exclusive
+    -- Locks:      a caller holds the lock of tick(), so there is one at a time
+    INSERT INTO osgprod_data.tallied_sites (project_id, site)
+    SELECT p_project_id, r.site
+      FROM osgprod_data.reports r
+     WHERE r.project_id = p_project_id AND r.reported_at >= p_from AND r.reported_at < p_until AND r.site <> 'other'
+       AND NOT EXISTS (SELECT FROM osgprod_data.tallied_sites n WHERE n.project_id = p_project_id AND n.site = r.site)
+     GROUP BY r.site ORDER BY count(*) DESC, r.site
+     LIMIT 200 - (SELECT count(*) FROM osgprod_data.tallied_sites n WHERE n.project_id = p_project_id)
 $fn$;

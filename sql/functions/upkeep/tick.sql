@@ -3,7 +3,7 @@ RETURNS TABLE (project text, reclaimed int)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
 -- The regular housekeeping: requeues slices whose lease or backoff has ended, marks complete files, recounts live attempts,
--- tallies reports. Each shim calls it every few seconds; only one at a time does the work, the others return at once.
+-- tallies reports, prunes what is kept for a time only. Each shim calls it every few seconds; only one at a time does the work, the others return at once.
 -- Promise:    a repeated call does no harm, and no call is needed for work to go on: checkout looks by itself.
 -- Returns:    a row for each project in which slices were lost; none also when a neighbour is at it
 -- Errors:     OG901 isolation level
@@ -27,9 +27,11 @@ BEGIN
         ELSIF pg_try_advisory_xact_lock_shared(v_project.project_id, -1) THEN
             PERFORM osgprod._end_backoffs(v_project.project_id, '-infinity', now());
         END IF;
-        -- All files while all are looked through anyway; else a slice with a long backoff in an early one would keep many
-        -- in flight.
-        PERFORM osgprod._settle_files(v_project.project_id, v_is_due);
+        -- All files while all are looked through anyway; else those in order up to the first that is not complete, and
+        -- those of which a slice has just been settled.
+        IF osgprod._settle_files(v_project.project_id, v_is_due) AND NOT v_is_due THEN
+            PERFORM osgprod._settle_reported(v_project.project_id);
+        END IF;
         PERFORM osgprod._note_bans(v_project.project_id);
         UPDATE projects p SET nlive = osgprod._count_live(p.project_id)
          WHERE v_project.max_live IS NOT NULL
@@ -37,11 +39,43 @@ BEGIN
                                 WHERE q.project_id = v_project.project_id FOR NO KEY UPDATE SKIP LOCKED);
         PERFORM osgprod._tally(v_project);
     END LOOP;
+    PERFORM osgprod._prune_answers();
 END
 $fn$;
 
 COMMENT ON FUNCTION osgprod.tick() IS
 'The regular housekeeping (lost slices, complete files, live attempts, tallies), called by every shim on a timer, done by one at a time. For osgprod_worker.';
+
+CREATE FUNCTION osgprod._settle_reported(p_project_id int)
+RETURNS void LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Marks files complete of which a report came within the last minute, wherever they are in the order: one that hangs keeps
+-- no other from being complete.
+-- Promise:    the first allocated file in the order is left to _settle_files, which knows when the project is done.
+-- Parameters: p_project_id  project
+-- Locks:      see _settle_file
+DECLARE
+    v_first int;
+    v_file  int;
+BEGIN
+    SELECT f.rawdata_id INTO v_first FROM osgprod_data.loaded_files f
+     WHERE f.project_id = p_project_id AND f.state = 'allocated' ORDER BY f.run, f.seqno, f.rawdata_id LIMIT 1;
+    FOR v_file IN
+        SELECT f.rawdata_id FROM osgprod_data.loaded_files f
+         WHERE f.project_id = p_project_id AND f.state = 'allocated' AND f.rawdata_id <> v_first
+           AND f.rawdata_id IN (
+               SELECT a.rawdata_id FROM osgprod_data.reports r
+               CROSS JOIN LATERAL (  -- LIMIT: by key, never by reading all attempts of the project
+                   SELECT t.rawdata_id FROM osgprod_data.attempts t
+                    WHERE t.project_id = r.project_id AND t.cluster = r.cluster AND t.process = r.process
+                      AND t.nstart = r.nstart LIMIT 1) a
+                WHERE r.project_id = p_project_id AND r.reported_at > clock_timestamp() - interval '1 min')
+         ORDER BY f.run, f.seqno, f.rawdata_id
+    LOOP
+        PERFORM osgprod._settle_file(p_project_id, v_file);
+    END LOOP;
+END
+$fn$;
 
 CREATE FUNCTION osgprod._count_live(p_project_id int)
 RETURNS int LANGUAGE sql STABLE

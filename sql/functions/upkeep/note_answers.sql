@@ -1,0 +1,45 @@
+CREATE FUNCTION osgprod.note_answers(p_answers jsonb)
+RETURNS int
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
+AS $fn$
+-- Adds up what a shim answered to jobs, minute by minute: also what never reached a function of the database. health reads it.
+-- Promise:    a day is kept, and at most 500 rows a minute; what is beyond that is left out. A repeated call counts twice.
+-- Parameters: p_answers  list of objects: minute [s since 1970], project (NULL = none), route, status [100 .. 599], reason,
+--                        message (NULL = none), times [1 ..]; texts are cut to 200 characters
+-- Returns:    how many rows were added to
+-- Errors:     22xxx a value that is no number
+-- Locks:      the rows of answers, in the order of their key
+DECLARE
+    v_rows int;
+BEGIN
+    INSERT INTO answers AS a (answered_at, project_id, route, http_status, reason, message, times)
+    SELECT date_trunc('minute', to_timestamp(x.minute)), p.project_id, left(x.route, 32), x.status,
+           coalesce(osgprod._label(x.reason, 200), '-'), max(osgprod._label(x.message, 200)), sum(x.times)
+      FROM jsonb_to_recordset(p_answers) AS x (minute float8, project text, route text, status int, reason text, message text,
+                                               times bigint)
+      LEFT JOIN projects p ON p.name = x.project
+     WHERE x.status BETWEEN 100 AND 599 AND x.times > 0
+       AND x.minute BETWEEN extract(epoch FROM now() - interval '1 d') AND extract(epoch FROM now() + interval '1 h')
+     GROUP BY 1, 2, 3, 4, 5
+     ORDER BY 1, coalesce(p.project_id, 0), 3, 4, 5
+     LIMIT 500
+    ON CONFLICT (answered_at, coalesce(project_id, 0), route, http_status, reason)
+        DO UPDATE SET times = a.times + excluded.times, message = coalesce(a.message, excluded.message);
+    GET DIAGNOSTICS v_rows = ROW_COUNT;
+    RETURN v_rows;
+END
+$fn$;
+
+COMMENT ON FUNCTION osgprod.note_answers(jsonb) IS
+'Adds up what a shim answered to jobs, minute by minute, for health. For osgprod_worker.';
+
+CREATE FUNCTION osgprod._prune_answers()
+RETURNS void LANGUAGE sql VOLATILE
+AS $fn$
+    -- Deletes answers older than a day, and the rarest beyond 500 rows of a minute.
+    DELETE FROM osgprod_data.answers a WHERE a.answered_at < now() - interval '1 d';
+    DELETE FROM osgprod_data.answers a
+     WHERE a.ctid IN (SELECT x.ctid FROM (
+               SELECT y.ctid, row_number() OVER (PARTITION BY y.answered_at ORDER BY y.times DESC) AS n
+                 FROM osgprod_data.answers y WHERE y.answered_at > now() - interval '10 min') x WHERE x.n > 500);
+$fn$;
