@@ -244,11 +244,17 @@ def verify(project: str, deep: bool, as_json: bool) -> None:
     "--cluster", type=int, help="Slices of the jobs of this cluster, which are gone from the queue."
 )
 @click.option("--process", type=int, help="Only the slice of this job of the cluster.")
+@click.option("--schedd", help="Only jobs of this access point: others may have the same numbers.")
 @dry
 @as_json
 def reclaim(
-    project: str | None, cluster: int | None, process: int | None, dry_run: bool, as_json: bool
+    project: str | None,
+    cluster: int | None,
+    process: int | None,
+    schedd: str | None,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Requeue slices whose lease has expired, as the shim does by itself, or the slices of removed jobs."""
-    rows = change("reclaim_lost", dry_run, project=project, cluster=cluster, process=process)
+    rows = change("reclaim_lost", dry_run, project=project, cluster=cluster, process=process, schedd=schedd)
     show(rows, as_json, "no such slice is leased" if cluster is not None else "no lease has expired")

@@ -6,7 +6,7 @@ import re
 
 from shim.snapshot import SQL_FOLDER
 
-MOST_LINES = 921  # 921 in release 0.9.0; lines without comments, a line for each parameter included
+MOST_LINES = 981  # 921 in release 0.9.0; lines without comments, a line for each parameter included
 SOURCE = "\n".join(path.read_text() for path in sorted((SQL_FOLDER / "functions").rglob("*.sql")))
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import psycopg
+import pytest
 from hypothesis import HealthCheck, Phase, assume, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -29,12 +30,17 @@ from tests.support import World
 
 LONG_RUN_S = float(os.environ.get("OSGPROD_STATE_MACHINE_S", "0"))
 NBLOCKS = {"/hd_rawdata_000001_001.evio": 7, "/hd_rawdata_000002_000.evio": 4}  # in the order of work
-JOBS = st.integers(0, 9)
+JOBS = st.integers(0, 9)  # 5 to 9 have the numbers of 0 to 4, at another access point
 HOSTS = st.sampled_from(["wn1", "wn2"])
 CODES = st.sampled_from([0, 0, 0, 1, 9, 75, 137])
 WHICH = st.sampled_from("aaaab")  # the second project is there to be left alone
+THERE = {"schedd": "ap2", "qdate": 1}
 generations = itertools.count()
 numbers = itertools.count()
+
+
+def identity(job: int) -> dict[str, Any]:
+    return {"process": job - 5, **THERE} if 5 <= job < 10 else {"process": job}
 
 
 @dataclass
@@ -66,6 +72,7 @@ class Attempt:
     generation: int
     host: str
     token: str
+    follows: int | None = None
     code: int | None = None
     outcome: str = ""
     verdict: str = ""  # the server's own, the first
@@ -89,10 +96,18 @@ class Model:
     def end(self, path: str) -> int:
         return self.slices[path][-1].block2 if self.slices[path] else 1
 
-    def checkout(self, job: int, cpus: int) -> tuple[str, str, Slice | None]:
+    def follows(self, job: int, after: Attempt | None) -> int | None:
+        """The attempt that a coming one follows; 0 = the question is refused."""
+        last = self.attempts[job][-1] if self.attempts.get(job) else None
+        if after is None:
+            return last.follows if last else None
+        is_right = after.outcome == "done" and last and (after is last or last.follows == after.nstart)
+        return after.nstart if is_right else 0
+
+    def checkout(self, job: int, cpus: int, after: Attempt | None) -> tuple[str, str, Slice | None]:
         """Status, path and slice; the slice is leased then, by a holder that the caller names."""
         last = self.attempts[job][-1] if self.attempts.get(job) else None
-        if last:
+        if last and after is not last:
             own = self.at(last.path, last.block1)
             if last.outcome == "done" and own and own.state == "done":
                 return "completed", "", None
@@ -262,11 +277,18 @@ class Machine(RuleBasedStateMachine):
         return name, model, data.draw(st.sampled_from(open_ones) | st.sampled_from(attempts))
 
     @rule(which=WHICH, job=JOBS, cpus=st.integers(1, 3), host=HOSTS)
-    def checkout(self, which: str, job: int, cpus: int, host: str) -> None:
+    def checkout(self, which: str, job: int, cpus: int, host: str, after: Attempt | None = None) -> None:
         name, model = self.project(which)
         assume(model.state != "paused")
-        status, path, s = model.checkout(job, cpus)
-        answer = self.world.checkout(job, cpus=cpus, host=host, project=name, job_key=f"key of {job}")
+        call_ = {"cpus": cpus, "host": host, "project": name, "job_key": f"key of {job}", **identity(job)}
+        follows = model.follows(job, after)
+        if follows == 0:
+            assert after
+            with pytest.raises(psycopg.Error, match="parameter after"):
+                self.world.checkout(**call_, after=after.token)
+            return
+        status, path, s = model.checkout(job, cpus, after)
+        answer = self.world.checkout(**call_, after=after and after.token)
         assert answer["status"] == status
         if s is None:
             return
@@ -276,9 +298,28 @@ class Machine(RuleBasedStateMachine):
         s.state, s.holder, s.is_silent, s.is_resting = "leased", (job, len(attempts) + 1), False, False
         attempts.append(
             Attempt(
-                job, len(attempts) + 1, path, s.block1, s.block2, s.generation, host, str(answer["token"])
+                job,
+                len(attempts) + 1,
+                path,
+                s.block1,
+                s.block2,
+                s.generation,
+                host,
+                str(answer["token"]),
+                follows,
             )
         )
+
+    @precondition(lambda self: any(a.outcome for job in self.models["a"].attempts.values() for a in job))
+    @rule(which=WHICH, data=st.data())
+    def checkout_after(self, which: str, data: Any) -> None:
+        """A job asks for another slice, after its last success or, at times, after something else."""
+        _, model = self.project(which)
+        attempts = [a for job in model.attempts.values() for a in job if a.job < 10]
+        assume(attempts)
+        right = [a for a in attempts if model.follows(a.job, a)] or attempts
+        a = data.draw(st.sampled_from(right) | st.sampled_from(attempts))
+        self.checkout(which=which, job=a.job, cpus=2, host="wn1", after=a)
 
     @precondition(lambda self: self.models["a"].attempts)
     @rule(which=WHICH, job=JOBS, job_key=st.sampled_from([None, "another"]))
@@ -288,7 +329,7 @@ class Machine(RuleBasedStateMachine):
         holder = job, len(model.attempts.get(job, []))
         assume(model.state != "paused")
         assume(any(s.state == "leased" and s.holder == holder for _, s in model.all()))
-        answer = self.world.checkout(job, host="wn1", project=name, job_key=job_key)
+        answer = self.world.checkout(host="wn1", project=name, job_key=job_key, **identity(job))
         assert (answer["status"], answer["token"], answer["retry_s"]) == ("wait", None, 60)
 
     @precondition(lambda self: self.models["a"].attempts)
@@ -296,7 +337,7 @@ class Machine(RuleBasedStateMachine):
     def report(self, which: str, code: int, data: Any) -> None:
         name, model, a = self.attempt(which, data)
         expected = model.report(a, code)
-        answer = self.world.report(a.job, code, project=name, token=a.token)
+        answer = self.world.report(identity(a.job)["process"], code, project=name, token=a.token)
         assert answer["status"] == expected
         assert answer["http_status"] == (409 if expected in ("superseded", "contradicted") else 200)
 
@@ -308,7 +349,8 @@ class Machine(RuleBasedStateMachine):
             self._move("progress_at", name, a)
         expected = model.heartbeat(a, is_stuck)
         numbers = {} if is_stuck else {"bytes": next(generations), "cpu_s": 1}
-        assert self.world.heartbeat(a.job, project=name, token=a.token, **numbers)["status"] == expected
+        process = identity(a.job)["process"]
+        assert self.world.heartbeat(process, project=name, token=a.token, **numbers)["status"] == expected
 
     @some(lambda model, s: s.state == "leased")
     @rule(which=WHICH, data=st.data())
@@ -326,10 +368,13 @@ class Machine(RuleBasedStateMachine):
     def _move(self, column: str, name: str, a: Attempt) -> None:
         """Moves a time of the slice that an attempt holds into the past, in place of waiting."""
         self.world.db.execute(
-            f"UPDATE osgprod_data.slices s SET {column} = now() - interval '10000 s' FROM osgprod_data.projects p"
-            " WHERE p.name = %s AND s.project_id = p.project_id AND (s.process, s.nstart) = (%s, %s)"
+            f"UPDATE osgprod_data.slices s SET {column} = now() - interval '10000 s'"
+            " FROM osgprod_data.projects p JOIN osgprod_data.attempts a USING (project_id)"
+            " WHERE p.name = %s AND s.project_id = p.project_id"
+            " AND (s.cluster, s.process, s.nstart) = (a.cluster, a.process, a.nstart)"
+            " AND (a.process, coalesce(a.job_start, a.nstart)) = (%s, %s) AND a.schedd IS NOT DISTINCT FROM %s"
             " AND (s.state = 'leased' OR s.due_at IS NOT NULL)",
-            [name, a.job, a.nstart],
+            [name, identity(a.job)["process"], a.nstart, identity(a.job).get("schedd")],
         )
 
     @some(lambda model, s: s.is_resting)
@@ -418,9 +463,13 @@ class Machine(RuleBasedStateMachine):
     def the_database_is_as_the_model(self) -> None:
         for which, name in self.names.items():
             rows = self.world.db.execute(
-                "SELECT regexp_replace(r.path, '^/dcache', '') AS path, s.*"
+                "SELECT regexp_replace(r.path, '^/dcache', '') AS path, s.*,"
+                " s.process + CASE WHEN a.schedd IS NULL THEN 0 ELSE 5 END AS job,"
+                " coalesce(a.job_start, a.nstart) AS job_start"
                 " FROM osgprod_data.slices s"
-                " JOIN osgprod_data.rawdata r USING (rawdata_id) JOIN osgprod_data.projects p USING (project_id)"
+                " LEFT JOIN osgprod_data.attempts a USING (project_id, cluster, process, nstart)"
+                " JOIN osgprod_data.rawdata r ON r.rawdata_id = s.rawdata_id"
+                " JOIN osgprod_data.projects p USING (project_id)"
                 " WHERE p.name = %s ORDER BY r.run, r.seqno, s.block1",
                 [name],
             ).fetchall()
@@ -431,7 +480,7 @@ class Machine(RuleBasedStateMachine):
                 (path, s.block1, s.block2, s.state, s.failures, s.faults, s.repeats)
                 for path, s in self.models[which].all()
             ]
-            assert [(r["process"], r["nstart"]) for r in rows if r["state"] in ("leased", "done")] == [
+            assert [(r["job"], r["job_start"]) for r in rows if r["state"] in ("leased", "done")] == [
                 s.holder for _, s in self.models[which].all() if s.state in ("leased", "done")
             ]
 

@@ -41,13 +41,12 @@ AS $fn$
 $fn$;
 
 CREATE FUNCTION osgprod._refuse_restart(
-    p_project osgprod_data.projects, p_cluster bigint, p_process bigint, p_client inet, p_host text, p_job_key text)
+    p_project osgprod_data.projects, p_call osgprod.checkout_call, p_last int)
 RETURNS text LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Keeps the slice of a living attempt from a caller that does not prove to be the same job, and puts the call on record.
 -- Once the last attempt has ended there is no slice to protect: the caller may start anew under this job's number.
--- Parameters: p_project  the project's row;  p_cluster, p_process  the job, locked
---             p_client, p_host, p_job_key  the caller's, as checkout_slice got them
+-- Parameters: p_project  the project's row;  p_call  the call, whose job is locked;  p_last  the job's last attempt
 -- Returns:    what to tell the caller with status wait; NULL = it may go on
 -- Source:     docs/security.md "Job keys"
 DECLARE
@@ -56,22 +55,22 @@ DECLARE
     v_reason  text;
 BEGIN
     SELECT a.* INTO v_attempt FROM osgprod_data.attempts a
-     WHERE a.project_id = p_project.project_id AND a.cluster = p_cluster AND a.process = p_process
-     ORDER BY a.nstart DESC LIMIT 1;
+     WHERE a.project_id = p_project.project_id AND a.cluster = p_call.cluster AND a.process = p_call.process
+       AND a.nstart = p_last;
     SELECT s.* INTO v_slice FROM osgprod_data.slices s
      WHERE s.project_id = v_attempt.project_id AND s.rawdata_id = v_attempt.rawdata_id AND s.block1 = v_attempt.block1
-       AND s.state = 'leased' AND s.cluster = p_cluster AND s.process = p_process AND s.nstart = v_attempt.nstart;
+       AND s.state = 'leased' AND s.cluster = p_call.cluster AND s.process = p_call.process AND s.nstart = v_attempt.nstart;
     IF NOT FOUND OR osgprod._proves_job(p_project.restart_proof, v_attempt,
-           osgprod._is_silent(p_project, v_slice, v_attempt.started_at), p_client, p_host,
-           osgprod._job_key_digest(p_project.magic_salt, p_job_key)) THEN
+           osgprod._is_silent(p_project, v_slice, v_attempt.started_at), p_call.client, p_call.host,
+           osgprod._job_key_digest(p_project.magic_salt, p_call.job_key)) THEN
         RETURN NULL;
     END IF;
     v_reason := CASE WHEN v_attempt.job_key_digest IS NULL THEN 'the job runs elsewhere'
-                     WHEN nullif(p_job_key, '') IS NULL THEN 'parameter job_key is missing'
+                     WHEN nullif(p_call.job_key, '') IS NULL THEN 'parameter job_key is missing'
                      ELSE 'parameter job_key is not of this job' END;
-    PERFORM osgprod._record_refusal(p_project.project_id, p_cluster, p_process, p_client, v_reason);
-    RETURN format('job %s.%s has a living attempt, and this request does not prove to be the same job: %s', p_cluster,
-        p_process, v_reason);
+    PERFORM osgprod._record_refusal(p_project.project_id, p_call.cluster, p_call.process, p_call.client, v_reason);
+    RETURN format('job %s.%s has a living attempt, and this request does not prove to be the same job: %s',
+        p_call.cluster, p_call.process, v_reason);
 END
 $fn$;
 

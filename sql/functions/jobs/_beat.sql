@@ -33,7 +33,7 @@ BEGIN
      WHERE s.project_id = v_attempt.project_id AND s.rawdata_id = v_attempt.rawdata_id AND s.block1 = v_attempt.block1
        AND s.cluster = v_attempt.cluster AND s.process = v_attempt.process AND s.nstart = v_attempt.nstart
        FOR NO KEY UPDATE;
-    IF FOUND AND (v_slice.state = 'leased' OR osgprod._is_lost(v_slice, v_attempt.opened_at)) THEN
+    IF FOUND AND (v_slice.state = 'leased' OR osgprod._is_lost(v_slice, v_attempt)) THEN
         -- Progress is anything that grew since the last heartbeat; an attempt that has reported none counts from its start.
         IF p_call.bytes > coalesce(v_slice.bytes_fetched, -1) OR p_call.cpu_s > coalesce(v_slice.cpu_s, -1) THEN
             v_slice.progress_at := now();
@@ -72,18 +72,20 @@ BEGIN
 END
 $fn$;
 
-CREATE FUNCTION osgprod._is_lost(p_slice osgprod_data.slices, p_opened_at timestamptz)
+CREATE FUNCTION osgprod._is_lost(p_slice osgprod_data.slices, p_attempt osgprod_data.attempts)
 RETURNS boolean LANGUAGE sql STABLE
 AS $fn$
     -- May an attempt whose lease expired, and that lives after all, have its slice again? Not when the slice is leased, done,
     -- split or recycled, when the attempt has reported or was told to stop, or when its job has started again (I3: a job
     -- holds one slice).
-    -- Parameters: p_slice  a slice that this attempt held last, locked;  p_opened_at  as it was leased to the attempt
-    SELECT p_slice.state = 'ready' AND p_slice.due_at IS NOT NULL AND p_slice.opened_at = p_opened_at
+    -- Parameters: p_slice  a slice that this attempt held last, locked;  p_attempt  the attempt
+    SELECT p_slice.state = 'ready' AND p_slice.due_at IS NOT NULL AND p_slice.opened_at = p_attempt.opened_at
        AND NOT EXISTS (SELECT FROM osgprod_data.reports r
                         WHERE r.project_id = p_slice.project_id AND r.cluster = p_slice.cluster
                           AND r.process = p_slice.process AND r.nstart = p_slice.nstart AND r.by_worker)
        AND NOT EXISTS (SELECT FROM osgprod_data.attempts a
                         WHERE a.project_id = p_slice.project_id AND a.cluster = p_slice.cluster
-                          AND a.process = p_slice.process AND a.nstart > p_slice.nstart)
+                          AND a.process = p_slice.process AND a.nstart > p_slice.nstart
+                          AND a.schedd IS NOT DISTINCT FROM p_attempt.schedd
+                          AND a.qdate IS NOT DISTINCT FROM p_attempt.qdate)
 $fn$;

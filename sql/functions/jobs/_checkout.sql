@@ -13,8 +13,10 @@ DECLARE
     v_project  osgprod_data.projects;
     v_answer   osgprod.checkout_answer;
     v_problem  text[];
-    v_last     int;      -- the job's last attempt
+    v_nstart   int;      -- of the coming attempt
     v_is_ready boolean;  -- is any slice?
+    v_job      record;
+    v_follows  int;      -- the job's attempt before this one, of a job that processes several slices
     v_restart  record;
     v_slice    osgprod.claim;
     v_blocks   bigint;   -- of a slice for this job, at most
@@ -41,26 +43,34 @@ BEGIN
              WHERE a.project_id = v_project.project_id AND a.cluster = p_call.cluster AND a.process = p_call.process
              ORDER BY a.nstart DESC LIMIT 1),
            EXISTS (SELECT FROM osgprod_data.slices s WHERE s.project_id = v_project.project_id AND s.is_ready)
-      INTO v_last, v_is_ready;
-    v_answer.nstarts := coalesce(v_last, 0) + 1;
-    IF v_last IS NOT NULL THEN
-        v_answer.message := osgprod._refuse_restart(v_project, p_call.cluster, p_call.process, p_call.client,
-                                                    p_call.host, p_call.job_key);
-        IF v_answer.message IS NOT NULL THEN
-            v_answer.status := 'wait';
-            v_answer.retry_s := v_project.wait_s;
-            v_answer.nstarts := NULL;
-            RETURN v_answer;
+      INTO v_nstart, v_is_ready;
+    v_nstart := coalesce(v_nstart, 0) + 1;
+    v_answer.nstarts := v_nstart;
+    IF v_nstart > 1 OR p_call.after <> '' THEN
+        v_job := osgprod._job_so_far(v_project, p_call);
+        IF v_job.problem IS NOT NULL THEN
+            RETURN osgprod._checkout_error(v_answer, v_job.problem);
         END IF;
-        v_restart := osgprod._restart(v_project, p_call.cluster::int, p_call.process::int, v_last, p_wait_ms IS NULL);
-        v_slice := v_restart.slice;
-        IF v_restart.problem IS NOT NULL THEN
-            RETURN osgprod._checkout_error(v_answer, v_restart.problem);
-        ELSIF v_restart.is_completed THEN
-            v_answer.status := 'completed';
-            v_answer.nstarts := NULL;
-            v_answer.message := format('job %s.%s has already completed its work', p_call.cluster, p_call.process);
-            RETURN v_answer;
+        v_answer.nstarts := v_job.starts + 1;
+        v_follows := v_job.follows;
+        IF v_job.last IS NOT NULL THEN
+            v_answer.message := osgprod._refuse_restart(v_project, p_call, v_job.last);
+            IF v_answer.message IS NOT NULL THEN
+                v_answer.status := 'wait';
+                v_answer.retry_s := v_project.wait_s;
+                v_answer.nstarts := NULL;
+                RETURN v_answer;
+            END IF;
+            v_restart := osgprod._restart(v_project, p_call, v_job.last, v_nstart, p_wait_ms IS NULL);
+            v_slice := v_restart.slice;
+            IF v_restart.problem IS NOT NULL THEN
+                RETURN osgprod._checkout_error(v_answer, v_restart.problem);
+            ELSIF v_restart.is_completed THEN
+                v_answer.status := 'completed';
+                v_answer.nstarts := NULL;
+                v_answer.message := format('job %s.%s has already completed its work', p_call.cluster, p_call.process);
+                RETURN v_answer;
+            END IF;
         END IF;
     END IF;
 
@@ -75,7 +85,7 @@ BEGIN
         END IF;
         -- (c) A requeued slice, so that files are completed in order.
         IF v_is_ready THEN
-            v_slice := osgprod._claim_ready(v_project, p_call.cluster::int, p_call.process::int, v_answer.nstarts, v_blocks);
+            v_slice := osgprod._claim_ready(v_project, p_call.cluster::int, p_call.process::int, v_nstart, v_blocks);
         END IF;
         -- (d) Else the next blocks of the first file that is free.
         IF v_slice.block1 IS NULL THEN
@@ -101,7 +111,7 @@ BEGIN
                        nstart, opened_at, due_at)
                 VALUES (v_project.project_id, v_file.rawdata_id, v_slice.block1, v_slice.block2,
                        nullif(v_slice.block1, v_file.block1), v_file.run, v_file.seqno, p_call.cluster, p_call.process,
-                       v_answer.nstarts, v_slice.opened_at, v_slice.opened_at + make_interval(secs => v_project.lease_s));
+                       v_nstart, v_slice.opened_at, v_slice.opened_at + make_interval(secs => v_project.lease_s));
                 IF v_slice.block2 = v_file.block2 OR v_file.is_fresh THEN
                     UPDATE osgprod_data.loaded_files f
                        SET state = CASE WHEN v_slice.block2 = f.block2 THEN 'allocated'
@@ -110,8 +120,7 @@ BEGIN
                 END IF;
             -- (e) Else what has become ready since anybody looked.
             ELSIF osgprod._requeue_due(v_project.project_id) THEN
-                v_slice := osgprod._claim_ready(v_project, p_call.cluster::int, p_call.process::int, v_answer.nstarts,
-                                                v_blocks);
+                v_slice := osgprod._claim_ready(v_project, p_call.cluster::int, p_call.process::int, v_nstart, v_blocks);
             END IF;
         END IF;
     END IF;
@@ -124,11 +133,12 @@ BEGIN
     v_answer.token := gen_random_uuid();
     v_answer.started_at := clock_timestamp();  -- not now(): the transaction may have waited for a lock since it began
     INSERT INTO osgprod_data.attempts (project_id, cluster, process, nstart, rawdata_id, block1, block2, opened_at, cpus,
-           started_at, token_digest, client, host, site, job_key_digest)
-    VALUES (v_project.project_id, p_call.cluster, p_call.process, v_answer.nstarts, v_slice.rawdata_id, v_slice.block1,
+           started_at, token_digest, client, host, site, job_key_digest, schedd, qdate, job_start, follows, time_left_s)
+    VALUES (v_project.project_id, p_call.cluster, p_call.process, v_nstart, v_slice.rawdata_id, v_slice.block1,
            v_slice.block2, v_slice.opened_at, p_call.cpus, v_answer.started_at,
            sha256(convert_to(v_answer.token::text, 'UTF8')), p_call.client, osgprod._label(p_call.host),
-           osgprod._label(p_call.site), osgprod._job_key_digest(v_project.magic_salt, p_call.job_key));
+           osgprod._label(p_call.site), osgprod._job_key_digest(v_project.magic_salt, p_call.job_key),
+           osgprod._label(p_call.schedd), p_call.qdate, nullif(v_answer.nstarts, v_nstart), v_follows, p_call.time_left_s);
     v_file := osgprod._slice_file(v_slice.rawdata_id, v_slice.block1, v_slice.block2, v_project.xrootd_prefix,
                                   v_project.strip_prefix);
     v_answer.url := v_file.url;
@@ -200,13 +210,13 @@ END
 $fn$;
 
 CREATE FUNCTION osgprod._restart(
-    p_project osgprod_data.projects, p_cluster int, p_process int, p_last int, p_may_wait boolean,
+    p_project osgprod_data.projects, p_call osgprod.checkout_call, p_last int, p_nstart int, p_may_wait boolean,
     OUT slice osgprod.claim, OUT is_completed boolean, OUT problem text[])
 LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Gives a job that has started before the slice of its last attempt again.
--- Parameters: p_project  the project's row;  p_cluster, p_process  the job, locked;  p_last  its last attempt
---             p_may_wait  for the slice
+-- Parameters: p_project  the project's row;  p_call  the call, whose job is locked;  p_last  the job's last attempt
+--             p_nstart  the coming attempt;  p_may_wait  for the slice
 -- Returns:    the slice; NULLs when the job no longer has one. is_completed: its work is done. problem: OG602 it starts
 --             too often, 55P03 the slice is busy
 -- Locks:      the slice
@@ -220,31 +230,33 @@ BEGIN
       FROM osgprod_data.attempts a
       LEFT JOIN osgprod_data.reports r ON r.project_id = a.project_id AND r.cluster = a.cluster AND r.process = a.process
                                       AND r.nstart = a.nstart AND r.by_worker
-     WHERE a.project_id = p_project.project_id AND a.cluster = p_cluster AND a.process = p_process AND a.nstart = p_last;
+     WHERE a.project_id = p_project.project_id AND a.cluster = p_call.cluster AND a.process = p_call.process
+       AND a.nstart = p_last;
     SELECT s.state INTO v_slice FROM osgprod_data.slices s
      WHERE s.project_id = p_project.project_id AND s.rawdata_id = v_last.rawdata_id AND s.block1 = v_last.block1;
     IF v_last.outcome = 'done' AND v_slice.state = 'done' THEN  -- and not recycled since
         is_completed := true;
         RETURN;
     END IF;
-    IF EXISTS (
-        SELECT FROM osgprod_data.attempts a
-         WHERE a.project_id = p_project.project_id AND a.cluster = p_cluster AND a.process = p_process
-           AND a.nstart = p_last - p_project.max_starts_per_min + 1 AND a.started_at > now() - interval '1 minute')
+    IF p_last >= p_project.max_starts_per_min AND (
+        SELECT a.started_at FROM osgprod_data.attempts a
+         WHERE a.project_id = p_project.project_id AND a.cluster = p_call.cluster AND a.process = p_call.process
+           AND osgprod._is_of_job(a, p_call)
+         ORDER BY a.nstart DESC OFFSET p_project.max_starts_per_min - 1 LIMIT 1) > now() - interval '1 minute'
     THEN
-        problem := ARRAY['OG602', format('job %s.%s has started %s times within a minute', p_cluster, p_process,
+        problem := ARRAY['OG602', format('job %s.%s has started %s times within a minute', p_call.cluster, p_call.process,
             p_project.max_starts_per_min), 'wait a minute; see why the job restarts'];
         RETURN;
     END IF;
     IF NOT p_may_wait AND NOT osgprod._try_slice(p_project.project_id, v_last.rawdata_id, v_last.block1) THEN
-        problem := osgprod._is_busy(format('the slice of job %s.%s', p_cluster, p_process));
+        problem := osgprod._is_busy(format('the slice of job %s.%s', p_call.cluster, p_call.process));
         RETURN;
     END IF;
     UPDATE osgprod_data.slices s
-       SET nstart = p_last + 1, due_at = clock_timestamp() + make_interval(secs => p_project.lease_s),
+       SET nstart = p_nstart, due_at = clock_timestamp() + make_interval(secs => p_project.lease_s),
            progress_at = NULL, bytes_fetched = NULL, cpu_s = NULL
      WHERE s.project_id = p_project.project_id AND s.rawdata_id = v_last.rawdata_id AND s.block1 = v_last.block1
-       AND s.state = 'leased' AND s.cluster = p_cluster AND s.process = p_process AND s.nstart = p_last  -- I3
+       AND s.state = 'leased' AND s.cluster = p_call.cluster AND s.process = p_call.process AND s.nstart = p_last  -- I3
     RETURNING s.rawdata_id, s.block1, s.block2, s.opened_at INTO slice;
 END
 $fn$;

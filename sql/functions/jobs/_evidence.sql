@@ -25,6 +25,32 @@ AS $fn$
         CASE WHEN p_output_adler32 !~ '^[0-9A-Fa-f]{1,8}$' THEN 'output_adler32 (not 8 hexadecimal digits)' END), '')
 $fn$;
 
+CREATE FUNCTION osgprod._ignored_measures(p_call osgprod.report_call)
+RETURNS text LANGUAGE sql IMMUTABLE
+AS $fn$
+    -- What of the measured resources of a report is ignored, as a line for the answer; NULL = nothing.
+    SELECT E'\nignored: ' || nullif(concat_ws(', ',
+        CASE WHEN p_call.memory_bytes < 0 THEN 'memory_bytes (below 0)' END,
+        CASE WHEN p_call.wall_s NOT BETWEEN 0 AND 2147483647 THEN 'wall_s (not from 0 to 2147483647)' END,
+        CASE WHEN p_call.cpu_s < 0 THEN 'cpu_s (below 0)' END,
+        CASE WHEN p_call.fetched_bytes < 0 THEN 'fetched_bytes (below 0)' END,
+        CASE WHEN p_call.disk_bytes < 0 THEN 'disk_bytes (below 0)' END), '')
+$fn$;
+
+CREATE FUNCTION osgprod._kept_measures(p_call osgprod.report_call)
+RETURNS osgprod.report_call LANGUAGE plpgsql IMMUTABLE
+AS $fn$
+-- A report without those measured resources that are out of range.
+BEGIN
+    p_call.memory_bytes := osgprod._evidence_number(p_call.memory_bytes, 9223372036854775807);
+    p_call.wall_s := osgprod._evidence_number(p_call.wall_s, 2147483647);
+    p_call.cpu_s := osgprod._evidence_number(p_call.cpu_s, 9223372036854775807);
+    p_call.fetched_bytes := osgprod._evidence_number(p_call.fetched_bytes, 9223372036854775807);
+    p_call.disk_bytes := osgprod._evidence_number(p_call.disk_bytes, 9223372036854775807);
+    RETURN p_call;
+END
+$fn$;
+
 CREATE FUNCTION osgprod._contradicted_events(p_rawdata_id int, p_block1 int, p_block2 int, p_events bigint)
 RETURNS text LANGUAGE sql STABLE
 AS $fn$

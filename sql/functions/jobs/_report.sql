@@ -43,6 +43,10 @@ BEGIN
         p_call.output_bytes := osgprod._evidence_number(p_call.output_bytes, 9223372036854775807);
         p_call.output_adler32 := osgprod._evidence_adler32(p_call.output_adler32);
     END IF;
+    IF num_nonnulls(p_call.memory_bytes, p_call.wall_s, p_call.cpu_s, p_call.fetched_bytes, p_call.disk_bytes) > 0 THEN
+        v_ignored := v_ignored || coalesce(osgprod._ignored_measures(p_call), '');
+        p_call := osgprod._kept_measures(p_call);
+    END IF;
     IF NOT p_may_wait AND NOT osgprod._try_slice(v_attempt.project_id, v_attempt.rawdata_id, v_attempt.block1) THEN
         RETURN osgprod._report_error(osgprod._is_busy(format('the slice of job %s.%s', p_call.cluster, p_call.process)));
     END IF;
@@ -91,7 +95,7 @@ BEGIN
     v_reason := coalesce(v_reason, osgprod._label(p_call.reason));
     INSERT INTO osgprod_data.reports (project_id, cluster, process, nstart, by_worker, outcome, exit_code, reported_at, ran_s,
            nblocks, worker, site, events, outputs, output_bytes, output_adler32, output_url, reason,
-           contradiction)
+           contradiction, memory_bytes, wall_s, cpu_s, fetched_bytes, disk_bytes)
     VALUES (v_attempt.project_id, v_attempt.cluster, v_attempt.process, v_attempt.nstart, true, v_outcome,
            p_call.exitcode,
            -- Were the clock set back, a report with an earlier time would be taken for tallied.
@@ -99,7 +103,8 @@ BEGIN
            greatest(extract(epoch FROM clock_timestamp() - v_attempt.started_at), 0),
            v_attempt.block2 - v_attempt.block1, v_worker, coalesce(osgprod._label(p_call.site), v_attempt.site),
            p_call.events, p_call.outputs, p_call.output_bytes, p_call.output_adler32,
-           osgprod._label(p_call.output_url, 1024), v_reason, v_contradiction);
+           osgprod._label(p_call.output_url, 1024), v_reason, v_contradiction, p_call.memory_bytes, p_call.wall_s, p_call.cpu_s,
+           p_call.fetched_bytes, p_call.disk_bytes);
     IF v_outcome IN ('failed', 'node-fault') THEN
         PERFORM osgprod._ban_if_black_hole(v_project, v_worker);
     END IF;

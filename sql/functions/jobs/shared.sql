@@ -150,13 +150,14 @@ CREATE FUNCTION osgprod._attempt_of(
     p_key_digest bytea)
 RETURNS SETOF osgprod_data.attempts LANGUAGE sql STABLE
 AS $fn$
-    -- The attempt that a job means by its token; without one, where that is allowed, its last; no row when there is none
-    -- such. (STABLE is what lets its callers inline it.)
+    -- The attempt that a job means by its token; without one, where that is allowed, the last one of the job that has named
+    -- no access point; no row when there is none such. (STABLE is what lets its callers inline it.)
     -- Parameters: p_project_id, p_token_required  the project's;  p_cluster, p_process  the job;
     --             p_token, p_client, p_key_digest  see _is_token
     SELECT a.* FROM osgprod_data.attempts a
      WHERE a.project_id = p_project_id AND a.cluster = p_cluster AND a.process = p_process
        AND osgprod._is_token(p_token, p_token_required, a.token_digest, a.job_key_digest, a.client, p_client, p_key_digest)
+       AND (p_token IS NOT NULL OR coalesce(a.schedd, a.qdate::text) IS NULL)
      ORDER BY a.nstart DESC LIMIT 1
 $fn$;
 

@@ -4,7 +4,8 @@ CREATE FUNCTION osgprod.list_jobs(
     p_hours   int DEFAULT 24,
     p_limit   int DEFAULT 100)
 RETURNS TABLE (cluster int, process int, starts int, state text, exit_code int, started_at timestamptz,
-    reported_at timestamptz, file_id int, path text, block1 int, block2 int, worker text, site text)
+    reported_at timestamptz, file_id int, path text, block1 int, block2 int, worker text, site text,
+    schedd text, submitted_at timestamptz)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
 -- Lists jobs by their last start, the latest first.
@@ -13,7 +14,9 @@ AS $fn$
 --             p_hours    how far back [h; 1 .. 8760]; not with p_cluster
 --             p_limit    rows at most [1 .. 100000]
 -- Returns:    a row a job: how often it started; the state of its last attempt: live, its outcome, or silent (neither:
---             another attempt got its slice before a verdict); when it began and reported, its slice, and where it ran
+--             another attempt got its slice before a verdict); when it began and reported, its slice, where it ran, and at
+--             which access point it was submitted, and when (NULL = it did not say). Jobs of different access points may
+--             have the same numbers
 -- Errors:     OG301 unknown project; OG108 hours or limit out of range
 DECLARE
     v_project_id int := (osgprod._get_project(p_project)).project_id;
@@ -23,18 +26,18 @@ BEGIN
     -- Look back in steps, no further than needed for p_limit rows.
     FOREACH v_since IN ARRAY CASE WHEN p_cluster IS NULL THEN osgprod._steps_back(p_hours) ELSE '{-infinity}' END LOOP
         SELECT array_agg(f.r) INTO v_found FROM (
-            SELECT l.r FROM (SELECT DISTINCT ON (a.cluster, a.process) ROW(a.*)::attempts AS r, a.started_at
+            SELECT l.r FROM (SELECT DISTINCT ON (a.cluster, a.process, a.schedd, a.qdate) ROW(a.*)::attempts AS r, a.started_at
                                FROM attempts a
                               WHERE a.project_id = v_project_id AND a.started_at >= v_since
                                 AND (p_cluster IS NULL OR a.cluster = p_cluster)
-                              ORDER BY a.cluster, a.process, a.nstart DESC) l
+                              ORDER BY a.cluster, a.process, a.schedd, a.qdate, a.nstart DESC) l
              ORDER BY l.started_at DESC LIMIT osgprod._limit(p_limit)) f;
         EXIT WHEN cardinality(v_found) >= p_limit;
     END LOOP;
     RETURN QUERY
-    SELECT j.cluster, j.process, j.nstart, coalesce(CASE WHEN s.project_id IS NOT NULL THEN 'live' END, r.outcome::text,
+    SELECT j.cluster, j.process, coalesce(j.job_start, j.nstart), coalesce(CASE WHEN s.project_id IS NOT NULL THEN 'live' END, r.outcome::text,
            'silent'), r.exit_code, j.started_at, r.reported_at, j.rawdata_id, w.path, j.block1, j.block2,
-           osgprod._worker(j.client, j.host), j.site
+           osgprod._worker(j.client, j.host), j.site, j.schedd, osgprod._time_of(j.qdate)
       FROM unnest(v_found) j
       JOIN rawdata w ON w.rawdata_id = j.rawdata_id
       LEFT JOIN slices s ON s.project_id = j.project_id AND s.rawdata_id = j.rawdata_id AND s.block1 = j.block1
@@ -43,7 +46,7 @@ BEGIN
           SELECT x.* FROM reports x
            WHERE x.project_id = j.project_id AND x.cluster = j.cluster AND x.process = j.process AND x.nstart = j.nstart
            ORDER BY x.by_worker DESC LIMIT 1) r ON true
-     ORDER BY j.started_at DESC, j.cluster, j.process;
+     ORDER BY j.started_at DESC, j.cluster, j.process, j.schedd, j.qdate;
 END
 $fn$;
 

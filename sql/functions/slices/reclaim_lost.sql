@@ -1,5 +1,5 @@
 CREATE FUNCTION osgprod.reclaim_lost(
-    p_project text DEFAULT NULL, p_cluster int DEFAULT NULL, p_process int DEFAULT NULL)
+    p_project text DEFAULT NULL, p_cluster int DEFAULT NULL, p_process int DEFAULT NULL, p_schedd text DEFAULT NULL)
 RETURNS TABLE (project text, reclaimed int)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
@@ -11,8 +11,9 @@ AS $fn$
 -- Parameters: p_project  project name; NULL = all projects
 --             p_cluster  HTCondor's cluster whose jobs are gone [0 .. 2147483647]; NULL = what ran out of lease
 --             p_process  only this one of them [0 .. 2147483647]; NULL = all of the cluster
+--             p_schedd   only jobs of this access point, as they name it; NULL = of all: they may have the same numbers
 -- Returns:    a row for each project in which slices were reclaimed: how many
--- Errors:     OG301 unknown project; OG108 a process without a cluster
+-- Errors:     OG301 unknown project; OG108 a process or an access point without a cluster
 -- Locks:      see _requeue_project
 -- Source:     docs/design.md I4
 DECLARE
@@ -23,12 +24,15 @@ BEGIN
     IF p_process IS NOT NULL AND p_cluster IS NULL THEN
         RAISE EXCEPTION 'process % of which cluster', p_process USING ERRCODE = 'OG108',
             HINT = 'a job is known by cluster and process';
+    ELSIF p_schedd IS NOT NULL AND p_cluster IS NULL THEN
+        RAISE EXCEPTION 'access point % without a cluster', quote_literal(p_schedd) USING ERRCODE = 'OG108',
+            HINT = 'name the cluster whose jobs are gone';
     END IF;
     FOR v_project IN
         SELECT p.* FROM projects p WHERE p.name = coalesce(p_project, p.name) ORDER BY p.project_id
     LOOP
         project := v_project.name;
-        reclaimed := (osgprod._requeue_project(v_project, p_cluster, p_process)).lost;
+        reclaimed := (osgprod._requeue_project(v_project, p_cluster, p_process, p_schedd)).lost;
         IF reclaimed > 0 THEN
             RETURN NEXT;
         END IF;
@@ -36,5 +40,5 @@ BEGIN
 END
 $fn$;
 
-COMMENT ON FUNCTION osgprod.reclaim_lost(text, int, int) IS
+COMMENT ON FUNCTION osgprod.reclaim_lost(text, int, int, text) IS
 'Makes slices ready again whose attempts have been silent past their lease, or those of a cluster that is gone; a row for each project that had some. For osgprod_operator; tick does the same on the shims'' timer.';

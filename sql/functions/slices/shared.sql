@@ -155,14 +155,14 @@ END
 $fn$;
 
 CREATE FUNCTION osgprod._requeue_project(
-    p_project osgprod_data.projects, p_cluster int DEFAULT NULL, p_process int DEFAULT NULL,
+    p_project osgprod_data.projects, p_cluster int DEFAULT NULL, p_process int DEFAULT NULL, p_schedd text DEFAULT NULL,
     OUT lost int, OUT over boolean)
 LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Requeues every slice of the project whose lease or backoff has ended, and notes when the next lease can end and how
 -- many are live.
 -- Parameters: p_project  the project's row
---             p_cluster, p_process  instead of expired leases those of these jobs: see reclaim_lost
+--             p_cluster, p_process, p_schedd  instead of expired leases those of these jobs: see reclaim_lost
 -- Returns:    how many slices were lost, and whether a backoff is over; none also while files of the project are being
 --             reset
 -- Locks:      slices, the rows of their files where a slice is split, the project's row: all SKIP LOCKED, nothing here waits
@@ -185,7 +185,10 @@ BEGIN
              WHERE x.project_id = f.project_id AND x.rawdata_id = f.rawdata_id AND x.state = 'leased'
                -- No lease is longer than 30 days: the end of such a one was written by a wrong clock.
                AND CASE WHEN p_cluster IS NULL THEN (x.due_at <= now() OR x.due_at > now() + interval '31 days') IS NOT FALSE
-                        ELSE x.cluster = p_cluster AND x.process = coalesce(p_process, x.process) END
+                        ELSE x.cluster = p_cluster AND x.process = coalesce(p_process, x.process) AND (p_schedd IS NULL OR EXISTS (
+                            SELECT FROM osgprod_data.attempts a
+                             WHERE a.project_id = x.project_id AND a.cluster = x.cluster AND a.process = x.process
+                               AND a.nstart = x.nstart AND a.schedd = p_schedd)) END
             OFFSET 0) s  -- see _slices_in_flight
          WHERE f.project_id = p_project.project_id AND f.state IN ('in_progress', 'allocated')
            FOR NO KEY UPDATE OF s SKIP LOCKED

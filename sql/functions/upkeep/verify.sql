@@ -98,8 +98,11 @@ BEGIN
         -- I3: one job holds at most one slice
         SELECT min(s.rawdata_id), min(s.block1), min(s.block2), format('one of %s slices that job %s.%s holds', count(*),
                 s.cluster, s.process)
-          FROM osgprod_data.slices s WHERE s.project_id = p_project_id AND s.state = 'leased'
-         GROUP BY s.cluster, s.process HAVING count(*) > 1
+          FROM osgprod_data.slices s
+          LEFT JOIN osgprod_data.attempts a ON a.project_id = s.project_id AND a.cluster = s.cluster
+                                           AND a.process = s.process AND a.nstart = s.nstart
+         WHERE s.project_id = p_project_id AND s.state = 'leased'
+         GROUP BY s.cluster, s.process, a.schedd, a.qdate HAVING count(*) > 1
         UNION ALL
         -- I5: one success for a slice as it was cut, split or recycled
         SELECT a.rawdata_id, a.block1, min(a.block2), format('%s attempts did it', count(*))

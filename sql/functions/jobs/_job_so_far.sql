@@ -1,0 +1,57 @@
+CREATE FUNCTION osgprod._is_of_job(p_attempt osgprod_data.attempts, p_call osgprod.checkout_call)
+RETURNS boolean LANGUAGE sql IMMUTABLE
+AS $fn$
+    -- Is an attempt of the job that calls, and not of another one with the same numbers? Two access points, or a queue that
+    -- was set up again and counts from 1, give the same numbers to different jobs: their access point or the time of their
+    -- submission differs. Jobs that send neither are known by their numbers alone.
+    -- Parameters: p_attempt  an attempt with the caller's project, cluster and process;  p_call  the call
+    SELECT p_attempt.schedd IS NOT DISTINCT FROM osgprod._label(p_call.schedd)
+       AND p_attempt.qdate IS NOT DISTINCT FROM p_call.qdate
+$fn$;
+
+CREATE FUNCTION osgprod._job_so_far(
+    p_project osgprod_data.projects, p_call osgprod.checkout_call,
+    OUT last int, OUT starts int, OUT follows int, OUT problem text[])
+LANGUAGE plpgsql STABLE
+AS $fn$
+-- Says how far a job is that has started before, or that asks for another slice after the success of one.
+-- Promise:    a job that asks again after the same success, since the answer was lost, is told the same.
+-- Parameters: p_project  the project's row;  p_call  the call, whose job is locked
+-- Returns:    last: the attempt whose slice it gets again; NULL = it gets a new slice. starts: how often it has started.
+--             follows: see attempts. problem: OG111 after is no token of this job's attempts, OG409 their attempt has not
+--             succeeded, OG410 the job has processed other slices since
+-- Source:     docs/protocol.md "Several slices a job"
+DECLARE
+    v_named record;
+BEGIN
+    SELECT a.nstart, coalesce(a.job_start, a.nstart), a.follows INTO last, starts, follows FROM osgprod_data.attempts a
+     WHERE a.project_id = p_project.project_id AND a.cluster = p_call.cluster AND a.process = p_call.process
+       AND osgprod._is_of_job(a, p_call)
+     ORDER BY a.nstart DESC LIMIT 1;
+    starts := coalesce(starts, 0);
+    IF coalesce(p_call.after, '') = '' THEN
+        RETURN;
+    END IF;
+    SELECT a.nstart, coalesce(a.job_start, a.nstart) AS job_start, r.outcome INTO v_named
+      FROM osgprod_data.attempts a
+      LEFT JOIN osgprod_data.reports r ON r.project_id = a.project_id AND r.cluster = a.cluster AND r.process = a.process
+                                      AND r.nstart = a.nstart AND r.by_worker
+     WHERE a.project_id = p_project.project_id AND a.cluster = p_call.cluster AND a.process = p_call.process
+       AND osgprod._is_of_job(a, p_call) AND a.token_digest = sha256(convert_to(lower(p_call.after), 'UTF8'));
+    IF NOT FOUND THEN
+        problem := ARRAY['OG111', format('parameter after is not the token of an attempt of job %s.%s', p_call.cluster,
+            p_call.process), 'send the Osgprod-Token of the success that was reported last, or ask without after'];
+    ELSIF v_named.outcome IS DISTINCT FROM 'done' THEN
+        problem := ARRAY['OG409', format('parameter after: start %s of job %s.%s has not succeeded, it %s', v_named.job_start,
+            p_call.cluster, p_call.process, coalesce('is ' || v_named.outcome, 'has not reported')),
+            'report its success first, or ask without after'];
+    ELSIF v_named.nstart = last THEN
+        last := NULL;
+        follows := v_named.nstart;
+    ELSIF follows IS DISTINCT FROM v_named.nstart THEN
+        problem := ARRAY['OG410', format('parameter after: job %s.%s has started on other slices since start %s',
+            p_call.cluster, p_call.process, v_named.job_start),
+            'send the Osgprod-Token of the success that was reported last, or ask without after'];
+    END IF;
+END
+$fn$;
