@@ -307,7 +307,11 @@ def _notices() -> str:
         "file-finished": "path: each block of the file is done or quarantined",
         "block-quarantined": "path, block: it failed alone, as often as the project allows",
         "worker-refused": "worker, until, reason: a black hole was found, or an operator banned it",
+        "run-finished": "run: its files are finished",
         "project-done": "the last file is finished",
+        "merge-done": "merge, run, seqno: the merged files of a file or a run are delivered",
+        "merge-failed": "merge, run, seqno: it failed as often as the project allows",
+        "production-delivered": "the last merge is done",
     }
     rows = "\n".join(f"| `{event}` | {meaning} |" for event, meaning in events.items())
     return (

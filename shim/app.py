@@ -35,7 +35,15 @@ from shim.web.guard import Guard
 from shim.web.metrics import Metrics
 from shim.web.middleware import Surround, plain_text
 from shim.web.rates import RateLimit
-from shim.workscript import TemplateFolder, ascii_text, error_text, idle_script
+from shim.workscript import (
+    TASKS,
+    Template,
+    TemplateError,
+    TemplateFolder,
+    ascii_text,
+    error_text,
+    idle_script,
+)
 
 CHECKOUT, REPORT, HEARTBEAT = "checkout_slices", "report_exits", "heartbeats"
 
@@ -72,18 +80,28 @@ async def _call(request: Request, function: str, arguments: dict[str, Any]) -> d
     return answer
 
 
+def _held(held: Mapping[str, tuple[str, Template | None]], fault: dict[str, str]) -> dict[str, Any]:
+    """What checkout_slice wants to know of the templates at hand."""
+    digests = {name: template.digest for name, template in held.values() if template}
+    return {"workscript": held["slice"][0], "templates": fault | digests}
+
+
 async def checkout(request: Request) -> Response:
     """``workscript.bash``: the script of the slice that this job shall process."""
     templates: TemplateFolder = request.app.state.parts.templates
     arguments, notes = await _arguments(request)
     arguments.setdefault("cpus", 1)
     project = arguments.get("project", "")
-    arguments["workscript"], template = templates.at_hand(project)
-    answer = await _call(request, CHECKOUT, arguments)
+    held = {task: templates.at_hand(project, task) for task in TASKS}
+    answer = await _call(request, CHECKOUT, arguments | _held(held, templates.fault(project)))
     while answer["status"] == "template":
-        # The first request of a project, or a changed template: no slice is leased before the template is read.
-        arguments["workscript"], template = templates.load(project, answer["workscript"])
-        answer = await _call(request, CHECKOUT, arguments)
+        # The first request of a project, or a changed template: no slice is leased before the template is read. Where
+        # the merge script can't be used, no merge is assigned, and the database knows why.
+        task = answer["task"]
+        with contextlib.suppress(*([TemplateError] if task == "merge" else [])):
+            held[task] = templates.load(project, answer["workscript"], task)
+        answer = await _call(request, CHECKOUT, arguments | _held(held, templates.fault(project)))
+    _, template = held[answer["task"] or "slice"]
     headers = {"Osgprod-Status": answer["status"], **_noted(notes)}
     if answer["status"] != "assigned" or template is None:
         if answer["retry_s"]:
@@ -94,7 +112,10 @@ async def checkout(request: Request) -> Response:
         "Osgprod-Nstarts": str(answer["nstarts"]),
         "Osgprod-Lease": str(answer["lease_s"]),
         "Osgprod-Heartbeat": str(answer["heartbeat_s"]),
-        "Osgprod-Slice": f"{ascii_text(answer['filename'])}+{answer['block1']},{answer['block2']}",
+        "Osgprod-Task": answer["task"],
+        "Osgprod-Slice": f"merge {answer['filename']}"
+        if answer["merge"]
+        else f"{ascii_text(answer['filename'])}+{answer['block1']},{answer['block2']}",
     }
     return plain_text(template.fill(answer, arguments), headers=headers)
 

@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import errno
 import functools
+import hashlib
 import os
 import re
 import shlex
 import stat
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,10 +33,14 @@ _PLACE = re.compile(
 _PLACES_OF_SLICE = frozenset(
     {"source", "input_eviofile_list", "output_filename", "osgprod_pieces", "osgprod_block1"}
 )
+# A merge script without this would succeed without merging anything.
+_PLACE_OF_MERGE = "osgprod_inputs"
+TASKS = ("slice", "merge")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\x80-\x9f\u2028\u2029]")
 
 MAX_TEMPLATE_BYTES = 4 << 20
 MAX_LINKS = 8
+RETRY_S = 10.0  # how long a merge script that can't be used is not read again
 
 Stamp = tuple[int, int, int, int]
 
@@ -53,6 +59,7 @@ class Template:
     """
 
     def __init__(self, text: bytes) -> None:
+        self.digest = hashlib.sha256(text).hexdigest()
         self._literals: list[bytes] = []
         self._places: list[tuple[str, str]] = []
         end = 0
@@ -71,8 +78,22 @@ class Template:
         """Does a script that is made of it say which slice it is for?"""
         return any(name in _PLACES_OF_SLICE for _, name in self._places)
 
+    def names_its(self, task: str) -> bool:
+        """Does a script that is made of it say which slice it is for, or what it merges?
+
+        Parameters
+        ----------
+        task : str
+            slice or merge.
+        """
+        return (
+            self.names_a_slice()
+            if task == "slice"
+            else any(name == _PLACE_OF_MERGE for _, name in self._places)
+        )
+
     def fill(self, slice_: Mapping[str, Any], job: Mapping[str, Any]) -> bytes:
-        """Returns the script for one slice.
+        """Returns the script for one slice or one merge.
 
         Parameters
         ----------
@@ -81,7 +102,8 @@ class Template:
         job : Mapping[str, Any]
             Project, cluster, process, cpus as the job asked.
         """
-        comments, variables = _comments(slice_, job), _variables(slice_, job)
+        comments = _comments(slice_, job)
+        variables = _merge(slice_, job) if slice_["merge"] else _variables(slice_, job)
         parts = [self._literals[0]]
         for (kind, name), literal in zip(self._places, self._literals[1:], strict=True):
             if kind == "comment":
@@ -99,8 +121,49 @@ def _comments(slice_: Mapping[str, Any], job: Mapping[str, Any]) -> dict[str, ob
         "process": job["process"],
         "nstarts": slice_["nstarts"],
         "project": job["project"],
-        "source": f"{slice_['url']}+{slice_['block1']},{slice_['block2']}",
+        "source": task_name(slice_),
         "started": slice_["started_at"].replace(tzinfo=None).isoformat(" ", "microseconds"),
+    }
+
+
+def task_name(slice_: Mapping[str, Any]) -> str:
+    """Return what a job works on: the URL of a file with the blocks of the slice, or ``merge RRRRRR_SSS``.
+
+    Parameters
+    ----------
+    slice_ : mapping
+        A row of osgprod.checkout_slice with status assigned.
+    """
+    if slice_["merge"]:
+        return f"merge {slice_['filename']}"
+    return f"{slice_['url']}+{slice_['block1']},{slice_['block2']}"
+
+
+def _merge(slice_: Mapping[str, Any], job: Mapping[str, Any]) -> dict[str, str]:
+    """What a merge script is filled with (docs/outputs.md)."""
+    merge = slice_["merge"]
+    inputs = "".join([f" {_quoted(line)}\n" for line in merge["inputs"]])
+    return {
+        **_attempt(slice_, job),
+        "osgprod_inputs": f"(\n{inputs})",
+        "osgprod_run": _quoted(merge["run"]),
+        "osgprod_seqno": _quoted("" if merge["seqno"] is None else merge["seqno"]),
+        "osgprod_merge_output_url": _quoted(merge["output_url"]),
+        "osgprod_merge_cleanup": _quoted(merge["cleanup"]),
+        "osgprod_size_bytes": _quoted("" if slice_["size_bytes"] is None else slice_["size_bytes"]),
+        "osgprod_events": _quoted("" if slice_["events"] is None else slice_["events"]),
+        "output_filename": _quoted(f"merge_{slice_['filename']}"),
+    }
+
+
+def _attempt(slice_: Mapping[str, Any], job: Mapping[str, Any]) -> dict[str, str]:
+    """What both kinds of script are filled with."""
+    return {
+        "osgprod_task": slice_["task"],
+        "osgprod_ncpus": _quoted(job["cpus"]),
+        "osgprod_token": _quoted(slice_["token"]),
+        "osgprod_lease_s": _quoted(slice_["lease_s"]),
+        "osgprod_heartbeat_s": _quoted(slice_["heartbeat_s"]),
     }
 
 
@@ -111,12 +174,9 @@ def _variables(slice_: Mapping[str, Any], job: Mapping[str, Any]) -> dict[str, s
     name, _, suffix = _double_quoted(slice_["filename"]).rpartition(".")
     pieces = "".join([f" {_quoted(piece)}\n" for piece in slice_["pieces"].split("\n")])
     return {
-        "osgprod_ncpus": _quoted(job["cpus"]),
+        **_attempt(slice_, job),
         "input_eviofile_list": f'"\\\n{blocks}"',
         "output_filename": f'"{name}+{block1},{block2}.{suffix}"',
-        "osgprod_token": _quoted(slice_["token"]),
-        "osgprod_lease_s": _quoted(slice_["lease_s"]),
-        "osgprod_heartbeat_s": _quoted(slice_["heartbeat_s"]),
         "osgprod_source_url": _quoted(slice_["url"]),
         "osgprod_size_bytes": _quoted(slice_["size_bytes"]),
         "osgprod_events": _quoted(slice_["events"]),
@@ -161,18 +221,28 @@ def error_text(message: str, hint: str | None = None, code: str | None = None) -
 
 
 class TemplateFolder:
-    """The templates below a document root, at ROOT/PROJECT/WORKSCRIPT, read again when they change.
+    """The templates below a document root, at ROOT/PROJECT/NAME, read again when they change.
 
-    Which work script a project has is the database's to say; this only remembers what it said last.
+    A project has a work script, and a merge script where it merges. Which they are is the database's to say; this only
+    remembers what it said last.
     """
 
     def __init__(self, root: Path) -> None:
         self._root = root.resolve()
-        self._known: dict[str, tuple[str, Path, Stamp, Template]] = {}
+        self._known: dict[tuple[str, str], tuple[str, Path, Stamp, Template]] = {}
+        self._faults: dict[str, tuple[float, str, str]] = {}  # of merge scripts: when, name, why
 
-    def at_hand(self, project: str) -> tuple[str, Template | None]:
-        """Returns name and template of a project if it was loaded and has not changed, else ('', None)."""
-        known = self._known.get(project)
+    def at_hand(self, project: str, task: str = "slice") -> tuple[str, Template | None]:
+        """Returns name and template of a project if it was loaded and has not changed, else ('', None).
+
+        Parameters
+        ----------
+        project : str
+            Its name.
+        task : str
+            slice: the work script; merge: the merge script.
+        """
+        known = self._known.get((project, task))
         if known is None:
             return "", None
         name, path, stamp, template = known
@@ -181,34 +251,48 @@ class TemplateFolder:
                 return name, template
         except OSError:
             pass
-        del self._known[project]
+        del self._known[project, task]
         return "", None
 
-    def load(self, project: str, workscript: str) -> tuple[str, Template]:
+    def fault(self, project: str) -> dict[str, str]:
+        """Returns why a project's merge script can't be used, by its name; empty: no fault was found of late."""
+        at, name, why = self._faults.get(project, (0.0, "", ""))
+        return {name: why} if name and time.monotonic() - at < RETRY_S else {}
+
+    def load(self, project: str, name: str, task: str = "slice") -> tuple[str, Template]:
         """Reads a project's template.
 
         Parameters
         ----------
-        project, workscript
+        project, name
             Names as the database gave them.
+        task
+            slice: the work script; merge: the merge script.
 
         Raises
         ------
         TemplateError
-            Missing, unreadable, outside of the project's folder, or without a place for a slice.
+            Missing, unreadable, outside of the project's folder, or without a place for a slice or for inputs. fault()
+            repeats that of a merge script for a while.
         """
-        path = self._root / project / workscript
+        path = self._root / project / name
+        what, needed = ("work script", "a slice") if task == "slice" else ("merge script", "#osgprod_inputs=")
         try:
-            stamp, text = _read(path.parent, workscript)
-        except OSError as error:
-            raise TemplateError(f"work script {path}: {error.strerror}") from error
-        template = Template(text)
-        if not template.names_a_slice():
-            raise TemplateError(
-                f"work script {path}: has no place for a slice, docs/workscripts.md says what it needs"
+            stamp, text = _read(path.parent, name)
+            template = Template(text)
+            problem = (
+                ""
+                if template.names_its(task)
+                else (f"has no place for {needed}, docs/workscripts.md says what it needs")
             )
-        self._known[project] = (workscript, path, stamp, template)
-        return workscript, template
+        except OSError as error:
+            problem = str(error.strerror)
+        if problem:
+            if task == "merge":  # (the folder is this server's own: the database need not know it)
+                self._faults[project] = time.monotonic(), name, f"{what} {name}: {problem}"
+            raise TemplateError(f"{what} {path}: {problem}")
+        self._known[project, task] = (name, path, stamp, template)
+        return name, template
 
 
 def _read(folder: Path, name: str) -> tuple[Stamp, bytes]:

@@ -3,12 +3,13 @@ SET LOCAL check_function_bodies = off;
 
 -- What functions hand each other as one value.
 
--- What a claim gets: a slice, or NULLs.
+-- What a claim gets: a slice; a merge (merge_id, and no blocks: block1 = block2 = -1); or NULLs.
 CREATE TYPE osgprod.claim AS (
     rawdata_id int,
     block1     int,
     block2     int,
-    opened_at  timestamptz
+    opened_at  timestamptz,
+    merge_id   int
 );
 
 -- The answer of checkout_slice.
@@ -31,7 +32,9 @@ CREATE TYPE osgprod.checkout_answer AS (
     pieces      text,
     n           int,
     code        text,
-    hint        text
+    hint        text,
+    task        text,
+    merge       jsonb
 );
 
 -- A call of checkout_slice: its parameters without their p_; n tells the calls of a batch apart.
@@ -53,7 +56,8 @@ CREATE TYPE osgprod.checkout_call AS (
     time_left_s  bigint,
     after        text,
     exec_version text,
-    image        text
+    image        text,
+    templates    jsonb
 );
 
 -- A call of report_exit.

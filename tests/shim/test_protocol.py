@@ -383,9 +383,9 @@ def test_work_script_that_is_renamed_while_it_is_read_is_read_by_its_new_name(
     shim.add_template("p").with_name("new.bash").write_text("# source:\n# the new one\n")
     load = TemplateFolder.load
 
-    def load_late(self: TemplateFolder, project: str, workscript: str) -> Any:
+    def load_late(self: TemplateFolder, project: str, *more: str) -> Any:
         world.set(workscript="new.bash")
-        return load(self, project, workscript)
+        return load(self, project, *more)
 
     monkeypatch.setattr(TemplateFolder, "load", load_late)
     answer = shim.checkout(0)

@@ -30,6 +30,7 @@ NASTY = st.lists(st.sampled_from([*CHARACTERS, "touch pwned"]), max_size=30).map
 def a_slice(**more: Any) -> dict[str, Any]:
     started = datetime.datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=datetime.UTC)
     return {
+        "task": "slice", "merge": None,
         "url": "root://x//f.evio", "filename": "f.evio", "block1": 3, "block2": 5, "nstarts": 1, "token": "t",
         "lease_s": 9, "heartbeat_s": 8, "size_bytes": 70, "events": 6, "pieces": "range 0 7\nhex 00ff",
         "started_at": started, **more,

@@ -339,6 +339,7 @@ def test_listeners_are_notified_of_rare_events_only(world: World) -> None:
         ("file-finished", paths[0], None, None),
         ("file-finished", paths[1], None, None),
         ("file-finished", paths[2], None, None),
+        ("run-finished", None, None, None),
         ("project-done", None, None, None),
         ("worker-refused", None, None, "wn9"),
     ]

@@ -60,6 +60,11 @@ BEGIN
     SELECT s.* INTO v_slice FROM osgprod_data.slices s
      WHERE s.project_id = v_attempt.project_id AND s.rawdata_id = v_attempt.rawdata_id AND s.block1 = v_attempt.block1
        AND s.state = 'leased' AND s.cluster = p_call.cluster AND s.process = p_call.process AND s.nstart = v_attempt.nstart;
+    IF v_attempt.merge_id IS NOT NULL THEN  -- it holds a merge instead
+        SELECT m.due_at, m.progress_at INTO v_slice.due_at, v_slice.progress_at FROM osgprod_data.merges m
+         WHERE m.merge_id = v_attempt.merge_id AND m.state = 'leased' AND m.cluster = p_call.cluster AND m.process = p_call.process
+           AND m.nstart = v_attempt.nstart;
+    END IF;
     IF NOT FOUND OR osgprod._proves_job(p_project.restart_proof, v_attempt,
            osgprod._is_silent(p_project, v_slice, v_attempt.started_at), p_call.client, p_call.host,
            osgprod._job_key_digest(p_project.magic_salt, p_call.job_key)) THEN

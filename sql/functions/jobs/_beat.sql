@@ -26,6 +26,9 @@ BEGIN
     IF NOT FOUND THEN
         RETURN osgprod._refuse_token(v_project, p_call.cluster, p_call.process, p_call.client, p_call.token);
     END IF;
+    IF v_attempt.merge_id IS NOT NULL THEN
+        RETURN osgprod._beat_merge(v_project, v_attempt, p_call, p_may_wait);
+    END IF;
     IF NOT p_may_wait AND NOT osgprod._try_slice(v_attempt.project_id, v_attempt.rawdata_id, v_attempt.block1) THEN
         RETURN osgprod._report_error(osgprod._is_busy(format('the slice of job %s.%s', p_call.cluster, p_call.process)));
     END IF;

@@ -21,6 +21,7 @@ DECLARE
     v_slice    osgprod.claim;
     v_blocks   bigint;   -- of a slice for this job, at most
     v_file     record;
+    v_can_merge boolean := false;  -- may this job get a merge?
 BEGIN
     -- (a) May it ask, and now? Its job is locked then.
     p_call.client := osgprod._plain_address(p_call.client);
@@ -35,7 +36,16 @@ BEGIN
         RETURN osgprod._checkout_error(v_answer, v_problem);
     ELSIF p_call.workscript <> v_project.workscript THEN
         v_answer.status := 'template';
+        v_answer.task := 'slice';
         RETURN v_answer;
+    ELSIF v_project.merge_by <> 'none' THEN
+        v_can_merge := osgprod._can_merge(v_project, p_call.templates);
+        IF v_can_merge IS NULL THEN
+            v_answer.status := 'template';
+            v_answer.task := 'merge';
+            v_answer.workscript := v_project.mergescript;
+            RETURN v_answer;
+        END IF;
     END IF;
 
     -- (b) Its own slice again, if it has started before.
@@ -61,7 +71,7 @@ BEGIN
                 v_answer.nstarts := NULL;
                 RETURN v_answer;
             END IF;
-            v_restart := osgprod._restart(v_project, p_call, v_job.last, v_nstart, p_wait_ms IS NULL);
+            v_restart := osgprod._restart(v_project, p_call, v_job.last, v_nstart, v_can_merge, p_wait_ms IS NULL);
             v_slice := v_restart.slice;
             IF v_restart.problem IS NOT NULL THEN
                 RETURN osgprod._checkout_error(v_answer, v_restart.problem);
@@ -83,8 +93,11 @@ BEGIN
             END IF;
             v_is_ready := true;  -- it has requeued slices, perhaps
         END IF;
-        -- (c) A requeued slice, so that files are completed in order.
-        IF v_is_ready THEN
+        -- (c) A merge, so that files are delivered early; else a requeued slice, so that files are completed in order.
+        IF v_can_merge THEN
+            v_slice := osgprod._claim_merge(v_project, p_call.cluster::int, p_call.process::int, v_nstart);
+        END IF;
+        IF v_is_ready AND v_slice.block1 IS NULL THEN
             v_slice := osgprod._claim_ready(v_project, p_call.cluster::int, p_call.process::int, v_nstart, v_blocks);
         END IF;
         -- (d) Else the next blocks of the first file that is free.
@@ -123,29 +136,43 @@ BEGIN
                 v_slice := osgprod._claim_ready(v_project, p_call.cluster::int, p_call.process::int, v_nstart, v_blocks);
             END IF;
         END IF;
+        IF v_can_merge AND v_slice.block1 IS NULL THEN  -- the last file may be complete now
+            PERFORM osgprod._settle_files(v_project.project_id, false);
+            v_slice := osgprod._claim_merge(v_project, p_call.cluster::int, p_call.process::int, v_nstart);
+        END IF;
     END IF;
     IF v_slice.block1 IS NULL THEN
         v_answer.nstarts := NULL;
-        RETURN osgprod._why_no_work(v_project, v_answer, p_wait_ms);
+        RETURN osgprod._why_no_work(v_project, v_answer, v_can_merge, p_wait_ms);
     END IF;
 
     -- (f) The attempt, and what its slice is as a file.
     v_answer.token := gen_random_uuid();
     v_answer.started_at := clock_timestamp();  -- not now(): the transaction may have waited for a lock since it began
     INSERT INTO osgprod_data.attempts (project_id, cluster, process, nstart, rawdata_id, block1, block2, opened_at, cpus,
-           started_at, token_digest, client, host, site, job_key_digest, schedd, qdate, job_start, follows, time_left_s)
+           started_at, token_digest, client, host, site, job_key_digest, schedd, qdate, job_start, follows, time_left_s,
+           merge_id, version_id)
     VALUES (v_project.project_id, p_call.cluster, p_call.process, v_nstart, v_slice.rawdata_id, v_slice.block1,
            v_slice.block2, v_slice.opened_at, p_call.cpus, v_answer.started_at,
            sha256(convert_to(v_answer.token::text, 'UTF8')), p_call.client, osgprod._label(p_call.host),
            osgprod._label(p_call.site), osgprod._job_key_digest(v_project.magic_salt, p_call.job_key),
-           osgprod._label(p_call.schedd), p_call.qdate, nullif(v_answer.nstarts, v_nstart), v_follows, p_call.time_left_s);
-    v_file := osgprod._slice_file(v_slice.rawdata_id, v_slice.block1, v_slice.block2, v_project.xrootd_prefix,
-                                  v_project.strip_prefix);
-    v_answer.url := v_file.url;
-    v_answer.filename := v_file.filename;
-    v_answer.size_bytes := v_file.size_bytes;
-    v_answer.events := v_file.events;
-    v_answer.pieces := v_file.pieces;
+           osgprod._label(p_call.schedd), p_call.qdate, nullif(v_answer.nstarts, v_nstart), v_follows, p_call.time_left_s,
+           v_slice.merge_id,
+           CASE WHEN coalesce(p_call.templates::text, p_call.exec_version, p_call.image) IS NOT NULL
+                THEN osgprod._version_of(v_project, p_call, v_slice.merge_id IS NOT NULL) END);
+
+    IF v_slice.merge_id IS NULL THEN
+        v_file := osgprod._slice_file(v_slice.rawdata_id, v_slice.block1, v_slice.block2, v_project.xrootd_prefix,
+                                      v_project.strip_prefix);
+        v_answer.url := v_file.url;
+        v_answer.filename := v_file.filename;
+        v_answer.size_bytes := v_file.size_bytes;
+        v_answer.events := v_file.events;
+        v_answer.pieces := v_file.pieces;
+        v_answer.task := 'slice';
+    ELSE
+        v_answer := osgprod._merge_answer(v_project, v_answer, v_slice.merge_id);
+    END IF;
     v_answer.status := 'assigned';
     v_answer.block1 := v_slice.block1;
     v_answer.block2 := v_slice.block2;
@@ -210,13 +237,13 @@ END
 $fn$;
 
 CREATE FUNCTION osgprod._restart(
-    p_project osgprod_data.projects, p_call osgprod.checkout_call, p_last int, p_nstart int, p_may_wait boolean,
+    p_project osgprod_data.projects, p_call osgprod.checkout_call, p_last int, p_nstart int, p_can_merge boolean, p_may_wait boolean,
     OUT slice osgprod.claim, OUT is_completed boolean, OUT problem text[])
 LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Gives a job that has started before the slice of its last attempt again.
+-- Gives a job that has started before the slice, or the merge, of its last attempt again.
 -- Parameters: p_project  the project's row;  p_call  the call, whose job is locked;  p_last  the job's last attempt
---             p_nstart  the coming attempt;  p_may_wait  for the slice
+--             p_nstart  the coming attempt;  p_can_merge  see _can_merge;  p_may_wait  for the slice
 -- Returns:    the slice; NULLs when the job no longer has one. is_completed: its work is done. problem: OG602 it starts
 --             too often, 55P03 the slice is busy
 -- Locks:      the slice
@@ -226,7 +253,7 @@ DECLARE
     v_slice record;
 BEGIN
     -- Two statements: joined in one, its plan might read all slices of the project.
-    SELECT a.rawdata_id, a.block1, r.outcome INTO v_last
+    SELECT a.rawdata_id, a.block1, a.merge_id, r.outcome INTO v_last
       FROM osgprod_data.attempts a
       LEFT JOIN osgprod_data.reports r ON r.project_id = a.project_id AND r.cluster = a.cluster AND r.process = a.process
                                       AND r.nstart = a.nstart AND r.by_worker
@@ -234,7 +261,8 @@ BEGIN
        AND a.nstart = p_last;
     SELECT s.state INTO v_slice FROM osgprod_data.slices s
      WHERE s.project_id = p_project.project_id AND s.rawdata_id = v_last.rawdata_id AND s.block1 = v_last.block1;
-    IF v_last.outcome = 'done' AND v_slice.state = 'done' THEN  -- and not recycled since
+    IF v_last.outcome = 'done' AND (v_slice.state = 'done'  -- and not recycled since
+            OR v_last.merge_id IS NOT NULL AND osgprod._is_merged(v_last.merge_id)) THEN
         is_completed := true;
         RETURN;
     END IF;
@@ -250,6 +278,10 @@ BEGIN
     END IF;
     IF NOT p_may_wait AND NOT osgprod._try_slice(p_project.project_id, v_last.rawdata_id, v_last.block1) THEN
         problem := osgprod._is_busy(format('the slice of job %s.%s', p_call.cluster, p_call.process));
+        RETURN;
+    END IF;
+    IF v_last.merge_id IS NOT NULL THEN
+        slice := osgprod._restart_merge(p_project, v_last.merge_id, p_call, p_last, p_nstart, p_can_merge);
         RETURN;
     END IF;
     UPDATE osgprod_data.slices s
@@ -362,11 +394,12 @@ AS $fn$
 $fn$;
 
 CREATE FUNCTION osgprod._why_no_work(
-    p_project osgprod_data.projects, p_answer osgprod.checkout_answer, p_wait_ms int)
+    p_project osgprod_data.projects, p_answer osgprod.checkout_answer, p_can_merge boolean, p_wait_ms int)
 RETURNS osgprod.checkout_answer LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Says whether a job that gets nothing should wait, since work may be requeued, or end.
--- Parameters: p_project  the project's row;  p_answer  as far as it is;  p_wait_ms  see _checkout
+-- Parameters: p_project  the project's row;  p_answer  as far as it is;  p_can_merge  see _can_merge
+--             p_wait_ms  see _checkout
 -- Returns:    status wait with retry_s [s], no-work, or error (55P03)
 -- Locks:      see _settle_files
 BEGIN
@@ -387,6 +420,9 @@ BEGIN
     ELSIF osgprod._settle_files(p_project.project_id, false) THEN
         p_answer.retry_s := p_project.wait_s;
         p_answer.message := format('all remaining work of project %s is leased, some may be requeued', p_project.name);
+    ELSIF p_can_merge AND osgprod._has_open_merges(p_project.project_id) THEN
+        p_answer.retry_s := p_project.wait_s;
+        p_answer.message := format('all merges of project %s are leased, some may be requeued', p_project.name);
     ELSE
         p_answer.status := 'no-work';
         p_answer.retry_s := 0;

@@ -17,6 +17,7 @@ DECLARE
     v_reason  text;
     v_ignored text := '';  -- evidence that can't be kept, as a line for the answer
     v_contradiction text;
+    v_settled record;
     v_answer  osgprod.report_answer;
 BEGIN
     p_call.client := osgprod._plain_address(p_call.client);
@@ -53,13 +54,13 @@ BEGIN
     -- It counts for the node that has the slice's lease, whatever the report says of itself.
     v_worker := osgprod._worker(v_attempt.client, coalesce(v_attempt.host, p_call.host));
     v_outcome := osgprod._judge_exit(v_project, p_call.exitcode::int);
-    IF v_outcome = 'done' AND (v_project.demand_outputs OR v_project.demand_checksum OR v_project.demand_events) THEN
+    IF v_outcome = 'done' AND v_attempt.merge_id IS NULL AND (v_project.demand_outputs OR v_project.demand_checksum OR v_project.demand_events) THEN
         v_reason := osgprod._missing_evidence(v_project, v_attempt, p_call);
         IF v_reason IS NOT NULL THEN
             v_outcome := 'failed';
         END IF;
     END IF;
-    IF v_outcome = 'done' AND p_call.events IS NOT NULL THEN
+    IF v_outcome = 'done' AND p_call.events IS NOT NULL AND v_attempt.merge_id IS NULL THEN
         v_contradiction := osgprod._contradicted_events(v_attempt.rawdata_id, v_attempt.block1, v_attempt.block2,
             p_call.events);
     END IF;
@@ -87,7 +88,13 @@ BEGIN
             END IF;
             RETURN v_answer;
         END IF;
-        v_outcome := osgprod._settle_attempt(v_project, v_attempt, v_outcome, v_worker, p_call.exitcode::int, p_may_wait);
+        IF v_attempt.merge_id IS NULL THEN
+            v_outcome := osgprod._settle_attempt(v_project, v_attempt, v_outcome, v_worker, p_call.exitcode::int, p_may_wait);
+        ELSE
+            v_settled := osgprod._settle_merge(v_project, v_attempt, v_outcome, v_worker, p_call, p_may_wait);
+            v_outcome := v_settled.outcome;
+            v_reason := v_settled.reason;
+        END IF;
         IF v_outcome IS NULL THEN
             RETURN osgprod._report_error(osgprod._is_busy(format('the file of job %s.%s', p_call.cluster, p_call.process)));
         END IF;
@@ -95,7 +102,7 @@ BEGIN
     v_reason := coalesce(v_reason, osgprod._label(p_call.reason));
     INSERT INTO osgprod_data.reports (project_id, cluster, process, nstart, by_worker, outcome, exit_code, reported_at, ran_s,
            nblocks, worker, site, events, outputs, output_bytes, output_adler32, output_url, reason,
-           contradiction, memory_bytes, wall_s, cpu_s, fetched_bytes, disk_bytes)
+           contradiction, memory_bytes, wall_s, cpu_s, fetched_bytes, disk_bytes, software)
     VALUES (v_attempt.project_id, v_attempt.cluster, v_attempt.process, v_attempt.nstart, true, v_outcome,
            p_call.exitcode,
            -- Were the clock set back, a report with an earlier time would be taken for tallied.
@@ -104,7 +111,10 @@ BEGIN
            v_attempt.block2 - v_attempt.block1, v_worker, coalesce(osgprod._label(p_call.site), v_attempt.site),
            p_call.events, p_call.outputs, p_call.output_bytes, p_call.output_adler32,
            osgprod._label(p_call.output_url, 1024), v_reason, v_contradiction, p_call.memory_bytes, p_call.wall_s, p_call.cpu_s,
-           p_call.fetched_bytes, p_call.disk_bytes);
+           p_call.fetched_bytes, p_call.disk_bytes, osgprod._label(p_call.software, 256));
+    IF v_outcome = 'done' AND p_call.outputs_list IS NOT NULL THEN
+        v_ignored := v_ignored || osgprod._record_outputs(v_attempt, p_call.outputs_list);
+    END IF;
     IF v_outcome IN ('failed', 'node-fault') THEN
         PERFORM osgprod._ban_if_black_hole(v_project, v_worker);
     END IF;

@@ -15,7 +15,8 @@ CREATE FUNCTION osgprod.checkout_slice(
     p_time_left_s bigint DEFAULT NULL,
     p_after      text   DEFAULT NULL,
     p_exec_version text DEFAULT NULL,
-    p_image      text   DEFAULT NULL)
+    p_image      text   DEFAULT NULL,
+    p_templates  jsonb  DEFAULT NULL)
 RETURNS osgprod.checkout_answer
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
     SET enable_seqscan = off SET plan_cache_mode = force_generic_plan
@@ -37,13 +38,17 @@ AS $fn$
 --             p_time_left_s        until the job must end [s]
 --             p_after              token of the attempt that this job has just reported
 --             p_exec_version, p_image  version of the exec script, and the container image
+--             p_templates          templates that the caller holds: {name: SHA-256 as 64 hexadecimal digits, or why it can't
+--                                  be read}; NULL = any, and their digests are not known
 -- Returns:    always one row. status:
 --             assigned   the slice is yours until lease_s [s] after your last heartbeat
 --             completed  this job's work is done
 --             wait       nothing now, but work may be requeued: ask again in retry_s [s]. Also for a caller that does not
 --                        prove to be the job whose attempt lives: then the call is in refusals
 --             no-work    nothing left, or the project is draining
---             template   fetch the template named in workscript first, then call again
+--             template   fetch the template named in workscript first, then call again; task says what it is for
+--             task       slice or merge; a merge has no blocks (-1), and in merge its inputs, run, seqno, output_url and
+--                        cleanup (docs/outputs.md)
 --             block1, block2: half-open range of blocks, 0-based; size_bytes [bytes], events: of the slice as a file of
 --             its own, preamble and trailer counted; pieces: lines 'range OFFSET LENGTH' [bytes] of url or 'hex ...',
 --             whose concatenation is that file
@@ -60,7 +65,7 @@ BEGIN
     END IF;
     v_answer := osgprod._checkout(ROW(NULL, p_project, p_cluster, p_process, p_cpus, p_magic, p_client, p_workscript, p_host,
         p_site, p_bearer, p_job_key, p_schedd, p_qdate, p_time_left_s, p_after, p_exec_version,
-        p_image)::osgprod.checkout_call, NULL);
+        p_image, p_templates)::osgprod.checkout_call, NULL);
     IF v_answer.code IS NOT NULL THEN
         RAISE EXCEPTION USING ERRCODE = v_answer.code, MESSAGE = v_answer.message, HINT = v_answer.hint;
     END IF;
@@ -69,5 +74,5 @@ BEGIN
 END
 $fn$;
 
-COMMENT ON FUNCTION osgprod.checkout_slice(text, bigint, bigint, bigint, text, inet, text, text, text, jsonb, text, text, bigint, bigint, text, text, text) IS
+COMMENT ON FUNCTION osgprod.checkout_slice(text, bigint, bigint, bigint, text, inet, text, text, text, jsonb, text, text, bigint, bigint, text, text, text, jsonb) IS
 'Leases a slice to a job: its own one again after a restart, else a requeued one, else the next blocks of a file; one row, whose status says what to do. For osgprod_worker.';

@@ -36,6 +36,7 @@ BEGIN
     END IF;
     IF NOT p_dry_run THEN
         PERFORM osgprod._remove_history(v_project.project_id, v_project.name);
+        DELETE FROM merges m WHERE m.project_id = v_project.project_id;
         DELETE FROM slices s WHERE s.project_id = v_project.project_id;
         DELETE FROM loaded_files f WHERE f.project_id = v_project.project_id;
         DELETE FROM projects p WHERE p.project_id = v_project.project_id;  -- with its bans, tallies and refusals
@@ -55,6 +56,8 @@ AS $fn$
 BEGIN
     RAISE LOG 'history of project % removed by %', p_project, session_user;
     PERFORM set_config('osgprod.removes_history', 'on', true);
+    DELETE FROM osgprod_data.outputs o WHERE o.project_id = p_project_id;
+    DELETE FROM osgprod_data.lost_outputs o WHERE o.project_id = p_project_id;
     DELETE FROM osgprod_data.reports r WHERE r.project_id = p_project_id;
     DELETE FROM osgprod_data.attempts a WHERE a.project_id = p_project_id;
     PERFORM set_config('osgprod.removes_history', '', true);

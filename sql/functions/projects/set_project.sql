@@ -8,14 +8,16 @@ AS $fn$
 --             p_settings  object of setting: new value, like {"lease_s": 3600, "state": "paused"}; {} changes nothing.
 --                         docs/sql.md lists the settings with units; this function returns them
 -- Returns:    a row for each setting with its value now, in the order of their names
--- Errors:     OG301 unknown project; OG106 bad subnet pattern; OG108 unknown setting or bad value
--- Locks:      the project's row, unless nothing is to be changed
+-- Errors:     OG301 unknown project; OG106 bad subnet pattern; OG108 unknown setting or bad value; OG420 merge_by with merges
+--             that are done by something else
+-- Locks:      the project's row, unless nothing is to be changed; see _change_merges
 DECLARE
     v_project osgprod_data.projects := osgprod._get_project(p_project);
     -- Columns that are no settings; every other one is.
     v_fixed   text[] := ARRAY['project_id', 'name', 'magic_salt', 'magic_digest', 'old_magic_digest',
                               'old_magic_until', 'banned_until', 'next_due_at', 'nlive', 'tallied_until', 'tally_next',
-                              'tally_after', 'created_at', 'stopped_at', 'subnets'];
+                              'tally_after', 'created_at', 'stopped_at', 'subnets', 'mergescript_fault',
+                              'mergescript_fault_at'];
     v_wrong   text;
     v_key     text;
 BEGIN
@@ -47,6 +49,9 @@ BEGIN
         v_project.next_due_at := '-infinity';  -- a shorter lease may expire before the next look at leases
         IF p_settings <> '{}' THEN
             EXECUTE osgprod._update_of_project() USING v_project;
+        END IF;
+        IF p_settings ?| ARRAY['merge_by', 'merge_incomplete'] THEN
+            PERFORM osgprod._change_merges(v_project);
         END IF;
     EXCEPTION WHEN data_exception OR integrity_constraint_violation OR datatype_mismatch THEN
         GET STACKED DIAGNOSTICS v_wrong = CONSTRAINT_NAME;

@@ -26,6 +26,7 @@ DECLARE
     v_project    projects := osgprod._get_project(coalesce(p_project, osgprod._only_project()));
     v_project_id int := v_project.project_id;
     v_registered int;
+    v_runs       int[];
 BEGIN
     PERFORM osgprod._require_read_committed();
     files_double := 0;
@@ -49,6 +50,7 @@ BEGIN
         SELECT count(*), coalesce(sum(a.nblocks), 0),
                (SELECT coalesce(sum(g.nblocks), 0) FROM forgotten g WHERE g.state IN ('done', 'leased'))
           INTO files, blocks, blocks_forgotten FROM reset a;
+        PERFORM osgprod._reopen_merges(v_project_id, p_runs, NULL);
     END IF;
     PERFORM pg_advisory_xact_lock(v_project_id, -2);  -- one after the other: cheaper than ON CONFLICT for each row
     WITH loaded AS (
@@ -60,10 +62,11 @@ BEGIN
            AND NOT EXISTS (SELECT FROM loaded_files f
                             WHERE f.project_id = v_project_id AND f.run = r.run AND f.seqno = r.seqno)
          ORDER BY r.run, r.seqno, r.rawdata_id
-        RETURNING block2 - block1 AS nblocks
+        RETURNING run, block2 - block1 AS nblocks
     )
-    SELECT coalesce(files, 0) + count(*), coalesce(blocks, 0) + coalesce(sum(l.nblocks), 0)
-      INTO files, blocks FROM loaded l;
+    SELECT coalesce(files, 0) + count(*), coalesce(blocks, 0) + coalesce(sum(l.nblocks), 0), array_agg(DISTINCT l.run)
+      INTO files, blocks, v_runs FROM loaded l;
+    PERFORM osgprod._reopen_merges(v_project_id, coalesce(v_runs, '{}'), -1);  -- of whole runs, which have more files now
     IF files < v_registered THEN
         SELECT count(*) FILTER (WHERE r.has_bor OR NOT v_project.demand_bor),
                count(*) FILTER (WHERE v_project.demand_bor AND r.has_bor IS NOT TRUE)

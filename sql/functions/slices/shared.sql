@@ -150,7 +150,7 @@ BEGIN
     )
     UPDATE osgprod_data.slices s SET is_ready = true FROM ended o
      WHERE s.project_id = o.project_id AND s.rawdata_id = o.rawdata_id AND s.block1 = o.block1;
-    RETURN FOUND;
+    RETURN FOUND OR osgprod._end_merge_backoffs(p_project_id, p_from, p_to);
 END
 $fn$;
 
@@ -196,11 +196,14 @@ BEGIN
         lost := lost + osgprod._lose_slice(p_project, v_slice,
             CASE WHEN p_cluster IS NULL THEN 'lost' ELSE 'superseded' END::osgprod_data.outcome, NULL, false)::int;
     END LOOP;
+    lost := lost + osgprod._requeue_merges(p_project, p_cluster, p_process);
     over := osgprod._end_backoffs(p_project.project_id, '-infinity', now());
     -- No backoff is longer than 10.5 days, see above.
     over := osgprod._end_backoffs(p_project.project_id, now() + interval '11 days', 'infinity') OR over;
     SELECT min(s.due_at), count(*) INTO v_next_at, v_live FROM osgprod._slices_in_flight(p_project.project_id) s
      WHERE s.state = 'leased';
+    SELECT least(v_next_at, min(m.due_at)), v_live + count(*) INTO v_next_at, v_live FROM osgprod_data.merges m
+     WHERE m.project_id = p_project.project_id AND m.state = 'leased';
     -- A slice that is leased after this look is due a whole lease from now at the earliest; or earlier, when the lease has
     -- just been made longer, so 5 minutes are the most. Somebody who has the project's row locked, like an operator's open
     -- transaction, must not stand between a lease and its slice: then it is not noted, and the next call looks again.
@@ -297,20 +300,25 @@ AS $fn$
 -- Marks an allocated file complete if its slices are all done or quarantined.
 -- Parameters: p_project_id, p_rawdata_id  the file
 -- Returns:    is it marked? false: it is not complete, or somebody has its row
--- Locks:      the file's row, SKIP LOCKED
+-- Locks:      the file's row, SKIP LOCKED; then its run (advisory: project_id, -10 - run), tried: files of a run are called
+--             complete one after the other, so that the last one is known
+DECLARE
+    v_file record;
 BEGIN
     -- I7: the row is locked before its slices are read; _reopen_slice does so too.
-    PERFORM FROM osgprod_data.loaded_files f
-      WHERE f.project_id = p_project_id AND f.rawdata_id = p_rawdata_id AND f.state = 'allocated'
-        AND NOT osgprod._is_unsettled(p_project_id, f.rawdata_id)
-        FOR NO KEY UPDATE SKIP LOCKED;
-    IF NOT FOUND OR osgprod._is_unsettled(p_project_id, p_rawdata_id) THEN
+    SELECT f.run, f.seqno INTO v_file FROM osgprod_data.loaded_files f
+     WHERE f.project_id = p_project_id AND f.rawdata_id = p_rawdata_id AND f.state = 'allocated'
+       AND NOT osgprod._is_unsettled(p_project_id, f.rawdata_id)
+       FOR NO KEY UPDATE SKIP LOCKED;
+    IF NOT FOUND OR osgprod._is_unsettled(p_project_id, p_rawdata_id)
+        OR NOT pg_try_advisory_xact_lock(p_project_id, -10 - v_file.run) THEN
         RETURN false;
     END IF;
     UPDATE osgprod_data.loaded_files f SET state = 'complete'
      WHERE f.project_id = p_project_id AND f.rawdata_id = p_rawdata_id;
     PERFORM osgprod._tell(p_project_id, 'file-finished', jsonb_build_object('path',
         (SELECT w.path FROM osgprod_data.rawdata w WHERE w.rawdata_id = p_rawdata_id)));
+    PERFORM osgprod._file_is_complete(p_project_id, v_file.run, v_file.seqno);
     RETURN true;
 END
 $fn$;
@@ -339,5 +347,7 @@ BEGIN
      WHERE s.project_id = p_project_id AND s.rawdata_id = p_rawdata_id AND s.block1 = p_block1;
     UPDATE osgprod_data.loaded_files f SET state = 'allocated'
      WHERE f.project_id = p_project_id AND f.rawdata_id = p_rawdata_id AND f.state = 'complete';
+    PERFORM osgprod._reopen_merges(p_project_id, ARRAY[f.run], f.seqno) FROM osgprod_data.loaded_files f
+      WHERE f.project_id = p_project_id AND f.rawdata_id = p_rawdata_id;
 END
 $fn$;

@@ -80,6 +80,7 @@ $fn$;
 CREATE FUNCTION osgprod._count_live(p_project_id int)
 RETURNS int LANGUAGE sql STABLE
 AS $fn$
-    -- Leased slices of a project; they are all in files in flight.
-    SELECT count(*)::int FROM osgprod._slices_in_flight(p_project_id) s WHERE s.state = 'leased'
+    -- Leased slices, which are all in files in flight, and leased merges of a project.
+    SELECT (SELECT count(*) FROM osgprod._slices_in_flight(p_project_id) s WHERE s.state = 'leased')::int
+         + (SELECT count(*) FROM osgprod_data.merges m WHERE m.project_id = p_project_id AND m.state = 'leased')::int
 $fn$;

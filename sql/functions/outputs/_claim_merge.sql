@@ -1,0 +1,245 @@
+CREATE FUNCTION osgprod._can_merge(p_project osgprod_data.projects, p_templates jsonb)
+RETURNS boolean LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- May a caller be assigned a merge? Where it can't read the project's merge script, that is put on record, for health.
+-- Parameters: p_project  the project's row;  p_templates  see checkout_slice
+-- Returns:    NULL = the caller has to fetch the merge script first
+-- Locks:      the project's row, SKIP LOCKED, once a minute while a merge script can't be read
+DECLARE
+    v_digest text := p_templates ->> p_project.mergescript;
+    v_fault  text := CASE WHEN v_digest !~ '^[0-9a-f]{64}$' THEN coalesce(osgprod._label(v_digest, 512), 'unreadable') END;
+BEGIN
+    IF p_project.merge_by = 'none' OR p_project.mergescript IS NULL THEN
+        RETURN false;
+    ELSIF p_templates IS NOT NULL AND v_digest IS NULL THEN
+        RETURN NULL;
+    END IF;
+    IF v_fault IS DISTINCT FROM p_project.mergescript_fault OR p_project.mergescript_fault_at < now() - interval '1 min' THEN
+        UPDATE osgprod_data.projects p
+           SET mergescript_fault = v_fault, mergescript_fault_at = CASE WHEN v_fault IS NOT NULL THEN now() END
+         WHERE p.project_id = (SELECT q.project_id FROM osgprod_data.projects q
+                                WHERE q.project_id = p_project.project_id FOR NO KEY UPDATE SKIP LOCKED);
+    END IF;
+    RETURN v_fault IS NULL;
+END
+$fn$;
+
+CREATE FUNCTION osgprod._why_no_merges(p_project osgprod_data.projects)
+RETURNS text LANGUAGE sql STABLE
+AS $fn$
+    -- Says why the merges of a project are not assigned, one phrase for health; NULL = they are, or there is none to be.
+    -- Parameters: p_project  the project's row
+    SELECT CASE WHEN p_project.merge_by = 'none' OR NOT osgprod._has_open_merges(p_project.project_id) THEN NULL
+                WHEN p_project.mergescript IS NULL THEN 'the project has no mergescript'
+                WHEN p_project.mergescript_fault IS NOT NULL
+                    THEN format('%s (found %s UTC)', p_project.mergescript_fault,
+                                to_char(p_project.mergescript_fault_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI')) END
+$fn$;
+
+CREATE FUNCTION osgprod._claim_merge(p_project osgprod_data.projects, p_cluster int, p_process int, p_nstart int)
+RETURNS osgprod.claim LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Claims the first ready merge, and notes the slices that it is made of.
+-- Parameters: p_project  the project's row;  p_cluster, p_process, p_nstart  the coming attempt
+-- Returns:    the merge, with -1 as its blocks, so that nothing takes it for a slice; NULLs when none is free
+-- Locks:      the merge, SKIP LOCKED
+-- Source:     docs/outputs.md "A merge's life"
+DECLARE
+    v_claim osgprod.claim;
+    v_merge osgprod_data.merges;
+BEGIN
+    SELECT m.* INTO v_merge FROM osgprod_data.merges m
+     WHERE m.project_id = p_project.project_id AND m.is_ready
+     ORDER BY m.run, m.seqno LIMIT 1
+       FOR NO KEY UPDATE SKIP LOCKED;
+    IF NOT FOUND THEN
+        RETURN NULL;
+    END IF;
+    -- Its slices, in a statement that starts under the lock: nothing changes them while the merge is leased, unless it takes
+    -- the lease away (_reopen_merges).
+    UPDATE osgprod_data.merges m
+       SET state = 'leased', is_ready = NULL, not_before = NULL, cluster = p_cluster, process = p_process, nstart = p_nstart,
+           due_at = clock_timestamp() + make_interval(secs => p_project.lease_s), progress_at = NULL, bytes_fetched = NULL,
+           cpu_s = NULL, inputs = i.inputs, missing = i.missing
+      FROM osgprod._slices_of_merge(p_project.project_id, v_merge.run, v_merge.seqno) i
+     WHERE m.merge_id = v_merge.merge_id
+    RETURNING m.rawdata_id, -1, -1, m.opened_at, m.merge_id INTO v_claim;
+    RETURN v_claim;
+END
+$fn$;
+
+CREATE FUNCTION osgprod._slices_of_merge(
+    p_project_id int, p_run int, p_seqno int, OUT inputs osgprod_data.merge_input[], OUT missing text)
+LANGUAGE sql STABLE
+AS $fn$
+    -- The slices that a merge is made of, in order, and the quarantined blocks that it is made without. In a merge of a run the
+    -- blocks are numbered through: those of a file begin where those of the file before it end.
+    -- Parameters: p_project_id, p_run  which;  p_seqno  NULL = of the whole run
+    SELECT array_agg(ROW(s.rawdata_id, s.block1, s.block2, s.block1 + f.shift, s.cluster, s.process,
+                         s.nstart)::osgprod_data.merge_input ORDER BY f.seqno, s.block1) FILTER (WHERE s.state = 'done'),
+           string_agg(format('%s,%s', s.block1 + f.shift, s.block2 + f.shift), ':' ORDER BY f.seqno, s.block1)
+               FILTER (WHERE s.state <> 'done')
+      FROM (SELECT l.rawdata_id, l.seqno, CASE WHEN p_seqno IS NOT NULL THEN 0 ELSE
+                   coalesce(sum(l.block2) OVER (ORDER BY l.seqno ROWS UNBOUNDED PRECEDING EXCLUDE CURRENT ROW), 0) END::int AS shift
+              FROM osgprod_data.loaded_files l
+             WHERE l.project_id = p_project_id AND l.run = p_run AND l.seqno = coalesce(p_seqno, l.seqno)) f
+      JOIN osgprod_data.slices s ON s.project_id = p_project_id AND s.rawdata_id = f.rawdata_id
+$fn$;
+
+CREATE FUNCTION osgprod._restart_merge(
+    p_project osgprod_data.projects, p_merge_id int, p_call osgprod.checkout_call, p_last int, p_nstart int,
+    p_can_merge boolean)
+RETURNS osgprod.claim LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Gives a job that has started before the merge of its last attempt again, or requeues that where the caller has no merge
+-- script.
+-- Parameters: see _restart;  p_merge_id  the merge of its last attempt
+-- Returns:    the merge; NULLs when the job no longer has it
+-- Locks:      the merge
+DECLARE
+    v_claim osgprod.claim;
+BEGIN
+    UPDATE osgprod_data.merges m
+       SET state = CASE WHEN p_can_merge THEN 'leased' ELSE 'ready' END::osgprod_data.merge_state,
+           is_ready = CASE WHEN NOT p_can_merge THEN true END, not_before = CASE WHEN NOT p_can_merge THEN now() END,
+           nstart = CASE WHEN p_can_merge THEN p_nstart ELSE m.nstart END,
+           due_at = CASE WHEN p_can_merge THEN clock_timestamp() + make_interval(secs => p_project.lease_s) END,
+           progress_at = NULL, bytes_fetched = NULL, cpu_s = NULL
+     WHERE m.merge_id = p_merge_id AND m.state = 'leased' AND m.cluster = p_call.cluster AND m.process = p_call.process
+       AND m.nstart = p_last  -- I3
+    RETURNING m.rawdata_id, -1, -1, m.opened_at, m.merge_id INTO v_claim;
+    RETURN CASE WHEN p_can_merge THEN v_claim END;
+END
+$fn$;
+
+CREATE FUNCTION osgprod._is_merged(p_merge_id int)
+RETURNS boolean LANGUAGE sql STABLE
+AS $fn$
+    -- Is the merge done, and not superseded since?
+    SELECT EXISTS (SELECT FROM osgprod_data.merges m WHERE m.merge_id = p_merge_id AND m.state = 'done')
+$fn$;
+
+CREATE FUNCTION osgprod._has_open_merges(p_project_id int)
+RETURNS boolean LANGUAGE sql STABLE
+AS $fn$
+    -- Has the project merges that are ready, in backoff or leased? (Those that wait need slices first.)
+    SELECT EXISTS (SELECT FROM osgprod_data.merges m WHERE m.project_id = p_project_id AND m.is_ready)
+        OR EXISTS (SELECT FROM osgprod_data.merges m WHERE m.project_id = p_project_id AND m.state = 'leased')
+        OR EXISTS (SELECT FROM osgprod_data.merges m
+                    WHERE m.project_id = p_project_id AND NOT m.is_ready AND m.not_before IS NOT NULL)
+$fn$;
+
+CREATE FUNCTION osgprod._merge_answer(
+    p_project osgprod_data.projects, p_answer osgprod.checkout_answer, p_merge_id int)
+RETURNS osgprod.checkout_answer LANGUAGE plpgsql STABLE
+AS $fn$
+-- Completes the answer of a checkout that has claimed a merge.
+-- Parameters: p_project  the project's row;  p_answer  as far as it is;  p_merge_id  the merge
+-- Returns:    the answer: filename is the merge's name, size_bytes and events are sums over the inputs (NULL = some are not
+--             known), merge has what the script is filled with: docs/outputs.md
+DECLARE
+    v_merge osgprod_data.merges;
+BEGIN
+    SELECT m.* INTO v_merge FROM osgprod_data.merges m WHERE m.merge_id = p_merge_id;
+    p_answer.task := 'merge';
+    p_answer.workscript := p_project.mergescript;
+    p_answer.filename := osgprod._merge_name(v_merge.run, v_merge.seqno);
+    p_answer.url := '';
+    p_answer.pieces := '';
+    SELECT CASE WHEN bool_and(i.bytes IS NOT NULL) THEN sum(i.bytes) END,
+           CASE WHEN bool_and(i.events IS NOT NULL) THEN sum(i.events) END,
+           jsonb_build_object('run', v_merge.run, 'seqno', v_merge.seqno, 'cleanup', p_project.merge_cleanup,
+               'output_url', coalesce(osgprod._filled(p_project.merge_output_url, p_project.name, v_merge.run, v_merge.seqno), ''),
+               'inputs', coalesce(jsonb_agg(format('%s %s %s %s %s', coalesce(replace(i.url, ' ', '%20'), '-'),
+                   coalesce(i.bytes::text, '-'), coalesce(i.adler32, '-'), i.starts_at, i.starts_at + i.block2 - i.block1)
+                   ORDER BY i.place, i.n), '[]'))
+      INTO p_answer.size_bytes, p_answer.events, p_answer.merge
+      FROM osgprod._inputs_of_merge(p_project, v_merge.inputs) i;
+    RETURN p_answer;
+END
+$fn$;
+
+CREATE FUNCTION osgprod._merge_name(p_run int, p_seqno int)
+RETURNS text LANGUAGE sql IMMUTABLE
+AS $fn$
+    -- The name of a merge: RRRRRR_SSS of a file, RRRRRR of a run.
+    SELECT concat_ws('_', to_char(p_run, 'FM000000'), to_char(p_seqno, 'FM000'))
+$fn$;
+
+CREATE FUNCTION osgprod._filled(p_url text, p_project text, p_run int, p_seqno int)
+RETURNS text LANGUAGE sql IMMUTABLE
+AS $fn$
+    -- A URL of the project's settings with {project}, {run} and {seqno} filled in, digits as in file names; {seqno} of a merge
+    -- of a run is 'all'. {kind} is left to the merge script.
+    SELECT replace(replace(replace(p_url, '{project}', p_project), '{run}', to_char(p_run, 'FM000000')),
+                   '{seqno}', coalesce(to_char(p_seqno, 'FM000'), 'all'))
+$fn$;
+
+CREATE FUNCTION osgprod._inputs_of_merge(p_project osgprod_data.projects, p_inputs osgprod_data.merge_input[])
+RETURNS TABLE (place bigint, n smallint, starts_at int, rawdata_id int, block1 int, block2 int, cluster int, process int,
+    nstart int, kind text, url text, bytes bigint, adler32 text, events bigint)
+LANGUAGE sql STABLE
+AS $fn$
+    -- The files that are inputs of a merge, with what their attempts reported of them.
+    -- Parameters: p_project  the project's row;  p_inputs  the merge's
+    SELECT i.place, o.n, i.starts_at, i.rawdata_id, i.block1, i.block2, i.cluster, i.process, i.nstart, o.kind, o.url, o.bytes,
+           o.adler32, o.events
+      FROM unnest(p_inputs) WITH ORDINALITY AS i (rawdata_id, block1, block2, starts_at, cluster, process, nstart, place)
+     CROSS JOIN LATERAL osgprod._outputs_of_attempt(p_project, i.cluster, i.process, i.nstart) o
+$fn$;
+
+CREATE FUNCTION osgprod._outputs_of_attempt(p_project osgprod_data.projects, p_cluster int, p_process int, p_nstart int)
+RETURNS TABLE (n smallint, kind text, url text, bytes bigint, adler32 text, events bigint)
+LANGUAGE sql STABLE
+AS $fn$
+    -- What an attempt delivered: the files that it listed, or the one file of its report.
+    -- Parameters: p_project  the project's row;  p_cluster, p_process, p_nstart  the attempt
+    -- Returns:    a row a file; one row of NULLs when nothing is known of the attempt
+    SELECT coalesce(o.n, 1::smallint), coalesce(o.kind, 'tarball'), coalesce(o.url, r.output_url,
+               osgprod._home_url(p_project.output_home, p_project.name, p_cluster, p_process)),
+           CASE WHEN o.n IS NULL THEN r.output_bytes ELSE o.bytes END,
+           CASE WHEN o.n IS NULL THEN r.output_adler32 ELSE o.adler32 END,
+           CASE WHEN o.n IS NULL THEN r.events ELSE o.events END
+      FROM (SELECT 1) one
+      LEFT JOIN osgprod_data.reports r ON r.project_id = p_project.project_id AND r.cluster = p_cluster
+                                      AND r.process = p_process AND r.nstart = p_nstart AND r.by_worker
+      LEFT JOIN osgprod_data.outputs o ON o.project_id = p_project.project_id AND o.cluster = p_cluster
+                                      AND o.process = p_process AND o.nstart = p_nstart
+$fn$;
+
+CREATE FUNCTION osgprod._home_url(p_output_home text, p_project text, p_cluster int, p_process int)
+RETURNS text LANGUAGE sql IMMUTABLE
+AS $fn$
+    -- Where HTCondor brought the tarball of a job: the setting output_home with {project}, {cluster} and {process} filled in;
+    -- the name that osgprod_exec.sh gives it is added when no {process} is in it.
+    SELECT CASE WHEN p_output_home LIKE '%{process}%' THEN x.url
+                ELSE rtrim(x.url, '/') || format('/job_%s_%s.tar.gz', p_cluster, p_process) END
+      FROM replace(replace(replace(p_output_home, '{project}', p_project), '{cluster}', p_cluster::text),
+                   '{process}', p_process::text) AS x (url)
+$fn$;
+
+CREATE FUNCTION osgprod._version_of(
+    p_project osgprod_data.projects, p_call osgprod.checkout_call, p_is_merge boolean)
+RETURNS int LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- The number of what an attempt runs; a new row when it is new. It waits for nobody: two jobs that bring the same new
+-- version at the same moment make two rows.
+-- Parameters: p_project  the project's row;  p_call  its templates, exec_version and image;  p_is_merge  not a slice?
+DECLARE
+    v_script     text := CASE WHEN p_is_merge THEN p_project.mergescript ELSE p_project.workscript END;
+    v_digest     text := coalesce(p_call.templates ->> v_script, '');
+    v_version_id int;
+BEGIN
+    p_call.exec_version := coalesce(osgprod._label(p_call.exec_version, 32), '');
+    p_call.image := coalesce(osgprod._label(p_call.image, 256), '');
+    SELECT v.version_id INTO v_version_id FROM osgprod_data.versions v
+     WHERE v.project_id = p_project.project_id AND v.script = v_script AND v.digest = v_digest
+       AND v.exec_version = p_call.exec_version AND v.image = p_call.image LIMIT 1;
+    IF NOT FOUND THEN
+        INSERT INTO osgprod_data.versions (project_id, script, digest, exec_version, image)
+        VALUES (p_project.project_id, v_script, left(v_digest, 64), p_call.exec_version, p_call.image)
+        RETURNING version_id INTO v_version_id;
+    END IF;
+    RETURN v_version_id;
+END
+$fn$;

@@ -1,0 +1,122 @@
+CREATE FUNCTION osgprod._file_is_complete(p_project_id int, p_run int, p_seqno int)
+RETURNS void LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- What follows when the slices of a file are settled: its merge is ready, or its run's; whoever listens is notified when the
+-- run is complete.
+-- Parameters: p_project_id, p_run, p_seqno  the file, which has just been called complete
+-- Locks:      see _plan_merges; the caller has (advisory: project_id, -10 - run), so that of two files of a run one sees the
+--             other
+BEGIN
+    PERFORM osgprod._plan_merges(p, ARRAY[p_run], p_seqno) FROM osgprod_data.projects p WHERE p.project_id = p_project_id;
+    IF NOT EXISTS (SELECT FROM osgprod_data.loaded_files f
+                    WHERE f.project_id = p_project_id AND f.run = p_run AND f.state <> 'complete') THEN
+        PERFORM osgprod._tell(p_project_id, 'run-finished', jsonb_build_object('run', p_run));
+    END IF;
+END
+$fn$;
+
+CREATE FUNCTION osgprod._plan_merges(p_project osgprod_data.projects, p_runs int[], p_seqno int)
+RETURNS int LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Makes the merges of complete files, or runs, ready: new ones, and those that wait. With quarantined blocks a merge waits,
+-- unless the project merges incomplete files.
+-- Promise:    a repeated call changes nothing. Merges that are ready, leased, done or failed stay as they are.
+-- Parameters: p_project  the project's row;  p_runs  run numbers; NULL = all;  p_seqno  one file; NULL = all
+-- Returns:    how many merges are ready now that were not
+-- Locks:      waiting merges. Callers have the rows of their files, or the project's row: nobody else makes them ready
+DECLARE
+    v_count int;
+BEGIN
+    IF p_project.merge_by = 'none' THEN
+        RETURN 0;
+    END IF;
+    WITH whole AS (
+        SELECT f.run, CASE p_project.merge_by WHEN 'file' THEN f.seqno END AS seqno,
+               (array_agg(f.rawdata_id ORDER BY f.seqno))[1] AS rawdata_id,
+               bool_and(p_project.merge_incomplete OR NOT EXISTS (
+                   SELECT FROM osgprod_data.slices s
+                    WHERE s.project_id = f.project_id AND s.rawdata_id = f.rawdata_id AND NOT s.is_ready
+                      AND s.not_before IS NULL)) AS is_whole
+          FROM osgprod_data.loaded_files f
+         WHERE f.project_id = p_project.project_id AND (p_runs IS NULL OR f.run = ANY (p_runs))
+           AND (p_project.merge_by = 'run' OR p_seqno IS NULL OR f.seqno = p_seqno)
+         GROUP BY 1, 2 HAVING bool_and(f.state = 'complete')
+    ), planned AS (
+        INSERT INTO osgprod_data.merges AS m (project_id, run, seqno, rawdata_id, state, is_ready, not_before)
+        SELECT p_project.project_id, w.run, w.seqno, w.rawdata_id,
+               CASE WHEN w.is_whole THEN 'ready' ELSE 'waiting' END::osgprod_data.merge_state,
+               CASE WHEN w.is_whole THEN true END, CASE WHEN w.is_whole THEN now() END
+          FROM whole w ORDER BY w.run, w.seqno
+        ON CONFLICT (project_id, run, coalesce(seqno, -1)) WHERE state <> 'superseded' DO UPDATE
+           SET state = excluded.state, is_ready = excluded.is_ready, not_before = excluded.not_before
+         WHERE m.state = 'waiting' AND excluded.state = 'ready'
+        RETURNING m.state
+    )
+    SELECT count(*) FILTER (WHERE n.state = 'ready') INTO v_count FROM planned n;
+    RETURN v_count;
+END
+$fn$;
+
+CREATE FUNCTION osgprod._reopen_merges(p_project_id int, p_runs int[], p_seqno int)
+RETURNS void LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Takes merges back whose slices are processed again, are gone, or are more now: one that is done is superseded, any other
+-- waits, and an attempt on it no longer counts.
+-- Promise:    a repeated call changes nothing.
+-- Parameters: p_project_id  project;  p_runs  run numbers; NULL = all
+--             p_seqno  NULL = all merges of these runs; the number of a file = its merge, and the run's; -1 = the runs' only
+-- Locks:      the merges; callers have the files' rows, or the project alone
+BEGIN
+    UPDATE osgprod_data.merges m
+       SET state = CASE m.state WHEN 'done' THEN 'superseded' ELSE 'waiting' END::osgprod_data.merge_state, is_ready = NULL,
+           not_before = NULL, opened_at = clock_timestamp(), due_at = NULL, failures = 0, faults = 0, faulted_on = NULL,
+           repeats = 0, exit_codes = NULL
+     WHERE m.project_id = p_project_id AND m.state NOT IN ('waiting', 'superseded')
+       AND (p_runs IS NULL OR m.run = ANY (p_runs)) AND (p_seqno IS NULL OR m.seqno IS NULL OR m.seqno = p_seqno);
+END
+$fn$;
+
+CREATE FUNCTION osgprod._merge_is_done(p_project_id int, p_merge osgprod_data.merges)
+RETURNS void LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Notifies whoever listens that a merge is done, and when it was the last one that the production is delivered.
+-- Parameters: p_project_id  project;  p_merge  the merge, which has just been called done
+BEGIN
+    PERFORM osgprod._tell(p_project_id, 'merge-done', jsonb_build_object('merge',
+        osgprod._merge_name(p_merge.run, p_merge.seqno), 'run', p_merge.run, 'seqno', p_merge.seqno));
+    IF NOT EXISTS (SELECT FROM osgprod_data.merges m WHERE m.project_id = p_project_id AND m.state NOT IN ('done', 'superseded'))
+        AND NOT EXISTS (SELECT FROM osgprod_data.loaded_files f WHERE f.project_id = p_project_id AND f.state <> 'complete')
+    THEN
+        PERFORM osgprod._tell(p_project_id, 'production-delivered', '{}');
+    END IF;
+END
+$fn$;
+
+CREATE FUNCTION osgprod._change_merges(p_project osgprod_data.projects)
+RETURNS void LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Brings the merges of a project in line with its settings merge_by and merge_incomplete: merges by something else are
+-- superseded, and those of complete files are made ready. With merge_by none, merges stay as they are and are not assigned.
+-- Parameters: p_project  the project's row, as it is to be
+-- Errors:     OG420 merges by something else are done: their files are delivered
+-- Locks:      the merges of the project
+DECLARE
+    v_done bigint;
+BEGIN
+    IF p_project.merge_by = 'none' THEN
+        RETURN;
+    END IF;
+    SELECT count(*) INTO v_done FROM osgprod_data.merges m
+     WHERE m.project_id = p_project.project_id AND m.state = 'done' AND (m.seqno IS NULL) <> (p_project.merge_by = 'run');
+    IF v_done > 0 THEN
+        RAISE EXCEPTION 'project % has % done merges by %', p_project.name, v_done,
+            CASE p_project.merge_by WHEN 'run' THEN 'file' ELSE 'run' END USING ERRCODE = 'OG420',
+            HINT = 'load the remaining runs into a project of their own, and merge that differently';
+    END IF;
+    UPDATE osgprod_data.merges m
+       SET state = 'superseded', is_ready = NULL, not_before = NULL, opened_at = clock_timestamp()
+     WHERE m.project_id = p_project.project_id AND m.state <> 'superseded'
+       AND (m.seqno IS NULL) <> (p_project.merge_by = 'run');
+    PERFORM osgprod._plan_merges(p_project, NULL, NULL);
+END
+$fn$;

@@ -1,0 +1,332 @@
+CREATE FUNCTION osgprod._settle_merge(
+    p_project osgprod_data.projects, p_attempt osgprod_data.attempts, p_outcome osgprod_data.outcome, p_worker text,
+    p_call osgprod.report_call, p_may_wait boolean, OUT outcome osgprod_data.outcome, OUT reason text)
+LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Settles the merge of a reported attempt. A success lists merged files with size and checksum. A failure may name bad
+-- inputs: then exactly their slices are requeued, and the merge waits for them.
+-- Parameters: p_project  the project's row;  p_attempt  the attempt;  p_outcome  done, failed or node-fault, as judged
+--             p_worker  see _worker;  p_call  the report;  p_may_wait  for what others have locked
+-- Returns:    the outcome; superseded when the attempt no longer counts; NULL = busy, nothing is changed. reason: why a
+--             success is taken for a failure, or the bad inputs; NULL = as the job reports
+-- Locks:      bad inputs: their slices and files; then the merge
+-- Source:     docs/outputs.md "A merge's life"
+DECLARE
+    v_merge    osgprod_data.merges;
+    v_bad      text;
+    v_failures int := (SELECT m.failures + 1 FROM osgprod_data.merges m WHERE m.merge_id = p_attempt.merge_id);
+BEGIN
+    IF p_outcome = 'done' THEN
+        reason := osgprod._why_not_merged(p_call.outputs_list);
+        p_outcome := CASE WHEN reason IS NULL THEN 'done' ELSE 'failed' END;
+    ELSIF p_call.bad_inputs IS NOT NULL THEN
+        IF NOT p_may_wait THEN
+            RETURN;  -- to be called again, alone
+        END IF;
+        v_bad := osgprod._reopen_bad_inputs(p_project, p_attempt, p_call.bad_inputs);
+    END IF;
+    SELECT m.* INTO v_merge FROM osgprod_data.merges m WHERE m.merge_id = p_attempt.merge_id FOR NO KEY UPDATE SKIP LOCKED;
+    IF NOT FOUND THEN
+        IF NOT p_may_wait THEN
+            RETURN;
+        END IF;
+        SELECT m.* INTO v_merge FROM osgprod_data.merges m WHERE m.merge_id = p_attempt.merge_id FOR NO KEY UPDATE;
+    END IF;
+    outcome := 'superseded';
+    IF p_outcome = 'done' THEN
+        -- I5, as with slices: a late success counts when nobody was faster and the inputs are those that it was given.
+        IF v_merge.opened_at = p_attempt.opened_at AND v_merge.state IN ('ready', 'leased', 'failed') THEN
+            UPDATE osgprod_data.merges m
+               SET state = 'done', is_ready = NULL, not_before = NULL, cluster = p_attempt.cluster,
+                   process = p_attempt.process, nstart = p_attempt.nstart, done_at = clock_timestamp()
+             WHERE m.merge_id = v_merge.merge_id;
+            PERFORM osgprod._merge_is_done(p_project.project_id, v_merge);
+            outcome := 'done';
+        END IF;
+    ELSIF v_bad IS NOT NULL THEN
+        UPDATE osgprod_data.merges m
+           SET failures = v_failures,
+               state = CASE WHEN v_failures >= p_project.max_failures THEN 'failed' ELSE 'waiting' END::osgprod_data.merge_state,
+               is_ready = CASE WHEN v_failures >= p_project.max_failures THEN false END, not_before = NULL
+         WHERE m.merge_id = v_merge.merge_id;
+        outcome := 'failed';
+        reason := v_bad;
+    ELSIF v_merge.state = 'leased' AND v_merge.cluster = p_attempt.cluster AND v_merge.process = p_attempt.process
+          AND v_merge.nstart = p_attempt.nstart THEN
+        PERFORM osgprod._fail_merge(p_project, v_merge, p_outcome, p_worker, p_call.exitcode::int);
+        outcome := p_outcome;
+    END IF;
+END
+$fn$;
+
+CREATE FUNCTION osgprod._reopen_bad_inputs(
+    p_project osgprod_data.projects, p_attempt osgprod_data.attempts, p_bad_inputs text)
+RETURNS text LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Requeues the slices of a leased merge whose outputs its attempt found bad.
+-- Parameters: p_project  the project's row;  p_attempt  which must hold the merge
+--             p_bad_inputs  block1,block2 of each, as the script was given them, joined by ':'
+-- Returns:    which, in words, for the report; NULL = none of them is an input of the merge, or the attempt no longer holds it
+-- Locks:      the slices and their files, in order. No merge is locked yet: what has a file's row may wait for a merge
+DECLARE
+    v_input record;
+    v_bad   text;
+BEGIN
+    FOR v_input IN
+        SELECT i.*, l.run, l.seqno FROM osgprod_data.merges m
+         CROSS JOIN LATERAL unnest(m.inputs) i
+          JOIN osgprod_data.loaded_files l ON l.project_id = m.project_id AND l.rawdata_id = i.rawdata_id
+         WHERE m.merge_id = p_attempt.merge_id AND m.state = 'leased' AND m.cluster = p_attempt.cluster
+           AND m.process = p_attempt.process AND m.nstart = p_attempt.nstart
+           AND format('%s,%s', i.starts_at, i.starts_at + i.block2 - i.block1)
+               = ANY (string_to_array(replace(p_bad_inputs, ' ', ''), ':'))
+         ORDER BY l.run, l.seqno, i.block1
+    LOOP
+        v_bad := concat_ws(':', v_bad, format('%s,%s', v_input.starts_at, v_input.starts_at + v_input.block2 - v_input.block1));
+        PERFORM osgprod._lose_output(p_project.project_id, v_input.cluster, v_input.process, v_input.nstart,
+            format('bad input of merge %s', p_attempt.merge_id));
+    END LOOP;
+    RETURN 'bad inputs ' || v_bad;
+END
+$fn$;
+
+CREATE FUNCTION osgprod._lose_output(p_project_id int, p_cluster int, p_process int, p_nstart int, p_reason text)
+RETURNS boolean LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Notes that the outputs of an attempt are lost, and requeues its slice if that is done by this attempt.
+-- Promise:    a repeated call changes nothing.
+-- Parameters: p_project_id, p_cluster, p_process, p_nstart  the attempt;  p_reason  who found it, and what is wrong
+-- Returns:    was the slice requeued?
+-- Locks:      the slice, then see _reopen_slice
+DECLARE
+    v_slice record;
+BEGIN
+    SELECT s.rawdata_id, s.block1 INTO v_slice FROM osgprod_data.attempts a
+      JOIN osgprod_data.slices s ON s.project_id = a.project_id AND s.rawdata_id = a.rawdata_id AND s.block1 = a.block1
+                                AND s.state = 'done' AND s.cluster = a.cluster AND s.process = a.process AND s.nstart = a.nstart
+     WHERE a.project_id = p_project_id AND a.cluster = p_cluster AND a.process = p_process AND a.nstart = p_nstart
+       FOR NO KEY UPDATE OF s;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    INSERT INTO osgprod_data.lost_outputs (project_id, cluster, process, nstart, reason)
+    VALUES (p_project_id, p_cluster, p_process, p_nstart, osgprod._label(p_reason, 512))
+    ON CONFLICT DO NOTHING;
+    PERFORM osgprod._reopen_slice(p_project_id, v_slice.rawdata_id, v_slice.block1);
+    RETURN true;
+END
+$fn$;
+
+CREATE FUNCTION osgprod._fail_merge(
+    p_project osgprod_data.projects, p_merge osgprod_data.merges, p_outcome osgprod_data.outcome, p_worker text,
+    p_exit_code int)
+RETURNS void LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Requeues a leased merge after a failure, a node fault or a loss, or since its job is gone: ready after a backoff, or failed.
+-- What counts as a failure is as with slices (_fail_slice); a merge can't be split.
+-- Parameters: p_project  the project's row;  p_merge  the merge, locked;  p_outcome  failed, node-fault, lost or superseded
+--             p_worker   on whom;  p_exit_code  as reported; NULL = lost, or gone
+DECLARE
+    v_is_failure boolean := p_outcome = 'failed';
+    v_not_before timestamptz := now();
+BEGIN
+    IF p_outcome IN ('node-fault', 'lost') THEN
+        p_merge.repeats := CASE WHEN p_merge.faulted_on = p_worker THEN (p_merge.repeats + 1) % 4 ELSE 0 END;
+        p_merge.faulted_on := p_worker;
+        IF p_merge.repeats = 0 THEN
+            v_is_failure := p_merge.faults >= p_project.max_faults;
+            p_merge.faults := least(p_merge.faults + 1, p_project.max_faults);
+        END IF;
+    END IF;
+    IF v_is_failure THEN
+        p_merge.failures := p_merge.failures + 1;
+        v_not_before := now() + make_interval(secs => (0.5 + random())
+            * least(p_project.backoff_s * 2.0 ^ least(p_merge.failures - 1, 20), p_project.max_backoff_s));
+        IF p_merge.failures >= p_project.max_failures THEN
+            v_not_before := NULL;
+            PERFORM osgprod._tell(p_project.project_id, 'merge-failed', jsonb_build_object('merge',
+                osgprod._merge_name(p_merge.run, p_merge.seqno), 'run', p_merge.run, 'seqno', p_merge.seqno));
+        END IF;
+    END IF;
+    UPDATE osgprod_data.merges m
+       SET state = CASE WHEN v_not_before IS NULL THEN 'failed' ELSE 'ready' END::osgprod_data.merge_state,
+           is_ready = coalesce(v_not_before <= now(), false), not_before = v_not_before, failures = p_merge.failures,
+           faults = p_merge.faults, faulted_on = p_merge.faulted_on, repeats = p_merge.repeats,
+           exit_codes = CASE WHEN p_exit_code IS NULL THEN m.exit_codes
+                             ELSE (m.exit_codes || p_exit_code)[greatest(cardinality(m.exit_codes) - 3, 1):] END,
+           due_at = CASE WHEN p_outcome IN ('lost', 'superseded') THEN m.due_at END
+     WHERE m.merge_id = p_merge.merge_id;
+END
+$fn$;
+
+CREATE FUNCTION osgprod._requeue_merges(p_project osgprod_data.projects, p_cluster int, p_process int)
+RETURNS int LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Requeues the merges of a project whose lease has ended, or those of jobs that are gone; see _requeue_project.
+-- Parameters: as of _requeue_project
+-- Returns:    how many
+-- Locks:      merges, SKIP LOCKED
+DECLARE
+    v_merge osgprod_data.merges;
+    v_lost  int := 0;
+BEGIN
+    FOR v_merge IN
+        SELECT m.* FROM osgprod_data.merges m
+         WHERE m.project_id = p_project.project_id AND m.state = 'leased'
+           AND CASE WHEN p_cluster IS NULL THEN (m.due_at <= now() OR m.due_at > now() + interval '31 days') IS NOT FALSE
+                    ELSE m.cluster = p_cluster AND m.process = coalesce(p_process, m.process) END
+           FOR NO KEY UPDATE SKIP LOCKED
+    LOOP
+        v_lost := v_lost + 1;
+        PERFORM osgprod._lose_merge(p_project, v_merge,
+            CASE WHEN p_cluster IS NULL THEN 'lost' ELSE 'superseded' END::osgprod_data.outcome, NULL);
+    END LOOP;
+    RETURN v_lost;
+END
+$fn$;
+
+CREATE FUNCTION osgprod._lose_merge(
+    p_project osgprod_data.projects, p_merge osgprod_data.merges, p_outcome osgprod_data.outcome, p_reason text)
+RETURNS void LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Writes the server's own verdict on the attempt that holds a merge, and requeues the merge; see _lose_slice.
+-- Parameters: as of _lose_slice;  p_merge  locked
+DECLARE
+    v_attempt osgprod_data.attempts;
+    v_worker  text;
+BEGIN
+    SELECT a.* INTO v_attempt FROM osgprod_data.attempts a
+     WHERE a.project_id = p_merge.project_id AND a.cluster = p_merge.cluster AND a.process = p_merge.process
+       AND a.nstart = p_merge.nstart;
+    v_worker := osgprod._worker(v_attempt.client, v_attempt.host);
+    PERFORM osgprod._fail_merge(p_project, p_merge, CASE WHEN p_reason IS NULL THEN p_outcome ELSE 'node-fault' END, v_worker,
+                                NULL);
+    INSERT INTO osgprod_data.reports (project_id, cluster, process, nstart, by_worker, outcome, reported_at, ran_s,
+           nblocks, worker, site, reason)
+    SELECT p_merge.project_id, p_merge.cluster, p_merge.process, p_merge.nstart, false, p_outcome,
+           greatest(clock_timestamp(), p_project.tallied_until), greatest(extract(epoch FROM now() - v_attempt.started_at), 0),
+           0, v_worker, v_attempt.site, p_reason
+     WHERE v_worker IS NOT NULL
+    ON CONFLICT DO NOTHING;  -- lost before, and found alive again
+END
+$fn$;
+
+CREATE FUNCTION osgprod._end_merge_backoffs(p_project_id int, p_from timestamptz, p_to timestamptz)
+RETURNS boolean LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Requeues the merges of a project whose backoff ends within a time; see _end_backoffs.
+-- Parameters: as of _end_backoffs
+-- Locks:      merges, SKIP LOCKED
+BEGIN
+    UPDATE osgprod_data.merges m SET is_ready = true
+     WHERE m.merge_id IN (SELECT o.merge_id FROM osgprod_data.merges o
+                           WHERE o.project_id = p_project_id AND NOT o.is_ready AND o.not_before BETWEEN p_from AND p_to
+                             FOR NO KEY UPDATE SKIP LOCKED);
+    RETURN FOUND;
+END
+$fn$;
+
+CREATE FUNCTION osgprod._beat_merge(
+    p_project osgprod_data.projects, p_attempt osgprod_data.attempts, p_call osgprod.heartbeat_call, p_may_wait boolean)
+RETURNS osgprod.report_answer LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Takes the heartbeat of a job that works on a merge; the rules are those of _beat.
+-- Parameters: p_project  the project's row;  p_attempt  the attempt;  p_call  see heartbeat;  p_may_wait  for the merge
+-- Locks:      the merge
+DECLARE
+    v_merge  osgprod_data.merges;
+    v_answer osgprod.report_answer;
+BEGIN
+    SELECT m.* INTO v_merge FROM osgprod_data.merges m WHERE m.merge_id = p_attempt.merge_id FOR NO KEY UPDATE SKIP LOCKED;
+    IF NOT FOUND AND NOT p_may_wait THEN
+        RETURN osgprod._report_error(osgprod._is_busy(format('the merge of job %s.%s', p_call.cluster, p_call.process)));
+    ELSIF NOT FOUND THEN
+        SELECT m.* INTO v_merge FROM osgprod_data.merges m WHERE m.merge_id = p_attempt.merge_id FOR NO KEY UPDATE;
+    END IF;
+    IF v_merge.cluster = p_attempt.cluster AND v_merge.process = p_attempt.process AND v_merge.nstart = p_attempt.nstart
+        AND (v_merge.state = 'leased' OR osgprod._is_lost_merge(v_merge, p_attempt.opened_at)) THEN
+        IF p_call.bytes > coalesce(v_merge.bytes_fetched, -1) OR p_call.cpu_s > coalesce(v_merge.cpu_s, -1) THEN
+            v_merge.progress_at := now();
+        END IF;
+        IF p_project.wedged_s IS NULL
+           OR coalesce(v_merge.progress_at, p_attempt.started_at) >= now() - make_interval(secs => p_project.wedged_s)
+        THEN
+            UPDATE osgprod_data.merges m
+               SET state = 'leased', is_ready = NULL, not_before = NULL,
+                   due_at = now() + make_interval(secs => p_project.lease_s), progress_at = v_merge.progress_at,
+                   bytes_fetched = greatest(p_call.bytes, v_merge.bytes_fetched), cpu_s = greatest(p_call.cpu_s, v_merge.cpu_s)
+             WHERE m.merge_id = v_merge.merge_id;
+            RETURN ROW(200, 'alive', 'go on', p_project.lease_s, NULL, NULL, NULL)::osgprod.report_answer;
+        END IF;
+        PERFORM osgprod._lose_merge(p_project, v_merge, 'lost', format('no progress for more than %s s', p_project.wedged_s));
+        RETURN ROW(409, 'wedged', format('stop: no progress for more than %s s', p_project.wedged_s), NULL, NULL, NULL,
+                   NULL)::osgprod.report_answer;
+    END IF;
+    RETURN ROW(409, 'superseded', 'stop: this merge was done, assigned to another or superseded meanwhile', NULL, NULL, NULL,
+               NULL)::osgprod.report_answer;
+END
+$fn$;
+
+CREATE FUNCTION osgprod._is_lost_merge(p_merge osgprod_data.merges, p_opened_at timestamptz)
+RETURNS boolean LANGUAGE sql STABLE
+AS $fn$
+    -- May an attempt whose lease expired, and that lives after all, have its merge again? See _is_lost.
+    SELECT p_merge.state = 'ready' AND p_merge.due_at IS NOT NULL AND p_merge.opened_at = p_opened_at
+       AND NOT EXISTS (SELECT FROM osgprod_data.reports r
+                        WHERE r.project_id = p_merge.project_id AND r.cluster = p_merge.cluster
+                          AND r.process = p_merge.process AND r.nstart = p_merge.nstart AND r.by_worker)
+       AND NOT EXISTS (SELECT FROM osgprod_data.attempts a
+                        WHERE a.project_id = p_merge.project_id AND a.cluster = p_merge.cluster
+                          AND a.process = p_merge.process AND a.nstart > p_merge.nstart)
+$fn$;
+
+CREATE FUNCTION osgprod._listed_outputs(p_outputs_list text)
+RETURNS TABLE (n smallint, kind text, url text, bytes bigint, adler32 text, events bigint) LANGUAGE plpgsql IMMUTABLE
+AS $fn$
+-- The files that a report lists as delivered.
+-- Parameters: p_outputs_list  JSON array of objects with kind, url, bytes, adler32, events, as the job sent it
+-- Returns:    a row for each object that has a kind and a URL, as far as it can be kept; none when the text is no such array
+DECLARE
+    v_list jsonb;
+BEGIN
+    v_list := p_outputs_list::jsonb;
+    RETURN QUERY
+    SELECT o.place::smallint, osgprod._label(o.file ->> 'kind', 64), osgprod._label(o.file ->> 'url', 1024),
+           CASE WHEN o.file ->> 'bytes' ~ '^[0-9]{1,18}$' THEN (o.file ->> 'bytes')::bigint END,
+           osgprod._evidence_adler32(o.file ->> 'adler32'),
+           CASE WHEN o.file ->> 'events' ~ '^[0-9]{1,18}$' THEN (o.file ->> 'events')::bigint END
+      FROM jsonb_array_elements(CASE jsonb_typeof(v_list) WHEN 'array' THEN v_list ELSE '[]' END)
+           WITH ORDINALITY AS o (file, place)
+     WHERE o.place <= 1000 AND jsonb_typeof(o.file) = 'object' AND osgprod._label(o.file ->> 'kind', 64) IS NOT NULL
+       AND osgprod._label(o.file ->> 'url', 1024) IS NOT NULL;
+EXCEPTION WHEN data_exception THEN
+    RETURN;
+END
+$fn$;
+
+CREATE FUNCTION osgprod._why_not_merged(p_outputs_list text)
+RETURNS text LANGUAGE sql STABLE
+AS $fn$
+    -- Says what is lacking of the proof that a merge was done: a list of merged files, each with its size and checksum.
+    -- Parameters: p_outputs_list  as reported
+    -- Returns:    one phrase; NULL = nothing is lacking
+    SELECT CASE WHEN count(*) = 0 THEN 'exit code 0 without a list of merged files (outputs_list)'
+                WHEN count(o.bytes) < count(*) OR count(o.adler32) < count(*)
+                THEN 'exit code 0 without size and checksum of each merged file' END
+      FROM osgprod._listed_outputs(p_outputs_list) o
+$fn$;
+
+CREATE FUNCTION osgprod._record_outputs(p_attempt osgprod_data.attempts, p_outputs_list text)
+RETURNS text LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Records the files that an accepted attempt lists as delivered.
+-- Parameters: p_attempt  which;  p_outputs_list  as reported
+-- Returns:    a line for the answer when nothing of it can be kept; else ''
+BEGIN
+    INSERT INTO osgprod_data.outputs (project_id, cluster, process, nstart, n, kind, url, bytes, adler32, events)
+    SELECT p_attempt.project_id, p_attempt.cluster, p_attempt.process, p_attempt.nstart, o.n, o.kind, o.url, o.bytes, o.adler32,
+           o.events
+      FROM osgprod._listed_outputs(p_outputs_list) o;
+    RETURN CASE WHEN FOUND THEN '' ELSE E'\nignored: outputs_list (no JSON array of objects with kind and url)' END;
+END
+$fn$;

@@ -1,0 +1,18 @@
+-- Attempts on merges mean nothing to older functions. (As the administrator: history is kept from osgprod_owner.)
+DELETE FROM osgprod_data.reports r USING osgprod_data.attempts a
+ WHERE a.merge_id IS NOT NULL AND r.project_id = a.project_id AND r.cluster = a.cluster AND r.process = a.process
+   AND r.nstart = a.nstart;
+DELETE FROM osgprod_data.attempts WHERE merge_id IS NOT NULL;
+
+SET LOCAL ROLE osgprod_owner;
+
+DROP TABLE osgprod_data.lost_outputs, osgprod_data.outputs, osgprod_data.versions, osgprod_data.merges;
+DROP TYPE osgprod_data.merge_input, osgprod_data.merge_state;
+ALTER TABLE osgprod_data.reports DROP COLUMN software;
+ALTER TABLE osgprod_data.attempts DROP COLUMN merge_id, DROP COLUMN version_id;
+ALTER TABLE osgprod_data.projects
+    DROP CONSTRAINT projects_mergescript_is_not_the_workscript,
+    DROP COLUMN merge_by, DROP COLUMN mergescript, DROP COLUMN merge_incomplete, DROP COLUMN merge_output_url,
+    DROP COLUMN merge_cleanup, DROP COLUMN output_home, DROP COLUMN mergescript_fault, DROP COLUMN mergescript_fault_at;
+
+RESET ROLE;

@@ -1,0 +1,326 @@
+"""Merges: outputs of slices become files that are delivered, by the same protocol, and a bad input is done again."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import psycopg
+import pytest
+
+from shim.database import call
+from tests.support import World
+
+DIGEST = "0" * 64
+TEMPLATES = json.dumps({"osgprod_work.bash": DIGEST, "osgprod_merge.bash": DIGEST})
+
+
+def merged(*kinds: str, run: int = 1) -> str:
+    """What the report of a merge lists."""
+    return json.dumps(
+        [
+            {"kind": kind, "url": f"https://s/{kind}_{run:06d}.x", "bytes": 10, "adler32": "1a", "events": 20}
+            for kind in kinds
+        ]
+    )
+
+
+def slices(world: World, first: int, count: int, project: str = "p") -> None:
+    """Does the next slices, each by a job of its own that delivers a tarball."""
+    for n in range(first, first + count):
+        answer = world.checkout(n, project=project)
+        assert (answer["status"], answer["task"]) == ("assigned", "slice")
+        done = {
+            "output_url": f"https://s/{n}.tgz",
+            "output_bytes": 100 + n,
+            "output_adler32": f"{n:x}",
+            "events": 11,
+        }
+        assert world.report(n, project=project, **done)["status"] == "done"
+
+
+def merges(world: World) -> list[dict[str, Any]]:
+    return world.db.execute("SELECT * FROM osgprod_data.merges ORDER BY merge_id").fetchall()
+
+
+@pytest.fixture
+def merging(world: World) -> World:
+    """A project that merges by file, with a file of three blocks."""
+    world.set(merge_by="file", backoff_s=0)
+    world.add_file(3)
+    return world
+
+
+def test_complete_file_is_merged_once_from_all_its_slices_in_order(merging: World) -> None:
+    slices(merging, 0, 3)
+    answer = merging.checkout(10)
+    assert (answer["status"], answer["task"], answer["workscript"]) == (
+        "assigned",
+        "merge",
+        "osgprod_merge.bash",
+    )
+    assert answer["filename"] == "000001_001"
+    assert (answer["size_bytes"], answer["events"]) == (303, 33)
+    assert answer["merge"] == {
+        "run": 1,
+        "seqno": 1,
+        "output_url": "",
+        "cleanup": "keep",
+        "inputs": [f"https://s/{n}.tgz {100 + n} 0000000{n} {n + 1} {n + 2}" for n in range(3)],
+    }
+    assert merging.checkout(11)["status"] == "wait"
+    assert merging.report(10, outputs_list=merged("hd_root", "dana_rest"))["status"] == "done"
+    assert merging.report(10, outputs_list=merged("hd_root", "dana_rest"))["status"] == "done"
+    assert [merge["state"] for merge in merges(merging)] == ["done"]
+    assert merging.checkout(11)["status"] == "no-work"
+    assert merging.checkout(10)["status"] == "completed"
+    found = merging.db.execute(
+        "SELECT kind, url, bytes, adler32 FROM osgprod_data.outputs ORDER BY n"
+    ).fetchall()
+    assert [tuple(row.values()) for row in found] == [
+        ("hd_root", "https://s/hd_root_000001.x", 10, "0000001a"),
+        ("dana_rest", "https://s/dana_rest_000001.x", 10, "0000001a"),
+    ]
+
+
+def test_project_that_merges_nothing_assigns_slices_only(world: World) -> None:
+    world.add_file(1)
+    slices(world, 0, 1)
+    assert world.checkout(1)["status"] == "no-work"
+    assert merges(world) == []
+
+
+def test_merge_is_assigned_before_slices(merging: World) -> None:
+    merging.add_file(2, seqno=2)
+    slices(merging, 0, 3)
+    call(merging.db, "tick")
+    assert merging.checkout(10)["task"] == "merge"
+    assert merging.checkout(11)["task"] == "slice"
+
+
+def test_bad_input_is_requeued_alone_and_the_merge_succeeds_later(merging: World) -> None:
+    slices(merging, 0, 3)
+    merging.checkout(10)
+    answer = merging.report(10, exitcode=3, bad_inputs="2,3")
+    assert (answer["status"], "bad inputs 2,3" in answer["message"]) == ("failed", True)
+    assert merges(merging)[0]["state"] == "waiting"
+    again = merging.checkout(11)
+    assert (again["task"], again["block1"], again["block2"]) == ("slice", 2, 3)
+    assert merging.checkout(12)["status"] == "wait"
+    assert (
+        merging.report(11, output_url="https://s/new.tgz", output_bytes=7, output_adler32="7")["status"]
+        == "done"
+    )
+    answer = merging.checkout(13)
+    assert answer["merge"]["inputs"][1] == "https://s/new.tgz 7 00000007 2 3"
+    assert merging.report(13, outputs_list=merged("a"))["status"] == "done"
+    lost = merging.db.execute("SELECT process, reason FROM osgprod_data.lost_outputs").fetchall()
+    assert [tuple(row.values()) for row in lost] == [(1, "bad input of merge 1")]
+    assert merging.report(10, exitcode=3, bad_inputs="2,3")["status"] == "failed"  # the same report again
+    assert merging.progress()["blocks_done"] == 3
+
+
+def test_merge_that_finds_bad_inputs_again_and_again_ends_failed(merging: World) -> None:
+    merging.set(max_failures=2)
+    slices(merging, 0, 3)
+    for n in (10, 20):
+        assert merging.checkout(n)["task"] == "merge"
+        assert merging.report(n, exitcode=3, bad_inputs="1,2:3,4")["status"] == "failed"
+        slices(merging, n + 1, 2)
+    assert merging.checkout(30)["status"] == "no-work"
+    assert merges(merging)[0]["state"] == "failed"
+
+
+def test_inputs_that_a_merge_does_not_have_requeue_nothing(merging: World) -> None:
+    slices(merging, 0, 3)
+    merging.checkout(10)
+    assert merging.report(10, exitcode=3, bad_inputs="1,3:0,1;x")["status"] == "failed"
+    assert merging.progress()["blocks_done"] == 3
+    assert merges(merging)[0]["state"] == "ready"
+
+
+@pytest.mark.parametrize(
+    "listed", [None, "", "[]", "{}", "no JSON", '[{"kind": "a", "url": "b"}]', '[["a"], 3]']
+)
+def test_success_without_size_and_checksum_of_merged_files_is_a_failure(
+    merging: World, listed: str | None
+) -> None:
+    slices(merging, 0, 3)
+    merging.checkout(10)
+    answer = merging.report(10, outputs_list=listed)
+    assert (answer["http_status"], answer["status"]) == (200, "failed")
+    assert merges(merging)[0]["state"] == "ready"
+
+
+def test_merge_goes_to_another_job_after_its_lease(merging: World) -> None:
+    slices(merging, 0, 3)
+    merging.checkout(10)
+    merging.db.execute("UPDATE osgprod_data.merges SET due_at = now() - interval '1 s'")
+    merging.let_leases_run_out()
+    assert call(merging.db, "tick") == [{"project": "p", "reclaimed": 1}]
+    assert merging.heartbeat(10)["status"] == "alive"  # nobody else has it yet
+    merging.db.execute("UPDATE osgprod_data.merges SET due_at = now() - interval '1 s'")
+    merging.let_leases_run_out()
+    assert merging.checkout(11)["task"] == "merge"
+    assert merging.heartbeat(10)["status"] == "superseded"
+    assert merging.report(10, outputs_list=merged("late"))["status"] == "done"  # the first success wins
+    assert merging.report(11, outputs_list=merged("other"))["status"] == "superseded"
+    assert [row["kind"] for row in merging.db.execute("SELECT kind FROM osgprod_data.outputs")] == ["late"]
+
+
+def test_restarted_job_gets_its_merge_again(merging: World) -> None:
+    slices(merging, 0, 3)
+    first, second = merging.checkout(10), merging.checkout(10)
+    assert (second["nstarts"], second["merge"]) == (2, first["merge"])
+    assert merging.report(10, outputs_list=merged("a"), token=str(second["token"]))["status"] == "done"
+    assert merging.report(10, outputs_list=merged("a"), token=str(first["token"]))["status"] == "superseded"
+
+
+def test_stranger_does_not_get_the_merge_of_a_living_job(merging: World) -> None:
+    slices(merging, 0, 3)
+    merging.checkout(10, job_key="secret")
+    assert merging.checkout(10, job_key="other")["status"] == "wait"
+    assert merging.checkout(10, job_key="secret")["task"] == "merge"
+
+
+def test_failing_merge_backs_off_and_is_failed_in_the_end(merging: World) -> None:
+    merging.set(backoff_s=60, max_failures=2)
+    slices(merging, 0, 3)
+    for n, state in ((10, "ready"), (11, "failed")):
+        assert merging.checkout(n)["task"] == "merge"
+        assert merging.report(n, exitcode=1)["status"] == "failed"
+        assert merges(merging)[0]["state"] == state
+        if state == "ready":
+            assert merging.checkout(12)["status"] == "wait"
+        merging.db.execute(
+            "UPDATE osgprod_data.merges SET not_before = now() - interval '1 s' WHERE not_before > now()"
+        )
+    assert merging.checkout(13)["status"] == "no-work"
+
+
+def test_recycled_slice_supersedes_the_merge_that_runs(merging: World) -> None:
+    slices(merging, 0, 3)
+    merging.checkout(10)
+    assert len(call(merging.db, "recycle", project="p", states=["done"])) == 3
+    assert merging.heartbeat(10)["status"] == "superseded"
+    assert merging.report(10, outputs_list=merged("a"))["status"] == "superseded"
+    assert [merge["state"] for merge in merges(merging)] == ["waiting"]
+    assert merging.db.execute("SELECT FROM osgprod_data.outputs").fetchall() == []
+    slices(merging, 20, 3)
+    merging.checkout(30)
+    assert merging.report(30, outputs_list=merged("a"))["status"] == "done"
+
+
+def test_recycled_slice_supersedes_a_merge_that_is_done(merging: World) -> None:
+    slices(merging, 0, 3)
+    merging.checkout(10)
+    merging.report(10, outputs_list=merged("a"))
+    call(merging.db, "load_slices", project="p", start_over=True)
+    slices(merging, 20, 3)
+    merging.checkout(30)
+    merging.report(30, outputs_list=merged("a"))
+    assert [merge["state"] for merge in merges(merging)] == ["superseded", "done"]
+
+
+def test_file_with_quarantined_blocks_is_merged_only_where_that_is_wanted(merging: World) -> None:
+    merging.set(max_failures=1)
+    slices(merging, 0, 2)
+    merging.checkout(2)
+    merging.report(2, exitcode=1)
+    assert merging.checkout(3)["status"] == "no-work"
+    assert merges(merging)[0]["state"] == "waiting"
+    merging.set(merge_incomplete=True)
+    answer = merging.checkout(4)
+    assert len(answer["merge"]["inputs"]) == 2
+    assert merges(merging)[0]["missing"] == "3,4"
+
+
+def test_merge_of_a_run_numbers_the_blocks_through(world: World) -> None:
+    world.set(merge_by="run")
+    world.add_file(2, run=7, seqno=1)
+    world.add_file(1, run=7, seqno=2)
+    slices(world, 0, 3)
+    answer = world.checkout(10)
+    assert (answer["filename"], answer["merge"]["seqno"]) == ("000007", None)
+    assert [line.split()[3:] for line in answer["merge"]["inputs"]] == [["1", "2"], ["2", "3"], ["4", "5"]]
+    world.report(10, exitcode=3, bad_inputs="4,5")
+    again = world.checkout(11)
+    assert (again["url"], again["block1"]) == ("/hd_rawdata_000007_002.evio", 1)
+
+
+def test_more_files_of_a_run_supersede_its_merge(world: World) -> None:
+    world.set(merge_by="run")
+    world.add_file(1, run=7, seqno=1)
+    slices(world, 0, 1)
+    world.checkout(10)
+    world.report(10, outputs_list=merged("a"))
+    world.add_file(1, run=7, seqno=2)
+    slices(world, 20, 1)
+    assert len(world.checkout(30)["merge"]["inputs"]) == 2
+    assert [merge["state"] for merge in merges(world)] == ["superseded", "leased"]
+
+
+def test_files_that_were_complete_before_are_merged_when_that_is_set(world: World) -> None:
+    world.add_file(1)
+    slices(world, 0, 1)
+    call(world.db, "tick")
+    world.set(merge_by="run")
+    world.set(merge_by="file")
+    assert world.checkout(1)["filename"] == "000001_001"
+    world.report(1, outputs_list=merged("a"))
+    with pytest.raises(psycopg.Error, match="project p has 1 done merges by file") as caught:
+        world.set(merge_by="run")
+    assert caught.value.sqlstate == "OG420"
+    world.set(merge_by="none")
+    world.set(merge_by="file")
+    assert [merge["state"] for merge in merges(world)] == ["superseded", "done"]
+
+
+def test_caller_without_the_merge_script_has_to_fetch_it_first(merging: World) -> None:
+    answer = merging.checkout(0, templates=json.dumps({"osgprod_work.bash": DIGEST}))
+    assert (answer["status"], answer["task"], answer["workscript"]) == (
+        "template",
+        "merge",
+        "osgprod_merge.bash",
+    )
+    assert merging.checkout(0, templates=TEMPLATES)["status"] == "assigned"
+
+
+def test_merge_script_that_can_not_be_read_keeps_no_slice_back_and_is_on_record(merging: World) -> None:
+    broken = json.dumps({"osgprod_work.bash": DIGEST, "osgprod_merge.bash": "No such file or directory"})
+    for n in range(3):
+        assert merging.checkout(n, templates=broken)["task"] == "slice"
+        merging.report(n)
+    assert merging.checkout(3, templates=broken)["status"] == "no-work"
+
+    def why() -> str:
+        row = merging.db.execute(
+            "SELECT osgprod._why_no_merges(p) AS why FROM osgprod_data.projects p WHERE name = 'p'"
+        ).fetchone()
+        return str((row or {})["why"])
+
+    assert merging.checkout(4, templates=TEMPLATES)["task"] == "merge"
+    assert why() == "None"
+    merging.set(mergescript=None)
+    assert why() == "the project has no mergescript"
+
+
+def test_two_merges_of_one_file_are_impossible(merging: World) -> None:
+    slices(merging, 0, 3)
+    merging.checkout(10)
+    with pytest.raises(psycopg.errors.UniqueViolation):
+        merging.db.execute(
+            "INSERT INTO osgprod_data.merges (project_id, run, seqno, rawdata_id, state, is_ready)"
+            " SELECT project_id, run, seqno, rawdata_id, 'ready', true FROM osgprod_data.merges"
+        )
+
+
+def test_many_jobs_at_once_get_each_merge_once(world: World) -> None:
+    world.set(merge_by="file")
+    for seqno in range(8):
+        world.add_file(1, seqno=seqno)
+    slices(world, 0, 8)
+    call(world.db, "tick")
+    answers = world.at_once(16, lambda n, db: world.checkout(100 + n, db=db))
+    names = [answer["filename"] for answer in answers if answer["status"] == "assigned"]
+    assert sorted(names) == [f"000001_{seqno:03d}" for seqno in range(8)]
