@@ -107,6 +107,7 @@ EXAMPLES: list[tuple[str, str]] = [
     'minute', extract(epoch FROM now()), 'project', 'spring-2026', 'route', 'checkout', 'status', 200,
     'reason', 'assigned', 'times', 12)))"""),
     ("alive", "SELECT * FROM osgprod.alive()"),
+    ("write_check", "SELECT osgprod.write_check()"),
     ("", """SELECT osgprod.add_project(p_project => 'autumn-2025', p_subnet_pattern => '10.0.0.0/8',
     p_workscript => 'osgprod_work.bash', p_xrootd_prefix => '', p_maxblockspercore => 2)"""),
     ("", """SELECT * FROM osgprod.import_file(p_project => 'autumn-2025',
@@ -128,7 +129,7 @@ CHAPTERS = (
                            "attempts_by_site", "attempts_by_worker")),
     ("When something is wrong", ("quarantined", "recycle", "reclaim_lost", "blocked_workers", "ban_worker", "verify",
                                  "diagnose")),
-    ("Moving and housekeeping", ("import_file", "tick", "alive", "note_answers")),
+    ("Moving and housekeeping", ("import_file", "tick", "alive", "note_answers", "write_check")),
 )  # fmt: skip
 
 _TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(\.\d+)?\+00(:00)?")

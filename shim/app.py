@@ -32,6 +32,7 @@ from shim.web.batches import Batches
 from shim.web.bearer import BearerTokens
 from shim.web.failures import TooOften
 from shim.web.guard import Guard
+from shim.web.health import Health
 from shim.web.metrics import Metrics
 from shim.web.middleware import Surround, plain_text
 from shim.web.rates import RateLimit
@@ -57,6 +58,7 @@ class Parts:
     templates: TemplateFolder
     tokens: BearerTokens
     project_rate: RateLimit
+    health: Health
 
 
 async def _arguments(request: Request) -> tuple[dict[str, Any], list[str]]:
@@ -147,13 +149,12 @@ def _noted(notes: Sequence[str]) -> dict[str, str]:
 
 
 async def healthz(request: Request) -> Response:
-    """``healthz``: 200 when this shim can serve; a second line when the database is newer."""
-    async with request.app.state.parts.pool.connection() as connection:
-        row = await (await connection.execute("SELECT * FROM osgprod.alive()")).fetchone()
-    version = row[1] if row and len(row) > 1 else None
+    """``healthz``: 200 when jobs can get work and report; a second line when the database is newer."""
+    version = await request.app.state.parts.health.version()
     older = which_is_older(version)
     if older and (version is None or version in names()):
         return plain_text(error_text(older), 503, {"Retry-After": "60"})
+    await request.app.state.parts.health.try_write()
     return plain_text(f"ok\n{older}".strip().encode() + b"\n")
 
 
@@ -186,7 +187,9 @@ def create_app(settings: Settings | None = None) -> Starlette:
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         pool = open_pool(dsn, settings.pool_size)
         batches, templates = Batches(pool, settings.pool_size), TemplateFolder(settings.document_root)
-        app.state.parts = Parts(pool, batches, templates, tokens, RateLimit(settings.project_rate))
+        app.state.parts = Parts(
+            pool, batches, templates, tokens, RateLimit(settings.project_rate), Health(pool, batches)
+        )
         # The database may be away now: requests are answered 503 until it is there.
         await pool.open(wait=False)
         ticker = asyncio.create_task(timer.tick_for_ever(dsn, answers))

@@ -34,6 +34,7 @@ CALL_TIMEOUT_S = 10.0  # after which the shim ends a connection whose server is 
 # For a network that is silent, in libpq's names: the kernel gives up on data that nobody acknowledges, and probes an
 # idle connection after 10 s, three times, 5 s apart.
 SILENCE = {"tcp_user_timeout": 10_000, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
+PROBES, PROBE_S = 5, 3.0  # of a pooler: how often its sessions are compared, and for how long at most
 CONNECTION_WAIT_S = 5.0  # that a call of the shim waits for a connection
 LOCK_TIMEOUT_S = 2  # of the shim's calls; less than that
 # Any number that no other program locks. It has the form of the jobs' locks (docs/design.md). No job uses
@@ -100,24 +101,31 @@ def call(
     return connection.execute(query, values).fetchall()
 
 
-def statement(function: str, arguments: Mapping[str, object]) -> tuple[bytes, dict[str, object]]:
+def statement(
+    function: str, arguments: Mapping[str, object], echo: bool = False
+) -> tuple[bytes, dict[str, object]]:
     """Returns the statement that calls one function of schema osgprod by named arguments, and its values.
 
     Parameters
     ----------
     function, arguments
         See call().
+    echo
+        Each row has a column "function" with the function's name: an answer that a pooler has confused with another
+        has the other's name.
     """
     # An int goes as text of no type, so that the function's own type decides and names what doesn't fit.
     values = {k: str(v) if type(v) is int else v for k, v in arguments.items()}
-    return _call_by_name(function, tuple(arguments)), values
+    return _call_by_name(function, tuple(arguments), echo), values
 
 
 @cache  # this program has few distinct calls; composing one takes as long as the driver's part
-def _call_by_name(function: str, names: tuple[str, ...]) -> bytes:
+def _call_by_name(function: str, names: tuple[str, ...], echo: bool) -> bytes:
     named = [sql.SQL("{} => {}").format(sql.Identifier(f"p_{name}"), sql.Placeholder(name)) for name in names]
-    query = sql.SQL("SELECT * FROM {}({})").format(
-        sql.Identifier("osgprod", function), sql.SQL(", ").join(named)
+    query = sql.SQL("SELECT {}* FROM {}({})").format(
+        sql.SQL("{} AS function, ").format(sql.Literal(function)) if echo else sql.SQL(""),
+        sql.Identifier("osgprod", function),
+        sql.SQL(", ").join(named),
     )
     return query.as_bytes()
 
@@ -148,6 +156,61 @@ def _shut_down(connection: psycopg.AsyncConnection[Any]) -> None:
         socket.socket(fileno=os.dup(connection.fileno())) as twin,
     ):
         twin.shutdown(socket.SHUT_RDWR)
+
+
+POOLER_HINT = (
+    "name the server itself in OSGPROD_DSN, since the shim has a pool of its own;"
+    " or use PgBouncer with pool_mode = session"
+)
+
+
+class PoolerError(DatabaseError):
+    """The connection goes through a pooler that gives each transaction another session."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "OSGPROD_DSN leads to a connection pooler in transaction mode, like PgBouncer", POOLER_HINT
+        )
+
+
+async def pooling(dsn: str) -> str:
+    """Tell what kind of connection pooler a DSN leads to.
+
+    Parameters
+    ----------
+    dsn : str
+        libpq's connection string.
+
+    Returns
+    -------
+    str
+        '' = the server itself; 'session' = a pooler that leaves a connection its session; 'transaction' = one that
+        does not: what a session remembers, like prepared statements and lock_timeout, is mixed up with that of others.
+
+    Raises
+    ------
+    psycopg.OperationalError
+        The server can't be reached.
+    """
+    async with await connect_apart(dsn, "osgprod probe") as one:
+        if await _session_of(one) == one.info.backend_pid:
+            return ""
+        try:
+            async with await connect_apart(dsn, "osgprod probe") as two:
+                # Two connections that are open at the same time have a session each. A pooler in transaction mode gives
+                # both the session that is free; where others take it meanwhile, the sessions of one connection differ.
+                with hang_up_after(two, PROBE_S):
+                    pairs = [(await _session_of(one), await _session_of(two)) for _ in range(PROBES)]
+        except psycopg.OperationalError:  # it waits for a free session: it would leave it to us
+            return "session"
+        ones, twos = ({pair[n] for pair in pairs} for n in (0, 1))
+        return "session" if len(ones) == len(twos) == 1 and ones != twos else "transaction"
+
+
+async def _session_of(connection: psycopg.AsyncConnection[Any]) -> int:
+    row = await (await connection.execute("SELECT pg_backend_pid()", prepare=False)).fetchone()
+    assert row
+    return int(row[0])
 
 
 class SchemaChanged(Exception):
@@ -212,6 +275,34 @@ async def _functions(connection: psycopg.AsyncConnection[Any]) -> tuple[str, boo
     return str(found), bool(is_migrating)
 
 
+def _kept_alive(dsn: str, name: str) -> dict[str, Any]:
+    """What each connection of the shim has beside its DSN: an end to every wait for a silent network."""
+    return {
+        "autocommit": True,
+        "connect_timeout": conninfo_to_dict(dsn).get("connect_timeout", HOST_TIMEOUT_S),
+        "application_name": name,
+        **SILENCE,
+    }
+
+
+async def connect_apart(dsn: str, name: str) -> psycopg.AsyncConnection[Any]:
+    """Open a connection that is not of the pool, with the pool's bounds on a silent network.
+
+    Parameters
+    ----------
+    dsn : str
+        libpq's connection string.
+    name : str
+        Shown by PostgreSQL as its application_name.
+
+    Raises
+    ------
+    psycopg.OperationalError
+        The server can't be reached.
+    """
+    return await psycopg.AsyncConnection.connect(dsn, **_kept_alive(dsn, name))
+
+
 def open_pool(dsn: str, size: int) -> AsyncConnectionPool[ShimConnection]:
     """Makes the shim's pool, not yet open. It reconnects by itself after a restart or crash of the server.
 
@@ -231,6 +322,11 @@ def open_pool(dsn: str, size: int) -> AsyncConnectionPool[ShimConnection]:
         connection.adapters.register_loader("uuid", TextLoader)  # tokens are only passed on
         # A call that waits for a lock holds a pool connection, so bound the wait.
         with hang_up_after(connection, CALL_TIMEOUT_S):
+            if (
+                await _session_of(connection) != connection.info.backend_pid
+                and await pooling(dsn) == "transaction"
+            ):
+                raise PoolerError
             await connection.execute(f"SET lock_timeout = '{LOCK_TIMEOUT_S} s'")
             # The functions read under a lock what it was taken for: as it is then.
             await connection.execute("SET default_transaction_isolation = 'read committed'")
@@ -246,10 +342,5 @@ def open_pool(dsn: str, size: int) -> AsyncConnectionPool[ShimConnection]:
         max_waiting=1000,
         reconnect_timeout=RECONNECT_S,
         configure=configure,
-        kwargs={
-            "autocommit": True,
-            "connect_timeout": conninfo_to_dict(dsn).get("connect_timeout", HOST_TIMEOUT_S),
-            "application_name": "osgprod shim",
-            **SILENCE,
-        },
+        kwargs=_kept_alive(dsn, "osgprod shim"),
     )

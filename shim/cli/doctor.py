@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import socket
 import time
@@ -14,7 +15,7 @@ import psycopg
 
 from shim import migrate
 from shim.config import Settings
-from shim.database import DatabaseError, call, connect
+from shim.database import POOLER_HINT, DatabaseError, call, connect, pooling
 from shim.workscript import TemplateError, TemplateFolder
 
 Finding = dict[str, Any]
@@ -35,6 +36,9 @@ def examine() -> list[Finding]:
     with connect() as connection:
         findings = [_finding("database", True, f"reached as {connection.info.user}", "")]
         try:
+            findings.append(_pooler())
+            if not findings[-1]["is_well"]:
+                return findings  # through such a pooler every other answer may be wrong
             findings.append(_up_to_date())
             if not findings[-1]["is_well"]:
                 return findings  # nothing else can be asked
@@ -63,6 +67,12 @@ def _up_to_date() -> Finding:
     if pending:
         found = f"older than this program: {', '.join(pending)}"
     return _finding(what, not pending, found, "osgprod migrate brings it up to date")
+
+
+def _pooler() -> Finding:
+    mode = asyncio.run(pooling(Settings.read().dsn.text))
+    found = f"through a connection pooler in {mode} mode" if mode else "to the server itself"
+    return _finding("connection", mode != "transaction", found, POOLER_HINT)
 
 
 def _clock(connection: psycopg.Connection[dict[str, Any]]) -> Finding:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import os
@@ -19,7 +20,7 @@ import uvicorn
 from shim import config
 from shim.app import create_app
 from shim.config import Settings
-from shim.database import call, connect
+from shim.database import PoolerError, call, connect, pooling
 from shim.errors import OperatorError
 from shim.local import demo, embedded
 from shim.migrate import migrate
@@ -105,8 +106,16 @@ def serve(
 
 
 def _look_for_database(say: Callable[[str], None]) -> None:
-    """Say what is wrong with the database. The shim starts all the same: the database may come up later."""
+    """Say what is wrong with the database. The shim starts all the same: the database may come up later.
+
+    Raises
+    ------
+    PoolerError
+        It would never be well through this pooler.
+    """
     try:
+        if asyncio.run(pooling(Settings.read().dsn.text)) == "transaction":
+            raise PoolerError
         with connect() as connection:
             (row,) = call(connection, "alive")
             if older := which_is_older(row.get("version")):

@@ -16,6 +16,7 @@ from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout, TooManyRequests
 
 from shim import database
+from shim.web.logs import log
 
 LANES = 2  # batches at a time in one process; with more of them each would be smaller
 LEAST = 4  # calls that a batch may have before lanes share what there is
@@ -44,6 +45,10 @@ class CallError(Exception):
     def __init__(self, message: str, hint: str | None, code: str) -> None:
         super().__init__(message)
         self.hint, self.sqlstate = hint, code
+
+
+class AnswerMismatch(psycopg.OperationalError):
+    """What came back is no answer to what was asked, as through a pooler that crosses prepared statements."""
 
 
 @dataclass(eq=False)
@@ -180,28 +185,34 @@ class Batches:
 
     async def _ask(self, batch: list[_Call]) -> list[dict[str, Any]]:
         # Plain calls in place of the pool's and the cursor's context managers, which cost a tenth of a request.
-        connection = await self._pool.getconn()
+        connection, function = await self._pool.getconn(), batch[0].function
         try:
             cursor = connection.cursor(row_factory=dict_row)
             calls = json.dumps([call.arguments for call in batch])
             with database.hang_up_after(connection, database.CALL_TIMEOUT_S):
-                await cursor.execute(*database.statement(batch[0].function, {"calls": calls}))
+                await cursor.execute(*database.statement(function, {"calls": calls}, echo=True))
                 rows: list[dict[str, Any]] = await cursor.fetchall()
+            if not _is_answer(function, len(batch), rows):
+                await connection.close()
+                log.error(
+                    "the answer to %s was not of that call: is there a pooler? osgprod doctor", function
+                )
+                raise AnswerMismatch(f"the answer to {function} is of another call")
             if connection.is_in_doubt:
                 await connection.close()
                 raise psycopg.OperationalError("nobody knows whether this commit is on a standby")
         except psycopg.errors.ReadOnlySqlTransaction:  # the server is a primary no longer
             await connection.close()
-            await self._replace_connections()
+            await self.replace_connections()
             raise
         except psycopg.OperationalError:
             if connection.closed:  # by the server, or by hang_up_after
-                await self._replace_connections()
+                await self.replace_connections()
             raise
         except psycopg.Error as error:
             if await database.schema_has_changed(connection, error):
                 await connection.close()  # what it has prepared is of no use any more
-                await self._replace_connections()
+                await self.replace_connections()
                 raise database.SchemaChanged from error
             raise
         finally:
@@ -210,12 +221,21 @@ class Batches:
             raise database.SchemaChanged("these functions are of another version than this program")
         return rows
 
-    async def _replace_connections(self) -> None:
+    async def replace_connections(self) -> None:
         """Replace all connections, since those made before lead to the same server; at most once a second."""
         now = asyncio.get_running_loop().time()
         if now - self._replaced_at > REPLACE_S:
             self._replaced_at = now
             await self._pool.drain()
+
+
+def _is_answer(function: str, calls: int, rows: list[dict[str, Any]]) -> bool:
+    """Are these the rows of this function for so many calls? Takes the name of the function out of the rows."""
+    names = [row.pop("function", None) for row in rows]
+    numbers = sorted(
+        row.get("n", at) for at, row in enumerate(rows)
+    )  # functions of another version have none
+    return names == [function] * calls and numbers == list(range(calls))
 
 
 def _fail(call: _Call, error: Exception) -> None:

@@ -19,7 +19,8 @@ from shim.workscript import TemplateError, error_text
 STATUS_OF_GROUP = {"1": 400, "2": 403, "3": 404, "4": 409, "5": 503, "6": 429, "9": 500}
 RETRY_AFTER_S = {503: 15, 429: 60}
 # 40...: the server ended a transaction to let others go on; 55P03: a lock; 57014: statement_timeout.
-TRY_AGAIN = (*SERVERS_TROUBLE, "40001", "40P01", "55P03", "57014")
+# 26000, 42P05: a prepared statement that a pooler has lost or has made before.
+TRY_AGAIN = (*SERVERS_TROUBLE, "26000", "40001", "40P01", "42P05", "55P03", "57014")
 DURING_MIGRATION = ("0A000", "42883", "3F000")
 ASK_MANAGER = "tell the production manager the Osgprod-Request number"
 
@@ -118,6 +119,10 @@ def _told_of_database(error: psycopg.Error) -> tuple[int, bytes]:
 def _told_of_call(message: str, hint: str | None, code: str) -> tuple[int, bytes]:
     if code.startswith("OG") and code[2:3] in STATUS_OF_GROUP:
         return STATUS_OF_GROUP[code[2]], error_text(message, hint, code)
+    if code == "25006":
+        return 503, error_text("the database takes no writes", "try again in a while; osgprod doctor")
+    if code == "53100":
+        return 503, error_text("the disk of the database is full", "try again in a while; make room there")
     if code.startswith(TRY_AGAIN):
         return 503, error_text("the database is away or busy", "try again in a while")
     if code in DURING_MIGRATION:

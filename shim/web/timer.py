@@ -9,6 +9,7 @@ from typing import Any
 
 import psycopg
 
+from shim import database
 from shim.web.answers import Answers
 
 log = logging.getLogger("osgprod")
@@ -21,7 +22,8 @@ async def tick_for_ever(dsn: str, answers: Answers) -> None:
     """Call osgprod.tick() every TICK_S seconds, and write down what this process answered.
 
     Errors are logged, and the loop continues. Each call has its own connection and time limit, so that neither a
-    crowded pool nor a server that hangs delays the next one.
+    crowded pool nor a server that hangs delays the next one. The limit closes the connection: to cancel the call would
+    wait for a server that is silent.
 
     Parameters
     ----------
@@ -33,16 +35,12 @@ async def tick_for_ever(dsn: str, answers: Answers) -> None:
     while True:
         await asyncio.sleep(TICK_S)
         try:
-            async with (
-                asyncio.timeout(TICK_TIMEOUT_S),
-                await psycopg.AsyncConnection.connect(
-                    dsn, autocommit=True, application_name="osgprod tick"
-                ) as db,
-            ):
-                # The functions refuse other isolation levels, and the database's default may differ.
-                await db.execute("SET default_transaction_isolation = 'read committed'")
-                await db.execute("SELECT * FROM osgprod.tick()")
-                await _note_answers(db, answers)
+            async with await database.connect_apart(dsn, "osgprod tick") as db:
+                with database.hang_up_after(db, TICK_TIMEOUT_S):
+                    # The functions refuse other isolation levels, and the database's default may differ.
+                    await db.execute("SET default_transaction_isolation = 'read committed'")
+                    await db.execute("SELECT * FROM osgprod.tick()")
+                    await _note_answers(db, answers)
         except Exception as error:
             log.warning("tick: %s", (str(error).splitlines() or [type(error).__name__])[0])
 

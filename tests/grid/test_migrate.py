@@ -40,7 +40,8 @@ def pooled(
     settings.write_text(
         f"[databases]\n{name} = host={our_server.host} port={our_server.port} user={our_server.user}\n"
         f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nauth_type = any\n"
-        f"unix_socket_dir =\npool_mode = {request.param}\nlogfile = {folder}/pgbouncer.log\n"
+        f"unix_socket_dir =\npool_mode = {request.param}\n"
+        f"ignore_startup_parameters = options\nlogfile = {folder}/pgbouncer.log\n"
     )
     user = server_user()
     process = subprocess.Popen(

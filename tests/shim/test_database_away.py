@@ -149,6 +149,55 @@ def test_primary_that_was_fenced_without_a_restart_is_left_for_the_new_one(
                 time.sleep(0.05)
 
 
+def test_health_check_is_not_ok_while_the_database_takes_no_writes(
+    two_servers: tuple[Server, Server], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shim.web.health.WRITE_S", 0.0)
+    monkeypatch.setattr("shim.web.batches.REPLACE_S", 0.0)
+    server = two_servers[0]
+    with LiveShim(server.dsn, folder / "www") as shim, connect(server.dsn) as fenced:
+        assert shim.raw("healthz").text == "ok\n"
+        for setting, status, text in (("on", 503, "takes no writes"), ("off", 200, "ok\n")):
+            fenced.execute(f"ALTER SYSTEM SET default_transaction_read_only = {setting}".encode())
+            fenced.execute("SELECT pg_reload_conf()")
+            fenced.execute("SET default_transaction_read_only = off")
+            end = time.monotonic() + PATIENCE_S
+            while (answer := shim.raw("healthz")).status_code != status:
+                assert time.monotonic() < end, setting
+                time.sleep(0.05)
+            assert text in answer.text
+            assert status == 200 or answer.headers["Retry-After"]
+
+
+def test_health_checks_write_once_in_a_while(
+    world: World, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shim.web.health.WRITE_S", 1000.0)
+    with LiveShim(world.dsn, folder / "www") as shim:
+        assert shim.raw("healthz").status_code == 200
+        world.db.execute("REVOKE EXECUTE ON FUNCTION osgprod.write_check FROM osgprod_worker")
+        assert [shim.raw("healthz").status_code for _ in range(10)] == [200] * 10
+
+
+def test_tick_goes_on_when_a_silent_server_speaks_again(
+    world: World, wire: Wire, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shim.web.timer.TICK_S", 0.02)
+    monkeypatch.setattr("shim.web.timer.TICK_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("shim.database.HOST_TIMEOUT_S", 2)
+    world.add_file(2)
+    world.checkout(0)
+    with LiveShim(wire.dsn, folder / "www"):
+        wire.silence()
+        time.sleep(1.0)  # whatever tick was on its way has met the silence
+        wire.resume()
+        world.let_leases_run_out()
+        end = time.monotonic() + PATIENCE_S
+        while not world.db.execute("SELECT FROM osgprod_data.reports WHERE outcome = 'lost'").fetchall():
+            assert time.monotonic() < end, "no tick comes"
+            time.sleep(0.05)
+
+
 def _soon(shim: LiveShim, process: int) -> int:
     """Asks as a job does, until the answer is not 503."""
     end = time.monotonic() + PATIENCE_S
