@@ -22,6 +22,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from shim.config import Settings
+from shim.dashboard import api
 from shim.dashboard.routes import Dashboard
 from shim.database import open_pool
 from shim.version import names, which_is_older
@@ -160,7 +161,7 @@ async def healthz(request: Request) -> Response:
 
 async def describe(request: Request) -> Response:
     """``openapi.json``: a description of the routes, for tools."""
-    return JSONResponse(openapi.document(request.scope["path"].rpartition("/")[0]))
+    return JSONResponse(openapi.document(request.scope["path"].rpartition("/")[0], api.paths()))
 
 
 def create_app(settings: Settings | None = None) -> Starlette:

@@ -22,6 +22,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
 from shim.dashboard import charts, formats
+from shim.dashboard.api import Api
 from shim.dashboard.reader import Reader
 from shim.web.failures import explain
 from shim.web.guard import Guard
@@ -103,6 +104,7 @@ class Dashboard:
         ]
         routes.append(Route(f"{self._root}/metrics", self._prometheus))
         routes.append(Route(f"{self._root}/login", self._login, methods=["GET", "POST"]))
+        routes += Api(self._root, self._guard, self._reader).routes()
         routes.append(Mount(f"{self._root}/static", _Static(directory=HERE / "static")))
         if self._root:
             routes.append(Route(self._root, self._to_overview))

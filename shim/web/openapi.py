@@ -109,17 +109,20 @@ STATUSES = {
 PLAIN = {200: "all is well", 405: STATUSES[405], 429: STATUSES[429], 503: "the database is away or busy"}
 
 
-def document(root: str) -> dict[str, Any]:
-    """Returns the OpenAPI document.
+def document(root: str, others: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the OpenAPI document.
 
     Parameters
     ----------
     root : str
         Path below which the routes are.
+    others : mapping, optional
+        Descriptions of routes that are not of the protocol, by their path below root.
     """
     paths = {f"{root}/{route}": _methods(route, *about) for route, about in PROTOCOL.items()}
     paths[f"{root}/healthz"] = {"get": _operation("healthz", "Can the server serve?", (), PLAIN)}
     paths[f"{root}/openapi.json"] = {"get": _operation("openapi", "This document", (), PLAIN)}
+    paths |= {f"{root}/{path}": about for path, about in (others or {}).items()}
     return {
         "openapi": "3.1.0",
         "info": {"title": "osgprod", "version": version("osgprod"), "license": {"name": "Apache-2.0"}},
