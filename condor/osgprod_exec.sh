@@ -592,7 +592,7 @@ report() {
   local code="$1"
   shift
   stop_heartbeats
-  if ! persistent_request workscript.exit exitcode "$code" "$@"; then
+  if ! persistent_request workscript.exit exitcode "$code" door "$(plain_text 120 "$(reported door)")" "$@"; then
     log 'the server has taken no report'
     return 1
   fi

@@ -45,6 +45,7 @@ EXAMPLES: list[tuple[str, str]] = [
     ("list_rawdata", "SELECT * FROM osgprod.list_rawdata(p_runs => '{71728}', p_limit => 2)"),
     ("forget_rawdata", "SELECT * FROM osgprod.forget_rawdata(p_path => '/data/hd_rawdata_071727_%')"),
     ("load_slices", "SELECT * FROM osgprod.load_slices(p_project => 'spring-2026', p_runs => '{71728}')"),
+    ("list_doors", "SELECT * FROM osgprod.list_doors(p_project => 'spring-2026')"),
     ("checkout_slice", f"""SELECT * FROM osgprod.checkout_slice({WORKER},
     p_cluster => 4711, p_process => 0, p_cpus => 1, p_host => 'wn7', p_site => 'SU-ITS')"""),
     ("heartbeat", f"""SELECT * FROM osgprod.heartbeat({WORKER},
@@ -121,7 +122,7 @@ EXAMPLES: list[tuple[str, str]] = [
 CHAPTERS = (
     ("What a job asks", ("checkout_slice", "heartbeat", "report_exit")),
     ("What several jobs ask at once", ("checkout_slices", "heartbeats", "report_exits")),
-    ("Projects", ("add_project", "set_magic", "set_project", "remove_project")),
+    ("Projects", ("add_project", "set_magic", "set_project", "list_doors", "remove_project")),
     ("Files and their work", ("register_rawdata", "list_rawdata", "forget_rawdata", "load_slices", "list_files",
                                "list_slices")),
     ("How it goes", ("health", "progress", "idle_and_leased", "estimate", "rate", "totals", "map_files")),

@@ -82,7 +82,7 @@ def add_project(
     workscript : str
         File name of its work script in that folder.
     xrootd_prefix : str
-        What stands before a file's path in a URL.
+        What stands before a file's path in a URL; several, in order of preference, are separated by spaces.
     maxblockspercore : int
         Blocks of a slice for each core of the job [1 .. 1000000].
     magic : str, optional
@@ -124,6 +124,7 @@ def load_rawdata_files(
     only_new: bool = False,
     is_deep: bool = False,
     token: str | None = None,
+    prefix: str | None = None,
 ) -> dict[str, int]:
     """Register raw data files, and compare those that are registered already.
 
@@ -145,6 +146,8 @@ def load_rawdata_files(
         Walk the banks of all blocks, and compare their number with the counts in the headers.
     token
         Bearer token for http(s).
+    prefix
+        URL prefix of these files, in the place of the project's, or a list of them; default: as it was; empty: none.
 
     Returns
     -------
@@ -169,7 +172,7 @@ def load_rawdata_files(
             paths = [path for path in paths if _registered_as(path) not in known]
         with progress("indexing files", len(paths), "files") as bar:
             found = scan.indexes(paths, pattern=pattern, is_deep=is_deep, token=token)
-            for status, what, index in _register(connection, found, dry_run, pattern):
+            for status, what, index in _register(connection, found, dry_run, pattern, prefix):
                 counts[status] += 1
                 if status in ("differs", "bad"):
                     bar.say(what)
@@ -235,11 +238,12 @@ def _register(
     indexes: Iterator[BlockIndex | EvioError],
     dry_run: bool,
     pattern: re.Pattern[str] = FILE_NAME,
+    prefix: str | None = None,
 ) -> Iterator[tuple[str, str, BlockIndex | EvioError]]:
     """Register files, or only compare them; yield what register() returns for each, in order, and its index."""
     while group := list(islice(indexes, FILES_A_COMMIT)):
         with connection.transaction(force_rollback=dry_run):
-            results = register_all(connection, group, pattern)
+            results = register_all(connection, group, pattern, prefix)
         yield from ((*result, index) for result, index in zip(results, group, strict=True))
 
 

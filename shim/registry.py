@@ -25,6 +25,7 @@ def register_all(
     connection: Connection,
     found: Sequence[BlockIndex | EvioError],
     pattern: re.Pattern[str] = FILE_NAME,
+    prefix: str | None = None,
 ) -> list[tuple[str, str]]:
     """Register several files in one go: the server works on one while the next is made ready for it.
 
@@ -34,6 +35,8 @@ def register_all(
         As from shim.evio.scan.indexes().
     pattern
         Of the names of files, with groups run and seqno.
+    prefix
+        Of these files, in the place of the project's; default: as it was.
 
     Returns
     -------
@@ -46,12 +49,12 @@ def register_all(
         The database refuses. Outside a transaction the files before are registered then.
     """
     with connection.pipeline():
-        asked = [(index, _ask(connection, index, pattern)) for index in found]
+        asked = [(index, _ask(connection, index, pattern, prefix)) for index in found]
         return [_answer(index, cursor) for index, cursor in asked]
 
 
 def _ask(
-    connection: Connection, index: BlockIndex | EvioError, pattern: re.Pattern[str]
+    connection: Connection, index: BlockIndex | EvioError, pattern: re.Pattern[str], prefix: str | None
 ) -> psycopg.Cursor[dict[str, Any]] | None:
     if isinstance(index, EvioError):
         return None
@@ -72,6 +75,7 @@ def _ask(
         "gaps": _ranges(index.gaps),
         "has_bor": index.has_bor,
         "evio_version": index.version,
+        "prefix": prefix,
     }
     return connection.execute(*statement("register_rawdata", arguments))
 

@@ -173,11 +173,13 @@ def _variables(slice_: Mapping[str, Any], job: Mapping[str, Any]) -> dict[str, s
     blocks = "".join([f"{url}+{block},{block + 1} \\\n" for block in range(block1, block2)])
     name, _, suffix = _double_quoted(slice_["filename"]).rpartition(".")
     pieces = "".join([f" {_quoted(piece)}\n" for piece in slice_["pieces"].split("\n")])
+    urls = "".join([f" {_quoted(url)}\n" for url in slice_.get("urls") or [slice_["url"]]])
     return {
         **_attempt(slice_, job),
         "input_eviofile_list": f'"\\\n{blocks}"',
         "output_filename": f'"{name}+{block1},{block2}.{suffix}"',
         "osgprod_source_url": _quoted(slice_["url"]),
+        "osgprod_source_urls": f"(\n{urls})",
         "osgprod_size_bytes": _quoted(slice_["size_bytes"]),
         "osgprod_events": _quoted(slice_["events"]),
         "osgprod_block1": _quoted(block1),

@@ -32,6 +32,7 @@ class World:
 
     def __init__(self, db: psycopg.Connection[dict[str, Any]], dsn: str) -> None:
         self.db, self.dsn = db, dsn
+        self.registered: dict[str, Any] = {}  # of the last file that was added
 
     def with_project(self, name: str, maxblockspercore: int = 1, **settings: object) -> Self:
         import json
@@ -60,22 +61,21 @@ class World:
         entries = []
         for n in range(nblocks + 2):
             entries += [n * BLOCK_BYTES, 1 + (n - 1) * BLOCK_EVENTS if n else 0]
-        call(
-            self.db,
-            "register_rawdata",
-            path=path,
-            run=run,
-            seqno=seqno,
-            size_bytes=(nblocks + 1) * BLOCK_BYTES + 32,
-            nblocks=nblocks + 1,
-            first_block=1,
-            byte_order="big",
-            has_trailer=True,
-            last_has_bit=False,
-            trailer=bytes(32),
-            preamble='[{"from_block": 1, "offset": 0, "bytes": 1000, "events": 1}]',
-            block_index=struct.pack(">" + "QI" * (nblocks + 2), *entries),
-        )
+        self.registered = {
+            "path": path,
+            "run": run,
+            "seqno": seqno,
+            "size_bytes": (nblocks + 1) * BLOCK_BYTES + 32,
+            "nblocks": nblocks + 1,
+            "first_block": 1,
+            "byte_order": "big",
+            "has_trailer": True,
+            "last_has_bit": False,
+            "trailer": bytes(32),
+            "preamble": '[{"from_block": 1, "offset": 0, "bytes": 1000, "events": 1}]',
+            "block_index": struct.pack(">" + "QI" * (nblocks + 2), *entries),
+        }
+        call(self.db, "register_rawdata", **self.registered)
         if project:
             call(self.db, "load_slices", project=project)
         return path

@@ -22,7 +22,12 @@ Finding = dict[str, Any]
 CLOCK_S = 2.0
 FREE_BYTES = 1 << 30
 CONNECT_S = 5.0
-PORTS = {"root": 1094, "roots": 1094, "xroot": 1094, "http": 80, "https": 443, "davs": 443, "dav": 80}
+OSDF_HOST = "osg-htc.org"
+PORTS = {
+    **dict.fromkeys(("root", "roots", "xroot", "xroots"), 1094),
+    **dict.fromkeys(("http", "dav"), 80),
+    **dict.fromkeys(("https", "davs", "osdf", "pelican"), 443),
+}
 
 
 def examine() -> list[Finding]:
@@ -103,7 +108,9 @@ def _project(connection: psycopg.Connection[dict[str, Any]], name: str) -> Itera
     rows = call(connection, "set_project", project=name, settings="{}")
     settings = {row["setting"]: row["value"] for row in rows}
     yield _template(name, settings["workscript"])
-    yield _prefix(name, settings["xrootd_prefix"])
+    doors = call(connection, "list_doors", project=name)
+    for number, door in enumerate(doors, 1):
+        yield _door(name, f"files of {name}{f', door {number}' if len(doors) > 1 else ''}", door)
 
 
 def _template(name: str, workscript: str) -> Finding:
@@ -116,19 +123,20 @@ def _template(name: str, workscript: str) -> Finding:
     return _finding(what, True, str(path), advice)
 
 
-def _prefix(name: str, prefix: str) -> Finding:
-    what = f"files of {name}"
-    url = urlsplit(prefix)
-    if not url.hostname and prefix and not prefix.startswith("/"):
+def _door(name: str, what: str, door: dict[str, Any]) -> Finding:
+    prefix = door["prefix"]
+    if door["problem"]:
         advice = f"osgprod project set {name} xrootd_prefix=URL, like root://server.example.org/ or https://server.example.org"
-        return _finding(what, False, f"{prefix} is neither a URL nor a folder", advice)
-    if not url.hostname:
+        return _finding(what, False, f"{prefix} {door['problem']}", advice)
+    url = urlsplit(prefix)
+    host = OSDF_HOST if url.scheme == "osdf" else url.hostname
+    if not host or url.scheme == "file":
         return _finding(what, True, f"paths of a file system{f' below {prefix}' if prefix else ''}", "")
     try:
-        port = url.port or PORTS.get(url.scheme, 1094)
-        with socket.create_connection((url.hostname, port), CONNECT_S):
-            return _finding(what, True, f"{url.hostname} port {port} answers", "")
+        port = PORTS[url.scheme] if url.scheme == "osdf" else url.port or PORTS[url.scheme]
+        with socket.create_connection((host, port), CONNECT_S):
+            return _finding(what, True, f"{host} port {port} answers", "")
     except (OSError, ValueError) as error:
         advice = f"is the server of {prefix} up? osgprod project set {name} xrootd_prefix=URL names another"
         reason = getattr(error, "strerror", None) or error
-        return _finding(what, False, f"{url.hostname}: {reason}", advice)
+        return _finding(what, False, f"{host}: {reason}", advice)

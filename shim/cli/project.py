@@ -54,7 +54,7 @@ def project_add(
     PROJECT           its name: letters, digits and _ . + -
     SUBNET_PATTERN    addresses of its jobs: networks like "10.0.0.0/8, 192.0.2.0/24", or an SQL LIKE pattern
     WORKSCRIPT        file name of its work script in DOCUMENT_ROOT/PROJECT
-    XROOTD_PREFIX     prefix of a file's path in its URL; empty for a file system
+    XROOTD_PREFIX     prefix of a file's path in its URL; empty for a file system; several are tried in order
     MAXBLOCKSPERCORE  blocks of a slice for each core of the job [1 .. 1000000]
     """
     magic = read_magic(magic_file)

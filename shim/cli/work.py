@@ -47,6 +47,7 @@ def rawdata() -> None:
 @click.option("--new", "only_new", is_flag=True, help="Leave out files that are registered.")
 @click.option("--deep", is_flag=True, help="Walk all banks: are the event counts in the headers true?")
 @click.option("--token-file", type=click.File(), help="File with the bearer token for http(s).")
+@click.option("--prefix", help="URL prefix of these files, in the place of the project's; empty = none.")
 @dry
 @as_json
 def rawdata_load(
@@ -57,6 +58,7 @@ def rawdata_load(
     only_new: bool,
     deep: bool,
     token_file: TextIO | None,
+    prefix: str | None,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -85,6 +87,7 @@ def rawdata_load(
         only_new=only_new,
         is_deep=deep,
         token=token_file.read().strip() if token_file else None,
+        prefix=prefix,
     )
     show([counts], as_json)
     if not any(counts.values()) and since is None and not only_new:

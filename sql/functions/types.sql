@@ -34,7 +34,8 @@ CREATE TYPE osgprod.checkout_answer AS (
     code        text,
     hint        text,
     task        text,
-    merge       jsonb
+    merge       jsonb,
+    urls        text[]
 );
 
 -- A call of checkout_slice: its parameters without their p_; n tells the calls of a batch apart.

@@ -54,6 +54,7 @@ FUNCTIONS = """
     recycle             -o
     register_rawdata    -o
     remove_project      -o
+    list_doors          -o
     report_exit         wo
     report_exits        wo
     set_magic           -o

@@ -629,10 +629,11 @@ def test_verify_and_doctor_end_with_1_when_something_is_wrong(run: Run, busy: Wo
     assert not found["files of p"]["is_well"] and "refused" in found["files of p"]["found"]
     assert "what to do" in run("doctor", env={"OSGPROD_DOCUMENT_ROOT": str(folder)}).output
     for wrong in ("xrootd.example.org", "https:/xrootd.example.org"):
-        call(busy.db, "set_project", project="p", settings=json.dumps({"xrootd_prefix": wrong}))
+        # As an older release took it.
+        busy.db.execute("UPDATE osgprod_data.projects SET xrootd_prefix = %s", (wrong,))
         result = run("doctor", "--json", env={"OSGPROD_DOCUMENT_ROOT": str(folder)})
         found = {row["what"]: row for row in json.loads(result.stdout)}
-        assert found["files of p"]["found"] == f"{wrong} is neither a URL nor a folder"
+        assert found["files of p"]["found"] == f"{wrong} is neither a URL nor an absolute folder"
     call(busy.db, "set_project", project="p", settings='{"xrootd_prefix": null}')
     result = run("doctor", "--json", env={"OSGPROD_DOCUMENT_ROOT": str(folder)})
     assert {row["what"]: row for row in json.loads(result.stdout)}["files of p"]["is_well"]

@@ -633,7 +633,8 @@ def test_number_of_events_that_is_none_is_not_reported(node: Node, world: World)
 def test_source_with_a_scheme_that_nobody_knows_holds_the_job_and_blames_no_data(
     node: Node, world: World
 ) -> None:
-    world.set(xrootd_prefix="gsiftp://host")
+    # As an older release took it.
+    world.db.execute("UPDATE osgprod_data.projects SET xrootd_prefix = 'gsiftp://host'")
     code, log = node.run(1)
     assert code == REFUSED, log
     report = report_of(world)

@@ -47,7 +47,7 @@ def call(commands: str, *arguments: str, cwd: Path | None = None, **environment:
     return done.returncode, done.stdout, done.stderr
 
 
-PLACE = "http://storage.invalid"  # in the script, until a test says where the storage is
+PLACE = "http://storage.invalid~"  # in the script, quoted, until a test says where the storage is
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +214,7 @@ def test_last_line_of_the_log_is_the_reason_without_secrets(
     secret = "/hd_rawdata_000001_001.evio?authz=secret"
     site.files[secret] = assigned["rawdata"]
     script = Slice(assigned, folder, site.url)
-    script.script = script.script.replace(b"_001.evio\n", b"_001.evio?authz=secret\n")
+    script.script = script.script.replace(b"_001.evio'\n", b"_001.evio?authz=secret'\n")
     assert b"authz" in script.script
     site.faults = [fault] * 9
     code, log, _ = script.run()

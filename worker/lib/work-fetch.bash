@@ -232,34 +232,34 @@ append_range() {
     ((had < length)) || break
     url="${places[0]#* }" from=""
     [[ "${#doors[@]} ${places[0]%% *}" == '1 door' ]] || from="$(place_name "$url"): "
-    reason="$from${reason:-no reason given}"
+    reason="${reason:-no reason given}"
     leave_place "$word"
     ((wait_s <= longest_s)) || longest_s="$wait_s"
     if ((${#places[@]} > 0)); then
-      log "fetch failed (attempt $((attempts + 1)), $had of $length bytes): $reason: going on to $(place_name "${places[0]#* }")"
+      log "fetch failed (attempt $((attempts + 1)), $had of $length bytes): $from$reason: going on to $(place_name "${places[0]#* }")"
       learn_from "${code:-0}"
       continue
     fi
     attempts=$((attempts + 1))
     if ! begin_round || ((attempts >= TRIES)); then
       [[ "$word" == never ]] || reason+=" ($attempts attempts, $had of $length bytes at $offset came)"
-      not_fetched "$reason"
+      not_fetched "$reason" "$url"
     fi
-    log "fetch failed (attempt $attempts, $had of $length bytes): $reason"
+    log "fetch failed (attempt $attempts, $had of $length bytes): $from$reason"
     learn_from "${code:-0}"
     sleep "$(backoff "$attempts" "$BACKOFF_MS" "$longest_s")"
     longest_s=0
   done
 }
 
-# Argument: message
+# Arguments: message, URL that failed last (default: the preferred one)
 not_fetched() {
-  node_fault "not fetched: $1: $(shown_url "$osgprod_source_url")"
+  node_fault "not fetched: $1: $(shown_url "${2:-$osgprod_source_url}")"
 }
 
 # Fetches the slice, whole and checked. Where wrong bytes come, it is fetched from the next place. Argument: file
 fetch_slice() {
-  local size damage from=""
+  local size damage url
   begin_round || not_fetched 'no door is known'
   while true; do
     assemble_slice "$1"
@@ -267,10 +267,10 @@ fetch_slice() {
     # shellcheck disable=SC2154
     ((size == osgprod_size_bytes)) || not_fetched "the slice has $size bytes instead of $osgprod_size_bytes"
     ! check_slice "$1" "$size" "${osgprod_events:-}" || break
-    [[ "${#doors[@]} ${places[0]%% *}" == '1 door' ]] || from="$(place_name "${places[0]#* }"): "
+    url="${places[0]#* }"
     leave_place never
-    ((${#places[@]} > 0)) || begin_round || not_fetched "$from$damage"
-    log "fetch failed: $from$damage: going on to $(place_name "${places[0]#* }")"
+    ((${#places[@]} > 0)) || begin_round || not_fetched "$damage" "$url"
+    log "fetch failed: $(place_name "$url"): $damage: going on to $(place_name "${places[0]#* }")"
   done
   [[ -z "${OSGPROD_REPORT:-}" ]] || add_to_report "door=$(place_name "${places[0]#* }")" || true
 }

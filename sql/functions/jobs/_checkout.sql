@@ -163,8 +163,9 @@ BEGIN
 
     IF v_slice.merge_id IS NULL THEN
         v_file := osgprod._slice_file(v_slice.rawdata_id, v_slice.block1, v_slice.block2, v_project.xrootd_prefix,
-                                      v_project.strip_prefix);
+                                      v_project.strip_prefix, p_call.site);
         v_answer.url := v_file.url;
+        v_answer.urls := v_file.urls;
         v_answer.filename := v_file.filename;
         v_answer.size_bytes := v_file.size_bytes;
         v_answer.events := v_file.events;

@@ -102,7 +102,7 @@ BEGIN
     v_reason := coalesce(v_reason, osgprod._label(p_call.reason));
     INSERT INTO osgprod_data.reports (project_id, cluster, process, nstart, by_worker, outcome, exit_code, reported_at, ran_s,
            nblocks, worker, site, events, outputs, output_bytes, output_adler32, output_url, reason,
-           contradiction, memory_bytes, wall_s, cpu_s, fetched_bytes, disk_bytes, software)
+           contradiction, memory_bytes, wall_s, cpu_s, fetched_bytes, disk_bytes, software, door)
     VALUES (v_attempt.project_id, v_attempt.cluster, v_attempt.process, v_attempt.nstart, true, v_outcome,
            p_call.exitcode,
            -- Were the clock set back, a report with an earlier time would be taken for tallied.
@@ -111,7 +111,8 @@ BEGIN
            v_attempt.block2 - v_attempt.block1, v_worker, coalesce(osgprod._label(p_call.site), v_attempt.site),
            p_call.events, p_call.outputs, p_call.output_bytes, p_call.output_adler32,
            osgprod._label(p_call.output_url, 1024), v_reason, v_contradiction, p_call.memory_bytes, p_call.wall_s, p_call.cpu_s,
-           p_call.fetched_bytes, p_call.disk_bytes, osgprod._label(p_call.software, 256));
+           p_call.fetched_bytes, p_call.disk_bytes, osgprod._label(p_call.software, 256),
+           osgprod._label(p_call.door));
     IF v_outcome = 'done' AND p_call.outputs_list IS NOT NULL THEN
         v_ignored := v_ignored || osgprod._record_outputs(v_attempt, p_call.outputs_list);
     END IF;

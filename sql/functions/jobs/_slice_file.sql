@@ -1,12 +1,12 @@
 CREATE FUNCTION osgprod._slice_file(
-    p_rawdata_id int, p_block1 int, p_block2 int, p_xrootd_prefix text, p_strip_prefix text,
-    OUT url text, OUT filename text, OUT size_bytes bigint, OUT events bigint, OUT pieces text)
+    p_rawdata_id int, p_block1 int, p_block2 int, p_xrootd_prefix text, p_strip_prefix text, p_site text DEFAULT NULL,
+    OUT url text, OUT urls text[], OUT filename text, OUT size_bytes bigint, OUT events bigint, OUT pieces text)
 LANGUAGE plpgsql STABLE
 AS $fn$
 -- Tells what a slice is as an EVIO file of its own: lead, its blocks, a trailer.
 -- Parameters: p_rawdata_id  file;  p_block1, p_block2  half-open range of blocks, 0-based
---             p_xrootd_prefix, p_strip_prefix  the project's
--- Returns:    url of the whole file, filename without folder, size_bytes [bytes] and events of the slice's file, and
+--             p_xrootd_prefix, p_strip_prefix  the project's;  p_site  of the job
+-- Returns:    url of the whole file; urls: all in order of preference, NULL = this one; filename without folder, size_bytes [bytes] and events of the slice's file, and
 --             the pieces whose concatenation it is, one a line: 'range OFFSET LENGTH' [bytes] or 'hex ...'
 -- Source:     EVIO 4 block header, EVIO 6 file header; which readers accept such a file: docs/evio.md
 DECLARE
@@ -14,10 +14,12 @@ DECLARE
     v_lead      osgprod_data.lead;
     v_starts_at bigint;
     v_ends_at   bigint;
+    v_prefix    text;
+    v_path      text;
 BEGIN
     -- One look into the index, from the first entry to the last: a second one costs more than what lies between. And one
     -- small statement: a query that works everything out takes three times as long to start.
-    SELECT r.path, r.filename, r.trailer, r.gaps,
+    SELECT r.path, r.filename, r.trailer, r.gaps, r.prefix,
            substring(r.block_index FROM 12 * p_block1 + 1 FOR 12 * (p_block2 - p_block1) + 12) AS entries,
            CASE p_block1 WHEN 0 THEN CASE r.evio_version WHEN 6 THEN r.lead2 END  -- its file header
                          WHEN greatest(r.first_block, 1) THEN r.lead1 ELSE r.lead2 END AS lead
@@ -25,9 +27,15 @@ BEGIN
     v_lead := v_file.lead;
     v_starts_at := coalesce(v_lead.start_at, osgprod._int8_at(v_file.entries, 0));
     v_ends_at := osgprod._int8_at(v_file.entries, 12 * (p_block2 - p_block1));
-    url := osgprod._source_url(p_xrootd_prefix, CASE
-        WHEN p_strip_prefix <> '' AND starts_with(v_file.path, p_strip_prefix || '/')
-        THEN substr(v_file.path, length(p_strip_prefix) + 1) ELSE v_file.path END);
+    v_prefix := coalesce(v_file.prefix, p_xrootd_prefix);
+    v_path := CASE WHEN p_strip_prefix <> '' AND starts_with(v_file.path, p_strip_prefix || '/')
+                   THEN substr(v_file.path, length(p_strip_prefix) + 1) ELSE v_file.path END;
+    IF v_prefix ~ '[ =]' THEN  -- several, perhaps
+        urls := osgprod._source_urls(v_prefix, v_path, p_site);
+        url := urls[1];
+    ELSE
+        url := osgprod._source_url(v_prefix, v_path);
+    END IF;
     filename := v_file.filename;
     size_bytes := coalesce(v_lead.bytes, 0) + length(v_file.trailer)
         + CASE WHEN v_file.gaps IS NULL THEN v_ends_at - v_starts_at
@@ -41,13 +49,23 @@ BEGIN
 END
 $fn$;
 
+CREATE FUNCTION osgprod._source_urls(p_prefix text, p_path text, p_site text)
+RETURNS text[] LANGUAGE sql IMMUTABLE
+AS $fn$
+    -- The URLs of a raw data file for a job: those of its site first, then those for all jobs.
+    -- Parameters: p_prefix  see _prefixes;  p_path  of the file;  p_site  of the job, in any case; NULL = not known
+    SELECT array_agg(osgprod._source_url(i.prefix, p_path) ORDER BY i.site IS NULL, i.n)
+      FROM osgprod._prefixes(p_prefix) i
+     WHERE i.site IS NULL OR lower(i.site) = lower(p_site)
+$fn$;
+
 CREATE FUNCTION osgprod._source_url(p_prefix text, p_path text)
 RETURNS text LANGUAGE sql IMMUTABLE
 AS $fn$
-    -- The URL of a raw data file. Paths are percent-encoded here, once, where the URL is of http; XRootD and a file system
+    -- The URL of a raw data file. Paths are percent-encoded here, once, where the URL is of http or Pelican; XRootD and a file system
     -- take a path as it is.
-    -- Parameters: p_prefix  the project's xrootd_prefix, an operator's URL that stays as it is;  p_path  of the file
-    SELECT p_prefix || CASE WHEN p_path ~ '[^A-Za-z0-9/._~-]' AND p_prefix ~* '^(https?|davs?)://'
+    -- Parameters: p_prefix  an operator's URL that stays as it is;  p_path  of the file
+    SELECT p_prefix || CASE WHEN p_path ~ '[^A-Za-z0-9/._~-]' AND p_prefix ~* '^(https?|davs?|osdf|pelican)://'
                             THEN osgprod._percent_encoded(p_path) ELSE p_path END
 $fn$;
 

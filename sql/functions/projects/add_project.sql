@@ -13,18 +13,19 @@ AS $fn$
 -- Parameters: p_project           name [1 .. 63 letters, digits, _ . + -]; also its folder below the document root
 --             p_subnet_pattern    which addresses may ask: CIDR list ('10.1.0.0/16, 2001:db8::/32') or SQL LIKE pattern ('129.57.%')
 --             p_workscript        file name of its work script in that folder
---             p_xrootd_prefix     what stands before the path in a URL, like root://server/ or https://server
+--             p_xrootd_prefix     what stands before the path in a URL, like root://server/ or https://server; several are
+--                                 tried in order, separated by spaces or commas; site=prefix is for jobs of that site, first
 --             p_maxblockspercore  blocks of a slice for each core of the job [1 .. 1000000]
 --             p_magic             the shared secret of its jobs; NULL = nobody may work until set_magic
 -- Returns:    project_id
--- Errors:     OG404 the name is taken; OG106 bad subnet pattern; OG108 another bad value
+-- Errors:     OG404 the name is taken; OG106 bad subnet pattern; OG108 another bad value, also a prefix that no job can read
 DECLARE
     v_project_id int;
     v_rule       text;
 BEGIN
     INSERT INTO projects (name, subnet_pattern, subnets, workscript, xrootd_prefix, maxblockspercore)
     VALUES (p_project, lower(btrim(p_subnet_pattern)), osgprod._subnets(p_subnet_pattern), p_workscript,
-            coalesce(p_xrootd_prefix, ''), p_maxblockspercore)
+            osgprod._checked_prefix(p_xrootd_prefix), p_maxblockspercore)
     RETURNING projects.project_id INTO v_project_id;
     IF p_magic IS NOT NULL THEN
         PERFORM osgprod.set_magic(p_project => p_project, p_magic => p_magic);

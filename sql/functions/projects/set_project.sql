@@ -40,7 +40,9 @@ BEGIN
                 ELSE p_settings -> v_key END));
         END LOOP;
         v_key := NULL;
-        v_project.xrootd_prefix := coalesce(v_project.xrootd_prefix, '');  -- files of a file system
+        IF p_settings ? 'xrootd_prefix' THEN
+            v_project.xrootd_prefix := osgprod._checked_prefix(v_project.xrootd_prefix);
+        END IF;
         v_project.strip_prefix := coalesce(v_project.strip_prefix, '');
         v_project.node_fault_codes := coalesce(v_project.node_fault_codes, '{}');
         v_project.subnet_pattern := lower(btrim(v_project.subnet_pattern));

@@ -46,3 +46,54 @@ BEGIN
     RETURN v_project;
 END
 $fn$;
+
+CREATE FUNCTION osgprod._prefixes(p_prefix text)
+RETURNS TABLE (n bigint, site text, prefix text) LANGUAGE sql IMMUTABLE
+AS $fn$
+    -- Takes a list of prefixes apart. A prefix begins with a scheme or a slash, so a space or a comma inside of one, with
+    -- neither behind it, separates nothing.
+    -- Parameters: p_prefix  prefixes in order of preference, separated by spaces or commas; site=prefix is for jobs of a site
+    -- Returns:    a row a prefix; site NULL = for all jobs
+    SELECT s.n, m.parts[1], m.parts[2]
+      FROM regexp_split_to_table(p_prefix, '[\s,]+(?=(?:[^\s,=/:]+=)?(?:[A-Za-z][A-Za-z0-9+.-]*:/|/))')
+           WITH ORDINALITY AS s (item, n)
+     CROSS JOIN regexp_match(s.item, '^(?:([^\s,=/:]+)=)?(.*)$') AS m (parts)
+$fn$;
+
+CREATE FUNCTION osgprod._why_no_prefix(p_prefix text)
+RETURNS text LANGUAGE sql IMMUTABLE
+AS $fn$
+    -- Says why no job can read files behind one prefix; NULL = jobs can. What jobs can read: worker/lib/url.bash.
+    SELECT CASE
+        WHEN p_prefix = '' OR p_prefix ~ '^/[^[:cntrl:]]*$' THEN NULL
+        WHEN p_prefix ~ '[[:cntrl:]]' THEN 'has a control character'
+        WHEN p_prefix !~ '^[A-Za-z][A-Za-z0-9+.-]*://' THEN 'is neither a URL nor an absolute folder'
+        WHEN p_prefix !~* '^(https?|davs?|x?roots?|osdf|pelican|file)://' THEN 'has a scheme that no job can read'
+        WHEN p_prefix !~* '^(osdf://|file://(/|$)|(https?|davs?|x?roots?|pelican)://[^/])' THEN 'names no host'
+    END
+$fn$;
+
+CREATE FUNCTION osgprod._checked_prefix(p_prefix text)
+RETURNS text LANGUAGE plpgsql IMMUTABLE
+AS $fn$
+-- Checks that jobs can read files behind a prefix, or a list of prefixes.
+-- Parameters: p_prefix  see _prefixes; NULL or empty = paths of a file system
+-- Returns:    the same with one space between two prefixes
+-- Errors:     OG108 a prefix that no job can read, or none for jobs that run at other sites than those that are named
+DECLARE
+    v_text  text := btrim(coalesce(p_prefix, ''), E' \t\r\n,');
+    v_wrong text;
+BEGIN
+    SELECT quote_literal(i.prefix) || ' ' || osgprod._why_no_prefix(i.prefix) INTO v_wrong
+      FROM osgprod._prefixes(v_text) i WHERE osgprod._why_no_prefix(i.prefix) IS NOT NULL ORDER BY i.n LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'prefix %', v_wrong USING ERRCODE = 'OG108',
+            HINT = 'use http://, https://, dav://, davs://, root://, roots://, xroot://, xroots://, osdf:///, pelican://HOST/, file:/// or an absolute folder';
+    END IF;
+    IF NOT EXISTS (SELECT FROM osgprod._prefixes(v_text) i WHERE i.site IS NULL) THEN
+        RAISE EXCEPTION 'prefix % is for jobs of some sites only', quote_literal(v_text) USING ERRCODE = 'OG108',
+            HINT = 'add one without a site, for jobs elsewhere';
+    END IF;
+    RETURN (SELECT string_agg(concat_ws('=', i.site, i.prefix), ' ' ORDER BY i.n) FROM osgprod._prefixes(v_text) i);
+END
+$fn$;

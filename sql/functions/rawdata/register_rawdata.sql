@@ -13,7 +13,8 @@ CREATE FUNCTION osgprod.register_rawdata(
     p_block_index  bytea,
     p_gaps         int8range[] DEFAULT NULL,
     p_has_bor      boolean     DEFAULT NULL,
-    p_evio_version int         DEFAULT 4)
+    p_evio_version int         DEFAULT 4,
+    p_prefix       text        DEFAULT NULL)
 RETURNS TABLE (status text, differences text)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
@@ -33,12 +34,14 @@ AS $fn$
 --             p_gaps         ranges between blocks that are part of no slice, in order [bytes]; NULL = none
 --             p_has_bor      is a begin-of-run record among the preamble? NULL = not known
 --             p_evio_version 4 or 6
+--             p_prefix       of this file, in the place of the project's (see add_project); NULL = as it was; empty = none
 -- Returns:    one row: new; same; renewed: an older release registered it, and what its slices begin with is now right, and, if
 --             no project works on it, its blocks, too; or differs with the differences named: nothing is changed
 -- Errors:     OG108 a value that can't be
 -- Locks:      the file's row
 -- Source:     EVIO block and record headers
 DECLARE
+    v_prefix text := CASE WHEN p_prefix <> '' THEN osgprod._checked_prefix(p_prefix) END;
     v_known rawdata;
     v_lead1 lead := osgprod._lead(p_preamble, greatest(p_first_block, 1),
                                   osgprod._int8_at(p_block_index, 12 * greatest(p_first_block, 1)));
@@ -46,10 +49,10 @@ DECLARE
 BEGIN
     LOOP
         INSERT INTO rawdata (path, run, seqno, size_bytes, nblocks, first_block, byte_order, has_trailer, last_has_bit,
-                trailer, preamble, lead1, lead2, block_index, gaps, has_bor, evio_version)
+                trailer, preamble, lead1, lead2, block_index, gaps, has_bor, evio_version, prefix)
         VALUES (p_path, p_run, p_seqno, p_size_bytes, p_nblocks, p_first_block, p_byte_order, p_has_trailer,
                 p_last_has_bit, p_trailer, p_preamble, v_lead1, v_lead2, p_block_index, p_gaps, p_has_bor,
-                p_evio_version)
+                p_evio_version, CASE WHEN p_prefix IS NULL THEN v_known.prefix ELSE v_prefix END)
         ON CONFLICT ON CONSTRAINT rawdata_path_unique DO NOTHING;
         IF FOUND THEN
             RETURN QUERY SELECT CASE WHEN v_known.path IS NULL THEN 'new' ELSE 'renewed' END, NULL::text;
@@ -74,7 +77,9 @@ BEGIN
                ) AS d (what, known, found)
          WHERE d.known IS DISTINCT FROM d.found;
         IF differences IS NULL THEN
-            UPDATE rawdata r SET checked_at = now(), has_bor = coalesce(p_has_bor, r.has_bor) WHERE r.path = p_path;
+            UPDATE rawdata r SET checked_at = now(), has_bor = coalesce(p_has_bor, r.has_bor),
+                   prefix = CASE WHEN p_prefix IS NULL THEN r.prefix ELSE v_prefix END
+             WHERE r.path = p_path;
             RETURN QUERY SELECT 'same', NULL::text;
             RETURN;
         END IF;
@@ -92,7 +97,8 @@ BEGIN
             UPDATE rawdata r
                SET preamble = p_preamble, lead2 = v_lead2, has_trailer = p_has_trailer, last_has_bit = p_last_has_bit,
                    lead1 = CASE greatest(r.first_block, 1) WHEN greatest(p_first_block, 1) THEN v_lead1 ELSE v_lead2 END,
-                   has_bor = p_has_bor, checked_at = now()
+                   has_bor = p_has_bor, checked_at = now(),
+                   prefix = CASE WHEN p_prefix IS NULL THEN r.prefix ELSE v_prefix END
              WHERE r.path = p_path;
             RETURN QUERY SELECT 'renewed', NULL::text;
             RETURN;
@@ -107,5 +113,5 @@ EXCEPTION
 END
 $fn$;
 
-COMMENT ON FUNCTION osgprod.register_rawdata(text, int, int, bigint, int, int, text, boolean, boolean, bytea, jsonb, bytea, int8range[], boolean, int) IS
+COMMENT ON FUNCTION osgprod.register_rawdata(text, int, int, bigint, int, int, text, boolean, boolean, bytea, jsonb, bytea, int8range[], boolean, int, text) IS
 'Registers a raw data file with its block index (offsets in bytes), or compares it with what is registered: new, same, renewed or differs. For osgprod_operator.';
