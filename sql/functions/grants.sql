@@ -26,5 +26,5 @@ TO osgprod_operator;
 GRANT SELECT ON osgprod_data.projects, osgprod_data.rawdata, osgprod_data.loaded_files, osgprod_data.slices,
     osgprod_data.attempts, osgprod_data.reports, osgprod_data.worker_bans, osgprod_data.refusals, osgprod_data.tallies,
     osgprod_data.totals, osgprod_data.answers, osgprod_data.operations, osgprod_data.log_tails,
-    osgprod_data.tallied_sites,
+    osgprod_data.tallied_sites, osgprod_data.backups,
     osgprod_data.merges, osgprod_data.outputs, osgprod_data.lost_outputs, osgprod_data.versions TO osgprod_operator;

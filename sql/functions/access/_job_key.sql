@@ -59,7 +59,12 @@ BEGIN
        AND a.nstart = p_last;
     SELECT s.* INTO v_slice FROM osgprod_data.slices s
      WHERE s.project_id = v_attempt.project_id AND s.rawdata_id = v_attempt.rawdata_id AND s.block1 = v_attempt.block1
-       AND s.state = 'leased' AND s.cluster = p_call.cluster AND s.process = p_call.process AND s.nstart = v_attempt.nstart;
+       AND s.state = 'leased'
+       AND (s.cluster = p_call.cluster AND s.process = p_call.process AND s.nstart = v_attempt.nstart OR EXISTS (
+            SELECT FROM osgprod_data.backups b
+             WHERE b.project_id = s.project_id AND b.rawdata_id = s.rawdata_id AND b.block1 = s.block1
+               AND b.opened_at = s.opened_at AND b.cluster = p_call.cluster AND b.process = p_call.process
+               AND b.nstart = v_attempt.nstart AND b.due_at > now()));
     IF v_attempt.merge_id IS NOT NULL THEN  -- it holds a merge instead
         SELECT m.due_at, m.progress_at INTO v_slice.due_at, v_slice.progress_at FROM osgprod_data.merges m
          WHERE m.merge_id = v_attempt.merge_id AND m.state = 'leased' AND m.cluster = p_call.cluster AND m.process = p_call.process

@@ -62,6 +62,12 @@ BEGIN
                                    p_may_wait) THEN
             RETURN osgprod._report_error(osgprod._is_busy(format('the file of job %s.%s', p_call.cluster, p_call.process)));
         END IF;
+    ELSIF (osgprod._renew_backup(v_project, v_attempt, v_attempt.nstart)).block1 IS NOT NULL THEN
+        v_answer.http_status := 200;
+        v_answer.status := 'alive';
+        v_answer.message := 'go on';
+        v_answer.lease_s := v_project.lease_s;
+        RETURN v_answer;
     END IF;
     v_answer.http_status := 409;
     SELECT CASE WHEN v.reason IS NULL THEN 'superseded' ELSE 'wedged' END,

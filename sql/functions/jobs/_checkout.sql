@@ -85,7 +85,7 @@ BEGIN
     END IF;
 
     IF v_slice.block1 IS NULL AND v_project.state = 'active' THEN
-        v_blocks := p_call.cpus * v_project.maxblockspercore;
+        v_blocks := osgprod._blocks_for(v_project, p_call.cpus);
         IF v_project.nlive >= v_project.max_live THEN
             v_problem := osgprod._why_too_many(v_project);
             IF v_problem IS NOT NULL THEN
@@ -139,6 +139,11 @@ BEGIN
         IF v_can_merge AND v_slice.block1 IS NULL THEN  -- the last file may be complete now
             PERFORM osgprod._settle_files(v_project.project_id, false);
             v_slice := osgprod._claim_merge(v_project, p_call.cluster::int, p_call.process::int, v_nstart);
+        END IF;
+        -- In the tail: a second attempt on a slice that would end late.
+        IF v_slice.block1 IS NULL AND v_project.max_backups > 0 THEN
+            v_slice := osgprod._claim_backup(v_project, p_call.cluster::int, p_call.process::int, v_nstart,
+                osgprod._worker(p_call.client, p_call.host), p_call.cpus * v_project.maxblockspercore);
         END IF;
     END IF;
     IF v_slice.block1 IS NULL THEN
@@ -291,6 +296,11 @@ BEGIN
      WHERE s.project_id = p_project.project_id AND s.rawdata_id = v_last.rawdata_id AND s.block1 = v_last.block1
        AND s.state = 'leased' AND s.cluster = p_call.cluster AND s.process = p_call.process AND s.nstart = p_last  -- I3
     RETURNING s.rawdata_id, s.block1, s.block2, s.opened_at INTO slice;
+    IF NOT FOUND AND v_slice.state = 'leased' THEN  -- by another: this job may have its backup
+        slice := (SELECT osgprod._renew_backup(p_project, a, p_nstart) FROM osgprod_data.attempts a
+                   WHERE a.project_id = p_project.project_id AND a.cluster = p_call.cluster AND a.process = p_call.process
+                     AND a.nstart = p_last);
+    END IF;
 END
 $fn$;
 

@@ -228,6 +228,8 @@ BEGIN
             RETURN NULL;
         END IF;
         RETURN p_outcome;
+    ELSIF v_slice.state = 'leased' AND osgprod._end_backup(p_attempt, p_outcome) THEN
+        RETURN 'node-fault'::osgprod_data.outcome;  -- the slice has another attempt: this one counts for the node alone
     END IF;
     RETURN 'superseded'::osgprod_data.outcome;
 END

@@ -36,6 +36,9 @@ BEGIN
             * least(p_project.backoff_s * 2.0 ^ least(p_slice.failures - 1, 20), p_project.max_backoff_s));
     END IF;
     v_is_at_limit := v_is_failure AND p_slice.failures >= p_project.max_failures;
+    IF NOT v_is_at_limit AND osgprod._promote_backup(p_slice) THEN
+        RETURN true;
+    END IF;
     v_is_split := v_is_at_limit AND p_slice.block2 - p_slice.block1 > 1;
     IF v_is_split THEN
         IF p_may_wait THEN
@@ -177,6 +180,13 @@ BEGIN
     IF NOT pg_try_advisory_xact_lock_shared(p_project.project_id, -1) THEN
         RETURN;
     END IF;
+    -- Their backups first, so that none of them becomes a holder.
+    DELETE FROM osgprod_data.backups b
+     WHERE b.project_id = p_project.project_id AND b.cluster = p_cluster AND b.process = coalesce(p_process, b.process)
+       AND (p_schedd IS NULL OR EXISTS (
+            SELECT FROM osgprod_data.attempts a
+             WHERE a.project_id = b.project_id AND a.cluster = b.cluster AND a.process = b.process AND a.nstart = b.nstart
+               AND a.schedd = p_schedd));
     FOR v_slice IN
         -- Leased slices are in files in flight: thousands of rows are read, not millions.
         SELECT s.* FROM osgprod_data.loaded_files f

@@ -33,6 +33,8 @@ BEGIN
             PERFORM osgprod._settle_reported(v_project.project_id);
         END IF;
         PERFORM osgprod._note_bans(v_project.project_id);
+        PERFORM osgprod._plan_tail(p) FROM projects p
+          WHERE p.project_id = v_project.project_id AND pg_try_advisory_xact_lock_shared(p.project_id, -1);
         UPDATE projects p SET nlive = osgprod._count_live(p.project_id)
          WHERE v_project.max_live IS NOT NULL
            AND p.project_id = (SELECT q.project_id FROM projects q

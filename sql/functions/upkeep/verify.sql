@@ -104,6 +104,38 @@ BEGIN
          WHERE s.project_id = p_project_id AND s.state = 'leased'
          GROUP BY s.cluster, s.process, a.schedd, a.qdate HAVING count(*) > 1
         UNION ALL
+        -- I3: a backup attempt is another job's attempt on just this slice, and its job has no other
+        SELECT s.rawdata_id, s.block1, s.block2, CASE
+                WHEN a.nstart IS NULL THEN format('backup attempt %s of job %s.%s is not on record', b.nstart, b.cluster,
+                    b.process)
+                WHEN (a.rawdata_id, a.block1, a.block2, a.opened_at) <> (s.rawdata_id, s.block1, s.block2, s.opened_at)
+                    THEN format('backup by attempt %s of job %s.%s, which was leased another slice', b.nstart, b.cluster,
+                        b.process)
+                WHEN EXISTS (SELECT FROM osgprod_data.slices h
+                               JOIN osgprod_data.attempts o ON o.project_id = h.project_id AND o.cluster = h.cluster
+                                                           AND o.process = h.process AND o.nstart = h.nstart
+                              WHERE h.project_id = b.project_id AND h.state = 'leased' AND h.cluster = b.cluster
+                                AND h.process = b.process
+                                AND (o.schedd, o.qdate) IS NOT DISTINCT FROM (a.schedd, a.qdate))
+                    THEN format('job %s.%s holds a slice and has a backup attempt', b.cluster, b.process)
+            END
+          FROM osgprod_data.backups b
+          JOIN osgprod_data.slices s ON s.project_id = b.project_id AND s.rawdata_id = b.rawdata_id AND s.block1 = b.block1
+                                    AND s.opened_at = b.opened_at AND s.state = 'leased'
+          LEFT JOIN osgprod_data.attempts a ON a.project_id = b.project_id AND a.cluster = b.cluster
+                                           AND a.process = b.process AND a.nstart = b.nstart
+         WHERE b.project_id = p_project_id AND b.due_at > now()
+        UNION ALL
+        SELECT min(b.rawdata_id), min(b.block1), min(b.block1) + 1, format('one of %s backup attempts of job %s.%s', count(*),
+                b.cluster, b.process)
+          FROM osgprod_data.backups b
+          JOIN osgprod_data.slices s ON s.project_id = b.project_id AND s.rawdata_id = b.rawdata_id AND s.block1 = b.block1
+                                    AND s.opened_at = b.opened_at AND s.state = 'leased'
+          LEFT JOIN osgprod_data.attempts a ON a.project_id = b.project_id AND a.cluster = b.cluster
+                                           AND a.process = b.process AND a.nstart = b.nstart
+         WHERE b.project_id = p_project_id AND b.due_at > now()
+         GROUP BY b.cluster, b.process, a.schedd, a.qdate HAVING count(*) > 1
+        UNION ALL
         -- I5: one success for a slice as it was cut, split or recycled
         SELECT a.rawdata_id, a.block1, min(a.block2), format('%s attempts did it', count(*))
           FROM osgprod_data.reports r

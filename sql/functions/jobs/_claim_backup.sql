@@ -1,0 +1,129 @@
+CREATE FUNCTION osgprod._claim_backup(
+    p_project osgprod_data.projects, p_cluster int, p_process int, p_nstart int, p_worker text, p_blocks bigint)
+RETURNS osgprod.claim LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Claims a backup attempt: a second attempt on a leased slice, of those that tick offers (_plan_backups). The attempt
+-- does not hold the slice. It can settle it, since the first success wins (I5), and it gets the slice when the
+-- holder is lost or fails.
+-- Promise:    reads one place of an index, however many jobs ask.
+-- Parameters: p_project  the project's row;  p_cluster, p_process, p_nstart  the coming attempt
+--             p_worker   where it runs: never on the worker that has the slice;  p_blocks  of a slice at most
+-- Returns:    the slice; NULLs when none is offered
+-- Locks:      the offer, then its slice, both SKIP LOCKED
+-- Source:     docs/design.md I3, "The tail"
+DECLARE
+    v_claim osgprod.claim;
+BEGIN
+    SELECT b.rawdata_id, b.block1 INTO v_claim.rawdata_id, v_claim.block1 FROM osgprod_data.backups b
+     WHERE b.project_id = p_project.project_id AND b.nstart IS NULL AND b.worker <> p_worker AND b.nblocks <= p_blocks
+     ORDER BY b.expected_end DESC LIMIT 1
+       FOR UPDATE SKIP LOCKED;
+    IF NOT FOUND THEN
+        RETURN NULL;
+    END IF;
+    SELECT s.block2, s.opened_at INTO v_claim.block2, v_claim.opened_at
+      FROM osgprod_data.slices s JOIN osgprod_data.backups b USING (project_id, rawdata_id, block1, opened_at)
+     WHERE s.project_id = p_project.project_id AND s.rawdata_id = v_claim.rawdata_id AND s.block1 = v_claim.block1
+       AND s.state = 'leased' AND s.failures = 0 AND (s.cluster, s.process) <> (p_cluster, p_process)
+       FOR NO KEY UPDATE OF s SKIP LOCKED;
+    IF NOT FOUND THEN  -- done meanwhile, or busy
+        RETURN NULL;
+    END IF;
+    UPDATE osgprod_data.backups b
+       SET cluster = p_cluster, process = p_process, nstart = p_nstart,
+           due_at = clock_timestamp() + make_interval(secs => p_project.lease_s)
+     WHERE b.project_id = p_project.project_id AND b.rawdata_id = v_claim.rawdata_id AND b.block1 = v_claim.block1;
+    RETURN v_claim;
+END
+$fn$;
+
+CREATE FUNCTION osgprod._renew_backup(p_project osgprod_data.projects, p_attempt osgprod_data.attempts, p_nstart int)
+RETURNS osgprod.claim LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Renews the lease of a backup attempt: for its heartbeat, or for the next start of its job.
+-- Parameters: p_project  the project's row;  p_attempt  the attempt;  p_nstart  its number, or that of the next start
+-- Returns:    the slice; NULLs when this attempt is no backup any more: the slice is settled or requeued, or its lease
+--             has expired
+-- Locks:      the slice: what happens to a backup happens under its lock
+DECLARE
+    v_claim osgprod.claim;
+BEGIN
+    SELECT s.rawdata_id, s.block1, s.block2, s.opened_at INTO v_claim FROM osgprod_data.slices s
+     WHERE s.project_id = p_attempt.project_id AND s.rawdata_id = p_attempt.rawdata_id AND s.block1 = p_attempt.block1
+       AND s.state = 'leased' AND s.opened_at = p_attempt.opened_at
+       FOR NO KEY UPDATE;
+    PERFORM FROM osgprod_data.backups b
+      WHERE FOUND AND b.project_id = p_attempt.project_id AND b.rawdata_id = p_attempt.rawdata_id
+        AND b.block1 = p_attempt.block1 AND b.opened_at = p_attempt.opened_at AND b.cluster = p_attempt.cluster
+        AND b.process = p_attempt.process AND b.nstart = p_attempt.nstart AND b.due_at IS NOT NULL
+        FOR UPDATE SKIP LOCKED;  -- what the tick has locked has expired
+    IF NOT FOUND THEN
+        RETURN NULL;
+    END IF;
+    UPDATE osgprod_data.backups b
+       SET nstart = p_nstart, due_at = clock_timestamp() + make_interval(secs => p_project.lease_s)
+     WHERE b.project_id = p_attempt.project_id AND b.rawdata_id = p_attempt.rawdata_id AND b.block1 = p_attempt.block1;
+    RETURN v_claim;
+END
+$fn$;
+
+CREATE FUNCTION osgprod._end_backup(p_attempt osgprod_data.attempts, p_outcome osgprod_data.outcome)
+RETURNS boolean LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Ends a backup attempt that has failed. Its slice goes on with its holder, and the failure does not count against it.
+-- Parameters: p_attempt  the attempt, its slice locked
+--             p_outcome  failed: the slice gets no other backup, since it may be the data;  node-fault: it may
+-- Returns:    was it a backup? false = it holds, or held, the slice itself
+DECLARE
+    v_backup osgprod_data.backups;
+BEGIN
+    SELECT b.* INTO v_backup FROM osgprod_data.backups b
+     WHERE b.project_id = p_attempt.project_id AND b.rawdata_id = p_attempt.rawdata_id AND b.block1 = p_attempt.block1
+       AND b.opened_at = p_attempt.opened_at AND b.cluster = p_attempt.cluster AND b.process = p_attempt.process
+       AND b.nstart = p_attempt.nstart
+       FOR UPDATE SKIP LOCKED;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    IF p_outcome = 'failed' THEN
+        UPDATE osgprod_data.backups b SET due_at = NULL
+         WHERE b.project_id = v_backup.project_id AND b.rawdata_id = v_backup.rawdata_id AND b.block1 = v_backup.block1;
+    ELSE
+        DELETE FROM osgprod_data.backups b
+         WHERE b.project_id = v_backup.project_id AND b.rawdata_id = v_backup.rawdata_id AND b.block1 = v_backup.block1;
+    END IF;
+    RETURN true;
+END
+$fn$;
+
+CREATE FUNCTION osgprod._promote_backup(p_slice osgprod_data.slices)
+RETURNS boolean LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Gives a slice whose holder is lost or has failed to its backup attempt, if that lives: it holds the slice then. An offer
+-- ends: it was made for this holder.
+-- Parameters: p_slice  the slice, locked
+-- Returns:    did it get the slice?
+DECLARE
+    v_backup osgprod_data.backups;
+BEGIN
+    SELECT b.* INTO v_backup FROM osgprod_data.backups b
+     WHERE b.project_id = p_slice.project_id AND b.rawdata_id = p_slice.rawdata_id AND b.block1 = p_slice.block1
+       AND b.opened_at = p_slice.opened_at AND (b.nstart IS NULL OR b.due_at > now())
+       FOR UPDATE SKIP LOCKED;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    DELETE FROM osgprod_data.backups b
+     WHERE b.project_id = p_slice.project_id AND b.rawdata_id = p_slice.rawdata_id AND b.block1 = p_slice.block1;
+    IF v_backup.nstart IS NULL THEN
+        RETURN false;
+    END IF;
+    UPDATE osgprod_data.slices s
+       SET state = 'leased', is_ready = NULL, not_before = NULL, due_at = v_backup.due_at, cluster = v_backup.cluster,
+           process = v_backup.process, nstart = v_backup.nstart, failures = p_slice.failures, faults = p_slice.faults,
+           faulted_on = p_slice.faulted_on, repeats = p_slice.repeats, exit_codes = p_slice.exit_codes,
+           progress_at = NULL, bytes_fetched = NULL, cpu_s = NULL
+     WHERE s.project_id = p_slice.project_id AND s.rawdata_id = p_slice.rawdata_id AND s.block1 = p_slice.block1;
+    RETURN true;
+END
+$fn$;

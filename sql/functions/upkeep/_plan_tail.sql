@@ -1,0 +1,92 @@
+CREATE FUNCTION osgprod._plan_tail(p_project osgprod_data.projects)
+RETURNS void LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Looks ahead to the end of a project: how small slices should be when little is unallocated, and which leased slices may
+-- have a backup attempt when nothing is.
+-- Promise:    jobs that ask read what is noted here, so that any number of them may ask in the tail. A repeated call
+--             changes nothing. While much is unallocated this reads the first 1,000 open files.
+-- Parameters: p_project  the project's row
+-- Locks:      rows of backups and the project's row, SKIP LOCKED: nothing here waits. The caller has the project, shared.
+-- Source:     docs/design.md "The tail"
+DECLARE
+    v_left int := osgprod._few_unallocated(p_project.project_id, 1000);
+    v_tail_blocks int;
+BEGIN
+    -- Guided self-scheduling: each slice is half of an equal share of what is left.
+    IF p_project.shrink_tail AND p_project.nlive > 0 AND v_left > 0 THEN
+        v_tail_blocks := greatest(v_left / (2 * p_project.nlive), 1);
+    END IF;
+    IF v_tail_blocks IS DISTINCT FROM p_project.tail_blocks THEN
+        UPDATE osgprod_data.projects p SET tail_blocks = v_tail_blocks
+         WHERE p.project_id = (SELECT q.project_id FROM osgprod_data.projects q
+                                WHERE q.project_id = p_project.project_id FOR NO KEY UPDATE SKIP LOCKED);
+    END IF;
+    PERFORM osgprod._end_backups(p_project.project_id);
+    IF v_left = 0 AND p_project.state = 'active' THEN
+        PERFORM osgprod._offer_backups(p_project);
+    END IF;
+END
+$fn$;
+
+CREATE FUNCTION osgprod._few_unallocated(p_project_id int, p_files int)
+RETURNS int LANGUAGE sql STABLE
+AS $fn$
+    -- How many blocks of a project are unallocated; NULL when so many files or more have some.
+    -- Parameters: p_project_id  project;  p_files  how many files are many
+    SELECT CASE WHEN count(*) < p_files THEN coalesce(sum(o.block2 - coalesce(
+               (SELECT s.block2 FROM osgprod_data.slices s
+                 WHERE s.project_id = p_project_id AND s.rawdata_id = o.rawdata_id
+                 ORDER BY s.block1 DESC LIMIT 1), o.block1)), 0)::int END
+      FROM (SELECT f.rawdata_id, f.block1, f.block2 FROM osgprod_data.loaded_files f
+             WHERE f.project_id = p_project_id AND f.state IN ('pending', 'in_progress')
+             ORDER BY f.run, f.seqno, f.rawdata_id LIMIT p_files) o
+$fn$;
+
+CREATE FUNCTION osgprod._end_backups(p_project_id int)
+RETURNS void LANGUAGE sql VOLATILE
+AS $fn$
+    -- Deletes what is over: backups and offers of slices that are not leased any more, or not as they were, and backups
+    -- whose lease has expired. (No lease is longer than 30 days: the end of such a one was written by a wrong clock.)
+    -- Parameters: p_project_id  project
+    DELETE FROM osgprod_data.backups b
+     USING (SELECT x.project_id, x.rawdata_id, x.block1 FROM osgprod_data.backups x
+              LEFT JOIN osgprod_data.slices s ON s.project_id = x.project_id AND s.rawdata_id = x.rawdata_id
+                                             AND s.block1 = x.block1 AND s.opened_at = x.opened_at AND s.state = 'leased'
+             WHERE x.project_id = p_project_id
+               AND (s.project_id IS NULL OR x.due_at <= now() OR x.due_at > now() + interval '31 days')
+               FOR UPDATE OF x SKIP LOCKED) o
+     WHERE b.project_id = o.project_id AND b.rawdata_id = o.rawdata_id AND b.block1 = o.block1
+$fn$;
+
+CREATE FUNCTION osgprod._offer_backups(p_project osgprod_data.projects)
+RETURNS void LANGUAGE sql VOLATILE
+AS $fn$
+    -- Offers a backup attempt of the leased slices that are expected to end last, up to max_backups with those that live.
+    -- A slice is expected to take as long as the project's successes took for as many blocks, and a minute at least. An
+    -- attempt that missed two heartbeats is expected to end never; one that takes longer than that goes on for as
+    -- long as it is over its time. A slice may have a backup if a new attempt is expected to end before, and if it never
+    -- failed as data.
+    -- Parameters: p_project  the project's row
+    INSERT INTO osgprod_data.backups (project_id, rawdata_id, block1, opened_at, worker, expected_end, nblocks)
+    SELECT s.project_id, s.rawdata_id, s.block1, s.opened_at, osgprod._worker(a.client, a.host), e.expected_end,
+           s.block2 - s.block1
+      FROM osgprod._slices_in_flight(p_project.project_id) s
+      JOIN osgprod_data.attempts a ON a.project_id = s.project_id AND a.cluster = s.cluster AND a.process = s.process
+                                  AND a.nstart = s.nstart
+      JOIN osgprod_data.totals t ON t.project_id = s.project_id AND t.outcome = 'done' AND t.blocks > 0
+     CROSS JOIN LATERAL (
+        SELECT make_interval(secs => greatest(60, (s.block2 - s.block1) * t.ran_s::float8 / t.blocks)) AS span) d
+     CROSS JOIN LATERAL (
+        SELECT CASE WHEN p_project.heartbeat_s > 0 AND s.due_at
+                         < now() + make_interval(secs => p_project.lease_s - 2 * p_project.heartbeat_s)
+                    THEN 'infinity'::timestamptz
+                    WHEN now() > a.started_at + d.span THEN now() + (now() - a.started_at - d.span)
+                    ELSE a.started_at + d.span END AS expected_end) e
+     WHERE s.state = 'leased' AND s.failures = 0 AND e.expected_end > now() + d.span
+       AND NOT EXISTS (SELECT FROM osgprod_data.backups b
+                        WHERE b.project_id = s.project_id AND b.rawdata_id = s.rawdata_id AND b.block1 = s.block1)
+     ORDER BY e.expected_end DESC, a.started_at
+     LIMIT greatest(p_project.max_backups - (SELECT count(*) FROM osgprod_data.backups b
+                     WHERE b.project_id = p_project.project_id AND (b.nstart IS NULL OR b.due_at IS NOT NULL)), 0)
+    ON CONFLICT DO NOTHING
+$fn$;

@@ -1,0 +1,305 @@
+"""The tail of a production: a second attempt on slices that would end last, and smaller slices before."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import psycopg
+import pytest
+
+from shim.database import call
+from tests.support import World
+
+Db = psycopg.Connection[dict[str, Any]]
+
+
+def finish_one(world: World, process: int = 900) -> None:
+    """One slice of history, so that the server knows how long slices take: a second a block."""
+    assert world.checkout(process)["status"] == "assigned"
+    assert world.report(process)["status"] == "done"
+    world.db.execute(
+        "INSERT INTO osgprod_data.totals SELECT project_id, 'done', 1, 1, 1 FROM osgprod_data.projects"
+        " ON CONFLICT ON CONSTRAINT totals_pkey DO UPDATE SET blocks = 1, ran_s = 1"
+    )
+
+
+def age(world: World, process: int, seconds: int) -> None:
+    """The attempts of a job began so long ago, and their heartbeats have come ever since."""
+    world.db.execute(
+        "UPDATE osgprod_data.attempts SET started_at = now() - make_interval(secs => %s) WHERE process = %s",
+        [seconds, process],
+    )
+
+
+def in_tail(world: World, blocks: int = 3, **settings: object) -> World:
+    """A file whose blocks are all leased or done: job 1 has been at one for an hour, others at theirs for seconds."""
+    world.set(**settings)
+    world.add_file(blocks)
+    finish_one(world)
+    for process in range(1, blocks):
+        assert world.checkout(process, host=f"wn{process}", job_key=f"key {process}")["status"] == "assigned"
+    age(world, 1, 3600)
+    call(world.db, "tick")
+    return world
+
+
+def backups(db: Db) -> list[dict[str, Any]]:
+    return db.execute("SELECT * FROM osgprod_data.backups ORDER BY block1").fetchall()
+
+
+def the_slice(db: Db, block1: int) -> dict[str, Any]:
+    row = db.execute("SELECT * FROM osgprod_data.slices WHERE block1 = %s", [block1]).fetchone()
+    assert row is not None
+    return row
+
+
+def expire(db: Db, table: str) -> None:
+    db.execute(f"UPDATE osgprod_data.{table} SET due_at = now() - interval '1 s' WHERE due_at IS NOT NULL")
+    db.execute("UPDATE osgprod_data.projects SET next_due_at = '-infinity'")
+
+
+def test_idle_job_gets_a_backup_of_the_slice_that_ends_last_and_the_first_success_wins(world: World) -> None:
+    in_tail(world)
+    backup = world.checkout(7, host="wn7")
+    assert (backup["status"], backup["block1"], backup["nstarts"]) == ("assigned", 2, 1)
+    assert (the_slice(world.db, 2)["process"], the_slice(world.db, 2)["state"]) == (1, "leased")
+    for process in (1, 7):
+        assert world.heartbeat(process, job_key=f"key {process}")["status"] == "alive"
+    assert world.report(7)["status"] == "done"
+    assert (the_slice(world.db, 2)["process"], the_slice(world.db, 2)["state"]) == (7, "done")
+    assert world.heartbeat(1, job_key="key 1")["http_status"] == 409
+    late = world.report(1, job_key="key 1")
+    assert (late["http_status"], late["status"]) == (409, "superseded")
+    call(world.db, "tick")
+    assert backups(world.db) == []
+
+
+def test_primary_that_is_first_stops_its_backup(world: World) -> None:
+    in_tail(world)
+    assert world.checkout(7, host="wn7")["status"] == "assigned"
+    assert world.report(1, job_key="key 1")["status"] == "done"
+    assert world.heartbeat(7)["http_status"] == 409
+    assert world.report(7)["status"] == "superseded"
+
+
+def test_slice_never_has_three_attempts_and_a_worker_never_two_of_it(world: World) -> None:
+    in_tail(world)
+    assert world.checkout(6, host="wn1")["status"] == "wait"  # the worker that has it
+    assert world.checkout(7, host="wn7")["status"] == "assigned"
+    for process in (8, 9):
+        call(world.db, "tick")
+        assert world.checkout(process, host=f"wn{process}")["status"] == "wait"
+
+
+def test_no_more_backups_than_max_backups_live_at_a_time(world: World) -> None:
+    in_tail(world, blocks=6, max_backups=2)
+    for process in range(1, 6):
+        age(world, process, 3600 + process)
+    call(world.db, "tick")
+    given = [world.checkout(100 + n, host="other")["status"] for n in range(5)]
+    assert sorted(given) == ["assigned", "assigned", "wait", "wait", "wait"]
+    world.set(max_backups=0)
+    call(world.db, "tick")
+    assert world.checkout(200, host="other")["status"] == "wait"
+
+
+def test_slice_that_failed_as_data_gets_no_backup(world: World) -> None:
+    in_tail(world, backoff_s=0)
+    assert world.report(1, 1, job_key="key 1")["status"] == "failed"
+    assert world.checkout(7, host="wn7")["block1"] == 2  # requeued, this is no backup
+    assert the_slice(world.db, 2)["process"] == 7
+    age(world, 7, 3600)
+    call(world.db, "tick")
+    assert world.checkout(8, host="wn8")["status"] == "wait"
+
+
+@pytest.mark.parametrize(("exitcode", "may_have_another"), [(1, False), (137, True)])
+def test_failed_backup_leaves_the_slice_to_its_holder(
+    world: World, exitcode: int, may_have_another: bool
+) -> None:
+    in_tail(world)
+    before = the_slice(world.db, 2)
+    assert world.checkout(7, host="wn7")["status"] == "assigned"
+    for _ in range(2):  # the same report again gets the same answer
+        answer = world.report(7, exitcode)
+        assert (answer["http_status"], answer["status"]) == (200, "node-fault")
+    assert the_slice(world.db, 2) == before
+    call(world.db, "tick")
+    again = world.checkout(8, host="wn8")
+    assert again["status"] == ("assigned" if may_have_another else "wait")
+    assert world.report(1, job_key="key 1")["status"] == "done"
+
+
+@pytest.mark.parametrize("how", ["lost", "node-fault", "failed", "removed"])
+def test_backup_holds_the_slice_when_its_holder_is_gone(world: World, how: str) -> None:
+    in_tail(world)
+    assert world.checkout(7, host="wn7")["status"] == "assigned"
+    if how == "lost":
+        world.db.execute("UPDATE osgprod_data.slices SET due_at = now() - interval '1 s' WHERE block1 = 2")
+        world.db.execute("UPDATE osgprod_data.projects SET next_due_at = '-infinity'")
+        call(world.db, "tick")
+    elif how == "removed":
+        call(world.db, "reclaim_lost", project="p", cluster=1, process=1)
+    else:
+        assert world.report(1, 1 if how == "failed" else 137, job_key="key 1")["status"] == how
+    held = the_slice(world.db, 2)
+    assert (held["state"], held["process"], held["nstart"]) == ("leased", 7, 1)
+    assert (held["failures"], backups(world.db)) == (int(how == "failed"), [])
+    assert world.heartbeat(7)["status"] == "alive"
+    assert world.heartbeat(1, job_key="key 1")["http_status"] == 409
+    assert world.report(7)["status"] == "done"
+
+
+def test_lost_holder_that_lives_may_still_be_first(world: World) -> None:
+    in_tail(world)
+    assert world.checkout(7, host="wn7")["status"] == "assigned"
+    world.db.execute("UPDATE osgprod_data.slices SET due_at = now() - interval '1 s' WHERE block1 = 2")
+    world.db.execute("UPDATE osgprod_data.projects SET next_due_at = '-infinity'")
+    call(world.db, "tick")
+    assert world.report(1, job_key="key 1")["status"] == "done"
+    assert world.report(7)["status"] == "superseded"
+
+
+def test_silent_backup_is_lost_and_another_job_may_have_the_next(world: World) -> None:
+    in_tail(world)
+    assert world.checkout(7, host="wn7")["status"] == "assigned"
+    expire(world.db, "backups")
+    world.db.execute(
+        "UPDATE osgprod_data.slices SET due_at = now() + interval '5 h 59 min' WHERE state = 'leased'"
+    )
+    call(world.db, "tick")
+    assert world.heartbeat(7)["http_status"] == 409
+    assert world.checkout(8, host="wn8")["block1"] == 2
+    assert world.heartbeat(8)["status"] == "alive"
+
+
+def test_job_of_a_backup_that_starts_again_gets_the_same_slice(world: World) -> None:
+    in_tail(world)
+    first = world.checkout(7, host="wn7", job_key="key 7")
+    again = world.checkout(7, host="wn8", job_key="key 7")
+    assert (again["status"], again["block1"], again["nstarts"]) == ("assigned", first["block1"], 2)
+    assert world.heartbeat(7, token=str(first["token"]))["http_status"] == 409
+    assert world.heartbeat(7, token=str(again["token"]))["status"] == "alive"
+    stranger = world.checkout(7, host="wn7", job_key="another")
+    assert stranger["status"] == "wait"
+    call(world.db, "reclaim_lost", project="p", cluster=1, process=7)
+    assert backups(world.db) == []
+    assert the_slice(world.db, 2)["process"] == 1
+
+
+def test_removed_cluster_keeps_neither_slices_nor_backups(world: World) -> None:
+    in_tail(world)
+    assert world.checkout(7, host="wn7")["status"] == "assigned"
+    call(world.db, "reclaim_lost", project="p", cluster=1)
+    assert backups(world.db) == []
+    assert the_slice(world.db, 2)["state"] == "ready"
+
+
+def test_backup_of_a_slice_that_is_split_recycled_or_reset_does_not_count(world: World) -> None:
+    in_tail(world)
+    assert world.checkout(7, host="wn7")["status"] == "assigned"
+    call(world.db, "load_slices", project="p", start_over=True)
+    assert world.heartbeat(7)["http_status"] == 409
+    assert world.report(7)["status"] == "superseded"
+    assert world.checkout(8)["block1"] == 1
+    call(world.db, "tick")
+    assert backups(world.db) == []
+
+
+def test_nobody_gets_a_backup_while_blocks_are_unallocated_or_without_history(world: World) -> None:
+    world.add_file(3)
+    assert world.checkout(1)["status"] == "assigned"
+    age(world, 1, 10**6)
+    call(world.db, "tick")
+    assert backups(world.db) == []
+    finish_one(world)
+    call(world.db, "tick")
+    assert backups(world.db) == []
+    assert world.checkout(2)["status"] == "assigned"
+    call(world.db, "tick")
+    assert [row["block1"] for row in backups(world.db)] == [1]
+    assert call(world.db, "progress")[0]["blocks_leased"] == 2
+
+
+def test_jobs_that_ask_in_the_tail_read_one_place_of_an_index(world: World) -> None:
+    """With a thousand slices leased, a job that asks in vain reads no more rows than with two."""
+    world.set(max_backups=10_000, maxblockspercore=1)
+    world.add_file(60)
+    finish_one(world)
+    calls = [
+        {"n": n, "project": "p", "cluster": 1, "process": n, "cpus": 1, "magic": "m", "client": "127.0.0.1",
+         "host": f"wn{n}"}
+        for n in range(1, 60)
+    ]  # fmt: skip
+    rows = call(world.db, "checkout_slices", calls=json.dumps(calls))
+    assert {row["status"] for row in rows} == {"assigned"}
+    world.db.execute("UPDATE osgprod_data.attempts SET started_at = now() - interval '1 h'")
+    call(world.db, "tick")
+    assert len(backups(world.db)) == 59
+    world.db.execute("ANALYZE osgprod_data.backups")
+    with world.db.transaction():
+        world.db.execute("SET LOCAL enable_seqscan = off")
+        plan = world.db.execute(
+            "EXPLAIN SELECT b.rawdata_id, b.block1 FROM osgprod_data.backups b WHERE b.project_id = 1"
+            " AND b.nstart IS NULL AND b.worker <> 'x' AND b.nblocks <= 5 ORDER BY b.expected_end DESC LIMIT 1"
+            " FOR UPDATE SKIP LOCKED"
+        ).fetchall()
+    text = "\n".join(row["QUERY PLAN"] for row in plan)
+    assert "backups_offered" in text
+    assert "Sort" not in text
+    statuses = [world.checkout(1000 + n, host="new")["status"] for n in range(61)]
+    assert statuses == ["assigned"] * 59 + ["wait"] * 2
+
+
+def test_slices_shrink_when_little_is_unallocated(world: World) -> None:
+    world.set(maxblockspercore=10, shrink_tail=True)
+    world.add_file(100)
+    sizes = []
+    for process in range(100):
+        world.db.execute("UPDATE osgprod_data.projects SET next_due_at = '-infinity'")
+        call(world.db, "tick")
+        slice_ = world.checkout(process)
+        if slice_["status"] != "assigned":
+            break
+        sizes.append(slice_["block2"] - slice_["block1"])
+    assert sum(sizes) == 100
+    assert sizes == sorted(sizes, reverse=True)
+    assert (sizes[0], sizes[-1]) == (10, 1)
+
+
+def test_slices_stay_as_large_as_they_are_without_the_setting(world: World) -> None:
+    world.set(maxblockspercore=10)
+    world.add_file(30)
+    for process in range(3):
+        world.db.execute("UPDATE osgprod_data.projects SET next_due_at = '-infinity'")
+        call(world.db, "tick")
+        assert world.checkout(process)["block2"] - 1 == 10 * (process + 1)
+
+
+@pytest.mark.history_by_hand
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ("UPDATE osgprod_data.backups SET nstart = 9", "backup attempt 9 of job 1.7 is not on record"),
+        ("UPDATE osgprod_data.attempts SET block2 = 9 WHERE process = 7", "backup by attempt 1 of job 1.7"),
+        (
+            "UPDATE osgprod_data.slices SET process = 7, nstart = 1 WHERE block1 = 3",
+            "holds a slice and has a",
+        ),
+    ],
+)
+def test_verify_names_a_backup_that_is_not_what_it_should_be(world: World, change: str, fault: str) -> None:
+    in_tail(world)
+    assert world.checkout(7, host="wn7")["status"] == "assigned"
+    assert call(world.db, "verify", project="p", deep=True) == []
+    world.db.execute(change)
+    found = [row["fault"] for row in call(world.db, "verify", project="p", deep=True)]
+    assert any(fault in text for text in found), found
+
+
+@pytest.mark.parametrize("value", [-1, 10_001, "many"])
+def test_absurd_max_backups_is_refused(world: World, value: object) -> None:
+    with pytest.raises(psycopg.Error, match="max_backups") as caught:
+        world.set(max_backups=value)
+    assert caught.value.sqlstate == "OG108"
