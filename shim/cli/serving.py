@@ -31,6 +31,9 @@ from shim.web.bounds import BoundedProtocol
 # A new process that does not serve by then ends a reload, and the old processes stay. uvicorn's default, 5 s, is less
 # than a start takes on a busy machine.
 WORKER_START_S = 60
+# The proxy in front closes an idle connection, not we: closed here just when the proxy uses it again, its client
+# gets 502. nginx keeps one for 60 s, HAProxy for 5 s (deploy/).
+KEEP_ALIVE_S = 75
 
 
 def serve(
@@ -81,6 +84,7 @@ def serve(
             proxy_headers=False,  # whom to trust is OSGPROD_TRUSTED_PROXIES' to say
             server_header=False,
             timeout_worker_healthcheck=WORKER_START_S,
+            timeout_keep_alive=KEEP_ALIVE_S,
         )
         listener = _inherited(settings) or stack.enter_context(
             _listen_at(uds) if uds else _listen(host, port)

@@ -25,6 +25,7 @@ PARTS = {
     ),
     "etcd": (("etcd",), ("etcd-server",)),
     "pgbouncer": (("pgbouncer",), ("pgbouncer",)),
+    "haproxy": (("haproxy", "openssl"), ("haproxy", "openssl")),
     "nginx": (("nginx", "openssl"), ("nginx-light", "openssl")),
     "debootstrap": (("debootstrap",), ("debootstrap",)),
     "plpgsql_check": (("plpgsql_check",), ("postgresql-15-plpgsql-check",)),

@@ -27,6 +27,9 @@ from tests.grid.parts import need
 from tests.support import CHECKOUT, WORKER_ROLE, World
 
 CLIENTS, ROUNDS, ENOUGH = 6, 3, 300
+MIN_CONNECTIONS = (
+    3  # that one process of Apache's StartServers may have when idle: two of the pool, and the timer's
+)
 UNLIMITED = {"OSGPROD_CLIENT_RATE": "0"}  # all that a test asks comes from one address
 
 
@@ -322,6 +325,24 @@ def under_load(apache: Apache, world: World, project: str, *restarts: Callable[[
 
 def test_graceful_restart_of_apache_loses_no_request(apache: Apache, world: World, project: str) -> None:
     under_load(apache, world, project, apache.graceful)
+
+
+def test_graceful_restarts_of_mod_wsgi_leave_no_connection_behind(wsgi: Apache, world: World) -> None:
+    def connections() -> int:
+        row = world.db.execute(
+            "SELECT count(*) AS n FROM pg_stat_activity WHERE application_name LIKE 'osgprod %%'", []
+        ).fetchone()
+        return int(row["n"])
+
+    most = connections()
+    for _ in range(10):
+        wsgi.graceful()
+        assert wsgi.get("/osgprod/healthz").status_code == 200
+    # The former processes end in their own time; what is left is that of as many processes as before.
+    end = time.monotonic() + 60
+    while (now := connections()) > max(most, 2 * MIN_CONNECTIONS):
+        assert time.monotonic() < end, f"{now} connections, {most} before"
+        time.sleep(0.2)
 
 
 def test_reload_and_restart_of_the_shim_lose_no_request(

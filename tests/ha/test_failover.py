@@ -30,6 +30,9 @@ ROUNDS = int(os.environ.get("OSGPROD_HA_ROUNDS", "2"))
 CLIENTS = 32
 BEYOND_PATRONI_S = 5.0  # that the shims may need on top of Patroni's own time
 PATIENCE_S = 90.0
+JOBS_PATIENCE_S = (
+    2 * PATIENCE_S
+)  # how fast the database is back is Patroni's matter, and that of the machine's load
 pytestmark = [pytest.mark.ha, pytest.mark.timeout(200 + 250 * ROUNDS)]
 
 
@@ -52,13 +55,13 @@ class ClusterTraffic(Traffic):
 
     def _ask(self, route: str, parameters: dict[str, Any], chance: random.Random) -> tuple[int, Message]:
         target = f"/osgprod/{route}?{urllib.parse.urlencode(parameters)}"
-        end = time.monotonic() + PATIENCE_S
+        end, last = time.monotonic() + JOBS_PATIENCE_S, b""
         while time.monotonic() < end:
             connection = http.client.HTTPConnection("127.0.0.1", chance.choice(self._ports), timeout=20)
             try:
                 connection.request("GET", target)
                 answer = connection.getresponse()
-                body = answer.read()
+                last = body = answer.read()
                 self.statuses[answer.status] += 1
                 assert answer.status != 500, body
                 if answer.status not in (503, 429):
@@ -66,12 +69,13 @@ class ClusterTraffic(Traffic):
                         self.assigned_at.append(time.monotonic())
                     return answer.status, answer.headers
                 assert answer.status != 503 or answer.headers["Retry-After"], answer.headers
-            except (OSError, http.client.HTTPException):
+            except (OSError, http.client.HTTPException) as error:
                 self.statuses[0] += 1
+                last = repr(error).encode()
             finally:
                 connection.close()
             time.sleep(0.1 + 0.2 * chance.random())
-        raise AssertionError(f"no answer from {route} for {PATIENCE_S:.0f} s")
+        raise AssertionError(f"no answer from {route} for {JOBS_PATIENCE_S:.0f} s, at last {last!r}")
 
 
 @contextmanager
@@ -231,8 +235,17 @@ def test_with_a_standby_that_lagged_what_was_lost_is_done_again_and_jobs_get_def
             primary.kill()
             for node in standbys:
                 node.signal(signal.SIGCONT)
-            wait_for(lambda: any(n.takes_writes() for n in standbys), PATIENCE_S, "a new primary")
+            wait_for(
+                lambda: any(n.takes_writes() for n in standbys),
+                PATIENCE_S,
+                "a new primary",
+                lambda: "".join(n.log_tail() for n in standbys),
+            )
             wait_for(lambda: not traffic.is_running, 3 * PATIENCE_S, "all work is done")
+            if traffic.errors:  # what pytest shows then
+                print(
+                    *(n.log_tail() for n in standbys), (tmp_path / "shim.log").read_text()[-5000:], sep="\n"
+                )
         told = by_file_name(traffic.blocks)
         done = done_blocks(dsn)
         with capsys.disabled():
