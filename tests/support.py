@@ -47,7 +47,12 @@ class World:
             maxblockspercore=maxblockspercore,
             magic="m",
         )
-        call(self.db, "set_project", project=name, settings=json.dumps({"token_required": False, **settings}))
+        call(
+            self.db,
+            "set_project",
+            project=name,
+            settings=json.dumps({"token_required": False, "probe_jobs": 0, **settings}),
+        )
         return self
 
     def set(self, project: str = "p", **settings: object) -> None:

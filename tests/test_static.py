@@ -46,7 +46,7 @@ def test_each_public_function_is_in_the_file_of_its_name() -> None:
     for path in function_files():
         names = [match[1] for match in FUNCTION.finditer(path.read_text())]
         public = {name for name in names if not name.startswith("_")}
-        assert public <= {path.stem, "ban_worker" if path.stem == "blocked_workers" else ""}, path.name
+        assert public <= {path.stem}, path.name
         if not public and path.stem.startswith("_"):
             assert any(name.startswith(path.stem) for name in names), path.name
 

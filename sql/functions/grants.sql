@@ -22,6 +22,9 @@ GRANT EXECUTE ON FUNCTION
     osgprod.import_file, osgprod.list_doors, osgprod.remove_project, osgprod.forget_rawdata
 TO osgprod_operator;
 
+-- What failed of late is read beside the history.
+GRANT SELECT ON osgprod_data.recent_failures TO osgprod_operator;
+
 -- the operator reads the tables; nobody writes them but through functions
 GRANT SELECT ON osgprod_data.projects, osgprod_data.rawdata, osgprod_data.loaded_files, osgprod_data.slices,
     osgprod_data.attempts, osgprod_data.reports, osgprod_data.worker_bans, osgprod_data.refusals, osgprod_data.tallies,

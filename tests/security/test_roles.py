@@ -73,8 +73,10 @@ RELATIONS = """
     log_tails         -o
     migrated_files    --
     operations        -o
+    presence          --
     projects          -o
     rawdata           -o
+    recent_failures   -o
     refusals          -o
     reports           -o
     slices            -o

@@ -54,6 +54,7 @@ class Slice:
     repeats: int = 0
     faulted_on: str | None = None
     is_resting: bool = False
+    has_failed: bool = False
     is_silent: bool = False  # leased: past its lease; ready: since its holder was lost
     generation: int = field(default_factory=lambda: next(generations))
 
@@ -163,6 +164,8 @@ class Model:
 
     def _fail(self, path: str, s: Slice, outcome: str, host: str) -> None:
         is_failure = outcome == "failed"
+        backs_off = outcome == "node-fault" and s.has_failed
+        s.has_failed = s.has_failed or outcome in ("failed", "node-fault")
         if not is_failure:
             s.repeats = (s.repeats + 1) % 4 if s.faulted_on == host else 0
             s.faulted_on = host
@@ -170,7 +173,7 @@ class Model:
                 is_failure = s.faults >= self.max_faults
                 s.faults = min(s.faults + 1, self.max_faults)
         s.failures += is_failure
-        s.state, s.is_resting, s.is_silent = "ready", is_failure, False
+        s.state, s.is_resting, s.is_silent = "ready", is_failure or backs_off, False
         if s.failures >= self.max_failures:
             if s.nblocks == 1:
                 s.state, s.is_resting = "quarantined", False
@@ -214,7 +217,7 @@ class Model:
         chosen = [s for _, s in self.all() if self._kind(s) in states]
         for s in chosen:
             s.state, s.failures, s.faults, s.repeats, s.faulted_on = "ready", 0, 0, 0, None
-            s.is_resting = s.is_silent = False
+            s.is_resting = s.is_silent = s.has_failed = False
             s.generation = next(generations)
         return len(chosen)
 
@@ -260,6 +263,8 @@ class Machine(RuleBasedStateMachine):
                 max_fast_failures=10000,
                 max_starts_per_min=100000,
                 backoff_s=5000,
+                max_starts=10000,
+                suspend_after=100,
                 wedged_s=5000,
             )
             call(self.world.db, "load_slices", project=self.names[which])
@@ -340,6 +345,7 @@ class Machine(RuleBasedStateMachine):
         answer = self.world.report(identity(a.job)["process"], code, project=name, token=a.token)
         assert answer["status"] == expected
         assert answer["http_status"] == (409 if expected in ("superseded", "contradicted") else 200)
+        self._let_others_pass()
 
     @precondition(lambda self: self.models["a"].attempts)
     @rule(which=WHICH, is_stuck=st.sampled_from([False, False, True]), data=st.data())
@@ -351,6 +357,7 @@ class Machine(RuleBasedStateMachine):
         numbers = {} if is_stuck else {"bytes": next(generations), "cpu_s": 1}
         process = identity(a.job)["process"]
         assert self.world.heartbeat(process, project=name, token=a.token, **numbers)["status"] == expected
+        self._let_others_pass()
 
     @some(lambda model, s: s.state == "leased")
     @rule(which=WHICH, data=st.data())
@@ -363,6 +370,12 @@ class Machine(RuleBasedStateMachine):
         self._move("due_at", name, model._holding(s))
         self.world.db.execute(
             "UPDATE osgprod_data.projects SET next_due_at = '-infinity' WHERE name = %s", [name]
+        )
+
+    def _let_others_pass(self) -> None:
+        """A slice that had a fault on a worker is left to others for a while: they have not asked."""
+        self.world.db.execute(
+            "UPDATE osgprod_data.slices SET not_before = not_before - interval '1 h' WHERE is_ready"
         )
 
     def _move(self, column: str, name: str, a: Attempt) -> None:
@@ -385,7 +398,8 @@ class Machine(RuleBasedStateMachine):
         for _, s in model.all():
             s.is_resting = False
         self.world.db.execute(
-            "UPDATE osgprod_data.slices s SET is_ready = true FROM osgprod_data.projects p"
+            "UPDATE osgprod_data.slices s SET is_ready = true, not_before = now() - interval '1 h'"
+            " FROM osgprod_data.projects p"
             " WHERE p.name = %s AND s.project_id = p.project_id AND NOT s.is_ready AND s.not_before IS NOT NULL",
             [name],
         )

@@ -98,7 +98,7 @@ BEGIN
             v_slice := osgprod._claim_merge(v_project, p_call.cluster::int, p_call.process::int, v_nstart);
         END IF;
         IF v_is_ready AND v_slice.block1 IS NULL THEN
-            v_slice := osgprod._claim_ready(v_project, p_call.cluster::int, p_call.process::int, v_nstart, v_blocks);
+            v_slice := osgprod._claim_ready(v_project, p_call, v_nstart, v_blocks);
         END IF;
         -- (d) Else the next blocks of the first file that is free.
         IF v_slice.block1 IS NULL THEN
@@ -133,7 +133,7 @@ BEGIN
                 END IF;
             -- (e) Else what has become ready since anybody looked.
             ELSIF osgprod._requeue_due(v_project.project_id) THEN
-                v_slice := osgprod._claim_ready(v_project, p_call.cluster::int, p_call.process::int, v_nstart, v_blocks);
+                v_slice := osgprod._claim_ready(v_project, p_call, v_nstart, v_blocks);
             END IF;
         END IF;
         IF v_can_merge AND v_slice.block1 IS NULL THEN  -- the last file may be complete now
@@ -259,7 +259,7 @@ DECLARE
     v_slice record;
 BEGIN
     -- Two statements: joined in one, its plan might read all slices of the project.
-    SELECT a.rawdata_id, a.block1, a.merge_id, r.outcome INTO v_last
+    SELECT a.rawdata_id, a.block1, a.opened_at, a.merge_id, r.outcome INTO v_last
       FROM osgprod_data.attempts a
       LEFT JOIN osgprod_data.reports r ON r.project_id = a.project_id AND r.cluster = a.cluster AND r.process = a.process
                                       AND r.nstart = a.nstart AND r.by_worker
@@ -290,6 +290,20 @@ BEGIN
         slice := osgprod._restart_merge(p_project, v_last.merge_id, p_call, p_last, p_nstart, p_can_merge);
         RETURN;
     END IF;
+    IF p_last >= p_project.max_starts AND EXISTS (
+        SELECT FROM osgprod_data.attempts a
+         WHERE a.project_id = p_project.project_id AND a.cluster = p_call.cluster AND a.process = p_call.process
+           AND a.nstart = p_last - p_project.max_starts + 1 AND a.opened_at = v_last.opened_at)
+    THEN
+        IF NOT (SELECT osgprod._lose_slice(p_project, s, 'lost', format('its job has started %s times on it without a report',
+                           p_project.max_starts), p_may_wait)
+                  FROM osgprod._lock_held(p_project.project_id, v_last.rawdata_id, v_last.block1, p_call.cluster::int,
+                           p_call.process::int, p_last) s)
+        THEN
+            problem := osgprod._is_busy(format('the file of job %s.%s', p_call.cluster, p_call.process));
+        END IF;
+        RETURN;
+    END IF;
     UPDATE osgprod_data.slices s
        SET nstart = p_nstart, due_at = clock_timestamp() + make_interval(secs => p_project.lease_s),
            progress_at = NULL, bytes_fetched = NULL, cpu_s = NULL
@@ -302,6 +316,18 @@ BEGIN
                      AND a.nstart = p_last);
     END IF;
 END
+$fn$;
+
+CREATE FUNCTION osgprod._lock_held(
+    p_project_id int, p_rawdata_id int, p_block1 int, p_cluster int, p_process int, p_nstart int)
+RETURNS SETOF osgprod_data.slices LANGUAGE sql VOLATILE
+AS $fn$
+    -- Locks the slice of an attempt if the attempt holds it (I3); no row when it doesn't.
+    -- Parameters: p_project_id, p_rawdata_id, p_block1  the slice;  p_cluster, p_process, p_nstart  the attempt
+    SELECT s.* FROM osgprod_data.slices s
+     WHERE s.project_id = p_project_id AND s.rawdata_id = p_rawdata_id AND s.block1 = p_block1
+       AND s.state = 'leased' AND s.cluster = p_cluster AND s.process = p_process AND s.nstart = p_nstart
+       FOR NO KEY UPDATE
 $fn$;
 
 CREATE FUNCTION osgprod._why_too_many(p_project osgprod_data.projects)
@@ -323,23 +349,28 @@ END
 $fn$;
 
 CREATE FUNCTION osgprod._claim_ready(
-    p_project osgprod_data.projects, p_cluster int, p_process int, p_nstart int, p_blocks bigint)
+    p_project osgprod_data.projects, p_call osgprod.checkout_call, p_nstart int, p_blocks bigint)
 RETURNS osgprod.claim LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Claims the first ready slice; what is too long for the job stays ready as a slice of its own.
--- Parameters: p_project  the project's row;  p_cluster, p_process, p_nstart  the coming attempt;  p_blocks  at most so many
+-- Promise:    a slice that had a fault on this worker is left to others for wait_s. A job that doesn't name its
+--             host can't be told from its neighbours, and gets any slice.
+-- Parameters: p_project  the project's row;  p_call, p_nstart  the coming attempt;  p_blocks  at most so many
 -- Returns:    the slice; NULLs when none is free, or when the first one needs its file and somebody has that
 -- Locks:      the slice SKIP LOCKED; the file's row, SKIP LOCKED, when the slice is split, or when this transaction has
 --             written it (requeued it, for an earlier call of the batch maybe): PostgreSQL checks a row that is updated
 --             twice in a transaction against its foreign key again, which fails while another session splits the slice
 --             before it
 DECLARE
-    v_slice osgprod.claim;
-    v_found record;
+    v_slice  osgprod.claim;
+    v_found  record;
+    v_worker text := CASE WHEN osgprod._label(p_call.host) IS NOT NULL THEN osgprod._worker(p_call.client, p_call.host) END;
 BEGIN
     SELECT s.rawdata_id, s.block1, s.block2, s.xmin = pg_current_xact_id_if_assigned()::xid AS is_written INTO v_found
       FROM osgprod_data.slices s
      WHERE s.project_id = p_project.project_id AND s.is_ready
+       AND (s.faulted_on = v_worker AND s.due_at IS NULL
+            AND s.not_before > now() - make_interval(secs => p_project.wait_s)) IS NOT TRUE
      ORDER BY s.run, s.seqno, s.block1 LIMIT 1
        FOR NO KEY UPDATE SKIP LOCKED;
     IF NOT FOUND OR (v_found.is_written IS TRUE OR v_found.block2 - v_found.block1 > p_blocks)
@@ -351,7 +382,7 @@ BEGIN
             v_found.block1 + p_blocks::int);
     END IF;
     UPDATE osgprod_data.slices s
-       SET state = 'leased', is_ready = NULL, not_before = NULL, cluster = p_cluster, process = p_process, nstart = p_nstart,
+       SET state = 'leased', is_ready = NULL, not_before = NULL, cluster = p_call.cluster, process = p_call.process, nstart = p_nstart,
            due_at = clock_timestamp() + make_interval(secs => p_project.lease_s),
            progress_at = NULL, bytes_fetched = NULL, cpu_s = NULL
      WHERE s.project_id = p_project.project_id AND s.rawdata_id = v_found.rawdata_id AND s.block1 = v_found.block1

@@ -23,10 +23,11 @@ DECLARE
     v_project_id int;
     v_rule       text;
 BEGIN
-    INSERT INTO projects (name, subnet_pattern, subnets, workscript, xrootd_prefix, maxblockspercore)
+    INSERT INTO projects AS p (name, subnet_pattern, subnets, workscript, xrootd_prefix, maxblockspercore)
     VALUES (p_project, lower(btrim(p_subnet_pattern)), osgprod._subnets(p_subnet_pattern), p_workscript,
             osgprod._checked_prefix(p_xrootd_prefix), p_maxblockspercore)
-    RETURNING projects.project_id INTO v_project_id;
+    RETURNING p.project_id INTO v_project_id;
+    UPDATE projects p SET unproven = p.probe_jobs WHERE p.project_id = v_project_id;
     IF p_magic IS NOT NULL THEN
         PERFORM osgprod.set_magic(p_project => p_project, p_magic => p_magic);
     END IF;

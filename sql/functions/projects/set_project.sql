@@ -3,6 +3,8 @@ RETURNS TABLE (setting text, value text)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
 -- Changes settings of a project. They apply from the next call of a job.
+-- A new work script, or a value of probe_jobs, begins the test by the first jobs again; a state ends a pause that the project
+-- has begun itself.
 -- Promise:    all or nothing; a repeated call changes nothing more.
 -- Parameters: p_project   project name
 --             p_settings  object of setting: new value, like {"lease_s": 3600, "state": "paused"}; {} changes nothing.
@@ -14,7 +16,8 @@ AS $fn$
 DECLARE
     v_project osgprod_data.projects := osgprod._get_project(p_project);
     -- Columns that are no settings; every other one is.
-    v_fixed   text[] := ARRAY['project_id', 'name', 'magic_salt', 'magic_digest', 'old_magic_digest',
+    v_fixed   text[] := ARRAY['unproven', 'pause_cause', 'pause_reason', 'paused_at', 'probe_at', 'resumed_at', 'nsuspended',
+                              'project_id', 'name', 'magic_salt', 'magic_digest', 'old_magic_digest',
                               'old_magic_until', 'banned_until', 'next_due_at', 'nlive', 'tallied_until', 'tally_next',
                               'tally_after', 'created_at', 'stopped_at', 'subnets', 'mergescript_fault',
                               'mergescript_fault_at', 'tail_blocks'];
@@ -49,6 +52,16 @@ BEGIN
         v_project.subnets := osgprod._subnets(v_project.subnet_pattern);
         v_project.stopped_at := CASE WHEN v_project.state = 'paused' THEN v_project.stopped_at END;
         v_project.next_due_at := '-infinity';  -- a shorter lease may expire before the next look at leases
+        IF p_settings ? 'state' THEN  -- what an operator decides stands for what the project decided itself
+            v_project.resumed_at := CASE WHEN v_project.pause_cause IS NULL THEN v_project.resumed_at ELSE now() END;
+            v_project.pause_cause := NULL;
+            v_project.pause_reason := NULL;
+            v_project.paused_at := NULL;
+            v_project.probe_at := NULL;
+        END IF;
+        IF p_settings ?| ARRAY['workscript', 'probe_jobs'] THEN  -- nothing is known of another work script
+            v_project.unproven := v_project.probe_jobs;
+        END IF;
         IF p_settings <> '{}' THEN
             EXECUTE osgprod._update_of_project() USING v_project;
         END IF;

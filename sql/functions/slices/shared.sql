@@ -17,6 +17,7 @@ DECLARE
     v_is_at_limit boolean;
     v_is_split    boolean;
     v_not_before  timestamptz := now();
+    v_earlier     int := coalesce(cardinality(p_slice.exit_codes), 0);  -- failures and node faults, the last 5
 BEGIN
     IF p_outcome IN ('node-fault', 'lost') THEN
         p_slice.repeats := CASE WHEN p_slice.faulted_on = p_worker THEN (p_slice.repeats + 1) % 4 ELSE 0 END;
@@ -31,9 +32,10 @@ BEGIN
     END IF;
     IF v_is_failure THEN
         p_slice.failures := p_slice.failures + 1;
-        -- Doubled with each failure, give or take half.
-        v_not_before := now() + make_interval(secs => (0.5 + random())
-            * least(p_project.backoff_s * 2.0 ^ least(p_slice.failures - 1, 20), p_project.max_backoff_s));
+        v_not_before := osgprod._end_of_backoff(p_project, p_slice.failures - 1);
+    ELSIF p_exit_code IS NOT NULL AND v_earlier > 0 THEN
+        -- The first node fault costs the slice no time: another worker gets it. Where they go on, they may not be the node's.
+        v_not_before := osgprod._end_of_backoff(p_project, v_earlier - 1);
     END IF;
     v_is_at_limit := v_is_failure AND p_slice.failures >= p_project.max_failures;
     IF NOT v_is_at_limit AND osgprod._promote_backup(p_slice) THEN
@@ -67,6 +69,16 @@ BEGIN
     END IF;
     RETURN true;
 END
+$fn$;
+
+CREATE FUNCTION osgprod._end_of_backoff(p_project osgprod_data.projects, p_earlier int)
+RETURNS timestamptz LANGUAGE sql VOLATILE
+AS $fn$
+    -- When a slice that has just failed may be assigned again: after backoff_s, doubled with each earlier failure up to
+    -- max_backoff_s, give or take half.
+    -- Parameters: p_project  the project's row;  p_earlier  failures before this one
+    SELECT now() + make_interval(secs => (0.5 + random())
+        * least(p_project.backoff_s * 2.0 ^ least(p_earlier, 20), p_project.max_backoff_s))
 $fn$;
 
 CREATE FUNCTION osgprod._try_file(p_project_id int, p_rawdata_id int)
@@ -121,6 +133,7 @@ DECLARE
     v_project osgprod_data.projects;
     v_over    boolean := osgprod._end_backoffs(p_project_id, '-infinity', now());
 BEGIN
+    PERFORM osgprod._note_presence();
     SELECT p.* INTO v_project FROM osgprod_data.projects p WHERE p.project_id = p_project_id AND osgprod._is_due(p);
     IF NOT FOUND OR NOT pg_try_advisory_xact_lock(p_project_id, 0) THEN  -- no file has the number 0
         RETURN v_over;
@@ -174,6 +187,7 @@ DECLARE
     v_slice   osgprod_data.slices;
     v_live    int;
     v_next_at timestamptz;
+    v_hold    timestamptz := coalesce(osgprod._leases_hold_until(p_project.heartbeat_s), '-infinity');
 BEGIN
     lost := 0;
     over := false;
@@ -194,7 +208,8 @@ BEGIN
             SELECT x.* FROM osgprod_data.slices x
              WHERE x.project_id = f.project_id AND x.rawdata_id = f.rawdata_id AND x.state = 'leased'
                -- No lease is longer than 30 days: the end of such a one was written by a wrong clock.
-               AND CASE WHEN p_cluster IS NULL THEN (x.due_at <= now() OR x.due_at > now() + interval '31 days') IS NOT FALSE
+               AND CASE WHEN p_cluster IS NULL
+                        THEN v_hold <= now() AND (x.due_at <= now() OR x.due_at > now() + interval '31 days') IS NOT FALSE
                         ELSE x.cluster = p_cluster AND x.process = coalesce(p_process, x.process) AND (p_schedd IS NULL OR EXISTS (
                             SELECT FROM osgprod_data.attempts a
                              WHERE a.project_id = x.project_id AND a.cluster = x.cluster AND a.process = x.process
@@ -218,7 +233,7 @@ BEGIN
     -- just been made longer, so 5 minutes are the most. Somebody who has the project's row locked, like an operator's open
     -- transaction, must not stand between a lease and its slice: then it is not noted, and the next call looks again.
     UPDATE osgprod_data.projects p
-       SET next_due_at = least(v_next_at, now() + make_interval(secs => least(p.lease_s, 300))), nlive = v_live
+       SET next_due_at = least(CASE WHEN v_next_at < v_hold THEN v_hold ELSE v_next_at END, now() + make_interval(secs => least(p.lease_s, 300))), nlive = v_live
      WHERE p.project_id = (SELECT q.project_id FROM osgprod_data.projects q
                             WHERE q.project_id = p_project.project_id FOR NO KEY UPDATE SKIP LOCKED);
 END

@@ -16,6 +16,7 @@ BEGIN
     IF NOT pg_try_advisory_xact_lock(0, 0) THEN  -- no project has the number 0
         RETURN;
     END IF;
+    PERFORM osgprod._note_presence();
     FOR v_project IN SELECT p.* FROM projects p ORDER BY p.project_id LOOP
         v_is_due := osgprod._is_due(v_project);
         IF v_is_due THEN

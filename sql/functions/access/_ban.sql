@@ -1,0 +1,168 @@
+CREATE FUNCTION osgprod._worker_names(p_worker text)
+RETURNS text[] LANGUAGE sql IMMUTABLE
+AS $fn$
+    -- The names under which a worker can be banned: host@address, the host, the address. Only an operator uses the last
+    -- two: what is counted, is counted under the first.
+    SELECT ARRAY[p_worker, regexp_replace(p_worker, '@[^@]*$', ''), regexp_replace(p_worker, '^.*@', '')]
+$fn$;
+
+CREATE FUNCTION osgprod._is_banned(p_project_id int, p_worker text)
+RETURNS boolean LANGUAGE sql STABLE
+AS $fn$
+    -- Is this worker refused work at present?
+    SELECT EXISTS (SELECT FROM osgprod_data.worker_bans b
+                    WHERE b.project_id = p_project_id AND b.worker = ANY (osgprod._worker_names(p_worker))
+                      AND osgprod._is_in_force(b.banned_at, b.until))
+$fn$;
+
+CREATE FUNCTION osgprod._is_in_force(p_banned_at timestamptz, p_until timestamptz)
+RETURNS boolean LANGUAGE sql STABLE
+AS $fn$
+    -- Does a ban hold now? One that was made by a clock that was ahead, and has been set back since, does not.
+    SELECT p_until > now() AND p_banned_at <= now()
+$fn$;
+
+CREATE FUNCTION osgprod._ban_if_black_hole(p_project osgprod_data.projects, p_worker text)
+RETURNS void LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Bans a worker that failed max_fast_failures times within fast_failure_s of starting, and in more than half of all that
+-- it did, since its last ban or within block_worker_s; and takes these failures off the slices' accounts.
+-- Promise:    one that comes back from a ban is on probation: until its first success, a single fast failure bans it again,
+--             twice as long as before, up to 30 days. Nothing here waits: when another session has the worker's ban, that
+--             session bans or unbans the worker, and this one leaves the ban alone.
+-- Parameters: p_project  the project's row;  p_worker  see _worker
+-- Locks:      the worker's ban (advisory, see _ban_key) and its row, both tried; slices that it failed, SKIP LOCKED
+DECLARE
+    v_ban          osgprod_data.worker_bans;
+    v_on_probation boolean;
+    v_since        timestamptz;
+    v_until        timestamptz;
+    v_fast         int;
+    v_all          int;
+    v_reason       text;
+BEGIN
+    SELECT b.* INTO v_ban FROM osgprod_data.worker_bans b
+     WHERE b.project_id = p_project.project_id AND b.worker = ANY (osgprod._worker_names(p_worker))
+     ORDER BY b.banned_at DESC LIMIT 1;
+    -- project_id + 0, here and below: found by time, never by reading all reports of the project.
+    v_on_probation := coalesce(v_ban.times, 0) > 0 AND NOT EXISTS (
+        SELECT FROM osgprod_data.reports r
+         WHERE r.project_id + 0 = p_project.project_id AND r.worker = p_worker AND r.reported_at > v_ban.banned_at
+           AND r.outcome = 'done');
+    v_since := greatest(v_ban.banned_at,
+        CASE WHEN NOT v_on_probation THEN now() - make_interval(secs => p_project.block_worker_s) END);
+    -- What it had begun before its ban, and failed since, was paid for by the ban.
+    SELECT count(*) INTO v_fast FROM osgprod._fast_failures(p_project, p_worker, v_since) f WHERE f.started_at > v_since;
+    IF v_fast < (CASE WHEN v_on_probation THEN 1 ELSE p_project.max_fast_failures END) THEN
+        RETURN;
+    END IF;
+    SELECT count(*) INTO v_all FROM osgprod_data.reports r
+     WHERE r.project_id + 0 = p_project.project_id AND r.worker = p_worker AND r.reported_at > v_since
+       AND (r.by_worker OR r.outcome = 'lost');  -- a job that was removed says nothing of its worker
+    IF v_fast * 2 <= v_all AND NOT v_on_probation THEN
+        RETURN;
+    END IF;
+    v_ban.times := CASE WHEN v_on_probation THEN v_ban.times + 1 ELSE 1 END;
+    v_until := now() + make_interval(
+        secs => least(p_project.block_worker_s * 2.0 ^ least(v_ban.times - 1, 20), 2592000));
+    v_reason := CASE WHEN v_on_probation THEN format('failed again within %s s after its last ban', p_project.fast_failure_s)
+        ELSE format('%s of its last %s attempts failed within %s s', v_fast, v_all, p_project.fast_failure_s) END;
+    -- The advisory lock, since a row that another session is inserting can't be skipped.
+    IF NOT pg_try_advisory_xact_lock(osgprod._ban_key(p_project.project_id, p_worker)) THEN
+        RETURN;
+    END IF;
+    PERFORM FROM osgprod_data.worker_bans b
+      WHERE b.project_id = p_project.project_id AND b.worker = p_worker FOR NO KEY UPDATE SKIP LOCKED;
+    IF NOT FOUND AND EXISTS (SELECT FROM osgprod_data.worker_bans b
+                              WHERE b.project_id = p_project.project_id AND b.worker = p_worker) THEN
+        RETURN;
+    END IF;
+    INSERT INTO osgprod_data.worker_bans AS b (project_id, worker, until, reason, times)
+    VALUES (p_project.project_id, p_worker, v_until, v_reason, v_ban.times)
+    ON CONFLICT ON CONSTRAINT worker_bans_pkey
+        DO UPDATE SET until = excluded.until, reason = excluded.reason, times = excluded.times, banned_at = now();
+    PERFORM osgprod._note_bans(p_project.project_id);
+    PERFORM osgprod._tell(p_project.project_id, 'worker-refused', jsonb_build_object('worker', p_worker,
+        'until', v_until, 'reason', v_reason));
+    PERFORM osgprod._forgive_failures(p_project, p_worker, v_since);
+END
+$fn$;
+
+CREATE FUNCTION osgprod._ban_key(p_project_id int, p_worker text)
+RETURNS bigint LANGUAGE sql IMMUTABLE
+AS $fn$
+    -- The advisory lock of a worker's ban. Should it be the key of another lock by chance, a ban comes one failure later.
+    SELECT hashtextextended(p_worker, p_project_id)
+$fn$;
+
+CREATE FUNCTION osgprod._fast_failures(p_project osgprod_data.projects, p_worker text, p_since timestamptz)
+RETURNS TABLE (outcome osgprod_data.outcome, started_at timestamptz, rawdata_id int, block1 int, opened_at timestamptz)
+LANGUAGE sql STABLE
+AS $fn$
+    -- What a worker failed within fast_failure_s of starting. (STABLE is what lets its callers inline it.)
+    -- Parameters: p_project  the project's row;  p_worker  see _worker;  p_since  reported after that
+    -- Returns:    a row for each report, with what its attempt was lent
+    SELECT r.outcome, a.started_at, a.rawdata_id, a.block1, a.opened_at
+      FROM osgprod_data.reports r
+     CROSS JOIN LATERAL (  -- LIMIT: by key, never by reading all attempts of the project
+         SELECT t.* FROM osgprod_data.attempts t
+          WHERE t.project_id = r.project_id AND t.cluster = r.cluster AND t.process = r.process AND t.nstart = r.nstart
+          LIMIT 1) a
+     WHERE r.project_id = p_project.project_id AND r.worker = p_worker AND r.reported_at > p_since
+       AND r.outcome IN ('failed', 'node-fault') AND r.ran_s <= p_project.fast_failure_s
+$fn$;
+
+CREATE FUNCTION osgprod._forgive_failures(p_project osgprod_data.projects, p_worker text, p_since timestamptz)
+RETURNS void LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Takes a bad node's failures off the slices' accounts, since they say nothing of the data; what reached quarantine
+-- through them alone is ready again.
+-- Parameters: p_project  the project's row;  p_worker  see _worker;  p_since  from when on its fast failures are void
+-- Locks:      the slices, SKIP LOCKED, and their files, tried: who has one keeps its failures; see _reopen_slice
+DECLARE
+    v_slice record;
+BEGIN
+    FOR v_slice IN
+        WITH blamed AS (
+            SELECT f.rawdata_id, f.block1, f.opened_at, count(*) AS times
+              FROM osgprod._fast_failures(p_project, p_worker, p_since) f
+             WHERE f.outcome = 'failed' GROUP BY f.rawdata_id, f.block1, f.opened_at
+        )
+        SELECT s.rawdata_id, s.block1, s.state, greatest(s.failures - b.times, 0) AS failures
+          FROM blamed b
+          JOIN osgprod_data.loaded_files f ON f.project_id = p_project.project_id AND f.rawdata_id = b.rawdata_id
+          JOIN osgprod_data.slices s ON s.project_id = f.project_id AND s.rawdata_id = b.rawdata_id
+                                    AND s.block1 = b.block1 AND s.opened_at = b.opened_at
+         WHERE s.state <> 'done'
+         ORDER BY f.run, f.seqno, f.rawdata_id, s.block1
+           FOR NO KEY UPDATE OF s SKIP LOCKED
+    LOOP
+        -- The row may be updated for a second time in this transaction: then it is checked against its foreign key, which
+        -- fails while somebody splits the slice before it.
+        CONTINUE WHEN NOT osgprod._try_file(p_project.project_id, v_slice.rawdata_id);
+        IF v_slice.state = 'quarantined' AND v_slice.failures < p_project.max_failures THEN
+            PERFORM osgprod._reopen_slice(p_project.project_id, v_slice.rawdata_id, v_slice.block1);
+        END IF;
+        -- With its failures its backoff ends.
+        UPDATE osgprod_data.slices s
+           SET failures = v_slice.failures, is_ready = CASE WHEN s.state = 'ready' THEN true ELSE s.is_ready END,
+               not_before = CASE WHEN s.state = 'ready' THEN least(s.not_before, now()) ELSE s.not_before END
+         WHERE s.project_id = p_project.project_id AND s.rawdata_id = v_slice.rawdata_id AND s.block1 = v_slice.block1;
+    END LOOP;
+END
+$fn$;
+
+CREATE FUNCTION osgprod._note_bans(p_project_id int)
+RETURNS void LANGUAGE sql VOLATILE
+AS $fn$
+    -- Notes until when any worker is banned, so that a checkout looks for bans only while there are some. Waits for nobody
+    -- who has the project's row locked: tick() notes it then.
+    WITH bans AS (
+        SELECT coalesce(max(b.until), '-infinity') AS until FROM osgprod_data.worker_bans b
+         WHERE b.project_id = p_project_id
+    )
+    UPDATE osgprod_data.projects p SET banned_until = b.until FROM bans b
+     WHERE p.banned_until <> b.until
+       AND p.project_id = (SELECT q.project_id FROM osgprod_data.projects q
+                            WHERE q.project_id = p_project_id FOR NO KEY UPDATE SKIP LOCKED)
+$fn$;

@@ -1,0 +1,44 @@
+CREATE FUNCTION osgprod.ban_worker(p_project text, p_worker text, p_seconds int, p_reason text DEFAULT 'by the operator')
+RETURNS timestamptz
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
+AS $fn$
+-- Refuses work to a worker for a while, or pardons it.
+-- Promise:    a repeated call sets the end anew.
+-- Parameters: p_project  project name;  p_worker  host@address, as blocked_workers and the reports name it, or
+--                        either alone: then every such worker
+--             p_seconds  how long from now on [s; 0 = pardon: its failures until now no longer count against it]
+--             p_reason   what the worker is told
+-- Returns:    until when it is refused; now = pardoned
+-- Errors:     OG301 unknown project; OG108 bad worker or time
+-- Locks:      the worker's ban (advisory, see _ban_key), then the rows of the bans; it waits for both
+DECLARE
+    v_project osgprod_data.projects := osgprod._get_project(p_project);
+    v_until   timestamptz;
+BEGIN
+    IF coalesce(p_worker, '') = '' OR p_seconds NOT BETWEEN 0 AND 315360000 OR p_seconds IS NULL THEN
+        RAISE EXCEPTION 'a worker and a time from 0 to 315360000 s are needed' USING ERRCODE = 'OG108',
+            HINT = 'osgprod workers lists the names of the workers';
+    END IF;
+    IF p_worker LIKE '%/%' AND p_seconds > 0 THEN
+        RAISE EXCEPTION 'worker % is a network', p_worker USING ERRCODE = 'OG108',
+            HINT = 'a worker is a host, an address, or host@address; osgprod project set PROJECT subnet_pattern=... says who may ask';
+    END IF;
+    PERFORM pg_advisory_xact_lock(osgprod._ban_key(v_project.project_id, p_worker));
+    UPDATE worker_bans b SET until = now(), banned_at = now(), reason = p_reason, times = 0
+     WHERE p_seconds = 0 AND b.project_id = v_project.project_id AND p_worker = ANY (osgprod._worker_names(b.worker));
+    INSERT INTO worker_bans AS b (project_id, worker, until, reason)
+    VALUES (v_project.project_id, p_worker, now() + make_interval(secs => p_seconds), p_reason)
+    ON CONFLICT ON CONSTRAINT worker_bans_pkey
+        DO UPDATE SET until = excluded.until, reason = excluded.reason, times = 0, banned_at = now()
+    RETURNING b.until INTO v_until;
+    PERFORM osgprod._note_bans(v_project.project_id);
+    IF p_seconds > 0 THEN
+        PERFORM osgprod._tell(v_project.project_id, 'worker-refused', jsonb_build_object('worker', p_worker,
+            'until', v_until, 'reason', p_reason));
+    END IF;
+    RETURN v_until;
+END
+$fn$;
+
+COMMENT ON FUNCTION osgprod.ban_worker(text, text, int, text) IS
+'Refuses work to a worker for p_seconds [s], or pardons it with 0. For osgprod_operator.';
