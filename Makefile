@@ -5,7 +5,7 @@ FUZZ_S ?= 600
 COVERAGE ?= 92
 PYTHON ?= python3
 BIN := .venv/bin
-SHELL_FILES := worker/osgprod_work.bash condor/osgprod_exec.sh worker/lib/make-scripts .ci/run tests/browser/have-chromium
+SHELL_FILES := worker/osgprod_work.bash worker/osgprod_merge.bash condor/osgprod_exec.sh worker/lib/make-scripts .ci/run tests/browser/have-chromium
 SHELL_PARTS := $(wildcard worker/lib/*.bash condor/lib/*.bash)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 

@@ -36,7 +36,7 @@
 # its data; 20 this node's fault; 30 the server or the storage is away, or all work is leased; 40 refused or misconfigured;
 # 143 stopped by SIGTERM (nothing reported, the restarted job gets its slice back).
 #
-# Made of: condor/lib/head.bash worker/lib/shell.bash worker/lib/log.bash worker/lib/settings.bash worker/lib/text.bash worker/lib/backoff.bash worker/lib/url.bash worker/lib/token.bash worker/lib/http.bash condor/lib/process.bash condor/lib/server.bash condor/lib/work.bash condor/lib/outputs.bash condor/lib/storage.bash condor/lib/finish.bash condor/lib/main.bash
+# Made of: condor/lib/head.bash worker/lib/shell.bash worker/lib/log.bash worker/lib/settings.bash worker/lib/text.bash worker/lib/backoff.bash worker/lib/url.bash worker/lib/token.bash worker/lib/http.bash worker/lib/adler32.bash condor/lib/process.bash condor/lib/server.bash condor/lib/work.bash condor/lib/outputs.bash condor/lib/storage.bash condor/lib/deliver.bash condor/lib/finish.bash condor/lib/main.bash
 
 set -euo pipefail
 IFS=$' \t\n'
@@ -355,6 +355,38 @@ headers_of() {
   done < <(printf '%s\n' "$2")
 }
 
+# --- checksums ---------------------------------------------------------------------------------------------------
+
+# Prints the checksum that storage systems know, as 8 hexadecimal digits, from the first program here that works.
+# Argument: file
+adler32() {
+  local how sum
+  for how in adler32_of_xrootd adler32_of_python adler32_of_awk; do
+    sum="$("$how" "$1" 2>/dev/null)" && [[ "$sum" =~ ^[0-9a-f]{8}$ ]] || continue
+    printf '%s\n' "$sum"
+    return 0
+  done
+  return 1
+}
+
+adler32_of_xrootd() {
+  xrdadler32 "$1" | cut -d ' ' -f 1
+}
+
+adler32_of_python() {
+  python3 -c 'import sys, zlib
+a = 1
+with open(sys.argv[1], "rb") as f:
+    for block in iter(lambda: f.read(1 << 20), b""):
+        a = zlib.adler32(block, a)
+print("%08x" % (a & 0xffffffff))' "$1"
+}
+
+adler32_of_awk() {
+  od -A n -v -t u1 "$1" | awk 'BEGIN { a = 1 } { for (i = 1; i <= NF; i++) { a += $i; b += a } a %= 65521; b %= 65521 }
+    END { printf "%04x%04x\n", b, a }'
+}
+
 # --- processes ---------------------------------------------------------------------------------------------------
 
 readonly EXIT_FAILED=10 EXIT_NODE_FAULT=20 EXIT_LATER=30 EXIT_REFUSED=40 EXIT_TERM=143
@@ -462,6 +494,8 @@ cleanup() {
 
 # --- the server --------------------------------------------------------------------------------------------------
 
+readonly EXEC_VERSION=0.10.0
+
 http_status=000 # of the last answer; 000 = no valid answer
 answer=""       # its Osgprod-Status
 head=""         # its head
@@ -565,9 +599,11 @@ persistent_request() {
 
 # Asks for a work script until there is one or nothing to wait for. Sets answer: assigned, or why there is none.
 checkout() {
-  local deadline=$((SECONDS + MAX_WAIT_S)) retry_s
+  local deadline=$((SECONDS + MAX_WAIT_S)) retry_s image
+  # What surrounds this script, else what will surround the work.
+  image="$(plain_text 200 "${APPTAINER_CONTAINER:-${SINGULARITY_CONTAINER:-${OSGPROD_CONTAINER:-}}}")"
   while true; do
-    persistent_request workscript.bash cpus "$1" || die "$EXIT_LATER" "the server gives no work script: $body"
+    persistent_request workscript.bash cpus "$1" exec_version "$EXEC_VERSION" image "$image" || die "$EXIT_LATER" "the server gives no work script: $body"
     [[ "$http_status" == 200 ]] || die "$EXIT_REFUSED" "refused with status $http_status: $body"
     [[ "$answer" == wait ]] || return 0
     retry_s="$(header_of Retry-After "$head")"
@@ -651,6 +687,7 @@ run_work() {
   local own="$scratch/work/.osgprod"
   mkdir -p "$own"
   mv "$scratch/script" "$own/script"
+  touch "$own/lease" # renewed just now; a merge script looks at its age
   [[ -z "${OSGPROD_CONTAINER:-}" ]] || copy_credentials "$own"
   set -m
   (
@@ -726,6 +763,7 @@ send_heartbeats() {
     left_s="$interval_s"
     [[ -z "${OSGPROD_CONTAINER:-}" || -e "$scratch/delivering" ]] || copy_credentials "$own"
     request workscript.ping bytes "$(folder_bytes "$scratch/work")" cpu "$(cpu_seconds "$work_group")"
+    [[ "$answer" != alive ]] || touch "$own/lease" 2>/dev/null || true
     if [[ "$http_status" == 409 && "$answer" != error ]]; then
       log "stopping the work: $body"
       trap '' TERM # the end of the work must not hide why
@@ -752,12 +790,17 @@ stop_heartbeats() {
 # of the work script in front.
 last_words() {
   plain_text 120 "$(tail -c 10000 "$scratch/work.log" 2>/dev/null | tr -d '\000\r' |
-    sed -e '/^[[:space:]]*$/d' -e 's/^[0-9TZ:-]* osgprod_work: //' | tail -n 1)"
+    sed -e '/^[[:space:]]*$/d' -e 's/^[0-9TZ:-]* osgprod_[a-z]*: //' | tail -n 1)"
+}
+
+# Prints the values of all lines NAME=VALUE of the work's report, a line each. Argument: name
+all_reported() {
+  sed -n "s/^$1=//p" "$scratch/work/.osgprod/report.txt" 2>/dev/null | tr -d '\000'
 }
 
 # Prints the value of the last line NAME=VALUE of the work's report. Argument: name
 reported() {
-  sed -n "s/^$1=//p" "$scratch/work/.osgprod/report.txt" 2>/dev/null | tr -d '\000' | tail -n 1
+  all_reported "$1" | tail -n 1
 }
 
 # --- outputs -----------------------------------------------------------------------------------------------------
@@ -801,36 +844,6 @@ pack_outputs() {
   list_outputs "$work" | tr -dc '\000' | wc -c | tr -d ' '
   tail -c 100000 "$work_log" >"$work/osgprod_work.log" 2>/dev/null || true
   list_outputs "$work" | tar -czf "$tarball" -C "$work" --no-recursion --null -T -
-}
-
-# Prints the checksum that storage systems know, as 8 hexadecimal digits, from the first program here that works.
-# Argument: file
-adler32() {
-  local how sum
-  for how in adler32_of_xrootd adler32_of_python adler32_of_awk; do
-    sum="$("$how" "$1" 2>/dev/null)" && [[ "$sum" =~ ^[0-9a-f]{8}$ ]] || continue
-    printf '%s\n' "$sum"
-    return 0
-  done
-  return 1
-}
-
-adler32_of_xrootd() {
-  xrdadler32 "$1" | cut -d ' ' -f 1
-}
-
-adler32_of_python() {
-  python3 -c 'import sys, zlib
-a = 1
-with open(sys.argv[1], "rb") as f:
-    for block in iter(lambda: f.read(1 << 20), b""):
-        a = zlib.adler32(block, a)
-print("%08x" % (a & 0xffffffff))' "$1"
-}
-
-adler32_of_awk() {
-  od -A n -v -t u1 "$1" | awk 'BEGIN { a = 1 } { for (i = 1; i <= NF; i++) { a += $i; b += a } a %= 65521; b %= 65521 }
-    END { printf "%04x%04x\n", b, a }'
 }
 
 # --- storage -----------------------------------------------------------------------------------------------------
@@ -1003,6 +1016,8 @@ has_arrived() {
   return 1
 }
 
+# --- delivery ----------------------------------------------------------------------------------------------------
+
 # Delivers a file: sends it under a name that nobody else uses, looks whether it arrived whole, and renames it. A killed
 # upload leaves a name that ends in .part. Sets output_url when the file is where it belongs.
 # Arguments: kind, URL, file, size [bytes], adler32, unique word of this start, number of the attempt
@@ -1080,17 +1095,33 @@ unreported() {
 
 # Writes down what the report of a success will say; the token of the attempt proves that it is the same.
 # Arguments: name of the tarball, events, number of outputs, size [bytes], adler32, URL or nothing, seconds between
-# heartbeats
+# heartbeats, outputs that the work itself has delivered (JSON) or nothing, its software or nothing, inputs to remove when
+# the report is accepted (lines of URL, size, adler32) or nothing
 write_down() {
   local file
   file="$(unreported report)"
-  (umask 077 && printf '%s\n' "project=$OSGPROD_PROJECT" "token=$token" "name=$1" "events=$2" "outputs=$3" "bytes=$4" \
-    "adler32=$5" "url=$6" "heartbeat_s=$7" complete=yes >"$file.new") 2>/dev/null && mv -f "$file.new" "$file"
+  (
+    umask 077
+    exec >"$file.new"
+    printf '%s\n' "project=$OSGPROD_PROJECT" "token=$token" "name=$1" "events=$2" "outputs=$3" "bytes=$4" \
+      "adler32=$5" "url=$6" "heartbeat_s=$7" "outputs_list=$8" "software=$9" &&
+      printf '%s\n' "${10}" | sed -e '/./!d' -e 's/^/merged_input=/' &&
+      printf 'complete=yes\n'
+  ) 2>/dev/null && mv -f "$file.new" "$file"
 }
 
 # Prints one value of the unreported result. Argument: name
 written() {
-  sed -n "s/^$1=//p" "$(unreported report)" | head -n 1
+  all_written "$1" | head -n 1
+}
+# The same for all values of a name, a line each.
+all_written() {
+  sed -n "s/^$1=//p" "$(unreported report)"
+}
+
+# Has the work delivered its outputs itself, and left none? Then its tarball holds the log only, and is not sent.
+is_delivered() {
+  [[ -n "$(written outputs_list)" && "$(written bytes)" == "" ]]
 }
 
 # Is there a success of this job, whole, that was not reported?
@@ -1100,7 +1131,7 @@ has_unreported() {
   [[ -f "$file" && -r "$file" ]] || return 1
   rm -f "$file.new"
   if [[ "$(written complete)" == yes && "$(written project)" == "$OSGPROD_PROJECT" ]]; then
-    [[ -z "$(written url)" ]] || return 0
+    [[ -z "$(written url)" ]] && ! is_delivered || return 0
     capture adler32 "$(unreported tar.gz)" || captured=""
     [[ "$(size_of "$(unreported tar.gz)" 2>/dev/null)" != "$(written bytes)" ||
     "${captured%$'\n'}" != "$(written adler32)" ]] || return 0
@@ -1127,24 +1158,26 @@ resume_lease() {
 
 # Delivers and reports a success that was written down. Returns this script's exit code.
 deliver_and_report() {
-  local name bytes adler
+  local name bytes adler list software
+  list="$(written outputs_list)" software="$(written software)"
   name="$(written name)" bytes="$(written bytes)" adler="$(written adler32)"
   token="$(written token)" output_url="$(written url)"
-  if [[ -n "${OSGPROD_OUTPUT_URL:-}" && -z "$output_url" ]]; then
+  if [[ -n "${OSGPROD_OUTPUT_URL:-}" && -z "$output_url" ]] && ! is_delivered; then
     if ! send_outputs "$(unreported tar.gz)" "$name.tar.gz" "$bytes" "$adler" "$TRIES"; then
       not_delivered "$storage_error"
       return
     fi
     write_down "$name" "$(written events)" "$(written outputs)" "$bytes" "$adler" "$output_url" \
-      "$(written heartbeat_s)" || true
+      "$(written heartbeat_s)" "$list" "$software" "$(all_written merged_input)" || true
   fi
   if ! report 0 events "$(written events)" outputs "$(written outputs)" output_bytes "$bytes" output_adler32 "$adler" \
-    output_url "$output_url"; then
+    output_url "$output_url" outputs_list "$list" software "$software"; then
     keep_for_later 'the report got no answer'
     return
   fi
   case "$http_status $answer" in
   '200 done')
+    remove_merged_inputs
     mv -f "$(unreported tar.gz)" "$PWD/$name.tar.gz" 2>/dev/null || true # a start before this one may have lost it
     forget_unreported
     return 0
@@ -1164,6 +1197,20 @@ deliver_and_report() {
   esac
   log "the report was refused; the outputs stay: ${output_url:-$(unreported tar.gz)}"
   return "$EXIT_REFUSED"
+}
+
+# Removes the inputs of a merge that the server has accepted, where the project wants that: each that is still what was
+# merged. What can't be removed stays.
+remove_merged_inputs() {
+  local url bytes adler kind
+  while IFS=' ' read -r url bytes adler <&3; do
+    kind="$(storage_kind "$url")" || continue
+    if ! has_arrived "$kind" "$url" "$bytes" "$adler" 1; then
+      log "$url is not what was merged, and is not removed"
+    else
+      storage "remove_$kind" "$url" || log "$url can't be removed: $storage_error"
+    fi
+  done 3< <(all_written merged_input)
 }
 
 # The outputs are here, and their destination doesn't take them. When that may pass and this folder outlives the job, they
@@ -1191,7 +1238,7 @@ keep_for_later() {
 # Packs, delivers and reports a success. Returns this script's exit code.
 # Arguments: name of the tarball, slice, seconds between heartbeats
 finish_success() {
-  local name="$1" count adler bytes events code=0
+  local name="$1" count adler bytes events code=0 list
   if ! pack "$2" "$(unreported tar.gz)"; then
     report "$EXIT_NOT_FETCHED" reason 'the outputs could not be packed: is the disk full?' || return "$EXIT_LATER"
     return "$EXIT_NODE_FAULT"
@@ -1205,7 +1252,13 @@ finish_success() {
     log "events=${events:0:40} is not a number of events, and is not reported"
     events=""
   fi
-  if ! write_down "$name" "$events" "$count" "$bytes" "$adler" "" "$3"; then
+  list="$(reported outputs_list)" || list=""
+  if [[ -n "$list" ]]; then
+    ((count > 0)) || bytes="" adler=""
+    count=$((count + $(printf '%s' "$list" | tr '{' '\n' | grep -c '"url":')))
+  fi
+  if ! write_down "$name" "$events" "$count" "$bytes" "$adler" "" "$3" "$list" "$(plain_text 200 "$(reported software)")" \
+    "$(all_reported merged_input)"; then
     report "$EXIT_NOT_FETCHED" reason 'the disk of this node is full' || return "$EXIT_LATER"
     return "$EXIT_NODE_FAULT"
   fi
@@ -1243,7 +1296,7 @@ leave_failure() {
 # Arguments: exit code to report, name of the tarball, slice, reason
 finish_failure() {
   leave_failure "failed_$2" "$3"
-  report "$1" output_url "$output_url" reason "$4" || return "$EXIT_LATER"
+  report "$1" output_url "$output_url" reason "$4" bad_inputs "$(reported bad_inputs)" || return "$EXIT_LATER"
   # Which codes are faults of the node, the project says.
   [[ "$answer" != node-fault ]] || return "$EXIT_NODE_FAULT"
   [[ "$answer" != refused && "$http_status" != 400 ]] || return "$EXIT_REFUSED"

@@ -4,7 +4,7 @@
 # The server fills in the lines below for the job that asks. Copy this file to DOCUMENT_ROOT/PROJECT/ and change its
 # settings. It also runs by hand on a whole file:
 #     bash osgprod_work.bash hd_rawdata_001234_000.evio
-# Made of: worker/lib/work-head.bash worker/lib/shell.bash worker/lib/work-settings.bash worker/lib/log.bash worker/lib/settings.bash worker/lib/backoff.bash worker/lib/url.bash worker/lib/token.bash worker/lib/http.bash worker/lib/pelican.bash worker/lib/work-fetch.bash worker/lib/work-check.bash worker/lib/work-main.bash
+# Made of: worker/lib/work-head.bash worker/lib/shell.bash worker/lib/work-settings.bash worker/lib/log.bash worker/lib/settings.bash worker/lib/backoff.bash worker/lib/url.bash worker/lib/token.bash worker/lib/http.bash worker/lib/pelican.bash worker/lib/disk.bash worker/lib/work-fetch.bash worker/lib/work-check.bash worker/lib/work-main.bash
 #
 # ncpus:
 # cluster:
@@ -423,6 +423,19 @@ named_places() {
   )
 }
 
+# --- disk --------------------------------------------------------------------------------------------------------
+
+readonly PROBE_BYTES=1048576
+
+# Can a small file still be written in a folder? Prints the system's error when it can't. Argument: folder
+probe_disk() {
+  local probe="$1/.osgprod_probe.$$" words code=0
+  words="$({ head -c "$PROBE_BYTES" /dev/zero >"$probe"; } 2>&1)" || code=1
+  rm -f "$probe"
+  words="${words##*: }"
+  ((code == 0)) || printf '%s' "${words:-no reason given}" # by a limit on the size of files, for example
+}
+
 # --- fetch the slice ---------------------------------------------------------------------------------------------
 
 readonly EXIT_MISCONFIGURED=40 EXIT_NOT_FILLED=64 EXIT_NODE_FAULT=75
@@ -797,17 +810,6 @@ header_words() {
 }
 
 # --- the work ----------------------------------------------------------------------------------------------------
-
-readonly PROBE_BYTES=1048576
-
-# Can a small file still be written in a folder? Prints the system's error when it can't. Argument: folder
-probe_disk() {
-  local probe="$1/.osgprod_probe.$$" words code=0
-  words="$({ head -c "$PROBE_BYTES" /dev/zero >"$probe"; } 2>&1)" || code=1
-  rm -f "$probe"
-  words="${words##*: }"
-  ((code == 0)) || printf '%s' "${words:-no reason given}" # by a limit on the size of files, for example
-}
 
 # After a reconstruction: a full disk explains a failure, and many programs succeed although their last writes failed.
 # Argument: exit code of the reconstruction

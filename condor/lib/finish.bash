@@ -14,17 +14,33 @@ unreported() {
 
 # Writes down what the report of a success will say; the token of the attempt proves that it is the same.
 # Arguments: name of the tarball, events, number of outputs, size [bytes], adler32, URL or nothing, seconds between
-# heartbeats
+# heartbeats, outputs that the work itself has delivered (JSON) or nothing, its software or nothing, inputs to remove when
+# the report is accepted (lines of URL, size, adler32) or nothing
 write_down() {
   local file
   file="$(unreported report)"
-  (umask 077 && printf '%s\n' "project=$OSGPROD_PROJECT" "token=$token" "name=$1" "events=$2" "outputs=$3" "bytes=$4" \
-    "adler32=$5" "url=$6" "heartbeat_s=$7" complete=yes >"$file.new") 2>/dev/null && mv -f "$file.new" "$file"
+  (
+    umask 077
+    exec >"$file.new"
+    printf '%s\n' "project=$OSGPROD_PROJECT" "token=$token" "name=$1" "events=$2" "outputs=$3" "bytes=$4" \
+      "adler32=$5" "url=$6" "heartbeat_s=$7" "outputs_list=$8" "software=$9" &&
+      printf '%s\n' "${10}" | sed -e '/./!d' -e 's/^/merged_input=/' &&
+      printf 'complete=yes\n'
+  ) 2>/dev/null && mv -f "$file.new" "$file"
 }
 
 # Prints one value of the unreported result. Argument: name
 written() {
-  sed -n "s/^$1=//p" "$(unreported report)" | head -n 1
+  all_written "$1" | head -n 1
+}
+# The same for all values of a name, a line each.
+all_written() {
+  sed -n "s/^$1=//p" "$(unreported report)"
+}
+
+# Has the work delivered its outputs itself, and left none? Then its tarball holds the log only, and is not sent.
+is_delivered() {
+  [[ -n "$(written outputs_list)" && "$(written bytes)" == "" ]]
 }
 
 # Is there a success of this job, whole, that was not reported?
@@ -34,7 +50,7 @@ has_unreported() {
   [[ -f "$file" && -r "$file" ]] || return 1
   rm -f "$file.new"
   if [[ "$(written complete)" == yes && "$(written project)" == "$OSGPROD_PROJECT" ]]; then
-    [[ -z "$(written url)" ]] || return 0
+    [[ -z "$(written url)" ]] && ! is_delivered || return 0
     capture adler32 "$(unreported tar.gz)" || captured=""
     [[ "$(size_of "$(unreported tar.gz)" 2>/dev/null)" != "$(written bytes)" ||
     "${captured%$'\n'}" != "$(written adler32)" ]] || return 0
@@ -61,24 +77,26 @@ resume_lease() {
 
 # Delivers and reports a success that was written down. Returns this script's exit code.
 deliver_and_report() {
-  local name bytes adler
+  local name bytes adler list software
+  list="$(written outputs_list)" software="$(written software)"
   name="$(written name)" bytes="$(written bytes)" adler="$(written adler32)"
   token="$(written token)" output_url="$(written url)"
-  if [[ -n "${OSGPROD_OUTPUT_URL:-}" && -z "$output_url" ]]; then
+  if [[ -n "${OSGPROD_OUTPUT_URL:-}" && -z "$output_url" ]] && ! is_delivered; then
     if ! send_outputs "$(unreported tar.gz)" "$name.tar.gz" "$bytes" "$adler" "$TRIES"; then
       not_delivered "$storage_error"
       return
     fi
     write_down "$name" "$(written events)" "$(written outputs)" "$bytes" "$adler" "$output_url" \
-      "$(written heartbeat_s)" || true
+      "$(written heartbeat_s)" "$list" "$software" "$(all_written merged_input)" || true
   fi
   if ! report 0 events "$(written events)" outputs "$(written outputs)" output_bytes "$bytes" output_adler32 "$adler" \
-    output_url "$output_url"; then
+    output_url "$output_url" outputs_list "$list" software "$software"; then
     keep_for_later 'the report got no answer'
     return
   fi
   case "$http_status $answer" in
   '200 done')
+    remove_merged_inputs
     mv -f "$(unreported tar.gz)" "$PWD/$name.tar.gz" 2>/dev/null || true # a start before this one may have lost it
     forget_unreported
     return 0
@@ -98,6 +116,20 @@ deliver_and_report() {
   esac
   log "the report was refused; the outputs stay: ${output_url:-$(unreported tar.gz)}"
   return "$EXIT_REFUSED"
+}
+
+# Removes the inputs of a merge that the server has accepted, where the project wants that: each that is still what was
+# merged. What can't be removed stays.
+remove_merged_inputs() {
+  local url bytes adler kind
+  while IFS=' ' read -r url bytes adler <&3; do
+    kind="$(storage_kind "$url")" || continue
+    if ! has_arrived "$kind" "$url" "$bytes" "$adler" 1; then
+      log "$url is not what was merged, and is not removed"
+    else
+      storage "remove_$kind" "$url" || log "$url can't be removed: $storage_error"
+    fi
+  done 3< <(all_written merged_input)
 }
 
 # The outputs are here, and their destination doesn't take them. When that may pass and this folder outlives the job, they
@@ -125,7 +157,7 @@ keep_for_later() {
 # Packs, delivers and reports a success. Returns this script's exit code.
 # Arguments: name of the tarball, slice, seconds between heartbeats
 finish_success() {
-  local name="$1" count adler bytes events code=0
+  local name="$1" count adler bytes events code=0 list
   if ! pack "$2" "$(unreported tar.gz)"; then
     report "$EXIT_NOT_FETCHED" reason 'the outputs could not be packed: is the disk full?' || return "$EXIT_LATER"
     return "$EXIT_NODE_FAULT"
@@ -139,7 +171,13 @@ finish_success() {
     log "events=${events:0:40} is not a number of events, and is not reported"
     events=""
   fi
-  if ! write_down "$name" "$events" "$count" "$bytes" "$adler" "" "$3"; then
+  list="$(reported outputs_list)" || list=""
+  if [[ -n "$list" ]]; then
+    ((count > 0)) || bytes="" adler=""
+    count=$((count + $(printf '%s' "$list" | tr '{' '\n' | grep -c '"url":')))
+  fi
+  if ! write_down "$name" "$events" "$count" "$bytes" "$adler" "" "$3" "$list" "$(plain_text 200 "$(reported software)")" \
+    "$(all_reported merged_input)"; then
     report "$EXIT_NOT_FETCHED" reason 'the disk of this node is full' || return "$EXIT_LATER"
     return "$EXIT_NODE_FAULT"
   fi
@@ -177,7 +215,7 @@ leave_failure() {
 # Arguments: exit code to report, name of the tarball, slice, reason
 finish_failure() {
   leave_failure "failed_$2" "$3"
-  report "$1" output_url "$output_url" reason "$4" || return "$EXIT_LATER"
+  report "$1" output_url "$output_url" reason "$4" bad_inputs "$(reported bad_inputs)" || return "$EXIT_LATER"
   # Which codes are faults of the node, the project says.
   [[ "$answer" != node-fault ]] || return "$EXIT_NODE_FAULT"
   [[ "$answer" != refused && "$http_status" != 400 ]] || return "$EXIT_REFUSED"

@@ -1,6 +1,8 @@
 # shellcheck shell=bash
 # --- the server --------------------------------------------------------------------------------------------------
 
+readonly EXEC_VERSION=0.10.0
+
 http_status=000 # of the last answer; 000 = no valid answer
 answer=""       # its Osgprod-Status
 head=""         # its head
@@ -104,9 +106,11 @@ persistent_request() {
 
 # Asks for a work script until there is one or nothing to wait for. Sets answer: assigned, or why there is none.
 checkout() {
-  local deadline=$((SECONDS + MAX_WAIT_S)) retry_s
+  local deadline=$((SECONDS + MAX_WAIT_S)) retry_s image
+  # What surrounds this script, else what will surround the work.
+  image="$(plain_text 200 "${APPTAINER_CONTAINER:-${SINGULARITY_CONTAINER:-${OSGPROD_CONTAINER:-}}}")"
   while true; do
-    persistent_request workscript.bash cpus "$1" || die "$EXIT_LATER" "the server gives no work script: $body"
+    persistent_request workscript.bash cpus "$1" exec_version "$EXEC_VERSION" image "$image" || die "$EXIT_LATER" "the server gives no work script: $body"
     [[ "$http_status" == 200 ]] || die "$EXIT_REFUSED" "refused with status $http_status: $body"
     [[ "$answer" == wait ]] || return 0
     retry_s="$(header_of Retry-After "$head")"

@@ -51,6 +51,7 @@ run_work() {
   local own="$scratch/work/.osgprod"
   mkdir -p "$own"
   mv "$scratch/script" "$own/script"
+  touch "$own/lease" # renewed just now; a merge script looks at its age
   [[ -z "${OSGPROD_CONTAINER:-}" ]] || copy_credentials "$own"
   set -m
   (
@@ -126,6 +127,7 @@ send_heartbeats() {
     left_s="$interval_s"
     [[ -z "${OSGPROD_CONTAINER:-}" || -e "$scratch/delivering" ]] || copy_credentials "$own"
     request workscript.ping bytes "$(folder_bytes "$scratch/work")" cpu "$(cpu_seconds "$work_group")"
+    [[ "$answer" != alive ]] || touch "$own/lease" 2>/dev/null || true
     if [[ "$http_status" == 409 && "$answer" != error ]]; then
       log "stopping the work: $body"
       trap '' TERM # the end of the work must not hide why
@@ -152,10 +154,15 @@ stop_heartbeats() {
 # of the work script in front.
 last_words() {
   plain_text 120 "$(tail -c 10000 "$scratch/work.log" 2>/dev/null | tr -d '\000\r' |
-    sed -e '/^[[:space:]]*$/d' -e 's/^[0-9TZ:-]* osgprod_work: //' | tail -n 1)"
+    sed -e '/^[[:space:]]*$/d' -e 's/^[0-9TZ:-]* osgprod_[a-z]*: //' | tail -n 1)"
+}
+
+# Prints the values of all lines NAME=VALUE of the work's report, a line each. Argument: name
+all_reported() {
+  sed -n "s/^$1=//p" "$scratch/work/.osgprod/report.txt" 2>/dev/null | tr -d '\000'
 }
 
 # Prints the value of the last line NAME=VALUE of the work's report. Argument: name
 reported() {
-  sed -n "s/^$1=//p" "$scratch/work/.osgprod/report.txt" 2>/dev/null | tr -d '\000' | tail -n 1
+  all_reported "$1" | tail -n 1
 }

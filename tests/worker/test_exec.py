@@ -847,7 +847,7 @@ def test_empty_path_and_no_home(node: Node, path: str | None) -> None:
 
 def test_clock_plays_no_part(node: Node, folder: Path) -> None:
     """The scripts ask the clock for the log alone, and a clock that fails fails nothing."""
-    for script in ("condor/osgprod_exec.sh", "worker/osgprod_work.bash"):
+    for script in SHIPPED:
         text = (CHECKOUT / script).read_text()
         assert text.count("date -u") == 1
         assert not any(
@@ -1020,6 +1020,7 @@ def test_magic_goes_before_a_token(node: Node, site: Site, tokens: dict[str, str
 
 # --- what stock nodes have -----------------------------------------------------------------------------------
 
+SHIPPED = ("condor/osgprod_exec.sh", "worker/osgprod_work.bash", "worker/osgprod_merge.bash")
 # curl 7.29 (CentOS 7), of the options that are of use here.
 CURL_OPTIONS = {
     *("-q", "-g", "-s", "-S", "-sS", "-f", "-L", "-I", "-K", "-D", "-o", "-w", "-r", "-T", "-X", "-H"),
@@ -1042,7 +1043,7 @@ NEWER_THAN_BASH_4_2 = {
 
 
 def test_curl_gets_only_options_that_centos_7_knows() -> None:
-    for script in ("condor/osgprod_exec.sh", "worker/osgprod_work.bash"):
+    for script in SHIPPED:
         text = (CHECKOUT / script).read_text()
         calls = re.findall(
             r"(?:\bcurl -|curl_storage |CURL\[@\]\}\"|CURL=\(curl )(?:[^\n]*\\\n)*[^\n]*", text
@@ -1055,7 +1056,7 @@ def test_curl_gets_only_options_that_centos_7_knows() -> None:
 
 
 def test_scripts_use_what_bash_4_2_has() -> None:
-    for script in ("condor/osgprod_exec.sh", "worker/osgprod_work.bash"):
+    for script in SHIPPED:
         for number, line in enumerate((CHECKOUT / script).read_text().splitlines(), 1):
             code = re.sub(r"(^|\s)#.*", "", line)
             for pattern, name in NEWER_THAN_BASH_4_2.items():
@@ -1066,6 +1067,19 @@ def test_scripts_use_what_bash_4_2_has() -> None:
     plain = re.findall(r'(?<!\+)"\$\{(\w+)\[@\]\}"', (CHECKOUT / "worker/osgprod_work.bash").read_text())
     ours = {"CURL", "reconstruction", "inputs", "doors", "urls", "caches"}
     assert set(plain) == {*ours, "osgprod_pieces", "osgprod_source_urls"}
+    plain = re.findall(r'(?<!\+)"\$\{(\w+)\[@\]\}"', (CHECKOUT / "worker/osgprod_merge.bash").read_text())
+    ours = {
+        "CURL",
+        "inputs",
+        "doors",
+        "urls",
+        "caches",
+        "names",
+        "merge_kinds",
+        "hadd_command",
+        "hddmcat_command",
+    }
+    assert set(plain) == {*ours, "osgprod_pieces", "osgprod_source_urls", "osgprod_inputs"}
 
 
 def test_settings_of_the_exec_script_are_told_in_its_head() -> None:

@@ -9,9 +9,9 @@ import pytest
 
 from tests.support import CHECKOUT
 
-SHIPPED = ("condor/osgprod_exec.sh", "worker/osgprod_work.bash")
-SHARED = ("shell", "log", "settings", "text", "backoff", "url", "token", "http")
-EXEC = ("process", "server", "work", "outputs", "storage", "finish")
+SHIPPED = ("condor/osgprod_exec.sh", "worker/osgprod_work.bash", "worker/osgprod_merge.bash")
+SHARED = ("shell", "log", "settings", "text", "backoff", "url", "token", "http", "adler32")
+EXEC = ("process", "server", "work", "outputs", "storage", "deliver", "finish")
 
 
 def bash(script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

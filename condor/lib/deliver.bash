@@ -1,0 +1,64 @@
+# shellcheck shell=bash
+# --- delivery ----------------------------------------------------------------------------------------------------
+
+# Delivers a file: sends it under a name that nobody else uses, looks whether it arrived whole, and renames it. A killed
+# upload leaves a name that ends in .part. Sets output_url when the file is where it belongs.
+# Arguments: kind, URL, file, size [bytes], adler32, unique word of this start, number of the attempt
+deliver() {
+  local kind="$1" url="$2" file="$3" bytes="$4" adler="$5" word="$6" try="$7" part="$2.$6.$7.part" error
+  storage_error="" captured=""
+  if [[ "$kind" != pelican ]]; then
+    if ! storage "send_$kind" "$file" "$part" || ! has_arrived "$kind" "$part" "$bytes" "$adler" "$LOOKS"; then
+      error="$storage_error"
+      # An earlier attempt may have arrived after all.
+      if ((try > 1)) && has_arrived "$kind" "$url" "$bytes" "$adler" 1; then
+        output_url="$url"
+        return 0
+      fi
+      storage "remove_$kind" "$part" || true
+      storage_error="$error"
+      return 1
+    fi
+    storage "move_$kind" "$part" "$url" || log "$url: renaming failed: $storage_error"
+    if has_arrived "$kind" "$url" "$bytes" "$adler" "$LOOKS"; then
+      output_url="$url"
+      return 0
+    fi
+    storage "remove_$kind" "$part" || true
+  fi
+  # Storage that can't rename: a new name for each attempt, since half an object may stay that can't be replaced.
+  [[ "$try" == 1 && -z "$captured" ]] || url="${url%.tar.gz}.$word.$try.tar.gz"
+  storage "send_$kind" "$file" "$url" && has_arrived "$kind" "$url" "$bytes" "$adler" "$LOOKS" || return 1
+  output_url="$url"
+}
+
+# Delivers a tarball to OSGPROD_OUTPUT_URL, in several attempts; without that setting it stays here. Sets output_url.
+# Arguments: tarball, name there, size [bytes], adler32, greatest number of attempts
+send_outputs() {
+  local file="$1" bytes="$3" adler="$4" tries="$5" url="${OSGPROD_OUTPUT_URL:-}" kind try word="${scratch##*.}"
+  [[ -n "$url" ]] || return 0
+  url="${url%/}/$2"
+  kind="$(storage_kind "$url")"
+  find_token
+  # Numbered by start, no job has this name but this one: unless there are two access points, or an older database.
+  if has_arrived "$kind" "$url" "$bytes" "$adler" 1; then
+    output_url="$url" # by an earlier start, which was killed before its report
+    return 0
+  fi
+  if [[ -n "$captured" ]]; then
+    url="${url%.tar.gz}.$word.tar.gz"
+  fi
+  for ((try = 1; try <= tries; try++)); do
+    ! deliver "$kind" "$url" "$file" "$bytes" "$adler" "$word" "$try" || return 0
+    log "outputs not delivered to $url (attempt $try of $tries): $storage_error"
+    # A refusal is looked at once more: an overloaded server may refuse, a token may be renewed.
+    ! is_refusal "$storage_error" || ((tries <= try + 1)) || tries=$((try + 1))
+    ((try == tries)) || pause "$(backoff "$try" "$BACKOFF_MS")"
+  done
+  return 1
+}
+
+# Removes a delivered file that doesn't count. Argument: URL, or nothing
+unsend() {
+  [[ -z "$1" ]] || storage "remove_$(storage_kind "$1")" "$1" || log "$1 does not count, and stays: $storage_error"
+}

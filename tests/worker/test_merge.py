@@ -1,0 +1,726 @@
+"""The merge script delivers one whole file of each kind, or names what is in its way."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shlex
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import tarfile
+import time
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy
+import pytest
+import uproot
+
+from shim.evio.writer import BEGIN_OF_RUN, PHYSICS, bank, block, file_of_records, record, write_file
+from tests.support import CHECKOUT
+from tests.worker.conftest import kill
+from tests.worker.site import Site
+
+SCRIPT = CHECKOUT / "worker" / "osgprod_merge.bash"
+PROGRAM = CHECKOUT / "worker" / "merge_files.py"
+BAD_INPUTS, NOT_MERGED, NOT_DELIVERED, NODE_FAULT, NO_PROGRAM, MISCONFIGURED = 65, 66, 74, 75, 127, 40
+SLICES = ((0, 3), (3, 6), (6, 8))
+HDDM = b'<HDDM class="s" version="1.0">\n  <event/>\n</HDDM>\n'
+NAMES = {
+    "dana_rest": "dana_rest_001234_005.hddm",
+    "hd_root": "hd_root_001234_005.root",
+    "job_info": "job_info_001234_005.tgz",
+    "sync": "sync_001234_005.evio",
+}
+
+
+# --- what slices leave ---------------------------------------------------------------------------------------
+
+
+def root_file(path: Path, first: int, count: int) -> None:
+    with uproot.recreate(path) as file:
+        file.mktree("events", {"number": "int32"})
+        file["events"].extend({"number": numpy.arange(first, first + count, dtype="int32")})
+        file["folder/h"] = numpy.histogram(numpy.arange(count), bins=4, range=(0, 40))
+
+
+def hddm_file(numbers: range) -> bytes:
+    records = [struct.pack(">3I", 8, number, number * 7) for number in numbers]
+    return HDDM + b"".join(records)
+
+
+def skim(numbers: range, *, order: str = "big") -> bytes:
+    """An EVIO file as a skim of a slice is: begin-of-run record, events, trailer."""
+    begin = bank(BEGIN_OF_RUN, [7, 8, 9], order)
+    events = [bank(PHYSICS, [number, 1, 2], order) for number in numbers]
+    return block(1, [begin], order) + block(2, events, order) + block(3, [], order, 1 << 9)
+
+
+def numbers_of(evio: bytes) -> list[int]:
+    """The numbers of the physics events, as the demo's strict reader finds them."""
+    sys.path.insert(0, str(CHECKOUT / "worker"))
+    try:
+        import demo_recon
+    finally:
+        sys.path.pop(0)
+    return [payload[0] for tag, payload in demo_recon.events(evio) if tag == PHYSICS]
+
+
+def tarball(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(f"./{name}")
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def contents(folder: Path, slice_: tuple[int, int]) -> dict[str, bytes]:
+    """What a slice of 10 events a block leaves."""
+    numbers = range(10 * slice_[0], 10 * slice_[1])
+    root_file(folder / "t.root", numbers[0], len(numbers))
+    files = {
+        "hd_root.root": (folder / "t.root").read_bytes(),
+        "dana_rest.hddm": hddm_file(numbers),
+        "osgprod_work.log": f"blocks {slice_}\n".encode(),
+    }
+    if slice_ != (3, 6):
+        files[f"hd_rawdata_001234_005+{slice_[0]},{slice_[1]}.sync.evio"] = skim(numbers)
+    return files
+
+
+# --- a merge -------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Merge:
+    """The merge of three slices, whose tarballs are at a site; the script is filled as the server fills it."""
+
+    folder: Path
+    site: Site
+    inputs: list[str] = field(default_factory=list)
+    variables: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
+    table: str = ""
+
+    def __post_init__(self) -> None:
+        programs = self.folder / "programs"
+        programs.mkdir()
+        for name in ("hadd", "hddmcat"):
+            command = f'exec {sys.executable} {CHECKOUT}/tests/worker/{name}.py "$@"'
+            self.program(name, command)
+        self.program("python3", f'exec {sys.executable} "$@"')  # has uproot
+        self.environment = {
+            "PATH": f"{programs}:/usr/bin:/bin",
+            "OSGPROD_BACKOFF_MS": "1",
+            "OSGPROD_TRIES": "3",
+        }
+        self.variables = {
+            "osgprod_task": "merge",
+            "osgprod_run": "1234",
+            "osgprod_seqno": "5",
+            "osgprod_merge_output_url": f"{self.site.url}/merged/{{kind}}",
+            "osgprod_merge_cleanup": "keep",
+            "osgprod_token": "0123456789abcdef",
+            "osgprod_lease_s": "60",
+        }
+
+    def program(self, name: str, text: str) -> None:
+        path = self.folder / "programs" / name
+        path.write_text(f"#!/bin/bash\n{text}\n")
+        path.chmod(0o755)
+
+    def add(self, slice_: tuple[int, int], content: bytes) -> None:
+        path = f"/out/job_7_{len(self.inputs)}.tar.gz"
+        self.site.files[path] = content
+        adler = f"{zlib.adler32(content):08x}"
+        self.inputs.append(f"{self.site.url}{path} {len(content)} {adler} {slice_[0]} {slice_[1]}")
+
+    def local(self) -> None:
+        """The same inputs as files."""
+        for n, line in enumerate(self.inputs):
+            url, rest = line.split(" ", 1)
+            path = self.folder / url.rpartition("/")[2]
+            path.write_bytes(self.site.files[url.removeprefix(self.site.url)])
+            self.inputs[n] = f"file://{path} {rest}"
+
+    def start(self) -> subprocess.Popen[str]:
+        values = {name: shlex.quote(value) for name, value in self.variables.items()}
+        values["osgprod_inputs"] = "(\n" + "".join(f" {shlex.quote(line)}\n" for line in self.inputs) + ")"
+        lines = []
+        for line in SCRIPT.read_text().splitlines():
+            lines.append(line)
+            name = line[1:].partition("=")[0]
+            if line.startswith("#osgprod_") and name in values:
+                lines.append(f"{name}={values[name]}")
+            if line == ")" and "merge_kinds=(" in lines and self.table:
+                lines.append(f"merge_kinds=(\n{self.table}\n)")
+                self.table = ""
+        work = self.folder / "work"
+        work.mkdir(exist_ok=True)
+        own = self.folder / "own"
+        own.mkdir(exist_ok=True)
+        (own / "report.txt").unlink(missing_ok=True)
+        (self.folder / "script").write_text("\n".join(lines) + "\n")
+        return subprocess.Popen(
+            ["/bin/bash", str(self.folder / "script")],
+            cwd=work,
+            env={**self.environment, "OSGPROD_REPORT": str(own / "report.txt")},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self) -> tuple[int, str]:
+        """Returns exit code and log. Nothing that the script made stays in the folder."""
+        job = self.start()
+        log, _ = job.communicate(timeout=60)
+        assert list((self.folder / "work").iterdir()) == [], log
+        assert "unbound variable" not in log
+        return job.returncode, log
+
+    def reported(self, name: str) -> str | None:
+        path = self.folder / "own" / "report.txt"
+        lines = path.read_text().splitlines() if path.exists() else []
+        found = [line.partition("=")[2] for line in lines if line.startswith(f"{name}=")]
+        return found[-1] if found else None
+
+    def delivered(self) -> dict[str, bytes]:
+        """The files below /merged, by name."""
+        return {
+            path.removeprefix("/merged/"): content
+            for path, content in self.site.files.items()
+            if path.startswith("/merged/")
+        }
+
+    def outputs(self) -> dict[str, dict[str, object]]:
+        return {entry["kind"]: entry for entry in json.loads(self.reported("outputs_list") or "[]")}
+
+
+@pytest.fixture
+def merge(folder: Path, site: Site) -> Merge:
+    merge = Merge(folder, site)
+    for slice_ in SLICES:
+        merge.add(slice_, tarball(contents(folder, slice_)))
+    return merge
+
+
+def check_delivered(merge: Merge) -> None:
+    """Every merged file is whole, holds every event once and in order, and is on the list."""
+    delivered, outputs = merge.delivered(), merge.outputs()
+    assert set(delivered) == {f"{kind}/{name}" for kind, name in NAMES.items()}
+    for kind, name in NAMES.items():
+        content, entry = delivered[f"{kind}/{name}"], outputs[kind]
+        assert entry["url"] == f"{merge.site.url}/merged/{kind}/{name}"
+        assert (entry["bytes"], entry["adler32"]) == (len(content), f"{zlib.adler32(content):08x}")
+    assert delivered[f"dana_rest/{NAMES['dana_rest']}"] == hddm_file(range(80))
+    in_order = [*range(30), *range(60, 80)]
+    assert numbers_of(delivered[f"sync/{NAMES['sync']}"]) == in_order
+    root = merge.folder / "merged.root"
+    root.write_bytes(delivered[f"hd_root/{NAMES['hd_root']}"])
+    with uproot.open(root) as file:
+        assert file["events"]["number"].array(library="np").tolist() == list(range(80))
+        assert file["folder/h"].to_numpy()[0].sum() == 80
+    with tarfile.open(fileobj=io.BytesIO(delivered[f"job_info/{NAMES['job_info']}"])) as archive:
+        assert archive.getnames() == [f"{b1},{b2}/osgprod_work.log" for b1, b2 in SLICES]
+    assert {kind: entry.get("events") for kind, entry in outputs.items()} == {
+        "dana_rest": 80,
+        "hd_root": 80,
+        "job_info": None,
+        "sync": 51,
+    }
+
+
+def test_each_kind_is_merged_with_every_event_once_and_delivered(merge: Merge) -> None:
+    code, log = merge.run()
+    assert code == 0, log
+    check_delivered(merge)
+
+
+def test_inputs_and_merged_files_may_be_on_a_disk(merge: Merge) -> None:
+    merge.local()
+    merge.variables["osgprod_merge_output_url"] = f"file://{merge.folder}/merged/{{kind}}"
+    code, log = merge.run()
+    assert code == 0, log
+    for kind, name in NAMES.items():
+        entry, path = merge.outputs()[kind], merge.folder / "merged" / kind / name
+        assert (entry["url"], entry["bytes"]) == (f"file://{path}", path.stat().st_size)
+
+
+def test_a_whole_run_has_names_without_a_file_number(merge: Merge) -> None:
+    merge.variables["osgprod_seqno"] = ""
+    assert merge.run()[0] == 0
+    assert {path.rpartition("/")[2] for path in merge.delivered()} == {
+        name.replace("_005", "") for name in NAMES.values()
+    }
+
+
+def test_fetch_goes_on_where_a_transfer_broke_off(merge: Merge) -> None:
+    merge.site.faults = ["close", 503, "short"]
+    code, log = merge.run()
+    assert code == 0, log
+    check_delivered(merge)
+
+
+def test_wrong_bytes_from_a_cache_are_fetched_again(merge: Merge) -> None:
+    merge.site.faults = ["zeros"]
+    code, log = merge.run()
+    assert code == 0, log
+    check_delivered(merge)
+
+
+def test_bytes_that_stay_wrong_on_the_way_are_the_nodes_fault(merge: Merge) -> None:
+    merge.site.faults = ["zeros", "zeros"]
+    code, log = merge.run()
+    assert (code, merge.reported("bad_inputs")) == (NODE_FAULT, None), log
+
+
+# --- bad inputs ----------------------------------------------------------------------------------------------
+
+
+def deleted(content: bytes) -> bytes | None:
+    return None
+
+
+def truncated(content: bytes) -> bytes | None:
+    return content[: len(content) // 2]
+
+
+def flipped(content: bytes) -> bytes | None:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+@pytest.mark.parametrize("has_checksums", [True, False])
+@pytest.mark.parametrize("damage", [deleted, truncated, flipped])
+def test_input_that_does_not_fit_its_record_is_named_and_nothing_is_delivered(
+    merge: Merge, damage: Callable[[bytes], bytes | None], has_checksums: bool
+) -> None:
+    merge.site.has_checksums = has_checksums
+    good = merge.site.files.pop("/out/job_7_1.tar.gz")
+    content = damage(good)
+    if content is not None:
+        merge.site.files["/out/job_7_1.tar.gz"] = content
+    code, log = merge.run()
+    assert (code, merge.reported("bad_inputs")) == (BAD_INPUTS, "3,6"), log
+    assert merge.delivered() == {}
+    merge.site.files["/out/job_7_1.tar.gz"] = good  # the slice was processed again
+    code, log = merge.run()
+    assert code == 0, log
+    check_delivered(merge)
+
+
+@pytest.mark.parametrize("damage", [deleted, truncated, flipped])
+def test_bad_input_on_a_disk_is_named(merge: Merge, damage: Callable[[bytes], bytes | None]) -> None:
+    merge.local()
+    path = merge.folder / "job_7_2.tar.gz"
+    content = damage(path.read_bytes())
+    path.unlink() if content is None else path.write_bytes(content)
+    code, log = merge.run()
+    assert (code, merge.reported("bad_inputs")) == (BAD_INPUTS, "6,8"), log
+
+
+def test_all_bad_inputs_are_named_at_once(merge: Merge) -> None:
+    del merge.site.files["/out/job_7_0.tar.gz"]
+    merge.site.files["/out/job_7_2.tar.gz"] = flipped(merge.site.files["/out/job_7_2.tar.gz"]) or b""
+    code, log = merge.run()
+    assert (code, merge.reported("bad_inputs")) == (BAD_INPUTS, "0,3:6,8"), log
+
+
+def test_storage_that_has_lost_everything_is_the_nodes_fault_first(merge: Merge) -> None:
+    for n in range(3):
+        del merge.site.files[f"/out/job_7_{n}.tar.gz"]
+    code, log = merge.run()
+    assert (code, merge.reported("bad_inputs")) == (NODE_FAULT, None), log
+    assert "is the storage away?" in log.splitlines()[-1]
+
+
+def test_node_without_the_folder_of_the_inputs_blames_no_input(merge: Merge) -> None:
+    merge.inputs[0] = f"file:///nonexistent/job.tar.gz {merge.inputs[0].split(' ', 1)[1]}"
+    code, log = merge.run()
+    assert (code, merge.reported("bad_inputs")) == (NODE_FAULT, None), log
+
+
+@pytest.mark.parametrize("status", [403, 503])
+def test_storage_that_is_away_blames_no_input(merge: Merge, status: int) -> None:
+    merge.site.faults = [status] * 40
+    code, log = merge.run()
+    assert (code, merge.reported("bad_inputs")) == (NODE_FAULT, None), log
+
+
+def test_input_without_a_checksum_on_record_is_merged(merge: Merge) -> None:
+    merge.inputs = [" ".join([line.split()[0], "-", "-", *line.split()[3:]]) for line in merge.inputs]
+    code, log = merge.run()
+    assert code == 0, log
+    check_delivered(merge)
+
+
+def replace(merge: Merge, n: int, files: dict[str, bytes]) -> None:
+    """The tarball is as its slice left it, and fits its record; what is in it is bad."""
+    content = tarball(files)
+    merge.site.files[f"/out/job_7_{n}.tar.gz"] = content
+    url, _, _, *blocks = merge.inputs[n].split()
+    merge.inputs[n] = " ".join([url, str(len(content)), f"{zlib.adler32(content):08x}", *blocks])
+
+
+@pytest.mark.parametrize("name", ["hd_root.root", "dana_rest.hddm", "hd_rawdata_001234_005+0,3.sync.evio"])
+@pytest.mark.parametrize("damage", ["cut", "missing", "zeros"])
+def test_slice_with_a_damaged_file_is_named(merge: Merge, name: str, damage: str) -> None:
+    files = contents(merge.folder, (0, 3))
+    content = files.pop(name)
+    if damage != "missing":
+        files[name] = content[:-9] if damage == "cut" else bytes(len(content))
+    replace(merge, 0, files)
+    code, log = merge.run()
+    if damage == "missing" and name.endswith("evio"):
+        assert code == 0, "slices may lack sync events"
+        return
+    assert (code, merge.reported("bad_inputs")) == (BAD_INPUTS, "0,3"), log
+    assert merge.delivered() == {}
+
+
+def test_tarball_that_is_none_is_named(merge: Merge) -> None:
+    content = b"no tarball"
+    merge.site.files["/out/job_7_0.tar.gz"] = content
+    url, _, _, *blocks = merge.inputs[0].split()
+    merge.inputs[0] = " ".join([url, str(len(content)), f"{zlib.adler32(content):08x}", *blocks])
+    code, log = merge.run()
+    assert (code, merge.reported("bad_inputs")) == (BAD_INPUTS, "0,3"), log
+
+
+def test_tarball_writes_nothing_outside_of_its_folder(merge: Merge) -> None:
+    replace(merge, 0, {**contents(merge.folder, (0, 3)), "../../../../evil": b"x"})
+    code, log = merge.run()
+    assert (code, merge.reported("bad_inputs")) == (BAD_INPUTS, "0,3"), log
+    assert not list(merge.folder.glob("evil"))
+
+
+# --- programs ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["hadd", "hddmcat", "python3"])
+def test_missing_program_is_a_fault_of_the_node_with_its_own_code(merge: Merge, name: str) -> None:
+    (merge.folder / "programs" / name).unlink()
+    if name == "python3":  # the system may have one
+        name = merge.environment["OSGPROD_PYTHON"] = "python3-of-nobody"
+    code, log = merge.run()
+    assert code == NO_PROGRAM, log
+    assert log.splitlines()[-1].endswith(f"{name} is not on this node")
+    assert merge.delivered() == {}
+
+
+@pytest.mark.parametrize(
+    "fault, code, bad, words",
+    [
+        ("HADD_FAULT=drop", NOT_MERGED, None, "has 60 entries in events, its inputs have 80"),
+        ("HADD_FAULT=cut", NOT_MERGED, None, "no whole ROOT file"),
+        ("HADD_FAULT=nothing", NOT_MERGED, None, "no whole ROOT file"),
+        ("HADD_FAULT=fail", BAD_INPUTS, "3,6", "3,6"),
+        ("HDDMCAT_FAULT=drop", NOT_MERGED, None, "is not what it must be"),
+    ],
+)
+def test_result_that_lacks_something_is_not_delivered(
+    merge: Merge, fault: str, code: int, bad: str | None, words: str
+) -> None:
+    merge.environment.update([fault.split("=")])
+    done, log = merge.run()
+    assert (done, merge.reported("bad_inputs")) == (code, bad), log
+    assert words in log.splitlines()[-1]
+    assert merge.delivered() == {}
+
+
+def test_table_says_how_kinds_are_named_and_merged(merge: Merge) -> None:
+    merge.table = (
+        "'all_root *.root root {run}-{kind}.root must'\n'{stem} *.sync.evio tar x.{run}.tgz some'\n"
+        "'text *.log cat {kind}.{seqno}.txt all'\n'rest * tar rest.tar.gz some'"
+    )
+    code, log = merge.run()
+    assert code == 0, log
+    delivered = merge.delivered()
+    assert set(delivered) == {
+        *("all_root/001234-all_root.root", "sync/x.001234.tgz", "text/text.005.txt", "rest/rest.tar.gz")
+    }
+    assert delivered["text/text.005.txt"].decode() == "".join(f"blocks {slice_}\n" for slice_ in SLICES)
+
+
+@pytest.mark.parametrize(
+    "table, words",
+    [
+        ("'a * paste a.txt some'", "merge_kinds has a line that is none: a * paste"),
+        ("'a *.root tar x all'\n'b * tar x all'", "gives the name x to two kinds"),
+        ("'a *.root tar x all'\n'a * cat y all'", "merges a in two ways"),
+    ],
+)
+def test_table_that_is_wrong_is_named(merge: Merge, table: str, words: str) -> None:
+    merge.table = table
+    code, log = merge.run()
+    assert code == MISCONFIGURED, log
+    assert words in (merge.reported("misconfigured") or "")
+
+
+def test_kind_that_no_slice_has_but_each_must_have_is_named(merge: Merge) -> None:
+    merge.table = "'calib calib.root root c.root must'\n'rest * tar rest.tgz some'"
+    code, log = merge.run()
+    assert (code, merge.reported("bad_inputs")) == (NOT_MERGED, None), log
+    assert "no slice has a file of the kind calib" in log.splitlines()[-1]
+
+
+# --- delivery ------------------------------------------------------------------------------------------------
+
+
+def test_uploads_that_fail_are_repeated(merge: Merge) -> None:
+    merge.local()
+    merge.site.faults = ["abort", 503, None, "truncate", "corrupt"]
+    code, log = merge.run()
+    assert code == 0, log
+    check_delivered(merge)
+
+
+def test_storage_that_can_not_rename_gets_whole_files_under_their_names(merge: Merge) -> None:
+    merge.site.can_rename = False
+    code, log = merge.run()
+    assert code == 0, log
+    check_delivered(merge)
+
+
+def test_what_can_not_be_delivered_is_no_success(merge: Merge) -> None:
+    merge.local()
+    merge.site.faults = [503] * 100
+    code, log = merge.run()
+    assert (code, merge.reported("outputs_list")) == (NOT_DELIVERED, None), log
+    assert merge.delivered() == {}
+
+
+def test_file_that_an_earlier_attempt_left_is_replaced(merge: Merge) -> None:
+    merge.site.files[f"/merged/hd_root/{NAMES['hd_root']}"] = b"of an earlier attempt"
+    code, log = merge.run()
+    assert code == 0, log
+    check_delivered(merge)
+
+
+def test_nothing_is_replaced_once_the_lease_may_have_ended(merge: Merge) -> None:
+    """Another job may have merged the same, and reported what lies there."""
+    name = f"/merged/hd_root/{NAMES['hd_root']}"
+    merge.site.files[name] = b"of another job"
+    (merge.folder / "own").mkdir()
+    lease = merge.folder / "own" / "lease"
+    lease.touch()
+    long_ago = time.time() - 61
+    os.utime(lease, (long_ago, long_ago))
+    code, log = merge.run()
+    assert code == NODE_FAULT, log
+    assert merge.site.files[name] == b"of another job"
+
+
+def test_without_a_place_for_merged_files_the_setting_is_named(merge: Merge) -> None:
+    merge.variables["osgprod_merge_output_url"] = ""
+    code, log = merge.run()
+    assert code == MISCONFIGURED
+    assert "merge_output_url" in (merge.reported("misconfigured") or ""), log
+    merge.environment["OSGPROD_OUTPUT_URL"] = f"{merge.site.url}/merged"
+    code, log = merge.run()
+    assert code == 0, log
+    assert set(merge.delivered()) == set(NAMES.values())
+
+
+@pytest.mark.parametrize("cleanup", ["keep", "delete"])
+def test_inputs_are_kept_until_the_report_and_named_for_removal_only_if_wanted(
+    merge: Merge, cleanup: str
+) -> None:
+    merge.variables["osgprod_merge_cleanup"] = cleanup
+    assert merge.run()[0] == 0
+    assert {f"/out/job_7_{n}.tar.gz" for n in range(3)} <= set(merge.site.files)
+    text = (merge.folder / "own" / "report.txt").read_text()
+    named = [line.partition("=")[2] for line in text.splitlines() if line.startswith("merged_input=")]
+    wanted = [" ".join(line.split()[:3]) for line in merge.inputs] if cleanup == "delete" else []
+    assert named == wanted
+
+
+# --- kills ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("moment", (1, 2, 3, 4, 5, 6, 7))
+def test_merge_that_is_killed_at_any_request_is_done_by_the_next_attempt(merge: Merge, moment: int) -> None:
+    before = len(merge.site.seen)
+    job = merge.start()
+    while len(merge.site.seen) < before + 3 * moment and job.poll() is None:
+        time.sleep(0.001)
+    kill(job.pid)
+    job.communicate()
+    shutil.rmtree(merge.folder / "work")
+    merge.variables["osgprod_token"] = "fedcba9876543210"
+    code, log = merge.run()
+    assert code == 0, log
+    for path in [path for path in merge.site.files if path.endswith(".part")]:
+        del merge.site.files[path]  # what the killed one left
+    check_delivered(merge)
+
+
+def test_end_of_its_process_group_ends_all_that_it_started(merge: Merge) -> None:
+    """This is how osgprod_exec.sh ends the work."""
+    merge.program("hadd", "exec sleep 600")
+    job = merge.start()
+    while not any("sleep" in text for text in _living(job.pid)):
+        assert job.poll() is None
+        time.sleep(0.01)
+    os.killpg(job.pid, signal.SIGTERM)
+    job.communicate(timeout=20)
+    assert _living(job.pid) == []
+
+
+def _living(session: int) -> list[str]:
+    from tests.worker.conftest import living
+
+    return list(living(session).values())
+
+
+# --- EVIO ----------------------------------------------------------------------------------------------------
+
+
+def join(folder: Path, *files: bytes) -> tuple[int, str, bytes]:
+    """Returns the exit code, what was printed, and the joined file."""
+    for n, content in enumerate(files):
+        (folder / str(n)).write_bytes(content)
+    output = folder / "joined"
+    output.unlink(missing_ok=True)
+    done = subprocess.run(
+        [
+            "/usr/bin/env",
+            "python3",
+            str(PROGRAM),
+            "evio",
+            str(output),
+            *[str(folder / str(n)) for n in range(len(files))],
+        ],
+        capture_output=True,
+        text=True,
+    )
+    content = output.read_bytes() if output.exists() else b""
+    return done.returncode, (done.stdout + done.stderr).strip(), content
+
+
+def headers(content: bytes, order: str = ">") -> list[tuple[int, ...]]:
+    offset, found = 0, []
+    while offset < len(content):
+        found.append(struct.unpack_from(order + "8I", content, offset))
+        offset += 4 * found[-1][0]
+    return found
+
+
+@pytest.mark.parametrize("order", ["big", "little"])
+def test_joined_file_is_numbered_from_one_and_ends_in_one_trailer(folder: Path, order: str) -> None:
+    code, _, joined = join(folder, *[skim(range(n, n + 5), order=order) for n in (0, 5, 10)])
+    assert code == 0
+    assert numbers_of(joined) == list(range(15))
+    found = headers(joined, ">" if order == "big" else "<")
+    assert [words[1] for words in found] == list(range(1, len(found) + 1))
+    assert [bool(words[5] & 1 << 9) for words in found] == [False] * (len(found) - 1) + [True]
+    assert [words[3] for words in found] == [1, 5, 5, 5, 0]
+
+
+def test_begin_of_run_record_that_differs_is_kept(folder: Path) -> None:
+    other = block(1, [bank(BEGIN_OF_RUN, [1])]) + block(2, [bank(PHYSICS, [5])]) + block(3, [], "big", 1 << 9)
+    code, said, joined = join(folder, skim(range(5)), other)
+    assert (code, said) == (0, "8")
+    assert [words[3] for words in headers(joined)] == [1, 5, 1, 1, 0]
+
+
+def test_run_control_in_the_block_of_physics_is_left_out_of_that_block(folder: Path) -> None:
+    begin = bank(BEGIN_OF_RUN, [7, 8, 9])
+    mixed = block(1, [begin, bank(PHYSICS, [5, 0])]) + block(2, [], "big", 1 << 9)
+    code, said, joined = join(folder, skim(range(5)), mixed, mixed)
+    assert (code, said.splitlines()[0]) == (0, "8")
+    assert numbers_of(joined) == [0, 1, 2, 3, 4, 5, 5]
+
+
+@pytest.mark.parametrize(
+    "shape", [{"trailer": False}, {"dictionary": True}, {"first_file": True}, {"trailer_bit": False}]
+)
+def test_files_of_any_shape_are_joined(folder: Path, shape: dict[str, bool]) -> None:
+    files = []
+    for n in range(3):
+        write_file(folder / "x.evio", 4, 3, first_event=1 + 12 * n, **shape)
+        files.append((folder / "x.evio").read_bytes())
+    code, said, joined = join(folder, *files)
+    assert code == 0, said
+    assert numbers_of(joined) == list(range(1, 37))
+
+
+@pytest.mark.parametrize("is_compressed", [False, True])
+def test_records_of_version_6_are_joined_as_they_are(folder: Path, is_compressed: bool) -> None:
+    first = bank(BEGIN_OF_RUN, [7])
+    parts = [
+        [record(n, [bank(PHYSICS, [10 * file + n])], is_compressed=is_compressed) for n in (1, 2)]
+        for file in range(3)
+    ]
+    files = [file_of_records(part, first_event=first, trailer=n != 1) for n, part in enumerate(parts)]
+    code, said, joined = join(folder, *files)
+    assert (code, said) == (0, "6")
+    expected = file_of_records([], first_event=first, trailer=False)
+    assert joined.startswith(expected)
+    rest = joined[len(expected) :]
+    found = headers(rest)
+    assert [words[1] for words in found] == list(range(1, 7))
+    bodies = [body for part in parts for body in (one[56:] for one in part)]
+    assert b"".join(bodies) == b"".join(
+        rest[at + 56 : at + 4 * words[0]]
+        for at, words in zip([sum(4 * w[0] for w in found[:n]) for n in range(6)], found, strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (skim(range(5))[:-40], "ends inside the block"),
+        (skim(range(5))[:-10], "ends inside the header"),
+        (b"", "has 0 bytes"),
+        (bytes(200), "no magic word"),
+        (skim(range(5))[:-32] + bytes(32), "has no block header"),
+        (skim(range(5)) + skim(range(5)), "has events behind its last block"),
+        (
+            block(1, [bank(PHYSICS, [1])]).replace(struct.pack(">I", 1), struct.pack(">I", 2), 2),
+            "fewer events",
+        ),
+    ],
+)
+def test_damaged_evio_file_is_named_with_what_is_wrong(folder: Path, content: bytes, words: str) -> None:
+    code, said, _ = join(folder, skim(range(5)), content)
+    assert code == BAD_INPUTS
+    assert said.splitlines()[-1].startswith(f"bad input {folder}/1: ")
+    assert words in said
+
+
+@pytest.mark.parametrize(
+    "other, words",
+    [
+        (skim(range(5), order="little"), "not the same byte order"),
+        (file_of_records([record(1, [bank(PHYSICS, [1])])]), "not the same version"),
+        (
+            block(1, [bank(PHYSICS, [1])], dictionary=bank(0x0E, [5])) + block(2, [], "big", 1 << 9),
+            "another dictionary",
+        ),
+    ],
+)
+def test_files_that_do_not_fit_together_are_refused(folder: Path, other: bytes, words: str) -> None:
+    code, said, _ = join(folder, skim(range(5)), other)
+    assert code == 1
+    assert words in said
+
+
+@pytest.mark.skipif(not (CHECKOUT.parent / "shared" / "data").is_dir(), reason="needs ../shared/data")
+def test_real_file_joined_with_itself_has_twice_its_physics(folder: Path) -> None:
+    real = (CHECKOUT.parent / "shared" / "data" / "rawdata_001068_10evt.evio").read_bytes()
+    code, said, joined = join(folder, real, real)
+    assert code == 0, said
+    single = [words[3] for words in headers(real, "<")]
+    both = [words[3] for words in headers(joined, "<")]
+    assert sum(both) == 2 * sum(single) - int(said.split(" repeated")[0].split()[-1])

@@ -1,0 +1,107 @@
+# shellcheck shell=bash
+# --- deliver -----------------------------------------------------------------------------------------------------
+
+readonly EXIT_NOT_DELIVERED=74
+readonly MAX_LIST_BYTES=16000 # of outputs_list in the report
+
+outputs_list="" # JSON objects of what was delivered
+
+# Ends the script if the server may have given the merge to another job: another one may have delivered its files under the
+# same names. osgprod_exec.sh touches the file "lease" whenever the server has renewed the lease.
+hold_lease() {
+  local file="${OSGPROD_REPORT%/*}/lease" age_s
+  [[ -f "$file" && "${osgprod_lease_s:-}" =~ ^[0-9]+$ ]] || return 0
+  age_s=$(($(date +%s) - $(date -r "$file" +%s)))
+  ((age_s <= osgprod_lease_s)) || node_fault "the server has not renewed the lease for $age_s s: nothing is replaced"
+}
+
+# Delivers a merged file: sends it under a name that nobody else uses, looks whether it arrived whole, and renames it. A file
+# of that name is what an earlier attempt left, which did not count, or a merge that was superseded: it is replaced.
+# Arguments: kind of storage, URL, file, size [bytes], adler32, number of the attempt
+deliver_merged() {
+  local kind="$1" url="$2" file="$3" bytes="$4" adler="$5" part
+  part="$2.$(attempt_word).$6.part"
+  storage_error=""
+  if [[ "$kind" != pelican ]]; then
+    if ! storage "send_$kind" "$file" "$part" || ! has_arrived "$kind" "$part" "$bytes" "$adler" "$LOOKS"; then
+      withdraw "$kind" "$part"
+      return 1
+    fi
+    make_way "$kind" "$url" "$bytes"
+    storage "move_$kind" "$part" "$url" || log "$url: renaming failed: $storage_error"
+    ! has_arrived "$kind" "$url" "$bytes" "$adler" "$LOOKS" || return 0
+    withdraw "$kind" "$part"
+  fi
+  make_way "$kind" "$url" "$bytes" # storage that can't rename
+  storage "send_$kind" "$file" "$url" && has_arrived "$kind" "$url" "$bytes" "$adler" "$LOOKS"
+}
+
+# Prints a word that only this attempt has, for names. Its token is a secret.
+attempt_word() {
+  printf '%s' "${osgprod_token:-$$}" | cksum | tr -d ' '
+}
+
+# Removes a file that is not whole; keeps the error that was before. Arguments: kind of storage, URL
+withdraw() {
+  local error="$storage_error"
+  storage "remove_$1" "$2" || true
+  storage_error="$error"
+}
+
+# Removes the file that has the name of a merged file. Arguments: kind of storage, URL
+make_way() {
+  hold_lease
+  captured=""
+  storage "stored_$1" "$2" || true
+  [[ -n "${captured%%$'\n'*}" ]] || return 0
+  log "$2 is replaced: an attempt that does not count left it"
+  storage "remove_$1" "$2" || true
+}
+
+# Delivers a merged file in several attempts, and adds it to outputs_list. Arguments: kind, file, its events or nothing
+send_merged() {
+  local kind="$1" file="$2" events="$3" folder url store bytes adler try last="$TRIES"
+  folder="${osgprod_merge_output_url:-${OSGPROD_OUTPUT_URL:-}}"
+  url="${folder//\{kind\}/$kind}"
+  url="${url%/}/${file##*/}"
+  store="$(storage_kind "$url")"
+  bytes="$(size_of "$file")"
+  adler="$(adler32 "$file")" || node_fault "the checksum of $file can't be computed"
+  find_token
+  if ! has_arrived "$store" "$url" "$bytes" "$adler" 1; then
+    for ((try = 1; ; try++)); do
+      ! deliver_merged "$store" "$url" "$file" "$bytes" "$adler" "$try" || break
+      log "not delivered to $url (attempt $try of $last): ${storage_error:-it did not arrive whole}"
+      # A refusal is looked at once more: an overloaded server may refuse, a token may be renewed.
+      ! is_refusal "$storage_error" || ((last <= try + 1)) || last=$((try + 1))
+      if ((try >= last)); then
+        log "not delivered: $url: ${storage_error:-it did not arrive whole}"
+        exit "$EXIT_NOT_DELIVERED"
+      fi
+      pause "$(backoff "$try" "$BACKOFF_MS")"
+    done
+  fi
+  log "delivered $url, $bytes bytes${events:+, $events events}"
+  outputs_list+="${outputs_list:+,}{\"kind\":$(json_text "$kind"),\"url\":$(json_text "$url"),\"bytes\":$bytes,\"adler32\":\"$adler\""
+  outputs_list+="${events:+,\"events\":$events}}"
+}
+
+# Prints a text as JSON has it. Argument: text without control characters
+json_text() {
+  local text="${1//\\/\\\\}"
+  printf '"%s"' "${text//\"/\\\"}"
+}
+
+# Tells osgprod_exec.sh what was delivered, and which inputs to remove when the server has accepted the report.
+report_merged() {
+  local line url bytes adler
+  ((${#outputs_list} <= MAX_LIST_BYTES)) ||
+    misconfigured "the list of merged files has ${#outputs_list} bytes: let merge_kinds have fewer kinds, at most $MAX_LIST_BYTES bytes fit"
+  add_to_report "outputs_list=[$outputs_list]" || node_fault "${OSGPROD_REPORT:-osgprod_report.txt} can't be written: is the disk full?"
+  [[ "${osgprod_merge_cleanup:-keep}" == delete ]] || return 0
+  for line in "${osgprod_inputs[@]}"; do
+    IFS=' ' read -r url bytes adler _ < <(printf '%s\n' "$line") || true
+    # Only what can be told to be the input that was merged.
+    [[ "$bytes" == - || "$adler" == - ]] || add_to_report "merged_input=$url $bytes $adler" || true
+  done
+}

@@ -1,0 +1,228 @@
+# shellcheck shell=bash
+# --- merge by kind -----------------------------------------------------------------------------------------------
+
+readonly EXIT_NOT_MERGED=66 EXIT_NO_PROGRAM=127
+
+merged_events="" # of a merged file; empty = they can't be counted
+
+# The result is not what it must be. Argument: message
+not_merged() {
+  log "$1"
+  exit "$EXIT_NOT_MERGED"
+}
+
+# A program is missing here. Argument: its name
+no_program() {
+  log "$1 is not on this node"
+  exit "$EXIT_NO_PROGRAM"
+}
+
+# Prints a file's name without its extension, and without the slice's name in front. Argument: name
+stem_of() {
+  local stem="${1%.*}"
+  if [[ "$stem" =~ ^(.*)\+[0-9]+,[0-9]+(\..*)?$ ]]; then
+    stem="${BASH_REMATCH[2]#.}"
+    [[ -n "$stem" ]] || stem="${BASH_REMATCH[1]}"
+  fi
+  printf '%s' "${stem//[!A-Za-z0-9._+-]/_}"
+}
+
+# Finds the line of the table for a file. Sets row_kind, row_how, row_merged and row_slices. Argument: name
+find_row() {
+  local row pattern
+  for row in "${merge_kinds[@]}"; do
+    IFS=$' \t' read -r row_kind pattern row_how row_merged row_slices < <(printf '%s\n' "$row") || true
+    # shellcheck disable=SC2053  # a pattern
+    [[ "$1" == $pattern ]] || continue
+    row_kind="${row_kind//\{stem\}/$(stem_of "$1")}"
+    return 0
+  done
+  return 1
+}
+
+# Is the table sound? A line that can't be understood is named.
+check_table() {
+  local row pattern
+  ((${#merge_kinds[@]} > 0)) || misconfigured 'merge_kinds has no line'
+  for row in "${merge_kinds[@]}"; do
+    row_kind="" pattern="" row_how="" row_merged="" row_slices=""
+    IFS=$' \t' read -r row_kind pattern row_how row_merged row_slices < <(printf '%s\n' "$row") || true
+    [[ "$row_kind" =~ ^[A-Za-z0-9._+{}-]+$ && "$row_how" =~ ^(root|hddm|evio|cat|tar)$ && "$row_merged" != */* ]] &&
+      [[ "$row_slices" =~ ^(all|must|some)$ ]] || misconfigured "merge_kinds has a line that is none: ${row:0:100}"
+  done
+}
+
+# Sorts the files of all slices by kind: KIND.list holds their paths, each ended by a NUL, in the order of slices and names.
+# A slice that lacks a kind which it must have is bad. Arguments: folder of the slices' folders, folder for the lists
+sort_by_kind() {
+  local slices="$1" lists="$2" slice path line kind
+  local -a names=()
+  local -A how=() merged=() wanted=() has=() count=()
+  for line in "${osgprod_inputs[@]}"; do
+    IFS=' ' read -r _ _ _ kind slice < <(printf '%s\n' "$line") || true
+    names[${#names[@]}]="$kind,$slice"
+  done
+  for line in "${merge_kinds[@]}"; do
+    IFS=$' \t' read -r kind _ _ _ slice < <(printf '%s\n' "$line") || true
+    [[ "$slice" != must || "$kind" == *'{stem}'* ]] || wanted["$kind"]=must
+  done
+  for slice in "${names[@]}"; do
+    while IFS= read -r -d '' path; do
+      find_row "${path##*/}" || continue
+      kind="$row_kind"
+      if [[ -z "${how["$kind"]:-}" ]]; then
+        how["$kind"]="$row_how" merged["$kind"]="$row_merged" wanted["$kind"]="$row_slices"
+      elif [[ "${how["$kind"]}" != "$row_how" ]]; then
+        misconfigured "merge_kinds merges $kind in two ways, $row_how and ${how["$kind"]}"
+      fi
+      printf '%s\0' "$path" >>"$lists/$kind.list" || node_fault "$lists/$kind.list can't be written: is the disk full?"
+      [[ -n "${has["$kind $slice"]:-}" ]] || count["$kind"]=$((${count["$kind"]:-0} + 1))
+      has["$kind $slice"]=true
+    done < <(cd "$slices" && find "$slice" -type f -print0 | LC_ALL=C sort -z)
+  done
+  ((${#wanted[@]} > 0)) || not_merged 'the tarballs hold no file that merge_kinds names'
+  for kind in "${!wanted[@]}"; do
+    if [[ "${wanted["$kind"]}" == must && -z "${count["$kind"]:-}" ]]; then
+      not_merged "no slice has a file of the kind $kind"
+    elif [[ "${wanted["$kind"]}" != some ]]; then
+      for slice in "${names[@]}"; do
+        [[ -n "${has["$kind $slice"]:-}" ]] || bad_input "$slice" "it has no file of the kind $kind, as the others have"
+      done
+    fi
+    printf '%s %s\n' "${how["$kind"]}" "$(merged_name "$kind" "${merged["$kind"]}")" >"$lists/$kind.how" ||
+      node_fault "$lists/$kind.how can't be written: is the disk full?"
+  done
+  end_if_bad "${#names[@]}"
+}
+
+# Prints the name of a merged file. Arguments: kind, name with placeholders
+merged_name() {
+  local name="${2//\{kind\}/$1}" run seqno
+  # shellcheck disable=SC2154  # filled in by the server
+  run="$(printf '%06d' "$((10#$osgprod_run))")"
+  if [[ "${osgprod_seqno:-}" =~ ^[0-9]+$ ]]; then
+    seqno="$(printf '%03d' "$((10#$osgprod_seqno))")"
+  else
+    name="${name//_\{seqno\}/}" seqno=""
+  fi
+  name="${name//\{run\}/$run}"
+  printf '%s' "${name//\{seqno\}/$seqno}"
+}
+
+# Merges one kind. The current folder is that of the slices' folders. Sets merged_events.
+# Arguments: how, output, file with the list of inputs
+merge_kind() {
+  local path
+  local -a inputs=()
+  while IFS= read -r -d '' path; do
+    inputs[${#inputs[@]}]="$path"
+  done <"$3"
+  merged_events=""
+  "merge_$1" "$2" "${inputs[@]}"
+  [[ -s "$2" ]] || not_merged "${2##*/} is empty"
+}
+
+merge_cat() {
+  local output="$1"
+  shift
+  cat -- "$@" >"$output" || node_fault "$output can't be written: is the disk full?"
+}
+
+merge_tar() {
+  local output="$1"
+  shift
+  printf '%s\0' "$@" | tar -czf "$output" --no-recursion --null -T - || node_fault "$output can't be written: is the disk full?"
+}
+
+merge_root() {
+  local path status=0
+  command -v "${hadd_command[0]}" >/dev/null || no_program "${hadd_command[0]}"
+  for path in "${@:2}"; do
+    is_whole_root "$path" || bad_input "${path%%/*}" "$path is no whole ROOT file"
+  done
+  end_if_bad "${#osgprod_inputs[@]}"
+  "${hadd_command[@]}" "$@" >"$1.log" 2>&1 </dev/null || status=$?
+  judge_program "${hadd_command[0]}" "$status" "$1.log"
+  is_whole_root "$1" || not_merged "${1##*/}: hadd left no whole ROOT file"
+  count_events root "$@"
+}
+
+merge_hddm() {
+  local output="$1" path status=0
+  shift
+  command -v "${hddmcat_command[0]}" >/dev/null || no_program "${hddmcat_command[0]}"
+  for path in "$@"; do
+    [[ "$(head -c 5 "$path" | tr -d '\000')" == '<HDDM' ]] || bad_input "${path%%/*}" "$path is no HDDM file"
+  done
+  end_if_bad "${#osgprod_inputs[@]}"
+  "${hddmcat_command[@]}" "$@" >"$output" 2>"$output.log" </dev/null || status=$?
+  judge_program "${hddmcat_command[0]}" "$status" "$output.log"
+  count_events hddm "$output" "$@"
+}
+
+merge_evio() {
+  command -v "$PYTHON" >/dev/null || no_program "$PYTHON"
+  count_events evio "$@"
+}
+
+# Ends the script if a program failed. Inputs that its errors name are bad. Arguments: program, exit code, its output
+judge_program() {
+  local line
+  (($2 != 0)) || return 0
+  tail -n 20 "$3" >&2 || true
+  (($2 != 126 && $2 != 127)) || no_program "$1"
+  (($2 < 128)) || node_fault "$1 was killed by signal $(($2 - 128))"
+  check_room "$1 ended with $2"
+  while IFS= read -r line; do
+    [[ ! "$line" =~ (^|[^0-9,])([0-9]+,[0-9]+)/ ]] || bad_input "${BASH_REMATCH[2]}" "$line"
+  done < <(grep -aiE 'error|cannot|can.t|not a|zombie|recover|invalid|truncated|corrupt' "$3" || true)
+  end_if_bad "${#osgprod_inputs[@]}"
+  not_merged "$1 ended with $2: $(tail -n 1 "$3")"
+}
+
+# Joins EVIO files, or counts the events of what another program merged. Sets merged_events. Without Python nothing is
+# counted. Arguments: evio, hddm or root; output; inputs
+count_events() {
+  local status=0 said
+  if ! command -v "$PYTHON" >/dev/null; then
+    log "${2##*/}: events not counted, $PYTHON is not on this node"
+    return 0
+  fi
+  merge_program >"$2.py" 2>/dev/null || node_fault "$2.py can't be written: is the disk full?"
+  merged_events="$("$PYTHON" "$2.py" "$@" 2>"$2.log" </dev/null)" || status=$?
+  said="$(tail -n 1 "$2.log")"
+  [[ -z "$said" ]] || log "$said"
+  [[ "$merged_events" =~ ^[0-9]{1,18}$ ]] || merged_events=""
+  case "$status" in
+  0) return 0 ;;
+  "$EXIT_BAD_INPUTS")
+    said="${said#bad input }"
+    bad_input "${said%%/*}" "${said#*/}"
+    end_if_bad "${#osgprod_inputs[@]}"
+    ;;
+  *)
+    check_room "the program for $1 ended with $status"
+    ((status != 75)) || node_fault "${2##*/}: $said"
+    ;;
+  esac
+  not_merged "${2##*/} is not what it must be: ${said:-$PYTHON ended with $status}"
+}
+
+# Prints the first bytes of a file as numbers. Arguments: file, how many
+first_bytes() {
+  od -A n -v -t u1 -N "$2" "$1"
+}
+
+# Is a file a whole ROOT file? Its header says where it ends. Source: ROOT's TFile: "root", version, begin, end (32 bits, and
+# 64 bits from version 1000000 on), big-endian. Argument: file
+is_whole_root() {
+  local -a byte
+  local end=0 n last=15
+  IFS=$' \n' read -r -d '' -a byte < <(first_bytes "$1" 20) || true
+  ((${#byte[@]} == 20)) && [[ "${byte[*]:0:4}" == '114 111 111 116' ]] || return 1
+  ((byte[4] * 16777216 + byte[5] * 65536 + byte[6] * 256 + byte[7] < 1000000)) || last=19
+  for ((n = 12; n <= last; n++)); do
+    end=$((end * 256 + byte[n]))
+  done
+  [[ "$(size_of "$1")" == "$end" ]]
+}

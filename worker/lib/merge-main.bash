@@ -1,0 +1,56 @@
+# shellcheck shell=bash
+# --- the merge ---------------------------------------------------------------------------------------------------
+
+main() {
+  local area="$PWD/osgprod_merge" list kind how name folder count=0
+  log_name=osgprod_merge
+  OSGPROD_REPORT="${OSGPROD_REPORT:-osgprod_report.txt}"
+  [[ "$OSGPROD_REPORT" == /* ]] || OSGPROD_REPORT="$PWD/$OSGPROD_REPORT"
+  TRIES="$(number_setting OSGPROD_TRIES 8 1 1000 2>&1)" || misconfigured "${TRIES#*"$log_name: "}"
+  BACKOFF_MS="$(number_setting OSGPROD_BACKOFF_MS 1000 1 600000 2>&1)" || misconfigured "${BACKOFF_MS#*"$log_name: "}"
+  if [[ -z "${osgprod_inputs[*]:-}" || ! "${osgprod_run:-}" =~ ^[0-9]+$ ]]; then
+    log 'no merge is filled in: fetch this script from the server'
+    exit "$EXIT_NOT_FILLED"
+  fi
+  check_table
+  folder="${osgprod_merge_output_url:-${OSGPROD_OUTPUT_URL:-}}"
+  [[ -n "$folder" ]] || misconfigured 'there is no place for merged files: set merge_output_url of the project'
+  storage_kind "$folder" >/dev/null ||
+    misconfigured "merge_output_url $(shown_url "$folder") is not a folder, or contains a query or a password; schemes: $URL_SCHEMES"
+  trap 'rm -rf "$PWD/osgprod_merge"' EXIT # neither inputs nor what was delivered are outputs of this job
+  rm -rf "$area"
+  mkdir -p "$area/slices" "$area/kinds" "$area/merged" 2>/dev/null || node_fault "$area can't be made: is the disk full?"
+  fetch_inputs "$area/slices" "$area/input.tar.gz"
+  sort_by_kind "$area/slices" "$area/kinds"
+  for list in "$area/kinds"/*.list; do
+    kind="${list##*/}"
+    kind="${kind%.list}"
+    IFS=' ' read -r how name <"${list%.list}.how"
+    [[ ! -e "$area/merged/$name" ]] || misconfigured "merge_kinds gives the name $name to two kinds"
+    log "$kind: $name"
+    (
+      cd "$area/slices" || exit
+      trap - EXIT
+      merge_kind "$how" "$area/merged/$name" "$list"
+      printf '%s' "$merged_events" >"${list%.list}.events"
+    )
+  done
+  check_room 'the merged files may be cut short'
+  # Nothing is delivered before all is merged.
+  for list in "$area/kinds"/*.list; do
+    kind="${list##*/}"
+    kind="${kind%.list}"
+    IFS=' ' read -r how name <"${list%.list}.how"
+    send_merged "$kind" "$area/merged/$name" "$(cat "${list%.list}.events")"
+    rm -f "$area/merged/$name"
+    count=$((count + 1))
+  done
+  report_merged
+  log "merged ${#osgprod_inputs[@]} slices into $count files"
+}
+
+# Read as one command, so that nothing more is read when this script comes from standard input.
+if [[ "${BASH_SOURCE[0]:-$0}" == "$0" ]]; then
+  main "$@"
+  exit
+fi

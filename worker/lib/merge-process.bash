@@ -1,0 +1,16 @@
+# shellcheck shell=bash
+# --- commands ----------------------------------------------------------------------------------------------------
+
+# What condor/lib/process.bash has for osgprod_exec.sh, in its process group: osgprod_exec.sh ends that as a whole.
+
+# Waits. Argument: seconds
+pause() {
+  sleep "$1"
+}
+
+# Sets captured to what a command printed. Returns its exit code. Arguments: command
+capture() {
+  local status=0
+  captured="$("$@")" || status=$?
+  return "$status"
+}

@@ -1,0 +1,374 @@
+#!/usr/bin/env python3
+"""What osgprod_merge.bash needs a program for: joins EVIO files, and counts events before and after a merge.
+
+    merge_files.py evio OUTPUT INPUT...    joins EVIO files in this order, and reads OUTPUT again
+    merge_files.py hddm OUTPUT INPUT...    compares what hddmcat wrote with its inputs
+    merge_files.py root OUTPUT INPUT...    compares what hadd wrote with its inputs, entries of each tree
+
+Prints the number of events in OUTPUT, or "-" if they can't be counted. Exit codes:
+0   done
+1   the result is bad, or the inputs don't fit together
+65  one input is bad, and the last line of the log begins with "bad input PATH: "
+75  a file can't be read or written
+
+osgprod_merge.bash contains this program. It needs Python 3.6 or later; "root" also needs uproot or ROOT's own bindings.
+Source of the formats: docs/evio.md; HDDM: a header of XML, then records, each behind its length (32 bits, big-endian).
+"""
+
+import os
+import struct
+import sys
+import zlib
+
+BAD_RESULT, BAD_INPUT, CANT_READ = 1, 65, 75
+
+MAGIC = 0xC0DA0100
+EVIO6 = 0x4556494F
+DICTIONARY_BIT, LAST_BIT, FIRST_EVENT_BIT = 1 << 8, 1 << 9, 1 << 14
+TRAILER_BIT = 1 << 10  # of a file header of version 6
+TRAILER_TYPE = 3
+# What precedes the physics of each slice, and so stands in each of its outputs: run control, begin-of-run record.
+REPEATED = set([0x70, 0xFF32]) | set(range(0xFFD0, 0xFFD5))
+
+
+class BadInput(Exception):
+    """An input isn't whole. Arguments: path, reason."""
+
+
+class BadResult(Exception):
+    """The inputs can't be joined, or the result is not what it must be. Argument: reason."""
+
+
+class Evio:
+    """An EVIO file that is read from its begin to its end; each structure is checked.
+
+    Attributes: order  "<" or ">";  version  4 or 6;  head  the user header of version 6, else empty
+    """
+
+    def __init__(self, path):
+        self.path = path
+        self.size = os.path.getsize(path)
+        self.head = b""
+        with open(path, "rb") as file:
+            start = file.read(56)
+        if len(start) < 32:
+            raise BadInput(path, "has %d bytes, and no block header" % len(start))
+        for self.order in (">", "<"):
+            if struct.unpack_from(self.order + "I", start, 28)[0] == MAGIC:
+                break
+        else:
+            raise BadInput(path, "is no EVIO file: no magic word")
+        words = struct.unpack_from(self.order + "8I", start)
+        self.version = words[5] & 255
+        if self.version not in (4, 6):
+            raise BadResult("%s has EVIO version %d; 4 and 6 can be joined" % (path, self.version))
+        if self.version == 6:
+            if len(start) < 56 or words[0] != EVIO6 or words[2] != 14:
+                raise BadInput(path, "has no whole file header")
+            self.file_header = start
+            # Between the two the file may have an index of its records.
+            self.user_begin = 56 + words[4]
+            self.begin = self.user_begin + (words[6] + 3) // 4 * 4
+            if self.begin > self.size:
+                raise BadInput(path, "ends in its file header")
+            with open(path, "rb") as file:
+                file.seek(self.user_begin)
+                self.head = file.read(self.begin - self.user_begin)
+        else:
+            self.begin = 0
+
+    def blocks(self):
+        """Yields header words and body of each block or record, those without events and trailers left out."""
+        header_words = 8 if self.version == 4 else 14
+        offset, is_last = self.begin, False
+        with open(self.path, "rb") as file:
+            file.seek(offset)
+            while offset < self.size:
+                header = file.read(4 * header_words)
+                if len(header) < 4 * header_words:
+                    raise BadInput(self.path, "ends inside the header at byte %d" % offset)
+                words = struct.unpack("%s%dI" % (self.order, header_words), header)
+                if words[7] != MAGIC or words[2] != header_words or words[5] & 255 != self.version:
+                    raise BadInput(self.path, "has no block header at byte %d" % offset)
+                if words[0] < header_words or offset + 4 * words[0] > self.size:
+                    raise BadInput(self.path, "ends inside the block at byte %d" % offset)
+                if is_last and words[3]:
+                    raise BadInput(self.path, "has events behind its last block, at byte %d" % offset)
+                is_last = self.version == 4 and bool(words[5] & LAST_BIT)
+                body = file.read(4 * (words[0] - header_words))
+                if len(body) != 4 * (words[0] - header_words):
+                    raise BadInput(self.path, "ends inside the block at byte %d" % offset)
+                if self.version == 6 and words[5] >> 28 == TRAILER_TYPE:
+                    return
+                if words[3]:
+                    yield offset, words, body
+                offset += 4 * words[0]
+
+    def events(self, offset, words, body):
+        """Returns the dictionary and the events of a block of version 4."""
+        begin, dictionary = 0, b""
+        if words[5] & DICTIONARY_BIT:
+            begin = self._end_of_bank(offset, body, 0)
+            dictionary = body[:begin]
+        events = []
+        for _ in range(words[3]):
+            end = self._end_of_bank(offset, body, begin)
+            events.append(body[begin:end])
+            begin = end
+        if begin != len(body):
+            raise BadInput(self.path, "has more events in the block at byte %d than it counts" % offset)
+        return dictionary, events
+
+    def _end_of_bank(self, offset, body, begin):
+        if begin + 8 > len(body):
+            raise BadInput(self.path, "has fewer events in the block at byte %d than it counts" % offset)
+        end = begin + 4 * (struct.unpack_from(self.order + "I", body, begin)[0] + 1)
+        if end < begin + 8 or end > len(body):
+            raise BadInput(self.path, "has no whole event in the block at byte %d" % offset)
+        return end
+
+    def tag(self, event):
+        """Returns the tag of an event of version 4."""
+        return struct.unpack_from(self.order + "I", event, 4)[0] >> 16
+
+
+def join_evio(output, inputs):
+    """Joins EVIO files, and returns the number of events in the result.
+
+    Version 4: empty blocks and trailers are left out. From the second file on, run control and begin-of-run records
+    before the first other event are left out, if an earlier file has the same there. Blocks are numbered from 1, and
+    a trailer follows. Version 6: the first file's headers, then the records of all files, numbered from 1.
+    """
+    files = [Evio(path) for path in inputs]
+    first = files[0]
+    for file in files[1:]:
+        for what, one, other in (
+            ("version", first.version, file.version),
+            ("byte order", first.order, file.order),
+            ("user header", first.head, file.head),
+        ):
+            if one != other:
+                raise BadResult("%s and %s have not the same %s" % (first.path, file.path, what))
+    with open(output, "wb") as target:
+        written = _write_evio6(target, files) if first.version == 6 else _write_evio4(target, files)
+        target.flush()
+        os.fsync(target.fileno())
+    read = _contents(output)
+    if read != written:
+        raise BadResult(
+            "%s: read %d events with checksum %08x, wrote %d with %08x" % (output, *read, *written)
+        )
+    return written[0]
+
+
+def _contents(path):
+    """Number and checksum of the events of an EVIO file; of version 6, of its records as they are."""
+    count, checksum = 0, 0
+    try:
+        file = Evio(path)
+        for offset, words, body in file.blocks():
+            if file.version == 4:
+                body = b"".join(file.events(offset, words, body)[1])
+            count += words[3]
+            checksum = zlib.crc32(body, checksum)
+    except BadInput as error:
+        raise BadResult("%s %s" % error.args) from error
+    return count, checksum
+
+
+def _write_evio4(target, files):
+    number, count_in, count, repeated, checksum = 0, 0, 0, 0, 0
+    dictionary, known = b"", set()
+    for n, file in enumerate(files):
+        is_head = True
+        for offset, words, body in file.blocks():
+            own_dictionary, events = file.events(offset, words, body)
+            count_in += len(events)
+            info = words[5] & ~(LAST_BIT | DICTIONARY_BIT)
+            if own_dictionary and not dictionary and not number:
+                dictionary = own_dictionary
+                info |= DICTIONARY_BIT
+            elif own_dictionary and own_dictionary != dictionary:
+                raise BadResult("%s has another dictionary than %s" % (file.path, files[0].path))
+            else:
+                own_dictionary = b""
+            kept = []
+            for event in events:
+                is_head = is_head and file.tag(event) in REPEATED
+                if is_head and n and event in known:
+                    repeated += 1
+                    continue
+                if is_head:
+                    known.add(event)
+                kept.append(event)
+            if not kept:
+                continue
+            number += 1
+            body = b"".join(kept)
+            if number > 1:
+                info &= ~FIRST_EVENT_BIT
+            length = 8 + (len(own_dictionary) + len(body)) // 4
+            target.write(struct.pack(file.order + "8I", length, number, 8, len(kept), 0, info, 0, MAGIC))
+            target.write(own_dictionary + body)
+            count += len(kept)
+            checksum = zlib.crc32(body, checksum)
+    target.write(struct.pack(files[0].order + "8I", 8, number + 1, 8, 0, 0, LAST_BIT | 4, 0, MAGIC))
+    if count + repeated != count_in:
+        raise BadResult("%d events came in, %d and %d repeated ones went out" % (count_in, count, repeated))
+    if repeated:
+        sys.stderr.write("%d repeated events of run control were left out\n" % repeated)
+    return count, checksum
+
+
+def _write_evio6(target, files):
+    number, count, checksum = 0, 0, 0
+    header = list(struct.unpack(files[0].order + "14I", files[0].file_header))
+    # No index, no trailer: readers need neither, and the first file's would be wrong.
+    header[3] = header[4] = header[10] = header[11] = 0
+    header[5] &= ~TRAILER_BIT
+    target.write(struct.pack(files[0].order + "14I", *header) + files[0].head)
+    for file in files:
+        for _, words, body in file.blocks():
+            number += 1
+            words = (words[0], number, *words[2:5], words[5] & ~LAST_BIT, *words[6:])
+            target.write(struct.pack(file.order + "14I", *words) + body)
+            count += words[3]
+            checksum = zlib.crc32(body, checksum)
+    return count, checksum
+
+
+def hddm_records(path):
+    """Returns header and number of records of an HDDM file; None = it has compression or checksums."""
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        header = file.readline(1 << 20)
+        if not header.startswith(b"<HDDM"):
+            raise BadInput(path, "is no HDDM file")
+        while not header.endswith(b"</HDDM>\n"):
+            line = file.readline(1 << 20)
+            if not line:
+                raise BadInput(path, "ends in its header")
+            header += line
+        offset, count = len(header), 0
+        while offset < size:
+            file.seek(offset)
+            head = file.read(4)
+            if len(head) < 4:
+                raise BadInput(path, "ends inside the record at byte %d" % offset)
+            length = struct.unpack(">I", head)[0]
+            if length == 1:  # not a record: it says how those behind it are packed
+                return header, None
+            if offset + 4 + length > size:
+                raise BadInput(path, "ends inside the record at byte %d" % offset)
+            offset += 4 + length
+            count += 1
+    return header, count
+
+
+def check_hddm(output, inputs):
+    """Compares a merged HDDM file with its inputs. Returns its number of records, None when they can't be counted."""
+    expected, count = 0, 0
+    for path in inputs:
+        header, records = hddm_records(path)
+        expected += os.path.getsize(path) - (len(header) if path != inputs[0] else 0)
+        count = None if None in (count, records) else count + records
+    try:
+        _, found = hddm_records(output)
+    except BadInput as error:
+        raise BadResult("%s %s" % error.args) from error
+    if count is not None and found != count:
+        raise BadResult("%s has %s records, its inputs have %d" % (output, found, count))
+    size = os.path.getsize(output)
+    if count is None and size != expected:
+        sys.stderr.write("%s: %d bytes of %d; its records can't be counted\n" % (output, size, expected))
+    return count
+
+
+def check_root(output, inputs):
+    """Compares a merged ROOT file with its inputs: the entries of each tree, and that no other object is missing.
+
+    Returns the entries of its longest tree; None when there is no tree, or no module that reads ROOT files.
+    """
+    try:
+        contents = _contents_by_uproot
+        __import__("uproot")
+    except ImportError:
+        try:
+            contents = _contents_by_root
+            __import__("ROOT")
+        except ImportError:
+            sys.stderr.write("%s: entries not counted, Python has neither uproot nor ROOT here\n" % output)
+            return None
+    expected = {}
+    for path in inputs:
+        try:
+            found = contents(path)
+        except Exception as error:
+            raise BadInput(path, "can't be read: %s" % " ".join(str(error).split())[:100]) from error
+        for name, entries in found.items():
+            expected[name] = None if entries is None else entries + (expected.get(name) or 0)
+    try:
+        found = contents(output)
+    except Exception as error:
+        raise BadResult("%s can't be read: %s" % (output, " ".join(str(error).split())[:100])) from error
+    for name in sorted(expected):
+        if name not in found:
+            raise BadResult("%s lacks %s, which its inputs have" % (output, name))
+        if found[name] != expected[name]:
+            raise BadResult(
+                "%s has %s entries in %s, its inputs have %s" % (output, found[name], name, expected[name])
+            )
+    return max([entries for entries in found.values() if entries is not None] or [None])
+
+
+def _contents_by_uproot(path):
+    import uproot
+
+    with uproot.open(path) as file:
+        contents = {}
+        for name, kind in file.classnames(cycle=False).items():
+            is_tree = kind in ("TTree", "TNtuple", "TNtupleD", "ROOT::RNTuple")
+            contents[name] = file[name].num_entries if is_tree else None
+        return contents
+
+
+def _contents_by_root(path):
+    import ROOT
+
+    contents = {}
+
+    def walk(folder, prefix):
+        for key in folder.GetListOfKeys():
+            name, item = prefix + key.GetName(), key.ReadObj()
+            contents[name] = int(item.GetEntries()) if item.InheritsFrom("TTree") else None
+            if item.InheritsFrom("TDirectory"):
+                walk(item, name + "/")
+
+    file = ROOT.TFile.Open(path)
+    if not file or file.IsZombie() or file.TestBit(ROOT.TFile.kRecovered):
+        raise IOError("it is not whole")
+    walk(file, "")
+    file.Close()
+    return contents
+
+
+def main(arguments):
+    """Returns the exit code. Arguments: what to do, output, inputs."""
+    how, output, inputs = arguments[0], arguments[1], arguments[2:]
+    try:
+        count = {"evio": join_evio, "hddm": check_hddm, "root": check_root}[how](output, inputs)
+    except BadInput as error:
+        sys.stderr.write("bad input %s: %s\n" % error.args)
+        return BAD_INPUT
+    except BadResult as error:
+        sys.stderr.write("%s\n" % error)
+        return BAD_RESULT
+    except (IOError, OSError) as error:
+        sys.stderr.write("%s\n" % error)
+        return CANT_READ
+    print("-" if count is None else count)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
