@@ -369,8 +369,10 @@ adler32() {
   return 1
 }
 
+# From its standard input: of a file it would print what it has written to the file's attributes, which is wrong when the
+# file has changed in the same second.
 adler32_of_xrootd() {
-  xrdadler32 "$1" | cut -d ' ' -f 1
+  xrdadler32 <"$1" | cut -d ' ' -f 1
 }
 
 adler32_of_python() {

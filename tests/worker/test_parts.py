@@ -249,6 +249,13 @@ def test_checksums_are_numbers(one: str, other: str, same: bool) -> None:
     assert (bash('same_adler32 "$@"', one, other).returncode == 0) == same
 
 
+@pytest.mark.parametrize("how", ["adler32", "adler32_of_python", "adler32_of_awk"])
+def test_checksum_is_that_of_the_present_content(folder: Path, how: str) -> None:
+    """Of a file, xrdadler32 prints what it has noted there, also when the file has changed in the same second."""
+    path, changed = folder / "file", "".join(f'printf {text} >"$1"; {how} "$1"; ' for text in ("abc", "xyz"))
+    assert bash(changed, str(path)).stdout.split() == ["024d0127", "02d7016c"]
+
+
 @pytest.mark.parametrize(
     "value, found",
     [
