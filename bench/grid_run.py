@@ -21,7 +21,7 @@ from shim.database import call, connect
 HERE = Path(__file__).resolve().parent
 MAGIC = "simulated"
 BLOCK_BYTES = 1_000_000
-ENDED_AT_MOST = 12.0  # ideals, after which a run is given up
+ENDED_AT_MOST = 4.0  # ideals, after which a run is given up
 REFUSED_S = 300.0  # after which a job asks again that is refused (banned, paused)
 REFUSALS = ("OG501", "OG502", "OG601", "OG602", "OG603")
 POLL_S = 60.0  # between two calls of tick; jobs that wait ask at these times
@@ -66,7 +66,7 @@ class Grid:
     evicted_s: float = 4 * 3600.0
     poisoned: float = 1e-4
     outage_s: float = 3600.0
-    files: int = 2000
+    files: int = 400
     blocks: int = 2000
     block_s: float = 144.0
     seed: int = 1

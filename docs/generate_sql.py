@@ -45,6 +45,8 @@ EXAMPLES: list[tuple[str, str]] = [
     ("list_rawdata", "SELECT * FROM osgprod.list_rawdata(p_runs => '{71728}', p_limit => 2)"),
     ("forget_rawdata", "SELECT * FROM osgprod.forget_rawdata(p_path => '/data/hd_rawdata_071727_%')"),
     ("load_slices", "SELECT * FROM osgprod.load_slices(p_project => 'spring-2026', p_runs => '{71728}')"),
+    ("jobs_needed", "SELECT * FROM osgprod.jobs_needed(p_project => 'spring-2026', p_cores => 4)"),
+    ("foretell_work", "SELECT * FROM osgprod.foretell_work(p_project => 'spring-2026', p_cores => 4)"),
     ("list_doors", "SELECT * FROM osgprod.list_doors(p_project => 'spring-2026')"),
     ("checkout_slice", f"""SELECT * FROM osgprod.checkout_slice({WORKER},
     p_cluster => 4711, p_process => 0, p_cpus => 1, p_host => 'wn7', p_site => 'SU-ITS')"""),

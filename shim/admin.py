@@ -252,7 +252,8 @@ def load_slices(
     projectname: str | None = None,
     start_over: bool = False,
     dry_run: bool = False,
-) -> dict[str, int]:
+    cores: int = 1,
+) -> dict[str, Any]:
     """Make registered files the work of a project.
 
     Parameters
@@ -264,12 +265,15 @@ def load_slices(
     start_over : bool
         Reset files that are already loaded, and process them again.
     dry_run : bool
-        Only tell what would be loaded.
+        Only tell what would be loaded, and foretell what it will take.
+    cores : int
+        Of a job, for what is foretold.
 
     Returns
     -------
-    dict of str to int
-        How many files and blocks were loaded, and how many files were before.
+    dict of str to Any
+        How many files and blocks were loaded, and how many files were before. With dry_run also the slices, events and
+        bytes of these runs that nobody has begun, and the core hours that they will take (None: not known yet).
 
     Raises
     ------
@@ -279,7 +283,11 @@ def load_slices(
     chosen = None if runs is None else list(runs)
     with connect() as connection, connection.transaction(force_rollback=dry_run):
         rows = call(connection, "load_slices", project=projectname, runs=chosen, start_over=start_over)
-    return dict(rows[0])
+        counts = dict(rows[0])
+        if dry_run and projectname is not None:
+            work = call(connection, "foretell_work", project=projectname, runs=chosen, cores=cores)[0]
+            counts |= {name: work[name] for name in ("slices", "events", "bytes", "core_hours")}
+    return counts
 
 
 def remove_project(projectname: str, force: bool = False, dry_run: bool = False) -> dict[str, Any]:

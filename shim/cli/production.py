@@ -1,4 +1,4 @@
-"""How the production goes: status, health, estimate, rate, jobs, attempts, quarantined, workers, verify, reclaim."""
+"""How the production goes: status, health, estimate, rate, attempts, quarantined, workers, verify, reclaim."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ from shim.cli.base import (
     project_argument,
 )
 from shim.cli.terminal import cell, show, working
-from shim.errors import OperatorError
 
 NO_PROJECT = "no project yet: osgprod project add makes one"
 
@@ -89,31 +88,6 @@ def estimate(project: str, hours: int | None, as_json: bool) -> None:
 def rate(project: str, hours: int | None, as_json: bool) -> None:
     """Show the rate of a project in intervals."""
     show(ask("rate", project=project, hours=hours), as_json)
-
-
-@osgprod.command()
-@project_argument
-@click.argument("job", required=False)
-@click.option("--cluster", type=int, help="All jobs of this cluster, whenever they ran.")
-@hours_option(24)
-@limit_option()
-@as_json
-def jobs(
-    project: str, job: str | None, cluster: int | None, hours: int | None, limit: int, as_json: bool
-) -> None:
-    """List jobs by their last start. With JOB, like 1234.5, show everything that is known of it."""
-    if job is None:
-        rows = ask("list_jobs", project=project, cluster=cluster, limit=limit, hours=hours)
-    else:
-        number, _, process = job.partition(".")
-        if not (number.isdecimal() and process.isdecimal()):
-            raise OperatorError(
-                f"'{job}' is not a job like 4711.0", "--cluster 4711 lists all jobs of a cluster"
-            )
-        rows = ask("job_history", project=project, cluster=number, process=process)
-    show(
-        rows, as_json, "no job started in that time", limit=limit if job is None else None, spare=SAID_BY_PATH
-    )
 
 
 @osgprod.command()

@@ -173,12 +173,18 @@ def slices() -> None:
     is_flag=True,
     help="Reset these files, and process them again.",
 )
+@click.option("--cores", default=1, show_default=True, help="Cores of a job, for what --dry-run foretells.")
 @dry
 @as_json
-def slices_load(project: str, runs: list[int] | None, start_over: bool, dry_run: bool, as_json: bool) -> None:
-    """Make registered files the work of a project."""
+def slices_load(
+    project: str, runs: list[int] | None, start_over: bool, cores: int, dry_run: bool, as_json: bool
+) -> None:
+    """Make registered files the work of a project.
+
+    --dry-run foretells slices (one job each), events, bytes and core hours of these runs.
+    """
     with working("loading files"):
-        counts = admin.load_slices(runs, project, start_over, dry_run)
+        counts = admin.load_slices(runs, project, start_over, dry_run, cores)
     show([counts], as_json)
     if counts["files_without_bor"]:
         click.echo(

@@ -33,8 +33,8 @@ Run = Callable[..., Result]
 
 # Why these have no --dry-run or no --json: there is nothing to foretell, or nothing to read.
 NOT_CHANGING = {
-    "attempts", "completion", "doctor", "estimate", "files", "health", "jobs", "project list", "project show",
-    "quarantined", "rate", "rawdata check", "rawdata list", "slices list", "status", "verify", "watch",
+    "attempts", "completion", "doctor", "estimate", "files", "health", "jobs list", "jobs needed", "project list",
+    "project show", "quarantined", "rate", "rawdata check", "rawdata list", "slices list", "status", "verify", "watch",
     "workers", "workers list",
 }  # fmt: skip
 WITHOUT_DRY_RUN = {
@@ -779,7 +779,7 @@ def test_the_calls_of_the_original_are_still_python_calls(
 
 
 @pytest.mark.parametrize(("command", "function"), [
-    ("estimate", "estimate"), ("rate", "rate"), ("jobs", "list_jobs"), ("attempts", "list_attempts"),
+    ("estimate", "estimate"), ("rate", "rate"), ("jobs list", "list_jobs"), ("attempts", "list_attempts"),
     ("workers list", "attempts_by_worker"),
 ])  # fmt: skip
 def test_defaults_that_the_help_names_are_those_of_the_functions(

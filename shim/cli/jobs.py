@@ -1,0 +1,186 @@
+"""``osgprod jobs``: the jobs of a project, how many it needs, and a queue that is kept filled."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Sequence
+
+import click
+
+from shim.cli.base import (
+    PROJECT,
+    SAID_BY_PATH,
+    as_json,
+    ask,
+    dry,
+    hours_option,
+    limit_option,
+    osgprod,
+    project_argument,
+)
+from shim.cli.terminal import show
+from shim.errors import OperatorError
+
+CONDOR_TIMEOUT_S = 300
+IDLE, RUNNING, HELD = 1, 2, 5  # JobStatus of HTCondor
+ATTRIBUTE = "OsgprodProject"  # of the jobs that keep submits: it counts these alone
+
+
+class _ListByDefault(click.Group):
+    """A group whose first command needs no name: ``osgprod jobs PROJECT`` is ``osgprod jobs list PROJECT``."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put ``list`` before arguments that name no command."""
+        if args and args[0] not in self.commands and args[0] not in ("--help", "-h"):
+            args = ["list", *args]
+        return super().parse_args(ctx, args)
+
+
+@osgprod.group(cls=_ListByDefault)
+def jobs() -> None:
+    """List jobs (osgprod jobs PROJECT), say how many are needed, keep a queue filled."""
+
+
+@jobs.command("list")
+@project_argument
+@click.argument("job", required=False)
+@click.option("--cluster", type=int, help="All jobs of this cluster, whenever they ran.")
+@hours_option(24)
+@limit_option()
+@as_json
+def jobs_list(
+    project: str, job: str | None, cluster: int | None, hours: int | None, limit: int, as_json: bool
+) -> None:
+    """List jobs by their last start. With JOB, like 1234.5, show everything that is known of it."""
+    if job is None:
+        rows = ask("list_jobs", project=project, cluster=cluster, limit=limit, hours=hours)
+    else:
+        number, _, process = job.partition(".")
+        if not (number.isdecimal() and process.isdecimal()):
+            raise OperatorError(
+                f"'{job}' is not a job like 4711.0", "--cluster 4711 lists all jobs of a cluster"
+            )
+        rows = ask("job_history", project=project, cluster=number, process=process)
+    show(
+        rows, as_json, "no job started in that time", limit=limit if job is None else None, spare=SAID_BY_PATH
+    )
+
+
+@jobs.command("needed")
+@project_argument
+@click.option("--cores", default=1, show_default=True, help="Cores of a job.")
+@click.option("--slices", default=1, show_default=True, help="Slices that a job processes.")
+@click.option(
+    "--for", "tool", type=click.Choice(["condor_submit"]), help="Print only an argument for it: count=N."
+)
+@as_json
+def needed(project: str, cores: int, slices: int, tool: str | None, as_json: bool) -> None:
+    """Say how many more jobs have work. With --for the exit code is 1 when none has."""
+    rows = ask("jobs_needed", project=project, cores=cores, slices=slices)
+    if tool is None:
+        show(rows, as_json)
+        return
+    if rows[0]["jobs"] == 0:
+        raise OperatorError(f"no job is needed: {rows[0]['reason']}", "submit nothing now")
+    click.echo(f"count={rows[0]['jobs']}")
+
+
+@jobs.command("keep", context_settings={"ignore_unknown_options": True})
+@click.argument("project", type=PROJECT)
+@click.option(
+    "--idle", type=click.IntRange(1), default=200, show_default=True, help="Idle jobs in the queue."
+)
+@click.option(
+    "--max", "most", type=click.IntRange(1), default=20_000, show_default=True, help="Jobs in the queue."
+)
+@click.option("--cores", default=1, show_default=True, help="Cores of a job.")
+@click.option("--slices", default=1, show_default=True, help="Slices that a job processes.")
+@click.option(
+    "--interval", type=click.FloatRange(0.1), default=60.0, show_default=True, help="Between two looks [s]."
+)
+@dry
+@click.argument("arguments", nargs=-1, required=True, type=click.UNPROCESSED)
+def keep(
+    project: str,
+    idle: int,
+    most: int,
+    cores: int,
+    slices: int,
+    interval: float,
+    dry_run: bool,
+    arguments: tuple[str, ...],
+) -> None:
+    """Keep HTCondor's queue filled while the project has work, and end when it is complete.
+
+    ARGUMENTS, after --, are those of condor_submit: the submit file and its settings. count is added.
+
+    It counts the jobs that it has submitted itself, now or earlier. HTCondor takes some seconds until all jobs of a
+    submission are in the queue: with an interval below 10 s some are too many. These find no work, and end. Held jobs
+    count as jobs in the queue, not as idle ones. When it is stopped, the jobs stay.
+    """
+    for program in ("condor_submit", "condor_q"):
+        if shutil.which(program) is None:
+            raise OperatorError(f"there is no {program} here", "run this on the access point")
+    said = ""
+    while True:
+        row = ask("jobs_needed", project=project, cores=cores, slices=slices)[0]
+        if row["is_complete"]:
+            click.echo(f"project {project} is complete")
+            return
+        queue = _queue(project)
+        count = jobs_to_submit(row["jobs"], queue, idle, most)
+        if dry_run:
+            click.echo(f"{count} jobs would be submitted")
+            return
+        if count:
+            click.echo(_submit(project, count, arguments))
+        line = (
+            f"{row['slices_left']} slices left, {queue[IDLE]} jobs idle, {queue[RUNNING]} running, {queue[HELD]} held"
+            + (f"; {row['reason']}" if row["reason"] else "")
+        )
+        if line != said:
+            click.echo(line)
+            said = line
+        time.sleep(interval)
+
+
+def jobs_to_submit(needed: int, queue: Counter[int], idle: int, most: int) -> int:
+    """How many jobs to submit now: no more than have work, when those that are idle have begun.
+
+    Parameters
+    ----------
+    needed
+        More jobs that have work.
+    queue
+        Jobs in the queue by status.
+    idle, most
+        Idle jobs, and jobs, that the queue should have at most.
+    """
+    return max(min(needed - queue[IDLE], idle - queue[IDLE], most - queue.total()), 0)
+
+
+def _queue(project: str) -> Counter[int]:
+    lines = _condor("condor_q", "-constraint", f'{ATTRIBUTE} == "{project}"', "-af", "JobStatus").split()
+    return Counter(int(word) for word in lines if word.isdecimal())
+
+
+def _submit(project: str, count: int, arguments: Sequence[str]) -> str:
+    mark = ("-append", f'My.{ATTRIBUTE} = "{project}"')
+    answer = _condor("condor_submit", *mark, *arguments, f"count={count}").strip().splitlines()
+    return answer[-1] if answer else f"{count} jobs submitted"
+
+
+def _condor(*command: str) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=CONDOR_TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise OperatorError(f"{command[0]} does not answer", "is the access point up? condor_q") from error
+    if done.returncode:
+        reason = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
+        raise OperatorError(
+            f"{command[0]} failed: {reason}", f"run {command[0]} with these arguments yourself"
+        )
+    return done.stdout

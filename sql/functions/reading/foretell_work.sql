@@ -1,0 +1,40 @@
+CREATE FUNCTION osgprod.foretell_work(p_project text, p_runs int[] DEFAULT NULL, p_cores int DEFAULT 1)
+RETURNS TABLE (slices bigint, blocks bigint, events bigint, bytes bigint, core_hours float8)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
+AS $fn$
+-- Foretells what the loaded files of a project that nobody has begun will take.
+-- Parameters: p_project  project name;  p_runs  run numbers; NULL = all;  p_cores  of a job [1 .. 4096]
+-- Returns:    one row. slices: of the size that a job with so many cores gets; events and bytes [bytes] in them, as slices
+--             of a whole file; core_hours [h]: as the successes of the project took for as many blocks and cores, without
+--             what fails; NULL = nothing is done yet, so the rate is not known
+-- Errors:     OG301 unknown project; OG108 cores out of range
+-- Source:     docs/grid.md "How many jobs"
+DECLARE
+    v_project projects := osgprod._get_project(p_project);
+    v_size    bigint;
+BEGIN
+    IF p_cores NOT BETWEEN 1 AND 4096 OR p_cores IS NULL THEN
+        RAISE EXCEPTION 'a job has 1 to 4096 cores, not %', coalesce(p_cores::text, 'NULL') USING ERRCODE = 'OG108',
+            HINT = 'pass the cores of a job, as in the submit file';
+    END IF;
+    v_size := p_cores::bigint * v_project.maxblockspercore;
+    SELECT coalesce(sum((f.block2 - f.block1 + v_size - 1) / v_size), 0), coalesce(sum(f.block2 - f.block1), 0),
+           coalesce(sum(w.events), 0), coalesce(sum(w.size_bytes), 0)
+      INTO slices, blocks, events, bytes
+      FROM loaded_files f
+     CROSS JOIN LATERAL osgprod._slice_file(f.rawdata_id, f.block1, f.block2, '', '') w
+     WHERE f.project_id = v_project.project_id AND f.state = 'pending' AND (p_runs IS NULL OR f.run = ANY (p_runs));
+    -- Of the last 1,000 attempts: those that are on record with both their cores and their time.
+    SELECT blocks * sum(x.core_s) / sum(x.nblocks) / 3600 INTO core_hours
+      FROM (SELECT r.ran_s::float8 * a.cpus AS core_s, r.nblocks FROM reports r
+              JOIN attempts a ON a.project_id = r.project_id AND a.cluster = r.cluster AND a.process = r.process
+                             AND a.nstart = r.nstart
+             WHERE r.project_id = v_project.project_id AND r.by_worker AND r.outcome = 'done' AND a.merge_id IS NULL
+             ORDER BY r.reported_at DESC LIMIT 1000) x
+    HAVING sum(x.nblocks) > 0;
+    RETURN NEXT;
+END
+$fn$;
+
+COMMENT ON FUNCTION osgprod.foretell_work(text, int[], int) IS
+'Foretells the work in loaded files that nobody has begun: slices, blocks, events, bytes, core hours. For osgprod_operator.';

@@ -1,0 +1,46 @@
+CREATE FUNCTION osgprod.jobs_needed(p_project text, p_cores int DEFAULT 1, p_slices int DEFAULT 1)
+RETURNS TABLE (jobs int, slices_left bigint, blocks_left bigint, running int, is_complete boolean, reason text)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
+AS $fn$
+-- Says how many more jobs a project has work for.
+-- Parameters: p_project  project name;  p_cores  of a job [1 .. 4096]
+--             p_slices   that a job processes one after the other [1 .. 100000], as in the submit file
+-- Returns:    one row. jobs: beside those that run now; 0 too while the project is paused or draining, and no more than
+--             max_live has room for. slices_left: of the size that a job with so many cores gets, from ready slices and
+--             unallocated blocks; blocks_left in them; running: attempts that hold a slice; is_complete: everything is
+--             done or quarantined, and nothing can be requeued; reason: why jobs is 0, or less than slices_left would give
+-- Errors:     OG301 unknown project; OG108 cores or slices out of range
+-- Source:     docs/grid.md "How many jobs"
+DECLARE
+    v_project projects := osgprod._get_project(p_project);
+    v_blocks  bigint;
+BEGIN
+    IF p_cores NOT BETWEEN 1 AND 4096 OR p_cores IS NULL OR p_slices NOT BETWEEN 1 AND 100000 OR p_slices IS NULL THEN
+        RAISE EXCEPTION 'a job has 1 to 4096 cores and 1 to 100000 slices, not % and %', p_cores, p_slices
+            USING ERRCODE = 'OG108', HINT = 'like osgprod jobs needed PROJECT --cores 4 --slices 10';
+    END IF;
+    v_blocks := osgprod._blocks_for(v_project, p_cores);
+    SELECT coalesce(sum(x.n), 0), coalesce(sum((x.n + v_blocks - 1) / v_blocks), 0) INTO blocks_left, slices_left
+      FROM (SELECT f.block2 - coalesce((SELECT s.block2 FROM slices s
+                    WHERE s.project_id = f.project_id AND s.rawdata_id = f.rawdata_id
+                    ORDER BY s.block1 DESC LIMIT 1), f.block1) AS n
+              FROM loaded_files f
+             WHERE f.project_id = v_project.project_id AND f.state IN ('pending', 'in_progress')
+            UNION ALL
+            SELECT s.block2 - s.block1 FROM slices s
+             WHERE s.project_id = v_project.project_id AND s.is_ready IS NOT NULL AND s.not_before IS NOT NULL) x;
+    running := osgprod._count_live(v_project.project_id);
+    is_complete := slices_left = 0 AND running = 0;
+    jobs := least((slices_left + p_slices - 1) / p_slices, 2147483647);
+    reason := CASE WHEN v_project.state <> 'active' THEN format('project %s is %s', p_project, v_project.state)
+                   WHEN is_complete THEN format('no work is left in project %s', p_project)
+                   WHEN jobs = 0 THEN format('all remaining work of project %s is leased', p_project)
+                   WHEN jobs > v_project.max_live - running THEN format('max_live is %s', v_project.max_live) END;
+    jobs := CASE WHEN v_project.state <> 'active' THEN 0
+                 ELSE greatest(least(jobs, coalesce(v_project.max_live - running, jobs)), 0) END;
+    RETURN NEXT;
+END
+$fn$;
+
+COMMENT ON FUNCTION osgprod.jobs_needed(text, int, int) IS
+'Says how many more jobs a project has work for, given cores and slices of a job. For osgprod_operator.';

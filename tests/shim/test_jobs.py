@@ -1,0 +1,216 @@
+"""How many jobs a project needs, and a queue that is kept filled."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import psycopg
+import pytest
+from click.testing import CliRunner
+
+from shim.cli import osgprod
+from shim.cli.jobs import HELD, IDLE, RUNNING, jobs_to_submit
+from shim.database import call
+from tests.support import World
+
+# A queue in a file, a job a line: what condor_q prints of it. condor_submit adds as many lines as count says.
+CONDOR_Q = '#!/bin/bash\necho "$@" >> asked; cat queue\n'
+CONDOR_SUBMIT = """#!/bin/bash
+echo "$@" >> submitted
+for word; do [[ $word == count=* ]] && count=${word#count=}; done
+for ((n = 0; n < count; n++)); do echo 1 >> queue; done
+echo "$count job(s) submitted to cluster 7."
+"""
+
+
+@pytest.fixture
+def queue(tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name, text in (("condor_q", CONDOR_Q), ("condor_submit", CONDOR_SUBMIT)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "queue").write_text("")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("OSGPROD_DSN", world.dsn)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def counts(folder: Path) -> list[int]:
+    path = folder / "submitted"
+    return [int(n) for n in re.findall(r"count=(\d+)", path.read_text())] if path.exists() else []
+
+
+def needed(world: World, **more: object) -> dict[str, object]:
+    row: dict[str, object] = call(world.db, "jobs_needed", project="p", **more)[0]
+    return row
+
+
+def test_jobs_needed_are_the_slices_that_are_left(world: World) -> None:
+    world.set(maxblockspercore=3, backoff_s=3600)
+    world.add_file(10, run=1)
+    world.add_file(7, run=2)
+    # 10 blocks are 4 slices of 3, and 7 are 3.
+    assert (needed(world)["jobs"], needed(world)["blocks_left"]) == (7, 17)
+    assert needed(world, cores=2)["jobs"] == 2 + 2
+    assert needed(world, slices=4)["jobs"] == 2
+    world.checkout(1)
+    assert (needed(world)["jobs"], needed(world)["running"]) == (6, 1)
+    world.report(1, 1)  # in its backoff: a job will get it
+    assert (needed(world)["jobs"], needed(world)["running"]) == (7, 0)
+
+
+def test_no_job_is_needed_when_the_work_is_leased_done_or_stopped(world: World) -> None:
+    assert needed(world)["is_complete"] is True
+    world.add_file(2)
+    world.set(state="paused")
+    assert (needed(world)["jobs"], needed(world)["reason"]) == (0, "project p is paused")
+    world.set(state="active", max_live=1)
+    assert (needed(world)["jobs"], needed(world)["reason"]) == (1, "max_live is 1")
+    world.set(max_live=None)
+    for process in (1, 2):
+        world.checkout(process)
+    row = needed(world)
+    assert (row["jobs"], row["is_complete"]) == (0, False)
+    assert row["reason"] == "all remaining work of project p is leased"
+    for process in (1, 2):
+        world.report(process)
+    row = needed(world)
+    assert (row["jobs"], row["is_complete"], row["reason"]) == (0, True, "no work is left in project p")
+
+
+@pytest.mark.parametrize("arguments", [{"cores": 0}, {"cores": 5000}, {"slices": 0}, {"slices": -1}])
+def test_absurd_jobs_are_refused(world: World, arguments: dict[str, int]) -> None:
+    with pytest.raises(psycopg.Error) as caught:
+        needed(world, **arguments)
+    assert caught.value.sqlstate == "OG108"
+
+
+def test_argument_for_condor_submit_is_printed_alone(world: World, queue: Path) -> None:
+    run = CliRunner()
+    world.add_file(5)
+    result = run.invoke(osgprod, ["jobs", "needed", "p", "--for", "condor_submit"])
+    assert (result.exit_code, result.stdout) == (0, "count=5\n")
+    rows = json.loads(run.invoke(osgprod, ["jobs", "needed", "p", "--json"]).stdout)
+    assert rows[0]["slices_left"] == 5
+    world.set(state="draining")
+    result = run.invoke(osgprod, ["jobs", "needed", "p", "--for", "condor_submit"])
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "no job is needed: project p is draining" in result.stderr
+
+
+def test_jobs_are_submitted_for_the_work_that_is_left_and_no_more() -> None:
+    some = Counter({IDLE: 3, RUNNING: 5, HELD: 2})
+    assert jobs_to_submit(100, some, 10, 1000) == 7
+    assert jobs_to_submit(100, some, 10, 12) == 2
+    assert jobs_to_submit(4, some, 10, 1000) == 1, "those that are idle get three slices"
+    assert jobs_to_submit(3, some, 10, 1000) == 0
+    assert jobs_to_submit(0, Counter(), 10, 1000) == 0
+
+
+def test_queue_is_kept_filled_until_the_project_is_complete(world: World, queue: Path) -> None:
+    """A job of the queue does a slice each time somebody looks; at the end nothing more is submitted."""
+    world.add_file(12)
+    command = [
+        sys.executable,
+        "-m",
+        "shim",
+        "jobs",
+        "keep",
+        "p",
+        "--idle",
+        "3",
+        "--max",
+        "5",
+        "--interval",
+        "0.1",
+    ]
+    keeper = subprocess.Popen(
+        [*command, "--", "server=http://x", "osgprod.sub"], cwd=queue, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        for process in range(12):
+            while not (queue / "queue").read_text():
+                assert keeper.poll() is None
+            world.checkout(process)
+            lines = (queue / "queue").read_text().splitlines(keepends=True)
+            assert len(lines) <= 5
+            (queue / "queue").write_text("".join(lines[1:]))  # it has begun, and ended
+            assert world.report(process)["status"] == "done"
+        output, _ = keeper.communicate(timeout=60)
+    finally:
+        keeper.kill()
+    assert keeper.returncode == 0
+    assert "project p is complete" in output
+    submitted = counts(queue)
+    assert submitted[0] == 3 and 12 <= sum(submitted) <= 12 + 3
+    assert all(0 < n <= 3 for n in submitted)
+    line = (queue / "submitted").read_text().splitlines()[0]
+    assert "server=http://x osgprod.sub" in line
+    assert 'My.OsgprodProject = "p"' in line
+    assert 'OsgprodProject == "p"' in (queue / "asked").read_text()
+
+
+def test_complete_or_paused_project_gets_no_jobs(world: World, queue: Path) -> None:
+    run = CliRunner()
+    result = run.invoke(osgprod, ["jobs", "keep", "p", "--", "x.sub"])
+    assert (result.exit_code, result.stdout) == (0, "project p is complete\n")
+    world.add_file(4)
+    world.set(state="paused")
+    result = run.invoke(osgprod, ["jobs", "keep", "p", "--dry-run", "--", "x.sub"])
+    assert (result.exit_code, result.stdout) == (0, "0 jobs would be submitted\n")
+    world.set(state="active")
+    result = run.invoke(osgprod, ["jobs", "keep", "p", "--dry-run", "--", "x.sub"])
+    assert result.stdout == "4 jobs would be submitted\n"
+    assert counts(queue) == []
+
+
+def test_failing_condor_submit_is_told_in_one_line(world: World, queue: Path) -> None:
+    world.add_file(4)
+    (queue / "condor_submit").write_text("#!/bin/bash\necho 'ERROR: no such file x.sub' >&2\nexit 1\n")
+    result = CliRunner().invoke(osgprod, ["jobs", "keep", "p", "--", "x.sub"])
+    assert result.exit_code == 1
+    assert "condor_submit failed: ERROR: no such file x.sub" in result.stderr
+    (queue / "condor_q").unlink()
+    if not any((Path(folder) / "condor_q").exists() for folder in os.environ["PATH"].split(":")):
+        result = CliRunner().invoke(osgprod, ["jobs", "keep", "p", "--", "x.sub"])
+        assert "there is no condor_q here" in result.stderr
+
+
+def test_list_of_jobs_needs_no_name(world: World, queue: Path) -> None:
+    world.add_file(2)
+    world.checkout(1)
+    run = CliRunner()
+    short, long = (run.invoke(osgprod, ["jobs", *a, "--json"]).stdout for a in (["p"], ["list", "p"]))
+    assert json.loads(short)[0]["process"] == json.loads(long)[0]["process"] == 1
+
+
+def test_dry_run_of_slices_load_foretells_what_the_files_will_take(world: World, queue: Path) -> None:
+    world.set(maxblockspercore=3)
+    world.add_file(10, run=1, project=None)
+    world.add_file(7, run=2, project=None)
+    run = CliRunner()
+
+    def foretold(*more: str) -> dict[str, object]:
+        result = run.invoke(osgprod, ["slices", "load", "p", "--dry-run", "--json", *more])
+        assert result.exit_code == 0, result.stderr
+        row: dict[str, object] = json.loads(result.stdout)[0]
+        return row
+
+    row = foretold()
+    assert (row["files"], row["blocks"], row["slices"], row["core_hours"]) == (2, 17, 4 + 3, None)
+    assert row["events"] == 1 + 10 * 10 + 1 + 7 * 10, "with the begin-of-run event of each file"
+    assert foretold("--runs", "2", "--cores", "2")["slices"] == 2
+    assert call(world.db, "list_files", project="p") == [], "nothing was loaded"
+    call(world.db, "load_slices", project="p", runs=[1])
+    world.checkout(1, cpus=4)
+    world.report(1)
+    world.db.execute("UPDATE osgprod_data.reports SET ran_s = 3600, nblocks = 10")
+    assert foretold("--runs", "2")["core_hours"] == pytest.approx(7 * 4 / 10)
+    for cores in ("0", "9999"):
+        assert run.invoke(osgprod, ["slices", "load", "p", "--dry-run", "--cores", cores]).exit_code == 1
