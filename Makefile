@@ -10,7 +10,7 @@ SHELL_PARTS := $(wildcard worker/lib/*.bash condor/lib/*.bash)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo serve migrate test coverage test-browser screenshots test-grid test-ha fuzz soak bench bench-grid docs release-sql scripts lint format lock clean
+.PHONY: help setup setup-dev demo serve migrate test test-all-postgres coverage test-browser screenshots test-grid test-ha fuzz soak bench bench-grid docs release-sql scripts lint format lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1 # /p' Makefile | column -t -s '#'
@@ -39,6 +39,15 @@ migrate: .venv/ready ## bring the database that OSGPROD_DSN or libpq's variables
 
 test: .venv/ready-dev ## the test suite, on a real PostgreSQL
 	$(BIN)/pytest -q -n auto --dist worksteal
+
+test-all-postgres: .venv/ready-dev ## the suite on each PostgreSQL here: the wheel's, and those in /usr/lib/postgresql
+	$(BIN)/pytest -q -n auto --dist worksteal
+	@for programs in /usr/lib/postgresql/*/bin; do \
+	  [ -x "$$programs/initdb" ] || continue; \
+	  echo "== $$programs"; \
+	  OSGPROD_PG_BINDIR="$$programs" $(BIN)/pytest -q -n auto --dist worksteal || exit 1; \
+	done
+	$(BIN)/pytest -q -m grid tests/grid/test_migrate.py
 
 .venv/ready-browser: .venv/ready-dev requirements-browser.txt
 	$(BIN)/pip install --quiet --require-hashes -r requirements-browser.txt

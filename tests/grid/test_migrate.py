@@ -13,13 +13,14 @@ import psycopg
 import pytest
 
 from shim.database import DatabaseError, call, connect
-from shim.local.embedded import server_user, temporary_server
+from shim.local.embedded import find_programs, server_user, temporary_server
 from shim.migrate import migrate, pending
 from tests.grid.parts import SEARCH, need
 from tests.grid.ports import free_port
 from tests.shim.conftest import empty  # noqa: F401  # a fixture
 from tests.shim.databases import catalog, quietly
 from tests.shim.test_snapshots import yoyo
+from tests.support import World
 
 SERVERS = sorted(str(path) for path in Path("/usr/lib/postgresql").glob("*/bin"))
 
@@ -94,3 +95,62 @@ def test_migrations_come_and_go_on_each_installed_server(
         assert catalog(dsn) == before
         with connect(dsn) as connection:
             assert call(connection, "tick") == []
+
+
+@pytest.mark.parametrize("programs", SERVERS)
+def test_production_moves_to_a_newer_server_by_dump_and_goes_on(
+    programs: str, our_server: SimpleNamespace, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The dump is made by the newer server's pg_dump, as its manual says."""
+    tools = find_programs()
+    with monkeypatch.context() as older:
+        older.setenv("OSGPROD_PG_BINDIR", programs)
+        with temporary_server() as dsn:
+            migrate(dsn, say=quietly)
+            with connect(dsn) as db:
+                world = World(db, dsn).with_project("p")
+                world.add_file(20)
+                running, done = world.checkout(1), world.checkout(2)
+                assert world.report(2)["status"] == "done"
+            for program, arguments in (
+                ("pg_dumpall", ["--globals-only", f"--dbname={dsn}", f"--file={folder}/globals.sql"]),
+                ("pg_dump", ["--format=custom", f"--dbname={dsn}", f"--file={folder}/dump"]),
+            ):
+                subprocess.run([f"{tools}/{program}", *arguments], check=True, capture_output=True)
+    newer = f"host={our_server.host} port={our_server.port} user={our_server.user}"
+    name = f"moved_{Path(programs).parent.name}"
+    with connect(f"{newer} dbname=postgres") as db:
+        db.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8'".encode())
+    try:
+        moved = f"{newer} dbname={name}"
+        subprocess.run(
+            [
+                f"{tools}/psql",
+                "--quiet",
+                f"--dbname={newer} dbname=postgres",
+                f"--file={folder}/globals.sql",
+            ],
+            capture_output=True,  # it complains of roles that are there
+        )
+        subprocess.run(
+            [
+                f"{tools}/pg_restore",
+                "--exit-on-error",
+                "--single-transaction",
+                f"--dbname={moved}",
+                f"{folder}/dump",
+            ],
+            check=True,
+            capture_output=True,
+        )
+        migrate(moved, say=quietly)  # it may renew functions, whose text another server shows differently
+        assert pending(moved) == []
+        with connect(moved) as db:
+            world = World(db, moved)
+            assert world.report(1, token=str(running["token"]))["status"] == "done"
+            assert world.report(2, token=str(done["token"]))["status"] == "done"
+            assert world.checkout(3)["status"] == "assigned"
+            assert call(db, "verify", project="p", deep=True) == []
+    finally:
+        with connect(f"{newer} dbname=postgres") as db:
+            db.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
