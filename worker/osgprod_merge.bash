@@ -1099,13 +1099,14 @@ fetch_input() {
   look_at_input "$kind" "$url" "$bytes" "$adler"
   [[ -z "$input_fault" ]] || return 0
   [[ "$bytes" != - ]] || bytes="$stored_bytes"
+  if [[ "$kind" == file ]]; then
+    input_file="$(client_url "$url")" # its checksum was computed just now
+    [[ -n "$stored_bytes" ]] || node_fault "not fetched: $input_file can't be read"
+    return 0
+  fi
   for try in 1 2; do
     input_fault="" input_file="$5"
-    if [[ "$kind" == file ]]; then
-      input_file="$(client_url "$url")"
-    else
-      fetch_whole "$kind" "$url" "$bytes" "$input_file"
-    fi
+    fetch_whole "$kind" "$url" "$bytes" "$input_file"
     came="$(size_of "$input_file")"
     if [[ -n "$bytes" && "$came" != "$bytes" ]]; then
       input_fault="has $came bytes instead of $bytes"
