@@ -1,13 +1,14 @@
 """``make demo``: a complete production with real parts, in less than a minute.
 
 Three EVIO files are written, registered and loaded; the real shim serves them; eight condor/osgprod_exec.sh at a
-time fetch the real work script with curl; one of them is killed and restarted as HTCondor would; and at the end
-the outputs are counted, event by event.
+time fetch the real work script with curl; one of them is killed and restarted as HTCondor would; jobs merge what the
+slices of each file left; and at the end the merged files are counted, event by event.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -116,9 +117,11 @@ class _Demo:
         self._folder = folder
         self._dsn = dsn
         self._outputs = folder / "outputs"
+        self._merged = folder / "merged"
         self._running: dict[int, subprocess.Popen[bytes]] = {}
         self._starts: Counter[int] = Counter()
         self._tenth = -1
+        self._shown = ""
         self._is_stopped = False
 
     def run(self) -> int:
@@ -129,10 +132,13 @@ class _Demo:
         events = write_files(rawdata)
         self._say(f"wrote {len(events)} EVIO files below {rawdata}")
         migrate(self._dsn, say=self._say)
-        shutil.copy(CHECKOUT / "worker" / "osgprod_work.bash", self._folder / "www" / PROJECT)
+        for script in ("osgprod_work.bash", "osgprod_merge.bash"):
+            shutil.copy(CHECKOUT / "worker" / script, self._folder / "www" / PROJECT)
         (self._folder / "magic").write_text(MAGIC + "\n")
         with connect(self._dsn) as self._connection:
             load(self._connection, PROJECT, MAGIC, rawdata)
+            merges = {"merge_by": "file", "merge_output_url": f"file://{self._merged}/{{kind}}"}
+            call(self._connection, "set_project", project=PROJECT, settings=json.dumps(merges))
             with self._shim() as url:
                 self._say(f"the shim serves {url}")
                 before = signal.signal(signal.SIGINT, self._stop)
@@ -178,16 +184,22 @@ class _Demo:
     def _work(self, url: str) -> None:
         end = time.monotonic() + TIME_LIMIT_S
         process, killed = 0, False
-        while (progress := self._progress())["blocks_done"] < progress["blocks"]:
+        while True:
+            progress, merges = self._progress(), self._merge_states()
             self._bar(progress)
+            if progress["blocks_done"] == progress["blocks"] and merges["done"] == len(FILES):
+                break
             self._reap()
             if time.monotonic() > end:
-                raise DemoFailed(f"not done after {TIME_LIMIT_S:.0f} s: {dict(progress)}")
+                raise DemoFailed(
+                    f"not done after {TIME_LIMIT_S:.0f} s: {dict(progress)}, merges: {dict(merges)}"
+                )
             if not killed and self._kill_victim():
                 killed = True
                 self._start(url, VICTIM)
-            waiting = progress["blocks_uncut"] + progress["blocks_ready"]
-            if waiting and len(self._running) < AT_A_TIME:
+            waiting = progress["blocks_uncut"] + progress["blocks_ready"] + merges["ready"]
+            # The last merge becomes ready when the next job asks.
+            if (waiting or not self._running) and len(self._running) < AT_A_TIME:
                 process += 1
                 self._start(url, process)
             else:
@@ -256,9 +268,16 @@ class _Demo:
     def _progress(self) -> dict[str, Any]:
         return call(self._connection, "progress", project=PROJECT)[0]
 
+    def _merge_states(self) -> Counter[str]:
+        found = self._connection.execute("SELECT m.state::text AS state FROM osgprod_data.merges m")
+        return Counter(str(merge["state"]) for merge in found)
+
     def _bar(self, progress: dict[str, Any]) -> None:
         done, blocks = int(progress["blocks_done"]), int(progress["blocks"])
         text = f"  [{'#' * (40 * done // blocks):40}] {done} of {blocks} blocks done"
+        if text == self._shown:
+            return
+        self._shown = text
         if sys.stdout.isatty():
             print(f"\r{text}", end="\n" if done == blocks else "", flush=True)
         elif 10 * done // blocks != self._tenth:  # a log gets ten lines
@@ -268,13 +287,12 @@ class _Demo:
     def _check(self, events: list[range], took_s: float) -> None:
         """Counts what the jobs left: the proof does not come from the database."""
         seen: Counter[int] = Counter()
-        for tarball in sorted(self._outputs.glob("*.tar.gz")):
-            with tarfile.open(tarball) as archive:
-                file = archive.extractfile("./events.txt")
-                lines = file.read().decode().split() if file else []
-            if lines[:1] != ["begin-of-run"]:
-                raise DemoFailed(f"{tarball.name}: the slice did not begin with the begin-of-run record")
-            seen.update(int(line) for line in lines if line != "begin-of-run")
+        merged = sorted(path for path in self._merged.rglob("*") if path.is_file())
+        for path in merged:
+            for name, lines in _events_in(path):
+                if lines[:1] != ["begin-of-run"]:
+                    raise DemoFailed(f"{path.name}: {name} did not begin with the begin-of-run record")
+                seen.update(int(line) for line in lines if line != "begin-of-run")
         expected = [number for numbers in events for number in numbers]
         once = sum(1 for number in expected if seen[number] == 1)
         progress = self._progress()
@@ -286,12 +304,24 @@ class _Demo:
         self._say(
             f"{sum(self._starts.values())} job starts in {took_s:.0f} s, verify found {len(faults)} faults"
         )
+        if len(merged) != len(FILES):
+            raise DemoFailed(f"{len(merged)} merged files of {len(FILES)}: {[path.name for path in merged]}")
         if faults or once != len(expected) or seen.total() != once:
             raise DemoFailed(f"{once} of {len(expected)} events seen once, {seen.total()} in all; {faults}")
         print(
             f"demo: {progress['files_finished']} files, {progress['blocks_done']} of {progress['blocks']} blocks"
-            f" done exactly once, {once} of {len(expected)} events"
+            f" done exactly once, {once} of {len(expected)} events,"
+            f" {len(merged)} merged files delivered"
         )
+
+
+def _events_in(merged: Path) -> Iterator[tuple[str, list[str]]]:
+    """Give the name of each slice's events in a merged file, and their lines."""
+    with tarfile.open(merged) as archive:
+        for member in archive:
+            if member.name.endswith("/events.txt"):
+                file = archive.extractfile(member)
+                yield member.name, file.read().decode().split() if file else []
 
 
 def _kill(job: subprocess.Popen[bytes]) -> None:

@@ -278,7 +278,9 @@ def test_demo_keeps_its_promise() -> None:
     )
     assert ended.returncode == 0, ended.stderr
     last = ended.stdout.splitlines()[-1]
-    assert last == "demo: 3 files, 220 of 220 blocks done exactly once, 1320 of 1320 events"
+    assert last == (
+        "demo: 3 files, 220 of 220 blocks done exactly once, 1320 of 1320 events, 3 merged files delivered"
+    )
     assert "was killed with SIGKILL at work, and is started again" in ended.stdout
 
 
