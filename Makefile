@@ -132,6 +132,8 @@ lock: .venv/ready-dev ## work the pinned versions out anew from pyproject.toml
 	    --no-emit-index-url --extra dev pyproject.toml -c requirements.txt -o requirements-dev.txt
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \
 	    --no-emit-index-url --extra browser pyproject.toml -c requirements-dev.txt -o requirements-browser.txt
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \
+	    --no-emit-index-url --extra notify pyproject.toml -c requirements-dev.txt -o requirements-notify.txt
 	printf 'patroni[etcd3,psycopg3]>=4.1,<5\n' | $(BIN)/uv pip compile -q --universal --python-version 3.11 \
 	    --generate-hashes --no-header --no-emit-index-url - -o requirements-ha.txt
 

@@ -118,6 +118,12 @@ EXAMPLES: list[tuple[str, str]] = [
     p_slices => '[{"block1": 1, "block2": 5, "cluster": 77, "process": 0, "worker": "10.1.2.9", "exit_code": 0,
         "started_at": "2025-10-03 10:00:00+00", "ended_at": "2025-10-03 14:30:00+00", "slices_of_job": 1}]')"""),
     ("remove_project", "SELECT * FROM osgprod.remove_project(p_project => 'autumn-2025', p_dry_run => true)"),
+    ("add_notify_target", "SELECT osgprod.add_notify_target(p_name => 'mail', p_place => 'file:/etc/mail.url')"),
+    ("list_notify_targets", "SELECT * FROM osgprod.list_notify_targets()"),
+    ("next_notifications", "SELECT * FROM osgprod.next_notifications(p_name => 'mail', p_limit => 10)"),
+    ("mark_notified", "SELECT osgprod.mark_notified(p_name => 'mail', p_problem => 'no route to host')"),
+    ("note_health", "SELECT osgprod.note_health()"),
+    ("remove_notify_target", "SELECT osgprod.remove_notify_target(p_name => 'mail')"),
 ]  # fmt: skip
 
 # Which functions go together, in the order of the story.
@@ -132,6 +138,8 @@ CHAPTERS = (
                            "attempts_by_site", "attempts_by_worker")),
     ("When something is wrong", ("quarantined", "recycle", "reclaim_lost", "blocked_workers", "ban_worker", "verify",
                                  "diagnose")),
+    ("Notifications", ("add_notify_target", "remove_notify_target", "list_notify_targets", "next_notifications",
+                       "mark_notified", "note_health")),
     ("Moving and housekeeping", ("import_file", "tick", "alive", "note_answers", "write_check")),
 )  # fmt: skip
 
@@ -316,6 +324,8 @@ def _notices() -> str:
         "merge-done": "merge, run, seqno: the merged files of a file or a run are delivered",
         "merge-failed": "merge, run, seqno: it failed as often as the project allows",
         "production-delivered": "the last merge is done",
+        "health-bad": "what, found, advice: as osgprod health says; noticed by osgprod notify run",
+        "health-well": "what: it is no longer bad",
     }
     rows = "\n".join(f"| `{event}` | {meaning} |" for event, meaning in events.items())
     return (

@@ -293,3 +293,34 @@ def table() -> list[str]:
         default = variable.default or f"`{getattr(Settings, field)}`"
         lines.append(f"| `{variable.name}` | {default} | {variable.unit} | {variable.meaning} |")
     return lines
+
+
+def secret_at(place: str) -> str:
+    """Return a secret that is kept out of the database: an address that notifications go to.
+
+    Parameters
+    ----------
+    place : str
+        ``env:VARIABLE`` or ``file:/PATH``.
+
+    Raises
+    ------
+    OperatorError
+        There is nothing; the message names the place.
+    """
+    kind, _, name = place.partition(":")
+    if kind == "env":
+        text = os.environ.get(name, "")
+    else:
+        try:
+            text = Path(name).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+            raise OperatorError(
+                f"{place} can't be read: {reason}", "put the address there, readable to you only"
+            ) from None
+    if not text.strip():
+        raise OperatorError(
+            f"{place} is empty or not set", "put the address there: osgprod notify add --help"
+        )
+    return text.strip()

@@ -31,3 +31,8 @@ GRANT SELECT ON osgprod_data.projects, osgprod_data.rawdata, osgprod_data.loaded
     osgprod_data.totals, osgprod_data.answers, osgprod_data.operations, osgprod_data.log_tails,
     osgprod_data.tallied_sites, osgprod_data.backups,
     osgprod_data.merges, osgprod_data.outputs, osgprod_data.lost_outputs, osgprod_data.versions TO osgprod_operator;
+GRANT EXECUTE ON FUNCTION
+    osgprod.add_notify_target, osgprod.remove_notify_target, osgprod.list_notify_targets, osgprod.next_notifications,
+    osgprod.mark_notified, osgprod.note_health
+TO osgprod_operator;
+GRANT SELECT ON osgprod_data.notifications, osgprod_data.notify_targets, osgprod_data.noted_health TO osgprod_operator;

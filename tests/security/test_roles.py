@@ -21,6 +21,7 @@ from tests.support import World
 # w: osgprod_worker (the shim), o: osgprod_operator, -: nobody but the owner. Private helpers, _name, are all "-".
 FUNCTIONS = """
     add_project         -o
+    add_notify_target   -o
     alive               wo
     attempts_by_exit    wo
     attempts_by_site    wo
@@ -45,14 +46,19 @@ FUNCTIONS = """
     list_slices         wo
     live_attempts       wo
     load_slices         -o
+    list_notify_targets -o
     map_files           wo
+    mark_notified       -o
+    next_notifications  -o
     note_answers        wo
+    note_health         -o
     progress            wo
     quarantined         wo
     rate                wo
     reclaim_lost        -o
     recycle             -o
     register_rawdata    -o
+    remove_notify_target -o
     remove_project      -o
     list_doors          -o
     report_exit         wo
@@ -62,6 +68,7 @@ FUNCTIONS = """
     tick                wo
     totals              wo
     verify              -o
+    write_check         wo
 """
 # Views of schema osgprod and tables of osgprod_data: SELECT, and never more, for whom?
 RELATIONS = """
@@ -69,11 +76,18 @@ RELATIONS = """
     _yoyo_migration   -o
     answers           -o
     attempts          -o
+    backups           -o
     loaded_files      -o
     log_tails         -o
+    lost_outputs      -o
+    merges            -o
     migrated_files    --
+    noted_health      -o
+    notifications     -o
+    notify_targets    -o
     operations        -o
     presence          --
+    outputs           -o
     projects          -o
     rawdata           -o
     recent_failures   -o
@@ -83,6 +97,7 @@ RELATIONS = """
     tallied_sites     -o
     tallies           -o
     totals            -o
+    versions          -o
     worker_bans       -o
 """
 LOGINS = {"w": "test_shim_login", "o": "test_operator_login", "s": "test_stranger_login"}

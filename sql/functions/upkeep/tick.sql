@@ -43,6 +43,7 @@ BEGIN
         PERFORM osgprod._tally(v_project);
     END LOOP;
     PERFORM osgprod._prune_answers();
+    PERFORM osgprod._prune_notifications();
 END
 $fn$;
 

@@ -1,0 +1,38 @@
+CREATE FUNCTION osgprod.add_notify_target(
+    p_name text, p_place text, p_project text DEFAULT NULL, p_events text[] DEFAULT NULL)
+RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
+AS $fn$
+-- Adds somebody who gets notifications from now on, or changes what a target gets.
+-- Promise:    a repeated call changes nothing more. What was delivered stays delivered. No secret is stored: place only names
+--             where the deliverer finds the address.
+-- Parameters: p_name     of the target: letters, digits, '_', '.', '-' [1 .. 63 characters]
+--             p_place    env:VARIABLE or file:/PATH, of which osgprod notify run reads the address
+--             p_project  only notifications of this project; NULL = of all
+--             p_events   only these (docs/sql.md "Notices" has the names); NULL = all but the frequent ones
+-- Errors:     OG301 unknown project; OG108 bad name, place or event
+-- Locks:      the target's row
+DECLARE
+    v_wrong text;
+BEGIN
+    SELECT e.event INTO v_wrong FROM unnest(p_events) AS e (event) WHERE e.event !~ '^[a-z]+(-[a-z]+)*$' LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'there is no event %', quote_literal(v_wrong) USING ERRCODE = 'OG108',
+            HINT = 'docs/sql.md lists them under Notices';
+    END IF;
+    INSERT INTO notify_targets AS t (name, place, project_id, events)
+    VALUES (p_name, p_place, CASE WHEN p_project IS NOT NULL THEN (osgprod._get_project(p_project)).project_id END, p_events)
+    ON CONFLICT (name) DO UPDATE SET place = excluded.place, project_id = excluded.project_id, events = excluded.events;
+EXCEPTION
+    WHEN check_violation OR not_null_violation THEN
+        GET STACKED DIAGNOSTICS v_wrong = CONSTRAINT_NAME;
+        RAISE EXCEPTION '%', CASE v_wrong
+            WHEN 'notify_targets_name_is_a_word' THEN 'the name of a target can''t be ' || quote_literal(left(p_name, 80))
+            ELSE 'the place of a target is env:VARIABLE or file:/PATH, not '
+                || coalesce(quote_literal(left(p_place, 12) || '...'), 'nothing') END
+            USING ERRCODE = 'OG108', HINT = 'the address itself stands there, since it holds secrets: docs/operations.md';
+END
+$fn$;
+
+COMMENT ON FUNCTION osgprod.add_notify_target(text, text, text, text[]) IS
+'Adds somebody who gets notifications, by mail, webhook or chat, or changes what a target gets. For osgprod_operator.';

@@ -1,0 +1,29 @@
+CREATE FUNCTION osgprod.mark_notified(
+    p_name text, p_written_by text DEFAULT NULL, p_notification_id bigint DEFAULT NULL, p_problem text DEFAULT NULL)
+RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
+AS $fn$
+-- Records that notifications were delivered to a target, up to and including one of them, or that delivery failed.
+-- Promise:    a repeated call changes nothing more, and an earlier notification doesn't undo a later one.
+-- Parameters: p_name  of the target;  p_written_by, p_notification_id  as next_notifications returned them; NULL = nothing was
+--             delivered;  p_problem  why not, in one line; NULL = it was
+-- Errors:     OG304 there is no such target
+-- Locks:      the target's row
+BEGIN
+    UPDATE notify_targets t
+       SET problem = osgprod._label(p_problem, 400),
+           sent_at = CASE WHEN p_written_by IS NULL THEN t.sent_at ELSE now() END,
+           sent_xid = CASE WHEN n.is_later THEN p_written_by::xid8 ELSE t.sent_xid END,
+           sent_id = CASE WHEN n.is_later THEN p_notification_id ELSE t.sent_id END
+      FROM (SELECT coalesce((p_written_by::xid8, p_notification_id) > (o.sent_xid, o.sent_id), false) AS is_later
+              FROM notify_targets o WHERE o.name = p_name) n
+     WHERE t.name = p_name;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'there is no target %', quote_literal(left(p_name, 63)) USING ERRCODE = 'OG304',
+            HINT = 'osgprod notify list shows the targets';
+    END IF;
+END
+$fn$;
+
+COMMENT ON FUNCTION osgprod.mark_notified(text, text, bigint, text) IS
+'Records that notifications were delivered to a target, or why they could not be. For osgprod_operator.';

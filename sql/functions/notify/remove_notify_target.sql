@@ -1,0 +1,19 @@
+CREATE FUNCTION osgprod.remove_notify_target(p_name text)
+RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
+AS $fn$
+-- Removes a target: it gets no more notifications.
+-- Parameters: p_name  of the target
+-- Errors:     OG304 there is no such target
+-- Locks:      its row
+BEGIN
+    DELETE FROM notify_targets t WHERE t.name = p_name;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'there is no target %', quote_literal(left(p_name, 63)) USING ERRCODE = 'OG304',
+            HINT = 'osgprod notify list shows the targets';
+    END IF;
+END
+$fn$;
+
+COMMENT ON FUNCTION osgprod.remove_notify_target(text) IS
+'Removes somebody who gets notifications. For osgprod_operator.';
