@@ -50,6 +50,9 @@ def main() -> int:
     parser.add_argument("--only", action="append", choices=ways(Grid()), help="this way; may be repeated")
     parser.add_argument("--small", action="store_true", help="a small grid for seconds; figures mean little")
     parser.add_argument("--files", type=int, help="as much work (a whole run has 400)")
+    parser.add_argument(
+        "--workers", type=int, help="nodes (a whole run has 1,000); the work is in proportion"
+    )
     parser.add_argument("--docs", type=Path, default=DOCS, help="folder of performance.md and images/")
     chosen = parser.parse_args()
     grid = small() if chosen.small else Grid()
@@ -57,6 +60,12 @@ def main() -> int:
         if chosen.files < 1:
             parser.error(f"--files must be at least 1, not {chosen.files}")
         grid = replace(grid, files=chosen.files)
+    if chosen.workers is not None:
+        if chosen.workers < grid.sites:
+            parser.error(f"--workers must be at least {grid.sites}, not {chosen.workers}")
+        grid = replace(
+            grid, workers=chosen.workers, files=max(grid.files * chosen.workers // grid.workers, 1)
+        )
     asked = [way for name, way in ways(grid).items() if not chosen.only or name in chosen.only]
     started = time.monotonic()
     try:
