@@ -64,7 +64,7 @@ def rawdata_load(
 ) -> None:
     """Register raw data files. Run it again to compare the files with the registered ones.
 
-    SOURCES are folders, whose trees are walked, files, URLs of files (root://, https://), or URLs of folders (root://).
+    SOURCES are folders, whose trees are walked, files, URLs of files (root://, https://, osdf://), or URLs of folders (root://).
     Of a URL the path is registered: a project's xrootd_prefix and the path give the URL again.
 
     Files without a begin-of-run record are registered, counted and named. The exit code is 1 if there is no file, or

@@ -1,4 +1,4 @@
-"""Files that are read over the network: http(s):// by byte ranges, root:// with the XRootD bindings for Python."""
+"""Files that are read over the network: http(s) by byte ranges, osdf from a cache, root by the XRootD bindings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
+from shim.evio import pelican
 from shim.evio.errors import EvioError
+from shim.evio.pelican import PELICAN
 from shim.evio.source import LocalFile, Source
 
 TIMEOUT_S = 60
@@ -26,17 +28,20 @@ ROOT = {"root", "roots", "xroot", "xroots"}
 
 def is_url(name: str) -> bool:
     """Return whether a name is a URL that open_source() can read."""
-    return urlsplit(name).scheme in HTTP | ROOT if re.match(r"[a-z]+://", name) else False
+    return urlsplit(name).scheme in HTTP | ROOT | PELICAN if re.match(r"[a-z]+://", name) else False
 
 
 def path_of(url: str) -> str:
     """Return the path that is registered for a URL: a project's prefix and this path give the URL again.
 
-    It is percent-decoded for http; the slashes of root://host//path become one. What is no URL is returned as it is.
+    It is percent-decoded for http and Pelican; the slashes of root://host//path become one. What is no URL is returned
+    as it is.
     """
     if not is_url(url):
         return url
     parts = urlsplit(url)
+    if parts.scheme in PELICAN:
+        return unquote(pelican.split(url)[1])
     path = unquote(parts.path) if parts.scheme in HTTP else parts.path
     return "/" + path.lstrip("/")
 
@@ -47,9 +52,10 @@ def open_source(name: str, token: str | None = None) -> Source:
     Parameters
     ----------
     name
-        Path, or URL of http, https, dav, davs, root, roots, xroot or xroots.
+        Path, or URL of http, https, dav, davs, root, roots, xroot, xroots, osdf or pelican.
     token
-        Bearer token for http(s), sent to the host of the URL only.
+        Bearer token for http(s), sent to the host of the URL only; for osdf and pelican to the caches that the director
+        names, if it demands one.
 
     Raises
     ------
@@ -58,6 +64,8 @@ def open_source(name: str, token: str | None = None) -> Source:
     """
     if not is_url(name):
         return LocalFile(name)
+    if urlsplit(name).scheme in PELICAN:
+        return PelicanFile(name, token)
     return HttpFile(name, token) if urlsplit(name).scheme in HTTP else XrootdFile(name)
 
 
@@ -161,6 +169,51 @@ class HttpFile:
     def _drop(self) -> None:
         for connection in self._local.__dict__.values():
             connection.close()  # it opens itself again
+
+
+class PelicanFile:
+    """A file of a Pelican federation, read from the first cache that serves it; reads may come from several threads."""
+
+    def __init__(self, url: str, token: str | None = None) -> None:
+        self.name, self.path = url, path_of(url)
+        self._token = token
+        self._places = pelican.places(url)
+        self._lock = threading.Lock()
+        self._files: list[HttpFile] = []
+        self.size = self._next(None).size
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return `length` bytes at `offset`, or fewer at the end of the file; from the next cache where one fails."""
+        while True:
+            file = self._files[-1]
+            try:
+                return file.read(offset, length)
+            except EvioError as error:
+                self._next(file, str(error))
+
+    def close(self) -> None:
+        """Close the connections."""
+        for file in self._files:
+            file.close()
+
+    def _next(self, failed: HttpFile | None, problem: str = "") -> HttpFile:
+        """Open the file at the next cache, unless another thread has done so since `failed` was in use."""
+        with self._lock:
+            if failed is not None and self._files[-1] is not failed:
+                return self._files[-1]
+            while self._places:
+                place, needs_token = self._places.pop(0)
+                try:
+                    file = HttpFile(place, self._token if needs_token else None)
+                except EvioError as error:
+                    problem = str(error)
+                    continue
+                if self._files and file.size != self.size:
+                    problem = f"{place}: has {file.size} bytes instead of {self.size}"
+                    continue
+                self._files.append(file)
+                return file
+            raise EvioError(f"{self.name}: no cache serves it: {problem}")
 
 
 class XrootdFile:
