@@ -5,6 +5,7 @@ Each calls one function of schema osgprod; in psql, ``SELECT * FROM osgprod.f(p_
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -20,6 +21,7 @@ from shim.database import call, connect
 from shim.evio import scan
 from shim.evio.errors import EvioError
 from shim.evio.index import FILE_NAME, BlockIndex
+from shim.evio.locality import localities
 from shim.evio.remote import is_url, path_of
 from shim.registry import register_all
 
@@ -245,6 +247,46 @@ def _register(
         with connection.transaction(force_rollback=dry_run):
             results = register_all(connection, group, pattern, prefix)
         yield from ((*result, index) for result, index in zip(results, group, strict=True))
+
+
+def check_online(
+    projectname: str, count: int = 1000, token: str | None = None, dry_run: bool = False
+) -> list[dict[str, Any]]:
+    """Ask storage which of the files that come next are on tape only, and record it.
+
+    Parameters
+    ----------
+    projectname : str
+        The project.
+    count : int
+        So many of the files that it assigns next [1 .. 100000].
+    token : str, optional
+        Bearer token for https.
+    dry_run : bool
+        Record nothing.
+
+    Returns
+    -------
+    list of dict
+        A row for each file that is not online: path, url, locality (nearline or gone).
+
+    Raises
+    ------
+    psycopg.Error
+        Unknown project.
+    """
+    with connect() as connection:
+        coming = call(connection, "list_next_files", project=projectname, limit=count)
+    found = localities([row["url"] for row in coming], token)  # outside of any transaction: it takes its time
+    if not dry_run:
+        known = [{"file_id": row["file_id"], "locality": found[row["url"]]} for row in coming]
+        with connect() as connection:
+            call(connection, "record_locality", found=json.dumps(known))
+    return [
+        {"path": row["path"], "url": row["url"], "locality": found[row["url"]]}
+        for row in coming
+        if found[row["url"]] not in (None, "online")
+    ]
 
 
 def load_slices(

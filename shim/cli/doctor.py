@@ -22,6 +22,7 @@ Finding = dict[str, Any]
 CLOCK_S = 2.0
 FREE_BYTES = 1 << 30
 CONNECT_S = 5.0
+FILES_AHEAD = 1000
 OSDF_HOST = "osg-htc.org"
 PORTS = {
     **dict.fromkeys(("root", "roots", "xroot", "xroots"), 1094),
@@ -111,6 +112,7 @@ def _project(connection: psycopg.Connection[dict[str, Any]], name: str) -> Itera
     doors = call(connection, "list_doors", project=name)
     for number, door in enumerate(doors, 1):
         yield _door(name, f"files of {name}{f', door {number}' if len(doors) > 1 else ''}", door)
+    yield _tape(connection, name)
 
 
 def _template(name: str, workscript: str) -> Finding:
@@ -121,6 +123,22 @@ def _template(name: str, workscript: str) -> Finding:
     except TemplateError as error:
         return _finding(what, False, str(error), advice)
     return _finding(what, True, str(path), advice)
+
+
+def _tape(connection: psycopg.Connection[dict[str, Any]], name: str) -> Finding:
+    """What storage said last of the files that come next, see osgprod rawdata check-online."""
+    coming = call(connection, "list_next_files", project=name, limit=FILES_AHEAD)
+    known = [row["locality"] for row in coming if row["locality"]]
+    away = sum(locality != "online" for locality in known)
+    if not known:
+        return _finding(f"tape of {name}", True, "storage was not asked, or can't tell", "")
+    found = f"{away} of the next {FILES_AHEAD} files {'is' if away == 1 else 'are'} on tape only"
+    if "gone" in known:
+        gone = known.count("gone")
+        found = f"of the next {FILES_AHEAD} files {gone} are gone, {away - gone} on tape only"
+    urls = f"osgprod rawdata list --project {name} --next 50 --urls"
+    advice = f"stage them ({urls}), then osgprod rawdata check-online {name}"
+    return _finding(f"tape of {name}", away == 0, found, advice)
 
 
 def _door(name: str, what: str, door: dict[str, Any]) -> Finding:

@@ -64,7 +64,7 @@ def rawdata_load(
 ) -> None:
     """Register raw data files. Run it again to compare the files with the registered ones.
 
-    SOURCES are folders, whose trees are walked, files, URLs of files (root://, https://, osdf://), or URLs of folders (root://).
+    SOURCES are folders, whose trees are walked, files, URLs of files (root://, https://, osdf://), or of folders (root://).
     Of a URL the path is registered: a project's xrootd_prefix and the path give the URL again.
 
     Files without a begin-of-run record are registered, counted and named. The exit code is 1 if there is no file, or
@@ -115,13 +115,56 @@ def rawdata_check(folder: str, as_json: bool) -> None:
         raise SystemExit(1)
 
 
+@rawdata.command("check-online")
+@project_argument
+@click.option("--next", "count", default=1000, show_default=True, help="So many of the files that come next.")
+@click.option("--token-file", type=click.File(), help="File with the bearer token for https.")
+@dry
+@as_json
+def rawdata_check_online(
+    project: str, count: int, token_file: TextIO | None, dry_run: bool, as_json: bool
+) -> None:
+    """Ask storage which of the files that come next are on tape only. Nothing is staged.
+
+    With the setting skip_nearline=true a project assigns nothing of a file that is on tape only, until this command
+    finds it online. Each row is a file that is not online; if there is one, the exit code is 1.
+    """
+    token = token_file.read().strip() if token_file else None
+    with working("asking storage"):
+        rows = admin.check_online(project, count, token, dry_run)
+    show(rows, as_json, "all of these files are online, or storage can't tell")
+    if rows:
+        raise SystemExit(1)
+
+
 @rawdata.command("list")
 @runs_option
 @path_option
+@click.option("--next", "count", type=int, help="Only so many files of a project that jobs get next.")
+@click.option("--project", help="With --next; default: the only project.")
+@click.option("--urls", is_flag=True, help="With --next: a URL a line, for a program that stages the files.")
 @limit_option()
 @as_json
-def rawdata_list(runs: list[int] | None, path: str | None, limit: int, as_json: bool) -> None:
-    """List the registered files."""
+def rawdata_list(
+    runs: list[int] | None,
+    path: str | None,
+    count: int | None,
+    project: str | None,
+    urls: bool,
+    limit: int,
+    as_json: bool,
+) -> None:
+    """List the registered files, or with --next those that a project assigns next."""
+    if count is not None:
+        coming = ask("list_next_files", project=project, limit=count)
+        if urls:
+            for row in coming:
+                click.echo(row["url"])
+        else:
+            show(coming, as_json, "no file has unallocated blocks", spare=SAID_BY_PATH)
+        return
+    if project or urls:
+        raise click.UsageError("--project and --urls go with --next N")
     rows = ask("list_rawdata", runs=runs, path=path, limit=limit)
     empty = "no such file is registered: osgprod rawdata load registers files"
     show(rows, as_json, empty, limit=limit, spare=(*SAID_BY_PATH, "first_block", "has_trailer"))

@@ -61,6 +61,8 @@ FUNCTIONS = """
     remove_notify_target -o
     remove_project      -o
     list_doors          -o
+    record_locality     -o
+    list_next_files     -o
     report_exit         wo
     report_exits        wo
     set_magic           -o

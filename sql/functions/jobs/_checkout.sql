@@ -104,7 +104,7 @@ BEGIN
         IF v_slice.block1 IS NULL THEN
             SELECT f.rawdata_id, f.run, f.seqno, f.block1, f.block2, f.state = 'pending' AS is_fresh INTO v_file
               FROM osgprod_data.loaded_files f
-             WHERE f.project_id = v_project.project_id AND f.state IN ('pending', 'in_progress')
+             WHERE f.project_id = v_project.project_id AND f.state IN ('pending', 'in_progress') AND NOT f.on_tape
              ORDER BY f.run, f.seqno LIMIT 1
                FOR NO KEY UPDATE SKIP LOCKED;
             IF NOT FOUND THEN
@@ -416,7 +416,7 @@ BEGIN
     SELECT f.rawdata_id, f.run, f.seqno, f.block1, f.block2, f.state = 'pending'
       INTO rawdata_id, run, seqno, block1, block2, is_fresh
       FROM osgprod_data.loaded_files f
-     WHERE f.project_id = p_project_id AND f.state IN ('pending', 'in_progress')
+     WHERE f.project_id = p_project_id AND f.state IN ('pending', 'in_progress') AND NOT f.on_tape
      ORDER BY f.run, f.seqno LIMIT 1
        FOR NO KEY UPDATE;
     PERFORM set_config('lock_timeout', v_timeout, true);  -- an error restores it by itself
@@ -430,9 +430,9 @@ $fn$;
 CREATE FUNCTION osgprod._has_unallocated(p_project_id int)
 RETURNS boolean LANGUAGE sql STABLE
 AS $fn$
-    -- Has any file of the project unallocated blocks?
+    -- Has any file of the project unallocated blocks that may be assigned?
     SELECT EXISTS (SELECT FROM osgprod_data.loaded_files f
-                    WHERE f.project_id = p_project_id AND f.state IN ('pending', 'in_progress'))
+                    WHERE f.project_id = p_project_id AND f.state IN ('pending', 'in_progress') AND NOT f.on_tape)
 $fn$;
 
 CREATE FUNCTION osgprod._why_no_work(
@@ -461,7 +461,8 @@ BEGIN
         p_answer.message := format('project %s is busy, ask again soon', p_project.name);
     ELSIF osgprod._settle_files(p_project.project_id, false) THEN
         p_answer.retry_s := p_project.wait_s;
-        p_answer.message := format('all remaining work of project %s is leased, some may be requeued', p_project.name);
+        p_answer.message := format('all remaining work of project %s is leased%s', p_project.name,
+            CASE WHEN p_project.skip_nearline THEN ' or on tape' ELSE ', some may be requeued' END);
     ELSIF p_can_merge AND osgprod._has_open_merges(p_project.project_id) THEN
         p_answer.retry_s := p_project.wait_s;
         p_answer.message := format('all merges of project %s are leased, some may be requeued', p_project.name);

@@ -64,6 +64,9 @@ BEGIN
         END IF;
         IF p_settings <> '{}' THEN
             EXECUTE osgprod._update_of_project() USING v_project;
+            IF p_settings ? 'skip_nearline' THEN
+                PERFORM osgprod._mark_on_tape(v_project.project_id, v_project.skip_nearline);
+            END IF;
         END IF;
         IF p_settings ?| ARRAY['merge_by', 'merge_incomplete'] THEN
             PERFORM osgprod._change_merges(v_project);

@@ -7,7 +7,7 @@ CREATE FUNCTION osgprod.list_files(
     p_limit   int   DEFAULT 100)
 RETURNS TABLE (file_id int, run int, seqno int, path text, state text, blocks int, blocks_done bigint, blocks_leased bigint,
     blocks_ready bigint, blocks_quarantined bigint, blocks_uncut bigint, size_bytes bigint, loaded_at timestamptz,
-    has_bor boolean)
+    has_bor boolean, locality text)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
 -- Lists the files of a project with the progress of each, in the order in which they are assigned.
@@ -16,7 +16,8 @@ AS $fn$
 --             p_state    pending, in_progress, allocated, complete, or open (in_progress or allocated); NULL = all
 --             p_file_id  one file, as the lists name it; NULL = all;  p_limit  rows at most [1 .. 100000]
 -- Returns:    a row a file; blocks = done + leased + ready (requeued) + quarantined + uncut (unallocated); has_bor: do its slices begin
---             with a begin-of-run record? NULL = not known
+--             with a begin-of-run record? NULL = not known;
+--             locality: what storage said last: online, nearline (on tape only) or gone; NULL = not known
 -- Errors:     OG301 unknown project; OG108 state or limit out of range
 DECLARE
     v_project_id int := (osgprod._get_project(p_project)).project_id;
@@ -30,8 +31,8 @@ BEGIN
            CASE f.state WHEN 'complete' THEN f.block2 - f.block1 - q.quarantined ELSE coalesce(c.done, 0) END,
            coalesce(c.leased, 0), coalesce(c.ready, 0), q.quarantined,
            CASE f.state WHEN 'complete' THEN 0 ELSE f.block2 - f.block1 - coalesce(c.cut, 0) END, f.size_bytes, f.loaded_at,
-           f.has_bor
-      FROM (SELECT l.*, w.path, w.size_bytes, w.has_bor FROM loaded_files l JOIN rawdata w ON w.rawdata_id = l.rawdata_id
+           f.has_bor, f.locality
+      FROM (SELECT l.*, w.path, w.size_bytes, w.has_bor, w.locality FROM loaded_files l JOIN rawdata w ON w.rawdata_id = l.rawdata_id
              WHERE l.project_id = v_project_id
                AND (p_runs IS NULL OR l.run = ANY (p_runs))
                AND (p_path IS NULL OR w.path = p_path OR w.path LIKE p_path)

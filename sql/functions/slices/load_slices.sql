@@ -66,6 +66,9 @@ BEGIN
     )
     SELECT coalesce(files, 0) + count(*), coalesce(blocks, 0) + coalesce(sum(l.nblocks), 0), array_agg(DISTINCT l.run)
       INTO files, blocks, v_runs FROM loaded l;
+    IF v_project.skip_nearline THEN
+        PERFORM osgprod._mark_on_tape(v_project_id, true);
+    END IF;
     PERFORM osgprod._reopen_merges(v_project_id, coalesce(v_runs, '{}'), -1);  -- of whole runs, which have more files now
     IF files < v_registered THEN
         SELECT count(*) FILTER (WHERE r.has_bor OR NOT v_project.demand_bor),

@@ -376,3 +376,27 @@ BEGIN
       WHERE f.project_id = p_project_id AND f.rawdata_id = p_rawdata_id;
 END
 $fn$;
+
+CREATE FUNCTION osgprod._mark_on_tape(p_project_id int, p_skips boolean, OUT skipped bigint, OUT resumed bigint)
+LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Marks the files that a project skips since they are on tape only, and those that it no longer skips.
+-- Promise:    slices that were allocated before are not affected.
+-- Parameters: p_project_id  project;  p_skips  its setting skip_nearline
+-- Returns:    how many files are skipped from now on, and how many no longer
+-- Locks:      these files' rows, in order; it waits for each
+BEGIN
+    WITH changed AS (
+        SELECT f.rawdata_id FROM osgprod_data.loaded_files f JOIN osgprod_data.rawdata r ON r.rawdata_id = f.rawdata_id
+         WHERE f.project_id = p_project_id AND f.state IN ('pending', 'in_progress')
+           AND f.on_tape <> (p_skips AND r.locality IS NOT DISTINCT FROM 'nearline')
+         ORDER BY f.run, f.seqno, f.rawdata_id
+           FOR NO KEY UPDATE OF f
+    ), marked AS (
+        UPDATE osgprod_data.loaded_files f SET on_tape = NOT f.on_tape FROM changed c
+         WHERE f.project_id = p_project_id AND f.rawdata_id = c.rawdata_id
+        RETURNING f.on_tape
+    )
+    SELECT count(*) FILTER (WHERE m.on_tape), count(*) FILTER (WHERE NOT m.on_tape) INTO skipped, resumed FROM marked m;
+END
+$fn$;

@@ -1,0 +1,35 @@
+CREATE FUNCTION osgprod.record_locality(p_found jsonb)
+RETURNS TABLE (online bigint, nearline bigint, gone bigint, unknown bigint, files_skipped bigint, files_resumed bigint)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
+AS $fn$
+-- Records what storage says of raw data files. Projects with skip_nearline assign nothing new of files that are nearline,
+-- until this function is told that they are online.
+-- Promise:    a repeated call changes nothing but the times.
+-- Parameters: p_found  list of {"file_id": N, "locality": L}; L online, nearline, gone, or null = storage can't tell
+-- Returns:    one row: how many files are which; how many are skipped by a project from now on, and how many no longer
+-- Errors:     OG108 another locality
+-- Locks:      the files of projects that are skipped or resumed, in order; it waits for each
+DECLARE
+    v_project record;
+    v_marked  record;
+BEGIN
+    UPDATE rawdata r SET locality = n.locality, locality_at = CASE WHEN n.locality IS NOT NULL THEN now() END
+      FROM jsonb_to_recordset(p_found) AS n (file_id int, locality text) WHERE r.rawdata_id = n.file_id;
+    SELECT count(*) FILTER (WHERE n.locality = 'online'), count(*) FILTER (WHERE n.locality = 'nearline'),
+           count(*) FILTER (WHERE n.locality = 'gone'), count(*) FILTER (WHERE n.locality IS NULL), 0, 0
+      INTO online, nearline, gone, unknown, files_skipped, files_resumed
+      FROM jsonb_to_recordset(p_found) AS n (locality text);
+    FOR v_project IN SELECT p.project_id, p.skip_nearline FROM projects p ORDER BY p.project_id LOOP
+        v_marked := osgprod._mark_on_tape(v_project.project_id, v_project.skip_nearline);
+        files_skipped := files_skipped + v_marked.skipped;
+        files_resumed := files_resumed + v_marked.resumed;
+    END LOOP;
+    RETURN NEXT;
+EXCEPTION WHEN check_violation THEN
+    RAISE EXCEPTION 'the locality of a file is online, nearline or gone' USING ERRCODE = 'OG108',
+        HINT = 'osgprod rawdata check-online asks storage';
+END
+$fn$;
+
+COMMENT ON FUNCTION osgprod.record_locality(jsonb) IS
+'Records which raw data files are online, on tape only, or gone, as storage says; projects with skip_nearline skip those on tape. For osgprod_operator.';
