@@ -6,9 +6,12 @@ snapshot; the overview takes a second one, for the estimates of the projects tha
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from urllib.parse import parse_qs, quote, urlencode
 
@@ -33,6 +36,9 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 HERE = Path(__file__).resolve().parent
 MAX_FORM_BYTES = 4096
 MOST_RUNS = 5000  # of one group in the map
+MOST_ROWS = 1000  # of one list
+MOST_SITES = 50
+MOST_STARTS = 200  # of one job, the last ones
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self';"
     " connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
@@ -72,6 +78,8 @@ class Dashboard:
     def __init__(self, root: str, guard: Guard, metrics: Metrics) -> None:
         self._root, self._guard, self._metrics = root, guard, metrics
         self._reader = Reader()
+        # One page is drawn at a time, beside the event loop, which answers jobs meanwhile.
+        self._drawer = ThreadPoolExecutor(1, "dashboard")
         self._pages = jinja2.Environment(
             loader=jinja2.FileSystemLoader(HERE / "templates"), autoescape=True, trim_blocks=True, lstrip_blocks=True,
             undefined=jinja2.StrictUndefined,
@@ -115,24 +123,28 @@ class Dashboard:
         wanted = {name: value for name, value in query.items() if value is not None}
         return f"{self._root}/{path}" + (f"?{urlencode(wanted)}" if wanted else "")
 
-    def _render(self, page: str, http_status: int = 200, /, **values: object) -> Response:
-        text = self._pages.get_template(page).render(now=datetime.now(UTC), **values)
+    async def _render(self, page: str, http_status: int = 200, /, **values: object) -> Response:
+        text = await asyncio.get_running_loop().run_in_executor(self._drawer, self._draw, page, values)
         return Response(text, http_status, HEADERS, media_type="text/html")
+
+    def _draw(self, page: str, values: dict[str, object]) -> bytes:
+        values = {name: value() if isinstance(value, partial) else value for name, value in values.items()}
+        return self._pages.get_template(page).render(now=datetime.now(UTC), **values).encode()
 
     def _guarded(self, page: Endpoint) -> Endpoint:
         async def endpoint(request: Request) -> Response:
             if not self._guard.admits(request):
-                return self._render("login.html", 403, failed=False, has_token=self._guard.has_token)
+                return await self._render("login.html", 403, failed=False, has_token=self._guard.has_token)
             try:
                 return await page(request)
             except NotFound as error:
-                return self._render("error.html", 404, lines=[str(error)], status=404)
+                return await self._render("error.html", 404, lines=[str(error)], status=404)
             except Exception as error:
                 failure = explain(error)
                 if failure.is_a_fault:
                     raise
                 lines = [line.removeprefix("# ") for line in failure.body.decode().splitlines()]
-                return self._render("error.html", failure.status, lines=lines, status=failure.status)
+                return await self._render("error.html", failure.status, lines=lines, status=failure.status)
 
         endpoint.__name__ = "dashboard"  # all pages are one route in the metrics
         return endpoint
@@ -142,7 +154,7 @@ class Dashboard:
 
     async def _login(self, request: Request) -> Response:
         if request.method != "POST":
-            return self._render("login.html", failed=False, has_token=self._guard.has_token)
+            return await self._render("login.html", failed=False, has_token=self._guard.has_token)
         body = b""
         async for chunk in request.stream():
             body += chunk
@@ -150,7 +162,7 @@ class Dashboard:
                 break
         token = parse_qs(body.decode("ascii", "replace")).get("token", [""])[0]
         if not self._guard.knows(token.strip()):
-            return self._render("login.html", 403, failed=True, has_token=self._guard.has_token)
+            return await self._render("login.html", 403, failed=True, has_token=self._guard.has_token)
         response = RedirectResponse(f"{self._root}/", 303, HEADERS)
         self._guard.remember(request, response, self._root)
         return response
@@ -175,7 +187,7 @@ class Dashboard:
             {**row, "estimate": rows[0], "health": [h for h in health if h["project"] == row["project"]]}
             for row, rows in zip(progress, estimates, strict=True)
         ]
-        return self._render("overview.html", projects=projects)
+        return await self._render("overview.html", projects=projects)
 
     async def _project(self, request: Request) -> Response:
         name, hours = request.path_params["project"], _window(request)
@@ -199,21 +211,21 @@ class Dashboard:
             ("estimate", project),
             ("rate", {**project, "hours": hours}),
             ("attempts_by_exit", {**project, "hours": hours}),
-            ("attempts_by_site", {**project, "hours": hours}),
+            ("attempts_by_site", {**project, "hours": hours, "limit": MOST_SITES}),
             ("attempts_by_worker", {**project, "hours": 1, "order": "failing", "limit": 6}),
             ("attempts_by_worker", {**project, "hours": 1, "order": "slow", "limit": 6}),
-            ("quarantined", project),
+            ("quarantined", {**project, "limit": MOST_ROWS}),
             ("live_attempts", {**project, "limit": 8}),
             ("map_files", {**project, "rows": 240, "columns": 200}),
         )
-        return self._render(
+        return await self._render(
             "project.html",
             project=name,
             progress=progress[0],
             health=health,
             estimate=estimate[0],
             hours=hours,
-            plot=charts.plot(rate),
+            plot=partial(charts.plot, rate),
             blocks_done=sum(row["blocks_done"] for row in rate),
             by_exit=by_exit,
             by_site=by_site,
@@ -221,7 +233,7 @@ class Dashboard:
             slow=slow,
             quarantined=quarantined,
             live=live,
-            map=charts.file_map(cells),
+            map=partial(charts.file_map, cells),
             runs=cells,
         )
 
@@ -235,25 +247,32 @@ class Dashboard:
         )
         state = _word(request, "state")
         (files,) = await self._reader.read(
-            request, ("list_files", {"project": name, "runs": runs, "state": state, "limit": 1000})
+            request, ("list_files", {"project": name, "runs": runs, "state": state, "limit": MOST_ROWS})
         )
-        return self._render("files.html", project=name, files=files, first=first, last=last, state=state)
+        return await self._render(
+            "files.html", project=name, files=files, first=first, last=last, state=state
+        )
 
     async def _file(self, request: Request) -> Response:
         name, file_id = request.path_params["project"], request.path_params["file_id"]
         one = {"project": name, "file_id": file_id}
         files, slices = await self._reader.read(
-            request, ("list_files", one), ("list_slices", {**one, "limit": 5000})
+            request, ("list_files", one), ("list_slices", {**one, "limit": 2 * MOST_ROWS})
         )
         if not files:
             raise NotFound(f"project {name} has no such file")
-        return self._render("file.html", project=name, file=files[0], slices=slices)
+        return await self._render("file.html", project=name, file=files[0], slices=slices)
 
     async def _job(self, request: Request) -> Response:
         name = request.path_params["project"]
         job = {"cluster": request.path_params["cluster"], "process": request.path_params["process"]}
-        (history,) = await self._reader.read(request, ("job_history", {"project": name, **job}))
-        return self._render("job.html", project=name, **job, history=history)
+        history, tails = await self._reader.read(
+            request, ("job_history", {"project": name, **job}), ("log_tail", {"project": name, **job})
+        )
+        tails_of = {row["nstart"]: row["tail"] for row in tails}
+        return await self._render(
+            "job.html", project=name, **job, history=history[-MOST_STARTS:], tails=tails_of
+        )
 
     async def _attempts(self, request: Request) -> Response:
         name, hours = request.path_params["project"], _window(request)
@@ -267,17 +286,19 @@ class Dashboard:
         }
         (attempts,) = await self._reader.read(request, ("list_attempts", query))
         chosen["exit_code"] = _word(request, "exit_code")
-        return self._render("attempts.html", project=name, attempts=attempts, chosen=chosen, hours=hours)
+        return await self._render(
+            "attempts.html", project=name, attempts=attempts, chosen=chosen, hours=hours
+        )
 
     async def _live(self, request: Request) -> Response:
         name = request.path_params["project"]
-        (live,) = await self._reader.read(request, ("live_attempts", {"project": name, "limit": 1000}))
-        return self._render("live.html", project=name, live=live)
+        (live,) = await self._reader.read(request, ("live_attempts", {"project": name, "limit": MOST_ROWS}))
+        return await self._render("live.html", project=name, live=live)
 
     async def _quarantine(self, request: Request) -> Response:
         name = request.path_params["project"]
-        (rows,) = await self._reader.read(request, ("quarantined", {"project": name}))
-        return self._render("quarantine.html", project=name, quarantined=rows)
+        (rows,) = await self._reader.read(request, ("quarantined", {"project": name, "limit": MOST_ROWS}))
+        return await self._render("quarantine.html", project=name, quarantined=rows)
 
     async def _workers(self, request: Request) -> Response:
         name, hours = request.path_params["project"], _window(request, standard=2)
@@ -289,13 +310,13 @@ class Dashboard:
             ("attempts_by_worker", {**query, "order": "busy"}),
             ("blocked_workers", {"project": name}),
         )
-        return self._render(
+        return await self._render(
             "workers.html",
             project=name,
             failing=failing,
             slow=slow,
             busy=busy,
-            refused=refused,
+            refused=refused[:MOST_ROWS],
             hours=hours,
         )
 

@@ -13,7 +13,7 @@ GRANT EXECUTE ON FUNCTION
     osgprod.health, osgprod.idle_and_leased, osgprod.progress, osgprod.totals, osgprod.rate, osgprod.estimate,
     osgprod.attempts_by_exit, osgprod.attempts_by_site, osgprod.attempts_by_worker,
     osgprod.list_attempts, osgprod.live_attempts, osgprod.list_jobs, osgprod.job_history, osgprod.list_files,
-    osgprod.map_files, osgprod.list_slices, osgprod.quarantined, osgprod.blocked_workers
+    osgprod.map_files, osgprod.list_slices, osgprod.quarantined, osgprod.blocked_workers, osgprod.log_tail
 TO osgprod_worker, osgprod_operator;
 
 GRANT EXECUTE ON FUNCTION
@@ -21,6 +21,10 @@ GRANT EXECUTE ON FUNCTION
     osgprod.recycle, osgprod.reclaim_lost, osgprod.verify, osgprod.ban_worker, osgprod.list_rawdata, osgprod.diagnose,
     osgprod.import_file, osgprod.list_doors, osgprod.record_locality, osgprod.list_next_files,
     osgprod.remove_project, osgprod.forget_rawdata, osgprod.jobs_needed, osgprod.foretell_work
+TO osgprod_operator;
+
+GRANT EXECUTE ON FUNCTION
+    osgprod.unload_slices, osgprod.stop_project, osgprod.run_periods, osgprod.list_operations, osgprod.find
 TO osgprod_operator;
 
 -- What failed of late is read beside the history.

@@ -32,6 +32,7 @@ FUNCTIONS = """
     checkout_slices     wo
     diagnose            -o
     estimate            wo
+    find                -o
     forget_rawdata      -o
     health              wo
     heartbeat           wo
@@ -42,11 +43,13 @@ FUNCTIONS = """
     list_attempts       wo
     list_files          wo
     list_jobs           wo
+    list_operations     -o
     list_rawdata        -o
     list_slices         wo
     live_attempts       wo
     load_slices         -o
     list_notify_targets -o
+    log_tail            wo
     map_files           wo
     mark_notified       -o
     next_notifications  -o
@@ -65,10 +68,13 @@ FUNCTIONS = """
     list_next_files     -o
     report_exit         wo
     report_exits        wo
+    run_periods         -o
     set_magic           -o
     set_project         -o
+    stop_project        -o
     tick                wo
     totals              wo
+    unload_slices       -o
     verify              -o
     write_check         wo
 """

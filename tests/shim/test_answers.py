@@ -50,14 +50,14 @@ def test_each_answer_counts_once_with_its_reason(world: World, quick: None, shim
     world.add_file(1)
     shim.checkout(0)
     shim.report(0)
-    shim.checkout(1)
+    shim.checkout(0)
     shim.checkout(2, magic="wrong")
     shim.checkout(2, cpus="x")
     shim.get("healthz")
     assert answers_on_record(world, 5) == {
         (200, "assigned"): 1,
         (200, "done"): 1,
-        (200, "no-work"): 1,
+        (200, "completed"): 1,
         (403, "OG202"): 1,
         (400, "BadRequest"): 1,
     }

@@ -5,16 +5,18 @@ from __future__ import annotations
 import html
 import itertools
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from shim.config import SettingError, Settings
-from shim.dashboard import charts
+from shim.dashboard import charts, formats
 from shim.dashboard.reader import Reader
 from shim.database import call
 from shim.web.guard import Guard
@@ -335,3 +337,59 @@ def test_sixty_screens_cost_the_database_as_much_as_one(
         answers = list(screens.map(lambda n: httpx.get(f"{shim.url}/project/p", timeout=60), range(60)))
     assert {answer.status_code for answer in answers} == {200}
     assert len(asked) == 1
+
+
+def test_jobs_are_answered_while_a_page_is_drawn(
+    busy: World, shim_with: MakeShim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page is drawn until a job has been answered: on the event loop that would be for ever."""
+    begun, answered = threading.Event(), threading.Event()
+    number = formats.number
+
+    def slow(*arguments: Any) -> str:
+        begun.set()
+        assert answered.wait(30), "no job was answered while the page was drawn"
+        return number(*arguments)
+
+    monkeypatch.setattr(formats, "number", slow)
+    shim = shim_with()
+    shim.add_template("p")
+    with ThreadPoolExecutor(1) as screen:
+        page = screen.submit(httpx.get, f"{shim.url}/project/p", timeout=60)
+        assert begun.wait(30)
+        assert shim.checkout(5).headers["Osgprod-Status"] == "assigned"
+        answered.set()
+        assert page.result().status_code == 200
+
+
+@pytest.mark.history_by_hand
+def test_pages_stay_small_with_50_000_sites_workers_and_quarantined_blocks(
+    world: World, shim_with: MakeShim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job names its site and host as it likes. These 50,000 made a page of 29 MB, and jobs wait for 8 s."""
+    monkeypatch.setattr("shim.dashboard.reader.LONGEST_QUERY", "60s")
+    world.add_file(50_000)
+    world.db.execute(
+        "INSERT INTO osgprod_data.reports (project_id, cluster, process, nstart, by_worker, outcome, exit_code,"
+        " reported_at, ran_s, nblocks, worker, site) SELECT p.project_id, 9, n, 1, true, 'failed', n % 256, now(), 5,"
+        " 1, 'wn' || n, 'SITE-WITH-A-LONG-NAME-' || n FROM osgprod_data.projects p, generate_series(1, 50000) n"
+    )
+    world.db.execute(
+        "INSERT INTO osgprod_data.slices (project_id, rawdata_id, block1, block2, follows, run, seqno, state, is_ready,"
+        " opened_at, cluster, process, nstart) SELECT f.project_id, f.rawdata_id, n, n + 1, nullif(n, 1), f.run,"
+        " f.seqno, 'quarantined', false, now(), 9, n, 1 FROM osgprod_data.loaded_files f, generate_series(1, 50000) n"
+    )
+    world.db.execute("UPDATE osgprod_data.loaded_files SET state = 'allocated'")
+    world.db.execute(
+        "INSERT INTO osgprod_data.worker_bans (project_id, worker, until, reason) SELECT p.project_id, 'wn' || n,"
+        " now() + interval '1 h', 'black hole' FROM osgprod_data.projects p, generate_series(1, 50000) n"
+    )
+    world.db.execute("ANALYZE")
+    shim = shim_with()
+    for page in PAGES:
+        if "job/" not in page:
+            answer = shim.raw(page)
+            assert (answer.status_code, page) == (200, page)
+            assert len(answer.content) < 1_000_000, (page, len(answer.content))
+    assert "SITE-WITH-A-LONG-NAME-1<" in shim.raw("project/p").text
+    call(world.db, "tick")

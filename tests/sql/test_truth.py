@@ -7,6 +7,7 @@ import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import psycopg
 import pytest
 
 from shim.database import call
@@ -189,3 +190,166 @@ def test_sites_of_a_project_are_bounded_and_their_sums_whole(world: World) -> No
         "SELECT count(*) AS n, count(DISTINCT site) AS sites, sum(reports) AS reports FROM osgprod_data.tallies"
     ).fetchone()
     assert counted == {"n": 201, "sites": 201, "reports": 1037}, "200 names and 'other'"
+
+
+def operations(world: World, **more: object) -> list[tuple[str, str | None, int]]:
+    rows = call(world.db, "list_operations", **more)
+    return [(row["operation"], row["project"], row["times"]) for row in reversed(rows)]
+
+
+def test_what_operators_change_is_on_record_and_what_is_rolled_back_is_not(world: World) -> None:
+    world.db.execute("SET osgprod.person = 'kim@login1'")
+    before = len(operations(world))
+    world.add_file(3)
+    world.set(lease_s=7200, wait_s=30)
+    world.set(lease_s=7200)  # changes nothing
+    call(world.db, "set_magic", project="p", magic="n", overlap_s=600)
+    call(world.db, "ban_worker", project="p", worker="wn1", seconds=60, reason="disk")
+    with world.db.transaction(force_rollback=True):
+        world.set(wait_s=31)
+    call(world.db, "forget_rawdata", path=world.add_file(1, run=9, project=None))
+    assert operations(world)[before:] == [
+        ("register_rawdata", None, 1),
+        ("load_slices", "p", 1),
+        ("set_project", "p", 2),
+        ("set_magic", "p", 1),
+        ("ban_worker", "p", 1),
+        ("register_rawdata", None, 1),
+        ("forget_rawdata", None, 1),
+    ]
+    rows = call(world.db, "list_operations", project="p")
+    assert rows[0]["who"] == "postgres (kim@login1)"
+    assert rows[0]["details"] == {"worker": "wn1", "seconds": 60, "reason": "disk"}
+    assert rows[2]["details"] == {"lease_s": "21600 -> 7200", "wait_s": "60 -> 30"}
+    assert "n" not in rows[1]["details"].values(), "no secret"
+
+
+def test_many_files_of_a_transaction_are_one_operation(world: World) -> None:
+    with world.db.transaction():
+        for seqno in range(40):
+            world.add_file(1, run=5, seqno=seqno, project=None)
+    assert operations(world)[-1] == ("register_rawdata", None, 40)
+    world.add_file(1, run=5, seqno=40, project=None)
+    assert operations(world)[-2:] == [("register_rawdata", None, 40), ("register_rawdata", None, 1)]
+
+
+def test_functions_can_not_change_the_log_of_operations(world: World) -> None:
+    world.db.execute("SET ROLE osgprod_owner")
+    for change in ("UPDATE osgprod_data.operations SET times = 7", "DELETE FROM osgprod_data.operations"):
+        with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match="only ever added to"):
+            world.db.execute(change)
+    world.db.execute("RESET ROLE")
+
+
+def test_each_function_with_which_an_operator_changes_something_writes_the_log(world: World) -> None:
+    changing = world.db.execute(
+        "SELECT p.proname AS name, p.prosrc AS body FROM pg_proc p WHERE p.pronamespace = 'osgprod'::regnamespace"
+        " AND p.provolatile = 'v' AND p.proname NOT LIKE '\\_%' AND has_function_privilege('osgprod_operator', p.oid,"
+        " 'EXECUTE') AND NOT has_function_privilege('osgprod_worker', p.oid, 'EXECUTE')"
+    ).fetchall()
+    assert len(changing) > 10
+    by_programs = {
+        "next_notifications",
+        "mark_notified",
+        "note_health",
+        "add_notify_target",
+        "remove_notify_target",
+        "record_locality",
+    }
+    assert [row["name"] for row in changing if "_log_operation(" not in row["body"]
+            and "_log_settings(" not in row["body"] and row["name"] not in by_programs] == []  # fmt: skip
+
+
+def test_log_of_a_removed_project_stays(world: World) -> None:
+    world.with_project("q").add_file(1, project="q")
+    call(world.db, "remove_project", project="q")
+    assert [name for name, _, _ in operations(world, project="q")] == [
+        "add_project",
+        "set_magic",
+        "set_project",
+        "load_slices",
+        "remove_project",
+    ]
+
+
+def test_files_of_which_nothing_was_done_are_taken_out_and_no_others(world: World) -> None:
+    world.set(max_failures=1)
+    paths = [world.add_file(1, run=run) for run in (1, 2, 3, 4, 5)]
+    for process, code in enumerate((0, None, 9)):
+        world.checkout(process)
+        if code is not None:
+            world.report(process, code)
+    with pytest.raises(psycopg.Error, match="which files of project p is not said"):
+        call(world.db, "unload_slices", project="p")
+    with pytest.raises(psycopg.Error, match="no such file is work of project p"):
+        call(world.db, "unload_slices", project="p", runs="{77}")
+    expected = [{"files": 2, "blocks": 2, "files_kept": 2}]
+    for dry_run in (True, False):
+        assert call(world.db, "unload_slices", project="p", runs="{1,2,3,4}", dry_run=dry_run) == expected
+        left = [f["path"] for f in call(world.db, "list_files", project="p")]
+        assert left == (paths if dry_run else [paths[0], paths[1], paths[4]])
+    assert call(world.db, "unload_slices", project="p", path=paths[4])[0]["files"] == 1
+    assert call(world.db, "load_slices", project="p", runs="{3,4,5}")[0]["files"] == 3
+
+
+def test_stopped_project_ends_its_jobs_at_their_next_heartbeat_and_blames_nobody(world: World) -> None:
+    world.set(max_failures=1, max_fast_failures=1)
+    world.add_file(3)
+    for process in range(2):
+        world.checkout(process, host=f"wn{process}")
+    assert call(world.db, "stop_project", project="p")[0]["stop_project"] == 2
+    with pytest.raises(psycopg.Error, match="paused"):
+        world.checkout(2)
+    for _ in range(2):
+        answer = world.heartbeat(0, bytes=5)
+        assert (answer["http_status"], answer["status"]) == (409, "superseded")
+        assert answer["message"] == "stop: the operator has stopped this project"
+    assert call(world.db, "stop_project", project="p")[0]["stop_project"] == 1
+    assert world.report(0, 143)["status"] == "superseded"
+    assert world.report(1, 0)["status"] == "done", "a success counts all the same"
+    row = world.db.execute(
+        "SELECT state, failures, faults FROM osgprod_data.slices WHERE block1 = 1"
+    ).fetchone()
+    assert row == {"state": "ready", "failures": 0, "faults": 0}
+    assert call(world.db, "blocked_workers") == []
+    world.set(state="active")
+    world.checkout(3)
+    assert world.heartbeat(3)["status"] == "alive"
+    assert operations(world)[-2:] == [("stop_project", "p", 1), ("set_project", "p", 1)]
+
+
+def test_end_of_a_failed_attempts_log_is_kept_and_shown_plainly(world: World) -> None:
+    world.add_file(4)
+    for process, code in enumerate((9, 75, 0)):
+        world.checkout(process)
+        world.report(process, code, log_tail="x" * 5000 + "\r\nevent 4\x1b[31m\n\nbank 3")
+    for process in (0, 1):
+        (row,) = call(world.db, "log_tail", project="p", cluster=1, process=process)
+        assert row["tail"].endswith("x\nevent 4 [31m\n\nbank 3") and len(row["tail"]) <= 4096
+    assert call(world.db, "log_tail", project="p", cluster=1, process=2) == [], "of a success nothing is kept"
+    world.set(keep_log_tail=False)
+    world.checkout(3)
+    world.report(3, 9, log_tail="bank 3")
+    assert call(world.db, "log_tail", project="p", cluster=1, process=3) == []
+
+
+def test_find_tells_jobs_workers_files_runs_sites_and_projects_apart(world: World) -> None:
+    path = world.add_file(4, run=90001, seqno=3)
+    world.checkout(0, cluster=4711, host="wn17.example.org", site="SITE-A")
+    call(world.db, "ban_worker", project="p", worker="wn17.example.org", seconds=60)
+
+    def found(text: str) -> list[tuple[str, str, str]]:
+        return [(row["kind"], row["name"], row["command"]) for row in call(world.db, "find", text=text)]
+
+    worker = "wn17.example.org@127.0.0.1"
+    assert found("4711.0") == [("job", "4711.0", "osgprod jobs p 4711.0")]
+    assert found(" 4711 ") == [("cluster", "4711", "osgprod jobs p --cluster 4711")]
+    assert found("90001") == [("run", "90001", "osgprod files p --runs 90001")]
+    for name in ("hd_rawdata_090001_003", "hd_rawdata_090001_003.evio", path):
+        assert found(name) == [("file", path, f"osgprod slices list p --path {path}")]
+    for name in ("wn17", "wn17.example.org", "127.0.0.1", worker):
+        assert found(name) == [("worker", worker, f"osgprod attempts p --worker {worker}")]
+    assert call(world.db, "find", text="wn17")[0]["found"].endswith("; it is banned")
+    assert found("SITE-A") == [("site", "SITE-A", "osgprod attempts p --site SITE-A")]
+    assert found("p") == [("project", "p", "osgprod status p")]
+    assert found("nothing%_") == []

@@ -32,6 +32,8 @@ BEGIN
         DO UPDATE SET until = excluded.until, reason = excluded.reason, times = 0, banned_at = now()
     RETURNING b.until INTO v_until;
     PERFORM osgprod._note_bans(v_project.project_id);
+    PERFORM osgprod._log_operation('ban_worker', p_project, jsonb_build_object('worker', p_worker, 'seconds', p_seconds,
+        'reason', p_reason), 1);
     IF p_seconds > 0 THEN
         PERFORM osgprod._tell(v_project.project_id, 'worker-refused', jsonb_build_object('worker', p_worker,
             'until', v_until, 'reason', p_reason));

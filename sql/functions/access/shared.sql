@@ -128,3 +128,33 @@ AS $fn$
         '\U000110BD\U000110CD\U00013430-\U0001343F\U0001BCA0-\U0001BCA3\U0001D173-\U0001D17A\U000E0001'
         '\U000E0020-\U000E007F]+', ' ', 'g')), p_most), '')
 $fn$;
+
+CREATE FUNCTION osgprod._log_operation(p_operation text, p_project text, p_details jsonb, p_times bigint)
+RETURNS void LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Writes down what an operator changes, in the transaction that changes it: what is rolled back, is not on record.
+-- Promise:    a transaction has one row for each kind of operation on a project with the same details; further calls add to
+--             its count.
+-- Parameters: p_operation  function that was called;  p_project  project name; NULL = none
+--             p_details    its arguments without secrets, NULLs left out
+--             p_times      how many files, slices, settings ... it changed; 0 = nothing, and nothing is written
+DECLARE
+    v_details jsonb := jsonb_strip_nulls(coalesce(p_details, '{}'));
+    v_key     text := 'osgprod.logged_' || p_operation;
+    v_before  text := current_setting(v_key, true);
+    v_number  bigint;
+BEGIN
+    IF coalesce(p_times, 0) = 0 THEN
+        RETURN;
+    END IF;
+    UPDATE osgprod_data.operations o SET times = o.times + p_times
+     WHERE v_before <> '' AND o.operation_id = v_before::bigint AND o.xact = pg_current_xact_id()
+       AND o.project IS NOT DISTINCT FROM p_project AND o.details = v_details;
+    IF NOT FOUND THEN
+        INSERT INTO osgprod_data.operations (person, operation, project, details, times)
+        VALUES (osgprod._label(current_setting('osgprod.person', true)), p_operation, p_project, v_details, p_times)
+        RETURNING operations.operation_id INTO v_number;
+        PERFORM set_config(v_key, v_number::text, true);
+    END IF;
+END
+$fn$;

@@ -11,6 +11,7 @@ DECLARE
     v_problem text[];
     v_attempt osgprod_data.attempts;
     v_slice   osgprod_data.slices;
+    v_stop    text;  -- why the operator wants it to end
     v_answer  osgprod.report_answer;
 BEGIN
     p_call.client := osgprod._plain_address(p_call.client);
@@ -41,7 +42,9 @@ BEGIN
         IF p_call.bytes > coalesce(v_slice.bytes_fetched, -1) OR p_call.cpu_s > coalesce(v_slice.cpu_s, -1) THEN
             v_slice.progress_at := now();
         END IF;
-        IF v_slice.progress_at IS NOT DISTINCT FROM now() OR v_project.wedged_s IS NULL
+        IF v_project.stopped_at IS NOT NULL THEN
+            v_stop := 'the operator has stopped this project';
+        ELSIF v_slice.progress_at IS NOT DISTINCT FROM now() OR v_project.wedged_s IS NULL
            OR coalesce(v_slice.progress_at, v_attempt.started_at) >= now() - make_interval(secs => v_project.wedged_s)
         THEN
             UPDATE osgprod_data.slices s
@@ -58,7 +61,8 @@ BEGIN
             RETURN v_answer;
         END IF;
         -- It is told to stop, so nobody has to wait for its lease.
-        IF NOT osgprod._lose_slice(v_project, v_slice, 'lost', format('no progress for more than %s s', v_project.wedged_s),
+        IF NOT osgprod._lose_slice(v_project, v_slice, (CASE WHEN v_stop IS NULL THEN 'lost' ELSE 'superseded' END)::osgprod_data.outcome,
+                                   coalesce(v_stop, format('no progress for more than %s s', v_project.wedged_s)),
                                    p_may_wait) THEN
             RETURN osgprod._report_error(osgprod._is_busy(format('the file of job %s.%s', p_call.cluster, p_call.process)));
         END IF;
@@ -70,7 +74,7 @@ BEGIN
         RETURN v_answer;
     END IF;
     v_answer.http_status := 409;
-    SELECT CASE WHEN v.reason IS NULL THEN 'superseded' ELSE 'wedged' END,
+    SELECT CASE WHEN v.outcome = 'lost' AND v.reason IS NOT NULL THEN 'wedged' ELSE 'superseded' END,
            'stop: ' || coalesce(v.reason, 'this slice was done or given to another meanwhile')
       INTO v_answer.status, v_answer.message
       FROM (SELECT 1) one

@@ -116,6 +116,9 @@ BEGIN
     IF v_outcome = 'done' AND p_call.outputs_list IS NOT NULL THEN
         v_ignored := v_ignored || osgprod._record_outputs(v_attempt, p_call.outputs_list);
     END IF;
+    IF p_call.log_tail IS NOT NULL AND v_project.keep_log_tail AND v_outcome IN ('failed', 'node-fault') THEN
+        PERFORM osgprod._keep_log_tail(v_attempt, p_call.log_tail);
+    END IF;
     IF v_outcome IN ('failed', 'node-fault') THEN
         PERFORM osgprod._ban_if_black_hole(v_project, v_worker);
     END IF;

@@ -28,6 +28,9 @@ BEGIN
             osgprod._checked_prefix(p_xrootd_prefix), p_maxblockspercore)
     RETURNING p.project_id INTO v_project_id;
     UPDATE projects p SET unproven = p.probe_jobs WHERE p.project_id = v_project_id;
+    PERFORM osgprod._log_operation('add_project', p_project, jsonb_build_object('subnet_pattern', p_subnet_pattern,
+        'workscript', p_workscript, 'xrootd_prefix', osgprod._without_secrets(p_xrootd_prefix),
+        'maxblockspercore', p_maxblockspercore), 1);
     IF p_magic IS NOT NULL THEN
         PERFORM osgprod.set_magic(p_project => p_project, p_magic => p_magic);
     END IF;

@@ -35,6 +35,8 @@ BEGIN
             HINT = format('osgprod project export %s DIR keeps its record; then remove it with --force', p_project);
     END IF;
     IF NOT p_dry_run THEN
+        PERFORM osgprod._log_operation('remove_project', p_project, jsonb_build_object('files', files, 'slices', slices,
+            'blocks_done', blocks_done, 'attempts', attempts, 'force', p_force), 1);
         PERFORM osgprod._remove_history(v_project.project_id, v_project.name);
         DELETE FROM merges m WHERE m.project_id = v_project.project_id;
         DELETE FROM slices s WHERE s.project_id = v_project.project_id;

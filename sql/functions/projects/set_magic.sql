@@ -24,6 +24,7 @@ BEGIN
        SET magic_digest = v_digest, old_magic_digest = v_project.magic_digest,
            old_magic_until = now() + make_interval(secs => p_overlap_s)
      WHERE p.project_id = v_project.project_id;
+    PERFORM osgprod._log_operation('set_magic', p_project, jsonb_build_object('overlap_s', p_overlap_s), 1);
 END
 $fn$;
 

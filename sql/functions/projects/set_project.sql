@@ -21,6 +21,7 @@ DECLARE
                               'old_magic_until', 'banned_until', 'next_due_at', 'nlive', 'tallied_until', 'tally_next',
                               'tally_after', 'created_at', 'stopped_at', 'subnets', 'mergescript_fault',
                               'mergescript_fault_at', 'tail_blocks'];
+    v_before  osgprod_data.projects;
     v_wrong   text;
     v_key     text;
 BEGIN
@@ -34,6 +35,7 @@ BEGIN
         -- All settings are written: as they are now, not as they were before somebody else's call ended.
         SELECT p.* INTO v_project FROM projects p WHERE p.project_id = v_project.project_id FOR NO KEY UPDATE;
     END IF;
+    v_before := v_project;
     BEGIN
         FOR v_key IN SELECT k.key FROM jsonb_object_keys(p_settings) AS k (key) LOOP  -- one by one, so that an error names it
             v_project := jsonb_populate_record(v_project, jsonb_build_object(v_key, CASE
@@ -64,6 +66,7 @@ BEGIN
         END IF;
         IF p_settings <> '{}' THEN
             EXECUTE osgprod._update_of_project() USING v_project;
+            PERFORM osgprod._log_settings(p_project, to_jsonb(v_before) - v_fixed, to_jsonb(v_project) - v_fixed);
             IF p_settings ? 'skip_nearline' THEN
                 PERFORM osgprod._mark_on_tape(v_project.project_id, v_project.skip_nearline);
             END IF;
@@ -83,6 +86,18 @@ $fn$;
 
 COMMENT ON FUNCTION osgprod.set_project(text, jsonb) IS
 'Changes settings of a project, {"lease_s": 3600} for instance, and returns all settings with their values now. For osgprod_operator.';
+
+CREATE FUNCTION osgprod._log_settings(p_project text, p_before jsonb, p_after jsonb)
+RETURNS void LANGUAGE sql VOLATILE
+AS $fn$
+    -- Writes down which settings of a project were changed: {"lease_s": "21600 -> 7200"}.
+    -- Parameters: p_project  project name;  p_before, p_after  all its settings
+    SELECT osgprod._log_operation('set_project', p_project, jsonb_object_agg(a.key, format('%s -> %s',
+               coalesce(osgprod._without_secrets(b.value), 'none'), coalesce(osgprod._without_secrets(a.value), 'none'))),
+               count(*))
+      FROM jsonb_each_text(p_after) a JOIN jsonb_each_text(p_before) b ON b.key = a.key
+     WHERE a.value IS DISTINCT FROM b.value
+$fn$;
 
 CREATE FUNCTION osgprod._update_of_project()
 RETURNS text LANGUAGE sql STABLE

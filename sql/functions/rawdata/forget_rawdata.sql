@@ -11,6 +11,7 @@ AS $fn$
 -- Errors:     OG302 no such file is registered; OG407 one of them is work of a project
 -- Locks:      the rows of these files: who loads them at this moment comes before or after
 DECLARE
+    v_count bigint;
     v_path text := osgprod._path_pattern(p_path);
     v_used text;
 BEGIN
@@ -24,10 +25,12 @@ BEGIN
             HINT = 'its blocks were allocated by what is registered; nothing was forgotten';
     END IF;
     RETURN QUERY DELETE FROM rawdata r WHERE r.path LIKE v_path RETURNING r.path;
-    IF NOT FOUND THEN
+    GET DIAGNOSTICS v_count = ROW_COUNT;
+    IF v_count = 0 THEN
         RAISE EXCEPTION 'no raw data file is registered as %', coalesce(p_path, 'nothing') USING ERRCODE = 'OG302',
             HINT = 'osgprod rawdata list shows the files';
     END IF;
+    PERFORM osgprod._log_operation('forget_rawdata', NULL, jsonb_build_object('path', p_path), v_count);
 EXCEPTION
     WHEN foreign_key_violation THEN
         RAISE EXCEPTION 'raw data files like % are being loaded at this moment', p_path USING ERRCODE = 'OG407',

@@ -55,6 +55,8 @@ BEGIN
                 p_evio_version, CASE WHEN p_prefix IS NULL THEN v_known.prefix ELSE v_prefix END)
         ON CONFLICT ON CONSTRAINT rawdata_path_unique DO NOTHING;
         IF FOUND THEN
+            PERFORM osgprod._log_operation('register_rawdata', NULL,
+                jsonb_build_object('folder', regexp_replace(p_path, '/[^/]*$', '')), 1);
             RETURN QUERY SELECT CASE WHEN v_known.path IS NULL THEN 'new' ELSE 'renewed' END, NULL::text;
             RETURN;
         END IF;
@@ -100,6 +102,8 @@ BEGIN
                    has_bor = p_has_bor, checked_at = now(),
                    prefix = CASE WHEN p_prefix IS NULL THEN r.prefix ELSE v_prefix END
              WHERE r.path = p_path;
+            PERFORM osgprod._log_operation('register_rawdata', NULL,
+                jsonb_build_object('folder', regexp_replace(p_path, '/[^/]*$', '')), 1);
             RETURN QUERY SELECT 'renewed', NULL::text;
             RETURN;
         END;

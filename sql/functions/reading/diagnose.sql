@@ -19,6 +19,34 @@ BEGIN
     SELECT 'autovacuum', current_setting('autovacuum')::boolean, 'autovacuum ' || current_setting('autovacuum'),
            'without it checkouts become slow within days: set autovacuum on'
     UNION ALL
+    SELECT 'writes', NOT pg_is_in_recovery() AND NOT current_setting('default_transaction_read_only')::boolean,
+           CASE WHEN pg_is_in_recovery() THEN 'the server is a read-only standby'
+                WHEN current_setting('default_transaction_read_only')::boolean THEN 'default_transaction_read_only is on'
+                ELSE 'possible; ' || pg_size_pretty(pg_database_size(current_database())) || ' are in the database' END,
+           'no work is assigned: name the primary in OSGPROD_DSN, with target_session_attrs=read-write'
+    UNION ALL
+    SELECT 'transaction numbers', max(age(d.datfrozenxid)) < 1000000000,
+           format('%s million of 2,000 million are used', max(age(d.datfrozenxid)) / 1000000),
+           'the server stops at 2,000 million: VACUUM (FREEZE), and find what holds old transactions (pg_stat_activity, slots)'
+      FROM pg_database d
+    UNION ALL
+    SELECT 'replication slots', coalesce(bool_and(s.active OR s.behind < 10000000000), true),
+           coalesce(string_agg(format('%s %s, %s behind', s.slot_name, CASE WHEN s.active THEN 'active' ELSE 'inactive' END,
+                    pg_size_pretty(s.behind)), ', ' ORDER BY s.slot_name), 'none'),
+           'a slot that nobody reads keeps write-ahead log until the disk is full: SELECT pg_drop_replication_slot(NAME)'
+      FROM (SELECT r.slot_name, r.active, coalesce(pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()
+                   ELSE pg_current_wal_lsn() END, r.restart_lsn), 0)::bigint AS behind
+              FROM pg_replication_slots r) s
+    UNION ALL
+    SELECT 'autovacuum of the tables', count(*) = 0, coalesce(string_agg(c.relname, ', ' ORDER BY c.relname),
+               'no table is without it, or full of dead rows'),
+           'these tables have it switched off, or more dead rows than living: VACUUM ANALYZE them; ALTER TABLE ... RESET'
+               || ' (autovacuum_enabled)'
+      FROM pg_class c LEFT JOIN pg_stat_user_tables t ON t.relid = c.oid
+     WHERE c.relnamespace = 'osgprod_data'::regnamespace AND c.relkind = 'r'
+       AND (coalesce('autovacuum_enabled=false' = ANY (c.reloptions) OR 'autovacuum_enabled=off' = ANY (c.reloptions), false)
+            OR t.n_dead_tup > greatest(t.n_live_tup, 1000000))
+    UNION ALL
     SELECT 'logins of the shim', count(*) > 0, coalesce(string_agg(g.member::regrole::text, ', '), 'none'),
            'GRANT osgprod_worker TO the role that the shim logs in as'
       FROM pg_auth_members g WHERE g.roleid = 'osgprod_worker'::regrole AND g.member <> 'osgprod_owner'::regrole

@@ -94,6 +94,7 @@ BEGIN
      WHERE f.project_id = v_project.project_id AND f.rawdata_id = v_rawdata.rawdata_id AND v_at > v_file.block1;
     blocks_left := v_file.block2 - v_file.block1 - blocks_done;
     PERFORM osgprod._tally_late(v_project.project_id, v_new);
+    PERFORM osgprod._log_operation('import_file', p_project, '{}', 1);
     RETURN NEXT;
 EXCEPTION WHEN data_exception OR integrity_constraint_violation THEN
     RAISE EXCEPTION 'slices of file %: %', p_path, SQLERRM USING ERRCODE = 'OG108',
@@ -151,9 +152,9 @@ AS $fn$
             ON r.project_id = p_project_id AND r.cluster = j.cluster AND r.process = j.process AND r.nstart = j.nstart
          WHERE r.reported_at < (SELECT u.at FROM tallied_until u)
     ), tallied AS (
-        INSERT INTO osgprod_data.tallies (project_id, began_at, outcome, exit_code, site, reports, blocks, ran_s)
+        INSERT INTO osgprod_data.tallies (project_id, began_at, outcome, exit_code, site, reports, blocks, ran_s, last_at)
         SELECT l.project_id, osgprod._ten_minutes(l.reported_at), l.outcome, l.exit_code, l.site, count(*), sum(l.nblocks),
-               sum(l.ran_s)
+               sum(l.ran_s), max(l.reported_at)
           FROM late l GROUP BY 1, 2, 3, 4, 5
     )
     INSERT INTO osgprod_data.totals AS t (project_id, outcome, reports, blocks, ran_s)

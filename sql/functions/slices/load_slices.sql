@@ -77,6 +77,8 @@ BEGIN
          WHERE (p_runs IS NULL OR r.run = ANY (p_runs)) AND r.first_block < r.nblocks
            AND NOT EXISTS (SELECT FROM loaded_files f WHERE f.project_id = v_project_id AND f.rawdata_id = r.rawdata_id);
     END IF;
+    PERFORM osgprod._log_operation('load_slices', v_project.name, jsonb_build_object('runs', osgprod._runs_text(p_runs),
+        'start_over', nullif(p_start_over, false), 'blocks', blocks, 'blocks_forgotten', nullif(blocks_forgotten, 0)), files);
     files_already := v_registered - files - files_double - files_without_bor;
     RETURN NEXT;
 END
@@ -84,6 +86,18 @@ $fn$;
 
 COMMENT ON FUNCTION osgprod.load_slices(text, int[], boolean) IS
 'Makes registered files (of some runs) the work of a project and says how many files and blocks; files loaded already are left alone unless p_start_over. For osgprod_operator.';
+
+CREATE FUNCTION osgprod._runs_text(p_runs int[])
+RETURNS text LANGUAGE sql IMMUTABLE
+AS $fn$
+    -- Run numbers as an operator writes them, '1001,1005-1010', at most 200 characters; NULL = all.
+    SELECT left(string_agg(CASE WHEN g.first = g.last THEN g.first::text ELSE g.first || '-' || g.last END, ',' ORDER BY g.first),
+                200)
+      FROM (SELECT min(r.run) AS first, max(r.run) AS last
+              FROM (SELECT x.run, x.run - row_number() OVER (ORDER BY x.run) AS island
+                      FROM (SELECT DISTINCT u.run FROM unnest(p_runs) AS u (run)) x) r
+             GROUP BY r.island) g
+$fn$;
 
 CREATE FUNCTION osgprod._only_project()
 RETURNS text LANGUAGE sql STABLE

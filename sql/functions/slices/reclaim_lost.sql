@@ -34,6 +34,8 @@ BEGIN
         project := v_project.name;
         reclaimed := (osgprod._requeue_project(v_project, p_cluster, p_process, p_schedd)).lost;
         IF reclaimed > 0 THEN
+            PERFORM osgprod._log_operation('reclaim_lost', v_project.name, jsonb_build_object('cluster', p_cluster,
+                'process', p_process), reclaimed);
             RETURN NEXT;
         END IF;
     END LOOP;

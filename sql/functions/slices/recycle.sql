@@ -29,6 +29,7 @@ DECLARE
     v_project_id int := (osgprod._get_project(p_project)).project_id;
     v_path       text := osgprod._path_pattern(p_path);
     v_slice      record;
+    v_count      bigint := 0;
 BEGIN
     PERFORM osgprod._require_read_committed();
     IF NOT coalesce(p_states <@ ARRAY['quarantined', 'failed', 'done'], false) THEN
@@ -67,8 +68,12 @@ BEGIN
         IF NOT p_dry_run THEN
             PERFORM osgprod._reopen_slice(v_project_id, v_slice.rawdata_id, v_slice.block1);
         END IF;
+        v_count := v_count + 1;
         RETURN NEXT;
     END LOOP;
+    PERFORM osgprod._log_operation('recycle', p_project, jsonb_build_object('states', array_to_string(p_states, ','),
+        'runs', osgprod._runs_text(p_runs), 'path', p_path, 'exit_code', p_exit_code, 'client', p_client, 'since', p_since),
+        CASE WHEN NOT p_dry_run THEN v_count END);
 END
 $fn$;
 

@@ -258,7 +258,8 @@ RETURNS boolean LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Writes the server's own verdict on the attempt that holds a slice, and requeues the slice.
 -- Parameters: p_project  the project's row;  p_slice  the slice, locked
---             p_outcome  lost: its lease has expired, or it is told to stop;  superseded: its job is gone, says the operator
+--             p_outcome  lost: its lease has expired, or it is told to stop;  superseded: its job is gone or has to stop, says the
+--                        operator
 --             p_reason   why it is told to stop; NULL = it isn't, and may get the slice again;  p_may_wait  for the file
 -- Returns:    true; false = somebody else has the file that this needs: nothing is changed
 -- Locks:      see _fail_slice
@@ -270,7 +271,8 @@ BEGIN
      WHERE a.project_id = p_slice.project_id AND a.cluster = p_slice.cluster AND a.process = p_slice.process
        AND a.nstart = p_slice.nstart;
     v_worker := osgprod._worker(v_attempt.client, v_attempt.host);
-    IF NOT osgprod._fail_slice(p_project, p_slice, CASE WHEN p_reason IS NULL THEN p_outcome ELSE 'node-fault' END, v_worker,
+    IF NOT osgprod._fail_slice(p_project, p_slice, CASE WHEN p_outcome = 'lost' AND p_reason IS NOT NULL
+                                                   THEN 'node-fault' ELSE p_outcome END, v_worker,
                                NULL, p_may_wait) THEN
         RETURN false;
     END IF;

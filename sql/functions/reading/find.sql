@@ -1,0 +1,76 @@
+CREATE FUNCTION osgprod.find(p_text text, p_limit int DEFAULT 100)
+RETURNS TABLE (kind text, project text, name text, found text, command text)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
+AS $fn$
+-- Finds whatever a text names: a job, a cluster, a run, a file, a worker, a site, a project.
+-- Parameters: p_text   as operators write it: 4711.0, 4711, 90001, hd_rawdata_090001_003 (with or without .evio), a path, a
+--                      host or address or host@address, a site, a project
+--             p_limit  rows at most [1 .. 100000]
+-- Returns:    a row for each thing: its kind, the project (NULL = of none), its full name, what is known of it in short,
+--             and the command that shows more. Workers and sites are those of the last seven days
+-- Errors:     OG108 no text, or limit out of range
+DECLARE
+    v_text text := btrim(p_text);
+    v_job  text[] := regexp_match(v_text, '^(\d{1,9})\.(\d{1,9})$');
+    v_number int := CASE WHEN v_text ~ '^\d{1,9}$' THEN v_text::int END;
+BEGIN
+    IF coalesce(v_text, '') = '' THEN
+        RAISE EXCEPTION 'what to look for is not said' USING ERRCODE = 'OG108',
+            HINT = 'name a job like 4711.0, a file, a run, a worker, a site or a project';
+    END IF;
+    RETURN QUERY
+    WITH recent AS MATERIALIZED (
+        SELECT a.project_id, osgprod._worker(a.client, a.host) AS worker, a.host, a.client, a.site, a.started_at
+          FROM attempts a
+         WHERE a.started_at > now() - interval '7 d' AND v_job IS NULL
+           AND (a.host = v_text OR host(a.client) = v_text OR a.site = v_text
+                OR osgprod._worker(a.client, a.host) = v_text OR split_part(a.host, '.', 1) = v_text)
+    )
+    SELECT x.kind, x.project, x.name, x.found, x.command FROM (
+        SELECT 1 AS place, 'project' AS kind, p.name AS project, p.name AS name, p.state::text AS found,
+               format('osgprod status %s', p.name) AS command
+          FROM projects p WHERE p.name = v_text
+        UNION ALL
+        SELECT 2, 'job', p.name, v_text, format('%s starts, the last one at %s UTC on %s', max(a.nstart),
+                   to_char(max(a.started_at) AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI'),
+                   (array_agg(osgprod._worker(a.client, a.host) ORDER BY a.nstart DESC))[1]),
+               format('osgprod jobs %s %s', p.name, v_text)
+          FROM projects p
+          JOIN attempts a ON a.project_id = p.project_id AND a.cluster = v_job[1]::int AND a.process = v_job[2]::int
+         GROUP BY p.name
+        UNION ALL
+        SELECT 3, 'cluster', p.name, v_text, format('%s jobs', count(DISTINCT a.process)),
+               format('osgprod jobs %s --cluster %s', p.name, v_text)
+          FROM projects p JOIN attempts a ON a.project_id = p.project_id AND a.cluster = v_number
+         GROUP BY p.name
+        UNION ALL
+        SELECT 4, 'run', p.name, v_text, format('%s files, %s of them complete', count(*),
+                   count(*) FILTER (WHERE f.state = 'complete')), format('osgprod files %s --runs %s', p.name, v_text)
+          FROM loaded_files f JOIN projects p ON p.project_id = f.project_id WHERE f.run = v_number GROUP BY p.name
+        UNION ALL
+        SELECT 5, 'file', p.name, w.path, coalesce(f.state::text, 'registered, and work of no project'),
+               CASE WHEN p.name IS NULL THEN format('osgprod rawdata list --path %s', w.path)
+                    ELSE format('osgprod slices list %s --path %s', p.name, w.path) END
+          FROM rawdata w
+          LEFT JOIN loaded_files f ON f.rawdata_id = w.rawdata_id
+          LEFT JOIN projects p ON p.project_id = f.project_id
+         WHERE v_number IS NULL AND v_job IS NULL
+           AND (w.path = v_text OR w.filename = v_text OR w.filename = v_text || '.evio')
+        UNION ALL
+        SELECT 6, 'worker', p.name, r.worker, format('%s attempts in seven days, the last one at %s UTC', count(*),
+                   to_char(max(r.started_at) AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI'))
+                   || CASE WHEN osgprod._is_banned(p.project_id, r.worker) THEN '; it is banned' ELSE '' END,
+               format('osgprod attempts %s --worker %s', p.name, r.worker)
+          FROM recent r JOIN projects p ON p.project_id = r.project_id
+         WHERE r.site IS DISTINCT FROM v_text GROUP BY p.project_id, p.name, r.worker
+        UNION ALL
+        SELECT 7, 'site', p.name, r.site, format('%s attempts on %s workers in seven days', count(*), count(DISTINCT r.worker)),
+               format('osgprod attempts %s --site %s', p.name, r.site)
+          FROM recent r JOIN projects p ON p.project_id = r.project_id
+         WHERE r.site = v_text GROUP BY p.name, r.site) x
+     ORDER BY x.place, x.project, x.name LIMIT osgprod._limit(p_limit);
+END
+$fn$;
+
+COMMENT ON FUNCTION osgprod.find(text, int) IS
+'Finds whatever a text names: a job, a cluster, a run, a file, a worker, a site, a project; with the command that shows more. For osgprod_operator.';
