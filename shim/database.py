@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import getpass
 import os
 import socket
 from collections.abc import Iterator, Mapping
@@ -77,7 +78,18 @@ def connect(dsn: str | None = None) -> psycopg.Connection[dict[str, Any]]:
     )
     # A time is read as it is shown, wherever the server stands; the functions refuse other isolation levels.
     connection.execute("SET TimeZone = 'UTC'; SET default_transaction_isolation = 'read committed'")
+    connection.execute(
+        "SELECT set_config('osgprod.person', %s, false)", [_person()]
+    )  # for the log of operations
     return connection
+
+
+def _person() -> str:
+    """Who runs this program, as far as the operating system knows."""
+    try:
+        return f"{getpass.getuser()}@{socket.gethostname()}"
+    except (OSError, KeyError):  # a number without a name, as in a container
+        return f"{os.getuid()}@{socket.gethostname()}"
 
 
 def call(

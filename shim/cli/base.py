@@ -145,11 +145,50 @@ class _Runs(click.ParamType[list[int]]):
 
 
 PROJECT = _Project()
-as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON array instead of a table.")
+
+
+def _remember(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    ctx.meta[f"osgprod.{param.name}"] = value or ctx.meta.get(f"osgprod.{param.name}", False)
+
+
+def as_json(command: _Command) -> _Command:
+    """Add the options that say how rows are shown: --json, --csv, --local; show() looks for the last two.
+
+    Parameters
+    ----------
+    command : callable
+        A command with the parameter as_json.
+    """
+    for option in (
+        click.option(
+            "--local", is_flag=True, expose_value=False, callback=_remember,
+            help="Show times of a table in this machine's time zone, not in UTC.",
+        ),
+        click.option(
+            "--csv", is_flag=True, expose_value=False, callback=_remember, help="Print CSV instead of a table."
+        ),
+        click.option("--json", "as_json", is_flag=True, help="Print one JSON array instead of a table."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
 dry = click.option("--dry-run", is_flag=True, help="Only show what would be done.")
 project_argument = click.argument("project", type=PROJECT)
 runs_option = click.option("--runs", type=_Runs(), help="Runs like 1001,1005-1010. Default: all.")
-path_option = click.option("--path", help="Path of a file, or an SQL LIKE pattern. Default: all.")
+
+
+def _path(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """A bare file name means the file of that name in any folder; .evio may be left out."""
+    if not value or "/" in value or "%" in value:
+        return value
+    name = re.sub(r"([\\_])", r"\\\1", value)
+    return f"%/{name}" if "." in value else f"%/{name}.%"
+
+
+path_option = click.option(
+    "--path", callback=_path, help="Path or name of a file, or an SQL LIKE pattern. Default: all."
+)
 magic_option = click.option(
     "--magic-file",
     type=click.Path(exists=True, dir_okay=False, allow_dash=True),
@@ -181,6 +220,31 @@ def hours_option(hours: int) -> Callable[[_Command], _Command]:
         The default [h], which is that of the function that is called.
     """
     return click.option("--hours", type=int, default=hours, show_default=True, help="How far back [h].")
+
+
+def confirm(question: str, is_certain: bool, hint: str) -> None:
+    """Ask the operator before something that is a slip more often than meant.
+
+    Parameters
+    ----------
+    question : str
+        What would happen, without a question mark.
+    is_certain : bool
+        The operator has said so with an option: nothing is asked.
+    hint : str
+        What to type, where nobody can be asked.
+
+    Raises
+    ------
+    OperatorError
+        The answer is no, or the standard input is no terminal.
+    """
+    if is_certain:
+        return
+    if sys.stdin is None or not sys.stdin.isatty():
+        raise OperatorError(question, hint)
+    if not click.confirm(f"{question}: go on?"):
+        raise OperatorError("nothing was changed", hint)
 
 
 def read_magic(source: str | None) -> str | None:

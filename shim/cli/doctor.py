@@ -50,6 +50,7 @@ def examine() -> list[Finding]:
                 return findings  # nothing else can be asked
             findings.append(_clock(connection))
             findings.append(_disk("disk of the templates", Settings.read().document_root))
+            findings.append(_database_disk(connection))
             findings += call(connection, "diagnose")
             for row in call(connection, "progress"):
                 findings += _project(connection, row["project"])
@@ -89,6 +90,21 @@ def _clock(connection: psycopg.Connection[dict[str, Any]]) -> Finding:
     return _finding(
         "clock", abs(off) < CLOCK_S, f"{off:+.2f} s from the server's", "let both keep time by NTP"
     )
+
+
+def _database_disk(connection: psycopg.Connection[dict[str, Any]]) -> Finding:
+    """Room beside the database: seen where it is on this machine, by a login that may know its folder."""
+    what, host = "disk of the database", connection.info.host
+    unseen = _finding(
+        what, True, "can't be seen from here: run df on the database's machine, and watch it there", ""
+    )
+    if not host.startswith("/") and host not in ("localhost", "127.0.0.1", "::1"):
+        return unseen
+    try:
+        row = connection.execute("SELECT current_setting('data_directory') AS folder").fetchone()
+        return _disk(what, Path(row["folder"])) if row and Path(row["folder"]).exists() else unseen
+    except (psycopg.errors.InsufficientPrivilege, PermissionError):
+        return unseen
 
 
 def _disk(what: str, folder: Path) -> Finding:

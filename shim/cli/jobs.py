@@ -21,7 +21,7 @@ from shim.cli.base import (
     osgprod,
     project_argument,
 )
-from shim.cli.terminal import show
+from shim.cli.terminal import cell, show, wants
 from shim.errors import OperatorError
 
 CONDOR_TIMEOUT_S = 300
@@ -64,9 +64,20 @@ def jobs_list(
                 f"'{job}' is not a job like 4711.0", "--cluster 4711 lists all jobs of a cluster"
             )
         rows = ask("job_history", project=project, cluster=number, process=process)
+        tails = ask("log_tail", project=project, cluster=number, process=process)
+        text_of = {row["nstart"]: row["tail"] for row in tails}
+        if as_json:
+            rows = [
+                {**row, "log_tail": text_of.get(row["nstart"]) if row["by_worker"] else None} for row in rows
+            ]
     show(
         rows, as_json, "no job started in that time", limit=limit if job is None else None, spare=SAID_BY_PATH
     )
+    if job is not None and not as_json and not wants("csv"):
+        for nstart, text in sorted(text_of.items()):
+            click.echo(f"\nEnd of the log of start {nstart}:")
+            for line in text.split("\n"):
+                click.echo(cell(line))
 
 
 @jobs.command("needed")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import signal
 import threading
 from types import FrameType
+from typing import Any
 
 import click
 
@@ -23,6 +25,7 @@ from shim.cli.base import (
     project_argument,
 )
 from shim.cli.terminal import cell, show, working
+from shim.database import call, connect
 
 NO_PROJECT = "no project yet: osgprod project add makes one"
 
@@ -46,16 +49,25 @@ def status(project: str | None, watch: bool, interval: float, as_json: bool) -> 
         is_stopped.set()  # in case that the exception is raised where it gets lost, like in a destructor
         raise KeyboardInterrupt
 
-    show(ask("progress", project=project), as_json, NO_PROJECT)
+    show(_progress(project), as_json, NO_PROJECT, spare=("files_finished",))
     if not watch:
         return
     signal.signal(signal.SIGINT, stop)
     with contextlib.suppress(KeyboardInterrupt):
         while not is_stopped.wait(interval):
-            rows = ask("progress", project=project)
+            rows = _progress(project)
             if not as_json:
                 click.clear()
-            show(rows, as_json, NO_PROJECT)
+            show(rows, as_json, NO_PROJECT, spare=("files_finished",))
+
+
+def _progress(project: str | None) -> list[dict[str, Any]]:
+    """How far each project is, with the number of its running jobs: one has one leased slice."""
+    with connect() as connection:
+        rows = call(connection, "progress", **given(project=project))
+        slices = call(connection, "idle_and_leased", **given(project=project))
+    running = {row["project"]: row["leased"] for row in slices}
+    return [{**row, "running": running.get(row["project"], 0)} for row in rows]
 
 
 @osgprod.command()
@@ -86,8 +98,12 @@ def estimate(project: str, hours: int | None, as_json: bool) -> None:
 @hours_option(24)
 @as_json
 def rate(project: str, hours: int | None, as_json: bool) -> None:
-    """Show the rate of a project in intervals."""
-    show(ask("rate", project=project, hours=hours), as_json)
+    """Show the rate of a project in intervals, from the first one in which an attempt ended."""
+    counts = ("done", "failed", "node_faults", "lost", "superseded")
+    rows = itertools.dropwhile(
+        lambda row: not any(row[name] for name in counts), ask("rate", project=project, hours=hours)
+    )
+    show(list(rows), as_json, "no attempt ended in that time")
 
 
 @osgprod.command()
@@ -175,6 +191,13 @@ def workers_ban(project: str, worker: str, seconds: int, reason: str | None, dry
     """Ban WORKER, a host or address, for a while: it gets no work."""
     rows = change("ban_worker", dry_run, project=project, worker=worker, seconds=seconds, reason=reason)
     click.echo(f"{worker} {'would be' if dry_run else 'is'} banned until {cell(rows[0]['ban_worker'])}")
+    known = ask("find", text=worker)
+    if not any(row["kind"] == "worker" and row["project"] == project for row in known):
+        click.echo(
+            f"osgprod: no job of project {project} was on {worker} within seven days: is it the right name?"
+            f" osgprod workers list {project}",
+            err=True,
+        )
 
 
 @workers.command("unban")
@@ -232,3 +255,33 @@ def reclaim(
     """Requeue slices whose lease has expired, as the shim does by itself, or the slices of removed jobs."""
     rows = change("reclaim_lost", dry_run, project=project, cluster=cluster, process=process, schedd=schedd)
     show(rows, as_json, "no such slice is leased" if cluster is not None else "no lease has expired")
+
+
+@osgprod.command("log")
+@click.argument("project", required=False, type=PROJECT)
+@hours_option(720)
+@limit_option()
+@as_json
+def operations(project: str | None, hours: int | None, limit: int, as_json: bool) -> None:
+    """Show what operators changed, the latest first: when, who, what, how many."""
+    rows = ask("list_operations", project=project, hours=hours, limit=limit)
+    shown = [
+        {**row, "details": ", ".join(f"{name}={value}" for name, value in row["details"].items())}
+        for row in rows
+    ]
+    show(rows if as_json else shown, as_json, "nothing was changed in that time", limit=limit)
+
+
+@osgprod.command()
+@click.argument("text")
+@limit_option()
+@as_json
+def find(text: str, limit: int, as_json: bool) -> None:
+    """Find whatever TEXT names, with the command that shows more.
+
+    A job (4711.0), a cluster (4711), a run (90001), a file (hd_rawdata_090001_003), a worker (wn17), a site, a project.
+    """
+    rows = ask("find", text=text, limit=limit)
+    show(rows, as_json, f"nothing is known of {text}", limit=limit, wrapped=("found", "command"))
+    if not rows:
+        raise SystemExit(1)

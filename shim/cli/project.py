@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
+import psycopg
 
 from shim import admin
 from shim.cli import settings
@@ -22,6 +25,7 @@ from shim.cli.base import (
     read_magic,
 )
 from shim.cli.terminal import show
+from shim.database import call, connect
 from shim.errors import OperatorError
 from shim.export import export_project
 
@@ -86,14 +90,29 @@ def project_set_magic(project: str, magic_file: str | None, overlap: int, dry_ru
 @dry
 @as_json
 def project_set(project: str, assignments: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
-    """Change settings, like lease_s=3600. An empty value means none."""
+    """Change settings, like lease_s=3600, and show what was changed. An empty value means none."""
     values: dict[str, Any] = {}
     for setting in assignments:
         name, equals, value = setting.partition("=")
         if not equals:
             raise click.BadParameter(f"{setting!r} is not NAME=VALUE")
         values[name.replace("-", "_")] = value or None
-    show(_set(project, values, dry_run), as_json)
+    with connect() as connection, connection.transaction(force_rollback=dry_run):
+        before = _settings(connection, project, {})
+        after = _settings(connection, project, values)
+    rows = [
+        {"setting": name, "before": before[name], "now": value}
+        for name, value in after.items()
+        if value != before[name]
+    ]
+    show(rows, as_json, f"project {project} has these values already")
+
+
+def _settings(
+    connection: psycopg.Connection[dict[str, Any]], project: str, values: Mapping[str, Any]
+) -> dict[str, Any]:
+    rows = call(connection, "set_project", project=project, settings=json.dumps(values))
+    return {row["setting"]: row["value"] for row in rows}
 
 
 def _set(project: str, values: Mapping[str, Any], dry_run: bool = False) -> list[dict[str, Any]]:
@@ -127,6 +146,31 @@ def _state_command(name: str, state: str, help_text: str) -> None:
 _state_command("pause", "paused", "Assign nothing, not even to restarted jobs. Reports are still accepted.")
 _state_command("resume", "active", "Assign work again.")
 _state_command("drain", "draining", "Assign no new slices; leased ones may be finished.")
+
+
+@project.command("stop")
+@project_argument
+@click.option("--wait", is_flag=True, help="Count down until no job runs any more, or Ctrl-C.")
+@click.option(
+    "--interval",
+    type=click.FloatRange(0.01),
+    default=10.0,
+    show_default=True,
+    help="Time between two counts [s].",
+)
+@dry
+def project_stop(project: str, wait: bool, interval: float, dry_run: bool) -> None:
+    """Pause, and tell each running job at its next heartbeat to end. That counts against nobody.
+
+    Jobs that send no heartbeats run to their end. osgprod project resume assigns work again.
+    """
+    left = change("stop_project", dry_run, project=project)[0]["stop_project"]
+    click.echo(f"project {project} {'would be' if dry_run else 'is'} stopped; {left} jobs still run")
+    with contextlib.suppress(KeyboardInterrupt):
+        while wait and left and not dry_run:
+            time.sleep(interval)
+            left = ask("idle_and_leased", project=project)[0]["leased"]
+            click.echo(f"{left} jobs still run")
 
 
 @project.command("export")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import io
 import json
 import re
@@ -65,6 +66,8 @@ def show(
     """
     if as_json:
         click.echo(json.dumps(rows, default=str, indent=1))
+    elif wants("csv"):
+        _show_csv(rows)
     elif not rows:
         click.echo(empty)
     else:
@@ -73,6 +76,28 @@ def show(
             click.echo(line)
     if len(rows) == limit:
         click.echo(f"osgprod: {limit} rows shown, there may be more: --limit N", err=True)
+
+
+def wants(option: str) -> bool:
+    """Return whether the running command was given --csv or --local.
+
+    Parameters
+    ----------
+    option : str
+        csv or local.
+    """
+    context = click.get_current_context(silent=True)
+    return context is not None and bool(context.meta.get(f"osgprod.{option}"))
+
+
+def _show_csv(rows: Sequence[Row]) -> None:
+    """All columns, with a head; times as in JSON, nothing for NULL. Without rows there is nothing."""
+    output = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(output, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    click.echo(output.getvalue(), nl=False)
 
 
 def table(
@@ -216,6 +241,8 @@ def cell(value: object) -> str:
     if value is None:
         return ""
     if isinstance(value, datetime):
+        if wants("local"):
+            return f"{value.astimezone():%Y-%m-%d %H:%M:%S %Z}"
         return f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z"
     if isinstance(value, float):
         return f"{value:.1f}"

@@ -14,6 +14,7 @@ from shim.cli.base import (
     as_json,
     ask,
     change,
+    confirm,
     dry,
     limit_option,
     osgprod,
@@ -197,7 +198,12 @@ def files(
 ) -> None:
     """List the files of a project, and how far each is."""
     rows = ask("list_files", project=project, runs=runs, path=path, state=state, limit=limit)
-    empty = "no such file is loaded: osgprod slices load makes files work"
+    if runs is None and path is None and state is None:
+        empty = f"project {project} has no file: osgprod slices load {project} makes files its work"
+    else:
+        empty = f"no file of project {project} is {state or 'there'} with these runs and this path"
+        if runs is None and path is None:
+            empty = f"no file of project {project} is {state}"
     show(rows, as_json, empty, limit=limit, spare=SAID_BY_PATH)
 
 
@@ -217,15 +223,31 @@ def slices() -> None:
     help="Reset these files, and process them again.",
 )
 @click.option("--cores", default=1, show_default=True, help="Cores of a job, for what --dry-run foretells.")
+@click.option("--all", "every", is_flag=True, help="The files of all run periods.")
 @dry
 @as_json
 def slices_load(
-    project: str, runs: list[int] | None, start_over: bool, cores: int, dry_run: bool, as_json: bool
+    project: str,
+    runs: list[int] | None,
+    start_over: bool,
+    cores: int,
+    every: bool,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
-    """Make registered files the work of a project.
+    """Make registered files the work of a project: those of some runs, or all.
 
+    Where files of several run periods are registered, --runs or --all has to say which are meant.
     --dry-run foretells slices (one job each), events, bytes and core hours of these runs.
     """
+    if runs is None and not every and not dry_run:
+        periods = ask("run_periods")
+        listed = ", ".join(f"{p['first_run']}-{p['last_run']} ({p['files']} files)" for p in periods)
+        confirm(
+            f"this loads the files of {len(periods)} run periods: {listed}",
+            len(periods) < 2,
+            "--runs says which, like --runs 71350-71400; or --all. osgprod slices unload takes files back",
+        )
     with working("loading files"):
         counts = admin.load_slices(runs, project, start_over, dry_run, cores)
     show([counts], as_json)
@@ -240,6 +262,24 @@ def slices_load(
             "files_double: the project has their run and number from another path, and leaves these out",
             err=True,
         )
+
+
+@slices.command("unload")
+@project_argument
+@runs_option
+@path_option
+@dry
+@as_json
+def slices_unload(
+    project: str, runs: list[int] | None, path: str | None, dry_run: bool, as_json: bool
+) -> None:
+    """Take files out of a project's work again: the way back from load. Name --runs or --path.
+
+    Files of which a block is done or leased stay (files_kept). All of them stay registered.
+    """
+    with working("unloading files"):
+        rows = ask("unload_slices", project=project, runs=runs, path=path, dry_run=dry_run)
+    show(rows, as_json)
 
 
 @slices.command("list")
@@ -271,6 +311,7 @@ def slices_list(
 @click.option("--exit-code", type=int, help="Only slices whose last report had this exit code.")
 @click.option("--client", help="Only slices last leased to this address or network.")
 @click.option("--since", help="Only slices last reported since then (UTC), like '2026-05-01 12:00'.")
+@click.option("--all", "every", is_flag=True, help="With --state done and no choice: yes, all of them.")
 @dry
 @as_json
 def slices_recycle(
@@ -281,11 +322,24 @@ def slices_recycle(
     exit_code: int | None,
     client: str | None,
     since: str | None,
+    every: bool,
     dry_run: bool,
     as_json: bool,
 ) -> None:
     """Requeue slices, as if they had never been tried."""
+    is_chosen = any(x is not None for x in (runs, path, exit_code, client, since))
+    if "done" in states and not is_chosen and not dry_run:
+        blocks = ask("progress", project=project)[0]["blocks_done"]
+        confirm(
+            f"all {blocks} blocks of project {project} that are done would be processed again",
+            every or not blocks,
+            "choose some with --runs, --path, --exit-code, --client or --since; or --all",
+        )
     choice = {"states": list(states) or None, "runs": runs, "path": path, "exit_code": exit_code}
     with working("recycling"):
         rows = ask("recycle", project=project, **choice, client=client, since=since, dry_run=dry_run)
     show(rows, as_json, "no such slice")
+    if rows:
+        blocks = sum(row["block2"] - row["block1"] for row in rows)
+        verb = "would be" if dry_run else "are"
+        click.echo(f"osgprod: {len(rows)} slices with {blocks} blocks {verb} requeued", err=True)

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from click.testing import CliRunner, Result
 
 from shim import admin
 from shim.cli import osgprod, terminal
-from shim.database import call
+from shim.database import call, connect
 from shim.evio.writer import write_file
 from tests.support import CHECKOUT, WORKER_ROLE, World
 
@@ -35,7 +36,7 @@ Run = Callable[..., Result]
 NOT_CHANGING = {
     "attempts", "completion", "doctor", "estimate", "files", "health", "jobs list", "jobs needed", "project list",
     "project show", "quarantined", "rate", "rawdata check", "rawdata list", "slices list", "status", "verify", "watch",
-    "workers", "workers list",
+    "workers", "workers list", "log", "find",
 }  # fmt: skip
 WITHOUT_DRY_RUN = {
     "serve": "runs until it is stopped",
@@ -113,7 +114,7 @@ READING = [
     ("jobs", "p", "1.2"), ("attempts", "p"), ("attempts", "p", "--live"), ("attempts", "p", "--by", "exit"),
     ("attempts", "p", "--by", "site"), ("quarantined", "p"), ("workers", "list", "p"), ("rawdata", "list"),
     ("workers", "list", "p", "--order", "slow"), ("slices", "list", "p"), ("project", "show", "p"),
-    ("slices", "list", "p", "--state", "leased"), ("project", "list"),
+    ("slices", "list", "p", "--state", "leased"), ("project", "list"), ("log",), ("log", "p"), ("find", "1.2"),
 ]  # fmt: skip
 
 
@@ -238,7 +239,7 @@ def test_status_fits_a_real_terminal_of_80_columns(busy: World) -> None:
     output = in_terminal("status", columns=80, environment={"OSGPROD_DSN": busy.dsn})
     lines = output.split("\r\n")
     assert all(len(line) <= 80 for line in lines) and "…" not in output, output
-    assert "uncut" in output and lines[-2].split() == ["p", "active", "3", "1", "6", "2", "1", "0", "1", "2"]
+    assert "uncut" in output and lines[-2].split() == ["p", "active", "3", "6", "2", "1", "0", "1", "2", "1"]
 
 
 LONG = "/cache/halld/RunPeriod-2026-01/rawdata/Run{run:06d}/{name}"  # 70 characters and more
@@ -354,7 +355,8 @@ def test_check_goes_through_all_that_is_registered_below_the_folder_and_no_more(
 DRY = [
     ("project", "set", "p", "lease_s=9999"), ("project", "pause", "p"), ("project", "drain", "p"),
     ("project", "add", "q", "127.%", "w.bash", "", "3"), ("slices", "load", "p"), ("slices", "recycle", "p"),
-    ("slices", "load", "p", "--reset"), ("workers", "ban", "p", "wn1"), ("workers", "unban", "p", "wn1"),
+    ("slices", "load", "p", "--reset"), ("project", "stop", "p"), ("slices", "unload", "p", "--path", "%_001_002.evio"),
+    ("workers", "ban", "p", "wn1"), ("workers", "unban", "p", "wn1"),
     ("reclaim",), ("reclaim", "p", "--cluster", "1"), ("project", "set-magic", "p", "--magic-file", "-"),
 ]  # fmt: skip
 
@@ -385,7 +387,8 @@ def test_dry_run_changes_nothing_and_the_real_one_does(
 
 def test_settings_are_taken_as_they_are_shown_and_an_empty_value_means_none(run: Run, world: World) -> None:
     def shown(*settings: str) -> dict[str, str]:
-        rows = json.loads(run("project", "set", "p", *settings, "--json").stdout)
+        assert run("project", "set", "p", *settings).exit_code == 0
+        rows = json.loads(run("project", "show", "p", "--json").stdout)
         return {row["setting"]: row["value"] for row in rows}
 
     before = shown("max_failures=3")["node_fault_codes"]
@@ -807,3 +810,168 @@ def test_each_option_of_each_command_has_a_help_text() -> None:
         assert command.help, command.name
         for parameter in command.params:
             assert not isinstance(parameter, click.Option) or parameter.help, (command.name, parameter.name)
+
+
+@pytest.mark.parametrize(
+    "arguments", [*READING, ("workers",), ("slices", "recycle", "p", "--dry-run")], ids=" ".join
+)
+def test_every_list_is_csv_too_with_all_columns(run: Run, busy: World, arguments: tuple[str, ...]) -> None:
+    result = run(*arguments, "--csv")
+    assert result.exit_code == 0, result.output
+    rows = json.loads(run(*arguments, "--json").stdout)
+    read = list(csv.DictReader(io.StringIO(result.stdout)))
+    assert len(read) == len(rows)
+    for line, row in zip(read, rows, strict=True):
+        assert set(line) >= set(row) - {"log_tail"}
+        for name, value in row.items():
+            if (
+                isinstance(value, str | int)
+                and not isinstance(value, bool)
+                and not re.search(r"_s$|\d{2}:\d{2}", name)
+            ):
+                assert line[name] == str(value) or "T" in str(value) or ":" in str(value), name
+
+
+def test_times_of_a_table_are_local_when_asked(
+    run: Run, busy: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", "EST5EDT")
+    time.tzset()
+    try:
+        assert re.search(r"\d\d:\d\d:\d\d E[SD]T", run("attempts", "p", "--local").stdout)
+        assert re.search(r"\d\d:\d\d:\d\dZ", run("attempts", "p").stdout), "the next command is not told"
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+def test_set_shows_what_it_changed_and_nothing_else(run: Run, world: World) -> None:
+    assert json.loads(run("project", "set", "p", "lease_s=7200", "wait_s=60", "--json").stdout) == [
+        {"setting": "lease_s", "before": "21600", "now": "7200"}
+    ]
+    assert run("project", "set", "p", "lease_s=7200").stdout == "project p has these values already\n"
+
+
+def test_bare_file_name_means_the_file_and_no_other(run: Run, world: World) -> None:
+    paths = [world.add_file(1, run=1, seqno=seqno) for seqno in (1, 11)]
+    for name in ("hd_rawdata_000001_001", "hd_rawdata_000001_001.evio", paths[0]):
+        assert [row["path"] for row in rows_of(run("files", "p", "--path", name, "--json"))] == paths[:1]
+    assert rows_of(run("files", "p", "--path", "hd_rawdata_000001_00", "--json")) == []
+    assert rows_of(run("files", "p", "--path", "hdxrawdata_000001_001", "--json")) == [], "_ is no wildcard"
+    assert len(rows_of(run("files", "p", "--path", "%_0_1.evio", "--json"))) == 2
+
+
+def test_files_of_several_run_periods_are_loaded_only_when_it_is_said(run: Run, world: World) -> None:
+    for number in (30301, 30302, 71350):
+        world.add_file(1, run=number, project=None)
+    refused = run("slices", "load", "p")
+    assert refused.exit_code == 1
+    assert "files of 2 run periods: 30301-30302 (2 files), 71350-71350 (1 files)" in refused.stderr
+    assert "--runs" in refused.stderr and "--all" in refused.stderr
+    assert world.progress()["files"] == 0
+    assert rows_of(run("slices", "load", "p", "--runs", "30301-30302", "--json"))[0]["files"] == 2
+    assert rows_of(run("slices", "load", "p", "--all", "--json"))[0]["files"] == 1
+    assert rows_of(run("slices", "unload", "p", "--runs", "71350", "--json"))[0]["files"] == 1
+    assert world.progress()["files"] == 2
+
+
+def test_one_run_period_is_loaded_without_a_word(run: Run, world: World) -> None:
+    world.add_file(1, run=71350, project=None)
+    world.add_file(1, run=71351, project=None)
+    assert rows_of(run("slices", "load", "p", "--json"))[0]["files"] == 2
+
+
+def test_done_slices_are_recycled_only_when_chosen_or_confirmed(run: Run, busy: World) -> None:
+    refused = run("slices", "recycle", "p", "--state", "done")
+    assert refused.exit_code == 1 and "all 2 blocks of project p that are done" in refused.stderr
+    assert busy.progress()["blocks_done"] == 2
+    told = run("slices", "recycle", "p", "--state", "done", "--runs", "1")
+    assert told.exit_code == 0 and "2 slices with 2 blocks are requeued" in told.stderr
+    assert busy.progress()["blocks_done"] == 0
+
+
+def test_done_slices_are_recycled_with_all(run: Run, busy: World) -> None:
+    assert run("slices", "recycle", "p", "--state", "done", "--all").exit_code == 0
+    assert busy.progress()["blocks_done"] == 0
+
+
+def test_stop_counts_the_jobs_that_still_run_down_to_none(run: Run, world: World) -> None:
+    world.add_file(2)
+    world.checkout(0)
+    world.checkout(1)
+    assert run("project", "stop", "p").stdout == "project p is stopped; 2 jobs still run\n"
+    with ThreadPoolExecutor(1) as other:
+        wait = other.submit(run, "project", "stop", "p", "--wait", "--interval", "0.1")
+        for process in (0, 1):
+            with connect(world.dsn) as db:
+                World(db, world.dsn).heartbeat(process)
+        lines = wait.result(60).stdout.splitlines()
+    assert lines[-1].endswith("0 jobs still run")
+    assert "0 jobs" in lines[-1]
+
+
+def test_status_says_how_many_jobs_run(run: Run, busy: World) -> None:
+    assert rows_of(run("status", "p", "--json"))[0]["running"] == 1
+
+
+def test_ban_of_an_unknown_name_warns(run: Run, busy: World) -> None:
+    assert "is it the right name" in run("workers", "ban", "p", "wn99").stderr
+    assert run("workers", "ban", "p", "wn1").stderr == ""
+
+
+def test_list_without_a_match_says_what_does_not_match(run: Run, busy: World) -> None:
+    assert (
+        run("files", "p", "--state", "pending").stdout != run("files", "p", "--state", "in_progress").stdout
+    )
+    assert run("files", "p", "--state", "in_progress").stdout == "no file of project p is in_progress\n"
+
+
+def test_rate_begins_with_the_first_attempt_that_ended(run: Run, busy: World) -> None:
+    rows = rows_of(run("rate", "p", "--json"))
+    assert 1 <= len(rows) <= 2 and rows[0]["done"] + rows[0]["failed"] > 0
+
+
+def test_find_names_the_command_that_shows_more_and_log_who_did_what(run: Run, busy: World) -> None:
+    (row,) = rows_of(run("find", "wn1", "--json"))
+    assert row["kind"] == "worker" and row["command"].startswith("osgprod attempts p --worker wn1@")
+    assert rows_of(result_of(run, row["command"]))
+    nothing = run("find", "wn99")
+    assert nothing.exit_code == 1 and nothing.stdout == "nothing is known of wn99\n"
+    run("project", "pause", "p")
+    last = rows_of(run("log", "p", "--json"))[0]
+    assert (last["operation"], last["details"], last["times"]) == (
+        "set_project",
+        {"state": "active -> paused"},
+        1,
+    )
+    assert re.fullmatch(r"\S+ \(\S+@\S+\)", last["who"])
+
+
+def result_of(run: Run, command: str) -> Result:
+    """The answer, as JSON, to a command that another one advises."""
+    return run(*command.split()[1:], "--json")
+
+
+def test_job_is_shown_with_the_end_of_its_log(run: Run, busy: World) -> None:
+    busy.add_file(1, run=7)
+    busy.checkout(77, host="wn7")
+    busy.report(77, 9, log_tail="event 4\nbank 3 is broken")
+    text = run("jobs", "p", "1.77").stdout
+    assert text.endswith("\nEnd of the log of start 1:\nevent 4\nbank 3 is broken\n")
+    assert rows_of(run("jobs", "p", "1.77", "--json"))[0]["log_tail"] == "event 4\nbank 3 is broken"
+
+
+def test_doctor_looks_at_the_database_server_too(run: Run, busy: World, folder: Path) -> None:
+    found = {row["what"]: row for row in json.loads(run("doctor", "--json").stdout)}
+    for what in (
+        "writes",
+        "transaction numbers",
+        "replication slots",
+        "autovacuum of the tables",
+    ):
+        assert found[what]["is_well"], found[what]
+    assert "GB free" in found["disk of the database"]["found"]
+    busy.db.execute("ALTER TABLE osgprod_data.slices SET (autovacuum_enabled = off)")
+    found = {row["what"]: row for row in json.loads(run("doctor", "--json").stdout)}
+    assert not found["autovacuum of the tables"]["is_well"]
+    assert found["autovacuum of the tables"]["found"] == "slices"
