@@ -800,6 +800,16 @@ all_reported() {
   sed -n "s/^$1=//p" "$scratch/work/.osgprod/report.txt" 2>/dev/null | tr -d '\000'
 }
 
+# Prints the end of the work's log for the report of a failure, at most 4000 bytes, without the secrets of this job.
+log_tail() {
+  local text secret
+  text="$(tail -c 4000 "$scratch/work.log" 2>/dev/null | tr -d '\000\r')"
+  for secret in "$magic" "$bearer" "$job_key" "$token"; do
+    ((${#secret} < 6)) || text="${text//"$secret"/(secret)}"
+  done
+  printf '%s' "$text"
+}
+
 # Prints the value of the last line NAME=VALUE of the work's report. Argument: name
 reported() {
   all_reported "$1" | tail -n 1
@@ -1298,7 +1308,8 @@ leave_failure() {
 # Arguments: exit code to report, name of the tarball, slice, reason
 finish_failure() {
   leave_failure "failed_$2" "$3"
-  report "$1" output_url "$output_url" reason "$4" bad_inputs "$(reported bad_inputs)" || return "$EXIT_LATER"
+  report "$1" output_url "$output_url" reason "$4" bad_inputs "$(reported bad_inputs)" log_tail "$(log_tail)" ||
+    return "$EXIT_LATER"
   # Which codes are faults of the node, the project says.
   [[ "$answer" != node-fault ]] || return "$EXIT_NODE_FAULT"
   [[ "$answer" != refused && "$http_status" != 400 ]] || return "$EXIT_REFUSED"

@@ -215,7 +215,8 @@ leave_failure() {
 # Arguments: exit code to report, name of the tarball, slice, reason
 finish_failure() {
   leave_failure "failed_$2" "$3"
-  report "$1" output_url "$output_url" reason "$4" bad_inputs "$(reported bad_inputs)" || return "$EXIT_LATER"
+  report "$1" output_url "$output_url" reason "$4" bad_inputs "$(reported bad_inputs)" log_tail "$(log_tail)" ||
+    return "$EXIT_LATER"
   # Which codes are faults of the node, the project says.
   [[ "$answer" != node-fault ]] || return "$EXIT_NODE_FAULT"
   [[ "$answer" != refused && "$http_status" != 400 ]] || return "$EXIT_REFUSED"

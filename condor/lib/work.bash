@@ -162,6 +162,16 @@ all_reported() {
   sed -n "s/^$1=//p" "$scratch/work/.osgprod/report.txt" 2>/dev/null | tr -d '\000'
 }
 
+# Prints the end of the work's log for the report of a failure, at most 4000 bytes, without the secrets of this job.
+log_tail() {
+  local text secret
+  text="$(tail -c 4000 "$scratch/work.log" 2>/dev/null | tr -d '\000\r')"
+  for secret in "$magic" "$bearer" "$job_key" "$token"; do
+    ((${#secret} < 6)) || text="${text//"$secret"/(secret)}"
+  done
+  printf '%s' "$text"
+}
+
 # Prints the value of the last line NAME=VALUE of the work's report. Argument: name
 reported() {
   all_reported "$1" | tail -n 1

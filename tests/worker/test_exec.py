@@ -96,6 +96,29 @@ def test_failure_is_told_with_its_last_words(
     assert names(node.folder / "failed_job_7_1.tar.gz") == {"osgprod_work.log"}
 
 
+def test_failure_sends_the_end_of_its_log_without_secrets(node: Node, world: World, folder: Path) -> None:
+    (folder / "magic").write_text("top secret magic")
+    call(world.db, "set_magic", project="p", magic="top secret magic")
+    lines = (
+        "seq 2000",
+        r"""printf 'tab\there "quoted" back\\slash %% top secret magic %s\n' "$BEARER_TOKEN""" + '"',
+        r"printf 'x\303\251\n'",
+        "exit 9",
+    )
+    recon = node.program("recon", "\n".join(lines))
+    node.run(1, OSGPROD_RECON=recon, OSGPROD_MAGIC_FILE=folder / "magic", BEARER_TOKEN="very.secret.token")
+    assert report_of(world)["exit_code"] == 9
+    (row,) = call(world.db, "log_tail", project="p", cluster=7, process=1)
+    assert 'tab here "quoted" back\\slash % (secret) ' in row["tail"] and "x\u00e9" in row["tail"]
+    assert "\n1999\n2000\n" in row["tail"] and len(row["tail"]) <= 4096
+    assert "secret magic" not in row["tail"] and "very.secret" not in row["tail"]
+
+
+def test_success_sends_no_log(node: Node, world: World) -> None:
+    assert node.run(1)[0] == DONE
+    assert call(world.db, "log_tail", project="p", cluster=7, process=1) == []
+
+
 def test_slice_that_was_not_fetched_is_reported_with_its_reason(node: Node, world: World, site: Site) -> None:
     world.set(xrootd_prefix=f"{site.url}/there")
     code, log = node.run(1)
