@@ -51,7 +51,6 @@ run_work() {
   local own="$scratch/work/.osgprod"
   mkdir -p "$own"
   mv "$scratch/script" "$own/script"
-  touch "$own/lease" # renewed just now; a merge script looks at its age
   [[ -z "${OSGPROD_CONTAINER:-}" ]] || copy_credentials "$own"
   set -m
   (
@@ -127,7 +126,11 @@ send_heartbeats() {
     left_s="$interval_s"
     [[ -z "${OSGPROD_CONTAINER:-}" || -e "$scratch/delivering" ]] || copy_credentials "$own"
     request workscript.ping bytes "$(folder_bytes "$scratch/work")" cpu "$(cpu_seconds "$work_group")"
-    [[ "$answer" != alive ]] || touch "$own/lease" 2>/dev/null || true
+    if [[ "$answer" == alive ]]; then
+      rm -f "$scratch/work/.osgprod/no-lease"
+    else # a merge script replaces nothing meanwhile
+      touch "$scratch/work/.osgprod/no-lease" 2>/dev/null || true
+    fi
     if [[ "$http_status" == 409 && "$answer" != error ]]; then
       log "stopping the work: $body"
       trap '' TERM # the end of the work must not hide why

@@ -507,15 +507,12 @@ def test_file_that_an_earlier_attempt_left_is_replaced(merge: Merge) -> None:
     check_delivered(merge)
 
 
-def test_nothing_is_replaced_once_the_lease_may_have_ended(merge: Merge) -> None:
-    """Another job may have merged the same, and reported what lies there."""
+def test_nothing_is_replaced_while_heartbeats_are_not_answered(merge: Merge) -> None:
+    """The lease may have ended, and another job may have merged the same, and reported what lies there."""
     name = f"/merged/hd_root/{NAMES['hd_root']}"
     merge.site.files[name] = b"of another job"
     (merge.folder / "own").mkdir()
-    lease = merge.folder / "own" / "lease"
-    lease.touch()
-    long_ago = time.time() - 61
-    os.utime(lease, (long_ago, long_ago))
+    (merge.folder / "own" / "no-lease").touch()
     code, log = merge.run()
     assert code == NODE_FAULT, log
     assert merge.site.files[name] == b"of another job"

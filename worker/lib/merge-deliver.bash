@@ -6,13 +6,15 @@ readonly MAX_LIST_BYTES=16000 # of outputs_list in the report
 
 outputs_list="" # JSON objects of what was delivered
 
-# Ends the script if the server may have given the merge to another job: another one may have delivered its files under the
-# same names. osgprod_exec.sh touches the file "lease" whenever the server has renewed the lease.
+# Waits while the last heartbeat was not answered, and ends the script if that lasts: the lease may end, and another job
+# deliver its files under the same names. osgprod_exec.sh keeps the file "no-lease" meanwhile.
 hold_lease() {
-  local file="${OSGPROD_REPORT%/*}/lease" age_s
-  [[ -f "$file" && "${osgprod_lease_s:-}" =~ ^[0-9]+$ ]] || return 0
-  age_s=$(($(date +%s) - $(date -r "$file" +%s)))
-  ((age_s <= osgprod_lease_s)) || node_fault "the server has not renewed the lease for $age_s s: nothing is replaced"
+  local try
+  for ((try = 1; ; try++)); do
+    [[ -e "${OSGPROD_REPORT%/*}/no-lease" ]] || return 0
+    ((try < TRIES)) || node_fault 'the server does not answer heartbeats, the lease may have ended: nothing is replaced'
+    pause "$(backoff "$try" "$BACKOFF_MS")"
+  done
 }
 
 # Delivers a merged file: sends it under a name that nobody else uses, looks whether it arrived whole, and renames it. A file
