@@ -148,6 +148,17 @@ def attempts(
 
 @osgprod.command()
 @project_argument
+@click.option("--by", type=click.Choice(["all", "site"]), default="all", help="One row, or one a site.")
+@hours_option(168)
+@as_json
+def resources(project: str, by: str, hours: int | None, as_json: bool) -> None:
+    """Show CPU efficiency, memory, disk and fetching rate of accepted attempts."""
+    rows = ask("resources", project=project, by=by, hours=hours)
+    show(rows, as_json, "no job has measured what it used: is osgprod_exec.sh of this version?")
+
+
+@osgprod.command()
+@project_argument
 @as_json
 def quarantined(project: str, as_json: bool) -> None:
     """List the quarantined blocks, with all that is known of each."""

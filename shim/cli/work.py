@@ -297,6 +297,17 @@ def slices_list(
     show(rows, as_json, "no such slice", limit=limit, spare=SAID_BY_PATH)
 
 
+@slices.command("size")
+@project_argument
+@click.option("--cores", type=int, default=1, show_default=True, help="Cores of the job.")
+@click.option("--site", help="Its site, as jobs name it.")
+@click.option("--time-left", "time_left_s", type=int, help="Until the job must end [s].")
+@as_json
+def slices_size(project: str, cores: int, site: str | None, time_left_s: int | None, as_json: bool) -> None:
+    """Show how large a slice a job would get now, and why."""
+    show(ask("slice_size", project=project, cpus=cores, site=site, time_left_s=time_left_s), as_json)
+
+
 @slices.command("recycle")
 @project_argument
 @click.option(

@@ -13,7 +13,8 @@ GRANT EXECUTE ON FUNCTION
     osgprod.health, osgprod.idle_and_leased, osgprod.progress, osgprod.totals, osgprod.rate, osgprod.estimate,
     osgprod.attempts_by_exit, osgprod.attempts_by_site, osgprod.attempts_by_worker,
     osgprod.list_attempts, osgprod.live_attempts, osgprod.list_jobs, osgprod.job_history, osgprod.list_files,
-    osgprod.map_files, osgprod.list_slices, osgprod.quarantined, osgprod.blocked_workers, osgprod.log_tail
+    osgprod.map_files, osgprod.list_slices, osgprod.quarantined, osgprod.blocked_workers, osgprod.log_tail,
+    osgprod.slice_size, osgprod.resources
 TO osgprod_worker, osgprod_operator;
 
 GRANT EXECUTE ON FUNCTION
@@ -34,7 +35,7 @@ GRANT SELECT ON osgprod_data.recent_failures TO osgprod_operator;
 GRANT SELECT ON osgprod_data.projects, osgprod_data.rawdata, osgprod_data.loaded_files, osgprod_data.slices,
     osgprod_data.attempts, osgprod_data.reports, osgprod_data.worker_bans, osgprod_data.refusals, osgprod_data.tallies,
     osgprod_data.totals, osgprod_data.answers, osgprod_data.operations, osgprod_data.log_tails,
-    osgprod_data.tallied_sites, osgprod_data.backups,
+    osgprod_data.tallied_sites, osgprod_data.backups, osgprod_data.paces, osgprod_data.pace_looks,
     osgprod_data.merges, osgprod_data.outputs, osgprod_data.lost_outputs, osgprod_data.versions TO osgprod_operator;
 GRANT EXECUTE ON FUNCTION
     osgprod.add_notify_target, osgprod.remove_notify_target, osgprod.list_notify_targets, osgprod.next_notifications,

@@ -68,6 +68,8 @@ FUNCTIONS = """
     list_next_files     -o
     report_exit         wo
     report_exits        wo
+    resources           wo
+    slice_size          wo
     run_periods         -o
     set_magic           -o
     set_project         -o
@@ -96,6 +98,8 @@ RELATIONS = """
     operations        -o
     presence          --
     outputs           -o
+    pace_looks        -o
+    paces             -o
     projects          -o
     rawdata           -o
     recent_failures   -o

@@ -36,7 +36,7 @@ Run = Callable[..., Result]
 NOT_CHANGING = {
     "attempts", "completion", "doctor", "estimate", "files", "health", "jobs list", "jobs needed", "project list",
     "project show", "quarantined", "rate", "rawdata check", "rawdata list", "slices list", "status", "verify", "watch",
-    "workers", "workers list", "log", "find",
+    "workers", "workers list", "log", "find", "resources", "slices size",
 }  # fmt: skip
 WITHOUT_DRY_RUN = {
     "serve": "runs until it is stopped",
@@ -115,6 +115,7 @@ READING = [
     ("attempts", "p", "--by", "site"), ("quarantined", "p"), ("workers", "list", "p"), ("rawdata", "list"),
     ("workers", "list", "p", "--order", "slow"), ("slices", "list", "p"), ("project", "show", "p"),
     ("slices", "list", "p", "--state", "leased"), ("project", "list"), ("log",), ("log", "p"), ("find", "1.2"),
+    ("slices", "size", "p"),
 ]  # fmt: skip
 
 
@@ -783,7 +784,7 @@ def test_the_calls_of_the_original_are_still_python_calls(
 
 @pytest.mark.parametrize(("command", "function"), [
     ("estimate", "estimate"), ("rate", "rate"), ("jobs list", "list_jobs"), ("attempts", "list_attempts"),
-    ("workers list", "attempts_by_worker"),
+    ("workers list", "attempts_by_worker"), ("resources", "resources"),
 ])  # fmt: skip
 def test_defaults_that_the_help_names_are_those_of_the_functions(
     run: Run, world: World, command: str, function: str

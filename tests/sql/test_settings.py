@@ -10,6 +10,7 @@ from tests.support import World
 OTHER_TEXTS = {
     "state": "draining",
     "restart_proof": "key",
+    "target_s": 3600,
     "subnet_pattern": "10.0.0.0/8",
     "node_fault_codes": [75],
 }

@@ -86,6 +86,13 @@ BEGIN
 
     IF v_slice.block1 IS NULL AND v_project.state = 'active' THEN
         v_blocks := osgprod._blocks_for(v_project, p_call.cpus);
+        IF v_project.target_s IS NOT NULL OR p_call.time_left_s IS NOT NULL THEN
+            v_blocks := least(v_blocks, (osgprod._slice_size(v_project, p_call.cpus, p_call.site,
+                                                             p_call.time_left_s)).blocks);
+            IF v_blocks = 0 THEN
+                RETURN osgprod._no_time(v_project, v_answer, p_call);
+            END IF;
+        END IF;
         IF v_project.nlive >= v_project.max_live THEN
             v_problem := osgprod._why_too_many(v_project);
             IF v_problem IS NOT NULL THEN
@@ -303,6 +310,11 @@ BEGIN
             problem := osgprod._is_busy(format('the file of job %s.%s', p_call.cluster, p_call.process));
         END IF;
         RETURN;
+    END IF;
+    IF p_last >= 3 OR p_call.time_left_s IS NOT NULL THEN
+        PERFORM osgprod._shrink_slice(p_project, p_call, a, p_may_wait) FROM osgprod_data.attempts a
+          WHERE a.project_id = p_project.project_id AND a.cluster = p_call.cluster AND a.process = p_call.process
+            AND a.nstart = p_last;
     END IF;
     UPDATE osgprod_data.slices s
        SET nstart = p_nstart, due_at = clock_timestamp() + make_interval(secs => p_project.lease_s),

@@ -1,6 +1,7 @@
 CREATE FUNCTION osgprod.estimate(p_project text, p_hours int DEFAULT 6)
 RETURNS TABLE (blocks_left bigint, blocks_per_hour float8, least_per_hour float8, most_per_hour float8,
-    ends_at timestamptz, ends_early_at timestamptz, ends_late_at timestamptz, intervals int)
+    ends_at timestamptz, ends_early_at timestamptz, ends_late_at timestamptz, intervals int,
+    core_hours_left float8)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
 -- Estimates when a project will be done at its present rate, with the uncertainty.
@@ -9,7 +10,8 @@ AS $fn$
 --             with 95 % confidence, if intervals are alike and independent (two standard errors of the mean of so many
 --             intervals); the times that follow from these. The rate is NULL when nothing was done in these hours; the
 --             range is NULL too while fewer than three whole intervals have passed since the first success, and the rate
---             is then that since the first of these attempts began; ends_late_at NULL = perhaps never
+--             is then that since the first of these attempts began; ends_late_at NULL = perhaps never; core_hours_left: blocks_left at the
+--             median time that recent attempts took for a block on one core [h], NULL = not measured
 -- Errors:     OG301 unknown project; OG108 hours out of range
 DECLARE
     v_mean  float8;
@@ -17,6 +19,8 @@ DECLARE
     v_step  int;
 BEGIN
     SELECT g.blocks - g.blocks_done - g.blocks_quarantined INTO blocks_left FROM osgprod.progress(p_project => p_project) g;
+    core_hours_left := blocks_left / 3600.0 * (SELECT c.s_per_block FROM paces c JOIN projects p USING (project_id)
+                                                WHERE p.name = p_project AND c.site = '');
     -- A production that began within the last 100 minutes is measured by the minute.
     SELECT avg(r.blocks_done), 2 * stddev_samp(r.blocks_done) / sqrt(count(*)), count(*), min(r.interval_s)
       INTO v_mean, v_error, intervals, v_step

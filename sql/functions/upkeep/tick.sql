@@ -3,7 +3,8 @@ RETURNS TABLE (project text, reclaimed int)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
 -- The regular housekeeping: requeues slices whose lease or backoff has ended, marks complete files, recounts live attempts,
--- tallies reports, prunes what is kept for a time only. Each shim calls it every few seconds; only one at a time does the work, the others return at once.
+-- tallies reports, measures how long a block takes, prunes what is kept for a time only. Each shim calls it every few
+-- seconds; only one at a time does the work, the others return at once.
 -- Promise:    a repeated call does no harm, and no call is needed for work to go on: checkout looks by itself.
 -- Returns:    a row for each project in which slices were lost; none also when a neighbour is at it
 -- Errors:     OG901 isolation level
@@ -41,6 +42,7 @@ BEGIN
            AND p.project_id = (SELECT q.project_id FROM projects q
                                 WHERE q.project_id = v_project.project_id FOR NO KEY UPDATE SKIP LOCKED);
         PERFORM osgprod._tally(v_project);
+        PERFORM osgprod._measure_pace(v_project);
     END LOOP;
     PERFORM osgprod._prune_answers();
     PERFORM osgprod._prune_notifications();

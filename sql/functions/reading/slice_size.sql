@@ -1,0 +1,40 @@
+CREATE FUNCTION osgprod.slice_size(
+    p_project     text,
+    p_cpus        int    DEFAULT 1,
+    p_site        text   DEFAULT NULL,
+    p_time_left_s bigint DEFAULT NULL)
+RETURNS TABLE (blocks bigint, limited_by text, expected_s float8, measured_at_site text, attempts int, s_per_block float8,
+    slow_s_per_block float8, why text)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
+AS $fn$
+-- Says how large a slice a job would get now, and why. (A slice at the end of a file, or a requeued one, may be smaller.)
+-- Parameters: p_project  project name;  p_cpus  cores of the job [1 .. 4096];  p_site  its site; NULL = none is named
+--             p_time_left_s  until the job must end [s]; NULL = not known
+-- Returns:    one row: blocks (0 = the job would get nothing, since not even one fits into its time); limited_by:
+--             maxblockspercore, probe, target_s, growth or time_left_s; expected_s: what these blocks take on so many cores
+--             [s]; where that was measured (empty = all sites together) and in how many attempts; the median time for a block
+--             on one core and that of slow attempts [s]; why in words. NULL = nothing was measured
+-- Errors:     OG301 unknown project; OG104 cpus
+DECLARE
+    v_project projects := osgprod._get_project(p_project);
+    v_size    record;
+BEGIN
+    IF p_cpus NOT BETWEEN 1 AND 4096 OR p_cpus IS NULL THEN
+        RAISE EXCEPTION 'cores must be a number from 1 to 4096, not %', coalesce(p_cpus::text, 'nothing')
+            USING ERRCODE = 'OG104', HINT = 'pass the cores that a job has';
+    END IF;
+    SELECT s.* INTO v_size FROM osgprod._slice_size(v_project, p_cpus, p_site, p_time_left_s) s;
+    RETURN QUERY SELECT v_size.blocks, v_size.limited_by, v_size.blocks * v_size.s_per_block / p_cpus, v_size.site,
+        v_size.attempts, v_size.s_per_block, v_size.slow_s_per_block,
+        CASE v_size.limited_by
+            WHEN 'probe' THEN 'no attempt has been measured yet: one block a core, as a probe'
+            WHEN 'growth' THEN format('target_s = %s s allows more, but slices grow 4 times a step at most: the largest recent'
+                ' success had %s blocks a core', v_project.target_s, v_size.most_per_core)
+            WHEN 'target_s' THEN format('what a job does in target_s = %s s', v_project.target_s)
+            WHEN 'time_left_s' THEN format('what fits into %s s with a margin', greatest(p_time_left_s, 0))
+            ELSE format('maxblockspercore = %s', v_project.maxblockspercore) END;
+END
+$fn$;
+
+COMMENT ON FUNCTION osgprod.slice_size(text, int, text, bigint) IS
+'Says how large a slice a job with so many cores at a site would get now, and why. For osgprod_worker and osgprod_operator.';

@@ -1,0 +1,359 @@
+"""Slices sized by time: what was measured, what a job gets, and jobs that end soon."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+import pytest
+
+from shim.database import call
+from tests.support import World
+
+MOST = 100
+
+
+@pytest.fixture
+def timed(world: World) -> World:
+    world.set(target_s=3600, maxblockspercore=MOST, token_required=False)
+    world.add_file(20000)
+    return world
+
+
+def blocks(answer: dict[str, Any]) -> int:
+    return answer["block2"] - answer["block1"]
+
+
+def work(
+    world: World, process: int, ran_s: float, site: str | None = None, cpus: int = 1, code: int = 0
+) -> int:
+    """One job that processes its slice in ran_s; returns the number of its blocks."""
+    answer = world.checkout(process, cpus=cpus, site=site)
+    world.db.execute(
+        "UPDATE osgprod_data.attempts SET started_at = started_at - make_interval(secs => %s)"
+        " WHERE token_digest = sha256(%s)",
+        [ran_s, str(answer["token"]).encode()],
+    )
+    world.report(process, code)
+    return blocks(answer)
+
+
+def measure(world: World) -> None:
+    """A tick half a minute later."""
+    world.attempts_pass(31)
+    world.db.execute(
+        "UPDATE osgprod_data.pace_looks SET (looked_at, since) = (looked_at - i, since - i)"
+        " FROM (SELECT interval '31 s' AS i) x"
+    )
+    call(world.db, "tick")
+
+
+def size(world: World, cpus: int = 1, **more: object) -> dict[str, Any]:
+    return call(world.db, "slice_size", project="p", cpus=cpus, **more)[0]
+
+
+def test_without_target_slices_are_as_before_and_nothing_is_read_for_it(world: World) -> None:
+    world.set(maxblockspercore=7)
+    world.add_file(100)
+    assert blocks(world.checkout(0, cpus=2)) == 14
+    row = size(world, cpus=2)
+    assert (row["blocks"], row["limited_by"], row["why"]) == (14, "maxblockspercore", "maxblockspercore = 7")
+
+
+def test_first_slices_are_probes_of_one_block_a_core(timed: World) -> None:
+    assert [blocks(timed.checkout(n, cpus=4)) for n in range(3)] == [4, 4, 4]
+    row = size(timed, cpus=4)
+    assert (row["limited_by"], row["s_per_block"]) == ("probe", None)
+    assert row["why"] == "no attempt has been measured yet: one block a core, as a probe"
+
+
+def test_slices_grow_four_times_a_step_up_to_what_fits_into_the_target(timed: World) -> None:
+    sizes = []
+    for step in range(5):
+        sizes.append(work(timed, step, 60 * size(timed)["blocks"]))
+        measure(timed)
+    assert sizes == [1, 4, 16, 60, 60]
+    row = size(timed)
+    assert (row["blocks"], row["limited_by"], row["measured_at_site"]) == (60, "target_s", "")
+    assert (row["s_per_block"], row["expected_s"]) == (
+        pytest.approx(60, rel=0.02),
+        pytest.approx(3600, rel=0.02),
+    )
+
+
+def test_growth_is_named_as_the_reason(timed: World) -> None:
+    work(timed, 0, 10)
+    measure(timed)
+    row = size(timed, cpus=2)
+    assert (row["blocks"], row["limited_by"]) == (8, "growth")
+    assert "the largest recent success had 1 blocks a core" in row["why"]
+
+
+def test_blocks_of_a_core_are_what_is_measured(timed: World) -> None:
+    work(timed, 0, 100, cpus=8)  # 8 blocks
+    measure(timed)
+    assert size(timed)["s_per_block"] == pytest.approx(100, rel=0.02)
+
+
+def test_slice_never_has_more_than_maxblockspercore_nor_less_than_a_block(timed: World) -> None:
+    for n in range(5):
+        work(timed, n, 1)
+        measure(timed)
+    assert (size(timed)["blocks"], size(timed)["limited_by"]) == (MOST, "maxblockspercore")
+    timed.set(target_s=60)
+    for n in range(60):
+        work(timed, 10 + n, 100_000)
+    measure(timed)
+    assert size(timed)["blocks"] == 1
+
+
+def test_outliers_and_clocks_that_jump_change_little(timed: World) -> None:
+    for n in range(20):
+        work(timed, n, 60)
+    for n, ran_s in enumerate([30 * 86400, 1e9, -86400, -1e9, 0]):
+        work(timed, 30 + n, ran_s)
+    measure(timed)
+    assert size(timed)["s_per_block"] == pytest.approx(60, rel=0.02)
+
+
+def test_attempts_of_no_length_are_a_rate_that_is_not_zero(timed: World) -> None:
+    for n in range(3):
+        work(timed, n, 0)
+    measure(timed)
+    row = size(timed)
+    assert 0 < row["s_per_block"] <= 1
+    assert row["blocks"] == 4
+
+
+def test_only_accepted_attempts_are_measured(timed: World) -> None:
+    work(timed, 0, 5000, code=1)
+    measure(timed)
+    assert size(timed)["limited_by"] == "probe"
+
+
+def test_site_counts_by_itself_when_it_has_ten_attempts(timed: World) -> None:
+    for n in range(30):
+        work(timed, n, 20, site="fast")
+    for n in range(9):
+        work(timed, 100 + n, 200, site="slow")
+    measure(timed)
+    assert size(timed, site="slow")["measured_at_site"] == ""
+    work(timed, 200, 200, site="slow")
+    measure(timed)
+    slow, fast, new = (size(timed, site=site) for site in ("slow", "fast", "new"))
+    assert (slow["measured_at_site"], slow["attempts"]) == ("slow", 10)
+    assert slow["s_per_block"] == pytest.approx(200, rel=0.02)
+    assert fast["s_per_block"] == pytest.approx(20, rel=0.06)
+    assert new["measured_at_site"] == ""
+
+
+def test_recent_attempts_replace_older_ones(timed: World) -> None:
+    for n in range(50):
+        work(timed, n, 10)
+    measure(timed)
+    for n in range(50):
+        work(timed, 100 + n, 400)
+    measure(timed)
+    assert size(timed)["s_per_block"] > 90
+
+
+def test_another_work_script_starts_the_measurement_anew(timed: World) -> None:
+    work(timed, 0, 10)
+    under_way = timed.checkout(1)
+    measure(timed)
+    timed.set(workscript="other.bash")
+    call(timed.db, "tick")
+    assert size(timed)["limited_by"] == "probe"
+    timed.report(1)  # of the former script
+    measure(timed)
+    assert size(timed)["limited_by"] == "probe", under_way
+    work(timed, 2, 0)
+    measure(timed)
+    assert size(timed)["limited_by"] == "growth"
+
+
+def test_look_that_was_noted_by_a_clock_that_was_ahead_does_not_stop_the_measurement(timed: World) -> None:
+    call(timed.db, "tick")
+    timed.db.execute("UPDATE osgprod_data.pace_looks SET looked_at = now() + interval '10 years'")
+    work(timed, 0, 10)
+    call(timed.db, "tick")
+    assert size(timed)["attempts"] == 1
+
+
+def test_names_of_sites_that_jobs_invent_are_bounded(timed: World) -> None:
+    for n in range(210):
+        work(timed, n, 10, site=f"site{n}")
+    measure(timed)
+    assert timed.db.execute("SELECT count(*) AS n FROM osgprod_data.paces").fetchone() == {"n": 201}
+
+
+@pytest.mark.parametrize("target_s", [0, 59, -1, 2592001])
+def test_target_out_of_range_is_refused(world: World, target_s: int) -> None:
+    with pytest.raises(psycopg.Error, match="target_s must be from 60 to 2592000"):
+        world.set(target_s=target_s)
+
+
+def test_estimate_has_the_core_hours_that_are_left_from_the_same_numbers(timed: World) -> None:
+    assert call(timed.db, "estimate", project="p")[0]["core_hours_left"] is None
+    work(timed, 0, 360)
+    measure(timed)
+    row = call(timed.db, "estimate", project="p")[0]
+    assert row["core_hours_left"] == pytest.approx(row["blocks_left"] / 10, rel=0.02)
+
+
+# --- jobs that end soon ---
+
+
+@pytest.fixture
+def minute_a_block(timed: World) -> World:
+    for n in range(12):
+        work(timed, n, 60 * size(timed)["blocks"])
+        measure(timed)
+    return timed
+
+
+def test_job_gets_no_more_than_fits_into_its_time_with_a_margin(minute_a_block: World) -> None:
+    answer = minute_a_block.checkout(100, cpus=2, time_left_s=900)
+    assert 0.7 * 30 <= blocks(answer) <= 0.8 * 30
+
+
+def test_time_left_counts_without_a_target_too(minute_a_block: World) -> None:
+    minute_a_block.set(target_s=None)
+    assert blocks(minute_a_block.checkout(100)) == MOST
+    assert blocks(minute_a_block.checkout(101, time_left_s=600)) < 9
+
+
+@pytest.mark.parametrize("time_left_s", [60, 0, -1, -(2**63)])
+def test_job_for_which_nothing_fits_is_told_so_and_leases_nothing(
+    minute_a_block: World, time_left_s: int
+) -> None:
+    before = minute_a_block.progress()["blocks_leased"]
+    answer = minute_a_block.checkout(100, time_left_s=time_left_s)
+    assert (answer["status"], answer["retry_s"], answer["token"]) == ("no-time", 0, None)
+    assert answer["message"].startswith(f"the job ends in {max(time_left_s, 0)} s, and a block takes up to 6")
+    assert minute_a_block.progress()["blocks_leased"] == before
+
+
+def test_job_with_an_absurdly_long_time_gets_what_others_get(minute_a_block: World) -> None:
+    assert blocks(minute_a_block.checkout(100, time_left_s=2**63 - 1)) == blocks(minute_a_block.checkout(101))
+
+
+def test_time_left_without_anything_measured_changes_nothing(world: World) -> None:
+    world.set(maxblockspercore=7)
+    world.add_file(20)
+    assert blocks(world.checkout(0, time_left_s=1)) == 7
+    assert world.checkout(1, time_left_s=0)["status"] == "no-time"
+
+
+def test_requeued_slice_is_split_for_a_job_that_ends_soon(minute_a_block: World) -> None:
+    first = minute_a_block.checkout(100)
+    minute_a_block.report(100, 137)
+    answer = minute_a_block.checkout(101, time_left_s=600)
+    assert answer["block1"] == first["block1"]
+    assert blocks(answer) < 9
+
+
+def test_restarted_job_that_ends_soon_keeps_what_fits_of_its_slice(minute_a_block: World) -> None:
+    first = minute_a_block.checkout(100)
+    again = minute_a_block.checkout(100, time_left_s=600)
+    assert again["block1"] == first["block1"]
+    assert 0 < blocks(again) < 9
+    other = minute_a_block.checkout(101)
+    assert (other["block1"], other["block2"]) == (again["block2"], first["block2"])
+    assert minute_a_block.report(100, token=str(again["token"]))["status"] == "done"
+
+
+def test_restarted_job_without_time_gives_its_slice_back_and_nothing_counts(minute_a_block: World) -> None:
+    first = minute_a_block.checkout(100)
+    assert minute_a_block.checkout(100, time_left_s=30)["status"] == "no-time"
+    other = minute_a_block.checkout(101)
+    assert (other["block1"], other["block2"]) == (first["block1"], first["block2"])
+    row = minute_a_block.db.execute(
+        "SELECT failures, faults FROM osgprod_data.slices WHERE block1 = %s", [first["block1"]]
+    ).fetchone()
+    assert row == {"failures": 0, "faults": 0}
+
+
+# --- jobs that are evicted again and again ---
+
+
+def evict(world: World, process: int) -> dict[str, Any]:
+    """A job that ran for an hour is evicted and starts again."""
+    world.db.execute(
+        "UPDATE osgprod_data.attempts SET started_at = started_at - interval '1 h' WHERE process = %s",
+        [process],
+    )
+    return world.checkout(process)
+
+
+def test_slice_from_which_its_job_is_evicted_three_times_is_halved_and_has_not_failed(world: World) -> None:
+    world.set(maxblockspercore=8)
+    world.add_file(8)
+    first = world.checkout(0)
+    sizes = [blocks(evict(world, 0)) for _ in range(3)]
+    assert sizes == [8, 8, 4]
+    other = world.checkout(1)
+    assert (other["block1"], other["block2"]) == (first["block1"] + 4, first["block2"])
+    assert [blocks(evict(world, 0)) for _ in range(3)] == [4, 4, 2]
+    assert world.db.execute("SELECT sum(failures + faults) AS n FROM osgprod_data.slices").fetchone() == {
+        "n": 0
+    }
+
+
+def test_one_block_is_not_split_however_often_its_job_is_evicted(world: World) -> None:
+    world.add_file(1)
+    world.checkout(0)
+    assert [blocks(evict(world, 0)) for _ in range(6)] == [1] * 6
+
+
+def test_starts_that_end_at_once_are_no_evictions(world: World) -> None:
+    world.set(maxblockspercore=8)
+    world.add_file(8)
+    assert [blocks(world.checkout(0)) for _ in range(10)] == [8] * 10
+
+
+def test_slice_is_left_whole_in_a_batch_while_another_session_has_its_file(world: World) -> None:
+    import json
+
+    from shim.database import connect
+
+    world.set(maxblockspercore=8)
+    world.add_file(8)
+    world.checkout(0)
+    evict(world, 0)
+    evict(world, 0)
+    world.db.execute("UPDATE osgprod_data.attempts SET started_at = started_at - interval '1 h'")
+    common = {"project": "p", "cluster": 1, "cpus": 1, "magic": "m", "client": "127.0.0.1"}
+    calls = json.dumps([{"n": n, "process": n, **common} for n in range(2)])
+    with connect(world.dsn) as other, other.transaction():
+        other.execute("SELECT FROM osgprod_data.loaded_files FOR UPDATE")
+        answers = {row["n"]: row for row in call(world.db, "checkout_slices", calls=calls)}
+        assert blocks(answers[0]) == 8
+
+
+# --- resources ---
+
+
+def test_resources_are_summed_up_together_and_by_site(world: World) -> None:
+    world.add_file(40)
+    for n, (site, memory) in enumerate([("A", 1000), ("A", 3000), ("B", 9000)]):
+        world.checkout(n, cpus=2, site=site)
+        world.report(n, memory_bytes=memory, wall_s=100, cpu_s=150, fetched_bytes=10**8, disk_bytes=7)
+    world.checkout(3, site="C")
+    world.report(3)
+    (row,) = call(world.db, "resources", project="p")
+    assert (row["attempts"], row["memory_median"], row["memory_99"], row["disk_99"]) == (3, 3000, 9000, 7)
+    assert (row["cpu_efficiency"], row["fetched_mb_per_s"], row["wall_median_s"]) == (0.75, 1.0, 100)
+    rows = {row["site"]: row for row in call(world.db, "resources", project="p", by="site")}
+    assert {site: row["memory_99"] for site, row in rows.items()} == {"A": 3000, "B": 9000}
+    with pytest.raises(psycopg.Error, match="resources are listed by all or site, not 'x'"):
+        call(world.db, "resources", project="p", by="x")
+
+
+def test_resources_of_a_project_that_measured_nothing_are_no_rows_or_not_known(world: World) -> None:
+    assert call(world.db, "resources", project="p") == []
+    world.add_file(1)
+    world.checkout(0)
+    world.report(0, cpu_s=0, wall_s=0)
+    (row,) = call(world.db, "resources", project="p")
+    assert (row["cpu_efficiency"], row["memory_99"], row["fetched_mb_per_s"]) == (None, None, None)
