@@ -55,6 +55,21 @@ def test_leases_expire_again_once_every_job_had_the_time_to_be_heard(world: Worl
         assert world.checkout(1)["status"] == status
 
 
+def test_leases_expire_where_ticks_come_seldom(world: World) -> None:
+    """A cron job that calls tick once a minute looks like an absence each time."""
+    world.set(lease_s=660, heartbeat_s=300)
+    world.add_file(1)
+    world.checkout(0)
+    call(world.db, "tick")
+    lost = []
+    world.db.execute("UPDATE osgprod_data.slices SET due_at = now() + interval '30 s'")
+    for _ in range(4):
+        let_server_be_away(world, 60)
+        world.db.execute("UPDATE osgprod_data.presence SET back_at = back_at - interval '60 s'")
+        lost += call(world.db, "tick")
+    assert [row["reclaimed"] for row in lost] == [1]
+
+
 def test_slice_is_left_to_another_worker_after_a_node_fault(world: World) -> None:
     world.add_file(1)
     world.checkout(0, host="bad")

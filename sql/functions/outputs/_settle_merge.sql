@@ -159,11 +159,12 @@ BEGIN
 END
 $fn$;
 
-CREATE FUNCTION osgprod._requeue_merges(p_project osgprod_data.projects, p_cluster int, p_process int)
+CREATE FUNCTION osgprod._requeue_merges(
+    p_project osgprod_data.projects, p_cluster int, p_process int, p_since timestamptz, p_hold timestamptz)
 RETURNS int LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Requeues the merges of a project whose lease has ended, or those of jobs that are gone; see _requeue_project.
--- Parameters: as of _requeue_project
+-- Parameters: as of _requeue_project;  p_since, p_hold  see _has_expired
 -- Returns:    how many
 -- Locks:      merges, SKIP LOCKED
 DECLARE
@@ -173,7 +174,7 @@ BEGIN
     FOR v_merge IN
         SELECT m.* FROM osgprod_data.merges m
          WHERE m.project_id = p_project.project_id AND m.state = 'leased'
-           AND CASE WHEN p_cluster IS NULL THEN (m.due_at <= now() OR m.due_at > now() + interval '31 days') IS NOT FALSE
+           AND CASE WHEN p_cluster IS NULL THEN osgprod._has_expired(m.due_at, p_since, p_hold)
                     ELSE m.cluster = p_cluster AND m.process = coalesce(p_process, m.process) END
            FOR NO KEY UPDATE SKIP LOCKED
     LOOP

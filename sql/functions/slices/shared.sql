@@ -187,7 +187,9 @@ DECLARE
     v_slice   osgprod_data.slices;
     v_live    int;
     v_next_at timestamptz;
+    -- Leases that end after v_since, when the server went away, hold until v_hold.
     v_hold    timestamptz := coalesce(osgprod._leases_hold_until(p_project.heartbeat_s), '-infinity');
+    v_since   timestamptz := (SELECT p.back_at - p.away FROM osgprod_data.presence p);
 BEGIN
     lost := 0;
     over := false;
@@ -207,9 +209,7 @@ BEGIN
          CROSS JOIN LATERAL (
             SELECT x.* FROM osgprod_data.slices x
              WHERE x.project_id = f.project_id AND x.rawdata_id = f.rawdata_id AND x.state = 'leased'
-               -- No lease is longer than 30 days: the end of such a one was written by a wrong clock.
-               AND CASE WHEN p_cluster IS NULL
-                        THEN v_hold <= now() AND (x.due_at <= now() OR x.due_at > now() + interval '31 days') IS NOT FALSE
+               AND CASE WHEN p_cluster IS NULL THEN osgprod._has_expired(x.due_at, v_since, v_hold)
                         ELSE x.cluster = p_cluster AND x.process = coalesce(p_process, x.process) AND (p_schedd IS NULL OR EXISTS (
                             SELECT FROM osgprod_data.attempts a
                              WHERE a.project_id = x.project_id AND a.cluster = x.cluster AND a.process = x.process
@@ -221,7 +221,7 @@ BEGIN
         lost := lost + osgprod._lose_slice(p_project, v_slice,
             CASE WHEN p_cluster IS NULL THEN 'lost' ELSE 'superseded' END::osgprod_data.outcome, NULL, false)::int;
     END LOOP;
-    lost := lost + osgprod._requeue_merges(p_project, p_cluster, p_process);
+    lost := lost + osgprod._requeue_merges(p_project, p_cluster, p_process, v_since, v_hold);
     over := osgprod._end_backoffs(p_project.project_id, '-infinity', now());
     -- No backoff is longer than 10.5 days, see above.
     over := osgprod._end_backoffs(p_project.project_id, now() + interval '11 days', 'infinity') OR over;
@@ -233,10 +233,21 @@ BEGIN
     -- just been made longer, so 5 minutes are the most. Somebody who has the project's row locked, like an operator's open
     -- transaction, must not stand between a lease and its slice: then it is not noted, and the next call looks again.
     UPDATE osgprod_data.projects p
-       SET next_due_at = least(CASE WHEN v_next_at < v_hold THEN v_hold ELSE v_next_at END, now() + make_interval(secs => least(p.lease_s, 300))), nlive = v_live
+       SET next_due_at = least(CASE WHEN v_next_at < v_hold AND v_next_at >= v_since THEN v_hold ELSE v_next_at END,
+                                now() + make_interval(secs => least(p.lease_s, 300))), nlive = v_live
      WHERE p.project_id = (SELECT q.project_id FROM osgprod_data.projects q
                             WHERE q.project_id = p_project.project_id FOR NO KEY UPDATE SKIP LOCKED);
 END
+$fn$;
+
+CREATE FUNCTION osgprod._has_expired(p_due_at timestamptz, p_since timestamptz, p_hold timestamptz)
+RETURNS boolean LANGUAGE sql STABLE
+AS $fn$
+    -- Has a lease expired?
+    -- Parameters: p_due_at  its end;  p_since, p_hold  one that ends after the first of these holds until the second
+    -- No lease is longer than 30 days: the end of such a one was written by a wrong clock.
+    SELECT (p_hold <= now() OR p_due_at < p_since)
+       AND (p_due_at <= now() OR p_due_at > now() + interval '31 days') IS NOT FALSE
 $fn$;
 
 CREATE FUNCTION osgprod._slices_in_flight(p_project_id int)
