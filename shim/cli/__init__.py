@@ -2,6 +2,6 @@
 
 from shim.cli.base import osgprod, run
 
-from shim.cli import jobs, notify, production, project, running, work  # isort: skip  # they add their subcommands
+from shim.cli import jobs, notify, outputs, production, project, running, work  # isort: skip  # they add their subcommands
 
-__all__ = ["jobs", "notify", "osgprod", "production", "project", "run", "running", "work"]
+__all__ = ["jobs", "notify", "osgprod", "outputs", "production", "project", "run", "running", "work"]

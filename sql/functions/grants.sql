@@ -21,11 +21,17 @@ GRANT EXECUTE ON FUNCTION
     osgprod.add_project, osgprod.set_project, osgprod.set_magic, osgprod.register_rawdata, osgprod.load_slices,
     osgprod.recycle, osgprod.reclaim_lost, osgprod.verify, osgprod.ban_worker, osgprod.list_rawdata, osgprod.diagnose,
     osgprod.import_file, osgprod.list_doors, osgprod.record_locality, osgprod.list_next_files,
-    osgprod.remove_project, osgprod.forget_rawdata, osgprod.jobs_needed, osgprod.foretell_work
+    osgprod.remove_project, osgprod.forget_rawdata, osgprod.jobs_needed, osgprod.foretell_work,
+    osgprod.list_outputs, osgprod.lose_outputs, osgprod.retry_merges, osgprod.list_versions
 TO osgprod_operator;
 
 GRANT EXECUTE ON FUNCTION
     osgprod.unload_slices, osgprod.stop_project, osgprod.run_periods, osgprod.list_operations, osgprod.find
+TO osgprod_operator;
+
+-- What was delivered.
+GRANT EXECUTE ON FUNCTION
+    osgprod.list_outputs, osgprod.lose_outputs, osgprod.retry_merges, osgprod.list_versions
 TO osgprod_operator;
 
 -- What failed of late is read beside the history.

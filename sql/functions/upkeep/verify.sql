@@ -3,8 +3,8 @@ RETURNS TABLE (path text, block1 int, block2 int, fault text)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
 -- Recounts a project from its tables: each block of each loaded file in exactly one slice or unallocated, each slice's
--- state and whether it may be assigned in agreement, and each number of events that a job reported in agreement with the
--- index; and with p_deep, each slice's attempt and report as well.
+-- state and whether it may be assigned in agreement, each number of events that a job reported in agreement with the
+-- index, and each done slice's output in exactly one merge of those that are done; names files that several versions made; and with p_deep, each slice's attempt and report as well.
 -- Promise:    changes nothing and holds nobody up. It reads all slices of the project once (docs/performance.md), with
 --             p_deep all attempts and reports as well.
 -- Parameters: p_project  project name;  p_deep  recount from the history too: is each done slice proven, and once?
@@ -56,6 +56,9 @@ BEGIN
     RETURN QUERY
     SELECT w.path, c.block1, c.block2, 'done, but ' || c.contradiction
       FROM osgprod._contradicted_slices(v_project_id) c JOIN rawdata w ON w.rawdata_id = c.rawdata_id;
+
+    RETURN QUERY SELECT m.path, m.block1, m.block2, m.fault FROM osgprod._verify_merges(v_project_id) m;
+    RETURN QUERY SELECT x.path, x.block1, x.block2, x.fault FROM osgprod._mixed_files(v_project_id) x;
 
     IF p_deep THEN
         RETURN QUERY SELECT h.path, h.block1, h.block2, h.fault FROM osgprod._verify_history(v_project_id) h;

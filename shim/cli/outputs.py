@@ -1,0 +1,139 @@
+"""``osgprod outputs`` and ``osgprod merges``: what a production delivered, and how it gets merged."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, TextIO
+
+import click
+
+from shim import outputs as delivered
+from shim.cli.base import as_json, ask, dry, limit_option, osgprod, project_argument, runs_option
+from shim.cli.terminal import Bar, show, working
+from shim.database import connect
+from shim.storage import Storage
+
+NO_OUTPUT = "no such output: jobs report what they delivered (docs/outputs.md)"
+SHOWN = ("run", "seqno", "block1", "block2", "kind", "url", "bytes", "adler32", "events", "software", "state")
+
+
+@osgprod.group()
+def outputs() -> None:
+    """What the jobs delivered."""
+
+
+@outputs.command("list")
+@project_argument
+@runs_option
+@click.option("--merged", "what", flag_value="merged", help="Only merged files.")
+@click.option("--slices", "what", flag_value="slices", help="Only outputs of slices.")
+@click.option("--history", is_flag=True, help="Also outputs that were replaced or lost.")
+@click.option("--csv", "form", flag_value="csv", help="All of them as CSV.")
+@click.option("--json", "form", flag_value="json", help="All of them as one JSON array.")
+@click.option("--urls", "form", flag_value="urls", help="The URLs of all of them, one a line.")
+@limit_option()
+def outputs_list(
+    project: str, runs: list[int] | None, what: str | None, history: bool, form: str | None, limit: int
+) -> None:
+    """List what was delivered: URL, size, checksum, events, and what made it.
+
+    With --csv, --json or --urls any number of rows is written, and --limit does not apply.
+    """
+    writers = {"csv": delivered.write_csv, "json": delivered.write_json, "urls": delivered.write_urls}
+    with (
+        connect() as connection,
+        delivered.listed(connection, project, runs=runs, what=what, history=history) as rows,
+    ):
+        if form:
+            writers[form](rows, sys.stdout)
+            return
+        first = [{name: row[name] for name in SHOWN} for row, _ in zip(rows, range(limit), strict=False)]
+    show(first, False, NO_OUTPUT, limit=limit, spare=("adler32", "software", "state"))
+
+
+@outputs.command("check")
+@project_argument
+@runs_option
+@click.option("--merged", "what", flag_value="merged", help="Only merged files.")
+@click.option("--slices", "what", flag_value="slices", help="All outputs of slices, merged or not.")
+@click.option("--requeue", is_flag=True, help="Do again what is gone or differs.")
+@click.option(
+    "--threads", type=click.IntRange(1, 256), default=16, show_default=True, help="Questions at a time."
+)
+@click.option("--token-file", type=click.File(), help="File with the bearer token for http(s).")
+@as_json
+def outputs_check(
+    project: str,
+    runs: list[int] | None,
+    what: str | None,
+    requeue: bool,
+    threads: int,
+    token_file: TextIO | None,
+    as_json: bool,
+) -> None:
+    """Compare what was delivered with what storage says: is it there, with its size and checksum?
+
+    Merged files are compared, and the outputs of slices that are in none yet. Ctrl-C ends it safely. The exit code is
+    1 when something is gone or differs.
+    """
+
+    def say(row: dict[str, Any]) -> None:
+        click.echo(f"{row['url'] or '-'}: {row['fault']}", err=True)
+
+    with Storage(token_file.read().strip() if token_file else None) as storage:
+        counts = delivered.check(project, runs, storage, requeue, say, Bar, threads, what)
+    show([counts], as_json)
+    if counts["bad"]:
+        raise SystemExit(1)
+
+
+@outputs.command("manifest")
+@project_argument
+@runs_option
+@click.option(
+    "-o", "--output", type=click.File("w", lazy=True), default="-", help="File; default: standard output."
+)
+def outputs_manifest(project: str, runs: list[int] | None, output: TextIO) -> None:
+    """Write what was delivered as JSON: outputs with sizes, checksums, events, blocks and versions, file by file."""
+    counts = delivered.manifest(project, runs, output)
+    if output is not sys.stdout:
+        click.echo(f"{counts['outputs']} outputs of {counts['files']} files", err=True)
+
+
+@osgprod.group()
+def merges() -> None:
+    """Merges of the outputs of slices into files that are delivered."""
+
+
+@merges.command("list")
+@project_argument
+@runs_option
+@click.option("--state", help="waiting, ready, leased, done, failed, superseded, or open. Default: all.")
+@limit_option()
+@as_json
+def merges_list(project: str, runs: list[int] | None, state: str | None, limit: int, as_json: bool) -> None:
+    """List the merges of a project."""
+    rows = ask("list_merges", project=project, runs=runs, state=state, limit=limit)
+    empty = "no such merge: a file is merged when its slices are done, and the project's merge_by says so"
+    show(rows, as_json, empty, limit=limit, spare=("merge_id", "cluster", "process", "nstart", "made_at"))
+
+
+@merges.command("retry")
+@project_argument
+@runs_option
+@click.option(
+    "--state",
+    "states",
+    multiple=True,
+    type=click.Choice(["failed", "done"]),
+    help="Merges in this state; may be repeated. Default: failed.",
+)
+@dry
+@as_json
+def merges_retry(
+    project: str, runs: list[int] | None, states: tuple[str, ...], dry_run: bool, as_json: bool
+) -> None:
+    """Requeue merges, as if they had never been tried. The files of done ones then no longer count."""
+    with working("requeuing"):
+        rows = ask("retry_merges", project=project, runs=runs, states=list(states) or None, dry_run=dry_run)
+    show(rows, as_json, "no such merge")

@@ -1,0 +1,272 @@
+"""What a production delivered: its list, its comparison with storage, and its manifest."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from datetime import UTC, datetime
+from typing import Any, Protocol, TextIO
+
+import psycopg
+
+from shim.database import call, connect, statement
+from shim.storage import Found, Storage
+
+ROWS_A_FETCH = 2000
+REQUEUED_A_CALL = 200
+FORMAT = 1  # of a manifest
+
+
+class Progress(Protocol):
+    """Shows how far it is."""
+
+    def advance(self, count: int = 1) -> None:
+        """So many more are done."""
+
+
+@contextmanager
+def listed(
+    connection: psycopg.Connection[dict[str, Any]], projectname: str, **choice: object
+) -> Iterator[Iterator[dict[str, Any]]]:
+    """Give the rows of list_outputs one by one, in constant memory, as of one moment.
+
+    Parameters
+    ----------
+    connection
+        An open connection.
+    projectname : str
+        The project.
+    **choice : object
+        Further arguments of osgprod.list_outputs without the p_; None: its default.
+
+    Raises
+    ------
+    psycopg.Error
+        Unknown project.
+    """
+    arguments = {
+        "project": projectname,
+        **{name: value for name, value in choice.items() if value is not None},
+    }
+    query, values = statement("list_outputs", arguments)
+    with connection.transaction(), connection.cursor(name="outputs") as cursor:
+        cursor.itersize = ROWS_A_FETCH
+        cursor.execute(query, values)
+        yield iter(cursor)
+
+
+def write_csv(rows: Iterable[Mapping[str, Any]], file: TextIO) -> int:
+    """Write rows as CSV with a header, and return their number; nothing where there are none."""
+    writer, count = None, 0
+    for row in rows:
+        count += 1
+        if writer is None:
+            writer = csv.DictWriter(file, list(row), lineterminator="\n")
+            writer.writeheader()
+        writer.writerow({name: _plain(value) for name, value in row.items()})
+    return count
+
+
+def write_json(rows: Iterable[Mapping[str, Any]], file: TextIO) -> int:
+    """Write rows as one JSON array, one object a line, and return their number."""
+    count = 0
+    for count, row in enumerate(rows, 1):
+        file.write("[\n" if count == 1 else ",\n")
+        file.write(json.dumps({name: _plain(value) for name, value in row.items()}))
+    file.write("\n]\n" if count else "[]\n")
+    return count
+
+
+def write_urls(rows: Iterable[Mapping[str, Any]], file: TextIO) -> int:
+    """Write the URLs of rows that have one, one a line, and return their number."""
+    count = 0
+    for row in rows:
+        if row["url"]:
+            file.write(row["url"] + "\n")
+            count += 1
+    return count
+
+
+def _plain(value: object) -> object:
+    return value.isoformat() if isinstance(value, datetime) else value
+
+
+def check(
+    projectname: str,
+    runs: list[int] | None,
+    storage: Storage,
+    requeue: bool,
+    report: Callable[[dict[str, Any]], None],
+    progress: Callable[[str, int, str], AbstractContextManager[Progress]],
+    threads: int = 16,
+    what: str | None = None,
+) -> dict[str, int]:
+    """Compare what is delivered with what storage says of it.
+
+    Merged files are compared, and the outputs of slices that are in no merged file yet: the others are needed no more.
+    An interrupted check has requeued what it had found; run it again for the rest.
+
+    Parameters
+    ----------
+    projectname : str
+        The project.
+    runs : list of int or None
+        Run numbers; None: all.
+    storage : Storage
+        Asks storage.
+    requeue : bool
+        Requeue the slices and merges whose outputs are gone or differ.
+    report : callable
+        Is called with each row that is not as recorded, which then has ``fault``.
+    progress : callable
+        Shows how far it is.
+    threads : int
+        Questions at a time [1 ..].
+    what : str or None
+        merged or slices; None: as above.
+
+    Returns
+    -------
+    dict of str to int
+        How many files are same, bad (gone or different), unknown (storage did not say), and how many slices and merges
+        were requeued.
+    """
+    counts = {"same": 0, "bad": 0, "unknown": 0, "requeued": 0}
+    bad: list[dict[str, Any]] = []
+
+    def requeue_found() -> None:
+        if bad and requeue:
+            attempts = {(row["cluster"], row["process"], row["nstart"]): row["fault"] for row in bad}
+            lost = [
+                {"cluster": c, "process": p, "nstart": n, "reason": why}
+                for (c, p, n), why in attempts.items()
+            ]
+            with connect() as changing:
+                rows = call(changing, "lose_outputs", project=projectname, attempts=json.dumps(lost))
+            counts["requeued"] += len(rows)
+        bad.clear()
+
+    def settle(row: dict[str, Any], future: Future[Found], bar: Progress) -> None:
+        found = future.result()
+        counts["same" if not found.fault else "bad" if found.is_known else "unknown"] += 1
+        if found.fault:
+            row["fault"] = found.fault
+            report(row)
+            if found.is_known:
+                bad.append(row)
+        if len(bad) >= REQUEUED_A_CALL:
+            requeue_found()
+        bar.advance()
+
+    with connect() as connection:
+        total = sum(1 for _ in _to_check(connection, projectname, runs, what))
+        pool = ThreadPoolExecutor(threads)
+        try:
+            with progress("comparing outputs", total, "files") as bar:
+                asked: deque[tuple[dict[str, Any], Future[Found]]] = deque()
+                for row in _to_check(connection, projectname, runs, what):
+                    asked.append(
+                        (row, pool.submit(storage.compare, row["url"], row["bytes"], row["adler32"]))
+                    )
+                    if len(asked) >= 4 * threads:
+                        settle(*asked.popleft(), bar)
+                while asked:
+                    settle(*asked.popleft(), bar)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+            requeue_found()
+    return counts
+
+
+def _to_check(
+    connection: psycopg.Connection[dict[str, Any]], projectname: str, runs: list[int] | None, what: str | None
+) -> Iterator[dict[str, Any]]:
+    with listed(connection, projectname, runs=runs, what=what) as rows:
+        for row in rows:
+            if what is not None or row["merged_in"] is None:
+                yield row
+
+
+def manifest(projectname: str, runs: list[int] | None, file: TextIO) -> dict[str, int]:
+    """Write what a production delivered as one JSON object, file by file, in constant memory but for one raw data file.
+
+    Parameters
+    ----------
+    projectname : str
+        The project; it may be empty.
+    runs : list of int or None
+        Run numbers; None: all.
+    file : TextIO
+        Where to.
+
+    Returns
+    -------
+    dict of str to int
+        How many raw data files (or runs that are merged as a whole), outputs and bytes it names.
+    """
+    counts = {"files": 0, "outputs": 0, "bytes": 0}
+    with connect() as connection:
+        delivery = call(connection, "delivery", project=projectname)[0]
+        versions = call(connection, "list_versions", project=projectname)
+        head = {
+            "format": FORMAT,
+            "project": projectname,
+            "written_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "runs": runs,
+            "merge_by": delivery["merge_by"],
+            "is_delivered": delivery["is_delivered"],
+            "versions": [{name: _plain(value) for name, value in row.items()} for row in versions],
+        }
+        file.write(json.dumps(head)[:-1] + ', "files": [')
+        with listed(connection, projectname, runs=runs) as rows:
+            of_file: list[dict[str, Any]] = []
+            for row in rows:
+                if of_file and (row["run"], row["seqno"]) != (of_file[0]["run"], of_file[0]["seqno"]):
+                    _write_file(of_file, counts, file)
+                    of_file = []
+                of_file.append(row)
+            if of_file:
+                _write_file(of_file, counts, file)
+    file.write("\n]}\n")
+    return counts
+
+
+def _write_file(rows: list[dict[str, Any]], counts: dict[str, int], file: TextIO) -> None:
+    """Write the part of a manifest that is about one raw data file, or one run."""
+    merged = [_of_manifest(row) for row in rows if row["merge_id"] is not None]
+    slices = [
+        {"blocks": [row["block1"], row["block2"]], **_of_manifest(row)}
+        for row in rows
+        if row["merge_id"] is None
+    ]
+    part = {
+        "run": rows[0]["run"],
+        "seqno": rows[0]["seqno"],
+        "path": rows[0]["path"] if rows[0]["seqno"] is not None else None,
+        "merged": merged,
+        "slices": slices,
+    }
+    file.write((",\n" if counts["files"] else "\n") + json.dumps(part))
+    counts["files"] += 1
+    counts["outputs"] += len(rows)
+    counts["bytes"] += sum(output["bytes"] or 0 for output in merged)
+
+
+def _of_manifest(row: Mapping[str, Any]) -> dict[str, Any]:
+    names = (
+        "kind",
+        "url",
+        "bytes",
+        "adler32",
+        "events",
+        "script",
+        "digest",
+        "exec_version",
+        "image",
+        "software",
+    )
+    return {name: row[name] for name in names} | {"reported_at": _plain(row["reported_at"])}

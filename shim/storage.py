@@ -1,0 +1,171 @@
+"""What storage says of a file that was delivered to a URL: its size and checksum, without reading it."""
+
+from __future__ import annotations
+
+import http.client
+import importlib
+import re
+import ssl
+import threading
+import zlib
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+from urllib.parse import unquote, urljoin, urlsplit
+
+TIMEOUT_S = 60
+MAX_REDIRECTS = 5
+HTTP = {"http": "http", "https": "https", "dav": "http", "davs": "https"}
+ROOT = ("root", "roots", "xroot", "xroots")
+GONE = (404, 410)
+
+
+class Found(NamedTuple):
+    """What was found.
+
+    Parameters
+    ----------
+    fault : str
+        Empty: the file is as recorded. Else what is wrong.
+    is_known : bool
+        False: storage did not say, so that the fault is no reason to do the work again.
+    """
+
+    fault: str
+    is_known: bool = True
+
+
+class Storage:
+    """Asks storage about files; may be used by several threads.
+
+    Parameters
+    ----------
+    token : str or None
+        Bearer token for http(s), sent to the host that a URL names only.
+    """
+
+    def __init__(self, token: str | None = None) -> None:
+        self._token = token
+        self._local = threading.local()
+        self._connections: list[http.client.HTTPConnection] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for connection in self._connections:
+            connection.close()
+
+    def compare(self, url: str | None, size: int | None, adler32: str | None) -> Found:
+        """Compare a file with what is recorded of it.
+
+        Parameters
+        ----------
+        url : str or None
+            http(s), dav(s), root(s) or file, or a path. None: not recorded.
+        size : int or None
+            As recorded [bytes]; None = any.
+        adler32 : str or None
+            As recorded, 8 hexadecimal digits; None = any. Compared where storage tells it. A local file is read.
+        """
+        if not url:
+            return Found("its URL is not known: set output_home", False)
+        scheme = urlsplit(url).scheme if "://" in url else "file"
+        try:
+            if scheme in HTTP:
+                found = self._head(url)
+            elif scheme in ROOT:
+                found = _xrootd(url)
+            elif scheme == "file":
+                found = _local(unquote(url.removeprefix("file://")) if "://" in url else url)
+            else:
+                return Found(f"nothing is known of {scheme}://", False)
+        except (OSError, http.client.HTTPException) as error:
+            return Found(str(error) or type(error).__name__, False)
+        if isinstance(found, Found):
+            return found
+        has_size, has_adler32 = found
+        if size is not None and has_size is not None and has_size != size:
+            return Found(f"has {has_size} of {size} bytes")
+        if adler32 is not None and has_adler32 is not None and int(has_adler32, 16) != int(adler32, 16):
+            return Found(f"has checksum {has_adler32.zfill(8)}, not {adler32}")
+        return Found("")
+
+    def _head(self, url: str) -> tuple[int | None, str | None] | Found:
+        scheme, rest = url.split("://", 1)
+        url = f"{HTTP[scheme]}://{rest}"
+        host = urlsplit(url).netloc
+        for _ in range(MAX_REDIRECTS):
+            parts = urlsplit(url)
+            headers = {"Want-Digest": "adler32", "Accept-Encoding": "identity"}
+            if self._token and parts.netloc == host:
+                headers["Authorization"] = f"Bearer {self._token}"
+            target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+            response = self._ask(parts.scheme, parts.netloc, target, headers)
+            if response.status in (301, 302, 303, 307, 308):
+                url = urljoin(url, response.getheader("Location", ""))
+                if urlsplit(url).scheme not in ("http", "https"):
+                    return Found("redirected to what is not http", False)
+                continue
+            if response.status in GONE:
+                return Found("is not there")
+            if response.status != 200:
+                return Found(f"status {response.status} {response.reason}", False)
+            length = response.getheader("Content-Length", "")
+            digest = re.search(r"\badler32=([0-9A-Fa-f]{1,8})\b", response.getheader("Digest", ""))
+            return int(length) if length.isdigit() else None, digest[1] if digest else None
+        return Found(f"more than {MAX_REDIRECTS} redirections", False)
+
+    def _ask(self, scheme: str, host: str, target: str, headers: dict[str, str]) -> http.client.HTTPResponse:
+        """Make a request on this thread's connection to a host; an old connection may have been closed meanwhile."""
+        mine, key = self._local.__dict__, f"{scheme}://{host}"
+        for is_last in (False, True):
+            connection = mine.get(key)
+            if connection is None:
+                if scheme == "https":
+                    context = ssl.create_default_context()
+                    connection = http.client.HTTPSConnection(host, timeout=TIMEOUT_S, context=context)
+                else:
+                    connection = http.client.HTTPConnection(host, timeout=TIMEOUT_S)
+                mine[key] = connection
+                self._connections.append(connection)
+            try:
+                connection.request("HEAD", target, headers=headers)
+                response: http.client.HTTPResponse = connection.getresponse()
+                response.read()
+            except (OSError, http.client.HTTPException):
+                connection.close()
+                del mine[key]
+                if is_last:
+                    raise
+            else:
+                return response
+        raise AssertionError
+
+
+def _local(path: str) -> tuple[int | None, str | None] | Found:
+    checksum = 1
+    try:
+        with Path(path).open("rb") as file:
+            size = 0
+            while part := file.read(1 << 20):
+                checksum, size = zlib.adler32(part, checksum), size + len(part)
+    except FileNotFoundError:
+        return Found("is not there")
+    return size, f"{checksum:08x}"
+
+
+def _xrootd(url: str) -> tuple[int | None, str | None] | Found:
+    try:
+        client: Any = importlib.import_module("XRootD.client")
+        flags: Any = importlib.import_module("XRootD.client.flags")
+    except ImportError:
+        return Found("root:// needs the XRootD bindings: pip install xrootd", False)
+    parts = urlsplit(url)
+    server: Any = client.FileSystem(f"{parts.scheme}://{parts.netloc}")
+    path = parts.path.replace("//", "/", 1)
+    status, about = server.stat(path, timeout=TIMEOUT_S)
+    if not status.ok:
+        return Found("is not there") if status.errno == 3011 else Found(status.message.strip(), False)
+    status, answer = server.query(flags.QueryCode.CHECKSUM, path, timeout=TIMEOUT_S)
+    words = answer.decode().strip("\0 \n").split() if status.ok else []
+    return int(about.size), words[1] if len(words) == 2 and words[0] == "adler32" else None

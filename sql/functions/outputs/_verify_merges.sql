@@ -1,0 +1,93 @@
+CREATE FUNCTION osgprod._verify_merges(p_project_id int)
+RETURNS TABLE (path text, block1 int, block2 int, fault text) LANGUAGE plpgsql STABLE
+AS $fn$
+-- Recounts the merges of a project: the output of each done slice is in exactly one merge, and in one merged file of a kind.
+-- Parameters: p_project_id  project
+-- Returns:    a row for each fault found
+-- Source:     docs/outputs.md
+BEGIN
+    RETURN QUERY
+    WITH held AS (
+        SELECT m.merge_id, m.run, m.seqno, i.rawdata_id, i.block1, i.block2, i.cluster, i.process, i.nstart
+          FROM osgprod_data.merges m CROSS JOIN LATERAL unnest(m.inputs) i
+         WHERE m.project_id = p_project_id AND m.state = 'done'
+    ), merged AS (
+        SELECT m.* FROM osgprod_data.merges m WHERE m.project_id = p_project_id AND m.state = 'done'
+    )
+    SELECT w.path, x.block1, x.block2, x.fault FROM (
+        SELECT h.rawdata_id, h.block1, h.block2, CASE
+                WHEN s.state IS DISTINCT FROM 'done' OR s.block2 <> h.block2
+                    THEN format('in merge %s, but it is no done slice', h.merge_id)
+                WHEN (s.cluster, s.process, s.nstart) <> (h.cluster, h.process, h.nstart)
+                    THEN format('in merge %s by attempt %s of job %s.%s, but done by another', h.merge_id, h.nstart, h.cluster, h.process)
+                WHEN l.project_id IS NOT NULL THEN format('in merge %s, but its output is lost', h.merge_id)
+            END AS fault
+          FROM held h
+          LEFT JOIN osgprod_data.slices s ON s.project_id = p_project_id AND s.rawdata_id = h.rawdata_id AND s.block1 = h.block1
+          LEFT JOIN osgprod_data.lost_outputs l ON l.project_id = p_project_id AND l.cluster = h.cluster
+                                               AND l.process = h.process AND l.nstart = h.nstart
+        UNION ALL
+        SELECT s.rawdata_id, s.block1, s.block2, format('done, and not in merge %s of its file', m.merge_id)
+          FROM merged m
+          JOIN osgprod_data.slices s ON s.project_id = p_project_id AND s.run = m.run AND s.seqno = coalesce(m.seqno, s.seqno)
+                                    AND s.state = 'done'
+         WHERE NOT EXISTS (SELECT FROM held h
+                            WHERE h.merge_id = m.merge_id AND h.rawdata_id = s.rawdata_id AND h.block1 = s.block1)
+        UNION ALL
+        SELECT h.rawdata_id, h.block1, h.block2, format('in %s merges', count(*))
+          FROM held h GROUP BY h.rawdata_id, h.block1, h.block2 HAVING count(*) > 1
+        UNION ALL
+        SELECT f.rawdata_id, NULL, NULL, format('merge %s is done, but the file is %s', m.merge_id, f.state)
+          FROM merged m
+          JOIN osgprod_data.loaded_files f ON f.project_id = p_project_id AND f.run = m.run
+                                          AND f.seqno = coalesce(m.seqno, f.seqno) AND f.state <> 'complete'
+        UNION ALL
+        SELECT m.rawdata_id, NULL, NULL, format('merge %s is done without a success on record', m.merge_id)
+          FROM merged m
+          LEFT JOIN osgprod_data.reports r ON r.project_id = p_project_id AND r.cluster = m.cluster AND r.process = m.process
+                                          AND r.nstart = m.nstart AND r.by_worker
+          LEFT JOIN osgprod_data.attempts a ON a.project_id = p_project_id AND a.cluster = m.cluster AND a.process = m.process
+                                           AND a.nstart = m.nstart
+         WHERE r.outcome IS DISTINCT FROM 'done' OR a.merge_id IS DISTINCT FROM m.merge_id OR a.opened_at <> m.opened_at
+        UNION ALL
+        SELECT m.rawdata_id, NULL, NULL, format('merge %s has %s files of kind %s', m.merge_id, count(*), o.kind)
+          FROM merged m
+          JOIN osgprod_data.outputs o ON o.project_id = p_project_id AND o.cluster = m.cluster AND o.process = m.process
+                                     AND o.nstart = m.nstart
+         GROUP BY m.merge_id, m.rawdata_id, o.kind HAVING count(*) > 1
+        ) x
+      LEFT JOIN osgprod_data.rawdata w ON w.rawdata_id = x.rawdata_id
+     WHERE x.fault IS NOT NULL
+     ORDER BY w.path, x.block1, x.fault;
+END
+$fn$;
+
+CREATE FUNCTION osgprod._mixed_files(p_project_id int)
+RETURNS TABLE (path text, block1 int, block2 int, fault text) LANGUAGE plpgsql STABLE
+-- All rows are read: see _verify_history.
+SET enable_nestloop = off
+AS $fn$
+-- Names the files whose done slices were made with different versions of work script, exec script, image or software.
+-- Parameters: p_project_id  project
+-- Returns:    a row a file; blocks are NULL. Where all attempts of the project ran the same, nothing else is read
+BEGIN
+    IF (SELECT count(DISTINCT (v.script, v.digest, v.exec_version, v.image)) FROM osgprod_data.versions v
+         WHERE v.project_id = p_project_id) < 2
+    THEN
+        RETURN;
+    END IF;
+    RETURN QUERY
+    SELECT w.path, NULL::int, NULL::int, format('done, but by %s versions: %s', count(*), string_agg(x.version, '; ' ORDER BY x.version))
+      FROM (SELECT DISTINCT s.rawdata_id, concat_ws(', ', v.script || ' ' || left(v.digest, 12), nullif(v.exec_version, ''),
+                   nullif(v.image, ''), r.software) AS version
+              FROM osgprod_data.slices s
+              JOIN osgprod_data.attempts a ON a.project_id = s.project_id AND a.cluster = s.cluster AND a.process = s.process
+                                          AND a.nstart = s.nstart
+              JOIN osgprod_data.versions v ON v.version_id = a.version_id
+              LEFT JOIN osgprod_data.reports r ON r.project_id = s.project_id AND r.cluster = s.cluster
+                                              AND r.process = s.process AND r.nstart = s.nstart AND r.by_worker
+             WHERE s.project_id = p_project_id AND s.state = 'done') x
+      JOIN osgprod_data.rawdata w ON w.rawdata_id = x.rawdata_id
+     GROUP BY w.path HAVING count(*) > 1;
+END
+$fn$;

@@ -1,0 +1,83 @@
+CREATE FUNCTION osgprod.lose_outputs(p_project text, p_attempts jsonb)
+RETURNS TABLE (run int, seqno int, block1 int, block2 int, merge_id int)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
+AS $fn$
+-- Notes that storage no longer has the outputs of attempts as reported, and requeues their slices and merges.
+-- Promise:    all or nothing; a repeated call changes nothing. The outputs stay on record, as lost.
+-- Parameters: p_project   project name
+--             p_attempts  array of objects with cluster, process, nstart of an attempt, and reason: what is wrong
+-- Returns:    a row for each slice or merge that was requeued
+-- Errors:     OG301 unknown project; OG108 p_attempts is no such array; OG502 files of the project are being reset; OG901
+--             isolation level
+-- Locks:      the slices and their files in order, then their merges; see _reopen_slice
+DECLARE
+    v_project projects := osgprod._get_project(p_project);
+    v_lost    record;
+    v_is_requeued boolean;
+BEGIN
+    PERFORM osgprod._require_read_committed();
+    IF jsonb_typeof(p_attempts) IS DISTINCT FROM 'array' THEN
+        RAISE EXCEPTION 'p_attempts is no array of attempts' USING ERRCODE = 'OG108',
+            HINT = '[{"cluster": 1, "process": 2, "nstart": 1, "reason": "not there"}]';
+    END IF;
+    PERFORM osgprod._enter_project(v_project.project_id, p_project);
+    FOR v_lost IN
+        SELECT a.cluster, a.process, a.nstart, a.block1, a.block2, a.merge_id, coalesce(m.run, f.run) AS run,
+               CASE WHEN a.merge_id IS NULL THEN f.seqno ELSE m.seqno END AS seqno, l.reason
+          FROM jsonb_to_recordset(p_attempts) AS l (cluster int, process int, nstart int, reason text)
+          JOIN attempts a ON a.project_id = v_project.project_id AND a.cluster = l.cluster AND a.process = l.process
+                         AND a.nstart = l.nstart
+          LEFT JOIN loaded_files f ON f.project_id = a.project_id AND f.rawdata_id = a.rawdata_id
+          LEFT JOIN merges m ON m.merge_id = a.merge_id
+         ORDER BY a.merge_id IS NOT NULL, f.run, f.seqno, a.block1
+    LOOP
+        run := v_lost.run;
+        seqno := v_lost.seqno;
+        block1 := nullif(v_lost.block1, -1);
+        block2 := nullif(v_lost.block2, -1);
+        merge_id := v_lost.merge_id;
+        IF merge_id IS NULL THEN
+            v_is_requeued := osgprod._lose_output(v_project.project_id, v_lost.cluster, v_lost.process, v_lost.nstart,
+                                                  coalesce(v_lost.reason, 'unknown'));
+        ELSE
+            v_is_requeued := osgprod._redo_merge(v_project, merge_id, v_lost.cluster, v_lost.process, v_lost.nstart,
+                                                 coalesce(v_lost.reason, 'unknown'));
+        END IF;
+        IF v_is_requeued THEN
+            RETURN NEXT;
+        END IF;
+    END LOOP;
+END
+$fn$;
+
+COMMENT ON FUNCTION osgprod.lose_outputs(text, jsonb) IS
+'Notes that storage no longer has the outputs of attempts, and requeues their slices and merges; a row each. For osgprod_operator.';
+
+CREATE FUNCTION osgprod._redo_merge(
+    p_project osgprod_data.projects, p_merge_id int, p_cluster int, p_process int, p_nstart int, p_reason text)
+RETURNS boolean LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Supersedes a done merge and makes a new one of the same slices ready.
+-- Parameters: p_project  the project's row;  p_merge_id  the merge;  p_cluster, p_process, p_nstart  the attempt that did it
+--             p_reason   what is wrong with its files; NULL = nothing, it shall be made again
+-- Returns:    is it? false: it is not done by this attempt
+-- Locks:      the merge
+DECLARE
+    v_merge record;
+BEGIN
+    UPDATE osgprod_data.merges m SET state = 'superseded', opened_at = clock_timestamp()
+     WHERE m.merge_id = p_merge_id AND m.state = 'done' AND m.cluster = p_cluster AND m.process = p_process
+       AND m.nstart = p_nstart
+    RETURNING m.run, m.seqno INTO v_merge;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    IF p_reason IS NOT NULL THEN
+        INSERT INTO osgprod_data.lost_outputs (project_id, cluster, process, nstart, reason)
+        VALUES (p_project.project_id, p_cluster, p_process, p_nstart, osgprod._label(p_reason, 512))
+        ON CONFLICT DO NOTHING;
+    END IF;
+    PERFORM osgprod._plan_merges(p_project, ARRAY[v_merge.run], v_merge.seqno);
+    RETURN true;
+END
+$fn$;

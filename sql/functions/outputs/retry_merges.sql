@@ -1,0 +1,49 @@
+CREATE FUNCTION osgprod.retry_merges(
+    p_project text, p_runs int[] DEFAULT NULL, p_states text[] DEFAULT ARRAY['failed'], p_dry_run boolean DEFAULT false)
+RETURNS TABLE (merge_id int, run int, seqno int, was text)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
+AS $fn$
+-- Makes merges ready as if they had never been tried: those that failed, or done ones, whose files then no longer count.
+-- Promise:    all or nothing; leased merges are never touched. A merge whose slices are not done waits for them.
+-- Parameters: p_project  project name;  p_runs  run numbers; NULL = all
+--             p_states   which: failed, done;  p_dry_run  only tell which they are
+-- Returns:    a row a merge, as it was
+-- Errors:     OG301 unknown project; OG108 unknown state; OG502 files of the project are being reset; OG901 isolation level
+-- Locks:      the merges, SKIP LOCKED
+DECLARE
+    v_project projects := osgprod._get_project(p_project);
+    v_merge   merges;
+BEGIN
+    PERFORM osgprod._require_read_committed();
+    IF NOT coalesce(p_states <@ ARRAY['failed', 'done'], false) THEN
+        RAISE EXCEPTION 'merges to retry are failed or done, not %', coalesce(p_states::text, 'NULL') USING ERRCODE = 'OG108',
+            HINT = 'merges that are leased are requeued when their lease ends';
+    END IF;
+    PERFORM osgprod._enter_project(v_project.project_id, p_project);
+    FOR v_merge IN
+        SELECT m.* FROM merges m
+         WHERE m.project_id = v_project.project_id AND m.state::text = ANY (p_states)
+           AND (p_runs IS NULL OR m.run = ANY (p_runs))
+         ORDER BY m.run, m.seqno
+           FOR NO KEY UPDATE SKIP LOCKED
+    LOOP
+        merge_id := v_merge.merge_id;
+        run := v_merge.run;
+        seqno := v_merge.seqno;
+        was := v_merge.state;
+        IF NOT p_dry_run AND v_merge.state = 'done' THEN
+            PERFORM osgprod._redo_merge(v_project, v_merge.merge_id, v_merge.cluster, v_merge.process, v_merge.nstart, NULL);
+        ELSIF NOT p_dry_run THEN
+            UPDATE merges m
+               SET state = 'waiting', is_ready = NULL, not_before = NULL, failures = 0, faults = 0, faulted_on = NULL,
+                   repeats = 0, exit_codes = NULL
+             WHERE m.merge_id = v_merge.merge_id;
+            PERFORM osgprod._plan_merges(v_project, ARRAY[v_merge.run], v_merge.seqno);
+        END IF;
+        RETURN NEXT;
+    END LOOP;
+END
+$fn$;
+
+COMMENT ON FUNCTION osgprod.retry_merges(text, int[], text[], boolean) IS
+'Makes failed merges ready again, or done ones, chosen by runs; a row each; p_dry_run only tells. For osgprod_operator.';

@@ -1,0 +1,368 @@
+"""Outputs: what was delivered is listed with what made it, and what storage lost is done again."""
+
+from __future__ import annotations
+
+import io
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import nullcontext
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from shim import outputs
+from shim.database import call
+from shim.storage import Storage
+from tests.sql.test_merges import merged, slices
+from tests.support import World
+
+DIGEST, OTHER = "0" * 64, "1" * 64
+
+
+class _Silent:
+    def advance(self, count: int = 1) -> None:
+        pass
+
+
+def listed(world: World, **choice: Any) -> list[dict[str, Any]]:
+    return call(world.db, "list_outputs", project="p", **choice)
+
+
+def checked(
+    world: World, monkeypatch: pytest.MonkeyPatch, requeue: bool = False, **more: Any
+) -> tuple[Any, list[str]]:
+    monkeypatch.setenv("OSGPROD_DSN", world.dsn)
+    said: list[str] = []
+    with Storage() as storage:
+        counts = outputs.check(
+            "p",
+            None,
+            storage,
+            requeue,
+            lambda row: said.append(row["fault"]),
+            lambda *_: nullcontext(_Silent()),
+            **more,
+        )
+    return counts, said
+
+
+@pytest.fixture
+def merging(world: World) -> World:
+    world.set(merge_by="file", backoff_s=0)
+    world.add_file(2)
+    slices(world, 0, 2)
+    return world
+
+
+def test_outputs_are_listed_with_their_blocks_and_what_holds_them(merging: World) -> None:
+    rows = listed(merging)
+    names = ("run", "seqno", "block1", "block2", "url", "bytes", "adler32", "events")
+    assert [tuple(row[name] for name in names) for row in rows] == [
+        (1, 1, 1, 2, "https://s/0.tgz", 100, "00000000", 11),
+        (1, 1, 2, 3, "https://s/1.tgz", 101, "00000001", 11),
+    ]
+    assert {row["merged_in"] for row in rows} == {None}
+    merging.checkout(10)
+    merging.report(10, outputs_list=merged("a", "b"))
+    rows = listed(merging)
+    assert [(row["kind"], row["merge_id"], row["merged_in"]) for row in rows] == [
+        ("tarball", None, 1), ("tarball", None, 1), ("a", 1, None), ("b", 1, None),
+    ]  # fmt: skip
+    assert [row["kind"] for row in listed(merging, what="merged")] == ["a", "b"]
+    assert len(listed(merging, what="slices", runs=[1])) == 2
+    assert listed(merging, runs=[2]) == []
+    with pytest.raises(psycopg.Error, match="outputs are merged, slices or all, not 'x'"):
+        listed(merging, what="x")
+
+
+def test_slice_may_list_several_outputs_which_are_the_inputs_of_its_merge(world: World) -> None:
+    world.set(merge_by="file")
+    world.add_file(1)
+    world.checkout(0)
+    world.report(0, outputs_list=merged("a", "b"), output_url="https://s/x.tgz")
+    assert [row["kind"] for row in listed(world)] == ["a", "b"]
+    answer = world.checkout(1)
+    assert [line.split()[0] for line in answer["merge"]["inputs"]] == [
+        "https://s/a_000001.x",
+        "https://s/b_000001.x",
+    ]
+
+
+def test_replaced_outputs_stay_on_record(merging: World) -> None:
+    call(merging.db, "recycle", project="p", states=["done"])
+    slices(merging, 10, 2)
+    assert [row["url"] for row in listed(merging)] == ["https://s/10.tgz", "https://s/11.tgz"]
+    assert sorted((row["url"], row["state"]) for row in listed(merging, history=True)) == [
+        ("https://s/0.tgz", "replaced"), ("https://s/1.tgz", "replaced"),
+        ("https://s/10.tgz", "current"), ("https://s/11.tgz", "current"),
+    ]  # fmt: skip
+
+
+def test_output_that_htcondor_brings_home_has_the_url_that_the_operator_set(world: World) -> None:
+    world.add_file(1)
+    world.checkout(5, cluster=4)
+    world.report(5, cluster=4, output_bytes=3, output_adler32="3")
+    assert listed(world)[0]["url"] is None
+    world.set(output_home="file:///home/{project}")
+    assert listed(world)[0]["url"] == "file:///home/p/job_4_5.tar.gz"
+    world.set(output_home="file:///home/{cluster}/{process}.tgz")
+    assert listed(world)[0]["url"] == "file:///home/4/5.tgz"
+
+
+def test_lost_outputs_requeue_their_slices_and_supersede_the_merge(merging: World) -> None:
+    merging.checkout(10)
+    merging.report(10, outputs_list=merged("a"))
+    lost = [{"cluster": 1, "process": 1, "nstart": 1, "reason": "is not there"}]
+    rows = call(merging.db, "lose_outputs", project="p", attempts=json.dumps(lost))
+    assert [(row["block1"], row["block2"], row["merge_id"]) for row in rows] == [(2, 3, None)]
+    assert call(merging.db, "lose_outputs", project="p", attempts=json.dumps(lost)) == []
+    assert [row["state"] for row in call(merging.db, "list_merges", project="p")] == ["superseded"]
+    assert [
+        (row["url"], row["state"]) for row in listed(merging, history=True) if row["state"] == "lost"
+    ] == [("https://s/1.tgz", "lost")]
+    slices(merging, 20, 1)
+    assert merging.checkout(21)["task"] == "merge"
+    with pytest.raises(psycopg.Error, match="p_attempts is no array"):
+        call(merging.db, "lose_outputs", project="p", attempts="{}")
+
+
+def test_lost_merged_file_is_merged_again_from_the_same_slices(merging: World) -> None:
+    merging.checkout(10)
+    merging.report(10, outputs_list=merged("a"))
+    lost = json.dumps([{"cluster": 1, "process": 10, "nstart": 1}])
+    assert [row["merge_id"] for row in call(merging.db, "lose_outputs", project="p", attempts=lost)] == [1]
+    assert merging.checkout(11)["task"] == "merge"
+    assert merging.progress()["blocks_done"] == 2
+
+
+def test_merges_are_retried_when_the_operator_says_so(merging: World) -> None:
+    merging.set(max_failures=1)
+    merging.checkout(10)
+    merging.report(10, exitcode=1)
+    assert merging.checkout(11)["status"] == "no-work"
+    assert [row["was"] for row in call(merging.db, "retry_merges", project="p", dry_run=True)] == ["failed"]
+    assert merging.checkout(11)["status"] == "no-work"
+    call(merging.db, "retry_merges", project="p")
+    assert merging.checkout(11)["task"] == "merge"
+    merging.report(11, outputs_list=merged("a"))
+    assert [row["was"] for row in call(merging.db, "retry_merges", project="p", states=["done"])] == ["done"]
+    assert merging.checkout(12)["task"] == "merge"
+    assert call(merging.db, "retry_merges", project="p") == []
+
+
+def test_files_are_counted_by_stage(merging: World) -> None:
+    def stage() -> tuple[int, ...]:
+        row = call(merging.db, "delivery", project="p")[0]
+        return tuple(
+            row[name] for name in ("files_in_slices", "files_complete", "files_delivered", "bytes_delivered")
+        )
+
+    merging.add_file(1, seqno=2)
+    assert stage() == (2, 0, 0, 0)
+    call(merging.db, "tick")
+    assert stage() == (1, 1, 0, 0)
+    merging.checkout(10)
+    merging.report(10, outputs_list=merged("a", "b"))
+    assert stage() == (1, 0, 1, 20)
+    slices(merging, 20, 1)
+    assert not call(merging.db, "delivery", project="p")[0]["is_delivered"]
+    merging.checkout(30)
+    merging.report(30, outputs_list=merged("a"))
+    assert call(merging.db, "delivery", project="p")[0]["is_delivered"]
+
+
+# --- verify ----------------------------------------------------------------------------------------------------
+
+
+def faults(world: World) -> list[str]:
+    return [row["fault"] for row in call(world.db, "verify", project="p")]
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ("UPDATE osgprod_data.merges SET inputs = inputs[1:1]", "done, and not in merge 1 of its file"),
+        ("UPDATE osgprod_data.merges SET inputs = inputs || inputs[1]", "in 2 merges"),
+        ("UPDATE osgprod_data.outputs SET kind = 'a'", "merge 1 has 2 files of kind a"),
+        ("UPDATE osgprod_data.merges SET nstart = 9", "merge 1 is done without a success on record"),
+        (
+            "UPDATE osgprod_data.loaded_files SET state = 'allocated'",
+            "merge 1 is done, but the file is allocated",
+        ),
+        (
+            "INSERT INTO osgprod_data.lost_outputs SELECT project_id, 1, 0, 1, 'x' FROM osgprod_data.projects",
+            "in merge 1, but its output is lost",
+        ),
+    ],
+)
+def test_verify_recounts_what_is_in_which_merge(merging: World, change: str, fault: str) -> None:
+    merging.checkout(10)
+    merging.report(10, outputs_list=merged("a", "b"))
+    assert faults(merging) == []
+    with pytest.raises(ZeroDivisionError), merging.db.transaction():
+        merging.db.execute(change.encode())
+        assert fault in faults(merging)
+        raise ZeroDivisionError  # undoes it
+
+
+def test_verify_names_files_of_a_mixed_production(world: World) -> None:
+    world.add_file(2)
+    for n, digest in enumerate((DIGEST, OTHER)):
+        world.checkout(n, templates=json.dumps({"osgprod_work.bash": digest}), exec_version="2", image="i")
+        world.report(n, software="recon-4")
+    made = [f"osgprod_work.bash {digest[:12]}, 2, i, recon-4" for digest in (DIGEST, OTHER)]
+    assert faults(world) == ["done, but by 2 versions: " + "; ".join(made)]
+    row = listed(world)[0]
+    assert (row["script"], row["digest"], row["exec_version"], row["image"], row["software"]) == (
+        "osgprod_work.bash", DIGEST, "2", "i", "recon-4",
+    )  # fmt: skip
+    assert [row["digest"] for row in call(world.db, "list_versions", project="p")] == [DIGEST, OTHER]
+
+
+# --- lists, manifest and check ---------------------------------------------------------------------------------
+
+
+def test_manifest_has_every_output_and_an_empty_project_an_empty_one(
+    merging: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OSGPROD_DSN", merging.dsn)
+    merging.checkout(10)
+    merging.report(10, outputs_list=merged("a", "b"))
+    merging.add_file(1, run=2)
+    text = io.StringIO()
+    assert outputs.manifest("p", None, text) == {"files": 1, "outputs": 4, "bytes": 20}
+    found = json.loads(text.getvalue())
+    assert (found["project"], found["is_delivered"], len(found["files"])) == ("p", False, 1)
+    file = found["files"][0]
+    assert [output["kind"] for output in file["merged"]] == ["a", "b"]
+    assert [output["blocks"] for output in file["slices"]] == [[1, 2], [2, 3]]
+    merging.with_project("empty")
+    text = io.StringIO()
+    outputs.manifest("empty", None, text)
+    assert json.loads(text.getvalue())["files"] == []
+
+
+def test_each_form_of_the_list_has_all_rows(merging: World) -> None:
+    rows = listed(merging)
+    for write in (outputs.write_csv, outputs.write_json, outputs.write_urls):
+        text = io.StringIO()
+        assert write(iter(rows), text) == 2
+        assert text.getvalue().count("https://s/") == 2
+    text = io.StringIO()
+    outputs.write_json(iter([]), text)
+    assert json.loads(text.getvalue()) == []
+
+
+@pytest.fixture
+def web() -> Iterator[tuple[str, dict[str, bytes]]]:
+    """A web server that answers HEAD for what is in the dictionary, as XRootD does."""
+    import zlib
+
+    files: dict[str, bytes] = {}
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_HEAD(self) -> None:
+            content = files.get(self.path)
+            if self.path.startswith("/redirected"):
+                self.send_response(302)
+                self.send_header("Location", self.path.removeprefix("/redirected"))
+            elif self.path.startswith("/broken"):
+                self.send_response(503)
+            elif content is None:
+                self.send_response(404)
+            else:
+                self.send_response(200)
+                self.send_header("Digest", f"adler32={zlib.adler32(content):08x}")
+            self.send_header("Content-Length", str(len(content or b"")))
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", files
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_storage_tells_what_is_there_gone_different_or_not_known(
+    web: tuple[str, dict[str, bytes]], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    url, files = web
+    files["/a"] = b"content"  # adler32 0bcb02fc
+    storage = Storage()
+    request.addfinalizer(lambda: storage.__exit__())
+    assert storage.compare(f"{url}/a", 7, "bcb02fc") == ("", True)
+    assert storage.compare(f"{url}/redirected/a", 7, None) == ("", True)
+    assert storage.compare(f"{url}/a", 8, None) == ("has 7 of 8 bytes", True)
+    assert storage.compare(f"{url}/a", 7, "00000001") == ("has checksum 0bcb02fc, not 00000001", True)
+    assert storage.compare(f"{url}/b", 7, None) == ("is not there", True)
+    assert not storage.compare(f"{url}/broken", 7, None).is_known
+    assert not storage.compare("http://127.0.0.1:1/a", 7, None).is_known
+    assert not storage.compare("odd://x/a", 7, None).is_known
+    assert not storage.compare(None, 7, None).is_known
+    (tmp_path / "a b").write_bytes(b"content")
+    assert storage.compare(f"file://{tmp_path}/a%20b", 7, "0bcb02fc") == ("", True)
+    assert storage.compare(str(tmp_path / "a b"), 6, None) == ("has 7 of 6 bytes", True)
+    assert storage.compare(f"file://{tmp_path}/c", 7, None) == ("is not there", True)
+
+
+def test_check_requeues_what_is_gone_or_differs_and_nothing_else(
+    world: World, web: tuple[str, dict[str, bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, files = web
+    world.add_file(4)
+    for n, name in enumerate(("good", "short", "gone", "broken")):
+        files[f"/{name}"] = b"x" * 10
+        world.checkout(n)
+        world.report(n, output_url=f"{url}/{name}", output_bytes=10)
+    files["/short"] = b"x" * 9
+    del files["/gone"]
+    counts, said = checked(world, monkeypatch, threads=2)
+    assert counts == {"same": 1, "bad": 2, "unknown": 1, "requeued": 0}
+    assert said == ["has 9 of 10 bytes", "is not there", "status 503 Service Unavailable"]
+    assert world.progress()["blocks_done"] == 4
+    counts, _ = checked(world, monkeypatch, requeue=True)
+    assert counts["requeued"] == 2
+    again = [world.checkout(10 + n)["block1"] for n in range(2)]
+    assert again == [2, 3]
+    assert checked(world, monkeypatch)[0] == {"same": 1, "bad": 0, "unknown": 1, "requeued": 0}
+
+
+def test_interrupted_check_has_requeued_what_it_found(
+    world: World, web: tuple[str, dict[str, bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.add_file(3)
+    for n in range(3):
+        world.checkout(n)
+        world.report(n, output_url=f"{web[0]}/{n}", output_bytes=10)
+    monkeypatch.setenv("OSGPROD_DSN", world.dsn)
+
+    def interrupt(row: dict[str, Any]) -> None:
+        if row["block1"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), Storage() as storage:
+        outputs.check("p", None, storage, True, interrupt, lambda *_: nullcontext(_Silent()), 1)
+    assert world.progress()["blocks_done"] == 2
+
+
+def test_outputs_of_merged_slices_are_checked_only_when_that_is_asked_for(
+    merging: World, web: tuple[str, dict[str, bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merging.checkout(10)
+    listed_ = [{"kind": "a", "url": f"{web[0]}/a", "bytes": 1, "adler32": "1"}]
+    merging.report(10, outputs_list=json.dumps(listed_))
+    web[1]["/a"] = b"x"
+    assert checked(merging, monkeypatch)[1] == ["has checksum 00790079, not 00000001"]
+    assert checked(merging, monkeypatch, requeue=True)[0]["requeued"] == 1
+    assert merging.checkout(11)["task"] == "merge"
