@@ -47,6 +47,8 @@ FUNCTIONS: dict[str, dict[str, str]] = {
         "site": "string",
     },
     "live_attempts": OF_PROJECT,
+    "delivery": OF_PROJECT,
+    "list_merges": {**OF_PROJECT, "runs": "string", "state": "string"},
     "list_jobs": {**OF_PROJECT, "cluster": "integer", "hours": "integer"},
     "job_history": {**OF_PROJECT, "cluster": "integer", "process": "integer"},
     "list_files": {

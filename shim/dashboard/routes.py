@@ -204,6 +204,8 @@ class Dashboard:
             quarantined,
             live,
             cells,
+            delivery,
+            merges,
         ) = await self._reader.read(
             request,
             ("progress", project),
@@ -217,10 +219,14 @@ class Dashboard:
             ("quarantined", {**project, "limit": MOST_ROWS}),
             ("live_attempts", {**project, "limit": 8}),
             ("map_files", {**project, "rows": 240, "columns": 200}),
+            ("delivery", project),
+            ("list_merges", {**project, "state": "open", "limit": 8}),
         )
         return await self._render(
             "project.html",
             project=name,
+            delivery=delivery[0],
+            merges=merges,
             progress=progress[0],
             health=health,
             estimate=estimate[0],

@@ -116,6 +116,16 @@ def test_links_of_all_pages_lead_somewhere(busy: World, shim_with: MakeShim) -> 
     assert len(seen) > 20
 
 
+def test_page_of_a_project_that_merges_shows_the_files_by_stage(busy: World, shim_with: MakeShim) -> None:
+    busy.with_project("other")
+    busy.set(merge_by="file")
+    busy.add_file(1, run=3)
+    shim = shim_with()
+    page = re.sub("<[^>]*>", "", shim.raw("project/p").text)
+    assert "4 files in slices, 0 waiting for their merge, 0 of 4 delivered" in " ".join(page.split())
+    assert "Delivery" not in shim.raw("project/other").text
+
+
 def test_numbers_on_the_pages_are_the_database_s(busy: World, shim_with: MakeShim) -> None:
     page = shim_with().raw("project/p").text
     progress = busy.progress()

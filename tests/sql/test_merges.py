@@ -303,6 +303,8 @@ def test_merge_script_that_can_not_be_read_keeps_no_slice_back_and_is_on_record(
     assert why() == "None"
     merging.set(mergescript=None)
     assert why() == "the project has no mergescript"
+    found = {row["what"]: row["found"] for row in call(merging.db, "health", project="p")}
+    assert found["merges"] == "merges are not assigned: the project has no mergescript"
 
 
 def test_two_merges_of_one_file_are_impossible(merging: World) -> None:

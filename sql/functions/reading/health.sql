@@ -5,8 +5,8 @@ AS $fn$
 -- Tells whether each production is healthy, and what to do where it is not.
 -- Parameters: p_project  project name; NULL = all projects
 -- Returns:    at least one row a project, the worst first. level: bad (act now), attention (look at it) or well; what, one
---             of: stalled, failing, answers, leases, without-progress, restarting, refused-requests, quarantine, contradicted,
---             refused-workers, running-out, paused, draining, empty, waiting, done, healthy; what was found, and the command that helps
+--             of: stalled, failing, answers, leases, without-progress, restarting, refused-requests, merges, failed-merges, quarantine,
+--             contradicted, refused-workers, running-out, paused, draining, empty, waiting, done, healthy; what was found, and the command that helps
 -- Errors:     OG301 unknown project
 BEGIN
     PERFORM osgprod._get_project(p_project) WHERE p_project IS NOT NULL;
@@ -16,6 +16,8 @@ BEGIN
                l.restarting, l.starts, a.answers, a.faults, a.refusals, a.worst_fault, a.worst_refusal,
                osgprod._patience(p.project_id) AS patience,
                EXISTS (SELECT FROM attempts t WHERE t.project_id = p.project_id) AS was_asked,
+               osgprod._why_no_merges(p) AS no_merges,
+               (SELECT count(*) FROM merges m WHERE m.project_id = p.project_id AND m.state = 'failed') AS failed_merges,
                (SELECT count(*) FROM worker_bans b WHERE b.project_id = p.project_id AND b.until > now()) AS refused,
                (SELECT count(*) FROM (SELECT FROM osgprod._contradicted_slices(p.project_id) LIMIT 1000) c) AS contradicted,
                (SELECT min(f.loaded_at) FROM loaded_files f WHERE f.project_id = p.project_id) AS loaded_at,
@@ -66,6 +68,11 @@ BEGIN
                 SELECT FROM osgprod._slices_in_flight(f.project_id) s
                  WHERE s.state = 'leased' AND s.due_at < now() - interval '5 min'),
              'leases expired minutes ago and no slice was requeued', 'is a shim running? osgprod reclaim requeues them by hand'),
+            ('bad', 'merges', f.no_merges IS NOT NULL,
+             format('merges are not assigned: %s', f.no_merges),
+             format('put the merge script into the project''s folder, or osgprod project set %s mergescript=NAME', f.project)),
+            ('attention', 'failed-merges', f.failed_merges > 0, format('%s merges failed', f.failed_merges),
+             format('see why: osgprod merges list %s --state failed; try again: osgprod merges retry %s', f.project, f.project)),
             ('attention', 'quarantine', f.blocks_quarantined > 0,
              format('%s blocks can''t be done', f.blocks_quarantined),
              format('see why: osgprod quarantined %s; try again: osgprod slices recycle %s', f.project, f.project)),
