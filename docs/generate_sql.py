@@ -123,6 +123,8 @@ EXAMPLES: list[tuple[str, str]] = [
     ("retry_merges", "SELECT * FROM osgprod.retry_merges(p_project => 'spring-2026', p_dry_run => true)"),
     ("lose_outputs", """SELECT * FROM osgprod.lose_outputs(p_project => 'spring-2026',
     p_attempts => '[{"cluster": 4711, "process": 99, "nstart": 1, "reason": "is not there"}]')"""),
+    ("import_merge", """SELECT osgprod.import_merge(p_project => 'spring-2026',
+    p_path => '/data/hd_rawdata_071729_000.evio', p_ended_at => '2026-01-05 10:00:00+00')"""),
     ("note_answers", """SELECT osgprod.note_answers(p_answers => jsonb_build_array(jsonb_build_object(
     'minute', extract(epoch FROM now()), 'project', 'spring-2026', 'route', 'checkout', 'status', 200,
     'reason', 'assigned', 'times', 12)))"""),
@@ -166,7 +168,7 @@ CHAPTERS = (
                                           "list_operations")),
     ("Notifications", ("add_notify_target", "remove_notify_target", "list_notify_targets", "next_notifications",
                        "mark_notified", "note_health")),
-    ("Moving and housekeeping", ("import_file", "tick", "alive", "note_answers", "write_check")),
+    ("Moving and housekeeping", ("import_file", "import_merge", "tick", "alive", "note_answers", "write_check")),
 )  # fmt: skip
 
 _TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(\.\d+)?\+00(:00)?")

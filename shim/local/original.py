@@ -47,6 +47,16 @@ SELECT r.path, r.nbytes, r.nblocks, s.block1, s.block2, j.cluster, j.process, j.
  ORDER BY r.run, r.seqno, r.path, s.block1, s.id
 """
 
+# osgprod_bind.py of December 2020: one row for a file that it merged, or could not. The exit code is 0, or minus the
+# number of bad slices, which details lists as block1,block2 joined by ':'.
+BINDINGS = """
+SELECT r.path, (b.starttime AT TIME ZONE current_setting('TimeZone')) AT TIME ZONE 'UTC' AS started_at,
+       (b.endtime AT TIME ZONE current_setting('TimeZone')) AT TIME ZONE 'UTC' AS ended_at, b.exitcode,
+       substring(b.details FROM '[0-9]+,[0-9]+(?::[0-9]+,[0-9]+)*') AS bad_inputs
+  FROM bindings b JOIN rawdata r ON r.id = b.iraw
+ WHERE b.endtime IS NOT NULL AND b.exitcode IS NOT NULL ORDER BY r.run, r.seqno
+"""
+
 
 def take_over(
     source: str, project: str, magic: str | None, dry_run: bool, progress: MakeProgress
@@ -101,7 +111,42 @@ def take_over(
             for name in ("blocks_done", "blocks_left", "attempts"):
                 sums[name] += answer[name] or 0
             bar.advance()
+        for status, number_of_files in _take_merges(there, here, project).items():
+            counts[status] = {
+                "status": status,
+                "files": number_of_files,
+                "blocks_done": 0,
+                "blocks_left": 0,
+                "attempts": 0,
+            }
     return list(counts.values())
+
+
+def _take_merges(there: Connection, here: Connection, project: str) -> dict[str, int]:
+    """Take over which files were merged, and which outputs were bad; count the files by what became of it."""
+    counts: dict[str, int] = {}
+    table = there.execute("SELECT to_regclass('bindings') AS name").fetchone()
+    if table is None or table["name"] is None:
+        return counts  # the binder came a month after the first release
+    for row in there.execute(BINDINGS).fetchall():
+        try:
+            with here.transaction():
+                answer = call(
+                    here,
+                    "import_merge",
+                    project=project,
+                    path=row["path"],
+                    started_at=row["started_at"],
+                    ended_at=row["ended_at"],
+                    bad_inputs=row["bad_inputs"] if row["exitcode"] else None,
+                )[0]["import_merge"]
+        except psycopg.Error as error:
+            if error.sqlstate != "OG302":  # a file of another project
+                raise
+            continue
+        status = {"done": "merged", "requeued": "bad inputs", "unchanged": "merge unchanged"}[answer]
+        counts[status] = counts.get(status, 0) + 1
+    return counts
 
 
 def _connect(source: str) -> Connection:

@@ -22,7 +22,7 @@ GRANT EXECUTE ON FUNCTION
     osgprod.recycle, osgprod.reclaim_lost, osgprod.verify, osgprod.ban_worker, osgprod.list_rawdata, osgprod.diagnose,
     osgprod.import_file, osgprod.list_doors, osgprod.record_locality, osgprod.list_next_files,
     osgprod.remove_project, osgprod.forget_rawdata, osgprod.jobs_needed, osgprod.foretell_work,
-    osgprod.list_outputs, osgprod.lose_outputs, osgprod.retry_merges, osgprod.list_versions
+    osgprod.list_outputs, osgprod.lose_outputs, osgprod.retry_merges, osgprod.import_merge, osgprod.list_versions
 TO osgprod_operator;
 
 GRANT EXECUTE ON FUNCTION

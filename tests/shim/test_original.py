@@ -278,3 +278,29 @@ def test_senseless_slices_change_nothing(world: World) -> None:
         assert caught.value.sqlstate == "OG108"
     assert call(world.db, "list_files", project="p") == []
     assert call(world.db, "import_file", **arguments, slices="[]")[0]["blocks_left"] == 5
+
+
+def test_merges_of_the_original_are_taken_over_and_bad_inputs_are_done_again(
+    world: World, original: Original, take_over: Any
+) -> None:
+    paths = [original.add_file(seqno, nblocks=9) for seqno in (1, 2)]
+    for _ in range(4):
+        original.work(0)
+    original.db.execute(
+        "CREATE TABLE bindings (iraw int UNIQUE, starttime timestamptz, endtime timestamptz, exitcode int, details text)"
+    )
+    original.db.execute(
+        "INSERT INTO bindings SELECT id, timezone('GMT', now()), timezone('GMT', now()),"
+        " CASE seqno WHEN 1 THEN 0 ELSE -1 END, CASE seqno WHEN 2 THEN 'bad slices 1,6' END FROM rawdata"
+    )
+    for _ in range(2):  # again = the same
+        result = take_over("spring")
+        assert result.exit_code == 0, result.output
+    merges = call(world.db, "list_merges", project="spring")
+    assert [(row["seqno"], row["state"], row["inputs"]) for row in merges] == [(1, "done", 2)]
+    slices = {
+        (row["path"], row["block1"]): row["state"]
+        for row in call(world.db, "list_slices", project="spring", limit=100)
+    }
+    assert slices[paths[1], 1] == "ready"
+    assert slices[paths[0], 1] == "done"

@@ -1,0 +1,75 @@
+CREATE FUNCTION osgprod.import_merge(
+    p_project    text,
+    p_path       text,
+    p_ended_at   timestamptz,
+    p_started_at timestamptz DEFAULT NULL,
+    p_bad_inputs text        DEFAULT NULL)
+RETURNS text
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
+AS $fn$
+-- Takes over that another dispatcher has merged the outputs of a file, or found some of them bad.
+-- Promise:    a repeated call changes nothing more. A merge counts only when all blocks of the file are done.
+-- Parameters: p_project     project name;  p_path  of a file that is loaded
+--             p_ended_at, p_started_at  when the merge ran; p_started_at NULL = unknown
+--             p_bad_inputs  block1,block2 of slices whose outputs were bad, joined by ':'; NULL = it succeeded
+-- Returns:    done: the merge is on record, by attempt 1 of job 0.FILE_ID, and no merged file, since their URLs are not known;
+--             requeued: the slices of the bad inputs are; unchanged: there is a merge of the file, or its slices are not all
+--             done, or none of the bad ones is
+-- Errors:     OG301 unknown project; OG302 the file is not loaded; OG502 files of the project are being reset; OG901 isolation
+--             level
+-- Locks:      the slices that are requeued and the file's row
+DECLARE
+    v_project  projects := osgprod._get_project(p_project);
+    v_file     loaded_files;
+    v_slice    record;
+    v_merge_id int;
+    v_count    int := 0;
+BEGIN
+    PERFORM osgprod._require_read_committed();
+    SELECT f.* INTO v_file FROM loaded_files f JOIN rawdata w ON w.rawdata_id = f.rawdata_id
+     WHERE f.project_id = v_project.project_id AND w.path = p_path;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'file % is not loaded into project %', p_path, p_project USING ERRCODE = 'OG302',
+            HINT = 'take its slices over first: osgprod import-original';
+    END IF;
+    PERFORM osgprod._enter_project(v_project.project_id, p_project);
+    IF p_bad_inputs IS NOT NULL THEN
+        FOR v_slice IN
+            SELECT s.cluster, s.process, s.nstart FROM slices s
+             WHERE s.project_id = v_file.project_id AND s.rawdata_id = v_file.rawdata_id AND s.state = 'done'
+               AND format('%s,%s', s.block1, s.block2) = ANY (string_to_array(replace(p_bad_inputs, ' ', ''), ':'))
+             ORDER BY s.block1
+        LOOP
+            v_count := v_count + osgprod._lose_output(v_project.project_id, v_slice.cluster, v_slice.process, v_slice.nstart,
+                                                      'bad input of a merge of the original')::int;
+        END LOOP;
+        RETURN CASE WHEN v_count > 0 THEN 'requeued' ELSE 'unchanged' END;
+    END IF;
+    PERFORM osgprod._settle_file(v_project.project_id, v_file.rawdata_id);
+    IF EXISTS (SELECT FROM merges m WHERE m.project_id = v_file.project_id AND m.run = v_file.run
+                  AND coalesce(m.seqno, v_file.seqno) = v_file.seqno AND m.state IN ('leased', 'done'))
+        OR NOT EXISTS (SELECT FROM loaded_files f WHERE f.project_id = v_file.project_id
+                          AND f.rawdata_id = v_file.rawdata_id AND f.state = 'complete')
+    THEN
+        RETURN 'unchanged';
+    END IF;
+    UPDATE merges m SET state = 'superseded', is_ready = NULL, not_before = NULL  -- what was planned when it was completed
+     WHERE m.project_id = v_file.project_id AND m.run = v_file.run AND m.seqno = v_file.seqno AND m.state <> 'superseded';
+    INSERT INTO merges (project_id, run, seqno, rawdata_id, state, cluster, process, nstart, opened_at, done_at, inputs, missing)
+    SELECT v_file.project_id, v_file.run, v_file.seqno, v_file.rawdata_id, 'done', 0, v_file.rawdata_id, 1, p_ended_at, p_ended_at,
+           i.inputs, i.missing
+      FROM osgprod._slices_of_merge(v_file.project_id, v_file.run, v_file.seqno) i
+    RETURNING merges.merge_id INTO v_merge_id;
+    INSERT INTO attempts (project_id, cluster, process, nstart, rawdata_id, block1, block2, cpus, opened_at, started_at,
+           token_digest, client, merge_id)
+    VALUES (v_file.project_id, 0, v_file.rawdata_id, 1, v_file.rawdata_id, -1, -1, 1, p_ended_at,
+            coalesce(p_started_at, p_ended_at), sha256(uuid_send(gen_random_uuid())), '0.0.0.0', v_merge_id);
+    INSERT INTO reports (project_id, cluster, process, nstart, by_worker, outcome, exit_code, reported_at, ran_s, nblocks, worker)
+    VALUES (v_file.project_id, 0, v_file.rawdata_id, 1, true, 'done', 0, greatest(clock_timestamp(), v_project.tallied_until),
+            least(greatest(extract(epoch FROM p_ended_at - coalesce(p_started_at, p_ended_at)), 0), 2147483647), 0, '0.0.0.0');
+    RETURN 'done';
+END
+$fn$;
+
+COMMENT ON FUNCTION osgprod.import_merge(text, text, timestamptz, timestamptz, text) IS
+'Takes over that another dispatcher has merged the outputs of a file, or which of them it found bad. For osgprod_operator.';
