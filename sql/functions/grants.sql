@@ -29,11 +29,6 @@ GRANT EXECUTE ON FUNCTION
     osgprod.unload_slices, osgprod.stop_project, osgprod.run_periods, osgprod.list_operations, osgprod.find
 TO osgprod_operator;
 
--- What was delivered.
-GRANT EXECUTE ON FUNCTION
-    osgprod.list_outputs, osgprod.lose_outputs, osgprod.retry_merges, osgprod.list_versions
-TO osgprod_operator;
-
 -- What failed of late is read beside the history.
 GRANT SELECT ON osgprod_data.recent_failures TO osgprod_operator;
 

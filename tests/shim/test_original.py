@@ -287,7 +287,8 @@ def test_merges_of_the_original_are_taken_over_and_bad_inputs_are_done_again(
     for _ in range(4):
         original.work(0)
     original.db.execute(
-        "CREATE TABLE bindings (iraw int UNIQUE, starttime timestamptz, endtime timestamptz, exitcode int, details text)"
+        "CREATE TABLE bindings (iraw int UNIQUE, starttime timestamptz, endtime timestamptz, exitcode int,"
+        " details text)"
     )
     original.db.execute(
         "INSERT INTO bindings SELECT id, timezone('GMT', now()), timezone('GMT', now()),"
