@@ -33,6 +33,7 @@ FUNCTIONS = """
     diagnose            -o
     estimate            wo
     find                -o
+    foretell_work       -o
     forget_rawdata      -o
     health              wo
     heartbeat           wo
@@ -40,6 +41,7 @@ FUNCTIONS = """
     idle_and_leased     wo
     import_file         -o
     job_history         wo
+    jobs_needed         -o
     list_attempts       wo
     list_files          wo
     list_jobs           wo

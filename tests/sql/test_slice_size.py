@@ -312,6 +312,20 @@ def test_starts_that_end_at_once_are_no_evictions(world: World) -> None:
     assert [blocks(world.checkout(0)) for _ in range(10)] == [8] * 10
 
 
+def test_slice_with_a_backup_attempt_stays_whole_when_its_job_is_evicted(world: World) -> None:
+    world.set(maxblockspercore=8)
+    world.add_file(8)
+    world.checkout(0)
+    world.db.execute(
+        "INSERT INTO osgprod_data.backups (project_id, rawdata_id, block1, opened_at, worker, expected_end, nblocks)"
+        " SELECT project_id, rawdata_id, block1, opened_at, 'w', now(), 8 FROM osgprod_data.slices"
+    )
+    backup = world.checkout(1, host="another")
+    assert blocks(backup) == 8
+    assert [blocks(evict(world, 0)) for _ in range(4)] == [8] * 4
+    assert world.report(1, token=str(backup["token"]))["status"] == "done"
+
+
 def test_slice_is_left_whole_in_a_batch_while_another_session_has_its_file(world: World) -> None:
     import json
 

@@ -77,7 +77,7 @@ RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Shortens the slice of a restarted job that was evicted from it three times, or that has less time left than it needs: the
 -- end of the slice becomes a slice of its own, ready for another job, and nothing counts as a failure. With time for not
--- even one block the whole slice is requeued.
+-- even one block the whole slice is requeued. A slice with a backup attempt stays whole: the backup would be in vain.
 -- Parameters: p_project  the project's row;  p_call  the call, whose job is locked;  p_last  the job's last attempt
 --             p_may_wait  for the file; when another session has it and this is false, the slice stays as it is
 -- Locks:      the slice, then the file's row
@@ -90,7 +90,9 @@ BEGIN
      WHERE s.project_id = p_last.project_id AND s.rawdata_id = p_last.rawdata_id AND s.block1 = p_last.block1
        AND s.state = 'leased' AND s.cluster = p_last.cluster AND s.process = p_last.process AND s.nstart = p_last.nstart
        FOR NO KEY UPDATE;
-    IF NOT FOUND THEN
+    IF NOT FOUND OR EXISTS (SELECT FROM osgprod_data.backups b
+                             WHERE b.project_id = p_last.project_id AND b.rawdata_id = p_last.rawdata_id
+                               AND b.block1 = p_last.block1 AND b.nstart IS NOT NULL) THEN
         RETURN;
     END IF;
     v_blocks := v_slice.block2 - v_slice.block1;
