@@ -229,6 +229,7 @@ def _open_files(database: psycopg.Connection[dict[str, Any]], size: Size) -> Non
             maxblockspercore=10 if name == "p" else 1,
             magic=MAGIC,
         )
+        call(database, "set_project", project=name, settings='{"probe_jobs": 0}')
         run = 500_000 + 1_000 * number  # behind the runs of the finished files
         database.execute("SELECT bench.add_files(%s, %s, %s)", [run, files, blocks])
         call(database, "load_slices", project=name, runs=list(range(run, run + 1_000)))

@@ -1235,7 +1235,7 @@ not_delivered() {
     keep_for_later "the outputs could not be delivered: $1"
     return
   fi
-  report "$EXIT_NOT_DELIVERED" reason "$(plain_text 120 "outputs not delivered: $1")" || true
+  report "$EXIT_NOT_DELIVERED" fault delivery reason "$(plain_text 120 "outputs not delivered: $1")" || true
   forget_unreported
   return "$EXIT_LATER"
 }
@@ -1255,7 +1255,7 @@ keep_for_later() {
 finish_success() {
   local name="$1" count adler bytes events code=0 list
   if ! pack "$2" "$(unreported tar.gz)"; then
-    report "$EXIT_NOT_FETCHED" reason 'the outputs could not be packed: is the disk full?' || return "$EXIT_LATER"
+    report "$EXIT_NOT_FETCHED" fault node reason 'the outputs could not be packed: is the disk full?' || return "$EXIT_LATER"
     return "$EXIT_NODE_FAULT"
   fi
   count="$packed"
@@ -1274,7 +1274,7 @@ finish_success() {
   fi
   if ! write_down "$name" "$events" "$count" "$bytes" "$adler" "" "$3" "$list" "$(plain_text 200 "$(reported software)")" \
     "$(all_reported merged_input)"; then
-    report "$EXIT_NOT_FETCHED" reason 'the disk of this node is full' || return "$EXIT_LATER"
+    report "$EXIT_NOT_FETCHED" fault node reason 'the disk of this node is full' || return "$EXIT_LATER"
     return "$EXIT_NODE_FAULT"
   fi
   deliver_and_report || code=$?
@@ -1311,7 +1311,8 @@ leave_failure() {
 # Arguments: exit code to report, name of the tarball, slice, reason
 finish_failure() {
   leave_failure "failed_$2" "$3"
-  report "$1" output_url "$output_url" reason "$4" bad_inputs "$(reported bad_inputs)" log_tail "$(log_tail)" ||
+  report "$1" output_url "$output_url" fault "$(plain_text 20 "$(reported fault)")" reason "$4" \
+    bad_inputs "$(reported bad_inputs)" log_tail "$(log_tail)" ||
     return "$EXIT_LATER"
   # Which codes are faults of the node, the project says.
   [[ "$answer" != node-fault ]] || return "$EXIT_NODE_FAULT"
@@ -1391,13 +1392,13 @@ attempt() {
   fi
   if ((work_status == EXIT_MISCONFIGURED)) && [[ -n "$(reported misconfigured)" ]]; then
     reason="$(plain_text 100 "$(reported misconfigured)")"
-    report "$EXIT_NOT_FETCHED" reason "configuration: $reason" || true
+    report "$EXIT_NOT_FETCHED" fault node reason "configuration: $reason" || true
     die "$EXIT_REFUSED" "configuration: $reason"
   fi
   if ! disk_has_room; then
     # A node fault: the data is not the cause, and the outputs may be incomplete.
     rm -rf "$scratch/work"
-    report "$EXIT_NOT_FETCHED" reason 'the disk of this node is full' || return "$EXIT_LATER"
+    report "$EXIT_NOT_FETCHED" fault node reason 'the disk of this node is full' || return "$EXIT_LATER"
     return "$EXIT_NODE_FAULT"
   fi
   if ((work_status == 0)); then

@@ -168,6 +168,8 @@ class World:
             ("attempts", "started_at"),
             ("attempts", "opened_at"),
             ("reports", "reported_at"),
+            ("recent_failures", "started_at"),
+            ("recent_failures", "failed_at"),
             ("slices", "opened_at"),
             ("worker_bans", "banned_at"),
             ("worker_bans", "until"),

@@ -446,6 +446,7 @@ readonly MAX_REFUSALS=4
 # Arguments: message
 node_fault() {
   rm -f "${slice:-}" # first: on a full disk nothing can be logged
+  [[ -z "${OSGPROD_REPORT:-}" ]] || add_to_report "fault=${fault:-node}" || true
   log "$*"
   exit "$EXIT_NODE_FAULT"
 }
@@ -691,7 +692,7 @@ append_range() {
 
 # Arguments: message, URL that failed last (default: the preferred one)
 not_fetched() {
-  node_fault "not fetched: $1: $(shown_url "${2:-$osgprod_source_url}")"
+  fault=fetch node_fault "not fetched: $1: $(shown_url "${2:-$osgprod_source_url}")"
 }
 
 # Fetches the slice, whole and checked. Where wrong bytes come, it is fetched from the next place. Argument: file

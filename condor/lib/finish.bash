@@ -139,7 +139,7 @@ not_delivered() {
     keep_for_later "the outputs could not be delivered: $1"
     return
   fi
-  report "$EXIT_NOT_DELIVERED" reason "$(plain_text 120 "outputs not delivered: $1")" || true
+  report "$EXIT_NOT_DELIVERED" fault delivery reason "$(plain_text 120 "outputs not delivered: $1")" || true
   forget_unreported
   return "$EXIT_LATER"
 }
@@ -159,7 +159,7 @@ keep_for_later() {
 finish_success() {
   local name="$1" count adler bytes events code=0 list
   if ! pack "$2" "$(unreported tar.gz)"; then
-    report "$EXIT_NOT_FETCHED" reason 'the outputs could not be packed: is the disk full?' || return "$EXIT_LATER"
+    report "$EXIT_NOT_FETCHED" fault node reason 'the outputs could not be packed: is the disk full?' || return "$EXIT_LATER"
     return "$EXIT_NODE_FAULT"
   fi
   count="$packed"
@@ -178,7 +178,7 @@ finish_success() {
   fi
   if ! write_down "$name" "$events" "$count" "$bytes" "$adler" "" "$3" "$list" "$(plain_text 200 "$(reported software)")" \
     "$(all_reported merged_input)"; then
-    report "$EXIT_NOT_FETCHED" reason 'the disk of this node is full' || return "$EXIT_LATER"
+    report "$EXIT_NOT_FETCHED" fault node reason 'the disk of this node is full' || return "$EXIT_LATER"
     return "$EXIT_NODE_FAULT"
   fi
   deliver_and_report || code=$?
@@ -215,7 +215,8 @@ leave_failure() {
 # Arguments: exit code to report, name of the tarball, slice, reason
 finish_failure() {
   leave_failure "failed_$2" "$3"
-  report "$1" output_url "$output_url" reason "$4" bad_inputs "$(reported bad_inputs)" log_tail "$(log_tail)" ||
+  report "$1" output_url "$output_url" fault "$(plain_text 20 "$(reported fault)")" reason "$4" \
+    bad_inputs "$(reported bad_inputs)" log_tail "$(log_tail)" ||
     return "$EXIT_LATER"
   # Which codes are faults of the node, the project says.
   [[ "$answer" != node-fault ]] || return "$EXIT_NODE_FAULT"

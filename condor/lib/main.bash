@@ -71,13 +71,13 @@ attempt() {
   fi
   if ((work_status == EXIT_MISCONFIGURED)) && [[ -n "$(reported misconfigured)" ]]; then
     reason="$(plain_text 100 "$(reported misconfigured)")"
-    report "$EXIT_NOT_FETCHED" reason "configuration: $reason" || true
+    report "$EXIT_NOT_FETCHED" fault node reason "configuration: $reason" || true
     die "$EXIT_REFUSED" "configuration: $reason"
   fi
   if ! disk_has_room; then
     # A node fault: the data is not the cause, and the outputs may be incomplete.
     rm -rf "$scratch/work"
-    report "$EXIT_NOT_FETCHED" reason 'the disk of this node is full' || return "$EXIT_LATER"
+    report "$EXIT_NOT_FETCHED" fault node reason 'the disk of this node is full' || return "$EXIT_LATER"
     return "$EXIT_NODE_FAULT"
   fi
   if ((work_status == 0)); then

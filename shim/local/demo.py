@@ -86,7 +86,7 @@ def load(connection: psycopg.Connection[dict[str, Any]], project: str, magic: st
         magic=magic,
     )
     # So that the original's examples, which know no token, can be tried by hand.
-    call(connection, "set_project", project=project, settings='{"token_required": false}')
+    call(connection, "set_project", project=project, settings='{"token_required": false, "probe_jobs": 0}')
     for index in scan.indexes(scan.find(folder)):
         register(connection, index)
     call(connection, "load_slices", project=project)

@@ -62,7 +62,9 @@ CREATE TABLE osgprod_data.recent_failures (
     place      text NOT NULL,
     rawdata_id int NOT NULL,
     block1     int NOT NULL,
-    opened_at  timestamptz NOT NULL
+    opened_at  timestamptz NOT NULL,
+    reason     text,
+    blamed     text
 );
 CREATE INDEX recent_failures_in_time ON osgprod_data.recent_failures (project_id, fault, failed_at);
 CREATE INDEX recent_failures_by_place ON osgprod_data.recent_failures (project_id, place, failed_at);
@@ -83,6 +85,8 @@ COMMENT ON COLUMN osgprod_data.recent_failures.place      IS 'the site of its re
 COMMENT ON COLUMN osgprod_data.recent_failures.rawdata_id IS 'the file';
 COMMENT ON COLUMN osgprod_data.recent_failures.block1     IS 'the slice';
 COMMENT ON COLUMN osgprod_data.recent_failures.opened_at  IS 'of the slice: it is another one when this differs';
+COMMENT ON COLUMN osgprod_data.recent_failures.reason     IS 'as reported';
+COMMENT ON COLUMN osgprod_data.recent_failures.blamed     IS 'what else is to blame: project, place, file or address; NULL = the slice or the worker, as far as is known';
 
 CREATE TABLE osgprod_data.presence (
     seen_at timestamptz NOT NULL DEFAULT '-infinity',

@@ -141,3 +141,278 @@ def test_new_project_ends_work_that_gets_nowhere(
 ) -> None:
     row = call(db, "set_project", project="p", settings="{}")
     assert {r["setting"]: r["value"] for r in row}["wedged_s"] == "14400"
+
+
+def run_jobs(
+    world: World, jobs: int, code: Any, nodes: int = 50, sites: int = 5, first: int = 0, **more: Any
+) -> dict[str, int]:
+    """Lets jobs ask one after the other, as nodes of several sites; code(answer, node) is what each reports.
+
+    Returns how many were assigned, refused, told to wait and so on, by status or error code.
+    """
+    seen: dict[str, int] = {}
+    for n in range(first, first + jobs):
+        node = n % nodes
+        where = {
+            "host": f"wn{node}",
+            "client": f"127.0.{node % sites}.{node + 1}",
+            "site": f"S{node % sites}",
+        }
+        try:
+            answer = world.checkout(n, **where, **more)
+        except psycopg.Error as error:
+            seen[error.sqlstate or ""] = seen.get(error.sqlstate or "", 0) + 1
+            continue
+        seen[answer["status"]] = seen.get(answer["status"], 0) + 1
+        if answer["status"] != "assigned":
+            continue
+        result = code(answer, node)
+        if result is not None:
+            world.report(n, client=where["client"], host=where["host"], **result)
+    return seen
+
+
+def suspended(world: World) -> list[str]:
+    return [
+        row["path"]
+        for row in world.db.execute(
+            "SELECT w.path FROM osgprod_data.loaded_files f JOIN osgprod_data.rawdata w USING (rawdata_id)"
+            " WHERE f.suspended_at IS NOT NULL ORDER BY f.run, f.seqno"
+        )
+    ]
+
+
+def project(world: World) -> dict[str, Any]:
+    row = world.db.execute(
+        "SELECT state, pause_cause, pause_reason FROM osgprod_data.projects WHERE name = 'p'"
+    ).fetchone()
+    assert row
+    return row
+
+
+def time_passes(world: World, seconds: int) -> None:
+    """Moves what waits for a time into the past, in place of waiting."""
+    world.attempts_pass(seconds)
+    for table, columns in (
+        ("projects", ("paused_at", "probe_at", "resumed_at")),
+        ("loaded_files", ("suspended_at", "retest_at")),
+        ("slices", ("not_before",)),
+    ):
+        for column in columns:
+            world.db.execute(
+                f"UPDATE osgprod_data.{table} SET {column} = {column} - make_interval(secs => %s)", [seconds]
+            )
+
+
+def not_blamed(world: World) -> None:
+    """No node is banned, no block quarantined, and nothing counts against a slice."""
+    assert call(world.db, "blocked_workers") == []
+    assert world.progress()["blocks_quarantined"] == 0
+
+
+def test_unreadable_file_is_suspended_and_the_others_go_on(world: World) -> None:
+    """50 workers, the first file of three can't be read: 3 attempts are wasted (243 before), and nobody is banned."""
+    paths = [world.add_file(40, seqno=n) for n in range(3)]
+    wasted = 0
+
+    def code(answer: dict[str, Any], node: int) -> dict[str, Any]:
+        nonlocal wasted
+        is_bad = answer["url"] == paths[0].removeprefix("/dcache")
+        wasted += is_bad
+        return FETCH if is_bad else {"exitcode": 0}
+
+    seen = run_jobs(world, 100, code)
+    print(f"{wasted} attempts wasted, {seen}")
+    assert suspended(world) == [paths[0]]
+    assert wasted == 3
+    assert seen["assigned"] == 83, "all of the other files is done"
+    not_blamed(world)
+    assert {row["faults"] + row["failures"] for row in slices(world)} == {0}
+
+
+def test_suspended_file_is_tried_by_one_job_at_a_time_and_resumes_by_itself(world: World) -> None:
+    world.set(backoff_s=0)
+    path = world.add_file(10)
+    run_jobs(world, 3, lambda answer, node: FETCH)
+    assert suspended(world) == [path]
+    probes = 0
+    for _ in range(4):
+        time_passes(world, 600)
+        call(world.db, "tick")
+        probes += run_jobs(world, 10, lambda answer, node: FETCH, first=1000 + 10 * probes)["assigned"]
+    assert probes == 4, "one for each time"
+    time_passes(world, 3600)
+    call(world.db, "tick")
+    run_jobs(world, 1, lambda answer, node: {"exitcode": 0}, first=5000)
+    assert suspended(world) == []
+    assert run_jobs(world, 20, lambda answer, node: {"exitcode": 0}, first=6000)["assigned"] == 9
+    not_blamed(world)
+
+
+def test_a_file_that_one_worker_cannot_fetch_is_not_suspended(world: World) -> None:
+    """The others read it: it is the worker, and that is banned."""
+    world.add_file(60)
+    run_jobs(world, 100, lambda answer, node: FETCH if node == 0 else {"exitcode": 0}, nodes=4)
+    assert suspended(world) == []
+    assert [row["worker"] for row in call(world.db, "blocked_workers")] == ["wn0@127.0.0.1"]
+
+
+def test_a_blip_of_the_storage_bans_no_node(world: World) -> None:
+    """20 nodes, none can fetch for a while: a handful of attempts, no ban (20 of 20 before), and then all goes on."""
+    for n in range(5):
+        world.add_file(30, seqno=n)
+    seen = run_jobs(world, 200, lambda answer, node: FETCH, nodes=20)
+    print(seen)
+    assert seen["assigned"] == 7
+    assert project(world)["pause_cause"] == "input"
+    assert suspended(world) == [], "it is not these files"
+    time_passes(world, 120)
+    seen = run_jobs(world, 200, lambda answer, node: {"exitcode": 0}, nodes=20, first=1000)
+    assert seen.get("assigned") == 150, "the first was the probe, and a slice may be one block now"
+    assert project(world)["state"] == "active"
+    not_blamed(world)
+
+
+def test_output_that_cannot_be_delivered_pauses_the_project_and_quarantines_nothing(world: World) -> None:
+    """With backoff_s=0: 250 attempts, 50 of 50 workers banned, 37 good blocks quarantined before."""
+    world.set(backoff_s=0, maxblockspercore=5)
+    world.add_file(200)
+    seen = run_jobs(world, 250, lambda answer, node: DELIVERY | {"reason": "status 507 no space left"})
+    print(seen)
+    assert seen["assigned"] <= 3
+    row = project(world)
+    assert (row["state"], row["pause_cause"]) == ("paused", "output")
+    assert "outputs can't be delivered" in row["pause_reason"]
+    assert "status 507 no space left" in row["pause_reason"]
+    probes = 0
+    for hour in range(4):
+        time_passes(world, 3600)
+        probes += run_jobs(world, 50, lambda answer, node: DELIVERY, first=1000 * (hour + 1))["assigned"]
+    assert probes == 4
+    assert len({row["block2"] - row["block1"] for row in slices(world)}) <= 3, "a probe is one block"
+    time_passes(world, 3600)
+    run_jobs(world, 400, lambda answer, node: {"exitcode": 0}, first=9000)
+    assert world.progress()["blocks_done"] == 200
+    not_blamed(world)
+
+
+def test_jobs_that_run_when_the_output_fails_count_for_nothing_either(world: World) -> None:
+    """A hundred jobs at work all fail to deliver: no slice is split, and the first success resumes the project."""
+    world.set(backoff_s=0, max_faults=1, max_failures=1)
+    world.add_file(100)
+    for n in range(100):
+        world.checkout(n, host=f"wn{n}", site=f"S{n % 4}")
+    for n in range(99):
+        world.report(n, **DELIVERY)
+    assert project(world)["pause_cause"] == "output"
+    assert {row["faults"] + row["failures"] for row in slices(world)} == {0}
+    world.report(99)
+    assert project(world)["state"] == "active"
+    not_blamed(world)
+
+
+def test_systematic_fault_of_the_work_script_pauses_the_project(world: World) -> None:
+    """Each slice is reported with one event too few: 220 of 220 good blocks were quarantined before."""
+    world.set(demand_events=True, backoff_s=60)
+    for n in range(11):
+        world.add_file(20, seqno=n)
+    seen = run_jobs(world, 2000, lambda answer, node: {"exitcode": 0, "events": answer["events"] - 1})
+    print(seen)
+    assert seen["assigned"] <= 40
+    assert project(world)["pause_cause"] == "work"
+    assert "events read" in project(world)["pause_reason"]
+    assert {row["failures"] for row in slices(world)} == {0}
+    time_passes(world, 3600)
+    run_jobs(world, 500, lambda answer, node: {"exitcode": 0, "events": answer["events"]}, first=5000)
+    assert world.progress()["blocks_done"] == 220
+    not_blamed(world)
+
+
+def test_site_that_fails_everything_is_banned_after_a_handful_of_nodes(world: World) -> None:
+    """40 nodes of one site fail all, 60 of others don't: some 200 attempts before."""
+    for n in range(20):
+        world.add_file(30, seqno=n)
+    wasted = 0
+
+    def code(answer: dict[str, Any], node: int) -> dict[str, Any]:
+        nonlocal wasted
+        wasted += node % 5 < 2
+        return {"exitcode": 137} if node % 5 < 2 else {"exitcode": 0}
+
+    for n in range(600):
+        node = n % 100
+        site = "bad" if node % 5 < 2 else f"S{node % 5}"
+        client = f"127.0.{9 if site == 'bad' else node % 5}.{node + 1}"
+        try:
+            answer = world.checkout(n, host=f"wn{node}", site=site, client=client)
+        except psycopg.Error as error:
+            assert error.sqlstate == "OG601"
+            assert site == "bad"
+            continue
+        if answer["status"] == "assigned":
+            world.report(n, client=client, **code(answer, node))
+    bans = [row["worker"] for row in call(world.db, "blocked_workers")]
+    print(f"{wasted} attempts wasted, {bans}")
+    assert bans == ["site:bad"]
+    assert wasted <= 10
+    assert suspended(world) == []
+    assert project(world)["state"] == "active"
+
+
+def test_worker_with_a_new_name_each_time_is_banned_by_its_address(world: World) -> None:
+    """570 attempts, 100 blocks quarantined before."""
+    world.set(backoff_s=0, max_failures=3)
+    world.add_file(200)
+    for n in range(5):
+        world.checkout(10_000 + n, host=f"good{n}", client=f"127.1.0.{n}", site="S")
+    wasted = 0
+    for n in range(570):
+        try:
+            answer = world.checkout(n, host=f"name{n}", client="127.0.0.66")
+        except psycopg.Error as error:
+            assert error.sqlstate == "OG601"
+            continue
+        wasted += answer["status"] == "assigned"
+        world.report(n, 1, client="127.0.0.66")
+    print(f"{wasted} attempts wasted")
+    assert wasted <= 10
+    assert [row["worker"] for row in call(world.db, "blocked_workers")] == ["127.0.0.66"]
+    assert world.progress()["blocks_quarantined"] == 0
+    assert {row["failures"] for row in slices(world) if row["state"] == "ready"} == {0}
+
+
+def test_first_jobs_of_a_project_are_few_until_they_have_succeeded(world: World) -> None:
+    world.set(probe_jobs=3)
+    world.add_file(50)
+    assert [world.checkout(n)["status"] for n in range(5)] == ["assigned"] * 3 + ["wait"] * 2
+    for n in range(3):
+        world.report(n)
+    assert [world.checkout(10 + n)["status"] for n in range(20)] == ["assigned"] * 20
+
+
+def test_first_jobs_that_all_fail_pause_the_project(world: World) -> None:
+    world.set(probe_jobs=5)
+    world.add_file(50)
+    for n in range(5):
+        world.checkout(n, host=f"wn{n}")
+    for n in range(5):
+        world.report(n, 1, reason="hd_root: no such plugin")
+    assert project(world)["pause_cause"] == "work"
+    assert "hd_root: no such plugin" in project(world)["pause_reason"]
+    assert {row["failures"] for row in slices(world)} == {0}
+    time_passes(world, 61)
+    assert world.checkout(99)["status"] == "assigned"
+    world.report(99)
+    assert project(world)["state"] == "active"
+
+
+def test_operator_ends_a_pause_that_the_project_began(world: World) -> None:
+    world.set(probe_jobs=1)
+    world.add_file(5)
+    world.checkout(0)
+    world.report(0, 1)
+    assert project(world)["pause_cause"] == "work"
+    world.set(state="active")
+    assert (project(world)["pause_cause"], project(world)["state"]) == (None, "active")
+    world.set(probe_jobs=0)
+    assert world.checkout(1)["status"] == "assigned"

@@ -17,6 +17,8 @@ from tests.support import World
 # May be read as a whole, since it never gets large.
 SMALL = {
     "projects": "one row a production",
+    "presence": "one row",
+    "recent_failures": "failures of six hours, by index when there are many",
     "answers": "at most 500 rows a minute, of one day",
     "log_tails": "failures of 30 days; read from end to end once in ten minutes, to prune them",
     "tallied_sites": "at most 200 rows a project",

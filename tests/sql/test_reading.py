@@ -369,6 +369,7 @@ def test_health_names_each_finding_and_the_command_that_helps(world: World) -> N
         return [(row["level"], row["what"]) for row in rows]
 
     assert health() == [("attention", "empty")]
+    world.set(suspend_after=100, max_fast_failures=1000)
     world.add_file(100)
     assert health() == [("attention", "waiting")], "no job has asked yet"
     world.db.execute("UPDATE osgprod_data.loaded_files SET loaded_at = now() - interval '3 h'")

@@ -1,9 +1,18 @@
-CREATE FUNCTION osgprod._worker_names(p_worker text)
-RETURNS text[] LANGUAGE sql IMMUTABLE
+CREATE FUNCTION osgprod._worker_names(p_worker text, p_site text DEFAULT NULL)
+RETURNS text[] LANGUAGE sql STABLE
 AS $fn$
-    -- The names under which a worker can be banned: host@address, the host, the address. Only an operator uses the last
-    -- two: what is counted, is counted under the first.
-    SELECT ARRAY[p_worker, regexp_replace(p_worker, '@[^@]*$', ''), regexp_replace(p_worker, '^.*@', '')]
+    -- The names under which a worker can be banned: host@address, the host, the address, its site, the network of the address.
+    -- Parameters: p_worker  see _worker;  p_site  its site, as it says; NULL = not known
+    SELECT ARRAY[p_worker, regexp_replace(p_worker, '@[^@]*$', ''), w.address, osgprod._ban_of_place(osgprod._label(p_site)),
+                 CASE WHEN w.address ~ '^[0-9a-f:.]+$' AND p_worker LIKE '%@%' THEN osgprod._network(w.address::inet) END]
+      FROM (SELECT regexp_replace(p_worker, '^.*@', '') AS address) w
+$fn$;
+
+CREATE FUNCTION osgprod._ban_of_place(p_place text)
+RETURNS text LANGUAGE sql IMMUTABLE
+AS $fn$
+    -- The name under which a place (_place) is banned: site:NAME, or the network.
+    SELECT CASE WHEN p_place ~ '^[0-9a-f:.]+/[0-9]+$' THEN p_place ELSE 'site:' || p_place END
 $fn$;
 
 CREATE FUNCTION osgprod._is_banned(p_project_id int, p_worker text)
@@ -22,7 +31,7 @@ AS $fn$
     SELECT p_until > now() AND p_banned_at <= now()
 $fn$;
 
-CREATE FUNCTION osgprod._ban_if_black_hole(p_project osgprod_data.projects, p_worker text)
+CREATE FUNCTION osgprod._ban_if_black_hole(p_project osgprod_data.projects, p_worker text, p_fault text)
 RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Bans a worker that failed max_fast_failures times within fast_failure_s of starting, and in more than half of all that
@@ -30,13 +39,12 @@ AS $fn$
 -- Promise:    one that comes back from a ban is on probation: until its first success, a single fast failure bans it again,
 --             twice as long as before, up to 30 days. Nothing here waits: when another session has the worker's ban, that
 --             session bans or unbans the worker, and this one leaves the ban alone.
--- Parameters: p_project  the project's row;  p_worker  see _worker
+-- Parameters: p_project  the project's row;  p_worker  see _worker;  p_fault  of its newest failure, see _fault
 -- Locks:      the worker's ban (advisory, see _ban_key) and its row, both tried; slices that it failed, SKIP LOCKED
 DECLARE
     v_ban          osgprod_data.worker_bans;
     v_on_probation boolean;
     v_since        timestamptz;
-    v_until        timestamptz;
     v_fast         int;
     v_all          int;
     v_reason       text;
@@ -52,7 +60,11 @@ BEGIN
     v_since := greatest(v_ban.banned_at,
         CASE WHEN NOT v_on_probation THEN now() - make_interval(secs => p_project.block_worker_s) END);
     -- What it had begun before its ban, and failed since, was paid for by the ban.
-    SELECT count(*) INTO v_fast FROM osgprod._fast_failures(p_project, p_worker, v_since) f WHERE f.started_at > v_since;
+    SELECT count(*) INTO v_fast FROM osgprod._fast_failures(p_project, p_worker, v_since) f
+     WHERE f.started_at > v_since AND NOT EXISTS (
+        SELECT FROM osgprod_data.recent_failures r  -- something else is to blame for these
+         WHERE r.project_id = p_project.project_id AND r.address = regexp_replace(p_worker, '^.*@', '')
+           AND r.worker = p_worker AND r.started_at = f.started_at AND r.blamed IS NOT NULL);
     IF v_fast < (CASE WHEN v_on_probation THEN 1 ELSE p_project.max_fast_failures END) THEN
         RETURN;
     END IF;
@@ -62,29 +74,48 @@ BEGIN
     IF v_fast * 2 <= v_all AND NOT v_on_probation THEN
         RETURN;
     END IF;
+    IF osgprod._others_fail_alike(p_project.project_id, p_worker, p_fault, v_since) THEN
+        RETURN;
+    END IF;
     v_ban.times := CASE WHEN v_on_probation THEN v_ban.times + 1 ELSE 1 END;
-    v_until := now() + make_interval(
-        secs => least(p_project.block_worker_s * 2.0 ^ least(v_ban.times - 1, 20), 2592000));
     v_reason := CASE WHEN v_on_probation THEN format('failed again within %s s after its last ban', p_project.fast_failure_s)
         ELSE format('%s of its last %s attempts failed within %s s', v_fast, v_all, p_project.fast_failure_s) END;
-    -- The advisory lock, since a row that another session is inserting can't be skipped.
-    IF NOT pg_try_advisory_xact_lock(osgprod._ban_key(p_project.project_id, p_worker)) THEN
+    IF NOT osgprod._ban(p_project, p_worker, v_ban.times, v_reason) THEN
         RETURN;
+    END IF;
+    PERFORM osgprod._forgive_failures(p_project, p_worker, v_since);
+END
+$fn$;
+
+CREATE FUNCTION osgprod._ban(p_project osgprod_data.projects, p_name text, p_times int, p_reason text)
+RETURNS boolean LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Bans a worker, an address or a place for block_worker_s, doubled with each time, up to 30 days.
+-- Parameters: p_project  the project's row;  p_name  see _worker_names;  p_times  how often by now;  p_reason  in words
+-- Returns:    false when another session has this ban: it decides
+-- Locks:      the ban (advisory, see _ban_key) and its row, both tried
+DECLARE
+    v_until timestamptz := now() + make_interval(
+        secs => least(p_project.block_worker_s * 2.0 ^ least(p_times - 1, 20), 2592000));
+BEGIN
+    -- The advisory lock, since a row that another session is inserting can't be skipped.
+    IF NOT pg_try_advisory_xact_lock(osgprod._ban_key(p_project.project_id, p_name)) THEN
+        RETURN false;
     END IF;
     PERFORM FROM osgprod_data.worker_bans b
-      WHERE b.project_id = p_project.project_id AND b.worker = p_worker FOR NO KEY UPDATE SKIP LOCKED;
+      WHERE b.project_id = p_project.project_id AND b.worker = p_name FOR NO KEY UPDATE SKIP LOCKED;
     IF NOT FOUND AND EXISTS (SELECT FROM osgprod_data.worker_bans b
-                              WHERE b.project_id = p_project.project_id AND b.worker = p_worker) THEN
-        RETURN;
+                              WHERE b.project_id = p_project.project_id AND b.worker = p_name) THEN
+        RETURN false;
     END IF;
     INSERT INTO osgprod_data.worker_bans AS b (project_id, worker, until, reason, times)
-    VALUES (p_project.project_id, p_worker, v_until, v_reason, v_ban.times)
+    VALUES (p_project.project_id, p_name, v_until, p_reason, p_times)
     ON CONFLICT ON CONSTRAINT worker_bans_pkey
         DO UPDATE SET until = excluded.until, reason = excluded.reason, times = excluded.times, banned_at = now();
     PERFORM osgprod._note_bans(p_project.project_id);
-    PERFORM osgprod._tell(p_project.project_id, 'worker-refused', jsonb_build_object('worker', p_worker,
-        'until', v_until, 'reason', v_reason));
-    PERFORM osgprod._forgive_failures(p_project, p_worker, v_since);
+    PERFORM osgprod._tell(p_project.project_id, 'worker-refused', jsonb_build_object('worker', p_name,
+        'until', v_until, 'reason', p_reason));
+    RETURN true;
 END
 $fn$;
 
@@ -137,17 +168,7 @@ BEGIN
          ORDER BY f.run, f.seqno, f.rawdata_id, s.block1
            FOR NO KEY UPDATE OF s SKIP LOCKED
     LOOP
-        -- The row may be updated for a second time in this transaction: then it is checked against its foreign key, which
-        -- fails while somebody splits the slice before it.
-        CONTINUE WHEN NOT osgprod._try_file(p_project.project_id, v_slice.rawdata_id);
-        IF v_slice.state = 'quarantined' AND v_slice.failures < p_project.max_failures THEN
-            PERFORM osgprod._reopen_slice(p_project.project_id, v_slice.rawdata_id, v_slice.block1);
-        END IF;
-        -- With its failures its backoff ends.
-        UPDATE osgprod_data.slices s
-           SET failures = v_slice.failures, is_ready = CASE WHEN s.state = 'ready' THEN true ELSE s.is_ready END,
-               not_before = CASE WHEN s.state = 'ready' THEN least(s.not_before, now()) ELSE s.not_before END
-         WHERE s.project_id = p_project.project_id AND s.rawdata_id = v_slice.rawdata_id AND s.block1 = v_slice.block1;
+        PERFORM osgprod._take_failures_off(p_project, v_slice.rawdata_id, v_slice.block1, v_slice.failures::int, NULL);
     END LOOP;
 END
 $fn$;

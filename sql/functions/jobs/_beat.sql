@@ -54,6 +54,11 @@ BEGIN
                    cpu_s = greatest(p_call.cpu_s, v_slice.cpu_s)
              WHERE s.project_id = v_slice.project_id AND s.rawdata_id = v_slice.rawdata_id
                AND s.block1 = v_slice.block1;
+            IF (v_project.pause_cause = 'input' OR v_project.nsuspended > 0)
+                AND osgprod._has_arrived(v_slice.rawdata_id, v_slice.block2 - v_slice.block1, p_call.bytes)
+            THEN
+                PERFORM osgprod._note_success(v_project, v_attempt, false);
+            END IF;
             v_answer.http_status := 200;
             v_answer.status := 'alive';
             v_answer.message := 'go on';

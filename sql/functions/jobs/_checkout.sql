@@ -30,7 +30,11 @@ BEGIN
     v_problem := osgprod._why_rejected(v_project, p_call.project, p_call.cluster, p_call.process, p_call.magic,
                                        p_call.client, p_call.bearer, p_wait_ms IS NULL);
     IF v_problem IS NULL THEN
-        v_problem := osgprod._why_not_now(v_project, p_call.cpus, p_call.client, p_call.host, p_call.job_key);
+        v_problem := osgprod._why_not_now(v_project, p_call.cpus, p_call.client, p_call.host, p_call.site, p_call.job_key);
+    END IF;
+    IF v_problem IS NULL AND v_project.pause_cause IS NOT NULL THEN
+        v_problem := osgprod._why_no_probe(v_project);
+        v_project.state := 'active';
     END IF;
     IF v_problem IS NOT NULL THEN
         RETURN osgprod._checkout_error(v_answer, v_problem);
@@ -93,6 +97,17 @@ BEGIN
                 RETURN osgprod._no_time(v_project, v_answer, p_call);
             END IF;
         END IF;
+        IF v_project.pause_cause IS NOT NULL THEN
+            v_blocks := 1;  -- it is the probe
+        ELSIF v_project.unproven > 0 THEN
+            v_answer.message := osgprod._why_unproven(v_project);
+            IF v_answer.message IS NOT NULL THEN
+                v_answer.status := 'wait';
+                v_answer.retry_s := v_project.wait_s;
+                v_answer.nstarts := NULL;
+                RETURN v_answer;
+            END IF;
+        END IF;
         IF v_project.nlive >= v_project.max_live THEN
             v_problem := osgprod._why_too_many(v_project);
             IF v_problem IS NOT NULL THEN
@@ -112,6 +127,7 @@ BEGIN
             SELECT f.rawdata_id, f.run, f.seqno, f.block1, f.block2, f.state = 'pending' AS is_fresh INTO v_file
               FROM osgprod_data.loaded_files f
              WHERE f.project_id = v_project.project_id AND f.state IN ('pending', 'in_progress') AND NOT f.on_tape
+               AND f.suspended_at IS NULL
              ORDER BY f.run, f.seqno LIMIT 1
                FOR NO KEY UPDATE SKIP LOCKED;
             IF NOT FOUND THEN
@@ -211,7 +227,7 @@ END
 $fn$;
 
 CREATE FUNCTION osgprod._why_not_now(
-    p_project osgprod_data.projects, p_cpus bigint, p_client inet, p_host text, p_job_key text)
+    p_project osgprod_data.projects, p_cpus bigint, p_client inet, p_host text, p_site text, p_job_key text)
 RETURNS text[] LANGUAGE plpgsql STABLE
 AS $fn$
 -- Says why an accepted job gets no work at this moment.
@@ -230,13 +246,13 @@ BEGIN
         RETURN ARRAY['OG110', 'parameter job_key is longer than 256 bytes',
             'the submit file draws a random number for each job: condor/osgprod.sub'];
     END IF;
-    IF p_project.state = 'paused' THEN
+    IF p_project.state = 'paused' AND p_project.pause_cause IS NULL THEN
         RETURN ARRAY['OG501', format('project %s is paused', p_project.name), 'try again later'];
     END IF;
     IF p_project.banned_until > now() THEN  -- some worker is
         v_worker := osgprod._worker(p_client, p_host);
         SELECT b.until, b.reason INTO v_ban FROM osgprod_data.worker_bans b
-         WHERE b.project_id = p_project.project_id AND b.worker = ANY (osgprod._worker_names(v_worker))
+         WHERE b.project_id = p_project.project_id AND b.worker = ANY (osgprod._worker_names(v_worker, p_site))
            AND osgprod._is_in_force(b.banned_at, b.until)
          ORDER BY b.until DESC LIMIT 1;
         IF FOUND THEN
@@ -429,6 +445,7 @@ BEGIN
       INTO rawdata_id, run, seqno, block1, block2, is_fresh
       FROM osgprod_data.loaded_files f
      WHERE f.project_id = p_project_id AND f.state IN ('pending', 'in_progress') AND NOT f.on_tape
+               AND f.suspended_at IS NULL
      ORDER BY f.run, f.seqno LIMIT 1
        FOR NO KEY UPDATE;
     PERFORM set_config('lock_timeout', v_timeout, true);  -- an error restores it by itself
@@ -444,7 +461,8 @@ RETURNS boolean LANGUAGE sql STABLE
 AS $fn$
     -- Has any file of the project unallocated blocks that may be assigned?
     SELECT EXISTS (SELECT FROM osgprod_data.loaded_files f
-                    WHERE f.project_id = p_project_id AND f.state IN ('pending', 'in_progress') AND NOT f.on_tape)
+                    WHERE f.project_id = p_project_id AND f.state IN ('pending', 'in_progress') AND NOT f.on_tape
+               AND f.suspended_at IS NULL)
 $fn$;
 
 CREATE FUNCTION osgprod._why_no_work(

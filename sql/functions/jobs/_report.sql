@@ -53,11 +53,12 @@ BEGIN
     END IF;
     -- It counts for the node that has the slice's lease, whatever the report says of itself.
     v_worker := osgprod._worker(v_attempt.client, coalesce(v_attempt.host, p_call.host));
-    v_outcome := osgprod._judge_exit(v_project, p_call.exitcode::int);
+    v_outcome := osgprod._judge_exit(v_project, p_call.exitcode::int, p_call.fault);
     IF v_outcome = 'done' AND v_attempt.merge_id IS NULL AND (v_project.demand_outputs OR v_project.demand_checksum OR v_project.demand_events) THEN
         v_reason := osgprod._missing_evidence(v_project, v_attempt, p_call);
         IF v_reason IS NOT NULL THEN
             v_outcome := 'failed';
+            p_call.reason := v_reason;
         END IF;
     END IF;
     IF v_outcome = 'done' AND p_call.events IS NOT NULL AND v_attempt.merge_id IS NULL THEN
@@ -89,7 +90,7 @@ BEGIN
             RETURN v_answer;
         END IF;
         IF v_attempt.merge_id IS NULL THEN
-            v_outcome := osgprod._settle_attempt(v_project, v_attempt, v_outcome, v_worker, p_call.exitcode::int, p_may_wait);
+            v_outcome := osgprod._settle_attempt(v_project, v_attempt, v_outcome, v_worker, p_call, p_may_wait);
         ELSE
             v_settled := osgprod._settle_merge(v_project, v_attempt, v_outcome, v_worker, p_call, p_may_wait);
             v_outcome := v_settled.outcome;
@@ -120,7 +121,9 @@ BEGIN
         PERFORM osgprod._keep_log_tail(v_attempt, p_call.log_tail);
     END IF;
     IF v_outcome IN ('failed', 'node-fault') THEN
-        PERFORM osgprod._ban_if_black_hole(v_project, v_worker);
+        PERFORM osgprod._ban_if_black_hole(v_project, v_worker, osgprod._fault(v_outcome, p_call.exitcode::int, p_call.fault));
+    ELSIF v_outcome = 'done' AND (v_project.pause_cause IS NOT NULL OR v_project.nsuspended > 0 OR v_project.unproven > 0) THEN
+        PERFORM osgprod._note_success(v_project, v_attempt, true);
     END IF;
     v_answer.http_status := CASE v_outcome WHEN 'superseded' THEN 409 ELSE 200 END;
     v_answer.status := v_outcome;
@@ -157,13 +160,14 @@ AS $fn$
     END
 $fn$;
 
-CREATE FUNCTION osgprod._judge_exit(p_project osgprod_data.projects, p_exit_code int)
+CREATE FUNCTION osgprod._judge_exit(p_project osgprod_data.projects, p_exit_code int, p_fault text)
 RETURNS osgprod_data.outcome LANGUAGE sql STABLE
 AS $fn$
     -- Tells whose fault an exit code is, if anybody's: done, node-fault (killed by a signal, or a code that the project
     -- lists) or failed (the data, maybe).
     SELECT CASE WHEN p_exit_code = 0 THEN 'done'
-                WHEN p_exit_code > 128 OR p_exit_code = ANY (p_project.node_fault_codes) THEN 'node-fault'
+                WHEN p_exit_code > 128 OR p_exit_code = ANY (p_project.node_fault_codes)
+                     OR p_fault IN ('fetch', 'delivery', 'program') THEN 'node-fault'
                 ELSE 'failed' END::osgprod_data.outcome
 $fn$;
 
@@ -196,16 +200,17 @@ $fn$;
 
 CREATE FUNCTION osgprod._settle_attempt(
     p_project osgprod_data.projects, p_attempt osgprod_data.attempts, p_outcome osgprod_data.outcome, p_worker text,
-    p_exit_code int, p_may_wait boolean)
+    p_call osgprod.report_call, p_may_wait boolean)
 RETURNS osgprod_data.outcome LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Settles the slice of a reported attempt where the report is not simply the success of the slice's holder.
 -- Parameters: p_project  the project's row;  p_attempt  the attempt;  p_outcome  done, failed or node-fault, as judged
---             p_worker  see _worker;  p_exit_code  as reported;  p_may_wait  for the file
+--             p_worker  see _worker;  p_call  the report;  p_may_wait  for the file
 -- Returns:    the outcome; superseded when the attempt no longer counts; NULL = its file is busy, nothing is changed
 -- Locks:      the slice; see _fail_slice
 -- Source:     docs/design.md I3 (one holder), I5 (first success wins)
 DECLARE
+    v_is_excused boolean;
     v_slice osgprod_data.slices;
 BEGIN
     SELECT s.* INTO v_slice FROM osgprod_data.slices s
@@ -227,7 +232,15 @@ BEGIN
         IF p_outcome = 'failed' AND p_project.banned_until > now() AND osgprod._is_banned(p_project.project_id, p_worker) THEN
             p_outcome := 'node-fault';
         END IF;
-        IF NOT osgprod._fail_slice(p_project, v_slice, p_outcome, p_worker, p_exit_code, p_may_wait) THEN
+        v_is_excused := osgprod._blame(p_project, p_attempt, v_slice.exit_codes IS NULL, p_outcome, p_worker, p_call);
+        IF v_is_excused THEN  -- what it failed before may be taken off
+            SELECT s.* INTO v_slice FROM osgprod_data.slices s
+             WHERE s.project_id = p_attempt.project_id AND s.rawdata_id = p_attempt.rawdata_id AND s.block1 = p_attempt.block1;
+        END IF;
+        IF NOT osgprod._fail_slice(p_project, v_slice, p_outcome, p_worker, p_call.exitcode::int, p_may_wait, v_is_excused) THEN
+            DELETE FROM osgprod_data.recent_failures r
+             WHERE r.project_id = p_attempt.project_id AND r.address = host(p_attempt.client)
+               AND r.started_at = p_attempt.started_at;
             RETURN NULL;
         END IF;
         RETURN p_outcome;

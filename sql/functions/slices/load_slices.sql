@@ -40,7 +40,9 @@ BEGIN
     IF p_start_over THEN
         PERFORM osgprod._enter_alone(v_project);
         WITH reset AS (
-            UPDATE loaded_files f SET state = 'pending', loaded_at = now()
+            UPDATE loaded_files f
+               SET state = 'pending', loaded_at = now(), suspended_at = NULL, suspend_reason = NULL, retest_at = NULL,
+                   retest_s = NULL
              WHERE f.project_id = v_project_id AND (p_runs IS NULL OR f.run = ANY (p_runs))
             RETURNING f.rawdata_id, f.block2 - f.block1 AS nblocks
         ), forgotten AS (

@@ -1,6 +1,6 @@
 CREATE FUNCTION osgprod._fail_slice(
     p_project osgprod_data.projects, p_slice osgprod_data.slices, p_outcome osgprod_data.outcome, p_worker text,
-    p_exit_code int, p_may_wait boolean)
+    p_exit_code int, p_may_wait boolean, p_is_excused boolean DEFAULT false)
 RETURNS boolean LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Requeues a leased slice after a failure, a node fault or a loss: ready, split, or quarantined; or because its job is gone:
@@ -10,16 +10,17 @@ AS $fn$
 --             its process is isolated in the end as well, a bad node alone isolates nothing for long.
 -- Parameters: p_project  the project's row;  p_slice  the slice, locked;  p_outcome  failed, node-fault, lost or superseded
 --             p_worker   on whom;  p_exit_code  as reported; NULL = lost, told to stop, or gone;  p_may_wait  for the file
+--             p_is_excused  something else is to blame (_blame): nothing is counted, and it backs off
 -- Returns:    true; false = the slice has to be split and somebody else has its file: nothing is changed
 -- Locks:      the file's row, when the slice is split
 DECLARE
-    v_is_failure  boolean := p_outcome = 'failed';
+    v_is_failure  boolean := p_outcome = 'failed' AND NOT p_is_excused;
     v_is_at_limit boolean;
     v_is_split    boolean;
     v_not_before  timestamptz := now();
     v_earlier     int := coalesce(cardinality(p_slice.exit_codes), 0);  -- failures and node faults, the last 5
 BEGIN
-    IF p_outcome IN ('node-fault', 'lost') THEN
+    IF p_outcome IN ('node-fault', 'lost') AND NOT p_is_excused THEN
         p_slice.repeats := CASE WHEN p_slice.faulted_on = p_worker THEN (p_slice.repeats + 1) % 4 ELSE 0 END;
         p_slice.faulted_on := p_worker;
         IF p_slice.repeats = 0 THEN
@@ -33,9 +34,9 @@ BEGIN
     IF v_is_failure THEN
         p_slice.failures := p_slice.failures + 1;
         v_not_before := osgprod._end_of_backoff(p_project, p_slice.failures - 1);
-    ELSIF p_exit_code IS NOT NULL AND v_earlier > 0 THEN
+    ELSIF p_exit_code IS NOT NULL AND (v_earlier > 0 OR p_is_excused) THEN
         -- The first node fault costs the slice no time: another worker gets it. Where they go on, they may not be the node's.
-        v_not_before := osgprod._end_of_backoff(p_project, v_earlier - 1);
+        v_not_before := osgprod._end_of_backoff(p_project, greatest(v_earlier - 1, 0));
     END IF;
     v_is_at_limit := v_is_failure AND p_slice.failures >= p_project.max_failures;
     IF NOT v_is_at_limit AND osgprod._promote_backup(p_slice) THEN
@@ -57,7 +58,10 @@ BEGIN
     END IF;
     UPDATE osgprod_data.slices s
        SET state = CASE WHEN v_not_before IS NULL THEN 'quarantined' ELSE 'ready' END::osgprod_data.slice_state,
-           is_ready = coalesce(v_not_before <= now(), false), not_before = v_not_before,
+           is_ready = coalesce(v_not_before <= now(), false) AND NOT (p_is_excused AND EXISTS (
+               SELECT FROM osgprod_data.loaded_files f
+                WHERE f.project_id = s.project_id AND f.rawdata_id = s.rawdata_id AND f.suspended_at IS NOT NULL)),
+           not_before = v_not_before,
            failures = p_slice.failures, faults = p_slice.faults, faulted_on = p_slice.faulted_on,
            repeats = p_slice.repeats, exit_codes = p_slice.exit_codes,
            -- I3: one that is only silent may get the slice again (_is_lost), one that has ended may not.
@@ -133,6 +137,8 @@ DECLARE
     v_project osgprod_data.projects;
     v_over    boolean := osgprod._end_backoffs(p_project_id, '-infinity', now());
 BEGIN
+    v_over := coalesce((SELECT osgprod._probe_files(p) FROM osgprod_data.projects p
+                         WHERE p.project_id = p_project_id AND p.nsuspended > 0), false) OR v_over;
     PERFORM osgprod._note_presence();
     SELECT p.* INTO v_project FROM osgprod_data.projects p WHERE p.project_id = p_project_id AND osgprod._is_due(p);
     IF NOT FOUND OR NOT pg_try_advisory_xact_lock(p_project_id, 0) THEN  -- no file has the number 0
@@ -162,6 +168,8 @@ BEGIN
     WITH ended AS (
         SELECT s.project_id, s.rawdata_id, s.block1 FROM osgprod_data.slices s
          WHERE s.project_id = p_project_id AND NOT s.is_ready AND s.not_before >= p_from AND s.not_before <= p_to
+           AND NOT EXISTS (SELECT FROM osgprod_data.loaded_files f
+                            WHERE f.project_id = s.project_id AND f.rawdata_id = s.rawdata_id AND f.suspended_at IS NOT NULL)
            FOR NO KEY UPDATE SKIP LOCKED
     )
     UPDATE osgprod_data.slices s SET is_ready = true FROM ended o

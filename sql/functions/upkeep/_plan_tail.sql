@@ -39,6 +39,7 @@ AS $fn$
                  ORDER BY s.block1 DESC LIMIT 1), o.block1)), 0)::int END
       FROM (SELECT f.rawdata_id, f.block1, f.block2 FROM osgprod_data.loaded_files f
              WHERE f.project_id = p_project_id AND f.state IN ('pending', 'in_progress') AND NOT f.on_tape
+               AND f.suspended_at IS NULL
              ORDER BY f.run, f.seqno, f.rawdata_id LIMIT p_files) o
 $fn$;
 
