@@ -27,8 +27,10 @@
 #     OSGPROD_SITE        name of the site, for the record [default: the one in HTCondor's machine ad]
 #     OSGPROD_TOKEN_HOSTS hosts that storage may redirect to with the bearer token, like "door2.site.org pool.site.org:8443"
 #     BEARER_TOKEN ...    see find_token
+# HTCondor's job ad says which access point the job comes from, and when it was submitted there.
 #
 # The tarball of a job's nth start, n > 1, is job_<cluster>_<process>.<n>.tar.gz; that of a failed one failed_job_...
+# Delivered, its name also tells the job's queue: job_<cluster>_<process>.<access point>.<time of submission>.tar.gz.
 # Until the server has accepted the report it is called unreported_job_..., with a file .report beside it: a job that
 # starts again in the same folder delivers and reports it, and computes nothing. What counts is what the server lists.
 #
@@ -605,7 +607,8 @@ checkout() {
   # What surrounds this script, else what will surround the work.
   image="$(plain_text 200 "${APPTAINER_CONTAINER:-${SINGULARITY_CONTAINER:-${OSGPROD_CONTAINER:-}}}")"
   while true; do
-    persistent_request workscript.bash cpus "$1" exec_version "$EXEC_VERSION" image "$image" || die "$EXIT_LATER" "the server gives no work script: $body"
+    persistent_request workscript.bash cpus "$1" schedd "$schedd" qdate "$qdate" exec_version "$EXEC_VERSION" \
+      image "$image" || die "$EXIT_LATER" "the server gives no work script: $body"
     [[ "$http_status" == 200 ]] || die "$EXIT_REFUSED" "refused with status $http_status: $body"
     [[ "$answer" == wait ]] || return 0
     retry_s="$(header_of Retry-After "$head")"
@@ -1064,15 +1067,21 @@ deliver() {
   output_url="$url"
 }
 
+# Prints what tells this job's tarballs from those of a job with the same numbers, of another access point or of a queue that
+# counts from 1 again: .<access point>.<time of submission>, as far as they are known.
+name_of_queue() {
+  printf '%s' "${schedd:+.${schedd//[!A-Za-z0-9.-]/_}}${qdate:+.$qdate}"
+}
+
 # Delivers a tarball to OSGPROD_OUTPUT_URL, in several attempts; without that setting it stays here. Sets output_url.
-# Arguments: tarball, name there, size [bytes], adler32, greatest number of attempts
+# Arguments: tarball, name here, size [bytes], adler32, greatest number of attempts
 send_outputs() {
   local file="$1" bytes="$3" adler="$4" tries="$5" url="${OSGPROD_OUTPUT_URL:-}" kind try word="${scratch##*.}"
   [[ -n "$url" ]] || return 0
-  url="${url%/}/$2"
+  url="${url%/}/${2%.tar.gz}$(name_of_queue).tar.gz"
   kind="$(storage_kind "$url")"
   find_token
-  # Numbered by start, no job has this name but this one: unless there are two access points, or an older database.
+  # Numbered by start, no job has this name but this one: unless the database is an older one, or there is no job ad.
   if has_arrived "$kind" "$url" "$bytes" "$adler" 1; then
     output_url="$url" # by an earlier start, which was killed before its report
     return 0
@@ -1323,6 +1332,7 @@ finish_failure() {
 # --- the story ---------------------------------------------------------------------------------------------------
 
 cluster="" process="" # HTCondor's identity of the job
+schedd="" qdate=""    # the job's access point, and when it was submitted there [s since 1970]
 magic="" job_key="" bearer="" host="" site=""
 token=""         # of the attempt
 is_resumed=false # does this start go on from an earlier one?
@@ -1334,6 +1344,42 @@ text_of() {
   text="$(tr -d '\000' <"$1" && printf x)" || return 1
   text="${text%x}"
   printf '%s' "${text%"${text##*[!$'\r\n']}"}"
+}
+
+# Prints the value of an attribute as it stands in a ClassAd file, or nothing when it isn't there. Arguments: file, name
+ad_value() {
+  local line key name="${2,,}"
+  [[ -f "$1" && -r "$1" ]] || return 0
+  while IFS= read -r line || [[ -n "$line" ]]; do
+    [[ "$line" == *=* ]] || continue
+    key="${line%%=*}"
+    key="${key//[[:space:]]/}"
+    [[ "${key,,}" == "$name" ]] || continue
+    line="${line#*=}"
+    line="${line#"${line%%[![:space:]]*}"}"
+    printf '%s' "${line%"${line##*[![:space:]]}"}"
+    return 0
+  done <"$1"
+}
+
+# The same for a whole number of at most 15 digits; prints nothing for anything else. Arguments: file, name
+ad_number() {
+  local value
+  value="$(ad_value "$1" "$2")"
+  [[ ! "$value" =~ ^[0-9]{1,15}$ ]] || printf '%d' "$((10#$value))"
+}
+
+# Sets schedd and qdate from the job ad. They stay the same over restarts of the job, unlike all that tells the node.
+find_identity() {
+  local id
+  id="$(ad_value "${_CONDOR_JOB_AD:-}" GlobalJobId)"
+  id="${id#\"}"
+  id="${id%\"}"
+  qdate="$(ad_number "${_CONDOR_JOB_AD:-}" QDate)"
+  [[ "$id" == *'#'* ]] || return 0
+  schedd="$(plain_text 128 "${id%%#*}")"
+  id="${id##*#}"
+  [[ -n "$qdate" || ! "$id" =~ ^[0-9]{1,15}$ ]] || qdate="$((10#$id))"
 }
 
 # Reads and checks the environment; ends the script, and names the setting, when one is wrong.
@@ -1417,6 +1463,7 @@ main() {
   host="$(plain_text 128 "$(hostname 2>/dev/null || uname -n)")"
   site="$(sed -n 's/^GLIDEIN_Site = "\(.*\)"$/\1/p' "${_CONDOR_MACHINE_AD:-/dev/null}" 2>/dev/null | head -n 1)" || site=""
   site="$(plain_text 128 "${OSGPROD_SITE:-$site}")"
+  find_identity
   trap cleanup EXIT
   trap : PIPE # a closed output stops nothing
   make_scratch

@@ -32,15 +32,21 @@ deliver() {
   output_url="$url"
 }
 
+# Prints what tells this job's tarballs from those of a job with the same numbers, of another access point or of a queue that
+# counts from 1 again: .<access point>.<time of submission>, as far as they are known.
+name_of_queue() {
+  printf '%s' "${schedd:+.${schedd//[!A-Za-z0-9.-]/_}}${qdate:+.$qdate}"
+}
+
 # Delivers a tarball to OSGPROD_OUTPUT_URL, in several attempts; without that setting it stays here. Sets output_url.
-# Arguments: tarball, name there, size [bytes], adler32, greatest number of attempts
+# Arguments: tarball, name here, size [bytes], adler32, greatest number of attempts
 send_outputs() {
   local file="$1" bytes="$3" adler="$4" tries="$5" url="${OSGPROD_OUTPUT_URL:-}" kind try word="${scratch##*.}"
   [[ -n "$url" ]] || return 0
-  url="${url%/}/$2"
+  url="${url%/}/${2%.tar.gz}$(name_of_queue).tar.gz"
   kind="$(storage_kind "$url")"
   find_token
-  # Numbered by start, no job has this name but this one: unless there are two access points, or an older database.
+  # Numbered by start, no job has this name but this one: unless the database is an older one, or there is no job ad.
   if has_arrived "$kind" "$url" "$bytes" "$adler" 1; then
     output_url="$url" # by an earlier start, which was killed before its report
     return 0

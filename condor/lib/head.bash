@@ -27,8 +27,10 @@
 #     OSGPROD_SITE        name of the site, for the record [default: the one in HTCondor's machine ad]
 #     OSGPROD_TOKEN_HOSTS hosts that storage may redirect to with the bearer token, like "door2.site.org pool.site.org:8443"
 #     BEARER_TOKEN ...    see find_token
+# HTCondor's job ad says which access point the job comes from, and when it was submitted there.
 #
 # The tarball of a job's nth start, n > 1, is job_<cluster>_<process>.<n>.tar.gz; that of a failed one failed_job_...
+# Delivered, its name also tells the job's queue: job_<cluster>_<process>.<access point>.<time of submission>.tar.gz.
 # Until the server has accepted the report it is called unreported_job_..., with a file .report beside it: a job that
 # starts again in the same folder delivers and reports it, and computes nothing. What counts is what the server lists.
 #

@@ -2,6 +2,7 @@
 # --- the story ---------------------------------------------------------------------------------------------------
 
 cluster="" process="" # HTCondor's identity of the job
+schedd="" qdate=""    # the job's access point, and when it was submitted there [s since 1970]
 magic="" job_key="" bearer="" host="" site=""
 token=""         # of the attempt
 is_resumed=false # does this start go on from an earlier one?
@@ -13,6 +14,42 @@ text_of() {
   text="$(tr -d '\000' <"$1" && printf x)" || return 1
   text="${text%x}"
   printf '%s' "${text%"${text##*[!$'\r\n']}"}"
+}
+
+# Prints the value of an attribute as it stands in a ClassAd file, or nothing when it isn't there. Arguments: file, name
+ad_value() {
+  local line key name="${2,,}"
+  [[ -f "$1" && -r "$1" ]] || return 0
+  while IFS= read -r line || [[ -n "$line" ]]; do
+    [[ "$line" == *=* ]] || continue
+    key="${line%%=*}"
+    key="${key//[[:space:]]/}"
+    [[ "${key,,}" == "$name" ]] || continue
+    line="${line#*=}"
+    line="${line#"${line%%[![:space:]]*}"}"
+    printf '%s' "${line%"${line##*[![:space:]]}"}"
+    return 0
+  done <"$1"
+}
+
+# The same for a whole number of at most 15 digits; prints nothing for anything else. Arguments: file, name
+ad_number() {
+  local value
+  value="$(ad_value "$1" "$2")"
+  [[ ! "$value" =~ ^[0-9]{1,15}$ ]] || printf '%d' "$((10#$value))"
+}
+
+# Sets schedd and qdate from the job ad. They stay the same over restarts of the job, unlike all that tells the node.
+find_identity() {
+  local id
+  id="$(ad_value "${_CONDOR_JOB_AD:-}" GlobalJobId)"
+  id="${id#\"}"
+  id="${id%\"}"
+  qdate="$(ad_number "${_CONDOR_JOB_AD:-}" QDate)"
+  [[ "$id" == *'#'* ]] || return 0
+  schedd="$(plain_text 128 "${id%%#*}")"
+  id="${id##*#}"
+  [[ -n "$qdate" || ! "$id" =~ ^[0-9]{1,15}$ ]] || qdate="$((10#$id))"
 }
 
 # Reads and checks the environment; ends the script, and names the setting, when one is wrong.
@@ -96,6 +133,7 @@ main() {
   host="$(plain_text 128 "$(hostname 2>/dev/null || uname -n)")"
   site="$(sed -n 's/^GLIDEIN_Site = "\(.*\)"$/\1/p' "${_CONDOR_MACHINE_AD:-/dev/null}" 2>/dev/null | head -n 1)" || site=""
   site="$(plain_text 128 "${OSGPROD_SITE:-$site}")"
+  find_identity
   trap cleanup EXIT
   trap : PIPE # a closed output stops nothing
   make_scratch

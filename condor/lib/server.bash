@@ -110,7 +110,8 @@ checkout() {
   # What surrounds this script, else what will surround the work.
   image="$(plain_text 200 "${APPTAINER_CONTAINER:-${SINGULARITY_CONTAINER:-${OSGPROD_CONTAINER:-}}}")"
   while true; do
-    persistent_request workscript.bash cpus "$1" exec_version "$EXEC_VERSION" image "$image" || die "$EXIT_LATER" "the server gives no work script: $body"
+    persistent_request workscript.bash cpus "$1" schedd "$schedd" qdate "$qdate" exec_version "$EXEC_VERSION" \
+      image "$image" || die "$EXIT_LATER" "the server gives no work script: $body"
     [[ "$http_status" == 200 ]] || die "$EXIT_REFUSED" "refused with status $http_status: $body"
     [[ "$answer" == wait ]] || return 0
     retry_s="$(header_of Retry-After "$head")"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tarfile
 import time
 from collections import Counter
@@ -230,7 +231,7 @@ class Policies:
 
     def attempts(self, name: str) -> list[dict[str, Any]]:
         return self.world.db.execute(
-            "SELECT a.nstart, a.block1, a.site, r.exit_code, r.outcome FROM osgprod_data.attempts a"
+            "SELECT a.nstart, a.block1, a.site, a.schedd, r.exit_code, r.outcome FROM osgprod_data.attempts a"
             " JOIN osgprod_data.projects p USING (project_id) LEFT JOIN osgprod_data.reports r"
             " USING (project_id, cluster, process, nstart) WHERE p.name = %s ORDER BY a.process, a.nstart",
             [name],
@@ -338,7 +339,10 @@ def test_success_that_could_not_be_delivered_is_kept_over_a_hold_and_not_compute
     assert job["ExitCode"] == 0
     assert [row["outcome"] for row in policies.attempts("kept")] == ["done"]
     assert ran.read_text() == "\n", "it was computed once"
-    assert [path.name for path in (store / "out").iterdir()] == [f"job_{policies.clusters['kept']}_0.tar.gz"]
+    (tarball,) = (store / "out").iterdir()
+    assert re.fullmatch(rf"job_{policies.clusters['kept']}_0\.[A-Za-z0-9._-]+\.\d+\.tar\.gz", tarball.name)
+    (attempt,) = policies.attempts("kept")
+    assert attempt["schedd"], "HTCondor's job ad tells the access point"
 
 
 def test_job_whose_files_can_not_be_transferred_is_released_by_itself(pool: Pool) -> None:

@@ -1034,6 +1034,66 @@ def test_site_is_the_one_that_htcondor_tells(node: Node, world: World, folder: P
     assert report_of(world)["site"] == "Far Away"
 
 
+def job_ad(folder: Path, schedd: str, qdate: int, more: str = "") -> str:
+    """A job ad as HTCondor's starter writes it; returns its path."""
+    path = folder / f"{schedd}.{qdate}.job.ad"
+    ad = f'Err = "logs/7.1.err"\nGlobalJobId = "{schedd}#7.1#{qdate}"\nCluster = "QDate = 1"\n'
+    path.write_text(f"{ad}{more}QDate = {qdate}")
+    return str(path)
+
+
+def identities(world: World) -> list[tuple[str | None, int | None, int]]:
+    rows = world.db.execute(
+        "SELECT schedd, qdate, nstart FROM osgprod_data.attempts ORDER BY nstart"
+    ).fetchall()
+    return [(row["schedd"], row["qdate"], row["nstart"]) for row in rows]
+
+
+def test_jobs_of_two_access_points_with_the_same_numbers_are_different_jobs(
+    node: Node, world: World, folder: Path, site: Site
+) -> None:
+    world.set(maxblockspercore=1)
+    queues = [("ap 1@a.org", 1700000000), ("b.org", 1700000000), ("b.org", 1800000000)]
+    for schedd, qdate in queues:
+        ad = job_ad(folder, schedd, qdate)
+        code, log = node.run(1, _CONDOR_JOB_AD=ad, OSGPROD_OUTPUT_URL=f"{site.url}/out")
+        assert code == DONE, log
+    assert identities(world) == [(*queue, n) for n, queue in enumerate(queues, 1)]
+    assert state(world) == {"done": 3}, "each got a slice of its own"
+    assert sorted(path for path in site.files if path.startswith("/out")) == [
+        "/out/job_7_1.ap_1_a.org.1700000000.tar.gz",
+        "/out/job_7_1.b.org.1700000000.tar.gz",
+        "/out/job_7_1.b.org.1800000000.tar.gz",
+    ]
+
+
+def test_job_that_starts_again_is_the_same_job(node: Node, world: World, folder: Path) -> None:
+    ad = job_ad(folder, "ap.org", 1700000000)
+    recon = node.program("recon", "exit 75")
+    assert node.run(1, _CONDOR_JOB_AD=ad, OSGPROD_RECON=recon)[0] == NODE_FAULT
+    assert node.run(1, _CONDOR_JOB_AD=ad)[0] == DONE
+    assert node.run(1, _CONDOR_JOB_AD=ad)[0] == DONE, "it has completed its work"
+    assert {identity[:2] for identity in identities(world)} == {("ap.org", 1700000000)}
+    assert len(identities(world)) == 2
+
+
+@pytest.mark.parametrize(
+    "text, identity",
+    [
+        ('globaljobid="ap#7.1#12"\nQDATE = time()\n', ("ap", 12)),
+        ("QDate = 13\n", (None, 13)),
+        ("GlobalJobId = undefined\nQDate = -1\n", (None, None)),
+        ("", (None, None)),
+    ],
+)
+def test_identity_is_what_the_job_ad_holds(
+    node: Node, world: World, folder: Path, text: str, identity: tuple[str | None, int | None]
+) -> None:
+    (folder / "job.ad").write_text(text)
+    assert node.run(1, _CONDOR_JOB_AD=str(folder / "job.ad"))[0] == DONE
+    assert identities(world) == [(*identity, 1)]
+
+
 def test_magic_goes_before_a_token(node: Node, site: Site, tokens: dict[str, str]) -> None:
     site.faults = [403]
     node.run(1, OSGPROD_URL=f"{site.url}/osgprod", **tokens)
