@@ -13,7 +13,8 @@ GRANT EXECUTE ON FUNCTION
     osgprod.health, osgprod.idle_and_leased, osgprod.progress, osgprod.totals, osgprod.rate, osgprod.estimate,
     osgprod.attempts_by_exit, osgprod.attempts_by_site, osgprod.attempts_by_worker,
     osgprod.list_attempts, osgprod.live_attempts, osgprod.list_jobs, osgprod.job_history, osgprod.list_files,
-    osgprod.map_files, osgprod.list_slices, osgprod.quarantined, osgprod.blocked_workers, osgprod.log_tail,
+    osgprod.map_files, osgprod.list_merges, osgprod.delivery, osgprod.list_slices, osgprod.quarantined,
+    osgprod.blocked_workers, osgprod.log_tail,
     osgprod.slice_size, osgprod.resources
 TO osgprod_worker, osgprod_operator;
 

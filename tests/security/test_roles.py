@@ -79,6 +79,13 @@ FUNCTIONS = """
     tick                wo
     totals              wo
     unload_slices       -o
+    delivery            wo
+    list_merges         wo
+    list_outputs        -o
+    lose_outputs        -o
+    retry_merges        -o
+    list_versions       -o
+    import_merge        -o
     verify              -o
     write_check         wo
 """
