@@ -20,6 +20,7 @@
 #     OSGPROD_BACKOFF_MS  pause after the first attempt; doubled each time, up to 32 fold [ms, 1 to 600000; default 1000]
 #     OSGPROD_MAX_WAIT_S  how long to wait when work may be requeued [s, 0 to 604800; default 600]; 0 = end at once, as
 #                         when no work is left
+#     OSGPROD_TIME_LEFT_S how long the job may run, if HTCondor's ads don't say it, or say more [s, 0 to 999999999]
 #     OSGPROD_MAX_LOG_BYTES  how much of the work's output to print: its head and its tail [bytes, 0 to 999999999;
 #                         default 10000000]
 #     OSGPROD_CHECKPOINT_CODE  exit code with which HTCondor saves this folder and starts the job again in it, for a
@@ -27,7 +28,9 @@
 #     OSGPROD_SITE        name of the site, for the record [default: the one in HTCondor's machine ad]
 #     OSGPROD_TOKEN_HOSTS hosts that storage may redirect to with the bearer token, like "door2.site.org pool.site.org:8443"
 #     BEARER_TOKEN ...    see find_token
-# HTCondor's job ad says which access point the job comes from, and when it was submitted there.
+# HTCondor's job ad says which access point the job comes from, and when it was submitted there. The server gives no more
+# work than fits until the job must end: by GLIDEIN_ToDie of the machine ad (else GLIDEIN_ToRetire), AllowedJobDuration,
+# AllowedExecuteDuration or OSGPROD_TIME_LEFT_S, whichever comes first. When nothing fits, the job ends with 0.
 #
 # The tarball of a job's nth start, n > 1, is job_<cluster>_<process>.<n>.tar.gz; that of a failed one failed_job_...
 # Delivered, its name also tells the job's queue: job_<cluster>_<process>.<access point>.<time of submission>.tar.gz.
@@ -510,7 +513,7 @@ body=""         # the first line of its body, or why there is no answer
 is_answer() {
   case "$1 $2 $3" in
   'workscript.bash 200 assigned' | 'workscript.bash 200 completed' | 'workscript.bash 200 wait') ;;
-  'workscript.bash 200 no-work') ;;
+  'workscript.bash 200 no-work' | 'workscript.bash 200 no-time') ;;
   'workscript.ping 200 alive' | 'workscript.ping 403 refused') ;;
   'workscript.ping 409 superseded' | 'workscript.ping 409 wedged') ;;
   'workscript.exit 200 done' | 'workscript.exit 200 failed' | 'workscript.exit 200 node-fault') ;;
@@ -607,8 +610,8 @@ checkout() {
   # What surrounds this script, else what will surround the work.
   image="$(plain_text 200 "${APPTAINER_CONTAINER:-${SINGULARITY_CONTAINER:-${OSGPROD_CONTAINER:-}}}")"
   while true; do
-    persistent_request workscript.bash cpus "$1" schedd "$schedd" qdate "$qdate" exec_version "$EXEC_VERSION" \
-      image "$image" || die "$EXIT_LATER" "the server gives no work script: $body"
+    persistent_request workscript.bash cpus "$1" schedd "$schedd" qdate "$qdate" time_left_s "$(time_left)" \
+      exec_version "$EXEC_VERSION" image "$image" || die "$EXIT_LATER" "the server gives no work script: $body"
     [[ "$http_status" == 200 ]] || die "$EXIT_REFUSED" "refused with status $http_status: $body"
     [[ "$answer" == wait ]] || return 0
     retry_s="$(header_of Retry-After "$head")"
@@ -1333,6 +1336,8 @@ finish_failure() {
 
 cluster="" process="" # HTCondor's identity of the job
 schedd="" qdate=""    # the job's access point, and when it was submitted there [s since 1970]
+TIME_LEFT_S=""        # OSGPROD_TIME_LEFT_S, if it is set
+ends_at=""            # when the job must end [s since 1970]; nothing = not known
 magic="" job_key="" bearer="" host="" site=""
 token=""         # of the attempt
 is_resumed=false # does this start go on from an earlier one?
@@ -1382,12 +1387,45 @@ find_identity() {
   [[ -n "$qdate" || ! "$id" =~ ^[0-9]{1,15}$ ]] || qdate="$((10#$id))"
 }
 
+# Sets ends_at to the earliest time by which the job must end: what the pilot, the job's allowed duration and
+# OSGPROD_TIME_LEFT_S say. The end of a pilot that tells only when it retires is taken to be then.
+find_end() {
+  local job="${_CONDOR_JOB_AD:-}" machine="${_CONDOR_MACHINE_AD:-}" now start executing allowed end
+  printf -v now '%(%s)T' -1
+  end="$(ad_number "$machine" GLIDEIN_ToDie)"
+  [[ -n "$end" ]] || end="$(ad_number "$machine" GLIDEIN_ToRetire)"
+  ((end == 0)) || must_end_at "$end"
+  start="$(ad_number "$job" JobCurrentStartDate)"
+  start="${start:-$now}"
+  allowed="$(ad_number "$job" AllowedJobDuration)"
+  [[ -z "$allowed" ]] || must_end_at "$((start + allowed))"
+  executing="$(ad_number "$job" JobCurrentStartExecutingDate)"
+  ((executing >= start)) || executing="$start" # not there yet, or that of an earlier start
+  allowed="$(ad_number "$job" AllowedExecuteDuration)"
+  [[ -z "$allowed" ]] || must_end_at "$((executing + allowed))"
+  [[ -z "$TIME_LEFT_S" ]] || must_end_at "$((now + TIME_LEFT_S))"
+}
+# Argument: time [s since 1970]
+must_end_at() {
+  [[ -n "$ends_at" ]] && ((ends_at <= $1)) || ends_at="$1"
+}
+
+# Prints how long this job may still run [s, not below 0], or nothing when that is not known.
+time_left() {
+  local now
+  [[ -n "$ends_at" ]] || return 0
+  printf -v now '%(%s)T' -1
+  printf '%s' "$((ends_at > now ? ends_at - now : 0))"
+}
+
 # Reads and checks the environment; ends the script, and names the setting, when one is wrong.
 configure() {
   local name
   TRIES="$(number_setting OSGPROD_TRIES 10 1 1000)" || exit "$EXIT_REFUSED"
   BACKOFF_MS="$(number_setting OSGPROD_BACKOFF_MS 1000 1 600000)" || exit "$EXIT_REFUSED"
   MAX_WAIT_S="$(number_setting OSGPROD_MAX_WAIT_S 600 0 604800)" || exit "$EXIT_REFUSED"
+  [[ -z "${OSGPROD_TIME_LEFT_S:-}" ]] ||
+    TIME_LEFT_S="$(number_setting OSGPROD_TIME_LEFT_S 0 0 999999999)" || exit "$EXIT_REFUSED"
   MAX_LOG_BYTES="$(number_setting OSGPROD_MAX_LOG_BYTES 10000000 0 999999999)" || exit "$EXIT_REFUSED"
   CHECKPOINT_CODE="$(number_setting OSGPROD_CHECKPOINT_CODE 0 0 255)" || exit "$EXIT_REFUSED"
   [[ -n "${OSGPROD_URL:-}" ]] || die "$EXIT_REFUSED" 'OSGPROD_URL is not set: the server, like https://host/osgprod'
@@ -1464,6 +1502,7 @@ main() {
   site="$(sed -n 's/^GLIDEIN_Site = "\(.*\)"$/\1/p' "${_CONDOR_MACHINE_AD:-/dev/null}" 2>/dev/null | head -n 1)" || site=""
   site="$(plain_text 128 "${OSGPROD_SITE:-$site}")"
   find_identity
+  find_end
   trap cleanup EXIT
   trap : PIPE # a closed output stops nothing
   make_scratch

@@ -20,6 +20,7 @@
 #     OSGPROD_BACKOFF_MS  pause after the first attempt; doubled each time, up to 32 fold [ms, 1 to 600000; default 1000]
 #     OSGPROD_MAX_WAIT_S  how long to wait when work may be requeued [s, 0 to 604800; default 600]; 0 = end at once, as
 #                         when no work is left
+#     OSGPROD_TIME_LEFT_S how long the job may run, if HTCondor's ads don't say it, or say more [s, 0 to 999999999]
 #     OSGPROD_MAX_LOG_BYTES  how much of the work's output to print: its head and its tail [bytes, 0 to 999999999;
 #                         default 10000000]
 #     OSGPROD_CHECKPOINT_CODE  exit code with which HTCondor saves this folder and starts the job again in it, for a
@@ -27,7 +28,9 @@
 #     OSGPROD_SITE        name of the site, for the record [default: the one in HTCondor's machine ad]
 #     OSGPROD_TOKEN_HOSTS hosts that storage may redirect to with the bearer token, like "door2.site.org pool.site.org:8443"
 #     BEARER_TOKEN ...    see find_token
-# HTCondor's job ad says which access point the job comes from, and when it was submitted there.
+# HTCondor's job ad says which access point the job comes from, and when it was submitted there. The server gives no more
+# work than fits until the job must end: by GLIDEIN_ToDie of the machine ad (else GLIDEIN_ToRetire), AllowedJobDuration,
+# AllowedExecuteDuration or OSGPROD_TIME_LEFT_S, whichever comes first. When nothing fits, the job ends with 0.
 #
 # The tarball of a job's nth start, n > 1, is job_<cluster>_<process>.<n>.tar.gz; that of a failed one failed_job_...
 # Delivered, its name also tells the job's queue: job_<cluster>_<process>.<access point>.<time of submission>.tar.gz.

@@ -3,6 +3,8 @@
 
 cluster="" process="" # HTCondor's identity of the job
 schedd="" qdate=""    # the job's access point, and when it was submitted there [s since 1970]
+TIME_LEFT_S=""        # OSGPROD_TIME_LEFT_S, if it is set
+ends_at=""            # when the job must end [s since 1970]; nothing = not known
 magic="" job_key="" bearer="" host="" site=""
 token=""         # of the attempt
 is_resumed=false # does this start go on from an earlier one?
@@ -52,12 +54,45 @@ find_identity() {
   [[ -n "$qdate" || ! "$id" =~ ^[0-9]{1,15}$ ]] || qdate="$((10#$id))"
 }
 
+# Sets ends_at to the earliest time by which the job must end: what the pilot, the job's allowed duration and
+# OSGPROD_TIME_LEFT_S say. The end of a pilot that tells only when it retires is taken to be then.
+find_end() {
+  local job="${_CONDOR_JOB_AD:-}" machine="${_CONDOR_MACHINE_AD:-}" now start executing allowed end
+  printf -v now '%(%s)T' -1
+  end="$(ad_number "$machine" GLIDEIN_ToDie)"
+  [[ -n "$end" ]] || end="$(ad_number "$machine" GLIDEIN_ToRetire)"
+  ((end == 0)) || must_end_at "$end"
+  start="$(ad_number "$job" JobCurrentStartDate)"
+  start="${start:-$now}"
+  allowed="$(ad_number "$job" AllowedJobDuration)"
+  [[ -z "$allowed" ]] || must_end_at "$((start + allowed))"
+  executing="$(ad_number "$job" JobCurrentStartExecutingDate)"
+  ((executing >= start)) || executing="$start" # not there yet, or that of an earlier start
+  allowed="$(ad_number "$job" AllowedExecuteDuration)"
+  [[ -z "$allowed" ]] || must_end_at "$((executing + allowed))"
+  [[ -z "$TIME_LEFT_S" ]] || must_end_at "$((now + TIME_LEFT_S))"
+}
+# Argument: time [s since 1970]
+must_end_at() {
+  [[ -n "$ends_at" ]] && ((ends_at <= $1)) || ends_at="$1"
+}
+
+# Prints how long this job may still run [s, not below 0], or nothing when that is not known.
+time_left() {
+  local now
+  [[ -n "$ends_at" ]] || return 0
+  printf -v now '%(%s)T' -1
+  printf '%s' "$((ends_at > now ? ends_at - now : 0))"
+}
+
 # Reads and checks the environment; ends the script, and names the setting, when one is wrong.
 configure() {
   local name
   TRIES="$(number_setting OSGPROD_TRIES 10 1 1000)" || exit "$EXIT_REFUSED"
   BACKOFF_MS="$(number_setting OSGPROD_BACKOFF_MS 1000 1 600000)" || exit "$EXIT_REFUSED"
   MAX_WAIT_S="$(number_setting OSGPROD_MAX_WAIT_S 600 0 604800)" || exit "$EXIT_REFUSED"
+  [[ -z "${OSGPROD_TIME_LEFT_S:-}" ]] ||
+    TIME_LEFT_S="$(number_setting OSGPROD_TIME_LEFT_S 0 0 999999999)" || exit "$EXIT_REFUSED"
   MAX_LOG_BYTES="$(number_setting OSGPROD_MAX_LOG_BYTES 10000000 0 999999999)" || exit "$EXIT_REFUSED"
   CHECKPOINT_CODE="$(number_setting OSGPROD_CHECKPOINT_CODE 0 0 255)" || exit "$EXIT_REFUSED"
   [[ -n "${OSGPROD_URL:-}" ]] || die "$EXIT_REFUSED" 'OSGPROD_URL is not set: the server, like https://host/osgprod'
@@ -134,6 +169,7 @@ main() {
   site="$(sed -n 's/^GLIDEIN_Site = "\(.*\)"$/\1/p' "${_CONDOR_MACHINE_AD:-/dev/null}" 2>/dev/null | head -n 1)" || site=""
   site="$(plain_text 128 "${OSGPROD_SITE:-$site}")"
   find_identity
+  find_end
   trap cleanup EXIT
   trap : PIPE # a closed output stops nothing
   make_scratch

@@ -13,7 +13,7 @@ body=""         # the first line of its body, or why there is no answer
 is_answer() {
   case "$1 $2 $3" in
   'workscript.bash 200 assigned' | 'workscript.bash 200 completed' | 'workscript.bash 200 wait') ;;
-  'workscript.bash 200 no-work') ;;
+  'workscript.bash 200 no-work' | 'workscript.bash 200 no-time') ;;
   'workscript.ping 200 alive' | 'workscript.ping 403 refused') ;;
   'workscript.ping 409 superseded' | 'workscript.ping 409 wedged') ;;
   'workscript.exit 200 done' | 'workscript.exit 200 failed' | 'workscript.exit 200 node-fault') ;;
@@ -110,8 +110,8 @@ checkout() {
   # What surrounds this script, else what will surround the work.
   image="$(plain_text 200 "${APPTAINER_CONTAINER:-${SINGULARITY_CONTAINER:-${OSGPROD_CONTAINER:-}}}")"
   while true; do
-    persistent_request workscript.bash cpus "$1" schedd "$schedd" qdate "$qdate" exec_version "$EXEC_VERSION" \
-      image "$image" || die "$EXIT_LATER" "the server gives no work script: $body"
+    persistent_request workscript.bash cpus "$1" schedd "$schedd" qdate "$qdate" time_left_s "$(time_left)" \
+      exec_version "$EXEC_VERSION" image "$image" || die "$EXIT_LATER" "the server gives no work script: $body"
     [[ "$http_status" == 200 ]] || die "$EXIT_REFUSED" "refused with status $http_status: $body"
     [[ "$answer" == wait ]] || return 0
     retry_s="$(header_of Retry-After "$head")"

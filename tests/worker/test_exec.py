@@ -869,7 +869,7 @@ def test_empty_path_and_no_home(node: Node, path: str | None) -> None:
 
 
 def test_clock_plays_no_part(node: Node, folder: Path) -> None:
-    """The scripts ask the clock for the log alone, and a clock that fails fails nothing."""
+    """The scripts ask the clock for the log and the end of the job alone; one that fails fails nothing."""
     for script in SHIPPED:
         text = (CHECKOUT / script).read_text()
         assert text.count("date -u") == 1
@@ -1092,6 +1092,68 @@ def test_identity_is_what_the_job_ad_holds(
     (folder / "job.ad").write_text(text)
     assert node.run(1, _CONDOR_JOB_AD=str(folder / "job.ad"))[0] == DONE
     assert identities(world) == [(*identity, 1)]
+
+
+def time_left(world: World) -> int | None:
+    (row,) = world.db.execute("SELECT time_left_s FROM osgprod_data.attempts").fetchall()
+    return row["time_left_s"]
+
+
+@pytest.mark.parametrize(
+    "machine, job, setting, at_most",
+    [
+        ("GLIDEIN_ToRetire = {6000}\nGLIDEIN_ToDie = {7000}\n", "", None, 7000),
+        ("glidein_toretire={6000}\n", "", None, 6000),
+        (
+            "GLIDEIN_ToDie = {9000}\n",
+            "AllowedJobDuration = 8000\nJobCurrentStartDate = {-1000}\n",
+            None,
+            7000,
+        ),
+        ("", "AllowedJobDuration = 8000\n", None, 8000),
+        (
+            "",
+            "AllowedExecuteDuration = 8000\nJobCurrentStartDate = {-1000}\nJobCurrentStartExecutingDate = {-500}\n",
+            None,
+            7500,
+        ),
+        (
+            "",
+            "AllowedExecuteDuration = 8000\nJobCurrentStartDate = {-500}\nJobCurrentStartExecutingDate = {-9000}\n",
+            None,
+            7500,
+        ),
+        ("GLIDEIN_ToDie = {7000}\n", "", "5000", 5000),
+        ("GLIDEIN_ToDie = {7000}\n", "", "9000", 7000),
+        ("GLIDEIN_ToDie = undefined\n", "AllowedJobDuration = 3600.5\n", None, None),
+    ],
+)
+def test_time_left_is_the_smallest_that_anybody_tells(
+    node: Node, world: World, folder: Path, machine: str, job: str, setting: str | None, at_most: int | None
+) -> None:
+    now = int(time.time())
+    for name, text in (("machine.ad", machine), ("job.ad", job)):
+        times = re.sub(r"\{(-?\d+)\}", lambda found: str(now + int(found[1])), text)
+        (folder / name).write_text(times)
+    ads = {"_CONDOR_MACHINE_AD": str(folder / "machine.ad"), "_CONDOR_JOB_AD": str(folder / "job.ad")}
+    code, log = node.run(1, **ads, OSGPROD_TIME_LEFT_S=setting)
+    assert code == DONE, log
+    left = time_left(world)
+    if at_most is None:
+        assert left is None
+    else:
+        assert left is not None and at_most - (time.time() - now) - 1 <= left <= at_most
+
+
+@pytest.mark.parametrize("left_s", [0, -3600])
+def test_job_without_time_leaves_the_queue_and_takes_nothing(
+    node: Node, world: World, folder: Path, left_s: int
+) -> None:
+    (folder / "machine.ad").write_text(f"GLIDEIN_ToDie = {int(time.time()) + left_s}\n")
+    code, log = node.run(1, _CONDOR_MACHINE_AD=str(folder / "machine.ad"))
+    assert code == DONE, log
+    assert "no-time: " in log
+    assert state(world) == {} and list(node.folder.iterdir()) == []
 
 
 def test_magic_goes_before_a_token(node: Node, site: Site, tokens: dict[str, str]) -> None:
