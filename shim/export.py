@@ -20,10 +20,15 @@ EXPORTS: dict[LiteralString, LiteralString] = {
     " JOIN osgprod_data.rawdata w USING (rawdata_id, run, seqno) WHERE f.project_id = {} ORDER BY f.run, f.seqno",
     "slices": "SELECT * FROM osgprod_data.slices WHERE project_id = {} ORDER BY run, seqno, block1",
     "attempts": "SELECT project_id, cluster, process, nstart, rawdata_id, block1, block2, opened_at, cpus,"
-    " started_at, client, host, site, schedd, qdate, job_start, follows, time_left_s FROM osgprod_data.attempts"
+    " started_at, client, host, site, schedd, qdate, job_start, follows, time_left_s, merge_id, version_id"
+    " FROM osgprod_data.attempts"
     " WHERE project_id = {}"
     " ORDER BY cluster, process, nstart",
     "reports": "SELECT * FROM osgprod_data.reports WHERE project_id = {} ORDER BY cluster, process, nstart",
+    "merges": "SELECT * FROM osgprod_data.merges WHERE project_id = {} ORDER BY merge_id",
+    "outputs": "SELECT * FROM osgprod_data.outputs WHERE project_id = {} ORDER BY cluster, process, nstart, n",
+    "lost_outputs": "SELECT * FROM osgprod_data.lost_outputs WHERE project_id = {} ORDER BY cluster, process, nstart",
+    "versions": "SELECT * FROM osgprod_data.versions WHERE project_id = {} ORDER BY version_id",
 }
 
 

@@ -473,7 +473,8 @@ def test_export_holds_every_row_and_no_secret_and_is_whole_or_not_there(
         assert len(rows[name]) == table["rows"]
         assert not any("digest" in column or "token" in column for row in rows[name] for column in row)
     assert {name: len(found) for name, found in rows.items()} == {
-        "files": 1, "slices": 2, "attempts": 2, "reports": 2
+        "files": 1, "slices": 2, "attempts": 2, "reports": 2,
+        "merges": 0, "outputs": 0, "lost_outputs": 0, "versions": 0,
     }  # fmt: skip
     assert [(row["block1"], row["state"]) for row in rows["slices"]] == [("1", "done"), ("2", "ready")]
     assert rows["files"][0]["path"] == "/dcache/hd_rawdata_000001_001.evio"

@@ -16,6 +16,7 @@ import pytest
 
 from shim import outputs
 from shim.database import call
+from shim.export import export_project
 from shim.storage import Storage
 from tests.sql.test_merges import merged, slices
 from tests.support import World
@@ -255,6 +256,21 @@ def test_each_form_of_the_list_has_all_rows(merging: World) -> None:
     text = io.StringIO()
     outputs.write_json(iter([]), text)
     assert json.loads(text.getvalue()) == []
+
+
+def test_export_has_what_was_delivered_and_a_leased_merge_keeps_its_project(
+    merging: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("OSGPROD_DSN", merging.dsn)
+    merging.checkout(10)
+    with pytest.raises(psycopg.Error, match="project p has 1 live attempts"):
+        call(merging.db, "remove_project", project="p", force=True)
+    merging.report(10, outputs_list=merged("a", "b"))
+    rows = export_project("p", tmp_path / "exported")
+    assert (rows["merges"], rows["outputs"], rows["lost_outputs"]) == (1, 2, 0)
+    call(merging.db, "remove_project", project="p", force=True)
+    for table in ("merges", "outputs", "attempts"):
+        assert merging.db.execute(f"SELECT FROM osgprod_data.{table}").fetchall() == []
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ BEGIN
     SELECT count(*), coalesce(sum(s.block2 - s.block1) FILTER (WHERE s.state = 'done'), 0),
            count(*) FILTER (WHERE s.state = 'leased')
       INTO slices, blocks_done, v_live FROM slices s WHERE s.project_id = v_project.project_id;
+    v_live := v_live + (SELECT count(*) FROM merges m WHERE m.project_id = v_project.project_id AND m.state = 'leased');
     SELECT count(*) INTO files FROM loaded_files f WHERE f.project_id = v_project.project_id;
     SELECT count(*) INTO attempts FROM attempts a WHERE a.project_id = v_project.project_id;
     SELECT count(*) INTO reports FROM reports r WHERE r.project_id = v_project.project_id;
