@@ -631,12 +631,13 @@ said() {
   sed -n -e "s/^printf '%s\\\\n' //p" -e '/^# osgprod error/p' "$1" 2>/dev/null | head -n 1
 }
 
-# Reports how the attempt ended. Arguments: exit code, then name value pairs. Returns 1 when no answer came.
+# Reports how the attempt ended, and what it used. Arguments: exit code, then name value pairs. Returns 1 when no answer came.
 report() {
   local code="$1"
   shift
   stop_heartbeats
-  if ! persistent_request workscript.exit exitcode "$code" door "$(plain_text 120 "$(reported door)")" "$@"; then
+  if ! persistent_request workscript.exit exitcode "$code" door "$(plain_text 120 "$(reported door)")" \
+    ${resources[@]+"${resources[@]}"} "$@"; then
     log 'the server has taken no report'
     return 1
   fi
@@ -649,6 +650,7 @@ readonly TOLD_TO_STOP=9 # exit code of send_heartbeats
 
 work_status=0      # exit code of the work
 heartbeat_status=0 # exit code of send_heartbeats
+resources=()       # what the work has used: name value pairs for the report
 
 # Copies the proxy and the token into the work's folder, the only one that a container shows. HTCondor renews them: it is
 # done again with each heartbeat. Argument: folder
@@ -689,10 +691,11 @@ become_work() {
   exec ${container[@]+"${container[@]}"} bash "$own/script"
 }
 
-# Runs the script in a separate process group and folder. Sets work_status and heartbeat_status.
+# Runs the script in a separate process group and folder. Sets work_status, heartbeat_status and resources.
 # Argument: seconds between heartbeats, 0 = none
 run_work() {
-  local own="$scratch/work/.osgprod"
+  local own="$scratch/work/.osgprod" began_s="$SECONDS" began_ticks
+  began_ticks="$(children_ticks)"
   mkdir -p "$own"
   mv "$scratch/script" "$own/script"
   [[ -z "${OSGPROD_CONTAINER:-}" ]] || copy_credentials "$own"
@@ -709,6 +712,7 @@ run_work() {
   # The heartbeats go on until the report: delivery may take longer than the lease.
   touch "$scratch/delivering" 2>/dev/null || stop_heartbeats
   work_group=""
+  measure "$((SECONDS - began_s))" "$(($(children_ticks) - began_ticks))"
   run print_log "$scratch/work.log" "$MAX_LOG_BYTES" || true
 }
 
@@ -740,6 +744,60 @@ cpu_seconds() {
   printf '%s' "$((total / 100))"
 }
 
+# Prints the CPU time that this script's ended children have used, with theirs [ticks].
+children_ticks() {
+  local line
+  local -a fields
+  IFS= read -r line <"/proc/$$/stat"
+  # shellcheck disable=SC2206  # numbers
+  fields=(${line##*) })
+  printf '%s' "$((fields[13] + fields[14]))"
+}
+
+# Prints the memory of a process group, with what its processes have started [bytes]: what is resident now, or the peak of
+# its largest process, if that is more. Not the peak of the cgroup: it holds the files that were read, and a pilot's other
+# jobs. Argument: process group
+memory_bytes() {
+  local file line pid up depth pages=0 largest=0 key value page
+  local -a fields parents=() sizes=()
+  page="$(getconf PAGESIZE 2>/dev/null)" || page=4096
+  for file in /proc/[0-9]*/stat; do
+    { IFS= read -r line <"$file"; } 2>/dev/null || continue
+    # shellcheck disable=SC2206  # numbers
+    fields=(${line##*) })
+    pid="${file//[!0-9]/}"
+    # after the name: 1 parent, 2 group, 21 pages
+    parents[pid]="${fields[1]}" sizes[pid]="${fields[21]}"
+    [[ "${fields[2]}" != "$1" || "$pid" == "$1" ]] || parents[pid]="$1"
+  done
+  for pid in "${!sizes[@]}"; do
+    up="$pid"
+    for ((depth = 0; depth < 100 && up > 1 && up != $1; depth++)); do
+      up="${parents[up]:-0}"
+    done
+    ((up == $1)) || continue
+    pages=$((pages + sizes[pid]))
+    while read -r key value _; do
+      [[ "$key" != VmHWM: ]] || ((value <= largest)) || largest="$value"
+    done 2>/dev/null <"/proc/$pid/status" || true
+  done
+  printf '%s' "$((pages * page > largest * 1024 ? pages * page : largest * 1024))"
+}
+
+# Sets resources from what was seen while the work ran, and from what it left. Arguments: seconds that it took, ticks
+measure() {
+  local memory=0 disk=0 fetched
+  { read -r memory disk <"$scratch/peaks"; } 2>/dev/null || true
+  [[ "$memory" =~ ^[0-9]{1,18}$ && "$disk" =~ ^[0-9]{1,18}$ ]] || memory=0 disk=0
+  capture folder_bytes "$scratch/work" || captured=0
+  ((captured <= disk)) || disk="$captured"
+  fetched="$(reported fetched_bytes)"
+  [[ "$fetched" =~ ^[0-9]{1,18}$ ]] || fetched=""
+  ((memory > 0)) || memory="" # it was too short to be looked at
+  resources=(memory_bytes "$memory" disk_bytes "$disk" fetched_bytes "$fetched" cpu_s "$(($2 / 100))")
+  (($1 < 0)) || resources+=(wall_s "$1") # the clock was set back
+}
+
 # Prints the size of a folder [bytes]. Argument: folder
 folder_bytes() {
   local kilobytes
@@ -758,18 +816,22 @@ start_heartbeats() {
 # Renews the lease until the server reports the attempt as superseded, or until this script was killed; then it ends
 # the work, if it has not ended. Arguments: seconds between heartbeats, folder for credentials
 send_heartbeats() {
-  local interval_s="$1" own="$2" left_s="$1"
+  local interval_s="$1" own="$2" left_s="$1" memory=0 disk=0 bytes
   pipe="$scratch/pipe.heartbeat"
   trap '[[ -z "$child_group" ]] || kill -KILL -- "-$child_group" 2>/dev/null; exit 0' TERM
   while true; do
     while ((left_s > 0)); do
+      look
       pause "$((left_s > 5 ? 5 : left_s))"
       left_s=$((left_s - 5))
       kill -0 "$$" 2>/dev/null || break 2
     done
     left_s="$interval_s"
     [[ -z "${OSGPROD_CONTAINER:-}" || -e "$scratch/delivering" ]] || copy_credentials "$own"
-    request workscript.ping bytes "$(folder_bytes "$scratch/work")" cpu "$(cpu_seconds "$work_group")"
+    bytes="$(folder_bytes "$scratch/work")"
+    ((bytes <= disk)) || disk="$bytes"
+    look
+    request workscript.ping bytes "$bytes" cpu "$(cpu_seconds "$work_group")"
     if [[ "$answer" == alive ]]; then
       rm -f "$scratch/work/.osgprod/no-lease"
     else # a merge script replaces nothing meanwhile
@@ -783,6 +845,15 @@ send_heartbeats() {
     fi
   done
   end_work
+}
+
+# Looks how much memory the work uses, and leaves the most that was seen, with the caller's disk, for measure.
+look() {
+  local now
+  [[ -n "$work_group" && ! -e "$scratch/delivering" ]] || return 0
+  now="$(memory_bytes "$work_group")" || return 0
+  ((now <= memory)) || memory="$now"
+  { printf '%s %s\n' "$memory" "$disk" >"$scratch/peaks.new" && mv -f "$scratch/peaks.new" "$scratch/peaks"; } 2>/dev/null || true
 }
 
 end_work() {
@@ -1120,7 +1191,7 @@ unreported() {
   printf '%s/unreported_job_%s_%s.%s' "$PWD" "$cluster" "$process" "$1"
 }
 
-# Writes down what the report of a success will say; the token of the attempt proves that it is the same.
+# Writes down what the report of a success will say, with resources; the token of the attempt proves that it is the same.
 # Arguments: name of the tarball, events, number of outputs, size [bytes], adler32, URL or nothing, seconds between
 # heartbeats, outputs that the work itself has delivered (JSON) or nothing, its software or nothing, inputs to remove when
 # the report is accepted (lines of URL, size, adler32) or nothing
@@ -1132,6 +1203,7 @@ write_down() {
     exec >"$file.new"
     printf '%s\n' "project=$OSGPROD_PROJECT" "token=$token" "name=$1" "events=$2" "outputs=$3" "bytes=$4" \
       "adler32=$5" "url=$6" "heartbeat_s=$7" "outputs_list=$8" "software=$9" &&
+      printf '%s=%s\n' ${resources[@]+"${resources[@]}"} &&
       printf '%s\n' "${10}" | sed -e '/./!d' -e 's/^/merged_input=/' &&
       printf 'complete=yes\n'
   ) 2>/dev/null && mv -f "$file.new" "$file"
@@ -1185,7 +1257,11 @@ resume_lease() {
 
 # Delivers and reports a success that was written down. Returns this script's exit code.
 deliver_and_report() {
-  local name bytes adler list software
+  local name bytes adler list software used
+  resources=()
+  for used in memory_bytes disk_bytes fetched_bytes cpu_s wall_s; do
+    resources+=("$used" "$(written "$used")") # as an earlier start has measured it
+  done
   list="$(written outputs_list)" software="$(written software)"
   name="$(written name)" bytes="$(written bytes)" adler="$(written adler32)"
   token="$(written token)" output_url="$(written url)"

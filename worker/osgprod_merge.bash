@@ -975,7 +975,7 @@ fetch_slice() {
     ((${#places[@]} > 0)) || begin_round || not_fetched "$damage" "$url"
     log "fetch failed: $(place_name "$url"): $damage: going on to $(place_name "${places[0]#* }")"
   done
-  [[ -z "${OSGPROD_REPORT:-}" ]] || add_to_report "door=$(place_name "${places[0]#* }")" || true
+  [[ -z "${OSGPROD_REPORT:-}" ]] || add_to_report "door=$(place_name "${places[0]#* }")"$'\n'"fetched_bytes=$size" || true
 }
 
 # Joins the pieces of the slice. Argument: file

@@ -12,7 +12,7 @@ unreported() {
   printf '%s/unreported_job_%s_%s.%s' "$PWD" "$cluster" "$process" "$1"
 }
 
-# Writes down what the report of a success will say; the token of the attempt proves that it is the same.
+# Writes down what the report of a success will say, with resources; the token of the attempt proves that it is the same.
 # Arguments: name of the tarball, events, number of outputs, size [bytes], adler32, URL or nothing, seconds between
 # heartbeats, outputs that the work itself has delivered (JSON) or nothing, its software or nothing, inputs to remove when
 # the report is accepted (lines of URL, size, adler32) or nothing
@@ -24,6 +24,7 @@ write_down() {
     exec >"$file.new"
     printf '%s\n' "project=$OSGPROD_PROJECT" "token=$token" "name=$1" "events=$2" "outputs=$3" "bytes=$4" \
       "adler32=$5" "url=$6" "heartbeat_s=$7" "outputs_list=$8" "software=$9" &&
+      printf '%s=%s\n' ${resources[@]+"${resources[@]}"} &&
       printf '%s\n' "${10}" | sed -e '/./!d' -e 's/^/merged_input=/' &&
       printf 'complete=yes\n'
   ) 2>/dev/null && mv -f "$file.new" "$file"
@@ -77,7 +78,11 @@ resume_lease() {
 
 # Delivers and reports a success that was written down. Returns this script's exit code.
 deliver_and_report() {
-  local name bytes adler list software
+  local name bytes adler list software used
+  resources=()
+  for used in memory_bytes disk_bytes fetched_bytes cpu_s wall_s; do
+    resources+=("$used" "$(written "$used")") # as an earlier start has measured it
+  done
   list="$(written outputs_list)" software="$(written software)"
   name="$(written name)" bytes="$(written bytes)" adler="$(written adler32)"
   token="$(written token)" output_url="$(written url)"

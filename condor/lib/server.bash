@@ -131,12 +131,13 @@ said() {
   sed -n -e "s/^printf '%s\\\\n' //p" -e '/^# osgprod error/p' "$1" 2>/dev/null | head -n 1
 }
 
-# Reports how the attempt ended. Arguments: exit code, then name value pairs. Returns 1 when no answer came.
+# Reports how the attempt ended, and what it used. Arguments: exit code, then name value pairs. Returns 1 when no answer came.
 report() {
   local code="$1"
   shift
   stop_heartbeats
-  if ! persistent_request workscript.exit exitcode "$code" door "$(plain_text 120 "$(reported door)")" "$@"; then
+  if ! persistent_request workscript.exit exitcode "$code" door "$(plain_text 120 "$(reported door)")" \
+    ${resources[@]+"${resources[@]}"} "$@"; then
     log 'the server has taken no report'
     return 1
   fi

@@ -748,6 +748,52 @@ def test_heartbeats_tell_bytes_and_processor_time(node: Node, world: World) -> N
         job.communicate()
 
 
+HUNGRY = """head -c 3000000 /dev/zero >out
+memory=$(head -c 60000000 /dev/zero | tr '\\0' x)  # kept by this process
+end=$((SECONDS + 3))
+while ((SECONDS < end)); do :; done
+[[ ${#memory} == 60000000 ]] || exit 9"""
+
+
+def used(report: dict[str, Any]) -> dict[str, int]:
+    return {name: report[name] for name in ("memory_bytes", "disk_bytes", "fetched_bytes", "wall_s", "cpu_s")}
+
+
+def test_report_tells_what_the_work_has_used(node: Node, world: World) -> None:
+    world.set(heartbeat_s=1)
+    code, log = node.run(1, OSGPROD_RECON=node.program("recon", HUNGRY))
+    assert code == DONE, log
+    report = used(report_of(world))
+    (row,) = world.db.execute("SELECT size_bytes FROM osgprod_data.rawdata").fetchall()
+    assert 60_000_000 < report["memory_bytes"] < 2_000_000_000
+    assert 3_000_000 < report["disk_bytes"] < 10_000_000
+    assert 0 < report["fetched_bytes"] <= row["size_bytes"]
+    assert 2 <= report["wall_s"] < 60
+    assert 1 <= report["cpu_s"] <= report["wall_s"] * 4
+
+
+def test_failure_tells_what_it_has_used_too(node: Node, world: World) -> None:
+    assert node.run(1, OSGPROD_RECON=node.program("recon", "exit 3"))[0] == FAILED
+    report = report_of(world)
+    assert report["disk_bytes"] > 0 and report["fetched_bytes"] > 0
+    assert report["wall_s"] >= 0 and report["cpu_s"] >= 0
+
+
+def test_resumed_report_tells_what_the_start_that_computed_has_used(
+    node: Node, world: World, site: Site
+) -> None:
+    world.set(heartbeat_s=1)
+    environment = {"OSGPROD_OUTPUT_URL": f"{site.url}/out", "OSGPROD_CHECKPOINT_CODE": "85"}
+    site.faults = [503] * 3
+    assert node.run(1, OSGPROD_RECON=node.program("recon", HUNGRY), **environment)[0] == 85
+    text = (node.folder / "unreported_job_7_1.report").read_text()
+    code, log = node.run(1, OSGPROD_RECON="false", **environment)
+    assert code == DONE, log
+    report = used(report_of(world))
+    assert report["wall_s"] >= 2 and report["memory_bytes"] > 60_000_000
+    assert all(f"\n{name}={value}\n" in text for name, value in report.items())
+
+
 def pings(shim: LiveShim) -> int:
     found = re.findall(r'route="heartbeat".*status="200".* ([0-9.]+)\n', shim.raw("metrics").text)
     return int(sum(map(float, found)))
