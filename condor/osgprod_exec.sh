@@ -460,8 +460,9 @@ make_scratch() {
   [[ -n "$scratch" ]] || die "$EXIT_NODE_FAULT" 'no folder here can be written'
   export TMPDIR="$scratch" # bash's own here-documents need one that can be written
   pipe="$scratch/pipe"
-  mkfifo "$scratch/clock" "$scratch/pipe" "$scratch/pipe.heartbeat"
+  mkfifo "$scratch/clock" "$scratch/peaks" "$scratch/pipe" "$scratch/pipe.heartbeat"
   exec 9<>"$scratch/clock" # nothing is ever written there: a read from it is a wait
+  exec 8<>"$scratch/peaks" # look leaves a line there for measure: a file would take room on the disk
 }
 
 # Can this node's disk take another 64 KiB? Outputs that were written to a full disk may be cut.
@@ -703,7 +704,7 @@ run_work() {
   (
     cd "$scratch/work" || exit "$EXIT_NODE_FAULT"
     become_work "$own"
-  ) 9>&- >"$scratch/work.log" 2>&1 &
+  ) 8>&- 9>&- >"$scratch/work.log" 2>&1 &
   work_group=$!
   set +m
   start_heartbeats "$1" "$own"
@@ -787,7 +788,7 @@ memory_bytes() {
 # Sets resources from what was seen while the work ran, and from what it left. Arguments: seconds that it took, ticks
 measure() {
   local memory=0 disk=0 fetched
-  { read -r memory disk <"$scratch/peaks"; } 2>/dev/null || true
+  read -r -t 0.1 -u 8 memory disk || true
   [[ "$memory" =~ ^[0-9]{1,18}$ && "$disk" =~ ^[0-9]{1,18}$ ]] || memory=0 disk=0
   capture folder_bytes "$scratch/work" || captured=0
   ((captured <= disk)) || disk="$captured"
@@ -853,7 +854,8 @@ look() {
   [[ -n "$work_group" && ! -e "$scratch/delivering" ]] || return 0
   now="$(memory_bytes "$work_group")" || return 0
   ((now <= memory)) || memory="$now"
-  { printf '%s %s\n' "$memory" "$disk" >"$scratch/peaks.new" && mv -f "$scratch/peaks.new" "$scratch/peaks"; } 2>/dev/null || true
+  while read -r -t 0.01 -u 8 _; do :; done
+  printf '%s %s\n' "$memory" "$disk" >&8
 }
 
 end_work() {

@@ -65,8 +65,9 @@ make_scratch() {
   [[ -n "$scratch" ]] || die "$EXIT_NODE_FAULT" 'no folder here can be written'
   export TMPDIR="$scratch" # bash's own here-documents need one that can be written
   pipe="$scratch/pipe"
-  mkfifo "$scratch/clock" "$scratch/pipe" "$scratch/pipe.heartbeat"
+  mkfifo "$scratch/clock" "$scratch/peaks" "$scratch/pipe" "$scratch/pipe.heartbeat"
   exec 9<>"$scratch/clock" # nothing is ever written there: a read from it is a wait
+  exec 8<>"$scratch/peaks" # look leaves a line there for measure: a file would take room on the disk
 }
 
 # Can this node's disk take another 64 KiB? Outputs that were written to a full disk may be cut.

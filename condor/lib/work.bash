@@ -58,7 +58,7 @@ run_work() {
   (
     cd "$scratch/work" || exit "$EXIT_NODE_FAULT"
     become_work "$own"
-  ) 9>&- >"$scratch/work.log" 2>&1 &
+  ) 8>&- 9>&- >"$scratch/work.log" 2>&1 &
   work_group=$!
   set +m
   start_heartbeats "$1" "$own"
@@ -142,7 +142,7 @@ memory_bytes() {
 # Sets resources from what was seen while the work ran, and from what it left. Arguments: seconds that it took, ticks
 measure() {
   local memory=0 disk=0 fetched
-  { read -r memory disk <"$scratch/peaks"; } 2>/dev/null || true
+  read -r -t 0.1 -u 8 memory disk || true
   [[ "$memory" =~ ^[0-9]{1,18}$ && "$disk" =~ ^[0-9]{1,18}$ ]] || memory=0 disk=0
   capture folder_bytes "$scratch/work" || captured=0
   ((captured <= disk)) || disk="$captured"
@@ -208,7 +208,8 @@ look() {
   [[ -n "$work_group" && ! -e "$scratch/delivering" ]] || return 0
   now="$(memory_bytes "$work_group")" || return 0
   ((now <= memory)) || memory="$now"
-  { printf '%s %s\n' "$memory" "$disk" >"$scratch/peaks.new" && mv -f "$scratch/peaks.new" "$scratch/peaks"; } 2>/dev/null || true
+  while read -r -t 0.01 -u 8 _; do :; done
+  printf '%s %s\n' "$memory" "$disk" >&8
 }
 
 end_work() {
