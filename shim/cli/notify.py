@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import click
 import psycopg
 
-from shim.cli.base import PROJECT, as_json, ask, change, osgprod
+from shim.cli.base import PROJECT, as_json, ask, change, dry, osgprod
 from shim.cli.terminal import cell, show
 from shim.config import secret_at
 from shim.database import call, connect
@@ -124,21 +124,26 @@ def notify() -> None:
     "--event", "events", multiple=True,
     help="Only this event; may be repeated. Default: all but file-finished and merge-done.",
 )  # fmt: skip
-def notify_add(name: str, place: str, project: str | None, events: tuple[str, ...]) -> None:
+@dry
+def notify_add(name: str, place: str, project: str | None, events: tuple[str, ...], dry_run: bool) -> None:
     """Add a target, or change it. PLACE says where its address is: env:VARIABLE or file:/PATH.
 
     The address is one of Apprise's URLs (https://appriseit.com). It holds secrets, so it is not stored in the database.
     """
-    change("add_notify_target", False, name=name, place=place, project=project, events=list(events) or None)
-    click.echo(f"{name} gets notifications from now on; check it with: osgprod notify test {name}")
+    change("add_notify_target", dry_run, name=name, place=place, project=project, events=list(events) or None)
+    if dry_run:
+        click.echo(f"{name} would get notifications")
+    else:
+        click.echo(f"{name} gets notifications from now on; check it with: osgprod notify test {name}")
 
 
 @notify.command("remove")
 @click.argument("name")
-def notify_remove(name: str) -> None:
+@dry
+def notify_remove(name: str, dry_run: bool) -> None:
     """Remove a target."""
-    change("remove_notify_target", False, name=name)
-    click.echo(f"{name} gets no more notifications")
+    change("remove_notify_target", dry_run, name=name)
+    click.echo(f"{name} {'would get' if dry_run else 'gets'} no more notifications")
 
 
 @notify.command("list")

@@ -23,6 +23,7 @@ BEGIN
     INSERT INTO notify_targets AS t (name, place, project_id, events)
     VALUES (p_name, p_place, CASE WHEN p_project IS NOT NULL THEN (osgprod._get_project(p_project)).project_id END, p_events)
     ON CONFLICT (name) DO UPDATE SET place = excluded.place, project_id = excluded.project_id, events = excluded.events;
+    PERFORM osgprod._log_operation('add_notify_target', p_project, jsonb_build_object('name', p_name, 'place', p_place, 'events', to_jsonb(p_events)), 1);
 EXCEPTION
     WHEN check_violation OR not_null_violation THEN
         GET STACKED DIAGNOSTICS v_wrong = CONSTRAINT_NAME;

@@ -12,6 +12,7 @@ BEGIN
         RAISE EXCEPTION 'there is no target %', quote_literal(left(p_name, 63)) USING ERRCODE = 'OG304',
             HINT = 'osgprod notify list shows the targets';
     END IF;
+    PERFORM osgprod._log_operation('remove_notify_target', NULL, jsonb_build_object('name', p_name), 1);
 END
 $fn$;
 

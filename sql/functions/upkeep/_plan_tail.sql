@@ -29,7 +29,7 @@ END
 $fn$;
 
 CREATE FUNCTION osgprod._few_unallocated(p_project_id int, p_files int)
-RETURNS int LANGUAGE sql STABLE
+RETURNS int LANGUAGE sql STABLE SET enable_seqscan = off
 AS $fn$
     -- How many blocks of a project are unallocated; NULL when so many files or more have some.
     -- Parameters: p_project_id  project;  p_files  how many files are many
