@@ -146,7 +146,7 @@ measure() {
   [[ "$memory" =~ ^[0-9]{1,18}$ && "$disk" =~ ^[0-9]{1,18}$ ]] || memory=0 disk=0
   capture folder_bytes "$scratch/work" || captured=0
   ((captured <= disk)) || disk="$captured"
-  fetched="$(reported fetched_bytes)"
+  fetched="$(reported fetched_bytes)" || fetched="" # the work may leave no report
   [[ "$fetched" =~ ^[0-9]{1,18}$ ]] || fetched=""
   ((memory > 0)) || memory="" # it was too short to be looked at
   resources=(memory_bytes "$memory" disk_bytes "$disk" fetched_bytes "$fetched" cpu_s "$(($2 / 100))")
