@@ -59,7 +59,7 @@ def test_what_is_described_is_what_the_functions_take(world: World) -> None:
         "workscript.exit": "report_exit",
         "workscript.ping": "heartbeat",
     }
-    other = {"p_client", "p_bearer", "p_workscript"}  # the shim's own
+    other = {"p_client", "p_bearer", "p_workscript", "p_templates"}  # the shim's own
     for route, function in functions.items():
         row = world.db.execute(
             "SELECT p.proargnames[1:p.pronargs] AS names FROM pg_proc p WHERE p.oid = ("
@@ -213,7 +213,8 @@ def check_answer(request: bytes, got: bytes) -> int:
     head, _, body = got.partition(b"\r\n\r\n")
     status = int(head.split(b" ")[1])
     assert status in ALLOWED or (status == 503 and b"bearer" in body), (request, got)
-    is_page = b"content-type: text/html" in head.lower()  # the dashboard's errors are pages
+    # The dashboard's errors are pages, and those of api/ are JSON.
+    is_page = b"content-type: text/html" in head.lower() or b"application/json" in head.lower()
     if (
         status >= 400
         and b"osgprod-request" in head.lower()

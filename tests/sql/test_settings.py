@@ -11,6 +11,11 @@ OTHER_TEXTS = {
     "state": "draining",
     "restart_proof": "key",
     "target_s": 3600,
+    "merge_by": "file",
+    "merge_cleanup": "delete",
+    "merge_output_url": "https://storage.example.org/merged",
+    "output_home": "https://storage.example.org/outputs",
+    "xrootd_prefix": "root://door.example.org/",
     "subnet_pattern": "10.0.0.0/8",
     "node_fault_codes": [75],
 }

@@ -43,6 +43,7 @@ BEGIN
             v_count := v_count + osgprod._lose_output(v_project.project_id, v_slice.cluster, v_slice.process, v_slice.nstart,
                                                       'bad input of a merge of the original')::int;
         END LOOP;
+        PERFORM osgprod._log_operation('import_merge', p_project, '{}', v_count);
         RETURN CASE WHEN v_count > 0 THEN 'requeued' ELSE 'unchanged' END;
     END IF;
     PERFORM osgprod._settle_file(v_project.project_id, v_file.rawdata_id);
@@ -67,6 +68,7 @@ BEGIN
     INSERT INTO reports (project_id, cluster, process, nstart, by_worker, outcome, exit_code, reported_at, ran_s, nblocks, worker)
     VALUES (v_file.project_id, 0, v_file.rawdata_id, 1, true, 'done', 0, greatest(clock_timestamp(), v_project.tallied_until),
             least(greatest(extract(epoch FROM p_ended_at - coalesce(p_started_at, p_ended_at)), 0), 2147483647), 0, '0.0.0.0');
+    PERFORM osgprod._log_operation('import_merge', p_project, '{}', 1);
     RETURN 'done';
 END
 $fn$;

@@ -14,6 +14,7 @@ DECLARE
     v_project projects := osgprod._get_project(p_project);
     v_lost    record;
     v_is_requeued boolean;
+    v_count   int := 0;
 BEGIN
     PERFORM osgprod._require_read_committed();
     IF jsonb_typeof(p_attempts) IS DISTINCT FROM 'array' THEN
@@ -44,9 +45,11 @@ BEGIN
                                                  coalesce(v_lost.reason, 'unknown'));
         END IF;
         IF v_is_requeued THEN
+            v_count := v_count + 1;
             RETURN NEXT;
         END IF;
     END LOOP;
+    PERFORM osgprod._log_operation('lose_outputs', p_project, '{}', v_count);
 END
 $fn$;
 

@@ -13,6 +13,7 @@ AS $fn$
 DECLARE
     v_project projects := osgprod._get_project(p_project);
     v_merge   merges;
+    v_count   int := 0;
 BEGIN
     PERFORM osgprod._require_read_committed();
     IF NOT coalesce(p_states <@ ARRAY['failed', 'done'], false) THEN
@@ -40,8 +41,11 @@ BEGIN
              WHERE m.merge_id = v_merge.merge_id;
             PERFORM osgprod._plan_merges(v_project, ARRAY[v_merge.run], v_merge.seqno);
         END IF;
+        v_count := v_count + (NOT p_dry_run)::int;
         RETURN NEXT;
     END LOOP;
+    PERFORM osgprod._log_operation('retry_merges', p_project, jsonb_build_object('runs', to_jsonb(p_runs), 'states',
+        to_jsonb(p_states)), v_count);
 END
 $fn$;
 
