@@ -18,6 +18,7 @@ TOKEN = "a long enough token"
 REPEATED = {
     "list_attempts": "hours=24",
     "job_history": "cluster=1&process=0",
+    "log_tail": "cluster=1&process=0",
     "attempts_by_worker": "order=failing",
 }
 
