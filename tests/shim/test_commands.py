@@ -36,12 +36,16 @@ Run = Callable[..., Result]
 NOT_CHANGING = {
     "attempts", "completion", "doctor", "estimate", "files", "health", "jobs list", "jobs needed", "project list",
     "project show", "quarantined", "rate", "rawdata check", "rawdata list", "slices list", "status", "verify", "watch",
-    "workers", "workers list", "log", "find", "resources", "slices size",
+    "workers", "workers list", "log", "find", "resources", "slices size", "notify list", "outputs list", "merges list",
 }  # fmt: skip
 WITHOUT_DRY_RUN = {
     "serve": "runs until it is stopped",
     "demo": "starts its own server",
     "project export": "changes nothing",
+    "outputs manifest": "changes nothing",
+    "outputs check": "changes nothing without --requeue",
+    "notify test": "changes nothing",
+    "notify run": "runs until it is stopped",
 }
 WITHOUT_JSON = {"completion": "prints a script", "serve": "writes a log", "demo": "tells a story"}
 
