@@ -82,7 +82,7 @@ def quarantine(world: World, process: int) -> None:
     world.set(max_failures=1, max_fast_failures=1000)
     world.add_file(1, seqno=process)
     world.checkout(process, host=f"wn{process}")
-    world.report(process, 9)
+    world.report(process, 9 + process)  # failures alike would pause the project
 
 
 @contextmanager
@@ -203,10 +203,11 @@ def test_target_gets_only_its_project_and_its_events(world: World, hook: Hook, t
 def test_bad_health_is_notified_once_and_so_is_its_end(
     world: World, hook: Hook, target: str, run: Any
 ) -> None:
+    world.set(max_fast_failures=1000)
     world.add_file(400)
     for process in range(12):
         world.checkout(process, host=f"wn{process}")
-        world.report(process, 9)
+        world.report(process, 9 + process)  # failures alike would pause the project
     world.db.execute("SELECT osgprod.tick()")
     for _ in range(2):
         assert call(world.db, "health", project="p")[0]["level"] == "bad"
