@@ -1,5 +1,11 @@
 SET LOCAL ROLE osgprod_owner;
 
+-- They take the table's row.
+DROP FUNCTION IF EXISTS osgprod._blame_address(osgprod_data.projects, osgprod_data.recent_failures);
+DROP FUNCTION IF EXISTS osgprod._blame_file(osgprod_data.projects, osgprod_data.recent_failures);
+DROP FUNCTION IF EXISTS osgprod._blame_place(osgprod_data.projects, osgprod_data.recent_failures);
+DROP FUNCTION IF EXISTS osgprod._blame_project(osgprod_data.projects, osgprod_data.recent_failures);
+DROP FUNCTION IF EXISTS osgprod._is_leased_elsewhere(int, osgprod_data.recent_failures);
 DROP TABLE osgprod_data.presence;
 DROP TABLE osgprod_data.recent_failures;
 DROP INDEX osgprod_data.loaded_files_suspended;

@@ -6,6 +6,13 @@ DELETE FROM osgprod_data.attempts WHERE merge_id IS NOT NULL;
 
 SET LOCAL ROLE osgprod_owner;
 
+-- They take or give the types.
+DROP FUNCTION IF EXISTS osgprod._inputs_of_merge(osgprod_data.projects, osgprod_data.merge_input[]);
+DROP FUNCTION IF EXISTS osgprod._slices_of_merge(int, int, int);
+DROP FUNCTION IF EXISTS osgprod._fail_merge(osgprod_data.projects, osgprod_data.merges, osgprod_data.outcome, text, int);
+DROP FUNCTION IF EXISTS osgprod._lose_merge(osgprod_data.projects, osgprod_data.merges, osgprod_data.outcome, text);
+DROP FUNCTION IF EXISTS osgprod._is_lost_merge(osgprod_data.merges, timestamptz);
+DROP FUNCTION IF EXISTS osgprod._merge_is_done(int, osgprod_data.merges);
 DROP TABLE osgprod_data.lost_outputs, osgprod_data.outputs, osgprod_data.versions, osgprod_data.merges;
 DROP TYPE osgprod_data.merge_input, osgprod_data.merge_state;
 ALTER TABLE osgprod_data.reports DROP COLUMN software;
