@@ -82,10 +82,10 @@ DECLARE
     v_row      record;
     v_untried  boolean := osgprod._is_untried(p_project) AND p_failure.fault <> 'fetch';
     v_since    timestamptz;  -- the first failure of those that are needed
-    v_workers  text[] := '{}';
-    v_places   text[] := '{}';
-    v_files    int[] := '{}';
-    v_slices   text[] := '{}';
+    v_workers  text[] := '{}'::text[];
+    v_places   text[] := '{}'::text[];
+    v_files    int[] := '{}'::int[];
+    v_slices   text[] := '{}'::text[];
     v_attempts int := 0;
     v_is_wide  boolean := false;
 BEGIN

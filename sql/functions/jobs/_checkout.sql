@@ -337,7 +337,7 @@ BEGIN
            progress_at = NULL, bytes_fetched = NULL, cpu_s = NULL
      WHERE s.project_id = p_project.project_id AND s.rawdata_id = v_last.rawdata_id AND s.block1 = v_last.block1
        AND s.state = 'leased' AND s.cluster = p_call.cluster AND s.process = p_call.process AND s.nstart = p_last  -- I3
-    RETURNING s.rawdata_id, s.block1, s.block2, s.opened_at INTO slice;
+    RETURNING s.rawdata_id, s.block1, s.block2, s.opened_at, NULL::int INTO slice;
     IF NOT FOUND AND v_slice.state = 'leased' THEN  -- by another: this job may have its backup
         slice := (SELECT osgprod._renew_backup(p_project, a, p_nstart) FROM osgprod_data.attempts a
                    WHERE a.project_id = p_project.project_id AND a.cluster = p_call.cluster AND a.process = p_call.process
@@ -414,7 +414,7 @@ BEGIN
            due_at = clock_timestamp() + make_interval(secs => p_project.lease_s),
            progress_at = NULL, bytes_fetched = NULL, cpu_s = NULL
      WHERE s.project_id = p_project.project_id AND s.rawdata_id = v_found.rawdata_id AND s.block1 = v_found.block1
-    RETURNING s.rawdata_id, s.block1, s.block2, s.opened_at INTO v_slice;
+    RETURNING s.rawdata_id, s.block1, s.block2, s.opened_at, NULL::int INTO v_slice;
     RETURN v_slice;
 END
 $fn$;

@@ -48,7 +48,7 @@ AS $fn$
 DECLARE
     v_claim osgprod.claim;
 BEGIN
-    SELECT s.rawdata_id, s.block1, s.block2, s.opened_at INTO v_claim FROM osgprod_data.slices s
+    SELECT s.rawdata_id, s.block1, s.block2, s.opened_at, NULL::int INTO v_claim FROM osgprod_data.slices s
      WHERE s.project_id = p_attempt.project_id AND s.rawdata_id = p_attempt.rawdata_id AND s.block1 = p_attempt.block1
        AND s.state = 'leased' AND s.opened_at = p_attempt.opened_at
        FOR NO KEY UPDATE;

@@ -18,7 +18,7 @@ DECLARE
 BEGIN
     IF p_outcome = 'done' THEN
         reason := osgprod._why_not_merged(p_call.outputs_list);
-        p_outcome := CASE WHEN reason IS NULL THEN 'done' ELSE 'failed' END;
+        p_outcome := CASE WHEN reason IS NULL THEN 'done' ELSE 'failed' END::osgprod_data.outcome;
     ELSIF p_call.bad_inputs IS NOT NULL THEN
         IF NOT p_may_wait THEN
             RETURN;  -- to be called again, alone
@@ -235,8 +235,7 @@ AS $fn$
 -- Parameters: p_project  the project's row;  p_attempt  the attempt;  p_call  see heartbeat;  p_may_wait  for the merge
 -- Locks:      the merge
 DECLARE
-    v_merge  osgprod_data.merges;
-    v_answer osgprod.report_answer;
+    v_merge osgprod_data.merges;
 BEGIN
     SELECT m.* INTO v_merge FROM osgprod_data.merges m WHERE m.merge_id = p_attempt.merge_id FOR NO KEY UPDATE SKIP LOCKED;
     IF NOT FOUND AND NOT p_may_wait THEN
