@@ -47,12 +47,13 @@ class World:
             maxblockspercore=maxblockspercore,
             magic="m",
         )
-        call(
-            self.db,
-            "set_project",
-            project=name,
-            settings=json.dumps({"token_required": False, "probe_jobs": 0, **settings}),
-        )
+        usual = {"token_required": False, "probe_jobs": 0}
+        rows = self.db.execute(  # version 0.9.0 has fewer settings
+            "SELECT attname FROM pg_attribute WHERE attrelid = 'osgprod_data.projects'::regclass AND attnum > 0"
+        ).fetchall()
+        known = {row["attname"] for row in rows}
+        usual = {setting: value for setting, value in usual.items() if setting in known}
+        call(self.db, "set_project", project=name, settings=json.dumps({**usual, **settings}))
         return self
 
     def set(self, project: str = "p", **settings: object) -> None:
