@@ -89,6 +89,10 @@ class Fetched:
             source = f"osgprod_source_url={shlex.quote(url)}/{FILE}".encode()
             script, count = re.subn(rb"^osgprod_source_url=.*$", lambda _: source, script, flags=re.MULTILINE)
             assert count == 1
+            sources = f"osgprod_source_urls=({shlex.quote(url)}/{FILE})".encode()
+            every = rb"^osgprod_source_urls=\(\n(?: .*\n)*\)$"
+            script, count = re.subn(every, lambda _: sources, script, flags=re.MULTILINE)
+            assert count == 1
         (work / "script").write_bytes(script)
         started = time.monotonic()
         done = subprocess.run(
