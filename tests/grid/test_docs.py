@@ -27,7 +27,7 @@ def commands(prompt: str) -> list[str]:
 def test_operators_commands_do_what_the_page_says(dsn: str, folder: Path) -> None:
     """In a folder with raw data, on a database with nothing in it but osgprod's tables."""
     (folder / "rawdata").mkdir()
-    write_file(folder / "rawdata" / "hd_rawdata_000001_001.evio", 5, 5)
+    write_file(folder / "rawdata" / "hd_rawdata_071728_001.evio", 5, 5)  # the run that the page asks about
     environment = {
         **os.environ,
         "OSGPROD_DSN": dsn,
