@@ -331,7 +331,7 @@ def test_listeners_are_notified_of_rare_events_only(world: World) -> None:
         call(world.db, "tick")
         call(world.db, "ban_worker", project="p", worker="wn9", seconds=60, reason="r" * 3000)
         call(world.db, "ban_worker", project="p", worker="wn9", seconds=0)
-        events = [json.loads(n.payload) for n in listener.notifies(timeout=5, stop_after=6)]
+        events = [json.loads(n.payload) for n in listener.notifies(timeout=5, stop_after=7)]
         assert not list(listener.notifies(timeout=0.05))
     assert all(event["project"] == "p" and event["at"] for event in events)
     assert [(e["event"], e.get("path"), e.get("block"), e.get("worker")) for e in events] == [
