@@ -131,17 +131,13 @@ DECLARE
     v_not_before timestamptz := now();
 BEGIN
     IF p_outcome IN ('node-fault', 'lost') THEN
-        p_merge.repeats := CASE WHEN p_merge.faulted_on = p_worker THEN (p_merge.repeats + 1) % 4 ELSE 0 END;
-        p_merge.faulted_on := p_worker;
-        IF p_merge.repeats = 0 THEN
-            v_is_failure := p_merge.faults >= p_project.max_faults;
-            p_merge.faults := least(p_merge.faults + 1, p_project.max_faults);
-        END IF;
+        SELECT c.is_failure, c.repeats, c.faults, p_worker
+          INTO v_is_failure, p_merge.repeats, p_merge.faults, p_merge.faulted_on
+          FROM osgprod._count_fault(p_project, p_merge.faulted_on = p_worker, p_merge.repeats, p_merge.faults) c;
     END IF;
     IF v_is_failure THEN
         p_merge.failures := p_merge.failures + 1;
-        v_not_before := now() + make_interval(secs => (0.5 + random())
-            * least(p_project.backoff_s * 2.0 ^ least(p_merge.failures - 1, 20), p_project.max_backoff_s));
+        v_not_before := osgprod._end_of_backoff(p_project, p_merge.failures - 1);
         IF p_merge.failures >= p_project.max_failures THEN
             v_not_before := NULL;
             PERFORM osgprod._tell(p_project.project_id, 'merge-failed', jsonb_build_object('merge',

@@ -21,12 +21,9 @@ DECLARE
     v_earlier     int := coalesce(cardinality(p_slice.exit_codes), 0);  -- failures and node faults, the last 5
 BEGIN
     IF p_outcome IN ('node-fault', 'lost') AND NOT p_is_excused THEN
-        p_slice.repeats := CASE WHEN p_slice.faulted_on = p_worker THEN (p_slice.repeats + 1) % 4 ELSE 0 END;
-        p_slice.faulted_on := p_worker;
-        IF p_slice.repeats = 0 THEN
-            v_is_failure := p_slice.faults >= p_project.max_faults;
-            p_slice.faults := least(p_slice.faults + 1, p_project.max_faults);
-        END IF;
+        SELECT c.is_failure, c.repeats, c.faults, p_worker
+          INTO v_is_failure, p_slice.repeats, p_slice.faults, p_slice.faulted_on
+          FROM osgprod._count_fault(p_project, p_slice.faulted_on = p_worker, p_slice.repeats, p_slice.faults) c;
     END IF;
     IF p_exit_code IS NOT NULL THEN
         p_slice.exit_codes := (p_slice.exit_codes || p_exit_code)[greatest(cardinality(p_slice.exit_codes) - 3, 1):];
@@ -75,10 +72,24 @@ BEGIN
 END
 $fn$;
 
+CREATE FUNCTION osgprod._count_fault(
+    p_project osgprod_data.projects, p_is_same_worker boolean, p_repeats int, p_faults int,
+    OUT is_failure boolean, OUT repeats int, OUT faults int)
+LANGUAGE sql IMMUTABLE
+AS $fn$
+    -- Counts one more node fault or loss of a slice or a merge.
+    -- Parameters: p_project  the project's row;  p_is_same_worker  was the last one on the same worker?
+    --             p_repeats, p_faults  the counts so far
+    -- Returns:    is_failure: does it count as a failure of the data (see _fail_slice)? And the counts now.
+    SELECT c.repeats = 0 AND p_faults >= p_project.max_faults, c.repeats,
+           CASE WHEN c.repeats = 0 THEN least(p_faults + 1, p_project.max_faults) ELSE p_faults END
+      FROM (SELECT CASE WHEN p_is_same_worker THEN (p_repeats + 1) % 4 ELSE 0 END AS repeats) c
+$fn$;
+
 CREATE FUNCTION osgprod._end_of_backoff(p_project osgprod_data.projects, p_earlier int)
 RETURNS timestamptz LANGUAGE sql VOLATILE
 AS $fn$
-    -- When a slice that has just failed may be assigned again: after backoff_s, doubled with each earlier failure up to
+    -- When a slice or a merge that has just failed may be assigned again: after backoff_s, doubled with each earlier failure up to
     -- max_backoff_s, give or take half.
     -- Parameters: p_project  the project's row;  p_earlier  failures before this one
     SELECT now() + make_interval(secs => (0.5 + random())
