@@ -1,17 +1,22 @@
 CREATE FUNCTION osgprod._plan_tail(p_project osgprod_data.projects)
-RETURNS void LANGUAGE plpgsql VOLATILE
+RETURNS void LANGUAGE plpgsql VOLATILE SET enable_seqscan = off
 AS $fn$
 -- Looks ahead to the end of a project: how small slices should be when little is unallocated, and which leased slices may
 -- have a backup attempt when nothing is.
 -- Promise:    jobs that ask read what is noted here, so that any number of them may ask in the tail. A repeated call
---             changes nothing. While much is unallocated this reads the first 1,000 open files.
+--             changes nothing. With shrink_tail this reads at most 1,000 open files.
 -- Parameters: p_project  the project's row
 -- Locks:      rows of backups and the project's row, SKIP LOCKED: nothing here waits. The caller has the project, shared.
 -- Source:     docs/design.md "The tail"
 DECLARE
-    v_left int := osgprod._few_unallocated(p_project.project_id, 1000);
+    v_left int;
     v_tail_blocks int;
 BEGIN
+    IF p_project.shrink_tail THEN
+        v_left := osgprod._few_unallocated(p_project.project_id, 1000);
+    ELSIF NOT osgprod._has_unallocated(p_project.project_id) THEN
+        v_left := 0;
+    END IF;
     -- Guided self-scheduling: each slice is half of an equal share of what is left.
     IF p_project.shrink_tail AND p_project.nlive > 0 AND v_left > 0 THEN
         v_tail_blocks := greatest(v_left / (2 * p_project.nlive), 1);
@@ -29,7 +34,7 @@ END
 $fn$;
 
 CREATE FUNCTION osgprod._few_unallocated(p_project_id int, p_files int)
-RETURNS int LANGUAGE sql STABLE SET enable_seqscan = off
+RETURNS int LANGUAGE sql STABLE
 AS $fn$
     -- How many blocks of a project are unallocated; NULL when so many files or more have some.
     -- Parameters: p_project_id  project;  p_files  how many files are many
