@@ -19,8 +19,7 @@ BEGIN
               FROM notify_targets o WHERE o.name = p_name) n
      WHERE t.name = p_name;
     IF NOT FOUND THEN
-        RAISE EXCEPTION 'there is no target %', quote_literal(left(p_name, 63)) USING ERRCODE = 'OG304',
-            HINT = 'osgprod notify list shows the targets';
+        PERFORM osgprod._refuse_target(p_name);
     END IF;
 END
 $fn$;

@@ -18,8 +18,7 @@ BEGIN
         RETURN QUERY SELECT n.written_by::text, n.notification_id, n.details FROM osgprod._undelivered(v_target) n
                       ORDER BY n.written_by, n.notification_id LIMIT osgprod._limit(p_limit);
     ELSIF NOT EXISTS (SELECT FROM notify_targets t WHERE t.name = p_name) THEN
-        RAISE EXCEPTION 'there is no target %', quote_literal(left(p_name, 63)) USING ERRCODE = 'OG304',
-            HINT = 'osgprod notify list shows the targets';
+        PERFORM osgprod._refuse_target(p_name);
     END IF;
 END
 $fn$;

@@ -9,8 +9,7 @@ AS $fn$
 BEGIN
     DELETE FROM notify_targets t WHERE t.name = p_name;
     IF NOT FOUND THEN
-        RAISE EXCEPTION 'there is no target %', quote_literal(left(p_name, 63)) USING ERRCODE = 'OG304',
-            HINT = 'osgprod notify list shows the targets';
+        PERFORM osgprod._refuse_target(p_name);
     END IF;
     PERFORM osgprod._log_operation('remove_notify_target', NULL, jsonb_build_object('name', p_name), 1);
 END

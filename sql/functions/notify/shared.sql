@@ -1,0 +1,10 @@
+CREATE FUNCTION osgprod._refuse_target(p_name text)
+RETURNS void LANGUAGE plpgsql IMMUTABLE
+AS $fn$
+-- Says that there is no such target of notifications.
+-- Errors:     OG304
+BEGIN
+    RAISE EXCEPTION 'there is no target %', quote_literal(left(p_name, 63)) USING ERRCODE = 'OG304',
+        HINT = 'osgprod notify list shows the targets';
+END
+$fn$;
