@@ -139,8 +139,8 @@ class Api:
             failure = explain(error)
             if failure.is_a_fault:
                 raise
-            lines = [line.removeprefix("# ") for line in failure.body.decode().splitlines()]
-            return _error(failure.status, lines[0], " ".join(lines[1:]), failure.retry_s)
+            message, *hint = failure.lines
+            return _error(failure.status, message, " ".join(hint), failure.retry_s)
         more = None
         if len(rows) > offset + limit:
             more = f"{request.url.path}?{urlencode({**query, 'limit': limit, 'offset': offset + limit})}"

@@ -143,8 +143,9 @@ class Dashboard:
                 failure = explain(error)
                 if failure.is_a_fault:
                     raise
-                lines = [line.removeprefix("# ") for line in failure.body.decode().splitlines()]
-                return await self._render("error.html", failure.status, lines=lines, status=failure.status)
+                return await self._render(
+                    "error.html", failure.status, lines=failure.lines, status=failure.status
+                )
 
         endpoint.__name__ = "dashboard"  # all pages are one route in the metrics
         return endpoint

@@ -269,8 +269,7 @@ class _Demo:
         return call(self._connection, "progress", project=PROJECT)[0]
 
     def _merge_states(self) -> Counter[str]:
-        found = self._connection.execute("SELECT m.state::text AS state FROM osgprod_data.merges m")
-        return Counter(str(merge["state"]) for merge in found)
+        return Counter(merge["state"] for merge in call(self._connection, "list_merges", project=PROJECT))
 
     def _bar(self, progress: dict[str, Any]) -> None:
         done, blocks = int(progress["blocks_done"]), int(progress["blocks"])

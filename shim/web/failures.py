@@ -62,6 +62,11 @@ class Failure:
     retry_s: int | None = None
     is_a_fault: bool = False
 
+    @property
+    def lines(self) -> list[str]:
+        """The message and the hint, without the comment signs."""
+        return [line.removeprefix("# ") for line in self.body.decode().splitlines()]
+
 
 def explain(error: Exception) -> Failure:
     """Return the answer for an error.
