@@ -152,8 +152,8 @@ def documented(page: str, lines: Sequence[str]) -> str:
     lines
         The table.
     """
-    before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
+    before, _, old = page.partition(BEGIN)
+    _, _, after = old.partition(END)
     return before + BEGIN + "\n".join(lines) + "\n" + END + after
 
 

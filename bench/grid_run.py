@@ -1,7 +1,7 @@
 """A production on a simulated grid: the real functions on a real PostgreSQL, in simulated time.
 
 Each checkout and each report of a job is a call of its own. Heartbeats are one batch of all jobs that run, at the
-heartbeats' interval. Jobs that have been told to wait ask together. Only the clock is simulated
+heartbeats' interval. Jobs that wait ask in one batch. Only the clock is simulated
 (grid_clock.sql), and what happens on the nodes.
 """
 
@@ -141,7 +141,7 @@ class _Slot:
     token: str | None = None
     since: float = 0.0
     blocks: int = 0
-    asks_at: float = math.inf  # again, when it has been told to wait
+    asks_at: float = math.inf  # again, when it waits
 
 
 class Simulation:
@@ -176,7 +176,7 @@ class Simulation:
         """Runs until all work is settled, and returns what was measured."""
         for slot in self._slots:
             self._start_job(slot, self._lottery.uniform(0, self._grid.start_s), slot.job)
-        self._push(self._heartbeat_s, "beat", -1, 0)
+        self._push(self._heartbeat_s, "heartbeat", -1, 0)
         self._push(POLL_S, "tick", -1, 0)
         last, tail_from = 0.0, None
         done = 0
@@ -196,9 +196,9 @@ class Simulation:
                     break
                 self._ask(at, [slot for slot in self._slots if slot.asks_at <= at])
                 self._push(at + POLL_S, "tick", -1, 0)
-            elif kind == "beat":
+            elif kind == "heartbeat":
                 self._beat(at)
-                self._push(at + self._heartbeat_s, "beat", -1, 0)
+                self._push(at + self._heartbeat_s, "heartbeat", -1, 0)
             elif turn == self._slots[number].turn:
                 slot = self._slots[number]
                 if kind == "ask":
@@ -295,7 +295,7 @@ class Simulation:
         }  # fmt: skip
 
     def _ask(self, at: float, slots: list[_Slot]) -> None:
-        """Jobs ask for work; those that have been told to wait ask together."""
+        """Jobs ask for work; those that wait ask in one batch."""
         questions = [
             {
                 **self._identity(slot),
@@ -387,7 +387,7 @@ class Simulation:
         return is_done
 
     def _beat(self, at: float) -> None:
-        """All that run send a heartbeat, in one batch; who is told to stop, stops."""
+        """All that run send a heartbeat, in one batch; those that must stop, stop."""
         running = {slot.number: slot for slot in self._slots if slot.token}
         calls = json.dumps([{**self._identity(slot), "token": slot.token} for slot in running.values()])
         for row in self._db.execute("SELECT * FROM sim.beat(%s, %s)", [at, calls]).fetchall():

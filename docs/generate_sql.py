@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes docs/sql.md from what is in a freshly migrated database: signatures, comments, headers, and examples whose
+"""Writes docs/sql.md from a freshly migrated database: signatures, comments, headers, and examples whose
 output is what the functions really answered. ``make docs`` runs it; a test fails when docs/sql.md is not current.
 
 Times, tokens and seconds differ from run to run: they are replaced by fixed ones, everything else is as it came.
@@ -191,10 +191,10 @@ def generate(connection: Connection) -> str:
         parts.append(f"## {title}")
         parts += [_function(connection, name, answers[name]) for name in names]
     listed = {name for _, names in CHAPTERS for name in names}
-    rest = [row["name"] for row in _public(connection) if row["name"] not in listed]
-    if rest:
+    others = [row["name"] for row in _public(connection) if row["name"] not in listed]
+    if others:
         parts.append("## Others")
-        parts += [_function(connection, name, answers.get(name)) for name in rest]
+        parts += [_function(connection, name, answers.get(name)) for name in others]
     parts += [_notices(), _settings(connection), _errors(), _tables(connection)]
     return "\n\n".join(parts) + "\n"
 
@@ -211,7 +211,7 @@ examples: the names of parameters are kept, their order may change.
 Roles: a login that is a member of `osgprod_worker` is what the shim needs, a member of `osgprod_operator` may call all
 of them and read the tables. Errors have a code `OGgxx` of our own, a message, and a hint what to do; `g` says which
 HTTP status it has (docs/design.md). Blocks are counted from 0, ranges are half open: [block1, block2). In the examples
-times, tokens and seconds are made alike; the rest is what the functions answered.
+times, tokens and seconds are made alike; everything else is what the functions answered.
 
 Who works for a project shows it by `p_magic`, its shared secret, or by `p_bearer`, the claims of a bearer token whose
 signature the caller has verified; `p_client` is the address that the job came from, which has to be inside of the
@@ -357,7 +357,7 @@ def _notices() -> str:
     }
     rows = "\n".join(f"| `{event}` | {meaning} |" for event, meaning in events.items())
     return (
-        "## Notices\n\n`LISTEN osgprod` is told of rare events; `osgprod watch` prints them. Each is a JSON object with"
+        "## Notices\n\n`LISTEN osgprod` gets rare events; `osgprod watch` prints them. Each is a JSON object with"
         f" `event`, `project`, `at`, and:\n\n| event | with |\n|---|---|\n{rows}"
     )
 
@@ -463,7 +463,7 @@ def contents(folder: Path = SQL_FOLDER / "functions") -> str:
 
 
 def main() -> None:
-    """Writes docs/sql.md anew, on a server of its own."""
+    """Write docs/sql.md and sql/functions/README.md, on a temporary server."""
     with temporary_server() as dsn:
         migrate(dsn, say=lambda line: None)
         with connect(dsn) as connection:

@@ -18,7 +18,7 @@ $fn$;
 CREATE FUNCTION osgprod._is_banned(p_project_id int, p_worker text)
 RETURNS boolean LANGUAGE sql STABLE
 AS $fn$
-    -- Is this worker refused work at present?
+    -- Is this worker banned at present?
     SELECT EXISTS (SELECT FROM osgprod_data.worker_bans b
                     WHERE b.project_id = p_project_id AND b.worker = ANY (osgprod._worker_names(p_worker))
                       AND osgprod._is_in_force(b.banned_at, b.until))
@@ -36,7 +36,7 @@ RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Bans a worker that failed max_fast_failures times within fast_failure_s of starting, and in more than half of all that
 -- it did, since its last ban or within block_worker_s; and takes these failures off the slices' accounts.
--- Promise:    one that comes back from a ban is on probation: until its first success, a single fast failure bans it again,
+-- Promise:    after its ban a worker is on probation: until its first success, a single fast failure bans it again,
 --             twice as long as before, up to 30 days. Nothing here waits: when another session has the worker's ban, that
 --             session bans or unbans the worker, and this one leaves the ban alone.
 -- Parameters: p_project  the project's row;  p_worker  see _worker;  p_fault  of its newest failure, see _fault
@@ -132,7 +132,7 @@ LANGUAGE sql STABLE
 AS $fn$
     -- What a worker failed within fast_failure_s of starting. (STABLE is what lets its callers inline it.)
     -- Parameters: p_project  the project's row;  p_worker  see _worker;  p_since  reported after that
-    -- Returns:    a row for each report, with what its attempt was lent
+    -- Returns:    a row for each report, with the slice that its attempt was leased
     SELECT r.outcome, a.started_at, a.rawdata_id, a.block1, a.opened_at
       FROM osgprod_data.reports r
      CROSS JOIN LATERAL (  -- LIMIT: by key, never by reading all attempts of the project

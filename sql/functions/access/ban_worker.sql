@@ -2,13 +2,13 @@ CREATE FUNCTION osgprod.ban_worker(p_project text, p_worker text, p_seconds int,
 RETURNS timestamptz
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
--- Refuses work to a worker for a while, or pardons it.
--- Promise:    a repeated call sets the end anew.
+-- Bans a worker for a while, or lifts its ban.
+-- Promise:    a repeated call sets a new end.
 -- Parameters: p_project  project name;  p_worker  host@address, as blocked_workers and the reports name it, or
 --                        either alone: then every such worker
---             p_seconds  how long from now on [s; 0 = pardon: its failures until now no longer count against it]
---             p_reason   what the worker is told
--- Returns:    until when it is refused; now = pardoned
+--             p_seconds  how long from now on [s; 0 = unban: its failures until now no longer count against it]
+--             p_reason   what its jobs are answered
+-- Returns:    until when it is banned; now = unbanned
 -- Errors:     OG301 unknown project; OG108 bad worker or time
 -- Locks:      the worker's ban (advisory, see _ban_key), then the rows of the bans; it waits for both
 DECLARE
@@ -43,4 +43,4 @@ END
 $fn$;
 
 COMMENT ON FUNCTION osgprod.ban_worker(text, text, int, text) IS
-'Refuses work to a worker for p_seconds [s], or pardons it with 0. For osgprod_operator.';
+'Bans a worker for p_seconds [s]; 0 lifts its ban. For osgprod_operator.';

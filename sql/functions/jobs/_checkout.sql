@@ -361,7 +361,7 @@ $fn$;
 CREATE FUNCTION osgprod._why_too_many(p_project osgprod_data.projects)
 RETURNS text[] LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Says that the project has as many live attempts as it may, counted anew when it is time.
+-- Says that the project has as many live attempts as it may, recounted when it is time.
 -- Parameters: p_project  the project's row
 -- Returns:    code, message and hint (OG603); NULL = there is room again
 -- Locks:      see _requeue_due
@@ -462,7 +462,7 @@ AS $fn$
     -- Has any file of the project unallocated blocks that may be assigned?
     SELECT EXISTS (SELECT FROM osgprod_data.loaded_files f
                     WHERE f.project_id = p_project_id AND f.state IN ('pending', 'in_progress') AND NOT f.on_tape
-               AND f.suspended_at IS NULL)
+                      AND f.suspended_at IS NULL)
 $fn$;
 
 CREATE FUNCTION osgprod._why_no_work(

@@ -2,7 +2,7 @@ CREATE FUNCTION osgprod.stop_project(p_project text)
 RETURNS int
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
--- Pauses a project, and has each running job told at its next heartbeat to end.
+-- Pauses a project, and tells each running job at its next heartbeat to end.
 -- Promise:    that a job is stopped is nobody's fault: it counts against neither its slice nor its worker. A success that is
 --             reported all the same counts. set_project with another state than paused ends it; jobs that were told by then
 --             are gone. A repeated call does no harm.
@@ -24,4 +24,4 @@ END
 $fn$;
 
 COMMENT ON FUNCTION osgprod.stop_project(text) IS
-'Pauses a project and has each running job told at its next heartbeat to end; returns how many still run. For osgprod_operator.';
+'Pauses a project and tells each running job at its next heartbeat to end; returns how many still run. For osgprod_operator.';

@@ -3,7 +3,7 @@ RETURNS TABLE (online bigint, nearline bigint, gone bigint, unknown bigint, file
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
 -- Records what storage says of raw data files. Projects with skip_nearline assign nothing new of files that are nearline,
--- until this function is told that they are online.
+-- until somebody records that they are online.
 -- Promise:    a repeated call changes nothing but the times.
 -- Parameters: p_found  list of {"file_id": N, "locality": L}; L online, nearline, gone, or null = storage can't tell
 -- Returns:    one row: how many files are which; how many are skipped by a project from now on, and how many no longer

@@ -19,7 +19,7 @@ AS $fn$
 --             p_path       path of one file, or an SQL LIKE pattern; NULL = all
 --             p_exit_code  only slices whose last report had this exit code [0 .. 255]; NULL = any
 --             p_dry_run    only tell what would be put back
---             p_client     only slices that were last lent to this address or network; NULL = any. So what somebody did
+--             p_client     only slices that were last leased to this address or network; NULL = any. So what somebody did
 --                          with a stolen magic is undone
 --             p_since      only slices whose last report came at this time or later; NULL = any
 -- Returns:    a row a slice, as it was
@@ -34,7 +34,7 @@ BEGIN
     PERFORM osgprod._require_read_committed();
     IF NOT coalesce(p_states <@ ARRAY['quarantined', 'failed', 'done'], false) THEN
         RAISE EXCEPTION 'states to recycle are quarantined, failed and done, not %', coalesce(p_states::text, 'NULL')
-            USING ERRCODE = 'OG108', HINT = 'slices at work come back by themselves when their lease runs out';
+            USING ERRCODE = 'OG108', HINT = 'leased slices are requeued by themselves when their lease expires';
     END IF;
     PERFORM osgprod._enter_project(v_project_id, p_project);
     FOR v_slice IN
