@@ -173,6 +173,7 @@ CHAPTERS = (
 
 _TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(\.\d+)?\+00(:00)?")
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_PERSON = re.compile(r"\([\w.-]+@[\w.-]+\)")  # who runs this, and on which machine
 # What depends on the moment, by the name of its column.
 _FIXED = {"age_s": 312, "lease_left_s": 21288, "progress_s": 12}
 
@@ -276,7 +277,7 @@ def _plain(value: object) -> object:
         return value
     text = value.isoformat(sep=" ") if hasattr(value, "isoformat") else str(value)
     text = re.sub(r"^\d{4}-[a-z-]+$", "0010-functions", text)  # the newest migration
-    text = _TIME.sub("2026-11-24 09:00:00+00", text)
+    text = _PERSON.sub("(me@db)", _TIME.sub("2026-11-24 09:00:00+00", text))
     return _UUID.sub("8f14e45f-ceea-467f-a0b6-1c2d3e4f5a6b", text).replace("\n", " | ")
 
 
