@@ -103,6 +103,7 @@ def test_production_ends_with_each_output_there_once_whatever_happens_to_its_job
         outputs=f"{xrootd.https_url}/outputs",
         env=environment,
         release_after=5,
+        same_machine_after=5,  # the pool has one, and the storage's crash may have looked like its fault
     )
     victims: dict[str, list[int]] = {"vacated": [], "removed": [], "held": [], "starter": []}
 
@@ -251,6 +252,11 @@ def policies(pool: Pool, xrootd: XRootD, tmp_path_factory: pytest.TempPathFactor
                 policies.send("fails", "echo bad event; exit 3", retries=2)
                 policies.send("starts", "exit 3", max_starts=1)
                 policies.send("node", "[[ -e /srv/node.d/once ]] || { touch /srv/node.d/once; kill -9 $$; }")
+                policies.send(
+                    "lone",
+                    "[[ -e /srv/lone.d/once ]] || { touch /srv/lone.d/once; kill -9 $$; }",
+                    same_machine_after=1,
+                )
                 policies.send("away", server="http://127.0.0.1:9/osgprod")
                 policies.send("refused")
                 (pool.srv / "refused" / "magic").write_text("wrong")
@@ -305,6 +311,12 @@ def test_job_runs_on_another_machine_after_a_node_fault(policies: Policies, pool
     pool.as_user("condor_qedit", str(policies.clusters["node"]), "MachineAttrMachine0", '"elsewhere"')
     policies.wait_for("node", "leaves the queue", lambda job: job["JobStatus"] == COMPLETED)
     assert [row["outcome"] for row in policies.attempts("node")] == ["node-fault", "done"]
+
+
+def test_job_runs_on_the_same_machine_after_a_node_fault_when_there_is_no_other(policies: Policies) -> None:
+    job = policies.wait_for("lone", "leaves the queue", lambda job: job["JobStatus"] == COMPLETED)
+    assert (job["ExitCode"], job["NumJobStarts"]) == (0, 2)
+    assert [row["outcome"] for row in policies.attempts("lone")] == ["node-fault", "done"]
 
 
 def test_job_is_held_and_released_by_itself_while_the_server_is_down(policies: Policies) -> None:
