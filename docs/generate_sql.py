@@ -157,7 +157,7 @@ CHAPTERS = (
                               "forget_rawdata", "load_slices", "list_files",
                                "list_slices")),
     ("How it goes", ("health", "progress", "idle_and_leased", "estimate", "rate", "totals", "map_files",
-                      "slice_size")),
+                     "foretell_work", "jobs_needed", "slice_size")),
     ("Jobs and attempts", ("live_attempts", "list_attempts", "list_jobs", "job_history", "attempts_by_exit",
                            "attempts_by_site", "attempts_by_worker", "resources")),
     ("Outputs and merges", ("list_outputs", "lose_outputs", "list_merges", "retry_merges", "delivery",
@@ -433,14 +433,28 @@ CONTENTS = """# The functions, by task
 
 <!-- Written by docs/generate_sql.py from the files beside it: change a COMMENT or CHAPTERS there, then `make docs`. -->
 
-A public function is in the file of its name, or of its group (`access/`).
-Private helpers (`_name`) stand beside their only caller, or in
-`shared.sql` of the folder. `types.sql` is loaded first; `grants.sql`, which says who may call what, is loaded last.
-People edit these files; [CONTRIBUTING.md](../../CONTRIBUTING.md) says how they come to a database,
-and how one function or all of them are rolled back.
-[docs/sql.md](../../docs/sql.md) has parameters, errors and examples, [docs/design.md](../../docs/design.md) the
-invariants.
+A public function is in the file of its name. Private helpers (`_name`) are in the file of their only caller, or in
+`shared.sql` of the folder; the last table lists them. [CALLS.md](CALLS.md) shows which function calls which, for each
+request of a job. `types.sql` is loaded first, `grants.sql`, which says who may call what, last.
+
+People edit these files. [CONTRIBUTING.md](../../CONTRIBUTING.md) says how a database gets them, and how one function
+or all of them are rolled back. [docs/sql.md](../../docs/sql.md) has parameters, errors and examples,
+[docs/design.md](../../docs/design.md) the invariants and the order of locks.
 """
+
+CALLS = """# Which function calls which
+
+<!-- Written by docs/generate_sql.py from the files beside it: change the functions, then `make docs`. -->
+
+The functions that each request of a job can reach, with the first sentence of their headers, in the order of
+the caller's text. What a function calls in turn is shown where the function appears first.
+"""
+REQUESTS = (
+    ("A job asks for work", "checkout_slice"),
+    ("A job reports its exit code", "report_exit"),
+    ("A job sends a heartbeat", "heartbeat"),
+)
+_FUNCTION = re.compile(r"^CREATE FUNCTION osgprod\.(\w+)\s*\(.*?^\$fn\$;", re.MULTILINE | re.DOTALL)
 
 
 def contents(folder: Path = SQL_FOLDER / "functions") -> str:
@@ -460,11 +474,48 @@ def contents(folder: Path = SQL_FOLDER / "functions") -> str:
     for title, names in (*CHAPTERS, *([others] if others[1] else [])):
         lines = [f"| [`{name}`]({found[name][0]}) | {found[name][1]} |" for name in names]
         parts.append("\n".join([f"## {title}", "", "| function | what it does |", "|---|---|", *lines]))
+    helpers: dict[str, list[str]] = {}
+    for name, (file, _) in _sources(folder).items():
+        if name.startswith("_"):
+            helpers.setdefault(file, []).append(f"`{name}`")
+    lines = [f"| [{file}]({file}) | {', '.join(names)} |" for file, names in sorted(helpers.items())]
+    parts.append("\n".join(["## Private helpers", "", "| file | helpers in it |", "|---|---|", *lines]))
     return "\n\n".join(parts) + "\n"
 
 
+def _sources(folder: Path) -> dict[str, tuple[str, str]]:
+    """Returns each function's file and text, by its name."""
+    return {
+        match[1]: (path.relative_to(folder).as_posix(), match[0])
+        for path in function_files(folder)
+        for match in _FUNCTION.finditer(path.read_text())
+    }
+
+
+def calls(folder: Path = SQL_FOLDER / "functions") -> str:
+    """Returns sql/functions/CALLS.md: what each request of a job can reach, as a tree."""
+    sources = _sources(folder)
+    parts = [CALLS.strip()]
+    for title, name in REQUESTS:
+        parts.append(f"## {title}")
+        parts.append("\n".join(_tree(sources, name, 0, set())))
+    return "\n\n".join(parts) + "\n"
+
+
+def _tree(sources: dict[str, tuple[str, str]], name: str, depth: int, seen: set[str]) -> Iterator[str]:
+    seen.add(name)
+    file, text = sources[name]
+    body = text.partition("$fn$")[2]
+    head = _header(body).partition("\n")[0]
+    sentence = re.split(r"(?<=[.?])\s", head, maxsplit=1)[0]
+    yield f"{'  ' * depth}- [`{name}`]({file}): {_escaped(sentence)}"
+    for called in re.findall(r"osgprod\.(\w+)\(", re.sub(r"--[^\n]*", "", body)):
+        if called in sources and called not in seen:
+            yield from _tree(sources, called, depth + 1, seen)
+
+
 def main() -> None:
-    """Write docs/sql.md and sql/functions/README.md, on a temporary server."""
+    """Write docs/sql.md, sql/functions/README.md and CALLS.md, on a temporary server."""
     with temporary_server() as dsn:
         migrate(dsn, say=lambda line: None)
         with connect(dsn) as connection:
@@ -473,6 +524,7 @@ def main() -> None:
     path.write_text(text)
     print(f"{path.name}: {len(text.splitlines())} lines")
     (SQL_FOLDER / "functions" / "README.md").write_text(contents())
+    (SQL_FOLDER / "functions" / "CALLS.md").write_text(calls())
 
 
 if __name__ == "__main__":

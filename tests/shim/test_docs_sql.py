@@ -36,6 +36,14 @@ def test_contents_of_the_functions_are_current_and_complete(generator: ModuleTyp
     assert set(re.findall(r"^\| \[`(\w+)`\]", written, re.MULTILINE)) == public
 
 
+def test_tree_of_calls_is_current_and_leads_from_a_report_to_the_quarantine(generator: ModuleType) -> None:
+    written = (CHECKOUT / "sql" / "functions" / "CALLS.md").read_text()
+    assert generator.calls() == written, "run: make docs"
+    report = written.partition("## A job reports its exit code")[2].partition("\n## ")[0]
+    for name in ("_judge_exit", "_settle_attempt", "_blame", "_fail_slice", "_ban_if_black_hole"):
+        assert f"[`{name}`](" in report
+
+
 def test_each_public_function_is_described_with_an_example_and_its_answer(
     db: psycopg.Connection[dict[str, Any]],
 ) -> None:

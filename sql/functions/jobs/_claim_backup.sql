@@ -2,7 +2,7 @@ CREATE FUNCTION osgprod._claim_backup(
     p_project osgprod_data.projects, p_cluster int, p_process int, p_nstart int, p_worker text, p_blocks bigint)
 RETURNS osgprod.claim LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Claims a backup attempt: a second attempt on a leased slice, of those that tick offers (_plan_backups). The attempt
+-- Claims a backup attempt: a second attempt on a leased slice, of those that tick offers (_offer_backups). The attempt
 -- does not hold the slice. It can settle it, since the first success wins (I5), and it gets the slice when the
 -- holder is lost or fails.
 -- Promise:    reads one place of an index, however many jobs ask.

@@ -8,7 +8,7 @@ AS $fn$
 --             of a whole file; core_hours [h]: as the successes of the project took for as many blocks and cores, without
 --             what fails; NULL = nothing is done yet, so the rate is not known
 -- Errors:     OG301 unknown project; OG108 cores out of range
--- Source:     docs/grid.md "How many jobs"
+-- Source:     docs/grid.md "Submit as many jobs as there is work for"
 DECLARE
     v_project projects := osgprod._get_project(p_project);
     v_size    bigint;

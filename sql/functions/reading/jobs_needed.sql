@@ -10,7 +10,7 @@ AS $fn$
 --             unallocated blocks; blocks_left in them; running: attempts that hold a slice; is_complete: everything is
 --             done or quarantined, and nothing can be requeued; reason: why jobs is 0, or less than slices_left would give
 -- Errors:     OG301 unknown project; OG108 cores or slices out of range
--- Source:     docs/grid.md "How many jobs"
+-- Source:     docs/grid.md "Submit as many jobs as there is work for"
 DECLARE
     v_project projects := osgprod._get_project(p_project);
     v_blocks  bigint;
