@@ -1,8 +1,8 @@
 #!/bin/bash
 #
-# osgprod_exec.sh <cluster> <process> [<ncpus>]: runs one slice. It asks the server for a work script, runs the script
-# while it sends heartbeats, packs the outputs into job_<cluster>_<process>.tar.gz, delivers them, and reports the exit
-# code.
+# osgprod_exec.sh <cluster> <process> [<ncpus>]: runs a slice, or several. For each it asks the server for a work script,
+# runs the script while it sends heartbeats, packs the outputs into job_<cluster>_<process>.tar.gz, delivers them, and
+# reports the exit code.
 # It runs on grid nodes that nobody here controls: it needs bash 4.2, curl 7.29, tar and gzip. (/bin/bash, since
 # "env bash" finds none where PATH is empty.)
 #
@@ -16,15 +16,17 @@
 #                         root, roots, xroot, xroots, osdf, pelican, file:///, or an absolute path
 #     OSGPROD_CONTAINER   command before the work script, like "apptainer exec image.sif"; {} stands for the folder that
 #                         must be visible in the container at the same path, and to which the command must change
+#     OSGPROD_SLICES      how many slices the job processes at most, one after the other [1 to 100000; default 1]
 #     OSGPROD_TRIES       attempts of a request, or of a delivery [1 to 1000; default 10]
 #     OSGPROD_BACKOFF_MS  pause after the first attempt; doubled each time, up to 32 fold [ms, 1 to 600000; default 1000]
 #     OSGPROD_MAX_WAIT_S  how long to wait when work may be requeued [s, 0 to 604800; default 600]; 0 = end at once, as
 #                         when no work is left
 #     OSGPROD_TIME_LEFT_S how long the job may run, if HTCondor's ads don't say it, or say more [s, 0 to 999999999]
-#     OSGPROD_MAX_LOG_BYTES  how much of the work's output to print: its head and its tail [bytes, 0 to 999999999;
-#                         default 10000000]
-#     OSGPROD_CHECKPOINT_CODE  exit code with which HTCondor saves this folder and starts the job again in it, for a
-#                         tarball that could not be delivered [0 to 255; default 0 = none]
+#     OSGPROD_MAX_LOG_BYTES  how much of the work's output to print, of all slices together: the head and the tail for
+#                         each [bytes, 0 to 999999999; default 10000000]
+#     OSGPROD_CHECKPOINT_CODE  exit code with which HTCondor saves this folder and starts the job again in it: for a
+#                         tarball that could not be delivered, or that must be safe before the next slice [0 to 255;
+#                         default 0 = none]
 #     OSGPROD_SITE        name of the site, for the record [default: the one in HTCondor's machine ad]
 #     OSGPROD_TOKEN_HOSTS hosts that storage may redirect to with the bearer token, like "door2.site.org pool.site.org:8443"
 #     BEARER_TOKEN ...    see find_token
@@ -32,14 +34,20 @@
 # work than fits until the job must end: by GLIDEIN_ToDie of the machine ad (else GLIDEIN_ToRetire), AllowedJobDuration,
 # AllowedExecuteDuration or OSGPROD_TIME_LEFT_S, whichever comes first. When nothing fits, the job ends with 0.
 #
-# The tarball of a job's nth start, n > 1, is job_<cluster>_<process>.<n>.tar.gz; that of a failed one failed_job_...
-# Delivered, its name also tells the job's queue: job_<cluster>_<process>.<access point>.<time of submission>.tar.gz.
+# The tarball of a job's nth attempt, n > 1, is job_<cluster>_<process>.<n>.tar.gz; that of a failed one failed_job_...
+# Each start on a slice is an attempt. Delivered, its name also tells the job's queue:
+# job_<cluster>_<process>.<access point>.<time of submission>.tar.gz.
 # Until the server has accepted the report it is called unreported_job_..., with a file .report beside it: a job that
 # starts again in the same folder delivers and reports it, and computes nothing. What counts is what the server lists.
 #
+# With OSGPROD_SLICES the job asks for another slice after each success. Without OSGPROD_OUTPUT_URL it ends with
+# OSGPROD_CHECKPOINT_CODE before it reports a success that is not its last one: HTCondor saves the tarball, and the job goes
+# on. An eviction then loses no tarball of a slice that the server calls done.
+#
 # Exit codes, for HTCondor (osgprod.sub says what becomes of the job): 0 done, or nothing to do; 10 the slice failed, maybe
 # its data; 20 this node's fault; 30 the server or the storage is away, or all work is leased; 40 refused or misconfigured;
-# 143 stopped by SIGTERM (nothing reported, the restarted job gets its slice back).
+# 143 stopped by SIGTERM (nothing reported, the restarted job gets its slice back). Of several slices the last one decides,
+# except that a job that has processed a slice and gets no other, for whatever reason, ends with 0.
 #
 # Made of: condor/lib/head.bash worker/lib/shell.bash worker/lib/log.bash worker/lib/settings.bash worker/lib/text.bash worker/lib/backoff.bash worker/lib/url.bash worker/lib/token.bash worker/lib/http.bash worker/lib/adler32.bash condor/lib/process.bash condor/lib/server.bash condor/lib/work.bash condor/lib/outputs.bash condor/lib/storage.bash condor/lib/deliver.bash condor/lib/finish.bash condor/lib/main.bash
 
@@ -605,22 +613,29 @@ persistent_request() {
   done
 }
 
-# Asks for a work script until there is one or nothing to wait for. Sets answer: assigned, or why there is none.
+# Asks for a work script until there is one or nothing to wait for. Sets answer: assigned, or why there is none. Returns
+# this script's exit code when the server can't be asked, refuses, or has leased all work. Argument: cores
 checkout() {
   local deadline=$((SECONDS + MAX_WAIT_S)) retry_s image
   # What surrounds this script, else what will surround the work.
   image="$(plain_text 200 "${APPTAINER_CONTAINER:-${SINGULARITY_CONTAINER:-${OSGPROD_CONTAINER:-}}}")"
   while true; do
-    persistent_request workscript.bash cpus "$1" schedd "$schedd" qdate "$qdate" time_left_s "$(time_left)" \
-      exec_version "$EXEC_VERSION" image "$image" || die "$EXIT_LATER" "the server gives no work script: $body"
-    [[ "$http_status" == 200 ]] || die "$EXIT_REFUSED" "refused with status $http_status: $body"
+    if ! persistent_request workscript.bash cpus "$1" schedd "$schedd" qdate "$qdate" time_left_s "$(time_left)" \
+      after "$after" exec_version "$EXEC_VERSION" image "$image"; then
+      log "the server gives no work script: $body"
+      return "$EXIT_LATER"
+    elif [[ "$http_status" != 200 ]]; then
+      log "refused with status $http_status: $body"
+      return "$EXIT_REFUSED"
+    fi
     [[ "$answer" == wait ]] || return 0
     retry_s="$(header_of Retry-After "$head")"
     [[ "$retry_s" =~ ^[0-9]{1,5}$ ]] || retry_s=60
     retry_s="$((10#$retry_s))"
     if ((SECONDS + retry_s > deadline)); then
-      ((MAX_WAIT_S == 0)) || die "$EXIT_LATER" 'all work is leased; it may be requeued, but not while this job waits'
-      return 0
+      ((MAX_WAIT_S > 0)) || return 0
+      log 'all work is leased; it may be requeued, but not while this job waits'
+      return "$EXIT_LATER"
     fi
     pause "$retry_s.$((RANDOM % 10))"
   done
@@ -714,7 +729,7 @@ run_work() {
   touch "$scratch/delivering" 2>/dev/null || stop_heartbeats
   work_group=""
   measure "$((SECONDS - began_s))" "$(($(children_ticks) - began_ticks))"
-  run print_log "$scratch/work.log" "$MAX_LOG_BYTES" || true
+  run print_log "$scratch/work.log" "$((MAX_LOG_BYTES / SLICES))" || true
 }
 
 # Prints a file, of a long one the head and the tail. Arguments: file, greatest number of bytes
@@ -1204,7 +1219,7 @@ write_down() {
     umask 077
     exec >"$file.new"
     printf '%s\n' "project=$OSGPROD_PROJECT" "token=$token" "name=$1" "events=$2" "outputs=$3" "bytes=$4" \
-      "adler32=$5" "url=$6" "heartbeat_s=$7" "outputs_list=$8" "software=$9" &&
+      "adler32=$5" "url=$6" "heartbeat_s=$7" "outputs_list=$8" "software=$9" "slices_done=$slices_done" &&
       printf '%s=%s\n' ${resources[@]+"${resources[@]}"} &&
       printf '%s\n' "${10}" | sed -e '/./!d' -e 's/^/merged_input=/' &&
       printf 'complete=yes\n'
@@ -1264,6 +1279,8 @@ deliver_and_report() {
   for used in memory_bytes disk_bytes fetched_bytes cpu_s wall_s; do
     resources+=("$used" "$(written "$used")") # as an earlier start has measured it
   done
+  slices_done="$(written slices_done)"
+  [[ "$slices_done" =~ ^[0-9]{1,6}$ ]] || slices_done=0 # written by an older version
   list="$(written outputs_list)" software="$(written software)"
   name="$(written name)" bytes="$(written bytes)" adler="$(written adler32)"
   token="$(written token)" output_url="$(written url)"
@@ -1285,6 +1302,7 @@ deliver_and_report() {
     remove_merged_inputs
     mv -f "$(unreported tar.gz)" "$PWD/$name.tar.gz" 2>/dev/null || true # a start before this one may have lost it
     forget_unreported
+    slices_done=$((10#$slices_done + 1))
     return 0
     ;;
   '200 failed' | '200 node-fault' | '409 superseded' | '409 contradicted')
@@ -1367,9 +1385,20 @@ finish_success() {
     report "$EXIT_NOT_FETCHED" fault node reason 'the disk of this node is full' || return "$EXIT_LATER"
     return "$EXIT_NODE_FAULT"
   fi
+  if must_be_safe_first; then
+    stop_heartbeats
+    log 'HTCondor saves the tarball now; then this job reports it, and asks for another slice'
+    return "$CHECKPOINT_CODE"
+  fi
   deliver_and_report || code=$?
   ! $is_judged || leave_failure "failed_$name" "$2" log-only
   return "$code"
+}
+
+# Is the tarball to stay here while this job goes on with another slice? Then HTCondor must save it before its success is
+# reported: an eviction would lose the outputs of a slice that is done.
+must_be_safe_first() {
+  ((slices_done + 1 < SLICES && CHECKPOINT_CODE > 0)) && [[ -z "${OSGPROD_OUTPUT_URL:-}" ]] && ! is_delivered
 }
 
 # Packs what the work left. Sets packed to the number of outputs. Arguments: slice, tarball
@@ -1418,6 +1447,8 @@ TIME_LEFT_S=""        # OSGPROD_TIME_LEFT_S, if it is set
 ends_at=""            # when the job must end [s since 1970]; nothing = not known
 magic="" job_key="" bearer="" host="" site=""
 token=""         # of the attempt
+after=""         # token of the success after which the job asks for another slice
+slices_done=0    # successes of this job, as far as this start knows
 is_resumed=false # does this start go on from an earlier one?
 
 # Prints the text of a file, without NULs and without the line ends at its end, as osgprod project set-magic reads it.
@@ -1499,6 +1530,7 @@ time_left() {
 # Reads and checks the environment; ends the script, and names the setting, when one is wrong.
 configure() {
   local name
+  SLICES="$(number_setting OSGPROD_SLICES 1 1 100000)" || exit "$EXIT_REFUSED"
   TRIES="$(number_setting OSGPROD_TRIES 10 1 1000)" || exit "$EXIT_REFUSED"
   BACKOFF_MS="$(number_setting OSGPROD_BACKOFF_MS 1000 1 600000)" || exit "$EXIT_REFUSED"
   MAX_WAIT_S="$(number_setting OSGPROD_MAX_WAIT_S 600 0 604800)" || exit "$EXIT_REFUSED"
@@ -1512,6 +1544,9 @@ configure() {
   if [[ -n "${OSGPROD_OUTPUT_URL:-}" ]]; then
     storage_kind "$OSGPROD_OUTPUT_URL" >/dev/null || die "$EXIT_REFUSED" \
       "OSGPROD_OUTPUT_URL is not a folder, or contains a query or a password; schemes: $URL_SCHEMES"
+  elif ((SLICES > 1 && CHECKPOINT_CODE == 0)) && [[ -n "${_CONDOR_SCRATCH_DIR:-}" ]]; then
+    die "$EXIT_REFUSED" "OSGPROD_SLICES is $SLICES: an eviction would lose the tarballs of slices that are done;\
+ set OSGPROD_OUTPUT_URL, or OSGPROD_CHECKPOINT_CODE to the submit file's checkpoint_exit_code"
   fi
   job_key="${OSGPROD_JOB_KEY:-}"
   [[ -z "$job_key" || "$job_key" =~ ^[A-Za-z0-9._-]{1,128}$ ]] ||
@@ -1532,8 +1567,12 @@ configure() {
 
 # Runs one attempt. Returns this script's exit code. Argument: cores
 attempt() {
-  local nstarts slice name heartbeat_s reason
-  checkout "$1"
+  local nstarts slice name heartbeat_s reason code=0
+  checkout "$1" || code=$?
+  if ((code > 0)); then
+    ((slices_done == 0)) || log 'no other slice: this job ends with what it has done'
+    return "$((slices_done > 0 ? 0 : code))"
+  fi
   if [[ "$answer" != assigned ]]; then
     log "$answer: $body" # nothing runs, and there is nothing to report
     return 0
@@ -1571,7 +1610,17 @@ attempt() {
   fi
 }
 
+# Makes ready for another attempt, after a success for another slice of this job.
+forget_attempt() {
+  after=""
+  [[ "$answer" != "done" ]] || after="$token"
+  token="" output_url="" resources=() work_status=0 heartbeat_status=0 is_judged=false is_resumed=false
+  rm -rf "$scratch/work" "$scratch/work.log" "$scratch/delivering"
+  while read -r -t 0.01 -u 8 _; do :; done # what look has left
+}
+
 main() {
+  local code=0
   cluster="${1:-}" process="${2:-}"
   log_name="osgprod_exec $cluster.$process"
   (($# == 2 || $# == 3)) || die "$EXIT_REFUSED" "usage: ${0##*/} <cluster> <process> [<ncpus>]"
@@ -1589,10 +1638,16 @@ main() {
     is_resumed=true
     log 'an earlier start of this job has left a success that was not reported'
     resume_lease
-    deliver_and_report
-  else
-    attempt "${3:-1}"
+    deliver_and_report || code=$?
+    # A success that does not count is no reason to end: HTCondor may start the job with the same files again.
+    ((code == 0 || code == EXIT_FAILED)) || return "$code"
+    forget_attempt
   fi
+  while ((slices_done < SLICES)); do
+    attempt "${3:-1}" # another code than 0 ends this script
+    [[ "$answer" == "done" ]] || break
+    forget_attempt
+  done
 }
 
 if [[ "${BASH_SOURCE[0]}" == "$0" ]]; then

@@ -23,7 +23,7 @@ write_down() {
     umask 077
     exec >"$file.new"
     printf '%s\n' "project=$OSGPROD_PROJECT" "token=$token" "name=$1" "events=$2" "outputs=$3" "bytes=$4" \
-      "adler32=$5" "url=$6" "heartbeat_s=$7" "outputs_list=$8" "software=$9" &&
+      "adler32=$5" "url=$6" "heartbeat_s=$7" "outputs_list=$8" "software=$9" "slices_done=$slices_done" &&
       printf '%s=%s\n' ${resources[@]+"${resources[@]}"} &&
       printf '%s\n' "${10}" | sed -e '/./!d' -e 's/^/merged_input=/' &&
       printf 'complete=yes\n'
@@ -83,6 +83,8 @@ deliver_and_report() {
   for used in memory_bytes disk_bytes fetched_bytes cpu_s wall_s; do
     resources+=("$used" "$(written "$used")") # as an earlier start has measured it
   done
+  slices_done="$(written slices_done)"
+  [[ "$slices_done" =~ ^[0-9]{1,6}$ ]] || slices_done=0 # written by an older version
   list="$(written outputs_list)" software="$(written software)"
   name="$(written name)" bytes="$(written bytes)" adler="$(written adler32)"
   token="$(written token)" output_url="$(written url)"
@@ -104,6 +106,7 @@ deliver_and_report() {
     remove_merged_inputs
     mv -f "$(unreported tar.gz)" "$PWD/$name.tar.gz" 2>/dev/null || true # a start before this one may have lost it
     forget_unreported
+    slices_done=$((10#$slices_done + 1))
     return 0
     ;;
   '200 failed' | '200 node-fault' | '409 superseded' | '409 contradicted')
@@ -186,9 +189,20 @@ finish_success() {
     report "$EXIT_NOT_FETCHED" fault node reason 'the disk of this node is full' || return "$EXIT_LATER"
     return "$EXIT_NODE_FAULT"
   fi
+  if must_be_safe_first; then
+    stop_heartbeats
+    log 'HTCondor saves the tarball now; then this job reports it, and asks for another slice'
+    return "$CHECKPOINT_CODE"
+  fi
   deliver_and_report || code=$?
   ! $is_judged || leave_failure "failed_$name" "$2" log-only
   return "$code"
+}
+
+# Is the tarball to stay here while this job goes on with another slice? Then HTCondor must save it before its success is
+# reported: an eviction would lose the outputs of a slice that is done.
+must_be_safe_first() {
+  ((slices_done + 1 < SLICES && CHECKPOINT_CODE > 0)) && [[ -z "${OSGPROD_OUTPUT_URL:-}" ]] && ! is_delivered
 }
 
 # Packs what the work left. Sets packed to the number of outputs. Arguments: slice, tarball

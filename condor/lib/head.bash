@@ -1,8 +1,8 @@
 #!/bin/bash
 #
-# osgprod_exec.sh <cluster> <process> [<ncpus>]: runs one slice. It asks the server for a work script, runs the script
-# while it sends heartbeats, packs the outputs into job_<cluster>_<process>.tar.gz, delivers them, and reports the exit
-# code.
+# osgprod_exec.sh <cluster> <process> [<ncpus>]: runs a slice, or several. For each it asks the server for a work script,
+# runs the script while it sends heartbeats, packs the outputs into job_<cluster>_<process>.tar.gz, delivers them, and
+# reports the exit code.
 # It runs on grid nodes that nobody here controls: it needs bash 4.2, curl 7.29, tar and gzip. (/bin/bash, since
 # "env bash" finds none where PATH is empty.)
 #
@@ -16,15 +16,17 @@
 #                         root, roots, xroot, xroots, osdf, pelican, file:///, or an absolute path
 #     OSGPROD_CONTAINER   command before the work script, like "apptainer exec image.sif"; {} stands for the folder that
 #                         must be visible in the container at the same path, and to which the command must change
+#     OSGPROD_SLICES      how many slices the job processes at most, one after the other [1 to 100000; default 1]
 #     OSGPROD_TRIES       attempts of a request, or of a delivery [1 to 1000; default 10]
 #     OSGPROD_BACKOFF_MS  pause after the first attempt; doubled each time, up to 32 fold [ms, 1 to 600000; default 1000]
 #     OSGPROD_MAX_WAIT_S  how long to wait when work may be requeued [s, 0 to 604800; default 600]; 0 = end at once, as
 #                         when no work is left
 #     OSGPROD_TIME_LEFT_S how long the job may run, if HTCondor's ads don't say it, or say more [s, 0 to 999999999]
-#     OSGPROD_MAX_LOG_BYTES  how much of the work's output to print: its head and its tail [bytes, 0 to 999999999;
-#                         default 10000000]
-#     OSGPROD_CHECKPOINT_CODE  exit code with which HTCondor saves this folder and starts the job again in it, for a
-#                         tarball that could not be delivered [0 to 255; default 0 = none]
+#     OSGPROD_MAX_LOG_BYTES  how much of the work's output to print, of all slices together: the head and the tail for
+#                         each [bytes, 0 to 999999999; default 10000000]
+#     OSGPROD_CHECKPOINT_CODE  exit code with which HTCondor saves this folder and starts the job again in it: for a
+#                         tarball that could not be delivered, or that must be safe before the next slice [0 to 255;
+#                         default 0 = none]
 #     OSGPROD_SITE        name of the site, for the record [default: the one in HTCondor's machine ad]
 #     OSGPROD_TOKEN_HOSTS hosts that storage may redirect to with the bearer token, like "door2.site.org pool.site.org:8443"
 #     BEARER_TOKEN ...    see find_token
@@ -32,13 +34,19 @@
 # work than fits until the job must end: by GLIDEIN_ToDie of the machine ad (else GLIDEIN_ToRetire), AllowedJobDuration,
 # AllowedExecuteDuration or OSGPROD_TIME_LEFT_S, whichever comes first. When nothing fits, the job ends with 0.
 #
-# The tarball of a job's nth start, n > 1, is job_<cluster>_<process>.<n>.tar.gz; that of a failed one failed_job_...
-# Delivered, its name also tells the job's queue: job_<cluster>_<process>.<access point>.<time of submission>.tar.gz.
+# The tarball of a job's nth attempt, n > 1, is job_<cluster>_<process>.<n>.tar.gz; that of a failed one failed_job_...
+# Each start on a slice is an attempt. Delivered, its name also tells the job's queue:
+# job_<cluster>_<process>.<access point>.<time of submission>.tar.gz.
 # Until the server has accepted the report it is called unreported_job_..., with a file .report beside it: a job that
 # starts again in the same folder delivers and reports it, and computes nothing. What counts is what the server lists.
 #
+# With OSGPROD_SLICES the job asks for another slice after each success. Without OSGPROD_OUTPUT_URL it ends with
+# OSGPROD_CHECKPOINT_CODE before it reports a success that is not its last one: HTCondor saves the tarball, and the job goes
+# on. An eviction then loses no tarball of a slice that the server calls done.
+#
 # Exit codes, for HTCondor (osgprod.sub says what becomes of the job): 0 done, or nothing to do; 10 the slice failed, maybe
 # its data; 20 this node's fault; 30 the server or the storage is away, or all work is leased; 40 refused or misconfigured;
-# 143 stopped by SIGTERM (nothing reported, the restarted job gets its slice back).
+# 143 stopped by SIGTERM (nothing reported, the restarted job gets its slice back). Of several slices the last one decides,
+# except that a job that has processed a slice and gets no other, for whatever reason, ends with 0.
 #
 # Made of: its parts

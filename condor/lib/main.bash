@@ -7,6 +7,8 @@ TIME_LEFT_S=""        # OSGPROD_TIME_LEFT_S, if it is set
 ends_at=""            # when the job must end [s since 1970]; nothing = not known
 magic="" job_key="" bearer="" host="" site=""
 token=""         # of the attempt
+after=""         # token of the success after which the job asks for another slice
+slices_done=0    # successes of this job, as far as this start knows
 is_resumed=false # does this start go on from an earlier one?
 
 # Prints the text of a file, without NULs and without the line ends at its end, as osgprod project set-magic reads it.
@@ -88,6 +90,7 @@ time_left() {
 # Reads and checks the environment; ends the script, and names the setting, when one is wrong.
 configure() {
   local name
+  SLICES="$(number_setting OSGPROD_SLICES 1 1 100000)" || exit "$EXIT_REFUSED"
   TRIES="$(number_setting OSGPROD_TRIES 10 1 1000)" || exit "$EXIT_REFUSED"
   BACKOFF_MS="$(number_setting OSGPROD_BACKOFF_MS 1000 1 600000)" || exit "$EXIT_REFUSED"
   MAX_WAIT_S="$(number_setting OSGPROD_MAX_WAIT_S 600 0 604800)" || exit "$EXIT_REFUSED"
@@ -101,6 +104,9 @@ configure() {
   if [[ -n "${OSGPROD_OUTPUT_URL:-}" ]]; then
     storage_kind "$OSGPROD_OUTPUT_URL" >/dev/null || die "$EXIT_REFUSED" \
       "OSGPROD_OUTPUT_URL is not a folder, or contains a query or a password; schemes: $URL_SCHEMES"
+  elif ((SLICES > 1 && CHECKPOINT_CODE == 0)) && [[ -n "${_CONDOR_SCRATCH_DIR:-}" ]]; then
+    die "$EXIT_REFUSED" "OSGPROD_SLICES is $SLICES: an eviction would lose the tarballs of slices that are done;\
+ set OSGPROD_OUTPUT_URL, or OSGPROD_CHECKPOINT_CODE to the submit file's checkpoint_exit_code"
   fi
   job_key="${OSGPROD_JOB_KEY:-}"
   [[ -z "$job_key" || "$job_key" =~ ^[A-Za-z0-9._-]{1,128}$ ]] ||
@@ -121,8 +127,12 @@ configure() {
 
 # Runs one attempt. Returns this script's exit code. Argument: cores
 attempt() {
-  local nstarts slice name heartbeat_s reason
-  checkout "$1"
+  local nstarts slice name heartbeat_s reason code=0
+  checkout "$1" || code=$?
+  if ((code > 0)); then
+    ((slices_done == 0)) || log 'no other slice: this job ends with what it has done'
+    return "$((slices_done > 0 ? 0 : code))"
+  fi
   if [[ "$answer" != assigned ]]; then
     log "$answer: $body" # nothing runs, and there is nothing to report
     return 0
@@ -160,7 +170,17 @@ attempt() {
   fi
 }
 
+# Makes ready for another attempt, after a success for another slice of this job.
+forget_attempt() {
+  after=""
+  [[ "$answer" != "done" ]] || after="$token"
+  token="" output_url="" resources=() work_status=0 heartbeat_status=0 is_judged=false is_resumed=false
+  rm -rf "$scratch/work" "$scratch/work.log" "$scratch/delivering"
+  while read -r -t 0.01 -u 8 _; do :; done # what look has left
+}
+
 main() {
+  local code=0
   cluster="${1:-}" process="${2:-}"
   log_name="osgprod_exec $cluster.$process"
   (($# == 2 || $# == 3)) || die "$EXIT_REFUSED" "usage: ${0##*/} <cluster> <process> [<ncpus>]"
@@ -178,10 +198,16 @@ main() {
     is_resumed=true
     log 'an earlier start of this job has left a success that was not reported'
     resume_lease
-    deliver_and_report
-  else
-    attempt "${3:-1}"
+    deliver_and_report || code=$?
+    # A success that does not count is no reason to end: HTCondor may start the job with the same files again.
+    ((code == 0 || code == EXIT_FAILED)) || return "$code"
+    forget_attempt
   fi
+  while ((slices_done < SLICES)); do
+    attempt "${3:-1}" # another code than 0 ends this script
+    [[ "$answer" == "done" ]] || break
+    forget_attempt
+  done
 }
 
 if [[ "${BASH_SOURCE[0]}" == "$0" ]]; then

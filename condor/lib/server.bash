@@ -104,22 +104,29 @@ persistent_request() {
   done
 }
 
-# Asks for a work script until there is one or nothing to wait for. Sets answer: assigned, or why there is none.
+# Asks for a work script until there is one or nothing to wait for. Sets answer: assigned, or why there is none. Returns
+# this script's exit code when the server can't be asked, refuses, or has leased all work. Argument: cores
 checkout() {
   local deadline=$((SECONDS + MAX_WAIT_S)) retry_s image
   # What surrounds this script, else what will surround the work.
   image="$(plain_text 200 "${APPTAINER_CONTAINER:-${SINGULARITY_CONTAINER:-${OSGPROD_CONTAINER:-}}}")"
   while true; do
-    persistent_request workscript.bash cpus "$1" schedd "$schedd" qdate "$qdate" time_left_s "$(time_left)" \
-      exec_version "$EXEC_VERSION" image "$image" || die "$EXIT_LATER" "the server gives no work script: $body"
-    [[ "$http_status" == 200 ]] || die "$EXIT_REFUSED" "refused with status $http_status: $body"
+    if ! persistent_request workscript.bash cpus "$1" schedd "$schedd" qdate "$qdate" time_left_s "$(time_left)" \
+      after "$after" exec_version "$EXEC_VERSION" image "$image"; then
+      log "the server gives no work script: $body"
+      return "$EXIT_LATER"
+    elif [[ "$http_status" != 200 ]]; then
+      log "refused with status $http_status: $body"
+      return "$EXIT_REFUSED"
+    fi
     [[ "$answer" == wait ]] || return 0
     retry_s="$(header_of Retry-After "$head")"
     [[ "$retry_s" =~ ^[0-9]{1,5}$ ]] || retry_s=60
     retry_s="$((10#$retry_s))"
     if ((SECONDS + retry_s > deadline)); then
-      ((MAX_WAIT_S == 0)) || die "$EXIT_LATER" 'all work is leased; it may be requeued, but not while this job waits'
-      return 0
+      ((MAX_WAIT_S > 0)) || return 0
+      log 'all work is leased; it may be requeued, but not while this job waits'
+      return "$EXIT_LATER"
     fi
     pause "$retry_s.$((RANDOM % 10))"
   done

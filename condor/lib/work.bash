@@ -68,7 +68,7 @@ run_work() {
   touch "$scratch/delivering" 2>/dev/null || stop_heartbeats
   work_group=""
   measure "$((SECONDS - began_s))" "$(($(children_ticks) - began_ticks))"
-  run print_log "$scratch/work.log" "$MAX_LOG_BYTES" || true
+  run print_log "$scratch/work.log" "$((MAX_LOG_BYTES / SLICES))" || true
 }
 
 # Prints a file, of a long one the head and the tail. Arguments: file, greatest number of bytes

@@ -263,6 +263,12 @@ def policies(pool: Pool, xrootd: XRootD, tmp_path_factory: pytest.TempPathFactor
                 policies.send("forgotten", server="http://127.0.0.1:9/x", release_after=99, max_held_hours=0)
                 policies.send("killed", "touch /srv/killed.d/at_work; [[ -e /srv/killed.d/go ]] || sleep 60")
                 policies.send("hangs", "sleep 60", max_hours=0, release_after=99)
+                policies.send("several", "echo >out", slices=3)
+                policies.send(
+                    "vacated",
+                    "[[ $1 != *+2,3.* ]] || { echo >>/srv/vacated.d/ran; [[ -e /srv/vacated.d/go ]] || sleep 60; }",
+                    slices=3,
+                )
                 (pool.srv / "kept.store").write_text("no folder, as long as this file is here")
                 policies.send(
                     "kept", "echo >>/srv/kept.d/ran; echo >out", outputs="file:///srv/kept.store/out"
@@ -403,9 +409,39 @@ def test_job_that_is_killed_by_a_signal_runs_again_and_gets_its_slice_back(
     assert second["outcome"] == "done"
 
 
+def test_job_with_several_slices_brings_all_its_tarballs_home(policies: Policies, pool: Pool) -> None:
+    job = policies.wait_for("several", "leaves the queue", lambda job: job["JobStatus"] == COMPLETED)
+    assert (job["ExitCode"], job["NumJobStarts"]) == (0, 1)
+    assert [row["outcome"] for row in policies.attempts("several")] == ["done"] * 3
+    name = f"job_{policies.clusters['several']}_0"
+    found = sorted(path.name for path in (pool.srv / "several").glob("job_*.tar.gz"))
+    assert found == [f"{name}.2.tar.gz", f"{name}.3.tar.gz", f"{name}.tar.gz"]
+    rows = policies.world.db.execute(
+        "SELECT r.nstart, r.output_bytes FROM osgprod_data.reports r JOIN osgprod_data.projects p"
+        " USING (project_id) WHERE p.name = 'several' ORDER BY r.nstart"
+    ).fetchall()
+    for row in rows:
+        path = pool.srv / "several" / (f"{name}.{row['nstart']}".removesuffix(".1") + ".tar.gz")
+        assert path.stat().st_size == row["output_bytes"]
+
+
+def test_job_that_is_vacated_in_its_second_slice_loses_no_tarball_of_the_first(
+    policies: Policies, pool: Pool
+) -> None:
+    ran, cluster = pool.srv / "vacated.d" / "ran", policies.clusters["vacated"]
+    policies.wait_for("vacated", "is in its second slice", lambda job: ran.exists())
+    pool.run("condor_vacate_job", "-fast", str(cluster), user=USER)
+    (pool.srv / "vacated.d" / "go").touch()
+    job = policies.wait_for("vacated", "leaves the queue", lambda job: job["JobStatus"] == COMPLETED)
+    assert job["ExitCode"] == 0
+    assert [row["outcome"] for row in policies.attempts("vacated")] == ["done", None, "done", "done"]
+    found = sorted(path.name for path in (pool.srv / "vacated").glob("job_*.tar.gz"))
+    assert found == [f"job_{cluster}_0{n}.tar.gz" for n in (".3", ".4", "")]
+
+
 def test_job_that_hangs_is_held_with_the_reason(policies: Policies) -> None:
     job = policies.wait_for("hangs", "is held", lambda job: job["JobStatus"] == HELD)
-    assert (job["HoldReasonSubCode"], job["HoldReason"]) == (30, "it ran for more than 0 hours")
+    assert (job["HoldReasonSubCode"], job["HoldReason"]) == (30, "it ran for more than 0 hours a slice")
 
 
 # --- the submit file as text ---------------------------------------------------------------------------------
