@@ -74,7 +74,9 @@ def _serving(ground: Ground, dsn: str, command: list[str]) -> Iterator[Served]:
     try:
         serving = re.search(r":(\d+)/", process.stdout.readline())
         if serving is None:
-            raise BenchError("the shim does not start", (ground.folder / "shim.log").read_text().strip()[-500:])
+            raise BenchError(
+                "the shim does not start", (ground.folder / "shim.log").read_text().strip()[-500:]
+            )
         yield Served(int(serving[1]), process)
     finally:
         process.send_signal(signal.SIGTERM)
