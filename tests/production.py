@@ -16,11 +16,11 @@ SITES = ("SU-ITS", "GridUNESP_CENTRAL", "UConn-HPC", "Expanse", "GPN-NODE", "MWT
 _FILES = """
 WITH files AS (
     INSERT INTO osgprod_data.rawdata (run, seqno, path, size_bytes, nblocks, first_block, byte_order,
-           has_trailer, last_has_bit, trailer, preamble, block_index)
+           has_trailer, last_has_bit, trailer, preamble, block_index, events)
     SELECT r.run, f, format('/data/RunPeriod-2026-01/Run%%s/hd_rawdata_%%s_%%s.evio', to_char(r.run, 'FM000000'),
            to_char(r.run, 'FM000000'), to_char(f, 'FM000')),
            20000000000, %(blocks)s + 1, 1, 'big', true, false, decode(repeat('00', 32), 'hex'), '[]',
-           decode(repeat('00', 12 * (%(blocks)s + 2)), 'hex')
+           decode(repeat('00', 12 * (%(blocks)s + 2)), 'hex'), 40 * %(blocks)s
       FROM (SELECT n, 71001 + 3 * n AS run FROM generate_series(0, %(runs)s - 1) AS n) r
      CROSS JOIN LATERAL generate_series(0, %(files)s - 1 - (r.n * 7) %% (%(files)s / 2 + 1)) AS f
      ORDER BY r.run, f

@@ -28,6 +28,9 @@ OF_PROJECT = {"project": "string"}
 # Functions and their parameters; a test compares them with the database.
 FUNCTIONS: dict[str, dict[str, str]] = {
     "progress": OF_PROJECT,
+    "amounts": OF_PROJECT,
+    "done_over_time": {**OF_PROJECT, "points": "integer"},
+    "find": {"text": "string"},
     "health": OF_PROJECT,
     "totals": OF_PROJECT,
     "idle_and_leased": OF_PROJECT,
@@ -35,9 +38,9 @@ FUNCTIONS: dict[str, dict[str, str]] = {
     "blocked_workers": OF_PROJECT,
     "rate": {**OF_PROJECT, "hours": "integer"},
     "estimate": {**OF_PROJECT, "hours": "integer"},
-    "attempts_by_exit": {**OF_PROJECT, "hours": "integer"},
+    "attempts_by_exit": {**OF_PROJECT, "hours": "integer", "site": "string"},
     "attempts_by_site": {**OF_PROJECT, "hours": "integer"},
-    "attempts_by_worker": {**OF_PROJECT, "hours": "integer", "order": "string"},
+    "attempts_by_worker": {**OF_PROJECT, "hours": "integer", "order": "string", "site": "string"},
     "list_attempts": {
         **OF_PROJECT,
         "hours": "integer",
@@ -46,7 +49,7 @@ FUNCTIONS: dict[str, dict[str, str]] = {
         "worker": "string",
         "site": "string",
     },
-    "live_attempts": OF_PROJECT,
+    "live_attempts": {**OF_PROJECT, "site": "string"},
     "resources": {**OF_PROJECT, "hours": "integer", "by": "string"},
     "slice_size": {**OF_PROJECT, "cpus": "integer", "site": "string", "time_left_s": "integer"},
     "delivery": OF_PROJECT,
@@ -79,11 +82,14 @@ LIMITED = (
     "list_jobs",
     "list_files",
     "list_slices",
+    "find",
 )
 PAGING = {"limit": "integer", "offset": "integer"}
 MEANINGS = {
     "limit": f"rows of a page [1 .. {PAGE_ROWS}]; default: {PAGE_ROWS}",
     "offset": f"rows before this page [0 .. {MOST_ROWS - PAGE_ROWS}]; default: 0",
+    "points": "rows at most [2 .. 10000]; default: 200",
+    "text": "what to look for: a job, cluster, run, file, worker, site or project",
     "runs": "run numbers, as {90001,90002}",
 }
 

@@ -1,4 +1,4 @@
-"""Pictures in SVG, from rows of the database: the bar of a project, the plot of its rate, the map of its files.
+"""Pictures in SVG, from rows of the database: bar and course of a project, plot of its rate, map of its files.
 
 Colours are the style sheet's: everything here has a class. Lengths are numbers of cells; the browser scales them.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from typing import Any
 
@@ -45,7 +45,7 @@ def bar(row: Row) -> list[dict[str, Any]]:
     return parts
 
 
-def plot(rows: Sequence[Row], width: int = 1160, height: int = 170) -> dict[str, Any]:
+def plot(rows: Sequence[Row], width: int = 1160, height: int = 170, marks: int = 8) -> dict[str, Any]:
     """Returns the bars of the rate plot, with its axes.
 
     Parameters
@@ -54,6 +54,8 @@ def plot(rows: Sequence[Row], width: int = 1160, height: int = 170) -> dict[str,
         Of osgprod.rate.
     width, height
         [px].
+    marks
+        Of the time axis, at most.
 
     Returns
     -------
@@ -83,7 +85,7 @@ def plot(rows: Sequence[Row], width: int = 1160, height: int = 170) -> dict[str,
     return {
         "bars": bars,
         "levels": levels,
-        "times": _times(rows, column),
+        "times": _times(*_span(rows), width, marks),
         "width": width,
         "height": height,
         "base": base,
@@ -99,19 +101,108 @@ def _nice(largest: float) -> tuple[float, float]:
     return math.ceil(largest / step) * step, step
 
 
-def _times(rows: Sequence[Row], column: float) -> list[dict[str, Any]]:
-    """About six marks of the time axis, on round times."""
+def _span(rows: Sequence[Row]) -> tuple[datetime, datetime]:
+    """Begin and end of the rows of osgprod.rate."""
     if not rows:
+        return datetime.now(UTC), datetime.now(UTC)
+    return rows[0]["began_at"], rows[-1]["began_at"] + timedelta(seconds=rows[-1]["interval_s"])
+
+
+STEPS_S = (60, 300, 600, 1800, 3600, 10800, 21600, 43200, 86400, 2 * 86400, 7 * 86400, 14 * 86400, 30 * 86400,
+           90 * 86400, 365 * 86400)  # fmt: skip
+
+
+def _times(begin: datetime, end: datetime, width: int, most: int) -> list[dict[str, Any]]:
+    """Marks of a time axis, on round times in UTC, none of them so near to its ends that its text is cut."""
+    span = (end - begin).total_seconds()
+    if span <= 0:
         return []
-    span = rows[0]["interval_s"] * len(rows)
-    step = next((s for s in (600, 1800, 3600, 10800, 21600, 43200, 86400, 604800) if span / s <= 8), 2592000)
+    step = next((s for s in STEPS_S if span / s <= most), STEPS_S[-1])
     marks = []
-    for n, row in enumerate(rows):
-        at: datetime = row["began_at"].astimezone(UTC)
-        if at.timestamp() % step < row["interval_s"] and 0 < n < len(rows) - len(rows) / 12:
-            text = f"{at:%H:%M}" if step < 86400 and (at.hour or at.minute) else f"{at:%d %b}"
-            marks.append({"x": round(n * column, 1), "text": text})
+    at = math.ceil(begin.timestamp() / step) * step
+    while at < end.timestamp():
+        x = width * (at - begin.timestamp()) / span
+        moment = datetime.fromtimestamp(at, UTC)
+        text = f"{moment:%H:%M}" if step < 86400 and (moment.hour or moment.minute) else f"{moment:%d %b}"
+        if 20 <= x <= width - 40:
+            marks.append({"x": round(x, 1), "text": text})
+        at += step
     return marks
+
+
+def course(
+    rows: Sequence[Row], estimate: Row, now: datetime, width: int = 1160, height: int = 210, marks: int = 8
+) -> dict[str, Any] | None:
+    """Returns the plot of what was done since the production began, and of what is still to come.
+
+    Parameters
+    ----------
+    rows : Sequence[Row]
+        Of osgprod.done_over_time.
+    estimate : Row
+        Of osgprod.estimate.
+    now : datetime
+        Where the past ends.
+    width, height
+        [px].
+    marks
+        Of the time axis, at most.
+
+    Returns
+    -------
+    A line of the past and the area below it, and, if there is an estimate, a line to the estimated end and the band
+    of its uncertainty, as SVG paths; marks of both axes. None without a past.
+    """
+    if len(rows) < 2:
+        return None
+    begin, done = rows[0]["at"], rows[-1]["blocks_done"]
+    goal = done + estimate["blocks_left"]
+    ends_at, late = estimate["ends_at"], estimate["ends_late_at"]
+    is_going_on = estimate["blocks_left"] > 0 and ends_at is not None
+    end = now
+    if is_going_on:
+        # A band without an end, or with one that is far away, is cut: the past must stay visible.
+        farthest = ends_at + max(0.5 * (ends_at - begin), timedelta(minutes=5))
+        end = min(max(late or farthest, ends_at), farthest)
+    span = max((end - begin).total_seconds(), 1)
+    base = height - 22
+    top, step = _nice(goal)
+
+    def x(at: datetime) -> float:
+        share: float = (at - begin).total_seconds() / span
+        return round(width * min(max(share, 0), 1), 1)
+
+    def y(blocks: float) -> float:
+        return round(base - (base - 4) * blocks / max(top, 1), 1)
+
+    line = "M" + "L".join(f"{x(row['at'])} {y(row['blocks_done'])}" for row in rows)
+    drawn: dict[str, Any] = {
+        "line": line,
+        "area": f"{line}L{x(rows[-1]['at'])} {base}L0 {base}z",
+        "now": x(now),
+        "goal": y(goal),
+        "levels": [{"y": y(n * step), "text": f"{n * step:,g}"} for n in range(1, round(top / step) + 1)],
+        "times": _times(begin, end, width, marks),
+        "width": width,
+        "height": height,
+        "base": base,
+        "ahead": None,
+        "band": None,
+    }
+    if is_going_on:
+        here = f"{x(now)} {y(done)}"
+        drawn["ahead"] = f"M{here}L{x(ends_at)} {y(goal)}"
+        drawn["end"] = x(ends_at)
+        if estimate["ends_early_at"] is not None:
+            at_edge = goal
+            if late is None or late > end:
+                at_edge = done + estimate["least_per_hour"] * (end - now).total_seconds() / 3600
+            early = estimate["ends_early_at"]
+            drawn["band"] = (
+                f"M{here}L{x(early)} {y(goal)}L{x(late if late and late <= end else end)} {y(goal)}"
+                f"L{x(late if late and late <= end else end)} {y(min(at_edge, goal))}z"
+            )
+    return drawn
 
 
 def file_map(rows: Sequence[Row]) -> dict[str, Any]:

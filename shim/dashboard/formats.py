@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
+
+# A command ends with its sentence, or where punctuation follows its last word.
+COMMAND = re.compile(r"\bosgprod(?: [\w./=@:%+\-\[\]]*[\w/=%+\-\]])+")
 
 
 def number(value: float | None, digits: int = 0) -> str:
@@ -41,3 +45,33 @@ def size(value: float | None) -> str:
             return f"{value:,.0f} {unit}" if unit == "B" else f"{value:,.1f} {unit}"
         value /= 1000
     return f"{value:,.1f} TB"
+
+
+def short(value: float | None) -> str:
+    """Return a count in a unit that suits it: 12,345 as it is, then k, M, G."""
+    if value is None:
+        return "–"
+    for unit in ("", " k", " M", " G"):
+        if abs(value) < (100_000 if unit == "" else 1000):
+            return f"{value:,.0f}" if unit == "" else f"{value:,.1f}{unit}"
+        value /= 1000
+    return f"{value:,.1f} T"
+
+
+def commands(text: str) -> list[tuple[bool, str]]:
+    """Return the pieces of an advice, in order: whether it is a command, and its text.
+
+    Parameters
+    ----------
+    text : str
+        As osgprod.health and osgprod.find write it: no prose follows a command without punctuation.
+    """
+    pieces, at = [], 0
+    for match in COMMAND.finditer(text):
+        if match.start() > at:
+            pieces.append((False, text[at : match.start()]))
+        pieces.append((True, match[0]))
+        at = match.end()
+    if at < len(text):
+        pieces.append((False, text[at:]))
+    return pieces

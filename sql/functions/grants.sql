@@ -15,7 +15,7 @@ GRANT EXECUTE ON FUNCTION
     osgprod.list_attempts, osgprod.live_attempts, osgprod.list_jobs, osgprod.job_history, osgprod.list_files,
     osgprod.map_files, osgprod.list_merges, osgprod.delivery, osgprod.list_slices, osgprod.quarantined,
     osgprod.blocked_workers, osgprod.log_tail,
-    osgprod.slice_size, osgprod.resources
+    osgprod.slice_size, osgprod.resources, osgprod.amounts, osgprod.done_over_time, osgprod.find
 TO osgprod_worker, osgprod_operator;
 
 GRANT EXECUTE ON FUNCTION
@@ -27,7 +27,7 @@ GRANT EXECUTE ON FUNCTION
 TO osgprod_operator;
 
 GRANT EXECUTE ON FUNCTION
-    osgprod.unload_slices, osgprod.stop_project, osgprod.run_periods, osgprod.list_operations, osgprod.find
+    osgprod.unload_slices, osgprod.stop_project, osgprod.run_periods, osgprod.list_operations
 TO osgprod_operator;
 
 -- What failed of late is read beside the history.

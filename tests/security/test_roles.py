@@ -23,6 +23,7 @@ FUNCTIONS = """
     add_project         -o
     add_notify_target   -o
     alive               wo
+    amounts             wo
     attempts_by_exit    wo
     attempts_by_site    wo
     attempts_by_worker  wo
@@ -31,8 +32,9 @@ FUNCTIONS = """
     checkout_slice      wo
     checkout_slices     wo
     diagnose            -o
+    done_over_time      wo
     estimate            wo
-    find                -o
+    find                wo
     foretell_work       -o
     forget_rawdata      -o
     health              wo

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from shim.database import call, connect
-from tests.support import WORKER_ROLE, World
+from tests.support import BLOCK_EVENTS, WORKER_ROLE, World
 
 SHOWN_BY_THE_DASHBOARD = (
     "health",
@@ -424,3 +424,60 @@ def test_slow_slices_are_not_called_stalled_before_their_time(world: World) -> N
     world.db.execute("UPDATE osgprod_data.tallies SET began_at = began_at - interval '3 h'")
     assert call(world.db, "health", project="p")[0]["what"] == "stalled"
     world.db.execute("DELETE FROM osgprod_data.reports")  # they have no attempts
+
+
+def test_amounts_count_events_bytes_and_core_hours_of_what_is_done(world: World) -> None:
+    world.set(max_failures=1)
+    for seqno in (1, 2, 3):
+        world.add_file(4, seqno=seqno)
+    before = call(world.db, "amounts", project="p")[0]
+    files = world.db.execute("SELECT sum(size_bytes)::bigint AS bytes FROM osgprod_data.rawdata").fetchone()
+    assert files and before["bytes"] == files["bytes"]
+    assert before["events"] == 3 * 4 * BLOCK_EVENTS == before["events_done"] + 120
+    assert (before["running"], before["core_hours_done"], before["is_idle"]) == (0, None, False)
+    for process in range(7):  # the whole first file, one block of it bad; three blocks of the second one
+        world.checkout(process, host="wn1")
+    world.attempts_pass(720)
+    for process in range(6):
+        world.report(process, 9 if process == 1 else 0)
+    world.db.execute(
+        "INSERT INTO osgprod_data.paces (project_id, site, rates, sizes, attempts, s_per_block, slow_s_per_block,"
+        " most_per_core) SELECT project_id, '', '{7200}', '{1}', 1, 7200, 7200, 1 FROM osgprod_data.projects"
+    )
+    row = call(world.db, "amounts", project="p")[0]
+    assert (row["running"], row["events_done"]) == (1, (3 + 2) * BLOCK_EVENTS)
+    assert row["bytes_done"] == before["bytes"] * 5 // 12
+    assert row["core_hours_done"] == pytest.approx(5 * 2) and row["core_hours_left"] == pytest.approx(6 * 2)
+    world.set(state="paused")
+    assert not call(world.db, "amounts", project="p")[0]["is_idle"], "a job runs"
+    world.report(6, 0)
+    assert call(world.db, "amounts", project="p")[0]["is_idle"]
+
+
+@pytest.mark.history_by_hand
+@pytest.mark.parametrize("age_h", [0.5, 30])
+def test_done_over_time_grows_from_nothing_to_what_is_done_now(world: World, age_h: float) -> None:
+    assert call(world.db, "done_over_time", project="p") == []
+    world.add_file(50)
+    for process in range(40):
+        world.checkout(process)
+        world.report(process, 0 if process < 30 else 137)
+    world.db.execute(
+        "UPDATE osgprod_data.reports SET reported_at = now() - make_interval(secs => %s * (1 - process / 40.0))",
+        [age_h * 3600],
+    )
+    for _ in range(2):
+        call(world.db, "tick")
+        rows = call(world.db, "done_over_time", project="p", points=50)
+        assert 2 <= len(rows) <= 52
+        done = [row["blocks_done"] for row in rows]
+        assert done[0] == 0 and done == sorted(done) and done[-1] == 30
+        steps = {(b["at"] - a["at"]).total_seconds() for a, b in itertools.pairwise(rows[:-1])}
+        assert len(steps) <= 1
+        half = world.db.execute("SELECT now() - make_interval(secs => %s) AS at", [age_h * 1800]).fetchone()
+        assert half
+        until_half = max(row["blocks_done"] for row in rows if row["at"] <= half["at"])
+        assert 15 <= until_half <= 20, "the first half of the time had 20 of the 30 blocks"
+    call(world.db, "recycle", project="p", states=["done"])
+    rows = call(world.db, "done_over_time", project="p", points=50)
+    assert {row["blocks_done"] for row in rows} == {0}, "what is to be processed again is not done"

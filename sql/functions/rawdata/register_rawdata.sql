@@ -49,10 +49,12 @@ DECLARE
 BEGIN
     LOOP
         INSERT INTO rawdata (path, run, seqno, size_bytes, nblocks, first_block, byte_order, has_trailer, last_has_bit,
-                trailer, preamble, lead1, lead2, block_index, gaps, has_bor, evio_version, prefix)
+                trailer, preamble, lead1, lead2, block_index, gaps, has_bor, evio_version, prefix, events)
         VALUES (p_path, p_run, p_seqno, p_size_bytes, p_nblocks, p_first_block, p_byte_order, p_has_trailer,
                 p_last_has_bit, p_trailer, p_preamble, v_lead1, v_lead2, p_block_index, p_gaps, p_has_bor,
-                p_evio_version, CASE WHEN p_prefix IS NULL THEN v_known.prefix ELSE v_prefix END)
+                p_evio_version, CASE WHEN p_prefix IS NULL THEN v_known.prefix ELSE v_prefix END,
+                osgprod._int4_at(p_block_index, 12 * p_nblocks + 8)
+                    - osgprod._int4_at(p_block_index, 12 * p_first_block + 8))
         ON CONFLICT ON CONSTRAINT rawdata_path_unique DO NOTHING;
         IF FOUND THEN
             PERFORM osgprod._log_operation('register_rawdata', NULL,

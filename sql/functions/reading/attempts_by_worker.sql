@@ -1,5 +1,6 @@
 CREATE FUNCTION osgprod.attempts_by_worker(
-    p_project text, p_hours int DEFAULT 6, p_order text DEFAULT 'failing', p_limit int DEFAULT 20)
+    p_project text, p_hours int DEFAULT 6, p_order text DEFAULT 'failing', p_limit int DEFAULT 20,
+    p_site text DEFAULT NULL)
 RETURNS TABLE (worker text, site text, attempts bigint, done bigint, failed bigint, node_faults bigint, lost bigint,
     s_per_block float8, last_at timestamptz, refused_until timestamptz)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
@@ -7,7 +8,7 @@ AS $fn$
 -- Lists worker nodes by their attempts in the last hours: the failing, the slowest, or the busiest.
 -- Parameters: p_project  project name;  p_hours  how far back [h; 1 .. 8760]; the reports of that time are read
 --             p_order    failing (most failures, faults and losses first), slow (most time a block first) or busy
---             p_limit    rows at most [1 .. 100000]
+--             p_limit    rows at most [1 .. 100000];  p_site  only at this site; NULL = all
 -- Returns:    a row a worker node; s_per_block: time of successes for each of their blocks [s]; refused_until: of its ban,
 --             NULL = it is not banned. failing: only those with a failure; slow: only those with a success
 -- Errors:     OG301 unknown project; OG108 hours, order or limit out of range
@@ -30,6 +31,7 @@ BEGIN
                max(r.reported_at) AS last_at
           FROM reports r
          WHERE r.project_id = v_project_id AND r.reported_at >= osgprod._since(p_hours)
+           AND (p_site IS NULL OR r.site = p_site)
          GROUP BY r.worker
     )
     SELECT a.worker, a.site, a.attempts, a.done, a.failed, a.node_faults, a.lost, a.s_per_block, a.last_at, b.until
@@ -43,5 +45,5 @@ BEGIN
 END
 $fn$;
 
-COMMENT ON FUNCTION osgprod.attempts_by_worker(text, int, text, int) IS
+COMMENT ON FUNCTION osgprod.attempts_by_worker(text, int, text, int, text) IS
 'Lists worker nodes by their attempts in the last p_hours [h]: the failing, slowest or busiest, with failures and time a block [s]. For osgprod_worker and osgprod_operator.';

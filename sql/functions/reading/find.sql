@@ -73,4 +73,4 @@ END
 $fn$;
 
 COMMENT ON FUNCTION osgprod.find(text, int) IS
-'Finds whatever a text names: a job, a cluster, a run, a file, a worker, a site, a project; with the command that shows more. For osgprod_operator.';
+'Finds whatever a text names: a job, a cluster, a run, a file, a worker, a site, a project; with the command that shows more. For osgprod_worker and osgprod_operator.';

@@ -50,7 +50,7 @@ BEGIN
              format('find the code and the site: osgprod attempts %s --by exit, then --by site', f.project)),
             ('bad', 'answers', f.answers >= 10 AND 2 * f.faults > f.answers,
              format('%s of %s requests of the last 15 minutes were answered %s', f.faults, f.answers, f.worst_fault),
-             'osgprod doctor looks for the cause'),
+             'look for the cause: osgprod doctor'),
             ('attention', 'refused-requests', f.answers >= 10 AND 5 * f.refusals > f.answers,
              format('%s of %s requests of the last 15 minutes were refused; most with %s', f.refusals, f.answers,
                     f.worst_refusal),
@@ -67,7 +67,7 @@ BEGIN
             ('bad', 'leases', f.next_due_at < now() - interval '5 min' AND f.blocks_leased > 0 AND EXISTS (
                 SELECT FROM osgprod._slices_in_flight(f.project_id) s
                  WHERE s.state = 'leased' AND s.due_at < now() - interval '5 min'),
-             'leases expired minutes ago and no slice was requeued', 'is a shim running? osgprod reclaim requeues them by hand'),
+             'leases expired minutes ago and no slice was requeued', 'is a shim running? requeue them by hand: osgprod reclaim'),
             ('bad', 'merges', f.no_merges IS NOT NULL,
              format('merges are not assigned: %s', f.no_merges),
              format('put the merge script into the project''s folder, or osgprod project set %s mergescript=NAME', f.project)),
@@ -83,11 +83,11 @@ BEGIN
                     f.project)),
             ('attention', 'refused-workers', f.refused > 0,
              format('%s at present', f.refused),
-             'osgprod workers lists them with reasons; osgprod workers unban lifts a ban'),
+             format('see the reasons: osgprod workers; lift a ban: osgprod workers unban %s WORKER', f.project)),
             ('attention', 'running-out', f.state = 'active' AND f.blocks_left > 0 AND f.done > 0
                 AND f.blocks_uncut + f.blocks_ready < f.done,
              format('%s blocks are left to assign, fewer than were done recently', f.blocks_uncut + f.blocks_ready),
-             format('submit no more jobs; to load more files, name their runs: osgprod slices load %s --runs', f.project)),
+             format('submit no more jobs; to load more files, name their runs: osgprod slices load %s --runs RUNS', f.project)),
             ('attention', 'paused', f.state = 'paused', 'no work is assigned',
              format('go on: osgprod project resume %s', f.project)),
             ('attention', 'draining', f.state = 'draining', 'no new work is assigned',
@@ -95,10 +95,10 @@ BEGIN
             ('attention', 'empty', f.files = 0, 'there are no files',
              format('osgprod rawdata load FOLDER, then osgprod slices load %s', f.project)),
             ('attention', 'waiting', f.state = 'active' AND f.blocks_left > 0 AND NOT f.was_asked AND f.loaded_at >= f.patience,
-             'no job has been assigned work yet', 'submit jobs; osgprod doctor looks for what may keep them away'),
+             'no job has been assigned work yet', 'submit jobs; look for what may keep them away: osgprod doctor'),
             ('well', 'done', f.files > 0 AND f.blocks_left = 0,
              'every block is done or in quarantine',
-             format('check it: osgprod verify %s; keep it elsewhere: osgprod project export %s', f.project, f.project))
+             format('check it: osgprod verify %s; keep it elsewhere: osgprod project export %s DIR', f.project, f.project))
         ) AS v (level, what, holds, found, advice)
     ), holding AS (
         SELECT x.project, x.level, x.what, x.found, x.advice FROM found x WHERE x.holds

@@ -1,11 +1,11 @@
-CREATE FUNCTION osgprod.live_attempts(p_project text, p_limit int DEFAULT 100)
+CREATE FUNCTION osgprod.live_attempts(p_project text, p_limit int DEFAULT 100, p_site text DEFAULT NULL)
 RETURNS TABLE (cluster int, process int, nstart int, file_id int, path text, block1 int, block2 int, started_at timestamptz,
     age_s int, lease_left_s int, progress_s int, bytes_fetched bigint, cpu_s bigint, worker text, site text,
     schedd text)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
 -- Lists the attempts that have a lease, the oldest first.
--- Parameters: p_project  project name;  p_limit  rows at most [1 .. 100000]
+-- Parameters: p_project  project name;  p_limit  rows at most [1 .. 100000];  p_site  only at this site; NULL = all
 -- Returns:    a row an attempt: its slice, age_s since it began [s], lease_left_s until it counts as lost without a
 --             heartbeat [s; negative = about to be requeued], progress_s since it last reported progress [s; NULL = not
 --             yet], bytes_fetched [bytes] and cpu_s [s] of its last heartbeat, where it runs, and the access
@@ -23,11 +23,11 @@ BEGIN
       JOIN attempts a ON a.project_id = s.project_id AND a.cluster = s.cluster AND a.process = s.process
                      AND a.nstart = s.nstart
       JOIN rawdata w ON w.rawdata_id = s.rawdata_id
-     WHERE s.state = 'leased'
+     WHERE s.state = 'leased' AND (p_site IS NULL OR a.site = p_site)
      ORDER BY a.started_at, a.cluster, a.process
      LIMIT osgprod._limit(p_limit);
 END
 $fn$;
 
-COMMENT ON FUNCTION osgprod.live_attempts(text, int) IS
+COMMENT ON FUNCTION osgprod.live_attempts(text, int, text) IS
 'Lists the live attempts, the oldest first: slice, age [s], lease left [s], progress, worker. For osgprod_worker and osgprod_operator.';
