@@ -311,6 +311,32 @@ def test_jobs_that_run_when_the_output_fails_count_for_nothing_either(world: Wor
     not_blamed(world)
 
 
+def test_what_failed_during_a_pause_is_assigned_at_once_when_the_pause_ends(world: World) -> None:
+    """However often it was the probe: a backoff of an hour would be the length of the recovery."""
+    world.set(backoff_s=3600)
+    world.add_file(10)
+    run_jobs(world, 10, lambda answer, node: DELIVERY)
+    for hour in range(3):
+        time_passes(world, 3600)
+        run_jobs(world, 3, lambda answer, node: DELIVERY, first=100 * (hour + 1))
+    time_passes(world, 3600)
+    assert run_jobs(world, 1, lambda answer, node: {"exitcode": 0}, first=1000)["assigned"] == 1
+    assert project(world)["state"] == "active"
+    assert run_jobs(world, 20, lambda answer, node: {"exitcode": 0}, first=2000)["assigned"] == 9
+
+
+def test_operator_who_ends_a_pause_ends_the_backoffs_of_the_pause_too(world: World) -> None:
+    world.set(backoff_s=3600)
+    world.add_file(5)
+    run_jobs(world, 5, lambda answer, node: DELIVERY)
+    time_passes(world, 3600)
+    run_jobs(world, 1, lambda answer, node: DELIVERY, first=100)
+    world.set(state="active")
+    assert run_jobs(world, 20, lambda answer, node: {"exitcode": 0}, first=2000)["assigned"] == 5
+    events = [row["event"] for row in world.db.execute("SELECT event FROM osgprod_data.notifications")]
+    assert events.count("project-paused") == events.count("project-resumed") == 1
+
+
 def test_systematic_fault_of_the_work_script_pauses_the_project(world: World) -> None:
     """Each slice is reported with one event too few: 220 of 220 good blocks were quarantined before."""
     world.set(demand_events=True, backoff_s=60)

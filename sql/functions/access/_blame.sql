@@ -617,8 +617,7 @@ BEGIN
                                 WHERE q.project_id = p_project.project_id AND q.pause_cause IS NOT NULL
                                   FOR NO KEY UPDATE SKIP LOCKED);
         IF FOUND THEN
-            PERFORM osgprod._tell(p_project.project_id, 'project-resumed', jsonb_build_object('reason',
-                p_project.pause_reason));
+            PERFORM osgprod._has_resumed(p_project);
         END IF;
     END IF;
     IF p_project.nsuspended > 0 THEN
@@ -632,6 +631,27 @@ BEGIN
          WHERE p.project_id = (SELECT q.project_id FROM osgprod_data.projects q
                                 WHERE q.project_id = p_project.project_id FOR NO KEY UPDATE SKIP LOCKED);
     END IF;
+END
+$fn$;
+
+CREATE FUNCTION osgprod._has_resumed(p_project osgprod_data.projects)
+RETURNS void LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- What follows when a pause that the project had begun itself has ended: what failed during the pause is assigned at once.
+-- Parameters: p_project  the project's row as it was while it was paused
+-- Locks:      slices, SKIP LOCKED
+BEGIN
+    UPDATE osgprod_data.slices s SET is_ready = true, not_before = now()
+     WHERE (s.project_id, s.rawdata_id, s.block1) IN (
+        SELECT x.project_id, x.rawdata_id, x.block1 FROM osgprod_data.recent_failures r
+          JOIN osgprod_data.loaded_files f ON f.project_id = r.project_id AND f.rawdata_id = r.rawdata_id
+                                          AND f.suspended_at IS NULL
+          JOIN osgprod_data.slices x ON x.project_id = r.project_id AND x.rawdata_id = r.rawdata_id
+                                    AND x.block1 = r.block1 AND x.opened_at = r.opened_at
+         WHERE r.project_id = p_project.project_id AND r.failed_at >= p_project.paused_at AND NOT x.is_ready
+           AND x.not_before > now()
+           FOR NO KEY UPDATE OF x SKIP LOCKED);
+    PERFORM osgprod._tell(p_project.project_id, 'project-resumed', jsonb_build_object('reason', p_project.pause_reason));
 END
 $fn$;
 

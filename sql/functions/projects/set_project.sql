@@ -67,6 +67,9 @@ BEGIN
         IF p_settings <> '{}' THEN
             EXECUTE osgprod._update_of_project() USING v_project;
             PERFORM osgprod._log_settings(p_project, to_jsonb(v_before) - v_fixed, to_jsonb(v_project) - v_fixed);
+            IF v_before.pause_cause IS NOT NULL AND v_project.state = 'active' THEN
+                PERFORM osgprod._has_resumed(v_before);
+            END IF;
             IF p_settings ? 'skip_nearline' THEN
                 PERFORM osgprod._mark_on_tape(v_project.project_id, v_project.skip_nearline);
             END IF;

@@ -10,7 +10,8 @@ AS $fn$
 --             its process is isolated in the end as well, a bad node alone isolates nothing for long.
 -- Parameters: p_project  the project's row;  p_slice  the slice, locked;  p_outcome  failed, node-fault, lost or superseded
 --             p_worker   on whom;  p_exit_code  as reported; NULL = lost, told to stop, or gone;  p_may_wait  for the file
---             p_is_excused  something else is to blame (_blame): nothing is counted, and it backs off
+--             p_is_excused  something else is to blame (_blame): nothing is counted. It backs off only while the project has
+--                           paused itself, so that the next probe is another slice
 -- Returns:    true; false = the slice has to be split and somebody else has its file: nothing is changed
 -- Locks:      the file's row, when the slice is split
 DECLARE
@@ -31,7 +32,9 @@ BEGIN
     IF v_is_failure THEN
         p_slice.failures := p_slice.failures + 1;
         v_not_before := osgprod._end_of_backoff(p_project, p_slice.failures - 1);
-    ELSIF p_exit_code IS NOT NULL AND (v_earlier > 0 OR p_is_excused) THEN
+    ELSIF p_exit_code IS NOT NULL
+          AND (p_is_excused AND p_project.pause_cause IS NOT NULL OR NOT p_is_excused AND v_earlier > 0)
+    THEN
         -- The first node fault costs the slice no time: another worker gets it. Where they go on, they may not be the node's.
         v_not_before := osgprod._end_of_backoff(p_project, greatest(v_earlier - 1, 0));
     END IF;

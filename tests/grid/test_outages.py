@@ -1,0 +1,175 @@
+"""A production meets an outage: real job scripts on many nodes, a real store, the real server, nobody who helps."""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from shim.database import call
+from shim.evio import scan
+from shim.evio.writer import write_file
+from shim.registry import register
+from tests.grid.xrootd import XRootD
+from tests.support import LiveShim, World
+from tests.worker.fleet import Figures, Fleet, machines
+
+GOOD = [
+    node
+    for group in zip(*(machines(site, 4, n) for n, site in enumerate(("UConn", "MIT", "SDSC"))), strict=True)
+    for node in group
+]
+
+
+@pytest.fixture
+def production(world: World) -> World:
+    """Default settings, but for short times until a suspect or a slice is tried again, and one block a slice."""
+    world.set(retest_s=1, wait_s=1, probe_jobs=5, heartbeat_s=60)
+    return world
+
+
+def load(world: World, folder: Path, files: int, blocks: int) -> list[Path]:
+    """Makes raw data files, and makes them the work of project "p"."""
+    paths = [folder / f"hd_rawdata_000001_{n:03d}.evio" for n in range(files)]
+    for path in paths:
+        write_file(path, blocks, 10, filler_words=100)
+        path.chmod(0o644)
+    for index in scan.indexes(paths):
+        register(world.db, index)
+    call(world.db, "load_slices", project="p")
+    return paths
+
+
+@pytest.fixture
+def raw(xrootd: XRootD) -> Iterator[Path]:
+    """An empty folder at the real XRootD."""
+    folder = Path(tempfile.mkdtemp(dir=xrootd.data / "raw"))
+    folder.chmod(0o755)
+    yield folder
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
+
+
+def paused(world: World) -> str | None:
+    (row,) = world.db.execute("SELECT pause_cause FROM osgprod_data.projects").fetchall()
+    return row["pause_cause"]  # type: ignore[no-any-return]
+
+
+def at(xrootd: XRootD, world: World, folder: Path) -> None:
+    """Files of the folder are read from XRootD."""
+    where = f"http://127.0.0.1:{xrootd.https_port}//raw/{folder.name}"
+    world.set(xrootd_prefix=where, strip_prefix=str(folder))
+
+
+@pytest.fixture
+def small_store() -> Iterator[Path]:
+    """A file system of its own that is soon full; mounting one takes root."""
+    folder = Path(tempfile.mkdtemp(prefix="osgprod-store-", dir="/tmp"))
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=300k,mode=1777", "none", str(folder)], capture_output=True
+    )
+    if mounted.returncode != 0:
+        folder.rmdir()
+        pytest.skip(f"no small file system: {mounted.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    folder.rmdir()
+
+
+def test_door_that_is_switched_off_and_on_again_costs_a_handful_of_attempts_and_nothing_else(
+    production: World, shim: LiveShim, xrootd: XRootD, raw: Path, folder: Path
+) -> None:
+    load(production, raw, files=4, blocks=9)
+    at(xrootd, production, raw)
+    figures = Figures(production)
+    with Fleet(folder, shim.url, GOOD) as fleet:
+        fleet.wait_until(lambda: figures.blocks_done >= 8)
+        xrootd.stop()
+        fleet.wait_until(lambda: paused(production) == "input")
+        until_pause = figures.wasted
+        fleet.wait_until(lambda: figures.wasted >= until_pause + 2)  # probes
+        xrootd.start()
+        recovery_s = fleet.wait_until(lambda: paused(production) is None)
+        fleet.wait_until(lambda: figures.is_done)
+    figures.say("door off and on", recovered_after_s=f"{recovery_s:.1f}", wasted_before_the_pause=until_pause)
+    assert figures.events("project-paused")[0].startswith("the input can't be read: ")
+    assert len(figures.events("project-paused")) == len(figures.events("project-resumed"))
+    assert figures.events("worker-refused") == figures.events("block-quarantined") == []
+    assert figures.successes == 36, "each block once"
+    assert until_pause <= 3 * 3 + fleet.slots, "3 workers on each of 3 files, and who was at it then"
+
+
+def test_store_of_the_outputs_that_fills_pauses_the_project_until_there_is_room(
+    production: World, shim: LiveShim, small_store: Path, folder: Path
+) -> None:
+    load(production, folder, files=2, blocks=15)
+    figures = Figures(production)
+    recon = folder / "recon"
+    recon.write_text("#!/bin/bash\nhead -c 30000 /dev/urandom >out.root\n")
+    recon.chmod(0o755)
+    where = {"OSGPROD_RECON": str(recon), "OSGPROD_OUTPUT_URL": f"file://{small_store}"}
+    with Fleet(folder, shim.url, GOOD, **where) as fleet:
+        fleet.wait_until(lambda: paused(production) == "output")
+        until_pause, delivered = figures.wasted, figures.blocks_done
+        fleet.wait_until(lambda: figures.wasted >= until_pause + 2)
+        subprocess.run(["mount", "-o", "remount,size=20m", str(small_store)], check=True)
+        recovery_s = fleet.wait_until(lambda: paused(production) is None)
+        fleet.wait_until(lambda: figures.is_done)
+    figures.say(
+        "store full, then room", recovered_after_s=f"{recovery_s:.1f}", wasted_before_the_pause=until_pause
+    )
+    assert delivered >= 5, "it was full in mid-production"
+    assert "No space left on" in figures.events("project-paused")[0]
+    assert figures.events("worker-refused") == figures.events("block-quarantined") == []
+    assert figures.successes == 30, "each block once"
+    assert until_pause <= 3 + fleet.slots
+    delivered_files = [path for path in small_store.iterdir() if not path.name.startswith("failed_")]
+    assert len(delivered_files) == 30, "and no half of an output stays"
+
+
+def test_site_of_40_nodes_that_fails_everything_is_banned_after_a_handful_of_attempts(
+    production: World, shim: LiveShim, folder: Path
+) -> None:
+    """Its nodes don't see the software, a third of the nodes elsewhere do the work."""
+    load(production, folder, files=3, blocks=10)
+    bad = machines("BNL", 40, 9, OSGPROD_RECON="/cvmfs/not/mounted/hd_root")
+    nodes = [node for n in range(20) for node in (*bad[2 * n : 2 * n + 2], GOOD[n % len(GOOD)])]
+    nodes = list({node.name: node for node in nodes}.values())
+    figures = Figures(production)
+    with Fleet(folder, shim.url, nodes) as fleet:
+        ban_s = fleet.wait_until(lambda: figures.events("worker-refused"))
+        until_ban = figures.wasted
+        fleet.wait_until(lambda: figures.is_done)
+    figures.say("site of 40 nodes", banned_after_s=f"{ban_s:.1f}", wasted_before_the_ban=until_ban)
+    assert figures.events("worker-refused") == ["site:BNL"], "no good node, and no node one by one"
+    assert figures.wasted <= 5 + fleet.slots, "five nodes, and those that were at it then"
+    assert figures.events("block-quarantined") == figures.events("project-paused") == []
+    assert figures.events("file-suspended") == []
+    assert figures.successes == 30, "each block once"
+
+
+def test_unreadable_file_is_suspended_alone_and_resumes_when_it_can_be_read(
+    production: World, shim: LiveShim, xrootd: XRootD, raw: Path, folder: Path
+) -> None:
+    paths = load(production, raw, files=3, blocks=8)
+    at(xrootd, production, raw)
+    paths[0].chmod(0)
+    figures = Figures(production)
+    with Fleet(folder, shim.url, GOOD) as fleet:
+        fleet.wait_until(lambda: figures.events("file-suspended"))
+        until_suspended = figures.wasted
+        fleet.wait_until(lambda: figures.blocks_done >= 16)
+        probes = figures.wasted - until_suspended
+        paths[0].chmod(0o644)
+        recovery_s = fleet.wait_until(lambda: figures.events("file-resumed"))
+        fleet.wait_until(lambda: figures.is_done)
+    figures.say("unreadable file", recovered_after_s=f"{recovery_s:.1f}", probes=probes)
+    assert figures.events("file-suspended") == figures.events("file-resumed") == [str(paths[0])]
+    assert figures.events("worker-refused") == figures.events("block-quarantined") == []
+    assert figures.events("project-paused") == []
+    assert until_suspended <= 3 + fleet.slots
+    assert figures.successes == 24, "each block once"
