@@ -260,6 +260,30 @@ def test_more_files_of_a_run_supersede_its_merge(world: World) -> None:
     assert [merge["state"] for merge in merges(world)] == ["superseded", "leased"]
 
 
+def test_merge_of_an_unloaded_file_is_superseded(merging: World) -> None:
+    slices(merging, 0, 3)
+    merging.checkout(10)
+    call(merging.db, "recycle", project="p", states=["done"])
+    assert call(merging.db, "unload_slices", project="p", runs=[1])[0]["files"] == 1
+    assert merging.heartbeat(10)["status"] == "superseded"
+    assert merging.report(10, outputs_list=merged("a"))["status"] == "superseded"
+    assert [merge["state"] for merge in merges(merging)] == ["superseded"]
+    assert call(merging.db, "list_outputs", project="p") == []
+    assert merging.checkout(11)["status"] == "no-work"
+    call(merging.db, "load_slices", project="p")
+    slices(merging, 20, 3)
+    assert merging.checkout(30)["task"] == "merge"
+
+
+def test_run_without_its_unloaded_file_is_merged_from_the_others(world: World) -> None:
+    world.set(merge_by="run")
+    world.add_file(1, run=7, seqno=1)
+    slices(world, 0, 1)
+    world.add_file(1, run=7, seqno=2)
+    call(world.db, "unload_slices", project="p", path="%000007_002.evio")
+    assert len(world.checkout(10)["merge"]["inputs"]) == 1
+
+
 def test_files_that_were_complete_before_are_merged_when_that_is_set(world: World) -> None:
     world.add_file(1)
     slices(world, 0, 1)

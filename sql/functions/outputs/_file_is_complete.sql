@@ -76,6 +76,21 @@ BEGIN
 END
 $fn$;
 
+CREATE FUNCTION osgprod._drop_merges(p_project_id int, p_runs int[])
+RETURNS void LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Supersedes the merges of files, or of whole runs, that are no longer work of the project: nothing would ever make them ready.
+-- Promise:    a repeated call changes nothing.
+-- Parameters: p_project_id  project;  p_runs  run numbers
+-- Locks:      the merges; callers have the project alone
+BEGIN
+    UPDATE osgprod_data.merges m SET state = 'superseded', is_ready = NULL, not_before = NULL, opened_at = clock_timestamp()
+     WHERE m.project_id = p_project_id AND m.run = ANY (p_runs) AND m.state <> 'superseded'
+       AND NOT EXISTS (SELECT FROM osgprod_data.loaded_files f
+                        WHERE f.project_id = m.project_id AND f.run = m.run AND f.seqno = coalesce(m.seqno, f.seqno));
+END
+$fn$;
+
 CREATE FUNCTION osgprod._merge_is_done(p_project_id int, p_merge osgprod_data.merges)
 RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$

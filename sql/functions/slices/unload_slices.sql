@@ -53,6 +53,7 @@ BEGIN
         SELECT array_agg(DISTINCT g.run) INTO v_runs FROM gone g;
         -- Whole runs have fewer files now, and may be complete.
         PERFORM osgprod._reopen_merges(v_project.project_id, coalesce(v_runs, '{}'), -1);
+        PERFORM osgprod._drop_merges(v_project.project_id, coalesce(v_runs, '{}'));
         PERFORM osgprod._plan_merges(v_project, coalesce(v_runs, '{}'), NULL);
         PERFORM osgprod._log_operation('unload_slices', p_project, jsonb_build_object('runs', osgprod._runs_text(p_runs),
             'path', p_path, 'blocks', blocks, 'files_kept', nullif(files_kept, 0)), files);
