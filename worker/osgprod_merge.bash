@@ -1421,15 +1421,26 @@ is_whole_root() {
 
 readonly EXIT_NOT_DELIVERED=74
 readonly MAX_LIST_BYTES=16000 # of outputs_list in the report
+readonly MAX_CONFIRM_S=600    # that osgprod_exec.sh may take for a heartbeat, its retries included
 
 outputs_list="" # JSON objects of what was delivered
 
-# Waits while the last heartbeat was not answered, and ends the script if that lasts: the lease may end, and another job
-# deliver its files under the same names. osgprod_exec.sh keeps the file "no-lease" meanwhile.
+# Waits until the server confirms that this attempt has the lease, and ends the script if that lasts: another job may have
+# the merge now, and what lies under the names of the merged files may be on record for it. osgprod_exec.sh sends a
+# heartbeat when there is the file confirm-lease, removes it then, and keeps the file no-lease while the server does not
+# answer; if another job has the merge, it ends this script.
 hold_lease() {
-  local try
+  local try own="${OSGPROD_REPORT%/*}" end_s
   for ((try = 1; ; try++)); do
-    [[ -e "${OSGPROD_REPORT%/*}/no-lease" ]] || return 0
+    if [[ -e "$own/sends-heartbeats" ]]; then
+      touch "$own/confirm-lease" 2>/dev/null || node_fault "$own/confirm-lease can't be made: is the disk full?"
+      end_s=$((SECONDS + MAX_CONFIRM_S))
+      while [[ -e "$own/confirm-lease" ]] && ((SECONDS < end_s)); do
+        pause 0.1
+      done
+      [[ ! -e "$own/confirm-lease" ]] || node_fault "nobody sends heartbeats any more, the lease may have ended: nothing is replaced"
+    fi
+    [[ -e "$own/no-lease" ]] || return 0
     ((try < TRIES)) || node_fault 'the server does not answer heartbeats, the lease may have ended: nothing is replaced'
     pause "$(backoff "$try" "$BACKOFF_MS")"
   done

@@ -164,22 +164,26 @@ folder_bytes() {
 # Arguments: seconds between heartbeats, 0 = none, folder for credentials
 start_heartbeats() {
   (($1 > 0)) || return 0
+  [[ -z "$2" ]] || touch "$2/sends-heartbeats" 2>/dev/null || true
   send_heartbeats "$1" "$2" &
   heartbeat_pid=$!
 }
 
 # Renews the lease until the server reports the attempt as superseded, or until this script was killed; then it ends
-# the work, if it has not ended. Arguments: seconds between heartbeats, folder for credentials
+# the work, if it has not ended. The work may ask whether it still has the lease: it makes the file confirm-lease, and the
+# next heartbeat is sent at once; when the file is gone, there is a file no-lease if the server did not confirm it.
+# Arguments: seconds between heartbeats, folder for credentials
 send_heartbeats() {
   local interval_s="$1" own="$2" left_s="$1" memory=0 disk=0 bytes
   pipe="$scratch/pipe.heartbeat"
   trap '[[ -z "$child_group" ]] || kill -KILL -- "-$child_group" 2>/dev/null; exit 0' TERM
   while true; do
     while ((left_s > 0)); do
-      look
-      pause "$((left_s > 5 ? 5 : left_s))"
-      left_s=$((left_s - 5))
+      ((left_s % 5 > 0)) || look
+      pause 1
+      left_s=$((left_s - 1))
       kill -0 "$$" 2>/dev/null || break 2
+      [[ ! -e "$own/confirm-lease" ]] || break
     done
     left_s="$interval_s"
     [[ -z "${OSGPROD_CONTAINER:-}" || -e "$scratch/delivering" ]] || copy_credentials "$own"
@@ -198,6 +202,7 @@ send_heartbeats() {
       end_work
       exit "$TOLD_TO_STOP"
     fi
+    rm -f "$scratch/work/.osgprod/confirm-lease"
   done
   end_work
 }

@@ -1,8 +1,7 @@
 """Merges against a model: any sequence of calls of jobs and operators does what a hundred lines of Python say.
 
-After each step the output of each done slice is in exactly one merge of those that are done, if its file is delivered,
-and nowhere else if it isn't. In the suite a few hundred steps are tried; OSGPROD_STATE_MACHINE_S=600 tries new sequences
-for ten minutes.
+After each step the output of each done slice is in exactly one done merge if its file is delivered, and in none if it
+isn't. In the suite a few hundred steps are tried; OSGPROD_STATE_MACHINE_S=600 tries new sequences for ten minutes.
 """
 
 from __future__ import annotations
@@ -316,7 +315,10 @@ class Machine(RuleBasedStateMachine):
         merging = [a for a in running if isinstance(a.work, Merge)] or running
         if not attempts:
             return None
-        return data.draw(st.sampled_from(merging) | st.sampled_from(running) | st.sampled_from(attempts))
+        chosen: Attempt = data.draw(
+            st.sampled_from(merging) | st.sampled_from(running) | st.sampled_from(attempts)
+        )
+        return chosen
 
     # --- jobs
 

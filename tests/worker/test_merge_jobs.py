@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import shutil
+import subprocess
 import tarfile
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from shim.database import call
 from tests.support import CHECKOUT, World
-from tests.worker.conftest import Node
+from tests.worker.conftest import CLUSTER, Node, kill
 from tests.worker.site import Site
 
-DONE, FAILED = 0, 10
+DONE, FAILED, STOPPED = 0, 10, 20
 
 
 @pytest.fixture
@@ -118,3 +122,142 @@ def test_bad_input_is_processed_again_and_the_merge_succeeds_later(
     assert code == DONE, log
     assert [merge["state"] for merge in merges(world)] == ["done"], log
     assert MERGED in site.files
+
+
+# --- kills -----------------------------------------------------------------------------------------------------
+
+# Where a job that merges is killed: what is in front of that place in the merge script.
+ARROWS = {
+    "before the inputs are fetched": '  fetch_inputs "$area/slices" "$area/input.tar.gz"\n',
+    "in the merge": '      merge_kind "$how" "$area/merged/$name" "$list"\n',
+    "before the delivery": "  # Nothing is delivered before all is merged.\n",
+    "between upload and rename": '    make_way "$kind" "$url" "$bytes"\n    storage "move_$kind"',
+    "after the delivery": "  report_merged\n",
+}
+# A curl that hangs before, or behind, the report of the exit code, if that is asked for.
+CURL = """for word; do
+  [[ $word == */workscript.exit ]] || continue
+  [[ $HANG != "before the report" ]] || { touch "$GATE.at"; sleep 1000; }
+  [[ $HANG != "after the report" ]] || { /usr/bin/curl "$@" >/dev/null; touch "$GATE.at"; sleep 1000; }
+done
+exec /usr/bin/curl "$@\""""
+
+
+class Merging:
+    """A file of two slices that are done, and jobs that merge it, and that can be held anywhere."""
+
+    def __init__(self, node: Node, world: World, site: Site, folder: Path) -> None:
+        self.node, self.world, self.site, self.folder = node, world, site, folder
+        text = (CHECKOUT / "worker" / "osgprod_merge.bash").read_text()
+        for arrow, line in ARROWS.items():
+            assert text.count(line) == 1
+            wait = 'touch "$GATE.at"; until [[ -e "$GATE.go" ]]; do sleep 0.05; done'
+            hold = f'[[ "${{HANG:-}}" != "{arrow}" ]] || {{ {wait}; }}\n'
+            text = text.replace(line, hold + line)
+        # Two merges of the same inputs differ, like those of hadd, which writes the time into its files.
+        sort = '  sort_by_kind "$area/slices" "$area/kinds"\n'
+        assert text.count(sort) == 1
+        text = text.replace(sort, '  echo "$osgprod_token" >"$area/slices/1,4/token.log"\n' + sort)
+        (folder / "www" / "p" / "osgprod_merge.bash").write_text(text)
+        world.set(merge_by="file", merge_output_url=f"{site.url}/merged/{{kind}}", maxblockspercore=3)
+        for process in (1, 2):
+            answer = world.checkout(process, cluster=CLUSTER)
+            content = io.BytesIO()
+            with tarfile.open(fileobj=content, mode="w:gz") as archive:
+                entry = tarfile.TarInfo("./osgprod_work.log")
+                entry.size = 4
+                archive.addfile(entry, io.BytesIO(b"log\n"))
+            path, tarball = f"/out/job_{CLUSTER}_{process}.tar.gz", content.getvalue()
+            site.files[path] = tarball
+            done = {"output_url": f"{site.url}{path}", "output_bytes": len(tarball)}
+            done["output_adler32"] = f"{zlib.adler32(tarball):08x}"
+            world.report(process, cluster=CLUSTER, token=str(answer["token"]), **done)
+        (folder / "bin").mkdir()
+        node.program("bin/curl", CURL)
+
+    def start_until(self, process: int, arrow: str) -> subprocess.Popen[str]:
+        """Starts a job, and returns when it is at that place."""
+        gate = self.folder / f"gate{process}"
+        path = f"{self.folder}/bin:/usr/bin:/bin"
+        job = self.node.start(process, PATH=path, HANG=arrow, GATE=str(gate))
+        end = time.monotonic() + 60
+        while not gate.with_suffix(".at").exists():
+            assert job.poll() is None and time.monotonic() < end, job.communicate()[0]
+            time.sleep(0.01)
+        return job
+
+    def go(self, process: int) -> None:
+        (self.folder / f"gate{process}.go").touch()
+
+    def expire(self) -> None:
+        self.world.db.execute(
+            "UPDATE osgprod_data.merges SET due_at = now() - interval '1 s' WHERE state = 'leased'"
+        )
+        self.world.let_leases_run_out()
+        call(self.world.db, "tick")
+
+    def check(self) -> None:
+        """The merge is done once, and what is on record lies there, whole, and made of each slice once."""
+        assert [merge["state"] for merge in merges(self.world)] == ["done"]
+        outputs = call(self.world.db, "list_outputs", project="p", what="merged")
+        content = self.site.files[MERGED]
+        assert [(row["url"], row["bytes"], row["adler32"]) for row in outputs] == [
+            (f"{self.site.url}{MERGED}", len(content), f"{zlib.adler32(content):08x}")
+        ]
+        assert {path for path in stored(self.site) if not path.endswith(".part")} == {*TARBALLS, MERGED}
+        with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+            names = sorted(archive.getnames())
+        assert names == ["1,4/osgprod_work.log", "1,4/token.log", "4,7/osgprod_work.log"]
+
+
+@pytest.fixture
+def ready(node: Node, world: World, rawdata: Path, folder: Path, site: Site) -> Merging:
+    return Merging(node, world, site, folder)
+
+
+@pytest.mark.parametrize("arrow", [*ARROWS, "before the report", "after the report"])
+def test_merge_of_a_killed_job_is_delivered_once_by_another_job(ready: Merging, arrow: str) -> None:
+    job = ready.start_until(3, arrow)
+    kill(job.pid)
+    job.communicate()
+    ready.expire()
+    code, log = ready.node.run(4)
+    assert code == DONE, log
+    ready.check()
+
+
+@pytest.mark.parametrize("arrow", ["between upload and rename", "after the report"])
+def test_killed_job_that_starts_again_delivers_its_merge_once(ready: Merging, arrow: str) -> None:
+    job = ready.start_until(3, arrow)
+    kill(job.pid)
+    job.communicate()
+    shutil.rmtree(ready.node.folder)
+    ready.node.folder.mkdir()
+    code, log = ready.node.run(3)
+    assert code == DONE, log
+    ready.check()
+
+
+def test_job_whose_merge_was_done_by_another_replaces_nothing(ready: Merging) -> None:
+    """The first one delivers, is silent for longer than its lease, and reports while the second one delivers."""
+    first = ready.start_until(3, "after the delivery")
+    ready.expire()
+    second = ready.start_until(4, "between upload and rename")
+    ready.go(3)
+    log, _ = first.communicate(timeout=60)
+    assert first.returncode == DONE, log
+    ready.go(4)
+    log, _ = second.communicate(timeout=60)
+    assert (second.returncode, "stopping the work" in log) == (STOPPED, True), log
+    ready.check()
+
+
+def test_job_that_was_frozen_for_longer_than_its_lease_replaces_nothing(ready: Merging) -> None:
+    first = ready.start_until(3, "between upload and rename")
+    ready.expire()
+    code, log = ready.node.run(4)
+    assert code == DONE, log
+    ready.go(3)
+    log, _ = first.communicate(timeout=60)
+    assert (first.returncode, "stopping the work" in log) == (STOPPED, True), log
+    ready.check()
