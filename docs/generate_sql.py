@@ -348,19 +348,24 @@ def _escaped(text: str) -> str:
 def _notices() -> str:
     events = {
         "file-finished": "path: each block of the file is done or quarantined",
+        "run-finished": "run: all its files are complete",
+        "project-done": "all files of the project are complete",
         "block-quarantined": "path, block: it failed alone, as often as the project allows",
-        "worker-refused": "worker, until, reason: a black hole was found, or an operator banned it",
-        "run-finished": "run: its files are finished",
-        "project-done": "the last file is finished",
+        "worker-refused": "worker, until, reason: the server or an operator banned a worker node, a site or an address",
+        "file-suspended": "path, reason: the file can't be read, or its slices fail alike",
+        "file-resumed": "path, reason: why its slices are assigned again",
+        "project-paused": "reason: the server paused the project, since all attempts fail alike",
+        "project-resumed": "reason: of the pause, which is over, since a probe succeeded",
         "merge-done": "merge, run, seqno: the merged files of a file or a run are delivered",
         "merge-failed": "merge, run, seqno: it failed as often as the project allows",
         "production-delivered": "the last merge is done",
-        "health-bad": "what, found, advice: as osgprod health says; noticed by osgprod notify run",
+        "health-bad": "what, found, advice: as osgprod health prints them; noticed by osgprod notify run",
         "health-well": "what: it is no longer bad",
     }
     rows = "\n".join(f"| `{event}` | {meaning} |" for event, meaning in events.items())
     return (
-        "## Notices\n\n`LISTEN osgprod` gets rare events; `osgprod watch` prints them. Each is a JSON object with"
+        "## Notices\n\nThe server notifies of rare events on the channel `osgprod`: `LISTEN osgprod` receives them,"
+        " `osgprod watch` prints them, `osgprod notify` delivers them. Each is a JSON object with"
         f" `event`, `project`, `at`, and:\n\n| event | with |\n|---|---|\n{rows}"
     )
 
@@ -397,17 +402,27 @@ def _errors() -> str:
     found: dict[str, dict[str, str]] = {}
     raised = re.compile(r"RAISE EXCEPTION\s+'((?:[^']|'')*)'(?:(?!RAISE).)*?ERRCODE = '(OG\d\d\d)'"
                         r"(?:,\s*HINT = (?:format\()?'((?:[^']|'')*)')?", re.DOTALL)  # fmt: skip
+    # Of a call of a job: code, message and hint are the answer.
+    answered = re.compile(
+        r"ARRAY\['(OG\d\d\d)',\s*(?:format\()?'((?:[^']|'')*)'(?:[^']|'[^']*'(?!\]))*?,\s*'((?:[^']|'')*)'\]"
+    )
     for path in function_files():
-        for message, code, hint in raised.findall(path.read_text()):
-            found.setdefault(code, {}).setdefault(
-                message.replace("''", "'").replace("%", "…"), hint.replace("''", "'").replace("%s", "…")
-            )
+        text = path.read_text()
+        problems = [(code, message, hint) for message, code, hint in raised.findall(text)]
+        for code, message, hint in problems + answered.findall(text):
+            found.setdefault(code, {}).setdefault(_with_gaps(message), _with_gaps(hint))
     lines = [
         f"| {code} | {_escaped(message)} | {_escaped(hint)} |"
         for code, messages in sorted(found.items())
         for message, hint in messages.items()
     ]
     return "## Errors\n\n| code | message | hint |\n|---|---|---|\n" + "\n".join(lines)
+
+
+def _with_gaps(text: str) -> str:
+    """A format of a message as text: each value is …, also one that is appended."""
+    text = re.sub(r"%s?", "…", text.replace("''", "'"))
+    return f"{text}…" if text.endswith(" ") else text
 
 
 def _tables(connection: Connection) -> str:

@@ -67,11 +67,22 @@ def test_each_error_code_of_the_functions_is_listed_with_a_hint() -> None:
     text = (CHECKOUT / "docs" / "sql.md").read_text()
     codes = set()
     for path in function_files():
-        codes |= set(re.findall(r"ERRCODE = '(OG\d\d\d)'", path.read_text()))
+        codes |= set(re.findall(r"(?:ERRCODE = |ARRAY\[)'(OG\d\d\d)'", path.read_text()))
     lines = [line.split("|") for line in text.splitlines() if line.startswith("| OG")]
     assert codes and {line[1].strip() for line in lines} == codes
     for line in lines:
         assert line[3].strip(), f"{line[1]} has no hint: {line[2]}"
+
+
+def test_each_event_of_the_functions_is_listed() -> None:
+    text = (CHECKOUT / "docs" / "sql.md").read_text().partition("\n## Notices\n")[2].partition("\n## ")[0]
+    events = {
+        event
+        for path in function_files()
+        for event in re.findall(r"osgprod\._tell\([^,]+,\s*'([a-z-]+)'", path.read_text())
+    }
+    assert len(events) > 10
+    assert set(re.findall(r"^\| `([a-z-]+)` \|", text, re.MULTILINE)) == events
 
 
 def test_each_table_and_column_has_its_meaning() -> None:

@@ -472,6 +472,14 @@ def test_functions_renewed_under_traffic_disturb_nobody(world: World, shim: Live
     assert shim.checkout(99).status_code == 200
 
 
+@pytest.mark.parametrize("route", openapi.PROTOCOL)
+def test_page_on_the_protocol_describes_each_parameter_of_a_request(route: str) -> None:
+    page = (CHECKOUT / "docs" / "protocol.md").read_text()
+    section = page.partition(f"\n## `{{root}}/{route}`")[2].partition("\n## ")[0]
+    for name in openapi.PROTOCOL[route][1]:
+        assert f"`{name}`" in section, f"{route}: {name}"
+
+
 def test_health_is_told(shim: LiveShim) -> None:
     assert (shim.raw("healthz").status_code, shim.raw("healthz").text) == (200, "ok\n")
     assert shim.raw("nothing-here").status_code == 404
