@@ -131,6 +131,7 @@ EXAMPLES: list[tuple[str, str]] = [
     'minute', extract(epoch FROM now()), 'project', 'spring-2026', 'route', 'checkout', 'status', 200,
     'reason', 'assigned', 'times', 12)))"""),
     ("alive", "SELECT * FROM osgprod.alive()"),
+    ("freshness", "SELECT * FROM osgprod.freshness()"),
     ("write_check", "SELECT osgprod.write_check()"),
     ("", """SELECT osgprod.add_project(p_project => 'autumn-2025', p_subnet_pattern => '10.0.0.0/8',
     p_workscript => 'osgprod_work.bash', p_xrootd_prefix => '', p_maxblockspercore => 2)"""),
@@ -170,7 +171,8 @@ CHAPTERS = (
                                           "list_operations")),
     ("Notifications", ("add_notify_target", "remove_notify_target", "list_notify_targets", "next_notifications",
                        "mark_notified", "note_health")),
-    ("Moving and housekeeping", ("import_file", "import_merge", "tick", "alive", "note_answers", "write_check")),
+    ("Moving and housekeeping", ("import_file", "import_merge", "tick", "alive", "freshness", "note_answers",
+                               "write_check")),
 )  # fmt: skip
 
 _TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(\.\d+)?\+00(:00)?")

@@ -25,6 +25,7 @@ from shim.config import Settings
 from shim.dashboard import api
 from shim.dashboard.routes import Dashboard
 from shim.database import open_pool
+from shim.replica import Replica
 from shim.version import names, which_is_older
 from shim.web import logs, openapi, parameters, timer
 from shim.web.address import TrustedProxies
@@ -55,6 +56,7 @@ class Parts:
     """What the routes work with, as ``request.app.state.parts``."""
 
     pool: AsyncConnectionPool[Any]
+    replica: Replica | None
     batches: Batches
     templates: TemplateFolder
     tokens: BearerTokens
@@ -187,18 +189,29 @@ def create_app(settings: Settings | None = None) -> Starlette:
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         pool = open_pool(dsn, settings.pool_size)
+        replica = Replica(settings.read_dsn.text, settings.read_max_age_s) if settings.read_dsn else None
         batches, templates = Batches(pool, settings.pool_size), TemplateFolder(settings.document_root)
         app.state.parts = Parts(
-            pool, batches, templates, tokens, RateLimit(settings.project_rate), Health(pool, batches)
+            pool,
+            replica,
+            batches,
+            templates,
+            tokens,
+            RateLimit(settings.project_rate),
+            Health(pool, batches),
         )
         # The database may be away now: requests are answered 503 until it is there.
         await pool.open(wait=False)
+        if replica:
+            await replica.open()
         ticker = asyncio.create_task(timer.tick_for_ever(dsn, answers))
         try:
             yield
         finally:
             ticker.cancel()
             await pool.close()
+            if replica:
+                await replica.close()
             metrics.end()
 
     routes = [

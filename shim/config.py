@@ -134,6 +134,15 @@ class Settings:
         "OSGPROD_DSN", "libpq's connection string of the database", _secret,
         default="what libpq's variables (`PGHOST` ...) say",
     )] = Secret()
+    read_dsn: Annotated[Secret, Variable(
+        "OSGPROD_READ_DSN",
+        "libpq's connection string of a replica, from which dashboard, metrics, JSON API and lists of the command line"
+        " are read", _secret, default="none: they are read from `OSGPROD_DSN`",
+    )] = Secret()
+    read_max_age_s: Annotated[int, Variable(
+        "OSGPROD_READ_MAX_AGE_S", "age of the replica's data from which on the primary is asked instead",
+        _number(1), "s",
+    )] = 60
     document_root: Annotated[Path, Variable(
         "OSGPROD_DOCUMENT_ROOT", "folder of the work scripts, which are at `ROOT/PROJECT/WORKSCRIPT`", _path,
     )] = Path("/var/www/html")

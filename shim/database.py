@@ -56,25 +56,29 @@ def dsn_from_environment() -> str:
     return Settings.read().dsn.text
 
 
-def connect(dsn: str | None = None) -> psycopg.Connection[dict[str, Any]]:
+def connect(dsn: str | None = None, timeout_s: int = CONNECT_TIMEOUT_S) -> psycopg.Connection[dict[str, Any]]:
     """Opens one connection, in autocommit, whose rows are dictionaries.
 
     Parameters
     ----------
     dsn : str | None
         Libpq's connection string; None = the environment's.
+    timeout_s : int
+        For each host that it names [s].
 
     Raises
     ------
     psycopg.OperationalError
         The server can't be reached.
     """
+    silence: dict[str, Any] = SILENCE
     connection = psycopg.connect(
         dsn_from_environment() if dsn is None else dsn,
         autocommit=True,
         row_factory=dict_row,
-        connect_timeout=CONNECT_TIMEOUT_S,
+        connect_timeout=timeout_s,
         application_name="osgprod",
+        **silence,
     )
     # A time is read as it is shown, wherever the server stands; the functions refuse other isolation levels.
     connection.execute("SET TimeZone = 'UTC'; SET default_transaction_isolation = 'read committed'")
@@ -315,8 +319,8 @@ async def connect_apart(dsn: str, name: str) -> psycopg.AsyncConnection[Any]:
     return await psycopg.AsyncConnection.connect(dsn, **_kept_alive(dsn, name))
 
 
-def open_pool(dsn: str, size: int) -> AsyncConnectionPool[ShimConnection]:
-    """Makes the shim's pool, not yet open. It reconnects by itself after a restart or crash of the server.
+def open_pool(dsn: str, size: int, name: str = "osgprod shim") -> AsyncConnectionPool[ShimConnection]:
+    """Makes a pool of the shim, not yet open. It reconnects by itself after a restart or crash of the server.
 
     Parameters
     ----------
@@ -324,6 +328,8 @@ def open_pool(dsn: str, size: int) -> AsyncConnectionPool[ShimConnection]:
         Libpq's connection string.
     size : int
         Connections at most [1 ..].
+    name : str
+        Shown by PostgreSQL as their application_name.
     """
 
     async def configure(connection: ShimConnection) -> None:
@@ -354,5 +360,5 @@ def open_pool(dsn: str, size: int) -> AsyncConnectionPool[ShimConnection]:
         max_waiting=1000,
         reconnect_timeout=RECONNECT_S,
         configure=configure,
-        kwargs=_kept_alive(dsn, "osgprod shim"),
+        kwargs=_kept_alive(dsn, name),
     )

@@ -15,6 +15,7 @@ import click
 import psycopg
 from click.shell_completion import CompletionItem
 
+from shim import replica
 from shim.config import Settings, unknown_variables
 from shim.database import call, connect
 from shim.errors import OperatorError
@@ -86,6 +87,24 @@ def ask(function: str, **arguments: object) -> list[dict[str, Any]]:
     """
     with connect() as connection:
         return call(connection, function, **given(**arguments))
+
+
+def look(function: str, **arguments: object) -> list[dict[str, Any]]:
+    """Call one function that only reads, on the replica of OSGPROD_READ_DSN if it is fit, else as ask() does.
+
+    A line on the standard error output says when the data are older than some seconds, or the replica is not fit.
+
+    Parameters
+    ----------
+    function, **arguments : str, object
+        See ask().
+    """
+
+    def say(line: str) -> None:
+        click.echo(f"osgprod: {line}", err=True)
+
+    rows = replica.look(function, given(**arguments), say)
+    return ask(function, **arguments) if rows is None else rows
 
 
 def change(function: str, dry_run: bool, **arguments: object) -> list[dict[str, Any]]:
@@ -289,7 +308,9 @@ Exit codes:
 def osgprod() -> None:
     """Dispatch slices of raw data files to grid jobs.
 
-    The database is where OSGPROD_DSN or libpq's variables (PGHOST ...) say.
+    The database is where OSGPROD_DSN or libpq's variables (PGHOST ...) say. Lists are read from a replica where
+    OSGPROD_READ_DSN names one; its data are a few seconds old. A line says so when they are older than 20 s, and
+    when the primary was asked instead.
     """
     for line in unknown_variables():
         click.echo(f"osgprod: {line}", err=True)

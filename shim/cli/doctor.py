@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import psycopg
 
-from shim import migrate
+from shim import migrate, replica
 from shim.config import Settings
 from shim.database import POOLER_HINT, DatabaseError, call, connect, pooling
 from shim.workscript import TemplateError, TemplateFolder
@@ -51,6 +51,7 @@ def examine() -> list[Finding]:
             findings.append(_clock(connection))
             findings.append(_disk("disk of the templates", Settings.read().document_root))
             findings.append(_database_disk(connection))
+            findings += _replica()
             findings += call(connection, "diagnose")
             for row in call(connection, "progress"):
                 findings += _project(connection, row["project"])
@@ -80,6 +81,17 @@ def _pooler() -> Finding:
     mode = asyncio.run(pooling(Settings.read().dsn.text))
     found = f"through a connection pooler in {mode} mode" if mode else "to the server itself"
     return _finding("connection", mode != "transaction", found, POOLER_HINT)
+
+
+def _replica() -> list[Finding]:
+    troubles: list[str] = []
+    if not Settings.read().read_dsn:
+        return []
+    fit = replica.look("alive", {}, troubles.append) is not None
+    well = "it answers, with fresh data" if fit else "it refuses this login, or is of another version"
+    found = "; ".join(troubles) or well
+    advice = "is it up, and does it follow the primary? see pg_stat_replication there, and OSGPROD_READ_DSN"
+    return [_finding("replica", fit, found, advice)]
 
 
 def _clock(connection: psycopg.Connection[dict[str, Any]]) -> Finding:

@@ -18,6 +18,7 @@ from shim.cli.base import (
     dry,
     hours_option,
     limit_option,
+    look,
     osgprod,
     project_argument,
 )
@@ -56,15 +57,15 @@ def jobs_list(
 ) -> None:
     """List jobs by their last start. With JOB, like 1234.5, show everything that is known of it."""
     if job is None:
-        rows = ask("list_jobs", project=project, cluster=cluster, limit=limit, hours=hours)
+        rows = look("list_jobs", project=project, cluster=cluster, limit=limit, hours=hours)
     else:
         number, _, process = job.partition(".")
         if not (number.isdecimal() and process.isdecimal()):
             raise OperatorError(
                 f"'{job}' is not a job like 4711.0", "--cluster 4711 lists all jobs of a cluster"
             )
-        rows = ask("job_history", project=project, cluster=number, process=process)
-        tails = ask("log_tail", project=project, cluster=number, process=process)
+        rows = look("job_history", project=project, cluster=number, process=process)
+        tails = look("log_tail", project=project, cluster=number, process=process)
         text_of = {row["nstart"]: row["tail"] for row in tails}
         if as_json:
             rows = [

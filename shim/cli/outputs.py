@@ -8,7 +8,7 @@ from typing import Any, TextIO
 import click
 
 from shim import outputs as delivered
-from shim.cli.base import as_json, ask, dry, limit_option, osgprod, project_argument, runs_option
+from shim.cli.base import as_json, ask, dry, limit_option, look, osgprod, project_argument, runs_option
 from shim.cli.terminal import Bar, show, working
 from shim.database import connect
 from shim.storage import Storage
@@ -113,7 +113,7 @@ def merges() -> None:
 @as_json
 def merges_list(project: str, runs: list[int] | None, state: str | None, limit: int, as_json: bool) -> None:
     """List the merges of a project."""
-    rows = ask("list_merges", project=project, runs=runs, state=state, limit=limit)
+    rows = look("list_merges", project=project, runs=runs, state=state, limit=limit)
     empty = "no such merge: a file is merged when its slices are done, and the project's merge_by says so"
     show(rows, as_json, empty, limit=limit, spare=("merge_id", "cluster", "process", "nstart", "made_at"))
 

@@ -21,11 +21,11 @@ from shim.cli.base import (
     given,
     hours_option,
     limit_option,
+    look,
     osgprod,
     project_argument,
 )
 from shim.cli.terminal import cell, show, working
-from shim.database import call, connect
 
 NO_PROJECT = "no project yet: osgprod project add makes one"
 
@@ -63,9 +63,8 @@ def status(project: str | None, watch: bool, interval: float, as_json: bool) -> 
 
 def _progress(project: str | None) -> list[dict[str, Any]]:
     """How far each project is, with the number of its running jobs: one has one leased slice."""
-    with connect() as connection:
-        rows = call(connection, "progress", **given(project=project))
-        slices = call(connection, "idle_and_leased", **given(project=project))
+    rows = look("progress", project=project)
+    slices = look("idle_and_leased", project=project)
     running = {row["project"]: row["leased"] for row in slices}
     return [{**row, "running": running.get(row["project"], 0)} for row in rows]
 
@@ -75,7 +74,7 @@ def _progress(project: str | None) -> list[dict[str, Any]]:
 @as_json
 def health(project: str | None, as_json: bool) -> None:
     """Show whether each project is healthy, and what to do. The exit code is 1 when one is bad."""
-    rows = ask("health", project=project)
+    rows = look("health", project=project)
     show(rows, as_json, NO_PROJECT, wrapped=("found", "advice"))
     if any(row["level"] == "bad" for row in rows):
         raise SystemExit(1)
@@ -87,7 +86,7 @@ def health(project: str | None, as_json: bool) -> None:
 @as_json
 def estimate(project: str, hours: int | None, as_json: bool) -> None:
     """Estimate when a project will be done."""
-    rows = ask("estimate", project=project, hours=hours)
+    rows = look("estimate", project=project, hours=hours)
     show(rows, as_json)
     if not as_json and rows[0]["ends_at"] is None:
         click.echo("no block was done in these hours, so there is no estimate", err=True)
@@ -101,7 +100,7 @@ def rate(project: str, hours: int | None, as_json: bool) -> None:
     """Show the rate of a project in intervals, from the first one in which an attempt ended."""
     counts = ("done", "failed", "node_faults", "lost", "superseded")
     rows = itertools.dropwhile(
-        lambda row: not any(row[name] for name in counts), ask("rate", project=project, hours=hours)
+        lambda row: not any(row[name] for name in counts), look("rate", project=project, hours=hours)
     )
     show(list(rows), as_json, "no attempt ended in that time")
 
@@ -138,11 +137,11 @@ def attempts(
             "--live and --by can't be combined with each other or with a choice of attempts"
         )
     if live:
-        rows = ask("live_attempts", project=project, limit=limit)
+        rows = look("live_attempts", project=project, limit=limit)
     elif by:
-        rows = ask(f"attempts_by_{by}", project=project, hours=hours)
+        rows = look(f"attempts_by_{by}", project=project, hours=hours)
     else:
-        rows = ask("list_attempts", project=project, limit=limit, hours=hours, **filters)
+        rows = look("list_attempts", project=project, limit=limit, hours=hours, **filters)
     show(rows, as_json, "no such attempt", limit=None if by else limit, spare=SAID_BY_PATH)
 
 
@@ -153,7 +152,7 @@ def attempts(
 @as_json
 def resources(project: str, by: str, hours: int | None, as_json: bool) -> None:
     """Show CPU efficiency, memory, disk and fetching rate of accepted attempts."""
-    rows = ask("resources", project=project, by=by, hours=hours)
+    rows = look("resources", project=project, by=by, hours=hours)
     show(rows, as_json, "no job has measured what it used: is osgprod_exec.sh of this version?")
 
 
@@ -162,7 +161,7 @@ def resources(project: str, by: str, hours: int | None, as_json: bool) -> None:
 @as_json
 def quarantined(project: str, as_json: bool) -> None:
     """List the quarantined blocks, with all that is known of each."""
-    show(ask("quarantined", project=project), as_json, "no block is in quarantine", spare=SAID_BY_PATH)
+    show(look("quarantined", project=project), as_json, "no block is in quarantine", spare=SAID_BY_PATH)
 
 
 @osgprod.group(invoke_without_command=True)
@@ -171,7 +170,7 @@ def quarantined(project: str, as_json: bool) -> None:
 def workers(ctx: click.Context, as_json: bool) -> None:
     """List the workers that are banned now."""
     if ctx.invoked_subcommand is None:
-        show(ask("blocked_workers"), as_json, "no worker is banned")
+        show(look("blocked_workers"), as_json, "no worker is banned")
 
 
 @workers.command("list")
@@ -188,7 +187,7 @@ def workers(ctx: click.Context, as_json: bool) -> None:
 @as_json
 def workers_list(project: str, order: str, hours: int | None, limit: int, as_json: bool) -> None:
     """List workers with their failures and their time per block."""
-    rows = ask("attempts_by_worker", project=project, order=order, limit=limit, hours=hours)
+    rows = look("attempts_by_worker", project=project, order=order, limit=limit, hours=hours)
     show(rows, as_json, "no attempt of a worker ended in that time", limit=limit)
 
 
@@ -275,7 +274,7 @@ def reclaim(
 @as_json
 def operations(project: str | None, hours: int | None, limit: int, as_json: bool) -> None:
     """Show what operators changed, the latest first: when, who, what, how many."""
-    rows = ask("list_operations", project=project, hours=hours, limit=limit)
+    rows = look("list_operations", project=project, hours=hours, limit=limit)
     shown = [
         {**row, "details": ", ".join(f"{name}={value}" for name, value in row["details"].items())}
         for row in rows
@@ -292,7 +291,7 @@ def find(text: str, limit: int, as_json: bool) -> None:
 
     A job (4711.0), a cluster (4711), a run (90001), a file (hd_rawdata_090001_003), a worker (wn17), a site, a project.
     """
-    rows = ask("find", text=text, limit=limit)
+    rows = look("find", text=text, limit=limit)
     show(rows, as_json, f"nothing is known of {text}", limit=limit, wrapped=("found", "command"))
     if not rows:
         raise SystemExit(1)

@@ -19,6 +19,7 @@ from shim.cli.base import (
     ask,
     change,
     dry,
+    look,
     magic_option,
     osgprod,
     project_argument,
@@ -123,7 +124,7 @@ def _set(project: str, values: Mapping[str, Any], dry_run: bool = False) -> list
 @as_json
 def project_list(as_json: bool) -> None:
     """List the projects, and how far each is."""
-    show(ask("progress"), as_json, "no project yet: osgprod project add makes one")
+    show(look("progress"), as_json, "no project yet: osgprod project add makes one")
 
 
 @project.command("show")

@@ -17,6 +17,7 @@ from shim.cli.base import (
     confirm,
     dry,
     limit_option,
+    look,
     osgprod,
     path_option,
     project_argument,
@@ -166,7 +167,7 @@ def rawdata_list(
         return
     if project or urls:
         raise click.UsageError("--project and --urls go with --next N")
-    rows = ask("list_rawdata", runs=runs, path=path, limit=limit)
+    rows = look("list_rawdata", runs=runs, path=path, limit=limit)
     empty = "no such file is registered: osgprod rawdata load registers files"
     show(rows, as_json, empty, limit=limit, spare=(*SAID_BY_PATH, "first_block", "has_trailer"))
 
@@ -197,7 +198,7 @@ def files(
     project: str, runs: list[int] | None, path: str | None, state: str | None, limit: int, as_json: bool
 ) -> None:
     """List the files of a project, and how far each is."""
-    rows = ask("list_files", project=project, runs=runs, path=path, state=state, limit=limit)
+    rows = look("list_files", project=project, runs=runs, path=path, state=state, limit=limit)
     if runs is None and path is None and state is None:
         empty = f"project {project} has no file: osgprod slices load {project} makes files its work"
     else:
@@ -293,7 +294,7 @@ def slices_list(
     project: str, state: str | None, runs: list[int] | None, path: str | None, limit: int, as_json: bool
 ) -> None:
     """List the slices of a project."""
-    rows = ask("list_slices", project=project, state=state, runs=runs, path=path, limit=limit)
+    rows = look("list_slices", project=project, state=state, runs=runs, path=path, limit=limit)
     show(rows, as_json, "no such slice", limit=limit, spare=SAID_BY_PATH)
 
 
@@ -305,7 +306,7 @@ def slices_list(
 @as_json
 def slices_size(project: str, cores: int, site: str | None, time_left_s: int | None, as_json: bool) -> None:
     """Show how large a slice a job would get now, and why."""
-    show(ask("slice_size", project=project, cpus=cores, site=site, time_left_s=time_left_s), as_json)
+    show(look("slice_size", project=project, cpus=cores, site=site, time_left_s=time_left_s), as_json)
 
 
 @slices.command("recycle")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 from urllib.parse import urlencode
@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from shim.dashboard.reader import Reader
+from shim.dashboard.reader import Reader, freshness
 from shim.web.failures import explain
 from shim.web.guard import Guard
 
@@ -150,7 +150,14 @@ class Api:
         more = None
         if len(rows) > offset + limit:
             more = f"{request.url.path}?{urlencode({**query, 'limit': limit, 'offset': offset + limit})}"
-        body = await run_in_threadpool(_json, {"rows": rows[offset : offset + limit], "next": more})
+        fresh = freshness.get()
+        answer = {
+            "rows": rows[offset : offset + limit],
+            "next": more,
+            "as_of": fresh.as_of or datetime.now(UTC),
+            "is_replica": fresh.is_replica,
+        }
+        body = await run_in_threadpool(_json, answer)
         return Response(body, 200, HEADERS, media_type="application/json")
 
 
@@ -172,7 +179,9 @@ def paths() -> dict[str, Any]:
                     for name, kind in {**known, **PAGING}.items()
                 ],
                 "responses": {
-                    "200": {"description": "rows, and the path of the next page in next"},
+                    "200": {
+                        "description": "rows, their time in as_of, and the path of the next page in next"
+                    },
                     "400": {"description": "a parameter is wrong; error names it"},
                     "403": {"description": "not allowed to see the dashboard"},
                     "404": {"description": "no such project"},

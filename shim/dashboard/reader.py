@@ -1,13 +1,17 @@
 """What the pages ask of the database: one connection and one snapshot a page, so that its numbers agree.
 
-Answers are kept for a few seconds, so that a hundred screens cost the database as much as one.
+Answers are kept for a few seconds, so that a hundred screens cost the database as much as one. They come from a
+replica where there is one that is fit (shim/replica.py).
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Iterable
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from typing import Any
 
 import psycopg
@@ -16,6 +20,7 @@ from psycopg_pool import PoolTimeout
 from starlette.requests import Request
 
 from shim.database import statement
+from shim.replica import NOW, Freshness, Unfit, snapshot
 
 Rows = list[dict[str, Any]]
 Query = tuple[str, dict[str, object]]
@@ -24,18 +29,28 @@ KEPT_S = 5.0
 LONGEST_QUERY = "5s"  # that one page may keep the database busy with one query
 LONGEST_WAIT_S = 10.0
 
+# How old the oldest of the data is that the running request has read.
+freshness: ContextVar[Freshness] = ContextVar("freshness", default=NOW)
+
+
+@dataclass(frozen=True)
+class _Kept:
+    rows: Rows
+    read_at: float  # [s], monotonic
+    freshness: Freshness
+
 
 class Reader:
     """Reads from the database for the pages of this process."""
 
-    _kept: dict[tuple[Any, ...], tuple[float, Rows]]
+    _kept: dict[tuple[Any, ...], _Kept]
 
     def __init__(self) -> None:
         self._kept = {}
         self._busy = asyncio.Lock()
 
     async def read(self, request: Request, *queries: Query) -> list[Rows]:
-        """Call functions of schema osgprod and return their rows, in the order of the queries.
+        """Call functions of schema osgprod and return their rows, in the order of the queries; note how old they are.
 
         Parameters
         ----------
@@ -57,26 +72,43 @@ class Reader:
             raise PoolTimeout("too many pages wait for the database") from None
         try:
             now = time.monotonic()
-            self._kept = {key: kept for key, kept in self._kept.items() if now - kept[0] < KEPT_S}
+            self._kept = {key: kept for key, kept in self._kept.items() if now - kept.read_at < KEPT_S}
             keys = [(function, *sorted(arguments.items(), key=str)) for function, arguments in queries]
             if not all(key in self._kept for key in keys):
                 # Read all of them again, in one snapshot: the numbers of a page must agree.
-                answers = await self._ask(request, queries)
-                self._kept |= {key: (now, rows) for key, rows in zip(keys, answers, strict=True)}
-            return [self._kept[key][1] for key in keys]
+                fresh, answers = await self._ask(request, queries)
+                self._kept |= {key: _Kept(rows, now, fresh) for key, rows in zip(keys, answers, strict=True)}
+            found = [self._kept[key] for key in keys]
+            for kept in found:
+                if kept.freshness.is_replica:
+                    age_s = kept.freshness.age_s + now - kept.read_at
+                    freshness.set(max(freshness.get(), replace(kept.freshness, age_s=age_s), key=_age))
+            return [kept.rows for kept in found]
         finally:
             self._busy.release()
 
-    async def _ask(self, request: Request, queries: Iterable[Query]) -> list[Rows]:
-        answers = []
+    async def _ask(self, request: Request, queries: Iterable[Query]) -> tuple[Freshness, list[Rows]]:
+        parts = request.app.state.parts
+
+        async def ask(connection: psycopg.AsyncConnection[Any]) -> list[Rows]:
+            answers = []
+            await connection.execute(f"SET LOCAL statement_timeout = '{LONGEST_QUERY}'")
+            async with connection.cursor(row_factory=dict_row) as cursor:
+                for function, arguments in queries:
+                    await cursor.execute(*statement(function, arguments), prepare=False)
+                    answers.append(await cursor.fetchall())
+            return answers
+
         try:
-            async with request.app.state.parts.pool.connection() as connection, connection.transaction():
-                await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
-                await connection.execute(f"SET LOCAL statement_timeout = '{LONGEST_QUERY}'")
-                async with connection.cursor(row_factory=dict_row) as cursor:
-                    for function, arguments in queries:
-                        await cursor.execute(*statement(function, arguments), prepare=False)
-                        answers.append(await cursor.fetchall())
+            with contextlib.suppress(Unfit):
+                if parts.replica:
+                    from_replica: tuple[Freshness, list[Rows]] = await parts.replica.read(ask)
+                    return from_replica
+            async with parts.pool.connection() as connection, snapshot(connection):
+                return NOW, await ask(connection)
         except psycopg.errors.QueryCanceled:
             raise PoolTimeout("the database takes too long for this page") from None
-        return answers
+
+
+def _age(freshness: Freshness) -> float:
+    return freshness.age_s

@@ -26,7 +26,7 @@ from starlette.types import Scope
 
 from shim.dashboard import charts, formats
 from shim.dashboard.api import Api
-from shim.dashboard.reader import Reader
+from shim.dashboard.reader import Reader, freshness
 from shim.web.failures import explain
 from shim.web.guard import Guard
 from shim.web.metrics import CONTENT_TYPE, QUERIES, Metrics
@@ -124,6 +124,7 @@ class Dashboard:
         return f"{self._root}/{path}" + (f"?{urlencode(wanted)}" if wanted else "")
 
     async def _render(self, page: str, http_status: int = 200, /, **values: object) -> Response:
+        values["freshness"] = freshness.get()
         text = await asyncio.get_running_loop().run_in_executor(self._drawer, self._draw, page, values)
         return Response(text, http_status, HEADERS, media_type="text/html")
 
@@ -177,7 +178,7 @@ class Dashboard:
         with contextlib.suppress(psycopg.Error, PoolTimeout, TooManyRequests, PoolClosed):
             answers = await self._reader.read(request, *QUERIES)
         self._metrics.note_pool(request.app.state.parts.pool.get_stats())
-        return Response(self._metrics.text(answers), 200, HEADERS, media_type=CONTENT_TYPE)
+        return Response(self._metrics.text(answers, freshness.get()), 200, HEADERS, media_type=CONTENT_TYPE)
 
     async def _overview(self, request: Request) -> Response:
         progress, health = await self._reader.read(request, ("progress", {}), ("health", {}))

@@ -17,6 +17,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
+from shim.replica import NOW, Freshness
+
 Rows = list[dict[str, Any]]
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -100,13 +102,15 @@ class Metrics:
         ):
             self._pool.labels(state).set(number)
 
-    def text(self, answers: list[Rows] | None) -> bytes:
+    def text(self, answers: list[Rows] | None, freshness: Freshness = NOW) -> bytes:
         """Returns the page.
 
         Parameters
         ----------
         answers : list[Rows] | None
             Of the database to QUERIES, in their order; None = it is away.
+        freshness : Freshness
+            Of these answers.
         """
         registry = self._own
         if self._folder:
@@ -114,7 +118,7 @@ class Metrics:
             registry = CollectorRegistry()
             MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         database = CollectorRegistry()
-        database.register(_Collector(answers))
+        database.register(_Collector(answers, freshness))
         return generate_latest(registry) + generate_latest(database)
 
     def end(self) -> None:
@@ -135,8 +139,8 @@ def _forget_the_dead(folder: Path) -> None:
 class _Collector:
     """What the database knows, as metrics."""
 
-    def __init__(self, answers: list[Rows] | None) -> None:
-        self._answers = answers
+    def __init__(self, answers: list[Rows] | None, freshness: Freshness) -> None:
+        self._answers, self._freshness = answers, freshness
 
     def collect(self) -> Iterable[Metric]:
         """Gives the families of metrics."""
@@ -144,6 +148,13 @@ class _Collector:
             "osgprod_database_up", "Does the database answer?", value=float(self._answers is not None)
         )
         if self._answers is not None:
+            source = "replica" if self._freshness.is_replica else "primary"
+            age = GaugeMetricFamily(
+                "osgprod_data_age_seconds", "How old the database's metrics are, and where they are from [s]",
+                labels=("source",),
+            )  # fmt: skip
+            age.add_metric((source,), self._freshness.age_s)
+            yield age
             yield from _families(*self._answers)
 
 

@@ -4,7 +4,8 @@ GRANT USAGE ON SCHEMA osgprod TO osgprod_worker, osgprod_operator;
 
 GRANT EXECUTE ON FUNCTION
     osgprod.checkout_slice, osgprod.checkout_slices, osgprod.heartbeat, osgprod.heartbeats, osgprod.report_exit,
-    osgprod.report_exits, osgprod.tick, osgprod.alive, osgprod.note_answers, osgprod.write_check
+    osgprod.report_exits, osgprod.tick, osgprod.alive, osgprod.freshness, osgprod.note_answers,
+    osgprod.write_check
 TO osgprod_worker, osgprod_operator;
 
 -- What the dashboard and the metrics show. Nothing here changes anything or tells a secret: no magic, token or digest of

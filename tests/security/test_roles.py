@@ -37,6 +37,7 @@ FUNCTIONS = """
     find                wo
     foretell_work       -o
     forget_rawdata      -o
+    freshness           wo
     health              wo
     heartbeat           wo
     heartbeats          wo

@@ -94,7 +94,13 @@ def test_no_secret_shows() -> None:
         for variable in config._variables().values()
         if variable.read is config._secret
     }
-    assert {"OSGPROD_DSN", "OSGPROD_MAGIC", "OSGPROD_DASHBOARD_TOKEN", "OSGPROD_ORIGINAL_DSN"} == set(secrets)
+    assert {
+        "OSGPROD_DSN",
+        "OSGPROD_READ_DSN",
+        "OSGPROD_MAGIC",
+        "OSGPROD_DASHBOARD_TOKEN",
+        "OSGPROD_ORIGINAL_DSN",
+    } == set(secrets)
     read = Settings.read(secrets)
     assert read.dsn == Secret("hush-hush") and "hush" not in f"{read} {read!r} {read.dsn}"
 

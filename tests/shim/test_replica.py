@@ -1,0 +1,289 @@
+"""A streaming replica for reading: what is read from it, how old its data are, and when the primary is asked."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from click.testing import CliRunner, Result
+
+from shim import replica as reading
+from shim.cli import doctor
+from shim.cli.base import osgprod
+from shim.database import call, connect
+from shim.local.embedded import NOT_DURABLE, Server, memory_or_temporary, server_uid
+from shim.migrate import migrate
+from tests.shim.test_database_away import Wire
+from tests.support import LiveShim, World
+
+PATIENCE_S = 60.0
+SETTINGS = {**NOT_DURABLE, "max_connections": "30"}
+
+
+class Pair:
+    """A primary with project p, and a replica that follows it."""
+
+    def __init__(self, primary: Server, replica: Server) -> None:
+        self.primary, self.replica = primary, replica
+
+    def tick(self) -> None:
+        """What the shims' timer does every ten seconds."""
+        with connect(self.primary.dsn) as db:
+            call(db, "tick")
+            db.execute("UPDATE osgprod_data.presence SET seen_at = now()")  # tick itself: once in 5 s
+
+    def catch_up(self) -> None:
+        """Waits until the replica has replayed all that the primary has written."""
+        self.tick()
+        with connect(self.primary.dsn) as db:
+            row = db.execute("SELECT pg_current_wal_lsn()::text AS lsn").fetchone()
+        assert row
+        with connect(self.replica.dsn) as db:
+            soon(lambda: one(db, f"SELECT pg_last_wal_replay_lsn() >= '{row['lsn']}' AS found"))
+
+    def stand_still(self) -> None:
+        """The replica replays nothing from now on."""
+        self.catch_up()
+        with connect(self.replica.dsn) as db:
+            db.execute("SELECT pg_wal_replay_pause()")
+            if db.info.server_version >= 140000:  # the pause is only asked for
+                soon(lambda: one(db, "SELECT pg_get_wal_replay_pause_state() = 'paused' AS found"))
+
+    def go_on(self) -> None:
+        with connect(self.replica.dsn) as db:
+            db.execute("SELECT pg_wal_replay_resume()")
+
+    def add_project(self, name: str) -> World:
+        """Makes a project with ten blocks of work, on the primary."""
+        with connect(self.primary.dsn) as db:
+            World(db, self.primary.dsn).with_project(name)
+            call(db, "load_slices", project=name)
+        return World(db, self.primary.dsn)
+
+
+def one(db: psycopg.Connection[dict[str, Any]], query: str) -> bool:
+    row = db.execute(query.encode()).fetchone()
+    return bool(row and row["found"])
+
+
+def soon(is_so: Callable[[], object]) -> None:
+    end = time.monotonic() + PATIENCE_S
+    while not is_so():
+        assert time.monotonic() < end, "not so"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def primary() -> Iterator[Server]:
+    folder = Path(tempfile.mkdtemp(prefix="osgprod-primary-", dir=memory_or_temporary()))
+    folder.chmod(0o777)
+    server = Server(folder / "primary", SETTINGS)
+    try:
+        server.start()
+        migrate(server.dsn, say=lambda line: None)
+        with connect(server.dsn) as db:
+            World(db, server.dsn).with_project("p").add_file(10)
+        yield server
+    finally:
+        server.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def pair(primary: Server) -> Iterator[Pair]:
+    folder = Path(tempfile.mkdtemp(prefix="osgprod-replica-", dir=memory_or_temporary()))
+    folder.chmod(0o777)
+    (folder / "replica").mkdir()
+    replica = Server(folder / "replica", SETTINGS)
+    os.chown(folder / "replica", server_uid(), -1)
+    try:
+        subprocess.run(
+            [
+                *primary._command("pg_basebackup"),
+                *(f"--dbname={primary.dsn}", f"--pgdata={folder}/replica/data"),
+                *("--write-recovery-conf", "--checkpoint=fast", "--no-sync"),
+            ],
+            check=True,
+            capture_output=True,
+            **primary._as_server(),
+        )
+        replica.start()
+        yield Pair(primary, replica)
+    finally:
+        replica.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def shim_of(pair: Pair, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., LiveShim]]:
+    """Starts a shim that reads from the replica; the command line does it too."""
+    monkeypatch.setattr("shim.dashboard.reader.KEPT_S", 0.0)
+    monkeypatch.setattr("shim.replica.AWAY_S", 0.1)
+    monkeypatch.setenv("OSGPROD_DSN", pair.primary.dsn)
+    started: list[LiveShim] = []
+
+    def start(max_age_s: int = 10_000, read_dsn: str = "") -> LiveShim:
+        settings = {
+            "OSGPROD_READ_DSN": read_dsn or pair.replica.dsn,
+            "OSGPROD_READ_MAX_AGE_S": str(max_age_s),
+        }
+        for name, value in settings.items():
+            monkeypatch.setenv(name, value)
+        started.append(LiveShim(pair.primary.dsn, folder / "www", **settings))
+        started[0].__enter__()
+        return started[0]
+
+    yield start
+    for shim in started:
+        shim.__exit__(None, None, None)
+
+
+def command(*arguments: str) -> Result:
+    result = CliRunner().invoke(osgprod, arguments)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def source(shim: LiveShim) -> str:
+    """Where the pages are read from: replica or primary. The metrics and the JSON API are read from the same."""
+    text = shim.raw("metrics").text
+    (name,) = (
+        word for word in ("replica", "primary") if f'osgprod_data_age_seconds{{source="{word}"}}' in text
+    )
+    return name
+
+
+def test_pages_metrics_api_and_lists_come_from_the_replica_and_say_how_old_they_are(
+    pair: Pair, shim_of: Callable[..., LiveShim], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair.catch_up()
+    shim = shim_of()
+    soon(lambda: source(shim) == "replica")
+    assert command("status").stderr == "", "data of a few seconds are not worth a line"
+    pair.stand_still()
+    pair.add_project("late")
+    monkeypatch.setattr(reading, "NOTE_AGE_S", 0.0)
+
+    page, rows = shim.raw("").text, shim.raw("api/progress").json()
+    assert " s ago (replica)" in page and "late" not in page
+    assert rows["is_replica"] and [row["project"] for row in rows["rows"]] == ["p"]
+    with connect(pair.replica.dsn) as db:
+        as_of = call(db, "freshness")[0]["as_of"]
+    assert rows["as_of"] == as_of.isoformat(), "the time is the replica's, and stands still with it"
+    assert 'project="late"' not in shim.raw("metrics").text
+    for words in (("status",), ("health",), ("project", "list"), ("attempts", "p"), ("slices", "list", "p")):
+        listed = command(*words)
+        assert "late" not in listed.stdout and "the data of the replica are" in listed.stderr
+    (finding,) = (row for row in doctor.examine() if row["what"] == "replica")
+    assert finding["is_well"], finding
+    with connect(pair.primary.dsn) as db:
+        call(db, "remove_project", project="late")
+
+
+def test_what_a_job_asks_and_what_changes_something_is_asked_of_the_primary(
+    pair: Pair, shim_of: Callable[..., LiveShim]
+) -> None:
+    pair.stand_still()
+    pair.add_project("busy")
+    shim = shim_of()
+    shim.add_template("busy")
+    soon(lambda: source(shim) == "replica")
+    assert shim.raw("healthz").text == "ok\n"
+    assert shim.checkout(1, project="busy").headers["Osgprod-Status"] == "assigned"
+    assert shim.get("workscript.ping", project="busy", cluster=1, process=1, magic="m").status_code == 200
+    assert shim.report(1, project="busy").headers["Osgprod-Status"] == "done"
+    command("project", "pause", "busy")
+    assert '"jobs": 0' in command("jobs", "needed", "busy", "--json").stdout
+    with connect(pair.primary.dsn) as db:
+        call(db, "remove_project", project="busy", force=True)
+
+
+def test_project_that_the_replica_does_not_know_yet_is_looked_for_on_the_primary(
+    pair: Pair, shim_of: Callable[..., LiveShim]
+) -> None:
+    pair.stand_still()
+    pair.add_project("new")
+    shim = shim_of()
+    soon(lambda: source(shim) == "replica")
+    assert shim.raw("project/new").status_code == 200
+    assert shim.raw("project/nowhere").status_code == 404
+    assert "new" in command("status", "new").stdout
+    with connect(pair.primary.dsn) as db:
+        call(db, "remove_project", project="new")
+
+
+def test_replica_that_is_too_old_is_not_shown_until_it_has_caught_up(
+    pair: Pair, shim_of: Callable[..., LiveShim]
+) -> None:
+    pair.stand_still()
+    shim = shim_of(max_age_s=2)
+    soon(lambda: "its data are too old" in command("status").stderr)
+    assert source(shim) == "primary"
+    assert "(replica)" not in shim.raw("").text
+    (finding,) = (row for row in doctor.examine() if row["what"] == "replica")
+    assert not finding["is_well"] and "too old" in finding["found"]
+    pair.go_on()
+
+    def is_back() -> bool:
+        pair.tick()
+        return source(shim) == "replica"
+
+    soon(is_back)
+
+
+def test_copy_that_follows_the_primary_no_longer_is_found_out(
+    pair: Pair, shim_of: Callable[..., LiveShim]
+) -> None:
+    pair.catch_up()
+    with connect(pair.replica.dsn) as db:
+        db.execute("SELECT pg_promote()")
+
+    shim = shim_of(max_age_s=2)
+    soon(lambda: "its data are too old" in command("status").stderr)
+    soon(lambda: source(shim) == "primary")
+
+
+def test_replica_that_is_away_is_replaced_by_the_primary_until_it_is_back(
+    pair: Pair, shim_of: Callable[..., LiveShim], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shim.replica.WAIT_S", 0.5)
+    pair.catch_up()
+    shim = shim_of()
+    soon(lambda: source(shim) == "replica")
+    pair.replica.stop()
+    for page in ("", "project/p", "api/progress", "metrics"):
+        assert shim.raw(page).status_code == 200
+    assert source(shim) == "primary"
+    status = command("status")
+    assert "p" in status.stdout and "it is away" in status.stderr
+    (finding,) = (row for row in doctor.examine() if row["what"] == "replica")
+    assert not finding["is_well"] and "away" in finding["found"]
+
+
+def test_replica_that_is_silent_keeps_no_page(
+    pair: Pair, shim_of: Callable[..., LiveShim], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shim.replica.WAIT_S", 0.5)
+    folder = Path(tempfile.mkdtemp(prefix="osgprod-wire-", dir="/tmp"))
+    wire = Wire(
+        folder, f"{pair.replica.dsn.split()[0].removeprefix('host=')}/.s.PGSQL.5432", pair.replica.dsn
+    )
+    try:
+        pair.catch_up()
+        shim = shim_of(read_dsn=wire.dsn)
+        soon(lambda: source(shim) == "replica")
+        wire.silence()
+        assert shim.raw("").status_code == 200 and source(shim) == "primary"
+        wire.resume()
+        soon(lambda: source(shim) == "replica")
+    finally:
+        wire.close()
+        shutil.rmtree(folder)
