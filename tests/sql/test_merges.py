@@ -98,6 +98,17 @@ def test_merge_is_assigned_before_slices(merging: World) -> None:
     assert merging.checkout(11)["task"] == "slice"
 
 
+def test_job_that_has_no_time_for_a_block_may_still_get_a_merge(merging: World) -> None:
+    merging.add_file(2, seqno=2)
+    slices(merging, 0, 3)
+    call(merging.db, "tick")
+    merging.db.execute("UPDATE osgprod_data.paces SET (s_per_block, slow_s_per_block) = (9e6, 9e6)")
+    assert merging.checkout(10, time_left_s=0)["status"] == "no-time"
+    assert merging.checkout(11, time_left_s=600)["task"] == "merge"
+    assert merging.checkout(12, time_left_s=600)["status"] == "no-time"
+    assert merging.progress()["blocks_leased"] == 0
+
+
 def test_bad_input_is_requeued_alone_and_the_merge_succeeds_later(merging: World) -> None:
     slices(merging, 0, 3)
     merging.checkout(10)

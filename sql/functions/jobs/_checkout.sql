@@ -93,12 +93,13 @@ BEGIN
         IF v_project.target_s IS NOT NULL OR p_call.time_left_s IS NOT NULL THEN
             v_blocks := least(v_blocks, (osgprod._slice_size(v_project, p_call.cpus, p_call.site,
                                                              p_call.time_left_s)).blocks);
-            IF v_blocks = 0 THEN
+            v_can_merge := v_can_merge AND p_call.time_left_s < 1 IS NOT TRUE;
+            IF v_blocks = 0 AND NOT v_can_merge THEN
                 RETURN osgprod._no_time(v_project, v_answer, p_call);
             END IF;
         END IF;
         IF v_project.pause_cause IS NOT NULL THEN
-            v_blocks := 1;  -- it is the probe
+            v_blocks := least(v_blocks, 1);  -- it is the probe
         ELSIF v_project.unproven > 0 THEN
             v_answer.message := osgprod._why_unproven(v_project);
             IF v_answer.message IS NOT NULL THEN
@@ -119,7 +120,9 @@ BEGIN
         IF v_can_merge THEN
             v_slice := osgprod._claim_merge(v_project, p_call.cluster::int, p_call.process::int, v_nstart);
         END IF;
-        IF v_is_ready AND v_slice.block1 IS NULL THEN
+        IF v_blocks = 0 AND v_slice.block1 IS NULL THEN
+            RETURN osgprod._no_time(v_project, v_answer, p_call);
+        ELSIF v_is_ready AND v_slice.block1 IS NULL THEN
             v_slice := osgprod._claim_ready(v_project, p_call, v_nstart, v_blocks);
         END IF;
         -- (d) Else the next blocks of the first file that is free.
