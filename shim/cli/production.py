@@ -147,7 +147,12 @@ def attempts(
 
 @osgprod.command()
 @project_argument
-@click.option("--by", type=click.Choice(["all", "site"]), default="all", help="One row, or one a site.")
+@click.option(
+    "--by",
+    type=click.Choice(["all", "site", "workscript"]),
+    default="all",
+    help="One row, or one for each.",
+)
 @hours_option(168)
 @as_json
 def resources(project: str, by: str, hours: int | None, as_json: bool) -> None:

@@ -50,7 +50,7 @@ FUNCTIONS: dict[str, dict[str, str]] = {
         "site": "string",
     },
     "live_attempts": {**OF_PROJECT, "site": "string"},
-    "resources": {**OF_PROJECT, "hours": "integer", "by": "string"},
+    "resources": {**OF_PROJECT, "hours": "integer", "by": "string", "cores": "integer"},
     "slice_size": {**OF_PROJECT, "cpus": "integer", "site": "string", "time_left_s": "integer"},
     "delivery": OF_PROJECT,
     "list_merges": {**OF_PROJECT, "runs": "string", "state": "string"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -83,6 +84,29 @@ def test_no_job_is_needed_when_the_work_is_leased_done_or_stopped(world: World) 
         world.report(process)
     row = needed(world)
     assert (row["jobs"], row["is_complete"], row["reason"]) == (0, True, "no work is left in project p")
+
+
+def test_memory_and_disk_to_request_are_those_of_99_of_100_attempts_with_so_many_cores(world: World) -> None:
+    world.add_file(60)
+    for process in range(21):
+        world.checkout(process, cpus=2)
+        world.report(process, memory_bytes=(1 + process) << 30, disk_bytes=10 << 20)
+        row = needed(world, cores=2)
+        if process < 19:
+            assert (row["memory_mb"], row["disk_mb"]) == (None, None), "too few attempts to say anything"
+    assert (row["memory_mb"], row["disk_mb"]) == (math.ceil(1.1 * 21 * 1024), 11)
+    assert needed(world, cores=1)["memory_mb"] is None
+
+
+def test_jobs_are_needed_for_slices_of_the_size_that_the_target_gives(world: World) -> None:
+    world.set(maxblockspercore=100, target_s=3600)
+    world.add_file(100)
+    assert needed(world)["jobs"] == 100, "probes of one block"
+    world.db.execute(
+        "INSERT INTO osgprod_data.paces"
+        " SELECT project_id, '', '{60}', '{50}', 1, 360, 360, 50 FROM osgprod_data.projects"
+    )
+    assert (needed(world)["jobs"], needed(world, cores=2)["jobs"]) == (10, 5)
 
 
 @pytest.mark.parametrize("arguments", [{"cores": 0}, {"cores": 5000}, {"slices": 0}, {"slices": -1}])

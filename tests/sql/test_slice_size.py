@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import psycopg
@@ -172,6 +173,38 @@ def test_another_work_script_starts_the_measurement_anew(timed: World) -> None:
     assert size(timed)["limited_by"] == "growth"
 
 
+def test_other_content_of_the_work_script_starts_the_measurement_anew(timed: World) -> None:
+    def held(digest: str) -> dict[str, str]:
+        return {"templates": json.dumps({"osgprod_work.bash": digest * 64})}
+
+    timed.checkout(0, **held("a"))
+    timed.report(0)
+    under_way = timed.checkout(1, **held("a"))
+    measure(timed)
+    assert size(timed)["attempts"] == 1
+    timed.checkout(2, **held("b"))  # same name
+    measure(timed)
+    assert size(timed)["limited_by"] == "probe"
+    timed.report(1)  # of the former content
+    measure(timed)
+    assert size(timed)["limited_by"] == "probe", under_way
+    timed.report(2)
+    measure(timed)
+    assert (size(timed)["limited_by"], size(timed)["attempts"]) == ("growth", 1)
+    timed.checkout(3, **held("b"))
+    timed.report(3)
+    measure(timed)
+    assert size(timed)["attempts"] == 2, "the same content goes on"
+
+
+def test_attempts_whose_work_script_is_not_known_are_measured_and_start_nothing_anew(timed: World) -> None:
+    for process, templates in enumerate([None, json.dumps({"osgprod_work.bash": "a" * 64}), None]):
+        timed.checkout(process, templates=templates)
+        timed.report(process)
+        measure(timed)
+    assert size(timed)["attempts"] == 3
+
+
 def test_look_that_was_noted_by_a_clock_that_was_ahead_does_not_stop_the_measurement(timed: World) -> None:
     call(timed.db, "tick")
     timed.db.execute("UPDATE osgprod_data.pace_looks SET looked_at = now() + interval '10 years'")
@@ -327,8 +360,6 @@ def test_slice_with_a_backup_attempt_stays_whole_when_its_job_is_evicted(world: 
 
 
 def test_slice_is_left_whole_in_a_batch_while_another_session_has_its_file(world: World) -> None:
-    import json
-
     from shim.database import connect
 
     world.set(maxblockspercore=8)
@@ -360,8 +391,22 @@ def test_resources_are_summed_up_together_and_by_site(world: World) -> None:
     assert (row["cpu_efficiency"], row["fetched_mb_per_s"], row["wall_median_s"]) == (0.75, 1.0, 100)
     rows = {row["site"]: row for row in call(world.db, "resources", project="p", by="site")}
     assert {site: row["memory_99"] for site, row in rows.items()} == {"A": 3000, "B": 9000}
-    with pytest.raises(psycopg.Error, match="resources are listed by all or site, not 'x'"):
+    assert call(world.db, "resources", project="p", cores=1) == []
+    assert call(world.db, "resources", project="p", cores=2)[0]["attempts"] == 3
+    with pytest.raises(psycopg.Error, match="resources are listed by all, site or workscript, not 'x'"):
         call(world.db, "resources", project="p", by="x")
+
+
+def test_resources_are_summed_up_by_content_of_the_work_script(world: World) -> None:
+    world.add_file(40)
+    for n, (digest, memory) in enumerate([("a" * 64, 1000), ("a" * 64, 3000), ("b" * 64, 9000), (None, 5)]):
+        world.checkout(n, templates=digest and json.dumps({"osgprod_work.bash": digest}))
+        world.report(n, memory_bytes=memory, wall_s=100, cpu_s=50)
+    rows = call(world.db, "resources", project="p", by="workscript")
+    found = [(row["workscript"], row["digest"], row["attempts"], row["memory_99"]) for row in rows]
+    name = "osgprod_work.bash"
+    assert found == [(name, "a" * 12, 2, 3000), ("", "", 1, 5), (name, "b" * 12, 1, 9000)]
+    assert {row["cpu_efficiency"] for row in rows} == {0.5}
 
 
 def test_resources_of_a_project_that_measured_nothing_are_no_rows_or_not_known(world: World) -> None:

@@ -1,25 +1,32 @@
 CREATE FUNCTION osgprod.jobs_needed(p_project text, p_cores int DEFAULT 1, p_slices int DEFAULT 1)
-RETURNS TABLE (jobs int, slices_left bigint, blocks_left bigint, running int, is_complete boolean, reason text)
+RETURNS TABLE (jobs int, slices_left bigint, blocks_left bigint, running int, is_complete boolean, reason text,
+    memory_mb int, disk_mb int)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
--- Says how many more jobs a project has work for.
+-- Says how many more jobs a project has work for, and what to request for them.
 -- Parameters: p_project  project name;  p_cores  of a job [1 .. 4096]
 --             p_slices   that a job processes one after the other [1 .. 100000], as in the submit file
 -- Returns:    one row. jobs: beside those that run now; 0 too while the project is paused or draining, and no more than
 --             max_live has room for. slices_left: of the size that a job with so many cores gets, from ready slices and
 --             unallocated blocks; blocks_left in them; running: attempts that hold a slice; is_complete: everything is
---             done or quarantined, and nothing can be requeued; reason: why jobs is 0, or less than slices_left would give
+--             done or quarantined, and nothing can be requeued; reason: why jobs is 0, or less than slices_left would give;
+--             memory_mb, disk_mb: what 99 of 100 accepted attempts of the last week with so many cores had in use, and a
+--             tenth more [MB of 1048576 bytes]; NULL = fewer than 20 were measured
 -- Errors:     OG301 unknown project; OG108 cores or slices out of range
 -- Source:     docs/grid.md "Submit as many jobs as there is work for"
 DECLARE
     v_project projects := osgprod._get_project(p_project);
     v_blocks  bigint;
+    v_used    record;
 BEGIN
     IF p_cores NOT BETWEEN 1 AND 4096 OR p_cores IS NULL OR p_slices NOT BETWEEN 1 AND 100000 OR p_slices IS NULL THEN
         RAISE EXCEPTION 'a job has 1 to 4096 cores and 1 to 100000 slices, not % and %', p_cores, p_slices
             USING ERRCODE = 'OG108', HINT = 'like osgprod jobs needed PROJECT --cores 4 --slices 10';
     END IF;
     v_blocks := osgprod._blocks_for(v_project, p_cores);
+    IF v_project.target_s IS NOT NULL THEN
+        v_blocks := least(v_blocks, (osgprod._slice_size(v_project, p_cores, NULL, NULL)).blocks);
+    END IF;
     SELECT coalesce(sum(x.n), 0), coalesce(sum((x.n + v_blocks - 1) / v_blocks), 0) INTO blocks_left, slices_left
       FROM (SELECT f.block2 - coalesce((SELECT s.block2 FROM slices s
                     WHERE s.project_id = f.project_id AND s.rawdata_id = f.rawdata_id
@@ -38,9 +45,14 @@ BEGIN
                    WHEN jobs > v_project.max_live - running THEN format('max_live is %s', v_project.max_live) END;
     jobs := CASE WHEN v_project.state <> 'active' THEN 0
                  ELSE greatest(least(jobs, coalesce(v_project.max_live - running, jobs)), 0) END;
+    SELECT u.attempts, u.memory_99, u.disk_99 INTO v_used FROM osgprod.resources(p_project, 168, 'all', p_cores) u;
+    IF v_used.attempts >= 20 THEN
+        memory_mb := least(ceil(1.1 * v_used.memory_99 / 1048576), 2147483647);
+        disk_mb := least(ceil(1.1 * v_used.disk_99 / 1048576), 2147483647);
+    END IF;
     RETURN NEXT;
 END
 $fn$;
 
 COMMENT ON FUNCTION osgprod.jobs_needed(text, int, int) IS
-'Says how many more jobs a project has work for, given cores and slices of a job. For osgprod_operator.';
+'Says how many more jobs a project has work for, given cores and slices of a job, and what memory and disk they need. For osgprod_operator.';

@@ -4,8 +4,8 @@ RETURNS void LANGUAGE plpgsql VOLATILE
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $fn$
 -- Measures how long accepted attempts take for a block, by site, from the reports that came since it last did.
--- Promise:    a look twice a minute, which reads the reports of that time; checkouts read the result by key. It starts
---             anew when the project has another work script. A median is unaffected by attempts that hung or that ended
+-- Promise:    a look twice a minute, which reads the reports and attempts of that time; checkouts read the result by key. It
+--             starts anew when the project has another work script, or its jobs get one with another content. A median is unaffected by attempts that hung or that ended
 --             at once, and by clocks that jump. At most 200 sites have a row of their own: jobs choose their names.
 -- Parameters: p_project  the project's row
 -- Locks:      the project's row, shared and SKIP LOCKED (a foreign key would wait for it); rows of pace_looks and paces, which
@@ -13,6 +13,7 @@ AS $fn$
 DECLARE
     v_look osgprod_data.pace_looks;
     v_now  timestamptz := clock_timestamp();  -- before the snapshot
+    v_digest text;  -- of the work script that the newest attempt got
 BEGIN
     PERFORM FROM osgprod_data.projects p WHERE p.project_id = p_project.project_id FOR KEY SHARE SKIP LOCKED;
     IF NOT FOUND THEN
@@ -20,27 +21,37 @@ BEGIN
     END IF;
     SELECT l.* INTO v_look FROM osgprod_data.pace_looks l WHERE l.project_id = p_project.project_id;
     IF NOT FOUND THEN
-        v_look := ROW(p_project.project_id, p_project.workscript, '-infinity', v_now - interval '1 hour');
+        v_look := ROW(p_project.project_id, p_project.workscript, '-infinity', v_now - interval '1 hour', NULL);
         INSERT INTO osgprod_data.pace_looks VALUES (v_look.*);
     ELSIF v_look.workscript <> p_project.workscript THEN
         DELETE FROM osgprod_data.paces p WHERE p.project_id = p_project.project_id;
-        UPDATE osgprod_data.pace_looks l SET workscript = p_project.workscript, since = v_now, looked_at = v_now
+        UPDATE osgprod_data.pace_looks l SET workscript = p_project.workscript, digest = NULL, since = v_now, looked_at = v_now
          WHERE l.project_id = p_project.project_id;
         RETURN;
     ELSIF v_look.looked_at BETWEEN v_now - interval '30 s' AND v_now THEN
         RETURN;
     END IF;
-    UPDATE osgprod_data.pace_looks l SET looked_at = v_now WHERE l.project_id = p_project.project_id;
     -- (A time that is to come was noted by a wrong clock.)
     v_look.looked_at := CASE WHEN v_look.looked_at > v_now THEN v_now - interval '10 min' ELSE v_look.looked_at END;
+    SELECT v.digest INTO v_digest FROM osgprod_data.attempts a JOIN osgprod_data.versions v ON v.version_id = a.version_id
+     WHERE a.project_id = p_project.project_id AND a.started_at >= v_look.looked_at AND a.merge_id IS NULL
+       AND v.script = p_project.workscript AND v.digest ~ '^[0-9a-f]{64}$'
+     ORDER BY a.started_at DESC LIMIT 1;
+    IF v_digest <> v_look.digest THEN
+        DELETE FROM osgprod_data.paces p WHERE p.project_id = p_project.project_id;
+    END IF;
+    v_look.digest := coalesce(v_digest, v_look.digest);
+    UPDATE osgprod_data.pace_looks l SET looked_at = v_now, digest = v_look.digest WHERE l.project_id = p_project.project_id;
     WITH measured AS (
         SELECT r.site, r.reported_at, greatest(r.ran_s, 0.5::float8) * a.cpus / r.nblocks AS rate,
                r.nblocks::float8 / a.cpus AS size
           FROM osgprod_data.reports r
           JOIN osgprod_data.attempts a ON a.project_id = r.project_id AND a.cluster = r.cluster AND a.process = r.process
                                       AND a.nstart = r.nstart
+          LEFT JOIN osgprod_data.versions v ON v.version_id = a.version_id
          WHERE r.project_id = p_project.project_id AND r.reported_at >= v_look.looked_at AND r.reported_at < v_now
            AND r.by_worker AND r.outcome = 'done' AND r.nblocks > 0 AND a.started_at >= v_look.since
+           AND coalesce(v.digest, '') IN ('', coalesce(v_look.digest, v.digest))  -- not of a former content
          ORDER BY r.reported_at DESC LIMIT 10000
     ), recent AS (
         SELECT u.site, (array_agg(u.rate ORDER BY u.reported_at DESC))[:50] AS rates,
