@@ -1,4 +1,4 @@
-"""One PostgreSQL for the whole run, a migrated template database, and a clone of it for each test."""
+"""One PostgreSQL server for each worker of the run, and on it a database of its own for each test."""
 
 from __future__ import annotations
 
@@ -8,16 +8,14 @@ import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import psycopg
 import pytest
-from pytest_postgresql import factories
 
 from shim.database import call, connect
-from shim.local.embedded import NOT_DURABLE, SUPERUSER, Server, memory_or_temporary
-from shim.migrate import migrate
+from shim.local.embedded import NOT_DURABLE, Server, memory_or_temporary
+from tests.databases import Databases
 from tests.support import LiveShim, World
 
 # Started with & by a script, we and all programs that the tests start would not hear Ctrl-C.
@@ -28,36 +26,41 @@ collect_ignore = [] if importlib.util.find_spec("playwright") else ["browser"]
 
 
 @pytest.fixture(scope="session")
-def our_server() -> Iterator[SimpleNamespace]:
+def our_server() -> Iterator[Server]:
     folder = Path(tempfile.mkdtemp(prefix="osgprod-test-", dir=memory_or_temporary()))
     server = Server(folder, {**NOT_DURABLE, "max_connections": "200"})
     server.start()
-    yield SimpleNamespace(
-        host=server.dsn.split()[0].removeprefix("host="),
-        port=5432,
-        user=SUPERUSER,
-        password="",
-        options="",
-        maintenance_dbname="postgres",
-        template_dbname=None,
-        server=server,
-    )
+    yield server
     server.stop()
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def load_schema(*, host: str, port: int, user: str, dbname: str, **_: object) -> None:
-    migrate(f"host={host} port={port} user={user} dbname={dbname}", say=lambda line: None)
-
-
-template = factories.postgresql_noproc(dbname="osgprod", load=[load_schema], depends_on="our_server")
-postgresql = factories.postgresql("template")
+@pytest.fixture(scope="session")
+def databases(our_server: Server) -> Iterator[Databases]:
+    databases = Databases(our_server.dsn)
+    yield databases
+    databases.close()
 
 
 @pytest.fixture
-def dsn(postgresql: psycopg.Connection[Any]) -> str:
-    info = postgresql.info
-    return f"host={info.host} port={info.port} user={info.user} dbname={info.dbname}"
+def dsn(databases: Databases, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A migrated database; for tests that want a world, with the project "p"."""
+    with databases.copy("world" if "world" in request.fixturenames else "migrated") as dsn:
+        yield dsn
+
+
+@pytest.fixture
+def empty(databases: Databases) -> Iterator[str]:
+    """The DSN of a new database with nothing in it."""
+    with databases.empty() as dsn:
+        yield dsn
+
+
+@pytest.fixture
+def another(databases: Databases) -> Iterator[str]:
+    """The DSN of a second new database."""
+    with databases.empty() as dsn:
+        yield dsn
 
 
 @pytest.fixture
@@ -67,16 +70,25 @@ def db(dsn: str, request: pytest.FixtureRequest) -> Iterator[psycopg.Connection[
     with connect(dsn) as connection:
         yield connection
     with connect(dsn) as connection:
-        for row in call(connection, "progress"):
-            found = call(connection, "verify", project=row["project"], deep=deep)
+        for row in connection.execute(WITH_WORK).fetchall():
+            found = call(connection, "verify", project=row["name"], deep=deep)
             # What a job said of its events may contradict the index; the tables may not contradict each other.
             assert [fault for fault in found if not fault["fault"].startswith("done, but ")] == []
+
+
+# In the others there is nothing to recount.
+WITH_WORK = """
+    SELECT p.name FROM osgprod_data.projects p
+     WHERE EXISTS (SELECT FROM osgprod_data.loaded_files x WHERE x.project_id = p.project_id)
+        OR EXISTS (SELECT FROM osgprod_data.slices x WHERE x.project_id = p.project_id)
+        OR EXISTS (SELECT FROM osgprod_data.attempts x WHERE x.project_id = p.project_id)
+        OR EXISTS (SELECT FROM osgprod_data.reports x WHERE x.project_id = p.project_id)"""
 
 
 @pytest.fixture
 def world(db: psycopg.Connection[dict[str, Any]], dsn: str) -> World:
     """The project "p" with the magic "m", no files, and short ways to ask and report as a job."""
-    return World(db, dsn).with_project("p")
+    return World(db, dsn)
 
 
 @pytest.fixture

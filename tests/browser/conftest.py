@@ -73,7 +73,7 @@ def page(browser: Browser, live: LiveShim) -> Iterator[Page]:
 
 
 @pytest.fixture
-def db(postgresql: psycopg.Connection[Any], dsn: str) -> Iterator[psycopg.Connection[dict[str, Any]]]:
+def db(dsn: str) -> Iterator[psycopg.Connection[dict[str, Any]]]:
     """Like the connection "db" of other tests, but without verify: the history of this production is not complete."""
     with connect(dsn) as connection:
         yield connection

@@ -7,7 +7,6 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import psycopg
 import pytest
@@ -15,9 +14,9 @@ import pytest
 from shim.database import DatabaseError, call, connect
 from shim.local.embedded import find_programs, server_user, temporary_server
 from shim.migrate import migrate, pending
+from tests.databases import Databases
 from tests.grid.parts import SEARCH, need
 from tests.grid.ports import free_port
-from tests.shim.conftest import empty  # noqa: F401  # a fixture
 from tests.shim.databases import catalog, quietly
 from tests.shim.test_snapshots import yoyo
 from tests.support import World
@@ -28,18 +27,18 @@ SERVERS = sorted(str(path) for path in Path("/usr/lib/postgresql").glob("*/bin")
 @pytest.fixture(params=["transaction", "session", "statement"])
 def pooled(
     request: pytest.FixtureRequest,
-    our_server: SimpleNamespace,
-    empty: str,  # noqa: F811
+    empty: str,
     folder: Path,
 ) -> Iterator[str]:
     """The DSN of a new database through PgBouncer, in each of its modes."""
     need("pgbouncer")
     port = free_port()
-    name = empty.rpartition("=")[2]
+    server = psycopg.conninfo.conninfo_to_dict(empty)
+    name = server["dbname"]
     folder.chmod(0o777)
     settings = folder / "pgbouncer.ini"
     settings.write_text(
-        f"[databases]\n{name} = host={our_server.host} port={our_server.port} user={our_server.user}\n"
+        f"[databases]\n{name} = host={server['host']} port={server['port']} user={server['user']}\n"
         f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nauth_type = any\n"
         f"unix_socket_dir =\npool_mode = {request.param}\n"
         f"ignore_startup_parameters = options\nlogfile = {folder}/pgbouncer.log\n"
@@ -53,7 +52,7 @@ def pooled(
         **({} if user is None else {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}),
     )
     try:
-        yield _answering(f"host=127.0.0.1 port={port} user={our_server.user} dbname={name}", process)
+        yield _answering(f"host=127.0.0.1 port={port} user={server['user']} dbname={name}", process)
     finally:
         process.terminate()
         process.wait()
@@ -70,7 +69,7 @@ def _answering(dsn: str, process: subprocess.Popen[bytes]) -> str:
     raise AssertionError("PgBouncer does not answer")
 
 
-def test_migration_through_a_pooler_is_refused_by_name(pooled: str, empty: str) -> None:  # noqa: F811
+def test_migration_through_a_pooler_is_refused_by_name(pooled: str, empty: str) -> None:
     with pytest.raises(DatabaseError, match="connection pooler, like PgBouncer") as caught:
         migrate(pooled, say=quietly)
     assert "the server itself" in caught.value.hint
@@ -99,7 +98,7 @@ def test_migrations_come_and_go_on_each_installed_server(
 
 @pytest.mark.parametrize("programs", SERVERS)
 def test_production_moves_to_a_newer_server_by_dump_and_goes_on(
-    programs: str, our_server: SimpleNamespace, folder: Path, monkeypatch: pytest.MonkeyPatch
+    programs: str, databases: Databases, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The dump is made by the newer server's pg_dump, as its manual says."""
     tools = find_programs()
@@ -117,17 +116,12 @@ def test_production_moves_to_a_newer_server_by_dump_and_goes_on(
                 ("pg_dump", ["--format=custom", f"--dbname={dsn}", f"--file={folder}/dump"]),
             ):
                 subprocess.run([f"{tools}/{program}", *arguments], check=True, capture_output=True)
-    newer = f"host={our_server.host} port={our_server.port} user={our_server.user}"
-    name = f"moved_{Path(programs).parent.name}"
-    with connect(f"{newer} dbname=postgres") as db:
-        db.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8'".encode())
-    try:
-        moved = f"{newer} dbname={name}"
+    with databases.empty() as moved:
         subprocess.run(
             [
                 f"{tools}/psql",
                 "--quiet",
-                f"--dbname={newer} dbname=postgres",
+                f"--dbname={databases.dsn('postgres')}",
                 f"--file={folder}/globals.sql",
             ],
             capture_output=True,  # it complains of roles that are there
@@ -151,6 +145,3 @@ def test_production_moves_to_a_newer_server_by_dump_and_goes_on(
             assert world.report(2, token=str(done["token"]))["status"] == "done"
             assert world.checkout(3)["status"] == "assigned"
             assert call(db, "verify", project="p", deep=True) == []
-    finally:
-        with connect(f"{newer} dbname=postgres") as db:
-            db.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())

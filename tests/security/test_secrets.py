@@ -10,7 +10,6 @@ import tarfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -20,6 +19,7 @@ from psycopg.rows import dict_row
 
 from shim.cli import osgprod as command_line
 from shim.database import call, connect
+from shim.local.embedded import Server
 from tests.support import CHECKOUT, LiveShim, World
 
 MAGIC, OLD_MAGIC, GUESS = "zaubertrank-4711-geheim", "zaubertrank-0815-alt", "zaubertrank-9999-geraten"
@@ -89,10 +89,10 @@ def served(world: World, folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 def test_magic_is_in_no_log_process_list_file_or_answer(
-    world: World, folder: Path, our_server: SimpleNamespace, served: tuple[str, Path]
+    world: World, folder: Path, our_server: Server, served: tuple[str, Path]
 ) -> None:
     url, log = served
-    server_log = our_server.server._folder / "server.log"
+    server_log = our_server._folder / "server.log"
     begin = server_log.stat().st_size
     world.add_file(9)
     (folder / "www" / "p").mkdir(parents=True)
@@ -186,9 +186,9 @@ def test_magic_is_in_no_log_process_list_file_or_answer(
     assert SECRET not in text
 
 
-def logged(world: World, our_server: SimpleNamespace, settings: dict[str, str]) -> str:
+def logged(world: World, our_server: Server, settings: dict[str, str]) -> str:
     """What the database server writes of good and bad calls of a login with these settings."""
-    server_log = our_server.server._folder / "server.log"
+    server_log = our_server._folder / "server.log"
     begin = server_log.stat().st_size
     if not world.db.execute("SELECT FROM pg_roles WHERE rolname = %s", [LOGIN]).fetchall():
         world.db.execute(f"CREATE ROLE {LOGIN} LOGIN IN ROLE osgprod_worker")
@@ -211,7 +211,7 @@ def logged(world: World, our_server: SimpleNamespace, settings: dict[str, str]) 
 
 
 def test_a_server_that_logs_slow_statements_shows_the_magic_unless_told_not_to(
-    world: World, our_server: SimpleNamespace
+    world: World, our_server: Server
 ) -> None:
     """The advice of docs/security.md: what happens without it, and that it helps."""
     world.add_file(9)

@@ -11,7 +11,6 @@ import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 
 import psycopg
 import pytest
@@ -19,6 +18,7 @@ import pytest
 from shim.database import DatabaseError, call, connect
 from shim.migrate import migrate, pending
 from shim.version import SQL_FOLDER
+from tests.databases import Databases
 from tests.shim.databases import WORKING_COPY, catalog, quietly, state, works
 
 
@@ -48,24 +48,23 @@ def test_killed_in_the_middle_the_next_run_recovers(empty: str, sql: Path, where
     )
     depends = "-- depends: 0002-tables\n" if where == "in a migration" else ""
     slow.write_text(
-        f"{depends}DO $$ BEGIN CREATE TABLE osgprod_data.slow (n int); PERFORM pg_sleep(1); END $$;\n"
+        f"{depends}DO $$ BEGIN CREATE TABLE osgprod_data.slow (n int); PERFORM pg_advisory_xact_lock(99); END $$;\n"
     )
     program = (
         f"from pathlib import Path; from shim.migrate import migrate; migrate({empty!r}, Path({str(sql)!r}))"
     )
-    killed = subprocess.Popen([sys.executable, "-c", program], cwd=SQL_FOLDER.parent)
     with connect(empty) as connection:
-        for _ in range(400):
-            if connection.execute(
-                "SELECT pid FROM pg_stat_activity WHERE query LIKE '%pg_sleep(1)%' AND state ="
-                " 'active' AND pid <> pg_backend_pid()"
-            ).fetchone():
-                break
+        connection.execute("SELECT pg_advisory_lock(99)")
+        killed = subprocess.Popen([sys.executable, "-c", program], cwd=SQL_FOLDER.parent)
+        waits = (
+            "SELECT FROM pg_locks WHERE locktype = 'advisory' AND objid = 99 AND NOT granted"
+            " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+        )
+        while not connection.execute(waits).fetchall():
+            assert killed.poll() is None, "it did not come to the slow place"
             time.sleep(0.02)
-        else:
-            pytest.fail("the slow migration was not seen")
-    killed.kill()
-    killed.wait()
+        killed.kill()
+        killed.wait()
     expected = "applied 0099-slow" if where == "in a migration" else WORKING_COPY
     assert expected in migrate(empty, sql, say=quietly)
     with connect(empty) as connection:
@@ -231,17 +230,16 @@ def test_migration_files_have_names_in_order_and_a_rollback_each() -> None:
     assert names == sorted(forward + [name.replace(".sql", ".rollback.sql") for name in forward])
 
 
-def test_database_of_another_encoding_is_refused_and_stays_empty(our_server: SimpleNamespace) -> None:
-    server = f"host={our_server.host} port={our_server.port} user={our_server.user}"
+def test_database_of_another_encoding_is_refused_and_stays_empty(databases: Databases) -> None:
     name = f"ascii_{uuid.uuid4().hex[:12]}"
-    with connect(f"{server} dbname=postgres") as maintenance:
+    with connect(databases.dsn("postgres")) as maintenance:
         maintenance.execute(
             f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C'"
         )
         try:
             with pytest.raises(DatabaseError, match="encoding SQL_ASCII, UTF8 is needed"):
-                migrate(f"{server} dbname={name}", say=quietly)
-            with connect(f"{server} dbname={name}") as connection:
+                migrate(databases.dsn(name), say=quietly)
+            with connect(databases.dsn(name)) as connection:
                 row = connection.execute(
                     "SELECT to_regnamespace('osgprod_data') IS NULL AS is_empty"
                 ).fetchone()

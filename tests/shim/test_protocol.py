@@ -407,15 +407,14 @@ def test_call_that_the_server_cuts_off_is_503(world: World, folder: Path) -> Non
 
 
 def test_database_away_is_503_and_the_shim_recovers_by_itself(
-    world: World, shim: LiveShim, our_server: Any
+    world: World, shim: LiveShim, our_server: Server
 ) -> None:
-    server: Server = our_server.server
     world.add_file(50)
     assert shim.checkout(0).status_code == 200
     world.db.close()
     seen = set()
     for process in range(1, 4):
-        server.restart()
+        our_server.restart()
         for _ in range(100):
             answer = shim.checkout(process)
             seen.add(answer.status_code)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import psycopg
 import pytest
@@ -13,11 +12,12 @@ from tests.support import World
 
 
 @pytest.fixture
-def world(postgresql: psycopg.Connection[Any], dsn: str) -> Iterator[World]:
+def world(dsn: str) -> Iterator[World]:
     """A world that is not recounted at the end: it will be broken. Two slices are done, two leased, one is ready, one
     quarantined, and two blocks are not cut yet."""
     with connect(dsn) as db:
-        world = World(db, dsn).with_project("p", max_failures=1)
+        world = World(db, dsn)
+        world.set(max_failures=1)
         world.add_file(8)
         for process in range(6):
             world.checkout(process)
