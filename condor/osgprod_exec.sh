@@ -154,18 +154,18 @@ readonly URL_SCHEMES='http, https, dav, davs, root, roots, xroot, xroots, osdf, 
 # Prints a URL as its client wants it: dav and davs are http and https to curl, xroot and xroots are root and roots to
 # XRootD, and a file is its path. Argument: URL that url_kind knows
 client_url() {
-  local scheme="${1%%://*}" rest="${1#*://}"
+  local scheme="${1%%://*}" location="${1#*://}"
   [[ "$1" != /* ]] || {
     printf '%s' "$1"
     return 0
   }
   case "${scheme,,}" in
-  http | dav) printf 'http://%s' "$rest" ;;
-  https | davs) printf 'https://%s' "$rest" ;;
-  root | xroot) printf 'root://%s' "$rest" ;;
-  roots | xroots) printf 'roots://%s' "$rest" ;;
-  file) printf '/%s' "${rest#/}" ;;
-  *) printf '%s://%s' "${scheme,,}" "$rest" ;;
+  http | dav) printf 'http://%s' "$location" ;;
+  https | davs) printf 'https://%s' "$location" ;;
+  root | xroot) printf 'root://%s' "$location" ;;
+  roots | xroots) printf 'roots://%s' "$location" ;;
+  file) printf '/%s' "${location#/}" ;;
+  *) printf '%s://%s' "${scheme,,}" "$location" ;;
   esac
 }
 
@@ -331,10 +331,10 @@ learn_from() {
 # Prints the head of the answer in what curl's -D gave. Interim answers (1xx) before it don't count, nor does a head that
 # was cut: it lacks the empty line at its end. Argument: curl's text, a body may follow the head
 head_of() {
-  local rest="$1" head
-  while [[ "$rest" == HTTP/*$'\r\n\r\n'* ]]; do
-    head="${rest%%$'\r\n\r\n'*}"
-    rest="${rest#*$'\r\n\r\n'}"
+  local answer="$1" head
+  while [[ "$answer" == HTTP/*$'\r\n\r\n'* ]]; do
+    head="${answer%%$'\r\n\r\n'*}"
+    answer="${answer#*$'\r\n\r\n'}"
     if [[ ! "$head" =~ ^HTTP/[0-9.]+\ 1 ]]; then
       printf '%s' "$head"
       return 0
@@ -515,7 +515,7 @@ readonly EXEC_VERSION=0.10.0
 http_status=000 # of the last answer; 000 = no valid answer
 answer=""       # its Osgprod-Status
 head=""         # its head
-body=""         # the first line of its body, or why there is no answer
+body=""         # the first line of its body, or why none came
 
 # The valid answers, by route, HTTP status and Osgprod-Status. Anything else does not come from the server: a portal's
 # login page, the 404 of a front server, a head that was cut. Arguments: route, status, Osgprod-Status
@@ -770,7 +770,7 @@ children_ticks() {
   printf '%s' "$((fields[13] + fields[14]))"
 }
 
-# Prints the memory of a process group, with what its processes have started [bytes]: what is resident now, or the peak of
+# Prints the memory of a process group, with what its processes have started [bytes]: resident now, or the peak of
 # its largest process, if that is more. Not the peak of the cgroup: it holds the files that were read, and a pilot's other
 # jobs. Argument: process group
 memory_bytes() {
@@ -800,7 +800,7 @@ memory_bytes() {
   printf '%s' "$((pages * page > largest * 1024 ? pages * page : largest * 1024))"
 }
 
-# Sets resources from what was seen while the work ran, and from what it left. Arguments: seconds that it took, ticks
+# Sets resources from the looks while the work ran, and from the files that it left. Arguments: seconds that it took, ticks
 measure() {
   local memory=0 disk=0 fetched
   read -r -t 0.1 -u 8 memory disk || true
@@ -854,7 +854,7 @@ send_heartbeats() {
     request workscript.ping bytes "$bytes" cpu "$(cpu_seconds "$work_group")"
     if [[ "$answer" == alive ]]; then
       rm -f "$scratch/work/.osgprod/no-lease"
-    else # a merge script replaces nothing meanwhile
+    else # until then a merge script replaces nothing
       touch "$scratch/work/.osgprod/no-lease" 2>/dev/null || true
     fi
     if [[ "$http_status" == 409 && "$answer" != error ]]; then
@@ -1018,16 +1018,16 @@ remove_root() {
 }
 # Arguments: URL, xrdfs command, what follows the path
 run_xrdfs() {
-  local url command="$2" rest
+  local url command="$2" location
   url="$(client_url "$1")"
-  rest="${url#*://}"
+  location="${url#*://}"
   shift 2
   if [[ "$command" == query ]]; then
     command="query $1"
     shift
   fi
   # shellcheck disable=SC2086  # one or two words
-  xrdfs "${url%%//*}//${rest%%/*}" $command "$(path_of "$url")" "$@"
+  xrdfs "${url%%//*}//${location%%/*}" $command "$(path_of "$url")" "$@"
 }
 # Prints the path in a root URL, whose own slash is doubled. Argument: URL
 path_of() {
@@ -1134,7 +1134,7 @@ has_arrived() {
 
 # Delivers a file: sends it under a name that nobody else uses, looks whether it arrived whole, and renames it. A killed
 # upload leaves a name that ends in .part. Sets output_url when the file is where it belongs.
-# Arguments: kind, URL, file, size [bytes], adler32, unique word of this start, number of the attempt
+# Arguments: kind, URL, file, size [bytes], adler32, word that is unique to this start, number of the attempt
 deliver() {
   local kind="$1" url="$2" file="$3" bytes="$4" adler="$5" word="$6" try="$7" part="$2.$6.$7.part" error
   storage_error="" captured=""
@@ -1177,7 +1177,7 @@ send_outputs() {
   url="${url%/}/${2%.tar.gz}$(name_of_queue).tar.gz"
   kind="$(storage_kind "$url")"
   find_token
-  # Numbered by start, no job has this name but this one: unless the database is an older one, or there is no job ad.
+  # Numbered by start, this name is unique to this job, unless the database is older or the job ad is missing.
   if has_arrived "$kind" "$url" "$bytes" "$adler" 1; then
     output_url="$url" # by an earlier start, which was killed before its report
     return 0
@@ -1327,14 +1327,14 @@ deliver_and_report() {
   return "$EXIT_REFUSED"
 }
 
-# Removes the inputs of a merge that the server has accepted, where the project wants that: each that is still what was
-# merged. What can't be removed stays.
+# Removes the inputs of a merge that the server has accepted, where the project wants that: each that is unchanged.
+# An input that can't be removed stays.
 remove_merged_inputs() {
   local url bytes adler kind
   while IFS=' ' read -r url bytes adler <&3; do
     kind="$(storage_kind "$url")" || continue
     if ! has_arrived "$kind" "$url" "$bytes" "$adler" 1; then
-      log "$url is not what was merged, and is not removed"
+      log "$url has changed since it was merged, and is not removed"
     else
       storage "remove_$kind" "$url" || log "$url can't be removed: $storage_error"
     fi
@@ -1465,7 +1465,7 @@ text_of() {
   printf '%s' "${text%"${text##*[!$'\r\n']}"}"
 }
 
-# Prints the value of an attribute as it stands in a ClassAd file, or nothing when it isn't there. Arguments: file, name
+# Prints the value of an attribute as a ClassAd file has it, or nothing when it isn't there. Arguments: file, name
 ad_value() {
   local line key name="${2,,}"
   [[ -f "$1" && -r "$1" ]] || return 0

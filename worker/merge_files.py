@@ -7,7 +7,7 @@
 
 Prints the number of events in OUTPUT, or "-" if they can't be counted. Exit codes:
 0   done
-1   the result is bad, or the inputs don't fit together
+1   the result is bad, or the inputs don't match
 65  one input is bad, and the last line of the log begins with "bad input PATH: "
 75  a file can't be read or written
 
@@ -27,7 +27,7 @@ EVIO6 = 0x4556494F
 DICTIONARY_BIT, LAST_BIT, FIRST_EVENT_BIT = 1 << 8, 1 << 9, 1 << 14
 TRAILER_BIT = 1 << 10  # of a file header of version 6
 TRAILER_TYPE = 3
-# What precedes the physics of each slice, and so stands in each of its outputs: run control, begin-of-run record.
+# What precedes the physics of each slice, and so is in each of its outputs: run control, begin-of-run record.
 REPEATED = set([0x70, 0xFF32]) | set(range(0xFFD0, 0xFFD5))
 
 
@@ -287,7 +287,7 @@ def check_hddm(output, inputs):
 def check_root(output, inputs):
     """Compares a merged ROOT file with its inputs: the entries of each tree, and that no other object is missing.
 
-    Returns the entries of its longest tree; None when there is no tree, or no module that reads ROOT files.
+    Returns the entries of its longest tree; None without a tree, or without a module that reads ROOT files.
     """
     try:
         contents = _contents_by_uproot

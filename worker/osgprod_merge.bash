@@ -171,18 +171,18 @@ readonly URL_SCHEMES='http, https, dav, davs, root, roots, xroot, xroots, osdf, 
 # Prints a URL as its client wants it: dav and davs are http and https to curl, xroot and xroots are root and roots to
 # XRootD, and a file is its path. Argument: URL that url_kind knows
 client_url() {
-  local scheme="${1%%://*}" rest="${1#*://}"
+  local scheme="${1%%://*}" location="${1#*://}"
   [[ "$1" != /* ]] || {
     printf '%s' "$1"
     return 0
   }
   case "${scheme,,}" in
-  http | dav) printf 'http://%s' "$rest" ;;
-  https | davs) printf 'https://%s' "$rest" ;;
-  root | xroot) printf 'root://%s' "$rest" ;;
-  roots | xroots) printf 'roots://%s' "$rest" ;;
-  file) printf '/%s' "${rest#/}" ;;
-  *) printf '%s://%s' "${scheme,,}" "$rest" ;;
+  http | dav) printf 'http://%s' "$location" ;;
+  https | davs) printf 'https://%s' "$location" ;;
+  root | xroot) printf 'root://%s' "$location" ;;
+  roots | xroots) printf 'roots://%s' "$location" ;;
+  file) printf '/%s' "${location#/}" ;;
+  *) printf '%s://%s' "${scheme,,}" "$location" ;;
   esac
 }
 
@@ -348,10 +348,10 @@ learn_from() {
 # Prints the head of the answer in what curl's -D gave. Interim answers (1xx) before it don't count, nor does a head that
 # was cut: it lacks the empty line at its end. Argument: curl's text, a body may follow the head
 head_of() {
-  local rest="$1" head
-  while [[ "$rest" == HTTP/*$'\r\n\r\n'* ]]; do
-    head="${rest%%$'\r\n\r\n'*}"
-    rest="${rest#*$'\r\n\r\n'}"
+  local answer="$1" head
+  while [[ "$answer" == HTTP/*$'\r\n\r\n'* ]]; do
+    head="${answer%%$'\r\n\r\n'*}"
+    answer="${answer#*$'\r\n\r\n'}"
     if [[ ! "$head" =~ ^HTTP/[0-9.]+\ 1 ]]; then
       printf '%s' "$head"
       return 0
@@ -393,13 +393,13 @@ readonly MAX_CACHES=6          # of a director's answer
 # Prints "HOST[:PORT] PATH" of a Pelican URL: the federation's host, and the path of the object. osdf:///PATH and
 # osdf://FOLDER/PATH name no host. Argument: osdf or pelican URL
 federation_of() {
-  local rest="${1#*://}" host="$OSDF_HOST"
-  rest="${rest%%[?#]*}"
+  local object="${1#*://}" host="$OSDF_HOST"
+  object="${object%%[?#]*}"
   if [[ "${1,,}" == pelican:* ]]; then
-    host="${rest%%/*}"
-    rest="${rest#"$host"}"
+    host="${object%%/*}"
+    object="${object#"$host"}"
   fi
-  printf '%s /%s' "$host" "${rest#"${rest%%[!/]*}"}"
+  printf '%s /%s' "$host" "${object#"${object%%[!/]*}"}"
 }
 
 # Prints the places that a federation's director names for an object, the first one is to be tried first, a line each:
@@ -589,16 +589,16 @@ remove_root() {
 }
 # Arguments: URL, xrdfs command, what follows the path
 run_xrdfs() {
-  local url command="$2" rest
+  local url command="$2" location
   url="$(client_url "$1")"
-  rest="${url#*://}"
+  location="${url#*://}"
   shift 2
   if [[ "$command" == query ]]; then
     command="query $1"
     shift
   fi
   # shellcheck disable=SC2086  # one or two words
-  xrdfs "${url%%//*}//${rest%%/*}" $command "$(path_of "$url")" "$@"
+  xrdfs "${url%%//*}//${location%%/*}" $command "$(path_of "$url")" "$@"
 }
 # Prints the path in a root URL, whose own slash is doubled. Argument: URL
 path_of() {
@@ -863,7 +863,7 @@ ask_director() {
   places=("${caches[@]}" "${places[@]:1}")
 }
 
-# The first place has failed: the next one is tried. Argument: word of the verdict
+# The first place has failed: the next one is tried. Argument: the verdict's word
 leave_place() {
   local url="${places[0]#* }" refused
   places=("${places[@]:1}")
@@ -888,11 +888,11 @@ place_name() {
 
 # Prints host and port of a URL as they are written. Argument: URL
 host_of() {
-  local rest="${1#*://}"
-  printf '%s' "${rest%%/*}"
+  local location="${1#*://}"
+  printf '%s' "${location%%/*}"
 }
 
-# Reads from the first place. Adds what comes to a file; word, code, wait_s and reason become the verdict.
+# Reads from the first place. Appends the bytes to a file; word, code, wait_s and reason become the verdict.
 # Arguments: offset [bytes], length [bytes], file
 read_place() {
   local url="${places[0]#* }" kind found
@@ -980,14 +980,14 @@ fetch_slice() {
 
 # Joins the pieces of the slice. Argument: file
 assemble_slice() {
-  local file="$1" piece kind rest
+  local file="$1" piece kind words
   { : >"$file"; } 2>/dev/null || node_fault "$file can't be written"
   # shellcheck disable=SC2154  # filled in above by the server, as osgprod_size_bytes is
   for piece in "${osgprod_pieces[@]}"; do
-    kind="${piece%% *}" rest="${piece#* }"
+    kind="${piece%% *}" words="${piece#* }"
     case "$kind" in
-    range) append_range "${rest% *}" "${rest#* }" "$file" ;;
-    hex) append_hex "$rest" "$file" || node_fault "$file can't be written: is the disk full?" ;;
+    range) append_range "${words% *}" "${words#* }" "$file" ;;
+    hex) append_hex "$words" "$file" || node_fault "$file can't be written: is the disk full?" ;;
     *) misconfigured "the server gave a piece that this script does not know: $piece" ;;
     esac
   done
@@ -1026,14 +1026,14 @@ can_fetch() {
 # --- fetch the inputs --------------------------------------------------------------------------------------------
 
 readonly EXIT_BAD_INPUTS=65
-# So many inputs, and all are gone: that is not told from a storage that is away.
+# If so many inputs are all gone, the storage may be away.
 readonly MANY_INPUTS=3
 
 bad_inputs=""  # BLOCK1,BLOCK2 of each input that must be made again, joined by ':'
-input_fault="" # what is wrong with an input
+input_fault="" # the fault of an input
 gone=0         # inputs that are not there
 
-# Notes an input that doesn't fit its record, or whose files can't be merged. Arguments: BLOCK1,BLOCK2, what is wrong
+# Notes an input that doesn't fit its record, or whose files can't be merged. Arguments: BLOCK1,BLOCK2, its fault
 bad_input() {
   log "bad input $1: $2"
   [[ ":$bad_inputs:" == *":$1:"* ]] || bad_inputs+="${bad_inputs:+:}$1"
@@ -1052,7 +1052,7 @@ end_if_bad() {
   exit "$EXIT_BAD_INPUTS"
 }
 
-# Does an error of storage say that there is no such file? Argument: what storage said
+# Does an error of storage say that the file does not exist? Argument: what storage said
 is_not_found() {
   case "${1,,}" in
   '' | 'status 404 '* | 'status 410 '* | *'[3011]'* | *'no such file'* | *'not found'* | *'does not exist'*) ;;
@@ -1175,7 +1175,7 @@ fetch_inputs() {
       node_fault "$folder can't be made: is the disk full?"
     elif ! tar -xzf "$input_file" -C "$folder" --no-same-owner >/dev/null 2>"$2.log"; then
       check_room "$(tail -n 1 "$2.log")"
-      bad_input "$block1,$block2" "$(shown_url "$url") is no whole tarball: $(tail -n 1 "$2.log")"
+      bad_input "$block1,$block2" "$(shown_url "$url") is not a whole tarball: $(tail -n 1 "$2.log")"
     fi
     rm -f "$2"
   done
@@ -1328,7 +1328,7 @@ merge_root() {
   local path status=0
   command -v "${hadd_command[0]}" >/dev/null || no_program "${hadd_command[0]}"
   for path in "${@:2}"; do
-    is_whole_root "$path" || bad_input "${path%%/*}" "$path is no whole ROOT file"
+    is_whole_root "$path" || bad_input "${path%%/*}" "$path is not a whole ROOT file"
   done
   end_if_bad "${#osgprod_inputs[@]}"
   "${hadd_command[@]}" "$@" >"$1.log" 2>&1 </dev/null || status=$?
@@ -1423,7 +1423,7 @@ readonly EXIT_NOT_DELIVERED=74
 readonly MAX_LIST_BYTES=16000 # of outputs_list in the report
 readonly MAX_CONFIRM_S=600    # that osgprod_exec.sh may take for a heartbeat, its retries included
 
-outputs_list="" # JSON objects of what was delivered
+outputs_list="" # JSON objects of the delivered files
 
 # Waits until the server confirms that this attempt has the lease, and ends the script if that lasts: another job may have
 # the merge now, and what lies under the names of the merged files may be on record for it. osgprod_exec.sh sends a
@@ -1523,7 +1523,7 @@ json_text() {
   printf '"%s"' "${text//\"/\\\"}"
 }
 
-# Tells osgprod_exec.sh what was delivered, and which inputs to remove when the server has accepted the report.
+# Reports to osgprod_exec.sh the delivered files, and which inputs to remove when the server has accepted the report.
 report_merged() {
   local line url bytes adler
   ((${#outputs_list} <= MAX_LIST_BYTES)) ||
@@ -1532,7 +1532,7 @@ report_merged() {
   [[ "${osgprod_merge_cleanup:-keep}" == delete ]] || return 0
   for line in "${osgprod_inputs[@]}"; do
     IFS=' ' read -r url bytes adler _ < <(printf '%s\n' "$line") || true
-    # Only what can be told to be the input that was merged.
+    # Only the input that was merged: its record must identify it.
     [[ "$bytes" == - || "$adler" == - ]] || add_to_report "merged_input=$url $bytes $adler" || true
   done
 }
@@ -1551,7 +1551,7 @@ merge_program() {
 
 Prints the number of events in OUTPUT, or "-" if they can't be counted. Exit codes:
 0   done
-1   the result is bad, or the inputs don't fit together
+1   the result is bad, or the inputs don't match
 65  one input is bad, and the last line of the log begins with "bad input PATH: "
 75  a file can't be read or written
 
@@ -1571,7 +1571,7 @@ EVIO6 = 0x4556494F
 DICTIONARY_BIT, LAST_BIT, FIRST_EVENT_BIT = 1 << 8, 1 << 9, 1 << 14
 TRAILER_BIT = 1 << 10  # of a file header of version 6
 TRAILER_TYPE = 3
-# What precedes the physics of each slice, and so stands in each of its outputs: run control, begin-of-run record.
+# What precedes the physics of each slice, and so is in each of its outputs: run control, begin-of-run record.
 REPEATED = set([0x70, 0xFF32]) | set(range(0xFFD0, 0xFFD5))
 
 
@@ -1831,7 +1831,7 @@ def check_hddm(output, inputs):
 def check_root(output, inputs):
     """Compares a merged ROOT file with its inputs: the entries of each tree, and that no other object is missing.
 
-    Returns the entries of its longest tree; None when there is no tree, or no module that reads ROOT files.
+    Returns the entries of its longest tree; None without a tree, or without a module that reads ROOT files.
     """
     try:
         contents = _contents_by_uproot
@@ -1934,10 +1934,10 @@ main() {
   fi
   check_table
   folder="${osgprod_merge_output_url:-${OSGPROD_OUTPUT_URL:-}}"
-  [[ -n "$folder" ]] || misconfigured 'there is no place for merged files: set merge_output_url of the project'
+  [[ -n "$folder" ]] || misconfigured 'no folder for merged files is set: osgprod project set PROJECT merge_output_url=...'
   storage_kind "$folder" >/dev/null ||
     misconfigured "merge_output_url $(shown_url "$folder") is not a folder, or contains a query or a password; schemes: $URL_SCHEMES"
-  trap 'rm -rf "$PWD/osgprod_merge"' EXIT # neither inputs nor what was delivered are outputs of this job
+  trap 'rm -rf "$PWD/osgprod_merge"' EXIT # neither inputs nor delivered files are outputs of this job
   rm -rf "$area"
   mkdir -p "$area/slices" "$area/kinds" "$area/merged" 2>/dev/null || node_fault "$area can't be made: is the disk full?"
   fetch_inputs "$area/slices" "$area/input.tar.gz"

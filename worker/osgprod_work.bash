@@ -44,7 +44,7 @@ export XRD_CONNECTIONWINDOW="${XRD_CONNECTIONWINDOW:-20}" XRD_CONNECTIONRETRY="$
 
 # --- settings --------------------------------------------------------------------------------------------------
 
-# A server before 0.10 fills in the comment "# ncpus:" only. When this script comes from standard input, there is no file
+# A server before 0.10 fills in the comment "# ncpus:" only. When this script comes from standard input, it has no file
 # to read the comment from.
 NTHREADS="${osgprod_ncpus:-$(sed -n '/^# ncpus: *[0-9]/{s/^# ncpus: *\([0-9]*\).*/\1/p;q;}' "${BASH_SOURCE[0]:-/dev/null}" 2>/dev/null || true)}"
 export NTHREADS="${NTHREADS:-1}"
@@ -126,18 +126,18 @@ readonly URL_SCHEMES='http, https, dav, davs, root, roots, xroot, xroots, osdf, 
 # Prints a URL as its client wants it: dav and davs are http and https to curl, xroot and xroots are root and roots to
 # XRootD, and a file is its path. Argument: URL that url_kind knows
 client_url() {
-  local scheme="${1%%://*}" rest="${1#*://}"
+  local scheme="${1%%://*}" location="${1#*://}"
   [[ "$1" != /* ]] || {
     printf '%s' "$1"
     return 0
   }
   case "${scheme,,}" in
-  http | dav) printf 'http://%s' "$rest" ;;
-  https | davs) printf 'https://%s' "$rest" ;;
-  root | xroot) printf 'root://%s' "$rest" ;;
-  roots | xroots) printf 'roots://%s' "$rest" ;;
-  file) printf '/%s' "${rest#/}" ;;
-  *) printf '%s://%s' "${scheme,,}" "$rest" ;;
+  http | dav) printf 'http://%s' "$location" ;;
+  https | davs) printf 'https://%s' "$location" ;;
+  root | xroot) printf 'root://%s' "$location" ;;
+  roots | xroots) printf 'roots://%s' "$location" ;;
+  file) printf '/%s' "${location#/}" ;;
+  *) printf '%s://%s' "${scheme,,}" "$location" ;;
   esac
 }
 
@@ -303,10 +303,10 @@ learn_from() {
 # Prints the head of the answer in what curl's -D gave. Interim answers (1xx) before it don't count, nor does a head that
 # was cut: it lacks the empty line at its end. Argument: curl's text, a body may follow the head
 head_of() {
-  local rest="$1" head
-  while [[ "$rest" == HTTP/*$'\r\n\r\n'* ]]; do
-    head="${rest%%$'\r\n\r\n'*}"
-    rest="${rest#*$'\r\n\r\n'}"
+  local answer="$1" head
+  while [[ "$answer" == HTTP/*$'\r\n\r\n'* ]]; do
+    head="${answer%%$'\r\n\r\n'*}"
+    answer="${answer#*$'\r\n\r\n'}"
     if [[ ! "$head" =~ ^HTTP/[0-9.]+\ 1 ]]; then
       printf '%s' "$head"
       return 0
@@ -348,13 +348,13 @@ readonly MAX_CACHES=6          # of a director's answer
 # Prints "HOST[:PORT] PATH" of a Pelican URL: the federation's host, and the path of the object. osdf:///PATH and
 # osdf://FOLDER/PATH name no host. Argument: osdf or pelican URL
 federation_of() {
-  local rest="${1#*://}" host="$OSDF_HOST"
-  rest="${rest%%[?#]*}"
+  local object="${1#*://}" host="$OSDF_HOST"
+  object="${object%%[?#]*}"
   if [[ "${1,,}" == pelican:* ]]; then
-    host="${rest%%/*}"
-    rest="${rest#"$host"}"
+    host="${object%%/*}"
+    object="${object#"$host"}"
   fi
-  printf '%s /%s' "$host" "${rest#"${rest%%[!/]*}"}"
+  printf '%s /%s' "$host" "${object#"${object%%[!/]*}"}"
 }
 
 # Prints the places that a federation's director names for an object, the first one is to be tried first, a line each:
@@ -598,7 +598,7 @@ ask_director() {
   places=("${caches[@]}" "${places[@]:1}")
 }
 
-# The first place has failed: the next one is tried. Argument: word of the verdict
+# The first place has failed: the next one is tried. Argument: the verdict's word
 leave_place() {
   local url="${places[0]#* }" refused
   places=("${places[@]:1}")
@@ -623,11 +623,11 @@ place_name() {
 
 # Prints host and port of a URL as they are written. Argument: URL
 host_of() {
-  local rest="${1#*://}"
-  printf '%s' "${rest%%/*}"
+  local location="${1#*://}"
+  printf '%s' "${location%%/*}"
 }
 
-# Reads from the first place. Adds what comes to a file; word, code, wait_s and reason become the verdict.
+# Reads from the first place. Appends the bytes to a file; word, code, wait_s and reason become the verdict.
 # Arguments: offset [bytes], length [bytes], file
 read_place() {
   local url="${places[0]#* }" kind found
@@ -715,14 +715,14 @@ fetch_slice() {
 
 # Joins the pieces of the slice. Argument: file
 assemble_slice() {
-  local file="$1" piece kind rest
+  local file="$1" piece kind words
   { : >"$file"; } 2>/dev/null || node_fault "$file can't be written"
   # shellcheck disable=SC2154  # filled in above by the server, as osgprod_size_bytes is
   for piece in "${osgprod_pieces[@]}"; do
-    kind="${piece%% *}" rest="${piece#* }"
+    kind="${piece%% *}" words="${piece#* }"
     case "$kind" in
-    range) append_range "${rest% *}" "${rest#* }" "$file" ;;
-    hex) append_hex "$rest" "$file" || node_fault "$file can't be written: is the disk full?" ;;
+    range) append_range "${words% *}" "${words#* }" "$file" ;;
+    hex) append_hex "$words" "$file" || node_fault "$file can't be written: is the disk full?" ;;
     *) misconfigured "the server gave a piece that this script does not know: $piece" ;;
     esac
   done
@@ -761,9 +761,9 @@ can_fetch() {
 # --- check the slice ---------------------------------------------------------------------------------------------
 
 # Walks the block headers of the slice: a cache may send zeros, or bytes from elsewhere, of the right length. The server
-# saw these headers whole when it indexed the file, so what is wrong with them now went wrong on the way. About 1 ms a
+# saw these headers whole when it indexed the file, so a fault in them now arose on the way. About 1 ms a
 # block. Source: EVIO 4 block header, 8 words: length [words], number, 8, events, -, version (low 8 bits), -, magic. A record
-# header of EVIO 6 has 14 words, the first 8 alike. A file header stands in front of the records: "EVIO", -, 14, records,
+# header of EVIO 6 has 14 words, the first 8 alike. A file header precedes the records: "EVIO", -, 14, records,
 # bytes of an index, version, bytes of a user header, magic.
 # Fails when the bytes are wrong, and sets damage to the reason.
 # Arguments: file, its size [bytes], events that it must hold (or nothing)

@@ -3,7 +3,7 @@
 
 # Delivers a file: sends it under a name that nobody else uses, looks whether it arrived whole, and renames it. A killed
 # upload leaves a name that ends in .part. Sets output_url when the file is where it belongs.
-# Arguments: kind, URL, file, size [bytes], adler32, unique word of this start, number of the attempt
+# Arguments: kind, URL, file, size [bytes], adler32, word that is unique to this start, number of the attempt
 deliver() {
   local kind="$1" url="$2" file="$3" bytes="$4" adler="$5" word="$6" try="$7" part="$2.$6.$7.part" error
   storage_error="" captured=""
@@ -46,7 +46,7 @@ send_outputs() {
   url="${url%/}/${2%.tar.gz}$(name_of_queue).tar.gz"
   kind="$(storage_kind "$url")"
   find_token
-  # Numbered by start, no job has this name but this one: unless the database is an older one, or there is no job ad.
+  # Numbered by start, this name is unique to this job, unless the database is older or the job ad is missing.
   if has_arrived "$kind" "$url" "$bytes" "$adler" 1; then
     output_url="$url" # by an earlier start, which was killed before its report
     return 0

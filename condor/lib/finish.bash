@@ -126,14 +126,14 @@ deliver_and_report() {
   return "$EXIT_REFUSED"
 }
 
-# Removes the inputs of a merge that the server has accepted, where the project wants that: each that is still what was
-# merged. What can't be removed stays.
+# Removes the inputs of a merge that the server has accepted, where the project wants that: each that is unchanged.
+# An input that can't be removed stays.
 remove_merged_inputs() {
   local url bytes adler kind
   while IFS=' ' read -r url bytes adler <&3; do
     kind="$(storage_kind "$url")" || continue
     if ! has_arrived "$kind" "$url" "$bytes" "$adler" 1; then
-      log "$url is not what was merged, and is not removed"
+      log "$url has changed since it was merged, and is not removed"
     else
       storage "remove_$kind" "$url" || log "$url can't be removed: $storage_error"
     fi

@@ -20,7 +20,7 @@ text_of() {
   printf '%s' "${text%"${text##*[!$'\r\n']}"}"
 }
 
-# Prints the value of an attribute as it stands in a ClassAd file, or nothing when it isn't there. Arguments: file, name
+# Prints the value of an attribute as a ClassAd file has it, or nothing when it isn't there. Arguments: file, name
 ad_value() {
   local line key name="${2,,}"
   [[ -f "$1" && -r "$1" ]] || return 0

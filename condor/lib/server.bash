@@ -6,7 +6,7 @@ readonly EXEC_VERSION=0.10.0
 http_status=000 # of the last answer; 000 = no valid answer
 answer=""       # its Osgprod-Status
 head=""         # its head
-body=""         # the first line of its body, or why there is no answer
+body=""         # the first line of its body, or why none came
 
 # The valid answers, by route, HTTP status and Osgprod-Status. Anything else does not come from the server: a portal's
 # login page, the 404 of a front server, a head that was cut. Arguments: route, status, Osgprod-Status

@@ -57,16 +57,16 @@ remove_root() {
 }
 # Arguments: URL, xrdfs command, what follows the path
 run_xrdfs() {
-  local url command="$2" rest
+  local url command="$2" location
   url="$(client_url "$1")"
-  rest="${url#*://}"
+  location="${url#*://}"
   shift 2
   if [[ "$command" == query ]]; then
     command="query $1"
     shift
   fi
   # shellcheck disable=SC2086  # one or two words
-  xrdfs "${url%%//*}//${rest%%/*}" $command "$(path_of "$url")" "$@"
+  xrdfs "${url%%//*}//${location%%/*}" $command "$(path_of "$url")" "$@"
 }
 # Prints the path in a root URL, whose own slash is doubled. Argument: URL
 path_of() {

@@ -109,7 +109,7 @@ children_ticks() {
   printf '%s' "$((fields[13] + fields[14]))"
 }
 
-# Prints the memory of a process group, with what its processes have started [bytes]: what is resident now, or the peak of
+# Prints the memory of a process group, with what its processes have started [bytes]: resident now, or the peak of
 # its largest process, if that is more. Not the peak of the cgroup: it holds the files that were read, and a pilot's other
 # jobs. Argument: process group
 memory_bytes() {
@@ -139,7 +139,7 @@ memory_bytes() {
   printf '%s' "$((pages * page > largest * 1024 ? pages * page : largest * 1024))"
 }
 
-# Sets resources from what was seen while the work ran, and from what it left. Arguments: seconds that it took, ticks
+# Sets resources from the looks while the work ran, and from the files that it left. Arguments: seconds that it took, ticks
 measure() {
   local memory=0 disk=0 fetched
   read -r -t 0.1 -u 8 memory disk || true
@@ -193,7 +193,7 @@ send_heartbeats() {
     request workscript.ping bytes "$bytes" cpu "$(cpu_seconds "$work_group")"
     if [[ "$answer" == alive ]]; then
       rm -f "$scratch/work/.osgprod/no-lease"
-    else # a merge script replaces nothing meanwhile
+    else # until then a merge script replaces nothing
       touch "$scratch/work/.osgprod/no-lease" 2>/dev/null || true
     fi
     if [[ "$http_status" == 409 && "$answer" != error ]]; then

@@ -105,10 +105,10 @@ learn_from() {
 # Prints the head of the answer in what curl's -D gave. Interim answers (1xx) before it don't count, nor does a head that
 # was cut: it lacks the empty line at its end. Argument: curl's text, a body may follow the head
 head_of() {
-  local rest="$1" head
-  while [[ "$rest" == HTTP/*$'\r\n\r\n'* ]]; do
-    head="${rest%%$'\r\n\r\n'*}"
-    rest="${rest#*$'\r\n\r\n'}"
+  local answer="$1" head
+  while [[ "$answer" == HTTP/*$'\r\n\r\n'* ]]; do
+    head="${answer%%$'\r\n\r\n'*}"
+    answer="${answer#*$'\r\n\r\n'}"
     if [[ ! "$head" =~ ^HTTP/[0-9.]+\ 1 ]]; then
       printf '%s' "$head"
       return 0

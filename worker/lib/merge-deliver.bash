@@ -5,7 +5,7 @@ readonly EXIT_NOT_DELIVERED=74
 readonly MAX_LIST_BYTES=16000 # of outputs_list in the report
 readonly MAX_CONFIRM_S=600    # that osgprod_exec.sh may take for a heartbeat, its retries included
 
-outputs_list="" # JSON objects of what was delivered
+outputs_list="" # JSON objects of the delivered files
 
 # Waits until the server confirms that this attempt has the lease, and ends the script if that lasts: another job may have
 # the merge now, and what lies under the names of the merged files may be on record for it. osgprod_exec.sh sends a
@@ -105,7 +105,7 @@ json_text() {
   printf '"%s"' "${text//\"/\\\"}"
 }
 
-# Tells osgprod_exec.sh what was delivered, and which inputs to remove when the server has accepted the report.
+# Reports to osgprod_exec.sh the delivered files, and which inputs to remove when the server has accepted the report.
 report_merged() {
   local line url bytes adler
   ((${#outputs_list} <= MAX_LIST_BYTES)) ||
@@ -114,7 +114,7 @@ report_merged() {
   [[ "${osgprod_merge_cleanup:-keep}" == delete ]] || return 0
   for line in "${osgprod_inputs[@]}"; do
     IFS=' ' read -r url bytes adler _ < <(printf '%s\n' "$line") || true
-    # Only what can be told to be the input that was merged.
+    # Only the input that was merged: its record must identify it.
     [[ "$bytes" == - || "$adler" == - ]] || add_to_report "merged_input=$url $bytes $adler" || true
   done
 }

@@ -2,14 +2,14 @@
 # --- fetch the inputs --------------------------------------------------------------------------------------------
 
 readonly EXIT_BAD_INPUTS=65
-# So many inputs, and all are gone: that is not told from a storage that is away.
+# If so many inputs are all gone, the storage may be away.
 readonly MANY_INPUTS=3
 
 bad_inputs=""  # BLOCK1,BLOCK2 of each input that must be made again, joined by ':'
-input_fault="" # what is wrong with an input
+input_fault="" # the fault of an input
 gone=0         # inputs that are not there
 
-# Notes an input that doesn't fit its record, or whose files can't be merged. Arguments: BLOCK1,BLOCK2, what is wrong
+# Notes an input that doesn't fit its record, or whose files can't be merged. Arguments: BLOCK1,BLOCK2, its fault
 bad_input() {
   log "bad input $1: $2"
   [[ ":$bad_inputs:" == *":$1:"* ]] || bad_inputs+="${bad_inputs:+:}$1"
@@ -28,7 +28,7 @@ end_if_bad() {
   exit "$EXIT_BAD_INPUTS"
 }
 
-# Does an error of storage say that there is no such file? Argument: what storage said
+# Does an error of storage say that the file does not exist? Argument: what storage said
 is_not_found() {
   case "${1,,}" in
   '' | 'status 404 '* | 'status 410 '* | *'[3011]'* | *'no such file'* | *'not found'* | *'does not exist'*) ;;
@@ -151,7 +151,7 @@ fetch_inputs() {
       node_fault "$folder can't be made: is the disk full?"
     elif ! tar -xzf "$input_file" -C "$folder" --no-same-owner >/dev/null 2>"$2.log"; then
       check_room "$(tail -n 1 "$2.log")"
-      bad_input "$block1,$block2" "$(shown_url "$url") is no whole tarball: $(tail -n 1 "$2.log")"
+      bad_input "$block1,$block2" "$(shown_url "$url") is not a whole tarball: $(tail -n 1 "$2.log")"
     fi
     rm -f "$2"
   done

@@ -138,7 +138,7 @@ merge_root() {
   local path status=0
   command -v "${hadd_command[0]}" >/dev/null || no_program "${hadd_command[0]}"
   for path in "${@:2}"; do
-    is_whole_root "$path" || bad_input "${path%%/*}" "$path is no whole ROOT file"
+    is_whole_root "$path" || bad_input "${path%%/*}" "$path is not a whole ROOT file"
   done
   end_if_bad "${#osgprod_inputs[@]}"
   "${hadd_command[@]}" "$@" >"$1.log" 2>&1 </dev/null || status=$?

@@ -14,10 +14,10 @@ main() {
   fi
   check_table
   folder="${osgprod_merge_output_url:-${OSGPROD_OUTPUT_URL:-}}"
-  [[ -n "$folder" ]] || misconfigured 'there is no place for merged files: set merge_output_url of the project'
+  [[ -n "$folder" ]] || misconfigured 'no folder for merged files is set: osgprod project set PROJECT merge_output_url=...'
   storage_kind "$folder" >/dev/null ||
     misconfigured "merge_output_url $(shown_url "$folder") is not a folder, or contains a query or a password; schemes: $URL_SCHEMES"
-  trap 'rm -rf "$PWD/osgprod_merge"' EXIT # neither inputs nor what was delivered are outputs of this job
+  trap 'rm -rf "$PWD/osgprod_merge"' EXIT # neither inputs nor delivered files are outputs of this job
   rm -rf "$area"
   mkdir -p "$area/slices" "$area/kinds" "$area/merged" 2>/dev/null || node_fault "$area can't be made: is the disk full?"
   fetch_inputs "$area/slices" "$area/input.tar.gz"

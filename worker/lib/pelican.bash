@@ -7,13 +7,13 @@ readonly MAX_CACHES=6          # of a director's answer
 # Prints "HOST[:PORT] PATH" of a Pelican URL: the federation's host, and the path of the object. osdf:///PATH and
 # osdf://FOLDER/PATH name no host. Argument: osdf or pelican URL
 federation_of() {
-  local rest="${1#*://}" host="$OSDF_HOST"
-  rest="${rest%%[?#]*}"
+  local object="${1#*://}" host="$OSDF_HOST"
+  object="${object%%[?#]*}"
   if [[ "${1,,}" == pelican:* ]]; then
-    host="${rest%%/*}"
-    rest="${rest#"$host"}"
+    host="${object%%/*}"
+    object="${object#"$host"}"
   fi
-  printf '%s /%s' "$host" "${rest#"${rest%%[!/]*}"}"
+  printf '%s /%s' "$host" "${object#"${object%%[!/]*}"}"
 }
 
 # Prints the places that a federation's director names for an object, the first one is to be tried first, a line each:

@@ -21,18 +21,18 @@ readonly URL_SCHEMES='http, https, dav, davs, root, roots, xroot, xroots, osdf, 
 # Prints a URL as its client wants it: dav and davs are http and https to curl, xroot and xroots are root and roots to
 # XRootD, and a file is its path. Argument: URL that url_kind knows
 client_url() {
-  local scheme="${1%%://*}" rest="${1#*://}"
+  local scheme="${1%%://*}" location="${1#*://}"
   [[ "$1" != /* ]] || {
     printf '%s' "$1"
     return 0
   }
   case "${scheme,,}" in
-  http | dav) printf 'http://%s' "$rest" ;;
-  https | davs) printf 'https://%s' "$rest" ;;
-  root | xroot) printf 'root://%s' "$rest" ;;
-  roots | xroots) printf 'roots://%s' "$rest" ;;
-  file) printf '/%s' "${rest#/}" ;;
-  *) printf '%s://%s' "${scheme,,}" "$rest" ;;
+  http | dav) printf 'http://%s' "$location" ;;
+  https | davs) printf 'https://%s' "$location" ;;
+  root | xroot) printf 'root://%s' "$location" ;;
+  roots | xroots) printf 'roots://%s' "$location" ;;
+  file) printf '/%s' "${location#/}" ;;
+  *) printf '%s://%s' "${scheme,,}" "$location" ;;
   esac
 }
 

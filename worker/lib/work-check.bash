@@ -2,9 +2,9 @@
 # --- check the slice ---------------------------------------------------------------------------------------------
 
 # Walks the block headers of the slice: a cache may send zeros, or bytes from elsewhere, of the right length. The server
-# saw these headers whole when it indexed the file, so what is wrong with them now went wrong on the way. About 1 ms a
+# saw these headers whole when it indexed the file, so a fault in them now arose on the way. About 1 ms a
 # block. Source: EVIO 4 block header, 8 words: length [words], number, 8, events, -, version (low 8 bits), -, magic. A record
-# header of EVIO 6 has 14 words, the first 8 alike. A file header stands in front of the records: "EVIO", -, 14, records,
+# header of EVIO 6 has 14 words, the first 8 alike. A file header precedes the records: "EVIO", -, 14, records,
 # bytes of an index, version, bytes of a user header, magic.
 # Fails when the bytes are wrong, and sets damage to the reason.
 # Arguments: file, its size [bytes], events that it must hold (or nothing)

@@ -161,7 +161,7 @@ ask_director() {
   places=("${caches[@]}" "${places[@]:1}")
 }
 
-# The first place has failed: the next one is tried. Argument: word of the verdict
+# The first place has failed: the next one is tried. Argument: the verdict's word
 leave_place() {
   local url="${places[0]#* }" refused
   places=("${places[@]:1}")
@@ -186,11 +186,11 @@ place_name() {
 
 # Prints host and port of a URL as they are written. Argument: URL
 host_of() {
-  local rest="${1#*://}"
-  printf '%s' "${rest%%/*}"
+  local location="${1#*://}"
+  printf '%s' "${location%%/*}"
 }
 
-# Reads from the first place. Adds what comes to a file; word, code, wait_s and reason become the verdict.
+# Reads from the first place. Appends the bytes to a file; word, code, wait_s and reason become the verdict.
 # Arguments: offset [bytes], length [bytes], file
 read_place() {
   local url="${places[0]#* }" kind found
@@ -278,14 +278,14 @@ fetch_slice() {
 
 # Joins the pieces of the slice. Argument: file
 assemble_slice() {
-  local file="$1" piece kind rest
+  local file="$1" piece kind words
   { : >"$file"; } 2>/dev/null || node_fault "$file can't be written"
   # shellcheck disable=SC2154  # filled in above by the server, as osgprod_size_bytes is
   for piece in "${osgprod_pieces[@]}"; do
-    kind="${piece%% *}" rest="${piece#* }"
+    kind="${piece%% *}" words="${piece#* }"
     case "$kind" in
-    range) append_range "${rest% *}" "${rest#* }" "$file" ;;
-    hex) append_hex "$rest" "$file" || node_fault "$file can't be written: is the disk full?" ;;
+    range) append_range "${words% *}" "${words#* }" "$file" ;;
+    hex) append_hex "$words" "$file" || node_fault "$file can't be written: is the disk full?" ;;
     *) misconfigured "the server gave a piece that this script does not know: $piece" ;;
     esac
   done

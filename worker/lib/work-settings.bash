@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # --- settings --------------------------------------------------------------------------------------------------
 
-# A server before 0.10 fills in the comment "# ncpus:" only. When this script comes from standard input, there is no file
+# A server before 0.10 fills in the comment "# ncpus:" only. When this script comes from standard input, it has no file
 # to read the comment from.
 NTHREADS="${osgprod_ncpus:-$(sed -n '/^# ncpus: *[0-9]/{s/^# ncpus: *\([0-9]*\).*/\1/p;q;}' "${BASH_SOURCE[0]:-/dev/null}" 2>/dev/null || true)}"
 export NTHREADS="${NTHREADS:-1}"
