@@ -119,6 +119,8 @@ EXAMPLES: list[tuple[str, str]] = [
         "started_at": "2026-01-03 10:00:00+00", "ended_at": "2026-01-03 14:30:00+00", "slices_of_job": 1},
         {"block1": 3, "block2": 6}]')"""),
     ("delivery", "SELECT * FROM osgprod.delivery(p_project => 'spring-2026')"),
+    ("outputs_of", "SELECT block1, block2, kind, url, bytes, state FROM"
+     " osgprod.outputs_of(p_project => 'spring-2026', p_file_id => 1)"),
     ("list_merges", "SELECT * FROM osgprod.list_merges(p_project => 'spring-2026', p_state => 'open')"),
     ("list_outputs", "SELECT * FROM osgprod.list_outputs(p_project => 'spring-2026', p_what => 'merged')"),
     ("list_versions", "SELECT * FROM osgprod.list_versions(p_project => 'spring-2026')"),
@@ -163,7 +165,7 @@ CHAPTERS = (
                      "map_files", "foretell_work", "jobs_needed", "slice_size")),
     ("Jobs and attempts", ("live_attempts", "list_attempts", "list_jobs", "job_history", "attempts_by_exit",
                            "attempts_by_site", "attempts_by_worker", "resources")),
-    ("Outputs and merges", ("list_outputs", "lose_outputs", "list_merges", "retry_merges", "delivery",
+    ("Outputs and merges", ("list_outputs", "outputs_of", "lose_outputs", "list_merges", "retry_merges", "delivery",
                             "list_versions")),
     ("When something is wrong", ("quarantined", "recycle", "reclaim_lost", "blocked_workers", "ban_worker", "verify",
                                  "diagnose")),

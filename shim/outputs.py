@@ -104,6 +104,7 @@ def check(
     progress: Callable[[str, int, str], AbstractContextManager[Progress]],
     threads: int = 16,
     what: str | None = None,
+    dry_run: bool = False,
 ) -> dict[str, int]:
     """Compare what is delivered with what storage says of it.
 
@@ -128,6 +129,8 @@ def check(
         Questions at a time [1 ..].
     what : str or None
         merged or slices; None: as above.
+    dry_run : bool
+        With requeue: only count what would be requeued.
 
     Returns
     -------
@@ -146,7 +149,13 @@ def check(
                 for (c, p, n), why in attempts.items()
             ]
             with connect() as changing:
-                rows = call(changing, "lose_outputs", project=projectname, attempts=json.dumps(lost))
+                rows = call(
+                    changing,
+                    "lose_outputs",
+                    project=projectname,
+                    attempts=json.dumps(lost),
+                    dry_run=dry_run,
+                )
             counts["requeued"] += len(rows)
         bad.clear()
 

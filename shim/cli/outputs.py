@@ -61,6 +61,7 @@ def outputs_list(
     "--threads", type=click.IntRange(1, 256), default=16, show_default=True, help="Questions at a time."
 )
 @click.option("--token-file", type=click.File(), help="File with the bearer token for http(s).")
+@dry
 @as_json
 def outputs_check(
     project: str,
@@ -69,19 +70,20 @@ def outputs_check(
     requeue: bool,
     threads: int,
     token_file: TextIO | None,
+    dry_run: bool,
     as_json: bool,
 ) -> None:
     """Compare what was delivered with what storage says: is it there, with its size and checksum?
 
     Merged files are compared, and the outputs of slices that are in none yet. Ctrl-C ends it safely. The exit code is
-    1 when something is gone or differs.
+    1 when something is gone or differs. --requeue --dry-run counts what --requeue would requeue.
     """
 
     def say(row: dict[str, Any]) -> None:
         click.echo(f"{row['url'] or '-'}: {row['fault']}", err=True)
 
     with Storage(token_file.read().strip() if token_file else None) as storage:
-        counts = delivered.check(project, runs, storage, requeue, say, Bar, threads, what)
+        counts = delivered.check(project, runs, storage, requeue or dry_run, say, Bar, threads, what, dry_run)
     show([counts], as_json)
     if counts["bad"]:
         raise SystemExit(1)

@@ -49,7 +49,7 @@ def status(project: str | None, watch: bool, interval: float, as_json: bool) -> 
         is_stopped.set()  # in case that the exception is raised where it gets lost, like in a destructor
         raise KeyboardInterrupt
 
-    show(_progress(project), as_json, NO_PROJECT, spare=("files_finished",))
+    show(_progress(project), as_json, NO_PROJECT, spare=("files_finished", "is_complete"))
     if not watch:
         return
     signal.signal(signal.SIGINT, stop)
@@ -58,7 +58,7 @@ def status(project: str | None, watch: bool, interval: float, as_json: bool) -> 
             rows = _progress(project)
             if not as_json:
                 click.clear()
-            show(rows, as_json, NO_PROJECT, spare=("files_finished",))
+            show(rows, as_json, NO_PROJECT, spare=("files_finished", "is_complete"))
 
 
 def _progress(project: str | None) -> list[dict[str, Any]]:
@@ -89,7 +89,7 @@ def estimate(project: str, hours: int | None, as_json: bool) -> None:
     rows = look("estimate", project=project, hours=hours)
     show(rows, as_json)
     if not as_json and rows[0]["ends_at"] is None:
-        click.echo("no block was done in these hours, so there is no estimate", err=True)
+        click.echo("nothing was done in these hours, so there is no estimate", err=True)
 
 
 @osgprod.command()

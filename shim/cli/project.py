@@ -131,8 +131,12 @@ def project_list(as_json: bool) -> None:
 @project_argument
 @as_json
 def project_show(project: str, as_json: bool) -> None:
-    """Show all settings of a project (osgprod project set --help explains them)."""
+    """Show all settings of a project (osgprod project set --help explains them), and the versions that took part."""
     show(_set(project, {}), as_json)
+    versions = ask("list_versions", project=project)
+    if versions and not as_json:
+        click.echo("\nversions that took part:")
+        show(versions, False)
 
 
 def _state_command(name: str, state: str, help_text: str) -> None:

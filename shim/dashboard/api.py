@@ -54,6 +54,7 @@ FUNCTIONS: dict[str, dict[str, str]] = {
     "slice_size": {**OF_PROJECT, "cpus": "integer", "site": "string", "time_left_s": "integer"},
     "delivery": OF_PROJECT,
     "list_merges": {**OF_PROJECT, "runs": "string", "state": "string"},
+    "outputs_of": {**OF_PROJECT, "file_id": "integer", "cluster": "integer", "process": "integer"},
     "list_jobs": {**OF_PROJECT, "cluster": "integer", "hours": "integer"},
     "job_history": {**OF_PROJECT, "cluster": "integer", "process": "integer"},
     "log_tail": {**OF_PROJECT, "cluster": "integer", "process": "integer", "nstart": "integer"},

@@ -264,22 +264,26 @@ class Dashboard:
     async def _file(self, request: Request) -> Response:
         name, file_id = request.path_params["project"], request.path_params["file_id"]
         one = {"project": name, "file_id": file_id}
-        files, slices = await self._reader.read(
-            request, ("list_files", one), ("list_slices", {**one, "limit": 2 * MOST_ROWS})
+        files, slices, outputs = await self._reader.read(
+            request,
+            ("list_files", one),
+            ("list_slices", {**one, "limit": 2 * MOST_ROWS}),
+            ("outputs_of", one),
         )
         if not files:
             raise NotFound(f"project {name} has no such file")
-        return await self._render("file.html", project=name, file=files[0], slices=slices)
+        return await self._render("file.html", project=name, file=files[0], slices=slices, outputs=outputs)
 
     async def _job(self, request: Request) -> Response:
         name = request.path_params["project"]
         job = {"cluster": request.path_params["cluster"], "process": request.path_params["process"]}
-        history, tails = await self._reader.read(
-            request, ("job_history", {"project": name, **job}), ("log_tail", {"project": name, **job})
+        of_job = {"project": name, **job}
+        history, tails, outputs = await self._reader.read(
+            request, ("job_history", of_job), ("log_tail", of_job), ("outputs_of", of_job)
         )
         tails_of = {row["nstart"]: row["tail"] for row in tails}
         return await self._render(
-            "job.html", project=name, **job, history=history[-MOST_STARTS:], tails=tails_of
+            "job.html", project=name, **job, history=history[-MOST_STARTS:], tails=tails_of, outputs=outputs
         )
 
     async def _attempts(self, request: Request) -> Response:

@@ -14,7 +14,7 @@ GRANT EXECUTE ON FUNCTION
     osgprod.health, osgprod.idle_and_leased, osgprod.progress, osgprod.totals, osgprod.rate, osgprod.estimate,
     osgprod.attempts_by_exit, osgprod.attempts_by_site, osgprod.attempts_by_worker,
     osgprod.list_attempts, osgprod.live_attempts, osgprod.list_jobs, osgprod.job_history, osgprod.list_files,
-    osgprod.map_files, osgprod.list_merges, osgprod.delivery, osgprod.list_slices, osgprod.quarantined,
+    osgprod.map_files, osgprod.list_merges, osgprod.outputs_of, osgprod.delivery, osgprod.list_slices, osgprod.quarantined,
     osgprod.blocked_workers, osgprod.log_tail,
     osgprod.slice_size, osgprod.resources, osgprod.amounts, osgprod.done_over_time, osgprod.find
 TO osgprod_worker, osgprod_operator;

@@ -85,6 +85,7 @@ FUNCTIONS = """
     delivery            wo
     list_merges         wo
     list_outputs        -o
+    outputs_of          wo
     lose_outputs        -o
     retry_merges        -o
     list_versions       -o

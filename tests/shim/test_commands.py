@@ -709,6 +709,16 @@ def test_watch_ends_well_with_ctrl_c(world: World) -> None:
     assert (watching.returncode, errors) == (0, "")
 
 
+def test_versions_that_took_part_are_shown_with_the_project(run: Run, world: World) -> None:
+    assert "versions" not in run("project", "show", "p").stdout
+    world.add_file(1)
+    world.checkout(
+        0, templates=json.dumps({"osgprod_work.bash": "ab" * 32}), exec_version="2.1", image="i.sif"
+    )
+    shown = run("project", "show", "p").stdout.partition("versions that took part:\n")[2]
+    assert "osgprod_work.bash" in shown and "2.1" in shown and "i.sif" in shown
+
+
 def test_estimate_of_nothing_says_so(run: Run, world: World) -> None:
     world.with_project("new").add_file(3)
     result = run("estimate", "new")

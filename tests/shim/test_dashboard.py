@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import itertools
+import json
 import re
 import threading
 import time
@@ -124,6 +125,26 @@ def test_page_of_a_project_that_merges_shows_the_files_by_stage(busy: World, shi
     page = re.sub("<[^>]*>", "", shim.raw("project/p").text)
     assert "4 files in slices, 0 waiting for their merge, 0 of 4 delivered" in " ".join(page.split())
     assert "Delivery" not in shim.raw("project/other").text
+
+
+def test_pages_of_a_file_and_of_a_job_show_what_was_delivered(world: World, shim_with: MakeShim) -> None:
+    world.set(merge_by="file")
+    world.add_file(1)
+    world.checkout(1)
+    world.report(
+        1, output_url="https://user:secret@s/1.tgz?token=secret", output_bytes=5, output_adler32="1a"
+    )
+    shim = shim_with()
+    page = shim.raw("project/p/file/1").text
+    assert "https://s/1.tgz" in page and "0000001a" in page and "secret" not in page
+    world.checkout(2)
+    listed = [{"kind": "hd_root", "url": "https://s/hd_root.root", "bytes": 7, "adler32": "2b"}]
+    world.report(2, outputs_list=json.dumps(listed))
+    shim = shim_with()  # its pages are not kept from before
+    for page in ("project/p/file/1", "project/p/job/1.2"):
+        text = shim.raw(page).text
+        assert "https://s/hd_root.root" in text and "0000002b" in text and "merge 000001_001" in text, page
+    assert "in merge 000001_001" in shim.raw("project/p/job/1.1").text
 
 
 def test_numbers_on_the_pages_are_the_database_s(busy: World, shim_with: MakeShim) -> None:

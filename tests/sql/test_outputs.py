@@ -7,6 +7,7 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import nullcontext
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -118,8 +119,9 @@ def test_lost_outputs_requeue_their_slices_and_supersede_the_merge(merging: Worl
     merging.checkout(10)
     merging.report(10, outputs_list=merged("a"))
     lost = [{"cluster": 1, "process": 1, "nstart": 1, "reason": "is not there"}]
-    rows = call(merging.db, "lose_outputs", project="p", attempts=json.dumps(lost))
-    assert [(row["block1"], row["block2"], row["merge_id"]) for row in rows] == [(2, 3, None)]
+    for dry_run in (True, True, False):
+        rows = call(merging.db, "lose_outputs", project="p", attempts=json.dumps(lost), dry_run=dry_run)
+        assert [(row["block1"], row["block2"], row["merge_id"]) for row in rows] == [(2, 3, None)]
     assert call(merging.db, "lose_outputs", project="p", attempts=json.dumps(lost)) == []
     assert [row["state"] for row in call(merging.db, "list_merges", project="p")] == ["superseded"]
     assert [
@@ -174,6 +176,89 @@ def test_files_are_counted_by_stage(merging: World) -> None:
     merging.checkout(30)
     merging.report(30, outputs_list=merged("a"))
     assert call(merging.db, "delivery", project="p")[0]["is_delivered"]
+
+
+def test_project_is_complete_when_its_last_merge_is_done(merging: World) -> None:
+    def found() -> tuple[Any, ...]:
+        progress, needed = merging.progress(), call(merging.db, "jobs_needed", project="p")[0]
+        return progress["merges_left"], progress["is_complete"], needed["jobs"], needed["is_complete"]
+
+    assert found() == (1, False, 0, False), "the last slice is done, and no tick has seen that yet"
+    call(merging.db, "tick")
+    assert found() == (1, False, 1, False)
+    merging.checkout(10)
+    assert found() == (1, False, 0, False)
+    merging.report(10, outputs_list=merged("a"))
+    assert found() == (0, True, 0, True)
+    merging.add_file(1, seqno=2)
+    assert found()[:2] == (1, False)
+    merging.set(merge_by="none")
+    assert found()[:2] == (0, False)
+
+
+def test_jobs_for_merges_that_can_not_be_assigned_are_not_needed_and_it_is_said_why(merging: World) -> None:
+    call(merging.db, "tick")
+    merging.set(mergescript=None)
+    row = call(merging.db, "jobs_needed", project="p")[0]
+    assert (row["jobs"], row["merges_ready"], row["is_complete"]) == (0, 1, False)
+    assert row["reason"] == "merges are not assigned: the project has no mergescript"
+
+
+def test_estimate_counts_the_time_for_the_merges_that_are_left(merging: World) -> None:
+    def hours_left() -> float | None:
+        row = call(merging.db, "estimate", project="p")[0]
+        ends_at = row["ends_at"]
+        return None if ends_at is None else (ends_at - datetime.now(UTC)).total_seconds() / 3600
+
+    merging.add_file(1, seqno=2)
+    merging.add_file(1, seqno=3)
+    row = call(merging.db, "estimate", project="p")[0]
+    assert (row["merges_left"], row["merge_s"]) == (3, None)
+    slices(merging, 20, 2)
+    call(merging.db, "tick")
+    assert hours_left() is None, "nobody knows how long a merge takes"
+    merging.checkout(30)
+    merging.db.execute(
+        "UPDATE osgprod_data.attempts SET started_at = now() - interval '2 h' WHERE merge_id IS NOT NULL"
+    )
+    merging.report(30, outputs_list=merged("a"))
+    assert call(merging.db, "estimate", project="p")[0]["merge_s"] == pytest.approx(7200, abs=60)
+    assert hours_left() == pytest.approx(4, abs=0.1), "two merges, one after the other"
+    merging.checkout(31)
+    merging.checkout(32)
+    assert hours_left() == pytest.approx(2, abs=0.1), "two at the same time"
+
+
+def test_outputs_of_a_file_and_of_a_job_are_what_the_list_says(merging: World) -> None:
+    def of(**choice: Any) -> list[tuple[Any, ...]]:
+        rows = call(merging.db, "outputs_of", project="p", **choice)
+        return [
+            (row["block1"], row["merge"], row["url"], row["bytes"], row["state"], row["merged_in"])
+            for row in rows
+        ]
+
+    file_id = call(merging.db, "list_files", project="p")[0]["file_id"]
+    assert of(file_id=file_id) == [
+        (1, None, "https://s/0.tgz", 100, "current", None),
+        (2, None, "https://s/1.tgz", 101, "current", None),
+    ]
+    merging.checkout(10)
+    merging.report(10, outputs_list=merged("a"))
+    assert of(file_id=file_id) == [
+        (None, "000001_001", "https://s/a_000001.x", 10, "current", None),
+        (1, None, "https://s/0.tgz", 100, "current", "000001_001"),
+        (2, None, "https://s/1.tgz", 101, "current", "000001_001"),
+    ]
+    assert of(cluster=1, process=10) == of(file_id=file_id)[:1]
+    assert [row["merge"] for row in call(merging.db, "job_history", project="p", cluster=1, process=10)] == [
+        "000001_001"
+    ]
+    lost = json.dumps([{"cluster": 1, "process": 1, "nstart": 1}])
+    call(merging.db, "lose_outputs", project="p", attempts=lost)
+    assert of(cluster=1, process=1) == [(2, None, "https://s/1.tgz", 101, "lost", None)]
+    assert of(cluster=1, process=10)[0][4] == "replaced"
+    assert of(file_id=file_id) == [(1, None, "https://s/0.tgz", 100, "current", None)]
+    assert of() == []
 
 
 # --- verify ----------------------------------------------------------------------------------------------------
@@ -347,8 +432,10 @@ def test_check_requeues_what_is_gone_or_differs_and_nothing_else(
     assert counts == {"same": 1, "bad": 2, "unknown": 1, "requeued": 0}
     assert said == ["has 9 of 10 bytes", "is not there", "status 503 Service Unavailable"]
     assert world.progress()["blocks_done"] == 4
+    counts, _ = checked(world, monkeypatch, requeue=True, dry_run=True)
+    assert (counts["requeued"], world.progress()["blocks_done"]) == (2, 4)
     counts, _ = checked(world, monkeypatch, requeue=True)
-    assert counts["requeued"] == 2
+    assert (counts["requeued"], world.progress()["blocks_done"]) == (2, 2)
     again = [world.checkout(10 + n)["block1"] for n in range(2)]
     assert again == [2, 3]
     assert checked(world, monkeypatch)[0] == {"same": 1, "bad": 0, "unknown": 1, "requeued": 0}

@@ -80,7 +80,8 @@ BEGIN
             IF v_report.exit_code = p_call.exitcode THEN
                 v_answer.http_status := CASE v_report.outcome WHEN 'superseded' THEN 409 ELSE 200 END;
                 v_answer.status := v_report.outcome;
-                v_answer.message := osgprod._answer(v_report.outcome, v_report.reason, v_report.contradiction) || v_ignored;
+                v_answer.message := osgprod._answer(v_report.outcome, v_report.reason, v_report.contradiction,
+                    v_attempt.merge_id IS NOT NULL) || v_ignored;
             ELSE
                 v_answer.http_status := 409;
                 v_answer.status := 'contradicted';
@@ -127,7 +128,7 @@ BEGIN
     END IF;
     v_answer.http_status := CASE v_outcome WHEN 'superseded' THEN 409 ELSE 200 END;
     v_answer.status := v_outcome;
-    v_answer.message := osgprod._answer(v_outcome, v_reason, v_contradiction) || v_ignored;
+    v_answer.message := osgprod._answer(v_outcome, v_reason, v_contradiction, v_attempt.merge_id IS NOT NULL) || v_ignored;
     RETURN v_answer;
 END
 $fn$;
@@ -147,17 +148,17 @@ BEGIN
 END
 $fn$;
 
-CREATE FUNCTION osgprod._answer(p_outcome osgprod_data.outcome, p_reason text, p_contradiction text)
+CREATE FUNCTION osgprod._answer(p_outcome osgprod_data.outcome, p_reason text, p_contradiction text, p_is_merge boolean)
 RETURNS text LANGUAGE sql IMMUTABLE
 AS $fn$
-    -- What the job is told of how its report was taken; the same for a repeated report.
+    -- What the job is told of how its report of a slice or a merge was taken; the same for a repeated report.
     SELECT CASE p_outcome
-        WHEN 'done' THEN 'thank you, the slice is done'
+        WHEN 'done' THEN format('thank you, the %s is done', w.work)
             || coalesce('; but this contradicts the index and is on record: ' || p_contradiction, '')
         WHEN 'failed' THEN 'recorded as a failure' || coalesce(': ' || p_reason, '')
-        WHEN 'node-fault' THEN 'recorded as a fault of the node, the slice goes to another one'
-        ELSE 'too late: the slice was done or given to another meanwhile, these outputs do not count'
-    END
+        WHEN 'node-fault' THEN format('recorded as a fault of the node, the %s goes to another one', w.work)
+        ELSE format('too late: the %s was done or given to another meanwhile, these outputs do not count', w.work)
+    END FROM (SELECT CASE WHEN p_is_merge THEN 'merge' ELSE 'slice' END AS work) w
 $fn$;
 
 CREATE FUNCTION osgprod._judge_exit(p_project osgprod_data.projects, p_exit_code int, p_fault text)

@@ -39,3 +39,28 @@ $fn$;
 
 COMMENT ON FUNCTION osgprod.delivery(text) IS
 'Counts the files of each project by stage (slices, merge, delivered), its merges by state, and the bytes delivered. For osgprod_worker and osgprod_operator.';
+
+CREATE FUNCTION osgprod._merges_left(p_project osgprod_data.projects)
+RETURNS bigint LANGUAGE sql STABLE
+AS $fn$
+    -- How many merges of a project are not done yet, those of files that are not complete included; 0 = it merges nothing.
+    -- Parameters: p_project  the project's row
+    SELECT CASE p_project.merge_by
+           WHEN 'none' THEN 0
+           WHEN 'file' THEN (SELECT count(*) FROM osgprod_data.loaded_files f WHERE f.project_id = p_project.project_id)
+           ELSE (SELECT count(DISTINCT f.run) FROM osgprod_data.loaded_files f WHERE f.project_id = p_project.project_id) END
+         - (SELECT count(*) FROM osgprod_data.merges m
+             WHERE m.project_id = p_project.project_id AND m.state = 'done' AND p_project.merge_by <> 'none')
+$fn$;
+
+CREATE FUNCTION osgprod._merge_time(p_project_id int)
+RETURNS float8 LANGUAGE sql STABLE
+AS $fn$
+    -- How long a merge takes [s]: the median of the last 100 that were done; NULL = none was.
+    -- Parameters: p_project_id  project
+    SELECT percentile_cont(0.5) WITHIN GROUP (ORDER BY x.ran_s)
+      FROM (SELECT r.ran_s FROM osgprod_data.merges m
+              JOIN osgprod_data.reports r ON r.project_id = m.project_id AND r.cluster = m.cluster AND r.process = m.process
+                                         AND r.nstart = m.nstart AND r.by_worker
+             WHERE m.project_id = p_project_id AND m.state = 'done' ORDER BY m.done_at DESC LIMIT 100) x
+$fn$;

@@ -1,4 +1,4 @@
-CREATE FUNCTION osgprod.lose_outputs(p_project text, p_attempts jsonb)
+CREATE FUNCTION osgprod.lose_outputs(p_project text, p_attempts jsonb, p_dry_run boolean DEFAULT false)
 RETURNS TABLE (run int, seqno int, block1 int, block2 int, merge_id int)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
@@ -6,6 +6,7 @@ AS $fn$
 -- Promise:    all or nothing; a repeated call changes nothing. The outputs stay on record, as lost.
 -- Parameters: p_project   project name
 --             p_attempts  array of objects with cluster, process, nstart of an attempt, and reason: what is wrong
+--             p_dry_run   only tell which slices and merges would be requeued
 -- Returns:    a row for each slice or merge that was requeued
 -- Errors:     OG301 unknown project; OG108 p_attempts is no such array; OG502 files of the project are being reset; OG901
 --             isolation level
@@ -23,7 +24,7 @@ BEGIN
     END IF;
     PERFORM osgprod._enter_project(v_project.project_id, p_project);
     FOR v_lost IN
-        SELECT a.cluster, a.process, a.nstart, a.block1, a.block2, a.merge_id, coalesce(m.run, f.run) AS run,
+        SELECT a.cluster, a.process, a.nstart, a.rawdata_id, a.block1, a.block2, a.merge_id, coalesce(m.run, f.run) AS run,
                CASE WHEN a.merge_id IS NULL THEN f.seqno ELSE m.seqno END AS seqno, l.reason
           FROM jsonb_to_recordset(p_attempts) AS l (cluster int, process int, nstart int, reason text)
           JOIN attempts a ON a.project_id = v_project.project_id AND a.cluster = l.cluster AND a.process = l.process
@@ -37,7 +38,15 @@ BEGIN
         block1 := nullif(v_lost.block1, -1);
         block2 := nullif(v_lost.block2, -1);
         merge_id := v_lost.merge_id;
-        IF merge_id IS NULL THEN
+        IF p_dry_run THEN
+            v_is_requeued := CASE WHEN merge_id IS NULL THEN EXISTS (
+                    SELECT FROM slices s WHERE s.project_id = v_project.project_id AND s.rawdata_id = v_lost.rawdata_id
+                       AND s.block1 = v_lost.block1 AND s.state = 'done' AND s.cluster = v_lost.cluster
+                       AND s.process = v_lost.process AND s.nstart = v_lost.nstart)
+                ELSE EXISTS (
+                    SELECT FROM merges m WHERE m.merge_id = v_lost.merge_id AND m.state = 'done' AND m.cluster = v_lost.cluster
+                       AND m.process = v_lost.process AND m.nstart = v_lost.nstart) END;
+        ELSIF merge_id IS NULL THEN
             v_is_requeued := osgprod._lose_output(v_project.project_id, v_lost.cluster, v_lost.process, v_lost.nstart,
                                                   coalesce(v_lost.reason, 'unknown'));
         ELSE
@@ -49,12 +58,12 @@ BEGIN
             RETURN NEXT;
         END IF;
     END LOOP;
-    PERFORM osgprod._log_operation('lose_outputs', p_project, '{}', v_count);
+    PERFORM osgprod._log_operation('lose_outputs', p_project, '{}', v_count) WHERE NOT p_dry_run;
 END
 $fn$;
 
-COMMENT ON FUNCTION osgprod.lose_outputs(text, jsonb) IS
-'Notes that storage no longer has the outputs of attempts, and requeues their slices and merges; a row each. For osgprod_operator.';
+COMMENT ON FUNCTION osgprod.lose_outputs(text, jsonb, boolean) IS
+'Notes that storage no longer has the outputs of attempts, and requeues their slices and merges; a row each; p_dry_run only tells. For osgprod_operator.';
 
 CREATE FUNCTION osgprod._redo_merge(
     p_project osgprod_data.projects, p_merge_id int, p_cluster int, p_process int, p_nstart int, p_reason text)

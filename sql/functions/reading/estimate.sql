@@ -1,7 +1,7 @@
 CREATE FUNCTION osgprod.estimate(p_project text, p_hours int DEFAULT 6)
 RETURNS TABLE (blocks_left bigint, blocks_per_hour float8, least_per_hour float8, most_per_hour float8,
     ends_at timestamptz, ends_early_at timestamptz, ends_late_at timestamptz, intervals int,
-    core_hours_left float8)
+    core_hours_left float8, merges_left bigint, merge_s float8)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
 -- Estimates when a project will be done at its present rate, with the uncertainty.
@@ -11,14 +11,22 @@ AS $fn$
 --             intervals); the times that follow from these. The rate is NULL when nothing was done in these hours; the
 --             range is NULL too while fewer than three whole intervals have passed since the first success, and the rate
 --             is then that since the first of these attempts began; ends_late_at NULL = perhaps never; core_hours_left: blocks_left at the
---             median time that recent attempts took for a block on one core [h], NULL = not measured
+--             median time that recent attempts took for a block on one core [h], NULL = not measured; merges_left: see progress;
+--             merge_s: median time of the last merges [s], NULL = none was done. Merges are done between slices, and so are
+--             in the rate: the times count one more for the last file, and where only merges are left, as many rounds of
+--             them as the live attempts need. Where merge_s is not known, they count no time for merges
 -- Errors:     OG301 unknown project; OG108 hours out of range
 DECLARE
     v_mean  float8;
     v_error float8;
     v_step  int;
+    v_merging interval;  -- what the merges add
 BEGIN
-    SELECT g.blocks - g.blocks_done - g.blocks_quarantined INTO blocks_left FROM osgprod.progress(p_project => p_project) g;
+    SELECT g.blocks - g.blocks_done - g.blocks_quarantined, g.merges_left INTO blocks_left, merges_left
+      FROM osgprod.progress(p_project => p_project) g;
+    merge_s := osgprod._merge_time((osgprod._get_project(p_project)).project_id);
+    v_merging := make_interval(secs => CASE WHEN merges_left = 0 THEN 0 WHEN blocks_left > 0 THEN coalesce(merge_s, 0)
+        ELSE merge_s * ceil(merges_left::float8 / greatest(osgprod._count_live((osgprod._get_project(p_project)).project_id), 1)) END);
     core_hours_left := blocks_left / 3600.0 * (SELECT c.s_per_block FROM paces c JOIN projects p USING (project_id)
                                                 WHERE p.name = p_project AND c.site = '');
     -- A production that began within the last 100 minutes is measured by the minute.
@@ -35,14 +43,15 @@ BEGIN
     ELSE
         blocks_per_hour := osgprod._young_rate((osgprod._get_project(p_project)).project_id, osgprod._since(p_hours));
     END IF;
-    ends_at := now() + make_interval(secs => blocks_left / blocks_per_hour * 3600);
+    ends_at := now() + make_interval(secs => CASE WHEN blocks_left = 0 AND merges_left > 0 THEN 0
+                                                  ELSE blocks_left / blocks_per_hour * 3600 END) + v_merging;
     IF v_mean > 0 AND intervals >= 3 THEN
         least_per_hour := greatest(v_mean - v_error, 0) * 3600 / v_step;
         most_per_hour := (v_mean + v_error) * 3600 / v_step;
-        ends_early_at := now() + make_interval(secs => blocks_left / (v_mean + v_error) * v_step);
+        ends_early_at := now() + make_interval(secs => blocks_left / (v_mean + v_error) * v_step) + v_merging;
         -- More than ten years count as never.
         IF blocks_left * v_step < 315360000 * (v_mean - v_error) THEN
-            ends_late_at := now() + make_interval(secs => blocks_left / (v_mean - v_error) * v_step);
+            ends_late_at := now() + make_interval(secs => blocks_left / (v_mean - v_error) * v_step) + v_merging;
         END IF;
     END IF;
     RETURN NEXT;

@@ -1,6 +1,6 @@
 CREATE FUNCTION osgprod.jobs_needed(p_project text, p_cores int DEFAULT 1, p_slices int DEFAULT 1)
 RETURNS TABLE (jobs int, slices_left bigint, blocks_left bigint, running int, is_complete boolean, reason text,
-    memory_mb int, disk_mb int)
+    memory_mb int, disk_mb int, merges_ready bigint)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
 -- Says how many more jobs a project has work for, and what to request for them.
@@ -8,16 +8,18 @@ AS $fn$
 --             p_slices   that a job processes one after the other [1 .. 100000], as in the submit file
 -- Returns:    one row. jobs: beside those that run now; 0 too while the project is paused or draining, and no more than
 --             max_live has room for. slices_left: of the size that a job with so many cores gets, from ready slices and
---             unallocated blocks; blocks_left in them; running: attempts that hold a slice; is_complete: everything is
---             done or quarantined, and nothing can be requeued; reason: why jobs is 0, or less than slices_left would give;
---             memory_mb, disk_mb: what 99 of 100 accepted attempts of the last week with so many cores had in use, and a
---             tenth more [MB of 1048576 bytes]; NULL = fewer than 20 were measured
+--             unallocated blocks; blocks_left in them; running: attempts that hold a slice or a merge; is_complete:
+--             everything is done or quarantined, and nothing can be requeued, no merge that can be assigned is left either;
+--             reason: why jobs is 0, or less than slices_left and merges_ready would give; memory_mb, disk_mb: what 99 of 100
+--             accepted attempts of the last week with so many cores had in use, and a tenth more [MB of 1048576 bytes];
+--             NULL = fewer than 20 were measured; merges_ready: those in a backoff included
 -- Errors:     OG301 unknown project; OG108 cores or slices out of range
 -- Source:     docs/grid.md "Submit as many jobs as there is work for"
 DECLARE
     v_project projects := osgprod._get_project(p_project);
     v_blocks  bigint;
     v_used    record;
+    v_fault   text;  -- why merges are not assigned
 BEGIN
     IF p_cores NOT BETWEEN 1 AND 4096 OR p_cores IS NULL OR p_slices NOT BETWEEN 1 AND 100000 OR p_slices IS NULL THEN
         RAISE EXCEPTION 'a job has 1 to 4096 cores and 1 to 100000 slices, not % and %', p_cores, p_slices
@@ -37,10 +39,17 @@ BEGIN
             SELECT s.block2 - s.block1 FROM slices s
              WHERE s.project_id = v_project.project_id AND s.is_ready IS NOT NULL AND s.not_before IS NOT NULL) x;
     running := osgprod._count_live(v_project.project_id);
-    is_complete := slices_left = 0 AND running = 0;
-    jobs := least((slices_left + p_slices - 1) / p_slices, 2147483647);
+    SELECT count(*) INTO merges_ready FROM merges m
+     WHERE m.project_id = v_project.project_id AND m.is_ready IS NOT NULL AND m.not_before IS NOT NULL
+       AND v_project.merge_by <> 'none';
+    -- A file whose last slice has just been settled gets its merge at the next tick.
+    is_complete := slices_left = 0 AND running = 0 AND merges_ready = 0 AND (v_project.merge_by = 'none' OR NOT EXISTS (
+        SELECT FROM loaded_files f WHERE f.project_id = v_project.project_id AND f.state = 'allocated'));
+    v_fault := osgprod._why_no_merges(v_project);
+    jobs := least((slices_left + CASE WHEN v_fault IS NULL THEN merges_ready ELSE 0 END + p_slices - 1) / p_slices, 2147483647);
     reason := CASE WHEN v_project.state <> 'active' THEN format('project %s is %s', p_project, v_project.state)
                    WHEN is_complete THEN format('no work is left in project %s', p_project)
+                   WHEN jobs = 0 AND v_fault IS NOT NULL THEN 'merges are not assigned: ' || v_fault
                    WHEN jobs = 0 THEN format('all remaining work of project %s is leased', p_project)
                    WHEN jobs > v_project.max_live - running THEN format('max_live is %s', v_project.max_live) END;
     jobs := CASE WHEN v_project.state <> 'active' THEN 0
