@@ -171,6 +171,7 @@ class World:
             ("reports", "reported_at"),
             ("recent_failures", "started_at"),
             ("recent_failures", "failed_at"),
+            ("recent_failures", "opened_at"),
             ("slices", "opened_at"),
             ("worker_bans", "banned_at"),
             ("worker_bans", "until"),

@@ -196,33 +196,50 @@ def workers_list(project: str, order: str, hours: int | None, limit: int, as_jso
     show(rows, as_json, "no attempt of a worker ended in that time", limit=limit)
 
 
+site_option = click.option("--site", help="All workers of this site, in the place of one worker.")
+
+
+def _meant(worker: str | None, site: str | None) -> str:
+    """The name under which a worker or a site is banned."""
+    if (worker is None) == (site is None):
+        raise click.UsageError("name a worker, or a site with --site")
+    return f"site:{site}" if site else str(worker)
+
+
 @workers.command("ban")
 @project_argument
-@click.argument("worker")
+@click.argument("worker", required=False)
+@site_option
 @click.option("--seconds", default=3600, show_default=True, help="How long from now on [s].")
 @click.option("--reason", help="Is shown in the list of banned workers.")
 @dry
-def workers_ban(project: str, worker: str, seconds: int, reason: str | None, dry_run: bool) -> None:
-    """Ban WORKER, a host or address, for a while: it gets no work."""
-    rows = change("ban_worker", dry_run, project=project, worker=worker, seconds=seconds, reason=reason)
-    click.echo(f"{worker} {'would be' if dry_run else 'is'} banned until {cell(rows[0]['ban_worker'])}")
-    known = ask("find", text=worker)
-    if not any(row["kind"] == "worker" and row["project"] == project for row in known):
+def workers_ban(
+    project: str, worker: str | None, site: str | None, seconds: int, reason: str | None, dry_run: bool
+) -> None:
+    """Ban WORKER, a host or address, or all workers of a site, for a while: they get no work."""
+    name = _meant(worker, site)
+    rows = change("ban_worker", dry_run, project=project, worker=name, seconds=seconds, reason=reason)
+    click.echo(f"{name} {'would be' if dry_run else 'is'} banned until {cell(rows[0]['ban_worker'])}")
+    kind, listing = ("site", "attempts {} --by site") if site else ("worker", "workers list {}")
+    known = ask("find", text=site or name)
+    if not any(row["kind"] == kind and row["project"] == project for row in known):
         click.echo(
-            f"osgprod: no job of project {project} was on {worker} within seven days: is it the right name?"
-            f" osgprod workers list {project}",
+            f"osgprod: no job of project {project} was on {name} within seven days: is it the right name?"
+            f" osgprod {listing.format(project)}",
             err=True,
         )
 
 
 @workers.command("unban")
 @project_argument
-@click.argument("worker")
+@click.argument("worker", required=False)
+@site_option
 @dry
-def workers_unban(project: str, worker: str, dry_run: bool) -> None:
-    """End the ban of WORKER. Its failures until now no longer count against it."""
-    change("ban_worker", dry_run, project=project, worker=worker, seconds=0, reason="unbanned")
-    click.echo(f"{worker} {'would be' if dry_run else 'is'} no longer banned")
+def workers_unban(project: str, worker: str | None, site: str | None, dry_run: bool) -> None:
+    """End the ban of WORKER, or of a site. Its failures until now no longer count against it."""
+    name = _meant(worker, site)
+    change("ban_worker", dry_run, project=project, worker=name, seconds=0, reason="unbanned")
+    click.echo(f"{name} {'would be' if dry_run else 'is'} no longer banned")
 
 
 # The name until 0.9; 0.11 drops it.

@@ -190,7 +190,7 @@ def rawdata_forget(path: str, dry_run: bool, as_json: bool) -> None:
 @path_option
 @click.option(
     "--state",
-    help="pending, in_progress, allocated, complete, or open (in_progress or allocated). Default: all.",
+    help="pending, in_progress, allocated, complete, open (in_progress or allocated), or suspended. Default: all.",
 )
 @limit_option()
 @as_json
@@ -281,6 +281,23 @@ def slices_unload(
     with working("unloading files"):
         rows = ask("unload_slices", project=project, runs=runs, path=path, dry_run=dry_run)
     show(rows, as_json)
+
+
+@slices.command("resume")
+@project_argument
+@runs_option
+@path_option
+@dry
+@as_json
+def slices_resume(
+    project: str, runs: list[int] | None, path: str | None, dry_run: bool, as_json: bool
+) -> None:
+    """Assign slices of suspended files again, without waiting for a success. Default: of all of them.
+
+    osgprod files PROJECT --state suspended lists these files and why each is suspended.
+    """
+    rows = change("resume_files", dry_run, project=project, runs=runs, path=path)
+    show(rows, as_json, f"no such file of project {project} is suspended")
 
 
 @slices.command("list")

@@ -81,6 +81,7 @@ FUNCTIONS = """
     stop_project        -o
     tick                wo
     totals              wo
+    resume_files        -o
     unload_slices       -o
     delivery            wo
     list_merges         wo

@@ -361,7 +361,7 @@ DRY = [
     ("project", "set", "p", "lease_s=9999"), ("project", "pause", "p"), ("project", "drain", "p"),
     ("project", "add", "q", "127.%", "w.bash", "", "3"), ("slices", "load", "p"), ("slices", "recycle", "p"),
     ("slices", "load", "p", "--reset"), ("project", "stop", "p"), ("slices", "unload", "p", "--path", "%_001_002.evio"),
-    ("workers", "ban", "p", "wn1"), ("workers", "unban", "p", "wn1"),
+    ("workers", "ban", "p", "wn1"), ("workers", "unban", "p", "wn1"), ("slices", "resume", "p"),
     ("reclaim",), ("reclaim", "p", "--cluster", "1"), ("project", "set-magic", "p", "--magic-file", "-"),
 ]  # fmt: skip
 
@@ -373,6 +373,8 @@ def test_dry_run_changes_nothing_and_the_real_one_does(
     busy.db.execute("INSERT INTO osgprod_data.worker_bans SELECT project_id, 'wn1', now() + '1 h', 'x' FROM"
                     " osgprod_data.projects")  # fmt: skip
     call(busy.db, "ban_worker", project="p", worker="wn1", seconds=600)
+    busy.db.execute("UPDATE osgprod_data.loaded_files SET suspended_at = now(), suspend_reason = 'x', retest_s = 60,"
+                    " retest_at = now() + interval '1 h'")  # fmt: skip
     busy.add_file(1, run=9, project=None)
     busy.let_leases_run_out()
 
@@ -932,6 +934,10 @@ def test_status_says_how_many_jobs_run(run: Run, busy: World) -> None:
 
 def test_ban_of_an_unknown_name_warns(run: Run, busy: World) -> None:
     assert "is it the right name" in run("workers", "ban", "p", "wn99").stderr
+    assert run("workers", "ban", "p", "--site", "BNL").output.startswith("site:BNL is banned until ")
+    assert run("workers", "unban", "p", "--site", "BNL").output == "site:BNL is no longer banned\n"
+    for meant in ((), ("wn1", "--site", "BNL")):
+        assert "name a worker, or a site with --site" in run("workers", "ban", "p", *meant).output
     assert run("workers", "ban", "p", "wn1").stderr == ""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import psycopg
+import pytest
 
 from shim.database import call
 from tests.support import World
@@ -143,6 +144,16 @@ def test_new_project_ends_work_that_gets_nowhere(
     assert {r["setting"]: r["value"] for r in row}["wedged_s"] == "14400"
 
 
+def test_site_is_banned_and_unbanned_by_the_operator(world: World) -> None:
+    world.add_file(9)
+    call(world.db, "ban_worker", project="p", worker="site:BNL", seconds=60, reason="no CVMFS")
+    with pytest.raises(psycopg.Error, match="no CVMFS"):
+        world.checkout(0, host="wn1", site="BNL")
+    assert world.checkout(1, host="wn1", site="MIT")["status"] == "assigned"
+    call(world.db, "ban_worker", project="p", worker="site:BNL", seconds=0)
+    assert world.checkout(2, host="wn1", site="BNL")["status"] == "assigned"
+
+
 def run_jobs(
     world: World, jobs: int, code: Any, nodes: int = 50, sites: int = 5, first: int = 0, **more: Any
 ) -> dict[str, int]:
@@ -247,6 +258,39 @@ def test_suspended_file_is_tried_by_one_job_at_a_time_and_resumes_by_itself(worl
     assert suspended(world) == []
     assert run_jobs(world, 20, lambda answer, node: {"exitcode": 0}, first=6000)["assigned"] == 9
     not_blamed(world)
+
+
+def test_suspended_file_is_listed_with_its_reason_and_resumed_by_the_operator(world: World) -> None:
+    path = world.add_file(10)
+    run_jobs(world, 3, lambda answer, node: FETCH | {"reason": "not fetched: status 404"})
+    (row,) = call(world.db, "list_files", project="p", state="suspended")
+    assert (row["path"], row["suspend_reason"]) == (
+        path,
+        "3 workers can't read it; the last: not fetched: status 404",
+    )
+    assert row["retest_at"] > row["suspended_at"]
+    assert call(world.db, "progress")[0]["files_suspended"] == 1
+    (found,) = [row for row in call(world.db, "health") if row["what"] == "suspended-files"]
+    assert "status 404" in found["found"] and "osgprod slices resume p" in found["advice"]
+    assert [row["path"] for row in call(world.db, "resume_files", project="p")] == [path]
+    assert call(world.db, "resume_files", project="p") == []
+    assert suspended(world) == []
+    assert run_jobs(world, 20, lambda answer, node: {"exitcode": 0}, first=100)["assigned"] == 10
+    (row,) = call(world.db, "list_operations", project="p", hours=1)[:1]
+    assert (row["operation"], row["times"]) == ("resume_files", 1)
+
+
+def test_health_says_why_the_project_has_paused_itself(world: World) -> None:
+    world.add_file(10)
+    run_jobs(world, 3, lambda answer, node: DELIVERY | {"reason": "status 507"})
+    found = {row["what"]: row for row in call(world.db, "health")}
+    assert found["paused-itself"]["level"] == "bad"
+    assert "outputs can't be delivered" in found["paused-itself"]["found"]
+    assert "paused" not in found, "it is said once"
+    assert "status 507" in call(world.db, "progress")[0]["pause_reason"]
+    world.set(state="paused")
+    found = {row["what"]: row for row in call(world.db, "health")}
+    assert "paused" in found and "paused-itself" not in found
 
 
 def test_a_file_that_one_worker_cannot_fetch_is_not_suspended(world: World) -> None:

@@ -2,10 +2,11 @@ CREATE FUNCTION osgprod.ban_worker(p_project text, p_worker text, p_seconds int,
 RETURNS timestamptz
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
--- Bans a worker for a while, or lifts its ban.
+-- Bans a worker or a site for a while, or lifts its ban.
 -- Promise:    a repeated call sets a new end.
 -- Parameters: p_project  project name;  p_worker  host@address, as blocked_workers and the reports name it, or
---                        either alone: then every such worker
+--                        either alone: then every such worker; or site:NAME: then every worker of that site, as its jobs
+--                        name it
 --             p_seconds  how long from now on [s; 0 = unban: its failures until now no longer count against it]
 --             p_reason   what its jobs are answered
 -- Returns:    until when it is banned; now = unbanned
@@ -19,7 +20,7 @@ BEGIN
         RAISE EXCEPTION 'a worker and a time from 0 to 315360000 s are needed' USING ERRCODE = 'OG108',
             HINT = 'osgprod workers lists the names of the workers';
     END IF;
-    IF p_worker LIKE '%/%' AND p_seconds > 0 THEN
+    IF p_worker LIKE '%/%' AND p_worker NOT LIKE 'site:%' AND p_seconds > 0 THEN
         RAISE EXCEPTION 'worker % is a network', p_worker USING ERRCODE = 'OG108',
             HINT = 'a worker is a host, an address, or host@address; osgprod project set PROJECT subnet_pattern=... says who may ask';
     END IF;
@@ -43,4 +44,4 @@ END
 $fn$;
 
 COMMENT ON FUNCTION osgprod.ban_worker(text, text, int, text) IS
-'Bans a worker for p_seconds [s]; 0 lifts its ban. For osgprod_operator.';
+'Bans a worker, or all workers of a site, for p_seconds [s]; 0 lifts the ban. For osgprod_operator.';

@@ -6,13 +6,13 @@ AS $fn$
 -- Parameters: p_project  project name; NULL = all projects
 -- Returns:    at least one row a project, the worst first. level: bad (act now), attention (look at it) or well; what, one
 --             of: stalled, failing, answers, leases, without-progress, restarting, refused-requests, merges, failed-merges, quarantine,
---             contradicted, refused-workers, running-out, paused, draining, empty, waiting, done, healthy; what was found, and the command that helps
+--             contradicted, refused-workers, suspended-files, running-out, paused-itself, paused, draining, empty, waiting, done, healthy; what was found, and the command that helps
 -- Errors:     OG301 unknown project
 BEGIN
     PERFORM osgprod._get_project(p_project) WHERE p_project IS NOT NULL;
     RETURN QUERY
     WITH facts AS (
-        SELECT g.*, p.project_id, p.next_due_at, h.done, h.bad, h.all_reports, h.worst, l.idle,
+        SELECT g.*, p.project_id, p.next_due_at, p.paused_at, h.done, h.bad, h.all_reports, h.worst, l.idle,
                l.restarting, l.starts, a.answers, a.faults, a.refusals, a.worst_fault, a.worst_refusal,
                osgprod._patience(p.project_id) AS patience,
                EXISTS (SELECT FROM attempts t WHERE t.project_id = p.project_id) AS was_asked,
@@ -88,7 +88,18 @@ BEGIN
                 AND f.blocks_uncut + f.blocks_ready < f.done,
              format('%s blocks are left to assign, fewer than were done recently', f.blocks_uncut + f.blocks_ready),
              format('submit no more jobs; to load more files, name their runs: osgprod slices load %s --runs RUNS', f.project)),
-            ('attention', 'paused', f.state = 'paused', 'no work is assigned',
+            ('bad', 'paused-itself', f.pause_reason IS NOT NULL,
+             format('since %s UTC: %s', to_char(f.paused_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI'), f.pause_reason),
+             format('repair it; one job at a time tries, and a success resumes the project; not to wait for that: osgprod project resume %s',
+                    f.project)),
+            ('attention', 'suspended-files', f.files_suspended > 0,
+             (SELECT format('%s files; %s, since %s UTC: %s', f.files_suspended, w.filename,
+                            to_char(l.suspended_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI'), l.suspend_reason)
+                FROM loaded_files l JOIN rawdata w ON w.rawdata_id = l.rawdata_id
+               WHERE l.project_id = f.project_id AND l.suspended_at IS NOT NULL ORDER BY l.run, l.seqno LIMIT 1),
+             format('see which: osgprod files %s --state suspended; each resumes when one of its slices succeeds, or by: osgprod slices resume %s',
+                    f.project, f.project)),
+            ('attention', 'paused', f.state = 'paused' AND f.pause_reason IS NULL, 'no work is assigned',
              format('go on: osgprod project resume %s', f.project)),
             ('attention', 'draining', f.state = 'draining', 'no new work is assigned',
              format('go on: osgprod project resume %s', f.project)),

@@ -1,7 +1,7 @@
 CREATE FUNCTION osgprod.progress(p_project text DEFAULT NULL)
 RETURNS TABLE (project text, state text, files bigint, files_finished bigint, blocks bigint, blocks_done bigint,
     blocks_leased bigint, blocks_ready bigint, blocks_quarantined bigint, blocks_uncut bigint, merges_left bigint,
-    is_complete boolean)
+    is_complete boolean, files_suspended int, pause_reason text)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
 -- Returns the progress of each project without counting millions of slices: complete files count as a whole, slices are
@@ -9,14 +9,16 @@ AS $fn$
 -- Parameters: p_project  project name; NULL = all projects
 -- Returns:    a row a project; blocks = done + leased + ready (requeued) + quarantined + uncut (unallocated); merges_left:
 --             merges that are not done, those of files that are not complete included; is_complete: nothing is left to be
---             done, merges included
+--             done, merges included; files_suspended: NULL = none; pause_reason: why the project has paused itself, NULL =
+--             it has not
 -- Errors:     OG301 unknown project
 BEGIN
     PERFORM osgprod._get_project(p_project) WHERE p_project IS NOT NULL;
     RETURN QUERY
     SELECT p.name, p.state::text, f.files, f.finished, f.blocks,
            f.finished_blocks - q.in_finished + s.done, s.leased, s.ready, q.quarantined, f.open_blocks - s.cut,
-           m.merges_left, f.files > 0 AND f.files = f.finished AND m.merges_left = 0
+           m.merges_left, f.files > 0 AND f.files = f.finished AND m.merges_left = 0, nullif(p.nsuspended, 0),
+           p.pause_reason
       FROM projects p
      CROSS JOIN LATERAL osgprod._merges_left(p) AS m (merges_left)
      CROSS JOIN LATERAL (
