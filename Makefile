@@ -31,7 +31,7 @@ setup-dev: .venv/ready-dev
 demo: .venv/ready ## the whole story, from three new EVIO files to every event processed once
 	@$(BIN)/python -m shim.local.demo
 
-serve: .venv/ready ## the shim on 127.0.0.1, PORT=8080; without OSGPROD_DSN on a PostgreSQL of its own
+serve: .venv/ready ## the shim on 127.0.0.1, PORT=8080; without OSGPROD_DSN on its own PostgreSQL
 	@exec $(BIN)/osgprod serve --port $(PORT)
 
 migrate: .venv/ready ## bring the database that OSGPROD_DSN or libpq's variables name up to date
@@ -59,22 +59,22 @@ coverage: .venv/ready-dev ## the test suite, and how much of shim/ it runs; fail
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report --fail-under=$(COVERAGE)
 
-test-browser: .venv/ready-browser ## the tests of the dashboard in a real Chromium; says what is missing
+test-browser: .venv/ready-browser ## the tests of the dashboard in a real Chromium; names what it lacks
 	@tests/browser/have-chromium
 	$(BIN)/pytest -q -m browser tests/browser
 
-screenshots: .venv/ready-browser ## the pictures in docs/images anew
+screenshots: .venv/ready-browser ## remake the pictures in docs/images
 	@tests/browser/have-chromium
 	OSGPROD_SCREENSHOTS=1 $(BIN)/pytest -q -m browser tests/browser -k pictures
 
-test-grid: .venv/ready-dev ## HTCondor, XRootD, Apache for real (PART=condor ... for one); says what is missing
+test-grid: .venv/ready-dev ## HTCondor, XRootD, Apache for real (PART=condor ... for one); names what it lacks
 	$(BIN)/pytest -q -m grid --maxfail=5 $(if $(PART),tests/grid/test_$(PART).py,tests/grid)
 
 .ha/ready: .venv/ready-dev requirements-ha.txt
 	$(BIN)/pip --python /usr/bin/python3 install --quiet --upgrade --target .ha --require-hashes -r requirements-ha.txt
 	@touch $@
 
-test-ha: .ha/ready ## failover with Patroni and etcd for real; says what is missing
+test-ha: .ha/ready ## failover with Patroni and etcd for real; names what it lacks
 	$(BIN)/pytest -q -s -m ha --maxfail=3 tests/ha
 
 fuzz: .venv/ready-dev ## odd requests and broken files for 10 minutes each, FUZZ_S=600
@@ -124,7 +124,7 @@ format: .venv/ready-dev ## make the sources look as lint wants them
 	worker/lib/make-scripts
 	$(BIN)/shfmt -i 2 -w $(SHELL_FILES)
 
-lock: .venv/ready-dev ## work the pinned versions out anew from pyproject.toml
+lock: .venv/ready-dev ## pin the newest versions that pyproject.toml allows
 	$(BIN)/pip install --quiet uv
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \
 	    --no-emit-index-url pyproject.toml -o requirements.txt

@@ -89,7 +89,7 @@ def small() -> Grid:
 
 
 def run(grid: Grid, asked: Sequence[Way]) -> list[Outcome]:
-    """Run each way on a database of its own, two at a time.
+    """Run each way on its own database, two at a time.
 
     Parameters
     ----------

@@ -1,6 +1,6 @@
 """A production on a simulated grid: the real functions on a real PostgreSQL, in simulated time.
 
-Each checkout and each report of a job is a call of its own. Heartbeats are one batch of all jobs that run, at the
+Each checkout and each report of a job is a separate call. Heartbeats are one batch of all jobs that run, at the
 heartbeats' interval. Jobs that wait ask in one batch. Only the clock is simulated
 (grid_clock.sql), and what happens on the nodes.
 """
@@ -48,7 +48,7 @@ class Grid:
     evicted_s
         Mean time a job runs until it is evicted; it starts again, on the next slot that is free.
     poisoned
-        Share of blocks that fail whoever reads them.
+        Share of blocks that fail in each attempt.
     outage_s
         How long storage is away, from the middle of the ideal makespan on.
     files, blocks
@@ -173,7 +173,7 @@ class Simulation:
         self.outcome = Outcome(way.name, ideal_s=grid.ideal_s)
 
     def run(self) -> Outcome:
-        """Runs until all work is settled, and returns what was measured."""
+        """Runs until all work is settled, and returns the measurements."""
         for slot in self._slots:
             self._start_job(slot, self._lottery.uniform(0, self._grid.start_s), slot.job)
         self._push(self._heartbeat_s, "heartbeat", -1, 0)
@@ -400,7 +400,7 @@ class Simulation:
 
 
 def simulate(dsn: str, grid: Grid, way: Way) -> Outcome:
-    """Runs one way on a database of its own, and returns what was measured.
+    """Runs one way on its own database, and returns the measurements.
 
     Raises
     ------

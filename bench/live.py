@@ -2,7 +2,7 @@
 
 Two projects, one with LIVE live attempts, one with FEW. Batches of heartbeats and of checkout and report pairs go to
 both in alternation, on one connection, with durable commits. So the ratio tells what the number of live attempts costs,
-whatever else the machine does.
+under any load of the machine.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from shim.migrate import migrate
 from tests.support import World
 
 FILE_BLOCKS = 2000
-BATCH = 64  # the most that the shim calls together
+BATCH = 64  # the most calls that the shim puts into a batch
 ROUNDS = 15
 
 Database = psycopg.Connection[dict[str, Any]]

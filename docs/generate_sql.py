@@ -154,7 +154,7 @@ EXAMPLES: list[tuple[str, str]] = [
     ("remove_notify_target", "SELECT osgprod.remove_notify_target(p_name => 'mail')"),
 ]  # fmt: skip
 
-# Which functions go together, in the order of the story.
+# The functions by task, in the order of the story.
 CHAPTERS = (
     ("What a job asks", ("checkout_slice", "heartbeat", "report_exit")),
     ("What several jobs ask at once", ("checkout_slices", "heartbeats", "report_exits")),
@@ -335,7 +335,7 @@ def _wrapped(text: str) -> str:
 
 
 def _header(body: str) -> str:
-    """The header of a function as it stands in its source: promise, parameters, what comes back, errors."""
+    """The header of a function as its source has it: promise, parameters, result, errors."""
     match = re.match(r"\s*((?:[ \t]*--[^\n]*\n)+)", body)
     lines = (
         [line.strip().removeprefix("--").removeprefix(" ") for line in match.group(1).splitlines()]
@@ -403,7 +403,7 @@ def _columns(connection: Connection, name: str) -> list[dict[str, Any]]:
 
 
 def _errors() -> str:
-    """Each code with the messages that it comes with, as they stand in the functions."""
+    """Each code with its messages and hints, as the functions have them."""
     found: dict[str, dict[str, str]] = {}
     raised = re.compile(r"RAISE EXCEPTION\s+'((?:[^']|'')*)'(?:(?!RAISE).)*?ERRCODE = '(OG\d\d\d)'"
                         r"(?:,\s*HINT = (?:format\()?'((?:[^']|'')*)')?", re.DOTALL)  # fmt: skip
@@ -457,7 +457,7 @@ CONTENTS = """# The functions, by task
 
 A public function is in the file of its name. Private helpers (`_name`) are in the file of their only caller, or in
 `shared.sql` of the folder; the last table lists them. [CALLS.md](CALLS.md) shows which function calls which, for each
-request of a job. `types.sql` is loaded first, `grants.sql`, which says who may call what, last.
+request of a job. `types.sql` is loaded first, `grants.sql`, which has the rights of each role, last.
 
 People edit these files. [CONTRIBUTING.md](../../CONTRIBUTING.md) says how a database gets them, and how one function
 or all of them are rolled back. [docs/sql.md](../../docs/sql.md) has parameters, errors and examples,

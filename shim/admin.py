@@ -309,7 +309,7 @@ def load_slices(
     dry_run : bool
         Only tell what would be loaded, and foretell what it will take.
     cores : int
-        Of a job, for what is foretold.
+        Of a job, for the forecast.
 
     Returns
     -------

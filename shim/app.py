@@ -86,7 +86,7 @@ async def _call(request: Request, function: str, arguments: dict[str, Any]) -> d
 
 
 def _held(held: Mapping[str, tuple[str, Template | None]], fault: dict[str, str]) -> dict[str, Any]:
-    """What checkout_slice wants to know of the templates at hand."""
+    """The arguments of checkout_slice that describe the templates which this process holds."""
     digests = {name: template.digest for name, template in held.values() if template}
     return {"workscript": held["slice"][0], "templates": fault | digests}
 

@@ -175,7 +175,7 @@ def _shut_down(connection: psycopg.AsyncConnection[Any]) -> None:
 
 
 POOLER_HINT = (
-    "name the server itself in OSGPROD_DSN, since the shim has a pool of its own;"
+    "name the server itself in OSGPROD_DSN, since the shim has its own pool;"
     " or use PgBouncer with pool_mode = session"
 )
 
@@ -214,7 +214,7 @@ async def pooling(dsn: str) -> str:
         try:
             async with await connect_apart(dsn, "osgprod probe") as two:
                 # Two connections that are open at the same time have a session each. A pooler in transaction mode gives
-                # both the session that is free; where others take it meanwhile, the sessions of one connection differ.
+                # both the session that is free; where others take it in between, the sessions of one connection differ.
                 with hang_up_after(two, PROBE_S):
                     pairs = [(await _session_of(one), await _session_of(two)) for _ in range(PROBES)]
         except psycopg.OperationalError:  # it waits for a free session: it would leave it to us

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class OperatorError(Exception):
-    """One line that says what is wrong, and a hint of what to do.
+    """One line that names the problem, and a hint what to do.
 
     Parameters
     ----------

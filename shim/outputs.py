@@ -106,10 +106,10 @@ def check(
     what: str | None = None,
     dry_run: bool = False,
 ) -> dict[str, int]:
-    """Compare what is delivered with what storage says of it.
+    """Compare the delivered files with what storage says of them.
 
     Merged files are compared, and the outputs of slices that are in no merged file yet: the others are needed no more.
-    An interrupted check has requeued what it had found; run it again for the rest.
+    An interrupted check has requeued its findings so far; run it again to go on.
 
     Parameters
     ----------

@@ -25,9 +25,9 @@ class Found(NamedTuple):
     Parameters
     ----------
     fault : str
-        Empty: the file is as recorded. Else what is wrong.
+        Empty: the file is as recorded. Otherwise the difference.
     is_known : bool
-        False: storage did not say, so that the fault is no reason to do the work again.
+        False: storage did not answer, and nothing must be done again for that.
     """
 
     fault: str
@@ -56,7 +56,7 @@ class Storage:
             connection.close()
 
     def compare(self, url: str | None, size: int | None, adler32: str | None) -> Found:
-        """Compare a file with what is recorded of it.
+        """Compare a file with its record.
 
         Parameters
         ----------
@@ -104,7 +104,7 @@ class Storage:
             if response.status in (301, 302, 303, 307, 308):
                 url = urljoin(url, response.getheader("Location", ""))
                 if urlsplit(url).scheme not in ("http", "https"):
-                    return Found("redirected to what is not http", False)
+                    return Found("redirected to another scheme than http", False)
                 continue
             if response.status in GONE:
                 return Found("is not there")
@@ -116,7 +116,7 @@ class Storage:
         return Found(f"more than {MAX_REDIRECTS} redirections", False)
 
     def _ask(self, scheme: str, host: str, target: str, headers: dict[str, str]) -> http.client.HTTPResponse:
-        """Make a request on this thread's connection to a host; an old connection may have been closed meanwhile."""
+        """Make a request on this thread's connection to a host; the host may have closed an old connection."""
         mine, key = self._local.__dict__, f"{scheme}://{host}"
         for is_last in (False, True):
             connection = mine.get(key)

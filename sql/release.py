@@ -2,7 +2,7 @@
 
 A snapshot is the migration that gives a database the functions of ``sql/functions``. Its rollback gives it those of the
 previous snapshot. Each version has one: until the version in pyproject.toml is raised, the newest snapshot is written
-anew, as long as no other migration came after it.
+again, as long as no other migration came after it.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def release(sql: Path = SQL_FOLDER, version: str | None = None) -> str:
     Returns
     -------
     str
-        One line that says what was done.
+        One line that says what happened.
     """
     migrations, functions = sql / "migrations", sql / "functions"
     files = [path for path in sorted(migrations.glob("[0-9]*.sql")) if path.suffixes == [".sql"]]

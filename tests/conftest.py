@@ -65,7 +65,7 @@ def another(databases: Databases) -> Iterator[str]:
 
 @pytest.fixture
 def db(dsn: str, request: pytest.FixtureRequest) -> Iterator[psycopg.Connection[dict[str, Any]]]:
-    """A connection as the superuser; at the end everything is recounted, whatever the test did."""
+    """A connection as the superuser; at the end everything is recounted."""
     deep = request.node.get_closest_marker("history_by_hand") is None
     with connect(dsn) as connection:
         yield connection

@@ -1,6 +1,6 @@
 """A production in full swing, put into the tables by SQL: as large as wished, in seconds.
 
-Files are finished in order, some are in flight, the rest is untouched; attempts and reports fit the slices, so that
+Files are finished in order, some are in flight, the others untouched; attempts and reports fit the slices, so that
 verify() finds nothing.
 """
 
@@ -34,7 +34,7 @@ SELECT p.project_id, f.rawdata_id, f.run, f.seqno, 1, %(blocks)s + 1,
             ELSE 'pending' END::osgprod_data.file_state, now() - interval '9 days'
   FROM placed f, osgprod_data.projects p WHERE p.name = %(project)s
 """
-# In flight: every ninth slice is leased, and one in 23 has come back.
+# In flight: every ninth slice is leased, and one in 23 was requeued.
 _SLICES = """
 INSERT INTO osgprod_data.slices (project_id, rawdata_id, block1, block2, follows, run, seqno, state, is_ready,
        not_before, failures, cluster, process, nstart, opened_at, due_at, progress_at, bytes_fetched, cpu_s)

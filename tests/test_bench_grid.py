@@ -35,7 +35,7 @@ def test_production_functions_have_no_other_clock_than_the_servers(
 
 
 def test_functions_live_in_simulated_time_alone(dsn: str) -> None:
-    """Whatever a run writes, it writes at a simulated time, although the run takes seconds."""
+    """A run writes everything at a simulated time, although it takes seconds."""
     grid = replace(bench_grid.small(), workers=5, files=1, blocks=20)
     simulation = Simulation(dsn, grid, Way("one", 2))
     outcome = simulation.run()

@@ -256,7 +256,7 @@ def confirm(question: str, is_certain: bool, hint: str) -> None:
     Raises
     ------
     OperatorError
-        The answer is no, or the standard input is no terminal.
+        The answer is no, or the standard input is not a terminal.
     """
     if is_certain:
         return
@@ -272,7 +272,7 @@ def read_magic(source: str | None) -> str | None:
     Parameters
     ----------
     source : str or None
-        A file; '-': a prompt, or the standard input where that is no terminal; None: the variable OSGPROD_MAGIC.
+        A file; '-': a prompt, or the standard input where that is not a terminal; None: the variable OSGPROD_MAGIC.
 
     Raises
     ------

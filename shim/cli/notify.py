@@ -128,7 +128,7 @@ def notify() -> None:
 def notify_add(name: str, place: str, project: str | None, events: tuple[str, ...], dry_run: bool) -> None:
     """Add a target, or change it. PLACE says where its address is: env:VARIABLE or file:/PATH.
 
-    The address is one of Apprise's URLs (https://appriseit.com). It holds secrets, so it is not stored in the database.
+    The address is one of Apprise's URLs (https://appriseit.com). It holds secrets, so the database does not store it.
     """
     change("add_notify_target", dry_run, name=name, place=place, project=project, events=list(events) or None)
     if dry_run:
@@ -165,7 +165,7 @@ def notify_test(name: str) -> None:
 
 
 @notify.command("run")
-@click.option("--once", is_flag=True, help="Deliver what is waiting, and end; for cron.")
+@click.option("--once", is_flag=True, help="Deliver the waiting notifications, and end; for cron.")
 @click.option(
     "--interval", type=click.IntRange(1, 3600), default=30, show_default=True, help="Seconds between looks."
 )

@@ -35,7 +35,7 @@ def outputs() -> None:
 def outputs_list(
     project: str, runs: list[int] | None, what: str | None, history: bool, form: str | None, limit: int
 ) -> None:
-    """List what was delivered: URL, size, checksum, events, and what made it.
+    """List the delivered files: URL, size, checksum, events, and the software that made them.
 
     With --csv, --json or --urls any number of rows is written, and --limit does not apply.
     """
@@ -56,7 +56,9 @@ def outputs_list(
 @runs_option
 @click.option("--merged", "what", flag_value="merged", help="Only merged files.")
 @click.option("--slices", "what", flag_value="slices", help="All outputs of slices, merged or not.")
-@click.option("--requeue", is_flag=True, help="Do again what is gone or differs.")
+@click.option(
+    "--requeue", is_flag=True, help="Process again the slices and merges whose files are gone or differ."
+)
 @click.option(
     "--threads", type=click.IntRange(1, 256), default=16, show_default=True, help="Questions at a time."
 )
@@ -73,7 +75,7 @@ def outputs_check(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Compare what was delivered with what storage says: is it there, with its size and checksum?
+    """Compare the delivered files with storage: is each there, with its size and checksum?
 
     Merged files are compared, and the outputs of slices that are in none yet. Ctrl-C ends it safely. The exit code is
     1 when something is gone or differs. --requeue --dry-run counts what --requeue would requeue.
@@ -96,7 +98,7 @@ def outputs_check(
     "-o", "--output", type=click.File("w", lazy=True), default="-", help="File; default: standard output."
 )
 def outputs_manifest(project: str, runs: list[int] | None, output: TextIO) -> None:
-    """Write what was delivered as JSON: outputs with sizes, checksums, events, blocks and versions, file by file."""
+    """Write the delivered files as JSON, with sizes, checksums, events, blocks and versions."""
     counts = delivered.manifest(project, runs, output)
     if output is not sys.stdout:
         click.echo(f"{counts['outputs']} outputs of {counts['files']} files", err=True)

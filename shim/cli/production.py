@@ -89,7 +89,7 @@ def estimate(project: str, hours: int | None, as_json: bool) -> None:
     rows = look("estimate", project=project, hours=hours)
     show(rows, as_json)
     if not as_json and rows[0]["ends_at"] is None:
-        click.echo("nothing was done in these hours, so there is no estimate", err=True)
+        click.echo("nothing was done in these hours, so nothing can be estimated", err=True)
 
 
 @osgprod.command()
@@ -309,7 +309,7 @@ def operations(project: str | None, hours: int | None, limit: int, as_json: bool
 @limit_option()
 @as_json
 def find(text: str, limit: int, as_json: bool) -> None:
-    """Find whatever TEXT names, with the command that shows more.
+    """Find what TEXT names, with the command that shows more.
 
     A job (4711.0), a cluster (4711), a run (90001), a file (hd_rawdata_090001_003), a worker (wn17), a site, a project.
     """

@@ -91,7 +91,7 @@ def project_set_magic(project: str, magic_file: str | None, overlap: int, dry_ru
 @dry
 @as_json
 def project_set(project: str, assignments: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
-    """Change settings, like lease_s=3600, and show what was changed. An empty value means none."""
+    """Change settings, like lease_s=3600, and show the changes. An empty value means none."""
     values: dict[str, Any] = {}
     for setting in assignments:
         name, equals, value = setting.partition("=")

@@ -110,7 +110,7 @@ def serve(
 
 
 def _look_for_database(say: Callable[[str], None]) -> None:
-    """Say what is wrong with the database. The shim starts all the same: the database may come up later.
+    """Name the problem of the database. The shim starts all the same: the database may come up later.
 
     Raises
     ------
@@ -204,7 +204,7 @@ def data_folder(settings: Settings) -> Path:
 
 
 def seed(dsn: str, folder: Path, say: Callable[[str], None]) -> None:
-    """Make the demo project with its files and work script, when there is no project yet.
+    """Make the demo project with its files and work script, unless a project exists.
 
     Parameters
     ----------

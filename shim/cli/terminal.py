@@ -271,7 +271,7 @@ def _duration(seconds: float) -> str:
 
 
 class Bar:
-    """A progress bar on the standard error output, with rate and ETA; silent where that is no terminal."""
+    """A progress bar on the standard error output, with rate and ETA; silent where that is not a terminal."""
 
     def __init__(self, label: str, total: int, unit: str) -> None:
         console = Console(stderr=True)

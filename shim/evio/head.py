@@ -81,7 +81,7 @@ def read_head(
     """
     control, others, first = _walk(nblocks, events_of)
     if first is None and others:
-        first = others[0]  # no physics is found: what is unknown is the work
+        first = others[0]  # no physics is found: events of unknown tags are the work
         control = [event for event in control if event.begin < first.begin]
         others = []
     if first is None and nblocks == 1:

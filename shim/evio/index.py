@@ -186,7 +186,7 @@ class _Reader:
         self._order: Literal["big", "little"] = "big"
         self._header = struct.Struct(">8I")
         self._length = struct.Struct(">I")
-        self._ahead = (0, b"")  # offset, and what was read there
+        self._ahead = (0, b"")  # offset, and the bytes that were read there
         self._version = VERSION
         self._header_words = HEADER_WORDS
         self._begin = 0  # of the first block
@@ -503,7 +503,7 @@ class _Reader:
         return following
 
     def _near(self, offset: int, length: int) -> bytes:
-        """As _bytes, for what is read in small steps: one read serves many."""
+        """As _bytes, for small steps: one read serves many."""
         begin, data = self._ahead
         if not begin <= offset <= offset + length <= begin + len(data):
             data = self._bytes(offset, min(max(length, READ_AHEAD_BYTES), self._size - offset))

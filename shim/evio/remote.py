@@ -143,7 +143,7 @@ class HttpFile:
                 self._drop()
                 raise EvioError(f"{self.name}: the server sends another range than the one asked for")
             return response.read(length), int(match[1])
-        self._drop()  # with whatever the answer holds
+        self._drop()  # with the unread part of the answer
         is_empty = response.status == 200 and response.getheader("Content-Length") == "0"
         if is_empty or (response.status == 416 and offset == 0):  # an empty file has no range
             return b"", 0

@@ -30,7 +30,7 @@ def name_pattern(text: str) -> re.Pattern[str]:
     Raises
     ------
     EvioError
-        It is no regular expression with the groups run and seqno.
+        It is not a regular expression with the groups run and seqno.
     """
     try:
         pattern = re.compile(text, re.ASCII)

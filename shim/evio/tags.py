@@ -1,4 +1,4 @@
-"""The tags of GlueX's events: what is physics, what is run control. Knows no file.
+"""The tags of GlueX's events: physics, and run control. Knows no file.
 
 Sources: CODA 3 event tags; halld_recon, HDEVIO.cc and DEVIOWorkerThread.cc, for those of the CDAQ (November 2018 to
 January 2020).

@@ -76,7 +76,7 @@ class TrustedProxies:
 
 @functools.lru_cache(maxsize=4096)
 def plain(text: str) -> str | None:
-    """Returns an address as PostgreSQL writes it: v4-mapped ones as IPv4, no zone; None for what is none."""
+    """Returns an address as PostgreSQL writes it: v4-mapped ones as IPv4, no zone; None for any other text."""
     try:
         address = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:

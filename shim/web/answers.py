@@ -55,7 +55,7 @@ class Answers:
             self._messages[key] = message
 
     def take(self) -> list[dict[str, Any]]:
-        """Return what was counted, as note_answers() takes it, and count from 0 again."""
+        """Return the counts, as note_answers() takes them, and count from 0 again."""
         rows = [
             {
                 "minute": minute,
@@ -88,7 +88,7 @@ class Answers:
 
 
 def cause(error: Exception) -> tuple[str, str]:
-    """Return the reason of an answer to a request that failed, as one word, and a line without secrets.
+    """Return the reason of an answer to a request that failed, without spaces, and a line without secrets.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
 """Batches calls of one function that arrive at the same time: one statement, one transaction, one commit.
 
 What a call costs beside its own work (a round trip, a transaction that begins, a commit that waits for the disk) is
-paid once for all of them. Nobody waits for others to come: what is there goes as soon as a lane is free.
+paid once for all of them. No call waits for others to arrive: those that are there go as soon as a lane is free.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class CallError(Exception):
 
 
 class AnswerMismatch(psycopg.OperationalError):
-    """What came back is no answer to what was asked, as through a pooler that crosses prepared statements."""
+    """The answer is not one to the question, as through a pooler that crosses prepared statements."""
 
 
 @dataclass(eq=False)

@@ -1,6 +1,6 @@
 """uvicorn's HTTP protocol with an end to what a connection may send, and to how long it may take for that.
 
-uvicorn with httptools takes request heads of any length, and waits for the rest of a request for ever: clients that
+uvicorn with httptools takes request heads of any length, and waits for the end of a request for ever: clients that
 send a byte a minute, or one that never ends its head, would use up the connections or the memory.
 """
 

@@ -26,7 +26,7 @@ FORWARDED = ("x-forwarded-for", "x-real-ip", "forwarded", "via", "x-forwarded-ho
 
 
 class Guard:
-    """Decides who may see the dashboard.
+    """Decides which callers may see the dashboard.
 
     Parameters
     ----------

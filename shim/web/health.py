@@ -11,7 +11,7 @@ from psycopg_pool import AsyncConnectionPool
 from shim import database
 from shim.web.batches import Batches
 
-WRITE_S = 5.0  # a write that succeeded stands for so long: whoever asks more often gets its result
+WRITE_S = 5.0  # for so long the result of a write is repeated to those who ask more often
 TIMEOUT_S = 3.0  # of each question; a load balancer waits little longer
 
 

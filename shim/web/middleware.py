@@ -41,7 +41,7 @@ class Surround:
     metrics : Metrics
         Counters of this process.
     answers : Answers
-        What health is told of.
+        Counts what jobs are answered, for health.
     """
 
     def __init__(
@@ -142,5 +142,5 @@ def plain_text(body: bytes, status: int = 200, headers: Mapping[str, str] | None
 
 @functools.lru_cache(maxsize=64)
 def _logged(path: str) -> str:
-    """A path for the log: one word, without a query, since a query may hold secrets."""
+    """A path for the log, without spaces, and without the query, which may hold secrets."""
     return ascii_text(re.split("[?;&]", path[:300], maxsplit=1)[0]).replace(" ", "?")

@@ -21,7 +21,7 @@ class Parameter(NamedTuple):
         What it is. The database decides which values are allowed (docs/protocol.md).
     is_core : bool
         A request is rejected when this parameter can't be read. Of all others what can be kept is kept, and the answer
-        names what was ignored or changed.
+        names the parameters that were ignored or changed.
     most : int or None
         Characters that the database keeps at most; None = no text, or checked by the database.
     """

@@ -1,6 +1,6 @@
 """The parameters of a request: taken apart, decoded, bounded in size; what they mean is the database's to decide.
 
-The table ``openapi.PARAMETERS`` says which parameters are the core of a request (who asks, for which attempt, how it
+The table ``openapi.PARAMETERS`` says which parameters are the core of a request (the caller, the attempt, how it
 ended). A core parameter that can't be read rejects the request. Every other one is decoration: what can be kept of it
 is kept, all else is ignored, and a note in the answer says so. A job must never lose its report over a log line.
 """
@@ -110,7 +110,7 @@ def parse_query(query: bytes) -> tuple[dict[str, Any], list[str]]:
     """
     values: dict[str, Any] = {}
     notes: list[str] = []
-    is_core = True  # of the parameter before: a part without '=' is the rest of its value, cut by a bare '&'
+    is_core = True  # of the parameter before: a part without '=' is the end of its value, cut by a bare '&'
     for item in query.removesuffix(b";").split(b"&"):
         if not item:
             continue
@@ -140,7 +140,7 @@ def parse_query(query: bytes) -> tuple[dict[str, Any], list[str]]:
 
 
 def _value(text: bytes, parameter: openapi.Parameter) -> tuple[str | int | None, str]:
-    """One value as far as it can be kept, and what is wrong with it; '' = nothing."""
+    """One value as far as it can be kept, and its fault; '' = none."""
     fault = ""
     if not text.isalnum():  # letters and digits of ASCII, as most values are, mean themselves
         text = text.replace(b"+", b" ")

@@ -13,7 +13,7 @@ from tests.support import World
 
 
 def assemble(data: bytes, pieces: str) -> bytes:
-    """Put the pieces of an answer together."""
+    """Join the pieces of an answer."""
     parts = []
     for piece in pieces.split("\n"):
         kind, first, *more = piece.split()

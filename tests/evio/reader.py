@@ -51,7 +51,7 @@ def read_events(data: bytes) -> list[Event]:
             raise Unreadable(f"no whole block at {at}")
         if count == 0:
             if end != len(data) or length != 8 or not info & 1 << 9:
-                raise Unreadable(f"an empty block at {at} that is no trailer: C and HDEVIO stop there")
+                raise Unreadable(f"an empty block at {at} that is not a trailer: C and HDEVIO stop there")
             return found
         if is_last:
             raise Unreadable(f"events behind the last block at {at}")

@@ -1,4 +1,4 @@
-"""Which files are online, on tape or gone: what storage says, what is recorded, and that jobs skip what is on tape."""
+"""Which files are online, on tape or gone: what storage says, and that jobs skip files on tape."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of EVIO 6: each slice is a file of its own, with the file's user header, and holds each event exactly once."""
+"""Files of EVIO 6: each slice is a separate file, with the file's user header, and holds each event exactly once."""
 
 from __future__ import annotations
 
@@ -21,9 +21,7 @@ from tests.worker.test_fetch import NODE_FAULT
 from tests.worker.test_fetch import call as bash
 
 NAME = "hd_rawdata_000001_000.evio"
-DICTIONARY = (
-    b"<xmlDict></xmlDict>\n\n\n"  # its length is no multiple of 4: the first event behind it is not aligned
-)
+DICTIONARY = b"<xmlDict></xmlDict>\n\n\n"  # its length is not a multiple of 4: the first event behind it is not aligned
 CHECK = (
     'osgprod_source_url=u; check_slice slice "$(size_of slice)" "$1" && echo good || not_fetched "$damage"'
 )

@@ -132,7 +132,7 @@ FILES = {
         ],
         2,
     ),
-    "dictionary in a block of its own": (
+    "dictionary alone in a block": (
         [
             block(1, [], dictionary=DICTIONARY),
             block(2, [BOR]),

@@ -338,7 +338,7 @@ def test_graceful_restarts_of_mod_wsgi_leave_no_connection_behind(wsgi: Apache, 
     for _ in range(10):
         wsgi.graceful()
         assert wsgi.get("/osgprod/healthz").status_code == 200
-    # The former processes end in their own time; what is left is that of as many processes as before.
+    # The former processes end in their own time; then as many processes as before are left.
     end = time.monotonic() + 60
     while (now := connections()) > max(most, 2 * MIN_CONNECTIONS):
         assert time.monotonic() < end, f"{now} connections, {most} before"

@@ -119,7 +119,7 @@ def test_production_ends_with_each_output_there_once_whatever_happens_to_its_job
     pool.wait(120, "too few jobs get a slice", lambda: len(leased(world)) >= 12)
 
     def one_more(name: str, act: Callable[[int], bool]) -> bool:
-        """Does it to a job that has just begun and is no victim yet; one that has ended can't be chosen anything."""
+        """Does it to a job that has just begun and is not a victim yet; one that has ended can't be chosen anything."""
         fresh = set(leased(world, begun_within_s=5)) - {n for those in victims.values() for n in those}
         chosen = next(filter(act, sorted(fresh, reverse=True)), None)
         if chosen is not None:
@@ -161,7 +161,9 @@ def test_production_ends_with_each_output_there_once_whatever_happens_to_its_job
         assert [row["state"] for row in rows] == ["done"]
         assert rows[0]["process"] != process, "another job did it"
 
-    outputs = sorted((xrootd.data / "outputs").glob("job_*.tar.gz"))  # a crash may leave what was being sent
+    outputs = sorted(
+        (xrootd.data / "outputs").glob("job_*.tar.gz")
+    )  # a crash may leave a part that was being sent
     urls = world.db.execute("SELECT output_url FROM osgprod_data.reports WHERE outcome = 'done'").fetchall()
     assert sorted(row["output_url"].rpartition("/")[2] for row in urls) == [path.name for path in outputs]
     assert events_in(outputs) == Counter(range(1, events + 1))

@@ -1,4 +1,4 @@
-"""The disk of the database is full under load: jobs wait, everybody is told, and it goes on by itself."""
+"""The disk of the database is full under load: jobs wait, health says so, and it goes on by itself."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SIZE_MB, FULL_S, PATIENCE_S = 160, 3.0, 60.0
 
 
 class PatientTraffic(Traffic):
-    """Jobs that begin no new work once they are told to stop."""
+    """Jobs that begin no new work after stop()."""
 
     is_stopped = False
 
@@ -32,7 +32,7 @@ class PatientTraffic(Traffic):
 
 @pytest.fixture
 def small_disk() -> Iterator[Path]:
-    """A file system of its own; mounting one takes root."""
+    """A separate file system; mounting one takes root."""
     folder = Path(tempfile.mkdtemp(prefix="osgprod-disk-", dir="/tmp"))
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={SIZE_MB}m,mode=755", "none", str(folder)], capture_output=True
@@ -87,7 +87,7 @@ def test_full_disk_of_the_database_loses_nothing_and_heals_by_itself(
         with connect(server.dsn) as db:
             assert call(db, "verify", project="p", deep=True) == []
             done = db.execute("SELECT count(*) AS n FROM osgprod_data.slices WHERE state = 'done'").fetchone()
-        assert done and done["n"] == len(traffic.blocks), "told done = done"
+        assert done and done["n"] == len(traffic.blocks), "answered done = done"
     finally:
         server.stop()
 

@@ -49,7 +49,7 @@ def test_pooler_that_gives_each_transaction_another_session_is_refused_by_name(
     assert "pool_mode = session" in ended.stderr and "Traceback" not in ended.stderr
 
     monkeypatch.setattr("shim.database.CONNECTION_WAIT_S", 1.0)
-    with LiveShim(pooled, folder / "www") as shim:  # as inside Apache: it starts whatever the database is
+    with LiveShim(pooled, folder / "www") as shim:  # as inside Apache: it starts with any database
         shim.add_template("p")
         assert (shim.checkout(1).status_code, shim.raw("healthz").status_code) == (503, 503)
     assert direct.db.execute("SELECT FROM osgprod_data.attempts").fetchall() == []
@@ -97,7 +97,7 @@ def test_report_that_a_pooler_runs_as_a_heartbeat_is_not_answered_as_a_success(
             answer = shim.report(n, token=tokens[n])
             return answer.headers.get("Osgprod-Status") if answer.status_code == 200 else None
 
-        told = list(jobs.map(beat_and_report, range(JOBS)))
-    assert set(told) <= {"done", None}
+        answers = list(jobs.map(beat_and_report, range(JOBS)))
+    assert set(answers) <= {"done", None}
     rows = direct.db.execute("SELECT process FROM osgprod_data.reports WHERE outcome = 'done'").fetchall()
-    assert {n for n, status in enumerate(told) if status} <= {row["process"] for row in rows}
+    assert {n for n, status in enumerate(answers) if status} <= {row["process"] for row in rows}

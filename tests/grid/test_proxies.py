@@ -22,7 +22,7 @@ from tests.grid.test_apache import world as world  # a fixture
 from tests.grid.xrootd import make_certificate
 from tests.support import CHECKOUT, World
 
-# Commands, and what stands around the shipped file.
+# Commands, and the settings around the shipped file.
 NGINX = "{user}\ndaemon off;\npid {folder}/pid;\nerror_log {folder}/error.log;\nevents {{ }}\nhttp {{\n{shipped}\n}}\n"
 HAPROXY = "global\n  log stdout format raw local0\ndefaults\n  log global\n{shipped}\n"
 PAUSE_S, PAUSES, CLIENTS = 5.0, 3, 8  # uvicorn's own keep-alive time is 5 s

@@ -108,7 +108,7 @@ class XRootD:
             self._stop()
 
     def crash(self) -> None:
-        """Ends it like a fault of its own; it is there again a moment later."""
+        """Ends it as a fault would; it is there again a moment later."""
         with self._lock:
             assert self._process is not None
             self._process.kill()

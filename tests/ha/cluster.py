@@ -132,7 +132,7 @@ class Node:
 
     def kill(self) -> None:
         """As when the power fails: every process of the node ends at once."""
-        for _ in range(3):  # what was forked meanwhile
+        for _ in range(3):  # processes that were forked since
             self.signal(signal.SIGKILL)
         if self._process:
             self._process.wait()

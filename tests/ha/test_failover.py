@@ -1,4 +1,4 @@
-"""The product on a cluster of three PostgreSQL nodes: what jobs are told, and what is lost, when the primary goes."""
+"""The product on a cluster of three PostgreSQL nodes: the answers to jobs, and the losses, when the primary goes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ pytestmark = [pytest.mark.ha, pytest.mark.timeout(200 + 250 * ROUNDS)]
 
 
 class ClusterTraffic(Traffic):
-    """Jobs that ask either of two shims, and go on through whatever happens to the database."""
+    """Jobs that ask either of two shims, and go on through all that happens to the database."""
 
     def __init__(self, ports: list[int], chance: random.Random) -> None:
         super().__init__(ports[0], chance, CLIENTS, work_s=0.2)
@@ -202,9 +202,9 @@ def test_with_synchronous_replication_a_failover_loses_nothing_and_does_nothing_
     with capsys.disabled():
         print(f"\n{name}: " + "; ".join(f"primary after {p:.1f} s, work after {f:.1f} s" for p, f in figures)
               + f"; answers {dict(sorted(traffic.statuses.items()))} (0 = none)")  # fmt: skip
-    told = by_file_name(traffic.blocks)
-    assert set(told) == done_blocks(dsn), "told done = done"
-    assert max(told.values()) == 1, "no block is done twice"
+    answered = by_file_name(traffic.blocks)
+    assert set(answered) == done_blocks(dsn), "answered done = done"
+    assert max(answered.values()) == 1, "no block is done twice"
     assert traffic.statuses[500] == 0
     for patroni_s, first_s in figures:
         assert first_s - patroni_s < BEYOND_PATRONI_S, figures
@@ -246,15 +246,15 @@ def test_with_a_standby_that_lagged_what_was_lost_is_done_again_and_jobs_get_def
                 print(
                     *(n.log_tail() for n in standbys), (tmp_path / "shim.log").read_text()[-5000:], sep="\n"
                 )
-        told = by_file_name(traffic.blocks)
+        answered = by_file_name(traffic.blocks)
         done = done_blocks(dsn)
         with capsys.disabled():
-            again = sum(times - 1 for times in told.values())
+            again = sum(times - 1 for times in answered.values())
             print(
-                f"\nlagging standby: {again} blocks were told done, lost, and done again;"
+                f"\nlagging standby: {again} blocks were answered done, lost, and done again;"
                 f" {traffic.superseded} outputs do not count; answers {dict(sorted(traffic.statuses.items()))}"
             )
     assert len(done) == 6000, "every block is done"
-    assert set(told) == done
+    assert set(answered) == done
     assert again >= 250, "the standby really lagged"
     assert traffic.statuses[500] == 0

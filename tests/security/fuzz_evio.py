@@ -24,7 +24,7 @@ from tests.support import CHECKOUT
 
 MEMORY_BYTES = 512 << 20
 FILE_S = 5
-REAL_FILES = CHECKOUT.parent / "shared" / "data"  # real files of the experiment, where they are at hand
+REAL_FILES = CHECKOUT.parent / "shared" / "data"  # real files of the experiment, where they exist
 WORDS = [
     0,
     1,

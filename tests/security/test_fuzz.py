@@ -265,7 +265,7 @@ def fuzz_http(world: World, shim: LiveShim, caplog: pytest.LogCaptureFixture) ->
 
 
 def test_every_file_gives_an_index_or_one_line(tmp_path: Path) -> None:
-    """In a process of its own, with an end to its memory and to the time of each file; pytest keeps the file."""
+    """In a separate process, with an end to its memory and to the time of each file; pytest keeps the file."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.security.fuzz_evio", str(FUZZ_S), str(random.randrange(1 << 32))],
         cwd=CHECKOUT, capture_output=True, text=True, timeout=FUZZ_S + 60,

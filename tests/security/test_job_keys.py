@@ -165,7 +165,7 @@ def test_restart_proof_key_gives_the_slice_of_a_keyless_attempt_to_nobody(grid: 
 def test_restart_proof_none_gives_the_slice_of_a_keyless_attempt_to_whoever_names_the_job(
     grid: World,
 ) -> None:
-    """What a stolen magic can do under this setting: the victim is told to stop, and the thief's report counts."""
+    """What a stolen magic can do under this setting: the victim must stop, and the thief's report counts."""
     grid.set(restart_proof="none")
     mine = grid.checkout(0, **VICTIM)
     stolen = grid.checkout(0, **THIEF)

@@ -1,6 +1,6 @@
 """Who may call and touch what, tried by real logins and asserted over the catalog.
 
-A new function, view or table fails here until the matrix below has a row for it, which says who may use it.
+A new function, view or table fails here until the matrix below has a row for it, which says which roles may use it.
 """
 
 from __future__ import annotations
@@ -210,7 +210,7 @@ def test_each_function_follows_the_rules(db: psycopg.Connection[dict[str, Any]])
         assert not any(item.startswith("=") for item in row["acl"].strip("{}").split(",")), name
         if allowed.get(name):
             assert row["definer"], f"{name}: granted, so it must run with its owner's rights"
-            assert row["settings"], f"{name}: no search_path of its own"
+            assert row["settings"], f"{name}: no search_path"
             paths = [s.removeprefix("search_path=") for s in row["settings"] if s.startswith("search_path=")]
             assert paths and paths[0].replace(" ", "").startswith("pg_catalog,"), name
             assert paths[0].replace(" ", "").endswith(",pg_temp"), f"{name}: pg_temp has to be last"

@@ -87,9 +87,9 @@ def run(script: bytes, folder: Path, *arguments: str) -> subprocess.CompletedPro
 
 
 def check(world: World, shim: LiveShim, folder: Path, prefix: str, path: str, number: int) -> None:
-    """Stores a prefix and a path, fetches a job's script, runs it, and compares each value with what was stored."""
+    """Stores a prefix and a path, fetches a job's script, runs it, and compares each value with the stored one."""
     world.set(strip_prefix="", maxblockspercore=2)
-    # set_project refuses what no job could read. Without a slash in it the prefix is no list.
+    # set_project refuses what no job could read. Without a slash in it the prefix is not a list.
     prefix = "/" + prefix.replace("/", "_")
     world.db.execute("UPDATE osgprod_data.projects SET xrootd_prefix = %s", (prefix,))
     register(world, path, number)

@@ -724,7 +724,7 @@ def test_versions_that_took_part_are_shown_with_the_project(run: Run, world: Wor
 def test_estimate_of_nothing_says_so(run: Run, world: World) -> None:
     world.with_project("new").add_file(3)
     result = run("estimate", "new")
-    assert result.exit_code == 0 and "there is no estimate" in result.stderr
+    assert result.exit_code == 0 and "so nothing can be estimated" in result.stderr
 
 
 def test_watch_listens_again_when_the_connection_was_cut(world: World) -> None:
@@ -857,7 +857,7 @@ def test_times_of_a_table_are_local_when_asked(
     time.tzset()
     try:
         assert re.search(r"\d\d:\d\d:\d\d E[SD]T", run("attempts", "p", "--local").stdout)
-        assert re.search(r"\d\d:\d\d:\d\dZ", run("attempts", "p").stdout), "the next command is not told"
+        assert re.search(r"\d\d:\d\d:\d\dZ", run("attempts", "p").stdout), "only for that command"
     finally:
         monkeypatch.undo()
         time.tzset()
@@ -903,8 +903,8 @@ def test_done_slices_are_recycled_only_when_chosen_or_confirmed(run: Run, busy: 
     refused = run("slices", "recycle", "p", "--state", "done")
     assert refused.exit_code == 1 and "all 2 blocks of project p that are done" in refused.stderr
     assert busy.progress()["blocks_done"] == 2
-    told = run("slices", "recycle", "p", "--state", "done", "--runs", "1")
-    assert told.exit_code == 0 and "2 slices with 2 blocks are requeued" in told.stderr
+    said = run("slices", "recycle", "p", "--state", "done", "--runs", "1")
+    assert said.exit_code == 0 and "2 slices with 2 blocks are requeued" in said.stderr
     assert busy.progress()["blocks_done"] == 0
 
 

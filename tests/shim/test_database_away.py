@@ -189,7 +189,7 @@ def test_tick_goes_on_when_a_silent_server_speaks_again(
     world.checkout(0)
     with LiveShim(wire.dsn, folder / "www"):
         wire.silence()
-        time.sleep(1.0)  # whatever tick was on its way has met the silence
+        time.sleep(1.0)  # a tick that was on its way has met the silence
         wire.resume()
         world.let_leases_run_out()
         end = time.monotonic() + PATIENCE_S

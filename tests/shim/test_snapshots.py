@@ -186,7 +186,7 @@ def test_everything_is_rolled_back_to_version_0_9_0(empty: str, another: str, tw
         row = connection.execute(
             "SELECT has_table_privilege('osgprod_operator', 'osgprod_data.idle_slices', 'SELECT') AS granted"
         ).fetchone()
-    assert row == {"granted": True}, "to operators, on a table that was gone when the functions came back"
+    assert row == {"granted": True}, "to operators, on a table that was gone when the functions were restored"
     fill(empty)
     migrate(empty, two, say=quietly)
     assert migrate(empty, two, say=quietly) == []

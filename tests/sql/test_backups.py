@@ -107,7 +107,7 @@ def test_no_more_backups_than_max_backups_live_at_a_time(world: World) -> None:
 def test_slice_that_failed_as_data_gets_no_backup(world: World) -> None:
     in_tail(world, backoff_s=0)
     assert world.report(1, 1, job_key="key 1")["status"] == "failed"
-    assert world.checkout(7, host="wn7")["block1"] == 2  # requeued, this is no backup
+    assert world.checkout(7, host="wn7")["block1"] == 2  # requeued, this is not a backup
     assert the_slice(world.db, 2)["process"] == 7
     age(world, 7, 3600)
     call(world.db, "tick")

@@ -38,7 +38,7 @@ def test_every_group_of_codes_has_its_status_in_the_shim() -> None:
 )
 @pytest.mark.parametrize("table", ["osgprod_data.attempts", "osgprod_data.reports"])
 def test_history_is_only_ever_added_to(world: World, statement: str, table: str) -> None:
-    """I6, by the database: whatever a function of ours does, it does as osgprod_owner."""
+    """I6, by the database: the functions run as osgprod_owner."""
     world.add_file(1)
     world.checkout(0)
     world.report(0)

@@ -89,7 +89,7 @@ def test_job_found_alive_gets_its_slice_back_although_another_one_has_its_number
     first = full.checkout(0, **HERE)
     full.let_leases_run_out()
     call(full.db, "reclaim_lost", project="p")
-    full.set(state="draining")  # nobody gets the slice meanwhile
+    full.set(state="draining")  # nobody gets the slice until then
     full.checkout(0, **THERE)
     full.set(state="active")
     assert full.heartbeat(0, token=str(first["token"]))["status"] == "alive"

@@ -26,7 +26,7 @@ def merged(*kinds: str, run: int = 1) -> str:
 
 
 def slices(world: World, first: int, count: int, project: str = "p") -> None:
-    """Does the next slices, each by a job of its own that delivers a tarball."""
+    """Does the next slices, each by another job, which delivers a tarball."""
     for n in range(first, first + count):
         answer = world.checkout(n, project=project)
         assert (answer["status"], answer["task"]) == ("assigned", "slice")

@@ -27,7 +27,7 @@ def let_server_be_away(world: World, seconds: int) -> None:
 
 
 def test_living_jobs_keep_their_slices_when_the_server_was_away_longer_than_a_lease(world: World) -> None:
-    """62 s away with leases of 60 s: no new job gets a slice of a living one, and none of these is told to stop."""
+    """62 s away with leases of 60 s: no new job gets a slice of a living one, and none of these must stop."""
     world.set(lease_s=60, heartbeat_s=20)
     world.add_file(10)
     held = {n: world.checkout(n)["block1"] for n in range(10)}
@@ -159,7 +159,7 @@ def run_jobs(
 ) -> dict[str, int]:
     """Lets jobs ask one after the other, as nodes of several sites; code(answer, node) is what each reports.
 
-    Returns how many were assigned, refused, told to wait and so on, by status or error code.
+    Returns how many were assigned, refused and so on, by status or error code.
     """
     seen: dict[str, int] = {}
     for n in range(first, first + jobs):

@@ -1,4 +1,4 @@
-"""Outputs: what was delivered is listed with what made it, and what storage lost is done again."""
+"""Outputs: delivered files are listed with the versions that made them, and lost ones are made again."""
 
 from __future__ import annotations
 
@@ -360,7 +360,7 @@ def test_export_has_what_was_delivered_and_a_leased_merge_keeps_its_project(
 
 @pytest.fixture
 def web() -> Iterator[tuple[str, dict[str, bytes]]]:
-    """A web server that answers HEAD for what is in the dictionary, as XRootD does."""
+    """A web server that answers HEAD for the files of the dictionary, as XRootD does."""
     import zlib
 
     files: dict[str, bytes] = {}

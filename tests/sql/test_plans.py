@@ -22,7 +22,7 @@ SMALL = {
     "answers": "at most 500 rows a minute, of one day",
     "log_tails": "failures of 30 days; read from end to end once in ten minutes, to prune them",
     "tallied_sites": "at most 200 rows a project",
-    "worker_bans": "one row a worker that failed; looked at only while one is refused work",
+    "worker_bans": "one row a worker that failed; looked at only while one is banned",
 }
 Plan = dict[str, Any]
 

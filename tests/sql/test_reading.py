@@ -418,7 +418,7 @@ def test_slow_slices_are_not_called_stalled_before_their_time(world: World) -> N
     world.db.execute("UPDATE osgprod_data.loaded_files SET loaded_at = now() - interval '30 h'")
     put_reports(world, [(4 * 3600, "done", 0, None, 1)])
     world.db.execute("UPDATE osgprod_data.reports SET ran_s = 3 * 3600")
-    for _ in range(2):  # one look notes the time, the next one counts what is from before it
+    for _ in range(2):  # one look notes the time, the next one counts the reports from before it
         call(world.db, "tick")
     assert call(world.db, "health", project="p")[0]["what"] == "healthy", "a success takes three hours"
     world.db.execute("UPDATE osgprod_data.tallies SET began_at = began_at - interval '3 h'")

@@ -1,4 +1,4 @@
-"""Slices sized by time: what was measured, what a job gets, and jobs that end soon."""
+"""Slices sized by time: the measured pace, the size that a job gets, and jobs that end soon."""
 
 from __future__ import annotations
 

@@ -133,7 +133,7 @@ def test_no_answer_to_a_job_is_given_before_a_standby_has_what_it_is_based_on(pr
                 assert isinstance(answer.exception(), psycopg.OperationalError), what
     primary.find_standby()
     row = ask(primary.dsn, "checkout_slices", process=4)
-    assert (row["status"], row["nstarts"]) == ("assigned", 3), "what was committed here is there"
+    assert (row["status"], row["nstarts"]) == ("assigned", 3), "the commit from here is there"
 
 
 def test_commit_whose_wait_for_the_standby_is_cancelled_is_not_answered_as_a_success(

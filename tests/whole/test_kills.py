@@ -95,7 +95,7 @@ def test_backends_killed_ten_times(world: World, shim: LiveShim, chance: random.
 
 @pytest.fixture
 def durable() -> Iterator[tuple[Server, World]]:
-    """A server of its own whose commits survive a crash, with the project "p"."""
+    """A separate server whose commits survive a crash, with the project "p"."""
     folder = Path(tempfile.mkdtemp(prefix="osgprod-test-", dir=memory_or_temporary()))
     server = Server(folder, {"max_connections": "40", "autovacuum_naptime": "1"})
     server.start()

@@ -446,7 +446,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(which=WHICH, sure=st.sampled_from([False, False, True]))
     def everything_ends(self, which: str, sure: bool) -> None:
-        """Live attempts are lost, and new jobs do what is left."""
+        """Live attempts are lost, and new jobs do the remaining work."""
         name, model = self.project(which)
         if not sure or model.state != "active":
             return

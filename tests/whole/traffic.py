@@ -136,7 +136,7 @@ while True:
 
 
 class MortalShim:
-    """The real shim in a process of its own, started again at once when it dies, as systemd would; the listening socket
+    """The real shim in a separate process, started again at once when it dies, as systemd would; the listening socket
     is kept, and so is the time to import everything."""
 
     def __init__(self, dsn: str, document_root: Path) -> None:

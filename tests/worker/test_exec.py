@@ -1107,7 +1107,7 @@ def test_jobs_of_two_access_points_with_the_same_numbers_are_different_jobs(
         code, log = node.run(1, _CONDOR_JOB_AD=ad, OSGPROD_OUTPUT_URL=f"{site.url}/out")
         assert code == DONE, log
     assert identities(world) == [(*queue, n) for n, queue in enumerate(queues, 1)]
-    assert state(world) == {"done": 3}, "each got a slice of its own"
+    assert state(world) == {"done": 3}, "each got another slice"
     assert sorted(path for path in site.files if path.startswith("/out")) == [
         "/out/job_7_1.ap_1_a.org.1700000000.tar.gz",
         "/out/job_7_1.b.org.1700000000.tar.gz",

@@ -1,4 +1,4 @@
-"""The merge script delivers one whole file of each kind, or names what is in its way."""
+"""The merge script delivers one whole file of each kind, or names the obstacle."""
 
 from __future__ import annotations
 
@@ -365,7 +365,7 @@ def test_input_without_a_checksum_on_record_is_merged(merge: Merge) -> None:
 
 
 def replace(merge: Merge, n: int, files: dict[str, bytes]) -> None:
-    """The tarball is as its slice left it, and fits its record; what is in it is bad."""
+    """The tarball is as its slice left it, and fits its record; its content is bad."""
     content = tarball(files)
     merge.site.files[f"/out/job_7_{n}.tar.gz"] = content
     url, _, _, *blocks = merge.inputs[n].split()
@@ -584,7 +584,7 @@ def _living(session: int) -> list[str]:
 
 
 def join(folder: Path, *files: bytes) -> tuple[int, str, bytes]:
-    """Returns the exit code, what was printed, and the joined file."""
+    """Returns the exit code, the output, and the joined file."""
     for n, content in enumerate(files):
         (folder / str(n)).write_bytes(content)
     output = folder / "joined"

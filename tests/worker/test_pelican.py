@@ -181,7 +181,7 @@ def test_cache_that_breaks_off_in_mid_slice_leaves_only_the_rest_to_the_next_one
 def test_director_is_asked_again_when_none_of_its_caches_serves_any_more(
     fetch: Fetch, federation: Federation, caches: list[Site]
 ) -> None:
-    """Its answer has expired: a signature that is no longer valid, caches that are gone."""
+    """Its answer has expired: an expired signature, caches that are gone."""
     gone = [f"https://localhost:{closed_port()}"]
     caches[0].faults = [403, 403]
     federation.answers = [gone, [caches[0].url], gone, [caches[0].url], [caches[1].url]]

@@ -10,7 +10,7 @@ AS $fn$
 -- Returns:    the outcome; superseded when the attempt no longer counts; NULL = busy, nothing is changed. reason: why a
 --             success is taken for a failure, or the bad inputs; NULL = as the job reports
 -- Locks:      bad inputs: their slices and files; then the merge
--- Source:     docs/outputs.md "A merge's life"
+-- Source:     docs/design.md I8, docs/outputs.md "A merge's life"
 DECLARE
     v_merge    osgprod_data.merges;
     v_bad      text;
