@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import csv
 import json
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from typing import Any, Protocol, TextIO
+from urllib.parse import unquote, urlsplit
 
 import psycopg
 
 from shim.database import call, connect, statement
+from shim.evio.remote import is_url
+from shim.evio.scan import files_below
 from shim.storage import Found, Storage
 
 ROWS_A_FETCH = 2000
@@ -189,6 +193,52 @@ def check(
             pool.shutdown(wait=False, cancel_futures=True)
             requeue_found()
     return counts
+
+
+def orphans(projectname: str, folder: str, hours: float, report: Callable[[str], None]) -> dict[str, int]:
+    """Find the files of a folder that no report names: outputs of attempts that a failover or a restore lost.
+
+    A file is known by its name, which is another one for each attempt. Nothing is changed.
+
+    Parameters
+    ----------
+    projectname : str
+        The project, which is the only one that delivers there.
+    folder : str
+        A path, or a URL root://; its tree is walked.
+    hours : float
+        Leave out files that changed within so many hours: their reports may be under way.
+    report : callable
+        Is called with the path or URL of each orphan.
+
+    Returns
+    -------
+    dict of str to int
+        How many files were looked at, and how many of them are orphans.
+
+    Raises
+    ------
+    EvioError
+        The folder can't be read.
+    psycopg.Error
+        Unknown project.
+    """
+    before = time.time() - 3600 * hours
+    # The folder first: what is delivered and reported meanwhile is on record then.
+    found = [(url, changed) for url, changed in files_below(folder) if changed <= before]
+    with connect() as connection, listed(connection, projectname, history=True) as rows:
+        known = {_name(row["url"]) for row in rows if row["url"]}
+    counts = {"files": len(found), "orphans": 0}
+    for url, _ in found:
+        if _name(url) not in known:
+            counts["orphans"] += 1
+            report(url)
+    return counts
+
+
+def _name(url: str) -> str:
+    """The name of a file, from its path or URL."""
+    return unquote(urlsplit(url).path if is_url(url) else url).rpartition("/")[2]
 
 
 def _to_check(

@@ -63,6 +63,18 @@ def outputs_list(
     "--threads", type=click.IntRange(1, 256), default=16, show_default=True, help="Questions at a time."
 )
 @click.option("--token-file", type=click.File(), help="File with the bearer token for http(s).")
+@click.option(
+    "--orphans",
+    metavar="FOLDER",
+    help="Instead list the files below this path or URL (root://) that no report names.",
+)
+@click.option(
+    "--older-than",
+    type=float,
+    default=24.0,
+    show_default=True,
+    help="With --orphans: leave out newer files [h].",
+)
 @dry
 @as_json
 def outputs_check(
@@ -73,13 +85,23 @@ def outputs_check(
     threads: int,
     token_file: TextIO | None,
     dry_run: bool,
+    orphans: str | None,
+    older_than: float,
     as_json: bool,
 ) -> None:
     """Compare the delivered files with storage: is each there, with its size and checksum?
 
     Merged files are compared, and the outputs of slices that are in none yet. Ctrl-C ends it safely. The exit code is
     1 when something is gone or differs. --requeue --dry-run counts what --requeue would requeue.
+
+    --orphans looks the other way: a failover or a restore may have lost reports whose outputs are in storage. Their
+    blocks are processed again, so these files may be removed, which this command does not do.
     """
+    if orphans is not None:
+        found: list[dict[str, Any]] = []
+        counts = delivered.orphans(project, orphans, older_than, lambda url: found.append({"url": url}))
+        show(found, as_json, f"no orphan among {counts['files']} files")
+        return
 
     def say(row: dict[str, Any]) -> None:
         click.echo(f"{row['url'] or '-'}: {row['fault']}", err=True)

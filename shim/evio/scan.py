@@ -5,6 +5,7 @@ Storage answers slowly, so several files are read at once, in the order of their
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import time
@@ -74,6 +75,28 @@ def find(
         for url, changed in list_folder(name)
         if pattern.fullmatch(url.rpartition("/")[2]) and (since is None or changed >= since)
     ]
+
+
+def files_below(folder: str) -> Iterator[tuple[str, float]]:
+    """Give path or URL, and time of the last change [s since 1970], of each file below a folder, whatever its name.
+
+    Parameters
+    ----------
+    folder : str
+        A path, a URL file://, or a URL root://.
+
+    Raises
+    ------
+    EvioError
+        The folder can't be read, or it is that of a web server, which has no common way to list one.
+    """
+    place = unquote(folder.removeprefix("file://")) if folder.startswith("file://") else folder
+    if is_url(place):
+        yield from list_folder(place)
+        return
+    for path in _walk(place, re.compile(".*", re.DOTALL), None):
+        with contextlib.suppress(EvioError):  # it has just been removed
+            yield path, _changed(Path(path))
 
 
 def _walk(folder: str, pattern: re.Pattern[str], since: float | None) -> Iterator[str]:

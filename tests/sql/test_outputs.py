@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -17,6 +18,7 @@ import pytest
 
 from shim import outputs
 from shim.database import call
+from shim.evio.errors import EvioError
 from shim.export import export_project
 from shim.storage import Storage
 from tests.sql.test_merges import merged, slices
@@ -439,6 +441,32 @@ def test_check_requeues_what_is_gone_or_differs_and_nothing_else(
     again = [world.checkout(10 + n)["block1"] for n in range(2)]
     assert again == [2, 3]
     assert checked(world, monkeypatch)[0] == {"same": 1, "bad": 0, "unknown": 1, "requeued": 0}
+
+
+def test_orphans_are_the_old_files_that_no_report_names(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OSGPROD_DSN", world.dsn)
+    world.add_file(3)
+    (tmp_path / "run 1").mkdir()
+    for n, name in enumerate(("job 0.tgz", "replaced.tgz", "lost.tgz", "new.tgz")):
+        (tmp_path / "run 1" / name).write_bytes(b"x")
+        if name != "new.tgz":
+            os.utime(tmp_path / "run 1" / name, (0, 0))
+        if n < 2:
+            world.checkout(n)
+            world.report(n, output_url=f"https://storage/{name.replace(' ', '%20')}", output_bytes=1)
+    lost = [{"cluster": 1, "process": 1, "nstart": 1, "reason": "gone"}]
+    call(world.db, "lose_outputs", project="p", attempts=json.dumps(lost))
+    found: list[str] = []
+    for folder in (str(tmp_path), f"file://{tmp_path}"):
+        assert outputs.orphans("p", folder, 1.0, found.append) == {"files": 3, "orphans": 1}
+    assert found == [f"{tmp_path}/run 1/lost.tgz"] * 2
+    assert outputs.orphans("p", str(tmp_path), 0.0, found.append) == {"files": 4, "orphans": 2}
+    with pytest.raises(EvioError, match="nowhere"):
+        outputs.orphans("p", str(tmp_path / "nowhere"), 0.0, found.append)
+    with pytest.raises(EvioError, match="can't be listed"):
+        outputs.orphans("p", "https://storage/p", 0.0, found.append)
 
 
 def test_interrupted_check_has_requeued_what_it_found(
