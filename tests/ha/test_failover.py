@@ -19,21 +19,22 @@ from typing import Any
 
 import pytest
 
+from shim import outputs
 from shim.database import call, connect
 from shim.migrate import migrate
 from tests.grid.parts import need
-from tests.ha.cluster import Cluster, Node, wait_for
+from tests.ha.cluster import PATIENCE_S, Cluster, Node, wait_for
 from tests.support import CHECKOUT, WORKER_ROLE, World
 from tests.whole.traffic import Traffic
 
 ROUNDS = int(os.environ.get("OSGPROD_HA_ROUNDS", "2"))
 CLIENTS = 32
-BEYOND_PATRONI_S = 5.0  # that the shims may need on top of Patroni's own time
-PATIENCE_S = 90.0
-JOBS_PATIENCE_S = (
-    2 * PATIENCE_S
-)  # how fast the database is back is Patroni's matter, and that of the machine's load
-pytestmark = [pytest.mark.ha, pytest.mark.timeout(200 + 250 * ROUNDS)]
+# That the shims need on top of Patroni's own time: less than 2 s where nothing else runs; make soak demands 5 s.
+BEYOND_PATRONI_S = 5.0 if ROUNDS >= 10 else 30.0
+FORGOTTEN = 300  # blocks whose reports no standby has
+# How fast the database is back is Patroni's matter, and that of the machine's load.
+JOBS_PATIENCE_S = 2 * PATIENCE_S
+pytestmark = [pytest.mark.ha, pytest.mark.timeout(1200 + 300 * ROUNDS)]
 
 
 class ClusterTraffic(Traffic):
@@ -112,6 +113,19 @@ class ForgetfulTraffic(ClusterTraffic):
     # 404: it knows no attempt of this job; 403: it knows another one.
     DEFINITE = (*Traffic.DEFINITE, (404, "error"), (403, "refused"))
 
+    def __init__(self, ports: list[int], chance: random.Random, outputs: Path) -> None:
+        super().__init__(ports, chance)
+        self._outputs = outputs
+        outputs.mkdir()
+
+    def _ask(self, route: str, parameters: dict[str, Any], chance: random.Random) -> tuple[int, Message]:
+        """Each job delivers an output before it reports."""
+        if route == "workscript.exit":
+            output = self._outputs / f"{parameters['token']}.tgz"
+            output.write_bytes(b"x")
+            parameters = {**parameters, "output_url": f"file://{output}", "output_bytes": 1}
+        return super()._ask(route, parameters, chance)
+
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
@@ -162,7 +176,7 @@ def unplugged(cluster: Cluster, primary: Node) -> Callable[[], None]:
 
 
 def switchover(cluster: Cluster, primary: Node) -> Callable[[], None]:
-    cluster.switch_over()
+    cluster.switch_over(primary)
     return lambda: None
 
 
@@ -171,7 +185,7 @@ def test_with_synchronous_replication_a_failover_loses_nothing_and_does_nothing_
     cluster: Cluster, fault: Callable[[Cluster, Node], Callable[[], None]], tmp_path: Path, capsys: Any
 ) -> None:
     name = fault.__name__
-    dsn = production(cluster, name, tmp_path, files=20)
+    dsn = production(cluster, name, tmp_path, files=10 * ROUNDS)
     figures = []
     with ExitStack() as stack:
         ports = [stack.enter_context(shim(dsn, tmp_path)) for _ in range(2)]
@@ -210,28 +224,40 @@ def test_with_synchronous_replication_a_failover_loses_nothing_and_does_nothing_
         assert first_s - patroni_s < BEYOND_PATRONI_S, figures
 
 
+def nothing_more_is_sent(primary: Node) -> str:
+    """Fills the buffers of the network until the WAL that follows is not sent; returns a place in it."""
+    places: list[str] = []
+
+    def is_full() -> bool:
+        places.append(primary.write_filler())
+        return places[-1] != "" and not primary.has_sent(places[-1])
+
+    wait_for(is_full, PATIENCE_S, "the buffers of the network are full")
+    return places[-1]
+
+
 def test_with_a_standby_that_lagged_what_was_lost_is_done_again_and_jobs_get_definite_answers(
-    tmp_path: Path, capsys: Any
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     need("etcd")
     with ExitStack() as stack:
         cluster = stack.enter_context(Cluster(synchronous_mode=False, maximum_lag_on_failover=1 << 30))
-        dsn = production(cluster, "lagging", tmp_path, files=3)
+        dsn = production(cluster, "lagging", tmp_path, files=1)
         ports = [stack.enter_context(shim(dsn, tmp_path)) for _ in range(2)]
-        with ForgetfulTraffic(ports, random.Random(2)) as traffic:
+        with ForgetfulTraffic(ports, random.Random(2), tmp_path / "outputs") as traffic:
             wait_for(lambda: len(traffic.assigned_at) > 4 * CLIENTS, PATIENCE_S, "jobs get work")
             primary = cluster.primary()
             standbys = [node for node in cluster.nodes if node is not primary]
             for node in standbys:
-                node.stop_receiving()
-            with connect(
-                dsn
-            ) as db:  # more than the buffers of the network hold: nothing that follows is sent
-                db.execute("SELECT pg_logical_emit_message(false, 'osgprod', repeat('x', 1 << 26))")
+                wait_for(node.stop_receiving, PATIENCE_S, "a standby receives")
+            behind = nothing_more_is_sent(primary)
             told_before = len(traffic.blocks)
             wait_for(
-                lambda: len(traffic.blocks) > told_before + 300, PATIENCE_S, "work that no standby knows of"
+                lambda: len(traffic.blocks) > told_before + FORGOTTEN,
+                PATIENCE_S,
+                "work that no standby knows of",
             )
+            wait_for(lambda: not primary.has_sent(behind), PATIENCE_S, "no standby knows of it")
             primary.kill()
             for node in standbys:
                 node.signal(signal.SIGCONT)
@@ -248,13 +274,22 @@ def test_with_a_standby_that_lagged_what_was_lost_is_done_again_and_jobs_get_def
                 )
         answered = by_file_name(traffic.blocks)
         done = done_blocks(dsn)
+        monkeypatch.setenv("OSGPROD_DSN", dsn)
+        orphans: list[str] = []
+        outputs.orphans("p", str(tmp_path / "outputs"), 0.0, orphans.append)
+        with connect(dsn) as db:
+            rows = db.execute("SELECT output_url FROM osgprod_data.reports WHERE outcome = 'done'").fetchall()
         with capsys.disabled():
             again = sum(times - 1 for times in answered.values())
             print(
                 f"\nlagging standby: {again} blocks were answered done, lost, and done again;"
-                f" {traffic.superseded} outputs do not count; answers {dict(sorted(traffic.statuses.items()))}"
+                f" {traffic.superseded} outputs do not count; {len(orphans)} orphans;"
+                f" answers {dict(sorted(traffic.statuses.items()))}"
             )
-    assert len(done) == 6000, "every block is done"
+    assert len(done) == 2000, "every block is done"
     assert set(answered) == done
-    assert again >= 250, "the standby really lagged"
+    assert again >= FORGOTTEN, "what was answered done and lost is done again"
     assert traffic.statuses[500] == 0
+    delivered = {f"file://{path}" for path in (tmp_path / "outputs").iterdir()}
+    assert {f"file://{path}" for path in orphans} == delivered - {row["output_url"] for row in rows}
+    assert len(orphans) >= again, "the outputs of what was lost are orphans"
