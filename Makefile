@@ -3,6 +3,8 @@ SHELL := /bin/bash
 PORT ?= 8080
 FUZZ_S ?= 600
 COVERAGE ?= 92
+PG_BINDIRS ?= $(wildcard /usr/lib/postgresql/*/bin)
+PG_TESTS ?=
 PYTHON ?= python3
 BIN := .venv/bin
 SHELL_FILES := worker/osgprod_work.bash worker/osgprod_merge.bash condor/osgprod_exec.sh worker/lib/make-scripts .ci/run tests/browser/have-chromium
@@ -40,12 +42,11 @@ migrate: .venv/ready ## bring the database that OSGPROD_DSN or libpq's variables
 test: .venv/ready-dev ## the test suite, on a real PostgreSQL
 	$(BIN)/pytest -q -n auto --dist worksteal
 
-test-all-postgres: .venv/ready-dev ## the suite on each PostgreSQL here: the wheel's, and those in /usr/lib/postgresql
-	$(BIN)/pytest -q -n auto --dist worksteal
-	@for programs in /usr/lib/postgresql/*/bin; do \
-	  [ -x "$$programs/initdb" ] || continue; \
-	  echo "== $$programs"; \
-	  OSGPROD_PG_BINDIR="$$programs" $(BIN)/pytest -q -n auto --dist worksteal || exit 1; \
+test-all-postgres: .venv/ready-dev ## the suite on each PostgreSQL here: the wheel's, and PG_BINDIRS; PG_TESTS=tests/sql for a part
+	$(BIN)/pytest -q -n auto --dist worksteal $(PG_TESTS)
+	@for programs in $(PG_BINDIRS); do \
+	  echo "== $$programs"; "$$programs/postgres" --version || exit 1; \
+	  OSGPROD_PG_BINDIR="$$programs" $(BIN)/pytest -q -n auto --dist worksteal $(PG_TESTS) || exit 1; \
 	done
 	$(BIN)/pytest -q -m grid tests/grid/test_migrate.py
 
