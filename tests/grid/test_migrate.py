@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from shim.database import DatabaseError, call, connect
-from shim.local.embedded import find_programs, server_user, temporary_server
+from shim.local.embedded import NOT_DURABLE, Server, find_programs, server_user, temporary_server
 from shim.migrate import migrate, pending
 from tests.databases import Databases
 from tests.grid.parts import SEARCH, need
@@ -145,3 +145,61 @@ def test_production_moves_to_a_newer_server_by_dump_and_goes_on(
             assert world.report(2, token=str(done["token"]))["status"] == "done"
             assert world.checkout(3)["status"] == "assigned"
             assert call(db, "verify", project="p", deep=True) == []
+
+
+@pytest.mark.parametrize("programs", SERVERS)
+def test_production_moves_to_a_newer_server_by_pg_upgrade_and_goes_on(
+    programs: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The data stay in their files; only the catalogs are made anew."""
+    folder.chmod(0o777)
+    with monkeypatch.context() as older:
+        older.setenv("OSGPROD_PG_BINDIR", programs)
+        old = Server(folder / "old", NOT_DURABLE)
+        old.start()
+        try:
+            migrate(old.dsn, say=quietly)
+            with connect(old.dsn) as db:
+                world = World(db, old.dsn).with_project("p")
+                world.add_file(20)
+                running, done = world.checkout(1), world.checkout(2)
+                assert world.report(2)["status"] == "done"
+        finally:
+            old.stop()
+    new = Server(folder / "new", NOT_DURABLE)
+    new.start()  # makes the data folder, by initdb
+    new.stop()
+    versions = [int((folder / name / "data" / "PG_VERSION").read_text()) for name in ("old", "new")]
+    if versions[0] > versions[1]:
+        pytest.skip(f"{programs} is newer than the programs of our own")
+    checksums = subprocess.run(
+        [*new._command("pg_checksums"), "--disable", "-D", f"{folder}/new/data"],
+        **new._as_server(),
+        check=False,
+    )  # as the old one has it; an initdb before version 18 has none
+    assert checksums.returncode in (0, 1)
+    upgraded = subprocess.run(
+        [
+            *new._command("pg_upgrade"),
+            *(f"--old-bindir={programs}", f"--new-bindir={Path(new._command('postgres')[0]).parent}"),
+            *(f"--old-datadir={folder}/old/data", f"--new-datadir={folder}/new/data"),
+            *("--username=postgres", f"--socketdir={folder}", "--no-sync"),
+        ],
+        capture_output=True,
+        text=True,
+        **{**new._as_server(), "cwd": str(folder)},
+    )
+    assert upgraded.returncode == 0, upgraded.stdout + upgraded.stderr
+    new.start()
+    try:
+        migrate(new.dsn, say=quietly)  # it may renew functions, whose text another server shows differently
+        assert pending(new.dsn) == []
+        with connect(new.dsn) as db:
+            db.execute("ANALYZE")
+            world = World(db, new.dsn)
+            assert world.report(1, token=str(running["token"]))["status"] == "done"
+            assert world.report(2, token=str(done["token"]))["status"] == "done"
+            assert world.checkout(3)["status"] == "assigned"
+            assert call(db, "verify", project="p", deep=True) == []
+    finally:
+        new.stop()
