@@ -333,6 +333,13 @@ def open_pool(dsn: str, size: int, name: str = "osgprod shim") -> AsyncConnectio
     """
 
     async def configure(connection: ShimConnection) -> None:
+        try:
+            await prepare(connection)
+        except BaseException:
+            await connection.close()  # the pool only forgets it
+            raise
+
+    async def prepare(connection: ShimConnection) -> None:
         connection.add_notice_handler(partial(_note_doubt, connection))
         # One prepared statement a call: else a small number and a big one would be two types, two plans.
         connection.adapters.register_dumper(int, Int8Dumper)

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
+import pytest
+
 from tests.grid.parts import apt, why_missing
 from tests.grid.ports import free_port
 from tests.support import CHECKOUT
@@ -127,6 +129,26 @@ def build() -> str:
     subprocess.run(["chroot", str(root), "useradd", "-m", USER], check=True)
     (root / "complete").touch()
     return ""
+
+
+def newer(program: str, package: str) -> list[str]:
+    """The command of a program of that Debian, run outside of its folder with the libraries inside.
+
+    Parameters
+    ----------
+    program : str
+        Its path there.
+    package : str
+        What has it; installed when it is missing.
+    """
+    root = CACHE / RELEASE
+    reason = build()
+    if not reason and not (root / program.lstrip("/")).exists():
+        reason = apt(["install", "-q", "-y", "--no-install-recommends", package], ("chroot", str(root)))
+    if reason:
+        pytest.skip(reason)
+    libraries = f"{root}/usr/lib/x86_64-linux-gnu"
+    return [f"{root}/lib64/ld-linux-x86-64.so.2", "--library-path", libraries, f"{root}{program}"]
 
 
 def _mirror() -> str:

@@ -16,6 +16,7 @@ from shim.local.embedded import NOT_DURABLE, Server, find_programs, server_user,
 from shim.migrate import migrate, pending
 from tests.databases import Databases
 from tests.grid.parts import SEARCH, need
+from tests.grid.pool import newer
 from tests.grid.ports import free_port
 from tests.shim.databases import catalog, quietly
 from tests.shim.test_snapshots import yoyo
@@ -24,14 +25,23 @@ from tests.support import World
 SERVERS = sorted(str(path) for path in Path("/usr/lib/postgresql").glob("*/bin"))
 
 
+@pytest.fixture(params=["installed", "newer"])
+def pgbouncer(request: pytest.FixtureRequest) -> list[str]:
+    """PgBouncer: the installed one (1.18 in Debian 12), and one that knows prepared statements (1.24)."""
+    if request.param == "newer":
+        return newer("/usr/sbin/pgbouncer", "pgbouncer")
+    need("pgbouncer")
+    return ["pgbouncer"]
+
+
 @pytest.fixture(params=["transaction", "session", "statement"])
 def pooled(
     request: pytest.FixtureRequest,
+    pgbouncer: list[str],
     empty: str,
     folder: Path,
 ) -> Iterator[str]:
     """The DSN of a new database through PgBouncer, in each of its modes."""
-    need("pgbouncer")
     port = free_port()
     server = psycopg.conninfo.conninfo_to_dict(empty)
     name = server["dbname"]
@@ -45,7 +55,7 @@ def pooled(
     )
     user = server_user()
     process = subprocess.Popen(
-        ["pgbouncer", "-q", str(settings)],
+        [*pgbouncer, "-q", str(settings)],
         env={**os.environ, "PATH": SEARCH},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -54,7 +64,7 @@ def pooled(
     try:
         yield _answering(f"host=127.0.0.1 port={port} user={server['user']} dbname={name}", process)
     finally:
-        process.terminate()
+        process.kill()  # since 1.23 it waits for its clients at SIGTERM
         process.wait()
 
 

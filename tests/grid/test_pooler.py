@@ -15,7 +15,7 @@ from shim import database
 from shim.cli import doctor
 from shim.database import call, connect
 from shim.migrate import migrate
-from tests.grid.test_migrate import pooled  # noqa: F401  # a fixture
+from tests.grid.test_migrate import pgbouncer, pooled  # noqa: F401  # fixtures
 from tests.shim.conftest import empty  # noqa: F401  # a fixture
 from tests.support import CHECKOUT, LiveShim, World
 
