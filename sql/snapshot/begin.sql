@@ -2,7 +2,7 @@ SET LOCAL check_function_bodies = off;  -- functions may name each other in any 
 
 DO $snapshot$
 -- Prepares schema osgprod for the functions below. Ours is what belongs to osgprod_owner there; nothing else is changed.
--- Drops functions and types of ours that CREATE OR REPLACE can't turn into those below (another signature, or gone), never
+-- Drops functions and types of osgprod_owner that CREATE OR REPLACE can't turn into those below (another signature, or gone), never
 -- with CASCADE: objects of others that depend on them are named, and nothing changes. The other functions keep their OID,
 -- so that running calls and prepared statements survive. Comments and the grants to our roles and PUBLIC are reset.
 DECLARE
@@ -32,7 +32,7 @@ BEGIN
                   HINT = 'drop them, or ALTER FUNCTION ... OWNER TO osgprod_owner lets them be replaced';
     END IF;
 
-    -- If one type changes, all are made anew: they may contain each other.
+    -- If one type changes, all are made again: they may contain each other.
     SELECT array_agg(t.oid) INTO v_changed
       FROM pg_type t JOIN pg_class c ON c.oid = t.typrelid AND c.relkind = 'c'
      WHERE t.typnamespace = 'osgprod'::regnamespace AND t.typowner = v_owner;
@@ -49,7 +49,7 @@ BEGIN
               FROM pg_proc p
              WHERE p.pronamespace = 'osgprod'::regnamespace AND p.proowner = v_owner AND p.prokind = 'f') f;
 
-    -- What operators granted on functions that are made anew; the last statements of this file give it back.
+    -- What operators granted on functions that are made again; the last statements of this file give it back.
     PERFORM set_config('osgprod.kept_grants', coalesce((
         SELECT jsonb_agg(jsonb_build_object('function', p.proname, 'role', a.grantee::regrole, 'option', a.is_grantable))
           FROM pg_proc p CROSS JOIN LATERAL aclexplode(p.proacl) a
@@ -66,7 +66,7 @@ BEGIN
     EXCEPTION WHEN dependent_objects_still_exist THEN
         GET STACKED DIAGNOSTICS v_named = PG_EXCEPTION_DETAIL;
         RAISE EXCEPTION 'objects that are not ours depend on functions that change: %', replace(v_named, E'\n', '; ')
-            USING ERRCODE = '2BP01', HINT = 'drop them, run it again, and make them anew';
+            USING ERRCODE = '2BP01', HINT = 'drop them, run it again, and make them again';
     END;
 
     IF v_kept <> '{}' THEN

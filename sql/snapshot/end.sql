@@ -1,5 +1,5 @@
 DO $snapshot$
--- Gives back what operators had granted, names what is not ours, and records which functions these are.
+-- Gives back what operators had granted, names foreign objects, and records which functions these are.
 DECLARE
     v_path  CONSTANT text := current_setting('search_path');
     v_owner CONSTANT oid := 'osgprod_owner'::regrole;

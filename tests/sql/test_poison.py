@@ -151,7 +151,7 @@ def test_black_hole_node_wastes_less_than_a_fiftieth_and_quarantines_nothing(wor
                     by_bad[hour] += status == "assigned"
                 except psycopg.Error as error:
                     assert error.sqlstate == "OG601"
-                    assert "worker bad@127.0.0.1 is refused work until" in str(error)
+                    assert "worker bad@127.0.0.1 is banned until" in str(error)
                     refused += 1
                     break
             for n in range(49):
@@ -203,7 +203,7 @@ def test_attempts_begun_before_a_ban_do_not_make_it_longer(world: World) -> None
 def test_operator_bans_and_unbans(world: World) -> None:
     world.add_file(9)
     call(world.db, "ban_worker", project="p", worker="wn1", seconds=60, reason="smoke")
-    with pytest.raises(psycopg.Error, match=r"worker wn1@127.0.0.1 is refused work until .* UTC: smoke"):
+    with pytest.raises(psycopg.Error, match=r"worker wn1@127.0.0.1 is banned until .* UTC: smoke"):
         world.checkout(0, host="wn1")
     assert world.checkout(1, host="wn2")["status"] == "assigned"
     assert [row["worker"] for row in call(world.db, "blocked_workers")] == ["wn1"]

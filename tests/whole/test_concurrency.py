@@ -260,7 +260,7 @@ def test_operator_with_an_open_transaction_stalls_neither_tick_nor_reports_nor_b
         assert world.report(1, 1)["status"] == "failed"
         assert call(world.db, "tick") == [{"project": "p", "reclaimed": 1}]
     call(world.db, "tick")
-    with pytest.raises(psycopg.Error, match=r"worker wn@127\.0\.0\.1 is refused work"):
+    with pytest.raises(psycopg.Error, match=r"worker wn@127\.0\.0\.1 is banned"):
         world.checkout(2, host="wn")
 
 

@@ -149,7 +149,7 @@ AS $fn$
 -- Takes a bad node's failures off the slices' accounts, since they say nothing of the data; what reached quarantine
 -- through them alone is ready again.
 -- Parameters: p_project  the project's row;  p_worker  see _worker;  p_since  from when on its fast failures are void
--- Locks:      the slices, SKIP LOCKED, and their files, tried: who has one keeps its failures; see _reopen_slice
+-- Locks:      the slices, SKIP LOCKED, and their files, tried: failures of a locked one stay; see _reopen_slice
 DECLARE
     v_slice record;
 BEGIN
@@ -176,8 +176,8 @@ $fn$;
 CREATE FUNCTION osgprod._note_bans(p_project_id int)
 RETURNS void LANGUAGE sql VOLATILE
 AS $fn$
-    -- Notes until when any worker is banned, so that a checkout looks for bans only while there are some. Waits for nobody
-    -- who has the project's row locked: tick() notes it then.
+    -- Notes until when any worker is banned, so that a checkout looks for bans only while there are some. Waits for no
+    -- transaction that has the project's row locked: tick() notes it then.
     WITH bans AS (
         SELECT coalesce(max(b.until), '-infinity') AS until FROM osgprod_data.worker_bans b
          WHERE b.project_id = p_project_id

@@ -229,7 +229,7 @@ AS $fn$
 -- quarantine and bans.
 -- Parameters: p_project  the project's row;  p_blamed  project, place, file or address;  p_since  bans from then on end
 --             p_failures  keys of recent_failures
--- Locks:      slices, SKIP LOCKED, and their files, tried; bans, SKIP LOCKED: who has one keeps it
+-- Locks:      slices, SKIP LOCKED, and their files, tried; bans, SKIP LOCKED: a locked one stays
 DECLARE
     v_slice record;
 BEGIN
@@ -275,7 +275,7 @@ AS $fn$
 -- Gives a slice smaller counts of failures. With them its backoff ends; what reached quarantine through them is ready again.
 -- Parameters: p_project  the project's row;  p_rawdata_id, p_block1  the slice, locked;  p_failures, p_faults  the counts;
 --             p_faults NULL = as they are
--- Locks:      the file's row, tried: who has it keeps the failures; see _reopen_slice
+-- Locks:      the file's row, tried: the failures of a locked one stay; see _reopen_slice
 BEGIN
     -- The row may be updated for a second time in this transaction: then it is checked against its foreign key, which fails
     -- while somebody splits the slice before it.
@@ -301,7 +301,7 @@ CREATE FUNCTION osgprod._blame_file(p_project osgprod_data.projects, p_failure o
 RETURNS boolean LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Suspends a file that several workers can't fetch from, or of which five slices fail alike at their first attempts, when
--- nothing of it has succeeded since. A worker that was in a case against another file is no witness against this one: it may
+-- nothing of it has succeeded since. A worker that failed on another suspended file does not count against this one: it may
 -- be the worker.
 -- Parameters: p_project  the project's row;  p_failure  the newest failure
 -- Returns:    true when the file is suspended now
@@ -445,7 +445,7 @@ BEGIN
              WHERE x.project_id = p_project.project_id AND x.rawdata_id = v_file.rawdata_id AND x.state = 'ready'
              ORDER BY cardinality(x.exit_codes) NULLS FIRST, x.block1 LIMIT 1
                FOR NO KEY UPDATE SKIP LOCKED);
-        IF NOT FOUND THEN  -- what is left of it is unallocated
+        IF NOT FOUND THEN  -- all of it is unallocated or settled
             v_done := osgprod._resume_file(p_project.project_id, v_file.rawdata_id, 'it has no slice to try') OR v_done;
             CONTINUE;
         END IF;

@@ -45,7 +45,7 @@ CREATE FUNCTION osgprod._refuse_restart(
 RETURNS text LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Keeps the slice of a living attempt from a caller that does not prove to be the same job, and puts the call on record.
--- Once the last attempt has ended there is no slice to protect: the caller may start anew under this job's number.
+-- Once the last attempt has ended no slice is left to protect: the caller may start again under this job's number.
 -- Parameters: p_project  the project's row;  p_call  the call, whose job is locked;  p_last  the job's last attempt
 -- Returns:    what to tell the caller with status wait; NULL = it may go on
 -- Source:     docs/security.md "Job keys"

@@ -22,7 +22,7 @@ BEGIN
     END IF;
     IF p_worker LIKE '%/%' AND p_worker NOT LIKE 'site:%' AND p_seconds > 0 THEN
         RAISE EXCEPTION 'worker % is a network', p_worker USING ERRCODE = 'OG108',
-            HINT = 'a worker is a host, an address, or host@address; osgprod project set PROJECT subnet_pattern=... says who may ask';
+            HINT = 'a worker is a host, an address, or host@address; osgprod project set PROJECT subnet_pattern=... limits the addresses that may ask';
     END IF;
     PERFORM pg_advisory_xact_lock(osgprod._ban_key(v_project.project_id, p_worker));
     UPDATE worker_bans b SET until = now(), banned_at = now(), reason = p_reason, times = 0

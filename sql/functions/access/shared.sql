@@ -2,7 +2,7 @@ CREATE FUNCTION osgprod._is_inside(p_subnets cidr[], p_pattern text, p_client in
 RETURNS boolean LANGUAGE sql STABLE
 AS $fn$
     -- Is the address in one of the subnets, or like the pattern when there are none? (A small function that can be
-    -- inlined, like _is_magic: it costs nothing of its own. What is seldom asked is in one that can't be, so that not
+    -- inlined, like _is_magic: it costs nothing. The seldom case is in one that can't be, so that not
     -- each call has to make it ready.)
     SELECT coalesce(p_client <<= ANY (p_subnets), osgprod._is_like(p_client, p_pattern))
 $fn$;
@@ -13,7 +13,7 @@ AS $fn$
 -- Is the address like an SQL LIKE pattern? One is about IPv6 only when it has a colon, or is the one for everybody:
 -- '1%' was never meant to let 1000::1 in.
 -- Parameters: p_client  address;  p_pattern  of LIKE
--- Returns:    true or false; NULL when there is no address
+-- Returns:    true or false; NULL without an address
 BEGIN
     RETURN host(p_client) LIKE p_pattern AND (family(p_client) = 4 OR p_pattern ~ ':|^%+$');
 END
@@ -103,7 +103,7 @@ CREATE FUNCTION osgprod._enter_alone(p_project osgprod_data.projects)
 RETURNS void LANGUAGE plpgsql VOLATILE
 SET lock_timeout = '10s'
 AS $fn$
--- Until the end of the transaction nobody else is in the project. Who comes while this waits is told to try again, so it does
+-- Until the end of the transaction nobody else is in the project. A call that comes while this waits must try again, so it does
 -- not wait for long: somebody's forgotten transaction must not keep all jobs from their work.
 -- Parameters: p_project  the project's row
 -- Errors:     OG505 a call that was there before does not end
@@ -120,7 +120,7 @@ CREATE FUNCTION osgprod._label(p_text text, p_most int DEFAULT 128)
 RETURNS text LANGUAGE sql IMMUTABLE
 AS $fn$
     -- What a job says of itself (host, site, reason, URL of its outputs): one line of at most p_most characters, NULL when
-    -- it is empty. Control characters, line separators and format characters, which can hide or turn round what stands
+    -- it is empty. Control characters, line separators and format characters, which can hide or turn round what surrounds
     -- beside them, become spaces.
     -- Source: Unicode 15, general categories Cc, Cf, Zl and Zp; a test compares them all
     SELECT nullif(left(btrim(regexp_replace(p_text, '[\u0001-\u001F\u007F-\u009F\u00AD\u0600-\u0605\u061C\u06DD\u070F'
@@ -132,7 +132,7 @@ $fn$;
 CREATE FUNCTION osgprod._log_operation(p_operation text, p_project text, p_details jsonb, p_times bigint)
 RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Writes down what an operator changes, in the transaction that changes it: what is rolled back, is not on record.
+-- Records what an operator changes, in the transaction that changes it: a change that is rolled back is not recorded.
 -- Promise:    a transaction has one row for each kind of operation on a project with the same details; further calls add to
 --             its count.
 -- Parameters: p_operation  function that was called;  p_project  project name; NULL = none

@@ -65,7 +65,7 @@ BEGIN
             v_answer.lease_s := v_project.lease_s;
             RETURN v_answer;
         END IF;
-        -- It is told to stop, so nobody has to wait for its lease.
+        -- The job stops, so nobody has to wait for its lease.
         IF NOT osgprod._lose_slice(v_project, v_slice, (CASE WHEN v_stop IS NULL THEN 'lost' ELSE 'superseded' END)::osgprod_data.outcome,
                                    coalesce(v_stop, format('no progress for more than %s s', v_project.wedged_s)),
                                    p_may_wait) THEN
@@ -80,7 +80,7 @@ BEGIN
     END IF;
     v_answer.http_status := 409;
     SELECT CASE WHEN v.outcome = 'lost' AND v.reason IS NOT NULL THEN 'wedged' ELSE 'superseded' END,
-           'stop: ' || coalesce(v.reason, 'this slice was done or given to another meanwhile')
+           'stop: ' || coalesce(v.reason, 'this slice is done, or another attempt has it')
       INTO v_answer.status, v_answer.message
       FROM (SELECT 1) one
       LEFT JOIN osgprod_data.reports v
@@ -94,7 +94,7 @@ CREATE FUNCTION osgprod._is_lost(p_slice osgprod_data.slices, p_attempt osgprod_
 RETURNS boolean LANGUAGE sql STABLE
 AS $fn$
     -- May an attempt whose lease expired, and that lives after all, have its slice again? Not when the slice is leased, done,
-    -- split or recycled, when the attempt has reported or was told to stop, or when its job has started again (I3: a job
+    -- split or recycled, when the attempt has reported or had to stop, or when its job has started again (I3: a job
     -- holds one slice).
     -- Parameters: p_slice  a slice that this attempt held last, locked;  p_attempt  the attempt
     SELECT p_slice.state = 'ready' AND p_slice.due_at IS NOT NULL AND p_slice.opened_at = p_attempt.opened_at

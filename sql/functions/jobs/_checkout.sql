@@ -157,7 +157,7 @@ BEGIN
                                         ELSE 'in_progress' END::osgprod_data.file_state
                      WHERE f.project_id = v_project.project_id AND f.rawdata_id = v_file.rawdata_id;
                 END IF;
-            -- (e) Else what has become ready since anybody looked.
+            -- (e) Else requeue slices whose lease or backoff has ended.
             ELSIF osgprod._requeue_due(v_project.project_id) THEN
                 v_slice := osgprod._claim_ready(v_project, p_call, v_nstart, v_blocks);
             END IF;
@@ -259,7 +259,7 @@ BEGIN
            AND osgprod._is_in_force(b.banned_at, b.until)
          ORDER BY b.until DESC LIMIT 1;
         IF FOUND THEN
-            RETURN ARRAY['OG601', format('worker %s is refused work until %s UTC: %s', v_worker,
+            RETURN ARRAY['OG601', format('worker %s is banned until %s UTC: %s', v_worker,
                 to_char(v_ban.until AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS'), v_ban.reason),
                 'the operator can end the ban: osgprod workers unban'];
         END IF;
@@ -383,9 +383,9 @@ CREATE FUNCTION osgprod._claim_ready(
     p_project osgprod_data.projects, p_call osgprod.checkout_call, p_nstart int, p_blocks bigint)
 RETURNS osgprod.claim LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Claims the first ready slice; what is too long for the job stays ready as a slice of its own.
+-- Claims the first ready slice. If it is too long for the job, its end stays ready as another slice.
 -- Promise:    a slice that had a fault on this worker is left to others for wait_s. A job that doesn't name its
---             host can't be told from its neighbours, and gets any slice.
+--             host can't be distinguished from its neighbours, and gets any slice.
 -- Parameters: p_project  the project's row;  p_call, p_nstart  the coming attempt;  p_blocks  at most so many
 -- Returns:    the slice; NULLs when none is free, or when the first one needs its file and somebody has that
 -- Locks:      the slice SKIP LOCKED; the file's row, SKIP LOCKED, when the slice is split, or when this transaction has

@@ -26,7 +26,7 @@ BEGIN
      WHERE s.project_id = p_project.project_id AND s.rawdata_id = v_claim.rawdata_id AND s.block1 = v_claim.block1
        AND s.state = 'leased' AND s.failures = 0 AND (s.cluster, s.process) <> (p_cluster, p_process)
        FOR NO KEY UPDATE OF s SKIP LOCKED;
-    IF NOT FOUND THEN  -- done meanwhile, or busy
+    IF NOT FOUND THEN  -- done by now, or busy
         RETURN NULL;
     END IF;
     UPDATE osgprod_data.backups b
@@ -42,7 +42,7 @@ RETURNS osgprod.claim LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Renews the lease of a backup attempt: for its heartbeat, or for the next start of its job.
 -- Parameters: p_project  the project's row;  p_attempt  the attempt;  p_nstart  its number, or that of the next start
--- Returns:    the slice; NULLs when this attempt is no backup any more: the slice is settled or requeued, or its lease
+-- Returns:    the slice; NULLs when this attempt is not a backup any more: the slice is settled or requeued, or its lease
 --             has expired
 -- Locks:      the slice: what happens to a backup happens under its lock
 DECLARE

@@ -51,7 +51,7 @@ BEGIN
     IF NOT p_may_wait AND NOT osgprod._try_slice(v_attempt.project_id, v_attempt.rawdata_id, v_attempt.block1) THEN
         RETURN osgprod._report_error(osgprod._is_busy(format('the slice of job %s.%s', p_call.cluster, p_call.process)));
     END IF;
-    -- It counts for the node that has the slice's lease, whatever the report says of itself.
+    -- It counts for the node that has the slice's lease, also when the report names another one.
     v_worker := osgprod._worker(v_attempt.client, coalesce(v_attempt.host, p_call.host));
     v_outcome := osgprod._judge_exit(v_project, p_call.exitcode::int, p_call.fault);
     IF v_outcome = 'done' AND v_attempt.merge_id IS NULL AND (v_project.demand_outputs OR v_project.demand_checksum OR v_project.demand_events) THEN
@@ -151,13 +151,13 @@ $fn$;
 CREATE FUNCTION osgprod._answer(p_outcome osgprod_data.outcome, p_reason text, p_contradiction text, p_is_merge boolean)
 RETURNS text LANGUAGE sql IMMUTABLE
 AS $fn$
-    -- What the job is told of how its report of a slice or a merge was taken; the same for a repeated report.
+    -- The answer to the report of a slice or a merge; the same for a repeated report.
     SELECT CASE p_outcome
         WHEN 'done' THEN format('thank you, the %s is done', w.work)
             || coalesce('; but this contradicts the index and is on record: ' || p_contradiction, '')
         WHEN 'failed' THEN 'recorded as a failure' || coalesce(': ' || p_reason, '')
-        WHEN 'node-fault' THEN format('recorded as a fault of the node, the %s goes to another one', w.work)
-        ELSE format('too late: the %s was done or given to another meanwhile, these outputs do not count', w.work)
+        WHEN 'node-fault' THEN format('recorded as a fault of the node, the %s is requeued', w.work)
+        ELSE format('too late: the %s is done, or another attempt has it; these outputs do not count', w.work)
     END FROM (SELECT CASE WHEN p_is_merge THEN 'merge' ELSE 'slice' END AS work) w
 $fn$;
 
@@ -176,7 +176,7 @@ CREATE FUNCTION osgprod._missing_evidence(
     p_project osgprod_data.projects, p_attempt osgprod_data.attempts, p_call osgprod.report_call)
 RETURNS text LANGUAGE plpgsql STABLE
 AS $fn$
--- Says what is lacking of the proof that the project demands of a success; exit 0 alone proves nothing.
+-- Names the missing part of the proof that the project demands of a success; exit 0 alone proves nothing.
 -- Parameters: p_project  the project's row;  p_attempt  who reports;  p_call  what
 -- Returns:    one phrase; NULL = nothing is lacking
 DECLARE

@@ -3,7 +3,7 @@ CREATE FUNCTION osgprod._slice_file(
     OUT url text, OUT urls text[], OUT filename text, OUT size_bytes bigint, OUT events bigint, OUT pieces text)
 LANGUAGE plpgsql STABLE
 AS $fn$
--- Tells what a slice is as an EVIO file of its own: lead, its blocks, a trailer.
+-- Describes a slice as a separate EVIO file: lead, its blocks, a trailer.
 -- Parameters: p_rawdata_id  file;  p_block1, p_block2  half-open range of blocks, 0-based
 --             p_xrootd_prefix, p_strip_prefix  the project's;  p_site  of the job
 -- Returns:    url of the whole file; urls: all in order of preference, NULL = this one; filename without folder, size_bytes [bytes] and events of the slice's file, and

@@ -12,7 +12,7 @@ AS $fn$
 -- Parameters: p_project  the project's row;  p_cpus  cores of the job [1 .. 4096];  p_site  its site, as it says; NULL = none
 --             p_time_left_s  until the job must end [s]; below 1 = it must end now; NULL = not known
 -- Returns:    blocks; limited_by: maxblockspercore, probe, target_s, growth or time_left_s; the others: see table paces, of
---             this site, or of all sites together while this one has few attempts; NULLs = nothing was measured
+--             this site, or of all sites while this one has few attempts; NULLs = nothing was measured
 -- Source:     docs/grid.md "Let the server size the slices"
 DECLARE
     v_most   bigint := p_cpus * p_project.maxblockspercore;
@@ -76,7 +76,7 @@ CREATE FUNCTION osgprod._shrink_slice(
 RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Shortens the slice of a restarted job that was evicted from it three times, or that has less time left than it needs: the
--- end of the slice becomes a slice of its own, ready for another job, and nothing counts as a failure. With time for not
+-- end of the slice becomes another slice, ready for another job, and nothing counts as a failure. With time for not
 -- even one block the whole slice is requeued. A slice with a backup attempt stays whole: the backup would be in vain.
 -- Parameters: p_project  the project's row;  p_call  the call, whose job is locked;  p_last  the job's last attempt
 --             p_may_wait  for the file; when another session has it and this is false, the slice stays as it is

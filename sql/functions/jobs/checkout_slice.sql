@@ -55,7 +55,8 @@ AS $fn$
 -- Errors:     OG101-OG104, OG110 bad parameter; OG2xx not allowed; OG301 unknown project; OG501 project paused;
 --             OG502 its files are being reset; OG601 worker banned; OG602 job starts too often; OG603 project has too many
 --             live attempts; OG901 isolation level
--- Locks:      the job, then its slice, or one ready slice SKIP LOCKED, or one file's row
+-- Locks:      the job, and the project, shared; then its slice, or, all SKIP LOCKED, a ready merge, a ready slice, a file's row (it waits
+--             for one when all are locked), or slices to requeue with their files. docs/design.md "Who waits for whom"
 -- Source:     docs/design.md "The claim", I1-I4
 DECLARE
     v_answer osgprod.checkout_answer;

@@ -15,7 +15,7 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod
 AS $fn$
 -- Renews the lease of a living attempt, or tells a dead one to stop.
 -- Promise:    a repeated call renews again. An attempt whose lease has expired gets its slice again by a heartbeat as
---             long as nobody else has it and its job has not started again; one that is told to stop stays dead.
+--             long as nobody else has it and its job has not started again; one that had to stop stays dead.
 -- Parameters: p_project, p_magic, p_client, p_bearer  see _why_rejected
 --             p_cluster, p_process  HTCondor's identity of the job [0 .. 2147483647];  p_token  the attempt's token
 --             p_bytes  bytes fetched so far;  p_cpu_s  CPU seconds used so far; NULL = not reported

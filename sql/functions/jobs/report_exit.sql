@@ -33,7 +33,7 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod
 AS $fn$
 -- Records a job's report on how its attempt ended, and settles the slice.
 -- Promise:    the first success wins. The same report again changes nothing and gets the same answer. The first
---             report of an attempt is on record, whatever is answered. Evidence and texts never keep a report from being
+--             report of an attempt is recorded with any answer. Evidence and texts never keep a report from being
 --             recorded: what can't be kept is ignored, and the answer says so.
 -- Parameters: p_project, p_magic, p_client, p_bearer  see _why_rejected
 --             p_cluster, p_process  HTCondor's identity of the job [0 .. 2147483647]
@@ -43,7 +43,7 @@ AS $fn$
 --             p_job_key             see _is_token: needed only where no token is sent
 --             p_events              events that the reconstruction read from the slice's file; another number than the
 --                                   index has is recorded as a contradiction
---             p_outputs, p_output_bytes [bytes], p_output_adler32 [1 to 8 hex digits], p_output_url  what was sent where
+--             p_outputs, p_output_bytes [bytes], p_output_adler32 [1 to 8 hex digits], p_output_url  the outputs, and where they are
 --             p_fault               what failed: fetch, delivery or program;  p_door  scheme and host that the slice was read from
 --             p_bad_inputs          of a merge: block1,block2 of each, joined by ':'
 --             p_outputs_list        delivered files, JSON: [{"kind", "url", "bytes", "adler32", "events"}]
@@ -55,7 +55,8 @@ AS $fn$
 --             or contradicted (this attempt has reported another exit code); 403: status refused (token)
 -- Errors:     OG101-OG103, OG105 bad parameter; OG2xx not allowed; OG301 unknown project; OG303 job without attempt;
 --             OG502 files of the project are being reset; OG901 isolation level
--- Locks:      the job, its slice, then the file's row when the slice is split
+-- Locks:      the job, and the project, shared; its slice or merge; the file's row when the slice is split. Then, tried: bans, and
+--             the project's row, for what is noted there. docs/design.md "Who waits for whom"
 -- Source:     docs/design.md "A slice's life", I3, I5, I6
 DECLARE
     v_answer osgprod.report_answer;

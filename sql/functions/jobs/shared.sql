@@ -35,7 +35,7 @@ CREATE FUNCTION osgprod._why_rejected(
 RETURNS text[] LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Says why a call of a job is rejected, or locks the job: until the end of the transaction nothing else happens to it.
--- Promise:    answers the same to a wrong magic whatever is wrong with it. A batch waits for no job: the caller makes a
+-- Promise:    answers the same to every wrong magic. A batch waits for no job: the caller makes a
 --             call whose job is busy again, alone.
 -- Parameters: p_project   the project's row, NULLs when there is none;  p_name  the project as the caller names it
 --             p_cluster, p_process  HTCondor's identity of the job [0 .. 2147483647]
@@ -66,7 +66,7 @@ BEGIN
     END IF;
     IF NOT osgprod._is_inside(p_project.subnets, p_project.subnet_pattern, p_client) THEN
         RETURN ARRAY['OG201', format('address %s is outside the subnets of project %s', host(p_client), p_project.name),
-            'osgprod project set PROJECT subnet_pattern=... changes what is allowed'];
+            'osgprod project set PROJECT subnet_pattern=... changes which addresses may ask'];
     END IF;
     IF p_bearer IS NOT NULL THEN
         v_claim := osgprod._wrong_claim(p_project, p_bearer);
@@ -136,7 +136,7 @@ CREATE FUNCTION osgprod._is_token(
     p_token text, p_required boolean, p_digest bytea, p_attempt_key bytea, p_lent_to inet, p_client inet, p_key_digest bytea)
 RETURNS boolean LANGUAGE sql STABLE
 AS $fn$
-    -- Is this the token of the attempt with that digest? It decides alone: who has it needs no job key. Or no token, where
+    -- Is this the token of the attempt with that digest? It decides alone: with it no job key is needed. Or no token, where
     -- none is required, from the address that the attempt was leased to, with the attempt's job key if it has one. (So the
     -- original did it, and for its exec script the address is all there is.)
     SELECT CASE WHEN p_token IS NULL

@@ -7,7 +7,7 @@ AS $fn$
 -- Promise:    a repeated call changes nothing more, and an earlier notification doesn't undo a later one.
 -- Parameters: p_name  of the target;  p_written_by, p_notification_id  as next_notifications returned them; NULL = nothing was
 --             delivered;  p_problem  why not, in one line; NULL = it was
--- Errors:     OG304 there is no such target
+-- Errors:     OG304 unknown target
 -- Locks:      the target's row
 BEGIN
     UPDATE notify_targets t

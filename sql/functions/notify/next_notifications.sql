@@ -3,12 +3,12 @@ RETURNS TABLE (written_by text, notification_id bigint, details jsonb)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
 -- Returns the next notifications to deliver to a target, and keeps the target until the transaction ends.
--- Promise:    nobody else delivers to this target meanwhile: a second deliverer gets no rows. What was delivered is not
+-- Promise:    nobody else delivers to this target until then: a second deliverer gets no rows. What was delivered is not
 --             returned again once mark_notified was committed; a deliverer that dies between delivery and commit delivers
 --             again.
 -- Parameters: p_name   of the target;  p_limit  at most so many [1 .. 100000]
 -- Returns:    rows in the order in which they became visible; none = all is delivered
--- Errors:     OG304 there is no such target; OG108 limit out of range
+-- Errors:     OG304 unknown target; OG108 limit out of range
 -- Locks:      the target's row, SKIP LOCKED
 DECLARE
     v_target notify_targets;

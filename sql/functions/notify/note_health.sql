@@ -2,7 +2,7 @@ CREATE FUNCTION osgprod.note_health()
 RETURNS int
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
--- Notifies of each project whose health has become bad, and of each that is no longer bad. osgprod notify run calls it.
+-- Notifies of each project whose health has become bad, or has recovered. osgprod notify run calls it.
 -- Promise:    a repeated call notifies of nothing twice.
 -- Returns:    how many projects it notified of
 -- Errors:     none
@@ -39,4 +39,4 @@ END
 $fn$;
 
 COMMENT ON FUNCTION osgprod.note_health() IS
-'Notifies of each project whose health has become bad, or is no longer bad; how many. For osgprod_operator.';
+'Notifies of each project whose health has become bad, or has recovered; returns how many. For osgprod_operator.';

@@ -4,7 +4,7 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod
 AS $fn$
 -- Removes a target: it gets no more notifications.
 -- Parameters: p_name  of the target
--- Errors:     OG304 there is no such target
+-- Errors:     OG304 unknown target
 -- Locks:      its row
 BEGIN
     DELETE FROM notify_targets t WHERE t.name = p_name;

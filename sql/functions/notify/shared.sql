@@ -1,7 +1,7 @@
 CREATE FUNCTION osgprod._refuse_target(p_name text)
 RETURNS void LANGUAGE plpgsql IMMUTABLE
 AS $fn$
--- Says that there is no such target of notifications.
+-- Raises the error that a target of notifications is unknown.
 -- Errors:     OG304
 BEGIN
     RAISE EXCEPTION 'there is no target %', quote_literal(left(p_name, 63)) USING ERRCODE = 'OG304',

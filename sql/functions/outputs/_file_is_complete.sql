@@ -1,7 +1,7 @@
 CREATE FUNCTION osgprod._file_is_complete(p_project_id int, p_run int, p_seqno int)
 RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$
--- What follows when the slices of a file are settled: its merge is ready, or its run's; whoever listens is notified when the
+-- What follows when the slices of a file are settled: its merge is ready, or its run's; listeners are notified when the
 -- run is complete.
 -- Parameters: p_project_id, p_run, p_seqno  the file, which has just been called complete
 -- Locks:      see _plan_merges; the caller has (advisory: project_id, -10 - run), so that of two files of a run one sees the
@@ -94,7 +94,7 @@ $fn$;
 CREATE FUNCTION osgprod._merge_is_done(p_project_id int, p_merge osgprod_data.merges)
 RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Notifies whoever listens that a merge is done, and when it was the last one that the production is delivered.
+-- Notifies that a merge is done, and when it was the last one that the production is delivered.
 -- Parameters: p_project_id  project;  p_merge  the merge, which has just been called done
 BEGIN
     PERFORM osgprod._tell(p_project_id, 'merge-done', jsonb_build_object('merge',

@@ -67,7 +67,7 @@ AS $fn$
 -- Parameters: p_project  the project's row;  p_attempt  which must hold the merge
 --             p_bad_inputs  block1,block2 of each, as the script was given them, joined by ':'
 -- Returns:    which, in words, for the report; NULL = none of them is an input of the merge, or the attempt no longer holds it
--- Locks:      the slices and their files, in order. No merge is locked yet: what has a file's row may wait for a merge
+-- Locks:      the slices and their files, in order. No merge is locked yet: a holder of a file's row may wait for a merge
 DECLARE
     v_input record;
     v_bad   text;
@@ -95,7 +95,7 @@ RETURNS boolean LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Notes that the outputs of an attempt are lost, and requeues its slice if that is done by this attempt.
 -- Promise:    a repeated call changes nothing.
--- Parameters: p_project_id, p_cluster, p_process, p_nstart  the attempt;  p_reason  who found it, and what is wrong
+-- Parameters: p_project_id, p_cluster, p_process, p_nstart  the attempt;  p_reason  who found it, and the fault
 -- Returns:    was the slice requeued?
 -- Locks:      the slice, then see _reopen_slice
 DECLARE
@@ -258,7 +258,7 @@ BEGIN
         RETURN ROW(409, 'wedged', format('stop: no progress for more than %s s', p_project.wedged_s), NULL, NULL, NULL,
                    NULL)::osgprod.report_answer;
     END IF;
-    RETURN ROW(409, 'superseded', 'stop: this merge was done, assigned to another or superseded meanwhile', NULL, NULL, NULL,
+    RETURN ROW(409, 'superseded', 'stop: this merge is done or superseded, or another attempt has it', NULL, NULL, NULL,
                NULL)::osgprod.report_answer;
 END
 $fn$;
@@ -281,7 +281,7 @@ RETURNS TABLE (n smallint, kind text, url text, bytes bigint, adler32 text, even
 AS $fn$
 -- The files that a report lists as delivered.
 -- Parameters: p_outputs_list  JSON array of objects with kind, url, bytes, adler32, events, as the job sent it
--- Returns:    a row for each object that has a kind and a URL, as far as it can be kept; none when the text is no such array
+-- Returns:    a row for each object that has a kind and a URL, as far as it can be kept; none when the text is not such an array
 DECLARE
     v_list jsonb;
 BEGIN
@@ -303,7 +303,7 @@ $fn$;
 CREATE FUNCTION osgprod._why_not_merged(p_outputs_list text)
 RETURNS text LANGUAGE sql STABLE
 AS $fn$
-    -- Says what is lacking of the proof that a merge was done: a list of merged files, each with its size and checksum.
+    -- Names the missing part of the proof that a merge was done: a list of merged files, each with its size and checksum.
     -- Parameters: p_outputs_list  as reported
     -- Returns:    one phrase; NULL = nothing is lacking
     SELECT CASE WHEN count(*) = 0 THEN 'exit code 0 without a list of merged files (outputs_list)'

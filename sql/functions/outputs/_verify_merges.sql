@@ -17,7 +17,7 @@ BEGIN
     SELECT w.path, x.block1, x.block2, x.fault FROM (
         SELECT h.rawdata_id, h.block1, h.block2, CASE
                 WHEN s.state IS DISTINCT FROM 'done' OR s.block2 <> h.block2
-                    THEN format('in merge %s, but it is no done slice', h.merge_id)
+                    THEN format('in merge %s, but it is not a done slice', h.merge_id)
                 WHEN (s.cluster, s.process, s.nstart) <> (h.cluster, h.process, h.nstart)
                     THEN format('in merge %s by attempt %s of job %s.%s, but done by another', h.merge_id, h.nstart, h.cluster, h.process)
                 WHEN l.project_id IS NOT NULL THEN format('in merge %s, but its output is lost', h.merge_id)

@@ -4,7 +4,7 @@ RETURNS TABLE (project text, merge_by text, files bigint, files_in_slices bigint
     bytes_delivered bigint, is_delivered boolean, why_no_merges text)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
--- Counts the files of each project by stage, its merges by state, and what was delivered.
+-- Counts the files of each project by stage, its merges by state, and the delivered bytes.
 -- Parameters: p_project  project name; NULL = all projects
 -- Returns:    a row a project; files = in slices + complete (their merge is not done) + delivered. merges_ready: those in a
 --             backoff included; bytes_delivered [bytes]: of done merges; is_delivered: nothing is left to be done, merges

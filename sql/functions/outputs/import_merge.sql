@@ -54,7 +54,7 @@ BEGIN
     THEN
         RETURN 'unchanged';
     END IF;
-    UPDATE merges m SET state = 'superseded', is_ready = NULL, not_before = NULL  -- what was planned when it was completed
+    UPDATE merges m SET state = 'superseded', is_ready = NULL, not_before = NULL  -- the one that was planned when it was completed
      WHERE m.project_id = v_file.project_id AND m.run = v_file.run AND m.seqno = v_file.seqno AND m.state <> 'superseded';
     INSERT INTO merges (project_id, run, seqno, rawdata_id, state, cluster, process, nstart, opened_at, done_at, inputs, missing)
     SELECT v_file.project_id, v_file.run, v_file.seqno, v_file.rawdata_id, 'done', 0, v_file.rawdata_id, 1, p_ended_at, p_ended_at,

@@ -5,10 +5,10 @@ AS $fn$
 -- Notes that storage no longer has the outputs of attempts as reported, and requeues their slices and merges.
 -- Promise:    all or nothing; a repeated call changes nothing. The outputs stay on record, as lost.
 -- Parameters: p_project   project name
---             p_attempts  array of objects with cluster, process, nstart of an attempt, and reason: what is wrong
+--             p_attempts  array of objects with cluster, process, nstart of an attempt, and reason: the fault
 --             p_dry_run   only tell which slices and merges would be requeued
 -- Returns:    a row for each slice or merge that was requeued
--- Errors:     OG301 unknown project; OG108 p_attempts is no such array; OG502 files of the project are being reset; OG901
+-- Errors:     OG301 unknown project; OG108 p_attempts is not such an array; OG502 files of the project are being reset; OG901
 --             isolation level
 -- Locks:      the slices and their files in order, then their merges; see _reopen_slice
 DECLARE
@@ -71,7 +71,7 @@ RETURNS boolean LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Supersedes a done merge and makes a new one of the same slices ready.
 -- Parameters: p_project  the project's row;  p_merge_id  the merge;  p_cluster, p_process, p_nstart  the attempt that did it
---             p_reason   what is wrong with its files; NULL = nothing, it shall be made again
+--             p_reason   the fault of its files; NULL = none, it shall be made again
 -- Returns:    is it? false: it is not done by this attempt
 -- Locks:      the merge
 DECLARE

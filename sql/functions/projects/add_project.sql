@@ -13,7 +13,7 @@ AS $fn$
 -- Parameters: p_project           name [1 .. 63 letters, digits, _ . + -]; also its folder below the document root
 --             p_subnet_pattern    which addresses may ask: CIDR list ('10.1.0.0/16, 2001:db8::/32') or SQL LIKE pattern ('129.57.%')
 --             p_workscript        file name of its work script in that folder
---             p_xrootd_prefix     what stands before the path in a URL, like root://server/ or https://server; several are
+--             p_xrootd_prefix     the part of a URL before the path, like root://server/ or https://server; several are
 --                                 tried in order, separated by spaces or commas; site=prefix is for jobs of that site, first
 --             p_maxblockspercore  blocks of a slice for each core of the job [1 .. 1000000]
 --             p_magic             the shared secret of its jobs; NULL = nobody may work until set_magic

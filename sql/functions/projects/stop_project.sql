@@ -4,7 +4,7 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod
 AS $fn$
 -- Pauses a project, and tells each running job at its next heartbeat to end.
 -- Promise:    that a job is stopped is nobody's fault: it counts against neither its slice nor its worker. A success that is
---             reported all the same counts. set_project with another state than paused ends it; jobs that were told by then
+--             reported all the same counts. set_project with another state than paused ends it; jobs that got the order by then
 --             are gone. A repeated call does no harm.
 -- Parameters: p_project  project name
 -- Returns:    how many jobs still run: leased slices

@@ -3,9 +3,9 @@ RETURNS TABLE (path text)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
 -- Forgets raw data files that were registered by mistake, at a wrong path or before they were whole, so that they can be
--- registered anew.
+-- registered again.
 -- Promise:    nothing is forgotten of what any project has as its work: then it changes nothing at all. A repeated call is in
---             error, since there is no such file any more.
+--             error, since the file is not registered any more.
 -- Parameters: p_path  path of one file; or, where there is none such, an SQL LIKE pattern
 -- Returns:    a row for each file that was forgotten
 -- Errors:     OG302 no such file is registered; OG407 one of them is work of a project
@@ -22,7 +22,7 @@ BEGIN
      ORDER BY r.path, p.name LIMIT 1;
     IF v_used IS NOT NULL THEN
         RAISE EXCEPTION 'raw data file %', v_used USING ERRCODE = 'OG407',
-            HINT = 'its blocks were allocated by what is registered; nothing was forgotten';
+            HINT = 'a file is forgotten only before a project loads it (osgprod slices unload); nothing was forgotten';
     END IF;
     RETURN QUERY DELETE FROM rawdata r WHERE r.path LIKE v_path RETURNING r.path;
     GET DIAGNOSTICS v_count = ROW_COUNT;

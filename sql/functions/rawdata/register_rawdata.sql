@@ -18,7 +18,7 @@ CREATE FUNCTION osgprod.register_rawdata(
 RETURNS TABLE (status text, differences text)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
--- Registers a raw data file with its block index, or compares the file with what is registered.
+-- Registers a raw data file with its block index, or compares the file with the registered one.
 -- Promise:    The blocks of a registered file that a project works on never change: the numbers in its slices keep their
 --             meaning. What older releases registered is renewed as far as that allows. A repeated call returns same.
 -- Parameters: p_path         absolute path as the workers' server knows it
@@ -120,4 +120,4 @@ END
 $fn$;
 
 COMMENT ON FUNCTION osgprod.register_rawdata(text, int, int, bigint, int, int, text, boolean, boolean, bytea, jsonb, bytea, int8range[], boolean, int, text) IS
-'Registers a raw data file with its block index (offsets in bytes), or compares it with what is registered: new, same, renewed or differs. For osgprod_operator.';
+'Registers a raw data file with its block index (offsets in bytes), or compares it with the registered one: new, same, renewed or differs. For osgprod_operator.';

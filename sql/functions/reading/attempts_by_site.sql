@@ -6,7 +6,7 @@ AS $fn$
 -- Counts the attempts that ended in the last hours, by the site that the jobs named.
 -- Parameters: p_project  project name;  p_hours  how far back [h; 1 .. 8760]
 --             p_limit  sites at most [1 .. 100000]
--- Returns:    a row a site (NULL = none was named), the busiest first, and at last one for all others together ("other"), so
+-- Returns:    a row a site (NULL = none was named), the busiest first, and at last one for all others ("other"), so
 --             that the sums are whole. A job chooses its site's name; s_per_block: time of successes for each of their
 --             blocks [s], NULL = no success
 -- Errors:     OG301 unknown project; OG108 hours or limit out of range

@@ -2,9 +2,9 @@ CREATE FUNCTION osgprod.diagnose()
 RETURNS TABLE (what text, is_well boolean, found text, advice text)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
--- Looks for what is not as it should be in the server and in the production: the database's half of osgprod doctor.
+-- Looks for problems in the server and in the production: the database's half of osgprod doctor.
 -- Returns:    a row for each thing looked at, and what to do about it where it is not well
--- Errors:     none of its own
+-- Errors:     none
 BEGIN
     RETURN QUERY
     SELECT 'server version', current_setting('server_version_num')::int >= 130000, current_setting('server_version'),
@@ -14,7 +14,7 @@ BEGIN
                AND current_setting('synchronous_commit') <> 'off',
            format('fsync %s, full_page_writes %s, synchronous_commit %s', current_setting('fsync'),
                   current_setting('full_page_writes'), current_setting('synchronous_commit')),
-           'a crash of the machine may ruin the data, or lose what was answered: set all on, unless this is a server for tests'
+           'a crash of the machine may ruin the data, or lose answered reports: set all on, unless this is a server for tests'
     UNION ALL
     SELECT 'autovacuum', current_setting('autovacuum')::boolean, 'autovacuum ' || current_setting('autovacuum'),
            'without it checkouts become slow within days: set autovacuum on'
@@ -94,4 +94,4 @@ END
 $fn$;
 
 COMMENT ON FUNCTION osgprod.diagnose() IS
-'Looks for what is not as it should be in the server and in the production, and says what to do. For osgprod_operator.';
+'Looks for problems in the server and in the production, and says what to do about each. For osgprod_operator.';

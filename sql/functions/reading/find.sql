@@ -2,11 +2,11 @@ CREATE FUNCTION osgprod.find(p_text text, p_limit int DEFAULT 100)
 RETURNS TABLE (kind text, project text, name text, found text, command text)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
--- Finds whatever a text names: a job, a cluster, a run, a file, a worker, a site, a project.
+-- Finds what a text names: a job, a cluster, a run, a file, a worker, a site, a project.
 -- Parameters: p_text   as operators write it: 4711.0, 4711, 90001, hd_rawdata_090001_003 (with or without .evio), a path, a
 --                      host or address or host@address, a site, a project
 --             p_limit  rows at most [1 .. 100000]
--- Returns:    a row for each thing: its kind, the project (NULL = of none), its full name, what is known of it in short,
+-- Returns:    a row for each thing: its kind, the project (NULL = of none), its full name, a summary,
 --             and the command that shows more. Workers and sites are those of the last seven days
 -- Errors:     OG108 no text, or limit out of range
 DECLARE
@@ -73,4 +73,4 @@ END
 $fn$;
 
 COMMENT ON FUNCTION osgprod.find(text, int) IS
-'Finds whatever a text names: a job, a cluster, a run, a file, a worker, a site, a project; with the command that shows more. For osgprod_worker and osgprod_operator.';
+'Finds what a text names: a job, a cluster, a run, a file, a worker, a site, a project; with the command that shows more. For osgprod_worker and osgprod_operator.';

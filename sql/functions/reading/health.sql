@@ -6,7 +6,7 @@ AS $fn$
 -- Parameters: p_project  project name; NULL = all projects
 -- Returns:    at least one row a project, the worst first. level: bad (act now), attention (look at it) or well; what, one
 --             of: stalled, failing, answers, leases, without-progress, restarting, refused-requests, merges, failed-merges, quarantine,
---             contradicted, refused-workers, suspended-files, running-out, paused-itself, paused, draining, empty, waiting, done, healthy; what was found, and the command that helps
+--             contradicted, refused-workers, suspended-files, running-out, paused-itself, paused, draining, empty, waiting, done, healthy; the finding, and the command that helps
 -- Errors:     OG301 unknown project
 BEGIN
     PERFORM osgprod._get_project(p_project) WHERE p_project IS NOT NULL;

@@ -12,7 +12,7 @@ AS $fn$
 --             p_time_left_s  until the job must end [s]; NULL = not known
 -- Returns:    one row: blocks (0 = the job would get nothing, since not even one fits into its time); limited_by:
 --             maxblockspercore, probe, target_s, growth or time_left_s; expected_s: what these blocks take on so many cores
---             [s]; where that was measured (empty = all sites together) and in how many attempts; the median time for a block
+--             [s]; where that was measured (empty = all sites) and in how many attempts; the median time for a block
 --             on one core and that of slow attempts [s]; why in words. NULL = nothing was measured
 -- Errors:     OG301 unknown project; OG104 cpus
 DECLARE

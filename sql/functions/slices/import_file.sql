@@ -37,7 +37,7 @@ BEGIN
         RETURN;
     END IF;
     PERFORM osgprod._enter_project(v_project.project_id, p_project);
-    PERFORM pg_advisory_xact_lock(v_project.project_id, -2);  -- nobody loads files meanwhile
+    PERFORM pg_advisory_xact_lock(v_project.project_id, -2);  -- nobody loads files until then
     INSERT INTO loaded_files (project_id, rawdata_id, run, seqno, block1, block2)
     SELECT v_project.project_id, v_rawdata.rawdata_id, v_rawdata.run, v_rawdata.seqno, v_rawdata.first_block,
            v_rawdata.nblocks WHERE v_rawdata.first_block < v_rawdata.nblocks
@@ -98,7 +98,7 @@ BEGIN
     RETURN NEXT;
 EXCEPTION WHEN data_exception OR integrity_constraint_violation THEN
     RAISE EXCEPTION 'slices of file %: %', p_path, SQLERRM USING ERRCODE = 'OG108',
-        HINT = 'docs/moving.md says what is taken over';
+        HINT = 'docs/moving.md lists what the import takes over';
 END
 $fn$;
 

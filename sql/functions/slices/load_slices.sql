@@ -7,7 +7,7 @@ RETURNS TABLE (files int, blocks bigint, files_already int, files_double int, bl
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
 -- Makes registered files the work of a project; their blocks are allocated when jobs ask.
--- Promise:    files loaded already are left as they are, unless it shall reset them: then what was done of them is
+-- Promise:    files loaded already are left as they are, unless it shall reset them: then all work on them is
 --             forgotten (the attempts stay on record) and everything is assigned again. A file is known by run and number: of two with the same, at two
 --             paths, the project gets the one that was registered first, so that no event is processed twice.
 -- Parameters: p_project     project name; NULL = the only project that there is
@@ -20,7 +20,7 @@ AS $fn$
 -- Errors:     OG301 unknown project; OG302 no file is registered for the runs; OG505 a call that moves
 --             slices does not end; OG901 isolation level
 -- Locks:      when resetting the project (advisory: project_id, -1) alone: it waits for calls that move slices now,
---             and those that come are told to try again: for 20 us a slice with 100 slices a file, 80 us with 1,000. Then
+--             and those that come must try again: for 20 us a slice with 100 slices a file, 80 us with 1,000. Then
 --             against other calls that load files (advisory: project_id, -2)
 DECLARE
     v_project    projects := osgprod._get_project(coalesce(p_project, osgprod._only_project()));

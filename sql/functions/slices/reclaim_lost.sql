@@ -7,7 +7,7 @@ AS $fn$
 -- those of jobs that are known to be gone, removed by condor_rm for instance, without waiting for their leases.
 -- Promise:    a repeated or simultaneous call does no harm; slices that somebody has locked at this moment are left to
 --             the next call, so nothing here waits. A job taken for gone that is not, gets its slice back at its next heartbeat,
---             as long as nobody else has it. That a job is removed is no fault: it counts against neither slice nor worker.
+--             as long as nobody else has it. The removal of a job is not a fault: it counts against neither slice nor worker.
 -- Parameters: p_project  project name; NULL = all projects
 --             p_cluster  HTCondor's cluster whose jobs are gone [0 .. 2147483647]; NULL = what ran out of lease
 --             p_process  only this one of them [0 .. 2147483647]; NULL = all of the cluster

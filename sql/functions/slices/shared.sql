@@ -9,7 +9,7 @@ AS $fn$
 --             max_faults, and only each fourth time when it is on the same worker as the one before: a block that kills
 --             its process is isolated in the end as well, a bad node alone isolates nothing for long.
 -- Parameters: p_project  the project's row;  p_slice  the slice, locked;  p_outcome  failed, node-fault, lost or superseded
---             p_worker   on whom;  p_exit_code  as reported; NULL = lost, told to stop, or gone;  p_may_wait  for the file
+--             p_worker   on whom;  p_exit_code  as reported; NULL = lost, stopped by the server, or gone;  p_may_wait  for the file
 --             p_is_excused  something else is to blame (_blame): nothing is counted. It backs off only while the project has
 --                           paused itself, so that the next probe is another slice
 -- Returns:    true; false = the slice has to be split and somebody else has its file: nothing is changed
@@ -50,7 +50,7 @@ BEGIN
         ELSIF NOT osgprod._try_file(p_slice.project_id, p_slice.rawdata_id) THEN
             RETURN false;
         END IF;
-        p_slice.failures := 0;  -- each half starts with counts of 0; faults stay: what is suspected, stays suspected
+        p_slice.failures := 0;  -- each half starts with counts of 0; faults stay: the suspicion is of the whole slice
     ELSIF v_is_at_limit THEN
         v_not_before := NULL;
         PERFORM osgprod._tell(p_slice.project_id, 'block-quarantined', jsonb_build_object('block', p_slice.block1,
@@ -115,7 +115,7 @@ $fn$;
 CREATE FUNCTION osgprod._split_slice(p_project_id int, p_rawdata_id int, p_block1 int, p_at int)
 RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Splits a ready slice in two: [block1, p_at) stays, [p_at, block2) becomes a slice of its own in the same state.
+-- Splits a ready slice in two: [block1, p_at) stays, [p_at, block2) becomes another slice in the same state.
 -- Parameters: p_project_id, p_rawdata_id, p_block1  the slice, locked, and its file's row: a claim may be reading where the
 --             slice ends;  p_at  a block inside it
 -- Source:     docs/design.md I2
@@ -252,7 +252,7 @@ BEGIN
     SELECT least(v_next_at, min(m.due_at)), v_live + count(*) INTO v_next_at, v_live FROM osgprod_data.merges m
      WHERE m.project_id = p_project.project_id AND m.state = 'leased';
     -- A slice that is leased after this look is due a whole lease from now at the earliest; or earlier, when the lease has
-    -- just been made longer, so 5 minutes are the most. Somebody who has the project's row locked, like an operator's open
+    -- just been made longer, so 5 minutes are the most. A session that has the project's row locked, like an operator's open
     -- transaction, must not stand between a lease and its slice: then it is not noted, and the next call looks again.
     UPDATE osgprod_data.projects p
        SET next_due_at = least(CASE WHEN v_next_at < v_hold AND v_next_at >= v_since THEN v_hold ELSE v_next_at END,
@@ -291,9 +291,9 @@ RETURNS boolean LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Writes the server's own verdict on the attempt that holds a slice, and requeues the slice.
 -- Parameters: p_project  the project's row;  p_slice  the slice, locked
---             p_outcome  lost: its lease has expired, or it is told to stop;  superseded: its job is gone or has to stop, says the
+--             p_outcome  lost: its lease has expired, or it has to stop;  superseded: its job is gone or has to stop, says the
 --                        operator
---             p_reason   why it is told to stop; NULL = it isn't, and may get the slice again;  p_may_wait  for the file
+--             p_reason   why it has to stop; NULL = it need not, and may get the slice again;  p_may_wait  for the file
 -- Returns:    true; false = somebody else has the file that this needs: nothing is changed
 -- Locks:      see _fail_slice
 DECLARE
@@ -398,7 +398,7 @@ AS $fn$
 -- Parameters: p_project_id, p_rawdata_id, p_block1  the slice, locked
 -- Locks:      the file's row: callers go through files in the order run, seqno, rawdata_id
 BEGIN
-    -- I7, first: whoever is about to call this file complete must see the slice, or be seen.
+    -- I7, first: a session that is about to call this file complete must see the slice, or be seen.
     PERFORM FROM osgprod_data.loaded_files f
       WHERE f.project_id = p_project_id AND f.rawdata_id = p_rawdata_id FOR NO KEY UPDATE;
     UPDATE osgprod_data.slices s

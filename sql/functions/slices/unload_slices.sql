@@ -15,7 +15,7 @@ AS $fn$
 -- Errors:     OG301 unknown project; OG108 neither runs nor a path; OG302 no such file is loaded; OG505 a call that moves
 --             slices does not end; OG901 isolation level
 -- Locks:      the project (advisory: project_id, -1), alone: it waits for calls that move slices now, and those that come are
---             told to try again
+--             answered to try again
 DECLARE
     v_project projects := osgprod._get_project(p_project);
     v_path    text := osgprod._path_pattern(p_path);

@@ -3,7 +3,7 @@ RETURNS void LANGUAGE plpgsql VOLATILE SET enable_seqscan = off
 AS $fn$
 -- Looks ahead to the end of a project: how small slices should be when little is unallocated, and which leased slices may
 -- have a backup attempt when nothing is.
--- Promise:    jobs that ask read what is noted here, so that any number of them may ask in the tail. A repeated call
+-- Promise:    jobs that ask read these notes, so that any number of them may ask in the tail. A repeated call
 --             changes nothing. With shrink_tail this reads at most 1,000 open files.
 -- Parameters: p_project  the project's row
 -- Locks:      rows of backups and the project's row, SKIP LOCKED: nothing here waits. The caller has the project, shared.
@@ -17,7 +17,7 @@ BEGIN
     ELSIF NOT osgprod._has_unallocated(p_project.project_id) THEN
         v_left := 0;
     END IF;
-    -- Guided self-scheduling: each slice is half of an equal share of what is left.
+    -- Guided self-scheduling: each slice is half of an equal share of the unallocated blocks.
     IF p_project.shrink_tail AND p_project.nlive > 0 AND v_left > 0 THEN
         v_tail_blocks := greatest(v_left / (2 * p_project.nlive), 1);
     END IF;
@@ -51,7 +51,7 @@ $fn$;
 CREATE FUNCTION osgprod._end_backups(p_project_id int)
 RETURNS void LANGUAGE sql VOLATILE
 AS $fn$
-    -- Deletes what is over: backups and offers of slices that are not leased any more, or not as they were, and backups
+    -- Deletes backups and offers that are over: those of slices that are not leased any more, or not as they were, and backups
     -- whose lease has expired. (No lease is longer than 30 days: the end of such a one was written by a wrong clock.)
     -- Parameters: p_project_id  project
     DELETE FROM osgprod_data.backups b

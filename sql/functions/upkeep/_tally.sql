@@ -6,7 +6,7 @@ AS $fn$
 -- Promise:    each report is counted once, however late its transaction ends and wherever the clock jumps. A look notes a
 --             time and the next transaction number; a later look counts the reports from before that time as soon as all
 --             transactions from before that number are over. A report that comes then gets a later time (_report), also
---             when the clock is set back. Whoever reads counts what is not yet tallied from the reports (_recent).
+--             when the clock is set back. Readers count reports that are not yet tallied themselves (_recent).
 -- Parameters: p_project  the project's row
 -- Locks:      the project's row SKIP LOCKED; a caller holds the lock of tick(), so there is one at a time
 DECLARE
@@ -64,7 +64,7 @@ RETURNS TABLE (began_at timestamptz, outcome osgprod_data.outcome, exit_code int
     ran_s bigint, last_at timestamptz)
 LANGUAGE plpgsql STABLE
 AS $fn$
--- Counts the reports since a time: what is tallied from the tallies, the rest from the reports themselves.
+-- Counts the reports since a time: from the tallies, and those not yet tallied from the reports themselves.
 -- Parameters: p_project_id  project;  p_since  begin of ten minutes of the clock
 -- Returns:    a row for each ten minutes, outcome, exit code and site, in two parts where they are not wholly tallied;
 --             ran_s [s] is a sum; last_at: when the last of them came. Tallied sites beyond the first 200 are "other"

@@ -1,8 +1,8 @@
 CREATE FUNCTION osgprod._tell(p_project_id int, p_event text, p_details jsonb)
 RETURNS void LANGUAGE sql VOLATILE
 AS $fn$
-    -- Notifies of something that an operator may want to know: writes it down for osgprod notify, and sends it to whoever
-    -- listens on channel osgprod (osgprod watch does), as one JSON object with event, project, at, and the details.
+    -- Notifies of something that an operator may want to know: records it for osgprod notify, and sends it to the
+    -- listeners of channel osgprod, like osgprod watch, as one JSON object with event, project, at, and the details.
     -- For rare events only: a NOTIFY is delivered under a lock that all transactions with a NOTIFY share. Texts are shortened
     -- so that it fits into the 8000 bytes that a payload has.
     WITH noted AS (

@@ -3,11 +3,11 @@ RETURNS int
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
 -- Adds up what a shim answered to jobs, minute by minute: also what never reached a function of the database. health reads it.
--- Promise:    a day is kept, and at most 500 rows a minute; what is beyond that is left out. A repeated call counts twice.
+-- Promise:    a day is kept, and at most 500 rows a minute; others are left out. A repeated call counts twice.
 -- Parameters: p_answers  list of objects: minute [s since 1970], project (NULL = none), route, status [100 .. 599], reason,
 --                        message (NULL = none), times [1 ..]; texts are cut to 200 characters
 -- Returns:    how many rows were added to
--- Errors:     22xxx a value that is no number
+-- Errors:     22xxx a value that is not a number
 -- Locks:      the rows of answers, in the order of their key
 DECLARE
     v_rows int;

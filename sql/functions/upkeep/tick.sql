@@ -3,7 +3,7 @@ RETURNS TABLE (project text, reclaimed int)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
 -- The regular housekeeping: requeues slices whose lease or backoff has ended, marks complete files, recounts live attempts,
--- tallies reports, measures how long a block takes, prunes what is kept for a time only. Each shim calls it every few
+-- tallies reports, measures how long a block takes, prunes rows that are kept for a time only. Each shim calls it every few
 -- seconds; only one at a time does the work, the others return at once.
 -- Promise:    a repeated call does no harm, and no call is needed for work to go on: checkout looks by itself.
 -- Returns:    a row for each project in which slices were lost; none also when a neighbour is at it

@@ -82,7 +82,7 @@ BEGIN
     RETURN QUERY
     SELECT w.path, x.block1, x.block2, x.fault FROM (
         SELECT s.rawdata_id, s.block1, s.block2, CASE
-                -- I3, I5: who holds it, or did it, was leased just this slice
+                -- I3, I5: the attempt that holds it, or did it, was leased just this slice
                 WHEN a.nstart IS NULL THEN format('%s by attempt %s of job %s.%s, which is not on record', s.state, s.nstart,
                     s.cluster, s.process)
                 WHEN (a.rawdata_id, a.block1, a.block2, a.opened_at) <> (s.rawdata_id, s.block1, s.block2, s.opened_at)
