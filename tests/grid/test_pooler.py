@@ -16,14 +16,13 @@ from shim.cli import doctor
 from shim.database import call, connect
 from shim.migrate import migrate
 from tests.grid.test_migrate import pgbouncer, pooled  # noqa: F401  # fixtures
-from tests.shim.conftest import empty  # noqa: F401  # a fixture
 from tests.support import CHECKOUT, LiveShim, World
 
 JOBS = 40
 
 
 @pytest.fixture
-def direct(empty: str) -> Iterator[World]:  # noqa: F811
+def direct(empty: str) -> Iterator[World]:
     """The same database without the pooler."""
     migrate(empty, say=lambda line: None)
     with connect(empty) as db:
