@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
+import shutil
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from shim.database import call, connect
-from shim.local.embedded import NOT_DURABLE, Server
+from shim.local.embedded import NOT_DURABLE, Server, memory_or_temporary
 from shim.migrate import migrate
 from tests.support import LiveShim, World
 from tests.whole.traffic import Traffic
@@ -104,3 +108,101 @@ def wait_for_health(shim: LiveShim, status: int) -> None:
     while shim.raw("healthz").status_code != status:
         assert time.monotonic() < end, status
         time.sleep(0.1)
+
+
+class Supervisor:
+    """Starts a server again when it has ended, as systemd does. It ends with this thread."""
+
+    def __init__(self, server: Server) -> None:
+        self._server, self._ends = server, threading.Event()
+        self.deaths = 0
+        self._thread = threading.Thread(target=self._watch)
+
+    def __enter__(self) -> Supervisor:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ends.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._ends.wait(0.2):
+            assert self._server._process
+            if self._server._process.poll() is not None:
+                self.deaths += 1
+                self._server._process = self._server._start_postgres()
+
+
+def flood(dsn: str) -> None:
+    """Writes WAL until the server fails."""
+    with contextlib.suppress(psycopg.Error), connect(dsn) as db:
+        while True:
+            db.execute("SELECT pg_logical_emit_message(false, 'osgprod', repeat('x', 1 << 20))")
+
+
+@pytest.fixture
+def full_wal(small_disk: Path) -> Iterator[Server]:
+    """A server whose WAL is on a small disk, and is kept there for a standby that is away."""
+    folder = Path(tempfile.mkdtemp(prefix="osgprod-wal-", dir=memory_or_temporary()))
+    folder.chmod(0o755)
+    settings = {**NOT_DURABLE, "synchronous_commit": "on", "max_connections": "30", "min_wal_size": "32MB"}
+    server = Server(folder / "server", settings)
+    try:
+        server.start()
+        server.stop()
+        wal = folder / "server" / "data" / "pg_wal"
+        subprocess.run(["cp", "-a", str(wal), str(small_disk / "pg_wal")], check=True)
+        shutil.rmtree(wal)
+        wal.symlink_to(small_disk / "pg_wal")
+        server.start()
+        migrate(server.dsn, say=lambda line: None)
+        with connect(server.dsn) as db:
+            db.execute("SELECT pg_create_physical_replication_slot('away', true)")
+        yield server
+    finally:
+        server.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_full_disk_of_the_wal_stops_the_server_and_nothing_is_lost_when_it_is_back(
+    full_wal: Server, small_disk: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shim.web.health.WRITE_S", 0.2)
+    monkeypatch.setattr("shim.web.timer.TICK_S", 1.0)
+    with connect(full_wal.dsn) as db:
+        world = World(db, full_wal.dsn).with_project("p", token_required=True)
+        for seqno in range(10):
+            world.add_file(2000, seqno=seqno, project=None)
+        call(db, "load_slices", project="p")
+    with (
+        LiveShim(full_wal.dsn, folder / "www", OSGPROD_CLIENT_RATE="0") as shim,
+        Supervisor(full_wal) as supervisor,
+    ):
+        shim.add_template("p", b'#input_eviofile_list=""\n')
+        with PatientTraffic(shim.port, random.Random(8), jobs=6) as traffic:
+            wait_for_blocks(traffic, 100)
+            fill(small_disk / "ballast")
+            end = time.monotonic() + PATIENCE_S
+            while supervisor.deaths < 2:  # the first recovery may find some room left
+                assert time.monotonic() < end, (full_wal._folder / "server.log").read_text()[-2000:]
+                flood(full_wal.dsn)
+                time.sleep(0.05)
+            wait_for_health(shim, 503)
+            (small_disk / "ballast").unlink()
+            wait_for_health(shim, 200)
+            wait_for_blocks(traffic, len(traffic.blocks) + 100)
+            traffic.is_stopped = True
+        log = (full_wal._folder / "server.log").read_text()
+        assert "PANIC" in log and "No space left on device" in log
+        assert traffic.asked_again > 0, "some had to wait"
+        assert max(traffic.blocks.values()) == 1
+        with connect(full_wal.dsn) as db:
+            assert call(db, "verify", project="p", deep=True) == []
+            done = db.execute("SELECT count(*) AS n FROM osgprod_data.slices WHERE state = 'done'").fetchone()
+            assert done and done["n"] == len(traffic.blocks), "told done = done"
+            unanswered = "SELECT sum(times) AS n FROM osgprod_data.answers WHERE http_status = 503"
+            end = time.monotonic() + PATIENCE_S
+            while not (row := db.execute(unanswered).fetchone()) or not row["n"]:
+                assert time.monotonic() < end, "health knows what jobs were answered"
+                time.sleep(0.1)
