@@ -56,7 +56,9 @@ def main() -> int:
             for name in names:
                 _say(f"measuring {name}")
                 try:
-                    figures += list(MEASURES[name](place))
+                    for figure in MEASURES[name](place):
+                        figures.append(figure)
+                        _say(next(_lines([figure])))  # should a later measure fail, this one is known
                 except SkipMeasure as reason:
                     _say(f"left out: {reason} ({reason.hint})")
             place.check()
@@ -75,6 +77,10 @@ def main() -> int:
 def table(figures: list[Figure]) -> Iterator[str]:
     """Gives the lines of the table that a person reads."""
     yield f"{'':24}{'value':>10}   {'reach':<10}{'measured':>12}{'bound':>12}"
+    yield from _lines(figures)
+
+
+def _lines(figures: list[Figure]) -> Iterator[str]:
     for figure in figures:
         sides = "".join(
             f"{'' if side is None else f'{side:,.4g}':>12}" for side in (figure.measured, figure.bound)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
-from typing import Literal
+from typing import IO, Literal
 
 from bench.driver import Order
 from bench.ground import HERE, BenchError, Ground, as_worker
@@ -72,16 +72,22 @@ def _serving(ground: Ground, dsn: str, command: list[str]) -> Iterator[Served]:
         )
     assert process.stdout is not None
     try:
-        serving = re.search(r":(\d+)/", process.stdout.readline())
-        if serving is None:
-            raise BenchError(
-                "the shim does not start", (ground.folder / "shim.log").read_text().strip()[-500:]
-            )
-        yield Served(int(serving[1]), process)
+        yield Served(_port(process.stdout, ground.folder / "shim.log"), process)
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(30)
         process.stdout.close()
+
+
+def _port(lines: IO[str], log: Path) -> int:
+    """The port that a server says it serves at; before that it may say other things, of its database for instance."""
+    said = []
+    for line in lines:
+        if found := re.search(r"http://\S+?:(\d+)/", line):
+            return int(found[1])
+        said.append(line)
+    last = [*said, *log.read_text().splitlines()][-1:] or ["it says nothing"]
+    raise BenchError(f"the shim does not start: {last[0].strip()}", "osgprod serve says the same")
 
 
 def _shim(ground: Ground, dsn: str) -> contextlib.AbstractContextManager[Served]:

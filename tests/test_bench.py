@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
 from pathlib import Path
 
-from bench import run
+import pytest
+
+from bench import run, web
+from bench.ground import BenchError
 from bench.rounds import Figure
 from tests.support import CHECKOUT
 
@@ -37,6 +41,15 @@ def test_every_measure_runs_and_writes_its_number(tmp_path: Path) -> None:
     assert all(isinstance(number, int | float) and number >= 0 for number in numbers.values())
     for name in WANTED:
         assert name in done.stdout
+
+
+def test_server_of_the_bench_is_found_whatever_it_says_before_its_address(tmp_path: Path) -> None:
+    log = tmp_path / "shim.log"
+    log.write_text("a line\nthe port is taken\n")
+    said = "the database is older than this program\nserving http://127.0.0.1:8081/osgprod, Ctrl-C ends it\n"
+    assert web._port(io.StringIO(said), log) == 8081
+    with pytest.raises(BenchError, match="does not start: the port is taken"):
+        web._port(io.StringIO("the database is older than this program\n"), log)
 
 
 def test_an_unknown_measure_is_refused_in_one_line_with_those_that_there_are() -> None:
