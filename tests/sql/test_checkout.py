@@ -259,14 +259,13 @@ def test_cap_on_live_attempts_is_held(world: World) -> None:
     assert world.checkout(0)["nstarts"] == 2, "a restarted job is not a new one"
 
 
-def test_cap_on_live_attempts_frees_places_even_if_no_shim_counts(world: World) -> None:
+def test_cap_on_live_attempts_frees_places_at_the_next_tick(world: World) -> None:
     reach_the_cap(world)
     world.report(0)
-    world.db.execute("UPDATE osgprod_data.projects SET next_due_at = now()")  # in place of five minutes
+    world.tick()
     assert world.checkout(2)["status"] == "assigned"
-    world.db.execute("UPDATE osgprod_data.projects SET next_due_at = now()")
-    world.db.execute("SELECT * FROM osgprod.tick()")
     world.let_leases_run_out()
+    world.tick()
     assert world.checkout(3)["status"] == "assigned"
 
 
@@ -285,4 +284,5 @@ def test_tables_refuse_slices_that_overlap(world: World) -> None:
 def test_requeued_slice_is_assigned_before_new_blocks_when_the_cap_is_counted_anew(world: World) -> None:
     reach_the_cap(world)
     world.let_leases_run_out()
-    assert world.checkout(2)["block1"] == 1, "its lease has expired, which this checkout finds out"
+    world.tick()
+    assert world.checkout(2)["block1"] == 1

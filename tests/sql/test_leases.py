@@ -10,10 +10,12 @@ from tests.production import fill
 from tests.support import World
 
 
-def test_slice_of_a_vanished_job_is_lent_again_by_the_next_checkout(world: World) -> None:
+def test_slice_of_a_vanished_job_is_requeued_by_the_next_tick_and_by_no_checkout(world: World) -> None:
     world.add_file(1)
     lost = world.checkout(0)
     world.let_leases_run_out()
+    assert world.checkout(1)["status"] == "wait"
+    assert world.tick() == 1
     again = world.checkout(1)
     assert (again["status"], again["block1"]) == ("assigned", lost["block1"])
     outcomes = world.db.execute("SELECT process, by_worker, outcome FROM osgprod_data.reports").fetchall()
@@ -143,7 +145,7 @@ def test_an_operators_open_transaction_does_not_keep_leases_from_running_out(wor
     world.db.execute("SET statement_timeout = '10s'")
     with connect(world.dsn) as stuck, stuck.transaction():
         call(stuck, "set_project", project="p", settings='{"wait_s": 5}')
-        stuck.execute("SELECT pg_advisory_xact_lock(0, 0)")
+        assert world.tick() == 1
         assert {world.checkout(n)["block1"] for n in (1, 2)} == {1, 2}
 
 

@@ -173,6 +173,7 @@ def test_merge_goes_to_another_job_after_its_lease(merging: World) -> None:
     assert merging.heartbeat(10)["status"] == "alive"  # nobody else has it yet
     merging.db.execute("UPDATE osgprod_data.merges SET due_at = now() - interval '1 s'")
     merging.let_leases_run_out()
+    merging.tick()
     assert merging.checkout(11)["task"] == "merge"
     assert merging.heartbeat(10)["status"] == "superseded"
     assert merging.report(10, outputs_list=merged("late"))["status"] == "done"  # the first success wins
@@ -207,6 +208,7 @@ def test_failing_merge_backs_off_and_is_failed_in_the_end(merging: World) -> Non
         merging.db.execute(
             "UPDATE osgprod_data.merges SET not_before = now() - interval '1 s' WHERE not_before > now()"
         )
+        merging.tick()
     assert merging.checkout(13)["status"] == "no-work"
 
 

@@ -53,6 +53,7 @@ def test_leases_expire_again_once_every_job_had_the_time_to_be_heard(world: Worl
             "UPDATE osgprod_data.presence SET back_at = back_at - make_interval(secs => %s)", [seconds]
         )
         world.db.execute("UPDATE osgprod_data.projects SET next_due_at = '-infinity'")
+        world.tick()
         assert world.checkout(1)["status"] == status
 
 
@@ -121,10 +122,14 @@ def test_forgiven_failures_end_their_backoff(world: World) -> None:
 def test_job_that_restarts_for_ever_gives_its_slice_up(world: World) -> None:
     world.set(max_starts=5)
     world.add_file(2)
-    blocks = [world.checkout(0, host="short-pilot")["block1"] for _ in range(6)]
-    assert blocks == [1] * 5 + [2], "it gets another slice, and the first is for another worker"
+    assert [world.checkout(0, host="short-pilot")["block1"] for _ in range(5)] == [1] * 5
+    told = world.checkout(0, host="short-pilot")
+    assert told["status"] == "wait"
+    assert "has started 5 times on its slice without a report" in told["message"]
+    assert world.tick() == 1
+    assert world.checkout(0, host="short-pilot")["block1"] == 2, "the first is for another worker"
     history = call(world.db, "job_history", project="p", cluster=1, process=0)
-    assert any("has started 5 times on it without a report" in str(row) for row in history)
+    assert any("started again and again without a report" in str(row) for row in history)
     assert world.checkout(1, host="long-pilot")["block1"] == 1
 
 
@@ -159,6 +164,8 @@ def run_jobs(
 ) -> dict[str, int]:
     """Lets jobs ask one after the other, as nodes of several sites; code(answer, node) is what each reports.
 
+    The timer ticks whenever a job has to wait.
+
     Returns how many were assigned, refused and so on, by status or error code.
     """
     seen: dict[str, int] = {}
@@ -176,6 +183,7 @@ def run_jobs(
             continue
         seen[answer["status"]] = seen.get(answer["status"], 0) + 1
         if answer["status"] != "assigned":
+            world.tick()
             continue
         result = code(answer, node)
         if result is not None:

@@ -103,6 +103,7 @@ def test_7_bad_blocks_of_5000_are_isolated_while_a_tenth_of_jobs_vanish(world: W
             if answer["status"] == "wait":
                 db.execute("UPDATE osgprod_data.slices SET due_at = now() WHERE state = 'leased'")
                 db.execute("UPDATE osgprod_data.projects SET next_due_at = '-infinity'")
+                call(db, "tick")
                 continue
             if answer["status"] == "no-work":
                 break

@@ -301,6 +301,7 @@ def test_heartbeat_of_an_attempt_that_lost_its_slice_stops_the_job(world: World)
     world.add_file(1)
     first = world.checkout(0)
     world.let_leases_run_out()
+    world.tick()
     assert world.checkout(1)["status"] == "assigned"
     answer = world.heartbeat(0, token=str(first["token"]))
     assert (answer["http_status"], answer["status"]) == (409, "superseded")

@@ -109,15 +109,12 @@ class Model:
                     return "assigned", last.work
                 last.work.state, last.work.is_silent = "ready", False
         found = self._merge() or self._ready_slice() or self._new_slice()
-        if not found and self.reclaim():
-            found = self._ready_slice()
         if not found and self.merge_by != "none":
             self.settle(all_of_them=False)
             found = self._merge()
         if found:
             return "assigned", found
-        self.settle(all_of_them=False)
-        is_open = any(state == "open" for state in self.files.values())
+        is_open = any(not self._is_settled(file) for file in self.files)
         is_open |= self.merge_by != "none" and any(m.state in ("ready", "leased") for m in self.merges)
         return ("wait" if is_open else "no-work"), None
 
@@ -164,14 +161,17 @@ class Model:
 
     def settle(self, *, all_of_them: bool) -> None:
         for file in sorted(self.files):
-            slices = self.of_file(file)
-            if self.files[file] == "complete" or len(slices) < FILES[file]:
+            if self.files[file] == "complete" or len(self.of_file(file)) < FILES[file]:
                 continue  # only files that are allocated to their end are looked at
-            if all(s.state == "done" for s in slices):
+            if self._is_settled(file):
                 self.files[file] = "complete"
                 self.plan({file[0]})
             elif not all_of_them:
                 return
+
+    def _is_settled(self, file: File) -> bool:
+        slices = self.of_file(file)
+        return len(slices) == FILES[file] and all(s.state == "done" for s in slices)
 
     def plan(self, runs: set[int]) -> None:
         if self.merge_by == "none":

@@ -68,6 +68,7 @@ def finish(world: World) -> int:
         answer = world.checkout(done, cluster=99)
         if answer["status"] == "wait":
             world.let_leases_run_out()
+            world.tick()
             continue
         if answer["status"] == "no-work":
             return done

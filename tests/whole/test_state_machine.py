@@ -116,7 +116,7 @@ class Model:
                 return "assigned", last.path, own
         if self.state == "draining":
             return "no-work", "", None
-        found = self._take_idle(cpus) or self._cut(cpus) or (self.reclaim() and self._take_idle(cpus))
+        found = self._take_idle(cpus) or self._cut(cpus)
         if found:
             return "assigned", *found
         is_open = any(s.state in ("leased", "ready") for _, s in self.all())

@@ -226,6 +226,7 @@ def test_job_waits_for_work_that_is_out_and_then_says_later(node: Node, world: W
         assert time.monotonic() < end, "it does not ask"
         time.sleep(0.02)
     world.let_leases_run_out()
+    world.tick()
     output, _ = job.communicate(timeout=20)
     assert job.returncode == DONE, output
     assert state(world) == {"done": 1, "ready": 1}

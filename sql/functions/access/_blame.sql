@@ -279,7 +279,7 @@ AS $fn$
 BEGIN
     -- The row may be updated for a second time in this transaction: then it is checked against its foreign key, which fails
     -- while somebody splits the slice before it.
-    IF NOT osgprod._try_file(p_project.project_id, p_rawdata_id) THEN
+    IF NOT osgprod._lock_file(p_project.project_id, p_rawdata_id) THEN
         RETURN;
     END IF;
     IF p_failures < p_project.max_failures THEN
@@ -355,7 +355,7 @@ AS $fn$
 -- Returns:    false when another session has the file's row, or it is suspended already
 -- Locks:      the file's row, tried; its ready slices, SKIP LOCKED
 BEGIN
-    IF NOT osgprod._try_file(p_project.project_id, p_rawdata_id) THEN
+    IF NOT osgprod._lock_file(p_project.project_id, p_rawdata_id) THEN
         RETURN false;
     END IF;
     UPDATE osgprod_data.loaded_files f
@@ -385,7 +385,7 @@ AS $fn$
 -- Returns:    false when another session has the file's row, or it is not suspended
 -- Locks:      the file's row, tried; its slices, SKIP LOCKED
 BEGIN
-    IF NOT osgprod._try_file(p_project_id, p_rawdata_id) THEN
+    IF NOT osgprod._lock_file(p_project_id, p_rawdata_id) THEN
         RETURN false;
     END IF;
     UPDATE osgprod_data.loaded_files f SET suspended_at = NULL, suspend_reason = NULL, retest_at = NULL, retest_s = NULL
@@ -687,11 +687,11 @@ END
 $fn$;
 
 CREATE FUNCTION osgprod._why_unproven(p_project osgprod_data.projects)
-RETURNS text LANGUAGE plpgsql VOLATILE
+RETURNS text[] LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Says that a new project has as many live attempts as it may have until the first ones have succeeded.
 -- Parameters: p_project  the project's row, whose unproven is above 0
--- Returns:    one phrase; NULL = the job may start
+-- Returns:    code (none), and message; NULL = the job may start
 -- Locks:      the project's first jobs (advisory: project_id, -3), tried: they start one after the other
 BEGIN
     IF pg_try_advisory_xact_lock(p_project.project_id, -3)
@@ -699,7 +699,7 @@ BEGIN
     THEN
         RETURN NULL;
     END IF;
-    RETURN format('the first %s jobs of project %s are a test, and %s successes are still lacking', p_project.probe_jobs,
-        p_project.name, p_project.unproven);
+    RETURN ARRAY[NULL, format('the first %s jobs of project %s are a test, and %s successes are still lacking',
+        p_project.probe_jobs, p_project.name, p_project.unproven)];
 END
 $fn$;

@@ -41,7 +41,7 @@ AS $fn$
 $fn$;
 
 CREATE FUNCTION osgprod._refuse_restart(
-    p_project osgprod_data.projects, p_call osgprod.checkout_call, p_last int)
+    p_project osgprod_data.projects, p_call osgprod.checkout_call, p_last osgprod_data.attempts)
 RETURNS text LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Keeps the slice of a living attempt from a caller that does not prove to be the same job, and puts the call on record.
@@ -50,32 +50,28 @@ AS $fn$
 -- Returns:    what to tell the caller with status wait; NULL = it may go on
 -- Source:     docs/security.md "Job keys"
 DECLARE
-    v_attempt osgprod_data.attempts;
     v_slice   osgprod_data.slices;
     v_reason  text;
 BEGIN
-    SELECT a.* INTO v_attempt FROM osgprod_data.attempts a
-     WHERE a.project_id = p_project.project_id AND a.cluster = p_call.cluster AND a.process = p_call.process
-       AND a.nstart = p_last;
     SELECT s.* INTO v_slice FROM osgprod_data.slices s
-     WHERE s.project_id = v_attempt.project_id AND s.rawdata_id = v_attempt.rawdata_id AND s.block1 = v_attempt.block1
+     WHERE s.project_id = p_last.project_id AND s.rawdata_id = p_last.rawdata_id AND s.block1 = p_last.block1
        AND s.state = 'leased'
-       AND (s.cluster = p_call.cluster AND s.process = p_call.process AND s.nstart = v_attempt.nstart OR EXISTS (
+       AND (s.cluster = p_call.cluster AND s.process = p_call.process AND s.nstart = p_last.nstart OR EXISTS (
             SELECT FROM osgprod_data.backups b
              WHERE b.project_id = s.project_id AND b.rawdata_id = s.rawdata_id AND b.block1 = s.block1
                AND b.opened_at = s.opened_at AND b.cluster = p_call.cluster AND b.process = p_call.process
-               AND b.nstart = v_attempt.nstart AND b.due_at > now()));
-    IF v_attempt.merge_id IS NOT NULL THEN  -- it holds a merge instead
+               AND b.nstart = p_last.nstart AND b.due_at > now()));
+    IF p_last.merge_id IS NOT NULL THEN  -- it holds a merge instead
         SELECT m.due_at, m.progress_at INTO v_slice.due_at, v_slice.progress_at FROM osgprod_data.merges m
-         WHERE m.merge_id = v_attempt.merge_id AND m.state = 'leased' AND m.cluster = p_call.cluster AND m.process = p_call.process
-           AND m.nstart = v_attempt.nstart;
+         WHERE m.merge_id = p_last.merge_id AND m.state = 'leased' AND m.cluster = p_call.cluster AND m.process = p_call.process
+           AND m.nstart = p_last.nstart;
     END IF;
-    IF NOT FOUND OR osgprod._proves_job(p_project.restart_proof, v_attempt,
-           osgprod._is_silent(p_project, v_slice, v_attempt.started_at), p_call.client, p_call.host,
+    IF NOT FOUND OR osgprod._proves_job(p_project.restart_proof, p_last,
+           osgprod._is_silent(p_project, v_slice, p_last.started_at), p_call.client, p_call.host,
            osgprod._job_key_digest(p_project.magic_salt, p_call.job_key)) THEN
         RETURN NULL;
     END IF;
-    v_reason := CASE WHEN v_attempt.job_key_digest IS NULL THEN 'the job runs elsewhere'
+    v_reason := CASE WHEN p_last.job_key_digest IS NULL THEN 'the job runs elsewhere'
                      WHEN nullif(p_call.job_key, '') IS NULL THEN 'parameter job_key is missing'
                      ELSE 'parameter job_key is not of this job' END;
     PERFORM osgprod._record_refusal(p_project.project_id, p_call.cluster, p_call.process, p_call.client, v_reason);

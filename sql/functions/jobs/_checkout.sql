@@ -2,11 +2,11 @@ CREATE FUNCTION osgprod._checkout(p_call osgprod.checkout_call, p_wait_ms int)
 RETURNS osgprod.checkout_answer LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Claims a slice for a job: the whole of checkout_slice, for a call that is made alone and for each call of a batch.
+-- Promise:    requeues nothing: that is tick's.
 -- Parameters: p_call     see checkout_slice
 --             p_wait_ms  how long to wait for a file when others have locked all of them [ms]; NULL = a call that is made
 --                        alone: it waits, for its job, its slice and a file, as long as lock_timeout says
--- Returns:    the answer; the error of a call is in it (status error, with code and hint), and it has no slice then; only
---             slices may have been requeued whose lease or backoff had ended
+-- Returns:    the answer; the error of a call is in it (status error, with code and hint), and it has no slice then
 -- Locks:      see checkout_slice
 -- Source:     docs/design.md "The claim"
 DECLARE
@@ -15,12 +15,14 @@ DECLARE
     v_problem  text[];
     v_nstart   int;      -- of the coming attempt
     v_is_ready boolean;  -- is any slice?
+    v_starts   int := 0; -- of the job before
+    v_follows  int;      -- the attempt before this one, of a job that processes several slices
     v_job      record;
-    v_follows  int;      -- the job's attempt before this one, of a job that processes several slices
     v_restart  record;
     v_slice    osgprod.claim;
     v_blocks   bigint;   -- of a slice for this job, at most
-    v_file     record;
+    v_file     osgprod_data.loaded_files;
+    v_content  record;   -- of the slice, as a file
     v_can_merge boolean := false;  -- may this job get a merge?
 BEGIN
     -- (a) May it ask, and now? Its job is locked then.
@@ -37,7 +39,7 @@ BEGIN
         v_project.state := 'active';
     END IF;
     IF v_problem IS NOT NULL THEN
-        RETURN osgprod._checkout_error(v_answer, v_problem);
+        RETURN osgprod._unassigned(v_answer, v_problem);
     ELSIF p_call.workscript <> v_project.workscript THEN
         v_answer.status := 'template';
         v_answer.task := 'slice';
@@ -53,38 +55,24 @@ BEGIN
     END IF;
 
     -- (b) Its own slice again, if it has started before.
-    SELECT (SELECT a.nstart FROM osgprod_data.attempts a
-             WHERE a.project_id = v_project.project_id AND a.cluster = p_call.cluster AND a.process = p_call.process
-             ORDER BY a.nstart DESC LIMIT 1),
+    SELECT coalesce((SELECT a.nstart FROM osgprod_data.attempts a
+                      WHERE a.project_id = v_project.project_id AND a.cluster = p_call.cluster AND a.process = p_call.process
+                      ORDER BY a.nstart DESC LIMIT 1), 0) + 1,
            EXISTS (SELECT FROM osgprod_data.slices s WHERE s.project_id = v_project.project_id AND s.is_ready)
       INTO v_nstart, v_is_ready;
-    v_nstart := coalesce(v_nstart, 0) + 1;
-    v_answer.nstarts := v_nstart;
     IF v_nstart > 1 OR p_call.after <> '' THEN
         v_job := osgprod._job_so_far(v_project, p_call);
         IF v_job.problem IS NOT NULL THEN
-            RETURN osgprod._checkout_error(v_answer, v_job.problem);
+            RETURN osgprod._unassigned(v_answer, v_job.problem);
         END IF;
-        v_answer.nstarts := v_job.starts + 1;
+        v_starts := v_job.starts;
         v_follows := v_job.follows;
-        IF v_job.last IS NOT NULL THEN
-            v_answer.message := osgprod._refuse_restart(v_project, p_call, v_job.last);
-            IF v_answer.message IS NOT NULL THEN
-                v_answer.status := 'wait';
-                v_answer.retry_s := v_project.wait_s;
-                v_answer.nstarts := NULL;
-                RETURN v_answer;
-            END IF;
+        IF (v_job.last).nstart IS NOT NULL THEN
             v_restart := osgprod._restart(v_project, p_call, v_job.last, v_nstart, v_can_merge, p_wait_ms IS NULL);
-            v_slice := v_restart.slice;
             IF v_restart.problem IS NOT NULL THEN
-                RETURN osgprod._checkout_error(v_answer, v_restart.problem);
-            ELSIF v_restart.is_completed THEN
-                v_answer.status := 'completed';
-                v_answer.nstarts := NULL;
-                v_answer.message := format('job %s.%s has already completed its work', p_call.cluster, p_call.process);
-                RETURN v_answer;
+                RETURN osgprod._unassigned(v_answer, v_restart.problem, v_restart.status, v_project.wait_s);
             END IF;
+            v_slice := v_restart.slice;
         END IF;
     END IF;
 
@@ -94,27 +82,18 @@ BEGIN
             v_blocks := least(v_blocks, (osgprod._slice_size(v_project, p_call.cpus, p_call.site,
                                                              p_call.time_left_s)).blocks);
             v_can_merge := v_can_merge AND p_call.time_left_s < 1 IS NOT TRUE;
-            IF v_blocks = 0 AND NOT v_can_merge THEN
-                RETURN osgprod._no_time(v_project, v_answer, p_call);
-            END IF;
-        END IF;
-        IF v_project.pause_cause IS NOT NULL THEN
-            v_blocks := least(v_blocks, 1);  -- it is the probe
-        ELSIF v_project.unproven > 0 THEN
-            v_answer.message := osgprod._why_unproven(v_project);
-            IF v_answer.message IS NOT NULL THEN
-                v_answer.status := 'wait';
-                v_answer.retry_s := v_project.wait_s;
-                v_answer.nstarts := NULL;
-                RETURN v_answer;
-            END IF;
         END IF;
         IF v_project.nlive >= v_project.max_live THEN
-            v_problem := osgprod._why_too_many(v_project);
+            v_problem := ARRAY['OG603', format('project %s has %s live attempts of at most %s', v_project.name,
+                v_project.nlive, v_project.max_live), 'try again later; osgprod project set PROJECT max_live=... changes it'];
+            RETURN osgprod._unassigned(v_answer, v_problem);
+        ELSIF v_project.pause_cause IS NOT NULL THEN
+            v_blocks := least(v_blocks, 1);  -- it is the probe
+        ELSIF v_project.unproven > 0 THEN
+            v_problem := osgprod._why_unproven(v_project);
             IF v_problem IS NOT NULL THEN
-                RETURN osgprod._checkout_error(v_answer, v_problem);
+                RETURN osgprod._unassigned(v_answer, v_problem, 'wait', v_project.wait_s);
             END IF;
-            v_is_ready := true;  -- it has requeued slices, perhaps
         END IF;
         -- (c) A merge, so that files are delivered early; else a requeued slice, so that files are completed in order.
         IF v_can_merge THEN
@@ -127,20 +106,18 @@ BEGIN
         END IF;
         -- (d) Else the next blocks of the first file that is free.
         IF v_slice.block1 IS NULL THEN
-            SELECT f.rawdata_id, f.run, f.seqno, f.block1, f.block2, f.state = 'pending' AS is_fresh INTO v_file
-              FROM osgprod_data.loaded_files f
-             WHERE f.project_id = v_project.project_id AND f.state IN ('pending', 'in_progress') AND NOT f.on_tape
-               AND f.suspended_at IS NULL
+            SELECT f.* INTO v_file FROM osgprod_data.loaded_files f
+             WHERE f.project_id = v_project.project_id AND f.is_open
              ORDER BY f.run, f.seqno LIMIT 1
                FOR NO KEY UPDATE SKIP LOCKED;
             IF NOT FOUND THEN
                 v_file := osgprod._wait_for_file(v_project.project_id, p_wait_ms);
             END IF;
             IF v_file.rawdata_id IS NOT NULL THEN
-                v_slice.rawdata_id := v_file.rawdata_id;
                 -- I1: it begins where the file's last slice ends, read while the file's row is locked, in a statement that
                 -- began after that. It updates no row that a later one of these claims reads, so that a snapshot held by
                 -- pg_dump does not slow them.
+                v_slice.rawdata_id := v_file.rawdata_id;
                 v_slice.block1 := coalesce((SELECT s.block2 FROM osgprod_data.slices s
                                              WHERE s.project_id = v_project.project_id AND s.rawdata_id = v_file.rawdata_id
                                              ORDER BY s.block1 DESC LIMIT 1), v_file.block1);
@@ -151,33 +128,30 @@ BEGIN
                 VALUES (v_project.project_id, v_file.rawdata_id, v_slice.block1, v_slice.block2,
                        nullif(v_slice.block1, v_file.block1), v_file.run, v_file.seqno, p_call.cluster, p_call.process,
                        v_nstart, v_slice.opened_at, v_slice.opened_at + make_interval(secs => v_project.lease_s));
-                IF v_slice.block2 = v_file.block2 OR v_file.is_fresh THEN
+                IF v_slice.block2 = v_file.block2 OR v_file.state = 'pending' THEN
                     UPDATE osgprod_data.loaded_files f
                        SET state = CASE WHEN v_slice.block2 = f.block2 THEN 'allocated'
                                         ELSE 'in_progress' END::osgprod_data.file_state
                      WHERE f.project_id = v_project.project_id AND f.rawdata_id = v_file.rawdata_id;
                 END IF;
-            -- (e) Else requeue slices whose lease or backoff has ended.
-            ELSIF osgprod._requeue_due(v_project.project_id) THEN
-                v_slice := osgprod._claim_ready(v_project, p_call, v_nstart, v_blocks);
             END IF;
         END IF;
         IF v_can_merge AND v_slice.block1 IS NULL THEN  -- the last file may be complete now
             PERFORM osgprod._settle_files(v_project.project_id, false);
             v_slice := osgprod._claim_merge(v_project, p_call.cluster::int, p_call.process::int, v_nstart);
         END IF;
-        -- In the tail: a second attempt on a slice that would end late.
+        -- (e) Else, in the tail, a second attempt on a slice that would end late.
         IF v_slice.block1 IS NULL AND v_project.max_backups > 0 THEN
             v_slice := osgprod._claim_backup(v_project, p_call.cluster::int, p_call.process::int, v_nstart,
                 osgprod._worker(p_call.client, p_call.host), p_call.cpus * v_project.maxblockspercore);
         END IF;
     END IF;
     IF v_slice.block1 IS NULL THEN
-        v_answer.nstarts := NULL;
         RETURN osgprod._why_no_work(v_project, v_answer, v_can_merge, p_wait_ms);
     END IF;
 
     -- (f) The attempt, and what its slice is as a file.
+    v_answer.nstarts := v_starts + 1;
     v_answer.token := gen_random_uuid();
     v_answer.started_at := clock_timestamp();  -- not now(): the transaction may have waited for a lock since it began
     INSERT INTO osgprod_data.attempts (project_id, cluster, process, nstart, rawdata_id, block1, block2, opened_at, cpus,
@@ -192,36 +166,37 @@ BEGIN
            CASE WHEN coalesce(p_call.templates::text, p_call.exec_version, p_call.image) IS NOT NULL
                 THEN osgprod._version_of(v_project, p_call, v_slice.merge_id IS NOT NULL) END);
 
-    IF v_slice.merge_id IS NULL THEN
-        v_file := osgprod._slice_file(v_slice.rawdata_id, v_slice.block1, v_slice.block2, v_project.xrootd_prefix,
-                                      v_project.strip_prefix, p_call.site);
-        v_answer.url := v_file.url;
-        v_answer.urls := v_file.urls;
-        v_answer.filename := v_file.filename;
-        v_answer.size_bytes := v_file.size_bytes;
-        v_answer.events := v_file.events;
-        v_answer.pieces := v_file.pieces;
-        v_answer.task := 'slice';
-    ELSE
-        v_answer := osgprod._merge_answer(v_project, v_answer, v_slice.merge_id);
-    END IF;
     v_answer.status := 'assigned';
+    v_answer.task := 'slice';
     v_answer.block1 := v_slice.block1;
     v_answer.block2 := v_slice.block2;
     v_answer.lease_s := v_project.lease_s;
     v_answer.heartbeat_s := v_project.heartbeat_s;
+    IF v_slice.merge_id IS NOT NULL THEN
+        RETURN osgprod._merge_answer(v_project, v_answer, v_slice.merge_id);
+    END IF;
+    v_content := osgprod._slice_file(v_slice.rawdata_id, v_slice.block1, v_slice.block2, v_project.xrootd_prefix,
+                                     v_project.strip_prefix, p_call.site);
+    v_answer.url := v_content.url;
+    v_answer.urls := v_content.urls;
+    v_answer.filename := v_content.filename;
+    v_answer.size_bytes := v_content.size_bytes;
+    v_answer.events := v_content.events;
+    v_answer.pieces := v_content.pieces;
     RETURN v_answer;
 END
 $fn$;
 
-CREATE FUNCTION osgprod._checkout_error(p_answer osgprod.checkout_answer, p_problem text[])
+CREATE FUNCTION osgprod._unassigned(
+    p_answer osgprod.checkout_answer, p_problem text[], p_status text DEFAULT 'error', p_retry_s int DEFAULT NULL)
 RETURNS osgprod.checkout_answer LANGUAGE plpgsql IMMUTABLE
 AS $fn$
--- The answer to a call that is in error.
--- Parameters: p_answer  as far as it is;  p_problem  code, message and hint
+-- The answer to a call that gets nothing.
+-- Parameters: p_answer   as far as it is;  p_problem  code, message and hint; the code of no error is NULL
+--             p_status   see checkout_slice;  p_retry_s  when to ask again [s]
 BEGIN
-    p_answer.status := 'error';
-    p_answer.nstarts := NULL;
+    p_answer.status := p_status;
+    p_answer.retry_s := p_retry_s;
     p_answer.code := p_problem[1];
     p_answer.message := p_problem[2];
     p_answer.hint := p_problem[3];
@@ -269,113 +244,91 @@ END
 $fn$;
 
 CREATE FUNCTION osgprod._restart(
-    p_project osgprod_data.projects, p_call osgprod.checkout_call, p_last int, p_nstart int, p_can_merge boolean, p_may_wait boolean,
-    OUT slice osgprod.claim, OUT is_completed boolean, OUT problem text[])
+    p_project osgprod_data.projects, p_call osgprod.checkout_call, p_last osgprod_data.attempts, p_nstart int,
+    p_can_merge boolean, p_may_wait boolean, OUT slice osgprod.claim, OUT problem text[], OUT status text)
 LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Gives a job that has started before the slice, or the merge, of its last attempt again.
 -- Parameters: p_project  the project's row;  p_call  the call, whose job is locked;  p_last  the job's last attempt
 --             p_nstart  the coming attempt;  p_can_merge  see _can_merge;  p_may_wait  for the slice
--- Returns:    the slice; NULLs when the job no longer has one. is_completed: its work is done. problem: OG602 it starts
---             too often, 55P03 the slice is busy
+-- Returns:    the slice; NULLs when the job no longer has one. problem: why it gets nothing, with the status: completed, its
+--             work is done; wait, it may be another job, or it gives its slice up; error, OG602 it starts too often, 55P03
+--             the slice is busy
 -- Locks:      the slice
 -- Source:     docs/design.md I3
 DECLARE
-    v_last  record;
-    v_slice record;
+    v_job     text := format('job %s.%s', p_call.cluster, p_call.process);
+    v_refusal text := osgprod._refuse_restart(p_project, p_call, p_last);
+    v_state   osgprod_data.slice_state := (
+        SELECT s.state FROM osgprod_data.slices s
+         WHERE s.project_id = p_last.project_id AND s.rawdata_id = p_last.rawdata_id AND s.block1 = p_last.block1);
 BEGIN
-    -- Two statements: joined in one, its plan might read all slices of the project.
-    SELECT a.rawdata_id, a.block1, a.opened_at, a.merge_id, r.outcome INTO v_last
-      FROM osgprod_data.attempts a
-      LEFT JOIN osgprod_data.reports r ON r.project_id = a.project_id AND r.cluster = a.cluster AND r.process = a.process
-                                      AND r.nstart = a.nstart AND r.by_worker
-     WHERE a.project_id = p_project.project_id AND a.cluster = p_call.cluster AND a.process = p_call.process
-       AND a.nstart = p_last;
-    SELECT s.state INTO v_slice FROM osgprod_data.slices s
-     WHERE s.project_id = p_project.project_id AND s.rawdata_id = v_last.rawdata_id AND s.block1 = v_last.block1;
-    IF v_last.outcome = 'done' AND (v_slice.state = 'done'  -- and not recycled since
-            OR v_last.merge_id IS NOT NULL AND osgprod._is_merged(v_last.merge_id)) THEN
-        is_completed := true;
-        RETURN;
-    END IF;
-    IF p_last >= p_project.max_starts_per_min AND (
+    status := 'error';
+    IF v_refusal IS NOT NULL THEN
+        status := 'wait';
+        problem := ARRAY[NULL, v_refusal];
+    ELSIF (v_state = 'done' OR osgprod._is_merged(p_last.merge_id))  -- and not recycled since
+          AND EXISTS (SELECT FROM osgprod_data.reports r
+                       WHERE r.project_id = p_last.project_id AND r.cluster = p_last.cluster AND r.process = p_last.process
+                         AND r.nstart = p_last.nstart AND r.by_worker AND r.outcome = 'done')
+    THEN
+        status := 'completed';
+        problem := ARRAY[NULL, v_job || ' has already completed its work'];
+    ELSIF p_last.nstart >= p_project.max_starts_per_min AND (
         SELECT a.started_at FROM osgprod_data.attempts a
          WHERE a.project_id = p_project.project_id AND a.cluster = p_call.cluster AND a.process = p_call.process
            AND osgprod._is_of_job(a, p_call)
          ORDER BY a.nstart DESC OFFSET p_project.max_starts_per_min - 1 LIMIT 1) > now() - interval '1 minute'
     THEN
-        problem := ARRAY['OG602', format('job %s.%s has started %s times within a minute', p_call.cluster, p_call.process,
-            p_project.max_starts_per_min), 'wait a minute; see why the job restarts'];
-        RETURN;
-    END IF;
-    IF NOT p_may_wait AND NOT osgprod._try_slice(p_project.project_id, v_last.rawdata_id, v_last.block1) THEN
-        problem := osgprod._is_busy(format('the slice of job %s.%s', p_call.cluster, p_call.process));
-        RETURN;
-    END IF;
-    IF v_last.merge_id IS NOT NULL THEN
-        slice := osgprod._restart_merge(p_project, v_last.merge_id, p_call, p_last, p_nstart, p_can_merge);
-        RETURN;
-    END IF;
-    IF p_last >= p_project.max_starts AND EXISTS (
+        problem := ARRAY['OG602', format('%s has started %s times within a minute', v_job, p_project.max_starts_per_min),
+            'wait a minute; see why the job restarts'];
+    ELSIF NOT p_may_wait AND NOT osgprod._try_slice(p_project.project_id, p_last.rawdata_id, p_last.block1) THEN
+        problem := osgprod._is_busy('the slice of ' || v_job);
+    ELSIF p_last.merge_id IS NOT NULL THEN
+        slice := osgprod._restart_merge(p_project, p_last.merge_id, p_call, p_last.nstart, p_nstart, p_can_merge);
+    ELSIF p_last.nstart >= p_project.max_starts AND EXISTS (
         SELECT FROM osgprod_data.attempts a
          WHERE a.project_id = p_project.project_id AND a.cluster = p_call.cluster AND a.process = p_call.process
-           AND a.nstart = p_last - p_project.max_starts + 1 AND a.opened_at = v_last.opened_at)
+           AND a.nstart = p_last.nstart - p_project.max_starts + 1 AND a.opened_at = p_last.opened_at)
     THEN
-        IF NOT (SELECT osgprod._lose_slice(p_project, s, 'lost', format('its job has started %s times on it without a report',
-                           p_project.max_starts), p_may_wait)
-                  FROM osgprod._lock_held(p_project.project_id, v_last.rawdata_id, v_last.block1, p_call.cluster::int,
-                           p_call.process::int, p_last) s)
-        THEN
-            problem := osgprod._is_busy(format('the file of job %s.%s', p_call.cluster, p_call.process));
+        IF osgprod._give_up(p_last) THEN
+            status := 'wait';
+            problem := ARRAY[NULL, format('%s has started %s times on its slice without a report, and gets another one', v_job,
+                p_project.max_starts)];
         END IF;
-        RETURN;
-    END IF;
-    IF p_last >= 3 OR p_call.time_left_s IS NOT NULL THEN
-        PERFORM osgprod._shrink_slice(p_project, p_call, a, p_may_wait) FROM osgprod_data.attempts a
-          WHERE a.project_id = p_project.project_id AND a.cluster = p_call.cluster AND a.process = p_call.process
-            AND a.nstart = p_last;
-    END IF;
-    UPDATE osgprod_data.slices s
-       SET nstart = p_nstart, due_at = clock_timestamp() + make_interval(secs => p_project.lease_s),
-           progress_at = NULL, bytes_fetched = NULL, cpu_s = NULL
-     WHERE s.project_id = p_project.project_id AND s.rawdata_id = v_last.rawdata_id AND s.block1 = v_last.block1
-       AND s.state = 'leased' AND s.cluster = p_call.cluster AND s.process = p_call.process AND s.nstart = p_last  -- I3
-    RETURNING s.rawdata_id, s.block1, s.block2, s.opened_at, NULL::int INTO slice;
-    IF NOT FOUND AND v_slice.state = 'leased' THEN  -- by another: this job may have its backup
-        slice := (SELECT osgprod._renew_backup(p_project, a, p_nstart) FROM osgprod_data.attempts a
-                   WHERE a.project_id = p_project.project_id AND a.cluster = p_call.cluster AND a.process = p_call.process
-                     AND a.nstart = p_last);
+    ELSE
+        IF p_last.nstart >= 3 OR p_call.time_left_s IS NOT NULL THEN
+            PERFORM osgprod._shrink_slice(p_project, p_call, p_last, p_may_wait);
+        END IF;
+        UPDATE osgprod_data.slices s
+           SET nstart = p_nstart, due_at = clock_timestamp() + make_interval(secs => p_project.lease_s),
+               progress_at = NULL, bytes_fetched = NULL, cpu_s = NULL
+         WHERE s.project_id = p_last.project_id AND s.rawdata_id = p_last.rawdata_id AND s.block1 = p_last.block1
+           AND s.state = 'leased' AND s.cluster = p_last.cluster AND s.process = p_last.process AND s.nstart = p_last.nstart
+        RETURNING s.rawdata_id, s.block1, s.block2, s.opened_at, NULL::int INTO slice;  -- I3
+        IF NOT FOUND AND v_state = 'leased' THEN  -- by another: this job may have its backup
+            slice := osgprod._renew_backup(p_project, p_last, p_nstart);
+        END IF;
     END IF;
 END
 $fn$;
 
-CREATE FUNCTION osgprod._lock_held(
-    p_project_id int, p_rawdata_id int, p_block1 int, p_cluster int, p_process int, p_nstart int)
-RETURNS SETOF osgprod_data.slices LANGUAGE sql VOLATILE
+CREATE FUNCTION osgprod._give_up(p_attempt osgprod_data.attempts)
+RETURNS boolean LANGUAGE plpgsql VOLATILE
 AS $fn$
-    -- Locks the slice of an attempt if the attempt holds it (I3); no row when it doesn't.
-    -- Parameters: p_project_id, p_rawdata_id, p_block1  the slice;  p_cluster, p_process, p_nstart  the attempt
-    SELECT s.* FROM osgprod_data.slices s
-     WHERE s.project_id = p_project_id AND s.rawdata_id = p_rawdata_id AND s.block1 = p_block1
-       AND s.state = 'leased' AND s.cluster = p_cluster AND s.process = p_process AND s.nstart = p_nstart
-       FOR NO KEY UPDATE
-$fn$;
-
-CREATE FUNCTION osgprod._why_too_many(p_project osgprod_data.projects)
-RETURNS text[] LANGUAGE plpgsql VOLATILE
-AS $fn$
--- Says that the project has as many live attempts as it may, recounted when it is time.
--- Parameters: p_project  the project's row
--- Returns:    code, message and hint (OG603); NULL = there is room again
--- Locks:      see _requeue_due
+-- Ends the lease of an attempt that its job gives up: the next tick requeues its slice as lost, and says so in a report.
+-- Parameters: p_attempt  the attempt
+-- Returns:    false when it does not hold its slice
+-- Locks:      the slice; the project's row, SKIP LOCKED, for next_due_at: else the slice waits for the next look at all leases
 BEGIN
-    PERFORM osgprod._requeue_due(p_project.project_id);
-    SELECT p.nlive INTO p_project.nlive FROM osgprod_data.projects p WHERE p.project_id = p_project.project_id;
-    IF p_project.nlive < p_project.max_live THEN
-        RETURN NULL;
-    END IF;
-    RETURN ARRAY['OG603', format('project %s has %s live attempts of at most %s', p_project.name, p_project.nlive,
-        p_project.max_live), 'try again later; osgprod project set PROJECT max_live=... changes it'];
+    UPDATE osgprod_data.slices s SET due_at = '-infinity'
+     WHERE s.project_id = p_attempt.project_id AND s.rawdata_id = p_attempt.rawdata_id AND s.block1 = p_attempt.block1
+       AND s.state = 'leased' AND s.cluster = p_attempt.cluster AND s.process = p_attempt.process
+       AND s.nstart = p_attempt.nstart;
+    UPDATE osgprod_data.projects p SET next_due_at = '-infinity'
+     WHERE FOUND AND p.project_id = (SELECT q.project_id FROM osgprod_data.projects q
+                                      WHERE q.project_id = p_attempt.project_id FOR NO KEY UPDATE SKIP LOCKED);
+    RETURN FOUND;
 END
 $fn$;
 
@@ -389,9 +342,7 @@ AS $fn$
 -- Parameters: p_project  the project's row;  p_call, p_nstart  the coming attempt;  p_blocks  at most so many
 -- Returns:    the slice; NULLs when none is free, or when the first one needs its file and somebody has that
 -- Locks:      the slice SKIP LOCKED; the file's row, SKIP LOCKED, when the slice is split, or when this transaction has
---             written it (requeued it, for an earlier call of the batch maybe): PostgreSQL checks a row that is updated
---             twice in a transaction against its foreign key again, which fails while another session splits the slice
---             before it
+--             written it: see _try_slice
 DECLARE
     v_slice  osgprod.claim;
     v_found  record;
@@ -405,10 +356,9 @@ BEGIN
      ORDER BY s.run, s.seqno, s.block1 LIMIT 1
        FOR NO KEY UPDATE SKIP LOCKED;
     IF NOT FOUND OR (v_found.is_written IS TRUE OR v_found.block2 - v_found.block1 > p_blocks)
-                    AND NOT osgprod._try_file(p_project.project_id, v_found.rawdata_id) THEN
+                    AND NOT osgprod._lock_file(p_project.project_id, v_found.rawdata_id) THEN
         RETURN NULL;
-    END IF;
-    IF v_found.block2 - v_found.block1 > p_blocks THEN
+    ELSIF v_found.block2 - v_found.block1 > p_blocks THEN
         PERFORM osgprod._split_slice(p_project.project_id, v_found.rawdata_id, v_found.block1,
             v_found.block1 + p_blocks::int);
     END IF;
@@ -422,10 +372,8 @@ BEGIN
 END
 $fn$;
 
-CREATE FUNCTION osgprod._wait_for_file(
-    p_project_id int, p_wait_ms int,
-    OUT rawdata_id int, OUT run int, OUT seqno int, OUT block1 int, OUT block2 int, OUT is_fresh boolean)
-LANGUAGE plpgsql VOLATILE
+CREATE FUNCTION osgprod._wait_for_file(p_project_id int, p_wait_ms int)
+RETURNS osgprod_data.loaded_files LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Locks the first file with unallocated blocks as soon as it is free: that all files are locked does not mean that there are
 -- none. A transaction that has written something may hold a file, and does not wait: two that held one each could wait for
@@ -436,74 +384,74 @@ AS $fn$
 -- Returns:    the file; NULLs when none has unallocated blocks any more, or when the first is still locked
 -- Locks:      its row
 DECLARE
+    v_file    osgprod_data.loaded_files;
     v_timeout text := current_setting('lock_timeout');
 BEGIN
-    IF p_wait_ms = 0 OR pg_current_xact_id_if_assigned() IS NOT NULL OR NOT osgprod._has_unallocated(p_project_id) THEN
-        RETURN;
+    IF p_wait_ms = 0 OR pg_current_xact_id_if_assigned() IS NOT NULL THEN
+        RETURN NULL;
     END IF;
-    IF p_wait_ms > 0 THEN
-        PERFORM set_config('lock_timeout', p_wait_ms || 'ms', true);
-    END IF;
-    SELECT f.rawdata_id, f.run, f.seqno, f.block1, f.block2, f.state = 'pending'
-      INTO rawdata_id, run, seqno, block1, block2, is_fresh
-      FROM osgprod_data.loaded_files f
-     WHERE f.project_id = p_project_id AND f.state IN ('pending', 'in_progress') AND NOT f.on_tape
-               AND f.suspended_at IS NULL
+    PERFORM set_config('lock_timeout', coalesce(p_wait_ms || 'ms', v_timeout), true);
+    SELECT f.* INTO v_file FROM osgprod_data.loaded_files f
+     WHERE f.project_id = p_project_id AND f.is_open
      ORDER BY f.run, f.seqno LIMIT 1
        FOR NO KEY UPDATE;
     PERFORM set_config('lock_timeout', v_timeout, true);  -- an error restores it by itself
+    RETURN v_file;
 EXCEPTION WHEN lock_not_available THEN
     IF p_wait_ms IS NULL THEN
         RAISE;
     END IF;
+    RETURN NULL;
 END
-$fn$;
-
-CREATE FUNCTION osgprod._has_unallocated(p_project_id int)
-RETURNS boolean LANGUAGE sql STABLE
-AS $fn$
-    -- Has any file of the project unallocated blocks that may be assigned?
-    SELECT EXISTS (SELECT FROM osgprod_data.loaded_files f
-                    WHERE f.project_id = p_project_id AND f.state IN ('pending', 'in_progress') AND NOT f.on_tape
-                      AND f.suspended_at IS NULL)
 $fn$;
 
 CREATE FUNCTION osgprod._why_no_work(
     p_project osgprod_data.projects, p_answer osgprod.checkout_answer, p_can_merge boolean, p_wait_ms int)
-RETURNS osgprod.checkout_answer LANGUAGE plpgsql VOLATILE
+RETURNS osgprod.checkout_answer LANGUAGE plpgsql STABLE
 AS $fn$
 -- Says whether a job that gets nothing should wait, since work may be requeued, or end.
 -- Parameters: p_project  the project's row;  p_answer  as far as it is;  p_can_merge  see _can_merge
 --             p_wait_ms  see _checkout
 -- Returns:    status wait with retry_s [s], no-work, or error (55P03)
--- Locks:      see _settle_files
+DECLARE
+    v_what    text := 'project ' || p_project.name;
+    v_retry_s int := p_project.wait_s;
 BEGIN
-    p_answer.status := 'wait';
     IF p_project.state = 'draining' THEN
-        p_answer.status := 'no-work';
-        p_answer.retry_s := 0;
-        p_answer.message := format('project %s is draining, no new work is assigned', p_project.name);
-    ELSIF osgprod._has_unallocated(p_project.project_id) THEN  -- others have all these files
-        IF p_wait_ms IS NOT NULL THEN
-            RETURN osgprod._checkout_error(p_answer, osgprod._is_busy('each file of project ' || p_project.name));
+        v_retry_s := 0;
+        v_what := v_what || ' is draining, no new work is assigned';
+    ELSIF EXISTS (SELECT FROM osgprod_data.loaded_files f WHERE f.project_id = p_project.project_id AND f.is_open) THEN
+        IF p_wait_ms IS NOT NULL THEN  -- others have all these files
+            RETURN osgprod._unassigned(p_answer, osgprod._is_busy('each file of ' || v_what));
         END IF;
-        p_answer.retry_s := 1;
-        p_answer.message := format('project %s is busy, ask again at once', p_project.name);
+        v_retry_s := 1;
+        v_what := v_what || ' is busy, ask again at once';
     ELSIF EXISTS (SELECT FROM osgprod_data.slices s WHERE s.project_id = p_project.project_id AND s.is_ready) THEN
-        p_answer.retry_s := least(p_project.wait_s, 5);  -- others have these slices, or their files
-        p_answer.message := format('project %s is busy, ask again soon', p_project.name);
-    ELSIF osgprod._settle_files(p_project.project_id, false) THEN
-        p_answer.retry_s := p_project.wait_s;
-        p_answer.message := format('all remaining work of project %s is leased%s', p_project.name,
+        v_retry_s := least(p_project.wait_s, 5);  -- others have these slices, or their files
+        v_what := v_what || ' is busy, ask again soon';
+    ELSIF osgprod._is_incomplete(p_project.project_id, p_can_merge) THEN
+        v_what := format('all remaining work of %s is leased%s', v_what,
             CASE WHEN p_project.skip_nearline THEN ' or on tape' ELSE ', some may be requeued' END);
     ELSIF p_can_merge AND osgprod._has_open_merges(p_project.project_id) THEN
-        p_answer.retry_s := p_project.wait_s;
-        p_answer.message := format('all merges of project %s are leased, some may be requeued', p_project.name);
+        v_what := format('all merges of %s are leased, some may be requeued', v_what);
     ELSE
-        p_answer.status := 'no-work';
-        p_answer.retry_s := 0;
-        p_answer.message := format('no work left in project %s', p_project.name);
+        v_retry_s := 0;
+        v_what := 'no work left in ' || v_what;
     END IF;
-    RETURN p_answer;
+    RETURN osgprod._unassigned(p_answer, ARRAY[NULL, v_what], CASE v_retry_s WHEN 0 THEN 'no-work' ELSE 'wait' END,
+                               v_retry_s);
 END
+$fn$;
+
+CREATE FUNCTION osgprod._is_incomplete(p_project_id int, p_has_merges boolean)
+RETURNS boolean LANGUAGE sql STABLE
+AS $fn$
+    -- Has the project work that is unallocated, leased, or in a backoff? Also, where merges follow, a file whose completion the
+    -- next tick will note.
+    -- Parameters: p_project_id  project;  p_has_merges  do merges follow?
+    SELECT EXISTS (SELECT FROM osgprod_data.loaded_files f
+                    WHERE f.project_id = p_project_id AND f.state IN ('pending', 'in_progress'))
+        OR EXISTS (SELECT FROM osgprod_data.loaded_files f
+                    WHERE f.project_id = p_project_id AND f.state = 'allocated'
+                      AND (p_has_merges OR osgprod._is_unsettled(p_project_id, f.rawdata_id)))
 $fn$;

@@ -11,24 +11,25 @@ $fn$;
 
 CREATE FUNCTION osgprod._job_so_far(
     p_project osgprod_data.projects, p_call osgprod.checkout_call,
-    OUT last int, OUT starts int, OUT follows int, OUT problem text[])
+    OUT last osgprod_data.attempts, OUT starts int, OUT follows int, OUT problem text[])
 LANGUAGE plpgsql STABLE
 AS $fn$
 -- Says how far a job is that has started before, or that asks for another slice after the success of one.
 -- Promise:    a job that asks again after the same success, since the answer was lost, gets the same answer.
 -- Parameters: p_project  the project's row;  p_call  the call, whose job is locked
--- Returns:    last: the attempt whose slice it gets again; NULL = it gets a new slice. starts: how often it has started.
+-- Returns:    last: the attempt whose slice it gets again; NULLs = it gets a new slice. starts: how often it has started.
 --             follows: see attempts. problem: OG111 after is not a token of this job's attempts, OG409 their attempt has not
 --             succeeded, OG410 the job has processed other slices since
 -- Source:     docs/protocol.md "Several slices a job"
 DECLARE
     v_named record;
 BEGIN
-    SELECT a.nstart, coalesce(a.job_start, a.nstart), a.follows INTO last, starts, follows FROM osgprod_data.attempts a
+    SELECT a.* INTO last FROM osgprod_data.attempts a
      WHERE a.project_id = p_project.project_id AND a.cluster = p_call.cluster AND a.process = p_call.process
        AND osgprod._is_of_job(a, p_call)
      ORDER BY a.nstart DESC LIMIT 1;
-    starts := coalesce(starts, 0);
+    starts := coalesce(last.job_start, last.nstart, 0);
+    follows := last.follows;
     IF coalesce(p_call.after, '') = '' THEN
         RETURN;
     END IF;
@@ -45,7 +46,7 @@ BEGIN
         problem := ARRAY['OG409', format('parameter after: start %s of job %s.%s has not succeeded, it %s', v_named.job_start,
             p_call.cluster, p_call.process, coalesce('is ' || v_named.outcome, 'has not reported')),
             'report its success first, or ask without after'];
-    ELSIF v_named.nstart = last THEN
+    ELSIF v_named.nstart = last.nstart THEN
         last := NULL;
         follows := v_named.nstart;
     ELSIF follows IS DISTINCT FROM v_named.nstart THEN

@@ -61,13 +61,9 @@ AS $fn$
 -- Parameters: p_project  the project's row;  p_answer  as far as it is;  p_call  the call
 -- Returns:    status no-time
 BEGIN
-    p_answer.status := 'no-time';
-    p_answer.nstarts := NULL;
-    p_answer.retry_s := 0;
-    p_answer.message := format('the job ends in %s s, and %s', greatest(p_call.time_left_s, 0),
+    RETURN osgprod._unassigned(p_answer, ARRAY[NULL, format('the job ends in %s s, and %s', greatest(p_call.time_left_s, 0),
         coalesce('a block takes up to ' || ceil((osgprod._slice_size(p_project, p_call.cpus, p_call.site,
-            p_call.time_left_s)).slow_s_per_block / p_call.cpus) || ' s', 'no block is so short'));
-    RETURN p_answer;
+            p_call.time_left_s)).slow_s_per_block / p_call.cpus) || ' s', 'no block is so short'))], 'no-time', 0);
 END
 $fn$;
 
@@ -110,17 +106,13 @@ BEGIN
     IF p_call.time_left_s IS NOT NULL THEN
         v_blocks := least(v_blocks, (osgprod._slice_size(p_project, p_call.cpus, p_call.site, p_call.time_left_s)).blocks);
     END IF;
-    IF v_blocks = 0 THEN
-        PERFORM osgprod._lose_slice(p_project, v_slice, 'superseded', NULL, p_may_wait);
-    ELSIF v_blocks < v_slice.block2 - v_slice.block1 THEN
-        IF p_may_wait THEN
-            PERFORM FROM osgprod_data.loaded_files f
-              WHERE f.project_id = v_slice.project_id AND f.rawdata_id = v_slice.rawdata_id FOR NO KEY UPDATE;
-        ELSIF NOT osgprod._try_file(v_slice.project_id, v_slice.rawdata_id) THEN
-            RETURN;
-        END IF;
-        UPDATE osgprod_data.slices s SET state = 'ready', is_ready = true, not_before = now()
-         WHERE s.project_id = v_slice.project_id AND s.rawdata_id = v_slice.rawdata_id AND s.block1 = v_slice.block1;
+    IF v_blocks = v_slice.block2 - v_slice.block1
+        OR v_blocks > 0 AND NOT osgprod._lock_file(v_slice.project_id, v_slice.rawdata_id, p_may_wait) THEN
+        RETURN;
+    END IF;
+    UPDATE osgprod_data.slices s SET state = 'ready', is_ready = true, not_before = now()
+     WHERE s.project_id = v_slice.project_id AND s.rawdata_id = v_slice.rawdata_id AND s.block1 = v_slice.block1;
+    IF v_blocks > 0 THEN
         PERFORM osgprod._split_slice(v_slice.project_id, v_slice.rawdata_id, v_slice.block1,
             v_slice.block1 + v_blocks::int);
         UPDATE osgprod_data.slices s SET state = 'leased', is_ready = NULL, not_before = NULL

@@ -44,10 +44,7 @@ BEGIN
     END IF;
     v_is_split := v_is_at_limit AND p_slice.block2 - p_slice.block1 > 1;
     IF v_is_split THEN
-        IF p_may_wait THEN
-            PERFORM FROM osgprod_data.loaded_files f
-              WHERE f.project_id = p_slice.project_id AND f.rawdata_id = p_slice.rawdata_id FOR NO KEY UPDATE;
-        ELSIF NOT osgprod._try_file(p_slice.project_id, p_slice.rawdata_id) THEN
+        IF NOT osgprod._lock_file(p_slice.project_id, p_slice.rawdata_id, p_may_wait) THEN
             RETURN false;
         END IF;
         p_slice.failures := 0;  -- each half starts with counts of 0; faults stay: the suspicion is of the whole slice
@@ -99,15 +96,19 @@ AS $fn$
         * least(p_project.backoff_s * 2.0 ^ least(p_earlier, 20), p_project.max_backoff_s))
 $fn$;
 
-CREATE FUNCTION osgprod._try_file(p_project_id int, p_rawdata_id int)
+CREATE FUNCTION osgprod._lock_file(p_project_id int, p_rawdata_id int, p_may_wait boolean DEFAULT false)
 RETURNS boolean LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Locks a file's row if nobody else has it.
--- Parameters: p_project_id, p_rawdata_id  the file
+-- Locks a file's row.
+-- Parameters: p_project_id, p_rawdata_id  the file;  p_may_wait  for a session that has it
 -- Returns:    is it locked?
 BEGIN
     PERFORM FROM osgprod_data.loaded_files f
       WHERE f.project_id = p_project_id AND f.rawdata_id = p_rawdata_id FOR NO KEY UPDATE SKIP LOCKED;
+    IF NOT FOUND AND p_may_wait THEN
+        PERFORM FROM osgprod_data.loaded_files f
+          WHERE f.project_id = p_project_id AND f.rawdata_id = p_rawdata_id FOR NO KEY UPDATE;
+    END IF;
     RETURN FOUND;
 END
 $fn$;
@@ -135,30 +136,6 @@ BEGIN
     SELECT w.project_id, w.rawdata_id, p_at, w.block2, p_at, w.run, w.seqno, w.state, w.is_ready, w.not_before, w.failures,
            w.faults, w.faulted_on, w.repeats, w.exit_codes, clock_timestamp()
       FROM whole w, first_part;
-END
-$fn$;
-
-CREATE FUNCTION osgprod._requeue_due(p_project_id int)
-RETURNS boolean LANGUAGE plpgsql VOLATILE
-AS $fn$
--- Requeues slices whose backoff has ended, and those whose lease has, if any can have by now and no other session does so.
--- Parameters: p_project_id  project
--- Returns:    true when something was requeued. When nothing has ended, this reads the project's row and one place of an
---             index, so that thousands of waiting jobs may ask.
--- Locks:      see _end_backoffs and _requeue_project
--- Source:     docs/design.md I4
-DECLARE
-    v_project osgprod_data.projects;
-    v_over    boolean := osgprod._end_backoffs(p_project_id, '-infinity', now());
-BEGIN
-    v_over := coalesce((SELECT osgprod._probe_files(p) FROM osgprod_data.projects p
-                         WHERE p.project_id = p_project_id AND p.nsuspended > 0), false) OR v_over;
-    PERFORM osgprod._note_presence();
-    SELECT p.* INTO v_project FROM osgprod_data.projects p WHERE p.project_id = p_project_id AND osgprod._is_due(p);
-    IF NOT FOUND OR NOT pg_try_advisory_xact_lock(p_project_id, 0) THEN  -- no file has the number 0
-        RETURN v_over;
-    END IF;
-    RETURN (SELECT v_over OR r.over OR r.lost > 0 FROM osgprod._requeue_project(v_project) r);
 END
 $fn$;
 
@@ -241,7 +218,9 @@ BEGIN
            FOR NO KEY UPDATE OF s SKIP LOCKED
     LOOP
         lost := lost + osgprod._lose_slice(p_project, v_slice,
-            CASE WHEN p_cluster IS NULL THEN 'lost' ELSE 'superseded' END::osgprod_data.outcome, NULL, false)::int;
+            CASE WHEN p_cluster IS NULL THEN 'lost' ELSE 'superseded' END::osgprod_data.outcome,
+            CASE v_slice.due_at WHEN '-infinity' THEN 'its job has given it up: it started again and again without a report' END,
+            false)::int;
     END LOOP;
     lost := lost + osgprod._requeue_merges(p_project, p_cluster, p_process, v_since, v_hold);
     over := osgprod._end_backoffs(p_project.project_id, '-infinity', now());

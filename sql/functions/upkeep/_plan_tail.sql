@@ -9,14 +9,9 @@ AS $fn$
 -- Locks:      rows of backups and the project's row, SKIP LOCKED: nothing here waits. The caller has the project, shared.
 -- Source:     docs/design.md "The tail"
 DECLARE
-    v_left int;
+    v_left int := osgprod._few_unallocated(p_project.project_id, CASE WHEN p_project.shrink_tail THEN 1000 ELSE 1 END);
     v_tail_blocks int;
 BEGIN
-    IF p_project.shrink_tail THEN
-        v_left := osgprod._few_unallocated(p_project.project_id, 1000);
-    ELSIF NOT osgprod._has_unallocated(p_project.project_id) THEN
-        v_left := 0;
-    END IF;
     -- Guided self-scheduling: each slice is half of an equal share of the unallocated blocks.
     IF p_project.shrink_tail AND p_project.nlive > 0 AND v_left > 0 THEN
         v_tail_blocks := greatest(v_left / (2 * p_project.nlive), 1);
@@ -43,8 +38,7 @@ AS $fn$
                  WHERE s.project_id = p_project_id AND s.rawdata_id = o.rawdata_id
                  ORDER BY s.block1 DESC LIMIT 1), o.block1)), 0)::int END
       FROM (SELECT f.rawdata_id, f.block1, f.block2 FROM osgprod_data.loaded_files f
-             WHERE f.project_id = p_project_id AND f.state IN ('pending', 'in_progress') AND NOT f.on_tape
-               AND f.suspended_at IS NULL
+             WHERE f.project_id = p_project_id AND f.is_open
              ORDER BY f.run, f.seqno, f.rawdata_id LIMIT p_files) o
 $fn$;
 

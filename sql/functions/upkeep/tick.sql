@@ -4,23 +4,23 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod
 AS $fn$
 -- The regular housekeeping: requeues slices whose lease or backoff has ended, marks complete files, recounts live attempts,
 -- tallies reports, measures how long a block takes, prunes rows that are kept for a time only. Each shim calls it every few
--- seconds; only one at a time does the work, the others return at once.
--- Promise:    a repeated call does no harm, and no call is needed for work to go on: checkout looks by itself.
--- Returns:    a row for each project in which slices were lost; none also when a neighbour is at it
+-- seconds. Each call requeues, so that a call that is stuck keeps nothing from being requeued; all else is done by one at a
+-- time.
+-- Promise:    a repeated call does no harm. Work goes on without it, but nothing is requeued by itself.
+-- Returns:    a row for each project in which slices were lost
 -- Errors:     OG901 isolation level
 -- Locks:      advisory (0, 0); see _requeue_project, _end_backoffs and _settle_files; projects SKIP LOCKED: nothing here waits
 DECLARE
     v_project projects;
     v_is_due  boolean;
+    v_looked  int[] := '{}';  -- projects whose leases were looked at
 BEGIN
     PERFORM osgprod._require_read_committed();
-    IF NOT pg_try_advisory_xact_lock(0, 0) THEN  -- no project has the number 0
-        RETURN;
-    END IF;
     PERFORM osgprod._note_presence();
     FOR v_project IN SELECT p.* FROM projects p ORDER BY p.project_id LOOP
         v_is_due := osgprod._is_due(v_project);
         IF v_is_due THEN
+            v_looked := v_looked || v_project.project_id;
             reclaimed := (osgprod._requeue_project(v_project)).lost;
             project := v_project.name;
             IF reclaimed > 0 THEN
@@ -29,6 +29,12 @@ BEGIN
         ELSIF pg_try_advisory_xact_lock_shared(v_project.project_id, -1) THEN
             PERFORM osgprod._end_backoffs(v_project.project_id, '-infinity', now());
         END IF;
+    END LOOP;
+    IF NOT pg_try_advisory_xact_lock(0, 0) THEN  -- no project has the number 0
+        RETURN;
+    END IF;
+    FOR v_project IN SELECT p.* FROM projects p ORDER BY p.project_id LOOP
+        v_is_due := v_project.project_id = ANY (v_looked);
         -- All files while all are looked through anyway; else those in order up to the first that is not complete, and
         -- those of which a slice has just been settled.
         IF osgprod._settle_files(v_project.project_id, v_is_due) AND NOT v_is_due THEN
