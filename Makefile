@@ -12,7 +12,7 @@ SHELL_PARTS := $(wildcard worker/lib/*.bash condor/lib/*.bash)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo serve migrate test test-all-postgres coverage test-browser screenshots test-grid test-ha fuzz soak bench bench-grid docs release-sql scripts lint format lock clean
+.PHONY: help setup setup-dev demo serve migrate test test-all-postgres coverage test-browser screenshots test-grid test-ha test-root fuzz soak bench bench-grid docs release-sql scripts lint format lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1 # /p' Makefile | column -t -s '#'
@@ -70,6 +70,13 @@ screenshots: .venv/ready-browser ## remake the pictures in docs/images
 
 test-grid: .venv/ready-dev ## HTCondor, XRootD, Apache for real (PART=condor ... for one); names what it lacks
 	$(BIN)/pytest -q -m grid --maxfail=5 $(if $(PART),tests/grid/test_$(PART).py,tests/grid)
+
+.root/ready: .venv/ready-dev requirements-root.txt
+	$(BIN)/pip install --quiet --upgrade --no-deps --target .root --require-hashes -r requirements-root.txt
+	@touch $@
+
+test-root: .root/ready ## merges with ROOT's own hadd and GlueX's HDDM library (downloads 270 MB)
+	$(BIN)/pytest -q -m grid --maxfail=3 tests/grid/test_merge_programs.py
 
 .ha/ready: .venv/ready-dev requirements-ha.txt
 	$(BIN)/pip --python /usr/bin/python3 install --quiet --upgrade --target .ha --require-hashes -r requirements-ha.txt
@@ -137,6 +144,8 @@ lock: .venv/ready-dev ## pin the newest versions that pyproject.toml allows
 	    --no-emit-index-url --extra notify pyproject.toml -c requirements-dev.txt -o requirements-notify.txt
 	printf 'patroni[etcd3,psycopg3]>=4.1,<5\n' | $(BIN)/uv pip compile -q --universal --python-version 3.11 \
 	    --generate-hashes --no-header --no-emit-index-url - -o requirements-ha.txt
+	printf 'root==0.1a12\ngluex-hddm-s==2.5.17\n' | $(BIN)/uv pip compile -q --universal --python-version 3.11 --no-deps \
+	    --prerelease allow --generate-hashes --no-header --no-emit-index-url - -o requirements-root.txt
 
 clean: ## remove the virtual environment and the embedded server's data
-	rm -rf .venv .ha .osgprod *.egg-info
+	rm -rf .venv .ha .root .osgprod *.egg-info

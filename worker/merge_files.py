@@ -2,7 +2,7 @@
 """What osgprod_merge.bash needs a program for: joins EVIO files, and counts events before and after a merge.
 
     merge_files.py evio OUTPUT INPUT...    joins EVIO files in this order, and reads OUTPUT again
-    merge_files.py hddm OUTPUT INPUT...    compares what hddmcat wrote with its inputs
+    merge_files.py hddm OUTPUT INPUT...    joins packed HDDM files, compares what hddmcat wrote of others
     merge_files.py root OUTPUT INPUT...    compares what hadd wrote with its inputs, entries of each tree
 
 Prints the number of events in OUTPUT, or "-" if they can't be counted. Exit codes:
@@ -16,9 +16,15 @@ Source of the formats: docs/evio.md; HDDM: a header of XML, then records, each b
 """
 
 import os
+import shutil
 import struct
 import sys
 import zlib
+
+try:
+    import bz2
+except ImportError:  # some builds of Python lack it
+    bz2 = None
 
 BAD_RESULT, BAD_INPUT, CANT_READ = 1, 65, 75
 
@@ -237,8 +243,17 @@ def _write_evio6(target, files):
     return count, checksum
 
 
-def hddm_records(path):
-    """Returns header and number of records of an HDDM file; None = it has compression or checksums."""
+HDDM_PACKED = {0x110: zlib.decompressobj}  # by what a file says behind its header
+if bz2 is not None:
+    HDDM_PACKED[0x120] = bz2.BZ2Decompressor
+
+
+def hddm_layout(path):
+    """Returns header, control record and number of records of an HDDM file.
+
+    A control record says how the records behind it are packed: in blocks of zlib or bzip2, each behind its length. It
+    is empty when they are not packed. The number is None when they are packed in another way.
+    """
     size = os.path.getsize(path)
     with open(path, "rb") as file:
         header = file.readline(1 << 20)
@@ -249,38 +264,83 @@ def hddm_records(path):
             if not line:
                 raise BadInput(path, "ends in its header")
             header += line
-        offset, count = len(header), 0
-        while offset < size:
-            file.seek(offset)
-            head = file.read(4)
-            if len(head) < 4:
-                raise BadInput(path, "ends inside the record at byte %d" % offset)
-            length = struct.unpack(">I", head)[0]
-            if length == 1:  # not a record: it says how those behind it are packed
-                return header, None
-            if offset + 4 + length > size:
-                raise BadInput(path, "ends inside the record at byte %d" % offset)
-            offset += 4 + length
-            count += 1
-    return header, count
+        offset, control = len(header), file.read(16)
+        if control[:8] == b"\0\0\0\1\0\0\0\x08" and len(control) == 16:
+            unpack = HDDM_PACKED.get(struct.unpack(">Q", control[8:])[0])
+            if unpack is None:
+                return header, control, None
+            blocks = hddm_blocks(file, path, offset + 16, size)
+            return header, control, packed_records(blocks, path, unpack)
+        return header, b"", sum(1 for _ in hddm_blocks(file, path, offset, size, False))
 
 
-def check_hddm(output, inputs):
-    """Compares a merged HDDM file with its inputs. Returns its number of records, None when they can't be counted."""
-    expected, count = 0, 0
-    for path in inputs:
-        header, records = hddm_records(path)
-        expected += os.path.getsize(path) - (len(header) if path != inputs[0] else 0)
-        count = None if None in (count, records) else count + records
+def hddm_blocks(file, path, offset, size, is_read=True):
+    """Yields what follows each length word of a file from an offset on; None each where it need not be read."""
+    while offset < size:
+        file.seek(offset)
+        head = file.read(4)
+        length = struct.unpack(">I", head)[0] if len(head) == 4 else 0
+        if len(head) < 4 or offset + 4 + length > size:
+            raise BadInput(path, "ends inside the record at byte %d" % offset)
+        yield file.read(length) if is_read else None
+        offset += 4 + length
+
+
+def packed_records(blocks, path, unpack):
+    """Returns the number of records in packed blocks."""
+    count, left, head, stream = 0, 0, b"", None
+    for block in blocks:
+        if stream is None or stream.eof:
+            stream = unpack()
+        try:
+            data = stream.decompress(block)
+        except (zlib.error, OSError, EOFError) as error:
+            raise BadInput(path, "can't be decompressed behind %d records: %s" % (count, error)) from error
+        at = 0
+        while at < len(data):
+            if left > 0:
+                step = min(left, len(data) - at)
+                left -= step
+            else:
+                step = 4 - len(head)
+                head += data[at : at + step]
+                if len(head) == 4:
+                    left, head = struct.unpack(">I", head)[0], b""
+                    count += 1
+            at += step
+    if left or head or (stream is not None and not stream.eof):
+        raise BadInput(path, "ends inside record %d" % count)
+    return count
+
+
+def merge_hddm(output, inputs):
+    """Joins packed HDDM files, or compares what hddmcat wrote of others with its inputs. Returns the number of records.
+
+    hddmcat writes the control record of each file, behind which readers find nothing: here the first one stays.
+    """
+    layouts = [(path, *hddm_layout(path)) for path in inputs]
+    first_header, first_control = layouts[0][1:3]
+    if any(control for _, _, control, _ in layouts):
+        for path, header, control, _ in layouts:
+            if header != first_header:
+                raise BadInput(path, "has another header than the first file")
+            if control != first_control:
+                raise BadResult("%s is packed in another way than %s" % (path, inputs[0]))
+        with open(output, "wb") as joined:
+            for path, header, control, _ in layouts:
+                with open(path, "rb") as file:
+                    file.seek(0 if path == inputs[0] else len(header) + len(control))
+                    shutil.copyfileobj(file, joined, 1 << 20)
+    counts = [records for _, _, _, records in layouts]
+    count = None if None in counts else sum(counts)
     try:
-        _, found = hddm_records(output)
+        _, _, found = hddm_layout(output)
     except BadInput as error:
         raise BadResult("%s %s" % error.args) from error
-    if count is not None and found != count:
-        raise BadResult("%s has %s records, its inputs have %d" % (output, found, count))
-    size = os.path.getsize(output)
-    if count is None and size != expected:
-        sys.stderr.write("%s: %d bytes of %d; its records can't be counted\n" % (output, size, expected))
+    if found != count:
+        raise BadResult("%s has %s records, its inputs have %s" % (output, found, count))
+    if count is None:
+        sys.stderr.write("%s: records not counted, they are packed in an unknown way\n" % output)
     return count
 
 
@@ -356,7 +416,7 @@ def main(arguments):
     """Returns the exit code. Arguments: what to do, output, inputs."""
     how, output, inputs = arguments[0], arguments[1], arguments[2:]
     try:
-        count = {"evio": join_evio, "hddm": check_hddm, "root": check_root}[how](output, inputs)
+        count = {"evio": join_evio, "hddm": merge_hddm, "root": check_root}[how](output, inputs)
     except BadInput as error:
         sys.stderr.write("bad input %s: %s\n" % error.args)
         return BAD_INPUT

@@ -49,7 +49,7 @@ def status(project: str | None, watch: bool, interval: float, as_json: bool) -> 
         is_stopped.set()  # in case that the exception is raised where it gets lost, like in a destructor
         raise KeyboardInterrupt
 
-    show(_progress(project), as_json, NO_PROJECT, spare=("files_finished", "is_complete"))
+    show(_progress(project), as_json, NO_PROJECT, spare=("is_complete", "files_finished", "merges_left"))
     if not watch:
         return
     signal.signal(signal.SIGINT, stop)
@@ -58,7 +58,7 @@ def status(project: str | None, watch: bool, interval: float, as_json: bool) -> 
             rows = _progress(project)
             if not as_json:
                 click.clear()
-            show(rows, as_json, NO_PROJECT, spare=("files_finished", "is_complete"))
+            show(rows, as_json, NO_PROJECT, spare=("is_complete", "files_finished", "merges_left"))
 
 
 def _progress(project: str | None) -> list[dict[str, Any]]:

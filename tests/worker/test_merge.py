@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import io
 import json
 import os
@@ -53,6 +54,13 @@ def root_file(path: Path, first: int, count: int) -> None:
 def hddm_file(numbers: range) -> bytes:
     records = [struct.pack(">3I", 8, number, number * 7) for number in numbers]
     return HDDM + b"".join(records)
+
+
+def packed_hddm_file(numbers: range, pack: Callable[[bytes], bytes], how: int) -> bytes:
+    """As GlueX's library writes compressed files: a control record, and blocks that don't end where records do."""
+    records = hddm_file(numbers)[len(HDDM) :]
+    blocks = [pack(records[:21]), pack(records[21:])]
+    return HDDM + struct.pack(">IIQ", 1, 8, how) + b"".join(struct.pack(">I", len(b)) + b for b in blocks)
 
 
 def skim(numbers: range, *, order: str = "big") -> bytes:
@@ -405,6 +413,49 @@ def test_tarball_writes_nothing_outside_of_its_folder(merge: Merge) -> None:
 
 
 # --- programs ------------------------------------------------------------------------------------------------
+
+
+PACKED = {"zlib": (zlib.compress, 0x110), "bzip2": (bz2.compress, 0x120)}
+
+
+@pytest.mark.parametrize("how", PACKED)
+def test_compressed_hddm_files_are_joined_so_that_every_record_can_be_read(folder: Path, how: str) -> None:
+    pack, code = PACKED[how]
+    inputs = [folder / f"in{n}.hddm" for n in range(3)]
+    for path, (first, end) in zip(inputs, SLICES, strict=True):
+        path.write_bytes(packed_hddm_file(range(10 * first, 10 * end), pack, code))
+    joined = folder / "out.hddm"
+    command = [sys.executable, PROGRAM, "hddm", joined]
+    done = subprocess.run([*command, *inputs], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "80\n"), done.stderr
+    content = joined.read_bytes()
+    assert content.count(struct.pack(">IIQ", 1, 8, code)) == 1, "a second one ends what readers find"
+    at, records = len(HDDM) + 16, b""
+    while at < len(content):
+        end = at + 4 + int.from_bytes(content[at : at + 4], "big")
+        records += (zlib if how == "zlib" else bz2).decompress(content[at + 4 : end])
+        at = end
+    assert HDDM + records == hddm_file(range(80))
+    for damaged in (inputs[1].read_bytes()[:-1], inputs[1].read_bytes().replace(b"s", b"t", 1)):
+        inputs[1].write_bytes(damaged)
+        done = subprocess.run([*command, *inputs], capture_output=True, text=True)
+        assert (done.returncode, f"bad input {inputs[1]}: " in done.stderr) == (BAD_INPUTS, True)
+    other = "zlib" if how == "bzip2" else "bzip2"
+    inputs[1].write_bytes(packed_hddm_file(range(30, 60), *PACKED[other]))
+    done = subprocess.run([*command, *inputs], capture_output=True, text=True)
+    assert (done.returncode, "is packed in another way than" in done.stderr) == (1, True)
+
+
+def test_slices_with_compressed_hddm_files_are_merged_without_hddmcat(merge: Merge) -> None:
+    merge.program("hddmcat", "exit 1")
+    merge.inputs.clear()
+    for slice_ in SLICES:
+        numbers = range(10 * slice_[0], 10 * slice_[1])
+        files = {"dana_rest.hddm": packed_hddm_file(numbers, *PACKED["bzip2"])}
+        merge.add(slice_, tarball({**contents(merge.folder, slice_), **files}))
+    code, log = merge.run()
+    assert code == 0, log
+    assert merge.outputs()["dana_rest"]["events"] == 80
 
 
 @pytest.mark.parametrize("name", ["hadd", "hddmcat", "python3"])

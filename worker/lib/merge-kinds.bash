@@ -148,16 +148,26 @@ merge_root() {
 }
 
 merge_hddm() {
-  local output="$1" path status=0
+  local output="$1" path status=0 packed=false
   shift
-  command -v "${hddmcat_command[0]}" >/dev/null || no_program "${hddmcat_command[0]}"
   for path in "$@"; do
     [[ "$(head -c 5 "$path" | tr -d '\000')" == '<HDDM' ]] || bad_input "${path%%/*}" "$path is no HDDM file"
+    ! is_packed_hddm "$path" || packed=true
   done
   end_if_bad "${#osgprod_inputs[@]}"
-  "${hddmcat_command[@]}" "$@" >"$output" 2>"$output.log" </dev/null || status=$?
-  judge_program "${hddmcat_command[0]}" "$status" "$output.log"
+  if $packed; then # of what hddmcat makes of these, readers find the first file's records only
+    command -v "$PYTHON" >/dev/null || no_program "$PYTHON"
+  else
+    command -v "${hddmcat_command[0]}" >/dev/null || no_program "${hddmcat_command[0]}"
+    "${hddmcat_command[@]}" "$@" >"$output" 2>"$output.log" </dev/null || status=$?
+    judge_program "${hddmcat_command[0]}" "$status" "$output.log"
+  fi
   count_events hddm "$output" "$@"
+}
+
+# Is an HDDM file compressed? Then a control record is behind its header. Argument: file
+is_packed_hddm() {
+  [[ "$(sed -e '1,/^<\/HDDM>$/d' -e q "$1" | head -c 8 | od -An -v -tx1 | tr -d ' \n')" == 0000000100000008 ]]
 }
 
 merge_evio() {
