@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime
 
+from markupsafe import Markup, escape
+
 # A command ends with its sentence, or where punctuation follows its last word.
 COMMAND = re.compile(r"\bosgprod(?: [\w./=@:%+\-\[\]]*[\w/=%+\-\]])+")
 
@@ -17,6 +19,11 @@ def number(value: float | None, digits: int = 0) -> str:
 def time(value: datetime | None) -> str:
     """Return a time in UTC, to the second."""
     return "–" if value is None else f"{value.astimezone(UTC):%d %b %Y %H:%M:%S}"
+
+
+def minute(value: datetime | None) -> str:
+    """Return a time in UTC, to the minute, as short as a column of a table wants it."""
+    return "–" if value is None else f"{value.astimezone(UTC):%d\N{NO-BREAK SPACE}%b %H:%M}"
 
 
 def day(value: datetime) -> str:
@@ -45,6 +52,11 @@ def size(value: float | None) -> str:
             return f"{value:,.0f} {unit}" if unit == "B" else f"{value:,.1f} {unit}"
         value /= 1000
     return f"{value:,.1f} TB"
+
+
+def file_name(path: str) -> Markup:
+    """Return a path's last part as HTML that may be broken behind each underscore."""
+    return Markup("_<wbr>").join(escape(part) for part in path.rpartition("/")[2].split("_"))
 
 
 def short(value: float | None) -> str:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, quote, urlencode
 
 import jinja2
@@ -46,6 +47,8 @@ HEADERS = {
     "Referrer-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
+WIDE_PX, NARROW_PX = 1160, 330
+LEVELS = ("bad", "attention", "well")
 WINDOWS = {2: "2 hours", 24: "24 hours", 168: "7 days", 720: "30 days"}
 
 
@@ -89,8 +92,12 @@ class Dashboard:
             "number": formats.number,
             "time": formats.time,
             "day": formats.day,
+            "file_name": formats.file_name,
+            "minute": formats.minute,
             "age": formats.age,
             "size": formats.size,
+            "short": formats.short,
+            "commands": formats.commands,
             "runs": charts.runs_text,
         }
 
@@ -98,7 +105,10 @@ class Dashboard:
         """Return the routes of all pages, of the metrics, and of the static files."""
         pages: dict[str, Endpoint] = {
             "/": self._overview,
+            "/find": self._find,
             "/project/{project}": self._project,
+            "/project/{project}/jobs": self._jobs,
+            "/project/{project}/site/{site:path}": self._site,
             "/project/{project}/files": self._files,
             "/project/{project}/file/{file_id:int}": self._file,
             "/project/{project}/job/{cluster:int}.{process:int}": self._job,
@@ -181,23 +191,70 @@ class Dashboard:
         return Response(self._metrics.text(answers, freshness.get()), 200, HEADERS, media_type=CONTENT_TYPE)
 
     async def _overview(self, request: Request) -> Response:
-        progress, health = await self._reader.read(request, ("progress", {}), ("health", {}))
+        progress, health, amounts = await self._reader.read(
+            request, ("progress", {}), ("health", {}), ("amounts", {})
+        )
+        busy = {row["project"] for row in amounts if not row["is_idle"]}
+        busy |= {row["project"] for row in health if row["level"] == "bad"}
         estimates = await self._reader.read(
-            request, *(("estimate", {"project": p["project"]}) for p in progress)
+            request, *(("estimate", {"project": p["project"]}) for p in progress if p["project"] in busy)
+        )
+        estimate_of = dict(
+            zip([p["project"] for p in progress if p["project"] in busy], estimates, strict=True)
         )
         projects = [
-            {**row, "estimate": rows[0], "health": [h for h in health if h["project"] == row["project"]]}
-            for row, rows in zip(progress, estimates, strict=True)
+            {
+                **row,
+                "amounts": amount,
+                "estimate": estimate_of[row["project"]][0] if row["project"] in busy else None,
+                "health": [h for h in health if h["project"] == row["project"]],
+            }
+            for row, amount in zip(progress, amounts, strict=True)
         ]
-        return await self._render("overview.html", projects=projects)
+        # health has the worst finding of a project first
+        projects.sort(
+            key=lambda p: (LEVELS.index(p["health"][0]["level"]), -p["amounts"]["running"], p["project"])
+        )
+        return await self._render(
+            "overview.html",
+            projects=[p for p in projects if p["project"] in busy],
+            idle=[p for p in projects if p["project"] not in busy],
+        )
+
+    async def _find(self, request: Request) -> Response:
+        text = (_word(request, "text") or "").strip()
+        rows = []
+        if text:
+            (rows,) = await self._reader.read(request, ("find", {"text": text, "limit": 200}))
+        return await self._render(
+            "find.html", text=text, rows=[{**row, "page": self._page_of(row)} for row in rows]
+        )
+
+    def _page_of(self, row: Mapping[str, Any]) -> str | None:
+        """The page that shows what a row of find names; None = there is none."""
+        project, name = row["project"], row["name"]
+        if project is None:
+            return None
+        more: dict[str, tuple[tuple[str, ...], dict[str, object]]] = {
+            "job": (("job", name), {}),
+            "cluster": (("jobs",), {"cluster": name}),
+            "run": (("files",), {"run": name}),
+            "file": (("files",), {"path": name}),
+            "worker": (("attempts",), {"worker": name, "hours": 168}),
+            "site": (("site", name), {"hours": 168}),
+        }
+        parts, query = more.get(row["kind"], ((), {}))
+        return self._url("project", project, *parts, **query)
 
     async def _project(self, request: Request) -> Response:
         name, hours = request.path_params["project"], _window(request)
         project = {"project": name}
         (
             progress,
+            amounts,
             health,
             estimate,
+            course,
             rate,
             by_exit,
             by_site,
@@ -211,8 +268,10 @@ class Dashboard:
         ) = await self._reader.read(
             request,
             ("progress", project),
+            ("amounts", project),
             ("health", project),
             ("estimate", project),
+            ("done_over_time", project),
             ("rate", {**project, "hours": hours}),
             ("attempts_by_exit", {**project, "hours": hours}),
             ("attempts_by_site", {**project, "hours": hours, "limit": MOST_SITES}),
@@ -230,10 +289,12 @@ class Dashboard:
             delivery=delivery[0],
             merges=merges,
             progress=progress[0],
+            amounts=amounts[0],
             health=health,
             estimate=estimate[0],
             hours=hours,
-            plot=partial(charts.plot, rate),
+            courses=partial(_for_widths, charts.course, course, estimate[0], datetime.now(UTC)),
+            plots=partial(_for_widths, charts.plot, rate),
             blocks_done=sum(row["blocks_done"] for row in rate),
             by_exit=by_exit,
             by_site=by_site,
@@ -253,12 +314,11 @@ class Dashboard:
             if first is None
             else f"{{{','.join(map(str, range(first, min(last or first, first + MOST_RUNS) + 1)))}}}"
         )
-        state = _word(request, "state")
-        (files,) = await self._reader.read(
-            request, ("list_files", {"project": name, "runs": runs, "state": state, "limit": MOST_ROWS})
-        )
+        state, path = _word(request, "state"), _word(request, "path")
+        query = {"project": name, "runs": runs, "state": state, "path": path, "limit": MOST_ROWS}
+        (files,) = await self._reader.read(request, ("list_files", query))
         return await self._render(
-            "files.html", project=name, files=files, first=first, last=last, state=state
+            "files.html", project=name, files=files, first=first, last=last, state=state, path=path
         )
 
     async def _file(self, request: Request) -> Response:
@@ -284,6 +344,44 @@ class Dashboard:
         tails_of = {row["nstart"]: row["tail"] for row in tails}
         return await self._render(
             "job.html", project=name, **job, history=history[-MOST_STARTS:], tails=tails_of, outputs=outputs
+        )
+
+    async def _jobs(self, request: Request) -> Response:
+        name, hours, cluster = request.path_params["project"], _window(request), _integer(request, "cluster")
+        query = {"project": name, "hours": hours, "limit": MOST_ROWS}
+        (jobs,) = await self._reader.read(request, ("list_jobs", {**query, "cluster": cluster}))
+        return await self._render("jobs.html", project=name, jobs=jobs, cluster=cluster, hours=hours)
+
+    async def _site(self, request: Request) -> Response:
+        name, site = request.path_params["project"], request.path_params["site"].replace("\0", "")
+        hours = _window(request)
+        one: dict[str, object] = {"project": name, "site": site}
+        by_site, by_exit, workers, live, attempts, banned, used = await self._reader.read(
+            request,
+            ("attempts_by_site", {"project": name, "hours": hours, "limit": MOST_ROWS}),
+            ("attempts_by_exit", {**one, "hours": hours}),
+            ("attempts_by_worker", {**one, "hours": hours, "order": "busy", "limit": 50}),
+            ("live_attempts", {**one, "limit": 50}),
+            ("list_attempts", {**one, "hours": hours, "limit": 50}),
+            ("blocked_workers", {"project": name}),
+            ("resources", {"project": name, "by": "site"}),
+        )
+        counts = [row for row in by_site if row["site"] == site]
+        if not (counts or workers or live or attempts):
+            # Of an unknown project the first query raised.
+            raise NotFound(f"no attempt at site {site[:80]} in project {name} in these {WINDOWS[hours]}")
+        return await self._render(
+            "site.html",
+            project=name,
+            site=site,
+            hours=hours,
+            counts=counts[0] if counts else None,
+            by_exit=by_exit,
+            workers=workers,
+            live=live,
+            attempts=attempts,
+            ban=next((row for row in banned if row["worker"] == f"site:{site}"), None),
+            used=next((row for row in used if row["site"] == site), None),
         )
 
     async def _attempts(self, request: Request) -> Response:
@@ -331,6 +429,14 @@ class Dashboard:
             refused=refused[:MOST_ROWS],
             hours=hours,
         )
+
+
+def _for_widths(draw: Callable[..., Any], *arguments: object) -> dict[str, Any]:
+    """A plot for wide windows and one for narrow ones, of which the style sheet shows one: text must not shrink."""
+    return {
+        "wide": draw(*arguments, width=WIDE_PX, marks=8),
+        "narrow": draw(*arguments, width=NARROW_PX, marks=4),
+    }
 
 
 def _word(request: Request, name: str) -> str | None:

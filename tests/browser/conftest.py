@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import psycopg
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from shim.database import call, connect
 from tests import production
+from tests.databases import Databases
 from tests.support import LiveShim, World
 
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
          "--disable-background-networking", "--disable-component-update", "--disable-sync")  # fmt: skip
-NAME = "spring-2026"
+NAME, FINISHED, FAILING = "spring-2026", "calibration-2025", "skims-2026"
+LOG_TAIL = """2026-11-24 08:59:58 hd_root: opened hd_rawdata_071040_031.evio
+2026-11-24 08:59:59 hd_root: 1200 events processed, 96.1 Hz
+terminate called after throwing an instance of 'JException'
+  what():  no BOR record for crate 12
+hd_root ended with 6
+"""
 
 
 @pytest.fixture(scope="session")
@@ -31,26 +37,49 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture
-def full(world: World) -> World:
-    """World with the running project NAME; real reports have quarantined three of its blocks."""
-    world.with_project(NAME, max_failures=1)
-    production.fill(world.db, NAME, runs=24, files=40, blocks=60, a_slice=5, in_flight=14, attempts=2500)
+@pytest.fixture(scope="session")
+def full(databases: Databases) -> Iterator[World]:
+    """World with the running project NAME, one that is done, and one that fails: one database for all tests here.
+
+    Real reports have quarantined three blocks of NAME. The history is not complete, so nothing is verified at the end.
+    """
+    with databases.copy("migrated") as dsn, connect(dsn) as connection:
+        world = World(connection, dsn).with_project(NAME, max_failures=1)
+        seed(world)
+        yield world
+
+
+def seed(world: World) -> None:
+    production.fill(world.db, NAME, runs=24, files=40, blocks=60, a_slice=5, in_flight=14, attempts=6000)
     for n in range(3):
         call_as = {"cluster": 9001, "project": NAME}
         world.checkout(n, host=f"wn{n + 7}", site="MWT2", **call_as)
         world.report(n, 6, reason="JException: no BOR record for crate 12",
-                     output_url=f"https://store.example.org/logs/9001.{n}.gz?key=secret", **call_as)  # fmt: skip
+                     output_url=f"https://store.example.org/logs/9001.{n}.gz?key=secret", log_tail=LOG_TAIL,
+                     **call_as)  # fmt: skip
     call(world.db, "ban_worker", project=NAME, worker="wn17@10.0.3.2", seconds=3000,
          reason="5 of its last 6 attempts failed within 120 s")  # fmt: skip
+    call(world.db, "ban_worker", project=NAME, worker="site:GPN-NODE", seconds=9000,
+         reason="8 of its workers failed with exit code 127, none succeeded")  # fmt: skip
+    for name, project_runs in ((FINISHED, 1), (FAILING, 2)):
+        world.with_project(name, max_fast_failures=1000, suspend_after=100)
+        for run in range(project_runs):
+            world.add_file(6, run=80_000 + 10 * project_runs + run, project=None)
+            call(world.db, "load_slices", project=name, runs=[80_000 + 10 * project_runs + run])
+        for process in range(12):
+            answer = world.checkout(process, project=name, host=f"wn{process}", site="Expanse")
+            if answer["status"] == "assigned":
+                world.report(process, 0 if name == FINISHED else 127, project=name)
+    world.db.execute("UPDATE osgprod_data.pace_looks SET looked_at = now() - interval '2 h'")
     call(world.db, "tick")
-    return world
 
 
-@pytest.fixture
-def live(full: World, folder: Path) -> Iterator[LiveShim]:
+@pytest.fixture(scope="session")
+def live(full: World) -> Iterator[LiveShim]:
+    folder = Path(tempfile.mkdtemp(prefix="osgprod-test-"))
     with LiveShim(full.dsn, folder / "www") as shim:
         yield shim
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
@@ -70,10 +99,3 @@ def page(browser: Browser, live: LiveShim) -> Iterator[Page]:
     yield page
     context.close()
     assert wrong == [], "the browser complains, or something foreign was asked for"
-
-
-@pytest.fixture
-def db(dsn: str) -> Iterator[psycopg.Connection[dict[str, Any]]]:
-    """Like the connection "db" of other tests, but without verify: the history of this production is not complete."""
-    with connect(dsn) as connection:
-        yield connection

@@ -12,7 +12,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
 from shim.database import call
-from tests.browser.conftest import NAME
+from tests.browser.conftest import FAILING, FINISHED, LOG_TAIL, NAME
 from tests.support import CHECKOUT, LiveShim, World
 
 pytestmark = pytest.mark.browser
@@ -27,6 +27,9 @@ PAGES = {
     "live": f"project/{NAME}/live",
     "quarantine": f"project/{NAME}/quarantine",
     "workers": f"project/{NAME}/workers",
+    "jobs": f"project/{NAME}/jobs",
+    "site": f"project/{NAME}/site/GPN-NODE",
+    "find": "find?text=MWT2",
     "nothing": "project/nope",
 }
 
@@ -67,11 +70,17 @@ def test_numbers_on_the_page_equal_the_database(page: Page, full: World) -> None
 
 def test_health_and_what_to_do_come_before_anything_else(page: Page, full: World) -> None:
     page.goto("")
+    page.locator(".copy").evaluate_all("all => all.forEach(button => button.remove())")
     said = page.locator(".health li").all_inner_texts()
     for row in call(full.db, "health", project=NAME):
         assert any(row["found"] in text and row["advice"] in text for text in said)
     place = page.locator(".health").last.bounding_box()
     assert place and place["y"] + place["height"] < 900, "it is seen without scrolling"
+    assert page.locator("h2").all_inner_texts() == [FAILING, NAME], (
+        "the worst first, and what is idle is folded"
+    )
+    page.get_by_text("1 idle project").click()
+    expect(page.get_by_role("region", name="Idle projects").get_by_role("link")).to_have_text(FINISHED)
 
 
 def test_map_shows_each_run_and_leads_to_its_files(page: Page, full: World) -> None:
@@ -91,12 +100,13 @@ def test_map_shows_each_run_and_leads_to_its_files(page: Page, full: World) -> N
 
 def test_links_lead_down_to_a_file_and_to_the_whole_history_of_an_attempt(page: Page, full: World) -> None:
     page.goto("")
-    page.get_by_role("link", name=NAME).click()
+    page.get_by_role("link", name=NAME, exact=True).click()
     page.get_by_role("link", name="Quarantine").first.click()
     expect(page.get_by_role("heading", level=1)).to_have_text("Quarantine")
     page.get_by_role("link", name="9001.1").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("Job 9001.1")
     facts = page.locator(".attempt").first.inner_text()
+    assert LOG_TAIL.strip() in page.locator(".attempt pre").inner_text()
     assert "JException: no BOR record for crate 12" in facts and "MWT2" in facts and "failed" in facts
     page.locator(".attempt a").first.click()
     row = call(full.db, "job_history", project=NAME, cluster=9001, process=1)[0]
@@ -114,11 +124,13 @@ def test_plot_has_a_bar_for_each_interval_in_which_something_was_done(page: Page
         page.goto(f"project/{NAME}")
         page.get_by_role("navigation", name="Time window").get_by_role("link", name=name).click()
         rate = call(full.db, "rate", project=NAME, hours=hours)
-        assert page.locator(".plot .p-done").count() == sum(row["blocks_done"] > 0 for row in rate)
-        assert page.locator(".plot .p-quarantined").count() == sum(
+        assert page.locator(".plot.wide-window .p-done").count() == sum(
+            row["blocks_done"] > 0 for row in rate
+        )
+        assert page.locator(".plot.wide-window .p-quarantined").count() == sum(
             row["failed"] + row["node_faults"] + row["lost"] > 0 for row in rate
         )
-        box = page.locator(".plot").bounding_box()
+        box = page.locator(".plot.wide-window").last.bounding_box()
         assert box and box["width"] > 1000
 
 
@@ -138,7 +150,7 @@ def test_page_renews_itself_and_stops_when_asked(page: Page, full: World, live: 
     assert full.progress(NAME)["blocks_leased"] == after
     assert page.locator("details").get_attribute("open") is not None, "opened details stay open"
     page.get_by_role("button", name="Pause updates").click()
-    expect(page.get_by_role("button")).to_have_attribute("aria-pressed", "true")
+    expect(page.locator("#pause")).to_have_attribute("aria-pressed", "true")
     full.checkout(78, cluster=9002, project=NAME)
     page.clock.run_for(60_000)
     page.wait_for_timeout(300)
@@ -163,9 +175,11 @@ def test_all_is_there_without_javascript(browser: Browser, live: LiveShim, full:
     context = browser.new_context(java_script_enabled=False, base_url=f"{live.url}/")
     page = context.new_page()
     page.goto("")
-    page.get_by_role("link", name=NAME).click()
+    page.get_by_role("link", name=NAME, exact=True).click()
     assert number(page, ".legend .done data") == full.progress(NAME)["blocks_done"]
     assert page.locator("#pause").is_hidden(), "a button that does nothing is not shown"
+    assert page.locator(".copy").count() == 0 and page.locator(".command").count() > 0
+    page.locator(".command").first.click()
     page.get_by_text("The same as a table of runs").click()
     page.get_by_role("region", name="Runs").get_by_role("link").first.click()
     expect(page.get_by_role("heading", level=1)).to_contain_text("Files of run")
@@ -203,14 +217,69 @@ def test_axe_finds_nothing_on_any_page(browser: Browser, live: LiveShim, full: W
     context.close()
 
 
-@pytest.mark.parametrize("width", [360, 800, 1280, 1920])
-def test_no_page_is_wider_than_its_window(browser: Browser, live: LiveShim, width: int) -> None:
+TOO_WIDE = """[...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth + 1)
+    .map(e => e.getAttribute('aria-label'))"""
+
+
+@pytest.mark.parametrize("width", [360, 390, 800, 1280, 1920])
+def test_no_page_is_wider_than_its_window_and_no_table_needs_scrolling(
+    browser: Browser, live: LiveShim, full: World, width: int
+) -> None:
+    file_id = call(full.db, "list_files", project=NAME, state="open", limit=1)[0]["file_id"]
     context = browser.new_context(viewport={"width": width, "height": 800}, base_url=f"{live.url}/")
     page = context.new_page()
-    for name, path in PAGES.items():
+    for name, path in {**PAGES, "file": f"project/{NAME}/file/{file_id}"}.items():
         page.goto(path)
         assert page.evaluate("document.documentElement.scrollWidth") <= width, name
+        if width in (390, 1280):
+            page.locator("details").evaluate_all("all => all.forEach(d => d.open = true)")
+            assert page.evaluate(TOO_WIDE) == [], name
     context.close()
+
+
+def test_text_of_the_plots_is_as_large_in_a_narrow_window(browser: Browser, live: LiveShim) -> None:
+    context = browser.new_context(viewport={"width": 390, "height": 800}, base_url=f"{live.url}/")
+    page = context.new_page()
+    page.goto(f"project/{NAME}")
+    heights = [
+        box["height"]
+        for tick in page.locator(".plot .tick").all()
+        if tick.is_visible() and (box := tick.bounding_box())
+    ]
+    assert len(heights) > 8 and min(heights) > 9
+    context.close()
+
+
+def test_course_leads_from_the_begin_to_the_estimated_end(page: Page, full: World) -> None:
+    page.goto(f"project/{NAME}")
+    plot = page.get_by_role("img", name="since the production began")
+    estimate = call(full.db, "estimate", project=NAME)[0]
+    assert estimate["ends_early_at"] and plot.locator(".p-band").count() == 1
+    past, ahead, goal = (plot.locator(f).bounding_box() for f in (".l-done", ".l-ahead", ".l-goal"))
+    assert past and ahead and goal
+    assert abs(past["x"] + past["width"] - ahead["x"]) < 3, "the estimate begins where the past ends"
+    assert abs(past["y"] - ahead["y"] - ahead["height"]) < 3
+    assert abs(ahead["y"] - goal["y"]) < 3 and ahead["x"] + ahead["width"] < goal["x"] + goal["width"] + 1
+
+
+def test_command_is_copied_by_its_button(browser: Browser, live: LiveShim) -> None:
+    context = browser.new_context(base_url=f"{live.url}/", permissions=["clipboard-read", "clipboard-write"])
+    page = context.new_page()
+    page.goto(f"project/{NAME}/quarantine")
+    command = f"osgprod slices recycle {NAME} --state quarantined"
+    page.get_by_role("button", name=f"Copy {command}").click()
+    expect(page.locator(".copy").first).to_have_text("copied")
+    assert page.evaluate("navigator.clipboard.readText()") == command
+    context.close()
+
+
+def test_search_leads_to_what_was_looked_for(page: Page) -> None:
+    page.goto(f"project/{NAME}")
+    page.get_by_role("searchbox").fill("9001.1")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Find 9001.1")
+    page.get_by_role("link", name="9001.1").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Job 9001.1")
 
 
 def test_token_typed_into_the_form_opens_the_dashboard(browser: Browser, full: World, folder: Path) -> None:
@@ -224,7 +293,7 @@ def test_token_typed_into_the_form_opens_the_dashboard(browser: Browser, full: W
         page.get_by_label("Token of the dashboard").fill("correct horse battery")
         page.keyboard.press("Enter")
         expect(page.get_by_role("heading", level=1)).to_have_text("Productions")
-        page.get_by_role("link", name=NAME).click()
+        page.get_by_role("link", name=NAME, exact=True).click()
         expect(page.get_by_role("heading", level=1)).to_have_text(NAME)
         context.close()
 

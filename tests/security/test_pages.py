@@ -12,8 +12,22 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.support import LiveShim, World
 
 PAGES = ["", "/", "/project/p", "/project/p/files", "/project/p/file/1", "/project/p/job/1.1", "/project/p/attempts",
-         "/project/p/live", "/project/p/quarantine", "/project/p/workers", "/metrics", "/login"]  # fmt: skip
-PARAMETERS = ["run", "last_run", "state", "hours", "outcome", "worker", "site", "exit_code", "token"]
+         "/project/p/live", "/project/p/quarantine", "/project/p/workers", "/project/p/jobs", "/project/p/site/1",
+         "/find", "/metrics", "/login"]  # fmt: skip
+PARAMETERS = [
+    "text",
+    "path",
+    "cluster",
+    "run",
+    "last_run",
+    "state",
+    "hours",
+    "outcome",
+    "worker",
+    "site",
+    "exit_code",
+    "token",
+]
 ODD = [
     "",
     "0",

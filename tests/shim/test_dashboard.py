@@ -10,16 +10,20 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import click
 import httpx
 import pytest
 
+from shim.cli import osgprod as cli
 from shim.config import SettingError, Settings
 from shim.dashboard import charts, formats
 from shim.dashboard.reader import Reader
 from shim.database import call
+from shim.snapshot import SQL_FOLDER
 from shim.web.guard import Guard
 from shim.web.metrics import Metrics
 from tests import production
@@ -61,25 +65,24 @@ def busy(world: World) -> World:
 PAGES = ["", "project/p", "project/p?hours=2", "project/p/files", "project/p/files?run=1&state=open",
          "project/p/file/1", "project/p/job/1.2", "project/p/job/1.4", "project/p/attempts",
          "project/p/attempts?exit_code=9&hours=168",
+         "find", "find?text=wn1", "project/p/site/A", "project/p/jobs", "project/p/jobs?cluster=1",
          "project/p/live", "project/p/quarantine", "project/p/workers", "project/p/workers?hours=24"]  # fmt: skip
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_page_is_shown_with_a_policy_that_lets_nothing_foreign_in(
-    busy: World, shim_with: MakeShim, page: str
-) -> None:
-    answer = shim_with().raw(page)
-    assert answer.status_code == 200, answer.text
-    policy = answer.headers["content-security-policy"]
-    assert "default-src 'none'" in policy and "unsafe" not in policy and "http" not in policy
-    assert (
-        answer.headers["x-content-type-options"] == "nosniff"
-        and answer.headers["cache-control"] == "no-store"
-    )
-    assert "<style" not in answer.text and " style=" not in answer.text and " onclick=" not in answer.text
-    assert re.findall(r"<script(?! src=\"/osgprod/static/dashboard\.js\" defer)", answer.text) == []
-    for target in re.findall(r'(?:href|src|action)="([^"]*)"', answer.text):
-        assert target.startswith(("/osgprod/", "#")), target
+def test_pages_are_shown_with_a_policy_that_lets_nothing_foreign_in(busy: World, shim_with: MakeShim) -> None:
+    shim = shim_with()
+    for page in PAGES:
+        answer = shim.raw(page)
+        assert answer.status_code == 200, (page, answer.text)
+        policy = answer.headers["content-security-policy"]
+        assert "default-src 'none'" in policy and "unsafe" not in policy and "http" not in policy
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["cache-control"] == "no-store"
+        for inline in ("<style", " style=", " onclick="):
+            assert inline not in answer.text, page
+        assert re.findall(r"<script(?! src=\"/osgprod/static/dashboard\.js\" defer)", answer.text) == []
+        for target in re.findall(r'(?:href|src|action)="([^"]*)"', answer.text):
+            assert target.startswith(("/osgprod/", "#")), target
 
 
 def test_static_files_are_those_of_the_dashboard_and_no_others(shim_with: MakeShim) -> None:
@@ -235,20 +238,15 @@ def test_senseless_setting_ends_the_start_in_one_line(setting: str, value: str) 
         Guard(Settings.read({setting: value}))
 
 
-@pytest.mark.parametrize(
-    "page",
-    [
-        "project/nope",
-        "project/nope/files",
-        "project/p/file/99",
-        "project/p/job/1.99",
-        "project/p%2f..",
-    ],
-)
-def test_what_is_not_there_is_a_page_that_says_so(world: World, shim_with: MakeShim, page: str) -> None:
-    answer = shim_with().raw(page)
-    assert answer.status_code == 404
-    assert "Traceback" not in answer.text and ("All productions" in answer.text or page == "project/p%2f..")
+def test_what_is_not_there_is_a_page_that_says_so(world: World, shim_with: MakeShim) -> None:
+    shim = shim_with()
+    for page in ("project/nope", "project/nope/files", "project/nope/jobs", "project/nope/site/A", "project/p/file/99",
+                 "project/p/job/1.99", "project/p/site/nowhere", "project/p%2f.."):  # fmt: skip
+        answer = shim.raw(page)
+        assert answer.status_code == 404, page
+        assert "Traceback" not in answer.text and (
+            "All productions" in answer.text or page == "project/p%2f.."
+        )
 
 
 def test_senseless_query_is_no_error(busy: World, shim_with: MakeShim) -> None:
@@ -419,8 +417,106 @@ def test_pages_stay_small_with_50_000_sites_workers_and_quarantined_blocks(
     shim = shim_with()
     for page in PAGES:
         if "job/" not in page:
+            page = page.replace("site/A", "site/SITE-WITH-A-LONG-NAME-1")
             answer = shim.raw(page)
             assert (answer.status_code, page) == (200, page)
             assert len(answer.content) < 1_000_000, (page, len(answer.content))
     assert "SITE-WITH-A-LONG-NAME-1<" in shim.raw("project/p").text
     call(world.db, "tick")
+
+
+def headings(page: str) -> list[str]:
+    return [html.unescape(text) for text in re.findall(r"<h2[^>]*><a [^>]*>([^<]*)</a>", page)]
+
+
+def test_projects_are_ordered_by_trouble_and_idle_ones_folded(busy: World, shim_with: MakeShim) -> None:
+    busy.attempts_pass(5 * 3600)  # nothing of p was done of late
+    busy.db.execute("UPDATE osgprod_data.loaded_files SET loaded_at = loaded_at - interval '5 h'")
+    for name in ("a-done", "b-busy", "c-empty", "d-paused"):
+        busy.with_project(name)
+    busy.set("d-paused", state="paused")
+    busy.add_file(4, run=7, project=None)
+    for name in ("a-done", "b-busy"):
+        call(busy.db, "load_slices", project=name, runs=[7])
+    for process in range(6):
+        if busy.checkout(process, project="a-done")["status"] == "assigned":
+            busy.report(process, project="a-done")
+    levels = {row["project"]: row["level"] for row in reversed(call(busy.db, "health"))}
+    assert levels["p"] == "bad" and levels["b-busy"] == "attention"
+    page = shim_with().raw("").text
+    assert headings(page) == ["p", "b-busy"]
+    folded = page.partition("<details")[2]
+    assert all(f">{name}</a>" in folded for name in ("a-done", "c-empty", "d-paused"))
+
+
+def test_search_finds_what_the_command_line_finds_and_links_it(busy: World, shim_with: MakeShim) -> None:
+    shim = shim_with()
+    for text in ("1.2", "1", "hd_rawdata_000001_001", "wn2", "A", "p", "127.0.0.1"):
+        page = shim.raw(f"find?text={text}").text
+        found = call(busy.db, "find", text=text)
+        assert found, text
+        for row in found:
+            assert html.escape(row["command"]) in page and html.escape(row["found"]) in page
+        targets = re.findall(r'<th scope="row"[^>]*><a href="([^"]*)"', page)
+        assert len(targets) == len(found)
+        for target in targets:
+            answer = shim.client.get(f"http://127.0.0.1:{shim.port}{html.unescape(target)}")
+            assert answer.status_code == 200, target
+
+
+def test_each_command_that_health_advises_is_one_that_there_is() -> None:
+    source = (SQL_FOLDER / "functions" / "reading" / "health.sql").read_text()
+    literals = [text for text in re.findall(r"'((?:[^']|'')*)'", source) if "osgprod " in text]
+    assert len(literals) > 12
+    for text in literals:
+        advised = [piece for is_command, piece in formats.commands(text) if is_command]
+        assert advised, text
+        for command in advised:
+            words, group = command.split()[1:], cli
+            while words and isinstance(group, click.Group) and words[0] in group.commands:
+                group = group.commands[words.pop(0)]
+            assert group is not cli and (group.params or not words), command
+            options = [word for word in words if word.startswith("--")]
+            known = {option for param in group.params for option in param.opts}
+            assert set(options) <= known, command
+            prose = {"looks", "lists", "requeues", "lifts", "and", "or", "to", "for", "the"}
+            assert not prose & set(words), command
+
+
+def test_advice_is_cut_into_prose_and_commands_without_losing_a_character() -> None:
+    text = (
+        "see why: osgprod quarantined p; or osgprod project set p max_failures=5, then wait (osgprod doctor)."
+    )
+    pieces = formats.commands(text)
+    assert "".join(piece for _, piece in pieces) == text
+    assert [piece for is_command, piece in pieces if is_command] == [
+        "osgprod quarantined p", "osgprod project set p max_failures=5", "osgprod doctor",
+    ]  # fmt: skip
+
+
+def progress_rows(*done: int) -> list[dict[str, Any]]:
+    begin = datetime(2026, 11, 1, tzinfo=UTC)
+    return [{"at": begin + timedelta(hours=n), "blocks_done": value} for n, value in enumerate(done)]
+
+
+def test_course_has_a_band_that_is_cut_where_nobody_knows_the_end() -> None:
+    rows = progress_rows(0, 10, 20, 30)
+    now = rows[-1]["at"]
+    estimate: dict[str, Any] = {
+        "blocks_left": 30, "ends_at": now + timedelta(hours=3), "ends_early_at": now + timedelta(hours=2),
+        "ends_late_at": None, "least_per_hour": 0.0,
+    }  # fmt: skip
+    drawn = charts.course(rows, estimate, now, width=600)
+    assert drawn and drawn["band"] and drawn["ahead"]
+    assert 0 < drawn["now"] < drawn["end"] < 600, "past, estimate and the cut band all have room"
+    assert drawn["line"].count("L") == 3
+    without = charts.course(rows, {**estimate, "ends_early_at": None, "ends_at": None}, now, width=600)
+    assert without and without["now"] == 600 and without["ahead"] is None and without["band"] is None
+    assert charts.course(rows[:1], estimate, now) is None
+
+
+def test_site_shows_its_ban_and_how_to_lift_it(busy: World, shim_with: MakeShim) -> None:
+    call(busy.db, "ban_worker", project="p", worker="site:A", seconds=600, reason="all of its nodes fail")
+    page = shim_with().raw("project/p/site/A").text
+    assert "all of its nodes fail" in page and "osgprod workers unban p site:A" in page
+    assert "/project/p/site/A" in shim_with().raw("project/p/workers").text
