@@ -37,6 +37,7 @@ from shim.web.guard import Guard
 from shim.web.health import Health
 from shim.web.metrics import Metrics
 from shim.web.middleware import Surround, plain_text
+from shim.web.operators import Operators
 from shim.web.rates import RateLimit
 from shim.workscript import (
     TASKS,
@@ -182,6 +183,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
     settings = Settings.read() if settings is None else settings
     dsn, root = settings.dsn.text, settings.root_path
     metrics, guard, tokens = Metrics(settings.metrics_folder), Guard(settings), BearerTokens(settings)
+    operators = Operators(settings)
     proxies, client_rate = TrustedProxies(settings.trusted_proxies), RateLimit(settings.client_rate)
     answers = Answers()
     logs.hide_queries()
@@ -224,7 +226,8 @@ def create_app(settings: Settings | None = None) -> Starlette:
     for route in routes:
         if route.methods:
             route.methods.discard("HEAD")  # which Starlette adds to GET: it must not lease a slice
-    app = Starlette(routes=[*routes, *Dashboard(root, guard, metrics).routes()], lifespan=lifespan)
+    dashboard = Dashboard(root, guard, metrics, operators, settings.operator_dsn.text or dsn)
+    app = Starlette(routes=[*routes, *dashboard.routes()], lifespan=lifespan)
     # In place of Starlette's own layers: Surround answers all errors, also those of the router (404, 405).
     app.middleware_stack = Surround(app.router, proxies, client_rate, metrics, answers)
     # A path is right or it is not; the host in a request must not decide where a redirection leads.

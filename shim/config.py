@@ -183,6 +183,16 @@ class Settings:
         "networks that see the dashboard and the metrics without a token, like `10.1.0.0/16 2001:db8::/32`",
         default="loopback; none when there is a token", may_be_empty=True,
     )] = None
+    operator_tokens: Annotated[Secret, Variable(
+        "OSGPROD_OPERATOR_TOKENS",
+        "who may act on the dashboard: `NAME:TOKEN` words, or `file:/PATH` of a file with them; a token has 16"
+        " characters or more", _secret, default="none: nobody",
+    )] = Secret()
+    operator_dsn: Annotated[Secret, Variable(
+        "OSGPROD_OPERATOR_DSN",
+        "libpq's connection string with which the dashboard acts; its login is in the role `osgprod_operator`", _secret,
+        default="`OSGPROD_DSN`",
+    )] = Secret()
     metrics_folder: Annotated[Path | None, Variable(
         "PROMETHEUS_MULTIPROC_DIR",
         "empty folder in which several processes add up their metrics; `osgprod serve` makes one", _path,

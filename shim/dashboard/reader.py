@@ -49,6 +49,10 @@ class Reader:
         self._kept = {}
         self._busy = asyncio.Lock()
 
+    def forget(self) -> None:
+        """Drop the answers that are kept: something was changed."""
+        self._kept = {}
+
     async def read(self, request: Request, *queries: Query) -> list[Rows]:
         """Call functions of schema osgprod and return their rows, in the order of the queries; note how old they are.
 

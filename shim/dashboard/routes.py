@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -25,12 +26,14 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
-from shim.dashboard import charts, formats
+from shim.dashboard import actions, charts, formats
 from shim.dashboard.api import Api
 from shim.dashboard.reader import Reader, freshness
 from shim.web.failures import explain
 from shim.web.guard import Guard
 from shim.web.metrics import CONTENT_TYPE, QUERIES, Metrics
+from shim.web.operators import Operators, is_from_here
+from shim.web.parameters import BadRequest
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -47,6 +50,8 @@ HEADERS = {
     "Referrer-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
+# Of the request that is served: the operator's name and the code of forms; None = nobody can act here.
+_acting: ContextVar[dict[str, str | None] | None] = ContextVar("acting", default=None)
 WIDE_PX, NARROW_PX = 1160, 330
 LEVELS = ("bad", "attention", "well")
 WINDOWS = {2: "2 hours", 24: "24 hours", 168: "7 days", 720: "30 days"}
@@ -76,10 +81,17 @@ class Dashboard:
         Decides who may see them.
     metrics : Metrics
         Of this process.
+    operators : Operators
+        Who may act.
+    operator_dsn : str
+        libpq's connection string for what they do.
     """
 
-    def __init__(self, root: str, guard: Guard, metrics: Metrics) -> None:
+    def __init__(
+        self, root: str, guard: Guard, metrics: Metrics, operators: Operators, operator_dsn: str
+    ) -> None:
         self._root, self._guard, self._metrics = root, guard, metrics
+        self._operators, self._operator_dsn = operators, operator_dsn
         self._reader = Reader()
         # One page is drawn at a time, beside the event loop, which answers jobs meanwhile.
         self._drawer = ThreadPoolExecutor(1, "dashboard")
@@ -122,6 +134,14 @@ class Dashboard:
         ]
         routes.append(Route(f"{self._root}/metrics", self._prometheus))
         routes.append(Route(f"{self._root}/login", self._login, methods=["GET", "POST"]))
+        if self._operators.is_on:
+            acts = f"{self._root}/project/{{project}}"
+            routes += [
+                Route(f"{self._root}/operator", self._guarded(self._operator), methods=["GET", "POST"]),
+                Route(f"{self._root}/operator/leave", self._guarded(self._leave), methods=["POST"]),
+                Route(f"{acts}/act", self._guarded(self._act), methods=["POST"]),
+                Route(f"{acts}/log", self._guarded(self._log)),
+            ]
         routes += Api(self._root, self._guard, self._reader).routes()
         routes.append(Mount(f"{self._root}/static", _Static(directory=HERE / "static")))
         if self._root:
@@ -135,6 +155,7 @@ class Dashboard:
 
     async def _render(self, page: str, http_status: int = 200, /, **values: object) -> Response:
         values["freshness"] = freshness.get()
+        values["acting"] = _acting.get()
         text = await asyncio.get_running_loop().run_in_executor(self._drawer, self._draw, page, values)
         return Response(text, http_status, HEADERS, media_type="text/html")
 
@@ -146,6 +167,9 @@ class Dashboard:
         async def endpoint(request: Request) -> Response:
             if not self._guard.admits(request):
                 return await self._render("login.html", 403, failed=False, has_token=self._guard.has_token)
+            if self._operators.is_on:
+                name = self._operators.who(request)
+                _acting.set({"operator": name, "code": self._operators.form_code(request)})
             try:
                 return await page(request)
             except NotFound as error:
@@ -167,17 +191,67 @@ class Dashboard:
     async def _login(self, request: Request) -> Response:
         if request.method != "POST":
             return await self._render("login.html", failed=False, has_token=self._guard.has_token)
-        body = b""
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > MAX_FORM_BYTES:
-                break
-        token = parse_qs(body.decode("ascii", "replace")).get("token", [""])[0]
+        token = (await _form(request)).get("token", "")
         if not self._guard.knows(token.strip()):
             return await self._render("login.html", 403, failed=True, has_token=self._guard.has_token)
         response = RedirectResponse(f"{self._root}/", 303, HEADERS)
         self._guard.remember(request, response, self._root)
         return response
+
+    async def _operator(self, request: Request) -> Response:
+        """Sign in as an operator."""
+        if request.method != "POST":
+            return await self._render("operator.html", failed=False)
+        name = self._operators.name_of((await _form(request)).get("token", "").strip())
+        if name is None or not is_from_here(request):
+            return await self._render("operator.html", 403, failed=True)
+        response = RedirectResponse(f"{self._root}/", 303, HEADERS)
+        self._operators.remember(request, response, name, self._root)
+        return response
+
+    async def _leave(self, request: Request) -> Response:
+        form = await _form(request)
+        if not self._operators.accepts(request, form.get("code", "")):
+            return await self._refused()
+        response = RedirectResponse(f"{self._root}/", 303, HEADERS)
+        self._operators.forget(response, self._root)
+        return response
+
+    async def _act(self, request: Request) -> Response:
+        project, form = request.path_params["project"], await _form(request)
+        name = self._operators.who(request)
+        if name is None or not self._operators.accepts(request, form.get("code", "")):
+            return await self._refused()
+        await self._call_as(name, request, actions.query_of(project, form))
+        self._reader.forget()
+        back = {"ban": "workers", "unban": "workers", "requeue": "quarantine"}.get(form["action"])
+        return RedirectResponse(self._url("project", project, *([back] if back else [])), 303, HEADERS)
+
+    async def _log(self, request: Request) -> Response:
+        project, name = request.path_params["project"], self._operators.who(request)
+        if name is None:
+            return await self._refused()
+        query = ("list_operations", {"project": project, "limit": MOST_ROWS})
+        rows = await self._call_as(name, request, query)
+        return await self._render("log.html", project=project, rows=rows)
+
+    async def _call_as(self, name: str, request: Request, query: actions.Query) -> list[dict[str, Any]]:
+        try:
+            return await actions.call_as(self._operator_dsn, name, request, query)
+        except Exception as error:
+            if actions.is_missing_right(error):
+                raise BadRequest(
+                    "the login with which the dashboard acts has not the role osgprod_operator",
+                    "OSGPROD_OPERATOR_DSN must name one that has: docs/operations.md",
+                ) from error
+            raise
+
+    async def _refused(self) -> Response:
+        lines = [
+            "Only operators who are signed in may do that, by the buttons of these pages.",
+            "Nothing was changed.",
+        ]
+        return await self._render("error.html", 403, lines=lines, status=403)
 
     async def _prometheus(self, request: Request) -> Response:
         if not self._guard.admits(request):
@@ -429,6 +503,17 @@ class Dashboard:
             refused=refused[:MOST_ROWS],
             hours=hours,
         )
+
+
+async def _form(request: Request) -> dict[str, str]:
+    """The fields of a small form, each once."""
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_FORM_BYTES:
+            return {}
+    fields = parse_qs(body.decode("ascii", "replace"))
+    return {name: values[0].replace("\0", "") for name, values in fields.items()}
 
 
 def _for_widths(draw: Callable[..., Any], *arguments: object) -> dict[str, Any]:

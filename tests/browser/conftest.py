@@ -21,7 +21,7 @@ NAME, FINISHED, FAILING = "spring-2026", "calibration-2025", "skims-2026"
 LOG_TAIL = """2026-11-24 08:59:58 hd_root: opened hd_rawdata_071040_031.evio
 2026-11-24 08:59:59 hd_root: 1200 events processed, 96.1 Hz
 terminate called after throwing an instance of 'JException'
-  what():  no BOR record for crate 12
+what():  no BOR record for crate 12
 hd_root ended with 6
 """
 

@@ -97,6 +97,8 @@ def test_no_secret_shows() -> None:
     assert {
         "OSGPROD_DSN",
         "OSGPROD_READ_DSN",
+        "OSGPROD_OPERATOR_DSN",
+        "OSGPROD_OPERATOR_TOKENS",
         "OSGPROD_MAGIC",
         "OSGPROD_DASHBOARD_TOKEN",
         "OSGPROD_ORIGINAL_DSN",

@@ -44,7 +44,8 @@
     (element.id ? `#${CSS.escape(element.id)}` : element.getAttribute("href") && `a[href="${CSS.escape(element.getAttribute("href"))}"]`);
 
   async function renew() {
-    if (paused || document.hidden || document.querySelector("main form:focus-within, main [type=password]")) return;
+    const isTyped = [...document.querySelectorAll("main form input")].some((input) => input.value !== input.defaultValue);
+    if (paused || document.hidden || isTyped || document.querySelector("main form:focus-within, main [type=password]")) return;
     try {
       const answer = await fetch(location.href, { credentials: "same-origin", cache: "no-store" });
       if (!answer.ok) throw new Error(String(answer.status));

@@ -1,0 +1,93 @@
+"""What operators who are signed in can do on the pages: each action is one call of a function that is on record.
+
+The calls go over a connection of their own, with the login of ``OSGPROD_OPERATOR_DSN``: the shim's login can't change
+anything. ``osgprod log`` shows the operator's name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import psycopg
+from psycopg.rows import dict_row
+from starlette.requests import Request
+
+from shim.database import connect_apart, statement
+from shim.web.parameters import BadRequest
+
+Query = tuple[str, dict[str, object]]
+LONGEST_CALL = "60s"
+LONGEST_BAN_H = 24 * 30
+
+
+def query_of(project: str, form: Mapping[str, str]) -> Query:
+    """Return the function that an action calls, and its arguments.
+
+    Parameters
+    ----------
+    project : str
+        Name of the project.
+    form : mapping
+        ``action``: pause, resume, requeue, retry-merges, ban or unban; ``worker``, ``hours`` [1 .. 720] and
+        ``reason`` of a ban; ``worker`` of an unban.
+
+    Raises
+    ------
+    BadRequest
+        No such action, or a field that it needs is missing or out of range.
+    """
+    worker = form.get("worker", "").strip()
+    match form.get("action"):
+        case "pause" | "resume" as action:
+            state = "paused" if action == "pause" else "active"
+            return "set_project", {"project": project, "settings": json.dumps({"state": state})}
+        case "requeue":
+            return "recycle", {"project": project, "states": ["quarantined"]}
+        case "retry-merges":
+            return "retry_merges", {"project": project}
+        case "ban" if worker:
+            hours = form.get("hours", "")
+            if not (hours.isascii() and hours.isdigit() and 1 <= int(hours[:9]) <= LONGEST_BAN_H):
+                raise BadRequest(f"a ban lasts 1 to {LONGEST_BAN_H} hours", "write a whole number")
+            reason = form.get("reason", "").strip()[:200] or "by the operator"
+            seconds = 3600 * int(hours)
+            return "ban_worker", {"project": project, "worker": worker, "seconds": seconds, "reason": reason}
+        case "unban" if worker:
+            return "ban_worker", {"project": project, "worker": worker, "seconds": 0, "reason": "unbanned"}
+    raise BadRequest("there is no such action, or it lacks a field", "use the buttons of the pages")
+
+
+async def call_as(dsn: str, operator: str, request: Request, query: Query) -> list[dict[str, Any]]:
+    """Call a function in the name of an operator, in a transaction of its own, and return its rows.
+
+    Parameters
+    ----------
+    dsn : str
+        libpq's connection string of a login that may operate.
+    operator : str
+        Name of the operator, for the log of operations.
+    request : Request
+        From where the operator acts.
+    query : tuple of str and dict
+        Function name and arguments.
+
+    Raises
+    ------
+    psycopg.Error
+        The function's own error, or that of a login without the right.
+    """
+    person = f"{operator} by dashboard from {request.scope['osgprod.client'] or 'unknown address'}"
+    async with await connect_apart(dsn, "osgprod operator") as connection, connection.transaction():
+        await connection.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+        await connection.execute(f"SET LOCAL statement_timeout = '{LONGEST_CALL}'")
+        await connection.execute("SELECT set_config('osgprod.person', %s, true)", [person])
+        async with connection.cursor(row_factory=dict_row) as cursor:
+            await cursor.execute(*statement(*query))
+            return await cursor.fetchall()
+
+
+def is_missing_right(error: Exception) -> bool:
+    """Is this the error of a login that may not operate?"""
+    return isinstance(error, psycopg.errors.InsufficientPrivilege)
