@@ -22,8 +22,9 @@ TEMPLATE = "grid_template"
 PROCESSES = 2
 # The original cuts ten blocks for each core, in all projects that its authors ran.
 ORIGINAL_BLOCKS = 10
-OUR_BLOCKS = 5  # short slices lose little to evictions, and a job that has many of them starts once
+OUR_BLOCKS = 20  # at most
 SLICES = 20
+TARGET_S = 300  # short slices lose little to evictions, and a job that has many of them starts once
 
 
 def ways(grid: Grid) -> dict[str, Way]:
@@ -34,11 +35,14 @@ def ways(grid: Grid) -> dict[str, Way]:
     grid
         Where they run: a file's size decides what one job a file is.
     """
+    settings: dict[str, object] = {
+        "target_s": TARGET_S,
+        "max_backups": grid.workers // 5,
+        "shrink_tail": True,
+    }
     return {
-        "ours": Way("osgprod", OUR_BLOCKS, SLICES, {"max_backups": grid.workers // 5, "shrink_tail": True}),
-        "one": Way(
-            "osgprod, one slice a job", OUR_BLOCKS, 1, {"max_backups": grid.workers // 5, "shrink_tail": True}
-        ),
+        "ours": Way("osgprod", OUR_BLOCKS, SLICES, settings),
+        "one": Way("osgprod, one slice a job", OUR_BLOCKS, 1, settings),
         "fixed": Way("fixed slices", ORIGINAL_BLOCKS, 1, {"max_backups": 0}),
         "file": Way("one job a file", grid.blocks, 1, {"max_backups": 0}),
     }

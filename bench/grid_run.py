@@ -22,6 +22,7 @@ HERE = Path(__file__).resolve().parent
 MAGIC = "simulated"
 BLOCK_BYTES = 1_000_000
 ENDED_AT_MOST = 4.0  # ideals, after which a run is given up
+HEARTBEAT_S = 300.0
 REFUSED_S = 300.0  # after which a job asks again that is refused (banned, paused)
 REFUSALS = ("OG501", "OG502", "OG601", "OG602", "OG603")
 POLL_S = 5.0  # between two calls of tick, as a shim makes them; with longer gaps the server counts as away
@@ -166,7 +167,7 @@ class Simulation:
         self._jobs = 0
         self._asked = 0
         self._idle: list[_Job] = []  # evicted, waiting for a slot
-        self._heartbeat_s = 600.0
+        self._heartbeat_s = HEARTBEAT_S
         self._outage = (grid.ideal_s / 2, grid.ideal_s / 2 + grid.outage_s)
         self._load()
         self._slots = [_Slot(n, speed, self._new_job()) for n, speed in enumerate(grid.speeds())]
@@ -234,7 +235,9 @@ class Simulation:
             self._db,
             "set_project",
             project="grid",
-            settings=json.dumps({"heartbeat_s": int(self._heartbeat_s), "lease_s": 1800, **way.settings}),
+            settings=json.dumps(
+                {"heartbeat_s": int(HEARTBEAT_S), "lease_s": 3 * int(HEARTBEAT_S), **way.settings}
+            ),
         )
         entries = []
         for n in range(grid.blocks + 2):

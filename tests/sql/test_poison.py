@@ -16,7 +16,7 @@ BAD = frozenset({(1, 3), (1, 4), (2, 500), (3, 1), (4, 1000), (5, 777), (5, 123)
 
 
 def test_slice_at_its_limit_is_split_in_halves_each_with_a_fresh_count(world: World) -> None:
-    world.set(max_failures=2)
+    world.set(max_failures=2, max_backups=0)
     world.add_file(8)
     for process in range(2):
         world.checkout(process, cpus=8)
@@ -26,6 +26,27 @@ def test_slice_at_its_limit_is_split_in_halves_each_with_a_fresh_count(world: Wo
         "SELECT block1, block2, state, failures FROM osgprod_data.slices ORDER BY 1"
     ).fetchall()
     assert [tuple(row.values()) for row in rows] == [(1, 5, "ready", 0), (5, 9, "ready", 0)]
+
+
+@pytest.mark.parametrize("max_backups", [10, 0])
+def test_slice_is_split_at_its_first_failure_when_nothing_is_unallocated(
+    world: World, max_backups: int
+) -> None:
+    """In the tail idle jobs isolate a bad block side by side. Quarantine still takes max_failures."""
+    world.set(max_failures=2, max_backups=max_backups)
+    world.add_file(2)
+    world.checkout(0, cpus=2)
+    assert world.report(0, 1)["status"] == "failed"
+    rows = world.db.execute(
+        "SELECT block1, block2, state, failures FROM osgprod_data.slices ORDER BY 1"
+    ).fetchall()
+    halves = [(1, 2, "ready", 0), (2, 3, "ready", 0)]
+    assert [tuple(row.values()) for row in rows] == (halves if max_backups else [(1, 3, "ready", 1)])
+    world.let_backoff_pass()
+    world.checkout(1, cpus=2)
+    world.report(1, 1)
+    row = world.db.execute("SELECT state, failures FROM osgprod_data.slices WHERE block1 = 1").fetchone()
+    assert row == {"state": "ready", "failures": 1 if max_backups else 0}
 
 
 def test_single_block_at_its_limit_is_quarantined_and_fully_described(world: World) -> None:

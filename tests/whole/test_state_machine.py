@@ -174,7 +174,8 @@ class Model:
                 s.faults = min(s.faults + 1, self.max_faults)
         s.failures += is_failure
         s.state, s.is_resting, s.is_silent = "ready", is_failure or backs_off, False
-        if s.failures >= self.max_failures:
+        is_tail = all(self.end(path) > nblocks for path, nblocks in NBLOCKS.items())
+        if s.failures >= self.max_failures or (is_failure and is_tail and s.nblocks > 1):
             if s.nblocks == 1:
                 s.state, s.is_resting = "quarantined", False
             else:

@@ -7,7 +7,8 @@ AS $fn$
 -- ready, and nothing is counted.
 -- Promise:    failures counts failures of the data. A fault (of the node, or a loss) counts there only beyond
 --             max_faults, and only each fourth time when it is on the same worker as the one before: a block that kills
---             its process is isolated in the end as well, a bad node alone isolates nothing for long.
+--             its process is isolated in the end as well, a bad node alone isolates nothing for long. A slice is split at
+--             max_failures; with max_backups, and when nothing is unallocated any more, at its first failure.
 -- Parameters: p_project  the project's row;  p_slice  the slice, locked;  p_outcome  failed, node-fault, lost or superseded
 --             p_worker   on whom;  p_exit_code  as reported; NULL = lost, stopped by the server, or gone;  p_may_wait  for the file
 --             p_is_excused  something else is to blame (_blame): nothing is counted. It backs off only while the project has
@@ -42,7 +43,10 @@ BEGIN
     IF NOT v_is_at_limit AND osgprod._promote_backup(p_slice) THEN
         RETURN true;
     END IF;
-    v_is_split := v_is_at_limit AND p_slice.block2 - p_slice.block1 > 1;
+    -- In the tail idle jobs isolate a bad block side by side; one after the other, max_failures times each, would take hours.
+    v_is_split := v_is_failure AND p_slice.block2 - p_slice.block1 > 1 AND (v_is_at_limit
+        OR p_project.max_backups > 0 AND NOT EXISTS (
+            SELECT FROM osgprod_data.loaded_files f WHERE f.project_id = p_slice.project_id AND f.is_open));
     IF v_is_split THEN
         IF NOT osgprod._lock_file(p_slice.project_id, p_slice.rawdata_id, p_may_wait) THEN
             RETURN false;
