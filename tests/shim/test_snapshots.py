@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 from shim.database import DatabaseError, call, connect
@@ -125,7 +126,7 @@ def test_yoyos_own_command_gives_the_same_database_as_migrate(empty: str, anothe
         path.write_text(f"{depends[0]}\nDO $$ BEGIN END $$;\n")
     with connect(empty) as connection:
         connection.execute("CREATE DATABASE from_source")
-    source = another.rpartition("dbname=")[0] + "dbname=from_source"
+    source = psycopg.conninfo.make_conninfo(another, dbname="from_source")
     try:
         assert migrate(source, bare, say=quietly)[-1] == WORKING_COPY
         assert catalog(source) == catalog(empty)
