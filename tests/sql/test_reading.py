@@ -481,3 +481,25 @@ def test_done_over_time_grows_from_nothing_to_what_is_done_now(world: World, age
     call(world.db, "recycle", project="p", states=["done"])
     rows = call(world.db, "done_over_time", project="p", points=50)
     assert {row["blocks_done"] for row in rows} == {0}, "what is to be processed again is not done"
+
+
+@pytest.mark.history_by_hand
+def test_site_and_worker_where_only_merges_succeeded_are_counted(world: World) -> None:
+    """A merge has no blocks: a time for each of them is not known, and no error."""
+    world.add_file(4)
+    put_reports(world, [(60, "done", 0, "M", 0), (50, "failed", 9, "M", 1)])
+    (site,) = call(world.db, "attempts_by_site", project="p")
+    assert (site["done"], site["failed"], site["s_per_block"]) == (1, 1, None)
+    workers = call(world.db, "attempts_by_worker", project="p", order="busy")
+    assert [row["s_per_block"] for row in workers] == [None] * len(workers)
+    for function in (
+        "rate",
+        "estimate",
+        "amounts",
+        "done_over_time",
+        "health",
+        "resources",
+        "attempts_by_exit",
+    ):
+        call(world.db, function, project="p")
+    assert call(world.db, "done_over_time", project="p")[-1]["blocks_done"] == 0

@@ -30,7 +30,7 @@ BEGIN
            coalesce(sum(r.reports) FILTER (WHERE r.outcome = 'node-fault'), 0)::bigint,
            coalesce(sum(r.reports) FILTER (WHERE r.outcome = 'lost'), 0)::bigint,
            coalesce(sum(r.reports) FILTER (WHERE r.outcome = 'superseded'), 0)::bigint,
-           (sum(r.ran_s) FILTER (WHERE r.outcome = 'done') / sum(r.blocks) FILTER (WHERE r.outcome = 'done'))::float8
+           (sum(r.ran_s) FILTER (WHERE r.outcome = 'done') / nullif(sum(r.blocks) FILTER (WHERE r.outcome = 'done'), 0))::float8
       FROM ranked r
      GROUP BY r.site ORDER BY r.site IS NOT DISTINCT FROM 'other', 2 DESC, r.site;
 END

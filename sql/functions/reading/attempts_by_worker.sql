@@ -27,7 +27,7 @@ BEGIN
                count(*) FILTER (WHERE r.outcome = 'node-fault') AS node_faults,
                count(*) FILTER (WHERE r.outcome = 'lost') AS lost,
                (sum(r.ran_s) FILTER (WHERE r.outcome = 'done'))::float8
-                   / sum(r.nblocks) FILTER (WHERE r.outcome = 'done') AS s_per_block,
+                   / nullif(sum(r.nblocks) FILTER (WHERE r.outcome = 'done'), 0) AS s_per_block,
                max(r.reported_at) AS last_at
           FROM reports r
          WHERE r.project_id = v_project_id AND r.reported_at >= osgprod._since(p_hours)

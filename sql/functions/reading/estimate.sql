@@ -65,9 +65,9 @@ CREATE FUNCTION osgprod._young_rate(p_project_id int, p_since timestamptz)
 RETURNS float8 LANGUAGE sql STABLE
 AS $fn$
     -- The rate [blocks/h] of a production with too few whole intervals: blocks done in the window, over the time since the
-    -- first of those attempts began, or since the window did [at least 1 s]; NULL = nothing was done.
+    -- first of those attempts began, or since the window did [at least 1 s]; NULL = nothing was done, or merges only.
     SELECT d.blocks * 3600 / greatest(extract(epoch FROM now() - greatest(d.first_at, p_since)), 1)::float8
-      FROM (SELECT sum(r.nblocks) AS blocks, min(r.reported_at - make_interval(secs => r.ran_s)) AS first_at
+      FROM (SELECT nullif(sum(r.nblocks), 0) AS blocks, min(r.reported_at - make_interval(secs => r.ran_s)) AS first_at
               FROM osgprod_data.reports r
              WHERE r.project_id = p_project_id AND r.reported_at >= p_since AND r.outcome = 'done') d
 $fn$;
