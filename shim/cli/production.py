@@ -27,6 +27,9 @@ from shim.cli.base import (
 )
 from shim.cli.terminal import cell, show, working
 
+# What a narrow terminal has no room for, in the order in which it is left out.
+SPARE = ("core_hours_left", "core_hours_done", "bytes", "events", "bytes_done", "events_done", "is_complete",
+         "files_finished", "merges_left")  # fmt: skip
 NO_PROJECT = "no project yet: osgprod project add makes one"
 
 
@@ -49,7 +52,7 @@ def status(project: str | None, watch: bool, interval: float, as_json: bool) -> 
         is_stopped.set()  # in case that the exception is raised where it gets lost, like in a destructor
         raise KeyboardInterrupt
 
-    show(_progress(project), as_json, NO_PROJECT, spare=("is_complete", "files_finished", "merges_left"))
+    show(_progress(project), as_json, NO_PROJECT, spare=SPARE)
     if not watch:
         return
     signal.signal(signal.SIGINT, stop)
@@ -58,15 +61,18 @@ def status(project: str | None, watch: bool, interval: float, as_json: bool) -> 
             rows = _progress(project)
             if not as_json:
                 click.clear()
-            show(rows, as_json, NO_PROJECT, spare=("is_complete", "files_finished", "merges_left"))
+            show(rows, as_json, NO_PROJECT, spare=SPARE)
 
 
 def _progress(project: str | None) -> list[dict[str, Any]]:
-    """How far each project is, with the number of its running jobs: one has one leased slice."""
-    rows = look("progress", project=project)
-    slices = look("idle_and_leased", project=project)
-    running = {row["project"]: row["leased"] for row in slices}
-    return [{**row, "running": running.get(row["project"], 0)} for row in rows]
+    """How far each project is, in blocks, events, bytes and core hours, with the number of its running jobs."""
+    amounts = {row["project"]: row for row in look("amounts", project=project)}
+    shown = ("running", "events_done", "events", "bytes_done", "bytes", "core_hours_done", "core_hours_left")
+    return [
+        {**row, **{name: amounts[row["project"]][name] for name in shown}}
+        for row in look("progress", project=project)
+        if row["project"] in amounts
+    ]
 
 
 @osgprod.command()

@@ -932,6 +932,13 @@ def test_status_says_how_many_jobs_run(run: Run, busy: World) -> None:
     assert rows_of(run("status", "p", "--json"))[0]["running"] == 1
 
 
+def test_status_says_events_bytes_and_core_hours_beside_blocks(run: Run, busy: World) -> None:
+    row, amounts = rows_of(run("status", "p", "--json"))[0], call(busy.db, "amounts", project="p")[0]
+    for name in ("events_done", "events", "bytes_done", "bytes", "core_hours_done", "core_hours_left"):
+        assert row[name] == amounts[name]
+    assert row["bytes"] > row["bytes_done"] > 0
+
+
 def test_ban_of_an_unknown_name_warns(run: Run, busy: World) -> None:
     assert "is it the right name" in run("workers", "ban", "p", "wn99").stderr
     assert run("workers", "ban", "p", "--site", "BNL").output.startswith("site:BNL is banned until ")
