@@ -302,7 +302,7 @@ def test_pictures_of_the_documents_are_kept(browser: Browser, live: LiveShim) ->
     """Written again by ``make screenshots``, which sets OSGPROD_SCREENSHOTS."""
     one, job = f"project/{NAME}", f"project/{NAME}/job/9001.1"
     wanted = {"overview": ("", "light", 620), "project": (one, "light", 1000), "dark": (one, "dark", 1000),
-              "job": (job, "light", 330)}  # fmt: skip
+              "job": (job, "light", 520), "site": (f"{one}/site/GPN-NODE", "light", 480)}  # fmt: skip
     folder = IMAGES if os.environ.get("OSGPROD_SCREENSHOTS") else None
     for name, (path, scheme, height) in wanted.items():
         context = browser.new_context(
