@@ -6,6 +6,7 @@ import io
 import json
 import os
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import nullcontext
 from datetime import UTC, datetime
@@ -343,6 +344,26 @@ def test_each_form_of_the_list_has_all_rows(merging: World) -> None:
     text = io.StringIO()
     outputs.write_json(iter([]), text)
     assert json.loads(text.getvalue()) == []
+
+
+def test_list_of_five_times_as_many_outputs_takes_no_more_memory(world: World) -> None:
+    world.add_file(1)
+    slices(world, 0, 1)
+    peaks, had = [], 0
+    for count in (2000, 10000):
+        world.db.execute(
+            "INSERT INTO osgprod_data.outputs (project_id, cluster, process, nstart, n, kind, url, bytes, adler32)"
+            " SELECT a.project_id, a.cluster, a.process, a.nstart, n, 'k' || n, 'https://s/file/' || n, n, '0000001a'"
+            " FROM osgprod_data.attempts a, generate_series(%s + 1, %s) n",
+            [had, count],
+        )
+        had = count
+        with Path(os.devnull).open("w") as file, outputs.listed(world.db, "p") as rows:
+            tracemalloc.start()
+            assert outputs.write_csv(rows, file) == count
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+    assert peaks[1] < 1.5 * peaks[0], peaks
 
 
 def test_export_has_what_was_delivered_and_a_leased_merge_keeps_its_project(
