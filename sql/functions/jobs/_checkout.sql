@@ -24,6 +24,7 @@ DECLARE
     v_file     osgprod_data.loaded_files;
     v_content  record;   -- of the slice, as a file
     v_can_merge boolean := false;  -- may this job get a merge?
+    v_has_merge boolean;           -- and is one ready?
 BEGIN
     -- (a) May it ask, and now? Its job is locked then.
     p_call.client := osgprod._plain_address(p_call.client);
@@ -58,8 +59,9 @@ BEGIN
     SELECT coalesce((SELECT a.nstart FROM osgprod_data.attempts a
                       WHERE a.project_id = v_project.project_id AND a.cluster = p_call.cluster AND a.process = p_call.process
                       ORDER BY a.nstart DESC LIMIT 1), 0) + 1,
-           EXISTS (SELECT FROM osgprod_data.slices s WHERE s.project_id = v_project.project_id AND s.is_ready)
-      INTO v_nstart, v_is_ready;
+           EXISTS (SELECT FROM osgprod_data.slices s WHERE s.project_id = v_project.project_id AND s.is_ready),
+           v_can_merge AND EXISTS (SELECT FROM osgprod_data.merges m WHERE m.project_id = v_project.project_id AND m.is_ready)
+      INTO v_nstart, v_is_ready, v_has_merge;
     IF v_nstart > 1 OR p_call.after <> '' THEN
         v_job := osgprod._job_so_far(v_project, p_call);
         IF v_job.problem IS NOT NULL THEN
@@ -96,7 +98,7 @@ BEGIN
             END IF;
         END IF;
         -- (c) A merge, so that files are delivered early; else a requeued slice, so that files are completed in order.
-        IF v_can_merge THEN
+        IF v_can_merge AND v_has_merge THEN
             v_slice := osgprod._claim_merge(v_project, p_call.cluster::int, p_call.process::int, v_nstart);
         END IF;
         IF v_blocks = 0 AND v_slice.block1 IS NULL THEN
@@ -267,7 +269,8 @@ BEGIN
     IF v_refusal IS NOT NULL THEN
         status := 'wait';
         problem := ARRAY[NULL, v_refusal];
-    ELSIF (v_state = 'done' OR osgprod._is_merged(p_last.merge_id))  -- and not recycled since
+    ELSIF (v_state = 'done' OR EXISTS (SELECT FROM osgprod_data.merges m  -- and not recycled since
+                                        WHERE m.merge_id = p_last.merge_id AND m.state = 'done'))
           AND EXISTS (SELECT FROM osgprod_data.reports r
                        WHERE r.project_id = p_last.project_id AND r.cluster = p_last.cluster AND r.process = p_last.process
                          AND r.nstart = p_last.nstart AND r.by_worker AND r.outcome = 'done')

@@ -112,13 +112,6 @@ BEGIN
 END
 $fn$;
 
-CREATE FUNCTION osgprod._is_merged(p_merge_id int)
-RETURNS boolean LANGUAGE sql STABLE
-AS $fn$
-    -- Is the merge done, and not superseded since?
-    SELECT EXISTS (SELECT FROM osgprod_data.merges m WHERE m.merge_id = p_merge_id AND m.state = 'done')
-$fn$;
-
 CREATE FUNCTION osgprod._has_open_merges(p_project_id int)
 RETURNS boolean LANGUAGE sql STABLE
 AS $fn$
