@@ -6,6 +6,7 @@ import itertools
 import json
 import random
 import statistics
+import time
 from typing import Any
 
 import psycopg
@@ -122,6 +123,29 @@ def test_tally_happens_once_for_each_ten_minutes_and_never_waits_for_an_operator
         call(world.db, "tick")
     assert world.db.execute("SELECT count(*) AS n FROM osgprod_data.tallies").fetchone() == {"n": 1}
     assert call(world.db, "totals", project="p")[0]["blocks"] == 5
+
+
+@pytest.mark.history_by_hand
+def test_report_whose_transaction_ends_late_is_tallied_once(world: World) -> None:
+    """An hour late, as with a commit that waits for its standby: no clock says when a report is there."""
+    world.add_file(1)
+    world.checkout(0)
+    with connect(world.dsn) as stalled, stalled.transaction():
+        world.report(0, db=stalled)
+        stalled.execute("UPDATE osgprod_data.reports SET reported_at = now() - interval '1 h'")
+        for _ in range(3):
+            world.tick()
+        assert {row["blocks"] for row in call(world.db, "totals", project="p")} == {0}
+
+    def tallied() -> list[int]:
+        world.tick()
+        return [row["reports"] for row in world.db.execute("SELECT reports FROM osgprod_data.tallies").fetchall()]
+
+    end = time.monotonic() + 60
+    while not tallied():  # transactions of other tests on this server are waited for as well
+        assert time.monotonic() < end
+    assert [tallied() for _ in range(3)] == [[1]] * 3
+    assert sum(row["blocks"] for row in call(world.db, "totals", project="p")) == 1
 
 
 def test_rate_has_every_interval_and_at_most_145(world: World) -> None:

@@ -4,13 +4,15 @@ AS $fn$
 -- Counts the reports of the ten minutes that have passed since it last did, so that nobody counts millions again. Ends of
 -- logs that are older than 30 days go then, too.
 -- Promise:    each report is counted once, however late its transaction ends and wherever the clock jumps. A look notes a
---             time and the next transaction number; a later look counts the reports from before that time as soon as all
+--             time and its own transaction number; a later look counts the reports from before that time as soon as all
 --             transactions from before that number are over. A report that comes then gets a later time (_report), also
 --             when the clock is set back. Readers count reports that are not yet tallied themselves (_recent).
 -- Parameters: p_project  the project's row
 -- Locks:      the project's row SKIP LOCKED; a caller holds the lock of tick(), so there is one at a time
 DECLARE
-    v_now      timestamptz := osgprod._ten_minutes(clock_timestamp());  -- before the snapshot
+    -- A report reads the clock in the statement that gives its transaction a number, or later. So a report with a larger number
+    -- than this transaction has a later time than this: no such statement takes 10 s.
+    v_now      timestamptz := osgprod._ten_minutes(now() - interval '10 s');
     v_snapshot pg_snapshot := pg_current_snapshot();
     v_from     timestamptz;
     v_until    timestamptz;
@@ -46,7 +48,7 @@ BEGIN
          WHERE l.project_id = p_project.project_id AND l.kept_at < now() - interval '30 d';
         UPDATE osgprod_data.projects p SET tallied_until = v_until WHERE p.project_id = p_project.project_id;
     ELSIF v_now > v_from THEN
-        UPDATE osgprod_data.projects p SET tally_next = v_now, tally_after = pg_snapshot_xmax(v_snapshot)
+        UPDATE osgprod_data.projects p SET tally_next = v_now, tally_after = pg_current_xact_id()
          WHERE p.project_id = p_project.project_id;
     END IF;
 END
