@@ -139,7 +139,9 @@ def test_report_whose_transaction_ends_late_is_tallied_once(world: World) -> Non
 
     def tallied() -> list[int]:
         world.tick()
-        return [row["reports"] for row in world.db.execute("SELECT reports FROM osgprod_data.tallies").fetchall()]
+        return [
+            row["reports"] for row in world.db.execute("SELECT reports FROM osgprod_data.tallies").fetchall()
+        ]
 
     end = time.monotonic() + 60
     while not tallied():  # transactions of other tests on this server are waited for as well
