@@ -529,3 +529,18 @@ def test_site_and_worker_where_only_merges_succeeded_are_counted(world: World) -
     ):
         call(world.db, function, project="p")
     assert call(world.db, "done_over_time", project="p")[-1]["blocks_done"] == 0
+
+
+def test_production_whose_merge_waits_for_a_quarantined_block_is_not_called_done(world: World) -> None:
+    world.set(max_failures=1, merge_by="file")
+    world.add_file(2)
+    for process, code in ((0, 9), (1, 0)):
+        world.checkout(process)
+        world.report(process, code)
+    found = {row["what"]: row for row in call(world.db, "health", project="p")}
+    assert "done" not in found and found["unmerged"]["found"].endswith("1 merges are left")
+    assert "merge_incomplete=true" in found["unmerged"]["advice"]
+    assert not call(world.db, "amounts", project="p")[0]["is_idle"]
+    world.set(merge_by="none")
+    assert "done" in {row["what"] for row in call(world.db, "health", project="p")}
+    assert call(world.db, "amounts", project="p")[0]["is_idle"]

@@ -9,14 +9,14 @@ AS $fn$
 --             bytes: sizes of the files [bytes]; events_done and bytes_done: of a complete file all but the share of its
 --             quarantined blocks, of a file in flight the share of its done blocks; core hours [h]: blocks done, and blocks
 --             left, at the median time that recent attempts took for a block on one core, NULL = not measured; is_idle:
---             nothing runs, and nothing will be assigned: no files, all done or quarantined, or paused or draining by hand
+--             nothing runs, and nothing will be assigned: no files, complete with its merges, or paused or draining by hand
 -- Errors:     OG301 unknown project
 BEGIN
     PERFORM osgprod._get_project(p_project) WHERE p_project IS NOT NULL;
     RETURN QUERY
     SELECT p.name, r.running, f.events, f.events_done, f.bytes, f.bytes_done,
            g.blocks_done * c.s_per_block / 3600, (g.blocks - g.blocks_done - g.blocks_quarantined) * c.s_per_block / 3600,
-           r.running = 0 AND (g.blocks = g.blocks_done + g.blocks_quarantined
+           r.running = 0 AND ((g.blocks = g.blocks_done + g.blocks_quarantined AND g.merges_left = 0)
                               OR (p.state <> 'active' AND p.pause_cause IS NULL))
       FROM projects p
       JOIN osgprod.progress(p_project => p_project) g ON g.project = p.name

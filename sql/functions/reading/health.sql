@@ -5,7 +5,7 @@ AS $fn$
 -- Tells whether each production is healthy, and what to do where it is not.
 -- Parameters: p_project  project name; NULL = all projects
 -- Returns:    at least one row a project, the worst first. level: bad (act now), attention (look at it) or well; what, one
---             of: stalled, failing, answers, leases, without-progress, restarting, refused-requests, merges, failed-merges, quarantine,
+--             of: stalled, failing, answers, leases, without-progress, restarting, refused-requests, merges, failed-merges, unmerged, quarantine,
 --             contradicted, refused-workers, suspended-files, running-out, paused-itself, paused, draining, empty, waiting, done, healthy; the finding, and the command that helps
 -- Errors:     OG301 unknown project
 BEGIN
@@ -73,6 +73,11 @@ BEGIN
              format('put the merge script into the project''s folder, or osgprod project set %s mergescript=NAME', f.project)),
             ('attention', 'failed-merges', f.failed_merges > 0, format('%s merges failed', f.failed_merges),
              format('see why: osgprod merges list %s --state failed; try again: osgprod merges retry %s', f.project, f.project)),
+            ('attention', 'unmerged', f.files > 0 AND f.blocks_left = 0 AND f.merges_left > 0 AND f.no_merges IS NULL
+                AND f.failed_merges = 0,
+             format('every block is done or in quarantine, and %s merges are left', f.merges_left),
+             format('submit jobs that merge; a file with quarantined blocks waits for them: osgprod slices recycle %s; or is merged without them: osgprod project set %s merge_incomplete=true',
+                    f.project, f.project)),
             ('attention', 'quarantine', f.blocks_quarantined > 0,
              format('%s blocks can''t be done', f.blocks_quarantined),
              format('see why: osgprod quarantined %s; try again: osgprod slices recycle %s', f.project, f.project)),
@@ -107,7 +112,7 @@ BEGIN
              format('osgprod rawdata load FOLDER, then osgprod slices load %s', f.project)),
             ('attention', 'waiting', f.state = 'active' AND f.blocks_left > 0 AND NOT f.was_asked AND f.loaded_at >= f.patience,
              'no job has been assigned work yet', 'submit jobs; look for what may keep them away: osgprod doctor'),
-            ('well', 'done', f.files > 0 AND f.blocks_left = 0,
+            ('well', 'done', f.files > 0 AND f.blocks_left = 0 AND f.merges_left = 0,
              'every block is done or in quarantine',
              format('check it: osgprod verify %s; keep it elsewhere: osgprod project export %s DIR', f.project, f.project))
         ) AS v (level, what, holds, found, advice)
