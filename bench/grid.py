@@ -126,7 +126,7 @@ def table(grid: Grid, outcomes: Sequence[Outcome]) -> list[str]:
     Parameters
     ----------
     grid, outcomes
-        What ran, and what came of it.
+        The run and its result.
     """
     ideal_h = grid.ideal_s / 3600
     lines = [

@@ -91,7 +91,7 @@ def _lines(figures: list[Figure]) -> Iterator[str]:
 
 def documented(text: str, figures: list[Figure]) -> str:
     """Returns the page with the figures in their place."""
-    before, _, rest = text.partition(BEGIN)
+    before, _, following = text.partition(BEGIN)
     lines = ["| name | value | reach | measured | bound | |", "|---|---|---|---|---|---|"]
     for figure in figures:
         sides = " | ".join("" if side is None else f"{side:,.4g}" for side in (figure.measured, figure.bound))
@@ -99,7 +99,7 @@ def documented(text: str, figures: list[Figure]) -> str:
         lines.append(
             f"| `{figure.name}` | {figure.value:,.4g} | {figure.wanted} | {sides} | {figure.unit}{short} |"
         )
-    return before + BEGIN + "\n".join(lines) + "\n" + END + rest.partition(END)[2]
+    return before + BEGIN + "\n".join(lines) + "\n" + END + following.partition(END)[2]
 
 
 def _write(figures: list[Figure], path: Path, is_whole: bool) -> None:

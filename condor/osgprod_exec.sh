@@ -22,7 +22,7 @@
 #     OSGPROD_MAX_WAIT_S  how long to wait when work may be requeued [s, 0 to 604800; default 600]; 0 = end at once, as
 #                         when no work is left
 #     OSGPROD_TIME_LEFT_S how long the job may run, if HTCondor's ads don't say it, or say more [s, 0 to 999999999]
-#     OSGPROD_MAX_LOG_BYTES  how much of the work's output to print, of all slices together: the head and the tail for
+#     OSGPROD_MAX_LOG_BYTES  how much of the work's output to print, of all slices in sum: the head and the tail for
 #                         each [bytes, 0 to 999999999; default 10000000]
 #     OSGPROD_CHECKPOINT_CODE  exit code with which HTCondor saves this folder and starts the job again in it: for a
 #                         tarball that could not be delivered, or that must be safe before the next slice [0 to 255;
@@ -47,7 +47,7 @@
 # Exit codes, for HTCondor (osgprod.sub says what becomes of the job): 0 done, or nothing to do; 10 the slice failed, maybe
 # its data; 20 this node's fault; 30 the server or the storage is away, or all work is leased; 40 refused or misconfigured;
 # 143 stopped by SIGTERM (nothing reported, the restarted job gets its slice back). Of several slices the last one decides,
-# except that a job that has processed a slice and gets no other, for whatever reason, ends with 0.
+# except that a job that has processed a slice and gets no other, for any reason, ends with 0.
 #
 # Made of: condor/lib/head.bash worker/lib/shell.bash worker/lib/log.bash worker/lib/settings.bash worker/lib/text.bash worker/lib/backoff.bash worker/lib/url.bash worker/lib/token.bash worker/lib/http.bash worker/lib/adler32.bash condor/lib/process.bash condor/lib/server.bash condor/lib/work.bash condor/lib/outputs.bash condor/lib/storage.bash condor/lib/deliver.bash condor/lib/finish.bash condor/lib/main.bash
 
@@ -1644,7 +1644,7 @@ main() {
     log 'an earlier start of this job has left a success that was not reported'
     resume_lease
     deliver_and_report || code=$?
-    # A success that does not count is no reason to end: HTCondor may start the job with the same files again.
+    # A success that does not count does not end the job: HTCondor may start the job with the same files again.
     ((code == 0 || code == EXIT_FAILED)) || return "$code"
     forget_attempt
   fi

@@ -365,7 +365,7 @@ def _notices() -> str:
         "merge-failed": "merge, run, seqno: it failed as often as the project allows",
         "production-delivered": "the last merge is done",
         "health-bad": "what, found, advice: as osgprod health prints them; noticed by osgprod notify run",
-        "health-well": "what: it is no longer bad",
+        "health-well": "what: the finding that ended",
     }
     rows = "\n".join(f"| `{event}` | {meaning} |" for event, meaning in events.items())
     return (

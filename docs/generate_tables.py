@@ -60,8 +60,8 @@ def with_tables(document: str) -> str:
     text = (CHECKOUT / "docs" / document).read_text()
     for (name, marker), make in TABLES.items():
         if name == document:
-            before, begin, rest = text.partition(f"<!-- {marker} -->\n")
-            _, end, after = rest.partition(f"<!-- end of {marker} -->\n")
+            before, begin, following = text.partition(f"<!-- {marker} -->\n")
+            _, end, after = following.partition(f"<!-- end of {marker} -->\n")
             if not (begin and end):
                 raise SystemExit(f"docs/{document}: the markers of {marker} are missing")
             text = before + begin + "".join(f"{line}\n" for line in make()) + end + after

@@ -224,7 +224,7 @@ def orphans(projectname: str, folder: str, hours: float, report: Callable[[str],
         Unknown project.
     """
     before = time.time() - 3600 * hours
-    # The folder first: what is delivered and reported meanwhile is on record then.
+    # The folder first: files that are delivered and reported in between are on record then.
     found = [(url, changed) for url, changed in files_below(folder) if changed <= before]
     with connect() as connection, listed(connection, projectname, history=True) as rows:
         known = {_name(row["url"]) for row in rows if row["url"]}

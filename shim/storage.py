@@ -91,8 +91,8 @@ class Storage:
         return Found("")
 
     def _head(self, url: str) -> tuple[int | None, str | None] | Found:
-        scheme, rest = url.split("://", 1)
-        url = f"{HTTP[scheme]}://{rest}"
+        scheme, location = url.split("://", 1)
+        url = f"{HTTP[scheme]}://{location}"
         host = urlsplit(url).netloc
         for _ in range(MAX_REDIRECTS):
             parts = urlsplit(url)

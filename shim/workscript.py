@@ -3,7 +3,7 @@
 A template is a plain bash script that also runs by hand. Filled are, and every other byte passes as it is:
 
 - ``# ncpus:`` ``# cluster:`` ``# process:`` ``# nstarts:`` ``# project:`` ``# source:`` ``# started:``
-  with at most one word behind them get their value;
+  with nothing or one value behind them get their value;
 - behind the comments ``#input_eviofile_list=...``, ``#output_filename=...`` and ``#osgprod_NAME=...``
   comes the assignment itself.
 

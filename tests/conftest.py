@@ -1,4 +1,4 @@
-"""One PostgreSQL server for each worker of the run, and on it a database of its own for each test."""
+"""One PostgreSQL server for each worker of the run, and on it a database for each test."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@
 #     OSGPROD_MAX_WAIT_S  how long to wait when work may be requeued [s, 0 to 604800; default 600]; 0 = end at once, as
 #                         when no work is left
 #     OSGPROD_TIME_LEFT_S how long the job may run, if HTCondor's ads don't say it, or say more [s, 0 to 999999999]
-#     OSGPROD_MAX_LOG_BYTES  how much of the work's output to print, of all slices together: the head and the tail for
+#     OSGPROD_MAX_LOG_BYTES  how much of the work's output to print, of all slices in sum: the head and the tail for
 #                         each [bytes, 0 to 999999999; default 10000000]
 #     OSGPROD_CHECKPOINT_CODE  exit code with which HTCondor saves this folder and starts the job again in it: for a
 #                         tarball that could not be delivered, or that must be safe before the next slice [0 to 255;
@@ -47,6 +47,6 @@
 # Exit codes, for HTCondor (osgprod.sub says what becomes of the job): 0 done, or nothing to do; 10 the slice failed, maybe
 # its data; 20 this node's fault; 30 the server or the storage is away, or all work is leased; 40 refused or misconfigured;
 # 143 stopped by SIGTERM (nothing reported, the restarted job gets its slice back). Of several slices the last one decides,
-# except that a job that has processed a slice and gets no other, for whatever reason, ends with 0.
+# except that a job that has processed a slice and gets no other, for any reason, ends with 0.
 #
 # Made of: its parts

@@ -199,7 +199,7 @@ main() {
     log 'an earlier start of this job has left a success that was not reported'
     resume_lease
     deliver_and_report || code=$?
-    # A success that does not count is no reason to end: HTCondor may start the job with the same files again.
+    # A success that does not count does not end the job: HTCondor may start the job with the same files again.
     ((code == 0 || code == EXIT_FAILED)) || return "$code"
     forget_attempt
   fi

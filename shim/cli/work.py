@@ -69,7 +69,7 @@ def rawdata_load(
     SOURCES are folders, whose trees are walked, files, URLs of files (root://, https://, osdf://), or of folders (root://).
     Of a URL the path is registered: a project's xrootd_prefix and the path give the URL again.
 
-    Files without a begin-of-run record are registered, counted and named. The exit code is 1 if there is no file, or
+    Files without a begin-of-run record are registered, counted and named. The exit code is 1 if nothing is found, or
     one that differs or is bad.
     """
     listed = (line.strip() for file in lists for line in file)

@@ -103,7 +103,7 @@ class Api:
     root : str
         Path of the URL before all pages, without a slash at its end.
     guard : Guard
-        Decides who may read.
+        Decides which callers may read.
     reader : Reader
         Reads for the pages of this process.
     """

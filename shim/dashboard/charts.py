@@ -133,7 +133,7 @@ def _times(begin: datetime, end: datetime, width: int, most: int) -> list[dict[s
 def course(
     rows: Sequence[Row], estimate: Row, now: datetime, width: int = 1160, height: int = 210, marks: int = 8
 ) -> dict[str, Any] | None:
-    """Returns the plot of what was done since the production began, and of what is still to come.
+    """Returns the plot of the blocks done since the production began, and of those to come.
 
     Parameters
     ----------

@@ -78,7 +78,7 @@ class Dashboard:
     root : str
         Path of the URL before all pages, without a slash at its end.
     guard : Guard
-        Decides who may see them.
+        Decides which callers may see them.
     metrics : Metrics
         Of this process.
     operators : Operators
@@ -93,7 +93,7 @@ class Dashboard:
         self._root, self._guard, self._metrics = root, guard, metrics
         self._operators, self._operator_dsn = operators, operator_dsn
         self._reader = Reader()
-        # One page is drawn at a time, beside the event loop, which answers jobs meanwhile.
+        # One page is drawn at a time, beside the event loop, which goes on answering jobs.
         self._drawer = ThreadPoolExecutor(1, "dashboard")
         self._pages = jinja2.Environment(
             loader=jinja2.FileSystemLoader(HERE / "templates"), autoescape=True, trim_blocks=True, lstrip_blocks=True,

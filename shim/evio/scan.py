@@ -78,7 +78,7 @@ def find(
 
 
 def files_below(folder: str) -> Iterator[tuple[str, float]]:
-    """Give path or URL, and time of the last change [s since 1970], of each file below a folder, whatever its name.
+    """Give path or URL, and time of the last change [s since 1970], of each file below a folder, with any name.
 
     Parameters
     ----------
@@ -133,7 +133,7 @@ def indexes(
 ) -> Iterator[BlockIndex | EvioError]:
     """Give the block index of each file, in order; for one that can't be sliced, the error that says why.
 
-    What is in the page cache is read one file after the other by the caller's thread, since others would only stand in
+    What is in the page cache is read one file after the other by the caller's thread, since others would only be in
     its way. Several files are read at once as soon as one is slow to read, until one is quick again.
 
     Parameters

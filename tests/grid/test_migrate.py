@@ -161,7 +161,7 @@ def test_production_moves_to_a_newer_server_by_dump_and_goes_on(
 def test_production_moves_to_a_newer_server_by_pg_upgrade_and_goes_on(
     programs: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The data stay in their files; only the catalogs are made anew."""
+    """The data stay in their files; only the catalogs are made again."""
     folder.chmod(0o777)
     with monkeypatch.context() as older:
         older.setenv("OSGPROD_PG_BINDIR", programs)

@@ -67,7 +67,7 @@ def at(xrootd: XRootD, world: World, folder: Path) -> None:
 
 @pytest.fixture
 def small_store() -> Iterator[Path]:
-    """A file system of its own that is soon full; mounting one takes root."""
+    """A separate file system that is soon full; mounting one takes root."""
     folder = Path(tempfile.mkdtemp(prefix="osgprod-store-", dir="/tmp"))
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=300k,mode=1777", "none", str(folder)], capture_output=True

@@ -288,8 +288,8 @@ def test_with_a_standby_that_lagged_what_was_lost_is_done_again_and_jobs_get_def
             )
     assert len(done) == 2000, "every block is done"
     assert set(answered) == done
-    assert again >= FORGOTTEN, "what was answered done and lost is done again"
+    assert again >= FORGOTTEN, "blocks that were answered done and lost are done again"
     assert traffic.statuses[500] == 0
     delivered = {f"file://{path}" for path in (tmp_path / "outputs").iterdir()}
     assert {f"file://{path}" for path in orphans} == delivered - {row["output_url"] for row in rows}
-    assert len(orphans) >= again, "the outputs of what was lost are orphans"
+    assert len(orphans) >= again, "the outputs of lost blocks are orphans"

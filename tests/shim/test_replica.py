@@ -1,4 +1,4 @@
-"""A streaming replica for reading: what is read from it, how old its data are, and when the primary is asked."""
+"""A streaming replica for reading: which reads use it, how old its data are, and when the primary is asked."""
 
 from __future__ import annotations
 

@@ -292,8 +292,10 @@ def test_demo_that_is_stopped_kills_its_jobs_and_leaves_nothing(folder: Path) ->
     assert demo.stdout is not None
     assert any("is started again" in line for line in demo.stdout), "jobs are at work"
     demo.send_signal(signal.SIGINT)
-    rest = demo.stdout.read()
-    assert demo.wait(LIMIT_S) == 128 + signal.SIGINT and "demo stopped" in rest and "Traceback" not in rest
+    output = demo.stdout.read()
+    assert (
+        demo.wait(LIMIT_S) == 128 + signal.SIGINT and "demo stopped" in output and "Traceback" not in output
+    )
     demo.stdout.close()
     assert list(folder.iterdir()) == []
     end = time.monotonic() + LIMIT_S

@@ -132,7 +132,7 @@ def test_lost_outputs_requeue_their_slices_and_supersede_the_merge(merging: Worl
     ] == [("https://s/1.tgz", "lost")]
     slices(merging, 20, 1)
     assert merging.checkout(21)["task"] == "merge"
-    with pytest.raises(psycopg.Error, match="p_attempts is no array"):
+    with pytest.raises(psycopg.Error, match="p_attempts is not an array"):
         call(merging.db, "lose_outputs", project="p", attempts="{}")
 
 

@@ -155,7 +155,7 @@ def test_plans_made_while_the_tables_were_empty_are_good_ones_too(world: World, 
             other.execute(f"ALTER TABLE osgprod_data.{table} SET (autovacuum_enabled = off)".encode())
         World(other, world.dsn).add_file(200)
         jobs_come_and_go(world, other, 9_000_001)
-    # tick names the sites: it has a connection of its own each time, whose plans are never old.
+    # tick names the sites: it has a new connection each time, whose plans are never old.
     kept = {query for query in plans.project_scans() if "INSERT INTO osgprod_data.tallied_sites" not in query}
     assert plans.whole_scans() == kept == set()
 

@@ -537,7 +537,7 @@ class Machine(RuleBasedStateMachine):
         assert delivery["files_complete"] + delivery["files_delivered"] == len(complete)
 
     def teardown(self) -> None:
-        """Whatever happened, jobs that succeed deliver everything."""
+        """After all of it, jobs that succeed deliver everything."""
         if sys.exc_info()[0]:  # a step has failed
             return
         if self.model.merge_by == "none":

@@ -168,7 +168,7 @@ class Fleet:
 
 
 class Figures:
-    """What an outage has cost, from what is on record."""
+    """The cost of an outage, from the records."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -196,7 +196,7 @@ class Figures:
         return self._count("osgprod_data.reports WHERE outcome = 'done'")
 
     def events(self, name: str) -> list[str]:
-        """What the operator was told of: the worker, file or reason of each notification of a name."""
+        """The worker, file or reason of each notification of a name."""
         rows = self._world.db.execute(
             "SELECT coalesce(details ->> 'worker', details ->> 'path', details ->> 'reason') AS of"
             " FROM osgprod_data.notifications WHERE event = %s ORDER BY notification_id",

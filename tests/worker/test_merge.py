@@ -154,10 +154,10 @@ class Merge:
     def local(self) -> None:
         """The same inputs as files."""
         for n, line in enumerate(self.inputs):
-            url, rest = line.split(" ", 1)
+            url, words = line.split(" ", 1)
             path = self.folder / url.rpartition("/")[2]
             path.write_bytes(self.site.files[url.removeprefix(self.site.url)])
-            self.inputs[n] = f"file://{path} {rest}"
+            self.inputs[n] = f"file://{path} {words}"
 
     def start(self) -> subprocess.Popen[str]:
         values = {name: shlex.quote(value) for name, value in self.variables.items()}
@@ -715,12 +715,12 @@ def test_records_of_version_6_are_joined_as_they_are(folder: Path, is_compressed
     assert (code, said) == (0, "6")
     expected = file_of_records([], first_event=first, trailer=False)
     assert joined.startswith(expected)
-    rest = joined[len(expected) :]
-    found = headers(rest)
+    following = joined[len(expected) :]
+    found = headers(following)
     assert [words[1] for words in found] == list(range(1, 7))
     bodies = [body for part in parts for body in (one[56:] for one in part)]
     assert b"".join(bodies) == b"".join(
-        rest[at + 56 : at + 4 * words[0]]
+        following[at + 56 : at + 4 * words[0]]
         for at, words in zip([sum(4 * w[0] for w in found[:n]) for n in range(6)], found, strict=True)
     )
 

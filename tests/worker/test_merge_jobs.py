@@ -126,7 +126,7 @@ def test_bad_input_is_processed_again_and_the_merge_succeeds_later(
 
 # --- kills -----------------------------------------------------------------------------------------------------
 
-# Where a job that merges is killed: what is in front of that place in the merge script.
+# Where a job that merges is killed: the line in front of that place in the merge script.
 ARROWS = {
     "before the inputs are fetched": '  fetch_inputs "$area/slices" "$area/input.tar.gz"\n',
     "in the merge": '      merge_kind "$how" "$area/merged/$name" "$list"\n',
@@ -197,7 +197,7 @@ class Merging:
         call(self.world.db, "tick")
 
     def check(self) -> None:
-        """The merge is done once, and what is on record lies there, whole, and made of each slice once."""
+        """The merge is done once, and the files on record are there, whole, and made of each slice once."""
         assert [merge["state"] for merge in merges(self.world)] == ["done"]
         outputs = call(self.world.db, "list_outputs", project="p", what="merged")
         content = self.site.files[MERGED]

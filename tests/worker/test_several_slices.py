@@ -254,7 +254,7 @@ def test_number_of_slices_that_is_none_is_refused(node: Node, three: World, slic
 def test_success_of_an_earlier_start_that_does_not_count_does_not_end_the_job(
     node: Node, three: World, site: Site
 ) -> None:
-    """HTCondor starts the job with the saved files again, whatever its exit code was."""
+    """HTCondor starts the job with the saved files again, after any exit code."""
     environment = {"OSGPROD_OUTPUT_URL": f"{site.url}/out", "OSGPROD_CHECKPOINT_CODE": str(SAVED)}
     site.faults = [503] * 3
     assert node.run(1, **environment)[0] == SAVED
@@ -321,7 +321,7 @@ exit $code"""
     assert code == DONE, log
     code, log = node.run(
         2, **environment
-    )  # does what is left, if the first has been told that it is complete
+    )  # does the remaining slices, if the first got the answer that it is complete
     assert code == DONE, log
     assert state(three) == {"done": 3}
     assert call(three.db, "verify", project="p", deep=True) == []

@@ -408,7 +408,7 @@ $fn$;
 CREATE FUNCTION osgprod._note_suspended(p_project_id int)
 RETURNS void LANGUAGE sql VOLATILE
 AS $fn$
-    -- Notes how many files are suspended, so that nothing looks for them while none is. Waits for nobody who has the
+    -- Notes how many files are suspended, so that nothing looks for them while none is. Waits for no session that has the
     -- project's row locked: tick() notes it then.
     UPDATE osgprod_data.projects p SET nsuspended = n.files
       FROM (SELECT count(*) AS files FROM osgprod_data.loaded_files f

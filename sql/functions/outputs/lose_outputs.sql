@@ -19,7 +19,7 @@ DECLARE
 BEGIN
     PERFORM osgprod._require_read_committed();
     IF jsonb_typeof(p_attempts) IS DISTINCT FROM 'array' THEN
-        RAISE EXCEPTION 'p_attempts is no array of attempts' USING ERRCODE = 'OG108',
+        RAISE EXCEPTION 'p_attempts is not an array of attempts' USING ERRCODE = 'OG108',
             HINT = '[{"cluster": 1, "process": 2, "nstart": 1, "reason": "not there"}]';
     END IF;
     PERFORM osgprod._enter_project(v_project.project_id, p_project);

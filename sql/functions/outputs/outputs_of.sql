@@ -52,4 +52,4 @@ END
 $fn$;
 
 COMMENT ON FUNCTION osgprod.outputs_of(text, int, int, int) IS
-'Lists what was delivered of one file or by one job, with size [bytes], checksum, events, state, and what made it. For osgprod_worker and osgprod_operator.';
+'Lists the outputs of one file or of one job, with size [bytes], checksum, events, state, and what made it. For osgprod_worker and osgprod_operator.';

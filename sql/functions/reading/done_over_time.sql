@@ -39,7 +39,7 @@ BEGIN
          WHERE x.project_id = v_project.project_id AND x.reported_at >= v_begin AND x.outcome = 'done'
            AND v_step < interval '10 min'
     ), summed AS (
-        -- 0 is the begin itself; what was done in the first step is in row 1.
+        -- 0 is the begin itself; blocks done in the first step are in row 1.
         SELECT 1 + floor(extract(epoch FROM c.counted_at - v_begin) / extract(epoch FROM v_step))::int AS n,
                sum(c.blocks) AS blocks
           FROM counted c GROUP BY 1

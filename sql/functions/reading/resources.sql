@@ -48,4 +48,4 @@ END
 $fn$;
 
 COMMENT ON FUNCTION osgprod.resources(text, int, text, int) IS
-'Sums up CPU efficiency, memory, disk and fetching rate of accepted attempts, together, by site or by work script. For osgprod_worker and osgprod_operator.';
+'Sums up CPU efficiency, memory, disk and fetching rate of accepted attempts, in sum, by site or by work script. For osgprod_worker and osgprod_operator.';

@@ -84,7 +84,7 @@ CREATE FUNCTION osgprod._path_pattern(p_path text)
 RETURNS text LANGUAGE sql STABLE
 AS $fn$
     -- The LIKE pattern of what a call that undoes something means: the file of that path and no other, even where the path
-    -- looks like a pattern; a pattern only where there is no such file.
+    -- looks like a pattern; a pattern only where no file has that name.
     SELECT CASE WHEN EXISTS (SELECT FROM osgprod_data.rawdata w WHERE w.path = p_path)
                 THEN regexp_replace(p_path, '([\\%_])', '\\\1', 'g') ELSE p_path END
 $fn$;

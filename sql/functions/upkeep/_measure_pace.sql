@@ -1,11 +1,11 @@
 CREATE FUNCTION osgprod._measure_pace(p_project osgprod_data.projects)
 RETURNS void LANGUAGE plpgsql VOLATILE
--- The reports of a short time are read, and their attempts by key, whatever the statistics say.
+-- The reports of a short time are read, and their attempts by key, with any statistics of the planner.
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $fn$
 -- Measures how long accepted attempts take for a block, by site, from the reports that came since it last did.
 -- Promise:    a look twice a minute, which reads the reports and attempts of that time; checkouts read the result by key. It
---             starts anew when the project has another work script, or its jobs get one with another content. A median is unaffected by attempts that hung or that ended
+--             restarts when the project has another work script, or its jobs get one with another content. A median is unaffected by attempts that hung or that ended
 --             at once, and by clocks that jump. At most 200 sites have a row of their own: jobs choose their names.
 -- Parameters: p_project  the project's row
 -- Locks:      the project's row, shared and SKIP LOCKED (a foreign key would wait for it); rows of pace_looks and paces, which
