@@ -44,7 +44,7 @@ def databases(our_server: Server) -> Iterator[Databases]:
 
 @pytest.fixture
 def dsn(databases: Databases, request: pytest.FixtureRequest) -> Iterator[str]:
-    """A migrated database; for tests that want a world, with the project "p"."""
+    """A migrated database; with the project "p" for tests that name world or a fixture that needs it."""
     with databases.copy("world" if "world" in request.fixturenames else "migrated") as dsn:
         yield dsn
 
@@ -88,7 +88,9 @@ WITH_WORK = """
 @pytest.fixture
 def world(db: psycopg.Connection[dict[str, Any]], dsn: str) -> World:
     """The project "p" with the magic "m", no files, and short ways to ask and report as a job."""
-    return World(db, dsn)
+    world = World(db, dsn)
+    has_project = db.execute("SELECT FROM osgprod_data.projects WHERE name = 'p'").fetchall()
+    return world if has_project else world.with_project("p")
 
 
 @pytest.fixture
