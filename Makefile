@@ -2,6 +2,8 @@
 SHELL := /bin/bash
 PORT ?= 8080
 FUZZ_S ?= 600
+# Of the tests: many wait, for an answer or a process, so there are more than processors.
+JOBS ?= $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) * 2 )))
 COVERAGE ?= 92
 PG_BINDIRS ?= $(wildcard /usr/lib/postgresql/*/bin)
 PG_TESTS ?=
@@ -12,7 +14,7 @@ SHELL_PARTS := $(wildcard worker/lib/*.bash condor/lib/*.bash)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo serve migrate test test-all-postgres coverage test-browser screenshots test-grid test-ha test-root fuzz soak bench bench-grid docs release-sql scripts lint format lock clean
+.PHONY: help setup setup-dev demo serve migrate test test-slow test-all-postgres coverage test-browser screenshots test-grid test-ha test-root fuzz soak bench bench-grid docs release-sql scripts lint format lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1 # /p' Makefile | column -t -s '#'
@@ -40,13 +42,16 @@ migrate: .venv/ready ## bring the database that OSGPROD_DSN or libpq's variables
 	@$(BIN)/osgprod migrate
 
 test: .venv/ready-dev ## the test suite, on a real PostgreSQL
-	$(BIN)/pytest -q -n auto --dist worksteal
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
+
+test-slow: .venv/ready-dev ## what takes minutes: commands of documents, benchmarks, and more rounds of what make test does
+	$(BIN)/python -m pytest -q -m slow -n $(JOBS) --dist worksteal
 
 test-all-postgres: .venv/ready-dev ## the suite on each PostgreSQL here: the wheel's, and PG_BINDIRS; PG_TESTS=tests/sql for a part
-	$(BIN)/pytest -q -n auto --dist worksteal $(PG_TESTS)
+	$(BIN)/pytest -q -n $(JOBS) --dist worksteal $(PG_TESTS)
 	@for programs in $(PG_BINDIRS); do \
 	  echo "== $$programs"; "$$programs/postgres" --version || exit 1; \
-	  OSGPROD_PG_BINDIR="$$programs" $(BIN)/pytest -q -n auto --dist worksteal $(PG_TESTS) || exit 1; \
+	  OSGPROD_PG_BINDIR="$$programs" $(BIN)/pytest -q -n $(JOBS) --dist worksteal $(PG_TESTS) || exit 1; \
 	done
 	$(BIN)/pytest -q -m grid tests/grid/test_migrate.py
 
@@ -56,7 +61,7 @@ test-all-postgres: .venv/ready-dev ## the suite on each PostgreSQL here: the whe
 
 coverage: .venv/ready-dev ## the test suite, and how much of shim/ it runs; fails below COVERAGE %
 	rm -rf .coverage && mkdir .coverage
-	$(BIN)/coverage run -m pytest -q -n auto --dist worksteal
+	$(BIN)/coverage run -m pytest -q -m 'not grid and not browser and not ha' -n $(JOBS) --dist worksteal
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report --fail-under=$(COVERAGE)
 

@@ -8,6 +8,7 @@ import struct
 import threading
 import time
 import urllib.parse
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +24,7 @@ from shim.database import call, connect
 from shim.web.bounds import BoundedProtocol
 
 CHECKOUT = Path(__file__).resolve().parent.parent
+PATIENCE_S = 120.0  # of a test for anything that must come, on a busy machine: no promise about speed
 WORKER_ROLE = " options='-c role=osgprod_worker'"
 BLOCK_BYTES, BLOCK_EVENTS = 1000, 10
 
@@ -199,6 +201,22 @@ class World:
             return list(threads.map(one, range(count)))
 
 
+def wait_until(is_so: Callable[[], object], what: str) -> None:
+    """Asks until it is so.
+
+    Parameters
+    ----------
+    is_so
+        Tells it by a value that is true.
+    what
+        Is awaited; for the error after PATIENCE_S.
+    """
+    end = time.monotonic() + PATIENCE_S
+    while not is_so():
+        assert time.monotonic() < end, f"not so after {PATIENCE_S:.0f} s: {what}"
+        time.sleep(0.01)
+
+
 def blocks_of(answers: list[dict[str, Any]]) -> list[tuple[str, int]]:
     """All blocks that assigned answers hand out, sorted; a block handed out twice is there twice."""
     return sorted(
@@ -232,14 +250,11 @@ class LiveShim:
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]})
         # Without limits, since httpcore closes idle connections over 20, now and then one that a thread has just taken.
         transport = httpx.HTTPTransport(uds=str(unix) if unix else None, limits=httpx.Limits())
-        self.client = httpx.Client(timeout=30, transport=transport)
+        self.client = httpx.Client(timeout=PATIENCE_S, transport=transport)
 
     def __enter__(self) -> Self:
         self._thread.start()
-        end = time.monotonic() + 20
-        while not self._server.started and time.monotonic() < end:
-            time.sleep(0.005)
-        assert self._server.started
+        wait_until(lambda: self._server.started, "the shim serves")
         return self
 
     def __exit__(

@@ -32,6 +32,7 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_every_measure_runs_and_writes_its_number(tmp_path: Path) -> None:
     results = tmp_path / "results.json"
     done = bench("--small", "--results", str(results))

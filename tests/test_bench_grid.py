@@ -7,6 +7,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import psycopg
+import pytest
 
 from bench import grid as bench_grid
 from bench.grid_plot import plot
@@ -56,6 +57,7 @@ def test_functions_live_in_simulated_time_alone(dsn: str) -> None:
     assert seen > 25
 
 
+@pytest.mark.slow
 def test_small_grid_is_worked_off_and_measured(dsn: str) -> None:
     grid = bench_grid.small()
     outcome = simulate(dsn, grid, bench_grid.ways(grid)["ours"])

@@ -172,6 +172,7 @@ def make_original(base: str, folder: Path) -> None:
         original.execute("INSERT INTO slices (iraw, block1, block2) SELECT id, 1, nblocks FROM rawdata")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(3600)  # some have a hundred commands, and the machine may be busy
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_commands_of_the_document_do_what_they_should(path: Path, site: dict[str, str]) -> None:

@@ -97,7 +97,8 @@ print(seen)
 """
 
 
-def test_killed_at_any_statement_the_next_run_recovers(empty: str, another: str) -> None:
+@pytest.mark.parametrize("kills", [1, pytest.param(6, marks=pytest.mark.slow)])
+def test_killed_at_any_statement_the_next_run_recovers(empty: str, another: str, kills: int) -> None:
     """On the way from nothing to now: at the first and the last statements, and at random ones between."""
 
     def run(dsn: str, statement: int) -> subprocess.CompletedProcess[str]:
@@ -109,7 +110,7 @@ def test_killed_at_any_statement_the_next_run_recovers(empty: str, another: str)
     statements = int(run(another, -1).stdout)
     wanted = catalog(another)
     seed = time.time_ns()
-    chosen = random.Random(seed).sample(range(10, statements - 5), 6)
+    chosen = random.Random(seed).sample(range(10, statements - 5), kills)
     # Each run goes on where the killed one before it ended, so a later moment is counted from there.
     for statement in (1, 3, 6, *chosen):
         ended = run(empty, statement)

@@ -23,7 +23,7 @@ from shim.local import embedded
 from tests.support import CHECKOUT
 
 EXAMPLE = "workscript.bash?project=demo&cluster=0&process=0&magic=my+magic;"
-LIMIT_S = 60
+LIMIT_S = 120
 
 
 class Serve:
@@ -272,6 +272,7 @@ def test_programs_below_a_folder_like_roots_own_are_copied(
     assert len(list((folder / "data").glob("programs*"))) == 1
 
 
+@pytest.mark.slow
 def test_demo_keeps_its_promise() -> None:
     ended = subprocess.run(
         [sys.executable, "-m", "shim.local.demo"], cwd=CHECKOUT, capture_output=True, text=True
@@ -284,6 +285,7 @@ def test_demo_keeps_its_promise() -> None:
     assert "was killed with SIGKILL at work, and is started again" in ended.stdout
 
 
+@pytest.mark.slow
 def test_demo_that_is_stopped_kills_its_jobs_and_leaves_nothing(folder: Path) -> None:
     demo = subprocess.Popen(
         [sys.executable, "-m", "shim.local.demo"], cwd=CHECKOUT, env={**os.environ, "TMPDIR": str(folder)},

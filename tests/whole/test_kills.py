@@ -1,4 +1,4 @@
-"""Killed anywhere, in mid-traffic, ten times each: nothing is lost, nothing is done twice, and the clients finish by
+"""Killed anywhere, in mid-traffic, again and again: nothing is lost, nothing is done twice, and the clients finish by
 themselves. All of I1 to I6 of docs/design.md; the seed is printed."""
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from shim.migrate import migrate
 from tests.support import LiveShim, World
 from tests.whole.traffic import MortalShim, Traffic, losing_answers
 
-TIMES = 10
+AGAIN_AND_AGAIN = pytest.mark.parametrize("times", [3, pytest.param(10, marks=pytest.mark.slow)])
 ACTIVE = (
     "SELECT pid FROM pg_stat_activity WHERE application_name = 'osgprod shim' AND state = 'active'"
     " AND datname = current_database()"
@@ -47,10 +47,10 @@ def check(world: World, traffic: Traffic, nblocks: int) -> None:
     assert world.progress()["blocks_done"] == nblocks
 
 
-def mid_traffic(traffic: Traffic, nblocks: int, chance: random.Random) -> Iterator[None]:
-    """TIMES moments, as outputs grow to nine tenths of all blocks: by count, so that no machine is too fast."""
-    step = nblocks * 9 // 10 // TIMES
-    for n in range(TIMES):
+def mid_traffic(traffic: Traffic, nblocks: int, chance: random.Random, times: int) -> Iterator[None]:
+    """So many moments, as outputs grow to nine tenths of all blocks: by count, so that no machine is too fast."""
+    step = nblocks * 9 // 10 // times
+    for n in range(times):
         outputs = n * step + chance.randrange(1, step)
         while len(traffic.blocks) < outputs:
             assert traffic.is_running, traffic.errors
@@ -71,26 +71,32 @@ def test_answers_lost_between_commit_and_client_lose_nothing(
     check(world, traffic, 150)
 
 
-def test_shim_killed_ten_times(world: World, folder: Path, chance: random.Random) -> None:
+@AGAIN_AND_AGAIN
+def test_shim_killed_again_and_again(world: World, folder: Path, chance: random.Random, times: int) -> None:
+    nblocks = 60 * times
     with LiveShim(world.dsn, folder / "www") as live:
         live.add_template("p")
-    world.add_file(600)
+    world.add_file(nblocks)
     # Jobs that do not work have a request on its way at any moment.
     with MortalShim(world.dsn, folder / "www") as shim, Traffic(shim.port, chance, work_s=0) as traffic:
-        for _ in mid_traffic(traffic, 600, chance):
+        for _ in mid_traffic(traffic, nblocks, chance, times):
             shim.kill()
-    assert traffic.asked_again >= TIMES
-    check(world, traffic, 600)
+    assert traffic.asked_again >= times
+    check(world, traffic, nblocks)
 
 
-def test_backends_killed_ten_times(world: World, shim: LiveShim, chance: random.Random) -> None:
-    world.add_file(400)
+@AGAIN_AND_AGAIN
+def test_backends_killed_again_and_again(
+    world: World, shim: LiveShim, chance: random.Random, times: int
+) -> None:
+    nblocks = 40 * times
+    world.add_file(nblocks)
     with Traffic(shim.port, chance) as traffic:
-        for _ in mid_traffic(traffic, 400, chance):
+        for _ in mid_traffic(traffic, nblocks, chance, times):
             while not (active := world.db.execute(ACTIVE).fetchall()):
                 assert traffic.is_running
             world.db.execute("SELECT pg_terminate_backend(%s)", [chance.choice(active)["pid"]])
-    check(world, traffic, 400)
+    check(world, traffic, nblocks)
 
 
 @pytest.fixture
@@ -108,17 +114,21 @@ def durable() -> Iterator[tuple[Server, World]]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_server_killed_ten_times(durable: tuple[Server, World], folder: Path, chance: random.Random) -> None:
+@AGAIN_AND_AGAIN
+def test_server_killed_again_and_again(
+    durable: tuple[Server, World], folder: Path, chance: random.Random, times: int
+) -> None:
     server, world = durable
-    world.add_file(500)
+    nblocks = 50 * times
+    world.add_file(nblocks)
     with LiveShim(server.dsn, folder / "www") as live:
         live.add_template("p")
         with Traffic(live.port, chance) as traffic:
-            for _ in mid_traffic(traffic, 500, chance):
+            for _ in mid_traffic(traffic, nblocks, chance, times):
                 server.restart(signal.SIGQUIT)
-    assert traffic.asked_again >= TIMES
+    assert traffic.asked_again >= times
     with connect(server.dsn) as db:
-        check(World(db, server.dsn), traffic, 500)
+        check(World(db, server.dsn), traffic, nblocks)
 
 
 def test_what_was_answered_survives_a_crash_at_once(durable: tuple[Server, World]) -> None:

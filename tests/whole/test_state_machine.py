@@ -1,7 +1,8 @@
 """The functions against a model: any sequence of calls does what a hundred lines of Python say, and every invariant of
 docs/design.md holds after each step.
 
-In the suite a few hundred steps are tried. OSGPROD_STATE_MACHINE_S=600 tries new sequences for ten minutes.
+In the suite a few hundred steps are tried, in make test-slow some thousands. OSGPROD_STATE_MACHINE_S=600 tries new
+sequences for ten minutes.
 """
 
 from __future__ import annotations
@@ -511,8 +512,9 @@ class Machine(RuleBasedStateMachine):
                 )
 
 
+@pytest.mark.parametrize("examples", [10, pytest.param(50, marks=pytest.mark.slow)])
 def test_any_sequence_of_calls_does_what_the_model_says(
-    db: psycopg.Connection[dict[str, Any]], dsn: str
+    db: psycopg.Connection[dict[str, Any]], dsn: str, examples: int
 ) -> None:
     class Here(Machine):
         world = World(db, dsn)
@@ -527,6 +529,8 @@ def test_any_sequence_of_calls_does_what_the_model_says(
         "print_blob": True,
     }
     end = time.monotonic() + LONG_RUN_S
-    run_state_machine_as_test(Here, settings=settings(max_examples=50, stateful_step_count=60, **common))
+    run_state_machine_as_test(
+        Here, settings=settings(max_examples=examples, stateful_step_count=60, **common)
+    )
     while time.monotonic() < end:
         run_state_machine_as_test(Here, settings=settings(max_examples=50, stateful_step_count=100, **common))

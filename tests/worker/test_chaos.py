@@ -24,7 +24,7 @@ import pytest
 from shim.evio import scan
 from shim.evio.writer import write_file
 from shim.registry import register
-from tests.support import CHECKOUT, LiveShim, World
+from tests.support import CHECKOUT, PATIENCE_S, LiveShim, World
 from tests.worker.chaos import ChaosProxy, Fault, make_authority, random_plan
 from tests.worker.conftest import EXEC, Node, kill
 
@@ -107,7 +107,7 @@ def test_an_answer_that_was_cut_anywhere_is_no_answer(
                 asked += 1
             assert ask(route, len(proxy.last_answer) - 1) == "000"
         job.stdin.close()
-        assert job.wait(10) == 0
+        assert job.wait(PATIENCE_S) == 0
         job.stdout.close()
         print(f"{scheme}: {asked} answers cut, none taken for a whole one")
         assert asked > 100
@@ -238,6 +238,7 @@ def delivered_and_counted(world: World, out: Path) -> tuple[list[int], int]:
 
 
 @pytest.mark.timeout(max(300, CHAOS_S * 2))
+@pytest.mark.parametrize("jobs", [4, pytest.param(12, marks=pytest.mark.slow)])
 def test_each_event_is_delivered_and_counted_once_under_chaos(
     node: Node,
     world: World,
@@ -245,6 +246,7 @@ def test_each_event_is_delivered_and_counted_once_under_chaos(
     db: psycopg.Connection[dict[str, Any]],
     folder: Path,
     authority: tuple[Path, Path],
+    jobs: int,
 ) -> None:
     # The lease is long: chaos must not end it, only a kill.
     world.set(heartbeat_s=1, lease_s=600, backoff_s=0, max_starts_per_min=100000)
@@ -258,11 +260,11 @@ def test_each_event_is_delivered_and_counted_once_under_chaos(
     end = time.monotonic() + CHAOS_S
     for seed in itertools.count(1):
         path = folder / f"hd_rawdata_{seed:06d}_001.evio"
-        write_file(path, 12, 10, filler_words=100)
+        write_file(path, jobs, 10, filler_words=100)
         for index in scan.indexes([path]):
             register(db, index)
         db.execute("SELECT osgprod.load_slices(p_project => 'p')")
-        total += produce(node, world, shim, folder, authority, seed, jobs=12)
+        total += produce(node, world, shim, folder, authority, seed, jobs)
         if time.monotonic() >= end:
             break
     expected: list[int] = []
