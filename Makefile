@@ -42,10 +42,10 @@ migrate: .venv/ready ## bring the database that OSGPROD_DSN or libpq's variables
 	@$(BIN)/osgprod migrate
 
 test: .venv/ready-dev ## the test suite, on a real PostgreSQL
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
+	$(BIN)/python -m pytest -q -p tests.tidy -n $(JOBS) --dist worksteal
 
 test-slow: .venv/ready-dev ## what takes minutes: commands of documents, benchmarks, and more rounds of what make test does
-	$(BIN)/python -m pytest -q -m slow -n $(JOBS) --dist worksteal
+	$(BIN)/python -m pytest -q -p tests.tidy -m slow -n $(JOBS) --dist worksteal
 
 test-all-postgres: .venv/ready-dev ## the suite on each PostgreSQL here: the wheel's, and PG_BINDIRS; PG_TESTS=tests/sql for a part
 	$(BIN)/pytest -q -n $(JOBS) --dist worksteal $(PG_TESTS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import tomllib
@@ -27,42 +28,34 @@ def test_public_ci_begins_with_the_oldest_python_and_postgresql_that_we_support(
     assert versions("postgresql")[0] == str(OLDEST_SERVER // 10000)
 
 
-def listed() -> set[str]:
-    """All files of the checkout, ignored ones included, but for caches."""
-    caches = {
-        "__pycache__",
-        ".venv",
-        ".git",
-        ".pytest_cache",
-        ".hypothesis",
-        ".mypy_cache",
-        ".ruff_cache",
-        ".coverage",
-    }
-    return {
-        str(Path(folder) / name)
-        for folder, folders, names in os.walk(CHECKOUT)
-        if not folders.__setitem__(
-            slice(None), [one for one in folders if one not in caches]
-        )  # walks on in these
-        for name in names
-    }
+LEAVES = """
+import pathlib, subprocess, tempfile
+
+def test_that_leaves_things():
+    pathlib.Path(tempfile.mkdtemp(prefix="scratch")).touch()
+    pathlib.Path.home().joinpath("history").touch()
+    pathlib.Path({left!r}).touch()
+    process = subprocess.Popen(["sleep", "1000"], start_new_session=True)
+    pathlib.Path({pid!r}).write_text(str(process.pid))
+    process.returncode = 0  # no warning of pytest's
+"""
 
 
-def test_a_run_of_tests_leaves_nothing_outside_of_its_own_temporary_folder(folder: Path) -> None:
-    """Tests with a server, a shim of two processes, a demo project, and commands; their home folder stays empty."""
-    before = listed()
-    (folder / "home").mkdir()
-    chosen = [
-        "tests/shim/test_metrics.py", "tests/shim/test_serve.py::test_several_processes_serve_one_port_and_all_end",
-        "tests/shim/test_commands.py::test_each_option_of_each_command_has_a_help_text",
-    ]  # fmt: skip
-    ended = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--basetemp", str(folder / "pytest"), *chosen],
-        cwd=CHECKOUT, capture_output=True, text=True,
-        env={**os.environ, "TMPDIR": str(folder), "HOME": str(folder / "home")},
-    )  # fmt: skip
-    assert ended.returncode == 0, ended.stdout[-3000:]
-    assert listed() == before
-    left = sorted(path.name for path in folder.iterdir() if path.name != "pytest")
-    assert left == ["home"] and list((folder / "home").iterdir()) == []
+def test_a_run_that_leaves_something_behind_fails_and_names_it(folder: Path) -> None:
+    """make test runs with this plugin, so it shows that the whole suite leaves nothing."""
+    left, pid = CHECKOUT / "tests" / f"left-{folder.name}", folder / "pid"
+    (folder / "test_leaves.py").write_text(LEAVES.format(left=str(left), pid=str(pid)))
+    run = [sys.executable, "-m", "pytest", "-q", "-p", "tests.tidy", "-p", "no:cacheprovider", str(folder)]
+    try:
+        ended = subprocess.run(
+            run, cwd=CHECKOUT, capture_output=True, text=True, env={**os.environ, "PYTEST_TIDY_S": "0"}
+        )
+    finally:
+        left.unlink(missing_ok=True)
+        os.kill(int(pid.read_text()), signal.SIGKILL)
+    assert ended.returncode == 1 and "1 passed" in ended.stdout, ended.stdout + ended.stderr
+    for name in ("/tmp/scratch", "/home/history", str(left), ": sleep 1000"):
+        assert name in ended.stdout, ended.stdout
+    (folder / "test_leaves.py").write_text("def test_that_leaves_nothing(tmp_path):\n    pass\n")
+    ended = subprocess.run(run, cwd=CHECKOUT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
