@@ -23,7 +23,7 @@ from shim.evio.writer import write_file
 from tests.support import CHECKOUT
 
 MEMORY_BYTES = 512 << 20
-FILE_S = 5
+FILE_S = 60
 REAL_FILES = CHECKOUT.parent / "shared" / "data"  # real files of the experiment, where they exist
 WORDS = [
     0,

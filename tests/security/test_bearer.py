@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 
 from shim.config import SettingError, Settings
 from shim.web import bearer
-from tests.support import CHECKOUT, LiveShim, World
+from tests.support import CHECKOUT, PATIENCE_S, LiveShim, World
 
 AUDIENCE, SCOPE = "https://osgprod.example.org", "osgprod.work"
 
@@ -452,7 +452,7 @@ def run_job(
         env=values,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_S,
     )
 
 
@@ -510,6 +510,6 @@ def test_job_that_outlives_its_token_reports_with_the_renewed_one(
         (folder / "b").write_text(issuer.token(scope="osgprod.later"))
         (folder / "b").replace(folder / "a.use")
         (folder / "go").touch()
-        done = job.result(60)
+        done = job.result(PATIENCE_S)
     assert done.returncode == 0, done.stderr
     assert "thank you" in done.stderr

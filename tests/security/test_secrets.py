@@ -20,7 +20,7 @@ from psycopg.rows import dict_row
 from shim.cli import osgprod as command_line
 from shim.database import call, connect
 from shim.local.embedded import Server
-from tests.support import CHECKOUT, LiveShim, World
+from tests.support import CHECKOUT, PATIENCE_S, LiveShim, World
 
 MAGIC, OLD_MAGIC, GUESS = "zaubertrank-4711-geheim", "zaubertrank-0815-alt", "zaubertrank-9999-geraten"
 SECRET = "zaubertrank"
@@ -60,7 +60,7 @@ class Watch:
 def run(arguments: list[str], folder: Path, stdin: str | None = None, **environment: str) -> str:
     """Runs a command and returns all that it says."""
     done = subprocess.run(
-        arguments, cwd=folder, capture_output=True, text=True, timeout=60, input=stdin,
+        arguments, cwd=folder, capture_output=True, text=True, timeout=PATIENCE_S, input=stdin,
         env={"PATH": os.environ["PATH"], "HOME": str(folder), "PYTHONPATH": str(CHECKOUT), **environment},
     )  # fmt: skip
     return done.stdout + done.stderr
@@ -84,7 +84,7 @@ def served(world: World, folder: Path) -> Iterator[tuple[str, Path]]:
         assert line.startswith("serving "), line
         yield line.split()[1].rstrip(","), log
         server.terminate()
-        server.wait(30)
+        server.wait(PATIENCE_S)
         server.stdout.close()
 
 

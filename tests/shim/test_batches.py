@@ -238,7 +238,7 @@ def hold_file(db: psycopg.Connection[Any], seqno: int) -> None:
 
 
 def checkout_in(db: psycopg.Connection[Any], process: int) -> Any:
-    db.execute("SET LOCAL statement_timeout = '5s'")
+    db.execute("SET LOCAL statement_timeout = '120s'")
     query = "SELECT status, message, filename FROM osgprod.checkout_slice('p', 1, %s, 1, 'm')"
     return db.execute(query, [process]).fetchone()
 

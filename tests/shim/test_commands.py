@@ -28,7 +28,7 @@ from shim import admin
 from shim.cli import osgprod, terminal
 from shim.database import call, connect
 from shim.evio.writer import write_file
-from tests.support import CHECKOUT, WORKER_ROLE, World
+from tests.support import CHECKOUT, PATIENCE_S, WORKER_ROLE, World
 
 Run = Callable[..., Result]
 
@@ -680,7 +680,7 @@ def test_watch_prints_what_happens_and_nothing_that_could_fool_a_terminal(world:
     call(world.db, "ban_worker", project="p", worker="wn1", seconds=60, reason="too hot\x1b[2J")
     world.db.execute("SELECT pg_notify('osgprod', 'no JSON' || chr(27) || '[2J')")
     world.db.execute("NOTIFY osgprod, '[1]'")
-    output, errors = watching.communicate(timeout=20)
+    output, errors = watching.communicate(timeout=PATIENCE_S)
     assert watching.returncode == 0 and errors == ""
     lines = output.splitlines()
     assert re.fullmatch(r"\S+ p worker-refused until=\S+ reason=too hot\?\[2J worker=wn1", lines[0])
@@ -707,7 +707,7 @@ def test_watch_ends_well_with_ctrl_c(world: World) -> None:
     assert watching.stderr is not None
     assert watching.stderr.readline() == "listening\n"
     watching.send_signal(signal.SIGINT)
-    _, errors = watching.communicate(timeout=20)
+    _, errors = watching.communicate(timeout=PATIENCE_S)
     assert (watching.returncode, errors) == (0, "")
 
 
@@ -742,7 +742,7 @@ def test_watch_listens_again_when_the_connection_was_cut(world: World) -> None:
     assert "connection is lost" in watching.stderr.readline()
     assert watching.stderr.readline() == "listening\n"
     call(world.db, "ban_worker", project="p", worker="wn1", seconds=60)
-    output, _ = watching.communicate(timeout=20)
+    output, _ = watching.communicate(timeout=PATIENCE_S)
     assert json.loads(output)["event"] == "worker-refused"
 
 
@@ -752,14 +752,14 @@ def test_status_watch_looks_again_until_it_is_stopped(busy: World) -> None:
         cwd=CHECKOUT, env={**os.environ, "OSGPROD_DSN": busy.dsn}, stdout=subprocess.PIPE, text=True, bufsize=1,
     )  # fmt: skip
     assert watching.stdout is not None
-    seen, end = 0, time.monotonic() + 20
+    seen, end = 0, time.monotonic() + PATIENCE_S
     for line in watching.stdout:
         seen += line == "]\n"
         if seen == 3 or time.monotonic() > end:
             break
     watching.send_signal(signal.SIGINT)
     try:
-        watching.communicate(timeout=10)
+        watching.communicate(timeout=PATIENCE_S)
     finally:
         watching.kill()
     assert watching.returncode == 0 and seen == 3

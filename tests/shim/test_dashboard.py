@@ -27,7 +27,7 @@ from shim.snapshot import SQL_FOLDER
 from shim.web.guard import Guard
 from shim.web.metrics import Metrics
 from tests import production
-from tests.support import LiveShim, World
+from tests.support import PATIENCE_S, LiveShim, World
 
 TOKEN = "a long enough token"
 HOSTILE = """<script>alert(1)</script>"'&{{7*7}}"""
@@ -363,7 +363,9 @@ def test_sixty_screens_cost_the_database_as_much_as_one(
     monkeypatch.setattr("shim.dashboard.reader.KEPT_S", 60.0)
     shim = shim_with()
     with ThreadPoolExecutor(20) as screens:
-        answers = list(screens.map(lambda n: httpx.get(f"{shim.url}/project/p", timeout=60), range(60)))
+        answers = list(
+            screens.map(lambda n: httpx.get(f"{shim.url}/project/p", timeout=PATIENCE_S), range(60))
+        )
     assert {answer.status_code for answer in answers} == {200}
     assert len(asked) == 1
 
@@ -377,15 +379,15 @@ def test_jobs_are_answered_while_a_page_is_drawn(
 
     def slow(*arguments: Any) -> str:
         begun.set()
-        assert answered.wait(30), "no job was answered while the page was drawn"
+        assert answered.wait(PATIENCE_S), "no job was answered while the page was drawn"
         return number(*arguments)
 
     monkeypatch.setattr(formats, "number", slow)
     shim = shim_with()
     shim.add_template("p")
     with ThreadPoolExecutor(1) as screen:
-        page = screen.submit(httpx.get, f"{shim.url}/project/p", timeout=60)
-        assert begun.wait(30)
+        page = screen.submit(httpx.get, f"{shim.url}/project/p", timeout=PATIENCE_S)
+        assert begun.wait(PATIENCE_S)
         assert shim.checkout(5).headers["Osgprod-Status"] == "assigned"
         answered.set()
         assert page.result().status_code == 200

@@ -18,9 +18,7 @@ import pytest
 from shim.database import call, connect
 from shim.local.embedded import NOT_DURABLE, Server, memory_or_temporary
 from shim.migrate import migrate
-from tests.support import LiveShim, World
-
-PATIENCE_S = 30.0
+from tests.support import PATIENCE_S, LiveShim, World
 
 
 class Wire:

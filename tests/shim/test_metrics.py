@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from shim.database import call
 from shim.web.metrics import Metrics
-from tests.support import CHECKOUT, WORKER_ROLE, LiveShim, World
+from tests.support import CHECKOUT, PATIENCE_S, WORKER_ROLE, LiveShim, World
 
 MONITORING = CHECKOUT / "deploy" / "monitoring"
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -114,14 +114,14 @@ def two_processes(world: World, folder: Path) -> Iterator[tuple[str, subprocess.
     url = server.stdout.readline().split()[1].rstrip(",")
     yield url, server
     server.terminate()
-    server.communicate(timeout=20)
+    server.communicate(timeout=PATIENCE_S)
 
 
 def pids(url: str, requests: int) -> set[int]:
     """Asks on that many connections of their own and returns which processes answered."""
     answered = set()
     for _ in range(requests):
-        answer = httpx.get(f"{url}/healthz", timeout=20)
+        answer = httpx.get(f"{url}/healthz", timeout=PATIENCE_S)
         assert answer.status_code == 200
         answered.add(int(answer.headers["osgprod-request"].split("-")[0], 16))
     return answered
@@ -131,7 +131,7 @@ def test_several_processes_add_up_and_a_killed_one_takes_no_count_with_it(
     two_processes: tuple[str, subprocess.Popen[str]],
 ) -> None:
     url, _ = two_processes
-    end, asked, seen = time.monotonic() + 60, 0, set[int]()
+    end, asked, seen = time.monotonic() + PATIENCE_S, 0, set[int]()
     while len(seen) < 2 and time.monotonic() < end:
         try:
             seen |= pids(url, 10)
@@ -141,16 +141,16 @@ def test_several_processes_add_up_and_a_killed_one_takes_no_count_with_it(
         asked += 10
     assert len(seen) == 2, "both processes answered"
     for _ in range(4):
-        found = samples(httpx.get(f"{url}/metrics", timeout=20).text)
+        found = samples(httpx.get(f"{url}/metrics", timeout=PATIENCE_S).text)
         assert value(found, "osgprod_requests_total", route="healthz", status="200") >= asked
     before = value(found, "osgprod_requests_total", route="healthz", status="200")
     assert value(found, "osgprod_pool_connections", state="most") in (8, 16)
 
     os.kill(min(seen), signal.SIGKILL)
-    end = time.monotonic() + 30
+    end = time.monotonic() + PATIENCE_S
     while time.monotonic() < end:
         try:
-            found = samples(httpx.get(f"{url}/metrics", timeout=20).text)
+            found = samples(httpx.get(f"{url}/metrics", timeout=PATIENCE_S).text)
             break
         except httpx.TransportError:
             time.sleep(0.05)
@@ -158,7 +158,7 @@ def test_several_processes_add_up_and_a_killed_one_takes_no_count_with_it(
 
 
 def test_counting_a_request_costs_microseconds() -> None:
-    """A checkout takes milliseconds; what it is counted with must not show. The bound is loose for a busy machine."""
+    """A checkout takes milliseconds; what it is counted with must not show. Other processes don't count."""
     metrics = Metrics(None)
     metrics.count("checkout", 200, "assigned", 0.01)
     best = min(_time(metrics) for _ in range(20))
@@ -166,10 +166,10 @@ def test_counting_a_request_costs_microseconds() -> None:
 
 
 def _time(metrics: Metrics) -> float:
-    started = time.perf_counter()
+    started = time.thread_time()
     for _ in range(200):
         metrics.count("checkout", 200, "assigned", 0.01)
-    return (time.perf_counter() - started) / 200
+    return (time.thread_time() - started) / 200
 
 
 def test_dashboard_of_grafana_and_the_alerts_ask_only_for_what_there_is(shim: LiveShim, world: World) -> None:

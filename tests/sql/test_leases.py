@@ -142,7 +142,7 @@ def test_an_operators_open_transaction_does_not_keep_leases_from_running_out(wor
     world.add_file(2)
     world.checkout(0)
     world.let_leases_run_out()
-    world.db.execute("SET statement_timeout = '10s'")
+    world.db.execute("SET statement_timeout = '120s'")
     with connect(world.dsn) as stuck, stuck.transaction():
         call(stuck, "set_project", project="p", settings='{"wait_s": 5}')
         assert world.tick() == 1

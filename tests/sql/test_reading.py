@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from shim.database import call, connect
-from tests.support import BLOCK_EVENTS, WORKER_ROLE, World
+from tests.support import BLOCK_EVENTS, PATIENCE_S, WORKER_ROLE, World
 
 SHOWN_BY_THE_DASHBOARD = (
     "health",
@@ -116,7 +116,7 @@ def test_tally_happens_once_for_each_ten_minutes_and_never_waits_for_an_operator
     put_reports(world, [(3600, "done", 0, None, 5)])
     with connect(world.dsn) as other, other.transaction():
         other.execute("SELECT FROM osgprod_data.projects FOR UPDATE")
-        world.db.execute("SET lock_timeout = '2s'")
+        world.db.execute("SET lock_timeout = '60s'")
         call(world.db, "tick")
         assert world.db.execute("SELECT count(*) AS n FROM osgprod_data.tallies").fetchone() == {"n": 0}
     for _ in range(3):
@@ -357,7 +357,7 @@ def test_listeners_are_notified_of_rare_events_only(world: World) -> None:
         call(world.db, "tick")
         call(world.db, "ban_worker", project="p", worker="wn9", seconds=60, reason="r" * 3000)
         call(world.db, "ban_worker", project="p", worker="wn9", seconds=0)
-        events = [json.loads(n.payload) for n in listener.notifies(timeout=5, stop_after=7)]
+        events = [json.loads(n.payload) for n in listener.notifies(timeout=PATIENCE_S, stop_after=7)]
         assert not list(listener.notifies(timeout=0.05))
     assert all(event["project"] == "p" and event["at"] for event in events)
     assert [(e["event"], e.get("path"), e.get("block"), e.get("worker")) for e in events] == [

@@ -18,9 +18,8 @@ from psycopg.types.json import Json
 from shim.database import connect
 from shim.local.embedded import NOT_DURABLE, Server, memory_or_temporary
 from shim.migrate import migrate
-from tests.support import LiveShim, World
+from tests.support import PATIENCE_S, LiveShim, World
 
-PATIENCE_S = 30.0
 JOB = {"n": 0, "project": "p", "cluster": 1, "process": 0, "cpus": 1, "magic": "m", "client": "127.0.0.1"}
 
 

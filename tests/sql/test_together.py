@@ -318,7 +318,7 @@ def test_empty_list_is_answered_with_nothing(world: World, function: str) -> Non
 
 
 def fails(world: World, db: Any, *processes: int) -> list[dict[str, Any]]:
-    db.execute("SET LOCAL lock_timeout = '2s'")
+    db.execute("SET LOCAL lock_timeout = '60s'")
     calls = [{**job("p", process=n, exitcode=1), "n": n} for n in processes]
     return call(db, "report_exits", calls=json.dumps(calls))
 
@@ -380,7 +380,7 @@ def test_ready_slices_are_claimed_without_waiting_for_a_session_that_splits_the_
     world.let_backoff_pass()
     calls = [job("p", process=n, cpus=1) for n in (11, 12)]
     with split_before(world), held(world) as batch:
-        batch.execute("SET LOCAL lock_timeout = '2s'")
+        batch.execute("SET LOCAL lock_timeout = '60s'")
         rows = batched(World(batch, world.dsn), "checkout_slice", calls)
         assert [row["status"] for row in rows] == ["assigned", "assigned"]
 
@@ -397,7 +397,7 @@ def test_job_that_is_twice_in_a_batch_is_served_once_without_waiting(
     for process in (0, 1):
         world.checkout(process)
     with split_before(world), held(world) as batch:
-        batch.execute("SET LOCAL lock_timeout = '2s'")
+        batch.execute("SET LOCAL lock_timeout = '60s'")
         rows = batched(World(batch, world.dsn), function, [job("p", process=1, cpus=1)] * 2)
         assert [row["status"] for row in rows] == statuses
         assert rows[1]["code"] == "55P03"
@@ -413,7 +413,7 @@ def test_two_reports_on_one_slice_in_a_batch_do_not_wait(world: World) -> None:
     world.checkout(2)
     calls = [job("p", process=2, exitcode=137), job("p", process=3, exitcode=0)]
     with split_before(world), held(world) as batch:
-        batch.execute("SET LOCAL lock_timeout = '2s'")
+        batch.execute("SET LOCAL lock_timeout = '60s'")
         rows = batched(World(batch, world.dsn), "report_exit", calls)
         assert [row["code"] for row in rows] == [None, "55P03"]
     assert world.report(3)["status"] == "done"

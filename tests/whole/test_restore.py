@@ -20,7 +20,7 @@ import pytest
 from shim.database import call, connect
 from shim.local.embedded import Server, memory_or_temporary, server_uid
 from shim.migrate import migrate
-from tests.support import CHECKOUT, World
+from tests.support import CHECKOUT, PATIENCE_S, World
 
 RECIPES = dict(
     re.findall(r"```bash\n# ([a-z ]+)\n(.*?)```", (CHECKOUT / "docs" / "backup.md").read_text(), re.DOTALL)
@@ -162,7 +162,7 @@ def test_a_mistake_is_undone_by_going_back_to_the_moment_before(backup: Path) ->
     again.start()
     try:
         with connect(again.dsn) as db:
-            end = time.monotonic() + 30
+            end = time.monotonic() + PATIENCE_S
             while db.execute("SELECT WHERE pg_is_in_recovery()").fetchall():
                 assert time.monotonic() < end, "it does not reach the moment"
                 time.sleep(0.02)

@@ -17,7 +17,7 @@ from shim.database import call
 from shim.evio import scan
 from shim.evio.writer import write_file
 from shim.registry import register
-from tests.support import CHECKOUT, LiveShim, World
+from tests.support import CHECKOUT, PATIENCE_S, LiveShim, World
 from tests.worker.conftest import Node, kill, living
 from tests.worker.site import Site
 
@@ -97,7 +97,7 @@ def test_job_sends_heartbeats_during_a_slow_fetch(world: World, node: Node, fold
         world.set(heartbeat_s=1, xrootd_prefix=site.url)
         job = node.start(0, OSGPROD_RECON=node.program("recon", f"touch {started}"))
         leases = set()
-        end = time.monotonic() + 30
+        end = time.monotonic() + PATIENCE_S
         while len(leases) < 3:  # that of the checkout, and of two heartbeats
             rows = world.db.execute("SELECT due_at FROM osgprod_data.slices").fetchall()
             leases |= {row["due_at"] for row in rows}
@@ -111,7 +111,7 @@ def test_job_sends_heartbeats_during_a_slow_fetch(world: World, node: Node, fold
 def test_wedged_job_stops_with_a_clear_line_and_its_slice_is_leased_again(world: World, node: Node) -> None:
     world.set(heartbeat_s=1, wedged_s=1)
     job = node.start(0, OSGPROD_RECON=node.program("recon", "sleep 60"))
-    output, _ = job.communicate(timeout=30)
+    output, _ = job.communicate(timeout=PATIENCE_S)
     assert re.search(r"stopping the work: .*stop: no progress for more than 1 s", output), output
     assert living(job.pid) == {}
     assert world.progress()["blocks_ready"] == 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from pathlib import Path
 
 import psycopg
@@ -11,17 +10,18 @@ import pytest
 
 from shim.database import connect
 from shim.web import timer
-from tests.support import LiveShim, World
+from tests.support import LiveShim, World, wait_until
 
 
 def wait_until_taken_back(world: World) -> None:
     """Looks at the recorded outcome, because a waiting job may lease the slice again at once."""
-    end = time.monotonic() + 60
-    while not world.db.execute("SELECT FROM osgprod_data.reports WHERE outcome = 'lost'").fetchall():
-        assert time.monotonic() < end, "the slice is not requeued"
+
+    def is_taken_back() -> bool:
         # A tick that ran while the leases were moved may have noted when the next one would have ended before that.
         world.db.execute("UPDATE osgprod_data.projects SET next_due_at = '-infinity'")
-        time.sleep(0.01)
+        return bool(world.db.execute("SELECT FROM osgprod_data.reports WHERE outcome = 'lost'").fetchall())
+
+    wait_until(is_taken_back, "the slice is requeued")
 
 
 @pytest.fixture(autouse=True)
@@ -49,11 +49,13 @@ def test_timer_requeues_whatever_isolation_level_the_database_is_given(world: Wo
     wait_until_taken_back(world)
 
 
-def test_tick_goes_on_after_every_error(world: World, shim: LiveShim) -> None:
+def test_tick_goes_on_after_every_error(
+    world: World, shim: LiveShim, caplog: pytest.LogCaptureFixture
+) -> None:
     world.add_file(2)
     world.checkout(0)
     world.db.execute("ALTER FUNCTION osgprod.tick() RENAME TO tock")
-    time.sleep(0.1)
+    wait_until(lambda: "tick: " in caplog.text, "a tick has failed")
     world.db.execute("ALTER FUNCTION osgprod.tock() RENAME TO tick")
     world.db.execute(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
@@ -72,12 +74,8 @@ def test_crowded_pool_does_not_delay_the_tick(world: World, folder: Path) -> Non
             stuck.execute("SELECT FROM osgprod_data.loaded_files FOR NO KEY UPDATE")
             waiting = threading.Thread(target=shim.checkout, args=(1,))
             waiting.start()
-            end = time.monotonic() + 20
-            while not stuck.execute(
-                "SELECT FROM pg_stat_activity WHERE application_name = 'osgprod shim' AND wait_event_type = 'Lock'"
-            ).fetchall():
-                assert time.monotonic() < end
-                time.sleep(0.01)
+            waits = "SELECT FROM pg_stat_activity WHERE application_name = 'osgprod shim' AND wait_event_type = 'Lock'"
+            wait_until(lambda: stuck.execute(waits).fetchall(), "a call waits")
             world.let_leases_run_out()
             wait_until_taken_back(world)
         waiting.join()

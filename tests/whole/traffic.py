@@ -21,7 +21,7 @@ from typing import Any
 
 from tests.support import CHECKOUT, WORKER_ROLE
 
-TIMEOUT_S = 60.0
+TIMEOUT_S = 200.0
 
 
 class Traffic:
@@ -100,7 +100,7 @@ class Traffic:
         target = f"/osgprod/{route}?{urllib.parse.urlencode(parameters)}"
         end = time.monotonic() + TIMEOUT_S
         while time.monotonic() < end:
-            connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=10)
+            connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
             try:
                 connection.request("GET", target)
                 answer = connection.getresponse()
@@ -186,8 +186,8 @@ def losing_answers(port: int, is_lost: Callable[[], bool]) -> Iterator[int]:
     listener = socket.create_server(("127.0.0.1", 0), backlog=200)
 
     def one(client: socket.socket) -> None:
-        with client, socket.create_connection(("127.0.0.1", port), timeout=30) as server:
-            client.settimeout(30)
+        with client, socket.create_connection(("127.0.0.1", port), timeout=60) as server:
+            client.settimeout(60)
             request = b""
             while b"\r\n\r\n" not in request:
                 data = client.recv(65536)

@@ -16,7 +16,7 @@ import pytest
 from shim.evio import scan
 from shim.evio.writer import write_file
 from shim.registry import register
-from tests.support import CHECKOUT, LiveShim, World
+from tests.support import CHECKOUT, PATIENCE_S, LiveShim, World
 from tests.worker.site import Site
 
 EXEC = CHECKOUT / "condor" / "osgprod_exec.sh"
@@ -71,7 +71,7 @@ class Node:
     def run(self, process: int, *prefix: str, **environment: Any) -> tuple[int, str]:
         """Runs a job to its end; returns exit code and output."""
         job = self.start(process, *prefix, **environment)
-        output, _ = job.communicate(timeout=60)
+        output, _ = job.communicate(timeout=2 * PATIENCE_S)
         return job.returncode, output
 
     def program(self, name: str, text: str) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from shim.database import call
-from tests.support import CHECKOUT, LiveShim, World
+from tests.support import CHECKOUT, PATIENCE_S, LiveShim, World, wait_until
 from tests.worker.conftest import EXEC, Node, kill, living
 from tests.worker.site import Site
 
@@ -46,10 +46,7 @@ def names(tarball: Path) -> set[str]:
 
 
 def wait_for(path: Path) -> None:
-    end = time.monotonic() + 20
-    while not path.exists():
-        assert time.monotonic() < end, f"{path} does not come"
-        time.sleep(0.01)
+    wait_until(path.exists, f"{path} comes")
 
 
 # --- how a job ends ------------------------------------------------------------------------------------------
@@ -220,14 +217,11 @@ def test_job_waits_for_work_that_is_out_and_then_says_later(node: Node, world: W
         return re.findall(r'answer="wait".* (\S+)\n', shim.raw("metrics").text)
 
     before = waits()
-    job = node.start(1, OSGPROD_MAX_WAIT_S="20")
-    end = time.monotonic() + 20
-    while waits() == before:
-        assert time.monotonic() < end, "it does not ask"
-        time.sleep(0.02)
+    job = node.start(1, OSGPROD_MAX_WAIT_S="120")
+    wait_until(lambda: waits() != before, "it asks")
     world.let_leases_run_out()
     world.tick()
-    output, _ = job.communicate(timeout=20)
+    output, _ = job.communicate(timeout=PATIENCE_S)
     assert job.returncode == DONE, output
     assert state(world) == {"done": 1, "ready": 1}
 
@@ -239,7 +233,7 @@ def test_retry_after_is_honoured(node: Node, site: Site) -> None:
     started = time.monotonic()
     code, log = node.run(1, OSGPROD_URL=f"{site.url}/osgprod")
     assert (code, "the site says no" in log) == (DONE, True)
-    assert 2 <= time.monotonic() - started < 6
+    assert time.monotonic() - started >= 2
 
 
 def test_script_that_is_cut_short_does_not_run(node: Node, site: Site) -> None:
@@ -354,7 +348,7 @@ def test_output_of_a_superseded_attempt_is_taken_away(
     assert shim.checkout(2).headers["Osgprod-Status"] == "assigned"
     assert shim.report(2).status_code == 200
     go.touch()
-    output, _ = job.communicate(timeout=30)
+    output, _ = job.communicate(timeout=PATIENCE_S)
     assert job.returncode == FAILED, output
     assert report_of(world)["outcome"] == "superseded"
     assert not any(path.startswith("/out") for path in site.files)
@@ -735,7 +729,7 @@ def test_heartbeats_tell_bytes_and_processor_time(node: Node, world: World) -> N
     recon = node.program("recon", "head -c 3000000 /dev/zero >out; for ((i = 0; ; i++)); do :; done")
     job = node.start(1, OSGPROD_RECON=recon)
     try:
-        end = time.monotonic() + 20
+        end = time.monotonic() + PATIENCE_S
         while True:
             (row,) = world.db.execute("SELECT bytes_fetched, cpu_s FROM osgprod_data.slices").fetchall() or [
                 {}
@@ -816,29 +810,28 @@ def test_heartbeats_go_on_while_the_outputs_are_delivered(
 def test_attempt_that_lost_its_slice_stops_its_work(node: Node, world: World, shim: LiveShim) -> None:
     world.set(heartbeat_s=1)
     started = node.folder.parent / "started"
-    job = node.start(1, OSGPROD_RECON=node.program("recon", f"touch {started}; sleep 100 & wait"))
+    job = node.start(1, OSGPROD_RECON=node.program("recon", f"touch {started}; sleep 1000 & wait"))
     wait_for(started)
     world.let_leases_run_out()
     call(world.db, "reclaim_lost")
     assert shim.checkout(2).headers["Osgprod-Status"] == "assigned"
-    output, _ = job.communicate(timeout=20)
+    output, _ = job.communicate(timeout=PATIENCE_S)
     assert job.returncode == NODE_FAULT, output
     assert "stopping the work: # osgprod error: stop: this slice was done or given to another" in output
     assert living(job.pid) == {}
     assert list(node.folder.iterdir()) == []
 
 
-def test_sigterm_ends_all_within_5_seconds_and_the_restart_gets_the_slice_back(
+def test_sigterm_ends_work_that_is_deaf_to_it_and_the_restart_gets_the_slice_back(
     node: Node, world: World
 ) -> None:
+    assert "readonly KILL_AFTER_S=3 " in EXEC.read_text()
     started = node.folder.parent / "started"
     deaf = node.program("recon", f"trap '' TERM; touch {started}; while :; do sleep 1; done")
     job = node.start(1, OSGPROD_RECON=deaf)
     wait_for(started)
-    before = time.monotonic()
     job.send_signal(signal.SIGTERM)
-    output, _ = job.communicate(timeout=20)
-    assert time.monotonic() - before < 5
+    output, _ = job.communicate(timeout=PATIENCE_S)
     assert job.returncode == TERM, output
     assert living(job.pid) == {}
     assert list(node.folder.iterdir()) == []
@@ -853,20 +846,16 @@ def test_sigterm_ends_all_within_5_seconds_and_the_restart_gets_the_slice_back(
 def test_sigterm_is_heard_at_once_elsewhere_too(node: Node, site: Site, where: str) -> None:
     if where == "upload":
         site.faults = ["slow"]
-        recon = node.program("recon", "head -c 300000 /dev/urandom >big")
+        recon = node.program("recon", "head -c 9000000 /dev/urandom >big")  # 450 s
         job = node.start(1, OSGPROD_OUTPUT_URL=f"{site.url}/out", OSGPROD_RECON=recon)
     else:
         site.faults = [503] * 9
-        site.headers = {"Retry-After": "100"}
+        site.headers = {"Retry-After": "1000"}
         job = node.start(1, OSGPROD_URL=f"{site.url}/osgprod")
-    end = time.monotonic() + 20
-    while not any(seen.method == ("PUT" if where == "upload" else "POST") for seen in site.seen):
-        assert time.monotonic() < end
-        time.sleep(0.02)
-    before = time.monotonic()
+    method = "PUT" if where == "upload" else "POST"
+    wait_until(lambda: any(seen.method == method for seen in site.seen), "it asks the site")
     job.send_signal(signal.SIGTERM)
-    output, _ = job.communicate(timeout=20)
-    assert time.monotonic() - before < 2
+    output, _ = job.communicate(timeout=PATIENCE_S)  # without it, many minutes
     assert job.returncode == TERM, output
     assert living(job.pid) == {}
 
@@ -874,14 +863,11 @@ def test_sigterm_is_heard_at_once_elsewhere_too(node: Node, site: Site, where: s
 def test_work_does_not_outlive_a_killed_job(node: Node, world: World) -> None:
     world.set(heartbeat_s=1)
     started = node.folder.parent / "started"
-    job = node.start(1, OSGPROD_RECON=node.program("recon", f"touch {started}; sleep 100"))
+    job = node.start(1, OSGPROD_RECON=node.program("recon", f"touch {started}; sleep 1000"))
     wait_for(started)
     job.kill()
     job.wait()
-    end = time.monotonic() + 15
-    while living(job.pid):
-        assert time.monotonic() < end, living(job.pid)
-        time.sleep(0.1)
+    wait_until(lambda: not living(job.pid), "all its processes have ended")
     job.communicate()
 
 
@@ -893,15 +879,13 @@ def test_sigterm_is_heard_in_every_wait_and_nothing_is_left(
     (folder / "bin").mkdir()
     # Programs that take for ever, at the place in question.
     if where == "tar":
-        node.program("bin/tar", f'echo begun >"$2"; touch {at}; sleep 100')
+        node.program("bin/tar", f'echo begun >"$2"; touch {at}; sleep 1000')
     else:
-        node.program("bin/curl", f"touch {at}; sleep 100")
+        node.program("bin/curl", f"touch {at}; sleep 1000")
     job = node.start(1, PATH=f"{folder}/bin:/usr/bin:/bin")
     wait_for(at)
-    before = time.monotonic()
     job.send_signal(signal.SIGTERM)
-    output, _ = job.communicate(timeout=20)
-    assert time.monotonic() - before < 5
+    output, _ = job.communicate(timeout=PATIENCE_S)
     assert job.returncode == TERM, output
     assert list(node.folder.iterdir()) == []
     assert living(job.pid) == {}

@@ -16,7 +16,7 @@ import pytest
 
 from shim.evio.writer import write_file
 from tests.grid.xrootd import make_certificate
-from tests.support import CHECKOUT
+from tests.support import CHECKOUT, PATIENCE_S, wait_until
 from tests.worker.site import Site
 
 NOT_FETCHED = NODE_FAULT = 75
@@ -60,7 +60,7 @@ class Slice:
     """The script of a slice, to run as often as a test likes, and the bytes that it shall get."""
 
     def __init__(self, assigned: dict[str, bytes], folder: Path, prefix: str) -> None:
-        self._folder = folder
+        self.folder = folder
         self.script = assigned["script"].replace(PLACE.encode(), prefix.encode())
         lines = self.script.decode().splitlines()
         pieces = lines[lines.index("osgprod_pieces=(") + 1 :]
@@ -79,21 +79,21 @@ class Slice:
 
         standard_input: bash reads the script from there, as behind curl; prefix: a command before bash
         """
-        work, kept = self._folder / "work", self._folder / "kept"
+        work, kept = self.folder / "work", self.folder / "kept"
         for folder in (work, kept):
             folder.mkdir(exist_ok=True)
         for old in kept.iterdir():
             old.unlink()
-        (self._folder / "script").write_bytes(self.script)
-        with subprocess.Popen(["cat", str(self._folder / "script")], stdout=subprocess.PIPE) as cat:
+        (self.folder / "script").write_bytes(self.script)
+        with subprocess.Popen(["cat", str(self.folder / "script")], stdout=subprocess.PIPE) as cat:
             done = subprocess.run(
-                [*prefix, "/bin/bash", *([] if standard_input else [str(self._folder / "script")])],
+                [*prefix, "/bin/bash", *([] if standard_input else [str(self.folder / "script")])],
                 cwd=work,
                 env={**ENVIRONMENT, **environment},
                 stdin=cat.stdout if standard_input else subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
-                timeout=60,
+                timeout=PATIENCE_S,
             )
         assert list(work.iterdir()) == [], "the slice, whole or not, must not be taken for an output"
         assert "unbound variable" not in done.stderr
@@ -148,15 +148,22 @@ def test_server_that_is_away_for_a_while_is_waited_for(slice_: Slice, site: Site
     reserved.bind(("127.0.0.1", port))  # nobody listens: connections are refused
     later = Site(site.files, port=port)
 
+    bin_ = slice_.folder / "bin"  # a curl that tells when the first attempt has failed
+    bin_.mkdir()
+    (bin_ / "curl").write_text(f'#!/bin/bash\n/usr/bin/curl "$@"; code=$?; touch {bin_}/failed; exit $code\n')
+    (bin_ / "curl").chmod(0o755)
+
     def come_back() -> None:
-        time.sleep(0.3)
+        wait_until((bin_ / "failed").exists, "the first attempt")
         reserved.close()
         later.__enter__()
 
     returning = threading.Thread(target=come_back)
     returning.start()
     try:
-        code, log, seen = slice_.run(OSGPROD_TRIES="8", OSGPROD_BACKOFF_MS="50")
+        code, log, seen = slice_.run(
+            OSGPROD_TRIES="12", OSGPROD_BACKOFF_MS="50", PATH=f"{bin_}:/usr/bin:/bin"
+        )
     finally:
         returning.join()
         later.__exit__()

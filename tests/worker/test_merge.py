@@ -24,7 +24,7 @@ import pytest
 import uproot
 
 from shim.evio.writer import BEGIN_OF_RUN, PHYSICS, bank, block, file_of_records, record, write_file
-from tests.support import CHECKOUT
+from tests.support import CHECKOUT, PATIENCE_S
 from tests.worker.conftest import kill
 from tests.worker.site import Site
 
@@ -191,7 +191,7 @@ class Merge:
     def run(self) -> tuple[int, str]:
         """Returns exit code and log. Nothing that the script made stays in the folder."""
         job = self.start()
-        log, _ = job.communicate(timeout=60)
+        log, _ = job.communicate(timeout=PATIENCE_S)
         assert list((self.folder / "work").iterdir()) == [], log
         assert "unbound variable" not in log
         return job.returncode, log
@@ -621,7 +621,7 @@ def test_end_of_its_process_group_ends_all_that_it_started(merge: Merge) -> None
         assert job.poll() is None
         time.sleep(0.01)
     os.killpg(job.pid, signal.SIGTERM)
-    job.communicate(timeout=20)
+    job.communicate(timeout=PATIENCE_S)
     assert _living(job.pid) == []
 
 
