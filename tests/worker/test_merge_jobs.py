@@ -35,6 +35,7 @@ def merging(node: Node, world: World, rawdata: Path, folder: Path, site: Site) -
         for process in (1, 2):
             code, log = node.run(process)
             assert code == DONE, log
+        until_ready(world)
 
     return start
 
@@ -43,6 +44,14 @@ def merges(world: World) -> list[dict[str, Any]]:
     return world.db.execute(
         "SELECT m.state::text AS state, m.failures FROM osgprod_data.merges m ORDER BY m.merge_id"
     ).fetchall()
+
+
+def until_ready(world: World) -> None:
+    """Returns when the merge is ready: a job that comes while the shim's tick looks at the file is told to wait."""
+    end = time.monotonic() + 60
+    while not any(merge["state"] == "ready" for merge in merges(world)):
+        assert time.monotonic() < end
+        call(world.db, "tick")
 
 
 def stored(site: Site) -> set[str]:
@@ -118,6 +127,7 @@ def test_bad_input_is_processed_again_and_the_merge_succeeds_later(
     world.db.execute(
         "UPDATE osgprod_data.merges SET not_before = now(), is_ready = true WHERE state = 'ready'"
     )
+    until_ready(world)
     code, log = node.run(5)
     assert code == DONE, log
     assert [merge["state"] for merge in merges(world)] == ["done"], log
@@ -172,6 +182,7 @@ class Merging:
             done = {"output_url": f"{site.url}{path}", "output_bytes": len(tarball)}
             done["output_adler32"] = f"{zlib.adler32(tarball):08x}"
             world.report(process, cluster=CLUSTER, token=str(answer["token"]), **done)
+        until_ready(world)
         (folder / "bin").mkdir()
         node.program("bin/curl", CURL)
 
