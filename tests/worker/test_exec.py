@@ -817,7 +817,7 @@ def test_attempt_that_lost_its_slice_stops_its_work(node: Node, world: World, sh
     assert shim.checkout(2).headers["Osgprod-Status"] == "assigned"
     output, _ = job.communicate(timeout=PATIENCE_S)
     assert job.returncode == NODE_FAULT, output
-    assert "stopping the work: # osgprod error: stop: this slice was done or given to another" in output
+    assert "stopping the work: # osgprod error: stop: this slice is done, or another attempt has it" in output
     assert living(job.pid) == {}
     assert list(node.folder.iterdir()) == []
 
