@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import psycopg
@@ -466,6 +467,46 @@ def test_first_jobs_of_a_project_are_few_until_they_have_succeeded(world: World)
     for n in range(3):
         world.report(n)
     assert [world.checkout(10 + n)["status"] for n in range(20)] == ["assigned"] * 20
+
+
+def test_changed_work_script_is_tested_by_few_jobs_again(world: World) -> None:
+    """While the jobs with the former script go on, and count neither as its successes nor as its jobs."""
+    world.set(probe_jobs=2)
+    world.add_file(90)
+    old, new = ({"templates": json.dumps({"osgprod_work.bash": 64 * digit})} for digit in "0a")
+    assert run_jobs(world, 2, lambda answer, node: {"exitcode": 0}, **old)["assigned"] == 2
+    assert run_jobs(world, 20, lambda answer, node: None, first=10, **old)["assigned"] == 20
+    assert run_jobs(world, 9, lambda answer, node: None, first=100, **new) == {"assigned": 2, "wait": 7}
+    for n in range(10, 20):
+        world.report(n, client=f"127.0.{n % 5}.{n + 1}")
+    assert run_jobs(world, 3, lambda answer, node: None, first=200, **new) == {"wait": 3}
+    for n in (100, 101):
+        world.report(n, client=f"127.0.{n % 5}.{n % 50 + 1}")
+    assert run_jobs(world, 5, lambda answer, node: None, first=300, **new)["assigned"] == 5
+    assert run_jobs(world, 5, lambda answer, node: None, first=400, **old)["assigned"] == 5, "tested before"
+    (row,) = world.db.execute("SELECT tested_scripts FROM osgprod_data.projects").fetchall()
+    world.checkout(999)  # by a client that names no script
+    assert world.db.execute("SELECT tested_scripts FROM osgprod_data.projects").fetchall() == [row]
+    assert row["tested_scripts"] == [16 * "a", 16 * "0"]
+
+
+def test_client_that_names_no_work_script_begins_no_test(world: World) -> None:
+    world.add_file(1)
+    world.checkout(0)
+    (row,) = world.db.execute("SELECT tested_scripts FROM osgprod_data.projects").fetchall()
+    assert row["tested_scripts"] == []
+
+
+def test_changed_work_script_that_fails_pauses_the_project_after_its_first_jobs(world: World) -> None:
+    world.set(probe_jobs=3)
+    world.add_file(90)
+    old, new = ({"templates": json.dumps({"osgprod_work.bash": 64 * digit})} for digit in "0a")
+    run_jobs(world, 30, lambda answer, node: {"exitcode": 0}, **old)
+    broken = {"exitcode": 1, "reason": "syntax error near line 3"}
+    seen = run_jobs(world, 40, lambda answer, node: broken, first=100, **new)
+    assert seen == {"assigned": 3, "OG501": 37}
+    assert "syntax error near line 3" in project(world)["pause_reason"]
+    assert {row["failures"] for row in slices(world)} == {0}
 
 
 def test_first_jobs_that_all_fail_pause_the_project(world: World) -> None:

@@ -419,16 +419,14 @@ AS $fn$
 $fn$;
 
 CREATE FUNCTION osgprod._probe_files(p_project osgprod_data.projects)
-RETURNS boolean LANGUAGE plpgsql VOLATILE
+RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Makes one slice ready of each suspended file that it is time to try again, unless one of its slices is leased: that is the
 -- probe then. The time to the next probe is doubled, up to max_backoff_s.
 -- Parameters: p_project  the project's row
--- Returns:    true when a slice was made ready
 -- Locks:      the files' rows and the slices, SKIP LOCKED
 DECLARE
     v_file record;
-    v_done boolean := false;
 BEGIN
     FOR v_file IN
         SELECT f.rawdata_id FROM osgprod_data.loaded_files f
@@ -446,16 +444,14 @@ BEGIN
              ORDER BY cardinality(x.exit_codes) NULLS FIRST, x.block1 LIMIT 1
                FOR NO KEY UPDATE SKIP LOCKED);
         IF NOT FOUND THEN  -- all of it is unallocated or settled
-            v_done := osgprod._resume_file(p_project.project_id, v_file.rawdata_id, 'it has no slice to try') OR v_done;
+            PERFORM osgprod._resume_file(p_project.project_id, v_file.rawdata_id, 'it has no slice to try');
             CONTINUE;
         END IF;
         UPDATE osgprod_data.loaded_files f
            SET retest_at = now() + make_interval(secs => f.retest_s),
                retest_s = greatest(least(2 * f.retest_s, p_project.max_backoff_s), p_project.retest_s)
          WHERE f.project_id = p_project.project_id AND f.rawdata_id = v_file.rawdata_id;
-        v_done := true;
     END LOOP;
-    RETURN v_done;
 END
 $fn$;
 
@@ -626,7 +622,7 @@ BEGIN
           WHERE f.project_id = p_project.project_id AND f.rawdata_id = p_attempt.rawdata_id
             AND f.suspended_at < p_attempt.started_at;
     END IF;
-    IF p_is_done AND p_project.unproven > 0 THEN
+    IF p_is_done AND p_project.unproven > 0 AND p_attempt.started_at > p_project.tested_since THEN
         UPDATE osgprod_data.projects p SET unproven = greatest(p.unproven - 1, 0)
          WHERE p.project_id = (SELECT q.project_id FROM osgprod_data.projects q
                                 WHERE q.project_id = p_project.project_id FOR NO KEY UPDATE SKIP LOCKED);
@@ -671,13 +667,7 @@ BEGIN
      WHERE p.project_id = (SELECT q.project_id FROM osgprod_data.projects q
                             WHERE q.project_id = p_project.project_id AND q.probe_at <= now()
                               FOR NO KEY UPDATE SKIP LOCKED)
-       AND NOT EXISTS (
-            SELECT FROM osgprod_data.attempts a
-              JOIN osgprod_data.slices s ON s.project_id = a.project_id AND s.rawdata_id = a.rawdata_id
-                                        AND s.block1 = a.block1 AND s.cluster = a.cluster AND s.process = a.process
-                                        AND s.nstart = a.nstart AND s.state = 'leased'
-             WHERE a.project_id + 0 = p.project_id
-               AND a.started_at > greatest(p.paused_at, now() - make_interval(secs => 10 * p.retest_s)));
+       AND osgprod._live_since(p.project_id, greatest(p.paused_at, now() - make_interval(secs => 10 * p.retest_s))) = 0;
     IF FOUND THEN
         RETURN NULL;
     END IF;
@@ -687,19 +677,46 @@ END
 $fn$;
 
 CREATE FUNCTION osgprod._why_unproven(p_project osgprod_data.projects)
-RETURNS text[] LANGUAGE plpgsql VOLATILE
+RETURNS text[] LANGUAGE sql VOLATILE
 AS $fn$
--- Says that a new project has as many live attempts as it may have until the first ones have succeeded.
--- Parameters: p_project  the project's row, whose unproven is above 0
--- Returns:    code (none), and message; NULL = the job may start
--- Locks:      the project's first jobs (advisory: project_id, -3), tried: they start one after the other
+    -- Says that a project with a new work script has as many live attempts that got it as it may have until the first ones
+    -- have succeeded.
+    -- Parameters: p_project  the project's row, whose unproven is above 0
+    -- Returns:    code (none), and message; NULL = the job may start
+    -- Locks:      the project's first jobs (advisory: project_id, -3), tried: they start one after the other
+    SELECT CASE WHEN NOT pg_try_advisory_xact_lock(p_project.project_id, -3)
+                  OR osgprod._live_since(p_project.project_id, p_project.tested_since) >= p_project.probe_jobs
+                THEN ARRAY[NULL, format('the first %s jobs of project %s are a test, and %s successes are still lacking',
+                           p_project.probe_jobs, p_project.name, p_project.unproven)] END
+$fn$;
+
+CREATE FUNCTION osgprod._live_since(p_project_id int, p_since timestamptz)
+RETURNS bigint LANGUAGE sql STABLE
+AS $fn$
+    -- Attempts that started after a time and hold a slice. (project_id + 0: found by time.)
+    SELECT count(*) FROM osgprod_data.attempts a
+      JOIN osgprod_data.slices s ON s.project_id = a.project_id AND s.rawdata_id = a.rawdata_id AND s.block1 = a.block1
+                                AND s.cluster = a.cluster AND s.process = a.process AND s.nstart = a.nstart
+                                AND s.state = 'leased'
+     WHERE a.project_id + 0 = p_project_id AND a.started_at > p_since
+$fn$;
+
+CREATE FUNCTION osgprod._begin_test(p_project osgprod_data.projects, p_digest text)
+RETURNS osgprod_data.projects LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Begins the test by the first jobs, since a job is about to get a work script of a content that no job had. The first
+-- content that is known begins none: a new project has its test anyway, another one is under way.
+-- Parameters: p_project  the project's row;  p_digest  of the script: 16 digits
+-- Returns:    the project's row as it is now; as given while another session has it: the next job begins the test then
+-- Locks:      the project's row, SKIP LOCKED
 BEGIN
-    IF pg_try_advisory_xact_lock(p_project.project_id, -3)
-        AND osgprod._count_live(p_project.project_id) < p_project.probe_jobs
-    THEN
-        RETURN NULL;
-    END IF;
-    RETURN ARRAY[NULL, format('the first %s jobs of project %s are a test, and %s successes are still lacking',
-        p_project.probe_jobs, p_project.name, p_project.unproven)];
+    UPDATE osgprod_data.projects p
+       SET tested_scripts = (p_digest || p.tested_scripts)[:8],
+           unproven = CASE p.tested_scripts WHEN '{}' THEN p.unproven ELSE p.probe_jobs END, tested_since = clock_timestamp()
+     WHERE p.project_id = (SELECT q.project_id FROM osgprod_data.projects q
+                            WHERE q.project_id = p_project.project_id AND p_digest <> ALL (q.tested_scripts)
+                              FOR NO KEY UPDATE SKIP LOCKED)
+    RETURNING p.unproven, p.tested_since INTO p_project.unproven, p_project.tested_since;
+    RETURN p_project;
 END
 $fn$;

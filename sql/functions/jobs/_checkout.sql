@@ -55,6 +55,10 @@ BEGIN
         END IF;
     END IF;
 
+    IF p_call.templates ? v_project.workscript AND left(p_call.templates ->> v_project.workscript, 16) <> ALL (v_project.tested_scripts) THEN
+        v_project := osgprod._begin_test(v_project, left(p_call.templates ->> v_project.workscript, 16));
+    END IF;
+
     -- (b) Its own slice again, if it has started before.
     SELECT coalesce((SELECT a.nstart FROM osgprod_data.attempts a
                       WHERE a.project_id = v_project.project_id AND a.cluster = p_call.cluster AND a.process = p_call.process
@@ -98,7 +102,7 @@ BEGIN
             END IF;
         END IF;
         -- (c) A merge, so that files are delivered early; else a requeued slice, so that files are completed in order.
-        IF v_can_merge AND v_has_merge THEN
+        IF v_can_merge AND v_has_merge AND v_project.pause_cause IS NULL THEN  -- a pause came from slices: the probe is one
             v_slice := osgprod._claim_merge(v_project, p_call.cluster::int, p_call.process::int, v_nstart);
         END IF;
         IF v_blocks = 0 AND v_slice.block1 IS NULL THEN

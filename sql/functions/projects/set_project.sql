@@ -16,7 +16,7 @@ AS $fn$
 DECLARE
     v_project osgprod_data.projects := osgprod._get_project(p_project);
     -- Columns that are no settings; every other one is.
-    v_fixed   text[] := ARRAY['unproven', 'pause_cause', 'pause_reason', 'paused_at', 'probe_at', 'resumed_at', 'nsuspended',
+    v_fixed   text[] := ARRAY['unproven', 'tested_scripts', 'tested_since', 'pause_cause', 'pause_reason', 'paused_at', 'probe_at', 'resumed_at', 'nsuspended',
                               'project_id', 'name', 'magic_salt', 'magic_digest', 'old_magic_digest',
                               'old_magic_until', 'banned_until', 'next_due_at', 'nlive', 'tallied_until', 'tally_next',
                               'tally_after', 'created_at', 'stopped_at', 'subnets', 'mergescript_fault',
@@ -63,6 +63,7 @@ BEGIN
         END IF;
         IF p_settings ?| ARRAY['workscript', 'probe_jobs'] THEN  -- nothing is known of another work script
             v_project.unproven := v_project.probe_jobs;
+            v_project.tested_since := now();
         END IF;
         IF p_settings <> '{}' THEN
             EXECUTE osgprod._update_of_project() USING v_project;
