@@ -42,6 +42,14 @@ ofs.authorize 1
 ofs.authlib ++ libXrdAccSciTokens.so config={folder}/scitokens.cfg
 acc.authdb {folder}/authdb
 """
+# Instead of the lines about checksums and rights.
+CACHE = """\
+ofs.osslib libXrdPss.so
+pss.cachelib libXrdPfc.so
+pss.origin {origin}
+pfc.ram 1g
+pfc.blocksize 128k
+"""
 # Without a token a client may read raw data, and over the root protocol write below /open.
 AUTHDB = "u * /raw lr /open a\n"
 SCITOKENS = f"[Global]\nonmissing = passthrough\n[Issuer test]\nissuer = {ISSUER}\nbase_path = /outputs\n"
@@ -75,8 +83,8 @@ class XRootD:
         user = pwd.getpwnam("nobody") if os.geteuid() == 0 else None
         for name in ("data/raw", "data/outputs", "data/open", "admin", "cache/scitokens"):
             (self._folder / name).mkdir(parents=True)
-        make_certificate(self._folder)
-        (self._folder / "x.cfg").write_text(CONFIG.format(**vars(self), folder=self._folder))
+        self._certify()
+        (self._folder / "x.cfg").write_text(self._config())
         (self._folder / "scitokens.cfg").write_text(SCITOKENS)
         (self._folder / "authdb").write_text(AUTHDB)
         self._fill_key_cache()
@@ -93,6 +101,12 @@ class XRootD:
         self._guard.join()
         self.stop()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _certify(self) -> None:
+        make_certificate(self._folder)
+
+    def _config(self) -> str:
+        return CONFIG.format(**vars(self), folder=self._folder)
 
     def start(self) -> None:
         """Starts it, and returns when it answers."""
@@ -183,6 +197,34 @@ class XRootD:
             row = (ISSUER, json.dumps({**keys, "next_update": later, "expires": later}))
             cache.execute("INSERT INTO keycache VALUES (?, ?)", row)
         cache.close()
+
+
+class Cache(XRootD):
+    """A cache in front of another server: it fetches what it is asked for by the root protocol, and keeps it in data.
+
+    Parameters
+    ----------
+    origin : XRootD
+        Where the files are.
+    certificate : Path
+        Folder with cert.pem and key.pem for localhost.
+    """
+
+    def __init__(self, origin: XRootD, certificate: Path) -> None:
+        super().__init__()
+        self._origin, self._certified = origin, certificate
+
+    def _certify(self) -> None:
+        for name in ("cert.pem", "key.pem"):
+            shutil.copy(self._certified / name, self._folder / name)
+
+    def _config(self) -> str:
+        lines = CACHE.format(**vars(self), folder=self._folder, origin=f"127.0.0.1:{self._origin.port}")
+        return "\n".join([*CONFIG.format(**vars(self), folder=self._folder).splitlines()[:9], lines])
+
+    def keeps(self, name: str) -> bool:
+        """Has it fetched something of a file of this name?"""
+        return any(path.stat().st_size for path in self.data.rglob(name))
 
 
 def make_certificate(folder: Path) -> None:
