@@ -351,3 +351,16 @@ def test_find_tells_jobs_workers_files_runs_sites_and_projects_apart(world: Worl
     assert found("SITE-A") == [("site", "SITE-A", "osgprod attempts p --site SITE-A")]
     assert found("p") == [("project", "p", "osgprod status p")]
     assert found("nothing%_") == []
+
+
+def test_diagnose_names_requests_for_projects_that_do_not_exist(world: World) -> None:
+    def found() -> dict[str, Any]:
+        rows = call(world.db, "diagnose")
+        return next(row for row in rows if row["what"] == "requests for unknown projects")
+
+    assert found()["is_well"] and "none" in found()["found"]
+    answer = {"minute": time.time(), "route": "checkout", "status": 404, "reason": "OG301", "times": 40}
+    answers = [answer | {"project": f"no{n}", "message": "there is no project 'sprnig26'"} for n in range(3)]
+    call(world.db, "note_answers", answers=json.dumps(answers))
+    assert not found()["is_well"]
+    assert found()["found"] == "120 in the last 15 minutes; most often: there is no project 'sprnig26'"

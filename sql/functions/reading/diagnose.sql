@@ -63,6 +63,14 @@ BEGIN
            'a transaction open for hours keeps dead rows alive: end it, see pg_stat_activity'
       FROM pg_stat_activity a WHERE a.datname = current_database() AND a.pid <> pg_backend_pid()
     UNION ALL
+    SELECT 'requests for unknown projects', coalesce(sum(a.times), 0) < 10,
+           CASE WHEN count(*) = 0 THEN 'none in the last 15 minutes'
+                ELSE format('%s in the last 15 minutes; most often: %s', sum(a.times),
+                            (array_agg(coalesce(a.message, a.reason) ORDER BY a.times DESC))[1]) END,
+           'jobs name a project that does not exist: osgprod project list, then OSGPROD_PROJECT in their submit file'
+      FROM answers a
+     WHERE a.project_id IS NULL AND a.http_status BETWEEN 400 AND 499 AND a.answered_at > now() - interval '15 min'
+    UNION ALL
     SELECT 'leases of ' || p.name, p.next_due_at > now() - interval '5 min' OR NOT EXISTS (
                SELECT FROM loaded_files f JOIN slices s ON s.project_id = f.project_id AND s.rawdata_id = f.rawdata_id
                 WHERE f.project_id = p.project_id AND f.state IN ('in_progress', 'allocated') AND s.state = 'leased'
