@@ -112,8 +112,10 @@ def test_links_lead_down_to_a_file_and_to_the_whole_history_of_an_attempt(page: 
     row = call(full.db, "job_history", project=NAME, cluster=9001, process=1)[0]
     expect(page.get_by_role("heading", level=1)).to_have_text(Path(row["path"]).name)
     slices = call(full.db, "list_slices", project=NAME, file_id=row["file_id"], limit=5000)
-    assert column(page, "table", "blocks") == [f"[{s['block1']}, {s['block2']})" for s in slices]
-    assert column(page, "table", "state") == [s["state"] for s in slices]
+    assert column(page, "[aria-label=Slices] table", "blocks") == [
+        f"[{s['block1']}, {s['block2']})" for s in slices
+    ]
+    assert column(page, "[aria-label=Slices] table", "state") == [s["state"] for s in slices]
     assert number(page, ".legend .done data") == sum(
         s["block2"] - s["block1"] for s in slices if s["state"] == "done"
     )
