@@ -8,13 +8,16 @@ import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg
 import pytest
+from pytest_postgresql import factories
 
 from shim.database import call, connect
-from shim.local.embedded import NOT_DURABLE, Server, memory_or_temporary
+from shim.local.embedded import NOT_DURABLE, SUPERUSER, Server, memory_or_temporary
+from shim.migrate import migrate
 from tests.databases import Databases
 from tests.support import LiveShim, World
 
@@ -36,8 +39,29 @@ def our_server() -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
-def databases(our_server: Server) -> Iterator[Databases]:
-    databases = Databases(our_server.dsn)
+def address(our_server: Server) -> SimpleNamespace:
+    """Where pytest-postgresql finds our server."""
+    return SimpleNamespace(
+        host=our_server.dsn.split()[0].removeprefix("host="),
+        port=5432,
+        user=SUPERUSER,
+        password="",
+        options="",
+        maintenance_dbname="postgres",
+        template_dbname=None,
+    )
+
+
+def load_schema(*, host: str, port: int, user: str, dbname: str, **_: object) -> None:
+    migrate(f"host={host} port={port} user={user} dbname={dbname}", say=lambda line: None)
+
+
+template = factories.postgresql_noproc(dbname="migrated", load=[load_schema], depends_on="address")
+
+
+@pytest.fixture(scope="session")
+def databases(our_server: Server, template: Any) -> Iterator[Databases]:
+    databases = Databases(our_server.dsn, template.template_dbname)
     yield databases
     databases.close()
 

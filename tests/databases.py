@@ -4,24 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import psycopg
 
 from shim.database import connect
-from shim.migrate import migrate
 from tests.support import World
-
-
-def migrated(dsn: str) -> None:
-    migrate(dsn, say=lambda line: None)
-
-
-def with_world(dsn: str) -> None:
-    migrated(dsn)
-    with connect(dsn) as db:
-        World(db, dsn).with_project("p")
 
 
 class Databases:
@@ -31,15 +20,17 @@ class Databases:
     ----------
     dsn
         Of a superuser of the server.
+    migrated
+        Name of the migrated database on it, which pytest-postgresql has made. It would copy it through the WAL, and drop
+        the copy at once; each test has one, so we do both more cheaply.
     """
 
-    def __init__(self, dsn: str) -> None:
+    def __init__(self, dsn: str, migrated: str) -> None:
         self._dsn = dsn
         self._connection: psycopg.Connection[Any] | None = None
         self._numbers = itertools.count(1)
-        self._prepared: dict[str, str] = {}
+        self._prepared = {"migrated": migrated}
         self._unused: list[str] = []
-        self._makers: dict[str, Callable[[str], None]] = {"migrated": migrated, "world": with_world}
 
     def close(self) -> None:
         if self._connection:
@@ -49,21 +40,18 @@ class Databases:
         return psycopg.conninfo.make_conninfo(self._dsn, dbname=name)
 
     @contextlib.contextmanager
-    def copy(self, of: str, prepare: Callable[[str], None] | None = None) -> Iterator[str]:
+    def copy(self, of: str) -> Iterator[str]:
         """A copy of a prepared database, for the time of the block; gives its DSN.
 
         Parameters
         ----------
         of
-            What the prepared database is called: migrated, world (migrated, with the project "p"), or any other name.
-        prepare
-            Fills the prepared database when it is copied for the first time, given its DSN.
+            migrated, or world (migrated, with the project "p").
         """
         if of not in self._prepared:
-            name = f"prepared_{next(self._numbers)}"
-            self._execute(f"CREATE DATABASE {name} TEMPLATE template0")
-            (prepare or self._makers[of])(self.dsn(name))
-            self._prepared[of] = name
+            self._prepared[of] = self._create(f"TEMPLATE {self._prepared['migrated']}")
+            with connect(self.dsn(self._prepared[of])) as db:
+                World(db, self.dsn(self._prepared[of])).with_project("p")
         with self._new(f"TEMPLATE {self._prepared[of]} {self._strategy()}") as dsn:
             yield dsn
 
@@ -75,8 +63,7 @@ class Databases:
 
     @contextlib.contextmanager
     def _new(self, how: str) -> Iterator[str]:
-        name = f"test_{next(self._numbers)}"
-        self._execute(f"CREATE DATABASE {name} {how}")
+        name = self._create(how)
         while self._unused:
             self._execute(f"DROP DATABASE {self._unused.pop()} WITH (FORCE)")
         try:
@@ -85,8 +72,14 @@ class Databases:
             # Dropped later: PostgreSQL would sleep 0.1 s for each session that has not quite ended yet.
             self._unused.append(name)
 
+    def _create(self, how: str) -> str:
+        name = f"test_{next(self._numbers)}"
+        self._execute(f"CREATE DATABASE {name} {how}")
+        return name
+
     def _strategy(self) -> str:
         """To copy files costs a quarter of writing all pages to the WAL; until version 14 there is no other way."""
+        self._execute("SELECT")
         assert self._connection
         return "STRATEGY FILE_COPY" if self._connection.info.server_version >= 150000 else ""
 
