@@ -21,8 +21,8 @@ class Databases:
     dsn
         Of a superuser of the server.
     migrated
-        Name of the migrated database on it, which pytest-postgresql has made. It would copy it through the WAL, and drop
-        the copy at once; each test has one, so we do both more cheaply.
+        Name of the migrated database on it, which pytest-postgresql has made. It would copy it through the WAL, and
+        drop the copy at once; each test has one, so we do both more cheaply.
     """
 
     def __init__(self, dsn: str, migrated: str) -> None:
