@@ -34,20 +34,21 @@ class Pair:
     def __init__(self, primary: Server, replica: Server) -> None:
         self.primary, self.replica = primary, replica
 
-    def tick(self) -> None:
-        """What the shims' timer does every ten seconds."""
+    def tick(self) -> str:
+        """Does what the shims' timer does every ten seconds; returns the time that it noted."""
         with connect(self.primary.dsn) as db:
             call(db, "tick")
-            db.execute("UPDATE osgprod_data.presence SET seen_at = now()")  # tick itself: once in 5 s
+            row = db.execute(  # tick itself does it once in 5 s
+                "UPDATE osgprod_data.presence SET seen_at = clock_timestamp() RETURNING seen_at::text AS at"
+            ).fetchone()
+        assert row
+        return str(row["at"])
 
     def catch_up(self) -> None:
         """Waits until the replica has replayed all that the primary has written."""
-        self.tick()
-        with connect(self.primary.dsn) as db:
-            row = db.execute("SELECT pg_current_wal_lsn()::text AS lsn").fetchone()
-        assert row
+        noted = self.tick()
         with connect(self.replica.dsn) as db:
-            soon(lambda: one(db, f"SELECT pg_last_wal_replay_lsn() >= '{row['lsn']}' AS found"))
+            soon(lambda: one(db, f"SELECT seen_at >= '{noted}' AS found FROM osgprod_data.presence"))
 
     def stand_still(self) -> None:
         """The replica replays nothing from now on."""
