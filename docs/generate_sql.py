@@ -469,7 +469,7 @@ CALLS = """# Which function calls which
 <!-- Written by docs/generate_sql.py from the files beside it: change the functions, then `make docs`. -->
 
 The functions that each request of a job can reach, with the first sentence of their headers, in the order of
-the caller's text. What a function calls in turn is shown where the function appears first.
+the caller's text. Each function is shown once in a section, below the first caller.
 """
 REQUESTS = (
     ("A job asks for work", "checkout_slice"),

@@ -10,7 +10,8 @@ AS $fn$
 -- Parameters: p_project  the project's row;  p_attempt  the attempt, which holds its slice;  p_is_first  had nothing of the
 --             slice failed before?;  p_outcome  failed or node-fault;  p_worker  see _worker;  p_call  the report
 -- Returns:    true when something other than slice and worker is to blame
--- Locks:      rows of projects, loaded_files, slices and worker_bans, all SKIP LOCKED: nothing here waits
+-- Locks:      rows of projects, loaded_files, slices and worker_bans, all SKIP LOCKED; merges whose slices become ready again, for
+--             which it waits
 -- Source:     docs/design.md "Outages: who is blamed"
 DECLARE
     v_failure osgprod_data.recent_failures;

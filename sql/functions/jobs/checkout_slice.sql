@@ -24,7 +24,7 @@ AS $fn$
 -- Leases a slice to a job: its own one again after a restart, else a requeued one, else the next blocks of a file.
 -- Promise:    a repeated call by the same job gives the same slice with nstarts counted up and a new token, so a lost
 --             answer loses nothing. Two calls at once by one job give one slice. Unless status is assigned,
---             no slice is leased; a refusal may be recorded, and slices whose lease or backoff has ended requeued.
+--             no slice is leased; a refusal may be recorded.
 -- Parameters: p_project            project name
 --             p_cluster, p_process HTCondor's identity of the job [0 .. 2147483647]
 --             p_cpus               cores the job has [1 .. 4096]; the slice has at most maxblockspercore blocks a core
@@ -55,8 +55,8 @@ AS $fn$
 -- Errors:     OG101-OG104, OG110 bad parameter; OG2xx not allowed; OG301 unknown project; OG501 project paused;
 --             OG502 its files are being reset; OG601 worker banned; OG602 job starts too often; OG603 project has too many
 --             live attempts; OG901 isolation level
--- Locks:      the job, and the project, shared; then its slice, or, all SKIP LOCKED, a ready merge, a ready slice, a file's row (it waits
---             for one when all are locked), or slices to requeue with their files. docs/design.md "Who waits for whom"
+-- Locks:      the job, and the project, shared; then its slice, or, all SKIP LOCKED, a ready merge, a ready slice, or a file's row (it
+--             waits for one when all are locked). docs/design.md "Who waits for whom"
 -- Source:     docs/design.md "The claim", I1-I4
 DECLARE
     v_answer osgprod.checkout_answer;

@@ -12,7 +12,8 @@ AS $fn$
 -- Returns:    a row for each setting with its value now, in the order of their names
 -- Errors:     OG301 unknown project; OG106 bad subnet pattern; OG108 unknown setting or bad value; OG420 merge_by with merges
 --             that are done by something else
--- Locks:      the project's row, unless nothing is to be changed; see _change_merges
+-- Locks:      the project's row, unless nothing is to be changed; files' rows with skip_nearline; slices, SKIP LOCKED, when
+--             a pause ends; see _change_merges
 DECLARE
     v_project osgprod_data.projects := osgprod._get_project(p_project);
     -- Columns that are no settings; every other one is.

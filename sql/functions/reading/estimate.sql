@@ -14,7 +14,8 @@ AS $fn$
 --             median time that recent attempts took for a block on one core [h], NULL = not measured; merges_left: see progress;
 --             merge_s: median time of the last merges [s], NULL = none was done. Merges are done between slices, and so are
 --             in the rate: the times count one more for the last file, and where only merges are left, as many rounds of
---             them as the live attempts need. Where merge_s is not known, they count no time for merges
+--             them as the live attempts need. Where merge_s is not known, they count no time for merges, and are NULL where
+--             only merges are left
 -- Errors:     OG301 unknown project; OG108 hours out of range
 DECLARE
     v_mean  float8;

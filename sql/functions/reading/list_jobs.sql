@@ -14,7 +14,7 @@ AS $fn$
 --             p_hours    how far back [h; 1 .. 8760]; not with p_cluster
 --             p_limit    rows at most [1 .. 100000]
 -- Returns:    a row a job: how often it started; the state of its last attempt: live, its outcome, or silent (neither:
---             another attempt got its slice before a verdict); when it began and reported, its slice, where it ran, and at
+--             another attempt got its slice before a verdict, or it has a merge or a backup); when it began and reported, its slice, where it ran, and at
 --             which access point it was submitted, and when (NULL = it did not say). Jobs of different access points may
 --             have the same numbers
 -- Errors:     OG301 unknown project; OG108 hours or limit out of range

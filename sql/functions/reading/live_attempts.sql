@@ -4,7 +4,7 @@ RETURNS TABLE (cluster int, process int, nstart int, file_id int, path text, blo
     schedd text)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
--- Lists the attempts that have a lease, the oldest first.
+-- Lists the attempts that hold a slice, the oldest first; merges and backups are not among them.
 -- Parameters: p_project  project name;  p_limit  rows at most [1 .. 100000];  p_site  only at this site; NULL = all
 -- Returns:    a row an attempt: its slice, age_s since it began [s], lease_left_s until it counts as lost without a
 --             heartbeat [s; negative = about to be requeued], progress_s since it last reported progress [s; NULL = not
