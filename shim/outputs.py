@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 import psycopg
 
 from shim.database import call, connect, statement
+from shim.errors import OperatorError
 from shim.evio.remote import is_url
 from shim.evio.scan import files_below
 from shim.storage import Found, Storage
@@ -23,6 +25,8 @@ from shim.storage import Found, Storage
 ROWS_A_FETCH = 2000
 REQUEUED_A_CALL = 200
 FORMAT = 1  # of a manifest
+# What condor/osgprod_exec.sh calls the tarball of a job's nth attempt, whoever delivers it; without n: the first.
+TARBALL = re.compile(r"(?:failed_)?job_([0-9]+)_([0-9]+)(?:\.([0-9]+))?\.tar\.gz")
 
 
 class Progress(Protocol):
@@ -198,7 +202,9 @@ def check(
 def orphans(projectname: str, folder: str, hours: float, report: Callable[[str], None]) -> dict[str, int]:
     """Find the files of a folder that no report names: outputs of attempts that a failover or a restore lost.
 
-    A file is known by its name, which is another one for each attempt. Nothing is changed.
+    A file is known by its name, which is another one for each attempt, when any report of the project names it, also
+    that of a failure or one that came too late; or when it is named after an attempt that has reported. Nothing is
+    changed.
 
     Parameters
     ----------
@@ -220,17 +226,30 @@ def orphans(projectname: str, folder: str, hours: float, report: Callable[[str],
     ------
     EvioError
         The folder can't be read.
+    OperatorError
+        A success names no URL, and the project has no output_home: its outputs would be taken for orphans.
     psycopg.Error
         Unknown project.
     """
     before = time.time() - 3600 * hours
     # The folder first: files that are delivered and reported in between are on record then.
     found = [(url, changed) for url, changed in files_below(folder) if changed <= before]
-    with connect() as connection, listed(connection, projectname, history=True) as rows:
-        known = {_name(row["url"]) for row in rows if row["url"]}
+    known: set[str] = set()
+    attempts: set[tuple[int, int, int]] = set()
+    with connect() as connection, listed(connection, projectname, any=True) as rows:
+        for row in rows:
+            attempts.add((row["cluster"], row["process"], row["nstart"]))
+            if row["url"]:
+                known.add(_name(row["url"]))
+            elif row["state"] in ("current", "replaced", "lost"):
+                raise OperatorError(
+                    f"outputs of project {projectname} have no URL, so their files would be taken for orphans",
+                    f"osgprod project set {projectname} output_home=URL: where HTCondor delivers them",
+                )
     counts = {"files": len(found), "orphans": 0}
     for url, _ in found:
-        if _name(url) not in known:
+        name = _name(url)
+        if name not in known and _attempt_of(name) not in attempts:
             counts["orphans"] += 1
             report(url)
     return counts
@@ -239,6 +258,12 @@ def orphans(projectname: str, folder: str, hours: float, report: Callable[[str],
 def _name(url: str) -> str:
     """The name of a file, from its path or URL."""
     return unquote(urlsplit(url).path if is_url(url) else url).rpartition("/")[2]
+
+
+def _attempt_of(name: str) -> tuple[int, int, int] | None:
+    """Cluster, process and number of the attempt that a tarball is named after; None = it is not named so."""
+    found = TARBALL.fullmatch(name)
+    return (int(found[1]), int(found[2]), int(found[3] or 1)) if found else None
 
 
 def _to_check(

@@ -19,6 +19,7 @@ import pytest
 
 from shim import outputs
 from shim.database import call
+from shim.errors import OperatorError
 from shim.evio.errors import EvioError
 from shim.export import export_project
 from shim.storage import Storage
@@ -488,6 +489,45 @@ def test_orphans_are_the_old_files_that_no_report_names(
         outputs.orphans("p", str(tmp_path / "nowhere"), 0.0, found.append)
     with pytest.raises(EvioError, match="can't be listed"):
         outputs.orphans("p", "https://storage/p", 0.0, found.append)
+
+
+def test_what_a_failure_or_a_superseded_report_names_is_no_orphan(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OSGPROD_DSN", world.dsn)
+    world.set(backoff_s=0)
+    world.add_file(1)
+    world.checkout(0)
+    world.report(0, 9, output_url="https://storage/failed_odd.tar.gz")
+    world.checkout(1)
+    call(world.db, "reclaim_lost", project="p", cluster=1, process=1)
+    world.checkout(2)
+    world.report(2, output_url="https://storage/good.tgz")
+    assert world.report(1, output_url="https://storage/late.tgz")["status"] == "superseded"
+    names = ("failed_odd.tar.gz", "late.tgz", "good.tgz", "failed_job_1_0.tar.gz", "job_1_2.tar.gz")
+    for name in (*names, "job_1_3.tar.gz", "job_1_2.2.tar.gz"):
+        (tmp_path / name).write_bytes(b"x")
+    found: list[str] = []
+    assert outputs.orphans("p", str(tmp_path), -1.0, found.append) == {"files": 7, "orphans": 2}
+    assert sorted(found) == [f"{tmp_path}/job_1_2.2.tar.gz", f"{tmp_path}/job_1_3.tar.gz"]
+
+
+def test_orphans_are_not_listed_while_outputs_have_no_url(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OSGPROD_DSN", world.dsn)
+    world.add_file(2)
+    world.checkout(0)
+    world.report(0)
+    for name in ("job_1_0.tar.gz", "job_1_1.tar.gz"):
+        (tmp_path / name).write_bytes(b"x")
+    found: list[str] = []
+    with pytest.raises(OperatorError, match="have no URL") as caught:
+        outputs.orphans("p", str(tmp_path), -1.0, found.append)
+    assert "output_home" in caught.value.hint and found == []
+    world.set(output_home=f"file://{tmp_path}")
+    assert outputs.orphans("p", str(tmp_path), -1.0, found.append) == {"files": 2, "orphans": 1}
+    assert found == [f"{tmp_path}/job_1_1.tar.gz"]
 
 
 def test_interrupted_check_has_requeued_what_it_found(

@@ -3,7 +3,8 @@ CREATE FUNCTION osgprod.list_outputs(
     p_runs    int[]   DEFAULT NULL,
     p_what    text    DEFAULT 'all',
     p_history boolean DEFAULT false,
-    p_file_id int     DEFAULT NULL)
+    p_file_id int     DEFAULT NULL,
+    p_any     boolean DEFAULT false)
 RETURNS TABLE (run int, seqno int, path text, block1 int, block2 int, merge_id int, merged_in int, kind text, url text,
     bytes bigint, adler32 text, events bigint, cluster int, process int, nstart int, reported_at timestamptz, state text,
     script text, digest text, exec_version text, image text, software text)
@@ -14,9 +15,11 @@ AS $fn$
 -- Parameters: p_project  project name;  p_runs  run numbers; NULL = all
 --             p_what     merged, slices, or all
 --             p_history  also those that were replaced or lost;  p_file_id  of one file, as the lists name it; NULL = all
+--             p_any  also what other reports name: those of failures, and those that came too late
 -- Returns:    a row a file. seqno NULL = of a whole run; block1, block2 NULL = merged, by merge_id; merged_in: the done merge
 --             that holds it; url NULL = unknown (see the setting output_home); bytes [bytes], adler32, events: as reported,
---             NULL = not reported; state: current, replaced or lost; script and digest (SHA-256) of the work or merge script
+--             NULL = not reported; state: current, replaced or lost, with p_any also the outcome of the
+--             report; script and digest (SHA-256) of the work or merge script
 -- Errors:     OG301 unknown project; OG108 p_what is none of these
 -- Source:     docs/outputs.md
 DECLARE
@@ -39,7 +42,7 @@ BEGIN
                CASE WHEN o.n IS NULL THEN r.output_adler32 ELSE o.adler32 END AS adler32,
                CASE WHEN o.n IS NULL THEN r.events ELSE o.events END AS events,
                a.cluster, a.process, a.nstart, r.reported_at, a.version_id, r.software,
-               CASE WHEN l.project_id IS NOT NULL THEN 'lost'
+               CASE WHEN r.outcome <> 'done' THEN r.outcome::text WHEN l.project_id IS NOT NULL THEN 'lost'
                     WHEN s.project_id IS NOT NULL OR m.state = 'done' AND (m.cluster, m.process, m.nstart)
                          = (a.cluster, a.process, a.nstart) THEN 'current' ELSE 'replaced' END AS state
           FROM reports r
@@ -55,14 +58,14 @@ BEGIN
                              AND o.nstart = r.nstart
           LEFT JOIN lost_outputs l ON l.project_id = r.project_id AND l.cluster = r.cluster AND l.process = r.process
                                   AND l.nstart = r.nstart
-         WHERE r.project_id = v_project.project_id AND r.by_worker AND r.outcome = 'done'
+         WHERE r.project_id = v_project.project_id AND r.by_worker AND (p_any OR r.outcome = 'done')
            AND (p_what = 'all' OR (p_what = 'merged') = (a.merge_id IS NOT NULL))
            AND (p_file_id IS NULL OR a.rawdata_id = p_file_id)) x
       LEFT JOIN versions v ON v.version_id = x.version_id
-     WHERE (p_history OR x.state = 'current') AND (p_runs IS NULL OR x.run = ANY (p_runs))
+     WHERE (p_history OR p_any OR x.state = 'current') AND (p_runs IS NULL OR x.run = ANY (p_runs))
      ORDER BY x.run, x.seqno NULLS LAST, x.block1 NULLS LAST, x.reported_at, x.n;
 END
 $fn$;
 
-COMMENT ON FUNCTION osgprod.list_outputs(text, int[], text, boolean, int) IS
+COMMENT ON FUNCTION osgprod.list_outputs(text, int[], text, boolean, int, boolean) IS
 'Lists the files that accepted attempts delivered, of slices or merged, with size [bytes], checksum, events, and what made them. For osgprod_operator.';
