@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shlex
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
@@ -108,6 +109,7 @@ class Dashboard:
             "minute": formats.minute,
             "age": formats.age,
             "size": formats.size,
+            "shell": shlex.quote,
             "short": formats.short,
             "commands": formats.commands,
             "runs": charts.runs_text,
@@ -296,7 +298,7 @@ class Dashboard:
         )
 
     async def _find(self, request: Request) -> Response:
-        text = (_word(request, "text") or "").strip()
+        text = _printable(_word(request, "text") or "").strip()
         rows = []
         if text:
             (rows,) = await self._reader.read(request, ("find", {"text": text, "limit": 200}))
@@ -526,6 +528,11 @@ def _for_widths(draw: Callable[..., Any], *arguments: object) -> dict[str, Any]:
 
 def _word(request: Request, name: str) -> str | None:
     return request.query_params.get(name, "").replace("\0", "") or None
+
+
+def _printable(text: str) -> str:
+    """A text with spaces for its control characters, which a shell or a terminal may obey."""
+    return "".join(sign if sign.isprintable() else " " for sign in text)
 
 
 def _integer(request: Request, name: str) -> int | None:

@@ -6,6 +6,7 @@ import html
 import itertools
 import json
 import re
+import shlex
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import click
 import httpx
@@ -521,3 +523,16 @@ def test_site_shows_its_ban_and_how_to_lift_it(busy: World, shim_with: MakeShim)
     page = shim_with().raw("project/p/site/A").text
     assert "all of its nodes fail" in page and "osgprod workers unban p site:A" in page
     assert "/project/p/site/A" in shim_with().raw("project/p/workers").text
+
+
+def test_commands_on_pages_quote_what_is_in_them(busy: World, shim_with: MakeShim) -> None:
+    site = "it's; $(reboot)"
+    busy.checkout(50, host="wn50", site=site)
+    call(busy.db, "ban_worker", project="p", worker=f"site:{site}", seconds=600, reason="x")
+    shim = shim_with()
+    pages = ("find", f"project/p/site/{quote(site)}")
+    for page, params in zip(pages, ({"text": "no\n$(reboot) 'x\u202e"}, {}), strict=True):
+        text = shim.client.get(f"{shim.url}/{page}", params=params).text
+        (command,) = re.findall(r'<code class="command">(osgprod (?:find|workers unban) [^<]*)</code>', text)
+        word = shlex.split(html.unescape(command))[-1]
+        assert word == (f"site:{site}" if "site" in page else "no $(reboot) 'x"), command

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -351,6 +352,20 @@ def test_find_tells_jobs_workers_files_runs_sites_and_projects_apart(world: Worl
     assert found("SITE-A") == [("site", "SITE-A", "osgprod attempts p --site SITE-A")]
     assert found("p") == [("project", "p", "osgprod status p")]
     assert found("nothing%_") == []
+
+
+@pytest.mark.parametrize("name", ["$(reboot)", "a b", "it's; reboot", "x`id`", "--help me", "*"])
+def test_find_quotes_what_jobs_and_files_are_called_for_the_shell(world: World, name: str) -> None:
+    world.add_file(1)
+    world.db.execute("UPDATE osgprod_data.rawdata SET path = '/d/' || %s", [name])
+    world.checkout(0, host=name, site=f"S {name}")
+    rows = call(world.db, "find", text=name) + call(world.db, "find", text=f"S\t{name}\n")
+    words = {row["kind"]: shlex.split(row["command"]) for row in rows}
+    assert words == {
+        "file": ["osgprod", "slices", "list", "p", "--path", f"/d/{name}"],
+        "worker": ["osgprod", "attempts", "p", "--worker", f"{name}@127.0.0.1"],
+        "site": ["osgprod", "attempts", "p", "--site", f"S {name}"],
+    }
 
 
 def test_diagnose_names_requests_for_projects_that_do_not_exist(world: World) -> None:

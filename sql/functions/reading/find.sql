@@ -4,13 +4,13 @@ LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_d
 AS $fn$
 -- Finds what a text names: a job, a cluster, a run, a file, a worker, a site, a project.
 -- Parameters: p_text   as operators write it: 4711.0, 4711, 90001, hd_rawdata_090001_003 (with or without .evio), a path, a
---                      host or address or host@address, a site, a project
+--                      host or address or host@address, a site, a project; control characters count as spaces
 --             p_limit  rows at most [1 .. 100000]
 -- Returns:    a row for each thing: its kind, the project (NULL = of none), its full name, a summary,
---             and the command that shows more. Workers and sites are those of the last seven days
+--             and the command that shows more, as a shell takes it. Workers and sites are those of the last seven days
 -- Errors:     OG108 no text, or limit out of range
 DECLARE
-    v_text text := btrim(p_text);
+    v_text text := btrim(regexp_replace(p_text, '[\u0001-\u001f\u007f-\u009f]', ' ', 'g'));
     v_job  text[] := regexp_match(v_text, '^(\d{1,9})\.(\d{1,9})$');
     v_number int := CASE WHEN v_text ~ '^\d{1,9}$' THEN v_text::int END;
 BEGIN
@@ -49,8 +49,8 @@ BEGIN
           FROM loaded_files f JOIN projects p ON p.project_id = f.project_id WHERE f.run = v_number GROUP BY p.name
         UNION ALL
         SELECT 5, 'file', p.name, w.path, coalesce(f.state::text, 'registered, and work of no project'),
-               CASE WHEN p.name IS NULL THEN format('osgprod rawdata list --path %s', w.path)
-                    ELSE format('osgprod slices list %s --path %s', p.name, w.path) END
+               CASE WHEN p.name IS NULL THEN format('osgprod rawdata list --path %s', osgprod._shell_word(w.path))
+                    ELSE format('osgprod slices list %s --path %s', p.name, osgprod._shell_word(w.path)) END
           FROM rawdata w
           LEFT JOIN loaded_files f ON f.rawdata_id = w.rawdata_id
           LEFT JOIN projects p ON p.project_id = f.project_id
@@ -60,12 +60,12 @@ BEGIN
         SELECT 6, 'worker', p.name, r.worker, format('%s attempts in seven days, the last one at %s UTC', count(*),
                    to_char(max(r.started_at) AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI'))
                    || CASE WHEN osgprod._is_banned(p.project_id, r.worker) THEN '; it is banned' ELSE '' END,
-               format('osgprod attempts %s --worker %s', p.name, r.worker)
+               format('osgprod attempts %s --worker %s', p.name, osgprod._shell_word(r.worker))
           FROM recent r JOIN projects p ON p.project_id = r.project_id
          WHERE r.site IS DISTINCT FROM v_text GROUP BY p.project_id, p.name, r.worker
         UNION ALL
         SELECT 7, 'site', p.name, r.site, format('%s attempts on %s workers in seven days', count(*), count(DISTINCT r.worker)),
-               format('osgprod attempts %s --site %s', p.name, r.site)
+               format('osgprod attempts %s --site %s', p.name, osgprod._shell_word(r.site))
           FROM recent r JOIN projects p ON p.project_id = r.project_id
          WHERE r.site = v_text GROUP BY p.name, r.site) x
      ORDER BY x.place, x.project, x.name LIMIT osgprod._limit(p_limit);
@@ -74,3 +74,11 @@ $fn$;
 
 COMMENT ON FUNCTION osgprod.find(text, int) IS
 'Finds what a text names: a job, a cluster, a run, a file, a worker, a site, a project; with the command that shows more. For osgprod_worker and osgprod_operator.';
+
+CREATE FUNCTION osgprod._shell_word(p_text text)
+RETURNS text LANGUAGE sql IMMUTABLE
+AS $fn$
+    -- A text as one word of a command: in single quotes where a shell could take it for anything else. Jobs choose texts.
+    SELECT CASE WHEN p_text ~ '^[A-Za-z0-9_./=@:%+-]+$' THEN p_text
+                ELSE '''' || replace(p_text, '''', '''"''"''') || '''' END
+$fn$;
