@@ -17,7 +17,8 @@ import pytest
 
 from tests.grid.parts import SEARCH, need
 from tests.grid.ports import free_port
-from tests.grid.test_apache import SocketUnit, environment, project, service, www  # noqa: F401  # fixtures
+from tests.grid.test_apache import SocketUnit, project, service, www  # noqa: F401  # fixtures
+from tests.grid.test_apache import environment as bare_environment  # noqa: F401  # a fixture
 from tests.grid.test_apache import world as world  # a fixture
 from tests.grid.xrootd import make_certificate
 from tests.support import CHECKOUT, World
@@ -25,6 +26,7 @@ from tests.support import CHECKOUT, World
 # Commands, and the settings around the shipped file.
 NGINX = "{user}\ndaemon off;\npid {folder}/pid;\nerror_log {folder}/error.log;\nevents {{ }}\nhttp {{\n{shipped}\n}}\n"
 HAPROXY = "global\n  log stdout format raw local0\ndefaults\n  log global\n{shipped}\n"
+TOKEN = "a long enough token"
 PAUSE_S, PAUSES, CLIENTS = 5.0, 3, 8  # uvicorn's own keep-alive time is 5 s
 
 
@@ -85,6 +87,11 @@ class Proxy:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+@pytest.fixture(scope="module")
+def environment(bare_environment: dict[str, str]) -> dict[str, str]:  # noqa: F811
+    return {**bare_environment, "OSGPROD_DASHBOARD_TOKEN": TOKEN}
+
+
 @pytest.fixture(scope="module", params=["nginx", "haproxy"])
 def proxy(request: pytest.FixtureRequest, service: SocketUnit) -> Iterator[Proxy]:  # noqa: F811
     need(request.param)
@@ -121,6 +128,13 @@ def test_job_gets_work_and_reports_and_the_log_has_no_secret(
         assert time.monotonic() < end
         time.sleep(0.05)
     assert "secret" not in proxy.log.read_text()
+
+
+def test_cookie_of_the_dashboard_is_for_https_only(proxy: Proxy) -> None:
+    with proxy.client() as client:
+        headers = {"X-Forwarded-Proto": "http"}
+        answer = client.post(f"{proxy.url}/login", data={"token": TOKEN}, headers=headers)
+    assert "; secure" in answer.headers["set-cookie"].lower()
 
 
 def test_proxy_that_keeps_connections_never_answers_502(proxy: Proxy) -> None:
