@@ -113,21 +113,27 @@ class Replica:
         Unfit
             The replica is away, too old or fails: what it refuses, the primary may know better.
         psycopg.errors.QueryCanceled
-            A query takes too long. The primary must not be asked as well.
+            A query, or the whole page, takes too long. The primary must not be asked as well.
+        psycopg.DataError
+            An argument has a value that can't be, for the primary neither.
         """
         if time.monotonic() < self._away_until:
             raise Unfit(self._trouble)
+        began = float("inf")
         try:
             async with self._pool.connection(timeout=WAIT_S) as connection:
                 freshness = await self._freshness(connection)  # before the snapshot, which may be newer
+                began = time.monotonic()
                 async with snapshot(connection):
                     answer = await ask(connection)
-        except psycopg.errors.QueryCanceled:
+        except (psycopg.errors.QueryCanceled, psycopg.DataError):
             raise
         except Unfit as error:
             self._note(str(error))
             raise
         except (psycopg.Error, PoolTimeout, TooManyRequests, PoolClosed) as error:
+            if time.monotonic() >= began + SNAPSHOT_S:  # snapshot() has ended the connection
+                raise psycopg.errors.QueryCanceled("the page takes too long") from error
             if getattr(error, "sqlstate", None) is None:  # no answer of the server: it is away
                 self._away_until = time.monotonic() + AWAY_S
                 self._note("it is away")

@@ -114,5 +114,6 @@ class Reader:
             raise PoolTimeout("the database takes too long for this page") from None
 
 
-def _age(freshness: Freshness) -> float:
-    return freshness.age_s
+def _age(freshness: Freshness) -> tuple[bool, float]:
+    # With the primary's clock ahead, a replica's data may be 0 s old: they are the replica's all the same.
+    return freshness.is_replica, freshness.age_s

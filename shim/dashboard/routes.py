@@ -173,6 +173,8 @@ class Dashboard:
                 name = self._operators.who(request)
                 _acting.set({"operator": name, "code": self._operators.form_code(request)})
             try:
+                if "\0" in request.path_params.get("project", ""):
+                    raise NotFound("no project has such a name")
                 return await page(request)
             except NotFound as error:
                 return await self._render("error.html", 404, lines=[str(error)], status=404)

@@ -243,7 +243,7 @@ def test_senseless_setting_ends_the_start_in_one_line(setting: str, value: str) 
 def test_what_is_not_there_is_a_page_that_says_so(world: World, shim_with: MakeShim) -> None:
     shim = shim_with()
     for page in ("project/nope", "project/nope/files", "project/nope/jobs", "project/nope/site/A", "project/p/file/99",
-                 "project/p/job/1.99", "project/p/site/nowhere", "project/p%2f.."):  # fmt: skip
+                 "project/p/job/1.99", "project/p/site/nowhere", "project/p%2f..", "project/p%00"):  # fmt: skip
         answer = shim.raw(page)
         assert answer.status_code == 404, page
         assert "Traceback" not in answer.text and (

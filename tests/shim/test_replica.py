@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -288,3 +290,43 @@ def test_replica_that_is_silent_keeps_no_page(
     finally:
         wire.close()
         shutil.rmtree(folder)
+
+
+def test_value_that_can_not_be_and_a_page_that_takes_too_long_are_no_outage_of_the_replica(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shim.replica.WAIT_S", PATIENCE_S)
+    pair.catch_up()
+
+    def asking(query: bytes, *values: str) -> Callable[[psycopg.AsyncConnection[Any]], Any]:
+        return lambda connection: connection.execute(query, values)
+
+    async def ask() -> None:
+        replica = reading.Replica(pair.replica.dsn, 10_000)
+        await replica.open()
+        try:
+            with pytest.raises(psycopg.DataError):
+                await replica.read(asking(b"SELECT %s::text", "p\0"))
+            monkeypatch.setattr("shim.replica.SNAPSHOT_S", 0.2)
+            with pytest.raises(psycopg.errors.QueryCanceled):
+                await replica.read(asking(b"SELECT pg_sleep(%s::float8)", "600"))
+            monkeypatch.setattr("shim.replica.SNAPSHOT_S", PATIENCE_S)
+            freshness, _ = await replica.read(asking(b"SELECT 1"))
+            assert freshness.is_replica
+        finally:
+            await replica.close()
+
+    asyncio.run(ask())
+
+
+def test_page_of_a_replica_says_so_where_its_clock_is_behind(
+    pair: Pair, shim_of: Callable[..., LiveShim], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def new(*_: object) -> reading.Freshness:
+        return reading.Freshness(True, datetime.now(UTC), 0.0)
+
+    pair.catch_up()
+    shim = shim_of()
+    monkeypatch.setattr(reading.Replica, "_freshness", new)
+    soon(lambda: source(shim) == "replica")
+    assert "0 s ago (replica)" in shim.raw("").text
