@@ -1,7 +1,7 @@
 """What operators who are signed in can do on the pages: each action is one call of a function that is on record.
 
-The calls go over a connection of their own, with the login of ``OSGPROD_OPERATOR_DSN``: the shim's login can't change
-anything. ``osgprod log`` shows the operator's name.
+The calls go over a connection of their own, with the login of ``OSGPROD_OPERATOR_DSN``: the shim's login can't do
+what operators do. ``osgprod log`` shows the operator's name.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ import psycopg
 from psycopg.rows import dict_row
 from starlette.requests import Request
 
-from shim.database import connect_apart, statement
+from shim.database import connect_apart, hang_up_after, statement
 from shim.web.parameters import BadRequest
 
 Query = tuple[str, dict[str, object]]
 LONGEST_CALL = "60s"
+SILENCE_S = 70.0  # after which the connection of a server that is silent is ended
 LONGEST_BAN_H = 24 * 30
 
 
@@ -49,7 +50,9 @@ def query_of(project: str, form: Mapping[str, str]) -> Query:
             return "retry_merges", {"project": project}
         case "ban" if worker:
             hours = form.get("hours", "")
-            if not (hours.isascii() and hours.isdigit() and 1 <= int(hours[:9]) <= LONGEST_BAN_H):
+            if not (
+                hours.isascii() and hours.isdigit() and len(hours) < 5 and 1 <= int(hours) <= LONGEST_BAN_H
+            ):
                 raise BadRequest(f"a ban lasts 1 to {LONGEST_BAN_H} hours", "write a whole number")
             reason = form.get("reason", "").strip()[:200] or "by the operator"
             seconds = 3600 * int(hours)
@@ -79,13 +82,14 @@ async def call_as(dsn: str, operator: str, request: Request, query: Query) -> li
         The function's own error, or that of a login without the right.
     """
     person = f"{operator} by dashboard from {request.scope['osgprod.client'] or 'unknown address'}"
-    async with await connect_apart(dsn, "osgprod operator") as connection, connection.transaction():
-        await connection.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
-        await connection.execute(f"SET LOCAL statement_timeout = '{LONGEST_CALL}'")
-        await connection.execute("SELECT set_config('osgprod.person', %s, true)", [person])
-        async with connection.cursor(row_factory=dict_row) as cursor:
-            await cursor.execute(*statement(*query))
-            return await cursor.fetchall()
+    async with await connect_apart(dsn, "osgprod operator") as connection:
+        with hang_up_after(connection, SILENCE_S):
+            async with connection.transaction(), connection.cursor(row_factory=dict_row) as cursor:
+                await cursor.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+                await cursor.execute(f"SET LOCAL statement_timeout = '{LONGEST_CALL}'")
+                await cursor.execute("SELECT set_config('osgprod.person', %s, true)", [person])
+                await cursor.execute(*statement(*query))
+                return await cursor.fetchall()
 
 
 def is_missing_right(error: Exception) -> bool:

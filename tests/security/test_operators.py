@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psycopg
 import pytest
 
 from shim.config import SettingError, Settings
@@ -139,7 +140,8 @@ def test_only_a_post_acts_and_what_it_can_not_mean_is_refused(world: World, shim
     assert shim.client.get(f"{shim.url}/operator/leave").status_code == 405
     senseless: list[dict[str, str]] = [
         {}, {"action": "remove"}, {"action": "ban"}, {"action": "ban", "worker": "wn1", "hours": "0"},
-        {"action": "ban", "worker": "wn1", "hours": "99999"}, {"action": "unban"},
+        {"action": "ban", "worker": "wn1", "hours": "99999"},
+        {"action": "ban", "worker": "wn1", "hours": "0000000010080"}, {"action": "unban"},
         {"action": "ban", "worker": "10.0.0.0/8", "hours": "1"},
     ]  # fmt: skip
     for form in senseless:
@@ -177,6 +179,17 @@ def test_login_without_the_right_is_told_so_and_changes_nothing(world: World, fo
     with LiveShim(world.dsn, folder / "www", OSGPROD_OPERATOR_TOKENS=TOKENS) as live:
         answer = act(live, sign_in(live), action="pause")
     assert answer.status_code == 400 and "OSGPROD_OPERATOR_DSN" in answer.text
+    assert world.progress()["state"] == "active"
+
+
+def test_action_on_a_server_that_is_silent_ends(
+    world: World, shim: LiveShim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = sign_in(shim)
+    monkeypatch.setattr("shim.dashboard.actions.SILENCE_S", 0.3)
+    with psycopg.connect(world.dsn) as other:
+        other.execute("SELECT FROM osgprod_data.projects FOR UPDATE")
+        assert act(shim, code, action="pause").status_code == 503
     assert world.progress()["state"] == "active"
 
 
