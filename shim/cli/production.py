@@ -207,9 +207,9 @@ site_option = click.option("--site", help="All workers of this site, in the plac
 
 def _meant(worker: str | None, site: str | None) -> str:
     """The name under which a worker or a site is banned."""
-    if (worker is None) == (site is None):
+    if (worker is None) == (site is None) or "" in (worker, site):
         raise click.UsageError("name a worker, or a site with --site")
-    return f"site:{site}" if site else str(worker)
+    return f"site:{site}" if site is not None else str(worker)
 
 
 @workers.command("ban")

@@ -445,7 +445,8 @@ class Dashboard:
             ("resources", {"project": name, "by": "site"}),
         )
         counts = [row for row in by_site if row["site"] == site]
-        if not (counts or workers or live or attempts):
+        ban = next((row for row in banned if row["worker"] == f"site:{site}"), None)
+        if not (counts or workers or live or attempts or ban):
             # Of an unknown project the first query raised.
             raise NotFound(f"no attempt at site {site[:80]} in project {name} in these {WINDOWS[hours]}")
         return await self._render(
@@ -458,7 +459,7 @@ class Dashboard:
             workers=workers,
             live=live,
             attempts=attempts,
-            ban=next((row for row in banned if row["worker"] == f"site:{site}"), None),
+            ban=ban,
             used=next((row for row in used if row["site"] == site), None),
         )
 

@@ -943,7 +943,7 @@ def test_ban_of_an_unknown_name_warns(run: Run, busy: World) -> None:
     assert "is it the right name" in run("workers", "ban", "p", "wn99").stderr
     assert run("workers", "ban", "p", "--site", "BNL").output.startswith("site:BNL is banned until ")
     assert run("workers", "unban", "p", "--site", "BNL").output == "site:BNL is no longer banned\n"
-    for meant in ((), ("wn1", "--site", "BNL")):
+    for meant in ((), ("wn1", "--site", "BNL"), ("--site", ""), ("",)):
         assert "name a worker, or a site with --site" in run("workers", "ban", "p", *meant).output
     assert run("workers", "ban", "p", "wn1").stderr == ""
 

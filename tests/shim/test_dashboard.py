@@ -523,6 +523,9 @@ def test_site_shows_its_ban_and_how_to_lift_it(busy: World, shim_with: MakeShim)
     page = shim_with().raw("project/p/site/A").text
     assert "all of its nodes fail" in page and "osgprod workers unban p site:A" in page
     assert "/project/p/site/A" in shim_with().raw("project/p/workers").text
+    call(busy.db, "ban_worker", project="p", worker="site:QUIET", seconds=600, reason="it was bad in summer")
+    page = shim_with().raw("project/p/site/QUIET")
+    assert page.status_code == 200 and "it was bad in summer" in page.text
 
 
 def test_commands_on_pages_quote_what_is_in_them(busy: World, shim_with: MakeShim) -> None:
