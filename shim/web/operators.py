@@ -46,8 +46,9 @@ class Operators:
         if text.startswith("file:"):
             try:
                 text = secret_at(text)
-            except OperatorError as error:
-                raise SettingError(VARIABLE, text, f"file:/PATH of a readable file ({error})") from None
+            except OperatorError:  # its message names what may be a token
+                rule = "a list of NAME:TOKEN, or file:/PATH of a readable file that is not empty"
+                raise SettingError(VARIABLE, "", rule) from None
         self._tokens: dict[str, str] = {}
         for word in text.split():
             name, _, token = word.partition(":")

@@ -203,12 +203,12 @@ def test_operator_who_may_not_see_the_dashboard_can_not_act(world: World, folder
 @pytest.mark.parametrize(
     "value",
     ["anna", "anna:short", f":{TOKEN}", f"a/b:{TOKEN}", f"anna:{TOKEN} anna:{OTHER}", f"anna:{TOKEN} berta:{TOKEN}",
-     "file:/nonexistent"],
+     "file:/nonexistent", f"file:{TOKEN}"],
 )  # fmt: skip
 def test_senseless_tokens_end_the_start_without_showing_them(value: str) -> None:
     with pytest.raises(SettingError, match="OSGPROD_OPERATOR_TOKENS") as caught:
         Operators(Settings.read({"OSGPROD_OPERATOR_TOKENS": value}))
-    assert TOKEN not in str(caught.value) and "short" not in str(caught.value)
+    assert TOKEN[:8] not in str(caught.value) and "short" not in str(caught.value)
 
 
 def test_tokens_are_read_from_a_file(folder: Path) -> None:
