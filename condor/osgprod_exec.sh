@@ -1305,7 +1305,11 @@ deliver_and_report() {
   case "$http_status $answer" in
   '200 done')
     remove_merged_inputs
-    mv -f "$(unreported tar.gz)" "$PWD/$name.tar.gz" 2>/dev/null || true # a start before this one may have lost it
+    if [[ -n "$output_url" ]] && ((SLICES > 1)); then
+      rm -f "$(unreported tar.gz)" # delivered; those of all slices may not fit on the disk
+    else
+      mv -f "$(unreported tar.gz)" "$PWD/$name.tar.gz" 2>/dev/null || true # a start before this one may have lost it
+    fi
     forget_unreported
     slices_done=$((10#$slices_done + 1))
     return 0
@@ -1646,6 +1650,7 @@ main() {
     deliver_and_report || code=$?
     # A success that does not count does not end the job: HTCondor may start the job with the same files again.
     ((code == 0 || code == EXIT_FAILED)) || return "$code"
+    [[ "$http_status" != 404 ]] || return "$code" # the next success would take the place of the outputs that stay
     forget_attempt
   fi
   while ((slices_done < SLICES)); do

@@ -104,7 +104,11 @@ deliver_and_report() {
   case "$http_status $answer" in
   '200 done')
     remove_merged_inputs
-    mv -f "$(unreported tar.gz)" "$PWD/$name.tar.gz" 2>/dev/null || true # a start before this one may have lost it
+    if [[ -n "$output_url" ]] && ((SLICES > 1)); then
+      rm -f "$(unreported tar.gz)" # delivered; those of all slices may not fit on the disk
+    else
+      mv -f "$(unreported tar.gz)" "$PWD/$name.tar.gz" 2>/dev/null || true # a start before this one may have lost it
+    fi
     forget_unreported
     slices_done=$((10#$slices_done + 1))
     return 0

@@ -201,6 +201,7 @@ main() {
     deliver_and_report || code=$?
     # A success that does not count does not end the job: HTCondor may start the job with the same files again.
     ((code == 0 || code == EXIT_FAILED)) || return "$code"
+    [[ "$http_status" != 404 ]] || return "$code" # the next success would take the place of the outputs that stay
     forget_attempt
   fi
   while ((slices_done < SLICES)); do

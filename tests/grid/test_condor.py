@@ -140,6 +140,7 @@ def test_production_ends_with_each_output_there_once_whatever_happens_to_its_job
         return not jobs
 
     pool.wait_for(cluster, "the queue does not empty", is_empty, timeout_s=540)
+    pool.wait(120, "no tick calls all files complete", lambda: world.progress()["files_finished"] == 3)
 
     progress = world.progress()
     assert (progress["blocks_done"], progress["files_finished"]) == (190, 3)

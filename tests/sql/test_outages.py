@@ -535,3 +535,19 @@ def test_operator_ends_a_pause_that_the_project_began(world: World) -> None:
     assert (project(world)["pause_cause"], project(world)["state"]) == (None, "active")
     world.set(probe_jobs=0)
     assert world.checkout(1)["status"] == "assigned"
+
+
+def test_failures_with_the_former_work_script_do_not_fail_the_test_of_a_new_one(world: World) -> None:
+    """In a full production a few bad blocks would pause it when somebody edits the script."""
+    world.set(probe_jobs=3, backoff_s=0, maxblockspercore=1)
+    for seqno in range(2):
+        world.add_file(20, seqno=seqno)
+    old, new = ({"templates": json.dumps({"osgprod_work.bash": digest * 64})} for digest in "ab")
+    run_jobs(world, 10, lambda answer, node: {"exitcode": 0}, **old)
+    where = [{"host": f"wn{n}", "client": f"127.0.{n}.1", "site": f"S{n}"} for n in range(4)]
+    for n in range(3):
+        assert world.checkout(100 + n, **where[n], **old)["status"] == "assigned"
+    world.checkout(200, **where[3], **new)
+    for n in range(3):
+        world.report(100 + n, exitcode=1, host=where[n]["host"], client=where[n]["client"])
+    assert project(world)["state"] == "active"

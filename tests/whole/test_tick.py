@@ -66,17 +66,27 @@ def test_tick_goes_on_after_every_error(
 
 
 def test_crowded_pool_does_not_delay_the_tick(world: World, folder: Path) -> None:
-    world.add_file(2, seqno=1)
-    world.checkout(0)
+    world.add_file(1, seqno=1)
     world.add_file(2, seqno=2)
+    is_over = threading.Event()
+
+    def ask() -> None:
+        while not is_over.is_set():
+            shim.checkout(1)
+
     with LiveShim(world.dsn, folder / "www", OSGPROD_POOL_SIZE="1") as shim, connect(world.dsn) as stuck:
         shim.add_template("p")
+        assert shim.checkout(0).headers["Osgprod-Status"] == "assigned"
+        waiting = threading.Thread(target=ask)
         with stuck.transaction():
             stuck.execute("SELECT FROM osgprod_data.loaded_files WHERE seqno = 2 FOR NO KEY UPDATE")
-            waiting = threading.Thread(target=shim.checkout, args=(1,))
             waiting.start()
-            waits = "SELECT FROM pg_stat_activity WHERE application_name = 'osgprod shim' AND wait_event_type = 'Lock'"
-            wait_until(lambda: world.db.execute(waits).fetchall(), "a call waits")  # stuck sees one snapshot
-            world.let_leases_run_out()
-            wait_until_taken_back(world)
+            try:
+                waits = "application_name = 'osgprod shim' AND wait_event_type = 'Lock'"
+                look = f"SELECT FROM pg_stat_activity WHERE {waits}".encode()
+                wait_until(lambda: world.db.execute(look).fetchall(), "a call waits")
+                world.let_leases_run_out()
+                wait_until_taken_back(world)
+            finally:
+                is_over.set()
         waiting.join()

@@ -64,11 +64,12 @@ AS $fn$
     SELECT text(network(set_masklen(p_client, CASE family(p_client) WHEN 4 THEN 24 ELSE 64 END)))
 $fn$;
 
-CREATE FUNCTION osgprod._is_untried(p_project osgprod_data.projects)
+CREATE FUNCTION osgprod._is_untried(p_project osgprod_data.projects, p_started_at timestamptz)
 RETURNS boolean LANGUAGE sql IMMUTABLE
 AS $fn$
-    -- Has no attempt of a project with probe_jobs succeeded yet?
+    -- Did an attempt of a project with probe_jobs begin in a test in which none has succeeded yet?
     SELECT p_project.probe_jobs > 0 AND p_project.unproven = p_project.probe_jobs
+       AND p_started_at > coalesce(p_project.tested_since, '-infinity')
 $fn$;
 
 CREATE FUNCTION osgprod._blame_project(p_project osgprod_data.projects, p_failure osgprod_data.recent_failures)
@@ -81,7 +82,7 @@ AS $fn$
 -- Locks:      see _pause_project
 DECLARE
     v_row      record;
-    v_untried  boolean := osgprod._is_untried(p_project) AND p_failure.fault <> 'fetch';
+    v_untried  boolean := osgprod._is_untried(p_project, p_failure.started_at) AND p_failure.fault <> 'fetch';
     v_since    timestamptz;  -- the first failure of those that are needed
     v_workers  text[] := '{}'::text[];
     v_places   text[] := '{}'::text[];
@@ -95,6 +96,7 @@ BEGIN
          WHERE r.project_id = p_project.project_id AND r.fault = p_failure.fault AND r.failed_at > now() - interval '1 hour'
            AND (r.fault NOT IN ('work', 'node') OR r.exit_code = p_failure.exit_code AND (r.is_first OR v_untried))
            AND coalesce(r.blamed, 'file') = 'file'
+           AND (NOT v_untried OR osgprod._is_untried(p_project, r.started_at))
          ORDER BY r.failed_at DESC LIMIT 100
     LOOP
         v_attempts := v_attempts + 1;
@@ -322,7 +324,7 @@ BEGIN
          WHERE r.project_id = p_project.project_id AND r.fault = p_failure.fault AND r.failed_at > now() - interval '1 hour'
            AND r.rawdata_id = p_failure.rawdata_id AND r.blamed IS NULL
            AND CASE r.fault WHEN 'work' THEN r.exit_code = p_failure.exit_code
-                                             AND (r.is_first OR osgprod._is_untried(p_project))
+                                             AND (r.is_first OR osgprod._is_untried(p_project, r.started_at))
                 ELSE NOT EXISTS (
                     SELECT FROM osgprod_data.recent_failures o
                      WHERE o.project_id = r.project_id AND o.address = r.address AND o.worker = r.worker
@@ -330,8 +332,8 @@ BEGIN
                        AND o.blamed = 'file') END
          ORDER BY r.failed_at DESC LIMIT 30) x;
     IF (CASE p_failure.fault WHEN 'fetch' THEN v_workers < p_project.suspend_after
-            ELSE v_slices < CASE WHEN osgprod._is_untried(p_project) THEN p_project.probe_jobs ELSE 5 END
-                 OR v_workers < p_project.suspend_after AND NOT osgprod._is_untried(p_project) END)
+            ELSE v_slices < CASE WHEN osgprod._is_untried(p_project, v_since) THEN p_project.probe_jobs ELSE 5 END
+                 OR v_workers < p_project.suspend_after AND NOT osgprod._is_untried(p_project, v_since) END)
         OR osgprod._has_succeeded(p_project.project_id, p_failure.fault, v_since, NULL, p_failure.rawdata_id)
     THEN
         RETURN false;

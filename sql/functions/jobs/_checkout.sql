@@ -327,15 +327,18 @@ AS $fn$
 -- Parameters: p_attempt  the attempt
 -- Returns:    false when it does not hold its slice
 -- Locks:      the slice; the project's row, SKIP LOCKED, for next_due_at: else the slice waits for the next look at all leases
+DECLARE
+    v_held boolean;
 BEGIN
-    UPDATE osgprod_data.slices s SET due_at = '-infinity'
+    UPDATE osgprod_data.slices s SET due_at = '2000-01-01 00:00+00'
      WHERE s.project_id = p_attempt.project_id AND s.rawdata_id = p_attempt.rawdata_id AND s.block1 = p_attempt.block1
        AND s.state = 'leased' AND s.cluster = p_attempt.cluster AND s.process = p_attempt.process
        AND s.nstart = p_attempt.nstart;
+    v_held := FOUND;
     UPDATE osgprod_data.projects p SET next_due_at = '-infinity'
-     WHERE FOUND AND p.project_id = (SELECT q.project_id FROM osgprod_data.projects q
+     WHERE v_held AND p.project_id = (SELECT q.project_id FROM osgprod_data.projects q
                                       WHERE q.project_id = p_attempt.project_id FOR NO KEY UPDATE SKIP LOCKED);
-    RETURN FOUND;
+    RETURN v_held;
 END
 $fn$;
 

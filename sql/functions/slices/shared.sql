@@ -223,7 +223,7 @@ BEGIN
     LOOP
         lost := lost + osgprod._lose_slice(p_project, v_slice,
             CASE WHEN p_cluster IS NULL THEN 'lost' ELSE 'superseded' END::osgprod_data.outcome,
-            CASE v_slice.due_at WHEN '-infinity' THEN 'its job has given it up: it started again and again without a report' END,
+            CASE v_slice.due_at WHEN '2000-01-01 00:00+00' THEN 'its job has given it up: it started again and again without a report' END,
             false)::int;
     END LOOP;
     lost := lost + osgprod._requeue_merges(p_project, p_cluster, p_process, v_since, v_hold);

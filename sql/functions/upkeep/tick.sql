@@ -8,12 +8,12 @@ AS $fn$
 -- time.
 -- Promise:    a repeated call does no harm. Work goes on without it, but nothing is requeued by itself.
 -- Returns:    a row for each project in which slices were lost
--- Errors:     OG901 isolation level
+-- Errors:     OG901 isolation level. An error in one project's housekeeping is a warning, and ends only that
 -- Locks:      advisory (0, 0); see _requeue_project, _end_backoffs and _settle_files; projects SKIP LOCKED: nothing here waits
 DECLARE
     v_project projects;
     v_is_due  boolean;
-    v_looked  int[] := '{}';  -- projects whose leases were looked at
+    v_looked  int[] := '{}'::int[];  -- projects whose leases were looked at
 BEGIN
     PERFORM osgprod._require_read_committed();
     PERFORM osgprod._note_presence();
@@ -34,24 +34,28 @@ BEGIN
         RETURN;
     END IF;
     FOR v_project IN SELECT p.* FROM projects p ORDER BY p.project_id LOOP
-        v_is_due := v_project.project_id = ANY (v_looked);
-        -- All files while all are looked through anyway; else those in order up to the first that is not complete, and
-        -- those of which a slice has just been settled.
-        IF osgprod._settle_files(v_project.project_id, v_is_due) AND NOT v_is_due THEN
-            PERFORM osgprod._settle_reported(v_project.project_id);
-        END IF;
-        PERFORM osgprod._note_bans(v_project.project_id);
-        PERFORM osgprod._note_suspended(v_project.project_id);
-        PERFORM osgprod._probe_files(v_project) WHERE v_project.nsuspended > 0;
-        DELETE FROM recent_failures r WHERE r.project_id = v_project.project_id AND r.failed_at < now() - interval '6 hours';
-        PERFORM osgprod._plan_tail(p) FROM projects p
-          WHERE p.project_id = v_project.project_id AND pg_try_advisory_xact_lock_shared(p.project_id, -1);
-        UPDATE projects p SET nlive = osgprod._count_live(p.project_id)
-         WHERE v_project.max_live IS NOT NULL
-           AND p.project_id = (SELECT q.project_id FROM projects q
-                                WHERE q.project_id = v_project.project_id FOR NO KEY UPDATE SKIP LOCKED);
-        PERFORM osgprod._tally(v_project);
-        PERFORM osgprod._measure_pace(v_project);
+        BEGIN
+            v_is_due := v_project.project_id = ANY (v_looked);
+            -- All files while all are looked through anyway; else those in order up to the first that is not complete, and
+            -- those of which a slice has just been settled.
+            IF osgprod._settle_files(v_project.project_id, v_is_due) AND NOT v_is_due THEN
+                PERFORM osgprod._settle_reported(v_project.project_id);
+            END IF;
+            PERFORM osgprod._note_bans(v_project.project_id);
+            PERFORM osgprod._note_suspended(v_project.project_id);
+            PERFORM osgprod._probe_files(v_project) WHERE v_project.nsuspended > 0;
+            DELETE FROM recent_failures r WHERE r.project_id = v_project.project_id AND r.failed_at < now() - interval '6 hours';
+            PERFORM osgprod._plan_tail(p) FROM projects p
+              WHERE p.project_id = v_project.project_id AND pg_try_advisory_xact_lock_shared(p.project_id, -1);
+            UPDATE projects p SET nlive = osgprod._count_live(p.project_id)
+             WHERE v_project.max_live IS NOT NULL
+               AND p.project_id = (SELECT q.project_id FROM projects q
+                                    WHERE q.project_id = v_project.project_id FOR NO KEY UPDATE SKIP LOCKED);
+            PERFORM osgprod._tally(v_project);
+            PERFORM osgprod._measure_pace(v_project);
+        EXCEPTION WHEN OTHERS THEN  -- of this project alone: what is requeued stays so, and the others go on
+            RAISE WARNING 'tick of project %: %', v_project.name, SQLERRM;
+        END;
     END LOOP;
     PERFORM osgprod._prune_answers();
     PERFORM osgprod._prune_notifications();
