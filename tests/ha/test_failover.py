@@ -278,7 +278,9 @@ def test_with_a_standby_that_lagged_what_was_lost_is_done_again_and_jobs_get_def
         orphans: list[str] = []
         outputs.orphans("p", str(tmp_path / "outputs"), 0.0, orphans.append)
         with connect(dsn) as db:
-            rows = db.execute("SELECT output_url FROM osgprod_data.reports WHERE outcome = 'done'").fetchall()
+            rows = db.execute(
+                "SELECT output_url FROM osgprod_data.reports WHERE output_url IS NOT NULL"
+            ).fetchall()
         with capsys.disabled():
             again = sum(times - 1 for times in answered.values())
             print(
