@@ -327,8 +327,7 @@ AS $fn$
 -- Parameters: p_attempt  the attempt
 -- Returns:    false when it does not hold its slice
 -- Locks:      the slice; the project's row, SKIP LOCKED, for next_due_at: else the slice waits for the next look at all leases
-DECLARE
-    v_held boolean;
+DECLARE v_held boolean;
 BEGIN
     UPDATE osgprod_data.slices s SET due_at = '2000-01-01 00:00+00'
      WHERE s.project_id = p_attempt.project_id AND s.rawdata_id = p_attempt.rawdata_id AND s.block1 = p_attempt.block1
