@@ -74,11 +74,7 @@ class Guard:
 
     def remember(self, request: Request, response: Response, path: str) -> None:
         """Lets the browser in from now on. What it keeps is not the token, and is void when the token changes."""
-        scheme = request.headers.get("x-forwarded-proto", request.url.scheme)
-        response.set_cookie(
-            COOKIE, self._cookie(), COOKIE_LIFE_S, path=path or "/",
-            secure=scheme == "https", httponly=True, samesite="strict",
-        )  # fmt: skip
+        keep(request, response, COOKIE, self._cookie(), COOKIE_LIFE_S, path)
 
     def _cookie(self) -> str:
         return hmac.new(self._token.encode(), b"osgprod dashboard", hashlib.sha256).hexdigest()
@@ -93,3 +89,23 @@ class Guard:
             return False
         address = ipaddress.ip_address(client)
         return any(address in network for network in self._networks)
+
+
+def keep(request: Request, response: Response, name: str, value: str, life_s: int, path: str) -> None:
+    """Set a cookie that only this site gets and no script reads; behind https it is sent by https alone.
+
+    Parameters
+    ----------
+    request, response : Request, Response
+        The answer to this request sets it.
+    name, value : str
+        Of the cookie.
+    life_s : int
+        For so long the browser keeps it [s].
+    path : str
+        The root path of the pages; empty = /.
+    """
+    scheme = request.headers.get("x-forwarded-proto", request.url.scheme)
+    response.set_cookie(
+        name, value, life_s, path=path or "/", secure=scheme == "https", httponly=True, samesite="strict"
+    )

@@ -18,7 +18,7 @@ from starlette.responses import Response
 
 from shim.config import SettingError, Settings, secret_at
 from shim.errors import OperatorError
-from shim.web.guard import SHORTEST_TOKEN
+from shim.web.guard import SHORTEST_TOKEN, keep
 
 VARIABLE = "OSGPROD_OPERATOR_TOKENS"
 COOKIE = "osgprod_operator"
@@ -75,12 +75,8 @@ class Operators:
 
     def remember(self, request: Request, response: Response, name: str, path: str) -> None:
         """Begin a session in the browser. The cookie does not hold the token."""
-        scheme = request.headers.get("x-forwarded-proto", request.url.scheme)
         end = int(time.time()) + SESSION_S
-        response.set_cookie(
-            COOKIE, f"{name}/{end}/{self._code(name, f'session {end}')}", SESSION_S, path=path or "/",
-            secure=scheme == "https", httponly=True, samesite="strict",
-        )  # fmt: skip
+        keep(request, response, COOKIE, f"{name}/{end}/{self._code(name, f'session {end}')}", SESSION_S, path)
 
     def forget(self, response: Response, path: str) -> None:
         """End the session in the browser."""
