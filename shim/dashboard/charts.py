@@ -194,13 +194,13 @@ def course(
         drawn["ahead"] = f"M{here}L{x(ends_at)} {y(goal)}"
         drawn["end"] = x(ends_at)
         if estimate["ends_early_at"] is not None:
-            at_edge = goal
+            edge, at_edge = late, goal
             if late is None or late > end:
+                edge = end
                 at_edge = done + estimate["least_per_hour"] * (end - now).total_seconds() / 3600
-            early = estimate["ends_early_at"]
             drawn["band"] = (
-                f"M{here}L{x(early)} {y(goal)}L{x(late if late and late <= end else end)} {y(goal)}"
-                f"L{x(late if late and late <= end else end)} {y(min(at_edge, goal))}z"
+                f"M{here}L{x(estimate['ends_early_at'])} {y(goal)}L{x(edge)} {y(goal)}"
+                f"L{x(edge)} {y(min(at_edge, goal))}z"
             )
     return drawn
 

@@ -274,17 +274,14 @@ class Dashboard:
         )
         busy = {row["project"] for row in amounts if not row["is_idle"]}
         busy |= {row["project"] for row in health if row["level"] == "bad"}
-        estimates = await self._reader.read(
-            request, *(("estimate", {"project": p["project"]}) for p in progress if p["project"] in busy)
-        )
-        estimate_of = dict(
-            zip([p["project"] for p in progress if p["project"] in busy], estimates, strict=True)
-        )
+        asked = [row["project"] for row in progress if row["project"] in busy]
+        estimates = await self._reader.read(request, *(("estimate", {"project": name}) for name in asked))
+        estimate_of = {name: rows[0] for name, rows in zip(asked, estimates, strict=True)}
         projects = [
             {
                 **row,
                 "amounts": amount,
-                "estimate": estimate_of[row["project"]][0] if row["project"] in busy else None,
+                "estimate": estimate_of.get(row["project"]),
                 "health": [h for h in health if h["project"] == row["project"]],
             }
             for row, amount in zip(progress, amounts, strict=True)
