@@ -19,6 +19,7 @@ import pytest
 from shim.database import call, connect
 from shim.local.embedded import NOT_DURABLE, Server, memory_or_temporary
 from shim.migrate import migrate
+from tests.grid.mounts import small_file_system
 from tests.support import LiveShim, World
 from tests.whole.traffic import Traffic
 
@@ -37,16 +38,8 @@ class PatientTraffic(Traffic):
 @pytest.fixture
 def small_disk() -> Iterator[Path]:
     """A separate file system; mounting one takes root."""
-    folder = Path(tempfile.mkdtemp(prefix="osgprod-disk-", dir="/tmp"))
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={SIZE_MB}m,mode=755", "none", str(folder)], capture_output=True
-    )
-    if mounted.returncode != 0:
-        folder.rmdir()
-        pytest.skip(f"no small file system: {mounted.stderr.decode().strip()}")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
-    folder.rmdir()
+    with small_file_system(f"size={SIZE_MB}m,mode=755") as folder:
+        yield folder
 
 
 def fill(path: Path) -> None:

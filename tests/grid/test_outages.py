@@ -13,6 +13,7 @@ from shim.database import call
 from shim.evio import scan
 from shim.evio.writer import write_file
 from shim.registry import register
+from tests.grid.mounts import small_file_system
 from tests.grid.xrootd import XRootD
 from tests.support import LiveShim, World
 from tests.worker.fleet import Figures, Fleet, machines
@@ -68,16 +69,8 @@ def at(xrootd: XRootD, world: World, folder: Path) -> None:
 @pytest.fixture
 def small_store() -> Iterator[Path]:
     """A separate file system that is soon full; mounting one takes root."""
-    folder = Path(tempfile.mkdtemp(prefix="osgprod-store-", dir="/tmp"))
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=300k,mode=1777", "none", str(folder)], capture_output=True
-    )
-    if mounted.returncode != 0:
-        folder.rmdir()
-        pytest.skip(f"no small file system: {mounted.stderr.decode().strip()}")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
-    folder.rmdir()
+    with small_file_system("size=300k,mode=1777") as folder:
+        yield folder
 
 
 def test_door_that_is_switched_off_and_on_again_costs_a_handful_of_attempts_and_nothing_else(
