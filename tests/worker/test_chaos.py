@@ -59,7 +59,7 @@ def test_an_answer_that_was_cut_anywhere_is_no_answer(
     scheme: str, rawdata: Path, world: World, shim: LiveShim, folder: Path, authority: tuple[Path, Path]
 ) -> None:
     shim.add_template("p", SHORT)
-    world.set(max_starts_per_min=100000)
+    world.set(max_starts_per_min=100000, max_starts=10000)
     certificate, authorities = authority
     expected = {
         "workscript.bash": "200 assigned",
