@@ -22,6 +22,15 @@ def test_slice_of_a_vanished_job_is_requeued_by_the_next_tick_and_by_no_checkout
     assert outcomes == [{"process": 0, "by_worker": False, "outcome": "lost"}]
 
 
+def test_each_part_of_a_lost_slice_may_go_to_the_worker_that_lost_it(world: World) -> None:
+    world.add_file(4)
+    world.checkout(0, cpus=4, host="node")
+    world.let_leases_run_out()
+    assert world.tick() == 1
+    parts = [world.checkout(process, cpus=2, host="node") for process in (1, 2)]
+    assert [(part["status"], part["block1"]) for part in parts] == [("assigned", 1), ("assigned", 3)]
+
+
 def test_reclaim_tells_how_many_and_a_repeated_call_finds_none(world: World) -> None:
     world.add_file(3)
     for process in range(3):

@@ -136,9 +136,9 @@ BEGIN
         RETURNING s.project_id
     )
     INSERT INTO osgprod_data.slices (project_id, rawdata_id, block1, block2, follows, run, seqno, state, is_ready, not_before,
-            failures, faults, faulted_on, repeats, exit_codes, opened_at)
+            failures, faults, faulted_on, repeats, exit_codes, due_at, opened_at)
     SELECT w.project_id, w.rawdata_id, p_at, w.block2, p_at, w.run, w.seqno, w.state, w.is_ready, w.not_before, w.failures,
-           w.faults, w.faulted_on, w.repeats, w.exit_codes, clock_timestamp()
+           w.faults, w.faulted_on, w.repeats, w.exit_codes, w.due_at, clock_timestamp()
       FROM whole w, first_part;
 END
 $fn$;
