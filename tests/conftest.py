@@ -19,7 +19,7 @@ from shim.database import call, connect
 from shim.local.embedded import NOT_DURABLE, SUPERUSER, Server, memory_or_temporary
 from shim.migrate import migrate
 from tests.databases import Databases
-from tests.support import LiveShim, World
+from tests.support import LiveShim, Run, World, run_osgprod
 
 # Started with & by a script, we and all programs that the tests start would not hear Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -115,6 +115,20 @@ def world(db: psycopg.Connection[dict[str, Any]], dsn: str) -> World:
     world = World(db, dsn)
     has_project = db.execute("SELECT FROM osgprod_data.projects WHERE name = 'p'").fetchall()
     return world if has_project else world.with_project("p")
+
+
+@pytest.fixture
+def operator(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
+    """The world whose database the operator's commands and Python calls use in this process."""
+    monkeypatch.setenv("OSGPROD_DSN", world.dsn)
+    monkeypatch.delenv("OSGPROD_MAGIC", raising=False)
+    return world
+
+
+@pytest.fixture
+def run(operator: World) -> Run:
+    """Runs a command on the test's database: run("status", "p").output."""
+    return run_osgprod
 
 
 @pytest.fixture

@@ -17,14 +17,20 @@ from typing import Any, Self
 import httpx
 import psycopg
 import uvicorn
+from click.testing import CliRunner, Result
 
 from shim.app import create_app
+from shim.cli import osgprod
 from shim.config import Settings
 from shim.database import call, connect
+from shim.evio import scan
+from shim.registry import register
 from shim.web.bounds import BoundedProtocol
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 PATIENCE_S = 120.0  # of a test for anything that must come, on a busy machine: no promise about speed
+Run = Callable[..., Result]  # see run_osgprod
+TOKEN = "a long enough token"  # of viewers or operators, at least 16 characters
 WORKER_ROLE = " options='-c role=osgprod_worker'"
 BLOCK_BYTES, BLOCK_EVENTS = 1000, 10
 
@@ -87,6 +93,12 @@ class World:
         if project:
             call(self.db, "load_slices", project=project)
         return path
+
+    def load_raw(self, *paths: Path, project: str = "p", **more: object) -> None:
+        """Registers real raw data files, and makes them a project's work; more: parameters of load_slices."""
+        for index in scan.indexes(paths):
+            register(self.db, index)
+        call(self.db, "load_slices", project=project, **more)
 
     def checkout(
         self,
@@ -158,6 +170,11 @@ class World:
         )
         self.db.execute("UPDATE osgprod_data.projects SET next_due_at = '-infinity'")
 
+    def lose_leases(self) -> None:
+        """Lets all leases expire, and requeues their slices."""
+        self.let_leases_run_out()
+        call(self.db, "reclaim_lost")
+
     def let_backoff_pass(self) -> None:
         """Moves the ends of all backoffs into the past, in place of waiting for them and for the timer."""
         self.db.execute(
@@ -201,6 +218,11 @@ class World:
             return list(threads.map(one, range(count)))
 
 
+def run_osgprod(*arguments: object, **more: Any) -> Result:
+    """Runs an operator's command in this process; more: see CliRunner.invoke."""
+    return CliRunner().invoke(osgprod, [str(argument) for argument in arguments], **more)
+
+
 def wait_until(is_so: Callable[[], object], what: str) -> None:
     """Asks until it is so.
 
@@ -215,6 +237,13 @@ def wait_until(is_so: Callable[[], object], what: str) -> None:
     while not is_so():
         assert time.monotonic() < end, f"not so after {PATIENCE_S:.0f} s: {what}"
         time.sleep(0.01)
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 where nobody listens; it is ours only once somebody listens there."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def blocks_of(answers: list[dict[str, Any]]) -> list[tuple[str, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,11 @@ from shim.database import call
 from shim.evio.index import parse_name, read_index
 from shim.registry import register
 from tests.support import World
+
+
+def with_word(data: bytes, offset: int, value: int) -> bytes:
+    """A copy of data with another word at a byte, in big-endian order."""
+    return data[:offset] + struct.pack(">I", value) + data[offset + 4 :]
 
 
 def assemble(data: bytes, pieces: str) -> bytes:

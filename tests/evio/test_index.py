@@ -16,6 +16,7 @@ from shim.evio.errors import EvioError
 from shim.evio.index import parse_name, read_index
 from shim.evio.writer import PHYSICS, ByteOrder, bank, block, write_file
 from shim.registry import register
+from tests.evio.cutting import with_word
 from tests.support import CHECKOUT, World
 
 REAL_FILES = CHECKOUT.parent / "shared" / "data"
@@ -143,11 +144,6 @@ def good() -> bytearray:
     return bytearray(
         block(1, [bank(0x70, [1])]) + block(2, [bank(PHYSICS, [1, 2])]) + block(3, [bank(PHYSICS, [2, 2])])
     )
-
-
-def with_word(data: bytearray, offset: int, word: int) -> bytearray:
-    data[offset : offset + 4] = struct.pack(">I", word)
-    return data
 
 
 BAD_FILES = {

@@ -11,12 +11,10 @@ from typing import Any
 
 import psycopg
 import pytest
-from click.testing import CliRunner
 
-from shim.cli import osgprod
 from shim.database import call
 from shim.evio.locality import localities
-from tests.support import World
+from tests.support import Run, World
 
 
 class Tape:
@@ -147,28 +145,24 @@ def test_what_storage_can_not_tell_is_not_known(folder: Path) -> None:
     assert list(localities(urls).values()) == ["online", None, None, None]
 
 
-def run(world: World, *arguments: str) -> tuple[int, str]:
-    result = CliRunner(env={"OSGPROD_DSN": world.dsn}).invoke(osgprod, arguments)
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, result.stdout
-
-
-def test_project_skips_files_on_tape_until_they_are_online(world: World, tape: Callable[[str], Tape]) -> None:
+def test_project_skips_files_on_tape_until_they_are_online(
+    run: Run, world: World, tape: Callable[[str], Tape]
+) -> None:
     server = tape("rest")
     world.set(xrootd_prefix=server.url, strip_prefix="", skip_nearline=True)
     paths = [world.add_file(1, seqno=seqno) for seqno in (1, 2, 3)]
     server.places = dict(zip(paths, ["TAPE", "DISK", "TAPE"], strict=True))
-    code, output = run(world, "rawdata", "check-online", "p", "--json")
-    assert (code, [row["path"] for row in json.loads(output)]) == (1, [paths[0], paths[2]])
+    result = run("rawdata", "check-online", "p", "--json")
+    assert (result.exit_code, [row["path"] for row in json.loads(result.stdout)]) == (1, [paths[0], paths[2]])
     assert world.checkout(1)["url"].endswith("_002.evio")
     answer = world.checkout(2)
     assert (answer["status"], "or on tape" in answer["message"]) == ("wait", True)
     assert [row["is_skipped"] for row in call(world.db, "list_next_files", project="p")] == [True, True]
     server.places[paths[2]] = "DISK_AND_TAPE"
-    run(world, "rawdata", "check-online", "p")
+    run("rawdata", "check-online", "p")
     assert world.checkout(3)["url"].endswith("_003.evio")
     server.places[paths[0]] = "DISK"
-    assert run(world, "rawdata", "check-online", "p")[0] == 0
+    assert run("rawdata", "check-online", "p").exit_code == 0
     assert world.checkout(4)["url"].endswith("_001.evio")
     for process in (1, 3, 4):
         assert world.report(process)["status"] == "done"
@@ -202,20 +196,23 @@ def test_unknown_locality_is_refused_and_changes_nothing(world: World) -> None:
     assert refused.value.sqlstate == "OG108"
 
 
-def test_urls_of_the_files_that_come_next_are_printed_to_be_staged(world: World) -> None:
+def test_urls_of_the_files_that_come_next_are_printed_to_be_staged(run: Run, world: World) -> None:
     world.set(xrootd_prefix="https://tape.example.org", strip_prefix="")
     paths = [world.add_file(1, seqno=seqno) for seqno in range(1, 6)]
     world.checkout(1)
-    code, output = run(world, "rawdata", "list", "--next", "2", "--urls")
-    assert (code, output.splitlines()) == (0, [f"https://tape.example.org{path}" for path in paths[1:3]])
-    assert run(world, "rawdata", "list", "--urls")[0] == 2
+    result = run("rawdata", "list", "--next", "2", "--urls")
+    assert (result.exit_code, result.stdout.splitlines()) == (
+        0,
+        [f"https://tape.example.org{path}" for path in paths[1:3]],
+    )
+    assert run("rawdata", "list", "--urls").exit_code == 2
 
 
-def test_doctor_and_the_files_page_name_what_is_on_tape(world: World) -> None:
+def test_doctor_and_the_files_page_name_what_is_on_tape(run: Run, world: World) -> None:
     world.add_file(2)
     (row,) = call(world.db, "list_next_files", project="p")
     call(world.db, "record_locality", found=json.dumps([{"file_id": row["file_id"], "locality": "nearline"}]))
-    found: dict[str, Any] = {row["what"]: row for row in json.loads(run(world, "doctor", "--json")[1])}
+    found: dict[str, Any] = {row["what"]: row for row in json.loads(run("doctor", "--json").stdout)}
     assert not found["tape of p"]["is_well"]
     assert found["tape of p"]["found"] == "1 of the next 1000 files is on tape only"
     assert call(world.db, "list_files", project="p")[0]["locality"] == "nearline"

@@ -14,9 +14,9 @@ from shim.evio.index import read_index
 from shim.evio.remote import open_source, path_of
 from shim.evio.writer import write_file
 from tests.grid.xrootd import make_certificate
+from tests.support import free_port
 from tests.worker.federation import Federation
 from tests.worker.site import Site
-from tests.worker.test_pelican import closed_port
 
 PATH = "/raw data/hd_rawdata_000001_001.evio"
 ENCODED = PATH.replace(" ", "%20")
@@ -60,7 +60,7 @@ def test_token_goes_to_the_caches_only_where_it_is_demanded(
 def test_next_cache_is_used_when_one_fails(
     federation: Federation, caches: list[Site], folder: Path, fault: str | int
 ) -> None:
-    federation.answers = [[f"https://localhost:{closed_port()}", caches[0].url, caches[1].url]]
+    federation.answers = [[f"https://localhost:{free_port()}", caches[0].url, caches[1].url]]
     caches[0].faults = [None, fault]
     source = open_source(f"{federation.url}{ENCODED}")
     whole = (folder / "here.evio").read_bytes()
@@ -76,7 +76,7 @@ def test_file_that_no_cache_serves_and_a_federation_that_is_away_are_errors_of_o
 ) -> None:
     for cache in caches:
         cache.files.clear()
-    wrong = [f"{federation.url}{ENCODED}", f"pelican://localhost:{closed_port()}{ENCODED}"]
+    wrong = [f"{federation.url}{ENCODED}", f"pelican://localhost:{free_port()}{ENCODED}"]
     for url, words in zip(wrong, ["no cache serves it", "refused"], strict=True):
         with pytest.raises(EvioError, match=words) as caught:
             open_source(url)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,12 +12,12 @@ from hypothesis import strategies as st
 from shim.evio.errors import EvioError
 from shim.evio.index import read_index
 from shim.evio.writer import ByteOrder, bank, file_of_records, record
-from tests.evio.cutting import registered, slices_at, slices_by_checkout
+from tests.evio.cutting import registered, slices_at, slices_by_checkout, with_word
 from tests.evio.reader import physics, read_records
 from tests.evio.test_remote import Server
 from tests.support import World
-from tests.worker.test_fetch import NODE_FAULT
-from tests.worker.test_fetch import call as bash
+from tests.worker.fetching import NODE_FAULT
+from tests.worker.fetching import call as bash
 
 NAME = "hd_rawdata_000001_000.evio"
 DICTIONARY = b"<xmlDict></xmlDict>\n\n\n"  # its length is not a multiple of 4: the first event behind it is not aligned
@@ -147,10 +146,6 @@ def test_jobs_check_finds_each_damaged_header(
     assert not is_accepted(folder, whole[:-4], expected)[0]
     assert not is_accepted(folder, whole + bytes(4), expected)[0]
     assert not is_accepted(folder, whole, expected + 1)[0]
-
-
-def with_word(data: bytes, offset: int, value: int) -> bytes:
-    return data[:offset] + struct.pack(">I", value) + data[offset + 4 :]
 
 
 def bare() -> bytes:

@@ -8,16 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
-from shim.cli import osgprod
 from shim.database import call
 from shim.evio.index import read_index
 from shim.evio.writer import bank, block, write_file
 from shim.registry import register
 from tests.evio.cutting import assemble
 from tests.evio.reader import begins_with_run, physics, read_events
-from tests.support import World
+from tests.support import Run, World
 
 NAME = "hd_rawdata_000001_000.evio"
 BOR, LAST = bank(0x70, [1, 2]), 1 << 9
@@ -134,17 +132,6 @@ def test_changed_file_is_never_renewed(world: World, folder: Path) -> None:
     assert register(world.db, read_index(path))[0] == "differs"
 
 
-def run(*arguments: str) -> tuple[int, str, str]:
-    result = CliRunner().invoke(osgprod, arguments)
-    return result.exit_code, result.stdout, result.stderr
-
-
-@pytest.fixture
-def operator(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command works on the test's database."""
-    monkeypatch.setenv("OSGPROD_DSN", world.dsn)
-
-
 @pytest.fixture
 def two_files(folder: Path) -> Path:
     """A file with a begin-of-run record, and one without."""
@@ -155,26 +142,32 @@ def two_files(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.usefixtures("operator")
-def test_load_counts_and_names_files_without_a_begin_of_run_record(two_files: Path) -> None:
-    code, out, err = run("rawdata", "load", str(two_files), "--json")
-    assert code == 0
-    assert json.loads(out)[0] == {"new": 2, "same": 0, "renewed": 0, "differs": 0, "bad": 0, "without_bor": 1}
-    assert f"{two_files}/hd_rawdata_000001_001.evio: no begin-of-run record" in err
-    listed = json.loads(run("rawdata", "list", "--json")[1])
+def test_load_counts_and_names_files_without_a_begin_of_run_record(run: Run, two_files: Path) -> None:
+    result = run("rawdata", "load", two_files, "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)[0] == {
+        "new": 2,
+        "same": 0,
+        "renewed": 0,
+        "differs": 0,
+        "bad": 0,
+        "without_bor": 1,
+    }
+    assert f"{two_files}/hd_rawdata_000001_001.evio: no begin-of-run record" in result.stderr
+    listed = json.loads(run("rawdata", "list", "--json").stdout)
     assert [row["has_bor"] for row in listed] == [True, False]
 
 
-@pytest.mark.usefixtures("operator")
-def test_project_may_demand_a_begin_of_run_record(world: World, two_files: Path) -> None:
-    run("rawdata", "load", str(two_files))
+def test_project_may_demand_a_begin_of_run_record(run: Run, world: World, two_files: Path) -> None:
+    run("rawdata", "load", two_files)
     world.set(demand_bor=True)
-    code, out, err = run("slices", "load", "p", "--json")
-    assert code == 0
-    assert json.loads(out)[0] | {"files": 1, "files_already": 0, "files_without_bor": 1} == json.loads(out)[0]
-    assert "project p demands a begin-of-run record (demand_bor)" in err
+    result = run("slices", "load", "p", "--json")
+    assert result.exit_code == 0
+    (loaded,) = json.loads(result.stdout)
+    assert (loaded["files"], loaded["files_already"], loaded["files_without_bor"]) == (1, 0, 1)
+    assert "project p demands a begin-of-run record (demand_bor)" in result.stderr
     world.set(demand_bor=False)
-    assert json.loads(run("slices", "load", "p", "--json")[1])[0]["files"] == 1
+    assert json.loads(run("slices", "load", "p", "--json").stdout)[0]["files"] == 1
 
 
 def test_doctor_names_a_file_without_a_begin_of_run_record(world: World, two_files: Path) -> None:

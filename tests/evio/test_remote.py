@@ -16,16 +16,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
-from shim.cli import osgprod
 from shim.database import call
 from shim.evio.ahead import read_headers
 from shim.evio.errors import EvioError
 from shim.evio.index import read_index
 from shim.evio.remote import path_of
 from shim.evio.writer import bank, block, write_file
-from tests.support import World
+from tests.support import World, run_osgprod
 
 NAME = "hd_rawdata_000001_000.evio"
 Answer = Callable[[BaseHTTPRequestHandler], bool]
@@ -223,15 +221,8 @@ def test_prefix_and_path_give_the_url_again(url: str, path: str) -> None:
     assert path_of(url) == path
 
 
-@pytest.fixture
-def operator(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
-    """The command works on the test's database."""
-    monkeypatch.setenv("OSGPROD_DSN", world.dsn)
-    return world
-
-
 def load(*arguments: str) -> tuple[int, dict[str, int], str]:
-    result = CliRunner().invoke(osgprod, ["rawdata", "load", *arguments, "--json"])
+    result = run_osgprod("rawdata", "load", *arguments, "--json")
     return result.exit_code, json.loads(result.stdout)[0] if result.stdout else {}, result.stderr
 
 

@@ -14,9 +14,8 @@ from typing import Self
 
 import httpx
 
-from tests.grid.ports import free_port
 from tests.grid.xrootd import make_certificate
-from tests.support import CHECKOUT
+from tests.support import CHECKOUT, free_port
 
 MODULES = ("mpm_event", "authz_core", "ssl", "socache_shmcb", "proxy", "proxy_http", "headers", "wsgi")
 # Debian's own configuration; everything else is in the site file. Apache serves this document root, but not ours.

@@ -13,7 +13,7 @@ from shim.evio.writer import BEGIN_OF_RUN, PHYSICS, UINT32_BANK, bank, block
 from tests.grid.parts import need
 from tests.grid.pool import Pool, build
 from tests.grid.xrootd import XRootD
-from tests.worker.conftest import node, rawdata, site  # noqa: F401  # its fixtures
+from tests.worker.conftest import certificate, node, rawdata, site  # noqa: F401  # its fixtures
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

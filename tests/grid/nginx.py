@@ -12,8 +12,8 @@ from typing import Self
 
 import httpx
 
-from tests.grid.ports import free_port
 from tests.grid.xrootd import make_certificate
+from tests.support import free_port
 
 CONFIG = """\
 {user}

@@ -16,8 +16,7 @@ from typing import Any, Self
 import pytest
 
 from tests.grid.parts import apt, why_missing
-from tests.grid.ports import free_port
-from tests.support import CHECKOUT
+from tests.support import CHECKOUT, free_port
 
 RELEASE = "trixie"  # Debian 12 has no HTCondor
 PACKAGES = ("condor", "curl", "procps", "python3-minimal")

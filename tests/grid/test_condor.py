@@ -14,11 +14,9 @@ from typing import Any
 import pytest
 
 from shim.database import call, connect
-from shim.evio import scan
 from shim.evio.writer import write_file
 from shim.local.embedded import temporary_server
 from shim.migrate import migrate
-from shim.registry import register
 from tests.grid.pool import HELD, IDLE, RUNNING, USER, Pool
 from tests.grid.xrootd import XRootD
 from tests.support import LiveShim, World
@@ -35,9 +33,7 @@ def add_files(world: World, project: str, xrootd: XRootD, sizes: list[int], run:
         first += write_file(path, nblocks, EVENTS, first_event=first)
     prefix = f"http://127.0.0.1:{xrootd.https_port}//raw"
     world.set(project, xrootd_prefix=prefix, strip_prefix=str(xrootd.data / "raw"))
-    for index in scan.indexes(paths):
-        register(world.db, index)
-    call(world.db, "load_slices", project=project, runs=[run])
+    world.load_raw(*paths, project=project, runs=[run])
     return first - 1
 
 

@@ -9,20 +9,17 @@ from pathlib import Path
 import pytest
 
 from shim.database import call
-from shim.evio import scan
 from shim.evio.writer import write_file
-from shim.registry import register
 from tests.grid.xrootd import Cache, XRootD
 from tests.support import World
 from tests.worker.conftest import Node
 from tests.worker.federation import Federation
-from tests.worker.test_fetch import certificate  # noqa: F401  # a fixture
 
 FILE = "hd_rawdata_000001_001.evio"
 
 
 @pytest.fixture
-def cache(xrootd: XRootD, certificate: Path) -> Iterator[Cache]:  # noqa: F811
+def cache(xrootd: XRootD, certificate: Path) -> Iterator[Cache]:
     with Cache(xrootd, certificate) as cache:
         yield cache
 
@@ -32,7 +29,7 @@ def federation(
     world: World,
     xrootd: XRootD,
     cache: Cache,
-    certificate: Path,  # noqa: F811
+    certificate: Path,
     node: Node,
 ) -> Iterator[Federation]:
     """Files of the origin are the work of the project, and jobs get them through the federation."""
@@ -40,9 +37,7 @@ def federation(
     raw.unlink(missing_ok=True)
     write_file(raw, 6, 10, filler_words=20_000)
     raw.chmod(0o644)
-    for index in scan.indexes([raw]):
-        register(world.db, index)
-    call(world.db, "load_slices", project="p")
+    world.load_raw(raw)
     node.environment["X509_CERT_DIR"] = str(certificate)
     with Federation(certificate, [cache.https_url]) as federation:
         world.set(xrootd_prefix=federation.url, strip_prefix=str(xrootd.data))
@@ -78,7 +73,7 @@ def test_job_goes_on_to_the_next_cache_when_the_first_one_is_gone(
     federation: Federation,
     cache: Cache,
     xrootd: XRootD,
-    certificate: Path,  # noqa: F811
+    certificate: Path,
 ) -> None:
     with Cache(xrootd, certificate) as first:
         federation.answers = [[first.https_url, cache.https_url]]

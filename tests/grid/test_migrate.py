@@ -17,10 +17,9 @@ from shim.migrate import migrate, pending
 from tests.databases import Databases
 from tests.grid.parts import SEARCH, need
 from tests.grid.pool import newer
-from tests.grid.ports import free_port
 from tests.shim.databases import catalog, quietly
 from tests.shim.test_snapshots import yoyo
-from tests.support import World
+from tests.support import World, free_port
 
 SERVERS = sorted(str(path) for path in Path("/usr/lib/postgresql").glob("*/bin"))
 

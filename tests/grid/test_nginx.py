@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from shim import registry
-from shim.evio import scan
 from shim.evio.writer import write_file
 from tests.grid.nginx import Nginx
 from tests.grid.parts import need
@@ -65,9 +63,7 @@ def test_file_in_a_folder_with_an_odd_name_is_fetched_as_the_server_says(
     path.parent.mkdir()
     write_file(path, 6, 10)
     world.set(xrootd_prefix=nginx.url, strip_prefix=str(nginx.data))
-    for index in scan.indexes([path]):
-        registry.register(world.db, index)
-    world.db.execute("SELECT osgprod.load_slices(p_project => 'p')")
+    world.load_raw(path)
     script = shim.checkout(1, cpus=3).content
     fetched = Fetched(folder, script, None, CURL_CA_BUNDLE=str(nginx.certificate))
     from_disk = Fetched(folder, script, str(path.parent))

@@ -9,10 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from shim.database import call
-from shim.evio import scan
 from shim.evio.writer import write_file
-from shim.registry import register
 from tests.grid.mounts import small_file_system
 from tests.grid.xrootd import XRootD
 from tests.support import LiveShim, World
@@ -38,9 +35,7 @@ def load(world: World, folder: Path, files: int, blocks: int) -> list[Path]:
     for path in paths:
         write_file(path, blocks, 10, filler_words=100)
         path.chmod(0o644)
-    for index in scan.indexes(paths):
-        register(world.db, index)
-    call(world.db, "load_slices", project="p")
+    world.load_raw(*paths)
     return paths
 
 

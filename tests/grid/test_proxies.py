@@ -16,17 +16,15 @@ import httpx
 import pytest
 
 from tests.grid.parts import SEARCH, need
-from tests.grid.ports import free_port
 from tests.grid.test_apache import SocketUnit, project, service, www  # noqa: F401  # fixtures
 from tests.grid.test_apache import environment as bare_environment  # noqa: F401  # a fixture
 from tests.grid.test_apache import world as world  # a fixture
 from tests.grid.xrootd import make_certificate
-from tests.support import CHECKOUT, World
+from tests.support import CHECKOUT, TOKEN, World, free_port
 
 # Commands, and the settings around the shipped file.
 NGINX = "{user}\ndaemon off;\npid {folder}/pid;\nerror_log {folder}/error.log;\nevents {{ }}\nhttp {{\n{shipped}\n}}\n"
 HAPROXY = "global\n  log stdout format raw local0\ndefaults\n  log global\n{shipped}\n"
-TOKEN = "a long enough token"
 PAUSE_S, PAUSES, CLIENTS = 5.0, 3, 8  # uvicorn's own keep-alive time is 5 s
 
 

@@ -20,7 +20,7 @@ import httpx
 import jwt
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from tests.grid.ports import free_port
+from tests.support import free_port
 
 ISSUER = "https://issuer.invalid"  # its keys are in the server's cache: nobody asks it
 CONFIG = """\

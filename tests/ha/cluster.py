@@ -24,8 +24,7 @@ from typing import Any
 import psycopg
 
 from shim.local.embedded import memory_or_temporary, programs_for, server_user
-from tests.grid.ports import free_port
-from tests.support import CHECKOUT
+from tests.support import CHECKOUT, free_port
 
 PACKAGES = CHECKOUT / ".ha"  # Patroni and what it needs, by `make test-ha`
 PYTHON = "/usr/bin/python3"  # one that an ordinary user may run, wherever the one of the tests lies

@@ -13,9 +13,8 @@ import pytest
 from shim.dashboard.api import FUNCTIONS, LIMITED
 from shim.database import call
 from shim.snapshot import SQL_FOLDER
-from tests.support import LiveShim, World
+from tests.support import TOKEN, LiveShim, World
 
-TOKEN = "a long enough token"
 REPEATED = {
     "list_attempts": "hours=24",
     "job_history": "cluster=1&process=0",

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -22,15 +22,13 @@ from typing import Any
 
 import click
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from shim import admin
 from shim.cli import osgprod, terminal
 from shim.database import call, connect
 from shim.evio.writer import write_file
-from tests.support import CHECKOUT, PATIENCE_S, WORKER_ROLE, World
-
-Run = Callable[..., Result]
+from tests.support import CHECKOUT, PATIENCE_S, WORKER_ROLE, Run, World
 
 # Why these have no --dry-run or no --json: there is nothing to foretell, or nothing to read.
 NOT_CHANGING = {
@@ -65,17 +63,6 @@ COMMANDS = dict(all_commands())
 
 def options(command: click.Command) -> set[str]:
     return {option for parameter in command.params for option in parameter.opts}
-
-
-@pytest.fixture
-def run(world: World, monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.setenv("OSGPROD_DSN", world.dsn)
-    monkeypatch.delenv("OSGPROD_MAGIC", raising=False)
-
-    def run_(*arguments: object, **more: Any) -> Result:
-        return CliRunner().invoke(osgprod, [str(argument) for argument in arguments], **more)
-
-    return run_
 
 
 def rows_of(result: Result) -> list[dict[str, Any]]:
@@ -788,10 +775,7 @@ def test_shell_completes_commands_and_names_of_projects(world: World) -> None:
     assert complete("osgprod status pro") == set(), "and says nothing where there is no database"
 
 
-def test_the_calls_of_the_original_are_still_python_calls(
-    world: World, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OSGPROD_DSN", world.dsn)
+def test_the_calls_of_the_original_are_still_python_calls(operator: World, folder: Path) -> None:
     write_file(folder / "hd_rawdata_000009_000.evio", 4, 2)
     assert admin.add_project("original", "127.0.%", "osgprod_work.bash", "root://x/", 10, "m") > 0
     assert admin.load_rawdata_files(folder)["new"] == 1

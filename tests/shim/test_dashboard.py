@@ -29,9 +29,8 @@ from shim.snapshot import SQL_FOLDER
 from shim.web.guard import Guard
 from shim.web.metrics import Metrics
 from tests import production
-from tests.support import PATIENCE_S, LiveShim, World
+from tests.support import PATIENCE_S, TOKEN, LiveShim, World
 
-TOKEN = "a long enough token"
 HOSTILE = """<script>alert(1)</script>"'&{{7*7}}"""
 MakeShim = Callable[..., LiveShim]
 

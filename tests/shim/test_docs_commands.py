@@ -11,7 +11,6 @@ import os
 import re
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -27,7 +26,7 @@ from shim.local import demo
 from shim.local.embedded import NOT_DURABLE, Server, memory_or_temporary
 from shim.migrate import migrate
 from tests.shim.test_original import TABLES
-from tests.support import CHECKOUT, LiveShim
+from tests.support import CHECKOUT, LiveShim, free_port
 
 DOCUMENTS = [CHECKOUT / "README.md", CHECKOUT / "CONTRIBUTING.md", *sorted((CHECKOUT / "docs").glob("*.md"))]
 
@@ -129,11 +128,6 @@ def site(server: Server, folder: Path, request: pytest.FixtureRequest) -> Iterat
             **environment, "PORT": str(shim.port),
             "OSGPROD_DOCUMENT_ROOT": str(folder / "www"), "OSGPROD_DSN": "dbname=osgprod",
         }  # fmt: skip
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 def prepare(dsn: str, folder: Path, is_new: bool) -> None:

@@ -14,12 +14,10 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from click.testing import CliRunner
 
-from shim.cli import osgprod
 from shim.cli.jobs import HELD, IDLE, RUNNING, jobs_to_submit
 from shim.database import call
-from tests.support import World
+from tests.support import Run, World
 
 # A queue in a file, a job a line: what condor_q prints of it. condor_submit adds as many lines as count says.
 CONDOR_Q = '#!/bin/bash\necho "$@" >> asked; cat queue\n'
@@ -32,13 +30,12 @@ echo "$count job(s) submitted to cluster 7."
 
 
 @pytest.fixture
-def queue(tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch) -> Path:
+def queue(tmp_path: Path, operator: World, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, text in (("condor_q", CONDOR_Q), ("condor_submit", CONDOR_SUBMIT)):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
     (tmp_path / "queue").write_text("")
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setenv("OSGPROD_DSN", world.dsn)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -116,15 +113,14 @@ def test_absurd_jobs_are_refused(world: World, arguments: dict[str, int]) -> Non
     assert caught.value.sqlstate == "OG108"
 
 
-def test_argument_for_condor_submit_is_printed_alone(world: World, queue: Path) -> None:
-    run = CliRunner()
+def test_argument_for_condor_submit_is_printed_alone(run: Run, world: World, queue: Path) -> None:
     world.add_file(5)
-    result = run.invoke(osgprod, ["jobs", "needed", "p", "--for", "condor_submit"])
+    result = run("jobs", "needed", "p", "--for", "condor_submit")
     assert (result.exit_code, result.stdout) == (0, "count=5\n")
-    rows = json.loads(run.invoke(osgprod, ["jobs", "needed", "p", "--json"]).stdout)
+    rows = json.loads(run("jobs", "needed", "p", "--json").stdout)
     assert rows[0]["slices_left"] == 5
     world.set(state="draining")
-    result = run.invoke(osgprod, ["jobs", "needed", "p", "--for", "condor_submit"])
+    result = run("jobs", "needed", "p", "--for", "condor_submit")
     assert (result.exit_code, result.stdout) == (1, "")
     assert "no job is needed: project p is draining" in result.stderr
 
@@ -181,48 +177,47 @@ def test_queue_is_kept_filled_until_the_project_is_complete(world: World, queue:
     assert 'OsgprodProject == "p"' in (queue / "asked").read_text()
 
 
-def test_complete_or_paused_project_gets_no_jobs(world: World, queue: Path) -> None:
-    run = CliRunner()
-    result = run.invoke(osgprod, ["jobs", "keep", "p", "--", "x.sub"])
+def test_complete_or_paused_project_gets_no_jobs(run: Run, world: World, queue: Path) -> None:
+    result = run("jobs", "keep", "p", "--", "x.sub")
     assert (result.exit_code, result.stdout) == (0, "project p is complete\n")
     world.add_file(4)
     world.set(state="paused")
-    result = run.invoke(osgprod, ["jobs", "keep", "p", "--dry-run", "--", "x.sub"])
+    result = run("jobs", "keep", "p", "--dry-run", "--", "x.sub")
     assert (result.exit_code, result.stdout) == (0, "0 jobs would be submitted\n")
     world.set(state="active")
-    result = run.invoke(osgprod, ["jobs", "keep", "p", "--dry-run", "--", "x.sub"])
+    result = run("jobs", "keep", "p", "--dry-run", "--", "x.sub")
     assert result.stdout == "4 jobs would be submitted\n"
     assert counts(queue) == []
 
 
-def test_failing_condor_submit_is_told_in_one_line(world: World, queue: Path) -> None:
+def test_failing_condor_submit_is_told_in_one_line(run: Run, world: World, queue: Path) -> None:
     world.add_file(4)
     (queue / "condor_submit").write_text("#!/bin/bash\necho 'ERROR: no such file x.sub' >&2\nexit 1\n")
-    result = CliRunner().invoke(osgprod, ["jobs", "keep", "p", "--", "x.sub"])
+    result = run("jobs", "keep", "p", "--", "x.sub")
     assert result.exit_code == 1
     assert "condor_submit failed: ERROR: no such file x.sub" in result.stderr
     (queue / "condor_q").unlink()
     if shutil.which("condor_q") is None:
-        result = CliRunner().invoke(osgprod, ["jobs", "keep", "p", "--", "x.sub"])
+        result = run("jobs", "keep", "p", "--", "x.sub")
         assert "there is no condor_q here" in result.stderr
 
 
-def test_list_of_jobs_needs_no_name(world: World, queue: Path) -> None:
+def test_list_of_jobs_needs_no_name(run: Run, world: World, queue: Path) -> None:
     world.add_file(2)
     world.checkout(1)
-    run = CliRunner()
-    short, long = (run.invoke(osgprod, ["jobs", *a, "--json"]).stdout for a in (["p"], ["list", "p"]))
+    short, long = (run("jobs", *a, "--json").stdout for a in (["p"], ["list", "p"]))
     assert json.loads(short)[0]["process"] == json.loads(long)[0]["process"] == 1
 
 
-def test_dry_run_of_slices_load_foretells_what_the_files_will_take(world: World, queue: Path) -> None:
+def test_dry_run_of_slices_load_foretells_what_the_files_will_take(
+    run: Run, world: World, queue: Path
+) -> None:
     world.set(maxblockspercore=3)
     world.add_file(10, run=1, project=None)
     world.add_file(7, run=2, project=None)
-    run = CliRunner()
 
     def foretold(*more: str) -> dict[str, object]:
-        result = run.invoke(osgprod, ["slices", "load", "p", "--dry-run", "--json", *more])
+        result = run("slices", "load", "p", "--dry-run", "--json", *more)
         assert result.exit_code == 0, result.stderr
         row: dict[str, object] = json.loads(result.stdout)[0]
         return row
@@ -238,4 +233,4 @@ def test_dry_run_of_slices_load_foretells_what_the_files_will_take(world: World,
     world.db.execute("UPDATE osgprod_data.reports SET ran_s = 3600, nblocks = 10")
     assert foretold("--runs", "2")["core_hours"] == pytest.approx(7 * 4 / 10)
     for cores in ("0", "9999"):
-        assert run.invoke(osgprod, ["slices", "load", "p", "--dry-run", "--cores", cores]).exit_code == 1
+        assert run("slices", "load", "p", "--dry-run", "--cores", cores).exit_code == 1

@@ -12,9 +12,8 @@ from typing import Any
 
 import psycopg
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
-from shim.cli import osgprod
 from shim.cli.notify import DeliveryError, deliver
 from shim.database import call, connect
 from tests.support import World
@@ -58,12 +57,6 @@ def hook() -> Iterator[Hook]:
     hook._server.shutdown()
     hook._server.server_close()
     thread.join()
-
-
-@pytest.fixture
-def run(world: World, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setenv("OSGPROD_DSN", world.dsn)
-    return lambda *words: CliRunner().invoke(osgprod, words)
 
 
 @pytest.fixture

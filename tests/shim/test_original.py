@@ -6,18 +6,17 @@ import json
 import random
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
-from click.testing import CliRunner, Result
 from psycopg.rows import dict_row
 
-from shim.cli import osgprod
 from shim.database import call
 from shim.evio.writer import write_file
-from tests.support import World
+from tests.support import Run, World, run_osgprod
 
 Connection = psycopg.Connection[dict[str, Any]]
 
@@ -119,17 +118,12 @@ def original(world: World, folder: Path) -> Iterator[Original]:
 
 
 @pytest.fixture
-def take_over(world: World, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setenv("OSGPROD_DSN", world.dsn)
+def take_over(operator: World, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setenv(
-        "OSGPROD_ORIGINAL_DSN", world.dsn.replace(f"dbname={world.db.info.dbname}", "dbname=original")
+        "OSGPROD_ORIGINAL_DSN", operator.dsn.replace(f"dbname={operator.db.info.dbname}", "dbname=original")
     )
     monkeypatch.setenv("OSGPROD_MAGIC", "m")
-
-    def run(*arguments: str) -> Result:
-        return CliRunner().invoke(osgprod, ["import-original", *arguments])
-
-    return run
+    return partial(run_osgprod, "import-original")
 
 
 def done_here(world: World, project: str = "spring") -> dict[str, set[int]]:

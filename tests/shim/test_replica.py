@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,16 +14,15 @@ from typing import Any
 
 import psycopg
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from shim import replica as reading
 from shim.cli import doctor
-from shim.cli.base import osgprod
 from shim.database import call, connect
 from shim.local.embedded import NOT_DURABLE, Server, memory_or_temporary, server_uid
 from shim.migrate import migrate
 from tests.shim.test_database_away import Wire
-from tests.support import LiveShim, World
+from tests.support import LiveShim, World, run_osgprod, wait_until
 
 PATIENCE_S = 60.0
 SETTINGS = {**NOT_DURABLE, "max_connections": "30"}
@@ -50,7 +48,10 @@ class Pair:
         """Waits until the replica has replayed all that the primary has written."""
         noted = self.tick()
         with connect(self.replica.dsn) as db:
-            soon(lambda: one(db, f"SELECT seen_at >= '{noted}' AS found FROM osgprod_data.presence"))
+            wait_until(
+                lambda: one(db, f"SELECT seen_at >= '{noted}' AS found FROM osgprod_data.presence"),
+                "it follows",
+            )
 
     def stand_still(self) -> None:
         """The replica replays nothing from now on."""
@@ -58,7 +59,10 @@ class Pair:
         with connect(self.replica.dsn) as db:
             db.execute("SELECT pg_wal_replay_pause()")
             if db.info.server_version >= 140000:  # the pause is only asked for
-                soon(lambda: one(db, "SELECT pg_get_wal_replay_pause_state() = 'paused' AS found"))
+                wait_until(
+                    lambda: one(db, "SELECT pg_get_wal_replay_pause_state() = 'paused' AS found"),
+                    "it has paused",
+                )
 
     def go_on(self) -> None:
         with connect(self.replica.dsn) as db:
@@ -75,13 +79,6 @@ class Pair:
 def one(db: psycopg.Connection[dict[str, Any]], query: str) -> bool:
     row = db.execute(query.encode()).fetchone()
     return bool(row and row["found"])
-
-
-def soon(is_so: Callable[[], object]) -> None:
-    end = time.monotonic() + PATIENCE_S
-    while not is_so():
-        assert time.monotonic() < end, "not so"
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +147,7 @@ def shim_of(pair: Pair, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 
 def command(*arguments: str) -> Result:
-    result = CliRunner().invoke(osgprod, arguments)
+    result = run_osgprod(*arguments)
     assert result.exit_code == 0, result.output
     return result
 
@@ -169,7 +166,7 @@ def test_pages_metrics_api_and_lists_come_from_the_replica_and_say_how_old_they_
 ) -> None:
     pair.catch_up()
     shim = shim_of()
-    soon(lambda: source(shim) == "replica")
+    wait_until(lambda: source(shim) == "replica", "pages are read from the replica")
     assert command("status").stderr == "", "data of a few seconds are not worth a line"
     pair.stand_still()
     pair.add_project("late")
@@ -198,7 +195,7 @@ def test_what_a_job_asks_and_what_changes_something_is_asked_of_the_primary(
     pair.add_project("busy")
     shim = shim_of()
     shim.add_template("busy")
-    soon(lambda: source(shim) == "replica")
+    wait_until(lambda: source(shim) == "replica", "pages are read from the replica")
     assert shim.raw("healthz").text == "ok\n"
     assert shim.checkout(1, project="busy").headers["Osgprod-Status"] == "assigned"
     assert shim.get("workscript.ping", project="busy", cluster=1, process=1, magic="m").status_code == 200
@@ -215,7 +212,7 @@ def test_project_that_the_replica_does_not_know_yet_is_looked_for_on_the_primary
     pair.stand_still()
     pair.add_project("new")
     shim = shim_of()
-    soon(lambda: source(shim) == "replica")
+    wait_until(lambda: source(shim) == "replica", "pages are read from the replica")
     assert shim.raw("project/new").status_code == 200
     assert shim.raw("project/nowhere").status_code == 404
     assert "new" in command("status", "new").stdout
@@ -228,7 +225,7 @@ def test_replica_that_is_too_old_is_not_shown_until_it_has_caught_up(
 ) -> None:
     pair.stand_still()
     shim = shim_of(max_age_s=2)
-    soon(lambda: "its data are too old" in command("status").stderr)
+    wait_until(lambda: "its data are too old" in command("status").stderr, "the command sees their age")
     assert source(shim) == "primary"
     assert "(replica)" not in shim.raw("").text
     (finding,) = (row for row in doctor.examine() if row["what"] == "replica")
@@ -239,7 +236,7 @@ def test_replica_that_is_too_old_is_not_shown_until_it_has_caught_up(
         pair.tick()
         return source(shim) == "replica"
 
-    soon(is_back)
+    wait_until(is_back, "the replica is back")
 
 
 def test_copy_that_follows_the_primary_no_longer_is_found_out(
@@ -250,8 +247,8 @@ def test_copy_that_follows_the_primary_no_longer_is_found_out(
         db.execute("SELECT pg_promote()")
 
     shim = shim_of(max_age_s=2)
-    soon(lambda: "its data are too old" in command("status").stderr)
-    soon(lambda: source(shim) == "primary")
+    wait_until(lambda: "its data are too old" in command("status").stderr, "the command sees their age")
+    wait_until(lambda: source(shim) == "primary", "pages are read from the primary")
 
 
 def test_replica_that_is_away_is_replaced_by_the_primary_until_it_is_back(
@@ -260,7 +257,7 @@ def test_replica_that_is_away_is_replaced_by_the_primary_until_it_is_back(
     monkeypatch.setattr("shim.replica.WAIT_S", 0.5)
     pair.catch_up()
     shim = shim_of()
-    soon(lambda: source(shim) == "replica")
+    wait_until(lambda: source(shim) == "replica", "pages are read from the replica")
     pair.replica.stop()
     for page in ("", "project/p", "api/progress", "metrics"):
         assert shim.raw(page).status_code == 200
@@ -282,11 +279,11 @@ def test_replica_that_is_silent_keeps_no_page(
     try:
         pair.catch_up()
         shim = shim_of(read_dsn=wire.dsn)
-        soon(lambda: source(shim) == "replica")
+        wait_until(lambda: source(shim) == "replica", "pages are read from the replica")
         wire.silence()
         assert shim.raw("").status_code == 200 and source(shim) == "primary"
         wire.resume()
-        soon(lambda: source(shim) == "replica")
+        wait_until(lambda: source(shim) == "replica", "pages are read from the replica")
     finally:
         wire.close()
         shutil.rmtree(folder)
@@ -328,5 +325,5 @@ def test_page_of_a_replica_says_so_where_its_clock_is_behind(
     pair.catch_up()
     shim = shim_of()
     monkeypatch.setattr(reading.Replica, "_freshness", new)
-    soon(lambda: source(shim) == "replica")
+    wait_until(lambda: source(shim) == "replica", "pages are read from the replica")
     assert "0 s ago (replica)" in shim.raw("").text

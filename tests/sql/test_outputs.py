@@ -26,6 +26,7 @@ from shim.storage import Storage
 from tests.sql.test_merges import merged, slices
 from tests.support import World
 
+pytestmark = pytest.mark.usefixtures("operator")
 DIGEST, OTHER = "0" * 64, "1" * 64
 
 
@@ -38,10 +39,7 @@ def listed(world: World, **choice: Any) -> list[dict[str, Any]]:
     return call(world.db, "list_outputs", project="p", **choice)
 
 
-def checked(
-    world: World, monkeypatch: pytest.MonkeyPatch, requeue: bool = False, **more: Any
-) -> tuple[Any, list[str]]:
-    monkeypatch.setenv("OSGPROD_DSN", world.dsn)
+def checked(world: World, requeue: bool = False, **more: Any) -> tuple[Any, list[str]]:
     said: list[str] = []
     with Storage() as storage:
         counts = outputs.check(
@@ -316,10 +314,7 @@ def test_verify_names_files_of_a_mixed_production(world: World) -> None:
 # --- lists, manifest and check ---------------------------------------------------------------------------------
 
 
-def test_manifest_has_every_output_and_an_empty_project_an_empty_one(
-    merging: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OSGPROD_DSN", merging.dsn)
+def test_manifest_has_every_output_and_an_empty_project_an_empty_one(merging: World) -> None:
     merging.checkout(10)
     merging.report(10, outputs_list=merged("a", "b"))
     merging.add_file(1, run=2)
@@ -368,9 +363,8 @@ def test_list_of_three_times_as_many_outputs_takes_no_more_memory(world: World) 
 
 
 def test_export_has_what_was_delivered_and_a_leased_merge_keeps_its_project(
-    merging: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    merging: World, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("OSGPROD_DSN", merging.dsn)
     merging.checkout(10)
     with pytest.raises(psycopg.Error, match="project p has 1 live attempts"):
         call(merging.db, "remove_project", project="p", force=True)
@@ -442,7 +436,7 @@ def test_storage_tells_what_is_there_gone_different_or_not_known(
 
 
 def test_check_requeues_what_is_gone_or_differs_and_nothing_else(
-    world: World, web: tuple[str, dict[str, bytes]], monkeypatch: pytest.MonkeyPatch
+    world: World, web: tuple[str, dict[str, bytes]]
 ) -> None:
     url, files = web
     world.add_file(4)
@@ -452,23 +446,20 @@ def test_check_requeues_what_is_gone_or_differs_and_nothing_else(
         world.report(n, output_url=f"{url}/{name}", output_bytes=10)
     files["/short"] = b"x" * 9
     del files["/gone"]
-    counts, said = checked(world, monkeypatch, threads=2)
+    counts, said = checked(world, threads=2)
     assert counts == {"same": 1, "bad": 2, "unknown": 1, "requeued": 0}
     assert said == ["has 9 of 10 bytes", "is not there", "status 503 Service Unavailable"]
     assert world.progress()["blocks_done"] == 4
-    counts, _ = checked(world, monkeypatch, requeue=True, dry_run=True)
+    counts, _ = checked(world, requeue=True, dry_run=True)
     assert (counts["requeued"], world.progress()["blocks_done"]) == (2, 4)
-    counts, _ = checked(world, monkeypatch, requeue=True)
+    counts, _ = checked(world, requeue=True)
     assert (counts["requeued"], world.progress()["blocks_done"]) == (2, 2)
     again = [world.checkout(10 + n)["block1"] for n in range(2)]
     assert again == [2, 3]
-    assert checked(world, monkeypatch)[0] == {"same": 1, "bad": 0, "unknown": 1, "requeued": 0}
+    assert checked(world)[0] == {"same": 1, "bad": 0, "unknown": 1, "requeued": 0}
 
 
-def test_orphans_are_the_old_files_that_no_report_names(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OSGPROD_DSN", world.dsn)
+def test_orphans_are_the_old_files_that_no_report_names(world: World, tmp_path: Path) -> None:
     world.add_file(3)
     (tmp_path / "run 1").mkdir()
     for n, name in enumerate(("job 0.tgz", "replaced.tgz", "lost.tgz", "new.tgz")):
@@ -491,10 +482,7 @@ def test_orphans_are_the_old_files_that_no_report_names(
         outputs.orphans("p", "https://storage/p", 0.0, found.append)
 
 
-def test_what_a_failure_or_a_superseded_report_names_is_no_orphan(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OSGPROD_DSN", world.dsn)
+def test_what_a_failure_or_a_superseded_report_names_is_no_orphan(world: World, tmp_path: Path) -> None:
     world.set(backoff_s=0)
     world.add_file(1)
     world.checkout(0)
@@ -512,10 +500,7 @@ def test_what_a_failure_or_a_superseded_report_names_is_no_orphan(
     assert sorted(found) == [f"{tmp_path}/job_1_2.2.tar.gz", f"{tmp_path}/job_1_3.tar.gz"]
 
 
-def test_orphans_are_not_listed_while_outputs_have_no_url(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OSGPROD_DSN", world.dsn)
+def test_orphans_are_not_listed_while_outputs_have_no_url(world: World, tmp_path: Path) -> None:
     world.add_file(2)
     world.checkout(0)
     world.report(0)
@@ -531,13 +516,12 @@ def test_orphans_are_not_listed_while_outputs_have_no_url(
 
 
 def test_interrupted_check_has_requeued_what_it_found(
-    world: World, web: tuple[str, dict[str, bytes]], monkeypatch: pytest.MonkeyPatch
+    world: World, web: tuple[str, dict[str, bytes]]
 ) -> None:
     world.add_file(3)
     for n in range(3):
         world.checkout(n)
         world.report(n, output_url=f"{web[0]}/{n}", output_bytes=10)
-    monkeypatch.setenv("OSGPROD_DSN", world.dsn)
 
     def interrupt(row: dict[str, Any]) -> None:
         if row["block1"] == 2:
@@ -549,12 +533,12 @@ def test_interrupted_check_has_requeued_what_it_found(
 
 
 def test_outputs_of_merged_slices_are_checked_only_when_that_is_asked_for(
-    merging: World, web: tuple[str, dict[str, bytes]], monkeypatch: pytest.MonkeyPatch
+    merging: World, web: tuple[str, dict[str, bytes]]
 ) -> None:
     merging.checkout(10)
     listed_ = [{"kind": "a", "url": f"{web[0]}/a", "bytes": 1, "adler32": "1"}]
     merging.report(10, outputs_list=json.dumps(listed_))
     web[1]["/a"] = b"x"
-    assert checked(merging, monkeypatch)[1] == ["has checksum 00790079, not 00000001"]
-    assert checked(merging, monkeypatch, requeue=True)[0]["requeued"] == 1
+    assert checked(merging)[1] == ["has checksum 00790079, not 00000001"]
+    assert checked(merging, requeue=True)[0]["requeued"] == 1
     assert merging.checkout(11)["task"] == "merge"

@@ -21,6 +21,14 @@ def reports(world: World) -> list[dict]:
     return world.db.execute("SELECT * FROM osgprod_data.reports ORDER BY reported_at").fetchall()
 
 
+def lost_by_job_0_and_leased_to_job_1(world: World) -> None:
+    """The only slice, after the lease of job 0 has expired."""
+    world.add_file(1)
+    world.checkout(0)
+    world.lose_leases()
+    world.checkout(1)
+
+
 def test_success_makes_the_slice_done(world: World) -> None:
     world.add_file(1)
     world.checkout(0)
@@ -87,11 +95,7 @@ def test_failure_backs_off_twice_as_long_each_time(world: World) -> None:
 
 
 def test_late_success_counts_when_nobody_was_faster(world: World) -> None:
-    world.add_file(1)
-    world.checkout(0)
-    world.let_leases_run_out()
-    call(world.db, "reclaim_lost")
-    world.checkout(1)
+    lost_by_job_0_and_leased_to_job_1(world)
     assert world.report(0, 0)["status"] == "done"
     # The other job learns that the slice is done, so the block does not count twice.
     answer = world.report(1, 0)
@@ -100,11 +104,7 @@ def test_late_success_counts_when_nobody_was_faster(world: World) -> None:
 
 
 def test_late_success_after_another_success_is_superseded(world: World) -> None:
-    world.add_file(1)
-    world.checkout(0)
-    world.let_leases_run_out()
-    call(world.db, "reclaim_lost")
-    world.checkout(1)
+    lost_by_job_0_and_leased_to_job_1(world)
     assert world.report(1, 0)["status"] == "done"
     answer = world.report(0, 0)
     assert (answer["http_status"], answer["status"]) == (409, "superseded")
@@ -112,11 +112,7 @@ def test_late_success_after_another_success_is_superseded(world: World) -> None:
 
 
 def test_late_failure_of_a_lost_attempt_does_not_hurt_the_new_holder(world: World) -> None:
-    world.add_file(1)
-    world.checkout(0)
-    world.let_leases_run_out()
-    call(world.db, "reclaim_lost")
-    world.checkout(1)
+    lost_by_job_0_and_leased_to_job_1(world)
     assert world.report(0, 1)["status"] == "superseded"
     assert (state_of(world)["state"], state_of(world)["failures"]) == ("leased", 0)
 
@@ -337,13 +333,11 @@ def test_slice_of_a_wedged_job_is_requeued_at_once_and_the_job_stays_stopped(wor
 def test_lost_job_that_sends_a_heartbeat_gets_its_slice_back_while_nobody_has_it(world: World) -> None:
     world.add_file(2)
     token = str(world.checkout(0)["token"])
-    world.let_leases_run_out()
-    call(world.db, "reclaim_lost")
+    world.lose_leases()
     assert world.progress()["blocks_ready"] == 1
     assert world.heartbeat(0, token=token)["status"] == "alive"
     assert world.checkout(1)["block1"] == 2, "it is not leased twice"
-    world.let_leases_run_out()
-    call(world.db, "reclaim_lost")
+    world.lose_leases()
     assert world.heartbeat(0, token=token)["status"] == "alive"
     assert world.report(0, token=token)["status"] == "done"
 
@@ -357,8 +351,7 @@ def test_job_that_reported_or_started_again_is_not_revived_by_a_late_heartbeat(w
     )
     token = str(world.checkout(1)["token"])
     world.checkout(2)
-    world.let_leases_run_out()
-    call(world.db, "reclaim_lost")
+    world.lose_leases()
     world.checkout(3)
     assert world.checkout(1)["block1"] == 2
     answer = world.heartbeat(1, token=token)
@@ -369,8 +362,7 @@ def test_job_that_reported_or_started_again_is_not_revived_by_a_late_heartbeat(w
 def test_late_failure_ends_the_attempt_for_good(world: World) -> None:
     world.add_file(1)
     world.checkout(0)
-    world.let_leases_run_out()
-    call(world.db, "reclaim_lost")
+    world.lose_leases()
     assert world.report(0, 9)["status"] == "superseded"
     assert world.heartbeat(0)["status"] == "superseded", "its heartbeat came after its report"
     assert world.progress()["blocks_ready"] == 1
@@ -378,11 +370,7 @@ def test_late_failure_ends_the_attempt_for_good(world: World) -> None:
 
 def test_late_success_of_a_quarantined_slice_counts_and_its_file_stays_finished(world: World) -> None:
     world.set(max_failures=1)
-    world.add_file(1)
-    world.checkout(0)
-    world.let_leases_run_out()
-    call(world.db, "reclaim_lost")
-    world.checkout(1)
+    lost_by_job_0_and_leased_to_job_1(world)
     world.report(1, 1)
     call(world.db, "tick")
     progress = world.progress()
@@ -395,8 +383,7 @@ def test_late_success_of_a_quarantined_slice_counts_and_its_file_stays_finished(
 def test_late_success_on_a_slice_that_was_split_since_does_not_count(world: World) -> None:
     world.add_file(8)
     world.checkout(0, cpus=8)
-    world.let_leases_run_out()
-    call(world.db, "reclaim_lost")
+    world.lose_leases()
     assert world.checkout(1, cpus=4)["block2"] == 5
     assert world.report(0)["status"] == "superseded"
     world.report(1)

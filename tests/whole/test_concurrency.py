@@ -68,6 +68,16 @@ def lost(world: World, process: int = 0, cpus: int = 1) -> None:
     world.let_leases_run_out()
 
 
+def lost_and_then_failed(world: World) -> None:
+    """The only slice is quarantined: job 0 was lost, and job 1 has reported a failure."""
+    world.set(max_failures=1)
+    world.add_file(1)
+    lost(world)
+    call(world.db, "reclaim_lost")
+    world.checkout(1)
+    world.report(1, 1)
+
+
 def files(world: World) -> list[str]:
     rows = world.db.execute("SELECT state FROM osgprod_data.loaded_files ORDER BY run, seqno").fetchall()
     return [row["state"] for row in rows]
@@ -123,12 +133,7 @@ def test_reclaim_first_then_heartbeat_waits_and_revives(world: World) -> None:
 
 
 def test_recycle_first_then_late_report_waits_and_is_void(world: World) -> None:
-    world.set(max_failures=1)
-    world.add_file(1)
-    lost(world)
-    call(world.db, "reclaim_lost")
-    world.checkout(1)
-    world.report(1, 1)
+    lost_and_then_failed(world)
     with held(world) as db:
         assert len(call(db, "recycle", project="p")) == 1
         late = Waiting(world, lambda other: world.report(0, db=other))
@@ -137,12 +142,7 @@ def test_recycle_first_then_late_report_waits_and_is_void(world: World) -> None:
 
 
 def test_late_report_first_then_recycle_skips_its_slice(world: World) -> None:
-    world.set(max_failures=1)
-    world.add_file(1)
-    lost(world)
-    call(world.db, "reclaim_lost")
-    world.checkout(1)
-    world.report(1, 1)
+    lost_and_then_failed(world)
     with held(world) as db:
         assert world.report(0, db=db)["status"] == "done"
         assert call(world.db, "recycle", project="p") == []

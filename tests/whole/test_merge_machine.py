@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import sys
-import time
 from dataclasses import dataclass, field
 from typing import Any
 
 import psycopg
 import pytest
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -24,13 +21,12 @@ from hypothesis.stateful import (
     invariant,
     precondition,
     rule,
-    run_state_machine_as_test,
 )
 
 from shim.database import call
 from tests.support import World
+from tests.whole.machine import run_machine
 
-LONG_RUN_S = float(os.environ.get("OSGPROD_STATE_MACHINE_S", "0"))
 FILES = {(1, 1): 2, (1, 2): 1, (2, 0): 2}  # blocks of the file of that run and number, in the order of work
 JOBS = st.integers(0, 4)
 KINDS = ("hd_root", "dana_rest")
@@ -571,14 +567,4 @@ def test_any_sequence_of_calls_delivers_each_output_once(
 
     for (run, seqno), nblocks in FILES.items():
         Here.world.add_file(nblocks, run=run, seqno=seqno, project=None)
-    common: dict[str, Any] = {
-        "deadline": None,
-        "suppress_health_check": list(HealthCheck),
-        "phases": (Phase.explicit, Phase.generate),
-        "database": None,
-        "print_blob": True,
-    }
-    end = time.monotonic() + LONG_RUN_S
-    run_state_machine_as_test(Here, settings=settings(max_examples=12, stateful_step_count=40, **common))
-    while time.monotonic() < end:
-        run_state_machine_as_test(Here, settings=settings(max_examples=30, stateful_step_count=80, **common))
+    run_machine(Here, examples=12, steps=40)

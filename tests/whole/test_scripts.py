@@ -13,10 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from shim.database import call
-from shim.evio import scan
 from shim.evio.writer import write_file
-from shim.registry import register
 from tests.support import CHECKOUT, PATIENCE_S, LiveShim, World
 from tests.worker.conftest import Node, kill, living
 from tests.worker.site import Site
@@ -32,9 +29,7 @@ def nevents(world: World, folder: Path) -> int:
 
 def load(world: World, path: Path, nblocks: int, **more: int) -> int:
     events = write_file(path, nblocks, 5, **more)
-    for index in scan.indexes([path]):
-        register(world.db, index)
-    call(world.db, "load_slices", project="p")
+    world.load_raw(path)
     return events
 
 

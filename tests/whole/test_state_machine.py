@@ -8,14 +8,12 @@ sequences for ten minutes.
 from __future__ import annotations
 
 import itertools
-import os
-import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import psycopg
 import pytest
-from hypothesis import HealthCheck, Phase, assume, settings
+from hypothesis import assume
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -23,13 +21,12 @@ from hypothesis.stateful import (
     invariant,
     precondition,
     rule,
-    run_state_machine_as_test,
 )
 
 from shim.database import call
 from tests.support import World
+from tests.whole.machine import run_machine
 
-LONG_RUN_S = float(os.environ.get("OSGPROD_STATE_MACHINE_S", "0"))
 NBLOCKS = {"/hd_rawdata_000001_001.evio": 7, "/hd_rawdata_000002_000.evio": 4}  # in the order of work
 JOBS = st.integers(0, 9)  # 5 to 9 have the numbers of 0 to 4, at another access point
 HOSTS = st.sampled_from(["wn1", "wn2"])
@@ -521,16 +518,4 @@ def test_any_sequence_of_calls_does_what_the_model_says(
 
     for path, nblocks in NBLOCKS.items():
         Here.world.add_file(nblocks, run=int(path[12:18]), seqno=int(path[19:22]), project=None)
-    common: dict[str, Any] = {
-        "deadline": None,
-        "suppress_health_check": list(HealthCheck),
-        "phases": (Phase.explicit, Phase.generate),
-        "database": None,
-        "print_blob": True,
-    }
-    end = time.monotonic() + LONG_RUN_S
-    run_state_machine_as_test(
-        Here, settings=settings(max_examples=examples, stateful_step_count=60, **common)
-    )
-    while time.monotonic() < end:
-        run_state_machine_as_test(Here, settings=settings(max_examples=50, stateful_step_count=100, **common))
+    run_machine(Here, examples=examples, steps=60)

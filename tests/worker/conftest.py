@@ -10,16 +10,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
 
-from shim.evio import scan
 from shim.evio.writer import write_file
-from shim.registry import register
+from tests.grid.xrootd import make_certificate
 from tests.support import CHECKOUT, PATIENCE_S, LiveShim, World
+from tests.worker.fetching import PLACE, Slice
 from tests.worker.site import Site
 
 EXEC = CHECKOUT / "condor" / "osgprod_exec.sh"
+SHIPPED = ("condor/osgprod_exec.sh", "worker/osgprod_work.bash", "worker/osgprod_merge.bash")
 CLUSTER = 7
 # A reconstruction that leaves what tells the slice: its checksum.
 RECON = "cksum"
@@ -89,6 +89,17 @@ def site() -> Iterator[Site]:
 
 
 @pytest.fixture
+def certificate(folder: Path) -> Path:
+    """A folder with a certificate that only the grid knows, also under the name by which OpenSSL looks for it."""
+    (folder / "certificates").mkdir()
+    make_certificate(folder / "certificates")
+    command = ["openssl", "x509", "-hash", "-noout", "-in", str(folder / "certificates/cert.pem")]
+    name = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    (folder / "certificates" / f"{name}.0").symlink_to("cert.pem")
+    return folder / "certificates"
+
+
+@pytest.fixture
 def node(folder: Path, shim: LiveShim) -> Iterator[Node]:
     (folder / "node").mkdir()
     node = Node(folder / "node", shim.url)
@@ -97,15 +108,45 @@ def node(folder: Path, shim: LiveShim) -> Iterator[Node]:
 
 
 @pytest.fixture
-def rawdata(world: World, db: psycopg.Connection[dict[str, Any]], folder: Path, site: Site) -> Path:
+def rawdata(world: World, folder: Path, site: Site) -> Path:
     """A real file with 6 blocks of work in project "p", on disk and, at the same path, at the site."""
     path = folder / "hd_rawdata_000001_001.evio"
     write_file(path, 6, 10, filler_words=100)
-    for index in scan.indexes([path]):
-        register(db, index)
-    db.execute("SELECT osgprod.load_slices(p_project => 'p')")
+    world.load_raw(path)
     site.files[str(path)] = path.read_bytes()
     return path
+
+
+def state(world: World) -> dict[str, int]:
+    """How many slices are in each state."""
+    rows = world.db.execute("SELECT state, count(*) AS n FROM osgprod_data.slices GROUP BY state").fetchall()
+    return {row["state"]: row["n"] for row in rows}
+
+
+def report_of(world: World, process: int = 1) -> dict[str, Any]:
+    """The last report that a job sent itself; empty when there is none."""
+    rows = world.db.execute(
+        "SELECT * FROM osgprod_data.reports WHERE process = %s AND by_worker ORDER BY nstart DESC LIMIT 1",
+        [process],
+    ).fetchall()
+    return rows[0] if rows else {}
+
+
+@pytest.fixture(scope="module")
+def assigned() -> dict[str, bytes]:
+    """What the tests share: the script of one slice, and the raw data file that it is of."""
+    return {}
+
+
+@pytest.fixture
+def slice_(request: pytest.FixtureRequest, assigned: dict[str, bytes], folder: Path, site: Site) -> Slice:
+    if not assigned:
+        path, world, shim = map(request.getfixturevalue, ("rawdata", "world", "shim"))
+        world.set(xrootd_prefix=PLACE, strip_prefix=str(path.parent))
+        shim.checkout(1, cpus=3)  # its slice begins right behind the preamble: one range
+        assigned.update(script=shim.checkout(2, cpus=3).content, rawdata=path.read_bytes())
+    site.files["/hd_rawdata_000001_001.evio"] = assigned["rawdata"]
+    return Slice(assigned, folder, site.url)
 
 
 def kill(session: int) -> None:

@@ -21,9 +21,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from shim.evio import scan
 from shim.evio.writer import write_file
-from shim.registry import register
 from tests.support import CHECKOUT, PATIENCE_S, LiveShim, World
 from tests.worker.chaos import ChaosProxy, Fault, make_authority, random_plan
 from tests.worker.conftest import EXEC, Node, kill
@@ -261,9 +259,7 @@ def test_each_event_is_delivered_and_counted_once_under_chaos(
     for seed in itertools.count(1):
         path = folder / f"hd_rawdata_{seed:06d}_001.evio"
         write_file(path, jobs, 10, filler_words=100)
-        for index in scan.indexes([path]):
-            register(db, index)
-        db.execute("SELECT osgprod.load_slices(p_project => 'p')")
+        world.load_raw(path)
         total += produce(node, world, shim, folder, authority, seed, jobs)
         if time.monotonic() >= end:
             break

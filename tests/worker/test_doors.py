@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 
 from shim.database import call
-from tests.support import CHECKOUT, World
+from tests.support import CHECKOUT, World, free_port
 from tests.worker.conftest import Node
 from tests.worker.site import Site
-from tests.worker.test_pelican import closed_port
 
 DONE, NODE_FAULT = 0, 20
 
@@ -40,7 +39,7 @@ def test_first_door_is_used_and_reported(node: Node, world: World, doors: tuple[
 def test_job_whose_first_door_is_gone_reads_from_the_next_one_without_a_pause(
     node: Node, world: World, doors: tuple[Site, Site]
 ) -> None:
-    dead = f"http://127.0.0.1:{closed_port()}"
+    dead = f"http://127.0.0.1:{free_port()}"
     world.set(xrootd_prefix=f"{dead}, {doors[1].url}")
     code, log = node.run(1, OSGPROD_BACKOFF_MS="600000")
     assert code == DONE, log
@@ -82,7 +81,7 @@ def test_door_of_the_jobs_site_comes_first(node: Node, world: World, doors: tupl
 def test_path_of_the_node_and_a_federation_can_be_doors_beside_others(
     node: Node, world: World, doors: tuple[Site, Site], rawdata: Path
 ) -> None:
-    world.set(xrootd_prefix=f"pelican://localhost:{closed_port()} file://")
+    world.set(xrootd_prefix=f"pelican://localhost:{free_port()} file://")
     code, log = node.run(1)
     assert code == DONE, log
     assert door_of(world, 1) == "file"
@@ -96,7 +95,7 @@ def test_path_of_the_node_and_a_federation_can_be_doors_beside_others(
 def test_door_that_the_node_has_no_client_for_is_left_out(
     node: Node, world: World, doors: tuple[Site, Site]
 ) -> None:
-    world.set(xrootd_prefix=f"root://127.0.0.1:{closed_port()}/ {doors[1].url}")
+    world.set(xrootd_prefix=f"root://127.0.0.1:{free_port()}/ {doors[1].url}")
     hide = 'mount -t tmpfs none /usr/lib/python3/dist-packages; exec "$@"'
     code, log = node.run(1, "unshare", "-m", "/bin/bash", "-c", hide, "-")
     assert code == DONE, log

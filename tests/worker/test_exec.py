@@ -19,25 +19,12 @@ import pytest
 
 from shim.database import call
 from tests.support import CHECKOUT, PATIENCE_S, LiveShim, World, wait_until
-from tests.worker.conftest import EXEC, Node, kill, living
+from tests.worker.conftest import EXEC, SHIPPED, Node, kill, living, report_of, state
 from tests.worker.site import Site
 
 DONE, FAILED, NODE_FAULT, LATER, REFUSED, TERM = 0, 10, 20, 30, 40, 143
 is_root = pytest.mark.skipif(os.geteuid() != 0, reason="hiding parts of a node takes root")
 pytestmark = pytest.mark.usefixtures("rawdata")
-
-
-def report_of(world: World, process: int = 1) -> dict[str, Any]:
-    rows = world.db.execute(
-        "SELECT * FROM osgprod_data.reports WHERE process = %s AND by_worker ORDER BY nstart DESC LIMIT 1",
-        [process],
-    ).fetchall()
-    return rows[0] if rows else {}
-
-
-def state(world: World) -> dict[str, int]:
-    rows = world.db.execute("SELECT state, count(*) AS n FROM osgprod_data.slices GROUP BY state").fetchall()
-    return {row["state"]: row["n"] for row in rows}
 
 
 def names(tarball: Path) -> set[str]:
@@ -1198,7 +1185,6 @@ def test_magic_goes_before_a_token(node: Node, site: Site, tokens: dict[str, str
 
 # --- what stock nodes have -----------------------------------------------------------------------------------
 
-SHIPPED = ("condor/osgprod_exec.sh", "worker/osgprod_work.bash", "worker/osgprod_merge.bash")
 # curl 7.29 (CentOS 7), of the options that are of use here.
 CURL_OPTIONS = {
     *("-q", "-g", "-s", "-S", "-sS", "-f", "-L", "-I", "-K", "-D", "-o", "-w", "-r", "-T", "-X", "-H"),

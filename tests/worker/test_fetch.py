@@ -15,101 +15,11 @@ from typing import Any, Literal
 import pytest
 
 from shim.evio.writer import write_file
-from tests.grid.xrootd import make_certificate
-from tests.support import CHECKOUT, PATIENCE_S, wait_until
+from tests.support import CHECKOUT, wait_until
+from tests.worker.fetching import ENVIRONMENT, NODE_FAULT, NOT_FETCHED, SCRIPT, Slice, call
 from tests.worker.site import Site
 
-NOT_FETCHED = NODE_FAULT = 75
 MISCONFIGURED = 40
-# Leaves the slice where the test finds it.
-RECON = "cp -t ../kept"
-ENVIRONMENT = {
-    "PATH": "/usr/bin:/bin",
-    "OSGPROD_BACKOFF_MS": "5",
-    "OSGPROD_TRIES": "4",
-    "OSGPROD_RECON": RECON,
-}
-
-
-SCRIPT = CHECKOUT / "worker" / "osgprod_work.bash"
-
-
-def call(commands: str, *arguments: str, cwd: Path | None = None, **environment: str) -> tuple[int, str, str]:
-    """Calls functions of the work script, which is sourced; returns exit code, output and log."""
-    done = subprocess.run(
-        ["/bin/bash", "-c", f"source {SCRIPT}; {commands}", "-", *arguments],
-        cwd=cwd,
-        env={"PATH": "/usr/bin:/bin", **environment},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-    )
-    return done.returncode, done.stdout, done.stderr
-
-
-PLACE = "http://storage.invalid~"  # in the script, quoted, until a test says where the storage is
-
-
-@pytest.fixture(scope="module")
-def assigned() -> dict[str, bytes]:
-    """What the tests share: the script of one slice, and the raw data file that it is of."""
-    return {}
-
-
-class Slice:
-    """The script of a slice, to run as often as a test likes, and the bytes that it shall get."""
-
-    def __init__(self, assigned: dict[str, bytes], folder: Path, prefix: str) -> None:
-        self.folder = folder
-        self.script = assigned["script"].replace(PLACE.encode(), prefix.encode())
-        lines = self.script.decode().splitlines()
-        pieces = lines[lines.index("osgprod_pieces=(") + 1 :]
-        self.pieces = [piece.strip(" '").split() for piece in pieces[: pieces.index(")")]]
-        whole = assigned["rawdata"]
-        self.expected = b"".join(
-            whole[int(p[1]) : int(p[1]) + int(p[2])] if p[0] == "range" else bytes.fromhex(p[1])
-            for p in self.pieces
-        )
-        self.ranges = sum(int(p[2]) for p in self.pieces if p[0] == "range")
-
-    def run(
-        self, *prefix: str, standard_input: bool = False, **environment: str
-    ) -> tuple[int, str, bytes | None]:
-        """Returns the exit code, the log, and the slice as the reconstruction saw it.
-
-        standard_input: bash reads the script from there, as behind curl; prefix: a command before bash
-        """
-        work, kept = self.folder / "work", self.folder / "kept"
-        for folder in (work, kept):
-            folder.mkdir(exist_ok=True)
-        for old in kept.iterdir():
-            old.unlink()
-        (self.folder / "script").write_bytes(self.script)
-        with subprocess.Popen(["cat", str(self.folder / "script")], stdout=subprocess.PIPE) as cat:
-            done = subprocess.run(
-                [*prefix, "/bin/bash", *([] if standard_input else [str(self.folder / "script")])],
-                cwd=work,
-                env={**ENVIRONMENT, **environment},
-                stdin=cat.stdout if standard_input else subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                timeout=PATIENCE_S,
-            )
-        assert list(work.iterdir()) == [], "the slice, whole or not, must not be taken for an output"
-        assert "unbound variable" not in done.stderr
-        seen = [path.read_bytes() for path in kept.iterdir()]
-        return done.returncode, done.stderr, seen[0] if seen else None
-
-
-@pytest.fixture
-def slice_(request: pytest.FixtureRequest, assigned: dict[str, bytes], folder: Path, site: Site) -> Slice:
-    if not assigned:
-        path, world, shim = map(request.getfixturevalue, ("rawdata", "world", "shim"))
-        world.set(xrootd_prefix=PLACE, strip_prefix=str(path.parent))
-        shim.checkout(1, cpus=3)  # its slice begins right behind the preamble: one range
-        assigned.update(script=shim.checkout(2, cpus=3).content, rawdata=path.read_bytes())
-    site.files["/hd_rawdata_000001_001.evio"] = assigned["rawdata"]
-    return Slice(assigned, folder, site.url)
 
 
 def test_slice_comes_in_two_requests_and_not_a_byte_too_much(slice_: Slice, site: Site) -> None:
@@ -424,17 +334,6 @@ def test_node_where_only_the_current_folder_can_be_written_is_enough(slice_: Sli
 
 
 # --- https -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def certificate(folder: Path) -> Path:
-    """A folder with a certificate that only the grid knows, also under the name by which OpenSSL looks for it."""
-    (folder / "certificates").mkdir()
-    make_certificate(folder / "certificates")
-    command = ["openssl", "x509", "-hash", "-noout", "-in", str(folder / "certificates/cert.pem")]
-    name = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-    (folder / "certificates" / f"{name}.0").symlink_to("cert.pem")
-    return folder / "certificates"
 
 
 @pytest.fixture

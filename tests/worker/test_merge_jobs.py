@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from shim.database import call
-from tests.support import CHECKOUT, World
+from tests.support import CHECKOUT, World, wait_until
 from tests.worker.conftest import CLUSTER, Node, kill
 from tests.worker.site import Site
 
@@ -48,10 +48,12 @@ def merges(world: World) -> list[dict[str, Any]]:
 
 def until_ready(world: World) -> None:
     """Returns when the merge is ready: a job that comes while the shim's tick looks at the file is told to wait."""
-    end = time.monotonic() + 60
-    while not any(merge["state"] == "ready" for merge in merges(world)):
-        assert time.monotonic() < end
+
+    def is_ready() -> bool:
         call(world.db, "tick")
+        return any(merge["state"] == "ready" for merge in merges(world))
+
+    wait_until(is_ready, "the merge is ready")
 
 
 def stored(site: Site) -> set[str]:

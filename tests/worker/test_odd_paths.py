@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import urllib.parse
 from pathlib import Path
-from typing import Any
 
-import psycopg
 import pytest
 
-from shim.evio import scan
 from shim.evio.writer import write_file
-from shim.registry import register
 from tests.support import World
 from tests.worker.conftest import Node
 from tests.worker.site import Site
@@ -24,7 +20,6 @@ ODD_FOLDERS = ["a space", "hash#1", "query?x=1&y", "literal %41", "Müller…", 
 def test_a_slice_is_fetched_from_a_folder_with_an_odd_name(
     node: Node,
     world: World,
-    db: psycopg.Connection[dict[str, Any]],
     site: Site,
     folder: Path,
     name: str,
@@ -33,10 +28,8 @@ def test_a_slice_is_fetched_from_a_folder_with_an_odd_name(
     path = folder / name / "hd_rawdata_000001_001.evio"
     path.parent.mkdir()
     write_file(path, 2, 10, filler_words=100)
-    for index in scan.indexes([path]):
-        register(db, index)
     world.set(xrootd_prefix=site.url if is_http else "", strip_prefix="", maxblockspercore=9)
-    db.execute("SELECT osgprod.load_slices(p_project => 'p')")
+    world.load_raw(path)
     site.files[urllib.parse.quote(str(path))] = path.read_bytes()
     code, output = node.run(0)
     assert code == 0, output

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.support import CHECKOUT
+from tests.worker.conftest import SHIPPED
 
-SHIPPED = ("condor/osgprod_exec.sh", "worker/osgprod_work.bash", "worker/osgprod_merge.bash")
 SHARED = ("shell", "log", "settings", "text", "backoff", "url", "token", "http", "adler32")
 EXEC = ("process", "server", "work", "outputs", "storage", "deliver", "finish")
 

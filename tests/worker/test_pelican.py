@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.support import free_port
 from tests.worker.federation import Federation
+from tests.worker.fetching import NOT_FETCHED, Slice, call
 from tests.worker.site import Site
-from tests.worker.test_fetch import (
-    NOT_FETCHED,
-    Slice,
-    assigned,  # noqa: F401  # a fixture
-    call,
-    certificate,  # noqa: F401  # a fixture
-    slice_,  # noqa: F401  # a fixture
-)
 
 FILE = "/hd_rawdata_000001_001.evio"
 
 
 @pytest.fixture
-def caches(slice_: Slice, site: Site, certificate: Path) -> Iterator[list[Site]]:  # noqa: F811
+def caches(slice_: Slice, site: Site, certificate: Path) -> Iterator[list[Site]]:
     """Two caches that have the raw data file, by https."""
     with (
         Site(files=dict(site.files), certificate=certificate) as one,
@@ -33,7 +26,7 @@ def caches(slice_: Slice, site: Site, certificate: Path) -> Iterator[list[Site]]
 
 
 @pytest.fixture
-def federation(certificate: Path, caches: list[Site]) -> Iterator[Federation]:  # noqa: F811
+def federation(certificate: Path, caches: list[Site]) -> Iterator[Federation]:
     with Federation(certificate, [cache.url for cache in caches]) as federation:
         yield federation
 
@@ -41,14 +34,14 @@ def federation(certificate: Path, caches: list[Site]) -> Iterator[Federation]:  
 class Fetch:
     """Runs the work script on a Pelican URL."""
 
-    def __init__(self, assigned: dict[str, bytes], folder: Path, certificate: Path) -> None:  # noqa: F811
+    def __init__(self, assigned: dict[str, bytes], folder: Path, certificate: Path) -> None:
         self._assigned, self._folder, self._certificate = assigned, folder, certificate
         self.report = folder / "report"
 
     def __call__(self, prefix: str, **environment: str) -> tuple[int, str, bool]:
         """Returns the exit code, the log, and whether the reconstruction saw the right slice."""
         self.report.unlink(missing_ok=True)
-        slice_ = Slice(self._assigned, self._folder, prefix)  # noqa: F811
+        slice_ = Slice(self._assigned, self._folder, prefix)
         environment = {
             "X509_CERT_DIR": str(self._certificate),
             "OSGPROD_REPORT": str(self.report),
@@ -65,14 +58,8 @@ class Fetch:
 
 
 @pytest.fixture
-def fetch(assigned: dict[str, bytes], folder: Path, certificate: Path) -> Fetch:  # noqa: F811
+def fetch(assigned: dict[str, bytes], folder: Path, certificate: Path) -> Fetch:
     return Fetch(assigned, folder, certificate)
-
-
-def closed_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
 
 
 def test_slice_comes_from_the_cache_that_the_director_prefers(
@@ -135,7 +122,7 @@ def test_cache_of_plain_http_is_used_for_public_data_and_never_where_a_token_is_
 def test_next_cache_is_tried_when_the_first_one_is_gone(
     fetch: Fetch, federation: Federation, caches: list[Site]
 ) -> None:
-    dead = f"https://localhost:{closed_port()}"
+    dead = f"https://localhost:{free_port()}"
     federation.answers = [[dead, caches[1].url]]
     code, log, fetched = fetch(federation.url, OSGPROD_BACKOFF_MS="600000")  # a pause would be seen
     assert (code, fetched) == (0, True), log
@@ -170,7 +157,7 @@ def test_cache_that_breaks_off_in_mid_slice_leaves_only_the_rest_to_the_next_one
     fetch: Fetch,
     federation: Federation,
     caches: list[Site],
-    slice_: Slice,  # noqa: F811
+    slice_: Slice,
 ) -> None:
     caches[0].faults = [None, "close"]
     code, log, fetched = fetch(federation.url)
@@ -182,7 +169,7 @@ def test_director_is_asked_again_when_none_of_its_caches_serves_any_more(
     fetch: Fetch, federation: Federation, caches: list[Site]
 ) -> None:
     """Its answer has expired: an expired signature, caches that are gone."""
-    gone = [f"https://localhost:{closed_port()}"]
+    gone = [f"https://localhost:{free_port()}"]
     caches[0].faults = [403, 403]
     federation.answers = [gone, [caches[0].url], gone, [caches[0].url], [caches[1].url]]
     code, log, fetched = fetch(federation.url, OSGPROD_TRIES="9")
@@ -194,7 +181,7 @@ def test_signed_location_is_used_as_it_is_and_not_twice(
     fetch: Fetch,
     federation: Federation,
     caches: list[Site],
-    assigned: dict[str, bytes],  # noqa: F811
+    assigned: dict[str, bytes],
 ) -> None:
     federation.query = "?authz=secret"
     caches[0].files = {f"{FILE}?authz=secret": assigned["rawdata"]}
@@ -240,7 +227,7 @@ def test_director_that_fails_for_a_while_is_waited_for(fetch: Fetch, federation:
 
 
 def test_federation_that_is_away_or_none_is_named(fetch: Fetch, federation: Federation) -> None:
-    host = f"localhost:{closed_port()}"
+    host = f"localhost:{free_port()}"
     code, log, _ = fetch(f"pelican://{host}", OSGPROD_TRIES="2")
     assert code == NOT_FETCHED
     assert f"no configuration of the federation {host}: curl: (7)" in log.splitlines()[-1]

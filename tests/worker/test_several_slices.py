@@ -11,7 +11,7 @@ import pytest
 
 from shim.database import call
 from tests.support import World
-from tests.worker.conftest import Node, kill
+from tests.worker.conftest import Node, kill, state
 from tests.worker.site import Site
 
 DONE, FAILED, NODE_FAULT, REFUSED, SAVED = 0, 10, 20, 40, 85
@@ -30,11 +30,6 @@ def reports(world: World) -> list[tuple[int, int, str]]:
         "SELECT process, nstart, outcome FROM osgprod_data.reports WHERE by_worker ORDER BY reported_at"
     ).fetchall()
     return [(row["process"], row["nstart"], row["outcome"]) for row in rows]
-
-
-def state(world: World) -> dict[str, int]:
-    rows = world.db.execute("SELECT state, count(*) AS n FROM osgprod_data.slices GROUP BY state").fetchall()
-    return {row["state"]: row["n"] for row in rows}
 
 
 def listed(world: World) -> list[str]:
