@@ -141,7 +141,11 @@ def test_pages_of_a_file_and_of_a_job_show_what_was_delivered(world: World, shim
     shim = shim_with()
     page = shim.raw("project/p/file/1").text
     assert "https://s/1.tgz" in page and "0000001a" in page and "secret" not in page
-    world.checkout(2)
+    assert world.checkout(2)["task"] == "merge"
+    for page in ("project/p/jobs", "project/p/live", "project/p/job/1.2"):
+        text = re.sub(r"<[^>]*>|\s", "", shim.raw(page).text)
+        assert "000001_001merge" in text or "merge000001_001" in text, page
+        assert "silent" not in text, page
     listed = [{"kind": "hd_root", "url": "https://s/hd_root.root", "bytes": 7, "adler32": "2b"}]
     world.report(2, outputs_list=json.dumps(listed))
     shim = shim_with()  # its pages are not kept from before

@@ -59,6 +59,14 @@ def expire(db: Db, table: str) -> None:
     db.execute("UPDATE osgprod_data.projects SET next_due_at = '-infinity'")
 
 
+def let_server_be_away(db: Db, seconds: int) -> None:
+    """Moves leases and the last tick into the past, in place of an absence of the server."""
+    db.execute("UPDATE osgprod_data.presence SET seen_at = now() - make_interval(secs => %s)", [seconds])
+    for table in ("slices", "backups"):
+        db.execute(f"UPDATE osgprod_data.{table} SET due_at = due_at - make_interval(secs => %s)", [seconds])
+    db.execute("UPDATE osgprod_data.projects SET next_due_at = '-infinity'")
+
+
 def test_idle_job_gets_a_backup_of_the_slice_that_ends_last_and_the_first_success_wins(world: World) -> None:
     in_tail(world)
     backup = world.checkout(7, host="wn7")
@@ -172,6 +180,81 @@ def test_silent_backup_is_lost_and_another_job_may_have_the_next(world: World) -
     assert world.heartbeat(7)["http_status"] == 409
     assert world.checkout(8, host="wn8")["block1"] == 2
     assert world.heartbeat(8)["status"] == "alive"
+
+
+def test_living_backup_goes_on_when_the_server_was_away_longer_than_a_lease(world: World) -> None:
+    in_tail(world, lease_s=60, heartbeat_s=20)
+    assert world.checkout(7, host="wn7")["status"] == "assigned"
+    let_server_be_away(world.db, 100)
+    call(world.db, "tick")
+    assert world.heartbeat(7)["status"] == "alive"
+    assert world.report(7)["status"] == "done"
+
+
+def test_silent_backup_is_lost_when_it_had_the_time_to_be_heard(world: World) -> None:
+    in_tail(world, lease_s=60, heartbeat_s=20)
+    assert world.checkout(7, host="wn7")["status"] == "assigned"
+    let_server_be_away(world.db, 100)
+    call(world.db, "tick")
+    assert world.heartbeat(1, job_key="key 1")["status"] == "alive"
+    world.db.execute("UPDATE osgprod_data.presence SET back_at = back_at - interval '141 s'")
+    call(world.db, "tick")
+    assert world.heartbeat(7)["http_status"] == 409
+
+
+def test_backup_gets_the_slice_of_a_holder_that_fails_when_the_server_is_back(world: World) -> None:
+    in_tail(world, lease_s=60, heartbeat_s=20)
+    assert world.checkout(7, host="wn7")["status"] == "assigned"
+    let_server_be_away(world.db, 100)
+    call(world.db, "tick")
+    assert world.report(1, 137, job_key="key 1")["status"] == "node-fault"
+    assert (the_slice(world.db, 2)["state"], the_slice(world.db, 2)["process"]) == ("leased", 7)
+    assert world.heartbeat(7)["status"] == "alive"
+
+
+def test_nobody_counts_as_silent_because_the_server_was_away(world: World) -> None:
+    """A minute after an absence no job could send a heartbeat: that alone is no reason for a backup."""
+    in_tail(world, blocks=6, lease_s=600, heartbeat_s=20)
+    offered = [row["block1"] for row in backups(world.db)]
+    let_server_be_away(world.db, 100)
+    call(world.db, "tick")
+    assert [row["block1"] for row in backups(world.db)] == offered == [2]
+
+
+def test_backup_that_has_expired_ends_with_the_holder_so_that_its_job_may_hold_the_slice(
+    world: World,
+) -> None:
+    in_tail(world, backoff_s=0)
+    first = world.checkout(7, host="wn7", job_key="key 7")
+    world.db.execute("UPDATE osgprod_data.backups SET due_at = now() - interval '1 s'")
+    assert world.report(1, 137, job_key="key 1")["status"] == "node-fault"
+    again = world.checkout(7, host="wn7", job_key="key 7")
+    assert (again["status"], again["block1"]) == ("assigned", 2)
+    assert world.heartbeat(7, token=str(first["token"]))["http_status"] == 409, "of the job's first start"
+    assert world.heartbeat(7, token=str(again["token"]))["status"] == "alive"
+
+
+@pytest.mark.parametrize(("time_left_s", "status"), [(None, "assigned"), (600, "assigned"), (50, "no-time"), (100, "wait")])
+def test_backup_fits_into_the_time_that_the_job_has_left(
+    world: World, time_left_s: int | None, status: str
+) -> None:
+    """A block takes 60 s, the slices have 3 blocks, and a fifth of the time stays free."""
+    world.set(maxblockspercore=3, target_s=60)
+    world.add_file(6)
+    for process in (1, 2):
+        assert world.checkout(process, cpus=3, host=f"wn{process}")["status"] == "assigned"
+    world.db.execute(
+        "INSERT INTO osgprod_data.totals (project_id, outcome, reports, ran_s, blocks)"
+        " SELECT project_id, 'done', 1, 60, 1 FROM osgprod_data.projects"
+    )
+    world.db.execute(
+        "INSERT INTO osgprod_data.paces (project_id, site, rates, sizes, attempts, s_per_block, slow_s_per_block, most_per_core)"
+        " SELECT project_id, '', '{60}', '{3}', 1, 60, 60, 3 FROM osgprod_data.projects"
+    )
+    age(world, 1, 3600)
+    call(world.db, "tick")
+    answer = world.checkout(7, host="wn7", time_left_s=time_left_s)
+    assert (answer["status"], answer["block1"]) == (status, 1 if status == "assigned" else None)
 
 
 def test_job_of_a_backup_that_starts_again_gets_the_same_slice(world: World) -> None:
@@ -296,6 +379,25 @@ def test_verify_names_a_backup_that_is_not_what_it_should_be(world: World, chang
     world.db.execute(change)
     found = [row["fault"] for row in call(world.db, "verify", project="p", deep=True)]
     assert any(fault in text for text in found), found
+
+
+def test_lists_say_which_attempt_is_a_backup_and_that_it_is_live(world: World) -> None:
+    in_tail(world)
+    assert world.checkout(7, host="wn7")["status"] == "assigned"
+    jobs = {row["process"]: row for row in call(world.db, "list_jobs", project="p")}
+    assert {n: (jobs[n]["state"], jobs[n]["task"]) for n in (1, 2, 7, 900)} == {
+        1: ("live", "slice"), 2: ("live", "slice"), 7: ("live", "backup"), 900: ("done", "slice")}  # fmt: skip
+    live = {row["process"]: row for row in call(world.db, "live_attempts", project="p")}
+    assert {n: (row["task"], row["block1"]) for n, row in live.items()} == {
+        1: ("slice", 2), 2: ("slice", 3), 7: ("backup", 2)}  # fmt: skip
+    assert 21500 < live[7]["lease_left_s"] <= 21600
+    (row,) = call(world.db, "job_history", project="p", cluster=1, process=7)
+    assert (row["task"], row["holds_slice"], row["lease_left_s"] > 21500) == ("backup", False, True)
+    assert world.report(7)["status"] == "done"
+    for process, state in ((7, "done"), (1, "silent")):
+        (found,) = (j for j in call(world.db, "list_jobs", project="p") if j["process"] == process)
+        assert (found["state"], found["task"]) == (state, "slice")
+    assert [row["process"] for row in call(world.db, "live_attempts", project="p")] == [2]
 
 
 @pytest.mark.parametrize("value", [-1, 10_001, "many"])

@@ -84,6 +84,53 @@ def test_complete_file_is_merged_once_from_all_its_slices_in_order(merging: Worl
     ]
 
 
+def test_lists_say_which_attempt_works_at_a_merge_and_that_it_is_live(merging: World) -> None:
+    slices(merging, 0, 3)
+    assert merging.checkout(10, site="A")["task"] == "merge"
+    jobs = {row["process"]: row for row in call(merging.db, "list_jobs", project="p")}
+    assert (jobs[10]["state"], jobs[10]["task"], jobs[10]["merge"]) == ("live", "merge", "000001_001")
+    assert (jobs[0]["state"], jobs[0]["task"], jobs[0]["merge"]) == ("done", "slice", None)
+    for site in (None, "A"):
+        (live,) = call(merging.db, "live_attempts", project="p", site=site)
+        assert (live["process"], live["task"], live["merge"]) == (10, "merge", "000001_001")
+        assert 21500 < live["lease_left_s"] <= 21600
+    (row,) = call(merging.db, "job_history", project="p", cluster=1, process=10)
+    assert (row["task"], row["merge"], row["holds_slice"]) == ("merge", "000001_001", True)
+    merging.report(10, outputs_list=merged("hd_root"))
+    (done,) = (row for row in call(merging.db, "list_jobs", project="p") if row["process"] == 10)
+    assert (done["state"], done["task"]) == ("done", "merge")
+    assert call(merging.db, "live_attempts", project="p") == []
+
+
+def test_health_names_merges_without_progress(merging: World) -> None:
+    slices(merging, 0, 3)
+    merging.checkout(10)
+    merging.db.execute("UPDATE osgprod_data.attempts SET started_at = now() - interval '3 h' WHERE process = 10")
+    found = {row["what"]: row["found"] for row in call(merging.db, "health", project="p")}
+    assert found["without-progress"].startswith("1 leased slices or merges")
+
+
+def test_merge_does_not_change_how_long_a_slice_is_expected_to_take(merging: World) -> None:
+    """A merge of a day among slices of a second: backups are offered, and health is impatient, as before."""
+    merging.set(heartbeat_s=0)
+    slices(merging, 0, 3)
+    merging.checkout(10)
+    merging.db.execute("UPDATE osgprod_data.attempts SET started_at = now() - interval '1 day' WHERE process = 10")
+    merging.report(10, outputs_list=merged("hd_root"))
+    merging.add_file(1, seqno=2)
+    merging.checkout(11, host="wn1")
+    call(merging.db, "tick")  # measures
+    merging.db.execute(
+        "INSERT INTO osgprod_data.totals (project_id, outcome, reports, ran_s, blocks)"
+        " SELECT project_id, 'done', 4, 86400, 3 FROM osgprod_data.projects"
+    )
+    merging.db.execute("UPDATE osgprod_data.attempts SET started_at = now() - interval '1 h' WHERE process = 11")
+    call(merging.db, "tick")
+    assert merging.checkout(12, host="wn2")["status"] == "assigned"
+    patience = merging.db.execute("SELECT now() - osgprod._patience(1) < interval '80 min' AS it").fetchone()
+    assert patience == {"it": True}
+
+
 def test_project_that_merges_nothing_assigns_slices_only(world: World) -> None:
     world.add_file(1)
     slices(world, 0, 1)

@@ -32,6 +32,7 @@ JOBS = st.integers(0, 9)  # 5 to 9 have the numbers of 0 to 4, at another access
 HOSTS = st.sampled_from(["wn1", "wn2"])
 CODES = st.sampled_from([0, 0, 0, 1, 9, 75, 137])
 WHICH = st.sampled_from("aaaab")  # the second project is there to be left alone
+MAX_BACKUPS = 2
 THERE = {"schedd": "ap2", "qdate": 1}
 generations = itertools.count()
 numbers = itertools.count()
@@ -75,6 +76,20 @@ class Attempt:
     code: int | None = None
     outcome: str = ""
     verdict: str = ""  # the server's own, the first
+    is_old: bool = False
+
+
+@dataclass
+class Backup:
+    """A slice that may have a second attempt, or has one."""
+
+    generation: int
+    host: str  # of the slice's holder: it gets none
+    nblocks: int
+    expected_end: Any  # the later, the sooner it is assigned
+    holder: tuple[int, int] | None = None  # job, nstart; None = it is offered
+    is_silent: bool = False
+    has_failed: bool = False  # as data: there will be no other
 
 
 class Model:
@@ -85,6 +100,7 @@ class Model:
         self.state = "active"
         self.slices: dict[str, list[Slice]] = {path: [] for path in NBLOCKS}
         self.attempts: dict[int, list[Attempt]] = {}
+        self.backups: dict[tuple[str, int], Backup] = {}
 
     def all(self) -> list[tuple[str, Slice]]:
         return [(path, s) for path, slices in self.slices.items() for s in slices]
@@ -103,22 +119,75 @@ class Model:
         is_right = after.outcome == "done" and last and (after is last or last.follows == after.nstart)
         return after.nstart if is_right else 0
 
-    def checkout(self, job: int, cpus: int, after: Attempt | None) -> tuple[str, str, Slice | None]:
-        """Status, path and slice; the slice is leased then, by a holder that the caller names."""
+    def checkout(
+        self, job: int, cpus: int, host: str, after: Attempt | None
+    ) -> tuple[str, str, Slice | None, Backup | None]:
+        """Status, path, slice, and if it is a backup, which; the caller names its holder."""
         last = self.attempts[job][-1] if self.attempts.get(job) else None
         if last and after is not last:
             own = self.at(last.path, last.block1)
             if last.outcome == "done" and own and own.state == "done":
-                return "completed", "", None
+                return "completed", "", None, None
             if own and own.state == "leased" and own.holder == (job, last.nstart):
-                return "assigned", last.path, own
+                return "assigned", last.path, own, None
+            backup = self.backup_of(last)
+            if own and backup:
+                return "assigned", last.path, own, backup
         if self.state == "draining":
-            return "no-work", "", None
+            return "no-work", "", None, None
         found = self._take_idle(cpus) or self._cut(cpus)
         if found:
-            return "assigned", *found
+            return "assigned", *found, None
+        second = self._second(job, cpus, host)
+        if second:
+            return "assigned", *second
         is_open = any(s.state in ("leased", "ready") for _, s in self.all())
-        return ("wait" if is_open else "no-work"), "", None
+        return ("wait" if is_open else "no-work"), "", None, None
+
+    def _second(self, job: int, cpus: int, host: str) -> tuple[str, Slice, Backup] | None:
+        offers = [
+            (b.expected_end, path, block1)
+            for (path, block1), b in self.backups.items()
+            if b.holder is None and b.host != host and b.nblocks <= cpus * self.maxblocks
+        ]
+        if not offers:
+            return None
+        _, path, block1 = max(offers)
+        s, b = self.at(path, block1), self.backups[path, block1]
+        if not s or s.state != "leased" or s.generation != b.generation or s.failures:
+            return None
+        assert s.holder
+        is_same_number = identity(s.holder[0])["process"] == identity(job)["process"]
+        return None if is_same_number else (path, s, b)
+
+    def backup_of(self, a: Attempt) -> Backup | None:
+        """The backup that this attempt is, while its slice is leased to another."""
+        b, s = self.backups.get((a.path, a.block1)), self.at(a.path, a.block1)
+        is_so = b and s and s.state == "leased" and b.generation == s.generation == a.generation
+        return b if is_so and b and b.holder == (a.job, a.nstart) and not b.has_failed else None
+
+    def is_tail(self) -> bool:
+        return all(self.end(path) > nblocks for path, nblocks in NBLOCKS.items())
+
+    def end_backups(self) -> None:
+        """What tick does before it offers others."""
+        for (path, block1), b in list(self.backups.items()):
+            s = self.at(path, block1)
+            is_leased = s is not None and s.state == "leased" and s.generation == b.generation
+            if not is_leased or (b.holder and b.is_silent and not b.has_failed):
+                del self.backups[path, block1]
+
+    def may_have_backup(self) -> list[tuple[str, int]]:
+        if not self.is_tail() or self.state != "active":
+            return []
+        return [
+            (path, s.block1)
+            for path, s in self.all()
+            if s.state == "leased"
+            and s.failures == 0
+            and self._holding(s).is_old
+            and (path, s.block1) not in self.backups
+        ]
 
     def _take_idle(self, cpus: int) -> tuple[str, Slice] | None:
         for path, s in self.all():
@@ -153,7 +222,7 @@ class Model:
         attempt = self._holding(s)
         attempt.verdict = attempt.verdict or verdict
         self._fail(path, s, verdict, attempt.host)
-        s.is_silent = verdict == "lost"
+        s.is_silent = verdict == "lost" and s.state != "leased"
 
     def _holding(self, s: Slice) -> Attempt:
         assert s.holder
@@ -171,14 +240,26 @@ class Model:
                 is_failure = s.faults >= self.max_faults
                 s.faults = min(s.faults + 1, self.max_faults)
         s.failures += is_failure
+        is_at_limit = is_failure and s.failures >= self.max_failures
+        if not is_at_limit and self._promote(path, s):
+            return
         s.state, s.is_resting, s.is_silent = "ready", is_failure or backs_off, False
-        is_tail = all(self.end(path) > nblocks for path, nblocks in NBLOCKS.items())
-        if s.failures >= self.max_failures or (is_failure and is_tail and s.nblocks > 1):
+        if is_at_limit or (is_failure and self.is_tail() and s.nblocks > 1):
             if s.nblocks == 1:
                 s.state, s.is_resting = "quarantined", False
             else:
                 s.failures = 0
                 self._split(path, s, (s.block1 + s.block2) // 2)
+
+    def _promote(self, path: str, s: Slice) -> bool:
+        b = self.backups.get((path, s.block1))
+        if not b or b.generation != s.generation or b.has_failed:
+            return False
+        del self.backups[path, s.block1]
+        if b.holder is None or b.is_silent:
+            return False
+        s.state, s.holder, s.is_resting, s.is_silent = "leased", b.holder, False, False
+        return True
 
     def report(self, a: Attempt, code: int) -> str:
         if a.code is not None:
@@ -193,12 +274,26 @@ class Model:
             s.state, s.holder, s.is_resting, s.is_silent = "done", (a.job, a.nstart), False, False
         elif s is not None and a.outcome != "done" and holds:
             self._fail(a.path, s, a.outcome, a.host)
+        elif s is not None and a.outcome != "done" and s.state == "leased" and self._end_backup(a):
+            a.outcome = "node-fault"
         else:
             a.outcome = "superseded"
         return a.outcome
 
+    def _end_backup(self, a: Attempt) -> bool:
+        b = self.backups.get((a.path, a.block1))
+        if not b or b.holder != (a.job, a.nstart) or b.generation != a.generation:
+            return False
+        b.has_failed = a.outcome == "failed"
+        if not b.has_failed:
+            del self.backups[a.path, a.block1]
+        return True
+
     def heartbeat(self, a: Attempt, is_stuck: bool) -> str:
-        s = self.at(a.path, a.block1)
+        s, backup = self.at(a.path, a.block1), self.backup_of(a)
+        if backup:
+            backup.is_silent = False
+            return "alive"
         if s is None or s.holder != (a.job, a.nstart) or s.state not in ("leased", "ready"):
             return "wedged" if a.verdict == "wedged" else "superseded"
         if s.state == "ready":
@@ -230,8 +325,7 @@ class Model:
         self.slices = {path: [] for path in NBLOCKS}
 
     def has_ended(self) -> bool:
-        is_cut = all(self.end(path) > nblocks for path, nblocks in NBLOCKS.items())
-        return is_cut and all(s.state in ("done", "quarantined") for _, s in self.all())
+        return self.is_tail() and all(s.state in ("done", "quarantined") for _, s in self.all())
 
 
 def some(test: Any) -> Any:
@@ -263,6 +357,7 @@ class Machine(RuleBasedStateMachine):
                 max_starts_per_min=100000,
                 backoff_s=5000,
                 max_starts=10000,
+                max_backups=MAX_BACKUPS,
                 suspend_after=100,
                 wedged_s=5000,
             )
@@ -291,7 +386,7 @@ class Machine(RuleBasedStateMachine):
             with pytest.raises(psycopg.Error, match="parameter after"):
                 self.world.checkout(**call_, after=after.token)
             return
-        status, path, s = model.checkout(job, cpus, after)
+        status, path, s, backup = model.checkout(job, cpus, host, after)
         answer = self.world.checkout(**call_, after=after and after.token)
         assert answer["status"] == status
         if s is None:
@@ -299,7 +394,10 @@ class Machine(RuleBasedStateMachine):
         attempts = model.attempts.setdefault(job, [])
         assert (answer["url"], answer["block1"], answer["block2"]) == (path, s.block1, s.block2)
         assert answer["nstarts"] == len(attempts) + 1
-        s.state, s.holder, s.is_silent, s.is_resting = "leased", (job, len(attempts) + 1), False, False
+        if backup:
+            backup.holder, backup.is_silent = (job, len(attempts) + 1), False
+        else:
+            s.state, s.holder, s.is_silent, s.is_resting = "leased", (job, len(attempts) + 1), False, False
         attempts.append(
             Attempt(
                 job,
@@ -371,6 +469,43 @@ class Machine(RuleBasedStateMachine):
             "UPDATE osgprod_data.projects SET next_due_at = '-infinity' WHERE name = %s", [name]
         )
 
+    @some(lambda model, s: s.state == "leased" and model.is_tail())
+    @rule(which=WHICH, data=st.data())
+    def attempt_takes_long(self, which: str, data: Any) -> None:
+        """A holder goes on far beyond the time that a success takes: its slice may have a backup."""
+        name, model = self.project(which)
+        holders = [model._holding(s) for _, s in model.all() if s.state == "leased"]
+        # Three long starts on one slice would be evictions, which shrink it.
+        holders = [a for a in holders if sum(other.is_old for other in model.attempts[a.job]) < 2]
+        assume(holders)
+        a = data.draw(st.sampled_from(holders))
+        a.is_old = True
+        self.world.db.execute(
+            "UPDATE osgprod_data.attempts a SET started_at = a.started_at - interval '1 day'"
+            " FROM osgprod_data.projects p WHERE p.name = %s AND a.project_id = p.project_id"
+            " AND (a.process, coalesce(a.job_start, a.nstart)) = (%s, %s) AND a.schedd IS NOT DISTINCT FROM %s",
+            [name, identity(a.job)["process"], a.nstart, identity(a.job).get("schedd")],
+        )
+        self.tick()
+
+    @precondition(lambda self: any(b.holder and not b.has_failed for b in self.models["a"].backups.values()))
+    @rule(which=WHICH, data=st.data())
+    def lease_of_a_backup_runs_out(self, which: str, data: Any) -> None:
+        name, model = self.project(which)
+        live = [key for key, b in model.backups.items() if b.holder and not b.has_failed]
+        assume(live)
+        self._silence_backup(name, model, data.draw(st.sampled_from(live)))
+
+    def _silence_backup(self, name: str, model: Model, key: tuple[str, int]) -> None:
+        model.backups[key].is_silent = True
+        self.world.db.execute(
+            "UPDATE osgprod_data.backups b SET due_at = now() - interval '10000 s'"
+            " FROM osgprod_data.projects p, osgprod_data.rawdata r"
+            " WHERE p.name = %s AND b.project_id = p.project_id AND r.rawdata_id = b.rawdata_id"
+            " AND r.path = '/dcache' || %s AND b.block1 = %s",
+            [name, *key],
+        )
+
     def _let_others_pass(self) -> None:
         """A slice that had a fault on a worker is left to others for a while: they have not asked."""
         self.world.db.execute(
@@ -410,13 +545,43 @@ class Machine(RuleBasedStateMachine):
         rows = call(self.world.db, "reclaim_lost", project=name)
         assert sum(row["reclaimed"] for row in rows) == model.reclaim()
 
-    @some(lambda model, s: s.is_silent)
+    @some(lambda model, s: s.is_silent or model.backups)
     @rule()
     def tick(self) -> None:
         self.touched = set("ab")
+        self.world.db.execute("UPDATE osgprod_data.paces SET s_per_block = 0.001")  # successes take no time
+        self.world.db.execute(
+            "INSERT INTO osgprod_data.totals SELECT project_id, 'done', 1, 1, 0 FROM osgprod_data.projects"
+            " ON CONFLICT ON CONSTRAINT totals_pkey DO UPDATE SET blocks = 1, ran_s = 0"
+        )
         rows = {row["project"]: row["reclaimed"] for row in call(self.world.db, "tick")}
         for which, name in self.names.items():
-            assert rows.get(name, 0) == self.models[which].reclaim()
+            model = self.models[which]
+            assert rows.get(name, 0) == model.reclaim()
+            model.end_backups()
+            may, offers = model.may_have_backup(), self._backups(name)
+            room = MAX_BACKUPS - sum(not b.has_failed for b in model.backups.values())
+            new = [key for key in offers if key not in model.backups]
+            assert set(new) <= set(may) and len(new) == min(len(may), room)
+            for path, block1 in new:
+                s = model.at(path, block1)
+                assert s
+                model.backups[path, block1] = Backup(
+                    s.generation, model._holding(s).host, s.nblocks, offers[path, block1]["expected_end"]
+                )
+
+    def _backups(self, name: str) -> dict[tuple[str, int], dict[str, Any]]:
+        rows = self.world.db.execute(
+            "SELECT regexp_replace(r.path, '^/dcache', '') AS path, b.*,"
+            " b.process + CASE WHEN a.schedd IS NULL THEN 0 ELSE 5 END AS job,"
+            " coalesce(a.job_start, a.nstart) AS job_start"
+            " FROM osgprod_data.backups b"
+            " LEFT JOIN osgprod_data.attempts a USING (project_id, cluster, process, nstart)"
+            " JOIN osgprod_data.rawdata r ON r.rawdata_id = b.rawdata_id"
+            " JOIN osgprod_data.projects p USING (project_id) WHERE p.name = %s",
+            [name],
+        ).fetchall()
+        return {(row["path"], row["block1"]): row for row in rows}
 
     @some(lambda model, s: model._kind(s) in ("quarantined", "failed"))
     @rule(
@@ -453,6 +618,9 @@ class Machine(RuleBasedStateMachine):
             if s.state == "leased":
                 s.is_silent = True
                 self._move("due_at", name, model._holding(s))
+        for key, b in model.backups.items():
+            if b.holder and not b.has_failed:
+                self._silence_backup(name, model, key)
         self.reclaim(which=which)
         if any(s.is_resting for _, s in model.all()):
             self.backoff_passes(which=which)
@@ -496,6 +664,19 @@ class Machine(RuleBasedStateMachine):
             assert [(r["job"], r["job_start"]) for r in rows if r["state"] in ("leased", "done")] == [
                 s.holder for _, s in self.models[which].all() if s.state in ("leased", "done")
             ]
+
+    @invariant()
+    def backups_are_as_the_model(self) -> None:
+        for which in self.touched:
+            model = self.models[which]
+            found = {
+                key: ((row["job"], row["job_start"]), row["due_at"] is None) if row["nstart"] else None
+                for key, row in self._backups(self.names[which]).items()
+            }
+            assert found == {
+                key: (b.holder, b.has_failed) if b.holder else None for key, b in model.backups.items()
+            }
+            assert sum(not b.has_failed for b in model.backups.values()) <= MAX_BACKUPS
 
     @invariant()
     def every_invariant_holds(self) -> None:

@@ -148,8 +148,9 @@ BEGIN
         END IF;
         -- (e) Else, in the tail, a second attempt on a slice that would end late.
         IF v_slice.block1 IS NULL AND v_project.max_backups > 0 THEN
-            v_slice := osgprod._claim_backup(v_project, p_call.cluster::int, p_call.process::int, v_nstart,
-                osgprod._worker(p_call.client, p_call.host), p_call.cpus * v_project.maxblockspercore);
+            v_project.target_s := NULL;  -- the slice is there: it only has to fit into the time that the job has
+            v_slice := osgprod._claim_backup(v_project, p_call.cluster::int, p_call.process::int, v_nstart, osgprod._worker(
+                p_call.client, p_call.host), (osgprod._slice_size(v_project, p_call.cpus, p_call.site, p_call.time_left_s)).blocks);
         END IF;
     END IF;
     IF v_slice.block1 IS NULL THEN

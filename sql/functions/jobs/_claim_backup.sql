@@ -7,7 +7,8 @@ AS $fn$
 -- holder is lost or fails.
 -- Promise:    reads one place of an index, however many jobs ask.
 -- Parameters: p_project  the project's row;  p_cluster, p_process, p_nstart  the coming attempt
---             p_worker   where it runs: never on the worker that has the slice;  p_blocks  of a slice at most
+--             p_worker   where it runs: never on the worker that has the slice
+--             p_blocks   of a slice at most: what the job can process, also in the time that it has left
 -- Returns:    the slice; NULLs when none is offered
 -- Locks:      the offer, then its slice, both SKIP LOCKED
 -- Source:     docs/design.md I3, "The tail"
@@ -18,15 +19,12 @@ BEGIN
      WHERE b.project_id = p_project.project_id AND b.nstart IS NULL AND b.worker <> p_worker AND b.nblocks <= p_blocks
      ORDER BY b.expected_end DESC LIMIT 1
        FOR UPDATE SKIP LOCKED;
-    IF NOT FOUND THEN
-        RETURN NULL;
-    END IF;
     SELECT s.block2, s.opened_at INTO v_claim.block2, v_claim.opened_at
       FROM osgprod_data.slices s JOIN osgprod_data.backups b USING (project_id, rawdata_id, block1, opened_at)
      WHERE s.project_id = p_project.project_id AND s.rawdata_id = v_claim.rawdata_id AND s.block1 = v_claim.block1
        AND s.state = 'leased' AND s.failures = 0 AND (s.cluster, s.process) <> (p_cluster, p_process)
        FOR NO KEY UPDATE OF s SKIP LOCKED;
-    IF NOT FOUND THEN  -- done by now, or busy
+    IF NOT FOUND THEN  -- nothing is offered, or its slice is done by now, or busy
         RETURN NULL;
     END IF;
     UPDATE osgprod_data.backups b
@@ -96,26 +94,26 @@ BEGIN
 END
 $fn$;
 
-CREATE FUNCTION osgprod._promote_backup(p_slice osgprod_data.slices)
+CREATE FUNCTION osgprod._promote_backup(p_slice osgprod_data.slices, p_heartbeat_s int)
 RETURNS boolean LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Gives a slice whose holder is lost or has failed to its backup attempt, if that lives: it holds the slice then. An offer
--- ends: it was made for this holder.
--- Parameters: p_slice  the slice, locked
+-- ends, since it was made for this holder; and a backup whose lease has expired ends, so that its job can hold the slice.
+-- Parameters: p_slice  the slice, locked;  p_heartbeat_s  of the project [s]
 -- Returns:    did it get the slice?
 DECLARE
     v_backup osgprod_data.backups;
 BEGIN
     SELECT b.* INTO v_backup FROM osgprod_data.backups b
      WHERE b.project_id = p_slice.project_id AND b.rawdata_id = p_slice.rawdata_id AND b.block1 = p_slice.block1
-       AND b.opened_at = p_slice.opened_at AND (b.nstart IS NULL OR b.due_at > now())
+       AND b.opened_at = p_slice.opened_at AND (b.nstart IS NULL OR b.due_at IS NOT NULL)
        FOR UPDATE SKIP LOCKED;
     IF NOT FOUND THEN
         RETURN false;
     END IF;
     DELETE FROM osgprod_data.backups b
      WHERE b.project_id = p_slice.project_id AND b.rawdata_id = p_slice.rawdata_id AND b.block1 = p_slice.block1;
-    IF v_backup.nstart IS NULL THEN
+    IF v_backup.nstart IS NULL OR osgprod._is_over(p_heartbeat_s, v_backup.due_at) THEN
         RETURN false;
     END IF;
     UPDATE osgprod_data.slices s

@@ -56,7 +56,7 @@ BEGIN
                     f.worst_refusal),
              format('are magic, addresses and names of the jobs right? osgprod project show %s', f.project)),
             ('attention', 'without-progress', f.idle > 0,
-             format('%s leased slices without progress for at least %s', f.idle,
+             format('%s leased slices or merges without progress for at least %s', f.idle,
                     date_trunc('minute', now() - least(f.patience, now() - interval '2 h'))),
              format('see which: osgprod attempts %s --live; have such jobs end: osgprod project set %s wedged_s=7200', f.project,
                     f.project)),
@@ -64,9 +64,8 @@ BEGIN
              format('%s jobs have started 10 times or more, up to %s times, and have reported nothing', f.restarting, f.starts),
              format('their slices take longer than their nodes last: osgprod project set %s maxblockspercore=N, with a smaller N',
                     f.project)),
-            ('bad', 'leases', f.next_due_at < now() - interval '5 min' AND f.blocks_leased > 0 AND EXISTS (
-                SELECT FROM osgprod._slices_in_flight(f.project_id) s
-                 WHERE s.state = 'leased' AND s.due_at < now() - interval '5 min'),
+            ('bad', 'leases', f.next_due_at < now() - interval '5 min' AND EXISTS (
+                SELECT FROM osgprod._leases(f.project_id) s WHERE s.task <> 'backup' AND s.due_at < now() - interval '5 min'),
              'leases expired minutes ago and no slice was requeued', 'is a shim running? requeue them by hand: osgprod reclaim'),
             ('bad', 'merges', f.no_merges IS NOT NULL,
              format('merges are not assigned: %s', f.no_merges),
@@ -134,19 +133,19 @@ COMMENT ON FUNCTION osgprod.health(text) IS
 CREATE FUNCTION osgprod._troubled_leases(p_project_id int)
 RETURNS TABLE (idle bigint, restarting bigint, starts int) LANGUAGE sql STABLE
 AS $fn$
-    -- Counts leased slices whose jobs get nowhere: idle = no progress, or none since the start, for two hours, or for twice
+    -- Counts leased slices and merges whose jobs get nowhere: idle = no progress, or none since the start, for two hours, or for twice
     -- the time that a success takes on average if that is longer; restarting = the job has started 10 times or more and
     -- has never reported; starts = the most starts of such a job.
-    SELECT count(*) FILTER (WHERE coalesce(s.progress_at, (
+    SELECT count(*) FILTER (WHERE coalesce(l.progress_at, (
                SELECT a.started_at FROM osgprod_data.attempts a
-                WHERE a.project_id = s.project_id AND a.cluster = s.cluster AND a.process = s.process
-                  AND a.nstart = s.nstart)) < least(osgprod._patience(p_project_id), now() - interval '2 h')),
-           count(*) FILTER (WHERE s.never_reported), max(s.nstart) FILTER (WHERE s.never_reported)
+                WHERE a.project_id = p_project_id AND a.cluster = l.cluster AND a.process = l.process
+                  AND a.nstart = l.nstart)) < least(osgprod._patience(p_project_id), now() - interval '2 h')),
+           count(*) FILTER (WHERE l.never_reported), max(l.nstart) FILTER (WHERE l.never_reported)
       FROM (SELECT x.*, x.nstart >= 10 AND NOT EXISTS (
                        SELECT FROM osgprod_data.reports r
-                        WHERE r.project_id = x.project_id AND r.cluster = x.cluster AND r.process = x.process
+                        WHERE r.project_id = p_project_id AND r.cluster = x.cluster AND r.process = x.process
                           AND r.by_worker) AS never_reported
-              FROM osgprod._slices_in_flight(p_project_id) x WHERE x.state = 'leased') s
+              FROM osgprod._leases(p_project_id) x WHERE x.task <> 'backup') l
 $fn$;
 
 CREATE FUNCTION osgprod._recent_answers(p_project_id int)
@@ -170,8 +169,11 @@ $fn$;
 CREATE FUNCTION osgprod._patience(p_project_id int)
 RETURNS timestamptz LANGUAGE sql STABLE
 AS $fn$
-    -- Since when something should have been done: for an hour, or for twice the time that a success takes on average.
+    -- Since when something should have been done: for an hour, or for twice the time that a success takes on average, of a
+    -- slice: the recent ones, or all of the project where none is recent.
     SELECT osgprod._ten_minutes(now() - greatest(interval '1 h', make_interval(secs => 2 * coalesce(
+        (SELECT avg(u.rate * u.size) FROM osgprod_data.paces p CROSS JOIN LATERAL unnest(p.rates, p.sizes) AS u (rate, size)
+          WHERE p.project_id = p_project_id AND p.site = ''),
         (SELECT sum(t.ran_s) / nullif(sum(t.reports), 0) FROM osgprod_data.totals t
           WHERE t.project_id = p_project_id AND t.outcome = 'done'), 0)::float8)))
 $fn$;

@@ -5,7 +5,7 @@ CREATE FUNCTION osgprod.list_jobs(
     p_limit   int DEFAULT 100)
 RETURNS TABLE (cluster int, process int, starts int, state text, exit_code int, started_at timestamptz,
     reported_at timestamptz, file_id int, path text, block1 int, block2 int, worker text, site text,
-    schedd text, submitted_at timestamptz)
+    schedd text, submitted_at timestamptz, task text, merge text)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
 -- Lists jobs by their last start, the latest first.
@@ -14,9 +14,10 @@ AS $fn$
 --             p_hours    how far back [h; 1 .. 8760]; not with p_cluster
 --             p_limit    rows at most [1 .. 100000]
 -- Returns:    a row a job: how often it started; the state of its last attempt: live, its outcome, or silent (neither:
---             another attempt got its slice before a verdict, or it has a merge or a backup); when it began and reported, its slice, where it ran, and at
---             which access point it was submitted, and when (NULL = it did not say). Jobs of different access points may
---             have the same numbers
+--             another attempt got its slice or merge before a verdict); when it began and reported, its slice, where it ran,
+--             at which access point it was submitted, and when (NULL = it did not say). task: slice, merge, or backup (it is
+--             live, and another attempt holds its slice); merge: the merge's name (its blocks are -1 then); NULL = a slice.
+--             Jobs of different access points may have the same numbers
 -- Errors:     OG301 unknown project; OG108 hours or limit out of range
 DECLARE
     v_project_id int := (osgprod._get_project(p_project)).project_id;
@@ -35,13 +36,15 @@ BEGIN
         EXIT WHEN cardinality(v_found) >= p_limit;
     END LOOP;
     RETURN QUERY
-    SELECT j.cluster, j.process, coalesce(j.job_start, j.nstart), coalesce(CASE WHEN s.project_id IS NOT NULL THEN 'live' END, r.outcome::text,
+    SELECT j.cluster, j.process, coalesce(j.job_start, j.nstart), coalesce(CASE WHEN h.task IS NOT NULL THEN 'live' END, r.outcome::text,
            'silent'), r.exit_code, j.started_at, r.reported_at, j.rawdata_id, w.path, j.block1, j.block2,
-           osgprod._worker(j.client, j.host), j.site, j.schedd, osgprod._time_of(j.qdate)
+           osgprod._worker(j.client, j.host), j.site, j.schedd, osgprod._time_of(j.qdate),
+           coalesce(h.task, CASE WHEN j.merge_id IS NULL THEN 'slice' ELSE 'merge' END),
+           CASE WHEN j.merge_id IS NOT NULL THEN osgprod._merge_name(m.run, m.seqno) END
       FROM unnest(v_found) j
       JOIN rawdata w ON w.rawdata_id = j.rawdata_id
-      LEFT JOIN slices s ON s.project_id = j.project_id AND s.rawdata_id = j.rawdata_id AND s.block1 = j.block1
-                        AND s.state = 'leased' AND s.cluster = j.cluster AND s.process = j.process AND s.nstart = j.nstart
+      LEFT JOIN LATERAL osgprod._work_of(j) h ON true
+      LEFT JOIN merges m ON m.merge_id = j.merge_id
       LEFT JOIN LATERAL (
           SELECT x.* FROM reports x
            WHERE x.project_id = j.project_id AND x.cluster = j.cluster AND x.process = j.process AND x.nstart = j.nstart
@@ -52,3 +55,25 @@ $fn$;
 
 COMMENT ON FUNCTION osgprod.list_jobs(text, int, int, int) IS
 'Lists jobs by their last start, the latest first: those of the last p_hours [h], or all of one cluster. For osgprod_worker and osgprod_operator.';
+
+CREATE FUNCTION osgprod._work_of(p_attempt osgprod_data.attempts)
+RETURNS TABLE (task text, due_at timestamptz) LANGUAGE sql STABLE
+AS $fn$
+    -- What a live attempt works at, and when its lease ends; no row when it works at nothing any more.
+    -- Parameters: p_attempt  the attempt
+    -- Returns:    task: slice or merge, which it holds; or backup: another attempt holds the slice
+    SELECT 'slice', s.due_at FROM osgprod_data.slices s
+     WHERE s.project_id = p_attempt.project_id AND s.rawdata_id = p_attempt.rawdata_id AND s.block1 = p_attempt.block1
+       AND s.state = 'leased' AND s.cluster = p_attempt.cluster AND s.process = p_attempt.process AND s.nstart = p_attempt.nstart
+    UNION ALL
+    SELECT 'merge', m.due_at FROM osgprod_data.merges m
+     WHERE m.merge_id = p_attempt.merge_id AND m.state = 'leased'
+       AND m.cluster = p_attempt.cluster AND m.process = p_attempt.process AND m.nstart = p_attempt.nstart
+    UNION ALL
+    SELECT 'backup', b.due_at FROM osgprod_data.backups b
+      JOIN osgprod_data.slices s ON s.project_id = b.project_id AND s.rawdata_id = b.rawdata_id AND s.block1 = b.block1
+                                AND s.opened_at = b.opened_at AND s.state = 'leased'
+     WHERE b.project_id = p_attempt.project_id AND b.rawdata_id = p_attempt.rawdata_id AND b.block1 = p_attempt.block1
+       AND b.cluster = p_attempt.cluster AND b.process = p_attempt.process AND b.nstart = p_attempt.nstart
+       AND b.due_at IS NOT NULL
+$fn$;

@@ -40,7 +40,7 @@ BEGIN
         v_not_before := osgprod._end_of_backoff(p_project, greatest(v_earlier - 1, 0));
     END IF;
     v_is_at_limit := v_is_failure AND p_slice.failures >= p_project.max_failures;
-    IF NOT v_is_at_limit AND osgprod._promote_backup(p_slice) THEN
+    IF NOT v_is_at_limit AND osgprod._promote_backup(p_slice, p_project.heartbeat_s) THEN
         RETURN true;
     END IF;
     -- In the tail idle jobs isolate a bad block side by side; one after the other, max_failures times each, would take hours.

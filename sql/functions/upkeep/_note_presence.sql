@@ -28,3 +28,12 @@ AS $fn$
     SELECT p.back_at + p.away + make_interval(secs => 2 * p_heartbeat_s) FROM osgprod_data.presence p
      WHERE p.back_at <= now()
 $fn$;
+
+CREATE FUNCTION osgprod._is_over(p_heartbeat_s int, p_due_at timestamptz)
+RETURNS boolean LANGUAGE sql STABLE
+AS $fn$
+    -- Has one lease expired? (For many, see _requeue_project: it reads the presence once.)
+    -- Parameters: p_heartbeat_s  of the project [s];  p_due_at  the lease's end
+    SELECT osgprod._has_expired(p_due_at, (SELECT p.back_at - p.away FROM osgprod_data.presence p),
+                                coalesce(osgprod._leases_hold_until(p_heartbeat_s), '-infinity'))
+$fn$;

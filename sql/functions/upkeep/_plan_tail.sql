@@ -21,7 +21,7 @@ BEGIN
          WHERE p.project_id = (SELECT q.project_id FROM osgprod_data.projects q
                                 WHERE q.project_id = p_project.project_id FOR NO KEY UPDATE SKIP LOCKED);
     END IF;
-    PERFORM osgprod._end_backups(p_project.project_id);
+    PERFORM osgprod._end_backups(p_project);
     IF v_left = 0 AND p_project.state = 'active' THEN
         PERFORM osgprod._offer_backups(p_project);
     END IF;
@@ -42,18 +42,18 @@ AS $fn$
              ORDER BY f.run, f.seqno, f.rawdata_id LIMIT p_files) o
 $fn$;
 
-CREATE FUNCTION osgprod._end_backups(p_project_id int)
+CREATE FUNCTION osgprod._end_backups(p_project osgprod_data.projects)
 RETURNS void LANGUAGE sql VOLATILE
 AS $fn$
     -- Deletes backups and offers that are over: those of slices that are not leased any more, or not as they were, and backups
-    -- whose lease has expired. (No lease is longer than 30 days: the end of such a one was written by a wrong clock.)
-    -- Parameters: p_project_id  project
+    -- whose lease has expired.
+    -- Parameters: p_project  the project's row
     DELETE FROM osgprod_data.backups b
      USING (SELECT x.project_id, x.rawdata_id, x.block1 FROM osgprod_data.backups x
               LEFT JOIN osgprod_data.slices s ON s.project_id = x.project_id AND s.rawdata_id = x.rawdata_id
                                              AND s.block1 = x.block1 AND s.opened_at = x.opened_at AND s.state = 'leased'
-             WHERE x.project_id = p_project_id
-               AND (s.project_id IS NULL OR x.due_at <= now() OR x.due_at > now() + interval '31 days')
+             WHERE x.project_id = p_project.project_id
+               AND (s.project_id IS NULL OR x.due_at IS NOT NULL AND osgprod._is_over(p_project.heartbeat_s, x.due_at))
                FOR UPDATE OF x SKIP LOCKED) o
      WHERE b.project_id = o.project_id AND b.rawdata_id = o.rawdata_id AND b.block1 = o.block1
 $fn$;
@@ -62,9 +62,9 @@ CREATE FUNCTION osgprod._offer_backups(p_project osgprod_data.projects)
 RETURNS void LANGUAGE sql VOLATILE
 AS $fn$
     -- Offers a backup attempt of the leased slices that are expected to end last, up to max_backups with those that live.
-    -- A slice is expected to take as long as the project's successes took for as many blocks, and a minute at least. An
-    -- attempt that missed two heartbeats is expected to end never; one that takes longer than that goes on for as
-    -- long as it is over its time. A slice may have a backup if a new attempt is expected to end before, and if it never
+    -- A slice is expected to take as long as the project's recent successes took for as many blocks on as many cores (all
+    -- successes where none is recent), and a minute at least. An attempt that missed two heartbeats is expected to end never, unless the server was away and could receive none; one that
+    -- takes longer than that goes on for as long as it is over its time. A slice may have a backup if a new attempt is expected to end before, and if it never
     -- failed as data.
     -- Parameters: p_project  the project's row
     INSERT INTO osgprod_data.backups (project_id, rawdata_id, block1, opened_at, worker, expected_end, nblocks)
@@ -73,16 +73,21 @@ AS $fn$
       FROM osgprod._slices_in_flight(p_project.project_id) s
       JOIN osgprod_data.attempts a ON a.project_id = s.project_id AND a.cluster = s.cluster AND a.process = s.process
                                   AND a.nstart = s.nstart
-      JOIN osgprod_data.totals t ON t.project_id = s.project_id AND t.outcome = 'done' AND t.blocks > 0
      CROSS JOIN LATERAL (
-        SELECT make_interval(secs => greatest(60, (s.block2 - s.block1) * t.ran_s::float8 / t.blocks)) AS span) d
+        SELECT coalesce(
+            (SELECT p.s_per_block / a.cpus FROM osgprod_data.paces p WHERE p.project_id = s.project_id AND p.site = ''),
+            (SELECT t.ran_s::float8 / t.blocks FROM osgprod_data.totals t
+              WHERE t.project_id = s.project_id AND t.outcome = 'done' AND t.blocks > 0)) AS s_per_block) h
+     CROSS JOIN LATERAL (
+        SELECT make_interval(secs => greatest(60, (s.block2 - s.block1) * h.s_per_block)) AS span) d
      CROSS JOIN LATERAL (
         SELECT CASE WHEN p_project.heartbeat_s > 0 AND s.due_at
                          < now() + make_interval(secs => p_project.lease_s - 2 * p_project.heartbeat_s)
+                         AND osgprod._leases_hold_until(p_project.heartbeat_s) > now() IS NOT TRUE
                     THEN 'infinity'::timestamptz
                     WHEN now() > a.started_at + d.span THEN now() + (now() - a.started_at - d.span)
                     ELSE a.started_at + d.span END AS expected_end) e
-     WHERE s.state = 'leased' AND s.failures = 0 AND e.expected_end > now() + d.span
+     WHERE s.state = 'leased' AND s.failures = 0 AND h.s_per_block IS NOT NULL AND e.expected_end > now() + d.span
        AND NOT EXISTS (SELECT FROM osgprod_data.backups b
                         WHERE b.project_id = s.project_id AND b.rawdata_id = s.rawdata_id AND b.block1 = s.block1)
      ORDER BY e.expected_end DESC, a.started_at
