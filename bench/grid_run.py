@@ -28,6 +28,9 @@ REFUSALS = ("OG501", "OG502", "OG601", "OG602", "OG603")
 POLL_S = 5.0  # between two calls of tick, as a shim makes them; with longer gaps the server counts as away
 BLACK_HOLE_S = 30.0  # in which the black-hole site fails a slice
 OUTAGE_FAILS_S = 60.0  # in which a fetch from storage that is away fails
+RECOVERY_S = 1800.0  # after the outage; who has no work then, has none because of it
+WAITS, REFUSED, DELIVERS, RUNNING = "no work", "bans and pauses", "waits to deliver", "runs at the end"
+SUPERSEDED = "attempts that were too late"
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,34 @@ class Grid:
         """Work over the sum of speeds: nothing starts, waits, fails or is done twice."""
         return self.files * self.blocks * self.block_s / (self.cores * sum(self.speeds()))
 
+    def efficiency(self, slice_s: float) -> float:
+        """Share of a node's time that counts, with slices of one length and without an outage or a tail.
+
+        Attempts vanish at any moment of their run, evictions come at a constant rate, and each of both costs the
+        work on one slice and the start of another job.
+
+        Parameters
+        ----------
+        slice_s
+            Run time of a slice.
+        """
+        stays = math.exp(-slice_s / self.evicted_s)
+        counts_s = (1 - self.vanish) * slice_s * stays
+        runs_s = -self.evicted_s * math.expm1(-slice_s / self.evicted_s)
+        vanishes_s = self.evicted_s * (1 - runs_s / slice_s)
+        ends = (1 - self.vanish) * (1 - stays) + self.vanish
+        return counts_s / ((1 - self.vanish) * runs_s + self.vanish * vanishes_s + ends * self.start_s)
+
+    @property
+    def least_s(self) -> float:
+        """What no dispatcher can go below on this grid.
+
+        That is the ideal with slices of the best length for vanishing attempts, evictions and starts, and the time
+        without storage; no failure, no wait, no tail.
+        """
+        best = max(self.efficiency(1.05**n) for n in range(1, 250))
+        return self.ideal_s / best + self.outage_s
+
 
 @dataclass(frozen=True)
 class Way:
@@ -123,6 +154,9 @@ class Outcome:
     tail_s: float = 0.0  # from the moment that nothing is unallocated
     is_complete: bool = True
     curve: list[tuple[float, int]] = field(default_factory=list)  # blocks done in time
+    # Where the time of the nodes went until the end, each node's by its speed, as shares of the ideal: their sum is
+    # makespan_s / ideal_s.
+    parts: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -143,6 +177,9 @@ class _Slot:
     since: float = 0.0
     blocks: int = 0
     asks_at: float = math.inf  # again, when it waits
+    ready_at: float = 0.0  # when its outputs are there; it may deliver them later
+    does: str = "starts of jobs"
+    does_since: float = 0.0
 
 
 class Simulation:
@@ -169,6 +206,7 @@ class Simulation:
         self._idle: list[_Job] = []  # evicted, waiting for a slot
         self._heartbeat_s = HEARTBEAT_S
         self._outage = (grid.ideal_s / 2, grid.ideal_s / 2 + grid.outage_s)
+        self._spent: list[tuple[str, float, float, float]] = []  # on what, from when to when, at which speed
         self._load()
         self._slots = [_Slot(n, speed, self._new_job()) for n, speed in enumerate(grid.speeds())]
         self.outcome = Outcome(way.name, ideal_s=grid.ideal_s)
@@ -209,7 +247,38 @@ class Simulation:
                     done += slot.blocks
         self.outcome.makespan_s = last
         self.outcome.tail_s = last - (tail_from if tail_from is not None else last)
+        for slot in self._slots:
+            self._turn_to(slot, "", last, RUNNING if slot.token else None)
+        self._add_up(last, last if tail_from is None else tail_from)
         return self.outcome
+
+    def _turn_to(self, slot: _Slot, what: str, at: float, was: str | None = None) -> None:
+        """A node begins with something; what it did before is known by now, maybe by another name."""
+        self._spent.append((was or slot.does, slot.does_since, at, slot.speed))
+        slot.does, slot.does_since = what, at
+
+    def _add_up(self, end: float, tail_from: float) -> None:
+        """The parts of the makespan: idle time by its cause."""
+        all_speeds = sum(slot.speed for slot in self._slots)
+        bounds = [("before", self._outage[0]), ("storage away", self._outage[1]),
+                  ("recovery", self._outage[1] + RECOVERY_S), ("before", tail_from), ("tail", math.inf)]  # fmt: skip
+        for what, since, until, speed in self._spent:
+            until = min(until, end)
+            for cause, bound in bounds:
+                if since >= until:
+                    break
+                piece = min(until, bound) - since
+                if piece <= 0:
+                    continue
+                name = what
+                if what in (WAITS, REFUSED, DELIVERS):
+                    name = {
+                        "before": f"{what}, other", "storage away": "storage away",
+                        "recovery": "recovery from the outage", "tail": "no work in the tail",
+                    }[cause]  # fmt: skip
+                share = piece * speed / (all_speeds * self._grid.ideal_s)
+                self.outcome.parts[name] = self.outcome.parts.get(name, 0.0) + share
+                since = min(until, bound)
 
     def check(self) -> list[dict[str, Any]]:
         """What verify finds in the whole history."""
@@ -281,6 +350,7 @@ class Simulation:
 
     def _start_job(self, slot: _Slot, after_s: float, job: _Job, at: float = 0.0) -> None:
         slot.turn += 1
+        self._turn_to(slot, "starts of jobs", at)
         slot.job, slot.token, slot.asks_at = job, None, math.inf
         job.ends_at = at + after_s + self._lottery.expovariate(1 / self._grid.evicted_s)
         job.slices, job.after = 0, None
@@ -322,10 +392,12 @@ class Simulation:
             if row["status"] == "assigned":
                 self._begin(slot, at, row)
             elif row["status"] == "wait":
+                self._turn_to(slot, WAITS, at)
                 slot.asks_at = at + row["retry_s"]
             elif row["code"] == "55P03":
                 self._push(at, "ask", slot.number, slot.turn)
             elif row["code"] in REFUSALS:
+                self._turn_to(slot, REFUSED, at)
                 slot.asks_at = at + REFUSED_S
             elif row["status"] == "error":
                 raise RuntimeError(f"{row['code']}: {row['message']}")
@@ -335,6 +407,7 @@ class Simulation:
     def _begin(self, slot: _Slot, at: float, row: dict[str, Any]) -> None:
         """An attempt begins: what will end it, and when?"""
         grid = self._grid
+        self._turn_to(slot, RUNNING, at)
         slot.token, slot.since, slot.blocks = str(row["token"]), at, row["block2"] - row["block1"]
         self.outcome.attempts += 1
         if slot.speed == 0:
@@ -352,6 +425,7 @@ class Simulation:
                 ends.append((at + self._lottery.random() * run_s, "vanish"))
         ends.append((slot.job.ends_at, "evict"))
         ends_at, kind = min(ends)
+        slot.ready_at = ends_at
         if kind == "0" and self._outage[0] <= ends_at < self._outage[1]:
             ends_at = self._outage[1]  # the job keeps its outputs and sends them until somebody accepts them
         self._push(max(ends_at, at), kind, slot.number, slot.turn)
@@ -362,10 +436,12 @@ class Simulation:
         self.outcome.used_s += core_s
         token, slot.token = slot.token, None
         if kind == "vanish":
+            self._turn_to(slot, "", at, "attempts that vanish")
             self.outcome.wasted_s += core_s
             self._next_job(slot, at)
             return False
         if kind == "evict":
+            self._turn_to(slot, "", at, "evictions")
             self.outcome.wasted_s += core_s
             self._idle.append(slot.job)
             self._next_job(slot, at)
@@ -376,6 +452,14 @@ class Simulation:
         if row["status"] == "error":
             raise RuntimeError(f"{row['code']}: {row['message']}")
         is_done = bool(row["status"] == "done")
+        if kind == "0" and slot.ready_at < at:
+            self._turn_to(slot, DELIVERS, slot.ready_at, "work that counts" if is_done else SUPERSEDED)
+            self._turn_to(slot, "", at)
+        else:
+            failed = "failed fetches" if kind == "75" else "failures of bad blocks"
+            self._turn_to(
+                slot, "", at, "work that counts" if is_done else SUPERSEDED if kind == "0" else failed
+            )
         if is_done:
             self.outcome.done += 1
             slot.job.slices += 1
@@ -399,6 +483,7 @@ class Simulation:
                 core_s = (at - slot.since) * self._grid.cores
                 self.outcome.used_s += core_s
                 self.outcome.wasted_s += core_s
+                self._turn_to(slot, "", at, SUPERSEDED)
                 self._next_job(slot, at)
 
 

@@ -78,6 +78,22 @@ def test_nothing_is_lost_on_an_ideal_grid(dsn: str) -> None:
     # A third of the nodes are the black hole's; they fail a slice now and then until they are banned.
     assert 1 <= outcome.makespan_s / outcome.ideal_s < 1.05
     assert outcome.done == 600
+    assert grid.least_s == pytest.approx(grid.ideal_s, rel=0.01)
+    # The parts account for all of the makespan.
+    assert sum(outcome.parts.values()) == pytest.approx(outcome.makespan_s / outcome.ideal_s, rel=1e-6)
+    assert outcome.parts["work that counts"] == pytest.approx(1, rel=1e-6)
+
+
+def test_least_makespan_counts_what_no_dispatcher_can_avoid() -> None:
+    calm = Grid(start_s=0, vanish=0, evicted_s=1e8, outage_s=0)
+    assert calm.least_s == pytest.approx(calm.ideal_s, rel=1e-3)
+    assert replace(calm, outage_s=3600.0).least_s == pytest.approx(calm.ideal_s + 3600, rel=1e-3)
+    # One attempt in ten vanishes, on average in its middle: 0.9 of 0.95 counts, whatever the length of a slice.
+    assert replace(calm, vanish=0.1).efficiency(1.0) == pytest.approx(0.9 / 0.95, rel=1e-3)
+    # Slices of the mean time between two evictions.
+    assert replace(calm, evicted_s=3600.0).efficiency(3600.0) == pytest.approx(0.582, rel=1e-3)
+    # A job starts 60 s after each of its vanished attempts.
+    assert replace(calm, vanish=0.1, start_s=60.0).efficiency(600.0) == pytest.approx(0.9 / 0.96, rel=1e-3)
 
 
 def test_results_go_into_the_page_and_the_plot() -> None:
@@ -91,6 +107,15 @@ def test_results_go_into_the_page_and_the_plot() -> None:
     lines = bench_grid.table(grid, runs)
     assert "| a <way> | 2.00 | 2.000 | 4.0 % | 12 | 1.20 | 0.02 |" in lines
     assert any(line.startswith("| never | > 12.00 ") for line in lines)
+    runs[0].parts, runs[1].parts = {"work": 1.0, "idle": 0.5}, {"idle": 0.25, "faults": 2.0}
+    assert bench_grid.parts(runs) == [
+        "| part of the makespan, over the ideal | a <way> | never |",
+        "| --- | --- | --- |",
+        "| work | 1.000 | 0.000 |",
+        "| idle | 0.500 | 0.250 |",
+        "| faults | 0.000 | 2.000 |",
+        "| makespan | 1.500 | 2.250 |",
+    ]
     page = "before\n" + bench_grid.BEGIN + "old\n" + bench_grid.END + "\nafter\n"
     assert bench_grid.documented(page, lines).startswith("before\n")
     assert bench_grid.documented(page, lines).endswith("\nafter\n")

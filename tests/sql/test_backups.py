@@ -234,7 +234,9 @@ def test_backup_that_has_expired_ends_with_the_holder_so_that_its_job_may_hold_t
     assert world.heartbeat(7, token=str(again["token"]))["status"] == "alive"
 
 
-@pytest.mark.parametrize(("time_left_s", "status"), [(None, "assigned"), (600, "assigned"), (50, "no-time"), (100, "wait")])
+@pytest.mark.parametrize(
+    ("time_left_s", "status"), [(None, "assigned"), (600, "assigned"), (50, "no-time"), (100, "wait")]
+)
 def test_backup_fits_into_the_time_that_the_job_has_left(
     world: World, time_left_s: int | None, status: str
 ) -> None:
@@ -248,7 +250,8 @@ def test_backup_fits_into_the_time_that_the_job_has_left(
         " SELECT project_id, 'done', 1, 60, 1 FROM osgprod_data.projects"
     )
     world.db.execute(
-        "INSERT INTO osgprod_data.paces (project_id, site, rates, sizes, attempts, s_per_block, slow_s_per_block, most_per_core)"
+        "INSERT INTO osgprod_data.paces (project_id, site, rates, sizes, attempts, s_per_block,"
+        " slow_s_per_block, most_per_core)"
         " SELECT project_id, '', '{60}', '{3}', 1, 60, 60, 3 FROM osgprod_data.projects"
     )
     age(world, 1, 3600)

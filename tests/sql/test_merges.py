@@ -105,7 +105,9 @@ def test_lists_say_which_attempt_works_at_a_merge_and_that_it_is_live(merging: W
 def test_health_names_merges_without_progress(merging: World) -> None:
     slices(merging, 0, 3)
     merging.checkout(10)
-    merging.db.execute("UPDATE osgprod_data.attempts SET started_at = now() - interval '3 h' WHERE process = 10")
+    merging.db.execute(
+        "UPDATE osgprod_data.attempts SET started_at = now() - interval '3 h' WHERE process = 10"
+    )
     found = {row["what"]: row["found"] for row in call(merging.db, "health", project="p")}
     assert found["without-progress"].startswith("1 leased slices or merges")
 
@@ -115,7 +117,9 @@ def test_merge_does_not_change_how_long_a_slice_is_expected_to_take(merging: Wor
     merging.set(heartbeat_s=0)
     slices(merging, 0, 3)
     merging.checkout(10)
-    merging.db.execute("UPDATE osgprod_data.attempts SET started_at = now() - interval '1 day' WHERE process = 10")
+    merging.db.execute(
+        "UPDATE osgprod_data.attempts SET started_at = now() - interval '1 day' WHERE process = 10"
+    )
     merging.report(10, outputs_list=merged("hd_root"))
     merging.add_file(1, seqno=2)
     merging.checkout(11, host="wn1")
@@ -124,7 +128,9 @@ def test_merge_does_not_change_how_long_a_slice_is_expected_to_take(merging: Wor
         "INSERT INTO osgprod_data.totals (project_id, outcome, reports, ran_s, blocks)"
         " SELECT project_id, 'done', 4, 86400, 3 FROM osgprod_data.projects"
     )
-    merging.db.execute("UPDATE osgprod_data.attempts SET started_at = now() - interval '1 h' WHERE process = 11")
+    merging.db.execute(
+        "UPDATE osgprod_data.attempts SET started_at = now() - interval '1 h' WHERE process = 11"
+    )
     call(merging.db, "tick")
     assert merging.checkout(12, host="wn2")["status"] == "assigned"
     patience = merging.db.execute("SELECT now() - osgprod._patience(1) < interval '80 min' AS it").fetchone()

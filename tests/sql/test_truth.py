@@ -115,7 +115,9 @@ def test_health_names_leases_without_progress_and_jobs_that_start_again_and_agai
     assert "12 times" in found["restarting"]["found"] and found["restarting"]["found"].startswith("1 jobs")
     assert "without-progress" not in found
     world.db.execute("UPDATE osgprod_data.attempts SET started_at = started_at - interval '20 h'")
-    assert findings(world)["without-progress"]["found"].startswith("2 leased slices or merges without progress")
+    assert findings(world)["without-progress"]["found"].startswith(
+        "2 leased slices or merges without progress"
+    )
     world.db.execute("UPDATE osgprod_data.slices SET progress_at = now() - interval '20 h'")
     assert findings(world)["without-progress"]["found"].startswith("3 leased slices")
     world.heartbeat(0, bytes=7)
