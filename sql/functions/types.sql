@@ -12,6 +12,24 @@ CREATE TYPE osgprod.claim AS (
     merge_id   int
 );
 
+-- What may be to blame for the last failures (_causes): a scope (project, place, file, address, worker), the name under
+-- which it can be banned, and how often it was, while it is on probation; counts of its failures, of what they have in
+-- common, and of workers at other places that fail so; the first of them, and the keys of recent_failures.
+CREATE TYPE osgprod.cause AS (
+    scope     text,
+    name      text,
+    times     int,
+    failures  bigint,
+    workers   bigint,
+    addresses bigint,
+    files     bigint,
+    slices    bigint,
+    others    bigint,
+    places    text[],
+    since     timestamptz,
+    ids       bigint[]
+);
+
 -- The answer of checkout_slice.
 CREATE TYPE osgprod.checkout_answer AS (
     status      text,

@@ -1,10 +1,11 @@
 CREATE FUNCTION osgprod._worker_names(p_worker text, p_site text DEFAULT NULL)
 RETURNS text[] LANGUAGE sql STABLE
 AS $fn$
-    -- The names under which a worker can be banned: host@address, the host, the address, its site, the network of the address.
+    -- The names under which a worker can be banned: host@address, the host, the address, its site, the network of the address,
+    -- and all.
     -- Parameters: p_worker  see _worker;  p_site  its site, as it says; NULL = not known
     SELECT ARRAY[p_worker, regexp_replace(p_worker, '@[^@]*$', ''), w.address, osgprod._ban_of_place(osgprod._label(p_site)),
-                 CASE WHEN w.address ~ '^[0-9a-f:.]+$' AND p_worker LIKE '%@%' THEN osgprod._network(w.address::inet) END]
+                 CASE WHEN w.address ~ '^[0-9a-f:.]+$' AND p_worker LIKE '%@%' THEN osgprod._network(w.address::inet) END, 'all']
       FROM (SELECT regexp_replace(p_worker, '^.*@', '') AS address) w
 $fn$;
 
@@ -15,13 +16,20 @@ AS $fn$
     SELECT CASE WHEN p_place ~ '^[0-9a-f:.]+/[0-9]+$' THEN p_place ELSE 'site:' || p_place END
 $fn$;
 
-CREATE FUNCTION osgprod._is_banned(p_project_id int, p_worker text)
-RETURNS boolean LANGUAGE sql STABLE
+CREATE FUNCTION osgprod._ban_of(p_project_id int, p_worker text, p_site text, p_task text DEFAULT '')
+RETURNS SETOF osgprod_data.worker_bans LANGUAGE sql STABLE
 AS $fn$
-    -- Is this worker banned at present?
-    SELECT EXISTS (SELECT FROM osgprod_data.worker_bans b
-                    WHERE b.project_id = p_project_id AND b.worker = ANY (osgprod._worker_names(p_worker))
-                      AND osgprod._is_in_force(b.banned_at, b.until))
+    -- The ban that keeps a worker from work the longest, under whatever name it is banned; no row = it is not banned. While the
+    -- server has banned all from merges, one merge at a time is tried after the ban, until one succeeds.
+    -- Parameters: p_project_id  project;  p_worker  see _worker;  p_site  its site, as it says; NULL = not known
+    --             p_task  merges: = from merges only, whose bans have this before their names
+    SELECT b.* FROM osgprod_data.worker_bans b
+     WHERE b.project_id = p_project_id
+       AND b.worker = ANY (ARRAY(SELECT p_task || n FROM unnest(osgprod._worker_names(p_worker, p_site)) n))
+       AND (osgprod._is_in_force(b.banned_at, b.until) OR b.worker = 'merges:all' AND b.times > 0 AND EXISTS (
+            SELECT FROM osgprod_data.merges m JOIN osgprod_data.attempts a USING (project_id, cluster, process, nstart)
+             WHERE m.project_id = p_project_id AND m.state = 'leased' AND a.started_at > b.banned_at))
+     ORDER BY b.until DESC LIMIT 1
 $fn$;
 
 CREATE FUNCTION osgprod._is_in_force(p_banned_at timestamptz, p_until timestamptz)
@@ -31,13 +39,22 @@ AS $fn$
     SELECT p_until > now() AND p_banned_at <= now()
 $fn$;
 
+CREATE FUNCTION osgprod._is_on_probation(p_ban osgprod_data.worker_bans, p_where text, p_is_merge boolean)
+RETURNS boolean LANGUAGE sql STABLE
+AS $fn$
+    -- Has nothing succeeded since a ban by the server ended, for a day at most? NULL = there was none.
+    -- Parameters: p_ban  the ban;  p_where, p_is_merge  see _has_succeeded
+    SELECT p_ban.times > 0 AND p_ban.until > now() - interval '1 day'
+       AND NOT osgprod._has_succeeded(p_ban.project_id, p_is_merge, 'any', least(p_ban.until, now()), p_where)
+$fn$;
+
 CREATE FUNCTION osgprod._ban_if_black_hole(p_project osgprod_data.projects, p_worker text, p_fault text)
 RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Bans a worker that failed max_fast_failures times within fast_failure_s of starting, and in more than half of all that
--- it did, since its last ban or within block_worker_s; and takes these failures off the slices' accounts.
--- Promise:    after its ban a worker is on probation: until its first success, a single fast failure bans it again,
---             twice as long as before, up to 30 days. Nothing here waits: when another session has the worker's ban, that
+-- Bans a worker that failed max_fast_failures slices within fast_failure_s of starting, and more than half of all that
+-- it had, since its last ban or within block_worker_s; and takes these failures off the slices' accounts. Merges don't count.
+-- Promise:    after its ban a worker is on probation: until its first success, for a day at most, a single fast failure bans
+--             it again, twice as long as before, up to 30 days. Nothing here waits: when another session has the worker's ban, that
 --             session bans or unbans the worker, and this one leaves the ban alone.
 -- Parameters: p_project  the project's row;  p_worker  see _worker;  p_fault  of its newest failure, see _fault
 -- Locks:      the worker's ban (advisory, see _ban_key) and its row, both tried; slices that it failed, SKIP LOCKED
@@ -52,29 +69,27 @@ BEGIN
     SELECT b.* INTO v_ban FROM osgprod_data.worker_bans b
      WHERE b.project_id = p_project.project_id AND b.worker = ANY (osgprod._worker_names(p_worker))
      ORDER BY b.banned_at DESC LIMIT 1;
-    -- project_id + 0, here and below: found by time, never by reading all reports of the project.
-    v_on_probation := coalesce(v_ban.times, 0) > 0 AND NOT EXISTS (
-        SELECT FROM osgprod_data.reports r
-         WHERE r.project_id + 0 = p_project.project_id AND r.worker = p_worker AND r.reported_at > v_ban.banned_at
-           AND r.outcome = 'done');
+    v_on_probation := osgprod._is_on_probation(v_ban, p_worker, false) IS TRUE;
     v_since := greatest(v_ban.banned_at,
         CASE WHEN NOT v_on_probation THEN now() - make_interval(secs => p_project.block_worker_s) END);
     -- What it had begun before its ban, and failed since, was paid for by the ban.
     SELECT count(*) INTO v_fast FROM osgprod._fast_failures(p_project, p_worker, v_since) f
      WHERE f.started_at > v_since AND NOT EXISTS (
         SELECT FROM osgprod_data.recent_failures r  -- something else is to blame for these
-         WHERE r.project_id = p_project.project_id AND r.address = regexp_replace(p_worker, '^.*@', '')
-           AND r.worker = p_worker AND r.started_at = f.started_at AND r.blamed IS NOT NULL);
+         WHERE r.project_id = p_project.project_id AND r.started_at = f.started_at AND r.worker = p_worker
+           AND r.blamed IS NOT NULL);
     IF v_fast < (CASE WHEN v_on_probation THEN 1 ELSE p_project.max_fast_failures END) THEN
         RETURN;
     END IF;
-    SELECT count(*) INTO v_all FROM osgprod_data.reports r
-     WHERE r.project_id + 0 = p_project.project_id AND r.worker = p_worker AND r.reported_at > v_since
-       AND (r.by_worker OR r.outcome = 'lost');  -- a job that was removed says nothing of its worker
-    IF v_fast * 2 <= v_all AND NOT v_on_probation THEN
-        RETURN;
+    IF NOT v_on_probation THEN
+        SELECT count(*) INTO v_all FROM osgprod_data.reports r  -- project_id + 0: found by time
+         WHERE r.project_id + 0 = p_project.project_id AND r.worker = p_worker AND r.reported_at > v_since AND r.nblocks > 0
+           AND (r.by_worker OR r.outcome = 'lost');  -- a job that was removed says nothing of its worker
+        IF v_fast * 2 <= v_all THEN
+            RETURN;
+        END IF;
     END IF;
-    IF osgprod._others_fail_alike(p_project.project_id, p_worker, p_fault, v_since) THEN
+    IF osgprod._others_fail_alike(p_project.project_id, false, p_worker, p_fault, v_since) THEN
         RETURN;
     END IF;
     v_ban.times := CASE WHEN v_on_probation THEN v_ban.times + 1 ELSE 1 END;
@@ -90,13 +105,16 @@ $fn$;
 CREATE FUNCTION osgprod._ban(p_project osgprod_data.projects, p_name text, p_times int, p_reason text)
 RETURNS boolean LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Bans a worker, an address or a place for block_worker_s, doubled with each time, up to 30 days.
--- Parameters: p_project  the project's row;  p_name  see _worker_names;  p_times  how often by now;  p_reason  in words
+-- Bans a worker, an address or a place for block_worker_s, doubled with each time, up to 30 days; all merges for retest_s,
+-- doubled up to max_backoff_s.
+-- Parameters: p_project  the project's row;  p_name  see _ban_of;  p_times  how often by now;  p_reason  in words
 -- Returns:    false when another session has this ban: it decides
 -- Locks:      the ban (advisory, see _ban_key) and its row, both tried
 DECLARE
     v_until timestamptz := now() + make_interval(
-        secs => least(p_project.block_worker_s * 2.0 ^ least(p_times - 1, 20), 2592000));
+        secs => least(CASE p_name WHEN 'merges:all' THEN p_project.retest_s ELSE p_project.block_worker_s END
+                      * 2.0 ^ least(p_times - 1, 20),
+                      CASE p_name WHEN 'merges:all' THEN greatest(p_project.max_backoff_s, p_project.retest_s) ELSE 2592000 END));
 BEGIN
     -- The advisory lock, since a row that another session is inserting can't be skipped.
     IF NOT pg_try_advisory_xact_lock(osgprod._ban_key(p_project.project_id, p_name)) THEN
@@ -130,7 +148,7 @@ CREATE FUNCTION osgprod._fast_failures(p_project osgprod_data.projects, p_worker
 RETURNS TABLE (outcome osgprod_data.outcome, started_at timestamptz, rawdata_id int, block1 int, opened_at timestamptz)
 LANGUAGE sql STABLE
 AS $fn$
-    -- What a worker failed within fast_failure_s of starting. (STABLE is what lets its callers inline it.)
+    -- Slices that a worker failed within fast_failure_s of starting. (STABLE is what lets its callers inline it.)
     -- Parameters: p_project  the project's row;  p_worker  see _worker;  p_since  reported after that
     -- Returns:    a row for each report, with the slice that its attempt was leased
     SELECT r.outcome, a.started_at, a.rawdata_id, a.block1, a.opened_at
@@ -139,7 +157,7 @@ AS $fn$
          SELECT t.* FROM osgprod_data.attempts t
           WHERE t.project_id = r.project_id AND t.cluster = r.cluster AND t.process = r.process AND t.nstart = r.nstart
           LIMIT 1) a
-     WHERE r.project_id = p_project.project_id AND r.worker = p_worker AND r.reported_at > p_since
+     WHERE r.project_id = p_project.project_id AND r.worker = p_worker AND r.reported_at > p_since AND r.nblocks > 0
        AND r.outcome IN ('failed', 'node-fault') AND r.ran_s <= p_project.fast_failure_s
 $fn$;
 
@@ -170,6 +188,35 @@ BEGIN
     LOOP
         PERFORM osgprod._take_failures_off(p_project, v_slice.rawdata_id, v_slice.block1, v_slice.failures::int, NULL);
     END LOOP;
+END
+$fn$;
+
+CREATE FUNCTION osgprod._take_failures_off(
+    p_project osgprod_data.projects, p_rawdata_id int, p_block1 int, p_failures int, p_faults int)
+RETURNS void LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Gives a slice smaller counts of failures. With them its backoff ends; what reached quarantine through them is ready again.
+-- Parameters: p_project  the project's row;  p_rawdata_id, p_block1  the slice, locked;  p_failures, p_faults  the counts;
+--             p_faults NULL = as they are
+-- Locks:      the file's row, tried: the failures of a locked one stay; see _reopen_slice
+BEGIN
+    -- The row may be updated for a second time in this transaction: then it is checked against its foreign key, which fails
+    -- while somebody splits the slice before it.
+    IF NOT osgprod._lock_file(p_project.project_id, p_rawdata_id) THEN
+        RETURN;
+    END IF;
+    IF p_failures < p_project.max_failures THEN
+        PERFORM osgprod._reopen_slice(p_project.project_id, s.rawdata_id, s.block1) FROM osgprod_data.slices s
+          WHERE s.project_id = p_project.project_id AND s.rawdata_id = p_rawdata_id AND s.block1 = p_block1
+            AND s.state = 'quarantined';
+    END IF;
+    UPDATE osgprod_data.slices s
+       SET failures = p_failures, faults = coalesce(p_faults, s.faults),
+           is_ready = CASE WHEN s.state = 'ready' THEN f.suspended_at IS NULL ELSE s.is_ready END,
+           not_before = CASE WHEN s.state = 'ready' THEN least(s.not_before, now()) ELSE s.not_before END
+      FROM osgprod_data.loaded_files f
+     WHERE f.project_id = p_project.project_id AND f.rawdata_id = p_rawdata_id
+       AND s.project_id = p_project.project_id AND s.rawdata_id = p_rawdata_id AND s.block1 = p_block1;
 END
 $fn$;
 

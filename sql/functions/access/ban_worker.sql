@@ -6,7 +6,7 @@ AS $fn$
 -- Promise:    a repeated call sets a new end.
 -- Parameters: p_project  project name;  p_worker  host@address, as blocked_workers and the reports name it, or
 --                        either alone: then every such worker; or site:NAME: then every worker of that site, as its jobs
---                        name it
+--                        name it; or all. With merges: before it: from merges only
 --             p_seconds  how long from now on [s; 0 = unban: its failures until now no longer count against it]
 --             p_reason   what its jobs are answered
 -- Returns:    until when it is banned; now = unbanned
@@ -20,7 +20,7 @@ BEGIN
         RAISE EXCEPTION 'a worker and a time from 0 to 315360000 s are needed' USING ERRCODE = 'OG108',
             HINT = 'osgprod workers lists the names of the workers';
     END IF;
-    IF p_worker LIKE '%/%' AND p_worker NOT LIKE 'site:%' AND p_seconds > 0 THEN
+    IF p_worker LIKE '%/%' AND p_worker NOT LIKE '%site:%' AND p_seconds > 0 THEN
         RAISE EXCEPTION 'worker % is a network', p_worker USING ERRCODE = 'OG108',
             HINT = 'a worker is a host, an address, or host@address; osgprod project set PROJECT subnet_pattern=... limits the addresses that may ask';
     END IF;

@@ -35,10 +35,6 @@ BEGIN
     IF v_problem IS NULL THEN
         v_problem := osgprod._why_not_now(v_project, p_call.cpus, p_call.client, p_call.host, p_call.site, p_call.job_key);
     END IF;
-    IF v_problem IS NULL AND v_project.pause_cause IS NOT NULL THEN
-        v_problem := osgprod._why_no_probe(v_project);
-        v_project.state := 'active';
-    END IF;
     IF v_problem IS NOT NULL THEN
         RETURN osgprod._unassigned(v_answer, v_problem);
     ELSIF p_call.workscript <> v_project.workscript THEN
@@ -82,7 +78,7 @@ BEGIN
         END IF;
     END IF;
 
-    IF v_slice.block1 IS NULL AND v_project.state = 'active' THEN
+    IF v_slice.block1 IS NULL AND (v_project.state = 'active' OR v_project.pause_cause IS NOT NULL) THEN
         v_blocks := osgprod._blocks_for(v_project, p_call.cpus);
         IF v_project.target_s IS NOT NULL OR p_call.time_left_s IS NOT NULL THEN
             v_blocks := least(v_blocks, (osgprod._slice_size(v_project, p_call.cpus, p_call.site,
@@ -92,18 +88,20 @@ BEGIN
         IF v_project.nlive >= v_project.max_live THEN
             v_problem := ARRAY['OG603', format('project %s has %s live attempts of at most %s', v_project.name,
                 v_project.nlive, v_project.max_live), 'try again later; osgprod project set PROJECT max_live=... changes it'];
-            RETURN osgprod._unassigned(v_answer, v_problem);
         ELSIF v_project.pause_cause IS NOT NULL THEN
-            v_blocks := least(v_blocks, 1);  -- it is the probe
+            v_problem := osgprod._why_no_probe(v_project);  -- else it is the probe
+            v_blocks := least(v_blocks, 1);
+            v_can_merge := v_can_merge AND NOT osgprod._is_incomplete(v_project.project_id, false);
         ELSIF v_project.unproven > 0 THEN
             v_problem := osgprod._why_unproven(v_project);
-            IF v_problem IS NOT NULL THEN
-                RETURN osgprod._unassigned(v_answer, v_problem, 'wait', v_project.wait_s);
-            END IF;
+        END IF;
+        IF v_problem IS NOT NULL THEN
+            RETURN osgprod._unassigned(v_answer, v_problem, CASE WHEN v_problem[1] IS NULL THEN 'wait' ELSE 'error' END,
+                                       CASE WHEN v_problem[1] IS NULL THEN v_project.wait_s END);
         END IF;
         -- (c) A merge, so that files are delivered early; else a requeued slice, so that files are completed in order.
-        IF v_can_merge AND v_has_merge AND v_project.pause_cause IS NULL THEN  -- a pause came from slices: the probe is one
-            v_slice := osgprod._claim_merge(v_project, p_call.cluster::int, p_call.process::int, v_nstart);
+        IF v_can_merge AND v_has_merge THEN
+            v_slice := osgprod._claim_merge(v_project, p_call, v_nstart);
         END IF;
         IF v_blocks = 0 AND v_slice.block1 IS NULL THEN
             RETURN osgprod._no_time(v_project, v_answer, p_call);
@@ -144,7 +142,7 @@ BEGIN
         END IF;
         IF v_can_merge AND v_slice.block1 IS NULL THEN  -- the last file may be complete now
             PERFORM osgprod._settle_files(v_project.project_id, false);
-            v_slice := osgprod._claim_merge(v_project, p_call.cluster::int, p_call.process::int, v_nstart);
+            v_slice := osgprod._claim_merge(v_project, p_call, v_nstart);
         END IF;
         -- (e) Else, in the tail, a second attempt on a slice that would end late.
         IF v_slice.block1 IS NULL AND v_project.max_backups > 0 THEN
@@ -219,9 +217,6 @@ AS $fn$
 -- Parameters: p_project  the project's row;  the others see checkout_slice
 -- Returns:    code, message and hint; NULL = nothing is against it
 --             OG104 cpus; OG110 job key; OG501 the project is paused; OG601 the worker is banned
-DECLARE
-    v_worker text;
-    v_ban    record;
 BEGIN
     IF p_cpus NOT BETWEEN 1 AND 4096 OR p_cpus IS NULL THEN
         RETURN ARRAY['OG104', 'parameter cpus must be a number from 1 to 4096, not ' || coalesce(p_cpus::text, 'nothing'),
@@ -235,16 +230,10 @@ BEGIN
         RETURN ARRAY['OG501', format('project %s is paused', p_project.name), 'try again later'];
     END IF;
     IF p_project.banned_until > now() THEN  -- some worker is
-        v_worker := osgprod._worker(p_client, p_host);
-        SELECT b.until, b.reason INTO v_ban FROM osgprod_data.worker_bans b
-         WHERE b.project_id = p_project.project_id AND b.worker = ANY (osgprod._worker_names(v_worker, p_site))
-           AND osgprod._is_in_force(b.banned_at, b.until)
-         ORDER BY b.until DESC LIMIT 1;
-        IF FOUND THEN
-            RETURN ARRAY['OG601', format('worker %s is banned until %s UTC: %s', v_worker,
-                to_char(v_ban.until AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS'), v_ban.reason),
-                'the operator can end the ban: osgprod workers unban'];
-        END IF;
+        RETURN (SELECT ARRAY['OG601', format('worker %s is banned until %s UTC: %s', w.name,
+                    to_char(b.until AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS'), b.reason),
+                    'the operator can end the ban: osgprod workers unban']
+                  FROM osgprod._worker(p_client, p_host) AS w (name), osgprod._ban_of(p_project.project_id, w.name, p_site) b);
     END IF;
     RETURN NULL;
 END
@@ -439,11 +428,10 @@ BEGIN
     ELSIF EXISTS (SELECT FROM osgprod_data.slices s WHERE s.project_id = p_project.project_id AND s.is_ready) THEN
         v_retry_s := least(p_project.wait_s, 5);  -- others have these slices, or their files
         v_what := v_what || ' is busy, ask again soon';
-    ELSIF osgprod._is_incomplete(p_project.project_id, p_can_merge) THEN
+    ELSIF osgprod._is_incomplete(p_project.project_id, p_can_merge)
+          OR p_can_merge AND osgprod._has_open_merges(p_project.project_id) THEN
         v_what := format('all remaining work of %s is leased%s', v_what,
             CASE WHEN p_project.skip_nearline THEN ' or on tape' ELSE ', some may be requeued' END);
-    ELSIF p_can_merge AND osgprod._has_open_merges(p_project.project_id) THEN
-        v_what := format('all merges of %s are leased, some may be requeued', v_what);
     ELSE
         v_retry_s := 0;
         v_what := 'no work left in ' || v_what;

@@ -121,9 +121,10 @@ BEGIN
     IF p_call.log_tail IS NOT NULL AND v_project.keep_log_tail AND v_outcome IN ('failed', 'node-fault') THEN
         PERFORM osgprod._keep_log_tail(v_attempt, p_call.log_tail);
     END IF;
-    IF v_outcome IN ('failed', 'node-fault') THEN
+    IF v_outcome IN ('failed', 'node-fault') AND v_attempt.merge_id IS NULL THEN
         PERFORM osgprod._ban_if_black_hole(v_project, v_worker, osgprod._fault(v_outcome, p_call.exitcode::int, p_call.fault));
-    ELSIF v_outcome = 'done' AND (v_project.pause_cause IS NOT NULL OR v_project.nsuspended > 0 OR v_project.unproven > 0) THEN
+    ELSIF v_outcome = 'done' AND (v_attempt.merge_id IS NOT NULL OR v_project.pause_cause IS NOT NULL
+                                  OR v_project.nsuspended > 0 OR v_project.unproven > 0) THEN
         PERFORM osgprod._note_success(v_project, v_attempt, true);
     END IF;
     v_answer.http_status := CASE v_outcome WHEN 'superseded' THEN 409 ELSE 200 END;
@@ -230,7 +231,8 @@ BEGIN
     ELSIF v_slice.state = 'leased' AND v_slice.cluster = p_attempt.cluster AND v_slice.process = p_attempt.process
           AND v_slice.nstart = p_attempt.nstart THEN
         -- A worker that is banned proves nothing about the data either.
-        IF p_outcome = 'failed' AND p_project.banned_until > now() AND osgprod._is_banned(p_project.project_id, p_worker) THEN
+        IF p_outcome = 'failed' AND p_project.banned_until > now()
+            AND EXISTS (SELECT FROM osgprod._ban_of(p_project.project_id, p_worker, coalesce(p_call.site, p_attempt.site))) THEN
             p_outcome := 'node-fault';
         END IF;
         v_is_excused := osgprod._blame(p_project, p_attempt, v_slice.exit_codes IS NULL, p_outcome, p_worker, p_call);
@@ -240,8 +242,7 @@ BEGIN
         END IF;
         IF NOT osgprod._fail_slice(p_project, v_slice, p_outcome, p_worker, p_call.exitcode::int, p_may_wait, v_is_excused) THEN
             DELETE FROM osgprod_data.recent_failures r
-             WHERE r.project_id = p_attempt.project_id AND r.address = host(p_attempt.client)
-               AND r.started_at = p_attempt.started_at;
+             WHERE r.project_id = p_attempt.project_id AND r.started_at = p_attempt.started_at AND r.worker = p_worker;
             RETURN NULL;
         END IF;
         RETURN p_outcome;

@@ -33,23 +33,31 @@ AS $fn$
                 WHEN p_project.mergescript IS NULL THEN 'the project has no mergescript'
                 WHEN p_project.mergescript_fault IS NOT NULL
                     THEN format('%s (found %s UTC)', p_project.mergescript_fault,
-                                to_char(p_project.mergescript_fault_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI')) END
+                                to_char(p_project.mergescript_fault_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI'))
+                ELSE (SELECT 'they are banned: ' || b.reason FROM osgprod_data.worker_bans b
+                       WHERE b.project_id = p_project.project_id AND b.worker = 'merges:all'
+                         AND osgprod._is_in_force(b.banned_at, b.until)) END
 $fn$;
 
-CREATE FUNCTION osgprod._claim_merge(p_project osgprod_data.projects, p_cluster int, p_process int, p_nstart int)
+CREATE FUNCTION osgprod._claim_merge(p_project osgprod_data.projects, p_call osgprod.checkout_call, p_nstart int)
 RETURNS osgprod.claim LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Claims the first ready merge, and notes the slices that it is made of.
--- Parameters: p_project  the project's row;  p_cluster, p_process, p_nstart  the coming attempt
+-- Promise:    a merge that had a fault on this worker is left to others for wait_s.
+-- Parameters: p_project  the project's row;  p_call, p_nstart  the coming attempt
 -- Returns:    the merge, with -1 as its blocks, so that nothing takes it for a slice; NULLs when none is free
 -- Locks:      the merge, SKIP LOCKED
 -- Source:     docs/outputs.md "A merge's life"
 DECLARE
-    v_claim osgprod.claim;
-    v_merge osgprod_data.merges;
+    v_claim  osgprod.claim;
+    v_merge  osgprod_data.merges;
+    v_worker text := osgprod._worker(p_call.client, p_call.host);
 BEGIN
     SELECT m.* INTO v_merge FROM osgprod_data.merges m
      WHERE m.project_id = p_project.project_id AND m.is_ready
+       AND NOT EXISTS (SELECT FROM osgprod._ban_of(p_project.project_id, v_worker, p_call.site, 'merges:'))
+       AND (m.faulted_on = v_worker AND p_call.host <> '' AND m.due_at IS NULL
+            AND m.not_before > now() - make_interval(secs => p_project.wait_s)) IS NOT TRUE
      ORDER BY m.run, m.seqno LIMIT 1
        FOR NO KEY UPDATE SKIP LOCKED;
     IF NOT FOUND THEN
@@ -58,8 +66,8 @@ BEGIN
     -- Its slices, in a statement that starts under the lock: nothing changes them while the merge is leased, unless it takes
     -- the lease away (_reopen_merges).
     UPDATE osgprod_data.merges m
-       SET state = 'leased', is_ready = NULL, not_before = NULL, cluster = p_cluster, process = p_process, nstart = p_nstart,
-           due_at = clock_timestamp() + make_interval(secs => p_project.lease_s), progress_at = NULL, bytes_fetched = NULL,
+       SET state = 'leased', is_ready = NULL, not_before = NULL, cluster = p_call.cluster, process = p_call.process,
+           nstart = p_nstart, due_at = clock_timestamp() + make_interval(secs => p_project.lease_s), progress_at = NULL, bytes_fetched = NULL,
            cpu_s = NULL, inputs = i.inputs, missing = i.missing
       FROM osgprod._slices_of_merge(p_project.project_id, v_merge.run, v_merge.seqno) i
      WHERE m.merge_id = v_merge.merge_id

@@ -53,8 +53,13 @@ BEGIN
         reason := v_bad;
     ELSIF v_merge.state = 'leased' AND v_merge.cluster = p_attempt.cluster AND v_merge.process = p_attempt.process
           AND v_merge.nstart = p_attempt.nstart THEN
-        PERFORM osgprod._fail_merge(p_project, v_merge, p_outcome, p_worker, p_call.exitcode::int);
         outcome := p_outcome;
+        IF osgprod._blame(p_project, p_attempt, v_merge.exit_codes IS NULL, p_outcome, p_worker, p_call) THEN
+            -- Something else is to blame: nothing counts, and what it failed before may be taken off.
+            SELECT m.* INTO v_merge FROM osgprod_data.merges m WHERE m.merge_id = p_attempt.merge_id;
+            p_outcome := 'superseded';
+        END IF;
+        PERFORM osgprod._fail_merge(p_project, v_merge, p_outcome, p_worker, p_call.exitcode::int);
     END IF;
 END
 $fn$;

@@ -59,7 +59,7 @@ BEGIN
         UNION ALL
         SELECT 6, 'worker', p.name, r.worker, format('%s attempts in seven days, the last one at %s UTC', count(*),
                    to_char(max(r.started_at) AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI'))
-                   || CASE WHEN osgprod._is_banned(p.project_id, r.worker) THEN '; it is banned' ELSE '' END,
+                   || CASE WHEN EXISTS (SELECT FROM osgprod._ban_of(p.project_id, r.worker, max(r.site))) THEN '; it is banned' ELSE '' END,
                format('osgprod attempts %s --worker %s', p.name, osgprod._shell_word(r.worker))
           FROM recent r JOIN projects p ON p.project_id = r.project_id
          WHERE r.site IS DISTINCT FROM v_text GROUP BY p.project_id, p.name, r.worker

@@ -69,7 +69,11 @@ BEGIN
              'leases expired minutes ago and no slice was requeued', 'is a shim running? requeue them by hand: osgprod reclaim'),
             ('bad', 'merges', f.no_merges IS NOT NULL,
              format('merges are not assigned: %s', f.no_merges),
-             format('put the merge script into the project''s folder, or osgprod project set %s mergescript=NAME', f.project)),
+             CASE WHEN f.no_merges LIKE 'they are banned: %'
+                  THEN format('repair it; the server tries one merge at a time; not to wait for that: osgprod workers unban %s merges:all',
+                              f.project)
+                  ELSE format('put the merge script into the project''s folder, or osgprod project set %s mergescript=NAME',
+                              f.project) END),
             ('attention', 'failed-merges', f.failed_merges > 0, format('%s merges failed', f.failed_merges),
              format('see why: osgprod merges list %s --state failed; try again: osgprod merges retry %s', f.project, f.project)),
             ('attention', 'unmerged', f.files > 0 AND f.blocks_left = 0 AND f.merges_left > 0 AND f.no_merges IS NULL
