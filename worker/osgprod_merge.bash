@@ -1338,13 +1338,18 @@ merge_root() {
 }
 
 merge_hddm() {
-  local output="$1" path status=0 packed=false
+  local output="$1" path status=0 packed=false header first=""
   shift
   for path in "$@"; do
-    [[ "$(head -c 5 "$path" | tr -d '\000')" == '<HDDM' ]] || bad_input "${path%%/*}" "$path is no HDDM file"
+    [[ "$(head -c 5 "$path" | tr -d '\000')" == '<HDDM' && -n "$(sed -n '/^<\/HDDM>$/{p;q;}' "$path")" ]] ||
+      bad_input "${path%%/*}" "$path is no HDDM file"
     ! is_packed_hddm "$path" || packed=true
   done
   end_if_bad "${#osgprod_inputs[@]}"
+  for path in "$@"; do # before hddmcat blames a file: which of them is the odd one can't be told
+    header="$(sed -e '/^<\/HDDM>$/q' "$path" | cksum)"
+    [[ "$header" == "${first:=$header}" ]] || not_merged "$path has another header than $1: other software made it"
+  done
   if $packed; then # of what hddmcat makes of these, readers find the first file's records only
     command -v "$PYTHON" >/dev/null || no_program "$PYTHON"
   else
@@ -1870,20 +1875,24 @@ def packed_records(blocks, path, unpack):
 def merge_hddm(output, inputs):
     """Joins packed HDDM files, or compares what hddmcat wrote of others with its inputs. Returns the number of records.
 
-    hddmcat writes the control record of each file, behind which readers find nothing: here the first one stays.
+    hddmcat writes the control record of each file, behind which readers find nothing: here one of them stays.
     """
     layouts = [(path, *hddm_layout(path)) for path in inputs]
-    first_header, first_control = layouts[0][1:3]
-    if any(control for _, _, control, _ in layouts):
-        for path, header, control, _ in layouts:
-            if header != first_header:
-                raise BadInput(path, "has another header than the first file")
-            if control != first_control:
-                raise BadResult("%s is packed in another way than %s" % (path, inputs[0]))
+    first_header = layouts[0][1]
+    # A slice without records may have left a header only, and no control record.
+    packing = next((control for _, _, control, _ in layouts if control), b"")
+    for path, header, _, _ in layouts:
+        if header != first_header:  # which of them is the odd one can't be told
+            raise BadResult("%s has another header than %s" % (path, inputs[0]))
+    if packing:
+        for path, _, control, records in layouts:
+            if control != packing and (control or records):
+                raise BadResult("%s is packed in another way than the others" % path)
         with open(output, "wb") as joined:
+            joined.write(first_header + packing)
             for path, header, control, _ in layouts:
                 with open(path, "rb") as file:
-                    file.seek(0 if path == inputs[0] else len(header) + len(control))
+                    file.seek(len(header) + len(control))
                     shutil.copyfileobj(file, joined, 1 << 20)
     counts = [records for _, _, _, records in layouts]
     count = None if None in counts else sum(counts)

@@ -148,13 +148,18 @@ merge_root() {
 }
 
 merge_hddm() {
-  local output="$1" path status=0 packed=false
+  local output="$1" path status=0 packed=false header first=""
   shift
   for path in "$@"; do
-    [[ "$(head -c 5 "$path" | tr -d '\000')" == '<HDDM' ]] || bad_input "${path%%/*}" "$path is no HDDM file"
+    [[ "$(head -c 5 "$path" | tr -d '\000')" == '<HDDM' && -n "$(sed -n '/^<\/HDDM>$/{p;q;}' "$path")" ]] ||
+      bad_input "${path%%/*}" "$path is no HDDM file"
     ! is_packed_hddm "$path" || packed=true
   done
   end_if_bad "${#osgprod_inputs[@]}"
+  for path in "$@"; do # before hddmcat blames a file: which of them is the odd one can't be told
+    header="$(sed -e '/^<\/HDDM>$/q' "$path" | cksum)"
+    [[ "$header" == "${first:=$header}" ]] || not_merged "$path has another header than $1: other software made it"
+  done
   if $packed; then # of what hddmcat makes of these, readers find the first file's records only
     command -v "$PYTHON" >/dev/null || no_program "$PYTHON"
   else
