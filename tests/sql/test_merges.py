@@ -229,9 +229,56 @@ def test_merge_goes_to_another_job_after_its_lease(merging: World) -> None:
     merging.tick()
     assert merging.checkout(11)["task"] == "merge"
     assert merging.heartbeat(10)["status"] == "superseded"
-    assert merging.report(10, outputs_list=merged("late"))["status"] == "done"  # the first success wins
-    assert merging.report(11, outputs_list=merged("other"))["status"] == "superseded"
-    assert [row["kind"] for row in merging.db.execute("SELECT kind FROM osgprod_data.outputs")] == ["late"]
+    # What the first one delivered may be replaced by now.
+    assert merging.report(10, outputs_list=merged("late"))["status"] == "superseded"
+    assert merging.report(11, outputs_list=merged("other"))["status"] == "done"
+    assert [row["kind"] for row in merging.db.execute("SELECT kind FROM osgprod_data.outputs")] == ["other"]
+
+
+@pytest.mark.parametrize("then", ["requeued", "failed", "retried"])
+def test_late_success_counts_when_nobody_has_had_the_merge_since(merging: World, then: str) -> None:
+    merging.set(max_failures=1, max_faults=1)
+    slices(merging, 0, 3)
+    merging.checkout(10)
+    for _ in range(1 if then == "requeued" else 5):  # of those on one worker every fourth counts
+        merging.db.execute(
+            "UPDATE osgprod_data.merges SET due_at = now() - interval '1 s', state = 'leased', is_ready = NULL,"
+            " not_before = NULL"
+        )
+        merging.let_leases_run_out()
+        merging.tick()
+    if then == "retried":
+        call(merging.db, "retry_merges", project="p")
+    assert merges(merging)[0]["state"] == ("failed" if then == "failed" else "ready")
+    assert merging.report(10, outputs_list=merged("late"))["status"] == "done"
+    assert [merge["state"] for merge in merges(merging)] == ["done"]
+
+
+@pytest.mark.parametrize("how", ["retried", "lost", "recycled"])
+def test_repeated_report_of_a_merge_that_was_superseded_since_is_superseded(merging: World, how: str) -> None:
+    """A job that was told "done" removes the inputs, which the new merge needs."""
+    slices(merging, 0, 3)
+    merging.checkout(10)
+    for _ in range(2):
+        assert merging.report(10, outputs_list=merged("a"))["status"] == "done"
+    if how == "retried":
+        call(merging.db, "retry_merges", project="p", states=["done"])
+    elif how == "lost":
+        lost = json.dumps([{"cluster": 1, "process": 10, "nstart": 1}])
+        call(merging.db, "lose_outputs", project="p", attempts=lost)
+    else:
+        call(merging.db, "recycle", project="p", states=["done"])
+        slices(merging, 20, 3)
+        merging.tick()
+    for state in ("ready", "leased", "done"):
+        assert merges(merging)[-1]["state"] == state
+        answer = merging.report(10, outputs_list=merged("a"))
+        assert (answer["http_status"], answer["status"]) == (409, "superseded")
+        if state == "ready":
+            assert merging.checkout(11)["task"] == "merge"
+        elif state == "leased":
+            assert merging.report(11, outputs_list=merged("a"))["status"] == "done"
+    assert merging.report(11, outputs_list=merged("a"))["status"] == "done"
 
 
 def test_restarted_job_gets_its_merge_again(merging: World) -> None:

@@ -117,6 +117,92 @@ def test_output_that_htcondor_brings_home_has_the_url_that_the_operator_set(worl
     assert listed(world)[0]["url"] == "file:///home/4/5.tgz"
 
 
+def test_output_at_home_has_the_name_that_its_start_gave_it(world: World) -> None:
+    world.set(output_home="file:///home", maxblockspercore=1)
+    world.add_file(4)
+    first = world.checkout(5, cluster=4, exec_version="0.11.0")
+    world.report(5, cluster=4, token=str(first["token"]))
+    second = world.checkout(5, cluster=4, exec_version="0.11.0", after=str(first["token"]))
+    world.checkout(5, cluster=4, exec_version="0.11.0")  # evicted, and started again
+    world.report(5, cluster=4)
+    for _ in range(2):  # a client that numbers nothing
+        world.checkout(6, cluster=4)
+    world.report(6, cluster=4)
+    # Another queue counts from 1 again: its job has its first start.
+    other = world.checkout(5, cluster=4, exec_version="0.11.0", schedd="other", qdate=1)
+    world.report(5, cluster=4, token=str(other["token"]))
+    assert (second["nstarts"], other["nstarts"]) == (2, 1)
+    assert [row["url"].removeprefix("file:///home/job_4_") for row in listed(world)] == [
+        "5.tar.gz", "5.3.tar.gz", "6.tar.gz", "5.tar.gz",
+    ]  # fmt: skip
+    world.set(output_home="file:///home/{cluster}/{process}.{start}.tgz")
+    assert [row["url"].removeprefix("file:///home/4/") for row in listed(world)] == [
+        "5.1.tgz", "5.3.tgz", "6.2.tgz", "5.1.tgz",
+    ]  # fmt: skip
+
+
+def test_merge_gets_the_output_at_home_of_the_start_that_succeeded(world: World) -> None:
+    world.set(merge_by="file", output_home="file:///home")
+    world.add_file(3)
+    for n in range(3):
+        for _ in range(n + 1):
+            world.checkout(n, exec_version="0.11.0")
+        world.report(n)
+    inputs = world.checkout(10)["merge"]["inputs"]
+    assert [line.split()[0].removeprefix("file:///home/job_1_") for line in inputs] == [
+        "0.tar.gz", "1.2.tar.gz", "2.3.tar.gz",
+    ]  # fmt: skip
+
+
+def age(world: World) -> None:
+    """Makes all reports two hours older."""
+    world.db.execute("ALTER TABLE osgprod_data.reports DISABLE TRIGGER USER")
+    world.db.execute("UPDATE osgprod_data.reports SET reported_at = reported_at - interval '2 h'")
+    world.db.execute("ALTER TABLE osgprod_data.reports ENABLE TRIGGER USER")
+
+
+def test_output_that_htcondor_may_still_bring_home_is_not_called_lost(world: World) -> None:
+    world.set(merge_by="file", output_home="file:///home", max_failures=1, max_faults=1)
+    world.add_file(3)
+    for n in range(2):
+        world.checkout(n)
+        world.report(n)
+    slices(world, 2, 1)  # this job sends its output itself
+    lost = json.dumps([{"cluster": 1, "process": n, "nstart": 1} for n in range(2)])
+    for n in (10, 11, 12):
+        assert world.checkout(n)["task"] == "merge"
+        answer = world.report(n, exitcode=65, bad_inputs="1,2:2,3")
+        assert answer["status"] == "node-fault"
+        assert [row["state"] for row in call(world.db, "list_merges", project="p")] == ["ready"]
+        assert world.checkout(20)["status"] == "wait", "after a while"
+        assert call(world.db, "lose_outputs", project="p", attempts=lost) == []
+        world.db.execute("UPDATE osgprod_data.merges SET not_before = now() WHERE state = 'ready'")
+        world.tick()
+    world.checkout(13)
+    assert world.report(13, exitcode=65, bad_inputs="1,2:3,4")["status"] == "failed"
+    states = world.db.execute(
+        "SELECT block1, state::text FROM osgprod_data.slices ORDER BY block1"
+    ).fetchall()
+    assert [row["state"] for row in states] == ["done", "done", "ready"], "what was sent will not come"
+
+
+def test_output_of_a_job_that_goes_on_is_lost_an_hour_after_its_end(world: World) -> None:
+    world.set(output_home="file:///home", maxblockspercore=1)
+    world.add_file(2)
+    first = world.checkout(0)
+    world.report(0, token=str(first["token"]))
+    world.checkout(0, after=str(first["token"]))
+    lost = json.dumps([{"cluster": 1, "process": 0, "nstart": 1}])
+    age(world)
+    assert call(world.db, "lose_outputs", project="p", attempts=lost) == [], "the job keeps it till it ends"
+    world.report(0)
+    assert call(world.db, "lose_outputs", project="p", attempts=lost) == [], "it is on its way"
+    age(world)
+    for dry_run in (True, False):
+        rows = call(world.db, "lose_outputs", project="p", attempts=lost, dry_run=dry_run)
+        assert [(row["block1"], row["block2"]) for row in rows] == [(1, 2)]
+
+
 def test_lost_outputs_requeue_their_slices_and_supersede_the_merge(merging: World) -> None:
     merging.checkout(10)
     merging.report(10, outputs_list=merged("a"))

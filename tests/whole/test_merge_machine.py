@@ -204,7 +204,9 @@ class Model:
     def report(self, a: Attempt, code: int, lists: bool, bad: list[int]) -> str:
         said = code, lists, ""
         if a.report:
-            return a.outcome if a.report[0] == code else "contradicted"
+            is_over = isinstance(a.work, Merge) and not (a.work.state == "done" and a.work.holder == a.who)
+            outcome = "superseded" if a.outcome == "done" and is_over else a.outcome
+            return outcome if a.report[0] == code else "contradicted"
         a.report, work = said, a.work
         a.outcome = "done" if code == 0 else "node-fault" if code == 75 else "failed"
         if isinstance(work, Merge) and a.outcome == "done" and not lists:
@@ -212,6 +214,7 @@ class Model:
         holds = work.state == "leased" and work.holder == a.who and work in self._all()
         if a.outcome == "done":
             is_same = work in self._all() and work.opened == a.opened
+            is_same &= isinstance(work, Slice) or work.holder == a.who  # nobody has had the merge since
             if is_same and work.state in ("ready", "leased", "failed"):
                 work.state, work.holder, work.is_silent = "done", a.who, False
             else:

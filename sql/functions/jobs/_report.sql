@@ -77,6 +77,9 @@ BEGIN
          WHERE r.project_id = v_attempt.project_id AND r.cluster = v_attempt.cluster AND r.process = v_attempt.process
            AND r.nstart = v_attempt.nstart AND r.by_worker;
         IF FOUND THEN  -- I6: a report is never taken back
+            IF v_report.outcome = 'done' AND v_attempt.merge_id IS NOT NULL AND NOT osgprod._is_merged_by(v_attempt) THEN
+                v_report.outcome := 'superseded';  -- the job must not remove the inputs: another merge needs them
+            END IF;
             IF v_report.exit_code = p_call.exitcode THEN
                 v_answer.http_status := CASE v_report.outcome WHEN 'superseded' THEN 409 ELSE 200 END;
                 v_answer.status := v_report.outcome;

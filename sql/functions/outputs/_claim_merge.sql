@@ -196,27 +196,29 @@ AS $fn$
     -- What an attempt delivered: the files that it listed, or the one file of its report.
     -- Parameters: p_project  the project's row;  p_cluster, p_process, p_nstart  the attempt
     -- Returns:    a row a file; one row of NULLs when nothing is known of the attempt
-    SELECT coalesce(o.n, 1::smallint), coalesce(o.kind, 'tarball'), coalesce(o.url, r.output_url,
-               osgprod._home_url(p_project.output_home, p_project.name, p_cluster, p_process)),
+    SELECT coalesce(o.n, 1::smallint), coalesce(o.kind, 'tarball'), coalesce(o.url, r.output_url, osgprod._home_url(p_project, a)),
            CASE WHEN o.n IS NULL THEN r.output_bytes ELSE o.bytes END,
            CASE WHEN o.n IS NULL THEN r.output_adler32 ELSE o.adler32 END,
            CASE WHEN o.n IS NULL THEN r.events ELSE o.events END
-      FROM (SELECT 1) one
-      LEFT JOIN osgprod_data.reports r ON r.project_id = p_project.project_id AND r.cluster = p_cluster
-                                      AND r.process = p_process AND r.nstart = p_nstart AND r.by_worker
-      LEFT JOIN osgprod_data.outputs o ON o.project_id = p_project.project_id AND o.cluster = p_cluster
-                                      AND o.process = p_process AND o.nstart = p_nstart
+      FROM (SELECT p_project.project_id, p_cluster, p_process, p_nstart) AS k (project_id, cluster, process, nstart)
+      LEFT JOIN osgprod_data.attempts a USING (project_id, cluster, process, nstart)
+      LEFT JOIN (SELECT x.* FROM osgprod_data.reports x WHERE x.by_worker) r USING (project_id, cluster, process, nstart)
+      LEFT JOIN osgprod_data.outputs o USING (project_id, cluster, process, nstart)
 $fn$;
 
-CREATE FUNCTION osgprod._home_url(p_output_home text, p_project text, p_cluster int, p_process int)
-RETURNS text LANGUAGE sql IMMUTABLE
+CREATE FUNCTION osgprod._home_url(p_project osgprod_data.projects, p_attempt osgprod_data.attempts)
+RETURNS text LANGUAGE sql STABLE
 AS $fn$
-    -- Where HTCondor brought the tarball of a job: the setting output_home with {project}, {cluster} and {process} filled in;
-    -- the name that osgprod_exec.sh gives it is added when no {process} is in it.
-    SELECT CASE WHEN p_output_home LIKE '%{process}%' THEN x.url
-                ELSE rtrim(x.url, '/') || format('/job_%s_%s.tar.gz', p_cluster, p_process) END
-      FROM replace(replace(replace(p_output_home, '{project}', p_project), '{cluster}', p_cluster::text),
-                   '{process}', p_process::text) AS x (url)
+    -- Where HTCondor brought the tarball of an attempt: the setting output_home with {project}, {cluster}, {process} and {start}
+    -- filled in; the name that osgprod_exec.sh gives it is added when no {process} is in it. From the job's second start on
+    -- that has the start's number; clients that name no version of theirs have one name for all.
+    -- Parameters: p_project  the project's row;  p_attempt  the attempt
+    SELECT CASE WHEN p_project.output_home LIKE '%{process}%' THEN x.url
+                ELSE rtrim(x.url, '/') || format('/job_%s_%s%s.tar.gz', p_attempt.cluster, p_attempt.process, CASE WHEN s.start > 1
+                    AND EXISTS (SELECT FROM osgprod_data.versions v WHERE v.version_id = p_attempt.version_id AND v.exec_version <> '')
+                    THEN '.' || s.start END) END
+      FROM coalesce(p_attempt.job_start, p_attempt.nstart) AS s (start), replace(replace(replace(replace(p_project.output_home, '{project}',
+          p_project.name), '{cluster}', p_attempt.cluster::text), '{process}', p_attempt.process::text), '{start}', s.start::text) AS x (url)
 $fn$;
 
 CREATE FUNCTION osgprod._version_of(

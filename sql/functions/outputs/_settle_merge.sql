@@ -8,12 +8,13 @@ AS $fn$
 -- Parameters: p_project  the project's row;  p_attempt  the attempt;  p_outcome  done, failed or node-fault, as judged
 --             p_worker  see _worker;  p_call  the report;  p_may_wait  for what others have locked
 -- Returns:    the outcome; superseded when the attempt no longer counts; NULL = busy, nothing is changed. reason: why a
---             success is taken for a failure, or the bad inputs; NULL = as the job reports
+--             success is taken for a failure, or the bad inputs, or those that may still come; NULL = as the job reports
 -- Locks:      bad inputs: their slices and files; then the merge
 -- Source:     docs/design.md I8, docs/outputs.md "A merge's life"
 DECLARE
     v_merge    osgprod_data.merges;
     v_bad      text;
+    v_awaited  text;
     v_failures int := (SELECT m.failures + 1 FROM osgprod_data.merges m WHERE m.merge_id = p_attempt.merge_id);
 BEGIN
     IF p_outcome = 'done' THEN
@@ -23,7 +24,8 @@ BEGIN
         IF NOT p_may_wait THEN
             RETURN;  -- to be called again, alone
         END IF;
-        v_bad := osgprod._reopen_bad_inputs(p_project, p_attempt, p_call.bad_inputs);
+        SELECT b.bad, b.awaited INTO v_bad, v_awaited
+          FROM osgprod._reopen_bad_inputs(p_project, p_attempt, p_call.bad_inputs) b;
     END IF;
     SELECT m.* INTO v_merge FROM osgprod_data.merges m WHERE m.merge_id = p_attempt.merge_id FOR NO KEY UPDATE SKIP LOCKED;
     IF NOT FOUND THEN
@@ -34,8 +36,11 @@ BEGIN
     END IF;
     outcome := 'superseded';
     IF p_outcome = 'done' THEN
-        -- I5, as with slices: a late success counts when nobody was faster and the inputs are those that it was given.
-        IF v_merge.opened_at = p_attempt.opened_at AND v_merge.state IN ('ready', 'leased', 'failed') THEN
+        -- I8: a late success counts when nobody has had the merge since, who may have replaced its files, and the inputs are
+        -- those that it was given.
+        IF v_merge.opened_at = p_attempt.opened_at AND v_merge.state IN ('ready', 'leased', 'failed')
+           AND (v_merge.cluster, v_merge.process, v_merge.nstart) = (p_attempt.cluster, p_attempt.process, p_attempt.nstart)
+        THEN
             UPDATE osgprod_data.merges m
                SET state = 'done', is_ready = NULL, not_before = NULL, cluster = p_attempt.cluster,
                    process = p_attempt.process, nstart = p_attempt.nstart, done_at = clock_timestamp()
@@ -52,6 +57,13 @@ BEGIN
         outcome := 'failed';
         reason := v_bad;
     ELSIF v_merge.state = 'leased' AND v_merge.cluster = p_attempt.cluster AND v_merge.process = p_attempt.process
+          AND v_merge.nstart = p_attempt.nstart AND v_awaited IS NOT NULL THEN
+        UPDATE osgprod_data.merges m
+           SET state = 'ready', is_ready = false, not_before = now() + interval '5 min', due_at = NULL
+         WHERE m.merge_id = v_merge.merge_id;
+        outcome := 'node-fault';
+        reason := v_awaited;
+    ELSIF v_merge.state = 'leased' AND v_merge.cluster = p_attempt.cluster AND v_merge.process = p_attempt.process
           AND v_merge.nstart = p_attempt.nstart THEN
         outcome := p_outcome;
         IF osgprod._blame(p_project, p_attempt, v_merge.exit_codes IS NULL, p_outcome, p_worker, p_call) THEN
@@ -64,18 +76,29 @@ BEGIN
 END
 $fn$;
 
-CREATE FUNCTION osgprod._reopen_bad_inputs(
-    p_project osgprod_data.projects, p_attempt osgprod_data.attempts, p_bad_inputs text)
-RETURNS text LANGUAGE plpgsql VOLATILE
+CREATE FUNCTION osgprod._is_merged_by(p_attempt osgprod_data.attempts)
+RETURNS boolean LANGUAGE sql STABLE
 AS $fn$
--- Requeues the slices of a leased merge whose outputs its attempt found bad.
+    -- Is a merge done by this attempt, now? A merge that was superseded since is not: its inputs are those of another one.
+    -- Parameters: p_attempt  an attempt on a merge
+    SELECT EXISTS (SELECT FROM osgprod_data.merges m
+                    WHERE m.merge_id = p_attempt.merge_id AND m.state = 'done' AND m.cluster = p_attempt.cluster
+                      AND m.process = p_attempt.process AND m.nstart = p_attempt.nstart)
+$fn$;
+
+CREATE FUNCTION osgprod._reopen_bad_inputs(
+    p_project osgprod_data.projects, p_attempt osgprod_data.attempts, p_bad_inputs text, OUT bad text, OUT awaited text)
+LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Requeues the slices of a leased merge whose outputs its attempt found bad, except those that may still come.
 -- Parameters: p_project  the project's row;  p_attempt  which must hold the merge
 --             p_bad_inputs  block1,block2 of each, as the script was given them, joined by ':'
--- Returns:    which, in words, for the report; NULL = none of them is an input of the merge, or the attempt no longer holds it
+-- Returns:    bad: which are requeued; awaited: which HTCondor may still bring; in words, for the report. Both NULL = none of
+--             them is an input of the merge, or the attempt no longer holds it
 -- Locks:      the slices and their files, in order. No merge is locked yet: a holder of a file's row may wait for a merge
 DECLARE
     v_input record;
-    v_bad   text;
+    v_name  text;
 BEGIN
     FOR v_input IN
         SELECT i.*, l.run, l.seqno FROM osgprod_data.merges m
@@ -87,12 +110,37 @@ BEGIN
                = ANY (string_to_array(replace(p_bad_inputs, ' ', ''), ':'))
          ORDER BY l.run, l.seqno, i.block1
     LOOP
-        v_bad := concat_ws(':', v_bad, format('%s,%s', v_input.starts_at, v_input.starts_at + v_input.block2 - v_input.block1));
+        v_name := format('%s,%s', v_input.starts_at, v_input.starts_at + v_input.block2 - v_input.block1);
+        IF osgprod._may_still_come(p_project, v_input.cluster, v_input.process, v_input.nstart) THEN
+            awaited := coalesce(awaited || ':', 'HTCondor may still bring ') || v_name;
+            CONTINUE;
+        END IF;
+        bad := coalesce(bad || ':', 'bad inputs ') || v_name;
         PERFORM osgprod._lose_output(p_project.project_id, v_input.cluster, v_input.process, v_input.nstart,
             format('bad input of merge %s', p_attempt.merge_id));
     END LOOP;
-    RETURN 'bad inputs ' || v_bad;
 END
+$fn$;
+
+CREATE FUNCTION osgprod._may_still_come(p_project osgprod_data.projects, p_cluster int, p_process int, p_nstart int)
+RETURNS boolean LANGUAGE sql STABLE
+AS $fn$
+    -- May HTCondor still bring the tarball of a success to output_home? It does so when the job has ended, that is, after the
+    -- report: a job that runs on another slice keeps it till then. An hour is left for the transfer.
+    -- Parameters: p_project  the project's row;  p_cluster, p_process, p_nstart  the attempt that succeeded
+    SELECT p_project.output_home IS NOT NULL AND EXISTS (
+        SELECT FROM osgprod_data.reports r
+         WHERE r.project_id = p_project.project_id AND r.cluster = p_cluster AND r.process = p_process AND r.nstart = p_nstart
+           AND r.by_worker AND r.output_url IS NULL
+           AND NOT EXISTS (SELECT FROM osgprod_data.outputs o
+                            WHERE o.project_id = r.project_id AND o.cluster = r.cluster AND o.process = r.process
+                              AND o.nstart = r.nstart))
+       AND EXISTS (
+        SELECT FROM osgprod_data.attempts a
+          LEFT JOIN osgprod_data.reports r ON r.project_id = a.project_id AND r.cluster = a.cluster AND r.process = a.process
+                                          AND r.nstart = a.nstart
+         WHERE a.project_id = p_project.project_id AND a.cluster = p_cluster AND a.process = p_process AND a.nstart >= p_nstart
+           AND coalesce(r.reported_at > now() - interval '1 h', true))
 $fn$;
 
 CREATE FUNCTION osgprod._lose_output(p_project_id int, p_cluster int, p_process int, p_nstart int, p_reason text)

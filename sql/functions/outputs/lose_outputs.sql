@@ -3,7 +3,8 @@ RETURNS TABLE (run int, seqno int, block1 int, block2 int, merge_id int)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
 -- Notes that storage no longer has the outputs of attempts as reported, and requeues their slices and merges.
--- Promise:    all or nothing; a repeated call changes nothing. The outputs stay on record, as lost.
+-- Promise:    all or nothing; a repeated call changes nothing. The outputs stay on record, as lost. Those that HTCondor may still
+--             bring to output_home are left alone: see _may_still_come.
 -- Parameters: p_project   project name
 --             p_attempts  array of objects with cluster, process, nstart of an attempt, and reason: the fault
 --             p_dry_run   only tell which slices and merges would be requeued
@@ -38,6 +39,7 @@ BEGIN
         block1 := nullif(v_lost.block1, -1);
         block2 := nullif(v_lost.block2, -1);
         merge_id := v_lost.merge_id;
+        CONTINUE WHEN osgprod._may_still_come(v_project, v_lost.cluster, v_lost.process, v_lost.nstart);
         IF p_dry_run THEN
             v_is_requeued := CASE WHEN merge_id IS NULL THEN EXISTS (
                     SELECT FROM slices s WHERE s.project_id = v_project.project_id AND s.rawdata_id = v_lost.rawdata_id

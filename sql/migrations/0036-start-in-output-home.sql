@@ -1,0 +1,8 @@
+-- output_home: {start} names the start of the job that succeeded.
+-- depends: 0029-functions
+
+SET LOCAL ROLE osgprod_owner;
+
+COMMENT ON COLUMN osgprod_data.projects.output_home IS 'URL of the folder to which HTCondor brings outputs, for slices that report no URL; with {cluster}, {process}, {start}, {project}; NULL = unknown';
+
+RESET ROLE;
