@@ -262,6 +262,10 @@ def policies(pool: Pool, xrootd: XRootD, tmp_path_factory: pytest.TempPathFactor
                 policies.send("forgotten", server="http://127.0.0.1:9/x", release_after=99, max_held_hours=0)
                 policies.send("killed", "touch /srv/killed.d/at_work; [[ -e /srv/killed.d/go ]] || sleep 60")
                 policies.send("hangs", "sleep 60", max_hours=0, release_after=99)
+                policies.send(
+                    "greedy", "exec python3 -c 'x = bytearray(600 << 20); import time; time.sleep(600)'",
+                    memory=20, more_memory=200,
+                )  # fmt: skip
                 policies.send("several", "echo >out", slices=3)
                 policies.send(
                     "vacated",
@@ -443,6 +447,15 @@ def test_job_that_hangs_is_held_with_the_reason(policies: Policies) -> None:
     assert (job["HoldReasonSubCode"], job["HoldReason"]) == (30, "it ran for more than 0 hours a slice")
 
 
+def test_job_that_is_held_for_memory_is_released_once_with_more(policies: Policies) -> None:
+    job = policies.wait_for(
+        "greedy", "is held again", lambda job: job["JobStatus"] == HELD and job.get("NumHolds") == 2
+    )
+    assert (job["HoldReasonCode"], job["HoldReasonSubCode"]) == (21, 102)
+    assert job["NumHoldsByReason"] == {"StartdHeldJob": 2}
+    assert job["MemoryProvisioned"] == 256, "its second start had what more_memory says"
+
+
 # --- the submit file as text ---------------------------------------------------------------------------------
 
 
@@ -461,6 +474,19 @@ def test_submit_file_takes_its_settings_from_the_command_line(pool: Pool) -> Non
     assert "OSGPROD_URL=https://h/osgprod" in str(ad)
     assert ad["ProjectName"] == '"x"'
     assert ad["Cmd"] == '"/srv/condor/osgprod_exec.sh"'
+
+
+def test_idle_jobs_of_a_cluster_are_one_autocluster_whatever_their_keys(pool: Pool) -> None:
+    folder = pool.submit_folder("alike")
+    for settings in ({}, {"memory": 4096, "more_memory": 8192}):
+        cluster = pool.submit(folder.name, count=40, sites='Machine == "none"', **settings)
+        pool.wait_for(
+            cluster,
+            "are known to the negotiator",
+            lambda jobs: len(jobs) == 40 and all("AutoClusterId" in job for job in jobs),
+        )
+        assert len({job["AutoClusterId"] for job in pool.jobs(cluster)}) == 1
+        pool.run("condor_rm", str(cluster), user=USER)
 
 
 def test_submit_file_follows_the_conventions_of_the_osg(pool: Pool) -> None:
