@@ -234,3 +234,43 @@ def test_dry_run_of_slices_load_foretells_what_the_files_will_take(
     assert foretold("--runs", "2")["core_hours"] == pytest.approx(7 * 4 / 10)
     for cores in ("0", "9999"):
         assert run("slices", "load", "p", "--dry-run", "--cores", cores).exit_code == 1
+
+
+def test_paused_project_needs_the_one_job_that_tries_again(world: World) -> None:
+    """With an empty queue nobody else could end the pause."""
+    world.add_file(9)
+    for n in range(3):
+        world.checkout(n, host=f"wn{n}")
+    for n in range(3):
+        world.report(n, 74, fault="delivery")
+    row = needed(world)
+    assert (row["jobs"], row["slices_left"]) == (1, 9)
+    assert row["reason"] == "project p has paused itself, and one job at a time tries again"
+    world.set(state="paused")
+    assert needed(world)["jobs"] == 0, "by the operator"
+
+
+def test_no_job_is_needed_for_what_waits_in_a_suspended_file_or_on_tape(world: World) -> None:
+    """But for one that tries the suspended file again, when nothing else is left. It is work all the same."""
+    world.set(skip_nearline=True)
+    for n, suspended in enumerate((4, 3)):
+        world.add_file(suspended, seqno=n + 1)
+    for n in range(3):
+        world.checkout(n, host=f"wn{n}")
+    for n in range(3):
+        world.report(n, 75, fault="fetch")
+    assert (needed(world)["jobs"], needed(world)["slices_left"]) == (3, 7)
+    world.db.execute(
+        "SELECT osgprod.record_locality(jsonb_build_array(jsonb_build_object('file_id', w.rawdata_id,"
+        " 'locality', 'nearline'))) FROM osgprod_data.rawdata w WHERE w.seqno = 2"
+    )
+    row = needed(world)
+    assert (row["jobs"], row["slices_left"], row["is_complete"]) == (1, 7, False)
+    assert row["reason"] == "all that is left is in suspended files, and one job at a time tries again"
+    call(world.db, "resume_files", project="p")
+    assert needed(world)["jobs"] == 4
+    world.db.execute("UPDATE osgprod_data.slices SET not_before = now()")
+    for n in range(10, 14):
+        world.checkout(n)
+    row = needed(world)
+    assert (row["jobs"], row["is_complete"], row["reason"]) == (0, False, "all that is left is on tape")

@@ -7,8 +7,10 @@ AS $fn$
 -- Parameters: p_project  project name;  p_cores  of a job [1 .. 4096]
 --             p_slices   that a job processes one after the other [1 .. 100000], as in the submit file
 -- Returns:    one row. jobs: beside those that run now; 0 too while the project is paused or draining, and no more than
---             max_live has room for. slices_left: of the size that a job with so many cores gets, from ready slices and
---             unallocated blocks; blocks_left in them; running: attempts that hold a slice or a merge; is_complete:
+--             max_live has room for; 1 where a job has to try whether work goes on: while the project has paused itself, or
+--             when all that is left is in suspended files. slices_left: of the size that a job with so many cores gets, from
+--             ready slices and unallocated blocks, also of files that are suspended or on tape; blocks_left in them;
+--             running: attempts that hold a slice or a merge; is_complete:
 --             everything is done or quarantined, and nothing can be requeued, no merge that can be assigned is left either;
 --             reason: why jobs is 0, or less than slices_left and merges_ready would give; memory_mb, disk_mb: what 99 of 100
 --             accepted attempts of the last week with so many cores had in use, and a tenth more [MB of 1048576 bytes];
@@ -18,6 +20,7 @@ AS $fn$
 DECLARE
     v_project projects := osgprod._get_project(p_project);
     v_blocks  bigint;
+    v_slices  bigint;  -- that are assigned to jobs that ask, now or after a backoff
     v_used    record;
     v_fault   text;  -- why merges are not assigned
 BEGIN
@@ -29,14 +32,17 @@ BEGIN
     IF v_project.target_s IS NOT NULL THEN
         v_blocks := least(v_blocks, (osgprod._slice_size(v_project, p_cores, NULL, NULL)).blocks);
     END IF;
-    SELECT coalesce(sum(x.n), 0), coalesce(sum((x.n + v_blocks - 1) / v_blocks), 0) INTO blocks_left, slices_left
+    SELECT coalesce(sum(x.n), 0), coalesce(sum((x.n + v_blocks - 1) / v_blocks), 0),
+           coalesce(sum((x.n + v_blocks - 1) / v_blocks) FILTER (WHERE x.is_assignable), 0)
+      INTO blocks_left, slices_left, v_slices
       FROM (SELECT f.block2 - coalesce((SELECT s.block2 FROM slices s
                     WHERE s.project_id = f.project_id AND s.rawdata_id = f.rawdata_id
-                    ORDER BY s.block1 DESC LIMIT 1), f.block1) AS n
+                    ORDER BY s.block1 DESC LIMIT 1), f.block1) AS n, f.is_open AS is_assignable
               FROM loaded_files f
              WHERE f.project_id = v_project.project_id AND f.state IN ('pending', 'in_progress')
             UNION ALL
-            SELECT s.block2 - s.block1 FROM slices s
+            SELECT s.block2 - s.block1, f.suspended_at IS NULL
+              FROM slices s JOIN loaded_files f ON f.project_id = s.project_id AND f.rawdata_id = s.rawdata_id
              WHERE s.project_id = v_project.project_id AND s.is_ready IS NOT NULL AND s.not_before IS NOT NULL) x;
     running := osgprod._count_live(v_project.project_id);
     SELECT count(*) INTO merges_ready FROM merges m
@@ -46,13 +52,20 @@ BEGIN
     is_complete := slices_left = 0 AND running = 0 AND merges_ready = 0 AND (v_project.merge_by = 'none' OR NOT EXISTS (
         SELECT FROM loaded_files f WHERE f.project_id = v_project.project_id AND f.state = 'allocated'));
     v_fault := osgprod._why_no_merges(v_project);
-    jobs := least((slices_left + CASE WHEN v_fault IS NULL THEN merges_ready ELSE 0 END + p_slices - 1) / p_slices, 2147483647);
-    reason := CASE WHEN v_project.state <> 'active' THEN format('project %s is %s', p_project, v_project.state)
+    jobs := least((v_slices + CASE WHEN v_fault IS NULL THEN merges_ready ELSE 0 END + p_slices - 1) / p_slices, 2147483647);
+    reason := CASE WHEN v_project.pause_cause IS NOT NULL AND NOT is_complete
+                   THEN format('project %s has paused itself, and one job at a time tries again', p_project)
+                   WHEN v_project.state <> 'active' THEN format('project %s is %s', p_project, v_project.state)
                    WHEN is_complete THEN format('no work is left in project %s', p_project)
                    WHEN jobs = 0 AND v_fault IS NOT NULL THEN 'merges are not assigned: ' || v_fault
+                   WHEN jobs = 0 AND slices_left > 0 AND v_project.nsuspended > 0
+                   THEN 'all that is left is in suspended files, and one job at a time tries again'
+                   WHEN jobs = 0 AND slices_left > 0 THEN 'all that is left is on tape'
                    WHEN jobs = 0 THEN format('all remaining work of project %s is leased', p_project)
                    WHEN jobs > v_project.max_live - running THEN format('max_live is %s', v_project.max_live) END;
-    jobs := CASE WHEN v_project.state <> 'active' THEN 0
+    jobs := CASE WHEN v_project.pause_cause IS NOT NULL AND NOT is_complete
+                      OR jobs = 0 AND slices_left > 0 AND v_project.nsuspended > 0 AND v_project.state = 'active' THEN 1
+                 WHEN v_project.state <> 'active' THEN 0
                  ELSE greatest(least(jobs, coalesce(v_project.max_live - running, jobs)), 0) END;
     SELECT u.attempts, u.memory_99, u.disk_99 INTO v_used FROM osgprod.resources(p_project, 168, 'all', p_cores) u;
     IF v_used.attempts >= 20 THEN
