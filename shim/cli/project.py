@@ -174,7 +174,7 @@ def project_stop(project: str, wait: bool, interval: float, dry_run: bool) -> No
     with contextlib.suppress(KeyboardInterrupt):
         while wait and left and not dry_run:
             time.sleep(interval)
-            left = ask("idle_and_leased", project=project)[0]["leased"]
+            left = ask("amounts", project=project)[0]["running"]
             click.echo(f"{left} jobs still run")
 
 

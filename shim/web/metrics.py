@@ -194,7 +194,7 @@ def _families(progress: Rows, slices: Rows, totals: Rows, refused: Rows, health:
     )
     ran = CounterMetricFamily(
         "osgprod_attempt_seconds",
-        "Time that attempts ran until they ended [s]",
+        "Time that attempts on slices ran until they ended [s]",
         labels=("project", "outcome"),
     )
     for row in totals:

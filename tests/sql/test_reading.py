@@ -531,6 +531,63 @@ def test_site_and_worker_where_only_merges_succeeded_are_counted(world: World) -
     assert call(world.db, "done_over_time", project="p")[-1]["blocks_done"] == 0
 
 
+@pytest.mark.history_by_hand
+def test_merges_add_no_time_to_that_of_a_block(world: World) -> None:
+    world.add_file(4)
+    put_reports(world, [(60, "done", 0, "M", 4), (50, "done", 0, "M", 0)])
+    world.db.execute("UPDATE osgprod_data.reports SET ran_s = CASE nblocks WHEN 0 THEN 9000 ELSE 40 END")
+    for _ in range(2):  # from the reports themselves, then from the tallies
+        (site,) = call(world.db, "attempts_by_site", project="p")
+        assert (site["done"], site["s_per_block"]) == (2, 10)
+        (worker,) = call(world.db, "attempts_by_worker", project="p", order="slow")
+        assert worker["s_per_block"] == 10
+        assert {row["ran_s"] for row in call(world.db, "totals", project="p")} == {0, 40}
+        world.db.execute("UPDATE osgprod_data.projects SET tallied_until = now() - interval '1 d'")
+        for _ in range(2):
+            world.tick()
+
+
+def test_merges_are_no_leased_slices(world: World) -> None:
+    world.set(merge_by="file")
+    world.add_file(1)
+    world.checkout(0)
+    assert call(world.db, "idle_and_leased", project="p")[0]["leased"] == 1
+    world.report(0)
+    assert world.checkout(1)["task"] == "merge"
+    assert call(world.db, "idle_and_leased", project="p")[0]["leased"] == 0
+    assert call(world.db, "amounts", project="p")[0]["running"] == 1
+
+
+@pytest.mark.parametrize("name", ["wn@127.0.0.1", "wn", "127.0.0.1", "127.0.0.0/24", "site:M", "all"])
+def test_worker_is_shown_as_banned_by_whatever_name(world: World, name: str) -> None:
+    world.add_file(2)
+    world.checkout(0, host="wn", site="M")
+    world.report(0, 1, host="wn", site="M")
+    for until, is_banned in (("now() + interval '1 h'", True), ("now()", False)):
+        world.db.execute(
+            f"INSERT INTO osgprod_data.worker_bans SELECT project_id, %s, {until}, 'x' FROM osgprod_data.projects"
+            " ON CONFLICT (project_id, worker) DO UPDATE SET until = excluded.until",
+            [name],
+        )
+        (worker,) = call(world.db, "attempts_by_worker", project="p")
+        assert (worker["refused_until"] is not None) == is_banned
+        (found,) = [row for row in call(world.db, "find", text="wn") if row["kind"] == "worker"]
+        assert found["found"].endswith("it is banned") == is_banned
+
+
+def test_ban_by_a_clock_that_was_ahead_is_shown_nowhere(world: World) -> None:
+    world.add_file(1)
+    world.checkout(0, host="wn")
+    world.report(0, 1, host="wn")
+    world.db.execute(
+        "INSERT INTO osgprod_data.worker_bans SELECT project_id, 'wn@127.0.0.1', now() + interval '2 d', 'x', 1,"
+        " now() + interval '1 d' FROM osgprod_data.projects"
+    )
+    assert "refused-workers" not in {row["what"] for row in call(world.db, "health")}
+    assert call(world.db, "attempts_by_worker", project="p")[0]["refused_until"] is None
+    assert call(world.db, "blocked_workers") == []
+
+
 def test_production_whose_merge_waits_for_a_quarantined_block_is_not_called_done(world: World) -> None:
     world.set(max_failures=1, merge_by="file")
     world.add_file(2)

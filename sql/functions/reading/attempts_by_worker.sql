@@ -10,7 +10,7 @@ AS $fn$
 --             p_order    failing (most failures, faults and losses first), slow (most time a block first) or busy
 --             p_limit    rows at most [1 .. 100000];  p_site  only at this site; NULL = all
 -- Returns:    a row a worker node; s_per_block: time of successes for each of their blocks [s]; refused_until: of its ban,
---             NULL = it is not banned. failing: only those with a failure; slow: only those with a success
+--             by whatever name, also of its site; NULL = it is not banned. failing: only those with a failure; slow: only those with a success
 -- Errors:     OG301 unknown project; OG108 hours, order or limit out of range
 DECLARE
     v_project_id int := (osgprod._get_project(p_project)).project_id;
@@ -26,7 +26,7 @@ BEGIN
                count(*) FILTER (WHERE r.outcome = 'failed') AS failed,
                count(*) FILTER (WHERE r.outcome = 'node-fault') AS node_faults,
                count(*) FILTER (WHERE r.outcome = 'lost') AS lost,
-               (sum(r.ran_s) FILTER (WHERE r.outcome = 'done'))::float8
+               (sum(r.ran_s) FILTER (WHERE r.outcome = 'done' AND r.nblocks > 0))::float8  -- a merge has no blocks
                    / nullif(sum(r.nblocks) FILTER (WHERE r.outcome = 'done'), 0) AS s_per_block,
                max(r.reported_at) AS last_at
           FROM reports r
@@ -34,9 +34,8 @@ BEGIN
            AND (p_site IS NULL OR r.site = p_site)
          GROUP BY r.worker
     )
-    SELECT a.worker, a.site, a.attempts, a.done, a.failed, a.node_faults, a.lost, a.s_per_block, a.last_at, b.until
+    SELECT a.*, (SELECT b.until FROM osgprod._ban_of(v_project_id, a.worker, a.site) b)
       FROM accounts a
-      LEFT JOIN worker_bans b ON b.project_id = v_project_id AND b.worker = a.worker AND b.until > now()
      WHERE CASE p_order WHEN 'failing' THEN a.failed + a.node_faults + a.lost > 0
                         WHEN 'slow' THEN a.s_per_block IS NOT NULL ELSE true END
      ORDER BY CASE p_order WHEN 'failing' THEN a.failed + a.node_faults + a.lost

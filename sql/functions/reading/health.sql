@@ -18,7 +18,7 @@ BEGIN
                EXISTS (SELECT FROM attempts t WHERE t.project_id = p.project_id) AS was_asked,
                osgprod._why_no_merges(p) AS no_merges,
                (SELECT count(*) FROM merges m WHERE m.project_id = p.project_id AND m.state = 'failed') AS failed_merges,
-               (SELECT count(*) FROM worker_bans b WHERE b.project_id = p.project_id AND b.until > now()) AS refused,
+               (SELECT count(*) FROM worker_bans b WHERE b.project_id = p.project_id AND osgprod._is_in_force(b.banned_at, b.until)) AS refused,
                (SELECT count(*) FROM (SELECT FROM osgprod._contradicted_slices(p.project_id) LIMIT 1000) c) AS contradicted,
                (SELECT min(f.loaded_at) FROM loaded_files f WHERE f.project_id = p.project_id) AS loaded_at,
                g.blocks - g.blocks_done - g.blocks_quarantined AS blocks_left

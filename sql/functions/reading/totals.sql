@@ -5,7 +5,7 @@ AS $fn$
 -- Counts the attempts of a project by outcome since it began; the counts never decrease.
 -- Parameters: p_project  project name; NULL = all projects
 -- Returns:    a row for each project and outcome (done, failed, node-fault, lost, superseded), also where there are none:
---             reports, blocks of their slices, and the sum of their times ran_s [s]
+--             reports, also of merges; blocks and the sum of the times ran_s of slices [s]
 -- Errors:     OG301 unknown project
 BEGIN
     PERFORM osgprod._get_project(p_project) WHERE p_project IS NOT NULL;

@@ -31,7 +31,8 @@ BEGIN
             INSERT INTO osgprod_data.tallies AS t (project_id, began_at, outcome, exit_code, site, reports, blocks, ran_s,
                    last_at)
             SELECT p_project.project_id, osgprod._ten_minutes(r.reported_at), r.outcome, r.exit_code,
-                   CASE WHEN r.site IS NOT NULL THEN coalesce(n.site, 'other') END, count(*), sum(r.nblocks), sum(r.ran_s),
+                   CASE WHEN r.site IS NOT NULL THEN coalesce(n.site, 'other') END, count(*), sum(r.nblocks),
+                   coalesce(sum(r.ran_s) FILTER (WHERE r.nblocks > 0), 0),  -- not of merges, which have no blocks
                    max(r.reported_at)
               FROM osgprod_data.reports r
               LEFT JOIN osgprod_data.tallied_sites n ON n.project_id = r.project_id AND n.site = r.site
@@ -69,7 +70,7 @@ AS $fn$
 -- Counts the reports since a time: from the tallies, and those not yet tallied from the reports themselves.
 -- Parameters: p_project_id  project;  p_since  begin of ten minutes of the clock
 -- Returns:    a row for each ten minutes, outcome, exit code and site, in two parts where they are not wholly tallied;
---             ran_s [s] is a sum; last_at: when the last of them came. Tallied sites beyond the first 200 are "other"
+--             ran_s [s] is a sum over slices; last_at: when the last of them came. Tallied sites beyond the first 200 are "other"
 DECLARE
     v_until timestamptz;
 BEGIN
@@ -81,7 +82,7 @@ BEGIN
       FROM osgprod_data.tallies t WHERE t.project_id = p_project_id AND t.began_at >= p_since;
     RETURN QUERY
     SELECT osgprod._ten_minutes(r.reported_at), r.outcome, r.exit_code, r.site, count(*), sum(r.nblocks)::bigint,
-           sum(r.ran_s)::bigint, max(r.reported_at)
+           coalesce(sum(r.ran_s) FILTER (WHERE r.nblocks > 0), 0)::bigint, max(r.reported_at)
       FROM osgprod_data.reports r
      WHERE r.project_id = p_project_id AND r.reported_at >= v_until
      GROUP BY 1, 2, 3, 4;
