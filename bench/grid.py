@@ -23,8 +23,8 @@ PROCESSES = 2
 # The original cuts ten blocks for each core, in all projects that its authors ran.
 ORIGINAL_BLOCKS = 10
 OUR_BLOCKS = 20  # at most
-SLICES = 20
-TARGET_S = 300  # short slices lose little to evictions, and a job that has many of them starts once
+SLICES = 100
+TARGET_S = 420  # short slices lose little to evictions, and a job that has many of them starts once
 
 
 def ways(grid: Grid) -> dict[str, Way]:

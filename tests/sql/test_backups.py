@@ -45,7 +45,9 @@ def in_tail(world: World, blocks: int = 3, **settings: object) -> World:
 
 
 def backups(db: Db) -> list[dict[str, Any]]:
-    return db.execute("SELECT * FROM osgprod_data.backups ORDER BY block1").fetchall()
+    return db.execute(
+        "SELECT block1, cluster, process, nstart FROM osgprod_data.backups ORDER BY block1"
+    ).fetchall()
 
 
 def the_slice(db: Db, block1: int) -> dict[str, Any]:
@@ -258,6 +260,73 @@ def test_backup_fits_into_the_time_that_the_job_has_left(
     call(world.db, "tick")
     answer = world.checkout(7, host="wn7", time_left_s=time_left_s)
     assert (answer["status"], answer["block1"]) == (status, 1 if status == "assigned" else None)
+
+
+def set_pace(world: World, seconds: int) -> None:
+    """The last accepted attempts took so long for a block on a core."""
+    world.db.execute(
+        "INSERT INTO osgprod_data.paces (project_id, site, rates, sizes, attempts, s_per_block,"
+        " slow_s_per_block, most_per_core) SELECT project_id, '', '{1}', '{1}', 1, %s, %s, 1"
+        " FROM osgprod_data.projects ON CONFLICT ON CONSTRAINT paces_pkey DO UPDATE"
+        " SET s_per_block = excluded.s_per_block, slow_s_per_block = excluded.slow_s_per_block",
+        [seconds, seconds],
+    )
+
+
+def test_backup_that_takes_twice_its_time_makes_room_for_another(world: World) -> None:
+    """It may have vanished; if it lives it stops at its next heartbeat, and the holder goes on."""
+    in_tail(world)
+    set_pace(world, 100)
+    assert world.checkout(7, host="wn7", job_key="key 7")["block1"] == 2
+    for seconds, other in ((190, "wait"), (210, "assigned")):
+        age(world, 7, seconds)
+        call(world.db, "tick")
+        assert world.checkout(8, host="wn8")["status"] == other
+    assert world.heartbeat(7, job_key="key 7")["http_status"] == 409
+    assert world.heartbeat(1, job_key="key 1")["status"] == "alive"
+    assert world.report(8)["status"] == "done"
+
+
+def test_backup_is_offered_when_an_attempt_takes_a_quarter_longer_than_it_should(world: World) -> None:
+    world.add_file(2)
+    set_pace(world, 200)
+    assert world.checkout(1, cpus=2, host="wn1")["block2"] == 3
+    for seconds, offered in ((245, []), (255, [1])):  # 2 blocks of 200 s on 2 cores
+        age(world, 1, seconds)
+        call(world.db, "tick")
+        assert [row["block1"] for row in backups(world.db)] == offered
+
+
+def test_time_of_an_attempt_is_that_of_its_job_before(world: World) -> None:
+    """A fast node needs a backup sooner than a slow one: the project's pace is 200 s a block, the job's 100 s."""
+    world.add_file(3)
+    first = world.checkout(1, host="wn1")
+    age(world, 1, 100)
+    world.report(1)
+    slow = world.checkout(2, host="wn2")
+    set_pace(world, 200)
+    second = world.checkout(1, host="wn1", after=str(first["token"]))
+    assert [slow["block1"], second["block1"]] == [2, 3]
+    world.db.execute(
+        "UPDATE osgprod_data.attempts SET started_at = now() - interval '150 s' WHERE block1 > 1"
+    )
+    call(world.db, "tick")
+    assert [row["block1"] for row in backups(world.db)] == [3]
+
+
+def test_backup_is_offered_when_an_attempt_has_missed_a_heartbeat(world: World) -> None:
+    world.set(lease_s=600, heartbeat_s=100)
+    world.add_file(2)
+    set_pace(world, 5000)
+    for process in (1, 2):
+        world.checkout(process, host=f"wn{process}")
+    for seconds, offered in ((140, []), (160, [1])):
+        world.db.execute(
+            "UPDATE osgprod_data.slices SET due_at = now() + make_interval(secs => 600 - %s) WHERE block1 = 1",
+            [seconds],
+        )
+        call(world.db, "tick")
+        assert [row["block1"] for row in backups(world.db)] == offered
 
 
 def test_job_of_a_backup_that_starts_again_gets_the_same_slice(world: World) -> None:

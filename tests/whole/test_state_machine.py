@@ -549,7 +549,13 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def tick(self) -> None:
         self.touched = set("ab")
-        self.world.db.execute("UPDATE osgprod_data.paces SET s_per_block = 0.001")  # successes take no time
+        # Successes take no time, and who is not said to take long has begun just now.
+        self.world.db.execute("UPDATE osgprod_data.paces SET s_per_block = 0.001")
+        self.world.db.execute("UPDATE osgprod_data.reports SET ran_s = 0 WHERE by_worker AND ran_s > 0")
+        self.world.db.execute(
+            "UPDATE osgprod_data.attempts SET started_at = now() - interval '10 s'"
+            " WHERE started_at BETWEEN now() - interval '12 h' AND now() - interval '10 s'"
+        )
         self.world.db.execute(
             "INSERT INTO osgprod_data.totals SELECT project_id, 'done', 1, 1, 0 FROM osgprod_data.projects"
             " ON CONFLICT ON CONSTRAINT totals_pkey DO UPDATE SET blocks = 1, ran_s = 0"
