@@ -153,7 +153,7 @@ attempt() {
   fi
   if ((work_status == EXIT_MISCONFIGURED)) && [[ -n "$(reported misconfigured)" ]]; then
     reason="$(plain_text 100 "$(reported misconfigured)")"
-    report "$EXIT_NOT_FETCHED" fault node reason "configuration: $reason" || true
+    report "$EXIT_MISCONFIGURED" fault setting reason "configuration: $reason" || true
     die "$EXIT_REFUSED" "configuration: $reason"
   fi
   if ! disk_has_room; then

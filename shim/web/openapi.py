@@ -65,7 +65,7 @@ PARAMETERS = {
     "after": Parameter("string", "token of the attempt that this job has just reported", most=64),
     "exec_version": Parameter("string", "version of osgprod_exec.sh", most=32),
     "image": Parameter("string", "container image that the work runs in", most=256),
-    "fault": Parameter("string", "what failed: fetch, delivery or program", most=32),
+    "fault": Parameter("string", "what failed: fetch, delivery, program or setting", most=32),
     "door": Parameter("string", "prefix of the storage that the slice was read from", most=256),
     "bad_inputs": Parameter("string", "of a merge, as block1,block2 joined by ':'", most=16384),
     "outputs_list": Parameter(

@@ -120,6 +120,28 @@ def test_forgiven_failures_end_their_backoff(world: World) -> None:
     assert [world.checkout(10 + n, host="good")["status"] for n in range(3)] == ["assigned"] * 3
 
 
+def test_wrong_setting_counts_against_no_node_no_site_and_no_slice(world: World) -> None:
+    world.set(max_fast_failures=2, max_faults=2)
+    world.add_file(6)
+    for process in range(12):
+        host = f"good{process % 6}"
+        assert world.checkout(process, host=host, site="S")["status"] == "assigned"
+        assert world.report(process, 40, host=host, fault="setting")["status"] == "node-fault"
+        world.let_backoff_pass()
+    assert call(world.db, "blocked_workers") == []
+    assert {(row["state"], row["failures"], row["faults"]) for row in slices(world)} == {("ready", 0, 0)}
+    assert {row["exit_code"] for row in call(world.db, "list_attempts", project="p")} == {40}
+
+
+def test_exit_code_40_of_the_work_itself_counts_as_before(world: World) -> None:
+    world.set(max_fast_failures=2)
+    world.add_file(3)
+    for process in range(2):
+        world.checkout(process, host="bad")
+        assert world.report(process, 40, host="bad")["status"] == "failed"
+    assert [row["worker"] for row in call(world.db, "blocked_workers")] == ["bad@127.0.0.1"]
+
+
 def test_job_that_restarts_for_ever_gives_its_slice_up(world: World) -> None:
     world.set(max_starts=5)
     world.add_file(2)

@@ -635,7 +635,7 @@ def test_number_of_events_that_is_none_is_not_reported(node: Node, world: World)
     assert (report_of(world)["outcome"], report_of(world)["events"]) == ("done", None)
 
 
-def test_source_with_a_scheme_that_nobody_knows_holds_the_job_and_blames_no_data(
+def test_source_with_a_scheme_that_nobody_knows_holds_the_job_and_blames_neither_data_nor_node(
     node: Node, world: World
 ) -> None:
     # As an older release took it.
@@ -643,7 +643,7 @@ def test_source_with_a_scheme_that_nobody_knows_holds_the_job_and_blames_no_data
     code, log = node.run(1)
     assert code == REFUSED, log
     report = report_of(world)
-    assert (report["exit_code"], report["outcome"]) == (75, "node-fault")
+    assert (report["exit_code"], report["outcome"]) == (40, "node-fault")
     assert report["reason"].startswith("configuration: ")
 
 

@@ -52,7 +52,9 @@ AS $fn$
                 WHEN p_attempt.merge_id IS NULL AND w.fault IN ('fetch', 'work') AND EXISTS (
                     SELECT FROM osgprod_data.loaded_files f
                      WHERE f.project_id = p_project.project_id AND f.rawdata_id = p_attempt.rawdata_id
-                       AND f.suspended_at IS NOT NULL) THEN 'file' END
+                       AND f.suspended_at IS NOT NULL) THEN 'file'
+                -- A wrong setting is that of the project or of the submit file: it counts against no slice and no node.
+                WHEN w.fault = 'setting' THEN 'setting' END
       FROM (SELECT osgprod._fault(p_outcome, p_call.exitcode::int, p_call.fault) AS fault,
                    osgprod._place(p_attempt.client, coalesce(p_call.site, p_attempt.site)) AS place) w
     RETURNING *
@@ -61,10 +63,10 @@ $fn$;
 CREATE FUNCTION osgprod._fault(p_outcome osgprod_data.outcome, p_exit_code int, p_fault text)
 RETURNS text LANGUAGE sql IMMUTABLE
 AS $fn$
-    -- What went wrong: fetch, delivery or program as the job reports it, or as the exit codes of the shipped scripts say (75,
-    -- 74, and 126 and 127 of the shell); node, another node fault; work, the script's own failure.
+    -- What went wrong: fetch, delivery, program or setting as the job reports it, or as the exit codes of the shipped scripts
+    -- say (75, 74, and 126 and 127 of the shell); node, another node fault; work, the script's own failure.
     SELECT CASE WHEN p_outcome = 'failed' THEN 'work'
-                WHEN p_fault IN ('fetch', 'delivery', 'program') THEN p_fault
+                WHEN p_fault IN ('fetch', 'delivery', 'program', 'setting') THEN p_fault
                 WHEN coalesce(p_fault, '') = '' AND p_exit_code = 75 THEN 'fetch'
                 WHEN coalesce(p_fault, '') = '' AND p_exit_code = 74 THEN 'delivery'
                 WHEN p_exit_code IN (126, 127) THEN 'program'

@@ -172,7 +172,7 @@ AS $fn$
     -- lists) or failed (the data, maybe).
     SELECT CASE WHEN p_exit_code = 0 THEN 'done'
                 WHEN p_exit_code > 128 OR p_exit_code = ANY (p_project.node_fault_codes)
-                     OR p_fault IN ('fetch', 'delivery', 'program') THEN 'node-fault'
+                     OR p_fault IN ('fetch', 'delivery', 'program', 'setting') THEN 'node-fault'
                 ELSE 'failed' END::osgprod_data.outcome
 $fn$;
 
