@@ -37,7 +37,7 @@ class Commands(click.Group):
         except OperatorError as error:
             _fail(str(error), error.hint, error.exit_code)
         except EvioError as error:
-            _fail(str(error), "only files hd_rawdata_RRRRRR_SSS.evio below a readable folder are taken")
+            _fail(str(error), "osgprod rawdata load --help says which files and URLs can be read")
         except psycopg.OperationalError as error:
             if error.sqlstate is None:
                 _fail(_first_line(error), _how_to_reach(error), UNREACHABLE)

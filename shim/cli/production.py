@@ -1,4 +1,4 @@
-"""How the production goes: status, health, estimate, rate, attempts, quarantined, workers, verify, reclaim."""
+"""A production: status, health, estimate, rate, attempts, resources, quarantined, workers, verify, reclaim, log, find."""
 
 from __future__ import annotations
 
@@ -265,10 +265,10 @@ workers.add_command(
 @click.option("--deep", is_flag=True, help="Compare with all attempts and reports as well; slower.")
 @as_json
 def verify(project: str, deep: bool, as_json: bool) -> None:
-    """Recount a project from its tables. Each row is an inconsistency; if there is one, the exit code is 1."""
+    """Recount a project from its tables. Each row is a contradiction; if there is one, the exit code is 1."""
     with working("recounting"):
         faults = ask("verify", project=project, deep=deep)
-    show(faults, as_json, f"{project}: every block is covered once")
+    show(faults, as_json, f"{project}: no contradiction found")
     if faults:
         raise SystemExit(1)
 
@@ -315,7 +315,7 @@ def operations(project: str | None, hours: int | None, limit: int, as_json: bool
 @limit_option()
 @as_json
 def find(text: str, limit: int, as_json: bool) -> None:
-    """Find what TEXT names, with the command that shows more.
+    """Find what TEXT names, with the command that shows more. The exit code is 1 when nothing is found.
 
     A job (4711.0), a cluster (4711), a run (90001), a file (hd_rawdata_090001_003), a worker (wn17), a site, a project.
     """

@@ -109,7 +109,7 @@ def completion(ctx: click.Context, shell: str) -> None:
 def import_original(project: str, source: str, magic_file: str | None, dry_run: bool, as_json: bool) -> None:
     """Take PROJECT over from a database of the original osgprod: files, slices, jobs.
 
-    Run it again to continue where it was broken off.
+    Run it again to continue where it was broken off. The exit code is 1 when a file is not taken over.
     """
     from shim.local.original import take_over
 

@@ -26,7 +26,7 @@ class Notice:
     Parameters
     ----------
     details : dict[str, Any]
-        Event, project, at, and what else belongs to it (docs/operations.md).
+        Event, project, at, and what else belongs to it (docs/sql.md, Notices).
     """
 
     details: dict[str, Any]

@@ -333,7 +333,8 @@ def slices_size(project: str, cores: int, site: str | None, time_left_s: int | N
     "states",
     multiple=True,
     type=click.Choice(["quarantined", "failed", "done"]),
-    help="Slices in this state; may be repeated. Default: quarantined and failed.",
+    help="quarantined, failed (ready after failures or node faults) or done; may be repeated."
+    " Default: quarantined and failed.",
 )
 @runs_option
 @path_option

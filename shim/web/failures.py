@@ -93,7 +93,7 @@ def _told(error: Exception) -> tuple[int, bytes]:
             message = "all connections to the database are in use, or the database is away"
             return 503, error_text(message, "try again in a while")
         case TemplateError():
-            message = "the work script of this project can't be used"
+            message = "the work script or merge script of this project can't be used"
             return 500, error_text(message, "tell the production manager: osgprod doctor")
         case ClientDisconnect():
             return 400, b""

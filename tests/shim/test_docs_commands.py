@@ -96,6 +96,9 @@ def site(server: Server, folder: Path, request: pytest.FixtureRequest) -> Iterat
     (folder / "rawdata").mkdir()
     (folder / "www").mkdir()
     (folder / "worker").symlink_to(CHECKOUT / "worker")  # documents name scripts as in a checkout
+    if name != "README.md":  # which makes it
+        (folder / "osgprod-files").mkdir()
+        (folder / "osgprod-files" / "magic.txt").write_text("my magic\n")
     demo.write_files(folder / "rawdata")
     host, port, user, _ = (part.partition("=")[2] for part in server.dsn.split())
     base = f"host={host} port={port} user={user}"

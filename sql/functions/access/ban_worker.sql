@@ -16,9 +16,13 @@ DECLARE
     v_project osgprod_data.projects := osgprod._get_project(p_project);
     v_until   timestamptz;
 BEGIN
-    IF coalesce(p_worker, '') = '' OR p_seconds NOT BETWEEN 0 AND 315360000 OR p_seconds IS NULL THEN
-        RAISE EXCEPTION 'a worker and a time from 0 to 315360000 s are needed' USING ERRCODE = 'OG108',
-            HINT = 'osgprod workers lists the names of the workers';
+    IF coalesce(p_worker, '') = '' THEN
+        RAISE EXCEPTION 'no worker is named' USING ERRCODE = 'OG108',
+            HINT = format('osgprod workers list %s lists the names of the workers', p_project);
+    END IF;
+    IF p_seconds NOT BETWEEN 0 AND 315360000 OR p_seconds IS NULL THEN
+        RAISE EXCEPTION 'a ban must last from 0 to 315360000 s, not %', coalesce(p_seconds::text, 'NULL')
+            USING ERRCODE = 'OG108', HINT = '0 lifts the ban; 315360000 s are ten years';
     END IF;
     IF p_worker LIKE '%/%' AND p_worker NOT LIKE '%site:%' AND p_seconds > 0 THEN
         RAISE EXCEPTION 'worker % is a network', p_worker USING ERRCODE = 'OG108',

@@ -290,7 +290,7 @@ BEGIN
     THEN
         IF osgprod._give_up(p_last) THEN
             status := 'wait';
-            problem := ARRAY[NULL, format('%s has started %s times on its slice without a report, and gets another one', v_job,
+            problem := ARRAY[NULL, format('%s has started %s times on its slice without a report: ask again for another slice', v_job,
                 p_project.max_starts)];
         END IF;
     ELSE
