@@ -10,7 +10,7 @@ from typing import Any
 
 import psycopg
 
-SITES = ("SU-ITS", "GridUNESP_CENTRAL", "UConn-HPC", "Expanse", "GPN-NODE", "MWT2")
+SITES = ("SITE_A", "SITE_B", "SITE_C", "SITE_D", "SITE_E", "SITE_F")
 
 # :params are psycopg's; blocks are 1000 bytes and 10 events.
 _FILES = """

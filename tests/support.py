@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import struct
@@ -33,6 +34,18 @@ Run = Callable[..., Result]  # see run_osgprod
 TOKEN = "a long enough token"  # of viewers or operators, at least 16 characters
 WORKER_ROLE = " options='-c role=osgprod_worker'"
 BLOCK_BYTES, BLOCK_EVENTS = 1000, 10
+
+
+def real_files() -> Path:
+    """The folder with raw data files of real experiments: they are too large, and not ours, to be in the repository.
+
+    The variable REAL_EVIO_FILES names it; by default it is a folder ``data``, in a folder beside the checkout, that
+    has them. Tests that need them are skipped where there is none.
+    """
+    if named := os.environ.get("REAL_EVIO_FILES"):
+        return Path(named)
+    beside = CHECKOUT.parent.glob("*/data/rawdata_001068_10evt.evio")
+    return next((path.parent for path in sorted(beside)), CHECKOUT / "no-real-files")
 
 
 class World:

@@ -53,13 +53,13 @@ def seed(world: World) -> None:
     production.fill(world.db, NAME, runs=24, files=40, blocks=60, a_slice=5, in_flight=14, attempts=6000)
     for n in range(3):
         call_as = {"cluster": 9001, "project": NAME}
-        world.checkout(n, host=f"wn{n + 7}", site="MWT2", **call_as)
+        world.checkout(n, host=f"wn{n + 7}", site="SITE_F", **call_as)
         world.report(n, 6, reason="JException: no BOR record for crate 12",
                      output_url=f"https://store.example.org/logs/9001.{n}.gz?key=secret", log_tail=LOG_TAIL,
                      **call_as)  # fmt: skip
     call(world.db, "ban_worker", project=NAME, worker="wn17@10.0.3.2", seconds=3000,
          reason="5 of its last 6 attempts failed within 120 s")  # fmt: skip
-    call(world.db, "ban_worker", project=NAME, worker="site:GPN-NODE", seconds=9000,
+    call(world.db, "ban_worker", project=NAME, worker="site:SITE_E", seconds=9000,
          reason="8 of its workers failed with exit code 127, none succeeded")  # fmt: skip
     for name, project_runs in ((FINISHED, 1), (FAILING, 2)):
         world.with_project(name, max_fast_failures=1000, suspend_after=100)
@@ -67,7 +67,7 @@ def seed(world: World) -> None:
             world.add_file(6, run=80_000 + 10 * project_runs + run, project=None)
             call(world.db, "load_slices", project=name, runs=[80_000 + 10 * project_runs + run])
         for process in range(12):
-            answer = world.checkout(process, project=name, host=f"wn{process}", site="Expanse")
+            answer = world.checkout(process, project=name, host=f"wn{process}", site="SITE_D")
             if answer["status"] == "assigned":
                 world.report(process, 0 if name == FINISHED else 127, project=name)
     world.db.execute("UPDATE osgprod_data.pace_looks SET looked_at = now() - interval '2 h'")

@@ -17,9 +17,9 @@ from shim.evio.index import parse_name, read_index
 from shim.evio.writer import PHYSICS, ByteOrder, bank, block, write_file
 from shim.registry import register
 from tests.evio.cutting import with_word
-from tests.support import CHECKOUT, World
+from tests.support import CHECKOUT, World, real_files
 
-REAL_FILES = CHECKOUT.parent / "shared" / "data"
+REAL_FILES = real_files()
 NAME = "hd_rawdata_000001_001.evio"
 
 
@@ -262,7 +262,7 @@ def test_second_load_verifies_and_names_each_difference(world: World, folder: Pa
             assert status == "differs" and f"{column}: known " in what
 
 
-@pytest.mark.skipif(not REAL_FILES.is_dir(), reason="no real EVIO files beside this checkout")
+@pytest.mark.skipif(not REAL_FILES.is_dir(), reason="no real EVIO files: REAL_EVIO_FILES")
 def test_real_files_are_indexed_and_sliced(world: World, folder: Path) -> None:
     index = read_index(REAL_FILES / "rawdata_001068_10evt.evio")
     assert (index.size_bytes, index.byte_order, index.has_trailer) == (457592, "little", True)

@@ -17,7 +17,9 @@ from tests.worker.fleet import Figures, Fleet, machines
 
 GOOD = [
     node
-    for group in zip(*(machines(site, 4, n) for n, site in enumerate(("UConn", "MIT", "SDSC"))), strict=True)
+    for group in zip(
+        *(machines(site, 4, n) for n, site in enumerate(("SITE_B", "SITE_C", "SITE_D"))), strict=True
+    )
     for node in group
 ]
 
@@ -124,7 +126,7 @@ def test_site_of_40_nodes_that_fails_everything_is_banned_after_a_handful_of_att
 ) -> None:
     """Its nodes don't see the software, a third of the nodes elsewhere do the work."""
     load(production, folder, files=3, blocks=10)
-    bad = machines("BNL", 40, 9, OSGPROD_RECON="/cvmfs/not/mounted/hd_root")
+    bad = machines("SITE_A", 40, 9, OSGPROD_RECON="/cvmfs/not/mounted/hd_root")
     nodes = [node for n in range(20) for node in (*bad[2 * n : 2 * n + 2], GOOD[n % len(GOOD)])]
     nodes = list({node.name: node for node in nodes}.values())
     figures = Figures(production)
@@ -133,7 +135,7 @@ def test_site_of_40_nodes_that_fails_everything_is_banned_after_a_handful_of_att
         until_ban = figures.wasted
         fleet.wait_until(lambda: figures.is_done)
     figures.say("site of 40 nodes", banned_after_s=f"{ban_s:.1f}", wasted_before_the_ban=until_ban)
-    assert figures.events("worker-refused") == ["site:BNL"], "no good node, and no node one by one"
+    assert figures.events("worker-refused") == ["site:SITE_A"], "no good node, and no node one by one"
     assert figures.wasted <= 5 + fleet.slots, "five nodes, and those that were at it then"
     assert figures.events("block-quarantined") == figures.events("project-paused") == []
     assert figures.events("file-suspended") == []

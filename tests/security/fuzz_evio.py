@@ -20,11 +20,11 @@ from pathlib import Path
 from shim.evio.errors import EvioError
 from shim.evio.index import BlockIndex, read_index
 from shim.evio.writer import write_file
-from tests.support import CHECKOUT
+from tests.support import real_files
 
 MEMORY_BYTES = 512 << 20
 FILE_S = 60
-REAL_FILES = CHECKOUT.parent / "shared" / "data"  # real files of the experiment, where they exist
+REAL_FILES = real_files()
 WORDS = [
     0,
     1,

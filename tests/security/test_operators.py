@@ -16,8 +16,8 @@ from shim.database import call
 from shim.web.operators import Operators
 from tests.support import LiveShim, World
 
-TOKEN, OTHER = "anna-has-a-long-token", "berta-has-another-one"
-TOKENS = f"anna:{TOKEN} berta:{OTHER}"
+TOKEN, OTHER = "first-has-a-long-token", "second-has-another-one"
+TOKENS = f"operator1:{TOKEN} operator2:{OTHER}"
 
 
 @pytest.fixture
@@ -75,13 +75,13 @@ def test_each_action_is_the_call_of_a_function_and_on_record_with_who(world: Wor
         assert state(world)[:3] == changed, form
         assert shim.client.get(f"{shim.url}/{page}").status_code == 200
     log = call(world.db, "list_operations", project="p", hours=1)
-    ours = [row for row in log if "anna by dashboard from 127.0.0.1" in row["who"]]
+    ours = [row for row in log if "operator1 by dashboard from 127.0.0.1" in row["who"]]
     assert [row["operation"] for row in reversed(ours)] == ["set_project"] * 2 + ["ban_worker"] * 2 + [
         "recycle"
     ]
     assert any(row["details"].get("reason") == "its disk is füll" for row in ours)
     page = shim.client.get(f"{shim.url}/project/p/log").text
-    assert "anna by dashboard" in page and "ban_worker" in page and TOKEN not in page
+    assert "operator1 by dashboard" in page and "ban_worker" in page and TOKEN not in page
 
 
 def test_without_a_token_nothing_can_be_done_and_by_default_there_is_nothing_to_do(
@@ -90,7 +90,7 @@ def test_without_a_token_nothing_can_be_done_and_by_default_there_is_nothing_to_
     before = state(world)
     assert act(shim, "", action="pause").status_code == 403
     assert shim.raw("project/p/log").status_code == 403
-    for token in ("", "x" * 21, TOKEN[:-1], TOKEN + "x", "anna"):
+    for token in ("", "x" * 21, TOKEN[:-1], TOKEN + "x", "operator1"):
         answer = shim.raw("operator", method="POST", data={"token": token}, headers=here(shim))
         assert answer.status_code == 403 and "set-cookie" not in answer.headers
     assert 'action="/osgprod/project/p/act"' not in shim.raw("project/p").text
@@ -120,8 +120,8 @@ def test_forged_sessions_and_forms_change_nothing(world: World, shim: LiveShim) 
     assert act(shim, code, action="pause").status_code == 403, "a form of another operator's session"
     shim.client.cookies.clear()
     name, end, mac = cookie.split("/")
-    for forged in (f"berta/{end}/{mac}", f"{name}/{int(end) + 1}/{mac}", f"{name}/{end}/{mac[:-1]}x", f"{name}/1/{mac}",
-                   f"nobody/{end}/{mac}", "anna//", "//", TOKEN):  # fmt: skip
+    for forged in (f"operator2/{end}/{mac}", f"{name}/{int(end) + 1}/{mac}", f"{name}/{end}/{mac[:-1]}x",
+                   f"{name}/1/{mac}", f"nobody/{end}/{mac}", "operator1//", "//", TOKEN):  # fmt: skip
         headers = {**here(shim), "Cookie": f"osgprod_operator={forged}"}
         assert act(shim, code, headers, action="pause").status_code == 403, forged
     assert state(world) == before
@@ -160,7 +160,7 @@ def test_session_ends_by_signing_out_and_with_the_token(world: World, shim: Live
     assert TOKEN not in cookie
     answer = shim.raw("operator/leave", method="POST", data={"code": code}, headers=here(shim))
     assert answer.status_code == 303 and "Sign in as operator" in shim.client.get(f"{shim.url}/").text
-    settings = {"OSGPROD_OPERATOR_TOKENS": f"anna:{TOKEN}-new", "OSGPROD_OPERATOR_DSN": world.dsn}
+    settings = {"OSGPROD_OPERATOR_TOKENS": f"operator1:{TOKEN}-new", "OSGPROD_OPERATOR_DSN": world.dsn}
     with LiveShim(world.dsn, folder / "www2", **settings) as renewed:
         headers = {**here(renewed), "Cookie": f"osgprod_operator={cookie}"}
         assert act(renewed, code, headers, action="pause").status_code == 403
@@ -202,8 +202,8 @@ def test_operator_who_may_not_see_the_dashboard_can_not_act(world: World, folder
 
 @pytest.mark.parametrize(
     "value",
-    ["anna", "anna:short", f":{TOKEN}", f"a/b:{TOKEN}", f"anna:{TOKEN} anna:{OTHER}", f"anna:{TOKEN} berta:{TOKEN}",
-     "file:/nonexistent", f"file:{TOKEN}"],
+    ["operator1", "operator1:short", f":{TOKEN}", f"a/b:{TOKEN}", f"operator1:{TOKEN} operator1:{OTHER}",
+     f"operator1:{TOKEN} operator2:{TOKEN}", "file:/nonexistent", f"file:{TOKEN}"],
 )  # fmt: skip
 def test_senseless_tokens_end_the_start_without_showing_them(value: str) -> None:
     with pytest.raises(SettingError, match="OSGPROD_OPERATOR_TOKENS") as caught:
@@ -212,6 +212,6 @@ def test_senseless_tokens_end_the_start_without_showing_them(value: str) -> None
 
 
 def test_tokens_are_read_from_a_file(folder: Path) -> None:
-    (folder / "tokens").write_text(f"anna:{TOKEN}\nberta:{OTHER}\n")
+    (folder / "tokens").write_text(f"operator1:{TOKEN}\noperator2:{OTHER}\n")
     operators = Operators(Settings.read({"OSGPROD_OPERATOR_TOKENS": f"file:{folder}/tokens"}))
-    assert operators.is_on and operators.name_of(OTHER) == "berta" and operators.name_of("") is None
+    assert operators.is_on and operators.name_of(OTHER) == "operator2" and operators.name_of("") is None

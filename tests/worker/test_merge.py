@@ -24,7 +24,7 @@ import pytest
 import uproot
 
 from shim.evio.writer import BEGIN_OF_RUN, PHYSICS, bank, block, file_of_records, record, write_file
-from tests.support import CHECKOUT, PATIENCE_S
+from tests.support import CHECKOUT, PATIENCE_S, real_files
 from tests.worker.conftest import kill
 from tests.worker.site import Site
 
@@ -818,9 +818,9 @@ def test_files_that_do_not_fit_together_are_refused(folder: Path, other: bytes, 
     assert words in said
 
 
-@pytest.mark.skipif(not (CHECKOUT.parent / "shared" / "data").is_dir(), reason="needs ../shared/data")
+@pytest.mark.skipif(not real_files().is_dir(), reason="no real EVIO files: REAL_EVIO_FILES")
 def test_real_file_joined_with_itself_has_twice_its_physics(folder: Path) -> None:
-    real = (CHECKOUT.parent / "shared" / "data" / "rawdata_001068_10evt.evio").read_bytes()
+    real = (real_files() / "rawdata_001068_10evt.evio").read_bytes()
     code, said, joined = join(folder, real, real)
     assert code == 0, said
     single = [words[3] for words in headers(real, "<")]
