@@ -76,7 +76,7 @@ def main() -> int:
 
 def table(figures: list[Figure]) -> Iterator[str]:
     """Gives the lines of the table that a person reads."""
-    yield f"{'':24}{'value':>10}   {'reach':<10}{'measured':>12}{'bound':>12}"
+    yield f"{'':24}{'value':>10}   {'goal':<10}{'measured':>12}{'bound':>12}"
     yield from _lines(figures)
 
 
@@ -92,7 +92,7 @@ def _lines(figures: list[Figure]) -> Iterator[str]:
 def documented(text: str, figures: list[Figure]) -> str:
     """Returns the page with the figures in their place."""
     before, _, following = text.partition(BEGIN)
-    lines = ["| name | value | reach | measured | bound | |", "|---|---|---|---|---|---|"]
+    lines = ["| name | value | goal | measured | bound | |", "|---|---|---|---|---|---|"]
     for figure in figures:
         sides = " | ".join("" if side is None else f"{side:,.4g}" for side in (figure.measured, figure.bound))
         short = "" if figure.is_reached else " falls short"

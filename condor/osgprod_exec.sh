@@ -662,7 +662,7 @@ report() {
 
 # --- the work ----------------------------------------------------------------------------------------------------
 
-readonly TOLD_TO_STOP=9 # exit code of send_heartbeats
+readonly STOPPED_BY_SERVER=9 # exit code of send_heartbeats
 
 work_status=0      # exit code of the work
 heartbeat_status=0 # exit code of send_heartbeats
@@ -861,7 +861,7 @@ send_heartbeats() {
       log "stopping the work: $body"
       trap '' TERM # the end of the work must not hide why
       end_work
-      exit "$TOLD_TO_STOP"
+      exit "$STOPPED_BY_SERVER"
     fi
     rm -f "$scratch/work/.osgprod/confirm-lease"
   done
@@ -1423,7 +1423,7 @@ pack() {
   return 1
 }
 
-# Leaves the tarball of a failure, its log above all, and sends it once: nice to have. Sets output_url.
+# Leaves the tarball of a failure, its log above all, and tries once to send it. Sets output_url.
 # Arguments: name, slice, log-only = without the outputs
 leave_failure() {
   local file="$PWD/$1.tar.gz" adler
@@ -1506,7 +1506,7 @@ find_identity() {
 }
 
 # Sets ends_at to the earliest time by which the job must end: what the pilot, the job's allowed duration and
-# OSGPROD_TIME_LEFT_S say. The end of a pilot that tells only when it retires is taken to be then.
+# OSGPROD_TIME_LEFT_S say. A pilot that names only GLIDEIN_ToRetire is taken to end then.
 find_end() {
   local job="${_CONDOR_JOB_AD:-}" machine="${_CONDOR_MACHINE_AD:-}" now start executing allowed end
   printf -v now '%(%s)T' -1
@@ -1596,7 +1596,7 @@ attempt() {
   if ((work_status != 0)); then
     stop_heartbeats # did it end the work?
   fi
-  if ((heartbeat_status == TOLD_TO_STOP && work_status != 0)); then
+  if ((heartbeat_status == STOPPED_BY_SERVER && work_status != 0)); then
     report "$work_status" reason 'stopped by the server' || true
     return "$EXIT_NODE_FAULT"
   fi

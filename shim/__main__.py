@@ -1,4 +1,4 @@
-"""The command ``osgprod``, and ``python -m shim``: nothing is imported before Ctrl-C can end it in peace."""
+"""The command ``osgprod``, and ``python -m shim``: Ctrl-C during the import ends it without a traceback."""
 
 from __future__ import annotations
 

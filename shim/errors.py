@@ -1,4 +1,4 @@
-"""What can go wrong that a person can put right."""
+"""Errors that an operator can correct."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which version this program and a database are of: their newest migrations tell."""
+"""Compares the versions of program and database, by their newest migrations."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 #
-# osgprod_merge.bash: merges what the slices of a raw data file left, and delivers one file of each kind.
+# osgprod_merge.bash: merges the outputs of a raw data file's slices, and delivers one file of each kind.
 # The server fills in the lines below for the job that asks. Copy this file to DOCUMENT_ROOT/PROJECT/ and change its table
 # of kinds. docs/merging.md tells more.
 # Made of: worker/lib/merge-head.bash worker/lib/shell.bash worker/lib/merge-settings.bash worker/lib/log.bash worker/lib/settings.bash worker/lib/text.bash worker/lib/backoff.bash worker/lib/url.bash worker/lib/token.bash worker/lib/http.bash worker/lib/pelican.bash worker/lib/adler32.bash worker/lib/disk.bash worker/lib/merge-process.bash condor/lib/storage.bash worker/lib/work-fetch.bash worker/lib/merge-fetch.bash worker/lib/merge-kinds.bash worker/lib/merge-deliver.bash worker/lib/merge-program.bash worker/lib/merge-main.bash
@@ -716,8 +716,8 @@ node_fault() {
   exit "$EXIT_NODE_FAULT"
 }
 
-# A setting is wrong: no other node and no other slice would do better. osgprod_exec.sh finds the line in the report,
-# gives the slice back and holds the job. Arguments: message
+# A setting is wrong: no other node and no other slice would do better. osgprod_exec.sh finds the line in the report file,
+# and reports fault=setting, so that the server requeues the slice; HTCondor holds the job. Arguments: message
 misconfigured() {
   rm -f "${slice:-}"
   add_to_report "misconfigured=$*" || true

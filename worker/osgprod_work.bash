@@ -451,8 +451,8 @@ node_fault() {
   exit "$EXIT_NODE_FAULT"
 }
 
-# A setting is wrong: no other node and no other slice would do better. osgprod_exec.sh finds the line in the report,
-# gives the slice back and holds the job. Arguments: message
+# A setting is wrong: no other node and no other slice would do better. osgprod_exec.sh finds the line in the report file,
+# and reports fault=setting, so that the server requeues the slice; HTCondor holds the job. Arguments: message
 misconfigured() {
   rm -f "${slice:-}"
   add_to_report "misconfigured=$*" || true

@@ -222,7 +222,7 @@ pack() {
   return 1
 }
 
-# Leaves the tarball of a failure, its log above all, and sends it once: nice to have. Sets output_url.
+# Leaves the tarball of a failure, its log above all, and tries once to send it. Sets output_url.
 # Arguments: name, slice, log-only = without the outputs
 leave_failure() {
   local file="$PWD/$1.tar.gz" adler

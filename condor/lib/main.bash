@@ -57,7 +57,7 @@ find_identity() {
 }
 
 # Sets ends_at to the earliest time by which the job must end: what the pilot, the job's allowed duration and
-# OSGPROD_TIME_LEFT_S say. The end of a pilot that tells only when it retires is taken to be then.
+# OSGPROD_TIME_LEFT_S say. A pilot that names only GLIDEIN_ToRetire is taken to end then.
 find_end() {
   local job="${_CONDOR_JOB_AD:-}" machine="${_CONDOR_MACHINE_AD:-}" now start executing allowed end
   printf -v now '%(%s)T' -1
@@ -147,7 +147,7 @@ attempt() {
   if ((work_status != 0)); then
     stop_heartbeats # did it end the work?
   fi
-  if ((heartbeat_status == TOLD_TO_STOP && work_status != 0)); then
+  if ((heartbeat_status == STOPPED_BY_SERVER && work_status != 0)); then
     report "$work_status" reason 'stopped by the server' || true
     return "$EXIT_NODE_FAULT"
   fi

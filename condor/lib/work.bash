@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # --- the work ----------------------------------------------------------------------------------------------------
 
-readonly TOLD_TO_STOP=9 # exit code of send_heartbeats
+readonly STOPPED_BY_SERVER=9 # exit code of send_heartbeats
 
 work_status=0      # exit code of the work
 heartbeat_status=0 # exit code of send_heartbeats
@@ -200,7 +200,7 @@ send_heartbeats() {
       log "stopping the work: $body"
       trap '' TERM # the end of the work must not hide why
       end_work
-      exit "$TOLD_TO_STOP"
+      exit "$STOPPED_BY_SERVER"
     fi
     rm -f "$scratch/work/.osgprod/confirm-lease"
   done

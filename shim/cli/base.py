@@ -1,4 +1,4 @@
-"""What all subcommands share: how errors end, the options, how the magic comes in."""
+"""What all subcommands share: how errors end, the options, how the magic is read."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def examine() -> list[Finding]:
             if not findings[-1]["is_well"]:
                 return findings  # nothing else can be asked
             findings.append(_clock(connection))
-            findings.append(_disk("disk of the templates", Settings.read().document_root))
+            findings.append(_disk("disk of the work scripts", Settings.read().document_root))
             findings.append(_database_disk(connection))
             findings += _replica()
             findings += call(connection, "diagnose")
@@ -95,7 +95,7 @@ def _replica() -> list[Finding]:
 
 
 def _clock(connection: psycopg.Connection[dict[str, Any]]) -> Finding:
-    """A shim's clock matters only to its log; an operator's to what he thinks of times on the dashboard."""
+    """A shim's clock matters only to its log; an operator's to what they read of times on the dashboard."""
     before = time.time()
     there = call(connection, "alive")[0]["alive"].timestamp()
     off = there - (before + time.time()) / 2
@@ -145,7 +145,7 @@ def _project(connection: psycopg.Connection[dict[str, Any]], name: str) -> Itera
 
 def _template(name: str, workscript: str) -> Finding:
     path = Settings.read().document_root / name / workscript
-    what, advice = f"work script of {name}", f"put the project's work script to {path}, readable for the shim"
+    what, advice = f"work script of {name}", f"put the project's work script at {path}, readable by the shim"
     try:
         TemplateFolder(Settings.read().document_root).load(name, workscript)
     except TemplateError as error:

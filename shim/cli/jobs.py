@@ -115,7 +115,11 @@ def needed(project: str, cores: int, slices: int, tool: str | None, as_json: boo
 @click.option("--cores", default=1, show_default=True, help="Cores of a job.")
 @click.option("--slices", default=1, show_default=True, help="Slices that a job processes.")
 @click.option(
-    "--interval", type=click.FloatRange(0.1), default=60.0, show_default=True, help="Between two looks [s]."
+    "--interval",
+    type=click.FloatRange(0.1),
+    default=60.0,
+    show_default=True,
+    help="Time between two looks at the queue [s].",
 )
 @dry
 @click.argument("arguments", nargs=-1, required=True, type=click.UNPROCESSED)
@@ -134,8 +138,8 @@ def keep(
     ARGUMENTS, after --, are those of condor_submit: the submit file and its settings. count is added.
 
     It counts the jobs that it has submitted itself, now or earlier. HTCondor takes some seconds until all jobs of a
-    submission are in the queue: with an interval below 10 s some are too many. These find no work, and end. Held jobs
-    count as jobs in the queue, not as idle ones. When it is stopped, the jobs stay.
+    submission are in the queue: with an interval below 10 s it may submit too many jobs. These find no work, and end.
+    Held jobs count as jobs in the queue, not as idle ones. When it is stopped, the jobs stay.
     """
     for program in ("condor_submit", "condor_q"):
         if shutil.which(program) is None:

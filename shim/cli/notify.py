@@ -167,7 +167,11 @@ def notify_test(name: str) -> None:
 @notify.command("run")
 @click.option("--once", is_flag=True, help="Deliver the waiting notifications, and end; for cron.")
 @click.option(
-    "--interval", type=click.IntRange(1, 3600), default=30, show_default=True, help="Seconds between looks."
+    "--interval",
+    type=click.IntRange(1, 3600),
+    default=30,
+    show_default=True,
+    help="Time between two deliveries [s].",
 )
 def notify_run(once: bool, interval: int) -> None:
     """Deliver notifications, until Ctrl-C. Nothing is lost while this does not run: it delivers up to 30 days later.

@@ -60,7 +60,11 @@ def outputs_list(
     "--requeue", is_flag=True, help="Process again the slices and merges whose files are gone or differ."
 )
 @click.option(
-    "--threads", type=click.IntRange(1, 256), default=16, show_default=True, help="Questions at a time."
+    "--threads",
+    type=click.IntRange(1, 256),
+    default=16,
+    show_default=True,
+    help="Requests to storage at a time.",
 )
 @click.option("--token-file", type=click.File(), help="File with the bearer token for http(s).")
 @click.option(

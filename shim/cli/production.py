@@ -1,4 +1,4 @@
-"""A production: status, health, estimate, rate, attempts, resources, quarantined, workers, verify, reclaim, log, find."""
+"""Status, health, estimate, rate, attempts, resources, quarantined, workers, verify, reclaim, log, find."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def estimate(project: str, hours: int | None, as_json: bool) -> None:
     rows = look("estimate", project=project, hours=hours)
     show(rows, as_json)
     if not as_json and rows[0]["ends_at"] is None:
-        click.echo("nothing was done in these hours, so nothing can be estimated", err=True)
+        click.echo(f"no block was done in the last {hours} hours: no estimate", err=True)
 
 
 @osgprod.command()
@@ -202,7 +202,7 @@ def workers_list(project: str, order: str, hours: int | None, limit: int, as_jso
     show(rows, as_json, "no attempt of a worker ended in that time", limit=limit)
 
 
-site_option = click.option("--site", help="All workers of this site, in the place of one worker.")
+site_option = click.option("--site", help="All workers of this site, instead of one worker.")
 
 
 def _meant(worker: str | None, site: str | None) -> str:
@@ -222,7 +222,7 @@ def _meant(worker: str | None, site: str | None) -> str:
 def workers_ban(
     project: str, worker: str | None, site: str | None, seconds: int, reason: str | None, dry_run: bool
 ) -> None:
-    """Ban WORKER, a host or address, or all workers of a site, for a while: they get no work."""
+    """Ban WORKER (a host, an address or host@address), or all workers of a site, for a while: they get no work."""
     name = _meant(worker, site)
     rows = change("ban_worker", dry_run, project=project, worker=name, seconds=seconds, reason=reason)
     click.echo(f"{name} {'would be' if dry_run else 'is'} banned until {cell(rows[0]['ban_worker'])}")

@@ -1,4 +1,4 @@
-"""What is around a production: migrate, serve, demo, watch, doctor, completion, import-original."""
+"""Commands that are not about one production: migrate, serve, demo, watch, doctor, completion, import-original."""
 
 from __future__ import annotations
 

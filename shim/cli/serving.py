@@ -125,7 +125,7 @@ def _look_for_database(say: Callable[[str], None]) -> None:
             if older := which_is_older(row.get("version")):
                 say(older)
     except psycopg.Error as error:
-        say(f"no work until the database is well, osgprod doctor tells more: {str(error).splitlines()[0]}")
+        say(f"no work is assigned: the database has a problem (osgprod doctor): {str(error).splitlines()[0]}")
 
 
 def _end(number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""What a person sees in a terminal: tables that fit, bars that tell how long it will take; or JSON for programs."""
+"""What a person sees in a terminal: tables that fit, progress bars; or JSON for programs."""
 
 from __future__ import annotations
 
@@ -307,7 +307,7 @@ class Bar:
 
 @contextlib.contextmanager
 def working(label: str) -> Iterator[None]:
-    """Shows on the standard error output, if that is a terminal, that one long call is at work, and since when."""
+    """Shows on the standard error output, if that is a terminal, that one long call is running, and since when."""
     console = Console(stderr=True)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:

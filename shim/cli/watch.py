@@ -1,4 +1,4 @@
-"""What the database tells on channel ``osgprod``: rare events that an operator may want to know of."""
+"""Receives the notifications of channel ``osgprod``."""
 
 from __future__ import annotations
 

@@ -69,8 +69,8 @@ def rawdata_load(
     SOURCES are folders, whose trees are walked, files, URLs of files (root://, https://, osdf://), or of folders (root://).
     Of a URL the path is registered: a project's xrootd_prefix and the path give the URL again.
 
-    Files without a begin-of-run record are registered, counted and named. The exit code is 1 if nothing is found, or
-    one that differs or is bad.
+    Files without a begin-of-run record are registered, counted and named. The exit code is 1 if no file is found, or
+    if a file is bad or differs from its registered index.
     """
     listed = (line.strip() for file in lists for line in file)
     every = [*sources, *(line for line in listed if line and not line.startswith("#"))]
@@ -96,9 +96,7 @@ def rawdata_load(
         folders = [source for source in every if not is_url(source)]
         others = ", ".join(str(path) for folder in folders for path in scan.passed_over(folder, 3, names)[:3])
         hint = (
-            f"names have to say run and number; passed over: {others}"
-            if others
-            else "is it the right folder?"
+            f"a name must contain run and number; skipped: {others}" if others else "is it the right folder?"
         )
         form = "hd_rawdata_RRRRRR_SSS.evio" if pattern is None else pattern
         raise OperatorError(f"no file {form} is below {', '.join(every)}", hint)
@@ -119,7 +117,13 @@ def rawdata_check(folder: str, as_json: bool) -> None:
 
 @rawdata.command("check-online")
 @project_argument
-@click.option("--next", "count", default=1000, show_default=True, help="So many of the files that come next.")
+@click.option(
+    "--next",
+    "count",
+    default=1000,
+    show_default=True,
+    help="Number of files, in the order in which jobs get them.",
+)
 @click.option("--token-file", type=click.File(), help="File with the bearer token for https.")
 @dry
 @as_json
@@ -142,7 +146,9 @@ def rawdata_check_online(
 @rawdata.command("list")
 @runs_option
 @path_option
-@click.option("--next", "count", type=int, help="Only so many files of a project that jobs get next.")
+@click.option(
+    "--next", "count", type=int, help="Number of files of a project, in the order in which jobs get them."
+)
 @click.option("--project", help="With --next; default: the only project.")
 @click.option("--urls", is_flag=True, help="With --next: a URL a line, for a program that stages the files.")
 @limit_option()
@@ -260,7 +266,7 @@ def slices_load(
         )
     if counts["files_double"]:
         click.echo(
-            "files_double: the project has their run and number from another path, and leaves these out",
+            "files_double: files with the same run and number are loaded from another path; these are left out",
             err=True,
         )
 

@@ -1,8 +1,8 @@
 """``make demo``: a complete production with real parts, in less than a minute.
 
 Three EVIO files are written, registered and loaded; the real shim serves them; eight condor/osgprod_exec.sh at a
-time fetch the real work script with curl; one of them is killed and restarted as HTCondor would; jobs merge what the
-slices of each file left; and at the end the merged files are counted, event by event.
+time fetch the real work script with curl; one of them is killed and restarted as HTCondor would; jobs merge the
+outputs of each file's slices; and at the end the merged files are counted, event by event.
 """
 
 from __future__ import annotations
@@ -229,7 +229,7 @@ class _Demo:
             "OSGPROD_RECON": f"{sys.executable} {CHECKOUT / 'worker' / 'demo_recon.py'}",
         }
         if process == VICTIM and self._starts[process] == 1:
-            environment["OSGPROD_DEMO_PAUSE_S"] = "60"  # long enough to be found at work
+            environment["OSGPROD_DEMO_PAUSE_S"] = "60"  # long enough to be found running
         with (sandbox / "log").open("wb") as log:
             self._running[process] = subprocess.Popen(
                 [str(CHECKOUT / "condor" / "osgprod_exec.sh"), str(CLUSTER), str(process)],
@@ -255,14 +255,14 @@ class _Demo:
                 raise DemoFailed(f"job {CLUSTER}.{process} ended with {job.returncode}: {log[-800:]}")
 
     def _kill_victim(self) -> bool:
-        """Kills the victim and all that it started, once it is seen at work; like a node that loses power."""
+        """Kills the victim and all that it started, once it is seen running; like a node that loses power."""
         job = self._running.get(VICTIM)
         at_work = self._folder.glob(f"sandbox-{VICTIM}-1/osgprod.*/work/events.txt")
         if job is None or not any(at_work):
             return False
         _kill(job)
         del self._running[VICTIM]
-        self._say(f"job {CLUSTER}.{VICTIM} was killed with SIGKILL at work, and is started again")
+        self._say(f"job {CLUSTER}.{VICTIM} was killed with SIGKILL while it ran, and is started again")
         return True
 
     def _progress(self) -> dict[str, Any]:

@@ -22,7 +22,7 @@ RETRY_AFTER_S = {503: 15, 429: 60}
 # 26000, 42P05: a prepared statement that a pooler has lost or has made before.
 TRY_AGAIN = (*SERVERS_TROUBLE, "26000", "40001", "40P01", "42P05", "55P03", "57014")
 DURING_MIGRATION = ("0A000", "42883", "3F000")
-ASK_MANAGER = "tell the production manager the Osgprod-Request number"
+TELL_OPERATOR = "tell the operator the Osgprod-Request number"
 
 
 class TooOften(Exception):
@@ -76,12 +76,12 @@ def explain(error: Exception) -> Failure:
     error : Exception
         The exception that a route raised.
     """
-    status, body = _told(error)
+    status, body = _response_for(error)
     retry_s = getattr(error, "wait_s", RETRY_AFTER_S.get(status))
     return Failure(status, body, retry_s, status == 500 and not isinstance(error, TemplateError))
 
 
-def _told(error: Exception) -> tuple[int, bytes]:
+def _response_for(error: Exception) -> tuple[int, bytes]:
     match error:
         case BadRequest():
             return 400, error_text(str(error), error.hint, "OG100")
@@ -94,7 +94,7 @@ def _told(error: Exception) -> tuple[int, bytes]:
             return 503, error_text(message, "try again in a while")
         case TemplateError():
             message = "the work script or merge script of this project can't be used"
-            return 500, error_text(message, "tell the production manager: osgprod doctor")
+            return 500, error_text(message, "tell the operator: osgprod doctor")
         case ClientDisconnect():
             return 400, b""
         case HTTPException(status_code=404):
@@ -103,25 +103,27 @@ def _told(error: Exception) -> tuple[int, bytes]:
         case HTTPException(status_code=405):
             return 405, error_text("this method does nothing here", "use GET or POST")
         case SchemaChanged():
-            return _told_of_migration()
+            return _response_for_migration()
         case CallError():
-            return _told_of_call(str(error), error.hint, error.sqlstate)
+            return _response_for_call(str(error), error.hint, error.sqlstate)
         case psycopg.Error():
-            return _told_of_database(error)
-    return 500, error_text("internal error", ASK_MANAGER)
+            return _response_for_database(error)
+    return 500, error_text("internal error", TELL_OPERATOR)
 
 
-def _told_of_migration() -> tuple[int, bytes]:
+def _response_for_migration() -> tuple[int, bytes]:
     return 503, error_text(
         "the database is being brought up to date", "try again in a while; osgprod migrate"
     )
 
 
-def _told_of_database(error: psycopg.Error) -> tuple[int, bytes]:
-    return _told_of_call(error.diag.message_primary or "", error.diag.message_hint, error.sqlstate or "08000")
+def _response_for_database(error: psycopg.Error) -> tuple[int, bytes]:
+    return _response_for_call(
+        error.diag.message_primary or "", error.diag.message_hint, error.sqlstate or "08000"
+    )
 
 
-def _told_of_call(message: str, hint: str | None, code: str) -> tuple[int, bytes]:
+def _response_for_call(message: str, hint: str | None, code: str) -> tuple[int, bytes]:
     if code.startswith("OG") and code[2:3] in STATUS_OF_GROUP:
         return STATUS_OF_GROUP[code[2]], error_text(message, hint, code)
     if code == "25006":
@@ -131,7 +133,7 @@ def _told_of_call(message: str, hint: str | None, code: str) -> tuple[int, bytes
     if code.startswith(TRY_AGAIN):
         return 503, error_text("the database is away or busy", "try again in a while")
     if code in DURING_MIGRATION:
-        return _told_of_migration()
+        return _response_for_migration()
     if code.startswith("22"):  # a value that no argument type takes, like a malformed address
         return 400, error_text("a parameter has a value that can't be", "see docs/protocol.md", "OG100")
-    return 500, error_text("internal error", ASK_MANAGER)
+    return 500, error_text("internal error", TELL_OPERATOR)

@@ -28,8 +28,8 @@ PAGES = {
     "quarantine": f"project/{NAME}/quarantine",
     "workers": f"project/{NAME}/workers",
     "jobs": f"project/{NAME}/jobs",
-    "site": f"project/{NAME}/site/GPN-NODE",
-    "find": "find?text=MWT2",
+    "site": f"project/{NAME}/site/SITE_E",
+    "find": "find?text=SITE_F",
     "nothing": "project/nope",
 }
 
@@ -107,7 +107,7 @@ def test_links_lead_down_to_a_file_and_to_the_whole_history_of_an_attempt(page: 
     expect(page.get_by_role("heading", level=1)).to_have_text("Job 9001.1")
     facts = page.locator(".attempt").first.inner_text()
     assert LOG_TAIL.strip() in page.locator(".attempt pre").inner_text()
-    assert "JException: no BOR record for crate 12" in facts and "MWT2" in facts and "failed" in facts
+    assert "JException: no BOR record for crate 12" in facts and "SITE_F" in facts and "failed" in facts
     page.locator(".attempt a").first.click()
     row = call(full.db, "job_history", project=NAME, cluster=9001, process=1)[0]
     expect(page.get_by_role("heading", level=1)).to_have_text(Path(row["path"]).name)
@@ -290,8 +290,8 @@ def test_token_typed_into_the_form_opens_the_dashboard(browser: Browser, full: W
         page = context.new_page()
         page.goto(f"project/{NAME}")
         page.get_by_label("Token of the dashboard").fill("wrong horse battery!")
-        page.get_by_role("button", name="Let me in").click()
-        expect(page.get_by_role("alert")).to_have_text("That is not the token.")
+        page.get_by_role("button", name="Log in").click()
+        expect(page.get_by_role("alert")).to_have_text("Wrong token.")
         page.get_by_label("Token of the dashboard").fill("correct horse battery")
         page.keyboard.press("Enter")
         expect(page.get_by_role("heading", level=1)).to_have_text("Productions")
@@ -304,7 +304,7 @@ def test_pictures_of_the_documents_are_kept(browser: Browser, live: LiveShim) ->
     """Written again by ``make screenshots``, which sets OSGPROD_SCREENSHOTS."""
     one, job = f"project/{NAME}", f"project/{NAME}/job/9001.1"
     wanted = {"overview": ("", "light", 620), "project": (one, "light", 1000), "dark": (one, "dark", 1000),
-              "job": (job, "light", 520), "site": (f"{one}/site/GPN-NODE", "light", 480)}  # fmt: skip
+              "job": (job, "light", 520), "site": (f"{one}/site/SITE_E", "light", 480)}  # fmt: skip
     folder = IMAGES if os.environ.get("OSGPROD_SCREENSHOTS") else None
     for name, (path, scheme, height) in wanted.items():
         context = browser.new_context(

@@ -231,7 +231,18 @@ def test_status_fits_a_real_terminal_of_80_columns(busy: World) -> None:
     output = in_terminal("status", columns=80, environment={"OSGPROD_DSN": busy.dsn})
     lines = output.split("\r\n")
     assert all(len(line) <= 80 for line in lines) and "…" not in output, output
-    assert "uncut" in output and lines[-2].split() == ["p", "active", "3", "6", "2", "1", "0", "1", "2", "1"]
+    assert "uncut" in output and lines[-2].split() == [
+        "p",
+        "active",
+        "3",
+        "6",
+        "2",
+        "1",
+        "0",
+        "1",
+        "2",
+        "1",
+    ]
 
 
 LONG = "/cache/halld/RunPeriod-2026-01/rawdata/Run{run:06d}/{name}"  # 70 characters and more
@@ -322,7 +333,7 @@ def test_folder_with_no_raw_data_is_refused_and_names_what_was_passed_over(run: 
     said, hint = result.stderr.splitlines()
     assert said == f"osgprod: no file hd_rawdata_RRRRRR_SSS.evio is below {folder}"
     names = (f"{folder}/b/a.evio", f"{folder}/b/hd_rawdata_7_0.evio", f"{folder}/c.evio")
-    assert hint == f"hint: names have to say run and number; passed over: {', '.join(names)}"
+    assert hint == f"hint: a name must contain run and number; skipped: {', '.join(names)}"
 
 
 def test_check_goes_through_all_that_is_registered_below_the_folder_and_no_more(
@@ -925,9 +936,9 @@ def test_status_says_events_bytes_and_core_hours_beside_blocks(run: Run, busy: W
 
 def test_ban_of_an_unknown_name_warns(run: Run, busy: World) -> None:
     assert "is it the right name" in run("workers", "ban", "p", "wn99").stderr
-    assert run("workers", "ban", "p", "--site", "BNL").output.startswith("site:BNL is banned until ")
-    assert run("workers", "unban", "p", "--site", "BNL").output == "site:BNL is no longer banned\n"
-    for meant in ((), ("wn1", "--site", "BNL"), ("--site", ""), ("",)):
+    assert run("workers", "ban", "p", "--site", "SITE_A").output.startswith("site:SITE_A is banned until ")
+    assert run("workers", "unban", "p", "--site", "SITE_A").output == "site:SITE_A is no longer banned\n"
+    for meant in ((), ("wn1", "--site", "SITE_A"), ("--site", ""), ("",)):
         assert "name a worker, or a site with --site" in run("workers", "ban", "p", *meant).output
     assert run("workers", "ban", "p", "wn1").stderr == ""
 

@@ -185,7 +185,9 @@ def test_serving_without_its_database_says_so_and_goes_on(folder: Path) -> None:
     server = subprocess.Popen(command, cwd=CHECKOUT, env=environment, stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None
-        assert server.stdout.readline().startswith("no work until the database is well, osgprod doctor tells")
+        assert server.stdout.readline().startswith(
+            "no work is assigned: the database has a problem (osgprod doctor)"
+        )
         assert server.stdout.readline().startswith("serving ")
     finally:
         server.send_signal(signal.SIGINT)
@@ -282,7 +284,7 @@ def test_demo_keeps_its_promise() -> None:
     assert last == (
         "demo: 3 files, 220 of 220 blocks done exactly once, 1320 of 1320 events, 3 merged files delivered"
     )
-    assert "was killed with SIGKILL at work, and is started again" in ended.stdout
+    assert "was killed with SIGKILL while it ran, and is started again" in ended.stdout
 
 
 @pytest.mark.slow

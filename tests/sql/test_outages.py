@@ -174,12 +174,12 @@ def test_new_project_ends_work_that_gets_nowhere(
 
 def test_site_is_banned_and_unbanned_by_the_operator(world: World) -> None:
     world.add_file(9)
-    call(world.db, "ban_worker", project="p", worker="site:BNL", seconds=60, reason="no CVMFS")
+    call(world.db, "ban_worker", project="p", worker="site:SITE_A", seconds=60, reason="no CVMFS")
     with pytest.raises(psycopg.Error, match="no CVMFS"):
-        world.checkout(0, host="wn1", site="BNL")
+        world.checkout(0, host="wn1", site="SITE_A")
     assert world.checkout(1, host="wn1", site="MIT")["status"] == "assigned"
-    call(world.db, "ban_worker", project="p", worker="site:BNL", seconds=0)
-    assert world.checkout(2, host="wn1", site="BNL")["status"] == "assigned"
+    call(world.db, "ban_worker", project="p", worker="site:SITE_A", seconds=0)
+    assert world.checkout(2, host="wn1", site="SITE_A")["status"] == "assigned"
 
 
 def run_jobs(

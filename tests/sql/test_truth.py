@@ -280,7 +280,7 @@ def test_files_of_which_nothing_was_done_are_taken_out_and_no_others(world: Worl
         world.checkout(process)
         if code is not None:
             world.report(process, code)
-    with pytest.raises(psycopg.Error, match="which files of project p is not said"):
+    with pytest.raises(psycopg.Error, match="neither runs nor a path are given for project p"):
         call(world.db, "unload_slices", project="p")
     with pytest.raises(psycopg.Error, match="no such file is work of project p"):
         call(world.db, "unload_slices", project="p", runs="{77}")

@@ -74,7 +74,7 @@ class Attempt:
 
 
 class Model:
-    """What a project that merges should be, by docs/outputs.md."""
+    """What a project that merges should be, by docs/merging.md."""
 
     def __init__(self, max_failures: int) -> None:
         self.max_failures = max_failures

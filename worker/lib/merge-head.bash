@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 #
-# osgprod_merge.bash: merges what the slices of a raw data file left, and delivers one file of each kind.
+# osgprod_merge.bash: merges the outputs of a raw data file's slices, and delivers one file of each kind.
 # The server fills in the lines below for the job that asks. Copy this file to DOCUMENT_ROOT/PROJECT/ and change its table
 # of kinds. docs/merging.md tells more.
 # Made of: (make scripts fills this in)

@@ -52,7 +52,7 @@ CREATE FUNCTION osgprod._ban_if_black_hole(p_project osgprod_data.projects, p_wo
 RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Bans a worker that failed max_fast_failures slices within fast_failure_s of starting, and more than half of all that
--- it had, since its last ban or within block_worker_s; and takes these failures off the slices' accounts. Merges don't count.
+-- it had, since its last ban or within block_worker_s; these failures no longer count against the slices. Merges don't count.
 -- Promise:    after its ban a worker is on probation: until its first success, for a day at most, a single fast failure bans
 --             it again, twice as long as before, up to 30 days. Nothing here waits: when another session has the worker's ban, that
 --             session bans or unbans the worker, and this one leaves the ban alone.
@@ -164,8 +164,8 @@ $fn$;
 CREATE FUNCTION osgprod._forgive_failures(p_project osgprod_data.projects, p_worker text, p_since timestamptz)
 RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Takes a bad node's failures off the slices' accounts, since they say nothing of the data; what reached quarantine
--- through them alone is ready again.
+-- Discounts a bad node's failures, so that they no longer count against the slices: they say nothing of the data. What
+-- reached quarantine through them alone is requeued.
 -- Parameters: p_project  the project's row;  p_worker  see _worker;  p_since  from when on its fast failures are void
 -- Locks:      the slices, SKIP LOCKED, and their files, tried: failures of a locked one stay; see _reopen_slice
 DECLARE

@@ -1,7 +1,7 @@
 CREATE FUNCTION osgprod._beat(p_call osgprod.heartbeat_call, p_may_wait boolean)
 RETURNS osgprod.report_answer LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Takes one job's heartbeat: the whole of heartbeat, for a call that is made alone and for each call of a batch.
+-- Records one job's heartbeat: the whole of heartbeat, for a call that is made alone and for each call of a batch.
 -- Parameters: p_call      see heartbeat
 --             p_may_wait  for what others have locked: true for a call that is made alone
 -- Returns:    the answer; the error of a call is in it, and nothing is changed then

@@ -87,7 +87,7 @@ BEGIN
         END IF;
         IF v_project.nlive >= v_project.max_live THEN
             v_problem := ARRAY['OG603', format('project %s has %s live attempts of at most %s', v_project.name,
-                v_project.nlive, v_project.max_live), 'try again later; osgprod project set PROJECT max_live=... changes it'];
+                v_project.nlive, v_project.max_live), format('try again later; osgprod project set %s max_live=N changes it', v_project.name)];
         ELSIF v_project.pause_cause IS NOT NULL THEN
             v_problem := osgprod._why_no_probe(v_project);  -- else it is the probe
             v_blocks := least(v_blocks, 1);
@@ -227,12 +227,12 @@ BEGIN
             'the submit file draws a random number for each job: condor/osgprod.sub'];
     END IF;
     IF p_project.state = 'paused' AND p_project.pause_cause IS NULL THEN
-        RETURN ARRAY['OG501', format('project %s is paused', p_project.name), 'try again later'];
+        RETURN ARRAY['OG501', format('project %s is paused', p_project.name), format('osgprod project resume %s assigns work again', p_project.name)];
     END IF;
     IF p_project.banned_until > now() THEN  -- some worker is
         RETURN (SELECT ARRAY['OG601', format('worker %s is banned until %s UTC: %s', w.name,
                     to_char(b.until AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS'), b.reason),
-                    'the operator can end the ban: osgprod workers unban']
+                    format('the operator can end the ban: osgprod workers unban %s %L', p_project.name, b.worker)]
                   FROM osgprod._worker(p_client, p_host) AS w (name), osgprod._ban_of(p_project.project_id, w.name, p_site) b);
     END IF;
     RETURN NULL;

@@ -13,7 +13,7 @@ RETURNS osgprod.report_answer
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
     SET enable_seqscan = off SET plan_cache_mode = force_generic_plan
 AS $fn$
--- Renews the lease of a living attempt, or tells a dead one to stop.
+-- Renews the lease of a living attempt, or tells one that lost its slice to stop.
 -- Promise:    a repeated call renews again. An attempt whose lease has expired gets its slice again by a heartbeat as
 --             long as nobody else has it and its job has not started again; one that had to stop stays dead.
 -- Parameters: p_project, p_magic, p_client, p_bearer  see _why_rejected

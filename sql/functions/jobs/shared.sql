@@ -72,7 +72,7 @@ BEGIN
         v_claim := osgprod._wrong_claim(p_project, p_bearer);
         IF v_claim IS NOT NULL THEN
             RETURN ARRAY['OG206', format('bearer token is not accepted by project %s: %s', p_project.name, v_claim),
-                'ask the production manager which issuer, audience and scope are right'];
+                'ask the operator which issuer, audience and scope are right'];
         END IF;
     ELSIF p_project.magic_digest IS NULL THEN
         RETURN ARRAY['OG203', format('project %s has no magic yet, so nobody can work for it', p_project.name),
@@ -80,7 +80,7 @@ BEGIN
     ELSIF NOT osgprod._is_magic(p_project.magic_salt, p_project.magic_digest, p_project.old_magic_digest,
                                 p_project.old_magic_until, p_magic) THEN
         RETURN ARRAY['OG202', 'parameter magic is wrong or missing',
-            'ask the production manager for the magic of this project; in a URL a + in it is written %2B'];
+            'ask the operator for the magic of this project; in a URL a + in it is written %2B'];
     END IF;
     IF p_cluster NOT BETWEEN 0 AND 2147483647 OR p_cluster IS NULL THEN
         RETURN ARRAY['OG102', 'parameter cluster must be a number from 0 to 2147483647, not '

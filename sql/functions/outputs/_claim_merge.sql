@@ -47,7 +47,7 @@ AS $fn$
 -- Parameters: p_project  the project's row;  p_call, p_nstart  the coming attempt
 -- Returns:    the merge, with -1 as its blocks, so that nothing takes it for a slice; NULLs when none is free
 -- Locks:      the merge, SKIP LOCKED
--- Source:     docs/outputs.md "A merge's life"
+-- Source:     docs/merging.md "A merge's life"
 DECLARE
     v_claim  osgprod.claim;
     v_merge  osgprod_data.merges;

@@ -10,7 +10,7 @@ AS $fn$
 -- Returns:    the outcome; superseded when the attempt no longer counts; NULL = busy, nothing is changed. reason: why a
 --             success is taken for a failure, or the bad inputs, or those that may still come; NULL = as the job reports
 -- Locks:      bad inputs: their slices and files; then the merge
--- Source:     docs/design.md I8, docs/outputs.md "A merge's life"
+-- Source:     docs/design.md I8, docs/merging.md "A merge's life"
 DECLARE
     v_merge    osgprod_data.merges;
     v_bad      text;
@@ -280,7 +280,7 @@ CREATE FUNCTION osgprod._beat_merge(
     p_project osgprod_data.projects, p_attempt osgprod_data.attempts, p_call osgprod.heartbeat_call, p_may_wait boolean)
 RETURNS osgprod.report_answer LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Takes the heartbeat of a job that works on a merge; the rules are those of _beat.
+-- Records the heartbeat of a job that works on a merge; the rules are those of _beat.
 -- Parameters: p_project  the project's row;  p_attempt  the attempt;  p_call  see heartbeat;  p_may_wait  for the merge
 -- Locks:      the merge
 DECLARE

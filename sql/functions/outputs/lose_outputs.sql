@@ -7,7 +7,7 @@ AS $fn$
 --             bring to output_home are left alone: see _may_still_come.
 -- Parameters: p_project   project name
 --             p_attempts  array of objects with cluster, process, nstart of an attempt, and reason: the fault
---             p_dry_run   only tell which slices and merges would be requeued
+--             p_dry_run   true = nothing is changed
 -- Returns:    a row for each slice or merge that was requeued
 -- Errors:     OG301 unknown project; OG108 p_attempts is not such an array; OG502 files of the project are being reset; OG901
 --             isolation level
@@ -65,7 +65,7 @@ END
 $fn$;
 
 COMMENT ON FUNCTION osgprod.lose_outputs(text, jsonb, boolean) IS
-'Notes that storage no longer has the outputs of attempts, and requeues their slices and merges; a row each; p_dry_run only tells. For osgprod_operator.';
+'Notes that storage no longer has the outputs of attempts, and requeues their slices and merges; a row each; with p_dry_run it changes nothing. For osgprod_operator.';
 
 CREATE FUNCTION osgprod._redo_merge(
     p_project osgprod_data.projects, p_merge_id int, p_cluster int, p_process int, p_nstart int, p_reason text)

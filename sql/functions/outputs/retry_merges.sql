@@ -6,7 +6,7 @@ AS $fn$
 -- Makes merges ready as if they had never been tried: those that failed, or done ones, whose files then no longer count.
 -- Promise:    all or nothing; leased merges are never touched. A merge whose slices are not done waits for them.
 -- Parameters: p_project  project name;  p_runs  run numbers; NULL = all
---             p_states   which: failed, done;  p_dry_run  only tell which they are
+--             p_states   which: failed, done;  p_dry_run  true = nothing is changed
 -- Returns:    a row a merge, as it was
 -- Errors:     OG301 unknown project; OG108 unknown state; OG502 files of the project are being reset; OG901 isolation level
 -- Locks:      the merges, SKIP LOCKED
@@ -50,4 +50,4 @@ END
 $fn$;
 
 COMMENT ON FUNCTION osgprod.retry_merges(text, int[], text[], boolean) IS
-'Makes failed merges ready again, or done ones, chosen by runs; a row each; p_dry_run only tells. For osgprod_operator.';
+'Makes failed merges ready again, or done ones, chosen by runs; a row each; with p_dry_run it changes nothing. For osgprod_operator.';

@@ -12,9 +12,13 @@ DECLARE
     v_project osgprod_data.projects := osgprod._get_project(p_project);
     v_digest  bytea;
 BEGIN
-    IF rtrim(p_magic, E'\r\n') !~ '^[^[:cntrl:]]+$' OR length(p_magic) > 1024 OR p_magic IS NULL OR p_overlap_s NOT BETWEEN 0 AND 31536000 THEN
-        RAISE EXCEPTION 'a magic is 1 to 1024 printable characters, an overlap 0 to 31536000 s' USING ERRCODE = 'OG109',
-            HINT = 'openssl rand -hex 24 makes a good magic';
+    IF rtrim(p_magic, E'\r\n') !~ '^[^[:cntrl:]]+$' OR length(p_magic) > 1024 OR p_magic IS NULL THEN
+        RAISE EXCEPTION 'a magic of % characters is refused: it must have 1 to 1024, all of them printable',
+            coalesce(length(p_magic), 0) USING ERRCODE = 'OG109', HINT = 'openssl rand -hex 24 makes a good magic';
+    END IF;
+    IF p_overlap_s NOT BETWEEN 0 AND 31536000 OR p_overlap_s IS NULL THEN
+        RAISE EXCEPTION 'the overlap of two magics must be from 0 to 31536000 s, not %', coalesce(p_overlap_s::text, 'NULL')
+            USING ERRCODE = 'OG109', HINT = '604800 s are a week; 0 makes the former magic void at once';
     END IF;
     v_digest := osgprod._magic_digest(v_project.magic_salt, p_magic);
     IF v_digest = v_project.magic_digest THEN

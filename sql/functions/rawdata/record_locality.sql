@@ -26,8 +26,10 @@ BEGIN
     END LOOP;
     RETURN NEXT;
 EXCEPTION WHEN check_violation THEN
-    RAISE EXCEPTION 'the locality of a file is online, nearline or gone' USING ERRCODE = 'OG108',
-        HINT = 'osgprod rawdata check-online asks storage';
+    RAISE EXCEPTION 'the locality of a file is online, nearline or gone, not %', (
+        SELECT quote_literal(left(n.locality, 63)) FROM jsonb_to_recordset(p_found) AS n (locality text)
+         WHERE n.locality NOT IN ('online', 'nearline', 'gone') LIMIT 1)
+        USING ERRCODE = 'OG108', HINT = 'osgprod rawdata check-online asks storage';
 END
 $fn$;
 

@@ -15,7 +15,7 @@ DECLARE
     v_number int := CASE WHEN v_text ~ '^\d{1,9}$' THEN v_text::int END;
 BEGIN
     IF coalesce(v_text, '') = '' THEN
-        RAISE EXCEPTION 'what to look for is not said' USING ERRCODE = 'OG108',
+        RAISE EXCEPTION 'the text to find is empty' USING ERRCODE = 'OG108',
             HINT = 'name a job like 4711.0, a file, a run, a worker, a site or a project';
     END IF;
     RETURN QUERY

@@ -40,7 +40,7 @@ BEGIN
         SELECT f.project, f.state, f.blocks_left, v.* FROM facts f CROSS JOIN LATERAL (VALUES
             ('bad', 'stalled', f.state = 'active' AND f.blocks_left > 0 AND f.done = 0
                 AND f.loaded_at < f.patience,
-             format('%s blocks left and %s on lease, but none done since %s UTC', f.blocks_left, f.blocks_leased,
+             format('%s blocks left and %s leased, but none done since %s UTC', f.blocks_left, f.blocks_leased,
                     to_char(f.patience AT TIME ZONE 'UTC', 'HH24:MI')),
              CASE WHEN f.blocks_leased = 0 THEN 'no job asks for work: are jobs submitted, and do they reach the shim? osgprod doctor'
                   ELSE format('see how far they are: osgprod attempts %s --live', f.project) END),
@@ -58,11 +58,11 @@ BEGIN
             ('attention', 'without-progress', f.idle > 0,
              format('%s leased slices or merges without progress for at least %s', f.idle,
                     date_trunc('minute', now() - least(f.patience, now() - interval '2 h'))),
-             format('see which: osgprod attempts %s --live; have such jobs end: osgprod project set %s wedged_s=7200', f.project,
+             format('see which: osgprod attempts %s --live; stop such jobs: osgprod project set %s wedged_s=7200', f.project,
                     f.project)),
             ('attention', 'restarting', f.restarting > 0,
              format('%s jobs have started 10 times or more, up to %s times, and have reported nothing', f.restarting, f.starts),
-             format('their slices take longer than their nodes last: osgprod project set %s maxblockspercore=N, with a smaller N',
+             format('their slices take longer than the jobs may run: osgprod project set %s maxblockspercore=N, with a smaller N',
                     f.project)),
             ('bad', 'leases', f.next_due_at < now() - interval '5 min' AND EXISTS (
                 SELECT FROM osgprod._leases(f.project_id) s WHERE s.task <> 'backup' AND s.due_at < now() - interval '5 min'),
@@ -82,7 +82,7 @@ BEGIN
              format('submit jobs that merge; a file with quarantined blocks waits for them: osgprod slices recycle %s; or is merged without them: osgprod project set %s merge_incomplete=true',
                     f.project, f.project)),
             ('attention', 'quarantine', f.blocks_quarantined > 0,
-             format('%s blocks can''t be done', f.blocks_quarantined),
+             format('%s blocks are quarantined', f.blocks_quarantined),
              format('see why: osgprod quarantined %s; try again: osgprod slices recycle %s', f.project, f.project)),
             ('attention', 'contradicted', f.contradicted > 0,
              format('%s done slices whose jobs read another number of events than the index has',
@@ -90,7 +90,7 @@ BEGIN
              format('see which: osgprod verify %s; make it a failure: osgprod project set %s demand_events=true', f.project,
                     f.project)),
             ('attention', 'refused-workers', f.refused > 0,
-             format('%s at present', f.refused),
+             format('%s workers or sites are banned', f.refused),
              format('see the reasons: osgprod workers; lift a ban: osgprod workers unban %s WORKER', f.project)),
             ('attention', 'running-out', f.state = 'active' AND f.blocks_left > 0 AND f.done > 0
                 AND f.blocks_uncut + f.blocks_ready < f.done,
@@ -98,7 +98,7 @@ BEGIN
              format('submit no more jobs; to load more files, name their runs: osgprod slices load %s --runs RUNS', f.project)),
             ('bad', 'paused-itself', f.pause_reason IS NOT NULL,
              format('since %s UTC: %s', to_char(f.paused_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI'), f.pause_reason),
-             format('repair it; one job at a time tries, and a success resumes the project; not to wait for that: osgprod project resume %s',
+             format('repair it; one job at a time tries, and a success resumes the project; to resume now: osgprod project resume %s',
                     f.project)),
             ('attention', 'suspended-files', f.files_suspended > 0,
              (SELECT format('%s files; %s, since %s UTC: %s', f.files_suspended, w.filename,
@@ -117,12 +117,12 @@ BEGIN
              'no job has been assigned work yet', 'submit jobs; look for what may keep them away: osgprod doctor'),
             ('well', 'done', f.files > 0 AND f.blocks_left = 0 AND f.merges_left = 0,
              'every block is done or in quarantine',
-             format('check it: osgprod verify %s; keep it elsewhere: osgprod project export %s DIR', f.project, f.project))
+             format('check it: osgprod verify %s; export it: osgprod project export %s DIR', f.project, f.project))
         ) AS v (level, what, holds, found, advice)
     ), holding AS (
         SELECT x.project, x.level, x.what, x.found, x.advice FROM found x WHERE x.holds
         UNION ALL
-        SELECT f.project, 'well', 'healthy', format('%s blocks done since %s UTC, %s on lease', f.done,
+        SELECT f.project, 'well', 'healthy', format('%s blocks done since %s UTC, %s leased', f.done,
                                                       to_char(f.patience AT TIME ZONE 'UTC', 'HH24:MI'), f.blocks_leased), 'nothing to do'
           FROM facts f WHERE NOT EXISTS (SELECT FROM found x WHERE x.project = f.project AND x.holds)
     )

@@ -15,7 +15,8 @@ DECLARE
     v_project_id int := (osgprod._get_project(p_project)).project_id;
 BEGIN
     IF p_rows NOT BETWEEN 1 AND 10000 OR p_columns NOT BETWEEN 1 AND 10000 OR num_nulls(p_rows, p_columns) > 0 THEN
-        RAISE EXCEPTION 'a map has 1 to 10000 rows and columns' USING ERRCODE = 'OG108', HINT = 'ask for fewer';
+        RAISE EXCEPTION 'a map has 1 to 10000 rows and columns, not % and %', coalesce(p_rows::text, 'NULL'),
+            coalesce(p_columns::text, 'NULL') USING ERRCODE = 'OG108', HINT = 'several runs share a row, several files a cell';
     END IF;
     RETURN QUERY
     WITH runs AS MATERIALIZED (

@@ -22,10 +22,10 @@ BEGIN
     PERFORM osgprod._require_read_committed();
     PERFORM osgprod._get_project(p_project) WHERE p_project IS NOT NULL;
     IF p_process IS NOT NULL AND p_cluster IS NULL THEN
-        RAISE EXCEPTION 'process % of which cluster', p_process USING ERRCODE = 'OG108',
+        RAISE EXCEPTION 'process % is given without its cluster', p_process USING ERRCODE = 'OG108',
             HINT = 'a job is known by cluster and process';
     ELSIF p_schedd IS NOT NULL AND p_cluster IS NULL THEN
-        RAISE EXCEPTION 'access point % without a cluster', quote_literal(p_schedd) USING ERRCODE = 'OG108',
+        RAISE EXCEPTION 'access point % is given without a cluster', quote_literal(p_schedd) USING ERRCODE = 'OG108',
             HINT = 'name the cluster whose jobs are gone';
     END IF;
     FOR v_project IN

@@ -10,15 +10,15 @@ CREATE FUNCTION osgprod.recycle(
 RETURNS TABLE (run int, seqno int, path text, block1 int, block2 int, was text, exit_code int)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
--- Puts slices back to ready, to be assigned at once, with counts of failures of 0.
--- Promise:    slices at work, or being settled at this moment, are never touched; reports of attempts from before no
+-- Requeues slices, to be assigned at once, with counts of failures of 0.
+-- Promise:    leased slices, and those being settled at this moment, are never touched; reports of attempts from before no
 --             longer count. A repeated call finds nothing more to do.
 -- Parameters: p_project    project name
---             p_states     which: quarantined, failed (ready, waiting after failures or faults), done
+--             p_states     which: quarantined, failed (ready after failures or node faults), done
 --             p_runs       run numbers; NULL = all
 --             p_path       path of one file, or an SQL LIKE pattern; NULL = all
 --             p_exit_code  only slices whose last report had this exit code [0 .. 255]; NULL = any
---             p_dry_run    only tell what would be put back
+--             p_dry_run    true = nothing is changed
 --             p_client     only slices that were last leased to this address or network; NULL = any. So what somebody did
 --                          with a stolen magic is undone
 --             p_since      only slices whose last report came at this time or later; NULL = any
@@ -78,7 +78,7 @@ END
 $fn$;
 
 COMMENT ON FUNCTION osgprod.recycle(text, text[], int[], text, int, boolean, inet, timestamptz) IS
-'Puts quarantined, failed or done slices back to ready, chosen by state, run, path, last exit code, client and time; p_dry_run only tells. For osgprod_operator.';
+'Requeues quarantined, failed or done slices, chosen by state, run, path, last exit code, client and time; with p_dry_run it changes nothing. For osgprod_operator.';
 
 CREATE FUNCTION osgprod._path_pattern(p_path text)
 RETURNS text LANGUAGE sql STABLE

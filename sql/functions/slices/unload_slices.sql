@@ -25,7 +25,7 @@ DECLARE
 BEGIN
     PERFORM osgprod._require_read_committed();
     IF p_runs IS NULL AND p_path IS NULL THEN
-        RAISE EXCEPTION 'which files of project % is not said', p_project USING ERRCODE = 'OG108',
+        RAISE EXCEPTION 'neither runs nor a path are given for project %', p_project USING ERRCODE = 'OG108',
             HINT = 'name runs or a path; osgprod project remove removes all';
     END IF;
     IF NOT p_dry_run THEN
