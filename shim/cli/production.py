@@ -248,18 +248,6 @@ def workers_unban(project: str, worker: str | None, site: str | None, dry_run: b
     click.echo(f"{name} {'would be' if dry_run else 'is'} no longer banned")
 
 
-# The name until 0.9; 0.11 drops it.
-workers.add_command(
-    click.Command(
-        "pardon",
-        callback=workers_unban.callback,
-        params=workers_unban.params,
-        help="Former name of unban.",
-        hidden=True,
-    )
-)
-
-
 @osgprod.command()
 @project_argument
 @click.option("--deep", is_flag=True, help="Compare with all attempts and reports as well; slower.")

@@ -222,13 +222,7 @@ def slices() -> None:
 @slices.command("load")
 @project_argument
 @runs_option
-@click.option(
-    "--reset",
-    "--start-over",
-    "start_over",
-    is_flag=True,
-    help="Reset these files, and process them again.",
-)
+@click.option("--reset", "start_over", is_flag=True, help="Reset these files, and process them again.")
 @click.option("--cores", default=1, show_default=True, help="Cores of a job, for what --dry-run foretells.")
 @click.option("--all", "every", is_flag=True, help="The files of all run periods.")
 @dry

@@ -432,9 +432,7 @@ def test_worker_is_banned_and_unbanned_in_plain_words(run: Run, world: World) ->
     assert run("workers", "ban", "p", "wn1", "--seconds", "60").output.startswith("wn1 is banned until ")
     assert call(world.db, "blocked_workers")[0]["reason"] == "by the operator"
     assert run("workers", "unban", "p", "wn1", "--dry-run").output == "wn1 would be no longer banned\n"
-    for name in ("unban", "pardon"):  # the second is the name until 0.9
-        assert run("workers", name, "p", "wn1").output == "wn1 is no longer banned\n"
-    assert "pardon" not in run("workers", "--help").output
+    assert run("workers", "unban", "p", "wn1").output == "wn1 is no longer banned\n"
     assert call(world.db, "blocked_workers") == []
 
 
