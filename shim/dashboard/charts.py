@@ -13,7 +13,7 @@ from typing import Any
 
 Row = Mapping[str, Any]
 
-PARTS = ("done", "leased", "ready", "quarantined", "uncut")
+PARTS = ("done", "leased", "ready", "quarantined", "unallocated")
 # How a row of the map is drawn: a little air between rows when there is room for it.
 ROW_PX, LEAST_ROW_PX, MAP_PX = 14, 3, 900
 LABEL_PX = 16

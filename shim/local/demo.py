@@ -197,7 +197,7 @@ class _Demo:
             if not killed and self._kill_victim():
                 killed = True
                 self._start(url, VICTIM)
-            waiting = progress["blocks_uncut"] + progress["blocks_ready"] + merges["ready"]
+            waiting = progress["blocks_unallocated"] + progress["blocks_ready"] + merges["ready"]
             # The last merge becomes ready when the next job asks.
             if (waiting or not self._running) and len(self._running) < AT_A_TIME:
                 process += 1

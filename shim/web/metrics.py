@@ -166,7 +166,7 @@ def _families(progress: Rows, slices: Rows, totals: Rows, refused: Rows, health:
         "osgprod_project_state", "1 for the state that a project is in", labels=("project", "state")
     )
     for row in progress:
-        for state in ("done", "leased", "ready", "quarantined", "uncut"):
+        for state in ("done", "leased", "ready", "quarantined", "unallocated"):
             blocks.add_metric((row["project"], state), row[f"blocks_{state}"])
         files.add_metric((row["project"], "complete"), row["files_finished"])
         files.add_metric((row["project"], "unfinished"), row["files"] - row["files_finished"])

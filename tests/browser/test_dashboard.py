@@ -48,7 +48,7 @@ def column(page: Page, table: str, head: str) -> list[str]:
 def test_numbers_on_the_page_equal_the_database(page: Page, full: World) -> None:
     page.goto(f"project/{NAME}")
     progress = full.progress(NAME)
-    for state in ("done", "leased", "ready", "quarantined", "uncut"):
+    for state in ("done", "leased", "ready", "quarantined", "unallocated"):
         assert number(page, f".legend .{state} data") == progress[f"blocks_{state}"] > 0
     by_exit = call(full.db, "attempts_by_exit", project=NAME)
     assert column(page, "#by-exit", "attempts") == [f"{row['attempts']:,}" for row in by_exit]

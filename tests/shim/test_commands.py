@@ -231,7 +231,7 @@ def test_status_fits_a_real_terminal_of_80_columns(busy: World) -> None:
     output = in_terminal("status", columns=80, environment={"OSGPROD_DSN": busy.dsn})
     lines = output.split("\r\n")
     assert all(len(line) <= 80 for line in lines) and "…" not in output, output
-    assert "uncut" in output and lines[-2].split() == [
+    assert "unallocated" in output and lines[-2].split() == [
         "p",
         "active",
         "3",

@@ -160,7 +160,7 @@ def test_numbers_on_the_pages_are_the_database_s(busy: World, shim_with: MakeShi
     progress = busy.progress()
     legend = re.findall(r'<div class="(\w+)"><dt>.*?<data value="(\d+)">([\d,]+)</data>', page, re.DOTALL)[:5]
     assert {name: int(value) for name, value, _ in legend} == {
-        name: progress[f"blocks_{name}"] for name in ("done", "leased", "ready", "quarantined", "uncut")
+        name: progress[f"blocks_{name}"] for name in ("done", "leased", "ready", "quarantined", "unallocated")
     }
     assert f"{call(busy.db, 'quarantined', project='p')[0]['path'].rpartition('/')[2]}" in page
 
@@ -306,7 +306,7 @@ def test_axis_of_the_plot_ends_above_the_largest_value_in_few_round_steps(larges
 
 def test_bar_shows_one_quarantined_block_of_millions_and_fills_its_width() -> None:
     row = {"blocks": 10**7, "blocks_done": 10**7 - 2, "blocks_leased": 1, "blocks_ready": 0, "blocks_quarantined": 1,
-           "blocks_uncut": 0}  # fmt: skip
+           "blocks_unallocated": 0}  # fmt: skip
     parts = {part["name"]: part for part in charts.bar(row)}
     assert set(parts) == {"done", "leased", "quarantined"}
     assert parts["quarantined"]["width"] > 0.3

@@ -71,7 +71,7 @@ def test_production_is_told_as_the_database_knows_it(shim: LiveShim, world: Worl
     call(world.db, "ban_worker", project="p", worker="wn9", seconds=60)
     found = samples(shim.raw("metrics").text)
     progress = world.progress()
-    for state in ("done", "leased", "ready", "quarantined", "uncut"):
+    for state in ("done", "leased", "ready", "quarantined", "unallocated"):
         assert value(found, "osgprod_blocks", project="p", state=state) == progress[f"blocks_{state}"]
     for row in call(world.db, "totals", project="p"):
         labels = {"project": "p", "outcome": row["outcome"]}

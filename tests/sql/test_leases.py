@@ -202,7 +202,7 @@ def test_draining_project_ends_when_its_live_slices_do(world: World) -> None:
     world.set(state="draining")
     assert world.checkout(1)["status"] == "no-work"
     world.report(0)
-    assert world.progress()["blocks_uncut"] == 3
+    assert world.progress()["blocks_unallocated"] == 3
 
 
 def in_backoff(world: World) -> None:

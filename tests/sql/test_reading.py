@@ -205,7 +205,7 @@ def test_lists_show_what_happened(world: World) -> None:
 
     files = call(world.db, "list_files", project="p")
     assert [(f["path"], f["state"], f["blocks"], f["blocks_done"], f["blocks_leased"], f["blocks_quarantined"],
-             f["blocks_uncut"]) for f in files] == [
+             f["blocks_unallocated"]) for f in files] == [
         (first, "allocated", 3, 1, 1, 1, 0), (second, "in_progress", 2, 0, 1, 0, 1)]  # fmt: skip
     slices = call(world.db, "list_slices", project="p")
     assert [(s["block1"], s["state"]) for s in slices] == [

@@ -93,8 +93,8 @@ BEGIN
              format('%s workers or sites are banned', f.refused),
              format('see the reasons: osgprod workers; lift a ban: osgprod workers unban %s WORKER', f.project)),
             ('attention', 'running-out', f.state = 'active' AND f.blocks_left > 0 AND f.done > 0
-                AND f.blocks_uncut + f.blocks_ready < f.done,
-             format('%s blocks are left to assign, fewer than were done recently', f.blocks_uncut + f.blocks_ready),
+                AND f.blocks_unallocated + f.blocks_ready < f.done,
+             format('%s blocks are left to assign, fewer than were done recently', f.blocks_unallocated + f.blocks_ready),
              format('submit no more jobs; to load more files, name their runs: osgprod slices load %s --runs RUNS', f.project)),
             ('bad', 'paused-itself', f.pause_reason IS NOT NULL,
              format('since %s UTC: %s', to_char(f.paused_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI'), f.pause_reason),

@@ -6,7 +6,7 @@ CREATE FUNCTION osgprod.list_files(
     p_file_id int   DEFAULT NULL,
     p_limit   int   DEFAULT 100)
 RETURNS TABLE (file_id int, run int, seqno int, path text, state text, blocks int, blocks_done bigint, blocks_leased bigint,
-    blocks_ready bigint, blocks_quarantined bigint, blocks_uncut bigint, size_bytes bigint, loaded_at timestamptz,
+    blocks_ready bigint, blocks_quarantined bigint, blocks_unallocated bigint, size_bytes bigint, loaded_at timestamptz,
     has_bor boolean, locality text, suspended_at timestamptz, suspend_reason text, retest_at timestamptz)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
@@ -15,7 +15,7 @@ AS $fn$
 --             p_path     path of one file, or an SQL LIKE pattern; NULL = all
 --             p_state    pending, in_progress, allocated, complete, open (in_progress or allocated) or suspended; NULL = all
 --             p_file_id  one file, as the lists name it; NULL = all;  p_limit  rows at most [1 .. 100000]
--- Returns:    a row a file; blocks = done + leased + ready (requeued) + quarantined + uncut (unallocated); has_bor: do its slices begin
+-- Returns:    a row a file; blocks = done + leased + ready (requeued) + quarantined + unallocated; has_bor: do its slices begin
 --             with a begin-of-run record? NULL = not known;
 --             locality: what storage said last: online, nearline (on tape only) or gone; NULL = not known;
 --             suspended_at, suspend_reason, retest_at: since when and why nothing of it is assigned, and when one slice

@@ -1,13 +1,13 @@
 CREATE FUNCTION osgprod.progress(p_project text DEFAULT NULL)
 RETURNS TABLE (project text, state text, files bigint, files_finished bigint, blocks bigint, blocks_done bigint,
-    blocks_leased bigint, blocks_ready bigint, blocks_quarantined bigint, blocks_uncut bigint, merges_left bigint,
+    blocks_leased bigint, blocks_ready bigint, blocks_quarantined bigint, blocks_unallocated bigint, merges_left bigint,
     is_complete boolean, files_suspended int, pause_reason text)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
 -- Returns the progress of each project without counting millions of slices: complete files count as a whole, slices are
 -- counted only in files that have unfinished ones.
 -- Parameters: p_project  project name; NULL = all projects
--- Returns:    a row a project; blocks = done + leased + ready (requeued) + quarantined + uncut (unallocated); merges_left:
+-- Returns:    a row a project; blocks = done + leased + ready (requeued) + quarantined + unallocated; merges_left:
 --             merges that are not done, those of files that are not complete included; is_complete: nothing is left to be
 --             done, merges included; files_suspended: NULL = none; pause_reason: why the project has paused itself, NULL =
 --             it has not
