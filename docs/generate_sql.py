@@ -409,7 +409,8 @@ def _errors() -> str:
                         r"(?:,\s*HINT = (?:format\()?'((?:[^']|'')*)')?", re.DOTALL)  # fmt: skip
     # Of a call of a job: code, message and hint are the answer.
     answered = re.compile(
-        r"ARRAY\['(OG\d\d\d)',\s*(?:format\()?'((?:[^']|'')*)'(?:[^']|'[^']*'(?!\]))*?,\s*'((?:[^']|'')*)'\]"
+        r"ARRAY\['(OG\d\d\d)',\s*(?:format\()?'((?:[^']|'')*)'(?:[^']|'[^']*'(?!\]))*?,"
+        r"\s*(?:format\()?'((?:[^']|'')*)'(?:, [^'\]]*\))?\]"
     )
     for path in function_files():
         text = path.read_text()
@@ -426,7 +427,7 @@ def _errors() -> str:
 
 def _with_gaps(text: str) -> str:
     """A format of a message as text: each value is …, also one that is appended."""
-    text = re.sub(r"%s?", "…", text.replace("''", "'"))
+    text = re.sub(r"%(?!2B)[sLI]?", "…", text.replace("''", "'"))
     return f"{text}…" if text.endswith(" ") else text
 
 

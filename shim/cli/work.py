@@ -211,7 +211,7 @@ def files(
         empty = f"no file of project {project} is {state or 'there'} with these runs and this path"
         if runs is None and path is None:
             empty = f"no file of project {project} is {state}"
-    show(rows, as_json, empty, limit=limit, spare=SAID_BY_PATH)
+    show(rows, as_json, empty, limit=limit, spare=(*SAID_BY_PATH, "loaded_at"))
 
 
 @osgprod.group()

@@ -46,7 +46,7 @@ def test_slices_of_removed_jobs_come_back_without_waiting_for_their_leases(world
     world.add_file(9)
     mine = [world.checkout(process) for process in range(3)]
     other = world.checkout(0, cluster=2)
-    with pytest.raises(psycopg.Error, match="process 1 of which cluster") as error:
+    with pytest.raises(psycopg.Error, match="process 1 is given without its cluster") as error:
         call(world.db, "reclaim_lost", process=1)
     assert error.value.sqlstate == "OG108"
     assert call(world.db, "reclaim_lost", project="p", cluster=1, process=1) == [

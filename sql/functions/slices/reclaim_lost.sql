@@ -3,8 +3,8 @@ CREATE FUNCTION osgprod.reclaim_lost(
 RETURNS TABLE (project text, reclaimed int)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
--- Makes slices ready again whose attempts have been silent past their lease (tick does the same on the shims' timer), or
--- those of jobs that are known to be gone, removed by condor_rm for instance, without waiting for their leases.
+-- Requeues slices whose lease has expired (tick does the same on the shims' timer), or those of jobs that are known to be
+-- gone, removed by condor_rm for instance, without waiting for their leases.
 -- Promise:    a repeated or simultaneous call does no harm; slices that somebody has locked at this moment are left to
 --             the next call, so nothing here waits. A job taken for gone that is not, gets its slice back at its next heartbeat,
 --             as long as nobody else has it. The removal of a job is not a fault: it counts against neither slice nor worker.
@@ -43,4 +43,4 @@ END
 $fn$;
 
 COMMENT ON FUNCTION osgprod.reclaim_lost(text, int, int, text) IS
-'Makes slices ready again whose attempts have been silent past their lease, or those of a cluster that is gone; a row for each project that had some. For osgprod_operator; tick does the same on the shims'' timer.';
+'Requeues slices whose lease has expired, or those of a cluster that is gone; a row for each project that had some. For osgprod_operator; tick does the same on the shims'' timer.';
