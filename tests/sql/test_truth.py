@@ -351,9 +351,17 @@ def test_find_tells_jobs_workers_files_runs_sites_and_projects_apart(world: Worl
     for name in ("wn17", "wn17.example.org", "127.0.0.1", worker):
         assert found(name) == [("worker", worker, f"osgprod attempts p --worker {worker}")]
     assert call(world.db, "find", text="wn17")[0]["found"].endswith("; it is banned")
+    assert call(world.db, "find", text="4711.0")[0]["found"].startswith("1 start, ")
+    assert call(world.db, "find", text="SITE-A")[0]["found"] == "1 attempt on 1 worker in seven days"
+    assert found("wn1") == found("wn17.example.org@127.0.0.2") == found("wn18@127.0.0.1") == []
     assert found("SITE-A") == [("site", "SITE-A", "osgprod attempts p --site SITE-A")]
     assert found("p") == [("project", "p", "osgprod status p")]
     assert found("nothing%_") == []
+    world.checkout(0, cluster=4712, host=None)
+    world.checkout(0, cluster=4713, host="slot1@wn18")
+    assert found("unnamed@127.0.0.1") == [("worker", "unnamed@127.0.0.1", "osgprod attempts p --worker unnamed@127.0.0.1")]
+    assert [row[1] for row in found("slot1@wn18")] == [row[1] for row in found("slot1@wn18@127.0.0.1")]
+    assert [row[1] for row in found("127.0.0.1")] == ["slot1@wn18@127.0.0.1", "unnamed@127.0.0.1", worker]
 
 
 @pytest.mark.parametrize("name", ["$(reboot)", "a b", "it's; reboot", "x`id`", "--help me", "*"])

@@ -56,7 +56,7 @@ AS $fn$
                 -- A wrong setting is that of the project or of the submit file: it counts against no slice and no node.
                 WHEN w.fault = 'setting' THEN 'setting' END
       FROM (SELECT osgprod._fault(p_outcome, p_call.exitcode::int, p_call.fault) AS fault,
-                   osgprod._place(p_attempt.client, coalesce(p_call.site, p_attempt.site)) AS place) w
+                   osgprod._place(p_attempt.client, coalesce(osgprod._label(p_call.site), p_attempt.site)) AS place) w
     RETURNING *
 $fn$;
 
@@ -77,7 +77,8 @@ CREATE FUNCTION osgprod._place(p_client inet, p_site text)
 RETURNS text LANGUAGE sql IMMUTABLE
 AS $fn$
     -- Where a job runs, as far as its failures have a cause in common: its site, else the network of its address.
-    SELECT coalesce(osgprod._label(p_site), osgprod._network(p_client))
+    -- It is called for each attempt of an hour: p_site is a site as attempts and reports store it (_label).
+    SELECT coalesce(p_site, osgprod._network(p_client))
 $fn$;
 
 CREATE FUNCTION osgprod._network(p_client inet)

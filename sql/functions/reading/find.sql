@@ -13,6 +13,8 @@ DECLARE
     v_text text := btrim(regexp_replace(p_text, '[\u0001-\u001f\u007f-\u009f]', ' ', 'g'));
     v_job  text[] := regexp_match(v_text, '^(\d{1,9})\.(\d{1,9})$');
     v_number int := CASE WHEN v_text ~ '^\d{1,9}$' THEN v_text::int END;
+    v_name    text := substring(v_text, '^(.*)@[^@]*$');  -- of host@address
+    v_address text := substring(v_text, '(?:^|@)([0-9a-f.:]+)$');
 BEGIN
     IF coalesce(v_text, '') = '' THEN
         RAISE EXCEPTION 'the text to find is empty' USING ERRCODE = 'OG108',
@@ -20,18 +22,21 @@ BEGIN
     END IF;
     RETURN QUERY
     WITH recent AS MATERIALIZED (
-        SELECT a.project_id, osgprod._worker(a.client, a.host) AS worker, a.host, a.client, a.site, a.started_at
-          FROM attempts a
-         WHERE a.started_at > now() - interval '7 d' AND v_job IS NULL
-           AND (a.host = v_text OR host(a.client) = v_text OR a.site = v_text
-                OR osgprod._worker(a.client, a.host) = v_text OR split_part(a.host, '.', 1) = v_text)
+        -- There may be a million attempts: compare what is stored, and make the names of the few workers that are left.
+        SELECT g.project_id, osgprod._worker(g.client, g.host) AS worker, g.site, g.attempts, g.last_at
+          FROM (SELECT a.project_id, a.client, a.host, a.site, count(*) AS attempts, max(a.started_at) AS last_at
+                  FROM attempts a
+                 WHERE a.started_at > now() - interval '7 d' AND v_job IS NULL
+                   AND (a.host = v_text OR a.site = v_text OR starts_with(a.host, v_text || '.')
+                        OR host(a.client) = v_address AND (v_name IS NULL OR coalesce(a.host, 'unnamed') = v_name))
+                 GROUP BY a.project_id, a.client, a.host, a.site) g
     )
     SELECT x.kind, x.project, x.name, x.found, x.command FROM (
         SELECT 1 AS place, 'project' AS kind, p.name AS project, p.name AS name, p.state::text AS found,
                format('osgprod status %s', p.name) AS command
           FROM projects p WHERE p.name = v_text
         UNION ALL
-        SELECT 2, 'job', p.name, v_text, format('%s starts, the last one at %s UTC on %s', max(a.nstart),
+        SELECT 2, 'job', p.name, v_text, format('%s, the last one at %s UTC on %s', osgprod._counted(max(a.nstart), 'start'),
                    to_char(max(a.started_at) AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI'),
                    (array_agg(osgprod._worker(a.client, a.host) ORDER BY a.nstart DESC))[1]),
                format('osgprod jobs %s %s', p.name, v_text)
@@ -39,12 +44,12 @@ BEGIN
           JOIN attempts a ON a.project_id = p.project_id AND a.cluster = v_job[1]::int AND a.process = v_job[2]::int
          GROUP BY p.name
         UNION ALL
-        SELECT 3, 'cluster', p.name, v_text, format('%s jobs', count(DISTINCT a.process)),
+        SELECT 3, 'cluster', p.name, v_text, osgprod._counted(count(DISTINCT a.process), 'job'),
                format('osgprod jobs %s --cluster %s', p.name, v_text)
           FROM projects p JOIN attempts a ON a.project_id = p.project_id AND a.cluster = v_number
          GROUP BY p.name
         UNION ALL
-        SELECT 4, 'run', p.name, v_text, format('%s files, %s of them complete', count(*),
+        SELECT 4, 'run', p.name, v_text, format('%s, %s of them complete', osgprod._counted(count(*), 'file'),
                    count(*) FILTER (WHERE f.state = 'complete')), format('osgprod files %s --runs %s', p.name, v_text)
           FROM loaded_files f JOIN projects p ON p.project_id = f.project_id WHERE f.run = v_number GROUP BY p.name
         UNION ALL
@@ -57,14 +62,15 @@ BEGIN
          WHERE v_number IS NULL AND v_job IS NULL
            AND (w.path = v_text OR w.filename = v_text OR w.filename = v_text || '.evio')
         UNION ALL
-        SELECT 6, 'worker', p.name, r.worker, format('%s attempts in seven days, the last one at %s UTC', count(*),
-                   to_char(max(r.started_at) AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI'))
+        SELECT 6, 'worker', p.name, r.worker, format('%s in seven days, the last one at %s UTC',
+                   osgprod._counted(sum(r.attempts)::bigint, 'attempt'), to_char(max(r.last_at) AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI'))
                    || CASE WHEN EXISTS (SELECT FROM osgprod._ban_of(p.project_id, r.worker, max(r.site))) THEN '; it is banned' ELSE '' END,
                format('osgprod attempts %s --worker %s', p.name, osgprod._shell_word(r.worker))
           FROM recent r JOIN projects p ON p.project_id = r.project_id
          WHERE r.site IS DISTINCT FROM v_text GROUP BY p.project_id, p.name, r.worker
         UNION ALL
-        SELECT 7, 'site', p.name, r.site, format('%s attempts on %s workers in seven days', count(*), count(DISTINCT r.worker)),
+        SELECT 7, 'site', p.name, r.site, format('%s on %s in seven days',
+                   osgprod._counted(sum(r.attempts)::bigint, 'attempt'), osgprod._counted(count(DISTINCT r.worker), 'worker')),
                format('osgprod attempts %s --site %s', p.name, osgprod._shell_word(r.site))
           FROM recent r JOIN projects p ON p.project_id = r.project_id
          WHERE r.site = v_text GROUP BY p.name, r.site) x

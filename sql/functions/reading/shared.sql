@@ -12,3 +12,10 @@ AS $fn$
     -- The time of submission that a job sent [s since 1970]; NULL = none, or one that no clock shows (after the year 9999).
     SELECT CASE WHEN p_qdate BETWEEN 0 AND 253402300799 THEN to_timestamp(p_qdate) END
 $fn$;
+
+CREATE FUNCTION osgprod._counted(p_number bigint, p_noun text)
+RETURNS text LANGUAGE sql IMMUTABLE
+AS $fn$
+    -- A number with its noun: 1 start, 2 starts.
+    SELECT format('%s %s%s', p_number, p_noun, CASE WHEN p_number <> 1 THEN 's' END)
+$fn$;
