@@ -21,6 +21,7 @@ Query = tuple[str, dict[str, object]]
 LONGEST_CALL = "60s"
 SILENCE_S = 70.0  # after which the connection of a server that is silent is ended
 LONGEST_BAN_H = 24 * 30
+MOST_RUNS = 5000  # of one list of files
 
 
 def query_of(project: str, form: Mapping[str, str]) -> Query:
@@ -31,8 +32,9 @@ def query_of(project: str, form: Mapping[str, str]) -> Query:
     project : str
         Name of the project.
     form : mapping
-        ``action``: pause, resume, requeue, retry-merges, ban or unban; ``worker``, ``hours`` [1 .. 720] and
-        ``reason`` of a ban; ``worker`` of an unban.
+        ``action``: pause, resume, stop, requeue, resume-files, reclaim, retry-merges, ban or unban; ``run`` and
+        ``last_run`` (inclusive) of requeue and resume-files, which without them mean all runs; ``cluster`` of reclaim;
+        ``worker``, ``hours`` [1 .. 720] and ``reason`` of a ban; ``worker`` of an unban.
 
     Raises
     ------
@@ -44,8 +46,14 @@ def query_of(project: str, form: Mapping[str, str]) -> Query:
         case "pause" | "resume" as action:
             state = "paused" if action == "pause" else "active"
             return "set_project", {"project": project, "settings": json.dumps({"state": state})}
+        case "stop":
+            return "stop_project", {"project": project}
         case "requeue":
-            return "recycle", {"project": project, "states": ["quarantined"]}
+            return "recycle", {"project": project, "states": ["quarantined"], "runs": _runs(form)}
+        case "resume-files":
+            return "resume_files", {"project": project, "runs": _runs(form)}
+        case "reclaim" if form.get("cluster"):
+            return "reclaim_lost", {"project": project, "cluster": _number(form, "cluster")}
         case "retry-merges":
             return "retry_merges", {"project": project}
         case "ban" if worker:
@@ -60,6 +68,23 @@ def query_of(project: str, form: Mapping[str, str]) -> Query:
         case "unban" if worker:
             return "ban_worker", {"project": project, "worker": worker, "seconds": 0, "reason": "unbanned"}
     raise BadRequest("there is no such action, or it lacks a field", "use the buttons of the pages")
+
+
+def _number(form: Mapping[str, str], field: str) -> int:
+    text = form.get(field, "")
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise BadRequest(f"{field} is not a whole number", "use the buttons of the pages")
+    return int(text)
+
+
+def _runs(form: Mapping[str, str]) -> list[int] | None:
+    """The runs that a form names; None = all."""
+    if not form.get("run"):
+        return None
+    first, last = _number(form, "run"), _number(form, "last_run" if form.get("last_run") else "run")
+    if not first <= last < first + MOST_RUNS:
+        raise BadRequest(f"runs {first} to {last} are none, or too many", f"name {MOST_RUNS} runs at most")
+    return list(range(first, last + 1))
 
 
 async def call_as(dsn: str, operator: str, request: Request, query: Query) -> list[dict[str, Any]]:

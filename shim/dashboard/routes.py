@@ -40,7 +40,6 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 HERE = Path(__file__).resolve().parent
 MAX_FORM_BYTES = 4096
-MOST_RUNS = 5000  # of one group in the map
 MOST_ROWS = 1000  # of one list
 MOST_SITES = 50
 MOST_STARTS = 200  # of one job, the last ones
@@ -54,6 +53,14 @@ HEADERS = {
 # Of the request that is served: the operator's name and the code of forms; None = nobody can act here.
 _acting: ContextVar[dict[str, str | None] | None] = ContextVar("acting", default=None)
 WIDE_PX, NARROW_PX = 1160, 330
+# What shows an action's effect; otherwise it is the project's page.
+PAGE_AFTER = {
+    "ban": "workers",
+    "unban": "workers",
+    "requeue": "quarantine",
+    "resume-files": "files",
+    "reclaim": "jobs",
+}
 LEVELS = ("bad", "attention", "well")
 WINDOWS = {2: "2 hours", 24: "24 hours", 168: "7 days", 720: "30 days"}
 
@@ -228,8 +235,11 @@ class Dashboard:
             return await self._refused()
         await self._call_as(name, request, actions.query_of(project, form))
         self._reader.forget()
-        back = {"ban": "workers", "unban": "workers", "requeue": "quarantine"}.get(form["action"])
-        return RedirectResponse(self._url("project", project, *([back] if back else [])), 303, HEADERS)
+        chosen = {name: form[name] for name in ("run", "last_run", "cluster") if form.get(name)}
+        back = "files" if "run" in chosen else PAGE_AFTER.get(form["action"])
+        return RedirectResponse(
+            self._url("project", project, *([back] if back else []), **chosen), 303, HEADERS
+        )
 
     async def _log(self, request: Request) -> Response:
         project, name = request.path_params["project"], self._operators.who(request)
@@ -387,7 +397,7 @@ class Dashboard:
         runs = (
             None
             if first is None
-            else f"{{{','.join(map(str, range(first, min(last or first, first + MOST_RUNS) + 1)))}}}"
+            else f"{{{','.join(map(str, range(first, min(last or first, first + actions.MOST_RUNS - 1) + 1)))}}}"
         )
         state, path = _word(request, "state"), _word(request, "path")
         query = {"project": name, "runs": runs, "state": state, "path": path, "limit": MOST_ROWS}

@@ -150,13 +150,46 @@ def test_page_renews_itself_and_stops_when_asked(page: Page, full: World, live: 
         f"{full.progress(NAME)['blocks_leased']:,}", timeout=15_000
     )
     assert full.progress(NAME)["blocks_leased"] == after
-    assert page.locator("details").get_attribute("open") is not None, "opened details stay open"
+    assert page.locator("#runs").get_attribute("open") is not None, "opened details stay open"
     page.get_by_role("button", name="Pause updates").click()
     expect(page.locator("#pause")).to_have_attribute("aria-pressed", "true")
     full.checkout(78, cluster=9002, project=NAME)
     page.clock.run_for(60_000)
     page.wait_for_timeout(300)
     assert number(page, ".legend .leased data") == after
+
+
+def test_page_that_renews_itself_stays_where_it_is(page: Page, full: World) -> None:
+    page.clock.install()
+    page.goto(f"project/{NAME}")
+    page.locator("#runs summary").click()
+    page.evaluate("window.scrollTo(0, 900); document.querySelector('#runs .scroll').scrollTop = 120")
+    places = "[window.scrollY, document.querySelector('#runs .scroll').scrollTop, document.querySelector('#runs').open]"
+    before = page.evaluate(places)
+    assert before[1:] == [120, True] and before[0] > 800
+    page.evaluate("document.querySelector('main').firstElementChild.id = 'former'")
+    page.clock.run_for(11_000)
+    expect(page.locator("#former")).to_have_count(0)
+    assert page.evaluate(places) == before
+
+
+def test_page_in_use_stands_still_and_says_so(page: Page, full: World) -> None:
+    page.clock.install()
+    page.goto(f"project/{NAME}")
+    page.evaluate("document.querySelector('main').firstElementChild.id = 'former'")
+    page.locator("#find").fill("hd_rawdata")  # not part of what is renewed
+    page.locator("main .command").first.click()  # marks the command
+    page.clock.run_for(31_000)
+    expect(page.locator("#former")).to_have_count(1)
+    expect(page.locator("body")).not_to_have_class(re.compile("held"))
+    page.clock.run_for(60_000)
+    expect(page.locator("body")).to_have_class(re.compile("held"))
+    expect(page.locator("#former")).to_have_count(1)
+    page.evaluate("getSelection().empty()")
+    page.clock.run_for(11_000)
+    expect(page.locator("#former")).to_have_count(0)
+    expect(page.locator("body")).not_to_have_class(re.compile("held"))
+    expect(page.locator("#find")).to_have_value("hd_rawdata")
 
 
 def test_old_numbers_are_marked_when_the_server_is_gone(browser: Browser, live: LiveShim) -> None:

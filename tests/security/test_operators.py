@@ -84,6 +84,45 @@ def test_each_action_is_the_call_of_a_function_and_on_record_with_who(world: Wor
     assert "operator1 by dashboard" in page and "ban_worker" in page and TOKEN not in page
 
 
+def test_actions_on_chosen_runs_and_clusters_change_these_only(world: World, shim: LiveShim) -> None:
+    code = sign_in(shim)
+    for run in (5, 6):
+        world.add_file(1, run=run)
+    for process in range(1, 9):
+        if world.checkout(process)["status"] == "assigned":
+            world.report(process, 9)
+    world.add_file(9, run=7)
+    for cluster in (70, 71):
+        assert world.checkout(1, cluster=cluster)["status"] == "assigned"
+    page = shim.client.get(f"{shim.url}/project/p/files?run=5").text
+    assert "Requeue the quarantined blocks of these runs" in page and "Resume the suspended" not in page
+    assert "Requeue their slices" in shim.client.get(f"{shim.url}/project/p/jobs?cluster=70").text
+    runs = {row["run"] for row in call(world.db, "quarantined", project="p")}
+    answer = act(shim, code, action="requeue", run="5", last_run="5")
+    assert answer.headers["location"] == "/osgprod/project/p/files?run=5&last_run=5"
+    assert {row["run"] for row in call(world.db, "quarantined", project="p")} == runs - {5}
+    assert (
+        act(shim, code, action="reclaim", cluster="70").headers["location"]
+        == "/osgprod/project/p/jobs?cluster=70"
+    )
+    assert [row["cluster"] for row in call(world.db, "live_attempts", project="p")] == [71]
+    world.db.execute(
+        "UPDATE osgprod_data.loaded_files"
+        " SET suspended_at = now(), suspend_reason = 'x', retest_at = now(), retest_s = 9"
+    )
+    assert (
+        "Resume the suspended files of these runs"
+        in shim.client.get(f"{shim.url}/project/p/files?run=5").text
+    )
+    act(shim, code, action="resume-files", run="5")
+    left = call(world.db, "list_files", project="p", state="suspended")
+    assert sorted(row["run"] for row in left) == sorted(runs - {5} | {7})
+    act(shim, code, action="resume-files")
+    assert call(world.db, "list_files", project="p", state="suspended") == []
+    assert act(shim, code, action="stop").status_code == 303 and world.progress()["state"] == "paused"
+    assert call(world.db, "list_operations", project="p", hours=1)[0]["operation"] == "stop_project"
+
+
 def test_without_a_token_nothing_can_be_done_and_by_default_there_is_nothing_to_do(
     world: World, shim: LiveShim, folder: Path
 ) -> None:
@@ -142,7 +181,9 @@ def test_only_a_post_acts_and_what_it_can_not_mean_is_refused(world: World, shim
         {}, {"action": "remove"}, {"action": "ban"}, {"action": "ban", "worker": "wn1", "hours": "0"},
         {"action": "ban", "worker": "wn1", "hours": "99999"},
         {"action": "ban", "worker": "wn1", "hours": "0000000010080"}, {"action": "unban"},
-        {"action": "ban", "worker": "10.0.0.0/8", "hours": "1"},
+        {"action": "ban", "worker": "10.0.0.0/8", "hours": "1"}, {"action": "reclaim"},
+        {"action": "reclaim", "cluster": "x"}, {"action": "requeue", "run": "6", "last_run": "5"},
+        {"action": "requeue", "run": "0", "last_run": "99999"}, {"action": "resume-files", "run": "-1"},
     ]  # fmt: skip
     for form in senseless:
         assert act(shim, code, **form).status_code == 400, form

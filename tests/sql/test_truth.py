@@ -359,9 +359,10 @@ def test_find_tells_jobs_workers_files_runs_sites_and_projects_apart(world: Worl
     assert found("nothing%_") == []
     world.checkout(0, cluster=4712, host=None)
     world.checkout(0, cluster=4713, host="slot1@wn18")
-    assert found("unnamed@127.0.0.1") == [("worker", "unnamed@127.0.0.1", "osgprod attempts p --worker unnamed@127.0.0.1")]
+    nameless = "unnamed@127.0.0.1"
+    assert found(nameless) == [("worker", nameless, f"osgprod attempts p --worker {nameless}")]
     assert [row[1] for row in found("slot1@wn18")] == [row[1] for row in found("slot1@wn18@127.0.0.1")]
-    assert [row[1] for row in found("127.0.0.1")] == ["slot1@wn18@127.0.0.1", "unnamed@127.0.0.1", worker]
+    assert [row[1] for row in found("127.0.0.1")] == ["slot1@wn18@127.0.0.1", nameless, worker]
 
 
 @pytest.mark.parametrize("name", ["$(reboot)", "a b", "it's; reboot", "x`id`", "--help me", "*"])

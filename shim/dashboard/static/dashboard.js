@@ -3,8 +3,10 @@
 "use strict";
 (() => {
   const EVERY_MS = 10000;
+  const IN_USE_MS = 60000; // how long a page that is in use passes for a new one
   const button = document.getElementById("pause");
   let paused = false;
+  let renewedAt = Date.now();
 
   button.hidden = false;
   button.addEventListener("click", () => {
@@ -43,22 +45,37 @@
   const mark = (element) => element && element !== document.body &&
     (element.id ? `#${CSS.escape(element.id)}` : element.getAttribute("href") && `a[href="${CSS.escape(element.getAttribute("href"))}"]`);
 
-  async function renew() {
+  // A page that changes under somebody's hands is worse than one that is some seconds older.
+  function isInUse() {
     const isTyped = [...document.querySelectorAll("main form input")].some((input) => input.value !== input.defaultValue);
-    if (paused || document.hidden || isTyped || document.querySelector("main form:focus-within, main [type=password]")) return;
+    const marked = getSelection();
+    return isTyped || document.querySelector("main form:focus-within, main [type=password]") !== null ||
+      (!marked.isCollapsed && document.querySelector("main").contains(marked.anchorNode));
+  }
+
+  const labelOf = (region) => region.getAttribute("aria-label").replace(/[\d,]/g, ""); // the number of its rows may change
+
+  async function renew() {
+    if (paused || document.hidden) return;
+    if (isInUse()) {
+      if (Date.now() - renewedAt > IN_USE_MS) document.body.classList.add("held");
+      return;
+    }
     try {
       const answer = await fetch(location.href, { credentials: "same-origin", cache: "no-store" });
       if (!answer.ok) throw new Error(String(answer.status));
       const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
+      if (paused || isInUse()) return; // the answer may have taken seconds
       const focused = mark(document.activeElement);
-      const opened = [...document.querySelectorAll("details")].map((d) => d.open);
-      const scrolled = [...document.querySelectorAll(".scroll")].map((s) => [s.scrollLeft, s.scrollTop]);
+      const opened = new Set([...document.querySelectorAll("details[open]")].map((d) => d.id));
+      const scrolled = new Map([...document.querySelectorAll(".scroll")].map((s) => [labelOf(s), [s.scrollLeft, s.scrollTop]]));
       document.querySelector("main").replaceChildren(...fresh.querySelector("main").childNodes);
       document.getElementById("freshness").replaceChildren(...fresh.getElementById("freshness").childNodes);
       offerCopies();
-      document.body.classList.remove("stale");
-      document.querySelectorAll("details").forEach((d, n) => { d.open = opened[n] || false; });
-      document.querySelectorAll(".scroll").forEach((s, n) => { if (scrolled[n]) [s.scrollLeft, s.scrollTop] = scrolled[n]; });
+      document.body.classList.remove("stale", "held");
+      renewedAt = Date.now();
+      document.querySelectorAll("details").forEach((d) => { d.open = opened.has(d.id); });
+      document.querySelectorAll(".scroll").forEach((s) => { [s.scrollLeft, s.scrollTop] = scrolled.get(labelOf(s)) || [0, 0]; });
       if (focused) document.querySelector(focused)?.focus({ preventScroll: true });
     } catch {
       document.body.classList.add("stale"); // old numbers must not look like new ones
