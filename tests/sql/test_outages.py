@@ -460,6 +460,22 @@ def test_site_that_fails_everything_is_banned_after_a_handful_of_nodes(world: Wo
     assert project(world)["state"] == "active"
 
 
+@pytest.mark.parametrize(("fault", "cause"), [(FETCH, "input"), (DELIVERY, "output")])
+def test_banned_site_does_not_hide_an_outage_that_the_other_sites_share(
+    world: World, fault: dict[str, object], cause: str
+) -> None:
+    """One site of three was broken and banned; then storage failed, and good nodes of the other two were banned."""
+    world.set(probe_jobs=0)
+    for n in range(12):
+        world.add_file(30, seqno=n)
+    run_jobs(world, 60, lambda answer, node: {"exitcode": 137 if node % 3 == 2 else 0}, nodes=30, sites=3)
+    assert [row["worker"] for row in call(world.db, "blocked_workers")] == ["site:S2"]
+    seen = run_jobs(world, 120, lambda answer, node: fault, nodes=30, sites=3, first=1000)
+    assert (project(world)["state"], project(world)["pause_cause"]) == ("paused", cause)
+    assert [row["worker"] for row in call(world.db, "blocked_workers")] == ["site:S2"]
+    assert suspended(world) == [] and seen["assigned"] < 20
+
+
 def test_worker_with_a_new_name_each_time_is_banned_by_its_address(world: World) -> None:
     """570 attempts, 100 blocks quarantined before."""
     world.set(backoff_s=0, max_failures=3)

@@ -309,11 +309,17 @@ $fn$;
 CREATE FUNCTION osgprod._has_outsiders(p_project_id int, p_is_merge boolean, p_places text[])
 RETURNS boolean LANGUAGE sql STABLE
 AS $fn$
-    -- Have jobs started at other places than these in the last hour, or do such hold slices? (project_id + 0: found by time.)
+    -- Have jobs started at other places than these in the last hour, or do such hold slices? Not at a place that is banned:
+    -- nothing can succeed there, so it tells nothing of the others. (project_id + 0: found by time.)
     -- Parameters: p_project_id  project;  p_is_merge  with merges? else with slices;  p_places  see _place
     SELECT EXISTS (SELECT FROM osgprod_data.attempts a
                     WHERE a.project_id + 0 = p_project_id AND a.started_at > now() - interval '1 hour'
-                      AND (a.merge_id IS NOT NULL) = p_is_merge AND osgprod._place(a.client, a.site) <> ALL (p_places))
+                      AND (a.merge_id IS NOT NULL) = p_is_merge AND osgprod._place(a.client, a.site) <> ALL (p_places)
+                      AND osgprod._ban_of_place(osgprod._place(a.client, a.site)) <> ALL (ARRAY(
+                          SELECT CASE WHEN p_is_merge THEN regexp_replace(b.worker, '^merges:', '') ELSE b.worker END
+                            FROM osgprod_data.worker_bans b
+                           WHERE b.project_id = p_project_id AND b.worker ~ '^(merges:)?(site:|[0-9a-f:.]+/)'
+                             AND osgprod._is_in_force(b.banned_at, b.until))))
         OR NOT p_is_merge AND osgprod._is_leased_elsewhere(p_project_id, p_places)
 $fn$;
 
