@@ -137,6 +137,17 @@ def test_merge_does_not_change_how_long_a_slice_is_expected_to_take(merging: Wor
     assert patience == {"it": True}
 
 
+def test_jobs_that_are_gone_at_one_access_point_leave_merges_of_another_alone(merging: World) -> None:
+    slices(merging, 0, 3)
+    merging.add_file(3, seqno=2)
+    slices(merging, 3, 3)
+    for schedd in ("ap1", "ap2"):
+        assert merging.checkout(10, schedd=schedd, qdate=1)["task"] == "merge"
+    lost = call(merging.db, "reclaim_lost", project="p", cluster=1, schedd="ap1")
+    assert lost == [{"project": "p", "reclaimed": 1}]
+    assert [merge["state"] for merge in merges(merging)] == ["ready", "leased"]
+
+
 def test_project_that_merges_nothing_assigns_slices_only(world: World) -> None:
     world.add_file(1)
     slices(world, 0, 1)

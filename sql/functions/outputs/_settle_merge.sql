@@ -209,7 +209,7 @@ END
 $fn$;
 
 CREATE FUNCTION osgprod._requeue_merges(
-    p_project osgprod_data.projects, p_cluster int, p_process int, p_since timestamptz, p_hold timestamptz)
+    p_project osgprod_data.projects, p_cluster int, p_process int, p_schedd text, p_since timestamptz, p_hold timestamptz)
 RETURNS int LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Requeues the merges of a project whose lease has ended, or those of jobs that are gone; see _requeue_project.
@@ -224,7 +224,10 @@ BEGIN
         SELECT m.* FROM osgprod_data.merges m
          WHERE m.project_id = p_project.project_id AND m.state = 'leased'
            AND CASE WHEN p_cluster IS NULL THEN osgprod._has_expired(m.due_at, p_since, p_hold)
-                    ELSE m.cluster = p_cluster AND m.process = coalesce(p_process, m.process) END
+                    ELSE m.cluster = p_cluster AND m.process = coalesce(p_process, m.process) AND (p_schedd IS NULL OR EXISTS (
+                        SELECT FROM osgprod_data.attempts a
+                         WHERE a.project_id = m.project_id AND a.cluster = m.cluster AND a.process = m.process
+                           AND a.nstart = m.nstart AND a.schedd = p_schedd)) END
            FOR NO KEY UPDATE SKIP LOCKED
     LOOP
         v_lost := v_lost + 1;

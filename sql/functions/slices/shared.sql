@@ -226,7 +226,7 @@ BEGIN
             CASE v_slice.due_at WHEN '2000-01-01 00:00+00' THEN 'its job has given it up: it started again and again without a report' END,
             false)::int;
     END LOOP;
-    lost := lost + osgprod._requeue_merges(p_project, p_cluster, p_process, v_since, v_hold);
+    lost := lost + osgprod._requeue_merges(p_project, p_cluster, p_process, p_schedd, v_since, v_hold);
     over := osgprod._end_backoffs(p_project.project_id, '-infinity', now());
     -- No backoff is longer than 10.5 days, see above.
     over := osgprod._end_backoffs(p_project.project_id, now() + interval '11 days', 'infinity') OR over;
