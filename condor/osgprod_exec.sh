@@ -81,6 +81,13 @@ size_of() {
   wc -c <"$1" | tr -d ' '
 }
 
+# Removes a file or folder with all that is in it, also in folders that may not be written, as copies of CVMFS's are. What
+# can't be removed stays. Argument: path
+remove_tree() {
+  [[ ! -d "$1" ]] || chmod -R u+rwx "$1" 2>/dev/null || true
+  rm -rf "$1" 2>/dev/null || true
+}
+
 # --- settings ----------------------------------------------------------------------------------------------------
 
 # Prints the number that an environment variable holds, or its default when the variable is unset or empty. Fails, and
@@ -499,7 +506,7 @@ cleanup() {
   [[ "$BASHPID" == "$$" ]] || exit "$status"
   stop_heartbeats
   [[ -z "$leftover" ]] || rm -f "$leftover"
-  [[ -z "$scratch" ]] || rm -rf "$scratch"
+  [[ -z "$scratch" ]] || remove_tree "$scratch"
   case "$status" in
   0 | "$EXIT_FAILED" | "$EXIT_NODE_FAULT" | "$EXIT_LATER" | "$EXIT_REFUSED" | "$EXIT_TERM") exit "$status" ;;
   esac
@@ -1136,8 +1143,8 @@ has_arrived() {
 # upload leaves a name that ends in .part. Sets output_url when the file is where it belongs.
 # Arguments: kind, URL, file, size [bytes], adler32, word that is unique to this start, number of the attempt
 deliver() {
-  local kind="$1" url="$2" file="$3" bytes="$4" adler="$5" word="$6" try="$7" part="$2.$6.$7.part" error
-  storage_error="" captured=""
+  local kind="$1" url="$2" file="$3" bytes="$4" adler="$5" word="$6" try="$7" part="$2.$6.$7.part" error found=""
+  storage_error=""
   if [[ "$kind" != pelican ]]; then
     if ! storage "send_$kind" "$file" "$part" || ! has_arrived "$kind" "$part" "$bytes" "$adler" "$LOOKS"; then
       error="$storage_error"
@@ -1155,10 +1162,11 @@ deliver() {
       output_url="$url"
       return 0
     fi
+    found="$captured" # under the name of this job's tarball: another's, or what the rename has left
     storage "remove_$kind" "$part" || true
   fi
   # Storage that can't rename: a new name for each attempt, since half an object may stay that can't be replaced.
-  [[ "$try" == 1 && -z "$captured" ]] || url="${url%.tar.gz}.$word.$try.tar.gz"
+  [[ "$try" == 1 && -z "$found" ]] || url="${url%.tar.gz}.$word.$try.tar.gz"
   storage "send_$kind" "$file" "$url" && has_arrived "$kind" "$url" "$bytes" "$adler" "$LOOKS" || return 1
   output_url="$url"
 }
@@ -1307,8 +1315,12 @@ deliver_and_report() {
     remove_merged_inputs
     if [[ -n "$output_url" ]] && ((SLICES > 1)); then
       rm -f "$(unreported tar.gz)" # delivered; those of all slices may not fit on the disk
-    else
-      mv -f "$(unreported tar.gz)" "$PWD/$name.tar.gz" 2>/dev/null || true # a start before this one may have lost it
+    elif ! mv -fT "$(unreported tar.gz)" "$PWD/$name.tar.gz" 2>/dev/null && [[ -e "$(unreported tar.gz)" ]]; then
+      # It may be the only one of a slice that is done. The next slice's would take its place: this job ends.
+      log "the tarball can't be called $name.tar.gz, and stays here: $(unreported tar.gz)"
+      rm -f "$(unreported report)" "$(unreported report.new)"
+      slices_done="$SLICES"
+      return 0
     fi
     forget_unreported
     slices_done=$((10#$slices_done + 1))
@@ -1387,7 +1399,7 @@ finish_success() {
   list="$(reported outputs_list)" || list=""
   if [[ -n "$list" ]]; then
     ((count > 0)) || bytes="" adler=""
-    count=$((count + $(printf '%s' "$list" | tr '{' '\n' | grep -c '"url":')))
+    count=$((count + $(printf '%s' "$list" | tr '{' '\n' | grep -c '"url" *:' || true)))
   fi
   if ! write_down "$name" "$events" "$count" "$bytes" "$adler" "" "$3" "$list" "$(plain_text 200 "$(reported software)")" \
     "$(all_reported merged_input)"; then
@@ -1428,7 +1440,10 @@ pack() {
 leave_failure() {
   local file="$PWD/$1.tar.gz" adler
   output_url=""
-  [[ "${3:-}" != log-only ]] || find "$scratch/work" -mindepth 1 ! -path "$scratch/work/.osgprod*" -delete 2>/dev/null || true
+  if [[ "${3:-}" == log-only ]]; then
+    chmod -R u+rwx "$scratch/work" 2>/dev/null || true # as remove_tree
+    find "$scratch/work" -mindepth 1 ! -path "$scratch/work/.osgprod*" -delete 2>/dev/null || true
+  fi
   pack "$2" "$file" || return 0
   capture adler32 "$file" || captured=""
   adler="${captured%$'\n'}"
@@ -1607,7 +1622,7 @@ attempt() {
   fi
   if ! disk_has_room; then
     # A node fault: the data is not the cause, and the outputs may be incomplete.
-    rm -rf "$scratch/work"
+    remove_tree "$scratch/work"
     report "$EXIT_NOT_FETCHED" fault node reason 'the disk of this node is full' || return "$EXIT_LATER"
     return "$EXIT_NODE_FAULT"
   fi
@@ -1624,7 +1639,12 @@ forget_attempt() {
   after=""
   [[ "$answer" != "done" ]] || after="$token"
   token="" output_url="" resources=() work_status=0 heartbeat_status=0 is_judged=false is_resumed=false
-  rm -rf "$scratch/work" "$scratch/work.log" "$scratch/delivering"
+  remove_tree "$scratch/work"
+  rm -f "$scratch/work.log" "$scratch/delivering"
+  if [[ -e "$scratch/work" ]]; then # the next slice's tarball would hold its files
+    log "$scratch/work can't be removed: this job ends with what it has done"
+    slices_done="$SLICES"
+  fi
   while read -r -t 0.01 -u 8 _; do :; done # what look has left
 }
 

@@ -74,6 +74,13 @@ size_of() {
   wc -c <"$1" | tr -d ' '
 }
 
+# Removes a file or folder with all that is in it, also in folders that may not be written, as copies of CVMFS's are. What
+# can't be removed stays. Argument: path
+remove_tree() {
+  [[ ! -d "$1" ]] || chmod -R u+rwx "$1" 2>/dev/null || true
+  rm -rf "$1" 2>/dev/null || true
+}
+
 # --- settings ----------------------------------------------------------------------------------------------------
 
 # Prints the number that an environment variable holds, or its default when the variable is unset or empty. Fails, and

@@ -5,8 +5,8 @@
 # upload leaves a name that ends in .part. Sets output_url when the file is where it belongs.
 # Arguments: kind, URL, file, size [bytes], adler32, word that is unique to this start, number of the attempt
 deliver() {
-  local kind="$1" url="$2" file="$3" bytes="$4" adler="$5" word="$6" try="$7" part="$2.$6.$7.part" error
-  storage_error="" captured=""
+  local kind="$1" url="$2" file="$3" bytes="$4" adler="$5" word="$6" try="$7" part="$2.$6.$7.part" error found=""
+  storage_error=""
   if [[ "$kind" != pelican ]]; then
     if ! storage "send_$kind" "$file" "$part" || ! has_arrived "$kind" "$part" "$bytes" "$adler" "$LOOKS"; then
       error="$storage_error"
@@ -24,10 +24,11 @@ deliver() {
       output_url="$url"
       return 0
     fi
+    found="$captured" # under the name of this job's tarball: another's, or what the rename has left
     storage "remove_$kind" "$part" || true
   fi
   # Storage that can't rename: a new name for each attempt, since half an object may stay that can't be replaced.
-  [[ "$try" == 1 && -z "$captured" ]] || url="${url%.tar.gz}.$word.$try.tar.gz"
+  [[ "$try" == 1 && -z "$found" ]] || url="${url%.tar.gz}.$word.$try.tar.gz"
   storage "send_$kind" "$file" "$url" && has_arrived "$kind" "$url" "$bytes" "$adler" "$LOOKS" || return 1
   output_url="$url"
 }

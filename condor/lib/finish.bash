@@ -106,8 +106,12 @@ deliver_and_report() {
     remove_merged_inputs
     if [[ -n "$output_url" ]] && ((SLICES > 1)); then
       rm -f "$(unreported tar.gz)" # delivered; those of all slices may not fit on the disk
-    else
-      mv -f "$(unreported tar.gz)" "$PWD/$name.tar.gz" 2>/dev/null || true # a start before this one may have lost it
+    elif ! mv -fT "$(unreported tar.gz)" "$PWD/$name.tar.gz" 2>/dev/null && [[ -e "$(unreported tar.gz)" ]]; then
+      # It may be the only one of a slice that is done. The next slice's would take its place: this job ends.
+      log "the tarball can't be called $name.tar.gz, and stays here: $(unreported tar.gz)"
+      rm -f "$(unreported report)" "$(unreported report.new)"
+      slices_done="$SLICES"
+      return 0
     fi
     forget_unreported
     slices_done=$((10#$slices_done + 1))
@@ -186,7 +190,7 @@ finish_success() {
   list="$(reported outputs_list)" || list=""
   if [[ -n "$list" ]]; then
     ((count > 0)) || bytes="" adler=""
-    count=$((count + $(printf '%s' "$list" | tr '{' '\n' | grep -c '"url":')))
+    count=$((count + $(printf '%s' "$list" | tr '{' '\n' | grep -c '"url" *:' || true)))
   fi
   if ! write_down "$name" "$events" "$count" "$bytes" "$adler" "" "$3" "$list" "$(plain_text 200 "$(reported software)")" \
     "$(all_reported merged_input)"; then
@@ -227,7 +231,10 @@ pack() {
 leave_failure() {
   local file="$PWD/$1.tar.gz" adler
   output_url=""
-  [[ "${3:-}" != log-only ]] || find "$scratch/work" -mindepth 1 ! -path "$scratch/work/.osgprod*" -delete 2>/dev/null || true
+  if [[ "${3:-}" == log-only ]]; then
+    chmod -R u+rwx "$scratch/work" 2>/dev/null || true # as remove_tree
+    find "$scratch/work" -mindepth 1 ! -path "$scratch/work/.osgprod*" -delete 2>/dev/null || true
+  fi
   pack "$2" "$file" || return 0
   capture adler32 "$file" || captured=""
   adler="${captured%$'\n'}"

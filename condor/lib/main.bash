@@ -158,7 +158,7 @@ attempt() {
   fi
   if ! disk_has_room; then
     # A node fault: the data is not the cause, and the outputs may be incomplete.
-    rm -rf "$scratch/work"
+    remove_tree "$scratch/work"
     report "$EXIT_NOT_FETCHED" fault node reason 'the disk of this node is full' || return "$EXIT_LATER"
     return "$EXIT_NODE_FAULT"
   fi
@@ -175,7 +175,12 @@ forget_attempt() {
   after=""
   [[ "$answer" != "done" ]] || after="$token"
   token="" output_url="" resources=() work_status=0 heartbeat_status=0 is_judged=false is_resumed=false
-  rm -rf "$scratch/work" "$scratch/work.log" "$scratch/delivering"
+  remove_tree "$scratch/work"
+  rm -f "$scratch/work.log" "$scratch/delivering"
+  if [[ -e "$scratch/work" ]]; then # the next slice's tarball would hold its files
+    log "$scratch/work can't be removed: this job ends with what it has done"
+    slices_done="$SLICES"
+  fi
   while read -r -t 0.01 -u 8 _; do :; done # what look has left
 }
 

@@ -96,7 +96,7 @@ cleanup() {
   [[ "$BASHPID" == "$$" ]] || exit "$status"
   stop_heartbeats
   [[ -z "$leftover" ]] || rm -f "$leftover"
-  [[ -z "$scratch" ]] || rm -rf "$scratch"
+  [[ -z "$scratch" ]] || remove_tree "$scratch"
   case "$status" in
   0 | "$EXIT_FAILED" | "$EXIT_NODE_FAULT" | "$EXIT_LATER" | "$EXIT_REFUSED" | "$EXIT_TERM") exit "$status" ;;
   esac

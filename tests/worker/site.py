@@ -50,6 +50,10 @@ class Site:
     digest: str = "adler32={:08x}"  # form of a checksum in an answer
     blind: int = 0  # how often a file that has just come is not seen yet
     can_rename: bool = True
+    can_remove: bool = True
+    pages: dict[str, bytes] = field(
+        default_factory=dict
+    )  # by path: what is sent in place of a file, with 200
     is_osgprod: bool = True  # marks its answers to POST as the server does
     headers: dict[str, str] = field(default_factory=dict)
     port: int = 0
@@ -134,6 +138,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         seen, fault, whole = self._note(), self.site.next_fault(), self.site.files.get(self.path)
+        if self.path in self.site.pages:
+            return self._answer(200, self.site.pages[self.path])
         if isinstance(fault, int):
             return self._answer(fault, b"# osgprod error: the site says no\n")
         if fault and fault.startswith("redirect "):
@@ -171,6 +177,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         self._note()
         stored = self.site.files.get(self.path)
+        if self.path in self.site.pages:
+            return self._answer(200, length=len(self.site.pages[self.path]))
         if stored is None or self.site.unseen.get(self.path, 0) > 0:
             self.site.unseen[self.path] = self.site.unseen.get(self.path, 0) - 1
             return self._answer(404)
@@ -206,6 +214,8 @@ class _Handler(BaseHTTPRequestHandler):
         if not self.site.can_rename or body is None:
             return self._answer(405)
         target = self.headers["Destination"].removeprefix(self.site.url)
+        if target in self.site.files and self.headers["Overwrite"] == "F":
+            return self._answer(412)
         self.site.files[target] = body
         self.site.unseen[target] = self.site.blind
         del self.site.files[self.path]
@@ -213,4 +223,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_DELETE(self) -> None:
         self._note()
-        self._answer(200 if self.site.files.pop(self.path, None) is not None else 404)
+        if not self.site.can_remove:
+            return self._answer(403)
+        return self._answer(200 if self.site.files.pop(self.path, None) is not None else 404)

@@ -323,6 +323,61 @@ def test_output_of_somebody_else_with_the_same_name_stays(
     assert report_of(world)["output_url"] == f"{url}/{name}"
 
 
+def test_output_of_somebody_else_that_storage_did_not_show_at_once_stays(
+    node: Node, world: World, site: Site
+) -> None:
+    """The rename is refused: the job must not send its tarball over it."""
+    site.files["/out/job_7_1.tar.gz"] = b"another's"
+    site.unseen["/out/job_7_1.tar.gz"] = 1
+    code, log = node.run(1, OSGPROD_OUTPUT_URL=f"{site.url}/out")
+    assert code == DONE, log
+    stored = {path: data for path, data in site.files.items() if path.startswith("/out")}
+    assert stored.pop("/out/job_7_1.tar.gz") == b"another's"
+    assert list(stored.values()) == [(node.folder / "job_7_1.tar.gz").read_bytes()]
+    assert report_of(world)["output_url"] == f"{site.url}{next(iter(stored))}"
+
+
+def test_only_tarball_of_a_done_slice_stays_when_it_can_not_be_renamed(node: Node, world: World) -> None:
+    (node.folder / "job_7_1.tar.gz").mkdir()
+    code, log = node.run(1)
+    assert code == DONE, log
+    assert report_of(world)["outcome"] == "done"
+    kept = node.folder / "unreported_job_7_1.tar.gz"
+    assert f"stays here: {kept}" in log
+    assert names(kept) == {"osgprod_work.log"}
+    assert not kept.with_name("unreported_job_7_1.report").exists()
+
+
+@pytest.mark.parametrize(
+    ("outputs_list", "outputs"), [("[]", 1), ('[{"kind": "a", "url" : "file:///a"}]', 2), ("no list", 1)]
+)
+def test_any_list_of_outputs_is_reported(node: Node, world: World, outputs_list: str, outputs: int) -> None:
+    recon = node.program(
+        "recon", f"""echo a >a.root; echo 'outputs_list={outputs_list}' >>"$OSGPROD_REPORT\""""
+    )
+    code, log = node.run(1, OSGPROD_RECON=recon)
+    assert code == DONE, log
+    assert report_of(world)["outputs"] == outputs
+
+
+@is_root
+def test_folders_that_can_not_be_written_stop_no_slice(node: Node, world: World, folder: Path) -> None:
+    """As copies from CVMFS are. The job does not run as root, which may write them."""
+    world.set(maxblockspercore=3)
+    recon = node.program("recon", "mkdir -p copy/of; echo a >copy/of/it; chmod 0555 copy/of copy")
+    for path in [folder, *folder.rglob("*")]:
+        if path.is_dir() and "pg" not in path.name:
+            path.chmod(0o777)
+    code, log = node.run(
+        1, "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", OSGPROD_RECON=recon,
+        OSGPROD_SLICES="2", OSGPROD_CHECKPOINT_CODE="0", _CONDOR_SCRATCH_DIR=None, TMPDIR=str(node.folder),
+    )  # fmt: skip
+    assert code == DONE, log
+    assert state(world) == {"done": 2}, log
+    assert sorted(path.name for path in node.folder.iterdir()) == ["job_7_1.2.tar.gz", "job_7_1.tar.gz"]
+    assert names(node.folder / "job_7_1.2.tar.gz") == {"copy/of/it", "osgprod_work.log"}
+
+
 def test_output_of_a_superseded_attempt_is_taken_away(
     node: Node, world: World, shim: LiveShim, site: Site
 ) -> None:

@@ -365,6 +365,52 @@ def test_storage_that_is_away_blames_no_input(merge: Merge, status: int) -> None
     assert (code, merge.reported("bad_inputs")) == (NODE_FAULT, None), log
 
 
+@pytest.mark.parametrize("scheme", ["root", "pelican"])
+def test_node_without_a_storage_client_blames_no_input(merge: Merge, scheme: str) -> None:
+    words = (
+        "error while loading shared libraries: libXrdCl.so.3: cannot open shared object file: No such file"
+    )
+    for name in ("xrdfs", "pelican"):
+        merge.program(name, f"echo '{words} or directory' >&2; exit 127")
+    merge.inputs[1] = f"{scheme}://127.0.0.1:1//out/job.tar.gz {merge.inputs[1].split(' ', 1)[1]}"
+    code, log = merge.run()
+    assert (code, merge.reported("bad_inputs")) == (NO_PROGRAM if scheme == "root" else NODE_FAULT, None), log
+
+
+def test_page_in_place_of_an_input_blames_no_input(merge: Merge) -> None:
+    merge.site.pages["/out/job_7_1.tar.gz"] = b"<html>We are down for maintenance</html>"
+    code, log = merge.run()
+    assert (code, merge.reported("bad_inputs")) == (NODE_FAULT, None), log
+    assert "but what is sent is no such file" in log.splitlines()[-1]
+
+
+def test_input_that_was_cut_to_nothing_is_named(merge: Merge) -> None:
+    merge.site.files["/out/job_7_1.tar.gz"] = b""
+    code, log = merge.run()
+    assert (code, merge.reported("bad_inputs")) == (BAD_INPUTS, "3,6"), log
+
+
+def test_checksum_that_storage_writes_in_another_way_blames_no_input(merge: Merge) -> None:
+    merge.site.digest = "adler32={}"  # decimal
+    merge.variables["osgprod_merge_output_url"] = f"file://{merge.folder}/merged/{{kind}}"
+    code, log = merge.run()
+    assert code == 0, log
+    assert set(merge.outputs()) == set(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("gzip", "kill -KILL $$"),
+        ("tar", '/usr/bin/tar "$@"; [[ $1 != -xzf ]] || { echo "Cannot utime" >&2; exit 2; }'),
+    ],
+)
+def test_node_that_can_not_unpack_a_whole_tarball_blames_no_input(merge: Merge, name: str, text: str) -> None:
+    merge.program(name, text)
+    code, log = merge.run()
+    assert (code, merge.reported("bad_inputs")) == (NODE_FAULT, None), log
+
+
 def test_input_without_a_checksum_on_record_is_merged(merge: Merge) -> None:
     merge.inputs = [" ".join([line.split()[0], "-", "-", *line.split()[3:]]) for line in merge.inputs]
     code, log = merge.run()
@@ -610,6 +656,21 @@ def test_file_that_an_earlier_attempt_left_is_replaced(merge: Merge) -> None:
     code, log = merge.run()
     assert code == 0, log
     check_delivered(merge)
+
+
+@pytest.mark.parametrize("can_remove", [True, False])
+def test_other_file_of_the_same_size_is_replaced_where_storage_tells_no_checksum(
+    merge: Merge, can_remove: bool
+) -> None:
+    assert merge.run()[0] == 0
+    name = f"/merged/hd_root/{NAMES['hd_root']}"
+    merge.site.files[name] = bytes(len(merge.site.files[name]))
+    merge.site.has_checksums, merge.site.can_remove = False, can_remove
+    code, log = merge.run()
+    assert code == 0, log
+    content = merge.site.files[name]
+    assert merge.outputs()["hd_root"]["adler32"] == f"{zlib.adler32(content):08x}"
+    assert content.startswith(b"root")
 
 
 def test_nothing_is_replaced_while_heartbeats_are_not_answered(merge: Merge) -> None:

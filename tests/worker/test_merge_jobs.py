@@ -143,7 +143,8 @@ ARROWS = {
     "before the inputs are fetched": '  fetch_inputs "$area/slices" "$area/input.tar.gz"\n',
     "in the merge": '      merge_kind "$how" "$area/merged/$name" "$list"\n',
     "before the delivery": "  # Nothing is delivered before all is merged.\n",
-    "between upload and rename": '    make_way "$kind" "$url" "$bytes"\n    storage "move_$kind"',
+    "between upload and rename": '    if make_way "$kind" "$url"; then\n',
+    "between removal and rename": '      storage "move_$kind" "$part" "$url" ||',
     "after the delivery": "  report_merged\n",
 }
 # A curl that hangs before, or behind, the report of the exit code, if that is asked for.
@@ -251,17 +252,20 @@ def test_killed_job_that_starts_again_delivers_its_merge_once(ready: Merging, ar
     ready.check()
 
 
-def test_job_whose_merge_was_done_by_another_replaces_nothing(ready: Merging) -> None:
+@pytest.mark.parametrize(
+    "arrow", ["between upload and rename", "between removal and rename", "after the delivery"]
+)
+def test_late_success_does_not_count_while_another_job_replaces_its_files(ready: Merging, arrow: str) -> None:
     """The first one delivers, is silent for longer than its lease, and reports while the second one delivers."""
     first = ready.start_until(3, "after the delivery")
     ready.expire()
-    second = ready.start_until(4, "between upload and rename")
+    second = ready.start_until(4, arrow)
     ready.go(3)
     log, _ = first.communicate(timeout=60)
-    assert first.returncode == DONE, log
+    assert (first.returncode, "superseded" in log) == (FAILED, True), log
     ready.go(4)
     log, _ = second.communicate(timeout=60)
-    assert (second.returncode, "stopping the work" in log) == (STOPPED, True), log
+    assert second.returncode == DONE, log
     ready.check()
 
 

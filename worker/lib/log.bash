@@ -20,3 +20,10 @@ die() {
 size_of() {
   wc -c <"$1" | tr -d ' '
 }
+
+# Removes a file or folder with all that is in it, also in folders that may not be written, as copies of CVMFS's are. What
+# can't be removed stays. Argument: path
+remove_tree() {
+  [[ ! -d "$1" ]] || chmod -R u+rwx "$1" 2>/dev/null || true
+  rm -rf "$1" 2>/dev/null || true
+}

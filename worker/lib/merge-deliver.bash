@@ -40,12 +40,14 @@ deliver_merged() {
       withdraw "$kind" "$part"
       return 1
     fi
-    make_way "$kind" "$url" "$bytes"
-    storage "move_$kind" "$part" "$url" || log "$url: renaming failed: $storage_error"
-    ! has_arrived "$kind" "$url" "$bytes" "$adler" "$LOOKS" || return 0
+    if make_way "$kind" "$url"; then
+      storage "move_$kind" "$part" "$url" || log "$url: renaming failed: $storage_error"
+      ! has_arrived "$kind" "$url" "$bytes" "$adler" "$LOOKS" || return 0
+    fi
     withdraw "$kind" "$part"
   fi
-  make_way "$kind" "$url" "$bytes" # storage that can't rename
+  # Storage that can't rename, or can't remove: what it then takes under this name, it has replaced.
+  make_way "$kind" "$url" || true
   storage "send_$kind" "$file" "$url" && has_arrived "$kind" "$url" "$bytes" "$adler" "$LOOKS"
 }
 
@@ -61,14 +63,30 @@ withdraw() {
   storage_error="$error"
 }
 
-# Removes the file that has the name of a merged file. Arguments: kind of storage, URL
+# Removes the file that has the name of a merged file. Fails when it is still there. Arguments: kind of storage, URL
 make_way() {
+  local look error=""
   hold_lease
-  captured=""
-  storage "stored_$1" "$2" || true
-  [[ -n "${captured%%$'\n'*}" ]] || return 0
-  log "$2 is replaced: an attempt that does not count left it"
-  storage "remove_$1" "$2" || true
+  for ((look = 1; look <= LOOKS; look++)); do
+    captured=""
+    storage "stored_$1" "$2" || true
+    [[ -n "${captured%%$'\n'*}" ]] || return 0
+    if ((look == 1)); then
+      log "$2 is replaced: an attempt that does not count left it"
+      storage "remove_$1" "$2" || error="$storage_error"
+    else
+      pause "$(backoff "$((look - 1))" "$BACKOFF_MS")"
+    fi
+  done
+  storage_error="the file that has its name can't be removed${error:+: $error}"
+  log "$2: $storage_error"
+  return 1
+}
+
+# Is this very file at its URL already? The checksum must say so: another merge of the same slices may have the same size.
+# Arguments: kind of storage, URL, size [bytes], adler32
+is_delivered_already() {
+  has_arrived "$1" "$2" "$3" "$4" 1 && [[ "$captured" == *$'\n'[0-9A-Fa-f]* ]]
 }
 
 # Delivers a merged file in several attempts, and adds it to outputs_list. Arguments: kind, file, its events or nothing
@@ -81,7 +99,7 @@ send_merged() {
   bytes="$(size_of "$file")"
   adler="$(adler32 "$file")" || node_fault "the checksum of $file can't be computed"
   find_token
-  if ! has_arrived "$store" "$url" "$bytes" "$adler" 1; then
+  if ! is_delivered_already "$store" "$url" "$bytes" "$adler"; then
     for ((try = 1; ; try++)); do
       ! deliver_merged "$store" "$url" "$file" "$bytes" "$adler" "$try" || break
       log "not delivered to $url (attempt $try of $last): ${storage_error:-it did not arrive whole}"

@@ -2,12 +2,13 @@
 # --- fetch the inputs --------------------------------------------------------------------------------------------
 
 readonly EXIT_BAD_INPUTS=65
-# If so many inputs are all gone, the storage may be away.
+# If so many inputs are all bad, the storage or this node may be the cause.
 readonly MANY_INPUTS=3
+# No page that a server sends in place of a file is so large.
+readonly MAX_PAGE_BYTES=65536
 
 bad_inputs=""  # BLOCK1,BLOCK2 of each input that must be made again, joined by ':'
 input_fault="" # the fault of an input
-gone=0         # inputs that are not there
 
 # Notes an input that doesn't fit its record, or whose files can't be merged. Arguments: BLOCK1,BLOCK2, its fault
 bad_input() {
@@ -20,9 +21,9 @@ bad_input() {
 end_if_bad() {
   local -a names
   [[ -n "$bad_inputs" ]] || return 0
-  ((gone < MANY_INPUTS || gone < $1)) ||
-    node_fault "all $1 inputs are gone: is the storage away? osgprod outputs check --requeue makes them again if they are lost"
   IFS=: read -r -a names < <(printf '%s\n' "$bad_inputs")
+  ((${#names[@]} < MANY_INPUTS || ${#names[@]} < $1)) ||
+    node_fault "all $1 inputs are bad: is the storage away? osgprod outputs check --requeue makes them again if they are lost"
   add_to_report "bad_inputs=$bad_inputs" || node_fault "${OSGPROD_REPORT:-osgprod_report.txt} can't be written: is the disk full?"
   log "bad inputs: ${#names[@]} of $1: $bad_inputs"
   exit "$EXIT_BAD_INPUTS"
@@ -54,19 +55,49 @@ look_at_input() {
   done
   if [[ ! "$stored_bytes" =~ ^[0-9]+$ ]]; then
     stored_bytes=""
-    if ((code != 0)) && is_not_found "$storage_error"; then
+    # Without its client, a Pelican object is fetched by curl, and compared then.
+    [[ "$kind" != root ]] || ((code != 126 && code != 127)) || no_program xrdfs
+    if ((code != 0 && code < 126)) && is_not_found "$storage_error"; then
       input_fault='is gone'
-      gone=$((gone + 1))
     fi
     return 0
   fi
   [[ "$captured" != *$'\n'* ]] || stored_adler="${captured#*$'\n'}"
   stored_adler="${stored_adler%%$'\n'*}"
   if [[ "$bytes" != - && "$stored_bytes" != "$bytes" ]]; then
+    [[ "$kind" != http ]] || storage confirm_size "$url" "$stored_bytes" ||
+      node_fault "not fetched: $(shown_url "$url") is said to have $stored_bytes bytes, but what is sent is no such file: $storage_error"
     input_fault="has $stored_bytes bytes instead of $bytes"
   elif [[ "$adler" != - && -n "$stored_adler" ]] && ! same_adler32 "$adler" "$stored_adler"; then
-    input_fault="has the checksum $stored_adler instead of $adler"
+    if [[ "$kind" == file ]]; then
+      input_fault="has the checksum $stored_adler instead of $adler"
+    else # some storage writes checksums in another way: the bytes decide
+      log "$(shown_url "$url") is said to have the checksum $stored_adler instead of $adler"
+      stored_adler=""
+    fi
   fi
+}
+
+# Is a file of this size behind a URL? A server that answers each request with a page, for a login or since it is being
+# repaired, tells the size of the page. Arguments: URL, size [bytes] as HEAD says
+confirm_size() {
+  local code=0 range
+  http_transfer "$1" -r 0-1 --max-time 120 --max-filesize "$MAX_PAGE_BYTES" >/dev/null || code=$?
+  range="$(header_of content-range "$http_head")"
+  case "$http_status" in
+  206) [[ "${range##*/}" == "$2" ]] && return 0 ;;
+  200) ((code == 63 || $2 == 0 && $(content_length) == 0)) && return 0 ;; # 63: it is larger than a page
+  416) (($2 == 0)) && return 0 ;;
+  esac
+  printf 'status %s\n' "$http_status" >&2
+  return 1
+}
+
+# Prints the Content-Length of the last answer of storage, or 1.
+content_length() {
+  local length
+  length="$(header_of content-length "$http_head")"
+  printf '%s' "${length:-1}"
 }
 
 # Fetches an input, and compares it with its record. Wrong bytes are fetched once more: they may have come from a cache.
@@ -100,7 +131,7 @@ fetch_input() {
 
 # Fetches a whole file. Arguments: kind, URL, size [bytes] or nothing, file
 fetch_whole() {
-  local kind="$1" url="$2" bytes="$3" file="$4" try
+  local kind="$1" url="$2" bytes="$3" file="$4" try code
   { : >"$file"; } 2>/dev/null || node_fault "$file can't be written: is the disk full?"
   osgprod_source_url="$url" # for the messages of append_range
   if [[ -n "$bytes" ]] && can_fetch "$kind"; then
@@ -110,7 +141,10 @@ fetch_whole() {
     return 0
   fi
   for ((try = 1; ; try++)); do
-    ! storage "whole_$kind" "$url" "$file" || return 0
+    code=0
+    storage "whole_$kind" "$url" "$file" || code=$?
+    ((code != 0)) || return 0
+    ((code != 126 && code != 127)) || no_program "the client for $(shown_url "$url")"
     ((try < TRIES)) || not_fetched "$storage_error ($try attempts)"
     log "fetch failed (attempt $try): $storage_error"
     pause "$(backoff "$try" "$BACKOFF_MS")"
@@ -135,7 +169,10 @@ call_http_body() {
 # Fetches all inputs and unpacks each into the folder BLOCK1,BLOCK2. All bad ones are found, so that the server can requeue
 # their slices at once. Arguments: folder for these folders, file for the tarball
 fetch_inputs() {
-  local line url bytes adler block1 block2 kind folder n=0
+  local line url bytes adler block1 block2 kind folder program n=0
+  for program in tar gzip; do
+    command -v "$program" >/dev/null || no_program "$program"
+  done
   # shellcheck disable=SC2154  # filled in by the server
   for line in "${osgprod_inputs[@]}"; do
     n=$((n + 1))
@@ -149,13 +186,35 @@ fetch_inputs() {
       bad_input "$block1,$block2" "$(shown_url "$url") $input_fault"
     elif ! mkdir -p "$folder" 2>/dev/null; then
       node_fault "$folder can't be made: is the disk full?"
-    elif ! tar -xzf "$input_file" -C "$folder" --no-same-owner >/dev/null 2>"$2.log"; then
-      check_room "$(tail -n 1 "$2.log")"
-      bad_input "$block1,$block2" "$(shown_url "$url") is not a whole tarball: $(tail -n 1 "$2.log")"
+    else
+      unpack_input "$input_file" "$folder" "$2.log" ||
+        bad_input "$block1,$block2" "$(shown_url "$url") is not a whole tarball: $(tail -n 1 "$2.log")"
     fi
     rm -f "$2"
   done
   end_if_bad "${#osgprod_inputs[@]}"
+}
+
+# Unpacks a tarball. Fails when the tarball is bad; ends the script when this node can't unpack it.
+# Arguments: tarball, folder, file for tar's words
+unpack_input() {
+  local code=0
+  tar -xzf "$1" -C "$2" --no-same-owner >/dev/null 2>"$3" || code=$?
+  ((code != 0)) || return 0
+  ((code != 126 && code != 127 && code < 129)) || node_fault "tar ended with $code: $(tail -n 1 "$3")"
+  check_room "$(tail -n 1 "$3")"
+  code=0
+  is_sound_tarball "$1" || code=$?
+  ((code < 126)) || node_fault "gzip or tar ended with $code"
+  ((code != 0)) || node_fault "a whole tarball can't be unpacked here: $(tail -n 1 "$3")"
+  return 1
+}
+
+# Can a tarball be read to its end, and do all its files belong into its folder? Argument: tarball
+is_sound_tarball() {
+  gzip -t "$1" 2>/dev/null || return
+  tar -tzf "$1" >/dev/null 2>&1 || return
+  ! tar -tzf "$1" 2>/dev/null | grep -aE '^/|(^|/)\.\.(/|$)' >/dev/null
 }
 
 # Ends the script if the disk is full, which explains a failure. Argument: what failed

@@ -17,8 +17,8 @@ main() {
   [[ -n "$folder" ]] || misconfigured 'no folder for merged files is set: osgprod project set PROJECT merge_output_url=...'
   storage_kind "$folder" >/dev/null ||
     misconfigured "merge_output_url $(shown_url "$folder") is not a folder, or contains a query or a password; schemes: $URL_SCHEMES"
-  trap 'rm -rf "$PWD/osgprod_merge"' EXIT # neither inputs nor delivered files are outputs of this job
-  rm -rf "$area"
+  trap 'remove_tree "$PWD/osgprod_merge"' EXIT # neither inputs nor delivered files are outputs of this job
+  remove_tree "$area"
   mkdir -p "$area/slices" "$area/kinds" "$area/merged" 2>/dev/null || node_fault "$area can't be made: is the disk full?"
   fetch_inputs "$area/slices" "$area/input.tar.gz"
   sort_by_kind "$area/slices" "$area/kinds"
