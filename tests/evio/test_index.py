@@ -72,7 +72,7 @@ KINDS = [
 
 
 @pytest.mark.parametrize("byte_order", ["big", "little"])
-@pytest.mark.parametrize("blocks", [1, 3, 100])
+@pytest.mark.parametrize("blocks", [1, pytest.param(3, marks=pytest.mark.slow), 100])
 def test_slices_of_every_kind_of_file_are_whole_files_and_hold_each_event_once(
     world: World, folder: Path, byte_order: ByteOrder, blocks: int
 ) -> None:

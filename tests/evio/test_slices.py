@@ -145,7 +145,7 @@ FILES = {
 }
 
 
-@pytest.mark.parametrize("blocks", [1, 2, 100])
+@pytest.mark.parametrize("blocks", [1, pytest.param(2, marks=pytest.mark.slow), 100])
 @pytest.mark.parametrize("kind", FILES)
 def test_every_slice_is_read_whole_and_begins_with_the_record(
     world: World, folder: Path, kind: str, blocks: int

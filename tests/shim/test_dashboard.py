@@ -395,6 +395,7 @@ def test_jobs_are_answered_while_a_page_is_drawn(
         assert page.result().status_code == 200
 
 
+@pytest.mark.slow
 @pytest.mark.history_by_hand
 def test_pages_stay_small_with_50_000_sites_workers_and_quarantined_blocks(
     world: World, shim_with: MakeShim, monkeypatch: pytest.MonkeyPatch

@@ -52,7 +52,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return make_authority(tmp_path_factory.mktemp("authority") / "new")
 
 
-@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize("scheme", ["http", pytest.param("https", marks=pytest.mark.slow)])
 def test_an_answer_that_was_cut_anywhere_is_no_answer(
     scheme: str, rawdata: Path, world: World, shim: LiveShim, folder: Path, authority: tuple[Path, Path]
 ) -> None:

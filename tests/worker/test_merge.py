@@ -711,7 +711,9 @@ def test_inputs_are_kept_until_the_report_and_named_for_removal_only_if_wanted(
 # --- kills ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("moment", (1, 2, 3, 4, 5, 6, 7))
+@pytest.mark.parametrize(
+    "moment", [1, 4, 7, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 3, 5, 6))]
+)
 def test_merge_that_is_killed_at_any_request_is_done_by_the_next_attempt(merge: Merge, moment: int) -> None:
     before = len(merge.site.seen)
     job = merge.start()
