@@ -16,10 +16,10 @@ import pytest
 from pytest_postgresql import factories
 
 from shim.database import call, connect
-from shim.local.embedded import NOT_DURABLE, SUPERUSER, Server, memory_or_temporary
+from shim.local.embedded import NOT_DURABLE, SUPERUSER, Server
 from shim.migrate import migrate
 from tests.databases import Databases
-from tests.support import LiveShim, Run, World, run_osgprod
+from tests.support import LiveShim, Run, World, run_osgprod, server_folder
 
 # Started with & by a script, we and all programs that the tests start would not hear Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -30,7 +30,7 @@ collect_ignore = [] if importlib.util.find_spec("playwright") else ["browser"]
 
 @pytest.fixture(scope="session")
 def our_server() -> Iterator[Server]:
-    folder = Path(tempfile.mkdtemp(prefix="osgprod-test-", dir=memory_or_temporary()))
+    folder = server_folder("test")
     server = Server(folder, {**NOT_DURABLE, "max_connections": "200"})
     server.start()
     yield server

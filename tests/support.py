@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import struct
+import tempfile
 import threading
 import time
 import urllib.parse
@@ -25,6 +26,7 @@ from shim.cli import osgprod
 from shim.config import Settings
 from shim.database import call, connect
 from shim.evio import scan
+from shim.local.embedded import memory_or_temporary
 from shim.registry import register
 from shim.web.bounds import BoundedProtocol
 
@@ -250,6 +252,12 @@ def wait_until(is_so: Callable[[], object], what: str) -> None:
     while not is_so():
         assert time.monotonic() < end, f"not so after {PATIENCE_S:.0f} s: {what}"
         time.sleep(0.01)
+
+
+def server_folder(what: str) -> Path:
+    """A new folder for a server's data, in memory where there is room. Its name says whose it is: see tests/tidy.py."""
+    run = os.environ.get("PYTEST_TIDY_PID", os.getpid())
+    return Path(tempfile.mkdtemp(prefix=f"osgprod-{run}-{what}-", dir=memory_or_temporary()))
 
 
 def free_port() -> int:

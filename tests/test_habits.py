@@ -10,6 +10,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+from shim.local.embedded import memory_or_temporary
 from shim.migrate import OLDEST_SERVER
 from tests.support import CHECKOUT
 
@@ -56,6 +57,21 @@ def test_a_run_that_leaves_something_behind_fails_and_names_it(folder: Path) -> 
     assert ended.returncode == 1 and "1 passed" in ended.stdout, ended.stdout + ended.stderr
     for name in ("/tmp/scratch", "/home/history", str(left), ": sleep 1000"):
         assert name in ended.stdout, ended.stdout
-    (folder / "test_leaves.py").write_text("def test_that_leaves_nothing(tmp_path):\n    pass\n")
-    ended = subprocess.run(run, cwd=CHECKOUT, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+def test_run_answers_for_its_own_folders_and_removes_those_of_killed_runs(folder: Path) -> None:
+    with subprocess.Popen(["true"]) as killed:
+        pass
+    abandoned, another = (
+        memory_or_temporary() / f"osgprod-{pid}-{folder.name}" for pid in (killed.pid, os.getpid())
+    )
+    text = f"import pathlib\ndef test_that_leaves_nothing(tmp_path):\n    pathlib.Path({str(another)!r}).mkdir()\n"
+    (folder / "test_leaves.py").write_text(text)
+    abandoned.mkdir()
+    run = [sys.executable, "-m", "pytest", "-q", "-p", "tests.tidy", "-p", "no:cacheprovider", str(folder)]
+    try:  # with patience: another test may just have a file in the checkout
+        ended = subprocess.run(run, cwd=CHECKOUT, capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        assert (abandoned.exists(), another.exists()) == (False, True)
+    finally:
+        another.rmdir()

@@ -3,13 +3,15 @@
 ``make test`` and ``make test-slow`` run with it. The run has a temporary and a home folder of its own. At its end both
 must be empty, and there must be no new file in the checkout, no folder of ours in /dev/shm that nobody uses, and no
 process that the tests have started. (The empty folder of a killed server's sockets, in /tmp, is removed by its next
-start.)
+start.) The names of these folders have the number of the run's process: what a killed run has left is removed by the
+next one, and no other run answers for it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -31,13 +33,16 @@ CACHES = {
     ".coverage",
 }
 MARK = "PYTEST_TIDY_RUN"
+OWNED = re.compile(r"osgprod-(\d+)-")  # see server_folder in tests/support.py
+MEMORY = Path("/dev/shm")
 PATIENCE_S = float(os.environ.get("PYTEST_TIDY_S", "60"))  # until the kernel has ended what was killed
 
 
 class Tidy:
     def __init__(self) -> None:
         self._began = time.time()
-        self._folder = Path(tempfile.mkdtemp(prefix="osgprod-run-"))
+        remove_abandoned(MEMORY, Path(tempfile.gettempdir()))
+        self._folder = Path(tempfile.mkdtemp(prefix=f"osgprod-{os.getpid()}-run-"))
         self._folder.chmod(0o755)  # the server's user walks through it
         (self._folder / "home").mkdir()
         (self._folder / "tmp").mkdir(mode=0o777)
@@ -50,6 +55,7 @@ class Tidy:
             "TMPDIR": str(self._folder / "tmp"),
             "HOME": str(self._folder / "home"),
             MARK: str(self._folder),
+            "PYTEST_TIDY_PID": str(os.getpid()),
         }
         for name in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME"):
             os.environ.pop(name, None)
@@ -92,15 +98,32 @@ def in_checkout() -> set[str]:
 
 
 def unused(since: float) -> list[str]:
-    """New folders of ours in memory that no process uses: servers' data."""
-    folders = list(Path("/dev/shm").glob("osgprod-*"))
-    commands = [command(entry) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    """New folders in memory that no process uses: servers' data, of this run or of a program that names no run."""
     found = []
-    for path in folders:
+    for path in MEMORY.glob("osgprod-*"):
         with contextlib.suppress(OSError):
-            if path.stat().st_mtime >= since and not any(str(path) in text for text in commands):
+            if owner(path) in (None, os.getpid()) and path.stat().st_mtime >= since and not is_used(path):
                 found.append(str(path))
     return found
+
+
+def remove_abandoned(*places: Path) -> None:
+    """Removes the folders of runs whose process is gone."""
+    for path in (path for place in places for path in place.glob("osgprod-*")):
+        pid = owner(path)
+        if pid and not Path(f"/proc/{pid}").exists() and not is_used(path):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def owner(path: Path) -> int | None:
+    """The number of the process whose run made a folder, by its name."""
+    found = OWNED.match(path.name)
+    return int(found[1]) if found else None
+
+
+def is_used(path: Path) -> bool:
+    """Does a process have the folder in its command line?"""
+    return any(str(path) in command(entry) for entry in Path("/proc").iterdir() if entry.name.isdigit())
 
 
 def command(entry: Path) -> str:

@@ -7,7 +7,6 @@ import os
 import random
 import shutil
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -17,10 +16,10 @@ import psycopg
 import pytest
 
 from shim.database import call, connect
-from shim.local.embedded import NOT_DURABLE, Server, memory_or_temporary
+from shim.local.embedded import NOT_DURABLE, Server
 from shim.migrate import migrate
 from tests.grid.mounts import small_file_system
-from tests.support import LiveShim, World
+from tests.support import LiveShim, World, server_folder
 from tests.whole.traffic import Traffic
 
 SIZE_MB, FULL_S, PATIENCE_S = 160, 3.0, 60.0
@@ -137,7 +136,7 @@ def flood(dsn: str) -> None:
 @pytest.fixture
 def full_wal(small_disk: Path) -> Iterator[Server]:
     """A server whose WAL is on a small disk, and is kept there for a standby that is away."""
-    folder = Path(tempfile.mkdtemp(prefix="osgprod-wal-", dir=memory_or_temporary()))
+    folder = server_folder("wal")
     folder.chmod(0o755)
     settings = {**NOT_DURABLE, "synchronous_commit": "on", "max_connections": "30", "min_wal_size": "32MB"}
     server = Server(folder / "server", settings)

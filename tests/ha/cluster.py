@@ -23,8 +23,8 @@ from typing import Any
 
 import psycopg
 
-from shim.local.embedded import memory_or_temporary, programs_for, server_user
-from tests.support import CHECKOUT, free_port
+from shim.local.embedded import programs_for, server_user
+from tests.support import CHECKOUT, free_port, server_folder
 
 PACKAGES = CHECKOUT / ".ha"  # Patroni and what it needs, by `make test-ha`
 PYTHON = "/usr/bin/python3"  # one that an ordinary user may run, wherever the one of the tests lies
@@ -192,7 +192,7 @@ class Cluster:
         self._folder = Path(tempfile.mkdtemp(prefix="osgprod-ha-"))
         self._folder.chmod(0o755)
         # etcd syncs every lease to its disk: on one that is busy it answers too late, and the primary steps down.
-        self._etcd_data = Path(tempfile.mkdtemp(prefix="osgprod-etcd-", dir=memory_or_temporary()))
+        self._etcd_data = server_folder("etcd")
         self._is_synchronous = bool(settings.get("synchronous_mode"))
         self._etcd_port, peer = free_port(), free_port()
         self._etcd_command = [

@@ -16,9 +16,9 @@ import psycopg
 import pytest
 
 from shim.database import call, connect
-from shim.local.embedded import NOT_DURABLE, Server, memory_or_temporary
+from shim.local.embedded import NOT_DURABLE, Server
 from shim.migrate import migrate
-from tests.support import PATIENCE_S, LiveShim, World
+from tests.support import PATIENCE_S, LiveShim, World, server_folder
 
 
 class Wire:
@@ -107,7 +107,7 @@ def test_silent_database_is_answered_503_within_the_bound_and_used_again_when_it
 
 @pytest.fixture
 def two_servers() -> Iterator[tuple[Server, Server]]:
-    folder = Path(tempfile.mkdtemp(prefix="osgprod-two-", dir=memory_or_temporary()))
+    folder = server_folder("two")
     folder.chmod(0o755)
     servers = [Server(folder / name, {**NOT_DURABLE, "max_connections": "30"}) for name in ("old", "new")]
     try:

@@ -13,7 +13,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,10 +22,10 @@ import pytest
 from shim.cli.serving import seed
 from shim.database import call, connect
 from shim.local import demo
-from shim.local.embedded import NOT_DURABLE, Server, memory_or_temporary
+from shim.local.embedded import NOT_DURABLE, Server
 from shim.migrate import migrate
 from tests.shim.test_original import TABLES
-from tests.support import CHECKOUT, LiveShim, free_port
+from tests.support import CHECKOUT, LiveShim, free_port, server_folder
 
 DOCUMENTS = [CHECKOUT / "README.md", CHECKOUT / "CONTRIBUTING.md", *sorted((CHECKOUT / "docs").glob("*.md"))]
 
@@ -78,7 +77,7 @@ def is_run(command: str) -> bool:
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     """A separate server, since the documents create databases and roles."""
-    folder = Path(tempfile.mkdtemp(prefix="osgprod-docs-", dir=memory_or_temporary()))
+    folder = server_folder("docs")
     server = Server(folder, NOT_DURABLE)
     server.start()
     yield server

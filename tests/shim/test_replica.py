@@ -19,10 +19,10 @@ from click.testing import Result
 from shim import replica as reading
 from shim.cli import doctor
 from shim.database import call, connect
-from shim.local.embedded import NOT_DURABLE, Server, memory_or_temporary, server_uid
+from shim.local.embedded import NOT_DURABLE, Server, server_uid
 from shim.migrate import migrate
 from tests.shim.test_database_away import Wire
-from tests.support import LiveShim, World, run_osgprod, wait_until
+from tests.support import LiveShim, World, run_osgprod, server_folder, wait_until
 
 PATIENCE_S = 60.0
 SETTINGS = {**NOT_DURABLE, "max_connections": "30"}
@@ -83,7 +83,7 @@ def one(db: psycopg.Connection[dict[str, Any]], query: str) -> bool:
 
 @pytest.fixture(scope="module")
 def primary() -> Iterator[Server]:
-    folder = Path(tempfile.mkdtemp(prefix="osgprod-primary-", dir=memory_or_temporary()))
+    folder = server_folder("primary")
     folder.chmod(0o777)
     server = Server(folder / "primary", SETTINGS)
     try:
@@ -99,7 +99,7 @@ def primary() -> Iterator[Server]:
 
 @pytest.fixture
 def pair(primary: Server) -> Iterator[Pair]:
-    folder = Path(tempfile.mkdtemp(prefix="osgprod-replica-", dir=memory_or_temporary()))
+    folder = server_folder("replica")
     folder.chmod(0o777)
     (folder / "replica").mkdir()
     replica = Server(folder / "replica", SETTINGS)

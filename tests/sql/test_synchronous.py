@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -16,9 +15,9 @@ import pytest
 from psycopg.types.json import Json
 
 from shim.database import connect
-from shim.local.embedded import NOT_DURABLE, Server, memory_or_temporary
+from shim.local.embedded import NOT_DURABLE, Server
 from shim.migrate import migrate
-from tests.support import PATIENCE_S, LiveShim, World
+from tests.support import PATIENCE_S, LiveShim, World, server_folder
 
 JOB = {"n": 0, "project": "p", "cluster": 1, "process": 0, "cpus": 1, "magic": "m", "client": "127.0.0.1"}
 
@@ -69,7 +68,7 @@ class Primary:
 
 @pytest.fixture(scope="module")
 def primary() -> Iterator[Primary]:
-    folder = Path(tempfile.mkdtemp(prefix="osgprod-sync-", dir=memory_or_temporary()))
+    folder = server_folder("sync")
     folder.chmod(0o755)
     server = Server(folder / "server", {**NOT_DURABLE, "synchronous_commit": "on", "max_connections": "30"})
     try:

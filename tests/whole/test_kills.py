@@ -6,7 +6,6 @@ from __future__ import annotations
 import random
 import shutil
 import signal
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,9 +15,9 @@ import psycopg
 import pytest
 
 from shim.database import call, connect
-from shim.local.embedded import Server, memory_or_temporary
+from shim.local.embedded import Server
 from shim.migrate import migrate
-from tests.support import LiveShim, World
+from tests.support import LiveShim, World, server_folder
 from tests.whole.traffic import MortalShim, Traffic, losing_answers
 
 AGAIN_AND_AGAIN = pytest.mark.parametrize("times", [3, pytest.param(10, marks=pytest.mark.slow)])
@@ -102,7 +101,7 @@ def test_backends_killed_again_and_again(
 @pytest.fixture
 def durable() -> Iterator[tuple[Server, World]]:
     """A separate server whose commits survive a crash, with the project "p"."""
-    folder = Path(tempfile.mkdtemp(prefix="osgprod-test-", dir=memory_or_temporary()))
+    folder = server_folder("test")
     server = Server(folder, {"max_connections": "40", "autovacuum_naptime": "1"})
     server.start()
     try:

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,9 +17,9 @@ import psycopg
 import pytest
 
 from shim.database import call, connect
-from shim.local.embedded import Server, memory_or_temporary, server_uid
+from shim.local.embedded import Server, server_uid
 from shim.migrate import migrate
-from tests.support import CHECKOUT, PATIENCE_S, World
+from tests.support import CHECKOUT, PATIENCE_S, World, server_folder
 
 RECIPES = dict(
     re.findall(r"```bash\n# ([a-z ]+)\n(.*?)```", (CHECKOUT / "docs" / "backup.md").read_text(), re.DOTALL)
@@ -46,7 +45,7 @@ def run(recipe: str, server: Server, **variables: str) -> None:
 
 @pytest.fixture
 def backup() -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix="osgprod-backup-", dir=memory_or_temporary()))
+    folder = server_folder("backup")
     folder.chmod(0o777)
     yield folder
     shutil.rmtree(folder)
