@@ -6,6 +6,7 @@ were, and wait or skip. OSGPROD_SOAK_S=60 (make soak) lets everything happen at 
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import threading
@@ -81,6 +82,78 @@ def lost_and_then_failed(world: World) -> None:
 def files(world: World) -> list[str]:
     rows = world.db.execute("SELECT state FROM osgprod_data.loaded_files ORDER BY run, seqno").fetchall()
     return [row["state"] for row in rows]
+
+
+def merges(world: World) -> list[str]:
+    rows = world.db.execute("SELECT state FROM osgprod_data.merges ORDER BY merge_id").fetchall()
+    return [row["state"] for row in rows]
+
+
+@pytest.mark.parametrize("merge_incomplete", [False, True])
+def test_late_success_of_a_quarantined_block_takes_its_files_merge_back(
+    world: World, merge_incomplete: bool
+) -> None:
+    world.set(merge_by="file", merge_incomplete=merge_incomplete, max_failures=1)
+    world.add_file(1)
+    lost(world)
+    world.tick()
+    world.checkout(1)
+    assert world.report(1, 1)["status"] == "failed"
+    world.tick()
+    assert files(world) == ["complete"]
+    assert merges(world) == ["ready" if merge_incomplete else "waiting"]
+    calls = [
+        {"n": n, "project": "p", "cluster": 1, "process": n, "magic": "m", "client": "127.0.0.1", "exitcode": 0}
+        for n in (0, 7)
+    ]
+    codes = [row["code"] for row in call(world.db, "report_exits", calls=json.dumps(calls))]
+    assert codes == ["55P03", "OG303"], "it may have to wait for the merge, so a batch leaves it to a call alone"
+    assert world.report(0)["status"] == "done"
+    assert (files(world), merges(world)) == (["allocated"], ["waiting"])
+    world.tick()
+    answer = world.checkout(2)
+    assert (answer["task"], len(answer["merge"]["inputs"])) == ("merge", 1)
+
+
+def test_run_is_not_merged_while_a_file_of_it_is_being_reprocessed(world: World) -> None:
+    world.set(merge_by="run")
+    first = world.add_file(1)
+    world.add_file(1, seqno=2)
+    for process in (0, 1):
+        world.checkout(process)
+    world.report(0)
+    world.tick()
+    assert files(world) == ["complete", "allocated"]
+    world.report(1)
+    with held(world) as db:
+        assert len(call(db, "recycle", project="p", states=["done"], path=first)) == 1
+        world.tick()
+        assert merges(world) == []
+    world.tick()
+    assert merges(world) == []
+    assert world.checkout(2)["task"] == "slice"
+    world.report(2)
+    world.tick()
+    assert len(world.checkout(3)["merge"]["inputs"]) == 2
+
+
+def test_batch_does_not_wait_for_the_merge_of_a_restarted_job(world: World) -> None:
+    world.set(merge_by="file", merge_incomplete=True, max_failures=1)
+    world.add_file(2)
+    for process, exitcode in ((0, 0), (1, 1)):
+        world.checkout(process)
+        world.report(process, exitcode)
+    world.tick()
+    assert world.checkout(2)["task"] == "merge"
+    calls = [
+        {"n": n, "project": "p", "cluster": 1, "process": n, "cpus": 1, "magic": "m", "client": "127.0.0.1"}
+        for n in (2, 3)
+    ]
+    with held(world) as db:
+        assert len(call(db, "recycle", project="p", states=["quarantined"])) == 1
+        rows = sorted(call(world.db, "checkout_slices", calls=json.dumps(calls)), key=lambda row: row["n"])
+        assert [(row["status"], row["code"]) for row in rows] == [("error", "55P03"), ("wait", None)]
+    assert world.checkout(2)["task"] == "slice", "its merge waits for the slice again"
 
 
 def test_late_success_first_then_checkout_skips_its_slice(world: World) -> None:

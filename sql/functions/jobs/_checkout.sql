@@ -279,7 +279,8 @@ BEGIN
     THEN
         problem := ARRAY['OG602', format('%s has started %s times within a minute', v_job, p_project.max_starts_per_min),
             'wait a minute; see why the job restarts'];
-    ELSIF NOT p_may_wait AND NOT osgprod._try_slice(p_project.project_id, p_last.rawdata_id, p_last.block1) THEN
+    ELSIF NOT p_may_wait AND (p_last.merge_id IS NOT NULL
+          OR NOT osgprod._try_slice(p_project.project_id, p_last.rawdata_id, p_last.block1)) THEN
         problem := osgprod._is_busy('the slice of ' || v_job);
     ELSIF p_last.merge_id IS NOT NULL THEN
         slice := osgprod._restart_merge(p_project, p_last.merge_id, p_call, p_last.nstart, p_nstart, p_can_merge);

@@ -212,7 +212,7 @@ AS $fn$
 -- Parameters: p_project  the project's row;  p_attempt  the attempt;  p_outcome  done, failed or node-fault, as judged
 --             p_worker  see _worker;  p_call  the report;  p_may_wait  for the file
 -- Returns:    the outcome; superseded when the attempt no longer counts; NULL = its file is busy, nothing is changed
--- Locks:      the slice; see _fail_slice
+-- Locks:      the slice; see _fail_slice; after a late success on a quarantined slice see _reopen_file
 -- Source:     docs/design.md I3 (one holder), I5 (first success wins)
 DECLARE
     v_is_excused boolean;
@@ -225,6 +225,12 @@ BEGIN
         -- I5: a late success counts when nobody was faster and the slice is the one that was leased: not split, recycled
         -- or reset since. No clock is trusted for that: opened_at is compared for being the same.
         IF v_slice.block2 = p_attempt.block2 AND v_slice.opened_at = p_attempt.opened_at AND v_slice.state <> 'done' THEN
+            IF v_slice.state = 'quarantined' THEN  -- I8: its file may be complete without it, and its merge waits, or is made
+                IF NOT p_may_wait THEN
+                    RETURN NULL;
+                END IF;
+                PERFORM osgprod._reopen_file(v_slice.project_id, v_slice.rawdata_id);
+            END IF;
             UPDATE osgprod_data.slices s
                SET state = 'done', is_ready = NULL, not_before = NULL, cluster = p_attempt.cluster,
                    process = p_attempt.process, nstart = p_attempt.nstart, due_at = now()

@@ -34,6 +34,7 @@ BEGIN
     END IF;
     v_answer := osgprod._beat(ROW(NULL, p_project, p_cluster, p_process, p_magic, p_client, p_token, p_bytes, p_cpu_s,
         p_bearer, p_job_key)::osgprod.heartbeat_call, true);
+    -- An error rolls back, so it can't be confirmed: a primary that was replaced may raise OG303. Errors of a batch are rows.
     IF v_answer.code IS NOT NULL THEN
         RAISE EXCEPTION USING ERRCODE = v_answer.code, MESSAGE = v_answer.message, HINT = v_answer.hint;
     END IF;

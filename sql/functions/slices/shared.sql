@@ -344,7 +344,7 @@ AS $fn$
 -- Parameters: p_project_id, p_rawdata_id  the file
 -- Returns:    is it marked? false: it is not complete, or somebody has its row
 -- Locks:      the file's row, SKIP LOCKED; then its run (advisory: project_id, -10 - run), tried: files of a run are called
---             complete one after the other, so that the last one is known
+--             complete one after the other, so that the last one is known; see _hold_complete_files
 DECLARE
     v_file record;
 BEGIN
@@ -354,7 +354,8 @@ BEGIN
        AND NOT osgprod._is_unsettled(p_project_id, f.rawdata_id)
        FOR NO KEY UPDATE SKIP LOCKED;
     IF NOT FOUND OR osgprod._is_unsettled(p_project_id, p_rawdata_id)
-        OR NOT pg_try_advisory_xact_lock(p_project_id, -10 - v_file.run) THEN
+        OR NOT pg_try_advisory_xact_lock(p_project_id, -10 - v_file.run)
+        OR NOT osgprod._hold_complete_files(p_project_id, v_file.run) THEN
         RETURN false;
     END IF;
     UPDATE osgprod_data.loaded_files f SET state = 'complete'
@@ -364,6 +365,21 @@ BEGIN
     PERFORM osgprod._file_is_complete(p_project_id, v_file.run, v_file.seqno);
     RETURN true;
 END
+$fn$;
+
+CREATE FUNCTION osgprod._hold_complete_files(p_project_id int, p_run int)
+RETURNS boolean LANGUAGE sql VOLATILE
+AS $fn$
+    -- Keeps the complete files of a run complete until the end of the transaction, where a run is merged as a whole: the merge
+    -- that becomes ready must have all their slices (I8). A session that reopens one of them afterwards takes the merge back.
+    -- Parameters: p_project_id, p_run  which
+    -- Returns:    true; false = a session is reopening one of them: the merge must wait for it
+    -- Locks:      rows of the files, shared, SKIP LOCKED
+    SELECT count(*) = (SELECT count(*) FROM osgprod_data.loaded_files f JOIN osgprod_data.projects p ON p.project_id = f.project_id
+                        WHERE f.project_id = p_project_id AND f.run = p_run AND f.state = 'complete' AND p.merge_by = 'run')
+      FROM (SELECT FROM osgprod_data.loaded_files f JOIN osgprod_data.projects p ON p.project_id = f.project_id
+             WHERE f.project_id = p_project_id AND f.run = p_run AND f.state = 'complete' AND p.merge_by = 'run'
+               FOR SHARE OF f SKIP LOCKED) held
 $fn$;
 
 CREATE FUNCTION osgprod._is_unsettled(p_project_id int, p_rawdata_id int)
@@ -379,19 +395,33 @@ RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Makes a settled or failed slice ready as if it had never been tried.
 -- Parameters: p_project_id, p_rawdata_id, p_block1  the slice, locked
--- Locks:      the file's row: callers go through files in the order run, seqno, rawdata_id
+-- Locks:      see _reopen_file
 BEGIN
-    -- I7, first: a session that is about to call this file complete must see the slice, or be seen.
-    PERFORM FROM osgprod_data.loaded_files f
-      WHERE f.project_id = p_project_id AND f.rawdata_id = p_rawdata_id FOR NO KEY UPDATE;
+    PERFORM osgprod._reopen_file(p_project_id, p_rawdata_id);
     UPDATE osgprod_data.slices s
        SET state = 'ready', is_ready = true, not_before = now(), failures = 0, faults = 0, faulted_on = NULL, repeats = 0,
            exit_codes = NULL, due_at = NULL, opened_at = clock_timestamp()
      WHERE s.project_id = p_project_id AND s.rawdata_id = p_rawdata_id AND s.block1 = p_block1;
+END
+$fn$;
+
+CREATE FUNCTION osgprod._reopen_file(p_project_id int, p_rawdata_id int)
+RETURNS void LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Takes back that a file is complete, with its merges, before a settled slice of it changes its state. A later tick looks at
+-- the file again.
+-- Parameters: p_project_id, p_rawdata_id  the file
+-- Locks:      the file's row, and its merges; it waits for them. Callers have the slice, and go through files in the order run,
+--             seqno, rawdata_id
+DECLARE
+    v_file record;
+BEGIN
+    -- I7, first: a session that is about to call this file complete must see the slice, or be seen.
+    SELECT f.run, f.seqno, f.state INTO v_file FROM osgprod_data.loaded_files f
+     WHERE f.project_id = p_project_id AND f.rawdata_id = p_rawdata_id FOR NO KEY UPDATE;
     UPDATE osgprod_data.loaded_files f SET state = 'allocated'
-     WHERE f.project_id = p_project_id AND f.rawdata_id = p_rawdata_id AND f.state = 'complete';
-    PERFORM osgprod._reopen_merges(p_project_id, ARRAY[f.run], f.seqno) FROM osgprod_data.loaded_files f
-      WHERE f.project_id = p_project_id AND f.rawdata_id = p_rawdata_id;
+     WHERE f.project_id = p_project_id AND f.rawdata_id = p_rawdata_id AND v_file.state = 'complete';
+    PERFORM osgprod._reopen_merges(p_project_id, ARRAY[v_file.run], v_file.seqno);
 END
 $fn$;
 
