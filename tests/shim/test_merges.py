@@ -39,6 +39,7 @@ def merging(world: World, shim: LiveShim) -> World:
         answer = shim.checkout(n)
         assert answer.headers["Osgprod-Task"] == "slice"
         shim.report(n, output_url=f"https://s/{n}$(touch x)'.tgz", output_bytes=5, output_adler32="ab")
+    world.tick()
     return world
 
 

@@ -37,6 +37,7 @@ def slices(world: World, first: int, count: int, project: str = "p") -> None:
             "events": 11,
         }
         assert world.report(n, project=project, **done)["status"] == "done"
+    world.tick()  # which plans the merges of complete files
 
 
 def merges(world: World) -> list[dict[str, Any]]:
@@ -187,6 +188,8 @@ def test_bad_input_is_requeued_alone_and_the_merge_succeeds_later(merging: World
         merging.report(11, output_url="https://s/new.tgz", output_bytes=7, output_adler32="7")["status"]
         == "done"
     )
+    assert merging.checkout(13)["status"] == "wait", "the merge of the last file is planned by the next tick"
+    merging.tick()
     answer = merging.checkout(13)
     assert answer["merge"]["inputs"][1] == "https://s/new.tgz 7 00000007 2 3"
     assert merging.report(13, outputs_list=merged("a"))["status"] == "done"
@@ -352,6 +355,7 @@ def test_file_with_quarantined_blocks_is_merged_only_where_that_is_wanted(mergin
     slices(merging, 0, 2)
     merging.checkout(2)
     merging.report(2, exitcode=1)
+    merging.tick()
     assert merging.checkout(3)["status"] == "no-work"
     assert merges(merging)[0]["state"] == "waiting"
     merging.set(merge_incomplete=True)
@@ -440,6 +444,7 @@ def test_merge_script_that_can_not_be_read_keeps_no_slice_back_and_is_on_record(
     for n in range(3):
         assert merging.checkout(n, templates=broken)["task"] == "slice"
         merging.report(n)
+    merging.tick()
     assert merging.checkout(3, templates=broken)["status"] == "no-work"
 
     def why() -> str:

@@ -103,11 +103,21 @@ def test_late_success_of_a_quarantined_block_takes_its_files_merge_back(
     assert files(world) == ["complete"]
     assert merges(world) == ["ready" if merge_incomplete else "waiting"]
     calls = [
-        {"n": n, "project": "p", "cluster": 1, "process": n, "magic": "m", "client": "127.0.0.1", "exitcode": 0}
+        {
+            "n": n,
+            "project": "p",
+            "cluster": 1,
+            "process": n,
+            "magic": "m",
+            "client": "127.0.0.1",
+            "exitcode": 0,
+        }
         for n in (0, 7)
     ]
     codes = [row["code"] for row in call(world.db, "report_exits", calls=json.dumps(calls))]
-    assert codes == ["55P03", "OG303"], "it may have to wait for the merge, so a batch leaves it to a call alone"
+    assert codes == ["55P03", "OG303"], (
+        "it may have to wait for the merge, so a batch leaves it to a call alone"
+    )
     assert world.report(0)["status"] == "done"
     assert (files(world), merges(world)) == (["allocated"], ["waiting"])
     world.tick()

@@ -105,13 +105,12 @@ class Model:
                     return "assigned", last.work
                 last.work.state, last.work.is_silent = "ready", False
         found = self._merge() or self._ready_slice() or self._new_slice()
-        if not found and self.merge_by != "none":
-            self.settle(all_of_them=False)
-            found = self._merge()
         if found:
             return "assigned", found
         is_open = any(not self._is_settled(file) for file in self.files)
-        is_open |= self.merge_by != "none" and any(m.state in ("ready", "leased") for m in self.merges)
+        if self.merge_by != "none":  # a tick has to call the last files complete
+            is_open |= any(state != "complete" for state in self.files.values())
+            is_open |= any(m.state in ("ready", "leased") for m in self.merges)
         return ("wait" if is_open else "no-work"), None
 
     def _all(self) -> list[Slice | Merge]:
@@ -155,15 +154,13 @@ class Model:
 
     # --- files that are complete, and their merges
 
-    def settle(self, *, all_of_them: bool) -> None:
+    def settle(self) -> None:
         for file in sorted(self.files):
             if self.files[file] == "complete" or len(self.of_file(file)) < FILES[file]:
                 continue  # only files that are allocated to their end are looked at
             if self._is_settled(file):
                 self.files[file] = "complete"
                 self.plan({file[0]})
-            elif not all_of_them:
-                return
 
     def _is_settled(self, file: File) -> bool:
         slices = self.of_file(file)
@@ -421,7 +418,7 @@ class Machine(RuleBasedStateMachine):
         self._look_at_leases()
         rows = {row["project"]: row["reclaimed"] for row in call(self.world.db, "tick")}
         assert rows.get(self.name, 0) == self.model.reclaim()
-        self.model.settle(all_of_them=True)
+        self.model.settle()
 
     # --- operators
 
@@ -554,6 +551,8 @@ class Machine(RuleBasedStateMachine):
         self.tick()
         if any(m.state == "failed" for m in self.model.merges):
             self.retry(states=["failed"])
+        self.jobs_come_and_succeed(count=100)
+        self.tick()
         self.jobs_come_and_succeed(count=100)
         if any(m.state == "failed" for m in self.model.merges):  # failed before its slices were done again
             self.retry(states=["failed"])

@@ -140,10 +140,6 @@ BEGIN
                 END IF;
             END IF;
         END IF;
-        IF v_can_merge AND v_slice.block1 IS NULL THEN  -- the last file may be complete now
-            PERFORM osgprod._settle_files(v_project.project_id, false);
-            v_slice := osgprod._claim_merge(v_project, p_call, v_nstart);
-        END IF;
         -- (e) Else, in the tail, a second attempt on a slice that would end late.
         IF v_slice.block1 IS NULL AND v_project.max_backups > 0 THEN
             v_project.target_s := NULL;  -- the slice is there: it only has to fit into the time that the job has
