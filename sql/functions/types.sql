@@ -56,6 +56,16 @@ CREATE TYPE osgprod.checkout_answer AS (
     urls        text[]
 );
 
+-- What a slice is as an EVIO file of its own: see _slice_file.
+CREATE TYPE osgprod.slice_content AS (
+    url        text,
+    urls       text[],
+    filename   text,
+    size_bytes bigint,
+    events     bigint,
+    pieces     text
+);
+
 -- A call of checkout_slice: its parameters without their p_; n tells the calls of a batch apart.
 CREATE TYPE osgprod.checkout_call AS (
     n            int,

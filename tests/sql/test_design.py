@@ -17,7 +17,9 @@ SOURCES = {path: path.read_text() for path in function_files()}
 
 def test_table_of_error_codes_is_that_of_the_code() -> None:
     raised = {
-        code for text in SOURCES.values() for code in re.findall(r"(?:ERRCODE = |ARRAY\[)'(OG\d{3})'", text)
+        code
+        for text in SOURCES.values()
+        for code in re.findall(r"(?:ERRCODE = |ARRAY\[|THEN )'(OG\d{3})'", text)
     }
     for path in (CHECKOUT / "shim").rglob("*.py"):
         raised |= set(re.findall(r"\"(OG\d{3})\"", path.read_text()))

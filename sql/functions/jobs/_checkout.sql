@@ -11,46 +11,43 @@ AS $fn$
 -- Source:     docs/design.md "The claim"
 DECLARE
     v_project  osgprod_data.projects;
-    v_answer   osgprod.checkout_answer;
+    v_code     text;
     v_problem  text[];
     v_nstart   int;      -- of the coming attempt
     v_is_ready boolean;  -- is any slice?
-    v_starts   int := 0; -- of the job before
+    v_starts   int;      -- of the job before; NULL = none
     v_follows  int;      -- the attempt before this one, of a job that processes several slices
     v_job      record;
     v_restart  record;
     v_slice    osgprod.claim;
     v_blocks   bigint;   -- of a slice for this job, at most
     v_file     osgprod_data.loaded_files;
-    v_content  record;   -- of the slice, as a file
-    v_can_merge boolean := false;  -- may this job get a merge?
-    v_has_merge boolean;           -- and is one ready?
+    v_content  osgprod.slice_content;
+    v_answer   osgprod.checkout_answer;
+    v_token    uuid;
+    v_started_at timestamptz;
+    v_can_merge  boolean;  -- may this job get a merge? NULL = no
 BEGIN
     -- (a) May it ask, and now? Its job is locked then.
-    p_call.client := osgprod._plain_address(p_call.client);
-    v_project := (SELECT p FROM osgprod_data.projects p WHERE p.name = p_call.project);
-    v_answer.workscript := v_project.workscript;
-    v_problem := osgprod._why_rejected(v_project, p_call.project, p_call.cluster, p_call.process, p_call.magic,
-                                       p_call.client, p_call.bearer, p_wait_ms IS NULL);
-    IF v_problem IS NULL THEN
-        v_problem := osgprod._why_not_now(v_project, p_call.cpus, p_call.client, p_call.host, p_call.site, p_call.job_key);
+    IF family(p_call.client) = 6 THEN
+        p_call.client := osgprod._plain_address(p_call.client);
     END IF;
-    IF v_problem IS NOT NULL THEN
-        RETURN osgprod._unassigned(v_answer, v_problem);
+    v_project := (SELECT p FROM osgprod_data.projects p WHERE p.name = p_call.project);
+    v_code := coalesce(
+        osgprod._why_rejected(v_project, p_call.project, p_call.cluster, p_call.process, p_call.magic, p_call.client,
+                              p_call.bearer, p_wait_ms IS NULL),
+        osgprod._why_not_now(v_project, p_call.cpus, p_call.client, p_call.host, p_call.site, p_call.job_key));
+    IF v_code IS NOT NULL THEN
+        RETURN osgprod._unassigned(osgprod._explain(v_code, v_project, p_call.project, p_call.cluster, p_call.process,
+            p_call.client, p_call.bearer, p_call.cpus, p_call.host, p_call.site));
     ELSIF p_call.workscript <> v_project.workscript THEN
-        v_answer.status := 'template';
-        v_answer.task := 'slice';
-        RETURN v_answer;
+        RETURN osgprod._unassigned(NULL, 'template', NULL, 'slice', v_project.workscript);
     ELSIF v_project.merge_by <> 'none' THEN
         v_can_merge := osgprod._can_merge(v_project, p_call.templates);
         IF v_can_merge IS NULL THEN
-            v_answer.status := 'template';
-            v_answer.task := 'merge';
-            v_answer.workscript := v_project.mergescript;
-            RETURN v_answer;
+            RETURN osgprod._unassigned(NULL, 'template', NULL, 'merge', v_project.mergescript);
         END IF;
     END IF;
-
     IF p_call.templates ? v_project.workscript AND left(p_call.templates ->> v_project.workscript, 16) <> ALL (v_project.tested_scripts) THEN
         v_project := osgprod._begin_test(v_project, left(p_call.templates ->> v_project.workscript, 16));
     END IF;
@@ -59,20 +56,19 @@ BEGIN
     SELECT coalesce((SELECT a.nstart FROM osgprod_data.attempts a
                       WHERE a.project_id = v_project.project_id AND a.cluster = p_call.cluster AND a.process = p_call.process
                       ORDER BY a.nstart DESC LIMIT 1), 0) + 1,
-           EXISTS (SELECT FROM osgprod_data.slices s WHERE s.project_id = v_project.project_id AND s.is_ready),
-           v_can_merge AND EXISTS (SELECT FROM osgprod_data.merges m WHERE m.project_id = v_project.project_id AND m.is_ready)
-      INTO v_nstart, v_is_ready, v_has_merge;
+           EXISTS (SELECT FROM osgprod_data.slices s WHERE s.project_id = v_project.project_id AND s.is_ready)
+      INTO v_nstart, v_is_ready;
     IF v_nstart > 1 OR p_call.after <> '' THEN
         v_job := osgprod._job_so_far(v_project, p_call);
         IF v_job.problem IS NOT NULL THEN
-            RETURN osgprod._unassigned(v_answer, v_job.problem);
+            RETURN osgprod._unassigned(v_job.problem);
         END IF;
         v_starts := v_job.starts;
         v_follows := v_job.follows;
         IF (v_job.last).nstart IS NOT NULL THEN
-            v_restart := osgprod._restart(v_project, p_call, v_job.last, v_nstart, v_can_merge, p_wait_ms IS NULL);
+            v_restart := osgprod._restart(v_project, p_call, v_job.last, v_nstart, v_can_merge IS TRUE, p_wait_ms IS NULL);
             IF v_restart.problem IS NOT NULL THEN
-                RETURN osgprod._unassigned(v_answer, v_restart.problem, v_restart.status, v_project.wait_s);
+                RETURN osgprod._unassigned(v_restart.problem, v_restart.status, v_project.wait_s);
             END IF;
             v_slice := v_restart.slice;
         END IF;
@@ -85,26 +81,28 @@ BEGIN
                                                              p_call.time_left_s)).blocks);
             v_can_merge := v_can_merge AND p_call.time_left_s < 1 IS NOT TRUE;
         END IF;
-        IF v_project.nlive >= v_project.max_live THEN
-            v_problem := ARRAY['OG603', format('project %s has %s live attempts of at most %s', v_project.name,
-                v_project.nlive, v_project.max_live), format('try again later; osgprod project set %s max_live=N changes it', v_project.name)];
-        ELSIF v_project.pause_cause IS NOT NULL THEN
-            v_problem := osgprod._why_no_probe(v_project);  -- else it is the probe
-            v_blocks := least(v_blocks, 1);
-            v_can_merge := v_can_merge AND NOT osgprod._is_incomplete(v_project.project_id, false);
-        ELSIF v_project.unproven > 0 THEN
-            v_problem := osgprod._why_unproven(v_project);
-        END IF;
-        IF v_problem IS NOT NULL THEN
-            RETURN osgprod._unassigned(v_answer, v_problem, CASE WHEN v_problem[1] IS NULL THEN 'wait' ELSE 'error' END,
-                                       CASE WHEN v_problem[1] IS NULL THEN v_project.wait_s END);
+        IF v_project.max_live IS NOT NULL OR v_project.pause_cause IS NOT NULL OR v_project.unproven > 0 THEN
+            IF v_project.nlive >= v_project.max_live THEN
+                v_problem := ARRAY['OG603', format('project %s has %s live attempts of at most %s', v_project.name,
+                    v_project.nlive, v_project.max_live), format('try again later; osgprod project set %s max_live=N changes it', v_project.name)];
+            ELSIF v_project.pause_cause IS NOT NULL THEN
+                v_problem := osgprod._why_no_probe(v_project);  -- else it is the probe
+                v_blocks := least(v_blocks, 1);
+                v_can_merge := v_can_merge AND NOT osgprod._is_incomplete(v_project.project_id, false);
+            ELSIF v_project.unproven > 0 THEN
+                v_problem := osgprod._why_unproven(v_project);
+            END IF;
+            IF v_problem IS NOT NULL THEN
+                RETURN osgprod._unassigned(v_problem, CASE WHEN v_problem[1] IS NULL THEN 'wait' ELSE 'error' END,
+                                           CASE WHEN v_problem[1] IS NULL THEN v_project.wait_s END);
+            END IF;
         END IF;
         -- (c) A merge, so that files are delivered early; else a requeued slice, so that files are completed in order.
-        IF v_can_merge AND v_has_merge THEN
+        IF v_can_merge THEN
             v_slice := osgprod._claim_merge(v_project, p_call, v_nstart);
         END IF;
         IF v_blocks = 0 AND v_slice.block1 IS NULL THEN
-            RETURN osgprod._no_time(v_project, v_answer, p_call);
+            RETURN osgprod._no_time(v_project, p_call);
         ELSIF v_is_ready AND v_slice.block1 IS NULL THEN
             v_slice := osgprod._claim_ready(v_project, p_call, v_nstart, v_blocks);
         END IF;
@@ -121,117 +119,102 @@ BEGIN
                 -- I1: it begins where the file's last slice ends, read while the file's row is locked, in a statement that
                 -- began after that. It updates no row that a later one of these claims reads, so that a snapshot held by
                 -- pg_dump does not slow them.
-                v_slice.rawdata_id := v_file.rawdata_id;
-                v_slice.block1 := coalesce((SELECT s.block2 FROM osgprod_data.slices s
-                                             WHERE s.project_id = v_project.project_id AND s.rawdata_id = v_file.rawdata_id
-                                             ORDER BY s.block1 DESC LIMIT 1), v_file.block1);
-                v_slice.block2 := least(v_slice.block1 + v_blocks, v_file.block2);
-                v_slice.opened_at := clock_timestamp();
                 INSERT INTO osgprod_data.slices (project_id, rawdata_id, block1, block2, follows, run, seqno, cluster, process,
                        nstart, opened_at, due_at)
-                VALUES (v_project.project_id, v_file.rawdata_id, v_slice.block1, v_slice.block2,
-                       nullif(v_slice.block1, v_file.block1), v_file.run, v_file.seqno, p_call.cluster, p_call.process,
-                       v_nstart, v_slice.opened_at, v_slice.opened_at + make_interval(secs => v_project.lease_s));
+                SELECT v_file.project_id, v_file.rawdata_id, e.block1, least(e.block1 + v_blocks, v_file.block2),
+                       nullif(e.block1, v_file.block1), v_file.run, v_file.seqno, p_call.cluster, p_call.process, v_nstart,
+                       clock_timestamp(), clock_timestamp() + make_interval(secs => v_project.lease_s)
+                  FROM (SELECT coalesce((SELECT s.block2 FROM osgprod_data.slices s
+                                          WHERE s.project_id = v_file.project_id AND s.rawdata_id = v_file.rawdata_id
+                                          ORDER BY s.block1 DESC LIMIT 1), v_file.block1) AS block1) e
+                RETURNING slices.rawdata_id, slices.block1, slices.block2, slices.opened_at, NULL::int INTO v_slice;
                 IF v_slice.block2 = v_file.block2 OR v_file.state = 'pending' THEN
                     UPDATE osgprod_data.loaded_files f
                        SET state = CASE WHEN v_slice.block2 = f.block2 THEN 'allocated'
                                         ELSE 'in_progress' END::osgprod_data.file_state
                      WHERE f.project_id = v_project.project_id AND f.rawdata_id = v_file.rawdata_id;
                 END IF;
+            -- (e) Else, in the tail, a second attempt on a slice that would end late.
+            ELSIF v_project.max_backups > 0 THEN
+                v_project.target_s := NULL;  -- the slice is there: it only has to fit into the time that the job has
+                v_slice := osgprod._claim_backup(v_project, p_call.cluster::int, p_call.process::int, v_nstart,
+                    osgprod._worker(p_call.client, p_call.host),
+                    (osgprod._slice_size(v_project, p_call.cpus, p_call.site, p_call.time_left_s)).blocks);
             END IF;
-        END IF;
-        -- (e) Else, in the tail, a second attempt on a slice that would end late.
-        IF v_slice.block1 IS NULL AND v_project.max_backups > 0 THEN
-            v_project.target_s := NULL;  -- the slice is there: it only has to fit into the time that the job has
-            v_slice := osgprod._claim_backup(v_project, p_call.cluster::int, p_call.process::int, v_nstart, osgprod._worker(
-                p_call.client, p_call.host), (osgprod._slice_size(v_project, p_call.cpus, p_call.site, p_call.time_left_s)).blocks);
         END IF;
     END IF;
     IF v_slice.block1 IS NULL THEN
-        RETURN osgprod._why_no_work(v_project, v_answer, v_can_merge, p_wait_ms);
+        RETURN osgprod._why_no_work(v_project, v_can_merge, p_wait_ms);
     END IF;
 
     -- (f) The attempt, and what its slice is as a file.
-    v_answer.nstarts := v_starts + 1;
-    v_answer.token := gen_random_uuid();
-    v_answer.started_at := clock_timestamp();  -- not now(): the transaction may have waited for a lock since it began
+    v_token := gen_random_uuid();
+    v_started_at := clock_timestamp();  -- not now(): the transaction may have waited for a lock since it began
     INSERT INTO osgprod_data.attempts (project_id, cluster, process, nstart, rawdata_id, block1, block2, opened_at, cpus,
            started_at, token_digest, client, host, site, job_key_digest, schedd, qdate, job_start, follows, time_left_s,
            merge_id, version_id)
     VALUES (v_project.project_id, p_call.cluster, p_call.process, v_nstart, v_slice.rawdata_id, v_slice.block1,
-           v_slice.block2, v_slice.opened_at, p_call.cpus, v_answer.started_at,
-           sha256(convert_to(v_answer.token::text, 'UTF8')), p_call.client, osgprod._label(p_call.host),
+           v_slice.block2, v_slice.opened_at, p_call.cpus, v_started_at,
+           sha256(convert_to(v_token::text, 'UTF8')), p_call.client, osgprod._label(p_call.host),
            osgprod._label(p_call.site), osgprod._job_key_digest(v_project.magic_salt, p_call.job_key),
-           osgprod._label(p_call.schedd), p_call.qdate, nullif(v_answer.nstarts, v_nstart), v_follows, p_call.time_left_s,
-           v_slice.merge_id,
+           osgprod._label(p_call.schedd), p_call.qdate, nullif(coalesce(v_starts, 0) + 1, v_nstart), v_follows,
+           p_call.time_left_s, v_slice.merge_id,
            CASE WHEN coalesce(p_call.templates::text, p_call.exec_version, p_call.image) IS NOT NULL
                 THEN osgprod._version_of(v_project, p_call, v_slice.merge_id IS NOT NULL) END);
-
-    v_answer.status := 'assigned';
-    v_answer.task := 'slice';
-    v_answer.block1 := v_slice.block1;
-    v_answer.block2 := v_slice.block2;
-    v_answer.lease_s := v_project.lease_s;
-    v_answer.heartbeat_s := v_project.heartbeat_s;
+    IF v_slice.merge_id IS NULL THEN
+        v_content := osgprod._slice_file(v_slice.rawdata_id, v_slice.block1, v_slice.block2, v_project.xrootd_prefix,
+                                         v_project.strip_prefix, p_call.site);
+    END IF;
+    v_answer := ROW('assigned', NULL, NULL, v_project.workscript, coalesce(v_starts, 0) + 1, v_token, v_project.lease_s,
+        v_project.heartbeat_s, v_started_at, v_content.url, v_content.filename, v_slice.block1, v_slice.block2,
+        v_content.size_bytes, v_content.events, v_content.pieces, p_call.n, NULL, NULL, 'slice', NULL, v_content.urls);
     IF v_slice.merge_id IS NOT NULL THEN
         RETURN osgprod._merge_answer(v_project, v_answer, v_slice.merge_id);
     END IF;
-    v_content := osgprod._slice_file(v_slice.rawdata_id, v_slice.block1, v_slice.block2, v_project.xrootd_prefix,
-                                     v_project.strip_prefix, p_call.site);
-    v_answer.url := v_content.url;
-    v_answer.urls := v_content.urls;
-    v_answer.filename := v_content.filename;
-    v_answer.size_bytes := v_content.size_bytes;
-    v_answer.events := v_content.events;
-    v_answer.pieces := v_content.pieces;
     RETURN v_answer;
 END
 $fn$;
 
 CREATE FUNCTION osgprod._unassigned(
-    p_answer osgprod.checkout_answer, p_problem text[], p_status text DEFAULT 'error', p_retry_s int DEFAULT NULL)
+    p_problem text[], p_status text DEFAULT 'error', p_retry_s int DEFAULT NULL, p_task text DEFAULT NULL, p_script text DEFAULT NULL)
 RETURNS osgprod.checkout_answer LANGUAGE plpgsql IMMUTABLE
 AS $fn$
 -- The answer to a call that gets nothing.
--- Parameters: p_answer   as far as it is;  p_problem  code, message and hint; the code of no error is NULL
---             p_status   see checkout_slice;  p_retry_s  when to ask again [s]
+-- Parameters: p_problem  code, message and hint; the code of no error is NULL
+--             p_status   see checkout_slice;  p_retry_s  when to ask again [s];  p_task, p_script  the template to fetch first
 BEGIN
-    p_answer.status := p_status;
-    p_answer.retry_s := p_retry_s;
-    p_answer.code := p_problem[1];
-    p_answer.message := p_problem[2];
-    p_answer.hint := p_problem[3];
-    RETURN p_answer;
+    RETURN ROW(p_status, p_problem[2], p_retry_s, p_script, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
+        NULL, p_problem[1], p_problem[3], p_task, NULL, NULL)::osgprod.checkout_answer;
 END
 $fn$;
 
 CREATE FUNCTION osgprod._why_not_now(
     p_project osgprod_data.projects, p_cpus bigint, p_client inet, p_host text, p_site text, p_job_key text)
+RETURNS text LANGUAGE sql STABLE
+AS $fn$
+    -- Says why an accepted job gets no work at this moment; inlined, see _why_rejected.
+    -- Parameters: p_project  the project's row;  the others see checkout_slice
+    -- Returns:    a code, see _explain; NULL = nothing is against it
+    --             OG104 cpus; OG110 job key; OG501 the project is paused; OG601 the worker is banned
+    SELECT CASE
+        WHEN (p_cpus BETWEEN 1 AND 4096) IS NOT TRUE THEN 'OG104'
+        WHEN octet_length(p_job_key) > 256 THEN 'OG110'
+        WHEN p_project.state = 'paused' AND p_project.pause_cause IS NULL THEN 'OG501'
+        WHEN p_project.banned_until > now()  -- some worker is
+            AND osgprod._banned(p_project, p_client, p_host, p_site) IS NOT NULL THEN 'OG601' END
+$fn$;
+
+CREATE FUNCTION osgprod._banned(p_project osgprod_data.projects, p_client inet, p_host text, p_site text)
 RETURNS text[] LANGUAGE plpgsql STABLE
 AS $fn$
--- Says why an accepted job gets no work at this moment.
+-- Says that a worker is banned, until when and why.
 -- Parameters: p_project  the project's row;  the others see checkout_slice
--- Returns:    code, message and hint; NULL = nothing is against it
---             OG104 cpus; OG110 job key; OG501 the project is paused; OG601 the worker is banned
+-- Returns:    message and hint; NULL = it is not
 BEGIN
-    IF p_cpus NOT BETWEEN 1 AND 4096 OR p_cpus IS NULL THEN
-        RETURN ARRAY['OG104', 'parameter cpus must be a number from 1 to 4096, not ' || coalesce(p_cpus::text, 'nothing'),
-            'pass the cores that the job has, or leave cpus out for 1'];
-    END IF;
-    IF octet_length(p_job_key) > 256 THEN
-        RETURN ARRAY['OG110', 'parameter job_key is longer than 256 bytes',
-            'the submit file draws a random number for each job: condor/osgprod.sub'];
-    END IF;
-    IF p_project.state = 'paused' AND p_project.pause_cause IS NULL THEN
-        RETURN ARRAY['OG501', format('project %s is paused', p_project.name), format('osgprod project resume %s assigns work again', p_project.name)];
-    END IF;
-    IF p_project.banned_until > now() THEN  -- some worker is
-        RETURN (SELECT ARRAY['OG601', format('worker %s is banned until %s UTC: %s', w.name,
-                    to_char(b.until AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS'), b.reason),
-                    format('the operator can end the ban: osgprod workers unban %s %L', p_project.name, b.worker)]
-                  FROM osgprod._worker(p_client, p_host) AS w (name), osgprod._ban_of(p_project.project_id, w.name, p_site) b);
-    END IF;
-    RETURN NULL;
+    RETURN (SELECT ARRAY[format('worker %s is banned until %s UTC: %s', w.name,
+                             to_char(b.until AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS'), b.reason),
+                         format('the operator can end the ban: osgprod workers unban %s %L', p_project.name, b.worker)]
+              FROM osgprod._worker(p_client, p_host) AS w (name), osgprod._ban_of(p_project.project_id, w.name, p_site) b);
 END
 $fn$;
 
@@ -401,13 +384,11 @@ EXCEPTION WHEN lock_not_available THEN
 END
 $fn$;
 
-CREATE FUNCTION osgprod._why_no_work(
-    p_project osgprod_data.projects, p_answer osgprod.checkout_answer, p_can_merge boolean, p_wait_ms int)
+CREATE FUNCTION osgprod._why_no_work(p_project osgprod_data.projects, p_can_merge boolean, p_wait_ms int)
 RETURNS osgprod.checkout_answer LANGUAGE plpgsql STABLE
 AS $fn$
 -- Says whether a job that gets nothing should wait, since work may be requeued, or end.
--- Parameters: p_project  the project's row;  p_answer  as far as it is;  p_can_merge  see _can_merge
---             p_wait_ms  see _checkout
+-- Parameters: p_project  the project's row;  p_can_merge  see _can_merge;  p_wait_ms  see _checkout
 -- Returns:    status wait with retry_s [s], no-work, or error (55P03)
 DECLARE
     v_what    text := 'project ' || p_project.name;
@@ -418,7 +399,7 @@ BEGIN
         v_what := v_what || ' is draining, no new work is assigned';
     ELSIF EXISTS (SELECT FROM osgprod_data.loaded_files f WHERE f.project_id = p_project.project_id AND f.is_open) THEN
         IF p_wait_ms IS NOT NULL THEN  -- others have all these files
-            RETURN osgprod._unassigned(p_answer, osgprod._is_busy('each file of ' || v_what));
+            RETURN osgprod._unassigned(osgprod._is_busy('each file of ' || v_what));
         END IF;
         v_retry_s := 1;
         v_what := v_what || ' is busy, ask again at once';
@@ -433,7 +414,7 @@ BEGIN
         v_retry_s := 0;
         v_what := 'no work left in ' || v_what;
     END IF;
-    RETURN osgprod._unassigned(p_answer, ARRAY[NULL, v_what], CASE v_retry_s WHEN 0 THEN 'no-work' ELSE 'wait' END,
+    RETURN osgprod._unassigned(ARRAY[NULL, v_what], CASE v_retry_s WHEN 0 THEN 'no-work' ELSE 'wait' END,
                                v_retry_s);
 END
 $fn$;

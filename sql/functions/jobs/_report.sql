@@ -9,26 +9,28 @@ AS $fn$
 -- Locks:      see report_exit
 DECLARE
     v_project osgprod_data.projects;
-    v_problem text[];
+    v_code    text;
     v_attempt osgprod_data.attempts;
     v_worker  text;
     v_report  osgprod_data.reports;
     v_outcome osgprod_data.outcome;
     v_reason  text;
-    v_ignored text := '';  -- evidence that can't be kept, as a line for the answer
+    v_ignored text;  -- evidence that can't be kept, as a line for the answer
     v_contradiction text;
+    v_is_settled boolean;
     v_settled record;
-    v_answer  osgprod.report_answer;
 BEGIN
-    p_call.client := osgprod._plain_address(p_call.client);
-    v_project := (SELECT p FROM osgprod_data.projects p WHERE p.name = p_call.project);
-    v_problem := osgprod._why_rejected(v_project, p_call.project, p_call.cluster, p_call.process, p_call.magic,
-                                       p_call.client, p_call.bearer, p_may_wait);
-    IF v_problem IS NULL THEN
-        v_problem := osgprod._why_no_exitcode(p_call.exitcode);
+    IF family(p_call.client) = 6 THEN
+        p_call.client := osgprod._plain_address(p_call.client);
     END IF;
-    IF v_problem IS NOT NULL THEN
-        RETURN osgprod._report_error(v_problem);
+    v_project := (SELECT p FROM osgprod_data.projects p WHERE p.name = p_call.project);
+    v_code := coalesce(
+        osgprod._why_rejected(v_project, p_call.project, p_call.cluster, p_call.process, p_call.magic, p_call.client,
+                              p_call.bearer, p_may_wait),
+        CASE WHEN (p_call.exitcode BETWEEN 0 AND 255) IS NOT TRUE THEN 'OG105' END);
+    IF v_code IS NOT NULL THEN
+        RETURN osgprod._report_error(osgprod._explain(v_code, v_project, p_call.project, p_call.cluster, p_call.process,
+            p_call.client, p_call.bearer, p_call.exitcode));
     END IF;
     SELECT a.* INTO v_attempt FROM osgprod._attempt_of(v_project.project_id, v_project.token_required, p_call.cluster,
                                                        p_call.process, p_call.token, p_call.client,
@@ -36,16 +38,17 @@ BEGIN
     IF NOT FOUND THEN
         RETURN osgprod._refuse_token(v_project, p_call.cluster, p_call.process, p_call.client, p_call.token);
     END IF;
-    IF num_nonnulls(p_call.events, p_call.outputs, p_call.output_bytes, p_call.output_adler32) > 0 THEN
-        v_ignored := coalesce(osgprod._ignored_evidence(p_call.events, p_call.outputs, p_call.output_bytes,
-                                                        p_call.output_adler32), '');
+    IF p_call.events IS NOT NULL OR p_call.outputs IS NOT NULL OR p_call.output_bytes IS NOT NULL
+        OR p_call.output_adler32 IS NOT NULL THEN
+        v_ignored := osgprod._ignored_evidence(p_call.events, p_call.outputs, p_call.output_bytes, p_call.output_adler32);
         p_call.events := osgprod._evidence_number(p_call.events, 9223372036854775807);
         p_call.outputs := osgprod._evidence_number(p_call.outputs, 2147483647);
         p_call.output_bytes := osgprod._evidence_number(p_call.output_bytes, 9223372036854775807);
         p_call.output_adler32 := osgprod._evidence_adler32(p_call.output_adler32);
     END IF;
-    IF num_nonnulls(p_call.memory_bytes, p_call.wall_s, p_call.cpu_s, p_call.fetched_bytes, p_call.disk_bytes) > 0 THEN
-        v_ignored := v_ignored || coalesce(osgprod._ignored_measures(p_call), '');
+    IF p_call.memory_bytes IS NOT NULL OR p_call.wall_s IS NOT NULL OR p_call.cpu_s IS NOT NULL
+        OR p_call.fetched_bytes IS NOT NULL OR p_call.disk_bytes IS NOT NULL THEN
+        v_ignored := concat(v_ignored, osgprod._ignored_measures(p_call));
         p_call := osgprod._kept_measures(p_call);
     END IF;
     IF NOT p_may_wait AND NOT osgprod._try_slice(v_attempt.project_id, v_attempt.rawdata_id, v_attempt.block1) THEN
@@ -54,25 +57,27 @@ BEGIN
     -- It counts for the node that has the slice's lease, also when the report names another one.
     v_worker := osgprod._worker(v_attempt.client, coalesce(v_attempt.host, p_call.host));
     v_outcome := osgprod._judge_exit(v_project, p_call.exitcode::int, p_call.fault);
-    IF v_outcome = 'done' AND v_attempt.merge_id IS NULL AND (v_project.demand_outputs OR v_project.demand_checksum OR v_project.demand_events) THEN
-        v_reason := osgprod._missing_evidence(v_project, v_attempt, p_call);
+    IF v_outcome = 'done' AND v_attempt.merge_id IS NULL THEN
+        IF v_project.demand_outputs OR v_project.demand_checksum OR v_project.demand_events THEN
+            v_reason := osgprod._missing_evidence(v_project, v_attempt, p_call);
+        END IF;
         IF v_reason IS NOT NULL THEN
             v_outcome := 'failed';
             p_call.reason := v_reason;
+        ELSE
+            IF p_call.events IS NOT NULL THEN
+                v_contradiction := osgprod._contradicted_events(v_attempt.rawdata_id, v_attempt.block1, v_attempt.block2,
+                    p_call.events);
+            END IF;
+            -- I3, and nearly always: the success of the slice's holder, who can't have reported before.
+            UPDATE osgprod_data.slices s SET state = 'done'
+             WHERE s.project_id = v_attempt.project_id AND s.rawdata_id = v_attempt.rawdata_id AND s.block1 = v_attempt.block1
+               AND s.state = 'leased' AND s.cluster = v_attempt.cluster AND s.process = v_attempt.process
+               AND s.nstart = v_attempt.nstart;
+            v_is_settled := FOUND;
         END IF;
     END IF;
-    IF v_outcome = 'done' AND p_call.events IS NOT NULL AND v_attempt.merge_id IS NULL THEN
-        v_contradiction := osgprod._contradicted_events(v_attempt.rawdata_id, v_attempt.block1, v_attempt.block2,
-            p_call.events);
-    END IF;
-    -- I3, and nearly always: the success of the slice's holder, who can't have reported before.
-    IF v_outcome = 'done' THEN
-        UPDATE osgprod_data.slices s SET state = 'done'
-         WHERE s.project_id = v_attempt.project_id AND s.rawdata_id = v_attempt.rawdata_id AND s.block1 = v_attempt.block1
-           AND s.state = 'leased' AND s.cluster = v_attempt.cluster AND s.process = v_attempt.process
-           AND s.nstart = v_attempt.nstart;
-    END IF;
-    IF v_outcome <> 'done' OR NOT FOUND THEN
+    IF v_is_settled IS NOT TRUE THEN
         SELECT r.* INTO v_report FROM osgprod_data.reports r
          WHERE r.project_id = v_attempt.project_id AND r.cluster = v_attempt.cluster AND r.process = v_attempt.process
            AND r.nstart = v_attempt.nstart AND r.by_worker;
@@ -81,17 +86,13 @@ BEGIN
                 v_report.outcome := 'superseded';  -- the job must not remove the inputs: another merge needs them
             END IF;
             IF v_report.exit_code = p_call.exitcode THEN
-                v_answer.http_status := CASE v_report.outcome WHEN 'superseded' THEN 409 ELSE 200 END;
-                v_answer.status := v_report.outcome;
-                v_answer.message := osgprod._answer(v_report.outcome, v_report.reason, v_report.contradiction,
-                    v_attempt.merge_id IS NOT NULL) || v_ignored;
-            ELSE
-                v_answer.http_status := 409;
-                v_answer.status := 'contradicted';
-                v_answer.message := format('attempt %s of job %s.%s has already reported exit code %s', v_report.nstart,
-                    v_report.cluster, v_report.process, v_report.exit_code) || v_ignored;
+                RETURN ROW(CASE v_report.outcome WHEN 'superseded' THEN 409 ELSE 200 END, v_report.outcome, osgprod._answer(
+                    v_report.outcome, v_report.reason, v_report.contradiction, v_attempt.merge_id IS NOT NULL, v_ignored),
+                    NULL, NULL, NULL, NULL)::osgprod.report_answer;
             END IF;
-            RETURN v_answer;
+            RETURN ROW(409, 'contradicted', concat(format('attempt %s of job %s.%s has already reported exit code %s',
+                v_report.nstart, v_report.cluster, v_report.process, v_report.exit_code), v_ignored), NULL, NULL, NULL,
+                NULL)::osgprod.report_answer;
         END IF;
         IF v_attempt.merge_id IS NULL THEN
             v_outcome := osgprod._settle_attempt(v_project, v_attempt, v_outcome, v_worker, p_call, p_may_wait);
@@ -112,57 +113,63 @@ BEGIN
            p_call.exitcode,
            -- Were the clock set back, a report with an earlier time would be taken for tallied.
            greatest(clock_timestamp(), v_project.tallied_until),
-           greatest(extract(epoch FROM clock_timestamp() - v_attempt.started_at), 0),
+           greatest(date_part('epoch', clock_timestamp() - v_attempt.started_at), 0),
            v_attempt.block2 - v_attempt.block1, v_worker, coalesce(osgprod._label(p_call.site), v_attempt.site),
            p_call.events, p_call.outputs, p_call.output_bytes, p_call.output_adler32,
            osgprod._label(p_call.output_url, 1024), v_reason, v_contradiction, p_call.memory_bytes, p_call.wall_s, p_call.cpu_s,
            p_call.fetched_bytes, p_call.disk_bytes, osgprod._label(p_call.software, 256),
            osgprod._label(p_call.door));
-    IF v_outcome = 'done' AND p_call.outputs_list IS NOT NULL THEN
-        v_ignored := v_ignored || osgprod._record_outputs(v_attempt, p_call.outputs_list);
+    IF v_outcome = 'done' THEN
+        IF p_call.outputs_list IS NOT NULL THEN
+            v_ignored := concat(v_ignored, osgprod._record_outputs(v_attempt, p_call.outputs_list));
+        END IF;
+        IF v_attempt.merge_id IS NOT NULL OR v_project.pause_cause IS NOT NULL OR v_project.nsuspended > 0
+            OR v_project.unproven > 0 THEN
+            PERFORM osgprod._note_success(v_project, v_attempt, true);
+        END IF;
+    ELSIF v_outcome IN ('failed', 'node-fault') THEN
+        IF p_call.log_tail IS NOT NULL AND v_project.keep_log_tail THEN
+            PERFORM osgprod._keep_log_tail(v_attempt, p_call.log_tail);
+        END IF;
+        IF v_attempt.merge_id IS NULL THEN
+            PERFORM osgprod._ban_if_black_hole(v_project, v_worker,
+                osgprod._fault(v_outcome, p_call.exitcode::int, p_call.fault));
+        END IF;
     END IF;
-    IF p_call.log_tail IS NOT NULL AND v_project.keep_log_tail AND v_outcome IN ('failed', 'node-fault') THEN
-        PERFORM osgprod._keep_log_tail(v_attempt, p_call.log_tail);
-    END IF;
-    IF v_outcome IN ('failed', 'node-fault') AND v_attempt.merge_id IS NULL THEN
-        PERFORM osgprod._ban_if_black_hole(v_project, v_worker, osgprod._fault(v_outcome, p_call.exitcode::int, p_call.fault));
-    ELSIF v_outcome = 'done' AND (v_attempt.merge_id IS NOT NULL OR v_project.pause_cause IS NOT NULL
-                                  OR v_project.nsuspended > 0 OR v_project.unproven > 0) THEN
-        PERFORM osgprod._note_success(v_project, v_attempt, true);
-    END IF;
-    v_answer.http_status := CASE v_outcome WHEN 'superseded' THEN 409 ELSE 200 END;
-    v_answer.status := v_outcome;
-    v_answer.message := osgprod._answer(v_outcome, v_reason, v_contradiction, v_attempt.merge_id IS NOT NULL) || v_ignored;
-    RETURN v_answer;
+    RETURN ROW(CASE v_outcome WHEN 'superseded' THEN 409 ELSE 200 END, v_outcome, osgprod._answer(v_outcome, v_reason,
+        v_contradiction, v_attempt.merge_id IS NOT NULL, v_ignored), NULL, p_call.n, NULL, NULL)::osgprod.report_answer;
 END
 $fn$;
 
-CREATE FUNCTION osgprod._why_no_exitcode(p_exitcode bigint)
-RETURNS text[] LANGUAGE plpgsql IMMUTABLE
-AS $fn$
--- Says why this can't be the exit code of a program.
--- Parameters: p_exitcode  as reported
--- Returns:    code (OG105), message and hint; NULL = it can
-BEGIN
-    IF p_exitcode NOT BETWEEN 0 AND 255 OR p_exitcode IS NULL THEN
-        RETURN ARRAY['OG105', 'parameter exitcode must be a number from 0 to 255, not '
-            || coalesce(p_exitcode::text, 'nothing'), 'pass the exit code of the work script'];
-    END IF;
-    RETURN NULL;
-END
-$fn$;
-
-CREATE FUNCTION osgprod._answer(p_outcome osgprod_data.outcome, p_reason text, p_contradiction text, p_is_merge boolean)
+CREATE FUNCTION osgprod._answer(
+    p_outcome osgprod_data.outcome, p_reason text, p_contradiction text, p_is_merge boolean, p_ignored text)
 RETURNS text LANGUAGE sql IMMUTABLE
 AS $fn$
-    -- The answer to the report of a slice or a merge; the same for a repeated report.
-    SELECT CASE p_outcome
-        WHEN 'done' THEN format('thank you, the %s is done', w.work)
+    -- The answer to the report of a slice or a merge; the same for a repeated report. (Inlined: see _why_rejected.)
+    -- Parameters: p_outcome, p_reason, p_contradiction  as recorded;  p_is_merge  not a slice?
+    --             p_ignored  evidence that can't be kept, as lines
+    SELECT CASE WHEN p_outcome = 'done' AND NOT p_is_merge AND p_contradiction IS NULL AND p_ignored IS NULL
+                THEN 'thank you, the slice is done'
+                ELSE osgprod._answer_text(p_outcome, p_reason, p_contradiction, p_is_merge, p_ignored) END
+$fn$;
+
+CREATE FUNCTION osgprod._answer_text(
+    p_outcome osgprod_data.outcome, p_reason text, p_contradiction text, p_is_merge boolean, p_ignored text)
+RETURNS text LANGUAGE plpgsql IMMUTABLE
+AS $fn$
+-- The text of an answer that is not simply the thanks for a slice. (A function of its own, so these thanks do not start it.)
+-- Parameters: see _answer
+DECLARE
+    v_work text := CASE WHEN p_is_merge THEN 'merge' ELSE 'slice' END;
+BEGIN
+    RETURN concat(CASE p_outcome
+        WHEN 'done' THEN format('thank you, the %s is done', v_work)
             || coalesce('; but this contradicts the index and is on record: ' || p_contradiction, '')
         WHEN 'failed' THEN 'recorded as a failure' || coalesce(': ' || p_reason, '')
-        WHEN 'node-fault' THEN format('recorded as a fault of the node, the %s is requeued', w.work)
-        ELSE format('too late: the %s is done, or another attempt has it; these outputs do not count', w.work)
-    END FROM (SELECT CASE WHEN p_is_merge THEN 'merge' ELSE 'slice' END AS work) w
+        WHEN 'node-fault' THEN format('recorded as a fault of the node, the %s is requeued', v_work)
+        ELSE format('too late: the %s is done, or another attempt has it; these outputs do not count', v_work)
+    END, p_ignored);
+END
 $fn$;
 
 CREATE FUNCTION osgprod._judge_exit(p_project osgprod_data.projects, p_exit_code int, p_fault text)
@@ -170,10 +177,10 @@ RETURNS osgprod_data.outcome LANGUAGE sql STABLE
 AS $fn$
     -- Tells whose fault an exit code is, if anybody's: done, node-fault (killed by a signal, or a code that the project
     -- lists) or failed (the data, maybe).
-    SELECT CASE WHEN p_exit_code = 0 THEN 'done'
+    SELECT CASE WHEN p_exit_code = 0 THEN 'done'::osgprod_data.outcome
                 WHEN p_exit_code > 128 OR p_exit_code = ANY (p_project.node_fault_codes)
                      OR p_fault IN ('fetch', 'delivery', 'program', 'setting') THEN 'node-fault'
-                ELSE 'failed' END::osgprod_data.outcome
+                ELSE 'failed' END
 $fn$;
 
 CREATE FUNCTION osgprod._missing_evidence(

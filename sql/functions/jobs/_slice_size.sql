@@ -53,15 +53,14 @@ BEGIN
 END
 $fn$;
 
-CREATE FUNCTION osgprod._no_time(
-    p_project osgprod_data.projects, p_answer osgprod.checkout_answer, p_call osgprod.checkout_call)
+CREATE FUNCTION osgprod._no_time(p_project osgprod_data.projects, p_call osgprod.checkout_call)
 RETURNS osgprod.checkout_answer LANGUAGE plpgsql STABLE
 AS $fn$
 -- The answer to a job that ends before it could have processed one block.
--- Parameters: p_project  the project's row;  p_answer  as far as it is;  p_call  the call
+-- Parameters: p_project  the project's row;  p_call  the call
 -- Returns:    status no-time
 BEGIN
-    RETURN osgprod._unassigned(p_answer, ARRAY[NULL, format('the job ends in %s s, and %s', greatest(p_call.time_left_s, 0),
+    RETURN osgprod._unassigned(ARRAY[NULL, format('the job ends in %s s, and %s', greatest(p_call.time_left_s, 0),
         coalesce('a block takes up to ' || ceil((osgprod._slice_size(p_project, p_call.cpus, p_call.site,
             p_call.time_left_s)).slow_s_per_block / p_call.cpus) || ' s', 'no block is so short'))], 'no-time', 0);
 END

@@ -38,7 +38,9 @@ BEGIN
     IF v_answer.code IS NOT NULL THEN
         RAISE EXCEPTION USING ERRCODE = v_answer.code, MESSAGE = v_answer.message, HINT = v_answer.hint;
     END IF;
-    PERFORM osgprod._confirm_answer();
+    IF pg_current_xact_id_if_assigned() IS NULL THEN
+        PERFORM osgprod._confirm_answer();
+    END IF;
     RETURN v_answer;
 END
 $fn$;

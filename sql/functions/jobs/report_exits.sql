@@ -28,7 +28,9 @@ BEGIN
         v_answer.n := v_call.n;
         RETURN NEXT v_answer;
     END LOOP;
-    PERFORM osgprod._confirm_answer();
+    IF pg_current_xact_id_if_assigned() IS NULL THEN
+        PERFORM osgprod._confirm_answer();
+    END IF;
 END
 $fn$;
 
