@@ -126,3 +126,10 @@ def test_schema_is_the_one_in_the_snapshot(db: psycopg.Connection[dict[str, Any]
     assert now == SNAPSHOT.read_text(), (
         f"the schema has changed; delete {Path(SNAPSHOT).name}, run this again, commit it"
     )
+
+
+def test_service_starts_only_programs_that_a_small_system_has() -> None:
+    """A reload failed on a Debian without procps, which has no /bin/kill."""
+    unit = (CHECKOUT / "deploy" / "osgprod.service").read_text()
+    programs = re.findall(r"^Exec\w+=[-@:+!]*(\S+)", unit, re.MULTILINE)
+    assert sorted(programs) == ["/bin/sh", "/opt/osgprod/.venv/bin/osgprod"]
