@@ -439,6 +439,17 @@ def test_finished_production_is_called_done_and_names_its_quarantine(world: Worl
     ]
 
 
+def test_finished_production_is_not_called_failing_for_an_outage_that_it_got_through(world: World) -> None:
+    world.add_file(1)
+    put_reports(world, [(60, "node-fault", 75, None, 1)] * 20)
+    levels = {row["what"]: row["level"] for row in call(world.db, "health", project="p")}
+    assert levels["failing"] == "bad"
+    world.checkout(0)
+    world.report(0)
+    assert [row["what"] for row in call(world.db, "health", project="p")] == ["done"]
+    world.db.execute("DELETE FROM osgprod_data.reports WHERE cluster = 9")  # they have no attempts
+
+
 def test_slow_slices_are_not_called_stalled_before_their_time(world: World) -> None:
     world.add_file(100)
     world.db.execute("UPDATE osgprod_data.loaded_files SET loaded_at = now() - interval '30 h'")

@@ -44,7 +44,7 @@ BEGIN
                     to_char(f.patience AT TIME ZONE 'UTC', 'HH24:MI')),
              CASE WHEN f.blocks_leased = 0 THEN 'no job asks for work: are jobs submitted, and do they reach the shim? osgprod doctor'
                   ELSE format('see how far they are: osgprod attempts %s --live', f.project) END),
-            ('bad', 'failing', f.bad >= 10 AND f.bad > 0.2 * f.all_reports,
+            ('bad', 'failing', f.bad >= 10 AND f.bad > 0.2 * f.all_reports AND f.blocks_left + f.merges_left > 0,
              format('%s of the last %s attempts failed, were killed or lost; most with exit code %s', f.bad,
                     f.all_reports, f.worst),
              format('find the code and the site: osgprod attempts %s --by exit, then --by site', f.project)),
