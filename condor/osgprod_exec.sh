@@ -1056,8 +1056,14 @@ remove_pelican() {
 }
 
 send_file() {
-  local path
+  local path top
   path="$(client_url "$2")"
+  # Of a file system that is not mounted here, nothing is made on this node's own disk.
+  top="$(dirname "$path" | cut -d / -f 1-3)"
+  [[ -d "$top" ]] || {
+    printf 'this node has no folder %s\n' "$top" >&2
+    return 1
+  }
   mkdir -p "$(dirname "$path")" && cp "$1" "$path"
 }
 stored_file() {
@@ -1347,6 +1353,11 @@ deliver_and_report() {
 # An input that can't be removed stays.
 remove_merged_inputs() {
   local url bytes adler kind
+  [[ -n "$(all_written merged_input)" ]] || return 0
+  if ! are_listed_outputs_there; then
+    log 'not all merged files can be seen from here: the inputs are not removed'
+    return 0
+  fi
   while IFS=' ' read -r url bytes adler <&3; do
     kind="$(storage_kind "$url")" || continue
     if ! has_arrived "$kind" "$url" "$bytes" "$adler" 1; then
@@ -1355,6 +1366,18 @@ remove_merged_inputs() {
       storage "remove_$kind" "$url" || log "$url can't be removed: $storage_error"
     fi
   done 3< <(all_written merged_input)
+}
+
+# Are the files that a merge has delivered where it says, as this script sees them? In a container a folder may be another
+# one. Each must be listed as the merge script lists files.
+are_listed_outputs_there() {
+  local list url bytes adler kind found=0
+  list="$(written outputs_list | sed 's/{"kind":/\n&/g')"
+  while IFS=' ' read -r url bytes adler <&3; do
+    kind="$(storage_kind "$url")" && has_arrived "$kind" "$url" "$bytes" "$adler" "$LOOKS" || return 1
+    found=$((found + 1))
+  done 3< <(printf '%s\n' "$list" | sed -n 's/.*"url":"\([^"\]*\)","bytes":\([0-9]*\),"adler32":"\([0-9a-f]*\)".*/\1 \2 \3/p')
+  ((found > 0 && found == $(printf '%s\n' "$list" | grep -c '"kind":' || true)))
 }
 
 # The outputs are here, and their destination doesn't take them. When that may pass and this folder outlives the job, they
@@ -1564,6 +1587,8 @@ configure() {
   CHECKPOINT_CODE="$(number_setting OSGPROD_CHECKPOINT_CODE 0 0 255)" || exit "$EXIT_REFUSED"
   [[ -n "${OSGPROD_URL:-}" ]] || die "$EXIT_REFUSED" 'OSGPROD_URL is not set: the server, like https://host/osgprod'
   [[ "$OSGPROD_URL" =~ ^https?://[^/] ]] || die "$EXIT_REFUSED" 'OSGPROD_URL does not begin with https:// or http://'
+  [[ ! "$OSGPROD_URL" =~ ^https?://[^/?#]*@ ]] || # it would be on curl's command line
+    die "$EXIT_REFUSED" 'OSGPROD_URL contains a user or a password: use OSGPROD_MAGIC_FILE or a bearer token'
   [[ -n "${OSGPROD_PROJECT:-}" ]] || die "$EXIT_REFUSED" 'OSGPROD_PROJECT is not set'
   if [[ -n "${OSGPROD_OUTPUT_URL:-}" ]]; then
     storage_kind "$OSGPROD_OUTPUT_URL" >/dev/null || die "$EXIT_REFUSED" \

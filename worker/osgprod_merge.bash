@@ -627,8 +627,14 @@ remove_pelican() {
 }
 
 send_file() {
-  local path
+  local path top
   path="$(client_url "$2")"
+  # Of a file system that is not mounted here, nothing is made on this node's own disk.
+  top="$(dirname "$path" | cut -d / -f 1-3)"
+  [[ -d "$top" ]] || {
+    printf 'this node has no folder %s\n' "$top" >&2
+    return 1
+  }
   mkdir -p "$(dirname "$path")" && cp "$1" "$path"
 }
 stored_file() {
@@ -1280,16 +1286,21 @@ stem_of() {
     stem="${BASH_REMATCH[2]#.}"
     [[ -n "$stem" ]] || stem="${BASH_REMATCH[1]}"
   fi
-  printf '%s' "${stem//[!A-Za-z0-9._+-]/_}"
+  stem="${stem//[!A-Za-z0-9._+-]/_}"
+  [[ "$stem" != .* && -n "$stem" ]] || stem="_${stem#.}" # no hidden file
+  printf '%s' "$stem"
 }
 
-# Finds the line of the table for a file. Sets row_kind, row_how, row_merged and row_slices. Argument: name
+# Finds the line of the table for a file. Sets row_kind, row_how, row_merged, row_slices, and row_has_stem: does the name
+# of the file make the kind? Argument: name
 find_row() {
   local row pattern
   for row in "${merge_kinds[@]}"; do
     IFS=$' \t' read -r row_kind pattern row_how row_merged row_slices < <(printf '%s\n' "$row") || true
     # shellcheck disable=SC2053  # a pattern
     [[ "$1" == $pattern ]] || continue
+    row_has_stem=false
+    [[ "$row_kind" != *'{stem}'* ]] || row_has_stem=true
     row_kind="${row_kind//\{stem\}/$(stem_of "$1")}"
     return 0
   done
@@ -1326,15 +1337,19 @@ sort_by_kind() {
     while IFS= read -r -d '' path; do
       find_row "${path##*/}" || continue
       kind="$row_kind"
+      [[ ! -L "$slices/$path" || "$row_how" == tar ]] || is_link_inside "$slices" "$path" ||
+        not_merged "$path is a symbolic link to no file of its slice"
       if [[ -z "${how["$kind"]:-}" ]]; then
         how["$kind"]="$row_how" merged["$kind"]="$row_merged" wanted["$kind"]="$row_slices"
+      elif [[ "${how["$kind"]}" != "$row_how" ]] && $row_has_stem; then
+        not_merged "$path is of the kind $kind, as files that are merged by ${how["$kind"]}: give it a line in merge_kinds"
       elif [[ "${how["$kind"]}" != "$row_how" ]]; then
         misconfigured "merge_kinds merges $kind in two ways, $row_how and ${how["$kind"]}"
       fi
       printf '%s\0' "$path" >>"$lists/$kind.list" || node_fault "$lists/$kind.list can't be written: is the disk full?"
       [[ -n "${has["$kind $slice"]:-}" ]] || count["$kind"]=$((${count["$kind"]:-0} + 1))
       has["$kind $slice"]=true
-    done < <(cd "$slices" && find "$slice" -type f -print0 | LC_ALL=C sort -z)
+    done < <(cd "$slices" && find "$slice" \( -type f -o -type l \) -print0 | LC_ALL=C sort -z)
   done
   ((${#wanted[@]} > 0)) || not_merged 'the tarballs hold no file that merge_kinds names'
   for kind in "${!wanted[@]}"; do
@@ -1349,6 +1364,12 @@ sort_by_kind() {
       node_fault "$lists/$kind.how can't be written: is the disk full?"
   done
   end_if_bad "${#names[@]}"
+}
+
+# Does a symbolic link lead to a file of its own slice? Arguments: folder of the slices' folders, path of the link in it
+is_link_inside() {
+  local target own
+  target="$(readlink -f "$1/$2" 2>/dev/null)" && own="$(readlink -f "$1/${2%%/*}")" && [[ -f "$target" && "$target" == "$own"/* ]]
 }
 
 # Prints the name of a merged file. Arguments: kind, name with placeholders
@@ -1438,15 +1459,18 @@ merge_evio() {
 
 # Ends the script if a program failed. Inputs that its errors name are bad. Arguments: program, exit code, its output
 judge_program() {
-  local line
+  local line errors='error|cannot|can.t|not a|zombie|recover|invalid|truncated|corrupt'
   (($2 != 0)) || return 0
   tail -n 20 "$3" >&2 || true
   (($2 != 126 && $2 != 127)) || no_program "$1"
   (($2 < 128)) || node_fault "$1 was killed by signal $(($2 - 128))"
   check_room "$1 ended with $2"
   while IFS= read -r line; do
-    [[ ! "$line" =~ (^|[^0-9,])([0-9]+,[0-9]+)/ ]] || bad_input "${BASH_REMATCH[2]}" "$line"
-  done < <(grep -aiE 'error|cannot|can.t|not a|zombie|recover|invalid|truncated|corrupt' "$3" || true)
+    [[ "$line" =~ (^|[^0-9,])([0-9]+,[0-9]+)/ ]] || continue
+    # The name of a file is no word of an error: 1,2/error_hist.root
+    printf '%s\n' "$line" | sed -E 's;[0-9]+,[0-9]+/[^ ]*;;g' | grep -aiE "$errors" >/dev/null || continue
+    bad_input "${BASH_REMATCH[2]}" "$line"
+  done < <(grep -aiE "$errors" "$3" || true)
   end_if_bad "${#osgprod_inputs[@]}"
   not_merged "$1 ended with $2: $(tail -n 1 "$3")"
 }

@@ -88,8 +88,14 @@ remove_pelican() {
 }
 
 send_file() {
-  local path
+  local path top
   path="$(client_url "$2")"
+  # Of a file system that is not mounted here, nothing is made on this node's own disk.
+  top="$(dirname "$path" | cut -d / -f 1-3)"
+  [[ -d "$top" ]] || {
+    printf 'this node has no folder %s\n' "$top" >&2
+    return 1
+  }
   mkdir -p "$(dirname "$path")" && cp "$1" "$path"
 }
 stored_file() {

@@ -135,6 +135,7 @@ def test_success_without_the_evidence_that_the_project_demands_takes_its_output_
         ({"OSGPROD_PROJECT": "other"}, "404"),
         ({"OSGPROD_MAGIC_FILE": "/nonexistent"}, "OSGPROD_MAGIC_FILE"),
         ({"OSGPROD_URL": "host/osgprod"}, "OSGPROD_URL"),
+        ({"OSGPROD_URL": "https://me:hidden@host/osgprod"}, "OSGPROD_URL contains a user"),
         ({"OSGPROD_TRIES": "three"}, "OSGPROD_TRIES is 'three': it must be a whole number from 1 to 1000"),
         ({"OSGPROD_MAX_WAIT_S": "10m"}, "OSGPROD_MAX_WAIT_S"),
         ({"OSGPROD_BACKOFF_MS": "1s"}, "OSGPROD_BACKOFF_MS"),

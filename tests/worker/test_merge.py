@@ -603,6 +603,58 @@ def test_table_says_how_kinds_are_named_and_merged(merge: Merge) -> None:
     assert delivered["text/text.005.txt"].decode() == "".join(f"blocks {slice_}\n" for slice_ in SLICES)
 
 
+def test_name_of_a_file_is_no_word_of_an_error(merge: Merge) -> None:
+    merge.inputs.clear()
+    for slice_ in SLICES:
+        files = contents(merge.folder, slice_)
+        merge.add(slice_, tarball({"error_hist.root": files.pop("hd_root.root")}))
+    merge.environment["HADD_FAULT"] = "fail"
+    code, log = merge.run()
+    assert (code, merge.reported("bad_inputs")) == (BAD_INPUTS, "3,6"), log
+
+
+def test_files_of_one_stem_that_are_merged_in_two_ways_hold_no_job(merge: Merge) -> None:
+    files = contents(merge.folder, (0, 3))
+    replace(merge, 0, {**files, "x.root": files["hd_root.root"], "x.hddm": files["dana_rest.hddm"]})
+    code, log = merge.run()
+    assert (code, merge.reported("misconfigured")) == (NOT_MERGED, None), log
+    assert "x.root is of the kind x" in log.splitlines()[-1]
+
+
+def linked(merge: Merge, target: str) -> None:
+    """The first slice has its hd_root.root as a link to another file, and a file whose name begins with a dot."""
+    files = contents(merge.folder, (0, 3))
+    content, buffer = files.pop("hd_root.root"), io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        link = tarfile.TarInfo("./hd_root.root")
+        link.type, link.linkname = tarfile.SYMTYPE, target
+        archive.addfile(link)
+        for name, data in {**files, "own.data": content, ".x.sync.evio": skim(range(3))}.items():
+            entry = tarfile.TarInfo(f"./{name}")
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+    path, words = "/out/job_7_0.tar.gz", merge.inputs[0].split()
+    merge.site.files[path] = buffer.getvalue()
+    size, adler = len(buffer.getvalue()), zlib.adler32(buffer.getvalue())
+    merge.inputs[0] = " ".join([words[0], str(size), f"{adler:08x}", *words[3:]])
+
+
+def test_links_inside_of_a_slice_and_names_with_a_dot_in_front_are_merged(merge: Merge) -> None:
+    linked(merge, "own.data")
+    merge.table = "'hd_root hd_root.root root {kind}.root all'\n'{stem} .* evio {kind}.evio some'"
+    code, log = merge.run()
+    assert code == 0, log
+    assert set(merge.delivered()) == {"hd_root/hd_root.root", "_x.sync/_x.sync.evio"}
+    assert merge.outputs()["hd_root"]["events"] == 80
+
+
+def test_link_out_of_its_slice_is_refused(merge: Merge) -> None:
+    linked(merge, "/etc/passwd")
+    code, log = merge.run()
+    assert (code, merge.reported("bad_inputs")) == (NOT_MERGED, None), log
+    assert "0,3/hd_root.root is a symbolic link" in log.splitlines()[-1]
+
+
 @pytest.mark.parametrize(
     "table, words",
     [
@@ -671,6 +723,14 @@ def test_other_file_of_the_same_size_is_replaced_where_storage_tells_no_checksum
     content = merge.site.files[name]
     assert merge.outputs()["hd_root"]["adler32"] == f"{zlib.adler32(content):08x}"
     assert content.startswith(b"root")
+
+
+def test_folder_that_is_not_mounted_here_is_not_made(merge: Merge) -> None:
+    merge.variables["osgprod_merge_output_url"] = "file:///osgprod-mount/of-nobody/{kind}"
+    code, log = merge.run()
+    assert (code, merge.reported("outputs_list")) == (NOT_DELIVERED, None), log
+    assert "this node has no folder /osgprod-mount/of-nobody" in log.splitlines()[-1]
+    assert not Path("/osgprod-mount").exists()
 
 
 def test_nothing_is_replaced_while_heartbeats_are_not_answered(merge: Merge) -> None:

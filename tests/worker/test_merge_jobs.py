@@ -90,6 +90,23 @@ def test_merged_inputs_are_removed_after_the_report_if_the_project_wants_that(
     assert stored(site) == {MERGED}
 
 
+def test_inputs_stay_when_the_merged_file_is_not_where_its_script_has_seen_it(
+    merging: Callable[..., None], node: Node, site: Site, world: World, folder: Path
+) -> None:
+    merging(merge_cleanup="delete")
+    script, gate = folder / "www" / "p" / "osgprod_merge.bash", folder / "gate"
+    wait = f"  report_merged\n  touch {gate}.at; until [[ -e {gate} ]]; do sleep 0.05; done\n"
+    script.write_text(script.read_text().replace("  report_merged\n", wait))
+    job = node.start(3)
+    wait_until(Path(f"{gate}.at").exists, "it has delivered")
+    del site.files[MERGED]
+    gate.touch()
+    log, _ = job.communicate(timeout=60)
+    assert job.returncode == DONE, log
+    assert "not all merged files can be seen from here" in log
+    assert stored(site) == TARBALLS
+
+
 def test_inputs_stay_when_the_merge_is_superseded_before_its_report(
     merging: Callable[..., None], node: Node, site: Site, world: World, folder: Path
 ) -> None:
