@@ -254,6 +254,8 @@ class Simulation:
 
     def _turn_to(self, slot: _Slot, what: str, at: float, was: str | None = None) -> None:
         """A node begins with something; what it did before is known by now, maybe by another name."""
+        if was is None and what == slot.does:
+            return  # it goes on
         self._spent.append((was or slot.does, slot.does_since, at, slot.speed))
         slot.does, slot.does_since = what, at
 
