@@ -139,9 +139,8 @@ def test_merge_does_not_change_how_long_a_slice_is_expected_to_take(merging: Wor
 
 
 def test_jobs_that_are_gone_at_one_access_point_leave_merges_of_another_alone(merging: World) -> None:
-    slices(merging, 0, 3)
     merging.add_file(3, seqno=2)
-    slices(merging, 3, 3)
+    slices(merging, 0, 6)
     for schedd in ("ap1", "ap2"):
         assert merging.checkout(10, schedd=schedd, qdate=1)["task"] == "merge"
     lost = call(merging.db, "reclaim_lost", project="p", cluster=1, schedd="ap1")
@@ -480,3 +479,115 @@ def test_many_jobs_at_once_get_each_merge_once(world: World) -> None:
     answers = world.at_once(16, lambda n, db: world.checkout(100 + n, db=db))
     names = [answer["filename"] for answer in answers if answer["status"] == "assigned"]
     assert sorted(names) == [f"000001_{seqno:03d}" for seqno in range(8)]
+
+
+def test_job_that_restarts_for_ever_gives_its_merge_up(merging: World) -> None:
+    merging.set(max_starts=3)
+    slices(merging, 0, 3)
+    assert [merging.checkout(10)["task"] for _ in range(3)] == ["merge"] * 3
+    told = merging.checkout(10)
+    assert (told["status"], "has started 3 times on its work without a report" in told["message"]) == (
+        "wait",
+        True,
+    )
+    assert merging.heartbeat(10)["status"] == "alive"  # until the tick a heartbeat takes the lease up again
+    assert merging.checkout(10)["status"] == "wait"
+    assert merging.tick() == 1
+    assert merging.heartbeat(10)["http_status"] == 409, "a job that has given up does not get the merge back"
+    history = call(merging.db, "job_history", project="p", cluster=1, process=10)
+    assert any("started again and again without a report" in str(row) for row in history)
+    assert (merges(merging)[0]["state"], merges(merging)[0]["faults"]) == ("ready", 1)
+    assert merging.checkout(11)["task"] == "merge"
+
+
+def test_node_faults_of_a_merge_back_off_from_the_second_one_on(merging: World) -> None:
+    merging.set(backoff_s=60)
+    slices(merging, 0, 3)
+    for n, waits in ((10, False), (11, True)):
+        assert merging.checkout(n)["task"] == "merge"
+        assert merging.report(n, exitcode=137)["status"] == "node-fault"
+        assert merges(merging)[0]["is_ready"] is not waits
+    assert (merges(merging)[0]["exit_codes"], merges(merging)[0]["failures"]) == ([137, 137], 0)
+
+
+def test_stopped_project_ends_its_merges_at_their_next_heartbeat_and_blames_nobody(merging: World) -> None:
+    slices(merging, 0, 3)
+    merging.checkout(10)
+    assert call(merging.db, "stop_project", project="p")[0]["stop_project"] == 1
+    answer = merging.heartbeat(10)
+    assert (answer["http_status"], answer["message"]) == (409, "stop: the operator has stopped this project")
+    assert call(merging.db, "stop_project", project="p")[0]["stop_project"] == 0
+    assert (merges(merging)[0]["state"], merges(merging)[0]["faults"]) == ("ready", 0)
+
+
+def test_merge_without_progress_is_requeued_at_once_and_its_job_stays_stopped(merging: World) -> None:
+    merging.set(wedged_s=60)
+    slices(merging, 0, 3)
+    merging.checkout(10)
+    assert merging.heartbeat(10, bytes=1)["status"] == "alive"
+    merging.db.execute("UPDATE osgprod_data.merges SET progress_at = progress_at - interval '61 s'")
+    for _ in range(2):
+        answer = merging.heartbeat(10, bytes=1)
+        assert (answer["status"], answer["message"]) == ("wedged", "stop: no progress for more than 60 s")
+    assert (merges(merging)[0]["state"], merges(merging)[0]["faults"]) == ("ready", 1)
+
+
+def test_lost_merge_returns_to_its_job_though_another_access_point_has_used_its_numbers(
+    merging: World,
+) -> None:
+    merging.add_file(1, seqno=2)
+    slices(merging, 0, 4)
+    token = str(merging.checkout(7, schedd="a", qdate=1)["token"])
+    merging.db.execute(
+        "UPDATE osgprod_data.merges SET due_at = now() - interval '1 s' WHERE state = 'leased'"
+    )
+    merging.let_leases_run_out()
+    assert merging.tick() == 1
+    merging.db.execute(  # the other access point's job gets the merge of the second file
+        "UPDATE osgprod_data.merges SET is_ready = false WHERE seqno = 1"
+    )
+    assert merging.checkout(7, schedd="b", qdate=1)["filename"] == "000001_002"
+    assert merging.heartbeat(7, token=token)["status"] == "alive"
+    assert [merge["state"] for merge in merges(merging)] == ["leased", "leased"]
+
+
+def test_health_sees_merges_that_restart_or_make_no_progress(merging: World) -> None:
+    slices(merging, 0, 3)
+    merging.set(max_starts_per_min=100)
+    for _ in range(11):
+        merging.checkout(10)
+    merging.attempts_pass(3 * 3600)
+    merging.db.execute("UPDATE osgprod_data.merges SET opened_at = opened_at - interval '3 hours'")
+    found = {row["what"]: row["found"] for row in call(merging.db, "health", project="p")}
+    assert found["restarting"].startswith("1 jobs have started 10 times or more, up to 11 times")
+    assert found["without-progress"].startswith("1 leased slices or merges without progress")
+
+
+def test_job_that_must_end_before_merges_are_done_gets_none(merging: World) -> None:
+    for seqno in (2, 3, 4):
+        merging.add_file(1, seqno=seqno)
+    slices(merging, 0, 6)
+    merging.checkout(10)
+    merging.attempts_pass(1000)
+    merging.db.execute("UPDATE osgprod_data.merges SET opened_at = opened_at - interval '1000 s'")
+    assert merging.report(10, outputs_list=merged("a"))["status"] == "done"
+    assert merging.checkout(11, time_left_s=1)["task"] == "merge"  # nobody knows yet how long they take
+    merging.db.execute("UPDATE osgprod_data.projects SET next_due_at = '-infinity'")
+    merging.tick()
+    assert merging.checkout(12, time_left_s=1200)["status"] == "no-work"
+    assert merging.checkout(13, time_left_s=1300)["task"] == "merge"
+    # A restart with less time gives the merge to others, and nothing counts against it.
+    assert merging.checkout(13, time_left_s=1200)["status"] == "no-work"
+    assert merging.checkout(14)["filename"] == "000001_003"
+    assert merges(merging)[2]["faults"] == 0
+
+
+def test_ready_merge_of_an_incomplete_file_waits_when_that_is_no_longer_wanted(merging: World) -> None:
+    merging.set(max_failures=1, merge_incomplete=True)
+    slices(merging, 0, 2)
+    merging.checkout(2)
+    merging.report(2, exitcode=1)
+    merging.tick()
+    assert merges(merging)[0]["state"] == "ready"
+    merging.set(merge_incomplete=False)
+    assert merges(merging)[0]["state"] == "waiting"

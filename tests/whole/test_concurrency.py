@@ -422,6 +422,81 @@ EXPECTED = {
 }
 
 
+@contextmanager
+def merge_planned_unseen(world: World) -> Iterator[None]:
+    """A done merge is retried while the output of one of its slices is lost: neither session sees what the other does.
+
+    The retry is committed when the block begins; the loss stays open until its end.
+    """
+    world.set(merge_by="file")
+    world.add_file(3)
+    for n in range(3):
+        world.checkout(n)
+        world.report(n, output_url=f"https://s/{n}.tgz", output_bytes=1, output_adler32="1")
+    world.tick()
+    assert world.checkout(10)["task"] == "merge"
+    listed = json.dumps([{"kind": "a", "url": "https://s/a", "bytes": 1, "adler32": "1"}])
+    assert world.report(10, outputs_list=listed)["status"] == "done"
+    is_lost, may_end = threading.Event(), threading.Event()
+
+    def lose(db: Db) -> int:
+        attempt = {"cluster": 1, "process": 1, "nstart": 1, "reason": "not there"}
+        with db.transaction():
+            rows = call(db, "lose_outputs", project="p", attempts=json.dumps([attempt]))
+            is_lost.set()
+            may_end.wait(PATIENCE_S)
+        return len(rows)
+
+    with held(world) as db:
+        assert len(call(db, "retry_merges", project="p", states=["done"])) == 1
+        losing = Waiting(world, lose)
+    assert is_lost.wait(PATIENCE_S)
+    yield
+    may_end.set()
+    assert losing.result() == 1
+
+
+def test_merge_is_not_assigned_while_one_of_its_slices_is_made_ready(world: World) -> None:
+    with merge_planned_unseen(world):
+        assert world.checkout(20)["status"] == "wait"
+    assert world.checkout(20)["block1"] == 2
+    assert world.checkout(21)["status"] == "wait"
+    world.report(20, output_url="https://s/20.tgz", output_bytes=1, output_adler32="1")
+    world.tick()
+    assert len(world.checkout(21)["merge"]["inputs"]) == 3
+
+
+def test_merge_planned_unseen_waits_when_its_slice_ends_in_quarantine(world: World) -> None:
+    world.set(max_failures=1)
+    with merge_planned_unseen(world):
+        pass
+    assert world.checkout(20)["block1"] == 2
+    assert world.report(20, exitcode=1)["status"] == "failed"
+    world.tick()
+    assert world.checkout(21)["status"] == "no-work"
+    assert [row["state"] for row in call(world.db, "list_merges", project="p")] == ["superseded", "waiting"]
+
+
+def test_batch_leaves_a_locked_merge_to_a_call_that_is_made_alone(world: World) -> None:
+    """An open recycle has the merge: in a batch, heartbeat and report of its job do not wait for it."""
+    world.set(merge_by="file")
+    world.add_file(1)
+    world.checkout(0)
+    world.report(0)
+    world.tick()
+    assert world.checkout(10)["task"] == "merge"
+    job = {"project": "p", "cluster": 1, "process": 10, "magic": "m", "client": "127.0.0.1", "n": 0}
+    with held(world) as db:
+        call(db, "recycle", project="p", states=["done"])
+        for function, more in (("heartbeats", {}), ("report_exits", {"exitcode": 1})):
+            calls = [{**job, **more}, {**job, **more, "process": 11, "n": 1}]
+            answer = next(row for row in call(world.db, function, calls=json.dumps(calls)) if row["n"] == 0)
+            assert (answer["status"], answer["code"]) == ("error", "55P03"), function
+        waiting = Waiting(world, lambda other: world.checkout(10, db=other))
+    assert waiting.result()["status"] == "wait"
+    assert world.checkout(10)["task"] == "slice"
+
+
 class Soak:
     """One of 32 sessions that call all functions in random order until the time is up and all have called enough.
 

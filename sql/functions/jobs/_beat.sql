@@ -11,7 +11,8 @@ DECLARE
     v_code    text;
     v_attempt osgprod_data.attempts;
     v_slice   osgprod_data.slices;
-    v_stop    text;  -- why the operator wants it to end
+    v_stop    text;  -- why it has to end
+    v_lives   boolean := false;
     v_answer  osgprod.report_answer;
 BEGIN
     IF family(p_call.client) = 6 THEN
@@ -30,26 +31,24 @@ BEGIN
     IF NOT FOUND THEN
         RETURN osgprod._refuse_token(v_project, p_call.cluster, p_call.process, p_call.client, p_call.token);
     END IF;
-    IF v_attempt.merge_id IS NOT NULL THEN
-        RETURN osgprod._beat_merge(v_project, v_attempt, p_call, p_may_wait);
-    END IF;
-    IF NOT p_may_wait AND NOT osgprod._try_slice(v_attempt.project_id, v_attempt.rawdata_id, v_attempt.block1) THEN
-        RETURN osgprod._report_error(osgprod._is_busy(format('the slice of job %s.%s', p_call.cluster, p_call.process)));
+    IF NOT p_may_wait AND NOT osgprod._try_work(v_attempt) THEN
+        RETURN osgprod._report_error(osgprod._is_busy(format('the work of job %s.%s', p_call.cluster, p_call.process)));
     END IF;
     SELECT s.* INTO v_slice FROM osgprod_data.slices s
      WHERE s.project_id = v_attempt.project_id AND s.rawdata_id = v_attempt.rawdata_id AND s.block1 = v_attempt.block1
        AND s.cluster = v_attempt.cluster AND s.process = v_attempt.process AND s.nstart = v_attempt.nstart
        FOR NO KEY UPDATE;
-    IF FOUND AND (v_slice.state = 'leased' OR osgprod._is_lost(v_slice, v_attempt)) THEN
+    IF v_attempt.merge_id IS NOT NULL THEN
+        v_lives := osgprod._beat_merge(v_project, v_attempt, p_call);
+    ELSIF FOUND AND (v_slice.state = 'leased'
+                     OR osgprod._is_lost(v_slice.state = 'ready', v_slice.due_at, v_slice.opened_at, v_attempt)) THEN
         -- Progress is anything that grew since the last heartbeat; an attempt that has reported none counts from its start.
         IF p_call.bytes > coalesce(v_slice.bytes_fetched, -1) OR p_call.cpu_s > coalesce(v_slice.cpu_s, -1) THEN
             v_slice.progress_at := now();
         END IF;
-        IF v_project.stopped_at IS NOT NULL THEN
-            v_stop := 'the operator has stopped this project';
-        ELSIF v_slice.progress_at IS NOT DISTINCT FROM now() OR v_project.wedged_s IS NULL
-           OR coalesce(v_slice.progress_at, v_attempt.started_at) >= now() - make_interval(secs => v_project.wedged_s)
-        THEN
+        v_stop := osgprod._why_stop(v_project, v_attempt, v_slice.progress_at);
+        v_lives := v_stop IS NULL;
+        IF v_lives THEN
             UPDATE osgprod_data.slices s
                SET state = 'leased', is_ready = NULL, not_before = NULL,
                    due_at = now() + make_interval(secs => v_project.lease_s), progress_at = v_slice.progress_at,
@@ -62,19 +61,14 @@ BEGIN
             THEN
                 PERFORM osgprod._note_success(v_project, v_attempt, false);
             END IF;
-            v_answer.http_status := 200;
-            v_answer.status := 'alive';
-            v_answer.message := 'go on';
-            v_answer.lease_s := v_project.lease_s;
-            RETURN v_answer;
-        END IF;
         -- The job stops, so nobody has to wait for its lease.
-        IF NOT osgprod._lose_slice(v_project, v_slice, (CASE WHEN v_stop IS NULL THEN 'lost' ELSE 'superseded' END)::osgprod_data.outcome,
-                                   coalesce(v_stop, format('no progress for more than %s s', v_project.wedged_s)),
-                                   p_may_wait) THEN
+        ELSIF NOT osgprod._lose_slice(v_project, v_slice, osgprod._verdict_of_stop(v_project), v_stop, p_may_wait) THEN
             RETURN osgprod._report_error(osgprod._is_busy(format('the file of job %s.%s', p_call.cluster, p_call.process)));
         END IF;
-    ELSIF (osgprod._renew_backup(v_project, v_attempt, v_attempt.nstart)).block1 IS NOT NULL THEN
+    ELSE
+        v_lives := (osgprod._renew_backup(v_project, v_attempt, v_attempt.nstart)).block1 IS NOT NULL;
+    END IF;
+    IF v_lives THEN
         v_answer.http_status := 200;
         v_answer.status := 'alive';
         v_answer.message := 'go on';
@@ -83,7 +77,8 @@ BEGIN
     END IF;
     v_answer.http_status := 409;
     SELECT CASE WHEN v.outcome = 'lost' AND v.reason IS NOT NULL THEN 'wedged' ELSE 'superseded' END,
-           'stop: ' || coalesce(v.reason, 'this slice is done, or another attempt has it')
+           'stop: ' || coalesce(v.reason, format('this %s is done, or another attempt has it',
+                                                 CASE WHEN v_attempt.merge_id IS NULL THEN 'slice' ELSE 'merge' END))
       INTO v_answer.status, v_answer.message
       FROM (SELECT 1) one
       LEFT JOIN osgprod_data.reports v
@@ -93,20 +88,42 @@ BEGIN
 END
 $fn$;
 
-CREATE FUNCTION osgprod._is_lost(p_slice osgprod_data.slices, p_attempt osgprod_data.attempts)
+CREATE FUNCTION osgprod._why_stop(
+    p_project osgprod_data.projects, p_attempt osgprod_data.attempts, p_progress_at timestamptz)
+RETURNS text LANGUAGE sql STABLE
+AS $fn$
+    -- Says why an attempt that lives has to stop, at a slice or a merge; NULL = it goes on.
+    -- Parameters: p_project  the project's row;  p_attempt  the attempt
+    --             p_progress_at  when it last reported progress, at this heartbeat included; NULL = it has reported none
+    SELECT CASE WHEN p_project.stopped_at IS NOT NULL THEN 'the operator has stopped this project'
+                WHEN coalesce(p_progress_at, p_attempt.started_at) < now() - make_interval(secs => p_project.wedged_s)
+                THEN format('no progress for more than %s s', p_project.wedged_s) END
+$fn$;
+
+CREATE FUNCTION osgprod._verdict_of_stop(p_project osgprod_data.projects)
+RETURNS osgprod_data.outcome LANGUAGE sql STABLE
+AS $fn$
+    -- The verdict on an attempt that has to stop (_why_stop): superseded when the operator wants it, which is nobody's fault.
+    -- Parameters: p_project  the project's row
+    SELECT CASE WHEN p_project.stopped_at IS NULL THEN 'lost' ELSE 'superseded' END::osgprod_data.outcome
+$fn$;
+
+CREATE FUNCTION osgprod._is_lost(
+    p_is_ready boolean, p_due_at timestamptz, p_opened_at timestamptz, p_attempt osgprod_data.attempts)
 RETURNS boolean LANGUAGE sql STABLE
 AS $fn$
-    -- May an attempt whose lease expired, and that lives after all, have its slice again? Not when the slice is leased, done,
-    -- split or recycled, when the attempt has reported or had to stop, or when its job has started again (I3: a job
-    -- holds one slice).
-    -- Parameters: p_slice  a slice that this attempt held last, locked;  p_attempt  the attempt
-    SELECT p_slice.state = 'ready' AND p_slice.due_at IS NOT NULL AND p_slice.opened_at = p_attempt.opened_at
+    -- May an attempt whose lease expired, and that lives after all, have its slice or merge again? Not when that is leased,
+    -- done, split, recycled or superseded, when the attempt has reported or had to stop, or when its job has started again
+    -- (I3: a job holds one slice or merge).
+    -- Parameters: p_is_ready, p_due_at, p_opened_at  of the slice or merge, locked, which this attempt held last: its state is
+    --             ready, backoff included;  p_attempt  the attempt
+    SELECT p_is_ready AND p_due_at IS NOT NULL AND p_opened_at = p_attempt.opened_at
        AND NOT EXISTS (SELECT FROM osgprod_data.reports r
-                        WHERE r.project_id = p_slice.project_id AND r.cluster = p_slice.cluster
-                          AND r.process = p_slice.process AND r.nstart = p_slice.nstart AND r.by_worker)
+                        WHERE r.project_id = p_attempt.project_id AND r.cluster = p_attempt.cluster
+                          AND r.process = p_attempt.process AND r.nstart = p_attempt.nstart AND r.by_worker)
        AND NOT EXISTS (SELECT FROM osgprod_data.attempts a
-                        WHERE a.project_id = p_slice.project_id AND a.cluster = p_slice.cluster
-                          AND a.process = p_slice.process AND a.nstart > p_slice.nstart
+                        WHERE a.project_id = p_attempt.project_id AND a.cluster = p_attempt.cluster
+                          AND a.process = p_attempt.process AND a.nstart > p_attempt.nstart
                           AND a.schedd IS NOT DISTINCT FROM p_attempt.schedd
                           AND a.qdate IS NOT DISTINCT FROM p_attempt.qdate)
 $fn$;

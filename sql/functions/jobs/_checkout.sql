@@ -47,6 +47,7 @@ BEGIN
         IF v_can_merge IS NULL THEN
             RETURN osgprod._unassigned(NULL, 'template', NULL, 'merge', v_project.mergescript);
         END IF;
+        v_can_merge := v_can_merge AND p_call.time_left_s < greatest(1.25 * v_project.merge_s, 1) IS NOT TRUE;
     END IF;
     IF p_call.templates ? v_project.workscript AND left(p_call.templates ->> v_project.workscript, 16) <> ALL (v_project.tested_scripts) THEN
         v_project := osgprod._begin_test(v_project, left(p_call.templates ->> v_project.workscript, 16));
@@ -79,7 +80,6 @@ BEGIN
         IF v_project.target_s IS NOT NULL OR p_call.time_left_s IS NOT NULL THEN
             v_blocks := least(v_blocks, (osgprod._slice_size(v_project, p_call.cpus, p_call.site,
                                                              p_call.time_left_s)).blocks);
-            v_can_merge := v_can_merge AND p_call.time_left_s < 1 IS NOT TRUE;
         END IF;
         IF v_project.max_live IS NOT NULL OR v_project.pause_cause IS NOT NULL OR v_project.unproven > 0 THEN
             IF v_project.nlive >= v_project.max_live THEN
@@ -261,8 +261,6 @@ BEGIN
     ELSIF NOT p_may_wait AND (p_last.merge_id IS NOT NULL
           OR NOT osgprod._try_slice(p_project.project_id, p_last.rawdata_id, p_last.block1)) THEN
         problem := osgprod._is_busy('the slice of ' || v_job);
-    ELSIF p_last.merge_id IS NOT NULL THEN
-        slice := osgprod._restart_merge(p_project, p_last.merge_id, p_call, p_last.nstart, p_nstart, p_can_merge);
     ELSIF p_last.nstart >= p_project.max_starts AND EXISTS (
         SELECT FROM osgprod_data.attempts a
          WHERE a.project_id = p_project.project_id AND a.cluster = p_call.cluster AND a.process = p_call.process
@@ -270,9 +268,11 @@ BEGIN
     THEN
         IF osgprod._give_up(p_last) THEN
             status := 'wait';
-            problem := ARRAY[NULL, format('%s has started %s times on its slice without a report: ask again for another slice', v_job,
+            problem := ARRAY[NULL, format('%s has started %s times on its work without a report: ask again for other work', v_job,
                 p_project.max_starts)];
         END IF;
+    ELSIF p_last.merge_id IS NOT NULL THEN
+        slice := osgprod._restart_merge(p_project, p_last, p_nstart, p_can_merge);
     ELSE
         IF p_last.nstart >= 3 OR p_call.time_left_s IS NOT NULL THEN
             PERFORM osgprod._shrink_slice(p_project, p_call, p_last, p_may_wait);
@@ -293,17 +293,20 @@ $fn$;
 CREATE FUNCTION osgprod._give_up(p_attempt osgprod_data.attempts)
 RETURNS boolean LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Ends the lease of an attempt that its job gives up: the next tick requeues its slice as lost, and says so in a report.
+-- Ends the lease of an attempt that its job gives up: the next tick requeues its slice or merge as lost, and says so in a
+-- report.
 -- Parameters: p_attempt  the attempt
--- Returns:    false when it does not hold its slice
--- Locks:      the slice; the project's row, SKIP LOCKED, for next_due_at: else the slice waits for the next look at all leases
+-- Returns:    false when it does not hold its slice or merge
+-- Locks:      the slice or the merge; the project's row, SKIP LOCKED, for next_due_at: else the slice waits for the next look at all leases
 DECLARE v_held boolean;
 BEGIN
     UPDATE osgprod_data.slices s SET due_at = '2000-01-01 00:00+00'
      WHERE s.project_id = p_attempt.project_id AND s.rawdata_id = p_attempt.rawdata_id AND s.block1 = p_attempt.block1
-       AND s.state = 'leased' AND s.cluster = p_attempt.cluster AND s.process = p_attempt.process
-       AND s.nstart = p_attempt.nstart;
+       AND s.state = 'leased' AND (s.cluster, s.process, s.nstart) = (p_attempt.cluster, p_attempt.process, p_attempt.nstart);
     v_held := FOUND;
+    UPDATE osgprod_data.merges m SET due_at = '2000-01-01 00:00+00' WHERE m.merge_id = p_attempt.merge_id
+       AND m.state = 'leased' AND (m.cluster, m.process, m.nstart) = (p_attempt.cluster, p_attempt.process, p_attempt.nstart);
+    v_held := v_held OR FOUND;
     UPDATE osgprod_data.projects p SET next_due_at = '-infinity'
      WHERE v_held AND p.project_id = (SELECT q.project_id FROM osgprod_data.projects q
                                       WHERE q.project_id = p_attempt.project_id FOR NO KEY UPDATE SKIP LOCKED);

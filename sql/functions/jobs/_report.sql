@@ -51,8 +51,8 @@ BEGIN
         v_ignored := concat(v_ignored, osgprod._ignored_measures(p_call));
         p_call := osgprod._kept_measures(p_call);
     END IF;
-    IF NOT p_may_wait AND NOT osgprod._try_slice(v_attempt.project_id, v_attempt.rawdata_id, v_attempt.block1) THEN
-        RETURN osgprod._report_error(osgprod._is_busy(format('the slice of job %s.%s', p_call.cluster, p_call.process)));
+    IF NOT p_may_wait AND NOT osgprod._try_work(v_attempt) THEN
+        RETURN osgprod._report_error(osgprod._is_busy(format('the work of job %s.%s', p_call.cluster, p_call.process)));
     END IF;
     -- It counts for the node that has the slice's lease, also when the report names another one.
     v_worker := osgprod._worker(v_attempt.client, coalesce(v_attempt.host, p_call.host));

@@ -165,6 +165,21 @@ BEGIN
 END
 $fn$;
 
+CREATE FUNCTION osgprod._try_work(p_attempt osgprod_data.attempts)
+RETURNS boolean LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Locks the slice or the merge of an attempt for a call of a batch; see _try_slice.
+-- Parameters: p_attempt  the attempt
+-- Returns:    false when another session has it, or this transaction has written the slice
+BEGIN
+    IF p_attempt.merge_id IS NULL THEN
+        RETURN osgprod._try_slice(p_attempt.project_id, p_attempt.rawdata_id, p_attempt.block1);
+    END IF;
+    PERFORM FROM osgprod_data.merges m WHERE m.merge_id = p_attempt.merge_id FOR NO KEY UPDATE SKIP LOCKED;
+    RETURN FOUND;
+END
+$fn$;
+
 CREATE FUNCTION osgprod._is_token(
     p_token text, p_required boolean, p_digest bytea, p_attempt_key bytea, p_lent_to inet, p_client inet, p_key_digest bytea)
 RETURNS boolean LANGUAGE sql STABLE

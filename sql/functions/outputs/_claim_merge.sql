@@ -43,18 +43,21 @@ CREATE FUNCTION osgprod._claim_merge(p_project osgprod_data.projects, p_call osg
 RETURNS osgprod.claim LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Claims the first ready merge, and notes the slices that it is made of.
--- Promise:    a merge that had a fault on this worker is left to others for wait_s.
+-- Promise:    its file is complete: a session that planned the merge while another one made a slice ready again has not seen
+--             that, nor did the other one see the merge. Such a merge is left until its file is complete again. Of a run's
+--             files one is locked; its merge is left when a slice is seen to be ready. A merge that had a fault on this worker
+--             is left to others for wait_s.
 -- Parameters: p_project  the project's row;  p_call, p_nstart  the coming attempt
 -- Returns:    the merge, with -1 as its blocks, so that nothing takes it for a slice; NULLs when none is free
--- Locks:      the merge, SKIP LOCKED
--- Source:     docs/merging.md "A merge's life"
+-- Locks:      the merge and its file, SKIP LOCKED: what makes a slice ready again waits for the file, and sees the merge then
+-- Source:     docs/design.md I8, docs/merging.md "A merge's life"
 DECLARE
     v_claim  osgprod.claim;
     v_merge  osgprod_data.merges;
     v_worker text := osgprod._worker(p_call.client, p_call.host);
 BEGIN
-    SELECT m.* INTO v_merge FROM osgprod_data.merges m
-     WHERE m.project_id = p_project.project_id AND m.is_ready
+    SELECT m.* INTO v_merge FROM osgprod_data.merges m JOIN osgprod_data.loaded_files f USING (project_id, run)
+     WHERE m.project_id = p_project.project_id AND m.is_ready AND f.seqno = coalesce(m.seqno, f.seqno) AND f.state = 'complete'
        AND NOT EXISTS (SELECT FROM osgprod._ban_of(p_project.project_id, v_worker, p_call.site, 'merges:'))
        AND (m.faulted_on = v_worker AND p_call.host <> '' AND m.due_at IS NULL
             AND m.not_before > now() - make_interval(secs => p_project.wait_s)) IS NOT TRUE
@@ -63,30 +66,31 @@ BEGIN
     IF NOT FOUND THEN
         RETURN NULL;
     END IF;
-    -- Its slices, in a statement that starts under the lock: nothing changes them while the merge is leased, unless it takes
-    -- the lease away (_reopen_merges).
+    -- Its slices, in a statement that starts under these locks: nothing changes them while the merge is leased, unless it
+    -- takes the lease away (_reopen_merges).
     UPDATE osgprod_data.merges m
        SET state = 'leased', is_ready = NULL, not_before = NULL, cluster = p_call.cluster, process = p_call.process,
            nstart = p_nstart, due_at = clock_timestamp() + make_interval(secs => p_project.lease_s), progress_at = NULL, bytes_fetched = NULL,
            cpu_s = NULL, inputs = i.inputs, missing = i.missing
       FROM osgprod._slices_of_merge(p_project.project_id, v_merge.run, v_merge.seqno) i
-     WHERE m.merge_id = v_merge.merge_id
+     WHERE m.merge_id = v_merge.merge_id AND i.is_settled
     RETURNING m.rawdata_id, -1, -1, m.opened_at, m.merge_id INTO v_claim;
     RETURN v_claim;
 END
 $fn$;
 
 CREATE FUNCTION osgprod._slices_of_merge(
-    p_project_id int, p_run int, p_seqno int, OUT inputs osgprod_data.merge_input[], OUT missing text)
+    p_project_id int, p_run int, p_seqno int, OUT inputs osgprod_data.merge_input[], OUT missing text, OUT is_settled boolean)
 LANGUAGE sql STABLE
 AS $fn$
     -- The slices that a merge is made of, in order, and the quarantined blocks that it is made without. In a merge of a run the
-    -- blocks are numbered through: those of a file begin where those of the file before it end.
+    -- blocks are numbered through: those of a file begin where those of the file before it end. is_settled: each slice is done
+    -- or quarantined.
     -- Parameters: p_project_id, p_run  which;  p_seqno  NULL = of the whole run
     SELECT array_agg(ROW(s.rawdata_id, s.block1, s.block2, s.block1 + f.shift, s.cluster, s.process,
                          s.nstart)::osgprod_data.merge_input ORDER BY f.seqno, s.block1) FILTER (WHERE s.state = 'done'),
            string_agg(format('%s,%s', s.block1 + f.shift, s.block2 + f.shift), ':' ORDER BY f.seqno, s.block1)
-               FILTER (WHERE s.state <> 'done')
+               FILTER (WHERE s.state <> 'done'), bool_and(s.state IN ('done', 'quarantined'))
       FROM (SELECT l.rawdata_id, l.seqno, CASE WHEN p_seqno IS NOT NULL THEN 0 ELSE
                    coalesce(sum(l.block2) OVER (ORDER BY l.seqno ROWS UNBOUNDED PRECEDING EXCLUDE CURRENT ROW), 0) END::int AS shift
               FROM osgprod_data.loaded_files l
@@ -95,26 +99,24 @@ AS $fn$
 $fn$;
 
 CREATE FUNCTION osgprod._restart_merge(
-    p_project osgprod_data.projects, p_merge_id int, p_call osgprod.checkout_call, p_last int, p_nstart int,
-    p_can_merge boolean)
+    p_project osgprod_data.projects, p_last osgprod_data.attempts, p_nstart int, p_can_merge boolean)
 RETURNS osgprod.claim LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Gives a job that has started before the merge of its last attempt again, or requeues that where the caller has no merge
--- script.
--- Parameters: see _restart;  p_merge_id  the merge of its last attempt
+-- Gives a job that has started before the merge of its last attempt again, or requeues that where the caller can't merge: it
+-- has no merge script, or too little time.
+-- Parameters: see _restart
 -- Returns:    the merge; NULLs when the job no longer has it
 -- Locks:      the merge
-DECLARE
-    v_claim osgprod.claim;
+DECLARE v_claim osgprod.claim;
 BEGIN
     UPDATE osgprod_data.merges m
        SET state = CASE WHEN p_can_merge THEN 'leased' ELSE 'ready' END::osgprod_data.merge_state,
-           is_ready = CASE WHEN NOT p_can_merge THEN true END, not_before = CASE WHEN NOT p_can_merge THEN now() END,
+           is_ready = nullif(NOT p_can_merge, false), not_before = CASE WHEN NOT p_can_merge THEN now() END,
            nstart = CASE WHEN p_can_merge THEN p_nstart ELSE m.nstart END,
            due_at = CASE WHEN p_can_merge THEN clock_timestamp() + make_interval(secs => p_project.lease_s) END,
            progress_at = NULL, bytes_fetched = NULL, cpu_s = NULL
-     WHERE m.merge_id = p_merge_id AND m.state = 'leased' AND m.cluster = p_call.cluster AND m.process = p_call.process
-       AND m.nstart = p_last  -- I3
+     WHERE m.merge_id = p_last.merge_id AND m.state = 'leased' AND m.cluster = p_last.cluster AND m.process = p_last.process
+       AND m.nstart = p_last.nstart  -- I3
     RETURNING m.rawdata_id, -1, -1, m.opened_at, m.merge_id INTO v_claim;
     RETURN CASE WHEN p_can_merge THEN v_claim END;
 END

@@ -16,44 +16,31 @@ END
 $fn$;
 
 CREATE FUNCTION osgprod._plan_merges(p_project osgprod_data.projects, p_runs int[], p_seqno int)
-RETURNS int LANGUAGE plpgsql VOLATILE
+RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Makes the merges of complete files, or runs, ready: new ones, and those that wait. With quarantined blocks a merge waits,
 -- unless the project merges incomplete files.
--- Promise:    a repeated call changes nothing. Merges that are ready, leased, done or failed stay as they are.
+-- Promise:    a repeated call changes nothing. Merges that are leased, done or failed stay as they are.
 -- Parameters: p_project  the project's row;  p_runs  run numbers; NULL = all;  p_seqno  one file; NULL = all
--- Returns:    how many merges are ready now that were not
--- Locks:      waiting merges. Callers have the rows of their files, or the project's row: nobody else makes them ready
-DECLARE
-    v_count int;
+-- Locks:      waiting and ready merges. That a file is complete may have changed when this commits: see _claim_merge
 BEGIN
-    IF p_project.merge_by = 'none' THEN
-        RETURN 0;
-    END IF;
-    WITH whole AS (
-        SELECT f.run, CASE p_project.merge_by WHEN 'file' THEN f.seqno END AS seqno,
-               (array_agg(f.rawdata_id ORDER BY f.seqno))[1] AS rawdata_id,
-               bool_and(p_project.merge_incomplete OR NOT EXISTS (
-                   SELECT FROM osgprod_data.slices s
-                    WHERE s.project_id = f.project_id AND s.rawdata_id = f.rawdata_id AND NOT s.is_ready
-                      AND s.not_before IS NULL)) AS is_whole
-          FROM osgprod_data.loaded_files f
-         WHERE f.project_id = p_project.project_id AND (p_runs IS NULL OR f.run = ANY (p_runs))
-           AND (p_project.merge_by = 'run' OR p_seqno IS NULL OR f.seqno = p_seqno)
-         GROUP BY 1, 2 HAVING bool_and(f.state = 'complete')
-    ), planned AS (
-        INSERT INTO osgprod_data.merges AS m (project_id, run, seqno, rawdata_id, state, is_ready, not_before)
-        SELECT p_project.project_id, w.run, w.seqno, w.rawdata_id,
-               CASE WHEN w.is_whole THEN 'ready' ELSE 'waiting' END::osgprod_data.merge_state,
-               CASE WHEN w.is_whole THEN true END, CASE WHEN w.is_whole THEN now() END
-          FROM whole w ORDER BY w.run, w.seqno
-        ON CONFLICT (project_id, run, coalesce(seqno, -1)) WHERE state <> 'superseded' DO UPDATE
-           SET state = excluded.state, is_ready = excluded.is_ready, not_before = excluded.not_before
-         WHERE m.state = 'waiting' AND excluded.state = 'ready'
-        RETURNING m.state
-    )
-    SELECT count(*) FILTER (WHERE n.state = 'ready') INTO v_count FROM planned n;
-    RETURN v_count;
+    INSERT INTO osgprod_data.merges AS m (project_id, run, seqno, rawdata_id, state, is_ready, not_before)
+    SELECT p_project.project_id, w.run, w.seqno, w.rawdata_id,
+           CASE WHEN w.is_whole THEN 'ready' ELSE 'waiting' END::osgprod_data.merge_state, nullif(w.is_whole, false),
+           CASE WHEN w.is_whole THEN now() END
+      FROM (SELECT f.run, CASE p_project.merge_by WHEN 'file' THEN f.seqno END AS seqno,
+                   (array_agg(f.rawdata_id ORDER BY f.seqno))[1] AS rawdata_id,
+                   bool_and(p_project.merge_incomplete OR NOT EXISTS (
+                       SELECT FROM osgprod_data.slices s WHERE s.project_id = f.project_id AND s.rawdata_id = f.rawdata_id
+                                                           AND NOT s.is_ready AND s.not_before IS NULL)) AS is_whole
+              FROM osgprod_data.loaded_files f
+             WHERE f.project_id = p_project.project_id AND p_project.merge_by <> 'none' AND (p_runs IS NULL OR f.run = ANY (p_runs))
+               AND (p_project.merge_by = 'run' OR p_seqno IS NULL OR f.seqno = p_seqno)
+             GROUP BY 1, 2 HAVING bool_and(f.state = 'complete')) w
+     ORDER BY w.run, w.seqno
+    ON CONFLICT (project_id, run, coalesce(seqno, -1)) WHERE state <> 'superseded' DO UPDATE
+       SET state = excluded.state, is_ready = excluded.is_ready, not_before = excluded.not_before
+     WHERE m.state IN ('waiting', 'ready') AND m.state <> excluded.state;
 END
 $fn$;
 

@@ -6,7 +6,8 @@ AS $fn$
 -- Settles the merge of a reported attempt. A success lists merged files with size and checksum. A failure may name bad
 -- inputs: then exactly their slices are requeued, and the merge waits for them.
 -- Parameters: p_project  the project's row;  p_attempt  the attempt;  p_outcome  done, failed or node-fault, as judged
---             p_worker  see _worker;  p_call  the report;  p_may_wait  for what others have locked
+--             p_worker  see _worker;  p_call  the report;  p_may_wait  for what others have locked; a call that may not has the
+--             merge's row already
 -- Returns:    the outcome; superseded when the attempt no longer counts; NULL = busy, nothing is changed. reason: why a
 --             success is taken for a failure, or the bad inputs, or those that may still come; NULL = as the job reports
 -- Locks:      bad inputs: their slices and files; then the merge
@@ -27,13 +28,7 @@ BEGIN
         SELECT b.bad, b.awaited INTO v_bad, v_awaited
           FROM osgprod._reopen_bad_inputs(p_project, p_attempt, p_call.bad_inputs) b;
     END IF;
-    SELECT m.* INTO v_merge FROM osgprod_data.merges m WHERE m.merge_id = p_attempt.merge_id FOR NO KEY UPDATE SKIP LOCKED;
-    IF NOT FOUND THEN
-        IF NOT p_may_wait THEN
-            RETURN;
-        END IF;
-        SELECT m.* INTO v_merge FROM osgprod_data.merges m WHERE m.merge_id = p_attempt.merge_id FOR NO KEY UPDATE;
-    END IF;
+    SELECT m.* INTO v_merge FROM osgprod_data.merges m WHERE m.merge_id = p_attempt.merge_id FOR NO KEY UPDATE;
     outcome := 'superseded';
     IF p_outcome = 'done' THEN
         -- I8: a late success counts when nobody has had the merge since, who may have replaced its files, and the inputs are
@@ -180,29 +175,22 @@ AS $fn$
 -- Parameters: p_project  the project's row;  p_merge  the merge, locked;  p_outcome  failed, node-fault, lost or superseded
 --             p_worker   on whom;  p_exit_code  as reported; NULL = lost, or gone
 DECLARE
-    v_is_failure boolean := p_outcome = 'failed';
-    v_not_before timestamptz := now();
+    v_is_failure boolean;
+    v_not_before timestamptz;
 BEGIN
-    IF p_outcome IN ('node-fault', 'lost') THEN
-        SELECT c.is_failure, c.repeats, c.faults, p_worker
-          INTO v_is_failure, p_merge.repeats, p_merge.faults, p_merge.faulted_on
-          FROM osgprod._count_fault(p_project, p_merge.faulted_on = p_worker, p_merge.repeats, p_merge.faults) c;
-    END IF;
-    IF v_is_failure THEN
-        p_merge.failures := p_merge.failures + 1;
-        v_not_before := osgprod._end_of_backoff(p_project, p_merge.failures - 1);
-        IF p_merge.failures >= p_project.max_failures THEN
-            v_not_before := NULL;
-            PERFORM osgprod._tell(p_project.project_id, 'merge-failed', jsonb_build_object('merge',
-                osgprod._merge_name(p_merge.run, p_merge.seqno), 'run', p_merge.run, 'seqno', p_merge.seqno));
-        END IF;
+    SELECT c.is_failure, c.not_before, c.failures, c.faults, c.faulted_on, c.repeats, c.exit_codes
+      INTO v_is_failure, v_not_before, p_merge.failures, p_merge.faults, p_merge.faulted_on, p_merge.repeats, p_merge.exit_codes
+      FROM osgprod._count_failure(p_project, p_outcome, p_worker, p_exit_code, false, p_merge.failures, p_merge.faults,
+                                  p_merge.faulted_on, p_merge.repeats, p_merge.exit_codes) c;
+    IF v_is_failure AND p_merge.failures >= p_project.max_failures THEN
+        v_not_before := NULL;
+        PERFORM osgprod._tell(p_project.project_id, 'merge-failed', jsonb_build_object('merge',
+            osgprod._merge_name(p_merge.run, p_merge.seqno), 'run', p_merge.run, 'seqno', p_merge.seqno));
     END IF;
     UPDATE osgprod_data.merges m
        SET state = CASE WHEN v_not_before IS NULL THEN 'failed' ELSE 'ready' END::osgprod_data.merge_state,
            is_ready = coalesce(v_not_before <= now(), false), not_before = v_not_before, failures = p_merge.failures,
-           faults = p_merge.faults, faulted_on = p_merge.faulted_on, repeats = p_merge.repeats,
-           exit_codes = CASE WHEN p_exit_code IS NULL THEN m.exit_codes
-                             ELSE (m.exit_codes || p_exit_code)[greatest(cardinality(m.exit_codes) - 3, 1):] END,
+           faults = p_merge.faults, faulted_on = p_merge.faulted_on, repeats = p_merge.repeats, exit_codes = p_merge.exit_codes,
            due_at = CASE WHEN p_outcome IN ('lost', 'superseded') THEN m.due_at END
      WHERE m.merge_id = p_merge.merge_id;
 END
@@ -224,15 +212,14 @@ BEGIN
         SELECT m.* FROM osgprod_data.merges m
          WHERE m.project_id = p_project.project_id AND m.state = 'leased'
            AND CASE WHEN p_cluster IS NULL THEN osgprod._has_expired(m.due_at, p_since, p_hold)
-                    ELSE m.cluster = p_cluster AND m.process = coalesce(p_process, m.process) AND (p_schedd IS NULL OR EXISTS (
-                        SELECT FROM osgprod_data.attempts a
-                         WHERE a.project_id = m.project_id AND a.cluster = m.cluster AND a.process = m.process
-                           AND a.nstart = m.nstart AND a.schedd = p_schedd)) END
+                    ELSE m.cluster = p_cluster AND m.process = coalesce(p_process, m.process)
+                         AND osgprod._is_of_schedd(m.project_id, m.cluster, m.process, m.nstart, p_schedd) END
            FOR NO KEY UPDATE SKIP LOCKED
     LOOP
         v_lost := v_lost + 1;
         PERFORM osgprod._lose_merge(p_project, v_merge,
-            CASE WHEN p_cluster IS NULL THEN 'lost' ELSE 'superseded' END::osgprod_data.outcome, NULL);
+            CASE WHEN p_cluster IS NULL THEN 'lost' ELSE 'superseded' END::osgprod_data.outcome,
+            osgprod._why_given_up(v_merge.due_at));
     END LOOP;
     RETURN v_lost;
 END
@@ -245,22 +232,12 @@ AS $fn$
 -- Writes the server's own verdict on the attempt that holds a merge, and requeues the merge; see _lose_slice.
 -- Parameters: as of _lose_slice;  p_merge  locked
 DECLARE
-    v_attempt osgprod_data.attempts;
-    v_worker  text;
+    v_attempt osgprod_data.attempts := osgprod._attempt(p_merge.project_id, p_merge.cluster, p_merge.process, p_merge.nstart);
 BEGIN
-    SELECT a.* INTO v_attempt FROM osgprod_data.attempts a
-     WHERE a.project_id = p_merge.project_id AND a.cluster = p_merge.cluster AND a.process = p_merge.process
-       AND a.nstart = p_merge.nstart;
-    v_worker := osgprod._worker(v_attempt.client, v_attempt.host);
-    PERFORM osgprod._fail_merge(p_project, p_merge, CASE WHEN p_reason IS NULL THEN p_outcome ELSE 'node-fault' END, v_worker,
-                                NULL);
-    INSERT INTO osgprod_data.reports (project_id, cluster, process, nstart, by_worker, outcome, reported_at, ran_s,
-           nblocks, worker, site, reason)
-    SELECT p_merge.project_id, p_merge.cluster, p_merge.process, p_merge.nstart, false, p_outcome,
-           greatest(clock_timestamp(), p_project.tallied_until), greatest(extract(epoch FROM now() - v_attempt.started_at), 0),
-           0, v_worker, v_attempt.site, p_reason
-     WHERE v_worker IS NOT NULL
-    ON CONFLICT DO NOTHING;  -- lost before, and found alive again
+    PERFORM osgprod._fail_merge(p_project, p_merge, CASE WHEN p_outcome = 'lost' AND p_reason IS NOT NULL
+                                                    THEN 'node-fault' ELSE p_outcome END,
+                                osgprod._worker(v_attempt.client, v_attempt.host), NULL);
+    PERFORM osgprod._record_verdict(p_project, v_attempt, p_outcome, p_reason);
 END
 $fn$;
 
@@ -280,56 +257,40 @@ END
 $fn$;
 
 CREATE FUNCTION osgprod._beat_merge(
-    p_project osgprod_data.projects, p_attempt osgprod_data.attempts, p_call osgprod.heartbeat_call, p_may_wait boolean)
-RETURNS osgprod.report_answer LANGUAGE plpgsql VOLATILE
+    p_project osgprod_data.projects, p_attempt osgprod_data.attempts, p_call osgprod.heartbeat_call)
+RETURNS boolean LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Records the heartbeat of a job that works on a merge; the rules are those of _beat.
--- Parameters: p_project  the project's row;  p_attempt  the attempt;  p_call  see heartbeat;  p_may_wait  for the merge
+-- Parameters: p_project  the project's row;  p_attempt  the attempt;  p_call  see heartbeat
+-- Returns:    does it go on? Otherwise it has to stop
 -- Locks:      the merge
 DECLARE
     v_merge osgprod_data.merges;
+    v_stop  text;
 BEGIN
-    SELECT m.* INTO v_merge FROM osgprod_data.merges m WHERE m.merge_id = p_attempt.merge_id FOR NO KEY UPDATE SKIP LOCKED;
-    IF NOT FOUND AND NOT p_may_wait THEN
-        RETURN osgprod._report_error(osgprod._is_busy(format('the merge of job %s.%s', p_call.cluster, p_call.process)));
-    ELSIF NOT FOUND THEN
-        SELECT m.* INTO v_merge FROM osgprod_data.merges m WHERE m.merge_id = p_attempt.merge_id FOR NO KEY UPDATE;
+    SELECT m.* INTO v_merge FROM osgprod_data.merges m
+     WHERE m.merge_id = p_attempt.merge_id AND m.cluster = p_attempt.cluster AND m.process = p_attempt.process
+       AND m.nstart = p_attempt.nstart
+       FOR NO KEY UPDATE;
+    IF NOT FOUND OR v_merge.state <> 'leased'
+                    AND NOT osgprod._is_lost(v_merge.state = 'ready', v_merge.due_at, v_merge.opened_at, p_attempt) THEN
+        RETURN false;
     END IF;
-    IF v_merge.cluster = p_attempt.cluster AND v_merge.process = p_attempt.process AND v_merge.nstart = p_attempt.nstart
-        AND (v_merge.state = 'leased' OR osgprod._is_lost_merge(v_merge, p_attempt.opened_at)) THEN
-        IF p_call.bytes > coalesce(v_merge.bytes_fetched, -1) OR p_call.cpu_s > coalesce(v_merge.cpu_s, -1) THEN
-            v_merge.progress_at := now();
-        END IF;
-        IF p_project.wedged_s IS NULL
-           OR coalesce(v_merge.progress_at, p_attempt.started_at) >= now() - make_interval(secs => p_project.wedged_s)
-        THEN
-            UPDATE osgprod_data.merges m
-               SET state = 'leased', is_ready = NULL, not_before = NULL,
-                   due_at = now() + make_interval(secs => p_project.lease_s), progress_at = v_merge.progress_at,
-                   bytes_fetched = greatest(p_call.bytes, v_merge.bytes_fetched), cpu_s = greatest(p_call.cpu_s, v_merge.cpu_s)
-             WHERE m.merge_id = v_merge.merge_id;
-            RETURN ROW(200, 'alive', 'go on', p_project.lease_s, NULL, NULL, NULL)::osgprod.report_answer;
-        END IF;
-        PERFORM osgprod._lose_merge(p_project, v_merge, 'lost', format('no progress for more than %s s', p_project.wedged_s));
-        RETURN ROW(409, 'wedged', format('stop: no progress for more than %s s', p_project.wedged_s), NULL, NULL, NULL,
-                   NULL)::osgprod.report_answer;
+    IF p_call.bytes > coalesce(v_merge.bytes_fetched, -1) OR p_call.cpu_s > coalesce(v_merge.cpu_s, -1) THEN
+        v_merge.progress_at := now();
     END IF;
-    RETURN ROW(409, 'superseded', 'stop: this merge is done or superseded, or another attempt has it', NULL, NULL, NULL,
-               NULL)::osgprod.report_answer;
+    v_stop := osgprod._why_stop(p_project, p_attempt, v_merge.progress_at);
+    IF v_stop IS NOT NULL THEN
+        PERFORM osgprod._lose_merge(p_project, v_merge, osgprod._verdict_of_stop(p_project), v_stop);
+        RETURN false;
+    END IF;
+    UPDATE osgprod_data.merges m
+       SET state = 'leased', is_ready = NULL, not_before = NULL,
+           due_at = now() + make_interval(secs => p_project.lease_s), progress_at = v_merge.progress_at,
+           bytes_fetched = greatest(p_call.bytes, v_merge.bytes_fetched), cpu_s = greatest(p_call.cpu_s, v_merge.cpu_s)
+     WHERE m.merge_id = v_merge.merge_id;
+    RETURN true;
 END
-$fn$;
-
-CREATE FUNCTION osgprod._is_lost_merge(p_merge osgprod_data.merges, p_opened_at timestamptz)
-RETURNS boolean LANGUAGE sql STABLE
-AS $fn$
-    -- May an attempt whose lease expired, and that lives after all, have its merge again? See _is_lost.
-    SELECT p_merge.state = 'ready' AND p_merge.due_at IS NOT NULL AND p_merge.opened_at = p_opened_at
-       AND NOT EXISTS (SELECT FROM osgprod_data.reports r
-                        WHERE r.project_id = p_merge.project_id AND r.cluster = p_merge.cluster
-                          AND r.process = p_merge.process AND r.nstart = p_merge.nstart AND r.by_worker)
-       AND NOT EXISTS (SELECT FROM osgprod_data.attempts a
-                        WHERE a.project_id = p_merge.project_id AND a.cluster = p_merge.cluster
-                          AND a.process = p_merge.process AND a.nstart > p_merge.nstart)
 $fn$;
 
 CREATE FUNCTION osgprod._listed_outputs(p_outputs_list text)

@@ -53,12 +53,12 @@ AS $fn$
              WHERE m.project_id = p_project.project_id AND m.state = 'done' AND p_project.merge_by <> 'none')
 $fn$;
 
-CREATE FUNCTION osgprod._merge_time(p_project_id int)
+CREATE FUNCTION osgprod._merge_time(p_project_id int, p_share float8 DEFAULT 0.5)
 RETURNS float8 LANGUAGE sql STABLE
 AS $fn$
-    -- How long a merge takes [s]: the median of the last 100 that were done; NULL = none was.
-    -- Parameters: p_project_id  project
-    SELECT percentile_cont(0.5) WITHIN GROUP (ORDER BY x.ran_s)
+    -- How long a merge takes [s], of the last 100 that were done; NULL = none was.
+    -- Parameters: p_project_id  project;  p_share  so much of them took no longer [0 .. 1]; default: the median
+    SELECT percentile_cont(p_share) WITHIN GROUP (ORDER BY x.ran_s)
       FROM (SELECT r.ran_s FROM osgprod_data.merges m
               JOIN osgprod_data.reports r ON r.project_id = m.project_id AND r.cluster = m.cluster AND r.process = m.process
                                          AND r.nstart = m.nstart AND r.by_worker

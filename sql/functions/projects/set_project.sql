@@ -21,7 +21,7 @@ DECLARE
                               'project_id', 'name', 'magic_salt', 'magic_digest', 'old_magic_digest',
                               'old_magic_until', 'banned_until', 'next_due_at', 'nlive', 'tallied_until', 'tally_next',
                               'tally_after', 'created_at', 'stopped_at', 'subnets', 'mergescript_fault',
-                              'mergescript_fault_at', 'tail_blocks'];
+                              'mergescript_fault_at', 'merge_s', 'tail_blocks'];
     v_before  osgprod_data.projects;
     v_wrong   text;
     v_key     text;

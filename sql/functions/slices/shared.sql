@@ -16,29 +16,15 @@ AS $fn$
 -- Returns:    true; false = the slice has to be split and somebody else has its file: nothing is changed
 -- Locks:      the file's row, when the slice is split
 DECLARE
-    v_is_failure  boolean := p_outcome = 'failed' AND NOT p_is_excused;
+    v_is_failure  boolean;
     v_is_at_limit boolean;
     v_is_split    boolean;
-    v_not_before  timestamptz := now();
-    v_earlier     int := coalesce(cardinality(p_slice.exit_codes), 0);  -- failures and node faults, the last 5
+    v_not_before  timestamptz;
 BEGIN
-    IF p_outcome IN ('node-fault', 'lost') AND NOT p_is_excused THEN
-        SELECT c.is_failure, c.repeats, c.faults, p_worker
-          INTO v_is_failure, p_slice.repeats, p_slice.faults, p_slice.faulted_on
-          FROM osgprod._count_fault(p_project, p_slice.faulted_on = p_worker, p_slice.repeats, p_slice.faults) c;
-    END IF;
-    IF p_exit_code IS NOT NULL THEN
-        p_slice.exit_codes := (p_slice.exit_codes || p_exit_code)[greatest(cardinality(p_slice.exit_codes) - 3, 1):];
-    END IF;
-    IF v_is_failure THEN
-        p_slice.failures := p_slice.failures + 1;
-        v_not_before := osgprod._end_of_backoff(p_project, p_slice.failures - 1);
-    ELSIF p_exit_code IS NOT NULL
-          AND (p_is_excused AND p_project.pause_cause IS NOT NULL OR NOT p_is_excused AND v_earlier > 0)
-    THEN
-        -- The first node fault costs the slice no time: another worker gets it. Where they go on, they may not be the node's.
-        v_not_before := osgprod._end_of_backoff(p_project, greatest(v_earlier - 1, 0));
-    END IF;
+    SELECT c.is_failure, c.not_before, c.failures, c.faults, c.faulted_on, c.repeats, c.exit_codes
+      INTO v_is_failure, v_not_before, p_slice.failures, p_slice.faults, p_slice.faulted_on, p_slice.repeats, p_slice.exit_codes
+      FROM osgprod._count_failure(p_project, p_outcome, p_worker, p_exit_code, p_is_excused, p_slice.failures, p_slice.faults,
+                                  p_slice.faulted_on, p_slice.repeats, p_slice.exit_codes) c;
     v_is_at_limit := v_is_failure AND p_slice.failures >= p_project.max_failures;
     IF NOT v_is_at_limit AND osgprod._promote_backup(p_slice, p_project.heartbeat_s) THEN
         RETURN true;
@@ -76,18 +62,39 @@ BEGIN
 END
 $fn$;
 
-CREATE FUNCTION osgprod._count_fault(
-    p_project osgprod_data.projects, p_is_same_worker boolean, p_repeats int, p_faults int,
-    OUT is_failure boolean, OUT repeats int, OUT faults int)
-LANGUAGE sql IMMUTABLE
+CREATE FUNCTION osgprod._count_failure(
+    p_project osgprod_data.projects, p_outcome osgprod_data.outcome, p_worker text, p_exit_code int, p_is_excused boolean,
+    INOUT failures smallint, INOUT faults smallint, INOUT faulted_on text, INOUT repeats smallint, INOUT exit_codes int[],
+    OUT is_failure boolean, OUT not_before timestamptz)
+LANGUAGE plpgsql VOLATILE
 AS $fn$
-    -- Counts one more node fault or loss of a slice or a merge.
-    -- Parameters: p_project  the project's row;  p_is_same_worker  was the last one on the same worker?
-    --             p_repeats, p_faults  the counts so far
-    -- Returns:    is_failure: does it count as a failure of the data (see _fail_slice)? And the counts now.
-    SELECT c.repeats = 0 AND p_faults >= p_project.max_faults, c.repeats,
-           CASE WHEN c.repeats = 0 THEN least(p_faults + 1, p_project.max_faults) ELSE p_faults END
-      FROM (SELECT CASE WHEN p_is_same_worker THEN (p_repeats + 1) % 4 ELSE 0 END AS repeats) c
+-- Counts one more failure, node fault or loss of a slice or a merge.
+-- Parameters: see _fail_slice;  failures, faults, faulted_on, repeats, exit_codes  of the slice or merge so far
+-- Returns:    the counts now. is_failure: does it count as a failure of the data? not_before: the end of its backoff
+DECLARE
+    v_earlier int := coalesce(cardinality(exit_codes), 0);  -- failures and node faults, the last 5
+BEGIN
+    is_failure := p_outcome = 'failed' AND NOT p_is_excused;
+    not_before := now();
+    IF p_outcome IN ('node-fault', 'lost') AND NOT p_is_excused THEN
+        repeats := CASE WHEN faulted_on = p_worker THEN (repeats + 1) % 4 ELSE 0 END;
+        faulted_on := p_worker;
+        is_failure := repeats = 0 AND faults >= p_project.max_faults;
+        faults := CASE WHEN repeats = 0 THEN least(faults + 1, p_project.max_faults) ELSE faults END;
+    END IF;
+    IF p_exit_code IS NOT NULL THEN
+        exit_codes := (exit_codes || p_exit_code)[greatest(cardinality(exit_codes) - 3, 1):];
+    END IF;
+    IF is_failure THEN
+        failures := failures + 1;
+        not_before := osgprod._end_of_backoff(p_project, failures - 1);
+    ELSIF p_exit_code IS NOT NULL
+          AND (p_is_excused AND p_project.pause_cause IS NOT NULL OR NOT p_is_excused AND v_earlier > 0)
+    THEN
+        -- The first node fault costs no time: another worker gets the work. Where they go on, they may not be the node's.
+        not_before := osgprod._end_of_backoff(p_project, greatest(v_earlier - 1, 0));
+    END IF;
+END
 $fn$;
 
 CREATE FUNCTION osgprod._end_of_backoff(p_project osgprod_data.projects, p_earlier int)
@@ -178,11 +185,11 @@ CREATE FUNCTION osgprod._requeue_project(
     OUT lost int, OUT over boolean)
 LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Requeues every slice of the project whose lease or backoff has ended, and notes when the next lease can end and how
--- many are live.
+-- Requeues every slice and merge of the project whose lease or backoff has ended, and notes when the next lease can end, how
+-- many are live, and how long merges take.
 -- Parameters: p_project  the project's row
 --             p_cluster, p_process, p_schedd  instead of expired leases those of these jobs: see reclaim_lost
--- Returns:    how many slices were lost, and whether a backoff is over; none also while files of the project are being
+-- Returns:    how many slices and merges were lost, and whether a backoff is over; none also while files of the project are being
 --             reset
 -- Locks:      slices, the rows of their files where a slice is split, the project's row: all SKIP LOCKED, nothing here waits
 -- Source:     docs/design.md I4
@@ -202,10 +209,7 @@ BEGIN
     -- Their backups first, so that none of them becomes a holder.
     DELETE FROM osgprod_data.backups b
      WHERE b.project_id = p_project.project_id AND b.cluster = p_cluster AND b.process = coalesce(p_process, b.process)
-       AND (p_schedd IS NULL OR EXISTS (
-            SELECT FROM osgprod_data.attempts a
-             WHERE a.project_id = b.project_id AND a.cluster = b.cluster AND a.process = b.process AND a.nstart = b.nstart
-               AND a.schedd = p_schedd));
+       AND osgprod._is_of_schedd(b.project_id, b.cluster, b.process, b.nstart, p_schedd);
     FOR v_slice IN
         -- Leased slices are in files in flight: thousands of rows are read, not millions.
         SELECT s.* FROM osgprod_data.loaded_files f
@@ -213,36 +217,51 @@ BEGIN
             SELECT x.* FROM osgprod_data.slices x
              WHERE x.project_id = f.project_id AND x.rawdata_id = f.rawdata_id AND x.state = 'leased'
                AND CASE WHEN p_cluster IS NULL THEN osgprod._has_expired(x.due_at, v_since, v_hold)
-                        ELSE x.cluster = p_cluster AND x.process = coalesce(p_process, x.process) AND (p_schedd IS NULL OR EXISTS (
-                            SELECT FROM osgprod_data.attempts a
-                             WHERE a.project_id = x.project_id AND a.cluster = x.cluster AND a.process = x.process
-                               AND a.nstart = x.nstart AND a.schedd = p_schedd)) END
+                        ELSE x.cluster = p_cluster AND x.process = coalesce(p_process, x.process)
+                             AND osgprod._is_of_schedd(x.project_id, x.cluster, x.process, x.nstart, p_schedd) END
             OFFSET 0) s  -- see _slices_in_flight
          WHERE f.project_id = p_project.project_id AND f.state IN ('in_progress', 'allocated')
            FOR NO KEY UPDATE OF s SKIP LOCKED
     LOOP
         lost := lost + osgprod._lose_slice(p_project, v_slice,
             CASE WHEN p_cluster IS NULL THEN 'lost' ELSE 'superseded' END::osgprod_data.outcome,
-            CASE v_slice.due_at WHEN '2000-01-01 00:00+00' THEN 'its job has given it up: it started again and again without a report' END,
-            false)::int;
+            osgprod._why_given_up(v_slice.due_at), false)::int;
     END LOOP;
     lost := lost + osgprod._requeue_merges(p_project, p_cluster, p_process, p_schedd, v_since, v_hold);
     over := osgprod._end_backoffs(p_project.project_id, '-infinity', now());
     -- No backoff is longer than 10.5 days, see above.
     over := osgprod._end_backoffs(p_project.project_id, now() + interval '11 days', 'infinity') OR over;
-    SELECT min(s.due_at), count(*) INTO v_next_at, v_live FROM osgprod._slices_in_flight(p_project.project_id) s
-     WHERE s.state = 'leased';
-    SELECT least(v_next_at, min(m.due_at)), v_live + count(*) INTO v_next_at, v_live FROM osgprod_data.merges m
-     WHERE m.project_id = p_project.project_id AND m.state = 'leased';
+    SELECT min(l.due_at), count(*) INTO v_next_at, v_live FROM osgprod._leases(p_project.project_id) l
+     WHERE l.task <> 'backup';
     -- A slice that is leased after this look is due a whole lease from now at the earliest; or earlier, when the lease has
     -- just been made longer, so 5 minutes are the most. A session that has the project's row locked, like an operator's open
     -- transaction, must not stand between a lease and its slice: then it is not noted, and the next call looks again.
     UPDATE osgprod_data.projects p
        SET next_due_at = least(CASE WHEN v_next_at < v_hold AND v_next_at >= v_since THEN v_hold ELSE v_next_at END,
-                                now() + make_interval(secs => least(p.lease_s, 300))), nlive = v_live
+                                now() + make_interval(secs => least(p.lease_s, 300))), nlive = v_live,
+           merge_s = CASE WHEN p.merge_by <> 'none' THEN osgprod._merge_time(p.project_id, 0.9) END
      WHERE p.project_id = (SELECT q.project_id FROM osgprod_data.projects q
                             WHERE q.project_id = p_project.project_id FOR NO KEY UPDATE SKIP LOCKED);
 END
+$fn$;
+
+CREATE FUNCTION osgprod._is_of_schedd(p_project_id int, p_cluster int, p_process int, p_nstart int, p_schedd text)
+RETURNS boolean LANGUAGE sql STABLE
+AS $fn$
+    -- Is an attempt of this access point?
+    -- Parameters: p_project_id, p_cluster, p_process, p_nstart  the attempt;  p_schedd  as it names itself; NULL = of any
+    SELECT p_schedd IS NULL OR EXISTS (
+        SELECT FROM osgprod_data.attempts a
+         WHERE a.project_id = p_project_id AND a.cluster = p_cluster AND a.process = p_process AND a.nstart = p_nstart
+           AND a.schedd = p_schedd)
+$fn$;
+
+CREATE FUNCTION osgprod._why_given_up(p_due_at timestamptz)
+RETURNS text LANGUAGE sql STABLE
+AS $fn$
+    -- Says that a job has given up its slice or merge (_give_up); NULL = it has not.
+    -- Parameters: p_due_at  the end of the lease
+    SELECT CASE p_due_at WHEN '2000-01-01 00:00+00' THEN 'its job has given it up: it started again and again without a report' END
 $fn$;
 
 CREATE FUNCTION osgprod._has_expired(p_due_at timestamptz, p_since timestamptz, p_hold timestamptz)
@@ -280,27 +299,40 @@ AS $fn$
 -- Returns:    true; false = somebody else has the file that this needs: nothing is changed
 -- Locks:      see _fail_slice
 DECLARE
-    v_attempt osgprod_data.attempts;
-    v_worker  text;
+    v_attempt osgprod_data.attempts := osgprod._attempt(p_slice.project_id, p_slice.cluster, p_slice.process, p_slice.nstart);
 BEGIN
-    SELECT a.* INTO v_attempt FROM osgprod_data.attempts a
-     WHERE a.project_id = p_slice.project_id AND a.cluster = p_slice.cluster AND a.process = p_slice.process
-       AND a.nstart = p_slice.nstart;
-    v_worker := osgprod._worker(v_attempt.client, v_attempt.host);
     IF NOT osgprod._fail_slice(p_project, p_slice, CASE WHEN p_outcome = 'lost' AND p_reason IS NOT NULL
-                                                   THEN 'node-fault' ELSE p_outcome END, v_worker,
-                               NULL, p_may_wait) THEN
+                                                   THEN 'node-fault' ELSE p_outcome END,
+                               osgprod._worker(v_attempt.client, v_attempt.host), NULL, p_may_wait) THEN
         RETURN false;
     END IF;
-    INSERT INTO osgprod_data.reports (project_id, cluster, process, nstart, by_worker, outcome, reported_at, ran_s,
-           nblocks, worker, site, reason)
-    SELECT p_slice.project_id, p_slice.cluster, p_slice.process, p_slice.nstart, false, p_outcome,
-           greatest(clock_timestamp(), p_project.tallied_until), greatest(extract(epoch FROM now() - v_attempt.started_at), 0),
-           p_slice.block2 - p_slice.block1, v_worker, v_attempt.site, p_reason
-     WHERE v_worker IS NOT NULL
-    ON CONFLICT DO NOTHING;  -- lost before, and found alive again
+    PERFORM osgprod._record_verdict(p_project, v_attempt, p_outcome, p_reason);
     RETURN true;
 END
+$fn$;
+
+CREATE FUNCTION osgprod._attempt(p_project_id int, p_cluster int, p_process int, p_nstart int)
+RETURNS osgprod_data.attempts LANGUAGE sql STABLE
+AS $fn$
+    -- The attempt with these numbers; NULLs when there is none.
+    SELECT a FROM osgprod_data.attempts a
+     WHERE a.project_id = p_project_id AND a.cluster = p_cluster AND a.process = p_process AND a.nstart = p_nstart
+$fn$;
+
+CREATE FUNCTION osgprod._record_verdict(
+    p_project osgprod_data.projects, p_attempt osgprod_data.attempts, p_outcome osgprod_data.outcome, p_reason text)
+RETURNS void LANGUAGE sql VOLATILE
+AS $fn$
+    -- Records the server's own verdict on an attempt at a slice or a merge. The first one stays: an attempt that was lost may
+    -- have been found alive again.
+    -- Parameters: p_project  the project's row;  p_attempt  NULLs = nothing is recorded;  p_outcome, p_reason  see _lose_slice
+    INSERT INTO osgprod_data.reports (project_id, cluster, process, nstart, by_worker, outcome, reported_at, ran_s,
+           nblocks, worker, site, reason)
+    SELECT p_attempt.project_id, p_attempt.cluster, p_attempt.process, p_attempt.nstart, false, p_outcome,
+           greatest(clock_timestamp(), p_project.tallied_until), greatest(extract(epoch FROM now() - p_attempt.started_at), 0),
+           p_attempt.block2 - p_attempt.block1, osgprod._worker(p_attempt.client, p_attempt.host), p_attempt.site, p_reason
+     WHERE p_attempt.nstart IS NOT NULL
+    ON CONFLICT DO NOTHING
 $fn$;
 
 CREATE FUNCTION osgprod._settle_files(p_project_id int, p_all boolean)

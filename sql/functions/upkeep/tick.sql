@@ -99,7 +99,6 @@ $fn$;
 CREATE FUNCTION osgprod._count_live(p_project_id int)
 RETURNS int LANGUAGE sql STABLE
 AS $fn$
-    -- Leased slices, which are all in files in flight, and leased merges of a project.
-    SELECT (SELECT count(*) FROM osgprod._slices_in_flight(p_project_id) s WHERE s.state = 'leased')::int
-         + (SELECT count(*) FROM osgprod_data.merges m WHERE m.project_id = p_project_id AND m.state = 'leased')::int
+    -- Leased slices and merges of a project.
+    SELECT count(*)::int FROM osgprod._leases(p_project_id) l WHERE l.task <> 'backup'
 $fn$;
