@@ -1612,7 +1612,7 @@ is_delivered_already() {
   has_arrived "$1" "$2" "$3" "$4" 1 && [[ "$captured" == *$'\n'[0-9A-Fa-f]* ]]
 }
 
-# Delivers a merged file in several attempts, and adds it to outputs_list. Arguments: kind, file, its events or nothing
+# Delivers a merged file in several attempts, and adds it to outputs_list, which osgprod_exec.sh reports. Arguments: kind, file, its events or nothing
 send_merged() {
   local kind="$1" file="$2" events="$3" folder url store bytes adler try last="$TRIES"
   folder="${osgprod_merge_output_url:-${OSGPROD_OUTPUT_URL:-}}"
@@ -1638,6 +1638,10 @@ send_merged() {
   log "delivered $url, $bytes bytes${events:+, $events events}"
   outputs_list+="${outputs_list:+,}{\"kind\":$(json_text "$kind"),\"url\":$(json_text "$url"),\"bytes\":$bytes,\"adler32\":\"$adler\""
   outputs_list+="${events:+,\"events\":$events}}"
+  ((${#outputs_list} <= MAX_LIST_BYTES)) ||
+    misconfigured "the list of merged files has ${#outputs_list} bytes: let merge_kinds have fewer kinds, at most $MAX_LIST_BYTES bytes fit"
+  # After each file: if this attempt fails behind it, the server knows what is in storage.
+  add_to_report "outputs_list=[$outputs_list]" || node_fault "${OSGPROD_REPORT:-osgprod_report.txt} can't be written: is the disk full?"
 }
 
 # Prints a text as JSON has it. Argument: text without control characters
@@ -1646,12 +1650,9 @@ json_text() {
   printf '"%s"' "${text//\"/\\\"}"
 }
 
-# Reports to osgprod_exec.sh the delivered files, and which inputs to remove when the server has accepted the report.
+# Reports to osgprod_exec.sh which inputs to remove when the server has accepted the report.
 report_merged() {
   local line url bytes adler
-  ((${#outputs_list} <= MAX_LIST_BYTES)) ||
-    misconfigured "the list of merged files has ${#outputs_list} bytes: let merge_kinds have fewer kinds, at most $MAX_LIST_BYTES bytes fit"
-  add_to_report "outputs_list=[$outputs_list]" || node_fault "${OSGPROD_REPORT:-osgprod_report.txt} can't be written: is the disk full?"
   [[ "${osgprod_merge_cleanup:-keep}" == delete ]] || return 0
   for line in "${osgprod_inputs[@]}"; do
     IFS=' ' read -r url bytes adler _ < <(printf '%s\n' "$line") || true

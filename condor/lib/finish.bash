@@ -263,7 +263,7 @@ leave_failure() {
 finish_failure() {
   leave_failure "failed_$2" "$3"
   report "$1" output_url "$output_url" fault "$(plain_text 20 "$(reported fault)")" reason "$4" \
-    bad_inputs "$(reported bad_inputs)" log_tail "$(log_tail)" ||
+    bad_inputs "$(reported bad_inputs)" outputs_list "$(reported outputs_list)" log_tail "$(log_tail)" ||
     return "$EXIT_LATER"
   # Which codes are faults of the node, the project says.
   [[ "$answer" != node-fault ]] || return "$EXIT_NODE_FAULT"

@@ -585,6 +585,34 @@ def test_what_a_failure_or_a_superseded_report_names_is_no_orphan(world: World, 
     assert sorted(found) == [f"{tmp_path}/job_1_2.2.tar.gz", f"{tmp_path}/job_1_3.tar.gz"]
 
 
+def test_files_that_a_failed_or_a_superseded_merge_lists_are_no_orphans(world: World, tmp_path: Path) -> None:
+    world.set(merge_by="file", backoff_s=0)
+    world.add_file(1)
+    world.checkout(0)
+    world.report(0, output_url="https://storage/job_1_0.tar.gz")
+
+    def listed(*names: str) -> str:
+        return json.dumps(
+            [{"kind": name, "url": f"https://storage/{name}", "bytes": 1, "adler32": "1"} for name in names]
+        )
+
+    assert world.checkout(1)["task"] == "merge"
+    world.report(1, 74, outputs_list=listed("failed-a", "failed-b"))
+    assert world.checkout(2)["task"] == "merge"
+    call(world.db, "reclaim_lost", project="p", cluster=1, process=2)
+    assert world.checkout(3)["task"] == "merge"
+    assert world.report(3, outputs_list=listed("a", "b"))["status"] == "done"
+    assert world.report(2, outputs_list=listed("late-a", "late-b"))["status"] == "superseded"
+    for name in ("failed-a", "failed-b", "a", "b", "late-a", "late-b", "orphan"):
+        (tmp_path / name).write_bytes(b"x")
+    found: list[str] = []
+    assert outputs.orphans("p", str(tmp_path), -1.0, found.append) == {"files": 7, "orphans": 1}
+    assert found == [f"{tmp_path}/orphan"]
+    rows = call(world.db, "list_outputs", project="p", what="merged", history=True)
+    assert [row["kind"] for row in rows] == ["a", "b"], "only what an accepted report lists is an output"
+    assert call(world.db, "delivery", project="p")[0]["bytes_delivered"] == 2
+
+
 def test_orphans_are_not_listed_while_outputs_have_no_url(world: World, tmp_path: Path) -> None:
     world.add_file(2)
     world.checkout(0)

@@ -703,6 +703,18 @@ def test_what_can_not_be_delivered_is_no_success(merge: Merge) -> None:
     assert merge.delivered() == {}
 
 
+def test_what_was_delivered_before_a_failure_is_reported(merge: Merge) -> None:
+    target = merge.folder / "target"
+    target.mkdir()
+    (target / "sync").write_text("no folder")
+    merge.variables["osgprod_merge_output_url"] = f"{target}/{{kind}}"
+    code, log = merge.run()
+    assert code == NOT_DELIVERED, log
+    delivered = {path.parent.name for path in target.glob("*/*")}
+    assert delivered >= {"dana_rest", "hd_root"}
+    assert merge.outputs().keys() == delivered
+
+
 def test_file_that_an_earlier_attempt_left_is_replaced(merge: Merge) -> None:
     merge.site.files[f"/merged/hd_root/{NAMES['hd_root']}"] = b"of an earlier attempt"
     code, log = merge.run()

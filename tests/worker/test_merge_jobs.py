@@ -125,6 +125,18 @@ def test_inputs_stay_when_the_merge_is_superseded_before_its_report(
     assert stored(site) >= TARBALLS
 
 
+def test_files_that_a_failed_merge_has_delivered_are_on_record(
+    merging: Callable[..., None], node: Node, site: Site, world: World, folder: Path
+) -> None:
+    merging()
+    script = folder / "www" / "p" / "osgprod_merge.bash"
+    script.write_text(script.read_text().replace("  report_merged\n", "  exit 66\n"))
+    code, log = node.run(3)
+    assert code == FAILED, log
+    rows = call(world.db, "list_outputs", project="p", what="merged", any=True)
+    assert [(row["url"], row["state"]) for row in rows] == [(f"{site.url}{MERGED}", "failed")]
+
+
 @pytest.mark.parametrize("damage", ["deleted", "truncated", "flipped"])
 def test_bad_input_is_processed_again_and_the_merge_succeeds_later(
     merging: Callable[..., None], node: Node, world: World, site: Site, damage: str

@@ -119,10 +119,10 @@ BEGIN
            osgprod._label(p_call.output_url, 1024), v_reason, v_contradiction, p_call.memory_bytes, p_call.wall_s, p_call.cpu_s,
            p_call.fetched_bytes, p_call.disk_bytes, osgprod._label(p_call.software, 256),
            osgprod._label(p_call.door));
+    IF p_call.outputs_list IS NOT NULL THEN  -- of a failure or a late report, too: they are in storage, and no orphans
+        v_ignored := concat(v_ignored, osgprod._record_outputs(v_attempt, p_call.outputs_list));
+    END IF;
     IF v_outcome = 'done' THEN
-        IF p_call.outputs_list IS NOT NULL THEN
-            v_ignored := concat(v_ignored, osgprod._record_outputs(v_attempt, p_call.outputs_list));
-        END IF;
         IF v_attempt.merge_id IS NOT NULL OR v_project.pause_cause IS NOT NULL OR v_project.nsuspended > 0
             OR v_project.unproven > 0 THEN
             PERFORM osgprod._note_success(v_project, v_attempt, true);

@@ -332,7 +332,7 @@ $fn$;
 CREATE FUNCTION osgprod._record_outputs(p_attempt osgprod_data.attempts, p_outputs_list text)
 RETURNS text LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Records the files that an accepted attempt lists as delivered.
+-- Records the files that a report lists as delivered. They are outputs if the report is accepted.
 -- Parameters: p_attempt  which;  p_outputs_list  as reported
 -- Returns:    a line for the answer when nothing of it can be kept; else ''
 BEGIN
