@@ -201,3 +201,13 @@ def test_job_that_finds_nothing_reads_none_of_the_slices_in_backoff_or_quarantin
     assert world.checkout(200)["status"] == "wait"
     count_at_once(world.db)
     assert world.db.execute(fetched).fetchone() == before
+
+
+@pytest.mark.history_by_hand
+def test_recycling_what_failed_reads_none_of_the_slices_that_are_done(world: World, plans: Plans) -> None:
+    with connect(world.dsn) as other:
+        fill(other, "p", runs=20, files=40, blocks=200, a_slice=4, finished=0.8, in_flight=60, attempts=20000)
+    for _ in range(7):  # until the plan becomes a generic one
+        assert len(call(world.db, "recycle", project="p", dry_run=True)) > 50
+    assert {scan for scan in plans.whole_scans() if scan.startswith(("slices", "reports"))} == set()
+    assert plans.project_scans() == set()

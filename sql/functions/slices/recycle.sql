@@ -9,6 +9,8 @@ CREATE FUNCTION osgprod.recycle(
     p_since     timestamptz DEFAULT NULL)
 RETURNS TABLE (run int, seqno int, path text, block1 int, block2 int, was text, exit_code int)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
+-- Slices are found by state, and all else by key, with any statistics of the planner.
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $fn$
 -- Requeues slices, to be assigned at once, with counts of failures of 0.
 -- Promise:    leased slices, and those being settled at this moment, are never touched; reports of attempts from before no
@@ -39,13 +41,24 @@ BEGIN
     PERFORM osgprod._enter_project(v_project_id, p_project);
     FOR v_slice IN
         SELECT f.run, f.seqno, w.path, s.rawdata_id, s.block1, s.block2, s.state, r.exit_code, f.state AS file_state
-          FROM slices s
+          FROM (  -- by state, so that the partial indexes serve; the states are compared again when the slices are locked
+            SELECT x.rawdata_id, x.block1 FROM slices x
+             WHERE x.project_id = v_project_id AND NOT x.is_ready AND x.not_before IS NULL AND 'quarantined' = ANY (p_states)
+            UNION ALL
+            SELECT x.rawdata_id, x.block1 FROM slices x
+             WHERE x.project_id = v_project_id AND NOT x.is_ready AND x.not_before IS NOT NULL AND 'failed' = ANY (p_states)
+            UNION ALL
+            SELECT x.rawdata_id, x.block1 FROM slices x
+             WHERE x.project_id = v_project_id AND x.is_ready AND 'failed' = ANY (p_states)
+            UNION ALL
+            SELECT x.rawdata_id, x.block1 FROM slices x
+             WHERE x.project_id = v_project_id AND x.state = 'done' AND 'done' = ANY (p_states)) c
+          JOIN slices s ON s.project_id = v_project_id AND s.rawdata_id = c.rawdata_id AND s.block1 = c.block1
           JOIN loaded_files f ON f.project_id = s.project_id AND f.rawdata_id = s.rawdata_id
           JOIN rawdata w ON w.rawdata_id = s.rawdata_id
           LEFT JOIN reports r ON r.project_id = s.project_id AND r.cluster = s.cluster AND r.process = s.process
                              AND r.nstart = s.nstart AND r.by_worker
-         WHERE s.project_id = v_project_id
-           AND CASE s.state WHEN 'ready' THEN s.failures + s.faults > 0 AND 'failed' = ANY (p_states)
+         WHERE CASE s.state WHEN 'ready' THEN s.failures + s.faults > 0 AND 'failed' = ANY (p_states)
                             WHEN 'leased' THEN false ELSE s.state::text = ANY (p_states) END
            AND (p_runs IS NULL OR f.run = ANY (p_runs))
            AND (v_path IS NULL OR w.path LIKE v_path)
