@@ -211,3 +211,37 @@ def test_recycling_what_failed_reads_none_of_the_slices_that_are_done(world: Wor
         assert len(call(world.db, "recycle", project="p", dry_run=True)) > 50
     assert {scan for scan in plans.whole_scans() if scan.startswith(("slices", "reports"))} == set()
     assert plans.project_scans() == set()
+
+
+@pytest.mark.history_by_hand
+@pytest.mark.parametrize("merge_by", ["file", "run"])
+def test_outputs_find_their_merge_without_a_comparison_with_others(
+    world: World, plans: Plans, merge_by: str
+) -> None:
+    with connect(world.dsn) as other:
+        fill(other, "p", runs=6, files=40, blocks=200, a_slice=4, finished=0.8, in_flight=10, attempts=8000)
+        other.execute(
+            "INSERT INTO osgprod_data.merges (project_id, run, seqno, rawdata_id, state, done_at)"
+            " SELECT project_id, run, CASE WHEN %s THEN seqno END, min(rawdata_id), 'done', now()"
+            " FROM osgprod_data.loaded_files WHERE state = 'complete' GROUP BY 1, 2, 3",
+            [merge_by == "file"],
+        )
+    rows = call(world.db, "list_outputs", project="p")
+    assert {row["seqno"] is not None for row in rows if row["merged_in"]} == {True}
+    named = {row["merged_in"]: (row["run"], row["seqno"]) for row in rows if row["merged_in"]}
+    merges = world.db.execute("SELECT merge_id, run, seqno FROM osgprod_data.merges").fetchall()
+    of_merge = {merge["merge_id"]: (merge["run"], merge["seqno"]) for merge in merges}
+    assert all(of_merge[merge_id] in (place, (place[0], None)) for merge_id, place in named.items())
+    file_id = world.db.execute(
+        "SELECT rawdata_id FROM osgprod_data.loaded_files WHERE state = 'complete' ORDER BY 1 DESC LIMIT 1"
+    ).fetchone()
+    assert file_id and call(world.db, "outputs_of", project="p", file_id=file_id["rawdata_id"])
+    assert call(world.db, "delivery", project="p")[0]["files_delivered"] > 100
+    compared = [
+        (node["Rows Removed by Join Filter"], query)
+        for query, plan in plans.seen
+        for node in _nodes(plan)
+        if node.get("Rows Removed by Join Filter", 0) * node["Actual Loops"] > 1000
+    ]
+    assert compared == []
+    world.db.execute("DELETE FROM osgprod_data.merges")

@@ -17,12 +17,13 @@ BEGIN
            m.failed, m.done, m.bytes, f.files > 0 AND f.files = f.complete AND (p.merge_by = 'none' OR f.files = f.delivered),
            osgprod._why_no_merges(p)
       FROM projects p
+     CROSS JOIN LATERAL (SELECT osgprod._merges_runs(p.project_id) AS by_run) b
      CROSS JOIN LATERAL (
         SELECT count(*) AS files, count(*) FILTER (WHERE l.state = 'complete') AS complete,
                count(d.merge_id) FILTER (WHERE l.state = 'complete') AS delivered
           FROM loaded_files l
-          LEFT JOIN merges d ON d.project_id = l.project_id AND d.run = l.run AND coalesce(d.seqno, l.seqno) = l.seqno
-                            AND d.state = 'done'
+          LEFT JOIN merges d ON d.project_id = l.project_id AND d.run = l.run AND d.state = 'done'
+                            AND coalesce(d.seqno, -1) = CASE WHEN b.by_run THEN -1 ELSE l.seqno END
          WHERE l.project_id = p.project_id) f
      CROSS JOIN LATERAL (
         SELECT count(*) FILTER (WHERE x.state = 'waiting') AS waiting, count(*) FILTER (WHERE x.state = 'ready') AS ready,
@@ -39,6 +40,15 @@ $fn$;
 
 COMMENT ON FUNCTION osgprod.delivery(text) IS
 'Counts the files of each project by stage (slices, merge, delivered), its merges by state, and the bytes delivered. For osgprod_worker and osgprod_operator.';
+
+CREATE FUNCTION osgprod._merges_runs(p_project_id int)
+RETURNS boolean LANGUAGE sql STABLE
+AS $fn$
+    -- Are the done merges of a project of whole runs? They are all of one kind (_change_merges), also where merge_by is none
+    -- now. So what joins them to slices or files can compare run and coalesce(seqno, -1), as the index merges_once has them.
+    -- Parameters: p_project_id  project
+    SELECT EXISTS (SELECT FROM osgprod_data.merges m WHERE m.project_id = p_project_id AND m.seqno IS NULL AND m.state = 'done')
+$fn$;
 
 CREATE FUNCTION osgprod._merges_left(p_project osgprod_data.projects)
 RETURNS bigint LANGUAGE sql STABLE

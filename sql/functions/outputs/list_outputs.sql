@@ -24,6 +24,7 @@ AS $fn$
 -- Source:     docs/outputs.md
 DECLARE
     v_project projects := osgprod._get_project(p_project);
+    v_by_run  boolean := osgprod._merges_runs(v_project.project_id);
 BEGIN
     IF NOT coalesce(p_what IN ('merged', 'slices', 'all'), false) THEN
         RAISE EXCEPTION 'outputs are merged, slices or all, not %', coalesce(quote_literal(p_what), 'NULL')
@@ -52,8 +53,8 @@ BEGIN
           LEFT JOIN merges m ON m.merge_id = a.merge_id
           LEFT JOIN slices s ON s.project_id = a.project_id AND s.rawdata_id = a.rawdata_id AND s.block1 = a.block1
                             AND s.state = 'done' AND s.cluster = a.cluster AND s.process = a.process AND s.nstart = a.nstart
-          LEFT JOIN merges d ON d.project_id = s.project_id AND d.run = s.run AND coalesce(d.seqno, s.seqno) = s.seqno
-                            AND d.state = 'done'
+          LEFT JOIN merges d ON d.project_id = s.project_id AND d.run = s.run AND d.state = 'done'
+                            AND coalesce(d.seqno, -1) = CASE WHEN v_by_run THEN -1 ELSE s.seqno END
           LEFT JOIN outputs o ON o.project_id = r.project_id AND o.cluster = r.cluster AND o.process = r.process
                              AND o.nstart = r.nstart
           LEFT JOIN lost_outputs l ON l.project_id = r.project_id AND l.cluster = r.cluster AND l.process = r.process

@@ -15,6 +15,7 @@ AS $fn$
 -- Source:     docs/outputs.md "What was delivered"
 DECLARE
     v_project projects := osgprod._get_project(p_project);
+    v_by_run  boolean := osgprod._merges_runs(v_project.project_id);
 BEGIN
     RETURN QUERY
     WITH chosen AS (
@@ -22,8 +23,9 @@ BEGIN
          WHERE s.project_id = v_project.project_id AND s.rawdata_id = p_file_id AND s.state = 'done'
         UNION ALL
         SELECT m.cluster, m.process, m.nstart FROM loaded_files f
-          JOIN merges m ON m.project_id = f.project_id AND m.run = f.run AND coalesce(m.seqno, f.seqno) = f.seqno
-         WHERE f.project_id = v_project.project_id AND f.rawdata_id = p_file_id AND m.state = 'done'
+          JOIN merges m ON m.project_id = f.project_id AND m.run = f.run AND m.state = 'done'
+                       AND coalesce(m.seqno, -1) = CASE WHEN v_by_run THEN -1 ELSE f.seqno END
+         WHERE f.project_id = v_project.project_id AND f.rawdata_id = p_file_id
         UNION ALL
         SELECT a.cluster, a.process, a.nstart FROM attempts a
          WHERE a.project_id = v_project.project_id AND a.cluster = p_cluster AND a.process = p_process
@@ -44,8 +46,8 @@ BEGIN
       LEFT JOIN merges m ON m.merge_id = a.merge_id
       LEFT JOIN slices s ON s.project_id = a.project_id AND s.rawdata_id = a.rawdata_id AND s.block1 = a.block1
                         AND s.state = 'done' AND s.cluster = a.cluster AND s.process = a.process AND s.nstart = a.nstart
-      LEFT JOIN merges d ON d.project_id = s.project_id AND d.run = s.run AND coalesce(d.seqno, s.seqno) = s.seqno
-                        AND d.state = 'done'
+      LEFT JOIN merges d ON d.project_id = s.project_id AND d.run = s.run AND d.state = 'done'
+                        AND coalesce(d.seqno, -1) = CASE WHEN v_by_run THEN -1 ELSE s.seqno END
       LEFT JOIN versions v ON v.version_id = a.version_id
      ORDER BY a.merge_id IS NULL, a.block1, a.cluster, a.process, a.nstart, o.n;
 END
