@@ -180,6 +180,27 @@ def test_project_that_skips_nothing_assigns_what_is_on_tape(world: World) -> Non
     assert world.checkout(3)["status"] == "assigned"
 
 
+def test_requeued_slices_of_a_file_that_went_to_tape_wait_until_it_is_online(world: World) -> None:
+    """Those that are ready, in a backoff, lost, or recycled later: whatever makes a slice ready asks for that."""
+    world.set(skip_nearline=True, backoff_s=3600, max_failures=2, probe_jobs=0)
+    world.add_file(4)
+    (row,) = call(world.db, "list_next_files", project="p")
+    for process in range(4):
+        world.checkout(process, host=f"wn{process}")
+    world.report(0, 137, host="wn0")  # ready
+    world.report(1, 1, host="wn1")  # in a backoff
+    world.report(3, host="wn3")
+    call(world.db, "record_locality", found=json.dumps([{"file_id": row["file_id"], "locality": "nearline"}]))
+    world.let_leases_run_out()
+    assert world.tick() == 1
+    call(world.db, "recycle", project="p", states=["done"])
+    world.let_backoff_pass()
+    assert world.checkout(10, host="wn10")["status"] == "wait"
+    call(world.db, "record_locality", found=json.dumps([{"file_id": row["file_id"], "locality": "online"}]))
+    world.tick()
+    assert [world.checkout(n, host=f"wn{n}")["status"] for n in range(10, 14)] == ["assigned"] * 4
+
+
 def test_files_that_are_loaded_later_are_skipped_too(world: World) -> None:
     world.set(skip_nearline=True)
     world.add_file(1, project=None)

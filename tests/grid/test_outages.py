@@ -121,6 +121,36 @@ def test_store_of_the_outputs_that_fills_pauses_the_project_until_there_is_room(
     assert len(delivered_files) == 30, "and no half of an output stays"
 
 
+def test_work_script_that_reads_an_event_too_few_of_every_slice_pauses_the_production(
+    production: World, shim: LiveShim, folder: Path
+) -> None:
+    """220 of 220 good blocks were quarantined once. Here it breaks in mid-production, and is repaired later."""
+    production.set(demand_events=True)
+    load(production, folder, files=6, blocks=8)
+    figures = Figures(production)
+    recon, is_broken = folder / "recon", folder / "is_broken"
+    recon.write_text(f"#!/bin/bash\n[[ -e {is_broken} ]] && echo 10 >events_read || echo 11 >events_read\n")
+    recon.chmod(0o755)
+    with Fleet(folder, shim.url, GOOD, OSGPROD_RECON=str(recon)) as fleet:
+        fleet.wait_until(lambda: figures.blocks_done >= 8)
+        is_broken.touch()
+        fleet.wait_until(lambda: paused(production) == "work")
+        until_pause = figures.wasted
+        fleet.wait_until(lambda: figures.wasted >= until_pause + 2)
+        counted = production.db.execute("SELECT max(failures) AS n FROM osgprod_data.slices").fetchone()
+        is_broken.unlink()
+        recovery_s = fleet.wait_until(lambda: paused(production) is None)
+        fleet.wait_until(lambda: figures.is_done)
+    figures.say(
+        "an event too few", recovered_after_s=f"{recovery_s:.1f}", wasted_before_the_pause=until_pause
+    )
+    assert "exit code 0 with 10 of 11 events read" in figures.events("project-paused")[0]
+    assert figures.events("worker-refused") == figures.events("block-quarantined") == []
+    assert counted == {"n": 0}, "nothing counts against the slices"
+    assert figures.successes == 48, "each block once"
+    assert until_pause <= 3 * 5 + 2 * fleet.slots, "5 slices of each of 3 files, and who was at it then"
+
+
 def test_site_of_40_nodes_that_fails_everything_is_banned_after_a_handful_of_attempts(
     production: World, shim: LiveShim, folder: Path
 ) -> None:

@@ -568,6 +568,25 @@ exec /usr/bin/curl "$@\""""
     assert (report_of(world)["outcome"], report_of(world)["nstart"]) == ("done", 1)
 
 
+def test_job_that_is_stopped_for_its_run_time_gets_another_slice_in_the_end(node: Node, world: World) -> None:
+    """HTCondor holds it, kills it, and releases it: the same job starts again, and would take as long again."""
+    world.set(max_starts=3, maxblockspercore=3, wait_s=3600)
+    ran = node.folder.parent / "ran"
+    recon = node.program("recon", f'[[ "$*" != *+1,4.* ]] || {{ touch {ran}; sleep 600; }}')
+    for _ in range(3):
+        job = node.start(1, OSGPROD_RECON=recon)
+        wait_for(ran)
+        kill(job.pid)
+        job.communicate()
+        ran.unlink()
+    _, log = node.run(1, OSGPROD_RECON=recon)
+    assert "has started 3 times on its slice without a report" in log
+    code, log = node.run(1, OSGPROD_RECON=recon)
+    assert code == DONE, log
+    world.tick()
+    assert state(world) == {"ready": 1, "done": 1}, "the first one is for another node"
+
+
 @pytest.mark.parametrize("damage", ["tarball", "report", "project"])
 def test_what_is_left_of_another_start_is_used_only_when_it_is_whole(
     node: Node, world: World, site: Site, damage: str

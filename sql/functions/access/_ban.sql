@@ -212,11 +212,10 @@ BEGIN
     END IF;
     UPDATE osgprod_data.slices s
        SET failures = p_failures, faults = coalesce(p_faults, s.faults),
-           is_ready = CASE WHEN s.state = 'ready' THEN f.suspended_at IS NULL ELSE s.is_ready END,
+           is_ready = CASE WHEN s.state = 'ready' THEN osgprod._may_be_assigned(p_project.project_id, p_rawdata_id)
+                           ELSE s.is_ready END,
            not_before = CASE WHEN s.state = 'ready' THEN least(s.not_before, now()) ELSE s.not_before END
-      FROM osgprod_data.loaded_files f
-     WHERE f.project_id = p_project.project_id AND f.rawdata_id = p_rawdata_id
-       AND s.project_id = p_project.project_id AND s.rawdata_id = p_rawdata_id AND s.block1 = p_block1;
+     WHERE s.project_id = p_project.project_id AND s.rawdata_id = p_rawdata_id AND s.block1 = p_block1;
 END
 $fn$;
 

@@ -44,7 +44,8 @@ BEGIN
     IF NOT FOUND THEN
         RETURN false;
     END IF;
-    UPDATE osgprod_data.slices s SET is_ready = true, not_before = least(s.not_before, now())
+    UPDATE osgprod_data.slices s
+       SET is_ready = osgprod._may_be_assigned(p_project_id, p_rawdata_id), not_before = least(s.not_before, now())
      WHERE (s.project_id, s.rawdata_id, s.block1) IN (
         SELECT x.project_id, x.rawdata_id, x.block1 FROM osgprod_data.slices x
          WHERE x.project_id = p_project_id AND x.rawdata_id = p_rawdata_id AND x.state = 'ready' AND NOT x.is_ready
@@ -81,7 +82,7 @@ DECLARE
 BEGIN
     FOR v_file IN
         SELECT f.rawdata_id FROM osgprod_data.loaded_files f
-         WHERE f.project_id = p_project.project_id AND f.suspended_at IS NOT NULL AND f.retest_at <= now()
+         WHERE f.project_id = p_project.project_id AND f.suspended_at IS NOT NULL AND NOT f.on_tape AND f.retest_at <= now()
            AND NOT EXISTS (SELECT FROM osgprod_data.slices s
                             WHERE s.project_id = f.project_id AND s.rawdata_id = f.rawdata_id
                               AND (s.state = 'leased' OR s.is_ready))

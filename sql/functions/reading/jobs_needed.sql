@@ -41,7 +41,7 @@ BEGIN
               FROM loaded_files f
              WHERE f.project_id = v_project.project_id AND f.state IN ('pending', 'in_progress')
             UNION ALL
-            SELECT s.block2 - s.block1, f.suspended_at IS NULL
+            SELECT s.block2 - s.block1, f.suspended_at IS NULL AND NOT f.on_tape
               FROM slices s JOIN loaded_files f ON f.project_id = s.project_id AND f.rawdata_id = s.rawdata_id
              WHERE s.project_id = v_project.project_id AND s.is_ready IS NOT NULL AND s.not_before IS NOT NULL) x;
     running := osgprod._count_live(v_project.project_id);

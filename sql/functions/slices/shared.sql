@@ -45,9 +45,7 @@ BEGIN
     END IF;
     UPDATE osgprod_data.slices s
        SET state = CASE WHEN v_not_before IS NULL THEN 'quarantined' ELSE 'ready' END::osgprod_data.slice_state,
-           is_ready = coalesce(v_not_before <= now(), false) AND NOT (p_is_excused AND EXISTS (
-               SELECT FROM osgprod_data.loaded_files f
-                WHERE f.project_id = s.project_id AND f.rawdata_id = s.rawdata_id AND f.suspended_at IS NOT NULL)),
+           is_ready = coalesce(v_not_before <= now(), false) AND osgprod._may_be_assigned(s.project_id, s.rawdata_id),
            not_before = v_not_before,
            failures = p_slice.failures, faults = p_slice.faults, faulted_on = p_slice.faulted_on,
            repeats = p_slice.repeats, exit_codes = p_slice.exit_codes,
@@ -157,6 +155,15 @@ AS $fn$
     SELECT p_project.next_due_at <= now() OR p_project.next_due_at > now() + interval '5 minutes'
 $fn$;
 
+CREATE FUNCTION osgprod._may_be_assigned(p_project_id int, p_rawdata_id int)
+RETURNS boolean LANGUAGE sql STABLE
+AS $fn$
+    -- May slices of a file be assigned: is it neither suspended nor skipped since it is on tape only? (For its unallocated
+    -- blocks the column is_open says so.)
+    SELECT f.suspended_at IS NULL AND NOT f.on_tape FROM osgprod_data.loaded_files f
+     WHERE f.project_id = p_project_id AND f.rawdata_id = p_rawdata_id
+$fn$;
+
 CREATE FUNCTION osgprod._end_backoffs(p_project_id int, p_from timestamptz, p_to timestamptz)
 RETURNS boolean LANGUAGE plpgsql VOLATILE
 AS $fn$
@@ -170,8 +177,7 @@ BEGIN
     WITH ended AS (
         SELECT s.project_id, s.rawdata_id, s.block1 FROM osgprod_data.slices s
          WHERE s.project_id = p_project_id AND NOT s.is_ready AND s.not_before >= p_from AND s.not_before <= p_to
-           AND NOT EXISTS (SELECT FROM osgprod_data.loaded_files f
-                            WHERE f.project_id = s.project_id AND f.rawdata_id = s.rawdata_id AND f.suspended_at IS NOT NULL)
+           AND osgprod._may_be_assigned(s.project_id, s.rawdata_id)
            FOR NO KEY UPDATE SKIP LOCKED
     )
     UPDATE osgprod_data.slices s SET is_ready = true FROM ended o
@@ -431,7 +437,8 @@ AS $fn$
 BEGIN
     PERFORM osgprod._reopen_file(p_project_id, p_rawdata_id);
     UPDATE osgprod_data.slices s
-       SET state = 'ready', is_ready = true, not_before = now(), failures = 0, faults = 0, faulted_on = NULL, repeats = 0,
+       SET state = 'ready', is_ready = osgprod._may_be_assigned(p_project_id, p_rawdata_id), not_before = now(),
+           failures = 0, faults = 0, faulted_on = NULL, repeats = 0,
            exit_codes = NULL, due_at = NULL, opened_at = clock_timestamp()
      WHERE s.project_id = p_project_id AND s.rawdata_id = p_rawdata_id AND s.block1 = p_block1;
 END
@@ -460,15 +467,15 @@ $fn$;
 CREATE FUNCTION osgprod._mark_on_tape(p_project_id int, p_skips boolean, OUT skipped bigint, OUT resumed bigint)
 LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Marks the files that a project skips since they are on tape only, and those that it no longer skips.
--- Promise:    slices that were allocated before are not affected.
+-- Marks the files that a project skips since they are on tape only, and those that it no longer skips. Ready slices of the
+-- first are not assigned; those of the others are, after the next tick. Leased slices go on.
 -- Parameters: p_project_id  project;  p_skips  its setting skip_nearline
 -- Returns:    how many files are skipped from now on, and how many no longer
--- Locks:      these files' rows, in order; it waits for each
+-- Locks:      these files' rows, in order; it waits for each. Slices, SKIP LOCKED
 BEGIN
     WITH changed AS (
         SELECT f.rawdata_id FROM osgprod_data.loaded_files f JOIN osgprod_data.rawdata r ON r.rawdata_id = f.rawdata_id
-         WHERE f.project_id = p_project_id AND f.state IN ('pending', 'in_progress')
+         WHERE f.project_id = p_project_id AND f.state <> 'complete'
            AND f.on_tape <> (p_skips AND r.locality IS NOT DISTINCT FROM 'nearline')
          ORDER BY f.run, f.seqno, f.rawdata_id
            FOR NO KEY UPDATE OF f
@@ -478,5 +485,11 @@ BEGIN
         RETURNING f.on_tape
     )
     SELECT count(*) FILTER (WHERE m.on_tape), count(*) FILTER (WHERE NOT m.on_tape) INTO skipped, resumed FROM marked m;
+    UPDATE osgprod_data.slices s SET is_ready = false
+     WHERE skipped > 0 AND (s.project_id, s.rawdata_id, s.block1) IN (
+        SELECT x.project_id, x.rawdata_id, x.block1 FROM osgprod_data.slices x
+          JOIN osgprod_data.loaded_files f ON f.project_id = x.project_id AND f.rawdata_id = x.rawdata_id AND f.on_tape
+         WHERE x.project_id = p_project_id AND x.is_ready
+           FOR NO KEY UPDATE OF x SKIP LOCKED);
 END
 $fn$;
