@@ -120,7 +120,7 @@ BEGIN
          WHERE r.project_id = p_failure.project_id AND r.failed_at > now() - interval '1 hour'
            AND (r.merge_id IS NULL) = (p_failure.merge_id IS NULL)
          ORDER BY r.failed_at DESC, r.failure_id DESC LIMIT 1000
-    ), scopes AS (
+    ), scopes AS MATERIALIZED (
         SELECT v.width, v.scope, v.most, n.name, coalesce(b.banned_at, '-infinity') AS banned_at,
                CASE WHEN osgprod._is_on_probation(b, v.location, p_failure.merge_id IS NOT NULL) THEN b.times ELSE 0 END AS times
           FROM (VALUES  -- widest first; of how many failures at most; where, and the name that is banned; of slices, of merges?
