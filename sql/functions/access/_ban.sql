@@ -102,6 +102,21 @@ BEGIN
 END
 $fn$;
 
+CREATE FUNCTION osgprod._others_fail_alike(
+    p_project_id int, p_is_merge boolean, p_worker text, p_fault text, p_since timestamptz)
+RETURNS boolean LANGUAGE sql STABLE
+AS $fn$
+    -- Do others fail to fetch or to deliver as well, and does nobody succeed? Then it is not the worker, and what it is will
+    -- be known soon.
+    -- Parameters: p_project_id  project;  p_is_merge  merges? else slices;  p_worker  the worker, or its address
+    --             p_fault  see _fault;  p_since  since when
+    SELECT p_fault IN ('fetch', 'delivery')
+       AND EXISTS (SELECT FROM osgprod_data.recent_failures r
+                    WHERE r.project_id = p_project_id AND r.failed_at >= p_since AND r.fault = p_fault
+                      AND (r.merge_id IS NOT NULL) = p_is_merge AND p_worker NOT IN (r.worker, r.address))
+       AND NOT osgprod._has_succeeded(p_project_id, p_is_merge, p_fault, p_since)
+$fn$;
+
 CREATE FUNCTION osgprod._ban(p_project osgprod_data.projects, p_name text, p_times int, p_reason text)
 RETURNS boolean LANGUAGE plpgsql VOLATILE
 AS $fn$
