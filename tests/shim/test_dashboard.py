@@ -141,6 +141,7 @@ def test_pages_of_a_file_and_of_a_job_show_what_was_delivered(world: World, shim
     shim = shim_with()
     page = shim.raw("project/p/file/1").text
     assert "https://s/1.tgz" in page and "0000001a" in page and "secret" not in page
+    world.tick()
     assert world.checkout(2)["task"] == "merge"
     for page in ("project/p/jobs", "project/p/live", "project/p/job/1.2"):
         text = re.sub(r"<[^>]*>|\s", "", shim.raw(page).text)

@@ -149,6 +149,7 @@ def test_merge_gets_the_output_at_home_of_the_start_that_succeeded(world: World)
         for _ in range(n + 1):
             world.checkout(n, exec_version="0.11.0")
         world.report(n)
+    world.tick()
     inputs = world.checkout(10)["merge"]["inputs"]
     assert [line.split()[0].removeprefix("file:///home/job_1_") for line in inputs] == [
         "0.tar.gz", "1.2.tar.gz", "2.3.tar.gz",

@@ -564,6 +564,7 @@ def test_merges_are_no_leased_slices(world: World) -> None:
     world.checkout(0)
     assert call(world.db, "idle_and_leased", project="p")[0]["leased"] == 1
     world.report(0)
+    world.tick()
     assert world.checkout(1)["task"] == "merge"
     assert call(world.db, "idle_and_leased", project="p")[0]["leased"] == 0
     assert call(world.db, "amounts", project="p")[0]["running"] == 1
