@@ -597,6 +597,7 @@ def test_files_that_a_failed_or_a_superseded_merge_lists_are_no_orphans(world: W
             [{"kind": name, "url": f"https://storage/{name}", "bytes": 1, "adler32": "1"} for name in names]
         )
 
+    world.tick()
     assert world.checkout(1)["task"] == "merge"
     world.report(1, 74, outputs_list=listed("failed-a", "failed-b"))
     assert world.checkout(2)["task"] == "merge"
