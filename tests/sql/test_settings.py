@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 
+import psycopg
+import pytest
+
 from shim.database import call
 from tests.support import World
 
@@ -52,3 +55,19 @@ def test_each_setting_that_is_shown_is_stored_when_it_is_changed(world: World) -
         assert stored()[name] == new, name
         call(world.db, "set_project", project="p", settings=json.dumps({name: old}))
         assert stored()[name] == old, f"{name} can be set back"
+
+
+def test_two_projects_deliver_no_merged_files_to_the_same_folder(world: World) -> None:
+    def deliver_to(project: str, url: str) -> None:
+        call(world.db, "set_project", project=project, settings=json.dumps({"merge_output_url": url}))
+
+    world.with_project("q")
+    deliver_to("p", "https://storage.example.org/merged/{kind}")
+    with pytest.raises(
+        psycopg.Error, match="is that of project p, whose merged files would be replaced"
+    ) as error:
+        deliver_to("q", "https://storage.example.org/merged/{kind}/")
+    assert error.value.sqlstate == "OG108"
+    deliver_to("p", "https://storage.example.org/{project}/{kind}")
+    deliver_to("q", "https://storage.example.org/{project}/{kind}")
+    deliver_to("q", "https://storage.example.org/merged/{kind}")

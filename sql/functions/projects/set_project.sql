@@ -10,7 +10,8 @@ AS $fn$
 --             p_settings  object of setting: new value, like {"lease_s": 3600, "state": "paused"}; {} changes nothing.
 --                         docs/sql.md lists the settings with units; this function returns them
 -- Returns:    a row for each setting with its value now, in the order of their names
--- Errors:     OG301 unknown project; OG106 bad subnet pattern; OG108 unknown setting or bad value; OG420 merge_by with merges
+-- Errors:     OG301 unknown project; OG106 bad subnet pattern; OG108 unknown setting or bad value, or the
+--             merge_output_url of another project; OG420 merge_by with merges
 --             that are done by something else
 -- Locks:      the project's row, unless nothing is to be changed; files' rows with skip_nearline; slices, SKIP LOCKED, when
 --             a pause ends; see _change_merges
@@ -48,6 +49,9 @@ BEGIN
         v_key := NULL;
         IF p_settings ? 'xrootd_prefix' THEN
             v_project.xrootd_prefix := osgprod._checked_prefix(v_project.xrootd_prefix);
+        END IF;
+        IF p_settings ? 'merge_output_url' THEN
+            PERFORM osgprod._require_own_folder(v_project);
         END IF;
         v_project.strip_prefix := coalesce(v_project.strip_prefix, '');
         v_project.node_fault_codes := coalesce(v_project.node_fault_codes, '{}');
@@ -91,6 +95,26 @@ $fn$;
 
 COMMENT ON FUNCTION osgprod.set_project(text, jsonb) IS
 'Changes settings of a project, {"lease_s": 3600} for instance, and returns all settings with their values now. For osgprod_operator.';
+
+CREATE FUNCTION osgprod._require_own_folder(p_project osgprod_data.projects)
+RETURNS void LANGUAGE plpgsql STABLE
+AS $fn$
+-- Refuses a merge_output_url that is another project's: merged files are named by kind, run and number, so each project would
+-- replace the other's.
+-- Parameters: p_project  the project's row as it is to be
+-- Errors:     OG108
+DECLARE v_other text;
+BEGIN
+    SELECT p.name INTO v_other FROM osgprod_data.projects p
+     WHERE p.project_id <> p_project.project_id AND p_project.merge_output_url !~ '[{]project[}]'
+       AND rtrim(p.merge_output_url, '/') = rtrim(p_project.merge_output_url, '/');
+    IF FOUND THEN
+        RAISE EXCEPTION 'merge_output_url % is that of project %, whose merged files would be replaced',
+            quote_literal(p_project.merge_output_url), v_other
+            USING ERRCODE = 'OG108', HINT = 'put {project} into it, or name another folder';
+    END IF;
+END
+$fn$;
 
 CREATE FUNCTION osgprod._log_settings(p_project text, p_before jsonb, p_after jsonb)
 RETURNS void LANGUAGE sql VOLATILE
