@@ -581,10 +581,10 @@ def test_job_that_is_stopped_for_its_run_time_gets_another_slice_in_the_end(node
         ran.unlink()
     _, log = node.run(1, OSGPROD_RECON=recon)
     assert "has started 3 times on its work without a report" in log
+    world.tick()
     code, log = node.run(1, OSGPROD_RECON=recon)
     assert code == DONE, log
-    world.tick()
-    assert state(world) == {"ready": 1, "done": 1}, "the first one is for another node"
+    assert state(world) == {"ready": 1, "done": 1}, f"the first one is for another node: {log}"
 
 
 @pytest.mark.parametrize("damage", ["tarball", "report", "project"])

@@ -98,7 +98,7 @@ BEGIN
             END IF;
         END IF;
         -- (c) A merge, so that files are delivered early; else a requeued slice, so that files are completed in order.
-        IF v_can_merge THEN
+        IF v_can_merge AND EXISTS (SELECT FROM osgprod_data.merges m WHERE m.project_id = v_project.project_id AND m.is_ready) THEN
             v_slice := osgprod._claim_merge(v_project, p_call, v_nstart);
         END IF;
         IF v_blocks = 0 AND v_slice.block1 IS NULL THEN
