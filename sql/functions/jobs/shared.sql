@@ -106,8 +106,7 @@ AS $fn$
 BEGIN
     RETURN p_code || CASE p_code
         WHEN 'OG101' THEN ARRAY['parameter project is missing', 'add project=NAME to the request']
-        WHEN 'OG301' THEN ARRAY['parameter project: there is no project ' || quote_literal(left(p_name, 63)),
-            'osgprod project list shows the projects']
+        WHEN 'OG301' THEN ARRAY['parameter project: there is no project ' || quote_literal(left(p_name, 63)), 'osgprod project list shows the projects']
         WHEN 'OG207' THEN ARRAY['the address of the client is not known',
             'behind a proxy on a unix socket: OSGPROD_TRUSTED_PROXIES=unix, and the proxy sends X-Forwarded-For']
         WHEN 'OG201' THEN ARRAY[format('address %s is outside the subnets of project %s', host(p_client), p_project.name),
@@ -132,7 +131,9 @@ BEGIN
             'the submit file draws a random number for each job: condor/osgprod.sub']
         WHEN 'OG501' THEN ARRAY[format('project %s is paused', p_project.name),
             format('osgprod project resume %s assigns work again', p_project.name)]
-        WHEN 'OG601' THEN osgprod._banned(p_project, p_client, p_host, p_site) END;
+        -- The ban may have been lifted since: each statement sees what was committed before it began.
+        WHEN 'OG601' THEN coalesce(osgprod._banned(p_project, p_client, p_host, p_site),
+            ARRAY[format('worker %s was banned until this moment', osgprod._worker(p_client, p_host)), 'try again']) END;
 END
 $fn$;
 
