@@ -16,7 +16,7 @@ import psycopg
 import pytest
 
 from shim.database import DatabaseError, call, connect
-from shim.migrate import migrate, pending
+from shim.migrate import OTHER_TEXTS, migrate, pending
 from shim.version import SQL_FOLDER
 from tests.databases import Databases
 from tests.shim.databases import WORKING_COPY, catalog, quietly, state, works
@@ -247,3 +247,13 @@ def test_database_of_another_encoding_is_refused_and_stays_empty(databases: Data
             assert row == {"is_empty": True}
         finally:
             maintenance.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def test_both_texts_with_which_0029_was_applied_are_accepted(empty: str) -> None:
+    migrate(empty, say=quietly)
+    with connect(empty) as db:
+        db.execute(
+            "UPDATE osgprod_data._yoyo_log SET comment = %s WHERE migration_id = '0029-functions'",
+            (f"sha256 {OTHER_TEXTS['0029-functions']}",),
+        )
+    assert pending(empty) == []
