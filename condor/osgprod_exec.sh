@@ -517,7 +517,7 @@ cleanup() {
 
 # --- the server --------------------------------------------------------------------------------------------------
 
-readonly EXEC_VERSION=0.11.0
+readonly EXEC_VERSION=0.12.0
 
 http_status=000 # of the last answer; 000 = no valid answer
 answer=""       # its Osgprod-Status
