@@ -54,7 +54,7 @@ BEGIN
 END
 $fn$;
 
-CREATE FUNCTION sim.beat(p_at float8, p_calls json) RETURNS SETOF osgprod.report_answer LANGUAGE plpgsql
+CREATE FUNCTION sim.send_heartbeats(p_at float8, p_calls json) RETURNS SETOF osgprod.report_answer LANGUAGE plpgsql
 AS $fn$
 BEGIN
     PERFORM set_config('sim.at', p_at::text, false);

@@ -236,7 +236,7 @@ class Simulation:
                 self._ask(at, [slot for slot in self._slots if slot.asks_at <= at])
                 self._push(at + POLL_S, "tick", -1, 0)
             elif kind == "heartbeat":
-                self._beat(at)
+                self._send_heartbeats(at)
                 self._push(at + self._heartbeat_s, "heartbeat", -1, 0)
             elif turn == self._slots[number].turn:
                 slot = self._slots[number]
@@ -475,11 +475,11 @@ class Simulation:
             self._next_job(slot, at)
         return is_done
 
-    def _beat(self, at: float) -> None:
+    def _send_heartbeats(self, at: float) -> None:
         """All that run send a heartbeat, in one batch; those that must stop, stop."""
         running = {slot.number: slot for slot in self._slots if slot.token}
         calls = json.dumps([{**self._identity(slot), "token": slot.token} for slot in running.values()])
-        for row in self._db.execute("SELECT * FROM sim.beat(%s, %s)", [at, calls]).fetchall():
+        for row in self._db.execute("SELECT * FROM sim.send_heartbeats(%s, %s)", [at, calls]).fetchall():
             if row["http_status"] == 409:
                 slot = running[row["n"]]
                 core_s = (at - slot.since) * self._grid.cores

@@ -165,10 +165,10 @@ def test_event_of_a_transaction_that_commits_late_is_not_skipped(
     with another(world) as late:
         late.execute("BEGIN")
         late.execute(
-            "SELECT osgprod._tell(project_id, 'first', '{}') FROM osgprod_data.projects WHERE name = 'p'"
+            "SELECT osgprod._notify(project_id, 'first', '{}') FROM osgprod_data.projects WHERE name = 'p'"
         )
         world.db.execute(
-            "SELECT osgprod._tell(project_id, 'second', '{}') FROM osgprod_data.projects WHERE name = 'p'"
+            "SELECT osgprod._notify(project_id, 'second', '{}') FROM osgprod_data.projects WHERE name = 'p'"
         )
         with another(world) as connection:
             assert deliver(connection, "hook", target) == 0, (
@@ -186,7 +186,7 @@ def test_target_gets_only_its_project_and_its_events(world: World, hook: Hook, t
     for project in "pq":
         for event in ("special", "other"):
             world.db.execute(
-                "SELECT osgprod._tell(project_id, %s, '{}') FROM osgprod_data.projects WHERE name = %s",
+                "SELECT osgprod._notify(project_id, %s, '{}') FROM osgprod_data.projects WHERE name = %s",
                 (event, project),
             )
     run("notify", "run", "--once")

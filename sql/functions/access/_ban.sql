@@ -98,7 +98,7 @@ BEGIN
     IF NOT osgprod._ban(p_project, p_worker, v_ban.times, v_reason) THEN
         RETURN;
     END IF;
-    PERFORM osgprod._forgive_failures(p_project, p_worker, v_since);
+    PERFORM osgprod._discount_failures(p_project, p_worker, v_since);
 END
 $fn$;
 
@@ -146,7 +146,7 @@ BEGIN
     ON CONFLICT ON CONSTRAINT worker_bans_pkey
         DO UPDATE SET until = excluded.until, reason = excluded.reason, times = excluded.times, banned_at = now();
     PERFORM osgprod._note_bans(p_project.project_id);
-    PERFORM osgprod._tell(p_project.project_id, 'worker-refused', jsonb_build_object('worker', p_name,
+    PERFORM osgprod._notify(p_project.project_id, 'worker-refused', jsonb_build_object('worker', p_name,
         'until', v_until, 'reason', p_reason));
     RETURN true;
 END
@@ -176,7 +176,7 @@ AS $fn$
        AND r.outcome IN ('failed', 'node-fault') AND r.ran_s <= p_project.fast_failure_s
 $fn$;
 
-CREATE FUNCTION osgprod._forgive_failures(p_project osgprod_data.projects, p_worker text, p_since timestamptz)
+CREATE FUNCTION osgprod._discount_failures(p_project osgprod_data.projects, p_worker text, p_since timestamptz)
 RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Discounts a bad node's failures, so that they no longer count against the slices: they say nothing of the data. What
@@ -201,12 +201,12 @@ BEGIN
          ORDER BY f.run, f.seqno, f.rawdata_id, s.block1
            FOR NO KEY UPDATE OF s SKIP LOCKED
     LOOP
-        PERFORM osgprod._take_failures_off(p_project, v_slice.rawdata_id, v_slice.block1, v_slice.failures::int, NULL);
+        PERFORM osgprod._lower_failure_counts(p_project, v_slice.rawdata_id, v_slice.block1, v_slice.failures::int, NULL);
     END LOOP;
 END
 $fn$;
 
-CREATE FUNCTION osgprod._take_failures_off(
+CREATE FUNCTION osgprod._lower_failure_counts(
     p_project osgprod_data.projects, p_rawdata_id int, p_block1 int, p_failures int, p_faults int)
 RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$

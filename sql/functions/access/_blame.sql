@@ -424,7 +424,7 @@ BEGIN
          ORDER BY s.run, s.seqno, s.block1
            FOR NO KEY UPDATE OF s SKIP LOCKED
     LOOP
-        PERFORM osgprod._take_failures_off(p_project, v_slice.rawdata_id, v_slice.block1, v_slice.failures::int,
+        PERFORM osgprod._lower_failure_counts(p_project, v_slice.rawdata_id, v_slice.block1, v_slice.failures::int,
             v_slice.faults::int);
     END LOOP;
     UPDATE osgprod_data.worker_bans b SET until = now(), banned_at = now(), times = 0, reason = 'not its fault'

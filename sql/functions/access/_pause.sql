@@ -13,7 +13,7 @@ BEGIN
      WHERE p.project_id = (SELECT q.project_id FROM osgprod_data.projects q
                             WHERE q.project_id = p_project.project_id AND q.state = 'active' FOR NO KEY UPDATE SKIP LOCKED);
     IF FOUND THEN
-        PERFORM osgprod._tell(p_project.project_id, 'project-paused', jsonb_build_object('reason', p_reason));
+        PERFORM osgprod._notify(p_project.project_id, 'project-paused', jsonb_build_object('reason', p_reason));
         RETURN true;
     END IF;
     RETURN false;
@@ -82,7 +82,7 @@ BEGIN
          WHERE r.project_id = p_project.project_id AND r.failed_at >= p_project.paused_at AND NOT x.is_ready
            AND x.not_before > now() AND osgprod._may_be_assigned(x.project_id, x.rawdata_id)
            FOR NO KEY UPDATE OF x SKIP LOCKED);
-    PERFORM osgprod._tell(p_project.project_id, 'project-resumed', jsonb_build_object('reason', p_project.pause_reason));
+    PERFORM osgprod._notify(p_project.project_id, 'project-resumed', jsonb_build_object('reason', p_project.pause_reason));
 END
 $fn$;
 

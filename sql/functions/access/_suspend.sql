@@ -22,7 +22,7 @@ BEGIN
          WHERE x.project_id = p_project.project_id AND x.rawdata_id = p_rawdata_id AND x.is_ready
            FOR NO KEY UPDATE SKIP LOCKED);
     PERFORM osgprod._note_suspended(p_project.project_id);
-    PERFORM osgprod._tell(p_project.project_id, 'file-suspended', jsonb_build_object('reason', p_reason, 'path',
+    PERFORM osgprod._notify(p_project.project_id, 'file-suspended', jsonb_build_object('reason', p_reason, 'path',
         (SELECT w.path FROM osgprod_data.rawdata w WHERE w.rawdata_id = p_rawdata_id)));
     RETURN true;
 END
@@ -51,7 +51,7 @@ BEGIN
          WHERE x.project_id = p_project_id AND x.rawdata_id = p_rawdata_id AND x.state = 'ready' AND NOT x.is_ready
            FOR NO KEY UPDATE SKIP LOCKED);
     PERFORM osgprod._note_suspended(p_project_id);
-    PERFORM osgprod._tell(p_project_id, 'file-resumed', jsonb_build_object('reason', p_reason, 'path',
+    PERFORM osgprod._notify(p_project_id, 'file-resumed', jsonb_build_object('reason', p_reason, 'path',
         (SELECT w.path FROM osgprod_data.rawdata w WHERE w.rawdata_id = p_rawdata_id)));
     RETURN true;
 END

@@ -40,7 +40,7 @@ BEGIN
     PERFORM osgprod._log_operation('ban_worker', p_project, jsonb_build_object('worker', p_worker, 'seconds', p_seconds,
         'reason', p_reason), 1);
     IF p_seconds > 0 THEN
-        PERFORM osgprod._tell(v_project.project_id, 'worker-refused', jsonb_build_object('worker', p_worker,
+        PERFORM osgprod._notify(v_project.project_id, 'worker-refused', jsonb_build_object('worker', p_worker,
             'until', v_until, 'reason', p_reason));
     END IF;
     RETURN v_until;

@@ -24,7 +24,7 @@ BEGIN
         SELECT r.* FROM json_populate_recordset(NULL::osgprod.heartbeat_call, p_calls) r
          ORDER BY r.project, r.cluster, r.process, r.n
     LOOP
-        v_answer := osgprod._beat(v_call, json_array_length(p_calls) = 1);
+        v_answer := osgprod._renew_lease(v_call, json_array_length(p_calls) = 1);
         v_answer.n := v_call.n;
         RETURN NEXT v_answer;
     END LOOP;

@@ -182,14 +182,14 @@ END
 $fn$;
 
 CREATE FUNCTION osgprod._is_token(
-    p_token text, p_required boolean, p_digest bytea, p_attempt_key bytea, p_lent_to inet, p_client inet, p_key_digest bytea)
+    p_token text, p_required boolean, p_digest bytea, p_attempt_key bytea, p_leased_to inet, p_client inet, p_key_digest bytea)
 RETURNS boolean LANGUAGE sql STABLE
 AS $fn$
     -- Is this the token of the attempt with that digest? It decides alone: with it no job key is needed. Or no token, where
     -- none is required, from the address that the attempt was leased to, with the attempt's job key if it has one. (So the
     -- original did it, and for its exec script the address is all there is.)
     SELECT CASE WHEN p_token IS NULL
-                THEN NOT p_required AND p_lent_to = p_client
+                THEN NOT p_required AND p_leased_to = p_client
                      AND (p_attempt_key IS NULL OR coalesce(p_attempt_key = p_key_digest, false))
                 ELSE p_digest = sha256(convert_to(lower(p_token), 'UTF8')) END
 $fn$;

@@ -23,10 +23,10 @@ BEGIN
          ORDER BY p.project_id, h.level = 'bad' DESC, h.what
     LOOP
         IF v_now.level = 'bad' AND (v_now.before <> 'bad' OR v_now.what <> v_now.what_before) THEN
-            PERFORM osgprod._tell(v_now.project_id, 'health-bad', jsonb_build_object('what', v_now.what, 'found', v_now.found,
+            PERFORM osgprod._notify(v_now.project_id, 'health-bad', jsonb_build_object('what', v_now.what, 'found', v_now.found,
                 'advice', v_now.advice));
         ELSIF v_now.level <> 'bad' AND v_now.before = 'bad' THEN
-            PERFORM osgprod._tell(v_now.project_id, 'health-well', jsonb_build_object('what', v_now.what_before));
+            PERFORM osgprod._notify(v_now.project_id, 'health-well', jsonb_build_object('what', v_now.what_before));
         ELSE
             CONTINUE;
         END IF;

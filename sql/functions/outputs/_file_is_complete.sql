@@ -10,7 +10,7 @@ BEGIN
     PERFORM osgprod._plan_merges(p, ARRAY[p_run], p_seqno) FROM osgprod_data.projects p WHERE p.project_id = p_project_id;
     IF NOT EXISTS (SELECT FROM osgprod_data.loaded_files f
                     WHERE f.project_id = p_project_id AND f.run = p_run AND f.state <> 'complete') THEN
-        PERFORM osgprod._tell(p_project_id, 'run-finished', jsonb_build_object('run', p_run));
+        PERFORM osgprod._notify(p_project_id, 'run-finished', jsonb_build_object('run', p_run));
     END IF;
 END
 $fn$;
@@ -84,12 +84,12 @@ AS $fn$
 -- Notifies that a merge is done, and when it was the last one that the production is delivered.
 -- Parameters: p_project_id  project;  p_merge  the merge, which has just been called done
 BEGIN
-    PERFORM osgprod._tell(p_project_id, 'merge-done', jsonb_build_object('merge',
+    PERFORM osgprod._notify(p_project_id, 'merge-done', jsonb_build_object('merge',
         osgprod._merge_name(p_merge.run, p_merge.seqno), 'run', p_merge.run, 'seqno', p_merge.seqno));
     IF NOT EXISTS (SELECT FROM osgprod_data.merges m WHERE m.project_id = p_project_id AND m.state NOT IN ('done', 'superseded'))
         AND NOT EXISTS (SELECT FROM osgprod_data.loaded_files f WHERE f.project_id = p_project_id AND f.state <> 'complete')
     THEN
-        PERFORM osgprod._tell(p_project_id, 'production-delivered', '{}');
+        PERFORM osgprod._notify(p_project_id, 'production-delivered', '{}');
     END IF;
 END
 $fn$;

@@ -184,7 +184,7 @@ BEGIN
                                   p_merge.faulted_on, p_merge.repeats, p_merge.exit_codes) c;
     IF v_is_failure AND p_merge.failures >= p_project.max_failures THEN
         v_not_before := NULL;
-        PERFORM osgprod._tell(p_project.project_id, 'merge-failed', jsonb_build_object('merge',
+        PERFORM osgprod._notify(p_project.project_id, 'merge-failed', jsonb_build_object('merge',
             osgprod._merge_name(p_merge.run, p_merge.seqno), 'run', p_merge.run, 'seqno', p_merge.seqno));
     END IF;
     UPDATE osgprod_data.merges m
@@ -256,11 +256,11 @@ BEGIN
 END
 $fn$;
 
-CREATE FUNCTION osgprod._beat_merge(
+CREATE FUNCTION osgprod._renew_merge_lease(
     p_project osgprod_data.projects, p_attempt osgprod_data.attempts, p_call osgprod.heartbeat_call)
 RETURNS boolean LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Records the heartbeat of a job that works on a merge; the rules are those of _beat.
+-- Records the heartbeat of a job that works on a merge; the rules are those of _renew_lease.
 -- Parameters: p_project  the project's row;  p_attempt  the attempt;  p_call  see heartbeat
 -- Returns:    does it go on? Otherwise it has to stop
 -- Locks:      the merge

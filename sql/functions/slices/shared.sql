@@ -40,7 +40,7 @@ BEGIN
         p_slice.failures := 0;  -- each half starts with counts of 0; faults stay: the suspicion is of the whole slice
     ELSIF v_is_at_limit THEN
         v_not_before := NULL;
-        PERFORM osgprod._tell(p_slice.project_id, 'block-quarantined', jsonb_build_object('block', p_slice.block1,
+        PERFORM osgprod._notify(p_slice.project_id, 'block-quarantined', jsonb_build_object('block', p_slice.block1,
             'path', (SELECT w.path FROM osgprod_data.rawdata w WHERE w.rawdata_id = p_slice.rawdata_id)));
     END IF;
     UPDATE osgprod_data.slices s
@@ -350,9 +350,9 @@ AS $fn$
 -- Returns:    true when some loaded file is not complete
 -- Locks:      each complete file's row, SKIP LOCKED
 DECLARE
-    v_file    record;
-    v_is_open boolean := false;
-    v_told    boolean := false;
+    v_file       record;
+    v_is_open    boolean := false;
+    v_is_settled boolean := false;  -- was any file?
 BEGIN
     FOR v_file IN
         SELECT f.rawdata_id FROM osgprod_data.loaded_files f
@@ -360,7 +360,7 @@ BEGIN
          ORDER BY f.run, f.seqno, f.rawdata_id
     LOOP
         IF osgprod._settle_file(p_project_id, v_file.rawdata_id) THEN
-            v_told := true;
+            v_is_settled := true;
             CONTINUE;
         END IF;
         v_is_open := true;
@@ -368,8 +368,8 @@ BEGIN
     END LOOP;
     v_is_open := v_is_open OR EXISTS (SELECT FROM osgprod_data.loaded_files f
                                        WHERE f.project_id = p_project_id AND f.state IN ('pending', 'in_progress'));
-    IF v_told AND NOT v_is_open THEN
-        PERFORM osgprod._tell(p_project_id, 'project-done', '{}');
+    IF v_is_settled AND NOT v_is_open THEN
+        PERFORM osgprod._notify(p_project_id, 'project-done', '{}');
     END IF;
     RETURN v_is_open;
 END
@@ -398,7 +398,7 @@ BEGIN
     END IF;
     UPDATE osgprod_data.loaded_files f SET state = 'complete'
      WHERE f.project_id = p_project_id AND f.rawdata_id = p_rawdata_id;
-    PERFORM osgprod._tell(p_project_id, 'file-finished', jsonb_build_object('path',
+    PERFORM osgprod._notify(p_project_id, 'file-finished', jsonb_build_object('path',
         (SELECT w.path FROM osgprod_data.rawdata w WHERE w.rawdata_id = p_rawdata_id)));
     PERFORM osgprod._file_is_complete(p_project_id, v_file.run, v_file.seqno);
     RETURN true;

@@ -1,4 +1,4 @@
-CREATE FUNCTION osgprod._tell(p_project_id int, p_event text, p_details jsonb)
+CREATE FUNCTION osgprod._notify(p_project_id int, p_event text, p_details jsonb)
 RETURNS void LANGUAGE sql VOLATILE
 AS $fn$
     -- Notifies of something that an operator may want to know: records it for osgprod notify, and sends it to the

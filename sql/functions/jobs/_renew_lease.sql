@@ -1,4 +1,4 @@
-CREATE FUNCTION osgprod._beat(p_call osgprod.heartbeat_call, p_may_wait boolean)
+CREATE FUNCTION osgprod._renew_lease(p_call osgprod.heartbeat_call, p_may_wait boolean)
 RETURNS osgprod.report_answer LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Records one job's heartbeat: the whole of heartbeat, for a call that is made alone and for each call of a batch.
@@ -39,7 +39,7 @@ BEGIN
        AND s.cluster = v_attempt.cluster AND s.process = v_attempt.process AND s.nstart = v_attempt.nstart
        FOR NO KEY UPDATE;
     IF v_attempt.merge_id IS NOT NULL THEN
-        v_lives := osgprod._beat_merge(v_project, v_attempt, p_call);
+        v_lives := osgprod._renew_merge_lease(v_project, v_attempt, p_call);
     ELSIF FOUND AND (v_slice.state = 'leased'
                      OR osgprod._is_lost(v_slice.state = 'ready', v_slice.due_at, v_slice.opened_at, v_attempt)) THEN
         -- Progress is anything that grew since the last heartbeat; an attempt that has reported none counts from its start.
