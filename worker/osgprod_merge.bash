@@ -17,7 +17,8 @@
 #     OSGPROD_HADD         command that merges ROOT files: it gets the output and the inputs as arguments [hadd -f -v 1]
 #     OSGPROD_HDDMCAT      command that joins HDDM files: it gets the inputs, and prints the output [hddmcat]
 #     OSGPROD_PYTHON       Python 3.6 or later, for EVIO files and to count events [python3]
-#     OSGPROD_OUTPUT_URL   folder for the merged files where the project has no merge_output_url [none]
+#     OSGPROD_OUTPUT_URL   where the project has no merge_output_url, merged files go to the folder OSGPROD_PROJECT in this
+#                          one [none]
 #     OSGPROD_REPORT       file for what the exit report should tell [osgprod_report.txt]
 #     OSGPROD_TRIES        attempts of a transfer, 1 to 1000 [8]
 #     OSGPROD_BACKOFF_MS   pause after the first of these, doubled each time up to 32 fold, 1 to 600000 [ms; 1000]
@@ -1528,7 +1529,8 @@ readonly EXIT_NOT_DELIVERED=74
 readonly MAX_LIST_BYTES=16000 # of outputs_list in the report
 readonly MAX_CONFIRM_S=600    # that osgprod_exec.sh may take for a heartbeat, its retries included
 
-outputs_list="" # JSON objects of the delivered files
+outputs_list=""  # JSON objects of the delivered files
+merged_folder="" # URL of the folder for merged files; {kind} stands for the kind
 
 # Waits until the server confirms that this attempt has the lease, and ends the script if that lasts: another job may have
 # the merge now, and what lies under the names of the merged files may be on record for it. osgprod_exec.sh sends a
@@ -1612,11 +1614,24 @@ is_delivered_already() {
   has_arrived "$1" "$2" "$3" "$4" 1 && [[ "$captured" == *$'\n'[0-9A-Fa-f]* ]]
 }
 
+# Sets merged_folder to the URL of the folder for merged files: the project's merge_output_url, else a folder for this project
+# in that of the jobs' tarballs. The names of merged files hold no project: in one folder two projects would replace each
+# other's. Nothing = no folder is set.
+find_merged_folder() {
+  local tarballs="${OSGPROD_OUTPUT_URL:-}" path
+  merged_folder="${osgprod_merge_output_url:-}"
+  [[ -z "$merged_folder" && -n "$tarballs" ]] || return 0
+  [[ -n "${OSGPROD_PROJECT:-}" ]] || misconfigured 'OSGPROD_PROJECT is not set: merged files go to its folder in OSGPROD_OUTPUT_URL'
+  merged_folder="${tarballs%/}/$OSGPROD_PROJECT"
+  # Below a folder that takes tarballs, the project's may be made, also where that is the first folder of a path (/outputs).
+  path="$(client_url "$tarballs")"
+  [[ "$(url_kind "$tarballs")" != file || ! -d "$path" ]] || mkdir -p "${path%/}/$OSGPROD_PROJECT" 2>/dev/null || true
+}
+
 # Delivers a merged file in several attempts, and adds it to outputs_list, which osgprod_exec.sh reports. Arguments: kind, file, its events or nothing
 send_merged() {
-  local kind="$1" file="$2" events="$3" folder url store bytes adler try last="$TRIES"
-  folder="${osgprod_merge_output_url:-${OSGPROD_OUTPUT_URL:-}}"
-  url="${folder//\{kind\}/$kind}"
+  local kind="$1" file="$2" events="$3" url store bytes adler try last="$TRIES"
+  url="${merged_folder//\{kind\}/$kind}"
   url="${url%/}/${file##*/}"
   store="$(storage_kind "$url")"
   bytes="$(size_of "$file")"
@@ -2110,7 +2125,7 @@ END_OF_PROGRAM
 # --- the merge ---------------------------------------------------------------------------------------------------
 
 main() {
-  local area="$PWD/osgprod_merge" list kind how name folder count=0
+  local area="$PWD/osgprod_merge" list kind how name count=0
   log_name=osgprod_merge
   OSGPROD_REPORT="${OSGPROD_REPORT:-osgprod_report.txt}"
   [[ "$OSGPROD_REPORT" == /* ]] || OSGPROD_REPORT="$PWD/$OSGPROD_REPORT"
@@ -2121,10 +2136,10 @@ main() {
     exit "$EXIT_NOT_FILLED"
   fi
   check_table
-  folder="${osgprod_merge_output_url:-${OSGPROD_OUTPUT_URL:-}}"
-  [[ -n "$folder" ]] || misconfigured 'no folder for merged files is set: osgprod project set PROJECT merge_output_url=...'
-  storage_kind "$folder" >/dev/null ||
-    misconfigured "merge_output_url $(shown_url "$folder") is not a folder, or contains a query or a password; schemes: $URL_SCHEMES"
+  find_merged_folder
+  [[ -n "$merged_folder" ]] || misconfigured 'no folder for merged files is set: osgprod project set PROJECT merge_output_url=...'
+  storage_kind "$merged_folder" >/dev/null ||
+    misconfigured "merge_output_url $(shown_url "$merged_folder") is not a folder, or contains a query or a password; schemes: $URL_SCHEMES"
   trap 'remove_tree "$PWD/osgprod_merge"' EXIT # neither inputs nor delivered files are outputs of this job
   remove_tree "$area"
   mkdir -p "$area/slices" "$area/kinds" "$area/merged" 2>/dev/null || node_fault "$area can't be made: is the disk full?"

@@ -13,6 +13,7 @@ import struct
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 import zlib
 from collections.abc import Callable
@@ -763,8 +764,43 @@ def test_without_a_place_for_merged_files_the_setting_is_named(merge: Merge) -> 
     assert "merge_output_url" in (merge.reported("misconfigured") or ""), log
     merge.environment["OSGPROD_OUTPUT_URL"] = f"{merge.site.url}/merged"
     code, log = merge.run()
-    assert code == 0, log
-    assert set(merge.delivered()) == set(NAMES.values())
+    assert code == MISCONFIGURED
+    assert "OSGPROD_PROJECT" in (merge.reported("misconfigured") or ""), log
+
+
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_without_a_setting_merged_files_of_two_projects_go_to_a_folder_each(merge: Merge, slash: str) -> None:
+    merge.variables["osgprod_merge_output_url"] = ""
+    merge.environment["OSGPROD_OUTPUT_URL"] = f"{merge.site.url}/merged{slash}"
+    for project in ("spring26", "spring26.again"):
+        merge.environment["OSGPROD_PROJECT"] = project
+        code, log = merge.run()
+        assert code == 0, log
+        assert "is replaced" not in log
+        urls = {entry["url"] for entry in merge.outputs().values()}
+        assert urls == {f"{merge.site.url}/merged/{project}/{name}" for name in NAMES.values()}
+    assert len(merge.delivered()) == 2 * len(NAMES)
+
+
+def test_without_a_setting_the_projects_folder_is_made_below_a_first_folder_that_exists(merge: Merge) -> None:
+    """As tarballs may go to /outputs itself."""
+    top = Path(tempfile.mkdtemp(prefix="osgprod-", dir="/"))
+    try:
+        merge.variables["osgprod_merge_output_url"] = ""
+        merge.environment |= {"OSGPROD_OUTPUT_URL": str(top), "OSGPROD_PROJECT": "spring26"}
+        code, log = merge.run()
+        assert code == 0, log
+        assert {path.name for path in (top / "spring26").iterdir()} == set(NAMES.values())
+    finally:
+        shutil.rmtree(top)
+
+
+def test_without_a_setting_the_folder_of_tarballs_that_is_not_mounted_is_not_made(merge: Merge) -> None:
+    merge.variables["osgprod_merge_output_url"] = ""
+    merge.environment |= {"OSGPROD_OUTPUT_URL": "/osgprod-mount/of-nobody", "OSGPROD_PROJECT": "spring26"}
+    code, log = merge.run()
+    assert (code, merge.reported("outputs_list")) == (NOT_DELIVERED, None), log
+    assert not Path("/osgprod-mount").exists()
 
 
 @pytest.mark.parametrize("cleanup", ["keep", "delete"])

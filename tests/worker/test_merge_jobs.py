@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from shim.database import call
-from tests.support import CHECKOUT, World, wait_until
+from tests.support import CHECKOUT, LiveShim, World, wait_until
 from tests.worker.conftest import CLUSTER, Node, kill
 from tests.worker.site import Site
 
@@ -79,6 +79,31 @@ def test_job_merges_a_file_whose_slices_are_done(
     assert folders == {f"{slice_['block1']},{slice_['block2']}" for slice_ in slices}
     outputs = world.db.execute("SELECT o.kind, o.url, o.bytes FROM osgprod_data.outputs o").fetchall()
     assert outputs == [{"kind": "job_info", "url": f"{site.url}{MERGED}", "bytes": len(site.files[MERGED])}]
+
+
+def test_merged_files_of_two_projects_with_one_folder_for_outputs_do_not_replace_each_other(
+    merging: Callable[..., None], node: Node, world: World, site: Site, shim: LiveShim, folder: Path
+) -> None:
+    """Without merge_output_url; both over the same raw data file."""
+    merging()
+    world.with_project("q", maxblockspercore=3, merge_by="file")
+    call(world.db, "load_slices", project="q")
+    world.set(merge_output_url=None)
+    shim.add_template("q")
+    shutil.copy(CHECKOUT / "worker" / "osgprod_merge.bash", folder / "www" / "q")
+    code, log = node.run(3)
+    assert code == DONE, log
+    for process in (4, 5):
+        code, log = node.run(process, OSGPROD_PROJECT="q")
+        assert code == DONE, log
+    until_ready(world)
+    code, log = node.run(6, OSGPROD_PROJECT="q")
+    assert code == DONE, log
+    assert "is replaced" not in log
+    for project in ("p", "q"):
+        (row,) = call(world.db, "list_outputs", project=project, what="merged")
+        assert row["url"] == f"{site.url}/out/{project}/job_info_000001_001.tgz"
+        assert row["bytes"] == len(site.files[row["url"].removeprefix(site.url)])
 
 
 def test_merged_inputs_are_removed_after_the_report_if_the_project_wants_that(

@@ -5,7 +5,8 @@ readonly EXIT_NOT_DELIVERED=74
 readonly MAX_LIST_BYTES=16000 # of outputs_list in the report
 readonly MAX_CONFIRM_S=600    # that osgprod_exec.sh may take for a heartbeat, its retries included
 
-outputs_list="" # JSON objects of the delivered files
+outputs_list=""  # JSON objects of the delivered files
+merged_folder="" # URL of the folder for merged files; {kind} stands for the kind
 
 # Waits until the server confirms that this attempt has the lease, and ends the script if that lasts: another job may have
 # the merge now, and what lies under the names of the merged files may be on record for it. osgprod_exec.sh sends a
@@ -89,11 +90,24 @@ is_delivered_already() {
   has_arrived "$1" "$2" "$3" "$4" 1 && [[ "$captured" == *$'\n'[0-9A-Fa-f]* ]]
 }
 
+# Sets merged_folder to the URL of the folder for merged files: the project's merge_output_url, else a folder for this project
+# in that of the jobs' tarballs. The names of merged files hold no project: in one folder two projects would replace each
+# other's. Nothing = no folder is set.
+find_merged_folder() {
+  local tarballs="${OSGPROD_OUTPUT_URL:-}" path
+  merged_folder="${osgprod_merge_output_url:-}"
+  [[ -z "$merged_folder" && -n "$tarballs" ]] || return 0
+  [[ -n "${OSGPROD_PROJECT:-}" ]] || misconfigured 'OSGPROD_PROJECT is not set: merged files go to its folder in OSGPROD_OUTPUT_URL'
+  merged_folder="${tarballs%/}/$OSGPROD_PROJECT"
+  # Below a folder that takes tarballs, the project's may be made, also where that is the first folder of a path (/outputs).
+  path="$(client_url "$tarballs")"
+  [[ "$(url_kind "$tarballs")" != file || ! -d "$path" ]] || mkdir -p "${path%/}/$OSGPROD_PROJECT" 2>/dev/null || true
+}
+
 # Delivers a merged file in several attempts, and adds it to outputs_list, which osgprod_exec.sh reports. Arguments: kind, file, its events or nothing
 send_merged() {
-  local kind="$1" file="$2" events="$3" folder url store bytes adler try last="$TRIES"
-  folder="${osgprod_merge_output_url:-${OSGPROD_OUTPUT_URL:-}}"
-  url="${folder//\{kind\}/$kind}"
+  local kind="$1" file="$2" events="$3" url store bytes adler try last="$TRIES"
+  url="${merged_folder//\{kind\}/$kind}"
   url="${url%/}/${file##*/}"
   store="$(storage_kind "$url")"
   bytes="$(size_of "$file")"

@@ -17,7 +17,8 @@
 #     OSGPROD_HADD         command that merges ROOT files: it gets the output and the inputs as arguments [hadd -f -v 1]
 #     OSGPROD_HDDMCAT      command that joins HDDM files: it gets the inputs, and prints the output [hddmcat]
 #     OSGPROD_PYTHON       Python 3.6 or later, for EVIO files and to count events [python3]
-#     OSGPROD_OUTPUT_URL   folder for the merged files where the project has no merge_output_url [none]
+#     OSGPROD_OUTPUT_URL   where the project has no merge_output_url, merged files go to the folder OSGPROD_PROJECT in this
+#                          one [none]
 #     OSGPROD_REPORT       file for what the exit report should tell [osgprod_report.txt]
 #     OSGPROD_TRIES        attempts of a transfer, 1 to 1000 [8]
 #     OSGPROD_BACKOFF_MS   pause after the first of these, doubled each time up to 32 fold, 1 to 600000 [ms; 1000]

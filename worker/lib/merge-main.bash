@@ -2,7 +2,7 @@
 # --- the merge ---------------------------------------------------------------------------------------------------
 
 main() {
-  local area="$PWD/osgprod_merge" list kind how name folder count=0
+  local area="$PWD/osgprod_merge" list kind how name count=0
   log_name=osgprod_merge
   OSGPROD_REPORT="${OSGPROD_REPORT:-osgprod_report.txt}"
   [[ "$OSGPROD_REPORT" == /* ]] || OSGPROD_REPORT="$PWD/$OSGPROD_REPORT"
@@ -13,10 +13,10 @@ main() {
     exit "$EXIT_NOT_FILLED"
   fi
   check_table
-  folder="${osgprod_merge_output_url:-${OSGPROD_OUTPUT_URL:-}}"
-  [[ -n "$folder" ]] || misconfigured 'no folder for merged files is set: osgprod project set PROJECT merge_output_url=...'
-  storage_kind "$folder" >/dev/null ||
-    misconfigured "merge_output_url $(shown_url "$folder") is not a folder, or contains a query or a password; schemes: $URL_SCHEMES"
+  find_merged_folder
+  [[ -n "$merged_folder" ]] || misconfigured 'no folder for merged files is set: osgprod project set PROJECT merge_output_url=...'
+  storage_kind "$merged_folder" >/dev/null ||
+    misconfigured "merge_output_url $(shown_url "$merged_folder") is not a folder, or contains a query or a password; schemes: $URL_SCHEMES"
   trap 'remove_tree "$PWD/osgprod_merge"' EXIT # neither inputs nor delivered files are outputs of this job
   remove_tree "$area"
   mkdir -p "$area/slices" "$area/kinds" "$area/merged" 2>/dev/null || node_fault "$area can't be made: is the disk full?"
