@@ -7,9 +7,9 @@ import json
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from datetime import UTC, datetime
 from typing import Any, Protocol, TextIO
 from urllib.parse import unquote, urlsplit
@@ -24,6 +24,8 @@ from shim.storage import Found, Storage
 
 ROWS_A_FETCH = 2000
 REQUEUED_A_CALL = 200
+FIRST_LOOK, FIRST_BAD = 100, 90  # so many bad ones among the first files: the fault is not the files'
+AGAIN_S = 30.0
 FORMAT = 1  # of a manifest
 # What condor/osgprod_exec.sh calls the tarball of a job's nth attempt, whoever delivers it; without n: the first.
 TARBALL = re.compile(r"(?:failed_)?job_([0-9]+)_([0-9]+)(?:\.([0-9]+))?\.tar\.gz")
@@ -113,11 +115,15 @@ def check(
     threads: int = 16,
     what: str | None = None,
     dry_run: bool = False,
+    confirm: Callable[[int, int], None] = lambda _bad, _files: None,
+    every: bool = False,
+    again_s: float = AGAIN_S,
 ) -> dict[str, int]:
     """Compare the delivered files with what storage says of them.
 
     Merged files are compared, and the outputs of slices that are in no merged file yet: the others are needed no more.
-    An interrupted check has requeued its findings so far; run it again to go on.
+    Files that seem to be gone or to differ are looked at again when all have been: an overloaded cache may answer
+    404 for a while. Nothing is requeued before that.
 
     Parameters
     ----------
@@ -139,64 +145,108 @@ def check(
         merged or slices; None: as above.
     dry_run : bool
         With requeue: only count what would be requeued.
+    confirm : callable
+        Is called before anything is requeued, with the numbers of bad files and of all; raises to prevent it.
+    every : bool
+        Go on when nearly all of the first files are bad.
+    again_s : float
+        How long to wait before the second look [s]; not where all of these files are local.
 
     Returns
     -------
     dict of str to int
-        How many files are same, bad (gone or different), unknown (storage did not say), and how many slices and merges
-        were requeued.
+        How many files are same, bad (gone or different at both looks), unknown (storage did not say), and how many
+        slices and merges were requeued.
+
+    Raises
+    ------
+    OperatorError
+        With requeue: nearly all of the first files are bad. Nothing was requeued.
+    psycopg.Error
+        Unknown project.
     """
     counts = {"same": 0, "bad": 0, "unknown": 0, "requeued": 0}
-    bad: list[dict[str, Any]] = []
 
-    def requeue_found() -> None:
-        if bad and requeue:
-            attempts = {(row["cluster"], row["process"], row["nstart"]): row["fault"] for row in bad}
-            lost = [
-                {"cluster": c, "process": p, "nstart": n, "reason": why}
-                for (c, p, n), why in attempts.items()
-            ]
-            with connect() as changing:
-                rows = call(
-                    changing,
-                    "lose_outputs",
-                    project=projectname,
-                    attempts=json.dumps(lost),
-                    dry_run=dry_run,
-                )
-            counts["requeued"] += len(rows)
-        bad.clear()
-
-    def settle(row: dict[str, Any], future: Future[Found], bar: Progress) -> None:
-        found = future.result()
+    def settle(row: dict[str, Any], found: Found) -> None:
         counts["same" if not found.fault else "bad" if found.is_known else "unknown"] += 1
         if found.fault:
-            row["fault"] = found.fault
-            report(row)
-            if found.is_known:
-                bad.append(row)
-        if len(bad) >= REQUEUED_A_CALL:
-            requeue_found()
-        bar.advance()
+            report(row | {"fault": found.fault})
 
+    suspects: list[dict[str, Any]] = []
     with connect() as connection:
         total = sum(1 for _ in _to_check(connection, projectname, runs, what))
-        pool = ThreadPoolExecutor(threads)
-        try:
-            with progress("comparing outputs", total, "files") as bar:
-                asked: deque[tuple[dict[str, Any], Future[Found]]] = deque()
-                for row in _to_check(connection, projectname, runs, what):
-                    asked.append(
-                        (row, pool.submit(storage.compare, row["url"], row["bytes"], row["adler32"]))
+        rows = _to_check(connection, projectname, runs, what)
+        with (
+            progress("comparing outputs", total, "files") as bar,
+            closing(_asked(storage, rows, threads)) as asked,
+        ):
+            for looked, (row, found) in enumerate(asked, 1):
+                if found.fault and found.is_known:
+                    suspects.append(row)
+                else:
+                    settle(row, found)
+                bar.advance()
+                if requeue and not every and looked == FIRST_LOOK and len(suspects) >= FIRST_BAD:
+                    raise OperatorError(
+                        f"{len(suspects)} of the first {looked} files are gone or differ, so nothing was requeued",
+                        f"{suspects[-1]['url']} {found.fault}: is the storage mounted here? does its server"
+                        " demand a token (--token-file)? if they are gone indeed: --all",
                     )
-                    if len(asked) >= 4 * threads:
-                        settle(*asked.popleft(), bar)
-                while asked:
-                    settle(*asked.popleft(), bar)
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-            requeue_found()
+    if not suspects:
+        return counts
+    if any(is_url(row["url"]) for row in suspects):
+        time.sleep(again_s)
+    bad: list[dict[str, Any]] = []
+    with (
+        progress("looking again", len(suspects), "files") as bar,
+        closing(_asked(storage, suspects, threads)) as asked,
+    ):
+        for row, found in asked:
+            settle(row, found)
+            if found.fault and found.is_known:
+                bad.append(row | {"fault": found.fault})
+            bar.advance()
+    if bad and requeue:
+        if not dry_run:
+            confirm(len(bad), total)
+        counts["requeued"] = _requeue(projectname, bad, dry_run)
     return counts
+
+
+def _asked(
+    storage: Storage, rows: Iterable[dict[str, Any]], threads: int
+) -> Generator[tuple[dict[str, Any], Found]]:
+    """Give rows of list_outputs, in order, each with what storage says of its file."""
+    pool = ThreadPoolExecutor(threads)
+    try:
+        asked: deque[tuple[dict[str, Any], Future[Found]]] = deque()
+        for row in rows:
+            asked.append((row, pool.submit(storage.compare, row["url"], row["bytes"], row["adler32"])))
+            if len(asked) >= 4 * threads:
+                first, future = asked.popleft()
+                yield first, future.result()
+        for first, future in asked:
+            yield first, future.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _requeue(projectname: str, bad: list[dict[str, Any]], dry_run: bool) -> int:
+    """Requeue the slices and merges of bad outputs, and return how many."""
+    lost = {
+        (row["cluster"], row["process"], row["nstart"]): {
+            "cluster": row["cluster"], "process": row["process"], "nstart": row["nstart"], "reason": row["fault"]
+        }
+        for row in bad
+    }  # fmt: skip
+    attempts, count = list(lost.values()), 0
+    with connect() as connection:
+        for start in range(0, len(attempts), REQUEUED_A_CALL):
+            part = json.dumps(attempts[start : start + REQUEUED_A_CALL])
+            count += len(
+                call(connection, "lose_outputs", project=projectname, attempts=part, dry_run=dry_run)
+            )
+    return count
 
 
 def orphans(projectname: str, folder: str, hours: float, report: Callable[[str], None]) -> dict[str, int]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import http.client
 import importlib
+import os
 import re
 import ssl
+import stat
 import threading
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, Self
-from urllib.parse import unquote, urljoin, urlsplit
+from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
 TIMEOUT_S = 60
 MAX_REDIRECTS = 5
@@ -40,18 +43,24 @@ class Storage:
     Parameters
     ----------
     token : str or None
-        Bearer token for http(s), sent to the host that a URL names only.
+        Bearer token for https and davs.
+    token_hosts : iterable of str
+        Host names that may see the token. URLs are what jobs report, so any other host is asked without it.
     """
 
-    def __init__(self, token: str | None = None) -> None:
+    def __init__(self, token: str | None = None, token_hosts: Iterable[str] = ()) -> None:
         self._token = token
+        self._token_hosts = frozenset(host.lower() for host in token_hosts)
+        self.asked_without_token: set[str] = set()  # scheme and host, where there is a token
         self._local = threading.local()
         self._connections: list[http.client.HTTPConnection] = []
+        self._is_closed = False
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._is_closed = True
         for connection in self._connections:
             connection.close()
 
@@ -69,38 +78,42 @@ class Storage:
         """
         if not url:
             return Found("its URL is not known: set output_home", False)
-        scheme = urlsplit(url).scheme if "://" in url else "file"
+        # A job wrote the URL, and a server the answer: whatever is wrong with them is not known, and ends no check.
         try:
-            if scheme in HTTP:
-                found = self._head(url)
-            elif scheme in ROOT:
-                found = _xrootd(url)
-            elif scheme == "file":
-                found = _local(unquote(url.removeprefix("file://")) if "://" in url else url)
-            else:
-                return Found(f"nothing is known of {scheme}://", False)
-        except (OSError, http.client.HTTPException) as error:
+            found = self._look(url)
+            if isinstance(found, Found):
+                return found
+            has_size, has_adler32 = found
+            if size is not None and has_size is not None and has_size != size:
+                return Found(f"has {has_size} of {size} bytes")
+            if adler32 is not None and has_adler32 is not None and int(has_adler32, 16) != int(adler32, 16):
+                return Found(f"has checksum {has_adler32.zfill(8)}, not {adler32}")
+        except (OSError, http.client.HTTPException, ValueError) as error:
             return Found(str(error) or type(error).__name__, False)
-        if isinstance(found, Found):
-            return found
-        has_size, has_adler32 = found
-        if size is not None and has_size is not None and has_size != size:
-            return Found(f"has {has_size} of {size} bytes")
-        if adler32 is not None and has_adler32 is not None and int(has_adler32, 16) != int(adler32, 16):
-            return Found(f"has checksum {has_adler32.zfill(8)}, not {adler32}")
         return Found("")
+
+    def _look(self, url: str) -> tuple[int | None, str | None] | Found:
+        scheme = urlsplit(url).scheme if "://" in url else "file"
+        if scheme in HTTP:
+            return self._head(url)
+        if scheme in ROOT:
+            return _xrootd(url)
+        if scheme == "file":
+            return _local(unquote(url.split("://", 1)[1]) if "://" in url else url)
+        return Found(f"nothing is known of {scheme}://", False)
 
     def _head(self, url: str) -> tuple[int | None, str | None] | Found:
         scheme, location = url.split("://", 1)
-        url = f"{HTTP[scheme]}://{location}"
-        host = urlsplit(url).netloc
+        url = f"{HTTP[scheme.lower()]}://{location}"
         for _ in range(MAX_REDIRECTS):
             parts = urlsplit(url)
             headers = {"Want-Digest": "adler32", "Accept-Encoding": "identity"}
-            if self._token and parts.netloc == host:
+            if self._token and parts.scheme == "https" and parts.hostname in self._token_hosts:
                 headers["Authorization"] = f"Bearer {self._token}"
+            elif self._token:
+                self.asked_without_token.add(f"{parts.scheme}://{parts.hostname}")
             target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-            response = self._ask(parts.scheme, parts.netloc, target, headers)
+            response = self._ask(parts, target, headers)
             if response.status in (301, 302, 303, 307, 308):
                 url = urljoin(url, response.getheader("Location", ""))
                 if urlsplit(url).scheme not in ("http", "https"):
@@ -115,17 +128,22 @@ class Storage:
             return int(length) if length.isdigit() else None, digest[1] if digest else None
         return Found(f"more than {MAX_REDIRECTS} redirections", False)
 
-    def _ask(self, scheme: str, host: str, target: str, headers: dict[str, str]) -> http.client.HTTPResponse:
+    def _ask(self, parts: SplitResult, target: str, headers: dict[str, str]) -> http.client.HTTPResponse:
         """Make a request on this thread's connection to a host; the host may have closed an old connection."""
-        mine, key = self._local.__dict__, f"{scheme}://{host}"
+        mine, key = self._local.__dict__, f"{parts.scheme}://{parts.netloc}"
+        if not parts.hostname:
+            raise ValueError("no host in the URL")
         for is_last in (False, True):
             connection = mine.get(key)
             if connection is None:
-                if scheme == "https":
+                host = parts.hostname
+                if parts.scheme == "https":
                     context = ssl.create_default_context()
-                    connection = http.client.HTTPSConnection(host, timeout=TIMEOUT_S, context=context)
+                    connection = http.client.HTTPSConnection(
+                        host, parts.port or 443, timeout=TIMEOUT_S, context=context
+                    )
                 else:
-                    connection = http.client.HTTPConnection(host, timeout=TIMEOUT_S)
+                    connection = http.client.HTTPConnection(host, parts.port or 80, timeout=TIMEOUT_S)
                 mine[key] = connection
                 self._connections.append(connection)
             try:
@@ -138,6 +156,8 @@ class Storage:
                 if is_last:
                     raise
             else:
+                if self._is_closed:  # by a check that was interrupted
+                    connection.close()
                 return response
         raise AssertionError
 
@@ -145,7 +165,10 @@ class Storage:
 def _local(path: str) -> tuple[int | None, str | None] | Found:
     checksum = 1
     try:
-        with Path(path).open("rb") as file:
+        # A job may name a device, which has no end, or a FIFO, which waits for a writer.
+        if not stat.S_ISREG(Path(path).stat().st_mode):
+            return Found("is no regular file", False)
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123  # a descriptor
             size = 0
             while part := file.read(1 << 20):
                 checksum, size = zlib.adler32(part, checksum), size + len(part)

@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from typing import Any, TextIO
+from urllib.parse import urlsplit
 
 import click
 
 from shim import outputs as delivered
-from shim.cli.base import as_json, ask, dry, limit_option, look, osgprod, project_argument, runs_option
+from shim.cli.base import (
+    as_json,
+    ask,
+    confirm,
+    dry,
+    limit_option,
+    look,
+    osgprod,
+    project_argument,
+    runs_option,
+)
 from shim.cli.terminal import Bar, show, working
 from shim.database import connect
 from shim.storage import Storage
 
 NO_OUTPUT = "no such output: jobs report what they delivered (docs/outputs.md)"
+ASK_ABOVE = 50  # bad files; more are a fault of the storage more often than of the files
 SHOWN = ("run", "seqno", "block1", "block2", "kind", "url", "bytes", "adler32", "events", "software", "state")
 
 
@@ -66,7 +79,31 @@ def outputs_list(
     show_default=True,
     help="Requests to storage at a time.",
 )
-@click.option("--token-file", type=click.File(), help="File with the bearer token for http(s).")
+@click.option(
+    "--token-file",
+    type=click.File(),
+    help="File with the bearer token for https and davs. The hosts of output_home and merge_output_url get it.",
+)
+@click.option(
+    "--token-host",
+    "token_hosts",
+    metavar="HOST",
+    multiple=True,
+    help="Also give it the token; may be repeated.",
+)
+@click.option(
+    "--again-after",
+    type=click.FloatRange(0, 3600),
+    default=delivered.AGAIN_S,
+    show_default=True,
+    help="How long to wait before looking again at what seems to be gone [s].",
+)
+@click.option(
+    "--all",
+    "every",
+    is_flag=True,
+    help=f"With --requeue: do so without a question, also with over {ASK_ABOVE} files.",
+)
 @click.option(
     "--orphans",
     metavar="FOLDER",
@@ -88,6 +125,9 @@ def outputs_check(
     requeue: bool,
     threads: int,
     token_file: TextIO | None,
+    token_hosts: tuple[str, ...],
+    again_after: float,
+    every: bool,
     dry_run: bool,
     orphans: str | None,
     older_than: float,
@@ -95,8 +135,12 @@ def outputs_check(
 ) -> None:
     """Compare the delivered files with storage: is each there, with its size and checksum?
 
-    Merged files are compared, and the outputs of slices that are in none yet. Ctrl-C ends it safely. The exit code is
-    1 when something is gone or differs. --requeue --dry-run counts what --requeue would requeue.
+    Merged files are compared, and the outputs of slices that are in none yet. What seems to be gone is looked
+    at again at the end, and only then requeued. The exit code is 1 when something is gone or differs.
+    --requeue --dry-run counts what --requeue would requeue.
+
+    Jobs report the URLs, so the token goes to the hosts of the project's output_home and merge_output_url and of
+    --token-host, over TLS. Other hosts are asked without it, and named at the end.
 
     --orphans looks the other way: a failover or a restore may have lost reports whose outputs are in storage. Their
     blocks are processed again, so these files may be removed, which this command does not do.
@@ -110,11 +154,50 @@ def outputs_check(
     def say(row: dict[str, Any]) -> None:
         click.echo(f"{row['url'] or '-'}: {row['fault']}", err=True)
 
-    with Storage(token_file.read().strip() if token_file else None) as storage:
-        counts = delivered.check(project, runs, storage, requeue or dry_run, say, Bar, threads, what, dry_run)
+    def sure(bad: int, files: int) -> None:
+        confirm(
+            f"the slices and merges of {bad} of {files} files would be requeued",
+            every or bad <= ASK_ABOVE,
+            "--dry-run counts them; --all requeues them",
+        )
+
+    token = token_file.read().strip() if token_file else None
+    hosts = [*token_hosts, *_hosts_of(project)] if token else []
+    with Storage(token, hosts) as storage:
+        counts = delivered.check(
+            project,
+            runs,
+            storage,
+            requeue or dry_run,
+            say,
+            Bar,
+            threads,
+            what,
+            dry_run,
+            sure,
+            every,
+            again_after,
+        )
+        others = sorted(storage.asked_without_token)
     show([counts], as_json)
+    if others:
+        listed = ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
+        click.echo(f"osgprod: asked without the token: {listed}", err=True)
+        click.echo("hint: --token-host HOST sends it there too, over https and davs", err=True)
     if counts["bad"]:
         raise SystemExit(1)
+
+
+def _hosts_of(project: str) -> Iterable[str]:
+    """The hosts that the operator named in a project's settings: the token is meant for them."""
+    settings = {row["setting"]: row["value"] for row in ask("set_project", project=project, settings="{}")}
+    for name in ("output_home", "merge_output_url"):
+        try:
+            host = urlsplit(settings[name] or "").hostname
+        except ValueError:  # nothing checks these settings
+            host = None
+        if host:
+            yield host
 
 
 @outputs.command("manifest")
