@@ -26,7 +26,7 @@ from shim.dashboard import api
 from shim.dashboard.routes import Dashboard
 from shim.database import open_pool
 from shim.replica import Replica
-from shim.version import names, which_is_older
+from shim.version import OURS, which_is_older
 from shim.web import logs, openapi, parameters, timer
 from shim.web.address import TrustedProxies
 from shim.web.answers import Answers
@@ -156,7 +156,7 @@ async def healthz(request: Request) -> Response:
     """``healthz``: 200 when jobs can get work and report; a second line when the database is newer."""
     version = await request.app.state.parts.health.version()
     older = which_is_older(version)
-    if older and (version is None or version in names()):
+    if older and (version is None or version in OURS):
         return plain_text(error_text(older), 503, {"Retry-After": "60"})
     await request.app.state.parts.health.try_write()
     return plain_text(f"ok\n{older}".strip().encode() + b"\n")

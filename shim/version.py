@@ -12,6 +12,10 @@ def names(migrations: Path = SQL_FOLDER / "migrations") -> list[str]:
     return [path.stem for path in sorted(migrations.glob("[0-9]*.sql")) if path.suffixes == [".sql"]]
 
 
+# Of the code that runs: the folder may be a newer one's already, between "git pull" and the restart.
+OURS = names()
+
+
 def which_is_older(version: str | None) -> str:
     """Tell whether the database or this program is older.
 
@@ -25,9 +29,8 @@ def which_is_older(version: str | None) -> str:
     str
         One line; empty when both are of the same version.
     """
-    ours = names()
-    if version == ours[-1]:
+    if version == OURS[-1]:
         return ""
-    if version is None or version in ours:
-        return f"the database ({version or '0.9.0'}) is older than this program ({ours[-1]}): osgprod migrate"
-    return f"this program ({ours[-1]}) is older than the database ({version}): update it and start it again"
+    if version is None or version in OURS:
+        return f"the database ({version or '0.9.0'}) is older than this program ({OURS[-1]}): osgprod migrate"
+    return f"this program ({OURS[-1]}) is older than the database ({version}): update it and start it again"

@@ -103,8 +103,10 @@ class Dashboard:
         self._reader = Reader()
         # One page is drawn at a time, beside the event loop, which goes on answering jobs.
         self._drawer = ThreadPoolExecutor(1, "dashboard")
+        # Read now: a newer checkout puts its own templates there before this process ends.
+        templates = {path.name: path.read_text() for path in (HERE / "templates").glob("*.html")}
         self._pages = jinja2.Environment(
-            loader=jinja2.FileSystemLoader(HERE / "templates"), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+            loader=jinja2.DictLoader(templates), autoescape=True, trim_blocks=True, lstrip_blocks=True,
             undefined=jinja2.StrictUndefined,
         )  # fmt: skip
         self._pages.globals |= {"root": root, "url": self._url, "windows": WINDOWS, "bar": charts.bar}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -169,6 +171,37 @@ def test_health_tells_which_side_is_older(world: World, shim: LiveShim) -> None:
     answer = shim.raw("healthz")
     assert answer.status_code == 503 and "the database (0001-roles-and-schema) is older" in answer.text
     assert "osgprod migrate" in answer.text and int(answer.headers["Retry-After"]) > 0
+
+
+def test_a_running_shim_is_as_old_as_its_code_not_as_the_folder(tmp_path: Path) -> None:
+    """Between "git pull" and the restart the folder has newer migrations and templates than the process."""
+    shutil.copytree(SQL_FOLDER.parent / "shim", tmp_path / "shim")
+    (tmp_path / "sql/migrations").mkdir(parents=True)
+    (tmp_path / "sql/migrations/0001-first.sql").touch()
+    program = """
+from pathlib import Path
+from shim import version
+from shim.config import Settings
+from shim.dashboard.routes import Dashboard, freshness
+from shim.web.guard import Guard
+from shim.web.metrics import Metrics
+from shim.web.operators import Operators
+settings = Settings.read()
+dashboard = Dashboard("", Guard(settings), Metrics(None), Operators(settings), "")
+Path("sql/migrations/0002-second.sql").touch()
+for template in Path("shim/dashboard/templates").iterdir():
+    template.write_text("{{ what.old.code.does.not.know }}")
+print(version.which_is_older("0001-first") or "same")
+print(version.which_is_older("0002-second"))
+values = {"freshness": freshness.get(), "acting": None, "lines": ["old"], "status": 404}
+print(dashboard._draw("error.html", values).decode())
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    same, older, *page = done.stdout.splitlines()
+    assert same == "same"
+    assert older.startswith("this program (0001-first) is older than the database (0002-second)")
+    assert "old" in "".join(page)
 
 
 def test_functions_of_an_older_database_give_503_and_no_silence(world: World, shim: LiveShim) -> None:
