@@ -63,6 +63,7 @@ class Parts:
     tokens: BearerTokens
     project_rate: RateLimit
     health: Health
+    answers: Answers
 
 
 async def _arguments(request: Request) -> tuple[dict[str, Any], list[str]]:
@@ -102,10 +103,15 @@ async def checkout(request: Request) -> Response:
     answer = await _call(request, CHECKOUT, arguments | _held(held, templates.fault(project)))
     while answer["status"] == "template":
         # The first request of a project, or a changed template: no slice is leased before the template is read. Where
-        # the merge script can't be used, no merge is assigned, and the database knows why.
+        # the merge script can't be used, no merge is assigned, and health says why.
         task = answer["task"]
-        with contextlib.suppress(*([TemplateError] if task == "merge" else [])):
+        try:
             held[task] = templates.load(project, answer["workscript"], task)
+        except TemplateError:
+            if task != "merge":
+                raise
+            why = templates.fault(project).get(answer["workscript"])
+            request.app.state.parts.answers.count(project, "checkout", 200, "mergescript", why)
         answer = await _call(request, CHECKOUT, arguments | _held(held, templates.fault(project)))
     _, template = held[answer["task"] or "slice"]
     headers = {"Osgprod-Status": answer["status"], **_noted(notes)}
@@ -201,6 +207,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
             tokens,
             RateLimit(settings.project_rate),
             Health(pool, batches),
+            answers,
         )
         # The database may be away now: requests are answered 503 until it is there.
         await pool.open(wait=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import psycopg
@@ -446,6 +447,9 @@ def test_merge_script_that_can_not_be_read_keeps_no_slice_back_and_is_on_record(
         merging.report(n)
     merging.tick()
     assert merging.checkout(3, templates=broken)["status"] == "no-work"
+    noted = {"minute": time.time() // 60 * 60, "project": "p", "route": "checkout", "status": 200}
+    noted |= {"reason": "mergescript", "message": "merge script x: No such file or directory", "times": 1}
+    call(merging.db, "note_answers", answers=json.dumps([noted]))  # as the shim's timer does
 
     def why() -> str:
         row = merging.db.execute(
@@ -453,6 +457,7 @@ def test_merge_script_that_can_not_be_read_keeps_no_slice_back_and_is_on_record(
         ).fetchone()
         return str((row or {})["why"])
 
+    assert why().startswith("merge script x: No such file or directory (found ")
     assert merging.checkout(4, templates=TEMPLATES)["task"] == "merge"
     assert why() == "None"
     merging.set(mergescript=None)
@@ -592,3 +597,14 @@ def test_ready_merge_of_an_incomplete_file_waits_when_that_is_no_longer_wanted(m
     assert merges(merging)[0]["state"] == "ready"
     merging.set(merge_incomplete=False)
     assert merges(merging)[0]["state"] == "waiting"
+
+
+def test_checkout_writes_nothing_about_the_merge_script(merging: World) -> None:
+    """Two shims, one of which can't read it, would write the project's row, which each claim reads, again and again."""
+    row = "SELECT xmin::text, ctid::text FROM osgprod_data.projects"
+    assert merging.checkout(0, templates=TEMPLATES)["task"] == "slice"  # its work script is a new one
+    before = merging.db.execute(row).fetchall()
+    for n, digest in ((1, "No such file or directory"), (2, DIGEST)):
+        templates = json.dumps({"osgprod_work.bash": DIGEST, "osgprod_merge.bash": digest})
+        assert merging.checkout(n, templates=templates)["task"] == "slice"
+    assert merging.db.execute(row).fetchall() == before

@@ -1,42 +1,34 @@
 CREATE FUNCTION osgprod._can_merge(p_project osgprod_data.projects, p_templates jsonb)
-RETURNS boolean LANGUAGE plpgsql VOLATILE
+RETURNS boolean LANGUAGE sql IMMUTABLE
 AS $fn$
--- May a caller be assigned a merge? Where it can't read the project's merge script, that is put on record, for health.
--- Parameters: p_project  the project's row;  p_templates  see checkout_slice
--- Returns:    NULL = the caller has to fetch the merge script first
--- Locks:      the project's row, SKIP LOCKED, once a minute while a merge script can't be read
-DECLARE
-    v_digest text := p_templates ->> p_project.mergescript;
-    v_fault  text := CASE WHEN v_digest !~ '^[0-9a-f]{64}$' THEN coalesce(osgprod._label(v_digest, 512), 'unreadable') END;
-BEGIN
-    IF p_project.merge_by = 'none' OR p_project.mergescript IS NULL THEN
-        RETURN false;
-    ELSIF p_templates IS NOT NULL AND v_digest IS NULL THEN
-        RETURN NULL;
-    END IF;
-    IF v_fault IS DISTINCT FROM p_project.mergescript_fault OR p_project.mergescript_fault_at < now() - interval '1 min' THEN
-        UPDATE osgprod_data.projects p
-           SET mergescript_fault = v_fault, mergescript_fault_at = CASE WHEN v_fault IS NOT NULL THEN now() END
-         WHERE p.project_id = (SELECT q.project_id FROM osgprod_data.projects q
-                                WHERE q.project_id = p_project.project_id FOR NO KEY UPDATE SKIP LOCKED);
-    END IF;
-    RETURN v_fault IS NULL;
-END
+    -- May a caller be assigned a merge? Its shim must have read the project's merge script.
+    -- Parameters: p_project  the project's row;  p_templates  see checkout_slice
+    -- Returns:    NULL = the caller has to fetch the merge script first
+    SELECT CASE WHEN p_project.mergescript IS NULL THEN false WHEN p_templates IS NULL THEN true
+                ELSE p_templates ->> p_project.mergescript ~ '^[0-9a-f]{64}$' END
 $fn$;
 
 CREATE FUNCTION osgprod._why_no_merges(p_project osgprod_data.projects)
 RETURNS text LANGUAGE sql STABLE
 AS $fn$
     -- Says why the merges of a project are not assigned, one phrase for health; NULL = they are, or there is none to be.
+    -- A merge script that a shim could not read counts for 15 minutes, or until a job of another shim gets a merge.
     -- Parameters: p_project  the project's row
+    -- Source:     answers, in which each shim notes what it could not read (note_answers)
     SELECT CASE WHEN p_project.merge_by = 'none' OR NOT osgprod._has_open_merges(p_project.project_id) THEN NULL
                 WHEN p_project.mergescript IS NULL THEN 'the project has no mergescript'
-                WHEN p_project.mergescript_fault IS NOT NULL
-                    THEN format('%s (found %s UTC)', p_project.mergescript_fault,
-                                to_char(p_project.mergescript_fault_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI'))
-                ELSE (SELECT 'they are banned: ' || b.reason FROM osgprod_data.worker_bans b
-                       WHERE b.project_id = p_project.project_id AND b.worker = 'merges:all'
-                         AND osgprod._is_in_force(b.banned_at, b.until)) END
+                ELSE coalesce(
+                    (SELECT 'they are banned: ' || b.reason FROM osgprod_data.worker_bans b
+                      WHERE b.project_id = p_project.project_id AND b.worker = 'merges:all'
+                        AND osgprod._is_in_force(b.banned_at, b.until)),
+                    (SELECT format('%s (found %s UTC)', n.message, to_char(n.answered_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI'))
+                       FROM osgprod_data.answers n
+                      WHERE n.project_id = p_project.project_id AND n.answered_at > now() - interval '15 min'
+                        AND n.route = 'checkout' AND n.reason = 'mergescript' AND NOT EXISTS (
+                            SELECT FROM osgprod_data.merges m
+                              JOIN osgprod_data.attempts a USING (project_id, cluster, process, nstart)
+                             WHERE m.project_id = p_project.project_id AND m.state = 'leased' AND a.started_at > n.answered_at)
+                      ORDER BY n.answered_at DESC LIMIT 1)) END
 $fn$;
 
 CREATE FUNCTION osgprod._claim_merge(p_project osgprod_data.projects, p_call osgprod.checkout_call, p_nstart int)

@@ -166,7 +166,7 @@ AS $fn$
                    a.http_status BETWEEN 400 AND 499 AND a.http_status <> 409 AS is_refusal,
                    format('%s: %s', a.http_status, coalesce(max(a.message), a.reason)) AS text, sum(a.times) AS times
               FROM osgprod_data.answers a
-             WHERE a.project_id = p_project_id AND a.answered_at > now() - interval '15 min'
+             WHERE a.project_id = p_project_id AND a.answered_at > now() - interval '15 min' AND a.reason <> 'mergescript'
              GROUP BY a.http_status, a.reason) g
 $fn$;
 
