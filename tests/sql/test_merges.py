@@ -608,3 +608,31 @@ def test_checkout_writes_nothing_about_the_merge_script(merging: World) -> None:
         templates = json.dumps({"osgprod_work.bash": DIGEST, "osgprod_merge.bash": digest})
         assert merging.checkout(n, templates=templates)["task"] == "slice"
     assert merging.db.execute(row).fetchall() == before
+
+
+def test_file_that_an_import_adds_to_a_merged_run_supersedes_its_merge(world: World) -> None:
+    """An import that was cut off had brought the first file only."""
+    world.set(merge_by="run")
+
+    def take_over(seqno: int) -> None:
+        path = world.add_file(1, seqno=seqno, project=None)
+        job = {"block1": 1, "block2": 2, "cluster": 9, "process": seqno, "exit_code": 0, "slices_of_job": 1}
+        job |= {"ended_at": "2026-01-02", "worker": "127.0.0.1"}
+        size = {"size_bytes": world.registered["size_bytes"], "nblocks": 3}
+        (row,) = call(world.db, "import_file", project="p", path=path, slices=json.dumps([job]), **size)
+        assert (row["status"], row["blocks_done"]) == ("imported", 1)
+        world.tick()
+
+    def is_delivered() -> bool:
+        return bool(call(world.db, "delivery", project="p")[0]["is_delivered"])
+
+    take_over(0)
+    assert len(world.checkout(10)["merge"]["inputs"]) == 1
+    assert world.report(10, outputs_list=merged("a"))["status"] == "done"
+    assert is_delivered()
+    take_over(1)
+    assert not is_delivered()
+    assert len(world.checkout(11)["merge"]["inputs"]) == 2
+    assert world.report(11, outputs_list=merged("a"))["status"] == "done"
+    assert is_delivered()
+    assert [merge["state"] for merge in merges(world)] == ["superseded", "done"]

@@ -35,13 +35,13 @@ CREATE FUNCTION osgprod._claim_merge(p_project osgprod_data.projects, p_call osg
 RETURNS osgprod.claim LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Claims the first ready merge, and notes the slices that it is made of.
--- Promise:    its file is complete: a session that planned the merge while another one made a slice ready again has not seen
---             that, nor did the other one see the merge. Such a merge is left until its file is complete again. Of a run's
---             files one is locked; its merge is left when a slice is seen to be ready. A merge that had a fault on this worker
---             is left to others for wait_s.
+-- Promise:    each file of it is complete. A session that planned the merge while another one loaded a file, or made a slice
+--             ready again, has not seen that, nor did the other one see the merge. Such a merge is left until its files are
+--             complete, and those behind it are assigned. A merge that had a fault on this worker is left to others for wait_s.
 -- Parameters: p_project  the project's row;  p_call, p_nstart  the coming attempt
 -- Returns:    the merge, with -1 as its blocks, so that nothing takes it for a slice; NULLs when none is free
--- Locks:      the merge and its file, SKIP LOCKED: what makes a slice ready again waits for the file, and sees the merge then
+-- Locks:      the merge and its file, SKIP LOCKED: what makes a slice ready again waits for the file, and sees the merge then.
+--             Of a run all files, shared; and (project_id, -2), tried, shared: what loads files waits for it
 -- Source:     docs/design.md I8, docs/merging.md "A merge's life"
 DECLARE
     v_claim  osgprod.claim;
@@ -50,12 +50,15 @@ DECLARE
 BEGIN
     SELECT m.* INTO v_merge FROM osgprod_data.merges m JOIN osgprod_data.loaded_files f USING (project_id, run)
      WHERE m.project_id = p_project.project_id AND m.is_ready AND f.seqno = coalesce(m.seqno, f.seqno) AND f.state = 'complete'
+       AND NOT EXISTS (SELECT FROM osgprod_data.loaded_files g WHERE g.project_id = m.project_id AND g.run = m.run
+                          AND g.seqno = coalesce(m.seqno, g.seqno) AND g.state <> 'complete')
        AND NOT EXISTS (SELECT FROM osgprod._ban_of(p_project.project_id, v_worker, p_call.site, 'merges:'))
        AND (m.faulted_on = v_worker AND p_call.host <> '' AND m.due_at IS NULL
             AND m.not_before > now() - make_interval(secs => p_project.wait_s)) IS NOT TRUE
      ORDER BY m.run, m.seqno LIMIT 1
        FOR NO KEY UPDATE SKIP LOCKED;
-    IF NOT FOUND THEN
+    IF NOT FOUND OR v_merge.seqno IS NULL AND NOT (pg_try_advisory_xact_lock_shared(p_project.project_id, -2)
+                                                   AND osgprod._hold_complete_files(p_project.project_id, v_merge.run)) THEN
         RETURN NULL;
     END IF;
     -- Its slices, in a statement that starts under these locks: nothing changes them while the merge is leased, unless it
@@ -66,6 +69,8 @@ BEGIN
            cpu_s = NULL, inputs = i.inputs, missing = i.missing
       FROM osgprod._slices_of_merge(p_project.project_id, v_merge.run, v_merge.seqno) i
      WHERE m.merge_id = v_merge.merge_id AND i.is_settled
+       AND NOT EXISTS (SELECT FROM osgprod_data.loaded_files g WHERE g.project_id = m.project_id AND g.run = m.run
+                          AND g.seqno = coalesce(m.seqno, g.seqno) AND g.state <> 'complete')
     RETURNING m.rawdata_id, -1, -1, m.opened_at, m.merge_id INTO v_claim;
     RETURN v_claim;
 END

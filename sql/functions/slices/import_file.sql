@@ -18,8 +18,8 @@ AS $fn$
 --             nothing is changed in these cases); blocks done and left, and attempts put on record
 -- Errors:     OG301 unknown project; OG108 slices that make no sense; OG502 files of the
 --             project are being reset
--- Locks:      the project, shared (advisory: project_id, -1), against load_slices (project_id, -2), the file's row, then the
---             project's row FOR SHARE
+-- Locks:      the project, shared (advisory: project_id, -1), against load_slices (project_id, -2), the run's merge, the
+--             file's row, then the project's row FOR SHARE
 DECLARE
     v_project projects := osgprod._get_project(p_project);
     v_rawdata rawdata;
@@ -42,6 +42,9 @@ BEGIN
     SELECT v_project.project_id, v_rawdata.rawdata_id, v_rawdata.run, v_rawdata.seqno, v_rawdata.first_block,
            v_rawdata.nblocks WHERE v_rawdata.first_block < v_rawdata.nblocks
     ON CONFLICT DO NOTHING;
+    IF FOUND THEN
+        PERFORM osgprod._reopen_merges(v_project.project_id, ARRAY[v_rawdata.run], -1);  -- the run has more files now
+    END IF;
     SELECT f.* INTO v_file FROM loaded_files f
      WHERE f.project_id = v_project.project_id AND f.rawdata_id = v_rawdata.rawdata_id AND f.state = 'pending'
        FOR NO KEY UPDATE;

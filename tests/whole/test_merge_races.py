@@ -1,0 +1,98 @@
+"""Merges in two sessions at once: what one has not committed is neither delivered without it nor lost.
+
+A run is merged of all its files, or not at all. See tests/whole/test_concurrency.py for what "held" and "waiting" mean.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from shim.database import call
+from tests.support import World
+from tests.whole.test_concurrency import Waiting, held
+
+MERGED = json.dumps([{"kind": "a", "url": "https://s/a", "bytes": 1, "adler32": "1"}])
+
+
+@pytest.fixture
+def world(world: World) -> World:
+    """Ends a call that waits although it should not."""
+    world.db.execute("SET statement_timeout = '120s'")
+    return world
+
+
+def do(world: World, *processes: int) -> None:
+    """Each of these jobs gets a slice, and does it."""
+    for process in processes:
+        assert world.checkout(process)["task"] == "slice"
+        world.report(process, output_url=f"https://s/{process}", output_bytes=1, output_adler32="1")
+
+
+def merges(world: World) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = call(world.db, "list_merges", project="p")
+    return rows
+
+
+def states(world: World) -> list[str]:
+    return [row["state"] for row in merges(world)]
+
+
+@pytest.fixture
+def run(world: World) -> World:
+    """Run 1 is merged as a whole, its one file is done, and another file of it is registered. Run 2 has a file."""
+    world.set(merge_by="run")
+    world.add_file(1, run=1, seqno=1)
+    world.add_file(1, run=2, seqno=1)
+    do(world, 0)
+    world.add_file(1, run=1, seqno=2, project=None)
+    return world
+
+
+def test_run_whose_merge_was_planned_while_a_file_was_loaded_waits_for_that_file(run: World) -> None:
+    with held(run) as db:
+        call(db, "tick")  # plans the merge, and stays open in its other projects
+        assert call(run.db, "load_slices", project="p", runs=[1])[0]["files"] == 1
+    assert states(run) == ["ready"]
+    assert run.checkout(1)["task"] == "slice"  # of the new file
+    do(run, 2)
+    run.tick()
+    answer = run.checkout(3)
+    assert (answer["task"], answer["filename"]) == ("merge", "000002"), "a merge that waits holds up no other"
+    run.report(1)
+    run.tick()
+    assert len(run.checkout(5)["merge"]["inputs"]) == 2
+
+
+def test_run_is_not_assigned_while_files_are_being_loaded(run: World) -> None:
+    run.tick()
+    with held(run) as db:
+        call(db, "load_slices", project="p", runs=[1])
+        assert run.checkout(3)["task"] == "slice"
+    assert states(run) == ["waiting"]
+
+
+def test_load_waits_for_an_open_claim_of_its_run_and_takes_the_merge_back(run: World) -> None:
+    run.tick()
+    with held(run) as db:
+        assert run.checkout(3, db=db)["task"] == "merge"
+        loading = Waiting(run, lambda other: call(other, "load_slices", project="p", runs=[1])[0]["files"])
+    assert loading.result() == 1
+    assert states(run) == ["waiting"]
+    assert run.report(3, outputs_list=MERGED)["status"] == "superseded"
+
+
+def test_run_that_becomes_one_merge_while_a_file_is_recycled_waits_for_that_file(world: World) -> None:
+    """The recycling sees no merge of the run, and the plan sees no file that is processed again."""
+    for seqno in (1, 2):
+        world.add_file(1, seqno=seqno)
+    do(world, 0, 1)
+    world.tick()
+    with held(world) as db:
+        assert len(call(db, "recycle", project="p", states=["done"], path="%_002.evio")) == 1
+        call(world.db, "set_project", project="p", settings='{"merge_by": "run"}')
+        assert states(world) == ["ready"]
+        assert world.checkout(3)["status"] == "wait"
+    assert world.checkout(3)["task"] == "slice"
