@@ -24,6 +24,7 @@ from shim.evio.index import read_index
 from shim.registry import register
 
 Connection = psycopg.Connection[dict[str, Any]]
+NOT_TAKEN = ("differs", "unknown", "double")  # statuses of files that are not taken over
 
 PROJECTS = "SELECT id, projectname, workersubnet, workscript, xrootdprefix, maxblockspercore FROM projects ORDER BY id"
 # Files with a slice of this project's jobs, or with one that no job has.
@@ -101,7 +102,7 @@ def take_over(
         counts: dict[str, dict[str, Any]] = {}
         for path, rows in _files(there, original):
             answer = _take_file(here, project, path, rows)
-            if answer["status"] in ("differs", "unknown"):
+            if answer["status"] in NOT_TAKEN:
                 bar.say(f"{path}: {answer['why']}")
             sums = counts.setdefault(
                 answer["status"],
@@ -217,4 +218,6 @@ def _take_file(here: Connection, project: str, path: str, rows: list[dict[str, A
             answer = call(here, "import_file", **arguments)[0]
         except EvioError as error:
             why = f"not registered, and {error}"
+    if answer["status"] == "double":
+        why = "the project has its run and number at another path: osgprod slices unload takes that file out"
     return {**answer, "why": why}

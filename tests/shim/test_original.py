@@ -41,10 +41,12 @@ class Original:
 
     def __init__(self, connection: Connection, folder: Path) -> None:
         self.db, self.folder, self._process = connection, folder, 0
+        self.ends: dict[str, int] = {}  # of each file: the number of its last block that is work, plus 1
 
     def add_file(self, seqno: int, nblocks: int = 20, trailer: bool = True, load: int = 1) -> str:
         path = self.folder / f"hd_rawdata_000777_{seqno:03d}.evio"
         write_file(path, nblocks, 2, trailer=trailer, trailer_bit=False)
+        self.ends[str(path)] = nblocks + 1
         # it counted every block, the trailer as well, and began its work at block 1
         counted = nblocks + 1 + trailer
         self.db.execute(
@@ -89,11 +91,14 @@ class Original:
         rows = self.db.execute(
             "SELECT r.path, s.block1, s.block2, j.exitcode, j.endtime, p.projectname, s.ijob FROM slices s"
             " JOIN rawdata r ON r.id = s.iraw JOIN jobs j ON j.id = s.ijob JOIN projects p ON p.id = j.project"
+            " ORDER BY j.endtime"
         ).fetchall()
         for row in rows:
             held = sum(other["ijob"] == row["ijob"] for other in rows)
             if row["exitcode"] == 0 and row["endtime"] and held == 1 and row["projectname"] == project:
-                found[row["path"]] |= set(range(row["block1"], row["block2"]))
+                blocks = set(range(row["block1"], min(row["block2"], self.ends[row["path"]])))
+                if blocks.isdisjoint(found[row["path"]]):  # the output of a slice counts as a whole, or not
+                    found[row["path"]] |= blocks
         return found
 
 
@@ -299,3 +304,68 @@ def test_merges_of_the_original_are_taken_over_and_bad_inputs_are_done_again(
     }
     assert slices[paths[1], 1] == "ready"
     assert slices[paths[0], 1] == "done"
+
+
+def import_slices(world: World, path: str, *slices: tuple[int, int, str, int]) -> dict[str, Any]:
+    """Takes a file of 20 blocks over, with slices that are done: block1, block2, when their jobs ended, process."""
+    rows = [
+        {"block1": block1, "block2": block2, "cluster": 5, "process": process, "ended_at": ended_at}
+        | {"exit_code": 0, "slices_of_job": 1}
+        for block1, block2, ended_at, process in slices
+    ]
+    arguments = {"project": "p", "path": path, "size_bytes": 21032, "nblocks": 21, "slices": json.dumps(rows)}
+    return call(world.db, "import_file", **arguments)[0]
+
+
+def test_of_slices_that_overlap_only_the_one_that_ended_first_is_done_with_the_blocks_of_its_output(
+    world: World,
+) -> None:
+    """An output has the events of a whole slice: if two that overlap counted, a merge would have events twice."""
+    path = world.add_file(20, project=None)
+    answer = import_slices(
+        world, path, (1, 10, "2020-01-03", 1), (5, 15, "2020-01-02", 2), (14, 18, "2020-01-01", 3),
+        (2, 6, "2020-01-04", 4), (8, 12, "2020-01-05", 5),
+    )  # fmt: skip
+    assert (answer["status"], answer["blocks_done"], answer["blocks_left"], answer["attempts"]) == (
+        "imported", 13, 7, 5)  # fmt: skip
+    slices = {
+        (row["block1"], row["block2"]): row["state"]
+        for row in call(world.db, "list_slices", project="p", limit=100)
+    }
+    assert slices == {(1, 10): "done", (10, 14): "ready", (14, 18): "done"}
+    outcomes = {
+        n: call(world.db, "job_history", project="p", cluster=5, process=n)[0]["outcome"] for n in range(1, 6)
+    }
+    assert outcomes == {1: "done", 2: "superseded", 3: "done", 4: "superseded", 5: "superseded"}
+    assert call(world.db, "verify", project="p", deep=True) == []
+
+
+def test_a_file_that_is_loaded_from_another_path_is_not_taken_over(world: World) -> None:
+    def register_copy(seqno: int) -> str:
+        world.add_file(20, seqno=seqno, project=None)
+        copy = f"/mss/hd_rawdata_000001_{seqno:03d}.evio"
+        call(world.db, "register_rawdata", **{**world.registered, "path": copy})
+        return copy
+
+    copy = register_copy(1)
+    call(world.db, "load_slices", project="p")
+    answer = import_slices(world, copy, (1, 10, "2020-01-03", 1))
+    assert (answer["status"], answer["attempts"]) == ("double", None)
+
+    paths = (register_copy(2), world.registered["path"])
+    assert [import_slices(world, path, (1, 10, "2020-01-03", 1))["status"] for path in paths] == [
+        "imported", "double"]  # fmt: skip
+    assert import_slices(world, paths[0])["status"] == "already"
+
+    copy = register_copy(3)
+
+    def load(n: int, connection: Connection) -> Any:
+        if n:
+            return call(connection, "load_slices", project="p")
+        return call(
+            connection, "import_file", project="p", path=copy, size_bytes=21032, nblocks=21, slices="[]"
+        )
+
+    world.at_once(2, load)
+    loaded = [(row["run"], row["seqno"]) for row in call(world.db, "list_files", project="p")]
+    assert sorted(loaded) == [(1, 1), (1, 2), (1, 3)]

@@ -5,17 +5,18 @@ AS $fn$
 -- Takes over what another dispatcher has done of one file: makes it work of the project, with the blocks that are proven
 -- done counted as done, and the jobs that did them on record.
 -- Promise:    a slice counts as done when its job ended with exit code 0 and held no other: a job that holds several did
---             one of them at most, and nobody knows which. Where slices overlap, the first to end counts. All other
---             blocks are left to be done. A file of which something is allocated already is left as it is: a repeated call
---             says already.
+--             one of them at most, and nobody knows which. Of slices that overlap, the one that ended first counts, and
+--             nothing of the others, since the output of a slice has all its events. All other blocks are left to be done. A file of
+--             which something is allocated already is left as it is: a repeated call says already.
 -- Parameters: p_project     project name
 --             p_path        of a registered file;  p_size_bytes [bytes], p_nblocks  as the other one knew it, its blocks
 --                           counted with or without a trailer
 --             p_slices      list of objects: block1, block2 (0-based, half-open), and where a job had it cluster,
 --                           process, nstart, cpus, worker (address), started_at, ended_at, exit_code (NULL = no report),
 --                           slices_of_job (how many it holds)
--- Returns:    one row. status imported; already; differs (not the file that the other one knew); or unknown (not registered;
---             nothing is changed in these cases); blocks done and left, and attempts put on record
+-- Returns:    one row. status imported; already; double (the project has its run and number at another path); differs (not the
+--             file that the other one knew); or unknown (not registered; nothing is changed in these cases); blocks done and
+--             left, and attempts put on record
 -- Errors:     OG301 unknown project; OG108 slices that make no sense; OG502 files of the
 --             project are being reset
 -- Locks:      the project, shared (advisory: project_id, -1), against load_slices (project_id, -2), the run's merge, the
@@ -25,7 +26,7 @@ DECLARE
     v_rawdata rawdata;
     v_file    loaded_files;
     v_slice   record;
-    v_at      int;
+    v_done    int4range[] := '{}';
     v_new     jsonb := jsonb '[]';
 BEGIN
     SELECT r.* INTO v_rawdata FROM rawdata r WHERE r.path = p_path;
@@ -40,8 +41,10 @@ BEGIN
     PERFORM pg_advisory_xact_lock(v_project.project_id, -2);  -- nobody loads files until then
     INSERT INTO loaded_files (project_id, rawdata_id, run, seqno, block1, block2)
     SELECT v_project.project_id, v_rawdata.rawdata_id, v_rawdata.run, v_rawdata.seqno, v_rawdata.first_block,
-           v_rawdata.nblocks WHERE v_rawdata.first_block < v_rawdata.nblocks
-    ON CONFLICT DO NOTHING;
+           v_rawdata.nblocks
+     WHERE v_rawdata.first_block < v_rawdata.nblocks
+       AND NOT EXISTS (SELECT FROM loaded_files f
+                        WHERE f.project_id = v_project.project_id AND f.run = v_rawdata.run AND f.seqno = v_rawdata.seqno);
     IF FOUND THEN
         PERFORM osgprod._reopen_merges(v_project.project_id, ARRAY[v_rawdata.run], -1);  -- the run has more files now
     END IF;
@@ -49,24 +52,26 @@ BEGIN
      WHERE f.project_id = v_project.project_id AND f.rawdata_id = v_rawdata.rawdata_id AND f.state = 'pending'
        FOR NO KEY UPDATE;
     IF NOT FOUND THEN
-        status := 'already';
+        status := CASE WHEN EXISTS (SELECT FROM loaded_files f
+                                     WHERE f.project_id = v_project.project_id AND f.run = v_rawdata.run
+                                       AND f.seqno = v_rawdata.seqno AND f.rawdata_id <> v_rawdata.rawdata_id)
+                       THEN 'double' ELSE 'already' END;
         RETURN NEXT;
         RETURN;
     END IF;
 
     status := 'imported';
     attempts := 0;
-    blocks_done := 0;
-    v_at := v_file.block1;
     FOR v_slice IN
         SELECT x.*, coalesce(x.exit_code = 0 AND x.ended_at IS NOT NULL AND x.slices_of_job = 1, false) AS is_done,
                greatest(x.block1, v_file.block1) AS first, least(x.block2, v_file.block2) AS last
           FROM jsonb_to_recordset(p_slices) AS x (block1 int, block2 int, cluster int, process int, nstart int, cpus int,
                worker text, started_at timestamptz, ended_at timestamptz, exit_code int, slices_of_job int)
          WHERE x.cluster IS NOT NULL
-         ORDER BY 12 DESC, x.block1, x.ended_at, x.cluster, x.process
+         ORDER BY 12 DESC, x.ended_at, x.block1, x.cluster, x.process
     LOOP
-        v_slice.first := CASE WHEN v_slice.is_done THEN greatest(v_slice.first, v_at) ELSE v_slice.first END;
+        v_slice.is_done := v_slice.is_done AND v_slice.first < v_slice.last AND NOT EXISTS (
+            SELECT FROM unnest(v_done) AS d (blocks) WHERE d.blocks && int4range(v_slice.first, v_slice.last));
         IF NOT osgprod._import_attempt(v_project.project_id, v_rawdata.rawdata_id, v_slice.first, v_slice.last,
             v_slice.cluster, v_slice.process, v_slice.nstart, v_slice.cpus, v_slice.worker, v_slice.started_at,
             v_slice.ended_at, v_slice.exit_code, v_slice.is_done)
@@ -75,26 +80,35 @@ BEGIN
         END IF;
         attempts := attempts + 1;
         v_new := v_new || jsonb_build_object('cluster', v_slice.cluster, 'process', v_slice.process,
-            'nstart', coalesce(v_slice.nstart, 1));
-        IF v_slice.is_done AND v_slice.first < v_slice.last THEN
-            IF v_at < v_slice.first THEN
-                INSERT INTO slices (project_id, rawdata_id, block1, block2, follows, run, seqno, state, is_ready, not_before,
-                       opened_at)
-                VALUES (v_project.project_id, v_rawdata.rawdata_id, v_at, v_slice.first,
-                        nullif(v_at, v_file.block1), v_file.run, v_file.seqno, 'ready', true, now(), now());
-            END IF;
-            INSERT INTO slices (project_id, rawdata_id, block1, block2, follows, run, seqno, state, cluster, process, nstart,
-                   opened_at, due_at)
-            VALUES (v_project.project_id, v_rawdata.rawdata_id, v_slice.first, v_slice.last,
-                    nullif(v_slice.first, v_file.block1), v_file.run, v_file.seqno, 'done', v_slice.cluster,
-                    v_slice.process, coalesce(v_slice.nstart, 1), now(), now());
-            blocks_done := blocks_done + v_slice.last - v_slice.first;
-            v_at := v_slice.last;
+            'nstart', coalesce(v_slice.nstart, 1), 'first', v_slice.first, 'last', v_slice.last, 'is_done', v_slice.is_done);
+        IF v_slice.is_done THEN
+            v_done := v_done || int4range(v_slice.first, v_slice.last);
         END IF;
     END LOOP;
-    UPDATE loaded_files f
-       SET state = CASE WHEN v_at = v_file.block2 THEN 'allocated' ELSE 'in_progress' END::file_state
-     WHERE f.project_id = v_project.project_id AND f.rawdata_id = v_rawdata.rawdata_id AND v_at > v_file.block1;
+    -- One statement, so that the chain of slices is whole before its constraints are checked.
+    WITH done AS (
+        SELECT n.*, lag(n.last, 1, v_file.block1) OVER (ORDER BY n.first) AS begin_of_gap
+          FROM jsonb_to_recordset(v_new) AS n (cluster int, process int, nstart int, first int, last int, is_done boolean)
+         WHERE n.is_done
+    ), added AS (
+        INSERT INTO slices (project_id, rawdata_id, block1, block2, follows, run, seqno, opened_at, state, is_ready, not_before,
+               cluster, process, nstart, due_at)
+        SELECT v_project.project_id, v_rawdata.rawdata_id, a.block1, a.block2, nullif(a.block1, v_file.block1), v_file.run,
+               v_file.seqno, now(), a.state::slice_state, a.is_ready, a.not_before, a.cluster, a.process, a.nstart, a.due_at
+          FROM (SELECT d.begin_of_gap AS block1, d.first AS block2, 'ready' AS state, true AS is_ready, now() AS not_before,
+                       0 AS cluster, 0 AS process, 0 AS nstart, NULL::timestamptz AS due_at
+                  FROM done d WHERE d.begin_of_gap < d.first
+                UNION ALL
+                SELECT d.first, d.last, 'done', NULL, NULL, d.cluster, d.process, d.nstart, now() FROM done d) a
+        RETURNING slices.block1, slices.block2, slices.state
+    ), counted AS (
+        SELECT coalesce(sum(s.block2 - s.block1) FILTER (WHERE s.state = 'done'), 0) AS done, max(s.block2) AS last FROM added s
+    ), allocated AS (
+        UPDATE loaded_files f SET state = CASE WHEN c.last = f.block2 THEN 'allocated' ELSE 'in_progress' END::file_state
+          FROM counted c
+         WHERE f.project_id = v_project.project_id AND f.rawdata_id = v_rawdata.rawdata_id AND c.last IS NOT NULL
+    )
+    SELECT c.done INTO blocks_done FROM counted c;
     blocks_left := v_file.block2 - v_file.block1 - blocks_done;
     PERFORM osgprod._tally_late(v_project.project_id, v_new);
     PERFORM osgprod._log_operation('import_file', p_project, '{}', 1);
