@@ -169,7 +169,7 @@ def rawdata_list(
             for row in coming:
                 click.echo(row["url"])
         else:
-            show(coming, as_json, "no file has unallocated blocks", spare=SAID_BY_PATH)
+            show(coming, as_json, "no file has unallocated blocks or requeued slices", spare=SAID_BY_PATH)
         return
     if project or urls:
         raise click.UsageError("--project and --urls go with --next N")

@@ -201,6 +201,52 @@ def test_requeued_slices_of_a_file_that_went_to_tape_wait_until_it_is_online(wor
     assert [world.checkout(n, host=f"wn{n}")["status"] for n in range(10, 14)] == ["assigned"] * 4
 
 
+def test_storage_is_asked_again_about_a_file_that_was_skipped_when_all_its_blocks_were_allocated(
+    run: Run, world: World, tape: Callable[[str], Tape]
+) -> None:
+    server = tape("rest")
+    world.set(xrootd_prefix=server.url, strip_prefix="")
+    path = world.add_file(2)
+    server.places[path] = "TAPE"
+    assert run("rawdata", "check-online", "p").exit_code == 1
+    server.places[path] = "DISK_AND_TAPE"
+    world.checkout(1)
+    world.checkout(2)
+    world.set(skip_nearline=True)  # what storage said before applies
+    world.report(1, 137)
+    assert world.checkout(3)["status"] == "wait"
+    assert [row["path"] for row in call(world.db, "list_next_files", project="p")] == [path]
+    assert run("rawdata", "check-online", "p").exit_code == 0
+    world.tick()
+    assert world.checkout(3)["status"] == "assigned"
+    assert call(world.db, "list_next_files", project="p") == [], "no slice of it is requeued"
+
+
+@pytest.mark.parametrize("way", ["the setting ends", "storage has it online"])
+def test_slices_that_are_recycled_are_assigned_after_a_complete_file_is_skipped_no_longer(
+    run: Run, world: World, tape: Callable[[str], Tape], way: str
+) -> None:
+    server = tape("rest")
+    world.set(xrootd_prefix=server.url, strip_prefix="", skip_nearline=True)
+    path = world.add_file(1)
+    server.places[path] = "DISK"
+    world.checkout(1)
+    (row,) = call(world.db, "list_rawdata")
+    call(world.db, "record_locality", found=json.dumps([{"file_id": row["file_id"], "locality": "nearline"}]))
+    world.report(1)
+    world.tick()
+    assert [row["state"] for row in call(world.db, "list_files", project="p")] == ["complete"]
+    if way == "the setting ends":
+        world.set(skip_nearline=False)
+        call(world.db, "recycle", project="p", states=["done"])
+    else:
+        call(world.db, "recycle", project="p", states=["done"])
+        assert world.checkout(2)["status"] == "wait"
+        run("rawdata", "check-online", "p")
+        world.tick()
+    assert world.checkout(2)["status"] == "assigned"
+
+
 def test_files_that_are_loaded_later_are_skipped_too(world: World) -> None:
     world.set(skip_nearline=True)
     world.add_file(1, project=None)

@@ -475,7 +475,7 @@ AS $fn$
 BEGIN
     WITH changed AS (
         SELECT f.rawdata_id FROM osgprod_data.loaded_files f JOIN osgprod_data.rawdata r ON r.rawdata_id = f.rawdata_id
-         WHERE f.project_id = p_project_id AND f.state <> 'complete'
+         WHERE f.project_id = p_project_id  -- complete ones as well: slices of them may be recycled
            AND f.on_tape <> (p_skips AND r.locality IS NOT DISTINCT FROM 'nearline')
          ORDER BY f.run, f.seqno, f.rawdata_id
            FOR NO KEY UPDATE OF f
