@@ -28,7 +28,7 @@ REFUSALS = ("OG501", "OG502", "OG601", "OG602", "OG603")
 POLL_S = 10.0  # between two calls of tick, as a shim makes them; after 30 s the server counts as away
 BLACK_HOLE_S = 30.0  # in which the black-hole site fails a slice
 OUTAGE_FAILS_S = 60.0  # in which a fetch from storage that is away fails
-RECOVERY_S = 1800.0  # after the outage; who has no work then, has none because of it
+RECOVERY_S = 1800.0  # after the outage; a node without work then is idle because of it
 WAITS, REFUSED, DELIVERS, RUNNING = "no work", "bans and pauses", "waits to deliver", "runs at the end"
 SUPERSEDED = "attempts that were too late"
 

@@ -641,7 +641,7 @@ checkout() {
     retry_s="$((10#$retry_s))"
     if ((SECONDS + retry_s > deadline)); then
       ((MAX_WAIT_S > 0)) || return 0
-      log 'all work is leased; it may be requeued, but not while this job waits'
+      log "all work is leased; the next try would come after OSGPROD_MAX_WAIT_S=$MAX_WAIT_S s, so this job ends"
       return "$EXIT_LATER"
     fi
     pause "$retry_s.$((RANDOM % 10))"
@@ -661,7 +661,7 @@ report() {
   stop_heartbeats
   if ! persistent_request workscript.exit exitcode "$code" door "$(plain_text 120 "$(reported door)")" \
     ${resources[@]+"${resources[@]}"} "$@"; then
-    log 'the server has taken no report'
+    log "no report was accepted by the server after $TRIES attempts: $body"
     return 1
   fi
   log "reported exit code $code: status $http_status $answer: $body"
@@ -1323,7 +1323,7 @@ deliver_and_report() {
       rm -f "$(unreported tar.gz)" # delivered; those of all slices may not fit on the disk
     elif ! mv -fT "$(unreported tar.gz)" "$PWD/$name.tar.gz" 2>/dev/null && [[ -e "$(unreported tar.gz)" ]]; then
       # It may be the only one of a slice that is done. The next slice's would take its place: this job ends.
-      log "the tarball can't be called $name.tar.gz, and stays here: $(unreported tar.gz)"
+      log "renaming the tarball to $name.tar.gz failed; it stays here: $(unreported tar.gz)"
       rm -f "$(unreported report)" "$(unreported report.new)"
       slices_done="$SLICES"
       return 0
@@ -1611,7 +1611,7 @@ configure() {
   done
   command -v curl >/dev/null || die "$EXIT_NODE_FAULT" 'curl is not installed on this node'
   find_token
-  [[ -n "$magic$bearer" ]] || log 'there is neither a magic nor a bearer token'
+  [[ -n "$magic$bearer" ]] || log 'neither a magic nor a bearer token was found: set OSGPROD_MAGIC_FILE, or BEARER_TOKEN_FILE'
 }
 
 # Runs one attempt. Returns this script's exit code. Argument: cores
@@ -1619,7 +1619,7 @@ attempt() {
   local nstarts slice name heartbeat_s reason code=0
   checkout "$1" || code=$?
   if ((code > 0)); then
-    ((slices_done == 0)) || log 'no other slice: this job ends with what it has done'
+    ((slices_done == 0)) || log "no other slice was assigned: the job ends after $slices_done slices"
     return "$((slices_done > 0 ? 0 : code))"
   fi
   if [[ "$answer" != assigned ]]; then

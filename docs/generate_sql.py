@@ -369,7 +369,7 @@ def _notices() -> str:
     }
     rows = "\n".join(f"| `{event}` | {meaning} |" for event, meaning in events.items())
     return (
-        "## Notices\n\nThe server notifies of rare events on the channel `osgprod`: `LISTEN osgprod` receives them,"
+        "## Events\n\nThe server notifies of rare events on the channel `osgprod`: `LISTEN osgprod` receives them,"
         " `osgprod watch` prints them, `osgprod notify` delivers them. Each is a JSON object with"
         f" `event`, `project`, `at`, and:\n\n| event | with |\n|---|---|\n{rows}"
     )

@@ -140,7 +140,7 @@ class Settings:
         " are read", _secret, default="none: they are read from `OSGPROD_DSN`",
     )] = Secret()
     read_max_age_s: Annotated[int, Variable(
-        "OSGPROD_READ_MAX_AGE_S", "age of the replica's data from which on the primary is asked instead",
+        "OSGPROD_READ_MAX_AGE_S", "maximum age of the replica's data; when they are older, the primary is asked",
         _number(1), "s",
     )] = 60
     document_root: Annotated[Path, Variable(

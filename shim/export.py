@@ -67,10 +67,13 @@ def export_project(projectname: str, folder: Path) -> dict[str, int]:
         (part / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
         part.rename(folder)
     except FileExistsError:
-        raise OperatorError(f"{part} is there already", "remove it: an export did not end") from None
+        raise OperatorError(
+            f"{part} is there already", "an export was interrupted; remove this folder and try again"
+        ) from None
     except OSError as error:
         raise OperatorError(
-            f"{folder} can't be written: {error.strerror}", "is there room, and the right?"
+            f"{folder} can't be written: {error.strerror}",
+            "make room there, or name a folder that you can write",
         ) from None
     finally:
         if part.is_dir() and not folder.exists():

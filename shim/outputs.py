@@ -27,7 +27,7 @@ REQUEUED_A_CALL = 200
 FIRST_LOOK, FIRST_BAD = 100, 90  # so many bad ones among the first files: the fault is not the files'
 AGAIN_S = 30.0
 FORMAT = 1  # of a manifest
-# What condor/osgprod_exec.sh calls the tarball of a job's nth attempt, whoever delivers it; without n: the first.
+# What condor/osgprod_exec.sh calls the tarball of a job's nth attempt, however it is delivered; without n: the first.
 TARBALL = re.compile(r"(?:failed_)?job_([0-9]+)_([0-9]+)(?:\.([0-9]+))?\.tar\.gz")
 
 

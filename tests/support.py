@@ -1,4 +1,4 @@
-"""What tests of several rooms share: a project to work for, and a shim to ask."""
+"""Helpers that several test folders share: a project with files, and a running shim."""
 
 from __future__ import annotations
 

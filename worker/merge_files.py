@@ -323,7 +323,7 @@ def merge_hddm(output, inputs):
     # A slice without records may have left a header only, and no control record.
     packing = next((control for _, _, control, _ in layouts if control), b"")
     for path, header, _, _ in layouts:
-        if header != first_header:  # which of them is the odd one can't be told
+        if header != first_header:  # it is unclear which of them is wrong
             raise BadResult("%s has another header than %s" % (path, inputs[0]))
     if packing:
         for path, _, control, records in layouts:

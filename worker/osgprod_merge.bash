@@ -1434,7 +1434,7 @@ merge_hddm() {
     ! is_packed_hddm "$path" || packed=true
   done
   end_if_bad "${#osgprod_inputs[@]}"
-  for path in "$@"; do # before hddmcat blames a file: which of them is the odd one can't be told
+  for path in "$@"; do # before hddmcat blames a file: it is unclear which of them is wrong
     header="$(sed -e '/^<\/HDDM>$/q' "$path" | cksum)"
     [[ "$header" == "${first:=$header}" ]] || not_merged "$path has another header than $1: other software made it"
   done
@@ -1468,7 +1468,7 @@ judge_program() {
   check_room "$1 ended with $2"
   while IFS= read -r line; do
     [[ "$line" =~ (^|[^0-9,])([0-9]+,[0-9]+)/ ]] || continue
-    # The name of a file is no word of an error: 1,2/error_hist.root
+    # Words of a file name are not words of an error: 1,2/error_hist.root
     printf '%s\n' "$line" | sed -E 's;[0-9]+,[0-9]+/[^ ]*;;g' | grep -aiE "$errors" >/dev/null || continue
     bad_input "${BASH_REMATCH[2]}" "$line"
   done < <(grep -aiE "$errors" "$3" || true)
@@ -2006,7 +2006,7 @@ def merge_hddm(output, inputs):
     # A slice without records may have left a header only, and no control record.
     packing = next((control for _, _, control, _ in layouts if control), b"")
     for path, header, _, _ in layouts:
-        if header != first_header:  # which of them is the odd one can't be told
+        if header != first_header:  # it is unclear which of them is wrong
             raise BadResult("%s has another header than %s" % (path, inputs[0]))
     if packing:
         for path, _, control, records in layouts:

@@ -17,7 +17,7 @@
 # Environment (docs/workscripts.md tells more):
 #     OSGPROD_RECON        the reconstruction command, words separated by spaces [see "settings"]
 #     OSGPROD_REPORT       file for what the exit report should tell [osgprod_report.txt]
-#     OSGPROD_TRIES        how often a range is tried without getting a byte, 1 to 1000 [8]
+#     OSGPROD_TRIES        how many attempts in a row may bring no byte of a range, 1 to 1000 [8]
 #     OSGPROD_BACKOFF_MS   pause after the first of these, doubled each time up to 32 fold, 1 to 600000 [ms; 1000]
 #     OSGPROD_TOKEN_HOSTS  hosts that may get the bearer token after a redirect, separated by spaces [none]
 #     BEARER_TOKEN, BEARER_TOKEN_FILE, X509_USER_PROXY, X509_CERT_DIR  credentials, and authorities to trust

@@ -108,7 +108,7 @@ deliver_and_report() {
       rm -f "$(unreported tar.gz)" # delivered; those of all slices may not fit on the disk
     elif ! mv -fT "$(unreported tar.gz)" "$PWD/$name.tar.gz" 2>/dev/null && [[ -e "$(unreported tar.gz)" ]]; then
       # It may be the only one of a slice that is done. The next slice's would take its place: this job ends.
-      log "the tarball can't be called $name.tar.gz, and stays here: $(unreported tar.gz)"
+      log "renaming the tarball to $name.tar.gz failed; it stays here: $(unreported tar.gz)"
       rm -f "$(unreported report)" "$(unreported report.new)"
       slices_done="$SLICES"
       return 0

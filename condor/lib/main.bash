@@ -124,7 +124,7 @@ configure() {
   done
   command -v curl >/dev/null || die "$EXIT_NODE_FAULT" 'curl is not installed on this node'
   find_token
-  [[ -n "$magic$bearer" ]] || log 'there is neither a magic nor a bearer token'
+  [[ -n "$magic$bearer" ]] || log 'neither a magic nor a bearer token was found: set OSGPROD_MAGIC_FILE, or BEARER_TOKEN_FILE'
 }
 
 # Runs one attempt. Returns this script's exit code. Argument: cores
@@ -132,7 +132,7 @@ attempt() {
   local nstarts slice name heartbeat_s reason code=0
   checkout "$1" || code=$?
   if ((code > 0)); then
-    ((slices_done == 0)) || log 'no other slice: this job ends with what it has done'
+    ((slices_done == 0)) || log "no other slice was assigned: the job ends after $slices_done slices"
     return "$((slices_done > 0 ? 0 : code))"
   fi
   if [[ "$answer" != assigned ]]; then

@@ -125,7 +125,7 @@ checkout() {
     retry_s="$((10#$retry_s))"
     if ((SECONDS + retry_s > deadline)); then
       ((MAX_WAIT_S > 0)) || return 0
-      log 'all work is leased; it may be requeued, but not while this job waits'
+      log "all work is leased; the next try would come after OSGPROD_MAX_WAIT_S=$MAX_WAIT_S s, so this job ends"
       return "$EXIT_LATER"
     fi
     pause "$retry_s.$((RANDOM % 10))"
@@ -145,7 +145,7 @@ report() {
   stop_heartbeats
   if ! persistent_request workscript.exit exitcode "$code" door "$(plain_text 120 "$(reported door)")" \
     ${resources[@]+"${resources[@]}"} "$@"; then
-    log 'the server has taken no report'
+    log "no report was accepted by the server after $TRIES attempts: $body"
     return 1
   fi
   log "reported exit code $code: status $http_status $answer: $body"

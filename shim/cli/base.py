@@ -56,8 +56,8 @@ class Commands(click.Group):
 
 def _how_to_reach(error: psycopg.Error) -> str:
     if "FATAL" in str(error):  # there is a server, which said so
-        return "do OSGPROD_DSN or PGUSER, PGDATABASE ... name the right login and database? see pg_hba.conf"
-    return "is the server up? OSGPROD_DSN or PGHOST ... give its address"
+        return "correct login and database in OSGPROD_DSN or PGUSER, PGDATABASE ..., or allow the login in pg_hba.conf"
+    return "start the server, or correct its address in OSGPROD_DSN or PGHOST ..."
 
 
 def _what_to_read(error: psycopg.Error) -> str:
@@ -194,7 +194,14 @@ def as_json(command: _Command) -> _Command:
 
 dry = click.option("--dry-run", is_flag=True, help="Only show what would be done.")
 project_argument = click.argument("project", type=PROJECT)
-runs_option = click.option("--runs", type=_Runs(), help="Runs like 1001,1005-1010. Default: all.")
+
+
+def runs_help(more: str) -> Callable[[Any], Any]:
+    """The option --runs, with what it means when it is left out."""
+    return click.option("--runs", type=_Runs(), help=f"Runs like 1001,1005-1010. {more}")
+
+
+runs_option = runs_help("Default: all.")
 
 
 def _path(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
@@ -205,9 +212,14 @@ def _path(ctx: click.Context, param: click.Parameter, value: str | None) -> str 
     return f"%/{name}" if "." in value else f"%/{name}.%"
 
 
-path_option = click.option(
-    "--path", callback=_path, help="Path or name of a file, or an SQL LIKE pattern. Default: all."
-)
+def path_help(more: str) -> Callable[[Any], Any]:
+    """The option --path, with what it means when it is left out."""
+    return click.option(
+        "--path", callback=_path, help=f"Path or name of a file, or an SQL LIKE pattern. {more}"
+    )
+
+
+path_option = path_help("Default: all.")
 magic_option = click.option(
     "--magic-file",
     type=click.Path(exists=True, dir_okay=False, allow_dash=True),
@@ -290,7 +302,7 @@ def read_magic(source: str | None) -> str | None:
         text = (sys.stdin.buffer.readline() if source == "-" else Path(source).read_bytes()).decode()
     except UnicodeDecodeError:
         raise OperatorError(
-            f"the magic in {source} is not UTF-8 text", "is it the right file? letters and digits are best"
+            f"the magic in {source} is not UTF-8 text", "name the file with the magic; use letters and digits"
         ) from None
     return text.rstrip("\r\n")
 
@@ -320,7 +332,7 @@ def run() -> None:
     """Run the command line. An output that can't be written is an error, also for --help."""
     if sys.stdout is None:
         # The next file or connection would get descriptor 1, and with it our messages.
-        _fail("the standard output is closed", "send it to /dev/null if nobody wants it")
+        _fail("the standard output is closed", "redirect it: > /dev/null discards it")
     try:
         osgprod()
     except OSError as error:
@@ -331,5 +343,5 @@ def run() -> None:
         )  # else what waits to be written is tried again at the end
         _fail(
             f"{error.filename or 'the output'} can't be written: {error.strerror}",
-            "is there room on the disk?",
+            "make room on the disk",
         )

@@ -100,7 +100,7 @@ def _clock(connection: psycopg.Connection[dict[str, Any]]) -> Finding:
     there = call(connection, "alive")[0]["alive"].timestamp()
     off = there - (before + time.time()) / 2
     return _finding(
-        "clock", abs(off) < CLOCK_S, f"{off:+.2f} s from the server's", "let both keep time by NTP"
+        "clock", abs(off) < CLOCK_S, f"{off:+.2f} s from the server's", "switch NTP on at both machines"
     )
 
 

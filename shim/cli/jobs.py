@@ -92,8 +92,8 @@ def jobs_list(
 def needed(project: str, cores: int, slices: int, tool: str | None, as_json: bool) -> None:
     """Say how many more jobs have work, and what memory and disk to request.
 
-    With --for the exit code is 1 when no job has work. memory_mb and disk_mb are what 99 of 100 accepted attempts with
-    so many cores had in use, and a tenth more. They are empty until 20 attempts were measured.
+    With --for the exit code is 1 when no job has work. memory_mb and disk_mb cover 99 % of the accepted
+    attempts of the last week with as many cores, plus 10 %. They are empty until 20 attempts have been measured.
     """
     rows = ask("jobs_needed", project=project, cores=cores, slices=slices)
     if tool is None:

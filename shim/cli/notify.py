@@ -54,10 +54,12 @@ def send(address: str, title: str, body: str) -> None:
         ) from None
     service = apprise.Apprise()
     if not service.add(address):
-        raise DeliveryError("the address is none that Apprise knows", "https://appriseit.com has the forms")
+        raise DeliveryError(
+            "Apprise does not know this kind of address", "https://appriseit.com has the forms"
+        )
     if not service.notify(title=title, body=body, body_format=apprise.NotifyFormat.TEXT):
         raise DeliveryError(
-            "the service did not accept the message", "is the address right, and the service up?"
+            "the service did not accept the message", "check the address, and whether the service is up"
         )
 
 

@@ -179,7 +179,7 @@ def quarantined(project: str, as_json: bool) -> None:
 @click.pass_context
 @as_json
 def workers(ctx: click.Context, as_json: bool) -> None:
-    """List the workers that are banned now."""
+    """List the bans in force: of workers, addresses, sites and merges."""
     if ctx.invoked_subcommand is None:
         show(look("blocked_workers"), as_json, "no worker is banned")
 
@@ -222,7 +222,10 @@ def _meant(worker: str | None, site: str | None) -> str:
 def workers_ban(
     project: str, worker: str | None, site: str | None, seconds: int, reason: str | None, dry_run: bool
 ) -> None:
-    """Ban WORKER (a host, an address or host@address), or all workers of a site, for a while: they get no work."""
+    """Ban WORKER (a host, an address, host@address or all), or a site, for a while.
+
+    With merges: before it (merges:wn17) it gets slices, but no merges.
+    """
     name = _meant(worker, site)
     rows = change("ban_worker", dry_run, project=project, worker=name, seconds=seconds, reason=reason)
     click.echo(f"{name} {'would be' if dry_run else 'is'} banned until {cell(rows[0]['ban_worker'])}")
@@ -242,7 +245,10 @@ def workers_ban(
 @site_option
 @dry
 def workers_unban(project: str, worker: str | None, site: str | None, dry_run: bool) -> None:
-    """End the ban of WORKER, or of a site. Its failures until now no longer count against it."""
+    """End the ban of WORKER, named as osgprod workers lists it (like merges:all), or of a site.
+
+    Its failures until now no longer count against it.
+    """
     name = _meant(worker, site)
     change("ban_worker", dry_run, project=project, worker=name, seconds=0, reason="unbanned")
     click.echo(f"{name} {'would be' if dry_run else 'is'} no longer banned")

@@ -165,7 +165,7 @@ _state_command("drain", "draining", "Assign no new slices; leased ones may be fi
 )
 @dry
 def project_stop(project: str, wait: bool, interval: float, dry_run: bool) -> None:
-    """Pause, and tell each running job at its next heartbeat to end. That counts against nobody.
+    """Pause the project, and tell each running job at its next heartbeat to end. Neither slices nor workers are blamed.
 
     Jobs that send no heartbeats run to their end. osgprod project resume assigns work again.
     """

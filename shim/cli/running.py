@@ -56,7 +56,7 @@ def demo() -> None:
 def watch(as_json: bool, count: int | None) -> None:
     """Print notifications as they come, until Ctrl-C.
 
-    Files finished, blocks quarantined, workers banned, projects done.
+    docs/sql.md lists the events, like block-quarantined or project-paused.
     """
     with contextlib.suppress(KeyboardInterrupt):
         ask("alive")  # any login may listen: missing rights, or functions, would show in nothing but silence

@@ -26,7 +26,7 @@ class Notice:
     Parameters
     ----------
     details : dict[str, Any]
-        Event, project, at, and what else belongs to it (docs/sql.md, Notices).
+        Event, project, at, and what else belongs to it (docs/sql.md, Events).
     """
 
     details: dict[str, Any]

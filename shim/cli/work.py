@@ -19,8 +19,10 @@ from shim.cli.base import (
     limit_option,
     look,
     osgprod,
+    path_help,
     path_option,
     project_argument,
+    runs_help,
     runs_option,
 )
 from shim.cli.terminal import Bar, show, working
@@ -66,7 +68,8 @@ def rawdata_load(
 ) -> None:
     """Register raw data files. Run it again to compare the files with the registered ones.
 
-    SOURCES are folders, whose trees are walked, files, URLs of files (root://, https://, osdf://), or of folders (root://).
+    SOURCES are folders, whose trees are walked, files, URLs of files (root://, https://, osdf://, pelican://), or of
+    folders (root://).
     Of a URL the path is registered: a project's xrootd_prefix and the path give the URL again.
 
     Files without a begin-of-run record are registered, counted and named. The exit code is 1 if no file is found, or
@@ -96,7 +99,9 @@ def rawdata_load(
         folders = [source for source in every if not is_url(source)]
         others = ", ".join(str(path) for folder in folders for path in scan.passed_over(folder, 3, names)[:3])
         hint = (
-            f"a name must contain run and number; skipped: {others}" if others else "is it the right folder?"
+            f"a name must contain run and number; skipped: {others}"
+            if others
+            else "name the folder with the files, or describe their names with --pattern"
         )
         form = "hd_rawdata_RRRRRR_SSS.evio" if pattern is None else pattern
         raise OperatorError(f"no file {form} is below {', '.join(every)}", hint)
@@ -221,7 +226,7 @@ def slices() -> None:
 
 @slices.command("load")
 @project_argument
-@runs_option
+@runs_help("Default: all, if they are of one run period.")
 @click.option("--reset", "start_over", is_flag=True, help="Reset these files, and process them again.")
 @click.option("--cores", default=1, show_default=True, help="Cores of a job, for what --dry-run foretells.")
 @click.option("--all", "every", is_flag=True, help="The files of all run periods.")
@@ -267,8 +272,8 @@ def slices_load(
 
 @slices.command("unload")
 @project_argument
-@runs_option
-@path_option
+@runs_help("This or --path is required.")
+@path_help("This or --runs is required.")
 @dry
 @as_json
 def slices_unload(

@@ -175,7 +175,7 @@ class Batches:
             self._make_again(busy)
 
     def _make_again(self, calls: list[_Call]) -> None:
-        """Let calls wait for a connection once more, each to be made alone: side by side, as many as there is room for.
+        """Queue calls again, each to be made alone, on as many connections as are free.
 
         They keep the time when they came, so that none waits for longer than CONNECTION_WAIT_S.
         """

@@ -88,7 +88,11 @@ def _response_for(error: Exception) -> tuple[int, bytes]:
         case BearerError():
             return error.status, error_text(str(error), error.hint, error.code)
         case TooOften():
-            return 429, error_text(str(error), f"try again in {error.wait_s} s, and find out why", "OG604")
+            return 429, error_text(
+                str(error),
+                f"try again in {error.wait_s} s; OSGPROD_CLIENT_RATE and OSGPROD_PROJECT_RATE set the limits",
+                "OG604",
+            )
         case PoolTimeout() | TooManyRequests() | PoolClosed():
             message = "all connections to the database are in use, or the database is away"
             return 503, error_text(message, "try again in a while")

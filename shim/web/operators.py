@@ -1,4 +1,4 @@
-"""Who may act on the dashboard: operators with a token each, who signed in, by a form of ours. Off by default.
+"""Who may act on the dashboard: operators with a token each, who signed in. Off by default.
 
 A session is a cookie that holds a name, an end, and a code made with the operator's token: a new token ends it. Each
 form holds a code made from the session, and the browser must say that the form is from this site. So no page of another
@@ -97,7 +97,7 @@ class Operators:
         return self._code(name, f"form {request.cookies[COOKIE]}") if name else ""
 
     def accepts(self, request: Request, code: str) -> bool:
-        """Is this the form of a page of ours, sent by the operator who is signed in?"""
+        """Is this the form of an osgprod page, sent by the operator who is signed in?"""
         wanted = self.form_code(request)
         return bool(wanted) and hmac.compare_digest(code.encode(), wanted.encode()) and is_from_here(request)
 

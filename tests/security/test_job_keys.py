@@ -162,7 +162,7 @@ def test_restart_proof_key_gives_the_slice_of_a_keyless_attempt_to_nobody(grid: 
             assert grid.checkout(0, job_key=key, **caller)["status"] == "wait"
 
 
-def test_restart_proof_none_gives_the_slice_of_a_keyless_attempt_to_whoever_names_the_job(
+def test_restart_proof_none_gives_the_slice_of_a_keyless_attempt_to_any_caller_who_names_the_job(
     grid: World,
 ) -> None:
     """What a stolen magic can do under this setting: the victim must stop, and the thief's report counts."""

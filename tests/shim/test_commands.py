@@ -522,7 +522,7 @@ def test_magic_comes_from_a_file_the_standard_input_or_the_environment(
         (("jobs", "p", "12"), 1, "'12' is not a job like 4711.0", "hint: --cluster"),
         (("project", "set-magic", "p"), 1, "no magic was given", "hint: --magic-file FILE"),
         (("serve", "--port", "99999"), 2, "99999 is not in the range", ""),
-        (("rawdata", "load", str(CHECKOUT / "sql")), 1, "osgprod: no file hd_rawdata_RRRRRR_SSS.evio", "hint: is it"),
+        (("rawdata", "load", str(CHECKOUT / "sql")), 1, "osgprod: no file hd_rawdata_RRRRRR_SSS.evio", "hint: name"),
         (("jobs", "p", "1.77"), 1, "osgprod: job 1.77 has no attempt", "hint: osgprod jobs"),
         (("attempts", "p", "--live", "--site", "A"), 2, "can't be combined", ""),
         (("nonsense",), 2, "No such command 'nonsense'", ""),
@@ -550,7 +550,7 @@ def in_shell(command: str, dsn: str = "host=/nonexistent", **environment: str) -
 
 @pytest.mark.parametrize("command", ["status --json", "--help", "--version", "completion bash"])
 def test_output_that_takes_nothing_is_one_line_with_a_hint(world: World, command: str) -> None:
-    full = "osgprod: the output can't be written: No space left on device\nhint: is there room on the disk?\n"
+    full = "osgprod: the output can't be written: No space left on device\nhint: make room on the disk\n"
     assert in_shell(f"{command} >/dev/full", world.dsn) == (1, full)
     code, said = in_shell(f"{command} >&-", world.dsn)
     assert (code, said.splitlines()[0]) == (
@@ -595,9 +595,9 @@ def test_ctrl_c_while_modules_load_is_no_traceback() -> None:
 
 def test_unreachable_database_is_exit_code_3_and_a_missing_role_is_named(run: Run, world: World) -> None:
     result = run("status", env={"OSGPROD_DSN": "host=/nonexistent connect_timeout=1"})
-    assert result.exit_code == 3 and "hint: is the server up?" in result.stderr
+    assert result.exit_code == 3 and "hint: start the server" in result.stderr
     result = run("status", env={"OSGPROD_DSN": f"{world.dsn} dbname=nowhere"})
-    assert result.exit_code == 3 and "hint: do OSGPROD_DSN or PGUSER" in result.stderr
+    assert result.exit_code == 3 and "hint: correct login and database in OSGPROD_DSN" in result.stderr
     result = run("status", env={"OSGPROD_DSN": "osgprod"})
     assert result.exit_code == 1 and "hint: OSGPROD_DSN has the form" in result.stderr
     result = run("verify", "p", env={"OSGPROD_DSN": world.dsn + WORKER_ROLE})

@@ -75,7 +75,7 @@ def test_each_error_code_of_the_functions_is_listed_with_a_hint() -> None:
 
 
 def test_each_event_of_the_functions_is_listed() -> None:
-    text = (CHECKOUT / "docs" / "sql.md").read_text().partition("\n## Notices\n")[2].partition("\n## ")[0]
+    text = (CHECKOUT / "docs" / "sql.md").read_text().partition("\n## Events\n")[2].partition("\n## ")[0]
     events = {
         event
         for path in function_files()

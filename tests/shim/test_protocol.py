@@ -479,7 +479,7 @@ def test_page_on_the_protocol_describes_each_parameter_of_a_request(route: str) 
         assert f"`{name}`" in section, f"{route}: {name}"
 
 
-def test_health_is_told(shim: LiveShim) -> None:
+def test_healthz_answers_ok(shim: LiveShim) -> None:
     assert (shim.raw("healthz").status_code, shim.raw("healthz").text) == (200, "ok\n")
     assert shim.raw("nothing-here").status_code == 404
 

@@ -42,7 +42,7 @@ def test_reclaim_tells_how_many_and_a_repeated_call_finds_none(world: World) -> 
     assert world.progress()["blocks_ready"] == 3
 
 
-def test_slices_of_removed_jobs_come_back_without_waiting_for_their_leases(world: World) -> None:
+def test_slices_of_removed_jobs_are_requeued_before_their_leases_expire(world: World) -> None:
     world.add_file(9)
     mine = [world.checkout(process) for process in range(3)]
     other = world.checkout(0, cluster=2)
@@ -94,7 +94,7 @@ def test_job_that_is_removed_does_not_bring_a_suspected_slice_nearer_to_its_end(
     assert world.progress()["blocks_ready"] == 1
 
 
-def test_slices_of_removed_jobs_come_back_all_at_once_whoever_has_their_file(world: World) -> None:
+def test_slices_of_removed_jobs_are_requeued_while_their_file_is_locked(world: World) -> None:
     world.add_file(1002)
     world.set(max_failures=1)
     for process in range(501):
@@ -104,7 +104,7 @@ def test_slices_of_removed_jobs_come_back_all_at_once_whoever_has_their_file(wor
         assert call(world.db, "reclaim_lost", cluster=1) == [{"project": "p", "reclaimed": 501}]
 
 
-def test_slices_that_came_back_are_lent_before_new_ones(world: World) -> None:
+def test_requeued_slices_are_assigned_before_new_ones(world: World) -> None:
     world.add_file(9)
     world.checkout(0)
     world.checkout(1)
@@ -113,7 +113,7 @@ def test_slices_that_came_back_are_lent_before_new_ones(world: World) -> None:
     assert world.checkout(3)["block1"] == 3
 
 
-def test_slice_that_came_back_is_cut_to_what_the_job_can_take(world: World) -> None:
+def test_requeued_slice_is_split_to_the_size_that_fits_the_job(world: World) -> None:
     world.add_file(8)
     world.checkout(0, cpus=8)
     world.report(0, 143)
@@ -134,7 +134,7 @@ def test_tick_by_several_shims_reclaims_once(world: World) -> None:
     assert world.progress()["blocks_ready"] == 40
 
 
-def test_a_stuck_session_does_not_keep_other_slices_from_coming_back(world: World) -> None:
+def test_a_stuck_session_does_not_delay_requeueing_of_other_slices(world: World) -> None:
     world.add_file(3)
     for process in range(3):
         world.checkout(process)
@@ -166,7 +166,7 @@ def test_restarted_job_whose_lease_ran_out_keeps_its_slice_if_nobody_took_it(wor
     assert (again["block1"], again["nstarts"]) == (first["block1"], 2)
 
 
-def test_a_losing_streak_corners_a_block_that_kills_its_machines(world: World) -> None:
+def test_block_that_kills_its_machines_is_isolated(world: World) -> None:
     # Losses alone never quarantine at first; beyond max_faults they count as failures.
     world.set(max_faults=3, max_failures=2, backoff_s=0)
     for seqno, (nodes, expected) in enumerate(((50, 5), (1, 17)), 1):

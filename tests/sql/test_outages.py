@@ -109,7 +109,7 @@ def test_node_faults_make_a_slice_back_off_but_for_the_first(world: World) -> No
         assert 0.4 * mean < wait < 1.6 * mean
 
 
-def test_forgiven_failures_end_their_backoff(world: World) -> None:
+def test_discounted_failures_end_their_backoff(world: World) -> None:
     """What a node failed before it was banned is assigned to others at once."""
     world.set(max_fast_failures=3, backoff_s=3600)
     world.add_file(3)

@@ -167,7 +167,7 @@ def count_at_once(db: psycopg.Connection[Any]) -> None:
     db.execute("SELECT pg_stat_force_next_flush()")
 
 
-def test_checkout_reads_none_of_the_slices_that_rest_or_are_in_quarantine(world: World) -> None:
+def test_checkout_reads_no_slice_in_backoff_or_quarantine(world: World) -> None:
     world.add_file(200)
     for limit, processes in ((1, range(60)), (2, range(60, 120))):
         world.set(max_failures=limit, backoff_s=3600, max_fast_failures=1000)

@@ -158,7 +158,7 @@ def test_recent_attempts_replace_older_ones(timed: World) -> None:
     assert size(timed)["s_per_block"] > 90
 
 
-def test_another_work_script_starts_the_measurement_anew(timed: World) -> None:
+def test_another_work_script_restarts_the_measurement(timed: World) -> None:
     work(timed, 0, 10)
     under_way = timed.checkout(1)
     measure(timed)
@@ -173,7 +173,7 @@ def test_another_work_script_starts_the_measurement_anew(timed: World) -> None:
     assert size(timed)["limited_by"] == "growth"
 
 
-def test_other_content_of_the_work_script_starts_the_measurement_anew(timed: World) -> None:
+def test_other_content_of_the_work_script_restarts_the_measurement(timed: World) -> None:
     def held(digest: str) -> dict[str, str]:
         return {"templates": json.dumps({"osgprod_work.bash": digest * 64})}
 

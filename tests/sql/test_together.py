@@ -167,7 +167,7 @@ def test_new_jobs_get_one_stretch_of_a_file_in_their_order(world: World) -> None
     assert {row["url"] for row in rows} == {"/hd_rawdata_000001_001.evio"}
 
 
-def test_file_that_ends_in_the_middle_of_a_list_is_cut_to_its_end(world: World) -> None:
+def test_file_that_ends_within_a_batch_is_allocated_to_its_end(world: World) -> None:
     world.add_file(3, run=1)
     world.add_file(3, run=2)
     rows = batched(world, "checkout_slice", [job("p", process=n, cpus=2) for n in range(5)])
@@ -255,7 +255,7 @@ def test_jobs_with_bearer_tokens_are_served_as_one_set(world: World) -> None:
     assert "claim scope" in rows[1]["message"]
 
 
-def test_stranger_is_told_of_nothing_but_that(world: World) -> None:
+def test_unauthorized_report_learns_only_that_it_is_refused(world: World) -> None:
     world.add_file(5)
     world.checkout(1)
     for wrong in ({"exitcode": 300}, {"exitcode": 0, "output_adler32": "xyz"}, {"exitcode": 0, "events": -1}):

@@ -52,7 +52,7 @@ def test_done_slice_leaves_its_tarball_for_htcondor(node: Node, world: World) ->
     assert report["output_url"] is None
 
 
-def test_events_and_outputs_are_told(node: Node, world: World) -> None:
+def test_events_and_outputs_are_reported(node: Node, world: World) -> None:
     recon = node.program("recon", "echo 31 >events_read; mkdir d; echo a >d/a.root; echo b >b.root")
     assert node.run(1, OSGPROD_RECON=recon)[0] == DONE
     assert names(node.folder / "job_7_1.tar.gz") == {"d/a.root", "b.root", "events_read", "osgprod_work.log"}
@@ -68,7 +68,7 @@ def test_events_and_outputs_are_told(node: Node, world: World) -> None:
         ("/cvmfs/that/is/not/there", NODE_FAULT, 127, "node-fault", None),
     ],
 )
-def test_failure_is_told_with_its_last_words(
+def test_failure_is_reported_with_its_last_line(
     node: Node, world: World, recon: str, code: int, exit_code: int, outcome: str, reason: str | None
 ) -> None:
     assert node.run(1, OSGPROD_RECON=node.program("recon", recon))[0] == code

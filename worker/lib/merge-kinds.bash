@@ -171,7 +171,7 @@ merge_hddm() {
     ! is_packed_hddm "$path" || packed=true
   done
   end_if_bad "${#osgprod_inputs[@]}"
-  for path in "$@"; do # before hddmcat blames a file: which of them is the odd one can't be told
+  for path in "$@"; do # before hddmcat blames a file: it is unclear which of them is wrong
     header="$(sed -e '/^<\/HDDM>$/q' "$path" | cksum)"
     [[ "$header" == "${first:=$header}" ]] || not_merged "$path has another header than $1: other software made it"
   done
@@ -205,7 +205,7 @@ judge_program() {
   check_room "$1 ended with $2"
   while IFS= read -r line; do
     [[ "$line" =~ (^|[^0-9,])([0-9]+,[0-9]+)/ ]] || continue
-    # The name of a file is no word of an error: 1,2/error_hist.root
+    # Words of a file name are not words of an error: 1,2/error_hist.root
     printf '%s\n' "$line" | sed -E 's;[0-9]+,[0-9]+/[^ ]*;;g' | grep -aiE "$errors" >/dev/null || continue
     bad_input "${BASH_REMATCH[2]}" "$line"
   done < <(grep -aiE "$errors" "$3" || true)

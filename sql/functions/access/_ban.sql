@@ -19,7 +19,7 @@ $fn$;
 CREATE FUNCTION osgprod._ban_of(p_project_id int, p_worker text, p_site text, p_task text DEFAULT '')
 RETURNS SETOF osgprod_data.worker_bans LANGUAGE sql STABLE
 AS $fn$
-    -- The ban that keeps a worker from work the longest, under whatever name it is banned; no row = it is not banned. While the
+    -- The ban that keeps a worker from work the longest, under any of its names; no row = it is not banned. While the
     -- server has banned all from merges, one merge at a time is tried after the ban, until one succeeds.
     -- Parameters: p_project_id  project;  p_worker  see _worker;  p_site  its site, as it says; NULL = not known
     --             p_task  merges: = from merges only, whose bans have this before their names
@@ -72,7 +72,7 @@ BEGIN
     v_on_probation := osgprod._is_on_probation(v_ban, p_worker, false) IS TRUE;
     v_since := greatest(v_ban.banned_at,
         CASE WHEN NOT v_on_probation THEN now() - make_interval(secs => p_project.block_worker_s) END);
-    -- What it had begun before its ban, and failed since, was paid for by the ban.
+    -- Attempts that started before its last ban are covered by that ban, and do not count for another one.
     SELECT count(*) INTO v_fast FROM osgprod._fast_failures(p_project, p_worker, v_since) f
      WHERE f.started_at > v_since AND NOT EXISTS (
         SELECT FROM osgprod_data.recent_failures r  -- something else is to blame for these

@@ -17,7 +17,7 @@ DECLARE
     v_until   timestamptz;
 BEGIN
     IF coalesce(p_worker, '') = '' THEN
-        RAISE EXCEPTION 'no worker is named' USING ERRCODE = 'OG108',
+        RAISE EXCEPTION 'the worker to ban or unban is empty' USING ERRCODE = 'OG108',
             HINT = format('osgprod workers list %s lists the names of the workers', p_project);
     END IF;
     IF p_seconds NOT BETWEEN 0 AND 315360000 OR p_seconds IS NULL THEN
@@ -25,7 +25,7 @@ BEGIN
             USING ERRCODE = 'OG108', HINT = '0 lifts the ban; 315360000 s are ten years';
     END IF;
     IF p_worker LIKE '%/%' AND p_worker NOT LIKE '%site:%' AND p_seconds > 0 THEN
-        RAISE EXCEPTION 'worker % is a network', p_worker USING ERRCODE = 'OG108',
+        RAISE EXCEPTION '% is a network, which can''t be banned', p_worker USING ERRCODE = 'OG108',
             HINT = 'a worker is a host, an address, or host@address; osgprod project set PROJECT subnet_pattern=... limits the addresses that may ask';
     END IF;
     PERFORM pg_advisory_xact_lock(osgprod._ban_key(v_project.project_id, p_worker));

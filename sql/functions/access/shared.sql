@@ -112,7 +112,7 @@ BEGIN
     PERFORM pg_advisory_xact_lock(p_project.project_id, -1);
 EXCEPTION WHEN lock_not_available THEN
     RAISE EXCEPTION 'a call that works on project % has not ended for 10 s', p_project.name USING ERRCODE = 'OG505',
-        HINT = 'try again; if it stays so, somebody has left a transaction open: osgprod doctor';
+        HINT = 'try again; if the error stays, end the transaction that somebody left open: osgprod doctor shows its age';
 END
 $fn$;
 

@@ -85,7 +85,7 @@ $fn$;
 CREATE FUNCTION osgprod._wait_for_job(p_job_lock bigint)
 RETURNS boolean LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Waits for a job's lock. (A function of its own, so that a call that need not wait doesn't start this.)
+-- Waits for a job's lock. (A separate function, so that a call that need not wait doesn't start this.)
 -- Parameters: p_job_lock  see _job_lock
 -- Returns:    true
 BEGIN

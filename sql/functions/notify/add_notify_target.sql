@@ -9,7 +9,7 @@ AS $fn$
 -- Parameters: p_name     of the target: letters, digits, '_', '.', '-' [1 .. 63 characters]
 --             p_place    env:VARIABLE or file:/PATH, of which osgprod notify run reads the address
 --             p_project  only notifications of this project; NULL = of all
---             p_events   only these (docs/sql.md "Notices" has the names); NULL = all but the frequent ones
+--             p_events   only these (docs/sql.md "Events" has the names); NULL = all but the frequent ones
 -- Errors:     OG301 unknown project; OG108 bad name, place or event
 -- Locks:      the target's row
 DECLARE
@@ -18,7 +18,7 @@ BEGIN
     SELECT e.event INTO v_wrong FROM unnest(p_events) AS e (event) WHERE e.event !~ '^[a-z]+(-[a-z]+)*$' LIMIT 1;
     IF FOUND THEN
         RAISE EXCEPTION 'there is no event %', quote_literal(v_wrong) USING ERRCODE = 'OG108',
-            HINT = 'docs/sql.md lists them under Notices';
+            HINT = 'docs/sql.md lists them under Events';
     END IF;
     INSERT INTO notify_targets AS t (name, place, project_id, events)
     VALUES (p_name, p_place, CASE WHEN p_project IS NOT NULL THEN (osgprod._get_project(p_project)).project_id END, p_events)
@@ -31,7 +31,7 @@ EXCEPTION
             WHEN 'notify_targets_name_is_a_word' THEN 'the name of a target can''t be ' || quote_literal(left(p_name, 80))
             ELSE 'the place of a target is env:VARIABLE or file:/PATH, not '
                 || coalesce(quote_literal(left(p_place, 12) || '...'), 'nothing') END
-            USING ERRCODE = 'OG108', HINT = 'the address itself stands there, since it holds secrets: docs/operations.md';
+            USING ERRCODE = 'OG108', HINT = 'put the address into that file or variable, since it holds secrets: osgprod notify add --help';
 END
 $fn$;
 

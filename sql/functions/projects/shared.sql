@@ -10,7 +10,7 @@ BEGIN
         RETURN NULL;
     END IF;
     IF coalesce(btrim(p_pattern), '') = '' THEN
-        RAISE EXCEPTION 'a subnet pattern is needed' USING ERRCODE = 'OG106', HINT = '0.0.0.0/0, ::/0 lets everybody ask';
+        RAISE EXCEPTION 'the subnet pattern is empty' USING ERRCODE = 'OG106', HINT = '0.0.0.0/0, ::/0 lets everybody ask';
     END IF;
     RETURN ARRAY(SELECT osgprod._plain_network(trim(c)::inet) FROM regexp_split_to_table(btrim(p_pattern), '[ ,]+') AS c);
 EXCEPTION WHEN invalid_text_representation THEN

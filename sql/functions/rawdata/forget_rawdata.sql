@@ -34,7 +34,7 @@ BEGIN
 EXCEPTION
     WHEN foreign_key_violation THEN
         RAISE EXCEPTION 'raw data files like % are being loaded at this moment', p_path USING ERRCODE = 'OG407',
-            HINT = 'nothing was forgotten';
+            HINT = 'nothing was forgotten; try again when osgprod slices load has ended';
 END
 $fn$;
 

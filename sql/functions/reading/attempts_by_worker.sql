@@ -10,14 +10,14 @@ AS $fn$
 --             p_order    failing (most failures, faults and losses first), slow (most time a block first) or busy
 --             p_limit    rows at most [1 .. 100000];  p_site  only at this site; NULL = all
 -- Returns:    a row a worker node; s_per_block: time of successes for each of their blocks [s]; refused_until: of its ban,
---             by whatever name, also of its site; NULL = it is not banned. failing: only those with a failure; slow: only those with a success
+--             under any of its names or of its site; NULL = it is not banned. failing: only those with a failure; slow: only those with a success
 -- Errors:     OG301 unknown project; OG108 hours, order or limit out of range
 DECLARE
     v_project_id int := (osgprod._get_project(p_project)).project_id;
 BEGIN
     IF p_order NOT IN ('failing', 'slow', 'busy') OR p_order IS NULL THEN
         RAISE EXCEPTION 'the order of workers is failing, slow or busy, not %', coalesce(quote_literal(p_order), 'nothing')
-            USING ERRCODE = 'OG108', HINT = 'default: failing';
+            USING ERRCODE = 'OG108', HINT = 'use one of these, or leave p_order out for failing';
     END IF;
     RETURN QUERY
     WITH accounts AS (

@@ -75,7 +75,7 @@ BEGIN
                SELECT FROM loaded_files f JOIN slices s ON s.project_id = f.project_id AND s.rawdata_id = f.rawdata_id
                 WHERE f.project_id = p.project_id AND f.state IN ('in_progress', 'allocated') AND s.state = 'leased'
                   AND s.due_at < now() - interval '5 min'),
-           'last looked after in time', 'leases expired minutes ago and no slice was requeued: is a shim running?'
+           'looked for leases that ended more than 5 minutes ago', 'leases expired more than 5 minutes ago and no slice was requeued: start a shim'
       FROM projects p
     UNION ALL
     SELECT 'magic of ' || p.name, p.magic_digest IS NOT NULL OR p.bearer_issuer IS NOT NULL,

@@ -54,7 +54,8 @@ BEGIN
             ('attention', 'refused-requests', f.answers >= 10 AND 5 * f.refusals > f.answers,
              format('%s of %s requests of the last 15 minutes were refused; most with %s', f.refusals, f.answers,
                     f.worst_refusal),
-             format('are magic, addresses and names of the jobs right? osgprod project show %s', f.project)),
+             format('compare address and magic of the jobs with the project: osgprod project show %s; osgprod project set-magic %s',
+                    f.project, f.project)),
             ('attention', 'without-progress', f.idle > 0,
              format('%s leased slices or merges without progress for at least %s', f.idle,
                     date_trunc('minute', now() - least(f.patience, now() - interval '2 h'))),
@@ -66,7 +67,8 @@ BEGIN
                     f.project)),
             ('bad', 'leases', f.next_due_at < now() - interval '5 min' AND EXISTS (
                 SELECT FROM osgprod._leases(f.project_id) s WHERE s.task <> 'backup' AND s.due_at < now() - interval '5 min'),
-             'leases expired minutes ago and no slice was requeued', 'is a shim running? requeue them by hand: osgprod reclaim'),
+             'leases expired more than 5 minutes ago and no slice was requeued',
+             format('start a shim; to requeue by hand: osgprod reclaim %s', f.project)),
             ('bad', 'merges', f.no_merges IS NOT NULL,
              format('merges are not assigned: %s', f.no_merges),
              CASE WHEN f.no_merges LIKE 'they are banned: %'

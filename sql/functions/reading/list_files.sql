@@ -32,7 +32,7 @@ BEGIN
     SELECT f.rawdata_id, f.run, f.seqno, f.path, f.state::text, f.block2 - f.block1,
            CASE f.state WHEN 'complete' THEN f.block2 - f.block1 - q.quarantined ELSE coalesce(c.done, 0) END,
            coalesce(c.leased, 0), coalesce(c.ready, 0), q.quarantined,
-           CASE f.state WHEN 'complete' THEN 0 ELSE f.block2 - f.block1 - coalesce(c.cut, 0) END, f.size_bytes, f.loaded_at,
+           CASE f.state WHEN 'complete' THEN 0 ELSE f.block2 - f.block1 - coalesce(c.allocated, 0) END, f.size_bytes, f.loaded_at,
            f.has_bor, f.locality, f.suspended_at, f.suspend_reason, f.retest_at
       FROM (SELECT l.*, w.path, w.size_bytes, w.has_bor, w.locality FROM loaded_files l JOIN rawdata w ON w.rawdata_id = l.rawdata_id
              WHERE l.project_id = v_project_id
@@ -47,7 +47,7 @@ BEGIN
         SELECT sum(s.block2 - s.block1) FILTER (WHERE s.state = 'done') AS done,
                sum(s.block2 - s.block1) FILTER (WHERE s.state = 'leased') AS leased,
                sum(s.block2 - s.block1) FILTER (WHERE s.state = 'ready') AS ready,
-               sum(s.block2 - s.block1) AS cut
+               sum(s.block2 - s.block1) AS allocated
           FROM slices s
          WHERE s.project_id = f.project_id AND s.rawdata_id = f.rawdata_id AND f.state IN ('in_progress', 'allocated')) c ON true
      CROSS JOIN LATERAL (

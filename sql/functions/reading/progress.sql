@@ -16,7 +16,7 @@ BEGIN
     PERFORM osgprod._get_project(p_project) WHERE p_project IS NOT NULL;
     RETURN QUERY
     SELECT p.name, p.state::text, f.files, f.finished, f.blocks,
-           f.finished_blocks - q.in_finished + s.done, s.leased, s.ready, q.quarantined, f.open_blocks - s.cut,
+           f.finished_blocks - q.in_finished + s.done, s.leased, s.ready, q.quarantined, f.open_blocks - s.allocated,
            m.merges_left, f.files > 0 AND f.files = f.finished AND m.merges_left = 0, nullif(p.nsuspended, 0),
            p.pause_reason
       FROM projects p
@@ -31,7 +31,7 @@ BEGIN
         SELECT coalesce(sum(c.block2 - c.block1) FILTER (WHERE c.state = 'done'), 0) AS done,
                coalesce(sum(c.block2 - c.block1) FILTER (WHERE c.state = 'leased'), 0) AS leased,
                coalesce(sum(c.block2 - c.block1) FILTER (WHERE c.state = 'ready'), 0) AS ready,
-               coalesce(sum(c.block2 - c.block1), 0) AS cut
+               coalesce(sum(c.block2 - c.block1), 0) AS allocated
           FROM osgprod._slices_in_flight(p.project_id) c) s
      CROSS JOIN LATERAL (
         SELECT count(*) AS quarantined, count(*) FILTER (WHERE l.state = 'complete') AS in_finished

@@ -7,7 +7,7 @@ RETURNS TABLE (files int, blocks bigint, files_already int, files_double int, bl
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
 -- Makes registered files the work of a project; their blocks are allocated when jobs ask.
--- Promise:    files loaded already are left as they are, unless it shall reset them: then all work on them is
+-- Promise:    files loaded already are left as they are, unless p_start_over resets them: then all work on them is
 --             forgotten (the attempts stay on record) and everything is assigned again. A file is known by run and number: of two with the same, at two
 --             paths, the project gets the one that was registered first, so that no event is processed twice.
 -- Parameters: p_project     project name; NULL = the only project that there is

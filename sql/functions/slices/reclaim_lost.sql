@@ -23,7 +23,7 @@ BEGIN
     PERFORM osgprod._get_project(p_project) WHERE p_project IS NOT NULL;
     IF p_process IS NOT NULL AND p_cluster IS NULL THEN
         RAISE EXCEPTION 'process % is given without its cluster', p_process USING ERRCODE = 'OG108',
-            HINT = 'a job is known by cluster and process';
+            HINT = 'add the cluster: osgprod reclaim PROJECT --cluster N --process M';
     ELSIF p_schedd IS NOT NULL AND p_cluster IS NULL THEN
         RAISE EXCEPTION 'access point % is given without a cluster', quote_literal(p_schedd) USING ERRCODE = 'OG108',
             HINT = 'name the cluster whose jobs are gone';

@@ -23,7 +23,7 @@ RETURNS timestamptz LANGUAGE sql STABLE
 AS $fn$
     -- Before this time no lease expires that was live when the server went away: nobody could renew it. After that every job
     -- has as long as the absence lasted, and two heartbeat intervals. Only the last absence counts, so that where ticks come
-    -- seldom, once a minute by cron for instance, a lease ends one tick later, and not never.
+    -- rarely, once a minute by cron for instance, a lease still ends, one tick later.
     -- Parameters: p_heartbeat_s  of the project [s]
     SELECT p.back_at + p.away + make_interval(secs => 2 * p_heartbeat_s) FROM osgprod_data.presence p
      WHERE p.back_at <= now()

@@ -66,7 +66,7 @@ $fn$;
 CREATE FUNCTION osgprod._has_missed(p_project osgprod_data.projects, p_due_at timestamptz, p_heartbeats float8)
 RETURNS boolean LANGUAGE sql STABLE
 AS $fn$
-    -- Has a lease not been renewed for so many heartbeat intervals, while the server was there to be told?
+    -- Has a lease not been renewed for so many heartbeat intervals, while the server could receive heartbeats?
     -- Parameters: p_project  the project's row;  p_due_at  the lease's end;  p_heartbeats  intervals
     SELECT p_project.heartbeat_s > 0
        AND p_due_at < now() + make_interval(secs => p_project.lease_s - p_heartbeats * p_project.heartbeat_s)

@@ -63,7 +63,7 @@ END
 $fn$;
 
 COMMENT ON FUNCTION osgprod.tick() IS
-'The regular housekeeping (lost slices, complete files, live attempts, tallies), called by every shim on a timer, done by one at a time. For osgprod_worker.';
+'The regular housekeeping (lost slices, complete files, live attempts, tallies), called by every shim on a timer. Every call requeues; one call at a time does the rest. For osgprod_worker.';
 
 CREATE FUNCTION osgprod._settle_reported(p_project_id int)
 RETURNS void LANGUAGE plpgsql VOLATILE

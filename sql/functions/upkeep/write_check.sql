@@ -11,7 +11,7 @@ BEGIN
     -- A message in the WAL is allowed in a read-only transaction.
     IF current_setting('transaction_read_only')::boolean THEN
         RAISE EXCEPTION 'the database is read-only' USING ERRCODE = '25006',
-            HINT = 'after a failover OSGPROD_DSN should name all servers, with target_session_attrs=read-write';
+            HINT = 'name all servers in OSGPROD_DSN, with target_session_attrs=read-write';
     END IF;
     -- The sort is larger than work_mem, so it writes a temporary file of some 300 kB beside the data.
     PERFORM count(*) FROM (SELECT md5(n::text) FROM generate_series(1, 6000) AS n ORDER BY 1 OFFSET 0) sorted;
