@@ -38,6 +38,7 @@ class Served:
 
     def __init__(self, port: int, process: subprocess.Popen[str]) -> None:
         self.port = port
+        self.pid = process.pid
         self._process = process
 
     def resident_mb(self) -> float:
@@ -50,33 +51,58 @@ class Served:
 
 
 @contextlib.contextmanager
-def _serving(ground: Ground, dsn: str, command: list[str]) -> Iterator[Served]:
-    root = ground.folder / "www"
-    for project in ("p", "one", "thousand"):
-        (root / project).mkdir(parents=True, exist_ok=True)
-        shutil.copy(CHECKOUT_FOLDER / "worker" / "osgprod_work.bash", root / project)
-    environment = {**os.environ, "OSGPROD_DSN": as_worker(dsn), "OSGPROD_DOCUMENT_ROOT": str(root)}
+def serving(command: list[str], checkout: Path, dsn: str, root: Path, log: Path) -> Iterator[Served]:
+    """Run a server until the end of the block.
+
+    Parameters
+    ----------
+    command : list of str
+        What starts it; it says its address on its standard output.
+    checkout : Path
+        Where it is run.
+    dsn : str
+        Its database.
+    root : Path
+        Its document root.
+    log : Path
+        Where its standard error output goes.
+
+    Raises
+    ------
+    BenchError
+        It does not start.
+    """
+    environment = {**os.environ, "OSGPROD_DSN": dsn, "OSGPROD_DOCUMENT_ROOT": str(root)}
     environment |= {
         "OSGPROD_CLIENT_RATE": str(10**9),
         "OSGPROD_PROJECT_RATE": str(10**9),
     }  # counted, never reached
     environment.pop("OSGPROD_ROOT_PATH", None)
-    with (ground.folder / "shim.log").open("ab") as log:
+    with log.open("ab") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-u", "-m", *command],
-            cwd=CHECKOUT_FOLDER,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
+            command, cwd=checkout, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True
         )
     assert process.stdout is not None
     try:
-        yield Served(_port(process.stdout, ground.folder / "shim.log"), process)
+        yield Served(_port(process.stdout, log), process)
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(30)
         process.stdout.close()
+
+
+def _serving(ground: Ground, dsn: str, command: list[str]) -> contextlib.AbstractContextManager[Served]:
+    root = ground.folder / "www"
+    for project in ("p", "one", "thousand"):
+        (root / project).mkdir(parents=True, exist_ok=True)
+        shutil.copy(CHECKOUT_FOLDER / "worker" / "osgprod_work.bash", root / project)
+    return serving(
+        [sys.executable, "-u", "-m", *command],
+        CHECKOUT_FOLDER,
+        as_worker(dsn),
+        root,
+        ground.folder / "shim.log",
+    )
 
 
 def _port(lines: IO[str], log: Path) -> int:
