@@ -20,7 +20,7 @@ import re
 import shlex
 import stat
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,23 +60,25 @@ class Template:
 
     def __init__(self, text: bytes) -> None:
         self.digest = hashlib.sha256(text).hexdigest()
-        self._literals: list[bytes] = []
-        self._places: list[tuple[str, str]] = []
-        end = 0
+        # Of each: the text before it, what begins the value's line, and its name.
+        self._places: list[tuple[bytes, str, str]] = []
+        end, before = 0, b""
         for match in _PLACE.finditer(text):
             comment, variable = match.group("comment"), match.group("variable")
             # A comment is replaced, a variable's comment stays and the assignment follows it.
-            self._literals.append(text[end : match.start() if comment else match.end()])
+            before += text[end : match.start() if comment else match.end()]
             if variable and not match.group().endswith(b"\n"):
-                self._literals[-1] += b"\n"
-            kind, name = ("comment", comment) if comment else ("variable", variable)
-            self._places.append((kind, name.decode()))
+                before += b"\n"
             end = match.end()
-        self._literals.append(text[end:])
+            name = (comment or variable).decode()
+            if name in _COMMENTS or name in _OF_SLICE or name in _OF_MERGE:
+                self._places.append((before, f"# {name}: " if comment else f"{name}=", name))
+                before = b""
+        self._rest = before + text[end:]
 
     def names_a_slice(self) -> bool:
         """Does a script that is made of it say which slice it is for?"""
-        return any(name in _PLACES_OF_SLICE for _, name in self._places)
+        return any(name in _PLACES_OF_SLICE for _, _, name in self._places)
 
     def names_its(self, task: str) -> bool:
         """Does a script that is made of it say which slice it is for, or what it merges?
@@ -89,7 +91,7 @@ class Template:
         return (
             self.names_a_slice()
             if task == "slice"
-            else any(name == _PLACE_OF_MERGE for _, name in self._places)
+            else any(name == _PLACE_OF_MERGE for _, _, name in self._places)
         )
 
     def fill(self, slice_: Mapping[str, Any], job: Mapping[str, Any]) -> bytes:
@@ -102,28 +104,16 @@ class Template:
         job : Mapping[str, Any]
             Project, cluster, process, cpus as the job asked.
         """
-        comments = _comments(slice_, job)
-        variables = _merge(slice_, job) if slice_["merge"] else _variables(slice_, job)
-        parts = [self._literals[0]]
-        for (kind, name), literal in zip(self._places, self._literals[1:], strict=True):
-            if kind == "comment":
-                parts.append(f"# {name}: {_plain(str(comments[name]))}".encode())
-            elif name in variables:
-                parts.append(f"{name}={variables[name]}\n".encode())
-            parts.append(literal)
+        variables = _OF_MERGE if slice_["merge"] else _OF_SLICE
+        parts = []
+        for before, begin, name in self._places:
+            parts.append(before)
+            if comment := _COMMENTS.get(name):
+                parts.append((begin + _plain(str(comment(slice_, job)))).encode())
+            elif variable := variables.get(name):
+                parts.append(f"{begin}{variable(slice_, job)}\n".encode())
+        parts.append(self._rest)
         return b"".join(parts)
-
-
-def _comments(slice_: Mapping[str, Any], job: Mapping[str, Any]) -> dict[str, object]:
-    return {
-        "ncpus": job["cpus"],
-        "cluster": job["cluster"],
-        "process": job["process"],
-        "nstarts": slice_["nstarts"],
-        "project": job["project"],
-        "source": task_name(slice_),
-        "started": slice_["started_at"].replace(tzinfo=None).isoformat(" ", "microseconds"),
-    }
 
 
 def task_name(slice_: Mapping[str, Any]) -> str:
@@ -139,53 +129,31 @@ def task_name(slice_: Mapping[str, Any]) -> str:
     return f"{slice_['url']}+{slice_['block1']},{slice_['block2']}"
 
 
-def _merge(slice_: Mapping[str, Any], job: Mapping[str, Any]) -> dict[str, str]:
-    """What a merge script is filled with (docs/outputs.md)."""
-    merge = slice_["merge"]
-    inputs = "".join([f" {_quoted(line)}\n" for line in merge["inputs"]])
-    return {
-        **_attempt(slice_, job),
-        "osgprod_inputs": f"(\n{inputs})",
-        "osgprod_run": _quoted(merge["run"]),
-        "osgprod_seqno": _quoted("" if merge["seqno"] is None else merge["seqno"]),
-        "osgprod_merge_output_url": _quoted(merge["output_url"]),
-        "osgprod_merge_cleanup": _quoted(merge["cleanup"]),
-        "osgprod_size_bytes": _quoted("" if slice_["size_bytes"] is None else slice_["size_bytes"]),
-        "osgprod_events": _quoted("" if slice_["events"] is None else slice_["events"]),
-        "output_filename": _quoted(f"merge_{slice_['filename']}"),
-    }
-
-
-def _attempt(slice_: Mapping[str, Any], job: Mapping[str, Any]) -> dict[str, str]:
-    """What both kinds of script are filled with."""
-    return {
-        "osgprod_task": slice_["task"],
-        "osgprod_ncpus": _quoted(job["cpus"]),
-        "osgprod_token": _quoted(slice_["token"]),
-        "osgprod_lease_s": _quoted(slice_["lease_s"]),
-        "osgprod_heartbeat_s": _quoted(slice_["heartbeat_s"]),
-    }
-
-
-def _variables(slice_: Mapping[str, Any], job: Mapping[str, Any]) -> dict[str, str]:
+def _blocks(slice_: Mapping[str, Any]) -> str:
+    """The blocks of a slice as the original listed them, a URL each."""
     url = _double_quoted(slice_["url"])
-    block1, block2 = slice_["block1"], slice_["block2"]
-    blocks = "".join([f"{url}+{block},{block + 1} \\\n" for block in range(block1, block2)])
+    blocks = [f"{url}+{block},{block + 1} \\\n" for block in range(slice_["block1"], slice_["block2"])]
+    return f'"\\\n{"".join(blocks)}"'
+
+
+def _output(slice_: Mapping[str, Any]) -> str:
     name, _, suffix = _double_quoted(slice_["filename"]).rpartition(".")
-    pieces = "".join([f" {_quoted(piece)}\n" for piece in slice_["pieces"].split("\n")])
-    urls = "".join([f" {_quoted(url)}\n" for url in slice_.get("urls") or [slice_["url"]]])
-    return {
-        **_attempt(slice_, job),
-        "input_eviofile_list": f'"\\\n{blocks}"',
-        "output_filename": f'"{name}+{block1},{block2}.{suffix}"',
-        "osgprod_source_url": _quoted(slice_["url"]),
-        "osgprod_source_urls": f"(\n{urls})",
-        "osgprod_size_bytes": _quoted(slice_["size_bytes"]),
-        "osgprod_events": _quoted(slice_["events"]),
-        "osgprod_block1": _quoted(block1),
-        "osgprod_block2": _quoted(block2),
-        "osgprod_pieces": f"(\n{pieces})",
-    }
+    return f'"{name}+{slice_["block1"]},{slice_["block2"]}.{suffix}"'
+
+
+def _list(words: Iterable[str]) -> str:
+    """A list of bash, a word a line."""
+    lines = "".join([f" {_quoted(word)}\n" for word in words])
+    return f"(\n{lines})"
+
+
+@functools.lru_cache(maxsize=4096)  # many slices are of one file
+def _url_list(urls: tuple[str, ...]) -> str:
+    return _list(urls)
+
+
+def _known(value: object) -> object:
+    return "" if value is None else value
 
 
 def _quoted(value: object) -> str:
@@ -193,6 +161,11 @@ def _quoted(value: object) -> str:
     if type(value) is int:
         return str(value)
     return shlex.quote(_plain(str(value)))
+
+
+@functools.lru_cache(maxsize=4096)
+def _quoted_text(text: str) -> str:
+    return _quoted(text)
 
 
 @functools.lru_cache(maxsize=4096)  # many slices are of one file
@@ -204,6 +177,49 @@ def _double_quoted(text: str) -> str:
 def _plain(text: str) -> str:
     # What is printable holds no control characters, and is seen to be so in a tenth of the time.
     return text if text.isprintable() else _CONTROL.sub("?", text)
+
+
+# Each value is computed only for a template that has its place: a function of the row of checkout_slice and of the job.
+_Value = Callable[[Mapping[str, Any], Mapping[str, Any]], object]
+
+_COMMENTS: dict[str, _Value] = {
+    "ncpus": lambda slice_, job: job["cpus"],
+    "cluster": lambda slice_, job: job["cluster"],
+    "process": lambda slice_, job: job["process"],
+    "nstarts": lambda slice_, job: slice_["nstarts"],
+    "project": lambda slice_, job: job["project"],
+    "source": lambda slice_, job: task_name(slice_),
+    "started": lambda slice_, job: slice_["started_at"].replace(tzinfo=None).isoformat(" ", "microseconds"),
+}
+_OF_BOTH: dict[str, _Value] = {
+    "osgprod_task": lambda slice_, job: slice_["task"],
+    "osgprod_ncpus": lambda slice_, job: _quoted(job["cpus"]),
+    "osgprod_token": lambda slice_, job: _quoted(slice_["token"]),
+    "osgprod_lease_s": lambda slice_, job: _quoted(slice_["lease_s"]),
+    "osgprod_heartbeat_s": lambda slice_, job: _quoted(slice_["heartbeat_s"]),
+    "osgprod_size_bytes": lambda slice_, job: _quoted(_known(slice_["size_bytes"])),
+    "osgprod_events": lambda slice_, job: _quoted(_known(slice_["events"])),
+}
+_OF_SLICE: dict[str, _Value] = {
+    **_OF_BOTH,
+    "input_eviofile_list": lambda slice_, job: _blocks(slice_),
+    "output_filename": lambda slice_, job: _output(slice_),
+    "osgprod_source_url": lambda slice_, job: _quoted_text(slice_["url"]),
+    "osgprod_source_urls": lambda slice_, job: _url_list(tuple(slice_.get("urls") or [slice_["url"]])),
+    "osgprod_block1": lambda slice_, job: _quoted(slice_["block1"]),
+    "osgprod_block2": lambda slice_, job: _quoted(slice_["block2"]),
+    "osgprod_pieces": lambda slice_, job: _list(slice_["pieces"].split("\n")),
+}
+# What a merge script is filled with (docs/outputs.md).
+_OF_MERGE: dict[str, _Value] = {
+    **_OF_BOTH,
+    "osgprod_inputs": lambda slice_, job: _list(slice_["merge"]["inputs"]),
+    "osgprod_run": lambda slice_, job: _quoted(slice_["merge"]["run"]),
+    "osgprod_seqno": lambda slice_, job: _quoted(_known(slice_["merge"]["seqno"])),
+    "osgprod_merge_output_url": lambda slice_, job: _quoted(slice_["merge"]["output_url"]),
+    "osgprod_merge_cleanup": lambda slice_, job: _quoted(slice_["merge"]["cleanup"]),
+    "output_filename": lambda slice_, job: _quoted(f"merge_{slice_['filename']}"),
+}
 
 
 def ascii_text(text: str) -> str:
@@ -231,7 +247,7 @@ class TemplateFolder:
 
     def __init__(self, root: Path) -> None:
         self._root = root.resolve()
-        self._known: dict[tuple[str, str], tuple[str, Path, Stamp, Template]] = {}
+        self._known: dict[tuple[str, str], tuple[str, str, Stamp, Template]] = {}
         self._faults: dict[str, tuple[float, str, str]] = {}  # of merge scripts: when, name, why
 
     def at_hand(self, project: str, task: str = "slice") -> tuple[str, Template | None]:
@@ -249,7 +265,7 @@ class TemplateFolder:
             return "", None
         name, path, stamp, template = known
         try:
-            if _stamp(path.stat()) == stamp:
+            if _stamp(os.stat(path)) == stamp:  # noqa: PTH116  # Path.stat takes twice as long
                 return name, template
         except OSError:
             pass
@@ -293,7 +309,7 @@ class TemplateFolder:
             if task == "merge":  # (the folder is this server's own: the database need not know it)
                 self._faults[project] = time.monotonic(), name, f"{what} {name}: {problem}"
             raise TemplateError(f"{what} {path}: {problem}")
-        self._known[project, task] = (name, path, stamp, template)
+        self._known[project, task] = (name, str(path), stamp, template)
         return name, template
 
 
