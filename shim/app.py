@@ -36,7 +36,7 @@ from shim.web.failures import TooOften
 from shim.web.guard import Guard
 from shim.web.health import Health
 from shim.web.metrics import Metrics
-from shim.web.middleware import Surround, plain_text
+from shim.web.middleware import Endpoint, PlainText, Surround
 from shim.web.operators import Operators
 from shim.web.rates import RateLimit
 from shim.workscript import (
@@ -70,8 +70,8 @@ async def _arguments(request: Request) -> tuple[dict[str, Any], list[str]]:
     """What the request says, as arguments of a function, and notes on what of it is ignored or changed."""
     arguments, notes = await parameters.read(request)
     request.scope["osgprod.project"] = arguments.get("project")
-    authorization, bearer = request.headers.get("authorization"), None
-    if authorization and not arguments.get("magic"):
+    bearer = None
+    if not arguments.get("magic") and (authorization := request.headers.get("authorization")):
         bearer = await request.app.state.parts.tokens.claims(authorization)
     return {**arguments, "client": request.scope["osgprod.client"], "bearer": bearer}, notes
 
@@ -93,7 +93,7 @@ def _held(held: Mapping[str, tuple[str, Template | None]], fault: dict[str, str]
     return {"workscript": held["slice"][0], "templates": fault | digests}
 
 
-async def checkout(request: Request) -> Response:
+async def checkout(request: Request) -> PlainText:
     """``workscript.bash``: the script of the slice that this job shall process."""
     templates: TemplateFolder = request.app.state.parts.templates
     arguments, notes = await _arguments(request)
@@ -118,7 +118,7 @@ async def checkout(request: Request) -> Response:
     if answer["status"] != "assigned" or template is None:
         if answer["retry_s"]:
             headers["Retry-After"] = str(answer["retry_s"])
-        return plain_text(idle_script(answer["message"]), headers=headers)
+        return PlainText(idle_script(answer["message"]), headers=headers)
     headers |= {
         "Osgprod-Token": str(answer["token"]),
         "Osgprod-Nstarts": str(answer["nstarts"]),
@@ -129,43 +129,43 @@ async def checkout(request: Request) -> Response:
         if answer["merge"]
         else f"{ascii_text(answer['filename'])}+{answer['block1']},{answer['block2']}",
     }
-    return plain_text(template.fill(answer, arguments), headers=headers)
+    return PlainText(template.fill(answer, arguments), headers=headers)
 
 
-async def report(request: Request) -> Response:
+async def report(request: Request) -> PlainText:
     """``workscript.exit``: how the job's attempt ended."""
     arguments, notes = await _arguments(request)
     return _verdict(await _call(request, REPORT, arguments), notes)
 
 
-async def heartbeat(request: Request) -> Response:
+async def heartbeat(request: Request) -> PlainText:
     """``workscript.ping``: the attempt is alive, and how far it is."""
     arguments, notes = await _arguments(request)
     arguments["cpu_s"] = arguments.get("cpu")
     return _verdict(await _call(request, HEARTBEAT, arguments), notes)
 
 
-def _verdict(answer: Mapping[str, Any], notes: Sequence[str]) -> Response:
+def _verdict(answer: Mapping[str, Any], notes: Sequence[str]) -> PlainText:
     """The database's answer, with a line for each thing that it or this shim ignored or changed."""
     status, (message, *ignored) = answer["http_status"], answer["message"].split("\n")
     notes = [*notes, *ignored]
     body = f"{message}\n".encode() if status == 200 else error_text(message)
     body += "".join(f"{'' if status == 200 else '# '}{note}\n" for note in notes).encode()
-    return plain_text(body, status, {"Osgprod-Status": answer["status"], **_noted(notes)})
+    return PlainText(body, status, {"Osgprod-Status": answer["status"], **_noted(notes)})
 
 
 def _noted(notes: Sequence[str]) -> dict[str, str]:
     return {"Osgprod-Note": "; ".join(notes)[:1000]} if notes else {}
 
 
-async def healthz(request: Request) -> Response:
+async def healthz(request: Request) -> PlainText:
     """``healthz``: 200 when jobs can get work and report; a second line when the database is newer."""
     version = await request.app.state.parts.health.version()
     older = which_is_older(version)
     if older and (version is None or version in OURS):
-        return plain_text(error_text(older), 503, {"Retry-After": "60"})
+        return PlainText(error_text(older), 503, {"Retry-After": "60"})
     await request.app.state.parts.health.try_write()
-    return plain_text(f"ok\n{older}".strip().encode() + b"\n")
+    return PlainText(f"ok\n{older}".strip().encode() + b"\n")
 
 
 async def describe(request: Request) -> Response:
@@ -223,10 +223,13 @@ def create_app(settings: Settings | None = None) -> Starlette:
                 await replica.close()
             metrics.end()
 
+    jobs: dict[str, Endpoint] = {
+        f"{root}/workscript.bash": checkout,
+        f"{root}/workscript.exit": report,
+        f"{root}/workscript.ping": heartbeat,
+    }
     routes = [
-        Route(f"{root}/workscript.bash", checkout, methods=["GET", "POST"]),
-        Route(f"{root}/workscript.exit", report, methods=["GET", "POST"]),
-        Route(f"{root}/workscript.ping", heartbeat, methods=["GET", "POST"]),
+        *[Route(path, endpoint, methods=["GET", "POST"]) for path, endpoint in jobs.items()],
         Route(f"{root}/healthz", healthz),
         Route(f"{root}/openapi.json", describe),
     ]
@@ -236,7 +239,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
     dashboard = Dashboard(root, guard, metrics, operators, settings.operator_dsn.text or dsn)
     app = Starlette(routes=[*routes, *dashboard.routes()], lifespan=lifespan)
     # In place of Starlette's own layers: Surround answers all errors, also those of the router (404, 405).
-    app.middleware_stack = Surround(app.router, proxies, client_rate, metrics, answers)
+    app.middleware_stack = Surround(app.router, proxies, client_rate, metrics, answers, jobs)
     # A path is right or it is not; the host in a request must not decide where a redirection leads.
     app.router.redirect_slashes = False
     return app
