@@ -25,19 +25,8 @@ RETURNS boolean LANGUAGE sql STABLE
 AS $fn$
     -- Is this the project's magic, or its former one in the time of overlap? The time that the comparison takes tells
     -- how many bytes of two digests are the same; nobody who doesn't know the salt can do anything with that.
-    SELECT CASE WHEN osgprod._magic_digest(p_salt, p_magic) = p_digest THEN true
-                ELSE osgprod._is_old_magic(p_salt, p_old_digest, p_old_until, p_magic) END
-$fn$;
-
-CREATE FUNCTION osgprod._is_old_magic(p_salt uuid, p_old_digest bytea, p_old_until timestamptz, p_magic text)
-RETURNS boolean LANGUAGE plpgsql STABLE
-AS $fn$
--- Is this the project's former magic, in the time of overlap?
--- Parameters: p_salt, p_old_digest, p_old_until  the project's;  p_magic  as sent
--- Returns:    true or false, never NULL
-BEGIN
-    RETURN coalesce(p_old_until > now() AND osgprod._magic_digest(p_salt, p_magic) = p_old_digest, false);
-END
+    SELECT coalesce(osgprod._magic_digest(p_salt, p_magic)
+                    = ANY (ARRAY[p_digest, CASE WHEN p_old_until > now() THEN p_old_digest END]), false)
 $fn$;
 
 CREATE FUNCTION osgprod._magic_digest(p_salt uuid, p_magic text)
