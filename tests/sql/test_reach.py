@@ -7,7 +7,7 @@ import re
 from shim.snapshot import SQL_FOLDER
 
 # Lines without comments, a line for each parameter included. 156 are for merges: projects without merges reach none.
-MOST_LINES = 1242  # 921 in release 0.9.0, which had no merges, outages, sizes by time, backups, or several slices a job
+MOST_LINES = 1239  # 921 in release 0.9.0, which had no merges, outages, sizes by time, backups, or several slices a job
 SOURCE = "\n".join(path.read_text() for path in sorted((SQL_FOLDER / "functions").rglob("*.sql")))
 
 
@@ -47,4 +47,5 @@ def test_batch_reaches_what_the_single_call_does() -> None:
         ("report_exit", "report_exits"),
         ("heartbeat", "heartbeats"),
     ):
-        assert reach(one).keys() - {one} == reach(many).keys() - {many}
+        # The shim has written v4-mapped addresses as IPv4 before it makes a batch.
+        assert reach(one).keys() - {one, "_plain_address"} == reach(many).keys() - {many}

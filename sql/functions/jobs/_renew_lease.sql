@@ -15,9 +15,6 @@ DECLARE
     v_lives   boolean := false;
     v_answer  osgprod.report_answer;
 BEGIN
-    IF family(p_call.client) = 6 THEN
-        p_call.client := osgprod._plain_address(p_call.client);
-    END IF;
     v_project := (SELECT p FROM osgprod_data.projects p WHERE p.name = p_call.project);
     v_code := osgprod._why_rejected(v_project, p_call.project, p_call.cluster, p_call.process, p_call.magic, p_call.client,
                                     p_call.bearer, p_may_wait);

@@ -20,9 +20,6 @@ DECLARE
     v_is_settled boolean;
     v_settled record;
 BEGIN
-    IF family(p_call.client) = 6 THEN
-        p_call.client := osgprod._plain_address(p_call.client);
-    END IF;
     v_project := (SELECT p FROM osgprod_data.projects p WHERE p.name = p_call.project);
     v_code := coalesce(
         osgprod._why_rejected(v_project, p_call.project, p_call.cluster, p_call.process, p_call.magic, p_call.client,

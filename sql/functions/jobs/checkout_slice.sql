@@ -64,8 +64,8 @@ BEGIN
     IF current_setting('transaction_isolation') <> 'read committed' THEN
         PERFORM osgprod._require_read_committed();
     END IF;
-    v_answer := osgprod._checkout(ROW(NULL, p_project, p_cluster, p_process, p_cpus, p_magic, p_client, p_workscript, p_host,
-        p_site, p_bearer, p_job_key, p_schedd, p_qdate, p_time_left_s, p_after, p_exec_version,
+    v_answer := osgprod._checkout(ROW(NULL, p_project, p_cluster, p_process, p_cpus, p_magic, osgprod._plain_address(p_client),
+        p_workscript, p_host, p_site, p_bearer, p_job_key, p_schedd, p_qdate, p_time_left_s, p_after, p_exec_version,
         p_image, p_templates)::osgprod.checkout_call, NULL);
     -- An error rolls back, so it can't be confirmed: a primary that was replaced may raise OG303. Errors of a batch are rows.
     IF v_answer.code IS NOT NULL THEN

@@ -8,7 +8,7 @@ AS $fn$
 --             delays another. Nothing here waits, except for a file when other sessions have locked all of them: 0.5 s at
 --             most for each lock (see _wait_for_file), until the first such wait is in vain.
 -- Parameters: p_calls  list of objects, each with a number n and the parameters of checkout_slice, without their p_; what
---                      is missing is null, other names are ignored
+--                      is missing is null, other names are ignored. client: v4-mapped addresses as IPv4
 -- Returns:    one row for each: its n and what checkout_slice returns, in any order; of an error code, message and hint.
 --             Code 55P03: what this call needs is busy, also with an earlier call of the list: make it again, alone
 -- Errors:     OG901 isolation level
