@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from shim.database import call
+from shim.database import call, connect
 from tests.support import World
 
 FETCH, DELIVERY = {"exitcode": 75, "fault": "fetch"}, {"exitcode": 74, "fault": "delivery"}
@@ -527,6 +527,39 @@ def test_changed_work_script_is_tested_by_few_jobs_again(world: World) -> None:
     world.checkout(999)  # by a client that names no script
     assert world.db.execute("SELECT tested_scripts FROM osgprod_data.projects").fetchall() == [row]
     assert row["tested_scripts"] == [16 * "a", 16 * "0"]
+
+
+@pytest.mark.parametrize("tested", [[], ["0"]])
+def test_batch_waits_for_the_test_that_another_batch_is_about_to_begin(
+    world: World, tested: list[str]
+) -> None:
+    """The other batch has noted the new work script and not committed that."""
+    held = [json.dumps({"osgprod_work.bash": 64 * digit}) for digit in [*tested, "a"]]
+    for process, templates in enumerate(held[:-1]):
+        world.add_file(1, seqno=2)
+        world.checkout(process, templates=templates)
+        world.report(process)
+    world.set(probe_jobs=3)
+    if tested:
+        world.db.execute("UPDATE osgprod_data.projects SET unproven = 0")
+    world.add_file(50)
+
+    def batch(db: psycopg.Connection[dict[str, Any]], first: int) -> list[str]:
+        common = {"project": "p", "cluster": 1, "cpus": 1, "magic": "m", "client": "127.0.0.1"}
+        calls = [
+            {"n": n, "process": n, "templates": json.loads(held[-1]), **common}
+            for n in range(first, first + 4)
+        ]
+        rows = call(db, "checkout_slices", calls=json.dumps(calls))
+        return [row["status"] for row in sorted(rows, key=lambda row: row["n"])]
+
+    with connect(world.dsn) as other, other.transaction():
+        assert batch(other, 100) == ["assigned"] * 3 + ["wait"]
+        assert batch(world.db, 200) == ["wait"] * 4
+    assert batch(world.db, 300) == ["wait"] * 4
+    for process in range(100, 103):
+        world.report(process)
+    assert batch(world.db, 400) == ["assigned"] * 4
 
 
 def test_client_that_names_no_work_script_begins_no_test(world: World) -> None:

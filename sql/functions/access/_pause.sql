@@ -138,8 +138,11 @@ AS $fn$
 -- Begins the test by the first jobs, since a job is about to get a work script of a content that no job had. The first
 -- content that is known begins none: a new project has its test anyway, another one is under way.
 -- Parameters: p_project  the project's row;  p_digest  of the script: 16 digits
--- Returns:    the project's row as it is now; as given while another session has it: the next job begins the test then
+-- Returns:    the project's row, with the test as it is now. While another session has the row: as if the test had begun, so
+--             that this job waits for it if it has to; the next job begins it then
 -- Locks:      the project's row, SKIP LOCKED
+DECLARE
+    v_noted osgprod_data.projects;
 BEGIN
     UPDATE osgprod_data.projects p
        SET tested_scripts = (p_digest || p.tested_scripts)[:8],
@@ -147,7 +150,15 @@ BEGIN
      WHERE p.project_id = (SELECT q.project_id FROM osgprod_data.projects q
                             WHERE q.project_id = p_project.project_id AND p_digest <> ALL (q.tested_scripts)
                               FOR NO KEY UPDATE SKIP LOCKED)
-    RETURNING p.unproven, p.tested_since INTO p_project.unproven, p_project.tested_since;
+    RETURNING p.* INTO v_noted;
+    IF NOT FOUND THEN  -- another session has noted this script, or another thing
+        v_noted := (SELECT p FROM osgprod_data.projects p WHERE p.project_id = p_project.project_id);
+        IF v_noted.tested_scripts <> '{}' AND p_digest <> ALL (v_noted.tested_scripts) THEN
+            v_noted.unproven := v_noted.probe_jobs;
+        END IF;
+    END IF;
+    p_project.unproven := v_noted.unproven;
+    p_project.tested_since := v_noted.tested_since;
     RETURN p_project;
 END
 $fn$;
