@@ -296,6 +296,19 @@ def test_restarted_job_that_ends_soon_keeps_what_fits_of_its_slice(minute_a_bloc
     assert minute_a_block.report(100, token=str(again["token"]))["status"] == "done"
 
 
+def test_restarted_job_with_ample_time_keeps_its_slice_though_slices_would_be_smaller_now(
+    minute_a_block: World,
+) -> None:
+    first = minute_a_block.checkout(100)
+    assert blocks(first) == 60
+    minute_a_block.set(workscript="other.bash")  # its pace is not known yet
+    call(minute_a_block.db, "tick")
+    assert size(minute_a_block)["blocks"] == 1
+    again = minute_a_block.checkout(100, time_left_s=10**6)
+    assert (again["block1"], again["block2"]) == (first["block1"], first["block2"])
+    assert minute_a_block.report(100, token=str(first["token"]))["status"] == "done"
+
+
 def test_restarted_job_without_time_gives_its_slice_back_and_nothing_counts(minute_a_block: World) -> None:
     first = minute_a_block.checkout(100)
     assert minute_a_block.checkout(100, time_left_s=30)["status"] == "no-time"

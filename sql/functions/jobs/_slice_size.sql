@@ -103,6 +103,7 @@ BEGIN
         v_blocks := (v_blocks + 1) / 2;
     END IF;
     IF p_call.time_left_s IS NOT NULL THEN
+        p_project.target_s := NULL;  -- the slice is there: it only has to fit into the time that the job has
         v_blocks := least(v_blocks, (osgprod._slice_size(p_project, p_call.cpus, p_call.site, p_call.time_left_s)).blocks);
     END IF;
     IF v_blocks = v_slice.block2 - v_slice.block1
