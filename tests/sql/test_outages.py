@@ -291,6 +291,68 @@ def test_suspended_file_is_tried_by_one_job_at_a_time_and_resumes_by_itself(worl
     not_blamed(world)
 
 
+def test_small_job_that_tries_a_suspended_file_leaves_nothing_of_it_ready(world: World) -> None:
+    world.set(backoff_s=0, maxblockspercore=40)
+    path = world.add_file(80)
+    run_jobs(world, 3, lambda answer, node: FETCH)
+    assert suspended(world) == [path]
+    time_passes(world, 600)
+    call(world.db, "tick")
+    world.set(maxblockspercore=10)
+    probe = world.checkout(100)
+    assert (probe["status"], probe["block2"] - probe["block1"]) == ("assigned", 10)
+    assert world.checkout(101)["status"] == "wait"
+    world.report(100)
+    assert suspended(world) == []
+    assert run_jobs(world, 20, lambda answer, node: {"exitcode": 0}, first=200)["assigned"] == 7
+
+
+@pytest.mark.parametrize("time_left_s", [600, 30])
+def test_slice_that_a_job_gives_back_is_not_ready_while_its_file_is_suspended(
+    world: World, time_left_s: int
+) -> None:
+    world.set(backoff_s=0, maxblockspercore=20, max_fast_failures=1000)
+    path = world.add_file(200)
+    assert world.checkout(1, cpus=2)["status"] == "assigned"
+    world.attempts_pass(40 * 60)
+    world.report(1)  # a minute a block and core
+    world.db.execute("UPDATE osgprod_data.pace_looks SET looked_at = '-infinity'")
+    call(world.db, "tick")
+    kept = world.checkout(50)
+    run_jobs(world, 3, lambda answer, node: FETCH, first=100)
+    assert suspended(world) == [path]
+    again = world.checkout(50, time_left_s=time_left_s)
+    assert again["status"] == ("assigned" if time_left_s == 600 else "no-time"), kept
+    assert [row for row in slices(world) if row["is_ready"]] == []
+    assert world.checkout(51)["status"] == "wait"
+
+
+@pytest.mark.parametrize("suspends_first", [True, False])
+def test_no_slice_becomes_ready_beside_a_session_that_suspends_its_file(
+    world: World, suspends_first: bool
+) -> None:
+    world.set(max_faults=100, max_fast_failures=1000)
+    path = world.add_file(10)
+    for n in range(4):
+        assert world.checkout(n, host=f"wn{n}")["status"] == "assigned"
+    world.report(3, 1, host="wn3")  # in a backoff, which ends now
+    for n in range(2):
+        world.report(n, **FETCH, host=f"wn{n}")
+    time_passes(world, 3600)
+    world.attempts_pass(-3600)
+    with connect(world.dsn) as other:
+        first, second = (other, world.db) if suspends_first else (world.db, other)
+        with first.transaction():
+            if suspends_first:
+                world.report(2, **FETCH, host="wn2", db=first)
+                call(second, "tick")
+            else:
+                call(first, "tick")
+                world.report(2, **FETCH, host="wn2", db=second)
+    ready = [row for row in slices(world) if row["is_ready"]]
+    assert (suspended(world), bool(ready)) == (([path], False) if suspends_first else ([], True))
+
+
 def test_suspended_file_is_listed_with_its_reason_and_resumed_by_the_operator(world: World) -> None:
     path = world.add_file(10)
     run_jobs(world, 3, lambda answer, node: FETCH | {"reason": "not fetched: status 404"})

@@ -4,9 +4,12 @@ AS $fn$
 -- Suspends a file: nothing of it is assigned but one slice at a time, to see whether it works again. Leased slices go on.
 -- Parameters: p_project  the project's row;  p_rawdata_id  the file;  p_reason  in words
 -- Returns:    false when another session has the file's row, or it is suspended already
--- Locks:      the file's row, tried; its ready slices, SKIP LOCKED
+-- Locks:      the file's row, tried, in a mode that conflicts with _may_be_assigned: a slice that another session is about to
+--             make ready would stay ready; its ready slices, SKIP LOCKED
 BEGIN
-    IF NOT osgprod._lock_file(p_project.project_id, p_rawdata_id) THEN
+    PERFORM FROM osgprod_data.loaded_files f
+      WHERE f.project_id = p_project.project_id AND f.rawdata_id = p_rawdata_id FOR UPDATE SKIP LOCKED;
+    IF NOT FOUND THEN
         RETURN false;
     END IF;
     UPDATE osgprod_data.loaded_files f

@@ -110,7 +110,8 @@ BEGIN
         OR v_blocks > 0 AND NOT osgprod._lock_file(v_slice.project_id, v_slice.rawdata_id, p_may_wait) THEN
         RETURN;
     END IF;
-    UPDATE osgprod_data.slices s SET state = 'ready', is_ready = true, not_before = now()
+    UPDATE osgprod_data.slices s
+       SET state = 'ready', is_ready = osgprod._may_be_assigned(s.project_id, s.rawdata_id), not_before = now()
      WHERE s.project_id = v_slice.project_id AND s.rawdata_id = v_slice.rawdata_id AND s.block1 = v_slice.block1;
     IF v_blocks > 0 THEN
         PERFORM osgprod._split_slice(v_slice.project_id, v_slice.rawdata_id, v_slice.block1,

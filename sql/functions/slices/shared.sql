@@ -125,7 +125,8 @@ $fn$;
 CREATE FUNCTION osgprod._split_slice(p_project_id int, p_rawdata_id int, p_block1 int, p_at int)
 RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Splits a ready slice in two: [block1, p_at) stays, [p_at, block2) becomes another slice in the same state.
+-- Splits a ready slice in two: [block1, p_at) stays, [p_at, block2) becomes another slice in the same state. It is not
+-- ready while its file is suspended or skipped, though the first part may be: as the one slice by which a file is tried.
 -- Parameters: p_project_id, p_rawdata_id, p_block1  the slice, locked, and its file's row: a claim may be reading where the
 --             slice ends;  p_at  a block inside it
 -- Source:     docs/design.md I2
@@ -142,8 +143,9 @@ BEGIN
     )
     INSERT INTO osgprod_data.slices (project_id, rawdata_id, block1, block2, follows, run, seqno, state, is_ready, not_before,
             failures, faults, faulted_on, repeats, exit_codes, due_at, opened_at)
-    SELECT w.project_id, w.rawdata_id, p_at, w.block2, p_at, w.run, w.seqno, w.state, w.is_ready, w.not_before, w.failures,
-           w.faults, w.faulted_on, w.repeats, w.exit_codes, w.due_at, clock_timestamp()
+    SELECT w.project_id, w.rawdata_id, p_at, w.block2, p_at, w.run, w.seqno, w.state,
+           w.is_ready AND osgprod._may_be_assigned(w.project_id, w.rawdata_id), w.not_before, w.failures, w.faults,
+           w.faulted_on, w.repeats, w.exit_codes, w.due_at, clock_timestamp()
       FROM whole w, first_part;
 END
 $fn$;
@@ -156,12 +158,14 @@ AS $fn$
 $fn$;
 
 CREATE FUNCTION osgprod._may_be_assigned(p_project_id int, p_rawdata_id int)
-RETURNS boolean LANGUAGE sql STABLE
+RETURNS boolean LANGUAGE sql VOLATILE
 AS $fn$
     -- May slices of a file be assigned: is it neither suspended nor skipped since it is on tape only? (For its unallocated
-    -- blocks the column is_open says so.)
-    SELECT f.suspended_at IS NULL AND NOT f.on_tape FROM osgprod_data.loaded_files f
-     WHERE f.project_id = p_project_id AND f.rawdata_id = p_rawdata_id
+    -- blocks the column is_open says so.) Asked before a slice is made ready, and true until the end of the transaction.
+    -- Locks:      the file's row, FOR KEY SHARE SKIP LOCKED: no claim has a lock that conflicts with this. What is about to
+    --             suspend the file, or to skip it, has one: the slice stays as it is then, and a later tick makes it ready
+    SELECT coalesce((SELECT f.suspended_at IS NULL AND NOT f.on_tape FROM osgprod_data.loaded_files f
+                      WHERE f.project_id = p_project_id AND f.rawdata_id = p_rawdata_id FOR KEY SHARE SKIP LOCKED), false)
 $fn$;
 
 CREATE FUNCTION osgprod._end_backoffs(p_project_id int, p_from timestamptz, p_to timestamptz)
@@ -478,7 +482,7 @@ BEGIN
          WHERE f.project_id = p_project_id  -- complete ones as well: slices of them may be recycled
            AND f.on_tape <> (p_skips AND r.locality IS NOT DISTINCT FROM 'nearline')
          ORDER BY f.run, f.seqno, f.rawdata_id
-           FOR NO KEY UPDATE OF f
+           FOR UPDATE OF f  -- see _may_be_assigned
     ), marked AS (
         UPDATE osgprod_data.loaded_files f SET on_tape = NOT f.on_tape FROM changed c
          WHERE f.project_id = p_project_id AND f.rawdata_id = c.rawdata_id
