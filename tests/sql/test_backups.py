@@ -343,6 +343,43 @@ def test_job_of_a_backup_that_starts_again_gets_the_same_slice(world: World) -> 
     assert the_slice(world.db, 2)["process"] == 1
 
 
+def test_job_that_gives_a_backup_up_has_no_part_in_its_slice_any_more(world: World) -> None:
+    in_tail(world, max_starts=3)
+    for _ in range(3):
+        assert world.checkout(7, host="wn7")["block1"] == 2
+    world.add_file(1, seqno=2)
+    assert world.checkout(7, host="wn7")["filename"].endswith("_002.evio")
+    assert backups(world.db) == []
+    assert world.report(1, 137, job_key="key 1")["status"] == "node-fault"
+    held = world.db.execute("SELECT seqno FROM osgprod_data.slices WHERE process = 7 AND state = 'leased'")
+    assert held.fetchall() == [{"seqno": 2}]
+    assert call(world.db, "verify", project="p", deep=True) == []
+    assert world.report(7)["status"] == "done"
+
+
+@pytest.mark.parametrize("asks_for_other_work", [True, False])
+def test_stopped_project_counts_its_backups_and_ends_them_at_their_next_heartbeat(
+    world: World, asks_for_other_work: bool
+) -> None:
+    in_tail(world)
+    backup = world.checkout(7, host="wn7")
+    assert backup["block1"] == 2
+    assert call(world.db, "stop_project", project="p")[0]["stop_project"] == 3
+    for _ in range(2):
+        told = world.heartbeat(7)
+        assert (told["http_status"], told["message"]) == (409, "stop: the operator has stopped this project")
+    assert backups(world.db) == []
+    assert the_slice(world.db, 2)["process"] == 1
+    (row,) = call(world.db, "job_history", project="p", cluster=1, process=7)
+    assert row["outcome"] == "superseded"
+    world.set(state="active")
+    if asks_for_other_work:
+        call(world.db, "tick")
+        assert world.checkout(7, host="wn7", job_key="key 7")["status"] == "assigned"
+    else:  # what was finished all the same counts
+        assert world.report(7, token=str(backup["token"]))["status"] == "done"
+
+
 def test_removed_cluster_keeps_neither_slices_nor_backups(world: World) -> None:
     in_tail(world)
     assert world.checkout(7, host="wn7")["status"] == "assigned"

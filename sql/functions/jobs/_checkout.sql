@@ -291,12 +291,20 @@ CREATE FUNCTION osgprod._give_up(p_attempt osgprod_data.attempts)
 RETURNS boolean LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Ends the lease of an attempt that its job gives up: the next tick requeues its slice or merge as lost, and says so in a
--- report.
+-- report. A backup attempt ends at once, so that its job can hold another slice (I3).
 -- Parameters: p_attempt  the attempt
 -- Returns:    false when it does not hold its slice or merge
 -- Locks:      the slice or the merge; the project's row, SKIP LOCKED, for next_due_at: else the slice waits for the next look at all leases
 DECLARE v_held boolean;
 BEGIN
+    PERFORM FROM osgprod_data.slices s
+      WHERE s.project_id = p_attempt.project_id AND s.rawdata_id = p_attempt.rawdata_id AND s.block1 = p_attempt.block1
+        FOR NO KEY UPDATE;
+    DELETE FROM osgprod_data.backups b WHERE (b.project_id, b.rawdata_id, b.block1) IN (
+        SELECT x.project_id, x.rawdata_id, x.block1 FROM osgprod_data.backups x
+         WHERE x.project_id = p_attempt.project_id AND x.rawdata_id = p_attempt.rawdata_id AND x.block1 = p_attempt.block1
+           AND x.cluster = p_attempt.cluster AND x.process = p_attempt.process AND x.nstart = p_attempt.nstart
+           FOR UPDATE SKIP LOCKED);  -- what the tick has locked has expired
     UPDATE osgprod_data.slices s SET due_at = '2000-01-01 00:00+00'
      WHERE s.project_id = p_attempt.project_id AND s.rawdata_id = p_attempt.rawdata_id AND s.block1 = p_attempt.block1
        AND s.state = 'leased' AND (s.cluster, s.process, s.nstart) = (p_attempt.cluster, p_attempt.process, p_attempt.nstart);

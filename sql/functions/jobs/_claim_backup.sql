@@ -70,7 +70,7 @@ RETURNS boolean LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Ends a backup attempt that has failed. Its slice goes on with its holder, and the failure does not count against it.
 -- Parameters: p_attempt  the attempt, its slice locked
---             p_outcome  failed: the slice gets no other backup, since it may be the data;  node-fault: it may
+--             p_outcome  failed: the slice gets no other backup, since it may be the data;  node-fault or superseded: it may
 -- Returns:    was it a backup? false = it holds, or held, the slice itself
 DECLARE
     v_backup osgprod_data.backups;

@@ -64,6 +64,10 @@ BEGIN
         END IF;
     ELSE
         v_lives := (osgprod._renew_backup(v_project, v_attempt, v_attempt.nstart)).block1 IS NOT NULL;
+        IF v_lives AND v_project.stopped_at IS NOT NULL THEN
+            v_lives := NOT osgprod._end_backup(v_attempt, 'superseded');
+            PERFORM osgprod._record_verdict(v_project, v_attempt, 'superseded', osgprod._why_stop(v_project, v_attempt, NULL));
+        END IF;
     END IF;
     IF v_lives THEN
         v_answer.http_status := 200;

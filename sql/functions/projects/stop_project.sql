@@ -7,7 +7,7 @@ AS $fn$
 --             reported all the same counts. set_project with another state than paused ends it; jobs that got the order by then
 --             are gone. A repeated call does no harm.
 -- Parameters: p_project  project name
--- Returns:    how many jobs still run: leased slices
+-- Returns:    how many jobs still run: leased slices and merges, and backup attempts
 -- Errors:     OG301 unknown project
 -- Locks:      the project's row
 DECLARE
@@ -19,7 +19,7 @@ BEGIN
     IF FOUND THEN
         PERFORM osgprod._log_operation('stop_project', p_project, NULL, 1);
     END IF;
-    RETURN osgprod._count_live(v_project.project_id);
+    RETURN (SELECT count(*) FROM osgprod._leases(v_project.project_id));
 END
 $fn$;
 
