@@ -659,6 +659,20 @@ def test_first_jobs_that_all_fail_pause_the_project(world: World) -> None:
     assert project(world)["state"] == "active"
 
 
+@pytest.mark.parametrize("merge_by", ["none", "file"])
+def test_job_without_time_does_not_use_up_the_probe_of_a_pause(world: World, merge_by: str) -> None:
+    world.set(probe_jobs=1, merge_by=merge_by, mergescript="osgprod_merge.bash")
+    world.add_file(5)
+    world.checkout(0)
+    world.report(0, 1)
+    assert project(world)["pause_cause"] == "work"
+    time_passes(world, 61)
+    assert world.checkout(1, time_left_s=0)["status"] == "no-time"
+    assert world.checkout(2)["status"] == "assigned"
+    with pytest.raises(psycopg.Error, match="has paused itself"):
+        world.checkout(3)
+
+
 def test_operator_ends_a_pause_that_the_project_began(world: World) -> None:
     world.set(probe_jobs=1)
     world.add_file(5)

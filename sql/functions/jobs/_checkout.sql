@@ -27,6 +27,7 @@ DECLARE
     v_token    uuid;
     v_started_at timestamptz;
     v_can_merge  boolean;  -- may this job get a merge? NULL = no
+    v_has_merge  boolean;  -- and is one ready?
 BEGIN
     -- (a) May it ask, and now? Its job is locked then.
     v_project := (SELECT p FROM osgprod_data.projects p WHERE p.name = p_call.project);
@@ -54,8 +55,11 @@ BEGIN
     SELECT coalesce((SELECT a.nstart FROM osgprod_data.attempts a
                       WHERE a.project_id = v_project.project_id AND a.cluster = p_call.cluster AND a.process = p_call.process
                       ORDER BY a.nstart DESC LIMIT 1), 0) + 1,
-           EXISTS (SELECT FROM osgprod_data.slices s WHERE s.project_id = v_project.project_id AND s.is_ready)
-      INTO v_nstart, v_is_ready;
+           EXISTS (SELECT FROM osgprod_data.slices s WHERE s.project_id = v_project.project_id AND s.is_ready),
+           CASE WHEN v_can_merge THEN
+               EXISTS (SELECT FROM osgprod_data.merges m WHERE m.project_id = v_project.project_id AND m.is_ready)
+               AND NOT (v_project.pause_cause IS NOT NULL AND osgprod._is_incomplete(v_project.project_id, false)) END
+      INTO v_nstart, v_is_ready, v_has_merge;
     IF v_nstart > 1 OR p_call.after <> '' THEN
         v_job := osgprod._job_so_far(v_project, p_call);
         IF v_job.problem IS NOT NULL THEN
@@ -78,14 +82,14 @@ BEGIN
             v_blocks := least(v_blocks, (osgprod._slice_size(v_project, p_call.cpus, p_call.site,
                                                              p_call.time_left_s)).blocks);
         END IF;
-        IF v_project.max_live IS NOT NULL OR v_project.pause_cause IS NOT NULL OR v_project.unproven > 0 THEN
+        IF (v_project.max_live IS NOT NULL OR v_project.pause_cause IS NOT NULL OR v_project.unproven > 0)
+            AND (v_blocks > 0 OR v_has_merge) THEN  -- a job without time uses up no probe
             IF v_project.nlive >= v_project.max_live THEN
                 v_problem := ARRAY['OG603', format('project %s has %s live attempts of at most %s', v_project.name,
                     v_project.nlive, v_project.max_live), format('try again later; osgprod project set %s max_live=N changes it', v_project.name)];
             ELSIF v_project.pause_cause IS NOT NULL THEN
                 v_problem := osgprod._why_no_probe(v_project);  -- else it is the probe
                 v_blocks := least(v_blocks, 1);
-                v_can_merge := v_can_merge AND NOT osgprod._is_incomplete(v_project.project_id, false);
             ELSIF v_project.unproven > 0 THEN
                 v_problem := osgprod._why_unproven(v_project);
             END IF;
@@ -95,7 +99,7 @@ BEGIN
             END IF;
         END IF;
         -- (c) A merge, so that files are delivered early; else a requeued slice, so that files are completed in order.
-        IF v_can_merge AND EXISTS (SELECT FROM osgprod_data.merges m WHERE m.project_id = v_project.project_id AND m.is_ready) THEN
+        IF v_has_merge THEN
             v_slice := osgprod._claim_merge(v_project, p_call, v_nstart);
         END IF;
         IF v_blocks = 0 AND v_slice.block1 IS NULL THEN
