@@ -365,6 +365,27 @@ def test_file_with_quarantined_blocks_is_merged_only_where_that_is_wanted(mergin
     assert merges(merging)[0]["missing"] == "3,4"
 
 
+@pytest.mark.parametrize("merge_by", ["file", "none"])
+def test_late_success_of_a_quarantined_block_takes_back_the_merge_without_it(
+    merging: World, merge_by: str
+) -> None:
+    merging.set(max_failures=1, merge_incomplete=True)
+    slices(merging, 0, 2)
+    merging.checkout(2)
+    merging.lose_leases()
+    assert merging.checkout(3)["block1"] == 3
+    merging.report(3, exitcode=1)
+    merging.tick()
+    assert len(merging.checkout(4)["merge"]["inputs"]) == 2
+    assert merging.report(4, outputs_list=merged("hist"))["status"] == "done"
+    merging.set(merge_by=merge_by)
+    assert merging.report(2)["status"] == "done"
+    assert [row["state"] for row in merges(merging)] == ["superseded"]
+    merging.set(merge_by="file")
+    merging.tick()
+    assert len(merging.checkout(5)["merge"]["inputs"]) == 3
+
+
 def test_merge_of_a_run_numbers_the_blocks_through(world: World) -> None:
     world.set(merge_by="run")
     world.add_file(2, run=7, seqno=1)

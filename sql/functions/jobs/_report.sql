@@ -229,7 +229,7 @@ BEGIN
         -- I5: a late success counts when nobody was faster and the slice is the one that was leased: not split, recycled
         -- or reset since. No clock is trusted for that: opened_at is compared for being the same.
         IF v_slice.block2 = p_attempt.block2 AND v_slice.opened_at = p_attempt.opened_at AND v_slice.state <> 'done' THEN
-            IF v_slice.state = 'quarantined' AND p_project.merge_by <> 'none' THEN  -- I8: a merge may be planned without it
+            IF v_slice.state = 'quarantined' THEN  -- I8: a merge may be planned, or done, without it
                 IF NOT p_may_wait THEN
                     RETURN NULL;
                 END IF;
