@@ -112,6 +112,23 @@ def test_clock_that_is_set_back_counts_each_report_once(world: World) -> None:
 
 
 @pytest.mark.history_by_hand
+def test_report_in_flight_is_counted_when_the_clock_was_set_back_between_two_looks(world: World) -> None:
+    world.add_file(1)
+    world.checkout(0)
+    call(world.db, "tick")  # notes until when it will count
+    world.db.execute("UPDATE osgprod_data.projects SET tally_next = tally_next + interval '365 days'")
+    with connect(world.dsn) as stalled, stalled.transaction():
+        world.report(0, db=stalled)
+        end = time.monotonic() + 60
+        while not world.db.execute(
+            "SELECT FROM osgprod_data.projects WHERE tallied_until > now() + interval '1 day'"
+        ).fetchall():
+            assert time.monotonic() < end  # transactions of other tests on this server are waited for
+            call(world.db, "tick")
+    assert sum(row["blocks"] for row in call(world.db, "totals", project="p")) == 1
+
+
+@pytest.mark.history_by_hand
 def test_tally_happens_once_for_each_ten_minutes_and_never_waits_for_an_operator(world: World) -> None:
     put_reports(world, [(3600, "done", 0, None, 5)])
     with connect(world.dsn) as other, other.transaction():

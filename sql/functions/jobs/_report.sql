@@ -108,8 +108,8 @@ BEGIN
            contradiction, memory_bytes, wall_s, cpu_s, fetched_bytes, disk_bytes, software, door)
     VALUES (v_attempt.project_id, v_attempt.cluster, v_attempt.process, v_attempt.nstart, true, v_outcome,
            p_call.exitcode,
-           -- Were the clock set back, a report with an earlier time would be taken for tallied.
-           greatest(clock_timestamp(), v_project.tallied_until),
+           -- Were the clock set back, a report with an earlier time would be taken for tallied (_tally).
+           greatest(clock_timestamp(), v_project.tally_next),
            greatest(date_part('epoch', clock_timestamp() - v_attempt.started_at), 0),
            v_attempt.block2 - v_attempt.block1, v_worker, coalesce(osgprod._label(p_call.site), v_attempt.site),
            p_call.events, p_call.outputs, p_call.output_bytes, p_call.output_adler32,

@@ -66,7 +66,7 @@ BEGIN
     VALUES (v_file.project_id, 0, v_file.rawdata_id, 1, v_file.rawdata_id, -1, -1, 1, p_ended_at,
             coalesce(p_started_at, p_ended_at), sha256(uuid_send(gen_random_uuid())), '0.0.0.0', v_merge_id);
     INSERT INTO reports (project_id, cluster, process, nstart, by_worker, outcome, exit_code, reported_at, ran_s, nblocks, worker)
-    VALUES (v_file.project_id, 0, v_file.rawdata_id, 1, true, 'done', 0, greatest(clock_timestamp(), v_project.tallied_until),
+    VALUES (v_file.project_id, 0, v_file.rawdata_id, 1, true, 'done', 0, greatest(clock_timestamp(), v_project.tally_next),
             least(greatest(extract(epoch FROM p_ended_at - coalesce(p_started_at, p_ended_at)), 0), 2147483647), 0, '0.0.0.0');
     PERFORM osgprod._log_operation('import_merge', p_project, '{}', 1);
     RETURN 'done';

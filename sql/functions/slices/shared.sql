@@ -339,7 +339,7 @@ AS $fn$
     INSERT INTO osgprod_data.reports (project_id, cluster, process, nstart, by_worker, outcome, reported_at, ran_s,
            nblocks, worker, site, reason)
     SELECT p_attempt.project_id, p_attempt.cluster, p_attempt.process, p_attempt.nstart, false, p_outcome,
-           greatest(clock_timestamp(), p_project.tallied_until), greatest(extract(epoch FROM now() - p_attempt.started_at), 0),
+           greatest(clock_timestamp(), p_project.tally_next), greatest(extract(epoch FROM now() - p_attempt.started_at), 0),
            p_attempt.block2 - p_attempt.block1, osgprod._worker(p_attempt.client, p_attempt.host), p_attempt.site, p_reason
      WHERE p_attempt.nstart IS NOT NULL
     ON CONFLICT DO NOTHING
