@@ -448,6 +448,22 @@ def test_jobs_that_run_when_the_output_fails_count_for_nothing_either(world: Wor
     not_blamed(world)
 
 
+def test_faults_of_a_cause_leave_an_earlier_fault_of_the_slice(world: World) -> None:
+    world.set(backoff_s=0, max_faults=9, max_fast_failures=1000)
+    for seqno in range(3):
+        world.add_file(1, seqno=seqno)
+    world.checkout(0, host="bad")
+    world.report(0, 137, host="bad")
+    world.db.execute("UPDATE osgprod_data.recent_failures SET failed_at = failed_at - interval '2 h'")
+    world.let_backoff_pass()
+    where = [{"host": f"wn{n}", "client": f"127.0.{n}.1", "site": f"S{n}"} for n in range(3)]
+    jobs = {world.checkout(10 + n, **where[n])["filename"]: n for n in range(3)}
+    for _, n in sorted(jobs.items(), reverse=True):
+        world.report(10 + n, **DELIVERY, host=where[n]["host"], client=where[n]["client"])
+    assert project(world)["pause_cause"] == "output"
+    assert [row["faults"] for row in slices(world)] == [1, 0, 0]
+
+
 def test_what_failed_during_a_pause_is_assigned_at_once_when_the_pause_ends(world: World) -> None:
     """However often it was the probe: a backoff of an hour would be the length of the recovery."""
     world.set(backoff_s=3600)

@@ -301,7 +301,7 @@ BEGIN
                AND (r.started_at >= p_cause.since OR r.fault = 'delivery' AND r.started_at >= p_cause.since - interval '1 hour')
                AND (r.merge_id IS NULL) <> v_is_merge);
     END IF;
-    PERFORM osgprod._clear_failures(p_project, p_cause, v_is_merge);
+    PERFORM osgprod._clear_failures(p_project, p_cause, p_failure);
     RETURN true;
 END
 $fn$;
@@ -379,24 +379,27 @@ AS $fn$
     SELECT p_bytes >= 0.9 * w.size_bytes * p_nblocks / w.nblocks FROM osgprod_data.rawdata w WHERE w.rawdata_id = p_rawdata_id
 $fn$;
 
-CREATE FUNCTION osgprod._clear_failures(p_project osgprod_data.projects, p_cause osgprod.cause, p_is_merge boolean)
+CREATE FUNCTION osgprod._clear_failures(
+    p_project osgprod_data.projects, p_cause osgprod.cause, p_failure osgprod_data.recent_failures)
 RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Takes failures off the slices (or merges) and the workers that had them, since something else is to blame: counts,
 -- backoffs, quarantine and automatic bans.
--- Parameters: p_project  the project's row;  p_cause  what is to blame;  p_is_merge  of merges? else of slices
+-- Parameters: p_project  the project's row;  p_cause  what is to blame
+--             p_failure  the newest failure, which is not counted yet: nothing is taken off for it. Of a merge: merges are meant
 -- Locks:      slices, SKIP LOCKED, and their files, tried; merges and bans, SKIP LOCKED: a locked one stays
 DECLARE
-    v_cleared bigint[];
-    v_slice   record;
+    v_is_merge boolean := p_failure.merge_id IS NOT NULL;
+    v_cleared  bigint[];
+    v_slice    record;
 BEGIN
     WITH cleared AS (
         UPDATE osgprod_data.recent_failures r SET blamed = p_cause.scope
          WHERE r.failure_id = ANY (p_cause.ids) AND r.blamed IS NULL
         RETURNING r.failure_id
     )
-    SELECT array_agg(c.failure_id) INTO v_cleared FROM cleared c;
-    IF p_is_merge THEN
+    SELECT array_agg(c.failure_id) INTO v_cleared FROM cleared c WHERE c.failure_id <> p_failure.failure_id;
+    IF v_is_merge THEN
         UPDATE osgprod_data.merges m
            SET failures = greatest(m.failures - c.failures, 0), faults = greatest(m.faults - c.faults, 0),
                state = CASE m.state WHEN 'failed' THEN 'ready' ELSE m.state END,
@@ -416,7 +419,7 @@ BEGIN
                greatest(s.faults - c.faults, 0) AS faults
           FROM (SELECT r.rawdata_id, r.block1, r.opened_at, count(*) FILTER (WHERE r.is_failure) AS failures,
                        count(*) FILTER (WHERE NOT r.is_failure) AS faults
-                  FROM osgprod_data.recent_failures r WHERE r.failure_id = ANY (v_cleared) AND NOT p_is_merge
+                  FROM osgprod_data.recent_failures r WHERE r.failure_id = ANY (v_cleared) AND NOT v_is_merge
                  GROUP BY r.rawdata_id, r.block1, r.opened_at) c
           JOIN osgprod_data.slices s ON s.project_id = p_project.project_id AND s.rawdata_id = c.rawdata_id
                                     AND s.block1 = c.block1 AND s.opened_at = c.opened_at
@@ -431,7 +434,7 @@ BEGIN
      WHERE p_cause.scope IN ('project', 'place', 'file') AND (b.project_id, b.worker) IN (
         SELECT c.project_id, c.worker FROM osgprod_data.worker_bans c
          WHERE c.project_id = p_project.project_id AND c.times > 0 AND c.banned_at >= p_cause.since AND c.worker IN (
-               SELECT CASE WHEN p_is_merge THEN 'merges:' ELSE '' END || n.name FROM osgprod_data.recent_failures r
+               SELECT CASE WHEN v_is_merge THEN 'merges:' ELSE '' END || n.name FROM osgprod_data.recent_failures r
                 CROSS JOIN LATERAL (VALUES (r.worker), (r.address),
                     (CASE p_cause.scope WHEN 'project' THEN osgprod._ban_of_place(r.place) END)) AS n (name)
                 WHERE r.failure_id = ANY (p_cause.ids))
