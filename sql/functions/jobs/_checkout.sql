@@ -20,6 +20,7 @@ DECLARE
     v_job      record;
     v_restart  record;
     v_slice    osgprod.claim;
+    v_pace     osgprod_data.paces;  -- at its site; NULLs = not needed, or not known
     v_blocks   bigint;   -- of a slice for this job, at most
     v_file     osgprod_data.loaded_files;
     v_content  osgprod.slice_content;
@@ -77,11 +78,10 @@ BEGIN
     END IF;
 
     IF v_slice.block1 IS NULL AND (v_project.state = 'active' OR v_project.pause_cause IS NOT NULL) THEN
-        v_blocks := osgprod._blocks_for(v_project, p_call.cpus);
         IF v_project.target_s IS NOT NULL OR p_call.time_left_s IS NOT NULL THEN
-            v_blocks := least(v_blocks, (osgprod._slice_size(v_project, p_call.cpus, p_call.site,
-                                                             p_call.time_left_s)).blocks);
+            v_pace := osgprod._pace_at(v_project.project_id, p_call.site);
         END IF;
+        v_blocks := osgprod._blocks_for(v_project, p_call.cpus, v_pace, p_call.time_left_s);
         IF (v_project.max_live IS NOT NULL OR v_project.pause_cause IS NOT NULL OR v_project.unproven > 0)
             AND (v_blocks > 0 OR v_has_merge) THEN  -- a job without time uses up no probe
             IF v_project.nlive >= v_project.max_live THEN
@@ -103,7 +103,9 @@ BEGIN
             v_slice := osgprod._claim_merge(v_project, p_call, v_nstart);
         END IF;
         IF v_blocks = 0 AND v_slice.block1 IS NULL THEN
-            RETURN osgprod._no_time(v_project, p_call);
+            RETURN osgprod._unassigned(ARRAY[NULL, format('the job ends in %s s, and %s', greatest(p_call.time_left_s, 0),
+                coalesce('a block takes up to ' || ceil(v_pace.slow_s_per_block / p_call.cpus) || ' s', 'no block is so short'))],
+                'no-time', 0);
         ELSIF v_is_ready AND v_slice.block1 IS NULL THEN
             v_slice := osgprod._claim_ready(v_project, p_call, v_nstart, v_blocks);
         END IF;
@@ -137,10 +139,9 @@ BEGIN
                 END IF;
             -- (e) Else, in the tail, a second attempt on a slice that would end late.
             ELSIF v_project.max_backups > 0 THEN
-                v_project.target_s := NULL;  -- the slice is there: it only has to fit into the time that the job has
                 v_slice := osgprod._claim_backup(v_project, p_call.cluster::int, p_call.process::int, v_nstart,
-                    osgprod._worker(p_call.client, p_call.host),
-                    (osgprod._slice_size(v_project, p_call.cpus, p_call.site, p_call.time_left_s)).blocks);
+                    osgprod._worker(p_call.client, p_call.host), least(p_call.cpus * v_project.maxblockspercore,
+                        osgprod._blocks_in_time(v_pace, p_call.cpus, p_call.time_left_s))::bigint);
             END IF;
         END IF;
     END IF;

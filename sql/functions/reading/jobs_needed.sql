@@ -28,10 +28,7 @@ BEGIN
         RAISE EXCEPTION 'a job has 1 to 4096 cores and 1 to 100000 slices, not % and %', p_cores, p_slices
             USING ERRCODE = 'OG108', HINT = 'like osgprod jobs needed PROJECT --cores 4 --slices 10';
     END IF;
-    v_blocks := osgprod._blocks_for(v_project, p_cores);
-    IF v_project.target_s IS NOT NULL THEN
-        v_blocks := least(v_blocks, (osgprod._slice_size(v_project, p_cores, NULL, NULL)).blocks);
-    END IF;
+    v_blocks := osgprod._blocks_for(v_project, p_cores, osgprod._pace_at(v_project.project_id, NULL), NULL);
     SELECT coalesce(sum(x.n), 0), coalesce(sum((x.n + v_blocks - 1) / v_blocks), 0),
            coalesce(sum((x.n + v_blocks - 1) / v_blocks) FILTER (WHERE x.is_assignable), 0)
       INTO blocks_left, slices_left, v_slices

@@ -17,22 +17,34 @@ AS $fn$
 -- Errors:     OG301 unknown project; OG104 cpus
 DECLARE
     v_project projects := osgprod._get_project(p_project);
-    v_size    record;
+    v_pace    paces;
 BEGIN
     IF p_cpus NOT BETWEEN 1 AND 4096 OR p_cpus IS NULL THEN
         RAISE EXCEPTION 'cores must be a number from 1 to 4096, not %', coalesce(p_cpus::text, 'nothing')
             USING ERRCODE = 'OG104', HINT = 'pass the cores that a job has';
     END IF;
-    SELECT s.* INTO v_size FROM osgprod._slice_size(v_project, p_cpus, p_site, p_time_left_s) s;
-    RETURN QUERY SELECT v_size.blocks, v_size.limited_by, v_size.blocks * v_size.s_per_block / p_cpus, v_size.site,
-        v_size.attempts, v_size.s_per_block, v_size.slow_s_per_block,
-        CASE v_size.limited_by
-            WHEN 'probe' THEN 'no attempt has been measured yet: one block a core, as a probe'
-            WHEN 'growth' THEN format('target_s = %s s allows more, but slices grow 4 times a step at most: the largest recent'
-                ' success had %s blocks a core', v_project.target_s, v_size.most_per_core)
-            WHEN 'target_s' THEN format('what a job does in target_s = %s s', v_project.target_s)
-            WHEN 'time_left_s' THEN format('what fits into %s s with a margin', greatest(p_time_left_s, 0))
-            ELSE format('maxblockspercore = %s', v_project.maxblockspercore) END;
+    v_project.tail_blocks := NULL;
+    v_pace := osgprod._pace_at(v_project.project_id, p_site);
+    blocks := osgprod._blocks_for(v_project, p_cpus, v_pace, p_time_left_s);
+    limited_by := CASE
+        WHEN p_time_left_s < 1 OR blocks < osgprod._blocks_for(v_project, p_cpus, v_pace, NULL) THEN 'time_left_s'
+        WHEN v_project.target_s IS NULL OR blocks = p_cpus * v_project.maxblockspercore THEN 'maxblockspercore'
+        WHEN v_pace.s_per_block IS NULL THEN 'probe'
+        WHEN blocks < floor(v_project.target_s * p_cpus / v_pace.s_per_block) THEN 'growth'
+        ELSE 'target_s' END;
+    expected_s := blocks * v_pace.s_per_block / p_cpus;
+    measured_at_site := v_pace.site;
+    attempts := v_pace.attempts;
+    s_per_block := v_pace.s_per_block;
+    slow_s_per_block := v_pace.slow_s_per_block;
+    why := CASE limited_by
+        WHEN 'probe' THEN 'no attempt has been measured yet: one block a core, as a probe'
+        WHEN 'growth' THEN format('target_s = %s s allows more, but slices grow 4 times a step at most: the largest recent'
+            ' success had %s blocks a core', v_project.target_s, v_pace.most_per_core)
+        WHEN 'target_s' THEN format('what a job does in target_s = %s s', v_project.target_s)
+        WHEN 'time_left_s' THEN format('what fits into %s s with a margin', greatest(p_time_left_s, 0))
+        ELSE format('maxblockspercore = %s', v_project.maxblockspercore) END;
+    RETURN NEXT;
 END
 $fn$;
 
