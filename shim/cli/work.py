@@ -230,6 +230,9 @@ def slices() -> None:
 @click.option("--reset", "start_over", is_flag=True, help="Reset these files, and process them again.")
 @click.option("--cores", default=1, show_default=True, help="Cores of a job, for what --dry-run foretells.")
 @click.option("--all", "every", is_flag=True, help="The files of all run periods.")
+@click.option(
+    "--yes", "is_certain", is_flag=True, help="With --reset: forget work that is done without a question."
+)
 @dry
 @as_json
 def slices_load(
@@ -238,6 +241,7 @@ def slices_load(
     start_over: bool,
     cores: int,
     every: bool,
+    is_certain: bool,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -254,6 +258,13 @@ def slices_load(
             len(periods) < 2,
             "--runs says which, like --runs 71350-71400; or --all. osgprod slices unload takes files back",
         )
+    if start_over and not is_certain and not dry_run:
+        done, leased = _blocks_to_forget(project, runs)
+        confirm(
+            f"{done} blocks of project {project} that are done and {leased} that are leased would be processed again",
+            not done + leased,
+            f"to process quarantined or failed slices again: osgprod slices recycle {project}; or --yes",
+        )
     with working("loading files"):
         counts = admin.load_slices(runs, project, start_over, dry_run, cores)
     show([counts], as_json)
@@ -268,6 +279,15 @@ def slices_load(
             "files_double: files with the same run and number are loaded from another path; these are left out",
             err=True,
         )
+
+
+def _blocks_to_forget(project: str, runs: list[int] | None) -> tuple[int, int]:
+    """How many blocks of these runs are done, and how many are leased."""
+    if runs is None:
+        rows = ask("progress", project=project)
+    else:
+        rows = ask("list_files", project=project, runs=runs, limit=100_000)
+    return sum(int(row["blocks_done"]) for row in rows), sum(int(row["blocks_leased"]) for row in rows)
 
 
 @slices.command("unload")

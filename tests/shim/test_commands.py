@@ -358,7 +358,7 @@ def test_check_goes_through_all_that_is_registered_below_the_folder_and_no_more(
 DRY = [
     ("project", "set", "p", "lease_s=9999"), ("project", "pause", "p"), ("project", "drain", "p"),
     ("project", "add", "q", "127.%", "w.bash", "", "3"), ("slices", "load", "p"), ("slices", "recycle", "p"),
-    ("slices", "load", "p", "--reset"), ("project", "stop", "p"), ("slices", "unload", "p", "--path", "%_001_002.evio"),
+    ("slices", "load", "p", "--reset", "--yes"), ("project", "stop", "p"), ("slices", "unload", "p", "--path", "%_001_002.evio"),
     ("workers", "ban", "p", "wn1"), ("workers", "unban", "p", "wn1"), ("slices", "resume", "p"),
     ("reclaim",), ("reclaim", "p", "--cluster", "1"), ("project", "set-magic", "p", "--magic-file", "-"),
 ]  # fmt: skip
@@ -997,3 +997,21 @@ def test_doctor_looks_at_the_database_server_too(run: Run, busy: World, folder: 
     found = {row["what"]: row for row in json.loads(run("doctor", "--json").stdout)}
     assert not found["autovacuum of the tables"]["is_well"]
     assert found["autovacuum of the tables"]["found"] == "slices"
+
+
+def test_slices_load_asks_before_it_forgets_work_that_is_done(world: World, run: Run) -> None:
+    world.add_file(2)
+    world.checkout(0)
+    world.report(0)
+    world.checkout(1)
+    done = run("slices", "load", "p", "--reset")
+    assert done.exit_code == 1
+    assert "1 blocks of project p that are done and 1 that are leased would be processed again" in done.stderr
+    assert "--yes" in done.stderr
+    assert world.progress()["blocks_done"] == 1
+    assert run("slices", "load", "p", "--reset", "--runs", "1").exit_code == 1
+    assert run("slices", "load", "p", "--reset", "--dry-run").exit_code == 0
+    assert world.progress()["blocks_done"] == 1
+    assert run("slices", "load", "p", "--reset", "--runs", "1", "--yes").exit_code == 0
+    assert world.progress()["blocks_done"] == 0
+    assert run("slices", "load", "p", "--reset").exit_code == 0, "nothing is done that could be forgotten"
