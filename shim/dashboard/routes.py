@@ -21,6 +21,7 @@ from urllib.parse import parse_qs, quote, urlencode
 import jinja2
 import psycopg
 from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
@@ -63,6 +64,21 @@ PAGE_AFTER = {
 }
 LEVELS = ("bad", "attention", "well")
 WINDOWS = {2: "2 hours", 24: "24 hours", 168: "7 days", 720: "30 days"}
+
+
+class _Number(Convertor[int]):
+    """A number in a path. That of Starlette also takes thousands of digits, which Python refuses to convert."""
+
+    regex = "[0-9]{1,18}"
+
+    def convert(self, value: str) -> int:
+        return int(value)
+
+    def to_string(self, value: int) -> str:
+        return str(value)
+
+
+register_url_convertor("number", _Number())
 
 
 class NotFound(Exception):
@@ -133,8 +149,8 @@ class Dashboard:
             "/project/{project}/jobs": self._jobs,
             "/project/{project}/site/{site:path}": self._site,
             "/project/{project}/files": self._files,
-            "/project/{project}/file/{file_id:int}": self._file,
-            "/project/{project}/job/{cluster:int}.{process:int}": self._job,
+            "/project/{project}/file/{file_id:number}": self._file,
+            "/project/{project}/job/{cluster:number}.{process:number}": self._job,
             "/project/{project}/attempts": self._attempts,
             "/project/{project}/live": self._live,
             "/project/{project}/quarantine": self._quarantine,

@@ -253,6 +253,17 @@ def test_what_is_not_there_is_a_page_that_says_so(world: World, shim_with: MakeS
         )
 
 
+def test_a_path_that_leads_nowhere_is_no_fault_of_the_server(world: World, shim_with: MakeShim) -> None:
+    shim = shim_with()
+    digits = "9" * 5000
+    paths = [f"project/p/file/{'9' * 18}", f"project/p/job/{'9' * 18}.1", f"project/p/job/1.{'9' * 18}",
+             f"project/p/file/{digits}", f"project/p/job/{digits}.1", f"project/p/job/1.{digits}",
+             "static/%00", "static/%ff", "static/" + "a" * 5000, "static/a%2fb/../c", "api/%00", "project/p/site/%ff",
+             "project/%ff", f"project/{digits}", f"project/p?hours={digits}", f"project/p/files?run={digits}",
+             f"project/p/jobs?cluster={digits}", f"api/list_jobs?project=p&limit={digits}"]  # fmt: skip
+    assert [path for path in paths if shim.raw(path).status_code >= 500] == []
+
+
 def test_senseless_query_is_no_error(busy: World, shim_with: MakeShim) -> None:
     shim = shim_with()
     for page in ("project/p?hours=x", "project/p?hours=99999999999", "project/p/files?run=-1&last_run=x",
