@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +20,7 @@ from typing import Any
 from psycopg_pool import AsyncConnectionPool
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from shim.config import Settings
@@ -170,7 +172,12 @@ async def healthz(request: Request) -> PlainText:
 
 async def describe(request: Request) -> Response:
     """``openapi.json``: a description of the routes, for tools."""
-    return JSONResponse(openapi.document(request.scope["path"].rpartition("/")[0], api.paths()))
+    return Response(_description(request.scope["path"].rpartition("/")[0]), media_type="application/json")
+
+
+@functools.cache
+def _description(root: str) -> bytes:
+    return json.dumps(openapi.document(root, api.paths())).encode()
 
 
 def create_app(settings: Settings | None = None) -> Starlette:

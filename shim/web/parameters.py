@@ -17,6 +17,7 @@ from shim.web import openapi
 MAX_QUERY_BYTES = 8192
 MAX_BODY_BYTES = 65536
 MAX_DIGITS = 18
+MAX_PARTS = 100  # between '&': more than twice as many as there are parameters
 
 # Answers repeat only names of the table: an unknown name may be the end of a secret that contains a bare '&'.
 UNKNOWN = "a parameter that is not known here"
@@ -68,12 +69,12 @@ async def read(request: Request) -> tuple[dict[str, Any], list[str]]:
     dict
         Known parameters only: texts, and whole numbers for those that are numbers.
     list of str
-        One note for each parameter that was ignored or changed.
+        A note for each parameter that was ignored or changed.
 
     Raises
     ------
     BadRequest
-        Too long, or a core parameter that is given twice or can't be read.
+        Too long, too many parameters, or a core parameter that is given twice or can't be read.
     """
     query = request.scope["query_string"]
     if len(query) > MAX_QUERY_BYTES:
@@ -101,13 +102,18 @@ def parse_query(query: bytes) -> tuple[dict[str, Any], list[str]]:
     dict
         Names and values of the known parameters; numbers as int. The database decides which range is allowed.
     list of str
-        One note for each parameter that was ignored or changed, as ``ignored: events (must be a number)``.
+        A note for each parameter that was ignored or changed, as ``ignored: events (must be a number)``; no two
+        are the same.
 
     Raises
     ------
     BadRequest
-        A core parameter that is given twice, has no value, or can't be read.
+        More than MAX_PARTS parameters, or a core parameter that is given twice, has no value, or can't be read.
     """
+    if query.count(b"&") >= MAX_PARTS:  # which would keep the event loop busy, for anybody
+        raise BadRequest(
+            f"more than {MAX_PARTS} parameters", "send each parameter once, and %26 for a & in a value"
+        )
     values: dict[str, Any] = {}
     notes: list[str] = []
     is_core = True  # of the parameter before: a part without '=' is the end of its value, cut by a bare '&'
@@ -136,7 +142,7 @@ def parse_query(query: bytes) -> tuple[dict[str, Any], list[str]]:
             notes.append(f"{'ignored' if value is None else 'changed'}: {name} ({fault})")
         if value is not None:
             values[name] = value
-    return values, notes
+    return values, list(dict.fromkeys(notes))
 
 
 def _value(text: bytes, parameter: openapi.Parameter) -> tuple[str | int | None, str]:

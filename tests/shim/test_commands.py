@@ -358,7 +358,8 @@ def test_check_goes_through_all_that_is_registered_below_the_folder_and_no_more(
 DRY = [
     ("project", "set", "p", "lease_s=9999"), ("project", "pause", "p"), ("project", "drain", "p"),
     ("project", "add", "q", "127.%", "w.bash", "", "3"), ("slices", "load", "p"), ("slices", "recycle", "p"),
-    ("slices", "load", "p", "--reset", "--yes"), ("project", "stop", "p"), ("slices", "unload", "p", "--path", "%_001_002.evio"),
+    ("slices", "load", "p", "--reset", "--yes"), ("project", "stop", "p"),
+    ("slices", "unload", "p", "--path", "%_001_002.evio"),
     ("workers", "ban", "p", "wn1"), ("workers", "unban", "p", "wn1"), ("slices", "resume", "p"),
     ("reclaim",), ("reclaim", "p", "--cluster", "1"), ("project", "set-magic", "p", "--magic-file", "-"),
 ]  # fmt: skip

@@ -255,6 +255,25 @@ def test_a_checkout_and_a_heartbeat_count_whatever_their_decoration_holds(
         assert subprocess.run(["bash", "-n"], input=answer.content, capture_output=True).stderr == b""
 
 
+def test_a_request_of_many_parts_is_rejected_before_they_are_read(world: World, shim: LiveShim) -> None:
+    world.add_file(1)
+    for route in openapi.PROTOCOL:
+        answer = shim.raw(route, "POST", content=b"host=x" + b"&b" * 32_000)
+        assert (answer.status_code, "more than 100 parameters" in answer.text) == (400, True), route
+        assert len(answer.content) < 1000
+    assert shim.raw(f"workscript.bash?{GOOD}" + "&a=b" * 90).status_code == 200
+
+
+def test_a_note_is_in_an_answer_once(world: World, shim: LiveShim) -> None:
+    world.add_file(1)
+    answer = shim.raw(f"workscript.bash?{GOOD}&host=x" + "&b" * 50 + "&site=%ff" * 20)
+    assert answer.headers["Osgprod-Note"].split("; ") == [
+        "ignored: a parameter that is not known here (has no value)",
+        "changed: site (is not UTF-8)",
+        "ignored: site (is given twice)",
+    ]
+
+
 def test_every_parameter_of_the_protocol_is_core_or_can_be_done_without() -> None:
     core = {name for name, parameter in openapi.PARAMETERS.items() if parameter.is_core}
     assert core == {"project", "cluster", "process", "magic", "cpus", "exitcode", "token", "job_key"}
