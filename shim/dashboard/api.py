@@ -141,7 +141,7 @@ class Api:
         if function in LIMITED:
             arguments["limit"] = str(min(offset + limit + 1, MOST_ROWS))
         try:
-            (rows,) = await self._reader.read(request, (function, arguments))
+            (rows,) = await self._reader.read(request, (function, arguments), offset=offset, limit=limit + 1)
         except Exception as error:
             failure = explain(error)
             if failure.is_a_fault:
@@ -149,11 +149,11 @@ class Api:
             message, *hint = failure.lines
             return _error(failure.status, message, " ".join(hint), failure.retry_s)
         more = None
-        if len(rows) > offset + limit:
+        if len(rows) > limit:
             more = f"{request.url.path}?{urlencode({**query, 'limit': limit, 'offset': offset + limit})}"
         fresh = freshness.get()
         answer = {
-            "rows": rows[offset : offset + limit],
+            "rows": rows[:limit],
             "next": more,
             "as_of": fresh.as_of or datetime.now(UTC),
             "is_replica": fresh.is_replica,

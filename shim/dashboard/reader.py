@@ -28,6 +28,7 @@ Query = tuple[str, dict[str, object]]
 KEPT_S = 5.0
 LONGEST_QUERY = "5s"  # that one page may keep the database busy with one query
 LONGEST_WAIT_S = 10.0
+PIECE_ROWS = 200  # that are made into Python's objects before the jobs' requests have their turn
 
 # How old the oldest of the data is that the running request has read.
 freshness: ContextVar[Freshness] = ContextVar("freshness", default=NOW)
@@ -53,7 +54,9 @@ class Reader:
         """Drop the answers that are kept: something was changed."""
         self._kept = {}
 
-    async def read(self, request: Request, *queries: Query) -> list[Rows]:
+    async def read(
+        self, request: Request, *queries: Query, offset: int = 0, limit: int | None = None
+    ) -> list[Rows]:
         """Call functions of schema osgprod and return their rows, in the order of the queries; note how old they are.
 
         Parameters
@@ -62,6 +65,10 @@ class Reader:
             For the pool of its application.
         *queries : tuple of str and dict
             Function name and arguments, each.
+        offset : int
+            Leave out so many rows of each.
+        limit : int or None
+            Rows at most of each; None: all.
 
         Raises
         ------
@@ -77,10 +84,14 @@ class Reader:
         try:
             now = time.monotonic()
             self._kept = {key: kept for key, kept in self._kept.items() if now - kept.read_at < KEPT_S}
-            keys = [(function, *sorted(arguments.items(), key=str)) for function, arguments in queries]
+            part = slice(offset, None if limit is None else offset + limit)
+            keys = [
+                (function, part.start, part.stop, *sorted(arguments.items(), key=str))
+                for function, arguments in queries
+            ]
             if not all(key in self._kept for key in keys):
                 # Read all of them again, in one snapshot: the numbers of a page must agree.
-                fresh, answers = await self._ask(request, queries)
+                fresh, answers = await self._ask(request, queries, part)
                 self._kept |= {key: _Kept(rows, now, fresh) for key, rows in zip(keys, answers, strict=True)}
             found = [self._kept[key] for key in keys]
             for kept in found:
@@ -91,7 +102,9 @@ class Reader:
         finally:
             self._busy.release()
 
-    async def _ask(self, request: Request, queries: Iterable[Query]) -> tuple[Freshness, list[Rows]]:
+    async def _ask(
+        self, request: Request, queries: Iterable[Query], part: slice
+    ) -> tuple[Freshness, list[Rows]]:
         parts = request.app.state.parts
 
         async def ask(connection: psycopg.AsyncConnection[Any]) -> list[Rows]:
@@ -100,7 +113,7 @@ class Reader:
             async with connection.cursor(row_factory=dict_row) as cursor:
                 for function, arguments in queries:
                     await cursor.execute(*statement(function, arguments), prepare=False)
-                    answers.append(await cursor.fetchall())
+                    answers.append(await _fetch(cursor, part))
             return answers
 
         try:
@@ -112,6 +125,18 @@ class Reader:
                 return NOW, await ask(connection)
         except psycopg.errors.QueryCanceled:
             raise PoolTimeout("the database takes too long for this page") from None
+
+
+async def _fetch(cursor: psycopg.AsyncCursor[dict[str, Any]], part: slice) -> Rows:
+    """The rows of a part of a result, which the client has; the event loop goes on with other things in between."""
+    rows: Rows = []
+    end = min(cursor.rowcount, cursor.rowcount if part.stop is None else part.stop)
+    if part.start < end:
+        await cursor.scroll(part.start, "absolute")
+    while (left := end - part.start - len(rows)) > 0:
+        rows += await cursor.fetchmany(min(PIECE_ROWS, left))
+        await asyncio.sleep(0)
+    return rows
 
 
 def _age(freshness: Freshness) -> tuple[bool, float]:

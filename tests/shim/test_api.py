@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from urllib.parse import urlencode
 
 import httpx
 import pytest
+from psycopg.rows import dict_row
 
+from shim.dashboard import reader
 from shim.dashboard.api import FUNCTIONS, LIMITED
-from shim.database import call
+from shim.database import call, open_pool
 from shim.snapshot import SQL_FOLDER
 from tests.support import TOKEN, LiveShim, World
 
@@ -120,3 +125,46 @@ def test_without_the_dashboards_token_nothing_is_shown(shim: LiveShim) -> None:
 def test_openapi_document_has_each_function(shim: LiveShim) -> None:
     paths = shim.raw("openapi.json").json()["paths"]
     assert {f"/osgprod/api/{function}" for function in FUNCTIONS} <= set(paths)
+
+
+def test_a_page_of_a_long_list_is_read_alone_and_in_pieces_between_which_jobs_have_their_turn(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.db.execute(
+        "CREATE FUNCTION osgprod.numbers() RETURNS TABLE (n int) LANGUAGE sql"
+        " AS 'SELECT generate_series(0, 99999)'"
+    )
+    made: list[int] = []
+
+    def counted(cursor: Any) -> Any:
+        make = dict_row(cursor)
+        return lambda values: (made.append(1), make(values))[1]
+
+    monkeypatch.setattr(reader, "dict_row", counted)
+
+    async def read(**part: int) -> tuple[list[dict[str, Any]], int]:
+        turns, is_over = 0, False
+
+        async def others() -> None:
+            nonlocal turns
+            while not is_over:
+                turns += 1
+                await asyncio.sleep(0)
+
+        async with open_pool(world.dsn, 1) as pool:
+            parts = SimpleNamespace(replica=None, pool=pool)
+            request: Any = SimpleNamespace(app=SimpleNamespace(state=SimpleNamespace(parts=parts)))
+            running = asyncio.create_task(others())
+            (rows,) = await reader.Reader().read(request, ("numbers", {}), **part)
+            is_over = True
+            await running
+        return rows, turns
+
+    rows, turns = asyncio.run(read(offset=90_000, limit=1001))
+    assert [row["n"] for row in rows] == list(range(90_000, 91_001))
+    assert len(made) == 1001, "the rows before the page cost nothing"
+    assert turns >= 1001 / reader.PIECE_ROWS
+    assert [row["n"] for row in asyncio.run(read(offset=99_999, limit=10))[0]] == [99_999]
+    assert asyncio.run(read(offset=100_000, limit=10))[0] == []
+    rows, turns = asyncio.run(read())
+    assert len(rows) == 100_000 and turns >= 100_000 / reader.PIECE_ROWS
