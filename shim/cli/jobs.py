@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 import click
+import psycopg
 
 from shim.cli.base import (
     PROJECT,
@@ -140,31 +141,56 @@ def keep(
     It counts the jobs that it has submitted itself, now or earlier. HTCondor takes some seconds until all jobs of a
     submission are in the queue: with an interval below 10 s it may submit too many jobs. These find no work, and end.
     Held jobs count as jobs in the queue, not as idle ones. When it is stopped, the jobs stay.
+
+    When HTCondor or the database doesn't answer, it says so and tries again at the next look. Only at the first look
+    this ends it.
     """
     for program in ("condor_submit", "condor_q"):
         if shutil.which(program) is None:
             raise OperatorError(f"there is no {program} here", "run this on the access point")
-    said = ""
+    said, is_first = "", True
     while True:
-        row = ask("jobs_needed", project=project, cores=cores, slices=slices)[0]
-        if row["is_complete"]:
-            click.echo(f"project {project} is complete")
+        try:
+            line = _keep_once(project, cores, slices, idle, most, dry_run, arguments)
+        except (OperatorError, psycopg.Error) as error:
+            # The first look shows whether the command is right. Later a queue that runs dry overnight is worse.
+            if is_first or not _may_pass(error):
+                raise
+            line = f"{(str(error).splitlines() or [type(error).__name__])[0]}; trying again"
+        if line is None:
             return
-        queue = _queue(project)
-        count = jobs_to_submit(row["jobs"], queue, idle, most)
-        if dry_run:
-            click.echo(f"{count} jobs would be submitted")
-            return
-        if count:
-            click.echo(_submit(project, count, arguments))
-        line = (
-            f"{row['slices_left']} slices left, {queue[IDLE]} jobs idle, {queue[RUNNING]} running, {queue[HELD]} held"
-            + (f"; {row['reason']}" if row["reason"] else "")
-        )
         if line != said:
             click.echo(line)
             said = line
+        is_first = False
         time.sleep(interval)
+
+
+def _keep_once(
+    project: str, cores: int, slices: int, idle: int, most: int, dry_run: bool, arguments: Sequence[str]
+) -> str | None:
+    """Submit what is missing in the queue, and return a line about it; None: nothing is left to do."""
+    row = ask("jobs_needed", project=project, cores=cores, slices=slices)[0]
+    if row["is_complete"]:
+        click.echo(f"project {project} is complete")
+        return None
+    queue = _queue(project)
+    count = jobs_to_submit(row["jobs"], queue, idle, most)
+    if dry_run:
+        click.echo(f"{count} jobs would be submitted")
+        return None
+    if count:
+        click.echo(_submit(project, count, arguments))
+    return (
+        f"{row['slices_left']} slices left, {queue[IDLE]} jobs idle, {queue[RUNNING]} running, {queue[HELD]} held"
+        + (f"; {row['reason']}" if row["reason"] else "")
+    )
+
+
+def _may_pass(error: OperatorError | psycopg.Error) -> bool:
+    """May this error be over at the next look? Not one of class OG, except for the group "try later"."""
+    code = error.sqlstate or "" if isinstance(error, psycopg.Error) else ""
+    return not code.startswith("OG") or code.startswith("OG5")
 
 
 def jobs_to_submit(needed: int, queue: Counter[int], idle: int, most: int) -> int:

@@ -190,10 +190,11 @@ def notify_run(once: bool, interval: int) -> None:
                         call(connection, "note_health")
                         looked_at = time.monotonic()
                     failed = _deliver_to_all(connection, lambda line: click.echo(line, err=True))
-            except psycopg.OperationalError as error:
+            except psycopg.Error as error:  # a failover, or a migration: it is over some time
                 if once:
                     raise
-                click.echo(f"osgprod: {str(error).splitlines()[0]}; trying again", err=True)
+                line = (str(error).splitlines() or [type(error).__name__])[0]
+                click.echo(f"osgprod: {line}; trying again", err=True)
             if once:
                 raise SystemExit(1 if failed else 0)
             time.sleep(interval)

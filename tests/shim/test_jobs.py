@@ -17,7 +17,7 @@ import pytest
 
 from shim.cli.jobs import HELD, IDLE, RUNNING, jobs_to_submit
 from shim.database import call
-from tests.support import Run, World
+from tests.support import PATIENCE_S, Run, World, wait_until
 
 # A queue in a file, a job a line: what condor_q prints of it. condor_submit adds as many lines as count says.
 CONDOR_Q = '#!/bin/bash\necho "$@" >> asked; cat queue\n'
@@ -200,6 +200,44 @@ def test_failing_condor_submit_is_told_in_one_line(run: Run, world: World, queue
     if shutil.which("condor_q") is None:
         result = run("jobs", "keep", "p", "--", "x.sub")
         assert "there is no condor_q here" in result.stderr
+
+
+def test_keeper_survives_hiccups_of_htcondor_and_of_the_database(world: World, queue: Path) -> None:
+    def become(program: str, text: str) -> None:
+        (queue / "new").write_text(text)
+        (queue / "new").chmod(0o755)
+        (queue / "new").replace(queue / program)
+
+    world.add_file(1)
+    command = [sys.executable, "-m", "shim", "jobs", "keep", "p", "--interval", "0.1", "--", "x.sub"]
+    with (queue / "said").open("w") as said:
+        keeper = subprocess.Popen(command, cwd=queue, stdout=said)
+    known = 0
+
+    def wait_for(word: str) -> None:
+        nonlocal known
+        wait_until(lambda: keeper.poll() is not None or word in (queue / "said").read_text()[known:], word)
+        text = (queue / "said").read_text()
+        assert word in text[known:], text
+        known = len(text)
+
+    try:
+        wait_for("1 jobs idle")
+        become("condor_q", "#!/bin/bash\necho 'failed to fetch ads' >&2; exit 1\n")
+        wait_for("failed to fetch ads; trying again")
+        become("condor_q", CONDOR_Q)
+        wait_for("1 jobs idle")
+        world.db.execute("ALTER FUNCTION osgprod.jobs_needed RENAME TO away")
+        wait_for("jobs_needed")
+        world.db.execute("ALTER FUNCTION osgprod.away RENAME TO jobs_needed")
+        wait_for("1 jobs idle")
+        world.checkout(0)
+        world.report(0)
+        assert keeper.wait(timeout=PATIENCE_S) == 0
+        wait_for("project p is complete")
+    finally:
+        keeper.kill()
+        keeper.wait()
 
 
 def test_list_of_jobs_needs_no_name(run: Run, world: World, queue: Path) -> None:

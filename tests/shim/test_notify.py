@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +19,7 @@ from click.testing import Result
 
 from shim.cli.notify import DeliveryError, deliver
 from shim.database import call, connect
-from tests.support import World
+from tests.support import PATIENCE_S, World, wait_until
 
 SECRET = "hunter22hunter22"
 
@@ -276,3 +279,22 @@ def test_deliver_names_the_target_in_its_error(world: World, target: str) -> Non
 
     with another(world) as connection, pytest.raises(DeliveryError, match="target hook: no"):
         deliver(connection, "hook", target, refuse)
+
+
+def test_the_daemon_survives_a_migration(world: World, target: str, hook: Hook) -> None:
+    world.db.execute("ALTER FUNCTION osgprod.list_notify_targets RENAME TO away")
+    daemon = subprocess.Popen(
+        [sys.executable, "-m", "shim", "notify", "run", "--interval", "1"], stderr=subprocess.PIPE, text=True
+    )
+    assert daemon.stderr is not None
+    try:
+        assert "list_notify_targets" in (line := daemon.stderr.readline()) and "trying again" in line
+        quarantine(world, 0)
+        world.db.execute("ALTER FUNCTION osgprod.away RENAME TO list_notify_targets")
+        wait_until(lambda: "block quarantined" in hook.events, "the notification")
+        daemon.send_signal(signal.SIGINT)
+        assert daemon.wait(timeout=PATIENCE_S) == 0
+    finally:
+        daemon.kill()
+        daemon.wait()
+        daemon.stderr.close()
