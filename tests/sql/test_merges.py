@@ -386,6 +386,60 @@ def test_late_success_of_a_quarantined_block_takes_back_the_merge_without_it(
     assert len(merging.checkout(5)["merge"]["inputs"]) == 3
 
 
+def quarantine(world: World, *processes: int) -> None:
+    """Each of these jobs gets a slice, and fails."""
+    world.set(max_failures=1)
+    for process in processes:
+        assert world.checkout(process)["task"] == "slice"
+        world.report(process, exitcode=1)
+    world.tick()
+
+
+@pytest.mark.parametrize("merge_by", ["file", "run"])
+def test_file_whose_blocks_are_all_quarantined_gets_no_merge(world: World, merge_by: str) -> None:
+    world.set(merge_by=merge_by, backoff_s=0)
+    for run in (1, 2):
+        world.add_file(1, run=run)
+    quarantine(world, 0)
+    slices(world, 1, 1)
+    found = [merge["state"] for merge in merges(world)]
+    assert found == ["waiting", "ready"], "without merge_incomplete it waits"
+    world.set(merge_incomplete=True)
+    assert world.progress()["merges_left"] == 1
+    assert world.checkout(2)["merge"]["run"] == 2
+    assert world.report(2, outputs_list=merged("a"))["status"] == "done"
+    assert world.checkout(3)["status"] == "no-work"
+    assert (world.progress()["merges_left"], world.progress()["is_complete"]) == (0, True)
+    (delivery,) = call(world.db, "delivery", project="p")
+    assert (delivery["files_delivered"], delivery["files_complete"], delivery["is_delivered"]) == (1, 1, True)
+    call(world.db, "recycle", project="p")
+    assert world.progress()["merges_left"] == 1
+    slices(world, 4, 1)
+    assert world.checkout(5)["merge"]["run"] == 1
+    assert world.report(5, outputs_list=merged("a"))["status"] == "done"
+
+
+def test_ready_merge_is_superseded_when_its_blocks_are_all_quarantined(merging: World) -> None:
+    """A failed merge is retried while all its slices are processed again."""
+    merging.set(merge_incomplete=True)
+    slices(merging, 0, 3)
+    call(merging.db, "recycle", project="p", states=["done"])
+    quarantine(merging, 3, 4, 5)
+    assert [merge["state"] for merge in merges(merging)] == ["superseded"]
+    assert merging.checkout(6)["status"] == "no-work"
+    assert merging.progress()["merges_left"] == 0
+
+
+def test_run_is_merged_without_a_file_whose_blocks_are_all_quarantined(world: World) -> None:
+    world.set(merge_by="run", merge_incomplete=True)
+    for seqno in (1, 2):
+        world.add_file(1, seqno=seqno)
+    quarantine(world, 0)
+    slices(world, 1, 1)
+    assert len(world.checkout(2)["merge"]["inputs"]) == 1
+    assert merges(world)[0]["missing"] == "1,2"
+
+
 def test_merge_of_a_run_numbers_the_blocks_through(world: World) -> None:
     world.set(merge_by="run")
     world.add_file(2, run=7, seqno=1)

@@ -94,11 +94,13 @@ def test_late_success_of_a_quarantined_block_takes_its_files_merge_back(
     world: World, merge_incomplete: bool
 ) -> None:
     world.set(merge_by="file", merge_incomplete=merge_incomplete, max_failures=1)
-    world.add_file(1)
+    world.add_file(2)
     lost(world)
     world.tick()
     world.checkout(1)
     assert world.report(1, 1)["status"] == "failed"
+    world.checkout(5)
+    world.report(5)
     world.tick()
     assert files(world) == ["complete"]
     assert merges(world) == ["ready" if merge_incomplete else "waiting"]
@@ -122,7 +124,7 @@ def test_late_success_of_a_quarantined_block_takes_its_files_merge_back(
     assert (files(world), merges(world)) == (["allocated"], ["waiting"])
     world.tick()
     answer = world.checkout(2)
-    assert (answer["task"], len(answer["merge"]["inputs"])) == ("merge", 1)
+    assert (answer["task"], len(answer["merge"]["inputs"])) == ("merge", 2)
 
 
 def test_run_is_not_merged_while_a_file_of_it_is_being_reprocessed(world: World) -> None:

@@ -19,7 +19,8 @@ CREATE FUNCTION osgprod._plan_merges(p_project osgprod_data.projects, p_runs int
 RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Makes the merges of complete files, or runs, ready: new ones, and those that wait. With quarantined blocks a merge waits,
--- unless the project merges incomplete files.
+-- unless the project merges incomplete files; then a file or run without a done slice gets no merge, and the one that it has
+-- is superseded.
 -- Promise:    a repeated call changes nothing. Merges that are leased, done or failed stay as they are.
 -- Parameters: p_project  the project's row;  p_runs  run numbers; NULL = all;  p_seqno  one file; NULL = all
 -- Locks:      waiting and ready merges. That a file is complete may have changed when this commits: see _claim_merge
@@ -36,12 +37,39 @@ BEGIN
               FROM osgprod_data.loaded_files f
              WHERE f.project_id = p_project.project_id AND p_project.merge_by <> 'none' AND (p_runs IS NULL OR f.run = ANY (p_runs))
                AND (p_project.merge_by = 'run' OR p_seqno IS NULL OR f.seqno = p_seqno)
-             GROUP BY 1, 2 HAVING bool_and(f.state = 'complete')) w
+             GROUP BY 1, 2 HAVING bool_and(f.state = 'complete')
+                AND (NOT p_project.merge_incomplete OR bool_or(EXISTS (
+                       SELECT FROM osgprod_data.slices s WHERE s.project_id = f.project_id AND s.rawdata_id = f.rawdata_id
+                                                           AND s.state = 'done')))) w
      ORDER BY w.run, w.seqno
     ON CONFLICT (project_id, run, coalesce(seqno, -1)) WHERE state <> 'superseded' DO UPDATE
        SET state = excluded.state, is_ready = excluded.is_ready, not_before = excluded.not_before
      WHERE m.state IN ('waiting', 'ready') AND m.state <> excluded.state;
+    UPDATE osgprod_data.merges m
+       SET state = 'superseded', is_ready = NULL, not_before = NULL, opened_at = clock_timestamp()
+      FROM osgprod._without_outputs(p_project, p_runs) w
+     WHERE m.project_id = p_project.project_id AND m.run = w.run AND m.seqno IS NOT DISTINCT FROM w.seqno
+       AND m.state IN ('waiting', 'ready', 'failed');
 END
+$fn$;
+
+CREATE FUNCTION osgprod._without_outputs(p_project osgprod_data.projects, p_runs int[])
+RETURNS TABLE (run int, seqno int) LANGUAGE sql STABLE
+AS $fn$
+    -- The complete files, or runs, that need no merge: the project merges incomplete files, and of these every block is
+    -- quarantined.
+    -- Parameters: p_project  the project's row;  p_runs  run numbers; NULL = all
+    -- Returns:    a row for each; seqno NULL = the whole run. None where incomplete files are not merged: their merges wait
+    SELECT f.run, CASE p_project.merge_by WHEN 'file' THEN f.seqno END
+      FROM osgprod_data.loaded_files f
+     WHERE f.project_id = p_project.project_id AND p_project.merge_incomplete AND p_project.merge_by <> 'none'
+       AND (p_runs IS NULL OR f.run = ANY (p_runs))
+       AND f.run IN (SELECT s.run FROM osgprod_data.slices s
+                      WHERE s.project_id = p_project.project_id AND NOT s.is_ready AND s.not_before IS NULL)
+     GROUP BY 1, 2
+    HAVING bool_and(f.state = 'complete' AND NOT EXISTS (
+               SELECT FROM osgprod_data.slices s
+                WHERE s.project_id = f.project_id AND s.rawdata_id = f.rawdata_id AND s.state = 'done'))
 $fn$;
 
 CREATE FUNCTION osgprod._reopen_merges(p_project_id int, p_runs int[], p_seqno int)

@@ -8,13 +8,13 @@ AS $fn$
 -- Parameters: p_project  project name; NULL = all projects
 -- Returns:    a row a project; files = in slices + complete (their merge is not done) + delivered. merges_ready: those in a
 --             backoff included; bytes_delivered [bytes]: of done merges; is_delivered: nothing is left to be done, merges
---             included; why_no_merges: why merges are not assigned, NULL = they are, or there is none
+--             included (of a file whose blocks are all quarantined none may be needed); why_no_merges: why merges are not assigned, NULL = they are, or there is none
 -- Errors:     OG301 unknown project
 BEGIN
     PERFORM osgprod._get_project(p_project) WHERE p_project IS NOT NULL;
     RETURN QUERY
     SELECT p.name, p.merge_by, f.files, f.files - f.complete, f.complete - f.delivered, f.delivered, m.waiting, m.ready, m.leased,
-           m.failed, m.done, m.bytes, f.files > 0 AND f.files = f.complete AND (p.merge_by = 'none' OR f.files = f.delivered),
+           m.failed, m.done, m.bytes, f.files > 0 AND f.files = f.complete AND osgprod._merges_left(p) = 0,
            osgprod._why_no_merges(p)
       FROM projects p
      CROSS JOIN LATERAL (SELECT osgprod._merges_runs(p.project_id) AS by_run) b
@@ -54,6 +54,7 @@ CREATE FUNCTION osgprod._merges_left(p_project osgprod_data.projects)
 RETURNS bigint LANGUAGE sql STABLE
 AS $fn$
     -- How many merges of a project are not done yet, those of files that are not complete included; 0 = it merges nothing.
+    -- Files of which there is nothing to merge count as needing none (_without_outputs).
     -- Parameters: p_project  the project's row
     SELECT CASE p_project.merge_by
            WHEN 'none' THEN 0
@@ -61,6 +62,7 @@ AS $fn$
            ELSE (SELECT count(DISTINCT f.run) FROM osgprod_data.loaded_files f WHERE f.project_id = p_project.project_id) END
          - (SELECT count(*) FROM osgprod_data.merges m
              WHERE m.project_id = p_project.project_id AND m.state = 'done' AND p_project.merge_by <> 'none')
+         - (SELECT count(*) FROM osgprod._without_outputs(p_project, NULL))
 $fn$;
 
 CREATE FUNCTION osgprod._merge_time(p_project_id int, p_share float8 DEFAULT 0.5)
