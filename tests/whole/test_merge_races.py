@@ -96,3 +96,13 @@ def test_run_that_becomes_one_merge_while_a_file_is_recycled_waits_for_that_file
         assert states(world) == ["ready"]
         assert world.checkout(3)["status"] == "wait"
     assert world.checkout(3)["task"] == "slice"
+
+
+def test_run_is_merged_whose_last_incomplete_file_is_unloaded_beside_a_tick(run: World) -> None:
+    """The tick does not see that the file is gone, and the unloading does not see that the other one is complete."""
+    call(run.db, "load_slices", project="p", runs=[1])
+    with held(run) as db:
+        call(db, "unload_slices", project="p", path="%_000001_002.evio")
+        run.tick()
+    run.tick()
+    assert run.checkout(3)["filename"] == "000001"

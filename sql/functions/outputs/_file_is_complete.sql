@@ -53,6 +53,24 @@ BEGIN
 END
 $fn$;
 
+CREATE FUNCTION osgprod._unplanned(p_project osgprod_data.projects)
+RETURNS TABLE (run int, rawdata_id int) LANGUAGE sql STABLE
+AS $fn$
+    -- The complete files, or runs, that need a merge and have none. There are none, but for a fault: what calls a file complete
+    -- plans its merge.
+    -- Parameters: p_project  the project's row
+    -- Returns:    a row for each, with its first file
+    SELECT f.run, min(f.rawdata_id)
+      FROM osgprod_data.loaded_files f
+      LEFT JOIN osgprod_data.merges m ON m.project_id = f.project_id AND m.run = f.run AND m.state <> 'superseded'
+                                     AND coalesce(m.seqno, -1) = CASE p_project.merge_by WHEN 'run' THEN -1 ELSE f.seqno END
+      LEFT JOIN osgprod._without_outputs(p_project, NULL) w ON w.run = f.run AND w.seqno IS NOT DISTINCT FROM
+                                                               CASE p_project.merge_by WHEN 'file' THEN f.seqno END
+     WHERE f.project_id = p_project.project_id AND p_project.merge_by <> 'none'
+     GROUP BY f.run, CASE p_project.merge_by WHEN 'file' THEN f.seqno END
+    HAVING bool_and(f.state = 'complete' AND m.merge_id IS NULL AND w.run IS NULL)
+$fn$;
+
 CREATE FUNCTION osgprod._without_outputs(p_project osgprod_data.projects, p_runs int[])
 RETURNS TABLE (run int, seqno int) LANGUAGE sql STABLE
 AS $fn$

@@ -1,7 +1,8 @@
 CREATE FUNCTION osgprod._verify_merges(p_project_id int)
 RETURNS TABLE (path text, block1 int, block2 int, fault text) LANGUAGE plpgsql STABLE
 AS $fn$
--- Recounts the merges of a project: the output of each done slice is in exactly one merge, and in one merged file of a kind.
+-- Recounts the merges of a project: the output of each done slice is in exactly one merge, and in one merged file of a kind;
+-- and each complete file, or run, has its merge.
 -- Parameters: p_project_id  project
 -- Returns:    a row for each fault found
 -- Source:     docs/outputs.md
@@ -55,6 +56,9 @@ BEGIN
           JOIN osgprod_data.outputs o ON o.project_id = p_project_id AND o.cluster = m.cluster AND o.process = m.process
                                      AND o.nstart = m.nstart
          GROUP BY m.merge_id, m.rawdata_id, o.kind HAVING count(*) > 1
+        UNION ALL
+        SELECT u.rawdata_id, NULL, NULL, 'complete, and no merge'
+          FROM osgprod_data.projects p CROSS JOIN LATERAL osgprod._unplanned(p) u WHERE p.project_id = p_project_id
         ) x
       LEFT JOIN osgprod_data.rawdata w ON w.rawdata_id = x.rawdata_id
      WHERE x.fault IS NOT NULL

@@ -37,8 +37,9 @@ BEGIN
         BEGIN
             v_is_due := v_project.project_id = ANY (v_looked);
             -- All files while all are looked through anyway; else those in order up to the first that is not complete, and
-            -- those of which a slice has just been settled.
-            IF osgprod._settle_files(v_project.project_id, v_is_due) AND NOT v_is_due THEN
+            -- those of which a slice has just been settled. Not while files are taken out: a run's last one would be missed.
+            IF pg_try_advisory_xact_lock_shared(v_project.project_id, -1)
+               AND osgprod._settle_files(v_project.project_id, v_is_due) AND NOT v_is_due THEN
                 PERFORM osgprod._settle_reported(v_project.project_id);
             END IF;
             PERFORM osgprod._note_bans(v_project.project_id);
