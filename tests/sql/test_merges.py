@@ -711,3 +711,37 @@ def test_file_that_an_import_adds_to_a_merged_run_supersedes_its_merge(world: Wo
     assert world.report(11, outputs_list=merged("a"))["status"] == "done"
     assert is_delivered()
     assert [merge["state"] for merge in merges(world)] == ["superseded", "done"]
+
+
+def import_merge(world: World) -> str:
+    (row,) = call(
+        world.db,
+        "import_merge",
+        project="p",
+        path="/dcache/hd_rawdata_000001_001.evio",
+        ended_at="2026-01-01",
+    )
+    return str(row["import_merge"])
+
+
+def test_imported_merge_of_a_file_does_not_count_where_whole_runs_are_merged(world: World) -> None:
+    world.set(merge_by="run")
+    world.add_file(1)
+    slices(world, 0, 1)
+    assert import_merge(world) == "unchanged"
+    assert world.progress()["merges_left"] == 1
+    assert world.checkout(1)["filename"] == "000001"
+    assert world.report(1, outputs_list=merged("a"))["status"] == "done"
+    assert world.progress()["merges_left"] == 0
+    world.set(merge_by="none")  # its done merges are of whole runs all the same
+    world.add_file(1, seqno=1, run=2)
+    assert import_merge(world) == "unchanged"
+
+
+def test_merge_that_is_imported_again_after_its_retry_stays_ready(merging: World) -> None:
+    slices(merging, 0, 3)
+    assert [import_merge(merging), import_merge(merging)] == ["done", "unchanged"]
+    call(merging.db, "retry_merges", project="p", states=["done"])
+    assert import_merge(merging) == "unchanged"
+    assert [merge["state"] for merge in merges(merging)] == ["superseded", "superseded", "ready"]
+    assert merging.checkout(10)["task"] == "merge"

@@ -13,8 +13,8 @@ AS $fn$
 --             p_ended_at, p_started_at  when the merge ran; p_started_at NULL = unknown
 --             p_bad_inputs  block1,block2 of slices whose outputs were bad, joined by ':'; NULL = it succeeded
 -- Returns:    done: the merge is on record, by attempt 1 of job 0.FILE_ID, and no merged file, since their URLs are not known;
---             requeued: the slices of the bad inputs are; unchanged: there is a merge of the file, or its slices are not all
---             done, or none of the bad ones is
+--             requeued: the slices of the bad inputs are; unchanged: there is a merge of the file, or was one that this call has
+--             put on record, or the project merges whole runs, or its slices are not all done, or none of the bad ones is
 -- Errors:     OG301 unknown project; OG302 the file is not loaded; OG502 files of the project are being reset; OG901 isolation
 --             level
 -- Locks:      the slices that are requeued and the file's row
@@ -47,8 +47,10 @@ BEGIN
         RETURN CASE WHEN v_count > 0 THEN 'requeued' ELSE 'unchanged' END;
     END IF;
     PERFORM osgprod._settle_file(v_project.project_id, v_file.rawdata_id);
-    IF EXISTS (SELECT FROM merges m WHERE m.project_id = v_file.project_id AND m.run = v_file.run
-                  AND coalesce(m.seqno, v_file.seqno) = v_file.seqno AND m.state IN ('leased', 'done'))
+    IF v_project.merge_by = 'run' OR osgprod._merges_runs(v_project.project_id)
+        OR EXISTS (SELECT FROM merges m WHERE m.project_id = v_file.project_id AND m.run = v_file.run
+                      AND coalesce(m.seqno, v_file.seqno) = v_file.seqno AND m.state IN ('leased', 'done'))
+        OR (osgprod._attempt(v_project.project_id, 0, v_file.rawdata_id, 1)).nstart IS NOT NULL
         OR NOT EXISTS (SELECT FROM loaded_files f WHERE f.project_id = v_file.project_id
                           AND f.rawdata_id = v_file.rawdata_id AND f.state = 'complete')
     THEN
