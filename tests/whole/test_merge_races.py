@@ -6,13 +6,14 @@ A run is merged of all its files, or not at all. See tests/whole/test_concurrenc
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from shim.database import call
-from tests.support import World
-from tests.whole.test_concurrency import Waiting, held
+from shim.database import call, connect
+from tests.support import PATIENCE_S, World
+from tests.whole.test_concurrency import Db, Waiting, held
 
 MERGED = json.dumps([{"kind": "a", "url": "https://s/a", "bytes": 1, "adler32": "1"}])
 
@@ -25,10 +26,17 @@ def world(world: World) -> World:
 
 
 def do(world: World, *processes: int) -> None:
-    """Each of these jobs gets a slice, and does it."""
+    """Each of these jobs gets a slice, and does it, at an address of its own."""
     for process in processes:
-        assert world.checkout(process)["task"] == "slice"
-        world.report(process, output_url=f"https://s/{process}", output_bytes=1, output_adler32="1")
+        assert world.checkout(process, client=f"127.0.0.{process + 1}")["task"] == "slice"
+        done = {"output_url": f"https://s/{process}", "output_bytes": 1, "output_adler32": "1"}
+        world.report(process, client=f"127.0.0.{process + 1}", **done)
+
+
+def lose(db: Db, *processes: int) -> int:
+    """Says that the outputs of these jobs are gone; returns how many slices that requeued."""
+    gone = [{"cluster": 1, "process": process, "nstart": 1, "reason": "not there"} for process in processes]
+    return len(call(db, "lose_outputs", project="p", attempts=json.dumps(gone)))
 
 
 def merges(world: World) -> list[dict[str, Any]]:
@@ -106,3 +114,49 @@ def test_run_is_merged_whose_last_incomplete_file_is_unloaded_beside_a_tick(run:
         run.tick()
     run.tick()
     assert run.checkout(3)["filename"] == "000001"
+
+
+@pytest.mark.parametrize("how", ["a report", "lose_outputs", "import_merge"])
+def test_bad_inputs_and_a_recycling_of_the_same_file_do_not_lock_each_other_out(
+    world: World, how: str
+) -> None:
+    """Both want slices 1 and 2 of a file that a third session has."""
+    world.set(merge_by="file")
+    world.add_file(3)
+    do(world, 0, 1, 2)
+    world.tick()
+    bad, path = "1,2:2,3", "/dcache/hd_rawdata_000001_001.evio"
+    if how == "a report":
+        assert world.checkout(10)["task"] == "merge"
+
+    def name_bad(db: Db) -> Any:
+        if how == "a report":
+            return world.report(10, exitcode=3, bad_inputs=bad, db=db)["status"]
+        if how == "lose_outputs":
+            return lose(db, 0, 1)
+        return call(db, "import_merge", project="p", path=path, ended_at="2026-01-01", bad_inputs=bad)[0][
+            "import_merge"
+        ]
+
+    with held(world) as db:
+        assert len(call(db, "recycle", project="p", states=["done"], client="127.0.0.3")) == 1  # has the file
+        naming = Waiting(world, name_bad)
+        with ThreadPoolExecutor(1) as threads, connect(world.dsn) as other:
+            recycling = threads.submit(call, other, "recycle", project="p", states=["done"])
+            assert recycling.result(PATIENCE_S) == [], "the slices are taken, so it waits for nothing"
+    assert naming.result() == {"a report": "failed", "lose_outputs": 2, "import_merge": "requeued"}[how]
+    assert states(world) == ["waiting"]
+
+
+def test_two_sessions_that_requeue_slices_of_one_run_do_not_lock_each_other_out(world: World) -> None:
+    world.set(merge_by="run")
+    world.add_file(1, seqno=1)
+    world.add_file(2, seqno=2)
+    do(world, 0, 1, 2)
+    world.tick()
+    with held(world) as db:
+        assert len(call(db, "recycle", project="p", states=["done"], client="127.0.0.1")) == 1
+        losing = Waiting(world, lambda other: lose(other, 1))
+        assert len(call(db, "recycle", project="p", states=["done"], client="127.0.0.3")) == 1
+    assert losing.result() == 1
+    assert states(world) == ["waiting"]

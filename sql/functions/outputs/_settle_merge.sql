@@ -90,11 +90,21 @@ AS $fn$
 --             p_bad_inputs  block1,block2 of each, as the script was given them, joined by ':'
 -- Returns:    bad: which are requeued; awaited: which HTCondor may still bring; in words, for the report. Both NULL = none of
 --             them is an input of the merge, or the attempt no longer holds it
--- Locks:      the slices and their files, in order. No merge is locked yet: a holder of a file's row may wait for a merge
+-- Locks:      the slices, in order, then their files, in order. No merge is locked yet: a holder of a file's row may wait for a
+--             merge
 DECLARE
     v_input record;
     v_name  text;
 BEGIN
+    -- All slices before the first file: what has a file's row waits for no slice.
+    PERFORM FROM osgprod_data.merges m
+      CROSS JOIN LATERAL unnest(m.inputs) i
+       JOIN osgprod_data.slices s ON s.project_id = m.project_id AND s.rawdata_id = i.rawdata_id AND s.block1 = i.block1
+      WHERE m.merge_id = p_attempt.merge_id AND s.state = 'done'
+        AND format('%s,%s', i.starts_at, i.starts_at + i.block2 - i.block1)
+            = ANY (string_to_array(replace(p_bad_inputs, ' ', ''), ':'))
+      ORDER BY s.run, s.seqno, s.block1
+        FOR NO KEY UPDATE OF s;
     FOR v_input IN
         SELECT i.*, l.run, l.seqno FROM osgprod_data.merges m
          CROSS JOIN LATERAL unnest(m.inputs) i

@@ -34,6 +34,10 @@ BEGIN
     END IF;
     PERFORM osgprod._enter_project(v_project.project_id, p_project);
     IF p_bad_inputs IS NOT NULL THEN
+        -- All slices before the file: what has a file's row waits for no slice.
+        PERFORM FROM slices s
+          WHERE s.project_id = v_file.project_id AND s.rawdata_id = v_file.rawdata_id AND s.state = 'done'
+          ORDER BY s.block1 FOR NO KEY UPDATE;
         FOR v_slice IN
             SELECT s.cluster, s.process, s.nstart FROM slices s
              WHERE s.project_id = v_file.project_id AND s.rawdata_id = v_file.rawdata_id AND s.state = 'done'

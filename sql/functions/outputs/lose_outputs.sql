@@ -11,7 +11,7 @@ AS $fn$
 -- Returns:    a row for each slice or merge that was requeued
 -- Errors:     OG301 unknown project; OG108 p_attempts is not such an array; OG502 files of the project are being reset; OG901
 --             isolation level
--- Locks:      the slices and their files in order, then their merges; see _reopen_slice
+-- Locks:      the slices in order, then their files in order, then their merges; see _reopen_slice
 DECLARE
     v_project projects := osgprod._get_project(p_project);
     v_lost    record;
@@ -24,6 +24,15 @@ BEGIN
             HINT = '[{"cluster": 1, "process": 2, "nstart": 1, "reason": "not there"}]';
     END IF;
     PERFORM osgprod._enter_project(v_project.project_id, p_project);
+    IF NOT p_dry_run THEN  -- all slices before the first file: what has a file's row waits for no slice
+        PERFORM FROM jsonb_to_recordset(p_attempts) AS l (cluster int, process int, nstart int)
+           JOIN attempts a ON a.project_id = v_project.project_id AND a.cluster = l.cluster AND a.process = l.process
+                          AND a.nstart = l.nstart
+           JOIN slices s ON s.project_id = a.project_id AND s.rawdata_id = a.rawdata_id AND s.block1 = a.block1
+                        AND s.state = 'done'
+          ORDER BY s.run, s.seqno, s.block1
+            FOR NO KEY UPDATE OF s;
+    END IF;
     FOR v_lost IN
         SELECT a.cluster, a.process, a.nstart, a.rawdata_id, a.block1, a.block2, a.merge_id, coalesce(m.run, f.run) AS run,
                CASE WHEN a.merge_id IS NULL THEN f.seqno ELSE m.seqno END AS seqno, l.reason

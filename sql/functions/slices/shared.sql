@@ -455,10 +455,17 @@ AS $fn$
 -- the file again.
 -- Parameters: p_project_id, p_rawdata_id  the file
 -- Locks:      the file's row, and its merges; it waits for them. Callers have the slice, and go through files in the order run,
---             seqno, rawdata_id
+--             seqno, rawdata_id. Of a run that is merged as a whole all complete files, in order, before its merge
 DECLARE
     v_file record;
 BEGIN
+    PERFORM FROM osgprod_data.loaded_files o
+       JOIN osgprod_data.loaded_files f ON f.project_id = o.project_id AND f.run = o.run AND f.state = 'complete'
+       JOIN osgprod_data.merges m ON m.project_id = o.project_id AND m.run = o.run AND m.seqno IS NULL
+                                 AND m.state NOT IN ('waiting', 'superseded')
+      WHERE o.project_id = p_project_id AND o.rawdata_id = p_rawdata_id
+      ORDER BY f.seqno
+        FOR NO KEY UPDATE OF f;
     -- I7, first: a session that is about to call this file complete must see the slice, or be seen.
     SELECT f.run, f.seqno, f.state INTO v_file FROM osgprod_data.loaded_files f
      WHERE f.project_id = p_project_id AND f.rawdata_id = p_rawdata_id FOR NO KEY UPDATE;
