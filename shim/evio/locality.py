@@ -20,6 +20,10 @@ ONLINE, NEARLINE, GONE = "online", "nearline", "gone"
 # The localities of the WLCG tape REST API, and those of a WebDAV server that has dCache's property FileLocality.
 TAPE_REST = {"DISK": ONLINE, "DISK_AND_TAPE": ONLINE, "TAPE": NEARLINE, "LOST": GONE, "NONE": GONE}
 WEBDAV = {"ONLINE": ONLINE, "ONLINE_AND_NEARLINE": ONLINE, "NEARLINE": NEARLINE, "LOST": GONE, "NONE": GONE}
+NOT_THERE = re.compile(
+    r"no such file|ENOENT|file not found|(file|path|entry) (does not|doesn't) exist", re.IGNORECASE
+)
+NOT_ALLOWED = re.compile(r"access|permission|denied|authori", re.IGNORECASE)  # some say both in one text
 PROPFIND = (
     b'<?xml version="1.0"?><propfind xmlns="DAV:"><prop>'
     b'<FileLocality xmlns="http://srm.lbl.gov/StorageResourceManager"/></prop></propfind>'
@@ -108,11 +112,15 @@ def _by_tape_rest(endpoint: str, urls: list[str], token: str | None) -> dict[str
     paths = {"/" + unquote(urlsplit(url).path).lstrip("/"): url for url in urls}
     status, body = _ask("POST", f"{endpoint}/archiveinfo", token, json.dumps({"paths": list(paths)}).encode())
     answers: list[Mapping[str, Any]] = json.loads(body) if status == 200 else []
-    return {
-        paths[answer["path"]]: TAPE_REST.get(answer.get("locality", ""), GONE if "error" in answer else None)
-        for answer in answers
-        if answer.get("path") in paths
-    }
+    return {paths[answer["path"]]: _of_answer(answer) for answer in answers if answer.get("path") in paths}
+
+
+def _of_answer(answer: Mapping[str, Any]) -> str | None:
+    """What an entry of archiveinfo says. Its error is a text for people: only one that says so means gone."""
+    if "locality" in answer:
+        return TAPE_REST.get(answer["locality"])
+    text = str(answer.get("error", ""))
+    return GONE if NOT_THERE.search(text) and not NOT_ALLOWED.search(text) else None
 
 
 def _by_webdav(server: str, path: str, token: str | None) -> str | None:

@@ -22,6 +22,7 @@ class Tape:
 
     def __init__(self, way: str) -> None:
         self.way = way  # rest, webdav or none
+        self.error = "no such file"  # of a path that is not there, by rest
         self.places: dict[str, str] = {}  # by path: DISK, TAPE, DISK_AND_TAPE, LOST or UNAVAILABLE
         self.requests: list[str] = []
         outer = self
@@ -54,7 +55,7 @@ class Tape:
                 known = [
                     {"path": path, "locality": outer.places[path]}
                     if path in outer.places
-                    else {"path": path, "error": "no such file"}
+                    else {"path": path, "error": outer.error}
                     for path in paths
                 ]
                 self.answer(200, json.dumps(known).encode())
@@ -109,6 +110,25 @@ def test_storage_tells_what_is_on_tape_by_rest_or_webdav(tape: Callable[[str], T
     assert list(found.values()) == ["online", "nearline", "online", "gone", None, "gone"]
     if way == "rest":
         assert server.requests == ["GET /.well-known/wlcg-tape-rest-api", "POST /api/v1/archiveinfo"]
+
+
+@pytest.mark.parametrize(
+    ("error", "locality"),
+    [
+        ("No such file or directory: /x", "gone"),
+        ("[ERROR] file not found", "gone"),
+        ("USER ERROR: file does not exist or is not accessible to you", None),
+        ("permission denied", None),
+        ("internal error", None),
+        ("", None),
+    ],
+)
+def test_only_an_error_that_says_so_means_gone(
+    tape: Callable[[str], Tape], error: str, locality: str | None
+) -> None:
+    server = tape("rest")
+    server.error = error
+    assert list(localities([f"{server.url}/x"]).values()) == [locality]
 
 
 def test_server_without_tape_has_its_files_online(tape: Callable[[str], Tape]) -> None:
