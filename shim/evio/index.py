@@ -474,13 +474,16 @@ class _Reader:
             raise self._error(begin, "the file header promises a first event, its user header has none")
         _, _, header_words, count, index_bytes, _, _, magic = self._words(begin)
         has_dictionary = bool(info & DICTIONARY_BIT)
-        data = self._bytes(begin, self._begin - begin)
-        at = 4 * header_words + index_bytes  # of the dictionary, whose length is in front of it
-        if has_dictionary:
-            at += int.from_bytes(data[4 * header_words :][:4], self._order)
-        if magic != MAGIC or count != 1 + has_dictionary or at + 8 > len(data):
+        size = self._begin - begin  # up to 2 GB, of which a few bytes are read
+        first_length, at = (
+            4 * header_words,
+            4 * header_words + index_bytes,
+        )  # of the first event or the dictionary
+        if has_dictionary and first_length + 4 <= size:  # its length is where the index begins
+            at += int.from_bytes(self._bytes(begin + first_length, 4), self._order)
+        if magic != MAGIC or count != 1 + has_dictionary or at + 8 > size:
             raise self._error(begin, "the user header of the file is not a record with a first event")
-        return int.from_bytes(data[at + 4 : at + 8], self._order) >> 16
+        return int.from_bytes(self._bytes(begin + at + 4, 4), self._order) >> 16
 
     def _events(self, number: int, begin: int) -> Iterator[Event]:
         """Give each event of a block; the dictionary is not an event."""

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from shim.evio.errors import EvioError
 from shim.evio.index import read_index
+from shim.evio.source import LocalFile
 from shim.evio.writer import ByteOrder, bank, file_of_records, record
 from tests.evio.cutting import registered, slices_at, slices_by_checkout, with_word
 from tests.evio.reader import physics, read_records
@@ -122,6 +123,25 @@ def test_first_event_of_another_tag_is_no_begin_of_run_record(folder: Path) -> N
     records = [record(1, [event(1)])]
     (folder / NAME).write_bytes(file_of_records(records, first_event=first_event(tag=0x60)))
     assert not read_index(folder / NAME).has_bor
+
+
+@pytest.mark.parametrize("dictionary", [b"", DICTIONARY])
+def test_of_a_large_user_header_only_the_tag_is_read(
+    folder: Path, dictionary: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = bank(0x70, [0] * 1_000_000, "big")
+    (folder / NAME).write_bytes(
+        file_of_records([record(1, [event(1)])], dictionary=dictionary, first_event=large)
+    )
+    lengths, read = [], LocalFile.read
+
+    def counted(file: LocalFile, offset: int, length: int) -> bytes:
+        lengths.append(length)
+        return read(file, offset, length)
+
+    monkeypatch.setattr(LocalFile, "read", counted)
+    assert read_index(folder / NAME).has_bor
+    assert sum(lengths) < 1_000_000
 
 
 @pytest.mark.parametrize("order", ORDERS)
