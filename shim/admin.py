@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -187,11 +187,13 @@ def load_rawdata_files(
 
 def _registered_as(path: str) -> str:
     """The path under which a file is registered."""
-    return path_of(path) if is_url(path) else os.path.abspath(path)  # noqa: PTH100  # a link keeps its name
+    with suppress(EvioError):  # a broken URL, which reading it names
+        return path_of(path) if is_url(path) else os.path.abspath(path)  # noqa: PTH100  # a link keeps its name
+    return path
 
 
 def check_rawdata_files(
-    my_rawdata_dir: str | Path, progress: MakeProgress = lines_only
+    my_rawdata_dir: str | Path, progress: MakeProgress = lines_only, pattern: re.Pattern[str] = FILE_NAME
 ) -> list[dict[str, Any]]:
     """Compare all raw data files below a folder with the registered ones, both ways; change nothing.
 

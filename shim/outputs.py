@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager
 from datetime import UTC, datetime
 from typing import Any, Protocol, TextIO
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import psycopg
 
@@ -307,7 +307,8 @@ def orphans(projectname: str, folder: str, hours: float, report: Callable[[str],
 
 def _name(url: str) -> str:
     """The name of a file, from its path or URL."""
-    return unquote(urlsplit(url).path if is_url(url) else url).rpartition("/")[2]
+    path = re.sub(r"[?#].*", "", url, flags=re.DOTALL) if is_url(url) else url
+    return unquote(path).rpartition("/")[2]
 
 
 def _attempt_of(name: str) -> tuple[int, int, int] | None:

@@ -53,6 +53,7 @@ MAX_EVENTS = 2**32 - 1  # as many as the index can count
 MAX_GAPS = 100_000
 READ_AHEAD_BYTES = 1 << 16  # of the events before the first physics event, most of which are short
 
+MOST_RUN = 2**31 - 1
 FILE_NAME = re.compile(r"hd_rawdata_(?P<run>\d{6})_(?P<seqno>\d{3,9})\.evio")
 HIPO = 0x43455248  # "HREC", the first word of a HIPO file
 EVIO = 0x4556494F  # "EVIO", the first word of a file of version 6
@@ -129,7 +130,7 @@ def parse_name(path: str | os.PathLike[str], pattern: re.Pattern[str] = FILE_NAM
     Raises
     ------
     EvioError
-        The name is not of this pattern.
+        The name is not of this pattern, or its run or number is none that the database can hold.
     """
     match = pattern.fullmatch(Path(path).name)
     if match is None:
@@ -139,7 +140,12 @@ def parse_name(path: str | os.PathLike[str], pattern: re.Pattern[str] = FILE_NAM
             else f"of the form {pattern.pattern}"
         )
         raise EvioError(f"{path}: the name is not {form}")
-    return int(match["run"]), int(match["seqno"])
+    numbers = match["run"] or "", match["seqno"] or ""
+    if not all(one.isascii() and one.isdigit() and int(one) <= MOST_RUN for one in numbers):
+        raise EvioError(
+            f"{path}: run {numbers[0]!r} and seqno {numbers[1]!r} must be numbers up to {MOST_RUN}"
+        )
+    return int(numbers[0]), int(numbers[1])
 
 
 def read_index(

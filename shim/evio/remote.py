@@ -27,8 +27,9 @@ ROOT = {"root", "roots", "xroot", "xroots"}
 
 
 def is_url(name: str) -> bool:
-    """Return whether a name is a URL that open_source() can read."""
-    return urlsplit(name).scheme in HTTP | ROOT | PELICAN if re.match(r"[a-z]+://", name) else False
+    """Return whether a name is a URL that open_source() can read, or a broken one of such a scheme."""
+    match = re.match(r"([a-z]+)://", name)
+    return match is not None and match[1] in HTTP | ROOT | PELICAN
 
 
 def path_of(url: str) -> str:
@@ -36,10 +37,18 @@ def path_of(url: str) -> str:
 
     It is percent-decoded for http and Pelican; the slashes of root://host//path become one. What is no URL is returned
     as it is.
+
+    Raises
+    ------
+    EvioError
+        The URL is broken.
     """
     if not is_url(url):
         return url
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise EvioError(f"{url}: {error}") from error
     if parts.scheme in PELICAN:
         return unquote(pelican.split(url)[1])
     path = unquote(parts.path) if parts.scheme in HTTP else parts.path
@@ -64,9 +73,12 @@ def open_source(name: str, token: str | None = None) -> Source:
     """
     if not is_url(name):
         return LocalFile(name)
-    if urlsplit(name).scheme in PELICAN:
-        return PelicanFile(name, token)
-    return HttpFile(name, token) if urlsplit(name).scheme in HTTP else XrootdFile(name)
+    try:
+        if urlsplit(name).scheme in PELICAN:
+            return PelicanFile(name, token)
+        return HttpFile(name, token) if urlsplit(name).scheme in HTTP else XrootdFile(name)
+    except ValueError as error:  # of a broken URL, or one that a server names
+        raise EvioError(f"{name}: {error}") from error
 
 
 class HttpFile:
@@ -115,6 +127,8 @@ class HttpFile:
                     raise EvioError(f"{self.name}: {error or type(error).__name__}") from error
                 self._drop()
                 time.sleep(wait_s)
+            except ValueError as error:  # of a broken URL, also of one that the server redirects to
+                raise EvioError(f"{self.name}: {error}") from error
         raise AssertionError
 
     def _ask(self, offset: int, length: int) -> tuple[bytes, int]:

@@ -5,7 +5,7 @@ Storage answers slowly, so several files are read at once, in the order of their
 
 from __future__ import annotations
 
-import contextlib
+import math
 import os
 import re
 import time
@@ -66,7 +66,10 @@ def find(
     name = os.fspath(source)
     if not is_url(name):
         return [name] if Path(name).is_file() else list(_walk(name, pattern, since))
-    path = urlsplit(name).path
+    try:
+        path = urlsplit(name).path
+    except ValueError:  # a broken URL: read_index says so
+        return [name]
     is_file = pattern.fullmatch(unquote(path.rpartition("/")[2])) or path.endswith(".evio")
     if is_file:
         return [name]
@@ -95,8 +98,7 @@ def files_below(folder: str) -> Iterator[tuple[str, float]]:
         yield from list_folder(place)
         return
     for path in _walk(place, re.compile(".*", re.DOTALL), None):
-        with contextlib.suppress(EvioError):  # it has just been removed
-            yield path, _changed(Path(path))
+        yield path, _changed(Path(path))  # of one that has just been removed: never
 
 
 def _walk(folder: str, pattern: re.Pattern[str], since: float | None) -> Iterator[str]:
@@ -112,10 +114,11 @@ def _walk(folder: str, pattern: re.Pattern[str], since: float | None) -> Iterato
 
 
 def _changed(path: Path) -> float:
+    """When a file changed [s since 1970]; one that can't be asked counts as new, and reading it says why."""
     try:
         return path.stat().st_mtime
-    except OSError as error:
-        raise EvioError(f"{path}: {error.strerror}") from error
+    except OSError:
+        return math.inf
 
 
 def passed_over(folder: str | Path, count: int, pattern: re.Pattern[str] = FILE_NAME) -> list[Path]:

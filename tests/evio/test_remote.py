@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from shim.database import call
+from shim.evio import remote
 from shim.evio.ahead import read_headers
 from shim.evio.errors import EvioError
 from shim.evio.index import read_index
@@ -255,6 +256,53 @@ def test_one_bad_url_does_not_stop_the_others(operator: World, server: Server, f
     )
     assert (code, counts["new"], counts["bad"]) == (1, 1, 2)
     assert "hd_rawdata_000001_009.evio: status 404" in err and "x.evio: the name is not" in err
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"https://127.0.0.1:99999/{NAME}",
+        f"https://[x/{NAME}",
+        f"root://[x/{NAME}",
+        f"osdf://[x/{NAME}",
+        f"http://127.0.0.1:1/\u00fc/{NAME}",
+        f"http:///{NAME}",
+    ],
+)
+@pytest.mark.parametrize("more", [(), ("--new",)])
+def test_a_broken_url_is_one_bad_file(
+    operator: World, folder: Path, url: str, more: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "RETRY_S", (None,))
+    write_file(folder / NAME, 3, 2)
+    code, counts, err = load(url, str(folder / NAME), *more)
+    assert (code, counts["new"], counts["bad"]) == (1, 1, 1), err
+    assert NAME in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name"),
+    [
+        (r"(?P<run>[a-z]+)_(?P<seqno>\d+)\.evio", "abc_1.evio"),
+        (r"(?P<run>\d+)(_(?P<seqno>\d+))?\.evio", "7.evio"),
+        (r"(?P<run>\d+)_(?P<seqno>\d+)\.evio", "99999999999_1.evio"),
+    ],
+)
+def test_a_name_whose_run_or_seqno_is_no_number_is_one_bad_file(
+    operator: World, folder: Path, pattern: str, name: str
+) -> None:
+    write_file(folder / name, 3, 2)
+    code, counts, err = load(str(folder), "--pattern", pattern)
+    assert (code, counts["new"], counts["bad"]) == (1, 0, 1)
+    assert f"{name}: run" in err and "must be numbers up to 2147483647" in err
+
+
+def test_a_dangling_link_is_one_bad_file_also_with_since(operator: World, folder: Path) -> None:
+    write_file(folder / NAME, 3, 2)
+    (folder / "hd_rawdata_000001_009.evio").symlink_to("gone")
+    code, counts, err = load(str(folder), "--since", "2001-01-01")
+    assert (code, counts["new"], counts["bad"]) == (1, 1, 1)
+    assert "hd_rawdata_000001_009.evio: No such file" in err
 
 
 def test_web_server_is_asked_for_files_not_for_folders(operator: World, server: Server) -> None:

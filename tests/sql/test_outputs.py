@@ -569,6 +569,18 @@ def test_orphans_are_the_old_files_that_no_report_names(world: World, tmp_path: 
         outputs.orphans("p", "https://storage/p", 0.0, found.append)
 
 
+def test_a_broken_url_of_one_report_does_not_end_the_search_for_orphans(world: World, tmp_path: Path) -> None:
+    world.add_file(2)
+    for n, url in enumerate(("http://[", "http://[x/named.tgz?a=b")):
+        world.checkout(n)
+        world.report(n, output_url=url)
+    for name in ("named.tgz", "lost.tgz"):
+        (tmp_path / name).write_bytes(b"x")
+    found: list[str] = []
+    assert outputs.orphans("p", str(tmp_path), -1.0, found.append) == {"files": 2, "orphans": 1}
+    assert found == [f"{tmp_path}/lost.tgz"]
+
+
 def test_what_a_failure_or_a_superseded_report_names_is_no_orphan(world: World, tmp_path: Path) -> None:
     world.set(backoff_s=0)
     world.add_file(1)
