@@ -203,11 +203,14 @@ def check_rawdata_files(
         As for load_rawdata_files.
     progress : callable
         Shows how far it is.
+    pattern : re.Pattern
+        Of the names of files, with groups run and seqno.
 
     Returns
     -------
     list of dict
-        A row for each fault: path, and what: not registered, gone, how it differs, or why it can't be sliced.
+        A row for each fault: path, and what: not registered, gone, how it differs, why it can't be sliced, or that it
+        was not compared, since its name is not of the pattern.
 
     Raises
     ------
@@ -216,12 +219,23 @@ def check_rawdata_files(
     psycopg.Error
         The database refuses.
     """
-    faults = []
+    faults: list[dict[str, Any]] = []
     folder = os.path.abspath(my_rawdata_dir)  # noqa: PTH100  # a link keeps its name, as in read_index
-    paths = scan.find(folder)
+    paths = scan.find(folder, pattern)
+    with connect() as connection:
+        others = sorted(set(_registered_below(connection, folder)) - set(paths))
+    there = [
+        path for path in others if Path(path).exists()
+    ]  # below a link, or with a name of another pattern
+    gone = set(others) - set(there)
+    paths += [path for path in there if pattern.fullmatch(Path(path).name)]
+    faults += [
+        {"path": path, "what": "not compared: its name is not of this pattern, see --pattern"}
+        for path in there
+        if not pattern.fullmatch(Path(path).name)
+    ]
     with connect() as connection, progress("checking files", len(paths), "files") as bar:
-        gone = set(_registered_below(connection, folder)) - set(paths)
-        results = _register(connection, scan.indexes(paths), dry_run=True)
+        results = _register(connection, scan.indexes(paths, pattern=pattern), True, pattern)
         for path, (status, what, _) in zip(paths, results, strict=True):
             if status != "same":
                 what = "not registered" if status == "new" else what.removeprefix(f"{path}: ")

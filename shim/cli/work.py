@@ -111,10 +111,12 @@ def rawdata_load(
 
 @rawdata.command("check")
 @click.argument("folder", type=click.Path(exists=True, file_okay=False))
+@click.option("--pattern", help="Regular expression for names, as of rawdata load.")
 @as_json
-def rawdata_check(folder: str, as_json: bool) -> None:
+def rawdata_check(folder: str, pattern: str | None, as_json: bool) -> None:
     """Compare FOLDER with the registered files. Each row is a difference; if there is one, the exit code is 1."""
-    faults = admin.check_rawdata_files(folder, Bar)
+    names = FILE_NAME if pattern is None else scan.name_pattern(pattern)
+    faults = admin.check_rawdata_files(folder, Bar, names)
     show(faults, as_json, "all files are as registered, and every registered file is there")
     if faults:
         raise SystemExit(1)

@@ -336,6 +336,28 @@ def test_folder_with_no_raw_data_is_refused_and_names_what_was_passed_over(run: 
     assert hint == f"hint: a name must contain run and number; skipped: {', '.join(names)}"
 
 
+def test_check_calls_no_file_gone_that_is_there(run: Run, world: World, folder: Path) -> None:
+    raw, elsewhere = folder / "raw", folder / "elsewhere"
+    raw.mkdir()
+    elsewhere.mkdir()
+    (raw / "linked").symlink_to(elsewhere)
+    write_file(raw / "run7_1.evio", 3, 2)
+    write_file(elsewhere / "hd_rawdata_000007_002.evio", 3, 2)
+    pattern = r"(?:run|hd_rawdata_)(?P<run>\d+)_(?P<seqno>\d+)\.evio"
+    for source in (raw / "run7_1.evio", raw / "linked" / "hd_rawdata_000007_002.evio"):
+        assert run("rawdata", "load", source, "--pattern", pattern).exit_code == 0
+    assert run("rawdata", "check", raw, "--pattern", pattern).exit_code == 0
+    without = json.loads(run("rawdata", "check", raw, "--json").stdout)
+    assert [(row["path"], row["what"][:12]) for row in without] == [
+        (str(raw / "run7_1.evio"), "not compared")
+    ]
+    (elsewhere / "hd_rawdata_000007_002.evio").write_bytes(b"no evio")
+    (raw / "run7_1.evio").unlink()
+    faults = json.loads(run("rawdata", "check", raw, "--pattern", pattern, "--json").stdout)
+    assert [row["path"].rpartition("/")[2] for row in faults] == ["hd_rawdata_000007_002.evio", "run7_1.evio"]
+    assert faults[1]["what"] == "registered, but not there"
+
+
 def test_check_goes_through_all_that_is_registered_below_the_folder_and_no_more(
     run: Run, world: World, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
