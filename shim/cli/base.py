@@ -41,7 +41,9 @@ class Commands(click.Group):
         except psycopg.OperationalError as error:
             if error.sqlstate is None:
                 _fail(_first_line(error), _how_to_reach(error), UNREACHABLE)
-            _fail(_first_line(error), "see the server's log", UNREACHABLE)
+            is_away = error.sqlstate.startswith(("08", "57P"))
+            hint = error.diag.message_hint or "see the server's log"
+            _fail(_first_line(error), hint, UNREACHABLE if is_away else REFUSED)
         except (psycopg.errors.UndefinedFunction, psycopg.errors.InvalidSchemaName) as error:
             _fail(_first_line(error), "osgprod migrate brings the database up to date")
         except psycopg.errors.InsufficientPrivilege as error:
