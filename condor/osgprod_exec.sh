@@ -1619,7 +1619,7 @@ attempt() {
   local nstarts slice name heartbeat_s reason code=0
   checkout "$1" || code=$?
   if ((code > 0)); then
-    ((slices_done == 0)) || log "no other slice was assigned: the job ends after $slices_done slices"
+    ((slices_done == 0)) || log "no other slice was assigned: this job ends (slices done: $slices_done)"
     return "$((slices_done > 0 ? 0 : code))"
   fi
   if [[ "$answer" != assigned ]]; then
