@@ -49,6 +49,94 @@ END
 $fn$;
 GRANT EXECUTE ON FUNCTION bench.write_checkout, bench.write_report TO osgprod_worker;
 
+-- What is left for the rules: the statements and locks of a pair, by functions
+-- that apply none of them. Their rows are those of the product, in project p.
+CREATE FUNCTION bench.state_checkout(p_cluster bigint, p_process bigint) RETURNS TABLE (token uuid)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
+    SET enable_seqscan = off SET plan_cache_mode = force_generic_plan
+AS $fn$
+-- The statements of a checkout of block after block: project, job, file, slice, attempt, and the slice as a file.
+DECLARE
+    v_project osgprod_data.projects;
+    v_nstart  int;
+    v_ready   boolean;
+    v_file    osgprod_data.loaded_files;
+    v_slice   osgprod.claim;
+    v_content osgprod.slice_content;
+BEGIN
+    v_project := (SELECT p FROM osgprod_data.projects p WHERE p.name = 'p');
+    PERFORM pg_try_advisory_xact_lock(p_cluster << 32 | p_process), pg_try_advisory_xact_lock_shared(v_project.project_id, -1);
+    SELECT coalesce((SELECT a.nstart FROM osgprod_data.attempts a
+                      WHERE a.project_id = v_project.project_id AND a.cluster = p_cluster AND a.process = p_process
+                      ORDER BY a.nstart DESC LIMIT 1), 0) + 1,
+           EXISTS (SELECT FROM osgprod_data.slices s WHERE s.project_id = v_project.project_id AND s.is_ready)
+      INTO v_nstart, v_ready;
+    SELECT f.* INTO v_file FROM osgprod_data.loaded_files f
+     WHERE f.project_id = v_project.project_id AND f.is_open
+     ORDER BY f.run, f.seqno LIMIT 1
+       FOR NO KEY UPDATE SKIP LOCKED;
+    IF NOT FOUND THEN
+        SELECT f.* INTO v_file FROM osgprod_data.loaded_files f
+         WHERE f.project_id = v_project.project_id AND f.is_open
+         ORDER BY f.run, f.seqno LIMIT 1
+           FOR NO KEY UPDATE;
+    END IF;
+    INSERT INTO osgprod_data.slices (project_id, rawdata_id, block1, block2, follows, run, seqno, cluster, process,
+           nstart, opened_at, due_at)
+    SELECT v_file.project_id, v_file.rawdata_id, e.block1, least(e.block1 + 10, v_file.block2),
+           nullif(e.block1, v_file.block1), v_file.run, v_file.seqno, p_cluster, p_process, v_nstart,
+           clock_timestamp(), clock_timestamp() + make_interval(secs => v_project.lease_s)
+      FROM (SELECT coalesce((SELECT s.block2 FROM osgprod_data.slices s
+                              WHERE s.project_id = v_file.project_id AND s.rawdata_id = v_file.rawdata_id
+                              ORDER BY s.block1 DESC LIMIT 1), v_file.block1) AS block1) e
+    RETURNING slices.rawdata_id, slices.block1, slices.block2, slices.opened_at, NULL::int INTO v_slice;
+    IF v_slice.block2 = v_file.block2 OR v_file.state = 'pending' THEN
+        UPDATE osgprod_data.loaded_files f
+           SET state = CASE WHEN v_slice.block2 = f.block2 THEN 'allocated' ELSE 'in_progress' END::osgprod_data.file_state
+         WHERE f.project_id = v_project.project_id AND f.rawdata_id = v_file.rawdata_id;
+    END IF;
+    token := gen_random_uuid();
+    INSERT INTO osgprod_data.attempts (project_id, cluster, process, nstart, rawdata_id, block1, block2, opened_at, cpus,
+           started_at, token_digest, client)
+    VALUES (v_project.project_id, p_cluster, p_process, v_nstart, v_slice.rawdata_id, v_slice.block1, v_slice.block2,
+           v_slice.opened_at, 1, clock_timestamp(), sha256(convert_to(token::text, 'UTF8')), '127.0.0.1');
+    v_content := osgprod._slice_file(v_slice.rawdata_id, v_slice.block1, v_slice.block2, v_project.xrootd_prefix,
+                                     v_project.strip_prefix, NULL);
+    RETURN NEXT;
+END
+$fn$;
+
+CREATE FUNCTION bench.state_report(p_cluster bigint, p_process bigint, p_token uuid) RETURNS TABLE (status text)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
+    SET enable_seqscan = off SET plan_cache_mode = force_generic_plan
+AS $fn$
+-- The statements of a report of its success.
+DECLARE
+    v_project osgprod_data.projects;
+    v_attempt osgprod_data.attempts;
+BEGIN
+    v_project := (SELECT p FROM osgprod_data.projects p WHERE p.name = 'p');
+    PERFORM pg_try_advisory_xact_lock(p_cluster << 32 | p_process), pg_try_advisory_xact_lock_shared(v_project.project_id, -1);
+    SELECT a.* INTO v_attempt FROM osgprod_data.attempts a
+     WHERE a.project_id = v_project.project_id AND a.cluster = p_cluster AND a.process = p_process
+       AND a.token_digest = sha256(convert_to(p_token::text, 'UTF8'))
+     ORDER BY a.nstart DESC LIMIT 1;
+    UPDATE osgprod_data.slices s SET state = 'done'
+     WHERE s.project_id = v_attempt.project_id AND s.rawdata_id = v_attempt.rawdata_id AND s.block1 = v_attempt.block1
+       AND s.state = 'leased' AND s.cluster = v_attempt.cluster AND s.process = v_attempt.process
+       AND s.nstart = v_attempt.nstart;
+    INSERT INTO osgprod_data.reports (project_id, cluster, process, nstart, by_worker, outcome, exit_code, reported_at, ran_s,
+           nblocks, worker)
+    VALUES (v_attempt.project_id, v_attempt.cluster, v_attempt.process, v_attempt.nstart, true, 'done', 0,
+           greatest(clock_timestamp(), v_project.tallied_until),
+           greatest(date_part('epoch', clock_timestamp() - v_attempt.started_at), 0), v_attempt.block2 - v_attempt.block1,
+           'unnamed@127.0.0.1');
+    status := 'done';
+    RETURN NEXT;
+END
+$fn$;
+GRANT EXECUTE ON FUNCTION bench.state_checkout, bench.state_report TO osgprod_worker;
+
 -- The bound of HTTP: a function that inserts one row.
 CREATE TABLE bench.lines (line_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, client text, written_at timestamptz);
 CREATE FUNCTION bench.insert_line(p_client text) RETURNS TABLE (line_id bigint)

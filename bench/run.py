@@ -21,6 +21,7 @@ BEGIN, END = "<!-- figures: written by make bench -->\n", "<!-- end of figures -
 MEASURES: dict[str, Callable[[Ground], Iterator[Figure]]] = {
     "sql_pairs": pgbench.sql_pairs,
     "sql_writes": pgbench.sql_writes,
+    "sql_statements": pgbench.sql_statements,
     "sql_growth": pgbench.sql_growth,
     "procrastinate": peers.procrastinate,
     "pgmq": peers.pgmq,

@@ -254,7 +254,10 @@ def test_address_that_is_missing_or_unknown_is_one_line(world: World, run: Any, 
     run("notify", "add", "gone", f"file:{folder / 'gone.url'}")
     (folder / "odd.url").write_text("nonsense")
     run("notify", "add", "odd", f"file:{folder / 'odd.url'}")
-    for name, line in (("gone", "can't be read: No such file"), ("odd", "Apprise does not know this kind of address")):
+    for name, line in (
+        ("gone", "can't be read: No such file"),
+        ("odd", "Apprise does not know this kind of address"),
+    ):
         result = run("notify", "test", name)
         assert result.exit_code == 1 and line in result.output, result.output
 
