@@ -10,13 +10,12 @@ import time
 
 log = logging.getLogger("osgprod")
 
+FORMAT = "%(asctime)s %(levelname)s %(message)s"
 # Only these loggers are configured: under mod_wsgi the process may have others.
 CONFIG = {
     "version": 1,
     "disable_existing_loggers": False,
-    "formatters": {
-        "line": {"()": "shim.web.logs.LineFormatter", "fmt": "%(asctime)s %(levelname)s %(message)s"}
-    },
+    "formatters": {"line": {"()": "shim.web.logs.LineFormatter", "fmt": FORMAT}},
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
     "loggers": {
         "osgprod": {"level": "INFO", "handlers": ["stderr"], "propagate": False},
@@ -27,18 +26,26 @@ CONFIG = {
 }
 
 
-def info(message: str, *values: object) -> None:
-    """Log a line at level INFO, without a search for the caller's file and line, which takes most of the time.
+# What all records of info() have in common.
+_INFO = logging.LogRecord(log.name, logging.INFO, "", 0, "", None, None).__dict__
+
+
+def info(message: str) -> None:
+    """Log a line at level INFO, without finding out what no line shows (its place, thread and process).
+
+    That would take most of the time.
 
     Parameters
     ----------
     message : str
-        With a place for each value.
-    *values : object
-        What goes into these places.
+        The line.
     """
     if log.isEnabledFor(logging.INFO):
-        log.handle(logging.LogRecord(log.name, logging.INFO, "", 0, message, values, None))
+        now = time.time()
+        record = logging.LogRecord.__new__(logging.LogRecord)
+        record.__dict__ |= _INFO
+        record.msg, record.created, record.msecs = message, now, now % 1 * 1000
+        log.handle(record)
 
 
 def hide_queries() -> None:
@@ -53,9 +60,21 @@ def _without_query(record: logging.LogRecord) -> bool:
 
 
 class LineFormatter(logging.Formatter):
-    """logging's own formatter, but it formats the time once a second and not for each line."""
+    """logging's own formatter for lines in FORMAT, but it formats the time once a second and not for each line."""
 
     _second, _text = 0, ""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the text of a record.
+
+        Parameters
+        ----------
+        record : logging.LogRecord
+            What is logged.
+        """
+        if record.exc_info or record.stack_info:
+            return super().format(record)
+        return f"{self.formatTime(record)} {record.levelname} {record.getMessage()}"
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
         """Return the local time of a record, in logging's own form.

@@ -147,15 +147,9 @@ class Surround:
         endpoint = scope.get("endpoint")
         name = getattr(endpoint, "__name__", "static").lstrip("_") if endpoint else "not_found"
         self._metrics.count(name, status, answer, seconds)
+        client, path, ms = scope["osgprod.client"] or "-", _logged(scope["path"]), seconds * 1000
         logs.info(
-            "request=%s client=%s path=%s status=%d answer=%s ms=%.1f%s",
-            number,
-            scope["osgprod.client"] or "-",
-            _logged(scope["path"]),
-            status,
-            answer,
-            seconds * 1000,
-            note,
+            f"request={number} client={client} path={path} status={status} answer={answer} ms={ms:.1f}{note}"
         )
         return name
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import sys
 
-from shim.web.logs import CONFIG, LineFormatter
+import pytest
+
+from shim.web.logs import CONFIG, LineFormatter, info, log
 
 FORMAT = CONFIG["formatters"]["line"]["fmt"]  # type: ignore[index]
 
@@ -20,3 +23,21 @@ def test_lines_are_those_of_loggings_own_formatter_whatever_the_clock_does() -> 
         line = ours.format(record(created))
         assert line == own.format(record(created))
         assert line.endswith(" INFO said 7")
+
+
+def test_line_of_a_request_can_be_formatted_by_every_handler(capsys: pytest.CaptureFixture[str]) -> None:
+    """Another program in the process may have handlers of its own, which show more than ours."""
+    names = [name for name in vars(logging.makeLogRecord({})) if name not in ("msg", "args")]
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter(" ".join(f"%({name})s" for name in names) + " %(message)s"))
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        info("100 % of it")
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+    line = capsys.readouterr().err
+    assert line.startswith("osgprod INFO 20 ")
+    assert line.endswith(" 100 % of it\n")
