@@ -40,6 +40,13 @@ HINTS = {
 }
 
 
+# Of each name as it is sent: as text, whether it is a number, whether it is core, and how long its value may be.
+_PLAIN = {
+    name.encode(): (name, parameter.kind == "integer", parameter.is_core, parameter.most or MAX_QUERY_BYTES)
+    for name, parameter in openapi.PARAMETERS.items()
+}
+
+
 class BadRequest(Exception):
     """A request that no function can be called with.
 
@@ -121,6 +128,16 @@ def parse_query(query: bytes) -> tuple[dict[str, Any], list[str]]:
         if not item:
             continue
         name_bytes, equals, value_bytes = item.partition(b"=")
+        # Letters, digits and hyphens of ASCII, as nearly all values are, mean themselves.
+        if (plain := _PLAIN.get(name_bytes)) and value_bytes.replace(b"-", b"").isalnum():
+            name, is_number, is_core, most = plain
+            if name not in values and len(value_bytes) <= (MAX_DIGITS if is_number else most):
+                if not is_number:
+                    values[name] = value_bytes.decode()
+                    continue
+                if value_bytes.isdigit():
+                    values[name] = int(value_bytes)
+                    continue
         if b"%" in name_bytes:
             name_bytes = unquote_to_bytes(name_bytes)
         name = name_bytes.decode(errors="replace")
@@ -148,11 +165,10 @@ def parse_query(query: bytes) -> tuple[dict[str, Any], list[str]]:
 def _value(text: bytes, parameter: openapi.Parameter) -> tuple[str | int | None, str]:
     """One value as far as it can be kept, and its fault; '' = none."""
     fault = ""
-    if not text.isalnum():  # letters and digits of ASCII, as most values are, mean themselves
-        text = text.replace(b"+", b" ")
-        if b"%" in text:
-            fault = BROKEN if _has_broken_escape(text) else ""
-            text = unquote_to_bytes(text)
+    text = text.replace(b"+", b" ")
+    if b"%" in text:
+        fault = BROKEN if _has_broken_escape(text) else ""
+        text = unquote_to_bytes(text)
     try:
         value = text.decode()
     except UnicodeDecodeError:
