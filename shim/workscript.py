@@ -60,8 +60,8 @@ class Template:
 
     def __init__(self, text: bytes) -> None:
         self.digest = hashlib.sha256(text).hexdigest()
-        # Of each: the text before it, what begins the value's line, and its name.
-        self._places: list[tuple[bytes, str, str]] = []
+        # Of each: the text before it, what begins the value's line, its name, and what ends the line.
+        self._places: list[tuple[bytes, str, str, str]] = []
         end, before = 0, b""
         for match in _PLACE.finditer(text):
             comment, variable = match.group("comment"), match.group("variable")
@@ -71,14 +71,15 @@ class Template:
                 before += b"\n"
             end = match.end()
             name = (comment or variable).decode()
-            if name in _COMMENTS or name in _OF_SLICE or name in _OF_MERGE:
-                self._places.append((before, f"# {name}: " if comment else f"{name}=", name))
+            if name in _OF_SLICE or name in _OF_MERGE:
+                begin, line_end = (f"# {name}: ", "") if comment else (f"{name}=", "\n")
+                self._places.append((before, begin, name, line_end))
                 before = b""
         self._rest = before + text[end:]
 
     def names_a_slice(self) -> bool:
         """Does a script that is made of it say which slice it is for?"""
-        return any(name in _PLACES_OF_SLICE for _, _, name in self._places)
+        return any(name in _PLACES_OF_SLICE for _, _, name, _ in self._places)
 
     def names_its(self, task: str) -> bool:
         """Does a script that is made of it say which slice it is for, or what it merges?
@@ -91,7 +92,7 @@ class Template:
         return (
             self.names_a_slice()
             if task == "slice"
-            else any(name == _PLACE_OF_MERGE for _, _, name in self._places)
+            else any(name == _PLACE_OF_MERGE for _, _, name, _ in self._places)
         )
 
     def fill(self, slice_: Mapping[str, Any], job: Mapping[str, Any]) -> bytes:
@@ -104,14 +105,12 @@ class Template:
         job : Mapping[str, Any]
             Project, cluster, process, cpus as the job asked.
         """
-        variables = _OF_MERGE if slice_["merge"] else _OF_SLICE
+        values = _OF_MERGE if slice_["merge"] else _OF_SLICE
         parts = []
-        for before, begin, name in self._places:
+        for before, begin, name, line_end in self._places:
             parts.append(before)
-            if comment := _COMMENTS.get(name):
-                parts.append((begin + _plain(str(comment(slice_, job)))).encode())
-            elif variable := variables.get(name):
-                parts.append(f"{begin}{variable(slice_, job)}\n".encode())
+            if value := values.get(name):
+                parts.append(f"{begin}{value(slice_, job)}{line_end}".encode())
         parts.append(self._rest)
         return b"".join(parts)
 
@@ -156,6 +155,11 @@ def _known(value: object) -> object:
     return "" if value is None else value
 
 
+def _word(value: object) -> object:
+    """What a comment shows of a value: one line of printable characters."""
+    return value if type(value) is int else _plain(str(value))
+
+
 def _quoted(value: object) -> str:
     """A shell word that is this text and nothing else; control characters become '?'."""
     if type(value) is int:
@@ -182,16 +186,14 @@ def _plain(text: str) -> str:
 # Each value is computed only for a template that has its place: a function of the row of checkout_slice and of the job.
 _Value = Callable[[Mapping[str, Any], Mapping[str, Any]], object]
 
-_COMMENTS: dict[str, _Value] = {
-    "ncpus": lambda slice_, job: job["cpus"],
-    "cluster": lambda slice_, job: job["cluster"],
-    "process": lambda slice_, job: job["process"],
-    "nstarts": lambda slice_, job: slice_["nstarts"],
-    "project": lambda slice_, job: job["project"],
-    "source": lambda slice_, job: task_name(slice_),
-    "started": lambda slice_, job: slice_["started_at"].replace(tzinfo=None).isoformat(" ", "microseconds"),
-}
 _OF_BOTH: dict[str, _Value] = {
+    "ncpus": lambda slice_, job: _word(job["cpus"]),
+    "cluster": lambda slice_, job: _word(job["cluster"]),
+    "process": lambda slice_, job: _word(job["process"]),
+    "nstarts": lambda slice_, job: _word(slice_["nstarts"]),
+    "project": lambda slice_, job: _word(job["project"]),
+    "source": lambda slice_, job: _word(task_name(slice_)),
+    "started": lambda slice_, job: slice_["started_at"].replace(tzinfo=None).isoformat(" ", "microseconds"),
     "osgprod_task": lambda slice_, job: slice_["task"],
     "osgprod_ncpus": lambda slice_, job: _quoted(job["cpus"]),
     "osgprod_token": lambda slice_, job: _quoted(slice_["token"]),
