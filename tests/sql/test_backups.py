@@ -343,18 +343,23 @@ def test_job_of_a_backup_that_starts_again_gets_the_same_slice(world: World) -> 
     assert the_slice(world.db, 2)["process"] == 1
 
 
-def test_job_that_gives_a_backup_up_has_no_part_in_its_slice_any_more(world: World) -> None:
+@pytest.mark.parametrize("ticks", [True, False])
+def test_job_that_gives_a_backup_up_has_no_part_in_its_slice_any_more(world: World, ticks: bool) -> None:
     in_tail(world, max_starts=3)
     for _ in range(3):
         assert world.checkout(7, host="wn7")["block1"] == 2
-    world.add_file(1, seqno=2)
-    assert world.checkout(7, host="wn7")["filename"].endswith("_002.evio")
-    assert backups(world.db) == []
+    for _ in range(2):
+        told = world.checkout(7, host="wn7")
+        assert (told["status"], "has started 3 times on its work" in told["message"]) == ("wait", True)
+    if ticks:
+        world.add_file(1, seqno=2)
+        world.tick()
+        assert world.checkout(7, host="wn7")["filename"].endswith("_002.evio")
+        assert backups(world.db) == []
     assert world.report(1, 137, job_key="key 1")["status"] == "node-fault"
     held = world.db.execute("SELECT seqno FROM osgprod_data.slices WHERE process = 7 AND state = 'leased'")
-    assert held.fetchall() == [{"seqno": 2}]
+    assert held.fetchall() == [{"seqno": 2}] * ticks
     assert call(world.db, "verify", project="p", deep=True) == []
-    assert world.report(7)["status"] == "done"
 
 
 @pytest.mark.parametrize("asks_for_other_work", [True, False])
@@ -378,6 +383,20 @@ def test_stopped_project_counts_its_backups_and_ends_them_at_their_next_heartbea
         assert world.checkout(7, host="wn7", job_key="key 7")["status"] == "assigned"
     else:  # what was finished all the same counts
         assert world.report(7, token=str(backup["token"]))["status"] == "done"
+
+
+def test_backup_that_is_silent_is_replaced_by_its_job_wherever_that_runs(world: World) -> None:
+    """While the primary sends its heartbeats: they are no sign of life of the backup."""
+    in_tail(world, lease_s=1000, heartbeat_s=100, restart_proof="address")
+    world.checkout(7, host="wn7")
+    age(world, 7, 250)
+    for silent_s, status in ((250, "wait"), (350, "assigned")):
+        world.db.execute(
+            "UPDATE osgprod_data.backups SET due_at = now() + make_interval(secs => 1000 - %s)", [silent_s]
+        )
+        age(world, 7, silent_s)
+        assert world.heartbeat(1, job_key="key 1", bytes=silent_s)["status"] == "alive"
+        assert world.checkout(7, host="elsewhere")["status"] == status
 
 
 def test_removed_cluster_keeps_neither_slices_nor_backups(world: World) -> None:

@@ -28,46 +28,35 @@ AS $fn$
 $fn$;
 
 CREATE FUNCTION osgprod._is_silent(
-    p_project osgprod_data.projects, p_slice osgprod_data.slices, p_started_at timestamptz)
+    p_project osgprod_data.projects, p_started_at timestamptz, p_due_at timestamptz, p_progress_at timestamptz)
 RETURNS boolean LANGUAGE sql STABLE
 AS $fn$
-    -- Has the attempt that holds this slice missed three heartbeats, or outlived its lease? The last sign of life is the
-    -- latest of its start, its last progress, and the begin of its lease.
-    -- Parameters: p_project  the project's row;  p_slice  leased;  p_started_at  when its attempt began
-    SELECT p_slice.due_at < now()
+    -- Has a living attempt missed three heartbeats, or outlived its lease? The last sign of life is the latest of its start,
+    -- its last progress, and the begin of its lease.
+    -- Parameters: p_project  the project's row;  p_started_at  when the attempt began
+    --             p_due_at, p_progress_at  of its slice, merge or backup
+    SELECT p_due_at < now()
         OR (p_project.heartbeat_s > 0
-            AND greatest(p_started_at, p_slice.progress_at, p_slice.due_at - make_interval(secs => p_project.lease_s))
+            AND greatest(p_started_at, p_progress_at, p_due_at - make_interval(secs => p_project.lease_s))
                 < now() - make_interval(secs => 3 * p_project.heartbeat_s))
 $fn$;
 
 CREATE FUNCTION osgprod._refuse_restart(
-    p_project osgprod_data.projects, p_call osgprod.checkout_call, p_last osgprod_data.attempts)
+    p_project osgprod_data.projects, p_call osgprod.checkout_call, p_last osgprod_data.attempts, p_due_at timestamptz,
+    p_progress_at timestamptz)
 RETURNS text LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Keeps the slice of a living attempt from a caller that does not prove to be the same job, and puts the call on record.
--- Once the last attempt has ended no slice is left to protect: the caller may start again under this job's number.
--- Parameters: p_project  the project's row;  p_call  the call, whose job is locked;  p_last  the job's last attempt
+-- Keeps the work of a living attempt from a caller that does not prove to be the same job, and puts the call on record.
+-- Once the last attempt has ended no work is left to protect: the caller may start again under this job's number.
+-- Parameters: p_project  the project's row;  p_call  the call, whose job is locked
+--             p_last  the job's last attempt, which lives;  p_due_at, p_progress_at  of its slice, merge or backup
 -- Returns:    what to tell the caller with status wait; NULL = it may go on
 -- Source:     docs/security.md "Job keys"
 DECLARE
-    v_slice   osgprod_data.slices;
-    v_reason  text;
+    v_reason text;
 BEGIN
-    SELECT s.* INTO v_slice FROM osgprod_data.slices s
-     WHERE s.project_id = p_last.project_id AND s.rawdata_id = p_last.rawdata_id AND s.block1 = p_last.block1
-       AND s.state = 'leased'
-       AND (s.cluster = p_call.cluster AND s.process = p_call.process AND s.nstart = p_last.nstart OR EXISTS (
-            SELECT FROM osgprod_data.backups b
-             WHERE b.project_id = s.project_id AND b.rawdata_id = s.rawdata_id AND b.block1 = s.block1
-               AND b.opened_at = s.opened_at AND b.cluster = p_call.cluster AND b.process = p_call.process
-               AND b.nstart = p_last.nstart AND b.due_at > now()));
-    IF p_last.merge_id IS NOT NULL THEN  -- it holds a merge instead
-        SELECT m.due_at, m.progress_at INTO v_slice.due_at, v_slice.progress_at FROM osgprod_data.merges m
-         WHERE m.merge_id = p_last.merge_id AND m.state = 'leased' AND m.cluster = p_call.cluster AND m.process = p_call.process
-           AND m.nstart = p_last.nstart;
-    END IF;
-    IF NOT FOUND OR osgprod._proves_job(p_project.restart_proof, p_last,
-           osgprod._is_silent(p_project, v_slice, p_last.started_at), p_call.client, p_call.host,
+    IF osgprod._proves_job(p_project.restart_proof, p_last,
+           osgprod._is_silent(p_project, p_last.started_at, p_due_at, p_progress_at), p_call.client, p_call.host,
            osgprod._job_key_digest(p_project.magic_salt, p_call.job_key)) THEN
         RETURN NULL;
     END IF;

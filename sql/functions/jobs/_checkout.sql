@@ -225,27 +225,45 @@ CREATE FUNCTION osgprod._restart(
     p_can_merge boolean, p_may_wait boolean, OUT slice osgprod.claim, OUT problem text[], OUT status text)
 LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Gives a job that has started before the slice, or the merge, of its last attempt again.
+-- Gives a job that has started before the slice, or the merge, of its last attempt again, as primary or as backup. After
+-- max_starts without a report its lease ends instead.
 -- Parameters: p_project  the project's row;  p_call  the call, whose job is locked;  p_last  the job's last attempt
 --             p_nstart  the coming attempt;  p_can_merge  see _can_merge;  p_may_wait  for the slice
 -- Returns:    the slice; NULLs when the job no longer has one. problem: why it gets nothing, with the status: completed, its
 --             work is done; wait, it may be another job, or it gives its slice up; error, OG602 it starts too often, 55P03
 --             the slice is busy
--- Locks:      the slice
+-- Locks:      the slice; the project's row, SKIP LOCKED, for next_due_at when work is given up: else the work waits for the
+--             next look at all leases
 -- Source:     docs/design.md I3
 DECLARE
     v_job     text := format('job %s.%s', p_call.cluster, p_call.process);
-    v_refusal text := osgprod._refuse_restart(p_project, p_call, p_last);
-    v_state   osgprod_data.slice_state := (
-        SELECT s.state FROM osgprod_data.slices s
-         WHERE s.project_id = p_last.project_id AND s.rawdata_id = p_last.rawdata_id AND s.block1 = p_last.block1);
+    v_work    record;
+    v_refusal text;
+    v_due_at  timestamptz;
+    v_gives_up boolean;
 BEGIN
+    -- The work of its last attempt as it is now, unlocked: the conditions of the statements below are what counts.
+    SELECT s.state::text AS state, s.state = 'leased' AND (b.nstart IS NOT NULL OR (s.cluster, s.process, s.nstart)
+               = (p_last.cluster, p_last.process, p_last.nstart)) AS is_held,
+           coalesce(b.due_at, s.due_at) AS due_at, CASE WHEN b.nstart IS NULL THEN s.progress_at END AS progress_at
+      INTO v_work
+      FROM osgprod_data.slices s
+      LEFT JOIN osgprod_data.backups b ON b.project_id = s.project_id AND b.rawdata_id = s.rawdata_id AND b.block1 = s.block1
+           AND b.opened_at = s.opened_at AND b.cluster = p_last.cluster AND b.process = p_last.process
+           AND b.nstart = p_last.nstart AND b.due_at > now()
+     WHERE s.project_id = p_last.project_id AND s.rawdata_id = p_last.rawdata_id AND s.block1 = p_last.block1
+    UNION ALL
+    SELECT m.state::text, m.state = 'leased' AND (m.cluster, m.process, m.nstart) = (p_last.cluster, p_last.process, p_last.nstart),
+           m.due_at, m.progress_at
+      FROM osgprod_data.merges m WHERE m.merge_id = p_last.merge_id;
+    IF v_work.is_held THEN
+        v_refusal := osgprod._refuse_restart(p_project, p_call, p_last, v_work.due_at, v_work.progress_at);
+    END IF;
     status := 'error';
     IF v_refusal IS NOT NULL THEN
         status := 'wait';
         problem := ARRAY[NULL, v_refusal];
-    ELSIF (v_state = 'done' OR EXISTS (SELECT FROM osgprod_data.merges m  -- and not recycled since
-                                        WHERE m.merge_id = p_last.merge_id AND m.state = 'done'))
+    ELSIF v_work.state = 'done'  -- and not recycled since
           AND EXISTS (SELECT FROM osgprod_data.reports r
                        WHERE r.project_id = p_last.project_id AND r.cluster = p_last.cluster AND r.process = p_last.process
                          AND r.nstart = p_last.nstart AND r.by_worker AND r.outcome = 'done')
@@ -263,64 +281,41 @@ BEGIN
     ELSIF NOT p_may_wait AND (p_last.merge_id IS NOT NULL
           OR NOT osgprod._try_slice(p_project.project_id, p_last.rawdata_id, p_last.block1)) THEN
         problem := osgprod._is_busy('the slice of ' || v_job);
-    ELSIF p_last.nstart >= p_project.max_starts AND EXISTS (
-        SELECT FROM osgprod_data.attempts a
-         WHERE a.project_id = p_project.project_id AND a.cluster = p_call.cluster AND a.process = p_call.process
-           AND a.nstart = p_last.nstart - p_project.max_starts + 1 AND a.opened_at = p_last.opened_at)
-    THEN
-        IF osgprod._give_up(p_last) THEN
+    ELSE
+        v_due_at := clock_timestamp() + make_interval(secs => p_project.lease_s);
+        v_gives_up := p_last.nstart >= p_project.max_starts AND EXISTS (
+            SELECT FROM osgprod_data.attempts a
+             WHERE a.project_id = p_project.project_id AND a.cluster = p_call.cluster AND a.process = p_call.process
+               AND a.nstart = p_last.nstart - p_project.max_starts + 1 AND a.opened_at = p_last.opened_at);
+        IF v_gives_up THEN  -- the next tick requeues the work as lost, and says so in a report (_why_given_up)
+            p_nstart := p_last.nstart;
+            v_due_at := '2000-01-01 00:00+00';
+        END IF;
+        IF p_last.merge_id IS NOT NULL THEN
+            slice := osgprod._restart_merge(p_last, p_nstart, v_due_at, p_can_merge OR v_gives_up);
+        ELSE
+            IF (p_last.nstart >= 3 OR p_call.time_left_s IS NOT NULL) AND NOT v_gives_up THEN
+                PERFORM osgprod._shrink_slice(p_project, p_call, p_last, p_may_wait);
+            END IF;
+            UPDATE osgprod_data.slices s
+               SET nstart = p_nstart, due_at = v_due_at, progress_at = NULL, bytes_fetched = NULL, cpu_s = NULL
+             WHERE s.project_id = p_last.project_id AND s.rawdata_id = p_last.rawdata_id AND s.block1 = p_last.block1
+               AND s.state = 'leased' AND s.cluster = p_last.cluster AND s.process = p_last.process AND s.nstart = p_last.nstart
+            RETURNING s.rawdata_id, s.block1, s.block2, s.opened_at, NULL::int INTO slice;  -- I3
+            IF NOT FOUND AND v_work.state = 'leased' THEN  -- by another: this job may have its backup
+                slice := osgprod._renew_backup(p_last, p_nstart, v_due_at);
+            END IF;
+        END IF;
+        IF v_gives_up AND slice.block1 IS NOT NULL THEN
+            UPDATE osgprod_data.projects p SET next_due_at = '-infinity'
+             WHERE p.project_id = (SELECT q.project_id FROM osgprod_data.projects q
+                                    WHERE q.project_id = p_project.project_id FOR NO KEY UPDATE SKIP LOCKED);
+            slice := NULL;
             status := 'wait';
             problem := ARRAY[NULL, format('%s has started %s times on its work without a report: ask again for other work', v_job,
                 p_project.max_starts)];
         END IF;
-    ELSIF p_last.merge_id IS NOT NULL THEN
-        slice := osgprod._restart_merge(p_project, p_last, p_nstart, p_can_merge);
-    ELSE
-        IF p_last.nstart >= 3 OR p_call.time_left_s IS NOT NULL THEN
-            PERFORM osgprod._shrink_slice(p_project, p_call, p_last, p_may_wait);
-        END IF;
-        UPDATE osgprod_data.slices s
-           SET nstart = p_nstart, due_at = clock_timestamp() + make_interval(secs => p_project.lease_s),
-               progress_at = NULL, bytes_fetched = NULL, cpu_s = NULL
-         WHERE s.project_id = p_last.project_id AND s.rawdata_id = p_last.rawdata_id AND s.block1 = p_last.block1
-           AND s.state = 'leased' AND s.cluster = p_last.cluster AND s.process = p_last.process AND s.nstart = p_last.nstart
-        RETURNING s.rawdata_id, s.block1, s.block2, s.opened_at, NULL::int INTO slice;  -- I3
-        IF NOT FOUND AND v_state = 'leased' THEN  -- by another: this job may have its backup
-            slice := osgprod._renew_backup(p_project, p_last, p_nstart);
-        END IF;
     END IF;
-END
-$fn$;
-
-CREATE FUNCTION osgprod._give_up(p_attempt osgprod_data.attempts)
-RETURNS boolean LANGUAGE plpgsql VOLATILE
-AS $fn$
--- Ends the lease of an attempt that its job gives up: the next tick requeues its slice or merge as lost, and says so in a
--- report. A backup attempt ends at once, so that its job can hold another slice (I3).
--- Parameters: p_attempt  the attempt
--- Returns:    false when it does not hold its slice or merge
--- Locks:      the slice or the merge; the project's row, SKIP LOCKED, for next_due_at: else the slice waits for the next look at all leases
-DECLARE v_held boolean;
-BEGIN
-    PERFORM FROM osgprod_data.slices s
-      WHERE s.project_id = p_attempt.project_id AND s.rawdata_id = p_attempt.rawdata_id AND s.block1 = p_attempt.block1
-        FOR NO KEY UPDATE;
-    DELETE FROM osgprod_data.backups b WHERE (b.project_id, b.rawdata_id, b.block1) IN (
-        SELECT x.project_id, x.rawdata_id, x.block1 FROM osgprod_data.backups x
-         WHERE x.project_id = p_attempt.project_id AND x.rawdata_id = p_attempt.rawdata_id AND x.block1 = p_attempt.block1
-           AND x.cluster = p_attempt.cluster AND x.process = p_attempt.process AND x.nstart = p_attempt.nstart
-           FOR UPDATE SKIP LOCKED);  -- what the tick has locked has expired
-    UPDATE osgprod_data.slices s SET due_at = '2000-01-01 00:00+00'
-     WHERE s.project_id = p_attempt.project_id AND s.rawdata_id = p_attempt.rawdata_id AND s.block1 = p_attempt.block1
-       AND s.state = 'leased' AND (s.cluster, s.process, s.nstart) = (p_attempt.cluster, p_attempt.process, p_attempt.nstart);
-    v_held := FOUND;
-    UPDATE osgprod_data.merges m SET due_at = '2000-01-01 00:00+00' WHERE m.merge_id = p_attempt.merge_id
-       AND m.state = 'leased' AND (m.cluster, m.process, m.nstart) = (p_attempt.cluster, p_attempt.process, p_attempt.nstart);
-    v_held := v_held OR FOUND;
-    UPDATE osgprod_data.projects p SET next_due_at = '-infinity'
-     WHERE v_held AND p.project_id = (SELECT q.project_id FROM osgprod_data.projects q
-                                      WHERE q.project_id = p_attempt.project_id FOR NO KEY UPDATE SKIP LOCKED);
-    RETURN v_held;
 END
 $fn$;
 

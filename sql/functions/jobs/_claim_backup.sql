@@ -35,11 +35,12 @@ BEGIN
 END
 $fn$;
 
-CREATE FUNCTION osgprod._renew_backup(p_project osgprod_data.projects, p_attempt osgprod_data.attempts, p_nstart int)
+CREATE FUNCTION osgprod._renew_backup(p_attempt osgprod_data.attempts, p_nstart int, p_due_at timestamptz)
 RETURNS osgprod.claim LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Renews the lease of a backup attempt: for its heartbeat, or for the next start of its job.
--- Parameters: p_project  the project's row;  p_attempt  the attempt;  p_nstart  its number, or that of the next start
+-- Parameters: p_attempt  the attempt;  p_nstart  its number, or that of the next start;  p_due_at  the end of its lease; in the
+--             past: the next tick ends it
 -- Returns:    the slice; NULLs when this attempt is not a backup any more: the slice is settled or requeued, or its lease
 --             has expired
 -- Locks:      the slice: what happens to a backup happens under its lock
@@ -50,18 +51,14 @@ BEGIN
      WHERE s.project_id = p_attempt.project_id AND s.rawdata_id = p_attempt.rawdata_id AND s.block1 = p_attempt.block1
        AND s.state = 'leased' AND s.opened_at = p_attempt.opened_at
        FOR NO KEY UPDATE;
-    PERFORM FROM osgprod_data.backups b
-      WHERE FOUND AND b.project_id = p_attempt.project_id AND b.rawdata_id = p_attempt.rawdata_id
-        AND b.block1 = p_attempt.block1 AND b.opened_at = p_attempt.opened_at AND b.cluster = p_attempt.cluster
-        AND b.process = p_attempt.process AND b.nstart = p_attempt.nstart AND b.due_at IS NOT NULL
-        FOR UPDATE SKIP LOCKED;  -- what the tick has locked has expired
-    IF NOT FOUND THEN
-        RETURN NULL;
-    END IF;
-    UPDATE osgprod_data.backups b
-       SET nstart = p_nstart, due_at = clock_timestamp() + make_interval(secs => p_project.lease_s)
-     WHERE b.project_id = p_attempt.project_id AND b.rawdata_id = p_attempt.rawdata_id AND b.block1 = p_attempt.block1;
-    RETURN v_claim;
+    UPDATE osgprod_data.backups b SET nstart = p_nstart, due_at = p_due_at
+     WHERE (b.project_id, b.rawdata_id, b.block1) = (
+        SELECT x.project_id, x.rawdata_id, x.block1 FROM osgprod_data.backups x
+         WHERE x.project_id = p_attempt.project_id AND x.rawdata_id = v_claim.rawdata_id AND x.block1 = v_claim.block1
+           AND x.opened_at = v_claim.opened_at AND x.cluster = p_attempt.cluster AND x.process = p_attempt.process
+           AND x.nstart = p_attempt.nstart AND x.due_at IS NOT NULL
+           FOR UPDATE SKIP LOCKED);  -- what the tick has locked has expired
+    RETURN CASE WHEN FOUND THEN v_claim END;
 END
 $fn$;
 

@@ -63,7 +63,8 @@ BEGIN
             RETURN osgprod._report_error(osgprod._is_busy(format('the file of job %s.%s', p_call.cluster, p_call.process)));
         END IF;
     ELSE
-        v_lives := (osgprod._renew_backup(v_project, v_attempt, v_attempt.nstart)).block1 IS NOT NULL;
+        v_lives := (osgprod._renew_backup(v_attempt, v_attempt.nstart,
+            now() + make_interval(secs => v_project.lease_s))).block1 IS NOT NULL;
         IF v_lives AND v_project.stopped_at IS NOT NULL THEN
             v_lives := NOT osgprod._end_backup(v_attempt, 'superseded');
             PERFORM osgprod._record_verdict(v_project, v_attempt, 'superseded', osgprod._why_stop(v_project, v_attempt, NULL));

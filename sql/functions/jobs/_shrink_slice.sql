@@ -38,18 +38,12 @@ BEGIN
         v_blocks := least(v_blocks, osgprod._blocks_in_time(osgprod._pace_at(p_project.project_id, p_call.site), p_call.cpus,
                                                             p_call.time_left_s));
     END IF;
-    IF v_blocks = v_slice.block2 - v_slice.block1
-        OR v_blocks > 0 AND NOT osgprod._lock_file(v_slice.project_id, v_slice.rawdata_id, p_may_wait) THEN
-        RETURN;
-    END IF;
-    UPDATE osgprod_data.slices s
-       SET state = 'ready', is_ready = osgprod._may_be_assigned(s.project_id, s.rawdata_id), not_before = now()
-     WHERE s.project_id = v_slice.project_id AND s.rawdata_id = v_slice.rawdata_id AND s.block1 = v_slice.block1;
-    IF v_blocks > 0 THEN
-        PERFORM osgprod._split_slice(v_slice.project_id, v_slice.rawdata_id, v_slice.block1,
-            v_slice.block1 + v_blocks::int);
-        UPDATE osgprod_data.slices s SET state = 'leased', is_ready = NULL, not_before = NULL
+    IF v_blocks = 0 THEN
+        UPDATE osgprod_data.slices s
+           SET state = 'ready', is_ready = osgprod._may_be_assigned(s.project_id, s.rawdata_id), not_before = now(), due_at = NULL
          WHERE s.project_id = v_slice.project_id AND s.rawdata_id = v_slice.rawdata_id AND s.block1 = v_slice.block1;
+    ELSIF v_blocks < v_slice.block2 - v_slice.block1 AND osgprod._lock_file(v_slice.project_id, v_slice.rawdata_id, p_may_wait) THEN
+        PERFORM osgprod._split_slice(v_slice.project_id, v_slice.rawdata_id, v_slice.block1, v_slice.block1 + v_blocks::int);
     END IF;
 END
 $fn$;

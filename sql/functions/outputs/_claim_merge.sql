@@ -96,12 +96,12 @@ AS $fn$
 $fn$;
 
 CREATE FUNCTION osgprod._restart_merge(
-    p_project osgprod_data.projects, p_last osgprod_data.attempts, p_nstart int, p_can_merge boolean)
+    p_last osgprod_data.attempts, p_nstart int, p_due_at timestamptz, p_can_merge boolean)
 RETURNS osgprod.claim LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Gives a job that has started before the merge of its last attempt again, or requeues that where the caller can't merge: it
 -- has no merge script, or too little time.
--- Parameters: see _restart
+-- Parameters: see _restart;  p_due_at  the end of its lease
 -- Returns:    the merge; NULLs when the job no longer has it
 -- Locks:      the merge
 DECLARE v_claim osgprod.claim;
@@ -110,8 +110,7 @@ BEGIN
        SET state = CASE WHEN p_can_merge THEN 'leased' ELSE 'ready' END::osgprod_data.merge_state,
            is_ready = nullif(NOT p_can_merge, false), not_before = CASE WHEN NOT p_can_merge THEN now() END,
            nstart = CASE WHEN p_can_merge THEN p_nstart ELSE m.nstart END,
-           due_at = CASE WHEN p_can_merge THEN clock_timestamp() + make_interval(secs => p_project.lease_s) END,
-           progress_at = NULL, bytes_fetched = NULL, cpu_s = NULL
+           due_at = CASE WHEN p_can_merge THEN p_due_at END, progress_at = NULL, bytes_fetched = NULL, cpu_s = NULL
      WHERE m.merge_id = p_last.merge_id AND m.state = 'leased' AND m.cluster = p_last.cluster AND m.process = p_last.process
        AND m.nstart = p_last.nstart  -- I3
     RETURNING m.rawdata_id, -1, -1, m.opened_at, m.merge_id INTO v_claim;

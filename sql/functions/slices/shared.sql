@@ -125,8 +125,9 @@ $fn$;
 CREATE FUNCTION osgprod._split_slice(p_project_id int, p_rawdata_id int, p_block1 int, p_at int)
 RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Splits a ready slice in two: [block1, p_at) stays, [p_at, block2) becomes another slice in the same state. It is not
--- ready while its file is suspended or skipped, though the first part may be: as the one slice by which a file is tried.
+-- Splits a slice that is ready, in a backoff or leased in two: [block1, p_at) stays as it is, [p_at, block2) becomes another
+-- slice, ready or in the same backoff. It is not ready while its file is suspended or skipped, though the first part may be:
+-- as the one slice by which a file is tried.
 -- Parameters: p_project_id, p_rawdata_id, p_block1  the slice, locked, and its file's row: a claim may be reading where the
 --             slice ends;  p_at  a block inside it
 -- Source:     docs/design.md I2
@@ -143,9 +144,9 @@ BEGIN
     )
     INSERT INTO osgprod_data.slices (project_id, rawdata_id, block1, block2, follows, run, seqno, state, is_ready, not_before,
             failures, faults, faulted_on, repeats, exit_codes, due_at, opened_at)
-    SELECT w.project_id, w.rawdata_id, p_at, w.block2, p_at, w.run, w.seqno, w.state,
-           w.is_ready AND osgprod._may_be_assigned(w.project_id, w.rawdata_id), w.not_before, w.failures, w.faults,
-           w.faulted_on, w.repeats, w.exit_codes, w.due_at, clock_timestamp()
+    SELECT w.project_id, w.rawdata_id, p_at, w.block2, p_at, w.run, w.seqno, 'ready',
+           coalesce(w.is_ready, true) AND osgprod._may_be_assigned(w.project_id, w.rawdata_id), coalesce(w.not_before, now()),
+           w.failures, w.faults, w.faulted_on, w.repeats, w.exit_codes, w.due_at, clock_timestamp()
       FROM whole w, first_part;
 END
 $fn$;
@@ -269,7 +270,7 @@ $fn$;
 CREATE FUNCTION osgprod._why_given_up(p_due_at timestamptz)
 RETURNS text LANGUAGE sql STABLE
 AS $fn$
-    -- Says that a job has given up its slice or merge (_give_up); NULL = it has not.
+    -- Says that a job has given up its slice or merge (_restart); NULL = it has not.
     -- Parameters: p_due_at  the end of the lease
     SELECT CASE p_due_at WHEN '2000-01-01 00:00+00' THEN 'its job has given it up: it started again and again without a report' END
 $fn$;
