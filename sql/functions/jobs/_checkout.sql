@@ -398,32 +398,21 @@ AS $fn$
 -- Says whether a job that gets nothing should wait, since work may be requeued, or end.
 -- Parameters: p_project  the project's row;  p_can_merge  see _can_merge;  p_wait_ms  see _checkout
 -- Returns:    status wait with retry_s [s], no-work, or error (55P03)
-DECLARE
-    v_what    text := 'project ' || p_project.name;
-    v_retry_s int := p_project.wait_s;
 BEGIN
-    IF p_project.state = 'draining' THEN
-        v_retry_s := 0;
-        v_what := v_what || ' is draining, no new work is assigned';
-    ELSIF EXISTS (SELECT FROM osgprod_data.loaded_files f WHERE f.project_id = p_project.project_id AND f.is_open) THEN
-        IF p_wait_ms IS NOT NULL THEN  -- others have all these files
-            RETURN osgprod._unassigned(osgprod._is_busy('each file of ' || v_what));
-        END IF;
-        v_retry_s := 1;
-        v_what := v_what || ' is busy, ask again at once';
-    ELSIF EXISTS (SELECT FROM osgprod_data.slices s WHERE s.project_id = p_project.project_id AND s.is_ready) THEN
-        v_retry_s := least(p_project.wait_s, 5);  -- others have these slices, or their files
-        v_what := v_what || ' is busy, ask again soon';
-    ELSIF osgprod._is_incomplete(p_project.project_id, p_can_merge)
-          OR p_can_merge AND osgprod._has_open_merges(p_project.project_id) THEN
-        v_what := format('all remaining work of %s is leased%s', v_what,
-            CASE WHEN p_project.skip_nearline THEN ' or on tape' ELSE ', some may be requeued' END);
-    ELSE
-        v_retry_s := 0;
-        v_what := 'no work left in ' || v_what;
-    END IF;
-    RETURN osgprod._unassigned(ARRAY[NULL, v_what], CASE v_retry_s WHEN 0 THEN 'no-work' ELSE 'wait' END,
-                               v_retry_s);
+    RETURN CASE
+        WHEN p_project.state = 'draining' THEN osgprod._unassigned(
+            ARRAY[NULL, format('project %s is draining, no new work is assigned', p_project.name)], 'no-work', 0)
+        WHEN EXISTS (SELECT FROM osgprod_data.loaded_files f WHERE f.project_id = p_project.project_id AND f.is_open) THEN CASE
+            WHEN p_wait_ms IS NOT NULL THEN osgprod._unassigned(osgprod._is_busy('each file of project ' || p_project.name))
+            ELSE osgprod._unassigned(ARRAY[NULL, format('project %s is busy, ask again at once', p_project.name)], 'wait', 1) END
+        -- Others have these slices, or their files.
+        WHEN EXISTS (SELECT FROM osgprod_data.slices s WHERE s.project_id = p_project.project_id AND s.is_ready) THEN osgprod._unassigned(
+            ARRAY[NULL, format('project %s is busy, ask again soon', p_project.name)], 'wait', least(p_project.wait_s, 5))
+        WHEN osgprod._is_incomplete(p_project.project_id, p_can_merge)
+             OR p_can_merge AND osgprod._has_open_merges(p_project.project_id) THEN osgprod._unassigned(
+            ARRAY[NULL, format('all remaining work of project %s is leased%s', p_project.name,
+                CASE WHEN p_project.skip_nearline THEN ' or on tape' ELSE ', some may be requeued' END)], 'wait', p_project.wait_s)
+        ELSE osgprod._unassigned(ARRAY[NULL, 'no work left in project ' || p_project.name], 'no-work', 0) END;
 END
 $fn$;
 

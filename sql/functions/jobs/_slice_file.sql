@@ -43,11 +43,11 @@ BEGIN
     RETURN ROW(v_url, v_urls, v_file.filename,
         coalesce(v_lead.bytes, 0) + length(v_file.trailer)
             + CASE WHEN v_file.gaps IS NULL THEN v_ends_at - v_starts_at
-                   ELSE osgprod._bytes_without_gaps(v_starts_at, v_ends_at, v_file.gaps) END,
+                   ELSE (osgprod._without_gaps(v_starts_at, v_ends_at, v_file.gaps)).bytes END,
         substring(v_bits FROM 161 FOR 32)::bigint - substring(v_bits FROM 65 FOR 32)::bigint + coalesce(v_lead.events, 0),
         concat_ws(E'\n', v_lead.pieces,
             CASE WHEN v_file.gaps IS NULL THEN 'range ' || v_starts_at || ' ' || v_ends_at - v_starts_at
-                 ELSE osgprod._ranges_without_gaps(v_starts_at, v_ends_at, v_file.gaps) END,
+                 ELSE (osgprod._without_gaps(v_starts_at, v_ends_at, v_file.gaps)).ranges END,
             'hex ' || nullif(encode(v_file.trailer, 'hex'), '')))::osgprod.slice_content;
 END
 $fn$;
@@ -83,37 +83,21 @@ AS $fn$
       FROM regexp_split_to_table(p_path, '') WITH ORDINALITY AS s (c, n)
 $fn$;
 
-CREATE FUNCTION osgprod._without_gaps(p_starts_at bigint, p_ends_at bigint, p_gaps int8range[])
-RETURNS TABLE (starts_at bigint, bytes bigint)
+CREATE FUNCTION osgprod._without_gaps(
+    p_starts_at bigint, p_ends_at bigint, p_gaps int8range[], OUT bytes bigint, OUT ranges text)
 LANGUAGE sql IMMUTABLE
 AS $fn$
-    -- Splits a range of bytes at the gaps in it.
+    -- A range of bytes without the gaps in it. (A function of its own, so that a file without gaps, as nearly all are, does not
+    -- prepare a query for them.)
     -- Parameters: p_starts_at, p_ends_at  half-open range [bytes];  p_gaps  not overlapping, none at either end of it
-    -- Returns:    a row for each part: where it starts, and its length [bytes]
-    SELECT w.starts_at, w.ends_at - w.starts_at
+    -- Returns:    how many bytes they are, and its parts as lines 'range OFFSET LENGTH' [bytes]
+    SELECT sum(w.ends_at - w.starts_at)::bigint,
+           string_agg('range ' || w.starts_at || ' ' || w.ends_at - w.starts_at, E'\n' ORDER BY w.starts_at)
       FROM (SELECT lag(upper(g.gap), 1, p_starts_at) OVER (ORDER BY lower(g.gap)) AS starts_at, lower(g.gap) AS ends_at
               FROM (SELECT u.gap FROM unnest(p_gaps) AS u (gap)
                      WHERE lower(u.gap) >= p_starts_at AND upper(u.gap) <= p_ends_at
                      UNION ALL SELECT int8range(p_ends_at, NULL)) AS g (gap)) w
      WHERE w.starts_at < w.ends_at
-$fn$;
-
-CREATE FUNCTION osgprod._bytes_without_gaps(p_starts_at bigint, p_ends_at bigint, p_gaps int8range[])
-RETURNS bigint LANGUAGE sql IMMUTABLE
-AS $fn$
-    -- The bytes of a range without the gaps in it. (This and the next one are functions of their own so that a file without
-    -- gaps, as nearly all are, does not prepare a query for them.)
-    -- Parameters: see _without_gaps
-    SELECT sum(g.bytes)::bigint FROM osgprod._without_gaps(p_starts_at, p_ends_at, p_gaps) g
-$fn$;
-
-CREATE FUNCTION osgprod._ranges_without_gaps(p_starts_at bigint, p_ends_at bigint, p_gaps int8range[])
-RETURNS text LANGUAGE sql IMMUTABLE
-AS $fn$
-    -- The same as lines 'range OFFSET LENGTH' [bytes].
-    -- Parameters: see _without_gaps
-    SELECT string_agg('range ' || g.starts_at || ' ' || g.bytes, E'\n' ORDER BY g.starts_at)
-      FROM osgprod._without_gaps(p_starts_at, p_ends_at, p_gaps) g
 $fn$;
 
 CREATE FUNCTION osgprod._lead(p_preamble jsonb, p_block1 int, p_offset bigint)
