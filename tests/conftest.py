@@ -17,7 +17,7 @@ import pytest
 import sqlparse
 from pytest_postgresql import factories
 
-from shim.database import call, connect
+from shim.database import call
 from shim.local.embedded import NOT_DURABLE, SUPERUSER, Server
 from shim.migrate import migrate
 from tests.databases import Databases
@@ -75,7 +75,8 @@ def databases(our_server: Server, template: Any) -> Iterator[Databases]:
 @pytest.fixture
 def dsn(databases: Databases, request: pytest.FixtureRequest) -> Iterator[str]:
     """A migrated database; with the project "p" for tests that name world or a fixture that needs it."""
-    with databases.copy("world" if "world" in request.fixturenames else "migrated") as dsn:
+    of = "world" if "world" in request.fixturenames else "migrated"
+    with databases.copy(of, fresh=request.node.get_closest_marker("fresh_database") is not None) as dsn:
         yield dsn
 
 
@@ -94,12 +95,14 @@ def another(databases: Databases) -> Iterator[str]:
 
 
 @pytest.fixture
-def db(dsn: str, request: pytest.FixtureRequest) -> Iterator[psycopg.Connection[dict[str, Any]]]:
+def db(
+    databases: Databases, dsn: str, request: pytest.FixtureRequest
+) -> Iterator[psycopg.Connection[dict[str, Any]]]:
     """A connection as the superuser; at the end everything is recounted."""
     deep = request.node.get_closest_marker("history_by_hand") is None
-    with connect(dsn) as connection:
+    with databases.session(dsn) as connection:
         yield connection
-    with connect(dsn) as connection:
+    with databases.session(dsn) as connection:
         for row in connection.execute(WITH_WORK).fetchall():
             found = call(connection, "verify", project=row["name"], deep=deep)
             # What a job said of its events may contradict the index; the tables may not contradict each other.

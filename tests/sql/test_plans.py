@@ -14,6 +14,8 @@ from shim.database import call, connect
 from tests.production import fill
 from tests.support import World
 
+pytestmark = pytest.mark.fresh_database
+
 # May be read as a whole, since it never gets large.
 SMALL = {
     "projects": "one row a production",
