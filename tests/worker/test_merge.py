@@ -16,7 +16,7 @@ import tarfile
 import tempfile
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,7 +25,7 @@ import pytest
 import uproot
 
 from shim.evio.writer import BEGIN_OF_RUN, PHYSICS, bank, block, file_of_records, record, write_file
-from tests.support import CHECKOUT, PATIENCE_S, real_files
+from tests.support import CHECKOUT, PATIENCE_S, real_files, wait_until
 from tests.worker.conftest import kill
 from tests.worker.site import Site
 
@@ -114,6 +114,7 @@ class Merge:
 
     folder: Path
     site: Site
+    with_uproot: str  # begins the command line of a Python program
     inputs: list[str] = field(default_factory=list)
     variables: dict[str, str] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
@@ -122,10 +123,11 @@ class Merge:
     def __post_init__(self) -> None:
         programs = self.folder / "programs"
         programs.mkdir()
-        for name in ("hadd", "hddmcat"):
-            command = f'exec {sys.executable} {CHECKOUT}/tests/worker/{name}.py "$@"'
-            self.program(name, command)
-        self.program("python3", f'exec {sys.executable} "$@"')  # has uproot
+        self.program("hadd", f'exec {self.with_uproot} {CHECKOUT}/tests/worker/hadd.py "$@"')
+        self.program("hddmcat", f'exec {sys.executable} {CHECKOUT}/tests/worker/hddmcat.py "$@"')
+        self.program(
+            "python3", f'[[ "${{2:-}}" != root ]] || exec {self.with_uproot} "$@"; exec {sys.executable} "$@"'
+        )
         self.environment = {
             "PATH": f"{programs}:/usr/bin:/bin",
             "OSGPROD_BACKOFF_MS": "1",
@@ -215,9 +217,23 @@ class Merge:
         return {entry["kind"]: entry for entry in json.loads(self.reported("outputs_list") or "[]")}
 
 
+@pytest.fixture(scope="session")
+def with_uproot() -> Iterator[str]:
+    """What begins the command line of a Python program that needs uproot; see warm.py."""
+    program = CHECKOUT / "tests" / "worker" / "warm.py"
+    with tempfile.TemporaryDirectory(prefix="osgprod-warm-") as folder:
+        socket = Path(folder) / "socket"
+        with subprocess.Popen([sys.executable, program, socket], stdin=subprocess.PIPE) as server:
+            wait_until(lambda: socket.exists() or server.poll() is not None, "uproot is imported")
+            assert server.poll() is None
+            yield f"{sys.executable} -I -S {program} {socket}"
+            assert server.stdin
+            server.stdin.close()
+
+
 @pytest.fixture
-def merge(folder: Path, site: Site) -> Merge:
-    merge = Merge(folder, site)
+def merge(folder: Path, site: Site, with_uproot: str) -> Merge:
+    merge = Merge(folder, site, with_uproot)
     for slice_ in SLICES:
         merge.add(slice_, tarball(contents(folder, slice_)))
     return merge
