@@ -17,11 +17,17 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import psycopg
-import yoyo
 from psycopg.rows import tuple_row
 from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
 from yoyo.connections import DatabaseURI, parse_uri
-from yoyo.migrations import get_migration_hash
+from yoyo.exceptions import BadMigration
+from yoyo.migrations import (
+    Migration,
+    MigrationList,
+    StepCollector,
+    get_migration_hash,
+    parse_metadata_from_sql_comments,
+)
 from yoyo.scripts.main import InvalidArgument
 
 from shim.database import CONNECT_TIMEOUT_S, MIGRATION_LOCK, DatabaseError, connect, dsn_from_environment
@@ -129,19 +135,19 @@ class Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]
         if not self.connection.closed:  # a lost connection raises its own error; the next run deletes the row
             super()._delete_lock_row(pid)
 
-    def apply_one(self, migration: yoyo.migrations.Migration, force: bool = False, mark: bool = True) -> None:
+    def apply_one(self, migration: Migration, force: bool = False, mark: bool = True) -> None:
         # yoyo commits the migration, then its entry: a kill between the two would leave tables that the next run makes
         # once more.
         self.ensure_internal_schema_updated()
         self.refuse()
         self._step(migration, "apply", force)
 
-    def rollback_one(self, migration: yoyo.migrations.Migration, force: bool = False) -> None:
+    def rollback_one(self, migration: Migration, force: bool = False) -> None:
         self.ensure_internal_schema_updated()
         self.refuse()
         self._step(migration, "rollback", force)
 
-    def _step(self, migration: yoyo.migrations.Migration, direction: str, force: bool) -> None:
+    def _step(self, migration: Migration, direction: str, force: bool) -> None:
         for tries_left in reversed(range(TRIES)):
             try:
                 with _rights_named(), self.transaction():
@@ -161,7 +167,7 @@ class Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]
                     ) from error
                 self._say(f"{migration.id} waits for a table that is in use, {tries_left} tries left")
 
-    def log_migration(self, migration: yoyo.migrations.Migration, operation: str) -> None:
+    def log_migration(self, migration: Migration, operation: str) -> None:
         """Adds to yoyo's log, with the digest of the file: yoyo knows a migration by its name alone."""
         self.log_entry(migration.id, operation, file_digest(Path(migration.path)))
 
@@ -227,6 +233,48 @@ class Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]
         self._say(f"{name} is {present} now")
 
 
+class Script(Migration):  # type: ignore[misc]
+    """A migration whose file goes to the server as it is, in one message.
+
+    yoyo itself splits the files of all migrations into statements, also of those that are applied: that takes a second
+    of a processor, and longer with each snapshot.
+
+    Parameters
+    ----------
+    path
+        Its file; beside it the one of its rollback.
+    before
+        The migrations on which it can depend, by name.
+    """
+
+    def __init__(self, path: Path, before: dict[str, Script]) -> None:
+        super().__init__(path.stem, str(path), source_dir=str(path.parent))
+        self._before = dict(before)
+
+    def load(self) -> None:
+        if self.loaded:
+            return
+        path = Path(self.path)
+        rollback = path.with_suffix(".rollback.sql")
+        self.source = path.read_text()
+        directives, _, _ = parse_metadata_from_sql_comments(self.source)
+        depends = set(directives.get("depends", "").split())
+        if missing := depends - self._before.keys():
+            raise BadMigration(f"{path.name} depends on {', '.join(missing)}, which is not before it")
+        self._depends = {self._before[name] for name in depends}
+        steps = StepCollector(self)
+        steps.add_step(self.source, rollback.read_text() if rollback.exists() else None)
+        self.steps = steps.create_steps(self.use_transactions)
+
+
+def scripts(folder: Path) -> MigrationList:
+    """Return the migrations of a folder, oldest first."""
+    found: dict[str, Script] = {}
+    for name in names(folder):
+        found[name] = Script(folder / f"{name}.sql", found)
+    return MigrationList(found.values())
+
+
 def migrate(dsn: str | None = None, folder: Path = SQL_FOLDER, say: Say = log.info) -> list[str]:
     """Bring a database up to date: migrations, then functions of a working copy that are newer than the last snapshot.
 
@@ -267,7 +315,7 @@ def migrate(dsn: str | None = None, folder: Path = SQL_FOLDER, say: Say = log.in
         backend.ensure_internal_schema_updated()
         backend.refuse()
         with backend.lock():
-            for migration in backend.to_apply(yoyo.read_migrations(str(folder / "migrations"))):
+            for migration in backend.to_apply(scripts(folder / "migrations")):
                 backend.apply_one(migration)
                 note(f"applied {migration.id}")
             if (line := _outdated_functions(backend.connection, folder)) is not None:

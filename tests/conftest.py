@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import shutil
 import signal
@@ -14,7 +13,6 @@ from typing import Any
 
 import psycopg
 import pytest
-import sqlparse
 from pytest_postgresql import factories
 
 from shim.database import call
@@ -25,10 +23,6 @@ from tests.support import LiveShim, Run, World, run_osgprod, server_folder
 
 # Started with & by a script, we and all programs that the tests start would not hear Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-# Each migration is parsed once in a process, and not for each database that is migrated: that takes a second.
-_split = functools.cache(sqlparse.split)
-sqlparse.split = lambda text: list(_split(text))
 
 # What drives a browser is installed by make test-browser alone.
 collect_ignore = [] if importlib.util.find_spec("playwright") else ["browser"]
