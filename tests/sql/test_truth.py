@@ -390,3 +390,118 @@ def test_diagnose_names_requests_for_projects_that_do_not_exist(world: World) ->
     call(world.db, "note_answers", answers=json.dumps(answers))
     assert not found()["is_well"]
     assert found()["found"] == "120 in the last 15 minutes; most often: there is no project 'sprnig26'"
+
+
+def load_long_ago(world: World) -> None:
+    world.db.execute("UPDATE osgprod_data.loaded_files SET loaded_at = now() - interval '30 d'")
+
+
+def test_resumed_project_is_not_called_stalled_before_jobs_had_time(world: World) -> None:
+    world.add_file(5)
+    load_long_ago(world)
+    for state in ("paused", "draining"):
+        assert "stalled" in findings(world)
+        world.set(state=state)
+        assert "stalled" not in findings(world)
+        world.set(state="active")
+        assert "stalled" not in findings(world)
+        world.db.execute("UPDATE osgprod_data.projects SET activated_at = activated_at - interval '2 h'")
+        world.set(state="active")  # it is that already
+    assert "stalled" in findings(world)
+
+
+def test_project_that_ended_a_pause_itself_is_not_called_stalled_at_once(world: World) -> None:
+    world.set(suspend_after=2)
+    for seqno in range(3):
+        world.add_file(5, seqno=seqno)
+    for n in range(3):
+        world.checkout(n, host=f"wn{n}", client=f"127.0.{n}.1")
+    for n in range(3):
+        world.report(n, 75, fault="delivery", client=f"127.0.{n}.1")
+    assert "paused-itself" in findings(world)
+    world.attempts_pass(7200)
+    load_long_ago(world)
+    world.set(state="active")
+    assert "stalled" not in findings(world)
+
+
+def test_runs_that_are_added_or_recycled_after_a_long_time_are_not_called_stalled(world: World) -> None:
+    world.add_file(1)
+    world.checkout(0)
+    world.report(0)
+    world.tick()
+    world.attempts_pass(30 * 24 * 3600)
+    load_long_ago(world)
+    assert list(findings(world)) == ["done"]
+    call(world.db, "recycle", project="p", states=["done"])
+    assert "stalled" not in findings(world)
+    world.checkout(1)
+    world.report(1)
+    world.tick()
+    world.attempts_pass(30 * 24 * 3600)
+    world.add_file(1, seqno=2)
+    assert "stalled" not in findings(world)
+    load_long_ago(world)
+    world.add_file(1, seqno=3)
+    assert "stalled" in findings(world), "files that arrive now and then hide nothing"
+
+
+def test_work_that_is_all_on_tape_is_named_so(world: World) -> None:
+    world.set(skip_nearline=True)
+    world.add_file(2)
+    load_long_ago(world)
+    (file,) = call(world.db, "list_next_files", project="p")
+    world.checkout(0)
+
+    def storage_has_it(locality: str) -> None:
+        found = [{"file_id": file["file_id"], "locality": locality}]
+        call(world.db, "record_locality", found=json.dumps(found))
+
+    storage_has_it("nearline")
+    assert set(findings(world)) == {"on-tape"}
+    assert findings(world)["on-tape"]["found"].startswith(
+        "no block can be assigned: 1 files are on tape only"
+    )
+    world.add_file(1, seqno=2)
+    assert "on-tape" not in findings(world), "there is other work"
+    storage_has_it("online")
+    assert "stalled" in findings(world)
+
+
+def test_a_full_project_and_banned_workers_are_not_called_refused_requests(world: World) -> None:
+    world.add_file(5)
+    for code in ("OG601", "OG602", "OG603", "OG604"):
+        note(world, status=429, reason=code, message="later", times=500)
+    assert "refused-requests" not in findings(world)
+    note(world, status=403, reason="OG202", message="wrong magic", times=1000)
+    assert findings(world)["refused-requests"]["found"].startswith("1000 of 3000 requests")
+
+
+def test_health_names_a_wrong_setting_of_slices_and_merges_though_it_counts_against_nothing(
+    world: World,
+) -> None:
+    world.set(merge_by="file", max_failures=2, backoff_s=0)
+    world.add_file(1)
+    world.checkout(0, host="wn0")
+    world.report(0, 74, fault="setting", reason="configuration: no output folder", host="wn0")
+    assert findings(world)["wrong-setting"]["found"] == (
+        "1 attempts of the last hour ended since a setting is wrong; the last: configuration: no output folder"
+    )
+    world.checkout(1, host="wn1")
+    world.report(1, host="wn1")
+    world.tick()
+    for process in range(2, 6):
+        world.let_backoff_pass()
+        world.db.execute("UPDATE osgprod_data.merges SET is_ready = true WHERE is_ready = false")
+        answer = world.checkout(process, host=f"wn{process}")
+        assert (answer["status"], answer["task"]) == ("assigned", "merge")
+        world.report(process, 74, fault="setting", reason="merge_output_url is no URL", host=f"wn{process}")
+    (merge,) = call(world.db, "list_merges", project="p")
+    assert merge["state"] == "ready", "it never becomes failed"
+    row = findings(world)["wrong-setting"]
+    assert row["level"] == "attention"
+    assert row["found"] == (
+        "5 attempts of the last hour ended since a setting is wrong; the last: merge_output_url is no URL"
+    )
+    world.attempts_pass(3601)
+    assert "wrong-setting" not in findings(world)

@@ -21,7 +21,7 @@ DECLARE
     v_fixed   text[] := ARRAY['unproven', 'tested_scripts', 'tested_since', 'pause_cause', 'pause_reason', 'paused_at', 'probe_at', 'resumed_at', 'nsuspended',
                               'project_id', 'name', 'magic_salt', 'magic_digest', 'old_magic_digest',
                               'old_magic_until', 'banned_until', 'next_due_at', 'nlive', 'tallied_until', 'tally_next',
-                              'tally_after', 'created_at', 'stopped_at', 'subnets', 'merge_s', 'tail_blocks'];
+                              'tally_after', 'created_at', 'stopped_at', 'subnets', 'merge_s', 'tail_blocks', 'activated_at'];
     v_before  osgprod_data.projects;
     v_wrong   text;
     v_key     text;
@@ -60,6 +60,8 @@ BEGIN
         v_project.next_due_at := '-infinity';  -- a shorter lease may expire before the next look at leases
         IF p_settings ? 'state' THEN  -- what an operator decides stands for what the project decided itself
             v_project.resumed_at := CASE WHEN v_project.pause_cause IS NULL THEN v_project.resumed_at ELSE now() END;
+            v_project.activated_at := CASE WHEN v_project.state = 'active' AND v_before.state <> 'active' THEN now()
+                                           ELSE v_project.activated_at END;
             v_project.pause_cause := NULL;
             v_project.pause_reason := NULL;
             v_project.paused_at := NULL;

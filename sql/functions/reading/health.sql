@@ -5,8 +5,9 @@ AS $fn$
 -- Tells whether each production is healthy, and what to do where it is not.
 -- Parameters: p_project  project name; NULL = all projects
 -- Returns:    at least one row a project, the worst first. level: bad (act now), attention (look at it) or well; what, one
---             of: stalled, failing, answers, leases, without-progress, restarting, refused-requests, merges, failed-merges, unmerged, quarantine,
---             contradicted, refused-workers, suspended-files, running-out, paused-itself, paused, draining, empty, waiting, done, healthy; the finding, and the command that helps
+--             of: stalled, failing, answers, leases, without-progress, restarting, refused-requests, wrong-setting, merges, failed-merges,
+--             unmerged, quarantine, contradicted, refused-workers, suspended-files, on-tape, running-out, paused-itself, paused, draining, empty,
+--             waiting, done, healthy; the finding, and the command that helps
 -- Errors:     OG301 unknown project
 BEGIN
     PERFORM osgprod._get_project(p_project) WHERE p_project IS NOT NULL;
@@ -20,7 +21,8 @@ BEGIN
                (SELECT count(*) FROM merges m WHERE m.project_id = p.project_id AND m.state = 'failed') AS failed_merges,
                (SELECT count(*) FROM worker_bans b WHERE b.project_id = p.project_id AND osgprod._is_in_force(b.banned_at, b.until)) AS refused,
                (SELECT count(*) FROM (SELECT FROM osgprod._contradicted_slices(p.project_id) LIMIT 1000) c) AS contradicted,
-               (SELECT min(f.loaded_at) FROM loaded_files f WHERE f.project_id = p.project_id) AS loaded_at,
+               greatest(o.open_since, p.resumed_at, p.activated_at) AS since, o.open_since IS NOT NULL AS has_open, o.on_tape,
+               w.wrong_settings, w.wrong_setting,
                g.blocks - g.blocks_done - g.blocks_quarantined AS blocks_left
           FROM osgprod.progress(p_project => p_project) g
           JOIN projects p ON p.name = g.project
@@ -36,10 +38,11 @@ BEGIN
                      GROUP BY r.outcome, r.exit_code) e) h
          CROSS JOIN LATERAL osgprod._troubled_leases(p.project_id) l
          CROSS JOIN LATERAL osgprod._recent_answers(p.project_id) a
+         CROSS JOIN LATERAL osgprod._open_work(p.project_id) o
+         CROSS JOIN LATERAL osgprod._wrong_settings(p.project_id) w
     ), found AS (
         SELECT f.project, f.state, f.blocks_left, v.* FROM facts f CROSS JOIN LATERAL (VALUES
-            ('bad', 'stalled', f.state = 'active' AND f.blocks_left > 0 AND f.done = 0
-                AND f.loaded_at < f.patience,
+            ('bad', 'stalled', f.state = 'active' AND f.blocks_left > 0 AND f.done = 0 AND f.has_open AND f.since < f.patience,
              format('%s blocks left and %s leased, but none done since %s UTC', f.blocks_left, f.blocks_leased,
                     to_char(f.patience AT TIME ZONE 'UTC', 'HH24:MI')),
              CASE WHEN f.blocks_leased = 0 THEN 'no job asks for work: are jobs submitted, and do they reach the shim? osgprod doctor'
@@ -56,6 +59,13 @@ BEGIN
                     f.worst_refusal),
              format('compare address and magic of the jobs with the project: osgprod project show %s; osgprod project set-magic %s',
                     f.project, f.project)),
+            ('attention', 'wrong-setting', f.wrong_settings > 0 AND f.blocks_left + f.merges_left > 0,
+             format('%s attempts of the last hour ended since a setting is wrong; the last: %s', f.wrong_settings, f.wrong_setting),
+             format('correct it in the project (osgprod project show %s) or in the submit file', f.project)),
+            ('attention', 'on-tape', f.state = 'active' AND f.blocks_left > 0 AND NOT f.has_open AND f.on_tape > 0,
+             format('no block can be assigned: %s files are on tape only and are skipped (setting skip_nearline)', f.on_tape),
+             format('stage them: osgprod rawdata list --project %s --next 50 --urls; then: osgprod rawdata check-online %s', f.project,
+                    f.project)),
             ('attention', 'without-progress', f.idle > 0,
              format('%s leased slices or merges without progress for at least %s', f.idle,
                     date_trunc('minute', now() - least(f.patience, now() - interval '2 h'))),
@@ -115,7 +125,7 @@ BEGIN
              format('go on: osgprod project resume %s', f.project)),
             ('attention', 'empty', f.files = 0, 'there are no files',
              format('osgprod rawdata load FOLDER, then osgprod slices load %s', f.project)),
-            ('attention', 'waiting', f.state = 'active' AND f.blocks_left > 0 AND NOT f.was_asked AND f.loaded_at >= f.patience,
+            ('attention', 'waiting', f.state = 'active' AND f.blocks_left > 0 AND NOT f.was_asked AND f.has_open AND f.since >= f.patience,
              'no job has been assigned work yet', 'submit jobs; look for what may keep them away: osgprod doctor'),
             ('well', 'done', f.files > 0 AND f.blocks_left = 0 AND f.merges_left = 0,
              'every block is done or in quarantine',
@@ -158,18 +168,43 @@ CREATE FUNCTION osgprod._recent_answers(p_project_id int)
 RETURNS TABLE (answers bigint, faults bigint, refusals bigint, worst_fault text, worst_refusal text) LANGUAGE sql STABLE
 AS $fn$
     -- Counts what the shims answered to jobs of a project within 15 minutes: faults = 500 and above, but for a project that
-    -- is paused or whose files are being reset; refusals = 400 to 499, but for attempts that came too late (409). Of each
-    -- the most frequent as text: status, and the message or kind.
+    -- is paused or whose files are being reset; refusals = 400 to 499, but for attempts that came too late (409) and for what
+    -- is refused for a while (OG6xx: a full max_live, a ban, a rate). Of each the most frequent as text: status, and the
+    -- message or kind.
     SELECT coalesce(sum(g.times), 0)::bigint, coalesce(sum(g.times) FILTER (WHERE g.is_fault), 0)::bigint,
            coalesce(sum(g.times) FILTER (WHERE g.is_refusal), 0)::bigint,
            (array_agg(g.text ORDER BY g.times DESC, g.text) FILTER (WHERE g.is_fault))[1],
            (array_agg(g.text ORDER BY g.times DESC, g.text) FILTER (WHERE g.is_refusal))[1]
       FROM (SELECT a.http_status >= 500 AND a.reason NOT LIKE 'OG5%' AS is_fault,
-                   a.http_status BETWEEN 400 AND 499 AND a.http_status <> 409 AS is_refusal,
+                   a.http_status BETWEEN 400 AND 499 AND a.http_status <> 409 AND a.reason NOT LIKE 'OG6%' AS is_refusal,
                    format('%s: %s', a.http_status, coalesce(max(a.message), a.reason)) AS text, sum(a.times) AS times
               FROM osgprod_data.answers a
              WHERE a.project_id = p_project_id AND a.answered_at > now() - interval '15 min' AND a.reason <> 'mergescript'
              GROUP BY a.http_status, a.reason) g
+$fn$;
+
+CREATE FUNCTION osgprod._open_work(p_project_id int)
+RETURNS TABLE (open_since timestamptz, on_tape bigint) LANGUAGE sql STABLE
+AS $fn$
+    -- Since when something could have been done: of the incomplete files that are neither suspended nor on tape only, the
+    -- first that was loaded, or the first of its slices that was allocated, split or recycled; NULL = there is nothing.
+    -- on_tape: incomplete files that are skipped since they are on tape only.
+    SELECT min(CASE WHEN f.is_open THEN f.loaded_at ELSE (
+                   SELECT min(s.opened_at) FROM osgprod_data.slices s
+                    WHERE s.project_id = f.project_id AND s.rawdata_id = f.rawdata_id AND s.state IN ('leased', 'ready')) END)
+               FILTER (WHERE NOT f.on_tape AND f.suspended_at IS NULL),
+           count(*) FILTER (WHERE f.on_tape)
+      FROM osgprod_data.loaded_files f WHERE f.project_id = p_project_id AND f.state <> 'complete'
+$fn$;
+
+CREATE FUNCTION osgprod._wrong_settings(p_project_id int)
+RETURNS TABLE (wrong_settings bigint, wrong_setting text) LANGUAGE sql STABLE
+AS $fn$
+    -- Counts the attempts at slices and merges of the last hour that ended since a setting is wrong (fault=setting), and says
+    -- what the last of them reported. They are requeued for ever: they count against nothing.
+    SELECT count(*), (array_agg(coalesce(r.reason, 'exit code ' || r.exit_code) ORDER BY r.failure_id DESC))[1]
+      FROM osgprod_data.recent_failures r
+     WHERE r.project_id = p_project_id AND r.failed_at > now() - interval '1 h' AND r.fault = 'setting'
 $fn$;
 
 CREATE FUNCTION osgprod._patience(p_project_id int)
