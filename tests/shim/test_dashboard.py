@@ -121,6 +121,27 @@ def test_links_of_all_pages_lead_somewhere(busy: World, shim_with: MakeShim) -> 
     assert len(seen) > 20
 
 
+def test_jobs_of_a_file_that_was_forgotten_stay_in_the_history(
+    world: World, shim_with: MakeShim, run: Callable[..., Any]
+) -> None:
+    path = world.add_file(1)
+    world.checkout(7, cluster=4711)
+    world.report(7, 1, cluster=4711)
+    call(world.db, "unload_slices", project="p", path=path)
+    call(world.db, "forget_rawdata", path=path)
+    call(world.db, "register_rawdata", **world.registered)
+    call(world.db, "load_slices", project="p")
+    (job,) = json.loads(run("jobs", "list", "p", "--json").stdout)
+    assert (job["process"], job["path"], job["state"]) == (7, None, "failed")
+    assert json.loads(run("jobs", "p", "4711.7", "--json").stdout)[0]["outcome"] == "failed"
+    assert run("jobs", "p", "4711.7").exit_code == 0
+    shim = shim_with()
+    for page in ("project/p/jobs", "project/p/job/4711.7"):
+        answer = shim.raw(page)
+        assert (answer.status_code, "a forgotten file" in answer.text) == (200, True), page
+    assert call(world.db, "verify", project="p", deep=True) == []
+
+
 def test_page_of_a_project_that_merges_shows_the_files_by_stage(busy: World, shim_with: MakeShim) -> None:
     busy.with_project("other")
     busy.set(merge_by="file")

@@ -52,7 +52,6 @@ BREAKAGES = {
     "2 attempts did it": "UPDATE osgprod_data.attempts a SET (block1, block2, opened_at) = (b.block1, b.block2,"
     " b.opened_at)"
     " FROM osgprod_data.attempts b WHERE b.process = 0 AND a.process = 1",
-    "is on a file that is not registered": "UPDATE osgprod_data.attempts SET rawdata_id = 77 WHERE process = 5",
 }
 
 

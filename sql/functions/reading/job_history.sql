@@ -9,7 +9,7 @@ AS $fn$
 -- Lists everything that is recorded of a job: each attempt, with the job's report and the server's verdict.
 -- Parameters: p_project  project name;  p_cluster, p_process  HTCondor's identity of the job [0 .. 2147483647]
 -- Returns:    a row for each attempt and report, in their order; an attempt with no report yet has NULLs there.
---             by_worker false = the server's verdict; ran_s [s]; output_bytes [bytes]; holds_slice: it has the lease, of
+--             path NULL = the file was forgotten since; by_worker false = the server's verdict; ran_s [s]; output_bytes [bytes]; holds_slice: it has the lease, of
 --             which lease_left_s [s] are left. Jobs of several access points may have these numbers: schedd and
 --             submitted_at tell them apart, and job_start counts the starts of each; follows is the attempt after whose
 --             success the same job asked for this slice. memory_bytes, wall_s, used_cpu_s, fetched_bytes, disk_bytes: what
@@ -29,7 +29,7 @@ BEGIN
            r.fetched_bytes, r.disk_bytes, CASE WHEN a.merge_id IS NOT NULL THEN osgprod._merge_name(m.run, m.seqno) END,
            h.task
       FROM attempts a
-      JOIN rawdata w ON w.rawdata_id = a.rawdata_id
+      LEFT JOIN rawdata w ON w.rawdata_id = a.rawdata_id
       LEFT JOIN reports r ON r.project_id = a.project_id AND r.cluster = a.cluster AND r.process = a.process
                          AND r.nstart = a.nstart
       LEFT JOIN merges m ON m.merge_id = a.merge_id

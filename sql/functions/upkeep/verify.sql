@@ -154,12 +154,6 @@ BEGIN
           LEFT JOIN osgprod_data.attempts a ON a.project_id = r.project_id AND a.cluster = r.cluster
                                            AND a.process = r.process AND a.nstart = r.nstart
          WHERE r.project_id = p_project_id AND a.nstart IS NULL
-        UNION ALL
-        SELECT a.rawdata_id, a.block1, a.block2, format('attempt %s of job %s.%s is on a file that is not registered',
-                a.nstart, a.cluster, a.process)
-          FROM osgprod_data.attempts a
-         WHERE a.project_id = p_project_id AND NOT EXISTS (
-               SELECT FROM osgprod_data.rawdata w WHERE w.rawdata_id = a.rawdata_id)
         ) x
       LEFT JOIN osgprod_data.rawdata w ON w.rawdata_id = x.rawdata_id
      WHERE x.fault IS NOT NULL
