@@ -398,6 +398,21 @@ def test_verify_names_files_of_a_mixed_production(world: World) -> None:
     assert [row["digest"] for row in call(world.db, "list_versions", project="p")] == [DIGEST, OTHER]
 
 
+@pytest.mark.parametrize("other", ["recon-5", None])
+def test_verify_names_files_that_several_versions_of_the_software_made_under_one_script(
+    world: World, other: str | None
+) -> None:
+    world.add_file(3)
+    same = {"templates": json.dumps({"osgprod_work.bash": DIGEST}), "exec_version": "2", "image": "i"}
+    for n in range(2):
+        world.checkout(n, **same)
+        world.report(n, software="recon-4")
+    assert faults(world) == []
+    world.checkout(2, **same)
+    world.report(2, software=other)
+    assert len(faults(world)) == 1 and faults(world)[0].startswith("done, but by 2 versions: ")
+
+
 # --- lists, manifest and check ---------------------------------------------------------------------------------
 
 

@@ -73,10 +73,12 @@ SET enable_nestloop = off
 AS $fn$
 -- Names the files whose done slices were made with different versions of work script, exec script, image or software.
 -- Parameters: p_project_id  project
--- Returns:    a row a file; blocks are NULL. Where all attempts of the project ran the same, nothing else is read
+-- Returns:    a row a file; blocks are NULL. Where all attempts of the project ran the same, only their reports are read
 BEGIN
     IF (SELECT count(DISTINCT (v.script, v.digest, v.exec_version, v.image)) FROM osgprod_data.versions v
          WHERE v.project_id = p_project_id) < 2
+        AND (SELECT coalesce(min(coalesce(r.software, '') COLLATE "C") = max(coalesce(r.software, '') COLLATE "C"), true)
+               FROM osgprod_data.reports r WHERE r.project_id = p_project_id AND r.by_worker AND r.outcome = 'done')
     THEN
         RETURN;
     END IF;
