@@ -104,6 +104,9 @@ def test_jobs_are_needed_for_slices_of_the_size_that_the_target_gives(world: Wor
         " SELECT project_id, '', '{60}', '{50}', 1, 360, 360, 50 FROM osgprod_data.projects"
     )
     assert (needed(world)["jobs"], needed(world, cores=2)["jobs"]) == (10, 5)
+    for cores, slices in ((1, 10), (2, 5)):
+        (foretold,) = call(world.db, "foretell_work", project="p", cores=cores)
+        assert foretold["slices"] == slices, "the same rule"
 
 
 @pytest.mark.parametrize("arguments", [{"cores": 0}, {"cores": 5000}, {"slices": 0}, {"slices": -1}])

@@ -4,7 +4,7 @@ LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_d
 AS $fn$
 -- Foretells what the loaded files of a project that nobody has begun will take.
 -- Parameters: p_project  project name;  p_runs  run numbers; NULL = all;  p_cores  of a job [1 .. 4096]
--- Returns:    one row. slices: of the size that a job with so many cores gets; events and bytes [bytes] in them, as slices
+-- Returns:    one row. slices: of the size that a job with so many cores gets (with target_s, as measured until now); events and bytes [bytes] in them, as slices
 --             of a whole file; core_hours [h]: as the successes of the project took for as many blocks and cores, without
 --             what fails; NULL = nothing is done yet, so the rate is not known
 -- Errors:     OG301 unknown project; OG108 cores out of range
@@ -17,7 +17,8 @@ BEGIN
         RAISE EXCEPTION 'a job has 1 to 4096 cores, not %', coalesce(p_cores::text, 'NULL') USING ERRCODE = 'OG108',
             HINT = 'pass the cores of a job, as in the submit file';
     END IF;
-    v_size := p_cores::bigint * v_project.maxblockspercore;
+    v_project.tail_blocks := NULL;  -- slices of whole files: these end the tail, if there is one
+    v_size := osgprod._blocks_for(v_project, p_cores, osgprod._pace_at(v_project.project_id, NULL), NULL);
     SELECT coalesce(sum((f.block2 - f.block1 + v_size - 1) / v_size), 0), coalesce(sum(f.block2 - f.block1), 0),
            coalesce(sum(w.events), 0), coalesce(sum(w.size_bytes), 0)
       INTO slices, blocks, events, bytes
