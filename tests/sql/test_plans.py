@@ -216,6 +216,17 @@ def test_recycling_what_failed_reads_none_of_the_slices_that_are_done(world: Wor
 
 
 @pytest.mark.history_by_hand
+def test_counting_the_jobs_needed_reads_none_of_the_slices_that_are_done(world: World, plans: Plans) -> None:
+    with connect(world.dsn) as other:
+        fill(other, "p", runs=20, files=40, blocks=200, a_slice=4, finished=0.8, in_flight=60, attempts=20000)
+    for _ in range(7):  # until the plan becomes a generic one
+        assert call(world.db, "jobs_needed", project="p")[0]["slices_left"] > 50
+        assert call(world.db, "list_next_files", project="p")
+    assert {scan for scan in plans.whole_scans() if scan.startswith("slices")} == set()
+    assert {scan for scan in plans.project_scans() if "slices" in scan} == set()
+
+
+@pytest.mark.history_by_hand
 @pytest.mark.parametrize("merge_by", ["file", "run"])
 def test_outputs_find_their_merge_without_a_comparison_with_others(
     world: World, plans: Plans, merge_by: str

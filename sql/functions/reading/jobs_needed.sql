@@ -39,8 +39,11 @@ BEGIN
              WHERE f.project_id = v_project.project_id AND f.state IN ('pending', 'in_progress')
             UNION ALL
             SELECT s.block2 - s.block1, f.suspended_at IS NULL AND NOT f.on_tape
-              FROM slices s JOIN loaded_files f ON f.project_id = s.project_id AND f.rawdata_id = s.rawdata_id
-             WHERE s.project_id = v_project.project_id AND s.is_ready IS NOT NULL AND s.not_before IS NOT NULL) x;
+              FROM (  -- two conditions, so that the partial indexes serve
+                SELECT r.* FROM slices r WHERE r.project_id = v_project.project_id AND r.is_ready
+                UNION ALL
+                SELECT r.* FROM slices r WHERE r.project_id = v_project.project_id AND NOT r.is_ready AND r.not_before IS NOT NULL) s
+              JOIN loaded_files f ON f.project_id = s.project_id AND f.rawdata_id = s.rawdata_id) x;
     running := osgprod._count_live(v_project.project_id);
     SELECT count(*) INTO merges_ready FROM merges m
      WHERE m.project_id = v_project.project_id AND m.is_ready IS NOT NULL AND m.not_before IS NOT NULL
