@@ -233,3 +233,29 @@ def test_tick_requeues_a_slice_as_soon_as_its_backoff_ends(world: World) -> None
     world.let_backoff_pass()
     call(world.db, "tick")
     assert world.db.execute(is_ready).fetchone() == {"is_ready": True}
+
+
+def test_error_in_the_requeue_of_one_project_keeps_no_slice_of_another_from_being_requeued(
+    world: World,
+) -> None:
+    world.with_project("q")
+    world.add_file(2)
+    call(world.db, "load_slices", project="q")
+    for project in ("p", "q"):
+        world.checkout(0, project=project)
+    world.db.execute(
+        "CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'disk of p'; END $$;"
+        " CREATE TRIGGER fails BEFORE UPDATE ON osgprod_data.slices FOR EACH ROW"
+        " WHEN (NEW.project_id = 1 AND NEW.state = 'ready') EXECUTE FUNCTION fail()"
+    )
+    assert world.db.execute("SELECT name FROM osgprod_data.projects WHERE project_id = 1").fetchone() == {
+        "name": "p"
+    }
+    world.let_leases_run_out()
+    warnings: list[str] = []
+    world.db.add_notice_handler(lambda notice: warnings.append(notice.message_primary or ""))
+    assert call(world.db, "tick") == [{"project": "q", "reclaimed": 1}]
+    assert warnings[0] == "tick of project p: disk of p"
+    assert world.checkout(1, project="q")["status"] == "assigned"
+    world.db.execute("DROP TRIGGER fails ON osgprod_data.slices")
+    assert call(world.db, "tick") == [{"project": "p", "reclaimed": 1}]

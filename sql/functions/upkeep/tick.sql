@@ -18,16 +18,22 @@ BEGIN
     PERFORM osgprod._require_read_committed();
     PERFORM osgprod._note_presence();
     FOR v_project IN SELECT p.* FROM projects p ORDER BY p.project_id LOOP
-        v_is_due := osgprod._is_due(v_project);
-        IF v_is_due THEN
-            v_looked := v_looked || v_project.project_id;
-            reclaimed := (osgprod._requeue_project(v_project)).lost;
-            project := v_project.name;
-            IF reclaimed > 0 THEN
-                RETURN NEXT;
+        BEGIN
+            v_is_due := osgprod._is_due(v_project);
+            reclaimed := 0;
+            IF v_is_due THEN
+                v_looked := v_looked || v_project.project_id;
+                reclaimed := (osgprod._requeue_project(v_project)).lost;
+            ELSIF pg_try_advisory_xact_lock_shared(v_project.project_id, -1) THEN
+                PERFORM osgprod._end_backoffs(v_project.project_id, '-infinity', now());
             END IF;
-        ELSIF pg_try_advisory_xact_lock_shared(v_project.project_id, -1) THEN
-            PERFORM osgprod._end_backoffs(v_project.project_id, '-infinity', now());
+        EXCEPTION WHEN OTHERS THEN  -- of this project alone: the others are requeued
+            reclaimed := 0;
+            RAISE WARNING 'tick of project %: %', v_project.name, SQLERRM;
+        END;
+        project := v_project.name;
+        IF reclaimed > 0 THEN
+            RETURN NEXT;
         END IF;
     END LOOP;
     IF NOT pg_try_advisory_xact_lock(0, 0) THEN  -- no project has the number 0
