@@ -353,6 +353,19 @@ def test_no_slice_becomes_ready_beside_a_session_that_suspends_its_file(
     assert (suspended(world), bool(ready)) == (([path], False) if suspends_first else ([], True))
 
 
+def test_file_whose_slices_are_locked_while_it_should_be_tried_stays_suspended(world: World) -> None:
+    world.add_file(3)
+    run_jobs(world, 3, lambda answer, node: FETCH)
+    assert len(suspended(world)) == 1
+    time_passes(world, 3600)
+    with connect(world.dsn) as other, other.transaction():
+        other.execute("SELECT FROM osgprod_data.slices WHERE state = 'ready' FOR NO KEY UPDATE")
+        world.tick()
+        assert len(suspended(world)) == 1
+    world.tick()
+    assert world.checkout(900, host="wn9")["status"] == "assigned", "the probe"
+
+
 def test_suspended_file_is_listed_with_its_reason_and_resumed_by_the_operator(world: World) -> None:
     path = world.add_file(10)
     run_jobs(world, 3, lambda answer, node: FETCH | {"reason": "not fetched: status 404"})

@@ -236,6 +236,18 @@ def test_operator_bans_and_unbans(world: World) -> None:
     assert world.checkout(0, host="wn1")["status"] == "assigned"
 
 
+@pytest.mark.parametrize("name", ["slot1@cafe", "slot1@1.2.3", "merges:slot1@dead:beef", "slot1@::1::2"])
+def test_ban_of_a_host_that_looks_like_an_address_keeps_no_other_ban_from_being_lifted(
+    world: World, name: str
+) -> None:
+    for worker in (name, "wn1"):
+        call(world.db, "ban_worker", project="p", worker=worker, seconds=60)
+    call(world.db, "ban_worker", project="p", worker="wn1", seconds=0)
+    assert [row["worker"] for row in call(world.db, "blocked_workers")] == [name]
+    call(world.db, "ban_worker", project="p", worker=name, seconds=0)
+    assert call(world.db, "blocked_workers") == []
+
+
 def test_unbanned_worker_is_not_banned_again_for_earlier_failures(world: World) -> None:
     world.set(max_fast_failures=2, backoff_s=0, max_failures=50)
     world.add_file(9)

@@ -98,8 +98,9 @@ BEGIN
              WHERE x.project_id = p_project.project_id AND x.rawdata_id = v_file.rawdata_id AND x.state = 'ready'
              ORDER BY cardinality(x.exit_codes) NULLS FIRST, x.block1 LIMIT 1
                FOR NO KEY UPDATE SKIP LOCKED);
-        IF NOT FOUND THEN  -- all of it is unallocated or settled
-            PERFORM osgprod._resume_file(p_project.project_id, v_file.rawdata_id, 'it has no slice to try');
+        IF NOT FOUND THEN  -- all of it is unallocated or settled, or another session has the slice: the next tick looks again
+            PERFORM osgprod._resume_file(p_project.project_id, v_file.rawdata_id, 'it has no slice to try')
+              WHERE NOT osgprod._is_unsettled(p_project.project_id, v_file.rawdata_id);
             CONTINUE;
         END IF;
         UPDATE osgprod_data.loaded_files f

@@ -30,7 +30,7 @@ BEGIN
     END IF;
     PERFORM pg_advisory_xact_lock(osgprod._ban_key(v_project.project_id, p_worker));
     UPDATE worker_bans b SET until = now(), banned_at = now(), reason = p_reason, times = 0
-     WHERE p_seconds = 0 AND b.project_id = v_project.project_id AND p_worker = ANY (osgprod._worker_names(b.worker));
+     WHERE p_seconds = 0 AND b.project_id = v_project.project_id AND p_worker = ANY (osgprod._names_of_ban(b.worker));
     INSERT INTO worker_bans AS b (project_id, worker, until, reason)
     VALUES (v_project.project_id, p_worker, now() + make_interval(secs => p_seconds), p_reason)
     ON CONFLICT ON CONSTRAINT worker_bans_pkey
@@ -49,3 +49,16 @@ $fn$;
 
 COMMENT ON FUNCTION osgprod.ban_worker(text, text, int, text) IS
 'Bans a worker, or all workers of a site, for p_seconds [s]; 0 lifts the ban. For osgprod_operator.';
+
+CREATE FUNCTION osgprod._names_of_ban(p_name text)
+RETURNS text[] LANGUAGE plpgsql STABLE
+AS $fn$
+-- The names by which the ban of a name can be lifted: see _worker_names. An operator may have banned what only looks like a worker
+-- with an address: slot1@cafe is a host.
+-- Parameters: p_name  the name that is banned
+BEGIN
+    RETURN osgprod._worker_names(p_name);
+EXCEPTION WHEN invalid_text_representation THEN
+    RETURN ARRAY[p_name, 'all'];
+END
+$fn$;
