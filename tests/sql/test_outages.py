@@ -366,6 +366,22 @@ def test_file_whose_slices_are_locked_while_it_should_be_tried_stays_suspended(w
     assert world.checkout(900, host="wn9")["status"] == "assigned", "the probe"
 
 
+def test_failures_of_an_outage_count_against_no_slice_after_the_paused_project_is_stopped(
+    world: World,
+) -> None:
+    for seqno in range(3):
+        world.add_file(10, seqno=seqno)
+    late = [world.checkout(500 + n, host=f"wn{n}")["status"] for n in range(3)]
+    assert late == ["assigned"] * 3
+    run_jobs(world, 30, lambda answer, node: DELIVERY)
+    assert project(world)["pause_cause"] == "output"
+    call(world.db, "stop_project", project="p")
+    for n in range(3):
+        assert world.report(500 + n, host=f"wn{n}", **DELIVERY)["status"] == "node-fault"
+    assert {row["faults"] + row["failures"] for row in slices(world)} == {0}
+    not_blamed(world)
+
+
 def test_suspended_file_is_listed_with_its_reason_and_resumed_by_the_operator(world: World) -> None:
     path = world.add_file(10)
     run_jobs(world, 3, lambda answer, node: FETCH | {"reason": "not fetched: status 404"})

@@ -14,7 +14,7 @@ DECLARE
     v_project osgprod_data.projects := osgprod._get_project(p_project);
 BEGIN
     UPDATE projects p SET state = 'paused', stopped_at = now(), pause_cause = NULL, pause_reason = NULL,
-           paused_at = NULL, probe_at = NULL
+           paused_at = NULL, probe_at = NULL, resumed_at = CASE WHEN p.pause_cause IS NULL THEN p.resumed_at ELSE now() END
      WHERE p.project_id = v_project.project_id AND p.stopped_at IS NULL;
     IF FOUND THEN
         PERFORM osgprod._log_operation('stop_project', p_project, NULL, 1);
