@@ -393,6 +393,7 @@ def test_diagnosis_names_each_fault_and_what_to_do(world: World) -> None:
     found = {row["what"]: row for row in call(world.db, "diagnose")}
     assert not found["work of p"]["is_well"] and "osgprod slices load p" in found["work of p"]["advice"]
     assert found["magic of p"]["is_well"] and found["leases of p"]["is_well"]
+    assert found["leases of p"]["found"] == "none has expired without being looked after"
     assert found["shim cannot read tables"]["is_well"]
     world.add_file(2)
     world.checkout(0)
@@ -401,8 +402,22 @@ def test_diagnosis_names_each_fault_and_what_to_do(world: World) -> None:
     world.db.execute("GRANT SELECT ON osgprod_data.projects TO osgprod_worker")
     found = {row["what"]: row for row in call(world.db, "diagnose")}
     assert not found["leases of p"]["is_well"] and not found["shim cannot read tables"]["is_well"]
+    assert found["leases of p"]["found"].startswith("1 slices or merges whose leases expired")
     assert found["shim cannot read tables"]["found"] == "projects"
     assert found["work of p"]["is_well"]
+
+
+def test_diagnosis_sees_the_expired_lease_of_a_merge(world: World) -> None:
+    world.set(merge_by="file")
+    world.add_file(1)
+    world.checkout(0)
+    world.report(0)
+    world.tick()
+    assert world.checkout(1)["task"] == "merge"
+    world.db.execute("UPDATE osgprod_data.merges SET due_at = now() - interval '1 h' WHERE state = 'leased'")
+    world.db.execute("UPDATE osgprod_data.projects SET next_due_at = now() - interval '1 h'")
+    found = {row["what"]: row for row in call(world.db, "diagnose")}
+    assert not found["leases of p"]["is_well"]
 
 
 def test_health_names_each_finding_and_the_command_that_helps(world: World) -> None:

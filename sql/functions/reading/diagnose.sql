@@ -71,12 +71,13 @@ BEGIN
       FROM answers a
      WHERE a.project_id IS NULL AND a.http_status BETWEEN 400 AND 499 AND a.answered_at > now() - interval '15 min'
     UNION ALL
-    SELECT 'leases of ' || p.name, p.next_due_at > now() - interval '5 min' OR NOT EXISTS (
-               SELECT FROM loaded_files f JOIN slices s ON s.project_id = f.project_id AND s.rawdata_id = f.rawdata_id
-                WHERE f.project_id = p.project_id AND f.state IN ('in_progress', 'allocated') AND s.state = 'leased'
-                  AND s.due_at < now() - interval '5 min'),
-           'looked for leases that ended more than 5 minutes ago', 'leases expired more than 5 minutes ago and no slice was requeued: start a shim'
-      FROM projects p
+    SELECT 'leases of ' || p.name, l.expired = 0,
+           CASE l.expired WHEN 0 THEN 'none has expired without being looked after'
+                ELSE format('%s slices or merges whose leases expired more than 5 minutes ago are still leased', l.expired) END,
+           'expired leases are not looked after: is a shim running? osgprod reclaim requeues by hand'
+      FROM projects p CROSS JOIN LATERAL (
+        SELECT count(*) AS expired FROM osgprod._leases(p.project_id) x
+         WHERE p.next_due_at <= now() - interval '5 min' AND x.task <> 'backup' AND x.due_at < now() - interval '5 min') l
     UNION ALL
     SELECT 'magic of ' || p.name, p.magic_digest IS NOT NULL OR p.bearer_issuer IS NOT NULL,
            CASE WHEN p.magic_digest IS NOT NULL THEN 'is set' WHEN p.bearer_issuer IS NOT NULL THEN 'bearer tokens'
