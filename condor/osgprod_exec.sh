@@ -25,7 +25,7 @@
 #     OSGPROD_MAX_LOG_BYTES  how much of the work's output to print, of all slices in sum: the head and the tail for
 #                         each [bytes, 0 to 999999999; default 10000000]
 #     OSGPROD_CHECKPOINT_CODE  exit code with which HTCondor saves this folder and starts the job again in it: for a
-#                         tarball that could not be delivered, or that must be safe before the next slice [0 to 255;
+#                         tarball that could not be delivered, or that must be safe before its report [0 to 255;
 #                         default 0 = none]
 #     OSGPROD_SITE        name of the site, for the record [default: the one in HTCondor's machine ad]
 #     OSGPROD_TOKEN_HOSTS hosts that storage may redirect to with the bearer token, like "door2.site.org pool.site.org:8443"
@@ -41,12 +41,13 @@
 # starts again in the same folder delivers and reports it, and computes nothing. What counts is what the server lists.
 #
 # With OSGPROD_SLICES the job asks for another slice after each success. Without OSGPROD_OUTPUT_URL it ends with
-# OSGPROD_CHECKPOINT_CODE before it reports a success that is not its last one: HTCondor saves the tarball, and the job goes
-# on. An eviction then loses no tarball of a slice that the server calls done.
+# OSGPROD_CHECKPOINT_CODE before it reports a success: HTCondor saves the tarball, and the job goes on. An eviction, or a
+# machine that is lost while the tarball comes home, then loses no tarball of a slice that the server calls done. Without
+# both settings a job that starts again and is told that it has completed its work ends with 40, unless its tarball is here.
 #
 # Exit codes, for HTCondor (osgprod.sub says what becomes of the job): 0 done, or nothing to do; 10 the slice failed, maybe
-# its data; 20 this node's fault; 30 the server or the storage is away, or all work is leased; 40 refused or misconfigured;
-# 143 stopped by SIGTERM (nothing reported, the restarted job gets its slice back). Of several slices the last one decides,
+# its data; 20 this node's fault; 30 the server or the storage is away, or all work is leased; 40 refused or misconfigured,
+# or a tarball may be lost; 143 stopped by SIGTERM (nothing reported, the restarted job gets its slice back). Of several slices the last one decides,
 # except that a job that has processed a slice and gets no other, for any reason, ends with 0.
 #
 # Made of: condor/lib/head.bash worker/lib/shell.bash worker/lib/log.bash worker/lib/settings.bash worker/lib/text.bash worker/lib/backoff.bash worker/lib/url.bash worker/lib/token.bash worker/lib/http.bash worker/lib/adler32.bash condor/lib/process.bash condor/lib/server.bash condor/lib/work.bash condor/lib/outputs.bash condor/lib/storage.bash condor/lib/deliver.bash condor/lib/finish.bash condor/lib/main.bash
@@ -1431,7 +1432,7 @@ finish_success() {
   fi
   if must_be_safe_first; then
     stop_heartbeats
-    log 'HTCondor saves the tarball now; then this job reports it, and asks for another slice'
+    log 'HTCondor saves the tarball now; then this job reports it'
     return "$CHECKPOINT_CODE"
   fi
   deliver_and_report || code=$?
@@ -1439,10 +1440,20 @@ finish_success() {
   return "$code"
 }
 
-# Is the tarball to stay here while this job goes on with another slice? Then HTCondor must save it before its success is
-# reported: an eviction would lose the outputs of a slice that is done.
+# Does the tarball stay here for HTCondor? Then HTCondor must save it before its success is reported: an eviction, or a
+# machine that is lost while its files come home, would lose the outputs of a slice that is done.
 must_be_safe_first() {
-  ((slices_done + 1 < SLICES && CHECKPOINT_CODE > 0)) && [[ -z "${OSGPROD_OUTPUT_URL:-}" ]] && ! is_delivered
+  ((CHECKPOINT_CODE > 0)) && [[ -z "${OSGPROD_OUTPUT_URL:-}" ]] && ! is_delivered
+}
+
+# Has this job ended well before, and is its tarball, for which HTCondor was to care, not here? Then it may be lost: a machine
+# may have vanished while the tarball came home. By hand, and with OSGPROD_OUTPUT_URL, nothing can have been lost.
+may_have_lost_outputs() {
+  local file
+  [[ "$answer" == completed && -z "${OSGPROD_OUTPUT_URL:-}" && -n "${_CONDOR_SCRATCH_DIR:-}" ]] || return 1
+  for file in "$PWD/job_${cluster}_${process}".tar.gz "$PWD/job_${cluster}_${process}".*.tar.gz; do
+    [[ ! -e "$file" ]] || return 1
+  done
 }
 
 # Packs what the work left. Sets packed to the number of outputs. Arguments: slice, tarball
@@ -1595,7 +1606,8 @@ configure() {
       "OSGPROD_OUTPUT_URL is not a folder, or contains a query or a password; schemes: $URL_SCHEMES"
   elif ((SLICES > 1 && CHECKPOINT_CODE == 0)) && [[ -n "${_CONDOR_SCRATCH_DIR:-}" ]]; then
     die "$EXIT_REFUSED" "OSGPROD_SLICES is $SLICES: an eviction would lose the tarballs of slices that are done;\
- set OSGPROD_OUTPUT_URL, or OSGPROD_CHECKPOINT_CODE to the submit file's checkpoint_exit_code"
+ set OSGPROD_OUTPUT_URL (outputs= of osgprod.sub, in place of destination=), or OSGPROD_CHECKPOINT_CODE to the submit file's\
+ checkpoint_exit_code"
   fi
   job_key="${OSGPROD_JOB_KEY:-}"
   [[ -z "$job_key" || "$job_key" =~ ^[A-Za-z0-9._-]{1,128}$ ]] ||
@@ -1624,7 +1636,10 @@ attempt() {
   fi
   if [[ "$answer" != assigned ]]; then
     log "$answer: $body" # nothing runs, and there is nothing to report
-    return 0
+    may_have_lost_outputs || return 0
+    log "the tarball of this job is not here: if it did not come home either, it is lost. \`osgprod jobs $OSGPROD_PROJECT\
+ $cluster.$process\` shows what the job did; requeue a slice with \`osgprod slices recycle\`; then remove this job"
+    return "$EXIT_REFUSED"
   fi
   token="$(header_of Osgprod-Token "$head")" nstarts="$(header_of Osgprod-Nstarts "$head")"
   slice="$(header_of Osgprod-Slice "$head")" heartbeat_s="$(header_of Osgprod-Heartbeat "$head")"

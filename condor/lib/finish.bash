@@ -216,7 +216,7 @@ finish_success() {
   fi
   if must_be_safe_first; then
     stop_heartbeats
-    log 'HTCondor saves the tarball now; then this job reports it, and asks for another slice'
+    log 'HTCondor saves the tarball now; then this job reports it'
     return "$CHECKPOINT_CODE"
   fi
   deliver_and_report || code=$?
@@ -224,10 +224,20 @@ finish_success() {
   return "$code"
 }
 
-# Is the tarball to stay here while this job goes on with another slice? Then HTCondor must save it before its success is
-# reported: an eviction would lose the outputs of a slice that is done.
+# Does the tarball stay here for HTCondor? Then HTCondor must save it before its success is reported: an eviction, or a
+# machine that is lost while its files come home, would lose the outputs of a slice that is done.
 must_be_safe_first() {
-  ((slices_done + 1 < SLICES && CHECKPOINT_CODE > 0)) && [[ -z "${OSGPROD_OUTPUT_URL:-}" ]] && ! is_delivered
+  ((CHECKPOINT_CODE > 0)) && [[ -z "${OSGPROD_OUTPUT_URL:-}" ]] && ! is_delivered
+}
+
+# Has this job ended well before, and is its tarball, for which HTCondor was to care, not here? Then it may be lost: a machine
+# may have vanished while the tarball came home. By hand, and with OSGPROD_OUTPUT_URL, nothing can have been lost.
+may_have_lost_outputs() {
+  local file
+  [[ "$answer" == completed && -z "${OSGPROD_OUTPUT_URL:-}" && -n "${_CONDOR_SCRATCH_DIR:-}" ]] || return 1
+  for file in "$PWD/job_${cluster}_${process}".tar.gz "$PWD/job_${cluster}_${process}".*.tar.gz; do
+    [[ ! -e "$file" ]] || return 1
+  done
 }
 
 # Packs what the work left. Sets packed to the number of outputs. Arguments: slice, tarball

@@ -25,7 +25,7 @@
 #     OSGPROD_MAX_LOG_BYTES  how much of the work's output to print, of all slices in sum: the head and the tail for
 #                         each [bytes, 0 to 999999999; default 10000000]
 #     OSGPROD_CHECKPOINT_CODE  exit code with which HTCondor saves this folder and starts the job again in it: for a
-#                         tarball that could not be delivered, or that must be safe before the next slice [0 to 255;
+#                         tarball that could not be delivered, or that must be safe before its report [0 to 255;
 #                         default 0 = none]
 #     OSGPROD_SITE        name of the site, for the record [default: the one in HTCondor's machine ad]
 #     OSGPROD_TOKEN_HOSTS hosts that storage may redirect to with the bearer token, like "door2.site.org pool.site.org:8443"
@@ -41,12 +41,13 @@
 # starts again in the same folder delivers and reports it, and computes nothing. What counts is what the server lists.
 #
 # With OSGPROD_SLICES the job asks for another slice after each success. Without OSGPROD_OUTPUT_URL it ends with
-# OSGPROD_CHECKPOINT_CODE before it reports a success that is not its last one: HTCondor saves the tarball, and the job goes
-# on. An eviction then loses no tarball of a slice that the server calls done.
+# OSGPROD_CHECKPOINT_CODE before it reports a success: HTCondor saves the tarball, and the job goes on. An eviction, or a
+# machine that is lost while the tarball comes home, then loses no tarball of a slice that the server calls done. Without
+# both settings a job that starts again and is told that it has completed its work ends with 40, unless its tarball is here.
 #
 # Exit codes, for HTCondor (osgprod.sub says what becomes of the job): 0 done, or nothing to do; 10 the slice failed, maybe
-# its data; 20 this node's fault; 30 the server or the storage is away, or all work is leased; 40 refused or misconfigured;
-# 143 stopped by SIGTERM (nothing reported, the restarted job gets its slice back). Of several slices the last one decides,
+# its data; 20 this node's fault; 30 the server or the storage is away, or all work is leased; 40 refused or misconfigured,
+# or a tarball may be lost; 143 stopped by SIGTERM (nothing reported, the restarted job gets its slice back). Of several slices the last one decides,
 # except that a job that has processed a slice and gets no other, for any reason, ends with 0.
 #
 # Made of: its parts

@@ -108,7 +108,8 @@ configure() {
       "OSGPROD_OUTPUT_URL is not a folder, or contains a query or a password; schemes: $URL_SCHEMES"
   elif ((SLICES > 1 && CHECKPOINT_CODE == 0)) && [[ -n "${_CONDOR_SCRATCH_DIR:-}" ]]; then
     die "$EXIT_REFUSED" "OSGPROD_SLICES is $SLICES: an eviction would lose the tarballs of slices that are done;\
- set OSGPROD_OUTPUT_URL, or OSGPROD_CHECKPOINT_CODE to the submit file's checkpoint_exit_code"
+ set OSGPROD_OUTPUT_URL (outputs= of osgprod.sub, in place of destination=), or OSGPROD_CHECKPOINT_CODE to the submit file's\
+ checkpoint_exit_code"
   fi
   job_key="${OSGPROD_JOB_KEY:-}"
   [[ -z "$job_key" || "$job_key" =~ ^[A-Za-z0-9._-]{1,128}$ ]] ||
@@ -137,7 +138,10 @@ attempt() {
   fi
   if [[ "$answer" != assigned ]]; then
     log "$answer: $body" # nothing runs, and there is nothing to report
-    return 0
+    may_have_lost_outputs || return 0
+    log "the tarball of this job is not here: if it did not come home either, it is lost. \`osgprod jobs $OSGPROD_PROJECT\
+ $cluster.$process\` shows what the job did; requeue a slice with \`osgprod slices recycle\`; then remove this job"
+    return "$EXIT_REFUSED"
   fi
   token="$(header_of Osgprod-Token "$head")" nstarts="$(header_of Osgprod-Nstarts "$head")"
   slice="$(header_of Osgprod-Slice "$head")" heartbeat_s="$(header_of Osgprod-Heartbeat "$head")"

@@ -67,6 +67,25 @@ JOB_START_COUNT = 50
 use POLICY : HOLD_IF_MEMORY_EXCEEDED
 STARTER_UPDATE_INTERVAL = 5
 STARTER_INITIAL_UPDATE_INTERVAL = 2
+FILETRANSFER_PLUGINS = /srv/toy_plugin
+"""
+# A transfer plugin of HTCondor for toy:///PATH, which is /srv/toy/PATH.
+PLUGIN = r"""#!/usr/bin/python3
+import os, re, shutil, sys
+if "-classad" in sys.argv:
+    print('MultipleFileSupport = true\nPluginVersion = "1"\nPluginType = "FileTransfer"')
+    print('ProtocolVersion = 2\nSupportedMethods = "toy"')
+    sys.exit()
+request, answer = (sys.argv[sys.argv.index(name) + 1] for name in ("-infile", "-outfile"))
+done = []
+for ad in re.findall(r"\[(.*?)\]", open(request).read(), re.S):
+    values = dict(re.findall(r'(\w+)\s*=\s*"([^"]*)"', ad))
+    there, here = "/srv/toy/" + values["Url"].partition("://")[2].lstrip("/"), values["LocalFileName"]
+    os.makedirs(os.path.dirname(there), exist_ok=True)
+    shutil.copy(*((here, there) if "-upload" in sys.argv else (there, here)))
+    done.append('[ TransferUrl = "%s"; TransferSuccess = true; TransferFileName = "%s"; TransferTotalBytes = %d ]'
+                % (values["Url"], here, os.path.getsize(there)))
+open(answer, "w").write("\n".join(done))
 """
 # The environment of the pool's master, which ends with it.
 ENTER = """\
@@ -174,6 +193,7 @@ class Pool:
     def __init__(self) -> None:
         self._root = CACHE / RELEASE
         self.srv = Path(tempfile.mkdtemp(prefix="osgprod-pool-", dir="/tmp"))
+        self.toy = self.srv / "toy"  # where its transfer plugin puts files
         self._master: subprocess.Popen[bytes] | None = None
         self._pid = 0
 
@@ -182,6 +202,10 @@ class Pool:
         (self.srv / "condor_config").write_text(CONFIG.format(port=free_port(), slots=SLOTS))
         (self.srv / "hd_root").write_text(HD_ROOT)
         (self.srv / "hd_root").chmod(0o755)
+        (self.srv / "toy_plugin").write_text(PLUGIN)
+        (self.srv / "toy_plugin").chmod(0o755)
+        self.toy.mkdir()
+        self.toy.chmod(0o777)
         shutil.copy(CHECKOUT / "worker" / "demo_recon.py", self.srv)
         shutil.copytree(CHECKOUT / "condor", self.srv / "condor")
         self.submit_folder("home")

@@ -272,6 +272,9 @@ def policies(pool: Pool, xrootd: XRootD, tmp_path_factory: pytest.TempPathFactor
                     "[[ $1 != *+2,3.* ]] || { echo >>/srv/vacated.d/ran; [[ -e /srv/vacated.d/go ]] || sleep 60; }",
                     slices=3,
                 )
+                policies.send("lost", "echo >>/srv/lost.d/ran; echo >out; chmod 500 /srv/lost")
+                policies.send("there", destination="toy:///there")
+                policies.send("both", destination="toy:///there", slices=2)
                 (pool.srv / "kept.store").write_text("no folder, as long as this file is here")
                 policies.send(
                     "kept", "echo >>/srv/kept.d/ran; echo >out", outputs="file:///srv/kept.store/out"
@@ -364,6 +367,32 @@ def test_success_that_could_not_be_delivered_is_kept_over_a_hold_and_not_compute
     assert re.fullmatch(rf"job_{policies.clusters['kept']}_0\.[A-Za-z0-9._-]+\.\d+\.tar\.gz", tarball.name)
     (attempt,) = policies.attempts("kept")
     assert attempt["schedd"], "HTCondor's job ad tells the access point"
+
+
+def test_tarball_that_could_not_come_home_after_the_report_is_not_lost(
+    policies: Policies, pool: Pool
+) -> None:
+    job = policies.wait_for("lost", "is held", lambda job: job["JobStatus"] == HELD)
+    assert (job["HoldReasonCode"], job["ExitCode"]) == (12, 0)
+    assert [row["outcome"] for row in policies.attempts("lost")] == ["done"]
+    (pool.srv / "lost").chmod(0o755)
+    job = policies.wait_for("lost", "leaves the queue", lambda job: job["JobStatus"] == COMPLETED)
+    assert job["NumJobStarts"] >= 2, "its machine kept nothing"
+    (tarball,) = (pool.srv / "lost").glob("*.tar.gz")
+    assert tarball.name == f"job_{policies.clusters['lost']}_0.tar.gz"
+    assert (pool.srv / "lost.d" / "ran").read_text() == "\n", "it was computed once"
+    assert [row["outcome"] for row in policies.attempts("lost")] == ["done"]
+
+
+def test_files_for_spool_do_not_go_to_a_destination(policies: Policies, pool: Pool) -> None:
+    policies.wait_for("there", "leaves the queue", lambda job: job["JobStatus"] == COMPLETED)
+    found = {str(path.relative_to(pool.toy)) for path in pool.toy.rglob("*") if path.is_file()}
+    assert {name for name in found if name.endswith((".tar.gz", ".report"))} == {
+        f"there/job_{policies.clusters['there']}_0.tar.gz"
+    }
+    job = policies.wait_for("both", "is held", lambda job: job["JobStatus"] == HELD)
+    assert job["ExitCode"] == 40
+    assert policies.attempts("both") == []
 
 
 def test_job_whose_files_can_not_be_transferred_is_released_by_itself(pool: Pool) -> None:

@@ -190,6 +190,10 @@ def test_tarball_that_htcondor_brings_home_is_saved_before_its_success_is_report
     assert tarballs(node.folder) == ["unreported_job_7_1.report", "unreported_job_7_1.tar.gz"]
     saved = {path.name: path.read_bytes() for path in node.folder.iterdir()}
     code, log = node.run(1, **environment)
+    assert code == SAVED, log
+    assert reports(three) == [(1, 1, "done")], "the last one must be safe as well"
+    saved = {path.name: path.read_bytes() for path in node.folder.iterdir()}
+    code, log = node.run(1, **environment)
     assert code == DONE, log
     assert reports(three) == [(1, 1, "done"), (1, 2, "done")]
     assert tarballs(node.folder) == ["job_7_1.2.tar.gz", "job_7_1.tar.gz"]
@@ -200,9 +204,39 @@ def test_tarball_that_htcondor_brings_home_is_saved_before_its_success_is_report
         (node.folder / name).write_bytes(content)
     code, log = node.run(1, **environment)
     assert code == DONE, log
-    assert "completed: " in log
-    assert tarballs(node.folder) == ["job_7_1.tar.gz"]
+    assert tarballs(node.folder) == ["job_7_1.2.tar.gz", "job_7_1.tar.gz"]
     assert reports(three) == [(1, 1, "done"), (1, 2, "done")]
+
+
+def test_only_slice_of_a_job_is_safe_before_its_success_is_reported_and_is_not_computed_again(
+    node: Node, three: World
+) -> None:
+    environment = {"OSGPROD_CHECKPOINT_CODE": str(SAVED)}
+    code, log = node.run(1, **environment)
+    assert code == SAVED, log
+    assert reports(three) == []
+    saved = {path.name: path.read_bytes() for path in node.folder.iterdir()}
+    for _ in range(2):  # the second time after the node was lost behind the report
+        for path in node.folder.iterdir():
+            path.unlink()
+        for name, content in saved.items():
+            (node.folder / name).write_bytes(content)
+        code, log = node.run(1, **environment)
+        assert code == DONE, log
+        assert "start 1 on " not in log and "start 2 on " not in log
+        assert tarballs(node.folder) == ["job_7_1.tar.gz"]
+        assert reports(three) == [(1, 1, "done")]
+
+
+def test_job_whose_tarball_is_nowhere_after_its_success_is_to_be_held(node: Node, three: World) -> None:
+    assert node.run(1)[0] == DONE
+    assert node.run(1)[0] == DONE, "its tarball is here"
+    (node.folder / "job_7_1.tar.gz").unlink()  # the node was lost
+    code, log = node.run(1)
+    assert code == REFUSED, log
+    assert "`osgprod jobs p 7.1`" in log and "`osgprod slices recycle`" in log
+    code, log = node.run(1, _CONDOR_SCRATCH_DIR=None)
+    assert code == DONE, "HTCondor has nothing to do with it"
 
 
 def test_job_that_is_evicted_keeps_the_saved_tarballs_and_goes_on(node: Node, three: World) -> None:
@@ -223,9 +257,9 @@ def test_job_that_is_evicted_keeps_the_saved_tarballs_and_goes_on(node: Node, th
             path.unlink()
     for name, content in saved.items():
         (node.folder / name).write_bytes(content)
-    assert node.run(1, OSGPROD_RECON=recon, **environment)[0] == SAVED
-    code, log = node.run(1, OSGPROD_RECON=recon, **environment)
-    assert code == DONE, log
+    for expected in (SAVED, SAVED, DONE):
+        code, log = node.run(1, OSGPROD_RECON=recon, **environment)
+        assert code == expected, log
     found = [name for name in tarballs(node.folder) if name.endswith(".tar.gz")]
     assert found == ["job_7_1.3.tar.gz", "job_7_1.4.tar.gz", "job_7_1.tar.gz"]
     assert [row[1] for row in reports(three)] == [1, 3, 4]
