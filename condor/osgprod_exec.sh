@@ -83,10 +83,24 @@ size_of() {
 }
 
 # Removes a file or folder with all that is in it, also in folders that may not be written, as copies of CVMFS's are. What
-# can't be removed stays. Argument: path
+# can't be removed stays, and so does what is in a file system that the work has mounted there: storage, for example.
+# Argument: absolute path
 remove_tree() {
-  [[ ! -d "$1" ]] || chmod -R u+rwx "$1" 2>/dev/null || true
-  rm -rf "$1" 2>/dev/null || true
+  if ! is_mount_point "$1"; then
+    make_writable "$1"
+    find "$1" -xdev -delete 2>/dev/null || true
+  fi
+  [[ ! -e "$1" ]] || log "$1 stays: something is mounted there, or may not be removed"
+}
+
+# Makes all folders in a folder writable, but none of another file system. Argument: folder
+make_writable() {
+  find "$1" -xdev -type d ! -perm -700 -exec chmod u+rwx {} \; 2>/dev/null || true
+}
+
+# Is a path the root of another file system than the folder that it is in? Argument: absolute path
+is_mount_point() {
+  [[ -e "$1" && "$(stat -c %d "$1" 2>/dev/null)" != "$(stat -c %d "${1%/*}/" 2>/dev/null)" ]]
 }
 
 # --- settings ----------------------------------------------------------------------------------------------------
@@ -822,10 +836,10 @@ measure() {
   (($1 < 0)) || resources+=(wall_s "$1") # the clock was set back
 }
 
-# Prints the size of a folder [bytes]. Argument: folder
+# Prints the size of a folder [bytes], without what is mounted in it. Argument: folder
 folder_bytes() {
   local kilobytes
-  kilobytes="$(cd "$1" && du -sk . 2>/dev/null | head -n 1 | cut -f 1)" || true
+  kilobytes="$(cd "$1" && du -xsk . 2>/dev/null | head -n 1 | cut -f 1)" || true
   [[ "$kilobytes" =~ ^[0-9]{1,15}$ ]] || kilobytes=0
   printf '%s' "$((kilobytes * 1024))"
 }
@@ -933,15 +947,15 @@ slice_file() {
   [[ "$name" != *.* ]] || printf '%s' "${name%.*}+$blocks.${name##*.}"
 }
 
-# Prints the files of a folder that are outputs, each ended by a NUL: all but the work script's own folder and the files
-# that are this job's credentials, under any name. Argument: folder
+# Prints the files of a folder that are outputs, each ended by a NUL: all but the work script's own folder, the files
+# that are this job's credentials, under any name, and what is in a file system that the work has mounted. Argument: folder
 list_outputs() {
   local file
   local -a credentials=()
   for file in "${X509_USER_PROXY:-}" "${BEARER_TOKEN_FILE:-}" "${OSGPROD_MAGIC_FILE:-}"; do
     [[ ! -f "$file" ]] || credentials+=(! -samefile "$file")
   done
-  (cd "$1" && find . -path ./.osgprod -prune -o ! -type d \
+  (cd "$1" && find . -xdev -path ./.osgprod -prune -o ! -type d \
     ${credentials[@]+"${credentials[@]}"} -print0)
 }
 
@@ -952,7 +966,7 @@ remove_cores() {
     [[ "$(head -c 4 "$file" 2>/dev/null | tr -d '\000')" == $'\x7fELF' ]] || continue
     log "left out: core dump ${file#"$1/"}, $(size_of "$file") bytes"
     rm -f "$file"
-  done < <(find "$1" -type f \( -name core -o -name 'core.*' -o -name 'vgcore.*' \) -print0)
+  done < <(find "$1" -xdev -type f \( -name core -o -name 'core.*' -o -name 'vgcore.*' \) -print0)
 }
 
 # Packs what the work left into a tarball. Prints the number of its files, without the log.
@@ -1475,8 +1489,8 @@ leave_failure() {
   local file="$PWD/$1.tar.gz" adler
   output_url=""
   if [[ "${3:-}" == log-only ]]; then
-    chmod -R u+rwx "$scratch/work" 2>/dev/null || true # as remove_tree
-    find "$scratch/work" -mindepth 1 ! -path "$scratch/work/.osgprod*" -delete 2>/dev/null || true
+    make_writable "$scratch/work"
+    find "$scratch/work" -xdev -mindepth 1 ! -path "$scratch/work/.osgprod*" -delete 2>/dev/null || true
   fi
   pack "$2" "$file" || return 0
   capture adler32 "$file" || captured=""

@@ -100,10 +100,24 @@ size_of() {
 }
 
 # Removes a file or folder with all that is in it, also in folders that may not be written, as copies of CVMFS's are. What
-# can't be removed stays. Argument: path
+# can't be removed stays, and so does what is in a file system that the work has mounted there: storage, for example.
+# Argument: absolute path
 remove_tree() {
-  [[ ! -d "$1" ]] || chmod -R u+rwx "$1" 2>/dev/null || true
-  rm -rf "$1" 2>/dev/null || true
+  if ! is_mount_point "$1"; then
+    make_writable "$1"
+    find "$1" -xdev -delete 2>/dev/null || true
+  fi
+  [[ ! -e "$1" ]] || log "$1 stays: something is mounted there, or may not be removed"
+}
+
+# Makes all folders in a folder writable, but none of another file system. Argument: folder
+make_writable() {
+  find "$1" -xdev -type d ! -perm -700 -exec chmod u+rwx {} \; 2>/dev/null || true
+}
+
+# Is a path the root of another file system than the folder that it is in? Argument: absolute path
+is_mount_point() {
+  [[ -e "$1" && "$(stat -c %d "$1" 2>/dev/null)" != "$(stat -c %d "${1%/*}/" 2>/dev/null)" ]]
 }
 
 # --- settings ----------------------------------------------------------------------------------------------------

@@ -259,8 +259,8 @@ leave_failure() {
   local file="$PWD/$1.tar.gz" adler
   output_url=""
   if [[ "${3:-}" == log-only ]]; then
-    chmod -R u+rwx "$scratch/work" 2>/dev/null || true # as remove_tree
-    find "$scratch/work" -mindepth 1 ! -path "$scratch/work/.osgprod*" -delete 2>/dev/null || true
+    make_writable "$scratch/work"
+    find "$scratch/work" -xdev -mindepth 1 ! -path "$scratch/work/.osgprod*" -delete 2>/dev/null || true
   fi
   pack "$2" "$file" || return 0
   capture adler32 "$file" || captured=""

@@ -7,15 +7,15 @@ slice_file() {
   [[ "$name" != *.* ]] || printf '%s' "${name%.*}+$blocks.${name##*.}"
 }
 
-# Prints the files of a folder that are outputs, each ended by a NUL: all but the work script's own folder and the files
-# that are this job's credentials, under any name. Argument: folder
+# Prints the files of a folder that are outputs, each ended by a NUL: all but the work script's own folder, the files
+# that are this job's credentials, under any name, and what is in a file system that the work has mounted. Argument: folder
 list_outputs() {
   local file
   local -a credentials=()
   for file in "${X509_USER_PROXY:-}" "${BEARER_TOKEN_FILE:-}" "${OSGPROD_MAGIC_FILE:-}"; do
     [[ ! -f "$file" ]] || credentials+=(! -samefile "$file")
   done
-  (cd "$1" && find . -path ./.osgprod -prune -o ! -type d \
+  (cd "$1" && find . -xdev -path ./.osgprod -prune -o ! -type d \
     ${credentials[@]+"${credentials[@]}"} -print0)
 }
 
@@ -26,7 +26,7 @@ remove_cores() {
     [[ "$(head -c 4 "$file" 2>/dev/null | tr -d '\000')" == $'\x7fELF' ]] || continue
     log "left out: core dump ${file#"$1/"}, $(size_of "$file") bytes"
     rm -f "$file"
-  done < <(find "$1" -type f \( -name core -o -name 'core.*' -o -name 'vgcore.*' \) -print0)
+  done < <(find "$1" -xdev -type f \( -name core -o -name 'core.*' -o -name 'vgcore.*' \) -print0)
 }
 
 # Packs what the work left into a tarball. Prints the number of its files, without the log.

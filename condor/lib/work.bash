@@ -153,10 +153,10 @@ measure() {
   (($1 < 0)) || resources+=(wall_s "$1") # the clock was set back
 }
 
-# Prints the size of a folder [bytes]. Argument: folder
+# Prints the size of a folder [bytes], without what is mounted in it. Argument: folder
 folder_bytes() {
   local kilobytes
-  kilobytes="$(cd "$1" && du -sk . 2>/dev/null | head -n 1 | cut -f 1)" || true
+  kilobytes="$(cd "$1" && du -xsk . 2>/dev/null | head -n 1 | cut -f 1)" || true
   [[ "$kilobytes" =~ ^[0-9]{1,15}$ ]] || kilobytes=0
   printf '%s' "$((kilobytes * 1024))"
 }

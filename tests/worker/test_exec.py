@@ -992,6 +992,34 @@ def test_node_where_only_the_jobs_own_folder_can_be_written(node: Node) -> None:
 
 
 @is_root
+@pytest.mark.parametrize("how", ["success", "failure", "judged", "over", "killed"])
+def test_files_in_storage_that_the_work_has_mounted_stay_there_and_are_no_outputs(
+    node: Node, world: World, folder: Path, how: str
+) -> None:
+    store, pid, seen, started = (folder / name for name in ("store", "pid", "seen", "started"))
+    store.mkdir()
+    ending = {"failure": "exit 3", "killed": f"touch {started}; sleep 100"}.get(how, "true")
+    where = "." if how == "over" else "storage"
+    recon = node.program("recon", f"mkdir storage; mount --bind {store} {where}; echo a >out; {ending}")
+    if how == "judged":
+        world.set(demand_events=True)
+    script = f"""mount -t tmpfs -o size=1m none {store}; head -c 300000 /dev/zero >{store}/precious; chmod 500 {store}
+"$@" & echo $! >{pid}; wait $!; code=$?; ls -l {store} >{seen}; exit $code"""
+    job = node.start(1, "unshare", "-m", "/bin/bash", "-c", script, "-", OSGPROD_RECON=recon)
+    if how == "killed":
+        wait_for(started)
+        os.kill(int(pid.read_text()), signal.SIGTERM)
+    log, _ = job.communicate(timeout=PATIENCE_S)
+    assert job.returncode == {"success": DONE, "over": DONE, "killed": TERM}.get(how, FAILED), log
+    assert " 300000 " in seen.read_text()
+    assert " stays: something is mounted there" in log
+    if how in ("success", "failure", "judged"):
+        (tarball,) = node.folder.glob("*job_7_1.tar.gz")
+        assert names(tarball) == {"osgprod_work.log", *({"out"} if how != "judged" else ())}
+        assert report_of(world)["disk_bytes"] < 300_000
+
+
+@is_root
 def test_node_where_nothing_can_be_written_is_at_fault(node: Node, world: World) -> None:
     code, log = node.run(1, "unshare", "-m", "/bin/bash", "-c", READ_ONLY, "-")
     assert code == NODE_FAULT, log
