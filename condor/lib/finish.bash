@@ -7,9 +7,17 @@ output_url=""   # where the tarball is, when it was delivered
 is_judged=false # did the server call a success a failure?
 
 # The files of a success that has not been reported yet: the tarball, and what the report will say. A job that starts
-# again in this folder goes on from there. Argument: ending
+# again in this folder goes on from there. By hand, jobs of another project may have the same numbers here. Argument: ending
 unreported() {
-  printf '%s/unreported_job_%s_%s.%s' "$PWD" "$cluster" "$process" "$1"
+  printf '%s/unreported_job_%s_%s.%s.%s' "$PWD" "$cluster" "$process" "$OSGPROD_PROJECT" "$1"
+}
+
+# Prints the path for a tarball that stays in this folder. If a file has the name, it is another job's, of another project or
+# another queue with the same numbers: then the name gets a word of its own. Argument: name without .tar.gz
+free_path() {
+  local path="$PWD/$1.tar.gz"
+  [[ ! -e "$path" && ! -L "$path" ]] || path="$PWD/$1.${scratch##*.}.tar.gz"
+  printf '%s' "$path"
 }
 
 # Writes down what the report of a success will say, with resources; the token of the attempt proves that it is the same.
@@ -44,13 +52,22 @@ is_delivered() {
   [[ -n "$(written outputs_list)" && "$(written bytes)" == "" ]]
 }
 
+# Gives a success that release 0.11 or older has kept here, without the project in its name, today's name.
+adopt_unreported() {
+  local old="$PWD/unreported_job_${cluster}_${process}"
+  [[ "$(sed -n 's/^project=//p' "$old.report" 2>/dev/null | head -n 1)" == "$OSGPROD_PROJECT" ]] || return 0
+  mv -f "$old.tar.gz" "$(unreported tar.gz)" 2>/dev/null || true
+  mv -f "$old.report" "$(unreported report)" 2>/dev/null || true
+}
+
 # Is there a success of this job, whole, that was not reported?
 has_unreported() {
   local file
+  adopt_unreported
   file="$(unreported report)"
   [[ -f "$file" && -r "$file" ]] || return 1
   rm -f "$file.new"
-  if [[ "$(written complete)" == yes && "$(written project)" == "$OSGPROD_PROJECT" ]]; then
+  if [[ "$(written complete)" == yes ]]; then
     [[ -z "$(written url)" ]] && ! is_delivered || return 0
     capture adler32 "$(unreported tar.gz)" || captured=""
     [[ "$(size_of "$(unreported tar.gz)" 2>/dev/null)" != "$(written bytes)" ||
@@ -106,12 +123,18 @@ deliver_and_report() {
     remove_merged_inputs
     if [[ -n "$output_url" ]] && ((SLICES > 1)); then
       rm -f "$(unreported tar.gz)" # delivered; those of all slices may not fit on the disk
-    elif ! mv -fT "$(unreported tar.gz)" "$PWD/$name.tar.gz" 2>/dev/null && [[ -e "$(unreported tar.gz)" ]]; then
+    elif mv -fT "$(unreported tar.gz)" "$(free_path "$name")" 2>/dev/null; then
+      :
+    elif [[ -e "$(unreported tar.gz)" ]]; then
       # It may be the only one of a slice that is done. The next slice's would take its place: this job ends.
       log "renaming the tarball to $name.tar.gz failed; it stays here: $(unreported tar.gz)"
       rm -f "$(unreported report)" "$(unreported report.new)"
       slices_done="$SLICES"
       return 0
+    elif [[ -z "$output_url" ]] && ! is_delivered; then
+      log "the slice is done, but somebody has removed its only tarball, $(unreported tar.gz): requeue it with \`osgprod slices recycle\`"
+      forget_unreported
+      return "$EXIT_NODE_FAULT"
     fi
     forget_unreported
     slices_done=$((10#$slices_done + 1))
@@ -256,7 +279,8 @@ pack() {
 # Leaves the tarball of a failure, its log above all, and tries once to send it. Sets output_url.
 # Arguments: name, slice, log-only = without the outputs
 leave_failure() {
-  local file="$PWD/$1.tar.gz" adler
+  local file adler
+  file="$(free_path "$1")"
   output_url=""
   if [[ "${3:-}" == log-only ]]; then
     make_writable "$scratch/work"

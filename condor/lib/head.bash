@@ -37,7 +37,9 @@
 # The tarball of a job's nth attempt, n > 1, is job_<cluster>_<process>.<n>.tar.gz; that of a failed one failed_job_...
 # Each start on a slice is an attempt. Delivered, its name also tells the job's queue:
 # job_<cluster>_<process>.<access point>.<time of submission>.tar.gz.
-# Until the server has accepted the report it is called unreported_job_..., with a file .report beside it: a job that
+# A name in this folder that another job's file has gets a random word in front of .tar.gz.
+# Until the server has accepted the report it is called unreported_job_<cluster>_<process>.<project>.tar.gz, with a file
+# .report beside it: a job that
 # starts again in the same folder delivers and reports it, and computes nothing. What counts is what the server lists.
 #
 # With OSGPROD_SLICES the job asks for another slice after each success. Without OSGPROD_OUTPUT_URL it ends with

@@ -32,6 +32,19 @@ def names(tarball: Path) -> set[str]:
         return {member.name.removeprefix("./") for member in archive if member.isfile()}
 
 
+def run_at_report(node: Node, command: str) -> str:
+    """A PATH with a curl that runs a command once, before it sends the report."""
+    (node.folder.parent / "bin").mkdir()
+    (node.folder.parent / "bin").chmod(0o777)
+    once = node.folder.parent / "bin" / "once"
+    node.program(
+        "bin/curl",
+        f"for a; do [[ $a != */workscript.exit || -e {once} ]] || {{ touch {once}; {command}; }}; done\n"
+        'exec /usr/bin/curl "$@"',
+    )
+    return f"{node.folder.parent}/bin:/usr/bin:/bin"
+
+
 def wait_for(path: Path) -> None:
     wait_until(path.exists, f"{path} comes")
 
@@ -290,7 +303,7 @@ def test_delivered_output_stays_when_the_server_gives_no_verdict(
     assert done == code, log
     assert [path for path in site.files if path.startswith("/out")] == ["/out/job_7_1.tar.gz"]
     assert f"the outputs stay: {site.url}/out/job_7_1.tar.gz" in log
-    assert (node.folder / "unreported_job_7_1.tar.gz").read_bytes() == site.files["/out/job_7_1.tar.gz"]
+    assert (node.folder / "unreported_job_7_1.p.tar.gz").read_bytes() == site.files["/out/job_7_1.tar.gz"]
     assert site.seen[-1].path == "/osgprod/workscript.exit"
 
 
@@ -338,15 +351,43 @@ def test_output_of_somebody_else_that_storage_did_not_show_at_once_stays(
     assert report_of(world)["output_url"] == f"{site.url}{next(iter(stored))}"
 
 
+@is_root
 def test_only_tarball_of_a_done_slice_stays_when_it_can_not_be_renamed(node: Node, world: World) -> None:
-    (node.folder / "job_7_1.tar.gz").mkdir()
-    code, log = node.run(1)
+    reachable_for_all(node.folder.parent)
+    os.chown(node.folder, 65534, 65534)
+    path = run_at_report(node, f"chmod 500 {node.folder}")
+    as_nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+    code, log = node.run(1, *as_nobody, PATH=path, TMPDIR="/tmp", _CONDOR_SCRATCH_DIR=None)
     assert code == DONE, log
     assert report_of(world)["outcome"] == "done"
-    kept = node.folder / "unreported_job_7_1.tar.gz"
+    kept = node.folder / "unreported_job_7_1.p.tar.gz"
     assert f"stays here: {kept}" in log
     assert names(kept) == {"osgprod_work.log"}
-    assert not kept.with_name("unreported_job_7_1.report").exists()
+
+
+def test_success_whose_only_tarball_was_removed_during_its_report_is_an_error(
+    node: Node, world: World
+) -> None:
+    path = run_at_report(node, f"rm {node.folder}/unreported_job_7_1.p.tar.gz")
+    code, log = node.run(1, PATH=path)
+    assert code == NODE_FAULT, log
+    assert "somebody has removed its only tarball" in log
+    code, log = node.run(1)
+    assert code == REFUSED, "HTCondor starts the job again, and holds it then"
+
+
+@pytest.mark.parametrize("outcome", [0, 3])
+def test_tarball_of_another_job_with_the_same_numbers_in_this_folder_stays(
+    node: Node, world: World, outcome: int
+) -> None:
+    name = "job_7_1" if outcome == 0 else "failed_job_7_1"
+    theirs = node.folder / f"{name}.tar.gz"
+    theirs.write_bytes(b"of another project")
+    code, log = node.run(1, OSGPROD_RECON=node.program("recon", f"exit {outcome}"))
+    assert code == (DONE if outcome == 0 else FAILED), log
+    assert theirs.read_bytes() == b"of another project"
+    (ours,) = node.folder.glob(f"{name}.?*.tar.gz")
+    assert names(ours) == {"osgprod_work.log"}
 
 
 @pytest.mark.parametrize(
@@ -361,14 +402,19 @@ def test_any_list_of_outputs_is_reported(node: Node, world: World, outputs_list:
     assert report_of(world)["outputs"] == outputs
 
 
+def reachable_for_all(folder: Path) -> None:
+    """Jobs that don't run as root may enter and write all folders, but not those of the database."""
+    for path in [folder, *folder.rglob("*")]:
+        if path.is_dir() and "pg" not in path.name:
+            path.chmod(0o777)
+
+
 @is_root
 def test_folders_that_can_not_be_written_stop_no_slice(node: Node, world: World, folder: Path) -> None:
     """As copies from CVMFS are. The job does not run as root, which may write them."""
     world.set(maxblockspercore=3)
     recon = node.program("recon", "mkdir -p copy/of; echo a >copy/of/it; chmod 0555 copy/of copy")
-    for path in [folder, *folder.rglob("*")]:
-        if path.is_dir() and "pg" not in path.name:
-            path.chmod(0o777)
+    reachable_for_all(folder)
     code, log = node.run(
         1, "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", OSGPROD_RECON=recon,
         OSGPROD_SLICES="2", OSGPROD_CHECKPOINT_CODE="0", _CONDOR_SCRATCH_DIR=None, TMPDIR=str(node.folder),
@@ -527,8 +573,8 @@ def test_output_whose_destination_is_down_is_kept_and_delivered_by_the_next_star
     site.faults = [503] * 6
     assert node.run(1, **environment)[0] == 85, "HTCondor saves the folder, and starts the job again in it"
     kept = {path.name: path.stat().st_mode & 0o777 for path in node.folder.iterdir()}
-    assert set(kept) == {"unreported_job_7_1.tar.gz", "unreported_job_7_1.report"}
-    assert kept["unreported_job_7_1.report"] == 0o600, "it holds the token of the attempt"
+    assert set(kept) == {"unreported_job_7_1.p.tar.gz", "unreported_job_7_1.p.report"}
+    assert kept["unreported_job_7_1.p.report"] == 0o600, "it holds the token of the attempt"
     assert node.run(1, **environment)[0] == LATER
     assert state(world) == {"leased": 1}
     world.let_leases_run_out()
@@ -587,25 +633,68 @@ def test_job_that_is_stopped_for_its_run_time_gets_another_slice_in_the_end(node
     assert state(world) == {"ready": 1, "done": 1}, f"the first one is for another node: {log}"
 
 
-@pytest.mark.parametrize("damage", ["tarball", "report", "project"])
+@pytest.mark.parametrize("damage", ["tarball", "report"])
 def test_what_is_left_of_another_start_is_used_only_when_it_is_whole(
     node: Node, world: World, site: Site, damage: str
 ) -> None:
     environment = {"OSGPROD_OUTPUT_URL": f"{site.url}/out", "OSGPROD_CHECKPOINT_CODE": "85"}
     site.faults = [503] * 3
     assert node.run(1, **environment)[0] == 85
-    tarball, report = (node.folder / f"unreported_job_7_1.{ending}" for ending in ("tar.gz", "report"))
+    tarball, report = (node.folder / f"unreported_job_7_1.p.{ending}" for ending in ("tar.gz", "report"))
     if damage == "tarball":
         tarball.write_bytes(tarball.read_bytes()[:-1])
-    elif damage == "report":
-        report.write_text(report.read_text()[:30])
     else:
-        report.write_text(report.read_text().replace("project=p", "project=q"))
+        report.write_text(report.read_text()[:30])
     code, log = node.run(1, **environment)
     assert code == DONE, log
     assert "can't be used" in log
     assert report_of(world)["nstart"] == 2, "it was computed again"
     assert [path.name for path in node.folder.iterdir()] == ["job_7_1.2.tar.gz"]
+
+
+def test_kept_success_of_one_project_survives_a_job_of_another_with_the_same_numbers(
+    node: Node, world: World, site: Site, rawdata: Path, shim: LiveShim
+) -> None:
+    """By hand, in one folder."""
+    world.with_project("q", maxblockspercore=6)
+    call(world.db, "load_slices", project="q")
+    shim.add_template("q")
+    ran = node.folder.parent / "ran"
+    environment = {
+        "OSGPROD_RECON": node.program("recon", f"echo >>{ran}"),
+        "OSGPROD_OUTPUT_URL": f"{site.url}/out",
+        "_CONDOR_SCRATCH_DIR": None,
+        "TMPDIR": "/tmp",
+    }
+    site.faults = [503] * 3
+    assert node.run(1, **environment)[0] == LATER
+    kept = {path.name: path.read_bytes() for path in node.folder.iterdir()}
+    assert set(kept) == {"unreported_job_7_1.p.tar.gz", "unreported_job_7_1.p.report"}
+    code, log = node.run(1, **{**environment, "OSGPROD_PROJECT": "q", "OSGPROD_OUTPUT_URL": None})
+    assert code == DONE, log
+    assert {name: (node.folder / name).read_bytes() for name in kept} == kept
+    code, log = node.run(1, **environment)
+    assert code == DONE, log
+    assert ran.read_text() == "\n\n", "each was computed once"
+    assert len(list(node.folder.glob("job_7_1*.tar.gz"))) == 2
+
+
+@pytest.mark.parametrize("project", ["p", "q"])
+def test_success_that_release_0_11_has_kept_is_delivered_if_it_is_of_this_project(
+    node: Node, world: World, site: Site, project: str
+) -> None:
+    environment = {"OSGPROD_OUTPUT_URL": f"{site.url}/out", "OSGPROD_CHECKPOINT_CODE": "85"}
+    site.faults = [503] * 3
+    assert node.run(1, **environment)[0] == 85
+    for ending in ("tar.gz", "report"):
+        new, old = (node.folder / f"unreported_job_7_1{word}.{ending}" for word in (".p", ""))
+        content = new.read_bytes().replace(b"project=p", f"project={project}".encode())
+        old.write_bytes(content)
+        new.unlink()
+    code, log = node.run(1, **environment)
+    assert code == DONE, log
+    assert report_of(world)["nstart"] == (1 if project == "p" else 2)
+    assert (node.folder / "unreported_job_7_1.report").exists() == (project == "q")
 
 
 @pytest.mark.parametrize("status", [403, 507])
@@ -845,7 +934,7 @@ def test_resumed_report_tells_what_the_start_that_computed_has_used(
     environment = {"OSGPROD_OUTPUT_URL": f"{site.url}/out", "OSGPROD_CHECKPOINT_CODE": "85"}
     site.faults = [503] * 3
     assert node.run(1, OSGPROD_RECON=node.program("recon", HUNGRY), **environment)[0] == 85
-    text = (node.folder / "unreported_job_7_1.report").read_text()
+    text = (node.folder / "unreported_job_7_1.p.report").read_text()
     code, log = node.run(1, OSGPROD_RECON="false", **environment)
     assert code == DONE, log
     report = used(report_of(world))

@@ -187,7 +187,7 @@ def test_tarball_that_htcondor_brings_home_is_saved_before_its_success_is_report
     code, log = node.run(1, **environment)
     assert code == SAVED, log
     assert reports(three) == []
-    assert tarballs(node.folder) == ["unreported_job_7_1.report", "unreported_job_7_1.tar.gz"]
+    assert tarballs(node.folder) == ["unreported_job_7_1.p.report", "unreported_job_7_1.p.tar.gz"]
     saved = {path.name: path.read_bytes() for path in node.folder.iterdir()}
     code, log = node.run(1, **environment)
     assert code == SAVED, log
