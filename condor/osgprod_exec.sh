@@ -21,7 +21,8 @@
 #     OSGPROD_BACKOFF_MS  pause after the first attempt; doubled each time, up to 32 fold [ms, 1 to 600000; default 1000]
 #     OSGPROD_MAX_WAIT_S  how long to wait when work may be requeued [s, 0 to 604800; default 600]; 0 = end at once, as
 #                         when no work is left
-#     OSGPROD_TIME_LEFT_S how long the job may run, if HTCondor's ads don't say it, or say more [s, 0 to 999999999]
+#     OSGPROD_TIME_LEFT_S how long the job may run since HTCondor started it here, if the ads don't say it, or say more [s,
+#                         0 to 999999999]
 #     OSGPROD_MAX_LOG_BYTES  how much of the work's output to print, of all slices in sum: the head and the tail for
 #                         each [bytes, 0 to 999999999; default 10000000]
 #     OSGPROD_CHECKPOINT_CODE  exit code with which HTCondor saves this folder and starts the job again in it: for a
@@ -1597,20 +1598,19 @@ find_identity() {
 # Sets ends_at to the earliest time by which the job must end: what the pilot, the job's allowed duration and
 # OSGPROD_TIME_LEFT_S say. A pilot that names only GLIDEIN_ToRetire is taken to end then.
 find_end() {
-  local job="${_CONDOR_JOB_AD:-}" machine="${_CONDOR_MACHINE_AD:-}" now start executing allowed end
-  printf -v now '%(%s)T' -1
+  local job="${_CONDOR_JOB_AD:-}" machine="${_CONDOR_MACHINE_AD:-}" start executing allowed end
   end="$(ad_number "$machine" GLIDEIN_ToDie)"
   [[ -n "$end" ]] || end="$(ad_number "$machine" GLIDEIN_ToRetire)"
   ((end == 0)) || must_end_at "$end"
   start="$(ad_number "$job" JobCurrentStartDate)"
-  start="${start:-$now}"
+  [[ -n "$start" ]] || printf -v start '%(%s)T' -1
   allowed="$(ad_number "$job" AllowedJobDuration)"
   [[ -z "$allowed" ]] || must_end_at "$((start + allowed))"
   executing="$(ad_number "$job" JobCurrentStartExecutingDate)"
   ((executing >= start)) || executing="$start" # not there yet, or that of an earlier start
   allowed="$(ad_number "$job" AllowedExecuteDuration)"
   [[ -z "$allowed" ]] || must_end_at "$((executing + allowed))"
-  [[ -z "$TIME_LEFT_S" ]] || must_end_at "$((now + TIME_LEFT_S))"
+  [[ -z "$TIME_LEFT_S" ]] || must_end_at "$((start + TIME_LEFT_S))"
 }
 # Argument: time [s since 1970]
 must_end_at() {

@@ -59,20 +59,19 @@ find_identity() {
 # Sets ends_at to the earliest time by which the job must end: what the pilot, the job's allowed duration and
 # OSGPROD_TIME_LEFT_S say. A pilot that names only GLIDEIN_ToRetire is taken to end then.
 find_end() {
-  local job="${_CONDOR_JOB_AD:-}" machine="${_CONDOR_MACHINE_AD:-}" now start executing allowed end
-  printf -v now '%(%s)T' -1
+  local job="${_CONDOR_JOB_AD:-}" machine="${_CONDOR_MACHINE_AD:-}" start executing allowed end
   end="$(ad_number "$machine" GLIDEIN_ToDie)"
   [[ -n "$end" ]] || end="$(ad_number "$machine" GLIDEIN_ToRetire)"
   ((end == 0)) || must_end_at "$end"
   start="$(ad_number "$job" JobCurrentStartDate)"
-  start="${start:-$now}"
+  [[ -n "$start" ]] || printf -v start '%(%s)T' -1
   allowed="$(ad_number "$job" AllowedJobDuration)"
   [[ -z "$allowed" ]] || must_end_at "$((start + allowed))"
   executing="$(ad_number "$job" JobCurrentStartExecutingDate)"
   ((executing >= start)) || executing="$start" # not there yet, or that of an earlier start
   allowed="$(ad_number "$job" AllowedExecuteDuration)"
   [[ -z "$allowed" ]] || must_end_at "$((executing + allowed))"
-  [[ -z "$TIME_LEFT_S" ]] || must_end_at "$((now + TIME_LEFT_S))"
+  [[ -z "$TIME_LEFT_S" ]] || must_end_at "$((start + TIME_LEFT_S))"
 }
 # Argument: time [s since 1970]
 must_end_at() {

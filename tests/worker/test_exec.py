@@ -1337,6 +1337,8 @@ def time_left(world: World) -> int | None:
         ),
         ("GLIDEIN_ToDie = {7000}\n", "", "5000", 5000),
         ("GLIDEIN_ToDie = {7000}\n", "", "9000", 7000),
+        # HTCondor has started the job again in its folder after a checkpoint: that gives it no new time.
+        ("", "JobCurrentStartDate = {-1000}\n", "5000", 4000),
         ("GLIDEIN_ToDie = undefined\n", "AllowedJobDuration = 3600.5\n", None, None),
     ],
 )
