@@ -537,10 +537,11 @@ cleanup() {
 
 readonly EXEC_VERSION=0.12.0
 
-http_status=000 # of the last answer; 000 = no valid answer
-answer=""       # its Osgprod-Status
-head=""         # its head
-body=""         # the first line of its body, or why none came
+http_status=000   # of the last answer; 000 = no valid answer
+is_cut_here=false # could the work script that came not be written to this node's disk?
+answer=""         # its Osgprod-Status
+head=""           # its head
+body=""           # the first line of its body, or why none came
 
 # The valid answers, by route, HTTP status and Osgprod-Status. Anything else does not come from the server: a portal's
 # login page, the 404 of a front server, a head that was cut. Arguments: route, status, Osgprod-Status
@@ -613,17 +614,19 @@ send_request() {
 request() {
   local route="$1" file="" code=0
   shift
+  is_cut_here=false
   [[ "$route" != workscript.bash ]] || file="$scratch/script"
   [[ -n "$magic" ]] || find_token # HTCondor renews it: the token of the start may have expired
   capture send_request "$route" "$file" project "$OSGPROD_PROJECT" cluster "$cluster" process "$process" \
     magic "$magic" job_key "$job_key" host "$host" site "$site" token "$token" "$@" || code=$?
   learn_from "$code"
+  [[ -z "$file" ]] || ((code != 23)) || is_cut_here=true
   read_answer "$route" "$code" "${captured%x}"
   [[ -z "$file" || "$http_status" == 000 ]] || body="$(said "$file")"
 }
 
-# Asks until there is an answer that counts and isn't "later". Returns 1 when there is none after TRIES attempts.
-# Arguments: as of request
+# Asks until there is an answer that counts and isn't "later". Returns 1 when there is none after TRIES attempts, or when this
+# node's disk can't take the answer: each request for a work script is a start of the job. Arguments: as of request
 persistent_request() {
   local try
   for ((try = 1; ; try++)); do
@@ -632,6 +635,7 @@ persistent_request() {
     000 | 5?? | 429) ;;
     *) return 0 ;;
     esac
+    ! $is_cut_here || return 1
     log "$1 failed (attempt $try of $TRIES, status $http_status): $body"
     ((try < TRIES)) || return 1
     pause "$(backoff "$try" "$BACKOFF_MS" "$(header_of Retry-After "$head")")"
@@ -641,12 +645,22 @@ persistent_request() {
 # Asks for a work script until there is one or nothing to wait for. Sets answer: assigned, or why there is none. Returns
 # this script's exit code when the server can't be asked, refuses, or has leased all work. Argument: cores
 checkout() {
-  local deadline=$((SECONDS + MAX_WAIT_S)) retry_s image
+  local deadline=$((SECONDS + MAX_WAIT_S)) retry_s image full='the disk of this node is full'
+  if ! disk_has_room; then
+    log "$full"
+    return "$EXIT_NODE_FAULT"
+  fi
   # What surrounds this script, else what will surround the work.
   image="$(plain_text 200 "${APPTAINER_CONTAINER:-${SINGULARITY_CONTAINER:-${OSGPROD_CONTAINER:-}}}")"
   while true; do
     if ! persistent_request workscript.bash cpus "$1" schedd "$schedd" qdate "$qdate" time_left_s "$(time_left)" \
       after "$after" exec_version "$EXEC_VERSION" image "$image"; then
+      if $is_cut_here; then
+        log "$full: the work script can't be written: $body"
+        token="$(header_of Osgprod-Token "$head")"
+        [[ -z "$token" ]] || report "$EXIT_NOT_FETCHED" fault node reason "$full" || true
+        return "$EXIT_NODE_FAULT"
+      fi
       log "the server gives no work script: $body"
       return "$EXIT_LATER"
     elif [[ "$http_status" != 200 ]]; then

@@ -1117,8 +1117,41 @@ def test_node_where_nothing_can_be_written_is_at_fault(node: Node, world: World)
 
 
 @is_root
-def test_disk_full_in_mid_fetch_is_reported_as_the_nodes_fault(node: Node, world: World) -> None:
+def test_disk_that_is_full_at_the_start_is_the_nodes_fault_and_no_slice_is_leased(
+    node: Node, world: World
+) -> None:
     hide = f'mount -t tmpfs -o size=48k none {node.folder} && cd {node.folder} && exec "$@"'
+    code, log = node.run(1, "unshare", "-m", "/bin/bash", "-c", hide, "-", cpus=6)
+    assert code == NODE_FAULT, log
+    assert log.splitlines()[-1].endswith("the disk of this node is full")
+    assert state(world) == {}
+
+
+def pad_script(shim: LiveShim, kilobytes: int) -> None:
+    """The work script of project "p", made longer by comments."""
+    script = (CHECKOUT / "worker" / "osgprod_work.bash").read_bytes()
+    shim.add_template("p", script + b"#" * (1024 * kilobytes) + b"\n")
+
+
+@is_root
+def test_disk_that_can_not_take_the_work_script_is_the_nodes_fault_at_once(
+    node: Node, world: World, shim: LiveShim
+) -> None:
+    pad_script(shim, 400)
+    hide = f'mount -t tmpfs -o size=200k none {node.folder} && cd {node.folder} && exec "$@"'
+    code, log = node.run(1, "unshare", "-m", "/bin/bash", "-c", hide, "-", cpus=6)
+    assert code == NODE_FAULT, log
+    assert "the disk of this node is full: the work script can't be written" in log
+    report = report_of(world)
+    assert (report["nstart"], report["exit_code"], report["outcome"]) == (1, 75, "node-fault")
+
+
+@is_root
+def test_disk_full_in_mid_fetch_is_reported_as_the_nodes_fault(
+    node: Node, world: World, shim: LiveShim
+) -> None:
+    pad_script(shim, 20)
+    hide = f'mount -t tmpfs -o size=72k none {node.folder} && cd {node.folder} && exec "$@"'
     code, log = node.run(1, "unshare", "-m", "/bin/bash", "-c", hide, "-", cpus=6)
     assert code == NODE_FAULT, log
     assert "is the disk full?" in log
