@@ -1157,6 +1157,17 @@ same_adler32() {
   [[ "$1" =~ ^[0-9A-Fa-f]{1,8}$ && "$2" =~ ^[0-9A-Fa-f]{1,8}$ ]] && ((16#$1 == 16#$2))
 }
 
+# Did the last look at a file (has_arrived) tell its checksum?
+tells_checksum() {
+  [[ "$captured" == *$'\n'[0-9A-Fa-f]* ]]
+}
+
+# Is this very file at a URL already, though nobody has just sent it there? Its checksum must say so: another job's file may
+# have the same size. Arguments: kind, URL, size [bytes], adler32
+is_stored_already() {
+  has_arrived "$1" "$2" "$3" "$4" 1 && tells_checksum
+}
+
 # Is a file at this URL, whole? Storage that tells no checksum is believed by the size. Storage that has just taken a file
 # may need a moment to know it. Arguments: kind, URL, size [bytes], adler32 or nothing, how often to look
 has_arrived() {
@@ -1181,7 +1192,7 @@ has_arrived() {
 # upload leaves a name that ends in .part. Sets output_url when the file is where it belongs.
 # Arguments: kind, URL, file, size [bytes], adler32, word that is unique to this start, number of the attempt
 deliver() {
-  local kind="$1" url="$2" file="$3" bytes="$4" adler="$5" word="$6" try="$7" part="$2.$6.$7.part" error found=""
+  local kind="$1" url="$2" file="$3" bytes="$4" adler="$5" word="$6" try="$7" part="$2.$6.$7.part" error found="" is_moved=true
   storage_error=""
   if [[ "$kind" != pelican ]]; then
     if ! storage "send_$kind" "$file" "$part" || ! has_arrived "$kind" "$part" "$bytes" "$adler" "$LOOKS"; then
@@ -1195,8 +1206,11 @@ deliver() {
       storage_error="$error"
       return 1
     fi
-    storage "move_$kind" "$part" "$url" || log "$url: renaming failed: $storage_error"
-    if has_arrived "$kind" "$url" "$bytes" "$adler" "$LOOKS"; then
+    storage "move_$kind" "$part" "$url" || {
+      is_moved=false
+      log "$url: renaming failed: $storage_error"
+    }
+    if has_arrived "$kind" "$url" "$bytes" "$adler" "$LOOKS" && { $is_moved || tells_checksum; }; then
       output_url="$url"
       return 0
     fi
@@ -1224,7 +1238,7 @@ send_outputs() {
   kind="$(storage_kind "$url")"
   find_token
   # Numbered by start, this name is unique to this job, unless the database is older or the job ad is missing.
-  if has_arrived "$kind" "$url" "$bytes" "$adler" 1; then
+  if is_stored_already "$kind" "$url" "$bytes" "$adler"; then
     output_url="$url" # by an earlier start, which was killed before its report
     return 0
   fi
@@ -1691,8 +1705,8 @@ attempt() {
   if [[ "$answer" != assigned ]]; then
     log "$answer: $body" # nothing runs, and there is nothing to report
     may_have_lost_outputs || return 0
-    log "the tarball of this job is not here: if it did not come home either, it is lost. \`osgprod jobs $OSGPROD_PROJECT\
- $cluster.$process\` shows what the job did; requeue a slice with \`osgprod slices recycle\`; then remove this job"
+    log 'the tarball of this job is not here: if it did not come home either, it is lost'
+    log "see \`osgprod jobs $OSGPROD_PROJECT $cluster.$process\`; requeue its slice by \`osgprod slices recycle\`, then remove this job"
     return "$EXIT_REFUSED"
   fi
   token="$(header_of Osgprod-Token "$head")" nstarts="$(header_of Osgprod-Nstarts "$head")"

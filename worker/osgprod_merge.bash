@@ -711,6 +711,17 @@ same_adler32() {
   [[ "$1" =~ ^[0-9A-Fa-f]{1,8}$ && "$2" =~ ^[0-9A-Fa-f]{1,8}$ ]] && ((16#$1 == 16#$2))
 }
 
+# Did the last look at a file (has_arrived) tell its checksum?
+tells_checksum() {
+  [[ "$captured" == *$'\n'[0-9A-Fa-f]* ]]
+}
+
+# Is this very file at a URL already, though nobody has just sent it there? Its checksum must say so: another job's file may
+# have the same size. Arguments: kind, URL, size [bytes], adler32
+is_stored_already() {
+  has_arrived "$1" "$2" "$3" "$4" 1 && tells_checksum
+}
+
 # Is a file at this URL, whole? Storage that tells no checksum is believed by the size. Storage that has just taken a file
 # may need a moment to know it. Arguments: kind, URL, size [bytes], adler32 or nothing, how often to look
 has_arrived() {
@@ -1622,12 +1633,6 @@ make_way() {
   return 1
 }
 
-# Is this very file at its URL already? The checksum must say so: another merge of the same slices may have the same size.
-# Arguments: kind of storage, URL, size [bytes], adler32
-is_delivered_already() {
-  has_arrived "$1" "$2" "$3" "$4" 1 && [[ "$captured" == *$'\n'[0-9A-Fa-f]* ]]
-}
-
 # Sets merged_folder to the URL of the folder for merged files: the project's merge_output_url, else a folder for this project
 # in that of the jobs' tarballs. The names of merged files hold no project: in one folder two projects would replace each
 # other's. Nothing = no folder is set.
@@ -1651,7 +1656,7 @@ send_merged() {
   bytes="$(size_of "$file")"
   adler="$(adler32 "$file")" || node_fault "the checksum of $file can't be computed"
   find_token
-  if ! is_delivered_already "$store" "$url" "$bytes" "$adler"; then
+  if ! is_stored_already "$store" "$url" "$bytes" "$adler"; then
     for ((try = 1; ; try++)); do
       ! deliver_merged "$store" "$url" "$file" "$bytes" "$adler" "$try" || break
       log "not delivered to $url (attempt $try of $last): ${storage_error:-it did not arrive whole}"

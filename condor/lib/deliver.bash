@@ -5,7 +5,7 @@
 # upload leaves a name that ends in .part. Sets output_url when the file is where it belongs.
 # Arguments: kind, URL, file, size [bytes], adler32, word that is unique to this start, number of the attempt
 deliver() {
-  local kind="$1" url="$2" file="$3" bytes="$4" adler="$5" word="$6" try="$7" part="$2.$6.$7.part" error found=""
+  local kind="$1" url="$2" file="$3" bytes="$4" adler="$5" word="$6" try="$7" part="$2.$6.$7.part" error found="" is_moved=true
   storage_error=""
   if [[ "$kind" != pelican ]]; then
     if ! storage "send_$kind" "$file" "$part" || ! has_arrived "$kind" "$part" "$bytes" "$adler" "$LOOKS"; then
@@ -19,8 +19,11 @@ deliver() {
       storage_error="$error"
       return 1
     fi
-    storage "move_$kind" "$part" "$url" || log "$url: renaming failed: $storage_error"
-    if has_arrived "$kind" "$url" "$bytes" "$adler" "$LOOKS"; then
+    storage "move_$kind" "$part" "$url" || {
+      is_moved=false
+      log "$url: renaming failed: $storage_error"
+    }
+    if has_arrived "$kind" "$url" "$bytes" "$adler" "$LOOKS" && { $is_moved || tells_checksum; }; then
       output_url="$url"
       return 0
     fi
@@ -48,7 +51,7 @@ send_outputs() {
   kind="$(storage_kind "$url")"
   find_token
   # Numbered by start, this name is unique to this job, unless the database is older or the job ad is missing.
-  if has_arrived "$kind" "$url" "$bytes" "$adler" 1; then
+  if is_stored_already "$kind" "$url" "$bytes" "$adler"; then
     output_url="$url" # by an earlier start, which was killed before its report
     return 0
   fi

@@ -138,8 +138,8 @@ attempt() {
   if [[ "$answer" != assigned ]]; then
     log "$answer: $body" # nothing runs, and there is nothing to report
     may_have_lost_outputs || return 0
-    log "the tarball of this job is not here: if it did not come home either, it is lost. \`osgprod jobs $OSGPROD_PROJECT\
- $cluster.$process\` shows what the job did; requeue a slice with \`osgprod slices recycle\`; then remove this job"
+    log 'the tarball of this job is not here: if it did not come home either, it is lost'
+    log "see \`osgprod jobs $OSGPROD_PROJECT $cluster.$process\`; requeue its slice by \`osgprod slices recycle\`, then remove this job"
     return "$EXIT_REFUSED"
   fi
   token="$(header_of Osgprod-Token "$head")" nstarts="$(header_of Osgprod-Nstarts "$head")"

@@ -157,6 +157,17 @@ same_adler32() {
   [[ "$1" =~ ^[0-9A-Fa-f]{1,8}$ && "$2" =~ ^[0-9A-Fa-f]{1,8}$ ]] && ((16#$1 == 16#$2))
 }
 
+# Did the last look at a file (has_arrived) tell its checksum?
+tells_checksum() {
+  [[ "$captured" == *$'\n'[0-9A-Fa-f]* ]]
+}
+
+# Is this very file at a URL already, though nobody has just sent it there? Its checksum must say so: another job's file may
+# have the same size. Arguments: kind, URL, size [bytes], adler32
+is_stored_already() {
+  has_arrived "$1" "$2" "$3" "$4" 1 && tells_checksum
+}
+
 # Is a file at this URL, whole? Storage that tells no checksum is believed by the size. Storage that has just taken a file
 # may need a moment to know it. Arguments: kind, URL, size [bytes], adler32 or nothing, how often to look
 has_arrived() {

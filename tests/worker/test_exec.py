@@ -337,6 +337,30 @@ def test_output_of_somebody_else_with_the_same_name_stays(
     assert report_of(world)["output_url"] == f"{url}/{name}"
 
 
+@pytest.mark.parametrize("moment", ["-I", "MOVE"], ids=["before", "during"])
+def test_output_of_somebody_else_with_the_same_size_stays_where_storage_tells_no_checksum(
+    node: Node, world: World, site: Site, moment: str
+) -> None:
+    """It came before this job looked, or just before the rename."""
+    site.has_checksums = False
+    (node.folder.parent / "bin").mkdir()
+    once, tarball = node.folder.parent / "once", node.folder / "unreported_job_7_1.p.tar.gz"
+    node.program(
+        "bin/curl",
+        f"for a; do [[ $a != {moment} || -e {once} ]] || {{ touch {once}; head -c $(stat -c %s {tarball}) /dev/zero |"
+        f" /usr/bin/curl -sS -T - -H Expect: -H Transfer-Encoding: -H Content-Length:$(stat -c %s {tarball})"
+        f' {site.url}/out/job_7_1.tar.gz; }}; done; exec /usr/bin/curl "$@"',
+    )
+    path = f"{node.folder.parent}/bin:/usr/bin:/bin"
+    code, log = node.run(1, PATH=path, OSGPROD_OUTPUT_URL=f"{site.url}/out")
+    assert code == DONE, log
+    stored = {path: data for path, data in site.files.items() if path.startswith("/out")}
+    ours = (node.folder / "job_7_1.tar.gz").read_bytes()
+    assert stored.pop("/out/job_7_1.tar.gz") == bytes(len(ours))
+    assert list(stored.values()) == [ours]
+    assert report_of(world)["output_url"] == f"{site.url}{next(iter(stored))}"
+
+
 def test_output_of_somebody_else_that_storage_did_not_show_at_once_stays(
     node: Node, world: World, site: Site
 ) -> None:

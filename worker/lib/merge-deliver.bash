@@ -84,12 +84,6 @@ make_way() {
   return 1
 }
 
-# Is this very file at its URL already? The checksum must say so: another merge of the same slices may have the same size.
-# Arguments: kind of storage, URL, size [bytes], adler32
-is_delivered_already() {
-  has_arrived "$1" "$2" "$3" "$4" 1 && [[ "$captured" == *$'\n'[0-9A-Fa-f]* ]]
-}
-
 # Sets merged_folder to the URL of the folder for merged files: the project's merge_output_url, else a folder for this project
 # in that of the jobs' tarballs. The names of merged files hold no project: in one folder two projects would replace each
 # other's. Nothing = no folder is set.
@@ -113,7 +107,7 @@ send_merged() {
   bytes="$(size_of "$file")"
   adler="$(adler32 "$file")" || node_fault "the checksum of $file can't be computed"
   find_token
-  if ! is_delivered_already "$store" "$url" "$bytes" "$adler"; then
+  if ! is_stored_already "$store" "$url" "$bytes" "$adler"; then
     for ((try = 1; ; try++)); do
       ! deliver_merged "$store" "$url" "$file" "$bytes" "$adler" "$try" || break
       log "not delivered to $url (attempt $try of $last): ${storage_error:-it did not arrive whole}"
