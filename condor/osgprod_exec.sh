@@ -49,7 +49,7 @@
 # both settings a job that starts again and is told that it has completed its work ends with 40, unless its tarball is here.
 #
 # Exit codes, for HTCondor (osgprod.sub says what becomes of the job): 0 done, or nothing to do; 10 the slice failed, maybe
-# its data; 20 this node's fault; 30 the server or the storage is away, or all work is leased; 40 refused or misconfigured,
+# its data, or another attempt was faster; 20 this node's fault; 30 the server or the storage is away, or all work is leased; 40 refused or misconfigured,
 # or a tarball may be lost; 143 stopped by SIGTERM (nothing reported, the restarted job gets its slice back). Of several slices the last one decides,
 # except that a job that has processed a slice and gets no other, for any reason, ends with 0.
 #
@@ -701,7 +701,7 @@ report() {
 
 # --- the work ----------------------------------------------------------------------------------------------------
 
-readonly STOPPED_BY_SERVER=9 # exit code of send_heartbeats
+readonly SUPERSEDED=8 WEDGED=9 # exit codes of send_heartbeats: another attempt has the work; there was no progress
 
 work_status=0      # exit code of the work
 heartbeat_status=0 # exit code of send_heartbeats
@@ -900,7 +900,8 @@ send_heartbeats() {
       log "stopping the work: $body"
       trap '' TERM # the end of the work must not hide why
       end_work
-      exit "$STOPPED_BY_SERVER"
+      [[ "$answer" == wedged ]] || exit "$SUPERSEDED"
+      exit "$WEDGED"
     fi
     rm -f "$scratch/work/.osgprod/confirm-lease"
   done
@@ -1515,10 +1516,11 @@ must_be_safe_first() {
 }
 
 # Has this job ended well before, and is its tarball, for which HTCondor was to care, not here? Then it may be lost: a machine
-# may have vanished while the tarball came home. By hand, and with OSGPROD_OUTPUT_URL, nothing can have been lost.
+# may have vanished while the tarball came home. By hand, and with OSGPROD_OUTPUT_URL, nothing can have been lost, and a merge has
+# delivered its files itself: the server says "its merge".
 may_have_lost_outputs() {
   local file
-  [[ "$answer" == completed && -z "${OSGPROD_OUTPUT_URL:-}" && -n "${_CONDOR_SCRATCH_DIR:-}" ]] || return 1
+  [[ "$answer" == completed && -z "${OSGPROD_OUTPUT_URL:-}" && -n "${_CONDOR_SCRATCH_DIR:-}" ]] && [[ "$body" != *' its merge'* ]] || return 1
   for file in "$PWD/job_${cluster}_${process}".tar.gz "$PWD/job_${cluster}_${process}".*.tar.gz; do
     [[ ! -e "$file" ]] || return 1
   done
@@ -1719,9 +1721,10 @@ attempt() {
   if ((work_status != 0)); then
     stop_heartbeats # did it end the work?
   fi
-  if ((heartbeat_status == STOPPED_BY_SERVER && work_status != 0)); then
+  if (((heartbeat_status == SUPERSEDED || heartbeat_status == WEDGED) && work_status != 0)); then
     report "$work_status" reason 'stopped by the server' || true
-    return "$EXIT_NODE_FAULT"
+    # Another attempt was faster, or has the slice now: that is not this node's fault. No progress may be.
+    return "$((heartbeat_status == WEDGED ? EXIT_NODE_FAULT : EXIT_FAILED))"
   fi
   if ((work_status == EXIT_MISCONFIGURED)) && [[ -n "$(reported misconfigured)" ]]; then
     reason="$(plain_text 100 "$(reported misconfigured)")"

@@ -254,10 +254,11 @@ must_be_safe_first() {
 }
 
 # Has this job ended well before, and is its tarball, for which HTCondor was to care, not here? Then it may be lost: a machine
-# may have vanished while the tarball came home. By hand, and with OSGPROD_OUTPUT_URL, nothing can have been lost.
+# may have vanished while the tarball came home. By hand, and with OSGPROD_OUTPUT_URL, nothing can have been lost, and a merge has
+# delivered its files itself: the server says "its merge".
 may_have_lost_outputs() {
   local file
-  [[ "$answer" == completed && -z "${OSGPROD_OUTPUT_URL:-}" && -n "${_CONDOR_SCRATCH_DIR:-}" ]] || return 1
+  [[ "$answer" == completed && -z "${OSGPROD_OUTPUT_URL:-}" && -n "${_CONDOR_SCRATCH_DIR:-}" ]] && [[ "$body" != *' its merge'* ]] || return 1
   for file in "$PWD/job_${cluster}_${process}".tar.gz "$PWD/job_${cluster}_${process}".*.tar.gz; do
     [[ ! -e "$file" ]] || return 1
   done

@@ -49,7 +49,7 @@
 # both settings a job that starts again and is told that it has completed its work ends with 40, unless its tarball is here.
 #
 # Exit codes, for HTCondor (osgprod.sub says what becomes of the job): 0 done, or nothing to do; 10 the slice failed, maybe
-# its data; 20 this node's fault; 30 the server or the storage is away, or all work is leased; 40 refused or misconfigured,
+# its data, or another attempt was faster; 20 this node's fault; 30 the server or the storage is away, or all work is leased; 40 refused or misconfigured,
 # or a tarball may be lost; 143 stopped by SIGTERM (nothing reported, the restarted job gets its slice back). Of several slices the last one decides,
 # except that a job that has processed a slice and gets no other, for any reason, ends with 0.
 #

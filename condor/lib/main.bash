@@ -152,9 +152,10 @@ attempt() {
   if ((work_status != 0)); then
     stop_heartbeats # did it end the work?
   fi
-  if ((heartbeat_status == STOPPED_BY_SERVER && work_status != 0)); then
+  if (((heartbeat_status == SUPERSEDED || heartbeat_status == WEDGED) && work_status != 0)); then
     report "$work_status" reason 'stopped by the server' || true
-    return "$EXIT_NODE_FAULT"
+    # Another attempt was faster, or has the slice now: that is not this node's fault. No progress may be.
+    return "$((heartbeat_status == WEDGED ? EXIT_NODE_FAULT : EXIT_FAILED))"
   fi
   if ((work_status == EXIT_MISCONFIGURED)) && [[ -n "$(reported misconfigured)" ]]; then
     reason="$(plain_text 100 "$(reported misconfigured)")"

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # --- the work ----------------------------------------------------------------------------------------------------
 
-readonly STOPPED_BY_SERVER=9 # exit code of send_heartbeats
+readonly SUPERSEDED=8 WEDGED=9 # exit codes of send_heartbeats: another attempt has the work; there was no progress
 
 work_status=0      # exit code of the work
 heartbeat_status=0 # exit code of send_heartbeats
@@ -200,7 +200,8 @@ send_heartbeats() {
       log "stopping the work: $body"
       trap '' TERM # the end of the work must not hide why
       end_work
-      exit "$STOPPED_BY_SERVER"
+      [[ "$answer" == wedged ]] || exit "$SUPERSEDED"
+      exit "$WEDGED"
     fi
     rm -f "$scratch/work/.osgprod/confirm-lease"
   done

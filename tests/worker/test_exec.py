@@ -991,10 +991,17 @@ def test_attempt_that_lost_its_slice_stops_its_work(node: Node, world: World, sh
     call(world.db, "reclaim_lost")
     assert shim.checkout(2).headers["Osgprod-Status"] == "assigned"
     output, _ = job.communicate(timeout=PATIENCE_S)
-    assert job.returncode == NODE_FAULT, output
+    assert job.returncode == FAILED, f"its node is not to blame: {output}"
     assert "stopping the work: # osgprod error: stop: this slice is done, or another attempt has it" in output
     assert living(job.pid) == {}
     assert list(node.folder.iterdir()) == []
+
+
+def test_attempt_without_progress_stops_its_work_and_leaves_the_node(node: Node, world: World) -> None:
+    world.set(heartbeat_s=1, wedged_s=1)
+    code, log = node.run(1, OSGPROD_RECON=node.program("recon", "sleep 1000 & wait"))
+    assert code == NODE_FAULT, log
+    assert "stopping the work: # osgprod error: stop: " in log
 
 
 def test_sigterm_ends_work_that_is_deaf_to_it_and_the_restart_gets_the_slice_back(

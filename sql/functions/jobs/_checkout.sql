@@ -269,7 +269,7 @@ BEGIN
                          AND r.nstart = p_last.nstart AND r.by_worker AND r.outcome = 'done')
     THEN
         status := 'completed';
-        problem := ARRAY[NULL, v_job || ' has already completed its work'];
+        problem := ARRAY[NULL, v_job || ' has already completed its ' || CASE WHEN p_last.merge_id IS NULL THEN 'work' ELSE 'merge' END];
     ELSIF p_last.nstart >= p_project.max_starts_per_min AND (
         SELECT a.started_at FROM osgprod_data.attempts a
          WHERE a.project_id = p_project.project_id AND a.cluster = p_call.cluster AND a.process = p_call.process
