@@ -861,20 +861,20 @@ folder_bytes() {
   printf '%s' "$((kilobytes * 1024))"
 }
 
-# Arguments: seconds between heartbeats, 0 = none, folder for credentials
+# Arguments: seconds between heartbeats, 0 = none, folder for credentials or nothing, seconds before the first [the same]
 start_heartbeats() {
   (($1 > 0)) || return 0
   [[ -z "$2" ]] || touch "$2/sends-heartbeats" 2>/dev/null || true
-  send_heartbeats "$1" "$2" &
+  send_heartbeats "$1" "$2" "${3:-$1}" &
   heartbeat_pid=$!
 }
 
 # Renews the lease until the server reports the attempt as superseded, or until this script was killed; then it ends
 # the work, if it has not ended. The work may ask whether it still has the lease: it makes the file confirm-lease, and the
 # next heartbeat is sent at once; when the file is gone, there is a file no-lease if the server did not confirm it.
-# Arguments: seconds between heartbeats, folder for credentials
+# Arguments: seconds between heartbeats, folder for credentials, seconds before the first
 send_heartbeats() {
-  local interval_s="$1" own="$2" left_s="$1" memory=0 disk=0 bytes
+  local interval_s="$1" own="$2" left_s="$3" memory=0 disk=0 bytes
   pipe="$scratch/pipe.heartbeat"
   trap '[[ -z "$child_group" ]] || kill -KILL -- "-$child_group" 2>/dev/null; exit 0' TERM
   while true; do
@@ -1740,6 +1740,8 @@ attempt() {
   if ((work_status == 0)); then
     finish_success "$name" "$slice" "$((10#$heartbeat_s))"
   else
+    # Packing and sending what a failure left may take longer than what is left of the lease.
+    start_heartbeats "$((10#$heartbeat_s))" "" "$((10#$heartbeat_s < 5 ? 10#$heartbeat_s : 5))"
     reason="$(last_words)"
     finish_failure "$work_status" "$name" "$slice" "$reason"
   fi

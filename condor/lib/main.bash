@@ -171,6 +171,8 @@ attempt() {
   if ((work_status == 0)); then
     finish_success "$name" "$slice" "$((10#$heartbeat_s))"
   else
+    # Packing and sending what a failure left may take longer than what is left of the lease.
+    start_heartbeats "$((10#$heartbeat_s))" "" "$((10#$heartbeat_s < 5 ? 10#$heartbeat_s : 5))"
     reason="$(last_words)"
     finish_failure "$work_status" "$name" "$slice" "$reason"
   fi

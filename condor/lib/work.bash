@@ -161,20 +161,20 @@ folder_bytes() {
   printf '%s' "$((kilobytes * 1024))"
 }
 
-# Arguments: seconds between heartbeats, 0 = none, folder for credentials
+# Arguments: seconds between heartbeats, 0 = none, folder for credentials or nothing, seconds before the first [the same]
 start_heartbeats() {
   (($1 > 0)) || return 0
   [[ -z "$2" ]] || touch "$2/sends-heartbeats" 2>/dev/null || true
-  send_heartbeats "$1" "$2" &
+  send_heartbeats "$1" "$2" "${3:-$1}" &
   heartbeat_pid=$!
 }
 
 # Renews the lease until the server reports the attempt as superseded, or until this script was killed; then it ends
 # the work, if it has not ended. The work may ask whether it still has the lease: it makes the file confirm-lease, and the
 # next heartbeat is sent at once; when the file is gone, there is a file no-lease if the server did not confirm it.
-# Arguments: seconds between heartbeats, folder for credentials
+# Arguments: seconds between heartbeats, folder for credentials, seconds before the first
 send_heartbeats() {
-  local interval_s="$1" own="$2" left_s="$1" memory=0 disk=0 bytes
+  local interval_s="$1" own="$2" left_s="$3" memory=0 disk=0 bytes
   pipe="$scratch/pipe.heartbeat"
   trap '[[ -z "$child_group" ]] || kill -KILL -- "-$child_group" 2>/dev/null; exit 0' TERM
   while true; do

@@ -971,15 +971,20 @@ def pings(shim: LiveShim) -> int:
     return int(sum(map(float, found)))
 
 
+@pytest.mark.parametrize("exit_code", [0, 3])
 def test_heartbeats_go_on_while_the_outputs_are_delivered(
-    node: Node, world: World, site: Site, shim: LiveShim
+    node: Node, world: World, site: Site, shim: LiveShim, exit_code: int
 ) -> None:
+    """Those of a failure, too: when its lease expires meanwhile, it does not count."""
     world.set(heartbeat_s=1)
     site.faults = ["slow"]
-    recon = node.program("recon", "head -c 60000 /dev/urandom >big")  # a slow upload takes 3 s
-    code, log = node.run(1, OSGPROD_RECON=recon, OSGPROD_OUTPUT_URL=f"{site.url}/out")
-    assert code == DONE, log
-    assert pings(shim) >= 2, log
+    recon = node.program("recon", f"head -c 60000 /dev/urandom >big; exit {exit_code}")  # takes 3 s
+    job = node.start(1, OSGPROD_RECON=recon, OSGPROD_OUTPUT_URL=f"{site.url}/out")
+    wait_until(lambda: any(seen.method == "PUT" for seen in site.seen), "it delivers")
+    before = pings(shim)
+    log, _ = job.communicate(timeout=PATIENCE_S)
+    assert job.returncode == (FAILED if exit_code else DONE), log
+    assert pings(shim) > before, log
 
 
 def test_attempt_that_lost_its_slice_stops_its_work(node: Node, world: World, shim: LiveShim) -> None:
