@@ -539,12 +539,8 @@ probe_disk() {
 
 # --- commands ----------------------------------------------------------------------------------------------------
 
-# What condor/lib/process.bash has for osgprod_exec.sh, in its process group: osgprod_exec.sh ends that as a whole.
-
-# Waits. Argument: seconds
-pause() {
-  sleep "$1"
-}
+# What condor/lib/process.bash has for osgprod_exec.sh, in its process group: osgprod_exec.sh ends that as a whole. pause is
+# the work script's.
 
 # Sets captured to what a command printed. Returns its exit code. Arguments: command
 capture() {
@@ -753,6 +749,11 @@ node_fault() {
   [[ -z "${OSGPROD_REPORT:-}" ]] || add_to_report "fault=${fault:-node}" || true
   log "$*"
   exit "$EXIT_NODE_FAULT"
+}
+
+# Waits. Where sleep knows whole seconds only, a little longer. Argument: seconds, with decimals
+pause() {
+  sleep "$1" 2>/dev/null || sleep "$((${1%.*} + 1))" || true
 }
 
 # A setting is wrong: no other node and no other slice would do better. osgprod_exec.sh finds the line in the report file,
@@ -989,7 +990,7 @@ append_range() {
     fi
     log "fetch failed (attempt $attempts, $had of $length bytes): $from$reason"
     learn_from "${code:-0}"
-    sleep "$(backoff "$attempts" "$BACKOFF_MS" "$longest_s")"
+    pause "$(backoff "$attempts" "$BACKOFF_MS" "$longest_s")"
     longest_s=0
   done
 }

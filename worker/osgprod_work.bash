@@ -472,6 +472,11 @@ node_fault() {
   exit "$EXIT_NODE_FAULT"
 }
 
+# Waits. Where sleep knows whole seconds only, a little longer. Argument: seconds, with decimals
+pause() {
+  sleep "$1" 2>/dev/null || sleep "$((${1%.*} + 1))" || true
+}
+
 # A setting is wrong: no other node and no other slice would do better. osgprod_exec.sh finds the line in the report file,
 # and reports fault=setting, so that the server requeues the slice; HTCondor holds the job. Arguments: message
 misconfigured() {
@@ -706,7 +711,7 @@ append_range() {
     fi
     log "fetch failed (attempt $attempts, $had of $length bytes): $from$reason"
     learn_from "${code:-0}"
-    sleep "$(backoff "$attempts" "$BACKOFF_MS" "$longest_s")"
+    pause "$(backoff "$attempts" "$BACKOFF_MS" "$longest_s")"
     longest_s=0
   done
 }

@@ -576,6 +576,7 @@ def test_what_the_server_says_is_read_and_not_run(node: Node, site: Site, status
         f"#!/bin/bash\nprintf '%s\\n' 'osgprod: nothing today'\ntouch {ran}\n".encode()
     )
     site.headers = {"Osgprod-Status": status}
+    (node.folder / "job_7_1.tar.gz").touch()  # of a job that has completed its work
     code, log = node.run(1, OSGPROD_URL=f"{site.url}/osgprod")
     assert code == DONE, log
     assert "osgprod: nothing today" in log

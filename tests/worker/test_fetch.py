@@ -43,6 +43,17 @@ def test_slice_comes_from_a_file_system(
     assert Slice(assigned, folder, f"{scheme}{folder}").run() == (0, "", slice_.expected)
 
 
+def test_sleep_that_knows_whole_seconds_only_ends_no_fetch(
+    slice_: Slice, site: Site, tmp_path: Path
+) -> None:
+    sleep = tmp_path / "sleep"
+    sleep.write_text('#!/bin/bash\n[[ $1 =~ ^[0-9]+$ ]] && exec /bin/sleep "$1"\nexit 1\n')
+    sleep.chmod(0o755)
+    site.faults = [503]
+    code, log, got = slice_.run(PATH=f"{tmp_path}:/usr/bin:/bin")
+    assert (code, got) == (0, slice_.expected), log
+
+
 @pytest.mark.parametrize("fault", ["close", "short", 500, 503])
 def test_fetch_goes_on_where_the_server_broke_off(slice_: Slice, site: Site, fault: str | int) -> None:
     site.faults = [None, fault, fault]
