@@ -1153,6 +1153,12 @@ storage_kind() {
   url_kind "$1"
 }
 
+# Prints the URL of an input as it is stored: the server writes %20 for a space, which divides words here. In the URL of a file,
+# and in a path, nothing else is encoded. Argument: URL
+input_url() {
+  if [[ "$(url_kind "$1")" == file ]]; then printf '%s' "${1//%20/ }"; else printf '%s' "$1"; fi
+}
+
 # Are two checksums the same number? Some storage leaves leading zeros out. Arguments: two texts
 same_adler32() {
   [[ "$1" =~ ^[0-9A-Fa-f]{1,8}$ && "$2" =~ ^[0-9A-Fa-f]{1,8}$ ]] && ((16#$1 == 16#$2))
@@ -1429,6 +1435,7 @@ remove_merged_inputs() {
     return 0
   fi
   while IFS=' ' read -r url bytes adler <&3; do
+    url="$(input_url "$url")"
     kind="$(storage_kind "$url")" || continue
     if ! has_arrived "$kind" "$url" "$bytes" "$adler" 1; then
       log "$url has changed since it was merged, and is not removed"
@@ -1443,10 +1450,10 @@ remove_merged_inputs() {
 are_listed_outputs_there() {
   local list url bytes adler kind found=0
   list="$(written outputs_list | sed 's/{"kind":/\n&/g')"
-  while IFS=' ' read -r url bytes adler <&3; do
+  while IFS=' ' read -r bytes adler url <&3; do
     kind="$(storage_kind "$url")" && has_arrived "$kind" "$url" "$bytes" "$adler" "$LOOKS" || return 1
     found=$((found + 1))
-  done 3< <(printf '%s\n' "$list" | sed -n 's/.*"url":"\([^"\]*\)","bytes":\([0-9]*\),"adler32":"\([0-9a-f]*\)".*/\1 \2 \3/p')
+  done 3< <(printf '%s\n' "$list" | sed -n 's/.*"url":"\([^"\]*\)","bytes":\([0-9]*\),"adler32":"\([0-9a-f]*\)".*/\2 \3 \1/p')
   ((found > 0 && found == $(printf '%s\n' "$list" | grep -c '"kind":' || true)))
 }
 

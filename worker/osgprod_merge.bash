@@ -702,6 +702,12 @@ storage_kind() {
   url_kind "$1"
 }
 
+# Prints the URL of an input as it is stored: the server writes %20 for a space, which divides words here. In the URL of a file,
+# and in a path, nothing else is encoded. Argument: URL
+input_url() {
+  if [[ "$(url_kind "$1")" == file ]]; then printf '%s' "${1//%20/ }"; else printf '%s' "$1"; fi
+}
+
 # Are two checksums the same number? Some storage leaves leading zeros out. Arguments: two texts
 same_adler32() {
   [[ "$1" =~ ^[0-9A-Fa-f]{1,8}$ && "$2" =~ ^[0-9A-Fa-f]{1,8}$ ]] && ((16#$1 == 16#$2))
@@ -1243,6 +1249,7 @@ fetch_inputs() {
     IFS=' ' read -r url bytes adler block1 block2 < <(printf '%s\n' "$line") || true
     [[ "$block2" =~ ^[0-9]+$ && "$block1" =~ ^[0-9]+$ ]] || misconfigured "the server gave an input that this script does not know: $line"
     kind="$(url_kind "$url")" || misconfigured "the input $(shown_url "$url") has no scheme that this script knows: $URL_SCHEMES"
+    url="$(input_url "$url")"
     log "input $n of ${#osgprod_inputs[@]}: $(shown_url "$url")"
     fetch_input "$kind" "$url" "$bytes" "$adler" "$2"
     folder="$1/$block1,$block2"

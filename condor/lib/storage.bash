@@ -152,6 +152,12 @@ storage_kind() {
   url_kind "$1"
 }
 
+# Prints the URL of an input as it is stored: the server writes %20 for a space, which divides words here. In the URL of a file,
+# and in a path, nothing else is encoded. Argument: URL
+input_url() {
+  if [[ "$(url_kind "$1")" == file ]]; then printf '%s' "${1//%20/ }"; else printf '%s' "$1"; fi
+}
+
 # Are two checksums the same number? Some storage leaves leading zeros out. Arguments: two texts
 same_adler32() {
   [[ "$1" =~ ^[0-9A-Fa-f]{1,8}$ && "$2" =~ ^[0-9A-Fa-f]{1,8}$ ]] && ((16#$1 == 16#$2))

@@ -281,6 +281,22 @@ def test_inputs_and_merged_files_may_be_on_a_disk(merge: Merge) -> None:
         assert (entry["url"], entry["bytes"]) == (f"file://{path}", path.stat().st_size)
 
 
+def test_folders_may_have_spaces_in_their_names(merge: Merge) -> None:
+    merge.local()
+    folder = merge.folder / "my files"
+    folder.mkdir()
+    for n, line in enumerate(merge.inputs):
+        path, words = line.removeprefix("file://").split(" ", 1)
+        Path(path).rename(folder / Path(path).name)
+        merge.inputs[n] = f"file://{merge.folder}/my%20files/{Path(path).name} {words}"  # as the server has it
+    merge.variables["osgprod_merge_output_url"] = f"file://{folder}/{{kind}}"
+    code, log = merge.run()
+    assert code == 0, log
+    for kind, name in NAMES.items():
+        entry, path = merge.outputs()[kind], folder / kind / name
+        assert (entry["url"], entry["bytes"]) == (f"file://{path}", path.stat().st_size)
+
+
 def test_a_whole_run_has_names_without_a_file_number(merge: Merge) -> None:
     merge.variables["osgprod_seqno"] = ""
     assert merge.run()[0] == 0

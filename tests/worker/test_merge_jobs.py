@@ -26,12 +26,14 @@ DONE, FAILED = 0, 10
 def merging(node: Node, world: World, rawdata: Path, folder: Path, site: Site) -> Callable[..., None]:
     """Switches merges on, and lets two jobs process the slices of the file."""
 
-    def start(**settings: object) -> None:
+    def start(place: Path | None = None, **settings: object) -> None:
+        """place: where the tarballs go [default: /out of the site]."""
         shutil.copy(CHECKOUT / "worker" / "osgprod_merge.bash", folder / "www" / "p")
         world.set(
             merge_by="file", merge_output_url=f"{site.url}/merged/{{kind}}", maxblockspercore=3, **settings
         )
-        node.environment.update(OSGPROD_OUTPUT_URL=f"{site.url}/out", OSGPROD_RECON="cksum")
+        out = f"file://{place}" if place else f"{site.url}/out"
+        node.environment.update(OSGPROD_OUTPUT_URL=out, OSGPROD_RECON="cksum")
         for process in (1, 2):
             code, log = node.run(process)
             assert code == DONE, log
@@ -113,6 +115,17 @@ def test_merged_inputs_are_removed_after_the_report_if_the_project_wants_that(
     code, log = node.run(3)
     assert code == DONE, log
     assert stored(site) == {MERGED}
+
+
+def test_inputs_in_a_folder_with_a_space_in_its_name_are_merged_and_removed(
+    merging: Callable[..., None], node: Node, folder: Path, site: Site
+) -> None:
+    (folder / "my files").mkdir()
+    merging(folder / "my files", merge_cleanup="delete")
+    code, log = node.run(3)
+    assert code == DONE, log
+    assert stored(site) == {MERGED}
+    assert list((folder / "my files").iterdir()) == [], log
 
 
 def test_inputs_stay_when_the_merged_file_is_not_where_its_script_has_seen_it(

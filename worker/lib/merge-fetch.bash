@@ -179,6 +179,7 @@ fetch_inputs() {
     IFS=' ' read -r url bytes adler block1 block2 < <(printf '%s\n' "$line") || true
     [[ "$block2" =~ ^[0-9]+$ && "$block1" =~ ^[0-9]+$ ]] || misconfigured "the server gave an input that this script does not know: $line"
     kind="$(url_kind "$url")" || misconfigured "the input $(shown_url "$url") has no scheme that this script knows: $URL_SCHEMES"
+    url="$(input_url "$url")"
     log "input $n of ${#osgprod_inputs[@]}: $(shown_url "$url")"
     fetch_input "$kind" "$url" "$bytes" "$adler" "$2"
     folder="$1/$block1,$block2"
