@@ -43,9 +43,7 @@ def test_slice_comes_from_a_file_system(
     assert Slice(assigned, folder, f"{scheme}{folder}").run() == (0, "", slice_.expected)
 
 
-def test_sleep_that_knows_whole_seconds_only_ends_no_fetch(
-    slice_: Slice, site: Site, tmp_path: Path
-) -> None:
+def test_sleep_that_knows_whole_seconds_only_ends_no_fetch(slice_: Slice, site: Site, tmp_path: Path) -> None:
     sleep = tmp_path / "sleep"
     sleep.write_text('#!/bin/bash\n[[ $1 =~ ^[0-9]+$ ]] && exec /bin/sleep "$1"\nexit 1\n')
     sleep.chmod(0o755)

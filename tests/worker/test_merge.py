@@ -288,7 +288,9 @@ def test_folders_may_have_spaces_in_their_names(merge: Merge) -> None:
     for n, line in enumerate(merge.inputs):
         path, words = line.removeprefix("file://").split(" ", 1)
         Path(path).rename(folder / Path(path).name)
-        merge.inputs[n] = f"file://{merge.folder}/my%20files/{Path(path).name} {words}"  # as the server has it
+        merge.inputs[n] = (
+            f"file://{merge.folder}/my%20files/{Path(path).name} {words}"  # as the server has it
+        )
     merge.variables["osgprod_merge_output_url"] = f"file://{folder}/{{kind}}"
     code, log = merge.run()
     assert code == 0, log
@@ -624,16 +626,21 @@ def test_result_that_lacks_something_is_not_delivered(
 
 def test_table_says_how_kinds_are_named_and_merged(merge: Merge) -> None:
     merge.table = (
-        "'all_root *.root root {run}-{kind}.root must'\n'{stem} *.sync.evio tar x.{run}.tgz some'\n"
-        "'text *.log cat {kind}.{seqno}.txt all'\n'rest * tar rest.tar.gz some'"
+        "'all_root *.root root {run}-{kind}.{seqno}.root must'\n'{stem} *.sync.evio tar x.{run}.{seqno}.tgz some'\n"
+        "'text *.log cat {kind}.{seqno}.{run}.txt all'\n'rest * tar rest_{run}_{seqno}.tar.gz some'"
     )
     code, log = merge.run()
     assert code == 0, log
     delivered = merge.delivered()
     assert set(delivered) == {
-        *("all_root/001234-all_root.root", "sync/x.001234.tgz", "text/text.005.txt", "rest/rest.tar.gz")
+        "all_root/001234-all_root.005.root",
+        "sync/x.001234.005.tgz",
+        "text/text.005.001234.txt",
+        "rest/rest_001234_005.tar.gz",
     }
-    assert delivered["text/text.005.txt"].decode() == "".join(f"blocks {slice_}\n" for slice_ in SLICES)
+    assert delivered["text/text.005.001234.txt"].decode() == "".join(
+        f"blocks {slice_}\n" for slice_ in SLICES
+    )
 
 
 def test_name_of_a_file_is_no_word_of_an_error(merge: Merge) -> None:
@@ -674,10 +681,14 @@ def linked(merge: Merge, target: str) -> None:
 
 def test_links_inside_of_a_slice_and_names_with_a_dot_in_front_are_merged(merge: Merge) -> None:
     linked(merge, "own.data")
-    merge.table = "'hd_root hd_root.root root {kind}.root all'\n'{stem} .* evio {kind}.evio some'"
+    name = "{kind}_{run}_{seqno}"
+    merge.table = f"'hd_root hd_root.root root {name}.root all'\n'{{stem}} .* evio {name}.evio some'"
     code, log = merge.run()
     assert code == 0, log
-    assert set(merge.delivered()) == {"hd_root/hd_root.root", "_x.sync/_x.sync.evio"}
+    assert set(merge.delivered()) == {
+        "hd_root/hd_root_001234_005.root",
+        "_x.sync/_x.sync_001234_005.evio",
+    }
     assert merge.outputs()["hd_root"]["events"] == 80
 
 
@@ -692,8 +703,13 @@ def test_link_out_of_its_slice_is_refused(merge: Merge) -> None:
     "table, words",
     [
         ("'a * paste a.txt some'", "merge_kinds has a line that is none: a * paste"),
-        ("'a *.root tar x all'\n'b * tar x all'", "gives the name x to two kinds"),
-        ("'a *.root tar x all'\n'a * cat y all'", "merges a in two ways"),
+        (
+            "'a *.root tar x{run}{seqno} all'\n'b * tar x{run}{seqno} all'",
+            "gives the name x001234005 to two kinds",
+        ),
+        ("'a *.root tar x{run}{seqno} all'\n'a * cat y{run}{seqno} all'", "merges a in two ways"),
+        ("'a *.root tar {seqno}.tgz all'", "the name {seqno}.tgz lacks {run}"),
+        ("'a *.root tar {run}.tgz all'", "the name {run}.tgz lacks {seqno}"),
     ],
 )
 def test_table_that_is_wrong_is_named(merge: Merge, table: str, words: str) -> None:
@@ -703,8 +719,27 @@ def test_table_that_is_wrong_is_named(merge: Merge, table: str, words: str) -> N
     assert words in (merge.reported("misconfigured") or "")
 
 
+@pytest.mark.parametrize(
+    "seqno, url, table",
+    [
+        ("5", "/merged/run001234/005", "'rest * tar rest.tgz some'"),
+        ("", "/merged", "'rest * tar rest_{run}.tgz some'"),
+    ],
+    ids=["numbers in the folder", "a whole run"],
+)
+def test_name_may_lack_a_number_that_its_folder_has_or_that_is_none(
+    merge: Merge, seqno: str, url: str, table: str
+) -> None:
+    merge.variables.update(osgprod_seqno=seqno, osgprod_merge_output_url=f"{merge.site.url}{url}")
+    merge.table = table
+    code, log = merge.run()
+    assert code == 0, log
+
+
 def test_kind_that_no_slice_has_but_each_must_have_is_named(merge: Merge) -> None:
-    merge.table = "'calib calib.root root c.root must'\n'rest * tar rest.tgz some'"
+    merge.table = (
+        "'calib calib.root root c_{run}_{seqno}.root must'\n'rest * tar rest_{run}_{seqno}.tgz some'"
+    )
     code, log = merge.run()
     assert (code, merge.reported("bad_inputs")) == (NOT_MERGED, None), log
     assert "no slice has a file of the kind calib" in log.splitlines()[-1]

@@ -3,6 +3,7 @@
 
 readonly EXIT_NOT_MERGED=66 EXIT_NO_PROGRAM=127
 
+run="" seqno=""  # digits of names
 merged_events="" # of a merged file; empty = they can't be counted
 
 # The result is not what it must be. Argument: message
@@ -54,6 +55,28 @@ check_table() {
     IFS=$' \t' read -r row_kind pattern row_how row_merged row_slices < <(printf '%s\n' "$row") || true
     [[ "$row_kind" =~ ^[A-Za-z0-9._+{}-]+$ && "$row_how" =~ ^(root|hddm|evio|cat|tar)$ && "$row_merged" != */* ]] &&
       [[ "$row_slices" =~ ^(all|must|some)$ ]] || misconfigured "merge_kinds has a line that is none: ${row:0:100}"
+  done
+}
+
+# Sets run and seqno to the digits of names; seqno is empty when a whole run is merged.
+find_numbers() {
+  # shellcheck disable=SC2154  # filled in by the server
+  run="$(printf '%06d' "$((10#$osgprod_run))")"
+  seqno=""
+  [[ ! "${osgprod_seqno:-}" =~ ^[0-9]+$ ]] || seqno="$(printf '%03d' "$((10#$osgprod_seqno))")"
+}
+
+# Does each merged file have a name that no other merge of the project gives its own? The number of the run must be in its name or
+# in that of its folder, and so must the number of the file, unless a whole run is merged.
+check_names() {
+  local row name
+  find_numbers
+  for row in "${merge_kinds[@]}"; do
+    IFS=$' \t' read -r _ _ _ name _ < <(printf '%s\n' "$row") || true
+    [[ "$name" == *'{run}'* || "$merged_folder" =~ (^|[^0-9])"$run"([^0-9]|$) ]] ||
+      misconfigured "merge_kinds: the name $name lacks {run}: each run would replace the merged file of the one before"
+    [[ -z "$seqno" || "$name" == *'{seqno}'* || "$merged_folder" =~ (^|[^0-9])"$seqno"([^0-9]|$) ]] ||
+      misconfigured "merge_kinds: the name $name lacks {seqno}: each file would replace the merged file of the one before"
   done
 }
 
@@ -112,14 +135,8 @@ is_link_inside() {
 
 # Prints the name of a merged file. Arguments: kind, name with placeholders
 merged_name() {
-  local name="${2//\{kind\}/$1}" run seqno
-  # shellcheck disable=SC2154  # filled in by the server
-  run="$(printf '%06d' "$((10#$osgprod_run))")"
-  if [[ "${osgprod_seqno:-}" =~ ^[0-9]+$ ]]; then
-    seqno="$(printf '%03d' "$((10#$osgprod_seqno))")"
-  else
-    name="${name//_\{seqno\}/}" seqno=""
-  fi
+  local name="${2//\{kind\}/$1}"
+  [[ -n "$seqno" ]] || name="${name//_\{seqno\}/}"
   name="${name//\{run\}/$run}"
   printf '%s' "${name//\{seqno\}/$seqno}"
 }

@@ -6,7 +6,8 @@
 #   files   pattern of names, as bash has them
 #   how     root (hadd), hddm (hddmcat), evio (joined by this script), cat (one behind the other), tar (a tarball with a
 #           folder BLOCK1,BLOCK2 for each slice)
-#   merged  name of the merged file; {run} and {seqno} have 6 and 3 digits, and _{seqno} is left out for a whole run
+#   merged  name of the merged file; {run} and {seqno} have 6 and 3 digits, and _{seqno} is left out for a whole run. Both must
+#           be there, unless merge_output_url has them
 #   slices  all = when one slice has it, each must; must = each slice must have it; some = slices may lack it
 merge_kinds=(
   # kind             files                   how   merged                            slices
