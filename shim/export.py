@@ -59,6 +59,14 @@ def export_project(projectname: str, folder: Path) -> dict[str, int]:
     part = folder.with_name(folder.name + ".part")
     try:
         part.mkdir(parents=True)
+    except FileExistsError:
+        raise OperatorError(
+            f"{part} is there already, and an export is written there until it is whole",
+            "another export runs, or was killed: look what is in that folder, or name another folder",
+        ) from None
+    except OSError as error:
+        raise _not_written(folder, error) from None
+    try:
         with connect() as connection:
             # One snapshot for all files. Jobs continue during the export.
             connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
@@ -66,19 +74,18 @@ def export_project(projectname: str, folder: Path) -> dict[str, int]:
                 manifest = _export(connection, projectname, part)
         (part / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
         part.rename(folder)
-    except FileExistsError:
-        raise OperatorError(
-            f"{part} is there already", "an export was interrupted; remove this folder and try again"
-        ) from None
-    except OSError as error:
-        raise OperatorError(
-            f"{folder} can't be written: {error.strerror}",
-            "make room there, or name a folder that you can write",
-        ) from None
-    finally:
-        if part.is_dir() and not folder.exists():
-            shutil.rmtree(part, ignore_errors=True)
+    except BaseException as error:  # Ctrl-C, too: the folder is ours
+        shutil.rmtree(part, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise _not_written(folder, error) from None
+        raise
     return {name: table["rows"] for name, table in manifest["files"].items()}
+
+
+def _not_written(folder: Path, error: OSError) -> OperatorError:
+    return OperatorError(
+        f"{folder} can't be written: {error.strerror}", "make room there, or name a folder that you can write"
+    )
 
 
 def _export(connection: psycopg.Connection[dict[str, Any]], projectname: str, folder: Path) -> dict[str, Any]:

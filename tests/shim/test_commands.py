@@ -480,6 +480,22 @@ def test_project_is_removed_only_without_live_attempts_and_by_force_when_work_wa
     assert call(world.db, "load_slices", project="p")[0]["blocks"] == 2, "and can be loaded again"
 
 
+def test_export_removes_no_folder_that_it_has_not_made(run: Run, world: World, folder: Path) -> None:
+    world.add_file(1)
+    part = folder / "spring.part"
+    part.mkdir()
+    (part / "thesis.tex").write_text("years of work")
+    result = run("project", "export", "p", folder / "spring")
+    assert result.exit_code == 1
+    assert f"{part} is there already" in result.stderr and "remove it" not in result.stderr
+    assert (part / "thesis.tex").read_text() == "years of work"
+    assert not (folder / "spring").exists()
+    (folder / "file").write_text("")
+    assert run("project", "export", "p", folder / "file" / "spring").exit_code == 1
+    assert run("project", "export", "nope", folder / "autumn").exit_code == 1
+    assert not (folder / "autumn.part").exists(), "its own is removed"
+
+
 def test_export_holds_every_row_and_no_secret_and_is_whole_or_not_there(
     run: Run, world: World, folder: Path
 ) -> None:
