@@ -145,6 +145,50 @@ def test_site_without_software_pauses_nothing_while_jobs_elsewhere_take_hours(
     assert banned(world) == ["site:A"]
 
 
+def test_running_jobs_of_a_banned_site_are_no_evidence_that_others_work(world: World, grid: Grid) -> None:
+    world.add_file(100)
+    grid.start("B", 20)
+    call(world.db, "ban_worker", project="p", worker="site:B", seconds=86400)
+    world.db.execute("UPDATE osgprod_data.worker_bans SET banned_at = banned_at - interval '2 h'")
+    world.attempts_pass(7200)
+    world.db.execute("UPDATE osgprod_data.worker_bans SET until = now() + interval '1 d'")
+    grid.end(grid.start("A", 10), **NO_PROGRAM)
+    assert banned(world) == ["site:B"]
+    assert project(world)["state"] == "paused"
+
+
+def test_site_whose_good_jobs_run_for_hours_is_not_banned_for_a_few_nodes_that_fail_fast(
+    world: World, grid: Grid
+) -> None:
+    world.set(max_fast_failures=1000, max_faults=100)
+    for seqno in range(5):
+        world.add_file(10, seqno=seqno)
+    good = grid.start("P", 12)
+    grid.start("Q", 3)
+    world.attempts_pass(4 * 3600)
+    grid.end(grid.start("P", 8, first=100), exitcode=137)
+    assert banned(world) == []
+    world.db.execute(  # the good ones fall silent
+        "UPDATE osgprod_data.slices SET due_at = due_at - interval '2 h' WHERE process = ANY (%s)", [good]
+    )
+    grid.end(grid.start("P", 1, first=200), exitcode=137)
+    assert banned(world) == ["site:P"]
+
+
+def test_site_where_more_workers_fail_than_run_on_is_banned(world: World, grid: Grid) -> None:
+    world.set(max_fast_failures=1000, max_faults=100)
+    for seqno in range(5):
+        world.add_file(10, seqno=seqno)
+    grid.start("P", 6)
+    grid.start("Q", 3)
+    world.attempts_pass(4 * 3600)
+    failing = grid.start("P", 8, first=100)
+    grid.end(failing[:6], exitcode=137)
+    assert banned(world) == []
+    grid.end(failing[6:], exitcode=137)
+    assert banned(world) == ["site:P"]
+
+
 def test_failure_on_a_banned_site_does_not_count_against_the_data(world: World, grid: Grid) -> None:
     world.add_file(1)
     (job,) = grid.start("P")

@@ -244,6 +244,9 @@ BEGIN
                 SELECT FROM osgprod_data.attempts a
                  WHERE a.project_id + 0 = v_id AND a.started_at > now() - interval '1 hour'
                    AND osgprod._place(a.client, a.site) = p_failure.place AND host(a.client) <> p_failure.address)
+            -- Some of its nodes, while jobs on as many others run on and on there.
+            OR NOT v_is_merge AND p_cause.times = 0 AND v_fault NOT IN ('fetch', 'delivery')
+               AND osgprod._has_steady_jobs(p_project, p_failure.place, p_cause)
         WHEN 'file' THEN osgprod._has_succeeded(v_id, v_is_merge, v_fault, v_since, NULL, p_failure.rawdata_id)
         WHEN 'address' THEN osgprod._has_succeeded(v_id, v_is_merge, v_fault, v_since, p_failure.address)
             OR osgprod._others_fail_alike(v_id, v_is_merge, p_failure.address, v_fault, v_since)
@@ -316,17 +319,45 @@ AS $fn$
                     WHERE a.project_id + 0 = p_project_id AND a.started_at > now() - interval '1 hour'
                       AND (a.merge_id IS NOT NULL) = p_is_merge AND osgprod._place(a.client, a.site) <> ALL (p_places)
                       AND osgprod._ban_of_place(osgprod._place(a.client, a.site)) <> ALL (ARRAY(
-                          SELECT CASE WHEN p_is_merge THEN regexp_replace(b.worker, '^merges:', '') ELSE b.worker END
-                            FROM osgprod_data.worker_bans b
-                           WHERE b.project_id = p_project_id AND b.worker ~ '^(merges:)?(site:|[0-9a-f:.]+/)'
-                             AND osgprod._is_in_force(b.banned_at, b.until))))
+                          SELECT osgprod._banned_places(p_project_id, p_is_merge))))
         OR NOT p_is_merge AND osgprod._is_leased_elsewhere(p_project_id, p_places)
+$fn$;
+
+CREATE FUNCTION osgprod._banned_places(p_project_id int, p_is_merge boolean)
+RETURNS SETOF text LANGUAGE sql STABLE
+AS $fn$
+    -- The sites and networks that are banned, by the names of their bans (_ban_of_place).
+    -- Parameters: p_project_id  project;  p_is_merge  also those that are banned from merges
+    SELECT CASE WHEN p_is_merge THEN regexp_replace(b.worker, '^merges:', '') ELSE b.worker END
+      FROM osgprod_data.worker_bans b
+     WHERE b.project_id = p_project_id AND b.worker ~ '^(merges:)?(site:|[0-9a-f:.]+/)'
+       AND osgprod._is_in_force(b.banned_at, b.until)
+$fn$;
+
+CREATE FUNCTION osgprod._has_steady_jobs(
+    p_project osgprod_data.projects, p_place text, p_cause osgprod.cause)
+RETURNS boolean LANGUAGE sql STABLE
+AS $fn$
+    -- Do jobs at a place run on at least as many workers as have failed there, at least twice as long as the failures took, and
+    -- a minute? A few bad nodes that fail fast are not the site, whose good jobs may run for hours before they succeed.
+    -- Only jobs that sent a heartbeat in the last two intervals, or had no time to: others may be gone.
+    -- Parameters: p_project  the project's row;  p_place  see _place;  p_cause  the failures there
+    SELECT count(DISTINCT osgprod._worker(a.client, a.host)) >= p_cause.workers
+      FROM osgprod._slices_in_flight(p_project.project_id) s
+     CROSS JOIN LATERAL (
+        SELECT t.client, t.host, t.site, t.started_at FROM osgprod_data.attempts t
+         WHERE t.project_id = s.project_id AND t.cluster = s.cluster AND t.process = s.process AND t.nstart = s.nstart
+         LIMIT 1) a
+     WHERE s.state = 'leased' AND osgprod._place(a.client, a.site) = p_place
+       AND s.due_at > now() + make_interval(secs => p_project.lease_s - 2 * p_project.heartbeat_s)
+       AND a.started_at < now() - (SELECT greatest(2 * max(r.failed_at - r.started_at), interval '1 min')
+                                     FROM osgprod_data.recent_failures r WHERE r.failure_id = ANY (p_cause.ids))
 $fn$;
 
 CREATE FUNCTION osgprod._is_leased_elsewhere(p_project_id int, p_places text[], p_rawdata_id int DEFAULT NULL)
 RETURNS boolean LANGUAGE sql STABLE
 AS $fn$
-    -- Do jobs at other places hold slices?
+    -- Do jobs at other places hold slices? Not at a place that is banned.
     -- Parameters: p_project_id  project;  p_places  see _place;  p_rawdata_id  only of this file
     SELECT EXISTS (
         SELECT FROM osgprod._slices_in_flight(p_project_id) s
@@ -335,7 +366,9 @@ AS $fn$
              WHERE t.project_id = s.project_id AND t.cluster = s.cluster AND t.process = s.process AND t.nstart = s.nstart
              LIMIT 1) a
          WHERE s.state = 'leased' AND (p_rawdata_id IS NULL OR s.rawdata_id = p_rawdata_id)
-           AND osgprod._place(a.client, a.site) <> ALL (p_places))
+           AND osgprod._place(a.client, a.site) <> ALL (p_places)
+           AND osgprod._ban_of_place(osgprod._place(a.client, a.site)) <> ALL (ARRAY(
+               SELECT osgprod._banned_places(p_project_id, false))))
 $fn$;
 
 CREATE FUNCTION osgprod._has_succeeded(
