@@ -407,3 +407,17 @@ def test_last_exit_codes_of_a_slice_are_recorded(world: World) -> None:
         world.report(process, code)
     row = call(world.db, "quarantined", project="p")[0]
     assert (row["exit_codes"], row["exit_code"]) == ([9, 137, 8, 7, 6], 6)
+
+
+@pytest.mark.parametrize("fault", ["setting", "fetch", "delivery", "program", None])
+def test_answer_to_a_report_that_is_no_failure_of_the_data_blames_nobody(
+    world: World, fault: str | None
+) -> None:
+    world.add_file(2)
+    world.checkout(0)
+    for _ in range(2):  # a repeated report has the same answer
+        answer = world.report(0, 137, fault=fault)
+        assert (answer["status"], answer["message"]) == (
+            "node-fault",
+            "recorded as node-fault, no failure of the data; the slice is requeued",
+        )

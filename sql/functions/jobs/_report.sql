@@ -163,7 +163,7 @@ BEGIN
         WHEN 'done' THEN format('thank you, the %s is done', v_work)
             || coalesce('; but this contradicts the index and is on record: ' || p_contradiction, '')
         WHEN 'failed' THEN 'recorded as a failure' || coalesce(': ' || p_reason, '')
-        WHEN 'node-fault' THEN format('recorded as a fault of the node, the %s is requeued', v_work)
+        WHEN 'node-fault' THEN format('recorded as node-fault, no failure of the data; the %s is requeued', v_work)
         ELSE format('too late: the %s is done, or another attempt has it; these outputs do not count', v_work)
     END, p_ignored);
 END
