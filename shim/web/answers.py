@@ -14,6 +14,8 @@ from shim.workscript import TemplateError
 ROUTES = frozenset(("checkout", "heartbeat", "report"))
 MOST_KEYS = 1000  # kept at most; an answer of a further kind is not counted
 LONGEST_NAME = 63  # of a project
+# Reasons that say nothing of whether there is such a project: unknown, or rejected before the database was asked.
+NOT_OF_A_PROJECT = ("OG301", "OG204", "OG503", "OG1")
 
 _Key = tuple[int, str | None, str, int, str]  # minute [s since 1970], project, route, HTTP status, reason
 
@@ -24,6 +26,7 @@ class Answers:
     def __init__(self) -> None:
         self._counts: dict[_Key, int] = {}
         self._messages: dict[_Key, str | None] = {}
+        self._projects: set[str] = set()  # that there are; a stranger may name any other
 
     def count(
         self, project: str | None, route: str, status: int, reason: str, message: str | None = None
@@ -33,7 +36,8 @@ class Answers:
         Parameters
         ----------
         project : str or None
-            As the job named it; None: it named none that can be read.
+            As the job named it; None: it named none that can be read. A name is kept only of a project that the
+            database knows, so that a stranger's inventions use up no kinds.
         route : str
             Name of the endpoint; those that are not for jobs are not counted.
         status : int
@@ -45,8 +49,11 @@ class Answers:
         """
         if route not in ROUTES:
             return
-        if project is not None and not 0 < len(project) <= LONGEST_NAME:
-            project = None
+        if project not in self._projects:
+            if project and len(project) <= LONGEST_NAME and _is_known(status, reason):
+                self._projects.add(project)
+            else:
+                project = None
         key = (int(time.time()) // 60 * 60, project, route, status, reason)
         if key in self._counts:
             self._counts[key] += 1
@@ -85,6 +92,12 @@ class Answers:
             if key in self._counts or len(self._counts) < MOST_KEYS:
                 self._counts[key] = self._counts.get(key, 0) + row["times"]
                 self._messages.setdefault(key, row["message"])
+
+
+def _is_known(status: int, reason: str) -> bool:
+    """Did the database know the project, as this answer shows?"""
+    is_verdict = reason.startswith("OG") and not reason.startswith(NOT_OF_A_PROJECT)
+    return status < 400 or reason == TemplateError.__name__ or is_verdict
 
 
 def cause(error: Exception) -> tuple[str, str]:

@@ -67,6 +67,21 @@ def test_each_answer_counts_once_with_its_reason(world: World, quick: None, shim
     assert named == {"n": 1}, "of the request that could not be read"
 
 
+def test_names_that_a_stranger_invents_use_up_no_kinds(world: World, quick: None, shim: LiveShim) -> None:
+    world.add_file(1)
+    assert shim.checkout(1, magic="wrong").status_code == 403
+    for n in range(5):
+        assert shim.raw(f"workscript.bash?project=x{n}&cluster=1&process=1&magic=m").status_code == 404
+        assert shim.raw(f"workscript.bash?project=x{n}&cluster=x&process=1&magic=m").status_code == 400
+    assert answers_on_record(world, 11) == {(403, "OG202"): 1, (404, "OG301"): 5, (400, "BadRequest"): 5}
+    answers = Answers()
+    for n in range(2 * MOST_KEYS):
+        for status, reason in ((404, "OG301"), (503, "PoolTimeout"), (400, "OG104"), (403, "OG204")):
+            answers.count(f"x{n}", "checkout", status, reason)
+    answers.count("p", "checkout", 403, "OG202")
+    assert {row["project"] for row in answers.take()} == {None, "p"}
+
+
 def test_what_could_not_be_written_is_written_later(world: World, dsn: str) -> None:
     answers = Answers()
     answers.count("p", "checkout", 503, "PoolTimeout", "the database is away")
@@ -93,7 +108,7 @@ def test_what_could_not_be_written_is_written_later(world: World, dsn: str) -> N
 def test_memory_for_answers_is_bounded_and_other_pages_are_not_counted() -> None:
     answers = Answers()
     for number in range(2 * MOST_KEYS):
-        answers.count(f"p{number}", "checkout", 503, "PoolTimeout")
+        answers.count(f"p{number}", "checkout", 200, "assigned")
     answers.count("p", "dashboard", 200, "-")
     rows = answers.take()
     assert len(rows) == MOST_KEYS and answers.take() == []
