@@ -86,9 +86,11 @@ def serve(
             timeout_worker_healthcheck=WORKER_START_S,
             timeout_keep_alive=KEEP_ALIVE_S,
         )
-        listener = _inherited(settings) or stack.enter_context(
-            _listen_at(uds) if uds else _listen(host, port)
-        )
+        listener = _inherited(settings)
+        if listener is None:
+            listener = stack.enter_context(_listen_at(uds) if uds else _listen(host, port))
+            if uds:
+                stack.callback(_remove_socket, uds, Path(uds).stat().st_ino)
         root = settings.document_root
         if not settings.names_a_server:
             folder = data_folder(settings)
@@ -129,7 +131,7 @@ def _look_for_database(say: Callable[[str], None]) -> None:
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)
+    raise SystemExit(0)  # systemd takes 128 + number for a failure
 
 
 def _run(server: uvicorn.Config, listener: socket.socket, settings: Settings) -> None:
@@ -169,18 +171,39 @@ def _listen(host: str, port: int) -> socket.socket:
 def _listen_at(path: str) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
+        if _is_left_over(path):
+            Path(path).unlink()
         listener.bind(path)
         Path(path).chmod(0o666)  # the permissions of its folder decide which users may connect
     except OSError as error:
         listener.close()
         raise OperatorError(
             f"--uds {path}: {error.strerror or error}",
-            "name a new file in a folder that is there and yours; remove one that a former shim left",
+            "name a new file in a folder that is there and yours, or end the process that listens there",
             exit_code=2,
         ) from error
     listener.listen(2048)
     listener.set_inheritable(True)
     return listener
+
+
+def _is_left_over(path: str) -> bool:
+    """Is this a socket on which nobody listens, as a shim leaves it that was killed?"""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        try:
+            client.connect(path)
+        except ConnectionRefusedError:
+            return Path(path).is_socket()  # so is a plain file
+        except OSError:  # there is none, or it can't be asked: bind says so
+            return False
+    return False
+
+
+def _remove_socket(path: str, inode: int) -> None:
+    """Remove the socket at the end, unless another one has taken its place."""
+    with contextlib.suppress(OSError):
+        if Path(path).stat().st_ino == inode:
+            Path(path).unlink()
 
 
 def data_folder(settings: Settings) -> Path:

@@ -19,6 +19,8 @@ import httpx
 import psycopg
 import pytest
 
+from shim.cli.serving import _listen_at, _remove_socket
+from shim.errors import OperatorError
 from shim.local import embedded
 from tests.support import CHECKOUT
 
@@ -128,7 +130,7 @@ def test_serves_at_once_seeds_the_demo_and_keeps_its_data(folder: Path) -> None:
     with serving(folder) as server:
         assert not sockets.exists()
         assert "# nstarts: 3\n" in httpx.get(f"{server.url}/{EXAMPLE}").text
-        assert server.end(signal.SIGTERM) == 128 + signal.SIGTERM
+        assert server.end(signal.SIGTERM) == 0, "systemctl stop is no failure"
     assert programs_of(folder) == []
 
 
@@ -177,6 +179,26 @@ def test_unix_socket_is_served_and_one_that_is_there_already_is_refused(folder: 
         assert second.end(signal.SIGTERM) == 2
         assert f"osgprod: --uds {path}: Address already in use" in (folder / "log").read_text()
         assert server.end(signal.SIGINT) == 0
+    assert not path.exists()
+
+
+def test_socket_that_a_killed_shim_left_is_replaced_and_a_file_is_not(folder: Path) -> None:
+    path = folder / "socket"
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(path))
+    inode = path.stat().st_ino
+    with contextlib.closing(_listen_at(str(path))) as listener:
+        with pytest.raises(OperatorError, match="Address already in use"):
+            _listen_at(str(path))
+        assert listener.getsockname() == str(path) and path.is_socket()
+        _remove_socket(str(path), inode + 1)
+        assert path.exists(), "another one has taken its place"
+        _remove_socket(str(path), path.stat().st_ino)
+        assert not path.exists()
+    path.write_text("mine")
+    with pytest.raises(OperatorError, match="Address already in use"):
+        _listen_at(str(path))
+    assert path.read_text() == "mine"
 
 
 def test_serving_without_its_database_says_so_and_goes_on(folder: Path) -> None:
