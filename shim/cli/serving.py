@@ -28,9 +28,11 @@ from shim.version import which_is_older
 from shim.web import logs
 from shim.web.bounds import BoundedProtocol
 
-# A new process that does not serve by then ends a reload, and the old processes stay. uvicorn's default, 5 s, is less
-# than a start takes on a busy machine.
-WORKER_START_S = 60
+# A process that does not answer for so long is replaced. uvicorn's default, 5 s, is less than a start takes on a busy
+# machine.
+WORKER_SILENCE_S = 60
+# A reload gives a new process so long to serve, each further try twice as long. The old one serves until then.
+WORKER_START_S, MOST_START_S, RELOAD_AGAIN_S = 60.0, 600.0, 10.0
 # The proxy in front closes an idle connection, not we: closed here just when the proxy uses it again, its client
 # gets 502. nginx keeps one for 60 s, HAProxy for 5 s (deploy/).
 KEEP_ALIVE_S = 75
@@ -83,7 +85,7 @@ def serve(
             log_config=logs.CONFIG,
             proxy_headers=False,  # whom to trust is OSGPROD_TRUSTED_PROXIES' to say
             server_header=False,
-            timeout_worker_healthcheck=WORKER_START_S,
+            timeout_worker_healthcheck=WORKER_SILENCE_S,
             timeout_keep_alive=KEEP_ALIVE_S,
         )
         listener = _inherited(settings)
@@ -136,12 +138,12 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 def _run(server: uvicorn.Config, listener: socket.socket, settings: Settings) -> None:
     if server.workers > 1:
-        from uvicorn.supervisors import Multiprocess
+        from shim.cli.workers import Workers
 
         with tempfile.TemporaryDirectory(prefix="osgprod-metrics-") as folder:
             if settings.metrics_folder is None:
                 config.export(PROMETHEUS_MULTIPROC_DIR=folder)  # the processes add up here what they count
-            Multiprocess(server, sockets=[listener]).run()
+            Workers(server, [listener], WORKER_START_S, MOST_START_S, RELOAD_AGAIN_S).run()
     else:
         uvicorn.Server(server).run(sockets=[listener])
 

@@ -232,49 +232,91 @@ def test_several_processes_serve_one_port_and_all_end(folder: Path, workers: str
 
 
 SLOW_APP = """
-import pathlib, time
+import os, pathlib, time
 from shim.app import create_app as make
 
 def create_app():
-    if pathlib.Path("slow").exists():
-        time.sleep(5.5)  # longer than uvicorn's own limit for a new process
+    while pathlib.Path("slow").exists():
+        time.sleep(0.05)
+    if pathlib.Path("broken").exists():
+        os._exit(3)
+    pathlib.Path(f"made-{os.getpid()}").touch()
     return make()
 """
 
 
-def test_reload_replaces_each_process_however_slowly_the_new_one_starts(folder: Path) -> None:
-    (folder / "slow_app.py").write_text(SLOW_APP)
-    call = "serve('127.0.0.1', 0, None, 2, lambda line: None, 'slow_app:create_app')"
-    environment = {**os.environ, "OSGPROD_DSN": "host=/nonexistent", "PYTHONPATH": f"{CHECKOUT}:{folder}"}
-    with (folder / "log").open("w") as log:
-        server = subprocess.Popen(
-            [sys.executable, "-c", f"from shim.cli.serving import serve; {call}"],
-            cwd=folder, stderr=log, env=environment,
-        )  # fmt: skip
+class Reloading:
+    """``serve`` with two workers that start slowly, or not at all, while there is a file ``slow`` or ``broken``."""
 
-    def workers() -> set[str]:
-        children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
+    def __init__(self, folder: Path, start_s: float) -> None:
+        (folder / "slow_app.py").write_text(SLOW_APP)
+        program = (
+            "from shim.cli import serving\n"
+            f"serving.WORKER_START_S, serving.RELOAD_AGAIN_S = {start_s}, 0.1\n"
+            "serving.serve('127.0.0.1', 0, None, 2, lambda line: None, 'slow_app:create_app')"
+        )
+        environment = {
+            **os.environ,
+            "OSGPROD_DSN": "host=/nonexistent",
+            "PYTHONPATH": f"{CHECKOUT}:{folder}",
+        }
+        self._log = folder / "log"
+        with self._log.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", program], cwd=folder, stderr=log, env=environment
+            )
+
+    def workers(self) -> set[str]:
+        pid = self.process.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         found = set()
-        for pid in children:
+        for child in children:
             with contextlib.suppress(OSError):
-                found |= {pid} if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes() else set()
+                found |= {child} if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes() else set()
         return found
 
-    def wait_for(is_there: Callable[[], bool]) -> None:
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def wait_for(self, is_there: Callable[[], bool]) -> None:
         end = time.monotonic() + LIMIT_S
         while not is_there():
-            assert server.poll() is None and time.monotonic() < end, (workers(), (folder / "log").read_text())
+            assert self.process.poll() is None and time.monotonic() < end, (self.workers(), self.log())
             time.sleep(0.05)
 
+
+@contextlib.contextmanager
+def reloading(folder: Path, start_s: float) -> Iterator[Reloading]:
+    server = Reloading(folder, start_s)
     try:
-        wait_for(lambda: len(workers()) == 2)
-        former = workers()
-        (folder / "slow").touch()
-        server.send_signal(signal.SIGHUP)
-        wait_for(lambda: len(workers()) == 2 and not workers() & former)
+        yield server
     finally:
-        server.terminate()
-        server.wait(LIMIT_S)
+        server.process.terminate()
+        server.process.wait(LIMIT_S)
+
+
+@pytest.mark.parametrize("what", ["slow", "broken"])
+def test_reload_is_tried_until_each_process_is_replaced(folder: Path, what: str) -> None:
+    with reloading(folder, start_s=0.5) as server:
+        server.wait_for(lambda: len(list(folder.glob("made-*"))) == 2)
+        former = server.workers()
+        (folder / what).touch()
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_for(lambda: "the reload is tried again" in server.log())
+        assert former <= server.workers(), "the old processes go on"
+        (folder / what).unlink()
+        server.wait_for(lambda: len(server.workers()) == 2 and not server.workers() & former)
+
+
+def test_a_server_that_waits_for_a_new_process_ends_at_once_when_it_is_told_to(folder: Path) -> None:
+    with reloading(folder, start_s=10 * LIMIT_S) as server:
+        server.wait_for(lambda: len(list(folder.glob("made-*"))) == 2)
+        (folder / "slow").touch()
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_for(lambda: len(server.workers()) == 3)
+        server.process.terminate()
+        assert server.process.wait(LIMIT_S) == 0
+    wait_until_gone(folder)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has folders that the server's user can't enter")
