@@ -1,13 +1,16 @@
-"""The claim stays small: how much SQL checkout_slice can reach."""
+"""The claim stays small: how much SQL checkout_slice can reach, and how much a plain checkout starts."""
 
 from __future__ import annotations
 
 import re
 
 from shim.snapshot import SQL_FOLDER
+from tests.support import World
 
 # Lines without comments, a line for each parameter included. 156 are for merges: projects without merges reach none.
 MOST_LINES = 1187  # 921 in release 0.9.0, which had no merges, outages, sizes by time, backups, or several slices a job
+# The plain path: lines of the functions that a checkout starts which gets the next blocks of a file.
+MOST_STARTED = 243
 SOURCE = "\n".join(path.read_text() for path in sorted((SQL_FOLDER / "functions").rglob("*.sql")))
 
 
@@ -39,6 +42,26 @@ def test_what_checkout_slice_can_reach_does_not_grow() -> None:
     lines = reach("checkout_slice")
     print(sorted(lines.items(), key=lambda item: -item[1]))
     assert sum(lines.values()) <= MOST_LINES
+
+
+def started(world: World) -> list[str]:
+    """The functions that a checkout starts which gets the next blocks of a file, without those that are inlined."""
+    world.add_file(9)
+    named = {"host": "wn1.example.org", "site": "SITE_A", "job_key": "x" * 32, "schedd": "ap1", "qdate": 1}
+    assert world.checkout(0, **named)["status"] == "assigned"
+    with world.db.transaction():
+        world.db.execute("SET LOCAL track_functions = 'all'")
+        assert world.checkout(1, **named)["status"] == "assigned"
+        rows = world.db.execute(
+            "SELECT funcname, calls FROM pg_stat_xact_user_functions WHERE schemaname = 'osgprod' ORDER BY 1"
+        ).fetchall()
+    return [row["funcname"] for row in rows for _ in range(row["calls"])]
+
+
+def test_plain_checkout_starts_few_functions(world: World) -> None:
+    found = started(world)
+    assert found == ["_checkout", "_slice_file", "checkout_slice"]
+    assert sum(reach("checkout_slice")[name] for name in found) <= MOST_STARTED
 
 
 def test_batch_reaches_what_the_single_call_does() -> None:

@@ -47,6 +47,9 @@ BEGIN
             RETURN osgprod._unassigned(NULL, 'template', NULL, 'merge', v_project.mergescript);
         END IF;
         v_can_merge := v_can_merge AND p_call.time_left_s < greatest(1.25 * v_project.merge_s, 1) IS NOT TRUE;
+        v_has_merge := v_can_merge
+            AND EXISTS (SELECT FROM osgprod_data.merges m WHERE m.project_id = v_project.project_id AND m.is_ready)
+            AND NOT (v_project.pause_cause IS NOT NULL AND osgprod._is_incomplete(v_project.project_id, false));
     END IF;
     IF p_call.templates ? v_project.workscript AND left(p_call.templates ->> v_project.workscript, 16) <> ALL (v_project.tested_scripts) THEN
         v_project := osgprod._begin_test(v_project, left(p_call.templates ->> v_project.workscript, 16));
@@ -56,11 +59,8 @@ BEGIN
     SELECT coalesce((SELECT a.nstart FROM osgprod_data.attempts a
                       WHERE a.project_id = v_project.project_id AND a.cluster = p_call.cluster AND a.process = p_call.process
                       ORDER BY a.nstart DESC LIMIT 1), 0) + 1,
-           EXISTS (SELECT FROM osgprod_data.slices s WHERE s.project_id = v_project.project_id AND s.is_ready),
-           CASE WHEN v_can_merge THEN
-               EXISTS (SELECT FROM osgprod_data.merges m WHERE m.project_id = v_project.project_id AND m.is_ready)
-               AND NOT (v_project.pause_cause IS NOT NULL AND osgprod._is_incomplete(v_project.project_id, false)) END
-      INTO v_nstart, v_is_ready, v_has_merge;
+           EXISTS (SELECT FROM osgprod_data.slices s WHERE s.project_id = v_project.project_id AND s.is_ready)
+      INTO v_nstart, v_is_ready;
     IF v_nstart > 1 OR p_call.after <> '' THEN
         v_job := osgprod._job_so_far(v_project, p_call);
         IF v_job.problem IS NOT NULL THEN
