@@ -97,7 +97,9 @@ die() {
 
 # Prints the size of a file [bytes]. Argument: file
 size_of() {
-  wc -c <"$1" | tr -d ' '
+  local bytes
+  bytes="$(wc -c <"$1")" || return
+  printf '%s\n' "${bytes// /}"
 }
 
 # Removes a file or folder with all that is in it, also in folders that may not be written, as copies of CVMFS's are. What
@@ -233,7 +235,7 @@ find_token() {
     bearer="$found"
     return 0
   fi
-  uid="$(id -u)"
+  uid="$EUID"
   if [[ -n "${BEARER_TOKEN_FILE:-}" ]]; then
     set -- "$BEARER_TOKEN_FILE" # a file that is named is the only one
   else                          # HTCondor's belongs to this job; the others may belong to all who run as this user
@@ -353,7 +355,12 @@ http_request() {
   reply="${reply%x}"
   http_head="$(head_of "$reply")"
   http_status="$(status_of "$http_head")"
-  http_error="$(printf '%s\n' "$reply" | sed -n '/^curl: /p' | tail -n 1)"
+  http_error=""
+  if [[ $'\n'"$reply" == *$'\ncurl: '* ]]; then
+    http_error=$'\n'"$reply"
+    http_error="curl: ${http_error##*$'\n'curl: }"
+    http_error="${http_error%%$'\n'*}"
+  fi
   if ((code == 22)) && [[ "$http_status" == 000 && "$http_error" =~ error:\ ([45][0-9][0-9]) ]]; then
     http_status="${BASH_REMATCH[1]}" # curl 7.29 gives no head of an error
   fi
@@ -391,7 +398,11 @@ status_of() {
 # Prints the value of a header, without spaces around it; nothing when there is none. The last one counts.
 # Arguments: name in any case, head
 header_of() {
-  headers_of "$1" "$2" | tail -n 1 | tr -d '\n'
+  local values
+  values="$(headers_of "$1" "$2" && printf x)" # the x keeps an empty value
+  values="${values%x}"
+  values="${values%$'\n'}"
+  printf '%s' "${values##*$'\n'}"
 }
 
 # Prints the values of all headers of a name, one a line, without spaces around them.

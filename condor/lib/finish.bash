@@ -40,7 +40,7 @@ write_down() {
 
 # Prints one value of the unreported result. Argument: name
 written() {
-  all_written "$1" | head -n 1
+  sed -n "/^$1=/{s///p;q;}" "$(unreported report)"
 }
 # The same for all values of a name, a line each.
 all_written() {

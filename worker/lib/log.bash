@@ -18,7 +18,9 @@ die() {
 
 # Prints the size of a file [bytes]. Argument: file
 size_of() {
-  wc -c <"$1" | tr -d ' '
+  local bytes
+  bytes="$(wc -c <"$1")" || return
+  printf '%s\n' "${bytes// /}"
 }
 
 # Removes a file or folder with all that is in it, also in folders that may not be written, as copies of CVMFS's are. What

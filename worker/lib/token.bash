@@ -11,7 +11,7 @@ find_token() {
     bearer="$found"
     return 0
   fi
-  uid="$(id -u)"
+  uid="$EUID"
   if [[ -n "${BEARER_TOKEN_FILE:-}" ]]; then
     set -- "$BEARER_TOKEN_FILE" # a file that is named is the only one
   else                          # HTCondor's belongs to this job; the others may belong to all who run as this user
