@@ -237,7 +237,7 @@ def test_no_option_takes_a_magic_from_the_command_line() -> None:
     found = {
         name for _, name in options(command_line) if "magic" in name or "token" in name or "password" in name
     }
-    assert found == {"--magic-file", "--token-file"}  # they name files
+    assert found == {"--magic-file", "--token-file", "--token-host"}  # they name files, and hosts
 
 
 def test_a_magic_in_a_database_url_is_not_shown_either(

@@ -145,6 +145,7 @@ def test_inputs_stay_when_the_merged_file_is_not_where_its_script_has_seen_it(
     assert stored(site) == TARBALLS
 
 
+@pytest.mark.history_by_hand
 def test_inputs_stay_when_the_merge_is_superseded_before_its_report(
     merging: Callable[..., None], node: Node, site: Site, world: World, folder: Path
 ) -> None:
