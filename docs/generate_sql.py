@@ -354,7 +354,7 @@ def _notices() -> str:
     events = {
         "file-finished": "path: each block of the file is done or quarantined",
         "run-finished": "run: all its files are complete",
-        "project-done": "all files of the project are complete",
+        "project-done": "all files of the project are complete; a tick notices it",
         "block-quarantined": "path, block: it failed alone, as often as the project allows",
         "worker-refused": "worker, until, reason: the server or an operator banned a worker node, a site or an address",
         "file-suspended": "path, reason: the file can't be read, or its slices fail alike",
@@ -363,7 +363,7 @@ def _notices() -> str:
         "project-resumed": "reason: of the pause, which a success or an operator has ended",
         "merge-done": "merge, run, seqno: the merged files of a file or a run are delivered",
         "merge-failed": "merge, run, seqno: it failed as often as the project allows",
-        "production-delivered": "the last merge is done",
+        "production-delivered": "all files are complete and all merges are done; a tick notices it",
         "health-bad": "what, found, advice: as osgprod health prints them; noticed by osgprod notify run",
         "health-well": "what: the finding that ended",
     }

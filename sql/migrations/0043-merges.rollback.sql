@@ -1,6 +1,7 @@
 SET LOCAL ROLE osgprod_owner;
 
-ALTER TABLE osgprod_data.projects ADD COLUMN mergescript_fault text, ADD COLUMN mergescript_fault_at timestamptz;
+ALTER TABLE osgprod_data.projects DROP COLUMN noted_end,
+    ADD COLUMN mergescript_fault text, ADD COLUMN mergescript_fault_at timestamptz;
 COMMENT ON COLUMN osgprod_data.projects.mergescript_fault IS 'why a shim could not read the merge script; NULL = it can, or none has tried';
 COMMENT ON COLUMN osgprod_data.projects.mergescript_fault_at IS 'when a shim last reported that';
 

@@ -208,6 +208,19 @@ def test_merge_that_finds_bad_inputs_again_and_again_ends_failed(merging: World)
         slices(merging, n + 1, 2)
     assert merging.checkout(30)["status"] == "no-work"
     assert merges(merging)[0]["state"] == "failed"
+    events = merging.db.execute("SELECT details FROM osgprod_data.notifications WHERE event = 'merge-failed'")
+    assert [row["details"]["merge"] for row in events] == ["000001_001"]
+
+
+def test_complete_file_without_a_merge_is_named_and_gets_one_from_a_tick(merging: World) -> None:
+    slices(merging, 0, 3)
+    merging.db.execute("DELETE FROM osgprod_data.merges")
+    found = call(merging.db, "verify", project="p")
+    assert [(row["path"], row["fault"]) for row in found] == [
+        ("/dcache/hd_rawdata_000001_001.evio", "complete, and no merge")
+    ]
+    merging.tick()
+    assert merging.checkout(10)["task"] == "merge"
 
 
 def test_inputs_that_a_merge_does_not_have_requeue_nothing(merging: World) -> None:

@@ -160,3 +160,46 @@ def test_two_sessions_that_requeue_slices_of_one_run_do_not_lock_each_other_out(
         assert len(call(db, "recycle", project="p", states=["done"], client="127.0.0.3")) == 1
     assert losing.result() == 1
     assert states(world) == ["waiting"]
+
+
+def ends(world: World) -> list[str]:
+    """Notifications that something as a whole has ended."""
+    rows = world.db.execute(
+        "SELECT event FROM osgprod_data.notifications WHERE event IN ('run-finished', 'project-done',"
+        " 'production-delivered') ORDER BY notification_id"
+    ).fetchall()
+    return [row["event"] for row in rows]
+
+
+def test_delivery_is_notified_once_though_the_last_two_merges_end_at_the_same_time(world: World) -> None:
+    world.set(merge_by="run")
+    for run in (1, 2):
+        world.add_file(1, run=run)
+    do(world, 0, 1)
+    world.tick()
+    for process in (2, 3):
+        assert world.checkout(process)["task"] == "merge"
+    with held(world) as one, held(world) as other:  # neither sees that the other one's merge is done
+        assert world.report(2, outputs_list=MERGED, db=one)["status"] == "done"
+        assert world.report(3, outputs_list=MERGED, db=other)["status"] == "done"
+    for _ in range(2):
+        world.tick()
+        assert ends(world) == ["run-finished", "run-finished", "project-done", "production-delivered"]
+    world.add_file(1, run=3)
+    do(world, 4)
+    world.tick()
+    assert ends(world)[4:] == ["run-finished", "project-done"]
+    world.checkout(5)
+    world.report(5, outputs_list=MERGED)
+    world.tick()
+    assert ends(world)[6:] == ["production-delivered"]
+
+
+def test_end_of_run_and_project_is_notified_when_the_last_incomplete_file_is_unloaded(run: World) -> None:
+    call(run.db, "unload_slices", project="p", runs=[2])
+    call(run.db, "load_slices", project="p", runs=[1])
+    run.tick()
+    assert ends(run) == []
+    call(run.db, "unload_slices", project="p", path="%_000001_002.evio")
+    run.tick()
+    assert ends(run) == ["run-finished", "project-done"]

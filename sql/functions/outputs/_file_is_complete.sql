@@ -5,8 +5,11 @@ AS $fn$
 -- run is complete.
 -- Parameters: p_project_id, p_run, p_seqno  the file, which has just been called complete
 -- Locks:      see _plan_merges; the caller has (advisory: project_id, -10 - run), so that of two files of a run one sees the
---             other
+--             other. The project's row, SKIP LOCKED, when it was done before
 BEGIN
+    UPDATE osgprod_data.projects p SET noted_end = NULL  -- the file may be loaded and done between two ticks
+     WHERE p.project_id = (SELECT q.project_id FROM osgprod_data.projects q
+                            WHERE q.project_id = p_project_id AND q.noted_end IS NOT NULL FOR NO KEY UPDATE SKIP LOCKED);
     PERFORM osgprod._plan_merges(p, ARRAY[p_run], p_seqno) FROM osgprod_data.projects p WHERE p.project_id = p_project_id;
     IF NOT EXISTS (SELECT FROM osgprod_data.loaded_files f
                     WHERE f.project_id = p_project_id AND f.run = p_run AND f.state <> 'complete') THEN
@@ -124,18 +127,61 @@ BEGIN
 END
 $fn$;
 
-CREATE FUNCTION osgprod._merge_is_done(p_project_id int, p_merge osgprod_data.merges)
+CREATE FUNCTION osgprod._notify_of_merge(p_merge osgprod_data.merges, p_event text)
+RETURNS void LANGUAGE sql VOLATILE
+AS $fn$
+    -- Notifies of what became of a merge.
+    -- Parameters: p_merge  the merge;  p_event  merge-done or merge-failed
+    SELECT osgprod._notify(p_merge.project_id, p_event, jsonb_build_object('merge',
+        osgprod._merge_name(p_merge.run, p_merge.seqno), 'run', p_merge.run, 'seqno', p_merge.seqno))
+$fn$;
+
+CREATE FUNCTION osgprod._note_end(p_project_id int)
 RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Notifies that a merge is done, and when it was the last one that the production is delivered.
--- Parameters: p_project_id  project;  p_merge  the merge, which has just been called done
+-- Notifies that all files of a project are complete (project-done), and that their merges are done as well
+-- (production-delivered), and notes it in the project's row. Only a tick does, which sees what has been committed: of two
+-- calls that end the last two merges at once each sees the other's as leased. It also plans merges that are missing then.
+-- Promise:    each is notified once, and again when more work has come and is done, too.
+-- Parameters: p_project_id  project
+-- Locks:      the project's row, SKIP LOCKED; see _plan_merges. The caller has the project, shared, against unload_slices
+DECLARE
+    v_project osgprod_data.projects;
+    v_end     text;
+    v_left    bigint;
 BEGIN
-    PERFORM osgprod._notify(p_project_id, 'merge-done', jsonb_build_object('merge',
-        osgprod._merge_name(p_merge.run, p_merge.seqno), 'run', p_merge.run, 'seqno', p_merge.seqno));
-    IF NOT EXISTS (SELECT FROM osgprod_data.merges m WHERE m.project_id = p_project_id AND m.state NOT IN ('done', 'superseded'))
-        AND NOT EXISTS (SELECT FROM osgprod_data.loaded_files f WHERE f.project_id = p_project_id AND f.state <> 'complete')
+    SELECT p.* INTO v_project FROM osgprod_data.projects p WHERE p.project_id = p_project_id;
+    -- ORDER BY: the first entry of an index, with any statistics of the planner.
+    IF (SELECT f.rawdata_id FROM osgprod_data.loaded_files f
+         WHERE f.project_id = p_project_id AND f.state IN ('in_progress', 'allocated') ORDER BY f.run, f.seqno LIMIT 1) IS NULL
+       AND (SELECT f.rawdata_id FROM osgprod_data.loaded_files f
+             WHERE f.project_id = p_project_id AND f.state IN ('pending', 'in_progress')
+             ORDER BY f.on_tape, f.run, f.seqno LIMIT 1) IS NULL
+       AND (SELECT f.rawdata_id FROM osgprod_data.loaded_files f
+             WHERE f.project_id = p_project_id ORDER BY f.run, f.seqno LIMIT 1) IS NOT NULL
     THEN
-        PERFORM osgprod._notify(p_project_id, 'production-delivered', '{}');
+        v_end := 'project-done';
+        IF v_project.merge_by <> 'none' AND NOT osgprod._has_open_merges(p_project_id)
+           AND NOT EXISTS (SELECT FROM osgprod_data.merges m WHERE m.project_id = p_project_id AND NOT m.is_ready)
+        THEN
+            v_left := CASE WHEN v_project.noted_end = 'production-delivered' THEN 0 ELSE osgprod._merges_left(v_project) END;
+            IF v_left = 0 THEN
+                v_end := 'production-delivered';
+            ELSIF v_left > (SELECT count(*) FROM osgprod_data.merges m
+                             WHERE m.project_id = p_project_id AND m.state NOT IN ('done', 'superseded')) THEN
+                PERFORM osgprod._plan_merges(v_project, NULL, NULL);
+            END IF;
+        END IF;
+    END IF;
+    IF v_end IS NOT DISTINCT FROM v_project.noted_end THEN
+        RETURN;
+    END IF;
+    UPDATE osgprod_data.projects p SET noted_end = v_end
+     WHERE p.project_id = (SELECT q.project_id FROM osgprod_data.projects q
+                            WHERE q.project_id = p_project_id FOR NO KEY UPDATE SKIP LOCKED);
+    IF FOUND THEN
+        PERFORM osgprod._notify(p_project_id, 'project-done', '{}') WHERE v_end IS NOT NULL AND v_project.noted_end IS NULL;
+        PERFORM osgprod._notify(p_project_id, v_end, '{}') WHERE v_end = 'production-delivered';
     END IF;
 END
 $fn$;

@@ -40,7 +40,7 @@ BEGIN
                SET state = 'done', is_ready = NULL, not_before = NULL, cluster = p_attempt.cluster,
                    process = p_attempt.process, nstart = p_attempt.nstart, done_at = clock_timestamp()
              WHERE m.merge_id = v_merge.merge_id;
-            PERFORM osgprod._merge_is_done(p_project.project_id, v_merge);
+            PERFORM osgprod._notify_of_merge(v_merge, 'merge-done');
             outcome := 'done';
         END IF;
     ELSIF v_bad IS NOT NULL THEN
@@ -49,6 +49,7 @@ BEGIN
                state = CASE WHEN v_failures >= p_project.max_failures THEN 'failed' ELSE 'waiting' END::osgprod_data.merge_state,
                is_ready = CASE WHEN v_failures >= p_project.max_failures THEN false END, not_before = NULL
          WHERE m.merge_id = v_merge.merge_id;
+        PERFORM osgprod._notify_of_merge(v_merge, 'merge-failed') WHERE v_failures >= p_project.max_failures;
         outcome := 'failed';
         reason := v_bad;
     ELSIF v_merge.state = 'leased' AND v_merge.cluster = p_attempt.cluster AND v_merge.process = p_attempt.process
@@ -194,8 +195,7 @@ BEGIN
                                   p_merge.faulted_on, p_merge.repeats, p_merge.exit_codes) c;
     IF v_is_failure AND p_merge.failures >= p_project.max_failures THEN
         v_not_before := NULL;
-        PERFORM osgprod._notify(p_project.project_id, 'merge-failed', jsonb_build_object('merge',
-            osgprod._merge_name(p_merge.run, p_merge.seqno), 'run', p_merge.run, 'seqno', p_merge.seqno));
+        PERFORM osgprod._notify_of_merge(p_merge, 'merge-failed');
     END IF;
     UPDATE osgprod_data.merges m
        SET state = CASE WHEN v_not_before IS NULL THEN 'failed' ELSE 'ready' END::osgprod_data.merge_state,

@@ -21,7 +21,7 @@ DECLARE
     v_fixed   text[] := ARRAY['unproven', 'tested_scripts', 'tested_since', 'pause_cause', 'pause_reason', 'paused_at', 'probe_at', 'resumed_at', 'nsuspended',
                               'project_id', 'name', 'magic_salt', 'magic_digest', 'old_magic_digest',
                               'old_magic_until', 'banned_until', 'next_due_at', 'nlive', 'tallied_until', 'tally_next',
-                              'tally_after', 'created_at', 'stopped_at', 'subnets', 'merge_s', 'tail_blocks', 'activated_at'];
+                              'tally_after', 'created_at', 'stopped_at', 'subnets', 'merge_s', 'noted_end', 'tail_blocks', 'activated_at'];
     v_before  osgprod_data.projects;
     v_wrong   text;
     v_key     text;

@@ -355,27 +355,21 @@ AS $fn$
 -- Returns:    true when some loaded file is not complete
 -- Locks:      each complete file's row, SKIP LOCKED
 DECLARE
-    v_file       record;
-    v_is_open    boolean := false;
-    v_is_settled boolean := false;  -- was any file?
+    v_file    record;
+    v_is_open boolean := false;
 BEGIN
     FOR v_file IN
         SELECT f.rawdata_id FROM osgprod_data.loaded_files f
          WHERE f.project_id = p_project_id AND f.state = 'allocated'
          ORDER BY f.run, f.seqno, f.rawdata_id
     LOOP
-        IF osgprod._settle_file(p_project_id, v_file.rawdata_id) THEN
-            v_is_settled := true;
-            CONTINUE;
+        IF NOT osgprod._settle_file(p_project_id, v_file.rawdata_id) THEN
+            v_is_open := true;
+            EXIT WHEN NOT p_all;
         END IF;
-        v_is_open := true;
-        EXIT WHEN NOT p_all;
     END LOOP;
     v_is_open := v_is_open OR EXISTS (SELECT FROM osgprod_data.loaded_files f
                                        WHERE f.project_id = p_project_id AND f.state IN ('pending', 'in_progress'));
-    IF v_is_settled AND NOT v_is_open THEN
-        PERFORM osgprod._notify(p_project_id, 'project-done', '{}');
-    END IF;
     RETURN v_is_open;
 END
 $fn$;

@@ -22,6 +22,7 @@ DECLARE
     v_meant   int[];
     v_gone    int[];
     v_runs    int[];
+    v_open    int[];  -- of these, those of which a file that was not complete is gone
 BEGIN
     PERFORM osgprod._require_read_committed();
     IF p_runs IS NULL AND p_path IS NULL THEN
@@ -48,13 +49,17 @@ BEGIN
     IF NOT p_dry_run THEN
         DELETE FROM slices s WHERE s.project_id = v_project.project_id AND s.rawdata_id = ANY (v_gone);
         WITH gone AS (
-            DELETE FROM loaded_files f WHERE f.project_id = v_project.project_id AND f.rawdata_id = ANY (v_gone) RETURNING f.run
+            DELETE FROM loaded_files f WHERE f.project_id = v_project.project_id AND f.rawdata_id = ANY (v_gone)
+            RETURNING f.run, f.state
         )
-        SELECT array_agg(DISTINCT g.run) INTO v_runs FROM gone g;
+        SELECT array_agg(DISTINCT g.run), array_agg(DISTINCT g.run) FILTER (WHERE g.state <> 'complete') INTO v_runs, v_open
+          FROM gone g;
         -- Whole runs have fewer files now, and may be complete.
         PERFORM osgprod._reopen_merges(v_project.project_id, coalesce(v_runs, '{}'), -1);
         PERFORM osgprod._drop_merges(v_project.project_id, coalesce(v_runs, '{}'));
         PERFORM osgprod._plan_merges(v_project, coalesce(v_runs, '{}'), NULL);
+        PERFORM osgprod._notify(v_project.project_id, 'run-finished', jsonb_build_object('run', f.run)) FROM loaded_files f
+          WHERE f.project_id = v_project.project_id AND f.run = ANY (v_open) GROUP BY f.run HAVING bool_and(f.state = 'complete');
         PERFORM osgprod._log_operation('unload_slices', p_project, jsonb_build_object('runs', osgprod._runs_text(p_runs),
             'path', p_path, 'blocks', blocks, 'files_kept', nullif(files_kept, 0)), files);
     END IF;

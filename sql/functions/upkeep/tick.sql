@@ -44,9 +44,11 @@ BEGIN
             v_is_due := v_project.project_id = ANY (v_looked);
             -- All files while all are looked through anyway; else those in order up to the first that is not complete, and
             -- those of which a slice has just been settled. Not while files are taken out: a run's last one would be missed.
-            IF pg_try_advisory_xact_lock_shared(v_project.project_id, -1)
-               AND osgprod._settle_files(v_project.project_id, v_is_due) AND NOT v_is_due THEN
-                PERFORM osgprod._settle_reported(v_project.project_id);
+            IF pg_try_advisory_xact_lock_shared(v_project.project_id, -1) THEN
+                IF osgprod._settle_files(v_project.project_id, v_is_due) AND NOT v_is_due THEN
+                    PERFORM osgprod._settle_reported(v_project.project_id);
+                END IF;
+                PERFORM osgprod._note_end(v_project.project_id);
             END IF;
             PERFORM osgprod._note_bans(v_project.project_id);
             PERFORM osgprod._note_suspended(v_project.project_id);
@@ -77,7 +79,7 @@ RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Marks files complete of which a report came within the last minute, wherever they are in the order: one that hangs keeps
 -- no other from being complete.
--- Promise:    the first allocated file in the order is left to _settle_files, which knows when the project is done.
+-- Promise:    the first allocated file in the order is left to _settle_files.
 -- Parameters: p_project_id  project
 -- Locks:      see _settle_file
 DECLARE
