@@ -206,6 +206,28 @@ def test_output_of_a_job_that_goes_on_is_lost_an_hour_after_its_end(world: World
         assert [(row["block1"], row["block2"]) for row in rows] == [(1, 2)]
 
 
+def test_start_that_left_no_report_does_not_keep_an_output_from_being_lost(world: World) -> None:
+    world.set(output_home="file:///home", maxblockspercore=1)
+    world.add_file(2)
+    queue = {"schedd": "ap1", "qdate": 1}
+    first = world.checkout(0, **queue)
+    world.report(0, token=str(first["token"]))
+    world.checkout(0, after=str(first["token"]), **queue)
+    token = str(
+        world.checkout(0, **queue)["token"]
+    )  # started again: nothing was reported of the start before
+    lost = json.dumps([{"cluster": 1, "process": 0, "nstart": 1}])
+    age(world)
+    assert call(world.db, "lose_outputs", project="p", attempts=lost) == [], "the job still runs"
+    world.report(0, token=token)
+    age(world)
+    world.add_file(1, seqno=2)
+    assert world.checkout(0, schedd="ap2", qdate=1)["block1"] == 1, (
+        "a job of another access point, which still runs"
+    )
+    assert len(call(world.db, "lose_outputs", project="p", attempts=lost)) == 1
+
+
 def test_lost_outputs_requeue_their_slices_and_supersede_the_merge(merging: World) -> None:
     merging.checkout(10)
     merging.report(10, outputs_list=merged("a"))

@@ -141,12 +141,16 @@ AS $fn$
            AND NOT EXISTS (SELECT FROM osgprod_data.outputs o
                             WHERE o.project_id = r.project_id AND o.cluster = r.cluster AND o.process = r.process
                               AND o.nstart = r.nstart))
-       AND EXISTS (
-        SELECT FROM osgprod_data.attempts a
-          LEFT JOIN osgprod_data.reports r ON r.project_id = a.project_id AND r.cluster = a.cluster AND r.process = a.process
-                                          AND r.nstart = a.nstart
-         WHERE a.project_id = p_project.project_id AND a.cluster = p_cluster AND a.process = p_process AND a.nstart >= p_nstart
-           AND coalesce(r.reported_at > now() - interval '1 h', true))
+       AND EXISTS (  -- an attempt that was replaced without a report is not live, and other jobs may have the same numbers
+        SELECT FROM osgprod_data.attempts o
+          JOIN osgprod_data.attempts a ON a.project_id = o.project_id AND a.cluster = o.cluster AND a.process = o.process
+                                      AND a.nstart >= o.nstart AND a.schedd IS NOT DISTINCT FROM o.schedd
+                                      AND a.qdate IS NOT DISTINCT FROM o.qdate
+         WHERE o.project_id = p_project.project_id AND o.cluster = p_cluster AND o.process = p_process AND o.nstart = p_nstart
+           AND (EXISTS (SELECT FROM osgprod._work_of(a))
+                OR EXISTS (SELECT FROM osgprod_data.reports r
+                            WHERE r.project_id = a.project_id AND r.cluster = a.cluster AND r.process = a.process
+                              AND r.nstart = a.nstart AND r.reported_at > now() - interval '1 h')))
 $fn$;
 
 CREATE FUNCTION osgprod._lose_output(p_project_id int, p_cluster int, p_process int, p_nstart int, p_reason text)
