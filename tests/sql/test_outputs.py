@@ -228,6 +228,18 @@ def test_start_that_left_no_report_does_not_keep_an_output_from_being_lost(world
     assert len(call(world.db, "lose_outputs", project="p", attempts=lost)) == 1
 
 
+def test_merge_whose_files_are_lost_is_made_again_as_soon_as_merges_are_wanted_again(merging: World) -> None:
+    assert merging.checkout(10)["task"] == "merge"
+    merging.report(10, outputs_list=merged("a"))
+    merging.set(merge_by="none")
+    lost = json.dumps([{"cluster": 1, "process": 10, "nstart": 1}])
+    assert len(call(merging.db, "lose_outputs", project="p", attempts=lost)) == 1
+    states = [row["state"] for row in call(merging.db, "list_merges", project="p")]
+    assert states == ["superseded"]
+    merging.set(merge_by="file")
+    assert merging.checkout(11)["task"] == "merge"
+
+
 def test_lost_outputs_requeue_their_slices_and_supersede_the_merge(merging: World) -> None:
     merging.checkout(10)
     merging.report(10, outputs_list=merged("a"))

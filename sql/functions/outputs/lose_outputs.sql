@@ -2,13 +2,14 @@ CREATE FUNCTION osgprod.lose_outputs(p_project text, p_attempts jsonb, p_dry_run
 RETURNS TABLE (run int, seqno int, block1 int, block2 int, merge_id int)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
--- Notes that storage no longer has the outputs of attempts as reported, and requeues their slices and merges.
+-- Notes that storage no longer has the outputs of attempts as reported, and requeues their slices and merges. While merge_by
+-- is none a merge is superseded only: no other is made until merge_by is set again.
 -- Promise:    all or nothing; a repeated call changes nothing. The outputs stay on record, as lost. Those that HTCondor may still
 --             bring to output_home are left alone: see _may_still_come.
 -- Parameters: p_project   project name
 --             p_attempts  array of objects with cluster, process, nstart of an attempt, and reason: the fault
 --             p_dry_run   true = nothing is changed
--- Returns:    a row for each slice or merge that was requeued
+-- Returns:    a row for each slice that was requeued, and for each merge that was requeued or superseded
 -- Errors:     OG301 unknown project; OG108 p_attempts is not such an array; OG502 files of the project are being reset; OG901
 --             isolation level
 -- Locks:      the slices in order, then their files in order, then their merges; see _reopen_slice
@@ -74,13 +75,13 @@ END
 $fn$;
 
 COMMENT ON FUNCTION osgprod.lose_outputs(text, jsonb, boolean) IS
-'Notes that storage no longer has the outputs of attempts, and requeues their slices and merges; a row each; with p_dry_run it changes nothing. For osgprod_operator.';
+'Notes that storage no longer has the outputs of attempts, and requeues their slices and merges (with merge_by none merges are only superseded); a row each; with p_dry_run it changes nothing. For osgprod_operator.';
 
 CREATE FUNCTION osgprod._redo_merge(
     p_project osgprod_data.projects, p_merge_id int, p_cluster int, p_process int, p_nstart int, p_reason text)
 RETURNS boolean LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Supersedes a done merge and makes a new one of the same slices ready.
+-- Supersedes a done merge and makes a new one of the same slices ready, unless merge_by is none.
 -- Parameters: p_project  the project's row;  p_merge_id  the merge;  p_cluster, p_process, p_nstart  the attempt that did it
 --             p_reason   the fault of its files; NULL = none, it shall be made again
 -- Returns:    is it? false: it is not done by this attempt

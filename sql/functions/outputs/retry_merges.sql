@@ -4,7 +4,8 @@ RETURNS TABLE (merge_id int, run int, seqno int, was text)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
 -- Makes merges ready as if they had never been tried: those that failed, or done ones, whose files then no longer count.
--- Promise:    all or nothing; leased merges are never touched. A merge whose slices are not done waits for them.
+-- Promise:    all or nothing; leased merges are never touched. A merge whose slices are not done waits for them, and all wait
+--             while merge_by is none: done ones are superseded then, and others are made when it is set again.
 -- Parameters: p_project  project name;  p_runs  run numbers; NULL = all
 --             p_states   which: failed, done;  p_dry_run  true = nothing is changed
 -- Returns:    a row a merge, as it was
