@@ -71,3 +71,32 @@ def test_two_projects_deliver_no_merged_files_to_the_same_folder(world: World) -
     deliver_to("p", "https://storage.example.org/{project}/{kind}")
     deliver_to("q", "https://storage.example.org/{project}/{kind}")
     deliver_to("q", "https://storage.example.org/merged/{kind}")
+
+
+@pytest.mark.parametrize(
+    ("url", "other", "is_same"),
+    [
+        ("https://s.example.org/m/{kind}", "davs://S.example.org:443//m/./{kind}//", True),
+        ("https://s.example.org/m", "http://user@s.example.org:80/m/", True),
+        ("https://s.example.org/p/m", "https://s.example.org/{project}/m", True),  # that of project p
+        ("root://s.example.org//m", "xroots://s.example.org:1094/m", True),
+        ("file:///mount/m", "/mount/m/", True),
+        ("https://s.example.org/m", "https://s.example.org:8443/m", False),
+        ("https://s.example.org/m", "https://t.example.org/m", False),
+        ("https://s.example.org/m", "root://s.example.org/m", False),
+        ("https://s.example.org/m/{kind}", "https://s.example.org/M/{kind}", False),
+        ("https://s.example.org/{project}/m", "https://s.example.org/{project}/m", False),
+        ("https://s.example.org/m", "https://s.example.org/m.x", False),
+    ],
+)
+def test_folder_of_merged_files_is_known_in_any_spelling(
+    world: World, url: str, other: str, is_same: bool
+) -> None:
+    world.with_project("q")
+    first, second = ("q", "p") if "{project}" in other and is_same else ("p", "q")
+    world.set(project=first, merge_output_url=url)
+    if is_same:
+        with pytest.raises(psycopg.Error, match=f"is that of project {first}"):
+            world.set(project=second, merge_output_url=other)
+    else:
+        world.set(project=second, merge_output_url=other)

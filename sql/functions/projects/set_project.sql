@@ -107,14 +107,31 @@ AS $fn$
 DECLARE v_other text;
 BEGIN
     SELECT p.name INTO v_other FROM osgprod_data.projects p
-     WHERE p.project_id <> p_project.project_id AND p_project.merge_output_url !~ '[{]project[}]'
-       AND rtrim(p.merge_output_url, '/') = rtrim(p_project.merge_output_url, '/');
+     WHERE p.project_id <> p_project.project_id
+       AND osgprod._folder(replace(p.merge_output_url, '{project}', p.name))
+           = osgprod._folder(replace(p_project.merge_output_url, '{project}', p_project.name));
     IF FOUND THEN
         RAISE EXCEPTION 'merge_output_url % is that of project %, whose merged files would be replaced',
             quote_literal(p_project.merge_output_url), v_other
             USING ERRCODE = 'OG108', HINT = 'put {project} into it, or name another folder';
     END IF;
 END
+$fn$;
+
+CREATE FUNCTION osgprod._folder(p_url text)
+RETURNS text LANGUAGE sql IMMUTABLE
+AS $fn$
+    -- The folder that a URL names, in one spelling: class of the scheme (https and davs are one, root and xroots, file and a
+    -- bare path), host in small letters, port if it is not the usual one, path without double or trailing slashes.
+    -- Parameters: p_url  URL or path; NULL = NULL
+    SELECT concat(u.class, '://', CASE WHEN u.class <> 'file' THEN lower(u.m[2]) END,
+                  ':' || nullif(u.m[3], CASE u.class WHEN 'http' THEN CASE u.m[3] WHEN '80' THEN '80' ELSE '443' END
+                                                     WHEN 'root' THEN '1094' END),
+                  regexp_replace('/' || u.m[4], '(/[.]?)+(?=/|$)', '', 'g'))
+      FROM (SELECT x.m, CASE WHEN x.m[1] IS NULL OR x.m[1] ~* '^file$' THEN 'file' WHEN x.m[1] ~* '^(https?|davs?)$' THEN 'http'
+                             WHEN x.m[1] ~* '^x?roots?$' THEN 'root' ELSE lower(x.m[1]) END AS class
+              FROM (SELECT regexp_match(p_url, '^(?:([A-Za-z][A-Za-z0-9+.-]*)://(?:[^/@]*@)?(\[[^]/]*\]|[^/:]*)(?::([0-9]*))?)?/?([^?#]*)') AS m) x) u
+     WHERE p_url IS NOT NULL
 $fn$;
 
 CREATE FUNCTION osgprod._log_settings(p_project text, p_before jsonb, p_after jsonb)
