@@ -8,6 +8,8 @@ ALTER TABLE osgprod_data.projects DROP COLUMN mergescript_fault, DROP COLUMN mer
     ADD COLUMN noted_end text CONSTRAINT projects_noted_end_is_known CHECK (noted_end IN ('project-done', 'production-delivered'));
 COMMENT ON COLUMN osgprod_data.projects.noted_end IS 'the last of the notifications project-done and production-delivered, while it is true; NULL = some file is not complete';
 
+CREATE INDEX merges_done ON osgprod_data.merges (project_id, done_at) WHERE state = 'done';
+
 -- Of what ended before, listeners were notified before.
 UPDATE osgprod_data.projects p
    SET noted_end = CASE WHEN p.merge_by <> 'none' AND NOT EXISTS (

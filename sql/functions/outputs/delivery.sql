@@ -71,8 +71,8 @@ AS $fn$
     -- How long a merge takes [s], of the last 100 that were done; NULL = none was.
     -- Parameters: p_project_id  project;  p_share  so much of them took no longer [0 .. 1]; default: the median
     SELECT percentile_cont(p_share) WITHIN GROUP (ORDER BY x.ran_s)
-      FROM (SELECT r.ran_s FROM osgprod_data.merges m
-              JOIN osgprod_data.reports r ON r.project_id = m.project_id AND r.cluster = m.cluster AND r.process = m.process
-                                         AND r.nstart = m.nstart AND r.by_worker
-             WHERE m.project_id = p_project_id AND m.state = 'done' ORDER BY m.done_at DESC LIMIT 100) x
+      FROM (SELECT m.* FROM osgprod_data.merges m
+             WHERE m.project_id = p_project_id AND m.state = 'done' ORDER BY m.done_at DESC LIMIT 100) d
+      JOIN osgprod_data.reports x ON x.project_id = d.project_id AND x.cluster = d.cluster AND x.process = d.process
+                                 AND x.nstart = d.nstart AND x.by_worker
 $fn$;
