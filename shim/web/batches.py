@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import psycopg
-from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout, TooManyRequests
 
 from shim import database
@@ -187,11 +186,10 @@ class Batches:
         # Plain calls in place of the pool's and the cursor's context managers, which cost a tenth of a request.
         connection, function = await self._pool.getconn(), batch[0].function
         try:
-            cursor = connection.cursor(row_factory=dict_row)
             calls = json.dumps([call.arguments for call in batch])
             with database.hang_up_after(connection, database.CALL_TIMEOUT_S):
-                await cursor.execute(*database.statement(function, {"calls": calls}, echo=True))
-                rows: list[dict[str, Any]] = await cursor.fetchall()
+                await connection.batches.execute(database.batch_statement(function), [calls])
+                rows = await connection.batches.fetchall()
             if not _is_answer(function, len(batch), rows):
                 await connection.close()
                 log.error(
@@ -217,7 +215,7 @@ class Batches:
             raise
         finally:
             await self._pool.putconn(connection)
-        if not all(row.keys() >= COLUMNS for row in rows):
+        if not rows[0].keys() >= COLUMNS:
             raise database.SchemaChanged("these functions are of another version than this program")
         return rows
 
