@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psycopg
 
-from bench.ground import HERE, WORKER_ROLE, BenchError, Ground, Size
+from bench.ground import HERE, WORKER_ROLE, BenchError, Ground, Size, work_script_digest
 from bench.rounds import Figure, in_turn
 from shim.database import connect
 from shim.local.embedded import find_programs
@@ -94,12 +94,21 @@ def pairs(ground: Ground, dsn: str, project: str = "p", clients: int = 16, trans
         project=project,
         cluster0=ground.next_cluster(),
         process=0,
+        digest=work_script_digest(),
     )
 
 
 def batches(ground: Ground, dsn: str) -> float:
     """Checkouts of 16 jobs in one call, with their reports in another: batches a second."""
-    return pgbench(ground.size, dsn, "batches", 16, cluster0=ground.next_cluster(), first=-16)
+    return pgbench(
+        ground.size,
+        dsn,
+        "batches",
+        16,
+        cluster0=ground.next_cluster(),
+        first=-16,
+        digest=work_script_digest(),
+    )
 
 
 def sql_pairs(ground: Ground) -> Iterator[Figure]:
