@@ -632,19 +632,15 @@ def test_ctrl_c_while_modules_load_is_no_traceback() -> None:
     assert (ended.returncode, ended.stdout, ended.stderr) == (128 + signal.SIGINT, "", "")
 
 
-@pytest.mark.parametrize(
-    ("sqlstate", "code"), [("57014", 1), ("40P01", 1), ("53100", 1), ("57P01", 3), ("08006", 3)]
-)
-def test_only_a_database_that_is_away_is_exit_code_3(
-    run: Run, world: World, sqlstate: str, code: int
-) -> None:
-    world.db.execute(
-        "ALTER FUNCTION osgprod.progress RENAME TO away; CREATE FUNCTION osgprod.progress(p_project text DEFAULT NULL)"
-        " RETURNS void LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'some fault' USING ERRCODE ="
-        f" '{sqlstate}'; END $$"
-    )
-    result = run("project", "list")
-    assert (result.exit_code, "osgprod: some fault" in result.stderr) == (code, True), result.output
+def test_only_a_database_that_is_away_is_exit_code_3(run: Run, world: World) -> None:
+    world.db.execute("ALTER FUNCTION osgprod.progress RENAME TO away")
+    for sqlstate, code in (("57014", 1), ("40P01", 1), ("53100", 1), ("57P01", 3), ("08006", 3)):
+        world.db.execute(
+            "CREATE OR REPLACE FUNCTION osgprod.progress(p_project text DEFAULT NULL) RETURNS void LANGUAGE plpgsql"
+            f" AS $$ BEGIN RAISE EXCEPTION 'some fault' USING ERRCODE = '{sqlstate}'; END $$"
+        )
+        result = run("project", "list")
+        assert (result.exit_code, "osgprod: some fault" in result.stderr) == (code, True), result.output
 
 
 def test_unreachable_database_is_exit_code_3_and_a_missing_role_is_named(run: Run, world: World) -> None:
