@@ -389,6 +389,22 @@ def test_listeners_are_notified_of_rare_events_only(world: World) -> None:
     assert len(events[-1]["reason"]) == 800
 
 
+@pytest.mark.history_by_hand
+def test_names_that_jobs_give_their_sites_make_no_more_rows_to_be_read_but_for_the_table_of_sites(
+    world: World,
+) -> None:
+    put_reports(world, [(60 + n, "done", 0, f"SITE_{n}", 1) for n in range(400)])
+    counted = "SELECT count(*) AS n FROM osgprod._recent(1, '-infinity', %s)"
+    rows = [world.db.execute(counted.encode(), [by_site]).fetchone() for by_site in (False, True)]
+    assert rows[0] and rows[0]["n"] <= 2, "a row for each ten minutes"
+    assert rows[1] == {"n": 400}
+    sites = call(world.db, "attempts_by_site", project="p", limit=1000)
+    assert {row["site"]: row["attempts"] for row in sites} == {f"SITE_{n}": 1 for n in range(400)}
+    (row,) = call(world.db, "attempts_by_exit", project="p", site="SITE_7")
+    assert (row["outcome"], row["attempts"]) == ("done", 1)
+    assert call(world.db, "attempts_by_exit", project="p")[0]["attempts"] == 400
+
+
 def test_diagnosis_names_each_fault_and_what_to_do(world: World) -> None:
     found = {row["what"]: row for row in call(world.db, "diagnose")}
     assert not found["work of p"]["is_well"] and "osgprod slices load p" in found["work of p"]["advice"]

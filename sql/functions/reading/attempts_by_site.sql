@@ -16,7 +16,7 @@ BEGIN
     PERFORM osgprod._limit(p_limit);
     RETURN QUERY
     WITH ended AS MATERIALIZED (
-        SELECT * FROM osgprod._recent(v_project_id, osgprod._since(p_hours))
+        SELECT * FROM osgprod._recent(v_project_id, osgprod._since(p_hours), true)
     ), named AS (
         SELECT e.site FROM ended e WHERE e.site <> 'other' GROUP BY e.site ORDER BY sum(e.reports) DESC, e.site LIMIT p_limit
     ), ranked AS (

@@ -59,17 +59,20 @@ CREATE FUNCTION osgprod._ten_minutes(p_at timestamptz)
 RETURNS timestamptz LANGUAGE sql STABLE
 AS $fn$
     -- The begin of the ten minutes of the clock in which a time lies. (date_bin needs PostgreSQL 14.)
-    SELECT to_timestamp(floor(extract(epoch FROM p_at) / 600) * 600)
+    SELECT to_timestamp(floor(date_part('epoch', p_at) / 600) * 600)  -- (extract gives a numeric, which is slower)
 $fn$;
 
-CREATE FUNCTION osgprod._recent(p_project_id int, p_since timestamptz)
+CREATE FUNCTION osgprod._recent(p_project_id int, p_since timestamptz, p_by_site boolean DEFAULT false)
 RETURNS TABLE (began_at timestamptz, outcome osgprod_data.outcome, exit_code int, site text, reports bigint, blocks bigint,
     ran_s bigint, last_at timestamptz)
 LANGUAGE plpgsql STABLE
 AS $fn$
 -- Counts the reports since a time: from the tallies, and those not yet tallied from the reports themselves.
 -- Parameters: p_project_id  project;  p_since  begin of ten minutes of the clock
+--             p_by_site  count what is not tallied by site, and not by time: a job chooses its site's name, so both together
+--                        may be a row a report
 -- Returns:    a row for each ten minutes, outcome, exit code and site, in two parts where they are not wholly tallied;
+--             the site of what is not tallied only with p_by_site, and then began_at is that of all of it;
 --             ran_s [s] is a sum over slices; last_at: when the last of them came. Tallied sites beyond the first 200 are "other"
 DECLARE
     v_until timestamptz;
@@ -81,7 +84,8 @@ BEGIN
            coalesce(t.last_at, t.began_at)
       FROM osgprod_data.tallies t WHERE t.project_id = p_project_id AND t.began_at >= p_since;
     RETURN QUERY
-    SELECT osgprod._ten_minutes(r.reported_at), r.outcome, r.exit_code, r.site, count(*), sum(r.nblocks)::bigint,
+    SELECT CASE WHEN p_by_site THEN v_until ELSE osgprod._ten_minutes(r.reported_at) END, r.outcome, r.exit_code,
+           CASE WHEN p_by_site THEN r.site END, count(*), sum(r.nblocks)::bigint,
            coalesce(sum(r.ran_s) FILTER (WHERE r.nblocks > 0), 0)::bigint, max(r.reported_at)
       FROM osgprod_data.reports r
      WHERE r.project_id = p_project_id AND r.reported_at >= v_until
