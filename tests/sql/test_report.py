@@ -368,7 +368,9 @@ def test_late_failure_ends_the_attempt_for_good(world: World) -> None:
     assert world.progress()["blocks_ready"] == 1
 
 
-def test_late_success_of_a_quarantined_slice_counts_and_its_file_stays_finished(world: World) -> None:
+def test_late_success_of_a_quarantined_slice_counts_and_its_file_is_finished_again_at_the_next_tick(
+    world: World,
+) -> None:
     world.set(max_failures=1)
     lost_by_job_0_and_leased_to_job_1(world)
     world.report(1, 1)
@@ -376,6 +378,7 @@ def test_late_success_of_a_quarantined_slice_counts_and_its_file_stays_finished(
     progress = world.progress()
     assert (progress["blocks_quarantined"], progress["files_finished"]) == (1, 1)
     assert world.report(0)["status"] == "done"
+    world.tick()
     progress = world.progress()
     assert (progress["blocks_done"], progress["blocks_quarantined"], progress["files_finished"]) == (1, 0, 1)
 
