@@ -12,6 +12,16 @@ CREATE TYPE osgprod.claim AS (
     merge_id   int
 );
 
+-- How fast recent attempts were, of table paces (_pace_at); NULLs = nothing was measured. (Not the table's own type: a function
+-- that has that as a parameter keeps the table from being dropped.)
+CREATE TYPE osgprod.pace AS (
+    site             text,
+    attempts         int,
+    s_per_block      float8,
+    slow_s_per_block float8,
+    most_per_core    float8
+);
+
 -- What may be to blame for the last failures (_causes): a scope (project, place, file, address, worker), the name under
 -- which it can be banned, and how often it was, while it is on probation; counts of its failures, of what they have in
 -- common, and of workers at other places that fail so; the first of them, and the keys of recent_failures.

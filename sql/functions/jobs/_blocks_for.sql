@@ -1,5 +1,5 @@
 CREATE FUNCTION osgprod._blocks_for(
-    p_project osgprod_data.projects, p_cpus bigint, p_pace osgprod_data.paces, p_time_left_s bigint)
+    p_project osgprod_data.projects, p_cpus bigint, p_pace osgprod.pace, p_time_left_s bigint)
 RETURNS bigint LANGUAGE sql IMMUTABLE
 AS $fn$
     -- How many blocks a slice for a job may have: the smallest of these limits. (Inlined: see _why_rejected.)
@@ -19,7 +19,7 @@ AS $fn$
                  osgprod._blocks_in_time(p_pace, p_cpus, p_time_left_s))::bigint
 $fn$;
 
-CREATE FUNCTION osgprod._blocks_in_time(p_pace osgprod_data.paces, p_cpus bigint, p_time_left_s bigint)
+CREATE FUNCTION osgprod._blocks_in_time(p_pace osgprod.pace, p_cpus bigint, p_time_left_s bigint)
 RETURNS float8 LANGUAGE sql IMMUTABLE
 AS $fn$
     -- How many blocks fit into the time that a job has, with a margin: the slow attempts count, and a fifth of the time stays
@@ -30,11 +30,11 @@ AS $fn$
 $fn$;
 
 CREATE FUNCTION osgprod._pace_at(p_project_id int, p_site text)
-RETURNS osgprod_data.paces LANGUAGE sql STABLE
+RETURNS osgprod.pace LANGUAGE sql STABLE
 AS $fn$
     -- How fast recent attempts were at a site; at all sites while this one has few; NULLs = nothing was measured.
     -- Parameters: p_project_id  project;  p_site  as the job names it; NULL = none
-    SELECT p FROM osgprod_data.paces p
+    SELECT ROW(p.site, p.attempts, p.s_per_block, p.slow_s_per_block, p.most_per_core)::osgprod.pace FROM osgprod_data.paces p
      WHERE p.project_id = p_project_id AND (p.site = '' OR p.site = osgprod._label(p_site) AND p.attempts >= 10)
      ORDER BY p.site DESC LIMIT 1
 $fn$;

@@ -20,7 +20,7 @@ DECLARE
     v_job      record;
     v_restart  record;
     v_slice    osgprod.claim;
-    v_pace     osgprod_data.paces;  -- at its site; NULLs = not needed, or not known
+    v_pace     osgprod.pace;  -- at its site; NULLs = not needed, or not known
     v_blocks   bigint;   -- of a slice for this job, at most
     v_file     osgprod_data.loaded_files;
     v_content  osgprod.slice_content;

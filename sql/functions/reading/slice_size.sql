@@ -17,7 +17,7 @@ AS $fn$
 -- Errors:     OG301 unknown project; OG104 cpus
 DECLARE
     v_project projects := osgprod._get_project(p_project);
-    v_pace    paces;
+    v_pace    osgprod.pace;
 BEGIN
     IF p_cpus NOT BETWEEN 1 AND 4096 OR p_cpus IS NULL THEN
         RAISE EXCEPTION 'cores must be a number from 1 to 4096, not %', coalesce(p_cpus::text, 'nothing')
