@@ -145,7 +145,6 @@ def test_inputs_stay_when_the_merged_file_is_not_where_its_script_has_seen_it(
     assert stored(site) == TARBALLS
 
 
-@pytest.mark.history_by_hand
 def test_inputs_stay_when_the_merge_is_superseded_before_its_report(
     merging: Callable[..., None], node: Node, site: Site, world: World, folder: Path
 ) -> None:
@@ -162,6 +161,7 @@ def test_inputs_stay_when_the_merge_is_superseded_before_its_report(
     log, _ = job.communicate(timeout=60)
     assert job.returncode == FAILED, log
     assert stored(site) >= TARBALLS
+    world.set(merge_by="none")  # nobody plans another one
 
 
 def test_files_that_a_failed_merge_has_delivered_are_on_record(
