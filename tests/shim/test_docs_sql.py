@@ -79,7 +79,9 @@ def test_each_event_of_the_functions_is_listed() -> None:
     events = {
         event
         for path in function_files()
-        for event in re.findall(r"osgprod\._notify\([^,]+,\s*'([a-z-]+)'", path.read_text())
+        for event in re.findall(
+            r"(?:osgprod\._notify(?:_of_merge)?\([^,]+,\s*|v_end := )'([a-z-]+)'", path.read_text()
+        )
     }
     assert len(events) > 10
     assert set(re.findall(r"^\| `([a-z-]+)` \|", text, re.MULTILINE)) == events
