@@ -156,7 +156,7 @@ def test_inputs_stay_when_the_merge_is_superseded_before_its_report(
     while MERGED not in site.files:
         assert job.poll() is None
         time.sleep(0.01)
-    world.db.execute("UPDATE osgprod_data.merges SET state = 'superseded', is_ready = NULL")
+    assert call(world.db, "recycle", project="p", states=["done"])  # takes the merge back
     gate.touch()
     log, _ = job.communicate(timeout=60)
     assert job.returncode == FAILED, log
