@@ -944,8 +944,23 @@ stop_heartbeats() {
 # Prints the last line of the work's output that isn't empty, as the reason of a failure, without the time and the name
 # of the work script in front.
 last_words() {
-  plain_text 120 "$(tail -c 10000 "$scratch/work.log" 2>/dev/null | tr -d '\000\r' |
+  public_text 120 "$(tail -c 10000 "$scratch/work.log" 2>/dev/null | tr -d '\000\r' |
     sed -e '/^[[:space:]]*$/d' -e 's/^[0-9TZ:-]* osgprod_[a-z]*: //' | tail -n 1)"
+}
+
+# Prints a text without the secrets of this job. Argument: text
+without_secrets() {
+  local text="$1" secret
+  for secret in "$magic" "$bearer" "$job_key" "$token"; do
+    ((${#secret} < 6)) || text="${text//"$secret"/(secret)}"
+  done
+  printf '%s' "$text"
+}
+
+# Prints the first characters of what the work or storage has said, for the report: cut only after its secrets are gone.
+# Arguments: as of plain_text
+public_text() {
+  plain_text "$1" "$(without_secrets "$2")"
 }
 
 # Prints the values of all lines NAME=VALUE of the work's report, a line each. Argument: name
@@ -953,13 +968,12 @@ all_reported() {
   sed -n "s/^$1=//p" "$scratch/work/.osgprod/report.txt" 2>/dev/null | tr -d '\000'
 }
 
-# Prints the end of the work's log for the report of a failure, at most 4000 bytes, without the secrets of this job.
+# Prints the end of the work's log for the report of a failure, at most 4000 bytes, without the secrets of this job: also without
+# the end of one that begins before these bytes.
 log_tail() {
-  local text secret
-  text="$(tail -c 4000 "$scratch/work.log" 2>/dev/null | tr -d '\000\r')"
-  for secret in "$magic" "$bearer" "$job_key" "$token"; do
-    ((${#secret} < 6)) || text="${text//"$secret"/(secret)}"
-  done
+  local text
+  text="$(without_secrets "$(tail -c 20000 "$scratch/work.log" 2>/dev/null | tr -d '\000\r')")"
+  ((${#text} <= 4000)) || text="${text: -4000}"
   printf '%s' "$text"
 }
 
@@ -1475,7 +1489,7 @@ not_delivered() {
     keep_for_later "the outputs could not be delivered: $1"
     return
   fi
-  report "$EXIT_NOT_DELIVERED" fault delivery reason "$(plain_text 120 "outputs not delivered: $1")" || true
+  report "$EXIT_NOT_DELIVERED" fault delivery reason "$(public_text 120 "outputs not delivered: $1")" || true
   forget_unreported
   return "$EXIT_LATER"
 }
@@ -1512,7 +1526,7 @@ finish_success() {
     ((count > 0)) || bytes="" adler=""
     count=$((count + $(printf '%s' "$list" | tr '{' '\n' | grep -c '"url" *:' || true)))
   fi
-  if ! write_down "$name" "$events" "$count" "$bytes" "$adler" "" "$3" "$list" "$(plain_text 200 "$(reported software)")" \
+  if ! write_down "$name" "$events" "$count" "$bytes" "$adler" "" "$3" "$list" "$(public_text 200 "$(reported software)")" \
     "$(all_reported merged_input)"; then
     report "$EXIT_NOT_FETCHED" fault node reason 'the disk of this node is full' || return "$EXIT_LATER"
     return "$EXIT_NODE_FAULT"
@@ -1745,7 +1759,7 @@ attempt() {
     return "$((heartbeat_status == WEDGED ? EXIT_NODE_FAULT : EXIT_FAILED))"
   fi
   if ((work_status == EXIT_MISCONFIGURED)) && [[ -n "$(reported misconfigured)" ]]; then
-    reason="$(plain_text 100 "$(reported misconfigured)")"
+    reason="$(public_text 100 "$(reported misconfigured)")"
     report "$EXIT_MISCONFIGURED" fault setting reason "configuration: $reason" || true
     die "$EXIT_REFUSED" "configuration: $reason"
   fi

@@ -196,7 +196,7 @@ not_delivered() {
     keep_for_later "the outputs could not be delivered: $1"
     return
   fi
-  report "$EXIT_NOT_DELIVERED" fault delivery reason "$(plain_text 120 "outputs not delivered: $1")" || true
+  report "$EXIT_NOT_DELIVERED" fault delivery reason "$(public_text 120 "outputs not delivered: $1")" || true
   forget_unreported
   return "$EXIT_LATER"
 }
@@ -233,7 +233,7 @@ finish_success() {
     ((count > 0)) || bytes="" adler=""
     count=$((count + $(printf '%s' "$list" | tr '{' '\n' | grep -c '"url" *:' || true)))
   fi
-  if ! write_down "$name" "$events" "$count" "$bytes" "$adler" "" "$3" "$list" "$(plain_text 200 "$(reported software)")" \
+  if ! write_down "$name" "$events" "$count" "$bytes" "$adler" "" "$3" "$list" "$(public_text 200 "$(reported software)")" \
     "$(all_reported merged_input)"; then
     report "$EXIT_NOT_FETCHED" fault node reason 'the disk of this node is full' || return "$EXIT_LATER"
     return "$EXIT_NODE_FAULT"

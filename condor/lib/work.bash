@@ -233,8 +233,23 @@ stop_heartbeats() {
 # Prints the last line of the work's output that isn't empty, as the reason of a failure, without the time and the name
 # of the work script in front.
 last_words() {
-  plain_text 120 "$(tail -c 10000 "$scratch/work.log" 2>/dev/null | tr -d '\000\r' |
+  public_text 120 "$(tail -c 10000 "$scratch/work.log" 2>/dev/null | tr -d '\000\r' |
     sed -e '/^[[:space:]]*$/d' -e 's/^[0-9TZ:-]* osgprod_[a-z]*: //' | tail -n 1)"
+}
+
+# Prints a text without the secrets of this job. Argument: text
+without_secrets() {
+  local text="$1" secret
+  for secret in "$magic" "$bearer" "$job_key" "$token"; do
+    ((${#secret} < 6)) || text="${text//"$secret"/(secret)}"
+  done
+  printf '%s' "$text"
+}
+
+# Prints the first characters of what the work or storage has said, for the report: cut only after its secrets are gone.
+# Arguments: as of plain_text
+public_text() {
+  plain_text "$1" "$(without_secrets "$2")"
 }
 
 # Prints the values of all lines NAME=VALUE of the work's report, a line each. Argument: name
@@ -242,13 +257,12 @@ all_reported() {
   sed -n "s/^$1=//p" "$scratch/work/.osgprod/report.txt" 2>/dev/null | tr -d '\000'
 }
 
-# Prints the end of the work's log for the report of a failure, at most 4000 bytes, without the secrets of this job.
+# Prints the end of the work's log for the report of a failure, at most 4000 bytes, without the secrets of this job: also without
+# the end of one that begins before these bytes.
 log_tail() {
-  local text secret
-  text="$(tail -c 4000 "$scratch/work.log" 2>/dev/null | tr -d '\000\r')"
-  for secret in "$magic" "$bearer" "$job_key" "$token"; do
-    ((${#secret} < 6)) || text="${text//"$secret"/(secret)}"
-  done
+  local text
+  text="$(without_secrets "$(tail -c 20000 "$scratch/work.log" 2>/dev/null | tr -d '\000\r')")"
+  ((${#text} <= 4000)) || text="${text: -4000}"
   printf '%s' "$text"
 }
 

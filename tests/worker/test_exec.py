@@ -111,6 +111,21 @@ def test_failure_sends_the_end_of_its_log_without_secrets(node: Node, world: Wor
     assert "secret magic" not in row["tail"] and "very.secret" not in row["tail"]
 
 
+def test_reason_of_a_failure_has_no_secrets_not_even_cut_ones(node: Node, world: World) -> None:
+    call(world.db, "set_magic", project="p", magic="top secret magic")
+    recon = node.program("recon", f"echo {'x' * 60} top secret magic {'y' * 30} very.secret.token; exit 3")
+    node.run(1, OSGPROD_RECON=recon, OSGPROD_MAGIC="top secret magic", BEARER_TOKEN="very.secret.token")
+    assert report_of(world)["reason"] == f"{'x' * 60} (secret) {'y' * 30} (secret)"
+
+
+def test_end_of_a_secret_at_the_beginning_of_the_sent_log_is_not_sent(node: Node, world: World) -> None:
+    call(world.db, "set_magic", project="p", magic="top secret magic")
+    recon = node.program("recon", "echo top secret magic; head -c 3991 /dev/zero | tr '\\0' z; exit 3")
+    node.run(1, OSGPROD_RECON=recon, OSGPROD_MAGIC="top secret magic")
+    (row,) = call(world.db, "log_tail", project="p", cluster=7, process=1)
+    assert "magic" not in row["tail"] and row["tail"].endswith("zzz")
+
+
 def test_success_sends_no_log(node: Node, world: World) -> None:
     assert node.run(1)[0] == DONE
     assert call(world.db, "log_tail", project="p", cluster=7, process=1) == []
