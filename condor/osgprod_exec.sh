@@ -1194,6 +1194,20 @@ tells_checksum() {
   [[ "$captured" == *$'\n'[0-9A-Fa-f]* ]]
 }
 
+# Sends a file, and looks whether it arrived whole. An answer that came too late is no failure yet: storage may compute a checksum
+# before it answers. Arguments: kind, file, URL, size [bytes], adler32
+send_whole() {
+  local error
+  if storage "send_$1" "$2" "$3"; then
+    has_arrived "$1" "$3" "$4" "$5" "$LOOKS"
+    return
+  fi
+  error="$storage_error"
+  [[ "$error" != *'curl: (28)'* ]] || ! has_arrived "$1" "$3" "$4" "$5" "$LOOKS" || ! tells_checksum || return 0
+  storage_error="$error"
+  return 1
+}
+
 # Is this very file at a URL already, though nobody has just sent it there? Its checksum must say so: another job's file may
 # have the same size. Arguments: kind, URL, size [bytes], adler32
 is_stored_already() {
@@ -1227,7 +1241,7 @@ deliver() {
   local kind="$1" url="$2" file="$3" bytes="$4" adler="$5" word="$6" try="$7" part="$2.$6.$7.part" error found="" is_moved=true
   storage_error=""
   if [[ "$kind" != pelican ]]; then
-    if ! storage "send_$kind" "$file" "$part" || ! has_arrived "$kind" "$part" "$bytes" "$adler" "$LOOKS"; then
+    if ! send_whole "$kind" "$file" "$part" "$bytes" "$adler"; then
       error="$storage_error"
       # An earlier attempt may have arrived after all.
       if ((try > 1)) && has_arrived "$kind" "$url" "$bytes" "$adler" 1; then
@@ -1251,7 +1265,7 @@ deliver() {
   fi
   # Storage that can't rename: a new name for each attempt, since half an object may stay that can't be replaced.
   [[ "$try" == 1 && -z "$found" ]] || url="${url%.tar.gz}.$word.$try.tar.gz"
-  storage "send_$kind" "$file" "$url" && has_arrived "$kind" "$url" "$bytes" "$adler" "$LOOKS" || return 1
+  send_whole "$kind" "$file" "$url" "$bytes" "$adler" || return 1
   output_url="$url"
 }
 

@@ -730,6 +730,20 @@ tells_checksum() {
   [[ "$captured" == *$'\n'[0-9A-Fa-f]* ]]
 }
 
+# Sends a file, and looks whether it arrived whole. An answer that came too late is no failure yet: storage may compute a checksum
+# before it answers. Arguments: kind, file, URL, size [bytes], adler32
+send_whole() {
+  local error
+  if storage "send_$1" "$2" "$3"; then
+    has_arrived "$1" "$3" "$4" "$5" "$LOOKS"
+    return
+  fi
+  error="$storage_error"
+  [[ "$error" != *'curl: (28)'* ]] || ! has_arrived "$1" "$3" "$4" "$5" "$LOOKS" || ! tells_checksum || return 0
+  storage_error="$error"
+  return 1
+}
+
 # Is this very file at a URL already, though nobody has just sent it there? Its checksum must say so: another job's file may
 # have the same size. Arguments: kind, URL, size [bytes], adler32
 is_stored_already() {
@@ -1543,7 +1557,8 @@ judge_program() {
 count_events() {
   local status=0 said
   if ! command -v "$PYTHON" >/dev/null; then
-    log "${2##*/}: events not counted, $PYTHON is not on this node"
+    log "${2##*/}: nobody has counted the events: $PYTHON is not on this node"
+    add_to_report "software=merged without a count of events: $PYTHON is not on the node" || true
     return 0
   fi
   merge_program >"$2.py" 2>/dev/null || node_fault "$2.py can't be written: is the disk full?"
@@ -1623,7 +1638,7 @@ deliver_merged() {
   part="$2.$(attempt_word).$6.part"
   storage_error=""
   if [[ "$kind" != pelican ]]; then
-    if ! storage "send_$kind" "$file" "$part" || ! has_arrived "$kind" "$part" "$bytes" "$adler" "$LOOKS"; then
+    if ! send_whole "$kind" "$file" "$part" "$bytes" "$adler"; then
       withdraw "$kind" "$part"
       return 1
     fi
@@ -1635,7 +1650,7 @@ deliver_merged() {
   fi
   # Storage that can't rename, or can't remove: what it then takes under this name, it has replaced.
   make_way "$kind" "$url" || true
-  storage "send_$kind" "$file" "$url" && has_arrived "$kind" "$url" "$bytes" "$adler" "$LOOKS"
+  send_whole "$kind" "$file" "$url" "$bytes" "$adler"
 }
 
 # Prints a word that only this attempt has, for names. Its token is a secret.

@@ -8,7 +8,7 @@ deliver() {
   local kind="$1" url="$2" file="$3" bytes="$4" adler="$5" word="$6" try="$7" part="$2.$6.$7.part" error found="" is_moved=true
   storage_error=""
   if [[ "$kind" != pelican ]]; then
-    if ! storage "send_$kind" "$file" "$part" || ! has_arrived "$kind" "$part" "$bytes" "$adler" "$LOOKS"; then
+    if ! send_whole "$kind" "$file" "$part" "$bytes" "$adler"; then
       error="$storage_error"
       # An earlier attempt may have arrived after all.
       if ((try > 1)) && has_arrived "$kind" "$url" "$bytes" "$adler" 1; then
@@ -32,7 +32,7 @@ deliver() {
   fi
   # Storage that can't rename: a new name for each attempt, since half an object may stay that can't be replaced.
   [[ "$try" == 1 && -z "$found" ]] || url="${url%.tar.gz}.$word.$try.tar.gz"
-  storage "send_$kind" "$file" "$url" && has_arrived "$kind" "$url" "$bytes" "$adler" "$LOOKS" || return 1
+  send_whole "$kind" "$file" "$url" "$bytes" "$adler" || return 1
   output_url="$url"
 }
 

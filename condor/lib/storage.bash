@@ -168,6 +168,20 @@ tells_checksum() {
   [[ "$captured" == *$'\n'[0-9A-Fa-f]* ]]
 }
 
+# Sends a file, and looks whether it arrived whole. An answer that came too late is no failure yet: storage may compute a checksum
+# before it answers. Arguments: kind, file, URL, size [bytes], adler32
+send_whole() {
+  local error
+  if storage "send_$1" "$2" "$3"; then
+    has_arrived "$1" "$3" "$4" "$5" "$LOOKS"
+    return
+  fi
+  error="$storage_error"
+  [[ "$error" != *'curl: (28)'* ]] || ! has_arrived "$1" "$3" "$4" "$5" "$LOOKS" || ! tells_checksum || return 0
+  storage_error="$error"
+  return 1
+}
+
 # Is this very file at a URL already, though nobody has just sent it there? Its checksum must say so: another job's file may
 # have the same size. Arguments: kind, URL, size [bytes], adler32
 is_stored_already() {

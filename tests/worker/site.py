@@ -38,6 +38,7 @@ class Site:
     shifted       sends bytes from 4 bytes later on, as if they were the range
     redirect URL  answers with a redirect to the same path there
     slow          sends, or takes, a body a kilobyte at a time with pauses
+    silent        stores an upload whole, and gives no answer until the client has gone
     truncate      stores half of an upload and says that all is well
     corrupt       stores an upload with a byte changed
     abort         cuts the connection in the middle of an upload, and keeps the received bytes
@@ -206,6 +207,10 @@ class _Handler(BaseHTTPRequestHandler):
             body = body[:-1] + bytes([body[-1] ^ 1])
         self.site.files[self.path] = body
         self.site.unseen[self.path] = self.site.blind
+        if fault == "silent":
+            self.close_connection = True
+            self.connection.recv(1)
+            return None
         return self._answer(201)
 
     def do_MOVE(self) -> None:

@@ -282,6 +282,20 @@ def test_upload_counts_only_when_it_arrived_whole(
     assert len([path for path in site.files if path.startswith("/out")]) == 1, "nothing else stays there"
 
 
+def test_upload_that_storage_acknowledges_too_late_is_not_sent_again(
+    node: Node, world: World, site: Site
+) -> None:
+    (node.folder.parent / "bin").mkdir()
+    # curl waits for two minutes.
+    node.program("bin/curl", '[[ " $* " != *" -T "* ]] || set -- "${@/#120/1}"; exec /usr/bin/curl "$@"')
+    site.faults = ["silent"]
+    path = f"{node.folder.parent}/bin:/usr/bin:/bin"
+    code, log = node.run(1, PATH=path, OSGPROD_OUTPUT_URL=f"{site.url}/out")
+    assert code == DONE, log
+    assert [seen.method for seen in site.seen].count("PUT") == 1, log
+    assert report_of(world)["output_url"] == f"{site.url}/out/job_7_1.tar.gz"
+
+
 def test_storage_that_can_not_rename_will_do(node: Node, site: Site) -> None:
     site.can_rename = False
     code, log = node.run(1, OSGPROD_OUTPUT_URL=f"{site.url}/out")

@@ -593,6 +593,19 @@ def test_slices_with_compressed_hddm_files_are_merged_without_hddmcat(merge: Mer
     assert merge.outputs()["dana_rest"]["events"] == 80
 
 
+def test_merge_whose_events_nobody_can_count_says_so(merge: Merge) -> None:
+    """hddmcat needs no Python."""
+    for n, slice_ in enumerate(SLICES):
+        replace(merge, n, {"dana_rest.hddm": hddm_file(range(10 * slice_[0], 10 * slice_[1]))})
+    merge.environment["OSGPROD_PYTHON"] = "python3-of-nobody"
+    code, log = merge.run()
+    assert code == 0, log
+    assert "nobody has counted the events: python3-of-nobody is not on this node" in log
+    software = merge.reported("software")
+    assert software == "merged without a count of events: python3-of-nobody is not on the node"
+    assert "events" not in merge.outputs()["dana_rest"]
+
+
 @pytest.mark.parametrize("name", ["hadd", "hddmcat", "python3"])
 def test_missing_program_is_a_fault_of_the_node_with_its_own_code(merge: Merge, name: str) -> None:
     (merge.folder / "programs" / name).unlink()

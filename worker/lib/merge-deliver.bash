@@ -37,7 +37,7 @@ deliver_merged() {
   part="$2.$(attempt_word).$6.part"
   storage_error=""
   if [[ "$kind" != pelican ]]; then
-    if ! storage "send_$kind" "$file" "$part" || ! has_arrived "$kind" "$part" "$bytes" "$adler" "$LOOKS"; then
+    if ! send_whole "$kind" "$file" "$part" "$bytes" "$adler"; then
       withdraw "$kind" "$part"
       return 1
     fi
@@ -49,7 +49,7 @@ deliver_merged() {
   fi
   # Storage that can't rename, or can't remove: what it then takes under this name, it has replaced.
   make_way "$kind" "$url" || true
-  storage "send_$kind" "$file" "$url" && has_arrived "$kind" "$url" "$bytes" "$adler" "$LOOKS"
+  send_whole "$kind" "$file" "$url" "$bytes" "$adler"
 }
 
 # Prints a word that only this attempt has, for names. Its token is a secret.

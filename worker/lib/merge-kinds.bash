@@ -235,7 +235,8 @@ judge_program() {
 count_events() {
   local status=0 said
   if ! command -v "$PYTHON" >/dev/null; then
-    log "${2##*/}: events not counted, $PYTHON is not on this node"
+    log "${2##*/}: nobody has counted the events: $PYTHON is not on this node"
+    add_to_report "software=merged without a count of events: $PYTHON is not on the node" || true
     return 0
   fi
   merge_program >"$2.py" 2>/dev/null || node_fault "$2.py can't be written: is the disk full?"
