@@ -260,7 +260,7 @@ def policies(pool: Pool, xrootd: XRootD, tmp_path_factory: pytest.TempPathFactor
                 policies.send("refused")
                 (pool.srv / "refused" / "magic").write_text("wrong")
                 policies.send("forgotten", server="http://127.0.0.1:9/x", release_after=99, max_held_hours=0)
-                policies.send("killed", "touch /srv/killed.d/at_work; [[ -e /srv/killed.d/go ]] || sleep 60")
+                policies.send("killed", "touch /srv/killed.d/at_work; [[ -e /srv/killed.d/go ]] || sleep 600")
                 policies.send("hangs", "sleep 60", max_hours=0, release_after=99)
                 policies.send(
                     "greedy", "exec python3 -c 'x = bytearray(600 << 20); import time; time.sleep(600)'",
@@ -269,7 +269,7 @@ def policies(pool: Pool, xrootd: XRootD, tmp_path_factory: pytest.TempPathFactor
                 policies.send("several", "echo >out", slices=3)
                 policies.send(
                     "vacated",
-                    "[[ $1 != *+2,3.* ]] || { echo >>/srv/vacated.d/ran; [[ -e /srv/vacated.d/go ]] || sleep 60; }",
+                    "[[ $1 != *+2,3.* ]] || { echo >>/srv/vacated.d/ran; [[ -e /srv/vacated.d/go ]] || sleep 600; }",
                     slices=3,
                 )
                 policies.send("lost", "echo >>/srv/lost.d/ran; echo >out; chmod 500 /srv/lost")
