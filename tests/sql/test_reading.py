@@ -547,6 +547,8 @@ def test_done_over_time_grows_from_nothing_to_what_is_done_now(world: World, age
     for process in range(40):
         world.checkout(process)
         world.report(process, 0 if process < 30 else 137)
+    half = world.db.execute("SELECT now() - make_interval(secs => %s) AS at", [age_h * 1800]).fetchone()
+    assert half
     world.db.execute(
         "UPDATE osgprod_data.reports SET reported_at = now() - make_interval(secs => %s * (1 - process / 40.0))",
         [age_h * 3600],
@@ -559,8 +561,6 @@ def test_done_over_time_grows_from_nothing_to_what_is_done_now(world: World, age
         assert done[0] == 0 and done == sorted(done) and done[-1] == 30
         steps = {(b["at"] - a["at"]).total_seconds() for a, b in itertools.pairwise(rows[:-1])}
         assert len(steps) <= 1
-        half = world.db.execute("SELECT now() - make_interval(secs => %s) AS at", [age_h * 1800]).fetchone()
-        assert half
         until_half = max(row["blocks_done"] for row in rows if row["at"] <= half["at"])
         assert 15 <= until_half <= 20, "the first half of the time had 20 of the 30 blocks"
     call(world.db, "recycle", project="p", states=["done"])
