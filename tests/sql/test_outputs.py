@@ -432,6 +432,15 @@ def test_verify_names_files_of_a_mixed_production(world: World) -> None:
     assert [row["digest"] for row in call(world.db, "list_versions", project="p")] == [DIGEST, OTHER]
 
 
+def test_a_text_that_is_no_digest_makes_one_version(world: World) -> None:
+    world.set(maxblockspercore=1)
+    world.add_file(2)
+    for n in range(2):
+        world.checkout(n, templates=json.dumps({"osgprod_work.bash": "x" * 65}))
+    rows = world.db.execute("SELECT v.digest FROM osgprod_data.versions v").fetchall()
+    assert [row["digest"] for row in rows] == ["x" * 64]
+
+
 @pytest.mark.parametrize("other", ["recon-5", None])
 def test_verify_names_files_that_several_versions_of_the_software_made_under_one_script(
     world: World, other: str | None

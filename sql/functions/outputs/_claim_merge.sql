@@ -232,7 +232,7 @@ AS $fn$
 -- Parameters: p_project  the project's row;  p_call  its templates, exec_version and image;  p_is_merge  not a slice?
 DECLARE
     v_script     text := CASE WHEN p_is_merge THEN p_project.mergescript ELSE p_project.workscript END;
-    v_digest     text := coalesce(p_call.templates ->> v_script, '');
+    v_digest     text := left(coalesce(p_call.templates ->> v_script, ''), 64);
     v_version_id int;
 BEGIN
     p_call.exec_version := coalesce(osgprod._label(p_call.exec_version, 32), '');
@@ -242,7 +242,7 @@ BEGIN
        AND v.exec_version = p_call.exec_version AND v.image = p_call.image LIMIT 1;
     IF NOT FOUND THEN
         INSERT INTO osgprod_data.versions (project_id, script, digest, exec_version, image)
-        VALUES (p_project.project_id, v_script, left(v_digest, 64), p_call.exec_version, p_call.image)
+        VALUES (p_project.project_id, v_script, v_digest, p_call.exec_version, p_call.image)
         RETURNING version_id INTO v_version_id;
     END IF;
     RETURN v_version_id;
