@@ -78,7 +78,7 @@ class Storage:
         """
         if not url:
             return Found("its URL is not known: set output_home", False)
-        # A job wrote the URL, and a server the answer: whatever is wrong with them is not known, and ends no check.
+        # A job wrote the URL, and a server the answer: what is wrong with them can not be known, and ends no check.
         try:
             found = self._look(url)
             if isinstance(found, Found):

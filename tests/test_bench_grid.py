@@ -88,7 +88,7 @@ def test_least_makespan_counts_what_no_dispatcher_can_avoid() -> None:
     calm = Grid(start_s=0, vanish=0, evicted_s=1e8, outage_s=0)
     assert calm.least_s == pytest.approx(calm.ideal_s, rel=1e-3)
     assert replace(calm, outage_s=3600.0).least_s == pytest.approx(calm.ideal_s + 3600, rel=1e-3)
-    # One attempt in ten vanishes, on average in its middle: 0.9 of 0.95 counts, whatever the length of a slice.
+    # One attempt in ten vanishes, on average in its middle: 0.9 of 0.95 counts, for any length of a slice.
     assert replace(calm, vanish=0.1).efficiency(1.0) == pytest.approx(0.9 / 0.95, rel=1e-3)
     # Slices of the mean time between two evictions.
     assert replace(calm, evicted_s=3600.0).efficiency(3600.0) == pytest.approx(0.582, rel=1e-3)

@@ -1,7 +1,7 @@
 """A pytest plugin (``-p tests.tidy``): the run fails when its tests leave anything behind.
 
-``make test`` and ``make test-slow`` run with it. The run has a temporary and a home folder of its own. At its end both
-must be empty, and there must be no new file in the checkout, no folder of ours in /dev/shm that nobody uses, and no
+``make test`` and ``make test-slow`` run with it. The run has separate temporary and home folders. At its end both
+must be empty, and there must be no new file in the checkout, no osgprod folder in /dev/shm that nobody uses, and no
 process that the tests have started. (The empty folder of a killed server's sockets, in /tmp, is removed by its next
 start.) The names of these folders have the number of the run's process: what a killed run has left is removed by the
 next one, and no other run answers for it.

@@ -1449,7 +1449,7 @@ sort_by_kind() {
   end_if_bad "${#names[@]}"
 }
 
-# Does a symbolic link lead to a file of its own slice? Arguments: folder of the slices' folders, path of the link in it
+# Does a symbolic link lead to a file of the same slice? Arguments: folder of the slices' folders, path of the link in it
 is_link_inside() {
   local target own
   target="$(readlink -f "$1/$2" 2>/dev/null)" && own="$(readlink -f "$1/${2%%/*}")" && [[ -f "$target" && "$target" == "$own"/* ]]

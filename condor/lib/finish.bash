@@ -13,7 +13,7 @@ unreported() {
 }
 
 # Prints the path for a tarball that stays in this folder. If a file has the name, it is another job's, of another project or
-# another queue with the same numbers: then the name gets a word of its own. Argument: name without .tar.gz
+# another queue with the same numbers: then the name gets an additional word. Argument: name without .tar.gz
 free_path() {
   local path="$PWD/$1.tar.gz"
   [[ ! -e "$path" && ! -L "$path" ]] || path="$PWD/$1.${scratch##*.}.tar.gz"

@@ -88,7 +88,7 @@ def _runs(form: Mapping[str, str]) -> list[int] | None:
 
 
 async def call_as(dsn: str, operator: str, request: Request, query: Query) -> list[dict[str, Any]]:
-    """Call a function in the name of an operator, in a transaction of its own, and return its rows.
+    """Call a function in the name of an operator, in a separate transaction, and return its rows.
 
     Parameters
     ----------

@@ -66,7 +66,7 @@ CREATE TYPE osgprod.checkout_answer AS (
     urls        text[]
 );
 
--- What a slice is as an EVIO file of its own: see _slice_file.
+-- What a slice is as a separate EVIO file: see _slice_file.
 CREATE TYPE osgprod.slice_content AS (
     url        text,
     urls       text[],

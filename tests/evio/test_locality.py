@@ -201,7 +201,7 @@ def test_project_that_skips_nothing_assigns_what_is_on_tape(world: World) -> Non
 
 
 def test_requeued_slices_of_a_file_that_went_to_tape_wait_until_it_is_online(world: World) -> None:
-    """Those that are ready, in a backoff, lost, or recycled later: whatever makes a slice ready asks for that."""
+    """Those that are ready, in a backoff, lost, or recycled later: each way that makes a slice ready asks for that."""
     world.set(skip_nearline=True, backoff_s=3600, max_failures=2, probe_jobs=0)
     world.add_file(4)
     (row,) = call(world.db, "list_next_files", project="p")

@@ -192,7 +192,7 @@ def test_full_disk_of_the_wal_stops_the_server_and_nothing_is_lost_when_it_is_ba
         with connect(full_wal.dsn) as db:
             assert call(db, "verify", project="p", deep=True) == []
             done = db.execute("SELECT count(*) AS n FROM osgprod_data.slices WHERE state = 'done'").fetchone()
-            assert done and done["n"] == len(traffic.blocks), "told done = done"
+            assert done and done["n"] == len(traffic.blocks), "each report that was accepted is done"
             unanswered = "SELECT sum(times) AS n FROM osgprod_data.answers WHERE http_status = 503"
             end = time.monotonic() + PATIENCE_S
             while not (row := db.execute(unanswered).fetchone()) or not row["n"]:

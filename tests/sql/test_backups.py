@@ -349,8 +349,8 @@ def test_job_that_gives_a_backup_up_has_no_part_in_its_slice_any_more(world: Wor
     for _ in range(3):
         assert world.checkout(7, host="wn7")["block1"] == 2
     for _ in range(2):
-        told = world.checkout(7, host="wn7")
-        assert (told["status"], "has started 3 times on its work" in told["message"]) == ("wait", True)
+        answer = world.checkout(7, host="wn7")
+        assert (answer["status"], "has started 3 times on its work" in answer["message"]) == ("wait", True)
     if ticks:
         world.add_file(1, seqno=2)
         world.tick()
@@ -371,8 +371,11 @@ def test_stopped_project_counts_its_backups_and_ends_them_at_their_next_heartbea
     assert backup["block1"] == 2
     assert call(world.db, "stop_project", project="p")[0]["stop_project"] == 3
     for _ in range(2):
-        told = world.heartbeat(7)
-        assert (told["http_status"], told["message"]) == (409, "stop: the operator has stopped this project")
+        answer = world.heartbeat(7)
+        assert (answer["http_status"], answer["message"]) == (
+            409,
+            "stop: the operator has stopped this project",
+        )
     assert backups(world.db) == []
     assert the_slice(world.db, 2)["process"] == 1
     (row,) = call(world.db, "job_history", project="p", cluster=1, process=7)

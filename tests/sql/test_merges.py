@@ -284,7 +284,7 @@ def test_late_success_counts_when_nobody_has_had_the_merge_since(merging: World,
 
 @pytest.mark.parametrize("how", ["retried", "lost", "recycled"])
 def test_repeated_report_of_a_merge_that_was_superseded_since_is_superseded(merging: World, how: str) -> None:
-    """A job that was told "done" removes the inputs, which the new merge needs."""
+    """A job that got the answer "done" removes the inputs, which the new merge needs."""
     slices(merging, 0, 3)
     merging.checkout(10)
     for _ in range(2):
@@ -579,8 +579,8 @@ def test_job_that_restarts_for_ever_gives_its_merge_up(merging: World) -> None:
     merging.set(max_starts=3)
     slices(merging, 0, 3)
     assert [merging.checkout(10)["task"] for _ in range(3)] == ["merge"] * 3
-    told = merging.checkout(10)
-    assert (told["status"], "has started 3 times on its work without a report" in told["message"]) == (
+    answer = merging.checkout(10)
+    assert (answer["status"], "has started 3 times on its work without a report" in answer["message"]) == (
         "wait",
         True,
     )

@@ -26,7 +26,7 @@ def world(world: World) -> World:
 
 
 def do(world: World, *processes: int) -> None:
-    """Each of these jobs gets a slice, and does it, at an address of its own."""
+    """Each of these jobs gets a slice, and does it, each at another address."""
     for process in processes:
         assert world.checkout(process, client=f"127.0.0.{process + 1}")["task"] == "slice"
         done = {"output_url": f"https://s/{process}", "output_bytes": 1, "output_adler32": "1"}

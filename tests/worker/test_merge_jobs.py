@@ -49,7 +49,7 @@ def merges(world: World) -> list[dict[str, Any]]:
 
 
 def until_ready(world: World) -> None:
-    """Returns when the merge is ready: a job that comes while the shim's tick looks at the file is told to wait."""
+    """Returns when the merge is ready: a job that comes while the shim's tick looks at the file has to wait."""
 
     def is_ready() -> bool:
         call(world.db, "tick")

@@ -87,7 +87,7 @@ CREATE FUNCTION osgprod._without_gaps(
     p_starts_at bigint, p_ends_at bigint, p_gaps int8range[], OUT bytes bigint, OUT ranges text)
 LANGUAGE sql IMMUTABLE
 AS $fn$
-    -- A range of bytes without the gaps in it. (A function of its own, so that a file without gaps, as nearly all are, does not
+    -- A range of bytes without the gaps in it. (A separate function, so that a file without gaps, as nearly all are, does not
     -- prepare a query for them.)
     -- Parameters: p_starts_at, p_ends_at  half-open range [bytes];  p_gaps  not overlapping, none at either end of it
     -- Returns:    how many bytes they are, and its parts as lines 'range OFFSET LENGTH' [bytes]
