@@ -15,6 +15,7 @@ import sys
 import tarfile
 import tempfile
 import time
+import uuid
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -863,16 +864,16 @@ def test_without_a_setting_merged_files_of_two_projects_go_to_a_folder_each(merg
 
 
 def test_without_a_setting_the_projects_folder_is_made_below_a_first_folder_that_exists(merge: Merge) -> None:
-    """As tarballs may go to /outputs itself."""
-    top = Path(tempfile.mkdtemp(prefix="osgprod-", dir="/"))
+    """As tarballs may go to /outputs itself. Everybody may write to /tmp."""
+    project = f"osgprod-{uuid.uuid4().hex}"
     try:
         merge.variables["osgprod_merge_output_url"] = ""
-        merge.environment |= {"OSGPROD_OUTPUT_URL": str(top), "OSGPROD_PROJECT": "spring26"}
+        merge.environment |= {"OSGPROD_OUTPUT_URL": "/tmp", "OSGPROD_PROJECT": project}
         code, log = merge.run()
         assert code == 0, log
-        assert {path.name for path in (top / "spring26").iterdir()} == set(NAMES.values())
+        assert {path.name for path in Path("/tmp", project).iterdir()} == set(NAMES.values())
     finally:
-        shutil.rmtree(top)
+        shutil.rmtree(Path("/tmp", project), ignore_errors=True)
 
 
 def test_without_a_setting_the_folder_of_tarballs_that_is_not_mounted_is_not_made(merge: Merge) -> None:
