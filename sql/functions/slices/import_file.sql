@@ -26,7 +26,7 @@ DECLARE
     v_rawdata rawdata;
     v_file    loaded_files;
     v_slice   record;
-    v_done    int4range[] := '{}';
+    v_done    int4range[] := ARRAY[]::int4range[];
     v_new     jsonb := jsonb '[]';
 BEGIN
     SELECT r.* INTO v_rawdata FROM rawdata r WHERE r.path = p_path;
