@@ -76,11 +76,11 @@ def test_shim_killed_again_and_again(world: World, folder: Path, chance: random.
     with LiveShim(world.dsn, folder / "www") as live:
         live.add_template("p")
     world.add_file(nblocks)
-    # Jobs that do not work have a request on its way at any moment.
+    # Jobs that do not work have a request on its way at nearly any moment.
     with MortalShim(world.dsn, folder / "www") as shim, Traffic(shim.port, chance, work_s=0) as traffic:
         for _ in mid_traffic(traffic, nblocks, chance, times):
             shim.kill()
-    assert traffic.asked_again >= times
+    assert traffic.asked_again > 0  # a kill may fall between two requests
     check(world, traffic, nblocks)
 
 
@@ -125,7 +125,7 @@ def test_server_killed_again_and_again(
         with Traffic(live.port, chance) as traffic:
             for _ in mid_traffic(traffic, nblocks, chance, times):
                 server.restart(signal.SIGQUIT)
-    assert traffic.asked_again >= times
+    assert traffic.asked_again > 0  # a kill may fall between two requests
     with connect(server.dsn) as db:
         check(World(db, server.dsn), traffic, nblocks)
 
