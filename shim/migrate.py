@@ -369,8 +369,11 @@ def file_digest(path: Path) -> str:
     return hashlib.sha256(path.name.encode() + b"\0" + path.read_bytes() + b"\0").hexdigest()
 
 
-# A snapshot that was also applied with another text: one line break differs. The next snapshot replaces both.
-OTHER_TEXTS = {"0029-functions": "bda4d5d57981f139fae1c2860eee4d02743dc7c3abced6f4abd81ea0313c8c83"}
+# Snapshots that were also applied with another text of a few lines. The next snapshot replaces both.
+OTHER_TEXTS = {
+    "0029-functions": "9571674f2ed4182c1a28231e6be7f1e5bc22876622f618deb7bb35378dc1f6a1",
+    "0037-functions": "744e1a03c5c5189bdd0bbc4c629b2e7800ec65674e6a9c019f95e09d3df09767",
+}
 
 
 def refuse_other_files(applied: dict[str, str | None], migrations: Path) -> None:

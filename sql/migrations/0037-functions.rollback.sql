@@ -2218,8 +2218,7 @@ AS $fn$
 -- Parameters: p_attempt  the attempt
 -- Returns:    false when it does not hold its slice
 -- Locks:      the slice; the project's row, SKIP LOCKED, for next_due_at: else the slice waits for the next look at all leases
-DECLARE
-    v_held boolean;
+DECLARE v_held boolean;
 BEGIN
     UPDATE osgprod_data.slices s SET due_at = '2000-01-01 00:00+00'
      WHERE s.project_id = p_attempt.project_id AND s.rawdata_id = p_attempt.rawdata_id AND s.block1 = p_attempt.block1
@@ -9255,7 +9254,7 @@ BEGIN
         OR EXISTS (SELECT FROM pg_class c WHERE c.relnamespace = 'osgprod'::regnamespace)
     THEN
         EXECUTE format('COMMENT ON SCHEMA osgprod IS %L', format(
-            'functions of 0029-functions, source 715f24535cd2377f3e9091c8202f6a76f78a9ca9d8ca9e8705245532f56c659d, catalog %s', (
+            'functions of 0029-functions, source 7917e8b44ba3195d4b067836ca212d392692d0e01bc4f9fc3f7dd1a5bdeb7073, catalog %s', (
             SELECT md5(coalesce(string_agg(concat(pg_get_functiondef(p.oid), obj_description(p.oid, 'pg_proc'), (
                 SELECT string_agg(concat(a.grantee::regrole, a.privilege_type, a.is_grantable), ',' ORDER BY a.grantee)
                   FROM aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a

@@ -2113,7 +2113,7 @@ BEGIN
             END IF;
         END IF;
         -- (c) A merge, so that files are delivered early; else a requeued slice, so that files are completed in order.
-        IF v_can_merge AND EXISTS (SELECT FROM osgprod_data.merges m WHERE m.project_id = v_project.project_id AND m.is_ready) THEN
+        IF v_can_merge THEN
             v_slice := osgprod._claim_merge(v_project, p_call, v_nstart);
         END IF;
         IF v_blocks = 0 AND v_slice.block1 IS NULL THEN
@@ -3759,7 +3759,8 @@ AS $fn$
 BEGIN
     RETURN p_code || CASE p_code
         WHEN 'OG101' THEN ARRAY['parameter project is missing', 'add project=NAME to the request']
-        WHEN 'OG301' THEN ARRAY['parameter project: there is no project ' || quote_literal(left(p_name, 63)), 'osgprod project list shows the projects']
+        WHEN 'OG301' THEN ARRAY['parameter project: there is no project ' || quote_literal(left(p_name, 63)),
+            'osgprod project list shows the projects']
         WHEN 'OG207' THEN ARRAY['the address of the client is not known',
             'behind a proxy on a unix socket: OSGPROD_TRUSTED_PROXIES=unix, and the proxy sends X-Forwarded-For']
         WHEN 'OG201' THEN ARRAY[format('address %s is outside the subnets of project %s', host(p_client), p_project.name),
@@ -3784,9 +3785,7 @@ BEGIN
             'the submit file draws a random number for each job: condor/osgprod.sub']
         WHEN 'OG501' THEN ARRAY[format('project %s is paused', p_project.name),
             format('osgprod project resume %s assigns work again', p_project.name)]
-        -- The ban may have been lifted since: each statement sees what was committed before it began.
-        WHEN 'OG601' THEN coalesce(osgprod._banned(p_project, p_client, p_host, p_site),
-            ARRAY[format('worker %s was banned until this moment', osgprod._worker(p_client, p_host)), 'try again']) END;
+        WHEN 'OG601' THEN osgprod._banned(p_project, p_client, p_host, p_site) END;
 END
 $fn$;
 
@@ -9693,7 +9692,7 @@ BEGIN
         OR EXISTS (SELECT FROM pg_class c WHERE c.relnamespace = 'osgprod'::regnamespace)
     THEN
         EXECUTE format('COMMENT ON SCHEMA osgprod IS %L', format(
-            'functions of 0037-functions, source 7699164c03246d12c3b4a834488c9fc5cd5f750e3491202f6a5cd67c5c29425b, catalog %s', (
+            'functions of 0037-functions, source 91eb20aa48bd1d1399e565cd8f75f524310780c978ee97471f8f7796efc7a1fc, catalog %s', (
             SELECT md5(coalesce(string_agg(concat(pg_get_functiondef(p.oid), obj_description(p.oid, 'pg_proc'), (
                 SELECT string_agg(concat(a.grantee::regrole, a.privilege_type, a.is_grantable), ',' ORDER BY a.grantee)
                   FROM aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a

@@ -249,11 +249,12 @@ def test_database_of_another_encoding_is_refused_and_stays_empty(databases: Data
             maintenance.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
-def test_both_texts_with_which_0029_was_applied_are_accepted(empty: str) -> None:
+@pytest.mark.parametrize("name", OTHER_TEXTS)
+def test_both_texts_with_which_a_snapshot_was_applied_are_accepted(empty: str, name: str) -> None:
     migrate(empty, say=quietly)
     with connect(empty) as db:
         db.execute(
-            "UPDATE osgprod_data._yoyo_log SET comment = %s WHERE migration_id = '0029-functions'",
-            (f"sha256 {OTHER_TEXTS['0029-functions']}",),
+            "UPDATE osgprod_data._yoyo_log SET comment = %s WHERE migration_id = %s",
+            (f"sha256 {OTHER_TEXTS[name]}", name),
         )
     assert pending(empty) == []
