@@ -9,6 +9,7 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
@@ -68,6 +69,9 @@ use POLICY : HOLD_IF_MEMORY_EXCEEDED
 STARTER_UPDATE_INTERVAL = 5
 STARTER_INITIAL_UPDATE_INTERVAL = 2
 FILETRANSFER_PLUGINS = /srv/toy_plugin
+# A starter that can't send a job's output keeps its slot so long, waiting for a shadow that is gone (measured with
+# 23.9): with the 600 s by default a job that is released every 6 s takes all slots.
+MachineMaxVacateTime = 10
 """
 # A transfer plugin of HTCondor for toy:///PATH, which is /srv/toy/PATH.
 PLUGIN = r"""#!/usr/bin/python3
@@ -305,7 +309,9 @@ class Pool:
         jobs = self.jobs(cluster)
         logs = [self.srv / Path(job["Iwd"]).relative_to("/srv") / job["Err"] for job in jobs[:3]]
         said = [log.read_text().splitlines()[-3:] for log in logs if log.exists()]
-        return f"{len(jobs)} jobs: {[{name: job.get(name) for name in names} for job in jobs][:20]}; they said {said}"
+        slots = self.run("condor_status", "-af", "State", "Activity", check=False).stdout.splitlines()
+        states = [{name: job.get(name) for name in names} for job in jobs][:20]
+        return f"{len(jobs)} jobs: {states}; they said {said}; slots: {dict(Counter(slots))}"
 
     def kill_inside(self, name: str, process: str) -> int:
         """Kills one process inside, by program name and a word of its command line; returns how many there were."""
