@@ -9,6 +9,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import psycopg
 import pytest
 
 from shim.database import call, connect
@@ -203,3 +204,112 @@ def test_end_of_run_and_project_is_notified_when_the_last_incomplete_file_is_unl
     call(run.db, "unload_slices", project="p", path="%_000001_002.evio")
     run.tick()
     assert ends(run) == ["run-finished", "project-done"]
+
+
+# --- settings that are changed beside what plans by them ------------------------------------------------------------
+
+
+@pytest.fixture
+def one_bad_block(world: World) -> World:
+    """Two files of a run: one is done, of the other the only block is quarantined. No tick has seen that yet."""
+    world.set(max_failures=1)
+    for seqno in (1, 2):
+        world.add_file(1, seqno=seqno)
+    do(world, 0)
+    world.checkout(1)
+    assert world.report(1, exitcode=1)["status"] == "failed"
+    return world
+
+
+CHANGES = {
+    "file to run": ({"merge_by": "file"}, {"merge_by": "run"}, ["waiting"]),
+    "run to file": ({"merge_by": "run"}, {"merge_by": "file"}, ["ready", "waiting"]),
+    "none to file": ({"merge_by": "none"}, {"merge_by": "file"}, ["ready", "waiting"]),
+    "incomplete": ({"merge_by": "run"}, {"merge_incomplete": True}, ["ready"]),
+    "complete": ({"merge_by": "run", "merge_incomplete": True}, {"merge_incomplete": False}, ["waiting"]),
+}
+
+
+def counting(world: World) -> list[str]:
+    return [state for state in states(world) if state != "superseded"]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_setting_that_is_changed_beside_a_tick_holds_for_what_the_tick_plans(
+    one_bad_block: World, change: str
+) -> None:
+    before, after, expected = CHANGES[change]
+    world = one_bad_block
+    world.set(**before)
+    with held(world) as db:
+        with held(world) as third:  # else the tick would have the project's row from its tally on
+            third.execute("SELECT FROM osgprod_data.projects FOR NO KEY UPDATE")
+            call(db, "tick")
+        setting = Waiting(
+            world, lambda other: call(other, "set_project", project="p", settings=json.dumps(after))
+        )
+    setting.result()
+    assert counting(world) == expected
+    assert call(world.db, "verify", project="p", deep=True) == []
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_tick_waits_for_no_session_that_changes_what_is_merged_and_plans_by_the_new_setting(
+    one_bad_block: World, change: str
+) -> None:
+    before, after, expected = CHANGES[change]
+    world = one_bad_block
+    world.set(**before)
+    with held(world) as db:
+        call(db, "set_project", project="p", settings=json.dumps(after))
+        world.tick()
+        assert states(world) == []
+    world.tick()
+    assert counting(world) == expected
+
+
+@pytest.mark.parametrize("how", ["retry_merges", "lose_outputs", "unload_slices"])
+def test_call_that_plans_merges_beside_a_change_of_merge_by_plans_by_the_new_setting(
+    world: World, how: str
+) -> None:
+    """It has read the former setting when it waits. With merge_by none, nothing is planned."""
+    world.set(merge_by="run", max_failures=1)
+    world.add_file(1, run=1, seqno=1)
+    do(world, 0)
+    world.tick()
+    assert world.checkout(2)["task"] == "merge"
+    done = {"outputs_list": MERGED} if how == "lose_outputs" else {"exitcode": 1}
+    world.report(2, **done)
+    if how == "unload_slices":
+        world.add_file(1, run=1, seqno=2)
+
+    def planning(db: Db) -> Any:
+        if how == "retry_merges":
+            return call(db, how, project="p")
+        if how == "lose_outputs":
+            return lose(db, 2)
+        return call(db, how, project="p", path="%_000001_002.evio")
+
+    with held(world) as db:
+        call(db, "set_project", project="p", settings='{"merge_by": "none"}')
+        waiting = Waiting(world, planning)
+    waiting.result()
+    assert states(world)[-1] in ("superseded", "waiting")
+
+
+def test_merge_by_is_not_changed_while_a_report_does_a_merge_by_the_former_setting(world: World) -> None:
+    """The files of that merge are delivered: it must not be superseded unseen."""
+    world.set(merge_by="file")
+    world.add_file(1)
+    do(world, 0)
+    world.tick()
+    assert world.checkout(1)["task"] == "merge"
+    with held(world) as db:
+        assert world.report(1, outputs_list=MERGED, db=db)["status"] == "done"
+        setting = Waiting(
+            world, lambda other: call(other, "set_project", project="p", settings='{"merge_by": "run"}')
+        )
+    with pytest.raises(psycopg.Error) as refused:
+        setting.result()
+    assert refused.value.sqlstate == "OG420"
+    assert states(world) == ["done"]

@@ -4,8 +4,8 @@ AS $fn$
 -- What follows when the slices of a file are settled: its merge is ready, or its run's; listeners are notified when the
 -- run is complete.
 -- Parameters: p_project_id, p_run, p_seqno  the file, which has just been called complete
--- Locks:      see _plan_merges; the caller has (advisory: project_id, -10 - run), so that of two files of a run one sees the
---             other. The project's row, SKIP LOCKED, when it was done before
+-- Locks:      see _plan_merges; the caller has _hold_merge_settings, and (advisory: project_id, -10 - run), so that of two files
+--             of a run one sees the other. The project's row, SKIP LOCKED, when it was done before
 BEGIN
     UPDATE osgprod_data.projects p SET noted_end = NULL  -- the file may be loaded and done between two ticks
      WHERE p.project_id = (SELECT q.project_id FROM osgprod_data.projects q
@@ -18,6 +18,29 @@ BEGIN
 END
 $fn$;
 
+CREATE FUNCTION osgprod._hold_merge_settings(p_project_id int, p_may_wait boolean)
+RETURNS osgprod_data.projects LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Keeps the settings merge_by and merge_incomplete of a project as they are until the end of the transaction: what is planned by
+-- them would stay, and a session that changes them would not see it.
+-- Parameters: p_project_id  project;  p_may_wait  for a session that changes them
+-- Returns:    the project's row, read under the lock; NULLs = a session changes them
+-- Locks:      these settings, shared (advisory: project_id, -4). Who waits for them has no slice, file or merge locked
+-- Source:     docs/design.md "Who waits for whom"
+DECLARE
+    v_project osgprod_data.projects;
+BEGIN
+    IF NOT pg_try_advisory_xact_lock_shared(p_project_id, -4) THEN
+        IF NOT p_may_wait THEN
+            RETURN NULL;
+        END IF;
+        PERFORM pg_advisory_xact_lock_shared(p_project_id, -4);
+    END IF;
+    SELECT p.* INTO v_project FROM osgprod_data.projects p WHERE p.project_id = p_project_id;
+    RETURN v_project;
+END
+$fn$;
+
 CREATE FUNCTION osgprod._plan_merges(p_project osgprod_data.projects, p_runs int[], p_seqno int)
 RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$
@@ -25,7 +48,7 @@ AS $fn$
 -- unless the project merges incomplete files; then a file or run without a done slice gets no merge, and the one that it has
 -- is superseded.
 -- Promise:    a repeated call changes nothing. Merges that are leased, done or failed stay as they are.
--- Parameters: p_project  the project's row;  p_runs  run numbers; NULL = all;  p_seqno  one file; NULL = all
+-- Parameters: p_project  the project's row, read under _hold_merge_settings;  p_runs  run numbers; NULL = all;  p_seqno  one file; NULL = all
 -- Locks:      waiting and ready merges. That a file is complete may have changed when this commits: see _claim_merge
 BEGIN
     INSERT INTO osgprod_data.merges AS m (project_id, run, seqno, rawdata_id, state, is_ready, not_before)
@@ -144,7 +167,7 @@ AS $fn$
 -- calls that end the last two merges at once each sees the other's as leased. It also plans merges that are missing then.
 -- Promise:    each is notified once, and again when more work has come and is done, too.
 -- Parameters: p_project_id  project
--- Locks:      the project's row, SKIP LOCKED; see _plan_merges. The caller has the project, shared, against unload_slices
+-- Locks:      the project's row, SKIP LOCKED; _hold_merge_settings, tried; see _plan_merges. The caller has the project, shared, against unload_slices
 DECLARE
     v_project osgprod_data.projects;
     v_end     text;
@@ -169,7 +192,8 @@ BEGIN
                 v_end := 'production-delivered';
             ELSIF v_left > (SELECT count(*) FROM osgprod_data.merges m
                              WHERE m.project_id = p_project_id AND m.state NOT IN ('done', 'superseded')) THEN
-                PERFORM osgprod._plan_merges(v_project, NULL, NULL);
+                PERFORM osgprod._plan_merges(p, NULL, NULL) FROM osgprod._hold_merge_settings(p_project_id, false) p
+                  WHERE p.project_id IS NOT NULL;
             END IF;
         END IF;
     END IF;
@@ -193,13 +217,17 @@ AS $fn$
 -- superseded, and those of complete files are made ready. With merge_by none, merges stay as they are and are not assigned.
 -- Parameters: p_project  the project's row, as it is to be
 -- Errors:     OG420 merges by something else are done: their files are delivered
--- Locks:      the merges of the project
+-- Locks:      the merges of the project, in order; it waits for each. The caller has (advisory: project_id, -4), alone
 DECLARE
     v_done bigint;
 BEGIN
     IF p_project.merge_by = 'none' THEN
         RETURN;
     END IF;
+    -- A report may be about to do one of them: what it has not committed would be superseded unseen.
+    PERFORM FROM osgprod_data.merges m
+      WHERE m.project_id = p_project.project_id AND m.state <> 'superseded' AND (m.seqno IS NULL) <> (p_project.merge_by = 'run')
+      ORDER BY m.run, m.seqno FOR NO KEY UPDATE;
     SELECT count(*) INTO v_done FROM osgprod_data.merges m
      WHERE m.project_id = p_project.project_id AND m.state = 'done' AND (m.seqno IS NULL) <> (p_project.merge_by = 'run');
     IF v_done > 0 THEN

@@ -17,7 +17,7 @@ AS $fn$
 --             put on record, or the project merges whole runs, or its slices are not all done, or none of the bad ones is
 -- Errors:     OG301 unknown project; OG302 the file is not loaded; OG502 files of the project are being reset; OG901 isolation
 --             level
--- Locks:      the slices that are requeued and the file's row
+-- Locks:      _hold_merge_settings; the slices that are requeued and the file's row
 DECLARE
     v_project  projects := osgprod._get_project(p_project);
     v_file     loaded_files;
@@ -33,6 +33,7 @@ BEGIN
             HINT = 'take its slices over first: osgprod import-original';
     END IF;
     PERFORM osgprod._enter_project(v_project.project_id, p_project);
+    v_project := osgprod._hold_merge_settings(v_project.project_id, true);
     IF p_bad_inputs IS NOT NULL THEN
         -- All slices before the file: what has a file's row waits for no slice.
         PERFORM FROM slices s

@@ -12,7 +12,7 @@ AS $fn$
 -- Returns:    a row for each slice that was requeued, and for each merge that was requeued or superseded
 -- Errors:     OG301 unknown project; OG108 p_attempts is not such an array; OG502 files of the project are being reset; OG901
 --             isolation level
--- Locks:      the slices in order, then their files in order, then their merges; see _reopen_slice
+-- Locks:      _hold_merge_settings; the slices in order, then their files in order, then their merges; see _reopen_slice
 DECLARE
     v_project projects := osgprod._get_project(p_project);
     v_lost    record;
@@ -25,6 +25,7 @@ BEGIN
             HINT = '[{"cluster": 1, "process": 2, "nstart": 1, "reason": "not there"}]';
     END IF;
     PERFORM osgprod._enter_project(v_project.project_id, p_project);
+    v_project := osgprod._hold_merge_settings(v_project.project_id, true);
     IF NOT p_dry_run THEN  -- all slices before the first file: what has a file's row waits for no slice
         PERFORM FROM jsonb_to_recordset(p_attempts) AS l (cluster int, process int, nstart int)
            JOIN attempts a ON a.project_id = v_project.project_id AND a.cluster = l.cluster AND a.process = l.process
@@ -82,7 +83,7 @@ CREATE FUNCTION osgprod._redo_merge(
 RETURNS boolean LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Supersedes a done merge and makes a new one of the same slices ready, unless merge_by is none.
--- Parameters: p_project  the project's row;  p_merge_id  the merge;  p_cluster, p_process, p_nstart  the attempt that did it
+-- Parameters: p_project  the project's row, read under _hold_merge_settings;  p_merge_id  the merge;  p_cluster, p_process, p_nstart  the attempt that did it
 --             p_reason   the fault of its files; NULL = none, it shall be made again
 -- Returns:    is it? false: it is not done by this attempt
 -- Locks:      the merge

@@ -10,7 +10,7 @@ AS $fn$
 --             p_states   which: failed, done;  p_dry_run  true = nothing is changed
 -- Returns:    a row a merge, as it was
 -- Errors:     OG301 unknown project; OG108 unknown state; OG502 files of the project are being reset; OG901 isolation level
--- Locks:      the merges, SKIP LOCKED
+-- Locks:      _hold_merge_settings; the merges, SKIP LOCKED
 DECLARE
     v_project projects := osgprod._get_project(p_project);
     v_merge   merges;
@@ -22,6 +22,7 @@ BEGIN
             HINT = 'merges that are leased are requeued when their lease ends';
     END IF;
     PERFORM osgprod._enter_project(v_project.project_id, p_project);
+    v_project := osgprod._hold_merge_settings(v_project.project_id, true);
     FOR v_merge IN
         SELECT m.* FROM merges m
          WHERE m.project_id = v_project.project_id AND m.state::text = ANY (p_states)

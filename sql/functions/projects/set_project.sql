@@ -13,7 +13,8 @@ AS $fn$
 -- Errors:     OG301 unknown project; OG106 bad subnet pattern; OG108 unknown setting or bad value, or the
 --             merge_output_url of another project; OG420 merge_by with merges
 --             that are done by something else
--- Locks:      the project's row, unless nothing is to be changed; files' rows with skip_nearline; slices, SKIP LOCKED, when
+-- Locks:      the project's row, unless nothing is to be changed; then with merge_by and merge_incomplete these settings, alone
+--             (advisory: project_id, -4): it waits for what plans merges; files' rows with skip_nearline; slices, SKIP LOCKED, when
 --             a pause ends; see _change_merges
 DECLARE
     v_project osgprod_data.projects := osgprod._get_project(p_project);
@@ -35,6 +36,9 @@ BEGIN
     IF p_settings <> '{}' THEN
         -- All settings are written: as they are now, not as they were before somebody else's call ended.
         SELECT p.* INTO v_project FROM projects p WHERE p.project_id = v_project.project_id FOR NO KEY UPDATE;
+    END IF;
+    IF p_settings ?| ARRAY['merge_by', 'merge_incomplete'] THEN
+        PERFORM pg_advisory_xact_lock(v_project.project_id, -4);  -- see _hold_merge_settings
     END IF;
     v_before := v_project;
     BEGIN

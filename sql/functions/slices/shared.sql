@@ -379,8 +379,8 @@ RETURNS boolean LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Marks an allocated file complete if its slices are all done or quarantined.
 -- Parameters: p_project_id, p_rawdata_id  the file
--- Returns:    is it marked? false: it is not complete, or somebody has its row
--- Locks:      the file's row, SKIP LOCKED; then its run (advisory: project_id, -10 - run), tried: files of a run are called
+-- Returns:    is it marked? false: it is not complete, or somebody has its row, or changes by what the project merges
+-- Locks:      the file's row, SKIP LOCKED; then _hold_merge_settings, tried; then its run (advisory: project_id, -10 - run), tried: files of a run are called
 --             complete one after the other, so that the last one is known; see _hold_complete_files
 DECLARE
     v_file record;
@@ -391,6 +391,7 @@ BEGIN
        AND NOT osgprod._is_unsettled(p_project_id, f.rawdata_id)
        FOR NO KEY UPDATE SKIP LOCKED;
     IF NOT FOUND OR osgprod._is_unsettled(p_project_id, p_rawdata_id)
+        OR (osgprod._hold_merge_settings(p_project_id, false)).project_id IS NULL
         OR NOT pg_try_advisory_xact_lock(p_project_id, -10 - v_file.run)
         OR NOT osgprod._hold_complete_files(p_project_id, v_file.run) THEN
         RETURN false;

@@ -15,7 +15,7 @@ AS $fn$
 -- Errors:     OG301 unknown project; OG108 neither runs nor a path; OG302 no such file is loaded; OG505 a call that moves
 --             slices does not end; OG901 isolation level
 -- Locks:      the project (advisory: project_id, -1), alone: it waits for calls that move slices now, and those that come are
---             answered to try again
+--             answered to try again; then _hold_merge_settings
 DECLARE
     v_project projects := osgprod._get_project(p_project);
     v_path    text := osgprod._path_pattern(p_path);
@@ -31,6 +31,7 @@ BEGIN
     END IF;
     IF NOT p_dry_run THEN
         PERFORM osgprod._enter_alone(v_project);
+        v_project := osgprod._hold_merge_settings(v_project.project_id, true);
     END IF;
     SELECT array_agg(f.rawdata_id) INTO v_meant
       FROM loaded_files f JOIN rawdata w ON w.rawdata_id = f.rawdata_id
