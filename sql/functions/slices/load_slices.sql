@@ -19,9 +19,8 @@ AS $fn$
 --             begin-of-run record (demand_bor)
 -- Errors:     OG301 unknown project; OG302 no file is registered for the runs; OG505 a call that moves
 --             slices does not end; OG901 isolation level
--- Locks:      when resetting the project (advisory: project_id, -1) alone: it waits for calls that move slices now,
---             and those that come must try again: for 20 us a slice with 100 slices a file, 80 us with 1,000. Then
---             against other calls that load files (advisory: project_id, -2)
+-- Locks:      when resetting, the project (advisory: project_id, -1) exclusively: it waits for calls that move slices
+--             now, and those that come must try again (OG502). Then (project_id, -2), against other calls that load files
 DECLARE
     v_project    projects := osgprod._get_project(coalesce(p_project, osgprod._only_project()));
     v_project_id int := v_project.project_id;
