@@ -272,7 +272,11 @@ def policies(pool: Pool, xrootd: XRootD, tmp_path_factory: pytest.TempPathFactor
                     "[[ $1 != *+2,3.* ]] || { echo >>/srv/vacated.d/ran; [[ -e /srv/vacated.d/go ]] || sleep 600; }",
                     slices=3,
                 )
-                policies.send("lost", "echo >>/srv/lost.d/ran; echo >out; chmod 500 /srv/lost")
+                policies.send(
+                    "lost",
+                    "echo >>/srv/lost.d/ran; echo >out; chmod 500 /srv/lost",
+                    max_holds=1000,  # it is held every few seconds until its test comes
+                )
                 policies.send("there", destination="toy:///there")
                 policies.send("both", destination="toy:///there", slices=2)
                 (pool.srv / "kept.store").write_text("no folder, as long as this file is here")
