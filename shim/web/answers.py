@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from shim.web.failures import explain
+from shim.web.failures import Failure
 from shim.workscript import TemplateError
 
 ROUTES = frozenset(("checkout", "heartbeat", "report"))
@@ -100,16 +100,18 @@ def _is_known(status: int, reason: str) -> bool:
     return status < 400 or reason == TemplateError.__name__ or is_verdict
 
 
-def cause(error: Exception) -> tuple[str, str]:
+def cause(error: Exception, failure: Failure) -> tuple[str, str]:
     """Return the reason of an answer to a request that failed, without spaces, and a line without secrets.
 
     Parameters
     ----------
     error : Exception
         What the route has raised.
+    failure : Failure
+        What explain() makes of it.
     """
     code = getattr(error, "sqlstate", None) or getattr(error, "code", None) or type(error).__name__
     if isinstance(error, TemplateError):
         return str(code), str(error)
-    first = explain(error).body.decode(errors="replace").partition("\n")[0]
+    first = failure.body.decode(errors="replace").partition("\n")[0]
     return str(code), first.partition(": ")[2] or first

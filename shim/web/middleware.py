@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from shim.web import logs
 from shim.web.address import TrustedProxies
 from shim.web.answers import Answers, cause
-from shim.web.failures import TooOften, explain
+from shim.web.failures import Failure, TooOften, explain
 from shim.web.metrics import Metrics
 from shim.web.rates import RateLimit, key_of
 from shim.workscript import ascii_text
@@ -135,10 +135,11 @@ class Surround:
             if has_begun:
                 raise
             note = f" error={(str(error).splitlines() or [type(error).__name__])[0][:300]!a}"
-            reason, message = cause(error)
-            if explain(error).is_a_fault:
+            failure = explain(error)
+            reason, message = cause(error, failure)
+            if failure.is_a_fault:
                 log.exception("request=%s failed", number)
-            answer = error_answer(error)
+            answer = error_answer(error, failure)
         await answer(scope, receive, send_noted)
 
     def _note(self, scope: Scope, number: str, status: int, answer: str, started: float, note: str) -> str:
@@ -154,15 +155,16 @@ class Surround:
         return name
 
 
-def error_answer(error: Exception) -> PlainText:
+def error_answer(error: Exception, failure: Failure) -> PlainText:
     """Return the answer to a request that failed.
 
     Parameters
     ----------
     error : Exception
         What its route has raised.
+    failure : Failure
+        What explain() makes of it.
     """
-    failure = explain(error)
     answer = PlainText(failure.body, failure.status, getattr(error, "headers", None))
     if failure.retry_s:
         answer.headers["Retry-After"] = str(failure.retry_s)
