@@ -10,28 +10,34 @@ import select
 import socket
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
+
+WRONG_CLIENTS = 8  # that send the wrongs beside others
 
 
 @dataclass(frozen=True)
 class Order:
     """What to drive.
 
-    port      on the loopback;  talk  pairs of checkout and report, or lines of the bound;  clients  connections
+    port      on the loopback;  clients  connections
+    talk      pairs of checkout and report; lines of the bound; or wrongs, checkouts with a wrong magic, from other
+              addresses than the pairs
     seconds   how long, or requests  how many at least [0 = no limit]
     rate      requests a second in all, sent when they are due; 0 = each as soon as the one before is answered
     cluster0  number of the first client's cluster;  project  whose work
+    wrongs_per_s  as many wrongs a second beside all that; they are in no result
     """
 
     port: int
-    talk: Literal["pairs", "lines"]
+    talk: Literal["pairs", "lines", "wrongs"]
     clients: int = 16
     seconds: float = 5.0
     requests: int = 0
     rate: float = 0.0
     cluster0: int = 1
     project: str = "p"
+    wrongs_per_s: float = 0.0
 
 
 class Client:
@@ -42,16 +48,20 @@ class Client:
     order : Order
         See there.
     number : int
-        Of this client.
+        Of this client [0 ..].
+    interval : float
+        From one request to when the next is due [s]; 0 = the next is due when this one is answered.
     """
 
-    def __init__(self, order: Order, number: int) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", order.port))
+    def __init__(self, order: Order, number: int, interval: float) -> None:
+        address = "127.0.0.1" if order.talk != "wrongs" else f"127.0.{1 + number // 250}.{1 + number % 250}"
+        self.socket = socket.create_connection(("127.0.0.1", order.port), source_address=(address, 0))
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.due = 0.0
+        self.interval = interval
         self.is_idle = True
         self.is_checkout = True
-        self._talks_pairs = order.talk == "pairs"
+        self.talk = order.talk
         self._project = order.project.encode()
         self._cluster = order.cluster0 + number
         self._process = 0
@@ -61,14 +71,15 @@ class Client:
     def send(self) -> None:
         """Sends the next request."""
         self.is_idle = False
-        if not self._talks_pairs:
+        if self.talk == "lines":
             self.socket.sendall(_request(b"line"))
         elif self.is_checkout:
             self._process += 1
+            magic = b"m" if self.talk == "pairs" else b"wrong"
             self.socket.sendall(
                 _request(
-                    b"workscript.bash?project=%s&cluster=%d&process=%d&cpus=1&magic=m",
-                    *(self._project, self._cluster, self._process),
+                    b"workscript.bash?project=%s&cluster=%d&process=%d&cpus=1&magic=%s",
+                    *(self._project, self._cluster, self._process, magic),
                 )
             )
         else:
@@ -84,14 +95,15 @@ class Client:
         data = self.socket.recv(1 << 18)
         answer = self._answer + data
         head, found, body = answer.partition(b"\r\n\r\n")
-        if not data or (found and not head.startswith(b"HTTP/1.1 200")):
+        status = b"403" if self.talk == "wrongs" else b"200"
+        if not data or (found and not head.startswith(b"HTTP/1.1 " + status)):
             sys.exit(f"driver: unexpected answer: {answer[:300]!r}")
         self._answer = answer
         if not found or len(body) < int(_header(head, b"content-length")):
             return False
         self._answer = b""
         self.is_idle = True
-        if self._talks_pairs:
+        if self.talk == "pairs":
             wanted = b"assigned" if self.is_checkout else b"done"
             if _header(head, b"osgprod-status") != wanted:
                 sys.exit(f"driver: unexpected answer: {answer[:300]!r}")
@@ -120,16 +132,21 @@ def drive(order: Order) -> dict[str, float]:
     -------
     Requests, per_s [requests/s], p50_ms and p99_ms of checkouts or lines, from when they were due.
     """
-    clients = [Client(order, number) for number in range(order.clients)]
+    interval = order.clients / order.rate if order.rate else 0.0
+    clients = [Client(order, number, interval) for number in range(order.clients)]
+    if order.wrongs_per_s:
+        wrongs = replace(order, talk="wrongs")
+        clients += [
+            Client(wrongs, number, WRONG_CLIENTS / order.wrongs_per_s) for number in range(WRONG_CLIENTS)
+        ]
     poll = select.epoll()
     by_number = {client.socket.fileno(): client for client in clients}
     for number in by_number:
         poll.register(number, select.EPOLLIN)
-    interval = order.clients / order.rate if order.rate else 0.0
     begin = time.perf_counter()
     end = begin + order.seconds if order.seconds else float("inf")
     for position, client in enumerate(clients):
-        client.due = begin + position * interval / order.clients
+        client.due = begin + position * client.interval / len(clients)
     latencies: list[float] = []
     count, now = 0, begin
     idle = list(clients)
@@ -150,10 +167,11 @@ def drive(order: Order) -> dict[str, float]:
             was_checkout = client.is_checkout
             if not client.receive():
                 continue
-            count += 1
-            if was_checkout:
-                latencies.append(now - client.due)
-            client.due = client.due + interval if interval else now
+            if client.talk == order.talk:
+                count += 1
+                if was_checkout:
+                    latencies.append(now - client.due)
+            client.due = client.due + client.interval if client.interval else now
             idle.append(client)
     if not latencies:
         sys.exit(f"driver: no answer within {order.seconds} s")

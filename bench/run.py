@@ -26,6 +26,7 @@ MEASURES: dict[str, Callable[[Ground], Iterator[Figure]]] = {
     "procrastinate": peers.procrastinate,
     "pgmq": peers.pgmq,
     "http_pairs": web.http_pairs,
+    "wrong_magics": web.wrong_magics,
     "http_growth": web.http_growth,
     "contention": pgbench.contention,
     "http_contention": web.http_contention,

@@ -21,6 +21,7 @@ from bench.ground import HERE, BenchError, Ground, as_worker
 from bench.rounds import Figure, in_turn
 
 CHECKOUT_FOLDER = HERE.parent
+WRONGS_PER_S = 200.0
 # What serves best where clients, shim and PostgreSQL share the cores: more processes make smaller batches.
 WORKERS = max(len(os.sched_getaffinity(0)) // 2, 1)
 
@@ -141,7 +142,9 @@ def _drive(order: Order) -> dict[str, float]:
     return answer
 
 
-def _pairs(ground: Ground, served: Served, project: str = "p", clients: int = 16) -> float:
+def _pairs(
+    ground: Ground, served: Served, project: str = "p", clients: int = 16, wrongs_per_s: float = 0.0
+) -> float:
     order = Order(
         served.port,
         "pairs",
@@ -149,6 +152,7 @@ def _pairs(ground: Ground, served: Served, project: str = "p", clients: int = 16
         seconds=ground.size.seconds,
         cluster0=ground.next_cluster(),
         project=project,
+        wrongs_per_s=wrongs_per_s,
     )
     return _drive(order)["per_s"] / 2
 
@@ -168,6 +172,26 @@ def http_pairs(ground: Ground) -> Iterator[Figure]:
         )
     yield Figure("http_pairs_ratio", ratio, (">=", 0.90), pairs, lines, "pairs/s")
     yield Figure("http_pairs_per_s", pairs, (">=", 2400), unit="pairs/s")
+
+
+def wrong_magics(ground: Ground) -> Iterator[Figure]:
+    """Pairs through the shim beside wrong magics, against those alone less the time of the wrong magics alone."""
+    ground.checkpoint()
+    with _shim(ground, ground.few()) as shim:
+        _warm(ground, shim, "pairs")
+
+        def wrongs() -> float:
+            order = Order(shim.port, "wrongs", seconds=ground.size.seconds, cluster0=ground.next_cluster())
+            return _drive(order)["per_s"]
+
+        def left_of_pairs() -> float:
+            """Pairs a second of a server that serves the wrong magics apart from the pairs."""
+            return _pairs(ground, shim) * max(1 - WRONGS_PER_S / wrongs(), 0.1)
+
+        measured, bound, ratio = in_turn(
+            ground.size.rounds, lambda: _pairs(ground, shim, wrongs_per_s=WRONGS_PER_S), left_of_pairs
+        )
+    yield Figure("wrong_magics_ratio", ratio, (">=", 1.0), measured, bound, "pairs/s")
 
 
 def http_growth(ground: Ground) -> Iterator[Figure]:
