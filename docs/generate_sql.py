@@ -530,7 +530,7 @@ def _tree(sources: dict[str, tuple[str, str]], name: str, depth: int, seen: set[
     file, text = sources[name]
     body = text.partition("$fn$")[2]
     head = _header(body).partition("\n")[0]
-    sentence = re.split(r"(?<=[.?])\s", head, maxsplit=1)[0]
+    sentence = re.split(r"(?<=[^ .][.?])\s", head, maxsplit=1)[0]
     yield f"{'  ' * depth}- [`{name}`]({file}): {_escaped(sentence)}"
     for called in re.findall(r"osgprod\.(\w+)\(", re.sub(r"--[^\n]*", "", body)):
         if called in sources and called not in seen:
