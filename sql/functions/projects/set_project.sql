@@ -12,8 +12,9 @@ AS $fn$
 -- Returns:    a row for each setting with its value now, in the order of their names
 -- Errors:     OG301 unknown project; OG106 bad subnet pattern; OG108 unknown setting or bad value, or the
 --             merge_output_url of another project; OG420 merge_by with merges
---             that are done by something else
--- Locks:      the project's row, unless nothing is to be changed; then with merge_by and merge_incomplete these settings, alone
+--             that are done by something else; OG901 isolation level
+-- Locks:      with skip_nearline which files are on tape only, alone (advisory: 0, -3): it waits for calls that load files; the
+--             project's row, unless nothing is to be changed; then with merge_by and merge_incomplete these settings, alone
 --             (advisory: project_id, -4): it waits for what plans merges; files' rows with skip_nearline; slices, SKIP LOCKED, when
 --             a pause ends; see _change_merges
 DECLARE
@@ -27,11 +28,15 @@ DECLARE
     v_wrong   text;
     v_key     text;
 BEGIN
+    PERFORM osgprod._require_read_committed();
     SELECT k.key INTO v_wrong FROM jsonb_object_keys(p_settings) AS k (key)
      WHERE k.key = ANY (v_fixed) OR NOT to_jsonb(v_project) ? k.key LIMIT 1;
     IF FOUND THEN
         RAISE EXCEPTION 'there is no setting %', quote_literal(v_wrong) USING ERRCODE = 'OG108',
             HINT = format('osgprod project show %s lists the settings', p_project);
+    END IF;
+    IF p_settings ? 'skip_nearline' THEN
+        PERFORM pg_advisory_xact_lock(0, -3);  -- see _mark_on_tape
     END IF;
     IF p_settings <> '{}' THEN
         -- All settings are written: as they are now, not as they were before somebody else's call ended.
@@ -61,6 +66,7 @@ BEGIN
         v_project.subnet_pattern := lower(btrim(v_project.subnet_pattern));
         v_project.subnets := osgprod._subnets(v_project.subnet_pattern);
         v_project.stopped_at := CASE WHEN v_project.state = 'paused' THEN v_project.stopped_at END;
+        v_project.tail_blocks := CASE WHEN v_project.shrink_tail THEN v_project.tail_blocks END;
         v_project.next_due_at := '-infinity';  -- a shorter lease may expire before the next look at leases
         IF p_settings ? 'state' THEN  -- what an operator decides stands for what the project decided itself
             v_project.resumed_at := CASE WHEN v_project.pause_cause IS NULL THEN v_project.resumed_at ELSE now() END;
@@ -102,14 +108,16 @@ COMMENT ON FUNCTION osgprod.set_project(text, jsonb) IS
 'Changes settings of a project, {"lease_s": 3600} for instance, and returns all settings with their values now. For osgprod_operator.';
 
 CREATE FUNCTION osgprod._require_own_folder(p_project osgprod_data.projects)
-RETURNS void LANGUAGE plpgsql STABLE
+RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Refuses a merge_output_url that is another project's: merged files are named by kind, run and number, so each project would
 -- replace the other's.
 -- Parameters: p_project  the project's row as it is to be
 -- Errors:     OG108
+-- Locks:      these settings of all projects (advisory: 0, -4): two sessions that set one folder would not see each other
 DECLARE v_other text;
 BEGIN
+    PERFORM pg_advisory_xact_lock(0, -4);
     SELECT p.name INTO v_other FROM osgprod_data.projects p
      WHERE p.project_id <> p_project.project_id
        AND osgprod._folder(replace(p.merge_output_url, '{project}', p.name))

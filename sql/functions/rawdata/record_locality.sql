@@ -7,12 +7,14 @@ AS $fn$
 -- Promise:    a repeated call changes nothing but the times.
 -- Parameters: p_found  list of {"file_id": N, "locality": L}; L online, nearline, gone, or null = storage can't tell
 -- Returns:    one row: how many files are which; how many are skipped by a project from now on, and how many no longer
--- Errors:     OG108 another locality
--- Locks:      the files of projects that are skipped or resumed, in order; it waits for each
+-- Errors:     OG108 another locality; OG901 isolation level
+-- Locks:      which files are on tape only, alone (advisory: 0, -3): it waits for calls that load files; the files of projects that are skipped or resumed, in order; it waits for each
 DECLARE
     v_project record;
     v_marked  record;
 BEGIN
+    PERFORM osgprod._require_read_committed();
+    PERFORM pg_advisory_xact_lock(0, -3);  -- see _mark_on_tape
     UPDATE rawdata r SET locality = n.locality, locality_at = CASE WHEN n.locality IS NOT NULL THEN now() END
       FROM jsonb_to_recordset(p_found) AS n (file_id int, locality text) WHERE r.rawdata_id = n.file_id;
     SELECT count(*) FILTER (WHERE n.locality = 'online'), count(*) FILTER (WHERE n.locality = 'nearline'),

@@ -18,8 +18,8 @@ AS $fn$
 --             file that the other one knew); or unknown (not registered; nothing is changed in these cases); blocks done and
 --             left, and attempts put on record
 -- Errors:     OG301 unknown project; OG108 slices that make no sense; OG502 files of the
---             project are being reset
--- Locks:      the project, shared (advisory: project_id, -1), against load_slices (project_id, -2), the run's merge, the
+--             project are being reset; OG901 isolation level
+-- Locks:      which files are on tape only, shared (advisory: 0, -3); the project, shared (advisory: project_id, -1), against load_slices (project_id, -2), the run's merge, the
 --             file's row, then the project's row FOR SHARE
 DECLARE
     v_project projects := osgprod._get_project(p_project);
@@ -29,6 +29,7 @@ DECLARE
     v_done    int4range[] := ARRAY[]::int4range[];
     v_new     jsonb := jsonb '[]';
 BEGIN
+    PERFORM osgprod._require_read_committed();
     SELECT r.* INTO v_rawdata FROM rawdata r WHERE r.path = p_path;
     -- The other one counts empty blocks, which are no blocks here.
     IF NOT FOUND OR v_rawdata.size_bytes <> p_size_bytes OR v_rawdata.gaps IS NOT NULL
@@ -37,12 +38,14 @@ BEGIN
         RETURN NEXT;
         RETURN;
     END IF;
+    PERFORM pg_advisory_xact_lock_shared(0, -3);  -- see _mark_on_tape
     PERFORM osgprod._enter_project(v_project.project_id, p_project);
     PERFORM pg_advisory_xact_lock(v_project.project_id, -2);  -- nobody loads files until then
-    INSERT INTO loaded_files (project_id, rawdata_id, run, seqno, block1, block2)
+    INSERT INTO loaded_files (project_id, rawdata_id, run, seqno, block1, block2, on_tape)
     SELECT v_project.project_id, v_rawdata.rawdata_id, v_rawdata.run, v_rawdata.seqno, v_rawdata.first_block,
-           v_rawdata.nblocks
-     WHERE v_rawdata.first_block < v_rawdata.nblocks
+           v_rawdata.nblocks, p.skip_nearline AND r.locality IS NOT DISTINCT FROM 'nearline'
+      FROM projects p JOIN rawdata r ON r.rawdata_id = v_rawdata.rawdata_id
+     WHERE p.project_id = v_project.project_id AND v_rawdata.first_block < v_rawdata.nblocks
        AND NOT EXISTS (SELECT FROM loaded_files f
                         WHERE f.project_id = v_project.project_id AND f.run = v_rawdata.run AND f.seqno = v_rawdata.seqno);
     IF FOUND THEN

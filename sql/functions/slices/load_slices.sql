@@ -19,8 +19,9 @@ AS $fn$
 --             begin-of-run record (demand_bor)
 -- Errors:     OG301 unknown project; OG302 no file is registered for the runs; OG505 a call that moves
 --             slices does not end; OG901 isolation level
--- Locks:      when resetting, the project (advisory: project_id, -1) exclusively: it waits for calls that move slices
---             now, and those that come must try again (OG502). Then (project_id, -2), against other calls that load files
+-- Locks:      which files are on tape only, shared (advisory: 0, -3); when resetting, the project (advisory: project_id, -1)
+--             exclusively: it waits for calls that move slices now, and those that come must try again (OG502). Then
+--             (project_id, -2), against other calls that load files
 DECLARE
     v_project    projects := osgprod._get_project(coalesce(p_project, osgprod._only_project()));
     v_project_id int := v_project.project_id;
@@ -28,6 +29,7 @@ DECLARE
     v_runs       int[];
 BEGIN
     PERFORM osgprod._require_read_committed();
+    PERFORM pg_advisory_xact_lock_shared(0, -3);  -- see _mark_on_tape
     files_double := 0;
     blocks_forgotten := 0;
     files_without_bor := 0;
@@ -55,9 +57,10 @@ BEGIN
     END IF;
     PERFORM pg_advisory_xact_lock(v_project_id, -2);  -- one after the other: cheaper than ON CONFLICT for each row
     WITH loaded AS (
-        INSERT INTO loaded_files (project_id, rawdata_id, run, seqno, block1, block2)
-        SELECT DISTINCT ON (r.run, r.seqno) v_project_id, r.rawdata_id, r.run, r.seqno, r.first_block, r.nblocks
-          FROM rawdata r
+        INSERT INTO loaded_files (project_id, rawdata_id, run, seqno, block1, block2, on_tape)
+        SELECT DISTINCT ON (r.run, r.seqno) v_project_id, r.rawdata_id, r.run, r.seqno, r.first_block, r.nblocks,
+               p.skip_nearline AND r.locality IS NOT DISTINCT FROM 'nearline'
+          FROM rawdata r JOIN projects p ON p.project_id = v_project_id
          WHERE (p_runs IS NULL OR r.run = ANY (p_runs)) AND r.first_block < r.nblocks
            AND (r.has_bor OR NOT v_project.demand_bor)
            AND NOT EXISTS (SELECT FROM loaded_files f
@@ -67,9 +70,6 @@ BEGIN
     )
     SELECT coalesce(files, 0) + count(*), coalesce(blocks, 0) + coalesce(sum(l.nblocks), 0), array_agg(DISTINCT l.run)
       INTO files, blocks, v_runs FROM loaded l;
-    IF v_project.skip_nearline THEN
-        PERFORM osgprod._mark_on_tape(v_project_id, true);
-    END IF;
     PERFORM osgprod._reopen_merges(v_project_id, coalesce(v_runs, '{}'), -1);  -- of whole runs, which have more files now
     IF files < v_registered THEN
         SELECT count(*) FILTER (WHERE r.has_bor OR NOT v_project.demand_bor),

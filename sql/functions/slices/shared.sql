@@ -478,7 +478,8 @@ AS $fn$
 -- first are not assigned; those of the others are, after the next tick. Leased slices go on.
 -- Parameters: p_project_id  project;  p_skips  its setting skip_nearline
 -- Returns:    how many files are skipped from now on, and how many no longer
--- Locks:      these files' rows, in order; it waits for each. Slices, SKIP LOCKED
+-- Locks:      these files' rows, in order; it waits for each. Slices, SKIP LOCKED. The caller has (advisory: 0, -3) alone, before
+--             any other lock, against sessions that load files, change the setting or record where files are
 BEGIN
     WITH changed AS (
         SELECT f.rawdata_id FROM osgprod_data.loaded_files f JOIN osgprod_data.rawdata r ON r.rawdata_id = f.rawdata_id
