@@ -206,6 +206,49 @@ def test_end_of_run_and_project_is_notified_when_the_last_incomplete_file_is_unl
     assert ends(run) == ["run-finished", "project-done"]
 
 
+@pytest.fixture(params=["run", "file"])
+def spoilt(world: World, request: pytest.FixtureRequest) -> World:
+    """Node "bad" has failed the only block of file 2, which is quarantined. The merge of its file, or run, is live."""
+    world.set(merge_by=request.param, merge_incomplete=True, max_failures=1, max_fast_failures=2)
+    for seqno in (1, 2):
+        world.add_file(2 if seqno == 2 else 1, seqno=seqno)
+    do(world, 0, 1)
+    world.checkout(2, host="bad")
+    assert world.report(2, exitcode=1, host="bad")["status"] == "failed"
+    world.tick()
+    for n in range(len(merges(world))):
+        assert world.checkout(10 + n)["task"] == "merge"
+    world.add_file(1, run=2)
+    world.checkout(20, host="bad")
+    return world
+
+
+@pytest.mark.parametrize("locked", ["merges", "other file", "own file", "nothing"])
+def test_report_that_bans_a_node_waits_for_no_merge_and_no_file_of_what_the_node_failed(
+    spoilt: World, locked: str
+) -> None:
+    """It has its slice, the node's ban and the file by then: who has the others may be waiting for that file."""
+    with held(spoilt) as db, held(spoilt) as job:
+        if locked == "merges":
+            for n in range(len(merges(spoilt))):
+                beat = {"project": "p", "cluster": 1, "process": 10 + n, "magic": "m", "client": "127.0.0.1"}
+                assert call(db, "heartbeat", **beat)[0]["status"] == "alive"
+        elif locked != "nothing":
+            seqno = 1 if locked == "other file" else 2
+            db.execute(
+                "SELECT FROM osgprod_data.loaded_files WHERE run = 1 AND seqno = %s FOR NO KEY UPDATE",
+                [seqno],
+            )
+        job.execute("SET LOCAL lock_timeout = '1s'")
+        assert spoilt.report(20, exitcode=1, host="bad", db=job)["status"] == "failed"
+    assert [row["worker"] for row in call(spoilt.db, "blocked_workers")] == ["bad@127.0.0.1"]
+    quarantined = {row["run"] for row in call(spoilt.db, "quarantined", project="p")}
+    is_by_file = len(merges(spoilt)) > 1
+    stays = locked == "own file" or locked == "merges" or (locked == "other file" and not is_by_file)
+    assert quarantined == ({1} if stays else set())
+    assert call(spoilt.db, "verify", project="p", deep=True) == []
+
+
 # --- settings that are changed beside what plans by them ------------------------------------------------------------
 
 

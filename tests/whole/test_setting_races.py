@@ -140,3 +140,27 @@ def test_call_that_must_see_what_others_commit_refuses_another_isolation_level(
             else:
                 load(world, db, how)
         assert refused.value.sqlstate == "OG901"
+
+
+def test_report_that_finds_a_cause_and_the_tick_wait_for_no_session_that_has_a_failure_on_record(
+    world: World,
+) -> None:
+    world.set(suspend_after=2)
+    world.add_file(5)
+    for process in (1, 2):
+        world.checkout(process, host=f"wn{process}")
+    world.report(1, 74, fault="delivery", host="wn1")
+    world.db.execute("UPDATE osgprod_data.recent_failures SET failed_at = now() - interval '7 h'")
+    with held(world) as db, held(world) as ticking:
+        db.execute("SELECT FROM osgprod_data.recent_failures FOR UPDATE")
+        ticking.execute("SET LOCAL lock_timeout = '1s'")
+        warnings: list[object] = []
+        ticking.add_notice_handler(warnings.append)
+        call(ticking, "tick")
+        assert warnings == []
+    world.db.execute("UPDATE osgprod_data.recent_failures SET failed_at = now()")
+    with held(world) as db, held(world) as job:
+        db.execute("SELECT FROM osgprod_data.recent_failures FOR UPDATE")
+        job.execute("SET LOCAL lock_timeout = '1s'")
+        assert world.report(2, 74, fault="delivery", host="wn2", db=job)["status"] == "node-fault"
+    assert world.progress()["state"] == "paused"

@@ -182,7 +182,7 @@ AS $fn$
 -- Discounts a bad node's failures, so that they no longer count against the slices: they say nothing of the data. What
 -- reached quarantine through them alone is requeued.
 -- Parameters: p_project  the project's row;  p_worker  see _worker;  p_since  from when on its fast failures are void
--- Locks:      the slices, SKIP LOCKED, and their files, tried: failures of a locked one stay; see _reopen_slice
+-- Locks:      the slices, SKIP LOCKED; see _lower_failure_counts
 DECLARE
     v_slice record;
 BEGIN
@@ -213,17 +213,22 @@ AS $fn$
 -- Gives a slice smaller counts of failures. With them its backoff ends; what reached quarantine through them is ready again.
 -- Parameters: p_project  the project's row;  p_rawdata_id, p_block1  the slice, locked;  p_failures, p_faults  the counts;
 --             p_faults NULL = as they are
--- Locks:      the file's row, tried: the failures of a locked one stay; see _reopen_slice
+-- Locks:      the file's row, tried, and for a quarantined slice what _reopen_file locks, tried too: where another session has
+--             one of them, the failures stay. The caller may have a ban, or other files
 BEGIN
     -- The row may be updated for a second time in this transaction: then it is checked against its foreign key, which fails
     -- while somebody splits the slice before it.
     IF NOT osgprod._lock_file(p_project.project_id, p_rawdata_id) THEN
         RETURN;
     END IF;
-    IF p_failures < p_project.max_failures THEN
-        PERFORM osgprod._reopen_slice(p_project.project_id, s.rawdata_id, s.block1) FROM osgprod_data.slices s
-          WHERE s.project_id = p_project.project_id AND s.rawdata_id = p_rawdata_id AND s.block1 = p_block1
-            AND s.state = 'quarantined';
+    IF p_failures < p_project.max_failures
+        AND (SELECT s.state = 'quarantined' FROM osgprod_data.slices s
+              WHERE s.project_id = p_project.project_id AND s.rawdata_id = p_rawdata_id AND s.block1 = p_block1)
+    THEN
+        IF NOT osgprod._try_reopen_file(p_project.project_id, p_rawdata_id) THEN
+            RETURN;
+        END IF;
+        PERFORM osgprod._reopen_slice(p_project.project_id, p_rawdata_id, p_block1);
     END IF;
     UPDATE osgprod_data.slices s
        SET failures = p_failures, faults = coalesce(p_faults, s.faults),

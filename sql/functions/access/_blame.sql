@@ -10,8 +10,7 @@ AS $fn$
 -- Parameters: p_project  the project's row;  p_attempt  the attempt, which holds its slice or merge;  p_is_first  had nothing
 --             of that failed before?;  p_outcome  failed or node-fault;  p_worker  see _worker;  p_call  the report
 -- Returns:    true when something other than slice (or merge) and worker is to blame
--- Locks:      rows of projects, loaded_files, slices, merges and worker_bans, all SKIP LOCKED; merges whose slices become
---             ready again, for which it waits
+-- Locks:      rows of projects, loaded_files, slices, merges and worker_bans, all tried: nothing here waits
 -- Source:     docs/design.md "Outages: who is blamed"
 DECLARE
     v_failure osgprod_data.recent_failures := osgprod._note_failure(p_project, p_attempt, p_is_first, p_outcome, p_worker, p_call);
@@ -420,7 +419,7 @@ AS $fn$
 -- backoffs, quarantine and automatic bans.
 -- Parameters: p_project  the project's row;  p_cause  what is to blame
 --             p_failure  the newest failure, which is not counted yet: nothing is taken off for it. Of a merge: merges are meant
--- Locks:      slices, SKIP LOCKED, and their files, tried; merges and bans, SKIP LOCKED: a locked one stays
+-- Locks:      rows of recent_failures, slices, merges and bans, SKIP LOCKED: a locked one stays; see _lower_failure_counts
 DECLARE
     v_is_merge boolean := p_failure.merge_id IS NOT NULL;
     v_cleared  bigint[];
@@ -428,7 +427,8 @@ DECLARE
 BEGIN
     WITH cleared AS (
         UPDATE osgprod_data.recent_failures r SET blamed = p_cause.scope
-         WHERE r.failure_id = ANY (p_cause.ids) AND r.blamed IS NULL
+         WHERE r.failure_id IN (SELECT x.failure_id FROM osgprod_data.recent_failures x
+                                 WHERE x.failure_id = ANY (p_cause.ids) AND x.blamed IS NULL FOR NO KEY UPDATE SKIP LOCKED)
         RETURNING r.failure_id
     )
     SELECT array_agg(c.failure_id) INTO v_cleared FROM cleared c WHERE c.failure_id <> p_failure.failure_id;

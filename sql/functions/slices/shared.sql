@@ -471,6 +471,22 @@ BEGIN
 END
 $fn$;
 
+CREATE FUNCTION osgprod._try_reopen_file(p_project_id int, p_rawdata_id int)
+RETURNS boolean LANGUAGE plpgsql VOLATILE
+SET lock_timeout = '1ms'
+AS $fn$
+-- Does what _reopen_file does, unless it would have to wait: for callers that have locks which come later in the order.
+-- Parameters: p_project_id, p_rawdata_id  the file
+-- Returns:    is it done? false: another session has a lock that this needs; nothing is changed, nor locked
+-- Locks:      those of _reopen_file; it waits for 1 ms for each, less than any deadlock takes to be found
+BEGIN
+    PERFORM osgprod._reopen_file(p_project_id, p_rawdata_id);
+    RETURN true;
+EXCEPTION WHEN lock_not_available THEN
+    RETURN false;
+END
+$fn$;
+
 CREATE FUNCTION osgprod._mark_on_tape(p_project_id int, p_skips boolean, OUT skipped bigint, OUT resumed bigint)
 LANGUAGE plpgsql VOLATILE
 AS $fn$

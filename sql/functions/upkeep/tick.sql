@@ -53,7 +53,10 @@ BEGIN
             PERFORM osgprod._note_bans(v_project.project_id);
             PERFORM osgprod._note_suspended(v_project.project_id);
             PERFORM osgprod._probe_files(v_project) WHERE v_project.nsuspended > 0;
-            DELETE FROM recent_failures r WHERE r.project_id = v_project.project_id AND r.failed_at < now() - interval '6 hours';
+            DELETE FROM recent_failures r
+             WHERE r.failure_id IN (SELECT x.failure_id FROM recent_failures x
+                                     WHERE x.project_id = v_project.project_id AND x.failed_at < now() - interval '6 hours'
+                                       FOR UPDATE SKIP LOCKED);
             PERFORM osgprod._plan_tail(p) FROM projects p
               WHERE p.project_id = v_project.project_id AND pg_try_advisory_xact_lock_shared(p.project_id, -1);
             UPDATE projects p SET nlive = osgprod._count_live(p.project_id)
