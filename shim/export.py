@@ -20,7 +20,7 @@ EXPORTS: dict[LiteralString, LiteralString] = {
     " JOIN osgprod_data.rawdata w USING (rawdata_id, run, seqno) WHERE f.project_id = {} ORDER BY f.run, f.seqno",
     "slices": "SELECT * FROM osgprod_data.slices WHERE project_id = {} ORDER BY run, seqno, block1",
     "attempts": "SELECT project_id, cluster, process, nstart, rawdata_id, block1, block2, opened_at, cpus,"
-    " started_at, client, host, site, schedd, qdate, job_start, follows, time_left_s, merge_id, version_id"
+    " started_at, client, host, site, schedd, qdate, job_start, follows, time_left_s, merge_id, version_id, events"
     " FROM osgprod_data.attempts"
     " WHERE project_id = {}"
     " ORDER BY cluster, process, nstart",

@@ -231,6 +231,19 @@ def test_a_success_whose_events_contradict_the_index_is_recorded_and_shown_by_he
     assert call(world.db, "verify", project="p") == [], "recycled work is no contradiction"
 
 
+def test_attempt_of_an_older_release_has_no_events_on_record_and_its_report_is_compared_all_the_same(
+    world: World,
+) -> None:
+    world.add_file(2)
+    world.set(demand_events=True)
+    events = [world.checkout(process)["events"] for process in range(2)]
+    rows = world.db.execute("SELECT a.events FROM osgprod_data.attempts a ORDER BY a.process").fetchall()
+    assert [row["events"] for row in rows] == events == [11, 11], "noted when it is leased"
+    world.db.execute("UPDATE osgprod_data.attempts SET events = NULL")
+    assert "exit code 0 with 10 of 11 events read" in world.report(0, 0, events=10)["message"]
+    assert world.report(1, 0, events=11)["status"] == "done"
+
+
 def test_several_reports_made_together_are_recorded_each_by_its_own_evidence(world: World) -> None:
     world.add_file(3)
     job = {"project": "p", "cluster": 1, "magic": "m", "client": "127.0.0.1", "exitcode": 0}

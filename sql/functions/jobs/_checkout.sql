@@ -150,11 +150,15 @@ BEGIN
     END IF;
 
     -- (f) The attempt, and what its slice is as a file.
+    IF v_slice.merge_id IS NULL THEN
+        v_content := osgprod._slice_file(v_slice.rawdata_id, v_slice.block1, v_slice.block2, v_project.xrootd_prefix,
+                                         v_project.strip_prefix, p_call.site);
+    END IF;
     v_token := gen_random_uuid();
     v_started_at := clock_timestamp();  -- not now(): the transaction may have waited for a lock since it began
     INSERT INTO osgprod_data.attempts (project_id, cluster, process, nstart, rawdata_id, block1, block2, opened_at, cpus,
            started_at, token_digest, client, host, site, job_key_digest, schedd, qdate, job_start, follows, time_left_s,
-           merge_id, version_id)
+           merge_id, version_id, events)
     VALUES (v_project.project_id, p_call.cluster, p_call.process, v_nstart, v_slice.rawdata_id, v_slice.block1,
            v_slice.block2, v_slice.opened_at, p_call.cpus, v_started_at,
            sha256(convert_to(v_token::text, 'UTF8')), p_call.client, osgprod._label(p_call.host),
@@ -162,11 +166,7 @@ BEGIN
            osgprod._label(p_call.schedd), p_call.qdate, nullif(coalesce(v_starts, 0) + 1, v_nstart), v_follows,
            p_call.time_left_s, v_slice.merge_id,
            CASE WHEN coalesce(p_call.templates::text, p_call.exec_version, p_call.image) IS NOT NULL
-                THEN osgprod._version_of(v_project, p_call, v_slice.merge_id IS NOT NULL) END);
-    IF v_slice.merge_id IS NULL THEN
-        v_content := osgprod._slice_file(v_slice.rawdata_id, v_slice.block1, v_slice.block2, v_project.xrootd_prefix,
-                                         v_project.strip_prefix, p_call.site);
-    END IF;
+                THEN osgprod._version_of(v_project, p_call, v_slice.merge_id IS NOT NULL) END, v_content.events);
     v_answer := ROW('assigned', NULL, NULL, v_project.workscript, coalesce(v_starts, 0) + 1, v_token, v_project.lease_s,
         v_project.heartbeat_s, v_started_at, v_content.url, v_content.filename, v_slice.block1, v_slice.block2,
         v_content.size_bytes, v_content.events, v_content.pieces, p_call.n, NULL, NULL, 'slice', NULL, v_content.urls);

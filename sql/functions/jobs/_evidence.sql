@@ -51,15 +51,14 @@ BEGIN
 END
 $fn$;
 
-CREATE FUNCTION osgprod._contradicted_events(p_rawdata_id int, p_block1 int, p_block2 int, p_events bigint)
-RETURNS text LANGUAGE sql STABLE
+CREATE FUNCTION osgprod._events_of(p_attempt osgprod_data.attempts)
+RETURNS bigint LANGUAGE plpgsql STABLE
 AS $fn$
-    -- Compares the number of events that a job reports with the index of its slice.
-    -- Parameters: p_rawdata_id, p_block1, p_block2  the slice;  p_events  as reported; NULL = not reported
-    -- Returns:    the contradiction in words; NULL = there is none
-    SELECT format('%s of %s events read', p_events, f.events)
-      FROM osgprod._slice_file(p_rawdata_id, p_block1, p_block2, '', '') f
-     WHERE p_events <> f.events
+-- The number of events of the slice of an attempt that has none on record, since release 0.11.0 or an older one leased it.
+-- Parameters: p_attempt  the attempt
+BEGIN
+    RETURN (osgprod._slice_file(p_attempt.rawdata_id, p_attempt.block1, p_attempt.block2, '', '')).events;
+END
 $fn$;
 
 CREATE FUNCTION osgprod._contradicted_slices(p_project_id int)

@@ -35,16 +35,20 @@ BEGIN
     IF NOT FOUND THEN
         RETURN osgprod._refuse_token(v_project, p_call.cluster, p_call.process, p_call.client, p_call.token);
     END IF;
-    IF p_call.events IS NOT NULL OR p_call.outputs IS NOT NULL OR p_call.output_bytes IS NOT NULL
-        OR p_call.output_adler32 IS NOT NULL THEN
+    IF v_attempt.events IS NULL AND v_attempt.merge_id IS NULL THEN
+        v_attempt.events := osgprod._events_of(v_attempt);
+    END IF;
+    -- Evidence is nearly always as it is kept; then none of these functions starts.
+    IF p_call.events < 0 OR p_call.outputs NOT BETWEEN 0 AND 2147483647 OR p_call.output_bytes < 0
+        OR p_call.output_adler32 !~ '^[0-9a-f]{8}$' THEN
         v_ignored := osgprod._ignored_evidence(p_call.events, p_call.outputs, p_call.output_bytes, p_call.output_adler32);
         p_call.events := osgprod._evidence_number(p_call.events, 9223372036854775807);
         p_call.outputs := osgprod._evidence_number(p_call.outputs, 2147483647);
         p_call.output_bytes := osgprod._evidence_number(p_call.output_bytes, 9223372036854775807);
         p_call.output_adler32 := osgprod._evidence_adler32(p_call.output_adler32);
     END IF;
-    IF p_call.memory_bytes IS NOT NULL OR p_call.wall_s IS NOT NULL OR p_call.cpu_s IS NOT NULL
-        OR p_call.fetched_bytes IS NOT NULL OR p_call.disk_bytes IS NOT NULL THEN
+    IF p_call.memory_bytes < 0 OR p_call.wall_s NOT BETWEEN 0 AND 2147483647 OR p_call.cpu_s < 0
+        OR p_call.fetched_bytes < 0 OR p_call.disk_bytes < 0 THEN
         v_ignored := concat(v_ignored, osgprod._ignored_measures(p_call));
         p_call := osgprod._kept_measures(p_call);
     END IF;
@@ -62,9 +66,8 @@ BEGIN
             v_outcome := 'failed';
             p_call.reason := v_reason;
         ELSE
-            IF p_call.events IS NOT NULL THEN
-                v_contradiction := osgprod._contradicted_events(v_attempt.rawdata_id, v_attempt.block1, v_attempt.block2,
-                    p_call.events);
+            IF p_call.events <> v_attempt.events THEN
+                v_contradiction := format('%s of %s events read', p_call.events, v_attempt.events);
             END IF;
             -- I3, and nearly always: the success of the slice's holder, who can't have reported before.
             UPDATE osgprod_data.slices s SET state = 'done'
@@ -187,8 +190,6 @@ AS $fn$
 -- Names the missing part of the proof that the project demands of a success; exit 0 alone proves nothing.
 -- Parameters: p_project  the project's row;  p_attempt  who reports;  p_call  what
 -- Returns:    one phrase; NULL = nothing is lacking
-DECLARE
-    v_events bigint;
 BEGIN
     IF p_project.demand_outputs AND coalesce(p_call.outputs, 0) < 1 THEN
         RETURN 'exit code 0 without outputs';
@@ -196,12 +197,8 @@ BEGIN
     IF p_project.demand_checksum AND (p_call.output_adler32 IS NULL OR coalesce(p_call.output_bytes, 0) = 0) THEN
         RETURN 'exit code 0 without size and checksum of the outputs';
     END IF;
-    IF p_project.demand_events THEN
-        SELECT f.events INTO v_events
-          FROM osgprod._slice_file(p_attempt.rawdata_id, p_attempt.block1, p_attempt.block2, '', '') f;
-        IF p_call.events IS DISTINCT FROM v_events THEN
-            RETURN format('exit code 0 with %s of %s events read', coalesce(p_call.events::text, 'unknown'), v_events);
-        END IF;
+    IF p_project.demand_events AND p_call.events IS DISTINCT FROM p_attempt.events THEN
+        RETURN format('exit code 0 with %s of %s events read', coalesce(p_call.events::text, 'unknown'), p_attempt.events);
     END IF;
     RETURN NULL;
 END

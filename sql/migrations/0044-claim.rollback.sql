@@ -1,0 +1,5 @@
+SET LOCAL ROLE osgprod_owner;
+
+ALTER TABLE osgprod_data.attempts DROP COLUMN events;
+
+RESET ROLE;
