@@ -191,15 +191,20 @@ def workers(ctx: click.Context, as_json: bool) -> None:
     type=click.Choice(["failing", "slow", "busy"]),
     default="failing",
     show_default=True,
-    help="Which workers come first.",
+    help="failing: those with a failure, most failures first; slow: those with a success, most time per block first;"
+    " busy: all, most attempts first.",
 )
 @hours_option(6)
 @limit_option(20)
 @as_json
 def workers_list(project: str, order: str, hours: int | None, limit: int, as_json: bool) -> None:
     """List workers with their failures and their time per block."""
+    empty = {
+        "failing": "no worker failed in that time; --order busy lists all",
+        "slow": "no worker succeeded in that time",
+    }
     rows = look("attempts_by_worker", project=project, order=order, limit=limit, hours=hours)
-    show(rows, as_json, "no attempt of a worker ended in that time", limit=limit)
+    show(rows, as_json, empty.get(order, "no attempt ended in that time"), limit=limit)
 
 
 site_option = click.option("--site", help="All workers of this site, instead of one worker.")

@@ -998,6 +998,14 @@ def test_list_without_a_match_says_what_does_not_match(run: Run, busy: World) ->
     assert run("files", "p", "--state", "in_progress").stdout == "no file of project p is in_progress\n"
 
 
+def test_list_of_failing_workers_does_not_deny_that_others_worked(run: Run, world: World) -> None:
+    world.add_file(1)
+    world.checkout(0)
+    world.report(0)
+    assert run("workers", "list", "p").stdout == "no worker failed in that time; --order busy lists all\n"
+    assert len(rows_of(run("workers", "list", "p", "--order", "busy", "--json"))) == 1
+
+
 def test_rate_begins_with_the_first_attempt_that_ended(run: Run, busy: World) -> None:
     rows = rows_of(run("rate", "p", "--json"))
     assert 1 <= len(rows) <= 2 and rows[0]["done"] + rows[0]["failed"] > 0
