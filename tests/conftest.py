@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import importlib.util
+import os
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,13 +23,33 @@ from shim.database import call
 from shim.local.embedded import NOT_DURABLE, SUPERUSER, Server
 from shim.migrate import migrate
 from tests.databases import Databases
-from tests.support import LiveShim, Run, World, run_osgprod, server_folder
+from tests.support import CHECKOUT, LiveShim, Run, World, run_osgprod, server_folder
 
 # Started with & by a script, we and all programs that the tests start would not hear Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # What drives a browser is installed by make test-browser alone.
 collect_ignore = [] if importlib.util.find_spec("playwright") else ["browser"]
+
+# Containers often forbid Python to keep what it compiled. Then each worker would compile all tests in each run, which
+# takes 5 s of a processor, and each program that a test starts would compile what it imports.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection(session: pytest.Session) -> None:
+    """In a new checkout, let each worker of a whole run compile another part of the tests for all of them."""
+    worker = getattr(session.config, "workerinput", None)
+    if worker is None or session.config.args != session.config.getini("testpaths"):
+        return
+    files = sorted(
+        path for path in CHECKOUT.glob("tests/*/test_*.py") if path.parent.name not in collect_ignore
+    )
+    first = len(files) * int(worker["workerid"].removeprefix("gw")) // worker["workercount"]
+    for path in files[first:] + files[:first]:
+        with contextlib.suppress(Exception):  # pytest imports it again, and reports it
+            importlib.import_module(".".join(path.relative_to(CHECKOUT).with_suffix("").parts))
 
 
 @pytest.fixture(scope="session")
