@@ -306,6 +306,31 @@ def test_merges_of_the_original_are_taken_over_and_bad_inputs_are_done_again(
     assert slices[paths[0], 1] == "done"
 
 
+def cpu_ticks(connection: Connection) -> int:
+    """CPU time that the server has used for this connection, which does not depend on how busy the machine is."""
+    fields = Path(f"/proc/{connection.info.backend_pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
+def test_cost_of_taking_a_file_over_grows_as_its_slices_and_not_as_their_square(world: World) -> None:
+    def cost(seqno: int, count: int) -> int:
+        path = world.add_file(count, seqno=seqno, project=None)
+        jobs = [
+            {"block1": n, "block2": n + 1, "cluster": seqno, "process": n, "ended_at": "2020-01-01"}
+            | {"exit_code": 0, "slices_of_job": 1}
+            for n in range(1, count + 1)
+        ]
+        size = {name: world.registered[name] for name in ("size_bytes", "nblocks")}
+        before = cpu_ticks(world.db)
+        (row,) = call(world.db, "import_file", project="p", path=path, slices=json.dumps(jobs), **size)
+        assert (row["blocks_done"], row["attempts"]) == (count, count)
+        return cpu_ticks(world.db) - before
+
+    cost(1, 10)
+    few, many = cost(2, 2000), cost(3, 8000)
+    assert many < 9 * max(few, 1), "four times as many: 4 in theory; it was 16"
+
+
 def import_slices(world: World, path: str, *slices: tuple[int, int, str, int]) -> dict[str, Any]:
     """Takes a file of 20 blocks over, with slices that are done: block1, block2, when their jobs ended, process."""
     rows = [

@@ -26,8 +26,11 @@ DECLARE
     v_rawdata rawdata;
     v_file    loaded_files;
     v_slice   record;
-    v_done    int4range[] := ARRAY[]::int4range[];
-    v_new     jsonb := jsonb '[]';
+    v_is_done boolean;
+    v_attempt attempts;
+    v_new     attempts[];  -- put on record
+    v_done    attempts[];  -- of these, by which slices are done
+    v_taken   boolean[];   -- blocks that are done: an array, so that neither a look nor a note costs more with more slices
 BEGIN
     PERFORM osgprod._require_read_committed();
     SELECT r.* INTO v_rawdata FROM rawdata r WHERE r.path = p_path;
@@ -64,7 +67,7 @@ BEGIN
     END IF;
 
     status := 'imported';
-    attempts := 0;
+    v_taken := array_fill(false, ARRAY[v_file.block2]);
     FOR v_slice IN
         SELECT x.*, coalesce(x.exit_code = 0 AND x.ended_at IS NOT NULL AND x.slices_of_job = 1, false) AS is_done,
                greatest(x.block1, v_file.block1) AS first, least(x.block2, v_file.block2) AS last
@@ -73,26 +76,29 @@ BEGIN
          WHERE x.cluster IS NOT NULL
          ORDER BY 12 DESC, x.ended_at, x.block1, x.cluster, x.process
     LOOP
-        v_slice.is_done := v_slice.is_done AND v_slice.first < v_slice.last AND NOT EXISTS (
-            SELECT FROM unnest(v_done) AS d (blocks) WHERE d.blocks && int4range(v_slice.first, v_slice.last));
-        IF NOT osgprod._import_attempt(v_project.project_id, v_rawdata.rawdata_id, v_slice.first, v_slice.last,
+        v_is_done := v_slice.is_done AND v_slice.first < v_slice.last;
+        FOR v_block IN v_slice.first .. v_slice.last - 1 LOOP
+            EXIT WHEN NOT v_is_done;
+            v_is_done := NOT v_taken[v_block + 1];
+        END LOOP;
+        v_attempt := osgprod._import_attempt(v_project.project_id, v_rawdata.rawdata_id, v_slice.first, v_slice.last,
             v_slice.cluster, v_slice.process, v_slice.nstart, v_slice.cpus, v_slice.worker, v_slice.started_at,
-            v_slice.ended_at, v_slice.exit_code, v_slice.is_done)
-        THEN
-            CONTINUE;  -- a job of that number is on record already: its slice is done again
-        END IF;
-        attempts := attempts + 1;
-        v_new := v_new || jsonb_build_object('cluster', v_slice.cluster, 'process', v_slice.process,
-            'nstart', coalesce(v_slice.nstart, 1), 'first', v_slice.first, 'last', v_slice.last, 'is_done', v_slice.is_done);
-        IF v_slice.is_done THEN
-            v_done := v_done || int4range(v_slice.first, v_slice.last);
+            v_slice.ended_at, v_slice.exit_code, v_is_done);
+        CONTINUE WHEN v_attempt.nstart IS NULL;  -- a job of that number is on record already: its slice is done again
+        v_new := array_append(v_new, v_attempt);
+        IF v_is_done THEN
+            v_done := array_append(v_done, v_attempt);
+            FOR v_block IN v_slice.first .. v_slice.last - 1 LOOP
+                v_taken[v_block + 1] := true;
+            END LOOP;
         END IF;
     END LOOP;
+    attempts := coalesce(cardinality(v_new), 0);
     -- One statement, so that the chain of slices is whole before its constraints are checked.
     WITH done AS (
-        SELECT n.*, lag(n.last, 1, v_file.block1) OVER (ORDER BY n.first) AS begin_of_gap
-          FROM jsonb_to_recordset(v_new) AS n (cluster int, process int, nstart int, first int, last int, is_done boolean)
-         WHERE n.is_done
+        SELECT n.cluster, n.process, n.nstart, n.block1 AS first, n.block2 AS last,
+               lag(n.block2, 1, v_file.block1) OVER (ORDER BY n.block1) AS begin_of_gap
+          FROM unnest(v_done) n
     ), added AS (
         INSERT INTO slices (project_id, rawdata_id, block1, block2, follows, run, seqno, opened_at, state, is_ready, not_before,
                cluster, process, nstart, due_at)
@@ -128,12 +134,13 @@ COMMENT ON FUNCTION osgprod.import_file(text, text, bigint, int, jsonb) IS
 CREATE FUNCTION osgprod._import_attempt(
     p_project_id int, p_rawdata_id int, p_block1 int, p_block2 int, p_cluster int, p_process int, p_nstart int, p_cpus int,
     p_worker text, p_started_at timestamptz, p_ended_at timestamptz, p_exit_code int, p_is_done boolean)
-RETURNS boolean LANGUAGE plpgsql VOLATILE
+RETURNS osgprod_data.attempts LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Puts a job of another dispatcher on record, with how it ended: by its own report, or lost.
 -- Parameters: p_block1, p_block2  what of its slice counts;  p_is_done  is it done by the exit code?;  see import_file
--- Returns:    false when an attempt of that number is on record already
+-- Returns:    the attempt; NULLs when one of that number is on record already
 DECLARE
+    v_attempt    osgprod_data.attempts;
     v_started_at timestamptz := coalesce(p_started_at, p_ended_at, now());
     v_client     inet := CASE WHEN p_worker ~ '^[0-9.]{7,15}$|^[0-9a-fA-F:]*:[0-9a-fA-F:.]*$' THEN p_worker::inet
                               ELSE '0.0.0.0' END;
@@ -143,9 +150,10 @@ BEGIN
     VALUES (p_project_id, p_cluster, p_process, coalesce(p_nstart, 1), p_rawdata_id, p_block1, p_block2,
             coalesce(p_cpus, 1), CASE WHEN p_is_done THEN now() ELSE v_started_at END, v_started_at,
             sha256(uuid_send(gen_random_uuid())), v_client)  -- the digest of a token that nobody has
-    ON CONFLICT DO NOTHING;
+    ON CONFLICT DO NOTHING
+    RETURNING * INTO v_attempt;
     IF NOT FOUND THEN
-        RETURN false;
+        RETURN NULL;
     END IF;
     INSERT INTO osgprod_data.reports (project_id, cluster, process, nstart, by_worker, outcome, exit_code, reported_at, ran_s,
            nblocks, worker)
@@ -155,20 +163,20 @@ BEGIN
             p_exit_code, coalesce(p_ended_at, now()),
             least(greatest(extract(epoch FROM coalesce(p_ended_at, now()) - v_started_at), 0), 2147483647),
             greatest(p_block2 - p_block1, 0), host(v_client));
-    RETURN true;
+    RETURN v_attempt;
 END
 $fn$;
 
-CREATE FUNCTION osgprod._tally_late(p_project_id int, p_attempts jsonb)
+CREATE FUNCTION osgprod._tally_late(p_project_id int, p_attempts osgprod_data.attempts[])
 RETURNS void LANGUAGE sql VOLATILE
 AS $fn$
-    -- Adds the reports on attempts (list of cluster, process, nstart) that have just been put on record with times that are
+    -- Adds the reports on attempts that have just been put on record with times that are
     -- tallied already. Nothing more is tallied until they are committed: see _tally.
     WITH tallied_until AS MATERIALIZED (
         SELECT p.tallied_until AS at FROM osgprod_data.projects p WHERE p.project_id = p_project_id FOR SHARE
     ), late AS (
         SELECT r.* FROM osgprod_data.reports r
-          JOIN jsonb_to_recordset(p_attempts) AS j (cluster int, process int, nstart int)
+          JOIN unnest(p_attempts) j
             ON r.project_id = p_project_id AND r.cluster = j.cluster AND r.process = j.process AND r.nstart = j.nstart
          WHERE r.reported_at < (SELECT u.at FROM tallied_until u)
     ), tallied AS (
