@@ -71,7 +71,7 @@ log_name=osgprod # the script, and the job when it has one: begins each log line
 # server. A full disk or a closed pipe there stops nothing.
 log() {
   local text="$*"
-  printf '%s %s: %s\n' "$(date -u +%Y-%m-%dT%H:%M:%SZ 2>&1)" "$log_name" "${text//[[:cntrl:]]/?}" >&2 || true
+  TZ=UTC0 printf '%(%Y-%m-%dT%H:%M:%SZ)T %s: %s\n' -1 "$log_name" "${text//[[:cntrl:]]/?}" >&2 || true
 }
 
 # Logs a message and ends the script. Arguments: exit code, message
@@ -82,9 +82,7 @@ die() {
 
 # Prints the size of a file [bytes]. Argument: file
 size_of() {
-  local bytes
-  bytes="$(wc -c <"$1")" || return
-  printf '%s\n' "${bytes// /}"
+  wc -c <"$1"
 }
 
 # Removes a file or folder with all that is in it, also in folders that may not be written, as copies of CVMFS's are. What
@@ -105,7 +103,10 @@ make_writable() {
 
 # Is a path the root of another file system than the folder that it is in? Argument: absolute path
 is_mount_point() {
-  [[ -e "$1" && "$(stat -c %d "$1" 2>/dev/null)" != "$(stat -c %d "${1%/*}/" 2>/dev/null)" ]]
+  local devices
+  [[ -e "$1" ]] || return 1
+  devices="$(stat -c %d "$1" "${1%/*}/" 2>/dev/null)" || true
+  [[ "$devices" != "${devices%%$'\n'*}"$'\n'"${devices%%$'\n'*}" ]]
 }
 
 # --- settings ----------------------------------------------------------------------------------------------------
@@ -131,6 +132,10 @@ readonly UTF8_CHARACTER=$'^([ -~]|\xc2[\xa0-\xbf]|[\xc3-\xdf][\x80-\xbf]|\xe0[\x
 # Arguments: greatest number of characters, text
 plain_text() {
   local text="$2" plain="" count=0
+  if [[ "$text" != *[!' '-'~']* ]]; then # the usual case
+    printf '%s' "${text:0:$1}"
+    return
+  fi
   while [[ -n "$text" ]] && ((count < $1)); do
     if [[ "$text" =~ $UTF8_CHARACTER ]]; then
       plain+="${BASH_REMATCH[0]}"
@@ -178,21 +183,24 @@ url_kind() {
 # The schemes that url_kind knows, for a message.
 readonly URL_SCHEMES='http, https, dav, davs, root, roots, xroot, xroots, osdf, pelican, file:///, or an absolute path'
 
-# Prints a URL as its client wants it: dav and davs are http and https to curl, xroot and xroots are root and roots to
-# XRootD, and a file is its path. Argument: URL that url_kind knows
+client_url="" # as the function of this name has set it
+
+# Sets client_url to a URL as its client wants it: dav and davs are http and https to curl, xroot and xroots are root and roots
+# to XRootD, and a file is its path. Argument: URL that url_kind knows
 client_url() {
   local scheme="${1%%://*}" location="${1#*://}"
-  [[ "$1" != /* ]] || {
-    printf '%s' "$1"
+  if [[ "$1" == /* ]]; then
+    client_url="$1"
     return 0
-  }
-  case "${scheme,,}" in
-  http | dav) printf 'http://%s' "$location" ;;
-  https | davs) printf 'https://%s' "$location" ;;
-  root | xroot) printf 'root://%s' "$location" ;;
-  roots | xroots) printf 'roots://%s' "$location" ;;
-  file) printf '/%s' "${location#/}" ;;
-  *) printf '%s://%s' "${scheme,,}" "$location" ;;
+  fi
+  scheme="${scheme,,}"
+  case "$scheme" in
+  http | dav) client_url="http://$location" ;;
+  https | davs) client_url="https://$location" ;;
+  root | xroot) client_url="root://$location" ;;
+  roots | xroots) client_url="roots://$location" ;;
+  file) client_url="/${location#/}" ;;
+  *) client_url="$scheme://$location" ;;
   esac
 }
 
@@ -258,6 +266,10 @@ may_have_token() {
 readonly CURL=(curl -q -g -sS --noproxy '*' --connect-timeout 20)
 http_version=""  # of storage; --http1.1 once a stream of HTTP/2 has failed
 sends_token=true # to storage; false for a source that needs none
+head_text=""     # as find_head has found it
+head_status=000  # the same
+header=""        # as find_header has found it
+headers=()       # the same, of all headers of the name
 
 # Prints one line of a curl configuration. Secrets reach curl on its standard input, never on its command line.
 # Arguments: option, value
@@ -297,14 +309,15 @@ storage_options() {
 # Arguments: URL (http, https, dav, davs), curl's options without secrets
 http_transfer() {
   local first url next place hop code
-  first="$(client_url "$1")"
-  url="$first"
+  client_url "$1"
+  first="$client_url" url="$client_url"
   shift
   for ((hop = 0; hop < 6; hop++)); do
     code=0
     http_request "$url" "$first" "$@" || code=$?
     ((code == 47)) || return "$code"
-    next="$(header_of location "$http_head")"
+    find_header location "$http_head"
+    next="$header"
     place="${url#*://}"
     [[ "$next" != /* || "$next" == //* ]] || next="${url%%://*}://${place%%[/?#]*}$next"
     case "$next" in
@@ -324,7 +337,8 @@ http_transfer() {
 http_request() {
   local url="$1" first="$2" reply code=0
   shift 2
-  # With -L and no redirect allowed, curl drops the body of a redirect and ends with 47. The x keeps the line ends.
+  # With -L and no redirect allowed, curl drops the body of a redirect and ends with 47. The x keeps the line ends. Newer bash
+  # says when it has left out a NUL: that is no word of curl's.
   {
     reply="$(
       { # a redirect's query may be a secret
@@ -332,14 +346,14 @@ http_request() {
         storage_options "$url" "$first"
       } |
         "${CURL[@]}" ${http_version:+"$http_version"} -f -L --max-redirs 0 --speed-limit 1000 --speed-time 120 \
-          -K - -D /dev/stderr "$@" 2>&1 >&3 | tr -d '\000' || code=$?
+          -K - -D /dev/stderr "$@" 2>&1 >&3 || code=$?
       printf x
       exit "$code"
     )" || code=$?
-  } 3>&1
+  } 3>&1 2>/dev/null
   reply="${reply%x}"
-  http_head="$(head_of "$reply")"
-  http_status="$(status_of "$http_head")"
+  find_head "$reply"
+  http_head="$head_text" http_status="$head_status"
   http_error=""
   if [[ $'\n'"$reply" == *$'\ncurl: '* ]]; then
     http_error=$'\n'"$reply"
@@ -360,48 +374,37 @@ learn_from() {
   esac
 }
 
-# Prints the head of the answer in what curl's -D gave. Interim answers (1xx) before it don't count, nor does a head that
-# was cut: it lacks the empty line at its end. Argument: curl's text, a body may follow the head
-head_of() {
-  local answer="$1" head
+# Finds the head of the answer in what curl's -D gave. Sets head_text to the head, empty when there is none, and head_status to
+# its status, 000 when there is none. Interim answers (1xx) before it don't count, nor does a head that was cut: it lacks the
+# empty line at its end. Argument: curl's text, a body may follow the head
+find_head() {
+  local answer="$1" pattern='^HTTP/[0-9.]+ ([1-9][0-9][0-9])'
   while [[ "$answer" == HTTP/*$'\r\n\r\n'* ]]; do
-    head="${answer%%$'\r\n\r\n'*}"
+    head_text="${answer%%$'\r\n\r\n'*}"
     answer="${answer#*$'\r\n\r\n'}"
-    if [[ ! "$head" =~ ^HTTP/[0-9.]+\ 1 ]]; then
-      printf '%s' "$head"
+    if [[ ! "$head_text" =~ ^HTTP/[0-9.]+\ 1 ]]; then
+      head_status=000
+      [[ ! "$head_text" =~ $pattern ]] || head_status="${BASH_REMATCH[1]}"
       return 0
     fi
   done
+  head_text="" head_status=000
 }
 
-# Prints the status of a head of HTTP, 000 when there is none. Argument: head
-status_of() {
-  local pattern='^HTTP/[0-9.]+ ([1-9][0-9][0-9])'
-  if [[ "$1" =~ $pattern ]]; then printf '%s' "${BASH_REMATCH[1]}"; else printf 000; fi
-}
-
-# Prints the value of a header, without spaces around it; nothing when there is none. The last one counts.
-# Arguments: name in any case, head
-header_of() {
-  local values
-  values="$(headers_of "$1" "$2" && printf x)" # the x keeps an empty value
-  values="${values%x}"
-  values="${values%$'\n'}"
-  printf '%s' "${values##*$'\n'}"
-}
-
-# Prints the values of all headers of a name, one a line, without spaces around them.
-# Arguments: name in any case, head
-headers_of() {
-  local line value
-  while IFS= read -r line; do
-    line="${line%$'\r'}"
-    [[ "${line%%:*}" != "$line" && "${line,,}" == "${1,,}:"* ]] || continue
-    value="${line#*:}"
-    value="${value#"${value%%[![:space:]]*}"}"
-    value="${value%"${value##*[![:space:]]}"}"
-    printf '%s\n' "$value"
-  done < <(printf '%s\n' "$2")
+# Sets headers to the values of all headers of a name, without spaces around them, and header to the last one, which counts;
+# empty when there is none. Arguments: name in any case, head
+find_header() {
+  local text="$2"$'\n' line name="${1,,}:"
+  header="" headers=()
+  while [[ -n "$text" ]]; do
+    line="${text%%$'\n'*}"
+    text="${text#*$'\n'}"
+    [[ "${line,,}" == "$name"* ]] || continue
+    header="${line#*:}"
+    header="${header#"${header%%[![:space:]]*}"}"
+    header="${header%"${header##*[![:space:]]}"}"
+    headers[${#headers[@]}]="$header"
+  done
 }
 
 # --- checksums ---------------------------------------------------------------------------------------------------
@@ -411,7 +414,7 @@ headers_of() {
 adler32() {
   local how sum
   for how in adler32_of_xrootd adler32_of_python adler32_of_awk; do
-    sum="$("$how" "$1" 2>/dev/null)" && [[ "$sum" =~ ^[0-9a-f]{8}$ ]] || continue
+    sum="$("$how" "$1" 2>/dev/null)" && sum="${sum%% *}" && [[ "$sum" =~ ^[0-9a-f]{8}$ ]] || continue
     printf '%s\n' "$sum"
     return 0
   done
@@ -421,7 +424,7 @@ adler32() {
 # From its standard input: of a file it would print what it has written to the file's attributes, which is wrong when the
 # file has changed in the same second.
 adler32_of_xrootd() {
-  xrdadler32 <"$1" | cut -d ' ' -f 1
+  xrdadler32 <"$1"
 }
 
 adler32_of_python() {
@@ -571,10 +574,11 @@ is_answer() {
 
 # Does HTTP say where the body ends? Only then does curl notice a body that was cut. Argument: head
 tells_its_end() {
-  local encoding
   [[ ! "$1" =~ ^HTTP/[2-9] ]] || return 0
-  encoding="$(header_of Transfer-Encoding "$1")"
-  [[ "${encoding,,}" == *chunked || "$(header_of Content-Length "$1")" =~ ^[0-9]+$ ]]
+  find_header Transfer-Encoding "$1"
+  [[ "${header,,}" != *chunked ]] || return 0
+  find_header Content-Length "$1"
+  [[ "$header" =~ ^[0-9]+$ ]]
 }
 
 # Reads the answer to a request. Sets http_status, answer, head and body.
@@ -582,13 +586,15 @@ tells_its_end() {
 read_answer() {
   local route="$1" code="$2" reply="$3" status found
   http_status=000 answer=""
-  head="$(head_of "$reply")"
-  status="$(status_of "$head")"
-  found="$(header_of Osgprod-Status "$head")"
+  find_head "$reply"
+  head="$head_text" status="$head_status"
+  find_header Osgprod-Status "$head"
+  found="$header"
+  find_header Osgprod-Request "$head"
   if ((code != 0)); then
     body="${reply##*curl: }"
     [[ "$reply" == *'curl: '* ]] || body="exit code $code of curl"
-  elif [[ -z "$(header_of Osgprod-Request "$head")" ]] || ! is_answer "$route" "$status" "$found"; then
+  elif [[ -z "$header" ]] || ! is_answer "$route" "$status" "$found"; then
     body="status $status, but no whole answer of osgprod: is OSGPROD_URL right?"
   elif ! tells_its_end "$head"; then
     body="status $status, but its body may be cut"
@@ -649,7 +655,8 @@ persistent_request() {
     ! $is_cut_here || return 1
     log "$1 failed (attempt $try of $TRIES, status $http_status): $body"
     ((try < TRIES)) || return 1
-    pause "$(backoff "$try" "$BACKOFF_MS" "$(header_of Retry-After "$head")")"
+    find_header Retry-After "$head"
+    pause "$(backoff "$try" "$BACKOFF_MS" "$header")"
   done
 }
 
@@ -668,7 +675,8 @@ checkout() {
       after "$after" exec_version "$EXEC_VERSION" image "$image"; then
       if $is_cut_here; then
         log "$full: the work script can't be written: $body"
-        token="$(header_of Osgprod-Token "$head")"
+        find_header Osgprod-Token "$head"
+        token="$header"
         [[ -z "$token" ]] || report "$EXIT_NOT_FETCHED" fault node reason "$full" || true
         return "$EXIT_NODE_FAULT"
       fi
@@ -679,7 +687,8 @@ checkout() {
       return "$EXIT_REFUSED"
     fi
     [[ "$answer" == wait ]] || return 0
-    retry_s="$(header_of Retry-After "$head")"
+    find_header Retry-After "$head"
+    retry_s="$header"
     [[ "$retry_s" =~ ^[0-9]{1,5}$ ]] || retry_s=60
     retry_s="$((10#$retry_s))"
     if ((SECONDS + retry_s > deadline)); then
@@ -1044,12 +1053,13 @@ stored_http() {
     [[ "$http_status" == 404 ]] || printf 'status %s %s\n' "$http_status" "$http_error" >&2
     return "$code"
   fi
-  header_of Content-Length "$http_head"
-  printf '\n'
+  find_header Content-Length "$http_head"
+  printf '%s\n' "$header"
   digest_of "$http_head"
 }
 move_http() {
-  call_http "$1" --max-time 120 -X MOVE -H "Destination: $(client_url "$2")" -H 'Overwrite: F'
+  client_url "$2"
+  call_http "$1" --max-time 120 -X MOVE -H "Destination: $client_url" -H 'Overwrite: F'
 }
 remove_http() {
   call_http "$1" --max-time 120 -X DELETE
@@ -1063,20 +1073,22 @@ call_http() {
 }
 # Prints the adler32 in a head of HTTP (RFC 3230: the names of algorithms have no case), if it is there. Argument: head
 digest_of() {
-  local digest
-  digest="$(header_of Digest "$1")"
-  printf '%s\n' "${digest,,}" | sed -n 's/^\(.*[, ]\)*adler32=\([0-9a-f]*\).*/\2/p'
+  local pattern='^(.*[, ])?adler32=([0-9a-f]*)'
+  find_header Digest "$1"
+  [[ ! "${header,,}" =~ $pattern ]] || printf '%s\n' "${BASH_REMATCH[2]}"
 }
 
 send_root() {
-  xrdcp --nopbar --force --posc "$1" "$(client_url "$2")" # posc: nothing stays when the connection is lost
+  client_url "$2"
+  xrdcp --nopbar --force --posc "$1" "$client_url" # posc: nothing stays when the connection is lost
 }
 stored_root() {
   run_xrdfs "$1" stat | sed -n 's/^Size: *//p'
   run_xrdfs "$1" query checksum 2>/dev/null | sed -n 's/^adler32 *//p'
 }
 move_root() {
-  run_xrdfs "$1" mv "$(path_of "$(client_url "$2")")"
+  client_url "$2"
+  run_xrdfs "$1" mv "$(path_of "$client_url")"
 }
 remove_root() {
   run_xrdfs "$1" rm
@@ -1084,7 +1096,8 @@ remove_root() {
 # Arguments: URL, xrdfs command, what follows the path
 run_xrdfs() {
   local url command="$2" location
-  url="$(client_url "$1")"
+  client_url "$1"
+  url="$client_url"
   location="${url#*://}"
   shift 2
   if [[ "$command" == query ]]; then
@@ -1115,7 +1128,8 @@ remove_pelican() {
 
 send_file() {
   local path top
-  path="$(client_url "$2")"
+  client_url "$2"
+  path="$client_url"
   # Of a file system that is not mounted here, nothing is made on this node's own disk.
   top="$(dirname "$path" | cut -d / -f 1-3)"
   [[ -d "$top" ]] || {
@@ -1126,16 +1140,22 @@ send_file() {
 }
 stored_file() {
   local path
-  path="$(client_url "$1")"
+  client_url "$1"
+  path="$client_url"
   [[ -e "$path" ]] || return 1
   size_of "$path"
   adler32 "$path"
 }
 move_file() {
-  mv -n "$(client_url "$1")" "$(client_url "$2")"
+  local from
+  client_url "$1"
+  from="$client_url"
+  client_url "$2"
+  mv -n "$from" "$client_url"
 }
 remove_file() {
-  rm -f "$(client_url "$1")"
+  client_url "$1"
+  rm -f "$client_url"
 }
 
 # Calls one of these functions so that SIGTERM is heard. Sets captured to its output, and storage_error to what it said on
@@ -1757,8 +1777,14 @@ attempt() {
     log "see \`osgprod jobs $OSGPROD_PROJECT $cluster.$process\`; requeue its slice by \`osgprod slices recycle\`, then remove this job"
     return "$EXIT_REFUSED"
   fi
-  token="$(header_of Osgprod-Token "$head")" nstarts="$(header_of Osgprod-Nstarts "$head")"
-  slice="$(header_of Osgprod-Slice "$head")" heartbeat_s="$(header_of Osgprod-Heartbeat "$head")"
+  find_header Osgprod-Token "$head"
+  token="$header"
+  find_header Osgprod-Nstarts "$head"
+  nstarts="$header"
+  find_header Osgprod-Slice "$head"
+  slice="$header"
+  find_header Osgprod-Heartbeat "$head"
+  heartbeat_s="$header"
   [[ "$heartbeat_s" =~ ^[0-9]{1,6}$ ]] || heartbeat_s=0
   log "start $nstarts on $slice"
   name="job_${cluster}_${process}"

@@ -86,7 +86,7 @@ log_name=osgprod # the script, and the job when it has one: begins each log line
 # server. A full disk or a closed pipe there stops nothing.
 log() {
   local text="$*"
-  printf '%s %s: %s\n' "$(date -u +%Y-%m-%dT%H:%M:%SZ 2>&1)" "$log_name" "${text//[[:cntrl:]]/?}" >&2 || true
+  TZ=UTC0 printf '%(%Y-%m-%dT%H:%M:%SZ)T %s: %s\n' -1 "$log_name" "${text//[[:cntrl:]]/?}" >&2 || true
 }
 
 # Logs a message and ends the script. Arguments: exit code, message
@@ -97,9 +97,7 @@ die() {
 
 # Prints the size of a file [bytes]. Argument: file
 size_of() {
-  local bytes
-  bytes="$(wc -c <"$1")" || return
-  printf '%s\n' "${bytes// /}"
+  wc -c <"$1"
 }
 
 # Removes a file or folder with all that is in it, also in folders that may not be written, as copies of CVMFS's are. What
@@ -120,7 +118,10 @@ make_writable() {
 
 # Is a path the root of another file system than the folder that it is in? Argument: absolute path
 is_mount_point() {
-  [[ -e "$1" && "$(stat -c %d "$1" 2>/dev/null)" != "$(stat -c %d "${1%/*}/" 2>/dev/null)" ]]
+  local devices
+  [[ -e "$1" ]] || return 1
+  devices="$(stat -c %d "$1" "${1%/*}/" 2>/dev/null)" || true
+  [[ "$devices" != "${devices%%$'\n'*}"$'\n'"${devices%%$'\n'*}" ]]
 }
 
 # --- settings ----------------------------------------------------------------------------------------------------
@@ -146,6 +147,10 @@ readonly UTF8_CHARACTER=$'^([ -~]|\xc2[\xa0-\xbf]|[\xc3-\xdf][\x80-\xbf]|\xe0[\x
 # Arguments: greatest number of characters, text
 plain_text() {
   local text="$2" plain="" count=0
+  if [[ "$text" != *[!' '-'~']* ]]; then # the usual case
+    printf '%s' "${text:0:$1}"
+    return
+  fi
   while [[ -n "$text" ]] && ((count < $1)); do
     if [[ "$text" =~ $UTF8_CHARACTER ]]; then
       plain+="${BASH_REMATCH[0]}"
@@ -193,21 +198,24 @@ url_kind() {
 # The schemes that url_kind knows, for a message.
 readonly URL_SCHEMES='http, https, dav, davs, root, roots, xroot, xroots, osdf, pelican, file:///, or an absolute path'
 
-# Prints a URL as its client wants it: dav and davs are http and https to curl, xroot and xroots are root and roots to
-# XRootD, and a file is its path. Argument: URL that url_kind knows
+client_url="" # as the function of this name has set it
+
+# Sets client_url to a URL as its client wants it: dav and davs are http and https to curl, xroot and xroots are root and roots
+# to XRootD, and a file is its path. Argument: URL that url_kind knows
 client_url() {
   local scheme="${1%%://*}" location="${1#*://}"
-  [[ "$1" != /* ]] || {
-    printf '%s' "$1"
+  if [[ "$1" == /* ]]; then
+    client_url="$1"
     return 0
-  }
-  case "${scheme,,}" in
-  http | dav) printf 'http://%s' "$location" ;;
-  https | davs) printf 'https://%s' "$location" ;;
-  root | xroot) printf 'root://%s' "$location" ;;
-  roots | xroots) printf 'roots://%s' "$location" ;;
-  file) printf '/%s' "${location#/}" ;;
-  *) printf '%s://%s' "${scheme,,}" "$location" ;;
+  fi
+  scheme="${scheme,,}"
+  case "$scheme" in
+  http | dav) client_url="http://$location" ;;
+  https | davs) client_url="https://$location" ;;
+  root | xroot) client_url="root://$location" ;;
+  roots | xroots) client_url="roots://$location" ;;
+  file) client_url="/${location#/}" ;;
+  *) client_url="$scheme://$location" ;;
   esac
 }
 
@@ -273,6 +281,10 @@ may_have_token() {
 readonly CURL=(curl -q -g -sS --noproxy '*' --connect-timeout 20)
 http_version=""  # of storage; --http1.1 once a stream of HTTP/2 has failed
 sends_token=true # to storage; false for a source that needs none
+head_text=""     # as find_head has found it
+head_status=000  # the same
+header=""        # as find_header has found it
+headers=()       # the same, of all headers of the name
 
 # Prints one line of a curl configuration. Secrets reach curl on its standard input, never on its command line.
 # Arguments: option, value
@@ -312,14 +324,15 @@ storage_options() {
 # Arguments: URL (http, https, dav, davs), curl's options without secrets
 http_transfer() {
   local first url next place hop code
-  first="$(client_url "$1")"
-  url="$first"
+  client_url "$1"
+  first="$client_url" url="$client_url"
   shift
   for ((hop = 0; hop < 6; hop++)); do
     code=0
     http_request "$url" "$first" "$@" || code=$?
     ((code == 47)) || return "$code"
-    next="$(header_of location "$http_head")"
+    find_header location "$http_head"
+    next="$header"
     place="${url#*://}"
     [[ "$next" != /* || "$next" == //* ]] || next="${url%%://*}://${place%%[/?#]*}$next"
     case "$next" in
@@ -339,7 +352,8 @@ http_transfer() {
 http_request() {
   local url="$1" first="$2" reply code=0
   shift 2
-  # With -L and no redirect allowed, curl drops the body of a redirect and ends with 47. The x keeps the line ends.
+  # With -L and no redirect allowed, curl drops the body of a redirect and ends with 47. The x keeps the line ends. Newer bash
+  # says when it has left out a NUL: that is no word of curl's.
   {
     reply="$(
       { # a redirect's query may be a secret
@@ -347,14 +361,14 @@ http_request() {
         storage_options "$url" "$first"
       } |
         "${CURL[@]}" ${http_version:+"$http_version"} -f -L --max-redirs 0 --speed-limit 1000 --speed-time 120 \
-          -K - -D /dev/stderr "$@" 2>&1 >&3 | tr -d '\000' || code=$?
+          -K - -D /dev/stderr "$@" 2>&1 >&3 || code=$?
       printf x
       exit "$code"
     )" || code=$?
-  } 3>&1
+  } 3>&1 2>/dev/null
   reply="${reply%x}"
-  http_head="$(head_of "$reply")"
-  http_status="$(status_of "$http_head")"
+  find_head "$reply"
+  http_head="$head_text" http_status="$head_status"
   http_error=""
   if [[ $'\n'"$reply" == *$'\ncurl: '* ]]; then
     http_error=$'\n'"$reply"
@@ -375,48 +389,37 @@ learn_from() {
   esac
 }
 
-# Prints the head of the answer in what curl's -D gave. Interim answers (1xx) before it don't count, nor does a head that
-# was cut: it lacks the empty line at its end. Argument: curl's text, a body may follow the head
-head_of() {
-  local answer="$1" head
+# Finds the head of the answer in what curl's -D gave. Sets head_text to the head, empty when there is none, and head_status to
+# its status, 000 when there is none. Interim answers (1xx) before it don't count, nor does a head that was cut: it lacks the
+# empty line at its end. Argument: curl's text, a body may follow the head
+find_head() {
+  local answer="$1" pattern='^HTTP/[0-9.]+ ([1-9][0-9][0-9])'
   while [[ "$answer" == HTTP/*$'\r\n\r\n'* ]]; do
-    head="${answer%%$'\r\n\r\n'*}"
+    head_text="${answer%%$'\r\n\r\n'*}"
     answer="${answer#*$'\r\n\r\n'}"
-    if [[ ! "$head" =~ ^HTTP/[0-9.]+\ 1 ]]; then
-      printf '%s' "$head"
+    if [[ ! "$head_text" =~ ^HTTP/[0-9.]+\ 1 ]]; then
+      head_status=000
+      [[ ! "$head_text" =~ $pattern ]] || head_status="${BASH_REMATCH[1]}"
       return 0
     fi
   done
+  head_text="" head_status=000
 }
 
-# Prints the status of a head of HTTP, 000 when there is none. Argument: head
-status_of() {
-  local pattern='^HTTP/[0-9.]+ ([1-9][0-9][0-9])'
-  if [[ "$1" =~ $pattern ]]; then printf '%s' "${BASH_REMATCH[1]}"; else printf 000; fi
-}
-
-# Prints the value of a header, without spaces around it; nothing when there is none. The last one counts.
-# Arguments: name in any case, head
-header_of() {
-  local values
-  values="$(headers_of "$1" "$2" && printf x)" # the x keeps an empty value
-  values="${values%x}"
-  values="${values%$'\n'}"
-  printf '%s' "${values##*$'\n'}"
-}
-
-# Prints the values of all headers of a name, one a line, without spaces around them.
-# Arguments: name in any case, head
-headers_of() {
-  local line value
-  while IFS= read -r line; do
-    line="${line%$'\r'}"
-    [[ "${line%%:*}" != "$line" && "${line,,}" == "${1,,}:"* ]] || continue
-    value="${line#*:}"
-    value="${value#"${value%%[![:space:]]*}"}"
-    value="${value%"${value##*[![:space:]]}"}"
-    printf '%s\n' "$value"
-  done < <(printf '%s\n' "$2")
+# Sets headers to the values of all headers of a name, without spaces around them, and header to the last one, which counts;
+# empty when there is none. Arguments: name in any case, head
+find_header() {
+  local text="$2"$'\n' line name="${1,,}:"
+  header="" headers=()
+  while [[ -n "$text" ]]; do
+    line="${text%%$'\n'*}"
+    text="${text#*$'\n'}"
+    [[ "${line,,}" == "$name"* ]] || continue
+    header="${line#*:}"
+    header="${header#"${header%%[![:space:]]*}"}"
+    header="${header%"${header##*[![:space:]]}"}"
+    headers[${#headers[@]}]="$header"
+  done
 }
 
 # --- Pelican -----------------------------------------------------------------------------------------------------
@@ -465,13 +468,15 @@ pelican_places() {
     403 | 404) text=refused ;;
     *) text=again ;;
     esac
-    url="$(header_of retry-after "$http_head")"
+    find_header retry-after "$http_head"
+    url="$header"
     [[ "$url" =~ ^[0-9]{1,9}$ ]] || url=0
     [[ "$http_status" != 000 ]] || http_status="${http_error:-nothing}"
     printf 'failed %s %s the director answers %s instead of a redirect\n' "$text" "$url" "$http_status"
     return 0
   fi
-  [[ ! "$(headers_of x-pelican-namespace "$http_head")" =~ require-token=[Tt]rue ]] || kind=token
+  find_header x-pelican-namespace "$http_head"
+  [[ ! "${headers[*]:-}" =~ require-token=[Tt]rue ]] || kind=token
   while IFS= read -r url; do
     case "$kind $url" in
     *' '[Hh][Tt][Tt][Pp][Ss]://?* | 'public '[Hh][Tt][Tt][Pp]://?*) places[${#places[@]}]="$kind $url" ;;
@@ -485,8 +490,10 @@ pelican_places() {
 # the Location, which may be a signature, makes no difference. Argument: head
 named_places() {
   local location links attributes url pri seen=$'\n' pattern='<([^<>[:space:]]+)>([^<]*)(.*)'
-  location="$(header_of location "$1")"
-  links="$(headers_of link "$1" | tr '\n' ',')"
+  find_header location "$1"
+  location="$header"
+  find_header link "$1"
+  links="$(printf '%s,' ${headers[@]+"${headers[@]}"})"
   [[ -z "$location" ]] || printf '%s\n' "$location"
   while IFS=' ' read -r pri url; do
     [[ "$url" != "${location%%\?*}" && "$seen" != *$'\n'"$url"$'\n'* ]] || continue
@@ -509,7 +516,7 @@ named_places() {
 adler32() {
   local how sum
   for how in adler32_of_xrootd adler32_of_python adler32_of_awk; do
-    sum="$("$how" "$1" 2>/dev/null)" && [[ "$sum" =~ ^[0-9a-f]{8}$ ]] || continue
+    sum="$("$how" "$1" 2>/dev/null)" && sum="${sum%% *}" && [[ "$sum" =~ ^[0-9a-f]{8}$ ]] || continue
     printf '%s\n' "$sum"
     return 0
   done
@@ -519,7 +526,7 @@ adler32() {
 # From its standard input: of a file it would print what it has written to the file's attributes, which is wrong when the
 # file has changed in the same second.
 adler32_of_xrootd() {
-  xrdadler32 <"$1" | cut -d ' ' -f 1
+  xrdadler32 <"$1"
 }
 
 adler32_of_python() {
@@ -580,12 +587,13 @@ stored_http() {
     [[ "$http_status" == 404 ]] || printf 'status %s %s\n' "$http_status" "$http_error" >&2
     return "$code"
   fi
-  header_of Content-Length "$http_head"
-  printf '\n'
+  find_header Content-Length "$http_head"
+  printf '%s\n' "$header"
   digest_of "$http_head"
 }
 move_http() {
-  call_http "$1" --max-time 120 -X MOVE -H "Destination: $(client_url "$2")" -H 'Overwrite: F'
+  client_url "$2"
+  call_http "$1" --max-time 120 -X MOVE -H "Destination: $client_url" -H 'Overwrite: F'
 }
 remove_http() {
   call_http "$1" --max-time 120 -X DELETE
@@ -599,20 +607,22 @@ call_http() {
 }
 # Prints the adler32 in a head of HTTP (RFC 3230: the names of algorithms have no case), if it is there. Argument: head
 digest_of() {
-  local digest
-  digest="$(header_of Digest "$1")"
-  printf '%s\n' "${digest,,}" | sed -n 's/^\(.*[, ]\)*adler32=\([0-9a-f]*\).*/\2/p'
+  local pattern='^(.*[, ])?adler32=([0-9a-f]*)'
+  find_header Digest "$1"
+  [[ ! "${header,,}" =~ $pattern ]] || printf '%s\n' "${BASH_REMATCH[2]}"
 }
 
 send_root() {
-  xrdcp --nopbar --force --posc "$1" "$(client_url "$2")" # posc: nothing stays when the connection is lost
+  client_url "$2"
+  xrdcp --nopbar --force --posc "$1" "$client_url" # posc: nothing stays when the connection is lost
 }
 stored_root() {
   run_xrdfs "$1" stat | sed -n 's/^Size: *//p'
   run_xrdfs "$1" query checksum 2>/dev/null | sed -n 's/^adler32 *//p'
 }
 move_root() {
-  run_xrdfs "$1" mv "$(path_of "$(client_url "$2")")"
+  client_url "$2"
+  run_xrdfs "$1" mv "$(path_of "$client_url")"
 }
 remove_root() {
   run_xrdfs "$1" rm
@@ -620,7 +630,8 @@ remove_root() {
 # Arguments: URL, xrdfs command, what follows the path
 run_xrdfs() {
   local url command="$2" location
-  url="$(client_url "$1")"
+  client_url "$1"
+  url="$client_url"
   location="${url#*://}"
   shift 2
   if [[ "$command" == query ]]; then
@@ -651,7 +662,8 @@ remove_pelican() {
 
 send_file() {
   local path top
-  path="$(client_url "$2")"
+  client_url "$2"
+  path="$client_url"
   # Of a file system that is not mounted here, nothing is made on this node's own disk.
   top="$(dirname "$path" | cut -d / -f 1-3)"
   [[ -d "$top" ]] || {
@@ -662,16 +674,22 @@ send_file() {
 }
 stored_file() {
   local path
-  path="$(client_url "$1")"
+  client_url "$1"
+  path="$client_url"
   [[ -e "$path" ]] || return 1
   size_of "$path"
   adler32 "$path"
 }
 move_file() {
-  mv -n "$(client_url "$1")" "$(client_url "$2")"
+  local from
+  client_url "$1"
+  from="$client_url"
+  client_url "$2"
+  mv -n "$from" "$client_url"
 }
 remove_file() {
-  rm -f "$(client_url "$1")"
+  client_url "$1"
+  rm -f "$client_url"
 }
 
 # Calls one of these functions so that SIGTERM is heard. Sets captured to its output, and storage_error to what it said on
@@ -830,7 +848,8 @@ verdict() {
 
 read_file() {
   local path size
-  path="$(client_url "$1")"
+  client_url "$1"
+  path="$client_url"
   size="$(size_of "$path" 2>/dev/null)" || size=""
   if [[ -z "$size" ]]; then
     verdict never 0 '' "can't be read here"
@@ -843,34 +862,42 @@ read_file() {
 }
 
 read_http() {
-  local code=0 range
+  local code=0
   http_transfer "$1" -r "$2-$(($2 + $3 - 1))" || code=$?
   case "$http_status" in
   206)
-    range="$(header_of content-range "$http_head")"
-    if [[ "$range" != "bytes $2-"* ]]; then
+    find_header content-range "$http_head"
+    if [[ "$header" != "bytes $2-"* ]]; then
       verdict never "$code" '' 'another range came'
     else
       verdict again "$code" '' "broke off: ${http_error:-too few bytes}"
     fi
     ;;
   200)
-    if [[ "$2" == 0 && "$(header_of content-length "$http_head")" == "$3" ]]; then
+    find_header content-length "$http_head"
+    if [[ "$2" == 0 && "$header" == "$3" ]]; then
       verdict again "$code" '' "broke off: ${http_error:-too few bytes}"
     else
       verdict never "$code" '' 'the server ignores byte ranges'
     fi
     ;;
-  403 | 404) verdict refused "$code" "$(header_of retry-after "$http_head")" "status $http_status" ;;
+  403 | 404)
+    find_header retry-after "$http_head"
+    verdict refused "$code" "$header" "status $http_status"
+    ;;
   401 | 410 | 416) verdict never "$code" '' "status $http_status" ;;
   000) verdict again "$code" '' "no answer: ${http_error:-none}" ;;
-  [45]??) verdict again "$code" "$(header_of retry-after "$http_head")" "status $http_status" ;;
+  [45]??)
+    find_header retry-after "$http_head"
+    verdict again "$code" "$header" "status $http_status"
+    ;;
   *) verdict again "$code" '' "status $http_status: $http_error" ;;
   esac
 }
 
 # By XRootD's Python bindings.
 read_root() {
+  client_url "$1"
   "$xrootd_python" -c '
 import os, sys
 from XRootD import client
@@ -890,7 +917,7 @@ if not status.ok:
         word = "refused"
 sys.stdout.buffer.flush()
 os.write(5, ("%s 0 0 %s\n" % (word, reason)).encode("utf-8", "replace"))
-' "$(client_url "$1")" "$2" "$3" || true
+' "$client_url" "$2" "$3" || true
 }
 
 # Where the bytes may come from. Doors are the URLs of the whole file that the server gave, in order of preference; a
@@ -1139,8 +1166,9 @@ is_not_found() {
 look_at_input() {
   local kind="$1" url="$2" bytes="$3" adler="$4" look code
   input_fault="" stored_bytes="" stored_adler=""
-  if [[ "$kind" == file && ! -d "$(dirname "$(client_url "$url")")" ]]; then
-    node_fault "not fetched: this node has no folder $(dirname "$(client_url "$url")")"
+  client_url "$url"
+  if [[ "$kind" == file && ! -d "$(dirname "$client_url")" ]]; then
+    node_fault "not fetched: this node has no folder $(dirname "$client_url")"
   fi
   for ((look = 1; look <= LOOKS; look++)); do
     ((look == 1)) || pause "$(backoff "$((look - 1))" "$BACKOFF_MS")"
@@ -1179,7 +1207,8 @@ look_at_input() {
 confirm_size() {
   local code=0 range
   http_transfer "$1" -r 0-1 --max-time 120 --max-filesize "$MAX_PAGE_BYTES" >/dev/null || code=$?
-  range="$(header_of content-range "$http_head")"
+  find_header content-range "$http_head"
+  range="$header"
   case "$http_status" in
   206) [[ "${range##*/}" == "$2" ]] && return 0 ;;
   200) ((code == 63 || $2 == 0 && $(content_length) == 0)) && return 0 ;; # 63: it is larger than a page
@@ -1191,9 +1220,8 @@ confirm_size() {
 
 # Prints the Content-Length of the last answer of storage, or 1.
 content_length() {
-  local length
-  length="$(header_of content-length "$http_head")"
-  printf '%s' "${length:-1}"
+  find_header content-length "$http_head"
+  printf '%s' "${header:-1}"
 }
 
 # Fetches an input, and compares it with its record. Wrong bytes are fetched once more: they may have come from a cache.
@@ -1204,7 +1232,8 @@ fetch_input() {
   [[ -z "$input_fault" ]] || return 0
   [[ "$bytes" != - ]] || bytes="$stored_bytes"
   if [[ "$kind" == file ]]; then
-    input_file="$(client_url "$url")" # its checksum was computed just now
+    client_url "$url"
+    input_file="$client_url" # its checksum was computed just now
     [[ -n "$stored_bytes" ]] || node_fault "not fetched: $input_file can't be read"
     return 0
   fi
@@ -1250,7 +1279,8 @@ whole_http() {
   call_http_body "$1" >"$2"
 }
 whole_root() {
-  xrdcp --nopbar --force "$(client_url "$1")" "$2"
+  client_url "$1"
+  xrdcp --nopbar --force "$client_url" "$2"
 }
 whole_pelican() {
   pelican object get "$1" "$2"
@@ -1272,8 +1302,9 @@ fetch_inputs() {
   # shellcheck disable=SC2154  # filled in by the server
   for line in "${osgprod_inputs[@]}"; do
     n=$((n + 1))
-    IFS=' ' read -r url bytes adler block1 block2 < <(printf '%s\n' "$line") || true
-    [[ "$block2" =~ ^[0-9]+$ && "$block1" =~ ^[0-9]+$ ]] || misconfigured "the server gave an input that this script does not know: $line"
+    split ' ' "$line"
+    url="${fields[0]:-}" bytes="${fields[1]:-}" adler="${fields[2]:-}" block1="${fields[3]:-}" block2="${fields[4]:-}"
+    [[ "${#fields[@]}" == 5 && "$block2" =~ ^[0-9]+$ && "$block1" =~ ^[0-9]+$ ]] || misconfigured "the server gave an input that this script does not know: $line"
     kind="$(url_kind "$url")" || misconfigured "the input $(shown_url "$url") has no scheme that this script knows: $URL_SCHEMES"
     url="$(input_url "$url")"
     log "input $n of ${#osgprod_inputs[@]}: $(shown_url "$url")"
@@ -1327,6 +1358,7 @@ readonly EXIT_NOT_MERGED=66 EXIT_NO_PROGRAM=127
 
 run="" seqno=""  # digits of names
 merged_events="" # of a merged file; empty = they can't be counted
+fields=()        # see split
 
 # The result is not what it must be. Argument: message
 not_merged() {
@@ -1338,6 +1370,15 @@ not_merged() {
 no_program() {
   log "$1 is not on this node"
   exit "$EXIT_NO_PROGRAM"
+}
+
+# Sets fields to the words of the first line of a text. Arguments: characters that divide words, text
+split() {
+  local IFS="$1"
+  set -f
+  # shellcheck disable=SC2206  # words
+  fields=(${2%%$'\n'*})
+  set +f
 }
 
 # Prints a file's name without its extension, and without the slice's name in front. Argument: name
@@ -1355,14 +1396,15 @@ stem_of() {
 # Finds the line of the table for a file. Sets row_kind, row_how, row_merged, row_slices, and row_has_stem: does the name
 # of the file make the kind? Argument: name
 find_row() {
-  local row pattern
+  local row
   for row in "${merge_kinds[@]}"; do
-    IFS=$' \t' read -r row_kind pattern row_how row_merged row_slices < <(printf '%s\n' "$row") || true
+    split $' \t' "$row"
     # shellcheck disable=SC2053  # a pattern
-    [[ "$1" == $pattern ]] || continue
+    [[ "$1" == ${fields[1]} ]] || continue
+    row_kind="${fields[0]}" row_how="${fields[2]}" row_merged="${fields[3]}" row_slices="${fields[4]}"
     row_has_stem=false
     [[ "$row_kind" != *'{stem}'* ]] || row_has_stem=true
-    row_kind="${row_kind//\{stem\}/$(stem_of "$1")}"
+    ! $row_has_stem || row_kind="${row_kind//\{stem\}/$(stem_of "$1")}"
     return 0
   done
   return 1
@@ -1370,12 +1412,12 @@ find_row() {
 
 # Is the table sound? A line that can't be understood is named.
 check_table() {
-  local row pattern
+  local row
   ((${#merge_kinds[@]} > 0)) || misconfigured 'merge_kinds has no line'
   for row in "${merge_kinds[@]}"; do
-    row_kind="" pattern="" row_how="" row_merged="" row_slices=""
-    IFS=$' \t' read -r row_kind pattern row_how row_merged row_slices < <(printf '%s\n' "$row") || true
-    [[ "$row_kind" =~ ^[A-Za-z0-9._+{}-]+$ && "$row_how" =~ ^(root|hddm|evio|cat|tar)$ && "$row_merged" != */* ]] &&
+    split $' \t' "$row"
+    row_kind="${fields[0]:-}" row_how="${fields[2]:-}" row_merged="${fields[3]:-}" row_slices="${fields[4]:-}"
+    [[ "${#fields[@]}" == 5 && "$row_kind" =~ ^[A-Za-z0-9._+{}-]+$ && "$row_how" =~ ^(root|hddm|evio|cat|tar)$ && "$row_merged" != */* ]] &&
       [[ "$row_slices" =~ ^(all|must|some)$ ]] || misconfigured "merge_kinds has a line that is none: ${row:0:100}"
   done
 }
@@ -1394,7 +1436,8 @@ check_names() {
   local row name
   find_numbers
   for row in "${merge_kinds[@]}"; do
-    IFS=$' \t' read -r _ _ _ name _ < <(printf '%s\n' "$row") || true
+    split $' \t' "$row"
+    name="${fields[3]}"
     [[ "$name" == *'{run}'* || "$merged_folder" =~ (^|[^0-9])"$run"([^0-9]|$) ]] ||
       misconfigured "merge_kinds: the name $name lacks {run}: each run would replace the merged file of the one before"
     [[ -z "$seqno" || "$name" == *'{seqno}'* || "$merged_folder" =~ (^|[^0-9])"$seqno"([^0-9]|$) ]] ||
@@ -1409,12 +1452,13 @@ sort_by_kind() {
   local -a names=()
   local -A how=() merged=() wanted=() has=() count=()
   for line in "${osgprod_inputs[@]}"; do
-    IFS=' ' read -r _ _ _ kind slice < <(printf '%s\n' "$line") || true
-    names[${#names[@]}]="$kind,$slice"
+    split ' ' "$line"
+    names[${#names[@]}]="${fields[3]},${fields[4]}"
   done
   for line in "${merge_kinds[@]}"; do
-    IFS=$' \t' read -r kind _ _ _ slice < <(printf '%s\n' "$line") || true
-    [[ "$slice" != must || "$kind" == *'{stem}'* ]] || wanted["$kind"]=must
+    split $' \t' "$line"
+    kind="${fields[0]}"
+    [[ "${fields[4]}" != must || "$kind" == *'{stem}'* ]] || wanted["$kind"]=must
   done
   for slice in "${names[@]}"; do
     while IFS= read -r -d '' path; do
@@ -1608,6 +1652,7 @@ readonly MAX_CONFIRM_S=600    # that osgprod_exec.sh may take for a heartbeat, i
 
 outputs_list=""  # JSON objects of the delivered files
 merged_folder="" # URL of the folder for merged files; {kind} stands for the kind
+attempt_word=""  # see find_attempt_word
 
 # Waits until the server confirms that this attempt has the lease, and ends the script if that lasts: another job may have
 # the merge now, and what lies under the names of the merged files may be on record for it. osgprod_exec.sh sends a
@@ -1635,7 +1680,8 @@ hold_lease() {
 # Arguments: kind of storage, URL, file, size [bytes], adler32, number of the attempt
 deliver_merged() {
   local kind="$1" url="$2" file="$3" bytes="$4" adler="$5" part
-  part="$2.$(attempt_word).$6.part"
+  [[ -n "$attempt_word" ]] || find_attempt_word
+  part="$2.$attempt_word.$6.part"
   storage_error=""
   if [[ "$kind" != pelican ]]; then
     if ! send_whole "$kind" "$file" "$part" "$bytes" "$adler"; then
@@ -1653,9 +1699,10 @@ deliver_merged() {
   send_whole "$kind" "$file" "$url" "$bytes" "$adler"
 }
 
-# Prints a word that only this attempt has, for names. Its token is a secret.
-attempt_word() {
-  printf '%s' "${osgprod_token:-$$}" | cksum | tr -d ' '
+# Sets attempt_word to a word that only this attempt has, for names. Its token is a secret.
+find_attempt_word() {
+  attempt_word="$(printf '%s' "${osgprod_token:-$$}" | cksum)"
+  attempt_word="${attempt_word// /}"
 }
 
 # Removes a file that is not whole; keeps the error that was before. Arguments: kind of storage, URL
@@ -1695,7 +1742,8 @@ find_merged_folder() {
   [[ -n "${OSGPROD_PROJECT:-}" ]] || misconfigured 'OSGPROD_PROJECT is not set: merged files go to its folder in OSGPROD_OUTPUT_URL'
   merged_folder="${tarballs%/}/$OSGPROD_PROJECT"
   # Below a folder that takes tarballs, the project's may be made, also where that is the first folder of a path (/outputs).
-  path="$(client_url "$tarballs")"
+  client_url "$tarballs"
+  path="$client_url"
   [[ "$(url_kind "$tarballs")" != file || ! -d "$path" ]] || mkdir -p "${path%/}/$OSGPROD_PROJECT" 2>/dev/null || true
 }
 
@@ -1741,7 +1789,8 @@ report_merged() {
   local line url bytes adler
   [[ "${osgprod_merge_cleanup:-keep}" == delete ]] || return 0
   for line in "${osgprod_inputs[@]}"; do
-    IFS=' ' read -r url bytes adler _ < <(printf '%s\n' "$line") || true
+    split ' ' "$line"
+    url="${fields[0]:-}" bytes="${fields[1]:-}" adler="${fields[2]:-}"
     # Only the input that was merged: its record must identify it.
     [[ "$bytes" == - || "$adler" == - ]] || add_to_report "merged_input=$url $bytes $adler" || true
   done
@@ -2196,7 +2245,7 @@ END_OF_PROGRAM
 # --- the merge ---------------------------------------------------------------------------------------------------
 
 main() {
-  local area="$PWD/osgprod_merge" list kind how name count=0
+  local area="$PWD/osgprod_merge" list kind how name events count=0
   log_name=osgprod_merge
   OSGPROD_REPORT="${OSGPROD_REPORT:-osgprod_report.txt}"
   [[ "$OSGPROD_REPORT" == /* ]] || OSGPROD_REPORT="$PWD/$OSGPROD_REPORT"
@@ -2236,7 +2285,9 @@ main() {
     kind="${list##*/}"
     kind="${kind%.list}"
     IFS=' ' read -r how name <"${list%.list}.how"
-    send_merged "$kind" "$area/merged/$name" "$(cat "${list%.list}.events")"
+    events=""
+    IFS= read -r events <"${list%.list}.events" || true # it has no line end
+    send_merged "$kind" "$area/merged/$name" "$events"
     rm -f "$area/merged/$name"
     count=$((count + 1))
   done

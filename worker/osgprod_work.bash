@@ -60,7 +60,7 @@ log_name=osgprod # the script, and the job when it has one: begins each log line
 # server. A full disk or a closed pipe there stops nothing.
 log() {
   local text="$*"
-  printf '%s %s: %s\n' "$(date -u +%Y-%m-%dT%H:%M:%SZ 2>&1)" "$log_name" "${text//[[:cntrl:]]/?}" >&2 || true
+  TZ=UTC0 printf '%(%Y-%m-%dT%H:%M:%SZ)T %s: %s\n' -1 "$log_name" "${text//[[:cntrl:]]/?}" >&2 || true
 }
 
 # Logs a message and ends the script. Arguments: exit code, message
@@ -71,9 +71,7 @@ die() {
 
 # Prints the size of a file [bytes]. Argument: file
 size_of() {
-  local bytes
-  bytes="$(wc -c <"$1")" || return
-  printf '%s\n' "${bytes// /}"
+  wc -c <"$1"
 }
 
 # Removes a file or folder with all that is in it, also in folders that may not be written, as copies of CVMFS's are. What
@@ -94,7 +92,10 @@ make_writable() {
 
 # Is a path the root of another file system than the folder that it is in? Argument: absolute path
 is_mount_point() {
-  [[ -e "$1" && "$(stat -c %d "$1" 2>/dev/null)" != "$(stat -c %d "${1%/*}/" 2>/dev/null)" ]]
+  local devices
+  [[ -e "$1" ]] || return 1
+  devices="$(stat -c %d "$1" "${1%/*}/" 2>/dev/null)" || true
+  [[ "$devices" != "${devices%%$'\n'*}"$'\n'"${devices%%$'\n'*}" ]]
 }
 
 # --- settings ----------------------------------------------------------------------------------------------------
@@ -146,21 +147,24 @@ url_kind() {
 # The schemes that url_kind knows, for a message.
 readonly URL_SCHEMES='http, https, dav, davs, root, roots, xroot, xroots, osdf, pelican, file:///, or an absolute path'
 
-# Prints a URL as its client wants it: dav and davs are http and https to curl, xroot and xroots are root and roots to
-# XRootD, and a file is its path. Argument: URL that url_kind knows
+client_url="" # as the function of this name has set it
+
+# Sets client_url to a URL as its client wants it: dav and davs are http and https to curl, xroot and xroots are root and roots
+# to XRootD, and a file is its path. Argument: URL that url_kind knows
 client_url() {
   local scheme="${1%%://*}" location="${1#*://}"
-  [[ "$1" != /* ]] || {
-    printf '%s' "$1"
+  if [[ "$1" == /* ]]; then
+    client_url="$1"
     return 0
-  }
-  case "${scheme,,}" in
-  http | dav) printf 'http://%s' "$location" ;;
-  https | davs) printf 'https://%s' "$location" ;;
-  root | xroot) printf 'root://%s' "$location" ;;
-  roots | xroots) printf 'roots://%s' "$location" ;;
-  file) printf '/%s' "${location#/}" ;;
-  *) printf '%s://%s' "${scheme,,}" "$location" ;;
+  fi
+  scheme="${scheme,,}"
+  case "$scheme" in
+  http | dav) client_url="http://$location" ;;
+  https | davs) client_url="https://$location" ;;
+  root | xroot) client_url="root://$location" ;;
+  roots | xroots) client_url="roots://$location" ;;
+  file) client_url="/${location#/}" ;;
+  *) client_url="$scheme://$location" ;;
   esac
 }
 
@@ -226,6 +230,10 @@ may_have_token() {
 readonly CURL=(curl -q -g -sS --noproxy '*' --connect-timeout 20)
 http_version=""  # of storage; --http1.1 once a stream of HTTP/2 has failed
 sends_token=true # to storage; false for a source that needs none
+head_text=""     # as find_head has found it
+head_status=000  # the same
+header=""        # as find_header has found it
+headers=()       # the same, of all headers of the name
 
 # Prints one line of a curl configuration. Secrets reach curl on its standard input, never on its command line.
 # Arguments: option, value
@@ -265,14 +273,15 @@ storage_options() {
 # Arguments: URL (http, https, dav, davs), curl's options without secrets
 http_transfer() {
   local first url next place hop code
-  first="$(client_url "$1")"
-  url="$first"
+  client_url "$1"
+  first="$client_url" url="$client_url"
   shift
   for ((hop = 0; hop < 6; hop++)); do
     code=0
     http_request "$url" "$first" "$@" || code=$?
     ((code == 47)) || return "$code"
-    next="$(header_of location "$http_head")"
+    find_header location "$http_head"
+    next="$header"
     place="${url#*://}"
     [[ "$next" != /* || "$next" == //* ]] || next="${url%%://*}://${place%%[/?#]*}$next"
     case "$next" in
@@ -292,7 +301,8 @@ http_transfer() {
 http_request() {
   local url="$1" first="$2" reply code=0
   shift 2
-  # With -L and no redirect allowed, curl drops the body of a redirect and ends with 47. The x keeps the line ends.
+  # With -L and no redirect allowed, curl drops the body of a redirect and ends with 47. The x keeps the line ends. Newer bash
+  # says when it has left out a NUL: that is no word of curl's.
   {
     reply="$(
       { # a redirect's query may be a secret
@@ -300,14 +310,14 @@ http_request() {
         storage_options "$url" "$first"
       } |
         "${CURL[@]}" ${http_version:+"$http_version"} -f -L --max-redirs 0 --speed-limit 1000 --speed-time 120 \
-          -K - -D /dev/stderr "$@" 2>&1 >&3 | tr -d '\000' || code=$?
+          -K - -D /dev/stderr "$@" 2>&1 >&3 || code=$?
       printf x
       exit "$code"
     )" || code=$?
-  } 3>&1
+  } 3>&1 2>/dev/null
   reply="${reply%x}"
-  http_head="$(head_of "$reply")"
-  http_status="$(status_of "$http_head")"
+  find_head "$reply"
+  http_head="$head_text" http_status="$head_status"
   http_error=""
   if [[ $'\n'"$reply" == *$'\ncurl: '* ]]; then
     http_error=$'\n'"$reply"
@@ -328,48 +338,37 @@ learn_from() {
   esac
 }
 
-# Prints the head of the answer in what curl's -D gave. Interim answers (1xx) before it don't count, nor does a head that
-# was cut: it lacks the empty line at its end. Argument: curl's text, a body may follow the head
-head_of() {
-  local answer="$1" head
+# Finds the head of the answer in what curl's -D gave. Sets head_text to the head, empty when there is none, and head_status to
+# its status, 000 when there is none. Interim answers (1xx) before it don't count, nor does a head that was cut: it lacks the
+# empty line at its end. Argument: curl's text, a body may follow the head
+find_head() {
+  local answer="$1" pattern='^HTTP/[0-9.]+ ([1-9][0-9][0-9])'
   while [[ "$answer" == HTTP/*$'\r\n\r\n'* ]]; do
-    head="${answer%%$'\r\n\r\n'*}"
+    head_text="${answer%%$'\r\n\r\n'*}"
     answer="${answer#*$'\r\n\r\n'}"
-    if [[ ! "$head" =~ ^HTTP/[0-9.]+\ 1 ]]; then
-      printf '%s' "$head"
+    if [[ ! "$head_text" =~ ^HTTP/[0-9.]+\ 1 ]]; then
+      head_status=000
+      [[ ! "$head_text" =~ $pattern ]] || head_status="${BASH_REMATCH[1]}"
       return 0
     fi
   done
+  head_text="" head_status=000
 }
 
-# Prints the status of a head of HTTP, 000 when there is none. Argument: head
-status_of() {
-  local pattern='^HTTP/[0-9.]+ ([1-9][0-9][0-9])'
-  if [[ "$1" =~ $pattern ]]; then printf '%s' "${BASH_REMATCH[1]}"; else printf 000; fi
-}
-
-# Prints the value of a header, without spaces around it; nothing when there is none. The last one counts.
-# Arguments: name in any case, head
-header_of() {
-  local values
-  values="$(headers_of "$1" "$2" && printf x)" # the x keeps an empty value
-  values="${values%x}"
-  values="${values%$'\n'}"
-  printf '%s' "${values##*$'\n'}"
-}
-
-# Prints the values of all headers of a name, one a line, without spaces around them.
-# Arguments: name in any case, head
-headers_of() {
-  local line value
-  while IFS= read -r line; do
-    line="${line%$'\r'}"
-    [[ "${line%%:*}" != "$line" && "${line,,}" == "${1,,}:"* ]] || continue
-    value="${line#*:}"
-    value="${value#"${value%%[![:space:]]*}"}"
-    value="${value%"${value##*[![:space:]]}"}"
-    printf '%s\n' "$value"
-  done < <(printf '%s\n' "$2")
+# Sets headers to the values of all headers of a name, without spaces around them, and header to the last one, which counts;
+# empty when there is none. Arguments: name in any case, head
+find_header() {
+  local text="$2"$'\n' line name="${1,,}:"
+  header="" headers=()
+  while [[ -n "$text" ]]; do
+    line="${text%%$'\n'*}"
+    text="${text#*$'\n'}"
+    [[ "${line,,}" == "$name"* ]] || continue
+    header="${line#*:}"
+    header="${header#"${header%%[![:space:]]*}"}"
+    header="${header%"${header##*[![:space:]]}"}"
+    headers[${#headers[@]}]="$header"
+  done
 }
 
 # --- Pelican -----------------------------------------------------------------------------------------------------
@@ -418,13 +417,15 @@ pelican_places() {
     403 | 404) text=refused ;;
     *) text=again ;;
     esac
-    url="$(header_of retry-after "$http_head")"
+    find_header retry-after "$http_head"
+    url="$header"
     [[ "$url" =~ ^[0-9]{1,9}$ ]] || url=0
     [[ "$http_status" != 000 ]] || http_status="${http_error:-nothing}"
     printf 'failed %s %s the director answers %s instead of a redirect\n' "$text" "$url" "$http_status"
     return 0
   fi
-  [[ ! "$(headers_of x-pelican-namespace "$http_head")" =~ require-token=[Tt]rue ]] || kind=token
+  find_header x-pelican-namespace "$http_head"
+  [[ ! "${headers[*]:-}" =~ require-token=[Tt]rue ]] || kind=token
   while IFS= read -r url; do
     case "$kind $url" in
     *' '[Hh][Tt][Tt][Pp][Ss]://?* | 'public '[Hh][Tt][Tt][Pp]://?*) places[${#places[@]}]="$kind $url" ;;
@@ -438,8 +439,10 @@ pelican_places() {
 # the Location, which may be a signature, makes no difference. Argument: head
 named_places() {
   local location links attributes url pri seen=$'\n' pattern='<([^<>[:space:]]+)>([^<]*)(.*)'
-  location="$(header_of location "$1")"
-  links="$(headers_of link "$1" | tr '\n' ',')"
+  find_header location "$1"
+  location="$header"
+  find_header link "$1"
+  links="$(printf '%s,' ${headers[@]+"${headers[@]}"})"
   [[ -z "$location" ]] || printf '%s\n' "$location"
   while IFS=' ' read -r pri url; do
     [[ "$url" != "${location%%\?*}" && "$seen" != *$'\n'"$url"$'\n'* ]] || continue
@@ -530,7 +533,8 @@ verdict() {
 
 read_file() {
   local path size
-  path="$(client_url "$1")"
+  client_url "$1"
+  path="$client_url"
   size="$(size_of "$path" 2>/dev/null)" || size=""
   if [[ -z "$size" ]]; then
     verdict never 0 '' "can't be read here"
@@ -543,34 +547,42 @@ read_file() {
 }
 
 read_http() {
-  local code=0 range
+  local code=0
   http_transfer "$1" -r "$2-$(($2 + $3 - 1))" || code=$?
   case "$http_status" in
   206)
-    range="$(header_of content-range "$http_head")"
-    if [[ "$range" != "bytes $2-"* ]]; then
+    find_header content-range "$http_head"
+    if [[ "$header" != "bytes $2-"* ]]; then
       verdict never "$code" '' 'another range came'
     else
       verdict again "$code" '' "broke off: ${http_error:-too few bytes}"
     fi
     ;;
   200)
-    if [[ "$2" == 0 && "$(header_of content-length "$http_head")" == "$3" ]]; then
+    find_header content-length "$http_head"
+    if [[ "$2" == 0 && "$header" == "$3" ]]; then
       verdict again "$code" '' "broke off: ${http_error:-too few bytes}"
     else
       verdict never "$code" '' 'the server ignores byte ranges'
     fi
     ;;
-  403 | 404) verdict refused "$code" "$(header_of retry-after "$http_head")" "status $http_status" ;;
+  403 | 404)
+    find_header retry-after "$http_head"
+    verdict refused "$code" "$header" "status $http_status"
+    ;;
   401 | 410 | 416) verdict never "$code" '' "status $http_status" ;;
   000) verdict again "$code" '' "no answer: ${http_error:-none}" ;;
-  [45]??) verdict again "$code" "$(header_of retry-after "$http_head")" "status $http_status" ;;
+  [45]??)
+    find_header retry-after "$http_head"
+    verdict again "$code" "$header" "status $http_status"
+    ;;
   *) verdict again "$code" '' "status $http_status: $http_error" ;;
   esac
 }
 
 # By XRootD's Python bindings.
 read_root() {
+  client_url "$1"
   "$xrootd_python" -c '
 import os, sys
 from XRootD import client
@@ -590,7 +602,7 @@ if not status.ok:
         word = "refused"
 sys.stdout.buffer.flush()
 os.write(5, ("%s 0 0 %s\n" % (word, reason)).encode("utf-8", "replace"))
-' "$(client_url "$1")" "$2" "$3" || true
+' "$client_url" "$2" "$3" || true
 }
 
 # Where the bytes may come from. Doors are the URLs of the whole file that the server gave, in order of preference; a

@@ -142,8 +142,14 @@ attempt() {
     log "see \`osgprod jobs $OSGPROD_PROJECT $cluster.$process\`; requeue its slice by \`osgprod slices recycle\`, then remove this job"
     return "$EXIT_REFUSED"
   fi
-  token="$(header_of Osgprod-Token "$head")" nstarts="$(header_of Osgprod-Nstarts "$head")"
-  slice="$(header_of Osgprod-Slice "$head")" heartbeat_s="$(header_of Osgprod-Heartbeat "$head")"
+  find_header Osgprod-Token "$head"
+  token="$header"
+  find_header Osgprod-Nstarts "$head"
+  nstarts="$header"
+  find_header Osgprod-Slice "$head"
+  slice="$header"
+  find_header Osgprod-Heartbeat "$head"
+  heartbeat_s="$header"
   [[ "$heartbeat_s" =~ ^[0-9]{1,6}$ ]] || heartbeat_s=0
   log "start $nstarts on $slice"
   name="job_${cluster}_${process}"

@@ -26,10 +26,11 @@ is_answer() {
 
 # Does HTTP say where the body ends? Only then does curl notice a body that was cut. Argument: head
 tells_its_end() {
-  local encoding
   [[ ! "$1" =~ ^HTTP/[2-9] ]] || return 0
-  encoding="$(header_of Transfer-Encoding "$1")"
-  [[ "${encoding,,}" == *chunked || "$(header_of Content-Length "$1")" =~ ^[0-9]+$ ]]
+  find_header Transfer-Encoding "$1"
+  [[ "${header,,}" != *chunked ]] || return 0
+  find_header Content-Length "$1"
+  [[ "$header" =~ ^[0-9]+$ ]]
 }
 
 # Reads the answer to a request. Sets http_status, answer, head and body.
@@ -37,13 +38,15 @@ tells_its_end() {
 read_answer() {
   local route="$1" code="$2" reply="$3" status found
   http_status=000 answer=""
-  head="$(head_of "$reply")"
-  status="$(status_of "$head")"
-  found="$(header_of Osgprod-Status "$head")"
+  find_head "$reply"
+  head="$head_text" status="$head_status"
+  find_header Osgprod-Status "$head"
+  found="$header"
+  find_header Osgprod-Request "$head"
   if ((code != 0)); then
     body="${reply##*curl: }"
     [[ "$reply" == *'curl: '* ]] || body="exit code $code of curl"
-  elif [[ -z "$(header_of Osgprod-Request "$head")" ]] || ! is_answer "$route" "$status" "$found"; then
+  elif [[ -z "$header" ]] || ! is_answer "$route" "$status" "$found"; then
     body="status $status, but no whole answer of osgprod: is OSGPROD_URL right?"
   elif ! tells_its_end "$head"; then
     body="status $status, but its body may be cut"
@@ -104,7 +107,8 @@ persistent_request() {
     ! $is_cut_here || return 1
     log "$1 failed (attempt $try of $TRIES, status $http_status): $body"
     ((try < TRIES)) || return 1
-    pause "$(backoff "$try" "$BACKOFF_MS" "$(header_of Retry-After "$head")")"
+    find_header Retry-After "$head"
+    pause "$(backoff "$try" "$BACKOFF_MS" "$header")"
   done
 }
 
@@ -123,7 +127,8 @@ checkout() {
       after "$after" exec_version "$EXEC_VERSION" image "$image"; then
       if $is_cut_here; then
         log "$full: the work script can't be written: $body"
-        token="$(header_of Osgprod-Token "$head")"
+        find_header Osgprod-Token "$head"
+        token="$header"
         [[ -z "$token" ]] || report "$EXIT_NOT_FETCHED" fault node reason "$full" || true
         return "$EXIT_NODE_FAULT"
       fi
@@ -134,7 +139,8 @@ checkout() {
       return "$EXIT_REFUSED"
     fi
     [[ "$answer" == wait ]] || return 0
-    retry_s="$(header_of Retry-After "$head")"
+    find_header Retry-After "$head"
+    retry_s="$header"
     [[ "$retry_s" =~ ^[0-9]{1,5}$ ]] || retry_s=60
     retry_s="$((10#$retry_s))"
     if ((SECONDS + retry_s > deadline)); then

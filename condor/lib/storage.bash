@@ -18,12 +18,13 @@ stored_http() {
     [[ "$http_status" == 404 ]] || printf 'status %s %s\n' "$http_status" "$http_error" >&2
     return "$code"
   fi
-  header_of Content-Length "$http_head"
-  printf '\n'
+  find_header Content-Length "$http_head"
+  printf '%s\n' "$header"
   digest_of "$http_head"
 }
 move_http() {
-  call_http "$1" --max-time 120 -X MOVE -H "Destination: $(client_url "$2")" -H 'Overwrite: F'
+  client_url "$2"
+  call_http "$1" --max-time 120 -X MOVE -H "Destination: $client_url" -H 'Overwrite: F'
 }
 remove_http() {
   call_http "$1" --max-time 120 -X DELETE
@@ -37,20 +38,22 @@ call_http() {
 }
 # Prints the adler32 in a head of HTTP (RFC 3230: the names of algorithms have no case), if it is there. Argument: head
 digest_of() {
-  local digest
-  digest="$(header_of Digest "$1")"
-  printf '%s\n' "${digest,,}" | sed -n 's/^\(.*[, ]\)*adler32=\([0-9a-f]*\).*/\2/p'
+  local pattern='^(.*[, ])?adler32=([0-9a-f]*)'
+  find_header Digest "$1"
+  [[ ! "${header,,}" =~ $pattern ]] || printf '%s\n' "${BASH_REMATCH[2]}"
 }
 
 send_root() {
-  xrdcp --nopbar --force --posc "$1" "$(client_url "$2")" # posc: nothing stays when the connection is lost
+  client_url "$2"
+  xrdcp --nopbar --force --posc "$1" "$client_url" # posc: nothing stays when the connection is lost
 }
 stored_root() {
   run_xrdfs "$1" stat | sed -n 's/^Size: *//p'
   run_xrdfs "$1" query checksum 2>/dev/null | sed -n 's/^adler32 *//p'
 }
 move_root() {
-  run_xrdfs "$1" mv "$(path_of "$(client_url "$2")")"
+  client_url "$2"
+  run_xrdfs "$1" mv "$(path_of "$client_url")"
 }
 remove_root() {
   run_xrdfs "$1" rm
@@ -58,7 +61,8 @@ remove_root() {
 # Arguments: URL, xrdfs command, what follows the path
 run_xrdfs() {
   local url command="$2" location
-  url="$(client_url "$1")"
+  client_url "$1"
+  url="$client_url"
   location="${url#*://}"
   shift 2
   if [[ "$command" == query ]]; then
@@ -89,7 +93,8 @@ remove_pelican() {
 
 send_file() {
   local path top
-  path="$(client_url "$2")"
+  client_url "$2"
+  path="$client_url"
   # Of a file system that is not mounted here, nothing is made on this node's own disk.
   top="$(dirname "$path" | cut -d / -f 1-3)"
   [[ -d "$top" ]] || {
@@ -100,16 +105,22 @@ send_file() {
 }
 stored_file() {
   local path
-  path="$(client_url "$1")"
+  client_url "$1"
+  path="$client_url"
   [[ -e "$path" ]] || return 1
   size_of "$path"
   adler32 "$path"
 }
 move_file() {
-  mv -n "$(client_url "$1")" "$(client_url "$2")"
+  local from
+  client_url "$1"
+  from="$client_url"
+  client_url "$2"
+  mv -n "$from" "$client_url"
 }
 remove_file() {
-  rm -f "$(client_url "$1")"
+  client_url "$1"
+  rm -f "$client_url"
 }
 
 # Calls one of these functions so that SIGTERM is heard. Sets captured to its output, and storage_error to what it said on

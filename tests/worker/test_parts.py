@@ -105,7 +105,10 @@ def test_what_is_no_number_is_named_with_its_rule(text: str) -> None:
     ],
 )
 def test_scheme_says_which_client_a_url_needs(url: str, kind: str, client: str) -> None:
-    assert bash('url_kind "$1"; echo; client_url "$1"', url).stdout == f"{kind}\n{client}"
+    assert (
+        bash('url_kind "$1"; echo; client_url "$1"; printf %s "$client_url"', url).stdout
+        == f"{kind}\n{client}"
+    )
 
 
 @pytest.mark.parametrize(
@@ -161,7 +164,7 @@ HEAD = "HTTP/1.1 200 OK\r\nA: 1\r\nOsgprod-Status:  done \r\na:2"
     ],
 )
 def test_head_counts_only_when_it_is_whole_and_final(text: str, head: str, status: str) -> None:
-    done = bash('h="$(head_of "$1")"; status_of "$h"; printf " %q" "$h"', text)
+    done = bash('find_head "$1"; printf "%s %q" "$head_status" "$head_text"', text)
     status_found, _, head_found = done.stdout.partition(" ")
     assert status_found == status
     assert head_found == bash('printf %q "$1"', head).stdout
@@ -171,7 +174,14 @@ def test_head_counts_only_when_it_is_whole_and_final(text: str, head: str, statu
     "name, value", [("A", "2"), ("osgprod-STATUS", "done"), ("B", ""), ("HTTP/1.1 200 OK", "")]
 )
 def test_header_is_found_in_any_case_and_the_last_one_counts(name: str, value: str) -> None:
-    assert bash('header_of "$1" "$2"', name, HEAD).stdout == value
+    assert bash('find_header "$1" "$2"; printf %s "$header"', name, HEAD).stdout == value
+
+
+def test_all_headers_of_a_name_are_found() -> None:
+    found = bash(
+        'find_header a "$1"; printf "<%s>" "${headers[@]}"; find_header b "$1"; echo "${#headers[@]}"', HEAD
+    )
+    assert found.stdout == "<1><2>0\n"
 
 
 def test_status_of_an_error_is_known_where_curl_gives_no_head_of_it(folder: Path) -> None:

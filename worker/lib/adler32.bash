@@ -6,7 +6,7 @@
 adler32() {
   local how sum
   for how in adler32_of_xrootd adler32_of_python adler32_of_awk; do
-    sum="$("$how" "$1" 2>/dev/null)" && [[ "$sum" =~ ^[0-9a-f]{8}$ ]] || continue
+    sum="$("$how" "$1" 2>/dev/null)" && sum="${sum%% *}" && [[ "$sum" =~ ^[0-9a-f]{8}$ ]] || continue
     printf '%s\n' "$sum"
     return 0
   done
@@ -16,7 +16,7 @@ adler32() {
 # From its standard input: of a file it would print what it has written to the file's attributes, which is wrong when the
 # file has changed in the same second.
 adler32_of_xrootd() {
-  xrdadler32 <"$1" | cut -d ' ' -f 1
+  xrdadler32 <"$1"
 }
 
 adler32_of_python() {

@@ -5,6 +5,10 @@
 readonly CURL=(curl -q -g -sS --noproxy '*' --connect-timeout 20)
 http_version=""  # of storage; --http1.1 once a stream of HTTP/2 has failed
 sends_token=true # to storage; false for a source that needs none
+head_text=""     # as find_head has found it
+head_status=000  # the same
+header=""        # as find_header has found it
+headers=()       # the same, of all headers of the name
 
 # Prints one line of a curl configuration. Secrets reach curl on its standard input, never on its command line.
 # Arguments: option, value
@@ -44,14 +48,15 @@ storage_options() {
 # Arguments: URL (http, https, dav, davs), curl's options without secrets
 http_transfer() {
   local first url next place hop code
-  first="$(client_url "$1")"
-  url="$first"
+  client_url "$1"
+  first="$client_url" url="$client_url"
   shift
   for ((hop = 0; hop < 6; hop++)); do
     code=0
     http_request "$url" "$first" "$@" || code=$?
     ((code == 47)) || return "$code"
-    next="$(header_of location "$http_head")"
+    find_header location "$http_head"
+    next="$header"
     place="${url#*://}"
     [[ "$next" != /* || "$next" == //* ]] || next="${url%%://*}://${place%%[/?#]*}$next"
     case "$next" in
@@ -71,7 +76,8 @@ http_transfer() {
 http_request() {
   local url="$1" first="$2" reply code=0
   shift 2
-  # With -L and no redirect allowed, curl drops the body of a redirect and ends with 47. The x keeps the line ends.
+  # With -L and no redirect allowed, curl drops the body of a redirect and ends with 47. The x keeps the line ends. Newer bash
+  # says when it has left out a NUL: that is no word of curl's.
   {
     reply="$(
       { # a redirect's query may be a secret
@@ -79,14 +85,14 @@ http_request() {
         storage_options "$url" "$first"
       } |
         "${CURL[@]}" ${http_version:+"$http_version"} -f -L --max-redirs 0 --speed-limit 1000 --speed-time 120 \
-          -K - -D /dev/stderr "$@" 2>&1 >&3 | tr -d '\000' || code=$?
+          -K - -D /dev/stderr "$@" 2>&1 >&3 || code=$?
       printf x
       exit "$code"
     )" || code=$?
-  } 3>&1
+  } 3>&1 2>/dev/null
   reply="${reply%x}"
-  http_head="$(head_of "$reply")"
-  http_status="$(status_of "$http_head")"
+  find_head "$reply"
+  http_head="$head_text" http_status="$head_status"
   http_error=""
   if [[ $'\n'"$reply" == *$'\ncurl: '* ]]; then
     http_error=$'\n'"$reply"
@@ -107,46 +113,35 @@ learn_from() {
   esac
 }
 
-# Prints the head of the answer in what curl's -D gave. Interim answers (1xx) before it don't count, nor does a head that
-# was cut: it lacks the empty line at its end. Argument: curl's text, a body may follow the head
-head_of() {
-  local answer="$1" head
+# Finds the head of the answer in what curl's -D gave. Sets head_text to the head, empty when there is none, and head_status to
+# its status, 000 when there is none. Interim answers (1xx) before it don't count, nor does a head that was cut: it lacks the
+# empty line at its end. Argument: curl's text, a body may follow the head
+find_head() {
+  local answer="$1" pattern='^HTTP/[0-9.]+ ([1-9][0-9][0-9])'
   while [[ "$answer" == HTTP/*$'\r\n\r\n'* ]]; do
-    head="${answer%%$'\r\n\r\n'*}"
+    head_text="${answer%%$'\r\n\r\n'*}"
     answer="${answer#*$'\r\n\r\n'}"
-    if [[ ! "$head" =~ ^HTTP/[0-9.]+\ 1 ]]; then
-      printf '%s' "$head"
+    if [[ ! "$head_text" =~ ^HTTP/[0-9.]+\ 1 ]]; then
+      head_status=000
+      [[ ! "$head_text" =~ $pattern ]] || head_status="${BASH_REMATCH[1]}"
       return 0
     fi
   done
+  head_text="" head_status=000
 }
 
-# Prints the status of a head of HTTP, 000 when there is none. Argument: head
-status_of() {
-  local pattern='^HTTP/[0-9.]+ ([1-9][0-9][0-9])'
-  if [[ "$1" =~ $pattern ]]; then printf '%s' "${BASH_REMATCH[1]}"; else printf 000; fi
-}
-
-# Prints the value of a header, without spaces around it; nothing when there is none. The last one counts.
-# Arguments: name in any case, head
-header_of() {
-  local values
-  values="$(headers_of "$1" "$2" && printf x)" # the x keeps an empty value
-  values="${values%x}"
-  values="${values%$'\n'}"
-  printf '%s' "${values##*$'\n'}"
-}
-
-# Prints the values of all headers of a name, one a line, without spaces around them.
-# Arguments: name in any case, head
-headers_of() {
-  local line value
-  while IFS= read -r line; do
-    line="${line%$'\r'}"
-    [[ "${line%%:*}" != "$line" && "${line,,}" == "${1,,}:"* ]] || continue
-    value="${line#*:}"
-    value="${value#"${value%%[![:space:]]*}"}"
-    value="${value%"${value##*[![:space:]]}"}"
-    printf '%s\n' "$value"
-  done < <(printf '%s\n' "$2")
+# Sets headers to the values of all headers of a name, without spaces around them, and header to the last one, which counts;
+# empty when there is none. Arguments: name in any case, head
+find_header() {
+  local text="$2"$'\n' line name="${1,,}:"
+  header="" headers=()
+  while [[ -n "$text" ]]; do
+    line="${text%%$'\n'*}"
+    text="${text#*$'\n'}"
+    [[ "${line,,}" == "$name"* ]] || continue
+    header="${line#*:}"
+    header="${header#"${header%%[![:space:]]*}"}"
+    header="${header%"${header##*[![:space:]]}"}"
+    headers[${#headers[@]}]="$header"
+  done
 }

@@ -7,7 +7,7 @@ log_name=osgprod # the script, and the job when it has one: begins each log line
 # server. A full disk or a closed pipe there stops nothing.
 log() {
   local text="$*"
-  printf '%s %s: %s\n' "$(date -u +%Y-%m-%dT%H:%M:%SZ 2>&1)" "$log_name" "${text//[[:cntrl:]]/?}" >&2 || true
+  TZ=UTC0 printf '%(%Y-%m-%dT%H:%M:%SZ)T %s: %s\n' -1 "$log_name" "${text//[[:cntrl:]]/?}" >&2 || true
 }
 
 # Logs a message and ends the script. Arguments: exit code, message
@@ -18,9 +18,7 @@ die() {
 
 # Prints the size of a file [bytes]. Argument: file
 size_of() {
-  local bytes
-  bytes="$(wc -c <"$1")" || return
-  printf '%s\n' "${bytes// /}"
+  wc -c <"$1"
 }
 
 # Removes a file or folder with all that is in it, also in folders that may not be written, as copies of CVMFS's are. What
@@ -41,5 +39,8 @@ make_writable() {
 
 # Is a path the root of another file system than the folder that it is in? Argument: absolute path
 is_mount_point() {
-  [[ -e "$1" && "$(stat -c %d "$1" 2>/dev/null)" != "$(stat -c %d "${1%/*}/" 2>/dev/null)" ]]
+  local devices
+  [[ -e "$1" ]] || return 1
+  devices="$(stat -c %d "$1" "${1%/*}/" 2>/dev/null)" || true
+  [[ "$devices" != "${devices%%$'\n'*}"$'\n'"${devices%%$'\n'*}" ]]
 }

@@ -7,6 +7,7 @@ readonly MAX_CONFIRM_S=600    # that osgprod_exec.sh may take for a heartbeat, i
 
 outputs_list=""  # JSON objects of the delivered files
 merged_folder="" # URL of the folder for merged files; {kind} stands for the kind
+attempt_word=""  # see find_attempt_word
 
 # Waits until the server confirms that this attempt has the lease, and ends the script if that lasts: another job may have
 # the merge now, and what lies under the names of the merged files may be on record for it. osgprod_exec.sh sends a
@@ -34,7 +35,8 @@ hold_lease() {
 # Arguments: kind of storage, URL, file, size [bytes], adler32, number of the attempt
 deliver_merged() {
   local kind="$1" url="$2" file="$3" bytes="$4" adler="$5" part
-  part="$2.$(attempt_word).$6.part"
+  [[ -n "$attempt_word" ]] || find_attempt_word
+  part="$2.$attempt_word.$6.part"
   storage_error=""
   if [[ "$kind" != pelican ]]; then
     if ! send_whole "$kind" "$file" "$part" "$bytes" "$adler"; then
@@ -52,9 +54,10 @@ deliver_merged() {
   send_whole "$kind" "$file" "$url" "$bytes" "$adler"
 }
 
-# Prints a word that only this attempt has, for names. Its token is a secret.
-attempt_word() {
-  printf '%s' "${osgprod_token:-$$}" | cksum | tr -d ' '
+# Sets attempt_word to a word that only this attempt has, for names. Its token is a secret.
+find_attempt_word() {
+  attempt_word="$(printf '%s' "${osgprod_token:-$$}" | cksum)"
+  attempt_word="${attempt_word// /}"
 }
 
 # Removes a file that is not whole; keeps the error that was before. Arguments: kind of storage, URL
@@ -94,7 +97,8 @@ find_merged_folder() {
   [[ -n "${OSGPROD_PROJECT:-}" ]] || misconfigured 'OSGPROD_PROJECT is not set: merged files go to its folder in OSGPROD_OUTPUT_URL'
   merged_folder="${tarballs%/}/$OSGPROD_PROJECT"
   # Below a folder that takes tarballs, the project's may be made, also where that is the first folder of a path (/outputs).
-  path="$(client_url "$tarballs")"
+  client_url "$tarballs"
+  path="$client_url"
   [[ "$(url_kind "$tarballs")" != file || ! -d "$path" ]] || mkdir -p "${path%/}/$OSGPROD_PROJECT" 2>/dev/null || true
 }
 
@@ -140,7 +144,8 @@ report_merged() {
   local line url bytes adler
   [[ "${osgprod_merge_cleanup:-keep}" == delete ]] || return 0
   for line in "${osgprod_inputs[@]}"; do
-    IFS=' ' read -r url bytes adler _ < <(printf '%s\n' "$line") || true
+    split ' ' "$line"
+    url="${fields[0]:-}" bytes="${fields[1]:-}" adler="${fields[2]:-}"
     # Only the input that was merged: its record must identify it.
     [[ "$bytes" == - || "$adler" == - ]] || add_to_report "merged_input=$url $bytes $adler" || true
   done

@@ -43,8 +43,9 @@ is_not_found() {
 look_at_input() {
   local kind="$1" url="$2" bytes="$3" adler="$4" look code
   input_fault="" stored_bytes="" stored_adler=""
-  if [[ "$kind" == file && ! -d "$(dirname "$(client_url "$url")")" ]]; then
-    node_fault "not fetched: this node has no folder $(dirname "$(client_url "$url")")"
+  client_url "$url"
+  if [[ "$kind" == file && ! -d "$(dirname "$client_url")" ]]; then
+    node_fault "not fetched: this node has no folder $(dirname "$client_url")"
   fi
   for ((look = 1; look <= LOOKS; look++)); do
     ((look == 1)) || pause "$(backoff "$((look - 1))" "$BACKOFF_MS")"
@@ -83,7 +84,8 @@ look_at_input() {
 confirm_size() {
   local code=0 range
   http_transfer "$1" -r 0-1 --max-time 120 --max-filesize "$MAX_PAGE_BYTES" >/dev/null || code=$?
-  range="$(header_of content-range "$http_head")"
+  find_header content-range "$http_head"
+  range="$header"
   case "$http_status" in
   206) [[ "${range##*/}" == "$2" ]] && return 0 ;;
   200) ((code == 63 || $2 == 0 && $(content_length) == 0)) && return 0 ;; # 63: it is larger than a page
@@ -95,9 +97,8 @@ confirm_size() {
 
 # Prints the Content-Length of the last answer of storage, or 1.
 content_length() {
-  local length
-  length="$(header_of content-length "$http_head")"
-  printf '%s' "${length:-1}"
+  find_header content-length "$http_head"
+  printf '%s' "${header:-1}"
 }
 
 # Fetches an input, and compares it with its record. Wrong bytes are fetched once more: they may have come from a cache.
@@ -108,7 +109,8 @@ fetch_input() {
   [[ -z "$input_fault" ]] || return 0
   [[ "$bytes" != - ]] || bytes="$stored_bytes"
   if [[ "$kind" == file ]]; then
-    input_file="$(client_url "$url")" # its checksum was computed just now
+    client_url "$url"
+    input_file="$client_url" # its checksum was computed just now
     [[ -n "$stored_bytes" ]] || node_fault "not fetched: $input_file can't be read"
     return 0
   fi
@@ -154,7 +156,8 @@ whole_http() {
   call_http_body "$1" >"$2"
 }
 whole_root() {
-  xrdcp --nopbar --force "$(client_url "$1")" "$2"
+  client_url "$1"
+  xrdcp --nopbar --force "$client_url" "$2"
 }
 whole_pelican() {
   pelican object get "$1" "$2"
@@ -176,8 +179,9 @@ fetch_inputs() {
   # shellcheck disable=SC2154  # filled in by the server
   for line in "${osgprod_inputs[@]}"; do
     n=$((n + 1))
-    IFS=' ' read -r url bytes adler block1 block2 < <(printf '%s\n' "$line") || true
-    [[ "$block2" =~ ^[0-9]+$ && "$block1" =~ ^[0-9]+$ ]] || misconfigured "the server gave an input that this script does not know: $line"
+    split ' ' "$line"
+    url="${fields[0]:-}" bytes="${fields[1]:-}" adler="${fields[2]:-}" block1="${fields[3]:-}" block2="${fields[4]:-}"
+    [[ "${#fields[@]}" == 5 && "$block2" =~ ^[0-9]+$ && "$block1" =~ ^[0-9]+$ ]] || misconfigured "the server gave an input that this script does not know: $line"
     kind="$(url_kind "$url")" || misconfigured "the input $(shown_url "$url") has no scheme that this script knows: $URL_SCHEMES"
     url="$(input_url "$url")"
     log "input $n of ${#osgprod_inputs[@]}: $(shown_url "$url")"

@@ -5,6 +5,7 @@ readonly EXIT_NOT_MERGED=66 EXIT_NO_PROGRAM=127
 
 run="" seqno=""  # digits of names
 merged_events="" # of a merged file; empty = they can't be counted
+fields=()        # see split
 
 # The result is not what it must be. Argument: message
 not_merged() {
@@ -16,6 +17,15 @@ not_merged() {
 no_program() {
   log "$1 is not on this node"
   exit "$EXIT_NO_PROGRAM"
+}
+
+# Sets fields to the words of the first line of a text. Arguments: characters that divide words, text
+split() {
+  local IFS="$1"
+  set -f
+  # shellcheck disable=SC2206  # words
+  fields=(${2%%$'\n'*})
+  set +f
 }
 
 # Prints a file's name without its extension, and without the slice's name in front. Argument: name
@@ -33,14 +43,15 @@ stem_of() {
 # Finds the line of the table for a file. Sets row_kind, row_how, row_merged, row_slices, and row_has_stem: does the name
 # of the file make the kind? Argument: name
 find_row() {
-  local row pattern
+  local row
   for row in "${merge_kinds[@]}"; do
-    IFS=$' \t' read -r row_kind pattern row_how row_merged row_slices < <(printf '%s\n' "$row") || true
+    split $' \t' "$row"
     # shellcheck disable=SC2053  # a pattern
-    [[ "$1" == $pattern ]] || continue
+    [[ "$1" == ${fields[1]} ]] || continue
+    row_kind="${fields[0]}" row_how="${fields[2]}" row_merged="${fields[3]}" row_slices="${fields[4]}"
     row_has_stem=false
     [[ "$row_kind" != *'{stem}'* ]] || row_has_stem=true
-    row_kind="${row_kind//\{stem\}/$(stem_of "$1")}"
+    ! $row_has_stem || row_kind="${row_kind//\{stem\}/$(stem_of "$1")}"
     return 0
   done
   return 1
@@ -48,12 +59,12 @@ find_row() {
 
 # Is the table sound? A line that can't be understood is named.
 check_table() {
-  local row pattern
+  local row
   ((${#merge_kinds[@]} > 0)) || misconfigured 'merge_kinds has no line'
   for row in "${merge_kinds[@]}"; do
-    row_kind="" pattern="" row_how="" row_merged="" row_slices=""
-    IFS=$' \t' read -r row_kind pattern row_how row_merged row_slices < <(printf '%s\n' "$row") || true
-    [[ "$row_kind" =~ ^[A-Za-z0-9._+{}-]+$ && "$row_how" =~ ^(root|hddm|evio|cat|tar)$ && "$row_merged" != */* ]] &&
+    split $' \t' "$row"
+    row_kind="${fields[0]:-}" row_how="${fields[2]:-}" row_merged="${fields[3]:-}" row_slices="${fields[4]:-}"
+    [[ "${#fields[@]}" == 5 && "$row_kind" =~ ^[A-Za-z0-9._+{}-]+$ && "$row_how" =~ ^(root|hddm|evio|cat|tar)$ && "$row_merged" != */* ]] &&
       [[ "$row_slices" =~ ^(all|must|some)$ ]] || misconfigured "merge_kinds has a line that is none: ${row:0:100}"
   done
 }
@@ -72,7 +83,8 @@ check_names() {
   local row name
   find_numbers
   for row in "${merge_kinds[@]}"; do
-    IFS=$' \t' read -r _ _ _ name _ < <(printf '%s\n' "$row") || true
+    split $' \t' "$row"
+    name="${fields[3]}"
     [[ "$name" == *'{run}'* || "$merged_folder" =~ (^|[^0-9])"$run"([^0-9]|$) ]] ||
       misconfigured "merge_kinds: the name $name lacks {run}: each run would replace the merged file of the one before"
     [[ -z "$seqno" || "$name" == *'{seqno}'* || "$merged_folder" =~ (^|[^0-9])"$seqno"([^0-9]|$) ]] ||
@@ -87,12 +99,13 @@ sort_by_kind() {
   local -a names=()
   local -A how=() merged=() wanted=() has=() count=()
   for line in "${osgprod_inputs[@]}"; do
-    IFS=' ' read -r _ _ _ kind slice < <(printf '%s\n' "$line") || true
-    names[${#names[@]}]="$kind,$slice"
+    split ' ' "$line"
+    names[${#names[@]}]="${fields[3]},${fields[4]}"
   done
   for line in "${merge_kinds[@]}"; do
-    IFS=$' \t' read -r kind _ _ _ slice < <(printf '%s\n' "$line") || true
-    [[ "$slice" != must || "$kind" == *'{stem}'* ]] || wanted["$kind"]=must
+    split $' \t' "$line"
+    kind="${fields[0]}"
+    [[ "${fields[4]}" != must || "$kind" == *'{stem}'* ]] || wanted["$kind"]=must
   done
   for slice in "${names[@]}"; do
     while IFS= read -r -d '' path; do

@@ -2,7 +2,7 @@
 # --- the merge ---------------------------------------------------------------------------------------------------
 
 main() {
-  local area="$PWD/osgprod_merge" list kind how name count=0
+  local area="$PWD/osgprod_merge" list kind how name events count=0
   log_name=osgprod_merge
   OSGPROD_REPORT="${OSGPROD_REPORT:-osgprod_report.txt}"
   [[ "$OSGPROD_REPORT" == /* ]] || OSGPROD_REPORT="$PWD/$OSGPROD_REPORT"
@@ -42,7 +42,9 @@ main() {
     kind="${list##*/}"
     kind="${kind%.list}"
     IFS=' ' read -r how name <"${list%.list}.how"
-    send_merged "$kind" "$area/merged/$name" "$(cat "${list%.list}.events")"
+    events=""
+    IFS= read -r events <"${list%.list}.events" || true # it has no line end
+    send_merged "$kind" "$area/merged/$name" "$events"
     rm -f "$area/merged/$name"
     count=$((count + 1))
   done

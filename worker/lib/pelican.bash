@@ -45,13 +45,15 @@ pelican_places() {
     403 | 404) text=refused ;;
     *) text=again ;;
     esac
-    url="$(header_of retry-after "$http_head")"
+    find_header retry-after "$http_head"
+    url="$header"
     [[ "$url" =~ ^[0-9]{1,9}$ ]] || url=0
     [[ "$http_status" != 000 ]] || http_status="${http_error:-nothing}"
     printf 'failed %s %s the director answers %s instead of a redirect\n' "$text" "$url" "$http_status"
     return 0
   fi
-  [[ ! "$(headers_of x-pelican-namespace "$http_head")" =~ require-token=[Tt]rue ]] || kind=token
+  find_header x-pelican-namespace "$http_head"
+  [[ ! "${headers[*]:-}" =~ require-token=[Tt]rue ]] || kind=token
   while IFS= read -r url; do
     case "$kind $url" in
     *' '[Hh][Tt][Tt][Pp][Ss]://?* | 'public '[Hh][Tt][Tt][Pp]://?*) places[${#places[@]}]="$kind $url" ;;
@@ -65,8 +67,10 @@ pelican_places() {
 # the Location, which may be a signature, makes no difference. Argument: head
 named_places() {
   local location links attributes url pri seen=$'\n' pattern='<([^<>[:space:]]+)>([^<]*)(.*)'
-  location="$(header_of location "$1")"
-  links="$(headers_of link "$1" | tr '\n' ',')"
+  find_header location "$1"
+  location="$header"
+  find_header link "$1"
+  links="$(printf '%s,' ${headers[@]+"${headers[@]}"})"
   [[ -z "$location" ]] || printf '%s\n' "$location"
   while IFS=' ' read -r pri url; do
     [[ "$url" != "${location%%\?*}" && "$seen" != *$'\n'"$url"$'\n'* ]] || continue

@@ -8,6 +8,10 @@ readonly UTF8_CHARACTER=$'^([ -~]|\xc2[\xa0-\xbf]|[\xc3-\xdf][\x80-\xbf]|\xe0[\x
 # Arguments: greatest number of characters, text
 plain_text() {
   local text="$2" plain="" count=0
+  if [[ "$text" != *[!' '-'~']* ]]; then # the usual case
+    printf '%s' "${text:0:$1}"
+    return
+  fi
   while [[ -n "$text" ]] && ((count < $1)); do
     if [[ "$text" =~ $UTF8_CHARACTER ]]; then
       plain+="${BASH_REMATCH[0]}"

@@ -18,21 +18,24 @@ url_kind() {
 # The schemes that url_kind knows, for a message.
 readonly URL_SCHEMES='http, https, dav, davs, root, roots, xroot, xroots, osdf, pelican, file:///, or an absolute path'
 
-# Prints a URL as its client wants it: dav and davs are http and https to curl, xroot and xroots are root and roots to
-# XRootD, and a file is its path. Argument: URL that url_kind knows
+client_url="" # as the function of this name has set it
+
+# Sets client_url to a URL as its client wants it: dav and davs are http and https to curl, xroot and xroots are root and roots
+# to XRootD, and a file is its path. Argument: URL that url_kind knows
 client_url() {
   local scheme="${1%%://*}" location="${1#*://}"
-  [[ "$1" != /* ]] || {
-    printf '%s' "$1"
+  if [[ "$1" == /* ]]; then
+    client_url="$1"
     return 0
-  }
-  case "${scheme,,}" in
-  http | dav) printf 'http://%s' "$location" ;;
-  https | davs) printf 'https://%s' "$location" ;;
-  root | xroot) printf 'root://%s' "$location" ;;
-  roots | xroots) printf 'roots://%s' "$location" ;;
-  file) printf '/%s' "${location#/}" ;;
-  *) printf '%s://%s' "${scheme,,}" "$location" ;;
+  fi
+  scheme="${scheme,,}"
+  case "$scheme" in
+  http | dav) client_url="http://$location" ;;
+  https | davs) client_url="https://$location" ;;
+  root | xroot) client_url="root://$location" ;;
+  roots | xroots) client_url="roots://$location" ;;
+  file) client_url="/${location#/}" ;;
+  *) client_url="$scheme://$location" ;;
   esac
 }
 

@@ -61,7 +61,8 @@ verdict() {
 
 read_file() {
   local path size
-  path="$(client_url "$1")"
+  client_url "$1"
+  path="$client_url"
   size="$(size_of "$path" 2>/dev/null)" || size=""
   if [[ -z "$size" ]]; then
     verdict never 0 '' "can't be read here"
@@ -74,34 +75,42 @@ read_file() {
 }
 
 read_http() {
-  local code=0 range
+  local code=0
   http_transfer "$1" -r "$2-$(($2 + $3 - 1))" || code=$?
   case "$http_status" in
   206)
-    range="$(header_of content-range "$http_head")"
-    if [[ "$range" != "bytes $2-"* ]]; then
+    find_header content-range "$http_head"
+    if [[ "$header" != "bytes $2-"* ]]; then
       verdict never "$code" '' 'another range came'
     else
       verdict again "$code" '' "broke off: ${http_error:-too few bytes}"
     fi
     ;;
   200)
-    if [[ "$2" == 0 && "$(header_of content-length "$http_head")" == "$3" ]]; then
+    find_header content-length "$http_head"
+    if [[ "$2" == 0 && "$header" == "$3" ]]; then
       verdict again "$code" '' "broke off: ${http_error:-too few bytes}"
     else
       verdict never "$code" '' 'the server ignores byte ranges'
     fi
     ;;
-  403 | 404) verdict refused "$code" "$(header_of retry-after "$http_head")" "status $http_status" ;;
+  403 | 404)
+    find_header retry-after "$http_head"
+    verdict refused "$code" "$header" "status $http_status"
+    ;;
   401 | 410 | 416) verdict never "$code" '' "status $http_status" ;;
   000) verdict again "$code" '' "no answer: ${http_error:-none}" ;;
-  [45]??) verdict again "$code" "$(header_of retry-after "$http_head")" "status $http_status" ;;
+  [45]??)
+    find_header retry-after "$http_head"
+    verdict again "$code" "$header" "status $http_status"
+    ;;
   *) verdict again "$code" '' "status $http_status: $http_error" ;;
   esac
 }
 
 # By XRootD's Python bindings.
 read_root() {
+  client_url "$1"
   "$xrootd_python" -c '
 import os, sys
 from XRootD import client
@@ -121,7 +130,7 @@ if not status.ok:
         word = "refused"
 sys.stdout.buffer.flush()
 os.write(5, ("%s 0 0 %s\n" % (word, reason)).encode("utf-8", "replace"))
-' "$(client_url "$1")" "$2" "$3" || true
+' "$client_url" "$2" "$3" || true
 }
 
 # Where the bytes may come from. Doors are the URLs of the whole file that the server gave, in order of preference; a
