@@ -136,7 +136,7 @@ def sql_writes(ground: Ground) -> Iterator[Figure]:
 
 
 def sql_statements(ground: Ground) -> Iterator[Figure]:
-    """The statements of a pair without the rules around them, against two updates by key: what is left for rules."""
+    """The statements of a pair without the rules around them, against two updates by key: the room for rules."""
     ground.checkpoint()
 
     def statements() -> float:

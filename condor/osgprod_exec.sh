@@ -1214,7 +1214,7 @@ tells_checksum() {
   [[ "$captured" == *$'\n'[0-9A-Fa-f]* ]]
 }
 
-# Sends a file, and looks whether it arrived whole. An answer that came too late is no failure yet: storage may compute a checksum
+# Sends a file, and looks whether it arrived whole. An answer that comes too late isn't a failure yet: storage may compute a checksum
 # before it answers. Arguments: kind, file, URL, size [bytes], adler32
 send_whole() {
   local error
@@ -1812,7 +1812,7 @@ attempt() {
   if ((work_status == 0)); then
     finish_success "$name" "$slice" "$((10#$heartbeat_s))"
   else
-    # Packing and sending what a failure left may take longer than what is left of the lease.
+    # To pack and send the outputs of a failure may take longer than the lease still lasts.
     start_heartbeats "$((10#$heartbeat_s))" "" "$((10#$heartbeat_s < 5 ? 10#$heartbeat_s : 5))"
     reason="$(last_words)"
     finish_failure "$work_status" "$name" "$slice" "$reason"

@@ -62,7 +62,7 @@ def export_project(projectname: str, folder: Path) -> dict[str, int]:
     except FileExistsError:
         raise OperatorError(
             f"{part} is there already, and an export is written there until it is whole",
-            "another export runs, or was killed: look what is in that folder, or name another folder",
+            "another export runs, or was killed: look into that folder, or name another one",
         ) from None
     except OSError as error:
         raise _not_written(folder, error) from None

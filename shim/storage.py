@@ -78,7 +78,7 @@ class Storage:
         """
         if not url:
             return Found("its URL is not known: set output_home", False)
-        # A job wrote the URL, and a server the answer: what is wrong with them can not be known, and ends no check.
+        # A job wrote the URL, and a server the answer: they may have any fault, and none ends the check.
         try:
             found = self._look(url)
             if isinstance(found, Found):
@@ -167,7 +167,7 @@ def _local(path: str) -> tuple[int | None, str | None] | Found:
     try:
         # A job may name a device, which has no end, or a FIFO, which waits for a writer.
         if not stat.S_ISREG(Path(path).stat().st_mode):
-            return Found("is no regular file", False)
+            return Found("is not a regular file", False)
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123  # a descriptor
             size = 0
             while part := file.read(1 << 20):

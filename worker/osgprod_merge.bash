@@ -748,7 +748,7 @@ tells_checksum() {
   [[ "$captured" == *$'\n'[0-9A-Fa-f]* ]]
 }
 
-# Sends a file, and looks whether it arrived whole. An answer that came too late is no failure yet: storage may compute a checksum
+# Sends a file, and looks whether it arrived whole. An answer that comes too late isn't a failure yet: storage may compute a checksum
 # before it answers. Arguments: kind, file, URL, size [bytes], adler32
 send_whole() {
   local error
@@ -1190,7 +1190,7 @@ look_at_input() {
   stored_adler="${stored_adler%%$'\n'*}"
   if [[ "$bytes" != - && "$stored_bytes" != "$bytes" ]]; then
     [[ "$kind" != http ]] || storage confirm_size "$url" "$stored_bytes" ||
-      node_fault "not fetched: $(shown_url "$url") is said to have $stored_bytes bytes, but what is sent is no such file: $storage_error"
+      node_fault "not fetched: storage reports $stored_bytes bytes for $(shown_url "$url"), but sends another file: $storage_error"
     input_fault="has $stored_bytes bytes instead of $bytes"
   elif [[ "$adler" != - && -n "$stored_adler" ]] && ! same_adler32 "$adler" "$stored_adler"; then
     if [[ "$kind" == file ]]; then

@@ -177,7 +177,7 @@ attempt() {
   if ((work_status == 0)); then
     finish_success "$name" "$slice" "$((10#$heartbeat_s))"
   else
-    # Packing and sending what a failure left may take longer than what is left of the lease.
+    # To pack and send the outputs of a failure may take longer than the lease still lasts.
     start_heartbeats "$((10#$heartbeat_s))" "" "$((10#$heartbeat_s < 5 ? 10#$heartbeat_s : 5))"
     reason="$(last_words)"
     finish_failure "$work_status" "$name" "$slice" "$reason"

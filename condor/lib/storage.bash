@@ -179,7 +179,7 @@ tells_checksum() {
   [[ "$captured" == *$'\n'[0-9A-Fa-f]* ]]
 }
 
-# Sends a file, and looks whether it arrived whole. An answer that came too late is no failure yet: storage may compute a checksum
+# Sends a file, and looks whether it arrived whole. An answer that comes too late isn't a failure yet: storage may compute a checksum
 # before it answers. Arguments: kind, file, URL, size [bytes], adler32
 send_whole() {
   local error

@@ -169,7 +169,7 @@ def keep(
 def _keep_once(
     project: str, cores: int, slices: int, idle: int, most: int, dry_run: bool, arguments: Sequence[str]
 ) -> str | None:
-    """Submit what is missing in the queue, and return a line about it; None: nothing is left to do."""
+    """Submit the jobs that the queue lacks, and return a line about them; None: nothing is left to do."""
     row = ask("jobs_needed", project=project, cores=cores, slices=slices)[0]
     if row["is_complete"]:
         click.echo(f"project {project} is complete")

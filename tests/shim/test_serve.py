@@ -130,7 +130,7 @@ def test_serves_at_once_seeds_the_demo_and_keeps_its_data(folder: Path) -> None:
     with serving(folder) as server:
         assert not sockets.exists()
         assert "# nstarts: 3\n" in httpx.get(f"{server.url}/{EXAMPLE}").text
-        assert server.end(signal.SIGTERM) == 0, "systemctl stop is no failure"
+        assert server.end(signal.SIGTERM) == 0, "systemctl stop is not a failure"
     assert programs_of(folder) == []
 
 

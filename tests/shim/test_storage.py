@@ -153,7 +153,7 @@ def test_an_odd_url_is_not_known_and_ends_nothing(url: str) -> None:
 def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     with Storage() as storage:
-        assert storage.compare(str(tmp_path / "fifo"), 1, None) == ("is no regular file", False)
+        assert storage.compare(str(tmp_path / "fifo"), 1, None) == ("is not a regular file", False)
 
 
 def test_one_odd_url_leaves_the_check_of_the_others_complete(world: World, run: Run, tmp_path: Path) -> None:

@@ -215,7 +215,7 @@ def test_backup_gets_the_slice_of_a_holder_that_fails_when_the_server_is_back(wo
 
 
 def test_nobody_counts_as_silent_because_the_server_was_away(world: World) -> None:
-    """A minute after an absence no job could send a heartbeat: that alone is no reason for a backup."""
+    """A minute after an absence no job could send a heartbeat: that alone isn't a reason for a backup."""
     in_tail(world, blocks=6, lease_s=600, heartbeat_s=20)
     offered = [row["block1"] for row in backups(world.db)]
     let_server_be_away(world.db, 100)
@@ -384,7 +384,7 @@ def test_stopped_project_counts_its_backups_and_ends_them_at_their_next_heartbea
     if asks_for_other_work:
         call(world.db, "tick")
         assert world.checkout(7, host="wn7", job_key="key 7")["status"] == "assigned"
-    else:  # what was finished all the same counts
+    else:  # a success that came all the same counts
         assert world.report(7, token=str(backup["token"]))["status"] == "done"
 
 

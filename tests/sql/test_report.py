@@ -228,7 +228,7 @@ def test_a_success_whose_events_contradict_the_index_is_recorded_and_shown_by_he
     (row,) = [row for row in call(world.db, "health", project="p") if row["what"] == "contradicted"]
     assert row["level"] == "attention" and row["found"].startswith("1 done slices")
     call(world.db, "recycle", project="p", states=["done"])
-    assert call(world.db, "verify", project="p") == [], "recycled work is no contradiction"
+    assert call(world.db, "verify", project="p") == [], "recycled work doesn't contradict anything"
 
 
 def test_attempt_of_an_older_release_has_no_events_on_record_and_its_report_is_compared_all_the_same(

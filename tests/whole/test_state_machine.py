@@ -549,7 +549,7 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def tick(self) -> None:
         self.touched = set("ab")
-        # Successes take no time, and who is not said to take long has begun just now.
+        # Successes take no time, and an attempt without a stated duration has just begun.
         self.world.db.execute("UPDATE osgprod_data.paces SET s_per_block = 0.001")
         self.world.db.execute("UPDATE osgprod_data.reports SET ran_s = 0 WHERE by_worker AND ran_s > 0")
         self.world.db.execute(

@@ -1005,7 +1005,7 @@ def pings(shim: LiveShim) -> int:
 def test_heartbeats_go_on_while_the_outputs_are_delivered(
     node: Node, world: World, site: Site, shim: LiveShim, exit_code: int
 ) -> None:
-    """Those of a failure, too: when its lease expires meanwhile, it does not count."""
+    """Those of a failure, too: when its lease expires before that, it does not count."""
     world.set(heartbeat_s=1)
     site.faults = ["slow"]
     recon = node.program("recon", f"head -c 60000 /dev/urandom >big; exit {exit_code}")  # takes 3 s

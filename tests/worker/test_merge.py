@@ -417,7 +417,7 @@ def test_page_in_place_of_an_input_blames_no_input(merge: Merge) -> None:
     merge.site.pages["/out/job_7_1.tar.gz"] = b"<html>We are down for maintenance</html>"
     code, log = merge.run()
     assert (code, merge.reported("bad_inputs")) == (NODE_FAULT, None), log
-    assert "but what is sent is no such file" in log.splitlines()[-1]
+    assert "but sends another file" in log.splitlines()[-1]
 
 
 def test_input_that_was_cut_to_nothing_is_named(merge: Merge) -> None:

@@ -67,7 +67,7 @@ look_at_input() {
   stored_adler="${stored_adler%%$'\n'*}"
   if [[ "$bytes" != - && "$stored_bytes" != "$bytes" ]]; then
     [[ "$kind" != http ]] || storage confirm_size "$url" "$stored_bytes" ||
-      node_fault "not fetched: $(shown_url "$url") is said to have $stored_bytes bytes, but what is sent is no such file: $storage_error"
+      node_fault "not fetched: storage reports $stored_bytes bytes for $(shown_url "$url"), but sends another file: $storage_error"
     input_fault="has $stored_bytes bytes instead of $bytes"
   elif [[ "$adler" != - && -n "$stored_adler" ]] && ! same_adler32 "$adler" "$stored_adler"; then
     if [[ "$kind" == file ]]; then

@@ -33,7 +33,7 @@ CREATE FUNCTION osgprod._note_failure(
     p_worker text, p_call osgprod.report_call)
 RETURNS osgprod_data.recent_failures LANGUAGE sql VOLATILE
 AS $fn$
-    -- Writes a failure down, and what is known to be its cause already: a pause, a ban or a suspension that began after its
+    -- Writes a failure down, and its cause if that is known already: a pause, a ban or a suspension that began after its
     -- attempt, or a pause that still lasts.
     -- Parameters: see _blame
     INSERT INTO osgprod_data.recent_failures (project_id, started_at, fault, exit_code, is_failure, is_first, worker, address,
@@ -218,7 +218,7 @@ CREATE FUNCTION osgprod._is_disproved(
 RETURNS boolean LANGUAGE plpgsql STABLE
 AS $fn$
 -- Does anything speak against a cause: a success that it would have prevented, a wider cause, or a narrower one?
--- Parameters: p_project  the project's row;  p_failure  the newest failure;  p_cause  what is suspected
+-- Parameters: p_project  the project's row;  p_failure  the newest failure;  p_cause  the suspected cause
 DECLARE
     v_id       int := p_failure.project_id;
     v_is_merge boolean := p_failure.merge_id IS NOT NULL;
@@ -259,7 +259,7 @@ CREATE FUNCTION osgprod._act(
 RETURNS boolean LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Acts on a cause: a pause, a suspension or a ban; and clears slices, workers and files of what it did to them.
--- Parameters: p_project  the project's row;  p_failure  the newest failure;  p_cause  what is to blame
+-- Parameters: p_project  the project's row;  p_failure  the newest failure;  p_cause  the cause to blame
 -- Returns:    false when another session has the row that this needs, or has acted already
 -- Locks:      see _pause_project, _suspend_file, _ban, _resume_file and _clear_failures
 DECLARE
@@ -417,7 +417,7 @@ RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Takes failures off the slices (or merges) and the workers that had them, since something else is to blame: counts,
 -- backoffs, quarantine and automatic bans.
--- Parameters: p_project  the project's row;  p_cause  what is to blame
+-- Parameters: p_project  the project's row;  p_cause  the cause to blame
 --             p_failure  the newest failure, which is not counted yet: nothing is taken off for it. Of a merge: merges are meant
 -- Locks:      rows of recent_failures, slices, merges and bans, SKIP LOCKED: a locked one stays; see _lower_failure_counts
 DECLARE

@@ -31,7 +31,7 @@ BEGIN
     SELECT m.* INTO v_merge FROM osgprod_data.merges m WHERE m.merge_id = p_attempt.merge_id FOR NO KEY UPDATE;
     outcome := 'superseded';
     IF p_outcome = 'done' THEN
-        -- I8: a late success counts when nobody has had the merge since, who may have replaced its files, and the inputs are
+        -- I8: a late success counts when no other attempt has had the merge since (it may have replaced its files), and the inputs are
         -- those that it was given.
         IF v_merge.opened_at = p_attempt.opened_at AND v_merge.state IN ('ready', 'leased', 'failed')
            AND (v_merge.cluster, v_merge.process, v_merge.nstart) = (p_attempt.cluster, p_attempt.process, p_attempt.nstart)

@@ -22,7 +22,7 @@ BEGIN
     END IF;
     RETURN QUERY
     WITH recent AS MATERIALIZED (
-        -- There may be a million attempts: compare what is stored, and make the names of the few workers that are left.
+        -- There may be a million attempts: compare the stored columns, and make the names of the few workers that are left.
         SELECT g.project_id, osgprod._worker(g.client, g.host) AS worker, g.site, g.attempts, g.last_at
           FROM (SELECT a.project_id, a.client, a.host, a.site, count(*) AS attempts, max(a.started_at) AS last_at
                   FROM attempts a

@@ -69,10 +69,10 @@ LANGUAGE plpgsql STABLE
 AS $fn$
 -- Counts the reports since a time: from the tallies, and those not yet tallied from the reports themselves.
 -- Parameters: p_project_id  project;  p_since  begin of ten minutes of the clock
---             p_by_site  count what is not tallied by site, and not by time: a job chooses its site's name, so both together
---                        may be a row a report
+--             p_by_site  count reports that are not tallied by site, and not by time: a job chooses its site's name, so
+--                        there may be a row a report with both
 -- Returns:    a row for each ten minutes, outcome, exit code and site, in two parts where they are not wholly tallied;
---             the site of what is not tallied only with p_by_site, and then began_at is that of all of it;
+--             the site of reports that are not tallied only with p_by_site, and then began_at is the begin of the untallied time;
 --             ran_s [s] is a sum over slices; last_at: when the last of them came. Tallied sites beyond the first 200 are "other"
 DECLARE
     v_until timestamptz;

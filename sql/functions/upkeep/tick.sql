@@ -65,7 +65,7 @@ BEGIN
                                     WHERE q.project_id = v_project.project_id FOR NO KEY UPDATE SKIP LOCKED);
             PERFORM osgprod._tally(v_project);
             PERFORM osgprod._measure_pace(v_project);
-        EXCEPTION WHEN OTHERS THEN  -- of this project alone: what is requeued stays so, and the others go on
+        EXCEPTION WHEN OTHERS THEN  -- of this project alone: slices that are requeued stay so, and the other projects go on
             RAISE WARNING 'tick of project %: %', v_project.name, SQLERRM;
         END;
     END LOOP;
@@ -75,7 +75,7 @@ END
 $fn$;
 
 COMMENT ON FUNCTION osgprod.tick() IS
-'The regular housekeeping (lost slices, complete files, live attempts, tallies), called by every shim on a timer. Every call requeues; one call at a time does the rest. For osgprod_worker.';
+'The regular housekeeping (lost slices, complete files, live attempts, tallies), called by every shim on a timer. Every call requeues; one call at a time does everything else. For osgprod_worker.';
 
 CREATE FUNCTION osgprod._settle_reported(p_project_id int)
 RETURNS void LANGUAGE plpgsql VOLATILE
