@@ -284,7 +284,7 @@ def unknown_variables(environment: Mapping[str, str] = os.environ) -> list[str]:
         word = name.removeprefix("OSGPROD_")
         if name != word and word not in known:
             near = get_close_matches(word, known, n=1)
-            meant = f"; is OSGPROD_{near[0]} meant?" if near else ""
+            meant = f"; the nearest one is OSGPROD_{near[0]}" if near else ""
             lines.append(f"{name} has no effect: no such setting{meant}")
     return lines
 

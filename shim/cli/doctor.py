@@ -90,7 +90,7 @@ def _replica() -> list[Finding]:
     fit = replica.look("alive", {}, troubles.append) is not None
     well = "it answers, with fresh data" if fit else "it refuses this login, or is of another version"
     found = "; ".join(troubles) or well
-    advice = "is it up, and does it follow the primary? see pg_stat_replication there, and OSGPROD_READ_DSN"
+    advice = "see in pg_stat_replication of the primary whether it follows; OSGPROD_READ_DSN names it"
     return [_finding("replica", fit, found, advice)]
 
 
@@ -183,6 +183,8 @@ def _door(name: str, what: str, door: dict[str, Any]) -> Finding:
         with socket.create_connection((host, port), CONNECT_S):
             return _finding(what, True, f"{host} port {port} answers", "")
     except (OSError, ValueError) as error:
-        advice = f"is the server of {prefix} up? osgprod project set {name} xrootd_prefix=URL names another"
+        advice = (
+            f"repair the server of {prefix}, or name another: osgprod project set {name} xrootd_prefix=URL"
+        )
         reason = getattr(error, "strerror", None) or error
         return _finding(what, False, f"{host}: {reason}", advice)

@@ -164,7 +164,11 @@ def attempts(
 def resources(project: str, by: str, hours: int | None, as_json: bool) -> None:
     """Show CPU efficiency, memory, disk and fetching rate of accepted attempts."""
     rows = look("resources", project=project, by=by, hours=hours)
-    show(rows, as_json, "no job has measured what it used: is osgprod_exec.sh of this version?")
+    show(
+        rows,
+        as_json,
+        "no job has measured what it used in that time; osgprod_exec.sh of 0.10.0 or later does",
+    )
 
 
 @osgprod.command()
@@ -238,7 +242,7 @@ def workers_ban(
     known = ask("find", text=site or name)
     if not any(row["kind"] == kind and row["project"] == project for row in known):
         click.echo(
-            f"osgprod: no job of project {project} was on {name} within seven days: is it the right name?"
+            f"osgprod: no job of project {project} was on {name} within seven days: check the name"
             f" osgprod {listing.format(project)}",
             err=True,
         )

@@ -49,7 +49,9 @@ def rawdata() -> None:
 )
 @click.option("--since", type=click.DateTime(TIMES), help="Of folders only files changed since then, in UTC.")
 @click.option("--new", "only_new", is_flag=True, help="Leave out files that are registered.")
-@click.option("--deep", is_flag=True, help="Walk all banks: are the event counts in the headers true?")
+@click.option(
+    "--deep", is_flag=True, help="Walk all banks, and refuse files whose headers count the events wrongly."
+)
 @click.option("--token-file", type=click.File(), help="File with the bearer token for http(s).")
 @click.option("--prefix", help="URL prefix of these files, in the place of the project's; empty = none.")
 @dry

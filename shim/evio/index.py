@@ -353,7 +353,9 @@ class _Reader:
             ):
                 raise self._bad_header(offset, unpack(header))
             if is_last and count:
-                raise self._error(offset, "the file goes on behind its last block: two files in one?")
+                raise self._error(
+                    offset, "the file goes on behind its last block: it may be two files in one"
+                )
             is_last |= bool(info & LAST_BLOCK_BIT)
             counts.append(count)
             infos.append(info)
@@ -378,7 +380,7 @@ class _Reader:
             missing = offset + 4 * length - self._size
             return self._error(
                 offset,
-                f"block of {4 * length} bytes ends {missing} bytes behind the file: cut in mid-block?",
+                f"block of {4 * length} bytes ends {missing} bytes behind the file: it may be cut",
             )
         if (info & VERSION_MASK) != self._version:
             return self._error(

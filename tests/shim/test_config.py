@@ -48,7 +48,7 @@ def test_each_variable_that_a_program_or_a_page_names_is_known() -> None:
 
 def test_unknown_variable_is_named_with_the_nearest_known_one() -> None:
     assert config.unknown_variables({"OSGPROD_POOLSIZE": "9", "OSGPROD_DSN": "", "PATH": ""}) == [
-        "OSGPROD_POOLSIZE has no effect: no such setting; is OSGPROD_POOL_SIZE meant?"
+        "OSGPROD_POOLSIZE has no effect: no such setting; the nearest one is OSGPROD_POOL_SIZE"
     ]
     assert config.unknown_variables({"OSGPROD_Q": "9"}) == ["OSGPROD_Q has no effect: no such setting"]
 
@@ -59,7 +59,7 @@ def test_command_line_warns_of_an_unknown_variable_once() -> None:
         env={"PATH": "/usr/bin:/bin", "OSGPROD_DNS": "host=db"},
     )  # fmt: skip
     assert (ended.returncode, ended.stderr) == (
-        0, "osgprod: OSGPROD_DNS has no effect: no such setting; is OSGPROD_DSN meant?\n",
+        0, "osgprod: OSGPROD_DNS has no effect: no such setting; the nearest one is OSGPROD_DSN\n",
     )  # fmt: skip
 
 

@@ -227,7 +227,7 @@ def spoilt(world: World, request: pytest.FixtureRequest) -> World:
 def test_report_that_bans_a_node_waits_for_no_merge_and_no_file_of_what_the_node_failed(
     spoilt: World, locked: str
 ) -> None:
-    """It has its slice, the node's ban and the file by then: the session that has the others may be waiting for that file."""
+    """It has its slice, the node's ban and the file by then; the session that has the others may wait for that file."""
     with held(spoilt) as db, held(spoilt) as job:
         if locked == "merges":
             for n in range(len(merges(spoilt))):
