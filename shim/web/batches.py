@@ -188,8 +188,7 @@ class Batches:
         try:
             calls = json.dumps([call.arguments for call in batch])
             with database.hang_up_after(connection, database.CALL_TIMEOUT_S):
-                await connection.batches.execute(database.batch_statement(function), [calls])
-                rows = await connection.batches.fetchall()
+                rows = await connection.direct.ask(database.batch_statement(function), calls)
             if not _is_answer(function, len(batch), rows):
                 await connection.close()
                 log.error(
