@@ -149,13 +149,14 @@ class Relation:
 
 
 class Copy:
-    """A copy of a prepared database, and one session in it that stays, with its plans.
+    """A copy of a prepared database, and a session in it for the tests that stays, with its plans.
 
-    After a test it is restored: other sessions are ended, this one is reset, and the rows of tables and the values of
-    sequences are put back. A row that is newer than the last time the copy was restored has a newer xmin, and where
-    a row is gone the count differs. The same is asked of each system catalog, with what the database has in the shared
-    ones: after any other change (DDL, grants, settings of the database, large objects, ANALYZE) the copy is
-    not used again.
+    After a test it is restored: other sessions are ended, the tests' one is reset, and the rows of tables and the
+    values of sequences are put back. Another session does that, which stays as well: it sets
+    session_replication_role, and a session that sets it loses its plans. A row that is newer than the last time the
+    copy was restored has a newer xmin, and where a row is gone the count differs. The same is asked of each system
+    catalog, with what the database has in the shared ones: after any other change (DDL, grants, settings of the
+    database, large objects, ANALYZE) the copy is not used again.
 
     Parameters
     ----------
@@ -167,6 +168,7 @@ class Copy:
         self.dsn = dsn
         self.name = str(psycopg.conninfo.conninfo_to_dict(dsn)["dbname"])
         self._connection: psycopg.Connection[dict[str, Any]] | None = None
+        self._restorer: psycopg.Connection[Any] | None = None
         self._settings: dict[str, Any] = {}
         self._uses = 0
         with self._cursor() as cursor:
@@ -180,9 +182,10 @@ class Copy:
             self._since = snapshot(cursor)
 
     def close(self) -> None:
-        if self._connection:
-            self._connection.close()
-            self._connection = None
+        for connection in (self._connection, self._restorer):
+            if connection:
+                connection.close()
+        self._connection = self._restorer = None
 
     def session(self) -> psycopg.Connection[dict[str, Any]]:
         """The session of the copy as a new one would be, but for its plans."""
@@ -204,8 +207,9 @@ class Copy:
         if self._uses >= MAX_USES:
             return False
         try:
+            kept = self.session().info.backend_pid
             with self._cursor() as cursor:
-                end_other_sessions(cursor)
+                end_other_sessions(cursor, kept)
                 changed = []
                 for relation, found in zip(self._relations, self._compare(cursor, self._since), strict=True):
                     if found != (relation.count, 0, relation.value):
@@ -222,7 +226,17 @@ class Copy:
 
     @contextlib.contextmanager
     def _cursor(self) -> Iterator[psycopg.Cursor[Any]]:
-        with self.session().cursor(row_factory=tuple_row) as cursor:
+        """One of the session that restores."""
+        if self._restorer is not None:
+            try:
+                self._restorer.execute("SELECT")
+            except psycopg.OperationalError:  # a test has ended it, or restarted the server
+                self._restorer.close()
+        if self._restorer is None or self._restorer.closed:
+            self._restorer = connect(self.dsn)
+            # No trigger and no foreign key acts.
+            self._restorer.execute("SET session_replication_role = replica; SET application_name = 'tests'")
+        with self._restorer.cursor(row_factory=tuple_row) as cursor:
             yield cursor
 
     def _compare(self, cursor: psycopg.Cursor[Any], since: str) -> list[tuple[Any, ...]]:
@@ -288,11 +302,15 @@ def snapshot(cursor: psycopg.Cursor[Any]) -> str:
     return str(row[0])
 
 
-def end_other_sessions(cursor: psycopg.Cursor[Any]) -> None:
+def end_other_sessions(cursor: psycopg.Cursor[Any], kept: int) -> None:
+    """Ends all sessions in the database but for this one and the one whose process is kept."""
     end = time.monotonic() + PATIENCE_S
-    while cursor.execute("""
+    while cursor.execute(
+        """
         SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-         WHERE datname = current_database() AND pid <> pg_backend_pid()""").fetchall():
+         WHERE datname = current_database() AND pid NOT IN (pg_backend_pid(), %s)""",
+        [kept],
+    ).fetchall():
         assert time.monotonic() < end, "a session in a test's database does not end"
         time.sleep(0.002)
 
@@ -306,9 +324,8 @@ def size(cursor: psycopg.Cursor[Any]) -> int:
 
 
 def put_back(cursor: psycopg.Cursor[Any], changed: list[Relation]) -> None:
-    """Gives tables and sequences their first rows and values; no trigger and no foreign key has a say."""
+    """Gives tables and sequences their first rows and values; no trigger and no foreign key has a say, see Copy."""
     with cursor.connection.transaction():
-        cursor.execute("SET LOCAL session_replication_role = replica")
         for relation in changed:
             if relation.value:
                 value, is_called = relation.value.split()

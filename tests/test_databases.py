@@ -76,7 +76,10 @@ def test_database_that_was_used_is_given_away_again_as_it_was_made(
         assert db.execute("SELECT to_regclass('t'), current_user = session_user AS is_user").fetchall() == [
             {"to_regclass": None, "is_user": True}
         ]
-        others = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        others = (
+            "SELECT FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            " AND application_name <> 'tests'"
+        )
         assert db.execute(others).fetchall() == []
 
 
