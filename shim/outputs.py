@@ -189,8 +189,8 @@ def check(
                 if requeue and not every and looked == FIRST_LOOK and len(suspects) >= FIRST_BAD:
                     raise OperatorError(
                         f"{len(suspects)} of the first {looked} files are gone or differ, so nothing was requeued",
-                        f"{suspects[-1]['url']} {found.fault}: is the storage mounted here? does its server"
-                        " demand a token (--token-file)? if they are gone indeed: --all",
+                        f"{suspects[-1]['url']} {found.fault}: mount the storage here, or give its server a token"
+                        " (--token-file); if the files are gone indeed: --all",
                     )
     if not suspects:
         return counts

@@ -37,7 +37,10 @@ class Commands(click.Group):
         except OperatorError as error:
             _fail(str(error), error.hint, error.exit_code)
         except EvioError as error:
-            _fail(str(error), "osgprod rawdata load --help says which files and URLs can be read")
+            _fail(
+                str(error),
+                "name files, folders or URLs that this machine can read (osgprod rawdata load --help)",
+            )
         except psycopg.OperationalError as error:
             if error.sqlstate is None:
                 _fail(_first_line(error), _how_to_reach(error), UNREACHABLE)

@@ -223,7 +223,9 @@ def _condor(*command: str) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=CONDOR_TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired as error:
-        raise OperatorError(f"{command[0]} does not answer", "is the access point up? condor_q") from error
+        raise OperatorError(
+            f"{command[0]} does not answer", "see on the access point whether condor_q answers"
+        ) from error
     if done.returncode:
         reason = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
         raise OperatorError(

@@ -198,6 +198,6 @@ def test_a_check_of_a_storage_that_is_not_mounted_stops_and_requeues_nothing(
     done = run("outputs", "check", "p", "--requeue")
     assert done.exit_code == 1
     assert "100 of the first 100 files are gone or differ, so nothing was requeued" in done.stderr
-    assert "is the storage mounted here?" in done.stderr
+    assert "mount the storage here" in done.stderr
     assert world.progress()["blocks_done"] == 101
     assert '"bad": 101' in run("outputs", "check", "p", "--json").stdout

@@ -68,7 +68,7 @@ def test_node_fault_requeues_the_slice_at_once_and_does_not_count_against_it(wor
 
 
 def test_codes_that_the_project_lists_are_node_faults(world: World) -> None:
-    with pytest.raises(psycopg.Error, match="p: success is no fault"):
+    with pytest.raises(psycopg.Error, match="p: node_fault_codes can't contain 0"):
         world.set(node_fault_codes=[75, 0])
     world.set(node_fault_codes=[3])
     world.add_file(1)

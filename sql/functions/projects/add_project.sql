@@ -22,6 +22,7 @@ AS $fn$
 DECLARE
     v_project_id int;
     v_rule       text;
+    v_column     text;
 BEGIN
     INSERT INTO projects AS p (name, subnet_pattern, subnets, workscript, xrootd_prefix, maxblockspercore)
     VALUES (p_project, lower(btrim(p_subnet_pattern)), osgprod._subnets(p_subnet_pattern), p_workscript,
@@ -40,9 +41,9 @@ EXCEPTION
         RAISE EXCEPTION 'project % exists already', p_project USING ERRCODE = 'OG404',
             HINT = format('osgprod project set %s changes it', p_project);
     WHEN check_violation OR not_null_violation THEN
-        GET STACKED DIAGNOSTICS v_rule = CONSTRAINT_NAME;
-        RAISE EXCEPTION 'project %: %', p_project, coalesce(osgprod._rule(v_rule), SQLERRM) USING ERRCODE = 'OG108',
-            HINT = 'names are letters, digits and _ . + -; maxblockspercore is at least 1';
+        GET STACKED DIAGNOSTICS v_rule = CONSTRAINT_NAME, v_column = COLUMN_NAME;
+        RAISE EXCEPTION 'project %: %', p_project, coalesce(osgprod._rule(v_rule), nullif(v_column, '') || ' needs a value', SQLERRM)
+            USING ERRCODE = 'OG108', HINT = 'osgprod project add --help lists what each argument may be';
 END
 $fn$;
 

@@ -26,7 +26,8 @@ DECLARE
                               'tally_after', 'created_at', 'stopped_at', 'subnets', 'merge_s', 'noted_end', 'tail_blocks', 'activated_at'];
     v_before  osgprod_data.projects;
     v_wrong   text;
-    v_key     text;
+    v_column  text;
+    v_key     text;  -- the setting that is read; NULL = all are
 BEGIN
     PERFORM osgprod._require_read_committed() WHERE p_settings <> '{}';  -- project export only reads, in one snapshot
     SELECT k.key INTO v_wrong FROM jsonb_object_keys(p_settings) AS k (key)
@@ -95,8 +96,9 @@ BEGIN
             PERFORM osgprod._change_merges(v_project);
         END IF;
     EXCEPTION WHEN data_exception OR integrity_constraint_violation OR datatype_mismatch THEN
-        GET STACKED DIAGNOSTICS v_wrong = CONSTRAINT_NAME;
-        RAISE EXCEPTION 'project %: %', p_project, coalesce(osgprod._rule(v_wrong), v_key || ': ' || SQLERRM, SQLERRM)
+        GET STACKED DIAGNOSTICS v_wrong = CONSTRAINT_NAME, v_column = COLUMN_NAME;
+        RAISE EXCEPTION 'project %: %', p_project, coalesce(osgprod._rule(v_wrong), nullif(v_column, '') || ' needs a value',
+            v_key || ' can''t be ' || quote_literal(left(p_settings ->> v_key, 63)), SQLERRM)
             USING ERRCODE = 'OG108',
             HINT = 'osgprod project set --help lists the settings with default, range and unit';
     END;
@@ -172,13 +174,23 @@ $fn$;
 CREATE FUNCTION osgprod._rule(p_constraint text)
 RETURNS text LANGUAGE sql STABLE
 AS $fn$
-    -- The rule of a check on projects as a phrase: 'lease_s must be from 1 to 2592000', or the check's name as text.
+    -- The rule of a check on projects as a phrase, like 'lease_s must be from 1 to 2592000'.
     -- Returns:    NULL = no such check
-    SELECT CASE WHEN w.words IS NOT NULL THEN format('%s must be one of %s', w.words[1],
+    SELECT coalesce(CASE c.conname
+           WHEN 'projects_a_lease_outlives_two_heartbeats' THEN 'lease_s must be at least twice heartbeat_s'
+           WHEN 'projects_success_is_no_fault' THEN 'node_fault_codes can''t contain 0, which means success'
+           WHEN 'projects_name_is_a_folder_name' THEN 'a name has 1 to 63 letters, digits and _ . + -, and begins with a letter or digit'
+           WHEN 'projects_workscript_is_a_file_name' THEN 'workscript must be a file name of letters, digits and _ . + -, without a folder'
+           WHEN 'projects_mergescript_is_a_file_name' THEN 'mergescript must be a file name of letters, digits and _ . + -, without a folder'
+           WHEN 'projects_mergescript_is_not_the_workscript' THEN 'mergescript and workscript must be two files'
+           WHEN 'projects_output_home_is_plain' THEN 'output_home must be a URL of at most 1024 characters, without spaces'
+           WHEN 'projects_merge_output_url_is_plain' THEN 'merge_output_url must be a URL of at most 1024 characters, without spaces'
+           END,
+           CASE WHEN w.words IS NOT NULL THEN format('%s must be one of %s', w.words[1],
                                                      regexp_replace(w.words[2], '''|::text', '', 'g'))
                 WHEN r.range IS NULL THEN replace(regexp_replace(c.conname, '^projects_', ''), '_', ' ')
                 WHEN r.range[3] IS NULL THEN format('%s must be %s or more', r.range[1], r.range[2])
-                ELSE format('%s must be from %s to %s', r.range[1], r.range[2], r.range[3]) END
+                ELSE format('%s must be from %s to %s', r.range[1], r.range[2], r.range[3]) END)
       FROM pg_constraint c
      CROSS JOIN regexp_match(pg_get_expr(c.conbin, c.conrelid),
                              '^\(+(\w+) >= (\d+)\)(?: AND \(\1 <= (\d+)\)\))?$') AS r(range)

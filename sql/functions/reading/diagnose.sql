@@ -74,7 +74,7 @@ BEGIN
     SELECT 'leases of ' || p.name, l.expired = 0,
            CASE l.expired WHEN 0 THEN 'none has expired without being looked after'
                 ELSE format('%s slices or merges whose leases expired more than 5 minutes ago are still leased', l.expired) END,
-           'expired leases are not looked after: is a shim running? osgprod reclaim requeues by hand'
+           'start a shim, which looks after expired leases; osgprod reclaim requeues by hand'
       FROM projects p CROSS JOIN LATERAL (
         SELECT count(*) AS expired FROM osgprod._leases(p.project_id) x
          WHERE p.next_due_at <= now() - interval '5 min' AND x.task <> 'backup' AND x.due_at < now() - interval '5 min') l

@@ -45,7 +45,7 @@ BEGIN
             ('bad', 'stalled', f.state = 'active' AND f.blocks_left > 0 AND f.done = 0 AND f.has_open AND f.since < f.patience,
              format('%s blocks left and %s leased, but none done since %s UTC', f.blocks_left, f.blocks_leased,
                     to_char(f.patience AT TIME ZONE 'UTC', 'HH24:MI')),
-             CASE WHEN f.blocks_leased = 0 THEN 'no job asks for work: are jobs submitted, and do they reach the shim? osgprod doctor'
+             CASE WHEN f.blocks_leased = 0 THEN 'no job asks for work: submit jobs, or see what keeps them from the shim: their .err files, osgprod doctor'
                   ELSE format('see how far they are: osgprod attempts %s --live', f.project) END),
             ('bad', 'failing', f.bad >= 10 AND f.bad > 0.2 * f.all_reports AND f.blocks_left + f.merges_left > 0,
              format('%s of the last %s attempts failed, were killed or lost; most with exit code %s', f.bad,

@@ -117,7 +117,7 @@ AS $fn$
 BEGIN
     IF p_limit NOT BETWEEN 1 AND 100000 OR p_limit IS NULL THEN
         RAISE EXCEPTION 'limit must be a number from 1 to 100000, not %', coalesce(p_limit::text, 'nothing')
-            USING ERRCODE = 'OG108', HINT = 'narrow the list by its other parameters';
+            USING ERRCODE = 'OG108', HINT = 'leave it out for the default; the other parameters narrow the list';
     END IF;
     RETURN p_limit;
 END
