@@ -356,3 +356,35 @@ def test_merge_by_is_not_changed_while_a_report_does_a_merge_by_the_former_setti
         setting.result()
     assert refused.value.sqlstate == "OG420"
     assert states(world) == ["done"]
+
+
+def hold_files(db: Db, seqnos: range) -> None:
+    db.execute(
+        "SELECT FROM osgprod_data.loaded_files f WHERE f.seqno = ANY (%s) ORDER BY f.seqno FOR NO KEY UPDATE",
+        [list(seqnos)],
+    )
+
+
+def test_job_gets_the_first_merge_whose_files_nobody_has_locked(world: World) -> None:
+    """The merges behind it were assigned to nobody while a session had the first one's file."""
+    world.set(merge_by="file", maxblockspercore=1)
+    for seqno in range(1, 13):
+        world.add_file(1, seqno=seqno)
+    do(world, *range(12))
+    world.tick()
+    assert states(world) == ["ready"] * 12
+    with connect(world.dsn) as other:
+        with other.transaction():
+            hold_files(other, range(1, 4))
+            answers = [world.checkout(process) for process in (20, 21)]
+            assert [(row["task"], row["filename"]) for row in answers] == [
+                ("merge", "000001_004"),
+                ("merge", "000001_005"),
+            ]
+        with other.transaction():  # it does not look at any number of them
+            hold_files(other, range(1, 13))
+            assert world.checkout(22)["status"] == "wait"
+        assert world.checkout(22)["filename"] == "000001_001"
+    for process in (20, 21, 22):
+        assert world.report(process, outputs_list=MERGED)["status"] == "done"
+    assert call(world.db, "verify", project="p", deep=True) == []

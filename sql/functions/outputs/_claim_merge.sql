@@ -34,48 +34,53 @@ $fn$;
 CREATE FUNCTION osgprod._claim_merge(p_project osgprod_data.projects, p_call osgprod.checkout_call, p_nstart int)
 RETURNS osgprod.claim LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Claims the first ready merge, and notes the slices that it is made of.
+-- Claims the first ready merge whose files nobody has locked, and notes the slices that it is made of.
 -- Promise:    each file of it is complete. A session that planned the merge while another one loaded a file, or made a slice
 --             ready again, has not seen that, nor did the other one see the merge. Such a merge is left until its files are
 --             complete, and those behind it are assigned. A merge that had a fault on this worker is left to others for wait_s.
+--             It tries ten merges at most: a session that has all files locked must not keep a job for long.
 -- Parameters: p_project  the project's row;  p_call, p_nstart  the coming attempt
 -- Returns:    the merge, with -1 as its blocks, so that nothing takes it for a slice; NULLs when none is free
--- Locks:      the merge, SKIP LOCKED, and its files, shared, SKIP LOCKED: what makes a slice ready again waits for the file, and
---             sees the merge then. Of a whole run (project_id, -2), tried, shared: what loads files waits for it
+-- Locks:      the merges that it tries, SKIP LOCKED, and their files, shared, SKIP LOCKED: what makes a slice ready again waits for
+--             the file, and sees the merge then. Of a whole run (project_id, -2), tried, shared: what loads files waits for it
 -- Source:     docs/design.md I8, docs/merging.md "A merge's life"
 DECLARE
     v_claim  osgprod.claim;
     v_merge  osgprod_data.merges;
+    v_tried  int[] := ARRAY[]::int[];
     v_held   bigint;  -- files
     v_worker text := osgprod._worker(p_call.client, p_call.host);
 BEGIN
-    -- OFFSET 0: merge by merge, in order, with any statistics of the planner; it would read all files of the project first.
-    SELECT m.* INTO v_merge FROM osgprod_data.merges m
-     WHERE m.project_id = p_project.project_id AND m.is_ready
-       AND NOT EXISTS (SELECT FROM osgprod_data.loaded_files f WHERE f.project_id = m.project_id AND f.run = m.run
-                          AND f.seqno = coalesce(m.seqno, f.seqno) AND f.state <> 'complete' OFFSET 0)
-       AND NOT EXISTS (SELECT FROM osgprod._ban_of(p_project.project_id, v_worker, p_call.site, 'merges:'))
-       AND (m.faulted_on = v_worker AND p_call.host <> '' AND m.due_at IS NULL
-            AND m.not_before > now() - make_interval(secs => p_project.wait_s)) IS NOT TRUE
-     ORDER BY m.run, m.seqno LIMIT 1
-       FOR NO KEY UPDATE SKIP LOCKED;
-    IF NOT FOUND OR v_merge.seqno IS NULL AND NOT pg_try_advisory_xact_lock_shared(p_project.project_id, -2) THEN
-        RETURN NULL;
-    END IF;
-    v_held := (SELECT count(*) FROM (
-        SELECT FROM osgprod_data.loaded_files f WHERE f.project_id = p_project.project_id AND f.run = v_merge.run
-           AND f.seqno = coalesce(v_merge.seqno, f.seqno) FOR SHARE SKIP LOCKED) h);
-    -- Its slices, in a statement that starts under these locks: nothing changes them while the merge is leased, unless it
-    -- takes the lease away (_reopen_merges).
-    UPDATE osgprod_data.merges m
-       SET state = 'leased', is_ready = NULL, not_before = NULL, cluster = p_call.cluster, process = p_call.process,
-           nstart = p_nstart, due_at = clock_timestamp() + make_interval(secs => p_project.lease_s), progress_at = NULL, bytes_fetched = NULL,
-           cpu_s = NULL, inputs = i.inputs, missing = i.missing
-      FROM osgprod._slices_of_merge(p_project.project_id, v_merge.run, v_merge.seqno) i
-     WHERE m.merge_id = v_merge.merge_id AND i.is_settled
-       AND (SELECT count(*) = v_held AND bool_and(f.state = 'complete') FROM osgprod_data.loaded_files f
-             WHERE f.project_id = m.project_id AND f.run = m.run AND f.seqno = coalesce(m.seqno, f.seqno))
-    RETURNING m.rawdata_id, -1, -1, m.opened_at, m.merge_id INTO v_claim;
+    WHILE v_claim.merge_id IS NULL AND cardinality(v_tried) < 10 LOOP
+        -- OFFSET 0: merge by merge, in order, with any statistics of the planner; it would read all files of the project first.
+        SELECT m.* INTO v_merge FROM osgprod_data.merges m
+         WHERE m.project_id = p_project.project_id AND m.is_ready AND m.merge_id <> ALL (v_tried)
+           AND NOT EXISTS (SELECT FROM osgprod_data.loaded_files f WHERE f.project_id = m.project_id AND f.run = m.run
+                              AND f.seqno = coalesce(m.seqno, f.seqno) AND f.state <> 'complete' OFFSET 0)
+           AND NOT EXISTS (SELECT FROM osgprod._ban_of(p_project.project_id, v_worker, p_call.site, 'merges:'))
+           AND (m.faulted_on = v_worker AND p_call.host <> '' AND m.due_at IS NULL
+                AND m.not_before > now() - make_interval(secs => p_project.wait_s)) IS NOT TRUE
+         ORDER BY m.run, m.seqno LIMIT 1
+           FOR NO KEY UPDATE SKIP LOCKED;
+        IF NOT FOUND OR v_merge.seqno IS NULL AND NOT pg_try_advisory_xact_lock_shared(p_project.project_id, -2) THEN
+            RETURN NULL;
+        END IF;
+        v_tried := v_tried || v_merge.merge_id;
+        v_held := (SELECT count(*) FROM (
+            SELECT FROM osgprod_data.loaded_files f WHERE f.project_id = p_project.project_id AND f.run = v_merge.run
+               AND f.seqno = coalesce(v_merge.seqno, f.seqno) FOR SHARE SKIP LOCKED) h);
+        -- Its slices, in a statement that starts under these locks: nothing changes them while the merge is leased, unless it
+        -- takes the lease away (_reopen_merges).
+        UPDATE osgprod_data.merges m
+           SET state = 'leased', is_ready = NULL, not_before = NULL, cluster = p_call.cluster, process = p_call.process,
+               nstart = p_nstart, due_at = clock_timestamp() + make_interval(secs => p_project.lease_s), progress_at = NULL,
+               bytes_fetched = NULL, cpu_s = NULL, inputs = i.inputs, missing = i.missing
+          FROM osgprod._slices_of_merge(p_project.project_id, v_merge.run, v_merge.seqno) i
+         WHERE m.merge_id = v_merge.merge_id AND i.is_settled
+           AND (SELECT count(*) = v_held AND bool_and(f.state = 'complete') FROM osgprod_data.loaded_files f
+                 WHERE f.project_id = m.project_id AND f.run = m.run AND f.seqno = coalesce(m.seqno, f.seqno))
+        RETURNING m.rawdata_id, -1, -1, m.opened_at, m.merge_id INTO v_claim;
+    END LOOP;
     RETURN v_claim;
 END
 $fn$;
