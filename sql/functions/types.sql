@@ -66,6 +66,14 @@ CREATE TYPE osgprod.checkout_answer AS (
     urls        text[]
 );
 
+-- How far a job is that asks again: see _job_so_far.
+CREATE TYPE osgprod.job_so_far AS (
+    last    osgprod_data.attempts,
+    starts  int,
+    follows int,
+    problem text[]
+);
+
 -- What a slice is as a separate EVIO file: see _slice_file.
 CREATE TYPE osgprod.slice_content AS (
     url        text,

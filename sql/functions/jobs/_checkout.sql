@@ -15,9 +15,7 @@ DECLARE
     v_problem  text[];
     v_nstart   int;      -- of the coming attempt
     v_is_ready boolean;  -- is any slice?
-    v_starts   int;      -- of the job before; NULL = none
-    v_follows  int;      -- the attempt before this one, of a job that processes several slices
-    v_job      record;
+    v_job      osgprod.job_so_far;  -- NULLs = it has not asked before
     v_restart  record;
     v_slice    osgprod.claim;
     v_pace     osgprod.pace;  -- at its site; NULLs = not needed, or not known
@@ -66,8 +64,6 @@ BEGIN
         IF v_job.problem IS NOT NULL THEN
             RETURN osgprod._unassigned(v_job.problem);
         END IF;
-        v_starts := v_job.starts;
-        v_follows := v_job.follows;
         IF (v_job.last).nstart IS NOT NULL THEN
             v_restart := osgprod._restart(v_project, p_call, v_job.last, v_nstart, v_can_merge IS TRUE, p_wait_ms IS NULL);
             IF v_restart.problem IS NOT NULL THEN
@@ -163,11 +159,11 @@ BEGIN
            v_slice.block2, v_slice.opened_at, p_call.cpus, v_started_at,
            sha256(convert_to(v_token::text, 'UTF8')), p_call.client, osgprod._label(p_call.host),
            osgprod._label(p_call.site), osgprod._job_key_digest(v_project.magic_salt, p_call.job_key),
-           osgprod._label(p_call.schedd), p_call.qdate, nullif(coalesce(v_starts, 0) + 1, v_nstart), v_follows,
+           osgprod._label(p_call.schedd), p_call.qdate, nullif(coalesce(v_job.starts, 0) + 1, v_nstart), v_job.follows,
            p_call.time_left_s, v_slice.merge_id,
-           CASE WHEN coalesce(p_call.templates::text, p_call.exec_version, p_call.image) IS NOT NULL
+           CASE WHEN num_nonnulls(p_call.templates, p_call.exec_version, p_call.image) > 0
                 THEN osgprod._version_of(v_project, p_call, v_slice.merge_id IS NOT NULL) END, v_content.events);
-    v_answer := ROW('assigned', NULL, NULL, v_project.workscript, coalesce(v_starts, 0) + 1, v_token, v_project.lease_s,
+    v_answer := ROW('assigned', NULL, NULL, v_project.workscript, coalesce(v_job.starts, 0) + 1, v_token, v_project.lease_s,
         v_project.heartbeat_s, v_started_at, v_content.url, v_content.filename, v_slice.block1, v_slice.block2,
         v_content.size_bytes, v_content.events, v_content.pieces, p_call.n, NULL, NULL, 'slice', NULL, v_content.urls);
     IF v_slice.merge_id IS NOT NULL THEN
