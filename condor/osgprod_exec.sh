@@ -111,16 +111,19 @@ is_mount_point() {
 
 # --- settings ----------------------------------------------------------------------------------------------------
 
-# Prints the number that an environment variable holds, or its default when the variable is unset or empty. Fails, and
-# logs the rule, when the variable holds anything but a whole number in the range.
+number=""        # as number_setting has found it
+setting_error="" # what number_setting says of a setting that is wrong
+
+# Sets number to the one that an environment variable holds, or to its default when the variable is unset or empty. Fails, and
+# sets setting_error to the rule, when the variable holds anything but a whole number in the range.
 # Arguments: name of the variable, default, least, greatest (inclusive, at most 9 digits)
 number_setting() {
   local text="${!1:-$2}"
   if [[ ! "$text" =~ ^[0-9]{1,9}$ ]] || ((10#$text < $3 || 10#$text > $4)); then
-    log "$1 is '${text:0:40}': it must be a whole number from $3 to $4, without a unit"
+    setting_error="$1 is '${text:0:40}': it must be a whole number from $3 to $4, without a unit"
     return 1
   fi
-  printf '%d' "$((10#$text))"
+  number="$((10#$text))"
 }
 
 # --- text --------------------------------------------------------------------------------------------------------
@@ -703,7 +706,7 @@ checkout() {
 # Prints what the server says in a script that has nothing to do, or in an error. The script is read, not run.
 # Argument: file
 said() {
-  sed -n -e "s/^printf '%s\\\\n' //p" -e '/^# osgprod error/p' "$1" 2>/dev/null | head -n 1
+  sed -n -e "/^printf '%s\\\\n' /{s///p;q;}" -e '/^# osgprod error/{p;q;}' "$1" 2>/dev/null
 }
 
 # Reports how the attempt ended, and what it used. Arguments: exit code, then name value pairs. Returns 1 when no answer came.
@@ -711,7 +714,7 @@ report() {
   local code="$1"
   shift
   stop_heartbeats
-  if ! persistent_request workscript.exit exitcode "$code" door "$(plain_text 120 "$(reported door)")" \
+  if ! persistent_request workscript.exit exitcode "$code" door "$(plain_text 120 "${reported[door]:-}")" \
     ${resources[@]+"${resources[@]}"} "$@"; then
     log "no report was accepted by the server after $TRIES attempts: $body"
     return 1
@@ -723,9 +726,12 @@ report() {
 
 readonly SUPERSEDED=8 WEDGED=9 # exit codes of send_heartbeats: another attempt has the work; there was no progress
 
-work_status=0      # exit code of the work
-heartbeat_status=0 # exit code of send_heartbeats
-resources=()       # what the work has used: name value pairs for the report
+work_status=0          # exit code of the work
+heartbeat_status=0     # exit code of send_heartbeats
+resources=()           # what the work has used: name value pairs for the report
+ticks=0                # see children_ticks
+declare -A reported=() # what the work's report says: the last value of each name
+reported_inputs=""     # the values of its lines merged_input=, each with a line end
 
 # Copies the proxy and the token into the work's folder, the only one that a container shows. HTCondor renews them: it is
 # done again with each heartbeat. Argument: folder
@@ -770,7 +776,8 @@ become_work() {
 # Argument: seconds between heartbeats, 0 = none
 run_work() {
   local own="$scratch/work/.osgprod" began_s="$SECONDS" began_ticks
-  began_ticks="$(children_ticks)"
+  children_ticks
+  began_ticks="$ticks"
   mkdir -p "$own"
   mv "$scratch/script" "$own/script"
   [[ -z "${OSGPROD_CONTAINER:-}" ]] || copy_credentials "$own"
@@ -787,7 +794,9 @@ run_work() {
   # The heartbeats go on until the report: delivery may take longer than the lease.
   touch "$scratch/delivering" 2>/dev/null || stop_heartbeats
   work_group=""
-  measure "$((SECONDS - began_s))" "$(($(children_ticks) - began_ticks))"
+  children_ticks
+  read_report "$own/report.txt"
+  measure "$((SECONDS - began_s))" "$((ticks - began_ticks))"
   run print_log "$scratch/work.log" "$((MAX_LOG_BYTES / SLICES))" || true
 }
 
@@ -819,14 +828,14 @@ cpu_seconds() {
   printf '%s' "$((total / 100))"
 }
 
-# Prints the CPU time that this script's ended children have used, with theirs [ticks].
+# Sets ticks to the CPU time that this script's ended children have used, with theirs [ticks].
 children_ticks() {
   local line
   local -a fields
   IFS= read -r line <"/proc/$$/stat"
   # shellcheck disable=SC2206  # numbers
   fields=(${line##*) })
-  printf '%s' "$((fields[13] + fields[14]))"
+  ticks="$((fields[13] + fields[14]))"
 }
 
 # Prints the memory of a process group, with what its processes have started [bytes]: resident now, or the peak of
@@ -866,7 +875,7 @@ measure() {
   [[ "$memory" =~ ^[0-9]{1,18}$ && "$disk" =~ ^[0-9]{1,18}$ ]] || memory=0 disk=0
   capture folder_bytes "$scratch/work" || captured=0
   ((captured <= disk)) || disk="$captured"
-  fetched="$(reported fetched_bytes)" || fetched="" # the work may leave no report
+  fetched="${reported[fetched_bytes]:-}"
   [[ "$fetched" =~ ^[0-9]{1,18}$ ]] || fetched=""
   ((memory > 0)) || memory="" # it was too short to be looked at
   resources=(memory_bytes "$memory" disk_bytes "$disk" fetched_bytes "$fetched" cpu_s "$(($2 / 100))")
@@ -876,7 +885,8 @@ measure() {
 # Prints the size of a folder [bytes], without what is mounted in it. Argument: folder
 folder_bytes() {
   local kilobytes
-  kilobytes="$(cd "$1" && du -xsk . 2>/dev/null | head -n 1 | cut -f 1)" || true
+  kilobytes="$(cd "$1" && du -xsk . 2>/dev/null)" || true
+  kilobytes="${kilobytes%%[!0-9]*}"
   [[ "$kilobytes" =~ ^[0-9]{1,15}$ ]] || kilobytes=0
   printf '%s' "$((kilobytes * 1024))"
 }
@@ -972,9 +982,21 @@ public_text() {
   plain_text "$1" "$(without_secrets "$2")"
 }
 
-# Prints the values of all lines NAME=VALUE of the work's report, a line each. Argument: name
-all_reported() {
-  sed -n "s/^$1=//p" "$scratch/work/.osgprod/report.txt" 2>/dev/null | tr -d '\000'
+# Reads what the work has left in its report, lines NAME=VALUE; it may have left none. Sets reported and reported_inputs.
+# Argument: file
+read_report() {
+  local line name
+  reported=() reported_inputs=""
+  while IFS= read -r line || [[ -n "$line" ]]; do
+    name="${line%%=*}"
+    [[ "$name" != "$line" ]] || continue
+    case "$name" in
+    merged_input) reported_inputs+="${line#*=}"$'\n' ;;
+    bad_inputs | door | events | fault | fetched_bytes | misconfigured | outputs_list | software)
+      reported["$name"]="${line#*=}"
+      ;;
+    esac
+  done < <(tr -d '\000' 2>/dev/null <"$1")
 }
 
 # Prints the end of the work's log for the report of a failure, at most 4000 bytes, without the secrets of this job: also without
@@ -984,11 +1006,6 @@ log_tail() {
   text="$(without_secrets "$(tail -c 20000 "$scratch/work.log" 2>/dev/null | tr -d '\000\r')")"
   ((${#text} <= 4000)) || text="${text: -4000}"
   printf '%s' "$text"
-}
-
-# Prints the value of the last line NAME=VALUE of the work's report. Argument: name
-reported() {
-  all_reported "$1" | tail -n 1
 }
 
 # --- outputs -----------------------------------------------------------------------------------------------------
@@ -1029,7 +1046,7 @@ pack_outputs() {
   [[ -z "$slice_path" ]] || rm -f "$work/$slice_path"
   remove_cores "$work"
   rm -f "$work/osgprod_work.log"
-  list_outputs "$work" | tr -dc '\000' | wc -c | tr -d ' '
+  list_outputs "$work" | tr -dc '\000' | wc -c
   tail -c 100000 "$work_log" >"$work/osgprod_work.log" 2>/dev/null || true
   list_outputs "$work" | tar -czf "$tarball" -C "$work" --no-recursion --null -T -
 }
@@ -1333,11 +1350,12 @@ readonly EXIT_NOT_DELIVERED=74 EXIT_NOT_FETCHED=75 EXIT_MISCONFIGURED=40 # as re
 output_url=""   # where the tarball is, when it was delivered
 is_judged=false # did the server call a success a failure?
 
-# The files of a success that has not been reported yet: the tarball, and what the report will say. A job that starts
-# again in this folder goes on from there. By hand, jobs of another project may have the same numbers here. Argument: ending
-unreported() {
-  printf '%s/unreported_job_%s_%s.%s.%s' "$PWD" "$cluster" "$process" "$OSGPROD_PROJECT" "$1"
-}
+# The files of a success that has not been reported yet, without their endings: .tar.gz is the tarball, .report is what the report
+# will say. A job that starts again in this folder goes on from there. By hand, jobs of another project may have the same
+# numbers here.
+unreported=""
+declare -A written=() # what .report says, as read_written has read it: the first value of each name
+written_inputs=""     # the values of its lines merged_input=, each with a line end
 
 # Prints the path for a tarball that stays in this folder. If a file has the name, it is another job's, of another project or
 # another queue with the same numbers: then the name gets an additional word. Argument: name without .tar.gz
@@ -1347,58 +1365,67 @@ free_path() {
   printf '%s' "$path"
 }
 
-# Writes down what the report of a success will say, with resources; the token of the attempt proves that it is the same.
+# Writes down what the report of a success will say, with resources, and reads it back. The token of the attempt proves that it
+# is the same.
 # Arguments: name of the tarball, events, number of outputs, size [bytes], adler32, URL or nothing, seconds between
 # heartbeats, outputs that the work itself has delivered (JSON) or nothing, its software or nothing, inputs to remove when
 # the report is accepted (lines of URL, size, adler32) or nothing
 write_down() {
-  local file
-  file="$(unreported report)"
+  local file="$unreported.report"
   (
     umask 077
     exec >"$file.new"
     printf '%s\n' "project=$OSGPROD_PROJECT" "token=$token" "name=$1" "events=$2" "outputs=$3" "bytes=$4" \
       "adler32=$5" "url=$6" "heartbeat_s=$7" "outputs_list=$8" "software=$9" "slices_done=$slices_done" &&
       printf '%s=%s\n' ${resources[@]+"${resources[@]}"} &&
-      printf '%s\n' "${10}" | sed -e '/./!d' -e 's/^/merged_input=/' &&
+      { [[ -z "${10}" ]] || printf '%s\n' "${10}" | sed -e '/./!d' -e 's/^/merged_input=/'; } &&
       printf 'complete=yes\n'
-  ) 2>/dev/null && mv -f "$file.new" "$file"
+  ) 2>/dev/null && mv -f "$file.new" "$file" && read_written
 }
 
-# Prints one value of the unreported result. Argument: name
-written() {
-  sed -n "/^$1=/{s///p;q;}" "$(unreported report)"
-}
-# The same for all values of a name, a line each.
-all_written() {
-  sed -n "s/^$1=//p" "$(unreported report)"
+# Reads what was written down, lines NAME=VALUE. Sets written and written_inputs. Fails when the file can't be read.
+read_written() {
+  local line name
+  written=() written_inputs=""
+  [[ -r "$unreported.report" ]] || return 1
+  while IFS= read -r line || [[ -n "$line" ]]; do
+    name="${line%%=*}"
+    [[ "$name" != "$line" ]] || continue
+    case "$name" in
+    merged_input) written_inputs+="${line#*=}"$'\n' ;;
+    project | token | name | events | outputs | bytes | adler32 | url | heartbeat_s | outputs_list | software | slices_done | \
+      memory_bytes | disk_bytes | fetched_bytes | cpu_s | wall_s | complete)
+      [[ -n "${written["$name"]+set}" ]] || written["$name"]="${line#*=}"
+      ;;
+    esac
+  done <"$unreported.report"
 }
 
 # Has the work delivered its outputs itself, and left none? Then its tarball holds the log only, and is not sent.
 is_delivered() {
-  [[ -n "$(written outputs_list)" && "$(written bytes)" == "" ]]
+  [[ -n "${written[outputs_list]:-}" && "${written[bytes]:-}" == "" ]]
 }
 
 # Gives a success that release 0.11 or older has kept here, without the project in its name, today's name.
 adopt_unreported() {
   local old="$PWD/unreported_job_${cluster}_${process}"
-  [[ "$(sed -n 's/^project=//p' "$old.report" 2>/dev/null | head -n 1)" == "$OSGPROD_PROJECT" ]] || return 0
-  mv -f "$old.tar.gz" "$(unreported tar.gz)" 2>/dev/null || true
-  mv -f "$old.report" "$(unreported report)" 2>/dev/null || true
+  [[ -e "$old.report" && "$(sed -n 's/^project=//p' "$old.report" 2>/dev/null | head -n 1)" == "$OSGPROD_PROJECT" ]] || return 0
+  mv -f "$old.tar.gz" "$unreported.tar.gz" 2>/dev/null || true
+  mv -f "$old.report" "$unreported.report" 2>/dev/null || true
 }
 
 # Is there a success of this job, whole, that was not reported?
 has_unreported() {
-  local file
+  local file="$unreported.report"
   adopt_unreported
-  file="$(unreported report)"
   [[ -f "$file" && -r "$file" ]] || return 1
   rm -f "$file.new"
-  if [[ "$(written complete)" == yes ]]; then
-    [[ -z "$(written url)" ]] && ! is_delivered || return 0
-    capture adler32 "$(unreported tar.gz)" || captured=""
-    [[ "$(size_of "$(unreported tar.gz)" 2>/dev/null)" != "$(written bytes)" ||
-    "${captured%$'\n'}" != "$(written adler32)" ]] || return 0
+  read_written || return 1
+  if [[ "${written[complete]:-}" == yes ]]; then
+    [[ -z "${written[url]:-}" ]] && ! is_delivered || return 0
+    capture adler32 "$unreported.tar.gz" || captured=""
+    [[ "$(size_of "$unreported.tar.gz" 2>/dev/null)" != "${written[bytes]:-}" ||
+    "${captured%$'\n'}" != "${written[adler32]:-}" ]] || return 0
   fi
   log "the result of an earlier start can't be used, and is removed: $file"
   forget_unreported
@@ -1406,14 +1433,14 @@ has_unreported() {
 }
 
 forget_unreported() {
-  rm -f "$(unreported report)" "$(unreported report.new)" "$(unreported tar.gz)" "$(unreported tar.gz.new)"
+  rm -f "$unreported.report" "$unreported.report.new" "$unreported.tar.gz" "$unreported.tar.gz.new"
 }
 
 # Goes on with the lease of an earlier start: it may have expired, and nobody else has the slice yet.
 resume_lease() {
   local heartbeat_s
-  token="$(written token)"
-  heartbeat_s="$(written heartbeat_s)"
+  token="${written[token]:-}"
+  heartbeat_s="${written[heartbeat_s]:-}"
   touch "$scratch/delivering" || return 0
   [[ "$heartbeat_s" =~ ^[1-9][0-9]{0,5}$ ]] || return 0
   request workscript.ping bytes 0
@@ -1425,22 +1452,22 @@ deliver_and_report() {
   local name bytes adler list software used
   resources=()
   for used in memory_bytes disk_bytes fetched_bytes cpu_s wall_s; do
-    resources+=("$used" "$(written "$used")") # as an earlier start has measured it
+    resources+=("$used" "${written["$used"]:-}") # as an earlier start has measured it
   done
-  slices_done="$(written slices_done)"
+  slices_done="${written[slices_done]:-}"
   [[ "$slices_done" =~ ^[0-9]{1,6}$ ]] || slices_done=0 # written by an older version
-  list="$(written outputs_list)" software="$(written software)"
-  name="$(written name)" bytes="$(written bytes)" adler="$(written adler32)"
-  token="$(written token)" output_url="$(written url)"
+  list="${written[outputs_list]:-}" software="${written[software]:-}"
+  name="${written[name]:-}" bytes="${written[bytes]:-}" adler="${written[adler32]:-}"
+  token="${written[token]:-}" output_url="${written[url]:-}"
   if [[ -n "${OSGPROD_OUTPUT_URL:-}" && -z "$output_url" ]] && ! is_delivered; then
-    if ! send_outputs "$(unreported tar.gz)" "$name.tar.gz" "$bytes" "$adler" "$TRIES"; then
+    if ! send_outputs "$unreported.tar.gz" "$name.tar.gz" "$bytes" "$adler" "$TRIES"; then
       not_delivered "$storage_error"
       return
     fi
-    write_down "$name" "$(written events)" "$(written outputs)" "$bytes" "$adler" "$output_url" \
-      "$(written heartbeat_s)" "$list" "$software" "$(all_written merged_input)" || true
+    write_down "$name" "${written[events]:-}" "${written[outputs]:-}" "$bytes" "$adler" "$output_url" \
+      "${written[heartbeat_s]:-}" "$list" "$software" "$written_inputs" || true
   fi
-  if ! report 0 events "$(written events)" outputs "$(written outputs)" output_bytes "$bytes" output_adler32 "$adler" \
+  if ! report 0 events "${written[events]:-}" outputs "${written[outputs]:-}" output_bytes "$bytes" output_adler32 "$adler" \
     output_url "$output_url" outputs_list "$list" software "$software"; then
     keep_for_later 'the report got no answer'
     return
@@ -1449,17 +1476,17 @@ deliver_and_report() {
   '200 done')
     remove_merged_inputs
     if [[ -n "$output_url" ]] && ((SLICES > 1)); then
-      rm -f "$(unreported tar.gz)" # delivered; those of all slices may not fit on the disk
-    elif mv -fT "$(unreported tar.gz)" "$(free_path "$name")" 2>/dev/null; then
+      rm -f "$unreported.tar.gz" # delivered; those of all slices may not fit on the disk
+    elif mv -fT "$unreported.tar.gz" "$(free_path "$name")" 2>/dev/null; then
       :
-    elif [[ -e "$(unreported tar.gz)" ]]; then
+    elif [[ -e "$unreported.tar.gz" ]]; then
       # It may be the only one of a slice that is done. The next slice's would take its place: this job ends.
-      log "renaming the tarball to $name.tar.gz failed; it stays here: $(unreported tar.gz)"
-      rm -f "$(unreported report)" "$(unreported report.new)"
+      log "renaming the tarball to $name.tar.gz failed; it stays here: $unreported.tar.gz"
+      rm -f "$unreported.report" "$unreported.report.new"
       slices_done="$SLICES"
       return 0
     elif [[ -z "$output_url" ]] && ! is_delivered; then
-      log "the slice is done, but somebody has removed its only tarball, $(unreported tar.gz): requeue it with \`osgprod slices recycle\`"
+      log "the slice is done, but somebody has removed its only tarball, $unreported.tar.gz: requeue it with \`osgprod slices recycle\`"
       forget_unreported
       return "$EXIT_NODE_FAULT"
     fi
@@ -1475,12 +1502,12 @@ deliver_and_report() {
     return "$EXIT_FAILED"
     ;;
   404*) # a restored database may have forgotten the attempt; the work may be needed
-    log "the server knows no attempt of this job; the outputs stay: ${output_url:-$(unreported tar.gz)}"
-    rm -f "$(unreported report)"
+    log "the server knows no attempt of this job; the outputs stay: ${output_url:-$unreported.tar.gz}"
+    rm -f "$unreported.report"
     return "$EXIT_FAILED"
     ;;
   esac
-  log "the report was refused; the outputs stay: ${output_url:-$(unreported tar.gz)}"
+  log "the report was refused; the outputs stay: ${output_url:-$unreported.tar.gz}"
   return "$EXIT_REFUSED"
 }
 
@@ -1488,7 +1515,7 @@ deliver_and_report() {
 # An input that can't be removed stays.
 remove_merged_inputs() {
   local url bytes adler kind
-  [[ -n "$(all_written merged_input)" ]] || return 0
+  [[ -n "$written_inputs" ]] || return 0
   if ! are_listed_outputs_there; then
     log 'not all merged files can be seen from here: the inputs are not removed'
     return 0
@@ -1501,14 +1528,14 @@ remove_merged_inputs() {
     else
       storage "remove_$kind" "$url" || log "$url can't be removed: $storage_error"
     fi
-  done 3< <(all_written merged_input)
+  done 3< <(printf '%s' "$written_inputs")
 }
 
 # Are the files that a merge has delivered where it says, as this script sees them? In a container a folder may be another
 # one. Each must be listed as the merge script lists files.
 are_listed_outputs_there() {
   local list url bytes adler kind found=0
-  list="$(written outputs_list | sed 's/{"kind":/\n&/g')"
+  list="$(printf '%s\n' "${written[outputs_list]:-}" | sed 's/{"kind":/\n&/g')"
   while IFS=' ' read -r bytes adler url <&3; do
     kind="$(storage_kind "$url")" && has_arrived "$kind" "$url" "$bytes" "$adler" "$LOOKS" || return 1
     found=$((found + 1))
@@ -1530,7 +1557,7 @@ not_delivered() {
 
 # Leaves a success for this job's next start in the same folder. Returns this script's exit code. Argument: why
 keep_for_later() {
-  log "$1; the tarball is kept for the next start: $(unreported tar.gz)"
+  log "$1; the tarball is kept for the next start: $unreported.tar.gz"
   # Not twice for one start of the job: HTCondor starts it again at once, in the same folder.
   if ((CHECKPOINT_CODE > 0)) && ! $is_resumed; then
     return "$CHECKPOINT_CODE"
@@ -1542,26 +1569,26 @@ keep_for_later() {
 # Arguments: name of the tarball, slice, seconds between heartbeats
 finish_success() {
   local name="$1" count adler bytes events code=0 list
-  if ! pack "$2" "$(unreported tar.gz)"; then
+  if ! pack "$2" "$unreported.tar.gz"; then
     report "$EXIT_NOT_FETCHED" fault node reason 'the outputs could not be packed: is the disk full?' || return "$EXIT_LATER"
     return "$EXIT_NODE_FAULT"
   fi
   count="$packed"
-  bytes="$(size_of "$(unreported tar.gz)")"
-  capture adler32 "$(unreported tar.gz)" || captured=""
+  bytes="$(size_of "$unreported.tar.gz")"
+  capture adler32 "$unreported.tar.gz" || captured=""
   adler="${captured%$'\n'}"
-  events="$(reported events)" || events=""
+  events="${reported[events]:-}"
   if [[ -n "$events" && ! "$events" =~ ^[0-9]{1,18}$ ]]; then
     log "events=${events:0:40} is not a number of events, and is not reported"
     events=""
   fi
-  list="$(reported outputs_list)" || list=""
+  list="${reported[outputs_list]:-}"
   if [[ -n "$list" ]]; then
     ((count > 0)) || bytes="" adler=""
     count=$((count + $(printf '%s' "$list" | tr '{' '\n' | grep -c '"url" *:' || true)))
   fi
-  if ! write_down "$name" "$events" "$count" "$bytes" "$adler" "" "$3" "$list" "$(public_text 200 "$(reported software)")" \
-    "$(all_reported merged_input)"; then
+  if ! write_down "$name" "$events" "$count" "$bytes" "$adler" "" "$3" "$list" "$(public_text 200 "${reported[software]:-}")" \
+    "$reported_inputs"; then
     report "$EXIT_NOT_FETCHED" fault node reason 'the disk of this node is full' || return "$EXIT_LATER"
     return "$EXIT_NODE_FAULT"
   fi
@@ -1597,6 +1624,7 @@ pack() {
   leftover="$2.new"
   if capture pack_outputs "$scratch/work" "$scratch/work.log" "$1" "$leftover" && mv -f "$leftover" "$2"; then
     packed="${captured%%$'\n'*}"
+    packed="${packed// /}"
     leftover=""
     return 0
   fi
@@ -1625,8 +1653,8 @@ leave_failure() {
 # Arguments: exit code to report, name of the tarball, slice, reason
 finish_failure() {
   leave_failure "failed_$2" "$3"
-  report "$1" output_url "$output_url" fault "$(plain_text 20 "$(reported fault)")" reason "$4" \
-    bad_inputs "$(reported bad_inputs)" outputs_list "$(reported outputs_list)" log_tail "$(log_tail)" ||
+  report "$1" output_url "$output_url" fault "$(plain_text 20 "${reported[fault]:-}")" reason "$4" \
+    bad_inputs "${reported[bad_inputs]:-}" outputs_list "${reported[outputs_list]:-}" log_tail "$(log_tail)" ||
     return "$EXIT_LATER"
   # Which codes are faults of the node, the project says.
   [[ "$answer" != node-fault ]] || return "$EXIT_NODE_FAULT"
@@ -1636,10 +1664,11 @@ finish_failure() {
 
 # --- the story ---------------------------------------------------------------------------------------------------
 
-cluster="" process="" # HTCondor's identity of the job
-schedd="" qdate=""    # the job's access point, and when it was submitted there [s since 1970]
-TIME_LEFT_S=""        # OSGPROD_TIME_LEFT_S, if it is set
-ends_at=""            # when the job must end [s since 1970]; nothing = not known
+cluster="" process=""    # HTCondor's identity of the job
+schedd="" qdate=""       # the job's access point, and when it was submitted there [s since 1970]
+TIME_LEFT_S=""           # OSGPROD_TIME_LEFT_S, if it is set
+ends_at=""               # when the job must end [s since 1970]; nothing = not known
+ad_value="" ad_number="" # as the functions of these names have set them
 magic="" job_key="" bearer="" host="" site=""
 token=""         # of the attempt
 after=""         # token of the success after which the job asks for another slice
@@ -1655,9 +1684,10 @@ text_of() {
   printf '%s' "${text%"${text##*[!$'\r\n']}"}"
 }
 
-# Prints the value of an attribute as a ClassAd file has it, or nothing when it isn't there. Arguments: file, name
+# Sets ad_value to the value of an attribute as a ClassAd file has it, or to nothing when it isn't there. Arguments: file, name
 ad_value() {
   local line key name="${2,,}"
+  ad_value=""
   [[ -f "$1" && -r "$1" ]] || return 0
   while IFS= read -r line || [[ -n "$line" ]]; do
     [[ "$line" == *=* ]] || continue
@@ -1666,25 +1696,27 @@ ad_value() {
     [[ "${key,,}" == "$name" ]] || continue
     line="${line#*=}"
     line="${line#"${line%%[![:space:]]*}"}"
-    printf '%s' "${line%"${line##*[![:space:]]}"}"
+    ad_value="${line%"${line##*[![:space:]]}"}"
     return 0
   done <"$1"
 }
 
-# The same for a whole number of at most 15 digits; prints nothing for anything else. Arguments: file, name
+# Sets ad_number to the value if it is a whole number of at most 15 digits, and to nothing for anything else.
+# Arguments: file, name
 ad_number() {
-  local value
-  value="$(ad_value "$1" "$2")"
-  [[ ! "$value" =~ ^[0-9]{1,15}$ ]] || printf '%d' "$((10#$value))"
+  ad_value "$1" "$2"
+  ad_number=""
+  [[ ! "$ad_value" =~ ^[0-9]{1,15}$ ]] || ad_number="$((10#$ad_value))"
 }
 
 # Sets schedd and qdate from the job ad. They stay the same over restarts of the job, unlike all that tells the node.
 find_identity() {
   local id
-  id="$(ad_value "${_CONDOR_JOB_AD:-}" GlobalJobId)"
-  id="${id#\"}"
+  ad_value "${_CONDOR_JOB_AD:-}" GlobalJobId
+  id="${ad_value#\"}"
   id="${id%\"}"
-  qdate="$(ad_number "${_CONDOR_JOB_AD:-}" QDate)"
+  ad_number "${_CONDOR_JOB_AD:-}" QDate
+  qdate="$ad_number"
   [[ "$id" == *'#'* ]] || return 0
   schedd="$(plain_text 128 "${id%%#*}")"
   id="${id##*#}"
@@ -1694,18 +1726,20 @@ find_identity() {
 # Sets ends_at to the earliest time by which the job must end: what the pilot, the job's allowed duration and
 # OSGPROD_TIME_LEFT_S say. A pilot that names only GLIDEIN_ToRetire is taken to end then.
 find_end() {
-  local job="${_CONDOR_JOB_AD:-}" machine="${_CONDOR_MACHINE_AD:-}" start executing allowed end
-  end="$(ad_number "$machine" GLIDEIN_ToDie)"
-  [[ -n "$end" ]] || end="$(ad_number "$machine" GLIDEIN_ToRetire)"
-  ((end == 0)) || must_end_at "$end"
-  start="$(ad_number "$job" JobCurrentStartDate)"
+  local job="${_CONDOR_JOB_AD:-}" machine="${_CONDOR_MACHINE_AD:-}" start executing
+  ad_number "$machine" GLIDEIN_ToDie
+  [[ -n "$ad_number" ]] || ad_number "$machine" GLIDEIN_ToRetire
+  ((ad_number == 0)) || must_end_at "$ad_number"
+  ad_number "$job" JobCurrentStartDate
+  start="$ad_number"
   [[ -n "$start" ]] || printf -v start '%(%s)T' -1
-  allowed="$(ad_number "$job" AllowedJobDuration)"
-  [[ -z "$allowed" ]] || must_end_at "$((start + allowed))"
-  executing="$(ad_number "$job" JobCurrentStartExecutingDate)"
+  ad_number "$job" AllowedJobDuration
+  [[ -z "$ad_number" ]] || must_end_at "$((start + ad_number))"
+  ad_number "$job" JobCurrentStartExecutingDate
+  executing="$ad_number"
   ((executing >= start)) || executing="$start" # not there yet, or that of an earlier start
-  allowed="$(ad_number "$job" AllowedExecuteDuration)"
-  [[ -z "$allowed" ]] || must_end_at "$((executing + allowed))"
+  ad_number "$job" AllowedExecuteDuration
+  [[ -z "$ad_number" ]] || must_end_at "$((executing + ad_number))"
   [[ -z "$TIME_LEFT_S" ]] || must_end_at "$((start + TIME_LEFT_S))"
 }
 # Argument: time [s since 1970]
@@ -1724,14 +1758,22 @@ time_left() {
 # Reads and checks the environment; ends the script, and names the setting, when one is wrong.
 configure() {
   local name
-  SLICES="$(number_setting OSGPROD_SLICES 1 1 100000)" || exit "$EXIT_REFUSED"
-  TRIES="$(number_setting OSGPROD_TRIES 10 1 1000)" || exit "$EXIT_REFUSED"
-  BACKOFF_MS="$(number_setting OSGPROD_BACKOFF_MS 1000 1 600000)" || exit "$EXIT_REFUSED"
-  MAX_WAIT_S="$(number_setting OSGPROD_MAX_WAIT_S 600 0 604800)" || exit "$EXIT_REFUSED"
-  [[ -z "${OSGPROD_TIME_LEFT_S:-}" ]] ||
-    TIME_LEFT_S="$(number_setting OSGPROD_TIME_LEFT_S 0 0 999999999)" || exit "$EXIT_REFUSED"
-  MAX_LOG_BYTES="$(number_setting OSGPROD_MAX_LOG_BYTES 10000000 0 999999999)" || exit "$EXIT_REFUSED"
-  CHECKPOINT_CODE="$(number_setting OSGPROD_CHECKPOINT_CODE 0 0 255)" || exit "$EXIT_REFUSED"
+  number_setting OSGPROD_SLICES 1 1 100000 || die "$EXIT_REFUSED" "$setting_error"
+  SLICES="$number"
+  number_setting OSGPROD_TRIES 10 1 1000 || die "$EXIT_REFUSED" "$setting_error"
+  TRIES="$number"
+  number_setting OSGPROD_BACKOFF_MS 1000 1 600000 || die "$EXIT_REFUSED" "$setting_error"
+  BACKOFF_MS="$number"
+  number_setting OSGPROD_MAX_WAIT_S 600 0 604800 || die "$EXIT_REFUSED" "$setting_error"
+  MAX_WAIT_S="$number"
+  if [[ -n "${OSGPROD_TIME_LEFT_S:-}" ]]; then
+    number_setting OSGPROD_TIME_LEFT_S 0 0 999999999 || die "$EXIT_REFUSED" "$setting_error"
+    TIME_LEFT_S="$number"
+  fi
+  number_setting OSGPROD_MAX_LOG_BYTES 10000000 0 999999999 || die "$EXIT_REFUSED" "$setting_error"
+  MAX_LOG_BYTES="$number"
+  number_setting OSGPROD_CHECKPOINT_CODE 0 0 255 || die "$EXIT_REFUSED" "$setting_error"
+  CHECKPOINT_CODE="$number"
   [[ -n "${OSGPROD_URL:-}" ]] || die "$EXIT_REFUSED" 'OSGPROD_URL is not set: the server, like https://host/osgprod'
   [[ "$OSGPROD_URL" =~ ^https?://[^/] ]] || die "$EXIT_REFUSED" 'OSGPROD_URL does not begin with https:// or http://'
   [[ ! "$OSGPROD_URL" =~ ^https?://[^/?#]*@ ]] || # it would be on curl's command line
@@ -1798,8 +1840,8 @@ attempt() {
     # Another attempt was faster, or has the slice now: that is not this node's fault. No progress may be.
     return "$((heartbeat_status == WEDGED ? EXIT_NODE_FAULT : EXIT_FAILED))"
   fi
-  if ((work_status == EXIT_MISCONFIGURED)) && [[ -n "$(reported misconfigured)" ]]; then
-    reason="$(public_text 100 "$(reported misconfigured)")"
+  if ((work_status == EXIT_MISCONFIGURED)) && [[ -n "${reported[misconfigured]:-}" ]]; then
+    reason="$(public_text 100 "${reported[misconfigured]}")"
     report "$EXIT_MISCONFIGURED" fault setting reason "configuration: $reason" || true
     die "$EXIT_REFUSED" "configuration: $reason"
   fi
@@ -1823,6 +1865,7 @@ attempt() {
 forget_attempt() {
   after=""
   [[ "$answer" != "done" ]] || after="$token"
+  reported=() reported_inputs=""
   token="" output_url="" resources=() work_status=0 heartbeat_status=0 is_judged=false is_resumed=false
   remove_tree "$scratch/work"
   rm -f "$scratch/work.log" "$scratch/delivering"
@@ -1840,10 +1883,12 @@ main() {
   (($# == 2 || $# == 3)) || die "$EXIT_REFUSED" "usage: ${0##*/} <cluster> <process> [<ncpus>]"
   configure
   host="$(plain_text 128 "$(hostname 2>/dev/null || uname -n)")"
-  site="$(sed -n 's/^GLIDEIN_Site = "\(.*\)"$/\1/p' "${_CONDOR_MACHINE_AD:-/dev/null}" 2>/dev/null | head -n 1)" || site=""
+  [[ -z "${_CONDOR_MACHINE_AD:-}" ]] ||
+    site="$(sed -n '/^GLIDEIN_Site = "\(.*\)"$/{s//\1/p;q;}' "$_CONDOR_MACHINE_AD" 2>/dev/null)" || site=""
   site="$(plain_text 128 "${OSGPROD_SITE:-$site}")"
   find_identity
   find_end
+  unreported="$PWD/unreported_job_${cluster}_$process.$OSGPROD_PROJECT"
   trap cleanup EXIT
   trap : PIPE # a closed output stops nothing
   make_scratch

@@ -126,16 +126,19 @@ is_mount_point() {
 
 # --- settings ----------------------------------------------------------------------------------------------------
 
-# Prints the number that an environment variable holds, or its default when the variable is unset or empty. Fails, and
-# logs the rule, when the variable holds anything but a whole number in the range.
+number=""        # as number_setting has found it
+setting_error="" # what number_setting says of a setting that is wrong
+
+# Sets number to the one that an environment variable holds, or to its default when the variable is unset or empty. Fails, and
+# sets setting_error to the rule, when the variable holds anything but a whole number in the range.
 # Arguments: name of the variable, default, least, greatest (inclusive, at most 9 digits)
 number_setting() {
   local text="${!1:-$2}"
   if [[ ! "$text" =~ ^[0-9]{1,9}$ ]] || ((10#$text < $3 || 10#$text > $4)); then
-    log "$1 is '${text:0:40}': it must be a whole number from $3 to $4, without a unit"
+    setting_error="$1 is '${text:0:40}': it must be a whole number from $3 to $4, without a unit"
     return 1
   fi
-  printf '%d' "$((10#$text))"
+  number="$((10#$text))"
 }
 
 # --- text --------------------------------------------------------------------------------------------------------
@@ -2249,8 +2252,10 @@ main() {
   log_name=osgprod_merge
   OSGPROD_REPORT="${OSGPROD_REPORT:-osgprod_report.txt}"
   [[ "$OSGPROD_REPORT" == /* ]] || OSGPROD_REPORT="$PWD/$OSGPROD_REPORT"
-  TRIES="$(number_setting OSGPROD_TRIES 8 1 1000 2>&1)" || misconfigured "${TRIES#*"$log_name: "}"
-  BACKOFF_MS="$(number_setting OSGPROD_BACKOFF_MS 1000 1 600000 2>&1)" || misconfigured "${BACKOFF_MS#*"$log_name: "}"
+  number_setting OSGPROD_TRIES 8 1 1000 || misconfigured "$setting_error"
+  TRIES="$number"
+  number_setting OSGPROD_BACKOFF_MS 1000 1 600000 || misconfigured "$setting_error"
+  BACKOFF_MS="$number"
   if [[ -z "${osgprod_inputs[*]:-}" || ! "${osgprod_run:-}" =~ ^[0-9]+$ ]]; then
     log 'no merge is filled in: fetch this script from the server'
     exit "$EXIT_NOT_FILLED"

@@ -6,11 +6,12 @@ readonly EXIT_NOT_DELIVERED=74 EXIT_NOT_FETCHED=75 EXIT_MISCONFIGURED=40 # as re
 output_url=""   # where the tarball is, when it was delivered
 is_judged=false # did the server call a success a failure?
 
-# The files of a success that has not been reported yet: the tarball, and what the report will say. A job that starts
-# again in this folder goes on from there. By hand, jobs of another project may have the same numbers here. Argument: ending
-unreported() {
-  printf '%s/unreported_job_%s_%s.%s.%s' "$PWD" "$cluster" "$process" "$OSGPROD_PROJECT" "$1"
-}
+# The files of a success that has not been reported yet, without their endings: .tar.gz is the tarball, .report is what the report
+# will say. A job that starts again in this folder goes on from there. By hand, jobs of another project may have the same
+# numbers here.
+unreported=""
+declare -A written=() # what .report says, as read_written has read it: the first value of each name
+written_inputs=""     # the values of its lines merged_input=, each with a line end
 
 # Prints the path for a tarball that stays in this folder. If a file has the name, it is another job's, of another project or
 # another queue with the same numbers: then the name gets an additional word. Argument: name without .tar.gz
@@ -20,58 +21,67 @@ free_path() {
   printf '%s' "$path"
 }
 
-# Writes down what the report of a success will say, with resources; the token of the attempt proves that it is the same.
+# Writes down what the report of a success will say, with resources, and reads it back. The token of the attempt proves that it
+# is the same.
 # Arguments: name of the tarball, events, number of outputs, size [bytes], adler32, URL or nothing, seconds between
 # heartbeats, outputs that the work itself has delivered (JSON) or nothing, its software or nothing, inputs to remove when
 # the report is accepted (lines of URL, size, adler32) or nothing
 write_down() {
-  local file
-  file="$(unreported report)"
+  local file="$unreported.report"
   (
     umask 077
     exec >"$file.new"
     printf '%s\n' "project=$OSGPROD_PROJECT" "token=$token" "name=$1" "events=$2" "outputs=$3" "bytes=$4" \
       "adler32=$5" "url=$6" "heartbeat_s=$7" "outputs_list=$8" "software=$9" "slices_done=$slices_done" &&
       printf '%s=%s\n' ${resources[@]+"${resources[@]}"} &&
-      printf '%s\n' "${10}" | sed -e '/./!d' -e 's/^/merged_input=/' &&
+      { [[ -z "${10}" ]] || printf '%s\n' "${10}" | sed -e '/./!d' -e 's/^/merged_input=/'; } &&
       printf 'complete=yes\n'
-  ) 2>/dev/null && mv -f "$file.new" "$file"
+  ) 2>/dev/null && mv -f "$file.new" "$file" && read_written
 }
 
-# Prints one value of the unreported result. Argument: name
-written() {
-  sed -n "/^$1=/{s///p;q;}" "$(unreported report)"
-}
-# The same for all values of a name, a line each.
-all_written() {
-  sed -n "s/^$1=//p" "$(unreported report)"
+# Reads what was written down, lines NAME=VALUE. Sets written and written_inputs. Fails when the file can't be read.
+read_written() {
+  local line name
+  written=() written_inputs=""
+  [[ -r "$unreported.report" ]] || return 1
+  while IFS= read -r line || [[ -n "$line" ]]; do
+    name="${line%%=*}"
+    [[ "$name" != "$line" ]] || continue
+    case "$name" in
+    merged_input) written_inputs+="${line#*=}"$'\n' ;;
+    project | token | name | events | outputs | bytes | adler32 | url | heartbeat_s | outputs_list | software | slices_done | \
+      memory_bytes | disk_bytes | fetched_bytes | cpu_s | wall_s | complete)
+      [[ -n "${written["$name"]+set}" ]] || written["$name"]="${line#*=}"
+      ;;
+    esac
+  done <"$unreported.report"
 }
 
 # Has the work delivered its outputs itself, and left none? Then its tarball holds the log only, and is not sent.
 is_delivered() {
-  [[ -n "$(written outputs_list)" && "$(written bytes)" == "" ]]
+  [[ -n "${written[outputs_list]:-}" && "${written[bytes]:-}" == "" ]]
 }
 
 # Gives a success that release 0.11 or older has kept here, without the project in its name, today's name.
 adopt_unreported() {
   local old="$PWD/unreported_job_${cluster}_${process}"
-  [[ "$(sed -n 's/^project=//p' "$old.report" 2>/dev/null | head -n 1)" == "$OSGPROD_PROJECT" ]] || return 0
-  mv -f "$old.tar.gz" "$(unreported tar.gz)" 2>/dev/null || true
-  mv -f "$old.report" "$(unreported report)" 2>/dev/null || true
+  [[ -e "$old.report" && "$(sed -n 's/^project=//p' "$old.report" 2>/dev/null | head -n 1)" == "$OSGPROD_PROJECT" ]] || return 0
+  mv -f "$old.tar.gz" "$unreported.tar.gz" 2>/dev/null || true
+  mv -f "$old.report" "$unreported.report" 2>/dev/null || true
 }
 
 # Is there a success of this job, whole, that was not reported?
 has_unreported() {
-  local file
+  local file="$unreported.report"
   adopt_unreported
-  file="$(unreported report)"
   [[ -f "$file" && -r "$file" ]] || return 1
   rm -f "$file.new"
-  if [[ "$(written complete)" == yes ]]; then
-    [[ -z "$(written url)" ]] && ! is_delivered || return 0
-    capture adler32 "$(unreported tar.gz)" || captured=""
-    [[ "$(size_of "$(unreported tar.gz)" 2>/dev/null)" != "$(written bytes)" ||
-    "${captured%$'\n'}" != "$(written adler32)" ]] || return 0
+  read_written || return 1
+  if [[ "${written[complete]:-}" == yes ]]; then
+    [[ -z "${written[url]:-}" ]] && ! is_delivered || return 0
+    capture adler32 "$unreported.tar.gz" || captured=""
+    [[ "$(size_of "$unreported.tar.gz" 2>/dev/null)" != "${written[bytes]:-}" ||
+    "${captured%$'\n'}" != "${written[adler32]:-}" ]] || return 0
   fi
   log "the result of an earlier start can't be used, and is removed: $file"
   forget_unreported
@@ -79,14 +89,14 @@ has_unreported() {
 }
 
 forget_unreported() {
-  rm -f "$(unreported report)" "$(unreported report.new)" "$(unreported tar.gz)" "$(unreported tar.gz.new)"
+  rm -f "$unreported.report" "$unreported.report.new" "$unreported.tar.gz" "$unreported.tar.gz.new"
 }
 
 # Goes on with the lease of an earlier start: it may have expired, and nobody else has the slice yet.
 resume_lease() {
   local heartbeat_s
-  token="$(written token)"
-  heartbeat_s="$(written heartbeat_s)"
+  token="${written[token]:-}"
+  heartbeat_s="${written[heartbeat_s]:-}"
   touch "$scratch/delivering" || return 0
   [[ "$heartbeat_s" =~ ^[1-9][0-9]{0,5}$ ]] || return 0
   request workscript.ping bytes 0
@@ -98,22 +108,22 @@ deliver_and_report() {
   local name bytes adler list software used
   resources=()
   for used in memory_bytes disk_bytes fetched_bytes cpu_s wall_s; do
-    resources+=("$used" "$(written "$used")") # as an earlier start has measured it
+    resources+=("$used" "${written["$used"]:-}") # as an earlier start has measured it
   done
-  slices_done="$(written slices_done)"
+  slices_done="${written[slices_done]:-}"
   [[ "$slices_done" =~ ^[0-9]{1,6}$ ]] || slices_done=0 # written by an older version
-  list="$(written outputs_list)" software="$(written software)"
-  name="$(written name)" bytes="$(written bytes)" adler="$(written adler32)"
-  token="$(written token)" output_url="$(written url)"
+  list="${written[outputs_list]:-}" software="${written[software]:-}"
+  name="${written[name]:-}" bytes="${written[bytes]:-}" adler="${written[adler32]:-}"
+  token="${written[token]:-}" output_url="${written[url]:-}"
   if [[ -n "${OSGPROD_OUTPUT_URL:-}" && -z "$output_url" ]] && ! is_delivered; then
-    if ! send_outputs "$(unreported tar.gz)" "$name.tar.gz" "$bytes" "$adler" "$TRIES"; then
+    if ! send_outputs "$unreported.tar.gz" "$name.tar.gz" "$bytes" "$adler" "$TRIES"; then
       not_delivered "$storage_error"
       return
     fi
-    write_down "$name" "$(written events)" "$(written outputs)" "$bytes" "$adler" "$output_url" \
-      "$(written heartbeat_s)" "$list" "$software" "$(all_written merged_input)" || true
+    write_down "$name" "${written[events]:-}" "${written[outputs]:-}" "$bytes" "$adler" "$output_url" \
+      "${written[heartbeat_s]:-}" "$list" "$software" "$written_inputs" || true
   fi
-  if ! report 0 events "$(written events)" outputs "$(written outputs)" output_bytes "$bytes" output_adler32 "$adler" \
+  if ! report 0 events "${written[events]:-}" outputs "${written[outputs]:-}" output_bytes "$bytes" output_adler32 "$adler" \
     output_url "$output_url" outputs_list "$list" software "$software"; then
     keep_for_later 'the report got no answer'
     return
@@ -122,17 +132,17 @@ deliver_and_report() {
   '200 done')
     remove_merged_inputs
     if [[ -n "$output_url" ]] && ((SLICES > 1)); then
-      rm -f "$(unreported tar.gz)" # delivered; those of all slices may not fit on the disk
-    elif mv -fT "$(unreported tar.gz)" "$(free_path "$name")" 2>/dev/null; then
+      rm -f "$unreported.tar.gz" # delivered; those of all slices may not fit on the disk
+    elif mv -fT "$unreported.tar.gz" "$(free_path "$name")" 2>/dev/null; then
       :
-    elif [[ -e "$(unreported tar.gz)" ]]; then
+    elif [[ -e "$unreported.tar.gz" ]]; then
       # It may be the only one of a slice that is done. The next slice's would take its place: this job ends.
-      log "renaming the tarball to $name.tar.gz failed; it stays here: $(unreported tar.gz)"
-      rm -f "$(unreported report)" "$(unreported report.new)"
+      log "renaming the tarball to $name.tar.gz failed; it stays here: $unreported.tar.gz"
+      rm -f "$unreported.report" "$unreported.report.new"
       slices_done="$SLICES"
       return 0
     elif [[ -z "$output_url" ]] && ! is_delivered; then
-      log "the slice is done, but somebody has removed its only tarball, $(unreported tar.gz): requeue it with \`osgprod slices recycle\`"
+      log "the slice is done, but somebody has removed its only tarball, $unreported.tar.gz: requeue it with \`osgprod slices recycle\`"
       forget_unreported
       return "$EXIT_NODE_FAULT"
     fi
@@ -148,12 +158,12 @@ deliver_and_report() {
     return "$EXIT_FAILED"
     ;;
   404*) # a restored database may have forgotten the attempt; the work may be needed
-    log "the server knows no attempt of this job; the outputs stay: ${output_url:-$(unreported tar.gz)}"
-    rm -f "$(unreported report)"
+    log "the server knows no attempt of this job; the outputs stay: ${output_url:-$unreported.tar.gz}"
+    rm -f "$unreported.report"
     return "$EXIT_FAILED"
     ;;
   esac
-  log "the report was refused; the outputs stay: ${output_url:-$(unreported tar.gz)}"
+  log "the report was refused; the outputs stay: ${output_url:-$unreported.tar.gz}"
   return "$EXIT_REFUSED"
 }
 
@@ -161,7 +171,7 @@ deliver_and_report() {
 # An input that can't be removed stays.
 remove_merged_inputs() {
   local url bytes adler kind
-  [[ -n "$(all_written merged_input)" ]] || return 0
+  [[ -n "$written_inputs" ]] || return 0
   if ! are_listed_outputs_there; then
     log 'not all merged files can be seen from here: the inputs are not removed'
     return 0
@@ -174,14 +184,14 @@ remove_merged_inputs() {
     else
       storage "remove_$kind" "$url" || log "$url can't be removed: $storage_error"
     fi
-  done 3< <(all_written merged_input)
+  done 3< <(printf '%s' "$written_inputs")
 }
 
 # Are the files that a merge has delivered where it says, as this script sees them? In a container a folder may be another
 # one. Each must be listed as the merge script lists files.
 are_listed_outputs_there() {
   local list url bytes adler kind found=0
-  list="$(written outputs_list | sed 's/{"kind":/\n&/g')"
+  list="$(printf '%s\n' "${written[outputs_list]:-}" | sed 's/{"kind":/\n&/g')"
   while IFS=' ' read -r bytes adler url <&3; do
     kind="$(storage_kind "$url")" && has_arrived "$kind" "$url" "$bytes" "$adler" "$LOOKS" || return 1
     found=$((found + 1))
@@ -203,7 +213,7 @@ not_delivered() {
 
 # Leaves a success for this job's next start in the same folder. Returns this script's exit code. Argument: why
 keep_for_later() {
-  log "$1; the tarball is kept for the next start: $(unreported tar.gz)"
+  log "$1; the tarball is kept for the next start: $unreported.tar.gz"
   # Not twice for one start of the job: HTCondor starts it again at once, in the same folder.
   if ((CHECKPOINT_CODE > 0)) && ! $is_resumed; then
     return "$CHECKPOINT_CODE"
@@ -215,26 +225,26 @@ keep_for_later() {
 # Arguments: name of the tarball, slice, seconds between heartbeats
 finish_success() {
   local name="$1" count adler bytes events code=0 list
-  if ! pack "$2" "$(unreported tar.gz)"; then
+  if ! pack "$2" "$unreported.tar.gz"; then
     report "$EXIT_NOT_FETCHED" fault node reason 'the outputs could not be packed: is the disk full?' || return "$EXIT_LATER"
     return "$EXIT_NODE_FAULT"
   fi
   count="$packed"
-  bytes="$(size_of "$(unreported tar.gz)")"
-  capture adler32 "$(unreported tar.gz)" || captured=""
+  bytes="$(size_of "$unreported.tar.gz")"
+  capture adler32 "$unreported.tar.gz" || captured=""
   adler="${captured%$'\n'}"
-  events="$(reported events)" || events=""
+  events="${reported[events]:-}"
   if [[ -n "$events" && ! "$events" =~ ^[0-9]{1,18}$ ]]; then
     log "events=${events:0:40} is not a number of events, and is not reported"
     events=""
   fi
-  list="$(reported outputs_list)" || list=""
+  list="${reported[outputs_list]:-}"
   if [[ -n "$list" ]]; then
     ((count > 0)) || bytes="" adler=""
     count=$((count + $(printf '%s' "$list" | tr '{' '\n' | grep -c '"url" *:' || true)))
   fi
-  if ! write_down "$name" "$events" "$count" "$bytes" "$adler" "" "$3" "$list" "$(public_text 200 "$(reported software)")" \
-    "$(all_reported merged_input)"; then
+  if ! write_down "$name" "$events" "$count" "$bytes" "$adler" "" "$3" "$list" "$(public_text 200 "${reported[software]:-}")" \
+    "$reported_inputs"; then
     report "$EXIT_NOT_FETCHED" fault node reason 'the disk of this node is full' || return "$EXIT_LATER"
     return "$EXIT_NODE_FAULT"
   fi
@@ -270,6 +280,7 @@ pack() {
   leftover="$2.new"
   if capture pack_outputs "$scratch/work" "$scratch/work.log" "$1" "$leftover" && mv -f "$leftover" "$2"; then
     packed="${captured%%$'\n'*}"
+    packed="${packed// /}"
     leftover=""
     return 0
   fi
@@ -298,8 +309,8 @@ leave_failure() {
 # Arguments: exit code to report, name of the tarball, slice, reason
 finish_failure() {
   leave_failure "failed_$2" "$3"
-  report "$1" output_url "$output_url" fault "$(plain_text 20 "$(reported fault)")" reason "$4" \
-    bad_inputs "$(reported bad_inputs)" outputs_list "$(reported outputs_list)" log_tail "$(log_tail)" ||
+  report "$1" output_url "$output_url" fault "$(plain_text 20 "${reported[fault]:-}")" reason "$4" \
+    bad_inputs "${reported[bad_inputs]:-}" outputs_list "${reported[outputs_list]:-}" log_tail "$(log_tail)" ||
     return "$EXIT_LATER"
   # Which codes are faults of the node, the project says.
   [[ "$answer" != node-fault ]] || return "$EXIT_NODE_FAULT"

@@ -1,10 +1,11 @@
 # shellcheck shell=bash
 # --- the story ---------------------------------------------------------------------------------------------------
 
-cluster="" process="" # HTCondor's identity of the job
-schedd="" qdate=""    # the job's access point, and when it was submitted there [s since 1970]
-TIME_LEFT_S=""        # OSGPROD_TIME_LEFT_S, if it is set
-ends_at=""            # when the job must end [s since 1970]; nothing = not known
+cluster="" process=""    # HTCondor's identity of the job
+schedd="" qdate=""       # the job's access point, and when it was submitted there [s since 1970]
+TIME_LEFT_S=""           # OSGPROD_TIME_LEFT_S, if it is set
+ends_at=""               # when the job must end [s since 1970]; nothing = not known
+ad_value="" ad_number="" # as the functions of these names have set them
 magic="" job_key="" bearer="" host="" site=""
 token=""         # of the attempt
 after=""         # token of the success after which the job asks for another slice
@@ -20,9 +21,10 @@ text_of() {
   printf '%s' "${text%"${text##*[!$'\r\n']}"}"
 }
 
-# Prints the value of an attribute as a ClassAd file has it, or nothing when it isn't there. Arguments: file, name
+# Sets ad_value to the value of an attribute as a ClassAd file has it, or to nothing when it isn't there. Arguments: file, name
 ad_value() {
   local line key name="${2,,}"
+  ad_value=""
   [[ -f "$1" && -r "$1" ]] || return 0
   while IFS= read -r line || [[ -n "$line" ]]; do
     [[ "$line" == *=* ]] || continue
@@ -31,25 +33,27 @@ ad_value() {
     [[ "${key,,}" == "$name" ]] || continue
     line="${line#*=}"
     line="${line#"${line%%[![:space:]]*}"}"
-    printf '%s' "${line%"${line##*[![:space:]]}"}"
+    ad_value="${line%"${line##*[![:space:]]}"}"
     return 0
   done <"$1"
 }
 
-# The same for a whole number of at most 15 digits; prints nothing for anything else. Arguments: file, name
+# Sets ad_number to the value if it is a whole number of at most 15 digits, and to nothing for anything else.
+# Arguments: file, name
 ad_number() {
-  local value
-  value="$(ad_value "$1" "$2")"
-  [[ ! "$value" =~ ^[0-9]{1,15}$ ]] || printf '%d' "$((10#$value))"
+  ad_value "$1" "$2"
+  ad_number=""
+  [[ ! "$ad_value" =~ ^[0-9]{1,15}$ ]] || ad_number="$((10#$ad_value))"
 }
 
 # Sets schedd and qdate from the job ad. They stay the same over restarts of the job, unlike all that tells the node.
 find_identity() {
   local id
-  id="$(ad_value "${_CONDOR_JOB_AD:-}" GlobalJobId)"
-  id="${id#\"}"
+  ad_value "${_CONDOR_JOB_AD:-}" GlobalJobId
+  id="${ad_value#\"}"
   id="${id%\"}"
-  qdate="$(ad_number "${_CONDOR_JOB_AD:-}" QDate)"
+  ad_number "${_CONDOR_JOB_AD:-}" QDate
+  qdate="$ad_number"
   [[ "$id" == *'#'* ]] || return 0
   schedd="$(plain_text 128 "${id%%#*}")"
   id="${id##*#}"
@@ -59,18 +63,20 @@ find_identity() {
 # Sets ends_at to the earliest time by which the job must end: what the pilot, the job's allowed duration and
 # OSGPROD_TIME_LEFT_S say. A pilot that names only GLIDEIN_ToRetire is taken to end then.
 find_end() {
-  local job="${_CONDOR_JOB_AD:-}" machine="${_CONDOR_MACHINE_AD:-}" start executing allowed end
-  end="$(ad_number "$machine" GLIDEIN_ToDie)"
-  [[ -n "$end" ]] || end="$(ad_number "$machine" GLIDEIN_ToRetire)"
-  ((end == 0)) || must_end_at "$end"
-  start="$(ad_number "$job" JobCurrentStartDate)"
+  local job="${_CONDOR_JOB_AD:-}" machine="${_CONDOR_MACHINE_AD:-}" start executing
+  ad_number "$machine" GLIDEIN_ToDie
+  [[ -n "$ad_number" ]] || ad_number "$machine" GLIDEIN_ToRetire
+  ((ad_number == 0)) || must_end_at "$ad_number"
+  ad_number "$job" JobCurrentStartDate
+  start="$ad_number"
   [[ -n "$start" ]] || printf -v start '%(%s)T' -1
-  allowed="$(ad_number "$job" AllowedJobDuration)"
-  [[ -z "$allowed" ]] || must_end_at "$((start + allowed))"
-  executing="$(ad_number "$job" JobCurrentStartExecutingDate)"
+  ad_number "$job" AllowedJobDuration
+  [[ -z "$ad_number" ]] || must_end_at "$((start + ad_number))"
+  ad_number "$job" JobCurrentStartExecutingDate
+  executing="$ad_number"
   ((executing >= start)) || executing="$start" # not there yet, or that of an earlier start
-  allowed="$(ad_number "$job" AllowedExecuteDuration)"
-  [[ -z "$allowed" ]] || must_end_at "$((executing + allowed))"
+  ad_number "$job" AllowedExecuteDuration
+  [[ -z "$ad_number" ]] || must_end_at "$((executing + ad_number))"
   [[ -z "$TIME_LEFT_S" ]] || must_end_at "$((start + TIME_LEFT_S))"
 }
 # Argument: time [s since 1970]
@@ -89,14 +95,22 @@ time_left() {
 # Reads and checks the environment; ends the script, and names the setting, when one is wrong.
 configure() {
   local name
-  SLICES="$(number_setting OSGPROD_SLICES 1 1 100000)" || exit "$EXIT_REFUSED"
-  TRIES="$(number_setting OSGPROD_TRIES 10 1 1000)" || exit "$EXIT_REFUSED"
-  BACKOFF_MS="$(number_setting OSGPROD_BACKOFF_MS 1000 1 600000)" || exit "$EXIT_REFUSED"
-  MAX_WAIT_S="$(number_setting OSGPROD_MAX_WAIT_S 600 0 604800)" || exit "$EXIT_REFUSED"
-  [[ -z "${OSGPROD_TIME_LEFT_S:-}" ]] ||
-    TIME_LEFT_S="$(number_setting OSGPROD_TIME_LEFT_S 0 0 999999999)" || exit "$EXIT_REFUSED"
-  MAX_LOG_BYTES="$(number_setting OSGPROD_MAX_LOG_BYTES 10000000 0 999999999)" || exit "$EXIT_REFUSED"
-  CHECKPOINT_CODE="$(number_setting OSGPROD_CHECKPOINT_CODE 0 0 255)" || exit "$EXIT_REFUSED"
+  number_setting OSGPROD_SLICES 1 1 100000 || die "$EXIT_REFUSED" "$setting_error"
+  SLICES="$number"
+  number_setting OSGPROD_TRIES 10 1 1000 || die "$EXIT_REFUSED" "$setting_error"
+  TRIES="$number"
+  number_setting OSGPROD_BACKOFF_MS 1000 1 600000 || die "$EXIT_REFUSED" "$setting_error"
+  BACKOFF_MS="$number"
+  number_setting OSGPROD_MAX_WAIT_S 600 0 604800 || die "$EXIT_REFUSED" "$setting_error"
+  MAX_WAIT_S="$number"
+  if [[ -n "${OSGPROD_TIME_LEFT_S:-}" ]]; then
+    number_setting OSGPROD_TIME_LEFT_S 0 0 999999999 || die "$EXIT_REFUSED" "$setting_error"
+    TIME_LEFT_S="$number"
+  fi
+  number_setting OSGPROD_MAX_LOG_BYTES 10000000 0 999999999 || die "$EXIT_REFUSED" "$setting_error"
+  MAX_LOG_BYTES="$number"
+  number_setting OSGPROD_CHECKPOINT_CODE 0 0 255 || die "$EXIT_REFUSED" "$setting_error"
+  CHECKPOINT_CODE="$number"
   [[ -n "${OSGPROD_URL:-}" ]] || die "$EXIT_REFUSED" 'OSGPROD_URL is not set: the server, like https://host/osgprod'
   [[ "$OSGPROD_URL" =~ ^https?://[^/] ]] || die "$EXIT_REFUSED" 'OSGPROD_URL does not begin with https:// or http://'
   [[ ! "$OSGPROD_URL" =~ ^https?://[^/?#]*@ ]] || # it would be on curl's command line
@@ -163,8 +177,8 @@ attempt() {
     # Another attempt was faster, or has the slice now: that is not this node's fault. No progress may be.
     return "$((heartbeat_status == WEDGED ? EXIT_NODE_FAULT : EXIT_FAILED))"
   fi
-  if ((work_status == EXIT_MISCONFIGURED)) && [[ -n "$(reported misconfigured)" ]]; then
-    reason="$(public_text 100 "$(reported misconfigured)")"
+  if ((work_status == EXIT_MISCONFIGURED)) && [[ -n "${reported[misconfigured]:-}" ]]; then
+    reason="$(public_text 100 "${reported[misconfigured]}")"
     report "$EXIT_MISCONFIGURED" fault setting reason "configuration: $reason" || true
     die "$EXIT_REFUSED" "configuration: $reason"
   fi
@@ -188,6 +202,7 @@ attempt() {
 forget_attempt() {
   after=""
   [[ "$answer" != "done" ]] || after="$token"
+  reported=() reported_inputs=""
   token="" output_url="" resources=() work_status=0 heartbeat_status=0 is_judged=false is_resumed=false
   remove_tree "$scratch/work"
   rm -f "$scratch/work.log" "$scratch/delivering"
@@ -205,10 +220,12 @@ main() {
   (($# == 2 || $# == 3)) || die "$EXIT_REFUSED" "usage: ${0##*/} <cluster> <process> [<ncpus>]"
   configure
   host="$(plain_text 128 "$(hostname 2>/dev/null || uname -n)")"
-  site="$(sed -n 's/^GLIDEIN_Site = "\(.*\)"$/\1/p' "${_CONDOR_MACHINE_AD:-/dev/null}" 2>/dev/null | head -n 1)" || site=""
+  [[ -z "${_CONDOR_MACHINE_AD:-}" ]] ||
+    site="$(sed -n '/^GLIDEIN_Site = "\(.*\)"$/{s//\1/p;q;}' "$_CONDOR_MACHINE_AD" 2>/dev/null)" || site=""
   site="$(plain_text 128 "${OSGPROD_SITE:-$site}")"
   find_identity
   find_end
+  unreported="$PWD/unreported_job_${cluster}_$process.$OSGPROD_PROJECT"
   trap cleanup EXIT
   trap : PIPE # a closed output stops nothing
   make_scratch

@@ -37,7 +37,7 @@ pack_outputs() {
   [[ -z "$slice_path" ]] || rm -f "$work/$slice_path"
   remove_cores "$work"
   rm -f "$work/osgprod_work.log"
-  list_outputs "$work" | tr -dc '\000' | wc -c | tr -d ' '
+  list_outputs "$work" | tr -dc '\000' | wc -c
   tail -c 100000 "$work_log" >"$work/osgprod_work.log" 2>/dev/null || true
   list_outputs "$work" | tar -czf "$tarball" -C "$work" --no-recursion --null -T -
 }

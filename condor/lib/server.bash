@@ -155,7 +155,7 @@ checkout() {
 # Prints what the server says in a script that has nothing to do, or in an error. The script is read, not run.
 # Argument: file
 said() {
-  sed -n -e "s/^printf '%s\\\\n' //p" -e '/^# osgprod error/p' "$1" 2>/dev/null | head -n 1
+  sed -n -e "/^printf '%s\\\\n' /{s///p;q;}" -e '/^# osgprod error/{p;q;}' "$1" 2>/dev/null
 }
 
 # Reports how the attempt ended, and what it used. Arguments: exit code, then name value pairs. Returns 1 when no answer came.
@@ -163,7 +163,7 @@ report() {
   local code="$1"
   shift
   stop_heartbeats
-  if ! persistent_request workscript.exit exitcode "$code" door "$(plain_text 120 "$(reported door)")" \
+  if ! persistent_request workscript.exit exitcode "$code" door "$(plain_text 120 "${reported[door]:-}")" \
     ${resources[@]+"${resources[@]}"} "$@"; then
     log "no report was accepted by the server after $TRIES attempts: $body"
     return 1

@@ -3,9 +3,12 @@
 
 readonly SUPERSEDED=8 WEDGED=9 # exit codes of send_heartbeats: another attempt has the work; there was no progress
 
-work_status=0      # exit code of the work
-heartbeat_status=0 # exit code of send_heartbeats
-resources=()       # what the work has used: name value pairs for the report
+work_status=0          # exit code of the work
+heartbeat_status=0     # exit code of send_heartbeats
+resources=()           # what the work has used: name value pairs for the report
+ticks=0                # see children_ticks
+declare -A reported=() # what the work's report says: the last value of each name
+reported_inputs=""     # the values of its lines merged_input=, each with a line end
 
 # Copies the proxy and the token into the work's folder, the only one that a container shows. HTCondor renews them: it is
 # done again with each heartbeat. Argument: folder
@@ -50,7 +53,8 @@ become_work() {
 # Argument: seconds between heartbeats, 0 = none
 run_work() {
   local own="$scratch/work/.osgprod" began_s="$SECONDS" began_ticks
-  began_ticks="$(children_ticks)"
+  children_ticks
+  began_ticks="$ticks"
   mkdir -p "$own"
   mv "$scratch/script" "$own/script"
   [[ -z "${OSGPROD_CONTAINER:-}" ]] || copy_credentials "$own"
@@ -67,7 +71,9 @@ run_work() {
   # The heartbeats go on until the report: delivery may take longer than the lease.
   touch "$scratch/delivering" 2>/dev/null || stop_heartbeats
   work_group=""
-  measure "$((SECONDS - began_s))" "$(($(children_ticks) - began_ticks))"
+  children_ticks
+  read_report "$own/report.txt"
+  measure "$((SECONDS - began_s))" "$((ticks - began_ticks))"
   run print_log "$scratch/work.log" "$((MAX_LOG_BYTES / SLICES))" || true
 }
 
@@ -99,14 +105,14 @@ cpu_seconds() {
   printf '%s' "$((total / 100))"
 }
 
-# Prints the CPU time that this script's ended children have used, with theirs [ticks].
+# Sets ticks to the CPU time that this script's ended children have used, with theirs [ticks].
 children_ticks() {
   local line
   local -a fields
   IFS= read -r line <"/proc/$$/stat"
   # shellcheck disable=SC2206  # numbers
   fields=(${line##*) })
-  printf '%s' "$((fields[13] + fields[14]))"
+  ticks="$((fields[13] + fields[14]))"
 }
 
 # Prints the memory of a process group, with what its processes have started [bytes]: resident now, or the peak of
@@ -146,7 +152,7 @@ measure() {
   [[ "$memory" =~ ^[0-9]{1,18}$ && "$disk" =~ ^[0-9]{1,18}$ ]] || memory=0 disk=0
   capture folder_bytes "$scratch/work" || captured=0
   ((captured <= disk)) || disk="$captured"
-  fetched="$(reported fetched_bytes)" || fetched="" # the work may leave no report
+  fetched="${reported[fetched_bytes]:-}"
   [[ "$fetched" =~ ^[0-9]{1,18}$ ]] || fetched=""
   ((memory > 0)) || memory="" # it was too short to be looked at
   resources=(memory_bytes "$memory" disk_bytes "$disk" fetched_bytes "$fetched" cpu_s "$(($2 / 100))")
@@ -156,7 +162,8 @@ measure() {
 # Prints the size of a folder [bytes], without what is mounted in it. Argument: folder
 folder_bytes() {
   local kilobytes
-  kilobytes="$(cd "$1" && du -xsk . 2>/dev/null | head -n 1 | cut -f 1)" || true
+  kilobytes="$(cd "$1" && du -xsk . 2>/dev/null)" || true
+  kilobytes="${kilobytes%%[!0-9]*}"
   [[ "$kilobytes" =~ ^[0-9]{1,15}$ ]] || kilobytes=0
   printf '%s' "$((kilobytes * 1024))"
 }
@@ -252,9 +259,21 @@ public_text() {
   plain_text "$1" "$(without_secrets "$2")"
 }
 
-# Prints the values of all lines NAME=VALUE of the work's report, a line each. Argument: name
-all_reported() {
-  sed -n "s/^$1=//p" "$scratch/work/.osgprod/report.txt" 2>/dev/null | tr -d '\000'
+# Reads what the work has left in its report, lines NAME=VALUE; it may have left none. Sets reported and reported_inputs.
+# Argument: file
+read_report() {
+  local line name
+  reported=() reported_inputs=""
+  while IFS= read -r line || [[ -n "$line" ]]; do
+    name="${line%%=*}"
+    [[ "$name" != "$line" ]] || continue
+    case "$name" in
+    merged_input) reported_inputs+="${line#*=}"$'\n' ;;
+    bad_inputs | door | events | fault | fetched_bytes | misconfigured | outputs_list | software)
+      reported["$name"]="${line#*=}"
+      ;;
+    esac
+  done < <(tr -d '\000' 2>/dev/null <"$1")
 }
 
 # Prints the end of the work's log for the report of a failure, at most 4000 bytes, without the secrets of this job: also without
@@ -264,9 +283,4 @@ log_tail() {
   text="$(without_secrets "$(tail -c 20000 "$scratch/work.log" 2>/dev/null | tr -d '\000\r')")"
   ((${#text} <= 4000)) || text="${text: -4000}"
   printf '%s' "$text"
-}
-
-# Prints the value of the last line NAME=VALUE of the work's report. Argument: name
-reported() {
-  all_reported "$1" | tail -n 1
 }

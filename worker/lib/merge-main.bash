@@ -6,8 +6,10 @@ main() {
   log_name=osgprod_merge
   OSGPROD_REPORT="${OSGPROD_REPORT:-osgprod_report.txt}"
   [[ "$OSGPROD_REPORT" == /* ]] || OSGPROD_REPORT="$PWD/$OSGPROD_REPORT"
-  TRIES="$(number_setting OSGPROD_TRIES 8 1 1000 2>&1)" || misconfigured "${TRIES#*"$log_name: "}"
-  BACKOFF_MS="$(number_setting OSGPROD_BACKOFF_MS 1000 1 600000 2>&1)" || misconfigured "${BACKOFF_MS#*"$log_name: "}"
+  number_setting OSGPROD_TRIES 8 1 1000 || misconfigured "$setting_error"
+  TRIES="$number"
+  number_setting OSGPROD_BACKOFF_MS 1000 1 600000 || misconfigured "$setting_error"
+  BACKOFF_MS="$number"
   if [[ -z "${osgprod_inputs[*]:-}" || ! "${osgprod_run:-}" =~ ^[0-9]+$ ]]; then
     log 'no merge is filled in: fetch this script from the server'
     exit "$EXIT_NOT_FILLED"

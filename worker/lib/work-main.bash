@@ -31,8 +31,10 @@ main() {
   local status=0
   local -a inputs
   log_name=osgprod_work
-  TRIES="$(number_setting OSGPROD_TRIES 8 1 1000 2>&1)" || misconfigured "${TRIES#*"$log_name: "}"
-  BACKOFF_MS="$(number_setting OSGPROD_BACKOFF_MS 1000 1 600000 2>&1)" || misconfigured "${BACKOFF_MS#*"$log_name: "}"
+  number_setting OSGPROD_TRIES 8 1 1000 || misconfigured "$setting_error"
+  TRIES="$number"
+  number_setting OSGPROD_BACKOFF_MS 1000 1 600000 || misconfigured "$setting_error"
+  BACKOFF_MS="$number"
   slice="${output_filename:-}"
   if [[ -n "${osgprod_source_url:-}" ]] && find_doors; then
     trap 'rm -f "$slice"' EXIT # whole or not, it is not an output
