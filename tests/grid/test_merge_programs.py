@@ -50,7 +50,7 @@ def real_merge(folder: Path, site: Site, *, is_packed: bool = False, keep: float
     merge.program("hadd", f'exec {shlex.quote(str(HADD))} "$@"')
     for first, end in SLICES:
         gluex(WRITE, folder / "t.hddm", 10 * first, 10 * end, int(is_packed))
-        files = {**contents(folder, (first, end)), "dana_rest.hddm": (folder / "t.hddm").read_bytes()}
+        files = {**contents((first, end)), "dana_rest.hddm": (folder / "t.hddm").read_bytes()}
         if (first, end) == SLICES[1]:
             whole = files["hd_root.root"]
             files["hd_root.root"] = whole[: int(len(whole) * keep)]

@@ -78,7 +78,9 @@ def test_number_in_the_environment(text: str, number: str) -> None:
     "text", ["10m", "three", "1s", "-1", "0", "1001", "1 ", "1e2", "99999999999999999999", "$(id)"]
 )
 def test_what_is_no_number_is_named_with_its_rule(text: str) -> None:
-    done = bash('number_setting OSGPROD_TRIES 10 1 1000 || echo "$?$number: $setting_error"', OSGPROD_TRIES=text)
+    done = bash(
+        'number_setting OSGPROD_TRIES 10 1 1000 || echo "$?$number: $setting_error"', OSGPROD_TRIES=text
+    )
     rule = f"OSGPROD_TRIES is '{text}': it must be a whole number from 1 to 1000, without a unit"
     assert (done.stdout, done.stderr) == (f"1: {rule}\n", "")
 
