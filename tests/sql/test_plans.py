@@ -150,6 +150,20 @@ def test_nothing_that_jobs_call_reads_a_large_table_from_end_to_end(world: World
     assert plans.whole_scans(), "one would have been seen"
 
 
+@pytest.mark.history_by_hand
+def test_verify_finds_the_few_slices_that_are_ready_or_quarantined_by_index(
+    world: World, plans: Plans
+) -> None:
+    """Whatever the planner believes: to it, NOT is_ready is true of every slice that is done."""
+    with connect(world.dsn) as other:
+        fill(other, "p", runs=10, files=40, blocks=200, a_slice=4, finished=0.9, in_flight=20, attempts=5000)
+        other.execute("ANALYZE osgprod_data.slices, osgprod_data.reports")
+    call(world.db, "verify", project="p")
+    looks = [query for query, _ in plans.seen if "x.is_ready" in query]
+    assert looks
+    assert not [scan for scan in plans.whole_scans() if scan.removeprefix("slices: ") in looks]
+
+
 def test_plans_made_while_the_tables_were_empty_are_good_ones_too(world: World, plans: Plans) -> None:
     """A session of the shim lives for weeks: what it planned on the first day holds until somebody counts the rows."""
     with connect(world.dsn) as other:

@@ -12,7 +12,7 @@ AS $fn$
 -- Returns:    a row for each setting with its value now, in the order of their names
 -- Errors:     OG301 unknown project; OG106 bad subnet pattern; OG108 unknown setting or bad value, or the
 --             merge_output_url of another project; OG420 merge_by with merges
---             that are done by something else; OG901 isolation level
+--             that are done by something else; OG901 isolation level, unless nothing is to be changed
 -- Locks:      with skip_nearline which files are on tape only, alone (advisory: 0, -3): it waits for calls that load files; the
 --             project's row, unless nothing is to be changed; then with merge_by and merge_incomplete these settings, alone
 --             (advisory: project_id, -4): it waits for what plans merges; files' rows with skip_nearline; slices, SKIP LOCKED, when
