@@ -188,7 +188,8 @@ class Batches:
         try:
             calls = json.dumps([call.arguments for call in batch])
             with database.hang_up_after(connection, database.CALL_TIMEOUT_S):
-                rows = await connection.direct.ask(database.batch_statement(function), calls)
+                await connection.batches.execute(database.batch_statement(function), [calls])
+                rows = await connection.batches.fetchall()
             if not _is_answer(function, len(batch), rows):
                 await connection.close()
                 log.error(
