@@ -15,7 +15,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
-TIMEOUT_S = 60
+from shim.deadline import ends_within
+
+TIMEOUT_S = 60  # of a silent server
+REQUEST_S = 60.0  # of one that sends a byte now and then
 MAX_REDIRECTS = 5
 HTTP = {"http": "http", "https": "https", "dav": "http", "davs": "https"}
 ROOT = ("root", "roots", "xroot", "xroots")
@@ -147,13 +150,14 @@ class Storage:
                 mine[key] = connection
                 self._connections.append(connection)
             try:
-                connection.request("HEAD", target, headers=headers)
-                response: http.client.HTTPResponse = connection.getresponse()
-                response.read()
-            except (OSError, http.client.HTTPException):
+                with ends_within(connection, REQUEST_S):
+                    connection.request("HEAD", target, headers=headers)
+                    response: http.client.HTTPResponse = connection.getresponse()
+                    response.read()
+            except (OSError, http.client.HTTPException) as error:
                 connection.close()
                 del mine[key]
-                if is_last:
+                if is_last or isinstance(error, TimeoutError):
                     raise
             else:
                 if self._is_closed:  # by a check that was interrupted

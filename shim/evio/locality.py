@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from shim.deadline import REQUEST_S, ends_within
 from shim.evio.remote import HTTP, ROOT
 
 TIMEOUT_S = 60
@@ -145,8 +146,9 @@ def _ask(method: str, url: str, token: str | None, body: bytes | None = None) ->
         headers["Authorization"] = f"Bearer {token}"
     connection = kind(parts.netloc, timeout=TIMEOUT_S)
     try:
-        connection.request(method, parts.path or "/", body, headers)
-        response = connection.getresponse()
-        return response.status, response.read()
+        with ends_within(connection, REQUEST_S):
+            connection.request(method, parts.path or "/", body, headers)
+            response = connection.getresponse()
+            return response.status, response.read()
     finally:
         connection.close()

@@ -9,6 +9,7 @@ import ssl
 from collections.abc import Iterable
 from urllib.parse import urlsplit
 
+from shim.deadline import REQUEST_S, ends_within
 from shim.evio.errors import EvioError
 
 PELICAN = {"osdf", "pelican"}
@@ -86,9 +87,10 @@ def _ask(name: str, url: str) -> tuple[int, http.client.HTTPMessage, bytes]:
     parts = urlsplit(url)
     connection = http.client.HTTPSConnection(parts.netloc, timeout=TIMEOUT_S)
     try:
-        connection.request("GET", parts.path or "/", headers={"Range": "bytes=0-65535"})
-        response = connection.getresponse()
-        return response.status, response.headers, response.read(MAX_BYTES)
+        with ends_within(connection, REQUEST_S):
+            connection.request("GET", parts.path or "/", headers={"Range": "bytes=0-65535"})
+            response = connection.getresponse()
+            return response.status, response.headers, response.read(MAX_BYTES)
     except (OSError, http.client.HTTPException, ssl.SSLError, ValueError) as error:
         raise EvioError(f"{name}: {parts.netloc}: {error or type(error).__name__}") from error
     finally:

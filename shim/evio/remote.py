@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
+from shim.deadline import REQUEST_S, ends_within
 from shim.evio import pelican
 from shim.evio.errors import EvioError
 from shim.evio.pelican import PELICAN
@@ -140,12 +141,13 @@ class HttpFile:
                 headers["Authorization"] = f"Bearer {self._token}"
             connection = self._connection(parts)
             target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-            connection.request("GET", target, headers=headers)
-            with contextlib.closing(connection.getresponse()) as response:
-                if response.status not in REDIRECTS:
-                    return self._answer(response, offset, length)
-                response.read()
-                url = urljoin(url, response.getheader("Location", ""))
+            with ends_within(connection, REQUEST_S):
+                connection.request("GET", target, headers=headers)
+                with contextlib.closing(connection.getresponse()) as response:
+                    if response.status not in REDIRECTS:
+                        return self._answer(response, offset, length)
+                    response.read()
+                    url = urljoin(url, response.getheader("Location", ""))
             if urlsplit(url).scheme not in ("http", "https"):
                 raise EvioError(f"{self.name}: redirected to {url}, which is not http")
         raise EvioError(f"{self.name}: more than {MAX_REDIRECTS} redirections")

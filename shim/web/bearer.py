@@ -23,7 +23,8 @@ import jwt
 from shim.config import SettingError, Settings
 
 METADATA = ("/.well-known/openid-configuration", "/.well-known/oauth-authorization-server")
-FETCH_TIMEOUT_S = 10.0
+FETCH_TIMEOUT_S = 10.0  # of a silent issuer
+FETCH_ALL_S = 30.0  # of one that sends a byte now and then
 MAX_ANSWER_BYTES = 1 << 20
 MAX_TOKEN_BYTES = 8192
 SKEW_S = 30  # tolerated lead of an issuer's clock; a token's expiry has no tolerance
@@ -165,7 +166,8 @@ class _Issuer:
                 return False
             self._asked_at = time.monotonic()
             try:
-                self._keys = await asyncio.to_thread(_fetch, self.url)
+                async with asyncio.timeout(FETCH_ALL_S):
+                    self._keys = await asyncio.to_thread(_fetch, self.url)
             except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
                 log.warning("keys of issuer %s not fetched: %s", self.url, type(error).__name__)
                 return False

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
+import itertools
 import os
+import socket
 import ssl
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,6 +17,9 @@ from pathlib import Path
 
 import pytest
 
+from shim.deadline import ends_within
+from shim.evio import locality, remote
+from shim.evio.errors import EvioError
 from shim.storage import Storage
 from tests.support import Run, World
 from tests.worker.chaos import make_authority
@@ -201,3 +209,70 @@ def test_a_check_of_a_storage_that_is_not_mounted_stops_and_requeues_nothing(
     assert "mount the storage here" in done.stderr
     assert world.progress()["blocks_done"] == 101
     assert '"bad": 101' in run("outputs", "check", "p", "--json").stdout
+
+
+@pytest.fixture
+def dripping() -> Iterator[str]:
+    """URL of a server that sends the head of its answer a byte at a time, and never ends it."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    threads = []
+
+    def drip(client: socket.socket) -> None:
+        with client, contextlib.suppress(OSError):
+            client.recv(65536)
+            client.sendall(b"HTTP/1.1 200 OK\r\n")
+            for byte in itertools.cycle(b"x: y\r\n"):
+                client.sendall(bytes([byte]))
+                time.sleep(0.01)
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = listener.accept()
+                threads.append(threading.Thread(target=drip, args=(client,)))
+                threads[-1].start()
+
+    server = threading.Thread(target=serve)
+    server.start()
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    listener.shutdown(socket.SHUT_RDWR)
+    listener.close()
+    server.join()
+    for thread in threads:
+        thread.join()
+
+
+def test_a_server_that_drips_its_answer_is_waited_for_no_longer_than_the_limit(
+    dripping: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shim.storage.REQUEST_S", 0.3)
+    with Storage() as storage:
+        found = storage.compare(f"{dripping}/a", 1, None)
+    assert found.fault == "no whole answer within 0.3 s"
+    assert not found.is_known
+
+
+def test_no_request_for_a_file_waits_for_ever_for_a_server_that_drips(
+    dripping: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("remote", "locality"):
+        monkeypatch.setattr(f"shim.evio.{module}.REQUEST_S", 0.3)
+    monkeypatch.setattr("shim.evio.remote.RETRY_S", (0.0, None))
+    with pytest.raises(EvioError, match=r"no whole answer within 0\.3 s"):
+        remote.open_source(f"{dripping}/a.evio")
+    assert locality._of_web_server(dripping, [f"{dripping}/a.evio"], None) == {f"{dripping}/a.evio": None}
+
+
+def test_an_end_in_time_leaves_the_connection_to_the_next_request(plain: Server) -> None:
+    plain.files["/a"] = b"12"
+    host = plain.url.removeprefix("http://")
+    connection = http.client.HTTPConnection(host, timeout=60)
+    for _ in range(2):
+        with ends_within(connection, 60):
+            connection.request("HEAD", "/a")
+            response = connection.getresponse()
+            response.read()
+        assert response.getheader("Content-Length") == "2"
+        link = connection.sock
+    assert connection.sock is link
+    connection.close()
