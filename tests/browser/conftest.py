@@ -59,8 +59,11 @@ def seed(world: World) -> None:
                      **call_as)  # fmt: skip
     call(world.db, "ban_worker", project=NAME, worker="wn17@10.0.3.2", seconds=3000,
          reason="5 of its last 6 attempts failed within 120 s")  # fmt: skip
-    call(world.db, "ban_worker", project=NAME, worker="site:SITE_E", seconds=9000,
-         reason="8 of its workers failed with exit code 127, none succeeded")  # fmt: skip
+    for n in range(8):  # hd_root is missing there: the server bans the site
+        world.checkout(n, cluster=9002, project=NAME, host=f"gn{n}", site="SITE_G")
+    for n in range(8):
+        world.report(n, 127, cluster=9002, project=NAME, reason="hd_root: command not found")
+    assert [ban["worker"] for ban in call(world.db, "blocked_workers")] == ["site:SITE_G", "wn17@10.0.3.2"]
     for name, project_runs in ((FINISHED, 1), (FAILING, 2)):
         world.with_project(name, max_fast_failures=1000, suspend_after=100)
         for run in range(project_runs):

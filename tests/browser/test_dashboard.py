@@ -28,7 +28,7 @@ PAGES = {
     "quarantine": f"project/{NAME}/quarantine",
     "workers": f"project/{NAME}/workers",
     "jobs": f"project/{NAME}/jobs",
-    "site": f"project/{NAME}/site/SITE_E",
+    "site": f"project/{NAME}/site/SITE_G",
     "find": "find?text=SITE_F",
     "nothing": "project/nope",
 }
@@ -337,7 +337,7 @@ def test_pictures_of_the_documents_are_kept(browser: Browser, live: LiveShim) ->
     """Written again by ``make screenshots``, which sets OSGPROD_SCREENSHOTS."""
     one, job = f"project/{NAME}", f"project/{NAME}/job/9001.1"
     wanted = {"overview": ("", "light", 620), "project": (one, "light", 1000), "dark": (one, "dark", 1000),
-              "job": (job, "light", 520), "site": (f"{one}/site/SITE_E", "light", 480)}  # fmt: skip
+              "job": (job, "light", 520), "site": (f"{one}/site/SITE_G", "light", 480)}  # fmt: skip
     folder = IMAGES if os.environ.get("OSGPROD_SCREENSHOTS") else None
     for name, (path, scheme, height) in wanted.items():
         context = browser.new_context(
