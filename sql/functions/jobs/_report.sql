@@ -52,9 +52,6 @@ BEGIN
         v_ignored := concat(v_ignored, osgprod._ignored_measures(p_call));
         p_call := osgprod._kept_measures(p_call);
     END IF;
-    IF NOT p_may_wait AND NOT osgprod._try_work(v_attempt) THEN
-        RETURN osgprod._report_error(osgprod._is_busy(format('the work of job %s.%s', p_call.cluster, p_call.process)));
-    END IF;
     -- It counts for the node that has the slice's lease, also when the report names another one.
     v_worker := osgprod._worker(v_attempt.client, coalesce(v_attempt.host, p_call.host));
     v_outcome := osgprod._judge_exit(v_project, p_call.exitcode::int, p_call.fault);
@@ -69,15 +66,29 @@ BEGIN
             IF p_call.events <> v_attempt.events THEN
                 v_contradiction := format('%s of %s events read', p_call.events, v_attempt.events);
             END IF;
-            -- I3, and nearly always: the success of the slice's holder, who can't have reported before.
-            UPDATE osgprod_data.slices s SET state = 'done'
-             WHERE s.project_id = v_attempt.project_id AND s.rawdata_id = v_attempt.rawdata_id AND s.block1 = v_attempt.block1
-               AND s.state = 'leased' AND s.cluster = v_attempt.cluster AND s.process = v_attempt.process
-               AND s.nstart = v_attempt.nstart;
+            -- I3, and nearly always: the success of the slice's holder, who can't have reported before. A batch waits for no
+            -- slice, and writes none twice (_try_slice).
+            IF p_may_wait THEN
+                UPDATE osgprod_data.slices s SET state = 'done'
+                 WHERE s.project_id = v_attempt.project_id AND s.rawdata_id = v_attempt.rawdata_id AND s.block1 = v_attempt.block1
+                   AND s.state = 'leased' AND s.cluster = v_attempt.cluster AND s.process = v_attempt.process
+                   AND s.nstart = v_attempt.nstart;
+            ELSE
+                UPDATE osgprod_data.slices s SET state = 'done'
+                 WHERE s.ctid = (SELECT x.ctid FROM osgprod_data.slices x
+                                  WHERE x.project_id = v_attempt.project_id AND x.rawdata_id = v_attempt.rawdata_id
+                                    AND x.block1 = v_attempt.block1 AND x.state = 'leased' AND x.cluster = v_attempt.cluster
+                                    AND x.process = v_attempt.process AND x.nstart = v_attempt.nstart
+                                    AND (x.xmin = pg_current_xact_id_if_assigned()::xid) IS NOT TRUE
+                                    FOR NO KEY UPDATE SKIP LOCKED);
+            END IF;
             v_is_settled := FOUND;
         END IF;
     END IF;
     IF v_is_settled IS NOT TRUE THEN
+        IF NOT p_may_wait AND NOT osgprod._try_work(v_attempt) THEN
+            RETURN osgprod._report_error(osgprod._is_busy(format('the work of job %s.%s', p_call.cluster, p_call.process)));
+        END IF;
         SELECT r.* INTO v_report FROM osgprod_data.reports r
          WHERE r.project_id = v_attempt.project_id AND r.cluster = v_attempt.cluster AND r.process = v_attempt.process
            AND r.nstart = v_attempt.nstart AND r.by_worker;
