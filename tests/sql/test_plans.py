@@ -164,6 +164,18 @@ def test_verify_finds_the_few_slices_that_are_ready_or_quarantined_by_index(
     assert not [scan for scan in plans.whole_scans() if scan.removeprefix("slices: ") in looks]
 
 
+@pytest.mark.history_by_hand
+def test_beginning_of_a_time_window_is_computed_once_and_not_for_each_row(world: World, plans: Plans) -> None:
+    with connect(world.dsn) as other:
+        fill(other, "p", runs=2, files=10, blocks=100, attempts=500)
+    for function in ("attempts_by_worker", "attempts_by_site", "attempts_by_exit", "rate", "estimate"):
+        call(world.db, function, project="p", hours=100)
+    call(world.db, "list_operations", hours=100)
+    nodes = [node for _, plan in plans.seen for node in _nodes(plan)]
+    assert nodes
+    assert not [node for node in nodes if "_since(" in node.get("Filter", "") + node.get("Index Cond", "")]
+
+
 def test_plans_made_while_the_tables_were_empty_are_good_ones_too(world: World, plans: Plans) -> None:
     """A session of the shim lives for weeks: what it planned on the first day holds until somebody counts the rows."""
     with connect(world.dsn) as other:

@@ -9,11 +9,13 @@ AS $fn$
 --             function that was called, the project, how many files, slices, settings ... it changed, and its arguments
 --             without secrets
 -- Errors:     OG108 hours or limit out of range
+DECLARE
+    v_since timestamptz := osgprod._since(p_hours);
 BEGIN
     RETURN QUERY
     SELECT o.done_at, o.login || coalesce(' (' || o.person || ')', ''), o.operation, o.project, o.times, o.details
       FROM operations o
-     WHERE o.done_at >= osgprod._since(p_hours) AND (p_project IS NULL OR o.project = p_project)
+     WHERE o.done_at >= v_since AND (p_project IS NULL OR o.project = p_project)
      ORDER BY o.operation_id DESC LIMIT osgprod._limit(p_limit);
 END
 $fn$;

@@ -14,6 +14,7 @@ AS $fn$
 -- Errors:     OG301 unknown project; OG108 hours, order or limit out of range
 DECLARE
     v_project_id int := (osgprod._get_project(p_project)).project_id;
+    v_since      timestamptz := osgprod._since(p_hours);  -- once, not for each report
 BEGIN
     IF p_order NOT IN ('failing', 'slow', 'busy') OR p_order IS NULL THEN
         RAISE EXCEPTION 'the order of workers is failing, slow or busy, not %', coalesce(quote_literal(p_order), 'nothing')
@@ -30,7 +31,7 @@ BEGIN
                    / nullif(sum(r.nblocks) FILTER (WHERE r.outcome = 'done'), 0) AS s_per_block,
                max(r.reported_at) AS last_at
           FROM reports r
-         WHERE r.project_id = v_project_id AND r.reported_at >= osgprod._since(p_hours)
+         WHERE r.project_id = v_project_id AND r.reported_at >= v_since
            AND (p_site IS NULL OR r.site = p_site)
          GROUP BY r.worker
     )
