@@ -39,7 +39,7 @@ FUNCTIONS: dict[str, dict[str, str]] = {
     "rate": {**OF_PROJECT, "hours": "integer"},
     "estimate": {**OF_PROJECT, "hours": "integer"},
     "attempts_by_exit": {**OF_PROJECT, "hours": "integer", "site": "string"},
-    "attempts_by_site": {**OF_PROJECT, "hours": "integer"},
+    "attempts_by_site": {**OF_PROJECT, "hours": "integer", "site": "string"},
     "attempts_by_worker": {**OF_PROJECT, "hours": "integer", "order": "string", "site": "string"},
     "list_attempts": {
         **OF_PROJECT,
@@ -50,7 +50,7 @@ FUNCTIONS: dict[str, dict[str, str]] = {
         "site": "string",
     },
     "live_attempts": {**OF_PROJECT, "site": "string"},
-    "resources": {**OF_PROJECT, "hours": "integer", "by": "string", "cores": "integer"},
+    "resources": {**OF_PROJECT, "hours": "integer", "by": "string", "cores": "integer", "site": "string"},
     "slice_size": {**OF_PROJECT, "cpus": "integer", "site": "string", "time_left_s": "integer"},
     "delivery": OF_PROJECT,
     "list_merges": {**OF_PROJECT, "runs": "string", "state": "string"},

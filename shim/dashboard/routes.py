@@ -461,17 +461,16 @@ class Dashboard:
         one: dict[str, object] = {"project": name, "site": site}
         by_site, by_exit, workers, live, attempts, banned, used = await self._reader.read(
             request,
-            ("attempts_by_site", {"project": name, "hours": hours, "limit": MOST_ROWS}),
+            ("attempts_by_site", {**one, "hours": hours}),
             ("attempts_by_exit", {**one, "hours": hours}),
             ("attempts_by_worker", {**one, "hours": hours, "order": "busy", "limit": 50}),
             ("live_attempts", {**one, "limit": 50}),
             ("list_attempts", {**one, "hours": hours, "limit": 50}),
             ("blocked_workers", {"project": name}),
-            ("resources", {"project": name, "by": "site"}),
+            ("resources", {**one, "by": "site"}),
         )
-        counts = [row for row in by_site if row["site"] == site]
         ban = next((row for row in banned if row["worker"] == f"site:{site}"), None)
-        if not (counts or workers or live or attempts or ban):
+        if not (by_site or workers or live or attempts or ban):
             # Of an unknown project the first query raised.
             raise NotFound(f"no attempt at site {site[:80]} in project {name} in these {WINDOWS[hours]}")
         return await self._render(
@@ -479,13 +478,13 @@ class Dashboard:
             project=name,
             site=site,
             hours=hours,
-            counts=counts[0] if counts else None,
+            counts=by_site[0] if by_site else None,
             by_exit=by_exit,
             workers=workers,
             live=live,
             attempts=attempts,
             ban=ban,
-            used=next((row for row in used if row["site"] == site), None),
+            used=used[0] if used else None,
         )
 
     async def _attempts(self, request: Request) -> Response:

@@ -400,6 +400,10 @@ def test_names_that_jobs_give_their_sites_make_no_more_rows_to_be_read_but_for_t
     assert rows[1] == {"n": 400}
     sites = call(world.db, "attempts_by_site", project="p", limit=1000)
     assert {row["site"]: row["attempts"] for row in sites} == {f"SITE_{n}": 1 for n in range(400)}
+    assert call(world.db, "attempts_by_site", project="p", site="SITE_7") == [
+        row for row in sites if row["site"] == "SITE_7"
+    ]
+    assert call(world.db, "attempts_by_site", project="p", site="nowhere") == []
     (row,) = call(world.db, "attempts_by_exit", project="p", site="SITE_7")
     assert (row["outcome"], row["attempts"]) == ("done", 1)
     assert call(world.db, "attempts_by_exit", project="p")[0]["attempts"] == 400

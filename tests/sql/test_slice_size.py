@@ -404,6 +404,8 @@ def test_resources_are_summed_up_together_and_by_site(world: World) -> None:
     assert (row["cpu_efficiency"], row["fetched_mb_per_s"], row["wall_median_s"]) == (0.75, 1.0, 100)
     rows = {row["site"]: row for row in call(world.db, "resources", project="p", by="site")}
     assert {site: row["memory_99"] for site, row in rows.items()} == {"A": 3000, "B": 9000}
+    for site, row in rows.items():
+        assert call(world.db, "resources", project="p", by="site", site=site) == [row]
     assert call(world.db, "resources", project="p", cores=1) == []
     assert call(world.db, "resources", project="p", cores=2)[0]["attempts"] == 3
     with pytest.raises(psycopg.Error, match="resources are listed by all, site or workscript, not 'x'"):

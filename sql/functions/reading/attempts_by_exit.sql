@@ -13,8 +13,7 @@ BEGIN
     RETURN QUERY
     SELECT r.outcome::text, r.exit_code, sum(r.reports)::bigint, sum(r.blocks)::bigint,
            (sum(r.ran_s) / sum(r.reports))::float8, max(r.last_at)
-      FROM osgprod._recent(v_project_id, osgprod._since(p_hours), p_site IS NOT NULL) r
-     WHERE p_site IS NULL OR r.site = p_site
+      FROM osgprod._recent(v_project_id, osgprod._since(p_hours), p_site IS NOT NULL, p_site) r
      GROUP BY r.outcome, r.exit_code ORDER BY 3 DESC, r.outcome, r.exit_code;
 END
 $fn$;

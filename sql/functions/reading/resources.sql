@@ -1,4 +1,5 @@
-CREATE FUNCTION osgprod.resources(p_project text, p_hours int DEFAULT 168, p_by text DEFAULT 'all', p_cores int DEFAULT NULL)
+CREATE FUNCTION osgprod.resources(
+    p_project text, p_hours int DEFAULT 168, p_by text DEFAULT 'all', p_cores int DEFAULT NULL, p_site text DEFAULT NULL)
 RETURNS TABLE (site text, workscript text, digest text, attempts bigint, cpu_efficiency float8, memory_median bigint, memory_99 bigint, disk_99 bigint,
     fetched_mb_per_s float8, wall_median_s float8)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
@@ -6,7 +7,7 @@ AS $fn$
 -- Sums up what the work of accepted attempts used, as far as the jobs measured it: of the newest 10,000 of them.
 -- Parameters: p_project  project name;  p_hours  how far back [h; 1 .. 8760]
 --             p_by       all = one row; site = a row a site; workscript = a row for each content of the work script
---             p_cores    only attempts with so many cores; NULL = all
+--             p_cores    only attempts with so many cores; NULL = all;  p_site  only at this site; NULL = all
 -- Returns:    site, or name of the work script and the first 12 digits of its SHA-256 (empty = unknown); how many attempts were measured; CPU time over wall time times cores [1 = all cores were busy]; median and 99th
 --             percentile of the most memory [bytes], and 99th percentile of the most disk [bytes], that an attempt had in
 --             use; bytes fetched over the whole wall time [MB/s]; median wall time [s]. No row, or NULL: not measured
@@ -24,6 +25,7 @@ BEGIN
         SELECT array_agg(f.r) INTO v_found FROM (
             SELECT r FROM reports r
              WHERE r.project_id = v_project_id AND r.reported_at >= v_since AND r.by_worker AND r.outcome = 'done'
+               AND (p_site IS NULL OR r.site = p_site)
                AND num_nonnulls(r.memory_bytes, r.wall_s, r.cpu_s, r.fetched_bytes, r.disk_bytes) > 0
              ORDER BY r.reported_at DESC LIMIT 10000) f;
         EXIT WHEN cardinality(v_found) >= 10000;
@@ -47,5 +49,5 @@ BEGIN
 END
 $fn$;
 
-COMMENT ON FUNCTION osgprod.resources(text, int, text, int) IS
+COMMENT ON FUNCTION osgprod.resources(text, int, text, int, text) IS
 'Sums up CPU efficiency, memory, disk and fetching rate of accepted attempts, in sum, by site or by work script. For osgprod_worker and osgprod_operator.';

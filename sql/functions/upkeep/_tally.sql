@@ -62,7 +62,8 @@ AS $fn$
     SELECT to_timestamp(floor(date_part('epoch', p_at) / 600) * 600)  -- (extract gives a numeric, which is slower)
 $fn$;
 
-CREATE FUNCTION osgprod._recent(p_project_id int, p_since timestamptz, p_by_site boolean DEFAULT false)
+CREATE FUNCTION osgprod._recent(
+    p_project_id int, p_since timestamptz, p_by_site boolean DEFAULT false, p_site text DEFAULT NULL)
 RETURNS TABLE (began_at timestamptz, outcome osgprod_data.outcome, exit_code int, site text, reports bigint, blocks bigint,
     ran_s bigint, last_at timestamptz)
 LANGUAGE plpgsql STABLE
@@ -70,7 +71,7 @@ AS $fn$
 -- Counts the reports since a time: from the tallies, and those not yet tallied from the reports themselves.
 -- Parameters: p_project_id  project;  p_since  begin of ten minutes of the clock
 --             p_by_site  count reports that are not tallied by site, and not by time: a job chooses its site's name, so
---                        there may be a row a report with both
+--                        there may be a row a report with both;  p_site  only this site, with p_by_site; NULL = all
 -- Returns:    a row for each ten minutes, outcome, exit code and site, in two parts where they are not wholly tallied;
 --             the site of reports that are not tallied only with p_by_site, and then began_at is the begin of the untallied time;
 --             ran_s [s] is a sum over slices; last_at: when the last of them came. Tallied sites beyond the first 200 are "other"
@@ -82,13 +83,14 @@ BEGIN
     RETURN QUERY
     SELECT t.began_at, t.outcome, t.exit_code, t.site, t.reports::bigint, t.blocks, t.ran_s,
            coalesce(t.last_at, t.began_at)
-      FROM osgprod_data.tallies t WHERE t.project_id = p_project_id AND t.began_at >= p_since;
+      FROM osgprod_data.tallies t
+     WHERE t.project_id = p_project_id AND t.began_at >= p_since AND (p_site IS NULL OR t.site = p_site);
     RETURN QUERY
     SELECT CASE WHEN p_by_site THEN v_until ELSE osgprod._ten_minutes(r.reported_at) END, r.outcome, r.exit_code,
            CASE WHEN p_by_site THEN r.site END, count(*), sum(r.nblocks)::bigint,
            coalesce(sum(r.ran_s) FILTER (WHERE r.nblocks > 0), 0)::bigint, max(r.reported_at)
       FROM osgprod_data.reports r
-     WHERE r.project_id = p_project_id AND r.reported_at >= v_until
+     WHERE r.project_id = p_project_id AND r.reported_at >= v_until AND (p_site IS NULL OR r.site = p_site)
      GROUP BY 1, 2, 3, 4;
 END
 $fn$;
