@@ -263,6 +263,22 @@ def workers_unban(project: str, worker: str | None, site: str | None, dry_run: b
     click.echo(f"{name} {'would be' if dry_run else 'is'} no longer banned")
 
 
+@workers.command("stop")
+@project_argument
+@click.argument("worker", required=False)
+@site_option
+@dry
+def workers_stop(project: str, worker: str | None, site: str | None, dry_run: bool) -> None:
+    """Tell the running jobs of WORKER (a host, an address, host@address or all), or of a site, to end.
+
+    Each ends at its next heartbeat; its slice is requeued at once. Ban the worker or the site first.
+    """
+    name = _meant(worker, site)
+    rows = change("stop_jobs", dry_run, project=project, worker=name)
+    stopped = rows[0]["stop_jobs"]
+    click.echo(f"{stopped} attempts {'would be' if dry_run else 'are'} stopped, each at its next heartbeat")
+
+
 @osgprod.command()
 @project_argument
 @click.option("--deep", is_flag=True, help="Compare with all attempts and reports as well; slower.")

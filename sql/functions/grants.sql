@@ -28,7 +28,7 @@ GRANT EXECUTE ON FUNCTION
 TO osgprod_operator;
 
 GRANT EXECUTE ON FUNCTION
-    osgprod.unload_slices, osgprod.resume_files, osgprod.stop_project, osgprod.run_periods, osgprod.list_operations
+    osgprod.unload_slices, osgprod.resume_files, osgprod.stop_project, osgprod.stop_jobs, osgprod.run_periods, osgprod.list_operations
 TO osgprod_operator;
 
 -- What failed of late is read beside the history.

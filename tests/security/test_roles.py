@@ -78,6 +78,7 @@ FUNCTIONS = """
     run_periods         -o
     set_magic           -o
     set_project         -o
+    stop_jobs           -o
     stop_project        -o
     tick                wo
     totals              wo
