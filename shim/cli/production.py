@@ -238,12 +238,16 @@ def workers_ban(
     name = _meant(worker, site)
     rows = change("ban_worker", dry_run, project=project, worker=name, seconds=seconds, reason=reason)
     click.echo(f"{name} {'would be' if dry_run else 'is'} banned until {cell(rows[0]['ban_worker'])}")
-    kind, listing = ("site", "attempts {} --by site") if site else ("worker", "workers list {}")
+    kind, listing = (
+        ("site", "attempts {} --by site --hours 168")
+        if site
+        else ("worker", "workers list {} --order busy --hours 168")
+    )
     known = ask("find", text=site or name)
     if not any(row["kind"] == kind and row["project"] == project for row in known):
         click.echo(
-            f"osgprod: no job of project {project} was on {name} within seven days: check the name"
-            f" osgprod {listing.format(project)}",
+            f"osgprod: no job of project {project} was on {name} within seven days;"
+            f" osgprod {listing.format(project)} lists the names",
             err=True,
         )
 

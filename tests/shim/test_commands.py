@@ -986,7 +986,10 @@ def test_status_says_events_bytes_and_core_hours_beside_blocks(run: Run, busy: W
 
 
 def test_ban_of_an_unknown_name_warns(run: Run, busy: World) -> None:
-    assert "check the name" in run("workers", "ban", "p", "wn99").stderr
+    assert run("workers", "ban", "p", "wn99").stderr == (
+        "osgprod: no job of project p was on wn99 within seven days;"
+        " osgprod workers list p --order busy --hours 168 lists the names\n"
+    )
     assert run("workers", "ban", "p", "--site", "SITE_A").output.startswith("site:SITE_A is banned until ")
     assert run("workers", "unban", "p", "--site", "SITE_A").output == "site:SITE_A is no longer banned\n"
     for meant in ((), ("wn1", "--site", "SITE_A"), ("--site", ""), ("",)):

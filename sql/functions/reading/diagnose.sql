@@ -86,8 +86,8 @@ BEGIN
     UNION ALL
     SELECT 'begin-of-run records of ' || p.name, b.files = 0,
            CASE b.files WHEN 0 THEN 'no file is known to be without one' ELSE format('%s files have none: %s', b.files, b.some) END,
-           'jobs would reconstruct these files without it: osgprod project set ' || p.name
-               || ' demand_bor=true keeps such files out in future'
+           format('jobs would reconstruct these files without it: osgprod slices unload %s --path PATH takes one out; '
+               'osgprod project set %s demand_bor=true keeps such files out in future', p.name, p.name)
       FROM projects p CROSS JOIN LATERAL (
         SELECT count(*) AS files, concat_ws(', ', min(w.path), CASE WHEN count(*) > 1 THEN '...' END) AS some
           FROM loaded_files l JOIN rawdata w ON w.rawdata_id = l.rawdata_id
@@ -97,7 +97,7 @@ BEGIN
            format('%s, %s files, %s blocks quarantined', p.state, g.files, g.blocks_quarantined),
            CASE WHEN g.files = 0 THEN format('osgprod slices load %s gives it files', p.name)
                 WHEN p.state <> 'active' THEN format('no new work is assigned: osgprod project resume %s', p.name)
-                ELSE format('osgprod quarantined %s lists them; osgprod slices recycle tries them again', p.name) END
+                ELSE format('osgprod quarantined %s lists them; osgprod slices recycle %s tries them again', p.name, p.name) END
       FROM projects p CROSS JOIN LATERAL osgprod.progress(p_project => p.name) g;
 END
 $fn$;
