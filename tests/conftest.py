@@ -99,6 +99,13 @@ def dsn(databases: Databases, request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.fixture
+def migrated(databases: Databases) -> Iterator[str]:
+    """The DSN of a new migrated database; a test of migrations that begins with it need not migrate first."""
+    with databases.copy("migrated", fresh=True) as dsn:
+        yield dsn
+
+
+@pytest.fixture
 def empty(databases: Databases) -> Iterator[str]:
     """The DSN of a new database with nothing in it."""
     with databases.empty() as dsn:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,7 +58,7 @@ class Databases:
         Parameters
         ----------
         of
-            migrated, or world (migrated, with the project "p").
+            migrated, world (migrated, with the project "p"), or what was prepared.
         fresh
             Nobody has used the files of this copy before, and no session of ours is in it.
         """
@@ -77,6 +77,21 @@ class Databases:
         finally:
             del self._lent[copy.dsn]
             self._free.setdefault(of, []).append(copy)
+
+    def prepare(self, name: str, make: Callable[[str], object]) -> None:
+        """Prepares a database that tests copy, unless it is there already.
+
+        Parameters
+        ----------
+        name
+            For copy().
+        make
+            Is called with the DSN of an empty database, and fills it.
+        """
+        if name not in self._prepared:
+            prepared = self._create("TEMPLATE template0")
+            make(self.dsn(prepared))
+            self._prepared[name] = prepared
 
     @contextlib.contextmanager
     def session(self, dsn: str) -> Iterator[psycopg.Connection[dict[str, Any]]]:

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import io
+import os
+import subprocess
+import warnings
+from pathlib import Path
 from typing import Any
+from unittest import mock
+
+import sqlparse
+from yoyo.scripts import main as main_module
 
 from shim.database import call, connect
 
@@ -11,6 +22,37 @@ WORKING_COPY = "functions of a working copy"
 
 def quietly(line: str) -> None:
     pass
+
+
+_split = functools.cache(sqlparse.split)  # into statements: a second of a processor for all migrations
+
+
+def yoyo_here(dsn: str, *arguments: str, ini: Path) -> subprocess.CompletedProcess[str]:
+    """Runs yoyo's own command in this process, which splits a file that it has seen once."""
+    out, err = io.StringIO(), io.StringIO()
+    backends: list[Any] = []
+
+    def get_backend(*arguments: Any) -> Any:
+        backends.append(main_module.get_backend(*arguments))
+        return backends[-1]
+
+    with (
+        mock.patch.dict(os.environ, {"OSGPROD_DSN": dsn}),
+        mock.patch("sqlparse.split", lambda text: list(_split(text))),
+        mock.patch("yoyo.scripts.migrate.get_backend", get_backend),
+        mock.patch("yoyo.scripts.main.configure_logging"),  # that of the tests stays
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        warnings.catch_warnings(action="ignore"),
+    ):
+        try:
+            code = main_module.main([*arguments, "--config", str(ini)])
+        except SystemExit as ended:
+            code = ended.code
+        finally:
+            for backend in backends:
+                backend.connection.close()  # a process would have ended
+    return subprocess.CompletedProcess(arguments, int(code or 0), out.getvalue(), err.getvalue())
 
 
 def state(dsn: str) -> list[Any]:

@@ -40,7 +40,7 @@ def test_of_two_at_once_one_waits_and_both_succeed(empty: str) -> None:
 
 
 @pytest.mark.parametrize("where", ["in a migration", "in the functions"])
-def test_killed_in_the_middle_the_next_run_recovers(empty: str, sql: Path, where: str) -> None:
+def test_killed_in_the_middle_the_next_run_recovers(migrated: str, sql: Path, where: str) -> None:
     slow = (
         sql / "migrations" / "0099-slow.sql"
         if where == "in a migration"
@@ -50,10 +50,8 @@ def test_killed_in_the_middle_the_next_run_recovers(empty: str, sql: Path, where
     slow.write_text(
         f"{depends}DO $$ BEGIN CREATE TABLE osgprod_data.slow (n int); PERFORM pg_advisory_xact_lock(99); END $$;\n"
     )
-    program = (
-        f"from pathlib import Path; from shim.migrate import migrate; migrate({empty!r}, Path({str(sql)!r}))"
-    )
-    with connect(empty) as connection:
+    program = f"from pathlib import Path; from shim.migrate import migrate; migrate({migrated!r}, Path({str(sql)!r}))"
+    with connect(migrated) as connection:
         connection.execute("SELECT pg_advisory_lock(99)")
         killed = subprocess.Popen([sys.executable, "-c", program], cwd=SQL_FOLDER.parent)
         waits = (
@@ -66,11 +64,11 @@ def test_killed_in_the_middle_the_next_run_recovers(empty: str, sql: Path, where
         killed.kill()
         killed.wait()
     expected = "applied 0099-slow" if where == "in a migration" else WORKING_COPY
-    assert expected in migrate(empty, sql, say=quietly)
-    with connect(empty) as connection:
+    assert expected in migrate(migrated, sql, say=quietly)
+    with connect(migrated) as connection:
         assert connection.execute("SELECT count(*) AS n FROM osgprod_data.slow").fetchone() == {"n": 0}
-    assert migrate(empty, sql, say=quietly) == []
-    assert works(empty)
+    assert migrate(migrated, sql, say=quietly) == []
+    assert works(migrated)
 
 
 KILLED = """
@@ -121,20 +119,18 @@ def test_killed_at_any_statement_the_next_run_recovers(empty: str, another: str,
     assert works(empty)
 
 
-def test_migration_that_fails_leaves_no_trace_of_itself(empty: str, sql: Path) -> None:
-    migrate(empty, sql, say=quietly)
+def test_migration_that_fails_leaves_no_trace_of_itself(migrated: str, sql: Path) -> None:
     bad = sql / "migrations" / "0099-bad.sql"
     bad.write_text("-- depends: 0002-tables\nCREATE TABLE osgprod_data.bad (n int);\nSELECT 1 / 0;\n")
-    before = state(empty)
+    before = state(migrated)
     with pytest.raises(psycopg.errors.DivisionByZero):
-        migrate(empty, sql, say=quietly)
-    assert state(empty) == before
-    assert works(empty)
+        migrate(migrated, sql, say=quietly)
+    assert state(migrated) == before
+    assert works(migrated)
 
 
-def test_edited_migration_is_refused_by_its_name_and_nothing_changes(empty: str, sql: Path) -> None:
-    migrate(empty, sql, say=quietly)
-    before = state(empty)
+def test_edited_migration_is_refused_by_its_name_and_nothing_changes(migrated: str, sql: Path) -> None:
+    before = state(migrated)
     path = sql / "migrations" / "0002-tables.sql"
     path.write_text(path.read_text() + "-- a small remark\n")
     (sql / "functions" / "y-new.sql").write_text(
@@ -143,20 +139,19 @@ def test_edited_migration_is_refused_by_its_name_and_nothing_changes(empty: str,
     with pytest.raises(
         DatabaseError, match=r"migration 0002-tables\.sql was edited after it was applied"
     ) as caught:
-        migrate(empty, sql, say=quietly)
+        migrate(migrated, sql, say=quietly)
     assert caught.value.hint
     with pytest.raises(DatabaseError, match="was edited"):
-        pending(empty, sql)
-    assert state(empty) == before
+        pending(migrated, sql)
+    assert state(migrated) == before
 
 
-def test_functions_are_always_current(empty: str, sql: Path) -> None:
-    migrate(empty, sql, say=quietly)
+def test_functions_are_always_current(migrated: str, sql: Path) -> None:
     (sql / "functions" / "upkeep" / "alive.sql").unlink()
     grants = sql / "functions" / "grants.sql"
     grants.write_text(grants.read_text().replace(", osgprod.alive", ""))
-    assert migrate(empty, sql, say=quietly) == [WORKING_COPY]
-    with connect(empty) as connection, pytest.raises(psycopg.errors.UndefinedFunction):
+    assert migrate(migrated, sql, say=quietly) == [WORKING_COPY]
+    with connect(migrated) as connection, pytest.raises(psycopg.errors.UndefinedFunction):
         call(connection, "alive")
 
 
@@ -170,13 +165,12 @@ def test_functions_are_always_current(empty: str, sql: Path) -> None:
         "COMMENT ON FUNCTION osgprod.tick() IS 'other'",
     ],
 )
-def test_what_was_changed_by_hand_is_put_right(empty: str, tampering: str) -> None:
-    migrate(empty, say=quietly)
-    with connect(empty) as connection:
+def test_what_was_changed_by_hand_is_put_right(migrated: str, tampering: str) -> None:
+    with connect(migrated) as connection:
         connection.execute(tampering)
-    (line,) = migrate(empty, say=quietly)
+    (line,) = migrate(migrated, say=quietly)
     assert line.endswith("renewed: somebody had changed them")
-    assert migrate(empty, say=quietly) == []
+    assert migrate(migrated, say=quietly) == []
 
 
 def test_owner_of_the_database_who_may_make_roles_needs_no_superuser(empty: str) -> None:
@@ -250,11 +244,10 @@ def test_database_of_another_encoding_is_refused_and_stays_empty(databases: Data
 
 
 @pytest.mark.parametrize("name", OTHER_TEXTS)
-def test_both_texts_with_which_a_snapshot_was_applied_are_accepted(empty: str, name: str) -> None:
-    migrate(empty, say=quietly)
-    with connect(empty) as db:
+def test_both_texts_with_which_a_snapshot_was_applied_are_accepted(migrated: str, name: str) -> None:
+    with connect(migrated) as db:
         db.execute(
             "UPDATE osgprod_data._yoyo_log SET comment = %s WHERE migration_id = %s",
             (f"sha256 {OTHER_TEXTS[name]}", name),
         )
-    assert pending(empty) == []
+    assert pending(migrated) == []

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import psycopg
 import pytest
@@ -20,19 +22,28 @@ from shim.migrate import migrate, pending
 from shim.snapshot import snapshots, source_digest, source_of
 from shim.version import SQL_FOLDER
 from sql.release import present_version, release
-from tests.shim.databases import WORKING_COPY, catalog, quietly, state, works
+from tests.databases import Databases
+from tests.shim.databases import WORKING_COPY, catalog, quietly, state, works, yoyo_here
 from tests.support import CHECKOUT, World
 
 
 def yoyo(dsn: str, *arguments: str, sql: Path = SQL_FOLDER) -> subprocess.CompletedProcess[str]:
-    """yoyo's own command, with yoyo.ini beside a folder sql."""
+    """yoyo's own command, with yoyo.ini beside a folder sql; in this process, see yoyo_alone for one of its own."""
+    return yoyo_here(dsn, *arguments, ini=ini_beside(sql))
+
+
+def yoyo_alone(dsn: str, *arguments: str, sql: Path = SQL_FOLDER) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "yoyo", *arguments, "--config", str(ini_beside(sql))],
+        cwd=CHECKOUT, env={**os.environ, "OSGPROD_DSN": dsn}, capture_output=True, text=True,
+    )  # fmt: skip
+
+
+def ini_beside(sql: Path) -> Path:
     ini = sql.parent / "yoyo.ini"
     if not ini.exists():
         shutil.copy(CHECKOUT / "yoyo.ini", ini)
-    return subprocess.run(
-        [sys.executable, "-m", "yoyo", *arguments, "--config", str(ini)],
-        cwd=CHECKOUT, env={**os.environ, "OSGPROD_DSN": dsn}, capture_output=True, text=True,
-    )  # fmt: skip
+    return ini
 
 
 def oids(dsn: str) -> dict[str, int]:
@@ -56,7 +67,23 @@ COMMENT ON FUNCTION osgprod.news() IS 'News.';
 
 
 @pytest.fixture(scope="module")
-def two_versions() -> Iterator[Path]:
+def released(databases: Databases) -> Iterator[Callable[[Path, str], str]]:
+    """Release, on a new database of our server instead of a server of its own."""
+
+    @contextlib.contextmanager
+    def ours() -> Iterator[str]:
+        with databases.empty() as dsn:
+            yield dsn
+
+    def release_here(sql: Path, version: str) -> str:
+        with mock.patch("sql.release.temporary_server", ours):
+            return release(sql, version)
+
+    yield release_here
+
+
+@pytest.fixture(scope="module")
+def two_versions(released: Callable[[Path, str], str]) -> Iterator[Path]:
     """A copy of the SQL folder with a snapshot of its functions, and one of the next version, which differs.
 
     In the next version alive() has another result, tick() another comment, totals() is gone, and news() is new.
@@ -64,12 +91,12 @@ def two_versions() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="osgprod-test-"))
     sql = folder / "sql"
     shutil.copytree(SQL_FOLDER, sql)
-    release(sql, "1.0.0")
+    released(sql, "1.0.0")
     (sql / "functions" / "upkeep" / "alive.sql").write_text(NEXT_ALIVE)
     replace(sql / "functions" / "upkeep" / "tick.sql", "osgprod.tick() IS\n'", "osgprod.tick() IS\n'Next. ")
     (sql / "functions" / "reading" / "totals.sql").unlink()
     replace(sql / "functions" / "grants.sql", " osgprod.totals,", "")
-    release(sql, "2.0.0")
+    released(sql, "2.0.0")
     yield sql
     shutil.rmtree(folder)
 
@@ -79,6 +106,22 @@ def two(two_versions: Path, folder: Path) -> Path:
     """The same, to be changed."""
     shutil.copytree(two_versions, folder / "sql")
     return folder / "sql"
+
+
+@pytest.fixture
+def of_two(databases: Databases, two_versions: Path) -> Iterator[str]:
+    """The DSN of a new database with the functions of the newest of two_versions."""
+    databases.prepare("of two", lambda dsn: migrate(dsn, two_versions, say=quietly))
+    with databases.copy("of two", fresh=True) as dsn:
+        yield dsn
+
+
+@pytest.fixture
+def of_one(databases: Databases, two_versions: Path, folder: Path) -> Iterator[str]:
+    """The DSN of a new database with the functions of the version before."""
+    databases.prepare("of one", lambda dsn: migrate(dsn, without_newest(two_versions, folder), say=quietly))
+    with databases.copy("of one", fresh=True) as dsn:
+        yield dsn
 
 
 def replace(path: Path, old: str, new: str) -> None:
@@ -102,18 +145,17 @@ def without_newest(sql: Path, folder: Path) -> Path:
     return copy
 
 
-def test_rollbacks_undo_what_the_migrations_did(empty: str) -> None:
-    migrate(empty, say=quietly)
-    ended = yoyo(empty, "rollback", "--all")
+def test_rollbacks_undo_what_the_migrations_did(migrated: str) -> None:
+    ended = yoyo_alone(migrated, "rollback", "--all")
     assert ended.returncode == 0, ended.stderr
-    assert set(catalog(empty)) <= {("schema", "osgprod_data"), ("relation", "osgprod_data.migrated_files")}
-    assert migrate(empty, say=quietly)
-    assert works(empty)
+    assert set(catalog(migrated)) <= {("schema", "osgprod_data"), ("relation", "osgprod_data.migrated_files")}
+    assert migrate(migrated, say=quietly)
+    assert works(migrated)
 
 
 def test_yoyos_own_command_gives_the_same_database_as_migrate(empty: str, another: str, two: Path) -> None:
     """Functions with bodies, grants, comments, types, tables: the migrations create all that sql/functions defines."""
-    assert yoyo(empty, "apply", sql=two).returncode == 0
+    assert yoyo_alone(empty, "apply", sql=two).returncode == 0
     migrate(another, two, say=quietly)
     assert catalog(empty) == catalog(another)
     assert migrate(empty, two, say=quietly) == [] and pending(empty, two) == []
@@ -135,7 +177,7 @@ def test_yoyos_own_command_gives_the_same_database_as_migrate(empty: str, anothe
             connection.execute("DROP DATABASE from_source WITH (FORCE)")
 
 
-def test_yoyos_plain_backend_gives_the_same_functions(empty: str, another: str, two: Path) -> None:
+def test_yoyos_plain_backend_gives_the_same_functions(empty: str, of_two: str, two: Path) -> None:
     """Without our backend, as CONTRIBUTING.md says: the schema of yoyo's tables must be there before."""
     with connect(empty) as connection:
         connection.execute("CREATE SCHEMA osgprod_data")
@@ -146,8 +188,7 @@ def test_yoyos_plain_backend_gives_the_same_functions(empty: str, another: str, 
         capture_output=True, text=True,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
-    migrate(another, two, say=quietly)
-    assert catalog(empty) == catalog(another)
+    assert catalog(empty) == catalog(of_two)
     assert migrate(empty, two, say=quietly) == []
 
 
@@ -208,29 +249,28 @@ def test_present_version_has_a_snapshot_of_sql_functions() -> None:
     assert source_of(made[-1])[1] == source_digest(), "sql/functions is newer: run make release-sql"
 
 
-def test_release_writes_one_snapshot_a_version(sql: Path) -> None:
+def test_release_writes_one_snapshot_a_version(sql: Path, released: Callable[[Path, str], str]) -> None:
     path = sql / "functions" / "upkeep" / "tick.sql"
     path.write_text(path.read_text() + "\n-- newer than the last snapshot\n")
     assert "rollback gives the functions of 0" in release(sql, "1.0.0")
-    assert release(sql, "1.0.0").endswith("is of these functions already")
+    assert released(sql, "1.0.0").endswith("is of these functions already")
     first = newest(sql)
     path.write_text(path.read_text() + "\n-- a remark\n")
-    release(sql, "1.0.0")
+    released(sql, "1.0.0")
     assert newest(sql) == first, "the version was not released, so its snapshot is replaced"
     path.write_text(path.read_text() + "\n-- another remark\n")
-    release(sql, "1.1.0")
+    released(sql, "1.1.0")
     assert int(newest(sql)[:4]) == int(first[:4]) + 1
     text = (sql / "migrations" / f"{newest(sql)}.sql").read_text()
     assert text.startswith("-- Generated by `make release-sql`") and f"-- depends: {first}\n" in text
 
 
-def test_snapshot_that_was_applied_is_not_applied_to_a_working_copy_again(empty: str, two: Path) -> None:
-    migrate(empty, two, say=quietly)
+def test_snapshot_that_was_applied_is_not_applied_to_a_working_copy_again(of_two: str, two: Path) -> None:
     path = two / "functions" / "upkeep" / "tick.sql"
     path.write_text(path.read_text() + "\n-- a remark\n")
-    assert pending(empty, two) == [WORKING_COPY]
-    assert migrate(empty, two, say=quietly) == [WORKING_COPY]
-    assert migrate(empty, two, say=quietly) == [] == pending(empty, two)
+    assert pending(of_two, two) == [WORKING_COPY]
+    assert migrate(of_two, two, say=quietly) == [WORKING_COPY]
+    assert migrate(of_two, two, say=quietly) == [] == pending(of_two, two)
 
 
 def old_code(commit: str, folder: Path) -> Path:
@@ -280,7 +320,7 @@ def check_filled(dsn: str) -> None:
     ids=["0001 alone", "0002", "0003-a-file-is-work-once", "0003-once-and-due: version 0.9.0"],
 )
 def test_earlier_states_are_upgraded_with_what_they_hold(
-    empty: str, another: str, folder: Path, commit: str, upto: str
+    empty: str, migrated: str, folder: Path, commit: str, upto: str
 ) -> None:
     code = old_code(commit, folder)
     for path in (code / "sql" / "migrations").glob("*.sql"):
@@ -295,8 +335,7 @@ def test_earlier_states_are_upgraded_with_what_they_hold(
         fill(empty)
     assert pending(empty)
     migrate(empty, say=quietly)
-    migrate(another, say=quietly)
-    assert catalog(empty) == catalog(another)
+    assert catalog(empty) == catalog(migrated)
     assert migrate(empty, say=quietly) == [] == pending(empty)
     if upto == "0003":
         check_filled(empty)
@@ -312,40 +351,37 @@ def test_state_that_was_never_released_is_refused_by_name(empty: str, folder: Pa
     assert state(empty) == before
 
 
-def test_older_checkout_is_refused_and_changes_nothing(empty: str, two: Path) -> None:
-    migrate(empty, two, say=quietly)
-    before = state(empty)
+def test_older_checkout_is_refused_and_changes_nothing(of_two: str, two: Path) -> None:
+    before = state(of_two)
     older = without_newest(two, two.parent)
     (older / "functions" / "upkeep" / "tick.sql").write_text("")
     for attempt in (migrate, pending):
         with pytest.raises(DatabaseError, match=f"checkout is older.*{newest(two)}") as caught:
-            attempt(empty, older)
+            attempt(of_two, older)
         assert "update" in caught.value.hint
-    ended = yoyo(empty, "rollback", sql=older)
+    ended = yoyo(of_two, "rollback", sql=older)
     assert ended.returncode == 2 and "this checkout is older" in ended.stderr
     assert "Traceback" not in ended.stderr
-    assert state(empty) == before
+    assert state(of_two) == before
 
 
 @pytest.mark.parametrize("statement", ["migrate(dsn)", "pending(dsn)"])
-def test_program_of_version_0_9_0_refuses_this_database(empty: str, folder: Path, statement: str) -> None:
-    migrate(empty, say=quietly)
-    before = state(empty)
-    ended = run_old(old_code("b2ac3d5", folder), empty, statement)
+def test_program_of_version_0_9_0_refuses_this_database(migrated: str, folder: Path, statement: str) -> None:
+    before = state(migrated)
+    ended = run_old(old_code("b2ac3d5", folder), migrated, statement)
     assert ended.returncode == 1
     assert "this program is older than the database, which is of version 0.10.0 or later" in ended.stderr
-    assert state(empty) == before
+    assert state(migrated) == before
 
 
-def test_renamed_migration_is_refused_by_both_names(empty: str, two: Path) -> None:
-    migrate(empty, two, say=quietly)
-    before = state(empty)
+def test_renamed_migration_is_refused_by_both_names(of_two: str, two: Path) -> None:
+    before = state(of_two)
     for suffix in (".sql", ".rollback.sql"):
         path = two / "migrations" / f"{newest(two)}{suffix}"
         path.rename(path.with_name(f"{newest(two)[:4]}-other{suffix}"))
-    with pytest.raises(DatabaseError, match=f"{newest_applied(empty)} .* another name here: .*-other"):
-        migrate(empty, two, say=quietly)
-    assert state(empty) == before
+    with pytest.raises(DatabaseError, match=f"{newest_applied(of_two)} .* another name here: .*-other"):
+        migrate(of_two, two, say=quietly)
+    assert state(of_two) == before
 
 
 def newest_applied(dsn: str) -> str:
@@ -355,10 +391,8 @@ def newest_applied(dsn: str) -> str:
     return str(row["m"])
 
 
-def test_objects_of_others_survive_an_upgrade(empty: str, two: Path) -> None:
-    before = without_newest(two, two.parent)
-    migrate(empty, before, say=quietly)
-    with connect(empty) as connection:
+def test_objects_of_others_survive_an_upgrade(of_one: str, two: Path) -> None:
+    with connect(of_one) as connection:
         connection.execute("DROP ROLE IF EXISTS grafana; CREATE ROLE grafana")
         connection.execute(
             "CREATE VIEW board AS SELECT * FROM osgprod.health();"
@@ -367,10 +401,10 @@ def test_objects_of_others_survive_an_upgrade(empty: str, two: Path) -> None:
         )
     said: list[str] = []
     try:
-        migrate(empty, two, say=said.append)
+        migrate(of_one, two, say=said.append)
         assert "kept, though it is not ours: function osgprod.mine() of postgres" in said
         assert "function osgprod.totals is gone, and with it the grant to grafana" in said
-        with connect(empty) as connection:
+        with connect(of_one) as connection:
             connection.execute("SELECT * FROM board")
             rows = connection.execute(
                 "SELECT has_function_privilege('grafana', 'osgprod.health(text)', 'EXECUTE') AS kept,"
@@ -378,62 +412,58 @@ def test_objects_of_others_survive_an_upgrade(empty: str, two: Path) -> None:
                 " osgprod.mine() AS mine"
             ).fetchall()
         assert rows == [{"kept": True, "kept_though_changed": True, "mine": 1}]
-        assert migrate(empty, two, say=quietly) == []
+        assert migrate(of_one, two, say=quietly) == []
     finally:
-        with connect(empty) as connection:
+        with connect(of_one) as connection:
             connection.execute("DROP OWNED BY grafana; DROP ROLE grafana")
 
 
 @pytest.mark.parametrize("how", ["migrate", "yoyo"])
 def test_object_that_depends_on_a_changed_function_is_named_and_nothing_changes(
-    empty: str, two: Path, how: str
+    of_one: str, two: Path, how: str
 ) -> None:
-    before = without_newest(two, two.parent)
-    migrate(empty, before, say=quietly)
-    with connect(empty) as connection:
+    with connect(of_one) as connection:
         connection.execute("CREATE VIEW board AS SELECT * FROM osgprod.totals()")
-    unchanged = state(empty)
+    unchanged = state(of_one)
     if how == "migrate":
         with pytest.raises(
             DatabaseError, match=r"view public.board depends on function osgprod\.totals"
         ) as caught:
-            migrate(empty, two, say=quietly)
+            migrate(of_one, two, say=quietly)
         assert caught.value.hint.startswith("drop them")
     else:
-        ended = yoyo(empty, "apply", sql=two)
+        ended = yoyo_alone(of_one, "apply", sql=two)
         assert (
             ended.returncode == 2 and "view public.board depends on function osgprod.totals" in ended.stderr
         )
         assert "Traceback" not in ended.stderr
-    assert state(empty) == unchanged
-    with connect(empty) as connection:
+    assert state(of_one) == unchanged
+    with connect(of_one) as connection:
         assert connection.execute("SELECT * FROM board").fetchall() == []
         connection.execute("DROP VIEW board")
-    migrate(empty, two, say=quietly)
+    migrate(of_one, two, say=quietly)
 
 
-def test_function_of_somebody_else_in_the_place_of_ours_is_named(empty: str) -> None:
-    migrate(empty, say=quietly)
-    with connect(empty) as connection:
+def test_function_of_somebody_else_in_the_place_of_ours_is_named(migrated: str) -> None:
+    with connect(migrated) as connection:
         connection.execute(
             "DROP FUNCTION osgprod.tick(); CREATE FUNCTION osgprod.tick() RETURNS int LANGUAGE sql AS 'SELECT 1'"
         )
     with pytest.raises(DatabaseError, match=r"osgprod\.tick\(\) \(belongs to postgres\)") as caught:
-        migrate(empty, say=quietly)
+        migrate(migrated, say=quietly)
     assert "OWNER TO osgprod_owner" in caught.value.hint
 
 
-def test_changed_type_is_made_anew_with_the_functions_that_use_it(empty: str, sql: Path) -> None:
-    migrate(empty, sql, say=quietly)
+def test_changed_type_is_made_anew_with_the_functions_that_use_it(migrated: str, sql: Path) -> None:
     kind = "CREATE TYPE osgprod.report_call AS (\n"
     replace(sql / "functions" / "types.sql", kind, f"{kind}    extra text,\n")
-    assert migrate(empty, sql, say=quietly) == [WORKING_COPY]
-    with connect(empty) as connection:
+    assert migrate(migrated, sql, say=quietly) == [WORKING_COPY]
+    with connect(migrated) as connection:
         rows = connection.execute(
             "SELECT attname FROM pg_attribute WHERE attrelid = 'osgprod.report_call'::regclass AND attnum = 1"
         ).fetchall()
     assert rows == [{"attname": "extra"}]
-    assert migrate(empty, sql, say=quietly) == []
+    assert migrate(migrated, sql, say=quietly) == []
 
 
 def slices_of(dsn: str, tables: str) -> list[dict[str, Any]]:
