@@ -28,6 +28,18 @@ def test_sql_documentation_is_current(generator: ModuleType, db: psycopg.Connect
     assert generator.generate(db) == written, "run: make docs"
 
 
+def test_targets_can_get_each_event_of_the_documents_and_functions_notify_of_no_other() -> None:
+    section = (CHECKOUT / "docs" / "sql.md").read_text().split("## Events\n")[1].split("\n## ")[0]
+    documented = re.findall(r"^\| `([a-z-]+)` \|", section, re.MULTILINE)
+    target = (CHECKOUT / "sql/functions/notify/add_notify_target.sql").read_text()
+    known = re.findall(r"'([a-z-]+)'", target.split("v_known text[] := ARRAY[")[1].split("]")[0])
+    assert documented == known
+    sources = "\n".join(path.read_text() for path in function_files())
+    notified = re.findall(r"\b_notify(?:_of_merge)?\(\s*[\w.()]+,\s*'([a-z-]+)'", sources)
+    assert len(notified) > 10
+    assert set(notified) <= set(known)
+
+
 def test_contents_of_the_functions_are_current_and_complete(generator: ModuleType) -> None:
     written = (CHECKOUT / "sql" / "functions" / "README.md").read_text()
     assert generator.contents() == written, "run: make docs"

@@ -185,15 +185,15 @@ def test_event_of_a_transaction_that_commits_late_is_not_skipped(
 
 def test_target_gets_only_its_project_and_its_events(world: World, hook: Hook, target: str, run: Any) -> None:
     world.with_project("q")
-    run("notify", "add", "hook", target, "--project", "q", "--event", "special")
+    run("notify", "add", "hook", target, "--project", "q", "--event", "file-resumed")
     for project in "pq":
-        for event in ("special", "other"):
+        for event in ("file-resumed", "file-suspended"):
             world.db.execute(
                 "SELECT osgprod._notify(project_id, %s, '{}') FROM osgprod_data.projects WHERE name = %s",
                 (event, project),
             )
     run("notify", "run", "--once")
-    assert [message["title"] for message in hook.got] == ["osgprod q: special"]
+    assert [message["title"] for message in hook.got] == ["osgprod q: file resumed"]
 
 
 def test_bad_health_is_notified_once_and_so_is_its_end(
@@ -239,7 +239,7 @@ def test_no_secret_of_an_address_is_in_the_database_or_in_what_is_printed(
         (("add", "hook", "mailto://me:secret@example.org"), "is env:VARIABLE or file:/PATH"),
         (("add", "no way", "env:X"), "the name of a target can't be 'no way'"),
         (("add", "hook", "env:X", "--project", "nope"), "there is no project 'nope'"),
-        (("add", "hook", "env:X", "--event", "Odd One"), "there is no event 'Odd One'"),
+        (("add", "hook", "env:X", "--event", "merge-fail"), "there is no event 'merge-fail'"),
         (("remove", "nope"), "there is no target 'nope'"),
         (("test", "nope"), "there is no target 'nope'"),
     ],

@@ -14,11 +14,14 @@ AS $fn$
 -- Locks:      the target's row
 DECLARE
     v_wrong text;
+    v_known text[] := ARRAY['file-finished', 'run-finished', 'project-done', 'block-quarantined', 'worker-refused', 'file-suspended',
+                            'file-resumed', 'project-paused', 'project-resumed', 'merge-done', 'merge-failed',
+                            'production-delivered', 'health-bad', 'health-well'];
 BEGIN
-    SELECT e.event INTO v_wrong FROM unnest(p_events) AS e (event) WHERE e.event !~ '^[a-z]+(-[a-z]+)*$' LIMIT 1;
+    SELECT e.event INTO v_wrong FROM unnest(p_events) AS e (event) WHERE e.event <> ALL (v_known) LIMIT 1;
     IF FOUND THEN
-        RAISE EXCEPTION 'there is no event %', quote_literal(v_wrong) USING ERRCODE = 'OG108',
-            HINT = 'docs/sql.md lists them under Events';
+        RAISE EXCEPTION 'there is no event %', quote_literal(left(v_wrong, 63)) USING ERRCODE = 'OG108',
+            HINT = 'events are ' || array_to_string(v_known, ', ');
     END IF;
     INSERT INTO notify_targets AS t (name, place, project_id, events)
     VALUES (p_name, p_place, CASE WHEN p_project IS NOT NULL THEN (osgprod._get_project(p_project)).project_id END, p_events)
