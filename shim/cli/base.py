@@ -60,6 +60,8 @@ class Commands(click.Group):
 
 
 def _how_to_reach(error: psycopg.Error) -> str:
+    if "no password supplied" in str(error):  # so says libpq
+        return "put the password into ~/.pgpass, or leave host= out of OSGPROD_DSN where peer authentication needs none"
     if "FATAL" in str(error):  # there is a server, which said so
         return "correct login and database in OSGPROD_DSN or PGUSER, PGDATABASE ..., or allow the login in pg_hba.conf"
     return "start the server, or correct its address in OSGPROD_DSN or PGHOST ..."

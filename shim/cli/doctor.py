@@ -73,7 +73,8 @@ def _up_to_date() -> Finding:
         return _finding(what, False, str(error), error.hint)
     found = "tables and functions are those of this version"
     if pending:
-        found = f"older than this program: {', '.join(pending)}"
+        more = f", and {len(pending) - 1} more" if len(pending) > 1 else ""
+        found = f"older than this program: {pending[0]}{more}"
     return _finding(what, not pending, found, "osgprod migrate brings it up to date")
 
 

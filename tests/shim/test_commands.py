@@ -11,8 +11,11 @@ import os
 import pty
 import re
 import signal
+import socket
+import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -659,6 +662,24 @@ def test_unreachable_database_is_exit_code_3_and_a_missing_role_is_named(run: Ru
     assert result.exit_code == 1 and "GRANT osgprod_operator TO" in result.stdout
 
 
+def test_missing_password_of_the_database_is_named(run: Run) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def ask_for_a_password() -> None:
+            with server.accept()[0] as client:
+                client.recv(1000)
+                client.sendall(b"R" + struct.pack("!ii", 8, 3))  # AuthenticationCleartextPassword
+                client.recv(1000)
+
+        thread = threading.Thread(target=ask_for_a_password)
+        thread.start()
+        where = f"host=127.0.0.1 port={server.getsockname()[1]} user=me dbname=d"
+        quiet = "sslmode=disable gssencmode=disable passfile=/nonexistent connect_timeout=60"
+        result = run("status", env={"OSGPROD_DSN": f"{where} {quiet}"})
+        thread.join()
+    assert result.exit_code == 3 and "hint: put the password into ~/.pgpass" in result.stderr
+
+
 def test_verify_and_doctor_end_with_1_when_something_is_wrong(run: Run, busy: World, folder: Path) -> None:
     assert run("verify", "p").exit_code == 0
     busy.db.execute("UPDATE osgprod_data.loaded_files SET state = 'complete' WHERE seqno = 1")
@@ -712,10 +733,12 @@ def test_doctor_and_migrate_foretell_what_a_migration_would_do(run: Run, world: 
     empty = world.dsn.replace(f"dbname={world.db.info.dbname}", "dbname=empty")
     try:
         lines = run("migrate", "--dry-run", env={"OSGPROD_DSN": empty}).output.splitlines()
+        doctor = json.loads(run("doctor", "--json", env={"OSGPROD_DSN": empty}).stdout)
     finally:
         world.db.execute("DROP DATABASE empty")
     migrations = sorted(path.stem for path in (CHECKOUT / "sql" / "migrations").glob("[0-9]*[!k].sql"))
     assert lines == [f"apply {name}" for name in migrations if not name.endswith(".rollback")]
+    assert doctor[-1]["found"] == f"older than this program: {lines[0]}, and {len(lines) - 1} more"
 
 
 def test_watch_prints_what_happens_and_nothing_that_could_fool_a_terminal(world: World) -> None:
