@@ -141,8 +141,6 @@ AS $fn$
 -- Returns:    the project's row, with the test as it is now. While another session has the row: as if the test had begun, so
 --             that this job waits for it if it has to; the next job begins it then
 -- Locks:      the project's row, SKIP LOCKED
-DECLARE
-    v_noted osgprod_data.projects;
 BEGIN
     UPDATE osgprod_data.projects p
        SET tested_scripts = (p_digest || p.tested_scripts)[:8],
@@ -150,15 +148,12 @@ BEGIN
      WHERE p.project_id = (SELECT q.project_id FROM osgprod_data.projects q
                             WHERE q.project_id = p_project.project_id AND p_digest <> ALL (q.tested_scripts)
                               FOR NO KEY UPDATE SKIP LOCKED)
-    RETURNING p.* INTO v_noted;
+    RETURNING p.unproven, p.tested_since INTO p_project.unproven, p_project.tested_since;
     IF NOT FOUND THEN  -- another session has noted this script, or another thing
-        v_noted := (SELECT p FROM osgprod_data.projects p WHERE p.project_id = p_project.project_id);
-        IF v_noted.tested_scripts <> '{}' AND p_digest <> ALL (v_noted.tested_scripts) THEN
-            v_noted.unproven := v_noted.probe_jobs;
-        END IF;
+        SELECT CASE WHEN p.tested_scripts <> '{}' AND p_digest <> ALL (p.tested_scripts) THEN p.probe_jobs ELSE p.unproven END,
+               p.tested_since
+          INTO p_project.unproven, p_project.tested_since FROM osgprod_data.projects p WHERE p.project_id = p_project.project_id;
     END IF;
-    p_project.unproven := v_noted.unproven;
-    p_project.tested_since := v_noted.tested_since;
     RETURN p_project;
 END
 $fn$;

@@ -72,7 +72,7 @@ AS $fn$
     -- Returns:    is it locked?
     -- Locks:      the job (advisory, 64 bits of project, cluster, process); two jobs that share a key only wait for each other
     SELECT pg_try_advisory_xact_lock(osgprod._job_lock(p_project_id, p_cluster, p_process))
-        OR p_may_wait AND osgprod._wait_for_job(osgprod._job_lock(p_project_id, p_cluster, p_process))
+        OR p_may_wait AND osgprod._wait_for_job(p_project_id, p_cluster, p_process)
 $fn$;
 
 CREATE FUNCTION osgprod._job_lock(p_project_id int, p_cluster bigint, p_process bigint)
@@ -82,14 +82,14 @@ AS $fn$
     SELECT (p_cluster << 32 | p_process) # (p_project_id::bigint << 48)
 $fn$;
 
-CREATE FUNCTION osgprod._wait_for_job(p_job_lock bigint)
+CREATE FUNCTION osgprod._wait_for_job(p_project_id int, p_cluster bigint, p_process bigint)
 RETURNS boolean LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Waits for a job's lock. (A separate function, so that a call that need not wait doesn't start this.)
--- Parameters: p_job_lock  see _job_lock
+-- Parameters: p_project_id, p_cluster, p_process  the job
 -- Returns:    true
 BEGIN
-    PERFORM pg_advisory_xact_lock(p_job_lock);
+    PERFORM pg_advisory_xact_lock(osgprod._job_lock(p_project_id, p_cluster, p_process));
     RETURN true;
 END
 $fn$;
