@@ -104,8 +104,8 @@ def serving(folder: Path, *arguments: str) -> Iterator[Serve]:
 def test_serves_at_once_seeds_the_demo_and_keeps_its_data(folder: Path) -> None:
     with serving(folder) as server:
         assert "making the project demo with three small EVIO files" in server.said
-        assert httpx.get(f"{server.url}/healthz").status_code == 200
-        assert "# nstarts: 1\n" in httpx.get(f"{server.url}/{EXAMPLE}").text
+        assert httpx.get(f"{server.url}/healthz", verify=False).status_code == 200
+        assert "# nstarts: 1\n" in httpx.get(f"{server.url}/{EXAMPLE}", verify=False).text
         with psycopg.connect(server.dsn) as connection:
             rows = connection.execute("SELECT project, files, blocks FROM osgprod.progress()").fetchall()
         assert rows == [("demo", 3, 220)]
@@ -122,14 +122,14 @@ def test_serves_at_once_seeds_the_demo_and_keeps_its_data(folder: Path) -> None:
     assert programs_of(folder) == []
     with serving(folder) as server:
         assert "making the project demo with three small EVIO files" not in server.said
-        assert "# nstarts: 2\n" in httpx.get(f"{server.url}/{EXAMPLE}").text
+        assert "# nstarts: 2\n" in httpx.get(f"{server.url}/{EXAMPLE}", verify=False).text
         # Even SIGKILL leaves no server behind, and the folder of its socket not for long.
         sockets = Path(server.dsn.split()[0].removeprefix("host="))
         server.end(signal.SIGKILL)
     wait_until_gone(folder)
     with serving(folder) as server:
         assert not sockets.exists()
-        assert "# nstarts: 3\n" in httpx.get(f"{server.url}/{EXAMPLE}").text
+        assert "# nstarts: 3\n" in httpx.get(f"{server.url}/{EXAMPLE}", verify=False).text
         assert server.end(signal.SIGTERM) == 0, "systemctl stop is not a failure"
     assert programs_of(folder) == []
 
@@ -173,7 +173,7 @@ def test_unix_socket_is_served_and_one_that_is_there_already_is_refused(folder: 
     path = folder / "socket"
     with serving(folder, "--uds", str(path)) as server:
         assert server.said[-1].startswith(f"serving {path}")
-        with httpx.Client(transport=httpx.HTTPTransport(uds=str(path))) as client:
+        with httpx.Client(transport=httpx.HTTPTransport(verify=False, uds=str(path))) as client:
             assert client.get("http://shim/osgprod/healthz").status_code == 200
         second = Serve(folder, "--uds", str(path))
         assert second.end(signal.SIGTERM) == 2
@@ -223,10 +223,10 @@ def test_several_processes_serve_one_port_and_all_end(folder: Path, workers: str
         end = time.monotonic() + LIMIT_S
         while time.monotonic() < end:
             with contextlib.suppress(httpx.TransportError):
-                if httpx.get(f"{server.url}/healthz").status_code == 200:
+                if httpx.get(f"{server.url}/healthz", verify=False).status_code == 200:
                     break
             time.sleep(0.05)
-        assert {httpx.get(f"{server.url}/{EXAMPLE}").status_code for _ in range(10)} == {200}
+        assert {httpx.get(f"{server.url}/{EXAMPLE}", verify=False).status_code for _ in range(10)} == {200}
         assert server.end(signal.SIGINT) == 0
     assert programs_of(folder) == []
 
