@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import hmac
 import http.server
 import json
 import os
+import socket
 import subprocess
 import threading
 import time
@@ -320,6 +322,25 @@ def test_unknown_key_names_cause_no_repeated_requests_to_the_issuer(live: LiveSh
         assert answer.headers["Retry-After"]
     assert issuer.asked.count("/keys") == 1
     assert ask(live, issuer.token()).status_code == 200, "the known keys are not concerned"
+
+
+def test_slow_issuer_keeps_one_thread_however_often_it_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bearer, "FETCH_ALL_S", 0.05)
+    monkeypatch.setattr(bearer, "RETRY_S", 0)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        issuer = bearer._Issuer(f"http://127.0.0.1:{server.getsockname()[1]}")
+
+        async def ask() -> None:
+            for _ in range(5):
+                with pytest.raises(bearer.BearerError, match="can't be fetched now"):
+                    await issuer.key("name")
+            server.settimeout(60)
+            server.accept()[0].close()  # the thread ends with that
+
+        asyncio.run(ask())
+        server.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            server.accept()
 
 
 def test_issuer_that_is_down_for_a_day_stops_no_job(
