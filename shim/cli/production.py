@@ -238,13 +238,17 @@ def workers_ban(
     name = _meant(worker, site)
     rows = change("ban_worker", dry_run, project=project, worker=name, seconds=seconds, reason=reason)
     click.echo(f"{name} {'would be' if dry_run else 'is'} banned until {cell(rows[0]['ban_worker'])}")
+    _warn_of_unknown(project, site or name, site is not None)
+
+
+def _warn_of_unknown(project: str, name: str, is_site: bool) -> None:
+    """Say so where no job of the project was on a worker or at a site of that name."""
     kind, listing = (
         ("site", "attempts {} --by site --hours 168")
-        if site
+        if is_site
         else ("worker", "workers list {} --order busy --hours 168")
     )
-    known = ask("find", text=site or name)
-    if not any(row["kind"] == kind and row["project"] == project for row in known):
+    if not any(row["kind"] == kind and row["project"] == project for row in ask("find", text=name)):
         click.echo(
             f"osgprod: no job of project {project} was on {name} within seven days;"
             f" osgprod {listing.format(project)} lists the names",
@@ -275,12 +279,15 @@ def workers_unban(project: str, worker: str | None, site: str | None, dry_run: b
 def workers_stop(project: str, worker: str | None, site: str | None, dry_run: bool) -> None:
     """Tell the running jobs of WORKER (a host, an address, host@address or all), or of a site, to end.
 
-    Each ends at its next heartbeat; its slice is requeued at once. Ban the worker or the site first.
+    Each ends at its next heartbeat; its slice is requeued at once. Ban the worker or the site first. Repeat the
+    command until it stops none: a job that asks the server at that moment goes on.
     """
     name = _meant(worker, site)
     rows = change("stop_jobs", dry_run, project=project, worker=name)
     stopped = rows[0]["stop_jobs"]
     click.echo(f"{stopped} attempts {'would be' if dry_run else 'are'} stopped, each at its next heartbeat")
+    if not stopped and name != "all":
+        _warn_of_unknown(project, site or name, site is not None)
 
 
 @osgprod.command()

@@ -35,6 +35,10 @@ def slices(world: World) -> list[dict[str, Any]]:
     return world.db.execute("SELECT * FROM osgprod_data.slices ORDER BY rawdata_id, block1").fetchall()
 
 
+def reports_of(world: World, process: int) -> list[dict[str, Any]]:
+    return world.db.execute("SELECT * FROM osgprod_data.reports WHERE process = %s", [process]).fetchall()
+
+
 @pytest.mark.parametrize(
     ("worker", "stopped"),
     [
@@ -125,8 +129,41 @@ def test_nothing_is_waited_for_and_what_is_locked_is_stopped_by_the_next_call(bu
     assert stop(busy) == 1
 
 
-def test_call_without_a_worker_is_refused(world: World) -> None:
-    for worker in ("", None):
+def test_call_waits_for_no_split_of_the_slice_before(world: World) -> None:
+    world.set(maxblockspercore=2, max_failures=1)
+    world.add_file(6)
+    for process, site in enumerate("BAA"):
+        world.checkout(process, site=site, host=f"wn{process}")
+    with held(world) as db, held(world) as operator:
+        assert world.report(0, 1, db=db)["status"] == "failed", "its slice is split"
+        operator.execute("SET LOCAL lock_timeout = '1s'")
+        assert stop(world, db=operator) == 0
+    assert stop(world) == 2
+
+
+def test_job_that_was_silent_for_a_lease_does_not_get_its_slice_back(busy: World) -> None:
+    busy.let_leases_run_out()
+    assert busy.tick() == 3
+    assert stop(busy) == 2
+    assert [busy.heartbeat(process)["http_status"] for process in (0, 1)] == [409, 409]
+    assert busy.heartbeat(2)["status"] == "alive"
+
+
+@pytest.mark.parametrize("exit_code", [0, 1])
+def test_backup_that_has_ended_is_not_stopped_and_its_slice_gets_no_other_one(
+    world: World, exit_code: int
+) -> None:
+    in_tail(world)
+    assert world.checkout(7, host="wn7")["block1"] == 2
+    world.report(7, exit_code)
+    assert stop(world, "wn7") == 0
+    call(world.db, "tick")
+    assert world.checkout(8, host="wn8")["status"] != "assigned"
+    assert [row["by_worker"] for row in reports_of(world, 7)] == [True]
+
+
+def test_call_without_a_worker_or_with_its_merges_alone_is_refused(world: World) -> None:
+    for worker in ("", None, "merges:wn1"):
         with pytest.raises(psycopg.Error) as refused:
             call(world.db, "stop_jobs", project="p", worker=worker)
         assert refused.value.sqlstate == "OG108"
