@@ -24,10 +24,10 @@ DONE, FAILED = 0, 10
 
 @pytest.fixture
 def merging(node: Node, world: World, rawdata: Path, folder: Path, site: Site) -> Callable[..., None]:
-    """Switches merges on, and lets two jobs process the slices of the file."""
+    """Switches merges on, and has two jobs process the slices of the file."""
 
-    def start(place: Path | None = None, **settings: object) -> None:
-        """place: where the tarballs go [default: /out of the site]."""
+    def start(place: Path | None = None, by_jobs: bool = False, **settings: object) -> None:
+        """place: where the tarballs go [default: /out of the site]; by_jobs: the jobs run, and don't only report."""
         shutil.copy(CHECKOUT / "worker" / "osgprod_merge.bash", folder / "www" / "p")
         world.set(
             merge_by="file", merge_output_url=f"{site.url}/merged/{{kind}}", maxblockspercore=3, **settings
@@ -35,11 +35,33 @@ def merging(node: Node, world: World, rawdata: Path, folder: Path, site: Site) -
         out = f"file://{place}" if place else f"{site.url}/out"
         node.environment.update(OSGPROD_OUTPUT_URL=out, OSGPROD_RECON="cksum")
         for process in (1, 2):
-            code, log = node.run(process)
-            assert code == DONE, log
+            if by_jobs:
+                code, log = node.run(process)
+                assert code == DONE, log
+            else:
+                report_slice(world, site, process, place)
         until_ready(world)
 
     return start
+
+
+def report_slice(world: World, site: Site, process: int, place: Path | None = None) -> None:
+    """Does what a job does for a slice that leaves nothing but its log; place: as above."""
+    answer = world.checkout(process, cluster=CLUSTER)
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w:gz") as archive:
+        entry = tarfile.TarInfo("./osgprod_work.log")
+        entry.size = 4
+        archive.addfile(entry, io.BytesIO(b"log\n"))
+    name, tarball = f"job_{CLUSTER}_{process}.tar.gz", content.getvalue()
+    if place:
+        (place / name).write_bytes(tarball)
+    else:
+        site.files[f"/out/{name}"] = tarball
+    done = {"output_url": f"file://{place}/{name}" if place else f"{site.url}/out/{name}"}
+    done |= {"output_bytes": len(tarball), "output_adler32": f"{zlib.adler32(tarball):08x}"}
+    answer = world.report(process, cluster=CLUSTER, token=str(answer["token"]), **done)
+    assert answer["status"] == "done"
 
 
 def merges(world: World) -> list[dict[str, Any]]:
@@ -69,7 +91,7 @@ TARBALLS = {"/out/job_7_1.tar.gz", "/out/job_7_2.tar.gz"}
 def test_job_merges_a_file_whose_slices_are_done(
     merging: Callable[..., None], node: Node, world: World, site: Site, folder: Path
 ) -> None:
-    merging()
+    merging(by_jobs=True)
     code, log = node.run(3)
     assert code == DONE, log
     assert [merge["state"] for merge in merges(world)] == ["done"], log
@@ -121,7 +143,7 @@ def test_inputs_in_a_folder_with_a_space_in_its_name_are_merged_and_removed(
     merging: Callable[..., None], node: Node, folder: Path, site: Site
 ) -> None:
     (folder / "my files").mkdir()
-    merging(folder / "my files", merge_cleanup="delete")
+    merging(folder / "my files", by_jobs=True, merge_cleanup="delete")
     code, log = node.run(3)
     assert code == DONE, log
     assert stored(site) == {MERGED}
@@ -176,7 +198,10 @@ def test_files_that_a_failed_merge_has_delivered_are_on_record(
     assert [(row["url"], row["state"]) for row in rows] == [(f"{site.url}{MERGED}", "failed")]
 
 
-@pytest.mark.parametrize("damage", ["deleted", "truncated", "flipped"])
+@pytest.mark.parametrize(
+    "damage",
+    ["flipped", *(pytest.param(damage, marks=pytest.mark.slow) for damage in ("deleted", "truncated"))],
+)
 def test_bad_input_is_processed_again_and_the_merge_succeeds_later(
     merging: Callable[..., None], node: Node, world: World, site: Site, damage: str
 ) -> None:
@@ -242,17 +267,7 @@ class Merging:
         (folder / "www" / "p" / "osgprod_merge.bash").write_text(text)
         world.set(merge_by="file", merge_output_url=f"{site.url}/merged/{{kind}}", maxblockspercore=3)
         for process in (1, 2):
-            answer = world.checkout(process, cluster=CLUSTER)
-            content = io.BytesIO()
-            with tarfile.open(fileobj=content, mode="w:gz") as archive:
-                entry = tarfile.TarInfo("./osgprod_work.log")
-                entry.size = 4
-                archive.addfile(entry, io.BytesIO(b"log\n"))
-            path, tarball = f"/out/job_{CLUSTER}_{process}.tar.gz", content.getvalue()
-            site.files[path] = tarball
-            done = {"output_url": f"{site.url}{path}", "output_bytes": len(tarball)}
-            done["output_adler32"] = f"{zlib.adler32(tarball):08x}"
-            world.report(process, cluster=CLUSTER, token=str(answer["token"]), **done)
+            report_slice(world, site, process)
         until_ready(world)
         (folder / "bin").mkdir()
         node.program("bin/curl", CURL)
@@ -297,7 +312,17 @@ def ready(node: Node, world: World, rawdata: Path, folder: Path, site: Site) -> 
     return Merging(node, world, site, folder)
 
 
-@pytest.mark.parametrize("arrow", [*ARROWS, "before the report", "after the report"])
+# One of each kind: before, in and after the delivery, and after the report; see also the next tests.
+FAST = ("in the merge", "between removal and rename", "after the delivery", "after the report")
+
+
+@pytest.mark.parametrize(
+    "arrow",
+    [
+        pytest.param(arrow, marks=[] if arrow in FAST else pytest.mark.slow)
+        for arrow in (*ARROWS, "before the report", "after the report")
+    ],
+)
 def test_merge_of_a_killed_job_is_delivered_once_by_another_job(ready: Merging, arrow: str) -> None:
     job = ready.start_until(3, arrow)
     kill(job.pid)
@@ -321,7 +346,12 @@ def test_killed_job_that_starts_again_delivers_its_merge_once(ready: Merging, ar
 
 
 @pytest.mark.parametrize(
-    "arrow", ["between upload and rename", "between removal and rename", "after the delivery"]
+    "arrow",
+    [
+        "between removal and rename",
+        "after the delivery",
+        pytest.param("between upload and rename", marks=pytest.mark.slow),
+    ],
 )
 def test_late_success_does_not_count_while_another_job_replaces_its_files(ready: Merging, arrow: str) -> None:
     """The first one delivers, is silent for longer than its lease, and reports while the second one delivers."""

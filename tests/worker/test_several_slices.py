@@ -300,16 +300,21 @@ def test_success_of_an_earlier_start_that_does_not_count_does_not_end_the_job(
 # --- kills ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize(
-    ("arrow", "folder_survives"),
+    ("arrow", "folder_survives", "when"),
     [
-        ("workscript.bash 2", False),
-        ("workscript.exit 1", False),
-        ("workscript.exit 2", True),
-        ("workscript.exit 2", False),
-        ("-T 2", True),
-        ("-T 2", False),
+        ("workscript.bash 2", False, "after"),
+        ("workscript.exit 1", False, "after"),
+        ("workscript.exit 2", True, "before"),
+        ("workscript.exit 2", False, "after"),
+        ("-T 2", True, "after"),
+        ("-T 2", False, "before"),
+        pytest.param("workscript.bash 2", False, "before", marks=pytest.mark.slow),
+        pytest.param("workscript.exit 1", False, "before", marks=pytest.mark.slow),
+        pytest.param("workscript.exit 2", True, "after", marks=pytest.mark.slow),
+        pytest.param("workscript.exit 2", False, "before", marks=pytest.mark.slow),
+        pytest.param("-T 2", True, "before", marks=pytest.mark.slow),
+        pytest.param("-T 2", False, "after", marks=pytest.mark.slow),
     ],
 )
 def test_job_may_be_killed_at_every_request_and_each_slice_counts_once(
