@@ -11,7 +11,6 @@ import subprocess
 import tarfile
 import time
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,53 @@ from tests.worker.site import Site
 DONE, FAILED, NODE_FAULT, LATER, REFUSED, TERM = 0, 10, 20, 30, 40, 143
 is_root = pytest.mark.skipif(os.geteuid() != 0, reason="hiding parts of a node takes root")
 pytestmark = pytest.mark.usefixtures("rawdata")
+
+LAST_WORDS = [
+    (r"temperature 20\xb0 too high", "temperature 20 too high"),
+    (r"\xc3\xa4" * 200, "\u00e4" * 120),
+    (r"x" * 119 + r"\xc2\xb5s", "x" * 119 + "\u00b5"),
+    (r"a\xe2\x82", "a"),
+    (r"\x1b[31mred\x07", "[31mred"),
+]
+IDENTITIES = [
+    ('globaljobid="ap#7.1#12"\nQDATE = time()\n', ("ap", 12)),
+    ("QDate = 13\n", (None, 13)),
+    ("GlobalJobId = undefined\nQDate = -1\n", (None, None)),
+    ("", (None, None)),
+]
+TIMES = [
+    ("GLIDEIN_ToDie = {7000}\n", "", "5000", 5000),
+    ("GLIDEIN_ToDie = undefined\n", "AllowedJobDuration = 3600.5\n", None, None),
+    ("GLIDEIN_ToRetire = {6000}\nGLIDEIN_ToDie = {7000}\n", "", None, 7000),
+    ("glidein_toretire={6000}\n", "", None, 6000),
+    (
+        "GLIDEIN_ToDie = {9000}\n",
+        "AllowedJobDuration = 8000\nJobCurrentStartDate = {-1000}\n",
+        None,
+        7000,
+    ),
+    ("", "AllowedJobDuration = 8000\n", None, 8000),
+    (
+        "",
+        "AllowedExecuteDuration = 8000\nJobCurrentStartDate = {-1000}\nJobCurrentStartExecutingDate = {-500}\n",
+        None,
+        7500,
+    ),
+    (
+        "",
+        "AllowedExecuteDuration = 8000\nJobCurrentStartDate = {-500}\nJobCurrentStartExecutingDate = {-9000}\n",
+        None,
+        7500,
+    ),
+    ("GLIDEIN_ToDie = {7000}\n", "", "9000", 7000),
+    # HTCondor has started the job again in its folder after a checkpoint: that gives it no new time.
+    ("", "JobCurrentStartDate = {-1000}\n", "5000", 4000),
+]
+
+
+def fast_and_slow(cases: list[Any], fast: int) -> list[Any]:
+    """Cases that test_parts.py shows with functions: whole jobs show the first in each run."""
+    return [*cases[:fast], *(pytest.param(*case, marks=pytest.mark.slow) for case in cases[fast:])]
 
 
 def names(tarball: Path) -> set[str]:
@@ -155,49 +201,15 @@ def test_success_without_the_evidence_that_the_project_demands_takes_its_output_
 
 
 @pytest.mark.parametrize(
-    "environment, word",
-    [
-        ({"OSGPROD_URL": None}, "OSGPROD_URL"),
-        ({"OSGPROD_PROJECT": None}, "OSGPROD_PROJECT"),
-        ({"OSGPROD_MAGIC": "wrong"}, "403"),
-        ({"OSGPROD_PROJECT": "other"}, "404"),
-        ({"OSGPROD_MAGIC_FILE": "/nonexistent"}, "OSGPROD_MAGIC_FILE"),
-        ({"OSGPROD_URL": "host/osgprod"}, "OSGPROD_URL"),
-        ({"OSGPROD_URL": "https://me:hidden@host/osgprod"}, "OSGPROD_URL contains a user"),
-        ({"OSGPROD_TRIES": "three"}, "OSGPROD_TRIES is 'three': it must be a whole number from 1 to 1000"),
-        ({"OSGPROD_MAX_WAIT_S": "10m"}, "OSGPROD_MAX_WAIT_S"),
-        ({"OSGPROD_BACKOFF_MS": "1s"}, "OSGPROD_BACKOFF_MS"),
-        ({"OSGPROD_MAX_LOG_BYTES": "10MB"}, "OSGPROD_MAX_LOG_BYTES"),
-        ({"OSGPROD_CHECKPOINT_CODE": "256"}, "OSGPROD_CHECKPOINT_CODE"),
-        ({"OSGPROD_JOB_KEY": "a key"}, "OSGPROD_JOB_KEY"),
-        ({"OSGPROD_OUTPUT_URL": "gsiftp://host/path"}, "OSGPROD_OUTPUT_URL"),
-        ({"OSGPROD_OUTPUT_URL": "relative/path"}, "OSGPROD_OUTPUT_URL"),
-        ({"OSGPROD_OUTPUT_URL": "/out/\udcb0"}, "OSGPROD_OUTPUT_URL"),
-        ({"OSGPROD_OUTPUT_URL": "https://host/path?signature=hidden"}, "OSGPROD_OUTPUT_URL"),
-        ({"OSGPROD_OUTPUT_URL": "https://me:hidden@host:8443/path"}, "OSGPROD_OUTPUT_URL"),
-    ],
+    "environment, word", [({"OSGPROD_MAGIC": "wrong"}, "403"), ({"OSGPROD_PROJECT": "other"}, "404")]
 )
-def test_misconfigured_job_is_to_be_held(
-    node: Node, world: World, environment: dict[str, str | None], word: str
+def test_job_that_the_server_refuses_is_to_be_held(
+    node: Node, world: World, environment: dict[str, str], word: str
 ) -> None:
     code, log = node.run(1, **environment)
     assert code == REFUSED
     assert word in log
-    assert "hidden" not in log
     assert state(world) == {}, "no slice is taken"
-
-
-@pytest.mark.parametrize("arguments", [[], ["1"], ["1", "2", "3", "4"]])
-def test_wrong_arguments_are_refused(node: Node, arguments: list[str]) -> None:
-    done = subprocess.run([str(EXEC), *arguments], env=node.environment, capture_output=True, text=True)
-    assert done.returncode == REFUSED
-    assert "usage: osgprod_exec.sh <cluster> <process>" in done.stderr
-
-
-def test_server_that_is_away_means_later(node: Node) -> None:
-    code, log = node.run(1, OSGPROD_URL="http://127.0.0.1:9/osgprod")
-    assert code == LATER
-    assert log.count("workscript.bash failed (attempt") == 3
 
 
 def test_job_without_work_sends_nothing(node: Node, world: World, site: Site) -> None:
@@ -240,24 +252,6 @@ def test_job_waits_for_work_that_is_out_and_then_says_later(node: Node, world: W
     output, _ = job.communicate(timeout=PATIENCE_S)
     assert job.returncode == DONE, output
     assert state(world) == {"done": 1, "ready": 1}
-
-
-def test_retry_after_is_honoured(node: Node, site: Site) -> None:
-    site.files["/osgprod/workscript.bash"] = b"#!/bin/bash\necho nothing\n"
-    site.headers = {"Osgprod-Status": "no-work", "Retry-After": "1"}
-    site.faults = [503, 429]
-    started = time.monotonic()
-    code, log = node.run(1, OSGPROD_URL=f"{site.url}/osgprod")
-    assert (code, "the site says no" in log) == (DONE, True)
-    assert time.monotonic() - started >= 2
-
-
-def test_script_that_is_cut_short_does_not_run(node: Node, site: Site) -> None:
-    site.files["/osgprod/workscript.bash"] = b"#!/bin/bash\ntouch ran\n" + b"#" * 100
-    site.headers = {"Osgprod-Status": "assigned", "Osgprod-Heartbeat": "0"}
-    site.faults = ["close"] * 3
-    assert node.run(1, OSGPROD_URL=f"{site.url}/osgprod")[0] == LATER
-    assert list(node.folder.iterdir()) == []
 
 
 # --- outputs -------------------------------------------------------------------------------------------------
@@ -319,21 +313,6 @@ def test_slice_whose_output_can_not_be_sent_goes_to_another_job(node: Node, worl
     assert report_of(world)["exit_code"] == 74, "could not deliver"
     assert report_of(world)["reason"].startswith("outputs not delivered")
     assert state(world) == {"ready": 1}
-
-
-@pytest.mark.parametrize("status, code", [(404, FAILED), (403, REFUSED), (400, REFUSED)])
-def test_delivered_output_stays_when_the_server_gives_no_verdict(
-    node: Node, site: Site, status: int, code: int
-) -> None:
-    site.files["/osgprod/workscript.bash"] = b"#!/bin/bash\n"
-    site.headers = {"Osgprod-Status": "assigned", "Osgprod-Slice": "a.evio+1,2"}
-    site.faults = [None, None, status]  # of the request for work, the upload, the report
-    done, log = node.run(1, OSGPROD_URL=f"{site.url}/osgprod", OSGPROD_OUTPUT_URL=f"{site.url}/out")
-    assert done == code, log
-    assert [path for path in site.files if path.startswith("/out")] == ["/out/job_7_1.tar.gz"]
-    assert f"the outputs stay: {site.url}/out/job_7_1.tar.gz" in log
-    assert (node.folder / "unreported_job_7_1.p.tar.gz").read_bytes() == site.files["/out/job_7_1.tar.gz"]
-    assert site.seen[-1].path == "/osgprod/workscript.exit"
 
 
 def test_restart_never_overwrites_what_another_start_sent(node: Node, shim: LiveShim, site: Site) -> None:
@@ -572,46 +551,6 @@ def test_secrets_stay_out_of_tarball_and_command_lines(
     assert not re.search("[0-9a-f]{8}-[0-9a-f]{4}-", everything), "the token of the attempt"
 
 
-# --- answers that don't count --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "headers",
-    [
-        {},
-        {"Osgprod-Status": "assigned"},
-        {"Osgprod-Request": "1-1"},
-        {"Osgprod-Request": "1-1", "Osgprod-Status": "assign"},
-        {"Osgprod-Request": "1-1", "Osgprod-Status": "done"},
-    ],
-)
-def test_body_of_an_answer_that_is_not_assigned_is_never_run(
-    node: Node, site: Site, headers: dict[str, str]
-) -> None:
-    """A portal's login page, for instance, or an answer to another question."""
-    ran = node.folder.parent / "ran"
-    site.files["/osgprod/workscript.bash"] = f"#!/bin/bash\ntouch {ran}\n".encode()
-    site.headers, site.is_osgprod = headers, False
-    code, log = node.run(1, OSGPROD_URL=f"{site.url}/osgprod")
-    assert code == LATER, log
-    assert log.count("no whole answer of osgprod: is OSGPROD_URL right?") >= 3
-    assert not ran.exists()
-
-
-@pytest.mark.parametrize("status", ["completed", "no-work", "wait"])
-def test_what_the_server_says_is_read_and_not_run(node: Node, site: Site, status: str) -> None:
-    ran = node.folder.parent / "ran"
-    site.files["/osgprod/workscript.bash"] = (
-        f"#!/bin/bash\nprintf '%s\\n' 'osgprod: nothing today'\ntouch {ran}\n".encode()
-    )
-    site.headers = {"Osgprod-Status": status}
-    (node.folder / "job_7_1.tar.gz").touch()  # of a job that has completed its work
-    code, log = node.run(1, OSGPROD_URL=f"{site.url}/osgprod")
-    assert code == DONE, log
-    assert "osgprod: nothing today" in log
-    assert not ran.exists()
-
-
 # --- a success that has not been reported --------------------------------------------------------------------
 
 
@@ -773,7 +712,13 @@ def test_storage_that_refuses_is_asked_twice_and_the_server_is_told(
 # --- storage with special behaviour --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("digest", ["ADLER32={:08X}", "adler32={:x}", "md5=abc=, Adler32={:x}"])
+@pytest.mark.parametrize(
+    "digest",
+    [
+        "md5=abc=, Adler32={:x}",
+        *(pytest.param(digest, marks=pytest.mark.slow) for digest in ("ADLER32={:08X}", "adler32={:x}")),
+    ],
+)
 def test_checksums_are_compared_as_numbers(node: Node, site: Site, digest: str) -> None:
     site.digest = digest
     site.faults = ["corrupt"]
@@ -824,16 +769,7 @@ def test_of_a_long_output_head_and_tail_are_printed(node: Node) -> None:
     assert re.search(r"--- osgprod_exec: 2990\d\d\d bytes of the work's output are left out here ---", log)
 
 
-@pytest.mark.parametrize(
-    "line, reason",
-    [
-        (r"temperature 20\xb0 too high", "temperature 20 too high"),
-        (r"\xc3\xa4" * 200, "\u00e4" * 120),
-        (r"x" * 119 + r"\xc2\xb5s", "x" * 119 + "\u00b5"),
-        (r"a\xe2\x82", "a"),
-        (r"\x1b[31mred\x07", "[31mred"),
-    ],
-)
+@pytest.mark.parametrize("line, reason", fast_and_slow(LAST_WORDS, fast=2))
 def test_last_words_are_text_and_cut_between_characters(
     node: Node, world: World, line: str, reason: str
 ) -> None:
@@ -1283,48 +1219,7 @@ def test_checksum_is_the_same_whoever_works_it_out(folder: Path) -> None:
         assert done.stdout == f"{zlib.adler32(data):08x}\n", (broken, done.stderr)
 
 
-# --- bearer tokens -------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def tokens(folder: Path) -> Iterator[dict[str, str]]:
-    """Places where a token may be, each with its own; /tmp/bt_uUID is not touched."""
-    uid = os.getuid()
-    for place, name in (("run", f"bt_u{uid}"), ("creds", "scitokens.use"), ("named", "file")):
-        (folder / place).mkdir()
-        (folder / place / name).write_text(f" {place}.token \n")
-    yield {
-        "BEARER_TOKEN": "env.token\n",
-        "BEARER_TOKEN_FILE": str(folder / "named" / "file"),
-        "_CONDOR_CREDS": str(folder / "creds"),
-        "XDG_RUNTIME_DIR": str(folder / "run"),
-    }
-
-
-@pytest.mark.parametrize("place", ["BEARER_TOKEN", "BEARER_TOKEN_FILE", "_CONDOR_CREDS", "XDG_RUNTIME_DIR"])
-def test_token_is_found_where_wlcg_tools_look_for_it(
-    node: Node, site: Site, tokens: dict[str, str], place: str
-) -> None:
-    places = list(tokens)
-    here = {name: tokens[name] for name in places[places.index(place) :]}
-    site.faults = [403]
-    assert node.run(1, OSGPROD_URL=f"{site.url}/osgprod", OSGPROD_MAGIC=None, **here)[0] == REFUSED
-    expected = {"BEARER_TOKEN": "env", "BEARER_TOKEN_FILE": "named", "_CONDOR_CREDS": "creds"}.get(
-        place, "run"
-    )
-    assert site.seen[0].headers["authorization"] == f"Bearer {expected}.token"
-    assert b"magic" not in site.seen[0].body
-
-
-def test_token_that_is_renewed_in_mid_work_is_the_one_that_is_sent(
-    node: Node, site: Site, tokens: dict[str, str]
-) -> None:
-    file = tokens["BEARER_TOKEN_FILE"]
-    site.files["/osgprod/workscript.bash"] = f"#!/bin/bash\nprintf renewed >{file}\n".encode()
-    site.headers = {"Osgprod-Status": "assigned", "Osgprod-Slice": "a.evio+1,2", "Osgprod-Token": "t"}
-    node.run(1, OSGPROD_URL=f"{site.url}/osgprod", OSGPROD_MAGIC=None, BEARER_TOKEN_FILE=file)
-    assert [seen.headers["authorization"] for seen in site.seen] == ["Bearer named.token", "Bearer renewed"]
-    assert site.seen[1].path == "/osgprod/workscript.exit"
+# --- what the job is told of itself -----------------------------------------------------------------------------
 
 
 def test_credentials_may_be_named_by_relative_paths(node: Node, world: World) -> None:
@@ -1388,15 +1283,7 @@ def test_job_that_starts_again_is_the_same_job(node: Node, world: World, folder:
     assert len(identities(world)) == 2
 
 
-@pytest.mark.parametrize(
-    "text, identity",
-    [
-        ('globaljobid="ap#7.1#12"\nQDATE = time()\n', ("ap", 12)),
-        ("QDate = 13\n", (None, 13)),
-        ("GlobalJobId = undefined\nQDate = -1\n", (None, None)),
-        ("", (None, None)),
-    ],
-)
+@pytest.mark.parametrize("text, identity", fast_and_slow(IDENTITIES, fast=1))
 def test_identity_is_what_the_job_ad_holds(
     node: Node, world: World, folder: Path, text: str, identity: tuple[str | None, int | None]
 ) -> None:
@@ -1410,45 +1297,20 @@ def time_left(world: World) -> int | None:
     return row["time_left_s"]
 
 
-@pytest.mark.parametrize(
-    "machine, job, setting, at_most",
-    [
-        ("GLIDEIN_ToRetire = {6000}\nGLIDEIN_ToDie = {7000}\n", "", None, 7000),
-        ("glidein_toretire={6000}\n", "", None, 6000),
-        (
-            "GLIDEIN_ToDie = {9000}\n",
-            "AllowedJobDuration = 8000\nJobCurrentStartDate = {-1000}\n",
-            None,
-            7000,
-        ),
-        ("", "AllowedJobDuration = 8000\n", None, 8000),
-        (
-            "",
-            "AllowedExecuteDuration = 8000\nJobCurrentStartDate = {-1000}\nJobCurrentStartExecutingDate = {-500}\n",
-            None,
-            7500,
-        ),
-        (
-            "",
-            "AllowedExecuteDuration = 8000\nJobCurrentStartDate = {-500}\nJobCurrentStartExecutingDate = {-9000}\n",
-            None,
-            7500,
-        ),
-        ("GLIDEIN_ToDie = {7000}\n", "", "5000", 5000),
-        ("GLIDEIN_ToDie = {7000}\n", "", "9000", 7000),
-        # HTCondor has started the job again in its folder after a checkpoint: that gives it no new time.
-        ("", "JobCurrentStartDate = {-1000}\n", "5000", 4000),
-        ("GLIDEIN_ToDie = undefined\n", "AllowedJobDuration = 3600.5\n", None, None),
-    ],
-)
+def write_ads(folder: Path, machine: str, job: str, now: int) -> dict[str, str]:
+    """HTCondor's files, where {n} is n seconds from now; returns the variables that name them."""
+    for name, text in (("machine.ad", machine), ("job.ad", job)):
+        times = re.sub(r"\{(-?\d+)\}", lambda found: str(now + int(found[1])), text)
+        (folder / name).write_text(times)
+    return {"_CONDOR_MACHINE_AD": str(folder / "machine.ad"), "_CONDOR_JOB_AD": str(folder / "job.ad")}
+
+
+@pytest.mark.parametrize("machine, job, setting, at_most", fast_and_slow(TIMES, fast=2))
 def test_time_left_is_the_smallest_that_anybody_tells(
     node: Node, world: World, folder: Path, machine: str, job: str, setting: str | None, at_most: int | None
 ) -> None:
     now = int(time.time())
-    for name, text in (("machine.ad", machine), ("job.ad", job)):
-        times = re.sub(r"\{(-?\d+)\}", lambda found: str(now + int(found[1])), text)
-        (folder / name).write_text(times)
-    ads = {"_CONDOR_MACHINE_AD": str(folder / "machine.ad"), "_CONDOR_JOB_AD": str(folder / "job.ad")}
+    ads = write_ads(folder, machine, job, now)
     code, log = node.run(1, **ads, OSGPROD_TIME_LEFT_S=setting)
     assert code == DONE, log
     left = time_left(world)
@@ -1467,13 +1329,6 @@ def test_job_without_time_leaves_the_queue_and_takes_nothing(
     assert code == DONE, log
     assert "no-time: " in log
     assert state(world) == {} and list(node.folder.iterdir()) == []
-
-
-def test_magic_goes_before_a_token(node: Node, site: Site, tokens: dict[str, str]) -> None:
-    site.faults = [403]
-    node.run(1, OSGPROD_URL=f"{site.url}/osgprod", **tokens)
-    assert "authorization" not in site.seen[0].headers
-    assert b"magic=m" in site.seen[0].body
 
 
 # --- what stock nodes have -----------------------------------------------------------------------------------

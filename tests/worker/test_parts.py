@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.support import CHECKOUT
+from tests.worker.conftest import EXEC as EXEC_SCRIPT
 from tests.worker.conftest import SHIPPED
+from tests.worker.test_exec import IDENTITIES, LAST_WORDS, TIMES, write_ads
 
 SHARED = ("shell", "log", "settings", "text", "backoff", "url", "token", "http", "adler32")
 EXEC = ("process", "server", "work", "outputs", "storage", "deliver", "finish")
@@ -345,3 +348,86 @@ def test_file_of_a_slice(slice_: str, file: str) -> None:
 )
 def test_text_is_valid_and_cut_between_characters(escaped: str, most: int, text: str) -> None:
     assert bash('plain_text "$1" "$(printf \'%b\' "$2")"', str(most), escaped).stdout == text
+
+
+# --- what a job is told, and tells ---------------------------------------------------------------------------
+
+
+def job(commands: str, **environment: str) -> str:
+    """Calls functions of osgprod_exec.sh, which is sourced; returns their output."""
+    done = subprocess.run(
+        ["/bin/bash", "-c", f"source {EXEC_SCRIPT}; {commands}"],
+        env={"PATH": "/usr/bin:/bin", **environment},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+@pytest.mark.parametrize("machine, job_ad, setting, at_most", TIMES)
+def test_job_must_end_at_the_earliest_time_that_anybody_tells(
+    tmp_path: Path, machine: str, job_ad: str, setting: str | None, at_most: int | None
+) -> None:
+    now = int(time.time())
+    left = job(
+        f"TIME_LEFT_S={setting or ''}; find_end; time_left", **write_ads(tmp_path, machine, job_ad, now)
+    )
+    if at_most is None:
+        assert left == ""
+    else:
+        assert at_most - (time.time() - now) - 1 <= int(left) <= at_most
+
+
+@pytest.mark.parametrize("text, identity", IDENTITIES)
+def test_job_has_the_identity_that_its_ad_holds(
+    tmp_path: Path, text: str, identity: tuple[str | None, int | None]
+) -> None:
+    (tmp_path / "job.ad").write_text(text)
+    found = job('find_identity; echo "$schedd|$qdate"', _CONDOR_JOB_AD=str(tmp_path / "job.ad"))
+    assert found == "|".join(str(value or "") for value in identity) + "\n"
+
+
+@pytest.mark.parametrize("line, reason", LAST_WORDS)
+def test_reason_of_a_failure_is_text_that_is_cut_between_characters(
+    tmp_path: Path, line: str, reason: str
+) -> None:
+    assert job(f"scratch={tmp_path}; printf '{line}\\n' >{tmp_path}/work.log; last_words") == reason
+
+
+def test_report_of_the_work_has_the_last_value_of_a_name_and_all_inputs(tmp_path: Path) -> None:
+    (tmp_path / "report.txt").write_bytes(
+        b"events=1\nevents=2\nmerged_input=u 1 a\nno value\n=x\nscratch=/etc\nfault=fe\0tch\nmerged_input=v 2 b\n"
+        b'outputs_list=[{"kind":"a=b"}]'
+    )
+    show = 'for name in "${!reported[@]}"; do echo "$name: ${reported["$name"]}"; done | sort; echo "$reported_inputs"'
+    found = job(
+        f"read_report {tmp_path}/report.txt; {show}; read_report {tmp_path}/none; echo ${{#reported[@]}}"
+    )
+    assert found == 'events: 2\nfault: fetch\noutputs_list: [{"kind":"a=b"}]\nu 1 a\nv 2 b\n\n0\n'
+
+
+def test_what_was_written_down_is_read_back_as_it_was(tmp_path: Path) -> None:
+    """Also by a release that reads it line by line with sed."""
+    lists = """'[{"kind":"x","url":"y=z"}]' 'soft=ware' $'u 1 a\\nv 2 b\\n'"""
+    found = job(
+        f"unreported={tmp_path}/kept OSGPROD_PROJECT=p token=t slices_done=3 resources=(cpu_s 1 wall_s 2)\n"
+        f"write_down name 5 2 100 00ab '' 60 {lists}\n"
+        'for name in "${!written[@]}"; do echo "$name=${written["$name"]}"; done; printf %s "$written_inputs"'
+    )
+    file = (tmp_path / "kept.report").read_text()
+    names = dict(line.split("=", 1) for line in file.splitlines() if not line.startswith("merged_input="))
+    expected = {"project": "p", "token": "t", "name": "name", "events": "5", "outputs": "2", "bytes": "100"}
+    expected |= {
+        "adler32": "00ab",
+        "url": "",
+        "heartbeat_s": "60",
+        "outputs_list": '[{"kind":"x","url":"y=z"}]',
+    }
+    expected |= {"software": "soft=ware", "slices_done": "3", "cpu_s": "1", "wall_s": "2", "complete": "yes"}
+    assert names == expected
+    assert file.endswith("merged_input=u 1 a\nmerged_input=v 2 b\ncomplete=yes\n")
+    assert sorted(found.splitlines()) == sorted(
+        [*(f"{name}={value}" for name, value in expected.items()), "u 1 a", "v 2 b"]
+    )

@@ -1,0 +1,190 @@
+"""The exec script before a server that answers by the test's script: settings, answers that don't count, tokens."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.worker.conftest import EXEC, Node
+from tests.worker.site import Site
+
+DONE, FAILED, LATER, REFUSED = 0, 10, 30, 40
+
+
+@pytest.fixture
+def node(folder: Path, site: Site) -> Iterator[Node]:
+    """A node whose server is the site: no database, and no shim."""
+    (folder / "node").mkdir()
+    node = Node(folder / "node", f"{site.url}/osgprod")
+    yield node
+    node.end()
+
+
+@pytest.mark.parametrize(
+    "environment, word",
+    [
+        ({"OSGPROD_URL": None}, "OSGPROD_URL"),
+        ({"OSGPROD_PROJECT": None}, "OSGPROD_PROJECT"),
+        ({"OSGPROD_MAGIC_FILE": "/nonexistent"}, "OSGPROD_MAGIC_FILE"),
+        ({"OSGPROD_URL": "host/osgprod"}, "OSGPROD_URL"),
+        ({"OSGPROD_URL": "https://me:hidden@host/osgprod"}, "OSGPROD_URL contains a user"),
+        ({"OSGPROD_TRIES": "three"}, "OSGPROD_TRIES is 'three': it must be a whole number from 1 to 1000"),
+        ({"OSGPROD_MAX_WAIT_S": "10m"}, "OSGPROD_MAX_WAIT_S"),
+        ({"OSGPROD_BACKOFF_MS": "1s"}, "OSGPROD_BACKOFF_MS"),
+        ({"OSGPROD_MAX_LOG_BYTES": "10MB"}, "OSGPROD_MAX_LOG_BYTES"),
+        ({"OSGPROD_CHECKPOINT_CODE": "256"}, "OSGPROD_CHECKPOINT_CODE"),
+        ({"OSGPROD_JOB_KEY": "a key"}, "OSGPROD_JOB_KEY"),
+        ({"OSGPROD_OUTPUT_URL": "gsiftp://host/path"}, "OSGPROD_OUTPUT_URL"),
+        ({"OSGPROD_OUTPUT_URL": "relative/path"}, "OSGPROD_OUTPUT_URL"),
+        ({"OSGPROD_OUTPUT_URL": "/out/\udcb0"}, "OSGPROD_OUTPUT_URL"),
+        ({"OSGPROD_OUTPUT_URL": "https://host/path?signature=hidden"}, "OSGPROD_OUTPUT_URL"),
+        ({"OSGPROD_OUTPUT_URL": "https://me:hidden@host:8443/path"}, "OSGPROD_OUTPUT_URL"),
+    ],
+)
+def test_misconfigured_job_is_to_be_held(
+    node: Node, site: Site, environment: dict[str, str | None], word: str
+) -> None:
+    code, log = node.run(1, **environment)
+    assert code == REFUSED
+    assert word in log
+    assert "hidden" not in log
+    assert site.seen == [], "no slice is taken"
+
+
+@pytest.mark.parametrize("arguments", [[], ["1"], ["1", "2", "3", "4"]])
+def test_wrong_arguments_are_refused(node: Node, arguments: list[str]) -> None:
+    done = subprocess.run([str(EXEC), *arguments], env=node.environment, capture_output=True, text=True)
+    assert done.returncode == REFUSED
+    assert "usage: osgprod_exec.sh <cluster> <process>" in done.stderr
+
+
+def test_retry_after_is_honoured(node: Node, site: Site) -> None:
+    site.files["/osgprod/workscript.bash"] = b"#!/bin/bash\necho nothing\n"
+    site.headers = {"Osgprod-Status": "no-work", "Retry-After": "1"}
+    site.faults = [503, 429]
+    started = time.monotonic()
+    code, log = node.run(1)
+    assert (code, "the site says no" in log) == (DONE, True)
+    assert time.monotonic() - started >= 2
+
+
+def test_script_that_is_cut_short_does_not_run(node: Node, site: Site) -> None:
+    site.files["/osgprod/workscript.bash"] = b"#!/bin/bash\ntouch ran\n" + b"#" * 100
+    site.headers = {"Osgprod-Status": "assigned", "Osgprod-Heartbeat": "0"}
+    site.faults = ["close"] * 3
+    assert node.run(1)[0] == LATER
+    assert list(node.folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("status, code", [(404, FAILED), (403, REFUSED), (400, REFUSED)])
+def test_delivered_output_stays_when_the_server_gives_no_verdict(
+    node: Node, site: Site, status: int, code: int
+) -> None:
+    site.files["/osgprod/workscript.bash"] = b"#!/bin/bash\n"
+    site.headers = {"Osgprod-Status": "assigned", "Osgprod-Slice": "a.evio+1,2"}
+    site.faults = [None, None, status]  # of the request for work, the upload, the report
+    done, log = node.run(1, OSGPROD_OUTPUT_URL=f"{site.url}/out")
+    assert done == code, log
+    assert [path for path in site.files if path.startswith("/out")] == ["/out/job_7_1.tar.gz"]
+    assert f"the outputs stay: {site.url}/out/job_7_1.tar.gz" in log
+    assert (node.folder / "unreported_job_7_1.p.tar.gz").read_bytes() == site.files["/out/job_7_1.tar.gz"]
+    assert site.seen[-1].path == "/osgprod/workscript.exit"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Osgprod-Status": "assigned"},
+        {"Osgprod-Request": "1-1"},
+        {"Osgprod-Request": "1-1", "Osgprod-Status": "assign"},
+        {"Osgprod-Request": "1-1", "Osgprod-Status": "done"},
+    ],
+)
+def test_body_of_an_answer_that_is_not_assigned_is_never_run(
+    node: Node, site: Site, headers: dict[str, str]
+) -> None:
+    """A portal's login page, for instance, or an answer to another question."""
+    ran = node.folder.parent / "ran"
+    site.files["/osgprod/workscript.bash"] = f"#!/bin/bash\ntouch {ran}\n".encode()
+    site.headers, site.is_osgprod = headers, False
+    code, log = node.run(1)
+    assert code == LATER, log
+    assert log.count("no whole answer of osgprod: is OSGPROD_URL right?") >= 3
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize("status", ["completed", "no-work", "wait"])
+def test_what_the_server_says_is_read_and_not_run(node: Node, site: Site, status: str) -> None:
+    ran = node.folder.parent / "ran"
+    site.files["/osgprod/workscript.bash"] = (
+        f"#!/bin/bash\nprintf '%s\\n' 'osgprod: nothing today'\ntouch {ran}\n".encode()
+    )
+    site.headers = {"Osgprod-Status": status}
+    (node.folder / "job_7_1.tar.gz").touch()  # of a job that has completed its work
+    code, log = node.run(1)
+    assert code == DONE, log
+    assert "osgprod: nothing today" in log
+    assert not ran.exists()
+
+
+def test_server_that_is_away_means_later(node: Node) -> None:
+    code, log = node.run(1, OSGPROD_URL="http://127.0.0.1:9/osgprod")
+    assert code == LATER
+    assert log.count("workscript.bash failed (attempt") == 3
+
+
+# --- bearer tokens -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tokens(folder: Path) -> Iterator[dict[str, str]]:
+    """Places where a token may be, each with its own; /tmp/bt_uUID is not touched."""
+    uid = os.getuid()
+    for place, name in (("run", f"bt_u{uid}"), ("creds", "scitokens.use"), ("named", "file")):
+        (folder / place).mkdir()
+        (folder / place / name).write_text(f" {place}.token \n")
+    yield {
+        "BEARER_TOKEN": "env.token\n",
+        "BEARER_TOKEN_FILE": str(folder / "named" / "file"),
+        "_CONDOR_CREDS": str(folder / "creds"),
+        "XDG_RUNTIME_DIR": str(folder / "run"),
+    }
+
+
+@pytest.mark.parametrize("place", ["BEARER_TOKEN", "BEARER_TOKEN_FILE", "_CONDOR_CREDS", "XDG_RUNTIME_DIR"])
+def test_token_is_found_where_wlcg_tools_look_for_it(
+    node: Node, site: Site, tokens: dict[str, str], place: str
+) -> None:
+    places = list(tokens)
+    here = {name: tokens[name] for name in places[places.index(place) :]}
+    site.faults = [403]
+    assert node.run(1, OSGPROD_MAGIC=None, **here)[0] == REFUSED
+    expected = {"BEARER_TOKEN": "env", "BEARER_TOKEN_FILE": "named", "_CONDOR_CREDS": "creds"}.get(
+        place, "run"
+    )
+    assert site.seen[0].headers["authorization"] == f"Bearer {expected}.token"
+    assert b"magic" not in site.seen[0].body
+
+
+def test_token_that_is_renewed_in_mid_work_is_the_one_that_is_sent(
+    node: Node, site: Site, tokens: dict[str, str]
+) -> None:
+    file = tokens["BEARER_TOKEN_FILE"]
+    site.files["/osgprod/workscript.bash"] = f"#!/bin/bash\nprintf renewed >{file}\n".encode()
+    site.headers = {"Osgprod-Status": "assigned", "Osgprod-Slice": "a.evio+1,2", "Osgprod-Token": "t"}
+    node.run(1, OSGPROD_MAGIC=None, BEARER_TOKEN_FILE=file)
+    assert [seen.headers["authorization"] for seen in site.seen] == ["Bearer named.token", "Bearer renewed"]
+    assert site.seen[1].path == "/osgprod/workscript.exit"
+
+
+def test_magic_goes_before_a_token(node: Node, site: Site, tokens: dict[str, str]) -> None:
+    site.faults = [403]
+    node.run(1, **tokens)
+    assert "authorization" not in site.seen[0].headers
+    assert b"magic=m" in site.seen[0].body
