@@ -26,7 +26,7 @@
 #     BEARER_TOKEN, BEARER_TOKEN_FILE, X509_USER_PROXY, X509_CERT_DIR  credentials, and authorities to trust
 # Exit codes: 0 = merged and delivered; 65 = inputs are bad, bad_inputs in the report names them; 66 = the result is not
 # what it must be; 74 = not delivered; 75 = this node can't do it; 127 = a program is missing on this node; 40 = a setting
-# is wrong; 64 = no merge is filled in.
+# is wrong; 64 = no merge is filled in (by hand; 40 in a job).
 
 #osgprod_task=slice or merge
 #osgprod_inputs=an array, an input each: URL BYTES ADLER32 BLOCK1 BLOCK2, in the order of blocks; - = unknown
@@ -2248,7 +2248,7 @@ END_OF_PROGRAM
 # --- the merge ---------------------------------------------------------------------------------------------------
 
 main() {
-  local area="$PWD/osgprod_merge" list kind how name events count=0
+  local area="$PWD/osgprod_merge" list kind how name events count=0 report="${OSGPROD_REPORT:-}"
   log_name=osgprod_merge
   OSGPROD_REPORT="${OSGPROD_REPORT:-osgprod_report.txt}"
   [[ "$OSGPROD_REPORT" == /* ]] || OSGPROD_REPORT="$PWD/$OSGPROD_REPORT"
@@ -2257,6 +2257,7 @@ main() {
   number_setting OSGPROD_BACKOFF_MS 1000 1 600000 || misconfigured "$setting_error"
   BACKOFF_MS="$number"
   if [[ -z "${osgprod_inputs[*]:-}" || ! "${osgprod_run:-}" =~ ^[0-9]+$ ]]; then
+    [[ -z "$report" ]] || misconfigured 'no merge is filled in: the project'\''s copy of osgprod_merge.bash lacks a line like #osgprod_run='
     log 'no merge is filled in: fetch this script from the server'
     exit "$EXIT_NOT_FILLED"
   fi

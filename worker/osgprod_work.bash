@@ -22,7 +22,7 @@
 #     OSGPROD_TOKEN_HOSTS  hosts that may get the bearer token after a redirect, separated by spaces [none]
 #     BEARER_TOKEN, BEARER_TOKEN_FILE, X509_USER_PROXY, X509_CERT_DIR  credentials, and authorities to trust
 # Exit codes: 75 = this node can't do it (the slice was not fetched whole, or the disk is full); 40 = a setting or the
-# source's URL is wrong; 64 = no slice is filled in; every other code is that of the reconstruction (128 + n = signal n).
+# source's URL is wrong; 64 = no slice is filled in (by hand; 40 in a job); every other code is that of the reconstruction (128 + n = signal n).
 
 #input_eviofile_list="root://xrootd.server.dns/path/to/file.evio ..."
 #output_filename="file.evio"
@@ -908,7 +908,10 @@ main() {
     IFS=$' \n' read -r -d '' -a inputs < <(printf '%s' "$input_eviofile_list") || true
   elif (($# > 0)); then
     inputs=("$@")
+  elif [[ -n "${osgprod_source_url:-}" ]]; then
+    node_fault 'this node has no XRootD bindings for Python, and the work script lacks the line #input_eviofile_list='
   else
+    [[ -z "${OSGPROD_REPORT:-}" ]] || misconfigured 'no slice is filled in: the work script lacks lines like #osgprod_source_url='
     log 'no slice is filled in: fetch this script from the server, or name a file'
     exit "$EXIT_NOT_FILLED"
   fi

@@ -778,6 +778,19 @@ def test_last_words_are_text_and_cut_between_characters(
     assert (report_of(world)["exit_code"], report_of(world)["reason"]) == (3, reason)
 
 
+def test_work_script_that_the_server_can_not_fill_in_holds_the_job_and_blames_no_slice(
+    node: Node, world: World, shim: LiveShim
+) -> None:
+    script = (CHECKOUT / "worker" / "osgprod_work.bash").read_text()
+    for name in ("input_eviofile_list", "osgprod_source_url", "osgprod_source_urls"):
+        script = script.replace(f"\n#{name}=", f"\n# {name}: ")
+    shim.add_template("p", script.encode())
+    code, log = node.run(1)
+    assert code == REFUSED, log
+    assert "configuration: no slice is filled in" in log
+    assert report_of(world)["outcome"] == "node-fault"
+
+
 def test_site_that_is_not_utf_8_stops_no_report(node: Node, world: World) -> None:
     assert node.run(1, OSGPROD_SITE="Z\udcfcrich")[0] == DONE
     assert report_of(world)["site"] == "Zrich"

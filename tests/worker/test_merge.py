@@ -902,6 +902,15 @@ def test_nothing_is_replaced_while_heartbeats_are_not_answered(merge: Merge) -> 
     assert merge.site.files[name] == b"of another job"
 
 
+def test_script_without_a_merge_is_a_wrong_setting_in_a_job_and_an_error_by_hand(merge: Merge) -> None:
+    merge.inputs = []
+    code, log = merge.run()
+    assert code == MISCONFIGURED, log
+    assert "no merge is filled in" in (merge.reported("misconfigured") or "")
+    by_hand = subprocess.run(["/bin/bash", SCRIPT], cwd=merge.folder, capture_output=True, text=True)
+    assert (by_hand.returncode, "fetch this script from the server" in by_hand.stderr) == (64, True)
+
+
 def test_without_a_place_for_merged_files_the_setting_is_named(merge: Merge) -> None:
     merge.variables["osgprod_merge_output_url"] = ""
     code, log = merge.run()

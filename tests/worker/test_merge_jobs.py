@@ -19,7 +19,7 @@ from tests.support import CHECKOUT, LiveShim, World, wait_until
 from tests.worker.conftest import CLUSTER, Node, kill
 from tests.worker.site import Site
 
-DONE, FAILED = 0, 10
+DONE, FAILED, REFUSED = 0, 10, 40
 
 
 @pytest.fixture
@@ -184,6 +184,18 @@ def test_inputs_stay_when_the_merge_is_superseded_before_its_report(
     assert job.returncode == FAILED, log
     assert stored(site) >= TARBALLS
     world.set(merge_by="none")  # nobody plans another one
+
+
+def test_merge_script_that_the_server_can_not_fill_in_holds_the_job_and_blames_no_merge(
+    merging: Callable[..., None], node: Node, world: World, folder: Path
+) -> None:
+    merging()
+    script = folder / "www" / "p" / "osgprod_merge.bash"
+    script.write_text(script.read_text().replace("\n#osgprod_run=", "\n# run: "))
+    code, log = node.run(3)
+    assert code == REFUSED, log
+    assert "configuration: no merge is filled in" in log
+    assert [merge["failures"] for merge in merges(world)] == [0]
 
 
 def test_files_that_a_failed_merge_has_delivered_are_on_record(

@@ -26,7 +26,7 @@
 #     BEARER_TOKEN, BEARER_TOKEN_FILE, X509_USER_PROXY, X509_CERT_DIR  credentials, and authorities to trust
 # Exit codes: 0 = merged and delivered; 65 = inputs are bad, bad_inputs in the report names them; 66 = the result is not
 # what it must be; 74 = not delivered; 75 = this node can't do it; 127 = a program is missing on this node; 40 = a setting
-# is wrong; 64 = no merge is filled in.
+# is wrong; 64 = no merge is filled in (by hand; 40 in a job).
 
 #osgprod_task=slice or merge
 #osgprod_inputs=an array, an input each: URL BYTES ADLER32 BLOCK1 BLOCK2, in the order of blocks; - = unknown

@@ -2,7 +2,7 @@
 # --- the merge ---------------------------------------------------------------------------------------------------
 
 main() {
-  local area="$PWD/osgprod_merge" list kind how name events count=0
+  local area="$PWD/osgprod_merge" list kind how name events count=0 report="${OSGPROD_REPORT:-}"
   log_name=osgprod_merge
   OSGPROD_REPORT="${OSGPROD_REPORT:-osgprod_report.txt}"
   [[ "$OSGPROD_REPORT" == /* ]] || OSGPROD_REPORT="$PWD/$OSGPROD_REPORT"
@@ -11,6 +11,7 @@ main() {
   number_setting OSGPROD_BACKOFF_MS 1000 1 600000 || misconfigured "$setting_error"
   BACKOFF_MS="$number"
   if [[ -z "${osgprod_inputs[*]:-}" || ! "${osgprod_run:-}" =~ ^[0-9]+$ ]]; then
+    [[ -z "$report" ]] || misconfigured 'no merge is filled in: the project'\''s copy of osgprod_merge.bash lacks a line like #osgprod_run='
     log 'no merge is filled in: fetch this script from the server'
     exit "$EXIT_NOT_FILLED"
   fi

@@ -22,7 +22,7 @@
 #     OSGPROD_TOKEN_HOSTS  hosts that may get the bearer token after a redirect, separated by spaces [none]
 #     BEARER_TOKEN, BEARER_TOKEN_FILE, X509_USER_PROXY, X509_CERT_DIR  credentials, and authorities to trust
 # Exit codes: 75 = this node can't do it (the slice was not fetched whole, or the disk is full); 40 = a setting or the
-# source's URL is wrong; 64 = no slice is filled in; every other code is that of the reconstruction (128 + n = signal n).
+# source's URL is wrong; 64 = no slice is filled in (by hand; 40 in a job); every other code is that of the reconstruction (128 + n = signal n).
 
 #input_eviofile_list="root://xrootd.server.dns/path/to/file.evio ..."
 #output_filename="file.evio"

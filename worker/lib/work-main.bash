@@ -45,7 +45,10 @@ main() {
     IFS=$' \n' read -r -d '' -a inputs < <(printf '%s' "$input_eviofile_list") || true
   elif (($# > 0)); then
     inputs=("$@")
+  elif [[ -n "${osgprod_source_url:-}" ]]; then
+    node_fault 'this node has no XRootD bindings for Python, and the work script lacks the line #input_eviofile_list='
   else
+    [[ -z "${OSGPROD_REPORT:-}" ]] || misconfigured 'no slice is filled in: the work script lacks lines like #osgprod_source_url='
     log 'no slice is filled in: fetch this script from the server, or name a file'
     exit "$EXIT_NOT_FILLED"
   fi
