@@ -898,12 +898,18 @@ def test_heartbeats_tell_bytes_and_processor_time(node: Node, world: World) -> N
 
 
 HUNGRY = """head -c 3000000 /dev/zero >out
-memory=$(head -c 60000000 /dev/zero | tr '\\0' x)  # kept by this process
-end=$((SECONDS + 3))
-while ((SECONDS < end || fields[13] + fields[14] < 120)); do  # ticks: another job may have the processor
-  read -r -a fields </proc/$$/stat
+printf -v memory '%60000000s'  # kept by this process
+end=$((SECONDS + 3)) confirm="${OSGPROD_REPORT%/*}/confirm-lease"
+BUSY
+for n in 1 2; do  # whole heartbeats, each with a look at the memory
+  touch "$confirm"
+  while [[ -e "$confirm" ]]; do sleep 0.1; done
 done
+while ((SECONDS < end)); do sleep 0.2; done
 [[ ${#memory} == 60000000 ]] || exit 9"""
+# Ticks, since another job may have the processor.
+BUSY = """fields=([13]=0 [14]=0)
+while ((fields[13] + fields[14] < 110)); do read -r -a fields </proc/$$/stat; done"""
 
 
 def used(report: dict[str, Any]) -> dict[str, int]:
@@ -912,7 +918,7 @@ def used(report: dict[str, Any]) -> dict[str, int]:
 
 def test_report_tells_what_the_work_has_used(node: Node, world: World) -> None:
     world.set(heartbeat_s=1)
-    code, log = node.run(1, OSGPROD_RECON=node.program("recon", HUNGRY))
+    code, log = node.run(1, OSGPROD_RECON=node.program("recon", HUNGRY.replace("BUSY", BUSY)))
     assert code == DONE, log
     report = used(report_of(world))
     (row,) = world.db.execute("SELECT size_bytes FROM osgprod_data.rawdata").fetchall()
@@ -936,7 +942,8 @@ def test_resumed_report_tells_what_the_start_that_computed_has_used(
     world.set(heartbeat_s=1)
     environment = {"OSGPROD_OUTPUT_URL": f"{site.url}/out", "OSGPROD_CHECKPOINT_CODE": "85"}
     site.faults = [503] * 3
-    assert node.run(1, OSGPROD_RECON=node.program("recon", HUNGRY), **environment)[0] == 85
+    recon = node.program("recon", HUNGRY.replace("BUSY", ""))
+    assert node.run(1, OSGPROD_RECON=recon, **environment)[0] == 85
     text = (node.folder / "unreported_job_7_1.p.report").read_text()
     code, log = node.run(1, OSGPROD_RECON="false", **environment)
     assert code == DONE, log
