@@ -446,7 +446,7 @@ def test_storage_that_has_lost_everything_is_the_nodes_fault_first(merge: Merge)
 
 
 def test_node_without_the_folder_of_the_inputs_blames_no_input(merge: Merge) -> None:
-    merge.inputs[0] = f"file:///nonexistent/job.tar.gz {merge.inputs[0].split(' ', 1)[1]}"
+    merge.inputs[0] = f"file://{merge.folder}/nonexistent/job.tar.gz {merge.inputs[0].split(' ', 1)[1]}"
     code, log = merge.run()
     assert (code, merge.reported("bad_inputs")) == (NODE_FAULT, None), log
 
