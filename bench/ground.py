@@ -34,6 +34,7 @@ SETTINGS = {
 FILLING = {**SETTINGS, "fsync": "off", "wal_level": "minimal", "max_wal_senders": "0", "autovacuum": "off"}
 WORKER_ROLE = "-c role=osgprod_worker"
 MAGIC = "m"
+PENDING_RUN = 700_000  # of the first file of the large tables that stays pending
 
 
 class BenchError(Exception):
@@ -246,10 +247,15 @@ def _open_files(database: psycopg.Connection[dict[str, Any]], size: Size) -> Non
 
 
 def _finish(dsn: str, files: int, slices: int, finished: int) -> None:
-    """Adds files to project p, the first of which are finished."""
+    """Adds files to project p, the first of which are finished.
+
+    The others come behind the open files, so that jobs in both databases get slices of equally long files.
+    """
     with connect(dsn) as database:
-        database.execute("SELECT bench.add_files(1, %s, %s)", [files, slices])
-        call(database, "load_slices", project="p", runs=list(range(1, files // 100 + 2)))
+        for run, number in ((1, finished), (PENDING_RUN, files - finished)):
+            if number:
+                database.execute("SELECT bench.add_files(%s, %s, %s)", [run, number, slices])
+                call(database, "load_slices", project="p", runs=list(range(run, run + number // 100 + 1)))
 
     def add(what: str) -> None:
         with connect(dsn) as database:
