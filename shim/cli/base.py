@@ -53,6 +53,10 @@ class Commands(click.Group):
             _fail(_first_line(error), "this takes a login that is a member of osgprod_operator")
         except psycopg.Error as error:
             _fail(_first_line(error), error.diag.message_hint or _what_to_read(error))
+        except OSError as error:
+            if error.filename is None or error.errno in _UNWRITABLE:  # of the output: see run()
+                raise
+            _fail(f"{error.filename}: {error.strerror}", "name a file or folder that you can read or write")
         except UnicodeEncodeError:
             _fail(
                 "an argument or a variable is not UTF-8 text", "the database stores UTF-8: encode it as UTF-8"
@@ -78,7 +82,9 @@ def _first_line(error: psycopg.Error) -> str:
 
 
 def _fail(message: str, hint: str, code: int = REFUSED) -> NoReturn:
-    click.echo(f"osgprod: {message}\nhint: {hint}", err=True)
+    # What somebody typed is repeated, so no character may be one that moves the cursor or turns the text round.
+    lines = [re.sub(r"\s", " ", line) for line in (f"osgprod: {message}", f"hint: {hint}")]
+    click.echo("\n".join("".join(c if c.isprintable() else "?" for c in line) for line in lines), err=True)
     raise SystemExit(code)
 
 

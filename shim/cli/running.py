@@ -37,6 +37,8 @@ def serve(port: int, host: str, uds: str | None, workers: int) -> None:
 
     If neither OSGPROD_DSN nor libpq's variables name a database, it starts an embedded PostgreSQL with a demo project.
     """
+    if uds == "":  # of a variable that is not set: a port would be open to more than was meant
+        raise click.BadParameter("it names no file", param_hint="--uds ''")
     from shim.cli import serving  # the web server is of no use to the other commands
 
     serving.serve(host, port, uds, workers, say=click.echo)

@@ -1102,3 +1102,30 @@ def test_slices_load_asks_before_it_forgets_work_that_is_done(world: World, run:
     assert run("slices", "load", "p", "--reset", "--runs", "1", "--yes").exit_code == 0
     assert world.progress()["blocks_done"] == 0
     assert run("slices", "load", "p", "--reset").exit_code == 0, "nothing is done that could be forgotten"
+
+
+@pytest.mark.parametrize(
+    "command", [("project", "export", "p"), ("rawdata", "load"), ("outputs", "manifest", "p", "-o")]
+)
+def test_name_that_no_file_can_have_is_refused_in_one_line_with_a_hint(
+    run: Run, command: tuple[str, ...]
+) -> None:
+    name = "x" * 300
+    result = run(*command, name)
+    assert result.exit_code in (1, 2)
+    assert name in result.stderr
+    assert "File name too long" in result.stderr
+
+
+def test_message_repeats_what_was_typed_in_one_line_that_a_terminal_only_shows(run: Run) -> None:
+    result = run("verify", "a\nb\x1b[31m\u202ec")
+    assert result.exit_code == 1
+    assert result.stderr == (
+        "osgprod: there is no project 'a b?[31m?c'\nhint: osgprod project list shows the projects\n"
+    )
+
+
+def test_socket_without_a_name_is_refused_not_replaced_by_a_port(run: Run) -> None:
+    result = run("serve", "--uds", "")
+    assert result.exit_code == 2
+    assert "--uds ''" in result.stderr
