@@ -111,19 +111,18 @@ is_mount_point() {
 
 # --- settings ----------------------------------------------------------------------------------------------------
 
-number=""        # as number_setting has found it
 setting_error="" # what number_setting says of a setting that is wrong
 
-# Sets number to the one that an environment variable holds, or to its default when the variable is unset or empty. Fails, and
-# sets setting_error to the rule, when the variable holds anything but a whole number in the range.
-# Arguments: name of the variable, default, least, greatest (inclusive, at most 9 digits)
+# Sets a variable to the number that a variable of the environment holds, or to its default when that is unset or empty. Fails,
+# and sets setting_error to the rule, when it holds anything but a whole number in the range.
+# Arguments: name in the environment, default, least, greatest (inclusive, at most 9 digits), the variable to set
 number_setting() {
   local text="${!1:-$2}"
   if [[ ! "$text" =~ ^[0-9]{1,9}$ ]] || ((10#$text < $3 || 10#$text > $4)); then
     setting_error="$1 is '${text:0:40}': it must be a whole number from $3 to $4, without a unit"
     return 1
   fi
-  number="$((10#$text))"
+  printf -v "$5" '%d' "$((10#$text))"
 }
 
 # --- text --------------------------------------------------------------------------------------------------------
@@ -340,8 +339,8 @@ http_transfer() {
 http_request() {
   local url="$1" first="$2" reply code=0
   shift 2
-  # With -L and no redirect allowed, curl drops the body of a redirect and ends with 47. The x keeps the line ends. Newer bash
-  # says when it has left out a NUL: that is no word of curl's.
+  # With -L and no redirect allowed, curl drops the body of a redirect and ends with 47. The x keeps the line ends. Newer
+  # versions of bash warn of a NUL that they leave out; the warning is discarded.
   {
     reply="$(
       { # a redirect's query may be a secret
@@ -1758,22 +1757,14 @@ time_left() {
 # Reads and checks the environment; ends the script, and names the setting, when one is wrong.
 configure() {
   local name
-  number_setting OSGPROD_SLICES 1 1 100000 || die "$EXIT_REFUSED" "$setting_error"
-  SLICES="$number"
-  number_setting OSGPROD_TRIES 10 1 1000 || die "$EXIT_REFUSED" "$setting_error"
-  TRIES="$number"
-  number_setting OSGPROD_BACKOFF_MS 1000 1 600000 || die "$EXIT_REFUSED" "$setting_error"
-  BACKOFF_MS="$number"
-  number_setting OSGPROD_MAX_WAIT_S 600 0 604800 || die "$EXIT_REFUSED" "$setting_error"
-  MAX_WAIT_S="$number"
-  if [[ -n "${OSGPROD_TIME_LEFT_S:-}" ]]; then
-    number_setting OSGPROD_TIME_LEFT_S 0 0 999999999 || die "$EXIT_REFUSED" "$setting_error"
-    TIME_LEFT_S="$number"
-  fi
-  number_setting OSGPROD_MAX_LOG_BYTES 10000000 0 999999999 || die "$EXIT_REFUSED" "$setting_error"
-  MAX_LOG_BYTES="$number"
-  number_setting OSGPROD_CHECKPOINT_CODE 0 0 255 || die "$EXIT_REFUSED" "$setting_error"
-  CHECKPOINT_CODE="$number"
+  number_setting OSGPROD_SLICES 1 1 100000 SLICES || die "$EXIT_REFUSED" "$setting_error"
+  number_setting OSGPROD_TRIES 10 1 1000 TRIES || die "$EXIT_REFUSED" "$setting_error"
+  number_setting OSGPROD_BACKOFF_MS 1000 1 600000 BACKOFF_MS || die "$EXIT_REFUSED" "$setting_error"
+  number_setting OSGPROD_MAX_WAIT_S 600 0 604800 MAX_WAIT_S || die "$EXIT_REFUSED" "$setting_error"
+  [[ -z "${OSGPROD_TIME_LEFT_S:-}" ]] ||
+    number_setting OSGPROD_TIME_LEFT_S 0 0 999999999 TIME_LEFT_S || die "$EXIT_REFUSED" "$setting_error"
+  number_setting OSGPROD_MAX_LOG_BYTES 10000000 0 999999999 MAX_LOG_BYTES || die "$EXIT_REFUSED" "$setting_error"
+  number_setting OSGPROD_CHECKPOINT_CODE 0 0 255 CHECKPOINT_CODE || die "$EXIT_REFUSED" "$setting_error"
   [[ -n "${OSGPROD_URL:-}" ]] || die "$EXIT_REFUSED" 'OSGPROD_URL is not set: the server, like https://host/osgprod'
   [[ "$OSGPROD_URL" =~ ^https?://[^/] ]] || die "$EXIT_REFUSED" 'OSGPROD_URL does not begin with https:// or http://'
   [[ ! "$OSGPROD_URL" =~ ^https?://[^/?#]*@ ]] || # it would be on curl's command line

@@ -126,19 +126,18 @@ is_mount_point() {
 
 # --- settings ----------------------------------------------------------------------------------------------------
 
-number=""        # as number_setting has found it
 setting_error="" # what number_setting says of a setting that is wrong
 
-# Sets number to the one that an environment variable holds, or to its default when the variable is unset or empty. Fails, and
-# sets setting_error to the rule, when the variable holds anything but a whole number in the range.
-# Arguments: name of the variable, default, least, greatest (inclusive, at most 9 digits)
+# Sets a variable to the number that a variable of the environment holds, or to its default when that is unset or empty. Fails,
+# and sets setting_error to the rule, when it holds anything but a whole number in the range.
+# Arguments: name in the environment, default, least, greatest (inclusive, at most 9 digits), the variable to set
 number_setting() {
   local text="${!1:-$2}"
   if [[ ! "$text" =~ ^[0-9]{1,9}$ ]] || ((10#$text < $3 || 10#$text > $4)); then
     setting_error="$1 is '${text:0:40}': it must be a whole number from $3 to $4, without a unit"
     return 1
   fi
-  number="$((10#$text))"
+  printf -v "$5" '%d' "$((10#$text))"
 }
 
 # --- text --------------------------------------------------------------------------------------------------------
@@ -355,8 +354,8 @@ http_transfer() {
 http_request() {
   local url="$1" first="$2" reply code=0
   shift 2
-  # With -L and no redirect allowed, curl drops the body of a redirect and ends with 47. The x keeps the line ends. Newer bash
-  # says when it has left out a NUL: that is no word of curl's.
+  # With -L and no redirect allowed, curl drops the body of a redirect and ends with 47. The x keeps the line ends. Newer
+  # versions of bash warn of a NUL that they leave out; the warning is discarded.
   {
     reply="$(
       { # a redirect's query may be a secret
@@ -2252,10 +2251,8 @@ main() {
   log_name=osgprod_merge
   OSGPROD_REPORT="${OSGPROD_REPORT:-osgprod_report.txt}"
   [[ "$OSGPROD_REPORT" == /* ]] || OSGPROD_REPORT="$PWD/$OSGPROD_REPORT"
-  number_setting OSGPROD_TRIES 8 1 1000 || misconfigured "$setting_error"
-  TRIES="$number"
-  number_setting OSGPROD_BACKOFF_MS 1000 1 600000 || misconfigured "$setting_error"
-  BACKOFF_MS="$number"
+  number_setting OSGPROD_TRIES 8 1 1000 TRIES || misconfigured "$setting_error"
+  number_setting OSGPROD_BACKOFF_MS 1000 1 600000 BACKOFF_MS || misconfigured "$setting_error"
   if [[ -z "${osgprod_inputs[*]:-}" || ! "${osgprod_run:-}" =~ ^[0-9]+$ ]]; then
     [[ -z "$report" ]] || misconfigured 'no merge is filled in: the project'\''s copy of osgprod_merge.bash lacks a line like #osgprod_run='
     log 'no merge is filled in: fetch this script from the server'

@@ -95,22 +95,14 @@ time_left() {
 # Reads and checks the environment; ends the script, and names the setting, when one is wrong.
 configure() {
   local name
-  number_setting OSGPROD_SLICES 1 1 100000 || die "$EXIT_REFUSED" "$setting_error"
-  SLICES="$number"
-  number_setting OSGPROD_TRIES 10 1 1000 || die "$EXIT_REFUSED" "$setting_error"
-  TRIES="$number"
-  number_setting OSGPROD_BACKOFF_MS 1000 1 600000 || die "$EXIT_REFUSED" "$setting_error"
-  BACKOFF_MS="$number"
-  number_setting OSGPROD_MAX_WAIT_S 600 0 604800 || die "$EXIT_REFUSED" "$setting_error"
-  MAX_WAIT_S="$number"
-  if [[ -n "${OSGPROD_TIME_LEFT_S:-}" ]]; then
-    number_setting OSGPROD_TIME_LEFT_S 0 0 999999999 || die "$EXIT_REFUSED" "$setting_error"
-    TIME_LEFT_S="$number"
-  fi
-  number_setting OSGPROD_MAX_LOG_BYTES 10000000 0 999999999 || die "$EXIT_REFUSED" "$setting_error"
-  MAX_LOG_BYTES="$number"
-  number_setting OSGPROD_CHECKPOINT_CODE 0 0 255 || die "$EXIT_REFUSED" "$setting_error"
-  CHECKPOINT_CODE="$number"
+  number_setting OSGPROD_SLICES 1 1 100000 SLICES || die "$EXIT_REFUSED" "$setting_error"
+  number_setting OSGPROD_TRIES 10 1 1000 TRIES || die "$EXIT_REFUSED" "$setting_error"
+  number_setting OSGPROD_BACKOFF_MS 1000 1 600000 BACKOFF_MS || die "$EXIT_REFUSED" "$setting_error"
+  number_setting OSGPROD_MAX_WAIT_S 600 0 604800 MAX_WAIT_S || die "$EXIT_REFUSED" "$setting_error"
+  [[ -z "${OSGPROD_TIME_LEFT_S:-}" ]] ||
+    number_setting OSGPROD_TIME_LEFT_S 0 0 999999999 TIME_LEFT_S || die "$EXIT_REFUSED" "$setting_error"
+  number_setting OSGPROD_MAX_LOG_BYTES 10000000 0 999999999 MAX_LOG_BYTES || die "$EXIT_REFUSED" "$setting_error"
+  number_setting OSGPROD_CHECKPOINT_CODE 0 0 255 CHECKPOINT_CODE || die "$EXIT_REFUSED" "$setting_error"
   [[ -n "${OSGPROD_URL:-}" ]] || die "$EXIT_REFUSED" 'OSGPROD_URL is not set: the server, like https://host/osgprod'
   [[ "$OSGPROD_URL" =~ ^https?://[^/] ]] || die "$EXIT_REFUSED" 'OSGPROD_URL does not begin with https:// or http://'
   [[ ! "$OSGPROD_URL" =~ ^https?://[^/?#]*@ ]] || # it would be on curl's command line

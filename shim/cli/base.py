@@ -16,6 +16,7 @@ import psycopg
 from click.shell_completion import CompletionItem
 
 from shim import replica
+from shim.cli.terminal import cell
 from shim.config import Settings, unknown_variables
 from shim.database import call, connect
 from shim.errors import OperatorError
@@ -83,8 +84,8 @@ def _first_line(error: psycopg.Error) -> str:
 
 def _fail(message: str, hint: str, code: int = REFUSED) -> NoReturn:
     # What somebody typed is repeated, so no character may be one that moves the cursor or turns the text round.
-    lines = [re.sub(r"\s", " ", line) for line in (f"osgprod: {message}", f"hint: {hint}")]
-    click.echo("\n".join("".join(c if c.isprintable() else "?" for c in line) for line in lines), err=True)
+    for line in (f"osgprod: {message}", f"hint: {hint}"):
+        click.echo(cell(re.sub(r"\s", " ", line)), err=True)
     raise SystemExit(code)
 
 

@@ -238,19 +238,19 @@ def workers_ban(
     name = _meant(worker, site)
     rows = change("ban_worker", dry_run, project=project, worker=name, seconds=seconds, reason=reason)
     click.echo(f"{name} {'would be' if dry_run else 'is'} banned until {cell(rows[0]['ban_worker'])}")
-    _warn_of_unknown(project, site or name, site is not None)
+    _warn_of_unknown(project, worker, site)
 
 
-def _warn_of_unknown(project: str, name: str, is_site: bool) -> None:
-    """Say so where no job of the project was on a worker or at a site of that name."""
+def _warn_of_unknown(project: str, worker: str | None, site: str | None) -> None:
+    """Say so where no job of the project was on that worker or at that site."""
     kind, listing = (
         ("site", "attempts {} --by site --hours 168")
-        if is_site
+        if site
         else ("worker", "workers list {} --order busy --hours 168")
     )
-    if not any(row["kind"] == kind and row["project"] == project for row in ask("find", text=name)):
+    if not any(row["kind"] == kind and row["project"] == project for row in ask("find", text=site or worker)):
         click.echo(
-            f"osgprod: no job of project {project} was on {name} within seven days;"
+            f"osgprod: no job of project {project} was on {_meant(worker, site)} within seven days;"
             f" osgprod {listing.format(project)} lists the names",
             err=True,
         )
@@ -287,7 +287,7 @@ def workers_stop(project: str, worker: str | None, site: str | None, dry_run: bo
     stopped = rows[0]["stop_jobs"]
     click.echo(f"{stopped} attempts {'would be' if dry_run else 'are'} stopped, each at its next heartbeat")
     if not stopped and name != "all":
-        _warn_of_unknown(project, site or name, site is not None)
+        _warn_of_unknown(project, worker, site)
 
 
 @osgprod.command()

@@ -133,7 +133,7 @@ class _Issuer:
         self._fetched_at = self._asked_at = float("-inf")
         self._lock = asyncio.Lock()
         self._renewal: asyncio.Task[bool] | None = None
-        self._fetch: asyncio.Future[dict[str | None, jwt.PyJWK]] | None = None
+        self._fetching: asyncio.Future[dict[str | None, jwt.PyJWK]] | None = None
 
     async def key(self, kid: str | None) -> jwt.PyJWK:
         """Returns the key of that name; without a name, the only key.
@@ -163,14 +163,14 @@ class _Issuer:
     async def _renew(self) -> bool:
         """Fetches the keys; False when that failed, or was tried a moment ago: then the old ones stay."""
         async with self._lock:
-            # The thread of a fetch goes on when nobody waits for it any more: a slow issuer has one, not all there are.
-            if time.monotonic() - self._asked_at < RETRY_S or (self._fetch and not self._fetch.done()):
+            # A fetch goes on in its thread when it is no longer waited for. A second one would take another thread.
+            if time.monotonic() - self._asked_at < RETRY_S or (self._fetching and not self._fetching.done()):
                 return False
             self._asked_at = time.monotonic()
-            self._fetch = asyncio.ensure_future(asyncio.to_thread(_fetch, self.url))
+            self._fetching = asyncio.ensure_future(asyncio.to_thread(_fetch, self.url))
             try:
                 async with asyncio.timeout(FETCH_ALL_S):
-                    self._keys = await asyncio.shield(self._fetch)
+                    self._keys = await asyncio.shield(self._fetching)
             except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
                 log.warning("keys of issuer %s not fetched: %s", self.url, type(error).__name__)
                 return False

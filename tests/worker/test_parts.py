@@ -73,7 +73,7 @@ def test_pause_is_what_the_server_wants_within_bounds(wanted: str, least: float,
 
 @pytest.mark.parametrize("text, number", [("", "10"), ("1", "1"), ("007", "7"), ("1000", "1000")])
 def test_number_in_the_environment(text: str, number: str) -> None:
-    found = bash("number_setting OSGPROD_TRIES 10 1 1000; echo $number", OSGPROD_TRIES=text)
+    found = bash("number_setting OSGPROD_TRIES 10 1 1000 number; echo $number", OSGPROD_TRIES=text)
     assert found.stdout == f"{number}\n"
 
 
@@ -82,7 +82,8 @@ def test_number_in_the_environment(text: str, number: str) -> None:
 )
 def test_what_is_no_number_is_named_with_its_rule(text: str) -> None:
     done = bash(
-        'number_setting OSGPROD_TRIES 10 1 1000 || echo "$?$number: $setting_error"', OSGPROD_TRIES=text
+        'number_setting OSGPROD_TRIES 10 1 1000 number || echo "$?${number-}: $setting_error"',
+        OSGPROD_TRIES=text,
     )
     rule = f"OSGPROD_TRIES is '{text}': it must be a whole number from 1 to 1000, without a unit"
     assert (done.stdout, done.stderr) == (f"1: {rule}\n", "")

@@ -76,8 +76,8 @@ http_transfer() {
 http_request() {
   local url="$1" first="$2" reply code=0
   shift 2
-  # With -L and no redirect allowed, curl drops the body of a redirect and ends with 47. The x keeps the line ends. Newer bash
-  # says when it has left out a NUL: that is no word of curl's.
+  # With -L and no redirect allowed, curl drops the body of a redirect and ends with 47. The x keeps the line ends. Newer
+  # versions of bash warn of a NUL that they leave out; the warning is discarded.
   {
     reply="$(
       { # a redirect's query may be a secret

@@ -6,10 +6,8 @@ main() {
   log_name=osgprod_merge
   OSGPROD_REPORT="${OSGPROD_REPORT:-osgprod_report.txt}"
   [[ "$OSGPROD_REPORT" == /* ]] || OSGPROD_REPORT="$PWD/$OSGPROD_REPORT"
-  number_setting OSGPROD_TRIES 8 1 1000 || misconfigured "$setting_error"
-  TRIES="$number"
-  number_setting OSGPROD_BACKOFF_MS 1000 1 600000 || misconfigured "$setting_error"
-  BACKOFF_MS="$number"
+  number_setting OSGPROD_TRIES 8 1 1000 TRIES || misconfigured "$setting_error"
+  number_setting OSGPROD_BACKOFF_MS 1000 1 600000 BACKOFF_MS || misconfigured "$setting_error"
   if [[ -z "${osgprod_inputs[*]:-}" || ! "${osgprod_run:-}" =~ ^[0-9]+$ ]]; then
     [[ -z "$report" ]] || misconfigured 'no merge is filled in: the project'\''s copy of osgprod_merge.bash lacks a line like #osgprod_run='
     log 'no merge is filled in: fetch this script from the server'

@@ -31,10 +31,8 @@ main() {
   local status=0
   local -a inputs
   log_name=osgprod_work
-  number_setting OSGPROD_TRIES 8 1 1000 || misconfigured "$setting_error"
-  TRIES="$number"
-  number_setting OSGPROD_BACKOFF_MS 1000 1 600000 || misconfigured "$setting_error"
-  BACKOFF_MS="$number"
+  number_setting OSGPROD_TRIES 8 1 1000 TRIES || misconfigured "$setting_error"
+  number_setting OSGPROD_BACKOFF_MS 1000 1 600000 BACKOFF_MS || misconfigured "$setting_error"
   slice="${output_filename:-}"
   if [[ -n "${osgprod_source_url:-}" ]] && find_doors; then
     trap 'rm -f "$slice"' EXIT # whole or not, it is not an output
