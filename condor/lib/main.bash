@@ -3,6 +3,7 @@
 
 cluster="" process=""    # HTCondor's identity of the job
 schedd="" qdate=""       # the job's access point, and when it was submitted there [s since 1970]
+TRIES=""                 # OSGPROD_TRIES
 TIME_LEFT_S=""           # OSGPROD_TIME_LEFT_S, if it is set
 ends_at=""               # when the job must end [s since 1970]; nothing = not known
 ad_value="" ad_number="" # as the functions of these names have set them
