@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Self, get_type_hints
@@ -283,6 +282,8 @@ def unknown_variables(environment: Mapping[str, str] = os.environ) -> list[str]:
     for name in sorted(environment):
         word = name.removeprefix("OSGPROD_")
         if name != word and word not in known:
+            from difflib import get_close_matches
+
             near = get_close_matches(word, known, n=1)
             meant = f"; the nearest one is OSGPROD_{near[0]}" if near else ""
             lines.append(f"{name} has no effect: no such setting{meant}")

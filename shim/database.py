@@ -13,7 +13,7 @@ import os
 import socket
 from collections.abc import Iterator, Mapping
 from functools import cache, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 from psycopg import sql
@@ -21,11 +21,13 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import dict_row
 from psycopg.types.numeric import Int8Dumper
 from psycopg.types.string import TextLoader
-from psycopg_pool import AsyncConnectionPool
 
 from shim.config import Settings
 from shim.errors import OperatorError
 from shim.version import which_is_older
+
+if TYPE_CHECKING:
+    from psycopg_pool import AsyncConnectionPool
 
 CONNECT_TIMEOUT_S = 5
 HOST_TIMEOUT_S = 2  # of the shim for each host that the DSN names, unless the DSN has a connect_timeout
@@ -347,6 +349,8 @@ def open_pool(dsn: str, size: int, name: str = "osgprod shim") -> AsyncConnectio
     name : str
         Shown by PostgreSQL as their application_name.
     """
+
+    from psycopg_pool import AsyncConnectionPool  # which commands do not need
 
     async def configure(connection: ShimConnection) -> None:
         try:

@@ -25,7 +25,6 @@ from shim.storage import Found, Storage
 ROWS_A_FETCH = 2000
 REQUEUED_A_CALL = 200
 FIRST_LOOK, FIRST_BAD = 100, 90  # so many bad ones among the first files: the fault is not the files'
-AGAIN_S = 30.0
 FORMAT = 1  # of a manifest
 # What condor/osgprod_exec.sh calls the tarball of a job's nth attempt, however it is delivered; without n: the first.
 TARBALL = re.compile(r"(?:failed_)?job_([0-9]+)_([0-9]+)(?:\.([0-9]+))?\.tar\.gz")
@@ -117,7 +116,8 @@ def check(
     dry_run: bool = False,
     confirm: Callable[[int, int], None] = lambda _bad, _files: None,
     every: bool = False,
-    again_s: float = AGAIN_S,
+    *,
+    again_s: float,
 ) -> dict[str, int]:
     """Compare the delivered files with what storage says of them.
 

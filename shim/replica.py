@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 
 import psycopg
 from psycopg.rows import dict_row
-from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
 from shim import database
 from shim.config import Settings
@@ -117,6 +116,8 @@ class Replica:
         psycopg.DataError
             An argument has a value that can't be, for the primary neither.
         """
+        from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
+
         if time.monotonic() < self._away_until:
             raise Unfit(self._trouble)
         began = float("inf")

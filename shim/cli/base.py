@@ -9,18 +9,18 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
-import psycopg
 from click.shell_completion import CompletionItem
 
-from shim import replica
 from shim.cli.terminal import cell
 from shim.config import Settings, unknown_variables
-from shim.database import call, connect
 from shim.errors import OperatorError
 from shim.evio.errors import EvioError
+
+if TYPE_CHECKING:
+    import psycopg
 
 REFUSED, UNREACHABLE = 1, 3
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
@@ -42,18 +42,6 @@ class Commands(click.Group):
                 str(error),
                 "name files, folders or URLs that this machine can read (osgprod rawdata load --help)",
             )
-        except psycopg.OperationalError as error:
-            if error.sqlstate is None:
-                _fail(_first_line(error), _how_to_reach(error), UNREACHABLE)
-            is_away = error.sqlstate.startswith(("08", "57P"))
-            hint = error.diag.message_hint or "see the server's log"
-            _fail(_first_line(error), hint, UNREACHABLE if is_away else REFUSED)
-        except (psycopg.errors.UndefinedFunction, psycopg.errors.InvalidSchemaName) as error:
-            _fail(_first_line(error), "osgprod migrate brings the database up to date")
-        except psycopg.errors.InsufficientPrivilege as error:
-            _fail(_first_line(error), "this takes a login that is a member of osgprod_operator")
-        except psycopg.Error as error:
-            _fail(_first_line(error), error.diag.message_hint or _what_to_read(error))
         except OSError as error:
             if error.filename is None or error.errno in _UNWRITABLE:  # of the output: see run()
                 raise
@@ -62,6 +50,32 @@ class Commands(click.Group):
             _fail(
                 "an argument or a variable is not UTF-8 text", "the database stores UTF-8: encode it as UTF-8"
             )
+        except Exception as error:
+            if "psycopg" in sys.modules:  # else the error is not one of the database
+                _fail_for_database(error)
+            raise
+
+
+def _fail_for_database(error: Exception) -> None:
+    """End the process if this is an error of psycopg."""
+    import psycopg
+
+    try:
+        raise error
+    except psycopg.OperationalError as error:
+        if error.sqlstate is None:
+            _fail(_first_line(error), _how_to_reach(error), UNREACHABLE)
+        is_away = error.sqlstate.startswith(("08", "57P"))
+        hint = error.diag.message_hint or "see the server's log"
+        _fail(_first_line(error), hint, UNREACHABLE if is_away else REFUSED)
+    except (psycopg.errors.UndefinedFunction, psycopg.errors.InvalidSchemaName) as error:
+        _fail(_first_line(error), "osgprod migrate brings the database up to date")
+    except psycopg.errors.InsufficientPrivilege as error:
+        _fail(_first_line(error), "this takes a login that is a member of osgprod_operator")
+    except psycopg.Error as error:
+        _fail(_first_line(error), error.diag.message_hint or _what_to_read(error))
+    except Exception:
+        return
 
 
 def _how_to_reach(error: psycopg.Error) -> str:
@@ -99,6 +113,8 @@ def ask(function: str, **arguments: object) -> list[dict[str, Any]]:
     **arguments : object
         Its arguments without the p_; None: the function's own default.
     """
+    from shim.database import call, connect
+
     with connect() as connection:
         return call(connection, function, **given(**arguments))
 
@@ -113,6 +129,7 @@ def look(function: str, **arguments: object) -> list[dict[str, Any]]:
     function, **arguments : str, object
         See ask().
     """
+    from shim import replica
 
     def say(line: str) -> None:
         click.echo(f"osgprod: {line}", err=True)
@@ -131,6 +148,8 @@ def change(function: str, dry_run: bool, **arguments: object) -> list[dict[str, 
     dry_run : bool
         Roll back.
     """
+    from shim.database import call, connect
+
     with connect() as connection, connection.transaction(force_rollback=dry_run):
         return call(connection, function, **given(**arguments))
 
@@ -154,6 +173,8 @@ class _Project(click.ParamType[str]):
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
+        import psycopg
+
         with contextlib.suppress(psycopg.Error):  # a shell that completes must not say anything else
             names = [row["project"] for row in ask("progress")]
             return [CompletionItem(name) for name in names if name.startswith(incomplete)]

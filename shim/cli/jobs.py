@@ -7,9 +7,9 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
-import psycopg
 
 from shim.cli.base import (
     PROJECT,
@@ -25,6 +25,9 @@ from shim.cli.base import (
 )
 from shim.cli.terminal import cell, show, wants
 from shim.errors import OperatorError
+
+if TYPE_CHECKING:
+    import psycopg
 
 CONDOR_TIMEOUT_S = 300
 IDLE, RUNNING, HELD = 1, 2, 5  # JobStatus of HTCondor
@@ -145,6 +148,8 @@ def keep(
     When HTCondor or the database doesn't answer, it says so and tries again at the next look. Only at the first look
     this ends it.
     """
+    import psycopg
+
     for program in ("condor_submit", "condor_q"):
         if shutil.which(program) is None:
             raise OperatorError(f"there is no {program} here", "run this on the access point")
@@ -189,7 +194,7 @@ def _keep_once(
 
 def _may_pass(error: OperatorError | psycopg.Error) -> bool:
     """May this error be over at the next look? Not one of class OG, except for the group "try later"."""
-    code = error.sqlstate or "" if isinstance(error, psycopg.Error) else ""
+    code = "" if isinstance(error, OperatorError) else error.sqlstate or ""
     return not code.startswith("OG") or code.startswith("OG5")
 
 

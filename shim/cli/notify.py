@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import click
-import psycopg
 
 from shim.cli.base import PROJECT, as_json, ask, change, dry, osgprod
 from shim.cli.terminal import cell, show
 from shim.config import secret_at
-from shim.database import call, connect
 from shim.errors import OperatorError
+
+if TYPE_CHECKING:
+    import psycopg
 
 HEALTH_EVERY_S = 300.0
 TITLES = {"health-bad": "needs attention", "health-well": "is healthy again"}
@@ -88,6 +89,8 @@ def deliver(connection: psycopg.Connection[Any], name: str, place: str, sender: 
     DeliveryError
         A message could not be delivered; it stays to be delivered, and the target notes why.
     """
+    from shim.database import call
+
     count = 0
     try:
         address = secret_at(place)
@@ -180,6 +183,10 @@ def notify_run(once: bool, interval: int) -> None:
 
     With --once the exit code is 1 when something could not be delivered.
     """
+    import psycopg
+
+    from shim.database import call, connect
+
     looked_at = float("-inf")
     try:
         while True:
@@ -203,6 +210,8 @@ def notify_run(once: bool, interval: int) -> None:
 
 
 def _deliver_to_all(connection: psycopg.Connection[Any], say: Callable[[str], None]) -> int:
+    from shim.database import call
+
     failed = 0
     for target in call(connection, "list_notify_targets"):
         if not target["waiting"]:

@@ -9,7 +9,6 @@ from urllib.parse import urlsplit
 
 import click
 
-from shim import outputs as delivered
 from shim.cli.base import (
     as_json,
     ask,
@@ -22,10 +21,9 @@ from shim.cli.base import (
     runs_option,
 )
 from shim.cli.terminal import Bar, show, working
-from shim.database import connect
-from shim.storage import Storage
 
 NO_OUTPUT = "no such output: jobs report what they delivered (docs/outputs.md)"
+AGAIN_S = 30.0
 ASK_ABOVE = 50  # bad files; more are a fault of the storage more often than of the files
 SHOWN = ("run", "seqno", "block1", "block2", "kind", "url", "bytes", "adler32", "events", "software", "state")
 
@@ -52,6 +50,9 @@ def outputs_list(
 
     With --csv, --json or --urls any number of rows is written, and --limit does not apply.
     """
+    from shim import outputs as delivered
+    from shim.database import connect
+
     writers = {"csv": delivered.write_csv, "json": delivered.write_json, "urls": delivered.write_urls}
     with (
         connect() as connection,
@@ -94,7 +95,7 @@ def outputs_list(
 @click.option(
     "--again-after",
     type=click.FloatRange(0, 3600),
-    default=delivered.AGAIN_S,
+    default=AGAIN_S,
     show_default=True,
     help="How long to wait before looking again at what seems to be gone [s].",
 )
@@ -145,6 +146,9 @@ def outputs_check(
     --orphans looks the other way: a failover or a restore may have lost reports whose outputs are in storage. Their
     blocks are processed again, so these files may be removed, which this command does not do.
     """
+    from shim import outputs as delivered
+    from shim.storage import Storage
+
     if orphans is not None:
         found: list[dict[str, Any]] = []
         counts = delivered.orphans(project, orphans, older_than, lambda url: found.append({"url": url}))
@@ -176,7 +180,7 @@ def outputs_check(
             dry_run,
             sure,
             every,
-            again_after,
+            again_s=again_after,
         )
         others = sorted(storage.asked_without_token)
     show([counts], as_json)
@@ -208,6 +212,8 @@ def _hosts_of(project: str) -> Iterable[str]:
 )
 def outputs_manifest(project: str, runs: list[int] | None, output: TextIO) -> None:
     """Write the delivered files as JSON, with sizes, checksums, events, blocks and versions."""
+    from shim import outputs as delivered
+
     counts = delivered.manifest(project, runs, output)
     if output is not sys.stdout:
         click.echo(f"{counts['outputs']} outputs of {counts['files']} files", err=True)

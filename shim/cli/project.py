@@ -7,12 +7,10 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-import psycopg
 
-from shim import admin
 from shim.cli import settings
 from shim.cli.base import (
     as_json,
@@ -26,9 +24,10 @@ from shim.cli.base import (
     read_magic,
 )
 from shim.cli.terminal import show
-from shim.database import call, connect
 from shim.errors import OperatorError
-from shim.export import export_project
+
+if TYPE_CHECKING:
+    import psycopg
 
 
 @osgprod.group()
@@ -62,6 +61,8 @@ def project_add(
     XROOTD_PREFIX     prefix of a file's path in its URL; empty for a file system; several are tried in order
     MAXBLOCKSPERCORE  blocks of a slice for each core of the job [1 .. 1000000]
     """
+    from shim import admin
+
     magic = read_magic(magic_file)
     admin.add_project(project, subnet_pattern, workscript, xrootd_prefix, maxblockspercore, magic, dry_run)
     click.echo(f"project {project} {'would be' if dry_run else 'is'} made")
@@ -92,6 +93,8 @@ def project_set_magic(project: str, magic_file: str | None, overlap: int, dry_ru
 @as_json
 def project_set(project: str, assignments: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
     """Change settings, like lease_s=3600, and show the changes. An empty value means none."""
+    from shim.database import connect
+
     values: dict[str, Any] = {}
     for setting in assignments:
         name, equals, value = setting.partition("=")
@@ -112,6 +115,8 @@ def project_set(project: str, assignments: tuple[str, ...], dry_run: bool, as_js
 def _settings(
     connection: psycopg.Connection[dict[str, Any]], project: str, values: Mapping[str, Any]
 ) -> dict[str, Any]:
+    from shim.database import call
+
     rows = call(connection, "set_project", project=project, settings=json.dumps(values))
     return {row["setting"]: row["value"] for row in rows}
 
@@ -184,6 +189,8 @@ def project_stop(project: str, wait: bool, interval: float, dry_run: bool) -> No
 @as_json
 def project_export(project: str, folder: Path, as_json: bool) -> None:
     """Write all that is recorded of a project to a new folder: a CSV file a table, and a manifest."""
+    from shim.export import export_project
+
     rows = export_project(project, folder)
     show([{"file": f"{name}.csv", "rows": count} for name, count in rows.items()], as_json)
 
@@ -195,4 +202,6 @@ def project_export(project: str, folder: Path, as_json: bool) -> None:
 @as_json
 def project_remove(project: str, force: bool, dry_run: bool, as_json: bool) -> None:
     """Remove a project with all that is recorded of it; registered raw data files stay."""
+    from shim import admin
+
     show([admin.remove_project(project, force, dry_run)], as_json)

@@ -7,17 +7,16 @@ import json
 
 import click
 
-from shim import migrate as migration
-from shim.cli import doctor
 from shim.cli.base import as_json, ask, dry, magic_option, osgprod, read_magic
 from shim.cli.terminal import Bar, show, working
-from shim.cli.watch import listen
 
 
 @osgprod.command()
 @click.option("--dry-run", is_flag=True, help="Only show what would be applied.")
 def migrate(dry_run: bool) -> None:
     """Bring the database up to date: tables, functions, grants."""
+    from shim import migrate as migration
+
     if dry_run:
         for line in migration.pending() or ["up to date, nothing to do"]:
             click.echo(line)
@@ -60,6 +59,8 @@ def watch(as_json: bool, count: int | None) -> None:
 
     docs/sql.md lists the events, like block-quarantined or project-paused.
     """
+    from shim.cli.watch import listen
+
     with contextlib.suppress(KeyboardInterrupt):
         ask("alive")  # any login may listen: missing rights, or functions, would show in nothing but silence
         for notice in listen(say=lambda line: click.echo(line, err=True), count=count):
@@ -70,6 +71,8 @@ def watch(as_json: bool, count: int | None) -> None:
 @as_json
 def doctor_command(as_json: bool) -> None:
     """Look for problems, and say what to do about each. The exit code is 1 when there is one."""
+    from shim.cli import doctor
+
     with working("looking"):
         rows = doctor.examine()
     show(rows if as_json else [_line(row) for row in rows], as_json, wrapped=("found", "what to do"))

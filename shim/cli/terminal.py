@@ -12,23 +12,13 @@ import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from types import UnionType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich import box
 from rich.cells import cell_len
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-)
-from rich.progress import Task as ProgressTask
-from rich.table import Table
-from rich.text import Text
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 Row = Mapping[str, Any]
 
@@ -169,22 +159,16 @@ def _drawn(
     widths: Sequence[int],
     gap: int,
 ) -> list[str]:
-    grid = Table(box=box.SIMPLE_HEAD, padding=(0, gap - 1, 0, 0), pad_edge=False, show_edge=False)
-    cells = []
-    for name, head, width in zip(values, heads, widths, strict=True):
-        justify: Literal["right", "left"] = "right" if _are(int | float, rows, name) else "left"
-        overflow: Literal["fold", "ellipsis"] = "fold" if name in wrapped else "ellipsis"
-        grid.add_column(
-            Text(head), justify=justify, width=width, no_wrap=name not in wrapped, overflow=overflow,
-            vertical="top" if wrapped else "bottom",
-        )  # fmt: skip
-        is_cut_left = name not in wrapped and _are_paths(values[name])
-        cells.append([_end(value, width) if is_cut_left else value for value in values[name]])
-    for line in zip(*cells, strict=True):
-        grid.add_row(*map(Text, line))  # Text: nothing in a value is markup
-    output = io.StringIO()
-    Console(file=output, width=columns, no_color=True, highlight=False).print(grid)
-    return [line.rstrip() for line in output.getvalue().splitlines()]
+    from shim.cli.drawing import grid
+
+    numbers = [name for name in values if _are(int | float, rows, name)]
+    cut = {
+        name: [_end(value, width) for value in column]
+        if name not in wrapped and _are_paths(column)
+        else column
+        for (name, column), width in zip(values.items(), widths, strict=True)
+    }
+    return grid(cut, heads, widths, gap, columns, numbers, wrapped)
 
 
 def _end(text: str, width: int) -> str:
@@ -249,67 +233,51 @@ def cell(value: object) -> str:
     return "".join(character if character.isprintable() else "?" for character in str(value))
 
 
-class _Rate(TextColumn):
-    """Files a second so far, and the time that the more will take at that rate."""
-
-    def __init__(self, unit: str) -> None:
-        super().__init__("")
-        self._unit = unit
-
-    def render(self, task: ProgressTask) -> Text:
-        speed = task.finished_speed or task.speed
-        if not speed:
-            return Text(f"- {self._unit}/s")
-        left = (task.remaining or 0) / speed
-        return Text(f"{speed:.1f} {self._unit}/s, {_duration(left)} left")
-
-
-def _duration(seconds: float) -> str:
-    minutes, more = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{more:02}" if hours else f"{minutes}:{more:02}"
-
-
 class Bar:
     """A progress bar on the standard error output, with rate and ETA; silent where that is not a terminal."""
 
     def __init__(self, label: str, total: int, unit: str) -> None:
-        console = Console(stderr=True)
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            _Rate(unit),
-            console=console,
-            disable=not console.is_terminal,
-            transient=True,
-        )
-        self._task = self._progress.add_task(label, total=total)
+        self._progress: Progress | None = None
+        if _is_watched():
+            from shim.cli.drawing import files_bar
+
+            self._progress = files_bar(label, total, unit)
 
     def __enter__(self) -> Bar:
-        self._progress.start()
+        if self._progress:
+            self._progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        if self._progress:
+            self._progress.stop()
 
     def advance(self, count: int = 1) -> None:
         """So many more are done."""
-        self._progress.advance(self._task, count)
+        if self._progress:
+            self._progress.advance(self._progress.task_ids[0], count)
 
     def say(self, line: str) -> None:
         """Prints a line on the standard error output, above the bar."""
-        if self._progress.disable:
-            click.echo(line, err=True)
-        else:
+        if self._progress:
+            from rich.text import Text
+
             self._progress.console.print(Text(line))
+        else:
+            click.echo(line, err=True)
 
 
 @contextlib.contextmanager
 def working(label: str) -> Iterator[None]:
     """Shows on the standard error output, if that is a terminal, that one long call is running, and since when."""
-    console = Console(stderr=True)
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
-        progress.add_task(label, total=None)
+    if not _is_watched():
         yield
+        return
+    from shim.cli.drawing import spinner
+
+    with spinner(label):
+        yield
+
+
+def _is_watched() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()

@@ -8,7 +8,6 @@ from typing import TextIO
 
 import click
 
-from shim import admin
 from shim.cli.base import (
     SAID_BY_PATH,
     as_json,
@@ -27,9 +26,6 @@ from shim.cli.base import (
 )
 from shim.cli.terminal import Bar, show, working
 from shim.errors import OperatorError
-from shim.evio import scan
-from shim.evio.index import FILE_NAME
-from shim.evio.remote import is_url
 
 TIMES = ("%Y-%m-%d", "%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M:%S")  # of --since
 
@@ -77,6 +73,11 @@ def rawdata_load(
     Files without a begin-of-run record are registered, counted and named. The exit code is 1 if no file is found, or
     if a file is bad or differs from its registered index.
     """
+    from shim import admin
+    from shim.evio import scan
+    from shim.evio.index import FILE_NAME
+    from shim.evio.remote import is_url
+
     listed = (line.strip() for file in lists for line in file)
     every = [*sources, *(line for line in listed if line and not line.startswith("#"))]
     if not every:
@@ -117,6 +118,10 @@ def rawdata_load(
 @as_json
 def rawdata_check(folder: str, pattern: str | None, as_json: bool) -> None:
     """Compare FOLDER with the registered files. Each row is a difference; if there is one, the exit code is 1."""
+    from shim import admin
+    from shim.evio import scan
+    from shim.evio.index import FILE_NAME
+
     names = FILE_NAME if pattern is None else scan.name_pattern(pattern)
     faults = admin.check_rawdata_files(folder, Bar, names)
     show(faults, as_json, "all files are as registered, and every registered file is there")
@@ -144,6 +149,8 @@ def rawdata_check_online(
     With the setting skip_nearline=true a project assigns nothing of a file that is on tape only, until this command
     finds it online. Each row is a file that is not online; if there is one, the exit code is 1.
     """
+    from shim import admin
+
     token = token_file.read().strip() if token_file else None
     with working("asking storage"):
         rows = admin.check_online(project, count, token, dry_run)
@@ -269,6 +276,8 @@ def slices_load(
             not done + leased,
             f"to process quarantined or failed slices again: osgprod slices recycle {project}; or --yes",
         )
+    from shim import admin
+
     with working("loading files"):
         counts = admin.load_slices(runs, project, start_over, dry_run, cores)
     show([counts], as_json)

@@ -619,6 +619,31 @@ def test_what_is_not_utf8_is_one_line_with_a_hint(world: World, folder: Path) ->
         assert lines[1].startswith("hint: ") and "secret" not in said
 
 
+@pytest.mark.parametrize(
+    "command, without",
+    [
+        ("--version", "psycopg asyncio ssl"),
+        ("status --help", "psycopg asyncio ssl"),
+        ("status --json", ""),
+        ("slices load p --dry-run", "rich.console"),
+    ],
+)
+def test_a_command_loads_only_what_it_needs(command: str, without: str) -> None:
+    """Each start of a command, and each completion of a shell, would wait for it."""
+    never = "rich.progress rich.table yoyo sqlparse jwt uvicorn starlette jinja2 psycopg_pool difflib"
+    program = (
+        "import atexit, sys; atexit.register(lambda: print(*sys.modules, file=sys.stderr));"
+        "from shim.cli import run; run()"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program, *command.split()],
+        cwd=CHECKOUT, env={**os.environ, "OSGPROD_DSN": "host=/nonexistent"}, capture_output=True, text=True,
+    )  # fmt: skip
+    loaded = ended.stderr.splitlines()[-1].split()
+    assert "click" in loaded and ended.returncode == (3 if "p" in command.split() or not without else 0)
+    assert [module for module in f"{never} {without}".split() if module in loaded] == []
+
+
 def test_ctrl_c_while_modules_load_is_no_traceback() -> None:
     program = """if True:
         import os, signal, sys
@@ -626,7 +651,7 @@ def test_ctrl_c_while_modules_load_is_no_traceback() -> None:
 
         class Interrupted(MetaPathFinder):
             def find_spec(self, name, path, target=None):
-                if name == "psycopg":
+                if name == "click":
                     os.kill(os.getpid(), signal.SIGINT)
 
         sys.meta_path.insert(0, Interrupted())
