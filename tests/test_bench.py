@@ -17,7 +17,7 @@ from tests.support import CHECKOUT
 
 WANTED = {
     "sql_pairs_ratio", "sql_growth_ratio", "http_pairs_ratio", "http_pairs_per_s", "http_growth_ratio",
-    "contention_ratio", "horizon_ratio", "load_ratio", "scan_ratio", "scan_slow_ratio", "verify_s_per_million",
+    "contention_ratio", "horizon_ratio", "load_ratio", "scan_ratio", "scan_slow_ratio", "verify_ratio",
     "shim_rss_growth_mb", "p99_ms_at_half_load", "lone_checkout_ratio", "wrong_magics_ratio",
 }  # fmt: skip
 

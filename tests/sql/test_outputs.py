@@ -441,15 +441,17 @@ def test_a_text_that_is_no_digest_makes_one_version(world: World) -> None:
     assert [row["digest"] for row in rows] == ["x" * 64]
 
 
-@pytest.mark.parametrize("other", ["recon-5", None])
+@pytest.mark.parametrize(
+    ("first", "other"), [("recon-4", "recon-5"), ("recon-4", "recon-3"), ("recon-4", None), (None, "recon-4")]
+)
 def test_verify_names_files_that_several_versions_of_the_software_made_under_one_script(
-    world: World, other: str | None
+    world: World, first: str | None, other: str | None
 ) -> None:
     world.add_file(3)
     same = {"templates": json.dumps({"osgprod_work.bash": DIGEST}), "exec_version": "2", "image": "i"}
     for n in range(2):
         world.checkout(n, **same)
-        world.report(n, software="recon-4")
+        world.report(n, software=first)
     assert faults(world) == []
     world.checkout(2, **same)
     world.report(2, software=other)

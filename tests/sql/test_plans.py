@@ -165,6 +165,20 @@ def test_verify_finds_the_few_slices_that_are_ready_or_quarantined_by_index(
 
 
 @pytest.mark.history_by_hand
+def test_verify_looks_for_reports_by_other_software_without_reading_all_reports(
+    world: World, plans: Plans
+) -> None:
+    with connect(world.dsn) as other:
+        fill(other, "p", runs=10, files=40, blocks=200, a_slice=4, finished=0.9, in_flight=20, attempts=5000)
+        other.execute("UPDATE osgprod_data.reports SET software = 'recon-4'")
+        other.execute("VACUUM ANALYZE osgprod_data.reports")
+    call(world.db, "verify", project="p")
+    reads = [plan for query, plan in plans.seen if "r.software COLLATE" in query]
+    assert reads
+    assert {node["Index Name"] for node in _nodes(reads[0]) if "Index Name" in node} == {"reports_software"}
+
+
+@pytest.mark.history_by_hand
 def test_beginning_of_a_time_window_is_computed_once_and_not_for_each_row(world: World, plans: Plans) -> None:
     with connect(world.dsn) as other:
         fill(other, "p", runs=2, files=10, blocks=100, attempts=500)

@@ -73,16 +73,13 @@ SET enable_nestloop = off
 AS $fn$
 -- Names the files whose done slices were made with different versions of work script, exec script, image or software.
 -- Parameters: p_project_id  project
--- Returns:    a row a file; blocks are NULL. Where all attempts of the project ran the same, only their reports are read
+-- Returns:    a row a file; blocks are NULL. Slices are read only where the project has several versions
 DECLARE
     v_software text := (SELECT r.software FROM osgprod_data.reports r  -- of any
                          WHERE r.project_id = p_project_id AND r.by_worker AND r.outcome = 'done' LIMIT 1);
 BEGIN
     IF (SELECT count(DISTINCT (v.script, v.digest, v.exec_version, v.image)) FROM osgprod_data.versions v
-         WHERE v.project_id = p_project_id) < 2
-        -- The first condition settles nearly every row. (count, since EXISTS is not read by several processes.)
-        AND (SELECT count(*) FROM osgprod_data.reports r WHERE r.software IS DISTINCT FROM v_software
-                AND r.project_id = p_project_id AND r.by_worker AND r.outcome = 'done') = 0
+         WHERE v.project_id = p_project_id) < 2 AND NOT osgprod._has_other_software(p_project_id, v_software)
     THEN
         RETURN;
     END IF;
@@ -99,5 +96,24 @@ BEGIN
              WHERE s.project_id = p_project_id AND s.state = 'done') x
       JOIN osgprod_data.rawdata w ON w.rawdata_id = x.rawdata_id
      GROUP BY w.path HAVING count(*) > 1;
+END
+$fn$;
+
+CREATE FUNCTION osgprod._has_other_software(p_project_id int, p_software text)
+RETURNS boolean LANGUAGE plpgsql STABLE
+-- The block range index reports_software leads to the few pages that hold another name. The planner would read all pages,
+-- or look up all reports of the project by key.
+SET enable_seqscan = off SET enable_indexscan = off SET plan_cache_mode = force_custom_plan
+AS $fn$
+-- Tells whether the report of a success names other software.
+-- Parameters: p_project_id  project;  p_software  than this; NULL = than none
+BEGIN
+    IF p_software IS NULL THEN
+        RETURN (SELECT count(*) FROM osgprod_data.reports r
+                 WHERE r.project_id = p_project_id AND r.by_worker AND r.outcome = 'done' AND r.software IS NOT NULL) > 0;
+    END IF;
+    RETURN (SELECT count(*) FROM osgprod_data.reports r
+             WHERE r.project_id = p_project_id AND r.by_worker AND r.outcome = 'done'
+               AND (r.software COLLATE "C" < p_software OR r.software COLLATE "C" > p_software OR r.software IS NULL)) > 0;
 END
 $fn$;

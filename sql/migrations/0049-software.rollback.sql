@@ -1,0 +1,5 @@
+SET LOCAL ROLE osgprod_owner;
+
+DROP INDEX osgprod_data.reports_software;
+
+RESET ROLE;
