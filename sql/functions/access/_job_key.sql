@@ -6,25 +6,36 @@ AS $fn$
     SELECT sha256(uuid_send(p_salt) || convert_to(nullif(p_job_key, ''), 'UTF8'))
 $fn$;
 
-CREATE FUNCTION osgprod._proves_job(
-    p_restart_proof text, p_attempt osgprod_data.attempts, p_is_silent boolean, p_client inet, p_host text,
-    p_key_digest bytea)
-RETURNS boolean LANGUAGE sql STABLE
+CREATE FUNCTION osgprod._refuse_restart(
+    p_project osgprod_data.projects, p_call osgprod.checkout_call, p_last osgprod_data.attempts, p_due_at timestamptz,
+    p_progress_at timestamptz)
+RETURNS text LANGUAGE plpgsql VOLATILE
 AS $fn$
-    -- The rule: may this caller have the slice of a living attempt, since it is the same job? A key that came with the
-    -- attempt decides alone. Without one the project's setting restart_proof decides.
-    -- Parameters: p_restart_proof  the project's: key, address or none;  p_attempt  the job's last attempt
-    --             p_is_silent      it has missed its heartbeats
-    --             p_client, p_host, p_key_digest  the caller's address, host as it says itself, and digest of its job key
-    -- Returns:    true or false, never NULL
-    SELECT CASE WHEN p_attempt.job_key_digest IS NOT NULL
-                THEN coalesce(p_attempt.job_key_digest = p_key_digest, false)
-                ELSE CASE p_restart_proof
-                     WHEN 'none' THEN true
-                     WHEN 'address' THEN p_is_silent OR (p_attempt.client = p_client
-                                         AND p_attempt.host IS NOT DISTINCT FROM osgprod._label(p_host))
-                     ELSE false END
-           END
+-- Keeps the work of a living attempt from a caller that does not prove to be the same job, and puts the call on record.
+-- Once the last attempt has ended no work is left to protect: the caller may start again under this job's number.
+-- Promise:    a key that came with the attempt decides alone. Without one the project's setting restart_proof decides: key,
+--             nobody proves it; address, the caller at the attempt's address and host does, and anybody once the attempt is silent;
+--             none, anybody does.
+-- Parameters: p_project  the project's row;  p_call  the call, whose job is locked
+--             p_last  the job's last attempt, which lives;  p_due_at, p_progress_at  of its slice, merge or backup
+-- Returns:    what to tell the caller with status wait; NULL = it may go on
+-- Source:     docs/security.md "Job keys"
+DECLARE
+    v_reason text := CASE
+        WHEN p_last.job_key_digest = osgprod._job_key_digest(p_project.magic_salt, p_call.job_key) THEN NULL
+        WHEN p_last.job_key_digest IS NOT NULL AND p_call.job_key <> '' THEN 'parameter job_key is not of this job'
+        WHEN p_last.job_key_digest IS NOT NULL THEN 'parameter job_key is missing'
+        WHEN p_project.restart_proof = 'none' OR p_project.restart_proof = 'address' AND (
+            p_last.client = p_call.client AND p_last.host IS NOT DISTINCT FROM osgprod._label(p_call.host)
+            OR osgprod._is_silent(p_project, p_last.started_at, p_due_at, p_progress_at)) THEN NULL
+        ELSE 'the job runs elsewhere' END;
+BEGIN
+    IF v_reason IS NOT NULL THEN
+        PERFORM osgprod._record_refusal(p_project.project_id, p_call.cluster, p_call.process, p_call.client, v_reason);
+    END IF;
+    RETURN format('job %s.%s has a living attempt, and this request does not prove to be the same job: ',
+        p_call.cluster, p_call.process) || v_reason;
+END
 $fn$;
 
 CREATE FUNCTION osgprod._is_silent(
@@ -39,34 +50,6 @@ AS $fn$
         OR (p_project.heartbeat_s > 0
             AND greatest(p_started_at, p_progress_at, p_due_at - make_interval(secs => p_project.lease_s))
                 < now() - make_interval(secs => 3 * p_project.heartbeat_s))
-$fn$;
-
-CREATE FUNCTION osgprod._refuse_restart(
-    p_project osgprod_data.projects, p_call osgprod.checkout_call, p_last osgprod_data.attempts, p_due_at timestamptz,
-    p_progress_at timestamptz)
-RETURNS text LANGUAGE plpgsql VOLATILE
-AS $fn$
--- Keeps the work of a living attempt from a caller that does not prove to be the same job, and puts the call on record.
--- Once the last attempt has ended no work is left to protect: the caller may start again under this job's number.
--- Parameters: p_project  the project's row;  p_call  the call, whose job is locked
---             p_last  the job's last attempt, which lives;  p_due_at, p_progress_at  of its slice, merge or backup
--- Returns:    what to tell the caller with status wait; NULL = it may go on
--- Source:     docs/security.md "Job keys"
-DECLARE
-    v_reason text;
-BEGIN
-    IF osgprod._proves_job(p_project.restart_proof, p_last,
-           osgprod._is_silent(p_project, p_last.started_at, p_due_at, p_progress_at), p_call.client, p_call.host,
-           osgprod._job_key_digest(p_project.magic_salt, p_call.job_key)) THEN
-        RETURN NULL;
-    END IF;
-    v_reason := CASE WHEN p_last.job_key_digest IS NULL THEN 'the job runs elsewhere'
-                     WHEN nullif(p_call.job_key, '') IS NULL THEN 'parameter job_key is missing'
-                     ELSE 'parameter job_key is not of this job' END;
-    PERFORM osgprod._record_refusal(p_project.project_id, p_call.cluster, p_call.process, p_call.client, v_reason);
-    RETURN format('job %s.%s has a living attempt, and this request does not prove to be the same job: %s',
-        p_call.cluster, p_call.process, v_reason);
-END
 $fn$;
 
 CREATE FUNCTION osgprod._record_refusal(
