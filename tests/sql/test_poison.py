@@ -272,15 +272,3 @@ def test_slow_failures_and_mostly_good_workers_are_not_banned(world: World) -> N
         world.checkout(process, host="good")
         world.report(process, int(process % 2), host="good")
     assert call(world.db, "blocked_workers") == []
-
-
-def test_job_whose_ban_is_lifted_while_it_asks_is_told_to_try_again(world: World) -> None:
-    row = world.db.execute(
-        "SELECT osgprod._explain('OG601', p, p.name, 1, 0, '127.0.0.1', NULL, 1, 'wn1') AS answer"
-        " FROM osgprod_data.projects p"
-    ).fetchone()
-    assert row and row["answer"] == [
-        "OG601",
-        "worker wn1@127.0.0.1 was banned until this moment",
-        "try again",
-    ]

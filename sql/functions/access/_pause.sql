@@ -86,41 +86,39 @@ BEGIN
 END
 $fn$;
 
-CREATE FUNCTION osgprod._why_no_probe(p_project osgprod_data.projects)
+CREATE FUNCTION osgprod._why_no_room(p_project osgprod_data.projects)
 RETURNS text[] LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Says why a job gets nothing of a project that has paused itself, or lets it be the probe: one job at a time, first after
--- retest_s, later after half of the time that the pause has lasted, at most 5 times retest_s. A probe that is not heard
--- of for 10 times retest_s is not waited for.
+-- Says why no more attempts of a project may start: max_live of them live; or it is a test of what may not work, and as many
+-- live as may until the first success. A project that has paused itself tries one job at a time, first after retest_s, later after
+-- half of the time that the pause has lasted, at most 5 times retest_s; one that is not heard of for 10 times retest_s is not
+-- waited for. A new work script is tried by probe_jobs jobs at a time, until as many have succeeded.
 -- Parameters: p_project  the project's row
--- Returns:    code, message and hint (OG501); NULL = this job is the probe
--- Locks:      the project's row, SKIP LOCKED
+-- Returns:    code (OG603, OG501; none of a new work script), message and hint; NULL = this job may start
+-- Locks:      of a pause the project's row, SKIP LOCKED; of a new work script (advisory: project_id, -3), tried: its first jobs
+--             start one after the other
 BEGIN
-    UPDATE osgprod_data.projects p
-       SET probe_at = now() + make_interval(secs => least(greatest(p.retest_s,
-               extract(epoch FROM now() - p.paused_at) / 2), 5 * p.retest_s))
-     WHERE p.project_id = (SELECT q.project_id FROM osgprod_data.projects q
-                            WHERE q.project_id = p_project.project_id AND q.probe_at <= now()
-                              FOR NO KEY UPDATE SKIP LOCKED)
-       AND osgprod._live_since(p.project_id, greatest(p.paused_at, now() - make_interval(secs => 10 * p.retest_s))) = 0;
-    RETURN CASE WHEN NOT FOUND THEN ARRAY['OG501',
-        format('project %s has paused itself: %s', p_project.name, p_project.pause_reason),
-        'it tries again with one job at a time, and resumes by itself; osgprod project resume ends the pause now'] END;
+    IF p_project.nlive >= p_project.max_live THEN
+        RETURN ARRAY['OG603', format('project %s has %s live attempts of at most %s', p_project.name, p_project.nlive,
+            p_project.max_live), format('try again later; osgprod project set %s max_live=N changes it', p_project.name)];
+    ELSIF p_project.pause_cause IS NOT NULL THEN
+        UPDATE osgprod_data.projects p
+           SET probe_at = now() + make_interval(secs => least(greatest(p.retest_s,
+                   extract(epoch FROM now() - p.paused_at) / 2), 5 * p.retest_s))
+         WHERE p.project_id = (SELECT q.project_id FROM osgprod_data.projects q
+                                WHERE q.project_id = p_project.project_id AND q.probe_at <= now()
+                                  FOR NO KEY UPDATE SKIP LOCKED)
+           AND osgprod._live_since(p.project_id, greatest(p.paused_at, now() - make_interval(secs => 10 * p.retest_s))) = 0;
+        RETURN CASE WHEN NOT FOUND THEN ARRAY['OG501',
+            format('project %s has paused itself: %s', p_project.name, p_project.pause_reason),
+            'it tries again with one job at a time, and resumes by itself; osgprod project resume ends the pause now'] END;
+    ELSIF p_project.unproven > 0 AND (NOT pg_try_advisory_xact_lock(p_project.project_id, -3)
+            OR osgprod._live_since(p_project.project_id, p_project.tested_since) >= p_project.probe_jobs) THEN
+        RETURN ARRAY[NULL, format('the first %s jobs of project %s are a test, and %s successes are still lacking',
+            p_project.probe_jobs, p_project.name, p_project.unproven)];
+    END IF;
+    RETURN NULL;
 END
-$fn$;
-
-CREATE FUNCTION osgprod._why_unproven(p_project osgprod_data.projects)
-RETURNS text[] LANGUAGE sql VOLATILE
-AS $fn$
-    -- Says that a project with a new work script has as many live attempts that got it as it may have until the first ones
-    -- have succeeded.
-    -- Parameters: p_project  the project's row, whose unproven is above 0
-    -- Returns:    code (none), and message; NULL = the job may start
-    -- Locks:      the project's first jobs (advisory: project_id, -3), tried: they start one after the other
-    SELECT CASE WHEN NOT pg_try_advisory_xact_lock(p_project.project_id, -3)
-                  OR osgprod._live_since(p_project.project_id, p_project.tested_since) >= p_project.probe_jobs
-                THEN ARRAY[NULL, format('the first %s jobs of project %s are a test, and %s successes are still lacking',
-                           p_project.probe_jobs, p_project.name, p_project.unproven)] END
 $fn$;
 
 CREATE FUNCTION osgprod._live_since(p_project_id int, p_since timestamptz)

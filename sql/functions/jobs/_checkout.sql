@@ -11,7 +11,6 @@ AS $fn$
 -- Source:     docs/design.md "The claim"
 DECLARE
     v_project  osgprod_data.projects;
-    v_code     text;
     v_problem  text[];
     v_nstart   int;      -- of the coming attempt
     v_is_ready boolean;  -- is any slice?
@@ -30,13 +29,12 @@ DECLARE
 BEGIN
     -- (a) May it ask, and now? Its job is locked then.
     v_project := (SELECT p FROM osgprod_data.projects p WHERE p.name = p_call.project);
-    v_code := coalesce(
+    v_problem := coalesce(
         osgprod._why_rejected(v_project, p_call.project, p_call.cluster, p_call.process, p_call.magic, p_call.client,
                               p_call.bearer, p_wait_ms IS NULL),
         osgprod._why_not_now(v_project, p_call.cpus, p_call.client, p_call.host, p_call.site, p_call.job_key));
-    IF v_code IS NOT NULL THEN
-        RETURN osgprod._unassigned(osgprod._explain(v_code, v_project, p_call.project, p_call.cluster, p_call.process,
-            p_call.client, p_call.bearer, p_call.cpus, p_call.host, p_call.site));
+    IF v_problem IS NOT NULL THEN
+        RETURN osgprod._unassigned(v_problem);
     ELSIF p_call.workscript <> v_project.workscript THEN
         RETURN osgprod._unassigned(NULL, 'template', NULL, 'slice', v_project.workscript);
     ELSIF v_project.merge_by <> 'none' THEN
@@ -80,19 +78,12 @@ BEGIN
         v_blocks := osgprod._blocks_for(v_project, p_call.cpus, v_pace, p_call.time_left_s);
         IF (v_project.max_live IS NOT NULL OR v_project.pause_cause IS NOT NULL OR v_project.unproven > 0)
             AND (v_blocks > 0 OR v_has_merge) THEN  -- a job without time uses up no probe
-            IF v_project.nlive >= v_project.max_live THEN
-                v_problem := ARRAY['OG603', format('project %s has %s live attempts of at most %s', v_project.name,
-                    v_project.nlive, v_project.max_live), format('try again later; osgprod project set %s max_live=N changes it', v_project.name)];
-            ELSIF v_project.pause_cause IS NOT NULL THEN
-                v_problem := osgprod._why_no_probe(v_project);  -- else it is the probe
-                v_blocks := least(v_blocks, 1);
-            ELSIF v_project.unproven > 0 THEN
-                v_problem := osgprod._why_unproven(v_project);
-            END IF;
+            v_problem := osgprod._why_no_room(v_project);
             IF v_problem IS NOT NULL THEN
                 RETURN osgprod._unassigned(v_problem, CASE WHEN v_problem[1] IS NULL THEN 'wait' ELSE 'error' END,
                                            CASE WHEN v_problem[1] IS NULL THEN v_project.wait_s END);
             END IF;
+            v_blocks := least(v_blocks, CASE WHEN v_project.pause_cause IS NOT NULL THEN 1 END);  -- it is the probe
         END IF;
         -- (c) A merge, so that files are delivered early; else a requeued slice, so that files are completed in order.
         IF v_has_merge THEN
@@ -188,18 +179,23 @@ $fn$;
 
 CREATE FUNCTION osgprod._why_not_now(
     p_project osgprod_data.projects, p_cpus bigint, p_client inet, p_host text, p_site text, p_job_key text)
-RETURNS text LANGUAGE sql STABLE
+RETURNS text[] LANGUAGE sql STABLE
 AS $fn$
     -- Says why an accepted job gets no work at this moment; inlined, see _why_rejected.
     -- Parameters: p_project  the project's row;  the others see checkout_slice
-    -- Returns:    a code, see _explain; NULL = nothing is against it
-    --             OG104 cpus; OG110 job key; OG501 the project is paused; OG601 the worker is banned
+    -- Returns:    code, message and hint; NULL = nothing is against it
     SELECT CASE
-        WHEN (p_cpus BETWEEN 1 AND 4096) IS NOT TRUE THEN 'OG104'
-        WHEN octet_length(p_job_key) > 256 THEN 'OG110'
-        WHEN p_project.state = 'paused' AND p_project.pause_cause IS NULL THEN 'OG501'
+        WHEN (p_cpus BETWEEN 1 AND 4096) IS NOT TRUE
+        THEN ARRAY['OG104', 'parameter cpus must be a number from 1 to 4096, not ' || coalesce(p_cpus::text, 'nothing'),
+                   'pass the cores that the job has, or leave cpus out for 1']
+        WHEN octet_length(p_job_key) > 256
+        THEN ARRAY['OG110', 'parameter job_key is longer than 256 bytes',
+                   'the submit file draws a random number for each job: condor/osgprod.sub']
+        WHEN p_project.state = 'paused' AND p_project.pause_cause IS NULL
+        THEN ARRAY['OG501', format('project %s is paused', p_project.name),
+                   format('osgprod project resume %s assigns work again', p_project.name)]
         WHEN p_project.banned_until > now()  -- some worker is
-            AND osgprod._banned(p_project, p_client, p_host, p_site) IS NOT NULL THEN 'OG601' END
+        THEN osgprod._banned(p_project, p_client, p_host, p_site) END
 $fn$;
 
 CREATE FUNCTION osgprod._banned(p_project osgprod_data.projects, p_client inet, p_host text, p_site text)
@@ -207,9 +203,9 @@ RETURNS text[] LANGUAGE plpgsql STABLE
 AS $fn$
 -- Says that a worker is banned, until when and why.
 -- Parameters: p_project  the project's row;  the others see checkout_slice
--- Returns:    message and hint; NULL = it is not
+-- Returns:    code (OG601), message and hint; NULL = it is not
 BEGIN
-    RETURN (SELECT ARRAY[format('worker %s is banned until %s UTC: %s', w.name,
+    RETURN (SELECT ARRAY['OG601', format('worker %s is banned until %s UTC: %s', w.name,
                              to_char(b.until AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS'), b.reason),
                          format('the operator can end the ban: osgprod workers unban %s %L', p_project.name, b.worker)]
               FROM osgprod._worker(p_client, p_host) AS w (name), osgprod._ban_of(p_project.project_id, w.name, p_site) b);

@@ -8,7 +8,7 @@ AS $fn$
 -- Locks:      see heartbeat
 DECLARE
     v_project osgprod_data.projects;
-    v_code    text;
+    v_problem text[];
     v_attempt osgprod_data.attempts;
     v_slice   osgprod_data.slices;
     v_stop    text;  -- why it has to end
@@ -16,11 +16,10 @@ DECLARE
     v_answer  osgprod.report_answer;
 BEGIN
     v_project := (SELECT p FROM osgprod_data.projects p WHERE p.name = p_call.project);
-    v_code := osgprod._why_rejected(v_project, p_call.project, p_call.cluster, p_call.process, p_call.magic, p_call.client,
-                                    p_call.bearer, p_may_wait);
-    IF v_code IS NOT NULL THEN
-        RETURN osgprod._report_error(osgprod._explain(v_code, v_project, p_call.project, p_call.cluster, p_call.process,
-            p_call.client, p_call.bearer));
+    v_problem := osgprod._why_rejected(v_project, p_call.project, p_call.cluster, p_call.process, p_call.magic, p_call.client,
+                                       p_call.bearer, p_may_wait);
+    IF v_problem IS NOT NULL THEN
+        RETURN osgprod._report_error(v_problem);
     END IF;
     SELECT a.* INTO v_attempt FROM osgprod._attempt_of(v_project.project_id, v_project.token_required, p_call.cluster,
                                                        p_call.process, p_call.token, p_call.client,

@@ -9,7 +9,7 @@ AS $fn$
 -- Locks:      see report_exit
 DECLARE
     v_project osgprod_data.projects;
-    v_code    text;
+    v_problem text[];
     v_attempt osgprod_data.attempts;
     v_worker  text;
     v_report  osgprod_data.reports;
@@ -21,13 +21,14 @@ DECLARE
     v_settled record;
 BEGIN
     v_project := (SELECT p FROM osgprod_data.projects p WHERE p.name = p_call.project);
-    v_code := coalesce(
+    v_problem := coalesce(
         osgprod._why_rejected(v_project, p_call.project, p_call.cluster, p_call.process, p_call.magic, p_call.client,
                               p_call.bearer, p_may_wait),
-        CASE WHEN (p_call.exitcode BETWEEN 0 AND 255) IS NOT TRUE THEN 'OG105' END);
-    IF v_code IS NOT NULL THEN
-        RETURN osgprod._report_error(osgprod._explain(v_code, v_project, p_call.project, p_call.cluster, p_call.process,
-            p_call.client, p_call.bearer, p_call.exitcode));
+        CASE WHEN (p_call.exitcode BETWEEN 0 AND 255) IS NOT TRUE
+             THEN ARRAY['OG105', 'parameter exitcode must be a number from 0 to 255, not '
+                 || coalesce(p_call.exitcode::text, 'nothing'), 'pass the exit code of the work script'] END);
+    IF v_problem IS NOT NULL THEN
+        RETURN osgprod._report_error(v_problem);
     END IF;
     SELECT a.* INTO v_attempt FROM osgprod._attempt_of(v_project.project_id, v_project.token_required, p_call.cluster,
                                                        p_call.process, p_call.token, p_call.client,

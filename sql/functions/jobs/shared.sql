@@ -32,10 +32,10 @@ $fn$;
 CREATE FUNCTION osgprod._why_rejected(
     p_project osgprod_data.projects, p_name text, p_cluster bigint, p_process bigint, p_magic text, p_client inet,
     p_bearer jsonb, p_may_wait boolean)
-RETURNS text LANGUAGE sql VOLATILE
+RETURNS text[] LANGUAGE sql VOLATILE
 AS $fn$
     -- Says why a call of a job is rejected, or locks the job: until the end of the transaction nothing else happens to it. Its
-    -- callers inline it (no FROM, no SET), so that all these rules start as one expression; _explain has the texts.
+    -- callers inline it (no FROM, no SET), so that all these rules start as one expression.
     -- Promise:    answers the same to every wrong magic. A batch waits for no job: the caller makes a
     --             call whose job is busy again, alone.
     -- Parameters: p_project   the project's row, NULLs when there is none;  p_name  the project as the caller names it
@@ -44,35 +44,53 @@ AS $fn$
     --             p_client    the caller's address, v4-mapped ones as IPv4; NULL = not known, and so not inside
     --             p_bearer    claims of a bearer token whose signature the shim has verified; NULL = none
     --             p_may_wait  for the job's lock
-    -- Returns:    a code; NULL = it may go on
-    --             OG101 no project named; OG301 unknown project; OG207 the address is not known; OG201 outside the subnets;
-    --             OG206 claims that the project doesn't accept; OG203 it has no magic; OG202 wrong magic; OG102 cluster,
-    --             OG103 process; OG502 its files are being reset; 55P03 the job is busy with another call
+    -- Returns:    code, message and hint; NULL = it may go on
     -- Locks:      the job, always the first one of a call: see _lock_job. Then the project, shared (advisory: project_id, -1),
     --             tried (no file has the number -1)
     SELECT CASE
-        WHEN p_project.project_id IS NULL THEN CASE WHEN coalesce(p_name, '') = '' THEN 'OG101' ELSE 'OG301' END
-        WHEN p_client IS NULL THEN 'OG207'
-        WHEN NOT osgprod._is_inside(p_project.subnets, p_project.subnet_pattern, p_client) THEN 'OG201'
-        WHEN p_bearer IS NOT NULL AND osgprod._wrong_claim(p_project, p_bearer) IS NOT NULL THEN 'OG206'
-        WHEN p_bearer IS NULL AND p_project.magic_digest IS NULL THEN 'OG203'
+        WHEN p_project.project_id IS NULL AND coalesce(p_name, '') = ''
+        THEN ARRAY['OG101', 'parameter project is missing', 'add project=NAME to the request']
+        WHEN p_project.project_id IS NULL
+        THEN ARRAY['OG301', 'parameter project: there is no project ' || quote_literal(left(p_name, 63)),
+                   'osgprod project list shows the projects']
+        WHEN p_client IS NULL
+        THEN ARRAY['OG207', 'the address of the client is not known',
+                   'behind a proxy on a unix socket: OSGPROD_TRUSTED_PROXIES=unix, and the proxy sends X-Forwarded-For']
+        WHEN NOT osgprod._is_inside(p_project.subnets, p_project.subnet_pattern, p_client)
+        THEN ARRAY['OG201', format('address %s is outside the subnets of project %s', host(p_client), p_project.name),
+                   'osgprod project set PROJECT subnet_pattern=... changes which addresses may ask']
+        WHEN p_bearer IS NOT NULL AND osgprod._wrong_claim(p_project, p_bearer) IS NOT NULL
+        THEN ARRAY['OG206', format('bearer token is not accepted by project %s: %s', p_project.name,
+                       osgprod._wrong_claim(p_project, p_bearer)),
+                   'ask the operator which issuer, audience and scope are right']
+        WHEN p_bearer IS NULL AND p_project.magic_digest IS NULL
+        THEN ARRAY['OG203', format('project %s has no magic yet, so nobody can work for it', p_project.name),
+                   'osgprod project set-magic gives it one']
         WHEN p_bearer IS NULL AND NOT osgprod._is_magic(p_project.magic_salt, p_project.magic_digest,
-            p_project.old_magic_digest, p_project.old_magic_until, p_magic) THEN 'OG202'
-        WHEN (p_cluster BETWEEN 0 AND 2147483647) IS NOT TRUE THEN 'OG102'
-        WHEN (p_process BETWEEN 0 AND 2147483647) IS NOT TRUE THEN 'OG103'
-        WHEN NOT osgprod._lock_job(p_project.project_id, p_cluster, p_process, p_may_wait) THEN '55P03'
-        WHEN NOT pg_try_advisory_xact_lock_shared(p_project.project_id, -1) THEN 'OG502' END
+            p_project.old_magic_digest, p_project.old_magic_until, p_magic)
+        THEN ARRAY['OG202', 'parameter magic is wrong or missing',
+                   'ask the operator for the magic of this project; in a URL a + in it is written %2B']
+        WHEN (p_cluster BETWEEN 0 AND 2147483647) IS NOT TRUE
+        THEN ARRAY['OG102', 'parameter cluster must be a number from 0 to 2147483647, not '
+                       || coalesce(p_cluster::text, 'nothing'), 'pass HTCondor''s $(Cluster)']
+        WHEN (p_process BETWEEN 0 AND 2147483647) IS NOT TRUE
+        THEN ARRAY['OG103', 'parameter process must be a number from 0 to 2147483647, not '
+                       || coalesce(p_process::text, 'nothing'), 'pass HTCondor''s $(Process)']
+        WHEN NOT osgprod._lock_job(p_project.project_id, p_cluster, p_process, p_may_wait)
+        THEN osgprod._is_busy(format('job %s.%s', p_cluster, p_process))
+        WHEN NOT pg_try_advisory_xact_lock_shared(p_project.project_id, -1)
+        THEN ARRAY['OG502', format('files of project %s are being reset', p_project.name), 'try again later'] END
 $fn$;
 
 CREATE FUNCTION osgprod._lock_job(p_project_id int, p_cluster bigint, p_process bigint, p_may_wait boolean)
 RETURNS boolean LANGUAGE sql VOLATILE
 AS $fn$
-    -- Locks a job until the end of the transaction.
+    -- Locks a job until the end of the transaction. (Inlined: see _why_rejected. What waits returns no NULL.)
     -- Parameters: p_project_id, p_cluster, p_process  the job;  p_may_wait  for another call of the job
     -- Returns:    is it locked?
     -- Locks:      the job (advisory, 64 bits of project, cluster, process); two jobs that share a key only wait for each other
-    SELECT pg_try_advisory_xact_lock(osgprod._job_lock(p_project_id, p_cluster, p_process))
-        OR p_may_wait AND osgprod._wait_for_job(p_project_id, p_cluster, p_process)
+    SELECT CASE WHEN p_may_wait THEN pg_advisory_xact_lock(osgprod._job_lock(p_project_id, p_cluster, p_process)) IS NOT NULL
+                ELSE pg_try_advisory_xact_lock(osgprod._job_lock(p_project_id, p_cluster, p_process)) END
 $fn$;
 
 CREATE FUNCTION osgprod._job_lock(p_project_id int, p_cluster bigint, p_process bigint)
@@ -80,61 +98,6 @@ RETURNS bigint LANGUAGE sql IMMUTABLE
 AS $fn$
     -- The number of a job's lock.
     SELECT (p_cluster << 32 | p_process) # (p_project_id::bigint << 48)
-$fn$;
-
-CREATE FUNCTION osgprod._wait_for_job(p_project_id int, p_cluster bigint, p_process bigint)
-RETURNS boolean LANGUAGE plpgsql VOLATILE
-AS $fn$
--- Waits for a job's lock. (A separate function, so that a call that need not wait doesn't start this.)
--- Parameters: p_project_id, p_cluster, p_process  the job
--- Returns:    true
-BEGIN
-    PERFORM pg_advisory_xact_lock(osgprod._job_lock(p_project_id, p_cluster, p_process));
-    RETURN true;
-END
-$fn$;
-
-CREATE FUNCTION osgprod._explain(
-    p_code text, p_project osgprod_data.projects, p_name text, p_cluster bigint, p_process bigint, p_client inet,
-    p_bearer jsonb, p_number bigint DEFAULT NULL, p_host text DEFAULT NULL, p_site text DEFAULT NULL)
-RETURNS text[] LANGUAGE plpgsql STABLE
-AS $fn$
--- Words why a call is rejected.
--- Parameters: p_code    see _why_rejected, _why_not_now and _report;  p_number  the cores or the exit code of the call
---             the others see _why_rejected and checkout_slice
--- Returns:    code, message and hint
-BEGIN
-    RETURN p_code || CASE p_code
-        WHEN 'OG101' THEN ARRAY['parameter project is missing', 'add project=NAME to the request']
-        WHEN 'OG301' THEN ARRAY['parameter project: there is no project ' || quote_literal(left(p_name, 63)), 'osgprod project list shows the projects']
-        WHEN 'OG207' THEN ARRAY['the address of the client is not known',
-            'behind a proxy on a unix socket: OSGPROD_TRUSTED_PROXIES=unix, and the proxy sends X-Forwarded-For']
-        WHEN 'OG201' THEN ARRAY[format('address %s is outside the subnets of project %s', host(p_client), p_project.name),
-            'osgprod project set PROJECT subnet_pattern=... changes which addresses may ask']
-        WHEN 'OG206' THEN ARRAY[format('bearer token is not accepted by project %s: %s', p_project.name,
-            osgprod._wrong_claim(p_project, p_bearer)), 'ask the operator which issuer, audience and scope are right']
-        WHEN 'OG203' THEN ARRAY[format('project %s has no magic yet, so nobody can work for it', p_project.name),
-            'osgprod project set-magic gives it one']
-        WHEN 'OG202' THEN ARRAY['parameter magic is wrong or missing',
-            'ask the operator for the magic of this project; in a URL a + in it is written %2B']
-        WHEN 'OG102' THEN ARRAY['parameter cluster must be a number from 0 to 2147483647, not '
-            || coalesce(p_cluster::text, 'nothing'), 'pass HTCondor''s $(Cluster)']
-        WHEN 'OG103' THEN ARRAY['parameter process must be a number from 0 to 2147483647, not '
-            || coalesce(p_process::text, 'nothing'), 'pass HTCondor''s $(Process)']
-        WHEN '55P03' THEN (osgprod._is_busy(format('job %s.%s', p_cluster, p_process)))[2:]
-        WHEN 'OG502' THEN ARRAY[format('files of project %s are being reset', p_project.name), 'try again later']
-        WHEN 'OG104' THEN ARRAY['parameter cpus must be a number from 1 to 4096, not '
-            || coalesce(p_number::text, 'nothing'), 'pass the cores that the job has, or leave cpus out for 1']
-        WHEN 'OG105' THEN ARRAY['parameter exitcode must be a number from 0 to 255, not '
-            || coalesce(p_number::text, 'nothing'), 'pass the exit code of the work script']
-        WHEN 'OG110' THEN ARRAY['parameter job_key is longer than 256 bytes',
-            'the submit file draws a random number for each job: condor/osgprod.sub']
-        WHEN 'OG501' THEN ARRAY[format('project %s is paused', p_project.name),
-            format('osgprod project resume %s assigns work again', p_project.name)]
-        -- The ban may have been lifted since: each statement sees what was committed before it began.
-        WHEN 'OG601' THEN coalesce(osgprod._banned(p_project, p_client, p_host, p_site),
-            ARRAY[format('worker %s was banned until this moment', osgprod._worker(p_client, p_host)), 'try again']) END;
-END
 $fn$;
 
 CREATE FUNCTION osgprod._is_busy(p_what text)
