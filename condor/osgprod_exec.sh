@@ -29,7 +29,8 @@
 #                         tarball that could not be delivered, or that must be safe before its report [0 to 255;
 #                         default 0 = none]
 #     OSGPROD_SITE        name of the site, for the record [default: the one in HTCondor's machine ad]
-#     OSGPROD_TOKEN_HOSTS hosts that storage may redirect to with the bearer token, like "door2.site.org pool.site.org:8443"
+#     OSGPROD_TOKEN_HOSTS hosts that may see the job's credentials, like "door2.site.org pool.site.org:8443", beside those that
+#                         OSGPROD_URL, OSGPROD_OUTPUT_URL and the project's settings name [default: none]
 #     BEARER_TOKEN ...    see find_token
 # HTCondor's job ad says which access point the job comes from, and when it was submitted there. The server gives no more
 # work than fits until the job must end: by GLIDEIN_ToDie of the machine ad (else GLIDEIN_ToRetire), AllowedJobDuration,
@@ -206,16 +207,23 @@ client_url() {
   esac
 }
 
-# Prints host and port of a URL in lower case, and without them the scheme's own port. Argument: http or https URL
+readonly OSDF_HOST=osg-htc.org # tells where the director of the OSDF is
+
+# Sets place to host and port of a URL in lower case; without a port it is that of the scheme. A Pelican URL's host is that of its
+# federation. Argument: URL
 host_and_port() {
-  local scheme="${1%%://*}" place="${1#*://}"
+  local scheme="${1%%://*}"
+  scheme="${scheme,,}" place="${1#*://}"
   place="${place%%[/?#]*}"
   place="${place##*@}"
-  [[ "$place" =~ :[0-9]+$ ]] || case "${scheme,,}" in
-  https) place+=:443 ;;
-  *) place+=:80 ;;
+  place="${place,,}"
+  [[ "$scheme" != osdf ]] || place="$OSDF_HOST"
+  [[ ! "$place" =~ :[0-9]+$ ]] || return 0
+  case "$scheme" in
+  http | dav) place+=:80 ;;
+  *root*) place+=:1094 ;;
+  *) place+=:443 ;;
   esac
-  printf '%s' "${place,,}"
 }
 
 # --- bearer token ------------------------------------------------------------------------------------------------
@@ -247,31 +255,76 @@ find_token() {
   done
 }
 
-# May the bearer token be sent to this URL? Only over https, to the host that the URL of the request names, or, after
-# a redirect, to one that OSGPROD_TOKEN_HOSTS lists: host or host:port, separated by spaces or commas.
-# Arguments: URL, URL of the request before any redirect
-may_have_token() {
-  local place first host hosts="${OSGPROD_TOKEN_HOSTS:-}"
-  [[ "${1%%://*}" == [Hh][Tt][Tt][Pp][Ss] ]] || return 1
-  place="$(host_and_port "$1")"
-  first="$(host_and_port "$2")"
-  [[ "$place" != "$first" ]] || return 0
-  for host in ${hosts//,/ }; do
-    [[ "${host,,}" != "$place" && "${host,,}" != "${place%:*}" ]] || return 0
+trusted=" " # who may see this job's credentials: host:port, or a host at all its ports, with a space around each
+
+# Sets who may see this job's credentials, a bearer token or a proxy certificate: the hosts that the submitter or the operator
+# has named, in OSGPROD_URL, OSGPROD_OUTPUT_URL and OSGPROD_TOKEN_HOSTS, in osgprod_token_hosts, which the server fills in, and in
+# the arguments. Other URLs are what jobs have reported. Arguments: URLs
+trust_only() {
+  local word lists="${OSGPROD_TOKEN_HOSTS:-} ${osgprod_token_hosts:-}"
+  trusted=" "
+  set -f
+  # shellcheck disable=SC2086  # words separated by spaces or commas
+  for word in "${OSGPROD_URL:-}" "${OSGPROD_OUTPUT_URL:-}" "$@" ${lists//,/ }; do
+    trust "$word"
   done
-  return 1
+  set +f
+}
+# Argument: URL, host, or host:port
+trust() {
+  local place="${1,,}"
+  [[ "$1" != *://* ]] || host_and_port "$1"
+  [[ -z "$place" || "$place" == :* || "$place" == *[/[:space:]]* ]] || trusted+="$place "
+}
+
+# May this job's credentials be shown to the host of a URL? Only to one that trust_only has named, and never in the clear.
+# Argument: URL
+may_have_credentials() {
+  local place
+  case "$1" in
+  [Hh][Tt][Tt][Pp]://* | [Dd][Aa][Vv]://*) return 1 ;;
+  esac
+  host_and_port "$1"
+  [[ "$place" != :* && ("$trusted" == *" $place "* || "$trusted" == *" ${place%:*} "*) ]]
+}
+
+# Prints why a host may have refused a request, if this job's credentials were kept from it; nothing otherwise. Argument: URL
+withheld() {
+  local place
+  ! may_have_credentials "$1" || return 0
+  find_token
+  [[ -n "$bearer${X509_USER_PROXY:-}" ]] || return 0
+  host_and_port "$1"
+  printf '; no credentials were shown to %s: OSGPROD_TOKEN_HOSTS does not name it, or it is not https' "$place"
+}
+
+# Runs a client that finds credentials by itself, as XRootD's do: for a host that may not see them, without any.
+# Arguments: URL, command
+client_for() {
+  local url="$1"
+  shift
+  if may_have_credentials "$url"; then
+    "$@"
+    return
+  fi
+  (
+    unset BEARER_TOKEN BEARER_TOKEN_FILE X509_USER_PROXY
+    export XrdSecPROTOCOL=unix # the name of this user is all that it shows
+    exec "$@"
+  )
 }
 
 # --- HTTP --------------------------------------------------------------------------------------------------------
 
 # -q: no .curlrc of the node's users; -g: no patterns in URLs; --noproxy: no web cache of the site in between.
 readonly CURL=(curl -q -g -sS --noproxy '*' --connect-timeout 20)
-http_version=""  # of storage; --http1.1 once a stream of HTTP/2 has failed
-sends_token=true # to storage; false for a source that needs none
-head_text=""     # as find_head has found it
-head_status=000  # the same
-header=""        # as find_header has found it
-headers=()       # the same, of all headers of the name
+http_version=""        # of storage; --http1.1 once a stream of HTTP/2 has failed
+shows_credentials=true # to storage; false for a source that needs none
+http_url=""            # of the last request to storage
+head_text=""           # as find_head has found it
+head_status=000        # the same
+header=""              # as find_header has found it
+headers=()             # the same, of all headers of the name
 
 # Prints one line of a curl configuration. Secrets reach curl on its standard input, never on its command line.
 # Arguments: option, value
@@ -292,17 +345,16 @@ ca_options() {
   [[ -z "$bundle" ]] || curl_option cacert "$bundle"
 }
 
-# Prints the curl configuration with what storage may want to see: a proxy certificate, a token.
-# Arguments: URL, URL of the request before any redirect
+# Prints the curl configuration with what storage may want to see, if it may see it: a proxy certificate, a token. Argument: URL
 storage_options() {
   ca_options
+  $shows_credentials && may_have_credentials "$1" || return 0
   if [[ -n "${X509_USER_PROXY:-}" ]]; then
     curl_option cert "$X509_USER_PROXY"
     curl_option key "$X509_USER_PROXY"
   fi
-  $sends_token || return 0
   find_token
-  [[ -z "$bearer" ]] || ! may_have_token "$1" "$2" || curl_option header "Authorization: Bearer $bearer"
+  [[ -z "$bearer" ]] || curl_option header "Authorization: Bearer $bearer"
 }
 
 # Sends a request to storage and follows redirects: not curl, which in old versions sends a token along to any host.
@@ -310,13 +362,13 @@ storage_options() {
 # Sets what http_request sets, of the last answer, and returns what it returns.
 # Arguments: URL (http, https, dav, davs), curl's options without secrets
 http_transfer() {
-  local first url next place hop code
+  local url next place hop code
   client_url "$1"
-  first="$client_url" url="$client_url"
+  url="$client_url"
   shift
   for ((hop = 0; hop < 6; hop++)); do
     code=0
-    http_request "$url" "$first" "$@" || code=$?
+    http_request "$url" "$@" || code=$?
     ((code == 47)) || return "$code"
     find_header location "$http_head"
     next="$header"
@@ -333,19 +385,20 @@ http_transfer() {
 }
 
 # Sends one request to storage. Prints the body of the answer, and nothing of a redirect or of an error.
-# Sets http_status (000 = no answer), http_head (the answer's head) and http_error (curl's words).
+# Sets http_status (000 = no answer), http_head (the answer's head), http_error (curl's words) and http_url.
 # Returns curl's exit code: 0, 22 = http_status is 400 or more, 47 = a redirect, ...
-# Arguments: URL (http, https), URL of the request before any redirect, curl's options without secrets
+# Arguments: URL (http, https), curl's options without secrets
 http_request() {
-  local url="$1" first="$2" reply code=0
-  shift 2
+  local url="$1" reply code=0
+  shift
+  http_url="$url"
   # With -L and no redirect allowed, curl drops the body of a redirect and ends with 47. The x keeps the line ends. Newer
   # versions of bash warn of a NUL that they leave out; the warning is discarded.
   {
     reply="$(
       { # a redirect's query may be a secret
         curl_option url "$url"
-        storage_options "$url" "$first"
+        storage_options "$url"
       } |
         "${CURL[@]}" ${http_version:+"$http_version"} -f -L --max-redirs 0 --speed-limit 1000 --speed-time 120 \
           -K - -D /dev/stderr "$@" 2>&1 >&3 || code=$?
@@ -366,6 +419,14 @@ http_request() {
     http_status="${BASH_REMATCH[1]}" # curl 7.29 gives no head of an error
   fi
   return "$code"
+}
+
+# Prints what the last answer of storage says of its failure.
+http_fault() {
+  printf 'status %s %s' "$http_status" "$http_error"
+  case "$http_status" in
+  401 | 403 | 404) withheld "$http_url" ;;
+  esac
 }
 
 # Remembers what a failed transfer tells about the next one: after an error of an HTTP/2 stream, HTTP/1.1 is used.
@@ -1066,7 +1127,7 @@ stored_http() {
   local code=0
   http_transfer "$1" -I --max-time 120 -H 'Want-Digest: adler32' >/dev/null || code=$?
   if ((code != 0)); then
-    [[ "$http_status" == 404 ]] || printf 'status %s %s\n' "$http_status" "$http_error" >&2
+    [[ "$http_status" == 404 && -z "$(withheld "$http_url")" ]] || http_fault >&2
     return "$code"
   fi
   find_header Content-Length "$http_head"
@@ -1084,7 +1145,7 @@ remove_http() {
 call_http() {
   local code=0
   http_transfer "$@" >/dev/null || code=$?
-  ((code == 0)) || printf 'status %s %s\n' "$http_status" "$http_error" >&2
+  ((code == 0)) || http_fault >&2
   return "$code"
 }
 # Prints the adler32 in a head of HTTP (RFC 3230: the names of algorithms have no case), if it is there. Argument: head
@@ -1096,7 +1157,7 @@ digest_of() {
 
 send_root() {
   client_url "$2"
-  xrdcp --nopbar --force --posc "$1" "$client_url" # posc: nothing stays when the connection is lost
+  client_for "$2" xrdcp --nopbar --force --posc "$1" "$client_url" # posc: nothing stays when the connection is lost
 }
 stored_root() {
   run_xrdfs "$1" stat | sed -n 's/^Size: *//p'
@@ -1121,7 +1182,7 @@ run_xrdfs() {
     shift
   fi
   # shellcheck disable=SC2086  # one or two words
-  xrdfs "${url%%//*}//${location%%/*}" $command "$(path_of "$url")" "$@"
+  client_for "$url" xrdfs "${url%%//*}//${location%%/*}" $command "$(path_of "$url")" "$@"
 }
 # Prints the path in a root URL, whose own slash is doubled. Argument: URL
 path_of() {
@@ -1133,7 +1194,15 @@ send_pelican() {
   pelican object put "$1" "$2"
 }
 stored_pelican() {
+  may_use_pelican "$1" || return
   pelican object stat "$1" | sed -n 's/^ *[Ss]ize: *\([0-9]*\).*/\1/p'
+}
+# The client finds credentials by itself. Argument: URL
+may_use_pelican() {
+  may_have_credentials "$1" || {
+    printf 'the pelican client is not used%s\n' "$(withheld "$1")" >&2
+    return 1
+  }
 }
 move_pelican() {
   false # the client has no way
@@ -1375,7 +1444,8 @@ write_down() {
     umask 077
     exec >"$file.new"
     printf '%s\n' "project=$OSGPROD_PROJECT" "token=$token" "name=$1" "events=$2" "outputs=$3" "bytes=$4" \
-      "adler32=$5" "url=$6" "heartbeat_s=$7" "outputs_list=$8" "software=$9" "slices_done=$slices_done" &&
+      "adler32=$5" "url=$6" "heartbeat_s=$7" "outputs_list=$8" "software=$9" "slices_done=$slices_done" \
+      "token_hosts=$osgprod_token_hosts" &&
       printf '%s=%s\n' ${resources[@]+"${resources[@]}"} &&
       { [[ -z "${10}" ]] || printf '%s\n' "${10}" | sed -e '/./!d' -e 's/^/merged_input=/'; } &&
       printf 'complete=yes\n'
@@ -1392,7 +1462,7 @@ read_written() {
     [[ "$name" != "$line" ]] || continue
     case "$name" in
     merged_input) written_inputs+="${line#*=}"$'\n' ;;
-    project | token | name | events | outputs | bytes | adler32 | url | heartbeat_s | outputs_list | software | slices_done | \
+    project | token | token_hosts | name | events | outputs | bytes | adler32 | url | heartbeat_s | outputs_list | software | slices_done | \
       memory_bytes | disk_bytes | fetched_bytes | cpu_s | wall_s | complete)
       [[ -n "${written["$name"]+set}" ]] || written["$name"]="${line#*=}"
       ;;
@@ -1457,7 +1527,8 @@ deliver_and_report() {
   [[ "$slices_done" =~ ^[0-9]{1,6}$ ]] || slices_done=0 # written by an older version
   list="${written[outputs_list]:-}" software="${written[software]:-}"
   name="${written[name]:-}" bytes="${written[bytes]:-}" adler="${written[adler32]:-}"
-  token="${written[token]:-}" output_url="${written[url]:-}"
+  token="${written[token]:-}" output_url="${written[url]:-}" osgprod_token_hosts="${written[token_hosts]:-}"
+  trust_only
   if [[ -n "${OSGPROD_OUTPUT_URL:-}" && -z "$output_url" ]] && ! is_delivered; then
     if ! send_outputs "$unreported.tar.gz" "$name.tar.gz" "$bytes" "$adler" "$TRIES"; then
       not_delivered "$storage_error"
@@ -1523,7 +1594,7 @@ remove_merged_inputs() {
     url="$(input_url "$url")"
     kind="$(storage_kind "$url")" || continue
     if ! has_arrived "$kind" "$url" "$bytes" "$adler" 1; then
-      log "$url has changed since it was merged, and is not removed"
+      log "$url has changed since it was merged, and is not removed$(withheld "$url")"
     else
       storage "remove_$kind" "$url" || log "$url can't be removed: $storage_error"
     fi
@@ -1670,10 +1741,11 @@ TIME_LEFT_S=""           # OSGPROD_TIME_LEFT_S, if it is set
 ends_at=""               # when the job must end [s since 1970]; nothing = not known
 ad_value="" ad_number="" # as the functions of these names have set them
 magic="" job_key="" bearer="" host="" site=""
-token=""         # of the attempt
-after=""         # token of the success after which the job asks for another slice
-slices_done=0    # successes of this job, as far as this start knows
-is_resumed=false # does this start go on from an earlier one?
+token=""               # of the attempt
+osgprod_token_hosts="" # of a merge: the hosts of the project's settings, as the server names them
+after=""               # token of the success after which the job asks for another slice
+slices_done=0          # successes of this job, as far as this start knows
+is_resumed=false       # does this start go on from an earlier one?
 
 # Prints the text of a file, without NULs and without the line ends at its end, as osgprod project set-magic reads it.
 # Argument: file
@@ -1813,6 +1885,9 @@ attempt() {
   fi
   find_header Osgprod-Token "$head"
   token="$header"
+  find_header Osgprod-Token-Hosts "$head"
+  osgprod_token_hosts="$header"
+  trust_only
   find_header Osgprod-Nstarts "$head"
   nstarts="$header"
   find_header Osgprod-Slice "$head"

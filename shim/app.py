@@ -131,6 +131,8 @@ async def checkout(request: Request) -> PlainText:
         if answer["merge"]
         else f"{ascii_text(answer['filename'])}+{answer['block1']},{answer['block2']}",
     }
+    if answer["merge"] and answer["merge"].get("token_hosts"):
+        headers["Osgprod-Token-Hosts"] = ascii_text(answer["merge"]["token_hosts"])
     return PlainText(template.fill(answer, arguments), headers=headers)
 
 

@@ -219,6 +219,7 @@ _OF_MERGE: dict[str, _Value] = {
     "osgprod_run": lambda slice_, job: _quoted(slice_["merge"]["run"]),
     "osgprod_seqno": lambda slice_, job: _quoted(_known(slice_["merge"]["seqno"])),
     "osgprod_merge_output_url": lambda slice_, job: _quoted(slice_["merge"]["output_url"]),
+    "osgprod_token_hosts": lambda slice_, job: _quoted(slice_["merge"].get("token_hosts") or ""),
     "osgprod_merge_cleanup": lambda slice_, job: _quoted(slice_["merge"]["cleanup"]),
     "output_filename": lambda slice_, job: _quoted(f"merge_{slice_['filename']}"),
 }

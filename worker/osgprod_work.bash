@@ -19,7 +19,8 @@
 #     OSGPROD_REPORT       file for what the exit report should tell [osgprod_report.txt]
 #     OSGPROD_TRIES        how many attempts in a row may bring no byte of a range, 1 to 1000 [8]
 #     OSGPROD_BACKOFF_MS   pause after the first of these, doubled each time up to 32 fold, 1 to 600000 [ms; 1000]
-#     OSGPROD_TOKEN_HOSTS  hosts that may get the bearer token after a redirect, separated by spaces [none]
+#     OSGPROD_TOKEN_HOSTS  hosts that may see the credentials, beside those of the source's URLs, OSGPROD_URL and
+#                          OSGPROD_OUTPUT_URL: host or host:port, separated by spaces [none]
 #     BEARER_TOKEN, BEARER_TOKEN_FILE, X509_USER_PROXY, X509_CERT_DIR  credentials, and authorities to trust
 # Exit codes: 75 = this node can't do it (the slice was not fetched whole, or the disk is full); 40 = a setting or the
 # source's URL is wrong; 64 = no slice is filled in (by hand; 40 in a job); every other code is that of the reconstruction (128 + n = signal n).
@@ -170,16 +171,23 @@ client_url() {
   esac
 }
 
-# Prints host and port of a URL in lower case, and without them the scheme's own port. Argument: http or https URL
+readonly OSDF_HOST=osg-htc.org # tells where the director of the OSDF is
+
+# Sets place to host and port of a URL in lower case; without a port it is that of the scheme. A Pelican URL's host is that of its
+# federation. Argument: URL
 host_and_port() {
-  local scheme="${1%%://*}" place="${1#*://}"
+  local scheme="${1%%://*}"
+  scheme="${scheme,,}" place="${1#*://}"
   place="${place%%[/?#]*}"
   place="${place##*@}"
-  [[ "$place" =~ :[0-9]+$ ]] || case "${scheme,,}" in
-  https) place+=:443 ;;
-  *) place+=:80 ;;
+  place="${place,,}"
+  [[ "$scheme" != osdf ]] || place="$OSDF_HOST"
+  [[ ! "$place" =~ :[0-9]+$ ]] || return 0
+  case "$scheme" in
+  http | dav) place+=:80 ;;
+  *root*) place+=:1094 ;;
+  *) place+=:443 ;;
   esac
-  printf '%s' "${place,,}"
 }
 
 # --- bearer token ------------------------------------------------------------------------------------------------
@@ -211,31 +219,76 @@ find_token() {
   done
 }
 
-# May the bearer token be sent to this URL? Only over https, to the host that the URL of the request names, or, after
-# a redirect, to one that OSGPROD_TOKEN_HOSTS lists: host or host:port, separated by spaces or commas.
-# Arguments: URL, URL of the request before any redirect
-may_have_token() {
-  local place first host hosts="${OSGPROD_TOKEN_HOSTS:-}"
-  [[ "${1%%://*}" == [Hh][Tt][Tt][Pp][Ss] ]] || return 1
-  place="$(host_and_port "$1")"
-  first="$(host_and_port "$2")"
-  [[ "$place" != "$first" ]] || return 0
-  for host in ${hosts//,/ }; do
-    [[ "${host,,}" != "$place" && "${host,,}" != "${place%:*}" ]] || return 0
+trusted=" " # who may see this job's credentials: host:port, or a host at all its ports, with a space around each
+
+# Sets who may see this job's credentials, a bearer token or a proxy certificate: the hosts that the submitter or the operator
+# has named, in OSGPROD_URL, OSGPROD_OUTPUT_URL and OSGPROD_TOKEN_HOSTS, in osgprod_token_hosts, which the server fills in, and in
+# the arguments. Other URLs are what jobs have reported. Arguments: URLs
+trust_only() {
+  local word lists="${OSGPROD_TOKEN_HOSTS:-} ${osgprod_token_hosts:-}"
+  trusted=" "
+  set -f
+  # shellcheck disable=SC2086  # words separated by spaces or commas
+  for word in "${OSGPROD_URL:-}" "${OSGPROD_OUTPUT_URL:-}" "$@" ${lists//,/ }; do
+    trust "$word"
   done
-  return 1
+  set +f
+}
+# Argument: URL, host, or host:port
+trust() {
+  local place="${1,,}"
+  [[ "$1" != *://* ]] || host_and_port "$1"
+  [[ -z "$place" || "$place" == :* || "$place" == *[/[:space:]]* ]] || trusted+="$place "
+}
+
+# May this job's credentials be shown to the host of a URL? Only to one that trust_only has named, and never in the clear.
+# Argument: URL
+may_have_credentials() {
+  local place
+  case "$1" in
+  [Hh][Tt][Tt][Pp]://* | [Dd][Aa][Vv]://*) return 1 ;;
+  esac
+  host_and_port "$1"
+  [[ "$place" != :* && ("$trusted" == *" $place "* || "$trusted" == *" ${place%:*} "*) ]]
+}
+
+# Prints why a host may have refused a request, if this job's credentials were kept from it; nothing otherwise. Argument: URL
+withheld() {
+  local place
+  ! may_have_credentials "$1" || return 0
+  find_token
+  [[ -n "$bearer${X509_USER_PROXY:-}" ]] || return 0
+  host_and_port "$1"
+  printf '; no credentials were shown to %s: OSGPROD_TOKEN_HOSTS does not name it, or it is not https' "$place"
+}
+
+# Runs a client that finds credentials by itself, as XRootD's do: for a host that may not see them, without any.
+# Arguments: URL, command
+client_for() {
+  local url="$1"
+  shift
+  if may_have_credentials "$url"; then
+    "$@"
+    return
+  fi
+  (
+    unset BEARER_TOKEN BEARER_TOKEN_FILE X509_USER_PROXY
+    export XrdSecPROTOCOL=unix # the name of this user is all that it shows
+    exec "$@"
+  )
 }
 
 # --- HTTP --------------------------------------------------------------------------------------------------------
 
 # -q: no .curlrc of the node's users; -g: no patterns in URLs; --noproxy: no web cache of the site in between.
 readonly CURL=(curl -q -g -sS --noproxy '*' --connect-timeout 20)
-http_version=""  # of storage; --http1.1 once a stream of HTTP/2 has failed
-sends_token=true # to storage; false for a source that needs none
-head_text=""     # as find_head has found it
-head_status=000  # the same
-header=""        # as find_header has found it
-headers=()       # the same, of all headers of the name
+http_version=""        # of storage; --http1.1 once a stream of HTTP/2 has failed
+shows_credentials=true # to storage; false for a source that needs none
+http_url=""            # of the last request to storage
+head_text=""           # as find_head has found it
+head_status=000        # the same
+header=""              # as find_header has found it
+headers=()             # the same, of all headers of the name
 
 # Prints one line of a curl configuration. Secrets reach curl on its standard input, never on its command line.
 # Arguments: option, value
@@ -256,17 +309,16 @@ ca_options() {
   [[ -z "$bundle" ]] || curl_option cacert "$bundle"
 }
 
-# Prints the curl configuration with what storage may want to see: a proxy certificate, a token.
-# Arguments: URL, URL of the request before any redirect
+# Prints the curl configuration with what storage may want to see, if it may see it: a proxy certificate, a token. Argument: URL
 storage_options() {
   ca_options
+  $shows_credentials && may_have_credentials "$1" || return 0
   if [[ -n "${X509_USER_PROXY:-}" ]]; then
     curl_option cert "$X509_USER_PROXY"
     curl_option key "$X509_USER_PROXY"
   fi
-  $sends_token || return 0
   find_token
-  [[ -z "$bearer" ]] || ! may_have_token "$1" "$2" || curl_option header "Authorization: Bearer $bearer"
+  [[ -z "$bearer" ]] || curl_option header "Authorization: Bearer $bearer"
 }
 
 # Sends a request to storage and follows redirects: not curl, which in old versions sends a token along to any host.
@@ -274,13 +326,13 @@ storage_options() {
 # Sets what http_request sets, of the last answer, and returns what it returns.
 # Arguments: URL (http, https, dav, davs), curl's options without secrets
 http_transfer() {
-  local first url next place hop code
+  local url next place hop code
   client_url "$1"
-  first="$client_url" url="$client_url"
+  url="$client_url"
   shift
   for ((hop = 0; hop < 6; hop++)); do
     code=0
-    http_request "$url" "$first" "$@" || code=$?
+    http_request "$url" "$@" || code=$?
     ((code == 47)) || return "$code"
     find_header location "$http_head"
     next="$header"
@@ -297,19 +349,20 @@ http_transfer() {
 }
 
 # Sends one request to storage. Prints the body of the answer, and nothing of a redirect or of an error.
-# Sets http_status (000 = no answer), http_head (the answer's head) and http_error (curl's words).
+# Sets http_status (000 = no answer), http_head (the answer's head), http_error (curl's words) and http_url.
 # Returns curl's exit code: 0, 22 = http_status is 400 or more, 47 = a redirect, ...
-# Arguments: URL (http, https), URL of the request before any redirect, curl's options without secrets
+# Arguments: URL (http, https), curl's options without secrets
 http_request() {
-  local url="$1" first="$2" reply code=0
-  shift 2
+  local url="$1" reply code=0
+  shift
+  http_url="$url"
   # With -L and no redirect allowed, curl drops the body of a redirect and ends with 47. The x keeps the line ends. Newer
   # versions of bash warn of a NUL that they leave out; the warning is discarded.
   {
     reply="$(
       { # a redirect's query may be a secret
         curl_option url "$url"
-        storage_options "$url" "$first"
+        storage_options "$url"
       } |
         "${CURL[@]}" ${http_version:+"$http_version"} -f -L --max-redirs 0 --speed-limit 1000 --speed-time 120 \
           -K - -D /dev/stderr "$@" 2>&1 >&3 || code=$?
@@ -330,6 +383,14 @@ http_request() {
     http_status="${BASH_REMATCH[1]}" # curl 7.29 gives no head of an error
   fi
   return "$code"
+}
+
+# Prints what the last answer of storage says of its failure.
+http_fault() {
+  printf 'status %s %s' "$http_status" "$http_error"
+  case "$http_status" in
+  401 | 403 | 404) withheld "$http_url" ;;
+  esac
 }
 
 # Remembers what a failed transfer tells about the next one: after an error of an HTTP/2 stream, HTTP/1.1 is used.
@@ -375,8 +436,7 @@ find_header() {
 
 # --- Pelican -----------------------------------------------------------------------------------------------------
 
-readonly OSDF_HOST=osg-htc.org # tells where the director of the OSDF is
-readonly MAX_CACHES=6          # of a director's answer
+readonly MAX_CACHES=6 # of a director's answer
 
 # Prints "HOST[:PORT] PATH" of a Pelican URL: the federation's host, and the path of the object. osdf:///PATH and
 # osdf://FOLDER/PATH name no host. Argument: osdf or pelican URL
@@ -399,7 +459,7 @@ pelican_places() {
   local host path text director kind=public url
   local -a places=()
   read -r host path <<<"$(federation_of "$1")"
-  sends_token=false
+  shows_credentials=false
   text="$(http_transfer "https://$host/.well-known/pelican-configuration" --max-time 60 --max-filesize 65536 ||
     printf '\nfailed: %s' "${http_error:-status $http_status}")"
   if [[ "$text" == *$'\n'failed:* ]]; then
@@ -413,7 +473,7 @@ pelican_places() {
   fi
   director="${BASH_REMATCH[1]%/}"
   # A director answers with a redirect. Should the object itself come, a byte of it is enough.
-  http_request "$director$path" "$director$path" --max-time 60 -r 0-0 >/dev/null || true
+  http_request "$director$path" --max-time 60 -r 0-0 >/dev/null || true
   if [[ "$http_status" != 30[1278] ]]; then
     case "$http_status" in
     403 | 404) text=refused ;;
@@ -570,9 +630,10 @@ read_http() {
     ;;
   403 | 404)
     find_header retry-after "$http_head"
-    verdict refused "$code" "$header" "status $http_status"
+    verdict refused "$code" "$header" "status $http_status$(withheld "$http_url")"
     ;;
-  401 | 410 | 416) verdict never "$code" '' "status $http_status" ;;
+  401) verdict never "$code" '' "status 401$(withheld "$http_url")" ;;
+  410 | 416) verdict never "$code" '' "status $http_status" ;;
   000) verdict again "$code" '' "no answer: ${http_error:-none}" ;;
   [45]??)
     find_header retry-after "$http_head"
@@ -585,10 +646,10 @@ read_http() {
 # By XRootD's Python bindings.
 read_root() {
   client_url "$1"
-  "$xrootd_python" -c '
+  client_for "$1" "$xrootd_python" -c '
 import os, sys
 from XRootD import client
-url, offset, length = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+url, offset, length, withheld = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 reason, word = "broke off", "again"
 with client.File() as file:
     status, _ = file.open(url)
@@ -602,9 +663,10 @@ if not status.ok:
     reason = " ".join(status.message.split())
     if status.errno in (3010, 3011):  # not authorized, not found
         word = "refused"
+    reason += withheld
 sys.stdout.buffer.flush()
 os.write(5, ("%s 0 0 %s\n" % (word, reason)).encode("utf-8", "replace"))
-' "$client_url" "$2" "$3" || true
+' "$client_url" "$2" "$3" "$(withheld "$1")" || true
 }
 
 # Where the bytes may come from. Doors are the URLs of the whole file that the server gave, in order of preference; a
@@ -636,6 +698,10 @@ ask_director() {
       return 1
     fi
     [[ "$line" != token\ * ]] || find_token
+    if [[ "$line" == token\ * ]] && ! may_have_credentials "${places[0]#* }"; then
+      word=never wait_s=0 reason="the director demands a token$(withheld "${places[0]#* }")"
+      return 1
+    fi
     if [[ "$line" == token\ * && -z "$bearer" ]]; then
       word=never wait_s=0 reason='the director demands a token, and this job has none'
       return 1
@@ -690,7 +756,10 @@ read_place() {
   fi
   found="$(
     exec 5>&1
-    [[ "${places[0]%% *}" != public ]] || sends_token=false
+    case "${places[0]%% *}" in
+    public) shows_credentials=false ;;
+    token) trust "$url" ;; # by the director of a federation that is trusted
+    esac
     "read_$kind" "$url" "$1" "$2" |
       { head -c "$(($2 + 1))" >>"$3" || printf 'full\n' >&5; } 2>/dev/null
   )" || true
@@ -897,6 +966,7 @@ main() {
   number_setting OSGPROD_BACKOFF_MS 1000 1 600000 BACKOFF_MS || misconfigured "$setting_error"
   slice="${output_filename:-}"
   if [[ -n "${osgprod_source_url:-}" ]] && find_doors; then
+    trust_only "${doors[@]}"
     trap 'rm -f "$slice"' EXIT # whole or not, it is not an output
     fetch_slice "$slice"
     inputs=("$slice")

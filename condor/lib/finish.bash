@@ -32,7 +32,8 @@ write_down() {
     umask 077
     exec >"$file.new"
     printf '%s\n' "project=$OSGPROD_PROJECT" "token=$token" "name=$1" "events=$2" "outputs=$3" "bytes=$4" \
-      "adler32=$5" "url=$6" "heartbeat_s=$7" "outputs_list=$8" "software=$9" "slices_done=$slices_done" &&
+      "adler32=$5" "url=$6" "heartbeat_s=$7" "outputs_list=$8" "software=$9" "slices_done=$slices_done" \
+      "token_hosts=$osgprod_token_hosts" &&
       printf '%s=%s\n' ${resources[@]+"${resources[@]}"} &&
       { [[ -z "${10}" ]] || printf '%s\n' "${10}" | sed -e '/./!d' -e 's/^/merged_input=/'; } &&
       printf 'complete=yes\n'
@@ -49,7 +50,7 @@ read_written() {
     [[ "$name" != "$line" ]] || continue
     case "$name" in
     merged_input) written_inputs+="${line#*=}"$'\n' ;;
-    project | token | name | events | outputs | bytes | adler32 | url | heartbeat_s | outputs_list | software | slices_done | \
+    project | token | token_hosts | name | events | outputs | bytes | adler32 | url | heartbeat_s | outputs_list | software | slices_done | \
       memory_bytes | disk_bytes | fetched_bytes | cpu_s | wall_s | complete)
       [[ -n "${written["$name"]+set}" ]] || written["$name"]="${line#*=}"
       ;;
@@ -114,7 +115,8 @@ deliver_and_report() {
   [[ "$slices_done" =~ ^[0-9]{1,6}$ ]] || slices_done=0 # written by an older version
   list="${written[outputs_list]:-}" software="${written[software]:-}"
   name="${written[name]:-}" bytes="${written[bytes]:-}" adler="${written[adler32]:-}"
-  token="${written[token]:-}" output_url="${written[url]:-}"
+  token="${written[token]:-}" output_url="${written[url]:-}" osgprod_token_hosts="${written[token_hosts]:-}"
+  trust_only
   if [[ -n "${OSGPROD_OUTPUT_URL:-}" && -z "$output_url" ]] && ! is_delivered; then
     if ! send_outputs "$unreported.tar.gz" "$name.tar.gz" "$bytes" "$adler" "$TRIES"; then
       not_delivered "$storage_error"
@@ -180,7 +182,7 @@ remove_merged_inputs() {
     url="$(input_url "$url")"
     kind="$(storage_kind "$url")" || continue
     if ! has_arrived "$kind" "$url" "$bytes" "$adler" 1; then
-      log "$url has changed since it was merged, and is not removed"
+      log "$url has changed since it was merged, and is not removed$(withheld "$url")"
     else
       storage "remove_$kind" "$url" || log "$url can't be removed: $storage_error"
     fi

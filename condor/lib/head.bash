@@ -29,7 +29,8 @@
 #                         tarball that could not be delivered, or that must be safe before its report [0 to 255;
 #                         default 0 = none]
 #     OSGPROD_SITE        name of the site, for the record [default: the one in HTCondor's machine ad]
-#     OSGPROD_TOKEN_HOSTS hosts that storage may redirect to with the bearer token, like "door2.site.org pool.site.org:8443"
+#     OSGPROD_TOKEN_HOSTS hosts that may see the job's credentials, like "door2.site.org pool.site.org:8443", beside those that
+#                         OSGPROD_URL, OSGPROD_OUTPUT_URL and the project's settings name [default: none]
 #     BEARER_TOKEN ...    see find_token
 # HTCondor's job ad says which access point the job comes from, and when it was submitted there. The server gives no more
 # work than fits until the job must end: by GLIDEIN_ToDie of the machine ad (else GLIDEIN_ToRetire), AllowedJobDuration,

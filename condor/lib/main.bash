@@ -8,10 +8,11 @@ TIME_LEFT_S=""           # OSGPROD_TIME_LEFT_S, if it is set
 ends_at=""               # when the job must end [s since 1970]; nothing = not known
 ad_value="" ad_number="" # as the functions of these names have set them
 magic="" job_key="" bearer="" host="" site=""
-token=""         # of the attempt
-after=""         # token of the success after which the job asks for another slice
-slices_done=0    # successes of this job, as far as this start knows
-is_resumed=false # does this start go on from an earlier one?
+token=""               # of the attempt
+osgprod_token_hosts="" # of a merge: the hosts of the project's settings, as the server names them
+after=""               # token of the success after which the job asks for another slice
+slices_done=0          # successes of this job, as far as this start knows
+is_resumed=false       # does this start go on from an earlier one?
 
 # Prints the text of a file, without NULs and without the line ends at its end, as osgprod project set-magic reads it.
 # Argument: file
@@ -151,6 +152,9 @@ attempt() {
   fi
   find_header Osgprod-Token "$head"
   token="$header"
+  find_header Osgprod-Token-Hosts "$head"
+  osgprod_token_hosts="$header"
+  trust_only
   find_header Osgprod-Nstarts "$head"
   nstarts="$header"
   find_header Osgprod-Slice "$head"

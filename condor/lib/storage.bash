@@ -15,7 +15,7 @@ stored_http() {
   local code=0
   http_transfer "$1" -I --max-time 120 -H 'Want-Digest: adler32' >/dev/null || code=$?
   if ((code != 0)); then
-    [[ "$http_status" == 404 ]] || printf 'status %s %s\n' "$http_status" "$http_error" >&2
+    [[ "$http_status" == 404 && -z "$(withheld "$http_url")" ]] || http_fault >&2
     return "$code"
   fi
   find_header Content-Length "$http_head"
@@ -33,7 +33,7 @@ remove_http() {
 call_http() {
   local code=0
   http_transfer "$@" >/dev/null || code=$?
-  ((code == 0)) || printf 'status %s %s\n' "$http_status" "$http_error" >&2
+  ((code == 0)) || http_fault >&2
   return "$code"
 }
 # Prints the adler32 in a head of HTTP (RFC 3230: the names of algorithms have no case), if it is there. Argument: head
@@ -45,7 +45,7 @@ digest_of() {
 
 send_root() {
   client_url "$2"
-  xrdcp --nopbar --force --posc "$1" "$client_url" # posc: nothing stays when the connection is lost
+  client_for "$2" xrdcp --nopbar --force --posc "$1" "$client_url" # posc: nothing stays when the connection is lost
 }
 stored_root() {
   run_xrdfs "$1" stat | sed -n 's/^Size: *//p'
@@ -70,7 +70,7 @@ run_xrdfs() {
     shift
   fi
   # shellcheck disable=SC2086  # one or two words
-  xrdfs "${url%%//*}//${location%%/*}" $command "$(path_of "$url")" "$@"
+  client_for "$url" xrdfs "${url%%//*}//${location%%/*}" $command "$(path_of "$url")" "$@"
 }
 # Prints the path in a root URL, whose own slash is doubled. Argument: URL
 path_of() {
@@ -82,7 +82,15 @@ send_pelican() {
   pelican object put "$1" "$2"
 }
 stored_pelican() {
+  may_use_pelican "$1" || return
   pelican object stat "$1" | sed -n 's/^ *[Ss]ize: *\([0-9]*\).*/\1/p'
+}
+# The client finds credentials by itself. Argument: URL
+may_use_pelican() {
+  may_have_credentials "$1" || {
+    printf 'the pelican client is not used%s\n' "$(withheld "$1")" >&2
+    return 1
+  }
 }
 move_pelican() {
   false # the client has no way

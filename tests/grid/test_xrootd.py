@@ -21,7 +21,7 @@ from tests.grid.conftest import write_sparse_file
 from tests.grid.proxy import Proxy
 from tests.grid.xrootd import XRootD
 from tests.support import LiveShim, World
-from tests.worker.conftest import Node, kill, report_of
+from tests.worker.conftest import EXEC, Node, kill, report_of
 
 NOT_FETCHED, DONE, LATER = 75, 0, 30
 BLOCKS, BLOCK_BYTES = 2000, 540_000
@@ -233,6 +233,44 @@ def test_upload_without_a_good_token_is_no_success(
     assert code == LATER, log
     assert report_of(world)["outcome"] == "node-fault"
     assert list((xrootd.data / "outputs").iterdir()) == []
+
+
+class TokensOnly(XRootD):
+    """Its clients have to show a token when they connect."""
+
+    def _config(self) -> str:
+        return super()._config().replace("sec.protocol unix\nsec.protbind * unix", "sec.protocol ztn")
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+def test_xrootd_gets_no_token_from_a_job_unless_somebody_named_it(
+    folder: Path, certificates: Path, is_named: bool
+) -> None:
+    with TokensOnly() as server:
+        (certificates / "server.pem").write_bytes(server.certificate.read_bytes())
+        subprocess.run(["openssl", "rehash", str(certificates)], check=True)
+        url = f"roots://localhost:{server.port}//outputs"
+        done = subprocess.run(
+            ["/bin/bash", "-c", 'source "$1"; trust_only; stored_root "$2"', "-", str(EXEC), url],
+            env={
+                "PATH": "/usr/bin:/bin",
+                "BEARER_TOKEN": server.token(),
+                "X509_CERT_DIR": str(certificates),
+                "OSGPROD_TOKEN_HOSTS": f"localhost:{server.port}" if is_named else "localhost:1",
+                "XrdSecDEBUG": "1",
+            },
+            capture_output=True,
+            text=True,
+        )
+    assert ("Using ztn protocol" in done.stderr) is is_named, done.stderr
+    assert ("only want unix" in done.stderr) is not is_named
+    assert bool(done.stdout) is is_named
+
+
+@pytest.fixture
+def certificates(folder: Path) -> Path:
+    (folder / "certificates").mkdir()
+    return folder / "certificates"
 
 
 def test_certificate_that_nobody_signed_is_not_trusted(ready: Node, xrootd: XRootD) -> None:

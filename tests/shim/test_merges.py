@@ -72,6 +72,23 @@ def test_merge_script_has_its_inputs_and_runs(merging: World, shim: LiveShim) ->
     assert shim.checkout(8).headers["Osgprod-Status"] == "no-work"
 
 
+def test_job_learns_which_hosts_the_projects_settings_name(
+    merging: World, shim: LiveShim, folder: Path
+) -> None:
+    with (folder / "www" / "p" / "osgprod_merge.bash").open("a") as script:
+        script.write("#osgprod_token_hosts=\nprintf '%s' \"$osgprod_token_hosts\"\n")
+    merging.set(
+        merge_output_url="https://u@merged.example.org/{project}/{kind}/{run}/{seqno}",
+        output_home="root://home.example.org:1095//{project}",
+        xrootd_prefix="osdf:///gluex JLab=/mnt/raw SITE=https://door.example.org:8443/a",
+    )
+    answer = shim.checkout(7)
+    named = "https://door.example.org:8443 https://u@merged.example.org osdf:// root://home.example.org:1095"
+    assert answer.headers["Osgprod-Token-Hosts"] == named
+    ran = subprocess.run(["bash", "-c", answer.text], capture_output=True, text=True, check=True)
+    assert ran.stdout.endswith(f"|{named}")
+
+
 def test_attempts_record_what_they_ran(merging: World, shim: LiveShim) -> None:
     shim.checkout(7, exec_version="2.1", image="/cvmfs/image")
     work = (shim.add_template("p")).read_bytes()

@@ -57,6 +57,7 @@ class Site:
     )  # by path: what is sent in place of a file, with 200
     is_osgprod: bool = True  # marks its answers to POST as the server does
     headers: dict[str, str] = field(default_factory=dict)
+    demands: str = ""  # an Authorization without which it answers 401
     port: int = 0
     certificate: Path | None = None  # a folder with cert.pem and key.pem: https
 
@@ -102,6 +103,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
+
+    def parse_request(self) -> bool:
+        if not super().parse_request():
+            return False
+        if self.site.demands and self.headers["Authorization"] != self.site.demands:
+            self._note()
+            self.close_connection = True
+            self._answer(401)
+            return False
+        return True
 
     def _note(self) -> Seen:
         names = {name.lower(): value for name, value in self.headers.items()}

@@ -360,6 +360,68 @@ def test_bytes_that_stay_wrong_on_the_way_are_the_nodes_fault(merge: Merge) -> N
     assert (code, merge.reported("bad_inputs")) == (NODE_FAULT, None), log
 
 
+# --- credentials -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def foreign(merge: Merge, certificate: Path) -> Iterator[Site]:
+    """The inputs are at another https site than the merged files, and this job has a token."""
+    with (
+        Site(certificate=certificate) as storage,
+        Site(files=dict(merge.site.files), certificate=certificate) as site,
+    ):
+        merge.inputs = [line.replace(merge.site.url, site.url) for line in merge.inputs]
+        merge.site = storage
+        merge.variables["osgprod_merge_output_url"] = f"{storage.url}/merged/{{kind}}"
+        merge.environment |= {"X509_CERT_DIR": str(certificate), "BEARER_TOKEN": "secret"}
+        merge.only("job_info")
+        yield site
+
+
+def tokens_at(site: Site) -> set[str | None]:
+    return {seen.headers.get("authorization") for seen in site.seen}
+
+
+def test_token_goes_to_the_merged_files_and_not_to_the_host_of_an_input_that_nobody_named(
+    merge: Merge, foreign: Site
+) -> None:
+    code, log = merge.run()
+    assert code == 0, log
+    check_delivered(merge)
+    assert (tokens_at(merge.site), tokens_at(foreign)) == ({"Bearer secret"}, {None})
+
+
+@pytest.mark.parametrize("who", ["operator", "submitter", "submitter's outputs"])
+def test_token_goes_to_the_host_of_an_input_that_somebody_named(
+    merge: Merge, foreign: Site, who: str
+) -> None:
+    foreign.demands = "Bearer secret"
+    match who:
+        case "operator":
+            merge.variables["osgprod_token_hosts"] = f"root://other.example.org {foreign.url}"
+        case "submitter":
+            merge.environment["OSGPROD_TOKEN_HOSTS"] = f"other.example.org,{foreign.url.partition('//')[2]}"
+        case _:
+            merge.environment["OSGPROD_OUTPUT_URL"] = f"{foreign.url}/outputs"
+    code, log = merge.run()
+    assert code == 0, log
+    assert (tokens_at(merge.site), tokens_at(foreign)) == ({"Bearer secret"}, {"Bearer secret"})
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_refusal_of_a_host_that_nobody_named_blames_no_input_and_names_the_setting(
+    merge: Merge, foreign: Site, status: int
+) -> None:
+    if status == 401:
+        foreign.demands = "Bearer secret"
+    else:  # some storage hides from strangers what it has
+        foreign.faults, foreign.files = [status] * 99, {}
+    code, log = merge.run()
+    assert (code, merge.reported("bad_inputs")) == (NODE_FAULT, None), log
+    assert "OSGPROD_TOKEN_HOSTS" in log.splitlines()[-1] and "secret" not in log
+    assert tokens_at(foreign) == {None}
+
+
 # --- bad inputs ----------------------------------------------------------------------------------------------
 
 

@@ -26,20 +26,20 @@ DONE, FAILED, REFUSED = 0, 10, 40
 def merging(node: Node, world: World, rawdata: Path, folder: Path, site: Site) -> Callable[..., None]:
     """Switches merges on, and has two jobs process the slices of the file."""
 
-    def start(place: Path | None = None, by_jobs: bool = False, **settings: object) -> None:
+    def start(place: Path | None = None, by_jobs: bool = False, at: Site = site, **settings: object) -> None:
         """place: where the tarballs go [default: /out of the site]; by_jobs: the jobs run, and don't only report."""
         shutil.copy(CHECKOUT / "worker" / "osgprod_merge.bash", folder / "www" / "p")
         world.set(
             merge_by="file", merge_output_url=f"{site.url}/merged/{{kind}}", maxblockspercore=3, **settings
         )
-        out = f"file://{place}" if place else f"{site.url}/out"
+        out = f"file://{place}" if place else f"{at.url}/out"
         node.environment.update(OSGPROD_OUTPUT_URL=out, OSGPROD_RECON="cksum")
         for process in (1, 2):
             if by_jobs:
                 code, log = node.run(process)
                 assert code == DONE, log
             else:
-                report_slice(world, site, process, place)
+                report_slice(world, at, process, place)
         until_ready(world)
 
     return start
@@ -137,6 +137,24 @@ def test_merged_inputs_are_removed_after_the_report_if_the_project_wants_that(
     code, log = node.run(3)
     assert code == DONE, log
     assert stored(site) == {MERGED}
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+def test_exec_script_shows_its_token_for_the_removal_of_inputs_to_named_hosts_only(
+    merging: Callable[..., None], node: Node, world: World, certificate: Path, is_named: bool
+) -> None:
+    with Site(certificate=certificate) as merged, Site(certificate=certificate) as tarballs:
+        merged.demands = "Bearer secret"
+        node.environment |= {"X509_CERT_DIR": str(certificate), "BEARER_TOKEN": "secret"}
+        home = {"output_home": f"{tarballs.url}/home"} if is_named else {}
+        merging(at=tarballs, merge_cleanup="delete", **home)
+        world.set(merge_output_url=f"{merged.url}/merged/{{kind}}")
+        code, log = node.run(3, OSGPROD_OUTPUT_URL=None)
+        assert code == DONE, log
+        assert set(merged.files) == {MERGED} and not tarballs.files
+        assert {"DELETE", "GET", "HEAD"} == {seen.method for seen in tarballs.seen}
+        shown = {seen.headers.get("authorization") for seen in tarballs.seen}
+        assert shown == {"Bearer secret" if is_named else None}
 
 
 def test_inputs_in_a_folder_with_a_space_in_its_name_are_merged_and_removed(

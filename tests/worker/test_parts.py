@@ -129,25 +129,62 @@ def test_any_other_scheme_is_no_url(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url, first, hosts, may",
+    "url, named, may",
     [
-        ("https://a.org/p", "https://a.org/p", "", True),
-        ("https://A.org:443/q", "https://a.org/p", "", True),
-        ("https://a.org:8443/p", "https://a.org/p", "", False),
-        ("https://b.org/p", "https://a.org/p", "", False),
-        ("https://b.org:8443/p", "https://a.org/p", "c.org, b.org", True),
-        ("https://b.org:8443/p", "https://a.org/p", "b.org:443", False),
-        ("https://notb.org/p", "https://a.org/p", "b.org *", False),
-        ("https://b.org@evil.org/p", "https://a.org/p", "b.org", False),
-        ("http://a.org/p", "http://a.org/p", "a.org", False),
+        ("https://a.org/p", {}, False),
+        ("https://a.org/p", {"OSGPROD_OUTPUT_URL": "https://a.org/folder"}, True),
+        ("https://A.org:443/q", {"OSGPROD_OUTPUT_URL": "davs://a.org/folder"}, True),
+        ("https://a.org:8443/p", {"OSGPROD_OUTPUT_URL": "https://a.org/folder"}, False),
+        ("https://a.org:1094/p", {"OSGPROD_OUTPUT_URL": "root://a.org//folder"}, True),
+        ("https://a.org/p", {"OSGPROD_URL": "https://a.org/osgprod"}, True),
+        ("https://b.org:8443/p", {"OSGPROD_TOKEN_HOSTS": "c.org, b.org"}, True),
+        ("https://b.org:8443/p", {"OSGPROD_TOKEN_HOSTS": "b.org:443"}, False),
+        ("https://[::1]:8443/p", {"OSGPROD_TOKEN_HOSTS": "[::1]"}, True),
+        ("https://notb.org/p", {"OSGPROD_TOKEN_HOSTS": "b.org *"}, False),
+        ("https://b.org@evil.org/p", {"OSGPROD_TOKEN_HOSTS": "b.org"}, False),
+        ("https://evil.org/b.org", {"OSGPROD_TOKEN_HOSTS": "b.org"}, False),
+        ("https://evil.org#b.org", {"OSGPROD_TOKEN_HOSTS": "b.org"}, False),
+        ("https:///b.org/p", {"OSGPROD_TOKEN_HOSTS": "b.org"}, False),
+        ("https://b/p", {"OSGPROD_OUTPUT_URL": "/a b/c"}, False),
+        ("https://b.org/p", {"osgprod_token_hosts": "root://a.org https://b.org"}, True),
+        ("root://b.org//p", {"osgprod_token_hosts": "xroot://b.org:1094"}, True),
+        ("root://b.org//p", {"osgprod_token_hosts": "https://b.org"}, False),
+        ("osdf:///p", {"osgprod_token_hosts": "osdf://"}, True),
+        ("osdf://folder/p", {"osgprod_token_hosts": "pelican://osg-htc.org"}, True),
+        ("pelican://fed.org/p", {"osgprod_token_hosts": "osdf:// pelican://other.org"}, False),
+        ("http://a.org/p", {"OSGPROD_OUTPUT_URL": "http://a.org", "OSGPROD_TOKEN_HOSTS": "a.org"}, False),
+        ("dav://a.org/p", {"OSGPROD_OUTPUT_URL": "dav://a.org", "OSGPROD_TOKEN_HOSTS": "a.org:80"}, False),
     ],
 )
-def test_token_goes_over_https_to_the_named_host_and_to_listed_ones(
-    url: str, first: str, hosts: str, may: bool
+def test_credentials_go_to_named_hosts_only_and_never_in_the_clear(
+    url: str, named: dict[str, str], may: bool
 ) -> None:
-    variable = {"OSGPROD_TOKEN_HOSTS": hosts} if hosts else {}
-    done = bash('may_have_token "$@"', url, first, **variable)
+    done = bash('trust_only; may_have_credentials "$1"', url, **named)
     assert (done.returncode == 0, done.stderr) == (may, "")
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+@pytest.mark.parametrize(
+    "command", ["send_root here {url}", "stored_root {url}", "move_root {url} {url}", "remove_root {url}"]
+)
+def test_xrootds_clients_find_no_credentials_for_a_host_that_nobody_named(
+    tmp_path: Path, command: str, trusted: bool
+) -> None:
+    for name in ("xrdcp", "xrdfs"):
+        (tmp_path / name).write_text(f"#!/bin/bash\nenv >>{tmp_path}/seen\n")
+        (tmp_path / name).chmod(0o755)
+    done = bash(
+        f"PATH={tmp_path}:$PATH; trust_only; " + command.format(url="root://storage.example.org//p"),
+        OSGPROD_TOKEN_HOSTS="storage.example.org" if trusted else "other.example.org",
+        BEARER_TOKEN="secret",
+        BEARER_TOKEN_FILE="/secret",
+        X509_USER_PROXY="/secret",
+    )
+    assert done.stderr == ""
+    seen = (tmp_path / "seen").read_text().splitlines()
+    # Of its protocols only this one needs no secret. A token may also lie in a file that the client finds by itself.
+    assert ("XrdSecPROTOCOL=unix" in seen) is not trusted
+    assert any("secret" in line for line in seen) is trusted
 
 
 # --- heads of answers ----------------------------------------------------------------------------------------
@@ -413,7 +450,8 @@ def test_what_was_written_down_is_read_back_as_it_was(tmp_path: Path) -> None:
     """Also by a release that reads it line by line with sed."""
     lists = """'[{"kind":"x","url":"y=z"}]' 'soft=ware' $'u 1 a\\nv 2 b\\n'"""
     found = job(
-        f"unreported={tmp_path}/kept OSGPROD_PROJECT=p token=t slices_done=3 resources=(cpu_s 1 wall_s 2)\n"
+        f"unreported={tmp_path}/kept OSGPROD_PROJECT=p token=t osgprod_token_hosts='a.org b.org' slices_done=3\n"
+        "resources=(cpu_s 1 wall_s 2)\n"
         f"write_down name 5 2 100 00ab '' 60 {lists}\n"
         'for name in "${!written[@]}"; do echo "$name=${written["$name"]}"; done; printf %s "$written_inputs"'
     )
@@ -426,6 +464,7 @@ def test_what_was_written_down_is_read_back_as_it_was(tmp_path: Path) -> None:
         "heartbeat_s": "60",
         "outputs_list": '[{"kind":"x","url":"y=z"}]',
     }
+    expected |= {"token_hosts": "a.org b.org"}
     expected |= {"software": "soft=ware", "slices_done": "3", "cpu_s": "1", "wall_s": "2", "complete": "yes"}
     assert names == expected
     assert file.endswith("merged_input=u 1 a\nmerged_input=v 2 b\ncomplete=yes\n")

@@ -96,6 +96,26 @@ def test_token_goes_to_the_caches_and_not_to_the_director_when_it_is_demanded(
     assert "secret" not in log
 
 
+def test_federation_that_nobody_named_gets_no_token_though_it_demands_one(
+    fetch: Fetch,
+    assigned: dict[str, bytes],
+    federation: Federation,
+    caches: list[Site],
+    folder: Path,
+    certificate: Path,
+) -> None:
+    """As a merge's input, which a job has reported: the work script names the federations of its sources."""
+    federation.needs_token = True
+    script = assigned["script"].replace(b'trust_only "${doors[@]}"', b"trust_only")
+    assert script != assigned["script"]
+    fetch = Fetch({**assigned, "script": script}, folder, certificate)
+    code, log, _ = fetch(federation.url, BEARER_TOKEN="secret")
+    assert code == NOT_FETCHED
+    assert "the director demands a token; no credentials were shown to" in log.splitlines()[-1]
+    assert not any(cache.seen for cache in caches)
+    assert not any("authorization" in headers for _, headers in federation.seen)
+
+
 def test_missing_token_is_named_and_no_cache_is_asked(
     fetch: Fetch, federation: Federation, caches: list[Site], folder: Path
 ) -> None:

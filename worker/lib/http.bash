@@ -3,12 +3,13 @@
 
 # -q: no .curlrc of the node's users; -g: no patterns in URLs; --noproxy: no web cache of the site in between.
 readonly CURL=(curl -q -g -sS --noproxy '*' --connect-timeout 20)
-http_version=""  # of storage; --http1.1 once a stream of HTTP/2 has failed
-sends_token=true # to storage; false for a source that needs none
-head_text=""     # as find_head has found it
-head_status=000  # the same
-header=""        # as find_header has found it
-headers=()       # the same, of all headers of the name
+http_version=""        # of storage; --http1.1 once a stream of HTTP/2 has failed
+shows_credentials=true # to storage; false for a source that needs none
+http_url=""            # of the last request to storage
+head_text=""           # as find_head has found it
+head_status=000        # the same
+header=""              # as find_header has found it
+headers=()             # the same, of all headers of the name
 
 # Prints one line of a curl configuration. Secrets reach curl on its standard input, never on its command line.
 # Arguments: option, value
@@ -29,17 +30,16 @@ ca_options() {
   [[ -z "$bundle" ]] || curl_option cacert "$bundle"
 }
 
-# Prints the curl configuration with what storage may want to see: a proxy certificate, a token.
-# Arguments: URL, URL of the request before any redirect
+# Prints the curl configuration with what storage may want to see, if it may see it: a proxy certificate, a token. Argument: URL
 storage_options() {
   ca_options
+  $shows_credentials && may_have_credentials "$1" || return 0
   if [[ -n "${X509_USER_PROXY:-}" ]]; then
     curl_option cert "$X509_USER_PROXY"
     curl_option key "$X509_USER_PROXY"
   fi
-  $sends_token || return 0
   find_token
-  [[ -z "$bearer" ]] || ! may_have_token "$1" "$2" || curl_option header "Authorization: Bearer $bearer"
+  [[ -z "$bearer" ]] || curl_option header "Authorization: Bearer $bearer"
 }
 
 # Sends a request to storage and follows redirects: not curl, which in old versions sends a token along to any host.
@@ -47,13 +47,13 @@ storage_options() {
 # Sets what http_request sets, of the last answer, and returns what it returns.
 # Arguments: URL (http, https, dav, davs), curl's options without secrets
 http_transfer() {
-  local first url next place hop code
+  local url next place hop code
   client_url "$1"
-  first="$client_url" url="$client_url"
+  url="$client_url"
   shift
   for ((hop = 0; hop < 6; hop++)); do
     code=0
-    http_request "$url" "$first" "$@" || code=$?
+    http_request "$url" "$@" || code=$?
     ((code == 47)) || return "$code"
     find_header location "$http_head"
     next="$header"
@@ -70,19 +70,20 @@ http_transfer() {
 }
 
 # Sends one request to storage. Prints the body of the answer, and nothing of a redirect or of an error.
-# Sets http_status (000 = no answer), http_head (the answer's head) and http_error (curl's words).
+# Sets http_status (000 = no answer), http_head (the answer's head), http_error (curl's words) and http_url.
 # Returns curl's exit code: 0, 22 = http_status is 400 or more, 47 = a redirect, ...
-# Arguments: URL (http, https), URL of the request before any redirect, curl's options without secrets
+# Arguments: URL (http, https), curl's options without secrets
 http_request() {
-  local url="$1" first="$2" reply code=0
-  shift 2
+  local url="$1" reply code=0
+  shift
+  http_url="$url"
   # With -L and no redirect allowed, curl drops the body of a redirect and ends with 47. The x keeps the line ends. Newer
   # versions of bash warn of a NUL that they leave out; the warning is discarded.
   {
     reply="$(
       { # a redirect's query may be a secret
         curl_option url "$url"
-        storage_options "$url" "$first"
+        storage_options "$url"
       } |
         "${CURL[@]}" ${http_version:+"$http_version"} -f -L --max-redirs 0 --speed-limit 1000 --speed-time 120 \
           -K - -D /dev/stderr "$@" 2>&1 >&3 || code=$?
@@ -103,6 +104,14 @@ http_request() {
     http_status="${BASH_REMATCH[1]}" # curl 7.29 gives no head of an error
   fi
   return "$code"
+}
+
+# Prints what the last answer of storage says of its failure.
+http_fault() {
+  printf 'status %s %s' "$http_status" "$http_error"
+  case "$http_status" in
+  401 | 403 | 404) withheld "$http_url" ;;
+  esac
 }
 
 # Remembers what a failed transfer tells about the next one: after an error of an HTTP/2 stream, HTTP/1.1 is used.

@@ -32,6 +32,7 @@ end_if_bad() {
 # Does an error of storage say that the file does not exist? Argument: what storage said
 is_not_found() {
   case "${1,,}" in
+  *'no credentials were shown to'*) return 1 ;;
   '' | 'status 404 '* | 'status 410 '* | *'[3011]'* | *'no such file'* | *'not found'* | *'does not exist'*) ;;
   *) return 1 ;;
   esac
@@ -58,7 +59,8 @@ look_at_input() {
     stored_bytes=""
     # Without its client, a Pelican object is fetched by curl, and compared then.
     [[ "$kind" != root ]] || ((code != 126 && code != 127)) || no_program xrdfs
-    if ((code != 0 && code < 126)) && is_not_found "$storage_error"; then
+    # To a stranger storage may say so of a file that is there.
+    if ((code != 0 && code < 126)) && is_not_found "$storage_error" && [[ -z "$(withheld "$url")" ]]; then
       input_fault='is gone'
     fi
     return 0
@@ -91,7 +93,7 @@ confirm_size() {
   200) ((code == 63 || $2 == 0 && $(content_length) == 0)) && return 0 ;; # 63: it is larger than a page
   416) (($2 == 0)) && return 0 ;;
   esac
-  printf 'status %s\n' "$http_status" >&2
+  http_fault >&2
   return 1
 }
 
@@ -157,15 +159,16 @@ whole_http() {
 }
 whole_root() {
   client_url "$1"
-  xrdcp --nopbar --force "$client_url" "$2"
+  client_for "$1" xrdcp --nopbar --force "$client_url" "$2"
 }
 whole_pelican() {
+  may_use_pelican "$1" || return
   pelican object get "$1" "$2"
 }
 call_http_body() {
   local code=0
   http_transfer "$1" || code=$?
-  ((code == 0)) || printf 'status %s %s\n' "$http_status" "$http_error" >&2
+  ((code == 0)) || http_fault >&2
   return "$code"
 }
 

@@ -22,7 +22,8 @@
 #     OSGPROD_REPORT       file for what the exit report should tell [osgprod_report.txt]
 #     OSGPROD_TRIES        attempts of a transfer, 1 to 1000 [8]
 #     OSGPROD_BACKOFF_MS   pause after the first of these, doubled each time up to 32 fold, 1 to 600000 [ms; 1000]
-#     OSGPROD_TOKEN_HOSTS  hosts that may get the bearer token after a redirect, separated by spaces [none]
+#     OSGPROD_TOKEN_HOSTS  hosts that may see the credentials, beside those that OSGPROD_URL, OSGPROD_OUTPUT_URL and the
+#                          server name: host or host:port, separated by spaces [none]
 #     BEARER_TOKEN, BEARER_TOKEN_FILE, X509_USER_PROXY, X509_CERT_DIR  credentials, and authorities to trust
 # Exit codes: 0 = merged and delivered; 65 = inputs are bad, bad_inputs in the report names them; 66 = the result is not
 # what it must be; 74 = not delivered; 75 = this node can't do it; 127 = a program is missing on this node; 40 = a setting
@@ -33,6 +34,7 @@
 #osgprod_run=number of the run
 #osgprod_seqno=number of the file in its run; empty = the whole run is merged
 #osgprod_merge_output_url=folder for the merged files; {kind} stands for the kind
+#osgprod_token_hosts=hosts of the project's settings, which may see the credentials
 #osgprod_merge_cleanup=keep or delete the inputs when the merge is done
 #osgprod_ncpus=cores that the job has
 #osgprod_token=of this attempt

@@ -15,6 +15,7 @@ main() {
   fi
   check_table
   find_merged_folder
+  trust_only "$merged_folder"
   [[ -n "$merged_folder" ]] || misconfigured 'no folder for merged files is set: osgprod project set PROJECT merge_output_url=...'
   storage_kind "$merged_folder" >/dev/null ||
     misconfigured "merge_output_url $(shown_url "$merged_folder") is not a folder, or contains a query or a password; schemes: $URL_SCHEMES"

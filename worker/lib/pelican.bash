@@ -1,8 +1,7 @@
 # shellcheck shell=bash
 # --- Pelican -----------------------------------------------------------------------------------------------------
 
-readonly OSDF_HOST=osg-htc.org # tells where the director of the OSDF is
-readonly MAX_CACHES=6          # of a director's answer
+readonly MAX_CACHES=6 # of a director's answer
 
 # Prints "HOST[:PORT] PATH" of a Pelican URL: the federation's host, and the path of the object. osdf:///PATH and
 # osdf://FOLDER/PATH name no host. Argument: osdf or pelican URL
@@ -25,7 +24,7 @@ pelican_places() {
   local host path text director kind=public url
   local -a places=()
   read -r host path <<<"$(federation_of "$1")"
-  sends_token=false
+  shows_credentials=false
   text="$(http_transfer "https://$host/.well-known/pelican-configuration" --max-time 60 --max-filesize 65536 ||
     printf '\nfailed: %s' "${http_error:-status $http_status}")"
   if [[ "$text" == *$'\n'failed:* ]]; then
@@ -39,7 +38,7 @@ pelican_places() {
   fi
   director="${BASH_REMATCH[1]%/}"
   # A director answers with a redirect. Should the object itself come, a byte of it is enough.
-  http_request "$director$path" "$director$path" --max-time 60 -r 0-0 >/dev/null || true
+  http_request "$director$path" --max-time 60 -r 0-0 >/dev/null || true
   if [[ "$http_status" != 30[1278] ]]; then
     case "$http_status" in
     403 | 404) text=refused ;;

@@ -28,17 +28,61 @@ find_token() {
   done
 }
 
-# May the bearer token be sent to this URL? Only over https, to the host that the URL of the request names, or, after
-# a redirect, to one that OSGPROD_TOKEN_HOSTS lists: host or host:port, separated by spaces or commas.
-# Arguments: URL, URL of the request before any redirect
-may_have_token() {
-  local place first host hosts="${OSGPROD_TOKEN_HOSTS:-}"
-  [[ "${1%%://*}" == [Hh][Tt][Tt][Pp][Ss] ]] || return 1
-  place="$(host_and_port "$1")"
-  first="$(host_and_port "$2")"
-  [[ "$place" != "$first" ]] || return 0
-  for host in ${hosts//,/ }; do
-    [[ "${host,,}" != "$place" && "${host,,}" != "${place%:*}" ]] || return 0
+trusted=" " # who may see this job's credentials: host:port, or a host at all its ports, with a space around each
+
+# Sets who may see this job's credentials, a bearer token or a proxy certificate: the hosts that the submitter or the operator
+# has named, in OSGPROD_URL, OSGPROD_OUTPUT_URL and OSGPROD_TOKEN_HOSTS, in osgprod_token_hosts, which the server fills in, and in
+# the arguments. Other URLs are what jobs have reported. Arguments: URLs
+trust_only() {
+  local word lists="${OSGPROD_TOKEN_HOSTS:-} ${osgprod_token_hosts:-}"
+  trusted=" "
+  set -f
+  # shellcheck disable=SC2086  # words separated by spaces or commas
+  for word in "${OSGPROD_URL:-}" "${OSGPROD_OUTPUT_URL:-}" "$@" ${lists//,/ }; do
+    trust "$word"
   done
-  return 1
+  set +f
+}
+# Argument: URL, host, or host:port
+trust() {
+  local place="${1,,}"
+  [[ "$1" != *://* ]] || host_and_port "$1"
+  [[ -z "$place" || "$place" == :* || "$place" == *[/[:space:]]* ]] || trusted+="$place "
+}
+
+# May this job's credentials be shown to the host of a URL? Only to one that trust_only has named, and never in the clear.
+# Argument: URL
+may_have_credentials() {
+  local place
+  case "$1" in
+  [Hh][Tt][Tt][Pp]://* | [Dd][Aa][Vv]://*) return 1 ;;
+  esac
+  host_and_port "$1"
+  [[ "$place" != :* && ("$trusted" == *" $place "* || "$trusted" == *" ${place%:*} "*) ]]
+}
+
+# Prints why a host may have refused a request, if this job's credentials were kept from it; nothing otherwise. Argument: URL
+withheld() {
+  local place
+  ! may_have_credentials "$1" || return 0
+  find_token
+  [[ -n "$bearer${X509_USER_PROXY:-}" ]] || return 0
+  host_and_port "$1"
+  printf '; no credentials were shown to %s: OSGPROD_TOKEN_HOSTS does not name it, or it is not https' "$place"
+}
+
+# Runs a client that finds credentials by itself, as XRootD's do: for a host that may not see them, without any.
+# Arguments: URL, command
+client_for() {
+  local url="$1"
+  shift
+  if may_have_credentials "$url"; then
+    "$@"
+    return
+  fi
+  (
+    unset BEARER_TOKEN BEARER_TOKEN_FILE X509_USER_PROXY
+    export XrdSecPROTOCOL=unix # the name of this user is all that it shows
+    exec "$@"
+  )
 }

@@ -39,14 +39,21 @@ client_url() {
   esac
 }
 
-# Prints host and port of a URL in lower case, and without them the scheme's own port. Argument: http or https URL
+readonly OSDF_HOST=osg-htc.org # tells where the director of the OSDF is
+
+# Sets place to host and port of a URL in lower case; without a port it is that of the scheme. A Pelican URL's host is that of its
+# federation. Argument: URL
 host_and_port() {
-  local scheme="${1%%://*}" place="${1#*://}"
+  local scheme="${1%%://*}"
+  scheme="${scheme,,}" place="${1#*://}"
   place="${place%%[/?#]*}"
   place="${place##*@}"
-  [[ "$place" =~ :[0-9]+$ ]] || case "${scheme,,}" in
-  https) place+=:443 ;;
-  *) place+=:80 ;;
+  place="${place,,}"
+  [[ "$scheme" != osdf ]] || place="$OSDF_HOST"
+  [[ ! "$place" =~ :[0-9]+$ ]] || return 0
+  case "$scheme" in
+  http | dav) place+=:80 ;;
+  *root*) place+=:1094 ;;
+  *) place+=:443 ;;
   esac
-  printf '%s' "${place,,}"
 }

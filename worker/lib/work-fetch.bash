@@ -96,9 +96,10 @@ read_http() {
     ;;
   403 | 404)
     find_header retry-after "$http_head"
-    verdict refused "$code" "$header" "status $http_status"
+    verdict refused "$code" "$header" "status $http_status$(withheld "$http_url")"
     ;;
-  401 | 410 | 416) verdict never "$code" '' "status $http_status" ;;
+  401) verdict never "$code" '' "status 401$(withheld "$http_url")" ;;
+  410 | 416) verdict never "$code" '' "status $http_status" ;;
   000) verdict again "$code" '' "no answer: ${http_error:-none}" ;;
   [45]??)
     find_header retry-after "$http_head"
@@ -111,10 +112,10 @@ read_http() {
 # By XRootD's Python bindings.
 read_root() {
   client_url "$1"
-  "$xrootd_python" -c '
+  client_for "$1" "$xrootd_python" -c '
 import os, sys
 from XRootD import client
-url, offset, length = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+url, offset, length, withheld = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 reason, word = "broke off", "again"
 with client.File() as file:
     status, _ = file.open(url)
@@ -128,9 +129,10 @@ if not status.ok:
     reason = " ".join(status.message.split())
     if status.errno in (3010, 3011):  # not authorized, not found
         word = "refused"
+    reason += withheld
 sys.stdout.buffer.flush()
 os.write(5, ("%s 0 0 %s\n" % (word, reason)).encode("utf-8", "replace"))
-' "$client_url" "$2" "$3" || true
+' "$client_url" "$2" "$3" "$(withheld "$1")" || true
 }
 
 # Where the bytes may come from. Doors are the URLs of the whole file that the server gave, in order of preference; a
@@ -162,6 +164,10 @@ ask_director() {
       return 1
     fi
     [[ "$line" != token\ * ]] || find_token
+    if [[ "$line" == token\ * ]] && ! may_have_credentials "${places[0]#* }"; then
+      word=never wait_s=0 reason="the director demands a token$(withheld "${places[0]#* }")"
+      return 1
+    fi
     if [[ "$line" == token\ * && -z "$bearer" ]]; then
       word=never wait_s=0 reason='the director demands a token, and this job has none'
       return 1
@@ -216,7 +222,10 @@ read_place() {
   fi
   found="$(
     exec 5>&1
-    [[ "${places[0]%% *}" != public ]] || sends_token=false
+    case "${places[0]%% *}" in
+    public) shows_credentials=false ;;
+    token) trust "$url" ;; # by the director of a federation that is trusted
+    esac
     "read_$kind" "$url" "$1" "$2" |
       { head -c "$(($2 + 1))" >>"$3" || printf 'full\n' >&5; } 2>/dev/null
   )" || true

@@ -19,7 +19,8 @@
 #     OSGPROD_REPORT       file for what the exit report should tell [osgprod_report.txt]
 #     OSGPROD_TRIES        how many attempts in a row may bring no byte of a range, 1 to 1000 [8]
 #     OSGPROD_BACKOFF_MS   pause after the first of these, doubled each time up to 32 fold, 1 to 600000 [ms; 1000]
-#     OSGPROD_TOKEN_HOSTS  hosts that may get the bearer token after a redirect, separated by spaces [none]
+#     OSGPROD_TOKEN_HOSTS  hosts that may see the credentials, beside those of the source's URLs, OSGPROD_URL and
+#                          OSGPROD_OUTPUT_URL: host or host:port, separated by spaces [none]
 #     BEARER_TOKEN, BEARER_TOKEN_FILE, X509_USER_PROXY, X509_CERT_DIR  credentials, and authorities to trust
 # Exit codes: 75 = this node can't do it (the slice was not fetched whole, or the disk is full); 40 = a setting or the
 # source's URL is wrong; 64 = no slice is filled in (by hand; 40 in a job); every other code is that of the reconstruction (128 + n = signal n).

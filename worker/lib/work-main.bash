@@ -35,6 +35,7 @@ main() {
   number_setting OSGPROD_BACKOFF_MS 1000 1 600000 BACKOFF_MS || misconfigured "$setting_error"
   slice="${output_filename:-}"
   if [[ -n "${osgprod_source_url:-}" ]] && find_doors; then
+    trust_only "${doors[@]}"
     trap 'rm -f "$slice"' EXIT # whole or not, it is not an output
     fetch_slice "$slice"
     inputs=("$slice")

@@ -149,14 +149,14 @@ DECLARE
     v_merge osgprod_data.merges;
 BEGIN
     SELECT m.* INTO v_merge FROM osgprod_data.merges m WHERE m.merge_id = p_merge_id;
-    p_answer.task := 'merge';
-    p_answer.workscript := p_project.mergescript;
+    p_answer.task := 'merge'; p_answer.workscript := p_project.mergescript;
     p_answer.filename := osgprod._merge_name(v_merge.run, v_merge.seqno);
-    p_answer.url := '';
-    p_answer.pieces := '';
+    p_answer.url := ''; p_answer.pieces := '';
     SELECT CASE WHEN bool_and(i.bytes IS NOT NULL) THEN sum(i.bytes) END,
            CASE WHEN bool_and(i.events IS NOT NULL) THEN sum(i.events) END,
            jsonb_build_object('run', v_merge.run, 'seqno', v_merge.seqno, 'cleanup', p_project.merge_cleanup,
+               'token_hosts', (SELECT string_agg(DISTINCT h[1], ' ') FROM regexp_matches(concat_ws(' ', p_project.merge_output_url,
+                   p_project.output_home, p_project.xrootd_prefix), '([A-Za-z]+://[^/?#\s,]*)', 'g') AS h),
                'output_url', coalesce(osgprod._filled(p_project.merge_output_url, p_project.name, v_merge.run, v_merge.seqno), ''),
                'inputs', coalesce(jsonb_agg(format('%s %s %s %s %s', coalesce(replace(i.url, ' ', '%20'), '-'),
                    coalesce(i.bytes::text, '-'), coalesce(i.adler32, '-'), i.starts_at, i.starts_at + i.block2 - i.block1)
