@@ -78,7 +78,7 @@ class Databases:
             del self._lent[copy.dsn]
             self._free.setdefault(of, []).append(copy)
 
-    def prepare(self, name: str, make: Callable[[str], object]) -> None:
+    def prepare(self, name: str, make: Callable[[str], object], of: str | None = None) -> None:
         """Prepares a database that tests copy, unless it is there already.
 
         Parameters
@@ -86,10 +86,12 @@ class Databases:
         name
             For copy().
         make
-            Is called with the DSN of an empty database, and fills it.
+            Is called with the DSN of a database, and fills it.
+        of
+            The prepared database that it is a copy of; None: it is empty.
         """
         if name not in self._prepared:
-            prepared = self._create("TEMPLATE template0")
+            prepared = self._create(self._template(of) if of else "TEMPLATE template0")
             make(self.dsn(prepared))
             self._prepared[name] = prepared
 

@@ -13,5 +13,5 @@ from shim.version import SQL_FOLDER
 @pytest.fixture
 def sql(folder: Path) -> Path:
     """A copy of the SQL folder, to be changed."""
-    shutil.copytree(SQL_FOLDER, folder / "sql")
+    shutil.copytree(SQL_FOLDER, folder / "sql", copy_function=shutil.copyfile)
     return folder / "sql"

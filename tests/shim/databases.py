@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import io
+import json
 import os
 import subprocess
 import warnings
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -16,6 +17,7 @@ import sqlparse
 from yoyo.scripts import main as main_module
 
 from shim.database import call, connect
+from tests.support import CHECKOUT
 
 WORKING_COPY = "functions of a working copy"
 
@@ -24,10 +26,23 @@ def quietly(line: str) -> None:
     pass
 
 
-_split = functools.cache(sqlparse.split)  # into statements: a second of a processor for all migrations
+split = sqlparse.split  # which is patched while yoyo runs
 
 
-def yoyo_here(dsn: str, *arguments: str, ini: Path) -> subprocess.CompletedProcess[str]:
+@functools.cache
+def _split(text: str) -> list[str]:
+    """Into statements: two seconds of a processor for all migrations, so all workers and runs share what came out."""
+    name = hashlib.sha256(f"{sqlparse.__version__} {text}".encode()).hexdigest()
+    kept = CHECKOUT / ".pytest_cache" / "statements" / name
+    if not kept.exists():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = kept.with_name(f"{name}.{os.getpid()}")
+        unfinished.write_text(json.dumps(list(split(text))))
+        unfinished.rename(kept)
+    return list(json.loads(kept.read_text()))
+
+
+def yoyo_here(dsn: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Runs yoyo's own command in this process, which splits a file that it has seen once."""
     out, err = io.StringIO(), io.StringIO()
     backends: list[Any] = []
@@ -46,7 +61,7 @@ def yoyo_here(dsn: str, *arguments: str, ini: Path) -> subprocess.CompletedProce
         warnings.catch_warnings(action="ignore"),
     ):
         try:
-            code = main_module.main([*arguments, "--config", str(ini)])
+            code = main_module.main(list(arguments))
         except SystemExit as ended:
             code = ended.code
         finally:

@@ -29,7 +29,7 @@ from tests.support import CHECKOUT, World
 
 def yoyo(dsn: str, *arguments: str, sql: Path = SQL_FOLDER) -> subprocess.CompletedProcess[str]:
     """yoyo's own command, with yoyo.ini beside a folder sql; in this process, see yoyo_alone for one of its own."""
-    return yoyo_here(dsn, *arguments, ini=ini_beside(sql))
+    return yoyo_here(dsn, *arguments, "--config", str(ini_beside(sql)))
 
 
 def yoyo_alone(dsn: str, *arguments: str, sql: Path = SQL_FOLDER) -> subprocess.CompletedProcess[str]:
@@ -68,11 +68,11 @@ COMMENT ON FUNCTION osgprod.news() IS 'News.';
 
 @pytest.fixture(scope="module")
 def released(databases: Databases) -> Iterator[Callable[[Path, str], str]]:
-    """Release, on a new database of our server instead of a server of its own."""
+    """Release, on a migrated database of our server instead of a server of its own."""
 
     @contextlib.contextmanager
     def ours() -> Iterator[str]:
-        with databases.empty() as dsn:
+        with databases.copy("migrated", fresh=True) as dsn:
             yield dsn
 
     def release_here(sql: Path, version: str) -> str:
@@ -90,7 +90,7 @@ def two_versions(released: Callable[[Path, str], str]) -> Iterator[Path]:
     """
     folder = Path(tempfile.mkdtemp(prefix="osgprod-test-"))
     sql = folder / "sql"
-    shutil.copytree(SQL_FOLDER, sql)
+    shutil.copytree(SQL_FOLDER, sql, copy_function=shutil.copyfile)
     released(sql, "1.0.0")
     (sql / "functions" / "upkeep" / "alive.sql").write_text(NEXT_ALIVE)
     replace(sql / "functions" / "upkeep" / "tick.sql", "osgprod.tick() IS\n'", "osgprod.tick() IS\n'Next. ")
@@ -104,14 +104,14 @@ def two_versions(released: Callable[[Path, str], str]) -> Iterator[Path]:
 @pytest.fixture
 def two(two_versions: Path, folder: Path) -> Path:
     """The same, to be changed."""
-    shutil.copytree(two_versions, folder / "sql")
+    shutil.copytree(two_versions, folder / "sql", copy_function=shutil.copyfile)
     return folder / "sql"
 
 
 @pytest.fixture
 def of_two(databases: Databases, two_versions: Path) -> Iterator[str]:
     """The DSN of a new database with the functions of the newest of two_versions."""
-    databases.prepare("of two", lambda dsn: migrate(dsn, two_versions, say=quietly))
+    databases.prepare("of two", lambda dsn: migrate(dsn, two_versions, say=quietly), of="migrated")
     with databases.copy("of two", fresh=True) as dsn:
         yield dsn
 
@@ -119,7 +119,8 @@ def of_two(databases: Databases, two_versions: Path) -> Iterator[str]:
 @pytest.fixture
 def of_one(databases: Databases, two_versions: Path, folder: Path) -> Iterator[str]:
     """The DSN of a new database with the functions of the version before."""
-    databases.prepare("of one", lambda dsn: migrate(dsn, without_newest(two_versions, folder), say=quietly))
+    before = without_newest(two_versions, folder)
+    databases.prepare("of one", lambda dsn: migrate(dsn, before, say=quietly), of="migrated")
     with databases.copy("of one", fresh=True) as dsn:
         yield dsn
 
@@ -146,29 +147,28 @@ def without_newest(sql: Path, folder: Path) -> Path:
 
 
 def test_rollbacks_undo_what_the_migrations_did(migrated: str) -> None:
-    ended = yoyo_alone(migrated, "rollback", "--all")
+    ended = yoyo(migrated, "rollback", "--all")
     assert ended.returncode == 0, ended.stderr
     assert set(catalog(migrated)) <= {("schema", "osgprod_data"), ("relation", "osgprod_data.migrated_files")}
     assert migrate(migrated, say=quietly)
     assert works(migrated)
 
 
-def test_yoyos_own_command_gives_the_same_database_as_migrate(empty: str, another: str, two: Path) -> None:
+def test_yoyos_own_command_gives_the_same_database_as_migrate(empty: str, of_two: str, two: Path) -> None:
     """Functions with bodies, grants, comments, types, tables: the migrations create all that sql/functions defines."""
     assert yoyo_alone(empty, "apply", sql=two).returncode == 0
-    migrate(another, two, say=quietly)
-    assert catalog(empty) == catalog(another)
+    assert catalog(empty) == catalog(of_two)
     assert migrate(empty, two, say=quietly) == [] and pending(empty, two) == []
     # From the source alone: no migration brings these functions.
     bare = two.parent / "bare"
-    shutil.copytree(two, bare)
+    shutil.copytree(two, bare, copy_function=shutil.copyfile)
     for path in snapshots(bare / "migrations"):
         depends = re.search(r"^-- depends: .*$", path.read_text(), re.MULTILINE)
         assert depends
         path.write_text(f"{depends[0]}\nDO $$ BEGIN END $$;\n")
     with connect(empty) as connection:
         connection.execute("CREATE DATABASE from_source")
-    source = psycopg.conninfo.make_conninfo(another, dbname="from_source")
+    source = psycopg.conninfo.make_conninfo(empty, dbname="from_source")
     try:
         assert migrate(source, bare, say=quietly)[-1] == WORKING_COPY
         assert catalog(source) == catalog(empty)
@@ -183,55 +183,49 @@ def test_yoyos_plain_backend_gives_the_same_functions(empty: str, of_two: str, t
         connection.execute("CREATE SCHEMA osgprod_data")
         info = connection.info
         uri = f"postgresql+psycopg://{info.user}@/{info.dbname}?host={info.host}&port={info.port}&schema=osgprod_data"
-    ended = subprocess.run(
-        [sys.executable, "-m", "yoyo", "apply", "--no-config-file", "--batch", "-d", uri, str(two / "migrations")],
-        capture_output=True, text=True,
-    )  # fmt: skip
+    ended = yoyo_here(empty, "apply", "--no-config-file", "--batch", "-d", uri, str(two / "migrations"))
     assert ended.returncode == 0, ended.stderr
     assert catalog(empty) == catalog(of_two)
     assert migrate(empty, two, say=quietly) == []
 
 
-def test_rollback_of_the_newest_snapshot_gives_the_previous_functions(empty: str, two: Path) -> None:
-    before = without_newest(two, two.parent)
-    assert yoyo(empty, "apply", sql=before).returncode == 0
-    with connect(empty) as connection:
+def test_rollback_of_the_newest_snapshot_gives_the_previous_functions(of_one: str, two: Path) -> None:
+    with connect(of_one) as connection:
         assert call(connection, "totals") == []
-    previous, kept = catalog(empty), oids(empty)
-    assert yoyo(empty, "apply", sql=two).returncode == 0
-    assert catalog(empty) != previous
-    assert yoyo(empty, "rollback", sql=two).returncode == 0
-    assert catalog(empty) == previous
-    listed = dict(line.split()[1::-1] for line in yoyo(empty, "list", sql=two).stdout.splitlines()[2:])
-    applied = {
-        path.stem for path in (before / "migrations").glob("[0-9]*[!k].sql") if ".rollback" not in path.name
+    previous, kept = catalog(of_one), oids(of_one)
+    assert yoyo(of_one, "apply", sql=two).returncode == 0
+    assert catalog(of_one) != previous
+    assert yoyo(of_one, "rollback", sql=two).returncode == 0
+    assert catalog(of_one) == previous
+    listed = dict(line.split()[1::-1] for line in yoyo(of_one, "list", sql=two).stdout.splitlines()[2:])
+    files = {
+        path.stem for path in (two / "migrations").glob("[0-9]*[!k].sql") if ".rollback" not in path.name
     }
-    assert listed == {**dict.fromkeys(applied, "A"), newest(two): "U"}
-    changed = {name for name, oid in oids(empty).items() if kept[name] != oid}
+    assert listed == {**dict.fromkeys(files, "A"), newest(two): "U"}
+    changed = {name for name, oid in oids(of_one).items() if kept[name] != oid}
     assert changed == {"alive", "totals"}, "all others were replaced in place"
-    assert yoyo(empty, "apply", sql=two).returncode == 0
-    assert migrate(empty, two, say=quietly) == []
+    assert yoyo(of_one, "apply", sql=two).returncode == 0
+    assert migrate(of_one, two, say=quietly) == []
 
 
-def test_everything_is_rolled_back_to_version_0_9_0(empty: str, another: str, two: Path) -> None:
+def test_everything_is_rolled_back_to_version_0_9_0(of_two: str, another: str, two: Path) -> None:
     """Functions first, on tables that are still the later ones; then the tables, under the former functions."""
-    assert yoyo(empty, "apply", sql=two).returncode == 0
-    ended = yoyo(empty, "rollback", "--revision", "0005-job-keys", sql=two)
+    ended = yoyo(of_two, "rollback", "--revision", "0005-job-keys", sql=two)
     assert ended.returncode == 0, ended.stderr
     assert yoyo(another, "apply", "--revision", "0004-functions", sql=two).returncode == 0
     functions = [
         {name: text for (kind, name), text in catalog(dsn).items() if kind == "function"}
-        for dsn in (empty, another)
+        for dsn in (of_two, another)
     ]
     assert functions[0] == functions[1]
-    with connect(empty) as connection:
+    with connect(of_two) as connection:
         row = connection.execute(
             "SELECT has_table_privilege('osgprod_operator', 'osgprod_data.idle_slices', 'SELECT') AS granted"
         ).fetchone()
     assert row == {"granted": True}, "to operators, on a table that was gone when the functions were restored"
-    fill(empty)
-    migrate(empty, two, say=quietly)
-    assert migrate(empty, two, say=quietly) == []
+    fill(of_two)
+    migrate(of_two, two, say=quietly)
+    assert migrate(of_two, two, say=quietly) == []
 
 
 def test_first_snapshot_is_rolled_back_to_no_functions(empty: str, sql: Path) -> None:
@@ -432,7 +426,7 @@ def test_object_that_depends_on_a_changed_function_is_named_and_nothing_changes(
             migrate(of_one, two, say=quietly)
         assert caught.value.hint.startswith("drop them")
     else:
-        ended = yoyo_alone(of_one, "apply", sql=two)
+        ended = yoyo(of_one, "apply", sql=two)
         assert (
             ended.returncode == 2 and "view public.board depends on function osgprod.totals" in ended.stderr
         )
