@@ -22,8 +22,6 @@ from shim.app import create_app
 from shim.config import Settings
 from shim.database import PoolerError, call, connect, pooling
 from shim.errors import OperatorError
-from shim.local import demo, embedded
-from shim.migrate import migrate
 from shim.version import which_is_older
 from shim.web import logs
 from shim.web.bounds import BoundedProtocol
@@ -95,6 +93,8 @@ def serve(
                 stack.callback(_remove_socket, uds, Path(uds).stat().st_ino)
         root = settings.document_root
         if not settings.names_a_server:
+            from shim.local import embedded
+
             folder = data_folder(settings)
             dsn = stack.enter_context(embedded.server(folder))
             seed(dsn, folder, say)
@@ -219,6 +219,8 @@ def data_folder(settings: Settings) -> Path:
     """
     if settings.data_folder:
         return settings.data_folder
+    from shim.local import demo, embedded
+
     uid = embedded.server_uid()
     inside = demo.CHECKOUT / ".osgprod" / f"uid-{uid}"
     if embedded.can_enter(inside):
@@ -240,6 +242,9 @@ def seed(dsn: str, folder: Path, say: Callable[[str], None]) -> None:
     say : callable
         Called with one line for each thing worth knowing.
     """
+    from shim.local import demo
+    from shim.migrate import migrate
+
     migrate(dsn, say=say)
     templates = folder / "www" / demo.PROJECT
     templates.mkdir(parents=True, exist_ok=True)

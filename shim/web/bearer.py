@@ -16,11 +16,12 @@ import time
 import urllib.error
 import urllib.request
 from http.client import HTTPMessage
-from typing import IO, Any
-
-import jwt
+from typing import IO, TYPE_CHECKING, Any
 
 from shim.config import SettingError, Settings
+
+if TYPE_CHECKING:  # a sixth of a server's start: only where tokens of issuers are accepted
+    import jwt
 
 METADATA = ("/.well-known/openid-configuration", "/.well-known/oauth-authorization-server")
 FETCH_TIMEOUT_S = 10.0  # of a silent issuer
@@ -67,6 +68,8 @@ class BearerTokens:
             if not _is_private(url):
                 raise SettingError("OSGPROD_BEARER_ISSUERS", url, "a list of https:// URLs")
             self._issuers[url] = _Issuer(url)
+        if self._issuers or settings.bearer_keys:
+            import jwt  # noqa: F401  # now, and not while a request waits
         path = settings.bearer_keys
         if path:
             try:
@@ -93,6 +96,8 @@ class BearerTokens:
         token = token.strip()
         if scheme.lower() != "bearer":
             return None
+        import jwt
+
         if len(token) > MAX_TOKEN_BYTES:
             raise BearerError(f"the bearer token is longer than {MAX_TOKEN_BYTES} bytes")
         try:
@@ -106,6 +111,8 @@ class BearerTokens:
             raise BearerError("the bearer token is malformed, or its signature is not the issuer's") from None
 
     async def _verified(self, token: str) -> dict[str, object]:
+        import jwt
+
         header = jwt.get_unverified_header(token)
         unverified = jwt.decode(token, options={"verify_signature": False})
         issuer = self._issuers.get(str(unverified.get("iss")))
@@ -229,6 +236,8 @@ _OPENER = urllib.request.build_opener(_NoWayOut)
 
 def _usable(keys: dict[str, Any]) -> dict[str | None, jwt.PyJWK]:
     """The public keys of a JWKS that sign; one that isn't understood is passed over."""
+    import jwt
+
     usable: dict[str | None, jwt.PyJWK] = {}
     for entry in keys["keys"]:
         if entry.get("kty") not in ("RSA", "EC", "OKP") or entry.get("use", "sig") != "sig":
