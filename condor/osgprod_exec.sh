@@ -969,7 +969,7 @@ send_heartbeats() {
   trap '[[ -z "$child_group" ]] || kill -KILL -- "-$child_group" 2>/dev/null; exit 0' TERM
   while true; do
     while ((left_s > 0)); do
-      ((left_s % 5 > 0)) || look
+      ((left_s % 5 != 4)) || look # first after a second: work that has just begun has not allocated its memory
       pause 1
       left_s=$((left_s - 1))
       kill -0 "$$" 2>/dev/null || break 2
