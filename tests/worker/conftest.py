@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -88,15 +89,16 @@ def site() -> Iterator[Site]:
         yield site
 
 
-@pytest.fixture
-def certificate(folder: Path) -> Path:
+@pytest.fixture(scope="session")
+def certificate() -> Iterator[Path]:
     """A folder with a certificate that only the grid knows, also under the name by which OpenSSL looks for it."""
-    (folder / "certificates").mkdir()
-    make_certificate(folder / "certificates")
-    command = ["openssl", "x509", "-hash", "-noout", "-in", str(folder / "certificates/cert.pem")]
-    name = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-    (folder / "certificates" / f"{name}.0").symlink_to("cert.pem")
-    return folder / "certificates"
+    with tempfile.TemporaryDirectory(prefix="osgprod-") as name:
+        folder = Path(name)
+        make_certificate(folder)
+        command = ["openssl", "x509", "-hash", "-noout", "-in", str(folder / "cert.pem")]
+        hashed = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+        (folder / f"{hashed}.0").symlink_to("cert.pem")
+        yield folder
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import pytest
 
 from shim.evio.writer import write_file
 from tests.support import CHECKOUT, wait_until
-from tests.worker.fetching import ENVIRONMENT, NODE_FAULT, NOT_FETCHED, SCRIPT, Slice, call
+from tests.worker.fetching import ENVIRONMENT, NODE_FAULT, NOT_FETCHED, SCRIPT, Slice, call, trusting
 from tests.worker.site import Site
 
 MISCONFIGURED = 40
@@ -356,7 +356,7 @@ def test_authority_that_only_the_grid_knows_is_trusted(
 ) -> None:
     script = Slice(assigned, folder, secure.url.replace("https://", "davs://"))
     assert script.run(X509_CERT_DIR=str(certificate)) == (0, "", slice_.expected)
-    code, log, _ = script.run(X509_CERT_DIR=str(folder))
+    code, log, _ = script.run(X509_CERT_DIR=str(folder), OSGPROD_TRIES="1")
     assert code == NOT_FETCHED
     assert "certificate" in log.splitlines()[-1]
 
@@ -383,7 +383,7 @@ def test_token_follows_a_redirect_only_to_a_host_that_is_listed(
 ) -> None:
     with Site(files=secure.files, certificate=certificate) as cache:
         secure.faults = [f"redirect {cache.url}"] * 9
-        environment = {"X509_CERT_DIR": str(certificate), "BEARER_TOKEN": "secret"}
+        environment = {**trusting(certificate), "BEARER_TOKEN": "secret"}
         if hosts:
             environment["OSGPROD_TOKEN_HOSTS"] = hosts
         code, log, seen = Slice(assigned, folder, secure.url).run(**environment)
@@ -400,7 +400,7 @@ def test_redirect_from_https_to_plain_http_is_not_followed(
 ) -> None:
     secure.faults = [f"redirect {site.url}"] * 9
     code, log, _ = Slice(assigned, folder, secure.url).run(
-        X509_CERT_DIR=str(certificate), BEARER_TOKEN="secret", OSGPROD_TOKEN_HOSTS="127.0.0.1"
+        **trusting(certificate), BEARER_TOKEN="secret", OSGPROD_TOKEN_HOSTS="127.0.0.1"
     )
     assert (code, site.seen) == (NOT_FETCHED, [])
     assert "status 302" in log.splitlines()[-1]

@@ -9,7 +9,7 @@ import pytest
 
 from tests.support import free_port
 from tests.worker.federation import Federation
-from tests.worker.fetching import NOT_FETCHED, Slice, call
+from tests.worker.fetching import NOT_FETCHED, Slice, call, trusting
 from tests.worker.site import Site
 
 FILE = "/hd_rawdata_000001_001.evio"
@@ -43,7 +43,7 @@ class Fetch:
         self.report.unlink(missing_ok=True)
         slice_ = Slice(self._assigned, self._folder, prefix)
         environment = {
-            "X509_CERT_DIR": str(self._certificate),
+            **trusting(self._certificate),
             "OSGPROD_REPORT": str(self.report),
             **environment,
         }
