@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import bz2
+import contextlib
 import functools
+import importlib.util
 import io
 import itertools
 import json
@@ -22,6 +24,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
@@ -133,6 +136,7 @@ class Merge:
     environment: dict[str, str] = field(default_factory=dict)
     table: str = ""
     kinds: tuple[str, ...] = tuple(NAMES)
+    place: str = ""  # URL of the folder that has the folder merged/
 
     def __post_init__(self) -> None:
         programs = self.folder / "programs"
@@ -147,11 +151,12 @@ class Merge:
             "OSGPROD_BACKOFF_MS": "1",
             "OSGPROD_TRIES": "3",
         }
+        self.place = self.site.url
         self.variables = {
             "osgprod_task": "merge",
             "osgprod_run": "1234",
             "osgprod_seqno": "5",
-            "osgprod_merge_output_url": f"{self.site.url}/merged/{{kind}}",
+            "osgprod_merge_output_url": f"{self.place}/merged/{{kind}}",
             "osgprod_merge_cleanup": "keep",
             "osgprod_token": "0123456789abcdef",
             "osgprod_lease_s": "60",
@@ -172,6 +177,19 @@ class Merge:
         """Fewer kinds, for a promise that is not about the kinds."""
         self.kinds = kinds
         self.table = "\n".join(LINES[kind] for kind in kinds)
+
+    def on_disk(self) -> None:
+        """Inputs and merged files on this node, for a promise that is not about transfers.
+
+        Call it when all inputs are made.
+        """
+        self.local()
+        self.to_disk()
+
+    def to_disk(self) -> None:
+        """Merged files on this node."""
+        self.place = f"file://{self.folder}"
+        self.variables["osgprod_merge_output_url"] = f"{self.place}/merged/{{kind}}"
 
     def local(self) -> None:
         """The same inputs as files."""
@@ -225,12 +243,13 @@ class Merge:
         return found[-1] if found else None
 
     def delivered(self) -> dict[str, bytes]:
-        """The files below /merged, by name."""
+        """The files below merged/, at the site and on this node, by name."""
+        here = self.folder / "merged"
         return {
             path.removeprefix("/merged/"): content
             for path, content in self.site.files.items()
             if path.startswith("/merged/")
-        }
+        } | {str(path.relative_to(here)): path.read_bytes() for path in here.rglob("*") if path.is_file()}
 
     def outputs(self) -> dict[str, dict[str, object]]:
         return {entry["kind"]: entry for entry in json.loads(self.reported("outputs_list") or "[]")}
@@ -264,7 +283,7 @@ def check_delivered(merge: Merge) -> None:
     assert set(delivered) == {f"{kind}/{NAMES[kind]}" for kind in merge.kinds}
     for kind in merge.kinds:
         content, entry = delivered[f"{kind}/{NAMES[kind]}"], outputs[kind]
-        assert entry["url"] == f"{merge.site.url}/merged/{kind}/{NAMES[kind]}"
+        assert entry["url"] == f"{merge.place}/merged/{kind}/{NAMES[kind]}"
         assert (entry["bytes"], entry["adler32"]) == (len(content), f"{zlib.adler32(content):08x}")
         CHECKS[kind](content)
     events = {"dana_rest": 80, "hd_root": 80, "job_info": None, "sync": 51}
@@ -302,8 +321,7 @@ def test_each_kind_is_merged_with_every_event_once_and_delivered(merge: Merge) -
 
 
 def test_inputs_and_merged_files_may_be_on_a_disk(merge: Merge) -> None:
-    merge.local()
-    merge.variables["osgprod_merge_output_url"] = f"file://{merge.folder}/merged/{{kind}}"
+    merge.on_disk()
     code, log = merge.run()
     assert code == 0, log
     for kind, name in NAMES.items():
@@ -331,6 +349,7 @@ def test_folders_may_have_spaces_in_their_names(merge: Merge) -> None:
 
 
 def test_a_whole_run_has_names_without_a_file_number(merge: Merge) -> None:
+    merge.on_disk()
     merge.variables["osgprod_seqno"] = ""
     assert merge.run()[0] == 0
     assert {path.rpartition("/")[2] for path in merge.delivered()} == {
@@ -339,7 +358,8 @@ def test_a_whole_run_has_names_without_a_file_number(merge: Merge) -> None:
 
 
 def test_fetch_goes_on_where_a_transfer_broke_off(merge: Merge) -> None:
-    merge.only("dana_rest", "job_info")
+    merge.only("dana_rest")
+    merge.to_disk()
     merge.site.faults = ["close", 503, "short"]
     code, log = merge.run()
     assert code == 0, log
@@ -347,7 +367,8 @@ def test_fetch_goes_on_where_a_transfer_broke_off(merge: Merge) -> None:
 
 
 def test_wrong_bytes_from_a_cache_are_fetched_again(merge: Merge) -> None:
-    merge.only("dana_rest", "job_info")
+    merge.only("dana_rest")
+    merge.to_disk()
     merge.site.faults = ["zeros"]
     code, log = merge.run()
     assert code == 0, log
@@ -473,6 +494,8 @@ def spoil(merge: Merge, damage: Callable[[bytes], bytes | None]) -> bytes:
 def test_merge_succeeds_when_a_bad_slice_was_processed_again(
     merge: Merge, has_checksums: bool, damage: Callable[[bytes], bytes | None]
 ) -> None:
+    merge.only("dana_rest")
+    merge.to_disk()
     merge.site.has_checksums = has_checksums
     good = spoil(merge, damage)
     assert merge.run()[0] == BAD_INPUTS
@@ -548,7 +571,7 @@ def test_input_that_was_cut_to_nothing_is_named(merge: Merge) -> None:
 def test_checksum_that_storage_writes_in_another_way_blames_no_input(merge: Merge) -> None:
     merge.only("dana_rest")
     merge.site.digest = "adler32={}"  # decimal
-    merge.variables["osgprod_merge_output_url"] = f"file://{merge.folder}/merged/{{kind}}"
+    merge.to_disk()
     code, log = merge.run()
     assert code == 0, log
     assert set(merge.outputs()) == set(merge.kinds)
@@ -568,7 +591,8 @@ def test_node_that_can_not_unpack_a_whole_tarball_blames_no_input(merge: Merge, 
 
 
 def test_input_without_a_checksum_on_record_is_merged(merge: Merge) -> None:
-    merge.only("dana_rest", "sync")
+    merge.only("dana_rest")
+    merge.to_disk()
     merge.inputs = [" ".join([line.split()[0], "-", "-", *line.split()[3:]]) for line in merge.inputs]
     code, log = merge.run()
     assert code == 0, log
@@ -591,6 +615,8 @@ def test_slice_with_a_damaged_file_is_named(merge: Merge, name: str, damage: str
     if damage != "missing":
         files[name] = content[:-9] if damage == "cut" else bytes(len(content))
     replace(merge, 0, files)
+    merge.only("dana_rest", "hd_root" if name.endswith("root") else "sync")
+    merge.on_disk()
     code, log = merge.run()
     if damage == "missing" and name.endswith("evio"):
         assert code == 0, "slices may lack sync events"
@@ -604,18 +630,37 @@ def test_tarball_that_is_none_is_named(merge: Merge) -> None:
     merge.site.files["/out/job_7_0.tar.gz"] = content
     url, _, _, *blocks = merge.inputs[0].split()
     merge.inputs[0] = " ".join([url, str(len(content)), f"{zlib.adler32(content):08x}", *blocks])
+    merge.on_disk()
     code, log = merge.run()
     assert (code, merge.reported("bad_inputs")) == (BAD_INPUTS, "0,3"), log
 
 
 def test_tarball_writes_nothing_outside_of_its_folder(merge: Merge) -> None:
     replace(merge, 0, {**contents((0, 3)), "../../../../evil": b"x"})
+    merge.on_disk()
     code, log = merge.run()
     assert (code, merge.reported("bad_inputs")) == (BAD_INPUTS, "0,3"), log
     assert not list(merge.folder.glob("evil"))
 
 
 # --- programs ------------------------------------------------------------------------------------------------
+
+
+def merge_files(*arguments: object) -> tuple[int, str, str]:
+    """Calls the program that the merge script contains, in this process; returns exit code, output and log."""
+    output, log = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(log):
+        code = program().main([str(argument) for argument in arguments])
+    return code, output.getvalue(), log.getvalue()
+
+
+@functools.cache
+def program() -> Any:
+    spec = importlib.util.spec_from_file_location("merge_files", PROGRAM)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 PACKED = {"zlib": (zlib.compress, 0x110), "bzip2": (bz2.compress, 0x120)}
@@ -628,9 +673,7 @@ def test_compressed_hddm_files_are_joined_so_that_every_record_can_be_read(folde
     for path, (first, end) in zip(inputs, SLICES, strict=True):
         path.write_bytes(packed_hddm_file(range(10 * first, 10 * end), pack, code))
     joined = folder / "out.hddm"
-    command = [sys.executable, PROGRAM, "hddm", joined]
-    done = subprocess.run([*command, *inputs], capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (0, "80\n"), done.stderr
+    assert merge_files("hddm", joined, *inputs) == (0, "80\n", "")
     content = joined.read_bytes()
     assert content.count(struct.pack(">IIQ", 1, 8, code)) == 1, "a second one ends what readers find"
     at, records = len(HDDM) + 16, b""
@@ -641,15 +684,15 @@ def test_compressed_hddm_files_are_joined_so_that_every_record_can_be_read(folde
     assert HDDM + records == hddm_file(range(80))
     whole = inputs[1].read_bytes()
     inputs[1].write_bytes(whole[:-1])
-    done = subprocess.run([*command, *inputs], capture_output=True, text=True)
-    assert (done.returncode, f"bad input {inputs[1]}: " in done.stderr) == (BAD_INPUTS, True)
+    status, _, log = merge_files("hddm", joined, *inputs)
+    assert (status, f"bad input {inputs[1]}: " in log) == (BAD_INPUTS, True)
     inputs[1].write_bytes(whole.replace(b"s", b"t", 1))
-    done = subprocess.run([*command, *inputs], capture_output=True, text=True)
-    assert (done.returncode, "has another header than" in done.stderr) == (1, True)
+    status, _, log = merge_files("hddm", joined, *inputs)
+    assert (status, "has another header than" in log) == (1, True)
     other = "zlib" if how == "bzip2" else "bzip2"
     inputs[1].write_bytes(packed_hddm_file(range(30, 60), *PACKED[other]))
-    done = subprocess.run([*command, *inputs], capture_output=True, text=True)
-    assert (done.returncode, "is packed in another way than" in done.stderr) == (1, True)
+    status, _, log = merge_files("hddm", joined, *inputs)
+    assert (status, "is packed in another way than" in log) == (1, True)
 
 
 UNKNOWN = 0x7F0  # of a packing that Python has not
@@ -662,16 +705,14 @@ def test_hddm_file_with_a_header_only_is_joined_with_packed_ones(folder: Path, e
     packed = [packed_hddm_file(range(10 * n, 10 * n + 10), zlib.compress, code) for n in range(3)]
     for n, path in enumerate(inputs):
         path.write_bytes(HDDM if n == empty else packed[n])
-    command = [sys.executable, PROGRAM, "hddm", joined, *inputs]
-    done = subprocess.run(command, capture_output=True, text=True)
-    counted = "-\n" if code == UNKNOWN else "20\n"
-    assert (done.returncode, done.stdout) == (0, counted), done.stderr
+    status, counted, log = merge_files("hddm", joined, *inputs)
+    assert (status, counted) == (0, "-\n" if code == UNKNOWN else "20\n"), log
     control = len(HDDM) + 16
     following = b"".join(content[control:] for n, content in enumerate(packed) if n != empty)
     assert joined.read_bytes() == packed[0][:control] + following
     inputs[empty].write_bytes(hddm_file(range(3)))  # neither empty nor packed
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert (done.returncode, f"{inputs[empty]} is packed in another way than" in done.stderr) == (1, True)
+    status, _, log = merge_files("hddm", joined, *inputs)
+    assert (status, f"{inputs[empty]} is packed in another way than" in log) == (1, True)
 
 
 @pytest.mark.parametrize(("with_events", "is_packed"), [([0, 2], True), ([0, 2], False), ([], False)])
@@ -684,6 +725,7 @@ def test_slices_that_left_an_hddm_header_only_are_merged(
         numbers = range(10 * slice_[0], 10 * slice_[1]) if n in with_events else range(0)
         content = packed_hddm_file(numbers, *PACKED["bzip2"]) if is_packed and numbers else hddm_file(numbers)
         merge.add(slice_, tarball({**contents(slice_), "dana_rest.hddm": content}))
+    merge.on_disk()
     code, log = merge.run()
     assert code == 0, log
     assert merge.outputs()["dana_rest"]["events"] == (50 if with_events else 0)
@@ -697,6 +739,8 @@ def test_hddm_files_with_different_headers_blame_no_slice(merge: Merge, is_packe
     """After a change of software the first slice may be the odd one: to process the second again would not help."""
     content = packed_hddm_file(range(30), *PACKED["zlib"]) if is_packed else hddm_file(range(30))
     replace(merge, 0, {**contents((0, 3)), "dana_rest.hddm": content.replace(b"1.0", b"1.1", 1)})
+    merge.only("dana_rest")
+    merge.on_disk()
     code, log = merge.run()
     assert (code, merge.reported("bad_inputs")) == (NOT_MERGED, None), log
     assert "has another header than" in log.splitlines()[-1]
@@ -710,6 +754,7 @@ def test_slices_with_compressed_hddm_files_are_merged_without_hddmcat(merge: Mer
         numbers = range(10 * slice_[0], 10 * slice_[1])
         files = {"dana_rest.hddm": packed_hddm_file(numbers, *PACKED["bzip2"])}
         merge.add(slice_, tarball({**contents(slice_), **files}))
+    merge.on_disk()
     code, log = merge.run()
     assert code == 0, log
     assert merge.outputs()["dana_rest"]["events"] == 80
@@ -721,6 +766,7 @@ def test_merge_whose_events_nobody_can_count_says_so(merge: Merge) -> None:
     for n, slice_ in enumerate(SLICES):
         replace(merge, n, {"dana_rest.hddm": hddm_file(range(10 * slice_[0], 10 * slice_[1]))})
     merge.environment["OSGPROD_PYTHON"] = "python3-of-nobody"
+    merge.on_disk()
     code, log = merge.run()
     assert code == 0, log
     assert "nobody has counted the events: python3-of-nobody is not on this node" in log
@@ -731,6 +777,8 @@ def test_merge_whose_events_nobody_can_count_says_so(merge: Merge) -> None:
 
 @pytest.mark.parametrize("name", ["hadd", "hddmcat", "python3"])
 def test_missing_program_is_a_fault_of_the_node_with_its_own_code(merge: Merge, name: str) -> None:
+    merge.only("dana_rest", "hd_root" if name == "hadd" else "sync")
+    merge.on_disk()
     (merge.folder / "programs" / name).unlink()
     if name == "python3":  # the system may have one
         name = merge.environment["OSGPROD_PYTHON"] = "python3-of-nobody"
@@ -753,6 +801,8 @@ def test_missing_program_is_a_fault_of_the_node_with_its_own_code(merge: Merge, 
 def test_result_that_lacks_something_is_not_delivered(
     merge: Merge, fault: str, code: int, bad: str | None, words: str
 ) -> None:
+    merge.only("dana_rest", "hd_root")
+    merge.on_disk()
     merge.environment.update([fault.split("=")])
     done, log = merge.run()
     assert (done, merge.reported("bad_inputs")) == (code, bad), log
@@ -765,6 +815,7 @@ def test_table_says_how_kinds_are_named_and_merged(merge: Merge) -> None:
         "'all_root *.root root {run}-{kind}.{seqno}.root must'\n'{stem} *.sync.evio tar x.{run}.{seqno}.tgz some'\n"
         "'text *.log cat {kind}.{seqno}.{run}.txt all'\n'rest * tar rest_{run}_{seqno}.tar.gz some'"
     )
+    merge.on_disk()
     code, log = merge.run()
     assert code == 0, log
     delivered = merge.delivered()
@@ -785,6 +836,7 @@ def test_name_of_a_file_is_no_word_of_an_error(merge: Merge) -> None:
         files = contents(slice_)
         merge.add(slice_, tarball({"error_hist.root": files.pop("hd_root.root")}))
     merge.environment["HADD_FAULT"] = "fail"
+    merge.on_disk()
     code, log = merge.run()
     assert (code, merge.reported("bad_inputs")) == (BAD_INPUTS, "3,6"), log
 
@@ -792,6 +844,7 @@ def test_name_of_a_file_is_no_word_of_an_error(merge: Merge) -> None:
 def test_files_of_one_stem_that_are_merged_in_two_ways_hold_no_job(merge: Merge) -> None:
     files = contents((0, 3))
     replace(merge, 0, {**files, "x.root": files["hd_root.root"], "x.hddm": files["dana_rest.hddm"]})
+    merge.on_disk()
     code, log = merge.run()
     assert (code, merge.reported("misconfigured")) == (NOT_MERGED, None), log
     assert "x.root is of the kind x" in log.splitlines()[-1]
@@ -819,6 +872,7 @@ def test_links_inside_of_a_slice_and_names_with_a_dot_in_front_are_merged(merge:
     linked(merge, "own.data")
     name = "{kind}_{run}_{seqno}"
     merge.table = f"'hd_root hd_root.root root {name}.root all'\n'{{stem}} .* evio {name}.evio some'"
+    merge.on_disk()
     code, log = merge.run()
     assert code == 0, log
     assert set(merge.delivered()) == {
@@ -830,6 +884,7 @@ def test_links_inside_of_a_slice_and_names_with_a_dot_in_front_are_merged(merge:
 
 def test_link_out_of_its_slice_is_refused(merge: Merge) -> None:
     linked(merge, "/etc/passwd")
+    merge.on_disk()
     code, log = merge.run()
     assert (code, merge.reported("bad_inputs")) == (NOT_MERGED, None), log
     assert "0,3/hd_root.root is a symbolic link" in log.splitlines()[-1]
@@ -850,6 +905,7 @@ def test_link_out_of_its_slice_is_refused(merge: Merge) -> None:
 )
 def test_table_that_is_wrong_is_named(merge: Merge, table: str, words: str) -> None:
     merge.table = table
+    merge.on_disk()
     code, log = merge.run()
     assert code == MISCONFIGURED, log
     assert words in (merge.reported("misconfigured") or "")
@@ -866,7 +922,8 @@ def test_table_that_is_wrong_is_named(merge: Merge, table: str, words: str) -> N
 def test_name_may_lack_a_number_that_its_folder_has_or_that_is_none(
     merge: Merge, seqno: str, url: str, table: str
 ) -> None:
-    merge.variables.update(osgprod_seqno=seqno, osgprod_merge_output_url=f"{merge.site.url}{url}")
+    merge.on_disk()
+    merge.variables.update(osgprod_seqno=seqno, osgprod_merge_output_url=f"{merge.place}{url}")
     merge.table = table
     code, log = merge.run()
     assert code == 0, log
@@ -876,6 +933,7 @@ def test_kind_that_no_slice_has_but_each_must_have_is_named(merge: Merge) -> Non
     merge.table = (
         "'calib calib.root root c_{run}_{seqno}.root must'\n'rest * tar rest_{run}_{seqno}.tgz some'"
     )
+    merge.on_disk()
     code, log = merge.run()
     assert (code, merge.reported("bad_inputs")) == (NOT_MERGED, None), log
     assert "no slice has a file of the kind calib" in log.splitlines()[-1]
@@ -885,15 +943,18 @@ def test_kind_that_no_slice_has_but_each_must_have_is_named(merge: Merge) -> Non
 
 
 def test_uploads_that_fail_are_repeated(merge: Merge) -> None:
+    merge.only("dana_rest", "job_info")
     merge.local()
     merge.site.faults = ["abort", 503, None, "truncate", "corrupt"]
     code, log = merge.run()
     assert code == 0, log
+    assert merge.site.faults == []
     check_delivered(merge)
 
 
 def test_storage_that_can_not_rename_gets_whole_files_under_their_names(merge: Merge) -> None:
-    merge.only("dana_rest", "sync")
+    merge.only("dana_rest", "job_info")
+    merge.local()
     merge.site.can_rename = False
     code, log = merge.run()
     assert code == 0, log
@@ -910,6 +971,8 @@ def test_what_can_not_be_delivered_is_no_success(merge: Merge) -> None:
 
 
 def test_what_was_delivered_before_a_failure_is_reported(merge: Merge) -> None:
+    merge.only("dana_rest", "job_info", "sync")
+    merge.local()
     target = merge.folder / "target"
     target.mkdir()
     (target / "sync").write_text("no folder")
@@ -917,13 +980,14 @@ def test_what_was_delivered_before_a_failure_is_reported(merge: Merge) -> None:
     code, log = merge.run()
     assert code == NOT_DELIVERED, log
     delivered = {path.parent.name for path in target.glob("*/*")}
-    assert delivered >= {"dana_rest", "hd_root"}
+    assert delivered == {"dana_rest", "job_info"}
     assert merge.outputs().keys() == delivered
 
 
 def test_file_that_an_earlier_attempt_left_is_replaced(merge: Merge) -> None:
-    merge.only("hd_root")
-    merge.site.files[f"/merged/hd_root/{NAMES['hd_root']}"] = b"of an earlier attempt"
+    merge.only("dana_rest")
+    merge.local()
+    merge.site.files[f"/merged/dana_rest/{NAMES['dana_rest']}"] = b"of an earlier attempt"
     code, log = merge.run()
     assert code == 0, log
     check_delivered(merge)
@@ -934,6 +998,7 @@ def test_other_file_of_the_same_size_is_replaced_where_storage_tells_no_checksum
     merge: Merge, can_remove: bool
 ) -> None:
     merge.only("dana_rest")
+    merge.local()
     name, content = f"/merged/dana_rest/{NAMES['dana_rest']}", hddm_file(range(80))
     merge.site.files[name] = bytes(len(content))
     merge.site.has_checksums, merge.site.can_remove = False, can_remove
@@ -944,7 +1009,8 @@ def test_other_file_of_the_same_size_is_replaced_where_storage_tells_no_checksum
 
 
 def test_folder_that_is_not_mounted_here_is_not_made(merge: Merge) -> None:
-    merge.only("dana_rest")
+    merge.only("job_info")
+    merge.local()
     merge.variables["osgprod_merge_output_url"] = "file:///osgprod-mount/of-nobody/{kind}"
     code, log = merge.run()
     assert (code, merge.reported("outputs_list")) == (NOT_DELIVERED, None), log
@@ -954,8 +1020,9 @@ def test_folder_that_is_not_mounted_here_is_not_made(merge: Merge) -> None:
 
 def test_nothing_is_replaced_while_heartbeats_are_not_answered(merge: Merge) -> None:
     """The lease may have ended, and another job may have merged the same, and reported what lies there."""
-    merge.only("hd_root")
-    name = f"/merged/hd_root/{NAMES['hd_root']}"
+    merge.only("job_info")
+    merge.local()
+    name = f"/merged/job_info/{NAMES['job_info']}"
     merge.site.files[name] = b"of another job"
     (merge.folder / "own").mkdir()
     (merge.folder / "own" / "no-lease").touch()
@@ -986,7 +1053,8 @@ def test_without_a_place_for_merged_files_the_setting_is_named(merge: Merge) -> 
 
 @pytest.mark.parametrize("slash", ["", "/"])
 def test_without_a_setting_merged_files_of_two_projects_go_to_a_folder_each(merge: Merge, slash: str) -> None:
-    merge.only("dana_rest", "job_info")
+    merge.only("job_info")
+    merge.local()
     merge.variables["osgprod_merge_output_url"] = ""
     merge.environment["OSGPROD_OUTPUT_URL"] = f"{merge.site.url}/merged{slash}"
     for project in ("spring26", "spring26.again"):
@@ -1001,20 +1069,22 @@ def test_without_a_setting_merged_files_of_two_projects_go_to_a_folder_each(merg
 
 def test_without_a_setting_the_projects_folder_is_made_below_a_first_folder_that_exists(merge: Merge) -> None:
     """As tarballs may go to /outputs itself. Everybody may write to /tmp."""
-    merge.only("dana_rest")
+    merge.only("job_info")
+    merge.local()
     project = f"osgprod-{uuid.uuid4().hex}"
     try:
         merge.variables["osgprod_merge_output_url"] = ""
         merge.environment |= {"OSGPROD_OUTPUT_URL": "/tmp", "OSGPROD_PROJECT": project}
         code, log = merge.run()
         assert code == 0, log
-        assert {path.name for path in Path("/tmp", project).iterdir()} == {NAMES["dana_rest"]}
+        assert {path.name for path in Path("/tmp", project).iterdir()} == {NAMES["job_info"]}
     finally:
         shutil.rmtree(Path("/tmp", project), ignore_errors=True)
 
 
 def test_without_a_setting_the_folder_of_tarballs_that_is_not_mounted_is_not_made(merge: Merge) -> None:
-    merge.only("dana_rest")
+    merge.only("job_info")
+    merge.local()
     merge.variables["osgprod_merge_output_url"] = ""
     merge.environment |= {"OSGPROD_OUTPUT_URL": "/osgprod-mount/of-nobody", "OSGPROD_PROJECT": "spring26"}
     code, log = merge.run()
@@ -1026,7 +1096,8 @@ def test_without_a_setting_the_folder_of_tarballs_that_is_not_mounted_is_not_mad
 def test_inputs_are_kept_until_the_report_and_named_for_removal_only_if_wanted(
     merge: Merge, cleanup: str
 ) -> None:
-    merge.only("dana_rest")
+    merge.only("job_info")
+    merge.to_disk()
     merge.variables["osgprod_merge_cleanup"] = cleanup
     assert merge.run()[0] == 0
     assert {f"/out/job_7_{n}.tar.gz" for n in range(3)} <= set(merge.site.files)
@@ -1039,8 +1110,9 @@ def test_inputs_are_kept_until_the_report_and_named_for_removal_only_if_wanted(
 # --- kills ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("moment", [1, 7, *(pytest.param(n, marks=pytest.mark.slow) for n in range(2, 7))])
+@pytest.mark.parametrize("moment", [1, 5, *(pytest.param(n, marks=pytest.mark.slow) for n in range(2, 5))])
 def test_merge_that_is_killed_at_any_request_is_done_by_the_next_attempt(merge: Merge, moment: int) -> None:
+    merge.only("dana_rest", "job_info")  # 18 requests
     before = len(merge.site.seen)
     job = merge.start()
     while len(merge.site.seen) < before + 3 * moment and job.poll() is None:
@@ -1059,6 +1131,8 @@ def test_merge_that_is_killed_at_any_request_is_done_by_the_next_attempt(merge: 
 def test_end_of_its_process_group_ends_all_that_it_started(merge: Merge) -> None:
     """This is how osgprod_exec.sh ends the work."""
     merge.program("hadd", "exec sleep 600")
+    merge.only("hd_root")
+    merge.on_disk()
     job = merge.start()
     while not any("sleep" in text for text in _living(job.pid)):
         assert job.poll() is None
@@ -1083,20 +1157,9 @@ def join(folder: Path, *files: bytes) -> tuple[int, str, bytes]:
         (folder / str(n)).write_bytes(content)
     output = folder / "joined"
     output.unlink(missing_ok=True)
-    done = subprocess.run(
-        [
-            "/usr/bin/env",
-            "python3",
-            str(PROGRAM),
-            "evio",
-            str(output),
-            *[str(folder / str(n)) for n in range(len(files))],
-        ],
-        capture_output=True,
-        text=True,
-    )
+    code, counted, said = merge_files("evio", output, *[folder / str(n) for n in range(len(files))])
     content = output.read_bytes() if output.exists() else b""
-    return done.returncode, (done.stdout + done.stderr).strip(), content
+    return code, (counted + said).strip(), content
 
 
 def headers(content: bytes, order: str = ">") -> list[tuple[int, ...]]:
