@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Self, get_type_hints
 
-from shim.errors import OperatorError
+from shim.errors import WRONG, OperatorError
 
 # libpq's variables that say where a database is.
 LIBPQ_SERVER = ("PGHOST", "PGHOSTADDR", "PGSERVICE", "PGDATABASE", "PGPORT")
@@ -43,10 +43,11 @@ class SettingError(OperatorError):
     """
 
     def __init__(self, name: str, value: str, rule: str) -> None:
-        shown = f" is {value[:40]!r}," if value else ""
+        shown = f" is {value[:40]!r}, but" if value else ""
         super().__init__(
             f"{name}{shown} must be {rule}",
             "docs/operations.md lists the settings of the shim with default and unit",
+            WRONG,
         )
 
 
@@ -75,6 +76,19 @@ def _number(least: int) -> Callable[[str, str], int]:
 
 
 def _secret(name: str, text: str) -> Secret:
+    return Secret(text)
+
+
+def _dsn(name: str, text: str) -> Secret:
+    # Checked here, so that no server starts with it. libpq's own message may repeat a part of a password.
+    from psycopg import ProgrammingError
+    from psycopg.conninfo import conninfo_to_dict
+
+    try:
+        conninfo_to_dict(text)
+    except ProgrammingError:
+        rule = "a connection string of libpq, like: host=db.example.org dbname=osgprod user=me"
+        raise SettingError(name, "", rule) from None
     return Secret(text)
 
 
@@ -130,13 +144,13 @@ class Settings:
 
     # fmt: off
     dsn: Annotated[Secret, Variable(
-        "OSGPROD_DSN", "libpq's connection string of the database", _secret,
+        "OSGPROD_DSN", "libpq's connection string of the database", _dsn,
         default="what libpq's variables (`PGHOST` ...) say",
     )] = Secret()
     read_dsn: Annotated[Secret, Variable(
         "OSGPROD_READ_DSN",
         "libpq's connection string of a replica, from which dashboard, metrics, JSON API and lists of the command line"
-        " are read", _secret, default="none: they are read from `OSGPROD_DSN`",
+        " are read", _dsn, default="none: they are read from `OSGPROD_DSN`",
     )] = Secret()
     read_max_age_s: Annotated[int, Variable(
         "OSGPROD_READ_MAX_AGE_S", "maximum age of the replica's data; when they are older, the primary is asked",
@@ -189,7 +203,7 @@ class Settings:
     )] = Secret()
     operator_dsn: Annotated[Secret, Variable(
         "OSGPROD_OPERATOR_DSN",
-        "libpq's connection string with which the dashboard acts; its login is in the role `osgprod_operator`", _secret,
+        "libpq's connection string with which the dashboard acts; its login is in the role `osgprod_operator`", _dsn,
         default="`OSGPROD_DSN`",
     )] = Secret()
     metrics_folder: Annotated[Path | None, Variable(
@@ -210,7 +224,7 @@ class Settings:
         may_be_empty=True,
     )] = None
     original_dsn: Annotated[Secret, Variable(
-        "OSGPROD_ORIGINAL_DSN", "database of the original osgprod, for `osgprod import-original`", _secret,
+        "OSGPROD_ORIGINAL_DSN", "database of the original osgprod, for `osgprod import-original`", _dsn,
         default="none",
     )] = Secret()
     listen_pid: Annotated[str, Variable(

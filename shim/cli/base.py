@@ -16,13 +16,12 @@ from click.shell_completion import CompletionItem
 
 from shim.cli.terminal import cell
 from shim.config import Settings, unknown_variables
-from shim.errors import OperatorError
+from shim.errors import REFUSED, UNREACHABLE, WRONG, OperatorError
 from shim.evio.errors import EvioError
 
 if TYPE_CHECKING:
     import psycopg
 
-REFUSED, UNREACHABLE = 1, 3
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -48,7 +47,9 @@ class Commands(click.Group):
             _fail(f"{error.filename}: {error.strerror}", "name a file or folder that you can read or write")
         except UnicodeEncodeError:
             _fail(
-                "an argument or a variable is not UTF-8 text", "the database stores UTF-8: encode it as UTF-8"
+                "an argument or a variable is not UTF-8 text",
+                "the database stores UTF-8: encode it as UTF-8",
+                WRONG,
             )
         except Exception as error:
             if "psycopg" in sys.modules:  # else the error is not one of the database
@@ -73,9 +74,26 @@ def _fail_for_database(error: Exception) -> None:
     except psycopg.errors.InsufficientPrivilege as error:
         _fail(_first_line(error), "this takes a login that is a member of osgprod_operator")
     except psycopg.Error as error:
-        _fail(_first_line(error), error.diag.message_hint or _what_to_read(error))
+        hint = error.diag.message_hint or "add --help to the command: it says what each option takes"
+        _fail(_first_line(error), hint, WRONG if _is_wrong_argument(error) else REFUSED)
     except Exception:
         return
+
+
+def _is_wrong_argument(error: psycopg.Error) -> bool:
+    """Is a value wrong that the caller gave: group OG1xx, SQL's class 22 (data exception), or a malformed DSN?"""
+    return error.sqlstate is None or error.sqlstate.startswith(("OG1", "22"))
+
+
+class ListByDefault(click.Group):
+    """A group whose command list needs no name: ``osgprod jobs PROJECT`` is ``osgprod jobs list PROJECT``."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put ``list`` before arguments that are neither a command nor an option of the group itself."""
+        options = {"--help", "-h", *(name for option in self.params for name in option.opts)}
+        if args and args[0] not in self.commands and args[0] not in options:
+            args = ["list", *args]
+        return super().parse_args(ctx, args)
 
 
 def _how_to_reach(error: psycopg.Error) -> str:
@@ -84,12 +102,6 @@ def _how_to_reach(error: psycopg.Error) -> str:
     if "FATAL" in str(error):  # there is a server, which said so
         return "correct login and database in OSGPROD_DSN or PGUSER, PGDATABASE ..., or allow the login in pg_hba.conf"
     return "start the server, or correct its address in OSGPROD_DSN or PGHOST ..."
-
-
-def _what_to_read(error: psycopg.Error) -> str:
-    if error.sqlstate is None:  # nothing was asked yet
-        return "OSGPROD_DSN has the form: host=db.example.org dbname=osgprod user=me"
-    return "docs/sql.md has the parameters"
 
 
 def _first_line(error: psycopg.Error) -> str:
@@ -131,8 +143,12 @@ def look(function: str, **arguments: object) -> list[dict[str, Any]]:
     """
     from shim import replica
 
+    said = click.get_current_context().meta.setdefault("osgprod.said", set())
+
     def say(line: str) -> None:
-        click.echo(f"osgprod: {line}", err=True)
+        if line not in said:  # a command may look more than once
+            said.add(line)
+            click.echo(f"osgprod: {line}", err=True)
 
     rows = replica.look(function, given(**arguments), say)
     return ask(function, **arguments) if rows is None else rows
@@ -346,7 +362,7 @@ EXIT_CODES = """\b
 Exit codes:
   0  success
   1  refused, or a problem was found
-  2  wrong usage
+  2  wrong usage: an argument or an environment variable is wrong
   3  the database can't be reached"""
 
 

@@ -14,6 +14,7 @@ import click
 from shim.cli.base import (
     PROJECT,
     SAID_BY_PATH,
+    ListByDefault,
     as_json,
     ask,
     dry,
@@ -24,7 +25,7 @@ from shim.cli.base import (
     project_argument,
 )
 from shim.cli.terminal import cell, show, wants
-from shim.errors import OperatorError
+from shim.errors import WRONG, OperatorError
 
 if TYPE_CHECKING:
     import psycopg
@@ -34,17 +35,7 @@ IDLE, RUNNING, HELD = 1, 2, 5  # JobStatus of HTCondor
 ATTRIBUTE = "OsgprodProject"  # of the jobs that keep submits: it counts these alone
 
 
-class _ListByDefault(click.Group):
-    """A group whose first command needs no name: ``osgprod jobs PROJECT`` is ``osgprod jobs list PROJECT``."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Put ``list`` before arguments that name no command."""
-        if args and args[0] not in self.commands and args[0] not in ("--help", "-h"):
-            args = ["list", *args]
-        return super().parse_args(ctx, args)
-
-
-@osgprod.group(cls=_ListByDefault)
+@osgprod.group(cls=ListByDefault)
 def jobs() -> None:
     """List jobs (osgprod jobs PROJECT), say how many are needed, keep a queue filled."""
 
@@ -66,7 +57,7 @@ def jobs_list(
         number, _, process = job.partition(".")
         if not (number.isdecimal() and process.isdecimal()):
             raise OperatorError(
-                f"'{job}' is not a job like 4711.0", "--cluster 4711 lists all jobs of a cluster"
+                f"'{job}' is not a job like 4711.0", "--cluster 4711 lists all jobs of a cluster", WRONG
             )
         rows = look("job_history", project=project, cluster=number, process=process)
         tails = look("log_tail", project=project, cluster=number, process=process)

@@ -14,6 +14,7 @@ import click
 from shim.cli.base import (
     PROJECT,
     SAID_BY_PATH,
+    ListByDefault,
     as_json,
     ask,
     change,
@@ -179,11 +180,11 @@ def quarantined(project: str, as_json: bool) -> None:
     show(look("quarantined", project=project), as_json, "no block is in quarantine", spare=SAID_BY_PATH)
 
 
-@osgprod.group(invoke_without_command=True)
+@osgprod.group(cls=ListByDefault, invoke_without_command=True)
 @click.pass_context
 @as_json
 def workers(ctx: click.Context, as_json: bool) -> None:
-    """List the bans in force: of workers, addresses, sites and merges."""
+    """List the bans in force: of workers, addresses, sites and merges. With PROJECT, list its workers."""
     if ctx.invoked_subcommand is None:
         show(look("blocked_workers"), as_json, "no worker is banned")
 

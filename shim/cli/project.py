@@ -24,7 +24,7 @@ from shim.cli.base import (
     read_magic,
 )
 from shim.cli.terminal import show
-from shim.errors import OperatorError
+from shim.errors import WRONG, OperatorError
 
 if TYPE_CHECKING:
     import psycopg
@@ -80,7 +80,7 @@ def project_set_magic(project: str, magic_file: str | None, overlap: int, dry_ru
     magic = read_magic(magic_file)
     if magic is None:
         raise OperatorError(
-            "no magic was given", "--magic-file FILE, --magic-file - for a prompt, or OSGPROD_MAGIC"
+            "no magic was given", "--magic-file FILE, --magic-file - for a prompt, or OSGPROD_MAGIC", WRONG
         )
     change("set_magic", dry_run, project=project, magic=magic, overlap_s=overlap)
     click.echo(f"project {project} {'would have' if dry_run else 'has'} a new magic")
@@ -93,6 +93,8 @@ def project_set_magic(project: str, magic_file: str | None, overlap: int, dry_ru
 @as_json
 def project_set(project: str, assignments: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
     """Change settings, like lease_s=3600, and show the changes. An empty value means none."""
+    import psycopg
+
     from shim.database import connect
 
     values: dict[str, Any] = {}
@@ -103,7 +105,14 @@ def project_set(project: str, assignments: tuple[str, ...], dry_run: bool, as_js
         values[name.replace("-", "_")] = value or None
     with connect() as connection, connection.transaction(force_rollback=dry_run):
         before = _settings(connection, project, {})
-        after = _settings(connection, project, values)
+        try:
+            after = _settings(connection, project, values)
+        except psycopg.Error as error:
+            near = settings.meant(name for name in values if name not in before)
+            if near is None:
+                raise
+            hint = f"is {near} meant? osgprod project set --help lists the settings"
+            raise OperatorError(error.diag.message_primary or "", hint, WRONG) from error
     rows = [
         {"setting": name, "before": before[name], "now": value}
         for name, value in after.items()

@@ -53,7 +53,7 @@ def demo() -> None:
 
 @osgprod.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
-@click.option("--count", type=int, help="End after so many notifications. Default: never.")
+@click.option("--count", type=click.IntRange(1), help="End after so many notifications. Default: never.")
 def watch(as_json: bool, count: int | None) -> None:
     """Print notifications as they come, until Ctrl-C.
 

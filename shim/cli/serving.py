@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -21,7 +22,7 @@ from shim import config
 from shim.app import create_app
 from shim.config import Settings
 from shim.database import PoolerError, call, connect, pooling
-from shim.errors import OperatorError
+from shim.errors import REFUSED, WRONG, OperatorError
 from shim.version import which_is_older
 from shim.web import logs
 from shim.web.bounds import BoundedProtocol
@@ -161,13 +162,18 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.bind((host, port))
     except OSError as error:
         listener.close()
-        raise OperatorError(
-            f"{host} port {port}: {error.strerror}",
-            "take another port: make serve PORT=8081, osgprod serve --port 8081",
-        ) from error
+        raise OperatorError(f"{host} port {port}: {error.strerror}", _how_to_listen(error, port)) from error
     listener.listen(2048)
     listener.set_inheritable(True)
     return listener
+
+
+def _how_to_listen(error: OSError, port: int) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return "take another port: make serve PORT=8081, osgprod serve --port 8081"
+    if error.errno == errno.EACCES:
+        return f"ports below 1024 are root's: take another port ({port + 8000}), and put Apache or nginx before it"
+    return "--host takes an address of this machine: 127.0.0.1, or 0.0.0.0 for all of them"
 
 
 def _listen_at(path: str) -> socket.socket:
@@ -182,7 +188,7 @@ def _listen_at(path: str) -> socket.socket:
         raise OperatorError(
             f"--uds {path}: {error.strerror or error}",
             "name a new file in a folder that is there and yours, or end the process that listens there",
-            exit_code=2,
+            REFUSED if error.errno == errno.EADDRINUSE else WRONG,
         ) from error
     listener.listen(2048)
     listener.set_inheritable(True)

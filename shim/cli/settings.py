@@ -7,10 +7,26 @@ from __future__ import annotations
 
 import json
 import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 
 FILE = Path(__file__).resolve().parent / "project_settings.json"
 WIDTH, INDENT = 78, "      "
+
+
+def meant(names: Iterable[str]) -> str | None:
+    """Return the setting that somebody meant who mistyped the name of one; None: no name is like a setting's.
+
+    Parameters
+    ----------
+    names : iterable of str
+        As they were typed; those of settings are passed over.
+    """
+    from difflib import get_close_matches
+
+    known = [setting["name"] for setting in json.loads(FILE.read_text())]
+    near = (get_close_matches(name, known, n=1) for name in names if name not in known)
+    return next((match[0] for match in near if match), None)
 
 
 def help_text() -> str:

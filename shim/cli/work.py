@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import click
 
@@ -35,14 +37,29 @@ def rawdata() -> None:
     """Raw data files and their block indexes."""
 
 
+def _pattern(ctx: click.Context, param: click.Parameter, value: str | None) -> re.Pattern[str] | None:
+    if value is None:
+        return None
+    from shim.evio import scan
+    from shim.evio.errors import EvioError
+
+    try:
+        return scan.name_pattern(value)
+    except EvioError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+def pattern_option(help_text: str) -> Callable[[Any], Any]:
+    """The option --pattern, made into a regular expression with the groups run and seqno."""
+    return click.option("--pattern", callback=_pattern, help=help_text)
+
+
 @rawdata.command("load")
 @click.argument("sources", nargs=-1)
 @click.option(
     "--list", "lists", type=click.File(), multiple=True, help="File with a source a line; - = standard input."
 )
-@click.option(
-    "--pattern", help="Regular expression for names, like 'run(?P<run>\\d+)_(?P<seqno>\\d+)\\.evio'."
-)
+@pattern_option("Regular expression for names, like 'run(?P<run>\\d+)_(?P<seqno>\\d+)\\.evio'.")
 @click.option("--since", type=click.DateTime(TIMES), help="Of folders only files changed since then, in UTC.")
 @click.option("--new", "only_new", is_flag=True, help="Leave out files that are registered.")
 @click.option(
@@ -55,7 +72,7 @@ def rawdata() -> None:
 def rawdata_load(
     sources: tuple[str, ...],
     lists: tuple[TextIO, ...],
-    pattern: str | None,
+    pattern: re.Pattern[str] | None,
     since: datetime | None,
     only_new: bool,
     deep: bool,
@@ -85,7 +102,7 @@ def rawdata_load(
     for source in every:
         if not is_url(source) and not Path(source).exists():
             raise click.UsageError(f"{source} does not exist")
-    names = FILE_NAME if pattern is None else scan.name_pattern(pattern)
+    names = pattern or FILE_NAME
     counts = admin.load_rawdata_files(
         every,
         dry_run,
@@ -106,7 +123,7 @@ def rawdata_load(
             if others
             else "name the folder with the files, or describe their names with --pattern"
         )
-        form = "hd_rawdata_RRRRRR_SSS.evio" if pattern is None else pattern
+        form = "hd_rawdata_RRRRRR_SSS.evio" if pattern is None else pattern.pattern
         raise OperatorError(f"no file {form} is below {', '.join(every)}", hint)
     if counts["differs"] + counts["bad"]:
         raise SystemExit(1)
@@ -114,16 +131,14 @@ def rawdata_load(
 
 @rawdata.command("check")
 @click.argument("folder", type=click.Path(exists=True, file_okay=False))
-@click.option("--pattern", help="Regular expression for names, as of rawdata load.")
+@pattern_option("Regular expression for names, as of rawdata load.")
 @as_json
-def rawdata_check(folder: str, pattern: str | None, as_json: bool) -> None:
+def rawdata_check(folder: str, pattern: re.Pattern[str] | None, as_json: bool) -> None:
     """Compare FOLDER with the registered files. Each row is a difference; if there is one, the exit code is 1."""
     from shim import admin
-    from shim.evio import scan
     from shim.evio.index import FILE_NAME
 
-    names = FILE_NAME if pattern is None else scan.name_pattern(pattern)
-    faults = admin.check_rawdata_files(folder, Bar, names)
+    faults = admin.check_rawdata_files(folder, Bar, pattern or FILE_NAME)
     show(faults, as_json, "all files are as registered, and every registered file is there")
     if faults:
         raise SystemExit(1)

@@ -27,6 +27,11 @@ HTTP = {"http", "https", "dav", "davs"}
 ROOT = {"root", "roots", "xroot", "xroots"}
 
 
+def _reason(error: Exception) -> str:
+    """What went wrong, without the number of the error."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
 def is_url(name: str) -> bool:
     """Return whether a name is a URL that open_source() can read, or a broken one of such a scheme."""
     match = re.match(r"([a-z]+)://", name)
@@ -125,7 +130,7 @@ class HttpFile:
                 return self._ask(offset, length)
             except (OSError, http.client.HTTPException) as error:
                 if isinstance(error, ssl.SSLCertVerificationError) or wait_s is None:
-                    raise EvioError(f"{self.name}: {error or type(error).__name__}") from error
+                    raise EvioError(f"{self.name}: {_reason(error)}") from error
                 self._drop()
                 time.sleep(wait_s)
             except ValueError as error:  # of a broken URL, also of one that the server redirects to

@@ -18,7 +18,7 @@ from psycopg.rows import dict_row
 
 from shim.admin import MakeProgress
 from shim.database import call, connect
-from shim.errors import OperatorError
+from shim.errors import UNREACHABLE, WRONG, OperatorError
 from shim.evio.errors import EvioError
 from shim.evio.index import read_index
 from shim.registry import register
@@ -158,7 +158,7 @@ def _connect(source: str) -> Connection:
         raise OperatorError(
             f"the original's database: {str(error).splitlines()[0]}",
             "--from or OSGPROD_ORIGINAL_DSN names it: host=db.example.org dbname=original user=me",
-            exit_code=3 if is_unreachable else 1,
+            exit_code=UNREACHABLE if is_unreachable else WRONG,
         ) from error
 
 

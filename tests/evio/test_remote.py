@@ -317,7 +317,7 @@ def test_other_names_single_files_and_what_is_new(operator: World, folder: Path)
     assert load(str(folder), "--pattern", pattern, "--since", "2100-01-01")[1]["same"] == 0
     assert load(str(folder), "--pattern", pattern, "--since", "2001-01-01 00:00")[1]["same"] == 2
     code, _, err = load(str(folder), "--pattern", r"clas_(\d+)")
-    assert code == 1 and "it needs groups named run and seqno" in err
+    assert code == 2 and "it needs groups named run and seqno" in err
     code, _, err = load(first)
     assert code == 1 and "the name is not hd_rawdata_RRRRRR_SSS.evio" in err
     assert load()[0] == 2 and load("/nowhere")[0] == 2

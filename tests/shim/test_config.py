@@ -66,11 +66,15 @@ def test_command_line_warns_of_an_unknown_variable_once() -> None:
 @pytest.mark.parametrize(
     ("variable", "value", "message"),
     [
-        ("OSGPROD_POOL_SIZE", "0", "OSGPROD_POOL_SIZE is '0', must be a whole number from 1 to 9999999999"),
+        (
+            "OSGPROD_POOL_SIZE",
+            "0",
+            "OSGPROD_POOL_SIZE is '0', but must be a whole number from 1 to 9999999999",
+        ),
         (
             "OSGPROD_ROOT_PATH",
             "foo",
-            "OSGPROD_ROOT_PATH is 'foo', must be empty, or a path that begins with /",
+            "OSGPROD_ROOT_PATH is 'foo', but must be empty, or a path that begins with /",
         ),
     ],
 )
@@ -90,9 +94,9 @@ def test_empty_variable_is_none_except_where_empty_means_something() -> None:
 
 def test_no_secret_shows() -> None:
     secrets = {
-        variable.name: "hush-hush"
+        variable.name: "password=hush-hush"
         for variable in config._variables().values()
-        if variable.read is config._secret
+        if variable.read in (config._secret, config._dsn)
     }
     assert {
         "OSGPROD_DSN",
@@ -104,7 +108,7 @@ def test_no_secret_shows() -> None:
         "OSGPROD_ORIGINAL_DSN",
     } == set(secrets)
     read = Settings.read(secrets)
-    assert read.dsn == Secret("hush-hush") and "hush" not in f"{read} {read!r} {read.dsn}"
+    assert read.dsn == Secret("password=hush-hush") and "hush" not in f"{read} {read!r} {read.dsn}"
 
 
 def test_table_in_the_documentation_is_the_one_of_the_code() -> None:

@@ -243,7 +243,7 @@ def test_original_that_cannot_be_reached_is_told_from_our_database(world: World,
     for source, code, message in (
         (f"{world.dsn} dbname=nonesuch", 3, 'database "nonesuch" does not exist'),
         ("host=/nonexistent", 3, "No such file or directory"),
-        ("nonesuch", 1, 'missing "=" after "nonesuch"'),
+        ("nonesuch", 2, 'missing "=" after "nonesuch"'),
     ):
         result = take_over("spring", "--from", source)
         said, hint = result.stderr.splitlines()

@@ -153,7 +153,9 @@ def test_second_server_on_the_same_data_and_a_port_that_is_taken_are_one_line_ea
     [
         (["--uds", "/nonexistent/x"], {}, 2, "--uds /nonexistent/x: No such file or directory"),
         (["--uds", f"/tmp/{'x' * 200}"], {}, 2, f"--uds /tmp/{'x' * 200}: AF_UNIX path too long"),
-        ([], {"OSGPROD_POOL_SIZE": "0"}, 1, "OSGPROD_POOL_SIZE is '0', must be a whole number from 1 to 9999999999"),
+        ([], {"OSGPROD_POOL_SIZE": "0"}, 2,
+         "OSGPROD_POOL_SIZE is '0', but must be a whole number from 1 to 9999999999"),
+        (["--host", "192.0.2.1"], {}, 1, "192.0.2.1 port 0: Cannot assign requested address"),
     ],
 )  # fmt: skip
 def test_place_that_cannot_be_served_at_is_one_line_with_a_hint(
@@ -176,7 +178,7 @@ def test_unix_socket_is_served_and_one_that_is_there_already_is_refused(folder: 
         with httpx.Client(transport=httpx.HTTPTransport(verify=False, uds=str(path))) as client:
             assert client.get("http://shim/osgprod/healthz").status_code == 200
         second = Serve(folder, "--uds", str(path))
-        assert second.end(signal.SIGTERM) == 2
+        assert second.end(signal.SIGTERM) == 1
         assert f"osgprod: --uds {path}: Address already in use" in (folder / "log").read_text()
         assert server.end(signal.SIGINT) == 0
     assert not path.exists()
