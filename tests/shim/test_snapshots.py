@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import httpx
 import psycopg
 import pytest
 
@@ -24,7 +25,7 @@ from shim.version import SQL_FOLDER
 from sql.release import present_version, release
 from tests.databases import Databases
 from tests.shim.databases import WORKING_COPY, catalog, quietly, state, works, yoyo_here
-from tests.support import CHECKOUT, World
+from tests.support import CHECKOUT, PATIENCE_S, World, free_port, wait_until
 
 
 def yoyo(dsn: str, *arguments: str, sql: Path = SQL_FOLDER) -> subprocess.CompletedProcess[str]:
@@ -206,6 +207,85 @@ def test_rollback_of_the_newest_snapshot_gives_the_previous_functions(of_one: st
     assert changed == {"alive", "totals"}, "all others were replaced in place"
     assert yoyo(of_one, "apply", sql=two).returncode == 0
     assert migrate(of_one, two, say=quietly) == []
+
+
+@pytest.fixture
+def taken_back(databases: Databases) -> Iterator[str]:
+    """The DSN of a database with work, whose release has been taken back as docs/operations.md says."""
+
+    def prepare(dsn: str) -> None:
+        former, release = [path.stem for path in snapshots()][-2:]
+        assert yoyo(dsn, "apply", "--revision", release).returncode == 0
+        fill(dsn)
+        while newest_applied(dsn) != former:
+            ended = yoyo(dsn, "rollback")
+            assert ended.returncode == 0, ended.stderr
+
+    databases.prepare("taken back", prepare)
+    with databases.copy("taken back", fresh=True) as dsn:
+        yield dsn
+
+
+def test_functions_of_the_former_release_work_when_a_release_is_taken_back(taken_back: str, another: str) -> None:
+    """Not after the snapshot alone: its functions are for the former tables."""
+    assert yoyo(another, "apply", "--revision", newest_applied(taken_back)).returncode == 0
+    former, functions = [
+        {name: text for (kind, name), text in catalog(dsn).items() if kind in ("function", "enum")}
+        for dsn in (another, taken_back)
+    ]
+    assert functions == former
+    with connect(taken_back) as connection:
+        names = connection.execute(
+            "SELECT proname AS name FROM pg_proc WHERE pronamespace = 'osgprod'::regnamespace"
+            " AND pronargs = pronargdefaults AND has_function_privilege('osgprod_operator', oid, 'EXECUTE')"
+        ).fetchall()
+        assert {"tick", "health", "alive", "progress"} <= {row["name"] for row in names}
+        for row in names:
+            call(connection, row["name"])
+        World(connection, taken_back).set(lease_s=7200)
+    check_filled(taken_back)
+
+
+def test_shim_of_the_former_release_works_when_a_release_is_taken_back(taken_back: str, folder: Path) -> None:
+    version = source_of(SQL_FOLDER / "migrations" / f"{newest_applied(taken_back)}.sql")[0]
+    port = free_port()
+    shim = subprocess.Popen(
+        [sys.executable, "-m", "shim", "serve", "--port", str(port)],
+        cwd=old_code(f"{last_commit(version)}", folder),
+        env={**os.environ, "OSGPROD_DSN": taken_back, "OSGPROD_DOCUMENT_ROOT": str(folder)},
+        stderr=subprocess.DEVNULL,
+    )
+    (folder / "p").mkdir()
+    shutil.copy(CHECKOUT / "worker" / "osgprod_work.bash", folder / "p")
+    job: dict[str, str | int] = {"project": "p", "cluster": 1, "process": 7, "magic": "m"}
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}/osgprod", timeout=PATIENCE_S) as client:
+
+            def is_well() -> bool:
+                with contextlib.suppress(httpx.TransportError):
+                    return client.get("healthz").text == "ok\n"
+                return False
+
+            wait_until(is_well, "healthz names no version that is older")
+            work = client.get("workscript.bash", params=job)
+            assert work.headers["Osgprod-Status"] == "assigned", work.text
+            job["token"] = work.headers["Osgprod-Token"]
+            report = client.get("workscript.exit", params={**job, "exitcode": 0})
+            assert (report.status_code, report.headers["Osgprod-Status"]) == (200, "done")
+    finally:
+        shim.terminate()
+        shim.wait(PATIENCE_S)
+
+
+def last_commit(version: str) -> str:
+    """The last commit of main that has this version."""
+    found = subprocess.run(
+        ["git", "log", "-1", "--format=%H^", f"-Sversion = \"{version}\"", "--", "pyproject.toml"],
+        cwd=CHECKOUT, capture_output=True, text=True,
+    )  # fmt: skip
+    if not found.stdout:
+        pytest.skip("the history is not here")
+    return found.stdout.strip()
 
 
 def test_everything_is_rolled_back_to_version_0_9_0(of_two: str, another: str, two: Path) -> None:
