@@ -593,6 +593,11 @@ def test_error_is_one_line_with_a_hint_and_no_traceback(
     assert not hint or len(result.stderr.splitlines()) == 2
 
 
+def test_list_without_jobs_says_for_which_jobs_it_looked(world: World, run: Run) -> None:
+    assert "no job started in that time" in run("jobs", "p").stdout
+    assert "no job of cluster 7 has started" in run("jobs", "p", "--cluster", "7").stdout
+
+
 def in_shell(command: str, dsn: str = "host=/nonexistent", **environment: str) -> tuple[int, str]:
     """Runs ``osgprod`` with what a shell does to its outputs; the exit code, and what it says on the error output."""
     ended = subprocess.run(

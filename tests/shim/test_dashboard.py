@@ -177,7 +177,9 @@ def test_pages_of_a_file_and_of_a_job_show_what_was_delivered(world: World, shim
     assert "in merge 000001_001" in shim.raw("project/p/job/1.1").text
 
 
-def test_job_that_got_its_slice_back_after_a_verdict_is_live_on_each_page(world: World, shim_with: MakeShim) -> None:
+def test_job_that_got_its_slice_back_after_a_verdict_is_live_on_each_page(
+    world: World, shim_with: MakeShim
+) -> None:
     world.add_file(1)
     token = str(world.checkout(0)["token"])
     world.lose_leases()
@@ -185,7 +187,9 @@ def test_job_that_got_its_slice_back_after_a_verdict_is_live_on_each_page(world:
     (listed,) = call(world.db, "list_jobs", project="p")
     shim = shim_with()
     for page in ("project/p/jobs", "project/p/job/1.0"):
-        assert re.findall(r'class="state s-([\w-]+)', shim.raw(page).text) == [listed["state"]] == ["live"], page
+        assert re.findall(r'class="state s-([\w-]+)', shim.raw(page).text) == [listed["state"]] == ["live"], (
+            page
+        )
 
 
 def test_numbers_on_the_pages_are_the_database_s(busy: World, shim_with: MakeShim) -> None:

@@ -226,7 +226,9 @@ def taken_back(databases: Databases) -> Iterator[str]:
         yield dsn
 
 
-def test_functions_of_the_former_release_work_when_a_release_is_taken_back(taken_back: str, another: str) -> None:
+def test_functions_of_the_former_release_work_when_a_release_is_taken_back(
+    taken_back: str, another: str
+) -> None:
     """Not after the snapshot alone: its functions are for the former tables."""
     assert yoyo(another, "apply", "--revision", newest_applied(taken_back)).returncode == 0
     former, functions = [

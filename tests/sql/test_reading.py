@@ -464,7 +464,7 @@ def test_health_names_each_finding_and_the_command_that_helps(world: World) -> N
     assert health() == [("well", "healthy")], "ten of seventy are not yet failing"
     call(world.db, "ban_worker", project="p", worker="wn1", seconds=60)
     world.set(state="paused")
-    assert health() == [("attention", "paused"), ("attention", "refused-workers")]
+    assert health() == [("attention", "banned-workers"), ("attention", "paused")]
     world.set(state="draining")
     assert ("attention", "draining") in health()
     world.set(state="active")
@@ -647,7 +647,7 @@ def test_ban_by_a_clock_that_was_ahead_is_shown_nowhere(world: World) -> None:
         "INSERT INTO osgprod_data.worker_bans SELECT project_id, 'wn@127.0.0.1', now() + interval '2 d', 'x', 1,"
         " now() + interval '1 d' FROM osgprod_data.projects"
     )
-    assert "refused-workers" not in {row["what"] for row in call(world.db, "health")}
+    assert "banned-workers" not in {row["what"] for row in call(world.db, "health")}
     assert call(world.db, "attempts_by_worker", project="p")[0]["refused_until"] is None
     assert call(world.db, "blocked_workers") == []
 

@@ -435,5 +435,5 @@ def test_answer_to_a_report_that_is_no_failure_of_the_data_blames_nobody(
         answer = world.report(0, 137, fault=fault)
         assert (answer["status"], answer["message"]) == (
             "node-fault",
-            "recorded as node-fault, no failure of the data; the slice is requeued",
+            "recorded as node-fault",
         )

@@ -285,10 +285,12 @@ def test_checkout_first_then_reset_waits_and_other_jobs_must_try_again(world: Wo
         world.checkout(1, db=db)
         start_over = Waiting(world, lambda other: call(other, "load_slices", project="p", start_over=True))
         for ask in (world.checkout, world.report):
-            with pytest.raises(psycopg.Error, match="files of project p are being reset") as caught:
+            with pytest.raises(
+                psycopg.Error, match="an operator resets, unloads or removes files of project p"
+            ) as caught:
                 ask(0)
             assert caught.value.sqlstate == "OG502"
-        with pytest.raises(psycopg.Error, match="being reset"):
+        with pytest.raises(psycopg.Error, match="an operator resets"):
             call(world.db, "recycle", project="p")
         assert call(world.db, "reclaim_lost") == []
     assert start_over.result()[0]["blocks"] == 3

@@ -983,7 +983,7 @@ def test_attempt_that_lost_its_slice_stops_its_work(node: Node, world: World, sh
     assert shim.checkout(2).headers["Osgprod-Status"] == "assigned"
     output, _ = job.communicate(timeout=PATIENCE_S)
     assert job.returncode == FAILED, f"its node is not to blame: {output}"
-    assert "stopping the work: # osgprod error: stop: this slice is done, or another attempt has it" in output
+    assert "stopping the work: # osgprod error: stop: this attempt no longer has the slice" in output
     assert living(job.pid) == {}
     assert list(node.folder.iterdir()) == []
 

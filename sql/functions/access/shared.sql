@@ -79,11 +79,11 @@ RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Until the end of the transaction no files of this project are reset. An operator's call that moves slices needs this.
 -- Parameters: p_project_id, p_project  the project and its name
--- Errors:     OG502 its files are being reset at this moment
--- Locks:      the project, shared (advisory: project_id, -1), tried. (No file has the number -1.)
+-- Errors:     OG502 an operator has the project alone
+-- Locks:      the project, shared (advisory: project_id, -1), tried
 BEGIN
     IF NOT pg_try_advisory_xact_lock_shared(p_project_id, -1) THEN
-        RAISE EXCEPTION 'files of project % are being reset', p_project USING ERRCODE = 'OG502', HINT = 'try again later';
+        RAISE EXCEPTION 'an operator resets, unloads or removes files of project %', p_project USING ERRCODE = 'OG502', HINT = 'try again later';
     END IF;
 END
 $fn$;

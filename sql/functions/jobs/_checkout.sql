@@ -402,8 +402,7 @@ BEGIN
             ARRAY[NULL, format('project %s is busy, ask again soon', p_project.name)], 'wait', least(p_project.wait_s, 5))
         WHEN osgprod._is_incomplete(p_project.project_id, p_can_merge)
              OR p_can_merge AND osgprod._has_open_merges(p_project.project_id) THEN osgprod._unassigned(
-            ARRAY[NULL, format('all remaining work of project %s is leased%s', p_project.name,
-                CASE WHEN p_project.skip_nearline THEN ' or on tape' ELSE ', some may be requeued' END)], 'wait', p_project.wait_s)
+            ARRAY[NULL, format('no work of project %s can be assigned now: it is leased, in backoff, suspended, or on tape', p_project.name)], 'wait', p_project.wait_s)
         ELSE osgprod._unassigned(ARRAY[NULL, 'no work left in project ' || p_project.name], 'no-work', 0) END;
 END
 $fn$;

@@ -78,7 +78,7 @@ BEGIN
     END IF;
     v_answer.http_status := 409;
     SELECT CASE WHEN v.outcome = 'lost' AND v.reason IS NOT NULL THEN 'wedged' ELSE 'superseded' END,
-           'stop: ' || coalesce(v.reason, format('this %s is done, or another attempt has it',
+           'stop: ' || coalesce(v.reason, format('this attempt no longer has the %s',
                                                  CASE WHEN v_attempt.merge_id IS NULL THEN 'slice' ELSE 'merge' END))
       INTO v_answer.status, v_answer.message
       FROM (SELECT 1) one

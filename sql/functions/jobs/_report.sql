@@ -178,8 +178,8 @@ BEGIN
         WHEN 'done' THEN format('thank you, the %s is done', v_work)
             || coalesce('; but this contradicts the index and is on record: ' || p_contradiction, '')
         WHEN 'failed' THEN 'recorded as a failure' || coalesce(': ' || p_reason, '')
-        WHEN 'node-fault' THEN format('recorded as node-fault, no failure of the data; the %s is requeued', v_work)
-        ELSE format('too late: the %s is done, or another attempt has it; these outputs do not count', v_work)
+        WHEN 'node-fault' THEN 'recorded as node-fault'
+        ELSE format('too late: this attempt no longer has the %s; these outputs do not count', v_work)
     END, p_ignored);
 END
 $fn$;
@@ -188,7 +188,7 @@ CREATE FUNCTION osgprod._judge_exit(p_project osgprod_data.projects, p_exit_code
 RETURNS osgprod_data.outcome LANGUAGE sql STABLE
 AS $fn$
     -- Tells whose fault an exit code is, if anybody's: done, node-fault (killed by a signal, or a code that the project
-    -- lists) or failed (the data, maybe).
+    -- lists, or a cause that the job names: p_fault) or failed (the data, maybe).
     SELECT CASE WHEN p_exit_code = 0 THEN 'done'::osgprod_data.outcome
                 WHEN p_exit_code > 128 OR p_exit_code = ANY (p_project.node_fault_codes)
                      OR p_fault IN ('fetch', 'delivery', 'program', 'setting') THEN 'node-fault'

@@ -53,7 +53,7 @@ AS $fn$
 --             its own, preamble and trailer counted; pieces: lines 'range OFFSET LENGTH' [bytes] of url or 'hex ...',
 --             whose concatenation is that file
 -- Errors:     OG101-OG104, OG110 bad parameter; OG2xx not allowed; OG301 unknown project; OG501 project paused;
---             OG502 its files are being reset; OG601 worker banned; OG602 job starts too often; OG603 project has too many
+--             OG502 an operator has the project alone; OG601 worker banned; OG602 job starts too often; OG603 project has too many
 --             live attempts; OG901 isolation level
 -- Locks:      the job, and the project, shared; then its slice, or, all SKIP LOCKED, a ready merge, a ready slice, or a file's row (it
 --             waits for one when all are locked). docs/design.md "Who waits for whom"

@@ -23,7 +23,7 @@ AS $fn$
 -- Returns:    one row. http_status 200: status alive, lease_s [s] from now; 409: status superseded (another holds the
 --             slice, or it is done) or wedged (no progress for the project's wedged_s): stop the work; 403: refused
 -- Errors:     OG101-OG103 bad parameter; OG2xx not allowed; OG301 unknown project; OG303 job without attempt;
---             OG502 files of the project are being reset; OG901 isolation level
+--             OG502 an operator has the project alone; OG901 isolation level
 -- Locks:      the job, the slice, then the file's row when a wedged one is split
 -- Source:     docs/design.md "A slice's life", I3
 DECLARE

@@ -54,7 +54,7 @@ AS $fn$
 -- Returns:    one row. http_status 200: status done, failed or node-fault; 409: status superseded (the outputs are void)
 --             or contradicted (this attempt has reported another exit code); 403: status refused (token)
 -- Errors:     OG101-OG103, OG105 bad parameter; OG2xx not allowed; OG301 unknown project; OG303 job without attempt;
---             OG502 files of the project are being reset; OG901 isolation level
+--             OG502 an operator has the project alone; OG901 isolation level
 -- Locks:      the job, and the project, shared; its slice or merge; the file's row when the slice is split. Then, tried: bans, and
 --             the project's row, for notes in it. docs/design.md "Who waits for whom"
 -- Source:     docs/design.md "A slice's life", I3, I5, I6

@@ -46,7 +46,7 @@ AS $fn$
     --             p_may_wait  for the job's lock
     -- Returns:    code, message and hint; NULL = it may go on
     -- Locks:      the job, always the first one of a call: see _lock_job. Then the project, shared (advisory: project_id, -1),
-    --             tried (no file has the number -1)
+    --             tried
     SELECT CASE
         WHEN p_project.project_id IS NULL AND coalesce(p_name, '') = ''
         THEN ARRAY['OG101', 'parameter project is missing', 'add project=NAME to the request']
@@ -79,7 +79,7 @@ AS $fn$
         WHEN NOT osgprod._lock_job(p_project.project_id, p_cluster, p_process, p_may_wait)
         THEN osgprod._is_busy(format('job %s.%s', p_cluster, p_process))
         WHEN NOT pg_try_advisory_xact_lock_shared(p_project.project_id, -1)
-        THEN ARRAY['OG502', format('files of project %s are being reset', p_project.name), 'try again later'] END
+        THEN ARRAY['OG502', format('an operator resets, unloads or removes files of project %s', p_project.name), 'try again later'] END
 $fn$;
 
 CREATE FUNCTION osgprod._lock_job(p_project_id int, p_cluster bigint, p_process bigint, p_may_wait boolean)

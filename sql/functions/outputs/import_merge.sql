@@ -15,7 +15,7 @@ AS $fn$
 -- Returns:    done: the merge is on record, by attempt 1 of job 0.FILE_ID, and no merged file, since their URLs are not known;
 --             requeued: the slices of the bad inputs are; unchanged: there is a merge of the file, or was one that this call has
 --             put on record, or the project merges whole runs, or its slices are not all done, or none of the bad ones is
--- Errors:     OG301 unknown project; OG302 the file is not loaded; OG502 files of the project are being reset; OG901 isolation
+-- Errors:     OG301 unknown project; OG302 the file is not loaded; OG502 an operator has the project alone; OG901 isolation
 --             level
 -- Locks:      _hold_merge_settings; the slices that are requeued and the file's row
 DECLARE

@@ -10,7 +10,7 @@ AS $fn$
 --             p_attempts  array of objects with cluster, process, nstart of an attempt, and reason: the fault
 --             p_dry_run   true = nothing is changed
 -- Returns:    a row for each slice that was requeued, and for each merge that was requeued or superseded
--- Errors:     OG301 unknown project; OG108 p_attempts is not such an array; OG502 files of the project are being reset; OG901
+-- Errors:     OG301 unknown project; OG108 p_attempts is not such an array; OG502 an operator has the project alone; OG901
 --             isolation level
 -- Locks:      _hold_merge_settings; the slices in order, then their files in order, then their merges; see _reopen_slice
 DECLARE

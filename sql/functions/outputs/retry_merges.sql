@@ -9,7 +9,7 @@ AS $fn$
 -- Parameters: p_project  project name;  p_runs  run numbers; NULL = all
 --             p_states   which: failed, done;  p_dry_run  true = nothing is changed
 -- Returns:    a row a merge, as it was
--- Errors:     OG301 unknown project; OG108 unknown state; OG502 files of the project are being reset; OG901 isolation level
+-- Errors:     OG301 unknown project; OG108 unknown state; OG502 an operator has the project alone; OG901 isolation level
 -- Locks:      _hold_merge_settings; the merges, SKIP LOCKED
 DECLARE
     v_project projects := osgprod._get_project(p_project);

@@ -4,9 +4,9 @@ LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_d
 AS $fn$
 -- Tells whether each production is healthy, and what to do where it is not.
 -- Parameters: p_project  project name; NULL = all projects
--- Returns:    at least one row a project, the worst first. level: bad (act now), attention (look at it) or well; what, one
+-- Returns:    at least one row a project, its worst first. level: bad (act now), attention (look at it) or well; what, one
 --             of: stalled, failing, answers, leases, without-progress, restarting, refused-requests, wrong-setting, merges, failed-merges,
---             unmerged, quarantine, contradicted, refused-workers, suspended-files, on-tape, running-out, paused-itself, paused, draining, empty,
+--             unmerged, quarantine, contradicted, banned-workers, suspended-files, on-tape, running-out, paused-itself, paused, draining, empty,
 --             waiting, done, healthy; the finding, and the command that helps
 -- Errors:     OG301 unknown project
 BEGIN
@@ -101,7 +101,7 @@ BEGIN
                     CASE f.contradicted WHEN 1000 THEN '1000 or more' ELSE f.contradicted::text END),
              format('see which: osgprod verify %s; make it a failure: osgprod project set %s demand_events=true', f.project,
                     f.project)),
-            ('attention', 'refused-workers', f.refused > 0,
+            ('attention', 'banned-workers', f.refused > 0,
              format('%s workers or sites are banned', f.refused),
              format('see the reasons: osgprod workers; lift a ban: osgprod workers unban %s WORKER', f.project)),
             ('attention', 'running-out', f.state = 'active' AND f.blocks_left > 0 AND f.done > 0
@@ -144,7 +144,7 @@ END
 $fn$;
 
 COMMENT ON FUNCTION osgprod.health(text) IS
-'Tells whether each production is healthy, and what to do where it is not; the worst first. For osgprod_worker and osgprod_operator.';
+'Tells whether each production is healthy, and what to do where it is not: of each the worst first. For osgprod_worker and osgprod_operator.';
 
 CREATE FUNCTION osgprod._troubled_leases(p_project_id int)
 RETURNS TABLE (idle bigint, restarting bigint, starts int) LANGUAGE sql STABLE
@@ -168,7 +168,7 @@ CREATE FUNCTION osgprod._recent_answers(p_project_id int)
 RETURNS TABLE (answers bigint, faults bigint, refusals bigint, worst_fault text, worst_refusal text) LANGUAGE sql STABLE
 AS $fn$
     -- Counts what the shims answered to jobs of a project within 15 minutes: faults = 500 and above, but for a project that
-    -- is paused or whose files are being reset; refusals = 400 to 499, but for attempts that came too late (409) and for what
+    -- is paused, or that an operator has alone; refusals = 400 to 499, but for attempts that came too late (409) and for what
     -- is refused for a while (OG6xx: a full max_live, a ban, a rate). Of each the most frequent as text: status, and the
     -- message or kind.
     SELECT coalesce(sum(g.times), 0)::bigint, coalesce(sum(g.times) FILTER (WHERE g.is_fault), 0)::bigint,

@@ -17,8 +17,8 @@ AS $fn$
 -- Returns:    one row. status imported; already; double (the project has its run and number at another path); differs (not the
 --             file that the other one knew); or unknown (not registered; nothing is changed in these cases); blocks done and
 --             left, and attempts put on record
--- Errors:     OG301 unknown project; OG108 slices that make no sense; OG502 files of the
---             project are being reset; OG901 isolation level
+-- Errors:     OG301 unknown project; OG108 slices that make no sense; OG502 an
+--             operator has the project alone; OG901 isolation level
 -- Locks:      which files are on tape only, shared (advisory: 0, -3); the project, shared (advisory: project_id, -1), against load_slices (project_id, -2), the run's merge, the
 --             file's row, then the project's row FOR SHARE
 DECLARE

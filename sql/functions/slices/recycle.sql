@@ -25,7 +25,7 @@ AS $fn$
 --                          with a stolen magic is undone
 --             p_since      only slices whose last report came at this time or later; NULL = any
 -- Returns:    a row a slice, as it was
--- Errors:     OG301 unknown project; OG108 unknown state; OG502 files of the project are being reset; OG901 isolation level
+-- Errors:     OG301 unknown project; OG108 unknown state; OG502 an operator has the project alone; OG901 isolation level
 -- Locks:      the slices in their order, SKIP LOCKED; see _reopen_slice
 DECLARE
     v_project_id int := (osgprod._get_project(p_project)).project_id;

@@ -7,7 +7,7 @@ AS $fn$
 -- Parameters: p_project  project name;  p_runs  run numbers; NULL = all
 --             p_path     path of one file, or an SQL LIKE pattern; NULL = all
 -- Returns:    a row for each file that was suspended, in the order of run and number, with its suspension
--- Errors:     OG301 unknown project; OG502 files of the project are being reset
+-- Errors:     OG301 unknown project; OG502 an operator has the project alone
 -- Locks:      the project, shared (advisory: project_id, -1), tried; the files' rows, in order: it waits for each
 DECLARE
     v_project projects := osgprod._get_project(p_project);

@@ -10,7 +10,7 @@ AS $fn$
 --             A job that was silent until its lease ended does not get its work back either.
 -- Parameters: p_project  project name;  p_worker  host@address, host, address, site:NAME or all, see ban_worker
 -- Returns:    how many attempts were stopped: at slices and merges, and backup attempts
--- Errors:     OG301 unknown project; OG108 no worker is named, or its merges alone; OG502 files of the project are being reset;
+-- Errors:     OG301 unknown project; OG108 no worker is named, or its merges alone; OG502 an operator has the project alone;
 --             OG901 isolation level
 -- Locks:      slices in order, each with its file, then merges, all tried: nothing here waits
 -- Source:     docs/design.md "A slice's life"
