@@ -1188,7 +1188,7 @@ def test_message_repeats_what_was_typed_in_one_line_that_a_terminal_only_shows(r
     result = run("verify", "a\nb\x1b[31m\u202ec")
     assert result.exit_code == 1
     assert result.stderr == (
-        "osgprod: there is no project 'a b?[31m?c'\nhint: osgprod project list shows the projects\n"
+        "osgprod: there is no project 'a b [31m c'\nhint: osgprod project list shows the projects\n"
     )
 
 

@@ -79,9 +79,9 @@ def test_prefix_of_a_file_takes_the_place_of_the_projects_until_it_is_removed(wo
 
 
 WRONG = {
-    "gsiftp://host": "prefix 'gsiftp://host' has a scheme that no job can read",
-    "s3://bucket": "prefix 's3://bucket' has a scheme that no job can read",
-    "https://a gsiftp://host": "prefix 'gsiftp://host' has a scheme that no job can read",
+    "gsiftp://host": "prefix 'gsiftp://host' has a scheme that no job knows",
+    "s3://bucket": "prefix 's3://bucket' has a scheme that no job knows",
+    "https://a gsiftp://host": "prefix 'gsiftp://host' has a scheme that no job knows",
     "xrootd.example.org": "prefix 'xrootd.example.org' is neither a URL nor an absolute folder",
     "https:/xrootd.example.org": "prefix 'https:/xrootd.example.org' is neither a URL nor an absolute folder",
     "mnt/raw": "prefix 'mnt/raw' is neither a URL nor an absolute folder",
@@ -142,5 +142,5 @@ def test_doors_are_listed_with_their_files_and_what_no_job_can_read(world: World
         ("https://a", None, 1, None),
         ("/mnt", "uconn", 1, None),
         ("root://c/", None, 1, None),
-        ("s3://b", None, 1, "has a scheme that no job can read"),
+        ("s3://b", None, 1, "has a scheme that no job knows"),
     ]

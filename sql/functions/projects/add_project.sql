@@ -42,7 +42,9 @@ EXCEPTION
             HINT = format('osgprod project set %s changes it', p_project);
     WHEN check_violation OR not_null_violation THEN
         GET STACKED DIAGNOSTICS v_rule = CONSTRAINT_NAME, v_column = COLUMN_NAME;
-        RAISE EXCEPTION 'project %: %', p_project, coalesce(osgprod._rule(v_rule), nullif(v_column, '') || ' needs a value', SQLERRM)
+        RAISE EXCEPTION 'project %: %', osgprod._shortened(p_project), coalesce(osgprod._rule(v_rule, jsonb_build_object(
+            'name', p_project, 'workscript', p_workscript, 'mergescript', 'osgprod_merge.bash', 'maxblockspercore', p_maxblockspercore)),
+            nullif(v_column, '') || ' needs a value', SQLERRM)
             USING ERRCODE = 'OG108', HINT = 'osgprod project add --help lists what each argument may be';
 END
 $fn$;

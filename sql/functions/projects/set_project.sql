@@ -7,11 +7,12 @@ AS $fn$
 -- has begun itself.
 -- Promise:    all or nothing; a repeated call changes nothing more.
 -- Parameters: p_project   project name
---             p_settings  object of setting: new value, like {"lease_s": 3600, "state": "paused"}; {} changes nothing.
+--             p_settings  object of setting: new value, like {"lease_s": 3600, "state": "paused"}; {} changes nothing. null is
+--                         none, and so is the text none or an empty one where a setting may be none.
 --                         docs/sql.md lists the settings with units; this function returns them
 -- Returns:    a row for each setting with its value now, in the order of their names
--- Errors:     OG301 unknown project; OG106 bad subnet pattern; OG108 unknown setting or bad value, or the
---             merge_output_url of another project; OG420 merge_by with merges
+-- Errors:     OG301 unknown project; OG106 bad subnet pattern; OG108 unknown setting, bad value, values that contradict each
+--             other, or the merge_output_url of another project; OG420 merge_by with merges
 --             that are done by something else; OG901 isolation level, unless nothing is to be changed
 -- Locks:      with skip_nearline which files are on tape only, alone (advisory: 0, -3): it waits for calls that load files; the
 --             project's row, unless nothing is to be changed; then with merge_by and merge_incomplete these settings, alone
@@ -29,11 +30,15 @@ DECLARE
     v_column  text;
     v_key     text;  -- the setting that is read; NULL = all are
 BEGIN
+    IF jsonb_typeof(p_settings) IS DISTINCT FROM 'object' THEN
+        RAISE EXCEPTION 'the settings of project % are no JSON object', p_project USING ERRCODE = 'OG108',
+            HINT = 'like {"lease_s": 3600}';
+    END IF;
     PERFORM osgprod._require_read_committed() WHERE p_settings <> '{}';  -- project export only reads, in one snapshot
     SELECT k.key INTO v_wrong FROM jsonb_object_keys(p_settings) AS k (key)
      WHERE k.key = ANY (v_fixed) OR NOT to_jsonb(v_project) ? k.key LIMIT 1;
     IF FOUND THEN
-        RAISE EXCEPTION 'there is no setting %', quote_literal(v_wrong) USING ERRCODE = 'OG108',
+        RAISE EXCEPTION 'there is no setting %', osgprod._quoted(v_wrong) USING ERRCODE = 'OG108',
             HINT = format('osgprod project show %s lists the settings', p_project);
     END IF;
     IF p_settings ? 'skip_nearline' THEN
@@ -53,17 +58,19 @@ BEGIN
                 -- a list as it is shown, as PostgreSQL writes it, or bare
                 WHEN v_key = 'node_fault_codes' AND jsonb_typeof(p_settings -> v_key) = 'string'
                     THEN to_jsonb('{' || btrim(p_settings ->> v_key, '[]{} ') || '}')
+                WHEN p_settings ->> v_key IN ('', 'none') AND osgprod._may_be_none(v_key) THEN 'null'
                 ELSE p_settings -> v_key END));
         END LOOP;
         v_key := NULL;
         IF p_settings ? 'xrootd_prefix' THEN
             v_project.xrootd_prefix := osgprod._checked_prefix(v_project.xrootd_prefix);
         END IF;
+        v_project.strip_prefix := regexp_replace(coalesce(v_project.strip_prefix, ''), '(^|[^:/])/+$', '\1');
+        v_project.node_fault_codes := coalesce(v_project.node_fault_codes, '{}');
+        PERFORM osgprod._require_useful(v_project, p_settings);
         IF p_settings ? 'merge_output_url' THEN
             PERFORM osgprod._require_own_folder(v_project);
         END IF;
-        v_project.strip_prefix := coalesce(v_project.strip_prefix, '');
-        v_project.node_fault_codes := coalesce(v_project.node_fault_codes, '{}');
         v_project.subnet_pattern := lower(btrim(v_project.subnet_pattern));
         v_project.subnets := osgprod._subnets(v_project.subnet_pattern);
         v_project.stopped_at := CASE WHEN v_project.state = 'paused' THEN v_project.stopped_at END;
@@ -97,8 +104,8 @@ BEGIN
         END IF;
     EXCEPTION WHEN data_exception OR integrity_constraint_violation OR datatype_mismatch THEN
         GET STACKED DIAGNOSTICS v_wrong = CONSTRAINT_NAME, v_column = COLUMN_NAME;
-        RAISE EXCEPTION 'project %: %', p_project, coalesce(osgprod._rule(v_wrong), nullif(v_column, '') || ' needs a value',
-            v_key || ' can''t be ' || quote_literal(left(p_settings ->> v_key, 63)), SQLERRM)
+        RAISE EXCEPTION 'project %: %', p_project, coalesce(osgprod._rule(v_wrong, to_jsonb(v_project)),
+            nullif(v_column, '') || ' needs a value', v_key || ' can''t be ' || osgprod._quoted(p_settings ->> v_key), SQLERRM)
             USING ERRCODE = 'OG108',
             HINT = 'osgprod project set --help lists the settings with default, range and unit';
     END;
@@ -108,6 +115,85 @@ $fn$;
 
 COMMENT ON FUNCTION osgprod.set_project(text, jsonb) IS
 'Changes settings of a project, {"lease_s": 3600} for instance, and returns all settings with their values now. For osgprod_operator.';
+
+CREATE FUNCTION osgprod._may_be_none(p_setting text)
+RETURNS boolean LANGUAGE sql STABLE
+AS $fn$
+    -- May a setting have no value?
+    -- Parameters: p_setting  name of a column of projects
+    SELECT NOT a.attnotnull FROM pg_attribute a
+     WHERE a.attrelid = 'osgprod_data.projects'::regclass AND a.attname = p_setting AND a.attnum > 0
+$fn$;
+
+CREATE FUNCTION osgprod._require_useful(p_project osgprod_data.projects, p_settings jsonb)
+RETURNS void LANGUAGE plpgsql STABLE
+AS $fn$
+-- Refuses settings that could never do what they are for. Ranges of single numbers are checks of the table.
+-- Parameters: p_project   the project's row as it is to be
+--             p_settings  what is set by this call: a rule is about new values, so that another setting can be changed in a project
+--                         that was made before the rule
+-- Errors:     OG108
+DECLARE v_rule record;
+BEGIN
+    SELECT r.problem, r.hint INTO v_rule FROM (VALUES
+        (ARRAY['merge_output_url'], 'merge_output_url ' || osgprod._why_no_folder(p_project.merge_output_url, '{kind,run,seqno,project}'),
+         NULL),
+        (ARRAY['output_home'], 'output_home ' || osgprod._why_no_folder(p_project.output_home, '{cluster,process,start,project}'),
+         NULL),
+        (ARRAY['output_home'], CASE WHEN p_project.output_home LIKE '%{process}%' AND p_project.output_home NOT LIKE '%{cluster}%'
+            THEN format('output_home %s has {process} without {cluster}', osgprod._quoted(p_project.output_home)) END,
+         'jobs of two clusters have the same process: add {cluster}'),
+        (ARRAY['strip_prefix'], CASE WHEN p_project.strip_prefix <> ''
+             AND (p_project.strip_prefix !~ '^/' OR osgprod._label(p_project.strip_prefix, 1024) <> p_project.strip_prefix)
+            THEN format('strip_prefix %s is no absolute folder', osgprod._quoted(p_project.strip_prefix)) END,
+         'paths of raw data files are absolute: name a leading folder of them like /dcache, or nothing'),
+        (ARRAY['bearer_issuer'], CASE WHEN p_project.bearer_issuer !~ '^[[:graph:]]+$' OR length(p_project.bearer_issuer) > 1024
+            THEN format('bearer_issuer %s is no issuer', osgprod._quoted(p_project.bearer_issuer)) END,
+         'name the claim iss of the tokens, at most 1024 characters without a space, like https://cilogon.org/gluex'),
+        (ARRAY['bearer_audience'], CASE WHEN p_project.bearer_audience !~ '^[[:graph:]]+$' OR length(p_project.bearer_audience) > 1024
+            THEN format('bearer_audience %s is no audience', osgprod._quoted(p_project.bearer_audience)) END,
+         'name the claim aud of the tokens, at most 1024 characters without a space'),
+        (ARRAY['bearer_scope'], CASE WHEN p_project.bearer_scope !~ '^[[:graph:]]+$' OR length(p_project.bearer_scope) > 1024
+            THEN format('bearer_scope %s is not one word', osgprod._quoted(p_project.bearer_scope)) END,
+         'name one word of the claim scope, at most 1024 characters'),
+        (ARRAY['node_fault_codes'], (SELECT format('node_fault_codes can''t contain %s', coalesce(c.code::text, 'NULL'))
+            FROM unnest(p_project.node_fault_codes) AS c (code)
+           WHERE c.code IS NULL OR c.code NOT BETWEEN 1 AND 255 LIMIT 1),
+         'exit codes of failures are from 1 to 255; 0 means success'),
+        (ARRAY['heartbeat_s'], CASE WHEN p_project.heartbeat_s > 1000000000  -- twice as much is no integer for the check of lease_s
+            THEN osgprod._rule('projects_heartbeat_s_check', to_jsonb(p_project)) END,
+         'osgprod project set --help lists the settings with default, range and unit'),
+        (ARRAY['backoff_s', 'max_backoff_s'], CASE WHEN p_project.backoff_s > p_project.max_backoff_s
+            THEN format('backoff_s, %s s, is more than max_backoff_s, %s s', p_project.backoff_s, p_project.max_backoff_s) END,
+         'set both in one call: the first backoff is at most the longest one'),
+        (ARRAY['target_s', 'lease_s', 'heartbeat_s'], CASE WHEN p_project.heartbeat_s = 0 AND p_project.target_s >= p_project.lease_s
+            THEN format('lease_s, %s s, is no more than target_s, %s s, and no heartbeats are sent (heartbeat_s = 0)',
+                        p_project.lease_s, p_project.target_s) END,
+         'without heartbeats a lease has to be longer than the work on a slice')
+        ) AS r (settings, problem, hint)
+     WHERE p_settings ?| r.settings AND r.problem IS NOT NULL LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'project %: %', p_project.name, v_rule.problem USING ERRCODE = 'OG108', HINT = coalesce(v_rule.hint,
+            'use http://, https://, dav://, davs://, root://, roots://, xroot://, xroots://, osdf:///, pelican://HOST/, file:/// or an absolute folder');
+    END IF;
+END
+$fn$;
+
+CREATE FUNCTION osgprod._why_no_folder(p_url text, p_placeholders text[])
+RETURNS text LANGUAGE sql IMMUTABLE
+AS $fn$
+    -- Says why outputs can't be in a folder: its URL, and the reason; NULL = they can, or there is no URL. What jobs can deliver to:
+    -- storage_kind in condor/lib/storage.bash.
+    -- Parameters: p_url  URL or absolute path;  p_placeholders  which names in braces are filled in
+    SELECT osgprod._quoted(osgprod._without_secrets(p_url)) || ' ' || CASE
+        WHEN p_url !~ '^[[:graph:]]+$' OR length(p_url) > 1024 THEN 'is not a URL of at most 1024 characters without spaces'
+        WHEN osgprod._why_no_prefix(p_url) IS NOT NULL THEN osgprod._why_no_prefix(p_url)
+        WHEN p_url ~ '^[^/]+://[^/]*:[^/@]*@' THEN 'contains a password, which each job would see'
+        WHEN p_url ~ '[?#]' THEN 'has a query or a fragment, so it names no folder'
+        WHEN regexp_replace(p_url, format('\{(%s)\}', array_to_string(p_placeholders, '|')), '', 'g') ~ '[{}]'
+        THEN format('has another placeholder than %s', (SELECT string_agg(format('{%s}', x), ', ') FROM unnest(p_placeholders) x))
+    END
+$fn$;
 
 CREATE FUNCTION osgprod._require_own_folder(p_project osgprod_data.projects)
 RETURNS void LANGUAGE plpgsql VOLATILE
@@ -171,26 +257,27 @@ AS $fn$
        AND a.attname <> 'project_id'
 $fn$;
 
-CREATE FUNCTION osgprod._rule(p_constraint text)
+CREATE FUNCTION osgprod._rule(p_constraint text, p_values jsonb)
 RETURNS text LANGUAGE sql STABLE
 AS $fn$
-    -- The rule of a check on projects as a phrase, like 'lease_s must be from 1 to 2592000'.
+    -- The rule of a check on projects as a phrase, like 'lease_s must be from 1 to 2592000, not 0'.
+    -- Parameters: p_constraint  name of the check;  p_values  object of column: value that broke it
     -- Returns:    NULL = no such check
     SELECT coalesce(CASE c.conname
            WHEN 'projects_a_lease_outlives_two_heartbeats' THEN 'lease_s must be at least twice heartbeat_s'
-           WHEN 'projects_success_is_no_fault' THEN 'node_fault_codes can''t contain 0, which means success'
-           WHEN 'projects_name_is_a_folder_name' THEN 'a name has 1 to 63 letters, digits and _ . + -, and begins with a letter or digit'
+           WHEN 'projects_name_is_a_folder_name' THEN 'name must be 1 to 63 letters, digits and _ . + -, with a letter or digit first'
            WHEN 'projects_workscript_is_a_file_name' THEN 'workscript must be a file name of letters, digits and _ . + -, without a folder'
            WHEN 'projects_mergescript_is_a_file_name' THEN 'mergescript must be a file name of letters, digits and _ . + -, without a folder'
            WHEN 'projects_mergescript_is_not_the_workscript' THEN 'mergescript and workscript must be two files'
-           WHEN 'projects_output_home_is_plain' THEN 'output_home must be a URL of at most 1024 characters, without spaces'
-           WHEN 'projects_merge_output_url_is_plain' THEN 'merge_output_url must be a URL of at most 1024 characters, without spaces'
            END,
            CASE WHEN w.words IS NOT NULL THEN format('%s must be one of %s', w.words[1],
                                                      regexp_replace(w.words[2], '''|::text', '', 'g'))
                 WHEN r.range IS NULL THEN replace(regexp_replace(c.conname, '^projects_', ''), '_', ' ')
                 WHEN r.range[3] IS NULL THEN format('%s must be %s or more', r.range[1], r.range[2])
                 ELSE format('%s must be from %s to %s', r.range[1], r.range[2], r.range[3]) END)
+           || ', not ' || (SELECT string_agg(osgprod._shortened(p_values ->> a.attname), ' and ' ORDER BY k.n)
+                             FROM unnest(c.conkey) WITH ORDINALITY AS k (attnum, n)
+                             JOIN pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = k.attnum)
       FROM pg_constraint c
      CROSS JOIN regexp_match(pg_get_expr(c.conbin, c.conrelid),
                              '^\(+(\w+) >= (\d+)\)(?: AND \(\1 <= (\d+)\)\))?$') AS r(range)

@@ -14,7 +14,7 @@ BEGIN
     END IF;
     RETURN ARRAY(SELECT osgprod._plain_network(trim(c)::inet) FROM regexp_split_to_table(btrim(p_pattern), '[ ,]+') AS c);
 EXCEPTION WHEN invalid_text_representation THEN
-    RAISE EXCEPTION 'subnet pattern % is neither a CIDR list nor a LIKE pattern', quote_literal(p_pattern)
+    RAISE EXCEPTION 'subnet pattern % is neither a CIDR list nor a LIKE pattern', osgprod._quoted(p_pattern)
         USING ERRCODE = 'OG106', HINT = 'like 129.57.0.0/16, 10.0.0.0/8 or 129.57.%';
 END
 $fn$;
@@ -29,6 +29,21 @@ AS $fn$
                 ELSE network(p_network) END
 $fn$;
 
+CREATE FUNCTION osgprod._shortened(p_text text)
+RETURNS text LANGUAGE sql IMMUTABLE
+AS $fn$
+    -- A value for a message: one line of at most 128 characters, or none.
+    SELECT coalesce(CASE WHEN length(p_text) > 128 THEN osgprod._label(p_text, 125) || '...' ELSE osgprod._label(p_text) END,
+                    CASE WHEN p_text IS NULL THEN 'none' ELSE 'empty' END)
+$fn$;
+
+CREATE FUNCTION osgprod._quoted(p_text text)
+RETURNS text LANGUAGE sql IMMUTABLE
+AS $fn$
+    -- A text for a message, in quotes: one line of at most 128 characters.
+    SELECT CASE WHEN p_text IS NULL THEN 'NULL' WHEN p_text = '' THEN '''''' ELSE '''' || osgprod._shortened(p_text) || '''' END
+$fn$;
+
 CREATE FUNCTION osgprod._get_project(p_project text)
 RETURNS osgprod_data.projects LANGUAGE plpgsql STABLE
 AS $fn$
@@ -40,7 +55,7 @@ DECLARE
 BEGIN
     SELECT p.* INTO v_project FROM osgprod_data.projects p WHERE p.name = p_project;
     IF NOT FOUND THEN
-        RAISE EXCEPTION 'there is no project %', coalesce(quote_literal(left(p_project, 63)), 'NULL')
+        RAISE EXCEPTION 'there is no project %', osgprod._quoted(p_project)
             USING ERRCODE = 'OG301', HINT = 'osgprod project list shows the projects';
     END IF;
     RETURN v_project;
@@ -68,7 +83,7 @@ AS $fn$
         WHEN p_prefix = '' OR p_prefix ~ '^/[^[:cntrl:]]*$' THEN NULL
         WHEN p_prefix ~ '[[:cntrl:]]' THEN 'has a control character'
         WHEN p_prefix !~ '^[A-Za-z][A-Za-z0-9+.-]*://' THEN 'is neither a URL nor an absolute folder'
-        WHEN p_prefix !~* '^(https?|davs?|x?roots?|osdf|pelican|file)://' THEN 'has a scheme that no job can read'
+        WHEN p_prefix !~* '^(https?|davs?|x?roots?|osdf|pelican|file)://' THEN 'has a scheme that no job knows'
         WHEN p_prefix !~* '^(osdf://|file://(/|$)|(https?|davs?|x?roots?|pelican)://[^/])' THEN 'names no host'
     END
 $fn$;
@@ -84,14 +99,14 @@ DECLARE
     v_text  text := btrim(coalesce(p_prefix, ''), E' \t\r\n,');
     v_wrong text;
 BEGIN
-    SELECT quote_literal(i.prefix) || ' ' || osgprod._why_no_prefix(i.prefix) INTO v_wrong
+    SELECT osgprod._quoted(osgprod._without_secrets(i.prefix)) || ' ' || osgprod._why_no_prefix(i.prefix) INTO v_wrong
       FROM osgprod._prefixes(v_text) i WHERE osgprod._why_no_prefix(i.prefix) IS NOT NULL ORDER BY i.n LIMIT 1;
     IF FOUND THEN
         RAISE EXCEPTION 'prefix %', v_wrong USING ERRCODE = 'OG108',
             HINT = 'use http://, https://, dav://, davs://, root://, roots://, xroot://, xroots://, osdf:///, pelican://HOST/, file:/// or an absolute folder';
     END IF;
     IF NOT EXISTS (SELECT FROM osgprod._prefixes(v_text) i WHERE i.site IS NULL) THEN
-        RAISE EXCEPTION 'prefix % is for jobs of some sites only', quote_literal(v_text) USING ERRCODE = 'OG108',
+        RAISE EXCEPTION 'prefix % is for jobs of some sites only', osgprod._quoted(osgprod._without_secrets(v_text)) USING ERRCODE = 'OG108',
             HINT = 'add one without a site, for jobs elsewhere';
     END IF;
     RETURN (SELECT string_agg(concat_ws('=', i.site, i.prefix), ' ' ORDER BY i.n) FROM osgprod._prefixes(v_text) i);
