@@ -226,7 +226,13 @@ def _meant(worker: str | None, site: str | None) -> str:
 @project_argument
 @click.argument("worker", required=False)
 @site_option
-@click.option("--seconds", default=3600, show_default=True, help="How long from now on [s].")
+@click.option(
+    "--seconds",
+    type=click.IntRange(1, 315360000),
+    default=3600,
+    show_default=True,
+    help="How long from now on [s].",
+)
 @click.option("--reason", help="Is shown in the list of banned workers.")
 @dry
 def workers_ban(
@@ -268,8 +274,14 @@ def workers_unban(project: str, worker: str | None, site: str | None, dry_run: b
     Its failures until now no longer count against it.
     """
     name = _meant(worker, site)
-    change("ban_worker", dry_run, project=project, worker=name, seconds=0, reason="unbanned")
-    click.echo(f"{name} {'would be' if dry_run else 'is'} no longer banned")
+    rows = change("ban_worker", dry_run, project=project, worker=name, seconds=0, reason="unbanned")
+    if rows[0]["ban_worker"] is None:
+        click.echo(
+            f"{name} was not banned; its failures until now {'would ' * dry_run}count against it no longer"
+        )
+        _warn_of_unknown(project, worker, site)
+    else:
+        click.echo(f"{name} {'would be' if dry_run else 'is'} no longer banned")
 
 
 @workers.command("stop")

@@ -82,8 +82,12 @@ def project_set_magic(project: str, magic_file: str | None, overlap: int, dry_ru
         raise OperatorError(
             "no magic was given", "--magic-file FILE, --magic-file - for a prompt, or OSGPROD_MAGIC", WRONG
         )
-    change("set_magic", dry_run, project=project, magic=magic, overlap_s=overlap)
-    click.echo(f"project {project} {'would have' if dry_run else 'has'} a new magic")
+    if change("set_magic", dry_run, project=project, magic=magic, overlap_s=overlap)[0]["set_magic"]:
+        click.echo(f"project {project} {'would have' if dry_run else 'has'} a new magic")
+    else:
+        click.echo(
+            f"project {project} has this magic already; nothing is changed, nor the end of the former one"
+        )
 
 
 @project.command("set", epilog=settings.help_text())

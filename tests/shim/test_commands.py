@@ -460,6 +460,54 @@ def test_worker_is_banned_and_unbanned_in_plain_words(run: Run, world: World) ->
     assert run("workers", "unban", "p", "wn1", "--dry-run").output == "wn1 would be no longer banned\n"
     assert run("workers", "unban", "p", "wn1").output == "wn1 is no longer banned\n"
     assert call(world.db, "blocked_workers") == []
+    never = run("workers", "unban", "p", "wm1")
+    assert never.stdout == "wm1 was not banned; its failures until now count against it no longer\n"
+    assert never.stderr.startswith("osgprod: no job of project p was on wm1 within seven days")
+    assert "--seconds" in run("workers", "ban", "p", "wn1", "--seconds", "0").stderr
+    assert call(world.db, "blocked_workers") == []
+
+
+def test_command_that_changes_nothing_does_not_say_that_it_did(run: Run, world: World) -> None:
+    def logged() -> list[dict[str, object]]:
+        return call(world.db, "list_operations", project="p")
+
+    run("project", "set-magic", "p", "--magic-file", "-", input="new\n")
+    run("notify", "add", "me", "env:ME", "--project", "p")
+    run("project", "stop", "p")
+    before = logged()
+    again = run("project", "set-magic", "p", "--magic-file", "-", input="new\n").stdout
+    assert again.endswith(
+        "project p has this magic already; nothing is changed, nor the end of the former one\n"
+    )
+    run("notify", "add", "me", "env:ME", "--project", "p")
+    for state, said in (("stop", "is stopped; 0 jobs still run"), ("pause", "is paused")):
+        assert said in run("project", state, "p").stdout
+    assert "has these values already" in run("project", "set", "p", "probe_jobs=0", "max_live=none").stdout
+    for command, said in (
+        (("merges", "retry", "p"), "no such merge"),
+        (("slices", "recycle", "p"), "no such slice"),
+        (("slices", "resume", "p"), "no such file of project p is suspended"),
+        (("reclaim", "p"), "no lease has expired"),
+        (("reclaim", "p", "--cluster", "7"), "no such slice is leased"),
+        (("workers", "stop", "p", "all"), "0 attempts are stopped"),
+    ):
+        assert said in run(*command).output, command
+    assert run("notify", "remove", "you").exit_code == 1
+    assert logged() == before
+    assert run("notify", "add", "me", "env:YOU", "--project", "p").exit_code == 0
+    assert len(logged()) == len(before) + 1
+
+
+def test_test_by_the_first_jobs_begins_again_only_with_another_script_or_number(world: World) -> None:
+    row = "SELECT unproven, tested_since FROM osgprod_data.projects"
+    world.set(workscript="work.bash", probe_jobs=5)
+    world.db.execute("UPDATE osgprod_data.projects SET unproven = 0")
+    before = world.db.execute(row).fetchone()
+    world.set(workscript="work.bash", probe_jobs=5)
+    assert world.db.execute(row).fetchone() == before
+    world.set(workscript="other.bash")
+    after = world.db.execute(row).fetchone()
+    assert after and before and after["unproven"] == 5 and after["tested_since"] > before["tested_since"]
 
 
 def test_project_is_removed_only_without_live_attempts_and_by_force_when_work_was_done(

@@ -236,6 +236,40 @@ def test_operator_bans_and_unbans(world: World) -> None:
     assert world.checkout(0, host="wn1")["status"] == "assigned"
 
 
+def test_unbanning_says_whether_there_was_a_ban_and_names_the_one_that_goes_on(world: World) -> None:
+    def ban(worker: str, seconds: int) -> object:
+        return call(world.db, "ban_worker", project="p", worker=worker, seconds=seconds)[0]["ban_worker"]
+
+    assert ban("wn1", 0) is None
+    ban("wn1", 60)
+    assert ban("wn1", 0) is not None
+    assert ban("wn1", 0) is None
+    for wide, narrow in (
+        ("wn1", "wn1@10.0.0.1"),
+        ("10.0.0.1", "wn1@10.0.0.1"),
+        ("all", "wn1"),
+        ("all", "site:A"),
+        ("wn1", "merges:wn1"),
+        ("merges:all", "merges:wn1@10.0.0.1"),
+        ("merges:all", "merges:site:A"),
+    ):
+        ban(narrow, 60)
+        ban(wide, 60)
+        with pytest.raises(psycopg.Error) as caught:
+            ban(narrow, 0)
+        assert caught.value.sqlstate == "OG421" and f"by the ban of {wide}" in str(caught.value)
+        assert caught.value.diag.message_hint == (
+            f"osgprod workers unban p {wide} lifts that, and those that it includes"
+        )
+        ban(wide, 0)
+        assert ban(narrow, 0) is None, "it was lifted with the other"
+        assert call(world.db, "blocked_workers") == []
+    ban("merges:wn1", 60)
+    ban("wn2", 60)
+    assert ban("wn1@10.0.0.1", 0) is None, "two others are banned"
+    assert len(call(world.db, "blocked_workers")) == 2
+
+
 @pytest.mark.parametrize("name", ["slot1@cafe", "slot1@1.2.3", "merges:slot1@dead:beef", "slot1@::1::2"])
 def test_ban_of_a_host_that_looks_like_an_address_keeps_no_other_ban_from_being_lifted(
     world: World, name: str

@@ -3,18 +3,21 @@ RETURNS timestamptz
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
 -- Bans a worker or a site for a while, or lifts its ban.
--- Promise:    a repeated call sets a new end.
+-- Promise:    a repeated call sets a new end. Unbanning lifts each ban that the name includes: of a host, those of its
+--             addresses too.
 -- Parameters: p_project  project name;  p_worker  host@address, as blocked_workers and the reports name it, or
 --                        either alone: then every such worker; or site:NAME: then every worker of that site, as its jobs
 --                        name it; or all. With merges: before it: from merges only
 --             p_seconds  how long from now on [s; 0 = unban: its failures until now no longer count against it]
 --             p_reason   what its jobs are answered
--- Returns:    until when it is banned; now = unbanned
--- Errors:     OG301 unknown project; OG108 bad worker or time
+-- Returns:    until when it is banned; now = unbanned; NULL = it was not banned, and only its failures no longer count
+-- Errors:     OG301 unknown project; OG108 bad worker or time; OG421 another ban, which includes it, would go on
 -- Locks:      the worker's ban (advisory, see _ban_key), then the rows of the bans; it waits for both
 DECLARE
     v_project osgprod_data.projects := osgprod._get_project(p_project);
     v_until   timestamptz;
+    v_ban     worker_bans;
+    v_was     boolean := true;  -- banned, before it is unbanned
 BEGIN
     IF coalesce(p_worker, '') = '' THEN
         RAISE EXCEPTION 'the worker to ban or unban is empty' USING ERRCODE = 'OG108',
@@ -29,6 +32,17 @@ BEGIN
             HINT = 'a worker is a host, an address, or host@address; osgprod project set PROJECT subnet_pattern=... limits the addresses that may ask';
     END IF;
     PERFORM pg_advisory_xact_lock(osgprod._ban_key(v_project.project_id, p_worker));
+    IF p_seconds = 0 THEN
+        v_ban := osgprod._wider_ban(v_project.project_id, p_worker);
+        IF v_ban.worker IS NOT NULL THEN
+            RAISE EXCEPTION '% is banned until % UTC by the ban of %', osgprod._shortened(p_worker),
+                to_char(v_ban.until AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS'), v_ban.worker USING ERRCODE = 'OG421',
+                HINT = format('osgprod workers unban %s %s lifts that, and those that it includes', p_project, v_ban.worker);
+        END IF;
+        v_was := EXISTS (SELECT FROM worker_bans b
+                          WHERE b.project_id = v_project.project_id AND p_worker = ANY (osgprod._names_of_ban(b.worker))
+                            AND osgprod._is_in_force(b.banned_at, b.until));
+    END IF;
     UPDATE worker_bans b SET until = now(), banned_at = now(), reason = p_reason, times = 0
      WHERE p_seconds = 0 AND b.project_id = v_project.project_id AND p_worker = ANY (osgprod._names_of_ban(b.worker));
     INSERT INTO worker_bans AS b (project_id, worker, until, reason)
@@ -43,7 +57,7 @@ BEGIN
         PERFORM osgprod._notify(v_project.project_id, 'worker-refused', jsonb_build_object('worker', p_worker,
             'until', v_until, 'reason', p_reason));
     END IF;
-    RETURN v_until;
+    RETURN CASE WHEN v_was THEN v_until END;
 END
 $fn$;
 
@@ -53,12 +67,30 @@ COMMENT ON FUNCTION osgprod.ban_worker(text, text, int, text) IS
 CREATE FUNCTION osgprod._names_of_ban(p_name text)
 RETURNS text[] LANGUAGE plpgsql STABLE
 AS $fn$
--- The names by which the ban of a name can be lifted: see _worker_names. An operator may have banned what only looks like a worker
--- with an address: slot1@cafe is a host.
--- Parameters: p_name  the name that is banned
+-- The names whose ban includes a name, which is one of them: see _worker_names. merges:NAME is included in NAME, too. An operator
+-- may have banned what only looks like a worker with an address: slot1@cafe is a host.
+-- Parameters: p_name  as it can be banned
+DECLARE
+    v_worker text := regexp_replace(p_name, '^merges:', '');
+    v_names  text[];
 BEGIN
-    RETURN osgprod._worker_names(p_name);
-EXCEPTION WHEN invalid_text_representation THEN
-    RETURN ARRAY[p_name, 'all'];
+    BEGIN
+        v_names := osgprod._worker_names(v_worker);
+    EXCEPTION WHEN invalid_text_representation THEN
+        v_names := ARRAY[v_worker, 'all'];
+    END;
+    RETURN v_names || CASE WHEN p_name <> v_worker THEN ARRAY(SELECT 'merges:' || n FROM unnest(v_names) n) END;
 END
+$fn$;
+
+CREATE FUNCTION osgprod._wider_ban(p_project_id int, p_name text)
+RETURNS osgprod_data.worker_bans LANGUAGE sql STABLE
+AS $fn$
+    -- The ban in force of another name that includes a name, and ends last: that of its host, its address, its network, or all; of
+    -- merges:NAME that of NAME, too. NULLs = there is none.
+    -- Parameters: p_project_id  project;  p_name  as it can be banned
+    SELECT b.* FROM osgprod_data.worker_bans b
+     WHERE b.project_id = p_project_id AND b.worker <> p_name AND osgprod._is_in_force(b.banned_at, b.until)
+       AND b.worker = ANY (osgprod._names_of_ban(p_name))
+     ORDER BY b.until DESC, b.worker LIMIT 1
 $fn$;

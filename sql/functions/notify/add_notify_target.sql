@@ -14,6 +14,7 @@ AS $fn$
 -- Locks:      the target's row
 DECLARE
     v_wrong text;
+    v_changed int;
     v_known text[] := ARRAY['file-finished', 'run-finished', 'project-done', 'block-quarantined', 'worker-refused', 'file-suspended',
                             'file-resumed', 'project-paused', 'project-resumed', 'merge-done', 'merge-failed',
                             'production-delivered', 'health-bad', 'health-well'];
@@ -25,8 +26,10 @@ BEGIN
     END IF;
     INSERT INTO notify_targets AS t (name, place, project_id, events)
     VALUES (p_name, p_place, CASE WHEN p_project IS NOT NULL THEN (osgprod._get_project(p_project)).project_id END, p_events)
-    ON CONFLICT (name) DO UPDATE SET place = excluded.place, project_id = excluded.project_id, events = excluded.events;
-    PERFORM osgprod._log_operation('add_notify_target', p_project, jsonb_build_object('name', p_name, 'place', p_place, 'events', to_jsonb(p_events)), 1);
+    ON CONFLICT (name) DO UPDATE SET place = excluded.place, project_id = excluded.project_id, events = excluded.events
+       WHERE (t.place, t.project_id, t.events) IS DISTINCT FROM (excluded.place, excluded.project_id, excluded.events);
+    GET DIAGNOSTICS v_changed = ROW_COUNT;
+    PERFORM osgprod._log_operation('add_notify_target', p_project, jsonb_build_object('name', p_name, 'place', p_place, 'events', to_jsonb(p_events)), v_changed);
 EXCEPTION
     WHEN check_violation OR not_null_violation THEN
         GET STACKED DIAGNOSTICS v_wrong = CONSTRAINT_NAME;

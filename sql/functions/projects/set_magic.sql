@@ -1,12 +1,13 @@
 CREATE FUNCTION osgprod.set_magic(p_project text, p_magic text, p_overlap_s int DEFAULT 0)
-RETURNS void
+RETURNS boolean
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
 -- Gives a project a new magic; only a salted digest of it is stored.
--- Promise:    a repeated call with the same magic and overlap keeps the former one valid until its time.
+-- Promise:    a repeated call with the same magic changes nothing: the former one stays valid until its time.
 -- Parameters: p_project    project name
 --             p_magic      the new secret [1 .. 1024 characters, no control characters; line ends behind it don't count]
 --             p_overlap_s  how long the former magic stays valid [s; 0 .. 31536000]
+-- Returns:    true; false = it is the project's magic already, and nothing is changed
 -- Errors:     OG301 unknown project; OG109 magic empty, too long, or the overlap out of range
 DECLARE
     v_project osgprod_data.projects := osgprod._get_project(p_project);
@@ -22,15 +23,16 @@ BEGIN
     END IF;
     v_digest := osgprod._magic_digest(v_project.magic_salt, p_magic);
     IF v_digest = v_project.magic_digest THEN
-        RETURN;
+        RETURN false;
     END IF;
     UPDATE projects p
        SET magic_digest = v_digest, old_magic_digest = v_project.magic_digest,
            old_magic_until = now() + make_interval(secs => p_overlap_s)
      WHERE p.project_id = v_project.project_id;
     PERFORM osgprod._log_operation('set_magic', p_project, jsonb_build_object('overlap_s', p_overlap_s), 1);
+    RETURN true;
 END
 $fn$;
 
 COMMENT ON FUNCTION osgprod.set_magic(text, text, int) IS
-'Gives a project a new magic, the former one staying valid for p_overlap_s [s]; only a salted digest is stored. For osgprod_operator.';
+'Gives a project a new magic, the former one staying valid for p_overlap_s [s]; only a salted digest is stored; returns whether it is new. For osgprod_operator.';

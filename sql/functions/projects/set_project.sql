@@ -3,8 +3,8 @@ RETURNS TABLE (setting text, value text)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
 -- Changes settings of a project. They apply from the next call of a job.
--- A new work script, or a value of probe_jobs, begins the test by the first jobs again; a state ends a pause that the project
--- has begun itself.
+-- Another work script, or another value of probe_jobs, begins the test by the first jobs again; a state ends a pause that the
+-- project has begun itself.
 -- Promise:    all or nothing; a repeated call changes nothing more.
 -- Parameters: p_project   project name
 --             p_settings  object of setting: new value, like {"lease_s": 3600, "state": "paused"}; {} changes nothing. null is
@@ -85,7 +85,8 @@ BEGIN
             v_project.paused_at := NULL;
             v_project.probe_at := NULL;
         END IF;
-        IF p_settings ?| ARRAY['workscript', 'probe_jobs'] THEN  -- nothing is known of another work script
+        IF (v_project.workscript, v_project.probe_jobs) IS DISTINCT FROM (v_before.workscript, v_before.probe_jobs) THEN
+            -- Nothing is known of another work script.
             v_project.unproven := v_project.probe_jobs;
             v_project.tested_since := now();
         END IF;
