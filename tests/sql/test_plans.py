@@ -298,3 +298,49 @@ def test_outputs_find_their_merge_without_a_comparison_with_others(
     ]
     assert compared == []
     world.db.execute("DELETE FROM osgprod_data.merges")
+
+
+# What reads all slices of a project, since it lists or recounts them all.
+READS_ALL_SLICES = {"verify", "list_outputs"}
+
+
+@pytest.mark.history_by_hand
+def test_what_only_reads_reads_neither_the_slices_that_are_done_nor_the_bans_that_have_ended(
+    world: World, plans: Plans
+) -> None:
+    """All functions that pages and commands call, by the statistics that autovacuum gathers."""
+    with connect(world.dsn) as other:
+        fill(other, "p", runs=20, files=40, blocks=200, a_slice=4, finished=0.9, in_flight=5, attempts=500)
+        other.execute(
+            "INSERT INTO osgprod_data.worker_bans (project_id, worker, until, reason)"
+            " SELECT p.project_id, 'wn' || n, now() - interval '1 d', 'x'"
+            " FROM osgprod_data.projects p, generate_series(1, 20000) AS n"
+        )
+        other.execute("ANALYZE")
+        job = other.execute("SELECT cluster, process FROM osgprod_data.attempts LIMIT 1").fetchone()
+    arguments: dict[str, Any] = {
+        "p_project": "p",
+        "p_text": "wn7",
+        "p_file_id": 5,
+        **{f"p_{k}": v for k, v in job.items()},
+    }
+    functions = world.db.execute(
+        "SELECT p.proname AS name, p.proargnames[:p.pronargs - p.pronargdefaults] AS needed,"
+        " 'p_project' = ANY (p.proargnames) AS has_project"
+        " FROM pg_proc p WHERE p.pronamespace = 'osgprod'::regnamespace AND p.proname !~ '^_'"
+        " AND p.provolatile = 's' AND p.proname <> 'next_notifications'"
+    ).fetchall()
+    assert len(functions) > 30
+    large = {}
+    for function in functions:
+        names = {*(function["needed"] or []), *(["p_project"] if function["has_project"] else [])}
+        plans.seen.clear()
+        call(world.db, function["name"], **{name.removeprefix("p_"): arguments[name] for name in names})
+        for _, plan in plans.seen:
+            for node in _nodes(plan):
+                rows = (node["Actual Rows"] + node.get("Rows Removed by Filter", 0)) * node["Actual Loops"]
+                if node.get("Relation Name") in ("slices", "worker_bans") and rows > 5000:
+                    large[function["name"]] = (node["Node Type"], node["Relation Name"], rows)
+    assert set(large) <= READS_ALL_SLICES, large
+    assert set(large) == READS_ALL_SLICES, "the others would have been seen"
+    world.db.execute("DELETE FROM osgprod_data.worker_bans")

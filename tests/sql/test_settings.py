@@ -266,5 +266,7 @@ def test_bad_arguments_of_a_new_project_are_refused_in_one_line(world: World) ->
                 }
                 call(world.db, "remove_project", project="q")
     for blocks in (0, -1, 2147483647, None):
-        with pytest.raises(psycopg.Error, match=r"maxblockspercore (must be from 1 to 1000000|needs a value)"):
+        with pytest.raises(
+            psycopg.Error, match=r"maxblockspercore (must be from 1 to 1000000|needs a value)"
+        ):
             call(world.db, "add_project", **{**good, "maxblockspercore": blocks})

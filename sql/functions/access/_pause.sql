@@ -79,7 +79,7 @@ BEGIN
         SELECT x.project_id, x.rawdata_id, x.block1 FROM osgprod_data.recent_failures r
           JOIN osgprod_data.slices x ON x.project_id = r.project_id AND x.rawdata_id = r.rawdata_id
                                     AND x.block1 = r.block1 AND x.opened_at = r.opened_at
-         WHERE r.project_id = p_project.project_id AND r.failed_at >= p_project.paused_at AND NOT x.is_ready
+         WHERE r.project_id = p_project.project_id AND r.failed_at >= p_project.paused_at AND x.is_ready IS FALSE
            AND x.not_before > now() AND osgprod._may_be_assigned(x.project_id, x.rawdata_id)
            FOR NO KEY UPDATE OF x SKIP LOCKED);
     PERFORM osgprod._notify(p_project.project_id, 'project-resumed', jsonb_build_object('reason', p_project.pause_reason));

@@ -51,7 +51,7 @@ BEGIN
        SET is_ready = osgprod._may_be_assigned(p_project_id, p_rawdata_id), not_before = least(s.not_before, now())
      WHERE (s.project_id, s.rawdata_id, s.block1) IN (
         SELECT x.project_id, x.rawdata_id, x.block1 FROM osgprod_data.slices x
-         WHERE x.project_id = p_project_id AND x.rawdata_id = p_rawdata_id AND x.state = 'ready' AND NOT x.is_ready
+         WHERE x.project_id = p_project_id AND x.rawdata_id = p_rawdata_id AND x.state = 'ready' AND x.is_ready IS FALSE
            FOR NO KEY UPDATE SKIP LOCKED);
     PERFORM osgprod._note_suspended(p_project_id);
     PERFORM osgprod._notify(p_project_id, 'file-resumed', jsonb_build_object('reason', p_reason, 'path',

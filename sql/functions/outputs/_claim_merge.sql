@@ -134,7 +134,7 @@ AS $fn$
     SELECT EXISTS (SELECT FROM osgprod_data.merges m WHERE m.project_id = p_project_id AND m.is_ready)
         OR EXISTS (SELECT FROM osgprod_data.merges m WHERE m.project_id = p_project_id AND m.state = 'leased')
         OR EXISTS (SELECT FROM osgprod_data.merges m
-                    WHERE m.project_id = p_project_id AND NOT m.is_ready AND m.not_before IS NOT NULL)
+                    WHERE m.project_id = p_project_id AND m.is_ready IS FALSE AND m.not_before IS NOT NULL)
 $fn$;
 
 CREATE FUNCTION osgprod._merge_answer(

@@ -59,7 +59,7 @@ BEGIN
                    (array_agg(f.rawdata_id ORDER BY f.seqno))[1] AS rawdata_id,
                    bool_and(p_project.merge_incomplete OR NOT EXISTS (
                        SELECT FROM osgprod_data.slices s WHERE s.project_id = f.project_id AND s.rawdata_id = f.rawdata_id
-                                                           AND NOT s.is_ready AND s.not_before IS NULL)) AS is_whole
+                                                           AND s.is_ready IS FALSE AND s.not_before IS NULL)) AS is_whole
               FROM osgprod_data.loaded_files f
              WHERE f.project_id = p_project.project_id AND p_project.merge_by <> 'none' AND (p_runs IS NULL OR f.run = ANY (p_runs))
                AND (p_project.merge_by = 'run' OR p_seqno IS NULL OR f.seqno = p_seqno)
@@ -109,7 +109,7 @@ AS $fn$
      WHERE f.project_id = p_project.project_id AND p_project.merge_incomplete AND p_project.merge_by <> 'none'
        AND (p_runs IS NULL OR f.run = ANY (p_runs))
        AND f.run IN (SELECT s.run FROM osgprod_data.slices s
-                      WHERE s.project_id = p_project.project_id AND NOT s.is_ready AND s.not_before IS NULL)
+                      WHERE s.project_id = p_project.project_id AND s.is_ready IS FALSE AND s.not_before IS NULL)
      GROUP BY 1, 2
     HAVING bool_and(f.state = 'complete' AND NOT EXISTS (
                SELECT FROM osgprod_data.slices s
@@ -185,7 +185,7 @@ BEGIN
     THEN
         v_end := 'project-done';
         IF v_project.merge_by <> 'none' AND NOT osgprod._has_open_merges(p_project_id)
-           AND NOT EXISTS (SELECT FROM osgprod_data.merges m WHERE m.project_id = p_project_id AND NOT m.is_ready)
+           AND NOT EXISTS (SELECT FROM osgprod_data.merges m WHERE m.project_id = p_project_id AND m.is_ready IS FALSE)
         THEN
             v_left := CASE WHEN v_project.noted_end = 'production-delivered' THEN 0 ELSE osgprod._merges_left(v_project) END;
             IF v_left = 0 THEN

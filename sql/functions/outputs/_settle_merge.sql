@@ -264,7 +264,7 @@ AS $fn$
 BEGIN
     UPDATE osgprod_data.merges m SET is_ready = true
      WHERE m.merge_id IN (SELECT o.merge_id FROM osgprod_data.merges o
-                           WHERE o.project_id = p_project_id AND NOT o.is_ready AND o.not_before BETWEEN p_from AND p_to
+                           WHERE o.project_id = p_project_id AND o.is_ready IS FALSE AND o.not_before BETWEEN p_from AND p_to
                              FOR NO KEY UPDATE SKIP LOCKED);
     RETURN FOUND;
 END

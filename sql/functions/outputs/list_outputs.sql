@@ -38,7 +38,7 @@ BEGIN
                nullif(a.block1, -1) AS block1, nullif(a.block2, -1) AS block2, a.merge_id,
                CASE WHEN s.project_id IS NOT NULL THEN d.merge_id END AS merged_in,
                coalesce(o.n, 1) AS n, coalesce(o.kind, 'tarball') AS kind,
-               coalesce(o.url, r.output_url, osgprod._home_url(v_project, a)) AS url,
+               coalesce(o.url, r.output_url, CASE WHEN v_project.output_home IS NOT NULL THEN osgprod._home_url(v_project, a) END) AS url,
                CASE WHEN o.n IS NULL THEN r.output_bytes ELSE o.bytes END AS bytes,
                CASE WHEN o.n IS NULL THEN r.output_adler32 ELSE o.adler32 END AS adler32,
                CASE WHEN o.n IS NULL THEN r.events ELSE o.events END AS events,

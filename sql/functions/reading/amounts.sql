@@ -33,7 +33,7 @@ BEGIN
           LEFT JOIN (SELECT s.rawdata_id, sum(s.block2 - s.block1) AS done FROM osgprod._slices_in_flight(p.project_id) s
                       WHERE s.state = 'done' GROUP BY s.rawdata_id) d ON d.rawdata_id = l.rawdata_id
           LEFT JOIN (SELECT s.rawdata_id, sum(s.block2 - s.block1) AS bad FROM slices s
-                      WHERE s.project_id = p.project_id AND NOT s.is_ready AND s.not_before IS NULL
+                      WHERE s.project_id = p.project_id AND s.is_ready IS FALSE AND s.not_before IS NULL
                       GROUP BY s.rawdata_id) q ON q.rawdata_id = l.rawdata_id
          CROSS JOIN LATERAL (
             SELECT CASE l.state WHEN 'complete' THEN l.block2 - l.block1 - coalesce(q.bad, 0)

@@ -6,12 +6,14 @@ AS $fn$
 -- Parameters: p_project  project name;  p_runs  run numbers; NULL = all;  p_cores  of a job [1 .. 4096]
 -- Returns:    one row. slices: of the size that a job with so many cores gets (with target_s, as measured until now); events and bytes [bytes] in them, as slices
 --             of a whole file; core_hours [h]: as the successes of the project took for as many blocks and cores, without
---             what fails; NULL = nothing is done yet, so the rate is not known
+--             what fails; NULL = nothing was done within a year, so the rate is not known
 -- Errors:     OG301 unknown project; OG108 cores out of range
 -- Source:     docs/grid.md "Submit as many jobs as there is work for"
 DECLARE
-    v_project projects := osgprod._get_project(p_project);
-    v_size    bigint;
+    v_project  projects := osgprod._get_project(p_project);
+    v_size     bigint;
+    v_since    timestamptz;
+    v_attempts bigint;
 BEGIN
     IF p_cores NOT BETWEEN 1 AND 4096 OR p_cores IS NULL THEN
         RAISE EXCEPTION 'a job has 1 to 4096 cores, not %', coalesce(p_cores::text, 'NULL') USING ERRCODE = 'OG108',
@@ -25,14 +27,17 @@ BEGIN
       FROM loaded_files f
      CROSS JOIN LATERAL osgprod._slice_file(f.rawdata_id, f.block1, f.block2, '', '') w
      WHERE f.project_id = v_project.project_id AND f.state = 'pending' AND (p_runs IS NULL OR f.run = ANY (p_runs));
-    -- Of the last 1,000 attempts: those that are on record with both their cores and their time.
-    SELECT blocks * sum(x.core_s) / sum(x.nblocks) / 3600 INTO core_hours
-      FROM (SELECT r.ran_s::float8 * a.cpus AS core_s, r.nblocks FROM reports r
-              JOIN attempts a ON a.project_id = r.project_id AND a.cluster = r.cluster AND a.process = r.process
-                             AND a.nstart = r.nstart
-             WHERE r.project_id = v_project.project_id AND r.by_worker AND r.outcome = 'done' AND a.merge_id IS NULL
-             ORDER BY r.reported_at DESC LIMIT 1000) x
-    HAVING sum(x.nblocks) > 0;
+    -- Of the last 1,000 successes: look back in steps, no further than needed.
+    FOREACH v_since IN ARRAY osgprod._steps_back(8760) LOOP
+        SELECT blocks * sum(x.core_s) / sum(x.nblocks) / 3600, count(*) INTO core_hours, v_attempts
+          FROM (SELECT r.ran_s::float8 * a.cpus AS core_s, r.nblocks FROM reports r
+                  JOIN attempts a ON a.project_id = r.project_id AND a.cluster = r.cluster AND a.process = r.process
+                                 AND a.nstart = r.nstart
+                 WHERE r.project_id = v_project.project_id AND r.reported_at >= v_since AND r.by_worker AND r.outcome = 'done'
+                   AND r.nblocks > 0  -- a merge has none
+                 ORDER BY r.reported_at DESC LIMIT 1000) x;
+        EXIT WHEN v_attempts = 1000;
+    END LOOP;
     RETURN NEXT;
 END
 $fn$;

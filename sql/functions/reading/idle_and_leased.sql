@@ -12,9 +12,9 @@ BEGIN
     SELECT p.name, (SELECT count(*) FROM osgprod._slices_in_flight(p.project_id) s WHERE s.state = 'leased'),
            (SELECT count(*) FROM slices s WHERE s.project_id = p.project_id AND s.is_ready)
                + (SELECT count(*) FROM slices s
-                   WHERE s.project_id = p.project_id AND NOT s.is_ready AND s.not_before IS NOT NULL),
+                   WHERE s.project_id = p.project_id AND s.is_ready IS FALSE AND s.not_before IS NOT NULL),
            (SELECT count(*) FROM slices s
-             WHERE s.project_id = p.project_id AND NOT s.is_ready AND s.not_before IS NULL)
+             WHERE s.project_id = p.project_id AND s.is_ready IS FALSE AND s.not_before IS NULL)
       FROM projects p WHERE p.name = coalesce(p_project, p.name) ORDER BY p.name;
 END
 $fn$;

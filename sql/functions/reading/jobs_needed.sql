@@ -42,7 +42,7 @@ BEGIN
               FROM (  -- two conditions, so that the partial indexes serve
                 SELECT r.* FROM slices r WHERE r.project_id = v_project.project_id AND r.is_ready
                 UNION ALL
-                SELECT r.* FROM slices r WHERE r.project_id = v_project.project_id AND NOT r.is_ready AND r.not_before IS NOT NULL) s
+                SELECT r.* FROM slices r WHERE r.project_id = v_project.project_id AND r.is_ready IS FALSE AND r.not_before IS NOT NULL) s
               JOIN loaded_files f ON f.project_id = s.project_id AND f.rawdata_id = s.rawdata_id) x;
     running := osgprod._count_live(v_project.project_id);
     SELECT count(*) INTO merges_ready FROM merges m

@@ -52,7 +52,7 @@ BEGIN
          WHERE s.project_id = f.project_id AND s.rawdata_id = f.rawdata_id AND f.state IN ('in_progress', 'allocated')) c ON true
      CROSS JOIN LATERAL (
         SELECT count(*) AS quarantined FROM slices i
-         WHERE i.project_id = f.project_id AND i.rawdata_id = f.rawdata_id AND NOT i.is_ready
+         WHERE i.project_id = f.project_id AND i.rawdata_id = f.rawdata_id AND i.is_ready IS FALSE
            AND i.not_before IS NULL) q
      ORDER BY f.run, f.seqno, f.rawdata_id;
 END

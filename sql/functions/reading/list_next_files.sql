@@ -24,7 +24,7 @@ BEGIN
                     SELECT s.rawdata_id FROM slices s WHERE s.project_id = v_project.project_id AND s.is_ready
                     UNION ALL
                     SELECT s.rawdata_id FROM slices s
-                     WHERE s.project_id = v_project.project_id AND NOT s.is_ready AND s.not_before IS NOT NULL)))
+                     WHERE s.project_id = v_project.project_id AND s.is_ready IS FALSE AND s.not_before IS NOT NULL)))
              ORDER BY l.run, l.seqno LIMIT osgprod._limit(p_limit)) f
       JOIN rawdata r ON r.rawdata_id = f.rawdata_id
      CROSS JOIN LATERAL osgprod._slice_file(r.rawdata_id, f.block1, f.block2, v_project.xrootd_prefix,

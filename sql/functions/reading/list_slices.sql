@@ -41,7 +41,7 @@ BEGIN
            AND CASE WHEN p_state IN ('leased', 'ready') THEN f.state IN ('in_progress', 'allocated')
                     WHEN p_state = 'quarantined' THEN f.rawdata_id IN (
                         SELECT q.rawdata_id FROM slices q
-                         WHERE q.project_id = v_project_id AND NOT q.is_ready AND q.not_before IS NULL)
+                         WHERE q.project_id = v_project_id AND q.is_ready IS FALSE AND q.not_before IS NULL)
                     ELSE f.state <> 'pending' END
            AND (p_state IS NULL OR s.state = p_state::slice_state)
            AND (p_runs IS NULL OR f.run = ANY (p_runs))

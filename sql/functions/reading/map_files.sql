@@ -27,7 +27,7 @@ BEGIN
           FROM loaded_files l WHERE l.project_id = v_project_id GROUP BY l.run
     ), bad AS MATERIALIZED (
         SELECT i.run, i.rawdata_id, count(*) AS blocks FROM slices i
-         WHERE i.project_id = v_project_id AND NOT i.is_ready AND i.not_before IS NULL GROUP BY i.run, i.rawdata_id
+         WHERE i.project_id = v_project_id AND i.is_ready IS FALSE AND i.not_before IS NULL GROUP BY i.run, i.rawdata_id
     ), shape AS (
         SELECT greatest(ceil(count(*)::numeric / p_rows), 1)::int AS runs_a_line, max(r.last) / p_columns + 1 AS a_cell
           FROM runs r

@@ -36,7 +36,7 @@ BEGIN
      CROSS JOIN LATERAL (
         SELECT count(*) AS quarantined, count(*) FILTER (WHERE l.state = 'complete') AS in_finished
           FROM slices i JOIN loaded_files l ON l.project_id = i.project_id AND l.rawdata_id = i.rawdata_id
-         WHERE i.project_id = p.project_id AND NOT i.is_ready AND i.not_before IS NULL) q
+         WHERE i.project_id = p.project_id AND i.is_ready IS FALSE AND i.not_before IS NULL) q
      WHERE p.name = coalesce(p_project, p.name)
      ORDER BY p.name;
 END

@@ -24,7 +24,7 @@ BEGIN
           SELECT x.* FROM reports x
            WHERE x.project_id = s.project_id AND x.cluster = s.cluster AND x.process = s.process AND x.nstart = s.nstart
            ORDER BY x.by_worker DESC LIMIT 1) r ON true
-     WHERE s.project_id = v_project_id AND NOT s.is_ready AND s.not_before IS NULL
+     WHERE s.project_id = v_project_id AND s.is_ready IS FALSE AND s.not_before IS NULL
      ORDER BY s.run, s.seqno, s.block1
      LIMIT osgprod._limit(p_limit);
 END

@@ -43,10 +43,10 @@ BEGIN
         SELECT f.run, f.seqno, w.path, s.rawdata_id, s.block1, s.block2, s.state, r.exit_code, f.state AS file_state
           FROM (  -- by state, so that the partial indexes serve; the states are compared again when the slices are locked
             SELECT x.rawdata_id, x.block1 FROM slices x
-             WHERE x.project_id = v_project_id AND NOT x.is_ready AND x.not_before IS NULL AND 'quarantined' = ANY (p_states)
+             WHERE x.project_id = v_project_id AND x.is_ready IS FALSE AND x.not_before IS NULL AND 'quarantined' = ANY (p_states)
             UNION ALL
             SELECT x.rawdata_id, x.block1 FROM slices x
-             WHERE x.project_id = v_project_id AND NOT x.is_ready AND x.not_before IS NOT NULL AND 'failed' = ANY (p_states)
+             WHERE x.project_id = v_project_id AND x.is_ready IS FALSE AND x.not_before IS NOT NULL AND 'failed' = ANY (p_states)
             UNION ALL
             SELECT x.rawdata_id, x.block1 FROM slices x
              WHERE x.project_id = v_project_id AND x.is_ready AND 'failed' = ANY (p_states)

@@ -181,7 +181,7 @@ AS $fn$
 BEGIN
     WITH ended AS (
         SELECT s.project_id, s.rawdata_id, s.block1 FROM osgprod_data.slices s
-         WHERE s.project_id = p_project_id AND NOT s.is_ready AND s.not_before >= p_from AND s.not_before <= p_to
+         WHERE s.project_id = p_project_id AND s.is_ready IS FALSE AND s.not_before >= p_from AND s.not_before <= p_to
            AND osgprod._may_be_assigned(s.project_id, s.rawdata_id)
            FOR NO KEY UPDATE SKIP LOCKED
     )

@@ -76,7 +76,7 @@ BEGIN
     RETURN QUERY
     SELECT w.path, s.block1, s.block2, format('%s, but %s', s.state, coalesce('not before ' || s.not_before, 'without an end of its backoff'))
       FROM (SELECT x.* FROM osgprod_data.slices x WHERE x.project_id = p_project_id AND x.is_ready
-            UNION ALL SELECT x.* FROM osgprod_data.slices x WHERE x.project_id = p_project_id AND NOT x.is_ready) s
+            UNION ALL SELECT x.* FROM osgprod_data.slices x WHERE x.project_id = p_project_id AND x.is_ready IS FALSE) s
       LEFT JOIN osgprod_data.rawdata w ON w.rawdata_id = s.rawdata_id
      WHERE s.state <> CASE WHEN s.not_before IS NULL THEN 'quarantined' ELSE 'ready' END::osgprod_data.slice_state;
 END
