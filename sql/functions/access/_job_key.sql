@@ -9,7 +9,7 @@ $fn$;
 CREATE FUNCTION osgprod._refuse_restart(
     p_project osgprod_data.projects, p_call osgprod.checkout_call, p_last osgprod_data.attempts, p_due_at timestamptz,
     p_progress_at timestamptz)
-RETURNS text LANGUAGE plpgsql VOLATILE
+RETURNS text[] LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Keeps the work of a living attempt from a caller that does not prove to be the same job, and puts the call on record.
 -- Once the last attempt has ended no work is left to protect: the caller may start again under this job's number.
@@ -18,7 +18,7 @@ AS $fn$
 --             none, anybody does.
 -- Parameters: p_project  the project's row;  p_call  the call, whose job is locked
 --             p_last  the job's last attempt, which lives;  p_due_at, p_progress_at  of its slice, merge or backup
--- Returns:    what to tell the caller with status wait; NULL = it may go on
+-- Returns:    code (none), and message; NULL = it may go on
 -- Source:     docs/security.md "Job keys"
 DECLARE
     v_reason text := CASE
@@ -30,11 +30,12 @@ DECLARE
             OR osgprod._is_silent(p_project, p_last.started_at, p_due_at, p_progress_at)) THEN NULL
         ELSE 'the job runs elsewhere' END;
 BEGIN
-    IF v_reason IS NOT NULL THEN
-        PERFORM osgprod._record_refusal(p_project.project_id, p_call.cluster, p_call.process, p_call.client, v_reason);
+    IF v_reason IS NULL THEN
+        RETURN NULL;
     END IF;
-    RETURN format('job %s.%s has a living attempt, and this request does not prove to be the same job: ',
-        p_call.cluster, p_call.process) || v_reason;
+    PERFORM osgprod._record_refusal(p_project.project_id, p_call.cluster, p_call.process, p_call.client, v_reason);
+    RETURN ARRAY[NULL, format('job %s.%s has a living attempt, and this request does not prove to be the same job: %s',
+        p_call.cluster, p_call.process, v_reason)];
 END
 $fn$;
 

@@ -36,11 +36,11 @@ BEGIN
     IF v_problem IS NOT NULL THEN
         RETURN osgprod._unassigned(v_problem);
     ELSIF p_call.workscript <> v_project.workscript THEN
-        RETURN osgprod._unassigned(NULL, 'template', NULL, 'slice', v_project.workscript);
+        RETURN osgprod._unassigned(NULL, NULL, 'template', 'slice', v_project.workscript);
     ELSIF v_project.merge_by <> 'none' THEN
         v_can_merge := osgprod._can_merge(v_project, p_call.templates);
         IF v_can_merge IS NULL THEN
-            RETURN osgprod._unassigned(NULL, 'template', NULL, 'merge', v_project.mergescript);
+            RETURN osgprod._unassigned(NULL, NULL, 'template', 'merge', v_project.mergescript);
         END IF;
         v_can_merge := v_can_merge AND p_call.time_left_s < greatest(1.25 * v_project.merge_s, 1) IS NOT TRUE;
         v_has_merge := v_can_merge
@@ -65,7 +65,7 @@ BEGIN
         IF (v_job.last).nstart IS NOT NULL THEN
             v_restart := osgprod._restart(v_project, p_call, v_job.last, v_nstart, v_can_merge IS TRUE, p_wait_ms IS NULL);
             IF v_restart.problem IS NOT NULL THEN
-                RETURN osgprod._unassigned(v_restart.problem, v_restart.status, v_project.wait_s);
+                RETURN osgprod._unassigned(v_restart.problem, v_project.wait_s, v_restart.status);
             END IF;
             v_slice := v_restart.slice;
         END IF;
@@ -80,8 +80,7 @@ BEGIN
             AND (v_blocks > 0 OR v_has_merge) THEN  -- a job without time uses up no probe
             v_problem := osgprod._why_no_room(v_project);
             IF v_problem IS NOT NULL THEN
-                RETURN osgprod._unassigned(v_problem, CASE WHEN v_problem[1] IS NULL THEN 'wait' ELSE 'error' END,
-                                           CASE WHEN v_problem[1] IS NULL THEN v_project.wait_s END);
+                RETURN osgprod._unassigned(v_problem, v_project.wait_s);
             END IF;
             v_blocks := least(v_blocks, CASE WHEN v_project.pause_cause IS NOT NULL THEN 1 END);  -- it is the probe
         END IF;
@@ -92,7 +91,7 @@ BEGIN
         IF v_blocks = 0 AND v_slice.block1 IS NULL THEN
             RETURN osgprod._unassigned(ARRAY[NULL, format('the job ends in %s s, and %s', greatest(p_call.time_left_s, 0),
                 coalesce('a block takes up to ' || ceil(v_pace.slow_s_per_block / p_call.cpus) || ' s', 'no block is so short'))],
-                'no-time', 0);
+                0, 'no-time');
         ELSIF v_is_ready AND v_slice.block1 IS NULL THEN
             v_slice := osgprod._claim_ready(v_project, p_call, v_nstart, v_blocks);
         END IF;
@@ -126,9 +125,8 @@ BEGIN
                 END IF;
             -- (e) Else, in the tail, a second attempt on a slice that would end late.
             ELSIF v_project.max_backups > 0 THEN
-                v_slice := osgprod._claim_backup(v_project, p_call.cluster::int, p_call.process::int, v_nstart,
-                    osgprod._worker(p_call.client, p_call.host), least(p_call.cpus * v_project.maxblockspercore,
-                        osgprod._blocks_in_time(v_pace, p_call.cpus, p_call.time_left_s))::bigint);
+                v_slice := osgprod._claim_backup(v_project, p_call, v_nstart, least(p_call.cpus * v_project.maxblockspercore,
+                    osgprod._blocks_in_time(v_pace, p_call.cpus, p_call.time_left_s))::bigint);
             END IF;
         END IF;
     END IF;
@@ -165,15 +163,17 @@ END
 $fn$;
 
 CREATE FUNCTION osgprod._unassigned(
-    p_problem text[], p_status text DEFAULT 'error', p_retry_s int DEFAULT NULL, p_task text DEFAULT NULL, p_script text DEFAULT NULL)
+    p_problem text[], p_retry_s int DEFAULT NULL, p_status text DEFAULT NULL, p_task text DEFAULT NULL, p_script text DEFAULT NULL)
 RETURNS osgprod.checkout_answer LANGUAGE plpgsql IMMUTABLE
 AS $fn$
 -- The answer to a call that gets nothing.
--- Parameters: p_problem  code, message and hint; the code of no error is NULL
---             p_status   see checkout_slice;  p_retry_s  when to ask again [s];  p_task, p_script  the template to fetch first
+-- Parameters: p_problem  code, message and hint; the code of no error is NULL;  p_retry_s  when to ask again [s]
+--             p_status   see checkout_slice; NULL = error with a code, else wait
+--             p_task, p_script  the template to fetch first
 BEGIN
-    RETURN ROW(p_status, p_problem[2], p_retry_s, p_script, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
-        NULL, p_problem[1], p_problem[3], p_task, NULL, NULL)::osgprod.checkout_answer;
+    RETURN ROW(coalesce(p_status, CASE WHEN p_problem[1] IS NULL THEN 'wait' ELSE 'error' END), p_problem[2],
+        CASE WHEN p_problem[1] IS NULL THEN p_retry_s END, p_script, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
+        NULL, NULL, NULL, p_problem[1], p_problem[3], p_task, NULL, NULL)::osgprod.checkout_answer;
 END
 $fn$;
 
@@ -220,19 +220,20 @@ AS $fn$
 -- Gives a job that has started before the slice, or the merge, of its last attempt again, as primary or as backup. After
 -- max_starts without a report its lease ends instead.
 -- Parameters: p_project  the project's row;  p_call  the call, whose job is locked;  p_last  the job's last attempt
---             p_nstart  the coming attempt;  p_can_merge  see _can_merge;  p_may_wait  for the slice
--- Returns:    the slice; NULLs when the job no longer has one. problem: why it gets nothing, with the status: completed, its
---             work is done; wait, it may be another job, or it gives its slice up; error, OG602 it starts too often, 55P03
---             the slice is busy
+--             p_nstart  the coming attempt;  p_can_merge  see _can_merge
+--             p_may_wait  for the slice or merge, and the slice's file
+-- Returns:    the slice; NULLs when the job no longer has one. problem: why it gets nothing: OG602 it starts too often, 55P03
+--             the slice is busy; without a code its work is done (status completed), it may be another job, or it
+--             gives its work up
 -- Locks:      the slice; the project's row, SKIP LOCKED, for next_due_at when work is given up: else the work waits for the
 --             next look at all leases
 -- Source:     docs/design.md I3
 DECLARE
-    v_job     text := format('job %s.%s', p_call.cluster, p_call.process);
-    v_work    record;
-    v_refusal text;
-    v_due_at  timestamptz;
+    v_job      text := format('job %s.%s', p_call.cluster, p_call.process);
+    v_work     record;
+    v_starts   record;
     v_gives_up boolean;
+    v_due_at   timestamptz := clock_timestamp() + make_interval(secs => p_project.lease_s);
 BEGIN
     -- The work of its last attempt as it is now, unlocked: the conditions of the statements below are what counts.
     SELECT s.state::text AS state, s.state = 'leased' AND (b.nstart IS NOT NULL OR (s.cluster, s.process, s.nstart)
@@ -249,64 +250,67 @@ BEGIN
            m.due_at, m.progress_at
       FROM osgprod_data.merges m WHERE m.merge_id = p_last.merge_id;
     IF v_work.is_held THEN
-        v_refusal := osgprod._refuse_restart(p_project, p_call, p_last, v_work.due_at, v_work.progress_at);
+        problem := osgprod._refuse_restart(p_project, p_call, p_last, v_work.due_at, v_work.progress_at);
+        IF problem IS NOT NULL THEN
+            RETURN;
+        END IF;
     END IF;
-    status := 'error';
-    IF v_refusal IS NOT NULL THEN
-        status := 'wait';
-        problem := ARRAY[NULL, v_refusal];
-    ELSIF v_work.state = 'done'  -- and not recycled since
-          AND EXISTS (SELECT FROM osgprod_data.reports r
-                       WHERE r.project_id = p_last.project_id AND r.cluster = p_last.cluster AND r.process = p_last.process
-                         AND r.nstart = p_last.nstart AND r.by_worker AND r.outcome = 'done')
+    IF v_work.state = 'done'  -- and not recycled since
+        AND EXISTS (SELECT FROM osgprod_data.reports r
+                     WHERE r.project_id = p_last.project_id AND r.cluster = p_last.cluster AND r.process = p_last.process
+                       AND r.nstart = p_last.nstart AND r.by_worker AND r.outcome = 'done')
     THEN
         status := 'completed';
         problem := ARRAY[NULL, v_job || ' has already completed its ' || CASE WHEN p_last.merge_id IS NULL THEN 'work' ELSE 'merge' END];
-    ELSIF p_last.nstart >= p_project.max_starts_per_min AND (
-        SELECT a.started_at FROM osgprod_data.attempts a
-         WHERE a.project_id = p_project.project_id AND a.cluster = p_call.cluster AND a.process = p_call.process
-           AND osgprod._is_of_job(a, p_call)
-         ORDER BY a.nstart DESC OFFSET p_project.max_starts_per_min - 1 LIMIT 1) > now() - interval '1 minute'
-    THEN
+        RETURN;
+    END IF;
+    -- Its last starts: those within a minute, those on this work, and evictions from it. One that ended at once was no
+    -- eviction: an answer was lost, or the node is bad.
+    SELECT count(*) FILTER (WHERE x.started_at > now() - interval '1 minute') AS in_a_minute,
+           count(*) FILTER (WHERE x.is_on_work) AS on_work,
+           count(*) FILTER (WHERE x.is_on_work AND x.ran >= make_interval(secs => p_project.fast_failure_s)) AS evicted
+      INTO v_starts
+      FROM (SELECT a.started_at, a.opened_at = p_last.opened_at AS is_on_work,
+                   lag(a.started_at, 1, clock_timestamp()) OVER (ORDER BY a.nstart DESC) - a.started_at AS ran
+              FROM osgprod_data.attempts a
+             WHERE a.project_id = p_project.project_id AND a.cluster = p_call.cluster AND a.process = p_call.process
+               AND osgprod._is_of_job(a, p_call)
+             ORDER BY a.nstart DESC LIMIT greatest(p_project.max_starts_per_min, p_project.max_starts, 20)) x;
+    IF v_starts.in_a_minute >= p_project.max_starts_per_min THEN
         problem := ARRAY['OG602', format('%s has started %s times within a minute', v_job, p_project.max_starts_per_min),
             'wait a minute; see why the job restarts'];
+        RETURN;
     ELSIF NOT p_may_wait AND (p_last.merge_id IS NOT NULL
           OR NOT osgprod._try_slice(p_project.project_id, p_last.rawdata_id, p_last.block1)) THEN
         problem := osgprod._is_busy('the slice of ' || v_job);
+        RETURN;
+    END IF;
+    v_gives_up := v_starts.on_work >= p_project.max_starts;
+    IF v_gives_up THEN  -- the next tick requeues the work as lost, and says so in a report (_why_given_up)
+        p_nstart := p_last.nstart;
+        v_due_at := '2000-01-01 00:00+00';
+    ELSIF p_last.merge_id IS NULL AND (v_starts.evicted >= 3 OR p_call.time_left_s IS NOT NULL) THEN
+        PERFORM osgprod._shrink_slice(p_project, p_call, p_last, v_starts.evicted >= 3, p_may_wait);
+    END IF;
+    IF p_last.merge_id IS NOT NULL THEN
+        slice := osgprod._restart_merge(p_last, p_nstart, v_due_at, p_can_merge OR v_gives_up);
     ELSE
-        v_due_at := clock_timestamp() + make_interval(secs => p_project.lease_s);
-        v_gives_up := p_last.nstart >= p_project.max_starts AND EXISTS (
-            SELECT FROM osgprod_data.attempts a
-             WHERE a.project_id = p_project.project_id AND a.cluster = p_call.cluster AND a.process = p_call.process
-               AND a.nstart = p_last.nstart - p_project.max_starts + 1 AND a.opened_at = p_last.opened_at);
-        IF v_gives_up THEN  -- the next tick requeues the work as lost, and says so in a report (_why_given_up)
-            p_nstart := p_last.nstart;
-            v_due_at := '2000-01-01 00:00+00';
+        UPDATE osgprod_data.slices s
+           SET nstart = p_nstart, due_at = v_due_at, progress_at = NULL, bytes_fetched = NULL, cpu_s = NULL
+         WHERE s.project_id = p_last.project_id AND s.rawdata_id = p_last.rawdata_id AND s.block1 = p_last.block1
+           AND s.state = 'leased' AND s.cluster = p_last.cluster AND s.process = p_last.process AND s.nstart = p_last.nstart
+        RETURNING s.rawdata_id, s.block1, s.block2, s.opened_at, NULL::int INTO slice;  -- I3
+        IF NOT FOUND AND v_work.state = 'leased' THEN  -- by another: this job may have its backup
+            slice := osgprod._renew_backup(p_last, p_nstart, v_due_at);
         END IF;
-        IF p_last.merge_id IS NOT NULL THEN
-            slice := osgprod._restart_merge(p_last, p_nstart, v_due_at, p_can_merge OR v_gives_up);
-        ELSE
-            IF (p_last.nstart >= 3 OR p_call.time_left_s IS NOT NULL) AND NOT v_gives_up THEN
-                PERFORM osgprod._shrink_slice(p_project, p_call, p_last, p_may_wait);
-            END IF;
-            UPDATE osgprod_data.slices s
-               SET nstart = p_nstart, due_at = v_due_at, progress_at = NULL, bytes_fetched = NULL, cpu_s = NULL
-             WHERE s.project_id = p_last.project_id AND s.rawdata_id = p_last.rawdata_id AND s.block1 = p_last.block1
-               AND s.state = 'leased' AND s.cluster = p_last.cluster AND s.process = p_last.process AND s.nstart = p_last.nstart
-            RETURNING s.rawdata_id, s.block1, s.block2, s.opened_at, NULL::int INTO slice;  -- I3
-            IF NOT FOUND AND v_work.state = 'leased' THEN  -- by another: this job may have its backup
-                slice := osgprod._renew_backup(p_last, p_nstart, v_due_at);
-            END IF;
-        END IF;
-        IF v_gives_up AND slice.block1 IS NOT NULL THEN
-            UPDATE osgprod_data.projects p SET next_due_at = '-infinity'
-             WHERE p.project_id = (SELECT q.project_id FROM osgprod_data.projects q
-                                    WHERE q.project_id = p_project.project_id FOR NO KEY UPDATE SKIP LOCKED);
-            slice := NULL;
-            status := 'wait';
-            problem := ARRAY[NULL, format('%s has started %s times on its work without a report: ask again for other work', v_job,
-                p_project.max_starts)];
-        END IF;
+    END IF;
+    IF v_gives_up AND slice.block1 IS NOT NULL THEN
+        UPDATE osgprod_data.projects p SET next_due_at = '-infinity'
+         WHERE p.project_id = (SELECT q.project_id FROM osgprod_data.projects q
+                                WHERE q.project_id = p_project.project_id FOR NO KEY UPDATE SKIP LOCKED);
+        slice := NULL;
+        problem := ARRAY[NULL, format('%s has started %s times on its work without a report: ask again for other work', v_job,
+            p_project.max_starts)];
     END IF;
 END
 $fn$;
@@ -393,17 +397,18 @@ AS $fn$
 BEGIN
     RETURN CASE
         WHEN p_project.state = 'draining' THEN osgprod._unassigned(
-            ARRAY[NULL, format('project %s is draining, no new work is assigned', p_project.name)], 'no-work', 0)
+            ARRAY[NULL, format('project %s is draining, no new work is assigned', p_project.name)], 0, 'no-work')
         WHEN EXISTS (SELECT FROM osgprod_data.loaded_files f WHERE f.project_id = p_project.project_id AND f.is_open) THEN CASE
             WHEN p_wait_ms IS NOT NULL THEN osgprod._unassigned(osgprod._is_busy('each file of project ' || p_project.name))
-            ELSE osgprod._unassigned(ARRAY[NULL, format('project %s is busy, ask again at once', p_project.name)], 'wait', 1) END
+            ELSE osgprod._unassigned(ARRAY[NULL, format('project %s is busy, ask again at once', p_project.name)], 1) END
         -- Others have these slices, or their files.
         WHEN EXISTS (SELECT FROM osgprod_data.slices s WHERE s.project_id = p_project.project_id AND s.is_ready) THEN osgprod._unassigned(
-            ARRAY[NULL, format('project %s is busy, ask again soon', p_project.name)], 'wait', least(p_project.wait_s, 5))
+            ARRAY[NULL, format('project %s is busy, ask again soon', p_project.name)], least(p_project.wait_s, 5))
         WHEN osgprod._is_incomplete(p_project.project_id, p_can_merge)
              OR p_can_merge AND osgprod._has_open_merges(p_project.project_id) THEN osgprod._unassigned(
-            ARRAY[NULL, format('no work of project %s can be assigned now: it is leased, in backoff, suspended, or on tape', p_project.name)], 'wait', p_project.wait_s)
-        ELSE osgprod._unassigned(ARRAY[NULL, 'no work left in project ' || p_project.name], 'no-work', 0) END;
+            ARRAY[NULL, format('no work of project %s can be assigned now: it is leased, in backoff, suspended, or on tape',
+                p_project.name)], p_project.wait_s)
+        ELSE osgprod._unassigned(ARRAY[NULL, 'no work left in project ' || p_project.name], 0, 'no-work') END;
 END
 $fn$;
 

@@ -1,13 +1,13 @@
 CREATE FUNCTION osgprod._claim_backup(
-    p_project osgprod_data.projects, p_cluster int, p_process int, p_nstart int, p_worker text, p_blocks bigint)
+    p_project osgprod_data.projects, p_call osgprod.checkout_call, p_nstart int, p_blocks bigint)
 RETURNS osgprod.claim LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Claims a backup attempt: a second attempt on a leased slice, of those that tick offers (_offer_backups). The attempt
 -- does not hold the slice. It can settle it, since the first success wins (I5), and it gets the slice when the
 -- holder is lost or fails.
--- Promise:    reads one place of an index, however many jobs ask.
--- Parameters: p_project  the project's row;  p_cluster, p_process, p_nstart  the coming attempt
---             p_worker   where it runs: never on the worker that has the slice
+-- Promise:    reads the offers in the order of an index, max_backups of them at most, however many jobs ask. An offer is never
+--             for the worker that has the slice.
+-- Parameters: p_project  the project's row;  p_call, p_nstart  the coming attempt
 --             p_blocks   of a slice at most: what the job can process, also in the time that it has left
 -- Returns:    the slice; NULLs when none is offered
 -- Locks:      the offer, then its slice, both SKIP LOCKED
@@ -15,20 +15,15 @@ AS $fn$
 DECLARE
     v_claim osgprod.claim;
 BEGIN
-    SELECT b.rawdata_id, b.block1 INTO v_claim.rawdata_id, v_claim.block1 FROM osgprod_data.backups b
-     WHERE b.project_id = p_project.project_id AND b.nstart IS NULL AND b.worker <> p_worker AND b.nblocks <= p_blocks
+    SELECT s.rawdata_id, s.block1, s.block2, s.opened_at, NULL::int INTO v_claim
+      FROM osgprod_data.backups b JOIN osgprod_data.slices s USING (project_id, rawdata_id, block1, opened_at)
+     WHERE b.project_id = p_project.project_id AND b.nstart IS NULL AND b.nblocks <= p_blocks
+       AND b.worker <> osgprod._worker(p_call.client, p_call.host)
+       AND s.state = 'leased' AND s.failures = 0 AND (s.cluster, s.process) <> (p_call.cluster, p_call.process)
      ORDER BY b.expected_end DESC LIMIT 1
-       FOR UPDATE SKIP LOCKED;
-    SELECT s.block2, s.opened_at INTO v_claim.block2, v_claim.opened_at
-      FROM osgprod_data.slices s JOIN osgprod_data.backups b USING (project_id, rawdata_id, block1, opened_at)
-     WHERE s.project_id = p_project.project_id AND s.rawdata_id = v_claim.rawdata_id AND s.block1 = v_claim.block1
-       AND s.state = 'leased' AND s.failures = 0 AND (s.cluster, s.process) <> (p_cluster, p_process)
-       FOR NO KEY UPDATE OF s SKIP LOCKED;
-    IF NOT FOUND THEN  -- nothing is offered, or its slice is done by now, or busy
-        RETURN NULL;
-    END IF;
+       FOR NO KEY UPDATE SKIP LOCKED;
     UPDATE osgprod_data.backups b
-       SET cluster = p_cluster, process = p_process, nstart = p_nstart,
+       SET cluster = p_call.cluster, process = p_call.process, nstart = p_nstart,
            due_at = clock_timestamp() + make_interval(secs => p_project.lease_s)
      WHERE b.project_id = p_project.project_id AND b.rawdata_id = v_claim.rawdata_id AND b.block1 = v_claim.block1;
     RETURN v_claim;

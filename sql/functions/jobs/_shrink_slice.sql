@@ -1,11 +1,13 @@
 CREATE FUNCTION osgprod._shrink_slice(
-    p_project osgprod_data.projects, p_call osgprod.checkout_call, p_last osgprod_data.attempts, p_may_wait boolean)
+    p_project osgprod_data.projects, p_call osgprod.checkout_call, p_last osgprod_data.attempts, p_is_evicted boolean,
+    p_may_wait boolean)
 RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Shortens the slice of a restarted job that was evicted from it three times, or that has less time left than it needs: the
 -- end of the slice becomes another slice, ready for another job, and nothing counts as a failure. With time for not
 -- even one block the whole slice is requeued. A slice with a backup attempt stays whole: the backup would be in vain.
 -- Parameters: p_project  the project's row;  p_call  the call, whose job is locked;  p_last  the job's last attempt
+--             p_is_evicted  was it evicted from its slice three times?
 --             p_may_wait  for the file; when another session has it and this is false, the slice stays as it is
 -- Locks:      the slice, then the file's row
 -- Source:     docs/design.md I2, I3
@@ -22,22 +24,9 @@ BEGIN
                                AND b.block1 = p_last.block1 AND b.nstart IS NOT NULL) THEN
         RETURN;
     END IF;
-    v_blocks := v_slice.block2 - v_slice.block1;
-    IF v_blocks > 1 AND 3 <= (
-        -- A start that ended at once was no eviction: an answer was lost, or the node is bad.
-        SELECT count(*) FROM (
-            SELECT e.opened_at, lead(e.started_at, 1, clock_timestamp()) OVER (ORDER BY e.nstart) - e.started_at AS ran
-              FROM (SELECT a.nstart, a.opened_at, a.started_at FROM osgprod_data.attempts a
-                     WHERE a.project_id = p_last.project_id AND a.cluster = p_last.cluster AND a.process = p_last.process
-                       AND osgprod._is_of_job(a, p_call) ORDER BY a.nstart DESC LIMIT 20) e) x
-         WHERE x.opened_at = v_slice.opened_at AND x.ran >= make_interval(secs => p_project.fast_failure_s))
-    THEN
-        v_blocks := (v_blocks + 1) / 2;
-    END IF;
-    IF p_call.time_left_s IS NOT NULL THEN
-        v_blocks := least(v_blocks, osgprod._blocks_in_time(osgprod._pace_at(p_project.project_id, p_call.site), p_call.cpus,
-                                                            p_call.time_left_s));
-    END IF;
+    v_blocks := least(v_slice.block2 - v_slice.block1,
+        CASE WHEN p_is_evicted THEN (v_slice.block2 - v_slice.block1 + 1) / 2 END,
+        osgprod._blocks_in_time(osgprod._pace_at(p_project.project_id, p_call.site), p_call.cpus, p_call.time_left_s));
     IF v_blocks = 0 THEN
         UPDATE osgprod_data.slices s
            SET state = 'ready', is_ready = osgprod._may_be_assigned(s.project_id, s.rawdata_id), not_before = now(), due_at = NULL
