@@ -20,6 +20,7 @@ DECLARE
     v_pace     osgprod.pace;  -- at its site; NULLs = not needed, or not known
     v_blocks   bigint;   -- of a slice for this job, at most
     v_file     osgprod_data.loaded_files;
+    v_script   text;     -- of what was claimed
     v_content  osgprod.slice_content;
     v_answer   osgprod.checkout_answer;
     v_token    uuid;
@@ -139,20 +140,27 @@ BEGIN
         v_content := osgprod._slice_file(v_slice.rawdata_id, v_slice.block1, v_slice.block2, v_project.xrootd_prefix,
                                          v_project.strip_prefix, p_call.site);
     END IF;
+    v_script := CASE WHEN v_slice.merge_id IS NULL THEN v_project.workscript ELSE v_project.mergescript END;
     v_token := gen_random_uuid();
     v_started_at := clock_timestamp();  -- not now(): the transaction may have waited for a lock since it began
     INSERT INTO osgprod_data.attempts (project_id, cluster, process, nstart, rawdata_id, block1, block2, opened_at, cpus,
            started_at, token_digest, client, host, site, job_key_digest, schedd, qdate, job_start, follows, time_left_s,
            merge_id, version_id, events)
-    VALUES (v_project.project_id, p_call.cluster, p_call.process, v_nstart, v_slice.rawdata_id, v_slice.block1,
+    SELECT v_project.project_id, p_call.cluster, p_call.process, v_nstart, v_slice.rawdata_id, v_slice.block1,
            v_slice.block2, v_slice.opened_at, p_call.cpus, v_started_at,
            sha256(convert_to(v_token::text, 'UTF8')), p_call.client, osgprod._label(p_call.host),
            osgprod._label(p_call.site), osgprod._job_key_digest(v_project.magic_salt, p_call.job_key),
            osgprod._label(p_call.schedd), p_call.qdate, nullif(coalesce(v_job.starts, 0) + 1, v_nstart), v_job.follows,
            p_call.time_left_s, v_slice.merge_id,
-           CASE WHEN num_nonnulls(p_call.templates, p_call.exec_version, p_call.image) > 0
-                THEN osgprod._version_of(v_project, p_call, v_slice.merge_id IS NOT NULL) END, v_content.events);
-    v_answer := ROW('assigned', NULL, NULL, v_project.workscript, coalesce(v_job.starts, 0) + 1, v_token, v_project.lease_s,
+           CASE WHEN num_nonnulls(p_call.templates, p_call.exec_version, p_call.image) > 0 THEN coalesce((
+               SELECT v.version_id FROM osgprod_data.versions v
+                WHERE v.project_id = v_project.project_id AND v.script = v_script AND v.digest = r.digest
+                  AND v.exec_version = r.exec_version AND v.image = r.image LIMIT 1),
+               osgprod._new_version(v_project.project_id, v_script, r.digest, r.exec_version, r.image)) END, v_content.events
+      FROM (SELECT left(coalesce(p_call.templates ->> v_script, ''), 64) AS digest,
+                   coalesce(osgprod._label(p_call.exec_version, 32), '') AS exec_version,
+                   coalesce(osgprod._label(p_call.image, 256), '') AS image) r;  -- what it runs
+    v_answer := ROW('assigned', NULL, NULL, v_script, coalesce(v_job.starts, 0) + 1, v_token, v_project.lease_s,
         v_project.heartbeat_s, v_started_at, v_content.url, v_content.filename, v_slice.block1, v_slice.block2,
         v_content.size_bytes, v_content.events, v_content.pieces, p_call.n, NULL, NULL, 'slice', NULL, v_content.urls);
     IF v_slice.merge_id IS NOT NULL THEN

@@ -149,9 +149,10 @@ DECLARE
     v_merge osgprod_data.merges;
 BEGIN
     SELECT m.* INTO v_merge FROM osgprod_data.merges m WHERE m.merge_id = p_merge_id;
-    p_answer.task := 'merge'; p_answer.workscript := p_project.mergescript;
+    p_answer.task := 'merge';
     p_answer.filename := osgprod._merge_name(v_merge.run, v_merge.seqno);
-    p_answer.url := ''; p_answer.pieces := '';
+    p_answer.url := '';
+    p_answer.pieces := '';
     SELECT CASE WHEN bool_and(i.bytes IS NOT NULL) THEN sum(i.bytes) END,
            CASE WHEN bool_and(i.events IS NOT NULL) THEN sum(i.events) END,
            jsonb_build_object('run', v_merge.run, 'seqno', v_merge.seqno, 'cleanup', p_project.merge_cleanup,
@@ -228,28 +229,15 @@ AS $fn$
           p_project.name), '{cluster}', p_attempt.cluster::text), '{process}', p_attempt.process::text), '{start}', s.start::text) AS x (url)
 $fn$;
 
-CREATE FUNCTION osgprod._version_of(
-    p_project osgprod_data.projects, p_call osgprod.checkout_call, p_is_merge boolean)
-RETURNS int LANGUAGE plpgsql VOLATILE
+CREATE FUNCTION osgprod._new_version(
+    p_project_id int, p_script text, p_digest text, p_exec_version text, p_image text)
+RETURNS int LANGUAGE sql VOLATILE
 AS $fn$
--- The number of what an attempt runs; a new row when it is new. It waits for nobody: two jobs that bring the same new
--- version at the same moment make two rows.
--- Parameters: p_project  the project's row;  p_call  its templates, exec_version and image;  p_is_merge  not a slice?
-DECLARE
-    v_script     text := CASE WHEN p_is_merge THEN p_project.mergescript ELSE p_project.workscript END;
-    v_digest     text := left(coalesce(p_call.templates ->> v_script, ''), 64);
-    v_version_id int;
-BEGIN
-    p_call.exec_version := coalesce(osgprod._label(p_call.exec_version, 32), '');
-    p_call.image := coalesce(osgprod._label(p_call.image, 256), '');
-    SELECT v.version_id INTO v_version_id FROM osgprod_data.versions v
-     WHERE v.project_id = p_project.project_id AND v.script = v_script AND v.digest = v_digest
-       AND v.exec_version = p_call.exec_version AND v.image = p_call.image LIMIT 1;
-    IF NOT FOUND THEN
-        INSERT INTO osgprod_data.versions (project_id, script, digest, exec_version, image)
-        VALUES (p_project.project_id, v_script, v_digest, p_call.exec_version, p_call.image)
-        RETURNING version_id INTO v_version_id;
-    END IF;
-    RETURN v_version_id;
-END
+    -- Notes what attempts run that had no number until now. It waits for nobody: two jobs that bring the same new version at the
+    -- same moment make two rows.
+    -- Parameters: p_project_id  project;  p_script, p_digest  template and its digest;  p_exec_version, p_image  see checkout_slice
+    -- Returns:    its number
+    INSERT INTO osgprod_data.versions (project_id, script, digest, exec_version, image)
+    VALUES (p_project_id, p_script, p_digest, p_exec_version, p_image)
+    RETURNING version_id
 $fn$;
