@@ -618,7 +618,7 @@ http_status=000   # of the last answer; 000 = no valid answer
 is_cut_here=false # could the work script that came not be written to this node's disk?
 answer=""         # its Osgprod-Status
 head=""           # its head
-body=""           # the first line of its body, or why none came
+body=""           # what it says, in one line, or why none came
 
 # The valid answers, by route, HTTP status and Osgprod-Status. Anything else does not come from the server: a portal's
 # login page, the 404 of a front server, a head that was cut. Arguments: route, status, Osgprod-Status
@@ -665,6 +665,16 @@ read_answer() {
     http_status="$status" answer="$found"
     body="${reply#*"$head"$'\r\n\r\n'}"
   fi
+  in_one_line "$body"
+}
+
+# Sets body to the first line of a text; for an error of the server, to its message and its hint. Argument: text
+in_one_line() {
+  local next="${1#*$'\n'}"
+  body="${1%%$'\n'*}"
+  [[ "$body" == '# osgprod error'* ]] || return 0
+  body="${body#\# }"
+  [[ "$next" != '# hint: '* ]] || body+="; ${next:2}"
   body="${body%%$'\n'*}"
 }
 
@@ -702,7 +712,7 @@ request() {
   learn_from "$code"
   [[ -z "$file" ]] || ((code != 23)) || is_cut_here=true
   read_answer "$route" "$code" "${captured%x}"
-  [[ -z "$file" || "$http_status" == 000 ]] || body="$(said "$file")"
+  [[ -z "$file" || "$http_status" == 000 ]] || in_one_line "$(said "$file")"
 }
 
 # Asks until there is an answer that counts and isn't "later". Returns 1 when there is none after TRIES attempts, or when this
@@ -766,7 +776,7 @@ checkout() {
 # Prints what the server says in a script that has nothing to do, or in an error. The script is read, not run.
 # Argument: file
 said() {
-  sed -n -e "/^printf '%s\\\\n' /{s///p;q;}" -e '/^# osgprod error/{p;q;}' "$1" 2>/dev/null
+  sed -n -e "/^printf '%s\\\\n' /{s///p;q;}" -e '/^# osgprod error/{$!N;p;q;}' "$1" 2>/dev/null
 }
 
 # Reports how the attempt ended, and what it used. Arguments: exit code, then name value pairs. Returns 1 when no answer came.
@@ -986,6 +996,7 @@ send_heartbeats() {
     else # until then a merge script replaces nothing
       touch "$scratch/work/.osgprod/no-lease" 2>/dev/null || true
     fi
+    [[ "$http_status" != 4?? || "$http_status" == 409 && "$answer" != error ]] || log "heartbeat refused with status $http_status: $body"
     if [[ "$http_status" == 409 && "$answer" != error ]]; then
       log "stopping the work: $body"
       trap '' TERM # the end of the work must not hide why

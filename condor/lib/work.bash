@@ -203,6 +203,7 @@ send_heartbeats() {
     else # until then a merge script replaces nothing
       touch "$scratch/work/.osgprod/no-lease" 2>/dev/null || true
     fi
+    [[ "$http_status" != 4?? || "$http_status" == 409 && "$answer" != error ]] || log "heartbeat refused with status $http_status: $body"
     if [[ "$http_status" == 409 && "$answer" != error ]]; then
       log "stopping the work: $body"
       trap '' TERM # the end of the work must not hide why

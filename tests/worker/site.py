@@ -181,7 +181,7 @@ class _Handler(BaseHTTPRequestHandler):
         ours: dict[str, object] = {"Osgprod_Request": "1-1"} if self.site.is_osgprod else {}
         if isinstance(fault, int):
             ours["Osgprod_Status"] = "error"
-            return self._answer(fault, b"# osgprod error: the site says no\n", **ours)
+            return self._answer(fault, b"# osgprod error: the site says no\n# hint: ask the site\n", **ours)
         if self.path.endswith("workscript.exit"):
             ours["Osgprod_Status"] = "done"
         return self._answer(200, body, fault=fault, **ours)

@@ -209,6 +209,7 @@ def test_job_that_the_server_refuses_is_to_be_held(
     code, log = node.run(1, **environment)
     assert code == REFUSED
     assert word in log
+    assert re.search(r"osgprod error OG\d{3}: .+; hint: .+", log), log
     assert state(world) == {}, "no slice is taken"
 
 
@@ -983,7 +984,7 @@ def test_attempt_that_lost_its_slice_stops_its_work(node: Node, world: World, sh
     assert shim.checkout(2).headers["Osgprod-Status"] == "assigned"
     output, _ = job.communicate(timeout=PATIENCE_S)
     assert job.returncode == FAILED, f"its node is not to blame: {output}"
-    assert "stopping the work: # osgprod error: stop: this attempt no longer has the slice" in output
+    assert "stopping the work: osgprod error: stop: this attempt no longer has the slice" in output
     assert living(job.pid) == {}
     assert list(node.folder.iterdir()) == []
 
@@ -992,7 +993,7 @@ def test_attempt_without_progress_stops_its_work_and_leaves_the_node(node: Node,
     world.set(heartbeat_s=1, wedged_s=1)
     code, log = node.run(1, OSGPROD_RECON=node.program("recon", "sleep 1000 & wait"))
     assert code == NODE_FAULT, log
-    assert "stopping the work: # osgprod error: stop: " in log
+    assert "stopping the work: osgprod error: stop: " in log
 
 
 def test_sigterm_ends_work_that_is_deaf_to_it_and_the_restart_gets_the_slice_back(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import PATIENCE_S, wait_until
 from tests.worker.conftest import EXEC, Node
 from tests.worker.site import Site
 
@@ -61,6 +63,35 @@ def test_wrong_arguments_are_refused(node: Node, arguments: list[str]) -> None:
     done = subprocess.run([str(EXEC), *arguments], env=node.environment, capture_output=True, text=True)
     assert done.returncode == REFUSED
     assert "usage: osgprod_exec.sh <cluster> <process>" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "route, status",
+    [
+        *((route, status) for route in ("bash", "exit") for status in (400, 403, 404, 409, 429, 500, 503)),
+        *(("ping", status) for status in (400, 403, 404, 409)),
+    ],
+)
+def test_refusal_of_the_server_is_logged_with_its_hint(
+    node: Node, site: Site, folder: Path, route: str, status: int
+) -> None:
+    log, go = folder / "log", folder / "go"
+    site.files["/osgprod/workscript.bash"] = f"until [[ -e {go} ]]; do sleep 0.05; done".encode()
+    site.headers = {"Osgprod-Status": "assigned", "Osgprod-Heartbeat": "1" if route == "ping" else "0"}
+    site.faults = [*([] if route == "bash" else [None]), *[status] * 9]
+    if route != "ping":
+        go.touch()
+    with log.open("w") as output:
+        job = subprocess.Popen(
+            [EXEC, "7", "1"], cwd=node.folder, env=node.environment, stdout=output, stderr=output
+        )
+    what = {"bash": "", "exit": "", "ping": "heartbeat refused with "}[route]
+    try:
+        refused = rf"{what}status {status}\b.*: osgprod error: the site says no; hint: ask the site\n"
+        wait_until(lambda: re.search(refused, log.read_text()) is not None, "the refusal is logged")
+    finally:
+        go.touch()
+        job.wait(PATIENCE_S)
 
 
 def test_retry_after_is_honoured(node: Node, site: Site) -> None:
