@@ -523,6 +523,9 @@ class Soak:
             self.tick: 4,
             self.recycle: 3,
             self.ban: 1,
+            self.stop_jobs: 2,
+            self.stop: 1,
+            self.resume_files: 1,
             self.settings: 2,
             self.start_over: 1,
             self.look: 1,
@@ -583,6 +586,16 @@ class Soak:
 
     def ban(self) -> None:
         call(self.db, "ban_worker", project="p", worker=self.node(), seconds=self.chance.randint(0, 1))
+
+    def stop_jobs(self) -> None:
+        worker = self.chance.choice([self.node(), f"{self.node()}@127.0.0.1", "127.0.0.1", "all"])
+        call(self.db, "stop_jobs", project="p", worker=worker)
+
+    def stop(self) -> None:
+        call(self.db, "stop_project", project="p")
+
+    def resume_files(self) -> None:
+        call(self.db, "resume_files", project="p")
 
     def settings(self) -> None:
         state = self.chance.choice(["active"] * 8 + ["paused", "draining"])

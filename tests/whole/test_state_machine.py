@@ -307,6 +307,33 @@ class Model:
         s.is_silent = False
         return "alive"
 
+    def stop_jobs(self, host: str) -> int:
+        stopped = 0
+        for (path, block1), b in list(self.backups.items()):
+            s = self.at(path, block1)
+            is_live = (
+                s and s.state == "leased" and s.generation == b.generation and b.holder and not b.has_failed
+            )
+            if is_live and b.holder and self.attempts[b.holder[0]][b.holder[1] - 1].host == host:
+                attempt = self.attempts[b.holder[0]][b.holder[1] - 1]
+                attempt.verdict = attempt.verdict or "superseded"
+                del self.backups[path, block1]
+                stopped += 1
+        for path, s in self.all():
+            if s.state != "leased" and not (s.state == "ready" and s.is_silent):
+                continue
+            attempt = self._holding(s)
+            if attempt.host != host:
+                continue
+            stopped += 1
+            if s.state == "leased":
+                attempt.verdict = attempt.verdict or "superseded"
+                if self._promote(path, s):
+                    continue
+                s.state, s.is_resting = "ready", False
+            s.is_silent = False
+        return stopped
+
     def recycle(self, states: list[str]) -> int:
         chosen = [s for _, s in self.all() if self._kind(s) in states]
         for s in chosen:
@@ -355,7 +382,7 @@ class Machine(RuleBasedStateMachine):
                 max_faults=max_faults,
                 max_fast_failures=10000,
                 max_starts_per_min=100000,
-                backoff_s=5000,
+                backoff_s=3600,
                 max_starts=10000,
                 max_backups=MAX_BACKUPS,
                 suspend_after=100,
@@ -544,6 +571,14 @@ class Machine(RuleBasedStateMachine):
         name, model = self.project(which)
         rows = call(self.world.db, "reclaim_lost", project=name)
         assert sum(row["reclaimed"] for row in rows) == model.reclaim()
+
+    @some(lambda model, s: s.state == "leased")
+    @rule(which=WHICH, host=HOSTS)
+    def stop_jobs(self, which: str, host: str) -> None:
+        """The operator ends all jobs of a worker: their slices are requeued, and nothing counts against anybody."""
+        name, model = self.project(which)
+        expected = model.stop_jobs(host)
+        assert call(self.world.db, "stop_jobs", project=name, worker=host)[0]["stop_jobs"] == expected
 
     @some(lambda model, s: s.is_silent or model.backups)
     @rule()
