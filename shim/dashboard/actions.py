@@ -32,9 +32,9 @@ def query_of(project: str, form: Mapping[str, str]) -> Query:
     project : str
         Name of the project.
     form : mapping
-        ``action``: pause, resume, stop, requeue, resume-files, reclaim, retry-merges, ban or unban; ``run`` and
-        ``last_run`` (inclusive) of requeue and resume-files, which without them mean all runs; ``cluster`` of reclaim;
-        ``worker``, ``hours`` [1 .. 720] and ``reason`` of a ban; ``worker`` of an unban.
+        ``action``: pause, resume, stop, requeue, resume-files, reclaim, retry-merges, ban, unban or stop-jobs;
+        ``run`` and ``last_run`` (inclusive) of requeue and resume-files, which without them mean all runs; ``cluster`` of
+        reclaim; ``worker``, ``hours`` [1 .. 720] and ``reason`` of a ban; ``worker`` of unban and stop-jobs.
 
     Raises
     ------
@@ -67,6 +67,8 @@ def query_of(project: str, form: Mapping[str, str]) -> Query:
             return "ban_worker", {"project": project, "worker": worker, "seconds": seconds, "reason": reason}
         case "unban" if worker:
             return "ban_worker", {"project": project, "worker": worker, "seconds": 0, "reason": "unbanned"}
+        case "stop-jobs" if worker:
+            return "stop_jobs", {"project": project, "worker": worker}
     raise BadRequest("there is no such action, or it lacks a field", "use the buttons of the pages")
 
 

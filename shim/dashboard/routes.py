@@ -58,6 +58,7 @@ WIDE_PX, NARROW_PX = 1160, 330
 PAGE_AFTER = {
     "ban": "workers",
     "unban": "workers",
+    "stop-jobs": "workers",
     "requeue": "quarantine",
     "resume-files": "files",
     "reclaim": "jobs",

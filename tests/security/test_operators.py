@@ -123,6 +123,29 @@ def test_actions_on_chosen_runs_and_clusters_change_these_only(world: World, shi
     assert call(world.db, "list_operations", project="p", hours=1)[0]["operation"] == "stop_project"
 
 
+def test_jobs_of_a_banned_worker_or_site_are_stopped_and_no_others(world: World, shim: LiveShim) -> None:
+    code = sign_in(shim)
+    world.add_file(9, run=7)
+    for process, (host, site) in enumerate((("wn2", "A"), ("wn3", "A"), ("wn4", "B")), start=1):
+        assert world.checkout(process, host=host, site=site)["status"] == "assigned"
+    page = f"{shim.url}/project/p/workers"
+    assert "Stop its jobs" not in shim.client.get(page).text
+    assert "Stop its running jobs" not in shim.client.get(f"{shim.url}/project/p/site/A").text
+
+    act(shim, code, action="ban", worker="wn2", hours="2", reason="x")
+    assert "Stop its jobs" in shim.client.get(page).text
+    assert act(shim, code, action="stop-jobs", worker="wn2").headers["location"] == "/osgprod/project/p/workers"
+    running = {row["worker"].partition("@")[0] for row in call(world.db, "live_attempts", project="p")}
+    assert running == {"wn3", "wn4"}
+
+    act(shim, code, action="ban", worker="site:A", hours="2", reason="x")
+    assert "Stop its running jobs" in shim.client.get(f"{shim.url}/project/p/site/A").text
+    act(shim, code, action="stop-jobs", worker="site:A")
+    assert [row["worker"].partition("@")[0] for row in call(world.db, "live_attempts", project="p")] == ["wn4"]
+    log = [row for row in call(world.db, "list_operations", project="p", hours=1) if row["operation"] == "stop_jobs"]
+    assert len(log) == 2 and all("operator1 by dashboard" in row["who"] for row in log)
+
+
 def test_without_a_token_nothing_can_be_done_and_by_default_there_is_nothing_to_do(
     world: World, shim: LiveShim, folder: Path
 ) -> None:
@@ -182,6 +205,7 @@ def test_only_a_post_acts_and_what_it_can_not_mean_is_refused(world: World, shim
         {"action": "ban", "worker": "wn1", "hours": "99999"},
         {"action": "ban", "worker": "wn1", "hours": "0000000010080"}, {"action": "unban"},
         {"action": "ban", "worker": "10.0.0.0/8", "hours": "1"}, {"action": "reclaim"},
+        {"action": "stop-jobs"}, {"action": "stop-jobs", "worker": "merges:wn1"},
         {"action": "reclaim", "cluster": "x"}, {"action": "requeue", "run": "6", "last_run": "5"},
         {"action": "requeue", "run": "0", "last_run": "99999"}, {"action": "resume-files", "run": "-1"},
     ]  # fmt: skip
