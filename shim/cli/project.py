@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -76,8 +77,10 @@ def project_add(
 @click.option("--overlap", default=0, show_default=True, help="How long the old magic stays valid [s].")
 @dry
 def project_set_magic(project: str, magic_file: str | None, overlap: int, dry_run: bool) -> None:
-    """Give a project a new magic, the secret of its jobs."""
+    """Give a project a new magic, the secret of its jobs. Without --magic-file and OSGPROD_MAGIC a terminal is asked."""
     magic = read_magic(magic_file)
+    if magic is None and sys.stdin is not None and sys.stdin.isatty():
+        magic = read_magic("-")
     if magic is None:
         raise OperatorError(
             "no magic was given", "--magic-file FILE, --magic-file - for a prompt, or OSGPROD_MAGIC", WRONG

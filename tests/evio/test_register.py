@@ -183,4 +183,4 @@ def test_doctor_names_a_file_without_a_begin_of_run_record(world: World, two_fil
     world.set(demand_bor=False)
     call(world.db, "load_slices", project="p")
     assert not finding()["is_well"]
-    assert finding()["found"] == f"1 files have none: {two_files}/hd_rawdata_000001_001.evio"
+    assert finding()["found"] == f"missing in 1 file: {two_files}/hd_rawdata_000001_001.evio"

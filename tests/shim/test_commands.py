@@ -656,6 +656,28 @@ def in_shell(command: str, dsn: str = "host=/nonexistent", **environment: str) -
     return ended.returncode, ended.stderr
 
 
+def test_set_magic_asks_on_a_terminal_for_the_magic(world: World) -> None:
+    world.add_file(1)
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        ["setsid", "--ctty", "--wait", sys.executable, "-m", "shim", "project", "set-magic", "p"],
+        cwd=CHECKOUT, env={**os.environ, "OSGPROD_DSN": world.dsn}, stdin=slave, stdout=slave, stderr=slave,
+    )  # fmt: skip
+    os.close(slave)
+    shown = b""
+    for question in (b"magic: ", b"confirmation: "):
+        while not shown.lower().endswith(question):
+            shown += os.read(master, 1000)
+        os.write(master, b"typed-by-hand\n")
+    with contextlib.suppress(OSError):  # the end of the terminal
+        while more := os.read(master, 1000):
+            shown += more
+    os.close(master)
+    assert process.wait() == 0, shown
+    assert b"project p has a new magic" in shown and b"typed-by-hand" not in shown
+    assert world.checkout(1, magic="typed-by-hand")["status"] == "assigned"
+
+
 @pytest.mark.parametrize("command", ["status --json", "--help", "--version", "completion bash"])
 def test_output_that_takes_nothing_is_one_line_with_a_hint(world: World, command: str) -> None:
     full = "osgprod: the output can't be written: No space left on device\nhint: make room on the disk\n"

@@ -48,7 +48,7 @@ BEGIN
             OR t.n_dead_tup > greatest(t.n_live_tup, 1000000))
     UNION ALL
     SELECT 'logins of the shim', count(*) > 0, coalesce(string_agg(g.member::regrole::text, ', '), 'none'),
-           'GRANT osgprod_worker TO the role that the shim logs in as'
+           'while the shim uses your own login: nothing; else give it one: CREATE ROLE shim LOGIN IN ROLE osgprod_worker'
       FROM pg_auth_members g WHERE g.roleid = 'osgprod_worker'::regrole AND g.member <> 'osgprod_owner'::regrole
     UNION ALL
     SELECT 'shim cannot read tables', NOT bool_or(has_table_privilege('osgprod_worker', c.oid, 'SELECT, INSERT, UPDATE, DELETE')),
@@ -85,7 +85,7 @@ BEGIN
       FROM projects p
     UNION ALL
     SELECT 'begin-of-run records of ' || p.name, b.files = 0,
-           CASE b.files WHEN 0 THEN 'no file is known to be without one' ELSE format('%s files have none: %s', b.files, b.some) END,
+           CASE b.files WHEN 0 THEN 'no file is known to be without one' ELSE format('missing in %s: %s', CASE b.files WHEN 1 THEN '1 file' ELSE b.files || ' files' END, b.some) END,
            format('jobs would reconstruct these files without it: osgprod slices unload %s --path PATH takes one out; '
                'osgprod project set %s demand_bor=true keeps such files out in future', p.name, p.name)
       FROM projects p CROSS JOIN LATERAL (
