@@ -180,7 +180,9 @@ def load_rawdata_files(
                     bar.say(what)
                 if isinstance(index, BlockIndex) and not index.has_bor:
                     counts["without_bor"] += 1
-                    bar.say(f"{index.path}: no begin-of-run record before the first physics event; registered all the same")
+                    bar.say(
+                        f"{index.path}: registered without a begin-of-run record before the first physics event"
+                    )
                 bar.advance()
     return counts
 

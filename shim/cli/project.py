@@ -77,7 +77,7 @@ def project_add(
 @click.option("--overlap", default=0, show_default=True, help="How long the old magic stays valid [s].")
 @dry
 def project_set_magic(project: str, magic_file: str | None, overlap: int, dry_run: bool) -> None:
-    """Give a project a new magic, the secret of its jobs. Without --magic-file and OSGPROD_MAGIC a terminal is asked."""
+    """Give a project a new magic, the secret of its jobs. By default a terminal is asked."""
     magic = read_magic(magic_file)
     if magic is None and sys.stdin is not None and sys.stdin.isatty():
         magic = read_magic("-")

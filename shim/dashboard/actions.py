@@ -33,8 +33,8 @@ def query_of(project: str, form: Mapping[str, str]) -> Query:
         Name of the project.
     form : mapping
         ``action``: pause, resume, stop, requeue, resume-files, reclaim, retry-merges, ban, unban or stop-jobs;
-        ``run`` and ``last_run`` (inclusive) of requeue and resume-files, which without them mean all runs; ``cluster`` of
-        reclaim; ``worker``, ``hours`` [1 .. 720] and ``reason`` of a ban; ``worker`` of unban and stop-jobs.
+        ``run`` and ``last_run`` (inclusive) of requeue and resume-files, which without them mean all runs; ``cluster``
+        of reclaim; ``worker``, ``hours`` [1 .. 720] and ``reason`` of a ban; ``worker`` of unban and stop-jobs.
 
     Raises
     ------

@@ -134,15 +134,23 @@ def test_jobs_of_a_banned_worker_or_site_are_stopped_and_no_others(world: World,
 
     act(shim, code, action="ban", worker="wn2", hours="2", reason="x")
     assert "Stop its jobs" in shim.client.get(page).text
-    assert act(shim, code, action="stop-jobs", worker="wn2").headers["location"] == "/osgprod/project/p/workers"
+    assert (
+        act(shim, code, action="stop-jobs", worker="wn2").headers["location"] == "/osgprod/project/p/workers"
+    )
     running = {row["worker"].partition("@")[0] for row in call(world.db, "live_attempts", project="p")}
     assert running == {"wn3", "wn4"}
 
     act(shim, code, action="ban", worker="site:A", hours="2", reason="x")
     assert "Stop its running jobs" in shim.client.get(f"{shim.url}/project/p/site/A").text
     act(shim, code, action="stop-jobs", worker="site:A")
-    assert [row["worker"].partition("@")[0] for row in call(world.db, "live_attempts", project="p")] == ["wn4"]
-    log = [row for row in call(world.db, "list_operations", project="p", hours=1) if row["operation"] == "stop_jobs"]
+    assert [row["worker"].partition("@")[0] for row in call(world.db, "live_attempts", project="p")] == [
+        "wn4"
+    ]
+    log = [
+        row
+        for row in call(world.db, "list_operations", project="p", hours=1)
+        if row["operation"] == "stop_jobs"
+    ]
     assert len(log) == 2 and all("operator1 by dashboard" in row["who"] for row in log)
 
 
