@@ -203,9 +203,12 @@ class _Reader:
         blocks = self._with_events(starts, counts, infos)
         if not blocks:
             raise self._error(0, "no block holds an event")
-        offsets = array("q", map(starts.__getitem__, blocks))
-        offsets.append(starts[blocks[-1] + 1])
-        events = array("q", accumulate(map(counts.__getitem__, blocks), initial=0))
+        if isinstance(blocks, range):  # of blocks without empty ones between
+            offsets, counted = starts[: len(blocks) + 1], counts[: len(blocks)]
+        else:
+            offsets = array("q", [*map(starts.__getitem__, blocks), starts[blocks[-1] + 1]])
+            counted = array("I", map(counts.__getitem__, blocks))
+        events = array("q", accumulate(counted, initial=0))
         if events[-1] > MAX_EVENTS:
             raise self._error(0, f"{events[-1]} events in all its blocks, more than {MAX_EVENTS}")
         is_4 = self._version == VERSION
@@ -296,8 +299,9 @@ class _Reader:
             and infos[-1] & VERSION_MASK == self._version
             and all(info & (VERSION_MASK | LAST_BLOCK_BIT) == self._version for info in set(infos[:-1]))
             and (
-                # each event takes two words at least
-                max(map(sub, map(add, counts, counts), lengths)) <= -HEADER_WORDS
+                # each event takes two words at least; of nearly every file the extremes tell
+                2 * max(counts) <= min(lengths) - HEADER_WORDS
+                or max(map(sub, map(add, counts, counts), lengths)) <= -HEADER_WORDS
                 if self._version == VERSION
                 else not any(map(self._is_bad_record, lengths, counts, words[4::8], infos))
             )
@@ -314,15 +318,17 @@ class _Reader:
             return read_headers(self._source.read, self._size, order, MAGIC, MAX_BLOCKS, *form)
         pread, descriptor, unpack = os.pread, self._source.descriptor, self._length.unpack_from
         headers: list[bytes] = []
-        starts = [self._begin]
+        offset, header_bytes, least_words = self._begin, HEADER_BYTES, self._header_words
+        starts = [offset]
         # Kept plain: it runs once for each of up to 20,000 blocks.
         with contextlib.suppress(struct.error):  # nothing to unpack: the end of the file
             for _ in range(MAX_BLOCKS):
-                (length,) = unpack(header := pread(descriptor, HEADER_BYTES, starts[-1]))
-                if length < self._header_words:
+                (length,) = unpack(header := pread(descriptor, header_bytes, offset))
+                if length < least_words:
                     break
                 headers.append(header)
-                starts.append(starts[-1] + 4 * length)
+                offset += 4 * length
+                starts.append(offset)
         return starts, headers
 
     def _walk_carefully(self, known: dict[int, bytes]) -> tuple[array[int], array[int], array[int]]:
