@@ -1,12 +1,14 @@
-"""uvicorn's HTTP protocol with an end to what a connection may send, and to how long it may take for that.
+"""uvicorn's HTTP protocol with answers in one piece, and with bounds to what a connection may send, and for how long.
 
 uvicorn with httptools takes request heads of any length, and waits for the end of a request for ever: clients that
-send a byte a minute, or one that never ends its head, would use up the connections or the memory.
+send a byte a minute, or one that never ends its head, would use up the connections or the memory. And it writes head
+and body of an answer one by one: the client wakes up twice.
 """
 
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -14,6 +16,43 @@ MAX_HEAD_BYTES = 32768  # of request line and headers; what arrives in one piece
 REQUEST_TIMEOUT_S = 30.0  # from a request's first byte, or from the connection, to the last byte of its body
 CHECK_S = 5.0
 GRACE_S = 1.0  # of a connection without a request yet, when the server ends
+
+
+CONTINUE = b"HTTP/1.1 100 "
+
+
+class _InOnePiece:
+    """A transport that keeps the head of an answer until the first bytes of its body come, or the answer ends.
+
+    Parameters
+    ----------
+    transport : asyncio.Transport
+        That sends it.
+    """
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._head = b""
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401  # whatever the transport has
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        if self._head:
+            head, self._head = self._head, b""
+            self._transport.writelines((head, data))
+        elif data.startswith(b"HTTP/") and not data.startswith(CONTINUE):
+            self._head = data
+        else:
+            self._transport.write(data)
+
+    def flush(self) -> None:
+        if self._head:
+            self.write(b"")
+
+    def close(self) -> None:
+        self.flush()
+        self._transport.close()
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -25,6 +64,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._pieces = self.transport = _InOnePiece(transport)  # type: ignore[assignment]
         self._since = self.loop.time()
         self._timer = self.loop.call_later(CHECK_S, self._check)
 
@@ -52,6 +92,10 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self._since = None
         super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        self._pieces.flush()  # of an answer to HEAD
+        super().on_response_complete()
 
     def shutdown(self) -> None:
         if self.cycle is None:  # a new connection is about to send a request

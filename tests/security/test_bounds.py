@@ -149,3 +149,45 @@ def test_wrong_setting_ends_the_start_with_one_line_and_a_hint(name: str, value:
     assert done.returncode == 1, done
     lines = done.stderr.splitlines()
     assert len(lines) == 2 and name in lines[0] and lines[1].startswith("hint: "), done.stderr
+
+
+DATA_SEGMENTS_IN = 152  # in struct tcp_info of linux/tcp.h
+
+
+def pieces_received(line: socket.socket) -> int:
+    """How many pieces of data a connection has received, whether or not they were read one by one."""
+    found = line.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+    if len(found) < DATA_SEGMENTS_IN + 4:
+        pytest.skip("this kernel does not count them")
+    return int.from_bytes(found[DATA_SEGMENTS_IN : DATA_SEGMENTS_IN + 4], sys.byteorder)
+
+
+def test_head_and_body_of_an_answer_arrive_in_one_piece(world: World, shim: LiveShim) -> None:
+    """Two pieces wake the client up twice."""
+    small = b"GET /osgprod/healthz HTTP/1.1\r\nHost: x\r\n"  # a work script has more than one piece on some networks
+    with dial(shim) as line:
+        for number, request in enumerate((GOOD % 0, small)):  # (no work: the first is small, too)
+            line.sendall(request + b"\r\n")
+            head, _, body = line.recv(1 << 20).partition(b"\r\n\r\n")
+            found = re.search(rb"content-length: (\d+)", head)
+            assert found and len(body) == int(found[1])
+            assert pieces_received(line) <= number + 1
+
+
+def test_client_that_waits_for_permission_to_send_its_body_gets_it(world: World, shim: LiveShim) -> None:
+    world.add_file(1)
+    head = b"POST /osgprod/workscript.bash HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n"
+    body = b"project=p&cluster=1&process=1&magic=m"
+    with dial(shim) as line:
+        line.sendall(head % len(body))
+        assert line.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        line.sendall(body)
+        assert line.recv(65536).startswith(b"HTTP/1.1 200 OK")
+
+
+def test_answer_to_head_comes_at_once_and_the_connection_stays(world: World, shim: LiveShim) -> None:
+    with dial(shim) as line:
+        for _ in range(2):
+            line.sendall(b"HEAD /osgprod/static/style.css HTTP/1.1\r\nHost: x\r\n\r\n")
+            answered = line.recv(65536)
+            assert answered.startswith(b"HTTP/1.1 ") and answered.endswith(b"\r\n\r\n")
