@@ -1,29 +1,31 @@
 CREATE FUNCTION osgprod.delivery(p_project text DEFAULT NULL)
 RETURNS TABLE (project text, merge_by text, files bigint, files_in_slices bigint, files_complete bigint, files_delivered bigint,
-    merges_waiting bigint, merges_ready bigint, merges_leased bigint, merges_failed bigint, merges_done bigint,
+    files_without_outputs bigint, merges_waiting bigint, merges_ready bigint, merges_leased bigint, merges_failed bigint, merges_done bigint,
     bytes_delivered bigint, is_delivered boolean, why_no_merges text)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
 -- Counts the files of each project by stage, its merges by state, and the delivered bytes.
 -- Parameters: p_project  project name; NULL = all projects
--- Returns:    a row a project; files = in slices + complete (their merge is not done) + delivered. merges_ready: those in a
---             backoff included; bytes_delivered [bytes]: of done merges; is_delivered: nothing is left to be done, merges
---             included (of a file whose blocks are all quarantined none may be needed); why_no_merges: why merges are not assigned, NULL = they are, or there is none
+-- Returns:    a row a project; files = in slices + complete (their merge is not done) + delivered + without outputs (they are
+--             complete and need no merge, see _without_outputs). merges_ready: those in a backoff included; bytes_delivered
+--             [bytes]: of done merges; is_delivered: nothing is left to be done, merges included; why_no_merges: why merges are not assigned, NULL = they are, or there is none
 -- Errors:     OG301 unknown project
 BEGIN
     PERFORM osgprod._get_project(p_project) WHERE p_project IS NOT NULL;
     RETURN QUERY
-    SELECT p.name, p.merge_by, f.files, f.files - f.complete, f.complete - f.delivered, f.delivered, m.waiting, m.ready, m.leased,
+    SELECT p.name, p.merge_by, f.files, f.files - f.complete, f.complete - f.delivered - f.without, f.delivered, f.without, m.waiting, m.ready, m.leased,
            m.failed, m.done, m.bytes, f.files > 0 AND f.files = f.complete AND osgprod._merges_left(p) = 0,
            osgprod._why_no_merges(p)
       FROM projects p
      CROSS JOIN LATERAL (SELECT osgprod._merges_runs(p.project_id) AS by_run) b
      CROSS JOIN LATERAL (
         SELECT count(*) AS files, count(*) FILTER (WHERE l.state = 'complete') AS complete,
-               count(d.merge_id) FILTER (WHERE l.state = 'complete') AS delivered
+               count(d.merge_id) FILTER (WHERE l.state = 'complete') AS delivered,
+               count(w.run) FILTER (WHERE d.merge_id IS NULL) AS without
           FROM loaded_files l
           LEFT JOIN merges d ON d.project_id = l.project_id AND d.run = l.run AND d.state = 'done'
                             AND coalesce(d.seqno, -1) = CASE WHEN b.by_run THEN -1 ELSE l.seqno END
+          LEFT JOIN osgprod._without_outputs(p, NULL) w ON w.run = l.run AND coalesce(w.seqno, l.seqno) = l.seqno
          WHERE l.project_id = p.project_id) f
      CROSS JOIN LATERAL (
         SELECT count(*) FILTER (WHERE x.state = 'waiting') AS waiting, count(*) FILTER (WHERE x.state = 'ready') AS ready,
