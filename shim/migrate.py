@@ -276,7 +276,7 @@ def scripts(folder: Path) -> MigrationList:
 
 
 def migrate(dsn: str | None = None, folder: Path = SQL_FOLDER, say: Say = log.info) -> list[str]:
-    """Bring a database up to date: migrations, then functions of a working copy that are newer than the last snapshot.
+    """Bring a database up to date: migrations, then the functions of the working copy where they differ from its own.
 
     A repeated call changes nothing. Of two calls at once, one waits for the other. The next call makes good what a
     killed one left.

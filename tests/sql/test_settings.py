@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import psycopg
 import pytest
@@ -237,6 +238,26 @@ def test_none_and_an_empty_text_mean_no_value_where_there_may_be_none(world: Wor
             "SELECT max_live, mergescript, bearer_scope FROM osgprod_data.projects"
         ).fetchone()
         assert row == {"max_live": None, "mergescript": None, "bearer_scope": None}
+
+
+def test_setting_that_gets_its_value_again_changes_nothing(world: World) -> None:
+    def row() -> dict[str, Any]:
+        """As JSON, since a time may be -infinity; without next_due_at, by which each call has the leases looked at."""
+        (row,) = world.db.execute(
+            "SELECT to_jsonb(p) - 'next_due_at' AS row FROM osgprod_data.projects p WHERE p.name = 'p'"
+        ).fetchall()
+        return dict(row["row"])
+
+    world.set(probe_jobs=1)
+    world.add_file(2)
+    world.checkout(0)
+    world.report(0)
+    before = row()
+    assert before["unproven"] == 0
+    world.set(probe_jobs=1, workscript=before["workscript"], state="active", lease_s=before["lease_s"])
+    assert row() == before
+    world.set(probe_jobs=2)
+    assert (row()["unproven"], row()["tested_since"] > before["tested_since"]) == (2, True)
 
 
 @pytest.mark.parametrize("settings", [None, "[]", "3", '"x"', "null"])

@@ -9,7 +9,7 @@ AS $fn$
 --             count neither against slices nor against workers. Failures of merges stop merges, those of slices stop slices.
 -- Parameters: p_project  the project's row;  p_attempt  the attempt, which holds its slice or merge;  p_is_first  had nothing
 --             of that failed before?;  p_outcome  failed or node-fault;  p_worker  see _worker;  p_call  the report
--- Returns:    true when something other than slice (or merge) and worker is to blame
+-- Returns:    true when something other than the slice and its worker is to blame, or than the merge
 -- Locks:      rows of projects, loaded_files, slices, merges and worker_bans, all tried: nothing here waits
 -- Source:     docs/design.md "Outages: who is blamed"
 DECLARE

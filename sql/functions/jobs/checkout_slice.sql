@@ -55,8 +55,10 @@ AS $fn$
 -- Errors:     OG101-OG104, OG110 bad parameter; OG2xx not allowed; OG301 unknown project; OG501 project paused;
 --             OG502 an operator has the project alone; OG601 worker banned; OG602 job starts too often; OG603 project has too many
 --             live attempts; OG901 isolation level
--- Locks:      the job, and the project, shared; then its slice, or, all SKIP LOCKED, a ready merge, a ready slice, or a file's row (it
---             waits for one when all are locked). docs/design.md "Who waits for whom"
+-- Locks:      the job, and the project, shared; then its slice, and the slice's file to shorten it. Or, all SKIP LOCKED: a ready merge
+--             and its files; a ready slice, and its file to split it; a file's row (it waits for one when all are locked); a
+--             backup and its slice. Tried: the project's row, for notes in it, and (project, -3) in the test by the first jobs.
+--             docs/design.md "Who waits for whom"
 -- Source:     docs/design.md "The claim", I1-I4
 DECLARE
     v_answer osgprod.checkout_answer;

@@ -55,8 +55,9 @@ AS $fn$
 --             or contradicted (this attempt has reported another exit code); 403: status refused (token)
 -- Errors:     OG101-OG103, OG105 bad parameter; OG2xx not allowed; OG301 unknown project; OG303 job without attempt;
 --             OG502 an operator has the project alone; OG901 isolation level
--- Locks:      the job, and the project, shared; its slice or merge; the file's row when the slice is split. Then, tried: bans, and
---             the project's row, for notes in it. docs/design.md "Who waits for whom"
+-- Locks:      the job, and the project, shared; its slice or merge; the file's row when the slice is split, and with its merges when
+--             a quarantined slice succeeds after all; of bad inputs their slices, files and the merge. Then, tried: bans, slices and files
+--             whose failures something else is to blame for, and the project's row. docs/design.md "Who waits for whom"
 -- Source:     docs/design.md "A slice's life", I3, I5, I6
 DECLARE
     v_answer osgprod.report_answer;

@@ -17,7 +17,7 @@ AS $fn$
 -- Locks:      with skip_nearline which files are on tape only, alone (advisory: 0, -3): it waits for calls that load files; the
 --             project's row, unless nothing is to be changed; then with merge_by and merge_incomplete these settings, alone
 --             (advisory: project_id, -4): it waits for what plans merges; files' rows with skip_nearline; slices, SKIP LOCKED, when
---             a pause ends; see _change_merges
+--             a pause ends; with merge_output_url this setting of all projects (advisory: 0, -4); see _change_merges
 DECLARE
     v_project osgprod_data.projects := osgprod._get_project(p_project);
     -- Columns that are no settings; every other one is.

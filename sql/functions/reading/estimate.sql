@@ -30,7 +30,7 @@ BEGIN
         ELSE merge_s * ceil(merges_left::float8 / greatest(osgprod._count_live((osgprod._get_project(p_project)).project_id), 1)) END);
     core_hours_left := blocks_left / 3600.0 * (SELECT c.s_per_block FROM paces c JOIN projects p USING (project_id)
                                                 WHERE p.name = p_project AND c.site = '');
-    -- A production that began within the last 100 minutes is measured by the minute.
+    -- Where the first success in these hours is younger than 100 minutes, the rate is measured by the minute.
     SELECT avg(r.blocks_done), 2 * stddev_samp(r.blocks_done) / sqrt(count(*)), count(*), min(r.interval_s)
       INTO v_mean, v_error, intervals, v_step
       FROM (SELECT x.*, sum(x.blocks_done) OVER (ORDER BY x.began_at) AS until_then,
