@@ -1,4 +1,4 @@
-"""What storage says of a file that was delivered to a URL: its size and checksum. Only a local file is read for that."""
+"""What storage says of a file that was delivered to a URL: size and checksum. Only a local file is read for that."""
 
 from __future__ import annotations
 
