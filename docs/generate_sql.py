@@ -457,8 +457,9 @@ CONTENTS = """# The functions, by task
 
 <!-- Written by docs/generate_sql.py from the files beside it: change a COMMENT or CHAPTERS there, then `make docs`. -->
 
-A public function is in the file of its name. Private helpers (`_name`) are in the file of their only caller, or in
-`shared.sql` of the folder; the last table lists them. [CALLS.md](CALLS.md) shows which function calls which, for each
+A public function is in the file of its name. Private helpers (`_name`) are in the file of their only caller; those with
+several callers in a file of their name, or in `shared.sql` of the folder. The last table lists them.
+[CALLS.md](CALLS.md) shows which function calls which, for each
 request of a job. `types.sql` is loaded first, `grants.sql`, which has the rights of each role, last.
 
 People edit these files. [CONTRIBUTING.md](../../CONTRIBUTING.md) says how a database gets them, and how one function

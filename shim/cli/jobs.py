@@ -1,4 +1,7 @@
-"""``osgprod jobs``: the jobs of a project, how many it needs, and a queue that is kept filled."""
+"""``osgprod jobs``: the jobs of a project, how many it needs, and a queue that is kept filled.
+
+The columns of a list are those that its function returns: of ``osgprod jobs`` sql/functions/reading/list_jobs.sql.
+"""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@ RETURNS TABLE (run int, seqno int, path text, block int, offset_bytes bigint, si
     exit_code int, exit_codes int[], reason text, worker text, site text, reported_at timestamptz, log_url text, job text)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
--- Lists the blocks that can't be done, with everything needed to look into them.
+-- Lists the blocks that can't be done, with everything needed to look into them. What quarantines a block: _fail_slice.
 -- Parameters: p_project  project name;  p_limit  rows at most [1 .. 100000]
 -- Returns:    a row a block: its file, byte range [bytes] and events there, and the last report on it: exit code (and
 --             those of the failures before, at most 5, the newest last), reason,
