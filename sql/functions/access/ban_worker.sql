@@ -9,16 +9,21 @@ AS $fn$
 --                        either alone: then every such worker; or site:NAME: then every worker of that site, as its jobs
 --                        name it; or all. With merges: before it: from merges only
 --             p_seconds  how long from now on [s; 0 = unban: its failures until now no longer count against it]
---             p_reason   what its jobs are answered
+--             p_reason   what its jobs are answered; NULL = by the operator
 -- Returns:    until when it is banned; now = unbanned; NULL = it was not banned, and only its failures no longer count
 -- Errors:     OG301 unknown project; OG108 bad worker or time; OG421 another ban, which includes it, would go on
 -- Locks:      the worker's ban (advisory, see _ban_key), then the rows of the bans; it waits for both
 DECLARE
     v_project osgprod_data.projects := osgprod._get_project(p_project);
+    v_reason  text := coalesce(p_reason, 'by the operator');
     v_until   timestamptz;
     v_ban     worker_bans;
     v_was     boolean := true;  -- banned, before it is unbanned
 BEGIN
+    IF length(p_worker) > 512 THEN
+        RAISE EXCEPTION 'worker % has % characters', osgprod._quoted(p_worker), length(p_worker) USING ERRCODE = 'OG108',
+            HINT = 'a host, an address, host@address or site:NAME has at most 512';
+    END IF;
     IF coalesce(p_worker, '') = '' THEN
         RAISE EXCEPTION 'the worker to ban or unban is empty' USING ERRCODE = 'OG108',
             HINT = format('osgprod workers list %s lists the names of the workers', p_project);
@@ -28,7 +33,7 @@ BEGIN
             USING ERRCODE = 'OG108', HINT = '0 lifts the ban; 315360000 s are ten years';
     END IF;
     IF p_worker LIKE '%/%' AND p_worker NOT LIKE '%site:%' AND p_seconds > 0 THEN
-        RAISE EXCEPTION '% is a network, which can''t be banned', p_worker USING ERRCODE = 'OG108',
+        RAISE EXCEPTION '% is a network, which can''t be banned', osgprod._shortened(p_worker) USING ERRCODE = 'OG108',
             HINT = 'a worker is a host, an address, or host@address; osgprod project set PROJECT subnet_pattern=... limits the addresses that may ask';
     END IF;
     PERFORM pg_advisory_xact_lock(osgprod._ban_key(v_project.project_id, p_worker));
@@ -43,19 +48,19 @@ BEGIN
                           WHERE b.project_id = v_project.project_id AND p_worker = ANY (osgprod._names_of_ban(b.worker))
                             AND osgprod._is_in_force(b.banned_at, b.until));
     END IF;
-    UPDATE worker_bans b SET until = now(), banned_at = now(), reason = p_reason, times = 0
+    UPDATE worker_bans b SET until = now(), banned_at = now(), reason = v_reason, times = 0
      WHERE p_seconds = 0 AND b.project_id = v_project.project_id AND p_worker = ANY (osgprod._names_of_ban(b.worker));
     INSERT INTO worker_bans AS b (project_id, worker, until, reason)
-    VALUES (v_project.project_id, p_worker, now() + make_interval(secs => p_seconds), p_reason)
+    VALUES (v_project.project_id, p_worker, now() + make_interval(secs => p_seconds), v_reason)
     ON CONFLICT ON CONSTRAINT worker_bans_pkey
         DO UPDATE SET until = excluded.until, reason = excluded.reason, times = 0, banned_at = now()
     RETURNING b.until INTO v_until;
     PERFORM osgprod._note_bans(v_project.project_id);
     PERFORM osgprod._log_operation('ban_worker', p_project, jsonb_build_object('worker', p_worker, 'seconds', p_seconds,
-        'reason', p_reason), 1);
+        'reason', v_reason), 1);
     IF p_seconds > 0 THEN
         PERFORM osgprod._notify(v_project.project_id, 'worker-refused', jsonb_build_object('worker', p_worker,
-            'until', v_until, 'reason', p_reason));
+            'until', v_until, 'reason', v_reason));
     END IF;
     RETURN CASE WHEN v_was THEN v_until END;
 END

@@ -51,7 +51,7 @@ AS $fn$
         WHEN p_project.project_id IS NULL AND coalesce(p_name, '') = ''
         THEN ARRAY['OG101', 'parameter project is missing', 'add project=NAME to the request']
         WHEN p_project.project_id IS NULL
-        THEN ARRAY['OG301', 'parameter project: there is no project ' || quote_literal(left(p_name, 63)),
+        THEN ARRAY['OG301', 'parameter project: there is no project ' || quote_literal(osgprod._label(p_name, 63)),
                    'osgprod project list shows the projects']
         WHEN p_client IS NULL
         THEN ARRAY['OG207', 'the address of the client is not known',

@@ -21,7 +21,7 @@ DECLARE
 BEGIN
     SELECT e.event INTO v_wrong FROM unnest(p_events) AS e (event) WHERE e.event <> ALL (v_known) LIMIT 1;
     IF FOUND THEN
-        RAISE EXCEPTION 'there is no event %', quote_literal(left(v_wrong, 63)) USING ERRCODE = 'OG108',
+        RAISE EXCEPTION 'there is no event %', osgprod._quoted(v_wrong) USING ERRCODE = 'OG108',
             HINT = 'events are ' || array_to_string(v_known, ', ');
     END IF;
     INSERT INTO notify_targets AS t (name, place, project_id, events)
@@ -34,9 +34,9 @@ EXCEPTION
     WHEN check_violation OR not_null_violation THEN
         GET STACKED DIAGNOSTICS v_wrong = CONSTRAINT_NAME;
         RAISE EXCEPTION '%', CASE v_wrong
-            WHEN 'notify_targets_name_is_a_word' THEN 'the name of a target can''t be ' || quote_literal(left(p_name, 80))
+            WHEN 'notify_targets_name_is_a_word' THEN 'the name of a target can''t be ' || osgprod._quoted(p_name)
             ELSE 'the place of a target is env:VARIABLE or file:/PATH, not '
-                || coalesce(quote_literal(left(p_place, 12) || '...'), 'nothing') END
+                || osgprod._quoted(left(p_place, 12) || '...') END
             USING ERRCODE = 'OG108', HINT = 'put the address into that file or variable, since it holds secrets: osgprod notify add --help';
 END
 $fn$;

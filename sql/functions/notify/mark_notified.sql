@@ -7,9 +7,13 @@ AS $fn$
 -- Promise:    a repeated call changes nothing more, and an earlier notification doesn't undo a later one.
 -- Parameters: p_name  of the target;  p_written_by, p_notification_id  as next_notifications returned them; NULL = nothing was
 --             delivered;  p_problem  why not, in one line; NULL = it was
--- Errors:     OG304 unknown target
+-- Errors:     OG304 unknown target; OG108 no transaction has that number, or one of the two numbers is missing
 -- Locks:      the target's row
 BEGIN
+    IF p_written_by IS NOT NULL AND (p_notification_id IS NULL OR p_written_by !~ '^[0-9]{1,19}$') THEN
+        RAISE EXCEPTION 'there is no notification % of transaction %', coalesce(p_notification_id::text, 'NULL'),
+            osgprod._quoted(p_written_by) USING ERRCODE = 'OG108', HINT = 'pass what next_notifications returned';
+    END IF;
     UPDATE notify_targets t
        SET problem = osgprod._label(p_problem, 400),
            sent_at = CASE WHEN p_written_by IS NULL THEN t.sent_at ELSE now() END,

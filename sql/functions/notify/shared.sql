@@ -4,7 +4,7 @@ AS $fn$
 -- Raises the error that a target of notifications is unknown.
 -- Errors:     OG304
 BEGIN
-    RAISE EXCEPTION 'there is no target %', quote_literal(left(p_name, 63)) USING ERRCODE = 'OG304',
+    RAISE EXCEPTION 'there is no target %', osgprod._quoted(p_name) USING ERRCODE = 'OG304',
         HINT = 'osgprod notify list shows the targets';
 END
 $fn$;

@@ -29,7 +29,7 @@ BEGIN
     SELECT f.* INTO v_file FROM loaded_files f JOIN rawdata w ON w.rawdata_id = f.rawdata_id
      WHERE f.project_id = v_project.project_id AND w.path = p_path;
     IF NOT FOUND THEN
-        RAISE EXCEPTION 'file % is not loaded into project %', p_path, p_project USING ERRCODE = 'OG302',
+        RAISE EXCEPTION 'file % is not loaded into project %', coalesce(osgprod._label(p_path, 512), 'NULL'), p_project USING ERRCODE = 'OG302',
             HINT = 'take its slices over first: osgprod import-original';
     END IF;
     PERFORM osgprod._enter_project(v_project.project_id, p_project);

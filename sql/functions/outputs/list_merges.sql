@@ -17,7 +17,7 @@ DECLARE
     v_project_id int := (osgprod._get_project(p_project)).project_id;
 BEGIN
     IF p_state <> ALL (enum_range(NULL::merge_state)::text[] || 'open'::text) THEN
-        RAISE EXCEPTION 'the state of a merge is waiting, ready, leased, done, failed, superseded or open, not %', quote_literal(p_state)
+        RAISE EXCEPTION 'the state of a merge is waiting, ready, leased, done, failed, superseded or open, not %', osgprod._quoted(p_state)
             USING ERRCODE = 'OG108', HINT = 'leave it out for all';
     END IF;
     RETURN QUERY

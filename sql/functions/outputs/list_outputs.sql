@@ -27,7 +27,7 @@ DECLARE
     v_by_run  boolean := osgprod._merges_runs(v_project.project_id);
 BEGIN
     IF NOT coalesce(p_what IN ('merged', 'slices', 'all'), false) THEN
-        RAISE EXCEPTION 'outputs are merged, slices or all, not %', coalesce(quote_literal(p_what), 'NULL')
+        RAISE EXCEPTION 'outputs are merged, slices or all, not %', osgprod._quoted(p_what)
             USING ERRCODE = 'OG108', HINT = 'leave it out for all';
     END IF;
     RETURN QUERY

@@ -72,6 +72,9 @@ BEGIN
         END IF;
     END LOOP;
     PERFORM osgprod._log_operation('lose_outputs', p_project, '{}', v_count) WHERE NOT p_dry_run;
+EXCEPTION WHEN data_exception THEN
+    RAISE EXCEPTION 'p_attempts is not an array of attempts: %', SQLERRM USING ERRCODE = 'OG108',
+        HINT = '[{"cluster": 1, "process": 2, "nstart": 1, "reason": "not there"}]';
 END
 $fn$;
 

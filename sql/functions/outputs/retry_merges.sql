@@ -18,7 +18,7 @@ DECLARE
 BEGIN
     PERFORM osgprod._require_read_committed();
     IF NOT coalesce(p_states <@ ARRAY['failed', 'done'], false) THEN
-        RAISE EXCEPTION 'merges to retry are failed or done, not %', coalesce(p_states::text, 'NULL') USING ERRCODE = 'OG108',
+        RAISE EXCEPTION 'merges to retry are failed or done, not %', osgprod._shortened(p_states::text) USING ERRCODE = 'OG108',
             HINT = 'merges that are leased are requeued when their lease ends';
     END IF;
     PERFORM osgprod._enter_project(v_project.project_id, p_project);

@@ -213,7 +213,7 @@ BEGIN
            = osgprod._folder(replace(p_project.merge_output_url, '{project}', p_project.name));
     IF FOUND THEN
         RAISE EXCEPTION 'merge_output_url % is that of project %, whose merged files would be replaced',
-            quote_literal(p_project.merge_output_url), v_other
+            osgprod._quoted(p_project.merge_output_url), v_other
             USING ERRCODE = 'OG108', HINT = 'put {project} into it, or name another folder';
     END IF;
 END

@@ -27,13 +27,13 @@ BEGIN
     RETURN QUERY DELETE FROM rawdata r WHERE r.path LIKE v_path RETURNING r.path;
     GET DIAGNOSTICS v_count = ROW_COUNT;
     IF v_count = 0 THEN
-        RAISE EXCEPTION 'no raw data file is registered as %', coalesce(p_path, 'nothing') USING ERRCODE = 'OG302',
+        RAISE EXCEPTION 'no raw data file is registered as %', coalesce(osgprod._label(p_path, 512), 'nothing') USING ERRCODE = 'OG302',
             HINT = 'osgprod rawdata list shows the files';
     END IF;
     PERFORM osgprod._log_operation('forget_rawdata', NULL, jsonb_build_object('path', p_path), v_count);
 EXCEPTION
     WHEN foreign_key_violation THEN
-        RAISE EXCEPTION 'raw data files like % are being loaded at this moment', p_path USING ERRCODE = 'OG407',
+        RAISE EXCEPTION 'raw data files like % are being loaded at this moment', osgprod._label(p_path, 512) USING ERRCODE = 'OG407',
             HINT = 'nothing was forgotten; try again when osgprod slices load has ended';
 END
 $fn$;

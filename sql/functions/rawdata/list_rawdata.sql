@@ -22,7 +22,7 @@ BEGIN
              WHERE l.rawdata_id = f.rawdata_id),
            f.registered_at, f.checked_at, f.has_bor, f.evio_version::int, f.prefix, f.locality, f.locality_at
       FROM (SELECT r.* FROM rawdata r
-             WHERE (p_runs IS NULL OR r.run = ANY (p_runs)) AND (p_path IS NULL OR r.path = p_path OR r.path LIKE p_path)
+             WHERE (p_runs IS NULL OR r.run = ANY (p_runs)) AND (p_path IS NULL OR r.path = p_path OR r.path LIKE osgprod._pattern(p_path))
                AND (p_after IS NULL OR (r.run, r.seqno, r.rawdata_id) > (
                     SELECT a.run, a.seqno, a.rawdata_id FROM rawdata a WHERE a.rawdata_id = p_after))
              ORDER BY r.run, r.seqno, r.rawdata_id LIMIT osgprod._limit(p_limit)) f

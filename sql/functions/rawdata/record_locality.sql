@@ -7,7 +7,7 @@ AS $fn$
 -- Promise:    a repeated call changes nothing but the times.
 -- Parameters: p_found  list of {"file_id": N, "locality": L}; L online, nearline, gone, or null = storage can't tell
 -- Returns:    one row: how many files are which; how many are skipped by a project from now on, and how many no longer
--- Errors:     OG108 another locality; OG901 isolation level
+-- Errors:     OG108 another locality, or p_found is not such a list; OG901 isolation level
 -- Locks:      which files are on tape only, alone (advisory: 0, -3): it waits for calls that load files; the files of projects that are skipped or resumed, in order; it waits for each
 DECLARE
     v_project record;
@@ -27,9 +27,12 @@ BEGIN
         files_resumed := files_resumed + v_marked.resumed;
     END LOOP;
     RETURN NEXT;
-EXCEPTION WHEN check_violation THEN
+EXCEPTION WHEN data_exception THEN
+    RAISE EXCEPTION 'what was found is no list of files: %', SQLERRM USING ERRCODE = 'OG108',
+        HINT = '[{"file_id": 1, "locality": "online"}]';
+WHEN check_violation THEN
     RAISE EXCEPTION 'the locality of a file is online, nearline or gone, not %', (
-        SELECT quote_literal(left(n.locality, 63)) FROM jsonb_to_recordset(p_found) AS n (locality text)
+        SELECT osgprod._quoted(n.locality) FROM jsonb_to_recordset(p_found) AS n (locality text)
          WHERE n.locality NOT IN ('online', 'nearline', 'gone') LIMIT 1)
         USING ERRCODE = 'OG108', HINT = 'osgprod rawdata check-online asks storage';
 END

@@ -43,10 +43,11 @@ AS $fn$
 DECLARE
     v_prefix text := CASE WHEN p_prefix <> '' THEN osgprod._checked_prefix(p_prefix) END;
     v_known rawdata;
-    v_lead1 lead := osgprod._lead(p_preamble, greatest(p_first_block, 1),
-                                  osgprod._int8_at(p_block_index, 12 * greatest(p_first_block, 1)));
-    v_lead2 lead := osgprod._lead(p_preamble, 2147483647, NULL);
+    v_lead1 lead;
+    v_lead2 lead;
 BEGIN
+    v_lead1 := osgprod._lead(p_preamble, greatest(p_first_block, 1), osgprod._int8_at(p_block_index, 12 * greatest(p_first_block, 1)));
+    v_lead2 := osgprod._lead(p_preamble, 2147483647, NULL);
     LOOP
         INSERT INTO rawdata (path, run, seqno, size_bytes, nblocks, first_block, byte_order, has_trailer, last_has_bit,
                 trailer, preamble, lead1, lead2, block_index, gaps, has_bor, evio_version, prefix, events)
@@ -113,8 +114,8 @@ BEGIN
     status := 'differs';
     RETURN NEXT;
 EXCEPTION
-    WHEN check_violation OR not_null_violation THEN
-        RAISE EXCEPTION 'raw data file %: %', p_path, SQLERRM USING ERRCODE = 'OG108',
+    WHEN check_violation OR not_null_violation OR data_exception THEN
+        RAISE EXCEPTION 'raw data file %: %', osgprod._label(p_path, 512), SQLERRM USING ERRCODE = 'OG108',
             HINT = 'osgprod rawdata load reads all of this from the file itself';
 END
 $fn$;

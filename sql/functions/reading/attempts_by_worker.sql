@@ -17,7 +17,7 @@ DECLARE
     v_since      timestamptz := osgprod._since(p_hours);  -- once, not for each report
 BEGIN
     IF p_order NOT IN ('failing', 'slow', 'busy') OR p_order IS NULL THEN
-        RAISE EXCEPTION 'the order of workers is failing, slow or busy, not %', coalesce(quote_literal(p_order), 'nothing')
+        RAISE EXCEPTION 'the order of workers is failing, slow or busy, not %', osgprod._quoted(p_order)
             USING ERRCODE = 'OG108', HINT = 'use one of these, or leave p_order out for failing';
     END IF;
     RETURN QUERY

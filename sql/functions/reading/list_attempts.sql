@@ -26,7 +26,7 @@ DECLARE
     v_found      reports[];
 BEGIN
     IF p_outcome <> ALL (enum_range(NULL::outcome)::text[]) THEN
-        RAISE EXCEPTION 'an outcome is done, failed, node-fault, lost or superseded, not %', quote_literal(p_outcome)
+        RAISE EXCEPTION 'an outcome is done, failed, node-fault, lost or superseded, not %', osgprod._quoted(p_outcome)
             USING ERRCODE = 'OG108', HINT = 'leave it out for all';
     END IF;
     -- Look back in steps, no further than needed for p_limit rows.

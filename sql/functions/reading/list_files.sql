@@ -25,7 +25,7 @@ DECLARE
     v_project_id int := (osgprod._get_project(p_project)).project_id;
 BEGIN
     IF p_state NOT IN ('pending', 'in_progress', 'allocated', 'complete', 'open', 'suspended') THEN
-        RAISE EXCEPTION 'the state of a file is pending, in_progress, allocated, complete, open or suspended, not %', quote_literal(p_state)
+        RAISE EXCEPTION 'the state of a file is pending, in_progress, allocated, complete, open or suspended, not %', osgprod._quoted(p_state)
             USING ERRCODE = 'OG108', HINT = 'leave it out for all';
     END IF;
     RETURN QUERY
@@ -37,7 +37,7 @@ BEGIN
       FROM (SELECT l.*, w.path, w.size_bytes, w.has_bor, w.locality FROM loaded_files l JOIN rawdata w ON w.rawdata_id = l.rawdata_id
              WHERE l.project_id = v_project_id
                AND (p_runs IS NULL OR l.run = ANY (p_runs))
-               AND (p_path IS NULL OR w.path = p_path OR w.path LIKE p_path)
+               AND (p_path IS NULL OR w.path = p_path OR w.path LIKE osgprod._pattern(p_path))
                AND (p_file_id IS NULL OR l.rawdata_id = p_file_id)
                AND CASE p_state WHEN 'open' THEN l.state IN ('in_progress', 'allocated')
                    WHEN 'suspended' THEN l.suspended_at IS NOT NULL

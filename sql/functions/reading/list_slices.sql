@@ -24,7 +24,7 @@ DECLARE
     v_project_id int := (osgprod._get_project(p_project)).project_id;
 BEGIN
     IF p_state NOT IN ('leased', 'done', 'ready', 'quarantined') THEN
-        RAISE EXCEPTION 'the state of a slice is leased, done, ready or quarantined, not %', quote_literal(p_state)
+        RAISE EXCEPTION 'the state of a slice is leased, done, ready or quarantined, not %', osgprod._quoted(p_state)
             USING ERRCODE = 'OG108', HINT = 'leave it out for all';
     END IF;
     RETURN QUERY
@@ -45,7 +45,7 @@ BEGIN
                     ELSE f.state <> 'pending' END
            AND (p_state IS NULL OR s.state = p_state::slice_state)
            AND (p_runs IS NULL OR f.run = ANY (p_runs))
-           AND (p_path IS NULL OR w.path = p_path OR w.path LIKE p_path)
+           AND (p_path IS NULL OR w.path = p_path OR w.path LIKE osgprod._pattern(p_path))
            AND (p_file_id IS NULL OR f.rawdata_id = p_file_id)
          ORDER BY f.run, f.seqno, f.rawdata_id, s.block1
          LIMIT osgprod._limit(p_limit)) f

@@ -18,7 +18,7 @@ DECLARE
     v_found      reports[];
 BEGIN
     IF p_by IS NULL OR p_by NOT IN ('all', 'site', 'workscript') THEN
-        RAISE EXCEPTION 'resources are listed by all, site or workscript, not %', coalesce(quote_literal(p_by), 'nothing')
+        RAISE EXCEPTION 'resources are listed by all, site or workscript, not %', osgprod._quoted(p_by)
             USING ERRCODE = 'OG108', HINT = 'leave it out for one row';
     END IF;
     FOREACH v_since IN ARRAY osgprod._steps_back(p_hours) LOOP

@@ -123,7 +123,7 @@ BEGIN
     PERFORM osgprod._log_operation('import_file', p_project, '{}', 1);
     RETURN NEXT;
 EXCEPTION WHEN data_exception OR integrity_constraint_violation THEN
-    RAISE EXCEPTION 'slices of file %: %', p_path, SQLERRM USING ERRCODE = 'OG108',
+    RAISE EXCEPTION 'slices of file %: %', osgprod._label(p_path, 512), osgprod._shortened(SQLERRM) USING ERRCODE = 'OG108',
         HINT = 'docs/moving.md lists what the import takes over';
 END
 $fn$;

@@ -25,7 +25,7 @@ BEGIN
         RAISE EXCEPTION 'process % is given without its cluster', p_process USING ERRCODE = 'OG108',
             HINT = 'add the cluster: osgprod reclaim PROJECT --cluster N --process M';
     ELSIF p_schedd IS NOT NULL AND p_cluster IS NULL THEN
-        RAISE EXCEPTION 'access point % is given without a cluster', quote_literal(p_schedd) USING ERRCODE = 'OG108',
+        RAISE EXCEPTION 'access point % is given without a cluster', osgprod._quoted(p_schedd) USING ERRCODE = 'OG108',
             HINT = 'name the cluster whose jobs are gone';
     END IF;
     FOR v_project IN

@@ -35,7 +35,7 @@ DECLARE
 BEGIN
     PERFORM osgprod._require_read_committed();
     IF NOT coalesce(p_states <@ ARRAY['quarantined', 'failed', 'done'], false) THEN
-        RAISE EXCEPTION 'states to recycle are quarantined, failed and done, not %', coalesce(p_states::text, 'NULL')
+        RAISE EXCEPTION 'states to recycle are quarantined, failed and done, not %', osgprod._shortened(p_states::text)
             USING ERRCODE = 'OG108', HINT = 'leased slices are requeued by themselves when their lease expires';
     END IF;
     PERFORM osgprod._enter_project(v_project_id, p_project);
@@ -99,5 +99,12 @@ AS $fn$
     -- The LIKE pattern of what a call that undoes something means: the file of that path and no other, even where the path
     -- looks like a pattern; a pattern only where no file has that name.
     SELECT CASE WHEN EXISTS (SELECT FROM osgprod_data.rawdata w WHERE w.path = p_path)
-                THEN regexp_replace(p_path, '([\\%_])', '\\\1', 'g') ELSE p_path END
+                THEN regexp_replace(p_path, '([\\%_])', '\\\1', 'g') ELSE osgprod._pattern(p_path) END
+$fn$;
+
+CREATE FUNCTION osgprod._pattern(p_text text)
+RETURNS text LANGUAGE sql IMMUTABLE
+AS $fn$
+    -- A LIKE pattern; a single escape character at its end, which LIKE refuses, means that character.
+    SELECT p_text || CASE WHEN p_text ~ '(^|[^\\])(\\\\)*\\$' THEN '\' ELSE '' END
 $fn$;
