@@ -41,6 +41,40 @@ def test_every_public_function_tells_parameters_returns_and_errors() -> None:
             assert code[:3] in header, f"{name} raises {code}"
 
 
+# Raised only of a project that does not exist, by functions that have just read its row.
+NEVER_RAISED = {("diagnose", "OG301"), ("note_health", "OG301"), ("add_project", "OG301")}
+
+
+def test_header_names_what_a_public_function_returns_raises_and_locks_with_all_that_it_calls() -> None:
+    texts = sources()
+    bodies = {name: re.sub("--[^\n]*", "", text.partition("$fn$\n")[2]) for name, text in texts.items()}
+
+    def reach(name: str, seen: set[str]) -> set[str]:
+        if name not in seen:
+            seen.add(name)
+            for called in set(re.findall(r"osgprod\.(\w+)\s*\(", bodies[name])) & set(texts):
+                reach(called, seen)
+        return seen
+
+    of_jobs = {
+        path.stem for path in function_files() if path.parent.name == "jobs"
+    }  # docs/design.md lists their errors
+    for name, text in texts.items():
+        if name.startswith("_") or name in of_jobs:
+            continue
+        head, _, rest = text.partition("$fn$\n")
+        header = "\n".join(line for line in rest.splitlines() if line.lstrip().startswith("--"))
+        reached = [bodies[other] for other in reach(name, set())]
+        for code in set(re.findall(r"'(OG\d{3})'", " ".join(reached))):
+            assert code in header or (name, code) in NEVER_RAISED, f"{name} can raise {code}"
+        assert "Errors:" in header, name
+        assert "Returns:" in header or "RETURNS void" in head, name
+        if "VOLATILE" in head and re.search(
+            "FOR (NO KEY )?UPDATE|FOR SHARE|UPDATE [a-z]|INSERT INTO|DELETE", " ".join(reached)
+        ):
+            assert "Locks:" in header, name
+
+
 def test_each_public_function_is_in_the_file_of_its_name() -> None:
     """Private helpers stand beside their only caller, or in shared.sql of the folder."""
     for path in function_files():

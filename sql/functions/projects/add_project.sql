@@ -18,7 +18,9 @@ AS $fn$
 --             p_maxblockspercore  blocks of a slice for each core of the job [1 .. 1000000]
 --             p_magic             the shared secret of its jobs; NULL = nobody may work until set_magic
 -- Returns:    project_id
--- Errors:     OG404 the name is taken; OG106 bad subnet pattern; OG108 another bad value, also a prefix that no job can read
+-- Errors:     OG404 the name is taken; OG106 bad subnet pattern; OG108 another bad value, also a prefix that no job can read; OG109 bad
+--             magic
+-- Locks:      none but the name: a call with the same one waits for this transaction
 DECLARE
     v_project_id int;
     v_rule       text;

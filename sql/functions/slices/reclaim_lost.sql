@@ -13,7 +13,7 @@ AS $fn$
 --             p_process  only this one of them [0 .. 2147483647]; NULL = all of the cluster
 --             p_schedd   only jobs of this access point, as they name it; NULL = of all: they may have the same numbers
 -- Returns:    a row for each project in which slices were reclaimed: how many
--- Errors:     OG301 unknown project; OG108 a process or an access point without a cluster
+-- Errors:     OG301 unknown project; OG108 a process or an access point without a cluster; OG901 isolation level
 -- Locks:      see _requeue_project
 -- Source:     docs/design.md I4
 DECLARE

@@ -6,6 +6,7 @@ AS $fn$
 -- Promise:    a repeated call changes nothing.
 -- Returns:    one row: alive, the time [UTC offset of the session]; version, the name of the newest migration, which a
 --             program compares with its own
+-- Errors:     none
 -- Source:     yoyo's register of migrations
 BEGIN
     RETURN QUERY SELECT now(), max(m.migration_id::text COLLATE "C") FROM osgprod_data._yoyo_migration m;
