@@ -226,13 +226,7 @@ def _meant(worker: str | None, site: str | None) -> str:
 @project_argument
 @click.argument("worker", required=False)
 @site_option
-@click.option(
-    "--seconds",
-    type=click.IntRange(1, 315360000),
-    default=3600,
-    show_default=True,
-    help="How long from now on [s].",
-)
+@click.option("--seconds", default=3600, show_default=True, help="How long from now on [s]; 0 = unban.")
 @click.option("--reason", help="Is shown in the list of banned workers.")
 @dry
 def workers_ban(
@@ -244,8 +238,21 @@ def workers_ban(
     """
     name = _meant(worker, site)
     rows = change("ban_worker", dry_run, project=project, worker=name, seconds=seconds, reason=reason)
-    click.echo(f"{name} {'would be' if dry_run else 'is'} banned until {cell(rows[0]['ban_worker'])}")
+    until = rows[0]["ban_worker"]
+    if seconds == 0:
+        _say_unbanned(name, until is not None, dry_run)
+    else:
+        click.echo(f"{name} {'would be' if dry_run else 'is'} banned until {cell(until)}")
     _warn_of_unknown(project, worker, site)
+
+
+def _say_unbanned(name: str, was_banned: bool, dry_run: bool) -> None:
+    if was_banned:
+        click.echo(f"{name} {'would be' if dry_run else 'is'} no longer banned")
+    else:
+        click.echo(
+            f"{name} was not banned; its failures until now {'would ' * dry_run}count against it no longer"
+        )
 
 
 def _warn_of_unknown(project: str, worker: str | None, site: str | None) -> None:
@@ -275,13 +282,10 @@ def workers_unban(project: str, worker: str | None, site: str | None, dry_run: b
     """
     name = _meant(worker, site)
     rows = change("ban_worker", dry_run, project=project, worker=name, seconds=0, reason="unbanned")
-    if rows[0]["ban_worker"] is None:
-        click.echo(
-            f"{name} was not banned; its failures until now {'would ' * dry_run}count against it no longer"
-        )
+    was_banned = rows[0]["ban_worker"] is not None
+    _say_unbanned(name, was_banned, dry_run)
+    if not was_banned:
         _warn_of_unknown(project, worker, site)
-    else:
-        click.echo(f"{name} {'would be' if dry_run else 'is'} no longer banned")
 
 
 @workers.command("stop")
