@@ -457,10 +457,12 @@ CONTENTS = """# The functions, by task
 
 <!-- Written by docs/generate_sql.py from the files beside it: change a COMMENT or CHAPTERS there, then `make docs`. -->
 
+A question? [CONTRIBUTING.md](../../CONTRIBUTING.md#where-is-what), "Where is what", names the function that answers it.
+
 A public function is in the file of its name. Private helpers (`_name`) are in the file of their only caller; those with
 several callers in a file of their name, or in `shared.sql` of the folder. The last table lists them.
-[CALLS.md](CALLS.md) shows which function calls which, for each
-request of a job. `types.sql` is loaded first, `grants.sql`, which has the rights of each role, last.
+[CALLS.md](CALLS.md) shows which function calls which, for each request of a job. `types.sql` is loaded first,
+`grants.sql`, which has the rights of each role, last.
 
 People edit these files. [CONTRIBUTING.md](../../CONTRIBUTING.md) says how a database gets them, and how one function
 or all of them are rolled back. [docs/sql.md](../../docs/sql.md) has parameters, errors and examples,
@@ -499,12 +501,17 @@ def contents(folder: Path = SQL_FOLDER / "functions") -> str:
     for title, names in (*CHAPTERS, *([others] if others[1] else [])):
         lines = [f"| [`{name}`]({found[name][0]}) | {found[name][1]} |" for name in names]
         parts.append("\n".join([f"## {title}", "", "| function | what it does |", "|---|---|", *lines]))
-    helpers: dict[str, list[str]] = {}
-    for name, (file, _) in _sources(folder).items():
-        if name.startswith("_"):
-            helpers.setdefault(file, []).append(f"`{name}`")
-    lines = [f"| [{file}]({file}) | {', '.join(names)} |" for file, names in sorted(helpers.items())]
-    parts.append("\n".join(["## Private helpers", "", "| file | helpers in it |", "|---|---|", *lines]))
+    helpers = sorted(
+        (file, name, _sentence(text))
+        for name, (file, text) in _sources(folder).items()
+        if name.startswith("_")
+    )
+    lines = [f"| [`{name}`]({file}) | {file} | {sentence} |" for file, name, sentence in helpers]
+    parts.append(
+        "\n".join(
+            ["## Private helpers, by file", "", "| helper | file | what it does |", "|---|---|---|", *lines]
+        )
+    )
     return "\n\n".join(parts) + "\n"
 
 
@@ -530,13 +537,17 @@ def calls(folder: Path = SQL_FOLDER / "functions") -> str:
 def _tree(sources: dict[str, tuple[str, str]], name: str, depth: int, seen: set[str]) -> Iterator[str]:
     seen.add(name)
     file, text = sources[name]
+    yield f"{'  ' * depth}- [`{name}`]({file}): {_sentence(text)}"
     body = text.partition("$fn$")[2]
-    head = _header(body).partition("\n")[0]
-    sentence = re.split(r"(?<=[^ .][.?])\s", head, maxsplit=1)[0]
-    yield f"{'  ' * depth}- [`{name}`]({file}): {_escaped(sentence)}"
     for called in re.findall(r"osgprod\.(\w+)\(", re.sub(r"--[^\n]*", "", body)):
         if called in sources and called not in seen:
             yield from _tree(sources, called, depth + 1, seen)
+
+
+def _sentence(text: str) -> str:
+    """Returns the first sentence of a function's header."""
+    head = _header(text.partition("$fn$")[2]).partition("\n")[0]
+    return _escaped(re.split(r"(?<=[^ .][.?])\s", head, maxsplit=1)[0]).replace("|", r"\|")
 
 
 def main() -> None:

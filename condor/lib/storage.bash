@@ -6,8 +6,8 @@ readonly LOOKS=4 # how often storage is asked for a file that it has just taken,
 storage_error="" # what the last command for storage said
 
 # Each kind of storage (url_kind) has four functions: send_KIND FILE URL; stored_KIND URL prints the size of the stored
-# file and, if the storage reports it, its adler32, a line each; move_KIND URL URL renames; remove_KIND URL. Any other
-# output is the error.
+# file and, if the storage reports it, its adler32, a line each; move_KIND URL URL renames; remove_KIND URL. When one fails,
+# its output is the error message.
 send_http() {
   call_http "$2" -T "$1"
 }

@@ -8,6 +8,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from shim.version import SQL_FOLDER
 from tests.support import CHECKOUT
 
 # The words that documents, messages and code use; each of them one way only.
@@ -25,7 +26,7 @@ def rows() -> list[list[str]]:
     return [
         [cell.strip() for cell in line.strip("| ").split(" | ")]
         for line in lines
-        if line.startswith("|") and not line.startswith(("|-", "| term |", "| of |"))
+        if line.startswith("|") and not line.startswith(("|-", "| term |", "| of |", "| level |"))
     ]
 
 
@@ -60,3 +61,13 @@ def test_each_row_of_the_glossary_explains_its_term_in_whole_sentences() -> None
 def test_no_term_is_explained_twice() -> None:
     found = [tuple(row[:-1]) for row in rows()]
     assert sorted(set(found)) == sorted(found)
+
+
+def test_glossary_has_each_finding_of_health_with_its_level() -> None:
+    source = (SQL_FOLDER / "functions" / "reading" / "health.sql").read_text()
+    found = set(re.findall(r"\('(bad|attention|well)', '([a-z-]+)',", source)) | {("well", "healthy")}
+    listed = {
+        (row[0], finding.strip()) for row in rows() if row[0] in {"bad", "attention", "well"}
+        for finding in row[1].split(",")
+    }  # fmt: skip
+    assert listed == found and len(found) > 20

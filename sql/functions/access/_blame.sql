@@ -258,7 +258,8 @@ CREATE FUNCTION osgprod._act(
     p_project osgprod_data.projects, p_failure osgprod_data.recent_failures, p_cause osgprod.cause)
 RETURNS boolean LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Acts on a cause: a pause, a suspension or a ban; and clears slices, workers and files of what it did to them.
+-- Acts on a cause: a pause, a suspension or a ban. Then it takes back what the cause did: failures counted against slices and
+-- workers, automatic bans, and suspensions of files.
 -- Parameters: p_project  the project's row;  p_failure  the newest failure;  p_cause  the cause to blame
 -- Returns:    false when another session has the row that this needs, or has acted already
 -- Locks:      see _pause_project, _suspend_file, _ban, _resume_file and _clear_failures

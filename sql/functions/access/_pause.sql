@@ -134,7 +134,7 @@ CREATE FUNCTION osgprod._begin_test(p_project osgprod_data.projects, p_digest te
 RETURNS osgprod_data.projects LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Begins the test by the first jobs, since a job is about to get a work script of a content that no job had. The first
--- content that is known begins none: a new project has its test anyway, another one is under way.
+-- content that is noted begins none: a new project is in its test already, and one from before contents were noted has proven itself.
 -- Parameters: p_project  the project's row;  p_digest  of the script: 16 digits
 -- Returns:    the project's row, with the test as it is now. While another session has the row: as if the test had begun, so
 --             that this job waits for it if it has to; the next job begins it then

@@ -107,7 +107,7 @@ BEGIN
             END IF;
             IF v_file.rawdata_id IS NOT NULL THEN
                 -- I1: it begins where the file's last slice ends, read while the file's row is locked, in a statement that
-                -- began after that. It updates no row that a later one of these claims reads, so that a snapshot held by
+                -- began after that. It updates no row that later claims read, so that a snapshot held by
                 -- pg_dump does not slow them.
                 INSERT INTO osgprod_data.slices (project_id, rawdata_id, block1, block2, follows, run, seqno, cluster, process,
                        nstart, opened_at, due_at)

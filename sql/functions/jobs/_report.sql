@@ -221,7 +221,8 @@ CREATE FUNCTION osgprod._settle_attempt(
     p_call osgprod.report_call, p_may_wait boolean)
 RETURNS osgprod_data.outcome LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Settles the slice of a reported attempt where the report is not simply the success of the slice's holder.
+-- Settles the slice of a reported attempt: of a failure, and of a success that comes late or from a backup. (A success of the
+-- slice's holder, the usual case, _report has settled itself.)
 -- Parameters: p_project  the project's row;  p_attempt  the attempt;  p_outcome  done, failed or node-fault, as judged
 --             p_worker  see _worker;  p_call  the report;  p_may_wait  for the file
 -- Returns:    the outcome; superseded when the attempt no longer counts; NULL = its file is busy, nothing is changed

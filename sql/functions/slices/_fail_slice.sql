@@ -3,12 +3,13 @@ CREATE FUNCTION osgprod._fail_slice(
     p_exit_code int, p_may_wait boolean, p_is_excused boolean DEFAULT false)
 RETURNS boolean LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Requeues a leased slice after a failure, a node fault or a loss: ready, split, or quarantined; or because its job is gone:
--- ready, and nothing is counted.
+-- Decides what becomes of a leased slice that failed, had a node fault or was lost: it is requeued, split, or quarantined. A
+-- slice whose job is gone (superseded) is requeued, and nothing is counted.
 -- Promise:    failures counts failures of the data. A fault (of the node, or a loss) counts there only beyond
 --             max_faults, and only each fourth time when it is on the same worker as the one before: a block that kills
 --             its process is isolated in the end as well, a bad node alone isolates nothing for long. A slice is split at
---             max_failures; with max_backups, and when nothing is unallocated any more, at its first failure.
+--             max_failures, or quarantined if it is one block; with max_backups, and when nothing is unallocated any more, it
+--             is split at its first failure. Below that limit its backup attempt, if it has one, becomes its holder instead.
 -- Parameters: p_project  the project's row;  p_slice  the slice, locked;  p_outcome  failed, node-fault, lost or superseded
 --             p_worker   on whom;  p_exit_code  as reported; NULL = lost, stopped by the server, or gone;  p_may_wait  for the file
 --             p_is_excused  something else is to blame (_blame): nothing is counted. It backs off only while the project has
@@ -39,7 +40,7 @@ BEGIN
         END IF;
         p_slice.failures := 0;  -- each half starts with counts of 0; faults stay: the suspicion is of the whole slice
     ELSIF v_is_at_limit THEN
-        v_not_before := NULL;
+        v_not_before := NULL;  -- never: it is quarantined
         PERFORM osgprod._notify(p_slice.project_id, 'block-quarantined', jsonb_build_object('block', p_slice.block1,
             'path', (SELECT w.path FROM osgprod_data.rawdata w WHERE w.rawdata_id = p_slice.rawdata_id)));
     END IF;
