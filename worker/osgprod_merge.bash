@@ -1388,6 +1388,7 @@ fetch_inputs() {
     split ' ' "$line"
     url="${fields[0]:-}" bytes="${fields[1]:-}" adler="${fields[2]:-}" block1="${fields[3]:-}" block2="${fields[4]:-}"
     [[ "${#fields[@]}" == 5 && "$block2" =~ ^[0-9]+$ && "$block1" =~ ^[0-9]+$ ]] || misconfigured "the server gave an input that this script does not know: $line"
+    [[ "$url" != - ]] || misconfigured "no URL is known of the output of blocks $block1,$block2: set output_home of the project, or recycle the slice"
     kind="$(url_kind "$url")" || misconfigured "the input $(shown_url "$url") has no scheme that this script knows: $URL_SCHEMES"
     url="$(input_url "$url")"
     log "input $n of ${#osgprod_inputs[@]}: $(shown_url "$url")"

@@ -543,6 +543,14 @@ def test_storage_that_is_away_blames_no_input(merge: Merge, status: int) -> None
     assert (code, merge.reported("bad_inputs")) == (NODE_FAULT, None), log
 
 
+def test_input_without_a_url_is_a_setting_of_the_project_that_is_missing(merge: Merge) -> None:
+    merge.inputs[0] = f"- {merge.inputs[0].split(' ', 1)[1]}"
+    code, log = merge.run()
+    assert (code, merge.reported("bad_inputs")) == (MISCONFIGURED, None), log
+    said = merge.reported("misconfigured") or ""
+    assert "no URL is known of the output of blocks " in said and "output_home" in said, log
+
+
 @pytest.mark.parametrize("scheme", ["root", "pelican"])
 def test_node_without_a_storage_client_blames_no_input(merge: Merge, scheme: str) -> None:
     words = (
