@@ -33,6 +33,7 @@ import uproot
 from shim.evio.writer import BEGIN_OF_RUN, PHYSICS, bank, block, file_of_records, record, write_file
 from tests.support import CHECKOUT, PATIENCE_S, real_files, wait_until
 from tests.worker.conftest import kill
+from tests.worker.fetching import trusting
 from tests.worker.site import Site
 
 SCRIPT = CHECKOUT / "worker" / "osgprod_merge.bash"
@@ -136,7 +137,7 @@ class Merge:
     environment: dict[str, str] = field(default_factory=dict)
     table: str = ""
     kinds: tuple[str, ...] = tuple(NAMES)
-    place: str = ""  # URL of the folder that has the folder merged/
+    is_on_disk: bool = False  # do the merged files go to this node?
 
     def __post_init__(self) -> None:
         programs = self.folder / "programs"
@@ -151,7 +152,6 @@ class Merge:
             "OSGPROD_BACKOFF_MS": "1",
             "OSGPROD_TRIES": "3",
         }
-        self.place = self.site.url
         self.variables = {
             "osgprod_task": "merge",
             "osgprod_run": "1234",
@@ -178,6 +178,11 @@ class Merge:
         self.kinds = kinds
         self.table = "\n".join(LINES[kind] for kind in kinds)
 
+    @property
+    def place(self) -> str:
+        """URL of the folder that has the folder merged/."""
+        return f"file://{self.folder}" if self.is_on_disk else self.site.url
+
     def on_disk(self) -> None:
         """Inputs and merged files on this node, for a promise that is not about transfers.
 
@@ -188,7 +193,7 @@ class Merge:
 
     def to_disk(self) -> None:
         """Merged files on this node."""
-        self.place = f"file://{self.folder}"
+        self.is_on_disk = True
         self.variables["osgprod_merge_output_url"] = f"{self.place}/merged/{{kind}}"
 
     def local(self) -> None:
@@ -394,7 +399,7 @@ def foreign(merge: Merge, certificate: Path) -> Iterator[Site]:
         merge.inputs = [line.replace(merge.site.url, site.url) for line in merge.inputs]
         merge.site = storage
         merge.variables["osgprod_merge_output_url"] = f"{storage.url}/merged/{{kind}}"
-        merge.environment |= {"X509_CERT_DIR": str(certificate), "BEARER_TOKEN": "secret"}
+        merge.environment |= {**trusting(certificate), "BEARER_TOKEN": "secret"}
         merge.only("job_info")
         yield site
 
