@@ -90,7 +90,7 @@ size_of() {
 # can't be removed stays, and so does what is in a file system that the work has mounted there: storage, for example.
 # Argument: absolute path
 remove_tree() {
-  if ! is_mount_point "$1"; then
+  if ! is_mount_point "$1" && ! find "$1" -xdev -delete 2>/dev/null && [[ -e "$1" ]]; then
     make_writable "$1"
     find "$1" -xdev -delete 2>/dev/null || true
   fi
@@ -472,11 +472,15 @@ find_header() {
 
 # --- checksums ---------------------------------------------------------------------------------------------------
 
+readonly SMALL_BYTES=16384 # a file up to here awk has summed up before the other programs have started
+
 # Prints the checksum that storage systems know, as 8 hexadecimal digits, from the first program here that works.
 # Argument: file
 adler32() {
-  local how sum
-  for how in adler32_of_xrootd adler32_of_python adler32_of_awk; do
+  local how sum bytes first=""
+  bytes="$(size_of "$1" 2>/dev/null)" || return 1
+  ((bytes > SMALL_BYTES)) || first=adler32_of_awk
+  for how in $first adler32_of_xrootd adler32_of_python adler32_of_awk; do
     sum="$("$how" "$1" 2>/dev/null)" && sum="${sum%% *}" && [[ "$sum" =~ ^[0-9a-f]{8}$ ]] || continue
     printf '%s\n' "$sum"
     return 0
@@ -534,15 +538,16 @@ run() {
   return "$status"
 }
 
-# The same for a command whose output is needed. Sets captured to what it printed, up to a NUL; no disk is needed.
+# The same for a command whose output is needed. Sets captured to what it printed, without NULs; no disk is needed.
 capture() {
-  local status=0
+  local status=0 text
   set -m
   "$@" >"$pipe" &
   child_group=$!
   set +m
   captured=""
-  IFS= read -r -d '' captured <"$pipe" || true
+  while IFS= read -r -d '' text; do captured+="$text"; done <"$pipe"
+  captured+="$text"
   wait "$child_group" || status=$?
   child_group=""
   return "$status"
@@ -575,11 +580,11 @@ make_scratch() {
   exec 8<>"$scratch/peaks" # look leaves a line there for measure: a file would take room on the disk
 }
 
-# Can this node's disk take another 64 KiB? Outputs that were written to a full disk may be cut.
+# Can this node's disk take another 64 KiB? Outputs that were written to a full disk may be cut. Leaves an empty file.
 disk_has_room() {
   local status=0
-  { head -c 65536 /dev/zero >"$scratch/probe"; } 2>/dev/null || status=1
-  rm -f "$scratch/probe"
+  (printf '%65536s' '' >"$scratch/probe") 2>/dev/null || status=1 # a subshell, which a limit on the size of files may kill
+  { : >"$scratch/probe"; } 2>/dev/null || true
   return "$status"
 }
 
@@ -694,7 +699,7 @@ send_request() {
     done
     [[ -z "$file" ]] || curl_option output "$file"
   } | "${CURL[@]}" ${http_version:+"$http_version"} --max-time 120 -H 'Expect:' -K - -D - \
-    "${OSGPROD_URL%/}/$route" 2>&1 | head -c 65536 | tr -d '\000' || code=$?
+    "${OSGPROD_URL%/}/$route" 2>&1 | head -c 65536 || code=$?
   printf x
   return "$code"
 }
@@ -712,7 +717,7 @@ request() {
   learn_from "$code"
   [[ -z "$file" ]] || ((code != 23)) || is_cut_here=true
   read_answer "$route" "$code" "${captured%x}"
-  [[ -z "$file" || "$http_status" == 000 ]] || in_one_line "$(said "$file")"
+  [[ -z "$file" || "$http_status" == 000 || "$answer" == assigned ]] || in_one_line "$(said "$file")"
 }
 
 # Asks until there is an answer that counts and isn't "later". Returns 1 when there is none after TRIES attempts, or when this
@@ -862,7 +867,7 @@ run_work() {
   wait "$work_group" || work_status=$?
   end_group "$work_group" # the processes that it left in the background
   # The heartbeats go on until the report: delivery may take longer than the lease.
-  touch "$scratch/delivering" 2>/dev/null || stop_heartbeats
+  { : >"$scratch/delivering"; } 2>/dev/null || stop_heartbeats
   work_group=""
   children_ticks
   read_report "$own/report.txt"
@@ -964,7 +969,7 @@ folder_bytes() {
 # Arguments: seconds between heartbeats, 0 = none, folder for credentials or nothing, seconds before the first [the same]
 start_heartbeats() {
   (($1 > 0)) || return 0
-  [[ -z "$2" ]] || touch "$2/sends-heartbeats" 2>/dev/null || true
+  [[ -z "$2" ]] || { : >"$2/sends-heartbeats"; } 2>/dev/null || true
   send_heartbeats "$1" "$2" "${3:-$1}" &
   heartbeat_pid=$!
 }
@@ -1058,7 +1063,8 @@ public_text() {
 read_report() {
   local line name
   reported=() reported_inputs=""
-  while IFS= read -r line || [[ -n "$line" ]]; do
+  [[ -f "$1" && -r "$1" ]] || return 0
+  while IFS= read -r line || [[ -n "$line" ]]; do # without its NULs
     name="${line%%=*}"
     [[ "$name" != "$line" ]] || continue
     case "$name" in
@@ -1067,7 +1073,7 @@ read_report() {
       reported["$name"]="${line#*=}"
       ;;
     esac
-  done < <(tr -d '\000' 2>/dev/null <"$1")
+  done <"$1"
 }
 
 # Prints the end of the work's log for the report of a failure, at most 4000 bytes, without the secrets of this job: also without
@@ -1984,6 +1990,7 @@ main() {
   while ((slices_done < SLICES)); do
     attempt "${3:-1}" # another code than 0 ends this script
     [[ "$answer" == "done" ]] || break
+    ((slices_done < SLICES)) || break # cleanup removes what is left of the last slice
     forget_attempt
   done
 }

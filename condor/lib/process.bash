@@ -29,15 +29,16 @@ run() {
   return "$status"
 }
 
-# The same for a command whose output is needed. Sets captured to what it printed, up to a NUL; no disk is needed.
+# The same for a command whose output is needed. Sets captured to what it printed, without NULs; no disk is needed.
 capture() {
-  local status=0
+  local status=0 text
   set -m
   "$@" >"$pipe" &
   child_group=$!
   set +m
   captured=""
-  IFS= read -r -d '' captured <"$pipe" || true
+  while IFS= read -r -d '' text; do captured+="$text"; done <"$pipe"
+  captured+="$text"
   wait "$child_group" || status=$?
   child_group=""
   return "$status"
@@ -70,11 +71,11 @@ make_scratch() {
   exec 8<>"$scratch/peaks" # look leaves a line there for measure: a file would take room on the disk
 }
 
-# Can this node's disk take another 64 KiB? Outputs that were written to a full disk may be cut.
+# Can this node's disk take another 64 KiB? Outputs that were written to a full disk may be cut. Leaves an empty file.
 disk_has_room() {
   local status=0
-  { head -c 65536 /dev/zero >"$scratch/probe"; } 2>/dev/null || status=1
-  rm -f "$scratch/probe"
+  (printf '%65536s' '' >"$scratch/probe") 2>/dev/null || status=1 # a subshell, which a limit on the size of files may kill
+  { : >"$scratch/probe"; } 2>/dev/null || true
   return "$status"
 }
 

@@ -83,7 +83,7 @@ send_request() {
     done
     [[ -z "$file" ]] || curl_option output "$file"
   } | "${CURL[@]}" ${http_version:+"$http_version"} --max-time 120 -H 'Expect:' -K - -D - \
-    "${OSGPROD_URL%/}/$route" 2>&1 | head -c 65536 | tr -d '\000' || code=$?
+    "${OSGPROD_URL%/}/$route" 2>&1 | head -c 65536 || code=$?
   printf x
   return "$code"
 }
@@ -101,7 +101,7 @@ request() {
   learn_from "$code"
   [[ -z "$file" ]] || ((code != 23)) || is_cut_here=true
   read_answer "$route" "$code" "${captured%x}"
-  [[ -z "$file" || "$http_status" == 000 ]] || in_one_line "$(said "$file")"
+  [[ -z "$file" || "$http_status" == 000 || "$answer" == assigned ]] || in_one_line "$(said "$file")"
 }
 
 # Asks until there is an answer that counts and isn't "later". Returns 1 when there is none after TRIES attempts, or when this

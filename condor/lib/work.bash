@@ -69,7 +69,7 @@ run_work() {
   wait "$work_group" || work_status=$?
   end_group "$work_group" # the processes that it left in the background
   # The heartbeats go on until the report: delivery may take longer than the lease.
-  touch "$scratch/delivering" 2>/dev/null || stop_heartbeats
+  { : >"$scratch/delivering"; } 2>/dev/null || stop_heartbeats
   work_group=""
   children_ticks
   read_report "$own/report.txt"
@@ -171,7 +171,7 @@ folder_bytes() {
 # Arguments: seconds between heartbeats, 0 = none, folder for credentials or nothing, seconds before the first [the same]
 start_heartbeats() {
   (($1 > 0)) || return 0
-  [[ -z "$2" ]] || touch "$2/sends-heartbeats" 2>/dev/null || true
+  [[ -z "$2" ]] || { : >"$2/sends-heartbeats"; } 2>/dev/null || true
   send_heartbeats "$1" "$2" "${3:-$1}" &
   heartbeat_pid=$!
 }
@@ -265,7 +265,8 @@ public_text() {
 read_report() {
   local line name
   reported=() reported_inputs=""
-  while IFS= read -r line || [[ -n "$line" ]]; do
+  [[ -f "$1" && -r "$1" ]] || return 0
+  while IFS= read -r line || [[ -n "$line" ]]; do # without its NULs
     name="${line%%=*}"
     [[ "$name" != "$line" ]] || continue
     case "$name" in
@@ -274,7 +275,7 @@ read_report() {
       reported["$name"]="${line#*=}"
       ;;
     esac
-  done < <(tr -d '\000' 2>/dev/null <"$1")
+  done <"$1"
 }
 
 # Prints the end of the work's log for the report of a failure, at most 4000 bytes, without the secrets of this job: also without

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import time
+import zlib
 from pathlib import Path
 
 import pytest
@@ -302,11 +304,27 @@ def test_checksums_are_numbers(one: str, other: str, same: bool) -> None:
     assert (bash('same_adler32 "$@"', one, other).returncode == 0) == same
 
 
-@pytest.mark.parametrize("how", ["adler32", "adler32_of_python", "adler32_of_awk"])
-def test_checksum_is_that_of_the_present_content(folder: Path, how: str) -> None:
+@pytest.mark.parametrize("count", [1, 10_000])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "adler32",
+        pytest.param(
+            "adler32_of_xrootd",
+            marks=pytest.mark.skipif(not shutil.which("xrdadler32"), reason="no XRootD here"),
+        ),
+        "adler32_of_python",
+        "adler32_of_awk",
+    ],
+)
+def test_checksum_is_that_of_the_present_content(folder: Path, how: str, count: int) -> None:
     """Of a file, xrdadler32 prints what it has noted there, also when the file has changed in the same second."""
-    path, changed = folder / "file", "".join(f'printf {text} >"$1"; {how} "$1"; ' for text in ("abc", "xyz"))
-    assert bash(changed, str(path)).stdout.split() == ["024d0127", "02d7016c"]
+    texts = [text * count for text in ("abc", "xyz")]
+    for name, text in zip("ab", texts, strict=True):
+        (folder / name).write_text(text)
+    changed = "".join(f'cp "${n}" "$3"; {how} "$3"; ' for n in (1, 2))
+    lines = bash(changed, *[str(folder / name) for name in ("a", "b", "changed")]).stdout.splitlines()
+    assert [line.split()[0] for line in lines] == [f"{zlib.adler32(text.encode()):08x}" for text in texts]
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ size_of() {
 # can't be removed stays, and so does what is in a file system that the work has mounted there: storage, for example.
 # Argument: absolute path
 remove_tree() {
-  if ! is_mount_point "$1"; then
+  if ! is_mount_point "$1" && ! find "$1" -xdev -delete 2>/dev/null && [[ -e "$1" ]]; then
     make_writable "$1"
     find "$1" -xdev -delete 2>/dev/null || true
   fi

@@ -42,10 +42,13 @@ shown_url() {
   printf '%s' "$url"
 }
 
-# Appends the bytes that a hexadecimal text stands for. Arguments: text, file
+# Appends the bytes that a hexadecimal text stands for. Arguments: text, at most a few 1000 digits; file
 append_hex() {
-  # shellcheck disable=SC2059  # the escapes are the point; the text is hexadecimal digits
-  { printf "$(printf '%s' "$1" | sed 's/../\\x&/g')" >>"$2"; } 2>/dev/null
+  local escaped="" at
+  for ((at = 0; at < ${#1}; at += 2)); do
+    escaped+="\\x${1:at:2}"
+  done
+  { printf '%b' "$escaped" >>"$2"; } 2>/dev/null
 }
 
 # Each kind of source (url_kind), but pelican (see read_place), has a function read_KIND URL OFFSET LENGTH that prints the
