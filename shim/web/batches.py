@@ -73,8 +73,9 @@ class Batches:
     def __init__(self, pool: AsyncConnectionPool[database.ShimConnection], size: int) -> None:
         self._pool, self._size = pool, size
         self._waiting: list[_Call] = []
-        self._running: dict[asyncio.Task[None], tuple[float, int]] = {}  # since when; how many calls
-        self._is_called = False
+        self._running: dict[int, tuple[float, int]] = {}  # batches: since when; how many calls
+        self._lanes: set[asyncio.Task[None]] = set()
+        self._is_starting = False  # a lane, which takes all calls that come until it begins
         self._replaced_at = float("-inf")
         self._alarm: asyncio.Handle | None = None  # while calls wait, whether or not anything else happens
 
@@ -103,33 +104,61 @@ class Batches:
         loop = asyncio.get_running_loop()
         call = _Call(function, arguments, loop.create_future(), loop.time())
         self._waiting.append(call)
-        if not self._is_called:  # a moment later: then all that came in this turn of the loop is there
-            self._is_called = True
-            loop.call_soon(self._start)
+        self._start()
         return await call.answer
 
     def _start(self) -> None:
-        """Starts what can be started."""
-        self._is_called = False
-        now = asyncio.get_running_loop().time()
-        wait_s = database.CONNECTION_WAIT_S
-        while self._waiting and now - self._waiting[0].came_at > wait_s:
-            _fail(self._waiting.pop(0), PoolTimeout(f"no connection within {wait_s} s"))
-        while self._waiting and (room := self._room(now)):
-            first = self._waiting[0]
-            alike = [call for call in self._waiting if call.function == first.function and not call.is_alone]
-            batch = [first] if first.is_alone else alike[:room]
-            taken = set(batch)
-            self._waiting = [call for call in self._waiting if call not in taken]
-            task = asyncio.create_task(self._run(batch))
-            self._running[task] = now, len(batch)
-            task.add_done_callback(self._end)
-        if self._waiting and self._alarm is None:
-            self._alarm = asyncio.get_running_loop().call_later(STALLED_S, self._ring)
+        """Start a lane for the calls that wait if there is room for one; else look again later."""
+        if self._is_starting or not self._waiting:
+            return
+        loop = asyncio.get_running_loop()
+        if self._room(loop.time()):
+            self._is_starting = True
+            task = loop.create_task(self._lane())
+            self._lanes.add(task)  # the loop itself may forget it
+            task.add_done_callback(self._lanes.discard)
+        elif self._alarm is None:
+            self._alarm = loop.call_later(STALLED_S, self._ring)
 
     def _ring(self) -> None:
         self._alarm = None
+        self._end_old_calls()
         self._start()
+
+    async def _lane(self) -> None:
+        """Make one batch after the other, until no call waits.
+
+        It begins a moment after the call that started it, when all that came in this turn of the loop is there. The
+        next batch goes before the answers of the last one, so that the server is at work while they are sent.
+        """
+        self._is_starting = False
+        while batch := self._next_batch():
+            self._running[id(batch)] = asyncio.get_running_loop().time(), len(batch)
+            self._start()  # another one
+            try:
+                await self._run(batch)
+            finally:
+                del self._running[id(batch)]
+        self._start()
+
+    def _next_batch(self) -> list[_Call]:
+        """Take the calls of the next batch; none when no call waits, or no lane is free."""
+        self._end_old_calls()
+        room = self._room(asyncio.get_running_loop().time())
+        if not self._waiting or not room:
+            return []
+        first = self._waiting[0]
+        alike = [call for call in self._waiting if call.function == first.function and not call.is_alone]
+        batch = [first] if first.is_alone else alike[:room]
+        taken = set(batch)
+        self._waiting = [call for call in self._waiting if call not in taken]
+        return batch
+
+    def _end_old_calls(self) -> None:
+        wait_s = database.CONNECTION_WAIT_S
+        too_old = asyncio.get_running_loop().time() - wait_s
+        while self._waiting and self._waiting[0].came_at < too_old:
+            _fail(self._waiting.pop(0), PoolTimeout(f"no connection within {wait_s} s"))
 
     def _room(self, now: float) -> int:
         """How many calls the next batch may have; 0 when no lane is free.
@@ -143,11 +172,6 @@ class Batches:
             return 0
         share = -(-(len(self._waiting) + sum(moving)) // lanes)
         return min(max(share, LEAST), MOST)
-
-    def _end(self, task: asyncio.Task[None]) -> None:
-        del self._running[task]
-        if self._waiting:
-            self._start()
 
     async def _run(self, batch: list[_Call]) -> None:
         for number, call in enumerate(batch):
@@ -180,7 +204,7 @@ class Batches:
         """
         for call in calls:
             call.is_alone = True
-        self._waiting += calls  # _end starts them
+        self._waiting += calls  # the lane goes on with them
 
     async def _ask(self, batch: list[_Call]) -> list[dict[str, Any]]:
         # Plain calls in place of the pool's and the cursor's context managers, which cost a tenth of a request.
