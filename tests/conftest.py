@@ -12,16 +12,14 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import psycopg
 import pytest
-from pytest_postgresql import factories
 
 from shim.database import call
-from shim.local.embedded import NOT_DURABLE, SUPERUSER, Server
-from shim.migrate import migrate
+from shim.local.embedded import NOT_DURABLE, Server
+from tests import prepared
 from tests.databases import Databases
 from tests.support import CHECKOUT, LiveShim, Run, World, run_osgprod, server_folder
 
@@ -37,6 +35,23 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        prepared.begin()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if not hasattr(session.config, "workerinput"):
+        prepared.end()
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """What -m leaves out as a whole is not even imported."""
+    is_left_out = f"not {collection_path.name}" in config.getoption("markexpr")
+    return True if is_left_out and collection_path.parent == CHECKOUT / "tests" else None
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection(session: pytest.Session) -> None:
     """In a new checkout, let each worker of a whole run compile another part of the tests for all of them."""
@@ -44,7 +59,9 @@ def pytest_collection(session: pytest.Session) -> None:
     if worker is None or session.config.args != session.config.getini("testpaths"):
         return
     files = sorted(
-        path for path in CHECKOUT.glob("tests/*/test_*.py") if path.parent.name not in collect_ignore
+        path
+        for path in CHECKOUT.glob("tests/*/test_*.py")
+        if not pytest_ignore_collect(path.parent, session.config) and path.parent.name not in collect_ignore
     )
     first = len(files) * int(worker["workerid"].removeprefix("gw")) // worker["workercount"]
     for path in files[first:] + files[:first]:
@@ -55,6 +72,7 @@ def pytest_collection(session: pytest.Session) -> None:
 @pytest.fixture(scope="session")
 def our_server() -> Iterator[Server]:
     folder = server_folder("test")
+    prepared.put_data(folder)
     server = Server(folder, {**NOT_DURABLE, "max_connections": "200"})
     server.start()
     yield server
@@ -63,29 +81,8 @@ def our_server() -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
-def address(our_server: Server) -> SimpleNamespace:
-    """Where pytest-postgresql finds our server."""
-    return SimpleNamespace(
-        host=our_server.dsn.split()[0].removeprefix("host="),
-        port=5432,
-        user=SUPERUSER,
-        password="",
-        options="",
-        maintenance_dbname="postgres",
-        template_dbname=None,
-    )
-
-
-def load_schema(*, host: str, port: int, user: str, dbname: str, **_: object) -> None:
-    migrate(f"host={host} port={port} user={user} dbname={dbname}", say=lambda line: None)
-
-
-template = factories.postgresql_noproc(dbname="migrated", load=[load_schema], depends_on="address")
-
-
-@pytest.fixture(scope="session")
-def databases(our_server: Server, template: Any) -> Iterator[Databases]:
-    databases = Databases(our_server.dsn, template.template_dbname)
+def databases(our_server: Server) -> Iterator[Databases]:
+    databases = Databases(our_server.dsn, prepared.MIGRATED)
     yield databases
     databases.close()
 

@@ -28,7 +28,7 @@ class Databases:
     dsn
         Of a superuser of the server.
     migrated
-        Name of the migrated database on it, which pytest-postgresql has made.
+        Name of the migrated database on it.
     """
 
     def __init__(self, dsn: str, migrated: str) -> None:

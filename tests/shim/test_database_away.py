@@ -17,7 +17,7 @@ import pytest
 
 from shim.database import call, connect
 from shim.local.embedded import NOT_DURABLE, Server
-from shim.migrate import migrate
+from tests import prepared
 from tests.support import PATIENCE_S, LiveShim, World, server_folder
 
 
@@ -110,10 +110,11 @@ def two_servers() -> Iterator[tuple[Server, Server]]:
     folder = server_folder("two")
     folder.chmod(0o755)
     servers = [Server(folder / name, {**NOT_DURABLE, "max_connections": "30"}) for name in ("old", "new")]
+    for name in ("old", "new"):
+        prepared.put_data(folder / name)
     try:
         for server in servers:
             server.start()
-            migrate(server.dsn, say=lambda line: None)
             with connect(server.dsn) as db:
                 World(db, server.dsn).with_project("p").add_file(100)
         yield servers[0], servers[1]

@@ -20,7 +20,7 @@ from shim import replica as reading
 from shim.cli import doctor
 from shim.database import call, connect
 from shim.local.embedded import NOT_DURABLE, Server, server_uid
-from shim.migrate import migrate
+from tests import prepared
 from tests.shim.test_database_away import Wire
 from tests.support import LiveShim, World, run_osgprod, server_folder, wait_until
 
@@ -86,9 +86,9 @@ def primary() -> Iterator[Server]:
     folder = server_folder("primary")
     folder.chmod(0o777)
     server = Server(folder / "primary", SETTINGS)
+    prepared.put_data(folder / "primary")
     try:
         server.start()
-        migrate(server.dsn, say=lambda line: None)
         with connect(server.dsn) as db:
             World(db, server.dsn).with_project("p").add_file(10)
         yield server

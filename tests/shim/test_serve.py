@@ -22,7 +22,8 @@ import pytest
 from shim.cli.serving import _listen_at, _remove_socket
 from shim.errors import OperatorError
 from shim.local import embedded
-from tests.support import CHECKOUT
+from tests import prepared
+from tests.support import CHECKOUT, server_folder
 
 EXAMPLE = "workscript.bash?project=demo&cluster=0&process=0&magic=my+magic;"
 LIMIT_S = 120
@@ -101,6 +102,16 @@ def serving(folder: Path, *arguments: str) -> Iterator[Serve]:
             server.end(signal.SIGINT)
 
 
+@pytest.fixture
+def begun() -> Iterator[Path]:
+    """A folder whose server has its data: migrated, without the demo."""
+    folder = server_folder("serve")
+    folder.chmod(0o755)
+    prepared.put_data(folder / "data")
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def test_serves_at_once_seeds_the_demo_and_keeps_its_data(folder: Path) -> None:
     with serving(folder) as server:
         assert "making the project demo with three small EVIO files" in server.said
@@ -134,7 +145,8 @@ def test_serves_at_once_seeds_the_demo_and_keeps_its_data(folder: Path) -> None:
     assert programs_of(folder) == []
 
 
-def test_second_server_on_the_same_data_and_a_port_that_is_taken_are_one_line_each(folder: Path) -> None:
+def test_second_server_on_the_same_data_and_a_port_that_is_taken_are_one_line_each(begun: Path) -> None:
+    folder = begun
     with serving(folder):
         second = Serve(folder)
         assert second.end(signal.SIGTERM) == 1
@@ -171,7 +183,8 @@ def test_place_that_cannot_be_served_at_is_one_line_with_a_hint(
     assert lines[1].startswith("hint: ")
 
 
-def test_unix_socket_is_served_and_one_that_is_there_already_is_refused(folder: Path) -> None:
+def test_unix_socket_is_served_and_one_that_is_there_already_is_refused(begun: Path) -> None:
+    folder = begun
     path = folder / "socket"
     with serving(folder, "--uds", str(path)) as server:
         assert server.said[-1].startswith(f"serving {path}")
@@ -220,7 +233,8 @@ def test_serving_without_its_database_says_so_and_goes_on(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", ["2"])
-def test_several_processes_serve_one_port_and_all_end(folder: Path, workers: str) -> None:
+def test_several_processes_serve_one_port_and_all_end(begun: Path, workers: str) -> None:
+    folder = begun
     with serving(folder, "--workers", workers) as server:
         end = time.monotonic() + LIMIT_S
         while time.monotonic() < end:

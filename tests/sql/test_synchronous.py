@@ -16,7 +16,7 @@ from psycopg.types.json import Json
 
 from shim.database import connect
 from shim.local.embedded import NOT_DURABLE, Server
-from shim.migrate import migrate
+from tests import prepared
 from tests.support import PATIENCE_S, LiveShim, World, server_folder
 
 JOB = {"n": 0, "project": "p", "cluster": 1, "process": 0, "cpus": 1, "magic": "m", "client": "127.0.0.1"}
@@ -71,9 +71,9 @@ def primary() -> Iterator[Primary]:
     folder = server_folder("sync")
     folder.chmod(0o755)
     server = Server(folder / "server", {**NOT_DURABLE, "synchronous_commit": "on", "max_connections": "30"})
+    prepared.put_data(folder / "server")
     try:
         server.start()
-        migrate(server.dsn, say=lambda line: None)
         with connect(server.dsn) as db:
             World(db, server.dsn).with_project("p", token_required=True, max_starts_per_min=100).add_file(20)
         yield Primary(server)

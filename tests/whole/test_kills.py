@@ -16,7 +16,7 @@ import pytest
 
 from shim.database import call, connect
 from shim.local.embedded import Server
-from shim.migrate import migrate
+from tests import prepared
 from tests.support import LiveShim, World, server_folder
 from tests.whole.traffic import MortalShim, Traffic, losing_answers
 
@@ -103,9 +103,9 @@ def durable() -> Iterator[tuple[Server, World]]:
     """A separate server whose commits survive a crash, with the project "p"."""
     folder = server_folder("test")
     server = Server(folder, {"max_connections": "40", "autovacuum_naptime": "1"})
+    prepared.put_data(folder)
     server.start()
     try:
-        migrate(server.dsn, say=lambda line: None)
         with connect(server.dsn) as db:
             yield server, World(db, server.dsn).with_project("p")
     finally:

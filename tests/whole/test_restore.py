@@ -18,7 +18,7 @@ import pytest
 
 from shim.database import call, connect
 from shim.local.embedded import Server, server_uid
-from shim.migrate import migrate
+from tests import prepared
 from tests.support import CHECKOUT, PATIENCE_S, World, server_folder
 
 RECIPES = dict(
@@ -130,9 +130,9 @@ def test_a_mistake_is_undone_by_going_back_to_the_moment_before(backup: Path) ->
         "max_connections": "20",
     }
     server = Server(backup / "server", settings)
+    prepared.put_data(backup / "server")
     server.start()
     try:
-        migrate(server.dsn, say=lambda line: None)
         with connect(server.dsn) as db:
             world = World(db, server.dsn).with_project("p")
             world.add_file(5)

@@ -26,9 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy
 import pytest
-import uproot
 
 from shim.evio.writer import BEGIN_OF_RUN, PHYSICS, bank, block, file_of_records, record, write_file
 from tests.support import CHECKOUT, PATIENCE_S, real_files, wait_until
@@ -62,6 +60,9 @@ LINES = {
 @functools.cache
 def root_file(first: int, count: int) -> bytes:
     with tempfile.TemporaryDirectory(prefix="osgprod-") as folder:
+        import numpy  # they take long to import, in each worker that collects this file
+        import uproot
+
         path = Path(folder) / "t.root"
         with uproot.recreate(path) as file:
             file.mktree("events", {"number": "int32"})
@@ -306,6 +307,8 @@ def check_evio(content: bytes) -> None:
 
 
 def check_root(content: bytes) -> None:
+    import uproot
+
     with uproot.open(io.BytesIO(content)) as file:
         assert file["events"]["number"].array(library="np").tolist() == list(range(80))
         assert file["folder/h"].to_numpy()[0].sum() == 80
