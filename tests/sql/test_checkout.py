@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import psycopg
 import pytest
 
@@ -83,8 +85,16 @@ def test_32_clients_get_201_blocks_each_once_and_none_is_sent_away(world: World)
 
 def test_same_job_on_8_connections_at_once_gets_one_slice(world: World) -> None:
     world.add_file(200)
-    for process in range(15):
-        answers = world.at_once(8, lambda n, db, process=process: world.checkout(process, db=db))
+    barrier = threading.Barrier(8)
+
+    def ask(n: int, db: psycopg.Connection) -> list[dict]:
+        answers = []
+        for process in range(15):
+            barrier.wait()
+            answers.append(world.checkout(process, db=db))
+        return answers
+
+    for answers in zip(*world.at_once(8, ask), strict=True):
         assert len({answer["block1"] for answer in answers}) == 1
         assert sorted(answer["nstarts"] for answer in answers) == list(range(1, 9))
     assert world.progress()["blocks_leased"] == 15

@@ -111,14 +111,15 @@ CLAIMS = {"iss": "https://issuer.example.org", "aud": "ANY", "scope": "work", "e
         ({"bearer_issuer": CLAIMS["iss"], "bearer_scope": "work"}, CLAIMS),
     ],
 )
+@pytest.mark.parametrize("examples", [25, pytest.param(60, marks=pytest.mark.slow)])
 def test_any_calls_made_together_do_what_they_do_one_after_the_other(
-    world: World, more: dict[str, object], bearer: dict[str, object] | None
+    world: World, more: dict[str, object], bearer: dict[str, object] | None, examples: int
 ) -> None:
     world.add_file(9, run=1, project=None)
     world.add_file(6, run=2, project=None)
 
     @settings(
-        max_examples=60,
+        max_examples=examples,
         deadline=None,
         derandomize=True,
         suppress_health_check=list(HealthCheck),
