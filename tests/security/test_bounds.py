@@ -146,7 +146,7 @@ def test_wrong_setting_ends_the_start_with_one_line_and_a_hint(name: str, value:
         [sys.executable, "-m", "shim", "serve", "--port", "0"],
         cwd=CHECKOUT, env={"PATH": "/usr/bin:/bin", name: value}, capture_output=True, text=True, timeout=PATIENCE_S,
     )  # fmt: skip
-    assert done.returncode == 1, done
+    assert done.returncode == 2, done
     lines = done.stderr.splitlines()
     assert len(lines) == 2 and name in lines[0] and lines[1].startswith("hint: "), done.stderr
 

@@ -274,7 +274,7 @@ def test_dry_run_of_slices_load_foretells_what_the_files_will_take(
     world.db.execute("UPDATE osgprod_data.reports SET ran_s = 3600, nblocks = 10")
     assert foretold("--runs", "2")["core_hours"] == pytest.approx(7 * 4 / 10)
     for cores in ("0", "9999"):
-        assert run("slices", "load", "p", "--dry-run", "--cores", cores).exit_code == 1
+        assert run("slices", "load", "p", "--dry-run", "--cores", cores).exit_code == 2
 
 
 def test_paused_project_needs_the_one_job_that_tries_again(world: World) -> None:
