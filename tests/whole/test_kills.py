@@ -90,7 +90,7 @@ def test_backends_killed_again_and_again(
 ) -> None:
     nblocks = 40 * times
     world.add_file(nblocks)
-    with Traffic(shim.port, chance) as traffic:
+    with Traffic(shim.port, chance, internal_errors=2) as traffic:
         for _ in mid_traffic(traffic, nblocks, chance, times):
             while not (active := world.db.execute(ACTIVE).fetchall()):
                 assert traffic.is_running
