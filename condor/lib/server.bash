@@ -155,7 +155,7 @@ checkout() {
     retry_s="$((10#$retry_s))"
     if ((SECONDS + retry_s > deadline)); then
       ((MAX_WAIT_S > 0)) || return 0
-      log "all work is leased; the next try would come after OSGPROD_MAX_WAIT_S=$MAX_WAIT_S s, so this job ends"
+      log "no work can be assigned yet; the next try would come after OSGPROD_MAX_WAIT_S=$MAX_WAIT_S s, so this job ends"
       return "$EXIT_LATER"
     fi
     pause "$retry_s.$((RANDOM % 10))"
