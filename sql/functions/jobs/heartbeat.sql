@@ -20,11 +20,12 @@ AS $fn$
 --             p_cluster, p_process  HTCondor's identity of the job [0 .. 2147483647];  p_token  the attempt's token
 --             p_bytes  bytes fetched so far;  p_cpu_s  CPU seconds used so far; NULL = not reported
 --             p_job_key  see _is_token: needed only where no token is sent
--- Returns:    one row. http_status 200: status alive, lease_s [s] from now; 409: status superseded (another holds the
---             slice, or it is done) or wedged (no progress for the project's wedged_s): stop the work; 403: refused
+-- Returns:    one row. http_status 200: status alive, lease_s [s] from now; 409: stop the work; status superseded (the
+--             attempt no longer has its slice or merge) or wedged (no progress for the project's wedged_s); 403: refused
 -- Errors:     OG101-OG103 bad parameter; OG2xx not allowed; OG301 unknown project; OG303 job without attempt;
 --             OG502 an operator has the project alone; OG901 isolation level
--- Locks:      the job, the slice, then the file's row when a wedged one is split
+-- Locks:      the job, and the project, shared; its slice or merge; the file's row when a wedged slice is split. Then, tried: the
+--             project's row and the file's, when a slice that has arrived ends a pause or a suspension
 -- Source:     docs/design.md "A slice's life", I3
 DECLARE
     v_answer osgprod.report_answer;

@@ -8,7 +8,7 @@ AS $fn$
 --             p_magic      the new secret [1 .. 1024 characters, no control characters; line ends behind it don't count]
 --             p_overlap_s  how long the former magic stays valid [s; 0 .. 31536000]
 -- Returns:    true; false = it is the project's magic already, and nothing is changed
--- Errors:     OG301 unknown project; OG109 magic empty, too long, or the overlap out of range
+-- Errors:     OG301 unknown project; OG109 magic empty, too long or with a control character, or the overlap out of range
 -- Locks:      the project's row
 DECLARE
     v_project osgprod_data.projects := osgprod._get_project(p_project);

@@ -5,7 +5,7 @@ LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_d
 AS $fn$
 -- Returns what the blocks of each project amount to: running jobs, events, bytes, core hours.
 -- Parameters: p_project  project name; NULL = all projects
--- Returns:    a row a project. running: leased slices, of merges too; events in the files, NULL = a file's are not counted;
+-- Returns:    a row a project. running: leased slices and merges; events in the files, NULL = a file's are not counted;
 --             bytes: sizes of the files [bytes]; events_done and bytes_done: of a complete file all but the share of its
 --             quarantined blocks, of a file in flight the share of its done blocks; core hours [h]: blocks done, and blocks
 --             left, at the median time that recent attempts took for a block on one core, NULL = not measured; is_idle:

@@ -7,7 +7,7 @@ AS $fn$
 -- seconds. Each call requeues, so that a call that is stuck keeps nothing from being requeued; all else is done by one at a
 -- time.
 -- Promise:    a repeated call does no harm. Work goes on without it, but nothing is requeued by itself.
--- Returns:    a row for each project in which slices were lost
+-- Returns:    a row for each project in which slices or merges were lost: how many
 -- Errors:     OG901 isolation level. An error in one project's housekeeping is a warning, and ends only that
 -- Locks:      advisory (0, 0); see _requeue_project, _end_backoffs and _settle_files; projects SKIP LOCKED: nothing here waits
 DECLARE

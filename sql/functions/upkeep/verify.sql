@@ -10,7 +10,7 @@ AS $fn$
 -- Parameters: p_project  project name;  p_deep  recount from the history too: is each done slice proven, and once?
 -- Returns:    a row for each fault found; none = all is well
 -- Errors:     OG301 unknown project
--- Source:     docs/design.md I1-I6
+-- Source:     docs/design.md I1-I8
 DECLARE
     v_project_id int := (osgprod._get_project(p_project)).project_id;
 BEGIN
