@@ -35,7 +35,8 @@ BEGIN
                               p_call.bearer, p_wait_ms IS NULL),
         osgprod._why_not_now(v_project, p_call.cpus, p_call.client, p_call.host, p_call.site, p_call.job_key));
     IF v_problem IS NOT NULL THEN
-        RETURN osgprod._unassigned(v_problem);
+        RETURN osgprod._unassigned(osgprod._worded(v_problem, v_project, p_call.project, p_call.cluster, p_call.process,
+            p_call.client, p_call.bearer, p_call.cpus));
     ELSIF p_call.workscript <> v_project.workscript THEN
         RETURN osgprod._unassigned(NULL, NULL, 'template', 'slice', v_project.workscript);
     ELSIF v_project.merge_by <> 'none' THEN
@@ -191,17 +192,16 @@ RETURNS text[] LANGUAGE sql STABLE
 AS $fn$
     -- Says why an accepted job gets no work at this moment; inlined, see _why_rejected.
     -- Parameters: p_project  the project's row;  the others see checkout_slice
-    -- Returns:    code, message and hint; NULL = nothing is against it
+    -- Returns:    code, message and hint, as _worded takes them; NULL = nothing is against it
     SELECT CASE
         WHEN (p_cpus BETWEEN 1 AND 4096) IS NOT TRUE
-        THEN ARRAY['OG104', 'parameter cpus must be a number from 1 to 4096, not ' || coalesce(p_cpus::text, 'nothing'),
+        THEN ARRAY['OG104', 'parameter cpus must be a number from 1 to 4096, not {number}',
                    'pass the cores that the job has, or leave cpus out for 1']
         WHEN octet_length(p_job_key) > 256
         THEN ARRAY['OG110', 'parameter job_key is longer than 256 bytes',
                    'the submit file draws a random number for each job: condor/osgprod.sub']
         WHEN p_project.state = 'paused' AND p_project.pause_cause IS NULL
-        THEN ARRAY['OG501', format('project %s is paused', p_project.name),
-                   format('osgprod project resume %s assigns work again', p_project.name)]
+        THEN ARRAY['OG501', 'project {project} is paused', 'osgprod project resume {project} assigns work again']
         WHEN p_project.banned_until > now()  -- some worker is
         THEN osgprod._banned(p_project, p_client, p_host, p_site) END
 $fn$;

@@ -19,7 +19,8 @@ BEGIN
     v_problem := osgprod._why_rejected(v_project, p_call.project, p_call.cluster, p_call.process, p_call.magic, p_call.client,
                                        p_call.bearer, p_may_wait);
     IF v_problem IS NOT NULL THEN
-        RETURN osgprod._report_error(v_problem);
+        RETURN osgprod._report_error(osgprod._worded(v_problem, v_project, p_call.project, p_call.cluster, p_call.process,
+            p_call.client, p_call.bearer));
     END IF;
     SELECT a.* INTO v_attempt FROM osgprod._attempt_of(v_project.project_id, v_project.token_required, p_call.cluster,
                                                        p_call.process, p_call.token, p_call.client,

@@ -25,10 +25,11 @@ BEGIN
         osgprod._why_rejected(v_project, p_call.project, p_call.cluster, p_call.process, p_call.magic, p_call.client,
                               p_call.bearer, p_may_wait),
         CASE WHEN (p_call.exitcode BETWEEN 0 AND 255) IS NOT TRUE
-             THEN ARRAY['OG105', 'parameter exitcode must be a number from 0 to 255, not '
-                 || coalesce(p_call.exitcode::text, 'nothing'), 'pass the exit code of the work script'] END);
+             THEN ARRAY['OG105', 'parameter exitcode must be a number from 0 to 255, not {number}',
+                        'pass the exit code of the work script'] END);
     IF v_problem IS NOT NULL THEN
-        RETURN osgprod._report_error(v_problem);
+        RETURN osgprod._report_error(osgprod._worded(v_problem, v_project, p_call.project, p_call.cluster, p_call.process,
+            p_call.client, p_call.bearer, p_call.exitcode));
     END IF;
     SELECT a.* INTO v_attempt FROM osgprod._attempt_of(v_project.project_id, v_project.token_required, p_call.cluster,
                                                        p_call.process, p_call.token, p_call.client,

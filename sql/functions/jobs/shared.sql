@@ -35,7 +35,8 @@ CREATE FUNCTION osgprod._why_rejected(
 RETURNS text[] LANGUAGE sql VOLATILE
 AS $fn$
     -- Says why a call of a job is rejected, or locks the job: until the end of the transaction nothing else happens to it. Its
-    -- callers inline it (no FROM, no SET), so that all these rules start as one expression.
+    -- callers inline it (no FROM, no SET), so that all these rules start as one expression; texts are constants in it, which cost
+    -- nothing, and _worded fills the values of the call into them.
     -- Promise:    answers the same to every wrong magic. A batch waits for no job: the caller makes a
     --             call whose job is busy again, alone.
     -- Parameters: p_project   the project's row, NULLs when there is none;  p_name  the project as the caller names it
@@ -44,42 +45,41 @@ AS $fn$
     --             p_client    the caller's address, v4-mapped ones as IPv4; NULL = not known, and so not inside
     --             p_bearer    claims of a bearer token whose signature the shim has verified; NULL = none
     --             p_may_wait  for the job's lock
-    -- Returns:    code, message and hint; NULL = it may go on
+    -- Returns:    code, message and hint, as _worded takes them; NULL = it may go on
     -- Locks:      the job, always the first one of a call: see _lock_job. Then the project, shared (advisory: project_id, -1),
     --             tried
     SELECT CASE
         WHEN p_project.project_id IS NULL AND coalesce(p_name, '') = ''
         THEN ARRAY['OG101', 'parameter project is missing', 'add project=NAME to the request']
         WHEN p_project.project_id IS NULL
-        THEN ARRAY['OG301', 'parameter project: there is no project ' || quote_literal(osgprod._label(p_name, 63)),
-                   'osgprod project list shows the projects']
+        THEN ARRAY['OG301', 'parameter project: there is no project {name}', 'osgprod project list shows the projects']
         WHEN p_client IS NULL
         THEN ARRAY['OG207', 'the address of the client is not known',
                    'behind a proxy on a unix socket: OSGPROD_TRUSTED_PROXIES=unix, and the proxy sends X-Forwarded-For']
         WHEN NOT osgprod._is_inside(p_project.subnets, p_project.subnet_pattern, p_client)
-        THEN ARRAY['OG201', format('address %s is outside the subnets of project %s', host(p_client), p_project.name),
+        THEN ARRAY['OG201', 'address {client} is outside the subnets of project {project}',
                    'osgprod project set PROJECT subnet_pattern=... changes which addresses may ask']
         WHEN p_bearer IS NOT NULL AND osgprod._wrong_claim(p_project, p_bearer) IS NOT NULL
-        THEN ARRAY['OG206', format('bearer token is not accepted by project %s: %s', p_project.name,
-                       osgprod._wrong_claim(p_project, p_bearer)),
+        THEN ARRAY['OG206', 'bearer token is not accepted by project {project}: {claim}',
                    'ask the operator which issuer, audience and scope are right']
         WHEN p_bearer IS NULL AND p_project.magic_digest IS NULL
-        THEN ARRAY['OG203', format('project %s has no magic yet, so nobody can work for it', p_project.name),
+        THEN ARRAY['OG203', 'project {project} has no magic yet, so nobody can work for it',
                    'osgprod project set-magic gives it one']
         WHEN p_bearer IS NULL AND NOT osgprod._is_magic(p_project.magic_salt, p_project.magic_digest,
             p_project.old_magic_digest, p_project.old_magic_until, p_magic)
         THEN ARRAY['OG202', 'parameter magic is wrong or missing',
                    'ask the operator for the magic of this project; in a URL a + in it is written %2B']
         WHEN (p_cluster BETWEEN 0 AND 2147483647) IS NOT TRUE
-        THEN ARRAY['OG102', 'parameter cluster must be a number from 0 to 2147483647, not '
-                       || coalesce(p_cluster::text, 'nothing'), 'pass HTCondor''s $(Cluster)']
+        THEN ARRAY['OG102', 'parameter cluster must be a number from 0 to 2147483647, not {cluster}',
+                   'pass HTCondor''s $(Cluster)']
         WHEN (p_process BETWEEN 0 AND 2147483647) IS NOT TRUE
-        THEN ARRAY['OG103', 'parameter process must be a number from 0 to 2147483647, not '
-                       || coalesce(p_process::text, 'nothing'), 'pass HTCondor''s $(Process)']
+        THEN ARRAY['OG103', 'parameter process must be a number from 0 to 2147483647, not {process}',
+                   'pass HTCondor''s $(Process)']
         WHEN NOT osgprod._lock_job(p_project.project_id, p_cluster, p_process, p_may_wait)
-        THEN osgprod._is_busy(format('job %s.%s', p_cluster, p_process))
+        THEN osgprod._is_busy('job {cluster}.{process}')
         WHEN NOT pg_try_advisory_xact_lock_shared(p_project.project_id, -1)
-        THEN ARRAY['OG502', format('an operator resets, unloads or removes files of project %s', p_project.name), 'try again later'] END
+        THEN ARRAY['OG502', 'an operator resets, unloads or removes files of project {project}',
+                   'try again later'] END
 $fn$;
 
 CREATE FUNCTION osgprod._lock_job(p_project_id int, p_cluster bigint, p_process bigint, p_may_wait boolean)
@@ -98,6 +98,29 @@ RETURNS bigint LANGUAGE sql IMMUTABLE
 AS $fn$
     -- The number of a job's lock.
     SELECT (p_cluster << 32 | p_process) # (p_project_id::bigint << 48)
+$fn$;
+
+CREATE FUNCTION osgprod._worded(
+    p_problem text[], p_project osgprod_data.projects, p_name text, p_cluster bigint, p_process bigint, p_client inet,
+    p_bearer jsonb, p_number bigint DEFAULT NULL)
+RETURNS text[] LANGUAGE plpgsql STABLE
+AS $fn$
+-- Fills the values of a rejected call into the texts of its problem.
+-- Parameters: p_problem  code, message and hint, with {project}, {client}, {claim}, {cluster}, {process}, {number}, {name} for
+--             values;  p_number  the cores or the exit code of the call;  the others see _why_rejected
+-- Returns:    code, message and hint
+DECLARE
+    v_value text[];
+BEGIN
+    FOREACH v_value SLICE 1 IN ARRAY ARRAY[
+        ['{project}', p_project.name], ['{client}', host(p_client)], ['{claim}', osgprod._wrong_claim(p_project, p_bearer)],
+        ['{cluster}', p_cluster::text], ['{process}', p_process::text], ['{number}', p_number::text],
+        ['{name}', quote_literal(osgprod._label(p_name, 63))]] LOOP
+        p_problem[2] := replace(p_problem[2], v_value[1], coalesce(v_value[2], 'nothing'));
+        p_problem[3] := replace(p_problem[3], v_value[1], coalesce(v_value[2], 'nothing'));
+    END LOOP;
+    RETURN p_problem;
+END
 $fn$;
 
 CREATE FUNCTION osgprod._is_busy(p_what text)
