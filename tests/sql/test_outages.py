@@ -156,6 +156,16 @@ def test_job_that_restarts_for_ever_gives_its_slice_up(world: World) -> None:
     assert world.checkout(1, host="long-pilot")["block1"] == 1
 
 
+def test_job_gives_its_slice_up_after_starts_on_that_slice_in_a_row(world: World) -> None:
+    world.set(max_starts=3)
+    world.add_file(2)
+    for block in (1, 2):
+        assert world.checkout(0, host="wn1")["block1"] == block
+        assert world.report(0, 75, host="wn1")["status"] == "node-fault"
+    world.db.execute("UPDATE osgprod_data.slices SET faulted_on = NULL")  # in place of wait_s
+    assert [world.checkout(0, host="wn1")["block1"] for _ in range(4)] == [1, 1, 1, None]
+
+
 def test_job_that_restarts_and_reports_keeps_getting_slices(world: World) -> None:
     world.set(max_starts=3, max_fast_failures=1000)
     world.add_file(9)

@@ -272,14 +272,15 @@ BEGIN
         problem := ARRAY[NULL, v_job || ' has already completed its ' || CASE WHEN p_last.merge_id IS NULL THEN 'work' ELSE 'merge' END];
         RETURN;
     END IF;
-    -- Its last starts: those within a minute, those on this work, and evictions from it. One that ended at once was no
-    -- eviction: an answer was lost, or the node is bad.
+    -- Its last starts: those within a minute, those on this work of the last max_starts, and evictions from it. One that ended at
+    -- once was no eviction: an answer was lost, or the node is bad.
     SELECT count(*) FILTER (WHERE x.started_at > now() - interval '1 minute') AS in_a_minute,
-           count(*) FILTER (WHERE x.is_on_work) AS on_work,
+           count(*) FILTER (WHERE x.is_on_work AND x.n <= p_project.max_starts) AS on_work,
            count(*) FILTER (WHERE x.is_on_work AND x.ran >= make_interval(secs => p_project.fast_failure_s)) AS evicted
       INTO v_starts
       FROM (SELECT a.started_at, a.opened_at = p_last.opened_at AS is_on_work,
-                   lag(a.started_at, 1, clock_timestamp()) OVER (ORDER BY a.nstart DESC) - a.started_at AS ran
+                   lag(a.started_at, 1, clock_timestamp()) OVER (ORDER BY a.nstart DESC) - a.started_at AS ran,
+                   row_number() OVER (ORDER BY a.nstart DESC) AS n
               FROM osgprod_data.attempts a
              WHERE a.project_id = p_project.project_id AND a.cluster = p_call.cluster AND a.process = p_call.process
                AND osgprod._is_of_job(a, p_call)
@@ -293,7 +294,7 @@ BEGIN
         problem := osgprod._is_busy('the slice of ' || v_job);
         RETURN;
     END IF;
-    v_gives_up := v_starts.on_work >= p_project.max_starts;
+    v_gives_up := v_starts.on_work = p_project.max_starts;
     IF v_gives_up THEN  -- the next tick requeues the work as lost, and says so in a report (_why_given_up)
         p_nstart := p_last.nstart;
         v_due_at := '2000-01-01 00:00+00';
