@@ -46,7 +46,7 @@ NO_PROJECT = "no project yet: osgprod project add makes one"
 )
 @as_json
 def status(project: str | None, watch: bool, interval: float, as_json: bool) -> None:
-    """Show how far each project is."""
+    """Show how far each project is, or PROJECT alone."""
     is_stopped = threading.Event()
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -80,7 +80,7 @@ def _progress(project: str | None) -> list[dict[str, Any]]:
 @click.argument("project", required=False, type=PROJECT)
 @as_json
 def health(project: str | None, as_json: bool) -> None:
-    """Show whether each project is healthy, and what to do. The exit code is 1 when one is bad."""
+    """Show whether each project, or PROJECT alone, is healthy, and what to do. The exit code is 1 when one is bad."""
     rows = look("health", project=project)
     show(rows, as_json, NO_PROJECT, wrapped=("found", "advice"))
     if any(row["level"] == "bad" for row in rows):
@@ -104,7 +104,10 @@ def estimate(project: str, hours: int | None, as_json: bool) -> None:
 @hours_option(24)
 @as_json
 def rate(project: str, hours: int | None, as_json: bool) -> None:
-    """Show the rate of a project in intervals, from the first one in which an attempt ended."""
+    """Show the rate of a project in intervals, from the first one in which an attempt ended.
+
+    An interval is 10 minutes for each 24 hours of --hours, rounded up; with --hours 1 or 2 it is one minute.
+    """
     counts = ("done", "failed", "node_faults", "lost", "superseded")
     rows = itertools.dropwhile(
         lambda row: not any(row[name] for name in counts), look("rate", project=project, hours=hours)
@@ -337,7 +340,10 @@ def reclaim(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Requeue slices whose lease has expired, as the shim does by itself, or the slices of removed jobs."""
+    """Requeue slices whose lease has expired, as the shim does by itself, or the slices of removed jobs.
+
+    Without PROJECT it looks at all projects.
+    """
     rows = change("reclaim_lost", dry_run, project=project, cluster=cluster, process=process, schedd=schedd)
     show(rows, as_json, "no such slice is leased" if cluster is not None else "no lease has expired")
 
@@ -348,7 +354,7 @@ def reclaim(
 @limit_option()
 @as_json
 def operations(project: str | None, hours: int | None, limit: int, as_json: bool) -> None:
-    """Show what operators changed, the latest first: when, who, what, how many."""
+    """Show what operators changed, in all projects or in PROJECT, the latest first: when, who, what, how many."""
     rows = look("list_operations", project=project, hours=hours, limit=limit)
     shown = [
         {**row, "details": ", ".join(f"{name}={value}" for name, value in row["details"].items())}

@@ -14,9 +14,9 @@ from tests.support import CHECKOUT
 # The words that documents, messages and code use; each of them one way only.
 VOCABULARY = """
     access point, allocated, assigned, back off, backoff, ban, banned, batch, bisect, claim, count against,
-    data failure, expired lease, heartbeat, isolate, lease, leased, lost attempt, node fault, notification, notify,
-    refuse, reject, report, reprocess, requeue, requeued, reset, retry, running, site, stale or superseded report,
-    unallocated, unban, worker node
+    data failure, expired lease, heartbeat, isolate, lease, leased, lost attempt, merge, node fault, notification,
+    notify, output, probation, refuse, reject, report, reprocess, requeue, requeued, reset, retry, running, site,
+    stale or superseded report, stop, tail, tarball, tick, unallocated, unban, verify, worker node
 """
 
 
