@@ -453,32 +453,35 @@ def test_slice_of_a_file_that_was_replaced_since_it_was_indexed_is_not_processed
 def test_whole_slices_pass_the_check_and_each_damaged_header_is_found(
     folder: Path, byte_order: Literal["big", "little"], dictionary: bool
 ) -> None:
-    path = folder / "slice"
-    write_file(path, 3, 4, byte_order=byte_order, dictionary=dictionary)
-    whole = path.read_bytes()
-    check = 'osgprod_source_url=u; check_slice slice "$1" 13 && echo good || not_fetched "$damage"'
-
-    def result(data: bytes) -> tuple[int, str]:
-        path.write_bytes(data)
-        code, output, log = call(check, str(len(data)), cwd=folder)
-        assert code == (0 if output == "good\n" else NODE_FAULT), log
-        return code, log.strip()
-
-    assert result(whole) == (0, "")
+    write_file(folder / "slice", 3, 4, byte_order=byte_order, dictionary=dictionary)
+    whole = (folder / "slice").read_bytes()
     magic = (0xC0DA0100).to_bytes(4, byte_order)
     headers = [n - 28 for n in range(len(whole)) if whole.startswith(magic, n)]
     assert len(headers) == 5
-    for start in headers:
-        for word in (0, 2, 3, 5, 7):  # length, length of the header, events, version, magic
-            for damage in (bytes(4), b"\xff" * 4):
-                at = start + 4 * word
-                if whole[at : at + 4] == damage:
-                    continue  # the trailer has no events
-                code, log = result(whole[:at] + damage + whole[at + 4 :])
-                assert code == NODE_FAULT, (start, word)
-                assert "wrong bytes came" in log
-    assert "no block header at byte" in result(whole[:-4])[1]
-    assert "no block header at byte" in result(whole + bytes(4))[1]
+    damaged = {
+        f"{start}.{word}.{damage.hex()}": whole[:at] + damage + whole[at + 4 :]
+        for start in headers
+        for word in (0, 2, 3, 5, 7)  # length, length of the header, events, version, magic
+        for damage in (bytes(4), b"\xff" * 4)
+        if whole[(at := start + 4 * word) : at + 4] != damage  # the trailer has no events
+    }
+    assert len(damaged) == 49
+    variants = {"whole": whole, "short": whole[:-4], "long": whole + bytes(4), **damaged}
+    for name, data in variants.items():
+        (folder / name).write_bytes(data)
+    check = """for name; do
+        damage=none code=0
+        check_slice "$name" "$(wc -c <"$name")" 13 || code=$?
+        printf '%s %s %s\\n' "$name" "$code" "$damage"
+    done"""
+    code, output, log = call(check, *variants, cwd=folder)
+    assert (code, log) == (0, "")
+    found = {line.split()[0]: line.split(maxsplit=1)[1] for line in output.splitlines()}
+    assert found.pop("whole") == "0 none"
+    assert "no block header at byte" in found["short"] and "no block header at byte" in found["long"]
+    assert found.keys() == variants.keys() - {"whole"}
+    for name, told in found.items():
+        assert told.startswith("1 wrong bytes came"), name
 
 
 @pytest.mark.parametrize(
