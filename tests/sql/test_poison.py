@@ -270,6 +270,18 @@ def test_unbanning_says_whether_there_was_a_ban_and_names_the_one_that_goes_on(w
     assert len(call(world.db, "blocked_workers")) == 2
 
 
+def test_ban_has_a_name_and_a_reason_of_one_line(world: World) -> None:
+    """Jobs are answered the reason, and lists show the name."""
+    for name in ("a\nb", " wn1", "x" * 513, "wn1\u202e"):
+        with pytest.raises(psycopg.Error, match="no worker has the name '") as caught:
+            call(world.db, "ban_worker", project="p", worker=name, seconds=60)
+        assert caught.value.sqlstate == "OG108"
+    call(world.db, "ban_worker", project="p", worker="x" * 512, seconds=60, reason="two\nlines")
+    call(world.db, "ban_worker", project="p", worker="wn1", seconds=60, reason=" ")
+    reasons = {row["reason"] for row in call(world.db, "blocked_workers")}
+    assert reasons == {"two lines", "by the operator"}
+
+
 @pytest.mark.parametrize("name", ["slot1@cafe", "slot1@1.2.3", "merges:slot1@dead:beef", "slot1@::1::2"])
 def test_ban_of_a_host_that_looks_like_an_address_keeps_no_other_ban_from_being_lifted(
     world: World, name: str

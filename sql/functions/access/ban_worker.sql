@@ -9,24 +9,25 @@ AS $fn$
 --                        either alone: then every such worker; or site:NAME: then every worker of that site, as its jobs
 --                        name it; or all. With merges: before it: from merges only
 --             p_seconds  how long from now on [s; 0 = unban: its failures until now no longer count against it]
---             p_reason   what its jobs are answered; NULL = by the operator
+--             p_reason   what its jobs are answered, one line [.. 1024 characters]; NULL = by the operator
 -- Returns:    until when it is banned; now = unbanned; NULL = it was not banned, and only its failures no longer count
 -- Errors:     OG301 unknown project; OG108 bad worker or time; OG421 another ban, which includes it, would go on
 -- Locks:      the worker's ban (advisory, see _ban_key), then the rows of the bans; it waits for both
 DECLARE
     v_project osgprod_data.projects := osgprod._get_project(p_project);
-    v_reason  text := coalesce(p_reason, 'by the operator');
+    v_reason  text := coalesce(osgprod._label(p_reason, 1024), 'by the operator');
     v_until   timestamptz;
     v_ban     worker_bans;
     v_was     boolean := true;  -- banned, before it is unbanned
 BEGIN
-    IF length(p_worker) > 512 THEN
-        RAISE EXCEPTION 'worker % has % characters', osgprod._quoted(p_worker), length(p_worker) USING ERRCODE = 'OG108',
-            HINT = 'a host, an address, host@address or site:NAME has at most 512';
-    END IF;
     IF coalesce(p_worker, '') = '' THEN
         RAISE EXCEPTION 'the worker to ban or unban is empty' USING ERRCODE = 'OG108',
             HINT = format('osgprod workers list %s lists the names of the workers', p_project);
+    END IF;
+    IF osgprod._label(p_worker, 512) IS DISTINCT FROM p_worker
+       AND NOT EXISTS (SELECT FROM worker_bans b WHERE b.project_id = v_project.project_id AND b.worker = p_worker) THEN  -- by an older release
+        RAISE EXCEPTION 'no worker has the name %', osgprod._quoted(p_worker) USING ERRCODE = 'OG108',
+            HINT = 'a host, an address, host@address or site:NAME is one line of at most 512 characters, without spaces around it';
     END IF;
     IF p_seconds NOT BETWEEN 0 AND 315360000 OR p_seconds IS NULL THEN
         RAISE EXCEPTION 'a ban must last from 0 to 315360000 s, not %', coalesce(p_seconds::text, 'NULL')
