@@ -68,6 +68,7 @@ def test_complete_file_is_merged_once_from_all_its_slices_in_order(merging: Worl
         "seqno": 1,
         "output_url": "",
         "cleanup": "keep",
+        "token_hosts": None,
         "inputs": [f"https://s/{n}.tgz {100 + n} 0000000{n} {n + 1} {n + 2}" for n in range(3)],
     }
     assert merging.checkout(11)["status"] == "wait"
