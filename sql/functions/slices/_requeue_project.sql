@@ -47,7 +47,7 @@ BEGIN
     END LOOP;
     lost := lost + osgprod._requeue_merges(p_project, p_cluster, p_process, p_schedd, v_since, v_hold);
     over := osgprod._end_backoffs(p_project.project_id, '-infinity', now());
-    -- No backoff is longer than 10.5 days, see above.
+    -- No backoff is longer than 10.5 days (1.5 times max_backoff_s): a later end was noted by a clock that was ahead.
     over := osgprod._end_backoffs(p_project.project_id, now() + interval '11 days', 'infinity') OR over;
     SELECT min(l.due_at), count(*) INTO v_next_at, v_live FROM osgprod._leases(p_project.project_id) l
      WHERE l.task <> 'backup';
