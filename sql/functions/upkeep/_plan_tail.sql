@@ -77,8 +77,8 @@ CREATE FUNCTION osgprod._expected_time(p_attempt osgprod_data.attempts, p_blocks
 RETURNS interval LANGUAGE sql STABLE
 AS $fn$
     -- How long an attempt should take: as long as the same job's success before it took for as many blocks, since that was on
-    -- the same node. A job's first slice: as long as the recent successes of the project on as many cores, or all its
-    -- successes where none is recent. A minute at least; NULL = the project has no success yet.
+    -- the same node. A job's first slice: as the project's recent successes took for a block on one core, over its cores;
+    -- where none is recent, as all its successes took for a block. A minute at least; NULL = the project has no success yet.
     -- Parameters: p_attempt  the attempt;  p_blocks  of its slice
     SELECT make_interval(secs => greatest(60, p_blocks * e.s_per_block))
       FROM (SELECT coalesce(
