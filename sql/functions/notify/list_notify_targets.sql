@@ -3,7 +3,7 @@ RETURNS TABLE (name text, place text, project text, events text[], waiting bigin
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
 -- Lists who gets notifications.
--- Returns:    a row a target: project and events NULL = all; waiting: notifications that are not delivered yet; sent_at: when
+-- Returns:    a row a target: project NULL = all; events NULL = all but the frequent ones; waiting: notifications that are not delivered yet; sent_at: when
 --             one was delivered last; problem: why the last attempt failed
 -- Errors:     none
     SELECT t.name, t.place, p.name, t.events, (SELECT count(*) FROM osgprod._undelivered(t)), t.sent_at, t.problem

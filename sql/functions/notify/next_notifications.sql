@@ -7,7 +7,7 @@ AS $fn$
 --             returned again once mark_notified was committed; a deliverer that dies between delivery and commit delivers
 --             again.
 -- Parameters: p_name   of the target;  p_limit  at most so many [1 .. 100000]
--- Returns:    rows in the order in which they became visible; none = all is delivered
+-- Returns:    rows in the order in which they became visible; none = all is delivered, or another deliverer has the target
 -- Errors:     OG304 unknown target; OG108 limit out of range
 -- Locks:      the target's row, SKIP LOCKED
 DECLARE
