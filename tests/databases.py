@@ -60,7 +60,7 @@ class Databases:
         of
             migrated, world (migrated, with the project "p"), or what was prepared.
         fresh
-            Nobody has used the files of this copy before, and no session of ours is in it.
+            Nobody has used the files of this copy before, and no session of the tests is in it.
         """
         if of not in self._prepared:
             self._prepared[of] = self._create(f"TEMPLATE {self._prepared['migrated']}")

@@ -34,7 +34,7 @@ class _InOnePiece:
         self._transport = transport
         self._head = b""
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401  # whatever the transport has
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401  # any attribute of the transport
         return getattr(self._transport, name)
 
     def write(self, data: bytes) -> None:

@@ -141,7 +141,7 @@ def main() -> int:
                 if len(str(error).splitlines()) != 1 or str(path) not in str(error):
                     print("not one line that names the file:", error)
                     return 1
-            except BaseException:  # whatever it is, it is what we look for
+            except BaseException:  # each of them is a find
                 kept = Path(tempfile.gettempdir()) / f"osgprod-fuzz-{number}.evio"
                 kept.write_bytes(path.read_bytes())
                 traceback.print_exc(file=sys.stdout)

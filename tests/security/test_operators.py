@@ -222,7 +222,7 @@ def test_only_a_post_acts_and_what_it_can_not_mean_is_refused(world: World, shim
     form = {"code": code, "action": "pause"}
     assert shim.raw("project/nope/act", method="POST", data=form, headers=here(shim)).status_code == 404
     assert act(shim, code, action="pause", reason="x" * 5000).status_code == 403, (
-        "no form of ours is so large"
+        "forms of osgprod are smaller"
     )
     assert state(world) == before
 

@@ -357,7 +357,7 @@ def test_template_that_cannot_be_used_takes_no_slice(
     elif how == "empty":
         path.touch()  # what a full disk leaves of a copy: bash would run it, and succeed
     elif how == "names no slice":
-        path.write_text("#!/bin/bash\n# ncpus:\nhd_root whatever.evio\n")
+        path.write_text("#!/bin/bash\n# ncpus:\nhd_root any.evio\n")
     with caplog.at_level("INFO", "osgprod"):
         answer = shim.checkout(0)
     assert answer.status_code == 500

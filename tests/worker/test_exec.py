@@ -1240,7 +1240,7 @@ def test_checksum_is_the_same_whoever_works_it_out(folder: Path) -> None:
         assert done.stdout == f"{zlib.adler32(data):08x}\n", (broken, done.stderr)
 
 
-# --- what the job is told of itself -----------------------------------------------------------------------------
+# --- what a job learns of itself -----------------------------------------------------------------------------
 
 
 def test_credentials_may_be_named_by_relative_paths(node: Node, world: World) -> None:
