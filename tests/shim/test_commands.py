@@ -892,7 +892,7 @@ def test_watch_prints_what_happens_and_nothing_that_could_fool_a_terminal(world:
     output, errors = watching.communicate(timeout=PATIENCE_S)
     assert watching.returncode == 0 and errors == ""
     lines = output.splitlines()
-    assert re.fullmatch(r"\S+ p worker-refused until=\S+ reason=too hot\?\[2J worker=wn1", lines[0])
+    assert re.fullmatch(r"\S+ p worker-refused until=\S+ reason=too hot \[2J worker=wn1", lines[0])
     assert lines[1:] == ["- - unknown text=no JSON?[2J", "- - unknown text=[1]"]
 
 
