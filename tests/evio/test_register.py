@@ -153,7 +153,9 @@ def test_load_counts_and_names_files_without_a_begin_of_run_record(run: Run, two
         "bad": 0,
         "without_bor": 1,
     }
-    assert f"{two_files}/hd_rawdata_000001_001.evio: no begin-of-run record" in result.stderr
+    assert (
+        f"{two_files}/hd_rawdata_000001_001.evio: registered without a begin-of-run record" in result.stderr
+    )
     listed = json.loads(run("rawdata", "list", "--json").stdout)
     assert [row["has_bor"] for row in listed] == [True, False]
 
