@@ -12,13 +12,15 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg
 import pytest
+from pytest_postgresql import factories
 
 from shim.database import call
-from shim.local.embedded import NOT_DURABLE, Server
+from shim.local.embedded import NOT_DURABLE, SUPERUSER, Server
 from tests import prepared
 from tests.databases import Databases
 from tests.support import CHECKOUT, LiveShim, Run, World, run_osgprod, server_folder
@@ -81,8 +83,25 @@ def our_server() -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
-def databases(our_server: Server) -> Iterator[Databases]:
-    databases = Databases(our_server.dsn, prepared.MIGRATED)
+def address(our_server: Server) -> SimpleNamespace:
+    """Where pytest-postgresql finds our server, and the database of which it makes the template."""
+    return SimpleNamespace(
+        host=our_server.dsn.split()[0].removeprefix("host="),
+        port=5432,
+        user=SUPERUSER,
+        password="",
+        options="",
+        maintenance_dbname="postgres",
+        template_dbname=prepared.MIGRATED,
+    )
+
+
+template = factories.postgresql_noproc(dbname="template", depends_on="address")
+
+
+@pytest.fixture(scope="session")
+def databases(our_server: Server, template: Any) -> Iterator[Databases]:
+    databases = Databases(our_server.dsn, template.template_dbname)
     yield databases
     databases.close()
 
