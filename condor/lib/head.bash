@@ -51,7 +51,7 @@
 #
 # Exit codes, for HTCondor (osgprod.sub says what becomes of the job): 0 done, or nothing to do; 10 the slice failed, maybe
 # its data, or another attempt was faster; 20 this node's fault; 30 the server or the storage is away, or no work yet; 40 refused or misconfigured,
-# or a tarball may be lost; 143 stopped by SIGTERM (nothing reported, the restarted job gets its slice back). Of several slices the last one decides,
+# or a tarball may be lost; 143 stopped by a signal (nothing reported, the restarted job gets its slice back). Of several slices the last one decides,
 # except that a job that has processed a slice and gets no other, for any reason, ends with 0.
 #
 # Made of: its parts

@@ -211,7 +211,7 @@ forget_attempt() {
 }
 
 main() {
-  local code=0
+  local code=0 signal
   cluster="${1:-}" process="${2:-}"
   log_name="osgprod_exec $cluster.$process"
   (($# == 2 || $# == 3)) || die "$EXIT_REFUSED" "usage: ${0##*/} <cluster> <process> [<ncpus>]"
@@ -223,10 +223,13 @@ main() {
   find_identity
   find_end
   unreported="$PWD/unreported_job_${cluster}_$process.$OSGPROD_PROJECT"
+  for signal in "${SIGNALS[@]}"; do # before that of EXIT, which would take its end for a node fault
+    # shellcheck disable=SC2064  # the name of now
+    trap "on_signal $signal" "$signal"
+  done
   trap cleanup EXIT
   trap : PIPE # a closed output stops nothing
   make_scratch
-  trap on_term TERM INT HUP
   if has_unreported; then
     is_resumed=true
     log 'an earlier start of this job has left a success that was not reported'

@@ -10,6 +10,7 @@ child_group=""   # process group of the command that is waited for
 work_group=""    # process group of the work
 heartbeat_pid="" # sends the heartbeats
 leftover=""      # file that is not whole yet
+is_stopped=false # has a signal asked this script to end?
 
 # Waits, without a child that could outlive this script. Argument: seconds
 pause() {
@@ -26,7 +27,16 @@ run() {
   set +m
   wait "$child_group" || status=$?
   child_group=""
+  await_signal "$status"
   return "$status"
+}
+
+# Gives a signal the time to come, when a child was killed: whoever ends this job may have ended its child first, and what
+# the child did not do is then nobody's fault. Argument: exit code of the child
+await_signal() {
+  case "$1" in
+  130 | 137 | 143) pause 1 ;;
+  esac
 }
 
 # The same for a command whose output is needed. Sets captured to what it printed, without NULs; no disk is needed.
@@ -41,6 +51,7 @@ capture() {
   captured+="$text"
   wait "$child_group" || status=$?
   child_group=""
+  await_signal "$status"
   return "$status"
 }
 
@@ -56,13 +67,14 @@ end_group() {
 }
 
 make_scratch() {
-  local parent
+  local parent word
+  printf -v word '%04x%04x%04x' "$RANDOM" "$RANDOM" "$RANDOM"
   for parent in "${_CONDOR_SCRATCH_DIR:-}" "${TMPDIR:-}" "$PWD" /tmp /var/tmp; do
     [[ -n "$parent" ]] || continue
-    scratch="$(mktemp -d "$parent/osgprod.XXXXXX" 2>/dev/null && printf x)" && break
+    scratch="$parent/osgprod.$word" # before there is one: a signal may come in between
+    ! mkdir -m 700 "$scratch" 2>/dev/null || break
     scratch=""
   done
-  scratch="${scratch%$'\nx'}"
   [[ -n "$scratch" ]] || die "$EXIT_NODE_FAULT" 'no folder here can be written'
   export TMPDIR="$scratch" # bash's own here-documents need one that can be written
   pipe="$scratch/pipe"
@@ -79,29 +91,53 @@ disk_has_room() {
   return "$status"
 }
 
-on_term() {
+# Kills what this process waits for: also a child that it has just begun, when a signal came before child_group or work_group
+# was set. Such a child would wait for ever for a reader of its pipe. The work and the heartbeats are not among them.
+end_children() {
+  local group
+  for group in "$child_group" "${!:-}"; do
+    [[ -z "$group" || "$group" == "$work_group" || "$group" == "$heartbeat_pid" ]] || kill -KILL -- "-$group" 2>/dev/null || true
+  done
+}
+
+# The signals that ask a job to end: batch systems send others than SIGTERM too, as a warning or at a limit.
+readonly SIGNALS=(TERM INT HUP QUIT USR1 USR2 ALRM XCPU)
+
+# Ends this script. Argument: the signal's name
+on_signal() {
   [[ "$BASHPID" == "$$" ]] || exit "$EXIT_TERM"
-  trap '' TERM INT HUP
-  log 'SIGTERM: the slice stays leased to this job until its lease expires'
-  [[ -z "$child_group" ]] || kill -KILL -- "-$child_group" 2>/dev/null || true
+  is_stopped=true
+  trap '' "${SIGNALS[@]}"
+  log "SIG$1: the slice stays leased to this job until its lease expires"
+  end_children
   if [[ -n "$work_group" ]]; then
     end_group "$work_group"
     print_log "$scratch/work.log" 100000 || true
   fi
-  exit "$EXIT_TERM"
+  tidy_up
+  # bash 5.2 now and then crashes in "exit" here, when the signal came while it parsed a $(...).
+  shopt -s execfail
+  trap - EXIT
+  exec "$BASH" -c "exit $EXIT_TERM" 2>/dev/null || exit "$EXIT_TERM"
 }
 
 cleanup() {
   local status=$?
   # A child that is ended before it has begun still has these traps: it must not remove our folder.
   [[ "$BASHPID" == "$$" ]] || exit "$status"
-  stop_heartbeats
-  [[ -z "$leftover" ]] || rm -f "$leftover"
-  [[ -z "$scratch" ]] || remove_tree "$scratch"
+  trap '' "${SIGNALS[@]}"              # one that comes now would leave our folder, or crash bash
+  ! $is_stopped || status="$EXIT_TERM" # whatever bash has made of a command that the signal interrupted
+  tidy_up
   case "$status" in
   0 | "$EXIT_FAILED" | "$EXIT_NODE_FAULT" | "$EXIT_LATER" | "$EXIT_REFUSED" | "$EXIT_TERM") exit "$status" ;;
   esac
   ((status != ${CHECKPOINT_CODE:-0})) || exit "$status"
   log "a command of this script failed with $status" # because of what this node has, or has not
   exit "$EXIT_NODE_FAULT"
+}
+
+tidy_up() {
+  stop_heartbeats
+  [[ -z "$leftover" ]] || rm -f "$leftover"
+  [[ -z "$scratch" ]] || remove_tree "$scratch"
 }

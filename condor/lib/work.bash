@@ -67,6 +67,7 @@ run_work() {
   set +m
   start_heartbeats "$1" "$own"
   wait "$work_group" || work_status=$?
+  await_signal "$work_status"
   end_group "$work_group" # the processes that it left in the background
   # The heartbeats go on until the report: delivery may take longer than the lease.
   { : >"$scratch/delivering"; } 2>/dev/null || stop_heartbeats
@@ -183,7 +184,7 @@ start_heartbeats() {
 send_heartbeats() {
   local interval_s="$1" own="$2" left_s="$3" memory=0 disk=0 bytes
   pipe="$scratch/pipe.heartbeat"
-  trap '[[ -z "$child_group" ]] || kill -KILL -- "-$child_group" 2>/dev/null; exit 0' TERM
+  trap 'end_children; exit 0' TERM
   while true; do
     while ((left_s > 0)); do
       ((left_s % 5 != 4)) || look # first after a second: work that has just begun has not allocated its memory

@@ -1396,7 +1396,7 @@ def test_scripts_use_what_bash_4_2_has() -> None:
                 assert not re.search(pattern, code), f"{script}:{number}: {name}"
     # "${a[@]}" of an empty array is an error there under set -u: only arrays that can't be empty are written so.
     plain = re.findall(r'(?<!\+)"\$\{(\w+)\[@\]\}"', (CHECKOUT / "condor/osgprod_exec.sh").read_text())
-    assert set(plain) == {"CURL"}
+    assert set(plain) == {"CURL", "SIGNALS"}
     plain = re.findall(r'(?<!\+)"\$\{(\w+)\[@\]\}"', (CHECKOUT / "worker/osgprod_work.bash").read_text())
     ours = {"CURL", "reconstruction", "inputs", "doors", "urls", "caches"}
     assert set(plain) == {*ours, "osgprod_pieces", "osgprod_source_urls"}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import re
+import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +18,7 @@ from tests.support import PATIENCE_S, wait_until
 from tests.worker.conftest import EXEC, Node
 from tests.worker.site import Site
 
-DONE, FAILED, LATER, REFUSED = 0, 10, 30, 40
+DONE, FAILED, LATER, REFUSED, TERM = 0, 10, 30, 40, 143
 
 
 @pytest.fixture
@@ -219,3 +222,81 @@ def test_magic_goes_before_a_token(node: Node, site: Site, tokens: dict[str, str
     node.run(1, **tokens)
     assert "authorization" not in site.seen[0].headers
     assert b"magic=m" in site.seen[0].body
+
+
+# --- signals -------------------------------------------------------------------------------------------------
+
+
+def serves(site: Site, script: str) -> None:
+    """The site assigns this work script to each job."""
+    site.files["/osgprod/workscript.bash"] = script.encode()
+    site.headers = {"Osgprod-Status": "assigned", "Osgprod-Token": "a.token", "Osgprod-Slice": "a.evio+1,2"}
+
+
+def reports(site: Site) -> list[bytes]:
+    return [seen.body for seen in site.seen if seen.path.endswith("workscript.exit")]
+
+
+def test_job_that_any_signal_asks_to_end_blames_nobody_and_is_not_done(
+    node: Node, site: Site, folder: Path
+) -> None:
+    """As batch systems send them. bash itself would end some of them like a script that has come to its end."""
+    serves(site, f"mktemp {folder}/at.XXXXXX >/dev/null; sleep 1000")
+    names = ("TERM", "INT", "HUP", "QUIT", "USR1", "USR2", "ALRM", "XCPU")
+    signals = [signal.Signals[f"SIG{name}"] for name in names]
+    jobs = [node.start(n) for n in range(len(signals))]
+    wait_until(lambda: len(list(folder.glob("at.*"))) == len(jobs), "all are at work")
+    for job, number in zip(jobs, signals, strict=True):
+        job.send_signal(number)
+    logs = [job.communicate(timeout=PATIENCE_S)[0] for job in jobs]
+    assert [job.returncode for job in jobs] == [TERM] * len(jobs), logs
+    assert all(f"{number.name}: " in log for number, log in zip(signals, logs, strict=True))
+    assert reports(site) == []
+    assert list(node.folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("program, code", [("mkdir", TERM), ("find", DONE)])
+def test_signal_at_the_begin_and_the_end_of_a_job_is_no_node_fault(
+    node: Node, site: Site, folder: Path, program: str, code: int
+) -> None:
+    """While it makes its folder; and while it removes that, when its outcome is fixed."""
+    serves(site, "true")
+    (folder / "bin").mkdir()
+    at, go = folder / "at", folder / "go"
+    wait = f"touch {at}; for n in {{1..600}}; do [[ ! -e {go} ]] || break; sleep 0.1; done"
+    node.program(
+        f"bin/{program}",
+        f'case "$*" in *osgprod.????????????" -xdev -delete"|"-m 700 "*osgprod.????????????) {wait} ;; esac\n'
+        f'PATH=/usr/bin:/bin {program} "$@"',
+    )
+    job = node.start(1, PATH=f"{folder}/bin:/usr/bin:/bin")
+    wait_until(at.exists, f"{program} runs")
+    job.send_signal(signal.SIGTERM)
+    go.touch()
+    log, _ = job.communicate(timeout=PATIENCE_S)
+    assert job.returncode == code, log
+    assert [path.name for path in node.folder.iterdir() if path.is_dir()] == []
+
+
+@pytest.mark.parametrize("send", [os.kill, os.killpg])
+def test_job_that_is_signalled_at_any_moment_tells_its_true_outcome_or_none(
+    node: Node, site: Site, send: Callable[[int, int], None]
+) -> None:
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    serves(site, "echo 1 >out; sleep 0.1")
+    moments = {}
+    for process in range(12):
+        job = node.start(process, OSGPROD_OUTPUT_URL=f"{site.url}/out")
+        moments[job] = time.monotonic() + 2.5 * chance.random()
+    for job, moment in sorted(moments.items(), key=lambda item: item[1]):
+        time.sleep(max(0.0, moment - time.monotonic()))
+        with contextlib.suppress(ProcessLookupError):
+            send(job.pid, signal.SIGTERM)
+    logs = {job.communicate(timeout=PATIENCE_S)[0]: job.returncode for job in moments}
+    assert {*logs.values()} <= {DONE, TERM, -signal.SIGTERM}, (
+        logs
+    )  # the last one: before bash has read its traps
+    assert all(b"exitcode=0" in report for report in reports(site)), logs
+    assert [path.name for path in node.folder.iterdir() if path.is_dir()] == [], logs

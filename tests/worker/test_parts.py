@@ -489,3 +489,13 @@ def test_what_was_written_down_is_read_back_as_it_was(tmp_path: Path) -> None:
     assert sorted(found.splitlines()) == sorted(
         [*(f"{name}={value}" for name, value in expected.items()), "u 1 a", "v 2 b"]
     )
+
+
+def test_child_that_a_signal_leaves_without_a_name_is_killed_and_the_work_is_not(tmp_path: Path) -> None:
+    """Such a child would wait for ever to write into its pipe, and keep the job's output open."""
+    found = job(
+        "heartbeat_pid='' work_group=''\n"
+        f"mkfifo {tmp_path}/pipe; set -m; sleep 1000 & work_group=$!; sleep 1000 >{tmp_path}/pipe & set +m\n"
+        "other=$!; end_children; { wait $other; } 2>/dev/null || echo $?; kill $work_group && echo alive"
+    )
+    assert found == "137\nalive\n"
