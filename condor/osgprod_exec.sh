@@ -685,6 +685,13 @@ tells_its_end() {
   [[ "$header" =~ ^[0-9]+$ ]]
 }
 
+# Is the body not what the server has sent? A proxy may compress it, though nobody has asked for that. Sets header to how.
+# Argument: head
+is_encoded() {
+  find_header Content-Encoding "$1"
+  [[ -n "$header" && "${header,,}" != identity ]]
+}
+
 # Reads the answer to a request. Sets http_status, answer, head and body.
 # Arguments: route, curl's exit code, what curl printed: the heads, then the body, then its own words
 read_answer() {
@@ -700,6 +707,8 @@ read_answer() {
     [[ "$reply" == *'curl: '* ]] || body="exit code $code of curl"
   elif [[ -z "$header" ]] || ! is_answer "$route" "$status" "$found"; then
     body="status $status, but no whole answer of osgprod: is OSGPROD_URL right?"
+  elif [[ "$route" == workscript.bash ]] && is_encoded "$head"; then
+    body="status $status, but a proxy on the way has encoded it: $header"
   elif ! tells_its_end "$head"; then
     body="status $status, but its body may be cut"
   else
@@ -1202,10 +1211,12 @@ call_http() {
   ((code == 0)) || http_fault >&2
   return "$code"
 }
-# Prints the adler32 in a head of HTTP (RFC 3230: the names of algorithms have no case), if it is there. Argument: head
+# Prints the adler32 in a head of HTTP (RFC 3230: the names of algorithms have no case), if it is there. In another form than
+# hexadecimal digits it is not known: base64 would be taken for another number, and a good file for a changed one. Argument: head
 digest_of() {
-  local pattern='^(.*[, ])?adler32=([0-9a-f]*)'
+  local pattern='^(.*[, ])?adler32="?([0-9a-f]{1,8})"?([,; ].*)?$' IFS=,
   find_header Digest "$1"
+  header="${headers[*]:-}"
   [[ ! "${header,,}" =~ $pattern ]] || printf '%s\n' "${BASH_REMATCH[2]}"
 }
 

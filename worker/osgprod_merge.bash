@@ -672,10 +672,12 @@ call_http() {
   ((code == 0)) || http_fault >&2
   return "$code"
 }
-# Prints the adler32 in a head of HTTP (RFC 3230: the names of algorithms have no case), if it is there. Argument: head
+# Prints the adler32 in a head of HTTP (RFC 3230: the names of algorithms have no case), if it is there. In another form than
+# hexadecimal digits it is not known: base64 would be taken for another number, and a good file for a changed one. Argument: head
 digest_of() {
-  local pattern='^(.*[, ])?adler32=([0-9a-f]*)'
+  local pattern='^(.*[, ])?adler32="?([0-9a-f]{1,8})"?([,; ].*)?$' IFS=,
   find_header Digest "$1"
+  header="${headers[*]:-}"
   [[ ! "${header,,}" =~ $pattern ]] || printf '%s\n' "${BASH_REMATCH[2]}"
 }
 

@@ -33,6 +33,13 @@ tells_its_end() {
   [[ "$header" =~ ^[0-9]+$ ]]
 }
 
+# Is the body not what the server has sent? A proxy may compress it, though nobody has asked for that. Sets header to how.
+# Argument: head
+is_encoded() {
+  find_header Content-Encoding "$1"
+  [[ -n "$header" && "${header,,}" != identity ]]
+}
+
 # Reads the answer to a request. Sets http_status, answer, head and body.
 # Arguments: route, curl's exit code, what curl printed: the heads, then the body, then its own words
 read_answer() {
@@ -48,6 +55,8 @@ read_answer() {
     [[ "$reply" == *'curl: '* ]] || body="exit code $code of curl"
   elif [[ -z "$header" ]] || ! is_answer "$route" "$status" "$found"; then
     body="status $status, but no whole answer of osgprod: is OSGPROD_URL right?"
+  elif [[ "$route" == workscript.bash ]] && is_encoded "$head"; then
+    body="status $status, but a proxy on the way has encoded it: $header"
   elif ! tells_its_end "$head"; then
     body="status $status, but its body may be cut"
   else

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import os
 import random
 import re
@@ -113,6 +114,17 @@ def test_script_that_is_cut_short_does_not_run(node: Node, site: Site) -> None:
     site.faults = ["close"] * 3
     assert node.run(1)[0] == LATER
     assert list(node.folder.iterdir()) == []
+
+
+def test_script_that_a_proxy_has_compressed_does_not_run_and_blames_neither_data_nor_node(
+    node: Node, site: Site
+) -> None:
+    site.files["/osgprod/workscript.bash"] = gzip.compress(b"#!/bin/bash\ntouch ran\n")
+    site.headers = {"Osgprod-Status": "assigned", "Content-Encoding": "gzip"}
+    code, log = node.run(1)
+    assert (code, list(node.folder.iterdir())) == (LATER, []), log
+    assert "a proxy on the way has encoded it: gzip" in log
+    assert not any(seen.path.endswith("workscript.exit") for seen in site.seen)
 
 
 @pytest.mark.parametrize("status, code", [(404, FAILED), (403, REFUSED), (400, REFUSED)])
