@@ -304,21 +304,6 @@ def test_who_splits_a_slice_does_not_wait_for_a_second_file(world: World) -> Non
     assert world.progress()["blocks_ready"] == 4
 
 
-def test_pool_gives_the_connection_that_came_back_last(world: World) -> None:
-    """So that few connections are in use, whose plans are in the processor's caches."""
-
-    async def run() -> bool:
-        async with open_pool(world.dsn, 2) as pool:
-            first, last = await pool.getconn(), await pool.getconn()
-            await pool.putconn(first)
-            await pool.putconn(last)
-            given = await pool.getconn()
-            await pool.putconn(given)
-            return given is last
-
-    assert asyncio.run(run())
-
-
 def test_all_calls_are_made_however_many_wait_and_whenever_they_come(world: World) -> None:
     world.add_file(400)
 
