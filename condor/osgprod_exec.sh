@@ -288,14 +288,19 @@ may_have_credentials() {
   [[ "$place" != :* && ("$trusted" == *" $place "* || "$trusted" == *" ${place%:*} "*) ]]
 }
 
-# Prints why a host may have refused a request, if this job's credentials were kept from it; nothing otherwise. Argument: URL
+# Prints why a host may have refused a request, if this job's credentials were kept from it; nothing otherwise. To a disk, over
+# plain http, and for public data none are shown anyway. Argument: URL
 withheld() {
   local place
+  $shows_credentials || return 0
+  case "${1,,}" in
+  /* | file:* | http://* | dav://*) return 0 ;;
+  esac
   ! may_have_credentials "$1" || return 0
   find_token
   [[ -n "$bearer${X509_USER_PROXY:-}" ]] || return 0
   host_and_port "$1"
-  printf '; no credentials were shown to %s: OSGPROD_TOKEN_HOSTS does not name it, or it is not https' "$place"
+  printf '; no credentials were shown to %s: OSGPROD_TOKEN_HOSTS does not name it' "$place"
 }
 
 # Runs a client that finds credentials by itself, as XRootD's do: for a host that may not see them, without any.
