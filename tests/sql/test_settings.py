@@ -224,7 +224,10 @@ def test_settings_that_contradict_each_other_alone_may_be_set_together(world: Wo
 
 def test_another_setting_can_be_changed_in_a_project_that_is_older_than_a_rule(world: World) -> None:
     world.db.execute("UPDATE osgprod_data.projects SET merge_output_url = 'ftp://x', backoff_s = 7200")
+    world.db.execute("UPDATE osgprod_data.projects SET strip_prefix = '/cache/'")  # URLs depend on it
     world.set(max_failures=4)
+    rows = {r["setting"]: r["value"] for r in call(world.db, "set_project", project="p", settings="{}")}
+    assert rows["strip_prefix"] == "/cache/"
     with pytest.raises(psycopg.Error, match="backoff_s"):
         world.set(max_backoff_s=60)
 

@@ -65,7 +65,9 @@ BEGIN
         IF p_settings ? 'xrootd_prefix' THEN
             v_project.xrootd_prefix := osgprod._checked_prefix(v_project.xrootd_prefix);
         END IF;
-        v_project.strip_prefix := regexp_replace(coalesce(v_project.strip_prefix, ''), '(^|[^:/])/+$', '\1');
+        IF p_settings ? 'strip_prefix' THEN  -- else it stays as it is: URLs of a running production depend on it
+            v_project.strip_prefix := regexp_replace(coalesce(v_project.strip_prefix, ''), '(^|[^:/])/+$', '\1');
+        END IF;
         v_project.node_fault_codes := coalesce(v_project.node_fault_codes, '{}');
         PERFORM osgprod._require_useful(v_project, p_settings);
         IF p_settings ? 'merge_output_url' THEN
