@@ -132,14 +132,16 @@ class Batches:
         next batch goes before the answers of the last one, so that the server is at work while they are sent.
         """
         self._is_starting = False
-        while batch := self._next_batch():
-            self._running[id(batch)] = asyncio.get_running_loop().time(), len(batch)
-            self._start()  # another one
-            try:
-                await self._run(batch)
-            finally:
-                del self._running[id(batch)]
-        self._start()
+        try:
+            while batch := self._next_batch():
+                self._running[id(batch)] = asyncio.get_running_loop().time(), len(batch)
+                self._start()  # another one
+                try:
+                    await self._run(batch)
+                finally:
+                    del self._running[id(batch)]
+        finally:
+            self._start()
 
     def _next_batch(self) -> list[_Call]:
         """Take the calls of the next batch; none when no call waits, or no lane is free."""

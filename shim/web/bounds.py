@@ -40,7 +40,8 @@ class _InOnePiece:
     def write(self, data: bytes) -> None:
         if self._head:
             head, self._head = self._head, b""
-            self._transport.writelines((head, data))
+            # asyncio would try for ever to send an empty piece (CPython 3.12 and 3.13).
+            self._transport.writelines((head, data) if data else (head,))
         elif data.startswith(b"HTTP/") and not data.startswith(CONTINUE):
             self._head = data
         else:
