@@ -137,7 +137,7 @@ ODD_VALUES: list[object] = [
 
 
 def test_odd_value_of_any_setting_is_stored_as_something_useful_or_refused_in_one_line(world: World) -> None:
-    """The message names setting and value, the hint says what is allowed, and a refused call changes nothing."""
+    """The message names setting and value, the hint the allowed values, and a refused call changes nothing."""
 
     def rows() -> dict[str, str]:
         return {r["setting"]: r["value"] for r in call(world.db, "set_project", project="p", settings="{}")}
@@ -187,9 +187,9 @@ def test_odd_value_of_any_setting_is_stored_as_something_useful_or_refused_in_on
         ({"output_home": "https:///x"}, "output_home 'https:///x' names no host"),
         ({"output_home": "/x/{run}"}, "another placeholder than {cluster}, {process}, {start}, {project}"),
         ({"output_home": "/x/{process}.tgz"}, "has {process} without {cluster}"),
-        ({"strip_prefix": "dcache"}, "strip_prefix 'dcache' is no absolute folder"),
-        ({"bearer_scope": "a b"}, "bearer_scope 'a b' is not one word"),
-        ({"bearer_issuer": "https://i\n"}, "bearer_issuer 'https://i' is no issuer"),
+        ({"strip_prefix": "dcache"}, "strip_prefix 'dcache' is not an absolute folder"),
+        ({"bearer_scope": "a b"}, "bearer_scope 'a b' is not a single scope"),
+        ({"bearer_issuer": "https://i\n"}, "bearer_issuer 'https://i' is not an issuer"),
         ({"node_fault_codes": [75, 256]}, "node_fault_codes can't contain 256"),
         ({"node_fault_codes": [None]}, "node_fault_codes can't contain NULL"),
         ({"node_fault_codes": [0]}, "node_fault_codes can't contain 0"),
@@ -197,7 +197,7 @@ def test_odd_value_of_any_setting_is_stored_as_something_useful_or_refused_in_on
         ({"max_backoff_s": 59}, "backoff_s, 60 s, is more than max_backoff_s, 59 s"),
         (
             {"heartbeat_s": 0, "target_s": 21600},
-            "lease_s, 21600 s, is no more than target_s, 21600 s, and no heartbeats",
+            "lease_s, 21600 s, is not more than target_s, 21600 s, and jobs send no heartbeats",
         ),
         ({"lease_s": 1000}, "lease_s must be at least twice heartbeat_s, not 1000 and 600"),
         ({"wait_s": 0}, "wait_s must be from 1 to 86400, not 0"),

@@ -6,8 +6,8 @@ AS $fn$
 -- Does heartbeat for several jobs in one transaction.
 -- Promise:    that of heartbeat, for each. An error is the answer of its call alone: it neither undoes, repeats nor delays
 --             another. Nothing here waits.
--- Parameters: p_calls  list of objects, each with a number n and the parameters of heartbeat, without their p_; what is
---                      missing is null, other names are ignored. client: v4-mapped addresses as IPv4
+-- Parameters: p_calls  list of objects, each with a number n and the parameters of heartbeat, without their p_;
+--                      a missing one is null, other names are ignored. client: v4-mapped addresses as IPv4
 -- Returns:    one row for each: its n and what heartbeat returns, in any order; of an error code, message and hint.
 --             Code 55P03: what this call needs is busy, also with an earlier call of the list: make it again, alone
 -- Errors:     OG901 isolation level

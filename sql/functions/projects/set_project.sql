@@ -133,7 +133,7 @@ RETURNS void LANGUAGE plpgsql STABLE
 AS $fn$
 -- Refuses settings that could never do what they are for. Ranges of single numbers are checks of the table.
 -- Parameters: p_project   the project's row as it is to be
---             p_settings  what is set by this call: a rule is about new values, so that another setting can be changed in a project
+--             p_settings  settings of this call: a rule is about new values, so that another setting can be changed in a project
 --                         that was made before the rule
 -- Errors:     OG108
 DECLARE v_rule record;
@@ -148,29 +148,29 @@ BEGIN
          'jobs of two clusters have the same process: add {cluster}'),
         (ARRAY['strip_prefix'], CASE WHEN p_project.strip_prefix <> ''
              AND (p_project.strip_prefix !~ '^/' OR osgprod._label(p_project.strip_prefix, 1024) <> p_project.strip_prefix)
-            THEN format('strip_prefix %s is no absolute folder', osgprod._quoted(p_project.strip_prefix)) END,
+            THEN format('strip_prefix %s is not an absolute folder', osgprod._quoted(p_project.strip_prefix)) END,
          'paths of raw data files are absolute: name a leading folder of them like /dcache, or nothing'),
         (ARRAY['bearer_issuer'], CASE WHEN p_project.bearer_issuer !~ '^[[:graph:]]+$' OR length(p_project.bearer_issuer) > 1024
-            THEN format('bearer_issuer %s is no issuer', osgprod._quoted(p_project.bearer_issuer)) END,
+            THEN format('bearer_issuer %s is not an issuer', osgprod._quoted(p_project.bearer_issuer)) END,
          'name the claim iss of the tokens, at most 1024 characters without a space, like https://cilogon.org/gluex'),
         (ARRAY['bearer_audience'], CASE WHEN p_project.bearer_audience !~ '^[[:graph:]]+$' OR length(p_project.bearer_audience) > 1024
-            THEN format('bearer_audience %s is no audience', osgprod._quoted(p_project.bearer_audience)) END,
+            THEN format('bearer_audience %s is not an audience', osgprod._quoted(p_project.bearer_audience)) END,
          'name the claim aud of the tokens, at most 1024 characters without a space'),
         (ARRAY['bearer_scope'], CASE WHEN p_project.bearer_scope !~ '^[[:graph:]]+$' OR length(p_project.bearer_scope) > 1024
-            THEN format('bearer_scope %s is not one word', osgprod._quoted(p_project.bearer_scope)) END,
-         'name one word of the claim scope, at most 1024 characters'),
+            THEN format('bearer_scope %s is not a single scope', osgprod._quoted(p_project.bearer_scope)) END,
+         'name one scope of the tokens'' claim scope, at most 1024 characters without a space'),
         (ARRAY['node_fault_codes'], (SELECT format('node_fault_codes can''t contain %s', coalesce(c.code::text, 'NULL'))
             FROM unnest(p_project.node_fault_codes) AS c (code)
            WHERE c.code IS NULL OR c.code NOT BETWEEN 1 AND 255 LIMIT 1),
          'exit codes of failures are from 1 to 255; 0 means success'),
-        (ARRAY['heartbeat_s'], CASE WHEN p_project.heartbeat_s > 1000000000  -- twice as much is no integer for the check of lease_s
+        (ARRAY['heartbeat_s'], CASE WHEN p_project.heartbeat_s > 1000000000  -- twice as much would overflow in the check of lease_s
             THEN osgprod._rule('projects_heartbeat_s_check', to_jsonb(p_project)) END,
          'osgprod project set --help lists the settings with default, range and unit'),
         (ARRAY['backoff_s', 'max_backoff_s'], CASE WHEN p_project.backoff_s > p_project.max_backoff_s
             THEN format('backoff_s, %s s, is more than max_backoff_s, %s s', p_project.backoff_s, p_project.max_backoff_s) END,
          'set both in one call: the first backoff is at most the longest one'),
         (ARRAY['target_s', 'lease_s', 'heartbeat_s'], CASE WHEN p_project.heartbeat_s = 0 AND p_project.target_s >= p_project.lease_s
-            THEN format('lease_s, %s s, is no more than target_s, %s s, and no heartbeats are sent (heartbeat_s = 0)',
+            THEN format('lease_s, %s s, is not more than target_s, %s s, and jobs send no heartbeats (heartbeat_s = 0)',
                         p_project.lease_s, p_project.target_s) END,
          'without heartbeats a lease has to be longer than the work on a slice')
         ) AS r (settings, problem, hint)

@@ -28,7 +28,7 @@ BEGIN
     END LOOP;
     RETURN NEXT;
 EXCEPTION WHEN data_exception THEN
-    RAISE EXCEPTION 'what was found is no list of files: %', SQLERRM USING ERRCODE = 'OG108',
+    RAISE EXCEPTION 'p_found is not a list of files: %', SQLERRM USING ERRCODE = 'OG108',
         HINT = '[{"file_id": 1, "locality": "online"}]';
 WHEN check_violation THEN
     RAISE EXCEPTION 'the locality of a file is online, nearline or gone, not %', (
