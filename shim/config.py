@@ -198,7 +198,7 @@ class Settings:
     )] = None
     operator_tokens: Annotated[Secret, Variable(
         "OSGPROD_OPERATOR_TOKENS",
-        "who may act on the dashboard: `NAME:TOKEN` words, or `file:/PATH` of a file with them; a token has 16"
+        "operators who act on the dashboard: `NAME:TOKEN` words, or `file:/PATH` of a file with them; a token has 16"
         " characters or more", _secret, default="none: nobody",
     )] = Secret()
     operator_dsn: Annotated[Secret, Variable(

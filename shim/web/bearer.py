@@ -170,7 +170,7 @@ class _Issuer:
     async def _renew(self) -> bool:
         """Fetches the keys; False when that failed, or was tried a moment ago: then the old ones stay."""
         async with self._lock:
-            # A fetch goes on in its thread when it is no longer waited for. A second one would take another thread.
+            # A fetch goes on in its thread after its caller gave up. A second fetch would take another thread.
             if time.monotonic() - self._asked_at < RETRY_S or (self._fetching and not self._fetching.done()):
                 return False
             self._asked_at = time.monotonic()

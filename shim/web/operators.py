@@ -83,7 +83,7 @@ class Operators:
         response.delete_cookie(COOKIE, path=path or "/", httponly=True, samesite="strict")
 
     def who(self, request: Request) -> str | None:
-        """Return the name of the operator who is signed in; None = nobody is."""
+        """Return the name of the signed-in operator; None = nobody is signed in."""
         name, _, rest = request.cookies.get(COOKIE, "").partition("/")
         end, _, code = rest.partition("/")
         if name not in self._tokens or not (end.isascii() and end.isdigit() and len(end) < 12):
@@ -97,7 +97,7 @@ class Operators:
         return self._code(name, f"form {request.cookies[COOKIE]}") if name else ""
 
     def accepts(self, request: Request, code: str) -> bool:
-        """Is this the form of an osgprod page, sent by the operator who is signed in?"""
+        """Is this the form of an osgprod page, sent by the signed-in operator?"""
         wanted = self.form_code(request)
         return bool(wanted) and hmac.compare_digest(code.encode(), wanted.encode()) and is_from_here(request)
 
