@@ -86,8 +86,8 @@ size_of() {
   wc -c <"$1"
 }
 
-# Removes a file or folder with all that is in it, also in folders that may not be written, as copies of CVMFS's are. What
-# can't be removed stays, and so does what is in a file system that the work has mounted there: storage, for example.
+# Removes a file or folder with all that is in it, also in folders that may not be written, as copies of CVMFS's are. It
+# leaves files that can't be removed, and the files of a file system that the work has mounted there: storage, for example.
 # Argument: absolute path
 remove_tree() {
   if ! is_mount_point "$1" && ! find "$1" -xdev -delete 2>/dev/null && [[ -e "$1" ]]; then
@@ -255,10 +255,10 @@ find_token() {
   done
 }
 
-trusted=" " # who may see this job's credentials: host:port, or a host at all its ports, with a space around each
+trusted=" " # hosts to which this job sends its credentials: host:port, or host for all its ports, with a space around each
 
-# Sets who may see this job's credentials, a bearer token or a proxy certificate: the hosts that the submitter or the operator
-# has named, in OSGPROD_URL, OSGPROD_OUTPUT_URL and OSGPROD_TOKEN_HOSTS, in osgprod_token_hosts, which the server fills in, and in
+# Sets the hosts to which this job sends its credentials, a bearer token or a proxy certificate. The submitter or the operator
+# named them in OSGPROD_URL, OSGPROD_OUTPUT_URL and OSGPROD_TOKEN_HOSTS, in osgprod_token_hosts, which the server fills in, and in
 # the arguments. Other URLs are what jobs have reported. Arguments: URLs
 trust_only() {
   local word lists="${OSGPROD_TOKEN_HOSTS:-} ${osgprod_token_hosts:-}"
@@ -545,8 +545,8 @@ run() {
   return "$status"
 }
 
-# Gives a signal the time to come, when a child was killed: whoever ends this job may have ended its child first, and what
-# the child did not do is then nobody's fault. Argument: exit code of the child
+# Waits 1 s for a signal after a signal ended a child: HTCondor or the batch system may end a job's child before the job. The
+# job then was stopped, and its child did not fail. Argument: exit code of the child
 await_signal() {
   case "$1" in
   130 | 137 | 143) pause 1 ;;
@@ -640,7 +640,7 @@ cleanup() {
   # A child that is ended before it has begun still has these traps: it must not remove our folder.
   [[ "$BASHPID" == "$$" ]] || exit "$status"
   trap '' "${SIGNALS[@]}"              # one that comes now would leave our folder, or crash bash
-  ! $is_stopped || status="$EXIT_TERM" # whatever bash has made of a command that the signal interrupted
+  ! $is_stopped || status="$EXIT_TERM" # bash may have another code, from the command that the signal interrupted
   tidy_up
   case "$status" in
   0 | "$EXIT_FAILED" | "$EXIT_NODE_FAULT" | "$EXIT_LATER" | "$EXIT_REFUSED" | "$EXIT_TERM") exit "$status" ;;
@@ -1008,7 +1008,7 @@ measure() {
   (($1 < 0)) || resources+=(wall_s "$1") # the clock was set back
 }
 
-# Prints the size of a folder [bytes], without what is mounted in it. Argument: folder
+# Prints the size of a folder [bytes], without the file systems that are mounted in it. Argument: folder
 folder_bytes() {
   local kilobytes
   kilobytes="$(cd "$1" && du -xsk . 2>/dev/null)" || true
@@ -1145,7 +1145,7 @@ slice_file() {
 }
 
 # Prints the files of a folder that are outputs, each ended by a NUL: all but the work script's own folder, the files
-# that are this job's credentials, under any name, and what is in a file system that the work has mounted. Argument: folder
+# that are this job's credentials, under any name, and the files of a file system that the work has mounted. Argument: folder
 list_outputs() {
   local file
   local -a credentials=()
@@ -1522,7 +1522,7 @@ write_down() {
   ) 2>/dev/null && mv -f "$file.new" "$file" && read_written
 }
 
-# Reads what was written down, lines NAME=VALUE. Sets written and written_inputs. Fails when the file can't be read.
+# Reads the file of write_down, lines NAME=VALUE. Sets written and written_inputs. Fails when the file can't be read.
 read_written() {
   local line name
   written=() written_inputs=""
@@ -2046,7 +2046,7 @@ main() {
   while ((slices_done < SLICES)); do
     attempt "${3:-1}" # another code than 0 ends this script
     [[ "$answer" == "done" ]] || break
-    ((slices_done < SLICES)) || break # cleanup removes what is left of the last slice
+    ((slices_done < SLICES)) || break # cleanup removes the last slice's files
     forget_attempt
   done
 }

@@ -58,7 +58,7 @@ class Databases:
         Parameters
         ----------
         of
-            migrated, world (migrated, with the project "p"), or what was prepared.
+            migrated, world (migrated, with the project "p"), or a prepared database.
         fresh
             Nobody has used the files of this copy before, and no session of the tests is in it.
         """
@@ -137,7 +137,7 @@ class Databases:
         return name
 
     def _template(self, of: str) -> str:
-        """To copy files costs a quarter of writing all pages to the WAL; until version 14 there is no other way."""
+        """To copy files costs a quarter of writing all pages to the WAL; versions up to 14 always copy files."""
         self._execute("SELECT")
         assert self._connection
         strategy = "STRATEGY FILE_COPY" if self._connection.info.server_version >= 150000 else ""

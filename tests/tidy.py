@@ -35,7 +35,7 @@ CACHES = {
 MARK = "PYTEST_TIDY_RUN"
 OWNED = re.compile(r"osgprod-(\d+)-")  # see server_folder in tests/support.py
 MEMORY = Path("/dev/shm")
-PATIENCE_S = float(os.environ.get("PYTEST_TIDY_S", "60"))  # until the kernel has ended what was killed
+PATIENCE_S = float(os.environ.get("PYTEST_TIDY_S", "60"))  # until the kernel has ended the killed processes
 
 
 class Tidy:

@@ -275,7 +275,7 @@ def hddm_layout(path):
 
 
 def hddm_blocks(file, path, offset, size, is_read=True):
-    """Yields what follows each length word of a file from an offset on; None each where it need not be read."""
+    """Yields the data after each length of a file, from an offset on; None each if is_read is false."""
     while offset < size:
         file.seek(offset)
         head = file.read(4)

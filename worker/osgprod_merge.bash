@@ -102,8 +102,8 @@ size_of() {
   wc -c <"$1"
 }
 
-# Removes a file or folder with all that is in it, also in folders that may not be written, as copies of CVMFS's are. What
-# can't be removed stays, and so does what is in a file system that the work has mounted there: storage, for example.
+# Removes a file or folder with all that is in it, also in folders that may not be written, as copies of CVMFS's are. It
+# leaves files that can't be removed, and the files of a file system that the work has mounted there: storage, for example.
 # Argument: absolute path
 remove_tree() {
   if ! is_mount_point "$1" && ! find "$1" -xdev -delete 2>/dev/null && [[ -e "$1" ]]; then
@@ -271,10 +271,10 @@ find_token() {
   done
 }
 
-trusted=" " # who may see this job's credentials: host:port, or a host at all its ports, with a space around each
+trusted=" " # hosts to which this job sends its credentials: host:port, or host for all its ports, with a space around each
 
-# Sets who may see this job's credentials, a bearer token or a proxy certificate: the hosts that the submitter or the operator
-# has named, in OSGPROD_URL, OSGPROD_OUTPUT_URL and OSGPROD_TOKEN_HOSTS, in osgprod_token_hosts, which the server fills in, and in
+# Sets the hosts to which this job sends its credentials, a bearer token or a proxy certificate. The submitter or the operator
+# named them in OSGPROD_URL, OSGPROD_OUTPUT_URL and OSGPROD_TOKEN_HOSTS, in osgprod_token_hosts, which the server fills in, and in
 # the arguments. Other URLs are what jobs have reported. Arguments: URLs
 trust_only() {
   local word lists="${OSGPROD_TOKEN_HOSTS:-} ${osgprod_token_hosts:-}"
@@ -1872,7 +1872,7 @@ send_merged() {
   outputs_list+="${events:+,\"events\":$events}}"
   ((${#outputs_list} <= MAX_LIST_BYTES)) ||
     misconfigured "the list of merged files has ${#outputs_list} bytes: let merge_kinds have fewer kinds, at most $MAX_LIST_BYTES bytes fit"
-  # After each file: if this attempt fails behind it, the server knows what is in storage.
+  # After each file: if this attempt fails behind it, the server knows which files are in storage.
   add_to_report "outputs_list=[$outputs_list]" || node_fault "${OSGPROD_REPORT:-osgprod_report.txt} can't be written: is the disk full?"
 }
 
@@ -2176,7 +2176,7 @@ def hddm_layout(path):
 
 
 def hddm_blocks(file, path, offset, size, is_read=True):
-    """Yields what follows each length word of a file from an offset on; None each where it need not be read."""
+    """Yields the data after each length of a file, from an offset on; None each if is_read is false."""
     while offset < size:
         file.seek(offset)
         head = file.read(4)

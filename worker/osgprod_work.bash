@@ -75,8 +75,8 @@ size_of() {
   wc -c <"$1"
 }
 
-# Removes a file or folder with all that is in it, also in folders that may not be written, as copies of CVMFS's are. What
-# can't be removed stays, and so does what is in a file system that the work has mounted there: storage, for example.
+# Removes a file or folder with all that is in it, also in folders that may not be written, as copies of CVMFS's are. It
+# leaves files that can't be removed, and the files of a file system that the work has mounted there: storage, for example.
 # Argument: absolute path
 remove_tree() {
   if ! is_mount_point "$1" && ! find "$1" -xdev -delete 2>/dev/null && [[ -e "$1" ]]; then
@@ -219,10 +219,10 @@ find_token() {
   done
 }
 
-trusted=" " # who may see this job's credentials: host:port, or a host at all its ports, with a space around each
+trusted=" " # hosts to which this job sends its credentials: host:port, or host for all its ports, with a space around each
 
-# Sets who may see this job's credentials, a bearer token or a proxy certificate: the hosts that the submitter or the operator
-# has named, in OSGPROD_URL, OSGPROD_OUTPUT_URL and OSGPROD_TOKEN_HOSTS, in osgprod_token_hosts, which the server fills in, and in
+# Sets the hosts to which this job sends its credentials, a bearer token or a proxy certificate. The submitter or the operator
+# named them in OSGPROD_URL, OSGPROD_OUTPUT_URL and OSGPROD_TOKEN_HOSTS, in osgprod_token_hosts, which the server fills in, and in
 # the arguments. Other URLs are what jobs have reported. Arguments: URLs
 trust_only() {
   local word lists="${OSGPROD_TOKEN_HOSTS:-} ${osgprod_token_hosts:-}"

@@ -40,7 +40,7 @@ write_down() {
   ) 2>/dev/null && mv -f "$file.new" "$file" && read_written
 }
 
-# Reads what was written down, lines NAME=VALUE. Sets written and written_inputs. Fails when the file can't be read.
+# Reads the file of write_down, lines NAME=VALUE. Sets written and written_inputs. Fails when the file can't be read.
 read_written() {
   local line name
   written=() written_inputs=""

@@ -243,7 +243,7 @@ main() {
   while ((slices_done < SLICES)); do
     attempt "${3:-1}" # another code than 0 ends this script
     [[ "$answer" == "done" ]] || break
-    ((slices_done < SLICES)) || break # cleanup removes what is left of the last slice
+    ((slices_done < SLICES)) || break # cleanup removes the last slice's files
     forget_attempt
   done
 }

@@ -8,7 +8,7 @@ slice_file() {
 }
 
 # Prints the files of a folder that are outputs, each ended by a NUL: all but the work script's own folder, the files
-# that are this job's credentials, under any name, and what is in a file system that the work has mounted. Argument: folder
+# that are this job's credentials, under any name, and the files of a file system that the work has mounted. Argument: folder
 list_outputs() {
   local file
   local -a credentials=()

@@ -31,8 +31,8 @@ run() {
   return "$status"
 }
 
-# Gives a signal the time to come, when a child was killed: whoever ends this job may have ended its child first, and what
-# the child did not do is then nobody's fault. Argument: exit code of the child
+# Waits 1 s for a signal after a signal ended a child: HTCondor or the batch system may end a job's child before the job. The
+# job then was stopped, and its child did not fail. Argument: exit code of the child
 await_signal() {
   case "$1" in
   130 | 137 | 143) pause 1 ;;
@@ -126,7 +126,7 @@ cleanup() {
   # A child that is ended before it has begun still has these traps: it must not remove our folder.
   [[ "$BASHPID" == "$$" ]] || exit "$status"
   trap '' "${SIGNALS[@]}"              # one that comes now would leave our folder, or crash bash
-  ! $is_stopped || status="$EXIT_TERM" # whatever bash has made of a command that the signal interrupted
+  ! $is_stopped || status="$EXIT_TERM" # bash may have another code, from the command that the signal interrupted
   tidy_up
   case "$status" in
   0 | "$EXIT_FAILED" | "$EXIT_NODE_FAULT" | "$EXIT_LATER" | "$EXIT_REFUSED" | "$EXIT_TERM") exit "$status" ;;

@@ -160,7 +160,7 @@ measure() {
   (($1 < 0)) || resources+=(wall_s "$1") # the clock was set back
 }
 
-# Prints the size of a folder [bytes], without what is mounted in it. Argument: folder
+# Prints the size of a folder [bytes], without the file systems that are mounted in it. Argument: folder
 folder_bytes() {
   local kilobytes
   kilobytes="$(cd "$1" && du -xsk . 2>/dev/null)" || true

@@ -77,7 +77,7 @@ def test_health_and_what_to_do_come_before_anything_else(page: Page, full: World
     place = page.locator(".health").last.bounding_box()
     assert place and place["y"] + place["height"] < 900, "it is seen without scrolling"
     assert page.locator("h2").all_inner_texts() == [FAILING, NAME], (
-        "the worst first, and what is idle is folded"
+        "the worst first, and idle projects are folded"
     )
     page.get_by_text("1 idle project").click()
     expect(page.get_by_role("region", name="Idle projects").get_by_role("link")).to_have_text(FINISHED)
@@ -177,7 +177,7 @@ def test_page_in_use_stands_still_and_says_so(page: Page, full: World) -> None:
     page.clock.install()
     page.goto(f"project/{NAME}")
     page.evaluate("document.querySelector('main').firstElementChild.id = 'former'")
-    page.locator("#find").fill("hd_rawdata")  # not part of what is renewed
+    page.locator("#find").fill("hd_rawdata")  # outside of the renewed part
     page.locator("main .command").first.click()  # marks the command
     page.clock.run_for(31_000)
     expect(page.locator("#former")).to_have_count(1)

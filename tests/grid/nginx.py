@@ -45,7 +45,7 @@ http {{
 
 
 class Nginx:
-    """Serves ``folder``/data; what is below /behind/ comes from port ``behind`` of 127.0.0.1."""
+    """Serves ``folder``/data; requests below /behind/ go to port ``behind`` of 127.0.0.1."""
 
     def __init__(self, behind: int) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="osgprod-nginx-", dir="/tmp"))

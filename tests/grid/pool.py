@@ -314,7 +314,7 @@ class Pool:
         return f"{len(jobs)} jobs: {states}; they said {said}; slots: {dict(Counter(slots))}"
 
     def kill_inside(self, name: str, process: str) -> int:
-        """Kills one process inside, by program name and a word of its command line; returns how many there were."""
+        """Kills one process inside, by program name and a part of its command line; returns how many there were."""
         done = self.run("pgrep", "-f", f"{name}.*{process}", check=False)
         pids = done.stdout.split()
         if pids:

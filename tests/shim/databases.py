@@ -31,7 +31,7 @@ split = sqlparse.split  # which is patched while yoyo runs
 
 @functools.cache
 def _split(text: str) -> list[str]:
-    """Into statements: two seconds of a processor for all migrations, so all workers and runs share what came out."""
+    """Split SQL into statements. All migrations take 2 s of CPU time, so all workers and runs share the result."""
     name = hashlib.sha256(f"{sqlparse.__version__} {text}".encode()).hexdigest()
     kept = CHECKOUT / ".pytest_cache" / "statements" / name
     if not kept.exists():

@@ -1081,7 +1081,9 @@ def test_bare_file_name_means_the_file_and_no_other(run: Run, world: World) -> N
     for name in ("hd_rawdata_000001_001", "hd_rawdata_000001_001.evio", paths[0]):
         assert [row["path"] for row in rows_of(run("files", "p", "--path", name, "--json"))] == paths[:1]
     assert rows_of(run("files", "p", "--path", "hd_rawdata_000001_00", "--json")) == []
-    assert rows_of(run("files", "p", "--path", "hdxrawdata_000001_001", "--json")) == [], "_ is no wildcard"
+    assert rows_of(run("files", "p", "--path", "hdxrawdata_000001_001", "--json")) == [], (
+        "_ is not a wildcard"
+    )
     assert len(rows_of(run("files", "p", "--path", "%_0_1.evio", "--json"))) == 2
 
 

@@ -26,7 +26,7 @@ def test_lines_are_those_of_loggings_own_formatter_whatever_the_clock_does() -> 
 
 
 def test_line_of_a_request_can_be_formatted_by_every_handler(capsys: pytest.CaptureFixture[str]) -> None:
-    """Another program in the process may have handlers of its own, which show more than ours."""
+    """Another program in the process may add handlers, which show more fields than the shim's."""
     names = [name for name in vars(logging.makeLogRecord({})) if name not in ("msg", "args")]
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter(" ".join(f"%({name})s" for name in names) + " %(message)s"))

@@ -29,7 +29,7 @@ from tests.support import CHECKOUT, PATIENCE_S, World, free_port, wait_until
 
 
 def yoyo(dsn: str, *arguments: str, sql: Path = SQL_FOLDER) -> subprocess.CompletedProcess[str]:
-    """yoyo's own command, with yoyo.ini beside a folder sql; in this process, see yoyo_alone for one of its own."""
+    """yoyo's own command, with yoyo.ini beside a folder sql, in this process. yoyo_alone starts a separate process."""
     return yoyo_here(dsn, *arguments, "--config", str(ini_beside(sql)))
 
 
@@ -69,7 +69,7 @@ COMMENT ON FUNCTION osgprod.news() IS 'News.';
 
 @pytest.fixture(scope="module")
 def released(databases: Databases) -> Iterator[Callable[[Path, str], str]]:
-    """Release, on a migrated database of our server instead of a server of its own."""
+    """Release, on a migrated database of the shared server instead of a separate server."""
 
     @contextlib.contextmanager
     def ours() -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Odd arguments of every public function: each is taken, or refused with a code of ours in one short line."""
+"""Odd arguments of every public function: each is accepted, or refused with a code of class OG in one short line."""
 
 from __future__ import annotations
 

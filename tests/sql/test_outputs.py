@@ -186,7 +186,9 @@ def test_output_that_htcondor_may_still_bring_home_is_not_called_lost(world: Wor
     states = world.db.execute(
         "SELECT block1, state::text FROM osgprod_data.slices ORDER BY block1"
     ).fetchall()
-    assert [row["state"] for row in states] == ["done", "done", "ready"], "what was sent will not come"
+    assert [row["state"] for row in states] == ["done", "done", "ready"], (
+        "the slice whose job sent its output is requeued"
+    )
 
 
 def test_output_of_a_job_that_goes_on_is_lost_an_hour_after_its_end(world: World) -> None:

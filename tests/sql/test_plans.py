@@ -154,7 +154,7 @@ def test_nothing_that_jobs_call_reads_a_large_table_from_end_to_end(world: World
 def test_verify_finds_the_few_slices_that_are_ready_or_quarantined_by_index(
     world: World, plans: Plans
 ) -> None:
-    """Whatever the planner believes: to it, NOT is_ready is true of every slice that is done."""
+    """The planner takes NOT is_ready for true of every slice that is done."""
     with connect(world.dsn) as other:
         fill(other, "p", runs=10, files=40, blocks=200, a_slice=4, finished=0.9, in_flight=20, attempts=5000)
         other.execute("ANALYZE osgprod_data.slices, osgprod_data.reports")

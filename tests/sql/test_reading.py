@@ -569,7 +569,7 @@ def test_done_over_time_grows_from_nothing_to_what_is_done_now(world: World, age
         assert 15 <= until_half <= 20, "the first half of the time had 20 of the 30 blocks"
     call(world.db, "recycle", project="p", states=["done"])
     rows = call(world.db, "done_over_time", project="p", points=50)
-    assert {row["blocks_done"] for row in rows} == {0}, "what is to be processed again is not done"
+    assert {row["blocks_done"] for row in rows} == {0}, "blocks that are processed again are not done"
 
 
 @pytest.mark.history_by_hand

@@ -231,8 +231,8 @@ def test_report_that_bans_a_node_waits_for_no_merge_and_no_file_of_what_the_node
     with held(spoilt) as db, held(spoilt) as job:
         if locked == "merges":
             for n in range(len(merges(spoilt))):
-                beat = {"project": "p", "cluster": 1, "process": 10 + n, "magic": "m", "client": "127.0.0.1"}
-                assert call(db, "heartbeat", **beat)[0]["status"] == "alive"
+                sent = {"project": "p", "cluster": 1, "process": 10 + n, "magic": "m", "client": "127.0.0.1"}
+                assert call(db, "heartbeat", **sent)[0]["status"] == "alive"
         elif locked != "nothing":
             seqno = 1 if locked == "other file" else 2
             db.execute(

@@ -38,7 +38,7 @@ class Traffic:
         self, port: int, chance: random.Random, jobs: int = 6, work_s: float = 0.01, internal_errors: int = 0
     ) -> None:
         self._port, self._work_s = port, work_s
-        # How many answers of 500 are no fault of ours: docs/design.md, "PostgreSQL's own XX000".
+        # How many answers of 500 PostgreSQL may cause: docs/design.md, "PostgreSQL's own XX000".
         self._internal_errors = internal_errors
         self.blocks: Counter[tuple[str, int]] = Counter()
         self.restarts = self.superseded = self.asked_again = 0

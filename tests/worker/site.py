@@ -54,7 +54,7 @@ class Site:
     can_remove: bool = True
     pages: dict[str, bytes] = field(
         default_factory=dict
-    )  # by path: what is sent in place of a file, with 200
+    )  # by path: the page that is sent in place of a file, with 200
     is_osgprod: bool = True  # marks its answers to POST as the server does
     headers: dict[str, str] = field(default_factory=dict)
     demands: str = ""  # an Authorization without which it answers 401

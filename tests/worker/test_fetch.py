@@ -480,8 +480,8 @@ def test_whole_slices_pass_the_check_and_each_damaged_header_is_found(
     assert found.pop("whole") == "0 none"
     assert "no block header at byte" in found["short"] and "no block header at byte" in found["long"]
     assert found.keys() == variants.keys() - {"whole"}
-    for name, told in found.items():
-        assert told.startswith("1 wrong bytes came"), name
+    for name, result in found.items():
+        assert result.startswith("1 wrong bytes came"), name
 
 
 @pytest.mark.parametrize(

@@ -410,7 +410,7 @@ def test_text_is_valid_and_cut_between_characters(escaped: str, most: int, text:
     assert bash('plain_text "$1" "$(printf \'%b\' "$2")"', str(most), escaped).stdout == text
 
 
-# --- what a job is told, and tells ---------------------------------------------------------------------------
+# --- what the server sends to a job, and what a job reports --------------------------------------------------
 
 
 def job(commands: str, **environment: str) -> str:

@@ -56,7 +56,7 @@ def test_job_processes_as_many_slices_as_it_may_and_each_has_its_own_tarball(
     assert code == DONE, log
     assert reports(three) == [(1, 1, "done"), (1, 2, "done")]
     assert delivered(site) == listed(three) == ["job_7_1.2.tar.gz", "job_7_1.tar.gz"]
-    assert tarballs(node.folder) == [], "what is delivered needs no room on the node"
+    assert tarballs(node.folder) == [], "delivered tarballs need no room on the node"
     assert site.files["/out/job_7_1.tar.gz"] != site.files["/out/job_7_1.2.tar.gz"]
     assert call(three.db, "verify", project="p", deep=True) == []
 

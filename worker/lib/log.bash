@@ -21,8 +21,8 @@ size_of() {
   wc -c <"$1"
 }
 
-# Removes a file or folder with all that is in it, also in folders that may not be written, as copies of CVMFS's are. What
-# can't be removed stays, and so does what is in a file system that the work has mounted there: storage, for example.
+# Removes a file or folder with all that is in it, also in folders that may not be written, as copies of CVMFS's are. It
+# leaves files that can't be removed, and the files of a file system that the work has mounted there: storage, for example.
 # Argument: absolute path
 remove_tree() {
   if ! is_mount_point "$1" && ! find "$1" -xdev -delete 2>/dev/null && [[ -e "$1" ]]; then

@@ -129,7 +129,7 @@ send_merged() {
   outputs_list+="${events:+,\"events\":$events}}"
   ((${#outputs_list} <= MAX_LIST_BYTES)) ||
     misconfigured "the list of merged files has ${#outputs_list} bytes: let merge_kinds have fewer kinds, at most $MAX_LIST_BYTES bytes fit"
-  # After each file: if this attempt fails behind it, the server knows what is in storage.
+  # After each file: if this attempt fails behind it, the server knows which files are in storage.
   add_to_report "outputs_list=[$outputs_list]" || node_fault "${OSGPROD_REPORT:-osgprod_report.txt} can't be written: is the disk full?"
 }
 

@@ -28,10 +28,10 @@ find_token() {
   done
 }
 
-trusted=" " # who may see this job's credentials: host:port, or a host at all its ports, with a space around each
+trusted=" " # hosts to which this job sends its credentials: host:port, or host for all its ports, with a space around each
 
-# Sets who may see this job's credentials, a bearer token or a proxy certificate: the hosts that the submitter or the operator
-# has named, in OSGPROD_URL, OSGPROD_OUTPUT_URL and OSGPROD_TOKEN_HOSTS, in osgprod_token_hosts, which the server fills in, and in
+# Sets the hosts to which this job sends its credentials, a bearer token or a proxy certificate. The submitter or the operator
+# named them in OSGPROD_URL, OSGPROD_OUTPUT_URL and OSGPROD_TOKEN_HOSTS, in osgprod_token_hosts, which the server fills in, and in
 # the arguments. Other URLs are what jobs have reported. Arguments: URLs
 trust_only() {
   local word lists="${OSGPROD_TOKEN_HOSTS:-} ${osgprod_token_hosts:-}"

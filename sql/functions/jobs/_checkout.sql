@@ -20,7 +20,7 @@ DECLARE
     v_pace     osgprod.pace;  -- at its site; NULLs = not needed, or not known
     v_blocks   bigint;   -- of a slice for this job, at most
     v_file     osgprod_data.loaded_files;
-    v_script   text;     -- of what was claimed
+    v_script   text;     -- of the claimed slice or merge
     v_content  osgprod.slice_content;
     v_answer   osgprod.checkout_answer;
     v_token    uuid;

@@ -21,8 +21,8 @@ $fn$;
 CREATE FUNCTION osgprod._hold_merge_settings(p_project_id int, p_may_wait boolean)
 RETURNS osgprod_data.projects LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Keeps the settings merge_by and merge_incomplete of a project as they are until the end of the transaction: what is planned by
--- them would stay, and a session that changes them would not see it.
+-- Keeps the settings merge_by and merge_incomplete of a project as they are until the end of the transaction.
+-- Otherwise a session that changes them would miss the merges that this transaction plans by them.
 -- Parameters: p_project_id  project;  p_may_wait  for a session that changes them
 -- Returns:    the project's row, read under the lock; NULLs = a session changes them
 -- Locks:      these settings, shared (advisory: project_id, -4). Who waits for them has no slice, file or merge locked
@@ -163,8 +163,8 @@ CREATE FUNCTION osgprod._note_end(p_project_id int)
 RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Notifies that all files of a project are complete (project-done), and that their merges are done as well
--- (production-delivered), and notes it in the project's row. Only a tick does, which sees what has been committed: of two
--- calls that end the last two merges at once each sees the other's as leased. It also plans merges that are missing then.
+-- (production-delivered), and notes it in the project's row. Only a tick does this, since it sees all committed reports: of two
+-- calls that end the last two merges at once, each sees the other's merge as leased. It also plans merges that are missing then.
 -- Promise:    each is notified once, and again when more work has come and is done, too.
 -- Parameters: p_project_id  project
 -- Locks:      the project's row, SKIP LOCKED; _hold_merge_settings, tried; see _plan_merges. The caller has the project, shared, against unload_slices

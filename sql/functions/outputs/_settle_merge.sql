@@ -97,7 +97,7 @@ DECLARE
     v_input record;
     v_name  text;
 BEGIN
-    -- All slices before the first file: what has a file's row waits for no slice.
+    -- All slices before the first file: a session that has locked a file's row waits for no slice.
     PERFORM FROM osgprod_data.merges m
       CROSS JOIN LATERAL unnest(m.inputs) i
        JOIN osgprod_data.slices s ON s.project_id = m.project_id AND s.rawdata_id = i.rawdata_id AND s.block1 = i.block1

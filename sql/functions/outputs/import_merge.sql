@@ -35,7 +35,7 @@ BEGIN
     PERFORM osgprod._enter_project(v_project.project_id, p_project);
     v_project := osgprod._hold_merge_settings(v_project.project_id, true);
     IF p_bad_inputs IS NOT NULL THEN
-        -- All slices before the file: what has a file's row waits for no slice.
+        -- All slices before the file: a session that has locked a file's row waits for no slice.
         PERFORM FROM slices s
           WHERE s.project_id = v_file.project_id AND s.rawdata_id = v_file.rawdata_id AND s.state = 'done'
           ORDER BY s.block1 FOR NO KEY UPDATE;

@@ -26,7 +26,7 @@ BEGIN
     END IF;
     PERFORM osgprod._enter_project(v_project.project_id, p_project);
     v_project := osgprod._hold_merge_settings(v_project.project_id, true);
-    IF NOT p_dry_run THEN  -- all slices before the first file: what has a file's row waits for no slice
+    IF NOT p_dry_run THEN  -- all slices before the first file: a session that has locked a file's row waits for no slice
         PERFORM FROM jsonb_to_recordset(p_attempts) AS l (cluster int, process int, nstart int)
            JOIN attempts a ON a.project_id = v_project.project_id AND a.cluster = l.cluster AND a.process = l.process
                           AND a.nstart = l.nstart

@@ -84,7 +84,7 @@ COMMENT ON FUNCTION osgprod.find(text, int) IS
 CREATE FUNCTION osgprod._shell_word(p_text text)
 RETURNS text LANGUAGE sql IMMUTABLE
 AS $fn$
-    -- A text as one word of a command: in single quotes where a shell could take it for anything else. Jobs choose texts.
+    -- Quotes a text as one argument of a command: in single quotes if a shell could interpret it. Jobs choose these texts.
     SELECT CASE WHEN p_text ~ '^[A-Za-z0-9_./=@:%+-]+$' THEN p_text
                 ELSE '''' || replace(p_text, '''', '''"''"''') || '''' END
 $fn$;

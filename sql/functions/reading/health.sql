@@ -168,8 +168,8 @@ CREATE FUNCTION osgprod._recent_answers(p_project_id int)
 RETURNS TABLE (answers bigint, faults bigint, refusals bigint, worst_fault text, worst_refusal text) LANGUAGE sql STABLE
 AS $fn$
     -- Counts what the shims answered to jobs of a project within 15 minutes: faults = 500 and above, but for a project that
-    -- is paused, or that an operator has alone; refusals = 400 to 499, but for attempts that came too late (409) and for what
-    -- is refused for a while (OG6xx: a full max_live, a ban, a rate). Of each the most frequent as text: status, and the
+    -- is paused, or that an operator has alone; refusals = 400 to 499, but for attempts that came too late (409) and for
+    -- temporary refusals (OG6xx: a full max_live, a ban, a rate). Of each the most frequent as text: status, and the
     -- message or kind.
     SELECT coalesce(sum(g.times), 0)::bigint, coalesce(sum(g.times) FILTER (WHERE g.is_fault), 0)::bigint,
            coalesce(sum(g.times) FILTER (WHERE g.is_refusal), 0)::bigint,
