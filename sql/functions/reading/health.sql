@@ -48,7 +48,7 @@ BEGIN
              CASE WHEN f.blocks_leased = 0 THEN 'no job asks for work: submit jobs, or see what keeps them from the shim: their .err files, osgprod doctor'
                   ELSE format('see how far they are: osgprod attempts %s --live', f.project) END),
             ('bad', 'failing', f.bad >= 10 AND f.bad > 0.2 * f.all_reports AND f.blocks_left + f.merges_left > 0,
-             format('%s of the last %s attempts failed, were killed or lost; most with exit code %s', f.bad,
+             format('%s of the last %s attempts failed, had a node fault or were lost; most with exit code %s', f.bad,
                     f.all_reports, f.worst),
              format('find the code and the site: osgprod attempts %s --by exit, then --by site', f.project)),
             ('bad', 'answers', f.answers >= 10 AND 2 * f.faults > f.answers,

@@ -18,8 +18,8 @@ $fn$;
 CREATE FUNCTION osgprod._split_slice(p_project_id int, p_rawdata_id int, p_block1 int, p_at int)
 RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Splits a slice that is ready, in a backoff or leased in two: [block1, p_at) stays as it is, [p_at, block2) becomes another
--- slice, ready or in the same backoff. It is not ready while its file is suspended or skipped, though the first part may be:
+-- Splits a slice that is ready, in a backoff or leased in two: [block1, p_at) keeps its state, [p_at, block2) becomes another
+-- slice, ready or in the same backoff. Both get a new opened_at (I5). The second is not ready while its file is suspended or skipped, though the first part may be:
 -- as the one slice by which a file is tried.
 -- Parameters: p_project_id, p_rawdata_id, p_block1  the slice, locked, and its file's row: a claim may be reading where the
 --             slice ends;  p_at  a block inside it
