@@ -25,8 +25,12 @@ from tests import prepared
 from tests.databases import Databases
 from tests.support import CHECKOUT, LiveShim, Run, World, run_osgprod, server_folder
 
-# Started with & by a script, we and all programs that the tests start would not hear Ctrl-C.
+# Started with & by a script, or with nohup, we and all programs that the tests start would not hear Ctrl-C or a hangup:
+# a signal that is ignored when a bash script starts can't be trapped there.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:  # these Python ignores itself
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.SIG_DFL)
 
 # What drives a browser is installed by make test-browser alone.
 collect_ignore = [] if importlib.util.find_spec("playwright") else ["browser"]
