@@ -5,7 +5,7 @@ AS $fn$
 -- Promise:    requeues no other job's slice: that is tick's.
 -- Parameters: p_call     see checkout_slice
 --             p_wait_ms  how long to wait for a file when others have locked all of them [ms]; NULL = a call that is made
---                        alone: it waits, for its job, its slice and a file, as long as lock_timeout says
+--                        alone: it waits, for its job, its slice or merge, and a file, as long as lock_timeout says
 -- Returns:    the answer; the error of a call is in it (status error, with code and hint), and it has no slice then
 -- Locks:      see checkout_slice
 -- Source:     docs/design.md "The claim"
@@ -233,7 +233,7 @@ AS $fn$
 -- Returns:    the slice; NULLs when the job no longer has one. problem: why it gets nothing: OG602 it starts too often, 55P03
 --             the slice is busy; without a code its work is done (status completed), it may be another job, or it
 --             gives its work up
--- Locks:      the slice; the project's row, SKIP LOCKED, for next_due_at when work is given up: else the work waits for the
+-- Locks:      the slice or merge; the project's row, SKIP LOCKED, for next_due_at when work is given up: else the work waits for the
 --             next look at all leases
 -- Source:     docs/design.md I3
 DECLARE

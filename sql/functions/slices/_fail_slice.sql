@@ -8,7 +8,7 @@ AS $fn$
 -- Promise:    failures counts failures of the data. A fault (of the node, or a loss) counts there only beyond
 --             max_faults, and only each fourth time when it is on the same worker as the one before: a block that kills
 --             its process is isolated in the end as well, a bad node alone isolates nothing for long. A slice is split at
---             max_failures, or quarantined if it is one block; with max_backups, and when nothing is unallocated any more, it
+--             max_failures, or quarantined if it is one block; with max_backups, and when no file is open any more, it
 --             is split at its first failure. Below that limit its backup attempt, if it has one, becomes its holder instead.
 -- Parameters: p_project  the project's row;  p_slice  the slice, locked;  p_outcome  failed, node-fault, lost or superseded
 --             p_worker   on whom;  p_exit_code  as reported; NULL = lost, stopped by the server, or gone;  p_may_wait  for the file
