@@ -61,23 +61,22 @@ def _fail_for_database(error: Exception) -> None:
     """End the process if this is an error of psycopg."""
     import psycopg
 
-    try:
-        raise error
-    except psycopg.OperationalError as error:
-        if error.sqlstate is None:
-            _fail(_first_line(error), _how_to_reach(error), UNREACHABLE)
-        is_away = error.sqlstate.startswith(("08", "57P"))
-        hint = error.diag.message_hint or "see the server's log"
-        _fail(_first_line(error), hint, UNREACHABLE if is_away else REFUSED)
-    except (psycopg.errors.UndefinedFunction, psycopg.errors.InvalidSchemaName) as error:
-        _fail(_first_line(error), "osgprod migrate brings the database up to date")
-    except psycopg.errors.InsufficientPrivilege as error:
-        _fail(_first_line(error), "this takes a login that is a member of osgprod_operator")
-    except psycopg.Error as error:
-        hint = error.diag.message_hint or "add --help to the command: it says what each option takes"
-        _fail(_first_line(error), hint, WRONG if _is_wrong_argument(error) else REFUSED)
-    except Exception:
+    if not isinstance(error, psycopg.Error):
         return
+    message, hint, code = _first_line(error), error.diag.message_hint, REFUSED
+    if isinstance(error, psycopg.OperationalError):
+        if error.sqlstate is None:
+            hint, code = _how_to_reach(error), UNREACHABLE
+        elif error.sqlstate.startswith(("08", "57P")):
+            code = UNREACHABLE
+        hint = hint or "see the server's log"
+    elif isinstance(error, psycopg.errors.UndefinedFunction | psycopg.errors.InvalidSchemaName):
+        hint = "osgprod migrate brings the database up to date"
+    elif isinstance(error, psycopg.errors.InsufficientPrivilege):
+        hint = "this takes a login that is a member of osgprod_operator"
+    elif _is_wrong_argument(error):
+        code = WRONG
+    _fail(message, hint or "add --help to the command: it says what each option takes", code)
 
 
 def _is_wrong_argument(error: psycopg.Error) -> bool:
