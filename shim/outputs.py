@@ -320,10 +320,8 @@ def _attempt_of(name: str) -> tuple[int, int, int] | None:
 def _to_check(
     connection: psycopg.Connection[dict[str, Any]], projectname: str, runs: list[int] | None, what: str | None
 ) -> Iterator[dict[str, Any]]:
-    with listed(connection, projectname, runs=runs, what=what) as rows:
-        for row in rows:
-            if what is not None or row["merged_in"] is None:
-                yield row
+    with listed(connection, projectname, runs=runs, what=what or "final") as rows:
+        yield from rows
 
 
 def manifest(projectname: str, runs: list[int] | None, file: TextIO) -> dict[str, int]:

@@ -54,14 +54,15 @@ def outputs_list(
     from shim.database import connect
 
     writers = {"csv": delivered.write_csv, "json": delivered.write_json, "urls": delivered.write_urls}
+    most = None if form else limit
     with (
         connect() as connection,
-        delivered.listed(connection, project, runs=runs, what=what, history=history) as rows,
+        delivered.listed(connection, project, runs=runs, what=what, history=history, limit=most) as rows,
     ):
         if form:
             writers[form](rows, sys.stdout)
             return
-        first = [{name: row[name] for name in SHOWN} for row, _ in zip(rows, range(limit), strict=False)]
+        first = [{name: row[name] for name in SHOWN} for row in rows]
     show(first, False, NO_OUTPUT, limit=limit, spare=("adler32", "software", "state"))
 
 

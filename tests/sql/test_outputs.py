@@ -78,9 +78,12 @@ def test_outputs_are_listed_with_their_blocks_and_what_holds_them(merging: World
         ("tarball", None, 1), ("tarball", None, 1), ("a", 1, None), ("b", 1, None),
     ]  # fmt: skip
     assert [row["kind"] for row in listed(merging, what="merged")] == ["a", "b"]
+    assert [row["kind"] for row in listed(merging, what="final")] == ["a", "b"]
+    assert [row["kind"] for row in listed(merging, limit=3)] == ["tarball", "tarball", "a"]
+    assert [row["kind"] for row in listed(merging, limit=3, history=True)] == ["tarball", "tarball", "a"]
     assert len(listed(merging, what="slices", runs=[1])) == 2
     assert listed(merging, runs=[2]) == []
-    with pytest.raises(psycopg.Error, match="outputs are merged, slices or all, not 'x'"):
+    with pytest.raises(psycopg.Error, match="outputs are merged, slices, final or all, not 'x'"):
         listed(merging, what="x")
 
 

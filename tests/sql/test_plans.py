@@ -300,6 +300,31 @@ def test_outputs_find_their_merge_without_a_comparison_with_others(
     world.db.execute("DELETE FROM osgprod_data.merges")
 
 
+@pytest.mark.history_by_hand
+def test_outputs_are_listed_without_the_history_that_nobody_asked_for(world: World, plans: Plans) -> None:
+    with connect(world.dsn) as other:
+        fill(other, "p", runs=6, files=40, blocks=200, a_slice=4, finished=0.8, in_flight=10, attempts=10**6)
+        file = other.execute("SELECT rawdata_id FROM osgprod_data.loaded_files WHERE run = 71010").fetchone()
+        assert file
+    choices: list[tuple[dict[str, Any], int]] = [
+        ({"runs": [71010], "limit": 7}, 7),
+        ({"limit": 7}, 7),
+        ({"file_id": file["rawdata_id"]}, 50),
+        ({"file_id": file["rawdata_id"], "runs": [71010]}, 50),
+        ({"runs": [71010], "what": "merged"}, 0),
+    ]
+    for choice, rows in choices:
+        plans.seen.clear()
+        assert len(call(world.db, "list_outputs", project="p", **choice)) == rows
+        read = [
+            (node["Actual Rows"] + node.get("Rows Removed by Filter", 0)) * node["Actual Loops"]
+            for _, plan in plans.seen
+            for node in _nodes(plan)
+            if node.get("Relation Name") in ("attempts", "reports")
+        ]
+        assert max(read) <= rows, choice
+
+
 # What reads all slices of a project, since it lists or recounts them all.
 READS_ALL_SLICES = {"verify", "list_outputs"}
 

@@ -204,7 +204,7 @@ AS $fn$
     -- What an attempt delivered: the files that it listed, or the one file of its report.
     -- Parameters: p_project  the project's row;  p_cluster, p_process, p_nstart  the attempt
     -- Returns:    a row a file; one row of NULLs when nothing is known of the attempt
-    SELECT coalesce(o.n, 1::smallint), coalesce(o.kind, 'tarball'), coalesce(o.url, r.output_url, osgprod._home_url(p_project, a)),
+    SELECT coalesce(o.n, 1::smallint), coalesce(o.kind, 'tarball'), coalesce(o.url, r.output_url, osgprod._home_url(p_project, a, v.exec_version)),
            CASE WHEN o.n IS NULL THEN r.output_bytes ELSE o.bytes END,
            CASE WHEN o.n IS NULL THEN r.output_adler32 ELSE o.adler32 END,
            CASE WHEN o.n IS NULL THEN r.events ELSE o.events END
@@ -212,21 +212,22 @@ AS $fn$
       LEFT JOIN osgprod_data.attempts a USING (project_id, cluster, process, nstart)
       LEFT JOIN (SELECT x.* FROM osgprod_data.reports x WHERE x.by_worker) r USING (project_id, cluster, process, nstart)
       LEFT JOIN osgprod_data.outputs o USING (project_id, cluster, process, nstart)
+      LEFT JOIN osgprod_data.versions v ON v.version_id = a.version_id
 $fn$;
 
-CREATE FUNCTION osgprod._home_url(p_project osgprod_data.projects, p_attempt osgprod_data.attempts)
+CREATE FUNCTION osgprod._home_url(p_project osgprod_data.projects, p_attempt osgprod_data.attempts, p_exec_version text)
 RETURNS text LANGUAGE sql STABLE
 AS $fn$
     -- Where HTCondor brought the tarball of an attempt: the setting output_home with {project}, {cluster}, {process} and {start}
     -- filled in; the name that osgprod_exec.sh gives it is added when no {process} is in it. From the job's second start on
-    -- that has the start's number; clients that name no version of theirs have one name for all.
-    -- Parameters: p_project  the project's row;  p_attempt  the attempt
-    SELECT CASE WHEN p_project.output_home LIKE '%{process}%' THEN x.url
-                ELSE rtrim(x.url, '/') || format('/job_%s_%s%s.tar.gz', p_attempt.cluster, p_attempt.process, CASE WHEN s.start > 1
-                    AND EXISTS (SELECT FROM osgprod_data.versions v WHERE v.version_id = p_attempt.version_id AND v.exec_version <> '')
-                    THEN '.' || s.start END) END
-      FROM coalesce(p_attempt.job_start, p_attempt.nstart) AS s (start), replace(replace(replace(replace(p_project.output_home, '{project}',
-          p_project.name), '{cluster}', p_attempt.cluster::text), '{process}', p_attempt.process::text), '{start}', s.start::text) AS x (url)
+    -- that has the start's number; clients that name no version of theirs have one name for all. (One expression, so that it
+    -- is inlined: a list calls it for each slice of a project.)
+    -- Parameters: p_project  the project's row;  p_attempt  the attempt;  p_exec_version  of its client; NULL or empty = not known
+    SELECT replace(replace(replace(replace(CASE WHEN p_project.output_home LIKE '%{process}%' THEN p_project.output_home
+               ELSE rtrim(p_project.output_home, '/') || concat('/job_{cluster}_{process}', CASE WHEN p_exec_version <> ''
+                    AND coalesce(p_attempt.job_start, p_attempt.nstart) > 1 THEN '.{start}' END, '.tar.gz') END,
+               '{project}', p_project.name), '{cluster}', p_attempt.cluster::text), '{process}', p_attempt.process::text),
+               '{start}', coalesce(p_attempt.job_start, p_attempt.nstart)::text)
 $fn$;
 
 CREATE FUNCTION osgprod._new_version(
