@@ -72,7 +72,7 @@ def test_merge_script_has_its_inputs_and_runs(merging: World, shim: LiveShim) ->
     assert shim.checkout(8).headers["Osgprod-Status"] == "no-work"
 
 
-def test_job_learns_which_hosts_the_projects_settings_name(
+def test_job_learns_which_hosts_the_projects_settings_and_its_files_prefixes_name(
     merging: World, shim: LiveShim, folder: Path
 ) -> None:
     with (folder / "www" / "p" / "osgprod_merge.bash").open("a") as script:
@@ -82,8 +82,11 @@ def test_job_learns_which_hosts_the_projects_settings_name(
         output_home="root://home.example.org:1095//{project}",
         xrootd_prefix="osdf:///gluex JLab=/mnt/raw SITE=https://door.example.org:8443/a",
     )
+    merging.db.execute(
+        "UPDATE osgprod_data.rawdata SET prefix = 'JLab=davs://own.example.org:2880/d SITE=/mnt/own'"
+    )
     answer = shim.checkout(7)
-    named = "https://door.example.org:8443 https://u@merged.example.org osdf:// root://home.example.org:1095"
+    named = "davs://own.example.org:2880 https://door.example.org:8443 https://u@merged.example.org osdf:// root://home.example.org:1095"
     assert answer.headers["Osgprod-Token-Hosts"] == named
     ran = subprocess.run(["bash", "-c", answer.text], capture_output=True, text=True, check=True)
     assert ran.stdout.endswith(f"|{named}")

@@ -144,9 +144,9 @@ AS $fn$
 -- Completes the answer of a checkout that has claimed a merge.
 -- Parameters: p_project  the project's row;  p_answer  as far as it is;  p_merge_id  the merge
 -- Returns:    the answer: filename is the merge's name, size_bytes and events are sums over the inputs (NULL = some are not
---             known), merge has what the script is filled with: docs/outputs.md
-DECLARE
-    v_merge osgprod_data.merges;
+--             known), merge has what the script is filled with: docs/outputs.md. token_hosts: those that an operator named in
+--             the project's settings or in prefixes of the merge's raw data files
+DECLARE v_merge osgprod_data.merges;
 BEGIN
     SELECT m.* INTO v_merge FROM osgprod_data.merges m WHERE m.merge_id = p_merge_id;
     p_answer.task := 'merge';
@@ -157,7 +157,8 @@ BEGIN
            CASE WHEN bool_and(i.events IS NOT NULL) THEN sum(i.events) END,
            jsonb_build_object('run', v_merge.run, 'seqno', v_merge.seqno, 'cleanup', p_project.merge_cleanup,
                'token_hosts', (SELECT string_agg(DISTINCT h[1], ' ') FROM regexp_matches(concat_ws(' ', p_project.merge_output_url,
-                   p_project.output_home, p_project.xrootd_prefix), '([A-Za-z]+://[^/?#\s,]*)', 'g') AS h),
+                   p_project.output_home, p_project.xrootd_prefix, (SELECT string_agg(r.prefix, ' ') FROM osgprod_data.rawdata r
+                    WHERE r.rawdata_id IN (SELECT i.rawdata_id FROM unnest(v_merge.inputs) i))), '([A-Za-z]+://[^/?#\s,]*)', 'g') AS h),
                'output_url', coalesce(osgprod._filled(p_project.merge_output_url, p_project.name, v_merge.run, v_merge.seqno), ''),
                'inputs', coalesce(jsonb_agg(format('%s %s %s %s %s', coalesce(replace(i.url, ' ', '%20'), '-'),
                    coalesce(i.bytes::text, '-'), coalesce(i.adler32, '-'), i.starts_at, i.starts_at + i.block2 - i.block1)
