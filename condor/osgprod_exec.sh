@@ -1,10 +1,11 @@
-#!/bin/bash
+#!/bin/bash -p
 #
 # osgprod_exec.sh <cluster> <process> [<ncpus>]: runs a slice, or several. For each it asks the server for a work script,
 # runs the script while it sends heartbeats, packs the outputs into job_<cluster>_<process>.tar.gz, delivers them, and
 # reports the exit code.
 # It runs on grid nodes that nobody here controls: it needs bash 4.2, curl 7.29, tar and gzip. (/bin/bash, since
-# "env bash" finds none where PATH is empty.)
+# "env bash" finds none where PATH is empty. -p: functions, BASH_ENV and options of the shell that the node's environment
+# has would change what these commands do.)
 #
 # Environment (osgprod.sub sets it):
 #     OSGPROD_URL         the server, like https://host/osgprod
@@ -56,7 +57,9 @@
 #
 # Made of: condor/lib/head.bash worker/lib/shell.bash worker/lib/log.bash worker/lib/settings.bash worker/lib/text.bash worker/lib/backoff.bash worker/lib/url.bash worker/lib/token.bash worker/lib/http.bash worker/lib/adler32.bash condor/lib/process.bash condor/lib/server.bash condor/lib/work.bash condor/lib/outputs.bash condor/lib/storage.bash condor/lib/deliver.bash condor/lib/finish.bash condor/lib/main.bash
 
+set +o posix # POSIXLY_CORRECT asks for it, and older versions then refuse < <(...)
 set -euo pipefail
+export -n SHELLOPTS BASHOPTS # else every bash program of the work would get these options
 IFS=$' \t\n'
 export LC_ALL=C
 export PATH="${PATH:+$PATH:}/usr/local/bin:/usr/bin:/bin" # some sites have an empty PATH
@@ -444,9 +447,11 @@ learn_from() {
 
 # Finds the head of the answer in what curl's -D gave. Sets head_text to the head, empty when there is none, and head_status to
 # its status, 000 when there is none. Interim answers (1xx) before it don't count, nor does a head that was cut: it lacks the
-# empty line at its end. Argument: curl's text, a body may follow the head
+# empty line at its end. What stands before the first head was said by no server: the loader may warn of a library.
+# Argument: curl's text, a body may follow the head
 find_head() {
   local answer="$1" pattern='^HTTP/[0-9.]+ ([1-9][0-9][0-9])'
+  [[ "$answer" == HTTP/* || "$answer" != *$'\nHTTP/'* ]] || answer="HTTP/${answer#*$'\nHTTP/'}"
   while [[ "$answer" == HTTP/*$'\r\n\r\n'* ]]; do
     head_text="${answer%%$'\r\n\r\n'*}"
     answer="${answer#*$'\r\n\r\n'}"
@@ -536,7 +541,7 @@ pause() {
 run() {
   local status=0
   set -m
-  "$@" <&0 &
+  "$@" &
   child_group=$!
   set +m
   wait "$child_group" || status=$?
@@ -554,15 +559,19 @@ await_signal() {
 }
 
 # The same for a command whose output is needed. Sets captured to what it printed, without NULs; no disk is needed.
+# To open a pipe waits for its other end: descriptor 7 is both ends, so that no child waits for ever for a parent that was killed.
 capture() {
   local status=0 text
+  exec 7<>"$pipe"
   set -m
-  "$@" >"$pipe" &
+  "$@" >"$pipe" 7>&- &
   child_group=$!
   set +m
+  exec 6<"$pipe" 7>&-
   captured=""
-  while IFS= read -r -d '' text; do captured+="$text"; done <"$pipe"
+  while IFS= read -r -d '' -u 6 text; do captured+="$text"; done
   captured+="$text"
+  exec 6<&-
   wait "$child_group" || status=$?
   child_group=""
   await_signal "$status"
@@ -585,7 +594,8 @@ make_scratch() {
   printf -v word '%04x%04x%04x' "$RANDOM" "$RANDOM" "$RANDOM"
   for parent in "${_CONDOR_SCRATCH_DIR:-}" "${TMPDIR:-}" "$PWD" /tmp /var/tmp; do
     [[ -n "$parent" ]] || continue
-    scratch="$parent/osgprod.$word" # before there is one: a signal may come in between
+    [[ "$parent" == /* ]] || parent="$PWD/$parent" # the work runs in another folder
+    scratch="$parent/osgprod.$word"                # before there is one: a signal may come in between
     ! mkdir -m 700 "$scratch" 2>/dev/null || break
     scratch=""
   done
@@ -606,7 +616,7 @@ disk_has_room() {
 }
 
 # Kills what this process waits for: also a child that it has just begun, when a signal came before child_group or work_group
-# was set. Such a child would wait for ever for a reader of its pipe. The work and the heartbeats are not among them.
+# was set. The work and the heartbeats are not among them.
 end_children() {
   local group
   for group in "$child_group" "${!:-}"; do
@@ -632,7 +642,7 @@ on_signal() {
   # bash 5.2 now and then crashes in "exit" here, when the signal came while it parsed a $(...).
   shopt -s execfail
   trap - EXIT
-  exec "$BASH" -c "exit $EXIT_TERM" 2>/dev/null || exit "$EXIT_TERM"
+  exec "$BASH" -pc "exit $EXIT_TERM" 2>/dev/null || exit "$EXIT_TERM"
 }
 
 cleanup() {
@@ -791,7 +801,7 @@ persistent_request() {
 # Asks for a work script until there is one or nothing to wait for. Sets answer: assigned, or why there is none. Returns
 # this script's exit code when the server can't be asked, refuses, or has leased all work. Argument: cores
 checkout() {
-  local deadline=$((SECONDS + MAX_WAIT_S)) retry_s image full='the disk of this node is full'
+  local left_s="$MAX_WAIT_S" retry_s image full='the disk of this node is full'
   if ! disk_has_room; then
     log "$full"
     return "$EXIT_NODE_FAULT"
@@ -819,12 +829,13 @@ checkout() {
     retry_s="$header"
     [[ "$retry_s" =~ ^[0-9]{1,5}$ ]] || retry_s=60
     retry_s="$((10#$retry_s))"
-    if ((SECONDS + retry_s > deadline)); then
+    if ((retry_s > left_s)); then
       ((MAX_WAIT_S > 0)) || return 0
       log "no work can be assigned yet; the next try would come after OSGPROD_MAX_WAIT_S=$MAX_WAIT_S s, so this job ends"
       return "$EXIT_LATER"
     fi
     pause "$retry_s.$((RANDOM % 10))"
+    left_s=$((left_s - retry_s))
   done
 }
 
@@ -894,7 +905,7 @@ become_work() {
     [[ -z "${X509_USER_PROXY:-}" ]] || export X509_USER_PROXY="$own/proxy"
     [[ -z "${BEARER_TOKEN_FILE:-}" ]] || export BEARER_TOKEN_FILE="$own/token"
   fi
-  exec ${container[@]+"${container[@]}"} bash "$own/script"
+  exec ${container[@]+"${container[@]}"} bash -p "$own/script"
 }
 
 # Runs the script in a separate process group and folder. Sets work_status, heartbeat_status and resources.

@@ -40,7 +40,9 @@
 #osgprod_token=of this attempt
 #osgprod_lease_s=how long the lease lasts without a heartbeat
 
+set +o posix # POSIXLY_CORRECT asks for it, and older versions then refuse < <(...)
 set -euo pipefail
+export -n SHELLOPTS BASHOPTS # else every bash program of the work would get these options
 IFS=$' \t\n'
 export LC_ALL=C
 export PATH="${PATH:+$PATH:}/usr/local/bin:/usr/bin:/bin" # some sites have an empty PATH
@@ -460,9 +462,11 @@ learn_from() {
 
 # Finds the head of the answer in what curl's -D gave. Sets head_text to the head, empty when there is none, and head_status to
 # its status, 000 when there is none. Interim answers (1xx) before it don't count, nor does a head that was cut: it lacks the
-# empty line at its end. Argument: curl's text, a body may follow the head
+# empty line at its end. What stands before the first head was said by no server: the loader may warn of a library.
+# Argument: curl's text, a body may follow the head
 find_head() {
   local answer="$1" pattern='^HTTP/[0-9.]+ ([1-9][0-9][0-9])'
+  [[ "$answer" == HTTP/* || "$answer" != *$'\nHTTP/'* ]] || answer="HTTP/${answer#*$'\nHTTP/'}"
   while [[ "$answer" == HTTP/*$'\r\n\r\n'* ]]; do
     head_text="${answer%%$'\r\n\r\n'*}"
     answer="${answer#*$'\r\n\r\n'}"
@@ -1757,12 +1761,12 @@ attempt_word=""  # see find_attempt_word
 # heartbeat when there is the file confirm-lease, removes it then, and keeps the file no-lease while the server does not
 # answer; if another job has the merge, it ends this script.
 hold_lease() {
-  local try own="${OSGPROD_REPORT%/*}" end_s
+  local try own="${OSGPROD_REPORT%/*}" tenths
   for ((try = 1; ; try++)); do
     if [[ -e "$own/sends-heartbeats" ]]; then
       touch "$own/confirm-lease" 2>/dev/null || node_fault "$own/confirm-lease can't be made: is the disk full?"
-      end_s=$((SECONDS + MAX_CONFIRM_S))
-      while [[ -e "$own/confirm-lease" ]] && ((SECONDS < end_s)); do
+      for ((tenths = 0; tenths < MAX_CONFIRM_S * 10; tenths++)); do
+        [[ -e "$own/confirm-lease" ]] || break
         pause 0.1
       done
       [[ ! -e "$own/confirm-lease" ]] || node_fault "nobody sends heartbeats any more, the lease may have ended: nothing is replaced"

@@ -35,7 +35,9 @@
 #osgprod_events=that the slice holds
 #osgprod_pieces=byte ranges of the file, and literal bytes, whose concatenation is the slice
 
+set +o posix # POSIXLY_CORRECT asks for it, and older versions then refuse < <(...)
 set -euo pipefail
+export -n SHELLOPTS BASHOPTS # else every bash program of the work would get these options
 IFS=$' \t\n'
 export LC_ALL=C
 export PATH="${PATH:+$PATH:}/usr/local/bin:/usr/bin:/bin" # some sites have an empty PATH
@@ -408,9 +410,11 @@ learn_from() {
 
 # Finds the head of the answer in what curl's -D gave. Sets head_text to the head, empty when there is none, and head_status to
 # its status, 000 when there is none. Interim answers (1xx) before it don't count, nor does a head that was cut: it lacks the
-# empty line at its end. Argument: curl's text, a body may follow the head
+# empty line at its end. What stands before the first head was said by no server: the loader may warn of a library.
+# Argument: curl's text, a body may follow the head
 find_head() {
   local answer="$1" pattern='^HTTP/[0-9.]+ ([1-9][0-9][0-9])'
+  [[ "$answer" == HTTP/* || "$answer" != *$'\nHTTP/'* ]] || answer="HTTP/${answer#*$'\nHTTP/'}"
   while [[ "$answer" == HTTP/*$'\r\n\r\n'* ]]; do
     head_text="${answer%%$'\r\n\r\n'*}"
     answer="${answer#*$'\r\n\r\n'}"

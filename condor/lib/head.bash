@@ -1,10 +1,11 @@
-#!/bin/bash
+#!/bin/bash -p
 #
 # osgprod_exec.sh <cluster> <process> [<ncpus>]: runs a slice, or several. For each it asks the server for a work script,
 # runs the script while it sends heartbeats, packs the outputs into job_<cluster>_<process>.tar.gz, delivers them, and
 # reports the exit code.
 # It runs on grid nodes that nobody here controls: it needs bash 4.2, curl 7.29, tar and gzip. (/bin/bash, since
-# "env bash" finds none where PATH is empty.)
+# "env bash" finds none where PATH is empty. -p: functions, BASH_ENV and options of the shell that the node's environment
+# has would change what these commands do.)
 #
 # Environment (osgprod.sub sets it):
 #     OSGPROD_URL         the server, like https://host/osgprod

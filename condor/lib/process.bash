@@ -22,7 +22,7 @@ pause() {
 run() {
   local status=0
   set -m
-  "$@" <&0 &
+  "$@" &
   child_group=$!
   set +m
   wait "$child_group" || status=$?
@@ -40,15 +40,19 @@ await_signal() {
 }
 
 # The same for a command whose output is needed. Sets captured to what it printed, without NULs; no disk is needed.
+# To open a pipe waits for its other end: descriptor 7 is both ends, so that no child waits for ever for a parent that was killed.
 capture() {
   local status=0 text
+  exec 7<>"$pipe"
   set -m
-  "$@" >"$pipe" &
+  "$@" >"$pipe" 7>&- &
   child_group=$!
   set +m
+  exec 6<"$pipe" 7>&-
   captured=""
-  while IFS= read -r -d '' text; do captured+="$text"; done <"$pipe"
+  while IFS= read -r -d '' -u 6 text; do captured+="$text"; done
   captured+="$text"
+  exec 6<&-
   wait "$child_group" || status=$?
   child_group=""
   await_signal "$status"
@@ -71,7 +75,8 @@ make_scratch() {
   printf -v word '%04x%04x%04x' "$RANDOM" "$RANDOM" "$RANDOM"
   for parent in "${_CONDOR_SCRATCH_DIR:-}" "${TMPDIR:-}" "$PWD" /tmp /var/tmp; do
     [[ -n "$parent" ]] || continue
-    scratch="$parent/osgprod.$word" # before there is one: a signal may come in between
+    [[ "$parent" == /* ]] || parent="$PWD/$parent" # the work runs in another folder
+    scratch="$parent/osgprod.$word"                # before there is one: a signal may come in between
     ! mkdir -m 700 "$scratch" 2>/dev/null || break
     scratch=""
   done
@@ -92,7 +97,7 @@ disk_has_room() {
 }
 
 # Kills what this process waits for: also a child that it has just begun, when a signal came before child_group or work_group
-# was set. Such a child would wait for ever for a reader of its pipe. The work and the heartbeats are not among them.
+# was set. The work and the heartbeats are not among them.
 end_children() {
   local group
   for group in "$child_group" "${!:-}"; do
@@ -118,7 +123,7 @@ on_signal() {
   # bash 5.2 now and then crashes in "exit" here, when the signal came while it parsed a $(...).
   shopt -s execfail
   trap - EXIT
-  exec "$BASH" -c "exit $EXIT_TERM" 2>/dev/null || exit "$EXIT_TERM"
+  exec "$BASH" -pc "exit $EXIT_TERM" 2>/dev/null || exit "$EXIT_TERM"
 }
 
 cleanup() {

@@ -134,7 +134,7 @@ persistent_request() {
 # Asks for a work script until there is one or nothing to wait for. Sets answer: assigned, or why there is none. Returns
 # this script's exit code when the server can't be asked, refuses, or has leased all work. Argument: cores
 checkout() {
-  local deadline=$((SECONDS + MAX_WAIT_S)) retry_s image full='the disk of this node is full'
+  local left_s="$MAX_WAIT_S" retry_s image full='the disk of this node is full'
   if ! disk_has_room; then
     log "$full"
     return "$EXIT_NODE_FAULT"
@@ -162,12 +162,13 @@ checkout() {
     retry_s="$header"
     [[ "$retry_s" =~ ^[0-9]{1,5}$ ]] || retry_s=60
     retry_s="$((10#$retry_s))"
-    if ((SECONDS + retry_s > deadline)); then
+    if ((retry_s > left_s)); then
       ((MAX_WAIT_S > 0)) || return 0
       log "no work can be assigned yet; the next try would come after OSGPROD_MAX_WAIT_S=$MAX_WAIT_S s, so this job ends"
       return "$EXIT_LATER"
     fi
     pause "$retry_s.$((RANDOM % 10))"
+    left_s=$((left_s - retry_s))
   done
 }
 

@@ -124,9 +124,11 @@ learn_from() {
 
 # Finds the head of the answer in what curl's -D gave. Sets head_text to the head, empty when there is none, and head_status to
 # its status, 000 when there is none. Interim answers (1xx) before it don't count, nor does a head that was cut: it lacks the
-# empty line at its end. Argument: curl's text, a body may follow the head
+# empty line at its end. What stands before the first head was said by no server: the loader may warn of a library.
+# Argument: curl's text, a body may follow the head
 find_head() {
   local answer="$1" pattern='^HTTP/[0-9.]+ ([1-9][0-9][0-9])'
+  [[ "$answer" == HTTP/* || "$answer" != *$'\nHTTP/'* ]] || answer="HTTP/${answer#*$'\nHTTP/'}"
   while [[ "$answer" == HTTP/*$'\r\n\r\n'* ]]; do
     head_text="${answer%%$'\r\n\r\n'*}"
     answer="${answer#*$'\r\n\r\n'}"

@@ -14,12 +14,12 @@ attempt_word=""  # see find_attempt_word
 # heartbeat when there is the file confirm-lease, removes it then, and keeps the file no-lease while the server does not
 # answer; if another job has the merge, it ends this script.
 hold_lease() {
-  local try own="${OSGPROD_REPORT%/*}" end_s
+  local try own="${OSGPROD_REPORT%/*}" tenths
   for ((try = 1; ; try++)); do
     if [[ -e "$own/sends-heartbeats" ]]; then
       touch "$own/confirm-lease" 2>/dev/null || node_fault "$own/confirm-lease can't be made: is the disk full?"
-      end_s=$((SECONDS + MAX_CONFIRM_S))
-      while [[ -e "$own/confirm-lease" ]] && ((SECONDS < end_s)); do
+      for ((tenths = 0; tenths < MAX_CONFIRM_S * 10; tenths++)); do
+        [[ -e "$own/confirm-lease" ]] || break
         pause 0.1
       done
       [[ ! -e "$own/confirm-lease" ]] || node_fault "nobody sends heartbeats any more, the lease may have ended: nothing is replaced"

@@ -1,5 +1,7 @@
 # shellcheck shell=bash
+set +o posix # POSIXLY_CORRECT asks for it, and older versions then refuse < <(...)
 set -euo pipefail
+export -n SHELLOPTS BASHOPTS # else every bash program of the work would get these options
 IFS=$' \t\n'
 export LC_ALL=C
 export PATH="${PATH:+$PATH:}/usr/local/bin:/usr/bin:/bin" # some sites have an empty PATH

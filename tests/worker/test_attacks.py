@@ -1,0 +1,96 @@
+"""What nodes do to the job scripts: odd environments, kills at the worst moment, clocks that jump."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.support import World, wait_until
+from tests.worker.conftest import EXEC, Node, living, report_of
+from tests.worker.test_exec import DONE
+
+LATER = 30
+
+
+def call(commands: str, **environment: str) -> str:
+    """Calls functions of osgprod_exec.sh, which is sourced; returns their output."""
+    done = subprocess.run(
+        ["/bin/bash", "-pc", f"source {EXEC}\n{commands}"],
+        env={"PATH": "/usr/bin:/bin", **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# --- kills ---------------------------------------------------------------------------------------------------
+
+
+def test_child_of_a_job_that_is_killed_before_it_reads_does_not_wait_for_ever(folder: Path) -> None:
+    """The job is killed right after it has begun a child, which then opens the pipe that nobody will read."""
+    die = 'set() { builtin set "$@"; [[ $1 != +m ]] || kill -KILL $$; }'
+    job = subprocess.Popen(
+        ["/bin/bash", "-c", f"source {EXEC}\nmake_scratch\n{die}\ncapture sleep 0"],
+        env={"PATH": "/usr/bin:/bin", "_CONDOR_SCRATCH_DIR": str(folder)},
+        start_new_session=True,
+    )
+    assert job.wait() == -signal.SIGKILL
+    wait_until(lambda: not living(job.pid), "its child has ended too")
+
+
+# --- environments --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("rawdata")
+def test_odd_environment_of_a_node_changes_nothing(node: Node, world: World) -> None:
+    """The work's own programs see it as it was; the options of our shells are not in it."""
+    (node.folder / "t m\np").mkdir()
+    recon = node.program("recon", "false; set -o | grep -E '^(errexit|nounset|posix) *on'; head >>out")
+    code, log = node.run(
+        1,
+        "/bin/bash",
+        "-c",
+        'exec "$@" <&-',
+        "-",
+        OSGPROD_RECON=recon,
+        _CONDOR_SCRATCH_DIR=None,
+        TMPDIR="t m\np",  # relative
+        SHELLOPTS="braceexpand:noglob",
+        BASHOPTS="failglob:nocasematch:nullglob",
+        CDPATH="/:/tmp",
+        GLOBIGNORE="*",
+        LANG="tr_TR.UTF-8",
+        LD_PRELOAD="/nonexistent/of a pilot.so",  # the loader warns of it, at each program
+        **{f"BASH_FUNC_{name}%%": "() { echo a function; }" for name in ("head", "curl", "cd", "rm")},
+    )
+    assert code == DONE, log
+    assert "a function" not in log and "errexit" not in log and "nounset" not in log
+    assert report_of(world)["outcome"] == "done"
+    assert report_of(world)["outputs"] == 1
+    assert list((node.folder / "t m\np").iterdir()) == []
+
+
+@pytest.mark.usefixtures("rawdata")
+def test_node_where_posix_mode_is_wanted(node: Node) -> None:
+    code, log = node.run(1, POSIXLY_CORRECT="1", BASH_ENV=node.program("env", "exit 9"))
+    assert code == DONE, log
+
+
+# --- clocks --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("jump", ["+ 100000", "- 100000"])
+def test_job_waits_for_work_as_long_as_it_may_though_the_clock_jumps(jump: str) -> None:
+    """SECONDS of bash goes with the clock."""
+    waits = call(
+        "disk_has_room() { :; }\n"
+        "persistent_request() { http_status=200 answer=wait head=$'HTTP/1.1 200 OK\\r\\nRetry-After: 100'; }\n"
+        f"pause() {{ SECONDS=$((SECONDS {jump})); echo waits; }}\n"
+        "MAX_WAIT_S=250; checkout 1 || echo $?"
+    )
+    assert waits == f"waits\nwaits\n{LATER}\n"
