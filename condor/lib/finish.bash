@@ -208,7 +208,7 @@ not_delivered() {
     keep_for_later "the outputs could not be delivered: $1"
     return
   fi
-  report "$EXIT_NOT_DELIVERED" fault delivery reason "$(public_text 120 "outputs not delivered: $1")" || true
+  report "$EXIT_NOT_DELIVERED" fault delivery reason "$(reason_text "outputs not delivered: $1")" || true
   forget_unreported
   return "$EXIT_LATER"
 }

@@ -175,7 +175,7 @@ attempt() {
     return "$((heartbeat_status == WEDGED ? EXIT_NODE_FAULT : EXIT_FAILED))"
   fi
   if ((work_status == EXIT_MISCONFIGURED)) && [[ -n "${reported[misconfigured]:-}" ]]; then
-    reason="$(public_text 100 "${reported[misconfigured]}")"
+    reason="$(reason_text "${reported[misconfigured]}")"
     report "$EXIT_MISCONFIGURED" fault setting reason "configuration: $reason" || true
     die "$EXIT_REFUSED" "configuration: $reason"
   fi

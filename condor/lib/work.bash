@@ -242,7 +242,7 @@ stop_heartbeats() {
 # Prints the last line of the work's output that isn't empty, as the reason of a failure, without the time and the name
 # of the work script in front.
 last_words() {
-  public_text 120 "$(tail -c 10000 "$scratch/work.log" 2>/dev/null | tr -d '\000\r' |
+  reason_text "$(tail -c 10000 "$scratch/work.log" 2>/dev/null | tr -d '\000\r' |
     sed -e '/^[[:space:]]*$/d' -e 's/^[0-9TZ:-]* osgprod_[a-z]*: //' | tail -n 1)"
 }
 
@@ -259,6 +259,14 @@ without_secrets() {
 # Arguments: as of plain_text
 public_text() {
   plain_text "$1" "$(without_secrets "$2")"
+}
+
+# Prints a reason for the report: at most 1000 characters with both ends, since the cause stands at the end. Argument: text
+reason_text() {
+  local text
+  text="$(without_secrets "$1")"
+  ((${#text} <= 1000)) || text="${text:0:400} ... ${text: -590}"
+  plain_text 1000 "$text"
 }
 
 # Reads what the work has left in its report, lines NAME=VALUE; it may have left none. Sets reported and reported_inputs.

@@ -95,9 +95,9 @@ def table(
 ) -> list[str]:
     """Returns the lines of a table no wider than it may be, or of a list of records where no table would fit.
 
-    Numbers are flush right; they and times are never cut. A text that doesn't fit ends in '…'; a path or URL begins
-    with it, and keeps the name of the file as long as room can be made otherwise. A column without any value is left
-    out.
+    Numbers are flush right; they and times are never cut. A text that doesn't fit has '…' in its middle; a path or
+    URL begins with it, and keeps the name of the file as long as room can be made otherwise. A column without any
+    value is left out.
 
     Parameters
     ----------
@@ -163,9 +163,9 @@ def _drawn(
 
     numbers = [name for name in values if _are(int | float, rows, name)]
     cut = {
-        name: [_end(value, width) for value in column]
-        if name not in wrapped and _are_paths(column)
-        else column
+        name: column
+        if name in wrapped
+        else [(_end if _are_paths(column) else _both_ends)(value, width) for value in column]
         for (name, column), width in zip(values.items(), widths, strict=True)
     }
     return grid(cut, heads, widths, gap, columns, numbers, wrapped)
@@ -178,6 +178,13 @@ def _end(text: str, width: int) -> str:
     while cell_len(text) > width - 1:
         text = text[1:]
     return f"…{text}"
+
+
+def _both_ends(text: str, width: int) -> str:
+    """As much of both ends of a text as fits, around '…' where something is missing: an error's cause is at the end."""
+    if cell_len(text) <= width:
+        return text
+    return text[: (width - 1) // 2] + _end(text, width - cell_len(text[: (width - 1) // 2]))
 
 
 def _widths(heads: Sequence[str], values: Mapping[str, Sequence[str]]) -> list[int]:

@@ -51,7 +51,7 @@ PARAMETERS = {
     ),
     "host": Parameter("string", "name of the node", most=128),
     "site": Parameter("string", "name of the site", most=128),
-    "reason": Parameter("string", "why it failed, one line", most=128),
+    "reason": Parameter("string", "why it failed, one line", most=1024),
     "events": Parameter("integer", "events that were read from the slice"),
     "outputs": Parameter("integer", "files that the work left"),
     "output_bytes": Parameter("integer", "size of the delivered output [bytes]"),

@@ -113,7 +113,7 @@ def test_store_of_the_outputs_that_fills_pauses_the_project_until_there_is_room(
         "store full, then room", recovered_after_s=f"{recovery_s:.1f}", wasted_before_the_pause=until_pause
     )
     assert delivered >= 5, "it was full in mid-production"
-    assert "No space" in figures.events("project-paused")[0]  # a reason has at most 120 characters
+    assert "No space left on" in figures.events("project-paused")[0]
     assert figures.events("worker-refused") == figures.events("block-quarantined") == []
     assert figures.successes == 30, "each block once"
     assert until_pause <= 3 + fleet.slots

@@ -187,11 +187,11 @@ def test_table_fits_the_width_and_cuts_no_number(width: int) -> None:
 @pytest.mark.parametrize("room", [0, 1, 5])
 def test_path_or_url_keeps_its_end_and_its_file_as_long_as_others_can_be_cut(start: str, room: int) -> None:
     ends = [f"/hd_rawdata_000007_{seqno:03d}.evio" for seqno in range(3)]
-    rows = [{"key": 1, "path": f"{start}{'x' * 60}{end}", "text": "y" * 90} for end in ends]
+    rows = [{"key": 1, "path": f"{start}{'x' * 60}{end}", "text": "why" + "y" * 90} for end in ends]
     width = len("…") + len(ends[0]) + terminal.SHORTEST_TEXT
     lines = terminal.table(rows, width + 2 + 3 + room)
     assert [re.search(r"…x*(/\S+)", line)[1] for line in lines[2:]] == ends  # type: ignore[index]
-    assert "key" in lines[0] and "y…" in lines[2]
+    assert "key" in lines[0] and re.search(r" why\w*…y+$", lines[2]), "a text keeps both ends"
     without_key = terminal.table(rows, width + 1, spare=("key",))
     assert [line.split()[0] for line in without_key[2:]] == [
         f"…{end}" for end in ends

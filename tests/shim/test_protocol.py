@@ -176,7 +176,7 @@ DECORATIONS = [
     ("reason=5+%C2", "changed: reason (is not UTF-8)"),  # a letter cut in half
     ("reason=a%00b", "changed: reason (has a NUL byte)"),
     ("reason=100%", "changed: reason (has broken percent-encoding)"),
-    (f"reason={'x' * 129}", "changed: reason (is too long)"),
+    (f"reason={'x' * 1025}", "changed: reason (is too long)"),
     ("reason=a&b", "ignored: a parameter that is not known here (has no value)"),
     ("reason=a&reason=b", "ignored: reason (is given twice)"),
     ("reason&site=s", "ignored: reason (has no value)"),

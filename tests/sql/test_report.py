@@ -280,7 +280,9 @@ def test_success_without_outputs_or_checksum_is_a_failure_where_they_are_demande
 def test_texts_of_a_job_are_recorded_as_printable_text(world: World) -> None:
     world.add_file(1)
     world.checkout(0, host="wn1\n", site="Site\x1b[31m")
-    world.report(0, 1, reason="x" * 1000 + "\n", output_url="file:///o/job_1_0.tar.gz", events=3)
+    world.report(
+        0, 1, reason="a" * 120 + "x" * 1000 + ": cause\n", output_url="file:///o/job_1_0.tar.gz", events=3
+    )
     row = reports(world)[0]
     assert (row["worker"], row["site"], row["exit_code"], row["events"]) == (
         "wn1@127.0.0.1",
@@ -288,7 +290,7 @@ def test_texts_of_a_job_are_recorded_as_printable_text(world: World) -> None:
         1,
         3,
     )
-    assert row["reason"] == "x" * 128
+    assert row["reason"] == "a" * 120 + " ... " + "x" * 168 + ": cause"
     assert row["output_url"] == "file:///o/job_1_0.tar.gz"
 
 

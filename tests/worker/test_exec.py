@@ -27,8 +27,10 @@ pytestmark = pytest.mark.usefixtures("rawdata")
 
 LAST_WORDS = [
     (r"temperature 20\xb0 too high", "temperature 20 too high"),
-    (r"\xc3\xa4" * 200, "\u00e4" * 120),
-    (r"x" * 119 + r"\xc2\xb5s", "x" * 119 + "\u00b5"),
+    (r"\xc3\xa4" * 150, "\u00e4" * 150),
+    (r"x" * 299 + r"\xc2\xb5s", "x" * 299 + "\u00b5s"),
+    (r"x" * 3000 + ": cause", "x" * 400 + " ... " + "x" * 583 + ": cause"),
+    (r"\xc3\xa4" * 1200 + ": cause", "\u00e4" * 200 + " ... " + "\u00e4" * 291 + ": cause"),
     (r"a\xe2\x82", "a"),
     (r"\x1b[31mred\x07", "[31mred"),
 ]
@@ -770,13 +772,12 @@ def test_of_a_long_output_head_and_tail_are_printed(node: Node) -> None:
     assert re.search(r"--- osgprod_exec: 2990\d\d\d bytes of the work's output are left out here ---", log)
 
 
-@pytest.mark.parametrize("line, reason", fast_and_slow(LAST_WORDS, fast=2))
-def test_last_words_are_text_and_cut_between_characters(
-    node: Node, world: World, line: str, reason: str
-) -> None:
+@pytest.mark.parametrize("line, reason", fast_and_slow(LAST_WORDS, fast=4))
+def test_last_words_are_text_and_keep_both_ends(node: Node, world: World, line: str, reason: str) -> None:
     code, log = node.run(1, OSGPROD_RECON=node.program("recon", f"printf '{line}\\n'; exit 3"))
     assert code == FAILED, log
-    assert (report_of(world)["exit_code"], report_of(world)["reason"]) == (3, reason)
+    kept = f"{reason[:120]} ... {reason[-175:]}" if len(reason) > 300 else reason
+    assert (report_of(world)["exit_code"], report_of(world)["reason"]) == (3, kept)
 
 
 def test_work_script_that_the_server_can_not_fill_in_holds_the_job_and_blames_no_slice(

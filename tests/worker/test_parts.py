@@ -450,7 +450,7 @@ def test_job_has_the_identity_that_its_ad_holds(
 
 
 @pytest.mark.parametrize("line, reason", LAST_WORDS)
-def test_reason_of_a_failure_is_text_that_is_cut_between_characters(
+def test_reason_of_a_failure_is_text_that_keeps_both_ends_and_is_cut_between_characters(
     tmp_path: Path, line: str, reason: str
 ) -> None:
     assert job(f"scratch={tmp_path}; printf '{line}\\n' >{tmp_path}/work.log; last_words") == reason

@@ -40,7 +40,7 @@ AS $fn$
            place, rawdata_id, block1, opened_at, merge_id, reason, blamed)
     SELECT p_project.project_id, p_attempt.started_at, w.fault, p_call.exitcode, p_outcome = 'failed', p_is_first, p_worker,
            host(p_attempt.client), w.place, p_attempt.rawdata_id, p_attempt.block1, p_attempt.opened_at, p_attempt.merge_id,
-           osgprod._label(p_call.reason),
+           osgprod._reason(p_call.reason),
            CASE WHEN p_attempt.merge_id IS NULL
                      AND (p_project.pause_cause IS NOT NULL OR p_attempt.started_at <= p_project.resumed_at) THEN 'project'
                 WHEN EXISTS (SELECT FROM osgprod_data.worker_bans b

@@ -118,6 +118,15 @@ AS $fn$
         '\U000E0020-\U000E007F]+', ' ', 'g')), p_most), '')
 $fn$;
 
+CREATE FUNCTION osgprod._reason(p_text text)
+RETURNS text LANGUAGE sql IMMUTABLE
+AS $fn$
+    -- The reason that a report gives: one line of at most 300 characters with both its ends, since the cause stands at the end,
+    -- behind a path or a URL. NULL when it is empty.
+    SELECT CASE WHEN length(l.line) > 300 THEN left(l.line, 120) || ' ... ' || right(l.line, 175) ELSE l.line END
+      FROM osgprod._label(p_text, 20000) AS l (line)
+$fn$;
+
 CREATE FUNCTION osgprod._log_operation(p_operation text, p_project text, p_details jsonb, p_times bigint)
 RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$

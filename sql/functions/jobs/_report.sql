@@ -118,7 +118,7 @@ BEGIN
             RETURN osgprod._report_error(osgprod._is_busy(format('the file of job %s.%s', p_call.cluster, p_call.process)));
         END IF;
     END IF;
-    v_reason := coalesce(v_reason, osgprod._label(p_call.reason));
+    v_reason := osgprod._reason(coalesce(v_reason, p_call.reason));
     INSERT INTO osgprod_data.reports (project_id, cluster, process, nstart, by_worker, outcome, exit_code, reported_at, ran_s,
            nblocks, worker, site, events, outputs, output_bytes, output_adler32, output_url, reason,
            contradiction, memory_bytes, wall_s, cpu_s, fetched_bytes, disk_bytes, software, door)
