@@ -240,22 +240,30 @@ def workers_ban(
     With merges: before it (merges:wn17) it gets slices, but no merges.
     """
     name = _meant(worker, site)
-    rows = change("ban_worker", dry_run, project=project, worker=name, seconds=seconds, reason=reason)
-    until = rows[0]["ban_worker"]
     if seconds == 0:
-        _say_unbanned(name, until is not None, dry_run)
-    else:
-        click.echo(f"{name} {'would be' if dry_run else 'is'} banned until {cell(until)}")
+        _unban(project, worker, site, dry_run, reason)
+        return
+    rows = change("ban_worker", dry_run, project=project, worker=name, seconds=seconds, reason=reason)
+    click.echo(f"{name} {'would be' if dry_run else 'is'} banned until {cell(rows[0]['ban_worker'])}")
     _warn_of_unknown(project, worker, site)
 
 
-def _say_unbanned(name: str, was_banned: bool, dry_run: bool) -> None:
+def _unban(project: str, worker: str | None, site: str | None, dry_run: bool, reason: str | None) -> None:
+    """Unban, and name the other bans that still keep the worker from work, like that of its site."""
+    name = _meant(worker, site)
+    rows = change("ban_worker", dry_run, project=project, worker=name, seconds=0, reason=reason)
+    was_banned = rows[0]["ban_worker"] is not None
     if was_banned:
         click.echo(f"{name} {'would be' if dry_run else 'is'} no longer banned")
     else:
         click.echo(
             f"{name} was not banned; its failures until now {'would ' * dry_run}count against it no longer"
         )
+        _warn_of_unknown(project, worker, site)
+    if worker is not None and not dry_run:
+        for row in ask("find", text=worker.removeprefix("merges:")):
+            if row["kind"] == "worker" and row["project"] == project and "; banned until " in row["found"]:
+                click.echo(f"osgprod: {row['name']}: {row['found']}", err=True)
 
 
 def _warn_of_unknown(project: str, worker: str | None, site: str | None) -> None:
@@ -283,12 +291,7 @@ def workers_unban(project: str, worker: str | None, site: str | None, dry_run: b
 
     Its failures until now no longer count against it.
     """
-    name = _meant(worker, site)
-    rows = change("ban_worker", dry_run, project=project, worker=name, seconds=0, reason="unbanned")
-    was_banned = rows[0]["ban_worker"] is not None
-    _say_unbanned(name, was_banned, dry_run)
-    if not was_banned:
-        _warn_of_unknown(project, worker, site)
+    _unban(project, worker, site, dry_run, "unbanned")
 
 
 @workers.command("stop")

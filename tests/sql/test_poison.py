@@ -270,6 +270,33 @@ def test_unbanning_says_whether_there_was_a_ban_and_names_the_one_that_goes_on(w
     assert len(call(world.db, "blocked_workers")) == 2
 
 
+@pytest.mark.parametrize(
+    ("network", "name"),
+    [
+        ("10.0.0.0/24", "10.0.0.1"),
+        ("10.0.0.0/24", "wn1@10.0.0.1"),
+        ("10.0.0.0/24", "merges:10.0.0.1"),
+        ("merges:10.0.0.0/24", "merges:10.0.0.1"),
+        ("2001:db8::/64", "2001:db8::1"),
+    ],
+)
+def test_address_is_not_unbanned_while_its_network_is_banned(world: World, network: str, name: str) -> None:
+    world.db.execute(
+        "INSERT INTO osgprod_data.worker_bans (project_id, worker, until, reason, times)"
+        " SELECT project_id, %s, now() + interval '1 h', 'x', 1 FROM osgprod_data.projects",
+        [network],
+    )
+    for _ in range(2):
+        with pytest.raises(
+            psycopg.Error, match=f"{name} is banned until .* UTC by the ban of {network}"
+        ) as caught:
+            call(world.db, "ban_worker", project="p", worker=name, seconds=0)
+        assert caught.value.sqlstate == "OG421"
+        call(world.db, "ban_worker", project="p", worker=name, seconds=60)
+    call(world.db, "ban_worker", project="p", worker=network, seconds=0)
+    assert call(world.db, "blocked_workers") == []
+
+
 def test_ban_has_a_name_and_a_reason_of_one_line(world: World) -> None:
     """Jobs are answered the reason, and lists show the name."""
     for name in ("a\nb", " wn1", "x" * 513, "wn1\u202e"):

@@ -636,7 +636,7 @@ def test_worker_is_shown_as_banned_by_whatever_name(world: World, name: str) -> 
         (worker,) = call(world.db, "attempts_by_worker", project="p")
         assert (worker["refused_until"] is not None) == is_banned
         (found,) = [row for row in call(world.db, "find", text="wn") if row["kind"] == "worker"]
-        assert found["found"].endswith("it is banned") == is_banned
+        assert found["found"].endswith(f" UTC by the ban of {name}") == is_banned
 
 
 def test_ban_by_a_clock_that_was_ahead_is_shown_nowhere(world: World) -> None:

@@ -73,15 +73,16 @@ COMMENT ON FUNCTION osgprod.ban_worker(text, text, int, text) IS
 CREATE FUNCTION osgprod._names_of_ban(p_name text)
 RETURNS text[] LANGUAGE plpgsql STABLE
 AS $fn$
--- The names whose ban includes a name, which is one of them: see _worker_names. merges:NAME is included in NAME, too. An operator
--- may have banned what only looks like a worker with an address: slot1@cafe is a host.
+-- The names whose ban includes a name, which is one of them: see _worker_names. An address alone is a worker's of that address.
+-- merges:NAME is included in NAME, too. An operator may have banned what only looks like a worker with an address: slot1@cafe is
+-- a host.
 -- Parameters: p_name  as it can be banned
 DECLARE
     v_worker text := regexp_replace(p_name, '^merges:', '');
     v_names  text[];
 BEGIN
     BEGIN
-        v_names := osgprod._worker_names(v_worker);
+        v_names := osgprod._worker_names(CASE WHEN v_worker ~ '^[0-9a-f]*[.:][0-9a-f:.]+$' THEN v_worker || '@' || v_worker ELSE v_worker END);
     EXCEPTION WHEN invalid_text_representation THEN
         v_names := ARRAY[v_worker, 'all'];
     END;

@@ -64,7 +64,8 @@ BEGIN
         UNION ALL
         SELECT 6, 'worker', p.name, r.worker, format('%s in seven days, the last one at %s UTC',
                    osgprod._counted(sum(r.attempts)::bigint, 'attempt'), to_char(max(r.last_at) AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI'))
-                   || CASE WHEN EXISTS (SELECT FROM osgprod._ban_of(p.project_id, r.worker, max(r.site))) THEN '; it is banned' ELSE '' END,
+                   || coalesce((SELECT format('; banned until %s UTC by the ban of %s', to_char(b.until AT TIME ZONE 'UTC',
+                       'YYYY-MM-DD HH24:MI:SS'), b.worker) FROM osgprod._ban_of(p.project_id, r.worker, max(r.site)) b), ''),
                format('osgprod attempts %s --worker %s', p.name, osgprod._shell_word(r.worker))
           FROM recent r JOIN projects p ON p.project_id = r.project_id
          WHERE r.site IS DISTINCT FROM v_text GROUP BY p.project_id, p.name, r.worker
