@@ -14,8 +14,9 @@ AS $fn$
 -- Locks:      those of heartbeat; the jobs in the order of project and numbers
 -- Source:     docs/design.md "The claim"
 DECLARE
-    v_call   osgprod.heartbeat_call;
-    v_answer osgprod.report_answer;
+    v_is_alone boolean := json_array_length(p_calls) = 1;  -- once: it reads the whole list
+    v_call     osgprod.heartbeat_call;
+    v_answer   osgprod.report_answer;
 BEGIN
     IF current_setting('transaction_isolation') <> 'read committed' THEN
         PERFORM osgprod._require_read_committed();
@@ -24,7 +25,7 @@ BEGIN
         SELECT r.* FROM json_populate_recordset(NULL::osgprod.heartbeat_call, p_calls) r
          ORDER BY r.project, r.cluster, r.process, r.n
     LOOP
-        v_answer := osgprod._renew_lease(v_call, json_array_length(p_calls) = 1);
+        v_answer := osgprod._renew_lease(v_call, v_is_alone);
         v_answer.n := v_call.n;
         RETURN NEXT v_answer;
     END LOOP;
