@@ -19,7 +19,7 @@ DECLARE
     v_slice    osgprod.claim;
     v_pace     osgprod.pace;  -- at its site; NULLs = not needed, or not known
     v_blocks   bigint;   -- of a slice for this job, at most
-    v_file     osgprod_data.loaded_files;
+    v_file     record;
     v_script   text;     -- of the claimed slice or merge
     v_content  osgprod.slice_content;
     v_answer   osgprod.checkout_answer;
@@ -99,26 +99,26 @@ BEGIN
         END IF;
         -- (d) Else the next blocks of the first file that is free.
         IF v_slice.block1 IS NULL THEN
-            SELECT f.* INTO v_file FROM osgprod_data.loaded_files f
-             WHERE f.project_id = v_project.project_id AND f.is_open
-             ORDER BY f.run, f.seqno LIMIT 1
-               FOR NO KEY UPDATE SKIP LOCKED;
-            IF NOT FOUND THEN
-                v_file := osgprod._wait_for_file(v_project.project_id, p_wait_ms);
-            END IF;
+            LOOP
+                SELECT f.rawdata_id, f.run, f.seqno, f.block1, f.block2, f.state INTO v_file FROM osgprod_data.loaded_files f
+                 WHERE f.project_id = v_project.project_id AND f.is_open
+                 ORDER BY f.run, f.seqno LIMIT 1
+                   FOR NO KEY UPDATE SKIP LOCKED;
+                EXIT WHEN FOUND OR NOT osgprod._wait_for_file(v_project.project_id, p_wait_ms);
+            END LOOP;
             IF v_file.rawdata_id IS NOT NULL THEN
                 -- I1: it begins where the file's last slice ends, read while the file's row is locked, in a statement that
                 -- began after that. It updates no row that later claims read, so that a snapshot held by
                 -- pg_dump does not slow them.
+                v_slice := ROW(v_file.rawdata_id, coalesce((SELECT s.block2 FROM osgprod_data.slices s
+                    WHERE s.project_id = v_project.project_id AND s.rawdata_id = v_file.rawdata_id
+                    ORDER BY s.block1 DESC LIMIT 1), v_file.block1), NULL, clock_timestamp(), NULL)::osgprod.claim;
+                v_slice.block2 := least(v_slice.block1 + v_blocks, v_file.block2);
                 INSERT INTO osgprod_data.slices (project_id, rawdata_id, block1, block2, follows, run, seqno, cluster, process,
                        nstart, opened_at, due_at)
-                SELECT v_file.project_id, v_file.rawdata_id, e.block1, least(e.block1 + v_blocks, v_file.block2),
-                       nullif(e.block1, v_file.block1), v_file.run, v_file.seqno, p_call.cluster, p_call.process, v_nstart,
-                       clock_timestamp(), clock_timestamp() + make_interval(secs => v_project.lease_s)
-                  FROM (SELECT coalesce((SELECT s.block2 FROM osgprod_data.slices s
-                                          WHERE s.project_id = v_file.project_id AND s.rawdata_id = v_file.rawdata_id
-                                          ORDER BY s.block1 DESC LIMIT 1), v_file.block1) AS block1) e
-                RETURNING slices.rawdata_id, slices.block1, slices.block2, slices.opened_at, NULL::int INTO v_slice;
+                VALUES (v_project.project_id, v_slice.rawdata_id, v_slice.block1, v_slice.block2,
+                       nullif(v_slice.block1, v_file.block1), v_file.run, v_file.seqno, p_call.cluster, p_call.process, v_nstart,
+                       v_slice.opened_at, v_slice.opened_at + make_interval(secs => v_project.lease_s));
                 IF v_slice.block2 = v_file.block2 OR v_file.state = 'pending' THEN
                     UPDATE osgprod_data.loaded_files f
                        SET state = CASE WHEN v_slice.block2 = f.block2 THEN 'allocated'
@@ -147,7 +147,7 @@ BEGIN
     INSERT INTO osgprod_data.attempts (project_id, cluster, process, nstart, rawdata_id, block1, block2, opened_at, cpus,
            started_at, token_digest, client, host, site, job_key_digest, schedd, qdate, job_start, follows, time_left_s,
            merge_id, version_id, events)
-    SELECT v_project.project_id, p_call.cluster, p_call.process, v_nstart, v_slice.rawdata_id, v_slice.block1,
+    VALUES (v_project.project_id, p_call.cluster, p_call.process, v_nstart, v_slice.rawdata_id, v_slice.block1,
            v_slice.block2, v_slice.opened_at, p_call.cpus, v_started_at,
            sha256(convert_to(v_token::text, 'UTF8')), p_call.client, osgprod._label(p_call.host),
            osgprod._label(p_call.site), osgprod._job_key_digest(v_project.magic_salt, p_call.job_key),
@@ -155,12 +155,11 @@ BEGIN
            p_call.time_left_s, v_slice.merge_id,
            CASE WHEN num_nonnulls(p_call.templates, p_call.exec_version, p_call.image) > 0 THEN coalesce((
                SELECT v.version_id FROM osgprod_data.versions v
-                WHERE v.project_id = v_project.project_id AND v.script = v_script AND v.digest = r.digest
-                  AND v.exec_version = r.exec_version AND v.image = r.image LIMIT 1),
-               osgprod._new_version(v_project.project_id, v_script, r.digest, r.exec_version, r.image)) END, v_content.events
-      FROM (SELECT left(coalesce(p_call.templates ->> v_script, ''), 64) AS digest,
-                   coalesce(osgprod._label(p_call.exec_version, 32), '') AS exec_version,
-                   coalesce(osgprod._label(p_call.image, 256), '') AS image) r;  -- what it runs
+                WHERE v.project_id = v_project.project_id AND v.script = v_script
+                  AND v.digest = left(coalesce(p_call.templates ->> v_script, ''), 64)
+                  AND v.exec_version = coalesce(osgprod._label(p_call.exec_version, 32), '')
+                  AND v.image = coalesce(osgprod._label(p_call.image, 256), '') LIMIT 1),
+               osgprod._new_version(v_project.project_id, v_script, p_call)) END, v_content.events);
     v_answer := ROW('assigned', NULL, NULL, v_script, coalesce(v_job.starts, 0) + 1, v_token, v_project.lease_s,
         v_project.heartbeat_s, v_started_at, v_content.url, v_content.filename, v_slice.block1, v_slice.block2,
         v_content.size_bytes, v_content.events, v_content.pieces, p_call.n, NULL, NULL, 'slice', NULL, v_content.urls);
@@ -365,7 +364,7 @@ END
 $fn$;
 
 CREATE FUNCTION osgprod._wait_for_file(p_project_id int, p_wait_ms int)
-RETURNS osgprod_data.loaded_files LANGUAGE plpgsql VOLATILE
+RETURNS boolean LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Locks the first file with unallocated blocks as soon as it is free: that all files are locked does not mean that there are
 -- none. A transaction that has written something may hold a file, and does not wait: two that held one each could wait for
@@ -373,27 +372,28 @@ AS $fn$
 -- Parameters: p_project_id  project;  p_wait_ms  for each lock [ms], see _checkout. The wait ends after that
 --             time unless the file is freed, and is longer only while other sessions take the file first: PostgreSQL has
 --             two locks for the wait for a row, and goes on to the next file when this one has been allocated to its end
--- Returns:    the file; NULLs when none has unallocated blocks any more, or when the first is still locked
+-- Returns:    is it locked now? false: none has unallocated blocks any more, or the first is still locked
 -- Locks:      its row
 DECLARE
-    v_file    osgprod_data.loaded_files;
+    v_is_free boolean;
     v_timeout text := current_setting('lock_timeout');
 BEGIN
     IF p_wait_ms = 0 OR pg_current_xact_id_if_assigned() IS NOT NULL THEN
-        RETURN NULL;
+        RETURN false;
     END IF;
     PERFORM set_config('lock_timeout', coalesce(p_wait_ms || 'ms', v_timeout), true);
-    SELECT f.* INTO v_file FROM osgprod_data.loaded_files f
+    PERFORM FROM osgprod_data.loaded_files f
      WHERE f.project_id = p_project_id AND f.is_open
      ORDER BY f.run, f.seqno LIMIT 1
        FOR NO KEY UPDATE;
+    v_is_free := FOUND;
     PERFORM set_config('lock_timeout', v_timeout, true);  -- an error restores it by itself
-    RETURN v_file;
+    RETURN v_is_free;
 EXCEPTION WHEN lock_not_available THEN
     IF p_wait_ms IS NULL THEN
         RAISE;
     END IF;
-    RETURN NULL;
+    RETURN false;
 END
 $fn$;
 

@@ -231,15 +231,15 @@ AS $fn$
                '{start}', coalesce(p_attempt.job_start, p_attempt.nstart)::text)
 $fn$;
 
-CREATE FUNCTION osgprod._new_version(
-    p_project_id int, p_script text, p_digest text, p_exec_version text, p_image text)
+CREATE FUNCTION osgprod._new_version(p_project_id int, p_script text, p_call osgprod.checkout_call)
 RETURNS int LANGUAGE sql VOLATILE
 AS $fn$
     -- Notes what attempts run that had no number until now. It waits for nobody: two jobs that bring the same new version at the
     -- same moment make two rows.
-    -- Parameters: p_project_id  project;  p_script, p_digest  template and its digest;  p_exec_version, p_image  see checkout_slice
+    -- Parameters: p_project_id  project;  p_script  the template;  p_call  its digest, and what else runs: see _checkout
     -- Returns:    its number
     INSERT INTO osgprod_data.versions (project_id, script, digest, exec_version, image)
-    VALUES (p_project_id, p_script, p_digest, p_exec_version, p_image)
+    VALUES (p_project_id, p_script, left(coalesce(p_call.templates ->> p_script, ''), 64),
+           coalesce(osgprod._label(p_call.exec_version, 32), ''), coalesce(osgprod._label(p_call.image, 256), ''))
     RETURNING version_id
 $fn$;
