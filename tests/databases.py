@@ -62,10 +62,6 @@ class Databases:
         fresh
             Nobody has used the files of this copy before, and no session of the tests is in it.
         """
-        if of not in self._prepared:
-            self._prepared[of] = self._create(f"TEMPLATE {self._prepared['migrated']}")
-            with connect(self.dsn(self._prepared[of])) as db:
-                World(db, self.dsn(self._prepared[of])).with_project("p")
         if fresh:
             with self._new(self._template(of)) as dsn:
                 yield dsn
@@ -138,6 +134,10 @@ class Databases:
 
     def _template(self, of: str) -> str:
         """To copy files costs a quarter of writing all pages to the WAL; versions up to 14 always copy files."""
+        if of == "world" and of not in self._prepared:
+            self._prepared[of] = self._create(f"TEMPLATE {self._prepared['migrated']}")
+            with connect(self.dsn(self._prepared[of])) as db:
+                World(db, self.dsn(self._prepared[of])).with_project("p")
         self._execute("SELECT")
         assert self._connection
         strategy = "STRATEGY FILE_COPY" if self._connection.info.server_version >= 150000 else ""

@@ -11,6 +11,7 @@ import psycopg
 import pytest
 
 from shim.database import call, connect
+from tests.databases import Databases
 from tests.production import fill
 from tests.support import World
 
@@ -131,6 +132,26 @@ def jobs_come_and_go(world: World, other: psycopg.Connection[Any], cluster: int)
         world.report(10 * n + 5, **job)
 
 
+def make_production(dsn: str) -> None:
+    with connect(dsn) as db:
+        fill(db, "p", runs=20, files=40, blocks=200, a_slice=4, finished=0.8, in_flight=60, attempts=20000)
+
+
+@pytest.fixture
+def dsn(databases: Databases, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A new database with the project "p"; in the middle of its production for tests that name production."""
+    of = "production" if "production" in request.fixturenames else "world"
+    if of == "production":
+        databases.prepare(of, make_production, of="world")
+    with databases.copy(of, fresh=True) as dsn:
+        yield dsn
+
+
+@pytest.fixture
+def production() -> None:
+    """Project "p" has some 600 files with 27,000 slices, most of them done; see dsn."""
+
+
 @pytest.fixture
 def plans(world: World) -> Plans:
     world.set(
@@ -140,9 +161,10 @@ def plans(world: World) -> Plans:
 
 
 @pytest.mark.history_by_hand
-def test_nothing_that_jobs_call_reads_a_large_table_from_end_to_end(world: World, plans: Plans) -> None:
+def test_nothing_that_jobs_call_reads_a_large_table_from_end_to_end(
+    production: None, world: World, plans: Plans
+) -> None:
     with connect(world.dsn) as other:
-        fill(other, "p", runs=20, files=40, blocks=200, a_slice=4, finished=0.8, in_flight=60, attempts=20000)
         jobs_come_and_go(world, other, 9_000_001)
     assert plans.whole_scans() == plans.project_scans() == set()
     assert plans.tables() >= plans.LARGE
@@ -152,12 +174,9 @@ def test_nothing_that_jobs_call_reads_a_large_table_from_end_to_end(world: World
 
 @pytest.mark.history_by_hand
 def test_verify_finds_the_few_slices_that_are_ready_or_quarantined_by_index(
-    world: World, plans: Plans
+    production: None, world: World, plans: Plans
 ) -> None:
     """The planner takes NOT is_ready for true of every slice that is done."""
-    with connect(world.dsn) as other:
-        fill(other, "p", runs=10, files=40, blocks=200, a_slice=4, finished=0.9, in_flight=20, attempts=5000)
-        other.execute("ANALYZE osgprod_data.slices, osgprod_data.reports")
     call(world.db, "verify", project="p")
     looks = [query for query, _ in plans.seen if "x.is_ready" in query]
     assert looks
@@ -166,10 +185,9 @@ def test_verify_finds_the_few_slices_that_are_ready_or_quarantined_by_index(
 
 @pytest.mark.history_by_hand
 def test_verify_looks_for_reports_by_other_software_without_reading_all_reports(
-    world: World, plans: Plans
+    production: None, world: World, plans: Plans
 ) -> None:
     with connect(world.dsn) as other:
-        fill(other, "p", runs=10, files=40, blocks=200, a_slice=4, finished=0.9, in_flight=20, attempts=5000)
         other.execute("UPDATE osgprod_data.reports SET software = 'recon-4'")
         other.execute("VACUUM ANALYZE osgprod_data.reports")
     call(world.db, "verify", project="p")
@@ -246,9 +264,9 @@ def test_job_that_finds_nothing_reads_none_of_the_slices_in_backoff_or_quarantin
 
 
 @pytest.mark.history_by_hand
-def test_recycling_what_failed_reads_none_of_the_slices_that_are_done(world: World, plans: Plans) -> None:
-    with connect(world.dsn) as other:
-        fill(other, "p", runs=20, files=40, blocks=200, a_slice=4, finished=0.8, in_flight=60, attempts=20000)
+def test_recycling_what_failed_reads_none_of_the_slices_that_are_done(
+    production: None, world: World, plans: Plans
+) -> None:
     for _ in range(7):  # until the plan becomes a generic one
         assert len(call(world.db, "recycle", project="p", dry_run=True)) > 50
     assert {scan for scan in plans.whole_scans() if scan.startswith(("slices", "reports"))} == set()
@@ -256,9 +274,9 @@ def test_recycling_what_failed_reads_none_of_the_slices_that_are_done(world: Wor
 
 
 @pytest.mark.history_by_hand
-def test_counting_the_jobs_needed_reads_none_of_the_slices_that_are_done(world: World, plans: Plans) -> None:
-    with connect(world.dsn) as other:
-        fill(other, "p", runs=20, files=40, blocks=200, a_slice=4, finished=0.8, in_flight=60, attempts=20000)
+def test_counting_the_jobs_needed_reads_none_of_the_slices_that_are_done(
+    production: None, world: World, plans: Plans
+) -> None:
     for _ in range(7):  # until the plan becomes a generic one
         assert call(world.db, "jobs_needed", project="p")[0]["slices_left"] > 50
         assert call(world.db, "list_next_files", project="p")
@@ -269,10 +287,9 @@ def test_counting_the_jobs_needed_reads_none_of_the_slices_that_are_done(world: 
 @pytest.mark.history_by_hand
 @pytest.mark.parametrize("merge_by", ["file", "run"])
 def test_outputs_find_their_merge_without_a_comparison_with_others(
-    world: World, plans: Plans, merge_by: str
+    production: None, world: World, plans: Plans, merge_by: str
 ) -> None:
     with connect(world.dsn) as other:
-        fill(other, "p", runs=6, files=40, blocks=200, a_slice=4, finished=0.8, in_flight=10, attempts=8000)
         other.execute(
             "INSERT INTO osgprod_data.merges (project_id, run, seqno, rawdata_id, state, done_at)"
             " SELECT project_id, run, CASE WHEN %s THEN seqno END, min(rawdata_id), 'done', now()"
@@ -331,11 +348,10 @@ READS_ALL_SLICES = {"verify", "list_outputs"}
 
 @pytest.mark.history_by_hand
 def test_what_only_reads_reads_neither_the_slices_that_are_done_nor_the_bans_that_have_ended(
-    world: World, plans: Plans
+    production: None, world: World, plans: Plans
 ) -> None:
     """All functions that pages and commands call, by the statistics that autovacuum gathers."""
     with connect(world.dsn) as other:
-        fill(other, "p", runs=20, files=40, blocks=200, a_slice=4, finished=0.9, in_flight=5, attempts=500)
         other.execute(
             "INSERT INTO osgprod_data.worker_bans (project_id, worker, until, reason)"
             " SELECT p.project_id, 'wn' || n, now() - interval '1 d', 'x'"
