@@ -72,12 +72,12 @@ def test_nothing_is_lost_on_an_ideal_grid(dsn: str) -> None:
     """Without start-ups, faults and evictions, blocks of one core second take what they must."""
     grid = Grid(
         workers=9, sites=3, cores=1, spread=1.0001, start_s=0.001, vanish=0, evicted_s=1e12, poisoned=0,
-        outage_s=0, files=1, blocks=600, block_s=60.0,
+        outage_s=0, files=1, blocks=270, block_s=60.0,
     )  # fmt: skip
     outcome = simulate(dsn, grid, Way("one", 1))
     # A third of the nodes are the black hole's; they fail a slice now and then until they are banned.
     assert 1 <= outcome.makespan_s / outcome.ideal_s < 1.05
-    assert outcome.done == 600
+    assert outcome.done == 270
     assert grid.least_s == pytest.approx(grid.ideal_s, rel=0.01)
     # The parts account for all of the makespan.
     assert sum(outcome.parts.values()) == pytest.approx(outcome.makespan_s / outcome.ideal_s, rel=1e-6)

@@ -46,7 +46,7 @@ class Watch:
 
     def _look(self) -> None:
         with connect(self._dsn) as db:
-            while not self._stop.wait(0.002):
+            while not self._stop.wait(0.02):
                 for entry in Path("/proc").glob("[0-9]*/cmdline"):
                     with contextlib.suppress(OSError):
                         words = entry.read_bytes().split(b"\0")

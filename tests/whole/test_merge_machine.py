@@ -563,12 +563,13 @@ class Machine(RuleBasedStateMachine):
         self.each_output_is_in_one_delivered_merge_or_in_none()
 
 
+@pytest.mark.parametrize("examples", [5, pytest.param(30, marks=pytest.mark.slow)])
 def test_any_sequence_of_calls_delivers_each_output_once(
-    db: psycopg.Connection[dict[str, Any]], dsn: str
+    db: psycopg.Connection[dict[str, Any]], dsn: str, examples: int
 ) -> None:
     class Here(Machine):
         world = World(db, dsn)
 
     for (run, seqno), nblocks in FILES.items():
         Here.world.add_file(nblocks, run=run, seqno=seqno, project=None)
-    run_machine(Here, examples=12, steps=40)
+    run_machine(Here, examples=examples, steps=40)
