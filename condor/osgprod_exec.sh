@@ -84,9 +84,11 @@ die() {
   exit "$1"
 }
 
-# Prints the size of a file [bytes]. Argument: file
+size_of="" # as the function of this name has set it
+
+# Sets size_of to the size of a file [bytes]. Argument: file
 size_of() {
-  wc -c <"$1"
+  size_of="$(exec wc -c <"$1")"
 }
 
 # Removes a file or folder with all that is in it, also in folders that may not be written, as copies of CVMFS's are. It
@@ -109,7 +111,7 @@ make_writable() {
 is_mount_point() {
   local devices
   [[ -e "$1" ]] || return 1
-  devices="$(stat -c %d "$1" "${1%/*}/" 2>/dev/null)" || true
+  devices="$(exec stat -c %d "$1" "${1%/*}/" 2>/dev/null)" || true
   [[ "$devices" != "${devices%%$'\n'*}"$'\n'"${devices%%$'\n'*}" ]]
 }
 
@@ -134,13 +136,15 @@ number_setting() {
 # One character of UTF-8 that isn't a control character, as bytes.
 readonly UTF8_CHARACTER=$'^([ -~]|\xc2[\xa0-\xbf]|[\xc3-\xdf][\x80-\xbf]|\xe0[\xa0-\xbf][\x80-\xbf]|[\xe1-\xec\xee\xef][\x80-\xbf][\x80-\xbf]|\xed[\x80-\x9f][\x80-\xbf]|\xf0[\x90-\xbf][\x80-\xbf][\x80-\xbf]|[\xf1-\xf3][\x80-\xbf][\x80-\xbf][\x80-\xbf]|\xf4[\x80-\x8f][\x80-\xbf][\x80-\xbf])'
 
-# Prints the first characters of a text as valid UTF-8: bytes that are none, and control characters, are left out.
+plain_text="" # as the function of this name has set it
+
+# Sets plain_text to the first characters of a text as valid UTF-8: bytes that are none, and control characters, are left out.
 # Arguments: greatest number of characters, text
 plain_text() {
   local text="$2" plain="" count=0
   if [[ "$text" != *[!' '-'~']* ]]; then # the usual case
-    printf '%s' "${text:0:$1}"
-    return
+    plain_text="${text:0:$1}"
+    return 0
   fi
   while [[ -n "$text" ]] && ((count < $1)); do
     if [[ "$text" =~ $UTF8_CHARACTER ]]; then
@@ -151,7 +155,7 @@ plain_text() {
       text="${text:1}"
     fi
   done
-  printf '%s' "$plain"
+  plain_text="$plain"
 }
 
 # --- backoff -----------------------------------------------------------------------------------------------------
@@ -172,16 +176,18 @@ backoff() {
 
 # --- URLs --------------------------------------------------------------------------------------------------------
 
-# The table of URL schemes. Prints the kind of client that a URL needs: http (curl), root (XRootD), pelican, or file
+url_kind="" # as the function of this name has set it
+
+# The table of URL schemes. Sets url_kind to the kind of client that a URL needs: http (curl), root (XRootD), pelican, or file
 # for a path of this node. Fails for any other scheme, for a relative path, and for a URL with a control character.
 # Argument: URL
 url_kind() {
   [[ ! "$1" =~ [[:cntrl:]] ]] || return 1
   case "$1" in
-  [Hh][Tt][Tt][Pp]://?* | [Hh][Tt][Tt][Pp][Ss]://?* | [Dd][Aa][Vv]://?* | [Dd][Aa][Vv][Ss]://?*) printf http ;;
-  [Rr][Oo][Oo][Tt]://?* | [Rr][Oo][Oo][Tt][Ss]://?* | [Xx][Rr][Oo][Oo][Tt]://?* | [Xx][Rr][Oo][Oo][Tt][Ss]://?*) printf root ;;
-  [Oo][Ss][Dd][Ff]://?* | [Pp][Ee][Ll][Ii][Cc][Aa][Nn]://?*) printf pelican ;;
-  [Ff][Ii][Ll][Ee]:///?* | /*) printf file ;;
+  [Hh][Tt][Tt][Pp]://?* | [Hh][Tt][Tt][Pp][Ss]://?* | [Dd][Aa][Vv]://?* | [Dd][Aa][Vv][Ss]://?*) url_kind=http ;;
+  [Rr][Oo][Oo][Tt]://?* | [Rr][Oo][Oo][Tt][Ss]://?* | [Xx][Rr][Oo][Oo][Tt]://?* | [Xx][Rr][Oo][Oo][Tt][Ss]://?*) url_kind=root ;;
+  [Oo][Ss][Dd][Ff]://?* | [Pp][Ee][Ll][Ii][Cc][Aa][Nn]://?*) url_kind=pelican ;;
+  [Ff][Ii][Ll][Ee]:///?* | /*) url_kind='file' ;;
   *) return 1 ;;
   esac
 }
@@ -332,7 +338,9 @@ http_url=""            # of the last request to storage
 head_text=""           # as find_head has found it
 head_status=000        # the same
 header=""              # as find_header has found it
-headers=()             # the same, of all headers of the name
+headers=""             # the same, of all headers of the name
+split_head=""          # the head that find_header has split last
+declare -A values=()   # of its headers, by name in lower case; of several with one name, joined by line ends
 
 # Prints one line of a curl configuration. Secrets reach curl on its standard input, never on its command line.
 # Arguments: option, value
@@ -400,22 +408,18 @@ http_request() {
   local url="$1" reply code=0
   shift
   http_url="$url"
-  # With -L and no redirect allowed, curl drops the body of a redirect and ends with 47. The x keeps the line ends. Newer
-  # versions of bash warn of a NUL that they leave out; the warning is discarded.
+  # With -L and no redirect allowed, curl drops the body of a redirect and ends with 47. Newer versions of bash warn of a NUL
+  # that they leave out; the warning is discarded.
   {
     reply="$(
-      { # a redirect's query may be a secret
-        curl_option url "$url"
-        storage_options "$url"
-      } |
-        "${CURL[@]}" ${http_version:+"$http_version"} -f -L --max-redirs 0 --speed-limit 1000 --speed-time 120 \
-          -K - -D /dev/stderr "$@" 2>&1 >&3 || code=$?
-      printf x
-      exit "$code"
+      exec "${CURL[@]}" ${http_version:+"$http_version"} -f -L --max-redirs 0 --speed-limit 1000 --speed-time 120 \
+        -K - -D /dev/stderr "$@" 2>&1 >&3 < <(
+          curl_option url "$url" # a redirect's query may be a secret
+          storage_options "$url"
+        )
     )" || code=$?
   } 3>&1 2>/dev/null
-  reply="${reply%x}"
-  find_head "$reply"
+  find_head "$reply"$'\n' # a substitution takes the line ends away
   http_head="$head_text" http_status="$head_status"
   http_error=""
   if [[ $'\n'"$reply" == *$'\ncurl: '* ]]; then
@@ -464,19 +468,28 @@ find_head() {
   head_text="" head_status=000
 }
 
-# Sets headers to the values of all headers of a name, without spaces around them, and header to the last one, which counts;
-# empty when there is none. Arguments: name in any case, head
+# Sets headers to the values of all headers of a name, a line each, and header to the last one, which counts; empty when there is
+# none. Arguments: name in any case, head
 find_header() {
-  local text="$2"$'\n' line name="${1,,}:"
-  header="" headers=()
+  [[ "$2" == "$split_head" ]] || split_headers "$2"
+  headers="${values["${1,,}"]:-}"
+  header="${headers##*$'\n'}"
+}
+
+# Sets values, without spaces around them. Argument: head
+split_headers() {
+  local text="$1"$'\n' line name value
+  split_head="$1" values=()
   while [[ -n "$text" ]]; do
     line="${text%%$'\n'*}"
     text="${text#*$'\n'}"
-    [[ "${line,,}" == "$name"* ]] || continue
-    header="${line#*:}"
-    header="${header#"${header%%[![:space:]]*}"}"
-    header="${header%"${header##*[![:space:]]}"}"
-    headers[${#headers[@]}]="$header"
+    name="${line%%:*}"
+    [[ -n "$name" && "$name" != "$line" ]] || continue
+    name="${name,,}"
+    value="${line#*:}"
+    value="${value#"${value%%[![:space:]]*}"}"
+    value="${value%"${value##*[![:space:]]}"}"
+    values["$name"]="${values["$name"]+${values["$name"]}$'\n'}$value"
   done
 }
 
@@ -485,11 +498,14 @@ find_header() {
 readonly SMALL_BYTES=16384 # a file up to here awk has summed up before the other programs have started
 
 # Prints the checksum that storage systems know, as 8 hexadecimal digits, from the first program here that works.
-# Argument: file
+# Arguments: file, its size [bytes; default: it is looked up]
 adler32() {
-  local how sum bytes first=""
-  bytes="$(size_of "$1" 2>/dev/null)" || return 1
-  ((bytes > SMALL_BYTES)) || first=adler32_of_awk
+  local how sum first="" size="${2:-}"
+  if [[ -z "$size" ]]; then
+    size_of "$1" 2>/dev/null || return 1
+    size="$size_of"
+  fi
+  ((size > SMALL_BYTES)) || first=adler32_of_awk
   for how in $first adler32_of_xrootd adler32_of_python adler32_of_awk; do
     sum="$("$how" "$1" 2>/dev/null)" && sum="${sum%% *}" && [[ "$sum" =~ ^[0-9a-f]{8}$ ]] || continue
     printf '%s\n' "$sum"
@@ -522,6 +538,7 @@ adler32_of_awk() {
 
 readonly EXIT_FAILED=10 EXIT_NODE_FAULT=20 EXIT_LATER=30 EXIT_REFUSED=40 EXIT_TERM=143
 readonly KILL_AFTER_S=3 # from SIGTERM to SIGKILL of the work
+readonly MAX_CAPTURED=65536
 
 scratch=""       # this job's folder: the script, the work's folder, two pipes
 pipe=""          # what a command prints on its way to capture
@@ -558,7 +575,8 @@ await_signal() {
   esac
 }
 
-# The same for a command whose output is needed. Sets captured to what it printed, without NULs; no disk is needed.
+# The same for a command whose output is needed. Sets captured to what it printed, without NULs, the first MAX_CAPTURED bytes; no disk
+# is needed.
 # To open a pipe waits for its other end: descriptor 7 is both ends, so that no child waits for ever for a parent that was killed.
 capture() {
   local status=0 text
@@ -568,8 +586,10 @@ capture() {
   child_group=$!
   set +m
   exec 6<"$pipe" 7>&-
-  captured=""
-  while IFS= read -r -d '' -u 6 text; do captured+="$text"; done
+  captured="" text=""
+  while ((${#captured} < MAX_CAPTURED)) && IFS= read -r -d '' -n "$((MAX_CAPTURED - ${#captured}))" -u 6 text; do
+    captured+="$text" text=""
+  done
   captured+="$text"
   exec 6<&-
   wait "$child_group" || status=$?
@@ -743,25 +763,23 @@ in_one_line() {
   body="${body%%$'\n'*}"
 }
 
-# Sends one request, as a POST, of which no proxy on the way keeps a copy. Prints what curl prints, and an x.
+# Becomes curl, which sends one request, as a POST, of which no proxy on the way keeps a copy.
 # Arguments: route, file for the body or nothing, then name value pairs
 send_request() {
-  local route="$1" file="$2" code=0
+  local route="$1" file="$2"
   shift 2
-  {
-    ca_options
-    # Storage believes the token too: it goes to nobody in the clear.
-    [[ -n "$magic" || -z "$bearer" || ! "$OSGPROD_URL" =~ ^(https://|http://(127\.0\.0\.1|localhost|\[::1\])[:/]) ]] ||
-      curl_option header "Authorization: Bearer $bearer"
-    while (($# > 1)); do
-      [[ -z "$2" ]] || curl_option data-urlencode "$1=$2"
-      shift 2
-    done
-    [[ -z "$file" ]] || curl_option output "$file"
-  } | "${CURL[@]}" ${http_version:+"$http_version"} --max-time 120 -H 'Expect:' -K - -D - \
-    "${OSGPROD_URL%/}/$route" 2>&1 | head -c 65536 || code=$?
-  printf x
-  return "$code"
+  exec "${CURL[@]}" ${http_version:+"$http_version"} --max-time 120 -H 'Expect:' -K - -D - \
+    "${OSGPROD_URL%/}/$route" 2>&1 < <(
+      ca_options
+      # Storage believes the token too: it goes to nobody in the clear.
+      [[ -n "$magic" || -z "$bearer" || ! "$OSGPROD_URL" =~ ^(https://|http://(127\.0\.0\.1|localhost|\[::1\])[:/]) ]] ||
+        curl_option header "Authorization: Bearer $bearer"
+      while (($# > 1)); do
+        [[ -z "$2" ]] || curl_option data-urlencode "$1=$2"
+        shift 2
+      done
+      [[ -z "$file" ]] || curl_option output "$file"
+    )
 }
 
 # Asks the server once. Sets http_status, answer, head and body; the body of workscript.bash goes to a file, and nothing
@@ -770,13 +788,16 @@ request() {
   local route="$1" file="" code=0
   shift
   is_cut_here=false
-  [[ "$route" != workscript.bash ]] || file="$scratch/script"
+  if [[ "$route" == workscript.bash ]]; then
+    file="$scratch/work/.osgprod/script"
+    [[ -d "${file%/*}" ]] || mkdir -p "${file%/*}"
+  fi
   [[ -n "$magic" ]] || find_token # HTCondor renews it: the token of the start may have expired
   capture send_request "$route" "$file" project "$OSGPROD_PROJECT" cluster "$cluster" process "$process" \
     magic "$magic" job_key "$job_key" host "$host" site "$site" token "$token" "$@" || code=$?
   learn_from "$code"
   [[ -z "$file" ]] || ((code != 23)) || is_cut_here=true
-  read_answer "$route" "$code" "${captured%x}"
+  read_answer "$route" "$code" "$captured"
   [[ -z "$file" || "$http_status" == 000 || "$answer" == assigned ]] || in_one_line "$(said "$file")"
 }
 
@@ -807,9 +828,11 @@ checkout() {
     return "$EXIT_NODE_FAULT"
   fi
   # What surrounds this script, else what will surround the work.
-  image="$(plain_text 200 "${APPTAINER_CONTAINER:-${SINGULARITY_CONTAINER:-${OSGPROD_CONTAINER:-}}}")"
+  plain_text 200 "${APPTAINER_CONTAINER:-${SINGULARITY_CONTAINER:-${OSGPROD_CONTAINER:-}}}"
+  image="$plain_text"
   while true; do
-    if ! persistent_request workscript.bash cpus "$1" schedd "$schedd" qdate "$qdate" time_left_s "$(time_left)" \
+    time_left
+    if ! persistent_request workscript.bash cpus "$1" schedd "$schedd" qdate "$qdate" time_left_s "$time_left" \
       after "$after" exec_version "$EXEC_VERSION" image "$image"; then
       if $is_cut_here; then
         log "$full: the work script can't be written: $body"
@@ -850,7 +873,8 @@ report() {
   local code="$1"
   shift
   stop_heartbeats
-  if ! persistent_request workscript.exit exitcode "$code" door "$(plain_text 120 "${reported[door]:-}")" \
+  plain_text 120 "${reported[door]:-}"
+  if ! persistent_request workscript.exit exitcode "$code" door "$plain_text" \
     ${resources[@]+"${resources[@]}"} "$@"; then
     log "no report was accepted by the server after $TRIES attempts: $body"
     return 1
@@ -914,8 +938,6 @@ run_work() {
   local own="$scratch/work/.osgprod" began_s="$SECONDS" began_ticks
   children_ticks
   began_ticks="$ticks"
-  mkdir -p "$own"
-  mv "$scratch/script" "$own/script"
   [[ -z "${OSGPROD_CONTAINER:-}" ]] || copy_credentials "$own"
   set -m
   (
@@ -939,18 +961,20 @@ run_work() {
 
 # Prints a file, of a long one the head and the tail. Arguments: file, greatest number of bytes
 print_log() {
-  local bytes half=$(($2 / 2))
-  bytes="$(size_of "$1")"
-  if ((bytes <= $2)); then
+  local half=$(($2 / 2))
+  size_of "$1"
+  if ((size_of <= $2)); then
     cat "$1"
     return
   fi
   head -c "$half" "$1"
-  printf '\n--- osgprod_exec: %d bytes of the work'\''s output are left out here ---\n' "$((bytes - 2 * half))"
+  printf '\n--- osgprod_exec: %d bytes of the work'\''s output are left out here ---\n' "$((size_of - 2 * half))"
   tail -c "$half" "$1"
 }
 
-# Prints the CPU seconds that the processes of a group have used so far, from /proc. Argument: process group
+cpu_seconds=0 memory_bytes=0 folder_bytes=0 # as the functions of these names have set them
+
+# Sets cpu_seconds to the CPU time that the processes of a group have used so far [s], from /proc. Argument: process group
 cpu_seconds() {
   local file line total=0
   local -a fields
@@ -962,7 +986,7 @@ cpu_seconds() {
     [[ "${fields[2]}" == "$1" ]] || continue
     total=$((total + fields[11] + fields[12] + fields[13] + fields[14]))
   done
-  printf '%s' "$((total / 100))"
+  cpu_seconds="$((total / 100))"
 }
 
 # Sets ticks to the CPU time that this script's ended children have used, with theirs [ticks].
@@ -975,34 +999,35 @@ children_ticks() {
   ticks="$((fields[13] + fields[14]))"
 }
 
-# Prints the memory of a process group, with what its processes have started [bytes]: resident now, or the peak of
+# Sets memory_bytes to the memory of a process group, with what its processes have started: resident now, or the peak of
 # its largest process, if that is more. Not the peak of the cgroup: it holds the files that were read, and a pilot's other
 # jobs. Argument: process group
 memory_bytes() {
-  local file line pid up depth pages=0 largest=0 key value page
-  local -a fields parents=() sizes=()
-  page="$(getconf PAGESIZE 2>/dev/null)" || page=4096
+  local file line pid up depth resident=0 largest=0 key value
+  local -a fields parents=()
   for file in /proc/[0-9]*/stat; do
     { IFS= read -r line <"$file"; } 2>/dev/null || continue
     # shellcheck disable=SC2206  # numbers
     fields=(${line##*) })
     pid="${file//[!0-9]/}"
-    # after the name: 1 parent, 2 group, 21 pages
-    parents[pid]="${fields[1]}" sizes[pid]="${fields[21]}"
+    # after the name: 1 parent, 2 group
+    parents[pid]="${fields[1]}"
     [[ "${fields[2]}" != "$1" || "$pid" == "$1" ]] || parents[pid]="$1"
   done
-  for pid in "${!sizes[@]}"; do
+  for pid in "${!parents[@]}"; do
     up="$pid"
     for ((depth = 0; depth < 100 && up > 1 && up != $1; depth++)); do
       up="${parents[up]:-0}"
     done
     ((up == $1)) || continue
-    pages=$((pages + sizes[pid]))
     while read -r key value _; do
-      [[ "$key" != VmHWM: ]] || ((value <= largest)) || largest="$value"
+      case "$key" in
+      VmHWM:) ((value <= largest)) || largest="$value" ;;
+      VmRSS:) resident=$((resident + value)) ;;
+      esac
     done 2>/dev/null <"/proc/$pid/status" || true
   done
-  printf '%s' "$((pages * page > largest * 1024 ? pages * page : largest * 1024))"
+  memory_bytes="$((1024 * (resident > largest ? resident : largest)))"
 }
 
 # Sets resources from the looks while the work ran, and from the files that it left. Arguments: seconds that it took, ticks
@@ -1010,8 +1035,8 @@ measure() {
   local memory=0 disk=0 fetched
   read -r -t 0.1 -u 8 memory disk || true
   [[ "$memory" =~ ^[0-9]{1,18}$ && "$disk" =~ ^[0-9]{1,18}$ ]] || memory=0 disk=0
-  capture folder_bytes "$scratch/work" || captured=0
-  ((captured <= disk)) || disk="$captured"
+  folder_bytes "$scratch/work"
+  ((folder_bytes <= disk)) || disk="$folder_bytes"
   fetched="${reported[fetched_bytes]:-}"
   [[ "$fetched" =~ ^[0-9]{1,18}$ ]] || fetched=""
   ((memory > 0)) || memory="" # it was too short to be looked at
@@ -1019,13 +1044,14 @@ measure() {
   (($1 < 0)) || resources+=(wall_s "$1") # the clock was set back
 }
 
-# Prints the size of a folder [bytes], without the file systems that are mounted in it. Argument: folder
+# Sets folder_bytes to the size of a folder, without the file systems that are mounted in it. Argument: folder
 folder_bytes() {
-  local kilobytes
-  kilobytes="$(cd "$1" && du -xsk . 2>/dev/null)" || true
-  kilobytes="${kilobytes%%[!0-9]*}"
-  [[ "$kilobytes" =~ ^[0-9]{1,15}$ ]] || kilobytes=0
-  printf '%s' "$((kilobytes * 1024))"
+  capture disk_usage "$1" || true
+  folder_bytes=0
+  [[ ! "$captured" =~ ^[0-9]{1,15} ]] || folder_bytes="$((BASH_REMATCH[0] * 1024))"
+}
+disk_usage() {
+  cd "$1" && exec du -xsk . 2>/dev/null
 }
 
 # Arguments: seconds between heartbeats, 0 = none, folder for credentials or nothing, seconds before the first [the same]
@@ -1041,7 +1067,7 @@ start_heartbeats() {
 # next heartbeat is sent at once; when the file is gone, there is a file no-lease if the server did not confirm it.
 # Arguments: seconds between heartbeats, folder for credentials, seconds before the first
 send_heartbeats() {
-  local interval_s="$1" own="$2" left_s="$3" memory=0 disk=0 bytes
+  local interval_s="$1" own="$2" left_s="$3" memory=0 disk=0
   pipe="$scratch/pipe.heartbeat"
   trap 'end_children; exit 0' TERM
   while true; do
@@ -1054,10 +1080,11 @@ send_heartbeats() {
     done
     left_s="$interval_s"
     [[ -z "${OSGPROD_CONTAINER:-}" || -e "$scratch/delivering" ]] || copy_credentials "$own"
-    bytes="$(folder_bytes "$scratch/work")"
-    ((bytes <= disk)) || disk="$bytes"
+    folder_bytes "$scratch/work"
+    ((folder_bytes <= disk)) || disk="$folder_bytes"
     look
-    request workscript.ping bytes "$bytes" cpu "$(cpu_seconds "$work_group")"
+    cpu_seconds "$work_group"
+    request workscript.ping bytes "$folder_bytes" cpu "$cpu_seconds"
     if [[ "$answer" == alive ]]; then
       rm -f "$scratch/work/.osgprod/no-lease"
     else # until then a merge script replaces nothing
@@ -1078,10 +1105,9 @@ send_heartbeats() {
 
 # Looks how much memory the work uses, and leaves the most that was seen, with the caller's disk, for measure.
 look() {
-  local now
   [[ -n "$work_group" && ! -e "$scratch/delivering" ]] || return 0
-  now="$(memory_bytes "$work_group")" || return 0
-  ((now <= memory)) || memory="$now"
+  memory_bytes "$work_group"
+  ((memory_bytes <= memory)) || memory="$memory_bytes"
   while read -r -t 0.01 -u 8 _; do :; done
   printf '%s %s\n' "$memory" "$disk" >&8
 }
@@ -1098,32 +1124,36 @@ stop_heartbeats() {
   fi
 }
 
-# Prints the last line of the work's output that isn't empty, as the reason of a failure, without the time and the name
+# Sets plain_text to the last line of the work's output that isn't empty, as the reason of a failure, without the time and the name
 # of the work script in front.
 last_words() {
   reason_text "$(tail -c 10000 "$scratch/work.log" 2>/dev/null | tr -d '\000\r' |
     sed -e '/^[[:space:]]*$/d' -e 's/^[0-9TZ:-]* osgprod_[a-z]*: //' | tail -n 1)"
 }
 
-# Prints a text without the secrets of this job. Argument: text
+without_secrets="" # as the function of this name has set it
+
+# Sets without_secrets to a text without the secrets of this job. Argument: text
 without_secrets() {
-  local text="$1" secret
+  local secret
+  without_secrets="$1"
   for secret in "$magic" "$bearer" "$job_key" "$token"; do
-    ((${#secret} < 6)) || text="${text//"$secret"/(secret)}"
+    ((${#secret} < 6)) || without_secrets="${without_secrets//"$secret"/(secret)}"
   done
-  printf '%s' "$text"
 }
 
-# Prints the first characters of what the work or storage has said, for the report: cut only after its secrets are gone.
+# Sets plain_text to the first characters of what the work or storage has said, for the report: cut only after its secrets are gone.
 # Arguments: as of plain_text
 public_text() {
-  plain_text "$1" "$(without_secrets "$2")"
+  without_secrets "$2"
+  plain_text "$1" "$without_secrets"
 }
 
-# Prints a reason for the report: at most 1000 characters with both ends, since the cause stands at the end. Argument: text
+# Sets plain_text to a reason for the report: at most 1000 characters with both ends, since the cause stands at the end. Argument: text
 reason_text() {
   local text
-  text="$(without_secrets "$1")"
+  without_secrets "$1"
+  text="$without_secrets"
   ((${#text} <= 1000)) || text="${text:0:400} ... ${text: -590}"
   plain_text 1000 "$text"
 }
@@ -1150,52 +1180,67 @@ read_report() {
 # the end of one that begins before these bytes.
 log_tail() {
   local text
-  text="$(without_secrets "$(tail -c 20000 "$scratch/work.log" 2>/dev/null | tr -d '\000\r')")"
+  without_secrets "$(tail -c 20000 "$scratch/work.log" 2>/dev/null | tr -d '\000\r')"
+  text="$without_secrets"
   ((${#text} <= 4000)) || text="${text: -4000}"
   printf '%s' "$text"
 }
 
 # --- outputs -----------------------------------------------------------------------------------------------------
 
-# Prints the name under which the work script fetches a slice: name+1,4.evio for name.evio+1,4. Argument: slice
+slice_file="" # as the function of this name has set it
+
+# Sets slice_file to the name under which the work script fetches a slice: name+1,4.evio for name.evio+1,4. Argument: slice
 slice_file() {
   local blocks="${1##*+}" name="${1%+*}"
-  [[ "$name" != *.* ]] || printf '%s' "${name%.*}+$blocks.${name##*.}"
+  slice_file=""
+  [[ "$name" != *.* ]] || slice_file="${name%.*}+$blocks.${name##*.}"
 }
 
-# Prints the files of a folder that are outputs, each ended by a NUL: all but the work script's own folder, the files
-# that are this job's credentials, under any name, and the files of a file system that the work has mounted. Argument: folder
+# Becomes a program that prints the files of the current folder that are outputs, each ended by a NUL: all but the work script's own
+# folder, the files that are this job's credentials, under any name, and the files of a file system that the work has mounted.
 list_outputs() {
   local file
   local -a credentials=()
   for file in "${X509_USER_PROXY:-}" "${BEARER_TOKEN_FILE:-}" "${OSGPROD_MAGIC_FILE:-}"; do
     [[ ! -f "$file" ]] || credentials+=(! -samefile "$file")
   done
-  (cd "$1" && find . -xdev -path ./.osgprod -prune -o ! -type d \
-    ${credentials[@]+"${credentials[@]}"} -print0)
+  exec find . -xdev -path ./.osgprod -prune -o ! -type d ${credentials[@]+"${credentials[@]}"} -print0
 }
 
-# Removes core dumps, which are no outputs. Argument: folder
-remove_cores() {
-  local file
-  while IFS= read -r -d '' file; do
-    [[ "$(head -c 4 "$file" 2>/dev/null | tr -d '\000')" == $'\x7fELF' ]] || continue
-    log "left out: core dump ${file#"$1/"}, $(size_of "$file") bytes"
-    rm -f "$file"
-  done < <(find "$1" -xdev -type f \( -name core -o -name 'core.*' -o -name 'vgcore.*' \) -print0)
+# Is a file a core dump? Argument: file
+is_core() {
+  local magic=""
+  case "${1##*/}" in
+  core | core.* | vgcore.*) ;;
+  *) return 1 ;;
+  esac
+  [[ -f "$1" && ! -L "$1" ]] || return 1
+  { IFS= read -r -n 4 magic <"$1"; } 2>/dev/null || true
+  [[ "$magic" == $'\x7fELF' ]]
 }
 
 # Packs what the work left into a tarball. Prints the number of its files, without the log.
 # Arguments: folder of the work, its log, slice, tarball
 pack_outputs() {
-  local work="$1" work_log="$2" slice_path tarball="$4"
-  slice_path="$(slice_file "$3")"
-  [[ -z "$slice_path" ]] || rm -f "$work/$slice_path"
-  remove_cores "$work"
-  rm -f "$work/osgprod_work.log"
-  list_outputs "$work" | tr -dc '\000' | wc -c
-  tail -c 100000 "$work_log" >"$work/osgprod_work.log" 2>/dev/null || true
-  list_outputs "$work" | tar -czf "$tarball" -C "$work" --no-recursion --null -T -
+  local file
+  local -a files=()
+  slice_file "$3"
+  cd "$1" || return
+  while IFS= read -r -d '' file; do
+    if [[ "$file" == "./$slice_file" || "$file" == ./osgprod_work.log ]]; then
+      rm -f "$file"
+    elif is_core "$file"; then
+      size_of "$file"
+      log "left out: core dump ${file#./}, $size_of bytes"
+      rm -f "$file"
+    else
+      files[${#files[@]}]="$file"
+    fi
+  done < <(list_outputs)
+  printf '%d\n' "${#files[@]}"
+  ! tail -c 100000 "$2" >osgprod_work.log 2>/dev/null || files[${#files[@]}]=./osgprod_work.log
+  printf '%s\0' ${files[@]+"${files[@]}"} | tar -c --no-recursion --null -T - | gzip >"$4"
 }
 
 # --- storage -----------------------------------------------------------------------------------------------------
@@ -1238,10 +1283,10 @@ call_http() {
 # Prints the adler32 in a head of HTTP (RFC 3230: the names of algorithms have no case), if it is there. In another form than
 # hexadecimal digits it is not known: base64 would be taken for another number, and a good file for a changed one. Argument: head
 digest_of() {
-  local pattern='^(.*[, ])?adler32="?([0-9a-f]{1,8})"?([,; ].*)?$' IFS=,
+  local pattern='^(.*[, ])?adler32="?([0-9a-f]{1,8})"?([,; ].*)?$'
   find_header Digest "$1"
-  header="${headers[*]:-}"
-  [[ ! "${header,,}" =~ $pattern ]] || printf '%s\n' "${BASH_REMATCH[2]}"
+  headers="${headers//$'\n'/,}"
+  [[ ! "${headers,,}" =~ $pattern ]] || printf '%s\n' "${BASH_REMATCH[2]}"
 }
 
 send_root() {
@@ -1317,8 +1362,9 @@ stored_file() {
   client_url "$1"
   path="$client_url"
   [[ -e "$path" ]] || return 1
-  size_of "$path"
-  adler32 "$path"
+  size_of "$path" || return
+  printf '%s\n' "$size_of"
+  adler32 "$path" "$size_of"
 }
 move_file() {
   local from
@@ -1366,16 +1412,20 @@ is_refusal() {
 }
 
 # Can a folder take outputs? A URL with a secret would get into logs and lists of processes, behind a query there is no
-# place for a name, and the server keeps only text. Prints the kind of storage. Argument: URL
+# place for a name, and the server keeps only text. Sets url_kind to the kind of storage. Argument: URL
 storage_kind() {
-  [[ ! "$1" =~ \?|\#|://[^/]*:[^/]*@ && "$(plain_text 1000 "$1")" == "$1" ]] || return 1
+  plain_text 1000 "$1"
+  [[ ! "$1" =~ \?|\#|://[^/]*:[^/]*@ && "$plain_text" == "$1" ]] || return 1
   url_kind "$1"
 }
 
-# Prints the URL of an input as it is stored: the server writes %20 for a space, which divides words here. In the URL of a file,
+input_url="" # as the function of this name has set it
+
+# Sets input_url to the URL of an input as it is stored: the server writes %20 for a space, which divides words here. In the URL of a file,
 # and in a path, nothing else is encoded. Argument: URL
 input_url() {
-  if [[ "$(url_kind "$1")" == file ]]; then printf '%s' "${1//%20/ }"; else printf '%s' "$1"; fi
+  input_url="$1"
+  ! url_kind "$1" || [[ "$url_kind" != file ]] || input_url="${1//%20/ }"
 }
 
 # Are two checksums the same number? Some storage leaves leading zeros out. Arguments: two texts
@@ -1463,10 +1513,12 @@ deliver() {
   output_url="$url"
 }
 
-# Prints what tells this job's tarballs from those of a job with the same numbers, of another access point or of a queue that
+queue_name="" # as name_queue has set it
+
+# Sets queue_name to what tells this job's tarballs from those of a job with the same numbers, of another access point or of a queue that
 # counts from 1 again: .<access point>.<time of submission>, as far as they are known.
-name_of_queue() {
-  printf '%s' "${schedd:+.${schedd//[!A-Za-z0-9.-]/_}}${qdate:+.$qdate}"
+name_queue() {
+  queue_name="${schedd:+.${schedd//[!A-Za-z0-9.-]/_}}${qdate:+.$qdate}"
 }
 
 # Delivers a tarball to OSGPROD_OUTPUT_URL, in several attempts; without that setting it stays here. Sets output_url.
@@ -1474,8 +1526,10 @@ name_of_queue() {
 send_outputs() {
   local file="$1" bytes="$3" adler="$4" tries="$5" url="${OSGPROD_OUTPUT_URL:-}" kind try word="${scratch##*.}"
   [[ -n "$url" ]] || return 0
-  url="${url%/}/${2%.tar.gz}$(name_of_queue).tar.gz"
-  kind="$(storage_kind "$url")"
+  name_queue
+  url="${url%/}/${2%.tar.gz}$queue_name.tar.gz"
+  storage_kind "$url"
+  kind="$url_kind"
   find_token
   # Numbered by start, this name is unique to this job, unless the database is older or the job ad is missing.
   if is_stored_already "$kind" "$url" "$bytes" "$adler"; then
@@ -1497,7 +1551,9 @@ send_outputs() {
 
 # Removes a delivered file that doesn't count. Argument: URL, or nothing
 unsend() {
-  [[ -z "$1" ]] || storage "remove_$(storage_kind "$1")" "$1" || log "$1 does not count, and stays: $storage_error"
+  [[ -n "$1" ]] || return 0
+  storage_kind "$1"
+  storage "remove_$url_kind" "$1" || log "$1 does not count, and stays: $storage_error"
 }
 
 # --- how the attempt ends ----------------------------------------------------------------------------------------
@@ -1514,12 +1570,13 @@ unreported=""
 declare -A written=() # what .report says, as read_written has read it: the first value of each name
 written_inputs=""     # the values of its lines merged_input=, each with a line end
 
-# Prints the path for a tarball that stays in this folder. If a file has the name, it is another job's, of another project or
+free_path="" # as the function of this name has set it
+
+# Sets free_path to the path for a tarball that stays in this folder. If a file has the name, it is another job's, of another project or
 # another queue with the same numbers: then the name gets an additional word. Argument: name without .tar.gz
 free_path() {
-  local path="$PWD/$1.tar.gz"
-  [[ ! -e "$path" && ! -L "$path" ]] || path="$PWD/$1.${scratch##*.}.tar.gz"
-  printf '%s' "$path"
+  free_path="$PWD/$1.tar.gz"
+  [[ ! -e "$free_path" && ! -L "$free_path" ]] || free_path="$PWD/$1.${scratch##*.}.tar.gz"
 }
 
 # Writes down what the report of a success will say, with resources, and reads it back. The token of the attempt proves that it
@@ -1528,7 +1585,15 @@ free_path() {
 # heartbeats, outputs that the work itself has delivered (JSON) or nothing, its software or nothing, inputs to remove when
 # the report is accepted (lines of URL, size, adler32) or nothing
 write_down() {
-  local file="$unreported.report"
+  local file="$unreported.report" try
+  for try in 1 2; do # somebody may kill a program
+    ! write_report "$file" "$@" || return 0
+  done
+  return 1
+}
+write_report() {
+  local file="$1"
+  shift
   (
     umask 077
     exec >"$file.new"
@@ -1574,16 +1639,15 @@ adopt_unreported() {
 
 # Is there a success of this job, whole, that was not reported?
 has_unreported() {
-  local file="$unreported.report"
+  local file="$unreported.report" bytes adler
   adopt_unreported
   [[ -f "$file" && -r "$file" ]] || return 1
   rm -f "$file.new"
   read_written || return 1
   if [[ "${written[complete]:-}" == yes ]]; then
     [[ -z "${written[url]:-}" ]] && ! is_delivered || return 0
-    capture adler32 "$unreported.tar.gz" || captured=""
-    [[ "$(size_of "$unreported.tar.gz" 2>/dev/null)" != "${written[bytes]:-}" ||
-    "${captured%$'\n'}" != "${written[adler32]:-}" ]] || return 0
+    measure_file "$unreported.tar.gz" 2>/dev/null || true
+    [[ "$bytes" != "${written[bytes]:-}" || "$adler" != "${written[adler32]:-}" ]] || return 0
   fi
   log "the result of an earlier start can't be used, and is removed: $file"
   forget_unreported
@@ -1636,7 +1700,7 @@ deliver_and_report() {
     remove_merged_inputs
     if [[ -n "$output_url" ]] && ((SLICES > 1)); then
       rm -f "$unreported.tar.gz" # delivered; those of all slices may not fit on the disk
-    elif mv -fT "$unreported.tar.gz" "$(free_path "$name")" 2>/dev/null; then
+    elif free_path "$name" && mv -fT "$unreported.tar.gz" "$free_path" 2>/dev/null; then
       :
     elif [[ -e "$unreported.tar.gz" ]]; then
       # It may be the only one of a slice that is done. The next slice's would take its place: this job ends.
@@ -1680,8 +1744,10 @@ remove_merged_inputs() {
     return 0
   fi
   while IFS=' ' read -r url bytes adler <&3; do
-    url="$(input_url "$url")"
-    kind="$(storage_kind "$url")" || continue
+    input_url "$url"
+    url="$input_url"
+    storage_kind "$url" || continue
+    kind="$url_kind"
     if ! has_arrived "$kind" "$url" "$bytes" "$adler" 1; then
       log "$url has changed since it was merged, and is not removed$(withheld "$url")"
     else
@@ -1693,10 +1759,10 @@ remove_merged_inputs() {
 # Are the files that a merge has delivered where it says, as this script sees them? In a container a folder may be another
 # one. Each must be listed as the merge script lists files.
 are_listed_outputs_there() {
-  local list url bytes adler kind found=0
+  local list url bytes adler found=0
   list="$(printf '%s\n' "${written[outputs_list]:-}" | sed 's/{"kind":/\n&/g')"
   while IFS=' ' read -r bytes adler url <&3; do
-    kind="$(storage_kind "$url")" && has_arrived "$kind" "$url" "$bytes" "$adler" "$LOOKS" || return 1
+    storage_kind "$url" && has_arrived "$url_kind" "$url" "$bytes" "$adler" "$LOOKS" || return 1
     found=$((found + 1))
   done 3< <(printf '%s\n' "$list" | sed -n 's/.*"url":"\([^"\]*\)","bytes":\([0-9]*\),"adler32":"\([0-9a-f]*\)".*/\2 \3 \1/p')
   ((found > 0 && found == $(printf '%s\n' "$list" | grep -c '"kind":' || true)))
@@ -1709,7 +1775,8 @@ not_delivered() {
     keep_for_later "the outputs could not be delivered: $1"
     return
   fi
-  report "$EXIT_NOT_DELIVERED" fault delivery reason "$(reason_text "outputs not delivered: $1")" || true
+  reason_text "outputs not delivered: $1"
+  report "$EXIT_NOT_DELIVERED" fault delivery reason "$plain_text" || true
   forget_unreported
   return "$EXIT_LATER"
 }
@@ -1727,15 +1794,13 @@ keep_for_later() {
 # Packs, delivers and reports a success. Returns this script's exit code.
 # Arguments: name of the tarball, slice, seconds between heartbeats
 finish_success() {
-  local name="$1" count adler bytes events code=0 list
+  local name="$1" count adler bytes events code=0 list rest
   if ! pack "$2" "$unreported.tar.gz"; then
     report "$EXIT_NOT_FETCHED" fault node reason 'the outputs could not be packed: is the disk full?' || return "$EXIT_LATER"
     return "$EXIT_NODE_FAULT"
   fi
   count="$packed"
-  bytes="$(size_of "$unreported.tar.gz")"
-  capture adler32 "$unreported.tar.gz" || captured=""
-  adler="${captured%$'\n'}"
+  measure_file "$unreported.tar.gz"
   events="${reported[events]:-}"
   if [[ -n "$events" && ! "$events" =~ ^[0-9]{1,18}$ ]]; then
     log "events=${events:0:40} is not a number of events, and is not reported"
@@ -1744,10 +1809,14 @@ finish_success() {
   list="${reported[outputs_list]:-}"
   if [[ -n "$list" ]]; then
     ((count > 0)) || bytes="" adler=""
-    count=$((count + $(printf '%s' "$list" | tr '{' '\n' | grep -c '"url" *:' || true)))
+    rest="$list"
+    while [[ "$rest" =~ \"url\"\ *: ]]; do
+      rest="${rest#*"${BASH_REMATCH[0]}"}"
+      count=$((count + 1))
+    done
   fi
-  if ! write_down "$name" "$events" "$count" "$bytes" "$adler" "" "$3" "$list" "$(public_text 200 "${reported[software]:-}")" \
-    "$reported_inputs"; then
+  public_text 200 "${reported[software]:-}"
+  if ! write_down "$name" "$events" "$count" "$bytes" "$adler" "" "$3" "$list" "$plain_text" "$reported_inputs"; then
     report "$EXIT_NOT_FETCHED" fault node reason 'the disk of this node is full' || return "$EXIT_LATER"
     return "$EXIT_NODE_FAULT"
   fi
@@ -1778,41 +1847,53 @@ may_have_lost_outputs() {
   done
 }
 
-# Packs what the work left. Sets packed to the number of outputs. Arguments: slice, tarball
+# Packs what the work left. Sets packed to the number of outputs. When somebody has killed a program, it packs once more.
+# Arguments: slice, tarball
 pack() {
-  leftover="$2.new"
-  if capture pack_outputs "$scratch/work" "$scratch/work.log" "$1" "$leftover" && mv -f "$leftover" "$2"; then
-    packed="${captured%%$'\n'*}"
-    packed="${packed// /}"
-    leftover=""
-    return 0
-  fi
-  rm -f "$leftover"
-  leftover=""
-  return 1
+  local try code
+  leftover="$2"
+  for try in 1 2; do
+    code=0
+    capture pack_outputs "$scratch/work" "$scratch/work.log" "$1" "$2" || code=$?
+    ((code > 128)) || break
+  done
+  ((code == 0)) || rm -f "$2"
+  leftover="" packed="${captured%%$'\n'*}"
+  return "$code"
+}
+
+# Sets bytes and adler to the size and the checksum of a tarball; to nothing when that can't be read. It computes the checksum once
+# more when somebody has killed a program. Argument: tarball
+measure_file() {
+  bytes="" adler=""
+  size_of "$1" || size_of "$1" || return
+  bytes="$size_of"
+  capture adler32 "$1" "$bytes" || capture adler32 "$1" "$bytes" || captured=""
+  adler="${captured%$'\n'}"
 }
 
 # Leaves the tarball of a failure, its log above all, and tries once to send it. Sets output_url.
 # Arguments: name, slice, log-only = without the outputs
 leave_failure() {
-  local file adler
-  file="$(free_path "$1")"
+  local file bytes adler
+  free_path "$1"
+  file="$free_path"
   output_url=""
   if [[ "${3:-}" == log-only ]]; then
     make_writable "$scratch/work"
     find "$scratch/work" -xdev -mindepth 1 ! -path "$scratch/work/.osgprod*" -delete 2>/dev/null || true
   fi
   pack "$2" "$file" || return 0
-  capture adler32 "$file" || captured=""
-  adler="${captured%$'\n'}"
-  send_outputs "$file" "${file##*/}" "$(size_of "$file")" "$adler" 1 || true
+  measure_file "$file"
+  send_outputs "$file" "${file##*/}" "$bytes" "$adler" 1 || true
 }
 
 # Reports a failure and leaves its log. Returns this script's exit code.
 # Arguments: exit code to report, name of the tarball, slice, reason
 finish_failure() {
   leave_failure "failed_$2" "$3"
-  report "$1" output_url "$output_url" fault "$(plain_text 20 "${reported[fault]:-}")" reason "$4" \
+  plain_text 20 "${reported[fault]:-}"
+  report "$1" output_url "$output_url" fault "$plain_text" reason "$4" \
     bad_inputs "${reported[bad_inputs]:-}" outputs_list "${reported[outputs_list]:-}" log_tail "$(log_tail)" ||
     return "$EXIT_LATER"
   # Which codes are faults of the node, the project says.
@@ -1823,12 +1904,12 @@ finish_failure() {
 
 # --- the story ---------------------------------------------------------------------------------------------------
 
-cluster="" process=""    # HTCondor's identity of the job
-schedd="" qdate=""       # the job's access point, and when it was submitted there [s since 1970]
-TRIES=""                 # OSGPROD_TRIES
-TIME_LEFT_S=""           # OSGPROD_TIME_LEFT_S, if it is set
-ends_at=""               # when the job must end [s since 1970]; nothing = not known
-ad_value="" ad_number="" # as the functions of these names have set them
+cluster="" process=""                 # HTCondor's identity of the job
+schedd="" qdate=""                    # the job's access point, and when it was submitted there [s since 1970]
+TRIES=""                              # OSGPROD_TRIES
+TIME_LEFT_S=""                        # OSGPROD_TIME_LEFT_S, if it is set
+ends_at=""                            # when the job must end [s since 1970]; nothing = not known
+ad_value="" ad_number="" time_left="" # as the functions of these names have set them
 magic="" job_key="" bearer="" host="" site=""
 token=""               # of the attempt
 osgprod_token_hosts="" # of a merge: the hosts of the project's settings, as the server names them
@@ -1879,7 +1960,8 @@ find_identity() {
   ad_number "${_CONDOR_JOB_AD:-}" QDate
   qdate="$ad_number"
   [[ "$id" == *'#'* ]] || return 0
-  schedd="$(plain_text 128 "${id%%#*}")"
+  plain_text 128 "${id%%#*}"
+  schedd="$plain_text"
   id="${id##*#}"
   [[ -n "$qdate" || ! "$id" =~ ^[0-9]{1,15}$ ]] || qdate="$((10#$id))"
 }
@@ -1908,12 +1990,13 @@ must_end_at() {
   [[ -n "$ends_at" ]] && ((ends_at <= $1)) || ends_at="$1"
 }
 
-# Prints how long this job may still run [s, not below 0], or nothing when that is not known.
+# Sets time_left to how long this job may still run [s, not below 0], or to nothing when that is not known.
 time_left() {
   local now
+  time_left=""
   [[ -n "$ends_at" ]] || return 0
   printf -v now '%(%s)T' -1
-  printf '%s' "$((ends_at > now ? ends_at - now : 0))"
+  time_left="$((ends_at > now ? ends_at - now : 0))"
 }
 
 # Reads and checks the environment; ends the script, and names the setting, when one is wrong.
@@ -1933,7 +2016,7 @@ configure() {
     die "$EXIT_REFUSED" 'OSGPROD_URL contains a user or a password: use OSGPROD_MAGIC_FILE or a bearer token'
   [[ -n "${OSGPROD_PROJECT:-}" ]] || die "$EXIT_REFUSED" 'OSGPROD_PROJECT is not set'
   if [[ -n "${OSGPROD_OUTPUT_URL:-}" ]]; then
-    storage_kind "$OSGPROD_OUTPUT_URL" >/dev/null || die "$EXIT_REFUSED" \
+    storage_kind "$OSGPROD_OUTPUT_URL" || die "$EXIT_REFUSED" \
       "OSGPROD_OUTPUT_URL is not a folder, or contains a query or a password; schemes: $URL_SCHEMES"
   elif ((SLICES > 1 && CHECKPOINT_CODE == 0)) && [[ -n "${_CONDOR_SCRATCH_DIR:-}" ]]; then
     die "$EXIT_REFUSED" "OSGPROD_SLICES is $SLICES: an eviction would lose the tarballs of slices that are done;\
@@ -1997,7 +2080,8 @@ attempt() {
     return "$((heartbeat_status == WEDGED ? EXIT_NODE_FAULT : EXIT_FAILED))"
   fi
   if ((work_status == EXIT_MISCONFIGURED)) && [[ -n "${reported[misconfigured]:-}" ]]; then
-    reason="$(reason_text "${reported[misconfigured]}")"
+    reason_text "${reported[misconfigured]}"
+    reason="$plain_text"
     report "$EXIT_MISCONFIGURED" fault setting reason "configuration: $reason" || true
     die "$EXIT_REFUSED" "configuration: $reason"
   fi
@@ -2012,8 +2096,8 @@ attempt() {
   else
     # To pack and send the outputs of a failure may take longer than the lease still lasts.
     start_heartbeats "$((10#$heartbeat_s))" "" "$((10#$heartbeat_s < 5 ? 10#$heartbeat_s : 5))"
-    reason="$(last_words)"
-    finish_failure "$work_status" "$name" "$slice" "$reason"
+    last_words
+    finish_failure "$work_status" "$name" "$slice" "$plain_text"
   fi
 }
 
@@ -2038,10 +2122,14 @@ main() {
   log_name="osgprod_exec $cluster.$process"
   (($# == 2 || $# == 3)) || die "$EXIT_REFUSED" "usage: ${0##*/} <cluster> <process> [<ncpus>]"
   configure
-  host="$(plain_text 128 "$(hostname 2>/dev/null || uname -n)")"
-  [[ -z "${_CONDOR_MACHINE_AD:-}" ]] ||
-    site="$(sed -n '/^GLIDEIN_Site = "\(.*\)"$/{s//\1/p;q;}' "$_CONDOR_MACHINE_AD" 2>/dev/null)" || site=""
-  site="$(plain_text 128 "${OSGPROD_SITE:-$site}")"
+  # Not HOSTNAME of bash: it comes from the environment, which may be the submitter's.
+  { IFS= read -r host </proc/sys/kernel/hostname; } 2>/dev/null || host="$(uname -n)"
+  plain_text 128 "$host"
+  host="$plain_text"
+  ad_value "${_CONDOR_MACHINE_AD:-}" GLIDEIN_Site
+  [[ ! "$ad_value" =~ ^\"(.*)\"$ ]] || site="${BASH_REMATCH[1]}"
+  plain_text 128 "${OSGPROD_SITE:-$site}"
+  site="$plain_text"
   find_identity
   find_end
   unreported="$PWD/unreported_job_${cluster}_$process.$OSGPROD_PROJECT"

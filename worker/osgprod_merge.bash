@@ -99,9 +99,11 @@ die() {
   exit "$1"
 }
 
-# Prints the size of a file [bytes]. Argument: file
+size_of="" # as the function of this name has set it
+
+# Sets size_of to the size of a file [bytes]. Argument: file
 size_of() {
-  wc -c <"$1"
+  size_of="$(exec wc -c <"$1")"
 }
 
 # Removes a file or folder with all that is in it, also in folders that may not be written, as copies of CVMFS's are. It
@@ -124,7 +126,7 @@ make_writable() {
 is_mount_point() {
   local devices
   [[ -e "$1" ]] || return 1
-  devices="$(stat -c %d "$1" "${1%/*}/" 2>/dev/null)" || true
+  devices="$(exec stat -c %d "$1" "${1%/*}/" 2>/dev/null)" || true
   [[ "$devices" != "${devices%%$'\n'*}"$'\n'"${devices%%$'\n'*}" ]]
 }
 
@@ -149,13 +151,15 @@ number_setting() {
 # One character of UTF-8 that isn't a control character, as bytes.
 readonly UTF8_CHARACTER=$'^([ -~]|\xc2[\xa0-\xbf]|[\xc3-\xdf][\x80-\xbf]|\xe0[\xa0-\xbf][\x80-\xbf]|[\xe1-\xec\xee\xef][\x80-\xbf][\x80-\xbf]|\xed[\x80-\x9f][\x80-\xbf]|\xf0[\x90-\xbf][\x80-\xbf][\x80-\xbf]|[\xf1-\xf3][\x80-\xbf][\x80-\xbf][\x80-\xbf]|\xf4[\x80-\x8f][\x80-\xbf][\x80-\xbf])'
 
-# Prints the first characters of a text as valid UTF-8: bytes that are none, and control characters, are left out.
+plain_text="" # as the function of this name has set it
+
+# Sets plain_text to the first characters of a text as valid UTF-8: bytes that are none, and control characters, are left out.
 # Arguments: greatest number of characters, text
 plain_text() {
   local text="$2" plain="" count=0
   if [[ "$text" != *[!' '-'~']* ]]; then # the usual case
-    printf '%s' "${text:0:$1}"
-    return
+    plain_text="${text:0:$1}"
+    return 0
   fi
   while [[ -n "$text" ]] && ((count < $1)); do
     if [[ "$text" =~ $UTF8_CHARACTER ]]; then
@@ -166,7 +170,7 @@ plain_text() {
       text="${text:1}"
     fi
   done
-  printf '%s' "$plain"
+  plain_text="$plain"
 }
 
 # --- backoff -----------------------------------------------------------------------------------------------------
@@ -187,16 +191,18 @@ backoff() {
 
 # --- URLs --------------------------------------------------------------------------------------------------------
 
-# The table of URL schemes. Prints the kind of client that a URL needs: http (curl), root (XRootD), pelican, or file
+url_kind="" # as the function of this name has set it
+
+# The table of URL schemes. Sets url_kind to the kind of client that a URL needs: http (curl), root (XRootD), pelican, or file
 # for a path of this node. Fails for any other scheme, for a relative path, and for a URL with a control character.
 # Argument: URL
 url_kind() {
   [[ ! "$1" =~ [[:cntrl:]] ]] || return 1
   case "$1" in
-  [Hh][Tt][Tt][Pp]://?* | [Hh][Tt][Tt][Pp][Ss]://?* | [Dd][Aa][Vv]://?* | [Dd][Aa][Vv][Ss]://?*) printf http ;;
-  [Rr][Oo][Oo][Tt]://?* | [Rr][Oo][Oo][Tt][Ss]://?* | [Xx][Rr][Oo][Oo][Tt]://?* | [Xx][Rr][Oo][Oo][Tt][Ss]://?*) printf root ;;
-  [Oo][Ss][Dd][Ff]://?* | [Pp][Ee][Ll][Ii][Cc][Aa][Nn]://?*) printf pelican ;;
-  [Ff][Ii][Ll][Ee]:///?* | /*) printf file ;;
+  [Hh][Tt][Tt][Pp]://?* | [Hh][Tt][Tt][Pp][Ss]://?* | [Dd][Aa][Vv]://?* | [Dd][Aa][Vv][Ss]://?*) url_kind=http ;;
+  [Rr][Oo][Oo][Tt]://?* | [Rr][Oo][Oo][Tt][Ss]://?* | [Xx][Rr][Oo][Oo][Tt]://?* | [Xx][Rr][Oo][Oo][Tt][Ss]://?*) url_kind=root ;;
+  [Oo][Ss][Dd][Ff]://?* | [Pp][Ee][Ll][Ii][Cc][Aa][Nn]://?*) url_kind=pelican ;;
+  [Ff][Ii][Ll][Ee]:///?* | /*) url_kind='file' ;;
   *) return 1 ;;
   esac
 }
@@ -347,7 +353,9 @@ http_url=""            # of the last request to storage
 head_text=""           # as find_head has found it
 head_status=000        # the same
 header=""              # as find_header has found it
-headers=()             # the same, of all headers of the name
+headers=""             # the same, of all headers of the name
+split_head=""          # the head that find_header has split last
+declare -A values=()   # of its headers, by name in lower case; of several with one name, joined by line ends
 
 # Prints one line of a curl configuration. Secrets reach curl on its standard input, never on its command line.
 # Arguments: option, value
@@ -415,22 +423,18 @@ http_request() {
   local url="$1" reply code=0
   shift
   http_url="$url"
-  # With -L and no redirect allowed, curl drops the body of a redirect and ends with 47. The x keeps the line ends. Newer
-  # versions of bash warn of a NUL that they leave out; the warning is discarded.
+  # With -L and no redirect allowed, curl drops the body of a redirect and ends with 47. Newer versions of bash warn of a NUL
+  # that they leave out; the warning is discarded.
   {
     reply="$(
-      { # a redirect's query may be a secret
-        curl_option url "$url"
-        storage_options "$url"
-      } |
-        "${CURL[@]}" ${http_version:+"$http_version"} -f -L --max-redirs 0 --speed-limit 1000 --speed-time 120 \
-          -K - -D /dev/stderr "$@" 2>&1 >&3 || code=$?
-      printf x
-      exit "$code"
+      exec "${CURL[@]}" ${http_version:+"$http_version"} -f -L --max-redirs 0 --speed-limit 1000 --speed-time 120 \
+        -K - -D /dev/stderr "$@" 2>&1 >&3 < <(
+          curl_option url "$url" # a redirect's query may be a secret
+          storage_options "$url"
+        )
     )" || code=$?
   } 3>&1 2>/dev/null
-  reply="${reply%x}"
-  find_head "$reply"
+  find_head "$reply"$'\n' # a substitution takes the line ends away
   http_head="$head_text" http_status="$head_status"
   http_error=""
   if [[ $'\n'"$reply" == *$'\ncurl: '* ]]; then
@@ -479,19 +483,28 @@ find_head() {
   head_text="" head_status=000
 }
 
-# Sets headers to the values of all headers of a name, without spaces around them, and header to the last one, which counts;
-# empty when there is none. Arguments: name in any case, head
+# Sets headers to the values of all headers of a name, a line each, and header to the last one, which counts; empty when there is
+# none. Arguments: name in any case, head
 find_header() {
-  local text="$2"$'\n' line name="${1,,}:"
-  header="" headers=()
+  [[ "$2" == "$split_head" ]] || split_headers "$2"
+  headers="${values["${1,,}"]:-}"
+  header="${headers##*$'\n'}"
+}
+
+# Sets values, without spaces around them. Argument: head
+split_headers() {
+  local text="$1"$'\n' line name value
+  split_head="$1" values=()
   while [[ -n "$text" ]]; do
     line="${text%%$'\n'*}"
     text="${text#*$'\n'}"
-    [[ "${line,,}" == "$name"* ]] || continue
-    header="${line#*:}"
-    header="${header#"${header%%[![:space:]]*}"}"
-    header="${header%"${header##*[![:space:]]}"}"
-    headers[${#headers[@]}]="$header"
+    name="${line%%:*}"
+    [[ -n "$name" && "$name" != "$line" ]] || continue
+    name="${name,,}"
+    value="${line#*:}"
+    value="${value#"${value%%[![:space:]]*}"}"
+    value="${value%"${value##*[![:space:]]}"}"
+    values["$name"]="${values["$name"]+${values["$name"]}$'\n'}$value"
   done
 }
 
@@ -548,7 +561,7 @@ pelican_places() {
     return 0
   fi
   find_header x-pelican-namespace "$http_head"
-  [[ ! "${headers[*]:-}" =~ require-token=[Tt]rue ]] || kind=token
+  [[ ! "$headers" =~ require-token=[Tt]rue ]] || kind=token
   while IFS= read -r url; do
     case "$kind $url" in
     *' '[Hh][Tt][Tt][Pp][Ss]://?* | 'public '[Hh][Tt][Tt][Pp]://?*) places[${#places[@]}]="$kind $url" ;;
@@ -565,7 +578,7 @@ named_places() {
   find_header location "$1"
   location="$header"
   find_header link "$1"
-  links="$(printf '%s,' ${headers[@]+"${headers[@]}"})"
+  links="${headers//$'\n'/,}"
   [[ -z "$location" ]] || printf '%s\n' "$location"
   while IFS=' ' read -r pri url; do
     [[ "$url" != "${location%%\?*}" && "$seen" != *$'\n'"$url"$'\n'* ]] || continue
@@ -586,11 +599,14 @@ named_places() {
 readonly SMALL_BYTES=16384 # a file up to here awk has summed up before the other programs have started
 
 # Prints the checksum that storage systems know, as 8 hexadecimal digits, from the first program here that works.
-# Argument: file
+# Arguments: file, its size [bytes; default: it is looked up]
 adler32() {
-  local how sum bytes first=""
-  bytes="$(size_of "$1" 2>/dev/null)" || return 1
-  ((bytes > SMALL_BYTES)) || first=adler32_of_awk
+  local how sum first="" size="${2:-}"
+  if [[ -z "$size" ]]; then
+    size_of "$1" 2>/dev/null || return 1
+    size="$size_of"
+  fi
+  ((size > SMALL_BYTES)) || first=adler32_of_awk
   for how in $first adler32_of_xrootd adler32_of_python adler32_of_awk; do
     sum="$("$how" "$1" 2>/dev/null)" && sum="${sum%% *}" && [[ "$sum" =~ ^[0-9a-f]{8}$ ]] || continue
     printf '%s\n' "$sum"
@@ -623,13 +639,17 @@ adler32_of_awk() {
 
 readonly PROBE_BYTES=1048576
 
-# Can a small file still be written in a folder? Prints the system's error when it can't. Argument: folder
+disk_error="" # as probe_disk has set it
+
+# Can a small file still be written in a folder? Sets disk_error to the system's words when it can't, else to nothing.
+# Argument: folder
 probe_disk() {
-  local probe="$1/.osgprod_probe.$$" words code=0
-  words="$({ head -c "$PROBE_BYTES" /dev/zero >"$probe"; } 2>&1)" || code=1
+  local probe="$1/.osgprod_probe.$$" code=0
+  disk_error="$(exec 2>&1 && exec head -c "$PROBE_BYTES" /dev/zero >"$probe")" || code=1
   rm -f "$probe"
-  words="${words##*: }"
-  ((code == 0)) || printf '%s' "${words:-no reason given}" # by a limit on the size of files, for example
+  disk_error="${disk_error##*: }"
+  ((code > 0)) || disk_error=""
+  ((code == 0)) || disk_error="${disk_error:-no reason given}" # by a limit on the size of files, for example
 }
 
 # --- commands ----------------------------------------------------------------------------------------------------
@@ -684,10 +704,10 @@ call_http() {
 # Prints the adler32 in a head of HTTP (RFC 3230: the names of algorithms have no case), if it is there. In another form than
 # hexadecimal digits it is not known: base64 would be taken for another number, and a good file for a changed one. Argument: head
 digest_of() {
-  local pattern='^(.*[, ])?adler32="?([0-9a-f]{1,8})"?([,; ].*)?$' IFS=,
+  local pattern='^(.*[, ])?adler32="?([0-9a-f]{1,8})"?([,; ].*)?$'
   find_header Digest "$1"
-  header="${headers[*]:-}"
-  [[ ! "${header,,}" =~ $pattern ]] || printf '%s\n' "${BASH_REMATCH[2]}"
+  headers="${headers//$'\n'/,}"
+  [[ ! "${headers,,}" =~ $pattern ]] || printf '%s\n' "${BASH_REMATCH[2]}"
 }
 
 send_root() {
@@ -763,8 +783,9 @@ stored_file() {
   client_url "$1"
   path="$client_url"
   [[ -e "$path" ]] || return 1
-  size_of "$path"
-  adler32 "$path"
+  size_of "$path" || return
+  printf '%s\n' "$size_of"
+  adler32 "$path" "$size_of"
 }
 move_file() {
   local from
@@ -812,16 +833,20 @@ is_refusal() {
 }
 
 # Can a folder take outputs? A URL with a secret would get into logs and lists of processes, behind a query there is no
-# place for a name, and the server keeps only text. Prints the kind of storage. Argument: URL
+# place for a name, and the server keeps only text. Sets url_kind to the kind of storage. Argument: URL
 storage_kind() {
-  [[ ! "$1" =~ \?|\#|://[^/]*:[^/]*@ && "$(plain_text 1000 "$1")" == "$1" ]] || return 1
+  plain_text 1000 "$1"
+  [[ ! "$1" =~ \?|\#|://[^/]*:[^/]*@ && "$plain_text" == "$1" ]] || return 1
   url_kind "$1"
 }
 
-# Prints the URL of an input as it is stored: the server writes %20 for a space, which divides words here. In the URL of a file,
+input_url="" # as the function of this name has set it
+
+# Sets input_url to the URL of an input as it is stored: the server writes %20 for a space, which divides words here. In the URL of a file,
 # and in a path, nothing else is encoded. Argument: URL
 input_url() {
-  if [[ "$(url_kind "$1")" == file ]]; then printf '%s' "${1//%20/ }"; else printf '%s' "$1"; fi
+  input_url="$1"
+  ! url_kind "$1" || [[ "$url_kind" != file ]] || input_url="${1//%20/ }"
 }
 
 # Are two checksums the same number? Some storage leaves leading zeros out. Arguments: two texts
@@ -936,10 +961,10 @@ verdict() {
 }
 
 read_file() {
-  local path size
+  local path size=""
   client_url "$1"
   path="$client_url"
-  size="$(size_of "$path" 2>/dev/null)" || size=""
+  ! size_of "$path" 2>/dev/null || size="$size_of"
   if [[ -z "$size" ]]; then
     verdict never 0 '' "can't be read here"
   elif ((size < $2 + $3)); then
@@ -1070,27 +1095,24 @@ leave_place() {
   fi
 }
 
-# Prints a place without its path, for logs and the report. Argument: URL
-place_name() {
-  local url
-  url="$(shown_url "$1")"
-  case "$url" in
-  [Ff][Ii][Ll][Ee]:* | /*) printf file ;;
-  *) printf '%s' "${url%%://*}://$(host_of "$url")" ;;
-  esac
-}
+place_name="" # as the function of this name has set it
 
-# Prints host and port of a URL as they are written. Argument: URL
-host_of() {
-  local location="${1#*://}"
-  printf '%s' "${location%%/*}"
+# Sets place_name to a place without its path, and without a password, for logs and the report. Argument: URL
+place_name() {
+  local place="${1#*://}"
+  place="${place%%[/?#]*}"
+  case "$1" in
+  [Ff][Ii][Ll][Ee]:* | /*) place_name='file' ;;
+  *) place_name="${1%%://*}://${place##*@}" ;;
+  esac
 }
 
 # Reads from the first place. Appends the bytes to a file; word, code, wait_s and reason become the verdict.
 # Arguments: offset [bytes], length [bytes], file
 read_place() {
   local url="${places[0]#* }" kind found
-  kind="$(url_kind "$url")"
+  url_kind "$url"
+  kind="$url_kind"
   if [[ "$kind" == pelican ]]; then
     code=0
     ask_director || return 0
@@ -1102,22 +1124,24 @@ read_place() {
     public) shows_credentials=false ;;
     token) trust "$url" ;; # by the director of a federation that is trusted
     esac
-    "read_$kind" "$url" "$1" "$2" |
-      { head -c "$(($2 + 1))" >>"$3" || printf 'full\n' >&5; } 2>/dev/null
+    "read_$kind" "$url" "$1" "$2" | head -c "$(($2 + 1))" 2>/dev/null >>"$3" || ((PIPESTATUS[1] == 0)) || printf 'full\n' >&5
   )" || true
   [[ $'\n'"$found"$'\n' != *$'\nfull\n'* ]] || node_fault "$3 can't be written: is the disk full?"
-  IFS=' ' read -r word code wait_s reason < <(printf '%s\n' "$found") || true
+  [[ ! "${found%%$'\n'*}" =~ ^([^ ]+)\ ([^ ]+)\ ([^ ]+)\ (.*)$ ]] ||
+    word="${BASH_REMATCH[1]}" code="${BASH_REMATCH[2]}" wait_s="${BASH_REMATCH[3]}" reason="${BASH_REMATCH[4]}"
 }
 
 # Appends one range to a file. Goes on where a transfer broke off as long as bytes come, and from the next place when one
 # fails. Arguments: offset [bytes], length [bytes], file
 append_range() {
   local offset="$1" length="$2" file="$3" start got had=0 attempts=0 longest_s=0 word code wait_s reason from url
-  start="$(size_of "$file")"
+  size_of "$file"
+  start="$size_of"
   while ((had < length)); do
     word="" code="" wait_s="" reason=""
     read_place "$((offset + had))" "$((length - had))" "$file"
-    got=$(($(size_of "$file") - start))
+    size_of "$file"
+    got=$((size_of - start))
     if ((got > length)) && [[ "$word" != never ]]; then
       word=never reason="more than $length bytes came for a range"
     fi
@@ -1131,12 +1155,14 @@ append_range() {
     had="$got"
     ((had < length)) || break
     url="${places[0]#* }" from=""
-    [[ "${#doors[@]} ${places[0]%% *}" == '1 door' ]] || from="$(place_name "$url"): "
+    place_name "$url"
+    [[ "${#doors[@]} ${places[0]%% *}" == '1 door' ]] || from="$place_name: "
     reason="${reason:-no reason given}"
     leave_place "$word"
     ((wait_s <= longest_s)) || longest_s="$wait_s"
     if ((${#places[@]} > 0)); then
-      log "fetch failed (attempt $((attempts + 1)), $had of $length bytes): $from$reason: going on to $(place_name "${places[0]#* }")"
+      place_name "${places[0]#* }"
+      log "fetch failed (attempt $((attempts + 1)), $had of $length bytes): $from$reason: going on to $place_name"
       learn_from "${code:-0}"
       continue
     fi
@@ -1159,20 +1185,25 @@ not_fetched() {
 
 # Fetches the slice, whole and checked. Where wrong bytes come, it is fetched from the next place. Argument: file
 fetch_slice() {
-  local size damage url
+  local size damage url from
   begin_round || not_fetched 'no door is known'
   while true; do
     assemble_slice "$1"
-    size="$(size_of "$1")"
+    size_of "$1"
+    size="$size_of"
     # shellcheck disable=SC2154
     ((size == osgprod_size_bytes)) || not_fetched "the slice has $size bytes instead of $osgprod_size_bytes"
     ! check_slice "$1" "$size" "${osgprod_events:-}" || break
     url="${places[0]#* }"
     leave_place never
     ((${#places[@]} > 0)) || begin_round || not_fetched "$damage" "$url"
-    log "fetch failed: $(place_name "$url"): $damage: going on to $(place_name "${places[0]#* }")"
+    place_name "$url"
+    from="$place_name"
+    place_name "${places[0]#* }"
+    log "fetch failed: $from: $damage: going on to $place_name"
   done
-  [[ -z "${OSGPROD_REPORT:-}" ]] || add_to_report "door=$(place_name "${places[0]#* }")"$'\n'"fetched_bytes=$size" || true
+  place_name "${places[0]#* }"
+  [[ -z "${OSGPROD_REPORT:-}" ]] || add_to_report "door=$place_name"$'\n'"fetched_bytes=$size" || true
 }
 
 # Joins the pieces of the slice. Argument: file
@@ -1193,14 +1224,14 @@ assemble_slice() {
 # Sets doors to the URLs of the file that this node can read, in the server's order. An older server gives one URL, in
 # osgprod_source_url. Fails when XRootD's bindings are missing for all of them.
 find_doors() {
-  local url kind unknown=""
+  local url unknown=""
   local -a urls=("$osgprod_source_url")
   [[ -z "${osgprod_source_urls[*]:-}" ]] || urls=("${osgprod_source_urls[@]}")
   doors=()
   for url in "${urls[@]}"; do
-    if ! kind="$(url_kind "$url")"; then
+    if ! url_kind "$url"; then
       unknown="the source $(shown_url "$url") has no scheme that this script knows: $URL_SCHEMES"
-    elif can_fetch "$kind"; then
+    elif can_fetch "$url_kind"; then
       doors[${#doors[@]}]="$url"
     else
       unknown=""
@@ -1340,11 +1371,12 @@ fetch_input() {
   for try in 1 2; do
     input_fault="" input_file="$5"
     fetch_whole "$kind" "$url" "$bytes" "$input_file"
-    came="$(size_of "$input_file")"
+    size_of "$input_file"
+    came="$size_of"
     if [[ -n "$bytes" && "$came" != "$bytes" ]]; then
       input_fault="has $came bytes instead of $bytes"
     elif [[ "$adler" != - ]]; then
-      came="$(adler32 "$input_file")" || node_fault "the checksum of $input_file can't be computed: is the disk full?"
+      came="$(adler32 "$input_file" "$came")" || node_fault "the checksum of $input_file can't be computed: is the disk full?"
       same_adler32 "$adler" "$came" || input_fault="has the checksum $came instead of $adler"
     fi
     [[ -n "$input_fault" ]] || return 0
@@ -1407,8 +1439,10 @@ fetch_inputs() {
     url="${fields[0]:-}" bytes="${fields[1]:-}" adler="${fields[2]:-}" block1="${fields[3]:-}" block2="${fields[4]:-}"
     [[ "${#fields[@]}" == 5 && "$block2" =~ ^[0-9]+$ && "$block1" =~ ^[0-9]+$ ]] || misconfigured "the server gave an input that this script does not know: $line"
     [[ "$url" != - ]] || misconfigured "no URL is known of the output of blocks $block1,$block2: set output_home of the project, or recycle the slice"
-    kind="$(url_kind "$url")" || misconfigured "the input $(shown_url "$url") has no scheme that this script knows: $URL_SCHEMES"
-    url="$(input_url "$url")"
+    url_kind "$url" || misconfigured "the input $(shown_url "$url") has no scheme that this script knows: $URL_SCHEMES"
+    kind="$url_kind"
+    input_url "$url"
+    url="$input_url"
     log "input $n of ${#osgprod_inputs[@]}: $(shown_url "$url")"
     fetch_input "$kind" "$url" "$bytes" "$adler" "$2"
     folder="$1/$block1,$block2"
@@ -1449,9 +1483,8 @@ is_sound_tarball() {
 
 # Ends the script if the disk is full, which explains a failure. Argument: what failed
 check_room() {
-  local words
-  words="$(probe_disk .)"
-  [[ -z "$words" ]] || node_fault "the disk is full: $1: $words"
+  probe_disk .
+  [[ -z "$disk_error" ]] || node_fault "the disk is full: $1: $disk_error"
 }
 
 # --- merge by kind -----------------------------------------------------------------------------------------------
@@ -1727,9 +1760,9 @@ count_events() {
   not_merged "${2##*/} is not what it must be: ${said:-$PYTHON ended with $status}"
 }
 
-# Prints the first bytes of a file as numbers. Arguments: file, how many
+# Becomes a program that prints the first bytes of a file as numbers. Arguments: file, how many
 first_bytes() {
-  od -A n -v -t u1 -N "$2" "$1"
+  exec od -A n -v -t u1 -N "$2" "$1"
 }
 
 # Is a file a whole ROOT file? Its header says where it ends. Source: ROOT's TFile: "root", version, begin, end (32 bits, and
@@ -1743,7 +1776,8 @@ is_whole_root() {
   for ((n = 12; n <= last; n++)); do
     end=$((end * 256 + byte[n]))
   done
-  [[ "$(size_of "$1")" == "$end" ]]
+  size_of "$1"
+  [[ "$size_of" == "$end" ]]
 }
 
 # --- deliver -----------------------------------------------------------------------------------------------------
@@ -1846,7 +1880,8 @@ find_merged_folder() {
   # Below a folder that takes tarballs, the project's may be made, also where that is the first folder of a path (/outputs).
   client_url "$tarballs"
   path="$client_url"
-  [[ "$(url_kind "$tarballs")" != file || ! -d "$path" ]] || mkdir -p "${path%/}/$OSGPROD_PROJECT" 2>/dev/null || true
+  url_kind "$tarballs" || true
+  [[ "$url_kind" != file || ! -d "$path" ]] || mkdir -p "${path%/}/$OSGPROD_PROJECT" 2>/dev/null || true
 }
 
 # Delivers a merged file in several attempts, and adds it to outputs_list, which osgprod_exec.sh reports. Arguments: kind, file, its events or nothing
@@ -1854,9 +1889,11 @@ send_merged() {
   local kind="$1" file="$2" events="$3" url store bytes adler try last="$TRIES"
   url="${merged_folder//\{kind\}/$kind}"
   url="${url%/}/${file##*/}"
-  store="$(storage_kind "$url")"
-  bytes="$(size_of "$file")"
-  adler="$(adler32 "$file")" || node_fault "the checksum of $file can't be computed"
+  storage_kind "$url"
+  store="$url_kind"
+  size_of "$file"
+  bytes="$size_of"
+  adler="$(adler32 "$file" "$bytes")" || node_fault "the checksum of $file can't be computed"
   find_token
   if ! is_stored_already "$store" "$url" "$bytes" "$adler"; then
     for ((try = 1; ; try++)); do
@@ -2362,7 +2399,7 @@ main() {
   find_merged_folder
   trust_only "$merged_folder"
   [[ -n "$merged_folder" ]] || misconfigured 'no folder for merged files is set: osgprod project set PROJECT merge_output_url=...'
-  storage_kind "$merged_folder" >/dev/null ||
+  storage_kind "$merged_folder" ||
     misconfigured "merge_output_url $(shown_url "$merged_folder") is not a folder, or contains a query or a password; schemes: $URL_SCHEMES"
   check_names
   trap 'remove_tree "$PWD/osgprod_merge"' EXIT # neither inputs nor delivered files are outputs of this job

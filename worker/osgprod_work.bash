@@ -72,9 +72,11 @@ die() {
   exit "$1"
 }
 
-# Prints the size of a file [bytes]. Argument: file
+size_of="" # as the function of this name has set it
+
+# Sets size_of to the size of a file [bytes]. Argument: file
 size_of() {
-  wc -c <"$1"
+  size_of="$(exec wc -c <"$1")"
 }
 
 # Removes a file or folder with all that is in it, also in folders that may not be written, as copies of CVMFS's are. It
@@ -97,7 +99,7 @@ make_writable() {
 is_mount_point() {
   local devices
   [[ -e "$1" ]] || return 1
-  devices="$(stat -c %d "$1" "${1%/*}/" 2>/dev/null)" || true
+  devices="$(exec stat -c %d "$1" "${1%/*}/" 2>/dev/null)" || true
   [[ "$devices" != "${devices%%$'\n'*}"$'\n'"${devices%%$'\n'*}" ]]
 }
 
@@ -135,16 +137,18 @@ backoff() {
 
 # --- URLs --------------------------------------------------------------------------------------------------------
 
-# The table of URL schemes. Prints the kind of client that a URL needs: http (curl), root (XRootD), pelican, or file
+url_kind="" # as the function of this name has set it
+
+# The table of URL schemes. Sets url_kind to the kind of client that a URL needs: http (curl), root (XRootD), pelican, or file
 # for a path of this node. Fails for any other scheme, for a relative path, and for a URL with a control character.
 # Argument: URL
 url_kind() {
   [[ ! "$1" =~ [[:cntrl:]] ]] || return 1
   case "$1" in
-  [Hh][Tt][Tt][Pp]://?* | [Hh][Tt][Tt][Pp][Ss]://?* | [Dd][Aa][Vv]://?* | [Dd][Aa][Vv][Ss]://?*) printf http ;;
-  [Rr][Oo][Oo][Tt]://?* | [Rr][Oo][Oo][Tt][Ss]://?* | [Xx][Rr][Oo][Oo][Tt]://?* | [Xx][Rr][Oo][Oo][Tt][Ss]://?*) printf root ;;
-  [Oo][Ss][Dd][Ff]://?* | [Pp][Ee][Ll][Ii][Cc][Aa][Nn]://?*) printf pelican ;;
-  [Ff][Ii][Ll][Ee]:///?* | /*) printf file ;;
+  [Hh][Tt][Tt][Pp]://?* | [Hh][Tt][Tt][Pp][Ss]://?* | [Dd][Aa][Vv]://?* | [Dd][Aa][Vv][Ss]://?*) url_kind=http ;;
+  [Rr][Oo][Oo][Tt]://?* | [Rr][Oo][Oo][Tt][Ss]://?* | [Xx][Rr][Oo][Oo][Tt]://?* | [Xx][Rr][Oo][Oo][Tt][Ss]://?*) url_kind=root ;;
+  [Oo][Ss][Dd][Ff]://?* | [Pp][Ee][Ll][Ii][Cc][Aa][Nn]://?*) url_kind=pelican ;;
+  [Ff][Ii][Ll][Ee]:///?* | /*) url_kind='file' ;;
   *) return 1 ;;
   esac
 }
@@ -295,7 +299,9 @@ http_url=""            # of the last request to storage
 head_text=""           # as find_head has found it
 head_status=000        # the same
 header=""              # as find_header has found it
-headers=()             # the same, of all headers of the name
+headers=""             # the same, of all headers of the name
+split_head=""          # the head that find_header has split last
+declare -A values=()   # of its headers, by name in lower case; of several with one name, joined by line ends
 
 # Prints one line of a curl configuration. Secrets reach curl on its standard input, never on its command line.
 # Arguments: option, value
@@ -363,22 +369,18 @@ http_request() {
   local url="$1" reply code=0
   shift
   http_url="$url"
-  # With -L and no redirect allowed, curl drops the body of a redirect and ends with 47. The x keeps the line ends. Newer
-  # versions of bash warn of a NUL that they leave out; the warning is discarded.
+  # With -L and no redirect allowed, curl drops the body of a redirect and ends with 47. Newer versions of bash warn of a NUL
+  # that they leave out; the warning is discarded.
   {
     reply="$(
-      { # a redirect's query may be a secret
-        curl_option url "$url"
-        storage_options "$url"
-      } |
-        "${CURL[@]}" ${http_version:+"$http_version"} -f -L --max-redirs 0 --speed-limit 1000 --speed-time 120 \
-          -K - -D /dev/stderr "$@" 2>&1 >&3 || code=$?
-      printf x
-      exit "$code"
+      exec "${CURL[@]}" ${http_version:+"$http_version"} -f -L --max-redirs 0 --speed-limit 1000 --speed-time 120 \
+        -K - -D /dev/stderr "$@" 2>&1 >&3 < <(
+          curl_option url "$url" # a redirect's query may be a secret
+          storage_options "$url"
+        )
     )" || code=$?
   } 3>&1 2>/dev/null
-  reply="${reply%x}"
-  find_head "$reply"
+  find_head "$reply"$'\n' # a substitution takes the line ends away
   http_head="$head_text" http_status="$head_status"
   http_error=""
   if [[ $'\n'"$reply" == *$'\ncurl: '* ]]; then
@@ -427,19 +429,28 @@ find_head() {
   head_text="" head_status=000
 }
 
-# Sets headers to the values of all headers of a name, without spaces around them, and header to the last one, which counts;
-# empty when there is none. Arguments: name in any case, head
+# Sets headers to the values of all headers of a name, a line each, and header to the last one, which counts; empty when there is
+# none. Arguments: name in any case, head
 find_header() {
-  local text="$2"$'\n' line name="${1,,}:"
-  header="" headers=()
+  [[ "$2" == "$split_head" ]] || split_headers "$2"
+  headers="${values["${1,,}"]:-}"
+  header="${headers##*$'\n'}"
+}
+
+# Sets values, without spaces around them. Argument: head
+split_headers() {
+  local text="$1"$'\n' line name value
+  split_head="$1" values=()
   while [[ -n "$text" ]]; do
     line="${text%%$'\n'*}"
     text="${text#*$'\n'}"
-    [[ "${line,,}" == "$name"* ]] || continue
-    header="${line#*:}"
-    header="${header#"${header%%[![:space:]]*}"}"
-    header="${header%"${header##*[![:space:]]}"}"
-    headers[${#headers[@]}]="$header"
+    name="${line%%:*}"
+    [[ -n "$name" && "$name" != "$line" ]] || continue
+    name="${name,,}"
+    value="${line#*:}"
+    value="${value#"${value%%[![:space:]]*}"}"
+    value="${value%"${value##*[![:space:]]}"}"
+    values["$name"]="${values["$name"]+${values["$name"]}$'\n'}$value"
   done
 }
 
@@ -496,7 +507,7 @@ pelican_places() {
     return 0
   fi
   find_header x-pelican-namespace "$http_head"
-  [[ ! "${headers[*]:-}" =~ require-token=[Tt]rue ]] || kind=token
+  [[ ! "$headers" =~ require-token=[Tt]rue ]] || kind=token
   while IFS= read -r url; do
     case "$kind $url" in
     *' '[Hh][Tt][Tt][Pp][Ss]://?* | 'public '[Hh][Tt][Tt][Pp]://?*) places[${#places[@]}]="$kind $url" ;;
@@ -513,7 +524,7 @@ named_places() {
   find_header location "$1"
   location="$header"
   find_header link "$1"
-  links="$(printf '%s,' ${headers[@]+"${headers[@]}"})"
+  links="${headers//$'\n'/,}"
   [[ -z "$location" ]] || printf '%s\n' "$location"
   while IFS=' ' read -r pri url; do
     [[ "$url" != "${location%%\?*}" && "$seen" != *$'\n'"$url"$'\n'* ]] || continue
@@ -533,13 +544,17 @@ named_places() {
 
 readonly PROBE_BYTES=1048576
 
-# Can a small file still be written in a folder? Prints the system's error when it can't. Argument: folder
+disk_error="" # as probe_disk has set it
+
+# Can a small file still be written in a folder? Sets disk_error to the system's words when it can't, else to nothing.
+# Argument: folder
 probe_disk() {
-  local probe="$1/.osgprod_probe.$$" words code=0
-  words="$({ head -c "$PROBE_BYTES" /dev/zero >"$probe"; } 2>&1)" || code=1
+  local probe="$1/.osgprod_probe.$$" code=0
+  disk_error="$(exec 2>&1 && exec head -c "$PROBE_BYTES" /dev/zero >"$probe")" || code=1
   rm -f "$probe"
-  words="${words##*: }"
-  ((code == 0)) || printf '%s' "${words:-no reason given}" # by a limit on the size of files, for example
+  disk_error="${disk_error##*: }"
+  ((code > 0)) || disk_error=""
+  ((code == 0)) || disk_error="${disk_error:-no reason given}" # by a limit on the size of files, for example
 }
 
 # --- fetch the slice ---------------------------------------------------------------------------------------------
@@ -606,10 +621,10 @@ verdict() {
 }
 
 read_file() {
-  local path size
+  local path size=""
   client_url "$1"
   path="$client_url"
-  size="$(size_of "$path" 2>/dev/null)" || size=""
+  ! size_of "$path" 2>/dev/null || size="$size_of"
   if [[ -z "$size" ]]; then
     verdict never 0 '' "can't be read here"
   elif ((size < $2 + $3)); then
@@ -740,27 +755,24 @@ leave_place() {
   fi
 }
 
-# Prints a place without its path, for logs and the report. Argument: URL
-place_name() {
-  local url
-  url="$(shown_url "$1")"
-  case "$url" in
-  [Ff][Ii][Ll][Ee]:* | /*) printf file ;;
-  *) printf '%s' "${url%%://*}://$(host_of "$url")" ;;
-  esac
-}
+place_name="" # as the function of this name has set it
 
-# Prints host and port of a URL as they are written. Argument: URL
-host_of() {
-  local location="${1#*://}"
-  printf '%s' "${location%%/*}"
+# Sets place_name to a place without its path, and without a password, for logs and the report. Argument: URL
+place_name() {
+  local place="${1#*://}"
+  place="${place%%[/?#]*}"
+  case "$1" in
+  [Ff][Ii][Ll][Ee]:* | /*) place_name='file' ;;
+  *) place_name="${1%%://*}://${place##*@}" ;;
+  esac
 }
 
 # Reads from the first place. Appends the bytes to a file; word, code, wait_s and reason become the verdict.
 # Arguments: offset [bytes], length [bytes], file
 read_place() {
   local url="${places[0]#* }" kind found
-  kind="$(url_kind "$url")"
+  url_kind "$url"
+  kind="$url_kind"
   if [[ "$kind" == pelican ]]; then
     code=0
     ask_director || return 0
@@ -772,22 +784,24 @@ read_place() {
     public) shows_credentials=false ;;
     token) trust "$url" ;; # by the director of a federation that is trusted
     esac
-    "read_$kind" "$url" "$1" "$2" |
-      { head -c "$(($2 + 1))" >>"$3" || printf 'full\n' >&5; } 2>/dev/null
+    "read_$kind" "$url" "$1" "$2" | head -c "$(($2 + 1))" 2>/dev/null >>"$3" || ((PIPESTATUS[1] == 0)) || printf 'full\n' >&5
   )" || true
   [[ $'\n'"$found"$'\n' != *$'\nfull\n'* ]] || node_fault "$3 can't be written: is the disk full?"
-  IFS=' ' read -r word code wait_s reason < <(printf '%s\n' "$found") || true
+  [[ ! "${found%%$'\n'*}" =~ ^([^ ]+)\ ([^ ]+)\ ([^ ]+)\ (.*)$ ]] ||
+    word="${BASH_REMATCH[1]}" code="${BASH_REMATCH[2]}" wait_s="${BASH_REMATCH[3]}" reason="${BASH_REMATCH[4]}"
 }
 
 # Appends one range to a file. Goes on where a transfer broke off as long as bytes come, and from the next place when one
 # fails. Arguments: offset [bytes], length [bytes], file
 append_range() {
   local offset="$1" length="$2" file="$3" start got had=0 attempts=0 longest_s=0 word code wait_s reason from url
-  start="$(size_of "$file")"
+  size_of "$file"
+  start="$size_of"
   while ((had < length)); do
     word="" code="" wait_s="" reason=""
     read_place "$((offset + had))" "$((length - had))" "$file"
-    got=$(($(size_of "$file") - start))
+    size_of "$file"
+    got=$((size_of - start))
     if ((got > length)) && [[ "$word" != never ]]; then
       word=never reason="more than $length bytes came for a range"
     fi
@@ -801,12 +815,14 @@ append_range() {
     had="$got"
     ((had < length)) || break
     url="${places[0]#* }" from=""
-    [[ "${#doors[@]} ${places[0]%% *}" == '1 door' ]] || from="$(place_name "$url"): "
+    place_name "$url"
+    [[ "${#doors[@]} ${places[0]%% *}" == '1 door' ]] || from="$place_name: "
     reason="${reason:-no reason given}"
     leave_place "$word"
     ((wait_s <= longest_s)) || longest_s="$wait_s"
     if ((${#places[@]} > 0)); then
-      log "fetch failed (attempt $((attempts + 1)), $had of $length bytes): $from$reason: going on to $(place_name "${places[0]#* }")"
+      place_name "${places[0]#* }"
+      log "fetch failed (attempt $((attempts + 1)), $had of $length bytes): $from$reason: going on to $place_name"
       learn_from "${code:-0}"
       continue
     fi
@@ -829,20 +845,25 @@ not_fetched() {
 
 # Fetches the slice, whole and checked. Where wrong bytes come, it is fetched from the next place. Argument: file
 fetch_slice() {
-  local size damage url
+  local size damage url from
   begin_round || not_fetched 'no door is known'
   while true; do
     assemble_slice "$1"
-    size="$(size_of "$1")"
+    size_of "$1"
+    size="$size_of"
     # shellcheck disable=SC2154
     ((size == osgprod_size_bytes)) || not_fetched "the slice has $size bytes instead of $osgprod_size_bytes"
     ! check_slice "$1" "$size" "${osgprod_events:-}" || break
     url="${places[0]#* }"
     leave_place never
     ((${#places[@]} > 0)) || begin_round || not_fetched "$damage" "$url"
-    log "fetch failed: $(place_name "$url"): $damage: going on to $(place_name "${places[0]#* }")"
+    place_name "$url"
+    from="$place_name"
+    place_name "${places[0]#* }"
+    log "fetch failed: $from: $damage: going on to $place_name"
   done
-  [[ -z "${OSGPROD_REPORT:-}" ]] || add_to_report "door=$(place_name "${places[0]#* }")"$'\n'"fetched_bytes=$size" || true
+  place_name "${places[0]#* }"
+  [[ -z "${OSGPROD_REPORT:-}" ]] || add_to_report "door=$place_name"$'\n'"fetched_bytes=$size" || true
 }
 
 # Joins the pieces of the slice. Argument: file
@@ -863,14 +884,14 @@ assemble_slice() {
 # Sets doors to the URLs of the file that this node can read, in the server's order. An older server gives one URL, in
 # osgprod_source_url. Fails when XRootD's bindings are missing for all of them.
 find_doors() {
-  local url kind unknown=""
+  local url unknown=""
   local -a urls=("$osgprod_source_url")
   [[ -z "${osgprod_source_urls[*]:-}" ]] || urls=("${osgprod_source_urls[@]}")
   doors=()
   for url in "${urls[@]}"; do
-    if ! kind="$(url_kind "$url")"; then
+    if ! url_kind "$url"; then
       unknown="the source $(shown_url "$url") has no scheme that this script knows: $URL_SCHEMES"
-    elif can_fetch "$kind"; then
+    elif can_fetch "$url_kind"; then
       doors[${#doors[@]}]="$url"
     else
       unknown=""
@@ -936,10 +957,10 @@ damaged() {
   return 1
 }
 
-# Prints 8 words in the byte order of this machine: a file of the other order shows its magic reversed.
+# Becomes a program that prints 8 words in the byte order of this machine: a file of the other order shows its magic reversed.
 # Arguments: file, offset [bytes]
 header_words() {
-  od -A n -v -t x4 -j "$2" -N 32 "$1"
+  exec od -A n -v -t x4 -j "$2" -N 32 "$1"
 }
 
 # --- the work ----------------------------------------------------------------------------------------------------
@@ -947,13 +968,12 @@ header_words() {
 # After a reconstruction: a full disk explains a failure, and many programs succeed although their last writes failed.
 # Argument: exit code of the reconstruction
 check_disk() {
-  local words
-  words="$(probe_disk .)"
-  [[ -z "$words" ]] || node_fault "the disk is full: outputs may be cut short, the reconstruction ended with $1: $words"
+  probe_disk .
+  [[ -z "$disk_error" ]] || node_fault "the disk is full: outputs may be cut short, the reconstruction ended with $1: $disk_error"
   (($1 != 0)) || return 0
-  words="$(probe_disk "${TMPDIR:-/tmp}")"
-  case "$words" in
-  *'No space'* | *[Qq]uota*) node_fault "the disk of ${TMPDIR:-/tmp} is full, the reconstruction ended with $1: $words" ;;
+  probe_disk "${TMPDIR:-/tmp}"
+  case "$disk_error" in
+  *'No space'* | *[Qq]uota*) node_fault "the disk of ${TMPDIR:-/tmp} is full, the reconstruction ended with $1: $disk_error" ;;
   esac
 }
 

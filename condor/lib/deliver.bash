@@ -36,10 +36,12 @@ deliver() {
   output_url="$url"
 }
 
-# Prints what tells this job's tarballs from those of a job with the same numbers, of another access point or of a queue that
+queue_name="" # as name_queue has set it
+
+# Sets queue_name to what tells this job's tarballs from those of a job with the same numbers, of another access point or of a queue that
 # counts from 1 again: .<access point>.<time of submission>, as far as they are known.
-name_of_queue() {
-  printf '%s' "${schedd:+.${schedd//[!A-Za-z0-9.-]/_}}${qdate:+.$qdate}"
+name_queue() {
+  queue_name="${schedd:+.${schedd//[!A-Za-z0-9.-]/_}}${qdate:+.$qdate}"
 }
 
 # Delivers a tarball to OSGPROD_OUTPUT_URL, in several attempts; without that setting it stays here. Sets output_url.
@@ -47,8 +49,10 @@ name_of_queue() {
 send_outputs() {
   local file="$1" bytes="$3" adler="$4" tries="$5" url="${OSGPROD_OUTPUT_URL:-}" kind try word="${scratch##*.}"
   [[ -n "$url" ]] || return 0
-  url="${url%/}/${2%.tar.gz}$(name_of_queue).tar.gz"
-  kind="$(storage_kind "$url")"
+  name_queue
+  url="${url%/}/${2%.tar.gz}$queue_name.tar.gz"
+  storage_kind "$url"
+  kind="$url_kind"
   find_token
   # Numbered by start, this name is unique to this job, unless the database is older or the job ad is missing.
   if is_stored_already "$kind" "$url" "$bytes" "$adler"; then
@@ -70,5 +74,7 @@ send_outputs() {
 
 # Removes a delivered file that doesn't count. Argument: URL, or nothing
 unsend() {
-  [[ -z "$1" ]] || storage "remove_$(storage_kind "$1")" "$1" || log "$1 does not count, and stays: $storage_error"
+  [[ -n "$1" ]] || return 0
+  storage_kind "$1"
+  storage "remove_$url_kind" "$1" || log "$1 does not count, and stays: $storage_error"
 }

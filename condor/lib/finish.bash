@@ -13,12 +13,13 @@ unreported=""
 declare -A written=() # what .report says, as read_written has read it: the first value of each name
 written_inputs=""     # the values of its lines merged_input=, each with a line end
 
-# Prints the path for a tarball that stays in this folder. If a file has the name, it is another job's, of another project or
+free_path="" # as the function of this name has set it
+
+# Sets free_path to the path for a tarball that stays in this folder. If a file has the name, it is another job's, of another project or
 # another queue with the same numbers: then the name gets an additional word. Argument: name without .tar.gz
 free_path() {
-  local path="$PWD/$1.tar.gz"
-  [[ ! -e "$path" && ! -L "$path" ]] || path="$PWD/$1.${scratch##*.}.tar.gz"
-  printf '%s' "$path"
+  free_path="$PWD/$1.tar.gz"
+  [[ ! -e "$free_path" && ! -L "$free_path" ]] || free_path="$PWD/$1.${scratch##*.}.tar.gz"
 }
 
 # Writes down what the report of a success will say, with resources, and reads it back. The token of the attempt proves that it
@@ -27,7 +28,15 @@ free_path() {
 # heartbeats, outputs that the work itself has delivered (JSON) or nothing, its software or nothing, inputs to remove when
 # the report is accepted (lines of URL, size, adler32) or nothing
 write_down() {
-  local file="$unreported.report"
+  local file="$unreported.report" try
+  for try in 1 2; do # somebody may kill a program
+    ! write_report "$file" "$@" || return 0
+  done
+  return 1
+}
+write_report() {
+  local file="$1"
+  shift
   (
     umask 077
     exec >"$file.new"
@@ -73,16 +82,15 @@ adopt_unreported() {
 
 # Is there a success of this job, whole, that was not reported?
 has_unreported() {
-  local file="$unreported.report"
+  local file="$unreported.report" bytes adler
   adopt_unreported
   [[ -f "$file" && -r "$file" ]] || return 1
   rm -f "$file.new"
   read_written || return 1
   if [[ "${written[complete]:-}" == yes ]]; then
     [[ -z "${written[url]:-}" ]] && ! is_delivered || return 0
-    capture adler32 "$unreported.tar.gz" || captured=""
-    [[ "$(size_of "$unreported.tar.gz" 2>/dev/null)" != "${written[bytes]:-}" ||
-    "${captured%$'\n'}" != "${written[adler32]:-}" ]] || return 0
+    measure_file "$unreported.tar.gz" 2>/dev/null || true
+    [[ "$bytes" != "${written[bytes]:-}" || "$adler" != "${written[adler32]:-}" ]] || return 0
   fi
   log "the result of an earlier start can't be used, and is removed: $file"
   forget_unreported
@@ -135,7 +143,7 @@ deliver_and_report() {
     remove_merged_inputs
     if [[ -n "$output_url" ]] && ((SLICES > 1)); then
       rm -f "$unreported.tar.gz" # delivered; those of all slices may not fit on the disk
-    elif mv -fT "$unreported.tar.gz" "$(free_path "$name")" 2>/dev/null; then
+    elif free_path "$name" && mv -fT "$unreported.tar.gz" "$free_path" 2>/dev/null; then
       :
     elif [[ -e "$unreported.tar.gz" ]]; then
       # It may be the only one of a slice that is done. The next slice's would take its place: this job ends.
@@ -179,8 +187,10 @@ remove_merged_inputs() {
     return 0
   fi
   while IFS=' ' read -r url bytes adler <&3; do
-    url="$(input_url "$url")"
-    kind="$(storage_kind "$url")" || continue
+    input_url "$url"
+    url="$input_url"
+    storage_kind "$url" || continue
+    kind="$url_kind"
     if ! has_arrived "$kind" "$url" "$bytes" "$adler" 1; then
       log "$url has changed since it was merged, and is not removed$(withheld "$url")"
     else
@@ -192,10 +202,10 @@ remove_merged_inputs() {
 # Are the files that a merge has delivered where it says, as this script sees them? In a container a folder may be another
 # one. Each must be listed as the merge script lists files.
 are_listed_outputs_there() {
-  local list url bytes adler kind found=0
+  local list url bytes adler found=0
   list="$(printf '%s\n' "${written[outputs_list]:-}" | sed 's/{"kind":/\n&/g')"
   while IFS=' ' read -r bytes adler url <&3; do
-    kind="$(storage_kind "$url")" && has_arrived "$kind" "$url" "$bytes" "$adler" "$LOOKS" || return 1
+    storage_kind "$url" && has_arrived "$url_kind" "$url" "$bytes" "$adler" "$LOOKS" || return 1
     found=$((found + 1))
   done 3< <(printf '%s\n' "$list" | sed -n 's/.*"url":"\([^"\]*\)","bytes":\([0-9]*\),"adler32":"\([0-9a-f]*\)".*/\2 \3 \1/p')
   ((found > 0 && found == $(printf '%s\n' "$list" | grep -c '"kind":' || true)))
@@ -208,7 +218,8 @@ not_delivered() {
     keep_for_later "the outputs could not be delivered: $1"
     return
   fi
-  report "$EXIT_NOT_DELIVERED" fault delivery reason "$(reason_text "outputs not delivered: $1")" || true
+  reason_text "outputs not delivered: $1"
+  report "$EXIT_NOT_DELIVERED" fault delivery reason "$plain_text" || true
   forget_unreported
   return "$EXIT_LATER"
 }
@@ -226,15 +237,13 @@ keep_for_later() {
 # Packs, delivers and reports a success. Returns this script's exit code.
 # Arguments: name of the tarball, slice, seconds between heartbeats
 finish_success() {
-  local name="$1" count adler bytes events code=0 list
+  local name="$1" count adler bytes events code=0 list rest
   if ! pack "$2" "$unreported.tar.gz"; then
     report "$EXIT_NOT_FETCHED" fault node reason 'the outputs could not be packed: is the disk full?' || return "$EXIT_LATER"
     return "$EXIT_NODE_FAULT"
   fi
   count="$packed"
-  bytes="$(size_of "$unreported.tar.gz")"
-  capture adler32 "$unreported.tar.gz" || captured=""
-  adler="${captured%$'\n'}"
+  measure_file "$unreported.tar.gz"
   events="${reported[events]:-}"
   if [[ -n "$events" && ! "$events" =~ ^[0-9]{1,18}$ ]]; then
     log "events=${events:0:40} is not a number of events, and is not reported"
@@ -243,10 +252,14 @@ finish_success() {
   list="${reported[outputs_list]:-}"
   if [[ -n "$list" ]]; then
     ((count > 0)) || bytes="" adler=""
-    count=$((count + $(printf '%s' "$list" | tr '{' '\n' | grep -c '"url" *:' || true)))
+    rest="$list"
+    while [[ "$rest" =~ \"url\"\ *: ]]; do
+      rest="${rest#*"${BASH_REMATCH[0]}"}"
+      count=$((count + 1))
+    done
   fi
-  if ! write_down "$name" "$events" "$count" "$bytes" "$adler" "" "$3" "$list" "$(public_text 200 "${reported[software]:-}")" \
-    "$reported_inputs"; then
+  public_text 200 "${reported[software]:-}"
+  if ! write_down "$name" "$events" "$count" "$bytes" "$adler" "" "$3" "$list" "$plain_text" "$reported_inputs"; then
     report "$EXIT_NOT_FETCHED" fault node reason 'the disk of this node is full' || return "$EXIT_LATER"
     return "$EXIT_NODE_FAULT"
   fi
@@ -277,41 +290,53 @@ may_have_lost_outputs() {
   done
 }
 
-# Packs what the work left. Sets packed to the number of outputs. Arguments: slice, tarball
+# Packs what the work left. Sets packed to the number of outputs. When somebody has killed a program, it packs once more.
+# Arguments: slice, tarball
 pack() {
-  leftover="$2.new"
-  if capture pack_outputs "$scratch/work" "$scratch/work.log" "$1" "$leftover" && mv -f "$leftover" "$2"; then
-    packed="${captured%%$'\n'*}"
-    packed="${packed// /}"
-    leftover=""
-    return 0
-  fi
-  rm -f "$leftover"
-  leftover=""
-  return 1
+  local try code
+  leftover="$2"
+  for try in 1 2; do
+    code=0
+    capture pack_outputs "$scratch/work" "$scratch/work.log" "$1" "$2" || code=$?
+    ((code > 128)) || break
+  done
+  ((code == 0)) || rm -f "$2"
+  leftover="" packed="${captured%%$'\n'*}"
+  return "$code"
+}
+
+# Sets bytes and adler to the size and the checksum of a tarball; to nothing when that can't be read. It computes the checksum once
+# more when somebody has killed a program. Argument: tarball
+measure_file() {
+  bytes="" adler=""
+  size_of "$1" || size_of "$1" || return
+  bytes="$size_of"
+  capture adler32 "$1" "$bytes" || capture adler32 "$1" "$bytes" || captured=""
+  adler="${captured%$'\n'}"
 }
 
 # Leaves the tarball of a failure, its log above all, and tries once to send it. Sets output_url.
 # Arguments: name, slice, log-only = without the outputs
 leave_failure() {
-  local file adler
-  file="$(free_path "$1")"
+  local file bytes adler
+  free_path "$1"
+  file="$free_path"
   output_url=""
   if [[ "${3:-}" == log-only ]]; then
     make_writable "$scratch/work"
     find "$scratch/work" -xdev -mindepth 1 ! -path "$scratch/work/.osgprod*" -delete 2>/dev/null || true
   fi
   pack "$2" "$file" || return 0
-  capture adler32 "$file" || captured=""
-  adler="${captured%$'\n'}"
-  send_outputs "$file" "${file##*/}" "$(size_of "$file")" "$adler" 1 || true
+  measure_file "$file"
+  send_outputs "$file" "${file##*/}" "$bytes" "$adler" 1 || true
 }
 
 # Reports a failure and leaves its log. Returns this script's exit code.
 # Arguments: exit code to report, name of the tarball, slice, reason
 finish_failure() {
   leave_failure "failed_$2" "$3"
-  report "$1" output_url "$output_url" fault "$(plain_text 20 "${reported[fault]:-}")" reason "$4" \
+  plain_text 20 "${reported[fault]:-}"
+  report "$1" output_url "$output_url" fault "$plain_text" reason "$4" \
     bad_inputs "${reported[bad_inputs]:-}" outputs_list "${reported[outputs_list]:-}" log_tail "$(log_tail)" ||
     return "$EXIT_LATER"
   # Which codes are faults of the node, the project says.

@@ -1,12 +1,12 @@
 # shellcheck shell=bash
 # --- the story ---------------------------------------------------------------------------------------------------
 
-cluster="" process=""    # HTCondor's identity of the job
-schedd="" qdate=""       # the job's access point, and when it was submitted there [s since 1970]
-TRIES=""                 # OSGPROD_TRIES
-TIME_LEFT_S=""           # OSGPROD_TIME_LEFT_S, if it is set
-ends_at=""               # when the job must end [s since 1970]; nothing = not known
-ad_value="" ad_number="" # as the functions of these names have set them
+cluster="" process=""                 # HTCondor's identity of the job
+schedd="" qdate=""                    # the job's access point, and when it was submitted there [s since 1970]
+TRIES=""                              # OSGPROD_TRIES
+TIME_LEFT_S=""                        # OSGPROD_TIME_LEFT_S, if it is set
+ends_at=""                            # when the job must end [s since 1970]; nothing = not known
+ad_value="" ad_number="" time_left="" # as the functions of these names have set them
 magic="" job_key="" bearer="" host="" site=""
 token=""               # of the attempt
 osgprod_token_hosts="" # of a merge: the hosts of the project's settings, as the server names them
@@ -57,7 +57,8 @@ find_identity() {
   ad_number "${_CONDOR_JOB_AD:-}" QDate
   qdate="$ad_number"
   [[ "$id" == *'#'* ]] || return 0
-  schedd="$(plain_text 128 "${id%%#*}")"
+  plain_text 128 "${id%%#*}"
+  schedd="$plain_text"
   id="${id##*#}"
   [[ -n "$qdate" || ! "$id" =~ ^[0-9]{1,15}$ ]] || qdate="$((10#$id))"
 }
@@ -86,12 +87,13 @@ must_end_at() {
   [[ -n "$ends_at" ]] && ((ends_at <= $1)) || ends_at="$1"
 }
 
-# Prints how long this job may still run [s, not below 0], or nothing when that is not known.
+# Sets time_left to how long this job may still run [s, not below 0], or to nothing when that is not known.
 time_left() {
   local now
+  time_left=""
   [[ -n "$ends_at" ]] || return 0
   printf -v now '%(%s)T' -1
-  printf '%s' "$((ends_at > now ? ends_at - now : 0))"
+  time_left="$((ends_at > now ? ends_at - now : 0))"
 }
 
 # Reads and checks the environment; ends the script, and names the setting, when one is wrong.
@@ -111,7 +113,7 @@ configure() {
     die "$EXIT_REFUSED" 'OSGPROD_URL contains a user or a password: use OSGPROD_MAGIC_FILE or a bearer token'
   [[ -n "${OSGPROD_PROJECT:-}" ]] || die "$EXIT_REFUSED" 'OSGPROD_PROJECT is not set'
   if [[ -n "${OSGPROD_OUTPUT_URL:-}" ]]; then
-    storage_kind "$OSGPROD_OUTPUT_URL" >/dev/null || die "$EXIT_REFUSED" \
+    storage_kind "$OSGPROD_OUTPUT_URL" || die "$EXIT_REFUSED" \
       "OSGPROD_OUTPUT_URL is not a folder, or contains a query or a password; schemes: $URL_SCHEMES"
   elif ((SLICES > 1 && CHECKPOINT_CODE == 0)) && [[ -n "${_CONDOR_SCRATCH_DIR:-}" ]]; then
     die "$EXIT_REFUSED" "OSGPROD_SLICES is $SLICES: an eviction would lose the tarballs of slices that are done;\
@@ -175,7 +177,8 @@ attempt() {
     return "$((heartbeat_status == WEDGED ? EXIT_NODE_FAULT : EXIT_FAILED))"
   fi
   if ((work_status == EXIT_MISCONFIGURED)) && [[ -n "${reported[misconfigured]:-}" ]]; then
-    reason="$(reason_text "${reported[misconfigured]}")"
+    reason_text "${reported[misconfigured]}"
+    reason="$plain_text"
     report "$EXIT_MISCONFIGURED" fault setting reason "configuration: $reason" || true
     die "$EXIT_REFUSED" "configuration: $reason"
   fi
@@ -190,8 +193,8 @@ attempt() {
   else
     # To pack and send the outputs of a failure may take longer than the lease still lasts.
     start_heartbeats "$((10#$heartbeat_s))" "" "$((10#$heartbeat_s < 5 ? 10#$heartbeat_s : 5))"
-    reason="$(last_words)"
-    finish_failure "$work_status" "$name" "$slice" "$reason"
+    last_words
+    finish_failure "$work_status" "$name" "$slice" "$plain_text"
   fi
 }
 
@@ -216,10 +219,14 @@ main() {
   log_name="osgprod_exec $cluster.$process"
   (($# == 2 || $# == 3)) || die "$EXIT_REFUSED" "usage: ${0##*/} <cluster> <process> [<ncpus>]"
   configure
-  host="$(plain_text 128 "$(hostname 2>/dev/null || uname -n)")"
-  [[ -z "${_CONDOR_MACHINE_AD:-}" ]] ||
-    site="$(sed -n '/^GLIDEIN_Site = "\(.*\)"$/{s//\1/p;q;}' "$_CONDOR_MACHINE_AD" 2>/dev/null)" || site=""
-  site="$(plain_text 128 "${OSGPROD_SITE:-$site}")"
+  # Not HOSTNAME of bash: it comes from the environment, which may be the submitter's.
+  { IFS= read -r host </proc/sys/kernel/hostname; } 2>/dev/null || host="$(uname -n)"
+  plain_text 128 "$host"
+  host="$plain_text"
+  ad_value "${_CONDOR_MACHINE_AD:-}" GLIDEIN_Site
+  [[ ! "$ad_value" =~ ^\"(.*)\"$ ]] || site="${BASH_REMATCH[1]}"
+  plain_text 128 "${OSGPROD_SITE:-$site}"
+  site="$plain_text"
   find_identity
   find_end
   unreported="$PWD/unreported_job_${cluster}_$process.$OSGPROD_PROJECT"

@@ -1,43 +1,57 @@
 # shellcheck shell=bash
 # --- outputs -----------------------------------------------------------------------------------------------------
 
-# Prints the name under which the work script fetches a slice: name+1,4.evio for name.evio+1,4. Argument: slice
+slice_file="" # as the function of this name has set it
+
+# Sets slice_file to the name under which the work script fetches a slice: name+1,4.evio for name.evio+1,4. Argument: slice
 slice_file() {
   local blocks="${1##*+}" name="${1%+*}"
-  [[ "$name" != *.* ]] || printf '%s' "${name%.*}+$blocks.${name##*.}"
+  slice_file=""
+  [[ "$name" != *.* ]] || slice_file="${name%.*}+$blocks.${name##*.}"
 }
 
-# Prints the files of a folder that are outputs, each ended by a NUL: all but the work script's own folder, the files
-# that are this job's credentials, under any name, and the files of a file system that the work has mounted. Argument: folder
+# Becomes a program that prints the files of the current folder that are outputs, each ended by a NUL: all but the work script's own
+# folder, the files that are this job's credentials, under any name, and the files of a file system that the work has mounted.
 list_outputs() {
   local file
   local -a credentials=()
   for file in "${X509_USER_PROXY:-}" "${BEARER_TOKEN_FILE:-}" "${OSGPROD_MAGIC_FILE:-}"; do
     [[ ! -f "$file" ]] || credentials+=(! -samefile "$file")
   done
-  (cd "$1" && find . -xdev -path ./.osgprod -prune -o ! -type d \
-    ${credentials[@]+"${credentials[@]}"} -print0)
+  exec find . -xdev -path ./.osgprod -prune -o ! -type d ${credentials[@]+"${credentials[@]}"} -print0
 }
 
-# Removes core dumps, which are no outputs. Argument: folder
-remove_cores() {
-  local file
-  while IFS= read -r -d '' file; do
-    [[ "$(head -c 4 "$file" 2>/dev/null | tr -d '\000')" == $'\x7fELF' ]] || continue
-    log "left out: core dump ${file#"$1/"}, $(size_of "$file") bytes"
-    rm -f "$file"
-  done < <(find "$1" -xdev -type f \( -name core -o -name 'core.*' -o -name 'vgcore.*' \) -print0)
+# Is a file a core dump? Argument: file
+is_core() {
+  local magic=""
+  case "${1##*/}" in
+  core | core.* | vgcore.*) ;;
+  *) return 1 ;;
+  esac
+  [[ -f "$1" && ! -L "$1" ]] || return 1
+  { IFS= read -r -n 4 magic <"$1"; } 2>/dev/null || true
+  [[ "$magic" == $'\x7fELF' ]]
 }
 
 # Packs what the work left into a tarball. Prints the number of its files, without the log.
 # Arguments: folder of the work, its log, slice, tarball
 pack_outputs() {
-  local work="$1" work_log="$2" slice_path tarball="$4"
-  slice_path="$(slice_file "$3")"
-  [[ -z "$slice_path" ]] || rm -f "$work/$slice_path"
-  remove_cores "$work"
-  rm -f "$work/osgprod_work.log"
-  list_outputs "$work" | tr -dc '\000' | wc -c
-  tail -c 100000 "$work_log" >"$work/osgprod_work.log" 2>/dev/null || true
-  list_outputs "$work" | tar -czf "$tarball" -C "$work" --no-recursion --null -T -
+  local file
+  local -a files=()
+  slice_file "$3"
+  cd "$1" || return
+  while IFS= read -r -d '' file; do
+    if [[ "$file" == "./$slice_file" || "$file" == ./osgprod_work.log ]]; then
+      rm -f "$file"
+    elif is_core "$file"; then
+      size_of "$file"
+      log "left out: core dump ${file#./}, $size_of bytes"
+      rm -f "$file"
+    else
+      files[${#files[@]}]="$file"
+    fi
+  done < <(list_outputs)
+  printf '%d\n' "${#files[@]}"
+  ! tail -c 100000 "$2" >osgprod_work.log 2>/dev/null || files[${#files[@]}]=./osgprod_work.log
+  printf '%s\0' ${files[@]+"${files[@]}"} | tar -c --no-recursion --null -T - | gzip >"$4"
 }

@@ -3,6 +3,7 @@
 
 readonly EXIT_FAILED=10 EXIT_NODE_FAULT=20 EXIT_LATER=30 EXIT_REFUSED=40 EXIT_TERM=143
 readonly KILL_AFTER_S=3 # from SIGTERM to SIGKILL of the work
+readonly MAX_CAPTURED=65536
 
 scratch=""       # this job's folder: the script, the work's folder, two pipes
 pipe=""          # what a command prints on its way to capture
@@ -39,7 +40,8 @@ await_signal() {
   esac
 }
 
-# The same for a command whose output is needed. Sets captured to what it printed, without NULs; no disk is needed.
+# The same for a command whose output is needed. Sets captured to what it printed, without NULs, the first MAX_CAPTURED bytes; no disk
+# is needed.
 # To open a pipe waits for its other end: descriptor 7 is both ends, so that no child waits for ever for a parent that was killed.
 capture() {
   local status=0 text
@@ -49,8 +51,10 @@ capture() {
   child_group=$!
   set +m
   exec 6<"$pipe" 7>&-
-  captured=""
-  while IFS= read -r -d '' -u 6 text; do captured+="$text"; done
+  captured="" text=""
+  while ((${#captured} < MAX_CAPTURED)) && IFS= read -r -d '' -n "$((MAX_CAPTURED - ${#captured}))" -u 6 text; do
+    captured+="$text" text=""
+  done
   captured+="$text"
   exec 6<&-
   wait "$child_group" || status=$?

@@ -76,25 +76,23 @@ in_one_line() {
   body="${body%%$'\n'*}"
 }
 
-# Sends one request, as a POST, of which no proxy on the way keeps a copy. Prints what curl prints, and an x.
+# Becomes curl, which sends one request, as a POST, of which no proxy on the way keeps a copy.
 # Arguments: route, file for the body or nothing, then name value pairs
 send_request() {
-  local route="$1" file="$2" code=0
+  local route="$1" file="$2"
   shift 2
-  {
-    ca_options
-    # Storage believes the token too: it goes to nobody in the clear.
-    [[ -n "$magic" || -z "$bearer" || ! "$OSGPROD_URL" =~ ^(https://|http://(127\.0\.0\.1|localhost|\[::1\])[:/]) ]] ||
-      curl_option header "Authorization: Bearer $bearer"
-    while (($# > 1)); do
-      [[ -z "$2" ]] || curl_option data-urlencode "$1=$2"
-      shift 2
-    done
-    [[ -z "$file" ]] || curl_option output "$file"
-  } | "${CURL[@]}" ${http_version:+"$http_version"} --max-time 120 -H 'Expect:' -K - -D - \
-    "${OSGPROD_URL%/}/$route" 2>&1 | head -c 65536 || code=$?
-  printf x
-  return "$code"
+  exec "${CURL[@]}" ${http_version:+"$http_version"} --max-time 120 -H 'Expect:' -K - -D - \
+    "${OSGPROD_URL%/}/$route" 2>&1 < <(
+      ca_options
+      # Storage believes the token too: it goes to nobody in the clear.
+      [[ -n "$magic" || -z "$bearer" || ! "$OSGPROD_URL" =~ ^(https://|http://(127\.0\.0\.1|localhost|\[::1\])[:/]) ]] ||
+        curl_option header "Authorization: Bearer $bearer"
+      while (($# > 1)); do
+        [[ -z "$2" ]] || curl_option data-urlencode "$1=$2"
+        shift 2
+      done
+      [[ -z "$file" ]] || curl_option output "$file"
+    )
 }
 
 # Asks the server once. Sets http_status, answer, head and body; the body of workscript.bash goes to a file, and nothing
@@ -103,13 +101,16 @@ request() {
   local route="$1" file="" code=0
   shift
   is_cut_here=false
-  [[ "$route" != workscript.bash ]] || file="$scratch/script"
+  if [[ "$route" == workscript.bash ]]; then
+    file="$scratch/work/.osgprod/script"
+    [[ -d "${file%/*}" ]] || mkdir -p "${file%/*}"
+  fi
   [[ -n "$magic" ]] || find_token # HTCondor renews it: the token of the start may have expired
   capture send_request "$route" "$file" project "$OSGPROD_PROJECT" cluster "$cluster" process "$process" \
     magic "$magic" job_key "$job_key" host "$host" site "$site" token "$token" "$@" || code=$?
   learn_from "$code"
   [[ -z "$file" ]] || ((code != 23)) || is_cut_here=true
-  read_answer "$route" "$code" "${captured%x}"
+  read_answer "$route" "$code" "$captured"
   [[ -z "$file" || "$http_status" == 000 || "$answer" == assigned ]] || in_one_line "$(said "$file")"
 }
 
@@ -140,9 +141,11 @@ checkout() {
     return "$EXIT_NODE_FAULT"
   fi
   # What surrounds this script, else what will surround the work.
-  image="$(plain_text 200 "${APPTAINER_CONTAINER:-${SINGULARITY_CONTAINER:-${OSGPROD_CONTAINER:-}}}")"
+  plain_text 200 "${APPTAINER_CONTAINER:-${SINGULARITY_CONTAINER:-${OSGPROD_CONTAINER:-}}}"
+  image="$plain_text"
   while true; do
-    if ! persistent_request workscript.bash cpus "$1" schedd "$schedd" qdate "$qdate" time_left_s "$(time_left)" \
+    time_left
+    if ! persistent_request workscript.bash cpus "$1" schedd "$schedd" qdate "$qdate" time_left_s "$time_left" \
       after "$after" exec_version "$EXEC_VERSION" image "$image"; then
       if $is_cut_here; then
         log "$full: the work script can't be written: $body"
@@ -183,7 +186,8 @@ report() {
   local code="$1"
   shift
   stop_heartbeats
-  if ! persistent_request workscript.exit exitcode "$code" door "$(plain_text 120 "${reported[door]:-}")" \
+  plain_text 120 "${reported[door]:-}"
+  if ! persistent_request workscript.exit exitcode "$code" door "$plain_text" \
     ${resources[@]+"${resources[@]}"} "$@"; then
     log "no report was accepted by the server after $TRIES attempts: $body"
     return 1

@@ -39,10 +39,10 @@ call_http() {
 # Prints the adler32 in a head of HTTP (RFC 3230: the names of algorithms have no case), if it is there. In another form than
 # hexadecimal digits it is not known: base64 would be taken for another number, and a good file for a changed one. Argument: head
 digest_of() {
-  local pattern='^(.*[, ])?adler32="?([0-9a-f]{1,8})"?([,; ].*)?$' IFS=,
+  local pattern='^(.*[, ])?adler32="?([0-9a-f]{1,8})"?([,; ].*)?$'
   find_header Digest "$1"
-  header="${headers[*]:-}"
-  [[ ! "${header,,}" =~ $pattern ]] || printf '%s\n' "${BASH_REMATCH[2]}"
+  headers="${headers//$'\n'/,}"
+  [[ ! "${headers,,}" =~ $pattern ]] || printf '%s\n' "${BASH_REMATCH[2]}"
 }
 
 send_root() {
@@ -118,8 +118,9 @@ stored_file() {
   client_url "$1"
   path="$client_url"
   [[ -e "$path" ]] || return 1
-  size_of "$path"
-  adler32 "$path"
+  size_of "$path" || return
+  printf '%s\n' "$size_of"
+  adler32 "$path" "$size_of"
 }
 move_file() {
   local from
@@ -167,16 +168,20 @@ is_refusal() {
 }
 
 # Can a folder take outputs? A URL with a secret would get into logs and lists of processes, behind a query there is no
-# place for a name, and the server keeps only text. Prints the kind of storage. Argument: URL
+# place for a name, and the server keeps only text. Sets url_kind to the kind of storage. Argument: URL
 storage_kind() {
-  [[ ! "$1" =~ \?|\#|://[^/]*:[^/]*@ && "$(plain_text 1000 "$1")" == "$1" ]] || return 1
+  plain_text 1000 "$1"
+  [[ ! "$1" =~ \?|\#|://[^/]*:[^/]*@ && "$plain_text" == "$1" ]] || return 1
   url_kind "$1"
 }
 
-# Prints the URL of an input as it is stored: the server writes %20 for a space, which divides words here. In the URL of a file,
+input_url="" # as the function of this name has set it
+
+# Sets input_url to the URL of an input as it is stored: the server writes %20 for a space, which divides words here. In the URL of a file,
 # and in a path, nothing else is encoded. Argument: URL
 input_url() {
-  if [[ "$(url_kind "$1")" == file ]]; then printf '%s' "${1//%20/ }"; else printf '%s' "$1"; fi
+  input_url="$1"
+  ! url_kind "$1" || [[ "$url_kind" != file ]] || input_url="${1//%20/ }"
 }
 
 # Are two checksums the same number? Some storage leaves leading zeros out. Arguments: two texts

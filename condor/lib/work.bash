@@ -55,8 +55,6 @@ run_work() {
   local own="$scratch/work/.osgprod" began_s="$SECONDS" began_ticks
   children_ticks
   began_ticks="$ticks"
-  mkdir -p "$own"
-  mv "$scratch/script" "$own/script"
   [[ -z "${OSGPROD_CONTAINER:-}" ]] || copy_credentials "$own"
   set -m
   (
@@ -80,18 +78,20 @@ run_work() {
 
 # Prints a file, of a long one the head and the tail. Arguments: file, greatest number of bytes
 print_log() {
-  local bytes half=$(($2 / 2))
-  bytes="$(size_of "$1")"
-  if ((bytes <= $2)); then
+  local half=$(($2 / 2))
+  size_of "$1"
+  if ((size_of <= $2)); then
     cat "$1"
     return
   fi
   head -c "$half" "$1"
-  printf '\n--- osgprod_exec: %d bytes of the work'\''s output are left out here ---\n' "$((bytes - 2 * half))"
+  printf '\n--- osgprod_exec: %d bytes of the work'\''s output are left out here ---\n' "$((size_of - 2 * half))"
   tail -c "$half" "$1"
 }
 
-# Prints the CPU seconds that the processes of a group have used so far, from /proc. Argument: process group
+cpu_seconds=0 memory_bytes=0 folder_bytes=0 # as the functions of these names have set them
+
+# Sets cpu_seconds to the CPU time that the processes of a group have used so far [s], from /proc. Argument: process group
 cpu_seconds() {
   local file line total=0
   local -a fields
@@ -103,7 +103,7 @@ cpu_seconds() {
     [[ "${fields[2]}" == "$1" ]] || continue
     total=$((total + fields[11] + fields[12] + fields[13] + fields[14]))
   done
-  printf '%s' "$((total / 100))"
+  cpu_seconds="$((total / 100))"
 }
 
 # Sets ticks to the CPU time that this script's ended children have used, with theirs [ticks].
@@ -116,34 +116,35 @@ children_ticks() {
   ticks="$((fields[13] + fields[14]))"
 }
 
-# Prints the memory of a process group, with what its processes have started [bytes]: resident now, or the peak of
+# Sets memory_bytes to the memory of a process group, with what its processes have started: resident now, or the peak of
 # its largest process, if that is more. Not the peak of the cgroup: it holds the files that were read, and a pilot's other
 # jobs. Argument: process group
 memory_bytes() {
-  local file line pid up depth pages=0 largest=0 key value page
-  local -a fields parents=() sizes=()
-  page="$(getconf PAGESIZE 2>/dev/null)" || page=4096
+  local file line pid up depth resident=0 largest=0 key value
+  local -a fields parents=()
   for file in /proc/[0-9]*/stat; do
     { IFS= read -r line <"$file"; } 2>/dev/null || continue
     # shellcheck disable=SC2206  # numbers
     fields=(${line##*) })
     pid="${file//[!0-9]/}"
-    # after the name: 1 parent, 2 group, 21 pages
-    parents[pid]="${fields[1]}" sizes[pid]="${fields[21]}"
+    # after the name: 1 parent, 2 group
+    parents[pid]="${fields[1]}"
     [[ "${fields[2]}" != "$1" || "$pid" == "$1" ]] || parents[pid]="$1"
   done
-  for pid in "${!sizes[@]}"; do
+  for pid in "${!parents[@]}"; do
     up="$pid"
     for ((depth = 0; depth < 100 && up > 1 && up != $1; depth++)); do
       up="${parents[up]:-0}"
     done
     ((up == $1)) || continue
-    pages=$((pages + sizes[pid]))
     while read -r key value _; do
-      [[ "$key" != VmHWM: ]] || ((value <= largest)) || largest="$value"
+      case "$key" in
+      VmHWM:) ((value <= largest)) || largest="$value" ;;
+      VmRSS:) resident=$((resident + value)) ;;
+      esac
     done 2>/dev/null <"/proc/$pid/status" || true
   done
-  printf '%s' "$((pages * page > largest * 1024 ? pages * page : largest * 1024))"
+  memory_bytes="$((1024 * (resident > largest ? resident : largest)))"
 }
 
 # Sets resources from the looks while the work ran, and from the files that it left. Arguments: seconds that it took, ticks
@@ -151,8 +152,8 @@ measure() {
   local memory=0 disk=0 fetched
   read -r -t 0.1 -u 8 memory disk || true
   [[ "$memory" =~ ^[0-9]{1,18}$ && "$disk" =~ ^[0-9]{1,18}$ ]] || memory=0 disk=0
-  capture folder_bytes "$scratch/work" || captured=0
-  ((captured <= disk)) || disk="$captured"
+  folder_bytes "$scratch/work"
+  ((folder_bytes <= disk)) || disk="$folder_bytes"
   fetched="${reported[fetched_bytes]:-}"
   [[ "$fetched" =~ ^[0-9]{1,18}$ ]] || fetched=""
   ((memory > 0)) || memory="" # it was too short to be looked at
@@ -160,13 +161,14 @@ measure() {
   (($1 < 0)) || resources+=(wall_s "$1") # the clock was set back
 }
 
-# Prints the size of a folder [bytes], without the file systems that are mounted in it. Argument: folder
+# Sets folder_bytes to the size of a folder, without the file systems that are mounted in it. Argument: folder
 folder_bytes() {
-  local kilobytes
-  kilobytes="$(cd "$1" && du -xsk . 2>/dev/null)" || true
-  kilobytes="${kilobytes%%[!0-9]*}"
-  [[ "$kilobytes" =~ ^[0-9]{1,15}$ ]] || kilobytes=0
-  printf '%s' "$((kilobytes * 1024))"
+  capture disk_usage "$1" || true
+  folder_bytes=0
+  [[ ! "$captured" =~ ^[0-9]{1,15} ]] || folder_bytes="$((BASH_REMATCH[0] * 1024))"
+}
+disk_usage() {
+  cd "$1" && exec du -xsk . 2>/dev/null
 }
 
 # Arguments: seconds between heartbeats, 0 = none, folder for credentials or nothing, seconds before the first [the same]
@@ -182,7 +184,7 @@ start_heartbeats() {
 # next heartbeat is sent at once; when the file is gone, there is a file no-lease if the server did not confirm it.
 # Arguments: seconds between heartbeats, folder for credentials, seconds before the first
 send_heartbeats() {
-  local interval_s="$1" own="$2" left_s="$3" memory=0 disk=0 bytes
+  local interval_s="$1" own="$2" left_s="$3" memory=0 disk=0
   pipe="$scratch/pipe.heartbeat"
   trap 'end_children; exit 0' TERM
   while true; do
@@ -195,10 +197,11 @@ send_heartbeats() {
     done
     left_s="$interval_s"
     [[ -z "${OSGPROD_CONTAINER:-}" || -e "$scratch/delivering" ]] || copy_credentials "$own"
-    bytes="$(folder_bytes "$scratch/work")"
-    ((bytes <= disk)) || disk="$bytes"
+    folder_bytes "$scratch/work"
+    ((folder_bytes <= disk)) || disk="$folder_bytes"
     look
-    request workscript.ping bytes "$bytes" cpu "$(cpu_seconds "$work_group")"
+    cpu_seconds "$work_group"
+    request workscript.ping bytes "$folder_bytes" cpu "$cpu_seconds"
     if [[ "$answer" == alive ]]; then
       rm -f "$scratch/work/.osgprod/no-lease"
     else # until then a merge script replaces nothing
@@ -219,10 +222,9 @@ send_heartbeats() {
 
 # Looks how much memory the work uses, and leaves the most that was seen, with the caller's disk, for measure.
 look() {
-  local now
   [[ -n "$work_group" && ! -e "$scratch/delivering" ]] || return 0
-  now="$(memory_bytes "$work_group")" || return 0
-  ((now <= memory)) || memory="$now"
+  memory_bytes "$work_group"
+  ((memory_bytes <= memory)) || memory="$memory_bytes"
   while read -r -t 0.01 -u 8 _; do :; done
   printf '%s %s\n' "$memory" "$disk" >&8
 }
@@ -239,32 +241,36 @@ stop_heartbeats() {
   fi
 }
 
-# Prints the last line of the work's output that isn't empty, as the reason of a failure, without the time and the name
+# Sets plain_text to the last line of the work's output that isn't empty, as the reason of a failure, without the time and the name
 # of the work script in front.
 last_words() {
   reason_text "$(tail -c 10000 "$scratch/work.log" 2>/dev/null | tr -d '\000\r' |
     sed -e '/^[[:space:]]*$/d' -e 's/^[0-9TZ:-]* osgprod_[a-z]*: //' | tail -n 1)"
 }
 
-# Prints a text without the secrets of this job. Argument: text
+without_secrets="" # as the function of this name has set it
+
+# Sets without_secrets to a text without the secrets of this job. Argument: text
 without_secrets() {
-  local text="$1" secret
+  local secret
+  without_secrets="$1"
   for secret in "$magic" "$bearer" "$job_key" "$token"; do
-    ((${#secret} < 6)) || text="${text//"$secret"/(secret)}"
+    ((${#secret} < 6)) || without_secrets="${without_secrets//"$secret"/(secret)}"
   done
-  printf '%s' "$text"
 }
 
-# Prints the first characters of what the work or storage has said, for the report: cut only after its secrets are gone.
+# Sets plain_text to the first characters of what the work or storage has said, for the report: cut only after its secrets are gone.
 # Arguments: as of plain_text
 public_text() {
-  plain_text "$1" "$(without_secrets "$2")"
+  without_secrets "$2"
+  plain_text "$1" "$without_secrets"
 }
 
-# Prints a reason for the report: at most 1000 characters with both ends, since the cause stands at the end. Argument: text
+# Sets plain_text to a reason for the report: at most 1000 characters with both ends, since the cause stands at the end. Argument: text
 reason_text() {
   local text
-  text="$(without_secrets "$1")"
+  without_secrets "$1"
+  text="$without_secrets"
   ((${#text} <= 1000)) || text="${text:0:400} ... ${text: -590}"
   plain_text 1000 "$text"
 }
@@ -291,7 +297,8 @@ read_report() {
 # the end of one that begins before these bytes.
 log_tail() {
   local text
-  text="$(without_secrets "$(tail -c 20000 "$scratch/work.log" 2>/dev/null | tr -d '\000\r')")"
+  without_secrets "$(tail -c 20000 "$scratch/work.log" 2>/dev/null | tr -d '\000\r')"
+  text="$without_secrets"
   ((${#text} <= 4000)) || text="${text: -4000}"
   printf '%s' "$text"
 }

@@ -491,7 +491,9 @@ def test_number_of_events_is_compared_when_the_server_tells_one(
     folder: Path, expected: str, good: bool
 ) -> None:
     write_file(folder / "slice", 3, 4)
-    commands = 'osgprod_source_url=u; check_slice slice "$(size_of slice)" "$1" || not_fetched "$damage"'
+    commands = (
+        'osgprod_source_url=u; size_of slice; check_slice slice "$size_of" "$1" || not_fetched "$damage"'
+    )
     code, _, log = call(commands, expected, cwd=folder)
     assert (code, bool(log)) == ((0, False) if good else (NODE_FAULT, True))
 

@@ -4,11 +4,14 @@
 readonly SMALL_BYTES=16384 # a file up to here awk has summed up before the other programs have started
 
 # Prints the checksum that storage systems know, as 8 hexadecimal digits, from the first program here that works.
-# Argument: file
+# Arguments: file, its size [bytes; default: it is looked up]
 adler32() {
-  local how sum bytes first=""
-  bytes="$(size_of "$1" 2>/dev/null)" || return 1
-  ((bytes > SMALL_BYTES)) || first=adler32_of_awk
+  local how sum first="" size="${2:-}"
+  if [[ -z "$size" ]]; then
+    size_of "$1" 2>/dev/null || return 1
+    size="$size_of"
+  fi
+  ((size > SMALL_BYTES)) || first=adler32_of_awk
   for how in $first adler32_of_xrootd adler32_of_python adler32_of_awk; do
     sum="$("$how" "$1" 2>/dev/null)" && sum="${sum%% *}" && [[ "$sum" =~ ^[0-9a-f]{8}$ ]] || continue
     printf '%s\n' "$sum"

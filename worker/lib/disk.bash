@@ -3,11 +3,15 @@
 
 readonly PROBE_BYTES=1048576
 
-# Can a small file still be written in a folder? Prints the system's error when it can't. Argument: folder
+disk_error="" # as probe_disk has set it
+
+# Can a small file still be written in a folder? Sets disk_error to the system's words when it can't, else to nothing.
+# Argument: folder
 probe_disk() {
-  local probe="$1/.osgprod_probe.$$" words code=0
-  words="$({ head -c "$PROBE_BYTES" /dev/zero >"$probe"; } 2>&1)" || code=1
+  local probe="$1/.osgprod_probe.$$" code=0
+  disk_error="$(exec 2>&1 && exec head -c "$PROBE_BYTES" /dev/zero >"$probe")" || code=1
   rm -f "$probe"
-  words="${words##*: }"
-  ((code == 0)) || printf '%s' "${words:-no reason given}" # by a limit on the size of files, for example
+  disk_error="${disk_error##*: }"
+  ((code > 0)) || disk_error=""
+  ((code == 0)) || disk_error="${disk_error:-no reason given}" # by a limit on the size of files, for example
 }

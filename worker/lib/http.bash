@@ -9,7 +9,9 @@ http_url=""            # of the last request to storage
 head_text=""           # as find_head has found it
 head_status=000        # the same
 header=""              # as find_header has found it
-headers=()             # the same, of all headers of the name
+headers=""             # the same, of all headers of the name
+split_head=""          # the head that find_header has split last
+declare -A values=()   # of its headers, by name in lower case; of several with one name, joined by line ends
 
 # Prints one line of a curl configuration. Secrets reach curl on its standard input, never on its command line.
 # Arguments: option, value
@@ -77,22 +79,18 @@ http_request() {
   local url="$1" reply code=0
   shift
   http_url="$url"
-  # With -L and no redirect allowed, curl drops the body of a redirect and ends with 47. The x keeps the line ends. Newer
-  # versions of bash warn of a NUL that they leave out; the warning is discarded.
+  # With -L and no redirect allowed, curl drops the body of a redirect and ends with 47. Newer versions of bash warn of a NUL
+  # that they leave out; the warning is discarded.
   {
     reply="$(
-      { # a redirect's query may be a secret
-        curl_option url "$url"
-        storage_options "$url"
-      } |
-        "${CURL[@]}" ${http_version:+"$http_version"} -f -L --max-redirs 0 --speed-limit 1000 --speed-time 120 \
-          -K - -D /dev/stderr "$@" 2>&1 >&3 || code=$?
-      printf x
-      exit "$code"
+      exec "${CURL[@]}" ${http_version:+"$http_version"} -f -L --max-redirs 0 --speed-limit 1000 --speed-time 120 \
+        -K - -D /dev/stderr "$@" 2>&1 >&3 < <(
+          curl_option url "$url" # a redirect's query may be a secret
+          storage_options "$url"
+        )
     )" || code=$?
   } 3>&1 2>/dev/null
-  reply="${reply%x}"
-  find_head "$reply"
+  find_head "$reply"$'\n' # a substitution takes the line ends away
   http_head="$head_text" http_status="$head_status"
   http_error=""
   if [[ $'\n'"$reply" == *$'\ncurl: '* ]]; then
@@ -141,18 +139,27 @@ find_head() {
   head_text="" head_status=000
 }
 
-# Sets headers to the values of all headers of a name, without spaces around them, and header to the last one, which counts;
-# empty when there is none. Arguments: name in any case, head
+# Sets headers to the values of all headers of a name, a line each, and header to the last one, which counts; empty when there is
+# none. Arguments: name in any case, head
 find_header() {
-  local text="$2"$'\n' line name="${1,,}:"
-  header="" headers=()
+  [[ "$2" == "$split_head" ]] || split_headers "$2"
+  headers="${values["${1,,}"]:-}"
+  header="${headers##*$'\n'}"
+}
+
+# Sets values, without spaces around them. Argument: head
+split_headers() {
+  local text="$1"$'\n' line name value
+  split_head="$1" values=()
   while [[ -n "$text" ]]; do
     line="${text%%$'\n'*}"
     text="${text#*$'\n'}"
-    [[ "${line,,}" == "$name"* ]] || continue
-    header="${line#*:}"
-    header="${header#"${header%%[![:space:]]*}"}"
-    header="${header%"${header##*[![:space:]]}"}"
-    headers[${#headers[@]}]="$header"
+    name="${line%%:*}"
+    [[ -n "$name" && "$name" != "$line" ]] || continue
+    name="${name,,}"
+    value="${line#*:}"
+    value="${value#"${value%%[![:space:]]*}"}"
+    value="${value%"${value##*[![:space:]]}"}"
+    values["$name"]="${values["$name"]+${values["$name"]}$'\n'}$value"
   done
 }

@@ -16,9 +16,11 @@ die() {
   exit "$1"
 }
 
-# Prints the size of a file [bytes]. Argument: file
+size_of="" # as the function of this name has set it
+
+# Sets size_of to the size of a file [bytes]. Argument: file
 size_of() {
-  wc -c <"$1"
+  size_of="$(exec wc -c <"$1")"
 }
 
 # Removes a file or folder with all that is in it, also in folders that may not be written, as copies of CVMFS's are. It
@@ -41,6 +43,6 @@ make_writable() {
 is_mount_point() {
   local devices
   [[ -e "$1" ]] || return 1
-  devices="$(stat -c %d "$1" "${1%/*}/" 2>/dev/null)" || true
+  devices="$(exec stat -c %d "$1" "${1%/*}/" 2>/dev/null)" || true
   [[ "$devices" != "${devices%%$'\n'*}"$'\n'"${devices%%$'\n'*}" ]]
 }

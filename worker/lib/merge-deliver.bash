@@ -99,7 +99,8 @@ find_merged_folder() {
   # Below a folder that takes tarballs, the project's may be made, also where that is the first folder of a path (/outputs).
   client_url "$tarballs"
   path="$client_url"
-  [[ "$(url_kind "$tarballs")" != file || ! -d "$path" ]] || mkdir -p "${path%/}/$OSGPROD_PROJECT" 2>/dev/null || true
+  url_kind "$tarballs" || true
+  [[ "$url_kind" != file || ! -d "$path" ]] || mkdir -p "${path%/}/$OSGPROD_PROJECT" 2>/dev/null || true
 }
 
 # Delivers a merged file in several attempts, and adds it to outputs_list, which osgprod_exec.sh reports. Arguments: kind, file, its events or nothing
@@ -107,9 +108,11 @@ send_merged() {
   local kind="$1" file="$2" events="$3" url store bytes adler try last="$TRIES"
   url="${merged_folder//\{kind\}/$kind}"
   url="${url%/}/${file##*/}"
-  store="$(storage_kind "$url")"
-  bytes="$(size_of "$file")"
-  adler="$(adler32 "$file")" || node_fault "the checksum of $file can't be computed"
+  storage_kind "$url"
+  store="$url_kind"
+  size_of "$file"
+  bytes="$size_of"
+  adler="$(adler32 "$file" "$bytes")" || node_fault "the checksum of $file can't be computed"
   find_token
   if ! is_stored_already "$store" "$url" "$bytes" "$adler"; then
     for ((try = 1; ; try++)); do

@@ -119,11 +119,12 @@ fetch_input() {
   for try in 1 2; do
     input_fault="" input_file="$5"
     fetch_whole "$kind" "$url" "$bytes" "$input_file"
-    came="$(size_of "$input_file")"
+    size_of "$input_file"
+    came="$size_of"
     if [[ -n "$bytes" && "$came" != "$bytes" ]]; then
       input_fault="has $came bytes instead of $bytes"
     elif [[ "$adler" != - ]]; then
-      came="$(adler32 "$input_file")" || node_fault "the checksum of $input_file can't be computed: is the disk full?"
+      came="$(adler32 "$input_file" "$came")" || node_fault "the checksum of $input_file can't be computed: is the disk full?"
       same_adler32 "$adler" "$came" || input_fault="has the checksum $came instead of $adler"
     fi
     [[ -n "$input_fault" ]] || return 0
@@ -186,8 +187,10 @@ fetch_inputs() {
     url="${fields[0]:-}" bytes="${fields[1]:-}" adler="${fields[2]:-}" block1="${fields[3]:-}" block2="${fields[4]:-}"
     [[ "${#fields[@]}" == 5 && "$block2" =~ ^[0-9]+$ && "$block1" =~ ^[0-9]+$ ]] || misconfigured "the server gave an input that this script does not know: $line"
     [[ "$url" != - ]] || misconfigured "no URL is known of the output of blocks $block1,$block2: set output_home of the project, or recycle the slice"
-    kind="$(url_kind "$url")" || misconfigured "the input $(shown_url "$url") has no scheme that this script knows: $URL_SCHEMES"
-    url="$(input_url "$url")"
+    url_kind "$url" || misconfigured "the input $(shown_url "$url") has no scheme that this script knows: $URL_SCHEMES"
+    kind="$url_kind"
+    input_url "$url"
+    url="$input_url"
     log "input $n of ${#osgprod_inputs[@]}: $(shown_url "$url")"
     fetch_input "$kind" "$url" "$bytes" "$adler" "$2"
     folder="$1/$block1,$block2"
@@ -228,7 +231,6 @@ is_sound_tarball() {
 
 # Ends the script if the disk is full, which explains a failure. Argument: what failed
 check_room() {
-  local words
-  words="$(probe_disk .)"
-  [[ -z "$words" ]] || node_fault "the disk is full: $1: $words"
+  probe_disk .
+  [[ -z "$disk_error" ]] || node_fault "the disk is full: $1: $disk_error"
 }

@@ -272,9 +272,9 @@ count_events() {
   not_merged "${2##*/} is not what it must be: ${said:-$PYTHON ended with $status}"
 }
 
-# Prints the first bytes of a file as numbers. Arguments: file, how many
+# Becomes a program that prints the first bytes of a file as numbers. Arguments: file, how many
 first_bytes() {
-  od -A n -v -t u1 -N "$2" "$1"
+  exec od -A n -v -t u1 -N "$2" "$1"
 }
 
 # Is a file a whole ROOT file? Its header says where it ends. Source: ROOT's TFile: "root", version, begin, end (32 bits, and
@@ -288,5 +288,6 @@ is_whole_root() {
   for ((n = 12; n <= last; n++)); do
     end=$((end * 256 + byte[n]))
   done
-  [[ "$(size_of "$1")" == "$end" ]]
+  size_of "$1"
+  [[ "$size_of" == "$end" ]]
 }

@@ -17,7 +17,7 @@ main() {
   find_merged_folder
   trust_only "$merged_folder"
   [[ -n "$merged_folder" ]] || misconfigured 'no folder for merged files is set: osgprod project set PROJECT merge_output_url=...'
-  storage_kind "$merged_folder" >/dev/null ||
+  storage_kind "$merged_folder" ||
     misconfigured "merge_output_url $(shown_url "$merged_folder") is not a folder, or contains a query or a password; schemes: $URL_SCHEMES"
   check_names
   trap 'remove_tree "$PWD/osgprod_merge"' EXIT # neither inputs nor delivered files are outputs of this job

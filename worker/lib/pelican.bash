@@ -52,7 +52,7 @@ pelican_places() {
     return 0
   fi
   find_header x-pelican-namespace "$http_head"
-  [[ ! "${headers[*]:-}" =~ require-token=[Tt]rue ]] || kind=token
+  [[ ! "$headers" =~ require-token=[Tt]rue ]] || kind=token
   while IFS= read -r url; do
     case "$kind $url" in
     *' '[Hh][Tt][Tt][Pp][Ss]://?* | 'public '[Hh][Tt][Tt][Pp]://?*) places[${#places[@]}]="$kind $url" ;;
@@ -69,7 +69,7 @@ named_places() {
   find_header location "$1"
   location="$header"
   find_header link "$1"
-  links="$(printf '%s,' ${headers[@]+"${headers[@]}"})"
+  links="${headers//$'\n'/,}"
   [[ -z "$location" ]] || printf '%s\n' "$location"
   while IFS=' ' read -r pri url; do
     [[ "$url" != "${location%%\?*}" && "$seen" != *$'\n'"$url"$'\n'* ]] || continue

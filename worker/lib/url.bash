@@ -1,16 +1,18 @@
 # shellcheck shell=bash
 # --- URLs --------------------------------------------------------------------------------------------------------
 
-# The table of URL schemes. Prints the kind of client that a URL needs: http (curl), root (XRootD), pelican, or file
+url_kind="" # as the function of this name has set it
+
+# The table of URL schemes. Sets url_kind to the kind of client that a URL needs: http (curl), root (XRootD), pelican, or file
 # for a path of this node. Fails for any other scheme, for a relative path, and for a URL with a control character.
 # Argument: URL
 url_kind() {
   [[ ! "$1" =~ [[:cntrl:]] ]] || return 1
   case "$1" in
-  [Hh][Tt][Tt][Pp]://?* | [Hh][Tt][Tt][Pp][Ss]://?* | [Dd][Aa][Vv]://?* | [Dd][Aa][Vv][Ss]://?*) printf http ;;
-  [Rr][Oo][Oo][Tt]://?* | [Rr][Oo][Oo][Tt][Ss]://?* | [Xx][Rr][Oo][Oo][Tt]://?* | [Xx][Rr][Oo][Oo][Tt][Ss]://?*) printf root ;;
-  [Oo][Ss][Dd][Ff]://?* | [Pp][Ee][Ll][Ii][Cc][Aa][Nn]://?*) printf pelican ;;
-  [Ff][Ii][Ll][Ee]:///?* | /*) printf file ;;
+  [Hh][Tt][Tt][Pp]://?* | [Hh][Tt][Tt][Pp][Ss]://?* | [Dd][Aa][Vv]://?* | [Dd][Aa][Vv][Ss]://?*) url_kind=http ;;
+  [Rr][Oo][Oo][Tt]://?* | [Rr][Oo][Oo][Tt][Ss]://?* | [Xx][Rr][Oo][Oo][Tt]://?* | [Xx][Rr][Oo][Oo][Tt][Ss]://?*) url_kind=root ;;
+  [Oo][Ss][Dd][Ff]://?* | [Pp][Ee][Ll][Ii][Cc][Aa][Nn]://?*) url_kind=pelican ;;
+  [Ff][Ii][Ll][Ee]:///?* | /*) url_kind='file' ;;
   *) return 1 ;;
   esac
 }

@@ -45,8 +45,8 @@ damaged() {
   return 1
 }
 
-# Prints 8 words in the byte order of this machine: a file of the other order shows its magic reversed.
+# Becomes a program that prints 8 words in the byte order of this machine: a file of the other order shows its magic reversed.
 # Arguments: file, offset [bytes]
 header_words() {
-  od -A n -v -t x4 -j "$2" -N 32 "$1"
+  exec od -A n -v -t x4 -j "$2" -N 32 "$1"
 }

@@ -63,10 +63,10 @@ verdict() {
 }
 
 read_file() {
-  local path size
+  local path size=""
   client_url "$1"
   path="$client_url"
-  size="$(size_of "$path" 2>/dev/null)" || size=""
+  ! size_of "$path" 2>/dev/null || size="$size_of"
   if [[ -z "$size" ]]; then
     verdict never 0 '' "can't be read here"
   elif ((size < $2 + $3)); then
@@ -197,27 +197,24 @@ leave_place() {
   fi
 }
 
-# Prints a place without its path, for logs and the report. Argument: URL
-place_name() {
-  local url
-  url="$(shown_url "$1")"
-  case "$url" in
-  [Ff][Ii][Ll][Ee]:* | /*) printf file ;;
-  *) printf '%s' "${url%%://*}://$(host_of "$url")" ;;
-  esac
-}
+place_name="" # as the function of this name has set it
 
-# Prints host and port of a URL as they are written. Argument: URL
-host_of() {
-  local location="${1#*://}"
-  printf '%s' "${location%%/*}"
+# Sets place_name to a place without its path, and without a password, for logs and the report. Argument: URL
+place_name() {
+  local place="${1#*://}"
+  place="${place%%[/?#]*}"
+  case "$1" in
+  [Ff][Ii][Ll][Ee]:* | /*) place_name='file' ;;
+  *) place_name="${1%%://*}://${place##*@}" ;;
+  esac
 }
 
 # Reads from the first place. Appends the bytes to a file; word, code, wait_s and reason become the verdict.
 # Arguments: offset [bytes], length [bytes], file
 read_place() {
   local url="${places[0]#* }" kind found
-  kind="$(url_kind "$url")"
+  url_kind "$url"
+  kind="$url_kind"
   if [[ "$kind" == pelican ]]; then
     code=0
     ask_director || return 0
@@ -229,22 +226,24 @@ read_place() {
     public) shows_credentials=false ;;
     token) trust "$url" ;; # by the director of a federation that is trusted
     esac
-    "read_$kind" "$url" "$1" "$2" |
-      { head -c "$(($2 + 1))" >>"$3" || printf 'full\n' >&5; } 2>/dev/null
+    "read_$kind" "$url" "$1" "$2" | head -c "$(($2 + 1))" 2>/dev/null >>"$3" || ((PIPESTATUS[1] == 0)) || printf 'full\n' >&5
   )" || true
   [[ $'\n'"$found"$'\n' != *$'\nfull\n'* ]] || node_fault "$3 can't be written: is the disk full?"
-  IFS=' ' read -r word code wait_s reason < <(printf '%s\n' "$found") || true
+  [[ ! "${found%%$'\n'*}" =~ ^([^ ]+)\ ([^ ]+)\ ([^ ]+)\ (.*)$ ]] ||
+    word="${BASH_REMATCH[1]}" code="${BASH_REMATCH[2]}" wait_s="${BASH_REMATCH[3]}" reason="${BASH_REMATCH[4]}"
 }
 
 # Appends one range to a file. Goes on where a transfer broke off as long as bytes come, and from the next place when one
 # fails. Arguments: offset [bytes], length [bytes], file
 append_range() {
   local offset="$1" length="$2" file="$3" start got had=0 attempts=0 longest_s=0 word code wait_s reason from url
-  start="$(size_of "$file")"
+  size_of "$file"
+  start="$size_of"
   while ((had < length)); do
     word="" code="" wait_s="" reason=""
     read_place "$((offset + had))" "$((length - had))" "$file"
-    got=$(($(size_of "$file") - start))
+    size_of "$file"
+    got=$((size_of - start))
     if ((got > length)) && [[ "$word" != never ]]; then
       word=never reason="more than $length bytes came for a range"
     fi
@@ -258,12 +257,14 @@ append_range() {
     had="$got"
     ((had < length)) || break
     url="${places[0]#* }" from=""
-    [[ "${#doors[@]} ${places[0]%% *}" == '1 door' ]] || from="$(place_name "$url"): "
+    place_name "$url"
+    [[ "${#doors[@]} ${places[0]%% *}" == '1 door' ]] || from="$place_name: "
     reason="${reason:-no reason given}"
     leave_place "$word"
     ((wait_s <= longest_s)) || longest_s="$wait_s"
     if ((${#places[@]} > 0)); then
-      log "fetch failed (attempt $((attempts + 1)), $had of $length bytes): $from$reason: going on to $(place_name "${places[0]#* }")"
+      place_name "${places[0]#* }"
+      log "fetch failed (attempt $((attempts + 1)), $had of $length bytes): $from$reason: going on to $place_name"
       learn_from "${code:-0}"
       continue
     fi
@@ -286,20 +287,25 @@ not_fetched() {
 
 # Fetches the slice, whole and checked. Where wrong bytes come, it is fetched from the next place. Argument: file
 fetch_slice() {
-  local size damage url
+  local size damage url from
   begin_round || not_fetched 'no door is known'
   while true; do
     assemble_slice "$1"
-    size="$(size_of "$1")"
+    size_of "$1"
+    size="$size_of"
     # shellcheck disable=SC2154
     ((size == osgprod_size_bytes)) || not_fetched "the slice has $size bytes instead of $osgprod_size_bytes"
     ! check_slice "$1" "$size" "${osgprod_events:-}" || break
     url="${places[0]#* }"
     leave_place never
     ((${#places[@]} > 0)) || begin_round || not_fetched "$damage" "$url"
-    log "fetch failed: $(place_name "$url"): $damage: going on to $(place_name "${places[0]#* }")"
+    place_name "$url"
+    from="$place_name"
+    place_name "${places[0]#* }"
+    log "fetch failed: $from: $damage: going on to $place_name"
   done
-  [[ -z "${OSGPROD_REPORT:-}" ]] || add_to_report "door=$(place_name "${places[0]#* }")"$'\n'"fetched_bytes=$size" || true
+  place_name "${places[0]#* }"
+  [[ -z "${OSGPROD_REPORT:-}" ]] || add_to_report "door=$place_name"$'\n'"fetched_bytes=$size" || true
 }
 
 # Joins the pieces of the slice. Argument: file
@@ -320,14 +326,14 @@ assemble_slice() {
 # Sets doors to the URLs of the file that this node can read, in the server's order. An older server gives one URL, in
 # osgprod_source_url. Fails when XRootD's bindings are missing for all of them.
 find_doors() {
-  local url kind unknown=""
+  local url unknown=""
   local -a urls=("$osgprod_source_url")
   [[ -z "${osgprod_source_urls[*]:-}" ]] || urls=("${osgprod_source_urls[@]}")
   doors=()
   for url in "${urls[@]}"; do
-    if ! kind="$(url_kind "$url")"; then
+    if ! url_kind "$url"; then
       unknown="the source $(shown_url "$url") has no scheme that this script knows: $URL_SCHEMES"
-    elif can_fetch "$kind"; then
+    elif can_fetch "$url_kind"; then
       doors[${#doors[@]}]="$url"
     else
       unknown=""

@@ -4,13 +4,12 @@
 # After a reconstruction: a full disk explains a failure, and many programs succeed although their last writes failed.
 # Argument: exit code of the reconstruction
 check_disk() {
-  local words
-  words="$(probe_disk .)"
-  [[ -z "$words" ]] || node_fault "the disk is full: outputs may be cut short, the reconstruction ended with $1: $words"
+  probe_disk .
+  [[ -z "$disk_error" ]] || node_fault "the disk is full: outputs may be cut short, the reconstruction ended with $1: $disk_error"
   (($1 != 0)) || return 0
-  words="$(probe_disk "${TMPDIR:-/tmp}")"
-  case "$words" in
-  *'No space'* | *[Qq]uota*) node_fault "the disk of ${TMPDIR:-/tmp} is full, the reconstruction ended with $1: $words" ;;
+  probe_disk "${TMPDIR:-/tmp}"
+  case "$disk_error" in
+  *'No space'* | *[Qq]uota*) node_fault "the disk of ${TMPDIR:-/tmp} is full, the reconstruction ended with $1: $disk_error" ;;
   esac
 }
 
