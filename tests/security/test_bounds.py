@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 import re
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from shim.web import bounds
 from shim.web.bounds import MAX_HEAD_BYTES
-from tests.support import CHECKOUT, PATIENCE_S, LiveShim, World
+from tests.support import PATIENCE_S, LiveShim, World, run_each
 
 GOOD = b"GET /osgprod/workscript.bash?project=p&cluster=1&process=%d&magic=m HTTP/1.1\r\nHost: x\r\n"
 
@@ -137,18 +137,23 @@ def test_request_that_is_not_http_gets_one_line(shim: LiveShim) -> None:
         assert b"Traceback" not in got
 
 
-@pytest.mark.parametrize(("name", "value"), [
-    ("OSGPROD_TRUSTED_PROXIES", "*"), ("OSGPROD_CLIENT_RATE", "many"), ("OSGPROD_BEARER_ISSUERS", "http://x"),
-    ("OSGPROD_BEARER_KEYS", "/nonexistent"), ("OSGPROD_POOL_SIZE", "0"),
-])  # fmt: skip
-def test_wrong_setting_ends_the_start_with_one_line_and_a_hint(name: str, value: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "shim", "serve", "--port", "0"],
-        cwd=CHECKOUT, env={"PATH": "/usr/bin:/bin", name: value}, capture_output=True, text=True, timeout=PATIENCE_S,
-    )  # fmt: skip
-    assert done.returncode == 2, done
-    lines = done.stderr.splitlines()
-    assert len(lines) == 2 and name in lines[0] and lines[1].startswith("hint: "), done.stderr
+WRONG_SETTINGS = {
+    "OSGPROD_TRUSTED_PROXIES": "*",
+    "OSGPROD_CLIENT_RATE": "many",
+    "OSGPROD_BEARER_ISSUERS": "http://x",
+    "OSGPROD_BEARER_KEYS": "/nonexistent",
+    "OSGPROD_POOL_SIZE": "0",
+}
+
+
+def test_wrong_setting_ends_the_start_with_one_line_and_a_hint(folder: Path) -> None:
+    ended = run_each(
+        [(["serve", "--port", "0"], {name: value}) for name, value in WRONG_SETTINGS.items()], folder
+    )
+    for name, done in zip(WRONG_SETTINGS, ended, strict=True):
+        assert done.returncode == 2, done
+        lines = done.stderr.splitlines()
+        assert len(lines) == 2 and name in lines[0] and lines[1].startswith("hint: "), done.stderr
 
 
 DATA_SEGMENTS_IN = 152  # in struct tcp_info of linux/tcp.h

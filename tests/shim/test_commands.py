@@ -688,7 +688,11 @@ def test_set_magic_asks_on_a_terminal_for_the_magic(world: World) -> None:
     assert world.checkout(1, magic="typed-by-hand")["status"] == "assigned"
 
 
-@pytest.mark.parametrize("command", ["status --json", "--help", "--version", "completion bash"])
+@pytest.mark.parametrize(
+    "command",
+    ["status --json", "--help"]
+    + [pytest.param(command, marks=pytest.mark.slow) for command in ("--version", "completion bash")],
+)
 def test_output_that_takes_nothing_is_one_line_with_a_hint(world: World, command: str) -> None:
     full = "osgprod: the output can't be written: No space left on device\nhint: make room on the disk\n"
     assert in_shell(f"{command} >/dev/full", world.dsn) == (1, full)

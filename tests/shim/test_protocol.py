@@ -6,6 +6,7 @@ import http.client
 import re
 import subprocess
 import threading
+import time
 import urllib.parse
 from pathlib import Path
 from typing import Any
@@ -97,8 +98,8 @@ def test_whole_life_of_a_slice(world: World, shim: LiveShim) -> None:
     assert (late.status_code, late.headers["Osgprod-Status"]) == (409, "superseded")
 
 
-def test_32_clients_over_http_get_all_201_blocks_once(world: World, shim: LiveShim) -> None:
-    world.add_file(201)
+def test_32_clients_over_http_get_all_blocks_once(world: World, shim: LiveShim) -> None:
+    world.add_file(99)
     lock, assigned, others = threading.Lock(), [], []
 
     def work(n: int, _: Any) -> None:
@@ -114,7 +115,7 @@ def test_32_clients_over_http_get_all_201_blocks_once(world: World, shim: LiveSh
 
     world.at_once(32, work)
     blocks = [int(a.headers["Osgprod-Slice"].rpartition("+")[2].split(",")[0]) for a in assigned]
-    assert sorted(blocks) == list(range(1, 202))
+    assert sorted(blocks) == list(range(1, 100))
     assert {a.headers["Osgprod-Status"] for a in others} == {"wait"}
 
 
@@ -161,13 +162,16 @@ BAD_REQUESTS = [
 
 def test_bad_request_is_one_clear_line_and_changes_nothing(world: World, shim: LiveShim) -> None:
     world.add_file(3)
+    said = []
     for target, status, words in BAD_REQUESTS:
         answer = shim.raw(target)
         lines = answer.text.splitlines()
         assert (answer.status_code, words in lines[0]) == (status, True), (target, lines)
         assert lines[1].startswith("# hint: "), target
         assert all(line.startswith("#") for line in lines), "an error is never a script that does something"
-        assert subprocess.run(["bash"], input=answer.content, capture_output=True).stdout == b""
+        said.append(answer.content)
+    ran = subprocess.run(["bash"], input=b"".join(said), capture_output=True)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, b"", b"")
     assert taken(world) == (0, 0, 0)
 
 
@@ -199,10 +203,13 @@ DECORATIONS = [
 ]
 
 
-@pytest.mark.parametrize("method", ["GET", "POST"])
-@pytest.mark.parametrize("exitcode", [0, 1])
+@pytest.mark.parametrize(
+    ("exitcode", "method"),
+    [(0, "POST"), (1, "GET")]
+    + [pytest.param(*which, marks=pytest.mark.slow) for which in ((0, "GET"), (1, "POST"))],
+)
 def test_a_report_counts_whatever_its_decoration_holds_and_the_answer_says_what_was_left_out(
-    world: World, shim: LiveShim, method: str, exitcode: int
+    world: World, shim: LiveShim, exitcode: int, method: str
 ) -> None:
     world.set(token_required=True, max_failures=100, backoff_s=0, max_fast_failures=9999)
     world.add_file(len(DECORATIONS))
@@ -465,13 +472,14 @@ def test_functions_renewed_under_traffic_disturb_nobody(world: World, shim: Live
         while not stop.is_set():
             statuses.append(shim.checkout(process).status_code)
             process += 1
+            time.sleep(0.005)  # or this one thread would keep a processor busy
 
     thread = threading.Thread(target=ask)
     for _ in range(20):
         assert shim.raw(f"workscript.ping?{GOOD}").status_code == 404  # prepared by now, on each connection
     thread.start()
     try:
-        for _ in range(3):
+        for _ in range(2):
             world.db.execute("DROP FUNCTION osgprod.alive()")  # so that there is something to renew
             assert len(migrate(world.dsn, say=lambda line: None)) == 1
         # What an upgrade may bring: another result type, which no prepared statement survives.

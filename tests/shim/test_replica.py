@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import subprocess
@@ -97,8 +98,8 @@ def primary() -> Iterator[Server]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.fixture
-def pair(primary: Server) -> Iterator[Pair]:
+@contextlib.contextmanager
+def replicated(primary: Server) -> Iterator[Pair]:
     folder = server_folder("replica")
     folder.chmod(0o777)
     (folder / "replica").mkdir()
@@ -120,6 +121,24 @@ def pair(primary: Server) -> Iterator[Pair]:
     finally:
         replica.stop()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def shared(primary: Server) -> Iterator[Pair]:
+    with replicated(primary) as pair:
+        yield pair
+
+
+@pytest.fixture
+def pair(request: pytest.FixtureRequest, primary: Server) -> Iterator[Pair]:
+    """A test that stops or promotes its replica has one of its own (marker own_replica); the others share one."""
+    if request.node.get_closest_marker("own_replica"):
+        with replicated(primary) as pair:
+            yield pair
+    else:
+        pair = request.getfixturevalue("shared")
+        yield pair
+        pair.go_on()
 
 
 @pytest.fixture
@@ -239,6 +258,7 @@ def test_replica_that_is_too_old_is_not_shown_until_it_has_caught_up(
     wait_until(is_back, "the replica is back")
 
 
+@pytest.mark.own_replica
 def test_copy_that_follows_the_primary_no_longer_is_found_out(
     pair: Pair, shim_of: Callable[..., LiveShim]
 ) -> None:
@@ -251,6 +271,7 @@ def test_copy_that_follows_the_primary_no_longer_is_found_out(
     wait_until(lambda: source(shim) == "primary", "pages are read from the primary")
 
 
+@pytest.mark.own_replica
 def test_replica_that_is_away_is_replaced_by_the_primary_until_it_is_back(
     pair: Pair, shim_of: Callable[..., LiveShim], monkeypatch: pytest.MonkeyPatch
 ) -> None:
