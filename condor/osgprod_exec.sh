@@ -408,13 +408,13 @@ http_request() {
   local url="$1" reply code=0
   shift
   http_url="$url"
-  # With -L and no redirect allowed, curl drops the body of a redirect and ends with 47. Newer versions of bash warn of a NUL
-  # that they leave out; the warning is discarded.
+  # With -L and no redirect allowed, curl drops the body of a redirect and ends with 47. The URL is not on its command line, since
+  # the query of a redirect may be a secret. Newer versions of bash warn of a NUL that they leave out; the warning is discarded.
   {
     reply="$(
       exec "${CURL[@]}" ${http_version:+"$http_version"} -f -L --max-redirs 0 --speed-limit 1000 --speed-time 120 \
         -K - -D /dev/stderr "$@" 2>&1 >&3 < <(
-          curl_option url "$url" # a redirect's query may be a secret
+          curl_option url "$url"
           storage_options "$url"
         )
     )" || code=$?

@@ -423,13 +423,13 @@ http_request() {
   local url="$1" reply code=0
   shift
   http_url="$url"
-  # With -L and no redirect allowed, curl drops the body of a redirect and ends with 47. Newer versions of bash warn of a NUL
-  # that they leave out; the warning is discarded.
+  # With -L and no redirect allowed, curl drops the body of a redirect and ends with 47. The URL is not on its command line, since
+  # the query of a redirect may be a secret. Newer versions of bash warn of a NUL that they leave out; the warning is discarded.
   {
     reply="$(
       exec "${CURL[@]}" ${http_version:+"$http_version"} -f -L --max-redirs 0 --speed-limit 1000 --speed-time 120 \
         -K - -D /dev/stderr "$@" 2>&1 >&3 < <(
-          curl_option url "$url" # a redirect's query may be a secret
+          curl_option url "$url"
           storage_options "$url"
         )
     )" || code=$?
@@ -1490,6 +1490,7 @@ check_room() {
 # --- merge by kind -----------------------------------------------------------------------------------------------
 
 readonly EXIT_NOT_MERGED=66 EXIT_NO_PROGRAM=127
+readonly MAX_HEADER_BYTES=1000000 # of an HDDM file; GlueX's have some 30,000
 
 run="" seqno=""  # digits of names
 merged_events="" # of a merged file; empty = they can't be counted
@@ -1560,9 +1561,9 @@ check_table() {
 # Sets run and seqno to the digits of names; seqno is empty when a whole run is merged.
 find_numbers() {
   # shellcheck disable=SC2154  # filled in by the server
-  run="$(printf '%06d' "$((10#$osgprod_run))")"
+  printf -v run '%06d' "$((10#$osgprod_run))"
   seqno=""
-  [[ ! "${osgprod_seqno:-}" =~ ^[0-9]+$ ]] || seqno="$(printf '%03d' "$((10#$osgprod_seqno))")"
+  [[ ! "${osgprod_seqno:-}" =~ ^[0-9]+$ ]] || printf -v seqno '%03d' "$((10#$osgprod_seqno))"
 }
 
 # Does each merged file have a name that no other merge of the project gives its own? The number of the run must be in its name or
@@ -1681,18 +1682,19 @@ merge_root() {
 }
 
 merge_hddm() {
-  local output="$1" path status=0 packed=false header first=""
+  local output="$1" path status=0 packed=false first="" differs=""
   shift
   for path in "$@"; do
-    [[ "$(head -c 5 "$path" | tr -d '\000')" == '<HDDM' && -n "$(sed -n '/^<\/HDDM>$/{p;q;}' "$path")" ]] ||
+    if ! hddm_header "$path"; then
       bad_input "${path%%/*}" "$path is no HDDM file"
+      continue
+    fi
+    [[ "$hddm_header" == "${first:=$hddm_header}" ]] || differs="$path"
     ! is_packed_hddm "$path" || packed=true
   done
   end_if_bad "${#osgprod_inputs[@]}"
-  for path in "$@"; do # before hddmcat blames a file: it is unclear which of them is wrong
-    header="$(sed -e '/^<\/HDDM>$/q' "$path" | cksum)"
-    [[ "$header" == "${first:=$header}" ]] || not_merged "$path has another header than $1: other software made it"
-  done
+  # Before hddmcat blames a file: it is unclear which of them is wrong.
+  [[ -z "$differs" ]] || not_merged "$differs has another header than $1: other software made it"
   if $packed; then # of what hddmcat makes of these, readers find the first file's records only
     command -v "$PYTHON" >/dev/null || no_program "$PYTHON"
   else
@@ -1703,9 +1705,23 @@ merge_hddm() {
   count_events hddm "$output" "$@"
 }
 
-# Is an HDDM file compressed? Then a control record is behind its header. Argument: file
+hddm_header="" # as the function of this name has set it
+
+# Sets hddm_header to the header of an HDDM file: the text up to the line </HDDM>. Fails when it has none. Argument: file
+hddm_header() {
+  local line
+  hddm_header=""
+  while ((${#hddm_header} < MAX_HEADER_BYTES)) && IFS= read -r -n "$MAX_HEADER_BYTES" line; do
+    hddm_header+="$line"$'\n'
+    [[ "$hddm_header" == '<HDDM'* ]] || return 1
+    [[ "$line" != '</HDDM>' ]] || return 0
+  done <"$1"
+  return 1
+}
+
+# Is the HDDM file compressed of which hddm_header has read the header? Then a control record is behind that. Argument: file
 is_packed_hddm() {
-  [[ "$(sed -e '1,/^<\/HDDM>$/d' -e q "$1" | head -c 8 | od -An -v -tx1 | tr -d ' \n')" == 0000000100000008 ]]
+  [[ "$(exec od -A n -v -t x1 -j "${#hddm_header}" -N 8 "$1")" == ' 00 00 00 01 00 00 00 08' ]]
 }
 
 merge_evio() {
@@ -1909,7 +1925,10 @@ send_merged() {
     done
   fi
   log "delivered $url, $bytes bytes${events:+, $events events}"
-  outputs_list+="${outputs_list:+,}{\"kind\":$(json_text "$kind"),\"url\":$(json_text "$url"),\"bytes\":$bytes,\"adler32\":\"$adler\""
+  json_text "$kind"
+  outputs_list+="${outputs_list:+,}{\"kind\":$json_text"
+  json_text "$url"
+  outputs_list+=",\"url\":$json_text,\"bytes\":$bytes,\"adler32\":\"$adler\""
   outputs_list+="${events:+,\"events\":$events}}"
   ((${#outputs_list} <= MAX_LIST_BYTES)) ||
     misconfigured "the list of merged files has ${#outputs_list} bytes: let merge_kinds have fewer kinds, at most $MAX_LIST_BYTES bytes fit"
@@ -1917,10 +1936,12 @@ send_merged() {
   add_to_report "outputs_list=[$outputs_list]" || node_fault "${OSGPROD_REPORT:-osgprod_report.txt} can't be written: is the disk full?"
 }
 
-# Prints a text as JSON has it. Argument: text without control characters
+json_text="" # as the function of this name has set it
+
+# Sets json_text to a text as JSON has it. Argument: text without control characters
 json_text() {
-  local text="${1//\\/\\\\}"
-  printf '"%s"' "${text//\"/\\\"}"
+  json_text="${1//\\/\\\\}"
+  json_text="\"${json_text//\"/\\\"}\""
 }
 
 # Reports to osgprod_exec.sh which inputs to remove when the server has accepted the report.

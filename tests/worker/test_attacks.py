@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.support import World, wait_until
-from tests.worker.conftest import EXEC, Node, living, report_of
+from tests.support import CHECKOUT, World, wait_until
+from tests.worker.conftest import EXEC, SHIPPED, Node, living, report_of
 from tests.worker.test_exec import DONE
 
 LATER = 30
@@ -94,3 +95,20 @@ def test_job_waits_for_work_as_long_as_it_may_though_the_clock_jumps(jump: str) 
         "MAX_WAIT_S=250; checkout 1 || echo $?"
     )
     assert waits == f"waits\nwaits\n{LATER}\n"
+
+
+# --- old shells ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("script", SHIPPED)
+def test_comment_inside_a_substitution_has_no_quote(script: str) -> None:
+    """Version 4.2 of bash reads a quote in a comment inside of <(...) inside of $(...) as the begin of a text."""
+    inside = 0
+    for number, line in enumerate((CHECKOUT / script).read_text().splitlines(), 1):
+        code, _, comment = f"{line} ".partition(" # ")
+        assert not inside or not set("'\"`") & set(comment), f"{script}:{number}"
+        if re.search(r"(\$|<|>)\($", code.rstrip()):
+            inside += 1
+        elif inside and re.fullmatch(r"\s*\)[^(]*", code):
+            inside -= 1
+    assert inside == 0

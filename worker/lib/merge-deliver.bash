@@ -128,7 +128,10 @@ send_merged() {
     done
   fi
   log "delivered $url, $bytes bytes${events:+, $events events}"
-  outputs_list+="${outputs_list:+,}{\"kind\":$(json_text "$kind"),\"url\":$(json_text "$url"),\"bytes\":$bytes,\"adler32\":\"$adler\""
+  json_text "$kind"
+  outputs_list+="${outputs_list:+,}{\"kind\":$json_text"
+  json_text "$url"
+  outputs_list+=",\"url\":$json_text,\"bytes\":$bytes,\"adler32\":\"$adler\""
   outputs_list+="${events:+,\"events\":$events}}"
   ((${#outputs_list} <= MAX_LIST_BYTES)) ||
     misconfigured "the list of merged files has ${#outputs_list} bytes: let merge_kinds have fewer kinds, at most $MAX_LIST_BYTES bytes fit"
@@ -136,10 +139,12 @@ send_merged() {
   add_to_report "outputs_list=[$outputs_list]" || node_fault "${OSGPROD_REPORT:-osgprod_report.txt} can't be written: is the disk full?"
 }
 
-# Prints a text as JSON has it. Argument: text without control characters
+json_text="" # as the function of this name has set it
+
+# Sets json_text to a text as JSON has it. Argument: text without control characters
 json_text() {
-  local text="${1//\\/\\\\}"
-  printf '"%s"' "${text//\"/\\\"}"
+  json_text="${1//\\/\\\\}"
+  json_text="\"${json_text//\"/\\\"}\""
 }
 
 # Reports to osgprod_exec.sh which inputs to remove when the server has accepted the report.

@@ -2,6 +2,7 @@
 # --- merge by kind -----------------------------------------------------------------------------------------------
 
 readonly EXIT_NOT_MERGED=66 EXIT_NO_PROGRAM=127
+readonly MAX_HEADER_BYTES=1000000 # of an HDDM file; GlueX's have some 30,000
 
 run="" seqno=""  # digits of names
 merged_events="" # of a merged file; empty = they can't be counted
@@ -72,9 +73,9 @@ check_table() {
 # Sets run and seqno to the digits of names; seqno is empty when a whole run is merged.
 find_numbers() {
   # shellcheck disable=SC2154  # filled in by the server
-  run="$(printf '%06d' "$((10#$osgprod_run))")"
+  printf -v run '%06d' "$((10#$osgprod_run))"
   seqno=""
-  [[ ! "${osgprod_seqno:-}" =~ ^[0-9]+$ ]] || seqno="$(printf '%03d' "$((10#$osgprod_seqno))")"
+  [[ ! "${osgprod_seqno:-}" =~ ^[0-9]+$ ]] || printf -v seqno '%03d' "$((10#$osgprod_seqno))"
 }
 
 # Does each merged file have a name that no other merge of the project gives its own? The number of the run must be in its name or
@@ -193,18 +194,19 @@ merge_root() {
 }
 
 merge_hddm() {
-  local output="$1" path status=0 packed=false header first=""
+  local output="$1" path status=0 packed=false first="" differs=""
   shift
   for path in "$@"; do
-    [[ "$(head -c 5 "$path" | tr -d '\000')" == '<HDDM' && -n "$(sed -n '/^<\/HDDM>$/{p;q;}' "$path")" ]] ||
+    if ! hddm_header "$path"; then
       bad_input "${path%%/*}" "$path is no HDDM file"
+      continue
+    fi
+    [[ "$hddm_header" == "${first:=$hddm_header}" ]] || differs="$path"
     ! is_packed_hddm "$path" || packed=true
   done
   end_if_bad "${#osgprod_inputs[@]}"
-  for path in "$@"; do # before hddmcat blames a file: it is unclear which of them is wrong
-    header="$(sed -e '/^<\/HDDM>$/q' "$path" | cksum)"
-    [[ "$header" == "${first:=$header}" ]] || not_merged "$path has another header than $1: other software made it"
-  done
+  # Before hddmcat blames a file: it is unclear which of them is wrong.
+  [[ -z "$differs" ]] || not_merged "$differs has another header than $1: other software made it"
   if $packed; then # of what hddmcat makes of these, readers find the first file's records only
     command -v "$PYTHON" >/dev/null || no_program "$PYTHON"
   else
@@ -215,9 +217,23 @@ merge_hddm() {
   count_events hddm "$output" "$@"
 }
 
-# Is an HDDM file compressed? Then a control record is behind its header. Argument: file
+hddm_header="" # as the function of this name has set it
+
+# Sets hddm_header to the header of an HDDM file: the text up to the line </HDDM>. Fails when it has none. Argument: file
+hddm_header() {
+  local line
+  hddm_header=""
+  while ((${#hddm_header} < MAX_HEADER_BYTES)) && IFS= read -r -n "$MAX_HEADER_BYTES" line; do
+    hddm_header+="$line"$'\n'
+    [[ "$hddm_header" == '<HDDM'* ]] || return 1
+    [[ "$line" != '</HDDM>' ]] || return 0
+  done <"$1"
+  return 1
+}
+
+# Is the HDDM file compressed of which hddm_header has read the header? Then a control record is behind that. Argument: file
 is_packed_hddm() {
-  [[ "$(sed -e '1,/^<\/HDDM>$/d' -e q "$1" | head -c 8 | od -An -v -tx1 | tr -d ' \n')" == 0000000100000008 ]]
+  [[ "$(exec od -A n -v -t x1 -j "${#hddm_header}" -N 8 "$1")" == ' 00 00 00 01 00 00 00 08' ]]
 }
 
 merge_evio() {
