@@ -29,6 +29,53 @@ def test_public_ci_begins_with_the_oldest_python_and_postgresql_that_we_support(
     assert versions("postgresql")[0] == str(OLDEST_SERVER // 10000)
 
 
+NOUNS = (
+    "answer|attempt|ban|block|call|connection|event|failure|fault|file|folder|function|hour|job|line|merge|migration|minute"
+    "|name|notification|output|place|process|project|record|request|row|run|setting|site|slice|start|success|time|worker"
+)
+# A number that can be 1, and a noun in the plural behind it.
+UNCOUNTED = {
+    "sql/functions/*/*.sql": rf"%s? (?:{NOUNS})(?:s|es)\b(?!:all)",
+    "shim/**/*.py": rf"\}} (?:{NOUNS})(?:s|es)\b(?!/h)",
+    "shim/dashboard/templates/*.html": rf"\}}\}} (?:{NOUNS})(?:s|es)\b(?!/h)",
+}
+# What is above 1 where the message is shown, or is no number.
+MORE_THAN_ONE = {
+    "of %s requests of the last 15 minutes",
+    "format('in %s merges', count(*))",
+    "format('merge %s has %s files of kind %s'",
+    "format('one of %s slices that job",
+    "format('%s attempts did it', count(*))",
+    "% names the merges of a worker",
+    "{MAX_EVENTS}",
+    "{MAX_BLOCKS} blocks",
+    "{MAX_WAITING} calls",
+    "{ASK_ABOVE} files",
+    "of the next {FILES_AHEAD} files",
+    "the first {looked} files",
+    "{host} names no director",
+    "{LONGEST_BAN_H} hours",
+    "{MOST_RUNS} runs",
+    "{{ map.files_a_cell }} files a cell",
+    "{most} events of run control",
+    "port {port} answers",
+}
+
+
+def test_no_message_counts_one_thing_in_the_plural() -> None:
+    """Messages count by osgprod._counted, shim.words.counted, and the filter noun of the dashboard's pages."""
+    found, used = [], set()
+    for pattern, uncounted in UNCOUNTED.items():
+        for path in sorted(CHECKOUT.glob(pattern)):
+            for number, line in enumerate(path.read_text().split("\n"), 1):
+                if re.search(uncounted, line) and not line.lstrip().startswith(("--", "#")):
+                    excused = {text for text in MORE_THAN_ONE if text in line}
+                    used |= excused
+                    found += [] if excused else [f"{path.relative_to(CHECKOUT)}:{number}: {line.strip()}"]
+    assert found == []
+    assert used == MORE_THAN_ONE, "the others are excused in vain"
+
+
 LEAVES = """
 import pathlib, subprocess, tempfile
 

@@ -16,6 +16,7 @@ import psycopg
 from shim import migrate, replica
 from shim.config import Settings
 from shim.database import POOLER_HINT, DatabaseError, call, connect, pooling
+from shim.words import noun
 from shim.workscript import TemplateError, TemplateFolder
 
 Finding = dict[str, Any]
@@ -161,10 +162,10 @@ def _tape(connection: psycopg.Connection[dict[str, Any]], name: str) -> Finding:
     away = sum(locality != "online" for locality in known)
     if not known:
         return _finding(f"tape of {name}", True, "storage was not asked, or can't tell", "")
-    found = f"{away} of the next {FILES_AHEAD} files {'is' if away == 1 else 'are'} on tape only"
+    found = f"of the next {FILES_AHEAD} files {away} {noun(away, 'is', 'are')} on tape only"
     if "gone" in known:
         gone = known.count("gone")
-        found = f"of the next {FILES_AHEAD} files {gone} are gone, {away - gone} on tape only"
+        found = f"of the next {FILES_AHEAD} files {gone} {noun(gone, 'is', 'are')} gone, {away - gone} on tape only"
     urls = f"osgprod rawdata list --project {name} --next 50 --urls"
     advice = f"stage them ({urls}), then osgprod rawdata check-online {name}"
     return _finding(f"tape of {name}", away == 0, found, advice)

@@ -29,6 +29,7 @@ from shim.cli.base import (
 )
 from shim.cli.terminal import cell, show, wants
 from shim.errors import WRONG, OperatorError
+from shim.words import counted
 
 if TYPE_CHECKING:
     import psycopg
@@ -175,13 +176,13 @@ def _keep_once(
     queue = _queue(project)
     count = jobs_to_submit(row["jobs"], queue, idle, most)
     if dry_run:
-        click.echo(f"{count} jobs would be submitted")
+        click.echo(f"{counted(count, 'job')} would be submitted")
         return None
     if count:
         click.echo(_submit(project, count, arguments))
     return (
-        f"{row['slices_left']} slices left, {queue[IDLE]} jobs idle, {queue[RUNNING]} running, {queue[HELD]} held"
-        + (f"; {row['reason']}" if row["reason"] else "")
+        f"{counted(row['slices_left'], 'slice')} left, {counted(queue[IDLE], 'job')} idle,"
+        f" {queue[RUNNING]} running, {queue[HELD]} held" + (f"; {row['reason']}" if row["reason"] else "")
     )
 
 
@@ -214,7 +215,7 @@ def _queue(project: str) -> Counter[int]:
 def _submit(project: str, count: int, arguments: Sequence[str]) -> str:
     mark = ("-append", f'My.{ATTRIBUTE} = "{project}"')
     answer = _condor("condor_submit", *mark, *arguments, f"count={count}").strip().splitlines()
-    return answer[-1] if answer else f"{count} jobs submitted"
+    return answer[-1] if answer else f"{counted(count, 'job')} submitted"
 
 
 def _condor(*command: str) -> str:

@@ -21,6 +21,7 @@ from shim.cli.base import (
     runs_option,
 )
 from shim.cli.terminal import Bar, show, working
+from shim.words import counted
 
 NO_OUTPUT = "no such output: jobs report what they delivered (docs/outputs.md)"
 AGAIN_S = 30.0
@@ -153,7 +154,7 @@ def outputs_check(
     if orphans is not None:
         found: list[dict[str, Any]] = []
         counts = delivered.orphans(project, orphans, older_than, lambda url: found.append({"url": url}))
-        show(found, as_json, f"no orphan among {counts['files']} files")
+        show(found, as_json, f"no orphan among {counted(counts['files'], 'file')}")
         return
 
     def say(row: dict[str, Any]) -> None:
@@ -161,7 +162,7 @@ def outputs_check(
 
     def sure(bad: int, files: int) -> None:
         confirm(
-            f"the slices and merges of {bad} of {files} files would be requeued",
+            f"the slices and merges of {bad} of {counted(files, 'file')} would be requeued",
             every or bad <= ASK_ABOVE,
             "--dry-run counts them; --all requeues them",
         )
@@ -217,7 +218,7 @@ def outputs_manifest(project: str, runs: list[int] | None, output: TextIO) -> No
 
     counts = delivered.manifest(project, runs, output)
     if output is not sys.stdout:
-        click.echo(f"{counts['outputs']} outputs of {counts['files']} files", err=True)
+        click.echo(f"{counted(counts['outputs'], 'output')} of {counted(counts['files'], 'file')}", err=True)
 
 
 @osgprod.group()

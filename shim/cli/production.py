@@ -27,6 +27,7 @@ from shim.cli.base import (
     project_argument,
 )
 from shim.cli.terminal import cell, show, working
+from shim.words import counted, noun
 
 # What a narrow terminal has no room for, in the order in which it is left out.
 SPARE = ("core_hours_left", "core_hours_done", "bytes", "events", "bytes_done", "events_done", "is_complete",
@@ -91,12 +92,12 @@ def health(project: str | None, as_json: bool) -> None:
 @project_argument
 @hours_option(6)
 @as_json
-def estimate(project: str, hours: int | None, as_json: bool) -> None:
+def estimate(project: str, hours: int, as_json: bool) -> None:
     """Estimate when a project will be done."""
     rows = look("estimate", project=project, hours=hours)
     show(rows, as_json)
     if not as_json and rows[0]["ends_at"] is None:
-        click.echo(f"no block was done in the last {hours} hours: no estimate", err=True)
+        click.echo(f"no block was done in the last {counted(hours, 'hour')}: no estimate", err=True)
 
 
 @osgprod.command()
@@ -308,7 +309,8 @@ def workers_stop(project: str, worker: str | None, site: str | None, dry_run: bo
     name = _meant(worker, site)
     rows = change("stop_jobs", dry_run, project=project, worker=name)
     stopped = rows[0]["stop_jobs"]
-    click.echo(f"{stopped} attempts {'would be' if dry_run else 'are'} stopped, each at its next heartbeat")
+    verb = "would be" if dry_run else noun(stopped, "is", "are")
+    click.echo(f"{counted(stopped, 'attempt')} {verb} stopped, each at its next heartbeat")
     if not stopped and name != "all":
         _warn_of_unknown(project, worker, site)
 

@@ -26,6 +26,7 @@ from shim.cli.base import (
 )
 from shim.cli.terminal import show
 from shim.errors import WRONG, OperatorError
+from shim.words import counted
 
 if TYPE_CHECKING:
     import psycopg
@@ -191,12 +192,13 @@ def project_stop(project: str, wait: bool, interval: float, dry_run: bool) -> No
     Jobs that send no heartbeats run to their end. osgprod project resume assigns work again.
     """
     left = change("stop_project", dry_run, project=project)[0]["stop_project"]
-    click.echo(f"project {project} {'would be' if dry_run else 'is'} stopped; {left} jobs still run")
+    runs = counted(left, "job still runs", "jobs still run")
+    click.echo(f"project {project} {'would be' if dry_run else 'is'} stopped; {runs}")
     with contextlib.suppress(KeyboardInterrupt):
         while wait and left and not dry_run:
             time.sleep(interval)
             left = ask("amounts", project=project)[0]["running"]
-            click.echo(f"{left} jobs still run")
+            click.echo(counted(left, "job still runs", "jobs still run"))
 
 
 @project.command("export")

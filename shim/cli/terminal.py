@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.cells import cell_len
 
+from shim.words import counted
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
@@ -65,7 +67,7 @@ def show(
         for line in table(rows, columns, wrapped, spare):
             click.echo(line)
     if len(rows) == limit:
-        click.echo(f"osgprod: {limit} rows shown, there may be more: --limit N", err=True)
+        click.echo(f"osgprod: {counted(limit, 'row')} shown, there may be more: --limit N", err=True)
 
 
 def wants(option: str) -> bool:

@@ -28,6 +28,7 @@ from shim.cli.base import (
 )
 from shim.cli.terminal import Bar, show, working
 from shim.errors import OperatorError
+from shim.words import counted, noun
 
 TIMES = ("%Y-%m-%d", "%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M:%S")  # of --since
 
@@ -278,16 +279,18 @@ def slices_load(
     """
     if runs is None and not every and not dry_run:
         periods = ask("run_periods")
-        listed = ", ".join(f"{p['first_run']}-{p['last_run']} ({p['files']} files)" for p in periods)
+        listed = ", ".join(
+            f"{p['first_run']}-{p['last_run']} ({counted(p['files'], 'file')})" for p in periods
+        )
         confirm(
-            f"this loads the files of {len(periods)} run periods: {listed}",
+            f"this loads the files of {counted(len(periods), 'run period')}: {listed}",
             len(periods) < 2,
             "--runs says which, like --runs 71350-71400; or --all. osgprod slices unload takes files back",
         )
     if start_over and not is_certain and not dry_run:
         done, leased = _blocks_to_forget(project, runs)
         confirm(
-            f"{done} blocks of project {project} that are done and {leased} that are leased would be processed again",
+            f"blocks of project {project} would be processed again: {done} that are done, {leased} that are leased",
             not done + leased,
             f"to process quarantined or failed slices again: osgprod slices recycle {project}; or --yes",
         )
@@ -414,7 +417,7 @@ def slices_recycle(
     if "done" in states and not is_chosen and not dry_run:
         blocks = ask("progress", project=project)[0]["blocks_done"]
         confirm(
-            f"all {blocks} blocks of project {project} that are done would be processed again",
+            f"all blocks of project {project} that are done would be processed again: {blocks}",
             every or not blocks,
             "choose some with --runs, --path, --exit-code, --client or --since; or --all",
         )
@@ -424,5 +427,8 @@ def slices_recycle(
     show(rows, as_json, "no such slice")
     if rows:
         blocks = sum(row["block2"] - row["block1"] for row in rows)
-        verb = "would be" if dry_run else "are"
-        click.echo(f"osgprod: {len(rows)} slices with {blocks} blocks {verb} requeued", err=True)
+        verb = "would be" if dry_run else noun(len(rows), "is", "are")
+        click.echo(
+            f"osgprod: {counted(len(rows), 'slice')} with {counted(blocks, 'block')} {verb} requeued",
+            err=True,
+        )

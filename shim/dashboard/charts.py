@@ -11,6 +11,8 @@ from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from typing import Any
 
+from shim.words import counted
+
 Row = Mapping[str, Any]
 
 PARTS = ("done", "leased", "ready", "quarantined", "unallocated")
@@ -74,7 +76,8 @@ def plot(rows: Sequence[Row], width: int = 1160, height: int = 170, marks: int =
             "height": round(base * rate / top, 2),
             "bad_y": base + 2,
             "bad_height": round(bad_px * failures / max(*bad, 1), 2) if failures else 0,
-            "text": f"{row['began_at'].astimezone(UTC):%d %b %H:%M} UTC: {rate:,.0f} blocks/h, {failures} bad ends",
+            "text": f"{row['began_at'].astimezone(UTC):%d %b %H:%M} UTC: {rate:,.0f} blocks/h,"
+            f" {counted(failures, 'bad end')}",
         }
         for n, (row, rate, failures) in enumerate(zip(rows, per_hour, bad, strict=True))
     ]
@@ -232,7 +235,7 @@ def file_map(rows: Sequence[Row]) -> dict[str, Any]:
             "run": row["first_run"],
             "last_run": row["last_run"],
             "name": runs_text(row),
-            "text": f"{runs_text(row)}: {row['files_finished']} of {row['files']} files finished,"
+            "text": f"{runs_text(row)}: {row['files_finished']} of {counted(row['files'], 'file')} finished,"
             f" {100 * row['blocks_done'] // max(row['blocks'], 1)} % of blocks done",
             "is_labelled": y % every == 0,
             "label_y": y * row_px + min(row_px, LABEL_PX) - 4,

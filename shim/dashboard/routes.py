@@ -36,6 +36,7 @@ from shim.web.guard import Guard
 from shim.web.metrics import CONTENT_TYPE, QUERIES, Metrics
 from shim.web.operators import Operators, is_from_here
 from shim.web.parameters import BadRequest
+from shim.words import noun
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -139,6 +140,7 @@ class Dashboard:
             "short": formats.short,
             "commands": formats.commands,
             "runs": charts.runs_text,
+            "noun": noun,
         }
 
     def routes(self) -> list[BaseRoute]:

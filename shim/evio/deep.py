@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from shim.evio.errors import EvioError
 from shim.evio.source import Source
+from shim.words import counted
 
 HEADER_BYTES = 32
 DICTIONARY_BIT = 1 << 8
@@ -66,9 +67,7 @@ def check_counts(source: Source, byte_order: str, begins: Sequence[int], version
             position, banks = at + 4 * header_words + index_bytes + user_bytes + -user_bytes % 4, count
         for number in range(banks):
             if position + 8 > block_end:
-                raise fail(
-                    at + 12, f"{count} events are counted in a block that holds {number - banks + count}"
-                )
+                raise fail(at + 12, _miscounted(count, f"that holds {number - banks + count}"))
             if not begin <= position <= end - 4:
                 load(position, 4, chunk)
             (words,) = word(data, position - begin)
@@ -76,7 +75,8 @@ def check_counts(source: Source, byte_order: str, begins: Sequence[int], version
                 raise fail(position, "an event's length reaches beyond its block")
             position += 4 * (words + 1)
         if position != block_end:
-            raise fail(
-                at + 12,
-                f"{count} events are counted in a block with more: {block_end - position} bytes follow",
-            )
+            raise fail(at + 12, _miscounted(count, f"with more: {block_end - position} bytes follow"))
+
+
+def _miscounted(count: int, block: str) -> str:
+    return f"{counted(count, 'event is', 'events are')} counted in a block {block}"

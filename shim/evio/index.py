@@ -32,6 +32,7 @@ from shim.evio.head import Event, Head, Piece, TooManyControlEvents, read_head
 from shim.evio.remote import open_source
 from shim.evio.source import LocalFile, Source
 from shim.evio.tags import BEGIN_OF_RUN
+from shim.words import counted
 
 HEADER_WORDS = 8
 HEADER_BYTES = 4 * HEADER_WORDS
@@ -204,11 +205,11 @@ class _Reader:
         if not blocks:
             raise self._error(0, "no block holds an event")
         if isinstance(blocks, range):  # of blocks without empty ones between
-            offsets, counted = starts[: len(blocks) + 1], counts[: len(blocks)]
+            offsets, counts_of = starts[: len(blocks) + 1], counts[: len(blocks)]
         else:
             offsets = array("q", [*map(starts.__getitem__, blocks), starts[blocks[-1] + 1]])
-            counted = array("I", map(counts.__getitem__, blocks))
-        events = array("q", accumulate(counted, initial=0))
+            counts_of = array("I", map(counts.__getitem__, blocks))
+        events = array("q", accumulate(counts_of, initial=0))
         if events[-1] > MAX_EVENTS:
             raise self._error(0, f"{events[-1]} events in all its blocks, more than {MAX_EVENTS}")
         is_4 = self._version == VERSION
@@ -395,9 +396,9 @@ class _Reader:
         if self._version == RECORD_VERSION:
             return self._error(
                 offset + 12,
-                f"{count} events in a record of {length} words with an index of {index_bytes} bytes",
+                f"{counted(count, 'event')} in a record of {length} words with an index of {index_bytes} bytes",
             )
-        return self._error(offset + 12, f"{count} events can't be in a block of {length} words")
+        return self._error(offset + 12, f"{counted(count, 'event')} can't be in a block of {length} words")
 
     @staticmethod
     def _is_bad_record(length: int, count: int, index_bytes: int, info: int) -> bool:

@@ -33,6 +33,7 @@ from shim.evio.writer import write_file
 from shim.local.embedded import temporary_server
 from shim.migrate import migrate
 from shim.registry import register
+from shim.words import counted
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 PROJECT, MAGIC = "demo", "my magic"
@@ -273,7 +274,7 @@ class _Demo:
 
     def _bar(self, progress: dict[str, Any]) -> None:
         done, blocks = int(progress["blocks_done"]), int(progress["blocks"])
-        text = f"  [{'#' * (40 * done // blocks):40}] {done} of {blocks} blocks done"
+        text = f"  [{'#' * (40 * done // blocks):40}] {done} of {counted(blocks, 'block')} done"
         if text == self._shown:
             return
         self._shown = text
@@ -299,18 +300,21 @@ class _Demo:
         print()
         for (name, nblocks, _), numbers in zip(FILES, events, strict=True):
             seen_once = sum(1 for number in numbers if seen[number] == 1)
-            self._say(f"{name}: {nblocks} blocks, {len(numbers)} events, {seen_once} of them seen once")
-        self._say(
-            f"{sum(self._starts.values())} job starts in {took_s:.0f} s, verify found {len(faults)} faults"
-        )
+            amounts = f"{counted(nblocks, 'block')}, {counted(len(numbers), 'event')}"
+            self._say(f"{name}: {amounts}, {seen_once} of them seen once")
+        starts = counted(sum(self._starts.values()), "job start")
+        self._say(f"{starts} in {took_s:.0f} s, verify found {counted(len(faults), 'fault')}")
         if len(merged) != len(FILES):
             raise DemoFailed(f"{len(merged)} merged files of {len(FILES)}: {[path.name for path in merged]}")
         if faults or once != len(expected) or seen.total() != once:
-            raise DemoFailed(f"{once} of {len(expected)} events seen once, {seen.total()} in all; {faults}")
+            raise DemoFailed(
+                f"{once} of {counted(len(expected), 'event')} seen once, {seen.total()} in all; {faults}"
+            )
         print(
-            f"demo: {progress['files_finished']} files, {progress['blocks_done']} of {progress['blocks']} blocks"
-            f" done exactly once, {once} of {len(expected)} events,"
-            f" {len(merged)} merged files delivered"
+            f"demo: {counted(progress['files_finished'], 'file')},"
+            f" {progress['blocks_done']} of {counted(progress['blocks'], 'block')}"
+            f" done exactly once, {once} of {counted(len(expected), 'event')},"
+            f" {counted(len(merged), 'merged file')} delivered"
         )
 
 

@@ -232,9 +232,7 @@ def test_deep_walk_counts_the_banks_of_records_that_are_not_compressed(folder: P
     two = record(1, [event(1, words=2) + event(2, words=2)])  # one, says the header
     (folder / NAME).write_bytes(file_of_records([two]))
     assert read_index(folder / NAME).nblocks == 1
-    with pytest.raises(
-        EvioError, match=r"byte 68: 1 events are counted in a block with more: 20 bytes follow"
-    ):
+    with pytest.raises(EvioError, match=r"byte 68: 1 event is counted in a block with more: 20 bytes follow"):
         read_index(folder / NAME, is_deep=True)
 
 

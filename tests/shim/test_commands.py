@@ -141,7 +141,7 @@ def test_list_that_may_go_on_says_so_and_its_help_names_the_limit(
     for format_ in ([], ["--json"]):
         cut = run(*arguments, "--limit", 1, *format_)
         assert cut.exit_code == 0
-        assert cut.stderr == "osgprod: 1 rows shown, there may be more: --limit N\n"
+        assert cut.stderr == "osgprod: 1 row shown, there may be more: --limit N\n"
         assert run(*arguments, *format_).stderr == "", "all there is needs no word"
     number = 20 if arguments[0] == "workers" else 100
     assert re.search(
@@ -526,10 +526,10 @@ def test_project_is_removed_only_without_live_attempts_and_by_force_when_work_wa
     world.add_file(2)
     world.checkout(0)
     live = run("project", "remove", "p", "--force")
-    assert live.exit_code == 1 and "project p has 1 live attempts" in live.stderr
+    assert live.exit_code == 1 and "project p has 1 live attempt" in live.stderr
     world.report(0)
     done = run("project", "remove", "p")
-    assert done.exit_code == 1 and "project p has 1 blocks done" in done.stderr
+    assert done.exit_code == 1 and "project p has 1 block done" in done.stderr
     assert "osgprod project export p DIR" in done.stderr
     counts = {"files": 1, "slices": 1, "blocks_done": 1, "attempts": 1, "reports": 1}
     assert json.loads(run("project", "remove", "p", "--dry-run", "--json").stdout) == [counts]
@@ -1106,7 +1106,7 @@ def test_files_of_several_run_periods_are_loaded_only_when_it_is_said(run: Run, 
         world.add_file(1, run=number, project=None)
     refused = run("slices", "load", "p")
     assert refused.exit_code == 1
-    assert "files of 2 run periods: 30301-30302 (2 files), 71350-71350 (1 files)" in refused.stderr
+    assert "files of 2 run periods: 30301-30302 (2 files), 71350-71350 (1 file)" in refused.stderr
     assert "--runs" in refused.stderr and "--all" in refused.stderr
     assert world.progress()["files"] == 0
     assert rows_of(run("slices", "load", "p", "--runs", "30301-30302", "--json"))[0]["files"] == 2
@@ -1123,7 +1123,7 @@ def test_one_run_period_is_loaded_without_a_word(run: Run, world: World) -> None
 
 def test_done_slices_are_recycled_only_when_chosen_or_confirmed(run: Run, busy: World) -> None:
     refused = run("slices", "recycle", "p", "--state", "done")
-    assert refused.exit_code == 1 and "all 2 blocks of project p that are done" in refused.stderr
+    assert refused.exit_code == 1 and "that are done would be processed again: 2" in refused.stderr
     assert busy.progress()["blocks_done"] == 2
     said = run("slices", "recycle", "p", "--state", "done", "--runs", "1")
     assert said.exit_code == 0 and "2 slices with 2 blocks are requeued" in said.stderr
@@ -1246,7 +1246,7 @@ def test_slices_load_asks_before_it_forgets_work_that_is_done(world: World, run:
     world.checkout(1)
     done = run("slices", "load", "p", "--reset")
     assert done.exit_code == 1
-    assert "1 blocks of project p that are done and 1 that are leased would be processed again" in done.stderr
+    assert "blocks of project p would be processed again: 1 that are done, 1 that are leased" in done.stderr
     assert "--yes" in done.stderr
     assert world.progress()["blocks_done"] == 1
     assert run("slices", "load", "p", "--reset", "--runs", "1").exit_code == 1

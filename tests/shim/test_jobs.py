@@ -225,15 +225,15 @@ def test_keeper_survives_hiccups_of_htcondor_and_of_the_database(world: World, q
         known = len(text)
 
     try:
-        wait_for("1 jobs idle")
+        wait_for("1 job idle")
         become("condor_q", "#!/bin/bash\necho 'failed to fetch ads' >&2; exit 1\n")
         wait_for("failed to fetch ads; trying again")
         become("condor_q", CONDOR_Q)
-        wait_for("1 jobs idle")
+        wait_for("1 job idle")
         world.db.execute("ALTER FUNCTION osgprod.jobs_needed RENAME TO away")
         wait_for("jobs_needed")
         world.db.execute("ALTER FUNCTION osgprod.away RENAME TO jobs_needed")
-        wait_for("1 jobs idle")
+        wait_for("1 job idle")
         world.checkout(0)
         world.report(0)
         assert keeper.wait(timeout=PATIENCE_S) == 0

@@ -350,7 +350,7 @@ def test_job_that_gives_a_backup_up_has_no_part_in_its_slice_any_more(world: Wor
         assert world.checkout(7, host="wn7")["block1"] == 2
     for _ in range(2):
         answer = world.checkout(7, host="wn7")
-        assert (answer["status"], "has started 3 times on its work" in answer["message"]) == ("wait", True)
+        assert (answer["status"], "has started too often on its work" in answer["message"]) == ("wait", True)
     if ticks:
         world.add_file(1, seqno=2)
         world.tick()

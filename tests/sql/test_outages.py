@@ -148,7 +148,7 @@ def test_job_that_restarts_for_ever_gives_its_slice_up(world: World) -> None:
     assert [world.checkout(0, host="short-pilot")["block1"] for _ in range(5)] == [1] * 5
     answer = world.checkout(0, host="short-pilot")
     assert answer["status"] == "wait"
-    assert "has started 5 times on its work without a report" in answer["message"]
+    assert "has started too often on its work without a report (max_starts = 5)" in answer["message"]
     assert world.tick() == 1
     assert world.checkout(0, host="short-pilot")["block1"] == 2, "the first is for another worker"
     history = call(world.db, "job_history", project="p", cluster=1, process=0)

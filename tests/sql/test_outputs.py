@@ -518,7 +518,7 @@ def test_export_has_what_was_delivered_and_a_leased_merge_keeps_its_project(
     merging: World, tmp_path: Path
 ) -> None:
     merging.checkout(10)
-    with pytest.raises(psycopg.Error, match="project p has 1 live attempts"):
+    with pytest.raises(psycopg.Error, match="project p has 1 live attempt"):
         call(merging.db, "remove_project", project="p", force=True)
     merging.report(10, outputs_list=merged("a", "b"))
     rows = export_project("p", tmp_path / "exported")

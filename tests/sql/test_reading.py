@@ -422,7 +422,7 @@ def test_diagnosis_names_each_fault_and_what_to_do(world: World) -> None:
     world.db.execute("GRANT SELECT ON osgprod_data.projects TO osgprod_worker")
     found = {row["what"]: row for row in call(world.db, "diagnose")}
     assert not found["leases of p"]["is_well"] and not found["shim cannot read tables"]["is_well"]
-    assert found["leases of p"]["found"].startswith("1 slices or merges whose leases expired")
+    assert found["leases of p"]["found"].startswith("1 slice or merge whose lease expired")
     assert found["shim cannot read tables"]["found"] == "projects"
     assert found["work of p"]["is_well"]
 
@@ -659,7 +659,7 @@ def test_production_whose_merge_waits_for_a_quarantined_block_is_not_called_done
         world.checkout(process)
         world.report(process, code)
     found = {row["what"]: row for row in call(world.db, "health", project="p")}
-    assert "done" not in found and found["unmerged"]["found"].endswith("1 merges are left")
+    assert "done" not in found and found["unmerged"]["found"].endswith("1 merge is left")
     assert "merge_incomplete=true" in found["unmerged"]["advice"]
     assert not call(world.db, "amounts", project="p")[0]["is_idle"]
     world.set(merge_by="none")

@@ -226,7 +226,7 @@ def test_a_success_whose_events_contradict_the_index_is_recorded_and_shown_by_he
     found = call(world.db, "verify", project="p")
     assert [(row["block1"], row["fault"]) for row in found] == [(1, "done, but 1 of 11 events read")]
     (row,) = [row for row in call(world.db, "health", project="p") if row["what"] == "contradicted"]
-    assert row["level"] == "attention" and row["found"].startswith("1 done slices")
+    assert row["level"] == "attention" and row["found"].startswith("1 done slice whose job")
     call(world.db, "recycle", project="p", states=["done"])
     assert call(world.db, "verify", project="p") == [], "recycled work doesn't contradict anything"
 

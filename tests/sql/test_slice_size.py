@@ -87,7 +87,7 @@ def test_growth_is_named_as_the_reason(timed: World) -> None:
     measure(timed)
     row = size(timed, cpus=2)
     assert (row["blocks"], row["limited_by"]) == (8, "growth")
-    assert "the largest recent success had 1 blocks a core" in row["why"]
+    assert "the largest recent success had 1 block a core" in row["why"]
 
 
 def test_blocks_of_a_core_are_what_is_measured(timed: World) -> None:

@@ -66,7 +66,7 @@ def test_project_that_no_job_has_reached_is_not_called_healthy(world: World) -> 
     assert list(findings(world)) == ["waiting"]
     world.checkout(0)
     world.report(0)
-    assert findings(world)["healthy"]["found"].startswith("1 blocks done since ")
+    assert findings(world)["healthy"]["found"].startswith("1 block done since ")
 
 
 @pytest.mark.history_by_hand
@@ -112,7 +112,9 @@ def test_health_names_leases_without_progress_and_jobs_that_start_again_and_agai
         world.db.execute("UPDATE osgprod_data.attempts SET started_at = started_at - interval '2 min'")
         assert world.checkout(2)["nstarts"] > 0
     found = findings(world)
-    assert "12 times" in found["restarting"]["found"] and found["restarting"]["found"].startswith("1 jobs")
+    assert "starts are 12" in found["restarting"]["found"] and found["restarting"]["found"].startswith(
+        "1 job has"
+    )
     assert "without-progress" not in found
     world.db.execute("UPDATE osgprod_data.attempts SET started_at = started_at - interval '20 h'")
     assert findings(world)["without-progress"]["found"].startswith(
@@ -459,9 +461,7 @@ def test_work_that_is_all_on_tape_is_named_so(world: World) -> None:
 
     storage_has_it("nearline")
     assert set(findings(world)) == {"on-tape"}
-    assert findings(world)["on-tape"]["found"].startswith(
-        "no block can be assigned: 1 files are on tape only"
-    )
+    assert findings(world)["on-tape"]["found"].startswith("no block can be assigned: 1 file is on tape only")
     world.add_file(1, seqno=2)
     assert "on-tape" not in findings(world), "there is other work"
     storage_has_it("online")
@@ -485,7 +485,7 @@ def test_health_names_a_wrong_setting_of_slices_and_merges_though_it_counts_agai
     world.checkout(0, host="wn0")
     world.report(0, 74, fault="setting", reason="configuration: no output folder", host="wn0")
     assert findings(world)["wrong-setting"]["found"] == (
-        "1 attempts of the last hour ended since a setting is wrong; the last: configuration: no output folder"
+        "1 attempt of the last hour ended since a setting is wrong; the last: configuration: no output folder"
     )
     world.checkout(1, host="wn1")
     world.report(1, host="wn1")

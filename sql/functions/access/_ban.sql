@@ -94,7 +94,7 @@ BEGIN
     END IF;
     v_ban.times := CASE WHEN v_on_probation THEN v_ban.times + 1 ELSE 1 END;
     v_reason := CASE WHEN v_on_probation THEN format('failed again within %s s after its last ban', p_project.fast_failure_s)
-        ELSE format('%s of its last %s attempts failed within %s s', v_fast, v_all, p_project.fast_failure_s) END;
+        ELSE format('%s of its last %s failed within %s s', v_fast, osgprod._counted(v_all, 'attempt'), p_project.fast_failure_s) END;
     IF NOT osgprod._ban(p_project, p_worker, v_ban.times, v_reason) THEN
         RETURN;
     END IF;

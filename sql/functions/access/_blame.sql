@@ -267,16 +267,16 @@ DECLARE
     v_is_merge boolean := p_failure.merge_id IS NOT NULL;
     v_reason   text := CASE p_cause.scope
         WHEN 'project' THEN CASE p_failure.fault
-            WHEN 'fetch' THEN format('the input can''t be read: %s files', p_cause.files)
-            WHEN 'delivery' THEN format('outputs can''t be delivered: %s attempts', p_cause.failures)
-            ELSE format('all attempts fail alike with exit code %s: %s attempts', p_failure.exit_code, p_cause.failures) END
-            || format(' by %s workers at %s', p_cause.workers, CASE WHEN cardinality(p_cause.places) <= 3
+            WHEN 'fetch' THEN 'the input can''t be read: ' || osgprod._counted(p_cause.files, 'file')
+            WHEN 'delivery' THEN 'outputs can''t be delivered: ' || osgprod._counted(p_cause.failures, 'attempt')
+            ELSE format('all attempts fail alike with exit code %s: %s', p_failure.exit_code, osgprod._counted(p_cause.failures, 'attempt')) END
+            || format(' by %s at %s', osgprod._counted(p_cause.workers, 'worker'), CASE WHEN cardinality(p_cause.places) <= 3
                 THEN array_to_string(p_cause.places, ', ') ELSE cardinality(p_cause.places) || ' places' END)
-        WHEN 'place' THEN format('%s attempts by %s workers failed there, none succeeded', p_cause.failures, p_cause.workers)
-        WHEN 'file' THEN CASE p_failure.fault WHEN 'fetch' THEN format('%s workers can''t read it', p_cause.workers)
+        WHEN 'place' THEN format('%s by %s failed there, none succeeded', osgprod._counted(p_cause.failures, 'attempt'), osgprod._counted(p_cause.workers, 'worker'))
+        WHEN 'file' THEN CASE p_failure.fault WHEN 'fetch' THEN osgprod._counted(p_cause.workers, 'worker') || ' can''t read it'
             ELSE format('%s of its slices failed at their first attempts with exit code %s', p_cause.slices, p_failure.exit_code) END
-        WHEN 'address' THEN format('%s attempts under %s names failed within %s s', p_cause.failures, p_cause.workers,
-            p_project.fast_failure_s)
+        WHEN 'address' THEN format('%s under %s failed within %s s', osgprod._counted(p_cause.failures, 'attempt'),
+            osgprod._counted(p_cause.workers, 'name'), p_project.fast_failure_s)
         ELSE format('%s of its merges failed, none succeeded', p_cause.failures) END
         || coalesce('; the last: ' || p_failure.reason, '');
 BEGIN

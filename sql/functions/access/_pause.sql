@@ -114,8 +114,8 @@ BEGIN
             'it tries again with one job at a time, and resumes by itself; osgprod project resume ends the pause now'] END;
     ELSIF p_project.unproven > 0 AND (NOT pg_try_advisory_xact_lock(p_project.project_id, -3)
             OR osgprod._live_since(p_project.project_id, p_project.tested_since) >= p_project.probe_jobs) THEN
-        RETURN ARRAY[NULL, format('the first %s jobs of project %s are a test, and %s successes are still lacking',
-            p_project.probe_jobs, p_project.name, p_project.unproven)];
+        RETURN ARRAY[NULL, format('the first jobs of project %s are a test (probe_jobs = %s), and successes are still lacking: %s',
+            p_project.name, p_project.probe_jobs, p_project.unproven)];
     END IF;
     RETURN NULL;
 END

@@ -285,7 +285,7 @@ BEGIN
                AND osgprod._is_of_job(a, p_call)
              ORDER BY a.nstart DESC LIMIT greatest(p_project.max_starts_per_min, p_project.max_starts, 20)) x;
     IF v_starts.in_a_minute >= p_project.max_starts_per_min THEN
-        problem := ARRAY['OG602', format('%s has started %s times within a minute', v_job, p_project.max_starts_per_min),
+        problem := ARRAY['OG602', format('%s has started too often within a minute (max_starts_per_min = %s)', v_job, p_project.max_starts_per_min),
             'wait a minute; see why the job restarts'];
         RETURN;
     ELSIF NOT p_may_wait AND (p_last.merge_id IS NOT NULL
@@ -317,7 +317,7 @@ BEGIN
          WHERE p.project_id = (SELECT q.project_id FROM osgprod_data.projects q
                                 WHERE q.project_id = p_project.project_id FOR NO KEY UPDATE SKIP LOCKED);
         slice := NULL;
-        problem := ARRAY[NULL, format('%s has started %s times on its work without a report: ask again for other work', v_job,
+        problem := ARRAY[NULL, format('%s has started too often on its work without a report (max_starts = %s): ask again for other work', v_job,
             p_project.max_starts)];
     END IF;
 END

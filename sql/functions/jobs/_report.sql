@@ -66,7 +66,7 @@ BEGIN
             p_call.reason := v_reason;
         ELSE
             IF p_call.events <> v_attempt.events THEN
-                v_contradiction := format('%s of %s events read', p_call.events, v_attempt.events);
+                v_contradiction := format('%s of %s read', p_call.events, osgprod._counted(v_attempt.events, 'event'));
             END IF;
             -- I3, and nearly always: the success of the slice's holder, who can't have reported before. A batch waits for no
             -- slice, and writes none twice (_try_slice).
@@ -211,7 +211,7 @@ BEGIN
         RETURN 'exit code 0 without size and checksum of the outputs';
     END IF;
     IF p_project.demand_events AND p_call.events IS DISTINCT FROM p_attempt.events THEN
-        RETURN format('exit code 0 with %s of %s events read', coalesce(p_call.events::text, 'unknown'), p_attempt.events);
+        RETURN format('exit code 0 with %s of %s read', coalesce(p_call.events::text, 'unknown'), osgprod._counted(p_attempt.events, 'event'));
     END IF;
     RETURN NULL;
 END

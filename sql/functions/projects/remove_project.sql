@@ -28,11 +28,11 @@ BEGIN
     SELECT count(*) INTO attempts FROM attempts a WHERE a.project_id = v_project.project_id;
     SELECT count(*) INTO reports FROM reports r WHERE r.project_id = v_project.project_id;
     IF v_live > 0 THEN
-        RAISE EXCEPTION 'project % has % live attempts', p_project, v_live USING ERRCODE = 'OG408',
+        RAISE EXCEPTION 'project % has %', p_project, osgprod._counted(v_live, 'live attempt') USING ERRCODE = 'OG408',
             HINT = format('remove its jobs from the queue, then: osgprod reclaim %s --cluster N', p_project);
     END IF;
     IF blocks_done > 0 AND NOT p_force AND NOT p_dry_run THEN
-        RAISE EXCEPTION 'project % has % blocks done', p_project, blocks_done USING ERRCODE = 'OG408',
+        RAISE EXCEPTION 'project % has % done', p_project, osgprod._counted(blocks_done, 'block') USING ERRCODE = 'OG408',
             HINT = format('osgprod project export %s DIR keeps its record; then remove it with --force', p_project);
     END IF;
     IF NOT p_dry_run THEN

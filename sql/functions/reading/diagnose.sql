@@ -73,7 +73,8 @@ BEGIN
     UNION ALL
     SELECT 'leases of ' || p.name, l.expired = 0,
            CASE l.expired WHEN 0 THEN 'none has expired without being looked after'
-                ELSE format('%s slices or merges whose leases expired more than 5 minutes ago are still leased', l.expired) END,
+                ELSE osgprod._counted(l.expired, 'slice or merge whose lease expired more than 5 minutes ago is',
+                    'slices or merges whose leases expired more than 5 minutes ago are') || ' still leased' END,
            'start a shim, which looks after expired leases; osgprod reclaim requeues by hand'
       FROM projects p CROSS JOIN LATERAL (
         SELECT count(*) AS expired FROM osgprod._leases(p.project_id) x
@@ -85,7 +86,7 @@ BEGIN
       FROM projects p
     UNION ALL
     SELECT 'begin-of-run records of ' || p.name, b.files = 0,
-           CASE b.files WHEN 0 THEN 'no file is known to be without one' ELSE format('missing in %s: %s', CASE b.files WHEN 1 THEN '1 file' ELSE b.files || ' files' END, b.some) END,
+           CASE b.files WHEN 0 THEN 'no file is known to be without one' ELSE format('missing in %s: %s', osgprod._counted(b.files, 'file'), b.some) END,
            format('jobs would reconstruct these files without it: osgprod slices unload %s --path PATH takes one out; '
                'osgprod project set %s demand_bor=true keeps such files out in future', p.name, p.name)
       FROM projects p CROSS JOIN LATERAL (
@@ -94,7 +95,7 @@ BEGIN
          WHERE l.project_id = p.project_id AND NOT w.has_bor) b
     UNION ALL
     SELECT 'work of ' || p.name, g.files > 0 AND g.blocks_quarantined = 0 AND p.state = 'active',
-           format('%s, %s files, %s blocks quarantined', p.state, g.files, g.blocks_quarantined),
+           format('%s, %s, %s quarantined', p.state, osgprod._counted(g.files, 'file'), osgprod._counted(g.blocks_quarantined, 'block')),
            CASE WHEN g.files = 0 THEN format('osgprod slices load %s gives it files', p.name)
                 WHEN p.state <> 'active' THEN format('no new work is assigned: osgprod project resume %s', p.name)
                 ELSE format('osgprod quarantined %s lists them; osgprod slices recycle %s tries them again', p.name, p.name) END

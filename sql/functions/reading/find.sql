@@ -63,7 +63,7 @@ BEGIN
            AND (w.path = v_text OR w.filename = v_text OR w.filename = v_text || '.evio')
         UNION ALL
         SELECT 6, 'worker', p.name, r.worker, format('%s in seven days, the last one at %s UTC',
-                   osgprod._counted(sum(r.attempts)::bigint, 'attempt'), to_char(max(r.last_at) AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI'))
+                   osgprod._counted(sum(r.attempts), 'attempt'), to_char(max(r.last_at) AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI'))
                    || coalesce((SELECT format('; banned until %s UTC by the ban of %s', to_char(b.until AT TIME ZONE 'UTC',
                        'YYYY-MM-DD HH24:MI:SS'), b.worker) FROM osgprod._ban_of(p.project_id, r.worker, max(r.site)) b), ''),
                format('osgprod attempts %s --worker %s', p.name, osgprod._shell_word(r.worker))
@@ -71,7 +71,7 @@ BEGIN
          WHERE r.site IS DISTINCT FROM v_text GROUP BY p.project_id, p.name, r.worker
         UNION ALL
         SELECT 7, 'site', p.name, r.site, format('%s on %s in seven days',
-                   osgprod._counted(sum(r.attempts)::bigint, 'attempt'), osgprod._counted(count(DISTINCT r.worker), 'worker')),
+                   osgprod._counted(sum(r.attempts), 'attempt'), osgprod._counted(count(DISTINCT r.worker), 'worker')),
                format('osgprod attempts %s --site %s', p.name, osgprod._shell_word(r.site))
           FROM recent r JOIN projects p ON p.project_id = r.project_id
          WHERE r.site = v_text GROUP BY p.name, r.site) x

@@ -43,13 +43,13 @@ BEGIN
     ), found AS (
         SELECT f.project, f.state, f.blocks_left, v.* FROM facts f CROSS JOIN LATERAL (VALUES
             ('bad', 'stalled', f.state = 'active' AND f.blocks_left > 0 AND f.done = 0 AND f.has_open AND f.since < f.patience,
-             format('%s blocks left and %s leased, but none done since %s UTC', f.blocks_left, f.blocks_leased,
+             format('%s left and %s leased, but none done since %s UTC', osgprod._counted(f.blocks_left, 'block'), f.blocks_leased,
                     to_char(f.patience AT TIME ZONE 'UTC', 'HH24:MI')),
              CASE WHEN f.blocks_leased = 0 THEN 'no job asks for work: submit jobs, or see what keeps them from the shim: their .err files, osgprod doctor'
                   ELSE format('see how far they are: osgprod attempts %s --live', f.project) END),
             ('bad', 'failing', f.bad >= 10 AND f.bad > 0.2 * f.all_reports AND f.blocks_left + f.merges_left > 0,
-             format('%s of the last %s attempts failed, had a node fault or were lost; most with exit code %s', f.bad,
-                    f.all_reports, f.worst),
+             format('%s of the last %s failed, had a node fault or were lost; most with exit code %s', f.bad,
+                    osgprod._counted(f.all_reports, 'attempt'), f.worst),
              format('find the code and the site: osgprod attempts %s --by exit, then --by site', f.project)),
             ('bad', 'answers', f.answers >= 10 AND 2 * f.faults > f.answers,
              format('%s of %s requests of the last 15 minutes were answered %s', f.faults, f.answers, f.worst_fault),
@@ -60,19 +60,20 @@ BEGIN
              format('compare address and magic of the jobs with the project: osgprod project show %s; osgprod project set-magic %s',
                     f.project, f.project)),
             ('attention', 'wrong-setting', f.wrong_settings > 0 AND f.blocks_left + f.merges_left > 0,
-             format('%s attempts of the last hour ended since a setting is wrong; the last: %s', f.wrong_settings, f.wrong_setting),
+             format('%s of the last hour ended since a setting is wrong; the last: %s', osgprod._counted(f.wrong_settings, 'attempt'), f.wrong_setting),
              format('correct it in the project (osgprod project show %s) or in the submit file', f.project)),
             ('attention', 'on-tape', f.state = 'active' AND f.blocks_left > 0 AND NOT f.has_open AND f.on_tape > 0,
-             format('no block can be assigned: %s files are on tape only and are skipped (setting skip_nearline)', f.on_tape),
+             format('no block can be assigned: %s skipped (setting skip_nearline)', osgprod._counted(f.on_tape,
+                    'file is on tape only and is', 'files are on tape only and are')),
              format('stage them: osgprod rawdata list --project %s --next 50 --urls; then: osgprod rawdata check-online %s', f.project,
                     f.project)),
             ('attention', 'without-progress', f.idle > 0,
-             format('%s leased slices or merges without progress for at least %s', f.idle,
+             format('%s without progress for at least %s', osgprod._counted(f.idle, 'leased slice or merge', 'leased slices or merges'),
                     date_trunc('minute', now() - least(f.patience, now() - interval '2 h'))),
              format('see which: osgprod attempts %s --live; stop such jobs: osgprod project set %s wedged_s=7200', f.project,
                     f.project)),
             ('attention', 'restarting', f.restarting > 0,
-             format('%s jobs have started 10 times or more, up to %s times, and have reported nothing', f.restarting, f.starts),
+             format('%s started 10 times or more, and reported nothing; the most starts are %s', osgprod._counted(f.restarting, 'job has', 'jobs have'), f.starts),
              format('their slices take longer than the jobs may run: osgprod project set %s maxblockspercore=N, with a smaller N',
                     f.project)),
             ('bad', 'leases', f.next_due_at < now() - interval '5 min' AND EXISTS (
@@ -86,34 +87,34 @@ BEGIN
                               f.project)
                   ELSE format('put the merge script into the project''s folder, or osgprod project set %s mergescript=NAME',
                               f.project) END),
-            ('attention', 'failed-merges', f.failed_merges > 0, format('%s merges failed', f.failed_merges),
+            ('attention', 'failed-merges', f.failed_merges > 0, osgprod._counted(f.failed_merges, 'merge') || ' failed',
              format('see why: osgprod merges list %s --state failed; try again: osgprod merges retry %s', f.project, f.project)),
             ('attention', 'unmerged', f.files > 0 AND f.blocks_left = 0 AND f.merges_left > 0 AND f.no_merges IS NULL
                 AND f.failed_merges = 0,
-             format('every block is done or in quarantine, and %s merges are left', f.merges_left),
+             format('every block is done or in quarantine, and %s left', osgprod._counted(f.merges_left, 'merge is', 'merges are')),
              format('submit jobs that merge; a file with quarantined blocks waits for them: osgprod slices recycle %s; or is merged without them: osgprod project set %s merge_incomplete=true',
                     f.project, f.project)),
             ('attention', 'quarantine', f.blocks_quarantined > 0,
-             format('%s blocks are quarantined', f.blocks_quarantined),
+             osgprod._counted(f.blocks_quarantined, 'block is', 'blocks are') || ' quarantined',
              format('see why: osgprod quarantined %s; try again: osgprod slices recycle %s', f.project, f.project)),
             ('attention', 'contradicted', f.contradicted > 0,
-             format('%s done slices whose jobs read another number of events than the index has',
-                    CASE f.contradicted WHEN 1000 THEN '1000 or more' ELSE f.contradicted::text END),
+             CASE f.contradicted WHEN 1000 THEN 'at least ' ELSE '' END
+                || osgprod._counted(f.contradicted, 'done slice whose job', 'done slices whose jobs') || ' read another number of events than the index has',
              format('see which: osgprod verify %s; make it a failure: osgprod project set %s demand_events=true', f.project,
                     f.project)),
             ('attention', 'banned-workers', f.refused > 0,
-             format('%s workers or sites are banned', f.refused),
+             osgprod._counted(f.refused, 'worker or site is', 'workers or sites are') || ' banned',
              format('see the reasons: osgprod workers; lift a ban: osgprod workers unban %s WORKER', f.project)),
             ('attention', 'running-out', f.state = 'active' AND f.blocks_left > 0 AND f.done > 0
                 AND f.blocks_unallocated + f.blocks_ready < f.done,
-             format('%s blocks are left to assign, fewer than were done recently', f.blocks_unallocated + f.blocks_ready),
+             osgprod._counted(f.blocks_unallocated + f.blocks_ready, 'block is', 'blocks are') || ' left to assign, fewer than were done recently',
              format('submit no more jobs; to load more files, name their runs: osgprod slices load %s --runs RUNS', f.project)),
             ('bad', 'paused-itself', f.pause_reason IS NOT NULL,
              format('since %s UTC: %s', to_char(f.paused_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI'), f.pause_reason),
              format('repair it; one job at a time tries, and a success resumes the project; to resume now: osgprod project resume %s',
                     f.project)),
             ('attention', 'suspended-files', f.files_suspended > 0,
-             (SELECT format('%s files; %s, since %s UTC: %s', f.files_suspended, w.filename,
+             (SELECT format('%s; %s, since %s UTC: %s', osgprod._counted(f.files_suspended, 'file'), w.filename,
                             to_char(l.suspended_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI'), l.suspend_reason)
                 FROM loaded_files l JOIN rawdata w ON w.rawdata_id = l.rawdata_id
                WHERE l.project_id = f.project_id AND l.suspended_at IS NOT NULL ORDER BY l.run, l.seqno LIMIT 1),
@@ -134,7 +135,7 @@ BEGIN
     ), holding AS (
         SELECT x.project, x.level, x.what, x.found, x.advice FROM found x WHERE x.holds
         UNION ALL
-        SELECT f.project, 'well', 'healthy', format('%s blocks done since %s UTC, %s leased', f.done,
+        SELECT f.project, 'well', 'healthy', format('%s done since %s UTC, %s leased', osgprod._counted(f.done, 'block'),
                                                       to_char(f.patience AT TIME ZONE 'UTC', 'HH24:MI'), f.blocks_leased), 'nothing to do'
           FROM facts f WHERE NOT EXISTS (SELECT FROM found x WHERE x.project = f.project AND x.holds)
     )

@@ -13,9 +13,10 @@ AS $fn$
     SELECT CASE WHEN p_qdate BETWEEN 0 AND 253402300799 THEN to_timestamp(p_qdate) END
 $fn$;
 
-CREATE FUNCTION osgprod._counted(p_number bigint, p_noun text)
+CREATE FUNCTION osgprod._counted(p_number numeric, p_one text, p_more text DEFAULT NULL)
 RETURNS text LANGUAGE sql IMMUTABLE
 AS $fn$
-    -- A number with its noun: 1 start, 2 starts.
-    SELECT format('%s %s%s', p_number, p_noun, CASE WHEN p_number <> 1 THEN 's' END)
+    -- A number with its noun, and with the verb where that follows: 1 start, 2 starts; 1 block is left, 2 blocks are left.
+    -- Parameters: p_number  how many;  p_one, p_more  the words behind 1, and behind other numbers; NULL = p_one with an s
+    SELECT format('%s %s', p_number, CASE p_number WHEN 1 THEN p_one ELSE coalesce(p_more, p_one || 's') END)
 $fn$;

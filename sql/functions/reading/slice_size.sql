@@ -40,7 +40,7 @@ BEGIN
     why := CASE limited_by
         WHEN 'probe' THEN 'no attempt has been measured yet: one block a core, as a probe'
         WHEN 'growth' THEN format('target_s = %s s allows more, but slices grow 4 times a step at most: the largest recent'
-            ' success had %s blocks a core', v_project.target_s, v_pace.most_per_core)
+            ' success had %s a core', v_project.target_s, osgprod._counted(v_pace.most_per_core::numeric, 'block'))
         WHEN 'target_s' THEN format('what a job does in target_s = %s s', v_project.target_s)
         WHEN 'time_left_s' THEN format('what fits into %s s with a margin', greatest(p_time_left_s, 0))
         ELSE format('maxblockspercore = %s', v_project.maxblockspercore) END;
