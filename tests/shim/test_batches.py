@@ -185,6 +185,11 @@ def test_isolation_that_the_database_is_given_does_not_matter(world: World) -> N
             other.execute("SELECT * FROM osgprod.checkout_slice('p', 1, 1, 1, 'm')")
         assert no.value.sqlstate == "OG901"
         other.rollback()
+        calls = '[{"n": 1, "project": "p", "cluster": 1, "process": 1, "cpus": 1, "magic": "m", "client": "127.0.0.1"}]'
+        for function in ("checkout_slices", "report_exits", "heartbeats"):
+            row = other.execute(f"SELECT status, code FROM osgprod.{function}('{calls}')").fetchone()
+            assert row == ("error", "OG901"), function
+        other.rollback()
         other.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
         other.execute("SELECT * FROM osgprod.checkout_slice('p', 1, 1, 1, 'm')")
 

@@ -63,9 +63,6 @@ AS $fn$
 DECLARE
     v_answer osgprod.checkout_answer;
 BEGIN
-    IF current_setting('transaction_isolation') <> 'read committed' THEN
-        PERFORM osgprod._require_read_committed();
-    END IF;
     v_answer := osgprod._checkout(ROW(NULL, p_project, p_cluster, p_process, p_cpus, p_magic, osgprod._plain_address(p_client),
         p_workscript, p_host, p_site, p_bearer, p_job_key, p_schedd, p_qdate, p_time_left_s, p_after, p_exec_version,
         p_image, p_templates)::osgprod.checkout_call, NULL);

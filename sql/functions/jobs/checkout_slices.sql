@@ -11,7 +11,7 @@ AS $fn$
 --                      is missing is null, other names are ignored. client: v4-mapped addresses as IPv4
 -- Returns:    one row for each: its n and what checkout_slice returns, in any order; of an error code, message and hint.
 --             Code 55P03: what this call needs is busy, also with an earlier call of the list: make it again, alone
--- Errors:     OG901 isolation level
+-- Errors:     none: an error is the answer of its call
 -- Locks:      those of checkout_slice; the jobs of a project in the order of their numbers
 -- Source:     docs/design.md "The claim"
 DECLARE
@@ -19,9 +19,6 @@ DECLARE
     v_call    osgprod.checkout_call;
     v_answer  osgprod.checkout_answer;
 BEGIN
-    IF current_setting('transaction_isolation') <> 'read committed' THEN
-        PERFORM osgprod._require_read_committed();
-    END IF;
     FOR v_call IN
         SELECT r.* FROM json_populate_recordset(NULL::osgprod.checkout_call, p_calls) r
          ORDER BY r.project, r.cluster, r.process, r.n

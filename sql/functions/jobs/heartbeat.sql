@@ -30,9 +30,6 @@ AS $fn$
 DECLARE
     v_answer osgprod.report_answer;
 BEGIN
-    IF current_setting('transaction_isolation') <> 'read committed' THEN
-        PERFORM osgprod._require_read_committed();
-    END IF;
     v_answer := osgprod._renew_lease(ROW(NULL, p_project, p_cluster, p_process, p_magic, osgprod._plain_address(p_client), p_token, p_bytes,
         p_cpu_s, p_bearer, p_job_key)::osgprod.heartbeat_call, true);
     -- An error rolls back, so it can't be confirmed: a primary that was replaced may raise OG303. Errors of a batch are rows.

@@ -62,9 +62,6 @@ AS $fn$
 DECLARE
     v_answer osgprod.report_answer;
 BEGIN
-    IF current_setting('transaction_isolation') <> 'read committed' THEN
-        PERFORM osgprod._require_read_committed();
-    END IF;
     v_answer := osgprod._report(ROW(NULL, p_project, p_cluster, p_process, p_exitcode, p_magic, osgprod._plain_address(p_client),
         p_token, p_events, p_outputs, p_output_bytes, p_output_adler32, p_output_url, p_host, p_site, p_reason, p_bearer, p_job_key, p_fault,
         p_door, p_bad_inputs, p_outputs_list, p_software, p_memory_bytes, p_wall_s, p_cpu_s, p_fetched_bytes, p_disk_bytes,

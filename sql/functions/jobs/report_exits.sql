@@ -10,7 +10,7 @@ AS $fn$
 --                      is missing is null, other names are ignored. client: v4-mapped addresses as IPv4
 -- Returns:    one row for each: its n and what report_exit returns, in any order; of an error code, message and hint.
 --             Code 55P03: what this call needs is busy, also with an earlier call of the list: make it again, alone
--- Errors:     OG901 isolation level
+-- Errors:     none: an error is the answer of its call
 -- Locks:      those of report_exit; the jobs of a project in the order of their numbers
 -- Source:     docs/design.md "The claim"
 DECLARE
@@ -18,9 +18,6 @@ DECLARE
     v_call     osgprod.report_call;
     v_answer   osgprod.report_answer;
 BEGIN
-    IF current_setting('transaction_isolation') <> 'read committed' THEN
-        PERFORM osgprod._require_read_committed();
-    END IF;
     FOR v_call IN
         SELECT r.* FROM json_populate_recordset(NULL::osgprod.report_call, p_calls) r
          ORDER BY r.project, r.cluster, r.process, r.n

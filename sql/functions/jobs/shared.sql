@@ -49,6 +49,10 @@ AS $fn$
     -- Locks:      the job, always the first one of a call: see _lock_job. Then the project, shared (advisory: project_id, -1),
     --             tried
     SELECT CASE
+        -- Another level would not see what another session committed while this one waited for a lock.
+        WHEN current_setting('transaction_isolation') <> 'read committed'
+        THEN ARRAY['OG901', 'the isolation level of this transaction is {isolation}',
+                   'osgprod needs read committed: SET default_transaction_isolation']
         WHEN p_project.project_id IS NULL AND coalesce(p_name, '') = ''
         THEN ARRAY['OG101', 'parameter project is missing', 'add project=NAME to the request']
         WHEN p_project.project_id IS NULL
@@ -106,8 +110,8 @@ CREATE FUNCTION osgprod._worded(
 RETURNS text[] LANGUAGE plpgsql STABLE
 AS $fn$
 -- Fills the values of a rejected call into the texts of its problem.
--- Parameters: p_problem  code, message and hint, with {project}, {client}, {claim}, {cluster}, {process}, {number}, {name} for
---             values;  p_number  the cores or the exit code of the call;  the others see _why_rejected
+-- Parameters: p_problem  code, message and hint, with {project}, {client}, {claim}, {cluster}, {process}, {number}, {isolation},
+--             {name} for values;  p_number  the cores or the exit code of the call;  the others see _why_rejected
 -- Returns:    code, message and hint
 DECLARE
     v_value text[];
@@ -115,7 +119,7 @@ BEGIN
     FOREACH v_value SLICE 1 IN ARRAY ARRAY[
         ['{project}', p_project.name], ['{client}', host(p_client)], ['{claim}', osgprod._wrong_claim(p_project, p_bearer)],
         ['{cluster}', p_cluster::text], ['{process}', p_process::text], ['{number}', p_number::text],
-        ['{name}', quote_literal(osgprod._label(p_name, 63))]] LOOP
+        ['{isolation}', current_setting('transaction_isolation')], ['{name}', quote_literal(osgprod._label(p_name, 63))]] LOOP
         p_problem[2] := replace(p_problem[2], v_value[1], coalesce(v_value[2], 'nothing'));
         p_problem[3] := replace(p_problem[3], v_value[1], coalesce(v_value[2], 'nothing'));
     END LOOP;
