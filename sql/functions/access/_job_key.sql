@@ -27,7 +27,10 @@ DECLARE
         WHEN p_last.job_key_digest IS NOT NULL THEN 'parameter job_key is missing'
         WHEN p_project.restart_proof = 'none' OR p_project.restart_proof = 'address' AND (
             p_last.client = p_call.client AND p_last.host IS NOT DISTINCT FROM osgprod._label(p_call.host)
-            OR osgprod._is_silent(p_project, p_last.started_at, p_due_at, p_progress_at)) THEN NULL
+            OR p_due_at < now() OR p_project.heartbeat_s > 0
+               -- It is silent: the last sign of life is the latest of its start, its last progress, and the begin of its lease.
+               AND greatest(p_last.started_at, p_progress_at, p_due_at - make_interval(secs => p_project.lease_s))
+                   < now() - make_interval(secs => 3 * p_project.heartbeat_s)) THEN NULL
         ELSE 'the job runs elsewhere' END;
 BEGIN
     IF v_reason IS NULL THEN
@@ -37,20 +40,6 @@ BEGIN
     RETURN ARRAY[NULL, format('job %s.%s has a living attempt, and this request does not prove to be the same job: %s',
         p_call.cluster, p_call.process, v_reason)];
 END
-$fn$;
-
-CREATE FUNCTION osgprod._is_silent(
-    p_project osgprod_data.projects, p_started_at timestamptz, p_due_at timestamptz, p_progress_at timestamptz)
-RETURNS boolean LANGUAGE sql STABLE
-AS $fn$
-    -- Has a living attempt missed three heartbeats, or outlived its lease? The last sign of life is the latest of its start,
-    -- its last progress, and the begin of its lease.
-    -- Parameters: p_project  the project's row;  p_started_at  when the attempt began
-    --             p_due_at, p_progress_at  of its slice, merge or backup
-    SELECT p_due_at < now()
-        OR (p_project.heartbeat_s > 0
-            AND greatest(p_started_at, p_progress_at, p_due_at - make_interval(secs => p_project.lease_s))
-                < now() - make_interval(secs => 3 * p_project.heartbeat_s))
 $fn$;
 
 CREATE FUNCTION osgprod._record_refusal(

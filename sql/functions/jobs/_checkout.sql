@@ -21,6 +21,7 @@ DECLARE
     v_blocks   bigint;   -- of a slice for this job, at most
     v_file     record;
     v_script   text;     -- of the claimed slice or merge
+    v_version  int;
     v_content  osgprod.slice_content;
     v_answer   osgprod.checkout_answer;
     v_token    uuid;
@@ -40,7 +41,9 @@ BEGIN
     ELSIF p_call.workscript <> v_project.workscript THEN
         RETURN osgprod._unassigned(NULL, NULL, 'template', 'slice', v_project.workscript);
     ELSIF v_project.merge_by <> 'none' THEN
-        v_can_merge := osgprod._can_merge(v_project, p_call.templates);
+        -- Its shim must have read the project's merge script.
+        v_can_merge := CASE WHEN v_project.mergescript IS NULL THEN false WHEN p_call.templates IS NULL THEN true
+                            ELSE p_call.templates ->> v_project.mergescript ~ '^[0-9a-f]{64}$' END;
         IF v_can_merge IS NULL THEN
             RETURN osgprod._unassigned(NULL, NULL, 'template', 'merge', v_project.mergescript);
         END IF;
@@ -63,8 +66,7 @@ BEGIN
         v_job := osgprod._job_so_far(v_project, p_call);
         IF v_job.problem IS NOT NULL THEN
             RETURN osgprod._unassigned(v_job.problem);
-        END IF;
-        IF (v_job.last).nstart IS NOT NULL THEN
+        ELSIF (v_job.last).nstart IS NOT NULL THEN
             v_restart := osgprod._restart(v_project, p_call, v_job.last, v_nstart, v_can_merge IS TRUE, p_wait_ms IS NULL);
             IF v_restart.problem IS NOT NULL THEN
                 RETURN osgprod._unassigned(v_restart.problem, v_project.wait_s, v_restart.status);
@@ -134,14 +136,26 @@ BEGIN
     END IF;
     IF v_slice.block1 IS NULL THEN
         RETURN osgprod._why_no_work(v_project, v_can_merge, p_wait_ms);
-    END IF;
-
     -- (f) The attempt, and what its slice is as a file.
-    IF v_slice.merge_id IS NULL THEN
+    ELSIF v_slice.merge_id IS NULL THEN
         v_content := osgprod._slice_file(v_slice.rawdata_id, v_slice.block1, v_slice.block2, v_project.xrootd_prefix,
                                          v_project.strip_prefix, p_call.site);
     END IF;
     v_script := CASE WHEN v_slice.merge_id IS NULL THEN v_project.workscript ELSE v_project.mergescript END;
+    IF num_nonnulls(p_call.templates, p_call.exec_version, p_call.image) > 0 THEN  -- what it runs has a number
+        p_call.exec_version := coalesce(osgprod._label(p_call.exec_version, 32), '');
+        p_call.image := coalesce(osgprod._label(p_call.image, 256), '');
+        SELECT v.version_id INTO v_version FROM osgprod_data.versions v
+         WHERE v.project_id = v_project.project_id AND v.script = v_script
+           AND v.digest = left(coalesce(p_call.templates ->> v_script, ''), 64)
+           AND v.exec_version = p_call.exec_version AND v.image = p_call.image LIMIT 1;
+        IF NOT FOUND THEN  -- it waits for nobody: two jobs that bring the same new version at the same moment make two rows
+            INSERT INTO osgprod_data.versions AS v (project_id, script, digest, exec_version, image)
+            VALUES (v_project.project_id, v_script, left(coalesce(p_call.templates ->> v_script, ''), 64), p_call.exec_version,
+                    p_call.image)
+            RETURNING v.version_id INTO v_version;
+        END IF;
+    END IF;
     v_token := gen_random_uuid();
     v_started_at := clock_timestamp();  -- not now(): the transaction may have waited for a lock since it began
     INSERT INTO osgprod_data.attempts (project_id, cluster, process, nstart, rawdata_id, block1, block2, opened_at, cpus,
@@ -152,19 +166,12 @@ BEGIN
            sha256(convert_to(v_token::text, 'UTF8')), p_call.client, osgprod._label(p_call.host),
            osgprod._label(p_call.site), osgprod._job_key_digest(v_project.magic_salt, p_call.job_key),
            osgprod._label(p_call.schedd), p_call.qdate, nullif(coalesce(v_job.starts, 0) + 1, v_nstart), v_job.follows,
-           p_call.time_left_s, v_slice.merge_id,
-           CASE WHEN num_nonnulls(p_call.templates, p_call.exec_version, p_call.image) > 0 THEN coalesce((
-               SELECT v.version_id FROM osgprod_data.versions v
-                WHERE v.project_id = v_project.project_id AND v.script = v_script
-                  AND v.digest = left(coalesce(p_call.templates ->> v_script, ''), 64)
-                  AND v.exec_version = coalesce(osgprod._label(p_call.exec_version, 32), '')
-                  AND v.image = coalesce(osgprod._label(p_call.image, 256), '') LIMIT 1),
-               osgprod._new_version(v_project.project_id, v_script, p_call)) END, v_content.events);
+           p_call.time_left_s, v_slice.merge_id, v_version, v_content.events);
     v_answer := ROW('assigned', NULL, NULL, v_script, coalesce(v_job.starts, 0) + 1, v_token, v_project.lease_s,
         v_project.heartbeat_s, v_started_at, v_content.url, v_content.filename, v_slice.block1, v_slice.block2,
         v_content.size_bytes, v_content.events, v_content.pieces, p_call.n, NULL, NULL, 'slice', NULL, v_content.urls);
     IF v_slice.merge_id IS NOT NULL THEN
-        RETURN osgprod._merge_answer(v_project, v_answer, v_slice.merge_id);
+        v_answer := osgprod._merge_answer(v_project, v_answer, v_slice.merge_id);
     END IF;
     RETURN v_answer;
 END
@@ -227,7 +234,7 @@ AS $fn$
 -- Gives a job that has started before the slice, or the merge, of its last attempt again, as primary or as backup. After
 -- max_starts without a report its lease ends instead.
 -- Parameters: p_project  the project's row;  p_call  the call, whose job is locked;  p_last  the job's last attempt
---             p_nstart  the coming attempt;  p_can_merge  see _can_merge
+--             p_nstart  the coming attempt;  p_can_merge  may this job get a merge?
 --             p_may_wait  for the slice or merge, and the slice's file
 -- Returns:    the slice; NULLs when the job no longer has one. problem: why it gets nothing: OG602 it starts too often, 55P03
 --             the slice is busy; without a code its work is done (status completed), it may be another job, or it
@@ -301,7 +308,17 @@ BEGIN
         PERFORM osgprod._shrink_slice(p_project, p_call, p_last, v_starts.evicted >= 3, p_may_wait);
     END IF;
     IF p_last.merge_id IS NOT NULL THEN
-        slice := osgprod._restart_merge(p_last, p_nstart, v_due_at, p_can_merge OR v_gives_up);
+        -- Where the caller can't merge, since it has no merge script or too little time, the merge is requeued.
+        p_can_merge := p_can_merge OR v_gives_up;
+        UPDATE osgprod_data.merges m
+           SET state = CASE WHEN p_can_merge THEN 'leased' ELSE 'ready' END::osgprod_data.merge_state,
+               is_ready = nullif(NOT p_can_merge, false), not_before = CASE WHEN NOT p_can_merge THEN now() END,
+               nstart = CASE WHEN p_can_merge THEN p_nstart ELSE m.nstart END,
+               due_at = CASE WHEN p_can_merge THEN v_due_at END, progress_at = NULL, bytes_fetched = NULL, cpu_s = NULL
+         WHERE m.merge_id = p_last.merge_id AND m.state = 'leased' AND m.cluster = p_last.cluster
+           AND m.process = p_last.process AND m.nstart = p_last.nstart  -- I3
+        RETURNING m.rawdata_id, -1, -1, m.opened_at, m.merge_id INTO slice;
+        slice := CASE WHEN p_can_merge THEN slice END;
     ELSE
         UPDATE osgprod_data.slices s
            SET nstart = p_nstart, due_at = v_due_at, progress_at = NULL, bytes_fetched = NULL, cpu_s = NULL
@@ -401,7 +418,7 @@ CREATE FUNCTION osgprod._why_no_work(p_project osgprod_data.projects, p_can_merg
 RETURNS osgprod.checkout_answer LANGUAGE plpgsql STABLE
 AS $fn$
 -- Says whether a job that gets nothing should wait, since work may be requeued, or end.
--- Parameters: p_project  the project's row;  p_can_merge  see _can_merge;  p_wait_ms  see _checkout
+-- Parameters: p_project  the project's row;  p_can_merge  may this job get a merge?  p_wait_ms  see _checkout
 -- Returns:    status wait with retry_s [s], no-work, or error (55P03)
 BEGIN
     RETURN CASE

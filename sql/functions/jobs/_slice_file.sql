@@ -10,42 +10,38 @@ AS $fn$
 -- Source:     EVIO 4 block header, EVIO 6 file header; which readers accept such a file: docs/evio.md
 DECLARE
     v_file      record;
-    v_lead      osgprod_data.lead;
     v_starts_at bigint;
     v_ends_at   bigint;
     v_bits      bit(192);
-    v_prefix    text;
     v_urls      text[];
     v_url       text;  -- first without its prefix
 BEGIN
     -- One look into the index, from the first entry to the last: a second one costs more than what lies between. And one
     -- small statement: a query that works everything out takes three times as long to start.
-    SELECT r.path, r.filename, r.trailer, r.gaps, r.prefix,
+    SELECT r.path, r.filename, r.trailer, r.gaps, coalesce(r.prefix, p_xrootd_prefix) AS prefix,
            substring(r.block_index FROM 12 * p_block1 + 1 FOR 12 * (p_block2 - p_block1) + 12) AS entries,
            CASE p_block1 WHEN 0 THEN CASE r.evio_version WHEN 6 THEN r.lead2 END  -- its file header
                          WHEN greatest(r.first_block, 1) THEN r.lead1 ELSE r.lead2 END AS lead
       INTO v_file FROM osgprod_data.rawdata r WHERE r.rawdata_id = p_rawdata_id;
-    v_lead := v_file.lead;
     -- The first and the last entry: 64 bits of offset and 32 of events each.
     v_bits := ('x' || encode(substring(v_file.entries FROM 1 FOR 12)
         || substring(v_file.entries FROM 12 * (p_block2 - p_block1) + 1), 'hex'))::bit(192);
-    v_starts_at := coalesce(v_lead.start_at, substring(v_bits FROM 1 FOR 64)::bigint);
+    v_starts_at := coalesce((v_file.lead).start_at, substring(v_bits FROM 1 FOR 64)::bigint);
     v_ends_at := substring(v_bits FROM 97 FOR 64)::bigint;
-    v_prefix := coalesce(v_file.prefix, p_xrootd_prefix);
     v_url := CASE WHEN p_strip_prefix <> '' AND starts_with(v_file.path, p_strip_prefix || '/')
                    THEN substr(v_file.path, length(p_strip_prefix) + 1) ELSE v_file.path END;
-    IF v_prefix ~ '[ =]' THEN  -- several, perhaps
-        v_urls := osgprod._source_urls(v_prefix, v_url, p_site);
+    IF v_file.prefix ~ '[ =]' THEN  -- several, perhaps
+        v_urls := osgprod._source_urls(v_file.prefix, v_url, p_site);
         v_url := v_urls[1];
     ELSE
-        v_url := osgprod._source_url(v_prefix, v_url);
+        v_url := osgprod._source_url(v_file.prefix, v_url);
     END IF;
     RETURN ROW(v_url, v_urls, v_file.filename,
-        coalesce(v_lead.bytes, 0) + length(v_file.trailer)
+        coalesce((v_file.lead).bytes, 0) + length(v_file.trailer)
             + CASE WHEN v_file.gaps IS NULL THEN v_ends_at - v_starts_at
                    ELSE (osgprod._without_gaps(v_starts_at, v_ends_at, v_file.gaps)).bytes END,
-        substring(v_bits FROM 161 FOR 32)::bigint - substring(v_bits FROM 65 FOR 32)::bigint + coalesce(v_lead.events, 0),
-        concat_ws(E'\n', v_lead.pieces,
+        substring(v_bits FROM 161 FOR 32)::bigint - substring(v_bits FROM 65 FOR 32)::bigint + coalesce((v_file.lead).events, 0),
+        concat_ws(E'\n', (v_file.lead).pieces,
             CASE WHEN v_file.gaps IS NULL THEN 'range ' || v_starts_at || ' ' || v_ends_at - v_starts_at
                  ELSE (osgprod._without_gaps(v_starts_at, v_ends_at, v_file.gaps)).ranges END,
             'hex ' || nullif(encode(v_file.trailer, 'hex'), '')))::osgprod.slice_content;

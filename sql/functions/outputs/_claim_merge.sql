@@ -1,13 +1,3 @@
-CREATE FUNCTION osgprod._can_merge(p_project osgprod_data.projects, p_templates jsonb)
-RETURNS boolean LANGUAGE sql IMMUTABLE
-AS $fn$
-    -- May a caller be assigned a merge? Its shim must have read the project's merge script.
-    -- Parameters: p_project  the project's row;  p_templates  see checkout_slice
-    -- Returns:    NULL = the caller has to fetch the merge script first
-    SELECT CASE WHEN p_project.mergescript IS NULL THEN false WHEN p_templates IS NULL THEN true
-                ELSE p_templates ->> p_project.mergescript ~ '^[0-9a-f]{64}$' END
-$fn$;
-
 CREATE FUNCTION osgprod._why_no_merges(p_project osgprod_data.projects)
 RETURNS text LANGUAGE sql STABLE
 AS $fn$
@@ -104,29 +94,6 @@ AS $fn$
       JOIN osgprod_data.slices s ON s.project_id = p_project_id AND s.rawdata_id = f.rawdata_id
 $fn$;
 
-CREATE FUNCTION osgprod._restart_merge(
-    p_last osgprod_data.attempts, p_nstart int, p_due_at timestamptz, p_can_merge boolean)
-RETURNS osgprod.claim LANGUAGE plpgsql VOLATILE
-AS $fn$
--- Gives a job that has started before the merge of its last attempt again, or requeues that where the caller can't merge: it
--- has no merge script, or too little time.
--- Parameters: see _restart;  p_due_at  the end of its lease
--- Returns:    the merge; NULLs when the job no longer has it
--- Locks:      the merge
-DECLARE v_claim osgprod.claim;
-BEGIN
-    UPDATE osgprod_data.merges m
-       SET state = CASE WHEN p_can_merge THEN 'leased' ELSE 'ready' END::osgprod_data.merge_state,
-           is_ready = nullif(NOT p_can_merge, false), not_before = CASE WHEN NOT p_can_merge THEN now() END,
-           nstart = CASE WHEN p_can_merge THEN p_nstart ELSE m.nstart END,
-           due_at = CASE WHEN p_can_merge THEN p_due_at END, progress_at = NULL, bytes_fetched = NULL, cpu_s = NULL
-     WHERE m.merge_id = p_last.merge_id AND m.state = 'leased' AND m.cluster = p_last.cluster AND m.process = p_last.process
-       AND m.nstart = p_last.nstart  -- I3
-    RETURNING m.rawdata_id, -1, -1, m.opened_at, m.merge_id INTO v_claim;
-    RETURN CASE WHEN p_can_merge THEN v_claim END;
-END
-$fn$;
-
 CREATE FUNCTION osgprod._has_open_merges(p_project_id int)
 RETURNS boolean LANGUAGE sql STABLE
 AS $fn$
@@ -153,18 +120,21 @@ BEGIN
     p_answer.filename := osgprod._merge_name(v_merge.run, v_merge.seqno);
     p_answer.url := '';
     p_answer.pieces := '';
-    SELECT CASE WHEN bool_and(i.bytes IS NOT NULL) THEN sum(i.bytes) END,
-           CASE WHEN bool_and(i.events IS NOT NULL) THEN sum(i.events) END,
+    SELECT CASE WHEN bool_and(o.bytes IS NOT NULL) THEN sum(o.bytes) END,
+           CASE WHEN bool_and(o.events IS NOT NULL) THEN sum(o.events) END,
            jsonb_build_object('run', v_merge.run, 'seqno', v_merge.seqno, 'cleanup', p_project.merge_cleanup,
                'token_hosts', (SELECT string_agg(DISTINCT h[1], ' ') FROM regexp_matches(concat_ws(' ', p_project.merge_output_url,
                    p_project.output_home, p_project.xrootd_prefix, (SELECT string_agg(r.prefix, ' ') FROM osgprod_data.rawdata r
                     WHERE r.rawdata_id IN (SELECT i.rawdata_id FROM unnest(v_merge.inputs) i))), '([A-Za-z]+://[^/?#\s,]*)', 'g') AS h),
-               'output_url', coalesce(osgprod._filled(p_project.merge_output_url, p_project.name, v_merge.run, v_merge.seqno), ''),
-               'inputs', coalesce(jsonb_agg(format('%s %s %s %s %s', coalesce(replace(i.url, ' ', '%20'), '-'),
-                   coalesce(i.bytes::text, '-'), coalesce(i.adler32, '-'), i.starts_at, i.starts_at + i.block2 - i.block1)
-                   ORDER BY i.place, i.n), '[]'))
+               -- Digits as in file names; {kind} is left to the merge script.
+               'output_url', coalesce(replace(replace(replace(p_project.merge_output_url, '{project}', p_project.name),
+                   '{run}', to_char(v_merge.run, 'FM000000')), '{seqno}', coalesce(to_char(v_merge.seqno, 'FM000'), 'all')), ''),
+               'inputs', coalesce(jsonb_agg(format('%s %s %s %s %s', coalesce(replace(o.url, ' ', '%20'), '-'),
+                   coalesce(o.bytes::text, '-'), coalesce(o.adler32, '-'), i.starts_at, i.starts_at + i.block2 - i.block1)
+                   ORDER BY i.place, o.n), '[]'))
       INTO p_answer.size_bytes, p_answer.events, p_answer.merge
-      FROM osgprod._inputs_of_merge(p_project, v_merge.inputs) i;
+      FROM unnest(v_merge.inputs) WITH ORDINALITY AS i (rawdata_id, block1, block2, starts_at, cluster, process, nstart, place)
+     CROSS JOIN LATERAL osgprod._outputs_of_attempt(p_project, i.cluster, i.process, i.nstart) o;
     RETURN p_answer;
 END
 $fn$;
@@ -174,28 +144,6 @@ RETURNS text LANGUAGE sql IMMUTABLE
 AS $fn$
     -- The name of a merge: RRRRRR_SSS of a file, RRRRRR of a run.
     SELECT concat_ws('_', to_char(p_run, 'FM000000'), to_char(p_seqno, 'FM000'))
-$fn$;
-
-CREATE FUNCTION osgprod._filled(p_url text, p_project text, p_run int, p_seqno int)
-RETURNS text LANGUAGE sql IMMUTABLE
-AS $fn$
-    -- A URL of the project's settings with {project}, {run} and {seqno} filled in, digits as in file names; {seqno} of a merge
-    -- of a run is 'all'. {kind} is left to the merge script.
-    SELECT replace(replace(replace(p_url, '{project}', p_project), '{run}', to_char(p_run, 'FM000000')),
-                   '{seqno}', coalesce(to_char(p_seqno, 'FM000'), 'all'))
-$fn$;
-
-CREATE FUNCTION osgprod._inputs_of_merge(p_project osgprod_data.projects, p_inputs osgprod_data.merge_input[])
-RETURNS TABLE (place bigint, n smallint, starts_at int, rawdata_id int, block1 int, block2 int, cluster int, process int,
-    nstart int, kind text, url text, bytes bigint, adler32 text, events bigint)
-LANGUAGE sql STABLE
-AS $fn$
-    -- The files that are inputs of a merge, with what their attempts reported of them.
-    -- Parameters: p_project  the project's row;  p_inputs  the merge's
-    SELECT i.place, o.n, i.starts_at, i.rawdata_id, i.block1, i.block2, i.cluster, i.process, i.nstart, o.kind, o.url, o.bytes,
-           o.adler32, o.events
-      FROM unnest(p_inputs) WITH ORDINALITY AS i (rawdata_id, block1, block2, starts_at, cluster, process, nstart, place)
-     CROSS JOIN LATERAL osgprod._outputs_of_attempt(p_project, i.cluster, i.process, i.nstart) o
 $fn$;
 
 CREATE FUNCTION osgprod._outputs_of_attempt(p_project osgprod_data.projects, p_cluster int, p_process int, p_nstart int)
@@ -229,17 +177,4 @@ AS $fn$
                     AND coalesce(p_attempt.job_start, p_attempt.nstart) > 1 THEN '.{start}' END, '.tar.gz') END,
                '{project}', p_project.name), '{cluster}', p_attempt.cluster::text), '{process}', p_attempt.process::text),
                '{start}', coalesce(p_attempt.job_start, p_attempt.nstart)::text)
-$fn$;
-
-CREATE FUNCTION osgprod._new_version(p_project_id int, p_script text, p_call osgprod.checkout_call)
-RETURNS int LANGUAGE sql VOLATILE
-AS $fn$
-    -- Notes what attempts run that had no number until now. It waits for nobody: two jobs that bring the same new version at the
-    -- same moment make two rows.
-    -- Parameters: p_project_id  project;  p_script  the template;  p_call  its digest, and what else runs: see _checkout
-    -- Returns:    its number
-    INSERT INTO osgprod_data.versions (project_id, script, digest, exec_version, image)
-    VALUES (p_project_id, p_script, left(coalesce(p_call.templates ->> p_script, ''), 64),
-           coalesce(osgprod._label(p_call.exec_version, 32), ''), coalesce(osgprod._label(p_call.image, 256), ''))
-    RETURNING version_id
 $fn$;
