@@ -213,7 +213,7 @@ def has_tag(data: bytes, tag: int, order: ByteOrder) -> bool:
 
 
 @settings(
-    max_examples=150,
+    max_examples=50,
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )

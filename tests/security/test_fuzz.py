@@ -26,7 +26,7 @@ from shim.evio.writer import PHYSICS, bank, block
 from shim.web.openapi import PARAMETERS, PROTOCOL, document
 from tests.support import CHECKOUT, LiveShim, World
 
-FUZZ_S = float(os.environ.get("FUZZ_S", "2"))
+FUZZ_S = float(os.environ.get("FUZZ_S", "1"))
 ROUTES = (*PROTOCOL, "healthz", "openapi.json", "api/list_jobs")
 SLOW_S = 60.0
 ALLOWED = {200, 400, 403, 404, 405, 409, 429, 431}

@@ -61,7 +61,7 @@ def test_texts_of_jobs_are_text_on_every_page_and_odd_addresses_give_no_internal
     print(f"seed {number}")
     chance = random.Random(number)
     with LiveShim(world.dsn, folder / "www", OSGPROD_CLIENT_RATE="0") as live:
-        for turn in range(200):
+        for turn in range(len(PAGES) + 60):
             page = PAGES[turn] if turn < len(PAGES) else chance.choice(PAGES)
             query = {}
             if turn >= len(PAGES):

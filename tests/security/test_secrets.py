@@ -20,7 +20,7 @@ from psycopg.rows import dict_row
 from shim.cli import osgprod as command_line
 from shim.database import call, connect
 from shim.local.embedded import Server
-from tests.support import CHECKOUT, PATIENCE_S, LiveShim, World
+from tests.support import CHECKOUT, PATIENCE_S, LiveShim, World, run_osgprod
 
 MAGIC, OLD_MAGIC, GUESS = "zaubertrank-4711-geheim", "zaubertrank-0815-alt", "zaubertrank-9999-geraten"
 SECRET = "zaubertrank"
@@ -28,7 +28,7 @@ LOGIN = "test_logged_login"
 
 
 class Watch:
-    """Looks, over and over, at all command lines of this machine and at what the database's sessions show."""
+    """Looks, over and over, at all new command lines of this machine and at what the database's sessions show."""
 
     def __init__(self, dsn: str) -> None:
         self._dsn, self._stop = dsn, threading.Event()
@@ -45,11 +45,12 @@ class Watch:
         self._thread.join()
 
     def _look(self) -> None:
+        before = set(Path("/proc").iterdir())  # they are not the test's, and there may be hundreds
         with connect(self._dsn) as db:
-            while not self._stop.wait(0.02):
-                for entry in Path("/proc").glob("[0-9]*/cmdline"):
+            while not self._stop.wait(0.01):
+                for entry in set(Path("/proc").iterdir()) - before:
                     with contextlib.suppress(OSError):
-                        words = entry.read_bytes().split(b"\0")
+                        words = (entry / "cmdline").read_bytes().split(b"\0")
                         self.command_lines.add(b" ".join(words).decode(errors="replace"))
                 rows = db.execute(
                     "SELECT query FROM pg_stat_activity WHERE query LIKE '%osgprod%'"
@@ -123,7 +124,7 @@ def test_magic_is_in_no_log_process_list_file_or_answer(
             )
         )
         assert said[-1].startswith("project p has a new magic")
-        said.append(run([*osgprod, "project", "show", "p"], folder, **dsn))
+        said.append(run_osgprod("project", "show", "p", env=dsn).output)
         # Jobs work with it, from the environment and from a file; one has a wrong one.
         job = {"OSGPROD_URL": url, "OSGPROD_PROJECT": "p", "OSGPROD_TRIES": "1", "OSGPROD_MAX_WAIT_S": "0"}
         exec_script = str(CHECKOUT / "condor" / "osgprod_exec.sh")

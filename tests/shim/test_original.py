@@ -327,7 +327,7 @@ def test_cost_of_taking_a_file_over_grows_as_its_slices_and_not_as_their_square(
         return cpu_ticks(world.db) - before
 
     cost(1, 10)
-    few, many = cost(2, 2000), cost(3, 8000)
+    few, many = cost(2, 1000), cost(3, 4000)
     assert many < 9 * max(few, 1), "four times as many: 4 in theory; it was 16"
 
 

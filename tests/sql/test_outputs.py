@@ -494,11 +494,14 @@ def test_each_form_of_the_list_has_all_rows(merging: World) -> None:
     assert json.loads(text.getvalue()) == []
 
 
-def test_list_of_three_times_as_many_outputs_takes_no_more_memory(world: World) -> None:
+def test_list_of_three_times_as_many_outputs_takes_no_more_memory(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     world.add_file(1)
     slices(world, 0, 1)
     peaks, had = [], 0
-    for count in (5000, 15000):  # a page has 2,000, and two of them are there at a time
+    monkeypatch.setattr(outputs, "ROWS_A_FETCH", 400)
+    for count in (1000, 3000):  # two pages are there at a time
         world.db.execute(
             "INSERT INTO osgprod_data.outputs (project_id, cluster, process, nstart, n, kind, url, bytes, adler32)"
             " SELECT a.project_id, a.cluster, a.process, a.nstart, n, 'k' || n, 'https://s/file/' || n, n, '0000001a'"

@@ -19,13 +19,13 @@ UNSEEN = ("Cc", "Cf", "Zl", "Zp")
 def test_a_label_holds_no_character_of_unicode_that_is_unseen_or_ends_a_line(
     db: psycopg.Connection[dict[str, Any]],
 ) -> None:
-    codes = [
-        n for n in range(1, sys.maxunicode + 1) if unicodedata.category(chr(n)) in (*UNSEEN, "Lo", "So", "Zs")
-    ]
+    kinds = [(n, unicodedata.category(chr(n))) for n in range(1, sys.maxunicode + 1)]
+    others = [n for n, kind in kinds if kind in ("Lo", "So", "Zs")]
+    codes = [n for n, kind in kinds if kind in UNSEEN] + others[::20]
     rows = db.execute(
         "SELECT n, osgprod._label('a' || chr(n) || 'b') AS label FROM unnest(%s::int[]) AS n", (codes,)
     ).fetchall()
-    assert len(rows) > 100_000
+    assert len(rows) > 6_000
     for row in rows:
         character = chr(row["n"])
         is_unseen = unicodedata.category(character) in UNSEEN
