@@ -10,6 +10,7 @@ import pytest
 
 from shim.database import call
 from tests.support import World
+from tests.whole.test_concurrency import held
 
 Db = psycopg.Connection[dict[str, Any]]
 
@@ -408,6 +409,20 @@ def test_removed_cluster_keeps_neither_slices_nor_backups(world: World) -> None:
     call(world.db, "reclaim_lost", project="p", cluster=1)
     assert backups(world.db) == []
     assert the_slice(world.db, 2)["state"] == "ready"
+
+
+def test_reclaim_waits_for_no_backup_and_the_next_call_ends_it(world: World) -> None:
+    in_tail(world)
+    assert world.checkout(7, host="wn7")["status"] == "assigned"
+    with held(world) as db, held(world) as operator:
+        job = {"project": "p", "cluster": 1, "process": 7, "magic": "m", "client": "127.0.0.1"}
+        assert call(db, "heartbeat", **job)[0]["status"] == "alive"
+        operator.execute("SET LOCAL lock_timeout = '1s'")
+        call(operator, "reclaim_lost", project="p", cluster=1, process=7)
+    assert len(backups(world.db)) == 1
+    call(world.db, "reclaim_lost", project="p", cluster=1, process=7)
+    assert backups(world.db) == []
+    assert the_slice(world.db, 2)["state"] == "leased"
 
 
 def test_backup_of_a_slice_that_is_split_recycled_or_reset_does_not_count(world: World) -> None:

@@ -9,7 +9,8 @@ AS $fn$
 --             p_cluster, p_process, p_schedd  instead of expired leases those of these jobs: see reclaim_lost
 -- Returns:    how many slices and merges were lost, and whether a backoff is over; none also while files of the project are being
 --             reset
--- Locks:      slices, the rows of their files where a slice is split, the project's row: all SKIP LOCKED, nothing here waits
+-- Locks:      backups, slices, the rows of their files where a slice is split, merges, the project's row: all SKIP LOCKED,
+--             nothing here waits
 -- Source:     docs/design.md I4
 DECLARE
     v_slice   osgprod_data.slices;
@@ -26,8 +27,11 @@ BEGIN
     END IF;
     -- Their backups first, so that none of them becomes a holder.
     DELETE FROM osgprod_data.backups b
-     WHERE b.project_id = p_project.project_id AND b.cluster = p_cluster AND b.process = coalesce(p_process, b.process)
-       AND osgprod._is_of_schedd(b.project_id, b.cluster, b.process, b.nstart, p_schedd);
+     WHERE (b.project_id, b.rawdata_id, b.block1) IN (
+        SELECT x.project_id, x.rawdata_id, x.block1 FROM osgprod_data.backups x
+         WHERE x.project_id = p_project.project_id AND x.cluster = p_cluster AND x.process = coalesce(p_process, x.process)
+           AND osgprod._is_of_schedd(x.project_id, x.cluster, x.process, x.nstart, p_schedd)
+           FOR UPDATE SKIP LOCKED);
     FOR v_slice IN
         -- Leased slices are in files in flight: thousands of rows are read, not millions.
         SELECT s.* FROM osgprod_data.loaded_files f

@@ -5,8 +5,8 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod
 AS $fn$
 -- Requeues slices whose lease has expired (tick does the same on the shims' timer), or those of jobs that are known to be
 -- gone, removed by condor_rm for instance, without waiting for their leases.
--- Promise:    a repeated or simultaneous call does no harm; slices that somebody has locked at this moment are left to
---             the next call, so nothing here waits. A job taken for gone that is not, gets its slice back at its next heartbeat,
+-- Promise:    a repeated or simultaneous call does no harm; slices, merges and backups that somebody has locked at this moment
+--             are left to the next call, so nothing here waits. A job taken for gone that is not, gets its slice back at its next heartbeat,
 --             as long as nobody else has it. The removal of a job is not a fault: it counts against neither slice nor worker.
 -- Parameters: p_project  project name; NULL = all projects
 --             p_cluster  HTCondor's cluster whose jobs are gone [0 .. 2147483647]; NULL = what ran out of lease
