@@ -537,7 +537,8 @@ adler32_of_awk() {
 # --- processes ---------------------------------------------------------------------------------------------------
 
 readonly EXIT_FAILED=10 EXIT_NODE_FAULT=20 EXIT_LATER=30 EXIT_REFUSED=40 EXIT_TERM=143
-readonly KILL_AFTER_S=3 # from SIGTERM to SIGKILL of the work
+readonly EXIT_NO_FORK=254 # of bash
+readonly KILL_AFTER_S=3   # from SIGTERM to SIGKILL of the work
 readonly MAX_CAPTURED=65536
 
 scratch=""       # this job's folder: the script, the work's folder, two pipes
@@ -671,6 +672,9 @@ cleanup() {
   [[ "$BASHPID" == "$$" ]] || exit "$status"
   trap '' "${SIGNALS[@]}"              # one that comes now would leave our folder, or crash bash
   ! $is_stopped || status="$EXIT_TERM" # bash may have another code, from the command that the signal interrupted
+  stop_heartbeats
+  # bash could start no process, so it can't remove anything either: it would end here with 254.
+  ((status != EXIT_NO_FORK)) || exit "$EXIT_NODE_FAULT"
   tidy_up
   case "$status" in
   0 | "$EXIT_FAILED" | "$EXIT_NODE_FAULT" | "$EXIT_LATER" | "$EXIT_REFUSED" | "$EXIT_TERM") exit "$status" ;;
@@ -1063,7 +1067,7 @@ start_heartbeats() {
 }
 
 # Renews the lease until the server reports the attempt as superseded, or until this script was killed; then it ends
-# the work, if it has not ended. The work may ask whether it still has the lease: it makes the file confirm-lease, and the
+# the work, if it has not ended, and after a kill it removes this job's folder. The work may ask whether it still has the lease: it makes the file confirm-lease, and the
 # next heartbeat is sent at once; when the file is gone, there is a file no-lease if the server did not confirm it.
 # Arguments: seconds between heartbeats, folder for credentials, seconds before the first
 send_heartbeats() {
@@ -1101,6 +1105,7 @@ send_heartbeats() {
     rm -f "$scratch/work/.osgprod/confirm-lease"
   done
   end_work
+  remove_tree "$scratch"
 }
 
 # Looks how much memory the work uses, and leaves the most that was seen, with the caller's disk, for measure.
@@ -1240,7 +1245,7 @@ pack_outputs() {
   done < <(list_outputs)
   printf '%d\n' "${#files[@]}"
   ! tail -c 100000 "$2" >osgprod_work.log 2>/dev/null || files[${#files[@]}]=./osgprod_work.log
-  printf '%s\0' ${files[@]+"${files[@]}"} | tar -c --no-recursion --null -T - | gzip >"$4"
+  printf '%s\0' ${files[@]+"${files[@]}"} | tar -cf - --no-recursion --null -T - | gzip >"$4"
 }
 
 # --- storage -----------------------------------------------------------------------------------------------------
@@ -2035,6 +2040,7 @@ configure() {
   for name in OSGPROD_MAGIC_FILE X509_USER_PROXY X509_CERT_DIR BEARER_TOKEN_FILE; do
     [[ -z "${!name:-}" || "${!name}" == /* ]] || export "$name=$PWD/${!name}"
   done
+  [[ -r "/proc/$$/stat" ]] || die "$EXIT_NODE_FAULT" '/proc is not mounted on this node'
   command -v curl >/dev/null || die "$EXIT_NODE_FAULT" 'curl is not installed on this node'
   find_token
   [[ -n "$magic$bearer" ]] || log 'neither a magic nor a bearer token was found: set OSGPROD_MAGIC_FILE, or BEARER_TOKEN_FILE'
@@ -2158,6 +2164,8 @@ main() {
   done
 }
 
+# Read as one command, so that nothing more is read when this file changes meanwhile.
 if [[ "${BASH_SOURCE[0]}" == "$0" ]]; then
   main "$@"
+  exit
 fi

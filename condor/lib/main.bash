@@ -132,6 +132,7 @@ configure() {
   for name in OSGPROD_MAGIC_FILE X509_USER_PROXY X509_CERT_DIR BEARER_TOKEN_FILE; do
     [[ -z "${!name:-}" || "${!name}" == /* ]] || export "$name=$PWD/${!name}"
   done
+  [[ -r "/proc/$$/stat" ]] || die "$EXIT_NODE_FAULT" '/proc is not mounted on this node'
   command -v curl >/dev/null || die "$EXIT_NODE_FAULT" 'curl is not installed on this node'
   find_token
   [[ -n "$magic$bearer" ]] || log 'neither a magic nor a bearer token was found: set OSGPROD_MAGIC_FILE, or BEARER_TOKEN_FILE'
@@ -255,6 +256,8 @@ main() {
   done
 }
 
+# Read as one command, so that nothing more is read when this file changes meanwhile.
 if [[ "${BASH_SOURCE[0]}" == "$0" ]]; then
   main "$@"
+  exit
 fi

@@ -53,5 +53,5 @@ pack_outputs() {
   done < <(list_outputs)
   printf '%d\n' "${#files[@]}"
   ! tail -c 100000 "$2" >osgprod_work.log 2>/dev/null || files[${#files[@]}]=./osgprod_work.log
-  printf '%s\0' ${files[@]+"${files[@]}"} | tar -c --no-recursion --null -T - | gzip >"$4"
+  printf '%s\0' ${files[@]+"${files[@]}"} | tar -cf - --no-recursion --null -T - | gzip >"$4"
 }

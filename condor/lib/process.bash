@@ -2,7 +2,8 @@
 # --- processes ---------------------------------------------------------------------------------------------------
 
 readonly EXIT_FAILED=10 EXIT_NODE_FAULT=20 EXIT_LATER=30 EXIT_REFUSED=40 EXIT_TERM=143
-readonly KILL_AFTER_S=3 # from SIGTERM to SIGKILL of the work
+readonly EXIT_NO_FORK=254 # of bash
+readonly KILL_AFTER_S=3   # from SIGTERM to SIGKILL of the work
 readonly MAX_CAPTURED=65536
 
 scratch=""       # this job's folder: the script, the work's folder, two pipes
@@ -136,6 +137,9 @@ cleanup() {
   [[ "$BASHPID" == "$$" ]] || exit "$status"
   trap '' "${SIGNALS[@]}"              # one that comes now would leave our folder, or crash bash
   ! $is_stopped || status="$EXIT_TERM" # bash may have another code, from the command that the signal interrupted
+  stop_heartbeats
+  # bash could start no process, so it can't remove anything either: it would end here with 254.
+  ((status != EXIT_NO_FORK)) || exit "$EXIT_NODE_FAULT"
   tidy_up
   case "$status" in
   0 | "$EXIT_FAILED" | "$EXIT_NODE_FAULT" | "$EXIT_LATER" | "$EXIT_REFUSED" | "$EXIT_TERM") exit "$status" ;;

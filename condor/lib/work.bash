@@ -180,7 +180,7 @@ start_heartbeats() {
 }
 
 # Renews the lease until the server reports the attempt as superseded, or until this script was killed; then it ends
-# the work, if it has not ended. The work may ask whether it still has the lease: it makes the file confirm-lease, and the
+# the work, if it has not ended, and after a kill it removes this job's folder. The work may ask whether it still has the lease: it makes the file confirm-lease, and the
 # next heartbeat is sent at once; when the file is gone, there is a file no-lease if the server did not confirm it.
 # Arguments: seconds between heartbeats, folder for credentials, seconds before the first
 send_heartbeats() {
@@ -218,6 +218,7 @@ send_heartbeats() {
     rm -f "$scratch/work/.osgprod/confirm-lease"
   done
   end_work
+  remove_tree "$scratch"
 }
 
 # Looks how much memory the work uses, and leaves the most that was seen, with the caller's disk, for measure.

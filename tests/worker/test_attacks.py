@@ -44,6 +44,16 @@ def test_child_of_a_job_that_is_killed_before_it_reads_does_not_wait_for_ever(fo
     wait_until(lambda: not living(job.pid), "its child has ended too")
 
 
+def test_job_that_can_start_no_process_any_more_ends_as_a_node_fault(folder: Path) -> None:
+    """bash ends with 254 then. To remove the job's folder would take a process."""
+    done = subprocess.run(
+        ["/bin/bash", "-c", f"source {EXEC}\nmake_scratch; trap cleanup EXIT; exit 254"],
+        env={"PATH": "/usr/bin:/bin", "_CONDOR_SCRATCH_DIR": str(folder)},
+    )
+    assert done.returncode == 20
+    assert len(list(folder.iterdir())) == 1, "nothing tried to remove it"
+
+
 # --- environments --------------------------------------------------------------------------------------------
 
 

@@ -1044,6 +1044,7 @@ def test_work_does_not_outlive_a_killed_job(node: Node, world: World) -> None:
     job.wait()
     wait_until(lambda: not living(job.pid), "all its processes have ended")
     job.communicate()
+    assert list(node.folder.iterdir()) == []
 
 
 @pytest.mark.parametrize("where", ["request", "tar"])
