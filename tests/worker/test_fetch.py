@@ -16,6 +16,7 @@ import pytest
 
 from shim.evio.writer import write_file
 from tests.support import CHECKOUT, wait_until
+from tests.worker.conftest import slow
 from tests.worker.fetching import ENVIRONMENT, NODE_FAULT, NOT_FETCHED, SCRIPT, Slice, call, trusting
 from tests.worker.site import Site
 
@@ -52,10 +53,9 @@ def test_sleep_that_knows_whole_seconds_only_ends_no_fetch(slice_: Slice, site: 
     assert (code, got) == (0, slice_.expected), log
 
 
-@pytest.mark.parametrize("fault", ["close", "short", 500, 503])
-def test_fetch_goes_on_where_the_server_broke_off(slice_: Slice, site: Site, fault: str | int) -> None:
-    site.faults = [None, fault, fault]
-    code, log, seen = slice_.run()
+def test_fetch_goes_on_where_the_server_broke_off(slice_: Slice, site: Site) -> None:
+    site.faults = [None, "close", "short", 500, 503, "short", "close"]
+    code, log, seen = slice_.run(OSGPROD_TRIES="8")
     assert (code, seen) == (0, slice_.expected), log
     assert site.sent() == slice_.ranges, "what had come was not fetched again"
 
@@ -98,7 +98,7 @@ def test_server_that_is_gone_is_given_up_on(slice_: Slice, site: Site) -> None:
     assert f"status 503 (4 attempts, 0 of {slice_.pieces[0][2]} bytes" in log.splitlines()[-1]
 
 
-@pytest.mark.parametrize("status", [401, 410, 416])
+@pytest.mark.parametrize("status", [401, *slow(410, 416)])
 def test_answer_that_can_not_change_is_believed_at_once(slice_: Slice, site: Site, status: int) -> None:
     site.faults = [status]
     code, log, seen = slice_.run()
@@ -106,7 +106,7 @@ def test_answer_that_can_not_change_is_believed_at_once(slice_: Slice, site: Sit
     assert f"status {status}" in log
 
 
-@pytest.mark.parametrize("status", [403, 404])
+@pytest.mark.parametrize("status", [403, *slow(404)])
 def test_refusal_of_an_overloaded_cache_is_not_believed_at_once(
     slice_: Slice, site: Site, status: int
 ) -> None:
@@ -116,7 +116,7 @@ def test_refusal_of_an_overloaded_cache_is_not_believed_at_once(
     assert f"fetch failed (attempt 3, 0 of {slice_.pieces[0][2]} bytes): status {status}" in log
 
 
-@pytest.mark.parametrize("status", [403, 404])
+@pytest.mark.parametrize("status", [404, *slow(403)])
 def test_file_that_is_refused_again_and_again_is_given_up_on_long_before_a_server_that_is_away(
     slice_: Slice, site: Site, status: int
 ) -> None:
@@ -133,7 +133,7 @@ def test_pause_that_the_server_wants_is_kept(slice_: Slice, site: Site) -> None:
     assert time.monotonic() - started > 1
 
 
-@pytest.mark.parametrize("fault", [404, 503, "ignore-range", "wrong-range", "zeros"])
+@pytest.mark.parametrize("fault", [503, "zeros", *slow(404, "ignore-range", "wrong-range")])
 def test_last_line_of_the_log_is_the_reason_without_secrets(
     assigned: dict[str, bytes], slice_: Slice, folder: Path, site: Site, fault: str | int
 ) -> None:
@@ -173,15 +173,12 @@ def test_cut_off_raw_data_file_is_no_slice(slice_: Slice, site: Site) -> None:
     assert (code, seen) == (NOT_FETCHED, None), log
 
 
-@pytest.mark.parametrize("name", ["http_proxy", "HTTP_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"])
-def test_proxy_of_the_site_is_not_asked(slice_: Slice, name: str) -> None:
-    code, log, seen = slice_.run(**{name: "http://127.0.0.1:9"})
-    assert (code, seen) == (0, slice_.expected), log
-
-
-def test_curlrc_of_the_node_is_not_read(slice_: Slice, folder: Path) -> None:
+def test_proxy_of_the_site_is_not_asked_and_curlrc_of_the_node_is_not_read(
+    slice_: Slice, folder: Path
+) -> None:
     (folder / ".curlrc").write_text('proxy = "http://127.0.0.1:9"\n')
-    code, log, seen = slice_.run(HOME=str(folder))
+    names = ("http_proxy", "HTTP_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
+    code, log, seen = slice_.run(HOME=str(folder), **dict.fromkeys(names, "http://127.0.0.1:9"))
     assert (code, seen) == (0, slice_.expected), log
 
 
@@ -240,7 +237,7 @@ def test_without_xrootd_bindings_the_reconstruction_gets_names_of_blocks(
     assert (first, last) == tuple(f"root://host//hd_rawdata_000001_001.evio+{n},{n + 1}" for n in (4, 6))
 
 
-@pytest.mark.parametrize("code", [0, 3, 137])
+@pytest.mark.parametrize("code", [3, 137, *slow(0)])
 def test_exit_code_is_that_of_the_reconstruction(slice_: Slice, folder: Path, code: int) -> None:
     program: Any = folder / "recon"
     program.write_text(f"#!/bin/bash\nexit {code}\n")
@@ -295,7 +292,7 @@ def test_leading_zeros_of_a_setting_are_no_octal_number(slice_: Slice) -> None:
 # --- sources ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scheme", ["http", "HTTP", "dav"])
+@pytest.mark.parametrize("scheme", ["HTTP", "dav", *slow("http")])
 def test_schemes_of_http_are_fetched_by_curl(
     assigned: dict[str, bytes], slice_: Slice, folder: Path, site: Site, scheme: str
 ) -> None:
@@ -370,7 +367,7 @@ def test_bundle_of_the_environment_is_trusted_beside_the_grids_authorities(
 
 
 @pytest.mark.parametrize(
-    "hosts, gets_token", [(None, False), ("other.org", False), ("other.org, localhost", True)]
+    "hosts, gets_token", [("other.org", False), ("other.org, localhost", True), *slow((None, False))]
 )
 def test_token_follows_a_redirect_only_to_a_host_that_is_listed(
     assigned: dict[str, bytes],
@@ -425,7 +422,7 @@ def test_secret_in_a_redirect_is_on_no_command_line_and_in_no_log(
 # --- checks of the bytes ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fault", ["zeros", "shifted"])
+@pytest.mark.parametrize("fault", ["shifted", *slow("zeros")])
 def test_wrong_bytes_of_the_right_length_never_reach_the_reconstruction(
     slice_: Slice, site: Site, fault: str
 ) -> None:
@@ -448,8 +445,9 @@ def test_slice_of_a_file_that_was_replaced_since_it_was_indexed_is_not_processed
     assert "count 30 events instead of 31" in log.splitlines()[-1]
 
 
-@pytest.mark.parametrize("byte_order", ["big", "little"])
-@pytest.mark.parametrize("dictionary", [False, True])
+@pytest.mark.parametrize(
+    "byte_order, dictionary", [("big", True), ("little", False), *slow(("big", False), ("little", True))]
+)
 def test_whole_slices_pass_the_check_and_each_damaged_header_is_found(
     folder: Path, byte_order: Literal["big", "little"], dictionary: bool
 ) -> None:
@@ -516,7 +514,7 @@ def test_url_in_a_log_has_no_secret(url: str, shown: str) -> None:
     assert call('shown_url "$1"', url) == (0, shown, "")
 
 
-@pytest.mark.parametrize("data", [b"", b"\0", bytes(range(256)) * 40, b"%d\\n\n"])
+@pytest.mark.parametrize("data", [b"", b"\0", bytes(range(256)) * 8, b"%d\\n\n"])
 def test_bytes_that_the_server_spelled_out_are_appended_as_they_are(folder: Path, data: bytes) -> None:
     (folder / "file").write_bytes(b"before")
     assert call('append_hex "$1" file', data.hex(), cwd=folder) == (0, "", "")
@@ -553,8 +551,13 @@ def small_disk(folder: Path, size: str, as_root: bool) -> tuple[str, ...]:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk takes root")
-@pytest.mark.parametrize("as_root", [True, False])
-@pytest.mark.parametrize("end", ["exit 1", "exit 0", "exec cat /dev/zero >more"])
+@pytest.mark.parametrize(
+    "end, as_root",
+    [
+        *(("exit 0", True), ("exit 1", False), ("exec cat /dev/zero >more", False)),
+        *slow(("exit 0", False), ("exit 1", True), ("exec cat /dev/zero >more", True)),
+    ],
+)
 def test_disk_that_the_reconstruction_filled_is_the_nodes_fault_and_no_output_counts(
     slice_: Slice, folder: Path, as_root: bool, end: str
 ) -> None:

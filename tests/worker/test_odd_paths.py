@@ -9,14 +9,16 @@ import pytest
 
 from shim.evio.writer import write_file
 from tests.support import World
-from tests.worker.conftest import Node
+from tests.worker.conftest import Node, slow
 from tests.worker.site import Site
 
 ODD_FOLDERS = ["a space", "hash#1", "query?x=1&y", "literal %41", "Müller…", "plus+comma,1", "quote'\"$(x)`"]
+# All of them in one name, and each alone in the slow tests.
+FOLDERS = [" ".join(ODD_FOLDERS), *slow(*ODD_FOLDERS)]
 
 
 @pytest.mark.parametrize("is_http", [True, False], ids=["http", "path"])
-@pytest.mark.parametrize("name", ODD_FOLDERS)
+@pytest.mark.parametrize("name", FOLDERS)
 def test_a_slice_is_fetched_from_a_folder_with_an_odd_name(
     node: Node,
     world: World,
