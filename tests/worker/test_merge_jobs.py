@@ -16,7 +16,8 @@ import pytest
 
 from shim.database import call
 from tests.support import CHECKOUT, LiveShim, World, wait_until
-from tests.worker.conftest import CLUSTER, Node, kill
+from tests.worker.conftest import CLUSTER, Node, kill, slow
+from tests.worker.fetching import trusting
 from tests.worker.site import Site
 
 DONE, FAILED, REFUSED = 0, 10, 40
@@ -45,9 +46,11 @@ def merging(node: Node, world: World, rawdata: Path, folder: Path, site: Site) -
     return start
 
 
-def report_slice(world: World, site: Site, process: int, place: Path | None = None) -> None:
+def report_slice(
+    world: World, site: Site, process: int, place: Path | None = None, project: str = "p"
+) -> None:
     """Does what a job does for a slice that leaves nothing but its log; place: as above."""
-    answer = world.checkout(process, cluster=CLUSTER)
+    answer = world.checkout(process, cluster=CLUSTER, project=project)
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w:gz") as archive:
         entry = tarfile.TarInfo("./osgprod_work.log")
@@ -60,7 +63,7 @@ def report_slice(world: World, site: Site, process: int, place: Path | None = No
         site.files[f"/out/{name}"] = tarball
     done = {"output_url": f"file://{place}/{name}" if place else f"{site.url}/out/{name}"}
     done |= {"output_bytes": len(tarball), "output_adler32": f"{zlib.adler32(tarball):08x}"}
-    answer = world.report(process, cluster=CLUSTER, token=str(answer["token"]), **done)
+    answer = world.report(process, cluster=CLUSTER, project=project, token=str(answer["token"]), **done)
     assert answer["status"] == "done"
 
 
@@ -118,8 +121,7 @@ def test_merged_files_of_two_projects_with_one_folder_for_outputs_do_not_replace
     code, log = node.run(3)
     assert code == DONE, log
     for process in (4, 5):
-        code, log = node.run(process, OSGPROD_PROJECT="q")
-        assert code == DONE, log
+        report_slice(world, site, process, project="q")
     until_ready(world)
     code, log = node.run(6, OSGPROD_PROJECT="q")
     assert code == DONE, log
@@ -145,7 +147,7 @@ def test_exec_script_shows_its_token_for_the_removal_of_inputs_to_named_hosts_on
 ) -> None:
     with Site(certificate=certificate) as merged, Site(certificate=certificate) as tarballs:
         merged.demands = "Bearer secret"
-        node.environment |= {"X509_CERT_DIR": str(certificate), "BEARER_TOKEN": "secret"}
+        node.environment |= {**trusting(certificate), "BEARER_TOKEN": "secret"}
         home = {"output_home": f"{tarballs.url}/home"} if is_named else {}
         merging(at=tarballs, merge_cleanup="delete", **home)
         world.set(merge_output_url=f"{merged.url}/merged/{{kind}}")
@@ -230,7 +232,7 @@ def test_files_that_a_failed_merge_has_delivered_are_on_record(
 
 @pytest.mark.parametrize(
     "damage",
-    ["flipped", *(pytest.param(damage, marks=pytest.mark.slow) for damage in ("deleted", "truncated"))],
+    ["flipped", *slow("deleted", "truncated")],
 )
 def test_bad_input_is_processed_again_and_the_merge_succeeds_later(
     merging: Callable[..., None], node: Node, world: World, site: Site, damage: str
@@ -342,17 +344,14 @@ def ready(node: Node, world: World, rawdata: Path, folder: Path, site: Site) -> 
     return Merging(node, world, site, folder)
 
 
-# One of each kind: before, in and after the delivery, and after the report; see also the next tests.
-FAST = ("in the merge", "between removal and rename", "after the delivery", "after the report")
+# In the delivery, and after the report. In the next tests jobs end in other places.
+FAST = ("between removal and rename", "after the report")
 
 
-@pytest.mark.parametrize(
-    "arrow",
-    [
-        pytest.param(arrow, marks=[] if arrow in FAST else pytest.mark.slow)
-        for arrow in (*ARROWS, "before the report", "after the report")
-    ],
-)
+SLOW = (*(arrow for arrow in ARROWS if arrow not in FAST), "before the report")
+
+
+@pytest.mark.parametrize("arrow", [*FAST, *slow(*SLOW)])
 def test_merge_of_a_killed_job_is_delivered_once_by_another_job(ready: Merging, arrow: str) -> None:
     job = ready.start_until(3, arrow)
     kill(job.pid)
@@ -363,7 +362,7 @@ def test_merge_of_a_killed_job_is_delivered_once_by_another_job(ready: Merging, 
     ready.check()
 
 
-@pytest.mark.parametrize("arrow", ["between upload and rename", "after the report"])
+@pytest.mark.parametrize("arrow", ["between upload and rename", *slow("after the report")])
 def test_killed_job_that_starts_again_delivers_its_merge_once(ready: Merging, arrow: str) -> None:
     job = ready.start_until(3, arrow)
     kill(job.pid)
@@ -376,12 +375,7 @@ def test_killed_job_that_starts_again_delivers_its_merge_once(ready: Merging, ar
 
 
 @pytest.mark.parametrize(
-    "arrow",
-    [
-        "between removal and rename",
-        "after the delivery",
-        pytest.param("between upload and rename", marks=pytest.mark.slow),
-    ],
+    "arrow", ["between removal and rename", *slow("after the delivery", "between upload and rename")]
 )
 def test_late_success_does_not_count_while_another_job_replaces_its_files(ready: Merging, arrow: str) -> None:
     """The first one delivers, is silent for longer than its lease, and reports while the second one delivers."""

@@ -11,7 +11,7 @@ import pytest
 
 from shim.database import call
 from tests.support import World
-from tests.worker.conftest import Node, kill, state
+from tests.worker.conftest import Node, kill, slow, state
 from tests.worker.site import Site
 
 DONE, FAILED, NODE_FAULT, REFUSED, SAVED = 0, 10, 20, 40, 85
@@ -72,7 +72,7 @@ def test_each_slice_is_measured_and_logged_alone(node: Node, three: World) -> No
     assert rows[0]["disk_bytes"] > 3_000_000 > max(row["disk_bytes"] for row in rows[1:])
 
 
-@pytest.mark.parametrize("how", ["no-work", "wait", "leased", "no-time", "paused"])
+@pytest.mark.parametrize("how", ["no-work", "leased", "paused", *slow("wait", "no-time")])
 def test_job_that_gets_no_other_slice_ends_well(node: Node, three: World, site: Site, how: str) -> None:
     first = node.folder.parent / "first"
     environment = {"OSGPROD_SLICES": "9", "OSGPROD_OUTPUT_URL": f"{site.url}/out", "OSGPROD_TRIES": "1"}
@@ -110,7 +110,7 @@ def test_job_that_gets_no_other_slice_ends_well(node: Node, three: World, site: 
 
 
 @pytest.mark.parametrize(
-    ("exit_code", "code", "outcome"), [(3, FAILED, "failed"), (75, NODE_FAULT, "node-fault")]
+    ("exit_code", "code", "outcome"), [(3, FAILED, "failed"), *slow((75, NODE_FAULT, "node-fault"))]
 )
 def test_second_slice_that_fails_decides_how_the_job_ends_and_the_restart_goes_on(
     node: Node, three: World, site: Site, exit_code: int, code: int, outcome: str
@@ -304,17 +304,19 @@ def test_success_of_an_earlier_start_that_does_not_count_does_not_end_the_job(
     ("arrow", "folder_survives", "when"),
     [
         ("workscript.bash 2", False, "after"),
-        ("workscript.exit 1", False, "after"),
-        ("workscript.exit 2", True, "before"),
         ("workscript.exit 2", False, "after"),
         ("-T 2", True, "after"),
-        ("-T 2", False, "before"),
-        pytest.param("workscript.bash 2", False, "before", marks=pytest.mark.slow),
-        pytest.param("workscript.exit 1", False, "before", marks=pytest.mark.slow),
-        pytest.param("workscript.exit 2", True, "after", marks=pytest.mark.slow),
-        pytest.param("workscript.exit 2", False, "before", marks=pytest.mark.slow),
-        pytest.param("-T 2", True, "before", marks=pytest.mark.slow),
-        pytest.param("-T 2", False, "after", marks=pytest.mark.slow),
+        *slow(
+            ("workscript.bash 2", False, "before"),
+            ("workscript.exit 1", False, "before"),
+            ("workscript.exit 1", False, "after"),
+            ("workscript.exit 2", True, "before"),
+            ("workscript.exit 2", True, "after"),
+            ("workscript.exit 2", False, "before"),
+            ("-T 2", True, "before"),
+            ("-T 2", False, "before"),
+            ("-T 2", False, "after"),
+        ),
     ],
 )
 def test_job_may_be_killed_at_every_request_and_each_slice_counts_once(
