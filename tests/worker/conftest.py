@@ -85,7 +85,9 @@ class Node:
 
 def slow(*cases: Any) -> list[Any]:
     """Cases for parametrize() that make test leaves to make test-slow: others take the same way."""
-    return [pytest.param(*(case if isinstance(case, tuple) else [case]), marks=pytest.mark.slow) for case in cases]
+    return [
+        pytest.param(*(case if isinstance(case, tuple) else [case]), marks=pytest.mark.slow) for case in cases
+    ]
 
 
 @pytest.fixture

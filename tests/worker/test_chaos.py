@@ -56,7 +56,13 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     [("http", 97), *slow(("http", 23), ("https", 23))],
 )
 def test_an_answer_that_was_cut_anywhere_is_no_answer(
-    scheme: str, step: int, rawdata: Path, world: World, shim: LiveShim, folder: Path, authority: tuple[Path, Path]
+    scheme: str,
+    step: int,
+    rawdata: Path,
+    world: World,
+    shim: LiveShim,
+    folder: Path,
+    authority: tuple[Path, Path],
 ) -> None:
     """step: of the cut positions; each with make soak."""
     step = 1 if CHAOS_S else step

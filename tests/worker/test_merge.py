@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import bz2
 import contextlib
+import fcntl
 import functools
 import importlib.util
 import io
-import itertools
 import json
 import os
 import shlex
@@ -29,8 +29,9 @@ from typing import Any
 import pytest
 
 from shim.evio.writer import BEGIN_OF_RUN, PHYSICS, bank, block, file_of_records, record, write_file
-from tests.support import CHECKOUT, PATIENCE_S, real_files, wait_until
-from tests.worker.conftest import kill
+from tests import prepared
+from tests.support import CHECKOUT, PATIENCE_S, real_files
+from tests.worker.conftest import kill, slow
 from tests.worker.fetching import trusting
 from tests.worker.site import Site
 
@@ -57,17 +58,32 @@ LINES = {
 # --- what slices leave ---------------------------------------------------------------------------------------
 
 
+def with_uproot() -> list[str]:
+    """What begins the command line of a Python program that needs uproot; see warm.py.
+
+    One process imports it for all workers of a run, as long as there is the folder that they share.
+    """
+    shared, program = Path(os.environ[prepared.FOLDER]), CHECKOUT / "tests" / "worker" / "warm.py"
+    socket = shared / "uproot"
+    with (shared / "uproot.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not socket.exists():
+            run = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
+            subprocess.run([sys.executable, program, socket, str(run)], check=True, stdin=subprocess.DEVNULL)
+    return [sys.executable, "-I", "-S", str(program), str(socket)]
+
+
+def rootfile(*arguments: object) -> str:
+    """Calls rootfile.py; returns what it prints."""
+    command = [*with_uproot(), str(CHECKOUT / "tests" / "worker" / "rootfile.py"), *map(str, arguments)]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
 @functools.cache
 def root_file(first: int, count: int) -> bytes:
     with tempfile.TemporaryDirectory(prefix="osgprod-") as folder:
-        import numpy  # they take long to import, in each worker that collects this file
-        import uproot
-
         path = Path(folder) / "t.root"
-        with uproot.recreate(path) as file:
-            file.mktree("events", {"number": "int32"})
-            file["events"].extend({"number": numpy.arange(first, first + count, dtype="int32")})
-            file["folder/h"] = numpy.histogram(numpy.arange(count), bins=4, range=(0, 40))
+        rootfile("write", path, first, count)
         return path.read_bytes()
 
 
@@ -132,7 +148,6 @@ class Merge:
 
     folder: Path
     site: Site
-    with_uproot: str = sys.executable  # begins the command line of a Python program
     inputs: list[str] = field(default_factory=list)
     variables: dict[str, str] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
@@ -143,11 +158,10 @@ class Merge:
     def __post_init__(self) -> None:
         programs = self.folder / "programs"
         programs.mkdir()
-        self.program("hadd", f'exec {self.with_uproot} {CHECKOUT}/tests/worker/hadd.py "$@"')
-        self.program("hddmcat", f'exec {self.with_uproot} {CHECKOUT}/tests/worker/hddmcat.py "$@"')
-        self.program(
-            "python3", f'[[ "$1" == -* ]] || exec {self.with_uproot} "$@"; exec {sys.executable} "$@"'
-        )
+        tests, warm, python = f"{CHECKOUT}/tests/worker", shlex.join(with_uproot()), f"{sys.executable} -I -S"
+        self.program("hadd", f'exec {warm} {tests}/hadd.py "$@"')
+        self.program("hddmcat", f'exec {python} {tests}/hddmcat.py "$@"')
+        self.program("python3", f'[[ "${{2:-}}" != root ]] || exec {warm} "$@"; exec {python} "$@"')
         self.environment = {
             "PATH": f"{programs}:/usr/bin:/bin",
             "OSGPROD_BACKOFF_MS": "1",
@@ -261,23 +275,9 @@ class Merge:
         return {entry["kind"]: entry for entry in json.loads(self.reported("outputs_list") or "[]")}
 
 
-@pytest.fixture(scope="session")
-def with_uproot() -> Iterator[str]:
-    """What begins the command line of a Python program that needs uproot; see warm.py."""
-    program = CHECKOUT / "tests" / "worker" / "warm.py"
-    with tempfile.TemporaryDirectory(prefix="osgprod-warm-") as folder:
-        socket = Path(folder) / "socket"
-        with subprocess.Popen([sys.executable, program, socket], stdin=subprocess.PIPE) as server:
-            wait_until(lambda: socket.exists() or server.poll() is not None, "uproot is imported")
-            assert server.poll() is None
-            yield f"{sys.executable} -I -S {program} {socket}"
-            assert server.stdin
-            server.stdin.close()
-
-
 @pytest.fixture
-def merge(folder: Path, site: Site, with_uproot: str) -> Merge:
-    merge = Merge(folder, site, with_uproot)
+def merge(folder: Path, site: Site) -> Merge:
+    merge = Merge(folder, site)
     for slice_ in SLICES:
         merge.add(slice_, tarball(contents(slice_)))
     return merge
@@ -307,11 +307,10 @@ def check_evio(content: bytes) -> None:
 
 
 def check_root(content: bytes) -> None:
-    import uproot
-
-    with uproot.open(io.BytesIO(content)) as file:
-        assert file["events"]["number"].array(library="np").tolist() == list(range(80))
-        assert file["folder/h"].to_numpy()[0].sum() == 80
+    with tempfile.NamedTemporaryFile(prefix="osgprod-", suffix=".root") as file:
+        file.write(content)
+        file.flush()
+        assert json.loads(rootfile("read", file.name)) == [list(range(80)), 80]
 
 
 def check_tar(content: bytes) -> None:
@@ -328,16 +327,7 @@ def test_each_kind_is_merged_with_every_event_once_and_delivered(merge: Merge) -
     check_delivered(merge)
 
 
-def test_inputs_and_merged_files_may_be_on_a_disk(merge: Merge) -> None:
-    merge.on_disk()
-    code, log = merge.run()
-    assert code == 0, log
-    for kind, name in NAMES.items():
-        entry, path = merge.outputs()[kind], merge.folder / "merged" / kind / name
-        assert (entry["url"], entry["bytes"]) == (f"file://{path}", path.stat().st_size)
-
-
-def test_folders_may_have_spaces_in_their_names(merge: Merge) -> None:
+def test_inputs_and_merged_files_may_be_on_a_disk_in_folders_with_spaces_in_their_names(merge: Merge) -> None:
     merge.only("hd_root", "sync")
     merge.local()
     folder = merge.folder / "my files"
@@ -357,29 +347,22 @@ def test_folders_may_have_spaces_in_their_names(merge: Merge) -> None:
 
 
 def test_a_whole_run_has_names_without_a_file_number(merge: Merge) -> None:
+    merge.only("dana_rest", "job_info")
     merge.on_disk()
     merge.variables["osgprod_seqno"] = ""
     assert merge.run()[0] == 0
     assert {path.rpartition("/")[2] for path in merge.delivered()} == {
-        name.replace("_005", "") for name in NAMES.values()
+        NAMES[kind].replace("_005", "") for kind in merge.kinds
     }
 
 
-def test_fetch_goes_on_where_a_transfer_broke_off(merge: Merge) -> None:
+def test_fetch_goes_on_where_a_transfer_broke_off_and_wrong_bytes_are_fetched_again(merge: Merge) -> None:
     merge.only("dana_rest")
     merge.to_disk()
-    merge.site.faults = ["close", 503, "short"]
+    merge.site.faults = ["close", 503, "short", None, "zeros"]
     code, log = merge.run()
     assert code == 0, log
-    check_delivered(merge)
-
-
-def test_wrong_bytes_from_a_cache_are_fetched_again(merge: Merge) -> None:
-    merge.only("dana_rest")
-    merge.to_disk()
-    merge.site.faults = ["zeros"]
-    code, log = merge.run()
-    assert code == 0, log
+    assert merge.site.faults == []
     check_delivered(merge)
 
 
@@ -420,7 +403,7 @@ def test_token_goes_to_the_merged_files_and_not_to_the_host_of_an_input_that_nob
     assert (tokens_at(merge.site), tokens_at(foreign)) == ({"Bearer secret"}, {None})
 
 
-@pytest.mark.parametrize("who", ["operator", "submitter", "submitter's outputs"])
+@pytest.mark.parametrize("who", ["operator", "submitter's outputs", *slow("submitter")])
 def test_token_goes_to_the_host_of_an_input_that_somebody_named(
     merge: Merge, foreign: Site, who: str
 ) -> None:
@@ -437,7 +420,7 @@ def test_token_goes_to_the_host_of_an_input_that_somebody_named(
     assert (tokens_at(merge.site), tokens_at(foreign)) == ({"Bearer secret"}, {"Bearer secret"})
 
 
-@pytest.mark.parametrize("status", [401, 403, 404])
+@pytest.mark.parametrize("status", [401, 404, *slow(403)])
 def test_refusal_of_a_host_that_nobody_named_blames_no_input_and_names_the_setting(
     merge: Merge, foreign: Site, status: int
 ) -> None:
@@ -467,8 +450,13 @@ def flipped(content: bytes) -> bytes | None:
     return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
 
 
-@pytest.mark.parametrize("has_checksums", [True, False])
-@pytest.mark.parametrize("damage", [deleted, truncated, flipped])
+@pytest.mark.parametrize(
+    "damage, has_checksums",  # deleted: see test_all_bad_inputs_are_named_at_once
+    [
+        *((truncated, True), (flipped, False)),
+        *slow((deleted, True), (deleted, False), (truncated, False), (flipped, True)),
+    ],
+)
 def test_input_that_does_not_fit_its_record_is_named_and_nothing_is_delivered(
     merge: Merge, damage: Callable[[bytes], bytes | None], has_checksums: bool
 ) -> None:
@@ -488,17 +476,9 @@ def spoil(merge: Merge, damage: Callable[[bytes], bytes | None]) -> bytes:
     return good
 
 
-@pytest.mark.parametrize(
-    "has_checksums, damage",
-    [
-        (True, flipped),
-        *(
-            pytest.param(has_checksums, damage, marks=pytest.mark.slow)
-            for has_checksums, damage in itertools.product([True, False], [deleted, truncated, flipped])
-            if (has_checksums, damage) != (True, flipped)
-        ),
-    ],
-)
+@pytest.mark.slow  # test_merge_jobs.py has it with whole jobs
+@pytest.mark.parametrize("has_checksums", [True, False])
+@pytest.mark.parametrize("damage", [deleted, truncated, flipped])
 def test_merge_succeeds_when_a_bad_slice_was_processed_again(
     merge: Merge, has_checksums: bool, damage: Callable[[bytes], bytes | None]
 ) -> None:
@@ -513,7 +493,7 @@ def test_merge_succeeds_when_a_bad_slice_was_processed_again(
     check_delivered(merge)
 
 
-@pytest.mark.parametrize("damage", [deleted, truncated, flipped])
+@pytest.mark.parametrize("damage", [truncated, flipped, *slow(deleted)])
 def test_bad_input_on_a_disk_is_named(merge: Merge, damage: Callable[[bytes], bytes | None]) -> None:
     merge.local()
     merge.environment["BEARER_TOKEN"] = "secret"  # a disk is not shown it, and says what is so
@@ -546,7 +526,7 @@ def test_node_without_the_folder_of_the_inputs_blames_no_input(merge: Merge) -> 
     assert (code, merge.reported("bad_inputs")) == (NODE_FAULT, None), log
 
 
-@pytest.mark.parametrize("status", [403, 503])
+@pytest.mark.parametrize("status", [503, *slow(403)])
 def test_storage_that_is_away_blames_no_input(merge: Merge, status: int) -> None:
     merge.site.faults = [status] * 40
     code, log = merge.run()
@@ -625,8 +605,16 @@ def replace(merge: Merge, n: int, files: dict[str, bytes]) -> None:
     merge.inputs[n] = " ".join([url, str(len(content)), f"{zlib.adler32(content):08x}", *blocks])
 
 
-@pytest.mark.parametrize("name", ["hd_root.root", "dana_rest.hddm", "hd_rawdata_001234_005+0,3.sync.evio"])
-@pytest.mark.parametrize("damage", ["cut", "missing", "zeros"])
+ROOT, HDDM_FILE, EVIO = "hd_root.root", "dana_rest.hddm", "hd_rawdata_001234_005+0,3.sync.evio"
+
+
+@pytest.mark.parametrize(
+    "name, damage",
+    [
+        *((ROOT, "cut"), (HDDM_FILE, "missing"), (HDDM_FILE, "zeros"), (EVIO, "cut"), (EVIO, "missing")),
+        *slow((ROOT, "missing"), (ROOT, "zeros"), (HDDM_FILE, "cut"), (EVIO, "zeros")),
+    ],
+)
 def test_slice_with_a_damaged_file_is_named(merge: Merge, name: str, damage: str) -> None:
     files = contents((0, 3))
     content = files.pop(name)
@@ -733,7 +721,7 @@ def test_hddm_file_with_a_header_only_is_joined_with_packed_ones(folder: Path, e
     assert (status, f"{inputs[empty]} is packed in another way than" in log) == (1, True)
 
 
-@pytest.mark.parametrize(("with_events", "is_packed"), [([0, 2], True), ([0, 2], False), ([], False)])
+@pytest.mark.parametrize(("with_events", "is_packed"), [([0, 2], True), ([], False), *slow(([0, 2], False))])
 def test_slices_that_left_an_hddm_header_only_are_merged(
     merge: Merge, with_events: list[int], is_packed: bool
 ) -> None:
@@ -752,7 +740,7 @@ def test_slices_that_left_an_hddm_header_only_are_merged(
     assert with_events or delivered == HDDM
 
 
-@pytest.mark.parametrize("is_packed", [False, True])
+@pytest.mark.parametrize("is_packed", [True, *slow(False)])
 def test_hddm_files_with_different_headers_blame_no_slice(merge: Merge, is_packed: bool) -> None:
     """After a change of software the first slice may be the odd one: to process the second again would not help."""
     content = packed_hddm_file(range(30), *PACKED["zlib"]) if is_packed else hddm_file(range(30))
@@ -811,9 +799,9 @@ def test_missing_program_is_a_fault_of_the_node_with_its_own_code(merge: Merge, 
     [
         ("HADD_FAULT=drop", NOT_MERGED, None, "has 60 entries in events, its inputs have 80"),
         ("HADD_FAULT=cut", NOT_MERGED, None, "no whole ROOT file"),
-        ("HADD_FAULT=nothing", NOT_MERGED, None, "no whole ROOT file"),
         ("HADD_FAULT=fail", BAD_INPUTS, "3,6", "3,6"),
         ("HDDMCAT_FAULT=drop", NOT_MERGED, None, "is not what it must be"),
+        *slow(("HADD_FAULT=nothing", NOT_MERGED, None, "no whole ROOT file")),
     ],
 )
 def test_result_that_lacks_something_is_not_delivered(
@@ -971,7 +959,7 @@ def test_uploads_that_fail_are_repeated(merge: Merge) -> None:
 
 
 def test_storage_that_can_not_rename_gets_whole_files_under_their_names(merge: Merge) -> None:
-    merge.only("dana_rest", "job_info")
+    merge.only("dana_rest")
     merge.local()
     merge.site.can_rename = False
     code, log = merge.run()
@@ -1011,7 +999,7 @@ def test_file_that_an_earlier_attempt_left_is_replaced(merge: Merge) -> None:
     check_delivered(merge)
 
 
-@pytest.mark.parametrize("can_remove", [True, False])
+@pytest.mark.parametrize("can_remove", [False, *slow(True)])
 def test_other_file_of_the_same_size_is_replaced_where_storage_tells_no_checksum(
     merge: Merge, can_remove: bool
 ) -> None:
@@ -1069,7 +1057,7 @@ def test_without_a_place_for_merged_files_the_setting_is_named(merge: Merge) -> 
     assert "OSGPROD_PROJECT" in (merge.reported("misconfigured") or ""), log
 
 
-@pytest.mark.parametrize("slash", ["", "/"])
+@pytest.mark.parametrize("slash", ["/", *slow("")])
 def test_without_a_setting_merged_files_of_two_projects_go_to_a_folder_each(merge: Merge, slash: str) -> None:
     merge.only("job_info")
     merge.local()
@@ -1110,7 +1098,7 @@ def test_without_a_setting_the_folder_of_tarballs_that_is_not_mounted_is_not_mad
     assert not Path("/osgprod-mount").exists()
 
 
-@pytest.mark.parametrize("cleanup", ["keep", "delete"])
+@pytest.mark.parametrize("cleanup", ["delete", *slow("keep")])
 def test_inputs_are_kept_until_the_report_and_named_for_removal_only_if_wanted(
     merge: Merge, cleanup: str
 ) -> None:
@@ -1128,7 +1116,7 @@ def test_inputs_are_kept_until_the_report_and_named_for_removal_only_if_wanted(
 # --- kills ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("moment", [1, 5, *(pytest.param(n, marks=pytest.mark.slow) for n in range(2, 5))])
+@pytest.mark.parametrize("moment", [5, *slow(*range(1, 5))])
 def test_merge_that_is_killed_at_any_request_is_done_by_the_next_attempt(merge: Merge, moment: int) -> None:
     merge.only("dana_rest", "job_info")  # 18 requests
     before = len(merge.site.seen)

@@ -1,10 +1,10 @@
 """Runs programs that import uproot, which takes half a second of a processor, in forks of one process that has it.
 
-    warm.py SOCKET                         listens there until its standard input ends
+    warm.py SOCKET OWNER                   returns, and listens there until the socket, or the process OWNER, is gone
     warm.py SOCKET PROGRAM ARGUMENT...     runs a program, as `python PROGRAM ARGUMENT...` would
 
-The second one is started with -I -S, and imports little. Its program has its files, folder, environment and arguments,
-and ends with it.
+The first one imports uproot when it is asked for the first time. The second one is started with -I -S, and imports
+little. Its program has its files, folder, environment and arguments, and ends with it.
 """
 
 from __future__ import annotations
@@ -14,18 +14,22 @@ import socket
 import sys
 
 
-def listen(path: str) -> None:
+def listen(path: str, owner: str) -> None:
     import select
     import signal
 
-    import uproot  # noqa: F401
-
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forks
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
-        listener.listen(16)
-        while listener in select.select([listener, sys.stdin], [], [])[0]:
+        listener.listen(64)
+        if os.fork():
+            return
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forks
+        while os.path.exists(path) and os.path.exists(f"/proc/{owner}"):  # noqa: PTH110
+            if not select.select([listener], [], [], 0.1)[0]:
+                continue
             client, _ = listener.accept()
+            import uproot  # noqa: F401
+
             with client:
                 if os.fork() == 0:
                     listener.close()
@@ -87,7 +91,7 @@ def ask(path: str, arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 2:
-        listen(sys.argv[1])
+    if sys.argv[2].isdecimal():
+        listen(*sys.argv[1:])
     else:
         sys.exit(ask(sys.argv[1], sys.argv[2:]))
