@@ -500,6 +500,21 @@ def test_what_was_written_down_is_read_back_as_it_was(tmp_path: Path) -> None:
     )
 
 
+def test_kept_success_is_used_only_when_its_report_is_whole_and_of_this_project(tmp_path: Path) -> None:
+    keep = (
+        f"cd {tmp_path}; OSGPROD_PROJECT=p cluster=7 process=1 unreported={tmp_path}/unreported_job_7_1.p token=t\n"
+        "osgprod_token_hosts= slices_done=0 resources=(); write_down name 5 2 100 00ab http://u 60 '' '' ''\n"
+    )
+    look = "has_unreported 2>&1 && echo used || echo not used; ls"
+    new, old = "unreported_job_7_1.p.report", "unreported_job_7_1.report"  # old: of release 0.11
+    assert job(f"{keep} {look}") == f"used\n{new}\n"
+    found = job(f'{keep} text="$(head -c 30 {new})"; printf %s "$text" >{new}; {look}')
+    assert "can't be used, and is removed" in found and found.endswith("\nnot used\n")
+    assert job(f"{keep} mv {new} {old}; {look}") == f"used\n{new}\n"
+    of_another = f"sed -i s/project=p/project=q/ {new}; mv {new} {old}"
+    assert job(f"{keep} {of_another}; {look}") == f"not used\n{old}\n"
+
+
 def test_child_that_a_signal_leaves_without_a_name_is_killed_and_the_work_is_not(tmp_path: Path) -> None:
     """Such a child would wait for ever to write into its pipe, and keep the job's output open."""
     found = job(
