@@ -22,9 +22,7 @@ from tests.worker.fetching import call as bash
 
 NAME = "hd_rawdata_000001_000.evio"
 DICTIONARY = b"<xmlDict></xmlDict>\n\n\n"  # its length is not a multiple of 4: the first event behind it is not aligned
-CHECK = (
-    'osgprod_source_url=u; size_of slice; check_slice slice "$size_of" "$1" && echo good || not_fetched "$damage"'
-)
+CHECK = 'osgprod_source_url=u; size_of slice; check_slice slice "$size_of" "$1" && echo good || not_fetched "$damage"'
 ORDERS: tuple[ByteOrder, ...] = ("big", "little")
 LAST = 1 << 9
 

@@ -88,7 +88,7 @@ def test_door_that_is_switched_off_and_on_again_costs_a_handful_of_attempts_and_
     figures.say("door off and on", recovered_after_s=f"{recovery_s:.1f}", wasted_before_the_pause=until_pause)
     assert figures.events("project-paused")[0].startswith("the input can't be read: ")
     assert len(figures.events("project-paused")) == len(figures.events("project-resumed"))
-    assert figures.events("worker-refused") == figures.events("block-quarantined") == []
+    assert figures.events("worker-banned") == figures.events("block-quarantined") == []
     assert figures.successes == 36, "each block once"
     assert until_pause <= 3 * 3 + fleet.slots, "3 workers on each of 3 files, and who was at it then"
 
@@ -114,7 +114,7 @@ def test_store_of_the_outputs_that_fills_pauses_the_project_until_there_is_room(
     )
     assert delivered >= 5, "it was full in mid-production"
     assert "No space left on" in figures.events("project-paused")[0]
-    assert figures.events("worker-refused") == figures.events("block-quarantined") == []
+    assert figures.events("worker-banned") == figures.events("block-quarantined") == []
     assert figures.successes == 30, "each block once"
     assert until_pause <= 3 + fleet.slots
     delivered_files = [path for path in small_store.iterdir() if not path.name.startswith("failed_")]
@@ -145,7 +145,7 @@ def test_work_script_that_reads_an_event_too_few_of_every_slice_pauses_the_produ
         "an event too few", recovered_after_s=f"{recovery_s:.1f}", wasted_before_the_pause=until_pause
     )
     assert "exit code 0 with 10 of 11 events read" in figures.events("project-paused")[0]
-    assert figures.events("worker-refused") == figures.events("block-quarantined") == []
+    assert figures.events("worker-banned") == figures.events("block-quarantined") == []
     assert counted == {"n": 0}, "nothing counts against the slices"
     assert figures.successes == 48, "each block once"
     assert until_pause <= 3 * 5 + 2 * fleet.slots, "5 slices of each of 3 files, and who was at it then"
@@ -161,11 +161,11 @@ def test_site_of_40_nodes_that_fails_everything_is_banned_after_a_handful_of_att
     nodes = list({node.name: node for node in nodes}.values())
     figures = Figures(production)
     with Fleet(folder, shim.url, nodes) as fleet:
-        ban_s = fleet.wait_until(lambda: figures.events("worker-refused"))
+        ban_s = fleet.wait_until(lambda: figures.events("worker-banned"))
         until_ban = figures.wasted
         fleet.wait_until(lambda: figures.is_done)
     figures.say("site of 40 nodes", banned_after_s=f"{ban_s:.1f}", wasted_before_the_ban=until_ban)
-    assert figures.events("worker-refused") == ["site:SITE_A"], "no good node, and no node one by one"
+    assert figures.events("worker-banned") == ["site:SITE_A"], "no good node, and no node one by one"
     assert figures.wasted <= 5 + fleet.slots, "five nodes, and those that were at it then"
     assert figures.events("block-quarantined") == figures.events("project-paused") == []
     assert figures.events("file-suspended") == []
@@ -189,7 +189,7 @@ def test_unreadable_file_is_suspended_alone_and_resumes_when_it_can_be_read(
         fleet.wait_until(lambda: figures.is_done)
     figures.say("unreadable file", recovered_after_s=f"{recovery_s:.1f}", probes=probes)
     assert figures.events("file-suspended") == figures.events("file-resumed") == [str(paths[0])]
-    assert figures.events("worker-refused") == figures.events("block-quarantined") == []
+    assert figures.events("worker-banned") == figures.events("block-quarantined") == []
     assert figures.events("project-paused") == []
     assert until_suspended <= 3 + fleet.slots
     assert figures.successes == 24, "each block once"

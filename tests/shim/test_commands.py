@@ -906,7 +906,7 @@ def test_watch_prints_what_happens_and_nothing_that_could_fool_a_terminal(world:
     output, errors = watching.communicate(timeout=PATIENCE_S)
     assert watching.returncode == 0 and errors == ""
     lines = output.splitlines()
-    assert re.fullmatch(r"\S+ p worker-refused until=\S+ reason=too hot \[2J worker=wn1", lines[0])
+    assert re.fullmatch(r"\S+ p worker-banned until=\S+ reason=too hot \[2J worker=wn1", lines[0])
     assert lines[1:] == ["- - unknown text=no JSON?[2J", "- - unknown text=[1]"]
 
 
@@ -966,7 +966,7 @@ def test_watch_listens_again_when_the_connection_was_cut(world: World) -> None:
     assert watching.stderr.readline() == "listening\n"
     call(world.db, "ban_worker", project="p", worker="wn1", seconds=60)
     output, _ = watching.communicate(timeout=PATIENCE_S)
-    assert json.loads(output)["event"] == "worker-refused"
+    assert json.loads(output)["event"] == "worker-banned"
 
 
 def test_status_watch_looks_again_until_it_is_stopped(busy: World) -> None:

@@ -19,6 +19,7 @@ from click.testing import Result
 
 from shim.cli.notify import DeliveryError, deliver
 from shim.database import call, connect
+from shim.version import SQL_FOLDER
 from tests.support import PATIENCE_S, World, wait_until
 
 SECRET = "hunter22hunter22"
@@ -194,6 +195,23 @@ def test_target_gets_only_its_project_and_its_events(world: World, hook: Hook, t
             )
     run("notify", "run", "--once")
     assert [message["title"] for message in hook.got] == ["osgprod q: file resumed"]
+
+
+def test_former_name_of_an_event_still_chooses_it(world: World, hook: Hook, target: str, run: Any) -> None:
+    """Release 0.13.0 called a ban worker-refused."""
+    targets = "SELECT events FROM osgprod_data.notify_targets"
+    run("notify", "add", "hook", target, "--event", "worker-refused")
+    assert world.db.execute(targets).fetchall() == [{"events": ["worker-banned"]}]
+    call(world.db, "ban_worker", project="p", worker="wn1", seconds=60)
+    note = "SELECT osgprod._notify(project_id, 'worker-refused', '{}') FROM osgprod_data.projects"
+    world.db.execute(note)  # by functions of that release, while it is replaced
+    run("notify", "run", "--once")
+    assert hook.events == ["worker banned", "worker refused"]
+    steps = [SQL_FOLDER / "migrations" / f"0052-ban-event{end}.sql" for end in (".rollback", "")]
+    for step, event in zip(steps, ("worker-refused", "worker-banned"), strict=True):
+        with world.db.transaction():
+            world.db.execute(step.read_bytes())
+        assert world.db.execute(targets).fetchall() == [{"events": [event]}]
 
 
 def test_bad_health_is_notified_once_and_so_is_its_end(

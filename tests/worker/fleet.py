@@ -209,5 +209,5 @@ class Figures:
         others = "".join(f", {name.replace('_', ' ')} {value}" for name, value in more.items())
         print(
             f"{what}: {self.successes} successes, {self.wasted} attempts wasted,"
-            f" banned {self.events('worker-refused')}, quarantined {len(self.events('block-quarantined'))}{others}"
+            f" banned {self.events('worker-banned')}, quarantined {len(self.events('block-quarantined'))}{others}"
         )

@@ -146,7 +146,7 @@ BEGIN
     ON CONFLICT ON CONSTRAINT worker_bans_pkey
         DO UPDATE SET until = excluded.until, reason = excluded.reason, times = excluded.times, banned_at = now();
     PERFORM osgprod._note_bans(p_project.project_id);
-    PERFORM osgprod._notify(p_project.project_id, 'worker-refused', jsonb_build_object('worker', p_name,
+    PERFORM osgprod._notify(p_project.project_id, 'worker-banned', jsonb_build_object('worker', p_name,
         'until', v_until, 'reason', p_reason));
     RETURN true;
 END

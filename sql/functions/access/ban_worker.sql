@@ -60,7 +60,7 @@ BEGIN
     PERFORM osgprod._log_operation('ban_worker', p_project, jsonb_build_object('worker', p_worker, 'seconds', p_seconds,
         'reason', v_reason), 1);
     IF p_seconds > 0 THEN
-        PERFORM osgprod._notify(v_project.project_id, 'worker-refused', jsonb_build_object('worker', p_worker,
+        PERFORM osgprod._notify(v_project.project_id, 'worker-banned', jsonb_build_object('worker', p_worker,
             'until', v_until, 'reason', v_reason));
     END IF;
     RETURN CASE WHEN v_was THEN v_until END;

@@ -15,10 +15,11 @@ AS $fn$
 DECLARE
     v_wrong text;
     v_changed int;
-    v_known text[] := ARRAY['file-finished', 'run-finished', 'project-done', 'block-quarantined', 'worker-refused', 'file-suspended',
+    v_known text[] := ARRAY['file-finished', 'run-finished', 'project-done', 'block-quarantined', 'worker-banned', 'file-suspended',
                             'file-resumed', 'project-paused', 'project-resumed', 'merge-done', 'merge-failed',
                             'production-delivered', 'health-bad', 'health-well'];
 BEGIN
+    p_events := array_replace(p_events, 'worker-refused', 'worker-banned');  -- its former name, for one release
     SELECT e.event INTO v_wrong FROM unnest(p_events) AS e (event) WHERE e.event <> ALL (v_known) LIMIT 1;
     IF FOUND THEN
         RAISE EXCEPTION 'there is no event %', osgprod._quoted(v_wrong) USING ERRCODE = 'OG108',
