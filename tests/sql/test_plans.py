@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -81,6 +82,19 @@ class Plans:
             if re.match("(slices|attempts|reports)(?!_(not_)?ready)", node.get("Index Name", ""))
             and re.fullmatch(r"\(project_id = \$\d+\)", node.get("Index Cond", ""))
             and node["Actual Loops"]
+        }
+
+    def repeated_reads(self) -> set[str]:
+        """The statements that read rows several times: a subquery is pulled up into each place that uses it."""
+        return {
+            query
+            for query, plan in self.seen
+            for times in Counter(
+                (node["Index Name"], re.sub(r"\b\w+\.", "", node["Index Cond"]), node.get("Filter"))
+                for node in _nodes(plan)
+                if node.get("Relation Name") in self.LARGE and "Index Cond" in node and node["Actual Loops"]
+            ).values()
+            if times > 1
         }
 
     def tables(self) -> set[str]:
@@ -168,6 +182,7 @@ def test_nothing_that_jobs_call_reads_a_large_table_from_end_to_end(
         jobs_come_and_go(world, other, 9_000_001)
     assert plans.whole_scans() == plans.project_scans() == set()
     assert plans.tables() >= plans.LARGE
+    assert plans.repeated_reads() == set()
     world.db.execute("SELECT count(events) FROM osgprod_data.reports")
     assert plans.whole_scans(), "one would have been seen"
 
@@ -217,7 +232,7 @@ def test_plans_made_while_the_tables_were_empty_are_good_ones_too(world: World, 
         jobs_come_and_go(world, other, 9_000_001)
     # tick names the sites: it has a new connection each time, whose plans are never old.
     kept = {query for query in plans.project_scans() if "INSERT INTO osgprod_data.tallied_sites" not in query}
-    assert plans.whole_scans() == kept == set()
+    assert plans.whole_scans() == kept == plans.repeated_reads() == set()
 
 
 def count_at_once(db: psycopg.Connection[Any]) -> None:
