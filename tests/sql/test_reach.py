@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from shim.snapshot import SQL_FOLDER
 from tests.support import World
@@ -46,24 +49,39 @@ def test_what_checkout_slice_can_reach_does_not_grow() -> None:
     assert sum(lines.values()) <= MOST_LINES
 
 
-def started(world: World) -> list[str]:
-    """The functions that a checkout starts which gets the next blocks of a file, without those that are inlined."""
-    world.add_file(9)
-    named = {"host": "wn1.example.org", "site": "SITE_A", "job_key": "x" * 32, "schedd": "ap1", "qdate": 1}
-    assert world.checkout(0, **named)["status"] == "assigned"
+def started(world: World, do: Callable[[], Any]) -> list[str]:
+    """The functions that a call starts, without those that are inlined."""
+    calls: list[Counter[str]] = []
     with world.db.transaction():
         world.db.execute("SET LOCAL track_functions = 'all'")
-        assert world.checkout(1, **named)["status"] == "assigned"
-        rows = world.db.execute(
-            "SELECT funcname, calls FROM pg_stat_xact_user_functions WHERE schemaname = 'osgprod' ORDER BY 1"
-        ).fetchall()
-    return [row["funcname"] for row in rows for _ in range(row["calls"])]
+        for act in (lambda: None, do):
+            act()
+            rows = world.db.execute(
+                "SELECT funcname, calls FROM pg_stat_xact_user_functions WHERE schemaname = 'osgprod'"
+            )
+            calls.append(Counter({row["funcname"]: row["calls"] for row in rows}))
+    return sorted((calls[1] - calls[0]).elements())
 
 
 def test_plain_checkout_starts_few_functions(world: World) -> None:
-    found = started(world)
+    world.add_file(9)
+    named = {"host": "wn1.example.org", "site": "SITE_A", "job_key": "x" * 32, "schedd": "ap1", "qdate": 1}
+    assert world.checkout(0, **named)["status"] == "assigned"
+    found = started(world, lambda: world.checkout(1, **named))
     assert found == ["_checkout", "_slice_file", "checkout_slice"]
     assert sum(reach("checkout_slice")[name] for name in found) <= MOST_STARTED
+
+
+def test_plain_report_starts_two_functions(world: World) -> None:
+    world.add_file(9)
+    named = {"host": "wn1.example.org", "site": "SITE_A", "job_key": "x" * 32}
+    evidence = {"outputs": 1, "output_bytes": 9, "output_adler32": "00000001", "output_url": "file:///out/1"}
+    tokens = [str(world.checkout(n, **named)["token"]) for n in range(2)]
+    assert world.report(0, token=tokens[0], **named, **evidence)["status"] == "done"
+    assert started(world, lambda: world.report(1, token=tokens[1], **named, **evidence)) == [
+        "_report",
+        "report_exit",
+    ]
 
 
 def test_design_names_the_figures_of_the_claim() -> None:

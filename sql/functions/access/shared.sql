@@ -119,7 +119,7 @@ AS $fn$
 $fn$;
 
 CREATE FUNCTION osgprod._reason(p_text text)
-RETURNS text LANGUAGE sql IMMUTABLE
+RETURNS text LANGUAGE sql IMMUTABLE STRICT
 AS $fn$
     -- The reason that a report gives: one line of at most 300 characters with both its ends, since the cause stands at the end,
     -- behind a path or a URL. NULL when it is empty.
