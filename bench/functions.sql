@@ -60,7 +60,7 @@ DECLARE
     v_project osgprod_data.projects;
     v_nstart  int;
     v_ready   boolean;
-    v_file    osgprod_data.loaded_files;
+    v_file    record;
     v_slice   osgprod.claim;
     v_content osgprod.slice_content;
 BEGIN
@@ -71,25 +71,25 @@ BEGIN
                       ORDER BY a.nstart DESC LIMIT 1), 0) + 1,
            EXISTS (SELECT FROM osgprod_data.slices s WHERE s.project_id = v_project.project_id AND s.is_ready)
       INTO v_nstart, v_ready;
-    SELECT f.* INTO v_file FROM osgprod_data.loaded_files f
+    SELECT f.rawdata_id, f.run, f.seqno, f.block1, f.block2, f.state INTO v_file FROM osgprod_data.loaded_files f
      WHERE f.project_id = v_project.project_id AND f.is_open
      ORDER BY f.run, f.seqno LIMIT 1
        FOR NO KEY UPDATE SKIP LOCKED;
     IF NOT FOUND THEN
-        SELECT f.* INTO v_file FROM osgprod_data.loaded_files f
+        SELECT f.rawdata_id, f.run, f.seqno, f.block1, f.block2, f.state INTO v_file FROM osgprod_data.loaded_files f
          WHERE f.project_id = v_project.project_id AND f.is_open
          ORDER BY f.run, f.seqno LIMIT 1
            FOR NO KEY UPDATE;
     END IF;
+    v_slice := ROW(v_file.rawdata_id, coalesce((SELECT s.block2 FROM osgprod_data.slices s
+        WHERE s.project_id = v_project.project_id AND s.rawdata_id = v_file.rawdata_id
+        ORDER BY s.block1 DESC LIMIT 1), v_file.block1), NULL, clock_timestamp(), NULL)::osgprod.claim;
+    v_slice.block2 := least(v_slice.block1 + 10, v_file.block2);
     INSERT INTO osgprod_data.slices (project_id, rawdata_id, block1, block2, follows, run, seqno, cluster, process,
            nstart, opened_at, due_at)
-    SELECT v_file.project_id, v_file.rawdata_id, e.block1, least(e.block1 + 10, v_file.block2),
-           nullif(e.block1, v_file.block1), v_file.run, v_file.seqno, p_cluster, p_process, v_nstart,
-           clock_timestamp(), clock_timestamp() + make_interval(secs => v_project.lease_s)
-      FROM (SELECT coalesce((SELECT s.block2 FROM osgprod_data.slices s
-                              WHERE s.project_id = v_file.project_id AND s.rawdata_id = v_file.rawdata_id
-                              ORDER BY s.block1 DESC LIMIT 1), v_file.block1) AS block1) e
-    RETURNING slices.rawdata_id, slices.block1, slices.block2, slices.opened_at, NULL::int INTO v_slice;
+    VALUES (v_project.project_id, v_slice.rawdata_id, v_slice.block1, v_slice.block2, nullif(v_slice.block1, v_file.block1),
+           v_file.run, v_file.seqno, p_cluster, p_process, v_nstart, v_slice.opened_at,
+           v_slice.opened_at + make_interval(secs => v_project.lease_s));
     IF v_slice.block2 = v_file.block2 OR v_file.state = 'pending' THEN
         UPDATE osgprod_data.loaded_files f
            SET state = CASE WHEN v_slice.block2 = f.block2 THEN 'allocated' ELSE 'in_progress' END::osgprod_data.file_state
