@@ -653,6 +653,7 @@ on_signal() {
   [[ "$BASHPID" == "$$" ]] || exit "$EXIT_TERM"
   is_stopped=true
   trap '' "${SIGNALS[@]}"
+  pause() { sleep "$1"; } # after SIGALRM no "read" of bash 4.2 ends by its timeout any more
   log "SIG$1: the slice stays leased to this job until its lease expires"
   end_children
   if [[ -n "$work_group" ]]; then

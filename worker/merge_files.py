@@ -367,12 +367,16 @@ def check_root(output, inputs):
     for path in inputs:
         try:
             found = contents(path)
+        except MemoryError:
+            raise
         except Exception as error:
             raise BadInput(path, "can't be read: %s" % " ".join(str(error).split())[:100]) from error
         for name, entries in found.items():
             expected[name] = None if entries is None else entries + (expected.get(name) or 0)
     try:
         found = contents(output)
+    except MemoryError:
+        raise
     except Exception as error:
         raise BadResult("%s can't be read: %s" % (output, " ".join(str(error).split())[:100])) from error
     for name in sorted(expected):
@@ -429,6 +433,9 @@ def main(arguments):
         return BAD_RESULT
     except (IOError, OSError) as error:
         sys.stderr.write("%s\n" % error)
+        return CANT_READ
+    except MemoryError:
+        sys.stderr.write("%s: no memory is left\n" % output)
         return CANT_READ
     print("-" if count is None else count)
     return 0

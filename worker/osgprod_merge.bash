@@ -1597,6 +1597,8 @@ sort_by_kind() {
     [[ "${fields[4]}" != must || "$kind" == *'{stem}'* ]] || wanted["$kind"]=must
   done
   for slice in "${names[@]}"; do
+    (cd "$slices" && find "$slice" \( -type f -o -type l \) -print0 | LC_ALL=C sort -z) >"$lists/files" ||
+      node_fault "the files of the slice $slice can't be listed: is the disk full?"
     while IFS= read -r -d '' path; do
       find_row "${path##*/}" || continue
       kind="$row_kind"
@@ -1612,7 +1614,7 @@ sort_by_kind() {
       printf '%s\0' "$path" >>"$lists/$kind.list" || node_fault "$lists/$kind.list can't be written: is the disk full?"
       [[ -n "${has["$kind $slice"]:-}" ]] || count["$kind"]=$((${count["$kind"]:-0} + 1))
       has["$kind $slice"]=true
-    done < <(cd "$slices" && find "$slice" \( -type f -o -type l \) -print0 | LC_ALL=C sort -z)
+    done <"$lists/files"
   done
   ((${#wanted[@]} > 0)) || not_merged 'the tarballs hold no file that merge_kinds names'
   for kind in "${!wanted[@]}"; do
@@ -1721,7 +1723,9 @@ hddm_header() {
 
 # Is the HDDM file compressed of which hddm_header has read the header? Then a control record is behind that. Argument: file
 is_packed_hddm() {
-  [[ "$(exec od -A n -v -t x1 -j "${#hddm_header}" -N 8 "$1")" == ' 00 00 00 01 00 00 00 08' ]]
+  local words
+  words="$(exec od -A n -v -t x1 -j "${#hddm_header}" -N 8 "$1")" || node_fault "$1 can't be read"
+  [[ "$words" == ' 00 00 00 01 00 00 00 08' ]]
 }
 
 merge_evio() {
@@ -1770,30 +1774,28 @@ count_events() {
     ;;
   *)
     check_room "the program for $1 ended with $status"
+    ((status < 128)) || node_fault "$PYTHON was killed by signal $((status - 128))"
     ((status != 75)) || node_fault "${2##*/}: $said"
     ;;
   esac
   not_merged "${2##*/} is not what it must be: ${said:-$PYTHON ended with $status}"
 }
 
-# Becomes a program that prints the first bytes of a file as numbers. Arguments: file, how many
-first_bytes() {
-  exec od -A n -v -t u1 -N "$2" "$1"
-}
-
 # Is a file a whole ROOT file? Its header says where it ends. Source: ROOT's TFile: "root", version, begin, end (32 bits, and
 # 64 bits from version 1000000 on), big-endian. Argument: file
 is_whole_root() {
   local -a byte
-  local end=0 n last=15
-  IFS=$' \n' read -r -d '' -a byte < <(first_bytes "$1" 20) || true
+  local end=0 n last=15 words
+  [[ -f "$1" ]] || return 1
+  { words="$(exec od -A n -v -t u1 -N 20 "$1")" && size_of "$1"; } || node_fault "$1 can't be read"
+  split ' ' "${words//$'\n'/ }"
+  byte=("${fields[@]:-}")
   ((${#byte[@]} == 20)) && [[ "${byte[*]:0:4}" == '114 111 111 116' ]] || return 1
   ((byte[4] * 16777216 + byte[5] * 65536 + byte[6] * 256 + byte[7] < 1000000)) || last=19
   for ((n = 12; n <= last; n++)); do
     end=$((end * 256 + byte[n]))
   done
-  size_of "$1"
-  [[ "$size_of" == "$end" ]]
+  ((size_of == end))
 }
 
 # --- deliver -----------------------------------------------------------------------------------------------------
@@ -2330,12 +2332,16 @@ def check_root(output, inputs):
     for path in inputs:
         try:
             found = contents(path)
+        except MemoryError:
+            raise
         except Exception as error:
             raise BadInput(path, "can't be read: %s" % " ".join(str(error).split())[:100]) from error
         for name, entries in found.items():
             expected[name] = None if entries is None else entries + (expected.get(name) or 0)
     try:
         found = contents(output)
+    except MemoryError:
+        raise
     except Exception as error:
         raise BadResult("%s can't be read: %s" % (output, " ".join(str(error).split())[:100])) from error
     for name in sorted(expected):
@@ -2392,6 +2398,9 @@ def main(arguments):
         return BAD_RESULT
     except (IOError, OSError) as error:
         sys.stderr.write("%s\n" % error)
+        return CANT_READ
+    except MemoryError:
+        sys.stderr.write("%s: no memory is left\n" % output)
         return CANT_READ
     print("-" if count is None else count)
     return 0

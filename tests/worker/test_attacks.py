@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -11,9 +12,14 @@ import pytest
 
 from tests.support import CHECKOUT, World, wait_until
 from tests.worker.conftest import EXEC, SHIPPED, Node, living, report_of
+from tests.worker.fetching import NODE_FAULT
 from tests.worker.test_exec import DONE
+from tests.worker.test_merge import Merge, merge, with_uproot
+
+__all__ = ["merge", "with_uproot"]  # fixtures
 
 LATER = 30
+KILLED = 137
 
 
 def call(commands: str, **environment: str) -> str:
@@ -122,3 +128,23 @@ def test_comment_inside_a_substitution_has_no_quote(script: str) -> None:
         elif inside and re.fullmatch(r"\s*\)[^(]*", code):
             inside -= 1
     assert inside == 0
+
+
+# --- merges --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "when"), [("od", "*3,6/*"), ("wc", ""), ("sort", "*"), ("find", "3,6*"), ("python3", "*evio*")]
+)
+def test_program_of_a_merge_that_somebody_kills_blames_neither_an_input_nor_the_merge(
+    merge: Merge, name: str, when: str
+) -> None:
+    """By the system's lack of memory, for example."""
+    merge.only("sync" if name == "python3" else "hd_root")
+    merge.on_disk()
+    real = shutil.which(name, path="/usr/bin:/bin")
+    merge.program(name, f'case "$*" in {when or "-c"}) kill -KILL $$ ;; esac; exec {real} "$@"')
+    code, log = merge.run()
+    assert code in (NODE_FAULT, KILLED), log
+    assert merge.reported("bad_inputs") is None
+    assert merge.delivered() == {}
