@@ -27,6 +27,7 @@ from yoyo.migrations import (
     StepCollector,
     get_migration_hash,
     parse_metadata_from_sql_comments,
+    read_sql_migration,
 )
 from yoyo.scripts.main import InvalidArgument
 
@@ -148,11 +149,15 @@ class Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]
         self._step(migration, "rollback", force)
 
     def _step(self, migration: Migration, direction: str, force: bool) -> None:
+        migration.load()
         for tries_left in reversed(range(TRIES)):
             try:
+                if not migration.use_transactions:
+                    self._run_statements(migration, direction)
                 with _rights_named(), self.transaction():
-                    self.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S} s'")
-                    migration.process_steps(self, direction, force=force)
+                    if migration.use_transactions:
+                        self.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S} s'")
+                        migration.process_steps(self, direction, force=force)
                     self.log_migration(migration, direction)
                     if direction == "apply":
                         self.mark_one(migration, log=False)
@@ -166,6 +171,26 @@ class Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]
                         "a long transaction holds a table (pg_stat_activity): end it, and run it again",
                     ) from error
                 self._say(f"{migration.id} waits for a table that is in use, {tries_left} tries left")
+
+    def _run_statements(self, migration: Migration, direction: str) -> None:
+        """Runs the statements of a migration that is not transactional one by one, in transactions of their own.
+
+        A killed run begins with the first one again, so they must bear to be repeated. They wait for others without an
+        end: an index that is made concurrently keeps no job waiting while it waits itself.
+        """
+        path = Path(migration.path)
+        _, _, statements = read_sql_migration(
+            path if direction == "apply" else path.with_suffix(".rollback.sql")
+        )
+        try:
+            with _rights_named():
+                self.connection.execute("SET lock_timeout = 0")
+                for statement in statements:
+                    self.connection.execute(statement.encode())
+        finally:
+            if not self.connection.closed:
+                self.connection.execute("RESET ROLE")
+                self.connection.execute("RESET lock_timeout")
 
     def log_migration(self, migration: Migration, operation: str) -> None:
         """Adds to yoyo's log, with the digest of the file: yoyo knows a migration by its name alone."""
@@ -258,6 +283,7 @@ class Script(Migration):  # type: ignore[misc]
         rollback = path.with_suffix(".rollback.sql")
         self.source = path.read_text()
         directives, _, _ = parse_metadata_from_sql_comments(self.source)
+        self.use_transactions = directives.get("transactional", "true").lower() == "true"
         depends = set(directives.get("depends", "").split())
         if missing := depends - self._before.keys():
             raise BadMigration(f"{path.name} depends on {', '.join(missing)}, which is not before it")

@@ -26,6 +26,9 @@ from sql.release import present_version, release
 from tests.databases import Databases
 from tests.shim.databases import WORKING_COPY, catalog, quietly, state, works, yoyo_here
 from tests.support import CHECKOUT, PATIENCE_S, World, free_port, wait_until
+from tests.whole.test_upgrades import CONCURRENT, CONCURRENT_ROLLBACK, LATER
+
+MIGRATIONS = sorted((SQL_FOLDER / "migrations").glob("*.sql"))
 
 
 def yoyo(dsn: str, *arguments: str, sql: Path = SQL_FOLDER) -> subprocess.CompletedProcess[str]:
@@ -202,6 +205,51 @@ def test_yoyos_plain_backend_gives_the_same_functions(
     assert ended.returncode == 0, ended.stderr
     assert catalog(empty) == catalog(another)
     assert pending(empty, two) == pending(another, two)
+
+
+def test_migration_outside_of_transactions_works_with_each_runner(another: str, tmp_path: Path) -> None:
+    """osgprod migrate, yoyo's command with our backend, and with its own."""
+    sql = tmp_path / "sql"
+    (sql / "migrations").mkdir(parents=True)
+    shutil.copytree(SQL_FOLDER / "functions", sql / "functions")
+    for name in ("0001-roles-and-schema", "0002-tables"):
+        for path in (SQL_FOLDER / "migrations").glob(f"{name}*"):
+            shutil.copy(path, sql / "migrations")
+    (sql / "migrations" / "0003-index.sql").write_text(CONCURRENT.replace("0050-functions", "0002-tables"))
+    (sql / "migrations" / "0003-index.rollback.sql").write_text(CONCURRENT_ROLLBACK)
+    with connect(another) as connection:
+        connection.execute("CREATE SCHEMA osgprod_data")
+        info = connection.info
+        uri = f"postgresql+psycopg://{info.user}@/{info.dbname}?host={info.host}&port={info.port}&schema=osgprod_data"
+        plain = ["--no-config-file", "--batch", "-d", uri, str(sql / "migrations")]
+
+        def is_valid() -> bool | None:
+            row = connection.execute(LATER).fetchone()
+            return row["valid"] if row else None
+
+        for apply, rollback in (
+            (lambda: yoyo(another, "apply", sql=sql), lambda: yoyo(another, "rollback", sql=sql)),
+            (
+                lambda: yoyo_here(another, "apply", *plain),
+                lambda: yoyo_here(another, "rollback", "--revision", "0003-index", *plain),
+            ),
+        ):
+            assert apply().returncode == 0 and is_valid() is True
+            assert rollback().returncode == 0 and is_valid() is None
+
+
+def test_index_that_is_made_concurrently_can_be_made_again_after_a_kill() -> None:
+    def faults(text: str) -> list[str]:
+        made = re.findall(r"^CREATE (?:UNIQUE )?INDEX CONCURRENTLY (\S+)", text, re.MULTILINE)
+        dropped = re.findall(r"^DROP INDEX CONCURRENTLY IF EXISTS osgprod_data\.(\S+);", text, re.MULTILINE)
+        missing = [name for name in made if name not in dropped]
+        return missing + ["transactional"] * (
+            "CONCURRENTLY" in text and "\n-- transactional: false\n" not in f"\n{text}"
+        )
+
+    assert faults(CONCURRENT) == faults(CONCURRENT_ROLLBACK) == []
+    assert faults("CREATE INDEX CONCURRENTLY x ON osgprod_data.slices (cluster);\n") == ["x", "transactional"]
+    assert {path.name: faults(path.read_text()) for path in MIGRATIONS if faults(path.read_text())} == {}
 
 
 def test_rollback_of_the_newest_snapshot_gives_the_previous_functions(of_one: str, two: Path) -> None:

@@ -16,9 +16,9 @@ import psycopg
 import pytest
 
 from shim.database import connect
-from shim.migrate import migrate
+from shim.migrate import migrate, pending
 from shim.version import SQL_FOLDER
-from tests.support import PATIENCE_S, LiveShim, World
+from tests.support import PATIENCE_S, LiveShim, World, wait_until
 
 CLIENTS = 8
 
@@ -127,6 +127,65 @@ def test_upgrades_under_traffic_give_503_and_never_500(
     assert clients.wrong == []
     assert set(clients.statuses) <= {200, 404, 503}
     assert done >= upgrades - killed  # a killed one may have come to its end
+
+
+CONCURRENT = """-- An index that no job waits for.
+-- depends: 0050-functions
+-- transactional: false
+
+SET ROLE osgprod_owner;
+
+DROP INDEX CONCURRENTLY IF EXISTS osgprod_data.slices_later;
+
+CREATE INDEX CONCURRENTLY slices_later ON osgprod_data.slices (project_id, cluster);
+
+RESET ROLE;
+"""
+CONCURRENT_ROLLBACK = """-- transactional: false
+
+SET ROLE osgprod_owner;
+
+DROP INDEX CONCURRENTLY IF EXISTS osgprod_data.slices_later;
+
+RESET ROLE;
+"""
+LATER = "SELECT i.indisvalid AS valid FROM pg_index i WHERE i.indexrelid = to_regclass('osgprod_data.slices_later')"
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_jobs_go_on_while_a_migration_builds_an_index_concurrently(
+    world: World, busy_shim: LiveShim, folder: Path, is_killed: bool
+) -> None:
+    sql = folder / "sql"
+    shutil.copytree(SQL_FOLDER, sql)
+    migrate(world.dsn, sql, say=lambda line: None)
+    (sql / "migrations" / "9998-index.sql").write_text(CONCURRENT)
+    (sql / "migrations" / "9998-index.rollback.sql").write_text(CONCURRENT_ROLLBACK)
+    world.add_file(200)
+    with connect(world.dsn) as other:
+        other.execute("BEGIN")  # which the index waits for, and behind an ordinary one all jobs would wait
+        other.execute("UPDATE osgprod_data.slices SET nstart = nstart WHERE false")
+        migrating = threading.Thread(target=_killed, args=[world.dsn, sql])
+        migrating.start()
+        waits = (
+            "SELECT FROM pg_stat_activity WHERE query LIKE 'CREATE INDEX CON%' AND wait_event_type = 'Lock'"
+        )
+        wait_until(
+            lambda: world.db.execute(waits).fetchone() is not None, "the index waits for the open transaction"
+        )
+        for process in range(5):
+            assert busy_shim.checkout(process).status_code == 200
+            assert busy_shim.report(process).status_code == 200
+        if is_killed:
+            kill(world, "osgprod migrate")
+            migrating.join()
+            assert world.db.execute(LATER).fetchone() == {"valid": False}
+            assert pending(world.dsn, sql) == ["apply 9998-index"]
+        other.execute("ROLLBACK")
+    migrating.join()
+    assert migrate(world.dsn, sql, say=lambda line: None) == (["applied 9998-index"] if is_killed else [])
+    assert world.db.execute(LATER).fetchone() == {"valid": True}
+    assert migrate(world.dsn, sql, say=lambda line: None) == []
 
 
 def _killed(dsn: str, sql: Path) -> None:
