@@ -265,8 +265,14 @@ def far_below(busy: World) -> list[str]:
     return paths
 
 
-@pytest.mark.parametrize("columns", [80, 120])
-@pytest.mark.parametrize(("command", "count"), [("files p", 3), ("rawdata list", 3), ("slices list p", 2)])
+@pytest.mark.parametrize(
+    ("command", "count", "columns"),
+    [("files p", 3, 80), ("rawdata list", 3, 120), ("slices list p", 2, 80)]
+    + [
+        pytest.param(*which, marks=pytest.mark.slow)
+        for which in (("files p", 3, 120), ("rawdata list", 3, 80), ("slices list p", 2, 120))
+    ],
+)
 def test_names_of_files_are_whole_in_a_real_terminal(
     busy: World, far_below: list[str], command: str, count: int, columns: int
 ) -> None:

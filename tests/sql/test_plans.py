@@ -242,40 +242,27 @@ def count_at_once(db: psycopg.Connection[Any]) -> None:
     db.execute("SELECT pg_stat_force_next_flush()")
 
 
-def test_checkout_reads_no_slice_in_backoff_or_quarantine(world: World) -> None:
-    world.add_file(200)
-    for limit, processes in ((1, range(60)), (2, range(60, 120))):
+def test_neither_a_slice_nor_nothing_is_found_by_reading_slices_in_backoff_or_quarantine(
+    world: World,
+) -> None:
+    world.add_file(81)
+    for limit, processes in ((1, range(40)), (2, range(40, 80))):
         world.set(max_failures=limit, backoff_s=3600, max_fast_failures=1000)
         for process in processes:
             world.checkout(process)
             world.report(process, 1)
-    assert world.progress()["blocks_quarantined"] == world.progress()["blocks_ready"] == 60
+    assert world.progress()["blocks_quarantined"] == world.progress()["blocks_ready"] == 40
     fetched = (
         "SELECT sum(idx_tup_read) AS n FROM pg_stat_user_indexes WHERE indexrelname ~ '^slices_(not_)?ready$'"
     )
-    count_at_once(world.db)
-    before = world.db.execute(fetched).fetchone()
-    assert world.checkout(200)["status"] == "assigned"
-    count_at_once(world.db)
-    assert world.db.execute(fetched).fetchone() == before
-
-
-def test_job_that_finds_nothing_reads_none_of_the_slices_in_backoff_or_quarantine(world: World) -> None:
-    world.add_file(120)
-    for limit, processes in ((1, range(60)), (2, range(60, 120))):
-        world.set(max_failures=limit, backoff_s=3600, max_fast_failures=1000)
-        for process in processes:
-            world.checkout(process)
-            world.report(process, 1)
-    assert world.checkout(200)["status"] == "wait"
-    fetched = (
-        "SELECT sum(idx_tup_read) AS n FROM pg_stat_user_indexes WHERE indexrelname ~ '^slices_(not_)?ready$'"
-    )
-    count_at_once(world.db)
-    before = world.db.execute(fetched).fetchone()
-    assert world.checkout(200)["status"] == "wait"
-    count_at_once(world.db)
-    assert world.db.execute(fetched).fetchone() == before
+    assert world.checkout(100)["status"] == "assigned"
+    world.add_file(1, seqno=2)
+    for status, process in (("assigned", 101), ("wait", 102), ("wait", 103)):
+        count_at_once(world.db)
+        before = world.db.execute(fetched).fetchone()
+        assert world.checkout(process)["status"] == status
+        count_at_once(world.db)
+        assert world.db.execute(fetched).fetchone() == before, status
 
 
 @pytest.mark.history_by_hand
