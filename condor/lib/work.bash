@@ -236,7 +236,8 @@ end_work() {
 
 stop_heartbeats() {
   if [[ -n "$heartbeat_pid" ]]; then
-    kill -TERM "$heartbeat_pid" 2>/dev/null || true
+    # Again until it has ended: bash forgets a signal that comes before a child has its own traps.
+    while kill -TERM "$heartbeat_pid" 2>/dev/null; do pause 0.02; done
     wait "$heartbeat_pid" 2>/dev/null || heartbeat_status=$?
     heartbeat_pid=""
   fi

@@ -50,6 +50,14 @@ def test_child_of_a_job_that_is_killed_before_it_reads_does_not_wait_for_ever(fo
     wait_until(lambda: not living(job.pid), "its child has ended too")
 
 
+def test_heartbeats_end_though_the_signal_that_asks_for_it_is_lost(folder: Path) -> None:
+    """bash forgets one that comes right after the fork. The job would wait, and send heartbeats, for ever."""
+    loses = "send_heartbeats() { trap 'trap \"exit 0\" TERM' TERM; touch $scratch/begun; while :; do pause 1; done; }"
+    begun = "until [[ -e $scratch/begun ]]; do pause 0.01; done"
+    script = f"make_scratch; {loses}\nstart_heartbeats 60 ''; {begun}; stop_heartbeats"
+    call(script, _CONDOR_SCRATCH_DIR=str(folder))
+
+
 def test_job_that_can_start_no_process_any_more_ends_as_a_node_fault(folder: Path) -> None:
     """bash ends with 254 then. To remove the job's folder would take a process."""
     done = subprocess.run(
