@@ -46,8 +46,8 @@ AS $fn$
     --             p_bearer    claims of a bearer token whose signature the shim has verified; NULL = none
     --             p_may_wait  for the job's lock
     -- Returns:    code, message and hint, as _worded takes them; NULL = it may go on
-    -- Locks:      the job, always the first one of a call: see _lock_job. Then the project, shared (advisory: project_id, -1),
-    --             tried
+    -- Locks:      the job, always the first one of a call (advisory, see _job_lock). Then the project, shared (advisory:
+    --             project_id, -1), tried
     SELECT CASE
         -- Another level would not see what another session committed while this one waited for a lock.
         WHEN current_setting('transaction_isolation') <> 'read committed'
@@ -79,28 +79,20 @@ AS $fn$
         WHEN (p_process BETWEEN 0 AND 2147483647) IS NOT TRUE
         THEN ARRAY['OG103', 'parameter process must be a number from 0 to 2147483647, not {process}',
                    'pass HTCondor''s $(Process)']
-        WHEN NOT osgprod._lock_job(p_project.project_id, p_cluster, p_process, p_may_wait)
+        -- What waits returns no NULL.
+        WHEN NOT CASE WHEN p_may_wait
+            THEN pg_advisory_xact_lock(osgprod._job_lock(p_project.project_id, p_cluster, p_process)) IS NOT NULL
+            ELSE pg_try_advisory_xact_lock(osgprod._job_lock(p_project.project_id, p_cluster, p_process)) END
         THEN osgprod._is_busy('job {cluster}.{process}')
         WHEN NOT pg_try_advisory_xact_lock_shared(p_project.project_id, -1)
         THEN ARRAY['OG502', 'an operator resets, unloads or removes files of project {project}',
                    'try again later'] END
 $fn$;
 
-CREATE FUNCTION osgprod._lock_job(p_project_id int, p_cluster bigint, p_process bigint, p_may_wait boolean)
-RETURNS boolean LANGUAGE sql VOLATILE
-AS $fn$
-    -- Locks a job until the end of the transaction. (Inlined: see _why_rejected. What waits returns no NULL.)
-    -- Parameters: p_project_id, p_cluster, p_process  the job;  p_may_wait  for another call of the job
-    -- Returns:    is it locked?
-    -- Locks:      the job (advisory, 64 bits of project, cluster, process); two jobs that share a key only wait for each other
-    SELECT CASE WHEN p_may_wait THEN pg_advisory_xact_lock(osgprod._job_lock(p_project_id, p_cluster, p_process)) IS NOT NULL
-                ELSE pg_try_advisory_xact_lock(osgprod._job_lock(p_project_id, p_cluster, p_process)) END
-$fn$;
-
 CREATE FUNCTION osgprod._job_lock(p_project_id int, p_cluster bigint, p_process bigint)
 RETURNS bigint LANGUAGE sql IMMUTABLE
 AS $fn$
-    -- The number of a job's lock.
+    -- The number of a job's lock: 64 bits of project, cluster, process. Two jobs that share one only wait for each other.
     SELECT (p_cluster << 32 | p_process) # (p_project_id::bigint << 48)
 $fn$;
 
