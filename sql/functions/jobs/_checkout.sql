@@ -441,7 +441,7 @@ $fn$;
 CREATE FUNCTION osgprod._is_incomplete(p_project_id int, p_has_merges boolean)
 RETURNS boolean LANGUAGE sql STABLE
 AS $fn$
-    -- Has the project work that is unallocated, leased, or in a backoff? Also, where merges follow, a file whose completion the
+    -- Has the project work that is unallocated, leased, ready, or in a backoff? Also, where merges follow, a file whose completion the
     -- next tick will note.
     -- Parameters: p_project_id  project;  p_has_merges  do merges follow?
     SELECT EXISTS (SELECT FROM osgprod_data.loaded_files f

@@ -38,7 +38,7 @@ AS $fn$
 --             past: the next tick ends it
 -- Returns:    the slice; NULLs when this attempt is not a backup any more: the slice is settled or requeued, or its lease
 --             has expired
--- Locks:      the slice: what happens to a backup happens under its lock
+-- Locks:      the slice; the backup's row, SKIP LOCKED: what deletes backups without their slice may have it
 DECLARE
     v_claim osgprod.claim;
 BEGIN

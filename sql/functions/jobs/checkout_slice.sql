@@ -46,13 +46,15 @@ AS $fn$
 --             wait       nothing now, but work may be requeued: ask again in retry_s [s]. Also for a caller that does not
 --                        prove to be the job whose attempt lives: then the call is in refusals
 --             no-work    nothing left, or the project is draining
+--             no-time    the job ends before it could process a block
 --             template   fetch the template named in workscript first, then call again; task says what it is for
---             task       slice or merge; a merge has no blocks (-1), and in merge its inputs, run, seqno, output_url and
---                        cleanup (docs/outputs.md)
+--             Of assigned and template, task: slice or merge. A merge has no blocks (-1); its inputs, run, seqno, output_url
+--             and cleanup are in the column merge (docs/outputs.md).
 --             block1, block2: half-open range of blocks, 0-based; size_bytes [bytes], events: of the slice as a file of
 --             its own, preamble and trailer counted; pieces: lines 'range OFFSET LENGTH' [bytes] of url or 'hex ...',
 --             whose concatenation is that file
--- Errors:     OG101-OG104, OG110 bad parameter; OG2xx not allowed; OG301 unknown project; OG501 project paused;
+-- Errors:     OG101-OG104, OG110, OG111 bad parameter; OG2xx not allowed; OG301 unknown project; OG409, OG410 parameter
+--             after names another attempt than the job's last success; OG501 project paused;
 --             OG502 an operator has the project alone; OG601 worker banned; OG602 job starts too often; OG603 project has too many
 --             live attempts; OG901 isolation level
 -- Locks:      the job, and the project, shared; then its slice, and the slice's file to shorten it. Or, all SKIP LOCKED: a ready merge

@@ -6,7 +6,7 @@ AS $fn$
 -- Does checkout_slice for several jobs in one transaction, at a fraction of the cost (docs/performance.md).
 -- Promise:    that of checkout_slice, for each. An error is the answer of its call alone: it neither undoes, repeats nor
 --             delays another. Nothing here waits, except for a file when other sessions have locked all of them: 0.5 s at
---             most for each lock (see _wait_for_file), until the first such wait is in vain.
+--             most for each lock (see _wait_for_file). After the first answer 55P03, whatever was busy, nothing waits.
 -- Parameters: p_calls  list of objects, each with a number n and the parameters of checkout_slice, without their p_; what
 --                      is missing is null, other names are ignored. client: v4-mapped addresses as IPv4
 -- Returns:    one row for each: its n and what checkout_slice returns, in any order; of an error code, message and hint.

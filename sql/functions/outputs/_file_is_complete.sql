@@ -49,7 +49,8 @@ AS $fn$
 -- is superseded.
 -- Promise:    a repeated call changes nothing. Merges that are leased, done or failed stay as they are.
 -- Parameters: p_project  the project's row, read under _hold_merge_settings;  p_runs  run numbers; NULL = all;  p_seqno  one file; NULL = all
--- Locks:      waiting and ready merges. That a file is complete may have changed when this commits: see _claim_merge
+-- Locks:      the merges of these files or runs that are not superseded; it waits for each. That a file is complete may have
+--             changed when this commits: see _claim_merge
 BEGIN
     INSERT INTO osgprod_data.merges AS m (project_id, run, seqno, rawdata_id, state, is_ready, not_before)
     SELECT p_project.project_id, w.run, w.seqno, w.rawdata_id,
@@ -124,7 +125,8 @@ AS $fn$
 -- Promise:    a repeated call changes nothing.
 -- Parameters: p_project_id  project;  p_runs  run numbers; NULL = all
 --             p_seqno  NULL = all merges of these runs; the number of a file = its merge, and the run's; -1 = the runs' only
--- Locks:      the merges; callers have the files' rows, or the project alone
+-- Locks:      the merges; it waits for each. Callers have the rows of these files, the project alone, or, when they load more files
+--             of a run, (advisory: project_id, -2) alone
 BEGIN
     UPDATE osgprod_data.merges m
        SET state = CASE m.state WHEN 'done' THEN 'superseded' ELSE 'waiting' END::osgprod_data.merge_state, is_ready = NULL,

@@ -15,7 +15,8 @@ AS $fn$
 --             p_is_excused  something else is to blame (_blame): nothing is counted. It backs off only while the project has
 --                           paused itself, so that the next probe is another slice
 -- Returns:    true; false = the slice has to be split and somebody else has its file: nothing is changed
--- Locks:      the file's row, when the slice is split
+-- Locks:      the backup's row, SKIP LOCKED (_promote_backup); the file's row, when the slice is split; else the file's row FOR KEY
+--             SHARE, SKIP LOCKED (_may_be_assigned)
 DECLARE
     v_is_failure  boolean;
     v_is_at_limit boolean;

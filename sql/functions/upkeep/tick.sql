@@ -9,7 +9,8 @@ AS $fn$
 -- Promise:    a repeated call does no harm. Work goes on without it, but nothing is requeued by itself.
 -- Returns:    a row for each project in which slices or merges were lost: how many
 -- Errors:     OG901 isolation level. An error in one project's housekeeping is a warning, and ends only that
--- Locks:      advisory (0, 0); see _requeue_project, _end_backoffs and _settle_files; projects SKIP LOCKED: nothing here waits
+-- Locks:      advisory (0, 0), tried; see _requeue_project, _end_backoffs and _settle_files; projects SKIP LOCKED. It waits for
+--             one thing, when all projects have been requeued: the merge of a file that it calls complete (_plan_merges)
 DECLARE
     v_project projects;
     v_is_due  boolean;
