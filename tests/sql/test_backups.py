@@ -371,6 +371,7 @@ def test_stopped_project_counts_its_backups_and_ends_them_at_their_next_heartbea
     backup = world.checkout(7, host="wn7")
     assert backup["block1"] == 2
     assert call(world.db, "stop_project", project="p")[0]["stop_project"] == 3
+    assert call(world.db, "amounts", project="p")[0]["running"] == 3, "as stop --wait and the dashboard count"
     for _ in range(2):
         answer = world.heartbeat(7)
         assert (answer["http_status"], answer["message"]) == (

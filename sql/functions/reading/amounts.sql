@@ -5,7 +5,7 @@ LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_d
 AS $fn$
 -- Returns what the blocks of each project amount to: running jobs, events, bytes, core hours.
 -- Parameters: p_project  project name; NULL = all projects
--- Returns:    a row a project. running: leased slices and merges; events in the files, NULL = a file's are not counted;
+-- Returns:    a row a project. running: jobs at slices and merges, and backup attempts; events in the files, NULL = a file's are not counted;
 --             bytes: sizes of the files [bytes]; events_done and bytes_done: of a complete file all but the share of its
 --             quarantined blocks, of a file in flight the share of its done blocks; core hours [h]: blocks done, and blocks
 --             left, at the median time that recent attempts took for a block on one core, NULL = not measured; is_idle:
@@ -21,7 +21,7 @@ BEGIN
       FROM projects p
       JOIN osgprod.progress(p_project => p_project) g ON g.project = p.name
       LEFT JOIN paces c ON c.project_id = p.project_id AND c.site = ''
-     CROSS JOIN LATERAL (SELECT osgprod._count_live(p.project_id)::bigint AS running) r
+     CROSS JOIN LATERAL (SELECT count(*) AS running FROM osgprod._leases(p.project_id)) r
      CROSS JOIN LATERAL (
         SELECT CASE WHEN count(*) = count(w.events) THEN coalesce(sum(w.events), 0)::bigint END AS events,
                CASE WHEN count(*) = count(w.events) THEN coalesce(sum(floor(w.events * x.share)), 0)::bigint END
