@@ -131,13 +131,15 @@ def keep(
     dry_run: bool,
     arguments: tuple[str, ...],
 ) -> None:
-    """Keep HTCondor's queue filled while the project has work, and end when it is complete.
+    """Keep HTCondor's queue filled while the project has work, and end when it is complete, with all its merges.
 
     ARGUMENTS, after --, are those of condor_submit: the submit file and its settings. count is added.
 
     It counts the jobs that it has submitted itself, now or earlier. HTCondor takes some seconds until all jobs of a
     submission are in the queue: with an interval below 10 s it may submit too many jobs. These find no work, and end.
     Held jobs count as jobs in the queue, not as idle ones. When it is stopped, the jobs stay.
+
+    While all that is left are merges that failed, or that wait for quarantined blocks, it says so and goes on.
 
     When HTCondor or the database doesn't answer, it says so and tries again at the next look. Only at the first look
     this ends it.

@@ -322,6 +322,41 @@ def test_project_is_complete_when_its_last_merge_is_done(merging: World) -> None
     assert found()[:2] == (0, False)
 
 
+def test_project_is_not_complete_while_a_merge_failed_or_waits_for_quarantined_blocks(world: World) -> None:
+    def needed() -> tuple[Any, ...]:
+        (row,) = call(world.db, "jobs_needed", project="p")
+        assert row["is_complete"] is world.progress()["is_complete"]
+        return row["jobs"], row["is_complete"], row["reason"]
+
+    world.set(merge_by="file", backoff_s=0, max_failures=1)
+    for seqno in (1, 2, 3):
+        world.add_file(1, seqno=seqno)
+    world.checkout(0)
+    assert world.report(0, 1)["status"] == "failed"  # quarantined
+    for process in (1, 2):
+        world.checkout(process)
+        assert world.report(process)["status"] == "done"
+    assert needed() == (0, False, "the merges that are left become ready at the next tick")
+    world.tick()
+    for process in (10, 11):
+        assert world.checkout(process)["task"] == "merge"
+    assert needed() == (0, False, "all remaining work of project p is leased")
+    assert world.report(10, 1)["status"] == "failed"
+    assert world.report(11, outputs_list=merged("a"))["status"] == "done"
+    failed, waits = (
+        "1 merge failed: osgprod merges list p --state failed",
+        "1 merge waits for quarantined blocks",
+    )
+    assert needed() == (0, False, f"{failed}; {waits}: osgprod quarantined p")
+    world.set(merge_incomplete="true")
+    assert needed() == (0, False, failed)
+    call(world.db, "retry_merges", project="p")
+    assert needed()[0] == 1
+    world.checkout(20)
+    world.report(20, outputs_list=merged("b"))
+    assert needed() == (0, True, "no work is left in project p")
+
+
 def test_jobs_for_merges_that_can_not_be_assigned_are_not_needed_and_it_is_said_why(merging: World) -> None:
     call(merging.db, "tick")
     merging.set(mergescript=None)

@@ -10,8 +10,8 @@ AS $fn$
 --             max_live has room for; 1 where a job has to try whether work goes on: while the project has paused itself, or
 --             when all that is left is in suspended files. slices_left: of the size that a job with so many cores gets, from
 --             ready slices and unallocated blocks, also of files that are suspended or on tape; blocks_left in them;
---             running: attempts that hold a slice or a merge; is_complete:
---             everything is done or quarantined, and nothing can be requeued, no merge that can be assigned is left either;
+--             running: attempts that hold a slice or a merge; is_complete: every block is done or quarantined, nothing runs, and
+--             every merge is done: one that failed or waits is left;
 --             reason: why jobs is 0, or less than slices_left and merges_ready would give; memory_mb, disk_mb: what 99 of 100
 --             accepted attempts of the last week with so many cores had in use, and a tenth more [MB of 1048576 bytes];
 --             NULL = fewer than 20 were measured; merges_ready: those in a backoff included
@@ -48,9 +48,7 @@ BEGIN
     SELECT count(*) INTO merges_ready FROM merges m
      WHERE m.project_id = v_project.project_id AND m.is_ready IS NOT NULL AND m.not_before IS NOT NULL
        AND v_project.merge_by <> 'none';
-    -- A file whose last slice has just been settled gets its merge at the next tick.
-    is_complete := slices_left = 0 AND running = 0 AND merges_ready = 0 AND (v_project.merge_by = 'none' OR NOT EXISTS (
-        SELECT FROM loaded_files f WHERE f.project_id = v_project.project_id AND f.state = 'allocated'));
+    is_complete := slices_left = 0 AND running = 0 AND osgprod._merges_left(v_project) = 0;
     v_fault := osgprod._why_no_merges(v_project);
     jobs := least((v_slices + CASE WHEN v_fault IS NULL THEN merges_ready ELSE 0 END + p_slices - 1) / p_slices, 2147483647);
     reason := CASE WHEN v_project.pause_cause IS NOT NULL AND NOT is_complete
@@ -61,6 +59,7 @@ BEGIN
                    WHEN jobs = 0 AND slices_left > 0 AND v_project.nsuspended > 0
                    THEN 'all that is left is in suspended files, and one job at a time tries again'
                    WHEN jobs = 0 AND slices_left > 0 THEN 'all that is left is on tape'
+                   WHEN jobs = 0 AND running = 0 THEN osgprod._why_no_merge_is_ready(v_project)
                    WHEN jobs = 0 THEN format('all remaining work of project %s is leased', p_project)
                    WHEN jobs > v_project.max_live - running THEN format('max_live is %s', v_project.max_live) END;
     jobs := CASE WHEN v_project.pause_cause IS NOT NULL AND NOT is_complete
@@ -78,3 +77,23 @@ $fn$;
 
 COMMENT ON FUNCTION osgprod.jobs_needed(text, int, int) IS
 'Says how many more jobs a project has work for, given cores and slices of a job, and what memory and disk they need. For osgprod_operator.';
+
+CREATE FUNCTION osgprod._why_no_merge_is_ready(p_project osgprod_data.projects)
+RETURNS text LANGUAGE sql STABLE
+AS $fn$
+    -- Says why no merge can be assigned of a project that has nothing left but merges.
+    -- Parameters: p_project  the project's row
+    SELECT coalesce(nullif(concat_ws('; ',
+               CASE WHEN m.failed > 0 THEN format('%s failed: osgprod merges list %s --state failed',
+                    osgprod._counted(m.failed, 'merge'), p_project.name) END,
+               CASE WHEN m.waiting > 0 THEN format('%s for quarantined blocks: osgprod quarantined %s',
+                    osgprod._counted(m.waiting, 'merge waits', 'merges wait'), p_project.name) END), ''),
+               'the merges that are left become ready at the next tick')
+      FROM (SELECT count(*) FILTER (WHERE x.state = 'failed') AS failed,
+                   count(*) FILTER (WHERE x.state = 'waiting' AND EXISTS (
+                       SELECT FROM osgprod_data.slices s
+                        WHERE s.project_id = x.project_id AND s.is_ready IS FALSE AND s.not_before IS NULL AND s.run = x.run
+                          AND s.seqno = coalesce(x.seqno, s.seqno))) AS waiting
+              FROM osgprod_data.merges x
+             WHERE x.project_id = p_project.project_id AND x.state IN ('failed', 'waiting')) m
+$fn$;
