@@ -94,10 +94,7 @@ def health(project: str | None, as_json: bool) -> None:
 @as_json
 def estimate(project: str, hours: int, as_json: bool) -> None:
     """Estimate when a project will be done."""
-    rows = look("estimate", project=project, hours=hours)
-    show(rows, as_json)
-    if not as_json and rows[0]["ends_at"] is None:
-        click.echo(f"no block was done in the last {counted(hours, 'hour')}: no estimate", err=True)
+    show(look("estimate", project=project, hours=hours), as_json, wrapped=("reason",))
 
 
 @osgprod.command()

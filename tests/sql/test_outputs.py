@@ -374,12 +374,13 @@ def test_estimate_counts_the_time_for_the_merges_that_are_left(merging: World) -
     merging.add_file(1, seqno=2)
     merging.add_file(1, seqno=3)
     row = call(merging.db, "estimate", project="p")[0]
-    assert (row["merges_left"], row["merge_s"]) == (3, None)
+    assert (row["merges_left"], row["merge_s"], row["reason"]) == (3, None, None)
     for n in (20, 21):  # jobs that can't merge get slices
         merging.checkout(n, templates='{"osgprod_work.bash": "", "osgprod_merge.bash": "no such file"}')
         merging.report(n)
     merging.tick()
     assert hours_left() is None, "nobody knows how long a merge takes"
+    assert call(merging.db, "estimate", project="p")[0]["reason"].startswith("only merges are left, and none")
     merging.checkout(30)
     merging.db.execute(
         "UPDATE osgprod_data.attempts SET started_at = now() - interval '2 h' WHERE merge_id IS NOT NULL"

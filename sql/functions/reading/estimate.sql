@@ -1,7 +1,7 @@
 CREATE FUNCTION osgprod.estimate(p_project text, p_hours int DEFAULT 6)
 RETURNS TABLE (blocks_left bigint, blocks_per_hour float8, least_per_hour float8, most_per_hour float8,
     ends_at timestamptz, ends_early_at timestamptz, ends_late_at timestamptz, intervals int,
-    core_hours_left float8, merges_left bigint, merge_s float8)
+    core_hours_left float8, merges_left bigint, merge_s float8, reason text)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
 -- Estimates when a project will be done at its present rate, with the uncertainty.
@@ -15,7 +15,7 @@ AS $fn$
 --             merge_s: median time of the last merges [s], NULL = none was done. Merges are done between slices, and so are
 --             in the rate: the times count one more for the last file, and where only merges are left, as many rounds of
 --             them as the live attempts need. Where merge_s is not known, they count no time for merges, and are NULL where
---             only merges are left
+--             only merges are left; reason: why there is no ends_at
 -- Errors:     OG301 unknown project; OG108 hours out of range
 DECLARE
     v_mean  float8;
@@ -55,6 +55,10 @@ BEGIN
             ends_late_at := now() + make_interval(secs => blocks_left / (v_mean - v_error) * v_step) + v_merging;
         END IF;
     END IF;
+    reason := CASE WHEN ends_at IS NOT NULL THEN NULL
+                   WHEN blocks_left = 0 AND merges_left = 0 THEN 'nothing is left to be done'
+                   WHEN blocks_left = 0 THEN 'only merges are left, and none has been done that shows how long one takes'
+                   ELSE format('no block was done in the last %s', osgprod._counted(p_hours, 'hour')) END;
     RETURN NEXT;
 END
 $fn$;
