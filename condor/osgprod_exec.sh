@@ -1716,7 +1716,7 @@ deliver_and_report() {
       slices_done="$SLICES"
       return 0
     elif [[ -z "$output_url" ]] && ! is_delivered; then
-      log "the slice is done, but somebody has removed its only tarball, $unreported.tar.gz: requeue it with \`osgprod slices recycle\`"
+      log "the slice is done, but somebody has removed its only tarball, $unreported.tar.gz: requeue it by \`$(recycle_command)\`"
       forget_unreported
       return "$EXIT_NODE_FAULT"
     fi
@@ -1852,6 +1852,11 @@ may_have_lost_outputs() {
   for file in "$PWD/job_${cluster}_${process}".tar.gz "$PWD/job_${cluster}_${process}".*.tar.gz; do
     [[ ! -e "$file" ]] || return 1
   done
+}
+
+# Prints the command that requeues what this job has done.
+recycle_command() {
+  printf '%s' "osgprod slices recycle $OSGPROD_PROJECT --state done --cluster $cluster --process $process"
 }
 
 # Packs what the work left. Sets packed to the number of outputs. When somebody has killed a program, it packs once more.
@@ -2060,7 +2065,7 @@ attempt() {
     log "$answer: $body" # nothing runs, and there is nothing to report
     may_have_lost_outputs || return 0
     log 'the tarball of this job is not here: if it did not come home either, it is lost'
-    log "see \`osgprod jobs $OSGPROD_PROJECT $cluster.$process\`; requeue its slice by \`osgprod slices recycle\`, then remove this job"
+    log "see \`osgprod jobs $OSGPROD_PROJECT $cluster.$process\`; requeue its slice by \`$(recycle_command)\`, then remove this job"
     return "$EXIT_REFUSED"
   fi
   find_header Osgprod-Token "$head"

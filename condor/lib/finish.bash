@@ -152,7 +152,7 @@ deliver_and_report() {
       slices_done="$SLICES"
       return 0
     elif [[ -z "$output_url" ]] && ! is_delivered; then
-      log "the slice is done, but somebody has removed its only tarball, $unreported.tar.gz: requeue it with \`osgprod slices recycle\`"
+      log "the slice is done, but somebody has removed its only tarball, $unreported.tar.gz: requeue it by \`$(recycle_command)\`"
       forget_unreported
       return "$EXIT_NODE_FAULT"
     fi
@@ -288,6 +288,11 @@ may_have_lost_outputs() {
   for file in "$PWD/job_${cluster}_${process}".tar.gz "$PWD/job_${cluster}_${process}".*.tar.gz; do
     [[ ! -e "$file" ]] || return 1
   done
+}
+
+# Prints the command that requeues what this job has done.
+recycle_command() {
+  printf '%s' "osgprod slices recycle $OSGPROD_PROJECT --state done --cluster $cluster --process $process"
 }
 
 # Packs what the work left. Sets packed to the number of outputs. When somebody has killed a program, it packs once more.

@@ -150,7 +150,7 @@ attempt() {
     log "$answer: $body" # nothing runs, and there is nothing to report
     may_have_lost_outputs || return 0
     log 'the tarball of this job is not here: if it did not come home either, it is lost'
-    log "see \`osgprod jobs $OSGPROD_PROJECT $cluster.$process\`; requeue its slice by \`osgprod slices recycle\`, then remove this job"
+    log "see \`osgprod jobs $OSGPROD_PROJECT $cluster.$process\`; requeue its slice by \`$(recycle_command)\`, then remove this job"
     return "$EXIT_REFUSED"
   fi
   find_header Osgprod-Token "$head"

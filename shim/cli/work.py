@@ -397,6 +397,8 @@ def slices_size(project: str, cores: int, site: str | None, time_left_s: int | N
 @click.option("--exit-code", type=int, help="Only slices whose last report had this exit code.")
 @click.option("--client", help="Only slices last leased to this address or network.")
 @click.option("--since", help="Only slices last reported since then (UTC), like '2026-05-01 12:00'.")
+@click.option("--cluster", type=int, help="Only slices last leased to jobs of this cluster.")
+@click.option("--process", type=int, help="Only those of this job of the cluster.")
 @click.option("--all", "every", is_flag=True, help="With --state done and no choice: yes, all of them.")
 @dry
 @as_json
@@ -408,22 +410,25 @@ def slices_recycle(
     exit_code: int | None,
     client: str | None,
     since: str | None,
+    cluster: int | None,
+    process: int | None,
     every: bool,
     dry_run: bool,
     as_json: bool,
 ) -> None:
     """Requeue slices, as if they had never been tried."""
-    is_chosen = any(x is not None for x in (runs, path, exit_code, client, since))
+    is_chosen = any(x is not None for x in (runs, path, exit_code, client, since, cluster))
     if "done" in states and not is_chosen and not dry_run:
         blocks = ask("progress", project=project)[0]["blocks_done"]
         confirm(
             f"all blocks of project {project} that are done would be processed again: {blocks}",
             every or not blocks,
-            "choose some with --runs, --path, --exit-code, --client or --since; or --all",
+            "choose some with --runs, --path, --exit-code, --client, --since or --cluster; or --all",
         )
     choice = {"states": list(states) or None, "runs": runs, "path": path, "exit_code": exit_code}
+    choice |= {"client": client, "since": since, "cluster": cluster, "process": process}
     with working("recycling"):
-        rows = ask("recycle", project=project, **choice, client=client, since=since, dry_run=dry_run)
+        rows = ask("recycle", project=project, **choice, dry_run=dry_run)
     show(rows, as_json, "no such slice")
     if rows:
         blocks = sum(row["block2"] - row["block1"] for row in rows)

@@ -1137,6 +1137,20 @@ def test_done_slices_are_recycled_only_when_chosen_or_confirmed(run: Run, busy: 
     assert busy.progress()["blocks_done"] == 0
 
 
+def test_slice_of_one_job_is_recycled_as_the_job_says_whose_tarball_is_lost(run: Run, world: World) -> None:
+    world.set(maxblockspercore=1)
+    world.add_file(4)
+    for process in range(3):
+        world.checkout(process, cluster=7)
+        assert world.report(process, cluster=7)["status"] == "done"
+    job = ("slices", "recycle", "p", "--state", "done", "--cluster", "7")
+    assert "1 slice with 1 block" in run(*job, "--process", "1").stderr
+    assert world.progress()["blocks_done"] == 2
+    assert "2 slices with 2 blocks" in run(*job, "--dry-run").stderr
+    alone = run("slices", "recycle", "p", "--process", "1")
+    assert alone.exit_code == 2 and "process 1 is given without its cluster" in alone.stderr
+
+
 def test_done_slices_are_recycled_with_all(run: Run, busy: World) -> None:
     assert run("slices", "recycle", "p", "--state", "done", "--all").exit_code == 0
     assert busy.progress()["blocks_done"] == 0

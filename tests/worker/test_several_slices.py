@@ -234,7 +234,10 @@ def test_job_whose_tarball_is_nowhere_after_its_success_is_to_be_held(node: Node
     (node.folder / "job_7_1.tar.gz").unlink()  # the node was lost
     code, log = node.run(1)
     assert code == REFUSED, log
-    assert "`osgprod jobs p 7.1`" in log and "`osgprod slices recycle`" in log
+    assert (
+        "`osgprod jobs p 7.1`" in log
+        and "`osgprod slices recycle p --state done --cluster 7 --process 1`" in log
+    )
     code, log = node.run(1, _CONDOR_SCRATCH_DIR=None)
     assert code == DONE, "HTCondor has nothing to do with it"
 

@@ -6,7 +6,9 @@ CREATE FUNCTION osgprod.recycle(
     p_exit_code int     DEFAULT NULL,
     p_dry_run   boolean DEFAULT false,
     p_client    inet    DEFAULT NULL,
-    p_since     timestamptz DEFAULT NULL)
+    p_since     timestamptz DEFAULT NULL,
+    p_cluster   int     DEFAULT NULL,
+    p_process   int     DEFAULT NULL)
 RETURNS TABLE (run int, seqno int, path text, block1 int, block2 int, was text, exit_code int)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 -- Slices are found by state, and all else by key, with any statistics of the planner.
@@ -24,8 +26,10 @@ AS $fn$
 --             p_client     only slices that were last leased to this address or network; NULL = any. So what somebody did
 --                          with a stolen magic is undone
 --             p_since      only slices whose last report came at this time or later; NULL = any
+--             p_cluster    only slices that were last leased to jobs of this cluster [0 .. 2147483647]; NULL = any
+--             p_process    only to this one of them [0 .. 2147483647]; NULL = all of the cluster
 -- Returns:    a row a slice, as it was
--- Errors:     OG301 unknown project; OG108 unknown state; OG502 an operator has the project alone; OG901 isolation level
+-- Errors:     OG301 unknown project; OG108 unknown state, or a process without a cluster; OG502 an operator has the project alone; OG901 isolation level
 -- Locks:      the slices in their order, SKIP LOCKED; see _reopen_slice
 DECLARE
     v_project_id int := (osgprod._get_project(p_project)).project_id;
@@ -37,6 +41,10 @@ BEGIN
     IF NOT coalesce(p_states <@ ARRAY['quarantined', 'failed', 'done'], false) THEN
         RAISE EXCEPTION 'states to recycle are quarantined, failed and done, not %', osgprod._shortened(p_states::text)
             USING ERRCODE = 'OG108', HINT = 'leased slices are requeued by themselves when their lease expires';
+    END IF;
+    IF p_process IS NOT NULL AND p_cluster IS NULL THEN
+        RAISE EXCEPTION 'process % is given without its cluster', p_process USING ERRCODE = 'OG108',
+            HINT = format('add the cluster: osgprod slices recycle %s --cluster N --process %s', p_project, p_process);
     END IF;
     PERFORM osgprod._enter_project(v_project_id, p_project);
     FOR v_slice IN
@@ -64,6 +72,7 @@ BEGIN
            AND (v_path IS NULL OR w.path LIKE v_path)
            AND (p_exit_code IS NULL OR r.exit_code = p_exit_code)
            AND (p_since IS NULL OR r.reported_at >= p_since)
+           AND (p_cluster IS NULL OR s.cluster = p_cluster) AND (p_process IS NULL OR s.process = p_process)
            AND (p_client IS NULL OR EXISTS (
                 SELECT FROM attempts a
                  WHERE a.project_id = s.project_id AND a.cluster = s.cluster AND a.process = s.process
@@ -85,13 +94,14 @@ BEGIN
         RETURN NEXT;
     END LOOP;
     PERFORM osgprod._log_operation('recycle', p_project, jsonb_build_object('states', array_to_string(p_states, ','),
-        'runs', osgprod._runs_text(p_runs), 'path', p_path, 'exit_code', p_exit_code, 'client', p_client, 'since', p_since),
+        'runs', osgprod._runs_text(p_runs), 'path', p_path, 'exit_code', p_exit_code, 'client', p_client, 'since', p_since,
+        'cluster', p_cluster, 'process', p_process),
         CASE WHEN NOT p_dry_run THEN v_count END);
 END
 $fn$;
 
-COMMENT ON FUNCTION osgprod.recycle(text, text[], int[], text, int, boolean, inet, timestamptz) IS
-'Requeues quarantined, failed or done slices, chosen by state, run, path, last exit code, client and time; with p_dry_run it changes nothing. For osgprod_operator.';
+COMMENT ON FUNCTION osgprod.recycle(text, text[], int[], text, int, boolean, inet, timestamptz, int, int) IS
+'Requeues quarantined, failed or done slices, chosen by state, run, path, last exit code, client, time and job; with p_dry_run it changes nothing. For osgprod_operator.';
 
 CREATE FUNCTION osgprod._path_pattern(p_path text)
 RETURNS text LANGUAGE sql STABLE
