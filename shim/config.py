@@ -6,6 +6,7 @@ Nothing else reads or writes the environment of this process. Each program reads
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -28,6 +29,10 @@ OTHER_PROGRAMS = frozenset(
         "STATE_MACHINE_S", "TIME_LEFT_S", "TOKEN_HOSTS", "TRIES", "URL",
     )
 )  # fmt: skip
+
+
+# Options of osgprod serve that no variable has: tests/shim/test_config.py compares them with the command.
+OPTIONS_OF_SERVE = ("port", "host", "uds", "workers")
 
 
 class SettingError(OperatorError):
@@ -86,11 +91,39 @@ def _dsn(name: str, text: str) -> Secret:
     from psycopg.conninfo import conninfo_to_dict
 
     try:
-        conninfo_to_dict(text)
+        wrong = _wrong_option(conninfo_to_dict(text))
     except ProgrammingError:
         rule = "a connection string of libpq, like: host=db.example.org dbname=osgprod user=me"
         raise SettingError(name, "", rule) from None
+    if wrong:
+        raise SettingError(name, "", f"a connection string of libpq {wrong}")
     return Secret(text)
+
+
+def _wrong_option(options: Mapping[str, Any]) -> str | None:
+    """What a connection string lacks, as words behind it; None = libpq would try to connect. No value is named."""
+    from psycopg.conninfo import make_conninfo
+    from psycopg.pq import PGconn
+
+    ports = str(options.get("port", "")).split(",")
+    hosts = str(options.get("hostaddr", options.get("host", ""))).split(",")
+    if len(ports) not in (1, len(hosts)) or not all(re.fullmatch("([0-9]{1,5})?", port) for port in ports):
+        return "whose ports are numbers, one for all hosts or one for each"
+    if any(port and not 1 <= int(port) <= 65535 for port in ports):
+        return "with ports from 1 to 65535"
+    for option in (
+        "connect_timeout",
+        "tcp_user_timeout",
+        *(o for o in options if o.startswith("keepalives")),
+    ):
+        if not re.fullmatch("(-?[0-9]{1,9})?", str(options.get(option, ""))):
+            return f"whose {option} is a whole number"
+    # libpq looks at the other options before it connects; in this folder is no socket.
+    elsewhere = {**options, "host": "/nonexistent", "port": 1, "hostaddr": None}
+    connection = PGconn.connect_start(make_conninfo(**elsewhere).encode())
+    found = re.match("invalid (\\w+) value", connection.error_message.decode(errors="replace"))
+    connection.finish()
+    return f"whose {found[1]} is one that libpq knows" if found else None
 
 
 def _path(name: str, text: str) -> Path:
@@ -301,6 +334,8 @@ def unknown_variables(environment: Mapping[str, str] = os.environ) -> list[str]:
 
             near = get_close_matches(word, known, n=1)
             meant = f"; the nearest one is OSGPROD_{near[0]}" if near else ""
+            if word.lower() in OPTIONS_OF_SERVE:
+                meant = f"; use the option --{word.lower()} of the command that serves"
             lines.append(f"{name} has no effect: no such setting{meant}")
     return lines
 

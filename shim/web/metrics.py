@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
+from shim.config import SettingError
 from shim.replica import NOW, Freshness
 
 Rows = list[dict[str, Any]]
@@ -43,9 +44,17 @@ class Metrics:
     ----------
     folder : Path or None
         Where the processes of one shim add up; PROMETHEUS_MULTIPROC_DIR, which the library reads as well.
+
+    Raises
+    ------
+    SettingError
+        No file can be made there: each request would be an internal error.
     """
 
     def __init__(self, folder: Path | None) -> None:
+        if folder is not None and not os.access(folder / ".", os.W_OK | os.X_OK):
+            rule = "a folder in which files can be made"
+            raise SettingError("PROMETHEUS_MULTIPROC_DIR", str(folder), rule)
         self._folder = folder
         self._own = CollectorRegistry()
         self._answers = Counter(

@@ -27,7 +27,7 @@ import click
 import pytest
 from click.testing import Result
 
-from shim import admin
+from shim import admin, config
 from shim.cli import osgprod, terminal
 from shim.database import call, connect
 from shim.evio.writer import write_file
@@ -810,6 +810,42 @@ def test_malformed_dsn_is_wrong_usage_and_is_not_repeated(
         f"osgprod: {variable} must be a connection string of libpq, like: host=db.example.org dbname=osgprod user=me",
         "hint: docs/operations.md lists the settings of the shim with default and unit",
     ]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("PGPORT", "abc", 'invalid integer value "abc" for connection option "port"'),
+        ("PGSSLMODE", "odd", 'invalid sslmode value: "odd"'),
+        ("PGSERVICE", "odd", 'definition of service "odd" not found'),
+    ],
+)
+def test_odd_variable_of_libpq_is_wrong_usage(run: Run, variable: str, value: str, message: str) -> None:
+    quiet = {"OSGPROD_DSN": "", "PGHOST": "/nonexistent", "PGSERVICEFILE": "/dev/null"}
+    result = run("status", env={**quiet, variable: value})
+    assert result.exit_code == 2 and message in result.stderr
+    assert "hint: correct OSGPROD_DSN, or PGPORT, PGSSLMODE ... of libpq" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("variable", "rule"),
+    [
+        ("OSGPROD_DATA_FOLDER", "a folder that is there or can be made (Not a directory)"),
+        ("OSGPROD_PG_BINDIR", "a folder with initdb and postgres"),
+        ("PROMETHEUS_MULTIPROC_DIR", "a folder in which files can be made"),
+    ],
+)
+def test_folder_that_can_not_be_is_named_with_its_variable(
+    run: Run, folder: Path, variable: str, rule: str
+) -> None:
+    ours = {
+        "OSGPROD_DSN": "",
+        "OSGPROD_DATA_FOLDER": str(folder / "data"),
+        **dict.fromkeys(config.LIBPQ_SERVER, ""),
+    }
+    result = run("serve", "--port", "0", env={**ours, variable: "/dev/null/x"})
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"osgprod: {variable} is '/dev/null/x', but must be {rule}\nhint: ")
 
 
 def test_workers_of_a_project_need_no_list(run: Run, busy: World) -> None:

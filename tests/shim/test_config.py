@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from shim import config
+from shim.cli.running import serve
 from shim.config import Secret, SettingError, Settings
 from tests.support import CHECKOUT
 
@@ -50,6 +51,12 @@ def test_unknown_variable_is_named_with_the_nearest_known_one() -> None:
     assert config.unknown_variables({"OSGPROD_POOLSIZE": "9", "OSGPROD_DSN": "", "PATH": ""}) == [
         "OSGPROD_POOLSIZE has no effect: no such setting; the nearest one is OSGPROD_POOL_SIZE"
     ]
+    options = {option.name for option in serve.params} - {"help"}
+    assert set(config.OPTIONS_OF_SERVE) == options
+    for name in config.OPTIONS_OF_SERVE:
+        assert config.unknown_variables({f"OSGPROD_{name.upper()}": "8080"}) == [
+            f"OSGPROD_{name.upper()} has no effect: no such setting; use the option --{name} of the command that serves"
+        ]
     assert config.unknown_variables({"OSGPROD_Q": "9"}) == ["OSGPROD_Q has no effect: no such setting"]
 
 
@@ -84,6 +91,37 @@ def test_value_that_cannot_be_is_one_line_with_name_value_and_rule(
     with pytest.raises(SettingError) as refused:
         Settings.read({variable: value})
     assert str(refused.value) == message and refused.value.hint.startswith("docs/operations.md")
+
+
+@pytest.mark.parametrize(
+    ("dsn", "rule"),
+    [
+        ("port=abc", "whose ports are numbers, one for all hosts or one for each"),
+        ("postgresql://me:hush/h@db/osgprod", "whose ports are numbers, one for all hosts or one for each"),
+        ("host=a,b port=1,2,3", "whose ports are numbers, one for all hosts or one for each"),
+        ("port=0", "with ports from 1 to 65535"),
+        ("host=a port=70000", "with ports from 1 to 65535"),
+        ("host=a connect_timeout=soon", "whose connect_timeout is a whole number"),
+        ("host=a keepalives_idle=x", "whose keepalives_idle is a whole number"),
+        ("host=a.invalid sslmode=hush", "whose sslmode is one that libpq knows"),
+        ("host=a,b target_session_attrs=hush", "whose target_session_attrs is one that libpq knows"),
+    ],
+)
+def test_option_of_a_dsn_that_can_not_be_is_named_without_its_value(dsn: str, rule: str) -> None:
+    for variable in ("OSGPROD_DSN", "OSGPROD_READ_DSN", "OSGPROD_OPERATOR_DSN", "OSGPROD_ORIGINAL_DSN"):
+        with pytest.raises(SettingError) as refused:
+            Settings.read({variable: dsn})
+        assert str(refused.value) == f"{variable} must be a connection string of libpq {rule}"
+        assert refused.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    ["port=", "host=a,b port=5432,", "host=a,b port=1", "hostaddr=::1 port=1", "connect_timeout=-1 sslmode=require",
+     "service=none", "postgresql://me:pass@a:5433,b:5434/x?target_session_attrs=read-write&connect_timeout=2", ""],
+)  # fmt: skip
+def test_dsn_that_libpq_takes_is_taken(dsn: str) -> None:
+    assert Settings.read({"OSGPROD_DSN": dsn}).dsn.text == dsn
 
 
 def test_empty_variable_is_none_except_where_empty_means_something() -> None:
