@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +44,24 @@ def test_every_measure_runs_and_writes_its_number(tmp_path: Path) -> None:
     assert all(isinstance(number, int | float) and number >= 0 for number in numbers.values())
     for name in WANTED:
         assert name in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("valgrind") is None, reason="valgrind is missing")
+def test_instructions_of_a_pair_are_the_same_in_two_runs() -> None:
+    runs = []
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-m", "bench.instructions"],
+            cwd=CHECKOUT,
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        assert done.returncode == 0, done.stderr
+        runs.append([float(number) for number in re.findall(r"\d+\.\d", done.stdout)])
+    assert len(runs[0]) == 6
+    assert runs[0] == pytest.approx(runs[1], rel=0.01)
 
 
 def test_server_of_the_bench_is_found_whatever_it_says_before_its_address(tmp_path: Path) -> None:
