@@ -146,8 +146,10 @@ def attempts(
         )
     if live:
         rows = look("live_attempts", project=project, limit=limit)
+    elif by == "site":
+        rows = look("attempts_by_site", project=project, hours=hours, limit=limit)  # and one for all others
     elif by:
-        rows = look(f"attempts_by_{by}", project=project, hours=hours)
+        rows = look("attempts_by_exit", project=project, hours=hours)
     else:
         rows = look("list_attempts", project=project, limit=limit, hours=hours, **filters)
     show(rows, as_json, "no such attempt", limit=None if by else limit, spare=SAID_BY_PATH)
@@ -175,10 +177,12 @@ def resources(project: str, by: str, hours: int | None, as_json: bool) -> None:
 
 @osgprod.command()
 @project_argument
+@limit_option()
 @as_json
-def quarantined(project: str, as_json: bool) -> None:
+def quarantined(project: str, limit: int, as_json: bool) -> None:
     """List the quarantined blocks, with all that is known of each."""
-    show(look("quarantined", project=project), as_json, "no block is in quarantine", spare=SAID_BY_PATH)
+    rows = look("quarantined", project=project, limit=limit)
+    show(rows, as_json, "no block is in quarantine", limit=limit, spare=SAID_BY_PATH)
 
 
 @osgprod.group(cls=ListByDefault, invoke_without_command=True)

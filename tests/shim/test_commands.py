@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import csv
 import hashlib
@@ -31,6 +32,7 @@ from shim import admin, config
 from shim.cli import osgprod, terminal
 from shim.database import call, connect
 from shim.evio.writer import write_file
+from shim.snapshot import function_files
 from tests.support import CHECKOUT, PATIENCE_S, WORKER_ROLE, Run, World
 
 # Why these have no --dry-run or no --json: there is nothing to foretell, or nothing to read.
@@ -147,6 +149,39 @@ def test_list_that_may_go_on_says_so_and_its_help_names_the_limit(
     assert re.search(
         rf"Rows at most \[1 \.\. 100000\]\.\s+\[default:\s+{number}\]", run(*arguments, "--help").stdout
     )
+
+
+def test_quarantined_blocks_end_at_the_limit_with_a_line_as_other_lists(run: Run, world: World) -> None:
+    world.set(max_failures=1)
+    world.add_file(2)
+    for process in range(2):
+        world.checkout(process)
+        world.report(process, 1)
+    assert len(rows_of(run("quarantined", "p", "--json"))) == 2
+    cut = run("quarantined", "p", "--limit", "1")
+    assert cut.stderr == "osgprod: 1 row shown, there may be more: --limit N\n"
+
+
+def test_every_command_passes_its_limit_to_a_function_that_has_one() -> None:
+    """Otherwise its list ends at the function's default, and nothing says so."""
+    limited = {path.stem for path in function_files() if "p_limit int" in path.read_text()}
+    silent = []
+    for path in (CHECKOUT / "shim" / "cli").glob("*.py"):
+        for function in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(function, ast.FunctionDef) or not any(
+                ".command(" in ast.unparse(decorator) for decorator in function.decorator_list
+            ):
+                continue
+            for node in ast.walk(function):
+                if (
+                    isinstance(node, ast.Call)
+                    and ast.unparse(node.func) in ("look", "ask")
+                    and isinstance(node.args[0], ast.Constant)
+                    and node.args[0].value in limited
+                    and "limit" not in {keyword.arg for keyword in node.keywords}
+                ):
+                    silent.append(f"{path.name}: {function.name} calls {node.args[0].value}")
+    assert "quarantined" in limited and silent == []
 
 
 def test_list_of_more_than_a_hundred_files_ends_there_and_says_so(run: Run, world: World) -> None:
