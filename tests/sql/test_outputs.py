@@ -763,6 +763,27 @@ def test_interrupted_check_has_requeued_nothing(world: World, web: tuple[str, di
     assert world.progress()["blocks_done"] == 3
 
 
+def test_slices_whose_outputs_were_removed_after_the_merge_are_requeued_by_a_check_after_retry(
+    world: World, web: tuple[str, dict[str, bytes]]
+) -> None:
+    """As merge_cleanup=delete leaves them. The merge itself names no bad inputs where three or more are gone."""
+    url, files = web
+    world.set(merge_by="file", backoff_s=0)
+    world.add_file(3)
+    for n in range(3):
+        world.checkout(n)
+        world.report(n, output_url=f"{url}/{n}", output_bytes=10)
+    world.tick()
+    assert world.checkout(10)["task"] == "merge"
+    made = {"kind": "a", "url": f"{url}/a", "bytes": 1, "adler32": "00790079"}
+    assert world.report(10, outputs_list=json.dumps([made]))["status"] == "done"
+    files["/a"] = b"x"
+    assert checked(world, requeue=True)[0] == {"same": 1, "bad": 0, "unknown": 0, "requeued": 0}
+    call(world.db, "retry_merges", project="p", states=["done"])
+    assert checked(world, requeue=True)[0] == {"same": 0, "bad": 3, "unknown": 0, "requeued": 3}
+    assert world.checkout(11)["task"] == "slice"
+
+
 def test_outputs_of_merged_slices_are_checked_only_when_that_is_asked_for(
     merging: World, web: tuple[str, dict[str, bytes]]
 ) -> None:
