@@ -28,6 +28,28 @@ def test_table_of_error_codes_is_that_of_the_code() -> None:
     assert len(listed) == len(raised), "each number means one thing"
 
 
+def test_table_of_advisory_locks_is_that_of_the_code() -> None:
+    taken = set()
+    call_ = re.compile(r"pg_(try_)?advisory_xact_lock(_shared)?\((?:osgprod\.(_\w+)\(|([^()]+)\))")
+    for text in SOURCES.values():
+        name = ""
+        for line in text.splitlines():
+            if made := re.match(r"CREATE FUNCTION osgprod\.(\w+)", line):
+                name = made[1]
+            for tries, shared, key, numbers in call_.findall(line.partition("--")[0]):
+                lock = {"_job_lock": "job", "_ban_key": "ban"}.get(key)
+                numbers = re.sub(r"[\w.]*project_id", "project", numbers).replace("v_file.", "")
+                taken.add((lock or f"({numbers})", name, "tries" if tries else "waits", bool(shared)))
+    table = DESIGN.partition("<!-- advisory locks -->")[2].partition("<!-- end of advisory locks -->")[0]
+    listed = set()
+    for row in re.findall(r"^\| (job|ban|\(.+?\)) \| .+? \|(.*?)\|(.*?)\|$", table, re.MULTILINE):
+        for cell, shared in ((row[1], False), (row[2], True)):
+            listed |= {
+                (row[0], name, how, shared) for name, how in re.findall(r"`(\w+)` (waits|tries)", cell)
+            }
+    assert listed == taken
+
+
 def test_every_group_of_codes_has_its_status_in_the_shim() -> None:
     from shim.web.failures import STATUS_OF_GROUP
 
