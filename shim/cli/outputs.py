@@ -200,7 +200,7 @@ def _hosts_of(project: str) -> Iterable[str]:
     for name in ("output_home", "merge_output_url"):
         try:
             host = urlsplit(settings[name] or "").hostname
-        except ValueError:  # nothing checks these settings
+        except ValueError:  # stored before set_project checked these settings
             host = None
         if host:
             yield host

@@ -16,7 +16,7 @@
 # Environment:
 #     OSGPROD_HADD         command that merges ROOT files: it gets the output and the inputs as arguments [hadd -f -v 1]
 #     OSGPROD_HDDMCAT      command that joins HDDM files: it gets the inputs, and prints the output [hddmcat]
-#     OSGPROD_PYTHON       Python 3.6 or later, for EVIO files and to count events [python3]
+#     OSGPROD_PYTHON       Python 3.6 or later, for EVIO files, compressed HDDM files, and to count events [python3]
 #     OSGPROD_OUTPUT_URL   where the project has no merge_output_url, merged files go to the folder OSGPROD_PROJECT in this
 #                          one [none]
 #     OSGPROD_REPORT       file for what the exit report should tell [osgprod_report.txt]
