@@ -184,12 +184,12 @@ start_heartbeats() {
 # next heartbeat is sent at once; when the file is gone, there is a file no-lease if the server did not confirm it.
 # Arguments: seconds between heartbeats, folder for credentials, seconds before the first
 send_heartbeats() {
-  local interval_s="$1" own="$2" left_s="$3" memory=0 disk=0
+  local interval_s="$1" own="$2" left_s="$3" memory=0 disk=0 n=0
   pipe="$scratch/pipe.heartbeat"
   trap 'end_children; exit 0' TERM
   while true; do
     while ((left_s > 0)); do
-      ((left_s % 5 != 4)) || look # first after a second: work that has just begun has not allocated its memory
+      ((n++ % 5 != 1)) || look # first after a second: work that has just begun has not allocated its memory
       pause 1
       left_s=$((left_s - 1))
       kill -0 "$$" 2>/dev/null || break 2
