@@ -1402,6 +1402,7 @@ storage_call() {
   {
     said="$("$@" 2>&1 >&3)" || code=$?
   } 3>&1
+  ((${#said} <= 10000)) || said="${said: -10000}" # capture takes no more than it can hold
   printf '\001%s' "$said"
   return "$code"
 }
@@ -1824,6 +1825,7 @@ finish_success() {
   fi
   public_text 200 "${reported[software]:-}"
   if ! write_down "$name" "$events" "$count" "$bytes" "$adler" "" "$3" "$list" "$plain_text" "$reported_inputs"; then
+    forget_unreported # without a note nobody could report it later
     report "$EXIT_NOT_FETCHED" fault node reason 'the disk of this node is full' || return "$EXIT_LATER"
     return "$EXIT_NODE_FAULT"
   fi

@@ -816,6 +816,7 @@ storage_call() {
   {
     said="$("$@" 2>&1 >&3)" || code=$?
   } 3>&1
+  ((${#said} <= 10000)) || said="${said: -10000}" # capture takes no more than it can hold
   printf '\001%s' "$said"
   return "$code"
 }

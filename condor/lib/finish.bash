@@ -260,6 +260,7 @@ finish_success() {
   fi
   public_text 200 "${reported[software]:-}"
   if ! write_down "$name" "$events" "$count" "$bytes" "$adler" "" "$3" "$list" "$plain_text" "$reported_inputs"; then
+    forget_unreported # without a note nobody could report it later
     report "$EXIT_NOT_FETCHED" fault node reason 'the disk of this node is full' || return "$EXIT_LATER"
     return "$EXIT_NODE_FAULT"
   fi

@@ -68,6 +68,15 @@ def test_job_that_can_start_no_process_any_more_ends_as_a_node_fault(folder: Pat
     assert len(list(folder.iterdir())) == 1, "nothing tried to remove it"
 
 
+def test_client_of_storage_may_say_more_than_is_kept(folder: Path) -> None:
+    said = call(
+        "make_scratch\nsend_x() { printf '%100000s\\n' x >&2; }\n"
+        "storage send_x && echo $storage_error; remove_tree $scratch",
+        _CONDOR_SCRATCH_DIR=str(folder),
+    )
+    assert said == "x\n"
+
+
 # --- environments --------------------------------------------------------------------------------------------
 
 
