@@ -35,6 +35,7 @@ WORKER_START_S, MOST_START_S, RELOAD_AGAIN_S = 60.0, 600.0, 10.0
 # The proxy in front closes an idle connection, not we: closed here just when the proxy uses it again, its client
 # gets 502. nginx keeps one for 60 s, HAProxy for 5 s (deploy/).
 KEEP_ALIVE_S = 75
+ENDS = (signal.SIGINT, signal.SIGTERM)
 
 
 def serve(
@@ -108,6 +109,8 @@ def serve(
         _look_for_database(say)
         name = listener.getsockname()
         where = f"http://{host}:{name[1]}{settings.root_path}" if isinstance(name, tuple) else name
+        if workers == 1:
+            signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)  # until _Server takes them
         say(f"serving {where}, Ctrl-C ends it")
         if not root.is_dir():
             say(f"no work scripts until there is a folder {root}, or OSGPROD_DOCUMENT_ROOT names another")
@@ -146,7 +149,15 @@ def _run(server: uvicorn.Config, listener: socket.socket, settings: Settings) ->
                 config.export(PROMETHEUS_MULTIPROC_DIR=folder)  # the processes add up here what they count
             Workers(server, [listener], WORKER_START_S, MOST_START_S, RELOAD_AGAIN_S).run()
     else:
-        uvicorn.Server(server).run(sockets=[listener])
+        _Server(server).run(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """Takes signals once uvicorn handles them: what a handler raises while a destructor runs, Python drops."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDS)
+        await super().startup(sockets)
 
 
 def _inherited(settings: Settings) -> socket.socket | None:
