@@ -57,6 +57,8 @@
 #
 # Made of: condor/lib/head.bash worker/lib/shell.bash worker/lib/log.bash worker/lib/settings.bash worker/lib/text.bash worker/lib/backoff.bash worker/lib/url.bash worker/lib/token.bash worker/lib/http.bash worker/lib/adler32.bash condor/lib/process.bash condor/lib/server.bash condor/lib/work.bash condor/lib/outputs.bash condor/lib/storage.bash condor/lib/deliver.bash condor/lib/finish.bash condor/lib/main.bash
 
+# Functions that the node's environment has would change what the commands below do: bash -p takes none. BASH_ENV has been read.
+[[ "$-" == *p* || "${BASH_SOURCE[0]:-}" != "$0" ]] || exec "$BASH" -p "$0" "$@"
 set +o posix # POSIXLY_CORRECT asks for it, and older versions then refuse < <(...)
 set -euo pipefail
 export -n SHELLOPTS BASHOPTS # else every bash program of the work would get these options
@@ -934,7 +936,7 @@ become_work() {
     [[ -z "${X509_USER_PROXY:-}" ]] || export X509_USER_PROXY="$own/proxy"
     [[ -z "${BEARER_TOKEN_FILE:-}" ]] || export BEARER_TOKEN_FILE="$own/token"
   fi
-  exec ${container[@]+"${container[@]}"} bash -p "$own/script"
+  exec ${container[@]+"${container[@]}"} bash "$own/script"
 }
 
 # Runs the script in a separate process group and folder. Sets work_status, heartbeat_status and resources.
@@ -1204,15 +1206,16 @@ slice_file() {
   [[ "$name" != *.* ]] || slice_file="${name%.*}+$blocks.${name##*.}"
 }
 
-# Becomes a program that prints the files of the current folder that are outputs, each ended by a NUL: all but the work script's own
-# folder, the files that are this job's credentials, under any name, and the files of a file system that the work has mounted.
+# Prints the files of the current folder that are outputs, each ended by a NUL: all but the work script's own folder, the files
+# that are this job's credentials, under any name, and the files of a file system that the work has mounted. Names begin with ./;
+# the word "whole" at the end says that find was neither killed nor kept out of a folder.
 list_outputs() {
   local file
   local -a credentials=()
   for file in "${X509_USER_PROXY:-}" "${BEARER_TOKEN_FILE:-}" "${OSGPROD_MAGIC_FILE:-}"; do
     [[ ! -f "$file" ]] || credentials+=(! -samefile "$file")
   done
-  exec find . -xdev -path ./.osgprod -prune -o ! -type d ${credentials[@]+"${credentials[@]}"} -print0
+  find . -xdev -path ./.osgprod -prune -o ! -type d ${credentials[@]+"${credentials[@]}"} -print0 && printf 'whole\0'
 }
 
 # Is a file a core dump? Argument: file
@@ -1227,15 +1230,18 @@ is_core() {
   [[ "$magic" == $'\x7fELF' ]]
 }
 
-# Packs what the work left into a tarball. Prints the number of its files, without the log.
+# Packs what the work left into a tarball. Prints the number of its files, without the log. Returns 137 when not all files could be
+# listed.
 # Arguments: folder of the work, its log, slice, tarball
 pack_outputs() {
-  local file
+  local file is_whole=false
   local -a files=()
   slice_file "$3"
   cd "$1" || return
   while IFS= read -r -d '' file; do
-    if [[ "$file" == "./$slice_file" || "$file" == ./osgprod_work.log ]]; then
+    if [[ "$file" == whole ]]; then
+      is_whole=true
+    elif [[ "$file" == "./$slice_file" || "$file" == ./osgprod_work.log ]]; then
       rm -f "$file"
     elif is_core "$file"; then
       size_of "$file"
@@ -1245,6 +1251,7 @@ pack_outputs() {
       files[${#files[@]}]="$file"
     fi
   done < <(list_outputs)
+  $is_whole || return 137
   printf '%d\n' "${#files[@]}"
   ! tail -c 100000 "$2" >osgprod_work.log 2>/dev/null || files[${#files[@]}]=./osgprod_work.log
   printf '%s\0' ${files[@]+"${files[@]}"} | tar -cf - --no-recursion --null -T - | gzip >"$4"

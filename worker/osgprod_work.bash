@@ -35,6 +35,8 @@
 #osgprod_events=that the slice holds
 #osgprod_pieces=byte ranges of the file, and literal bytes, whose concatenation is the slice
 
+# Functions that the node's environment has would change what the commands below do: bash -p takes none. BASH_ENV has been read.
+[[ "$-" == *p* || "${BASH_SOURCE[0]:-}" != "$0" ]] || exec "$BASH" -p "$0" "$@"
 set +o posix # POSIXLY_CORRECT asks for it, and older versions then refuse < <(...)
 set -euo pipefail
 export -n SHELLOPTS BASHOPTS # else every bash program of the work would get these options

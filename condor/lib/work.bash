@@ -46,7 +46,7 @@ become_work() {
     [[ -z "${X509_USER_PROXY:-}" ]] || export X509_USER_PROXY="$own/proxy"
     [[ -z "${BEARER_TOKEN_FILE:-}" ]] || export BEARER_TOKEN_FILE="$own/token"
   fi
-  exec ${container[@]+"${container[@]}"} bash -p "$own/script"
+  exec ${container[@]+"${container[@]}"} bash "$own/script"
 }
 
 # Runs the script in a separate process group and folder. Sets work_status, heartbeat_status and resources.

@@ -77,6 +77,24 @@ def test_client_of_storage_may_say_more_than_is_kept(folder: Path) -> None:
     assert said == "x\n"
 
 
+def test_outputs_that_were_listed_in_part_are_not_packed_as_the_whole(folder: Path) -> None:
+    """A find that is killed, once or always."""
+    (folder / "bin").mkdir()
+    (folder / "bin/find").write_text(
+        '#!/bin/bash\n[[ -e "$TIMES/whole" ]] && exec /usr/bin/find "$@"\n'
+        "printf './1\\0'; touch \"$TIMES/$NEXT\"; kill -KILL $$\n"
+    )
+    (folder / "bin/find").chmod(0o755)
+    commands = (
+        "make_scratch; mkdir -p $scratch/work; touch $scratch/work/{1,2,3} $scratch/work.log; code=0\n"
+        'pack "" $scratch/t.tar.gz || code=$?; echo $code $packed; /bin/rm -r $scratch'
+    )
+    environment = {"_CONDOR_SCRATCH_DIR": str(folder), "TIMES": str(folder)}
+    path = f"{folder}/bin:/usr/bin:/bin"
+    assert call(commands, PATH=path, NEXT="again", **environment) == "137\n"
+    assert call(commands, PATH=path, NEXT="whole", **environment) == "0 3\n"
+
+
 # --- environments --------------------------------------------------------------------------------------------
 
 
@@ -111,7 +129,16 @@ def test_odd_environment_of_a_node_changes_nothing(node: Node, world: World) -> 
 
 @pytest.mark.usefixtures("rawdata")
 def test_node_where_posix_mode_is_wanted(node: Node) -> None:
-    code, log = node.run(1, POSIXLY_CORRECT="1", BASH_ENV=node.program("env", "exit 9"))
+    code, log = node.run(1, POSIXLY_CORRECT="1")
+    assert code == DONE, log
+
+
+@pytest.mark.usefixtures("rawdata")
+def test_what_a_container_image_sets_by_its_bash_env_reaches_the_work(node: Node) -> None:
+    """And its functions do not reach the commands of our scripts."""
+    image = node.program("env", "export OF_THE_IMAGE=here; head() { exit 9; }; export -f head")
+    recon = node.program("recon", 'echo "$OF_THE_IMAGE" >out; [[ "$OF_THE_IMAGE" == here ]] && declare -F head')
+    code, log = node.run(1, BASH_ENV=image, OSGPROD_RECON=recon)
     assert code == DONE, log
 
 
