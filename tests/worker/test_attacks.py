@@ -137,7 +137,9 @@ def test_node_where_posix_mode_is_wanted(node: Node) -> None:
 def test_what_a_container_image_sets_by_its_bash_env_reaches_the_work(node: Node) -> None:
     """And its functions do not reach the commands of our scripts."""
     image = node.program("env", "export OF_THE_IMAGE=here; head() { exit 9; }; export -f head")
-    recon = node.program("recon", 'echo "$OF_THE_IMAGE" >out; [[ "$OF_THE_IMAGE" == here ]] && declare -F head')
+    recon = node.program(
+        "recon", 'echo "$OF_THE_IMAGE" >out; [[ "$OF_THE_IMAGE" == here ]] && declare -F head'
+    )
     code, log = node.run(1, BASH_ENV=image, OSGPROD_RECON=recon)
     assert code == DONE, log
 
