@@ -389,3 +389,11 @@ def test_job_that_restarts_during_a_pause_gets_its_own_slice_again(world: World,
     assert world.checkout(mine, site="P", **where)["status"] == "assigned"
     world.report(mine, **where)
     assert project(world)["state"] == "active"
+
+
+def test_ban_is_made_and_notified_once_though_two_sessions_decide_on_it(world: World) -> None:
+    """The second one found the cause before the first one had committed."""
+    ban = "SELECT osgprod._ban(p, 'site:SITE_A', 1, 'all fail') AS is_made FROM osgprod_data.projects p"
+    assert [world.db.execute(ban).fetchall() for _ in range(2)] == [[{"is_made": True}], [{"is_made": False}]]
+    noted = world.db.execute("SELECT event FROM osgprod_data.notifications").fetchall()
+    assert noted == [{"event": "worker-banned"}]

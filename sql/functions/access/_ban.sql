@@ -123,7 +123,7 @@ AS $fn$
 -- Bans a worker, an address or a place for block_worker_s, doubled with each time, up to 30 days; all merges for retest_s,
 -- doubled up to max_backoff_s.
 -- Parameters: p_project  the project's row;  p_name  see _ban_of;  p_times  how often by now;  p_reason  in words
--- Returns:    false when another session has this ban: it decides
+-- Returns:    false when another session has this ban: it decides; or when it holds: another one was faster
 -- Locks:      the ban (advisory, see _ban_key) and its row, both tried
 DECLARE
     v_until timestamptz := now() + make_interval(
@@ -136,7 +136,8 @@ BEGIN
         RETURN false;
     END IF;
     PERFORM FROM osgprod_data.worker_bans b
-      WHERE b.project_id = p_project.project_id AND b.worker = p_name FOR NO KEY UPDATE SKIP LOCKED;
+      WHERE b.project_id = p_project.project_id AND b.worker = p_name AND NOT osgprod._is_in_force(b.banned_at, b.until)
+        FOR NO KEY UPDATE SKIP LOCKED;
     IF NOT FOUND AND EXISTS (SELECT FROM osgprod_data.worker_bans b
                               WHERE b.project_id = p_project.project_id AND b.worker = p_name) THEN
         RETURN false;
