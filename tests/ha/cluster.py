@@ -140,11 +140,20 @@ class Node:
         row = self._ask(f"SELECT EXISTS (SELECT FROM pg_stat_replication WHERE sent_lsn >= '{lsn}')")
         return row is None or bool(row[0])
 
+    def standbys_at(self, lsn: str) -> int:
+        """How many standbys of this primary have a place of its WAL on their disks."""
+        row = self._ask(f"SELECT count(*) FROM pg_stat_replication WHERE flush_lsn >= '{lsn}'")
+        return int(row[0]) if row else 0
+
+    def place(self) -> str:
+        """Where the WAL of this primary ends now."""
+        row = self._ask("SELECT pg_current_wal_insert_lsn()::text")
+        return str(row[0]) if row else ""
+
     def write_filler(self) -> str:
         """Writes more WAL than the buffers of the network hold; returns the place behind it, '' when that failed."""
         self._ask("SELECT pg_logical_emit_message(false, 'osgprod', repeat('x', 1 << 26))")
-        row = self._ask("SELECT pg_current_wal_insert_lsn()::text")
-        return str(row[0]) if row else ""
+        return self.place()
 
     def _ask(self, query: str, seconds: int = 20) -> tuple[Any, ...] | None:
         """The first row; None: no answer, or a commit whose wait for the standby ended with a warning."""

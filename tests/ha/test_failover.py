@@ -248,6 +248,10 @@ def test_with_a_standby_that_lagged_what_was_lost_is_done_again_and_jobs_get_def
             wait_for(lambda: len(traffic.assigned_at) > 4 * CLIENTS, PATIENCE_S, "jobs get work")
             primary = cluster.primary()
             standbys = [node for node in cluster.nodes if node is not primary]
+            known = primary.place()  # the project: one that has just been made is not what they are to lose
+            wait_for(
+                lambda: primary.standbys_at(known) == len(standbys), PATIENCE_S, "standbys know the project"
+            )
             for node in standbys:
                 wait_for(node.stop_receiving, PATIENCE_S, "a standby receives")
             behind = nothing_more_is_sent(primary)
