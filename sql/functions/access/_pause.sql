@@ -90,7 +90,7 @@ CREATE FUNCTION osgprod._why_no_room(p_project osgprod_data.projects)
 RETURNS text[] LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Says why no more attempts of a project may start: max_live of them live; or it is a test of what may not work, and as many
--- live as may until the first success. A project that has paused itself tries one job at a time, first after retest_s, later after
+-- live as may during that. A project that has paused itself tries one job at a time, first after retest_s, later after
 -- half of the time that the pause has lasted, at most 5 times retest_s; one that is not heard of for 10 times retest_s is not
 -- waited for. A new work script is tried by probe_jobs jobs at a time, until as many have succeeded.
 -- Parameters: p_project  the project's row

@@ -5,7 +5,7 @@ AS $fn$
 -- of a batch.
 -- Parameters: p_call  see report_exit
 --             p_may_wait  for what others have locked: true for a call that is made alone
--- Returns:    the answer; the error of a call is in it, and nothing is changed then
+-- Returns:    the answer; the error of a call is in it, and slice, merge and attempt are as they were
 -- Locks:      see report_exit
 DECLARE
     v_project osgprod_data.projects;
@@ -226,7 +226,7 @@ AS $fn$
 -- slice's holder, the usual case, _report has settled itself.)
 -- Parameters: p_project  the project's row;  p_attempt  the attempt;  p_outcome  done, failed or node-fault, as judged
 --             p_worker  see _worker;  p_call  the report;  p_may_wait  for the file
--- Returns:    the outcome; superseded when the attempt no longer counts; NULL = its file is busy, nothing is changed
+-- Returns:    the outcome; superseded when the attempt no longer counts; NULL = its file is busy, the slice is as it was
 -- Locks:      the slice; see _fail_slice; after a late success on a quarantined slice see _reopen_file
 -- Source:     docs/design.md I3 (one holder), I5 (first success wins)
 DECLARE

@@ -32,9 +32,10 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod
     SET enable_seqscan = off SET plan_cache_mode = force_generic_plan
 AS $fn$
 -- Records a job's report on how its attempt ended, and settles the slice.
--- Promise:    the first success wins. The same report again changes nothing and gets the same answer. The first
---             report of an attempt is recorded with any answer. Evidence and texts never keep a report from being
---             recorded: what can't be kept is ignored, and the answer says so.
+-- Promise:    the first success wins. The same report again changes nothing and gets the same answer (but 409 if it was
+--             the success of a merge that has been superseded since). The first report of an attempt is recorded with
+--             any answer. Evidence and texts never keep a report from being recorded: what can't be kept is ignored,
+--             and the answer says so.
 -- Parameters: p_project, p_magic, p_client, p_bearer  see _why_rejected
 --             p_cluster, p_process  HTCondor's identity of the job [0 .. 2147483647]
 --             p_exitcode            exit code of the work script [0 .. 255]; 128 + n = killed by signal n

@@ -14,7 +14,7 @@ AS $fn$
 --             p_worker   on whom;  p_exit_code  as reported; NULL = lost, stopped by the server, or gone;  p_may_wait  for the file
 --             p_is_excused  something else is to blame (_blame): nothing is counted. It backs off only while the project has
 --                           paused itself, so that the next probe is another slice
--- Returns:    true; false = the slice has to be split and somebody else has its file: nothing is changed
+-- Returns:    true; false = the slice has to be split and somebody else has its file: the slice is as it was
 -- Locks:      the backup's row, SKIP LOCKED (_promote_backup); the file's row, when the slice is split; else the file's row FOR KEY
 --             SHARE, SKIP LOCKED (_may_be_assigned)
 DECLARE
