@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import tarfile
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -124,6 +125,12 @@ def rawdata(world: World, folder: Path, site: Site) -> Path:
     world.load_raw(path)
     site.files[str(path)] = path.read_bytes()
     return path
+
+
+def names(tarball: Path) -> set[str]:
+    """The files in it."""
+    with tarfile.open(tarball) as archive:
+        return {member.name.removeprefix("./") for member in archive if member.isfile()}
 
 
 def state(world: World) -> dict[str, int]:

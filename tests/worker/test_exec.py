@@ -18,7 +18,7 @@ import pytest
 
 from shim.database import call
 from tests.support import CHECKOUT, PATIENCE_S, LiveShim, World, wait_until
-from tests.worker.conftest import EXEC, SHIPPED, Node, kill, living, report_of, slow, state
+from tests.worker.conftest import EXEC, SHIPPED, Node, kill, living, names, report_of, slow, state
 from tests.worker.site import Site
 
 DONE, FAILED, NODE_FAULT, LATER, REFUSED, TERM = 0, 10, 20, 30, 40, 143
@@ -73,11 +73,6 @@ TIMES = [
 def one_and_slow(cases: list[Any], one: int = 0) -> list[Any]:
     """Cases that test_parts.py shows with functions: whole jobs show one of them in each run."""
     return [cases[one], *slow(*cases[:one], *cases[one + 1 :])]
-
-
-def names(tarball: Path) -> set[str]:
-    with tarfile.open(tarball) as archive:
-        return {member.name.removeprefix("./") for member in archive if member.isfile()}
 
 
 def run_at_report(node: Node, command: str) -> str:
@@ -257,48 +252,6 @@ def test_job_waits_for_work_that_is_out_and_then_says_later(node: Node, world: W
 # --- outputs -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "faults, has_checksums",
-    [(["truncate", "abort", 507], False), (["truncate", "corrupt"], True), *slow(([], True), ([], False))],
-)
-def test_upload_counts_only_when_it_arrived_whole(
-    node: Node, world: World, site: Site, faults: list[str | int | None], has_checksums: bool
-) -> None:
-    site.has_checksums, tries = has_checksums, len(faults) + 1
-    site.faults = [*faults]
-    code, log = node.run(1, OSGPROD_OUTPUT_URL=f"{site.url}/out/", OSGPROD_TRIES=str(tries + 1))
-    assert code == DONE, log
-    stored, report = site.files["/out/job_7_1.tar.gz"], report_of(world)
-    assert stored == (node.folder / "job_7_1.tar.gz").read_bytes()
-    assert report["output_url"] == f"{site.url}/out/job_7_1.tar.gz"
-    assert report["output_bytes"] == len(stored)
-    assert report["output_adler32"] == f"{zlib.adler32(stored):08x}"
-    assert sum(seen.method == "PUT" for seen in site.seen) == tries
-    assert len([path for path in site.files if path.startswith("/out")]) == 1, "nothing else stays there"
-
-
-def test_upload_that_storage_acknowledges_too_late_is_not_sent_again(
-    node: Node, world: World, site: Site
-) -> None:
-    (node.folder.parent / "bin").mkdir()
-    # curl waits for two minutes.
-    node.program("bin/curl", '[[ " $* " != *" -T "* ]] || set -- "${@/#120/1}"; exec /usr/bin/curl "$@"')
-    site.faults = ["silent"]
-    path = f"{node.folder.parent}/bin:/usr/bin:/bin"
-    code, log = node.run(1, PATH=path, OSGPROD_OUTPUT_URL=f"{site.url}/out")
-    assert code == DONE, log
-    assert [seen.method for seen in site.seen].count("PUT") == 1, log
-    assert report_of(world)["output_url"] == f"{site.url}/out/job_7_1.tar.gz"
-
-
-def test_storage_that_can_not_rename_will_do(node: Node, site: Site) -> None:
-    site.can_rename = False
-    code, log = node.run(1, OSGPROD_OUTPUT_URL=f"{site.url}/out")
-    assert code == DONE, log
-    assert [path for path in site.files if path.startswith("/out")] == ["/out/job_7_1.tar.gz"]
-    assert site.files["/out/job_7_1.tar.gz"] == (node.folder / "job_7_1.tar.gz").read_bytes()
-
-
 def test_slice_whose_output_can_not_be_sent_goes_to_another_job(node: Node, world: World, site: Site) -> None:
     world.set(node_fault_codes=[74, 75])
     site.faults = ["truncate"] * 3
@@ -316,66 +269,6 @@ def test_restart_never_overwrites_what_another_start_sent(node: Node, shim: Live
     assert node.run(1, OSGPROD_OUTPUT_URL=f"{site.url}/out")[0] == DONE
     assert site.files["/out/job_7_1.tar.gz"].startswith(b"sent by")
     assert site.files["/out/job_7_1.2.tar.gz"] == (node.folder / "job_7_1.2.tar.gz").read_bytes()
-
-
-@pytest.mark.parametrize("where", ["file", *slow("http")])
-def test_output_of_somebody_else_with_the_same_name_stays(
-    node: Node, world: World, site: Site, folder: Path, where: str
-) -> None:
-    """Of another access point, for instance, whose cluster has the same number."""
-    (folder / "out").mkdir()
-    (folder / "out" / "job_7_1.tar.gz").write_bytes(b"another's")
-    site.files["/out/job_7_1.tar.gz"] = b"another's"
-    url = f"file://{folder}/out" if where == "file" else f"{site.url}/out"
-    code, log = node.run(1, OSGPROD_OUTPUT_URL=url)
-    assert code == DONE, log
-    stored = {path.name: path.read_bytes() for path in (folder / "out").iterdir()}
-    if where == "http":
-        stored = {
-            path.removeprefix("/out/"): data for path, data in site.files.items() if path.startswith("/out")
-        }
-    assert stored.pop("job_7_1.tar.gz") == b"another's"
-    ((name, data),) = stored.items()
-    assert data == (node.folder / "job_7_1.tar.gz").read_bytes()
-    assert report_of(world)["output_url"] == f"{url}/{name}"
-
-
-@pytest.mark.parametrize("moment", ["-I", "MOVE"], ids=["before", "during"])
-def test_output_of_somebody_else_with_the_same_size_stays_where_storage_tells_no_checksum(
-    node: Node, world: World, site: Site, moment: str
-) -> None:
-    """It came before this job looked, or just before the rename."""
-    site.has_checksums = False
-    (node.folder.parent / "bin").mkdir()
-    once, tarball = node.folder.parent / "once", node.folder / "unreported_job_7_1.p.tar.gz"
-    node.program(
-        "bin/curl",
-        f"for a; do [[ $a != {moment} || -e {once} ]] || {{ touch {once}; head -c $(stat -c %s {tarball}) /dev/zero |"
-        f" /usr/bin/curl -sS -T - -H Expect: -H Transfer-Encoding: -H Content-Length:$(stat -c %s {tarball})"
-        f' {site.url}/out/job_7_1.tar.gz; }}; done; exec /usr/bin/curl "$@"',
-    )
-    path = f"{node.folder.parent}/bin:/usr/bin:/bin"
-    code, log = node.run(1, PATH=path, OSGPROD_OUTPUT_URL=f"{site.url}/out")
-    assert code == DONE, log
-    stored = {path: data for path, data in site.files.items() if path.startswith("/out")}
-    ours = (node.folder / "job_7_1.tar.gz").read_bytes()
-    assert stored.pop("/out/job_7_1.tar.gz") == bytes(len(ours))
-    assert list(stored.values()) == [ours]
-    assert report_of(world)["output_url"] == f"{site.url}{next(iter(stored))}"
-
-
-def test_output_of_somebody_else_that_storage_did_not_show_at_once_stays(
-    node: Node, world: World, site: Site
-) -> None:
-    """The rename is refused: the job must not send its tarball over it."""
-    site.files["/out/job_7_1.tar.gz"] = b"another's"
-    site.unseen["/out/job_7_1.tar.gz"] = 1
-    code, log = node.run(1, OSGPROD_OUTPUT_URL=f"{site.url}/out")
-    assert code == DONE, log
-    stored = {path: data for path, data in site.files.items() if path.startswith("/out")}
-    assert stored.pop("/out/job_7_1.tar.gz") == b"another's"
-    assert list(stored.values()) == [(node.folder / "job_7_1.tar.gz").read_bytes()]
-    assert report_of(world)["output_url"] == f"{site.url}{next(iter(stored))}"
 
 
 @is_root
@@ -476,81 +369,6 @@ def test_output_of_a_superseded_attempt_is_taken_away(
     assert report_of(world)["outcome"] == "superseded"
     assert not any(path.startswith("/out") for path in site.files)
     assert list(node.folder.iterdir()) == []
-
-
-@pytest.mark.parametrize("scheme", ["", *slow("file://")])
-def test_output_goes_to_a_file_system(node: Node, world: World, folder: Path, scheme: str) -> None:
-    code, log = node.run(1, OSGPROD_OUTPUT_URL=f"{scheme}{folder}/outputs/deep")
-    assert code == DONE, log
-    (stored,) = (folder / "outputs" / "deep").iterdir()
-    assert stored.name == "job_7_1.tar.gz"
-    assert report_of(world)["output_bytes"] == stored.stat().st_size
-    assert report_of(world)["output_url"] == f"{scheme}{stored}"
-
-
-# The two commands of the Pelican client that the script uses; "cut" makes the first upload lose its end.
-PELICAN = """[[ $1 == object ]] || exit 1
-there=$STORE/${4##*/}
-case $2 in
-  put) if [[ -e $STORE/cut ]]; then rm "$STORE/cut"; head -c 10 "$3" >"$there"; else cp "$3" "$there"; fi ;;
-  stat) there=$STORE/${3##*/}; [[ -e $there ]] && echo "Name: $3" && echo "Size: $(stat -c %s "$there")" ;;
-esac"""
-
-
-def test_upload_by_the_pelican_client_is_compared_too(node: Node, world: World, folder: Path) -> None:
-    (folder / "pelican").mkdir()
-    (folder / "store").mkdir()
-    (folder / "store" / "cut").touch()
-    Path(node.program("pelican/pelican", PELICAN))
-    environment = {"PATH": f"{folder}/pelican:/usr/bin:/bin", "STORE": str(folder / "store")}
-    code, log = node.run(1, OSGPROD_OUTPUT_URL="osdf:///group/out", **environment)
-    assert code == DONE, log
-    assert "outputs not delivered to osdf:///group/out/job_7_1.tar.gz (attempt 1 of 3)" in log
-    # Half an object stays under the first name, and the client replaces none.
-    url = report_of(world)["output_url"]
-    assert re.fullmatch(r"osdf:///group/out/job_7_1\.\w+\.2\.tar\.gz", url)
-    stored = (folder / "store" / url.rpartition("/")[2]).read_bytes()
-    assert stored == (node.folder / "job_7_1.tar.gz").read_bytes()
-
-
-def test_secrets_stay_out_of_tarball_and_command_lines(
-    node: Node, world: World, site: Site, folder: Path
-) -> None:
-    (folder / "magic").write_text("top secret")
-    call(world.db, "set_magic", project="p", magic="top secret")
-    look = 'env >"$OSGPROD_LOOK"; head -c 50000 /dev/urandom >good'
-    (folder / "proxy").write_text("certificate and key")
-    recon = node.program(
-        "recon", f"ln {folder}/proxy proxy; echo >x509_plot; echo >bt_u1; echo >a.use; {look}"
-    )
-    site.faults = ["slow"]
-    job = node.start(
-        1,
-        OSGPROD_RECON=recon,
-        OSGPROD_LOOK=str(folder / "look"),
-        OSGPROD_OUTPUT_URL=f"{site.url}/out",
-        OSGPROD_MAGIC_FILE=str(folder / "magic"),
-        OSGPROD_JOB_KEY="secret-job-key",
-        X509_USER_PROXY=str(folder / "proxy"),
-        BEARER_TOKEN="very.secret.token",
-    )
-    lines: set[str] = set()
-    while job.poll() is None:
-        lines |= set(living(job.pid).values())
-        time.sleep(0.02)
-    output, _ = job.communicate()
-    assert job.returncode == DONE, output
-    packed = {"good", "x509_plot", "bt_u1", "a.use", "osgprod_work.log"}
-    assert names(node.folder / "job_7_1.tar.gz") == packed, "all but the credentials, under any name"
-    assert report_of(world)["outputs"] == len(packed) - 1, "the job counts the files that it packs"
-    assert any("-T" in line for line in lines), "the upload was seen"
-    seen = (folder / "look").read_text().replace("BEARER_TOKEN=very.secret.token", "")
-    everything = "".join(lines) + seen + output
-    assert "top secret" not in everything
-    assert "OSGPROD_MAGIC" not in seen
-    assert "secret-job-key" not in everything
-    assert "very.secret" not in everything
-    assert not re.search("[0-9a-f]{8}-[0-9a-f]{4}-", everything), "the token of the attempt"
 
 
 # --- a success that has not been reported --------------------------------------------------------------------
@@ -711,61 +529,7 @@ def test_storage_that_refuses_is_asked_twice_and_the_server_is_told(
     assert list(node.folder.iterdir()) == []
 
 
-# --- storage with special behaviour --------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "digest",
-    [
-        "md5=abc=, Adler32={:x}",
-        *slow("ADLER32={:08X}", "adler32={:x}"),
-    ],
-)
-def test_checksums_are_compared_as_numbers(node: Node, site: Site, digest: str) -> None:
-    site.digest = digest
-    site.faults = ["corrupt"]
-    code, log = node.run(1, OSGPROD_OUTPUT_URL=f"{site.url}/out")
-    assert code == DONE, log
-    assert sum(seen.method == "PUT" for seen in site.seen) == 2, (
-        "a wrong checksum was seen, a right one believed"
-    )
-    assert site.files["/out/job_7_1.tar.gz"] == (node.folder / "job_7_1.tar.gz").read_bytes()
-
-
-def test_storage_that_does_not_see_a_new_file_at_once_is_asked_again(node: Node, site: Site) -> None:
-    site.blind = 2
-    code, log = node.run(1, OSGPROD_OUTPUT_URL=f"{site.url}/out")
-    assert code == DONE, log
-    assert [seen.method for seen in site.seen if seen.method in ("PUT", "MOVE", "DELETE")] == ["PUT", "MOVE"]
-    assert [path for path in site.files if path.startswith("/out")] == ["/out/job_7_1.tar.gz"]
-
-
 # --- what the work leaves ------------------------------------------------------------------------------------
-
-
-def test_files_with_any_name_are_packed_and_counted_and_core_dumps_are_left_out_and_named(
-    node: Node, world: World
-) -> None:
-    recon = node.program(
-        "recon",
-        "touch -- -v $'a\\nb' 'c d' .hidden '*'; mkdir empty; ln -s none link\n"
-        "mkdir d; for f in core d/core.123 core.txt; do echo x >$f; done; cp /bin/true core; cp /bin/true d/core.123",
-    )
-    code, log = node.run(1, OSGPROD_RECON=recon)
-    assert code == DONE, log
-    packed = {"-v", "a\nb", "c d", ".hidden", "*", "core.txt", "osgprod_work.log"}
-    assert names(node.folder / "job_7_1.tar.gz") == packed
-    assert report_of(world)["outputs"] == 7, "with the link, without the empty folder"
-    assert re.search(r"left out: core dump d/core.123, \d+ bytes", log)
-
-
-def test_of_a_long_output_head_and_tail_are_printed(node: Node) -> None:
-    recon = node.program("recon", "echo first; head -c 3000000 /dev/zero | tr '\\0' x; echo; echo last")
-    code, log = node.run(1, OSGPROD_RECON=recon, OSGPROD_MAX_LOG_BYTES="10000")
-    assert code == DONE
-    assert len(log) < 20_000
-    assert "first\nxxx" in log and "xxx\nlast\n" in log
-    assert re.search(r"--- osgprod_exec: 2990\d\d\d bytes of the work's output are left out here ---", log)
 
 
 @pytest.mark.parametrize("line, reason", one_and_slow(LAST_WORDS, 4))
@@ -1148,20 +912,6 @@ def test_disk_that_the_reconstruction_fills_is_the_nodes_fault(node: Node, world
     report = report_of(world)
     assert (report["exit_code"], report["outcome"]) == (75, "node-fault")
     assert "full" in report["reason"]
-
-
-@pytest.mark.parametrize("output", ["closed", *slow("/dev/full")])
-def test_output_that_can_not_be_written_stops_no_report(node: Node, world: World, output: str) -> None:
-    redirect = ">/dev/full 2>&1" if output == "/dev/full" else "1>&- 2>&-"
-    code, _ = node.run(1, "/bin/bash", "-c", f'exec "$@" {redirect}', "-")
-    assert code == DONE
-    assert report_of(world)["outcome"] == "done"
-
-
-def test_output_into_a_pipe_that_nobody_reads_stops_no_report(node: Node, world: World) -> None:
-    code, _ = node.run(1, "/bin/bash", "-c", '"$@" 2>&1 | true; exit "${PIPESTATUS[0]}"', "-")
-    assert code == DONE
-    assert report_of(world)["outcome"] == "done"
 
 
 def test_scratch_folder_with_a_line_end_in_its_name(node: Node, world: World) -> None:
