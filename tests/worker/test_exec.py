@@ -23,7 +23,6 @@ from tests.worker.site import Site
 
 DONE, FAILED, NODE_FAULT, LATER, REFUSED, TERM = 0, 10, 20, 30, 40, 143
 is_root = pytest.mark.skipif(os.geteuid() != 0, reason="hiding parts of a node takes root")
-pytestmark = pytest.mark.usefixtures("rawdata")
 
 LAST_WORDS = [
     (r"temperature 20\xb0 too high", "temperature 20 too high"),
@@ -73,6 +72,11 @@ TIMES = [
 def one_and_slow(cases: list[Any], one: int = 0) -> list[Any]:
     """Cases that test_parts.py shows with functions: whole jobs show one of them in each run."""
     return [cases[one], *slow(*cases[:one], *cases[one + 1 :])]
+
+
+@pytest.fixture
+def node(node: Node, rawdata: Path) -> Node:
+    return node
 
 
 def run_at_report(node: Node, command: str) -> str:

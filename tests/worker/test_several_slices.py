@@ -10,12 +10,18 @@ from typing import Any
 import pytest
 
 from shim.database import call
-from tests.support import World
+from tests.support import LiveShim, World
 from tests.worker.conftest import Node, kill, slow, state
 from tests.worker.site import Site
 
 DONE, FAILED, NODE_FAULT, REFUSED, SAVED = 0, 10, 20, 40, 85
 pytestmark = pytest.mark.usefixtures("rawdata")
+# A work script that fetches nothing: what is shown here begins behind that.
+SHORT = b"""#!/bin/bash
+#osgprod_block1=
+#osgprod_block2=
+$OSGPROD_RECON "slice+$osgprod_block1,$osgprod_block2.evio"
+"""
 
 
 @pytest.fixture
@@ -23,6 +29,14 @@ def three(world: World) -> World:
     """The file's 6 blocks are 3 slices."""
     world.set(maxblockspercore=2)
     return world
+
+
+@pytest.fixture
+def short(node: Node, shim: LiveShim, three: World) -> World:
+    """The same with a work script that is short."""
+    shim.add_template("p", SHORT)
+    node.environment["OSGPROD_RECON"] = "echo"
+    return three
 
 
 def reports(world: World) -> list[tuple[int, int, str]]:
@@ -61,27 +75,27 @@ def test_job_processes_as_many_slices_as_it_may_and_each_has_its_own_tarball(
     assert call(three.db, "verify", project="p", deep=True) == []
 
 
-def test_each_slice_is_measured_and_logged_alone(node: Node, three: World) -> None:
+def test_each_slice_is_measured_and_logged_alone(node: Node, short: World) -> None:
     hungry = "[[ -e ../../first ]] || head -c 3000000 /dev/zero >big; touch ../../first; echo a line"
     # Not under HTCondor: the folder outlives the job, and no tarball can be lost.
     recon = node.program("recon", hungry)
     code, log = node.run(1, OSGPROD_SLICES="9", OSGPROD_RECON=recon, _CONDOR_SCRATCH_DIR=None)
     assert code == DONE, log
     assert log.count("a line") == 3
-    rows = three.db.execute("SELECT disk_bytes FROM osgprod_data.reports ORDER BY reported_at").fetchall()
+    rows = short.db.execute("SELECT disk_bytes FROM osgprod_data.reports ORDER BY reported_at").fetchall()
     assert rows[0]["disk_bytes"] > 3_000_000 > max(row["disk_bytes"] for row in rows[1:])
 
 
 @pytest.mark.parametrize("how", ["no-work", "leased", "paused", *slow("wait", "no-time")])
-def test_job_that_gets_no_other_slice_ends_well(node: Node, three: World, site: Site, how: str) -> None:
+def test_job_that_gets_no_other_slice_ends_well(node: Node, short: World, site: Site, how: str) -> None:
     first = node.folder.parent / "first"
     environment = {"OSGPROD_SLICES": "9", "OSGPROD_OUTPUT_URL": f"{site.url}/out", "OSGPROD_TRIES": "1"}
     if how == "no-work":
         code, log = node.run(1, cpus=6, **environment)
         assert "no-work: " in log
     elif how in ("wait", "leased"):
-        three.set(wait_s=1)
-        three.checkout(50, cpus=2)  # 4 of the 6 blocks
+        short.set(wait_s=1)
+        short.checkout(50, cpus=2)  # 4 of the 6 blocks
         code, log = node.run(1, OSGPROD_MAX_WAIT_S="0" if how == "wait" else "2", **environment)
         assert "wait: " in log if how == "wait" else "no work can be assigned yet" in log
     else:
@@ -95,27 +109,27 @@ def test_job_that_gets_no_other_slice_ends_well(node: Node, three: World, site: 
             assert time.monotonic() < end
             time.sleep(0.02)
         if how == "no-time":  # a block takes longer than the job has left
-            three.db.execute(
+            short.db.execute(
                 "INSERT INTO osgprod_data.paces SELECT project_id, '', '{9e6}', '{1}', 1, 9e6, 9e6, 1"
                 " FROM osgprod_data.projects"
             )
         else:
-            three.set(state="paused")
+            short.set(state="paused")
         Path(f"{first}.go").touch()
         log, _ = job.communicate(timeout=60)
         code = job.returncode
         assert ("no-time: " if how == "no-time" else "no other slice was assigned: this job ends") in log
     assert code == DONE, log
-    assert reports(three) == [(1, 1, "done")]
+    assert reports(short) == [(1, 1, "done")]
 
 
 @pytest.mark.parametrize(
     ("exit_code", "code", "outcome"), [(3, FAILED, "failed"), *slow((75, NODE_FAULT, "node-fault"))]
 )
 def test_second_slice_that_fails_decides_how_the_job_ends_and_the_restart_goes_on(
-    node: Node, three: World, site: Site, exit_code: int, code: int, outcome: str
+    node: Node, short: World, site: Site, exit_code: int, code: int, outcome: str
 ) -> None:
-    three.set(backoff_s=1000)
+    short.set(backoff_s=1000)
     failed = node.folder.parent / "failed"
     recon = node.program(
         "recon", f"[[ $1 != *+3,5.* || -e {failed} ]] || {{ touch {failed}; exit {exit_code}; }}"
@@ -123,16 +137,16 @@ def test_second_slice_that_fails_decides_how_the_job_ends_and_the_restart_goes_o
     environment = {"OSGPROD_SLICES": "9", "OSGPROD_OUTPUT_URL": f"{site.url}/out", "OSGPROD_RECON": recon}
     found, log = node.run(1, **environment)
     assert found == code, log
-    assert reports(three) == [(1, 1, "done"), (1, 2, outcome)]
+    assert reports(short) == [(1, 1, "done"), (1, 2, outcome)]
     found, log = node.run(1, **environment)
     assert found == DONE, log
-    assert reports(three)[2:] == [(1, 3, "done")], "the slice that failed is left to others for a while"
+    assert reports(short)[2:] == [(1, 3, "done")], "the slice that failed is left to others for a while"
     assert [name for name in delivered(site) if name.startswith("failed_")] == ["failed_job_7_1.2.tar.gz"]
-    assert listed(three) == [name for name in delivered(site) if name.startswith("job_")]
+    assert listed(short) == [name for name in delivered(site) if name.startswith("job_")]
 
 
 def test_job_that_is_evicted_from_its_second_slice_gets_that_one_again(
-    node: Node, three: World, site: Site
+    node: Node, short: World, site: Site
 ) -> None:
     second = node.folder.parent / "second"
     recon = node.program("recon", f"[[ $1 != *+3,5.* || -e {second} ]] || {{ touch {second}; sleep 100; }}")
@@ -148,12 +162,12 @@ def test_job_that_is_evicted_from_its_second_slice_gets_that_one_again(
     code, log = node.run(1, **environment)
     assert code == DONE, log
     assert "start 3 on hd_rawdata_000001_001.evio+3,5" in log
-    assert reports(three) == [(1, 1, "done"), (1, 3, "done"), (1, 4, "done")]
-    assert delivered(site) == listed(three)
+    assert reports(short) == [(1, 1, "done"), (1, 3, "done"), (1, 4, "done")]
+    assert delivered(site) == listed(short)
 
 
 def test_kept_outputs_of_the_second_slice_are_delivered_by_the_next_start_which_goes_on(
-    node: Node, three: World, site: Site
+    node: Node, short: World, site: Site
 ) -> None:
     down = node.folder.parent / "down"
     down.mkdir()
@@ -167,35 +181,35 @@ def test_kept_outputs_of_the_second_slice_are_delivered_by_the_next_start_which_
     }
     code, log = node.run(1, **environment)
     assert code == SAVED, log
-    assert reports(three) == [(1, 1, "done")]
+    assert reports(short) == [(1, 1, "done")]
     down.unlink()
     Path(f"{down}.away").rename(down)
     code, log = node.run(1, **environment)
     assert code == DONE, log
-    assert reports(three) == [(1, 1, "done"), (1, 2, "done"), (1, 3, "done")]
-    assert tarballs(down / "out") == listed(three)
-    assert len(listed(three)) == 3
+    assert reports(short) == [(1, 1, "done"), (1, 2, "done"), (1, 3, "done")]
+    assert tarballs(down / "out") == listed(short)
+    assert len(listed(short)) == 3
 
 
 # --- HTCondor brings the tarballs home -----------------------------------------------------------------------
 
 
 def test_tarball_that_htcondor_brings_home_is_saved_before_its_success_is_reported(
-    node: Node, three: World
+    node: Node, short: World
 ) -> None:
     environment = {"OSGPROD_SLICES": "2", "OSGPROD_CHECKPOINT_CODE": str(SAVED)}
     code, log = node.run(1, **environment)
     assert code == SAVED, log
-    assert reports(three) == []
+    assert reports(short) == []
     assert tarballs(node.folder) == ["unreported_job_7_1.p.report", "unreported_job_7_1.p.tar.gz"]
     saved = {path.name: path.read_bytes() for path in node.folder.iterdir()}
     code, log = node.run(1, **environment)
     assert code == SAVED, log
-    assert reports(three) == [(1, 1, "done")], "the last one must be safe as well"
+    assert reports(short) == [(1, 1, "done")], "the last one must be safe as well"
     saved = {path.name: path.read_bytes() for path in node.folder.iterdir()}
     code, log = node.run(1, **environment)
     assert code == DONE, log
-    assert reports(three) == [(1, 1, "done"), (1, 2, "done")]
+    assert reports(short) == [(1, 1, "done"), (1, 2, "done")]
     assert tarballs(node.folder) == ["job_7_1.2.tar.gz", "job_7_1.tar.gz"]
     # The node is lost before these come home: HTCondor starts the job with what it has saved.
     for path in node.folder.iterdir():
@@ -205,16 +219,16 @@ def test_tarball_that_htcondor_brings_home_is_saved_before_its_success_is_report
     code, log = node.run(1, **environment)
     assert code == DONE, log
     assert tarballs(node.folder) == ["job_7_1.2.tar.gz", "job_7_1.tar.gz"]
-    assert reports(three) == [(1, 1, "done"), (1, 2, "done")]
+    assert reports(short) == [(1, 1, "done"), (1, 2, "done")]
 
 
 def test_only_slice_of_a_job_is_safe_before_its_success_is_reported_and_is_not_computed_again(
-    node: Node, three: World
+    node: Node, short: World
 ) -> None:
     environment = {"OSGPROD_CHECKPOINT_CODE": str(SAVED)}
     code, log = node.run(1, **environment)
     assert code == SAVED, log
-    assert reports(three) == []
+    assert reports(short) == []
     saved = {path.name: path.read_bytes() for path in node.folder.iterdir()}
     for _ in range(2):  # the second time after the node was lost behind the report
         for path in node.folder.iterdir():
@@ -225,10 +239,10 @@ def test_only_slice_of_a_job_is_safe_before_its_success_is_reported_and_is_not_c
         assert code == DONE, log
         assert "start 1 on " not in log and "start 2 on " not in log
         assert tarballs(node.folder) == ["job_7_1.tar.gz"]
-        assert reports(three) == [(1, 1, "done")]
+        assert reports(short) == [(1, 1, "done")]
 
 
-def test_job_whose_tarball_is_nowhere_after_its_success_is_to_be_held(node: Node, three: World) -> None:
+def test_job_whose_tarball_is_nowhere_after_its_success_is_to_be_held(node: Node, short: World) -> None:
     assert node.run(1)[0] == DONE
     assert node.run(1)[0] == DONE, "its tarball is here"
     (node.folder / "job_7_1.tar.gz").unlink()  # the node was lost
@@ -242,7 +256,7 @@ def test_job_whose_tarball_is_nowhere_after_its_success_is_to_be_held(node: Node
     assert code == DONE, "HTCondor has nothing to do with it"
 
 
-def test_job_that_is_evicted_keeps_the_saved_tarballs_and_goes_on(node: Node, three: World) -> None:
+def test_job_that_is_evicted_keeps_the_saved_tarballs_and_goes_on(node: Node, short: World) -> None:
     environment = {"OSGPROD_SLICES": "3", "OSGPROD_CHECKPOINT_CODE": str(SAVED)}
     second = node.folder.parent / "second"
     recon = node.program("recon", f"[[ $1 != *+3,5.* || -e {second} ]] || {{ touch {second}; sleep 100; }}")
@@ -265,38 +279,38 @@ def test_job_that_is_evicted_keeps_the_saved_tarballs_and_goes_on(node: Node, th
         assert code == expected, log
     found = [name for name in tarballs(node.folder) if name.endswith(".tar.gz")]
     assert found == ["job_7_1.3.tar.gz", "job_7_1.4.tar.gz", "job_7_1.tar.gz"]
-    assert [row[1] for row in reports(three)] == [1, 3, 4]
-    assert state(three) == {"done": 3}
+    assert [row[1] for row in reports(short)] == [1, 3, 4]
+    assert state(short) == {"done": 3}
 
 
-def test_job_that_could_lose_tarballs_is_refused(node: Node, three: World) -> None:
+def test_job_that_could_lose_tarballs_is_refused(node: Node, short: World) -> None:
     code, log = node.run(1, OSGPROD_SLICES="2")
     assert code == REFUSED
     assert "OSGPROD_SLICES is 2: an eviction would lose the tarballs" in log
-    assert state(three) == {}
+    assert state(short) == {}
 
 
 @pytest.mark.parametrize("slices", ["0", "-1", "many", "100001", "1.5"])
-def test_number_of_slices_that_is_none_is_refused(node: Node, three: World, slices: str) -> None:
+def test_number_of_slices_that_is_none_is_refused(node: Node, short: World, slices: str) -> None:
     code, log = node.run(1, OSGPROD_SLICES=slices)
     assert code == REFUSED
     assert f"OSGPROD_SLICES is '{slices}': it must be a whole number from 1 to 100000" in log
 
 
 def test_success_of_an_earlier_start_that_does_not_count_does_not_end_the_job(
-    node: Node, three: World, site: Site
+    node: Node, short: World, site: Site
 ) -> None:
     """HTCondor starts the job with the saved files again, after any exit code."""
     environment = {"OSGPROD_OUTPUT_URL": f"{site.url}/out", "OSGPROD_CHECKPOINT_CODE": str(SAVED)}
     site.faults = [503] * 3
     assert node.run(1, **environment)[0] == SAVED
-    three.let_leases_run_out()
-    call(three.db, "reclaim_lost")
-    other = three.checkout(2)
-    assert three.report(2, token=str(other["token"]))["status"] == "done"
+    short.let_leases_run_out()
+    call(short.db, "reclaim_lost")
+    other = short.checkout(2)
+    assert short.report(2, token=str(other["token"]))["status"] == "done"
     code, log = node.run(1, **environment)
     assert code == DONE, log
-    assert reports(three) == [(2, 1, "done"), (1, 1, "superseded"), (1, 2, "done")]
+    assert reports(short) == [(2, 1, "done"), (1, 1, "superseded"), (1, 2, "done")]
     assert delivered(site) == ["job_7_1.2.tar.gz"]
 
 
@@ -323,7 +337,7 @@ def test_success_of_an_earlier_start_that_does_not_count_does_not_end_the_job(
     ],
 )
 def test_job_may_be_killed_at_every_request_and_each_slice_counts_once(
-    node: Node, three: World, site: Site, arrow: str, when: str, folder_survives: bool
+    node: Node, short: World, site: Site, arrow: str, when: str, folder_survives: bool
 ) -> None:
     """The job is killed before its nth request of that kind, or before it knows the answer. -T is the upload."""
     word, nth = arrow.split()
@@ -362,11 +376,11 @@ exit $code"""
         2, **environment
     )  # does the remaining slices, if the first got the answer that it is complete
     assert code == DONE, log
-    assert state(three) == {"done": 3}
-    assert call(three.db, "verify", project="p", deep=True) == []
-    assert set(listed(three)) <= set(delivered(site))
-    assert len(listed(three)) == 3
-    rows: list[dict[str, Any]] = three.db.execute(
+    assert state(short) == {"done": 3}
+    assert call(short.db, "verify", project="p", deep=True) == []
+    assert set(listed(short)) <= set(delivered(site))
+    assert len(listed(short)) == 3
+    rows: list[dict[str, Any]] = short.db.execute(
         "SELECT output_url, output_bytes FROM osgprod_data.reports WHERE by_worker AND outcome = 'done'"
     ).fetchall()
     assert len(rows) == 3, "no slice was computed twice for the record"
