@@ -233,6 +233,7 @@ def folder() -> Iterator[Path]:
 @pytest.fixture
 def shim(world: World, folder: Path) -> Iterator[LiveShim]:
     """The shim on real HTTP, with the work script of this repository for project "p"."""
-    with LiveShim(world.dsn, folder / "www") as live:
+    # One connection has to learn the functions; a second one would, too, which costs more than a test's requests.
+    with LiveShim(world.dsn, folder / "www", OSGPROD_POOL_SIZE="1") as live:
         live.add_template("p")
         yield live

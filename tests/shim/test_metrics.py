@@ -55,7 +55,7 @@ def test_requests_are_counted_by_route_status_and_answer(shim: LiveShim, world: 
     assert value(found, "osgprod_requests_total", route="report", answer="failed") == 1
     assert value(found, "osgprod_request_seconds_count", route="checkout") == 5
     assert value(found, "osgprod_request_seconds_bucket", route="report", le="+Inf") == 2
-    assert value(found, "osgprod_pool_connections", state="most") == 8
+    assert value(found, "osgprod_pool_connections", state="most") == 1
     assert value(found, "osgprod_database_up") == 1
 
 
