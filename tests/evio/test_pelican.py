@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from shim.evio import pelican
+from shim.evio import pelican, remote
 from shim.evio.errors import EvioError
 from shim.evio.index import read_index
 from shim.evio.remote import open_source, path_of
@@ -58,8 +58,13 @@ def test_token_goes_to_the_caches_only_where_it_is_demanded(
 
 @pytest.mark.parametrize("fault", [404, 403, "ignore-range", "wrong-range"])
 def test_next_cache_is_used_when_one_fails(
-    federation: Federation, caches: list[Site], folder: Path, fault: str | int
+    federation: Federation,
+    caches: list[Site],
+    folder: Path,
+    fault: str | int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(remote, "RETRY_S", (0.1, None))
     federation.answers = [[f"https://localhost:{free_port()}", caches[0].url, caches[1].url]]
     caches[0].faults = [None, fault]
     source = open_source(f"{federation.url}{ENCODED}")
