@@ -357,9 +357,7 @@ def _notices() -> str:
         "run-finished": "run: all its files are complete",
         "project-done": "all files of the project are complete; a tick notices it",
         "block-quarantined": "path, block: it failed alone, as often as the project allows",
-        "worker-banned": "worker, until, reason: the server or an operator banned a worker node, a site or an address."
-        " Until release 0.15.0 the channel has it a second time by its former name, with event `worker-refused` and"
-        " `alias_of`",
+        "worker-banned": "worker, until, reason: the server or an operator banned a worker node, a site or an address",
         "file-suspended": "path, reason: the file can't be read, or its slices fail alike",
         "file-resumed": "path, reason: why its slices are assigned again",
         "project-paused": "reason: the server paused the project, since all attempts fail alike",

@@ -66,10 +66,7 @@ def listen(say: Callable[[str], None], count: int | None = None, dsn: str | None
             say("listening")
             while True:
                 for notify in connection.notifies(timeout=CHECK_S, stop_after=1):
-                    notice = _notice(notify.payload)
-                    if "alias_of" in notice.details:  # the same event by its former name
-                        continue
-                    yield notice
+                    yield _notice(notify.payload)
                     given += 1
                     if given == count:
                         connection.close()

@@ -197,21 +197,18 @@ def test_target_gets_only_its_project_and_its_events(world: World, hook: Hook, t
     assert [message["title"] for message in hook.got] == ["osgprod q: file resumed"]
 
 
-def test_former_name_of_an_event_still_chooses_it(world: World, hook: Hook, target: str, run: Any) -> None:
-    """Release 0.13.0 called a ban worker-refused."""
-    targets = "SELECT events FROM osgprod_data.notify_targets"
-    run("notify", "add", "hook", target, "--event", "worker-refused")
-    assert world.db.execute(targets).fetchall() == [{"events": ["worker-banned"]}]
-    call(world.db, "ban_worker", project="p", worker="wn1", seconds=60)
-    note = "SELECT osgprod._notify(project_id, 'worker-refused', '{}') FROM osgprod_data.projects"
-    world.db.execute(note)  # by functions of that release, while it is replaced
+def test_ban_that_release_0_13_0_noted_is_delivered_to_who_chose_bans(
+    world: World, hook: Hook, target: str, run: Any
+) -> None:
+    """It called a ban worker-refused, and may do so while it is replaced."""
+    refused = run("notify", "add", "hook", target, "--event", "worker-refused")
+    assert "there is no event 'worker-refused': it is called worker-banned\n" in refused.stderr
+    run("notify", "add", "hook", target, "--event", "worker-banned")
+    world.db.execute("SELECT osgprod._notify(project_id, 'worker-refused', '{}') FROM osgprod_data.projects")
+    with world.db.transaction():
+        world.db.execute((SQL_FOLDER / "migrations" / "0055-ban-event-noted.sql").read_bytes())
     run("notify", "run", "--once")
-    assert hook.events == ["worker banned", "worker refused"]
-    steps = [SQL_FOLDER / "migrations" / f"0052-ban-event{end}.sql" for end in (".rollback", "")]
-    for step, event in zip(steps, ("worker-refused", "worker-banned"), strict=True):
-        with world.db.transaction():
-            world.db.execute(step.read_bytes())
-        assert world.db.execute(targets).fetchall() == [{"events": [event]}]
+    assert hook.events == ["worker banned"]
 
 
 def test_bad_health_is_notified_once_and_so_is_its_end(

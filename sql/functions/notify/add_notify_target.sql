@@ -19,10 +19,10 @@ DECLARE
                             'file-resumed', 'project-paused', 'project-resumed', 'merge-done', 'merge-failed',
                             'production-delivered', 'health-bad', 'health-well'];
 BEGIN
-    p_events := array_replace(p_events, 'worker-refused', 'worker-banned');  -- its former name, for one release
     SELECT e.event INTO v_wrong FROM unnest(p_events) AS e (event) WHERE e.event <> ALL (v_known) LIMIT 1;
     IF FOUND THEN
-        RAISE EXCEPTION 'there is no event %', osgprod._quoted(v_wrong) USING ERRCODE = 'OG108',
+        RAISE EXCEPTION 'there is no event %', osgprod._quoted(v_wrong)
+            || CASE v_wrong WHEN 'worker-refused' THEN ': it is called worker-banned' ELSE '' END USING ERRCODE = 'OG108',
             HINT = 'events are ' || array_to_string(v_known, ', ');
     END IF;
     INSERT INTO notify_targets AS t (name, place, project_id, events)

@@ -36,5 +36,5 @@ AS $fn$
        AND n.written_by < pg_snapshot_xmin(pg_current_snapshot())
        AND (p_target.project_id IS NULL OR n.project_id = p_target.project_id)
        AND CASE WHEN p_target.events IS NULL THEN n.event NOT IN ('file-finished', 'merge-done')  -- frequent ones
-                ELSE replace(n.event, 'worker-refused', 'worker-banned') = ANY (p_target.events) END  -- noted by the former release
+                ELSE n.event = ANY (p_target.events) END
 $fn$;

@@ -13,9 +13,6 @@ AS $fn$
           FROM osgprod_data.projects p WHERE p.project_id = p_project_id
         RETURNING details)
     SELECT pg_notify('osgprod', n.details::text) FROM noted n
-     UNION ALL  -- for one release, to listeners that wait for the former name
-    SELECT pg_notify('osgprod', (n.details || '{"event": "worker-refused", "alias_of": "worker-banned"}')::text) FROM noted n
-     WHERE p_event = 'worker-banned'
 $fn$;
 
 CREATE FUNCTION osgprod._prune_notifications()

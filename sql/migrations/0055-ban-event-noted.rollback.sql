@@ -1,0 +1,2 @@
+-- Nothing to undo: the functions of the former release deliver worker-banned.
+SELECT;
