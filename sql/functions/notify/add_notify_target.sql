@@ -6,7 +6,7 @@ AS $fn$
 -- Adds somebody who gets notifications from now on, or changes what a target gets.
 -- Promise:    a repeated call changes nothing more. What was delivered stays delivered. No secret is stored: place only names
 --             where the deliverer finds the address.
--- Parameters: p_name     of the target: letters, digits, '_', '.', '-' [1 .. 63 characters]
+-- Parameters: p_name     of the target: letters, digits, '_', '.', '-', a letter or digit first [1 .. 63 characters]
 --             p_place    env:VARIABLE or file:/PATH, of which osgprod notify run reads the address
 --             p_project  only notifications of this project; NULL = of all
 --             p_events   only these (docs/sql.md "Events" has the names); NULL = all but the frequent ones

@@ -4,10 +4,11 @@ RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
 -- Records that notifications were delivered to a target, up to and including one of them, or that delivery failed.
--- Promise:    a repeated call changes nothing more, and an earlier notification doesn't undo a later one.
--- Parameters: p_name  of the target;  p_written_by, p_notification_id  as next_notifications returned them; NULL = nothing was
---             delivered;  p_problem  why not, in one line; NULL = it was
--- Errors:     OG304 unknown target; OG108 no transaction has that number, or one of the two numbers is missing
+-- Promise:    a repeated call changes nothing more but the time of the last delivery (sent_at), and an earlier notification
+--             doesn't undo a later one.
+-- Parameters: p_name  of the target;  p_written_by, p_notification_id  the last one delivered, as next_notifications returned
+--             it; p_written_by NULL = none was;  p_problem  why the next one failed, one line of at most 400 characters; NULL = none did
+-- Errors:     OG304 unknown target; OG108 p_written_by is no number, or is given without p_notification_id
 -- Locks:      the target's row
 BEGIN
     IF p_written_by IS NOT NULL AND (p_notification_id IS NULL OR p_written_by !~ '^[0-9]{1,19}$') THEN

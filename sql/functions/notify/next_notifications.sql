@@ -29,8 +29,8 @@ COMMENT ON FUNCTION osgprod.next_notifications(text, int) IS
 CREATE FUNCTION osgprod._undelivered(p_target osgprod_data.notify_targets)
 RETURNS SETOF osgprod_data.notifications LANGUAGE sql STABLE
 AS $fn$
-    -- What a target gets, and has not got. Not beyond the oldest transaction that still runs: one that was noted earlier may
-    -- become visible yet.
+    -- What is still to be delivered to a target: only what was written before the oldest transaction that still runs. So no
+    -- notification becomes visible later than one that comes after it in the order.
     SELECT n.* FROM osgprod_data.notifications n
      WHERE (n.written_by, n.notification_id) > (p_target.sent_xid, p_target.sent_id)
        AND n.written_by < pg_snapshot_xmin(pg_current_snapshot())

@@ -2,7 +2,8 @@ CREATE FUNCTION osgprod.note_health()
 RETURNS int
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
--- Notifies of each project whose health has become bad, or has recovered. osgprod notify run calls it.
+-- Notifies of each project whose health has become bad, also for another reason than before, or is no longer bad. osgprod
+-- notify run calls it.
 -- Promise:    a repeated call notifies of nothing twice.
 -- Returns:    how many projects it notified of
 -- Errors:     none
@@ -39,4 +40,4 @@ END
 $fn$;
 
 COMMENT ON FUNCTION osgprod.note_health() IS
-'Notifies of each project whose health has become bad, or has recovered; returns how many. For osgprod_operator.';
+'Notifies of each project whose health has become bad, or is no longer bad; returns how many. For osgprod_operator.';

@@ -16,7 +16,7 @@ AS $fn$
 --             p_xrootd_prefix     the part of a URL before the path, like root://server/ or https://server; several are
 --                                 tried in order, separated by spaces or commas; site=prefix is for jobs of that site, first
 --             p_maxblockspercore  blocks of a slice for each core of the job [1 .. 1000000]
---             p_magic             the shared secret of its jobs; NULL = nobody may work until set_magic
+--             p_magic             the shared secret of its jobs; NULL = none until set_magic
 -- Returns:    project_id
 -- Errors:     OG404 the name is taken; OG106 bad subnet pattern; OG108 another bad value, also a prefix that no job can read; OG109 bad
 --             magic

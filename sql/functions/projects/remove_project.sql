@@ -3,15 +3,15 @@ RETURNS TABLE (files bigint, slices bigint, blocks_done bigint, attempts bigint,
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
 -- Removes a project with all that is recorded of it; registered raw data files stay.
--- Promise:    all or nothing, in one transaction. A repeated call raises OG301.
+-- Promise:    all or nothing. A repeated call raises OG301.
 -- Parameters: p_project  project name
 --             p_force    also when work was done: export it first (osgprod project export)
 --             p_dry_run  only count what would be removed
--- Returns:    one row: loaded files, slices, blocks done, attempts and reports that were removed
--- Errors:     OG301 unknown project; OG408 some attempts are live, or work was done and p_force is not given; OG505 a call that
---             moves slices does not end; OG901 isolation level
--- Locks:      the project (advisory: project_id, -1), alone: it waits for calls that move slices now, and those that come are
---             answered to try again
+-- Returns:    one row: loaded files, slices, blocks done, attempts and reports that were removed, or would be
+-- Errors:     OG301 unknown project; OG408 some attempts are live, or work was done and neither p_force nor p_dry_run is given;
+--             OG505 a call that moves slices does not end within 10 s; OG901 isolation level
+-- Locks:      with p_dry_run none; else the project (advisory: project_id, -1), alone: it waits for calls that move slices now,
+--             and those that come get OG502; then the project's row and all that refers to it
 DECLARE
     v_project projects := osgprod._get_project(p_project);
     v_live    bigint;
@@ -54,7 +54,7 @@ COMMENT ON FUNCTION osgprod.remove_project(text, boolean, boolean) IS
 CREATE FUNCTION osgprod._remove_history(p_project_id int, p_project text)
 RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Deletes the attempts and reports of a project: the only function that may (I6). The server's log names who did it.
+-- Deletes the attempts, reports and outputs of a project: the only function that may (I6). The server's log names who did it.
 -- Parameters: p_project_id, p_project  which project, alone (see _enter_alone)
 BEGIN
     RAISE LOG 'history of project % removed by %', p_project, session_user;

@@ -3,8 +3,8 @@ RETURNS TABLE (setting text, value text)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
 -- Changes settings of a project. They apply from the next call of a job.
--- Another work script, or another value of probe_jobs, begins the test by the first jobs again; a state ends a pause that the
--- project has begun itself.
+-- Another work script, or another value of probe_jobs, begins the test by the first jobs again; any value of state ends a pause
+-- that the project has begun itself.
 -- Promise:    all or nothing; a repeated call changes nothing more.
 -- Parameters: p_project   project name
 --             p_settings  object of setting: new value, like {"lease_s": 3600, "state": "paused"}; {} changes nothing. null is
@@ -14,10 +14,11 @@ AS $fn$
 -- Errors:     OG301 unknown project; OG106 bad subnet pattern; OG108 unknown setting, bad value, values that contradict each
 --             other, or the merge_output_url of another project; OG420 merge_by with merges
 --             that are done by something else; OG901 isolation level, unless nothing is to be changed
--- Locks:      with skip_nearline which files are on tape only, alone (advisory: 0, -3): it waits for calls that load files; the
---             project's row, unless nothing is to be changed; then with merge_by and merge_incomplete these settings, alone
---             (advisory: project_id, -4): it waits for what plans merges; files' rows with skip_nearline; slices, SKIP LOCKED, when
---             a pause ends; with merge_output_url this setting of all projects (advisory: 0, -4); see _change_merges
+-- Locks:      in this order: with skip_nearline which files are on tape only, alone (advisory: 0, -3): it waits for calls that
+--             load files; the project's row, unless nothing is to be changed; with merge_by and merge_incomplete these settings,
+--             alone (advisory: project_id, -4): it waits for what plans merges; with merge_output_url this setting of all
+--             projects (advisory: 0, -4); when a pause ends see _has_resumed; with skip_nearline see _mark_on_tape; with merge_by
+--             and merge_incomplete see _change_merges
 DECLARE
     v_project osgprod_data.projects := osgprod._get_project(p_project);
     -- Columns that are no settings; every other one is.
@@ -185,7 +186,7 @@ $fn$;
 CREATE FUNCTION osgprod._why_no_folder(p_url text, p_placeholders text[])
 RETURNS text LANGUAGE sql IMMUTABLE
 AS $fn$
-    -- Says why outputs can't be in a folder: its URL, and the reason; NULL = they can, or there is no URL. What jobs can deliver to:
+    -- Says why no job can deliver to a folder: its URL, and the reason; NULL = jobs can, or there is no URL. The job's own rule is
     -- storage_kind in condor/lib/storage.bash.
     -- Parameters: p_url  URL or absolute path;  p_placeholders  which names in braces are filled in
     SELECT osgprod._quoted(osgprod._without_secrets(p_url)) || ' ' || CASE
@@ -224,8 +225,9 @@ $fn$;
 CREATE FUNCTION osgprod._folder(p_url text)
 RETURNS text LANGUAGE sql IMMUTABLE
 AS $fn$
-    -- The folder that a URL names, in one spelling: class of the scheme (https and davs are one, root and xroots, file and a
-    -- bare path), host in small letters, port if it is not the usual one, path without double or trailing slashes.
+    -- The folder that a URL names, in one spelling: class of the scheme (http, https, dav and davs are one; root, roots, xroot and
+    -- xroots; file and a bare path), host in small letters, port if it is not a usual one of the class, path without "/.", double
+    -- or trailing slashes.
     -- Parameters: p_url  URL or path; NULL = NULL
     SELECT concat(u.class, '://', CASE WHEN u.class <> 'file' THEN lower(u.m[2]) END,
                   ':' || nullif(u.m[3], CASE u.class WHEN 'http' THEN CASE u.m[3] WHEN '80' THEN '80' ELSE '443' END

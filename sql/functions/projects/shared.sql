@@ -4,7 +4,7 @@ AS $fn$
 -- Reads a subnet pattern: a list of CIDRs, or, as in the original, an SQL LIKE pattern on the address's text.
 -- Parameters: p_pattern  list separated by commas or spaces, or a pattern with % or _
 -- Returns:    the CIDRs; NULL for a LIKE pattern
--- Errors:     OG106 neither of the two
+-- Errors:     OG106 neither of the two, or empty
 BEGIN
     IF p_pattern ~ '^[0-9A-Fa-f.:%_]*[%_][0-9A-Fa-f.:%_]*$' THEN
         RETURN NULL;
@@ -32,7 +32,7 @@ $fn$;
 CREATE FUNCTION osgprod._shortened(p_text text)
 RETURNS text LANGUAGE sql IMMUTABLE
 AS $fn$
-    -- A value for a message: one line of at most 128 characters, or none.
+    -- A value for a message: one line of at most 128 characters; the word none for NULL, empty where nothing can be seen.
     SELECT coalesce(CASE WHEN length(p_text) > 128 THEN osgprod._label(p_text, 125) || '...' ELSE osgprod._label(p_text) END,
                     CASE WHEN p_text IS NULL THEN 'none' ELSE 'empty' END)
 $fn$;
@@ -47,7 +47,7 @@ $fn$;
 CREATE FUNCTION osgprod._get_project(p_project text)
 RETURNS osgprod_data.projects LANGUAGE plpgsql STABLE
 AS $fn$
--- Returns a project's row, for the functions of operators.
+-- Returns a project's row.
 -- Parameters: p_project  project name
 -- Errors:     OG301 unknown project
 DECLARE

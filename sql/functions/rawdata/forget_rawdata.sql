@@ -4,12 +4,12 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod
 AS $fn$
 -- Forgets raw data files that were registered by mistake, at a wrong path or before they were whole, so that they can be
 -- registered again.
--- Promise:    nothing is forgotten of what any project has as its work: then it changes nothing at all. A repeated call is in
---             error, since the file is not registered any more.
+-- Promise:    where one of the files is work of a project, none is forgotten. A repeated call is in error, since the file is
+--             not registered any more.
 -- Parameters: p_path  path of one file; or, where there is none such, an SQL LIKE pattern
 -- Returns:    a row for each file that was forgotten
 -- Errors:     OG302 no such file is registered; OG407 one of them is work of a project
--- Locks:      the rows of these files: who loads them at this moment comes before or after
+-- Locks:      the rows of these files: it waits for a call that loads or registers one of them at this moment
 DECLARE
     v_count bigint;
     v_path text := osgprod._path_pattern(p_path);
@@ -39,4 +39,4 @@ END
 $fn$;
 
 COMMENT ON FUNCTION osgprod.forget_rawdata(text) IS
-'Forgets raw data files that were registered by mistake and are work of no project; a row each. For osgprod_operator.';
+'Forgets raw data files that were registered by mistake and are work of no project; returns a row for each. For osgprod_operator.';

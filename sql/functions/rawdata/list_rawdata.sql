@@ -7,11 +7,11 @@ LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_d
 AS $fn$
 -- Lists the raw data files that are registered, by run and number.
 -- Parameters: p_runs   run numbers; NULL = all;  p_path  path of one file, or an SQL LIKE pattern; NULL = all
---             p_limit  rows at most [1 .. 100000];  p_after  file_id of the last row that was had before; NULL = none
+--             p_limit  rows at most [1 .. 100000];  p_after  only files after this one, by its file_id; NULL = from the first
 -- Returns:    a row a file: size_bytes [bytes], data blocks and events in it, first block that is work, byte order, how
---             many projects work on it, when it was registered and last found unchanged; has_bor: do its slices begin with
+--             many projects have it as work, when it was registered and last found unchanged; has_bor: do its slices begin with
 --             a begin-of-run record? NULL = not known; version of the EVIO format; prefix of its
---             own; locality: what storage said last, and when: online, nearline (on tape only) or gone
+--             own; locality: what storage said last, and when: online, nearline (on tape only) or gone; NULL = not known
 -- Errors:     OG108 limit out of range
 BEGIN
     RETURN QUERY

@@ -3,12 +3,14 @@ RETURNS TABLE (online bigint, nearline bigint, gone bigint, unknown bigint, file
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
 -- Records what storage says of raw data files. Projects with skip_nearline assign nothing new of files that are nearline,
--- until somebody records that they are online.
+-- until something else is recorded of them.
 -- Promise:    a repeated call changes nothing but the times.
 -- Parameters: p_found  list of {"file_id": N, "locality": L}; L online, nearline, gone, or null = storage can't tell
--- Returns:    one row: how many files are which; how many are skipped by a project from now on, and how many no longer
+-- Returns:    one row: how many entries of p_found say which; how many files a project skips from now on, and how many no
+--             longer, each counted once for each project
 -- Errors:     OG108 another locality, or p_found is not such a list; OG901 isolation level
--- Locks:      which files are on tape only, alone (advisory: 0, -3): it waits for calls that load files; the files of projects that are skipped or resumed, in order; it waits for each
+-- Locks:      which files are on tape only, alone (advisory: 0, -3): it waits for calls that load files; the rows of these raw
+--             data files; see _mark_on_tape
 DECLARE
     v_project record;
     v_marked  record;

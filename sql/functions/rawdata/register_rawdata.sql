@@ -19,8 +19,9 @@ RETURNS TABLE (status text, differences text)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
 -- Registers a raw data file with its block index, or compares the file with the registered one.
--- Promise:    The blocks of a registered file that a project works on never change: the numbers in its slices keep their
---             meaning. What older releases registered is renewed as far as that allows. A repeated call returns same.
+-- Promise:    The blocks of a registered file that is work of a project never change: the numbers in its slices keep their
+--             meaning. What older releases registered is renewed as far as that allows. A call that returned new or renewed
+--             returns same when it is repeated.
 -- Parameters: p_path         absolute path as the workers' server knows it
 --             p_run, p_seqno from the file's name
 --             p_size_bytes   [bytes]
@@ -32,7 +33,7 @@ AS $fn$
 --             p_block_index  nblocks + 1 entries of 12 bytes, big-endian: offset of a block [bytes, 64 bits], events
 --                            before it [32 bits]; the last entry is the end of the data
 --             p_gaps         ranges between blocks that are part of no slice, in order [bytes]; NULL = none
---             p_has_bor      is a begin-of-run record among the preamble? NULL = not known
+--             p_has_bor      is a begin-of-run record among the preamble? NULL = not known; of a registered file: as it was
 --             p_evio_version 4 or 6
 --             p_prefix       of this file, in the place of the project's (see add_project); NULL = as it was; empty = none
 -- Returns:    one row: new; same; renewed: an older release registered it, and what its slices begin with is now right, and, if

@@ -5,8 +5,8 @@ LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_d
 AS $fn$
 -- Returns what the blocks of each project amount to: running jobs, events, bytes, core hours.
 -- Parameters: p_project  project name; NULL = all projects
--- Returns:    a row a project. running: jobs at slices and merges, and backup attempts; events in the files, NULL = a file's are not counted;
---             bytes: sizes of the files [bytes]; events_done and bytes_done: of a complete file all but the share of its
+-- Returns:    a row a project. running: live attempts, backups included; events in the files, NULL = the events of a file are not
+--             known; bytes: sizes of the files [bytes]; events_done and bytes_done: of a complete file all but the share of its
 --             quarantined blocks, of a file in flight the share of its done blocks; core hours [h]: blocks done, and blocks
 --             left, at the median time that recent attempts took for a block on one core, NULL = not measured; is_idle:
 --             nothing runs, and nothing will be assigned: no files, complete with its merges, or paused or draining by hand
@@ -45,4 +45,4 @@ END
 $fn$;
 
 COMMENT ON FUNCTION osgprod.amounts(text) IS
-'Returns what the work of each project amounts to: running jobs, events, bytes, core hours [h], done and in all. For osgprod_worker and osgprod_operator.';
+'Returns what the work of each project amounts to: running jobs; events and bytes, done and in all; core hours [h], done and left. For osgprod_worker and osgprod_operator.';

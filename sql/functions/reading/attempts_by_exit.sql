@@ -5,7 +5,7 @@ AS $fn$
 -- Counts the attempts that ended in the last hours, by outcome and exit code.
 -- Parameters: p_project  project name;  p_hours  how far back [h; 1 .. 8760];  p_site  only at this site; NULL = all
 -- Returns:    a row for each outcome and exit code (NULL = lost), the most frequent first: attempts, blocks of their
---             slices, how long they ran [s; mean], and when the last one ended
+--             slices, how long they ran [s; mean, attempts at merges counted as 0 s], and when the last one ended
 -- Errors:     OG301 unknown project; OG108 hours out of range
 DECLARE
     v_project_id int := (osgprod._get_project(p_project)).project_id;

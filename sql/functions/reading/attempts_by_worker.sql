@@ -10,7 +10,8 @@ AS $fn$
 --             p_order    failing (most failures, faults and losses first), slow (most time a block first) or busy
 --             p_limit    rows at most [1 .. 100000];  p_site  only at this site; NULL = all
 -- Returns:    a row a worker node; s_per_block: time of successes for each of their blocks [s]; refused_until: of its ban,
---             under any of its names or of its site; NULL = it is not banned. failing: only those with a failure; slow: only those with a success
+--             under any of its names or of its site; NULL = it is not banned. failing: only those with a failure, fault or loss;
+--             slow: only those with a done slice
 -- Errors:     OG301 unknown project; OG108 hours, order or limit out of range
 DECLARE
     v_project_id int := (osgprod._get_project(p_project)).project_id;

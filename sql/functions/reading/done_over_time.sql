@@ -4,10 +4,10 @@ LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_d
 AS $fn$
 -- Returns how many blocks were done at each time since the first attempt ended.
 -- Parameters: p_project  project name;  p_points  rows at most [2 .. 10000]
--- Returns:    rows in order of time, at equal distances: minutes for a production younger than 100 minutes, else multiples of
---             ten minutes; the last row is now, and has what progress says. Where blocks were processed again, the rows before
---             are smaller in the same proportion. Blocks that were done elsewhere (imported) are in every row. No row: no
---             attempt has ended
+-- Returns:    rows in order of time, at equal distances but for the last: multiples of a minute for a production younger than
+--             100 minutes, else of ten minutes; the last row is now, and has what progress says. Where blocks were processed
+--             again, the rows before are smaller in the same proportion. Blocks that were done elsewhere (imported) are in every
+--             row. No row: no attempt has ended
 -- Errors:     OG301 unknown project; OG108 points out of range
 DECLARE
     v_project projects := osgprod._get_project(p_project);

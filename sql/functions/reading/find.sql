@@ -6,7 +6,7 @@ AS $fn$
 -- Parameters: p_text   as operators write it: 4711.0, 4711, 90001, hd_rawdata_090001_003 (with or without .evio), a path, a
 --                      host or address or host@address, a site, a project; control characters count as spaces
 --             p_limit  rows at most [1 .. 100000]
--- Returns:    a row for each thing: its kind, the project (NULL = of none), its full name, a summary,
+-- Returns:    a row for each thing in each project: its kind, the project (NULL = of none), its full name, a summary,
 --             and the command that shows more, as a shell takes it. Workers and sites are those of the last seven days
 -- Errors:     OG108 no text, or limit out of range
 DECLARE

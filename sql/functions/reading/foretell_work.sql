@@ -5,7 +5,7 @@ AS $fn$
 -- Foretells what the loaded files of a project that nobody has begun will take.
 -- Parameters: p_project  project name;  p_runs  run numbers; NULL = all;  p_cores  of a job [1 .. 4096]
 -- Returns:    one row. slices: of the size that a job with so many cores gets (with target_s, as measured until now); events and bytes [bytes] in them, as slices
---             of a whole file; core_hours [h]: as the successes of the project took for as many blocks and cores, without
+--             of a whole file; core_hours [h]: as the last 1000 successes of the project took for as many blocks, without
 --             what fails; NULL = nothing was done within a year, so the rate is not known
 -- Errors:     OG301 unknown project; OG108 cores out of range
 -- Source:     docs/grid.md "Submit as many jobs as there is work for"

@@ -150,9 +150,9 @@ COMMENT ON FUNCTION osgprod.health(text) IS
 CREATE FUNCTION osgprod._troubled_leases(p_project_id int)
 RETURNS TABLE (idle bigint, restarting bigint, starts int) LANGUAGE sql STABLE
 AS $fn$
-    -- Counts leased slices and merges whose jobs get nowhere: idle = no progress, or none since the start, for two hours, or for twice
-    -- the time that a success takes on average if that is longer; restarting = the job has started 10 times or more and
-    -- has never reported; starts = the most starts of such a job.
+    -- Counts leased slices and merges whose jobs get nowhere: idle = no progress for two hours, or for twice the time that a
+    -- success takes on average if that is longer; restarting = the job has started 10 times or more and has never reported;
+    -- starts = the most starts of such a job.
     SELECT count(*) FILTER (WHERE coalesce(l.progress_at, (
                SELECT a.started_at FROM osgprod_data.attempts a
                 WHERE a.project_id = p_project_id AND a.cluster = l.cluster AND a.process = l.process
@@ -168,10 +168,10 @@ $fn$;
 CREATE FUNCTION osgprod._recent_answers(p_project_id int)
 RETURNS TABLE (answers bigint, faults bigint, refusals bigint, worst_fault text, worst_refusal text) LANGUAGE sql STABLE
 AS $fn$
-    -- Counts what the shims answered to jobs of a project within 15 minutes: faults = 500 and above, but for a project that
-    -- is paused, or that an operator has alone; refusals = 400 to 499, but for attempts that came too late (409) and for
-    -- temporary refusals (OG6xx: a full max_live, a ban, a rate). Of each the most frequent as text: status, and the
-    -- message or kind.
+    -- Counts what the shims answered to jobs of a project within 15 minutes: faults = 500 and above, but for OG5xx (the project
+    -- is paused, an operator has it alone, a bearer token can't be checked now); refusals = 400 to 499, but for attempts that came
+    -- too late (409) and for temporary refusals (OG6xx: a full max_live, a ban, a rate). Of each the most frequent as text:
+    -- status, and the message or kind.
     SELECT coalesce(sum(g.times), 0)::bigint, coalesce(sum(g.times) FILTER (WHERE g.is_fault), 0)::bigint,
            coalesce(sum(g.times) FILTER (WHERE g.is_refusal), 0)::bigint,
            (array_agg(g.text ORDER BY g.times DESC, g.text) FILTER (WHERE g.is_fault))[1],
@@ -201,8 +201,8 @@ $fn$;
 CREATE FUNCTION osgprod._wrong_settings(p_project_id int)
 RETURNS TABLE (wrong_settings bigint, wrong_setting text) LANGUAGE sql STABLE
 AS $fn$
-    -- Counts the attempts at slices and merges of the last hour that ended since a setting is wrong (fault=setting), and says
-    -- what the last of them reported. They are requeued for ever: they count against nothing.
+    -- Counts the attempts at slices and merges that ended within the last hour since a setting is wrong (fault=setting), and says
+    -- what the last of them reported. Their work is requeued for ever: they count against nothing.
     SELECT count(*), (array_agg(coalesce(r.reason, 'exit code ' || r.exit_code) ORDER BY r.failure_id DESC))[1]
       FROM osgprod_data.recent_failures r
      WHERE r.project_id = p_project_id AND r.failed_at > now() - interval '1 h' AND r.fault = 'setting'
@@ -211,8 +211,8 @@ $fn$;
 CREATE FUNCTION osgprod._patience(p_project_id int)
 RETURNS timestamptz LANGUAGE sql STABLE
 AS $fn$
-    -- Since when something should have been done: for an hour, or for twice the time that a success takes on average, of a
-    -- slice: the recent ones, or all of the project where none is recent.
+    -- Since when something should have been done: for an hour, or, if that is longer, for twice the mean time of a success at a
+    -- slice: of the recent ones, or of all that are tallied where none was measured.
     SELECT osgprod._ten_minutes(now() - greatest(interval '1 h', make_interval(secs => 2 * coalesce(
         (SELECT avg(u.rate * u.size) FROM osgprod_data.paces p CROSS JOIN LATERAL unnest(p.rates, p.sizes) AS u (rate, size)
           WHERE p.project_id = p_project_id AND p.site = ''),

@@ -2,7 +2,7 @@ CREATE FUNCTION osgprod.idle_and_leased(p_project text DEFAULT NULL)
 RETURNS TABLE (project text, leased bigint, ready bigint, quarantined bigint)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
--- Counts the slices that are leased, ready or quarantined. Done ones are not counted, since there are millions; nor are merges.
+-- Counts the slices that are leased, ready or quarantined. It counts no done ones, since there are millions, and no merges.
 -- Parameters: p_project  project name; NULL = all projects
 -- Returns:    a row a project: slices leased, ready (requeued) and quarantined
 -- Errors:     OG301 unknown project

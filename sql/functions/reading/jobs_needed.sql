@@ -11,9 +11,9 @@ AS $fn$
 --             when all that is left is in suspended files. slices_left: of the size that a job with so many cores gets, from
 --             ready slices and unallocated blocks, also of files that are suspended or on tape; blocks_left in them;
 --             running: attempts that hold a slice or a merge; is_complete: every block is done or quarantined, nothing runs, and
---             every merge is done: one that failed or waits is left;
+--             no merge is left: one that failed or waits is;
 --             reason: why jobs is 0, or less than slices_left and merges_ready would give; memory_mb, disk_mb: what 99 of 100
---             accepted attempts of the last week with so many cores had in use, and a tenth more [MB of 1048576 bytes];
+--             measured attempts with so many cores had in use, and a tenth more [MB of 1048576 bytes], see resources (of a week);
 --             NULL = fewer than 20 were measured; merges_ready: those in a backoff included
 -- Errors:     OG301 unknown project; OG108 cores or slices out of range
 -- Source:     docs/grid.md "Submit as many jobs as there is work for"

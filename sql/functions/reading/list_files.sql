@@ -18,8 +18,8 @@ AS $fn$
 -- Returns:    a row a file; blocks = done + leased + ready (requeued) + quarantined + unallocated; has_bor: do its slices begin
 --             with a begin-of-run record? NULL = not known;
 --             locality: what storage said last: online, nearline (on tape only) or gone; NULL = not known;
---             suspended_at, suspend_reason, retest_at: since when and why nothing of it is assigned, and when one slice
---             is tried again; NULL = it is not suspended
+--             suspended_at, suspend_reason, retest_at: since when and why it is suspended, and when one slice is tried again; NULL =
+--             it is not suspended
 -- Errors:     OG301 unknown project; OG108 state or limit out of range
 DECLARE
     v_project_id int := (osgprod._get_project(p_project)).project_id;

@@ -3,7 +3,7 @@ RETURNS TABLE (file_id int, run int, seqno int, path text, url text, size_bytes 
     locality text, locality_at timestamptz, is_skipped boolean)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
--- Lists the files whose blocks jobs will get next, in the order of run and number: to stage them before jobs ask.
+-- Lists the files of which jobs will get blocks, in the order of run and number: to stage them before jobs ask.
 -- Parameters: p_project  project name; NULL = the only project that there is
 --             p_limit    rows at most [1 .. 100000]
 -- Returns:    a row a file with unallocated blocks, or with requeued slices, or that is allocated and skipped: its first URL for
@@ -34,4 +34,4 @@ END
 $fn$;
 
 COMMENT ON FUNCTION osgprod.list_next_files(text, int) IS
-'Lists the files whose blocks jobs will get next, with their URLs and where storage has them, to stage them in time. For osgprod_operator.';
+'Lists the files of which jobs will get blocks, in their order, with their URLs and where storage has them, to stage them in time. For osgprod_operator.';

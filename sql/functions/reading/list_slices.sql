@@ -16,7 +16,7 @@ AS $fn$
 --             p_path     path of one file, or an SQL LIKE pattern; NULL = all
 --             p_file_id  one file, as the lists name it; NULL = all;  p_limit  rows at most [1 .. 100000]
 -- Returns:    a row a slice: blocks [block1, block2), failures and faults that count against it, when a ready one may be
---             leased, the attempt that holds it or held it last, since when it has been open with these blocks,
+--             leased, the attempt that holds it or held it last, when it was allocated, split or recycled (since),
 --             the remainder of its lease [s]; of a done one the output that its job reported: size [bytes], checksum,
 --             and URL, without secrets
 -- Errors:     OG301 unknown project; OG108 state or limit out of range

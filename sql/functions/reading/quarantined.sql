@@ -5,8 +5,8 @@ LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_d
 AS $fn$
 -- Lists the blocks that can't be done, with everything needed to look into them. What quarantines a block: _fail_slice.
 -- Parameters: p_project  project name;  p_limit  rows at most [1 .. 100000]
--- Returns:    a row a block: its file, byte range [bytes] and events there, and the last report on it: exit code (and
---             those of the failures before, at most 5, the newest last), reason,
+-- Returns:    a row a block: its file, byte range [bytes] and events there, the exit codes of its last 5 failures and node
+--             faults (exit_codes, the newest last), and the last report on it: exit code, reason,
 --             where, when, the URL of its output or log, and the job (cluster.process, start)
 -- Errors:     OG301 unknown project; OG108 limit out of range
 DECLARE

@@ -15,7 +15,7 @@ DECLARE
     v_by_minute  boolean := p_hours <= 2;
     v_step       interval;
 BEGIN
-    -- Tallies hold ten minutes each. For up to two hours the reports are few enough to count by the minute.
+    -- Tallies hold ten minutes each. The reports of up to two hours are few enough to be counted by the minute.
     v_step := make_interval(secs => CASE WHEN v_by_minute THEN 60 ELSE 600 * ((p_hours + 23) / 24) END);
     RETURN QUERY
     WITH counted AS (

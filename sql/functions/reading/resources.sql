@@ -4,14 +4,15 @@ RETURNS TABLE (site text, workscript text, digest text, attempts bigint, cpu_eff
     fetched_mb_per_s float8, wall_median_s float8)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
--- Sums up what the work of accepted attempts used, as far as the jobs measured it: of the newest 10,000 of them.
+-- Sums up what the work of accepted attempts used, as far as the jobs measured it: of the newest 10,000 of any cores.
 -- Parameters: p_project  project name;  p_hours  how far back [h; 1 .. 8760]
 --             p_by       all = one row; site = a row a site; workscript = a row for each content of the work script
 --             p_cores    only attempts with so many cores; NULL = all;  p_site  only at this site; NULL = all
--- Returns:    site, or name of the work script and the first 12 digits of its SHA-256 (empty = unknown); how many attempts were measured; CPU time over wall time times cores [1 = all cores were busy]; median and 99th
---             percentile of the most memory [bytes], and 99th percentile of the most disk [bytes], that an attempt had in
---             use; bytes fetched over the whole wall time [MB/s]; median wall time [s]. No row, or NULL: not measured
--- Errors:     OG301 unknown project; OG108 hours or p_by
+-- Returns:    site, or name of the work script and the first 12 digits of its SHA-256 (empty = unknown); how many attempts were
+--             measured; CPU time over wall time times cores [1 = all cores were busy]; median and 99th percentile of the most
+--             memory [bytes], and 99th percentile of the most disk [bytes], that an attempt had in use; bytes fetched over the
+--             wall time [MB/s of 1000000 bytes]; median wall time [s]. No row, or NULL: not measured
+-- Errors:     OG301 unknown project; OG108 hours out of range, or another p_by
 DECLARE
     v_project_id int := (osgprod._get_project(p_project)).project_id;
     v_since      timestamptz;
@@ -50,4 +51,4 @@ END
 $fn$;
 
 COMMENT ON FUNCTION osgprod.resources(text, int, text, int, text) IS
-'Sums up CPU efficiency, memory, disk and fetching rate of accepted attempts, in sum, by site or by work script. For osgprod_worker and osgprod_operator.';
+'Sums up CPU efficiency, memory, disk and fetching rate of accepted attempts, of all or by site or work script. For osgprod_worker and osgprod_operator.';

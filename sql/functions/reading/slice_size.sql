@@ -7,7 +7,8 @@ RETURNS TABLE (blocks bigint, limited_by text, expected_s float8, measured_at_si
     slow_s_per_block float8, why text)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
--- Says how large a slice a job would get now, and why. (A slice at the end of a file, or a requeued one, may be smaller.)
+-- Says how large a slice a job would get now, and why. (It may be smaller at the end of a file, in the tail with shrink_tail,
+-- when it is requeued, and while a project that paused itself tries again.)
 -- Parameters: p_project  project name;  p_cpus  cores of the job [1 .. 4096];  p_site  its site; NULL = none is named
 --             p_time_left_s  until the job must end [s]; NULL = not known
 -- Returns:    one row: blocks (0 = the job would get nothing, since not even one fits into its time); limited_by:

@@ -1,12 +1,14 @@
 CREATE FUNCTION osgprod._measure_pace(p_project osgprod_data.projects)
 RETURNS void LANGUAGE plpgsql VOLATILE
--- The reports of a short time are read, and their attempts by key, with any statistics of the planner.
+-- The reports of a short time are read, and their attempts by key, whatever the planner's statistics are.
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $fn$
--- Measures how long accepted attempts take for a block, by site, from the reports that came since it last did.
--- Promise:    a look twice a minute, which reads the reports and attempts of that time; checkouts read the result by key. It
---             restarts when the project has another work script, or its jobs get one with another content. A median is unaffected by attempts that hung or that ended
---             at once, and by clocks that jump. At most 200 sites have a row of their own: jobs choose their names.
+-- Measures how long accepted attempts take for a block, by site, from the reports that came since it last did; the first time
+-- from those of an hour.
+-- Promise:    a look twice a minute at most, which reads the reports and attempts of that time; checkouts read the result by key.
+--             It restarts when the project has another work script, or its jobs get one with another content. A few attempts that
+--             hung or ended at once, or clocks that jumped, don't move a median. Once a project has 200 rows no further site
+--             gets one: jobs choose their names.
 -- Parameters: p_project  the project's row
 -- Locks:      the project's row, shared and SKIP LOCKED (a foreign key would wait for it); rows of pace_looks and paces, which
 --             only a tick writes: there is one at a time

@@ -1,8 +1,8 @@
 CREATE FUNCTION osgprod._note_presence()
 RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Notes that the server is there to receive heartbeats, and for how long it was not: it was away when nothing has called this
--- for 30 s. The shims' timer does so every 10 s.
+-- Notes that the server is there to receive heartbeats, and for how long it was not: it was away when nothing has been noted
+-- here for 30 s. The shims' timer calls this every 10 s, by tick.
 -- Locks:      the one row of presence, SKIP LOCKED
 -- Source:     docs/design.md "Outages: who is blamed"
 BEGIN
@@ -21,8 +21,8 @@ $fn$;
 CREATE FUNCTION osgprod._leases_hold_until(p_heartbeat_s int)
 RETURNS timestamptz LANGUAGE sql STABLE
 AS $fn$
-    -- Before this time no lease expires that was live when the server went away: nobody could renew it. After that every job
-    -- has as long as the absence lasted, and two heartbeat intervals. Only the last absence counts, so that where ticks come
+    -- Before this time no lease expires that was live when the server went away: nobody could renew it. From its return every job
+    -- has as long as the absence lasted, and two heartbeat intervals more. Only the last absence counts, so that where ticks come
     -- rarely, once a minute by cron for instance, a lease still ends, one tick later.
     -- Parameters: p_heartbeat_s  of the project [s]
     SELECT p.back_at + p.away + make_interval(secs => 2 * p_heartbeat_s) FROM osgprod_data.presence p

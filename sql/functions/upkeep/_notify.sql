@@ -3,8 +3,8 @@ RETURNS void LANGUAGE sql VOLATILE
 AS $fn$
     -- Notifies of something that an operator may want to know: records it for osgprod notify, and sends it to the
     -- listeners of channel osgprod, like osgprod watch, as one JSON object with event, project, at, and the details.
-    -- For rare events only: a NOTIFY is delivered under a lock that all transactions with a NOTIFY share. Texts are shortened
-    -- so that it fits into the 8000 bytes that a payload has.
+    -- For rare events only: transactions with a NOTIFY commit one after the other. Texts are shortened, since a payload has
+    -- less than 8000 bytes.
     WITH noted AS (
         INSERT INTO osgprod_data.notifications (project_id, event, details)
         SELECT p.project_id, p_event, jsonb_build_object('event', p_event, 'project', p.name, 'at', now())

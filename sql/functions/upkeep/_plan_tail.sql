@@ -1,10 +1,10 @@
 CREATE FUNCTION osgprod._plan_tail(p_project osgprod_data.projects)
 RETURNS void LANGUAGE plpgsql VOLATILE SET enable_seqscan = off
 AS $fn$
--- Looks ahead to the end of a project: how small slices should be when little is unallocated, and which leased slices may
--- have a backup attempt when nothing is.
--- Promise:    jobs that ask read these notes, so that any number of them may ask in the tail. A repeated call
---             changes nothing. With shrink_tail this reads at most 1,000 open files.
+-- Looks ahead to the end of a project: how small slices should be when few blocks can be allocated, and which leased slices may
+-- have a backup attempt when none can.
+-- Promise:    jobs that ask read these notes, so that any number of them may ask in the tail. This reads at most 1,000 open
+--             files, and without shrink_tail one.
 -- Parameters: p_project  the project's row
 -- Locks:      rows of backups and the project's row, SKIP LOCKED: nothing here waits. The caller has the project, shared.
 -- Source:     docs/design.md "The tail"
@@ -12,7 +12,7 @@ DECLARE
     v_left int := osgprod._few_unallocated(p_project.project_id, CASE WHEN p_project.shrink_tail THEN 1000 ELSE 1 END);
     v_tail_blocks int;
 BEGIN
-    -- Guided self-scheduling: each slice is half of an equal share of the unallocated blocks.
+    -- Guided self-scheduling: each slice is half of an equal share of these blocks.
     IF p_project.shrink_tail AND p_project.nlive > 0 AND v_left > 0 THEN
         v_tail_blocks := greatest(v_left / (2 * p_project.nlive), 1);
     END IF;
@@ -31,7 +31,8 @@ $fn$;
 CREATE FUNCTION osgprod._few_unallocated(p_project_id int, p_files int)
 RETURNS int LANGUAGE sql STABLE
 AS $fn$
-    -- How many blocks of a project are unallocated; NULL when so many files or more have some.
+    -- How many blocks of a project can be allocated: those of its open files, which are neither suspended nor skipped; NULL when
+    -- there are so many such files or more.
     -- Parameters: p_project_id  project;  p_files  how many files are many
     SELECT CASE WHEN count(*) < p_files THEN coalesce(sum(o.block2 - coalesce(
                (SELECT s.block2 FROM osgprod_data.slices s
@@ -76,9 +77,9 @@ $fn$;
 CREATE FUNCTION osgprod._expected_time(p_attempt osgprod_data.attempts, p_blocks int)
 RETURNS interval LANGUAGE sql STABLE
 AS $fn$
-    -- How long an attempt should take: as long as the same job's success before it took for as many blocks, since that was on
-    -- the same node. A job's first slice: as the project's recent successes took for a block on one core, over its cores;
-    -- where none is recent, as all its successes took for a block. A minute at least; NULL = the project has no success yet.
+    -- How long an attempt should take, at least a minute: for each block as long as the same job's slice before it took, since that
+    -- was on the same node. A job's first slice: the median of the project's recent successes for a block on one core, over its
+    -- cores; where none was measured, the mean of all its successes for a block. NULL = the project has no success yet.
     -- Parameters: p_attempt  the attempt;  p_blocks  of its slice
     SELECT make_interval(secs => greatest(60, p_blocks * e.s_per_block))
       FROM (SELECT coalesce(
@@ -96,8 +97,9 @@ CREATE FUNCTION osgprod._offer_backups(p_project osgprod_data.projects)
 RETURNS void LANGUAGE sql VOLATILE
 AS $fn$
     -- Offers a backup attempt of the leased slices that are expected to end last, up to max_backups with those that live. A
-    -- slice may have a backup if it never failed as data, and if its attempt takes a quarter longer than it should, or has
-    -- missed a heartbeat: it may have vanished. It is expected to go on for as long as it is over its time, or never to end.
+    -- slice may have a backup if no failure counts against it, and if its attempt takes a quarter longer than it should, or has
+    -- missed a heartbeat: it may have vanished. The first is expected to go on for as long as it is over its time, the second for
+    -- ever.
     -- Parameters: p_project  the project's row
     INSERT INTO osgprod_data.backups (project_id, rawdata_id, block1, opened_at, worker, expected_end, nblocks)
     SELECT s.project_id, s.rawdata_id, s.block1, s.opened_at, osgprod._worker(a.client, a.host), e.expected_end,

@@ -1,8 +1,8 @@
 CREATE FUNCTION osgprod._tally(p_project osgprod_data.projects)
 RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Counts the reports of the ten minutes that have passed since it last did, so that nobody counts millions again. Ends of
--- logs that are older than 30 days go then, too.
+-- Adds the reports of each ten minutes of the clock that are over to the tallies, so that nobody counts millions again. It also
+-- deletes ends of logs that are older than 30 days.
 -- Promise:    each report is counted once, however late its transaction ends and wherever the clock jumps. A look notes a
 --             time and its own transaction number; a later look counts the reports from before that time as soon as all
 --             transactions from before that number are over. A report that comes then gets a later time (_report), also
@@ -58,7 +58,7 @@ $fn$;
 CREATE FUNCTION osgprod._ten_minutes(p_at timestamptz)
 RETURNS timestamptz LANGUAGE sql STABLE
 AS $fn$
-    -- The begin of the ten minutes of the clock in which a time lies. (date_bin needs PostgreSQL 14.)
+    -- The beginning of the ten minutes of the clock in which a time lies. (date_bin needs PostgreSQL 14.)
     SELECT to_timestamp(floor(date_part('epoch', p_at) / 600) * 600)  -- (extract gives a numeric, which is slower)
 $fn$;
 
@@ -69,11 +69,11 @@ RETURNS TABLE (began_at timestamptz, outcome osgprod_data.outcome, exit_code int
 LANGUAGE plpgsql STABLE
 AS $fn$
 -- Counts the reports since a time: from the tallies, and those not yet tallied from the reports themselves.
--- Parameters: p_project_id  project;  p_since  begin of ten minutes of the clock
+-- Parameters: p_project_id  project;  p_since  beginning of ten minutes of the clock
 --             p_by_site  count reports that are not tallied by site, and not by time: a job chooses its site's name, so
 --                        there may be a row a report with both;  p_site  only this site, with p_by_site; NULL = all
 -- Returns:    a row for each ten minutes, outcome, exit code and site, in two parts where they are not wholly tallied;
---             the site of reports that are not tallied only with p_by_site, and then began_at is the begin of the untallied time;
+--             the site of reports that are not tallied only with p_by_site, and then began_at is the beginning of the untallied time;
 --             ran_s [s] is a sum over slices; last_at: when the last of them came. Tallied sites beyond the first 200 are "other"
 DECLARE
     v_until timestamptz;
@@ -98,7 +98,7 @@ $fn$;
 CREATE FUNCTION osgprod._since(p_hours int)
 RETURNS timestamptz LANGUAGE plpgsql STABLE
 AS $fn$
--- The begin of a time window that ends now, on ten minutes of the clock.
+-- The beginning of a time window that ends now, on ten minutes of the clock.
 -- Parameters: p_hours  its length [h; 1 .. 8760]
 -- Errors:     OG108 out of range
 BEGIN
@@ -114,7 +114,7 @@ CREATE FUNCTION osgprod._limit(p_limit int)
 RETURNS int LANGUAGE plpgsql IMMUTABLE
 AS $fn$
 -- How many rows a list may have.
--- Parameters: p_limit  as the caller wishes [rows; 1 .. 100000]
+-- Parameters: p_limit  rows [1 .. 100000]
 -- Errors:     OG108 out of range
 BEGIN
     IF p_limit NOT BETWEEN 1 AND 100000 OR p_limit IS NULL THEN
@@ -128,7 +128,7 @@ $fn$;
 CREATE FUNCTION osgprod._without_secrets(p_url text)
 RETURNS text LANGUAGE sql IMMUTABLE
 AS $fn$
-    -- A URL as it may be shown: without a user, a password and a query, which may be keys to a store.
+    -- A URL as it may be shown: without user, password, query and fragment, which may be keys to a store.
     SELECT regexp_replace(regexp_replace(p_url, '[?#].*$', ''), '^([A-Za-z0-9+.-]+://)[^/@]*@', '\1')
 $fn$;
 

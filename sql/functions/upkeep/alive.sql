@@ -4,7 +4,7 @@ LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_d
 AS $fn$
 -- Tells that the database answers, and which version it is of.
 -- Promise:    a repeated call changes nothing.
--- Returns:    one row: alive, the time [UTC offset of the session]; version, the name of the newest migration, which a
+-- Returns:    one row: alive, the time; version, the name of the newest migration, which a
 --             program compares with its own
 -- Errors:     none
 -- Source:     yoyo's register of migrations

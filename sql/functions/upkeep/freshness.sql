@@ -4,9 +4,10 @@ LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_d
 AS $fn$
 -- Tells how old the data are that this server shows: a replica may lag behind, or have lost its primary.
 -- Promise:    a snapshot that is taken after the call is at least as new as as_of says; a repeated call changes nothing.
--- Returns:    one row: is_replica, does the server replay another one's changes; as_of, the time of the last tick or commit
---             that it knows of, NULL when it knows none; age_s, how long ago that was [s, 0 ..]. Where nothing commits, the
---             shims' tick lets age_s reach some 10 s; the clocks of both servers count, so let them keep time by NTP.
+-- Returns:    one row: is_replica, does the server replay another one's changes; as_of, the time of the last tick, and on a
+--             replica of the last commit that it has replayed, if that is later, NULL when it knows none; age_s, how long ago
+--             that was [s, 0 ..]. Between two ticks of the shims' timer, where nothing else commits, age_s reaches some 10 s; the
+--             clocks of both servers count, so let them keep time by NTP.
 -- Errors:     none
 -- Locks:      none
 -- Source:     presence, which tick writes; pg_last_xact_replay_timestamp
@@ -27,4 +28,4 @@ END
 $fn$;
 
 COMMENT ON FUNCTION osgprod.freshness() IS
-'Tells how old the data are that this server shows: the time of the last tick or commit that it knows of. For osgprod_worker and osgprod_operator.';
+'Tells how old the data are that this server shows: the time of the last tick, or on a replica of the last commit. For osgprod_worker and osgprod_operator.';

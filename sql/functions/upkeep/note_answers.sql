@@ -3,11 +3,12 @@ RETURNS int
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
 -- Adds up what a shim answered to jobs, minute by minute: also what never reached a function of the database. health reads it.
--- Promise:    a day is kept, and at most 500 rows a minute; others are left out. A repeated call counts twice.
--- Parameters: p_answers  list of objects: minute [s since 1970], project (NULL = none), route, status [100 .. 599], reason,
---                        message (NULL = none), times [1 ..]; texts are cut to 200 characters
--- Returns:    how many rows were added to
--- Errors:     22xxx a value that is not a number
+-- Promise:    adds at most 500 rows; tick keeps a day, and 500 rows of a minute. A repeated call counts twice.
+-- Parameters: p_answers  list of objects: minute [s since 1970; a day ago .. an hour ahead], project (NULL = none), route,
+--                        status [100 .. 599], reason, message (NULL = none), times [1 ..]; objects out of range are left out; the
+--                        route is cut to 32 characters, other texts to 200
+-- Returns:    how many rows were written
+-- Errors:     22xxx not a list, or a value that is not a number; 23502 no route
 -- Locks:      the rows of answers, in the order of their key
 DECLARE
     v_rows int;
@@ -31,7 +32,7 @@ END
 $fn$;
 
 COMMENT ON FUNCTION osgprod.note_answers(jsonb) IS
-'Adds up what a shim answered to jobs, minute by minute, for health. For osgprod_worker.';
+'Adds up what a shim answered to jobs, minute by minute, for health. For osgprod_worker and osgprod_operator.';
 
 CREATE FUNCTION osgprod._prune_answers()
 RETURNS void LANGUAGE sql VOLATILE

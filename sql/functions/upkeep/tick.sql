@@ -2,11 +2,12 @@ CREATE FUNCTION osgprod.tick()
 RETURNS TABLE (project text, reclaimed int)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
--- The regular housekeeping: requeues slices whose lease or backoff has ended, marks complete files, recounts live attempts,
--- tallies reports, measures how long a block takes, prunes rows that are kept for a time only. Each shim calls it every few
--- seconds. Each call requeues, so that a call that is stuck keeps nothing from being requeued; all else is done by one at a
--- time.
--- Promise:    a repeated call does no harm. Work goes on without it, but nothing is requeued by itself.
+-- The regular housekeeping: requeues slices and merges whose lease or backoff has ended, marks complete files, plans merges and
+-- the tail, tries suspended files again, recounts live attempts, tallies reports, measures how long a block takes, prunes rows
+-- that are kept for a time only. Each shim process calls it every 10 s. Each call requeues, so that a call that is stuck keeps
+-- nothing from being requeued; all else is done by one at a time.
+-- Promise:    a repeated call does no harm. Without it jobs still get what is ready or unallocated, but no lease or backoff ends,
+--             and no file becomes complete.
 -- Returns:    a row for each project in which slices or merges were lost: how many
 -- Errors:     OG901 isolation level. An error in one project's housekeeping is a warning, and ends only that
 -- Locks:      advisory (0, 0), tried; see _requeue_project, _end_backoffs and _settle_files; projects SKIP LOCKED. It waits for
@@ -76,7 +77,7 @@ END
 $fn$;
 
 COMMENT ON FUNCTION osgprod.tick() IS
-'The regular housekeeping (lost slices, complete files, live attempts, tallies), called by every shim on a timer. Every call requeues; one call at a time does everything else. For osgprod_worker.';
+'The regular housekeeping (lost slices, complete files, live attempts, tallies), called by every shim on a timer. Every call requeues; one call at a time does everything else. For osgprod_worker and osgprod_operator.';
 
 CREATE FUNCTION osgprod._settle_reported(p_project_id int)
 RETURNS void LANGUAGE plpgsql VOLATILE

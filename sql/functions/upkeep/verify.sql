@@ -4,9 +4,10 @@ LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_d
 AS $fn$
 -- Recounts a project from its tables: each block of each loaded file in exactly one slice or unallocated, each slice's
 -- state and whether it may be assigned in agreement, each number of events that a job reported in agreement with the
--- index, and each done slice's output in exactly one merge of those that are done; names files that several versions made; and with p_deep, each slice's attempt and report as well.
--- Promise:    changes nothing and holds nobody up. It reads all slices of the project once (docs/performance.md), with
---             p_deep all attempts and reports as well.
+-- index, each done merge made from the outputs of just its done slices, and a merge for each complete file or run that needs one;
+-- names files that several versions made; and with p_deep, each slice's attempt and report as well.
+-- Promise:    changes nothing and holds nobody up. It reads all slices of the project (docs/performance.md), with p_deep all
+--             attempts and reports as well.
 -- Parameters: p_project  project name;  p_deep  recount from the history too: is each done slice proven, and once?
 -- Returns:    a row for each fault found; none = all is well
 -- Errors:     OG301 unknown project
@@ -15,7 +16,7 @@ DECLARE
     v_project_id int := (osgprod._get_project(p_project)).project_id;
 BEGIN
     -- I1, I2: the lengths of a file's slices add up to what they span, and every end but the last is a beginning.
-    -- Sums of lengths and of hashes tell that without sorting; the first file that fails is named as a whole.
+    -- Sums of lengths and of hashes tell that without sorting; a file that fails is named as a whole, with the first fault.
     RETURN QUERY
     WITH recount AS (
         SELECT s.rawdata_id, min(s.block1) AS first, max(s.block2) AS last, sum(s.block2 - s.block1) AS blocks,
@@ -152,7 +153,7 @@ BEGIN
          WHERE b.project_id = p_project_id AND b.due_at > now()
          GROUP BY b.cluster, b.process, a.schedd, a.qdate HAVING count(*) > 1
         UNION ALL
-        -- I5: one success for a slice as it was cut, split or recycled
+        -- I5: one success for a slice as it was allocated, split or recycled
         SELECT a.rawdata_id, a.block1, min(a.block2), format('%s attempts did it', count(*))
           FROM osgprod_data.reports r
           JOIN osgprod_data.attempts a ON a.project_id = r.project_id AND a.cluster = r.cluster AND a.process = r.process
