@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import logging
 import re
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -38,6 +39,7 @@ from shim.version import SQL_FOLDER, names
 OLDEST_SERVER = 130000
 TRIES = 5  # of a migration that waited too long for a lock, or met a deadlock, under running jobs
 LOCK_TIMEOUT_S = 10  # behind a migration that waits for a table, all jobs wait
+LOCK_INTERVAL_S = 0.2  # between two tries to be the only migration
 
 # Migrations that landed under one name and were renamed before 0.9.0: the name now, the digest of the file then, and
 # what that file lacks of the present one.
@@ -120,7 +122,8 @@ class Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]
         return connection
 
     def _pass_on(self, notice: psycopg.errors.Diagnostic) -> None:
-        if notice.sqlstate == "00000" and notice.message_primary:  # a RAISE of ours, none of PostgreSQL's own
+        # A RAISE of ours: other functions of PostgreSQL say that an index does not exist, for example.
+        if notice.source_function == "exec_stmt_raise" and notice.message_primary:
             self._say(notice.message_primary)
 
     def copy(self) -> NoReturn:
@@ -497,8 +500,14 @@ def _refuse_server(connection: psycopg.Connection[Any]) -> None:
 
 
 def _wait_for_lock(connection: psycopg.Connection[Any], say: Say) -> None:
-    """The lock of the session: it ends with us, however we end."""
-    row = connection.execute("SELECT pg_try_advisory_lock(%s)", [MIGRATION_LOCK]).fetchone()
-    if row == (False,):
-        say("another migration is running, waiting for it")
-        connection.execute("SELECT pg_advisory_lock(%s)", [MIGRATION_LOCK])
+    """Take the lock of the session, which ends with us, however we end.
+
+    It is tried again and again: a statement that waits has a snapshot, and an index that the other run builds
+    concurrently waits for all snapshots. PostgreSQL would end one of the two runs.
+    """
+    is_told = False
+    while connection.execute("SELECT pg_try_advisory_lock(%s)", [MIGRATION_LOCK]).fetchone() == (False,):
+        if not is_told:
+            say("another migration is running, waiting for it")
+            is_told = True
+        time.sleep(LOCK_INTERVAL_S)

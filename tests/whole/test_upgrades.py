@@ -151,6 +151,11 @@ RESET ROLE;
 """
 LATER = "SELECT i.indisvalid AS valid FROM pg_index i WHERE i.indexrelid = to_regclass('osgprod_data.slices_later')"
 
+INDEX_WAITS = "SELECT FROM pg_stat_activity WHERE query LIKE 'CREATE INDEX CON%' AND wait_event_type = 'Lock'"
+MIGRATION_WAITS = (
+    "SELECT FROM pg_stat_activity WHERE application_name = 'osgprod migrate' AND query LIKE '%advisory_lock%'"
+)
+
 
 @pytest.mark.parametrize("is_killed", [False, True])
 def test_jobs_go_on_while_a_migration_builds_an_index_concurrently(
@@ -167,11 +172,9 @@ def test_jobs_go_on_while_a_migration_builds_an_index_concurrently(
         other.execute("UPDATE osgprod_data.slices SET nstart = nstart WHERE false")
         migrating = threading.Thread(target=_killed, args=[world.dsn, sql])
         migrating.start()
-        waits = (
-            "SELECT FROM pg_stat_activity WHERE query LIKE 'CREATE INDEX CON%' AND wait_event_type = 'Lock'"
-        )
         wait_until(
-            lambda: world.db.execute(waits).fetchone() is not None, "the index waits for the open transaction"
+            lambda: world.db.execute(INDEX_WAITS).fetchone() is not None,
+            "the index waits for the open transaction",
         )
         for process in range(5):
             assert busy_shim.checkout(process).status_code == 200
@@ -186,6 +189,35 @@ def test_jobs_go_on_while_a_migration_builds_an_index_concurrently(
     assert migrate(world.dsn, sql, say=lambda line: None) == (["applied 9998-index"] if is_killed else [])
     assert world.db.execute(LATER).fetchone() == {"valid": True}
     assert migrate(world.dsn, sql, say=lambda line: None) == []
+
+
+def test_second_migration_that_waits_does_not_keep_an_index_from_being_built(
+    world: World, folder: Path
+) -> None:
+    """A statement that waits has a snapshot, and an index that is built concurrently waits for all of them."""
+    sql = folder / "sql"
+    shutil.copytree(SQL_FOLDER, sql)
+    migrate(world.dsn, sql, say=lambda line: None)
+    (sql / "migrations" / "9998-index.sql").write_text(CONCURRENT)
+    (sql / "migrations" / "9998-index.rollback.sql").write_text(CONCURRENT_ROLLBACK)
+    said: list[str] = []
+    done: list[list[str]] = []
+    with connect(world.dsn) as other:
+        other.execute("BEGIN")  # which the index waits for, until the second migration waits for it, too
+        other.execute("UPDATE osgprod_data.slices SET nstart = nstart WHERE false")
+        runs = [
+            threading.Thread(target=lambda: done.append(migrate(world.dsn, sql, say=said.append)))
+            for _ in range(2)
+        ]
+        for run, until in zip(runs, (INDEX_WAITS, MIGRATION_WAITS), strict=True):
+            run.start()
+            wait_until(lambda until=until: world.db.execute(until).fetchone() is not None, until)
+        other.execute("ROLLBACK")
+    for run in runs:
+        run.join()
+    assert sorted(done) == [[], ["applied 9998-index"]]
+    assert said == ["another migration is running, waiting for it", "applied 9998-index"]
+    assert world.db.execute(LATER).fetchone() == {"valid": True}
 
 
 def _killed(dsn: str, sql: Path) -> None:
