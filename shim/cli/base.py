@@ -6,8 +6,9 @@ import contextlib
 import errno
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -29,14 +30,38 @@ _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 _ODD_OPTION = re.compile(
     r"invalid (\w+ )+value|invalid port number|could not match \d+|Servname not supported|definition of service"
 )
+_WHOLE = 1000  # characters of a first sentence: more than any has
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
-class Commands(click.Group):
+class Group(click.Group):
+    """A group of commands whose help has the whole first sentence of each."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write a line for each command, or more where its first sentence is longer."""
+        rows = [(name, self.commands[name].get_short_help_str(_WHOLE)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+class Commands(Group):
     """A group of commands whose errors end in one line, a hint, and the right exit code."""
+
+    group_class = Group
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: object
+    ) -> click.Context:
+        """Read the arguments, and print the help where they ask for it."""
+        with _quiet_end_of_a_pipe():
+            return super().make_context(info_name, args, parent, **extra)
 
     def invoke(self, ctx: click.Context) -> object:
         """Run a command; an expected error ends the process."""
+        with _quiet_end_of_a_pipe():
+            return self._invoke(ctx)
+
+    def _invoke(self, ctx: click.Context) -> object:
         try:
             return super().invoke(ctx)
         except OperatorError as error:
@@ -60,6 +85,21 @@ class Commands(click.Group):
             if "psycopg" in sys.modules:  # else the error is not one of the database
                 _fail_for_database(error)
             raise
+
+
+@contextlib.contextmanager
+def _quiet_end_of_a_pipe() -> Iterator[None]:
+    """End the process as SIGPIPE ends others, when who reads the output has enough, like head."""
+    try:
+        yield
+    except BrokenPipeError:
+        _discard_output()
+        raise SystemExit(128 + signal.SIGPIPE) from None
+
+
+def _discard_output() -> None:
+    """Discard what waits to be written: at the end of the process it would be tried again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _fail_for_database(error: Exception) -> None:
@@ -91,7 +131,7 @@ def _is_wrong_argument(error: psycopg.Error) -> bool:
     return error.sqlstate is None or error.sqlstate.startswith(("OG1", "22"))
 
 
-class ListByDefault(click.Group):
+class ListByDefault(Group):
     """A group whose command list needs no name: ``osgprod jobs PROJECT`` is ``osgprod jobs list PROJECT``."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -395,9 +435,7 @@ def run() -> None:
     except OSError as error:
         if error.errno not in _UNWRITABLE:
             raise
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), 1
-        )  # else what waits to be written is tried again at the end
+        _discard_output()
         _fail(
             f"{error.filename or 'the output'} can't be written: {error.strerror}",
             "make room on the disk",

@@ -744,6 +744,27 @@ def test_output_that_takes_nothing_is_one_line_with_a_hint(world: World, command
     ) and "\nhint: " in said
 
 
+@pytest.mark.parametrize("command", ["status", pytest.param("--help", marks=pytest.mark.slow)])
+def test_command_whose_reader_has_enough_ends_as_others_do_without_a_word(world: World, command: str) -> None:
+    """Like ``osgprod ... | head``; bash calls 128 + SIGPIPE what SIGPIPE kills."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    ended = subprocess.run(
+        [sys.executable, "-m", "shim", command],
+        stdout=writer, stderr=subprocess.PIPE, env=os.environ | {"OSGPROD_DSN": world.dsn},
+    )  # fmt: skip
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (141, b"")
+
+
+def test_help_of_a_group_has_the_first_sentence_of_each_command_whole(run: Run) -> None:
+    for name in (
+        "",
+        *(name for name, command in osgprod.commands.items() if isinstance(command, click.Group)),
+    ):
+        assert "..." not in run(*name.split(), "--help").output.partition("Commands:")[2], name
+
+
 def test_what_is_not_utf8_is_one_line_with_a_hint(world: World, folder: Path) -> None:
     magic = folder / "magic"
     magic.write_bytes(b"\xff\xfesecret")
