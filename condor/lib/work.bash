@@ -246,8 +246,18 @@ stop_heartbeats() {
 # Sets plain_text to the last line of the work's output that isn't empty, as the reason of a failure, without the time and the name
 # of the work script in front.
 last_words() {
-  reason_text "$(tail -c 10000 "$scratch/work.log" 2>/dev/null | tr -d '\000\r' |
-    sed -e '/^[[:space:]]*$/d' -e 's/^[0-9TZ:-]* osgprod_[a-z]*: //' | tail -n 1)"
+  log_end
+  reason_text "$(printf '%s\n' "$log_end" | sed -e '/^[[:space:]]*$/d' -e 's/^[0-9TZ:-]* osgprod_[a-z]*: //' | tail -n 1)"
+}
+
+log_end="" # as the function of this name has set it
+
+# Sets log_end to the end of the work's log, at most 10000 bytes, without the secrets of this job: also without the end of one
+# that begins before these bytes.
+log_end() {
+  without_secrets "$(tail -c 20000 "$scratch/work.log" 2>/dev/null | tr -d '\000\r')"
+  log_end="$without_secrets"
+  ((${#log_end} <= 10000)) || log_end="${log_end: -10000}"
 }
 
 without_secrets="" # as the function of this name has set it
@@ -295,12 +305,9 @@ read_report() {
   done <"$1"
 }
 
-# Prints the end of the work's log for the report of a failure, at most 4000 bytes, without the secrets of this job: also without
-# the end of one that begins before these bytes.
+# Prints the end of the work's log for the report of a failure, at most 4000 bytes, without the secrets of this job.
 log_tail() {
-  local text
-  without_secrets "$(tail -c 20000 "$scratch/work.log" 2>/dev/null | tr -d '\000\r')"
-  text="$without_secrets"
-  ((${#text} <= 4000)) || text="${text: -4000}"
-  printf '%s' "$text"
+  log_end
+  ((${#log_end} <= 4000)) || log_end="${log_end: -4000}"
+  printf '%s' "$log_end"
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import time
@@ -459,6 +460,16 @@ def test_reason_of_a_failure_is_text_that_keeps_both_ends_and_is_cut_between_cha
         f"scratch={tmp_path}; printf '{line}\\n' >{tmp_path}/work.log; last_words; echo \"$plain_text\""
     )
     assert found == f"{reason}\n"
+
+
+@pytest.mark.parametrize("before, after", [(395, 700), (9, 9994), (9, 3994), (9, 20009)])
+def test_reason_of_a_failure_and_the_end_of_its_log_have_no_part_of_a_secret_where_they_are_cut(
+    tmp_path: Path, before: int, after: int
+) -> None:
+    """before, after: bytes of the last line."""
+    (tmp_path / "work.log").write_text(f"{'x' * before}KLMNOPQRSTUVWXYZ{'x' * after}\n")
+    found = job(f'scratch={tmp_path} magic=KLMNOPQRSTUVWXYZ; last_words; echo "$plain_text"; log_tail')
+    assert not re.search("[A-Z]", found), found
 
 
 def test_report_of_the_work_has_the_last_value_of_a_name_and_all_inputs(tmp_path: Path) -> None:
