@@ -11,7 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from shim.database import call
+from shim.database import call, connect
 from tests.sql.test_reading import put_reports
 from tests.support import World
 
@@ -170,6 +170,22 @@ def test_answers_are_bounded_a_minute_and_kept_for_a_day(world: World) -> None:
     world.db.execute("UPDATE osgprod_data.answers SET answered_at = answered_at - interval '25 h'")
     call(world.db, "tick")
     assert world.db.execute("SELECT FROM osgprod_data.answers").fetchall() == []
+
+
+def test_tick_does_not_wait_for_a_shim_that_notes_answers(world: World) -> None:
+    world.add_file(1)
+    rows = [{"minute": time.time(), "project": "p", "route": "checkout", "status": 400, "reason": f"r{n}",
+             "times": 1 if n < 450 else 9} for n in range(900)]  # fmt: skip
+    rare, others = json.dumps(rows[:450]), json.dumps(rows[450:])
+    call(world.db, "note_answers", answers=rare)
+    call(world.db, "note_answers", answers=others)
+    world.db.execute("SET lock_timeout = '1s'")
+    with connect(world.dsn) as shim, shim.transaction():
+        call(shim, "note_answers", answers=rare)
+        call(world.db, "tick")
+    call(world.db, "tick")
+    kept = world.db.execute("SELECT count(*) AS n FROM osgprod_data.answers").fetchone()
+    assert kept == {"n": 500}
 
 
 def test_wild_numbers_of_a_shim_are_left_out(world: World) -> None:

@@ -9,7 +9,7 @@ AS $fn$
 --                        route is cut to 32 characters, other texts to 200
 -- Returns:    how many rows were written
 -- Errors:     22xxx not a list, or a value that is not a number; 23502 no route
--- Locks:      the rows of answers, in the order of their key
+-- Locks:      the rows of answers, in the order of their key; tick does not wait for them
 DECLARE
     v_rows int;
 BEGIN
@@ -37,10 +37,12 @@ COMMENT ON FUNCTION osgprod.note_answers(jsonb) IS
 CREATE FUNCTION osgprod._prune_answers()
 RETURNS void LANGUAGE sql VOLATILE
 AS $fn$
-    -- Deletes answers older than a day, and the rarest beyond 500 rows of a minute.
-    DELETE FROM osgprod_data.answers a WHERE a.answered_at < now() - interval '1 d';
+    -- Deletes answers older than a day, and the rarest beyond 500 rows of a minute; not those that a shim writes at this moment.
     DELETE FROM osgprod_data.answers a
-     WHERE a.ctid IN (SELECT x.ctid FROM (
+     WHERE a.ctid IN (SELECT x.ctid FROM osgprod_data.answers x WHERE x.answered_at < now() - interval '1 d' FOR UPDATE SKIP LOCKED);
+    DELETE FROM osgprod_data.answers a
+     WHERE a.ctid IN (SELECT z.ctid FROM osgprod_data.answers z WHERE z.ctid IN (SELECT x.ctid FROM (
                SELECT y.ctid, row_number() OVER (PARTITION BY y.answered_at ORDER BY y.times DESC) AS n
-                 FROM osgprod_data.answers y WHERE y.answered_at > now() - interval '10 min') x WHERE x.n > 500);
+                 FROM osgprod_data.answers y WHERE y.answered_at > now() - interval '10 min') x WHERE x.n > 500)
+                         FOR UPDATE SKIP LOCKED);
 $fn$;
