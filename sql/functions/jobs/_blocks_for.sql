@@ -3,8 +3,8 @@ CREATE FUNCTION osgprod._blocks_for(
 RETURNS bigint LANGUAGE sql IMMUTABLE
 AS $fn$
     -- How many blocks a slice for a job may have: the smallest of these limits. (Inlined: see _why_rejected.)
-    -- Promise:    between 1 and cpus * maxblockspercore, or 0 when not even one block fits into the time that the job has. At
-    --             least one for each core when little is unallocated (tail_blocks, which tick notes). With target_s: what the
+    -- Promise:    between 1 and cpus * maxblockspercore, or 0 when not even one block fits into the time that the job has. When
+    --             little is unallocated: tail_blocks, which tick notes, or one a core if that is more. With target_s: what the
     --             median attempt does in that time, up to 4 times the largest recent success; without a measured time one block
     --             a core, as a probe.
     -- Parameters: p_project  the project's row;  p_cpus  cores of the job [1 .. 4096]

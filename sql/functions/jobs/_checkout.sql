@@ -6,7 +6,7 @@ AS $fn$
 -- Parameters: p_call     see checkout_slice
 --             p_wait_ms  how long to wait for a file when others have locked all of them [ms]; NULL = a call that is made
 --                        alone: it waits, for its job, its slice or merge, and a file, as long as lock_timeout says
--- Returns:    the answer; the error of a call is in it (status error, with code and hint), and it has no slice then
+-- Returns:    the answer; the error of a call is in it: status error, with code and hint
 -- Locks:      see checkout_slice
 -- Source:     docs/design.md "The claim"
 DECLARE
@@ -110,8 +110,8 @@ BEGIN
             END LOOP;
             IF v_file.rawdata_id IS NOT NULL THEN
                 -- I1: it begins where the file's last slice ends, read while the file's row is locked, in a statement that
-                -- began after that. It updates no row that later claims read, so that a snapshot held by
-                -- pg_dump does not slow them.
+                -- began after that. The file's row is updated only for its first and last slice: with more dead versions of it, a
+                -- snapshot held by pg_dump would slow later claims.
                 v_slice := ROW(v_file.rawdata_id, coalesce((SELECT s.block2 FROM osgprod_data.slices s
                     WHERE s.project_id = v_project.project_id AND s.rawdata_id = v_file.rawdata_id
                     ORDER BY s.block1 DESC LIMIT 1), v_file.block1), NULL, clock_timestamp(), NULL)::osgprod.claim;
@@ -142,7 +142,7 @@ BEGIN
                                          v_project.strip_prefix, p_call.site);
     END IF;
     v_script := CASE WHEN v_slice.merge_id IS NULL THEN v_project.workscript ELSE v_project.mergescript END;
-    IF num_nonnulls(p_call.templates, p_call.exec_version, p_call.image) > 0 THEN  -- what it runs has a number
+    IF num_nonnulls(p_call.templates, p_call.exec_version, p_call.image) > 0 THEN
         p_call.exec_version := coalesce(osgprod._label(p_call.exec_version, 32), '');
         p_call.image := coalesce(osgprod._label(p_call.image, 256), '');
         SELECT v.version_id INTO v_version FROM osgprod_data.versions v
@@ -182,7 +182,7 @@ CREATE FUNCTION osgprod._unassigned(
 RETURNS osgprod.checkout_answer LANGUAGE plpgsql IMMUTABLE
 AS $fn$
 -- The answer to a call that gets nothing.
--- Parameters: p_problem  code, message and hint; the code of no error is NULL;  p_retry_s  when to ask again [s]
+-- Parameters: p_problem  code, message and hint; code NULL = no error;  p_retry_s  when to ask again [s]
 --             p_status   see checkout_slice; NULL = error with a code, else wait
 --             p_task, p_script  the template to fetch first
 BEGIN
@@ -345,10 +345,10 @@ CREATE FUNCTION osgprod._claim_ready(
 RETURNS osgprod.claim LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Claims the first ready slice. If it is too long for the job, its end stays ready as another slice.
--- Promise:    a slice that had a fault on this worker is left to others for wait_s. A job that doesn't name its
---             host can't be distinguished from its neighbours, and gets any slice.
+-- Promise:    a slice whose last attempt ended with a node fault on this worker is left to others for wait_s after its backoff. A job
+--             that doesn't name its host can't be distinguished from its neighbours, and gets any slice.
 -- Parameters: p_project  the project's row;  p_call, p_nstart  the coming attempt;  p_blocks  at most so many
--- Returns:    the slice; NULLs when none is free, or when the first one needs its file and somebody has that
+-- Returns:    the slice; NULLs when none is free, or when the first free one needs its file and another session has that
 -- Locks:      the slice SKIP LOCKED; the file's row, SKIP LOCKED, when the slice is split, or when this transaction has
 --             written it: see _try_slice
 DECLARE
@@ -383,13 +383,13 @@ $fn$;
 CREATE FUNCTION osgprod._wait_for_file(p_project_id int, p_wait_ms int)
 RETURNS boolean LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Locks the first file with unallocated blocks as soon as it is free: that all files are locked does not mean that there are
--- none. A transaction that has written something may hold a file, and does not wait: two that held one each could wait for
--- each other.
+-- Locks the first open file as soon as it is free: that all files are locked does not mean that there are none. A
+-- transaction that has written or locked rows may hold a file, and does not wait: two that held one each could wait for each other.
 -- Parameters: p_project_id  project;  p_wait_ms  for each lock [ms], see _checkout. The wait ends after that
 --             time unless the file is freed, and is longer only while other sessions take the file first: PostgreSQL has
 --             two locks for the wait for a row, and goes on to the next file when this one has been allocated to its end
--- Returns:    is it locked now? false: none has unallocated blocks any more, or the first is still locked
+-- Returns:    is it locked now? false: no file is open any more, the first one is still locked, or this call must not wait
+-- Errors:     55P03 with p_wait_ms NULL, when lock_timeout is over
 -- Locks:      its row
 DECLARE
     v_is_free boolean;
@@ -427,7 +427,7 @@ BEGIN
         WHEN EXISTS (SELECT FROM osgprod_data.loaded_files f WHERE f.project_id = p_project.project_id AND f.is_open) THEN CASE
             WHEN p_wait_ms IS NOT NULL THEN osgprod._unassigned(osgprod._is_busy('each file of project ' || p_project.name))
             ELSE osgprod._unassigned(ARRAY[NULL, format('project %s is busy, ask again at once', p_project.name)], 1) END
-        -- Others have these slices, or their files.
+        -- Other sessions have these slices or their files, or this worker leaves them to others (_claim_ready).
         WHEN EXISTS (SELECT FROM osgprod_data.slices s WHERE s.project_id = p_project.project_id AND s.is_ready) THEN osgprod._unassigned(
             ARRAY[NULL, format('project %s is busy, ask again soon', p_project.name)], least(p_project.wait_s, 5))
         WHEN osgprod._is_incomplete(p_project.project_id, p_can_merge)

@@ -5,11 +5,11 @@ AS $fn$
 -- Claims a backup attempt: a second attempt on a leased slice, of those that tick offers (_offer_backups). The attempt
 -- does not hold the slice. It can settle it, since the first success wins (I5), and it gets the slice when the
 -- holder is lost or fails.
--- Promise:    reads the offers in the order of an index, max_backups of them at most, however many jobs ask. An offer is never
---             for the worker that has the slice.
+-- Promise:    reads the offers in the order of an index, some max_backups of them at most, however many jobs ask. An offer is not
+--             for the worker that had the slice when it was made.
 -- Parameters: p_project  the project's row;  p_call, p_nstart  the coming attempt
 --             p_blocks   of a slice at most: what the job can process, also in the time that it has left
--- Returns:    the slice; NULLs when none is offered
+-- Returns:    the slice; NULLs when no offer is free
 -- Locks:      the offer, then its slice, both SKIP LOCKED
 -- Source:     docs/design.md I3, "The tail"
 DECLARE
@@ -36,9 +36,9 @@ AS $fn$
 -- Renews the lease of a backup attempt: for its heartbeat, or for the next start of its job.
 -- Parameters: p_attempt  the attempt;  p_nstart  its number, or that of the next start;  p_due_at  the end of its lease; in the
 --             past: the next tick ends it
--- Returns:    the slice; NULLs when this attempt is not a backup any more: the slice is settled or requeued, or its lease
---             has expired
--- Locks:      the slice; the backup's row, SKIP LOCKED: what deletes backups without their slice may have it
+-- Returns:    the slice; NULLs when this attempt is not a backup any more: the slice is settled, split or requeued, or the backup
+--             has failed or is deleted
+-- Locks:      the slice, for which it waits; the backup's row, SKIP LOCKED: what deletes backups without their slice may have it
 DECLARE
     v_claim osgprod.claim;
 BEGIN
@@ -52,7 +52,7 @@ BEGIN
          WHERE x.project_id = p_attempt.project_id AND x.rawdata_id = v_claim.rawdata_id AND x.block1 = v_claim.block1
            AND x.opened_at = v_claim.opened_at AND x.cluster = p_attempt.cluster AND x.process = p_attempt.process
            AND x.nstart = p_attempt.nstart AND x.due_at IS NOT NULL
-           FOR UPDATE SKIP LOCKED);  -- what the tick has locked has expired
+           FOR UPDATE SKIP LOCKED);  -- another session is about to delete a locked one
     RETURN CASE WHEN FOUND THEN v_claim END;
 END
 $fn$;
@@ -60,10 +60,11 @@ $fn$;
 CREATE FUNCTION osgprod._end_backup(p_attempt osgprod_data.attempts, p_outcome osgprod_data.outcome)
 RETURNS boolean LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Ends a backup attempt that has failed. Its slice goes on with its holder, and the failure does not count against it.
+-- Ends a backup attempt that has failed or has to stop. Its slice goes on with its holder, and nothing counts against it.
 -- Parameters: p_attempt  the attempt, its slice locked
 --             p_outcome  failed: the slice gets no other backup, since it may be the data;  node-fault or superseded: it may
--- Returns:    was it a backup? false = it holds, or held, the slice itself
+-- Returns:    was it a backup? false = it was none, or is none any more
+-- Locks:      the backup's row, SKIP LOCKED
 DECLARE
     v_backup osgprod_data.backups;
 BEGIN
@@ -91,8 +92,9 @@ RETURNS boolean LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Gives a slice whose holder is lost or has failed to its backup attempt, if that lives: it holds the slice then. An offer
 -- ends, since it was made for this holder; and a backup whose lease has expired ends, so that its job can hold the slice.
--- Parameters: p_slice  the slice, locked;  p_heartbeat_s  of the project [s]
+-- Parameters: p_slice  the slice, locked, with the counts that it is to have;  p_heartbeat_s  of the project [s]
 -- Returns:    did it get the slice?
+-- Locks:      the backup's row, SKIP LOCKED
 DECLARE
     v_backup osgprod_data.backups;
 BEGIN

@@ -15,11 +15,11 @@ CREATE FUNCTION osgprod._job_so_far(
 LANGUAGE plpgsql STABLE
 AS $fn$
 -- Says how far a job is that has started before, or that asks for another slice after the success of one.
--- Promise:    a job that asks again after the same success, since the answer was lost, gets the same answer.
+-- Promise:    a job that asks again after the same success, since the answer was lost, gets the same slice again.
 -- Parameters: p_project  the project's row;  p_call  the call, whose job is locked
 -- Returns:    last: the attempt whose slice it gets again; NULLs = it gets a new slice. starts: how often it has started.
---             follows: see attempts. problem: OG111 after is not a token of this job's attempts, OG409 their attempt has not
---             succeeded, OG410 the job has processed other slices since
+--             follows: see attempts. problem: OG111 after is not the token of an attempt of this job, OG409 that attempt has not
+--             succeeded, OG410 the job has started on other slices since
 -- Source:     docs/protocol.md "Several slices a job"
 DECLARE
     v_named record;

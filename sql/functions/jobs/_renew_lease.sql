@@ -4,7 +4,7 @@ AS $fn$
 -- Records one job's heartbeat: the whole of heartbeat, for a call that is made alone and for each call of a batch.
 -- Parameters: p_call      see heartbeat
 --             p_may_wait  for what others have locked: true for a call that is made alone
--- Returns:    the answer; the error of a call is in it, and nothing is changed then
+-- Returns:    the answer; the error of a call is in it, and slice, merge and attempt are as they were
 -- Locks:      see heartbeat
 DECLARE
     v_project osgprod_data.projects;

@@ -1,8 +1,8 @@
 CREATE FUNCTION osgprod._report(p_call osgprod.report_call, p_may_wait boolean)
 RETURNS osgprod.report_answer LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Records one job's report and settles its slice: the whole of report_exit, for a call that is made alone and for each call
--- of a batch.
+-- Records one job's report and settles its slice or merge: the whole of report_exit, for a call that is made alone and for each
+-- call of a batch.
 -- Parameters: p_call  see report_exit
 --             p_may_wait  for what others have locked: true for a call that is made alone
 -- Returns:    the answer; the error of a call is in it, and slice, merge and attempt are as they were
@@ -54,7 +54,7 @@ BEGIN
         v_ignored := concat(v_ignored, osgprod._ignored_measures(p_call));
         p_call := osgprod._kept_measures(p_call);
     END IF;
-    -- It counts for the node that has the slice's lease, also when the report names another one.
+    -- It counts for the worker that got the lease, also when the report comes from another one.
     v_worker := osgprod._worker(v_attempt.client, coalesce(v_attempt.host, p_call.host));
     v_outcome := osgprod._judge_exit(v_project, p_call.exitcode::int, p_call.fault);
     IF v_outcome = 'done' AND v_attempt.merge_id IS NULL THEN
@@ -132,7 +132,7 @@ BEGIN
            osgprod._label(p_call.output_url, 1024), v_reason, v_contradiction, p_call.memory_bytes, p_call.wall_s, p_call.cpu_s,
            p_call.fetched_bytes, p_call.disk_bytes, osgprod._label(p_call.software, 256),
            osgprod._label(p_call.door));
-    IF p_call.outputs_list IS NOT NULL THEN  -- of a failure or a late report, too: they are in storage, and no orphans
+    IF p_call.outputs_list IS NOT NULL THEN  -- also of a failure or a late report: the files are in storage
         v_ignored := concat(v_ignored, osgprod._record_outputs(v_attempt, p_call.outputs_list));
     END IF;
     IF v_outcome = 'done' THEN
@@ -200,7 +200,7 @@ CREATE FUNCTION osgprod._missing_evidence(
     p_project osgprod_data.projects, p_attempt osgprod_data.attempts, p_call osgprod.report_call)
 RETURNS text LANGUAGE plpgsql STABLE
 AS $fn$
--- Names the missing part of the proof that the project demands of a success; exit 0 alone proves nothing.
+-- Names the missing or wrong part of the proof that the project demands of a success; exit 0 alone proves nothing.
 -- Parameters: p_project  the project's row;  p_attempt  who reports;  p_call  what
 -- Returns:    one phrase; NULL = nothing is lacking
 BEGIN
@@ -226,8 +226,10 @@ AS $fn$
 -- slice's holder, the usual case, _report has settled itself.)
 -- Parameters: p_project  the project's row;  p_attempt  the attempt;  p_outcome  done, failed or node-fault, as judged
 --             p_worker  see _worker;  p_call  the report;  p_may_wait  for the file
--- Returns:    the outcome; superseded when the attempt no longer counts; NULL = its file is busy, the slice is as it was
--- Locks:      the slice; see _fail_slice; after a late success on a quarantined slice see _reopen_file
+-- Returns:    the outcome; superseded when the attempt no longer counts; NULL = a call of a batch would have to wait for the file
+--             or its merge: the slice is as it was
+-- Locks:      the slice, for which it waits; after a late success on a quarantined slice see _reopen_file; after a failure see _blame,
+--             then _fail_slice; of a backup its row, SKIP LOCKED
 -- Source:     docs/design.md I3 (one holder), I5 (first success wins)
 DECLARE
     v_is_excused boolean;

@@ -9,7 +9,7 @@ AS $fn$
 -- Parameters: p_project  the project's row;  p_call  the call, whose job is locked;  p_last  the job's last attempt
 --             p_is_evicted  was it evicted from its slice three times?
 --             p_may_wait  for the file; when another session has it and this is false, the slice stays as it is
--- Locks:      the slice, then the file's row
+-- Locks:      the slice, for which it waits; then the file's row, to split the slice
 -- Source:     docs/design.md I2, I3
 DECLARE
     v_slice  osgprod_data.slices;

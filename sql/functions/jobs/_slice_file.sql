@@ -5,8 +5,8 @@ AS $fn$
 -- Describes a slice as a separate EVIO file: lead, its blocks, a trailer.
 -- Parameters: p_rawdata_id  file;  p_block1, p_block2  half-open range of blocks, 0-based
 --             p_xrootd_prefix, p_strip_prefix  the project's;  p_site  of the job
--- Returns:    url of the whole file; urls: all in order of preference, NULL = this one; filename without folder, size_bytes [bytes] and events of the slice's file, and
---             the pieces whose concatenation it is, one a line: 'range OFFSET LENGTH' [bytes] or 'hex ...'
+-- Returns:    url of the whole file; urls: all in order of preference, NULL = only url; filename without folder; size_bytes [bytes]
+--             and events of the slice's file; the pieces whose concatenation it is, one a line: 'range OFFSET LENGTH' [bytes] or 'hex ...'
 -- Source:     EVIO 4 block header, EVIO 6 file header; which readers accept such a file: docs/evio.md
 DECLARE
     v_file      record;
@@ -52,7 +52,7 @@ CREATE FUNCTION osgprod._source_urls(p_prefix text, p_path text, p_site text)
 RETURNS text[] LANGUAGE sql IMMUTABLE
 AS $fn$
     -- The URLs of a raw data file for a job: those of its site first, then those for all jobs.
-    -- Parameters: p_prefix  see _prefixes;  p_path  of the file;  p_site  of the job, in any case; NULL = not known
+    -- Parameters: p_prefix  see _prefixes;  p_path  of the file;  p_site  of the job, in capitals or not; NULL = not known
     SELECT array_agg(osgprod._source_url(i.prefix, p_path) ORDER BY i.site IS NULL, i.n)
       FROM osgprod._prefixes(p_prefix) i
      WHERE i.site IS NULL OR lower(i.site) = lower(p_site)

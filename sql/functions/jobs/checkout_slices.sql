@@ -5,14 +5,15 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod
 AS $fn$
 -- Does checkout_slice for several jobs in one transaction, at a fraction of the cost (docs/performance.md).
 -- Promise:    that of checkout_slice, for each. An error is the answer of its call alone: it neither undoes, repeats nor
---             delays another. Nothing here waits, except for a file when other sessions have locked all of them: 0.5 s at
---             most for each lock (see _wait_for_file). After the first answer 55P03, whatever was busy, nothing waits.
+--             delays another. Of several calls none waits, except for a file when other sessions have locked all of them: 0.5 s
+--             at most for each lock (see _wait_for_file). After the first answer 55P03, whatever was busy, nothing waits. A list of
+--             one call waits as checkout_slice does.
 -- Parameters: p_calls  list of objects, each with a number n and the parameters of checkout_slice, without their p_; what
 --                      is missing is null, other names are ignored. client: v4-mapped addresses as IPv4
 -- Returns:    one row for each: its n and what checkout_slice returns, in any order; of an error code, message and hint.
 --             Code 55P03: what this call needs is busy, also with an earlier call of the list: make it again, alone
--- Errors:     none: an error is the answer of its call
--- Locks:      those of checkout_slice; the jobs of a project in the order of their numbers
+-- Errors:     only PostgreSQL's, like 22P02: p_calls is no such list, or a value has another type
+-- Locks:      those of checkout_slice
 -- Source:     docs/design.md "The claim"
 DECLARE
     v_wait_ms int := CASE WHEN json_array_length(p_calls) > 1 THEN 500 END;

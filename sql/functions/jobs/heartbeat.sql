@@ -13,19 +13,19 @@ RETURNS osgprod.report_answer
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
     SET enable_seqscan = off SET plan_cache_mode = force_generic_plan
 AS $fn$
--- Renews the lease of a living attempt, or tells one that lost its slice to stop.
--- Promise:    a repeated call renews again. An attempt whose lease has expired gets its slice again by a heartbeat as
---             long as nobody else has it and its job has not started again; one that had to stop stays dead.
+-- Renews the lease of a living attempt, or tells one that lost its slice or merge, or has to stop, to stop.
+-- Promise:    a repeated call renews again. An attempt whose lease has expired gets its slice or merge again by a heartbeat, as
+--             long as that is as it was, nobody else has it, and its job has not started again. One that had to stop stays dead.
 -- Parameters: p_project, p_magic, p_client, p_bearer  see _why_rejected
 --             p_cluster, p_process  HTCondor's identity of the job [0 .. 2147483647];  p_token  the attempt's token
 --             p_bytes  bytes fetched so far;  p_cpu_s  CPU seconds used so far; NULL = not reported
 --             p_job_key  see _is_token: needed only where no token is sent
 -- Returns:    one row. http_status 200: status alive, lease_s [s] from now; 409: stop the work; status superseded (the
---             attempt no longer has its slice or merge) or wedged (no progress for the project's wedged_s); 403: refused
+--             attempt no longer has its slice or merge, or an operator has stopped it) or wedged (the server ended it: no progress
+--             for the project's wedged_s, or the job gave the work up after max_starts starts); 403: refused
 -- Errors:     OG101-OG103 bad parameter; OG2xx not allowed; OG301 unknown project; OG303 job without attempt;
 --             OG502 an operator has the project alone; OG901 isolation level
--- Locks:      the job, and the project, shared; its slice or merge; the file's row when a wedged slice is split. Then, tried: the
---             project's row and the file's, when a slice that has arrived ends a pause or a suspension
+-- Locks:      the table of docs/design.md "Who waits for whom" has them in order
 -- Source:     docs/design.md "A slice's life", I3
 DECLARE
     v_answer osgprod.report_answer;
@@ -44,4 +44,4 @@ END
 $fn$;
 
 COMMENT ON FUNCTION osgprod.heartbeat(text, bigint, bigint, text, inet, text, bigint, bigint, jsonb, text) IS
-'Renews the lease of a living attempt, or tells one that lost its slice to stop; one row with the HTTP status to answer. For osgprod_worker.';
+'Renews the lease of a living attempt, or tells one that lost its slice or merge, or has to stop, to stop; one row with the HTTP status to answer. For osgprod_worker.';

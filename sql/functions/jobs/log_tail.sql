@@ -6,7 +6,7 @@ AS $fn$
 -- Parameters: p_project  project name;  p_cluster, p_process  HTCondor's identity of the job [0 .. 2147483647]
 --             p_nstart   one attempt [1 ..]; NULL = all
 -- Returns:    a row for each attempt that has one, the latest first: when it came, and its last lines, at most 4096
---             characters; control characters but tab and line feed are spaces. They are kept for 30 days
+--             characters, without indents; control characters are spaces. They are kept for 30 days
 -- Errors:     OG301 unknown project
 DECLARE
     v_project_id int := (osgprod._get_project(p_project)).project_id;
@@ -25,7 +25,7 @@ COMMENT ON FUNCTION osgprod.log_tail(text, int, int, int) IS
 CREATE FUNCTION osgprod._keep_log_tail(p_attempt osgprod_data.attempts, p_tail text)
 RETURNS void LANGUAGE sql VOLATILE
 AS $fn$
-    -- Keeps the end of the log of a failed attempt: the last 4096 characters, line by line as plain as _label has it.
+    -- Keeps the end of the log of a failed attempt: the last 4096 characters, each line as _label has it.
     -- Parameters: p_attempt  the attempt;  p_tail  as the job sent it
     INSERT INTO osgprod_data.log_tails (project_id, cluster, process, nstart, tail)
     SELECT p_attempt.project_id, p_attempt.cluster, p_attempt.process, p_attempt.nstart, l.tail

@@ -31,34 +31,34 @@ RETURNS osgprod.report_answer
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
     SET enable_seqscan = off SET plan_cache_mode = force_generic_plan
 AS $fn$
--- Records a job's report on how its attempt ended, and settles the slice.
+-- Records a job's report on how its attempt ended, and settles the slice or merge.
 -- Promise:    the first success wins. The same report again changes nothing and gets the same answer (but 409 if it was
---             the success of a merge that has been superseded since). The first report of an attempt is recorded with
---             any answer. Evidence and texts never keep a report from being recorded: what can't be kept is ignored,
---             and the answer says so.
+--             the success of a merge that has been superseded since). The first report of an attempt is recorded whatever its
+--             outcome, unless the call is refused or ends with an error. Evidence and texts never keep it from being recorded:
+--             numbers and checksums that can't be kept are ignored, and the answer names them; texts are shortened.
 -- Parameters: p_project, p_magic, p_client, p_bearer  see _why_rejected
 --             p_cluster, p_process  HTCondor's identity of the job [0 .. 2147483647]
 --             p_exitcode            exit code of the work script [0 .. 255]; 128 + n = killed by signal n
 --             p_token               the attempt's token; without it, where the project allows that, the job's last
---                                   attempt is meant, and only the address that has its lease may report
+--                                   attempt at the caller's address is meant
 --             p_job_key             see _is_token: needed only where no token is sent
 --             p_events              events that the reconstruction read from the slice's file; another number than the
---                                   index has is recorded as a contradiction
+--                                   index has is recorded as a contradiction, or makes a failure (demand_events)
 --             p_outputs, p_output_bytes [bytes], p_output_adler32 [1 to 8 hex digits], p_output_url  the outputs, and where they are
---             p_fault               what failed: fetch, delivery, program, setting or node;  p_door  scheme and host that the slice was read from
+--             p_fault               what failed: fetch, delivery, program or setting; node = nothing of that, although the exit code
+--                                   says so;  p_door  scheme and host that the slice was read from
 --             p_bad_inputs          of a merge: block1,block2 of each, joined by ':'
 --             p_outputs_list        delivered files, JSON: [{"kind", "url", "bytes", "adler32", "events"}]
 --             p_software            what the reconstruction calls its version
 --             p_memory_bytes [bytes at the peak], p_wall_s [s], p_cpu_s [s], p_fetched_bytes, p_disk_bytes [bytes]  used
 --             p_log_tail            last lines of a failed attempt's log
---             p_host, p_site, p_reason  where it ran (if the checkout didn't say), and why it failed, in the job's words
+--             p_host, p_site        where it ran: a host counts only if the checkout named none, a site replaces the checkout's
+--             p_reason              why it failed, in the job's words
 -- Returns:    one row. http_status 200: status done, failed or node-fault; 409: status superseded (the outputs are void)
 --             or contradicted (this attempt has reported another exit code); 403: status refused (token)
 -- Errors:     OG101-OG103, OG105 bad parameter; OG2xx not allowed; OG301 unknown project; OG303 job without attempt;
 --             OG502 an operator has the project alone; OG901 isolation level
--- Locks:      the job, and the project, shared; its slice or merge; the file's row when the slice is split, and with its merges when
---             a quarantined slice succeeds after all; of bad inputs their slices, files and the merge. Then, tried: bans, slices and files
---             whose failures something else is to blame for, and the project's row. docs/design.md "Who waits for whom"
+-- Locks:      the table of docs/design.md "Who waits for whom" has them in order
 -- Source:     docs/design.md "A slice's life", I3, I5, I6
 DECLARE
     v_answer osgprod.report_answer;
@@ -79,4 +79,4 @@ END
 $fn$;
 
 COMMENT ON FUNCTION osgprod.report_exit(text, bigint, bigint, bigint, text, inet, text, bigint, bigint, bigint, text, text, text, text, text, jsonb, text, text, text, text, text, text, bigint, bigint, bigint, bigint, bigint, text) IS
-'Records a job''s report on how its attempt ended, and settles the slice; one row with the HTTP status to answer. For osgprod_worker.';
+'Records a job''s report on how its attempt ended, and settles the slice or merge; one row with the HTTP status to answer. For osgprod_worker.';

@@ -5,13 +5,13 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod
 AS $fn$
 -- Does report_exit for several jobs in one transaction, at a fraction of the cost (docs/performance.md).
 -- Promise:    that of report_exit, for each. An error is the answer of its call alone: it neither undoes, repeats nor delays
---             another. Nothing here waits.
+--             another. Of several calls none waits; a list of one call waits as report_exit does.
 -- Parameters: p_calls  list of objects, each with a number n and the parameters of report_exit, without their p_; what
 --                      is missing is null, other names are ignored. client: v4-mapped addresses as IPv4
 -- Returns:    one row for each: its n and what report_exit returns, in any order; of an error code, message and hint.
 --             Code 55P03: what this call needs is busy, also with an earlier call of the list: make it again, alone
--- Errors:     none: an error is the answer of its call
--- Locks:      those of report_exit; the jobs of a project in the order of their numbers
+-- Errors:     only PostgreSQL's, like 22P02: p_calls is no such list, or a value has another type
+-- Locks:      those of report_exit
 -- Source:     docs/design.md "The claim"
 DECLARE
     v_is_alone boolean := json_array_length(p_calls) = 1;  -- once: it reads the whole list

@@ -34,17 +34,16 @@ CREATE FUNCTION osgprod._why_rejected(
     p_bearer jsonb, p_may_wait boolean)
 RETURNS text[] LANGUAGE sql VOLATILE
 AS $fn$
-    -- Says why a call of a job is rejected, or locks the job: until the end of the transaction nothing else happens to it. Its
+    -- Says why a call of a job is rejected, or locks the job: until the end of the transaction no other call of this job goes on. Its
     -- callers inline it (no FROM, no SET), so that all these rules start as one expression; texts are constants in it, which cost
     -- nothing, and _worded fills the values of the call into them.
-    -- Promise:    answers the same to every wrong magic. A batch waits for no job: the caller makes a
-    --             call whose job is busy again, alone.
+    -- Promise:    answers the same to every wrong magic.
     -- Parameters: p_project   the project's row, NULLs when there is none;  p_name  the project as the caller names it
     --             p_cluster, p_process  HTCondor's identity of the job [0 .. 2147483647]
     --             p_magic     the shared secret as the caller sent it; not needed with p_bearer
     --             p_client    the caller's address, v4-mapped ones as IPv4; NULL = not known, and so not inside
     --             p_bearer    claims of a bearer token whose signature the shim has verified; NULL = none
-    --             p_may_wait  for the job's lock
+    --             p_may_wait  for the job's lock; false = when it is busy the answer is 55P03
     -- Returns:    code, message and hint, as _worded takes them; NULL = it may go on
     -- Locks:      the job, always the first one of a call (advisory, see _job_lock). Then the project, shared (advisory:
     --             project_id, -1), tried
@@ -79,7 +78,7 @@ AS $fn$
         WHEN (p_process BETWEEN 0 AND 2147483647) IS NOT TRUE
         THEN ARRAY['OG103', 'parameter process must be a number from 0 to 2147483647, not {process}',
                    'pass HTCondor''s $(Process)']
-        -- What waits returns no NULL.
+        -- pg_advisory_xact_lock returns void, which IS NOT NULL.
         WHEN NOT CASE WHEN p_may_wait
             THEN pg_advisory_xact_lock(osgprod._job_lock(p_project.project_id, p_cluster, p_process)) IS NOT NULL
             ELSE pg_try_advisory_xact_lock(osgprod._job_lock(p_project.project_id, p_cluster, p_process)) END
@@ -181,8 +180,9 @@ CREATE FUNCTION osgprod._attempt_of(
     p_key_digest bytea)
 RETURNS SETOF osgprod_data.attempts LANGUAGE sql STABLE
 AS $fn$
-    -- The attempt that a job means by its token; without one, where that is allowed, the last one of the job that has named
-    -- no access point; no row when there is none such. (STABLE is what lets its callers inline it.)
+    -- The attempt that a job means by its token; without one, where that is allowed, the last one that _is_token accepts and
+    -- whose job named neither access point nor time of submission; no row when there is none. (STABLE is what lets its callers
+    -- inline it.)
     -- Parameters: p_project_id, p_token_required  the project's;  p_cluster, p_process  the job;
     --             p_token, p_client, p_key_digest  see _is_token
     SELECT a.* FROM osgprod_data.attempts a
@@ -206,7 +206,7 @@ RETURNS osgprod.report_answer LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Records a call with a wrong or missing token. It raises nothing, since an error would undo the record.
 -- Parameters: see report_exit
--- Returns:    403 refused; OG303 when the job has no attempt at all
+-- Returns:    403 refused; when the job has no attempt at all OG303, and nothing is recorded
 DECLARE
     v_reason text := CASE WHEN p_token IS NULL AND p_project.token_required THEN 'parameter token is missing'
                           WHEN p_token IS NULL THEN 'without a token only the address that has the slice may report'
