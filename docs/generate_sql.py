@@ -428,7 +428,7 @@ def _errors() -> str:
 
 def _with_gaps(text: str) -> str:
     """A format of a message as text: each value is …, also one that is appended."""
-    text = re.sub(r"%(?!2B)[sLI]?", "…", text.replace("''", "'"))
+    text = re.sub(r"%(?!2B)[sLI]?|\{isolation\}", "…", text.replace("''", "'"))
     return f"{text}…" if text.endswith(" ") else text
 
 
