@@ -264,8 +264,12 @@ def _unban(project: str, worker: str | None, site: str | None, dry_run: bool, re
         _warn_of_unknown(project, worker, site)
     if worker is not None and not dry_run:
         for row in ask("find", text=worker.removeprefix("merges:")):
-            if row["kind"] == "worker" and row["project"] == project and "; banned until " in row["found"]:
-                click.echo(f"osgprod: {row['name']}: {row['found']}", err=True)
+            if row["project"] == project and row["banned_until"]:
+                until = cell(row["banned_until"])
+                click.echo(
+                    f"osgprod: {row['name']} is banned until {until} by the ban of {row['banned_by']}",
+                    err=True,
+                )
 
 
 def _warn_of_unknown(project: str, worker: str | None, site: str | None) -> None:

@@ -506,7 +506,7 @@ def test_worker_is_banned_and_unbanned_in_plain_words(run: Run, world: World) ->
     run("workers", "ban", "p", "--site", "SITE_A", "--seconds", "60")
     for lift in (("unban", "p", "wn1"), ("ban", "p", "wn1", "--seconds", "0")):
         still = run("workers", *lift).stderr
-        assert still.startswith("osgprod: wn1@127.0.0.1: 1 attempt in seven days, ")
+        assert still.startswith("osgprod: wn1@127.0.0.1 is banned until ")
         assert still.endswith(" by the ban of site:SITE_A\n")
     assert run("workers", "unban", "p", "--site", "SITE_A").stderr == ""
     never = run("workers", "unban", "p", "wm1")

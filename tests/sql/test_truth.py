@@ -368,7 +368,7 @@ def test_find_tells_jobs_workers_files_runs_sites_and_projects_apart(world: Worl
         assert found(name) == [("file", path, f"osgprod slices list p --path {path}")]
     for name in ("wn17", "wn17.example.org", "127.0.0.1", worker):
         assert found(name) == [("worker", worker, f"osgprod attempts p --worker {worker}")]
-    assert call(world.db, "find", text="wn17")[0]["found"].endswith(" UTC by the ban of wn17.example.org")
+    assert call(world.db, "find", text="wn17")[0]["banned_by"] == "wn17.example.org"
     assert call(world.db, "find", text="4711.0")[0]["found"].startswith("1 start, ")
     assert call(world.db, "find", text="SITE-A")[0]["found"] == "1 attempt on 1 worker in seven days"
     assert found("wn1") == found("wn17.example.org@127.0.0.2") == found("wn18@127.0.0.1") == []

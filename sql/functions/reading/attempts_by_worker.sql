@@ -2,14 +2,14 @@ CREATE FUNCTION osgprod.attempts_by_worker(
     p_project text, p_hours int DEFAULT 6, p_order text DEFAULT 'failing', p_limit int DEFAULT 20,
     p_site text DEFAULT NULL)
 RETURNS TABLE (worker text, site text, attempts bigint, done bigint, failed bigint, node_faults bigint, lost bigint,
-    s_per_block float8, last_at timestamptz, refused_until timestamptz)
+    s_per_block float8, last_at timestamptz, banned_until timestamptz)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
 -- Lists worker nodes by their attempts in the last hours: the failing, the slowest, or the busiest.
 -- Parameters: p_project  project name;  p_hours  how far back [h; 1 .. 8760]; the reports of that time are read
 --             p_order    failing (most failures, faults and losses first), slow (most time a block first) or busy
 --             p_limit    rows at most [1 .. 100000];  p_site  only at this site; NULL = all
--- Returns:    a row a worker node; s_per_block: time of successes for each of their blocks [s]; refused_until: of its ban,
+-- Returns:    a row a worker node; s_per_block: time of successes for each of their blocks [s]; banned_until: of its ban,
 --             under any of its names or of its site; NULL = it is not banned. failing: only those with a failure, fault or loss;
 --             slow: only those with a done slice
 -- Errors:     OG301 unknown project; OG108 hours, order or limit out of range

@@ -1,5 +1,5 @@
 CREATE FUNCTION osgprod.find(p_text text, p_limit int DEFAULT 100)
-RETURNS TABLE (kind text, project text, name text, found text, command text)
+RETURNS TABLE (kind text, project text, name text, found text, banned_until timestamptz, banned_by text, command text)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
 -- Finds what a text names: a job, a cluster, a run, a file, a worker, a site, a project.
@@ -7,6 +7,7 @@ AS $fn$
 --                      host or address or host@address, a site, a project; control characters count as spaces
 --             p_limit  rows at most [1 .. 100000]
 -- Returns:    a row for each thing in each project: its kind, the project (NULL = of none), its full name, a summary,
+--             of a worker the end and the name of the ban that keeps it from work, NULL = it is not banned,
 --             and the command that shows more, as a shell takes it. Workers and sites are those of the last seven days
 -- Errors:     OG108 no text, or limit out of range
 DECLARE
@@ -31,29 +32,30 @@ BEGIN
                         OR host(a.client) = v_address AND (v_name IS NULL OR coalesce(a.host, 'unnamed') = v_name))
                  GROUP BY a.project_id, a.client, a.host, a.site) g
     )
-    SELECT x.kind, x.project, x.name, x.found, x.command FROM (
+    SELECT x.kind, x.project, x.name, x.found, x.banned_until, x.banned_by, x.command FROM (
         SELECT 1 AS place, 'project' AS kind, p.name AS project, p.name AS name, p.state::text AS found,
-               format('osgprod status %s', p.name) AS command
+               NULL::timestamptz AS banned_until, NULL AS banned_by, format('osgprod status %s', p.name) AS command
           FROM projects p WHERE p.name = v_text
         UNION ALL
         SELECT 2, 'job', p.name, v_text, format('%s, the last one at %s UTC on %s', osgprod._counted(max(a.nstart), 'start'),
                    to_char(max(a.started_at) AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI'),
                    (array_agg(osgprod._worker(a.client, a.host) ORDER BY a.nstart DESC))[1]),
-               format('osgprod jobs %s %s', p.name, v_text)
+               NULL, NULL, format('osgprod jobs %s %s', p.name, v_text)
           FROM projects p
           JOIN attempts a ON a.project_id = p.project_id AND a.cluster = v_job[1]::int AND a.process = v_job[2]::int
          GROUP BY p.name
         UNION ALL
         SELECT 3, 'cluster', p.name, v_text, osgprod._counted(count(DISTINCT a.process), 'job'),
-               format('osgprod jobs %s --cluster %s', p.name, v_text)
+               NULL, NULL, format('osgprod jobs %s --cluster %s', p.name, v_text)
           FROM projects p JOIN attempts a ON a.project_id = p.project_id AND a.cluster = v_number
          GROUP BY p.name
         UNION ALL
         SELECT 4, 'run', p.name, v_text, format('%s, %s of them complete', osgprod._counted(count(*), 'file'),
-                   count(*) FILTER (WHERE f.state = 'complete')), format('osgprod files %s --runs %s', p.name, v_text)
+                   count(*) FILTER (WHERE f.state = 'complete')), NULL, NULL, format('osgprod files %s --runs %s', p.name, v_text)
           FROM loaded_files f JOIN projects p ON p.project_id = f.project_id WHERE f.run = v_number GROUP BY p.name
         UNION ALL
         SELECT 5, 'file', p.name, w.path, coalesce(f.state::text, 'registered, and work of no project'),
+               NULL, NULL,
                CASE WHEN p.name IS NULL THEN format('osgprod rawdata list --path %s', osgprod._shell_word(w.path))
                     ELSE format('osgprod slices list %s --path %s', p.name, osgprod._shell_word(w.path)) END
           FROM rawdata w
@@ -63,16 +65,16 @@ BEGIN
            AND (w.path = v_text OR w.filename = v_text OR w.filename = v_text || '.evio')
         UNION ALL
         SELECT 6, 'worker', p.name, r.worker, format('%s in seven days, the last one at %s UTC',
-                   osgprod._counted(sum(r.attempts), 'attempt'), to_char(max(r.last_at) AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI'))
-                   || coalesce((SELECT format('; banned until %s UTC by the ban of %s', to_char(b.until AT TIME ZONE 'UTC',
-                       'YYYY-MM-DD HH24:MI:SS'), b.worker) FROM osgprod._ban_of(p.project_id, r.worker, max(r.site)) b), ''),
-               format('osgprod attempts %s --worker %s', p.name, osgprod._shell_word(r.worker))
-          FROM recent r JOIN projects p ON p.project_id = r.project_id
-         WHERE r.site IS DISTINCT FROM v_text GROUP BY p.project_id, p.name, r.worker
+                   osgprod._counted(r.attempts, 'attempt'), to_char(r.last_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI')),
+               b.until, b.worker, format('osgprod attempts %s --worker %s', p.name, osgprod._shell_word(r.worker))
+          FROM (SELECT r.project_id, r.worker, max(r.site) AS site, sum(r.attempts) AS attempts, max(r.last_at) AS last_at
+                  FROM recent r WHERE r.site IS DISTINCT FROM v_text GROUP BY r.project_id, r.worker) r
+          JOIN projects p ON p.project_id = r.project_id
+          LEFT JOIN LATERAL osgprod._ban_of(p.project_id, r.worker, r.site) b ON true
         UNION ALL
         SELECT 7, 'site', p.name, r.site, format('%s on %s in seven days',
                    osgprod._counted(sum(r.attempts), 'attempt'), osgprod._counted(count(DISTINCT r.worker), 'worker')),
-               format('osgprod attempts %s --site %s', p.name, osgprod._shell_word(r.site))
+               NULL, NULL, format('osgprod attempts %s --site %s', p.name, osgprod._shell_word(r.site))
           FROM recent r JOIN projects p ON p.project_id = r.project_id
          WHERE r.site = v_text GROUP BY p.name, r.site) x
      ORDER BY x.place, x.project, x.name LIMIT osgprod._limit(p_limit);
