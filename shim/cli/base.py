@@ -84,7 +84,20 @@ class Commands(Group):
         except Exception as error:
             if "psycopg" in sys.modules:  # else the error is not one of the database
                 _fail_for_database(error)
+                if isinstance(error, KeyError) and (older := _which_is_older()):
+                    _fail(f"the database has no column {error}", older)
             raise
+
+
+def _which_is_older() -> str:
+    """Is it the database or this program, in one line? Empty: neither, or it can't be asked."""
+    import psycopg
+
+    from shim.version import which_is_older
+
+    with contextlib.suppress(psycopg.Error):
+        return which_is_older(ask("alive")[0].get("version"))
+    return ""
 
 
 @contextlib.contextmanager
@@ -118,7 +131,7 @@ def _fail_for_database(error: Exception) -> None:
             code = UNREACHABLE
         hint = hint or "see the server's log"
     elif isinstance(error, psycopg.errors.UndefinedFunction | psycopg.errors.InvalidSchemaName):
-        hint = "osgprod migrate brings the database up to date"
+        hint = _which_is_older() or "osgprod migrate brings the database up to date"
     elif isinstance(error, psycopg.errors.InsufficientPrivilege):
         hint = "this takes a login that is a member of osgprod_operator"
     elif _is_wrong_argument(error):

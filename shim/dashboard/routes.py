@@ -31,6 +31,7 @@ from starlette.types import Scope
 from shim.dashboard import actions, charts, formats
 from shim.dashboard.api import Api
 from shim.dashboard.reader import Reader, freshness
+from shim.version import which_is_older
 from shim.web.failures import explain
 from shim.web.guard import Guard
 from shim.web.metrics import CONTENT_TYPE, QUERIES, Metrics
@@ -206,6 +207,12 @@ class Dashboard:
                 return await page(request)
             except NotFound as error:
                 return await self._render("error.html", 404, lines=[str(error)], status=404)
+            except (KeyError, jinja2.UndefinedError):  # a column that another release calls otherwise
+                (rows,) = await self._reader.read(request, ("alive", {}))
+                older = which_is_older(rows[0].get("version"))
+                if not older:
+                    raise
+                return await self._render("error.html", 503, lines=[older], status=503)
             except Exception as error:
                 failure = explain(error)
                 if failure.is_a_fault:

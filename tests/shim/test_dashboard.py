@@ -26,10 +26,11 @@ from shim.dashboard import charts, formats
 from shim.dashboard.reader import Reader
 from shim.database import call
 from shim.snapshot import SQL_FOLDER
+from shim.version import OURS
 from shim.web.guard import Guard
 from shim.web.metrics import Metrics
 from tests import production
-from tests.support import PATIENCE_S, TOKEN, LiveShim, World
+from tests.support import PATIENCE_S, TOKEN, LiveShim, Run, World
 
 HOSTILE = """<script>alert(1)</script>"'&{{7*7}}"""
 MakeShim = Callable[..., LiveShim]
@@ -312,8 +313,27 @@ def test_senseless_query_is_no_error(busy: World, shim_with: MakeShim) -> None:
 def test_database_away_is_a_page_that_says_so_and_metrics_that_say_so(folder: Path, impatient: None) -> None:
     with LiveShim("host=/nonexistent connect_timeout=1", folder / "www") as shim:
         answer = shim.raw("")
-    assert answer.status_code == 503 and "does not answer" in answer.text
+    assert answer.status_code == 503 and "Not possible now" in answer.text
     assert b"osgprod_database_up 0.0" in Metrics(None).text(None)
+
+
+def test_page_and_command_name_the_release_that_calls_a_column_otherwise(
+    run: Run, world: World, shim_with: MakeShim
+) -> None:
+    shim = shim_with()
+    world.db.execute("DROP FUNCTION osgprod.find")
+    world.db.execute(
+        "CREATE FUNCTION osgprod.find(p_text text, p_limit int DEFAULT 100) RETURNS TABLE (kind text, project text,"
+        " name text, found text, command text) LANGUAGE sql AS $$ SELECT 'worker', 'p', p_text, 'x', 'osgprod' $$"
+    )
+    world.db.execute("INSERT INTO osgprod_data._yoyo_migration VALUES (repeat('f', 64), '9999-next', now())")
+    older = f"this program ({OURS[-1]}) is older than the database (9999-next): update it and start it again"
+    answer = shim.raw("find?text=wn1")
+    assert answer.status_code == 503 and older in answer.text
+    result = run("workers", "unban", "p", "wn1")
+    assert result.stderr == f"osgprod: the database has no column 'banned_until'\nhint: {older}\n"
+    world.db.execute("DROP FUNCTION osgprod.find")
+    assert run("find", "wn1").stderr.endswith(f"\nhint: {older}\n")
 
 
 def test_dashboard_needs_no_right_that_the_shim_has_not(busy: World, shim_with: MakeShim) -> None:
@@ -398,7 +418,7 @@ def test_page_that_takes_too_long_for_the_database_is_given_up(
     with busy.db.transaction():
         busy.db.execute("LOCK osgprod_data.loaded_files IN ACCESS EXCLUSIVE MODE")
         answer = shim.raw("project/p")
-    assert answer.status_code == 503 and "does not answer" in answer.text
+    assert answer.status_code == 503 and "Not possible now" in answer.text
     monkeypatch.setattr("shim.dashboard.reader.LONGEST_QUERY", "5s")  # 30 ms are not enough on a busy machine
     assert shim.raw("project/p").status_code == 200, "and the next one is not held up by it"
 
