@@ -526,6 +526,16 @@ def test_kept_success_is_used_only_when_its_report_is_whole_and_of_this_project(
     assert job(f"{keep} {of_another}; {look}") == f"not used\n{old}\n"
 
 
+def test_memory_is_first_measured_after_a_second_with_any_interval_of_heartbeats(tmp_path: Path) -> None:
+    """Not seconds later where the interval is no multiple of 5: short work would have none on record."""
+    found = job(
+        "make_scratch; set -m; sleep 1000 & work_group=$!; set +m; start_heartbeats 8 ''\n"
+        "read -r -t 3 -u 8 memory disk && ((memory > 0)) && echo measured; stop_heartbeats; end_group $work_group",
+        _CONDOR_SCRATCH_DIR=str(tmp_path),
+    )
+    assert found == "measured\n"
+
+
 def test_child_that_a_signal_leaves_without_a_name_is_killed_and_the_work_is_not(tmp_path: Path) -> None:
     """Such a child would wait for ever to write into its pipe, and keep the job's output open."""
     found = job(
