@@ -341,6 +341,25 @@ def test_failing_merge_backs_off_and_is_failed_in_the_end(merging: World) -> Non
     assert merging.checkout(13)["status"] == "no-work"
 
 
+def test_one_tick_ends_the_backoffs_of_slices_and_of_merges(merging: World) -> None:
+    slices(merging, 0, 3)
+    merging.add_file(1, seqno=2)
+    merging.set(backoff_s=600)
+    for process, task in ((10, "merge"), (11, "slice")):
+        assert merging.checkout(process, templates=TEMPLATES)["task"] == task
+        assert merging.report(process, 1)["status"] == "failed"
+    for table in ("merges", "slices"):
+        merging.db.execute(
+            f"UPDATE osgprod_data.{table} SET not_before = now() - interval '1 s' WHERE is_ready IS FALSE"
+        )
+    merging.db.execute("UPDATE osgprod_data.projects SET next_due_at = now() + interval '1 min'")
+    merging.tick()
+    assert [merging.checkout(process, templates=TEMPLATES)["task"] for process in (12, 13)] == [
+        "merge",
+        "slice",
+    ]
+
+
 def test_recycled_slice_supersedes_the_merge_that_runs(merging: World) -> None:
     slices(merging, 0, 3)
     merging.checkout(10)

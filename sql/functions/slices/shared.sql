@@ -65,12 +65,15 @@ $fn$;
 CREATE FUNCTION osgprod._end_backoffs(p_project_id int, p_from timestamptz, p_to timestamptz)
 RETURNS boolean LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Requeues the slices of a project whose backoff ends within a time. It does not look at projects.next_due_at: a failed
--- report would have to lower that, and so lock the project's row.
+-- Requeues the slices and merges of a project whose backoff ends within a time. It does not look at projects.next_due_at: a
+-- failed report would have to lower that, and so lock the project's row.
 -- Parameters: p_project_id  project;  p_from, p_to  the backoff's end is between these, both inclusive
--- Returns:    were slices requeued? When there are none, one place of the index slices_not_ready is read.
--- Locks:      slices, SKIP LOCKED: nothing here waits. The caller has the project, shared (advisory: project_id, -1).
+-- Returns:    were any requeued? When there are none, one place of the index slices_not_ready and one of merges_not_ready are read.
+-- Locks:      merges, files (_may_be_assigned) and slices, all SKIP LOCKED. The caller has the project, shared (advisory:
+--             project_id, -1).
 -- Source:     docs/design.md I4
+DECLARE
+    v_are_merges boolean := osgprod._end_merge_backoffs(p_project_id, p_from, p_to);
 BEGIN
     WITH ended AS (
         SELECT s.project_id, s.rawdata_id, s.block1 FROM osgprod_data.slices s
@@ -80,7 +83,7 @@ BEGIN
     )
     UPDATE osgprod_data.slices s SET is_ready = true FROM ended o
      WHERE s.project_id = o.project_id AND s.rawdata_id = o.rawdata_id AND s.block1 = o.block1;
-    RETURN FOUND OR osgprod._end_merge_backoffs(p_project_id, p_from, p_to);
+    RETURN FOUND OR v_are_merges;
 END
 $fn$;
 
