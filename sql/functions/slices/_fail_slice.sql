@@ -9,14 +9,14 @@ AS $fn$
 --             max_faults, and only each fourth time when it is on the same worker as the one before: a block that kills
 --             its process is isolated in the end as well, a bad node alone isolates nothing for long. A slice is split at
 --             max_failures, or quarantined if it is one block; with max_backups, and when no file is open any more, it
---             is split at its first failure. Below that limit its backup attempt, if it has one, becomes its holder instead.
+--             is split at each failure. Below max_failures its living backup attempt becomes its holder instead.
 -- Parameters: p_project  the project's row;  p_slice  the slice, locked;  p_outcome  failed, node-fault, lost or superseded
 --             p_worker   on whom;  p_exit_code  as reported; NULL = lost, stopped by the server, or gone;  p_may_wait  for the file
 --             p_is_excused  something else is to blame (_blame): nothing is counted. It backs off only while the project has
 --                           paused itself, so that the next probe is another slice
--- Returns:    true; false = the slice has to be split and somebody else has its file: the slice is as it was
--- Locks:      the backup's row, SKIP LOCKED (_promote_backup); the file's row, when the slice is split; else the file's row FOR KEY
---             SHARE, SKIP LOCKED (_may_be_assigned)
+-- Returns:    true; false = the slice has to be split and another session has its file: the slice is as it was
+-- Locks:      the backup's row, SKIP LOCKED (_promote_backup); the file's row, to split the slice; else that FOR KEY SHARE, SKIP
+--             LOCKED (_may_be_assigned)
 DECLARE
     v_is_failure  boolean;
     v_is_at_limit boolean;
@@ -39,7 +39,7 @@ BEGIN
         IF NOT osgprod._lock_file(p_slice.project_id, p_slice.rawdata_id, p_may_wait) THEN
             RETURN false;
         END IF;
-        p_slice.failures := 0;  -- each half starts with counts of 0; faults stay: the suspicion is of the whole slice
+        p_slice.failures := 0;  -- faults stay: the suspicion is of the whole slice
     ELSIF v_is_at_limit THEN
         v_not_before := NULL;  -- never: it is quarantined
         PERFORM osgprod._notify(p_slice.project_id, 'block-quarantined', jsonb_build_object('block', p_slice.block1,
@@ -91,7 +91,7 @@ BEGIN
     ELSIF p_exit_code IS NOT NULL
           AND (p_is_excused AND p_project.pause_cause IS NOT NULL OR NOT p_is_excused AND v_earlier > 0)
     THEN
-        -- The first node fault costs no time: another worker gets the work. Where they go on, they may not be the node's.
+        -- The first node fault costs no time: another worker gets the work. Later ones may not be the node's fault.
         not_before := osgprod._end_of_backoff(p_project, greatest(v_earlier - 1, 0));
     END IF;
 END

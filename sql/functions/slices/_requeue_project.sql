@@ -3,14 +3,14 @@ CREATE FUNCTION osgprod._requeue_project(
     OUT lost int, OUT over boolean)
 LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Requeues every slice and merge of the project whose lease or backoff has ended, and notes when the next lease can end, how
+-- Requeues the slices and merges of the project whose lease or backoff has ended, and notes when the next lease can end, how
 -- many are live, and how long merges take.
 -- Parameters: p_project  the project's row
 --             p_cluster, p_process, p_schedd  instead of expired leases those of these jobs: see reclaim_lost
--- Returns:    how many slices and merges were lost, and whether a backoff is over; none also while files of the project are being
---             reset
--- Locks:      backups, slices, the rows of their files where a slice is split, merges, the project's row: all SKIP LOCKED,
---             nothing here waits
+-- Returns:    how many slices and merges were lost, and whether a backoff is over. Nothing is done while an operator has the
+--             project alone
+-- Locks:      the project, shared (advisory: project_id, -1), tried; backups, slices, the rows of their files, merges, the project's
+--             row: all SKIP LOCKED, nothing here waits
 -- Source:     docs/design.md I4
 DECLARE
     v_slice   osgprod_data.slices;

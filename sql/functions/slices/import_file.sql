@@ -7,16 +7,16 @@ AS $fn$
 -- Promise:    a slice counts as done when its job ended with exit code 0 and held no other: a job that holds several did
 --             one of them at most, and nobody knows which. Of slices that overlap, the one that ended first counts, and
 --             nothing of the others, since the output of a slice has all its events. All other blocks are left to be done. A file of
---             which something is allocated already is left as it is: a repeated call says already.
+--             which something is allocated already is left as it is. A repeated call changes nothing more.
 -- Parameters: p_project     project name
 --             p_path        of a registered file;  p_size_bytes [bytes], p_nblocks  as the other one knew it, its blocks
 --                           counted with or without a trailer
 --             p_slices      list of objects: block1, block2 (0-based, half-open), and where a job had it cluster,
 --                           process, nstart, cpus, worker (address), started_at, ended_at, exit_code (NULL = no report),
 --                           slices_of_job (how many it holds)
--- Returns:    one row. status imported; already; double (the project has its run and number at another path); differs (not the
---             file that the other one knew); or unknown (not registered; nothing is changed in these cases); blocks done and
---             left, and attempts put on record
+-- Returns:    one row. status imported, with blocks done and left, and attempts put on record. Nothing is changed with: already (something
+--             of it is allocated, or it has no work); double (the project has its run and number at another path); differs (not the
+--             file that the other one knew); unknown (not registered)
 -- Errors:     OG301 unknown project; OG108 slices that make no sense; OG502 an
 --             operator has the project alone; OG901 isolation level
 -- Locks:      which files are on tape only, shared (advisory: 0, -3); the project, shared (advisory: project_id, -1), against load_slices (project_id, -2), the run's merge, the
@@ -43,7 +43,7 @@ BEGIN
     END IF;
     PERFORM pg_advisory_xact_lock_shared(0, -3);  -- see _mark_on_tape
     PERFORM osgprod._enter_project(v_project.project_id, p_project);
-    PERFORM pg_advisory_xact_lock(v_project.project_id, -2);  -- nobody loads files until then
+    PERFORM pg_advisory_xact_lock(v_project.project_id, -2);  -- nobody else loads files until this transaction ends
     INSERT INTO loaded_files (project_id, rawdata_id, run, seqno, block1, block2, on_tape)
     SELECT v_project.project_id, v_rawdata.rawdata_id, v_rawdata.run, v_rawdata.seqno, v_rawdata.first_block,
            v_rawdata.nblocks, p.skip_nearline AND r.locality IS NOT DISTINCT FROM 'nearline'
@@ -84,7 +84,7 @@ BEGIN
         v_attempt := osgprod._import_attempt(v_project.project_id, v_rawdata.rawdata_id, v_slice.first, v_slice.last,
             v_slice.cluster, v_slice.process, v_slice.nstart, v_slice.cpus, v_slice.worker, v_slice.started_at,
             v_slice.ended_at, v_slice.exit_code, v_is_done);
-        CONTINUE WHEN v_attempt.nstart IS NULL;  -- a job of that number is on record already: its slice is done again
+        CONTINUE WHEN v_attempt.nstart IS NULL;  -- an attempt of that number is on record already: its slice is processed again
         v_new := array_append(v_new, v_attempt);
         IF v_is_done THEN
             v_done := array_append(v_done, v_attempt);
@@ -137,7 +137,7 @@ CREATE FUNCTION osgprod._import_attempt(
 RETURNS osgprod_data.attempts LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Puts a job of another dispatcher on record, with how it ended: by its own report, or lost.
--- Parameters: p_block1, p_block2  what of its slice counts;  p_is_done  is it done by the exit code?;  see import_file
+-- Parameters: p_block1, p_block2  its slice, as far as it is work of the file;  p_is_done  does its success count?;  see import_file
 -- Returns:    the attempt; NULLs when one of that number is on record already
 DECLARE
     v_attempt    osgprod_data.attempts;
@@ -170,8 +170,9 @@ $fn$;
 CREATE FUNCTION osgprod._tally_late(p_project_id int, p_attempts osgprod_data.attempts[])
 RETURNS void LANGUAGE sql VOLATILE
 AS $fn$
-    -- Adds the reports on attempts that have just been put on record with times that are
-    -- tallied already. Nothing more is tallied until they are committed: see _tally.
+    -- Adds to the tallies those reports on attempts just put on record whose times are tallied already. Nothing more is tallied
+    -- until they are committed: see _tally.
+    -- Locks:      the project's row, FOR SHARE; it waits for that
     WITH tallied_until AS MATERIALIZED (
         SELECT p.tallied_until AS at FROM osgprod_data.projects p WHERE p.project_id = p_project_id FOR SHARE
     ), late AS (

@@ -13,15 +13,16 @@ AS $fn$
 -- Parameters: p_project     project name; NULL = the only project that there is
 --             p_runs        run numbers; NULL = all registered files
 --             p_start_over  begin again with files loaded already
--- Returns:    one row: files and blocks loaded by this call; files_already were loaded before and are unchanged;
+-- Returns:    one row: files and blocks loaded or reset by this call; files_already were loaded before and are unchanged, or have no
+--             block that is work;
 --             files_double were left out, since the project has their run and number at another path; blocks_forgotten were
 --             done or on lease before they were reset; files_without_bor were left out, since the project demands a
 --             begin-of-run record (demand_bor)
 -- Errors:     OG301 unknown project; OG302 no file is registered for the runs; OG505 a call that moves
 --             slices does not end; OG901 isolation level
--- Locks:      which files are on tape only, shared (advisory: 0, -3); when resetting, the project (advisory: project_id, -1)
---             exclusively: it waits for calls that move slices now, and those that come must try again (OG502). Then
---             (project_id, -2), against other calls that load files
+-- Locks:      which files are on tape only, shared (advisory: 0, -3); when resetting, the project (advisory: project_id, -1),
+--             alone: it waits for calls that move slices now, 10 s at most, and those that come get OG502; the merges of reset files.
+--             Then (project_id, -2), against other calls that load files, and the merges of whole runs that get more files
 DECLARE
     v_project    projects := osgprod._get_project(coalesce(p_project, osgprod._only_project()));
     v_project_id int := v_project.project_id;

@@ -3,16 +3,18 @@ CREATE FUNCTION osgprod.reclaim_lost(
 RETURNS TABLE (project text, reclaimed int)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
--- Requeues slices whose lease has expired (tick does the same on the shims' timer), or those of jobs that are known to be
--- gone, removed by condor_rm for instance, without waiting for their leases.
--- Promise:    a repeated or simultaneous call does no harm; slices, merges and backups that somebody has locked at this moment
---             are left to the next call, so nothing here waits. A job taken for gone that is not, gets its slice back at its next heartbeat,
---             as long as nobody else has it. The removal of a job is not a fault: it counts against neither slice nor worker.
+-- Requeues slices and merges whose lease has expired (tick does the same on the shims' timer), or those of jobs that are known to
+-- be gone, removed by condor_rm for instance, without waiting for their leases. Backups of these jobs end. Backoffs that have ended
+-- do so now, too.
+-- Promise:    a repeated or simultaneous call does no harm; what another session has locked at this moment, or a project that an
+--             operator has alone, is left to the next call, so nothing here waits. A job taken for gone that is not, gets its slice or
+--             merge back at its next heartbeat, as long as nobody else has it. The removal of a job counts against neither slice
+--             nor worker.
 -- Parameters: p_project  project name; NULL = all projects
---             p_cluster  HTCondor's cluster whose jobs are gone [0 .. 2147483647]; NULL = what ran out of lease
+--             p_cluster  HTCondor's cluster whose jobs are gone [0 .. 2147483647]; NULL = those whose lease has expired
 --             p_process  only this one of them [0 .. 2147483647]; NULL = all of the cluster
 --             p_schedd   only jobs of this access point, as they name it; NULL = of all: they may have the same numbers
--- Returns:    a row for each project in which slices were reclaimed: how many
+-- Returns:    a row for each project in which slices or merges were reclaimed: how many
 -- Errors:     OG301 unknown project; OG108 a process or an access point without a cluster; OG901 isolation level
 -- Locks:      see _requeue_project
 -- Source:     docs/design.md I4
@@ -43,4 +45,4 @@ END
 $fn$;
 
 COMMENT ON FUNCTION osgprod.reclaim_lost(text, int, int, text) IS
-'Requeues slices whose lease has expired, or those of a cluster that is gone; a row for each project that had some. For osgprod_operator; tick does the same on the shims'' timer.';
+'Requeues slices and merges whose lease has expired, or those of a cluster that is gone; a row for each project that had some. For osgprod_operator; tick does the same on the shims'' timer.';

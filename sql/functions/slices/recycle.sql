@@ -14,11 +14,11 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod
 -- Slices are found by state, and all else by key, with any statistics of the planner.
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $fn$
--- Requeues slices, to be assigned at once, with counts of failures of 0.
--- Promise:    leased slices, and those being settled at this moment, are never touched; reports of attempts from before no
---             longer count. A repeated call finds nothing more to do.
+-- Requeues slices with counts of failures of 0, to be assigned at once unless their file is suspended or on tape only.
+-- Promise:    leased slices, and those that another session has locked at this moment, are never touched; reports of attempts from
+--             before no longer count. A repeated call finds nothing more to do.
 -- Parameters: p_project    project name
---             p_states     which: quarantined, failed (ready after failures or node faults), done
+--             p_states     which: quarantined, failed (ready after failures, node faults or losses), done
 --             p_runs       run numbers; NULL = all
 --             p_path       path of one file, or an SQL LIKE pattern; NULL = all
 --             p_exit_code  only slices whose last report had this exit code [0 .. 255]; NULL = any
@@ -30,7 +30,7 @@ AS $fn$
 --             p_process    only to this one of them [0 .. 2147483647]; NULL = all of the cluster
 -- Returns:    a row a slice, as it was
 -- Errors:     OG301 unknown project; OG108 unknown state, or a process without a cluster; OG502 an operator has the project alone; OG901 isolation level
--- Locks:      the slices in their order, SKIP LOCKED; see _reopen_slice
+-- Locks:      the project, shared (advisory: project_id, -1), tried; the slices in their order, SKIP LOCKED; see _reopen_slice
 DECLARE
     v_project_id int := (osgprod._get_project(p_project)).project_id;
     v_path       text := osgprod._path_pattern(p_path);
@@ -106,8 +106,8 @@ COMMENT ON FUNCTION osgprod.recycle(text, text[], int[], text, int, boolean, ine
 CREATE FUNCTION osgprod._path_pattern(p_path text)
 RETURNS text LANGUAGE sql STABLE
 AS $fn$
-    -- The LIKE pattern of what a call that undoes something means: the file of that path and no other, even where the path
-    -- looks like a pattern; a pattern only where no file has that name.
+    -- The LIKE pattern for the files that an operator's call means: the file of that path and no other, even where the path looks
+    -- like a pattern; a pattern only where no registered file has that path.
     SELECT CASE WHEN EXISTS (SELECT FROM osgprod_data.rawdata w WHERE w.path = p_path)
                 THEN regexp_replace(p_path, '([\\%_])', '\\\1', 'g') ELSE osgprod._pattern(p_path) END
 $fn$;

@@ -3,12 +3,12 @@ RETURNS TABLE (path text, suspended_at timestamptz, suspend_reason text)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
 -- Ends the suspension of files: their slices are assigned again. A file that still can't be processed is suspended again.
--- Promise:    a repeated call finds no file any more.
+-- Promise:    a repeated call finds nothing more to do.
 -- Parameters: p_project  project name;  p_runs  run numbers; NULL = all
 --             p_path     path of one file, or an SQL LIKE pattern; NULL = all
 -- Returns:    a row for each file that was suspended, in the order of run and number, with its suspension
 -- Errors:     OG301 unknown project; OG502 an operator has the project alone
--- Locks:      the project, shared (advisory: project_id, -1), tried; the files' rows, in order: it waits for each
+-- Locks:      the project, shared (advisory: project_id, -1), tried; the files' rows, in order: it waits for each; see _resume_file
 DECLARE
     v_project projects := osgprod._get_project(p_project);
     v_path    text := osgprod._path_pattern(p_path);

@@ -3,7 +3,7 @@ RETURNS boolean LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Locks a file's row.
 -- Parameters: p_project_id, p_rawdata_id  the file;  p_may_wait  for a session that has it
--- Returns:    is it locked?
+-- Returns:    is it locked? false also when there is no such file
 BEGIN
     PERFORM FROM osgprod_data.loaded_files f
       WHERE f.project_id = p_project_id AND f.rawdata_id = p_rawdata_id FOR NO KEY UPDATE SKIP LOCKED;
@@ -19,10 +19,10 @@ CREATE FUNCTION osgprod._split_slice(p_project_id int, p_rawdata_id int, p_block
 RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Splits a slice that is ready, in a backoff or leased in two: [block1, p_at) keeps its state, [p_at, block2) becomes another
--- slice, ready or in the same backoff. Both get a new opened_at (I5). The second is not ready while its file is suspended or skipped, though the first part may be:
--- as the one slice by which a file is tried.
--- Parameters: p_project_id, p_rawdata_id, p_block1  the slice, locked, and its file's row: a claim may be reading where the
---             slice ends;  p_at  a block inside it
+-- slice, ready or in the same backoff. Both get a new opened_at (I5). The second is not ready while its file is suspended or on tape
+-- only, though the first may be: as the one slice by which a file is tried.
+-- Parameters: p_project_id, p_rawdata_id, p_block1  the slice; it and its file's row are locked, since a claim may be reading
+--             where the slice ends;  p_at  a block inside it
 -- Source:     docs/design.md I2
 BEGIN
     -- One statement, so that the chain of slices is whole before its constraints are checked.
@@ -56,8 +56,9 @@ RETURNS boolean LANGUAGE sql VOLATILE
 AS $fn$
     -- May slices of a file be assigned: is it neither suspended nor skipped since it is on tape only? (For its unallocated
     -- blocks the column is_open says so.) Asked before a slice is made ready, and true until the end of the transaction.
-    -- Locks:      the file's row, FOR KEY SHARE SKIP LOCKED: no claim has a lock that conflicts with this. What is about to
-    --             suspend the file, or to skip it, has one: the slice stays as it is then, and a later tick makes it ready
+    -- Returns:    false also while another session is about to suspend or to skip the file: the slice is not ready then, and a later
+    --             tick makes it ready if it may
+    -- Locks:      the file's row, FOR KEY SHARE SKIP LOCKED: no claim has a lock that conflicts with this
     SELECT coalesce((SELECT f.suspended_at IS NULL AND NOT f.on_tape FROM osgprod_data.loaded_files f
                       WHERE f.project_id = p_project_id AND f.rawdata_id = p_rawdata_id FOR KEY SHARE SKIP LOCKED), false)
 $fn$;
@@ -111,7 +112,7 @@ RETURNS boolean LANGUAGE sql STABLE
 AS $fn$
     -- Has a lease expired?
     -- Parameters: p_due_at  its end;  p_since, p_hold  one that ends after the first of these holds until the second
-    -- No lease is longer than 30 days: the end of such a one was written by a wrong clock.
+    -- No lease is longer than 30 days: an end more than 31 days ahead was written by a wrong clock, and has expired.
     SELECT (p_hold <= now() OR p_due_at < p_since)
        AND (p_due_at <= now() OR p_due_at > now() + interval '31 days') IS NOT FALSE
 $fn$;
@@ -137,8 +138,9 @@ AS $fn$
 -- Parameters: p_project  the project's row;  p_slice  the slice, locked
 --             p_outcome  lost: its lease has expired, or it has to stop;  superseded: its job is gone or has to stop, says the
 --                        operator
---             p_reason   why it has to stop; NULL = it need not, and may get the slice again;  p_may_wait  for the file
--- Returns:    true; false = somebody else has the file that this needs: nothing is changed
+--             p_reason   why it has to stop, or that its job has given the slice up. Of a lost one NULL = it may get the slice again
+--             p_may_wait  for the file
+-- Returns:    true; false = another session has the file that this needs: the slice is as it was, and no verdict is written
 -- Locks:      see _fail_slice
 DECLARE
     v_attempt osgprod_data.attempts := osgprod._attempt(p_slice.project_id, p_slice.cluster, p_slice.process, p_slice.nstart);
@@ -181,10 +183,9 @@ CREATE FUNCTION osgprod._settle_files(p_project_id int, p_all boolean)
 RETURNS boolean LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Marks allocated files complete whose slices are all done or quarantined.
--- Promise:    each file is read to its end once when it is complete; asking again is cheap.
--- Parameters: p_project_id  project;  p_all  look at all of them, not only up to the first, in order, that is not complete
--- Returns:    true when some loaded file is not complete
--- Locks:      each complete file's row, SKIP LOCKED
+-- Parameters: p_project_id  project;  p_all  look at all of them, not only up to the first, in order, that is not marked
+-- Returns:    true when some loaded file is not marked complete
+-- Locks:      see _settle_file
 DECLARE
     v_file    record;
     v_is_open boolean := false;
@@ -210,9 +211,10 @@ RETURNS boolean LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Marks an allocated file complete if its slices are all done or quarantined.
 -- Parameters: p_project_id, p_rawdata_id  the file
--- Returns:    is it marked? false: it is not complete, or somebody has its row, or changes by what the project merges
--- Locks:      the file's row, SKIP LOCKED; then _hold_merge_settings, tried; then its run (advisory: project_id, -10 - run), tried: files of a run are called
---             complete one after the other, so that the last one is known; see _hold_complete_files
+-- Returns:    is it marked? false: it is not complete, or another session has one of the locks that are tried
+-- Locks:      tried: the file's row; _hold_merge_settings; its run (advisory: project_id, -10 - run), since files of a run are called
+--             complete one after the other, so that the last one is known; _hold_complete_files. Then see _file_is_complete, which
+--             waits for the merge
 DECLARE
     v_file record;
 BEGIN
@@ -262,7 +264,8 @@ $fn$;
 CREATE FUNCTION osgprod._reopen_slice(p_project_id int, p_rawdata_id int, p_block1 int)
 RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Makes a settled or failed slice ready as if it had never been tried.
+-- Makes a slice that is not leased ready as if it had never been tried; while its file is suspended or on tape only it is requeued,
+-- but not assigned.
 -- Parameters: p_project_id, p_rawdata_id, p_block1  the slice, locked
 -- Locks:      see _reopen_file
 BEGIN
@@ -278,11 +281,10 @@ $fn$;
 CREATE FUNCTION osgprod._reopen_file(p_project_id int, p_rawdata_id int)
 RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Takes back that a file is complete, with its merges, before a settled slice of it changes its state. A later tick looks at
--- the file again.
+-- Takes back that a file is complete, with its merges, before a slice of it changes its state. A later tick looks at the file again.
 -- Parameters: p_project_id, p_rawdata_id  the file
--- Locks:      the file's row, and its merges; it waits for them. Callers have the slice, and go through files in the order run,
---             seqno, rawdata_id. Of a run that is merged as a whole all complete files, in order, before its merge
+-- Locks:      it waits for each: when the merge of its whole run is more than planned, the run's complete files, in order; the file's
+--             row; its merge, and the run's. Callers have the slice, and go through files in the order run, seqno, rawdata_id
 DECLARE
     v_file record;
 BEGIN
@@ -321,12 +323,12 @@ $fn$;
 CREATE FUNCTION osgprod._mark_on_tape(p_project_id int, p_skips boolean, OUT skipped bigint, OUT resumed bigint)
 LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Marks the files that a project skips since they are on tape only, and those that it no longer skips. Ready slices of the
+-- Marks the files that a project skips since they are on tape only, and those that it no longer skips. Requeued slices of the
 -- first are not assigned; those of the others are, after the next tick. Leased slices go on.
 -- Parameters: p_project_id  project;  p_skips  its setting skip_nearline
 -- Returns:    how many files are skipped from now on, and how many no longer
--- Locks:      these files' rows, in order; it waits for each. Slices, SKIP LOCKED. The caller has (advisory: 0, -3) alone, before
---             any other lock, against sessions that load files, change the setting or record where files are
+-- Locks:      these files' rows, FOR UPDATE, in order; it waits for each. Slices, SKIP LOCKED. The caller has (advisory: 0, -3)
+--             alone, against sessions that load files, change the setting or record where files are
 BEGIN
     WITH changed AS (
         SELECT f.rawdata_id FROM osgprod_data.loaded_files f JOIN osgprod_data.rawdata r ON r.rawdata_id = f.rawdata_id

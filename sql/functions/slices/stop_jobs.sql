@@ -5,14 +5,15 @@ AS $fn$
 -- Tells the running jobs of a worker or a site to end, each at its next heartbeat, and requeues their slices and merges at once.
 -- Ban the worker or the site first (ban_worker), or the next jobs there get work again.
 -- Promise:    that a job is stopped is nobody's fault: it counts against neither its slice nor its worker. A success that is
---             reported all the same counts, unless another attempt was faster. A slice or merge that another session has locked at
---             this moment goes on: a repeated call stops it, and changes nothing of the others.
---             A job that was silent until its lease ended does not get its work back either.
+--             reported all the same counts, unless another attempt was faster. What another session has locked at this moment goes on:
+--             a repeated call stops it, and changes nothing of the others. A job that was silent until its lease ended does not get its
+--             work back either.
 -- Parameters: p_project  project name;  p_worker  host@address, host, address, site:NAME or all, see ban_worker
--- Returns:    how many attempts were stopped: at slices and merges, and backup attempts
+-- Returns:    how many attempts were stopped: at slices and merges, also silent ones, and backup attempts
 -- Errors:     OG301 unknown project; OG108 no worker is named, or its merges alone; OG502 an operator has the project alone;
 --             OG901 isolation level
--- Locks:      slices in order, each with its file, then merges, all tried: nothing here waits
+-- Locks:      the project, shared (advisory: project_id, -1); slices with their backups; slices with their files; merges. Each in
+--             order, and tried: nothing here waits
 -- Source:     docs/design.md "A slice's life"
 DECLARE
     v_project projects := osgprod._get_project(p_project);

@@ -5,7 +5,7 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod
 AS $fn$
 -- Takes files out of a project's work again, of which nothing was done: the way back from load_slices. They stay registered.
 -- Promise:    a file of which a block is done or on lease stays. Attempts that failed stay on record. A repeated call finds
---             nothing more to do.
+--             only files that stay, or raises OG302.
 -- Parameters: p_project  project name
 --             p_runs     run numbers; NULL = all;  p_path  path of one file, or an SQL LIKE pattern; NULL = all. One of the
 --                        two has to be given
@@ -14,8 +14,8 @@ AS $fn$
 --             done or on lease
 -- Errors:     OG301 unknown project; OG108 neither runs nor a path; OG302 no such file is loaded; OG505 a call that moves
 --             slices does not end; OG901 isolation level
--- Locks:      the project (advisory: project_id, -1), alone: it waits for calls that move slices now, and those that come are
---             answered to try again; then _hold_merge_settings
+-- Locks:      none with p_dry_run; else the project (advisory: project_id, -1), alone: it waits for calls that move slices now, 10 s at
+--             most, and those that come get OG502; then _hold_merge_settings, and the merges of these runs
 DECLARE
     v_project projects := osgprod._get_project(p_project);
     v_path    text := osgprod._path_pattern(p_path);
