@@ -8,8 +8,8 @@ GRANT EXECUTE ON FUNCTION
     osgprod.write_check
 TO osgprod_worker, osgprod_operator;
 
--- What the dashboard and the metrics show. Nothing here changes anything or tells a secret: no magic, token or digest of
--- one, no URL's query or password, no setting of a project.
+-- What the dashboard and the metrics show. Nothing here changes anything or tells a secret on record: no magic, token or digest
+-- of one, no URL's query or password. What jobs write (reasons, ends of logs) is shown as it came.
 GRANT EXECUTE ON FUNCTION
     osgprod.health, osgprod.idle_and_leased, osgprod.progress, osgprod.totals, osgprod.rate, osgprod.estimate,
     osgprod.attempts_by_exit, osgprod.attempts_by_site, osgprod.attempts_by_worker,

@@ -23,8 +23,9 @@ CREATE TYPE osgprod.pace AS (
 );
 
 -- What may be to blame for the last failures (_causes): a scope (project, place, file, address, worker), the name under
--- which it can be banned, and how often it was, while it is on probation; counts of its failures, of what they have in
--- common, and of workers at other places that fail so; the first of them, and the keys of recent_failures.
+-- which it can be banned, and how often it was, while it is on probation; counts of its failures, and of the workers, addresses,
+-- files and slices that had them; others: workers at other places that fail so; the places; the start of the first failure (of a
+-- delivery its end); the keys of recent_failures.
 CREATE TYPE osgprod.cause AS (
     scope     text,
     name      text,
@@ -84,7 +85,8 @@ CREATE TYPE osgprod.slice_content AS (
     pieces     text
 );
 
--- A call of checkout_slice: its parameters without their p_; n tells the calls of a batch apart.
+-- A call of checkout_slice: its parameters without their p_. Here and below, n tells the calls of a batch, and their answers,
+-- apart.
 CREATE TYPE osgprod.checkout_call AS (
     n            int,
     project      text,

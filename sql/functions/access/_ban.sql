@@ -19,8 +19,8 @@ $fn$;
 CREATE FUNCTION osgprod._ban_of(p_project_id int, p_worker text, p_site text, p_task text DEFAULT '')
 RETURNS SETOF osgprod_data.worker_bans LANGUAGE sql STABLE
 AS $fn$
-    -- The ban that keeps a worker from work the longest, under any of its names; no row = it is not banned. While the
-    -- server has banned all from merges, one merge at a time is tried after the ban, until one succeeds.
+    -- The ban that keeps a worker from work the longest, under any of its names; no row = it is not banned. After the server's ban of
+    -- all merges one merge at a time is tried, until one succeeds: while that is leased, the ban holds for all others.
     -- Parameters: p_project_id  project;  p_worker  see _worker;  p_site  its site, as it says; NULL = not known
     --             p_task  merges: = from merges only, whose bans have this before their names
     SELECT b.* FROM osgprod_data.worker_bans b
@@ -53,11 +53,12 @@ RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Bans a worker that failed max_fast_failures slices within fast_failure_s of starting, and more than half of all that
 -- it had, since its last ban or within block_worker_s; these failures no longer count against the slices. Merges don't count.
+-- Failures that something else is to blame for don't either, and none does while _others_fail_alike.
 -- Promise:    after its ban a worker is on probation: until its first success, for a day at most, a single fast failure bans
---             it again, twice as long as before, up to 30 days. Nothing here waits: when another session has the worker's ban, that
---             session bans or unbans the worker, and this one leaves the ban alone.
+--             it again, twice as long as before, up to 30 days. When another session has the worker's ban, that session bans or
+--             unbans the worker, and this one leaves the ban alone.
 -- Parameters: p_project  the project's row;  p_worker  see _worker;  p_fault  of its newest failure, see _fault
--- Locks:      the worker's ban (advisory, see _ban_key) and its row, both tried; slices that it failed, SKIP LOCKED
+-- Locks:      see _ban, then _discount_failures
 DECLARE
     v_ban          osgprod_data.worker_bans;
     v_on_probation boolean;
@@ -124,7 +125,7 @@ AS $fn$
 -- doubled up to max_backoff_s.
 -- Parameters: p_project  the project's row;  p_name  see _ban_of;  p_times  how often by now;  p_reason  in words
 -- Returns:    false when another session has this ban: it decides; or when it holds: another one was faster
--- Locks:      the ban (advisory, see _ban_key) and its row, both tried
+-- Locks:      the ban (advisory, see _ban_key), its row, and the project's row (_note_bans), all tried
 DECLARE
     v_until timestamptz := now() + make_interval(
         secs => least(CASE p_name WHEN 'merges:all' THEN p_project.retest_s ELSE p_project.block_worker_s END
@@ -156,7 +157,8 @@ $fn$;
 CREATE FUNCTION osgprod._ban_key(p_project_id int, p_worker text)
 RETURNS bigint LANGUAGE sql IMMUTABLE
 AS $fn$
-    -- The advisory lock of a worker's ban. Should it be the key of another lock by chance, a ban comes one failure later.
+    -- The advisory lock of a worker's ban. Should it be the key of another lock by chance, a ban comes one failure later, or
+    -- a call waits once.
     SELECT hashtextextended(p_worker, p_project_id)
 $fn$;
 
@@ -183,7 +185,7 @@ AS $fn$
 -- Discounts a bad node's failures, so that they no longer count against the slices: they say nothing of the data. What
 -- reached quarantine through them alone is requeued.
 -- Parameters: p_project  the project's row;  p_worker  see _worker;  p_since  from when on its fast failures are void
--- Locks:      the slices, SKIP LOCKED; see _lower_failure_counts
+-- Locks:      the slices, in order, SKIP LOCKED; see _lower_failure_counts
 DECLARE
     v_slice record;
 BEGIN
@@ -214,8 +216,8 @@ AS $fn$
 -- Gives a slice smaller counts of failures. With them its backoff ends; what reached quarantine through them is ready again.
 -- Parameters: p_project  the project's row;  p_rawdata_id, p_block1  the slice, locked;  p_failures, p_faults  the counts;
 --             p_faults NULL = as they are
--- Locks:      the file's row, tried, and for a quarantined slice what _reopen_file locks, tried too: where another session has
---             one of them, the failures stay. The caller may have a ban, or other files
+-- Locks:      the file's row, tried, and for a quarantined slice see _try_reopen_file: where another session has one of these, the
+--             counts stay. The caller may have a ban, or other files
 BEGIN
     -- The row may be updated for a second time in this transaction: then it is checked against its foreign key, which fails
     -- while somebody splits the slice before it.

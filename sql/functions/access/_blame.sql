@@ -4,13 +4,14 @@ CREATE FUNCTION osgprod._blame(
 RETURNS boolean LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Notes a failure of a slice or a merge, looks for its cause beyond the slice and the worker, and acts on the widest one that
--- it finds: the project pauses itself, a file is suspended, a site, network, address or worker is banned.
+-- it finds: the project pauses itself, a file is suspended, a site, network or address is banned; or merges are, everywhere, at a
+-- site or on a worker.
 -- Promise:    a cause is blamed only while nothing succeeds that it would have made fail as well. Failures with such a cause
 --             count neither against slices nor against workers. Failures of merges stop merges, those of slices stop slices.
 -- Parameters: p_project  the project's row;  p_attempt  the attempt, which holds its slice or merge;  p_is_first  had nothing
 --             of that failed before?;  p_outcome  failed or node-fault;  p_worker  see _worker;  p_call  the report
--- Returns:    true when something other than the slice and its worker is to blame, or than the merge
--- Locks:      rows of projects, loaded_files, slices, merges and worker_bans, all tried: nothing here waits
+-- Returns:    true when something other than the slice and its worker, or than the merge, is to blame
+-- Locks:      see _act. Nothing here waits, but for 1 ms (_try_reopen_file)
 -- Source:     docs/design.md "Outages: who is blamed"
 DECLARE
     v_failure osgprod_data.recent_failures := osgprod._note_failure(p_project, p_attempt, p_is_first, p_outcome, p_worker, p_call);
@@ -100,7 +101,7 @@ RETURNS SETOF osgprod.cause LANGUAGE plpgsql STABLE
 AS $fn$
 -- Finds the causes that the newest failure may have in common with others, the widest first. Each is a scope with counts of
 -- its newest failures; _suffices says which counts make a cause.
--- Promise:    reads the last 1000 failures of the hour, once for all scopes.
+-- Promise:    reads the last 1000 failures of the hour, of slices or of merges, once for all scopes.
 -- Parameters: p_project  the project's row;  p_failure  the newest failure
 DECLARE
     v_is_untried boolean := osgprod._is_untried(p_project, p_failure.started_at) AND p_failure.fault <> 'fetch';
@@ -297,7 +298,7 @@ BEGIN
                  WHERE r.project_id = f.project_id AND r.fault = p_failure.fault AND r.failed_at > p_cause.since
                    AND r.rawdata_id = f.rawdata_id AND r.place <> p_failure.place));
     END IF;
-    IF p_cause.scope = 'project' THEN  -- more than were needed
+    IF p_cause.scope = 'project' THEN  -- all failures with this fault since the first, not only those that sufficed
         p_cause.ids := ARRAY(
             SELECT r.failure_id FROM osgprod_data.recent_failures r
              WHERE r.project_id = p_failure.project_id AND r.fault = p_failure.fault AND r.failed_at >= p_cause.since
@@ -327,7 +328,7 @@ CREATE FUNCTION osgprod._banned_places(p_project_id int, p_is_merge boolean)
 RETURNS SETOF text LANGUAGE sql STABLE
 AS $fn$
     -- The sites and networks that are banned, by the names of their bans (_ban_of_place).
-    -- Parameters: p_project_id  project;  p_is_merge  also those that are banned from merges
+    -- Parameters: p_project_id  project;  p_is_merge  also those that are banned from merges only
     SELECT CASE WHEN p_is_merge THEN regexp_replace(b.worker, '^merges:', '') ELSE b.worker END
       FROM osgprod_data.worker_bans b
      WHERE b.project_id = p_project_id AND b.worker ~ '^(merges:)?(site:|[0-9a-f:.]+/)'
@@ -417,10 +418,11 @@ CREATE FUNCTION osgprod._clear_failures(
 RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Takes failures off the slices (or merges) and the workers that had them, since something else is to blame: counts,
--- backoffs, quarantine and automatic bans.
+-- backoffs, quarantine and, unless an address or a worker is to blame, automatic bans.
 -- Parameters: p_project  the project's row;  p_cause  the cause to blame
 --             p_failure  the newest failure, which is not counted yet: nothing is taken off for it. Of a merge: merges are meant
--- Locks:      rows of recent_failures, slices, merges and bans, SKIP LOCKED: a locked one stays; see _lower_failure_counts
+-- Locks:      rows of recent_failures, merges, slices (see _lower_failure_counts), bans and the project's, SKIP LOCKED: a locked
+--             one stays as it is
 DECLARE
     v_is_merge boolean := p_failure.merge_id IS NOT NULL;
     v_cleared  bigint[];

@@ -18,7 +18,7 @@ AS $fn$
 --             none, anybody does.
 -- Parameters: p_project  the project's row;  p_call  the call, whose job is locked
 --             p_last  the job's last attempt, which lives;  p_due_at, p_progress_at  of its slice, merge or backup
--- Returns:    code (none), and message; NULL = it may go on
+-- Returns:    no code, and a message; NULL = it may go on
 -- Source:     docs/security.md "Job keys"
 DECLARE
     v_reason text := CASE

@@ -1,7 +1,7 @@
 CREATE FUNCTION osgprod._pause_project(p_project osgprod_data.projects, p_fault text, p_reason text)
 RETURNS boolean LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Pauses a project on its own account.
+-- Lets a project pause itself.
 -- Parameters: p_project  the project's row;  p_fault  see _fault;  p_reason  in words
 -- Returns:    false when another session has the project's row, or it is not active any more
 -- Locks:      the project's row, SKIP LOCKED
@@ -25,10 +25,10 @@ CREATE FUNCTION osgprod._note_success(
 RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Ends the pause that the project has begun itself, and the suspension of the file, when a success shows that they work again.
--- Counts the successes that a new project needs. The success of a merge ends the ban of all merges, and a pause only when no
+-- Counts the successes that a new work script needs. The success of a merge ends the ban of all merges, and a pause only when no
 -- slice is left that could. Called of slices only while the project's row says that there is such a thing.
 -- Parameters: p_project  the project's row;  p_attempt  the attempt;  p_is_done  false = it has only fetched its slice
--- Locks:      the project's row, the file's and the ban's, SKIP LOCKED: a later success does it then; see _resume_file
+-- Locks:      the ban's row and the project's, SKIP LOCKED: a later success does it then; see _has_resumed and _resume_file
 BEGIN
     IF p_attempt.merge_id IS NOT NULL THEN
         UPDATE osgprod_data.worker_bans b SET until = now(), banned_at = now(), times = 0, reason = 'a merge succeeded'
@@ -91,8 +91,8 @@ RETURNS text[] LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Says why no more attempts of a project may start: max_live of them live; or it is a test of what may not work, and as many
 -- live as may during that. A project that has paused itself tries one job at a time, first after retest_s, later after
--- half of the time that the pause has lasted, at most 5 times retest_s; one that is not heard of for 10 times retest_s is not
--- waited for. A new work script is tried by probe_jobs jobs at a time, until as many have succeeded.
+-- half of the time that the pause has lasted, at most 5 times retest_s; one that started more than 10 times retest_s ago is
+-- not waited for. A new work script is tried by probe_jobs jobs at a time, until as many have succeeded.
 -- Parameters: p_project  the project's row
 -- Returns:    code (OG603, OG501; none of a new work script), message and hint; NULL = this job may start
 -- Locks:      of a pause the project's row, SKIP LOCKED; of a new work script (advisory: project_id, -3), tried: its first jobs
@@ -147,7 +147,7 @@ BEGIN
                             WHERE q.project_id = p_project.project_id AND p_digest <> ALL (q.tested_scripts)
                               FOR NO KEY UPDATE SKIP LOCKED)
     RETURNING p.unproven, p.tested_since INTO p_project.unproven, p_project.tested_since;
-    IF NOT FOUND THEN  -- another session has noted this script, or another thing
+    IF NOT FOUND THEN  -- another session has noted this script, or has the row for something else
         SELECT CASE WHEN p.tested_scripts <> '{}' AND p_digest <> ALL (p.tested_scripts) THEN p.probe_jobs ELSE p.unproven END,
                p.tested_since
           INTO p_project.unproven, p_project.tested_since FROM osgprod_data.projects p WHERE p.project_id = p_project.project_id;

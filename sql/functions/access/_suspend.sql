@@ -5,7 +5,7 @@ AS $fn$
 -- Parameters: p_project  the project's row;  p_rawdata_id  the file;  p_reason  in words
 -- Returns:    false when another session has the file's row, or it is suspended already
 -- Locks:      the file's row, tried, in a mode that conflicts with _may_be_assigned: a slice that another session is about to
---             make ready would stay ready; its ready slices, SKIP LOCKED
+--             make ready would stay ready; its ready slices and the project's row, SKIP LOCKED
 BEGIN
     PERFORM FROM osgprod_data.loaded_files f
       WHERE f.project_id = p_project.project_id AND f.rawdata_id = p_rawdata_id FOR UPDATE SKIP LOCKED;
@@ -37,7 +37,7 @@ AS $fn$
 -- Ends the suspension of a file.
 -- Parameters: p_project_id, p_rawdata_id  the file;  p_reason  why, for the notification
 -- Returns:    false when another session has the file's row, or it is not suspended
--- Locks:      the file's row, tried; its slices, SKIP LOCKED
+-- Locks:      the file's row, its slices and the project's row, SKIP LOCKED
 BEGIN
     IF NOT osgprod._lock_file(p_project_id, p_rawdata_id) THEN
         RETURN false;
@@ -76,10 +76,10 @@ $fn$;
 CREATE FUNCTION osgprod._probe_files(p_project osgprod_data.projects)
 RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Makes one slice ready of each suspended file that it is time to try again, unless one of its slices is leased: that is the
--- probe then. The time to the next probe is doubled, up to max_backoff_s.
+-- Makes one slice ready of each suspended file that it is time to try again, unless one of its slices is leased or ready: that is
+-- the probe then. The time to the next probe is doubled, up to max_backoff_s. A file without a slice to try is resumed.
 -- Parameters: p_project  the project's row
--- Locks:      the files' rows and the slices, SKIP LOCKED
+-- Locks:      the files' rows, in order, and slices, SKIP LOCKED; see _resume_file
 DECLARE
     v_file record;
 BEGIN

@@ -8,11 +8,11 @@ AS $fn$
 -- Parameters: p_project  project name;  p_worker  host@address, as blocked_workers and the reports name it, or
 --                        either alone: then every such worker; or site:NAME: then every worker of that site, as its jobs
 --                        name it; or all. With merges: before it: from merges only
---             p_seconds  how long from now on [s; 0 = unban: its failures until now no longer count against it]
+--             p_seconds  how long from now on [s; 0 .. 315360000; 0 = unban: its failures until now no longer count against it]
 --             p_reason   what its jobs are answered, one line [.. 1024 characters]; NULL = by the operator
 -- Returns:    until when it is banned; now = unbanned; NULL = it was not banned, and only its failures no longer count
 -- Errors:     OG301 unknown project; OG108 bad worker or time; OG421 another ban, which includes it, would go on
--- Locks:      the worker's ban (advisory, see _ban_key), then the rows of the bans; it waits for both
+-- Locks:      the worker's ban (advisory, see _ban_key), then the rows of the bans; it waits for both; the project's row, SKIP LOCKED
 DECLARE
     v_project osgprod_data.projects := osgprod._get_project(p_project);
     v_reason  text := coalesce(osgprod._label(p_reason, 1024), 'by the operator');

@@ -2,9 +2,9 @@ CREATE FUNCTION osgprod.blocked_workers(p_project text DEFAULT NULL)
 RETURNS TABLE (project text, worker text, until timestamptz, reason text, banned_at timestamptz)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
--- Lists the workers that are banned at present.
+-- Lists the bans that hold at present: of workers, hosts, addresses, sites and networks, and of merges only.
 -- Parameters: p_project  project name; NULL = all projects
--- Returns:    a row a worker, the longest ban first; none = nobody is banned
+-- Returns:    a row a ban, the one that ends last first; none = nobody is banned
 -- Errors:     OG301 unknown project
 BEGIN
     PERFORM osgprod._get_project(p_project) WHERE p_project IS NOT NULL;
@@ -16,4 +16,4 @@ END
 $fn$;
 
 COMMENT ON FUNCTION osgprod.blocked_workers(text) IS
-'Lists the workers (hosts or addresses) that are banned at present, until when and why. For osgprod_worker and osgprod_operator.';
+'Lists the bans that hold at present, of workers, addresses, sites and networks: until when and why. For osgprod_worker and osgprod_operator.';

@@ -43,7 +43,7 @@ AS $fn$
 -- Says which of the verified claims of a bearer token is not what the project asks for.
 -- Parameters: p_project  the project's row
 --             p_bearer   claims iss, aud (text or list), scope (words), exp (seconds since 1970)
--- Returns:    the name of the claim, never its value; NULL = it is accepted
+-- Returns:    the claim by name, never its value, or the setting that is missing; NULL = it is accepted
 -- Source:     WLCG common JWT profiles 1.0: scope is a list of words, aud may be text or list; SciTokens 2.0: aud ANY
 BEGIN
     RETURN CASE
@@ -77,7 +77,7 @@ $fn$;
 CREATE FUNCTION osgprod._enter_project(p_project_id int, p_project text)
 RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Until the end of the transaction no files of this project are reset. An operator's call that moves slices needs this.
+-- Until the end of the transaction no operator has this project alone (_enter_alone). An operator's call that moves slices needs this.
 -- Parameters: p_project_id, p_project  the project and its name
 -- Errors:     OG502 an operator has the project alone
 -- Locks:      the project, shared (advisory: project_id, -1), tried
@@ -92,11 +92,11 @@ CREATE FUNCTION osgprod._enter_alone(p_project osgprod_data.projects)
 RETURNS void LANGUAGE plpgsql VOLATILE
 SET lock_timeout = '10s'
 AS $fn$
--- Until the end of the transaction nobody else is in the project. A call that comes while this waits must try again, so it does
--- not wait for long: somebody's forgotten transaction must not keep all jobs from their work.
+-- Until the end of the transaction no other call moves slices of the project. A call that comes while this waits must try again,
+-- so it does not wait for long: somebody's forgotten transaction must not keep all jobs from their work.
 -- Parameters: p_project  the project's row
 -- Errors:     OG505 a call that was there before does not end
--- Locks:      the project (advisory: project_id, -1), alone
+-- Locks:      the project (advisory: project_id, -1), alone; it waits for 10 s at most
 BEGIN
     PERFORM pg_advisory_xact_lock(p_project.project_id, -1);
 EXCEPTION WHEN lock_not_available THEN
@@ -109,8 +109,8 @@ CREATE FUNCTION osgprod._label(p_text text, p_most int DEFAULT 128)
 RETURNS text LANGUAGE sql IMMUTABLE
 AS $fn$
     -- What a job says of itself (host, site, reason, URL of its outputs): one line of at most p_most characters, NULL when
-    -- it is empty. Control characters, line separators and format characters, which can hide or turn round what surrounds
-    -- beside them, become spaces.
+    -- it is empty. Control characters, line separators and format characters, which can hide or turn round what stands beside
+    -- them, become spaces: one for each row of them.
     -- Source: Unicode 15, general categories Cc, Cf, Zl and Zp; a test compares them all
     SELECT nullif(left(btrim(regexp_replace(p_text, '[\u0001-\u001F\u007F-\u009F\u00AD\u0600-\u0605\u061C\u06DD\u070F'
         '\u0890\u0891\u08E2\u180E\u200B-\u200F\u2028-\u202E\u2060-\u2064\u2066-\u206F\uFEFF\uFFF9-\uFFFB'
@@ -131,8 +131,7 @@ CREATE FUNCTION osgprod._log_operation(p_operation text, p_project text, p_detai
 RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Records what an operator changes, in the transaction that changes it: a change that is rolled back is not recorded.
--- Promise:    a transaction has one row for each kind of operation on a project with the same details; further calls add to
---             its count.
+-- Promise:    in one transaction, calls of an operation with the same project and details, one after the other, make one row.
 -- Parameters: p_operation  function that was called;  p_project  project name; NULL = none
 --             p_details    its arguments without secrets, NULLs left out
 --             p_times      how many files, slices, settings ... it changed; 0 = nothing, and nothing is written
