@@ -1818,7 +1818,7 @@ keep_for_later() {
 finish_success() {
   local name="$1" count adler bytes events code=0 list rest
   if ! pack "$2" "$unreported.tar.gz"; then
-    report "$EXIT_NOT_FETCHED" fault node reason 'the outputs could not be packed: is the disk full?' || return "$EXIT_LATER"
+    report "$EXIT_NOT_FETCHED" fault node reason 'the outputs could not be packed: is the disk full, or a file or folder not readable?' || return "$EXIT_LATER"
     return "$EXIT_NODE_FAULT"
   fi
   count="$packed"
