@@ -106,8 +106,9 @@ def _wrong_option(options: Mapping[str, Any]) -> str | None:
     from psycopg.pq import PGconn
 
     ports = str(options.get("port", "")).split(",")
-    hosts = str(options.get("hostaddr", options.get("host", ""))).split(",")
-    if len(ports) not in (1, len(hosts)) or not all(re.fullmatch("([0-9]{1,5})?", port) for port in ports):
+    hosts = str(options.get("hostaddr", options.get("host", "")))  # else PGHOST or a service names them
+    is_one_each = not hosts or len(ports) in (1, hosts.count(",") + 1)
+    if not is_one_each or not all(re.fullmatch("([0-9]{1,5})?", port) for port in ports):
         return "whose ports are numbers, one for all hosts or one for each"
     if any(port and not 1 <= int(port) <= 65535 for port in ports):
         return "with ports from 1 to 65535"
@@ -121,7 +122,7 @@ def _wrong_option(options: Mapping[str, Any]) -> str | None:
     # libpq looks at the other options before it connects; in this folder is no socket.
     elsewhere = {**options, "host": "/nonexistent", "port": 1, "hostaddr": None}
     connection = PGconn.connect_start(make_conninfo(**elsewhere).encode())
-    found = re.match("invalid (\\w+) value", connection.error_message.decode(errors="replace"))
+    found = re.match('invalid "?(\\w+)"? value', connection.error_message.decode(errors="replace"))
     connection.finish()
     return f"whose {found[1]} is one that libpq knows" if found else None
 

@@ -28,7 +28,8 @@ _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 # What libpq and the resolver say of an option that can't be. A DSN has been looked at before: it is one of libpq's own
 # variables.
 _ODD_OPTION = re.compile(
-    r"invalid (\w+ )+value|invalid port number|could not match \d+|Servname not supported|definition of service"
+    r'invalid ("?\w+"? )+value|invalid port number|could not match \d+|Servname not supported|definition of service'
+    "|weak sslmode|invalid SSL protocol version range"
 )
 _WHOLE = 1000  # characters of a first sentence: more than any has
 _Command = TypeVar("_Command", bound=Callable[..., Any])

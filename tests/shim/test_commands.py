@@ -873,6 +873,8 @@ def test_malformed_dsn_is_wrong_usage_and_is_not_repeated(
     [
         ("PGPORT", "abc", 'invalid integer value "abc" for connection option "port"'),
         ("PGSSLMODE", "odd", 'invalid sslmode value: "odd"'),
+        ("OSGPROD_DSN", "host=localhost sslrootcert=system sslmode=prefer", 'weak sslmode "prefer"'),
+        ("PGSSLMINPROTOCOLVERSION", "odd", 'invalid "ssl_min_protocol_version" value: "odd"'),
         ("PGSERVICE", "odd", 'definition of service "odd" not found'),
     ],
 )

@@ -105,6 +105,7 @@ def test_value_that_cannot_be_is_one_line_with_name_value_and_rule(
         ("host=a keepalives_idle=x", "whose keepalives_idle is a whole number"),
         ("host=a.invalid sslmode=hush", "whose sslmode is one that libpq knows"),
         ("host=a,b target_session_attrs=hush", "whose target_session_attrs is one that libpq knows"),
+        ("host=a ssl_min_protocol_version=hush", "whose ssl_min_protocol_version is one that libpq knows"),
     ],
 )
 def test_option_of_a_dsn_that_can_not_be_is_named_without_its_value(dsn: str, rule: str) -> None:
@@ -117,8 +118,9 @@ def test_option_of_a_dsn_that_can_not_be_is_named_without_its_value(dsn: str, ru
 
 @pytest.mark.parametrize(
     "dsn",
-    ["port=", "host=a,b port=5432,", "host=a,b port=1", "hostaddr=::1 port=1", "connect_timeout=-1 sslmode=require",
-     "service=none", "postgresql://me:pass@a:5433,b:5434/x?target_session_attrs=read-write&connect_timeout=2", ""],
+    ["port=", "port=1,2", "host=a,b port=5432,", "host=a,b port=1", "hostaddr=::1 port=1", "service=none", "",
+     "connect_timeout=-1 sslmode=require",
+     "postgresql://me:pass@a:5433,b:5434/x?target_session_attrs=read-write&connect_timeout=2"],
 )  # fmt: skip
 def test_dsn_that_libpq_takes_is_taken(dsn: str) -> None:
     assert Settings.read({"OSGPROD_DSN": dsn}).dsn.text == dsn
