@@ -55,7 +55,7 @@ $fn$;
 CREATE FUNCTION osgprod._merges_left(p_project osgprod_data.projects)
 RETURNS bigint LANGUAGE sql STABLE
 AS $fn$
-    -- How many merges of a project are not done yet, those of files that are not complete included; 0 = it merges nothing.
+    -- How many merges of a project are not done yet, those of files that are not complete included; 0 also when it merges nothing.
     -- Files of which there is nothing to merge count as needing none (_without_outputs).
     -- Parameters: p_project  the project's row
     SELECT CASE p_project.merge_by

@@ -16,7 +16,8 @@ AS $fn$
 --             that are asked for, and no others; with p_history or p_any all attempts of the project.
 -- Parameters: p_project  project name;  p_runs  run numbers; NULL = all
 --             p_what     merged, slices, final (merged, and those of slices that are in no merged file), or all
---             p_history  also those that were replaced or lost;  p_file_id  of one file, as the lists name it; NULL = all
+--             p_history  also those that were replaced or lost
+--             p_file_id  of one file, as the lists name it; NULL = all. The merge of a run is that of its first file
 --             p_any  also what other reports name: those of failures, and those that came too late
 --             p_limit  rows at most [1 .. 100000]; NULL = all
 -- Returns:    a row a file. seqno NULL = of a whole run; block1, block2 NULL = merged, by merge_id; merged_in: the done merge

@@ -12,7 +12,8 @@ AS $fn$
 -- Returns:    a row for each slice that was requeued, and for each merge that was requeued or superseded
 -- Errors:     OG301 unknown project; OG108 p_attempts is not such an array; OG502 an operator has the project alone; OG901
 --             isolation level
--- Locks:      _hold_merge_settings; the slices in order, then their files in order, then their merges; see _reopen_slice
+-- Locks:      the project, shared (advisory: project_id, -1), tried; _hold_merge_settings; the slices, in order; then, slice by
+--             slice, see _reopen_file; then the merges that are lost (_redo_merge). It waits for each
 DECLARE
     v_project projects := osgprod._get_project(p_project);
     v_lost    record;
@@ -85,11 +86,11 @@ CREATE FUNCTION osgprod._redo_merge(
     p_project osgprod_data.projects, p_merge_id int, p_cluster int, p_process int, p_nstart int, p_reason text)
 RETURNS boolean LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Supersedes a done merge and makes a new one of the same slices ready, unless merge_by is none.
+-- Supersedes a done merge, and plans another one of the same file or run, unless merge_by is none.
 -- Parameters: p_project  the project's row, read under _hold_merge_settings;  p_merge_id  the merge;  p_cluster, p_process, p_nstart  the attempt that did it
 --             p_reason   the fault of its files; NULL = none, it shall be made again
--- Returns:    is it? false: it is not done by this attempt
--- Locks:      the merge
+-- Returns:    is it superseded? false: it is not done by this attempt
+-- Locks:      the merge, for which it waits; see _plan_merges
 DECLARE
     v_merge record;
 BEGIN

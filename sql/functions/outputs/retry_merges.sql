@@ -3,14 +3,17 @@ CREATE FUNCTION osgprod.retry_merges(
 RETURNS TABLE (merge_id int, run int, seqno int, was text)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
--- Makes merges ready as if they had never been tried: those that failed, or done ones, whose files then no longer count.
--- Promise:    all or nothing; leased merges are never touched. A merge whose slices are not done waits for them, and all wait
---             while merge_by is none: done ones are superseded then, and others are made when it is set again.
+-- Makes merges that failed ready as if they had never been tried; supersedes done ones, whose files then no longer count, and
+-- makes others ready in their place.
+-- Promise:    all or nothing; leased merges, and those that another session has locked, are never touched. A merge whose slices are
+--             not done waits for them. While merge_by is none failed ones wait, and others than done ones are made when it is set
+--             again.
 -- Parameters: p_project  project name;  p_runs  run numbers; NULL = all
 --             p_states   which: failed, done;  p_dry_run  true = nothing is changed
 -- Returns:    a row a merge, as it was
 -- Errors:     OG301 unknown project; OG108 unknown state; OG502 an operator has the project alone; OG901 isolation level
--- Locks:      _hold_merge_settings; the merges, SKIP LOCKED
+-- Locks:      the project, shared (advisory: project_id, -1), tried; _hold_merge_settings; the merges, in order, SKIP LOCKED; see
+--             _plan_merges
 DECLARE
     v_project projects := osgprod._get_project(p_project);
     v_merge   merges;
