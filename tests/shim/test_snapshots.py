@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -717,3 +718,83 @@ def test_slices_in_all_states_outlive_the_upgrade_from_0_9_0_and_its_rollback(
     with connect(empty) as connection:
         row = connection.execute("SELECT count(*) AS n FROM osgprod_data.idle_slices").fetchone()
         assert row == {"n": sum(row["state"] in ("ready", "quarantined") for row in kept)}
+
+
+def test_merges_in_all_states_outlive_the_upgrade_from_0_14_0(empty: str, migrated: str) -> None:
+    """Its merges got their inputs when a job got them, and kept those of a former attempt."""
+    assert yoyo(empty, "apply", "--revision", "0053-functions").returncode == 0
+    files = ("planned", "planned again", "lost", "leased", "in backoff", "waiting", "done")
+    merged = json.dumps([{"kind": "a", "url": "https://s/a", "bytes": 1, "adler32": "1"}])
+    with connect(empty) as connection:
+        world = World(connection, empty).with_project("p", merge_by="file", wait_s=1, max_fast_failures=99)
+        number = dict(zip(files, range(1, 8), strict=True))
+        recycled = {"project": "p", "states": ["done"]}
+        for seqno in number.values():
+            world.add_file(1, seqno=seqno)
+        for process in range(len(files)):
+            assert world.checkout(process)["task"] == "slice"
+            world.report(process)
+        world.tick()
+        for process in number.values():
+            assert world.checkout(10 + process)["filename"] == f"000001_{process:03d}"
+        world.report(10 + number["done"], outputs_list=merged)
+        world.report(10 + number["in backoff"], 1)
+        for name in ("planned again", "waiting"):
+            call(connection, "recycle", path=f"%_{number[name]:03d}.evio", **recycled)
+        for process in (20, 21):
+            assert world.checkout(process)["task"] == "slice"
+        world.report(20)
+        world.tick()
+        for name in ("planned", "lost"):
+            connection.execute(
+                "UPDATE osgprod_data.merges SET due_at = now() - interval '1 s' WHERE seqno = %s",
+                [number[name]],
+            )
+        connection.execute("UPDATE osgprod_data.projects SET next_due_at = '-infinity'")
+        world.tick()
+        assert states_of_merges(connection) == [
+            "ready",
+            "ready",
+            "ready",
+            "leased",
+            "ready",
+            "waiting",
+            "done",
+        ]
+        connection.execute(
+            "UPDATE osgprod_data.merges SET inputs = NULL, nstart = 0 WHERE seqno = %s", [number["planned"]]
+        )
+    migrate(empty, say=quietly)
+    assert catalog(empty) == catalog(migrated)
+    with connect(empty) as connection:
+        world = World(connection, empty)
+        assert states_of_merges(connection) == [
+            "ready",
+            "ready",
+            "ready",
+            "leased",
+            "ready",
+            "waiting",
+            "done",
+        ]
+        assert world.checkout(30)["status"] == "wait", "none has its inputs yet"
+        for name in ("lost", "leased"):
+            assert world.report(10 + number[name], outputs_list=merged)["status"] == "done"
+        world.tick()
+        assert call(connection, "verify", project="p", deep=True) == []
+        for process, name in ((31, "planned"), (32, "planned again")):
+            assert world.checkout(process)["filename"] == f"000001_{number[name]:03d}"
+            assert world.report(process, outputs_list=merged)["status"] == "done"
+        connection.execute("UPDATE osgprod_data.merges SET not_before = now() WHERE is_ready IS FALSE")
+        world.report(21)
+        world.tick()
+        for process, name in ((33, "in backoff"), (34, "waiting")):
+            assert world.checkout(process)["filename"] == f"000001_{number[name]:03d}"
+            assert world.report(process, outputs_list=merged)["status"] == "done"
+        assert call(connection, "verify", project="p", deep=True) == []
+        assert world.progress()["is_complete"]
+
+
+def states_of_merges(connection: psycopg.Connection[Any]) -> list[str]:
+    rows = call(connection, "list_merges", project="p")
+    return [row["state"] for row in rows if row["state"] != "superseded"]

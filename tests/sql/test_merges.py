@@ -298,7 +298,7 @@ def test_repeated_report_of_a_merge_that_was_superseded_since_is_superseded(merg
     else:
         call(merging.db, "recycle", project="p", states=["done"])
         slices(merging, 20, 3)
-        merging.tick()
+    merging.tick()
     for state in ("ready", "leased", "done"):
         assert merges(merging)[-1]["state"] == state
         answer = merging.report(10, outputs_list=merged("a"))
@@ -393,6 +393,7 @@ def test_file_with_quarantined_blocks_is_merged_only_where_that_is_wanted(mergin
     assert merging.checkout(3)["status"] == "no-work"
     assert merges(merging)[0]["state"] == "waiting"
     merging.set(merge_incomplete=True)
+    merging.tick()
     answer = merging.checkout(4)
     assert len(answer["merge"]["inputs"]) == 2
     assert merges(merging)[0]["missing"] == "3,4"
@@ -520,6 +521,7 @@ def test_run_without_its_unloaded_file_is_merged_from_the_others(world: World) -
     slices(world, 0, 1)
     world.add_file(1, run=7, seqno=2)
     call(world.db, "unload_slices", project="p", path="%000007_002.evio")
+    world.tick()
     assert len(world.checkout(10)["merge"]["inputs"]) == 1
 
 
@@ -529,6 +531,8 @@ def test_files_that_were_complete_before_are_merged_when_that_is_set(world: Worl
     call(world.db, "tick")
     world.set(merge_by="run")
     world.set(merge_by="file")
+    assert world.checkout(1)["status"] == "wait"
+    world.tick()
     assert world.checkout(1)["filename"] == "000001_001"
     world.report(1, outputs_list=merged("a"))
     with pytest.raises(psycopg.Error, match="project p has 1 done merges by file") as caught:
@@ -581,8 +585,14 @@ def test_two_merges_of_one_file_are_impossible(merging: World) -> None:
     with pytest.raises(psycopg.errors.UniqueViolation):
         merging.db.execute(
             "INSERT INTO osgprod_data.merges (project_id, run, seqno, rawdata_id, state, is_ready)"
-            " SELECT project_id, run, seqno, rawdata_id, 'ready', true FROM osgprod_data.merges"
+            " SELECT project_id, run, seqno, rawdata_id, 'ready', false FROM osgprod_data.merges"
         )
+
+
+def test_merge_without_inputs_can_not_be_ready_for_a_job(merging: World) -> None:
+    slices(merging, 0, 3)
+    with pytest.raises(psycopg.errors.CheckViolation):
+        merging.db.execute("UPDATE osgprod_data.merges SET inputs = NULL")
 
 
 def test_many_jobs_at_once_get_each_merge_once(world: World) -> None:
@@ -779,4 +789,5 @@ def test_merge_that_is_imported_again_after_its_retry_stays_ready(merging: World
     call(merging.db, "retry_merges", project="p", states=["done"])
     assert import_merge(merging) == "unchanged"
     assert [merge["state"] for merge in merges(merging)] == ["superseded", "superseded", "ready"]
+    merging.tick()
     assert merging.checkout(10)["task"] == "merge"

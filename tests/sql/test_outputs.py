@@ -242,6 +242,7 @@ def test_merge_whose_files_are_lost_is_made_again_as_soon_as_merges_are_wanted_a
     states = [row["state"] for row in call(merging.db, "list_merges", project="p")]
     assert states == ["superseded"]
     merging.set(merge_by="file")
+    merging.tick()
     assert merging.checkout(11)["task"] == "merge"
 
 
@@ -268,6 +269,7 @@ def test_lost_merged_file_is_merged_again_from_the_same_slices(merging: World) -
     merging.report(10, outputs_list=merged("a"))
     lost = json.dumps([{"cluster": 1, "process": 10, "nstart": 1}])
     assert [row["merge_id"] for row in call(merging.db, "lose_outputs", project="p", attempts=lost)] == [1]
+    merging.tick()
     assert merging.checkout(11)["task"] == "merge"
     assert merging.progress()["blocks_done"] == 2
 
@@ -280,9 +282,11 @@ def test_merges_are_retried_when_the_operator_says_so(merging: World) -> None:
     assert [row["was"] for row in call(merging.db, "retry_merges", project="p", dry_run=True)] == ["failed"]
     assert merging.checkout(11)["status"] == "no-work"
     call(merging.db, "retry_merges", project="p")
+    merging.tick()
     assert merging.checkout(11)["task"] == "merge"
     merging.report(11, outputs_list=merged("a"))
     assert [row["was"] for row in call(merging.db, "retry_merges", project="p", states=["done"])] == ["done"]
+    merging.tick()
     assert merging.checkout(12)["task"] == "merge"
     assert call(merging.db, "retry_merges", project="p") == []
 
@@ -352,6 +356,7 @@ def test_project_is_not_complete_while_a_merge_failed_or_waits_for_quarantined_b
     assert needed() == (0, False, failed)
     call(world.db, "retry_merges", project="p")
     assert needed()[0] == 1
+    world.tick()
     world.checkout(20)
     world.report(20, outputs_list=merged("b"))
     assert needed() == (0, True, "no work is left in project p")
@@ -793,4 +798,5 @@ def test_outputs_of_merged_slices_are_checked_only_when_that_is_asked_for(
     web[1]["/a"] = b"x"
     assert checked(merging)[1] == ["has checksum 00790079, not 00000001"]
     assert checked(merging, requeue=True)[0]["requeued"] == 1
+    merging.tick()
     assert merging.checkout(11)["task"] == "merge"

@@ -60,19 +60,117 @@ def run(world: World) -> World:
     return world
 
 
-def test_run_whose_merge_was_planned_while_a_file_was_loaded_waits_for_that_file(run: World) -> None:
+def load(db: Db) -> int:
+    """Loads the other file of run 1; returns how many files that are."""
+    return int(call(db, "load_slices", project="p", runs=[1])[0]["files"])
+
+
+def test_run_that_is_planned_while_a_file_of_it_is_loaded_waits_for_that_file(run: World) -> None:
+    """The plan does not see the file, and the loading does not see the merge."""
     with held(run) as db:
-        call(db, "tick")  # plans the merge, and stays open in its other projects
-        assert call(run.db, "load_slices", project="p", runs=[1])[0]["files"] == 1
-    assert states(run) == ["ready"]
-    assert run.checkout(1)["task"] == "slice"  # of the new file
+        assert load(db) == 1
+        run.tick()
+        assert states(run) == ["ready"]
+        assert run.checkout(1)["filename"] == "hd_rawdata_000002_001.evio", "it is not assigned"
+    run.tick()
+    assert states(run) == ["waiting"]
     do(run, 2)
     run.tick()
-    answer = run.checkout(3)
-    assert (answer["task"], answer["filename"]) == ("merge", "000002"), "a merge that waits holds up no other"
+    assert len(run.checkout(3)["merge"]["inputs"]) == 2
     run.report(1)
     run.tick()
-    assert len(run.checkout(5)["merge"]["inputs"]) == 2
+    assert run.checkout(4)["filename"] == "000002"
+
+
+def test_load_waits_for_a_tick_that_makes_its_run_ready_and_takes_the_merge_back(run: World) -> None:
+    with held(run) as db:
+        call(db, "tick")
+        loading = Waiting(run, load)
+    assert loading.result() == 1
+    assert states(run) == ["waiting"]
+
+
+def reopen(how: str, db: Db) -> int:
+    """Requeues the slice of file 1."""
+    if how == "lose_outputs":
+        return lose(db, 0)
+    return len(call(db, "recycle", project="p", states=["done"], path="%_001.evio"))
+
+
+@pytest.mark.parametrize("how", ["recycle", "lose_outputs"])
+@pytest.mark.parametrize("merge_by", ["file", "run"])
+@pytest.mark.parametrize("held_by", ["tick", "claim", "heartbeat", "report"])
+def test_what_requeues_a_slice_waits_for_its_merge_and_takes_that_back(
+    world: World, how: str, merge_by: str, held_by: str
+) -> None:
+    """Whoever has the merge, or its file, has not committed when the other session comes."""
+    world.set(merge_by=merge_by)
+    for seqno in (1, 2):
+        world.add_file(1, seqno=seqno)
+    do(world, 0, 1)
+    if held_by != "tick":
+        world.tick()
+    if held_by in ("heartbeat", "report"):
+        assert world.checkout(10)["task"] == "merge"
+    with held(world) as db:
+        if held_by == "tick":
+            call(db, "tick")
+        elif held_by == "claim":
+            assert world.checkout(10, db=db)["task"] == "merge"
+        elif held_by == "heartbeat":
+            sent = {"project": "p", "cluster": 1, "process": 10, "magic": "m", "client": "127.0.0.1"}
+            assert call(db, "heartbeat", **sent)[0]["status"] == "alive"
+        else:
+            assert world.report(10, outputs_list=MERGED, db=db)["status"] == "done"
+        reopening = Waiting(world, lambda other: reopen(how, other))
+    assert reopening.result() == 1
+    assert merges(world)[0]["state"] == ("superseded" if held_by == "report" else "waiting")
+    assert call(world.db, "verify", project="p", deep=True) == []
+    if held_by in ("claim", "heartbeat"):
+        assert world.report(10, outputs_list=MERGED)["status"] == "superseded"
+    if merge_by == "file":
+        assert world.checkout(11)["filename"] == "000001_002"
+    do(world, 20)
+    world.tick()
+    assert [row["process"] for row in inputs_of(world)] == ([20] if merge_by == "file" else [20, 1])
+
+
+def inputs_of(world: World) -> list[dict[str, Any]]:
+    """The slices of the merge of file 1, or of its run."""
+    return world.db.execute(
+        "SELECT i.* FROM osgprod_data.merges m CROSS JOIN unnest(m.inputs) WITH ORDINALITY i"
+        " WHERE m.is_ready AND coalesce(m.seqno, 1) = 1 ORDER BY i.ordinality"
+    ).fetchall()
+
+
+@pytest.mark.parametrize("how", ["recycle", "lose_outputs"])
+def test_tick_leaves_a_merge_whose_slice_is_being_requeued(world: World, how: str) -> None:
+    world.set(merge_by="none")
+    world.add_file(1, seqno=1)
+    do(world, 0)
+    world.tick()
+    world.set(merge_by="file")
+    with held(world) as db:
+        assert reopen(how, db) == 1
+        world.tick()
+        assert world.checkout(10)["status"] == "wait"
+    world.tick()
+    assert states(world) == ["waiting"]
+
+
+def test_imported_merge_waits_for_a_session_that_requeues_a_slice_of_its_file(world: World) -> None:
+    """Otherwise it is done, and lacks the slice."""
+    world.add_file(2, seqno=1)
+    do(world, 0, 1)
+    world.tick()
+    with held(world) as db:
+        assert len(call(db, "recycle", project="p", states=["done"], client="127.0.0.1")) == 1
+        path = "/dcache/hd_rawdata_000001_001.evio"
+        importing = Waiting(
+            world, lambda other: call(other, "import_merge", project="p", path=path, ended_at="2026-01-01")
+        )
+    assert importing.result()[0]["import_merge"] == "unchanged"
+    assert states(world) == []
 
 
 def test_run_is_not_assigned_while_files_are_being_loaded(run: World) -> None:
@@ -102,8 +200,11 @@ def test_run_that_becomes_one_merge_while_a_file_is_recycled_waits_for_that_file
     with held(world) as db:
         assert len(call(db, "recycle", project="p", states=["done"], path="%_002.evio")) == 1
         call(world.db, "set_project", project="p", settings='{"merge_by": "run"}')
+        world.tick()
         assert states(world) == ["ready"]
         assert world.checkout(3)["status"] == "wait"
+    world.tick()
+    assert states(world) == ["waiting"]
     assert world.checkout(3)["task"] == "slice"
 
 
@@ -365,25 +466,25 @@ def hold_files(db: Db, seqnos: range) -> None:
     )
 
 
-def test_job_gets_the_first_merge_whose_files_nobody_has_locked(world: World) -> None:
-    """The merges behind it were assigned to nobody while a session had the first one's file."""
-    world.set(merge_by="file", maxblockspercore=1)
-    for seqno in range(1, 13):
+def test_tick_makes_those_merges_ready_whose_files_nobody_has_locked(world: World) -> None:
+    """The merges behind it were ready for nobody while a session had the first one's file."""
+    world.set(maxblockspercore=1)
+    for seqno in range(1, 7):
         world.add_file(1, seqno=seqno)
-    do(world, *range(12))
+    do(world, *range(6))
     world.tick()
-    assert states(world) == ["ready"] * 12
-    with connect(world.dsn) as other:
-        with other.transaction():
-            hold_files(other, range(1, 4))
-            answers = [world.checkout(process) for process in (20, 21)]
-            assert [(row["task"], row["filename"]) for row in answers] == [
-                ("merge", "000001_004"),
-                ("merge", "000001_005"),
-            ]
-        with other.transaction():  # it does not look at any number of them
-            hold_files(other, range(1, 13))
-            assert world.checkout(22)["status"] == "wait"
+    world.set(merge_by="file")
+    with held(world) as other:
+        hold_files(other, range(1, 4))
+        world.tick()
+        answers = [world.checkout(process) for process in (20, 21)]
+        assert [(row["task"], row["filename"]) for row in answers] == [
+            ("merge", "000001_004"),
+            ("merge", "000001_005"),
+        ]
+    world.tick()
+    with held(world) as other:  # a claim needs no file
+        hold_files(other, range(1, 7))
         assert world.checkout(22)["filename"] == "000001_001"
     for process in (20, 21, 22):
         assert world.report(process, outputs_list=MERGED)["status"] == "done"

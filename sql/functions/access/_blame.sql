@@ -439,8 +439,7 @@ BEGIN
         UPDATE osgprod_data.merges m
            SET failures = greatest(m.failures - c.failures, 0), faults = greatest(m.faults - c.faults, 0),
                state = CASE m.state WHEN 'failed' THEN 'ready' ELSE m.state END,
-               is_ready = CASE WHEN m.is_ready IS NOT NULL THEN true END,
-               not_before = CASE WHEN m.is_ready IS NOT NULL THEN now() END
+               not_before = CASE WHEN m.is_ready IS NOT NULL THEN now() END  -- the next tick lets jobs have it
           FROM (SELECT r.merge_id, r.opened_at, count(*) FILTER (WHERE r.is_failure) AS failures,
                        count(*) FILTER (WHERE NOT r.is_failure) AS faults
                   FROM osgprod_data.recent_failures r WHERE r.failure_id = ANY (v_cleared)

@@ -24,74 +24,31 @@ $fn$;
 CREATE FUNCTION osgprod._claim_merge(p_project osgprod_data.projects, p_call osgprod.checkout_call, p_nstart int)
 RETURNS osgprod.claim LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Claims the first ready merge whose files nobody has locked, and notes the slices that it is made of.
--- Promise:    each file of it is complete. A session that planned the merge while another one loaded a file, or made a slice
---             ready again, has not seen that, nor did the other one see the merge. Such a merge is left until its files are
---             complete, and those behind it are assigned. A merge that had a fault on this worker is left to others for wait_s.
---             It tries ten merges at most: a session that has all files locked must not keep a job for long.
+-- Claims the first ready merge. It has its inputs already: see _make_merges_ready.
+-- Promise:    a merge that had a fault on this worker is left to others for wait_s.
 -- Parameters: p_project  the project's row;  p_call, p_nstart  the coming attempt
 -- Returns:    the merge, with -1 as its blocks, so that nothing takes it for a slice; NULLs when none is free
--- Locks:      the merges that it tries, SKIP LOCKED, and their files, shared, SKIP LOCKED: what makes a slice ready again waits for
---             the file, and sees the merge then. Of a whole run (project_id, -2), tried, shared: what loads files waits for it
+-- Locks:      the merge, SKIP LOCKED
 -- Source:     docs/design.md I8, docs/merging.md "A merge's life"
 DECLARE
     v_claim  osgprod.claim;
-    v_merge  osgprod_data.merges;
-    v_tried  int[] := ARRAY[]::int[];
-    v_held   bigint;  -- files
     v_worker text := osgprod._worker(p_call.client, p_call.host);
 BEGIN
-    WHILE v_claim.merge_id IS NULL AND cardinality(v_tried) < 10 LOOP
-        -- OFFSET 0: merge by merge, in order, with any statistics of the planner; it would read all files of the project first.
-        SELECT m.* INTO v_merge FROM osgprod_data.merges m
-         WHERE m.project_id = p_project.project_id AND m.is_ready AND m.merge_id <> ALL (v_tried)
-           AND NOT EXISTS (SELECT FROM osgprod_data.loaded_files f WHERE f.project_id = m.project_id AND f.run = m.run
-                              AND f.seqno = coalesce(m.seqno, f.seqno) AND f.state <> 'complete' OFFSET 0)
+    UPDATE osgprod_data.merges m
+       SET state = 'leased', is_ready = NULL, not_before = NULL, cluster = p_call.cluster, process = p_call.process,
+           nstart = p_nstart, due_at = clock_timestamp() + make_interval(secs => p_project.lease_s), progress_at = NULL,
+           bytes_fetched = NULL, cpu_s = NULL
+     WHERE m.merge_id = (
+        SELECT o.merge_id FROM osgprod_data.merges o
+         WHERE o.project_id = p_project.project_id AND o.is_ready
            AND NOT EXISTS (SELECT FROM osgprod._ban_of(p_project.project_id, v_worker, p_call.site, 'merges:'))
-           AND (m.faulted_on = v_worker AND p_call.host <> '' AND m.due_at IS NULL
-                AND m.not_before > now() - make_interval(secs => p_project.wait_s)) IS NOT TRUE
-         ORDER BY m.run, m.seqno LIMIT 1
-           FOR NO KEY UPDATE SKIP LOCKED;
-        IF NOT FOUND OR v_merge.seqno IS NULL AND NOT pg_try_advisory_xact_lock_shared(p_project.project_id, -2) THEN
-            RETURN NULL;
-        END IF;
-        v_tried := v_tried || v_merge.merge_id;
-        v_held := (SELECT count(*) FROM (
-            SELECT FROM osgprod_data.loaded_files f WHERE f.project_id = p_project.project_id AND f.run = v_merge.run
-               AND f.seqno = coalesce(v_merge.seqno, f.seqno) FOR SHARE SKIP LOCKED) h);
-        -- Its slices, in a statement that starts under these locks: nothing changes them while the merge is leased, unless it
-        -- takes the lease away (_reopen_merges).
-        UPDATE osgprod_data.merges m
-           SET state = 'leased', is_ready = NULL, not_before = NULL, cluster = p_call.cluster, process = p_call.process,
-               nstart = p_nstart, due_at = clock_timestamp() + make_interval(secs => p_project.lease_s), progress_at = NULL,
-               bytes_fetched = NULL, cpu_s = NULL, inputs = i.inputs, missing = i.missing
-          FROM osgprod._slices_of_merge(p_project.project_id, v_merge.run, v_merge.seqno) i
-         WHERE m.merge_id = v_merge.merge_id AND i.is_settled
-           AND (SELECT count(*) = v_held AND bool_and(f.state = 'complete') FROM osgprod_data.loaded_files f
-                 WHERE f.project_id = m.project_id AND f.run = m.run AND f.seqno = coalesce(m.seqno, f.seqno))
-        RETURNING m.rawdata_id, -1, -1, m.opened_at, m.merge_id INTO v_claim;
-    END LOOP;
+           AND (o.faulted_on = v_worker AND p_call.host <> '' AND o.due_at IS NULL
+                AND o.not_before > now() - make_interval(secs => p_project.wait_s)) IS NOT TRUE
+         ORDER BY o.run, o.seqno LIMIT 1
+           FOR NO KEY UPDATE SKIP LOCKED)
+    RETURNING m.rawdata_id, -1, -1, m.opened_at, m.merge_id INTO v_claim;
     RETURN v_claim;
 END
-$fn$;
-
-CREATE FUNCTION osgprod._slices_of_merge(
-    p_project_id int, p_run int, p_seqno int, OUT inputs osgprod_data.merge_input[], OUT missing text, OUT is_settled boolean)
-LANGUAGE sql STABLE
-AS $fn$
-    -- The slices that a merge is made of, in order, and the quarantined blocks that it is made without. In a merge of a run the
-    -- blocks are numbered through: those of a file begin where those of the file before it end. is_settled: each slice is done
-    -- or quarantined.
-    -- Parameters: p_project_id, p_run  which;  p_seqno  NULL = of the whole run
-    SELECT array_agg(ROW(s.rawdata_id, s.block1, s.block2, s.block1 + f.shift, s.cluster, s.process,
-                         s.nstart)::osgprod_data.merge_input ORDER BY f.seqno, s.block1) FILTER (WHERE s.state = 'done'),
-           string_agg(format('%s,%s', s.block1 + f.shift, s.block2 + f.shift), ':' ORDER BY f.seqno, s.block1)
-               FILTER (WHERE s.state <> 'done'), bool_and(s.state IN ('done', 'quarantined'))
-      FROM (SELECT l.rawdata_id, l.seqno, CASE WHEN p_seqno IS NOT NULL THEN 0 ELSE
-                   coalesce(sum(l.block2) OVER (ORDER BY l.seqno ROWS UNBOUNDED PRECEDING EXCLUDE CURRENT ROW), 0) END::int AS shift
-              FROM osgprod_data.loaded_files l
-             WHERE l.project_id = p_project_id AND l.run = p_run AND l.seqno = coalesce(p_seqno, l.seqno)) f
-      JOIN osgprod_data.slices s ON s.project_id = p_project_id AND s.rawdata_id = f.rawdata_id
 $fn$;
 
 CREATE FUNCTION osgprod._has_open_merges(p_project_id int)

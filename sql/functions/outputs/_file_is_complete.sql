@@ -1,7 +1,7 @@
 CREATE FUNCTION osgprod._file_is_complete(p_project_id int, p_run int, p_seqno int)
 RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$
--- What follows when the slices of a file are settled: its merge is ready, or its run's; listeners are notified when the
+-- What follows when the slices of a file are settled: its merge is planned, or its run's; listeners are notified when the
 -- run is complete.
 -- Parameters: p_project_id, p_run, p_seqno  the file, which has just been called complete
 -- Locks:      see _plan_merges; the caller has _hold_merge_settings, and (advisory: project_id, -10 - run), so that of two files
@@ -44,17 +44,17 @@ $fn$;
 CREATE FUNCTION osgprod._plan_merges(p_project osgprod_data.projects, p_runs int[], p_seqno int)
 RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Makes the merges of complete files, or runs, ready: new ones, and those that wait. With quarantined blocks a merge waits,
--- unless the project merges incomplete files; then a file or run without a done slice gets no merge, and the one that it has
--- is superseded.
+-- Plans the merges of complete files, or runs: new ones, and those that wait. The next tick lets jobs have them
+-- (_make_merges_ready). With quarantined blocks a merge waits, unless the project merges incomplete files; then a file or run
+-- without a done slice gets no merge, and the one that it has is superseded.
 -- Promise:    a repeated call changes nothing. Merges that are leased, done or failed stay as they are.
 -- Parameters: p_project  the project's row, read under _hold_merge_settings;  p_runs  run numbers; NULL = all;  p_seqno  one file; NULL = all
 -- Locks:      the merges of these files or runs that are not superseded; it waits for each. That a file is complete may have
---             changed when this commits: see _claim_merge
+--             changed when this commits: see _make_merges_ready
 BEGIN
     INSERT INTO osgprod_data.merges AS m (project_id, run, seqno, rawdata_id, state, is_ready, not_before)
     SELECT p_project.project_id, w.run, w.seqno, w.rawdata_id,
-           CASE WHEN w.is_whole THEN 'ready' ELSE 'waiting' END::osgprod_data.merge_state, nullif(w.is_whole, false),
+           CASE WHEN w.is_whole THEN 'ready' ELSE 'waiting' END::osgprod_data.merge_state, CASE WHEN w.is_whole THEN false END,
            CASE WHEN w.is_whole THEN now() END
       FROM (SELECT f.run, CASE p_project.merge_by WHEN 'file' THEN f.seqno END AS seqno,
                    (array_agg(f.rawdata_id ORDER BY f.seqno))[1] AS rawdata_id,
@@ -131,7 +131,8 @@ BEGIN
     UPDATE osgprod_data.merges m
        SET state = CASE m.state WHEN 'done' THEN 'superseded' ELSE 'waiting' END::osgprod_data.merge_state, is_ready = NULL,
            not_before = NULL, opened_at = clock_timestamp(), due_at = NULL, failures = 0, faults = 0, faulted_on = NULL,
-           repeats = 0, exit_codes = NULL
+           repeats = 0, exit_codes = NULL, inputs = CASE m.state WHEN 'done' THEN m.inputs END,
+           missing = CASE m.state WHEN 'done' THEN m.missing END
      WHERE m.project_id = p_project_id AND m.state NOT IN ('waiting', 'superseded')
        AND (p_runs IS NULL OR m.run = ANY (p_runs)) AND (p_seqno IS NULL OR m.seqno IS NULL OR m.seqno = p_seqno);
 END

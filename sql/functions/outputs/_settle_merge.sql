@@ -255,21 +255,6 @@ BEGIN
 END
 $fn$;
 
-CREATE FUNCTION osgprod._end_merge_backoffs(p_project_id int, p_from timestamptz, p_to timestamptz)
-RETURNS boolean LANGUAGE plpgsql VOLATILE
-AS $fn$
--- Requeues the merges of a project whose backoff ends within a time; see _end_backoffs.
--- Parameters: as of _end_backoffs
--- Locks:      merges, SKIP LOCKED
-BEGIN
-    UPDATE osgprod_data.merges m SET is_ready = true
-     WHERE m.merge_id IN (SELECT o.merge_id FROM osgprod_data.merges o
-                           WHERE o.project_id = p_project_id AND o.is_ready IS FALSE AND o.not_before BETWEEN p_from AND p_to
-                             FOR NO KEY UPDATE SKIP LOCKED);
-    RETURN FOUND;
-END
-$fn$;
-
 CREATE FUNCTION osgprod._renew_merge_lease(
     p_project osgprod_data.projects, p_attempt osgprod_data.attempts, p_call osgprod.heartbeat_call)
 RETURNS boolean LANGUAGE plpgsql VOLATILE

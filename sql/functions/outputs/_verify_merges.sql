@@ -2,7 +2,7 @@ CREATE FUNCTION osgprod._verify_merges(p_project_id int)
 RETURNS TABLE (path text, block1 int, block2 int, fault text) LANGUAGE plpgsql STABLE
 AS $fn$
 -- Recounts the merges of a project: the output of each done slice is in exactly one merge, and in one merged file of a kind;
--- and each complete file, or run, has its merge.
+-- each complete file, or run, has its merge; and the merges that jobs have, or may have, are made of the done slices.
 -- Parameters: p_project_id  project
 -- Returns:    a row for each fault found
 -- Source:     docs/outputs.md
@@ -11,7 +11,9 @@ BEGIN
     WITH held AS (
         SELECT m.merge_id, m.run, m.seqno, i.rawdata_id, i.block1, i.block2, i.cluster, i.process, i.nstart
           FROM osgprod_data.merges m CROSS JOIN LATERAL unnest(m.inputs) i
-         WHERE m.project_id = p_project_id AND m.state = 'done'
+         WHERE m.project_id = p_project_id AND (m.state IN ('leased', 'done') OR m.is_ready)
+    ), made AS (
+        SELECT m.* FROM osgprod_data.merges m WHERE m.project_id = p_project_id AND (m.state IN ('leased', 'done') OR m.is_ready)
     ), merged AS (
         SELECT m.* FROM osgprod_data.merges m WHERE m.project_id = p_project_id AND m.state = 'done'
     )
@@ -29,7 +31,7 @@ BEGIN
                                                AND l.process = h.process AND l.nstart = h.nstart
         UNION ALL
         SELECT s.rawdata_id, s.block1, s.block2, format('done, and not in merge %s of its file', m.merge_id)
-          FROM merged m
+          FROM made m
           JOIN osgprod_data.slices s ON s.project_id = p_project_id AND s.run = m.run AND s.seqno = coalesce(m.seqno, s.seqno)
                                     AND s.state = 'done'
          WHERE NOT EXISTS (SELECT FROM held h
@@ -38,8 +40,8 @@ BEGIN
         SELECT h.rawdata_id, h.block1, h.block2, format('in %s merges', count(*))
           FROM held h GROUP BY h.rawdata_id, h.block1, h.block2 HAVING count(*) > 1
         UNION ALL
-        SELECT f.rawdata_id, NULL, NULL, format('merge %s is done, but the file is %s', m.merge_id, f.state)
-          FROM merged m
+        SELECT f.rawdata_id, NULL, NULL, format('merge %s is %s, but the file is %s', m.merge_id, m.state, f.state)
+          FROM made m
           JOIN osgprod_data.loaded_files f ON f.project_id = p_project_id AND f.run = m.run
                                           AND f.seqno = coalesce(m.seqno, f.seqno) AND f.state <> 'complete'
         UNION ALL

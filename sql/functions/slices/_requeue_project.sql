@@ -1,14 +1,13 @@
 CREATE FUNCTION osgprod._requeue_project(
     p_project osgprod_data.projects, p_cluster int DEFAULT NULL, p_process int DEFAULT NULL, p_schedd text DEFAULT NULL,
-    OUT lost int, OUT over boolean)
+    OUT lost int)
 LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Requeues the slices and merges of the project whose lease or backoff has ended, and notes when the next lease can end, how
--- many are live, and how long merges take.
+-- Requeues the slices and merges of the project whose lease has ended, and slices whose backoff has; and notes when the next
+-- lease can end, how many are live, and how long merges take.
 -- Parameters: p_project  the project's row
 --             p_cluster, p_process, p_schedd  instead of expired leases those of these jobs: see reclaim_lost
--- Returns:    how many slices and merges were lost, and whether a backoff is over. Nothing is done while an operator has the
---             project alone
+-- Returns:    how many slices and merges were lost. Nothing is done while an operator has the project alone
 -- Locks:      the project, shared (advisory: project_id, -1), tried; backups, slices, the rows of their files, merges, the project's
 --             row: all SKIP LOCKED, nothing here waits
 -- Source:     docs/design.md I4
@@ -21,7 +20,6 @@ DECLARE
     v_since   timestamptz := (SELECT p.back_at - p.away FROM osgprod_data.presence p);
 BEGIN
     lost := 0;
-    over := false;
     IF NOT pg_try_advisory_xact_lock_shared(p_project.project_id, -1) THEN
         RETURN;
     END IF;
@@ -50,9 +48,9 @@ BEGIN
             osgprod._why_given_up(v_slice.due_at), false)::int;
     END LOOP;
     lost := lost + osgprod._requeue_merges(p_project, p_cluster, p_process, p_schedd, v_since, v_hold);
-    over := osgprod._end_backoffs(p_project.project_id, '-infinity', now());
+    PERFORM osgprod._end_backoffs(p_project.project_id, '-infinity', now());
     -- No backoff is longer than 10.5 days (1.5 times max_backoff_s): a later end was noted by a clock that was ahead.
-    over := osgprod._end_backoffs(p_project.project_id, now() + interval '11 days', 'infinity') OR over;
+    PERFORM osgprod._end_backoffs(p_project.project_id, now() + interval '11 days', 'infinity');
     SELECT min(l.due_at), count(*) INTO v_next_at, v_live FROM osgprod._leases(p_project.project_id) l
      WHERE l.task <> 'backup';
     -- A slice that is leased after this look is due a whole lease from now at the earliest; or earlier, when the lease has

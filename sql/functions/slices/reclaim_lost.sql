@@ -34,7 +34,7 @@ BEGIN
         SELECT p.* FROM projects p WHERE p.name = coalesce(p_project, p.name) ORDER BY p.project_id
     LOOP
         project := v_project.name;
-        reclaimed := (osgprod._requeue_project(v_project, p_cluster, p_process, p_schedd)).lost;
+        reclaimed := osgprod._requeue_project(v_project, p_cluster, p_process, p_schedd);
         IF reclaimed > 0 THEN
             PERFORM osgprod._log_operation('reclaim_lost', v_project.name, jsonb_build_object('cluster', p_cluster,
                 'process', p_process), reclaimed);

@@ -64,17 +64,14 @@ AS $fn$
 $fn$;
 
 CREATE FUNCTION osgprod._end_backoffs(p_project_id int, p_from timestamptz, p_to timestamptz)
-RETURNS boolean LANGUAGE plpgsql VOLATILE
+RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Requeues the slices and merges of a project whose backoff ends within a time. It does not look at projects.next_due_at: a
--- failed report would have to lower that, and so lock the project's row.
--- Parameters: p_project_id  project;  p_from, p_to  the backoff's end is between these, both inclusive
--- Returns:    were any requeued? When there are none, one place of the index slices_not_ready and one of merges_not_ready are read.
--- Locks:      merges, files (_may_be_assigned) and slices, all SKIP LOCKED. The caller has the project, shared (advisory:
---             project_id, -1).
+-- Requeues the slices of a project whose backoff ends within a time. It does not look at projects.next_due_at: a failed
+-- report would have to lower that, and so lock the project's row.
+-- Parameters: p_project_id  project;  p_from, p_to  the backoff's end is between these, both inclusive. When there are none, one
+--             place of the index slices_not_ready is read
+-- Locks:      files (_may_be_assigned) and slices, all SKIP LOCKED. The caller has the project, shared (advisory: project_id, -1).
 -- Source:     docs/design.md I4
-DECLARE
-    v_are_merges boolean := osgprod._end_merge_backoffs(p_project_id, p_from, p_to);
 BEGIN
     WITH ended AS (
         SELECT s.project_id, s.rawdata_id, s.block1 FROM osgprod_data.slices s
@@ -84,7 +81,6 @@ BEGIN
     )
     UPDATE osgprod_data.slices s SET is_ready = true FROM ended o
      WHERE s.project_id = o.project_id AND s.rawdata_id = o.rawdata_id AND s.block1 = o.block1;
-    RETURN FOUND OR v_are_merges;
 END
 $fn$;
 
@@ -213,8 +209,7 @@ AS $fn$
 -- Parameters: p_project_id, p_rawdata_id  the file
 -- Returns:    is it marked? false: it is not complete, or another session has one of the locks that are tried
 -- Locks:      tried: the file's row; _hold_merge_settings; its run (advisory: project_id, -10 - run), since files of a run are called
---             complete one after the other, so that the last one is known; _hold_complete_files. Then see _file_is_complete, which
---             waits for the merge
+--             complete one after the other, so that the last one is known. Then see _file_is_complete, which waits for the merge
 DECLARE
     v_file record;
 BEGIN
@@ -225,8 +220,7 @@ BEGIN
        FOR NO KEY UPDATE SKIP LOCKED;
     IF NOT FOUND OR osgprod._is_unsettled(p_project_id, p_rawdata_id)
         OR (osgprod._hold_merge_settings(p_project_id, false)).project_id IS NULL
-        OR NOT pg_try_advisory_xact_lock(p_project_id, -10 - v_file.run)
-        OR NOT osgprod._hold_complete_files(p_project_id, v_file.run) THEN
+        OR NOT pg_try_advisory_xact_lock(p_project_id, -10 - v_file.run) THEN
         RETURN false;
     END IF;
     UPDATE osgprod_data.loaded_files f SET state = 'complete'
@@ -236,21 +230,6 @@ BEGIN
     PERFORM osgprod._file_is_complete(p_project_id, v_file.run, v_file.seqno);
     RETURN true;
 END
-$fn$;
-
-CREATE FUNCTION osgprod._hold_complete_files(p_project_id int, p_run int)
-RETURNS boolean LANGUAGE sql VOLATILE
-AS $fn$
-    -- Keeps the complete files of a run complete until the end of the transaction, where a run is merged as a whole: the merge
-    -- that becomes ready must have all their slices (I8). A session that reopens one of them afterwards takes the merge back.
-    -- Parameters: p_project_id, p_run  which
-    -- Returns:    true; false = a session is reopening one of them: the merge must wait for it
-    -- Locks:      rows of the files, shared, SKIP LOCKED
-    SELECT count(*) = (SELECT count(*) FROM osgprod_data.loaded_files f JOIN osgprod_data.projects p ON p.project_id = f.project_id
-                        WHERE f.project_id = p_project_id AND f.run = p_run AND f.state = 'complete' AND p.merge_by = 'run')
-      FROM (SELECT FROM osgprod_data.loaded_files f JOIN osgprod_data.projects p ON p.project_id = f.project_id
-             WHERE f.project_id = p_project_id AND f.run = p_run AND f.state = 'complete' AND p.merge_by = 'run'
-               FOR SHARE OF f SKIP LOCKED) held
 $fn$;
 
 CREATE FUNCTION osgprod._is_unsettled(p_project_id int, p_rawdata_id int)

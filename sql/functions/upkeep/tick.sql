@@ -2,16 +2,17 @@ CREATE FUNCTION osgprod.tick()
 RETURNS TABLE (project text, reclaimed int)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
--- The regular housekeeping: requeues slices and merges whose lease or backoff has ended, marks complete files, plans merges and
--- the tail, tries suspended files again, recounts live attempts, tallies reports, measures how long a block takes, prunes rows
--- that are kept for a time only. Each shim process calls it every 10 s. Each call requeues, so that a call that is stuck keeps
--- nothing from being requeued; all else is done by one at a time.
+-- The regular housekeeping: requeues slices and merges whose lease has ended, and slices whose backoff has, marks complete files,
+-- plans merges and makes them ready, plans the tail, tries suspended files again, recounts live attempts, tallies reports,
+-- measures how long a block takes, prunes rows that are kept for a time only. Each shim process calls it every 10 s. Each call
+-- requeues, so that a call that is stuck keeps nothing from being requeued; all else is done by one at a time.
 -- Promise:    a repeated call does no harm. Without it jobs still get what is ready or unallocated, but no lease or backoff ends,
 --             and no file becomes complete.
 -- Returns:    a row for each project in which slices or merges were lost: how many
 -- Errors:     OG901 isolation level. An error in one project's housekeeping is a warning, and ends only that
--- Locks:      advisory (0, 0), tried; see _requeue_project, _end_backoffs and _settle_files; projects SKIP LOCKED. It waits for
---             one thing, when all projects have been requeued: the merge of a file that it calls complete (_plan_merges)
+-- Locks:      advisory (0, 0), tried; see _requeue_project, _end_backoffs, _settle_files and _make_merges_ready; projects
+--             SKIP LOCKED. It waits for one thing, when all projects have been requeued: the merge of a file that it calls
+--             complete (_plan_merges)
 DECLARE
     v_project projects;
     v_is_due  boolean;
@@ -25,7 +26,7 @@ BEGIN
             reclaimed := 0;
             IF v_is_due THEN
                 v_looked := v_looked || v_project.project_id;
-                reclaimed := (osgprod._requeue_project(v_project)).lost;
+                reclaimed := osgprod._requeue_project(v_project);
             ELSIF pg_try_advisory_xact_lock_shared(v_project.project_id, -1) THEN
                 PERFORM osgprod._end_backoffs(v_project.project_id, '-infinity', now());
             END IF;
@@ -51,6 +52,7 @@ BEGIN
                     PERFORM osgprod._settle_reported(v_project.project_id);
                 END IF;
                 PERFORM osgprod._note_end(v_project.project_id);
+                PERFORM osgprod._make_merges_ready(v_project.project_id);  -- behind all that waits for a merge of the project
             END IF;
             PERFORM osgprod._note_bans(v_project.project_id);
             PERFORM osgprod._note_suspended(v_project.project_id);
