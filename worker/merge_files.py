@@ -37,6 +37,11 @@ TRAILER_TYPE = 3
 REPEATED = set([0x70, 0xFF32]) | set(range(0xFFD0, 0xFFD5))
 
 
+def counted(number, thing):
+    """Returns a number with its noun: "1 event", "2 events"."""
+    return "%d %s%s" % (number, thing, "" if number == 1 else "s")
+
+
 class BadInput(Exception):
     """An input isn't whole. Arguments: path, reason."""
 
@@ -58,7 +63,7 @@ class Evio:
         with open(path, "rb") as file:
             start = file.read(56)
         if len(start) < 32:
-            raise BadInput(path, "has %d bytes, and no block header" % len(start))
+            raise BadInput(path, "has %s, and no block header" % counted(len(start), "byte"))
         for self.order in (">", "<"):
             if struct.unpack_from(self.order + "I", start, 28)[0] == MAGIC:
                 break
@@ -162,7 +167,8 @@ def join_evio(output, inputs):
     read = _contents(output)
     if read != written:
         raise BadResult(
-            "%s: read %d events with checksum %08x, wrote %d with %08x" % (output, *read, *written)
+            "%s: read %s with checksum %08x, wrote %d with %08x"
+            % (output, counted(read[0], "event"), read[1], *written)
         )
     return written[0]
 
@@ -220,9 +226,12 @@ def _write_evio4(target, files):
             checksum = zlib.crc32(body, checksum)
     target.write(struct.pack(files[0].order + "8I", 8, number + 1, 8, 0, 0, LAST_BIT | 4, 0, MAGIC))
     if count + repeated != count_in:
-        raise BadResult("%d events came in, %d and %d repeated ones went out" % (count_in, count, repeated))
+        raise BadResult(
+            "%s came in, %d went out, %d repeated ones were left out"
+            % (counted(count_in, "event"), count, repeated)
+        )
     if repeated:
-        sys.stderr.write("%d repeated events of run control were left out\n" % repeated)
+        sys.stderr.write("left out: %s of run control\n" % counted(repeated, "repeated event"))
     return count, checksum
 
 
@@ -295,7 +304,9 @@ def packed_records(blocks, path, unpack):
         try:
             data = stream.decompress(block)
         except (zlib.error, OSError, EOFError) as error:
-            raise BadInput(path, "can't be decompressed behind %d records: %s" % (count, error)) from error
+            raise BadInput(
+                path, "can't be decompressed behind %s: %s" % (counted(count, "record"), error)
+            ) from error
         at = 0
         while at < len(data):
             if left > 0:
