@@ -70,6 +70,7 @@ run_work() {
   # The heartbeats go on until the report: delivery may take longer than the lease.
   { : >"$scratch/delivering"; } 2>/dev/null || stop_heartbeats
   work_group=""
+  revive_heartbeats "$1"
   children_ticks
   read_report "$own/report.txt"
   measure "$((SECONDS - began_s))" "$((ticks - began_ticks))"
@@ -232,6 +233,18 @@ look() {
 
 end_work() {
   [[ -e "$scratch/delivering" ]] || end_group "$work_group"
+}
+
+# Starts the heartbeats again when somebody has killed their process, as the system does when memory is short: the report may be far.
+# Argument: seconds between heartbeats
+revive_heartbeats() {
+  [[ -n "$heartbeat_pid" ]] && ! kill -0 "$heartbeat_pid" 2>/dev/null || return 0
+  wait "$heartbeat_pid" 2>/dev/null || heartbeat_status=$?
+  heartbeat_pid=""
+  ((heartbeat_status > 128)) || return 0
+  heartbeat_status=0
+  log 'somebody has killed the process that sends heartbeats: the lease may have expired while the work ran'
+  start_heartbeats "$1" "" 0
 }
 
 stop_heartbeats() {

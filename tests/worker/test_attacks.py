@@ -95,6 +95,20 @@ def test_outputs_that_were_listed_in_part_are_not_packed_as_the_whole(folder: Pa
     assert call(commands, PATH=path, NEXT="whole", **environment) == "0 3\n"
 
 
+def test_heartbeats_whose_process_somebody_kills_go_on_after_the_work(folder: Path) -> None:
+    said = call(
+        "make_scratch; mkdir -p $scratch/work/.osgprod\n"
+        "send_heartbeats() { trap 'exit 0' TERM; echo $BASHPID >>$scratch/beats; while :; do pause 1; done; }\n"
+        "echo 'until [[ -s ../beats ]]; do sleep 0.01; done; kill -KILL $(<../beats)\n"
+        "while [[ -e /proc/$(<../beats) ]]; do sleep 0.01; done' >$scratch/work/.osgprod/script\n"
+        "SLICES=1 MAX_LOG_BYTES=0; run_work 60 2>&1; until (($(wc -l <$scratch/beats) == 2)); do pause 0.01; done\n"
+        "stop_heartbeats; echo $work_status $heartbeat_status; remove_tree $scratch",
+        _CONDOR_SCRATCH_DIR=str(folder),
+    )
+    assert "somebody has killed the process that sends heartbeats: the lease may have expired" in said
+    assert said.splitlines()[-1] == "0 0"
+
+
 # --- environments --------------------------------------------------------------------------------------------
 
 
