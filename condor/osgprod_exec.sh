@@ -27,8 +27,8 @@
 #     OSGPROD_MAX_LOG_BYTES  how much of the work's output to print, of all slices in sum: the head and the tail for
 #                         each [bytes, 0 to 999999999; default 10000000]
 #     OSGPROD_CHECKPOINT_CODE  exit code with which HTCondor saves this folder and starts the job again in it: for a
-#                         tarball that could not be delivered, or that must be safe before its report [0 to 255;
-#                         default 0 = none]
+#                         tarball that could not be delivered, or that must be safe before its report [3 to 125,
+#                         but not 10, 20, 30 or 40; default 0 = none]
 #     OSGPROD_SITE        name of the site, for the record [default: the one in HTCondor's machine ad]
 #     OSGPROD_TOKEN_HOSTS hosts that may see the job's credentials, like "door2.site.org pool.site.org:8443", beside those that
 #                         OSGPROD_URL, OSGPROD_OUTPUT_URL and the project's settings name [default: none]
@@ -2050,7 +2050,12 @@ configure() {
   [[ -z "${OSGPROD_TIME_LEFT_S:-}" ]] ||
     number_setting OSGPROD_TIME_LEFT_S 0 0 999999999 TIME_LEFT_S || die "$EXIT_REFUSED" "$setting_error"
   number_setting OSGPROD_MAX_LOG_BYTES 10000000 0 999999999 MAX_LOG_BYTES || die "$EXIT_REFUSED" "$setting_error"
-  number_setting OSGPROD_CHECKPOINT_CODE 0 0 255 CHECKPOINT_CODE || die "$EXIT_REFUSED" "$setting_error"
+  number_setting OSGPROD_CHECKPOINT_CODE 0 0 125 CHECKPOINT_CODE || die "$EXIT_REFUSED" "$setting_error"
+  case "$CHECKPOINT_CODE" in
+  1 | 2 | "$EXIT_FAILED" | "$EXIT_NODE_FAULT" | "$EXIT_LATER" | "$EXIT_REFUSED")
+    die "$EXIT_REFUSED" "OSGPROD_CHECKPOINT_CODE is $CHECKPOINT_CODE, which says something else: use 85"
+    ;;
+  esac
   [[ -n "${OSGPROD_URL:-}" ]] || die "$EXIT_REFUSED" 'OSGPROD_URL is not set: the server, like https://host/osgprod'
   [[ "$OSGPROD_URL" =~ ^https?://[^/] ]] || die "$EXIT_REFUSED" 'OSGPROD_URL does not begin with https:// or http://'
   [[ ! "$OSGPROD_URL" =~ ^https?://[^/?#]*@ ]] || # it would be on curl's command line

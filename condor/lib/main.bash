@@ -106,7 +106,12 @@ configure() {
   [[ -z "${OSGPROD_TIME_LEFT_S:-}" ]] ||
     number_setting OSGPROD_TIME_LEFT_S 0 0 999999999 TIME_LEFT_S || die "$EXIT_REFUSED" "$setting_error"
   number_setting OSGPROD_MAX_LOG_BYTES 10000000 0 999999999 MAX_LOG_BYTES || die "$EXIT_REFUSED" "$setting_error"
-  number_setting OSGPROD_CHECKPOINT_CODE 0 0 255 CHECKPOINT_CODE || die "$EXIT_REFUSED" "$setting_error"
+  number_setting OSGPROD_CHECKPOINT_CODE 0 0 125 CHECKPOINT_CODE || die "$EXIT_REFUSED" "$setting_error"
+  case "$CHECKPOINT_CODE" in
+  1 | 2 | "$EXIT_FAILED" | "$EXIT_NODE_FAULT" | "$EXIT_LATER" | "$EXIT_REFUSED")
+    die "$EXIT_REFUSED" "OSGPROD_CHECKPOINT_CODE is $CHECKPOINT_CODE, which says something else: use 85"
+    ;;
+  esac
   [[ -n "${OSGPROD_URL:-}" ]] || die "$EXIT_REFUSED" 'OSGPROD_URL is not set: the server, like https://host/osgprod'
   [[ "$OSGPROD_URL" =~ ^https?://[^/] ]] || die "$EXIT_REFUSED" 'OSGPROD_URL does not begin with https:// or http://'
   [[ ! "$OSGPROD_URL" =~ ^https?://[^/?#]*@ ]] || # it would be on curl's command line
