@@ -858,7 +858,7 @@ checkout() {
     find_header Retry-After "$head"
     retry_s="$header"
     [[ "$retry_s" =~ ^[0-9]{1,5}$ ]] || retry_s=60
-    retry_s="$((10#$retry_s))"
+    retry_s="$((10#$retry_s > 0 ? 10#$retry_s : 1))" # with 0 the job would ask without a pause
     if ((retry_s > left_s)); then
       ((MAX_WAIT_S > 0)) || return 0
       log "no work can be assigned yet; the next try would come after OSGPROD_MAX_WAIT_S=$MAX_WAIT_S s, so this job ends"

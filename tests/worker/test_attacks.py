@@ -173,6 +173,16 @@ def test_job_waits_for_work_as_long_as_it_may_though_the_clock_jumps(jump: str) 
     assert waits == f"waits\nwaits\n{LATER}\n"
 
 
+def test_job_asks_no_more_than_once_a_second_whatever_the_server_says() -> None:
+    waits = call(
+        "disk_has_room() { :; }\n"
+        "persistent_request() { http_status=200 answer=wait head=$'HTTP/1.1 200 OK\\r\\nRetry-After: 0'; }\n"
+        "pause() { echo ${1%.*}; }\n"
+        "MAX_WAIT_S=3; checkout 1 || echo $?"
+    )
+    assert waits == f"1\n1\n1\n{LATER}\n"
+
+
 # --- old shells ----------------------------------------------------------------------------------------------
 
 
