@@ -242,7 +242,7 @@ host_and_port() {
 # Finds a bearer token where all WLCG tools look, and where HTCondor puts one. Sets bearer, and exports
 # BEARER_TOKEN_FILE for other clients when the token is in a file. Call it before each use: HTCondor renews the file.
 find_token() {
-  local uid file found="${BEARER_TOKEN:-}"
+  local uid file part found="${BEARER_TOKEN:-}"
   bearer=""
   found="${found//[[:space:]]/}"
   if [[ -n "$found" ]]; then
@@ -257,7 +257,10 @@ find_token() {
   fi
   for file in "$@"; do
     [[ -f "$file" && -r "$file" ]] || continue
-    found="$(tr -d '[:space:]\000' <"$file")" || found=""
+    found=""
+    while IFS= read -r -d '' part || [[ -n "$part" ]]; do # up to a NUL, or to the end
+      found+="${part//[[:space:]]/}"
+    done 2>/dev/null <"$file"
     if [[ -n "$found" ]]; then
       bearer="$found"
       export BEARER_TOKEN_FILE="$file"
@@ -411,13 +414,14 @@ http_request() {
   shift
   http_url="$url"
   # With -L and no redirect allowed, curl drops the body of a redirect and ends with 47. The URL is not on its command line, since
-  # the query of a redirect may be a secret. Newer versions of bash warn of a NUL that they leave out; the warning is discarded.
+  # the query of a redirect may be a secret. It is the last line that curl reads: a request of which somebody has killed the rest goes
+  # nowhere. Newer versions of bash warn of a NUL that they leave out; the warning is discarded.
   {
     reply="$(
       exec "${CURL[@]}" ${http_version:+"$http_version"} -f -L --max-redirs 0 --speed-limit 1000 --speed-time 120 \
         -K - -D /dev/stderr "$@" 2>&1 >&3 < <(
-          curl_option url "$url"
           storage_options "$url"
+          curl_option url "$url"
         )
     )" || code=$?
   } 3>&1 2>/dev/null
@@ -770,13 +774,14 @@ in_one_line() {
   body="${body%%$'\n'*}"
 }
 
-# Becomes curl, which sends one request, as a POST, of which no proxy on the way keeps a copy.
+# Becomes curl, which sends one request, as a POST, of which no proxy on the way keeps a copy. The URL is the last line that curl
+# reads: a request of which somebody has killed the rest goes nowhere.
 # Arguments: route, file for the body or nothing, then name value pairs
 send_request() {
   local route="$1" file="$2"
   shift 2
-  exec "${CURL[@]}" ${http_version:+"$http_version"} --max-time 120 -H 'Expect:' -K - -D - \
-    "${OSGPROD_URL%/}/$route" 2>&1 < <(
+  exec "${CURL[@]}" ${http_version:+"$http_version"} --max-time 120 -H 'Expect:' -K - -D - 2>&1 \
+    < <(
       ca_options
       # Storage believes the token too: it goes to nobody in the clear.
       [[ -n "$magic" || -z "$bearer" || ! "$OSGPROD_URL" =~ ^(https://|http://(127\.0\.0\.1|localhost|\[::1\])[:/]) ]] ||
@@ -786,6 +791,7 @@ send_request() {
         shift 2
       done
       [[ -z "$file" ]] || curl_option output "$file"
+      curl_option url "${OSGPROD_URL%/}/$route"
     )
 }
 
@@ -883,7 +889,7 @@ report() {
   plain_text 120 "${reported[door]:-}"
   if ! persistent_request workscript.exit exitcode "$code" door "$plain_text" \
     ${resources[@]+"${resources[@]}"} "$@"; then
-    log "no report was accepted by the server after $TRIES attempts: $body"
+    log "no report was accepted by the server (attempts: $TRIES): $body"
     return 1
   fi
   log "reported exit code $code: status $http_status $answer: $body"
@@ -1285,7 +1291,7 @@ storage_error="" # what the last command for storage said
 
 # Each kind of storage (url_kind) has four functions: send_KIND FILE URL; stored_KIND URL prints the size of the stored
 # file and, if the storage reports it, its adler32, a line each; move_KIND URL URL renames; remove_KIND URL. When one fails,
-# its output is the error message.
+# it prints the error message on the standard error output.
 send_http() {
   call_http "$2" -T "$1"
 }
@@ -1328,7 +1334,7 @@ send_root() {
   client_for "$2" xrdcp --nopbar --force --posc "$1" "$client_url" # posc: nothing stays when the connection is lost
 }
 stored_root() {
-  run_xrdfs "$1" stat | sed -n 's/^Size: *//p'
+  run_xrdfs "$1" stat | sed -n 's/^Size: *//p' || return
   run_xrdfs "$1" query checksum 2>/dev/null | sed -n 's/^adler32 *//p'
 }
 move_root() {
@@ -1772,14 +1778,18 @@ deliver_and_report() {
 # Removes the inputs of a merge that the server has accepted, where the project wants that: each that is unchanged.
 # An input that can't be removed stays.
 remove_merged_inputs() {
-  local url bytes adler kind
-  [[ -n "$written_inputs" ]] || return 0
+  local url bytes adler kind line rest="$written_inputs"
+  [[ -n "$rest" ]] || return 0
   if ! are_listed_outputs_there; then
     log 'not all merged files can be seen from here: the inputs are not removed'
     return 0
   fi
-  while IFS=' ' read -r url bytes adler <&3; do
-    input_url "$url"
+  while [[ -n "$rest" ]]; do
+    line="${rest%%$'\n'*}" rest="${rest#*$'\n'}"
+    [[ "$line" == *' '*' '* ]] || continue
+    adler="${line##* }" line="${line% *}"
+    bytes="${line##* }"
+    input_url "${line% *}"
     url="$input_url"
     storage_kind "$url" || continue
     kind="$url_kind"
@@ -1788,19 +1798,23 @@ remove_merged_inputs() {
     else
       storage "remove_$kind" "$url" || log "$url can't be removed: $storage_error"
     fi
-  done 3< <(printf '%s' "$written_inputs")
+  done
 }
 
 # Are the files that a merge has delivered where it says, as this script sees them? In a container a folder may be another
 # one. Each must be listed as the merge script lists files.
 are_listed_outputs_there() {
-  local list url bytes adler found=0
-  list="$(printf '%s\n' "${written[outputs_list]:-}" | sed 's/{"kind":/\n&/g')"
-  while IFS=' ' read -r bytes adler url <&3; do
+  local list="${written[outputs_list]:-}" rest objects url bytes adler found=0
+  local pattern='"url":"([^"\]*)","bytes":([0-9]+),"adler32":"([0-9a-f]*)"'
+  rest="$list" objects="${list//[!\{]/}"
+  while [[ "$rest" == *'{"kind":'* ]]; do
+    rest="${rest#*'{"kind":'}"
+    [[ "${rest%%'{"kind":'*}" =~ $pattern ]] || return 1
+    url="${BASH_REMATCH[1]}" bytes="${BASH_REMATCH[2]}" adler="${BASH_REMATCH[3]}"
     storage_kind "$url" && has_arrived "$url_kind" "$url" "$bytes" "$adler" "$LOOKS" || return 1
     found=$((found + 1))
-  done 3< <(printf '%s\n' "$list" | sed -n 's/.*"url":"\([^"\]*\)","bytes":\([0-9]*\),"adler32":"\([0-9a-f]*\)".*/\2 \3 \1/p')
-  ((found > 0 && found == $(printf '%s\n' "$list" | grep -c '"kind":' || true)))
+  done
+  ((found > 0 && found == ${#objects}))
 }
 
 # The outputs are here, and their destination doesn't take them. When that may pass and this folder outlives the job, they

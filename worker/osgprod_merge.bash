@@ -81,8 +81,10 @@ merge_kinds=(
   'job_info          *                       tar   {kind}_{run}_{seqno}.tgz          some'
 )
 PYTHON="${OSGPROD_PYTHON:-python3}"
-IFS=' ' read -r -a hadd_command < <(printf '%s\n' "${OSGPROD_HADD:-hadd -f -v 1}")
-IFS=' ' read -r -a hddmcat_command < <(printf '%s\n' "${OSGPROD_HDDMCAT:-hddmcat}")
+set -f # no patterns
+# shellcheck disable=SC2206  # words
+hadd_command=(${OSGPROD_HADD:-hadd -f -v 1}) hddmcat_command=(${OSGPROD_HDDMCAT:-hddmcat})
+set +f
 
 # --- log and exit ------------------------------------------------------------------------------------------------
 
@@ -257,7 +259,7 @@ host_and_port() {
 # Finds a bearer token where all WLCG tools look, and where HTCondor puts one. Sets bearer, and exports
 # BEARER_TOKEN_FILE for other clients when the token is in a file. Call it before each use: HTCondor renews the file.
 find_token() {
-  local uid file found="${BEARER_TOKEN:-}"
+  local uid file part found="${BEARER_TOKEN:-}"
   bearer=""
   found="${found//[[:space:]]/}"
   if [[ -n "$found" ]]; then
@@ -272,7 +274,10 @@ find_token() {
   fi
   for file in "$@"; do
     [[ -f "$file" && -r "$file" ]] || continue
-    found="$(tr -d '[:space:]\000' <"$file")" || found=""
+    found=""
+    while IFS= read -r -d '' part || [[ -n "$part" ]]; do # up to a NUL, or to the end
+      found+="${part//[[:space:]]/}"
+    done 2>/dev/null <"$file"
     if [[ -n "$found" ]]; then
       bearer="$found"
       export BEARER_TOKEN_FILE="$file"
@@ -426,13 +431,14 @@ http_request() {
   shift
   http_url="$url"
   # With -L and no redirect allowed, curl drops the body of a redirect and ends with 47. The URL is not on its command line, since
-  # the query of a redirect may be a secret. Newer versions of bash warn of a NUL that they leave out; the warning is discarded.
+  # the query of a redirect may be a secret. It is the last line that curl reads: a request of which somebody has killed the rest goes
+  # nowhere. Newer versions of bash warn of a NUL that they leave out; the warning is discarded.
   {
     reply="$(
       exec "${CURL[@]}" ${http_version:+"$http_version"} -f -L --max-redirs 0 --speed-limit 1000 --speed-time 120 \
         -K - -D /dev/stderr "$@" 2>&1 >&3 < <(
-          curl_option url "$url"
           storage_options "$url"
+          curl_option url "$url"
         )
     )" || code=$?
   } 3>&1 2>/dev/null
@@ -528,16 +534,16 @@ federation_of() {
 
 # Prints the places that a federation's director names for an object, the first one is to be tried first, a line each:
 # "public URL", or "token URL" where the director demands a token. Prints "failed WORD WAIT_S REASON" when it names none
-# (WORD and WAIT_S: see verdict). Two requests: for the federation's configuration, and to its director.
+# (WORD and WAIT_S: see verdict). Fails when somebody has killed a program. Two requests: for the federation's configuration, and to its director.
 # Source: https://docs.pelicanplatform.org; RFC 6249 for Link with rel=duplicate and pri
 # Argument: osdf or pelican URL
 pelican_places() {
-  local host path text director kind=public url
+  local host path text director kind=public url named
   local -a places=()
   read -r host path <<<"$(federation_of "$1")"
   shows_credentials=false
   text="$(http_transfer "https://$host/.well-known/pelican-configuration" --max-time 60 --max-filesize 65536 ||
-    printf '\nfailed: %s' "${http_error:-status $http_status}")"
+    printf '\nfailed: %s' "${http_error:-status $http_status}")" || text=$'\nfailed: somebody has killed the request'
   if [[ "$text" == *$'\n'failed:* ]]; then
     printf 'failed again 0 no configuration of the federation %s: %s\n' "$host" "${text##*$'\n'failed: }"
     return 0
@@ -564,11 +570,12 @@ pelican_places() {
   fi
   find_header x-pelican-namespace "$http_head"
   [[ ! "$headers" =~ require-token=[Tt]rue ]] || kind=token
+  named="$(named_places "$http_head")" || return
   while IFS= read -r url; do
     case "$kind $url" in
     *' '[Hh][Tt][Tt][Pp][Ss]://?* | 'public '[Hh][Tt][Tt][Pp]://?*) places[${#places[@]}]="$kind $url" ;;
     esac
-  done < <(named_places "$http_head")
+  done <<<"$named"
   ((${#places[@]} > 0)) || places=('failed again 0 the director names no cache')
   printf '%s\n' "${places[@]:0:MAX_CACHES}"
 }
@@ -576,24 +583,25 @@ pelican_places() {
 # Prints the URLs of a redirect, one a line: its Location, then its Link headers by their pri, none twice. The query of
 # the Location, which may be a signature, makes no difference. Argument: head
 named_places() {
-  local location links attributes url pri seen=$'\n' pattern='<([^<>[:space:]]+)>([^<]*)(.*)'
+  local location links attributes url pri sorted seen=$'\n' pattern='<([^<>[:space:]]+)>([^<]*)(.*)'
   find_header location "$1"
   location="$header"
   find_header link "$1"
   links="${headers//$'\n'/,}"
   [[ -z "$location" ]] || printf '%s\n' "$location"
-  while IFS=' ' read -r pri url; do
-    [[ "$url" != "${location%%\?*}" && "$seen" != *$'\n'"$url"$'\n'* ]] || continue
-    seen+="$url"$'\n'
-    printf '%s\n' "$url"
-  done < <(
+  sorted="$(
     while [[ "$links" =~ $pattern ]]; do
       url="${BASH_REMATCH[1]}" attributes="${BASH_REMATCH[2]}" links="${BASH_REMATCH[3]}" pri=999999
       [[ "$attributes" != *rel=* || "$attributes" =~ rel=\"?duplicate ]] || continue
       [[ ! "$attributes" =~ pri=\"?([0-9]{1,6}) ]] || pri="$((10#${BASH_REMATCH[1]}))"
       printf '%s %s\n' "$pri" "$url"
     done | sort -s -n -k 1,1
-  )
+  )" || return
+  while IFS=' ' read -r pri url; do
+    [[ -n "$url" && "$url" != "${location%%\?*}" && "$seen" != *$'\n'"$url"$'\n'* ]] || continue
+    seen+="$url"$'\n'
+    printf '%s\n' "$url"
+  done <<<"$sorted"
 }
 
 # --- checksums ---------------------------------------------------------------------------------------------------
@@ -674,7 +682,7 @@ storage_error="" # what the last command for storage said
 
 # Each kind of storage (url_kind) has four functions: send_KIND FILE URL; stored_KIND URL prints the size of the stored
 # file and, if the storage reports it, its adler32, a line each; move_KIND URL URL renames; remove_KIND URL. When one fails,
-# its output is the error message.
+# it prints the error message on the standard error output.
 send_http() {
   call_http "$2" -T "$1"
 }
@@ -717,7 +725,7 @@ send_root() {
   client_for "$2" xrdcp --nopbar --force --posc "$1" "$client_url" # posc: nothing stays when the connection is lost
 }
 stored_root() {
-  run_xrdfs "$1" stat | sed -n 's/^Size: *//p'
+  run_xrdfs "$1" stat | sed -n 's/^Size: *//p' || return
   run_xrdfs "$1" query checksum 2>/dev/null | sed -n 's/^adler32 *//p'
 }
 move_root() {
@@ -1013,7 +1021,7 @@ read_http() {
   esac
 }
 
-# By XRootD's Python bindings.
+# By XRootD's Python bindings. The Python program itself writes the verdict, in each case.
 read_root() {
   client_url "$1"
   client_for "$1" "$xrootd_python" -c '
@@ -1060,8 +1068,12 @@ begin_round() {
 # Replaces the first place, a Pelican door, by its caches. Fails when there is none; then it sets word, wait_s and reason
 # as a verdict has them.
 ask_director() {
-  local line
+  local line named
   local -a caches=()
+  named="$(pelican_places "${places[0]#* }")" || {
+    word=again wait_s=0 reason='the director was not asked: somebody has killed a program'
+    return 1
+  }
   while IFS= read -r line; do
     if [[ "$line" == failed\ * ]]; then
       IFS=' ' read -r word wait_s reason <<<"${line#* }"
@@ -1077,7 +1089,7 @@ ask_director() {
       return 1
     fi
     [[ -n "${given_up["${line#* }"]:-}" ]] || caches[${#caches[@]}]="$line"
-  done < <(pelican_places "${places[0]#* }")
+  done <<<"$named"
   if ((${#caches[@]} == 0)); then
     word=refused wait_s=0 reason='no cache that the director names has served the file'
     return 1
@@ -1274,13 +1286,12 @@ bad_input() {
 # Ends the script if inputs are bad: the server requeues their slices, and the merge waits for them. Argument: how many
 # inputs there are
 end_if_bad() {
-  local -a names
   [[ -n "$bad_inputs" ]] || return 0
-  IFS=: read -r -a names < <(printf '%s\n' "$bad_inputs")
-  ((${#names[@]} < MANY_INPUTS || ${#names[@]} < $1)) ||
+  split : "$bad_inputs"
+  ((${#fields[@]} < MANY_INPUTS || ${#fields[@]} < $1)) ||
     node_fault "all $1 inputs are bad: is the storage away? osgprod outputs check --requeue makes them again if they are lost"
   add_to_report "bad_inputs=$bad_inputs" || node_fault "${OSGPROD_REPORT:-osgprod_report.txt} can't be written: is the disk full?"
-  log "bad inputs: ${#names[@]} of $1: $bad_inputs"
+  log "bad inputs: ${#fields[@]} of $1: $bad_inputs"
   exit "$EXIT_BAD_INPUTS"
 }
 
@@ -1479,8 +1490,12 @@ unpack_input() {
 
 # Can a tarball be read to its end, and do all its files belong into its folder? Argument: tarball
 is_sound_tarball() {
+  local -a codes=(0 0)
   gzip -t "$1" 2>/dev/null || return
-  tar -tzf "$1" >/dev/null 2>&1 || return
+  # Not tar -z: its exit code does not say that somebody has killed its gzip. 141: tar has read enough.
+  gzip -dc "$1" 2>/dev/null | tar -tf - >/dev/null 2>&1 || codes=("${PIPESTATUS[@]}")
+  ((codes[0] == 0 || codes[0] == 141)) || return "$EXIT_NO_PROGRAM"
+  ((codes[1] == 0)) || return "${codes[1]}"
   ! tar -tzf "$1" 2>/dev/null | grep -aE '^/|(^|/)\.\.(/|$)' >/dev/null
 }
 
@@ -1738,18 +1753,21 @@ merge_evio() {
 
 # Ends the script if a program failed. Inputs that its errors name are bad. Arguments: program, exit code, its output
 judge_program() {
-  local line errors='error|cannot|can.t|not a|zombie|recover|invalid|truncated|corrupt'
+  local line words input path='[0-9]+,[0-9]+/[^ ]*' errors='error|cannot|can.t|not a|zombie|recover|invalid|truncated|corrupt'
   (($2 != 0)) || return 0
   tail -n 20 "$3" >&2 || true
   (($2 != 126 && $2 != 127)) || no_program "$1"
   (($2 < 128)) || node_fault "$1 was killed by signal $(($2 - 128))"
   check_room "$1 ended with $2"
-  while IFS= read -r line; do
-    [[ "$line" =~ (^|[^0-9,])([0-9]+,[0-9]+)/ ]] || continue
+  while IFS= read -r line || [[ -n "$line" ]]; do
+    [[ "${line,,}" =~ $errors && "$line" =~ (^|[^0-9,])([0-9]+,[0-9]+)/ ]] || continue
+    input="${BASH_REMATCH[2]}" words="$line"
     # Words of a file name are not words of an error: 1,2/error_hist.root
-    printf '%s\n' "$line" | sed -E 's;[0-9]+,[0-9]+/[^ ]*;;g' | grep -aiE "$errors" >/dev/null || continue
-    bad_input "${BASH_REMATCH[2]}" "$line"
-  done < <(grep -aiE "$errors" "$3" || true)
+    while [[ "$words" =~ $path ]]; do
+      words="${words/"${BASH_REMATCH[0]}"/}"
+    done
+    [[ ! "${words,,}" =~ $errors ]] || bad_input "$input" "$line"
+  done <"$3"
   end_if_bad "${#osgprod_inputs[@]}"
   not_merged "$1 ended with $2: $(tail -n 1 "$3")"
 }
@@ -1858,7 +1876,7 @@ deliver_merged() {
 
 # Sets attempt_word to a word that only this attempt has, for names. Its token is a secret.
 find_attempt_word() {
-  attempt_word="$(printf '%s' "${osgprod_token:-$$}" | cksum)"
+  attempt_word="$(printf '%s' "${osgprod_token:-$$}" | cksum)" || node_fault "cksum ended with $?"
   attempt_word="${attempt_word// /}"
 }
 
@@ -2477,7 +2495,7 @@ main() {
     count=$((count + 1))
   done
   report_merged
-  log "merged ${#osgprod_inputs[@]} slices into $count files"
+  log "slices merged: ${#osgprod_inputs[@]}, files delivered: $count"
 }
 
 # Read as one command, so that nothing more is read when this script comes from standard input.

@@ -55,7 +55,10 @@ NTHREADS="${osgprod_ncpus:-$(sed -n '/^# ncpus: *[0-9]/{s/^# ncpus: *\([0-9]*\).
 export NTHREADS="${NTHREADS:-1}"
 # Gets the slice's file as its last argument. A program that writes how many events it read into the file
 # events_read lets the server check that none was skipped.
-IFS=' ' read -r -a reconstruction < <(printf '%s\n' "${OSGPROD_RECON:-hd_root -PJANA:BATCH_MODE=1 -PNTHREADS=$NTHREADS -PTHREAD_TIMEOUT_FIRST_EVENT=3600 -PTHREAD_TIMEOUT=600 -PPLUGINS=danarest}")
+set -f # no patterns
+# shellcheck disable=SC2206  # words
+reconstruction=(${OSGPROD_RECON:-hd_root -PJANA:BATCH_MODE=1 -PNTHREADS=$NTHREADS -PTHREAD_TIMEOUT_FIRST_EVENT=3600 -PTHREAD_TIMEOUT=600 -PPLUGINS=danarest})
+set +f
 
 # --- log and exit ------------------------------------------------------------------------------------------------
 
@@ -203,7 +206,7 @@ host_and_port() {
 # Finds a bearer token where all WLCG tools look, and where HTCondor puts one. Sets bearer, and exports
 # BEARER_TOKEN_FILE for other clients when the token is in a file. Call it before each use: HTCondor renews the file.
 find_token() {
-  local uid file found="${BEARER_TOKEN:-}"
+  local uid file part found="${BEARER_TOKEN:-}"
   bearer=""
   found="${found//[[:space:]]/}"
   if [[ -n "$found" ]]; then
@@ -218,7 +221,10 @@ find_token() {
   fi
   for file in "$@"; do
     [[ -f "$file" && -r "$file" ]] || continue
-    found="$(tr -d '[:space:]\000' <"$file")" || found=""
+    found=""
+    while IFS= read -r -d '' part || [[ -n "$part" ]]; do # up to a NUL, or to the end
+      found+="${part//[[:space:]]/}"
+    done 2>/dev/null <"$file"
     if [[ -n "$found" ]]; then
       bearer="$found"
       export BEARER_TOKEN_FILE="$file"
@@ -372,13 +378,14 @@ http_request() {
   shift
   http_url="$url"
   # With -L and no redirect allowed, curl drops the body of a redirect and ends with 47. The URL is not on its command line, since
-  # the query of a redirect may be a secret. Newer versions of bash warn of a NUL that they leave out; the warning is discarded.
+  # the query of a redirect may be a secret. It is the last line that curl reads: a request of which somebody has killed the rest goes
+  # nowhere. Newer versions of bash warn of a NUL that they leave out; the warning is discarded.
   {
     reply="$(
       exec "${CURL[@]}" ${http_version:+"$http_version"} -f -L --max-redirs 0 --speed-limit 1000 --speed-time 120 \
         -K - -D /dev/stderr "$@" 2>&1 >&3 < <(
-          curl_option url "$url"
           storage_options "$url"
+          curl_option url "$url"
         )
     )" || code=$?
   } 3>&1 2>/dev/null
@@ -474,16 +481,16 @@ federation_of() {
 
 # Prints the places that a federation's director names for an object, the first one is to be tried first, a line each:
 # "public URL", or "token URL" where the director demands a token. Prints "failed WORD WAIT_S REASON" when it names none
-# (WORD and WAIT_S: see verdict). Two requests: for the federation's configuration, and to its director.
+# (WORD and WAIT_S: see verdict). Fails when somebody has killed a program. Two requests: for the federation's configuration, and to its director.
 # Source: https://docs.pelicanplatform.org; RFC 6249 for Link with rel=duplicate and pri
 # Argument: osdf or pelican URL
 pelican_places() {
-  local host path text director kind=public url
+  local host path text director kind=public url named
   local -a places=()
   read -r host path <<<"$(federation_of "$1")"
   shows_credentials=false
   text="$(http_transfer "https://$host/.well-known/pelican-configuration" --max-time 60 --max-filesize 65536 ||
-    printf '\nfailed: %s' "${http_error:-status $http_status}")"
+    printf '\nfailed: %s' "${http_error:-status $http_status}")" || text=$'\nfailed: somebody has killed the request'
   if [[ "$text" == *$'\n'failed:* ]]; then
     printf 'failed again 0 no configuration of the federation %s: %s\n' "$host" "${text##*$'\n'failed: }"
     return 0
@@ -510,11 +517,12 @@ pelican_places() {
   fi
   find_header x-pelican-namespace "$http_head"
   [[ ! "$headers" =~ require-token=[Tt]rue ]] || kind=token
+  named="$(named_places "$http_head")" || return
   while IFS= read -r url; do
     case "$kind $url" in
     *' '[Hh][Tt][Tt][Pp][Ss]://?* | 'public '[Hh][Tt][Tt][Pp]://?*) places[${#places[@]}]="$kind $url" ;;
     esac
-  done < <(named_places "$http_head")
+  done <<<"$named"
   ((${#places[@]} > 0)) || places=('failed again 0 the director names no cache')
   printf '%s\n' "${places[@]:0:MAX_CACHES}"
 }
@@ -522,24 +530,25 @@ pelican_places() {
 # Prints the URLs of a redirect, one a line: its Location, then its Link headers by their pri, none twice. The query of
 # the Location, which may be a signature, makes no difference. Argument: head
 named_places() {
-  local location links attributes url pri seen=$'\n' pattern='<([^<>[:space:]]+)>([^<]*)(.*)'
+  local location links attributes url pri sorted seen=$'\n' pattern='<([^<>[:space:]]+)>([^<]*)(.*)'
   find_header location "$1"
   location="$header"
   find_header link "$1"
   links="${headers//$'\n'/,}"
   [[ -z "$location" ]] || printf '%s\n' "$location"
-  while IFS=' ' read -r pri url; do
-    [[ "$url" != "${location%%\?*}" && "$seen" != *$'\n'"$url"$'\n'* ]] || continue
-    seen+="$url"$'\n'
-    printf '%s\n' "$url"
-  done < <(
+  sorted="$(
     while [[ "$links" =~ $pattern ]]; do
       url="${BASH_REMATCH[1]}" attributes="${BASH_REMATCH[2]}" links="${BASH_REMATCH[3]}" pri=999999
       [[ "$attributes" != *rel=* || "$attributes" =~ rel=\"?duplicate ]] || continue
       [[ ! "$attributes" =~ pri=\"?([0-9]{1,6}) ]] || pri="$((10#${BASH_REMATCH[1]}))"
       printf '%s %s\n' "$pri" "$url"
     done | sort -s -n -k 1,1
-  )
+  )" || return
+  while IFS=' ' read -r pri url; do
+    [[ -n "$url" && "$url" != "${location%%\?*}" && "$seen" != *$'\n'"$url"$'\n'* ]] || continue
+    seen+="$url"$'\n'
+    printf '%s\n' "$url"
+  done <<<"$sorted"
 }
 
 # --- disk --------------------------------------------------------------------------------------------------------
@@ -672,7 +681,7 @@ read_http() {
   esac
 }
 
-# By XRootD's Python bindings.
+# By XRootD's Python bindings. The Python program itself writes the verdict, in each case.
 read_root() {
   client_url "$1"
   client_for "$1" "$xrootd_python" -c '
@@ -719,8 +728,12 @@ begin_round() {
 # Replaces the first place, a Pelican door, by its caches. Fails when there is none; then it sets word, wait_s and reason
 # as a verdict has them.
 ask_director() {
-  local line
+  local line named
   local -a caches=()
+  named="$(pelican_places "${places[0]#* }")" || {
+    word=again wait_s=0 reason='the director was not asked: somebody has killed a program'
+    return 1
+  }
   while IFS= read -r line; do
     if [[ "$line" == failed\ * ]]; then
       IFS=' ' read -r word wait_s reason <<<"${line#* }"
@@ -736,7 +749,7 @@ ask_director() {
       return 1
     fi
     [[ -n "${given_up["${line#* }"]:-}" ]] || caches[${#caches[@]}]="$line"
-  done < <(pelican_places "${places[0]#* }")
+  done <<<"$named"
   if ((${#caches[@]} == 0)); then
     word=refused wait_s=0 reason='no cache that the director names has served the file'
     return 1
@@ -923,10 +936,12 @@ can_fetch() {
 # Fails when the bytes are wrong, and sets damage to the reason.
 # Arguments: file, its size [bytes], events that it must hold (or nothing)
 check_slice() {
-  local file="$1" size="$2" expected="$3" offset=0 events=0 version=4 words=8 length n word
+  local file="$1" size="$2" expected="$3" offset=0 events=0 version=4 words=8 length n word found
   local -a header
   while ((offset < size)); do
-    IFS=$' \n' read -r -d '' -a header < <(header_words "$file" "$offset") || true
+    found="$(header_words "$file" "$offset")" || node_fault "$file can't be read"
+    # shellcheck disable=SC2206  # words
+    header=($found)
     case "${header[7]:-}" in
     c0da0100) ;;
     0001dac0)
@@ -1006,7 +1021,10 @@ main() {
     inputs=("$slice")
   elif [[ -n "${input_eviofile_list:-}" ]]; then
     log 'no XRootD bindings for Python: the reconstruction must understand names like file.evio+1,2'
-    IFS=$' \n' read -r -d '' -a inputs < <(printf '%s' "$input_eviofile_list") || true
+    set -f # no patterns
+    # shellcheck disable=SC2206  # words
+    inputs=($input_eviofile_list)
+    set +f
   elif (($# > 0)); then
     inputs=("$@")
   elif [[ -n "${osgprod_source_url:-}" ]]; then

@@ -180,14 +180,18 @@ deliver_and_report() {
 # Removes the inputs of a merge that the server has accepted, where the project wants that: each that is unchanged.
 # An input that can't be removed stays.
 remove_merged_inputs() {
-  local url bytes adler kind
-  [[ -n "$written_inputs" ]] || return 0
+  local url bytes adler kind line rest="$written_inputs"
+  [[ -n "$rest" ]] || return 0
   if ! are_listed_outputs_there; then
     log 'not all merged files can be seen from here: the inputs are not removed'
     return 0
   fi
-  while IFS=' ' read -r url bytes adler <&3; do
-    input_url "$url"
+  while [[ -n "$rest" ]]; do
+    line="${rest%%$'\n'*}" rest="${rest#*$'\n'}"
+    [[ "$line" == *' '*' '* ]] || continue
+    adler="${line##* }" line="${line% *}"
+    bytes="${line##* }"
+    input_url "${line% *}"
     url="$input_url"
     storage_kind "$url" || continue
     kind="$url_kind"
@@ -196,19 +200,23 @@ remove_merged_inputs() {
     else
       storage "remove_$kind" "$url" || log "$url can't be removed: $storage_error"
     fi
-  done 3< <(printf '%s' "$written_inputs")
+  done
 }
 
 # Are the files that a merge has delivered where it says, as this script sees them? In a container a folder may be another
 # one. Each must be listed as the merge script lists files.
 are_listed_outputs_there() {
-  local list url bytes adler found=0
-  list="$(printf '%s\n' "${written[outputs_list]:-}" | sed 's/{"kind":/\n&/g')"
-  while IFS=' ' read -r bytes adler url <&3; do
+  local list="${written[outputs_list]:-}" rest objects url bytes adler found=0
+  local pattern='"url":"([^"\]*)","bytes":([0-9]+),"adler32":"([0-9a-f]*)"'
+  rest="$list" objects="${list//[!\{]/}"
+  while [[ "$rest" == *'{"kind":'* ]]; do
+    rest="${rest#*'{"kind":'}"
+    [[ "${rest%%'{"kind":'*}" =~ $pattern ]] || return 1
+    url="${BASH_REMATCH[1]}" bytes="${BASH_REMATCH[2]}" adler="${BASH_REMATCH[3]}"
     storage_kind "$url" && has_arrived "$url_kind" "$url" "$bytes" "$adler" "$LOOKS" || return 1
     found=$((found + 1))
-  done 3< <(printf '%s\n' "$list" | sed -n 's/.*"url":"\([^"\]*\)","bytes":\([0-9]*\),"adler32":"\([0-9a-f]*\)".*/\2 \3 \1/p')
-  ((found > 0 && found == $(printf '%s\n' "$list" | grep -c '"kind":' || true)))
+  done
+  ((found > 0 && found == ${#objects}))
 }
 
 # The outputs are here, and their destination doesn't take them. When that may pass and this folder outlives the job, they

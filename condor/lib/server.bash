@@ -76,13 +76,14 @@ in_one_line() {
   body="${body%%$'\n'*}"
 }
 
-# Becomes curl, which sends one request, as a POST, of which no proxy on the way keeps a copy.
+# Becomes curl, which sends one request, as a POST, of which no proxy on the way keeps a copy. The URL is the last line that curl
+# reads: a request of which somebody has killed the rest goes nowhere.
 # Arguments: route, file for the body or nothing, then name value pairs
 send_request() {
   local route="$1" file="$2"
   shift 2
-  exec "${CURL[@]}" ${http_version:+"$http_version"} --max-time 120 -H 'Expect:' -K - -D - \
-    "${OSGPROD_URL%/}/$route" 2>&1 < <(
+  exec "${CURL[@]}" ${http_version:+"$http_version"} --max-time 120 -H 'Expect:' -K - -D - 2>&1 \
+    < <(
       ca_options
       # Storage believes the token too: it goes to nobody in the clear.
       [[ -n "$magic" || -z "$bearer" || ! "$OSGPROD_URL" =~ ^(https://|http://(127\.0\.0\.1|localhost|\[::1\])[:/]) ]] ||
@@ -92,6 +93,7 @@ send_request() {
         shift 2
       done
       [[ -z "$file" ]] || curl_option output "$file"
+      curl_option url "${OSGPROD_URL%/}/$route"
     )
 }
 
@@ -189,7 +191,7 @@ report() {
   plain_text 120 "${reported[door]:-}"
   if ! persistent_request workscript.exit exitcode "$code" door "$plain_text" \
     ${resources[@]+"${resources[@]}"} "$@"; then
-    log "no report was accepted by the server after $TRIES attempts: $body"
+    log "no report was accepted by the server (attempts: $TRIES): $body"
     return 1
   fi
   log "reported exit code $code: status $http_status $answer: $body"

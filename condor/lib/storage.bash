@@ -7,7 +7,7 @@ storage_error="" # what the last command for storage said
 
 # Each kind of storage (url_kind) has four functions: send_KIND FILE URL; stored_KIND URL prints the size of the stored
 # file and, if the storage reports it, its adler32, a line each; move_KIND URL URL renames; remove_KIND URL. When one fails,
-# its output is the error message.
+# it prints the error message on the standard error output.
 send_http() {
   call_http "$2" -T "$1"
 }
@@ -50,7 +50,7 @@ send_root() {
   client_for "$2" xrdcp --nopbar --force --posc "$1" "$client_url" # posc: nothing stays when the connection is lost
 }
 stored_root() {
-  run_xrdfs "$1" stat | sed -n 's/^Size: *//p'
+  run_xrdfs "$1" stat | sed -n 's/^Size: *//p' || return
   run_xrdfs "$1" query checksum 2>/dev/null | sed -n 's/^adler32 *//p'
 }
 move_root() {

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.support import CHECKOUT, World, wait_until
+from tests.worker import fetching
 from tests.worker.conftest import EXEC, SHIPPED, Node, living, report_of
 from tests.worker.fetching import NODE_FAULT
+from tests.worker.site import Site
 from tests.worker.test_exec import DONE
 from tests.worker.test_merge import Merge, merge, with_uproot
 
@@ -93,6 +95,58 @@ def test_outputs_that_were_listed_in_part_are_not_packed_as_the_whole(folder: Pa
     path = f"{folder}/bin:/usr/bin:/bin"
     assert call(commands, PATH=path, NEXT="again", **environment) == "137\n"
     assert call(commands, PATH=path, NEXT="whole", **environment) == "0 3\n"
+
+
+def test_no_script_reads_a_list_of_which_the_rest_may_be_missing() -> None:
+    """Nobody sees how the program of a <(...) ended. Its list says where it ends: curl's by the URL."""
+    for script in SHIPPED:
+        lines = (CHECKOUT / script).read_text().splitlines()
+        for at, line in enumerate(lines):
+            if "< <(" in line and not line.startswith("set +o posix"):
+                end = next(
+                    n for n in range(at, len(lines)) if lines[n].strip().startswith(")") or "(list" in line
+                )
+                assert "list_outputs" in line or "curl_option url " in lines[end - 1], f"{script}:{at + 1}"
+
+
+@pytest.mark.parametrize("option", ["data-urlencode", "url"])
+def test_request_of_which_somebody_has_killed_the_rest_goes_nowhere(
+    folder: Path, site: Site, option: str
+) -> None:
+    """A report without the outputs would be a success without them."""
+    dies = f'[[ "$1" != {option} || "$2" == project=* ]] || kill -KILL $BASHPID'
+    real = 'eval "real_$(declare -f curl_option)"'
+    answers = call(
+        f'make_scratch; {real}; curl_option() {{ {dies}; real_curl_option "$@"; }}\n'
+        "OSGPROD_PROJECT=p cluster=1 process=1 TRIES=1; request workscript.exit exitcode 0; echo $http_status\n"
+        "storage stored_http $OSGPROD_URL/file || echo $captured.; remove_tree $scratch",
+        _CONDOR_SCRATCH_DIR=str(folder),
+        OSGPROD_URL=site.url,
+        BEARER_TOKEN="a.token",
+    )
+    assert answers == "000\n.\n"
+    assert [seen.method for seen in site.seen] == ([] if option == "url" else ["HEAD"])
+
+
+@pytest.mark.parametrize(
+    ("commands", "said"),
+    [
+        (
+            "header_words() { kill -KILL $BASHPID; }; check_slice /bin/bash 64 1; echo blamed",
+            "75 osgprod: /bin/bash can't be read",
+        ),
+        (
+            'http_transfer() { printf \'{"director_endpoint":"https://d"}\'; }; sort() { kill -KILL $BASHPID; }\n'
+            "http_request() { http_status=307 http_head=$'HTTP/1.1 307 x\\r\\nLocation: https://c/f'; }\n"
+            "places=('door osdf:///f'); ask_director || echo $word $reason >&2",
+            "0 again the director was not asked: somebody has killed a program",
+        ),
+    ],
+)
+def test_killed_program_of_the_work_script_blames_no_storage(commands: str, said: str) -> None:
+    code, output, log = fetching.call(commands)
+    assert f"{code} {log.splitlines()[-1].split('Z ')[-1]}" == said
+    assert output == ""
 
 
 def test_heartbeats_whose_process_somebody_kills_go_on_after_the_work(folder: Path) -> None:

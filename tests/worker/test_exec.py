@@ -86,8 +86,8 @@ def run_at_report(node: Node, command: str) -> str:
     once = node.folder.parent / "bin" / "once"
     node.program(
         "bin/curl",
-        f"for a; do [[ $a != */workscript.exit || -e {once} ]] || {{ touch {once}; {command}; }}; done\n"
-        'exec /usr/bin/curl "$@"',
+        f"config=$(cat); [[ $config != */workscript.exit* || -e {once} ]] || {{ touch {once}; {command}; }}\n"
+        'exec /usr/bin/curl "$@" <<<"$config"',
     )
     return f"{node.folder.parent}/bin:/usr/bin:/bin"
 
@@ -412,8 +412,8 @@ def test_job_that_is_killed_between_delivery_and_report_reports_when_it_starts_a
     environment = {"OSGPROD_OUTPUT_URL": f"{site.url}/out", "OSGPROD_CHECKPOINT_CODE": "85"}
     cut = node.folder.parent / "cut"
     # A curl that hangs in the report: as long as the file is there, the job is stuck at that point.
-    program = f"""for a; do [[ $a != */workscript.exit || ! -e {cut} ]] || {{ touch {cut}.at; sleep 100; }}; done
-exec /usr/bin/curl "$@\""""
+    program = f"""config="$(cat)"; [[ $config != */workscript.exit* || ! -e {cut} ]] || {{ touch {cut}.at; sleep 100; }}
+exec /usr/bin/curl "$@" <<<"$config\""""
     (node.folder.parent / "bin").mkdir()
     node.program("bin/curl", program)
     cut.touch()

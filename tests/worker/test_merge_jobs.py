@@ -273,12 +273,12 @@ ARROWS = {
     "after the delivery": "  report_merged\n",
 }
 # A curl that hangs before, or behind, the report of the exit code, if that is asked for.
-CURL = """for word; do
-  [[ $word == */workscript.exit ]] || continue
+CURL = """config="$(cat)"
+if [[ $config == */workscript.exit* ]]; then
   [[ $HANG != "before the report" ]] || { touch "$GATE.at"; sleep 1000; }
-  [[ $HANG != "after the report" ]] || { /usr/bin/curl "$@" >/dev/null; touch "$GATE.at"; sleep 1000; }
-done
-exec /usr/bin/curl "$@\""""
+  [[ $HANG != "after the report" ]] || { /usr/bin/curl "$@" <<<"$config" >/dev/null; touch "$GATE.at"; sleep 1000; }
+fi
+exec /usr/bin/curl "$@" <<<"$config\""""
 
 
 class Merging:

@@ -344,11 +344,11 @@ def test_job_may_be_killed_at_every_request_and_each_slice_counts_once(
     at = node.folder.parent / "at"
     (node.folder.parent / "bin").mkdir()
     hang = f'touch "{at}"; sleep 100'
-    program = f"""for a; do case "$a" in *{word}) echo >>{at}.count; break ;; *) false ;; esac; done ||
-exec /usr/bin/curl "$@"
+    program = f"""config="$(cat)"
+case " $* $config" in *" {word} "* | */{word}'"'*) echo >>{at}.count ;; *) exec /usr/bin/curl "$@" <<<"$config" ;; esac
 n=$(wc -l <{at}.count)
 [[ $n != {nth} || {when} != before || -e {at} ]] || {{ {hang}; }}
-/usr/bin/curl "$@"
+/usr/bin/curl "$@" <<<"$config"
 code=$?
 [[ $n != {nth} || {when} != after || -e {at} ]] || {{ {hang}; }}
 exit $code"""

@@ -56,7 +56,7 @@ deliver_merged() {
 
 # Sets attempt_word to a word that only this attempt has, for names. Its token is a secret.
 find_attempt_word() {
-  attempt_word="$(printf '%s' "${osgprod_token:-$$}" | cksum)"
+  attempt_word="$(printf '%s' "${osgprod_token:-$$}" | cksum)" || node_fault "cksum ended with $?"
   attempt_word="${attempt_word// /}"
 }
 

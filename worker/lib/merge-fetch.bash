@@ -19,13 +19,12 @@ bad_input() {
 # Ends the script if inputs are bad: the server requeues their slices, and the merge waits for them. Argument: how many
 # inputs there are
 end_if_bad() {
-  local -a names
   [[ -n "$bad_inputs" ]] || return 0
-  IFS=: read -r -a names < <(printf '%s\n' "$bad_inputs")
-  ((${#names[@]} < MANY_INPUTS || ${#names[@]} < $1)) ||
+  split : "$bad_inputs"
+  ((${#fields[@]} < MANY_INPUTS || ${#fields[@]} < $1)) ||
     node_fault "all $1 inputs are bad: is the storage away? osgprod outputs check --requeue makes them again if they are lost"
   add_to_report "bad_inputs=$bad_inputs" || node_fault "${OSGPROD_REPORT:-osgprod_report.txt} can't be written: is the disk full?"
-  log "bad inputs: ${#names[@]} of $1: $bad_inputs"
+  log "bad inputs: ${#fields[@]} of $1: $bad_inputs"
   exit "$EXIT_BAD_INPUTS"
 }
 
@@ -224,8 +223,12 @@ unpack_input() {
 
 # Can a tarball be read to its end, and do all its files belong into its folder? Argument: tarball
 is_sound_tarball() {
+  local -a codes=(0 0)
   gzip -t "$1" 2>/dev/null || return
-  tar -tzf "$1" >/dev/null 2>&1 || return
+  # Not tar -z: its exit code does not say that somebody has killed its gzip. 141: tar has read enough.
+  gzip -dc "$1" 2>/dev/null | tar -tf - >/dev/null 2>&1 || codes=("${PIPESTATUS[@]}")
+  ((codes[0] == 0 || codes[0] == 141)) || return "$EXIT_NO_PROGRAM"
+  ((codes[1] == 0)) || return "${codes[1]}"
   ! tar -tzf "$1" 2>/dev/null | grep -aE '^/|(^|/)\.\.(/|$)' >/dev/null
 }
 

@@ -247,18 +247,21 @@ merge_evio() {
 
 # Ends the script if a program failed. Inputs that its errors name are bad. Arguments: program, exit code, its output
 judge_program() {
-  local line errors='error|cannot|can.t|not a|zombie|recover|invalid|truncated|corrupt'
+  local line words input path='[0-9]+,[0-9]+/[^ ]*' errors='error|cannot|can.t|not a|zombie|recover|invalid|truncated|corrupt'
   (($2 != 0)) || return 0
   tail -n 20 "$3" >&2 || true
   (($2 != 126 && $2 != 127)) || no_program "$1"
   (($2 < 128)) || node_fault "$1 was killed by signal $(($2 - 128))"
   check_room "$1 ended with $2"
-  while IFS= read -r line; do
-    [[ "$line" =~ (^|[^0-9,])([0-9]+,[0-9]+)/ ]] || continue
+  while IFS= read -r line || [[ -n "$line" ]]; do
+    [[ "${line,,}" =~ $errors && "$line" =~ (^|[^0-9,])([0-9]+,[0-9]+)/ ]] || continue
+    input="${BASH_REMATCH[2]}" words="$line"
     # Words of a file name are not words of an error: 1,2/error_hist.root
-    printf '%s\n' "$line" | sed -E 's;[0-9]+,[0-9]+/[^ ]*;;g' | grep -aiE "$errors" >/dev/null || continue
-    bad_input "${BASH_REMATCH[2]}" "$line"
-  done < <(grep -aiE "$errors" "$3" || true)
+    while [[ "$words" =~ $path ]]; do
+      words="${words/"${BASH_REMATCH[0]}"/}"
+    done
+    [[ ! "${words,,}" =~ $errors ]] || bad_input "$input" "$line"
+  done <"$3"
   end_if_bad "${#osgprod_inputs[@]}"
   not_merged "$1 ended with $2: $(tail -n 1 "$3")"
 }

@@ -51,7 +51,7 @@ main() {
     count=$((count + 1))
   done
   report_merged
-  log "merged ${#osgprod_inputs[@]} slices into $count files"
+  log "slices merged: ${#osgprod_inputs[@]}, files delivered: $count"
 }
 
 # Read as one command, so that nothing more is read when this script comes from standard input.

@@ -28,5 +28,7 @@ merge_kinds=(
   'job_info          *                       tar   {kind}_{run}_{seqno}.tgz          some'
 )
 PYTHON="${OSGPROD_PYTHON:-python3}"
-IFS=' ' read -r -a hadd_command < <(printf '%s\n' "${OSGPROD_HADD:-hadd -f -v 1}")
-IFS=' ' read -r -a hddmcat_command < <(printf '%s\n' "${OSGPROD_HDDMCAT:-hddmcat}")
+set -f # no patterns
+# shellcheck disable=SC2206  # words
+hadd_command=(${OSGPROD_HADD:-hadd -f -v 1}) hddmcat_command=(${OSGPROD_HDDMCAT:-hddmcat})
+set +f

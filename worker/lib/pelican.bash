@@ -17,16 +17,16 @@ federation_of() {
 
 # Prints the places that a federation's director names for an object, the first one is to be tried first, a line each:
 # "public URL", or "token URL" where the director demands a token. Prints "failed WORD WAIT_S REASON" when it names none
-# (WORD and WAIT_S: see verdict). Two requests: for the federation's configuration, and to its director.
+# (WORD and WAIT_S: see verdict). Fails when somebody has killed a program. Two requests: for the federation's configuration, and to its director.
 # Source: https://docs.pelicanplatform.org; RFC 6249 for Link with rel=duplicate and pri
 # Argument: osdf or pelican URL
 pelican_places() {
-  local host path text director kind=public url
+  local host path text director kind=public url named
   local -a places=()
   read -r host path <<<"$(federation_of "$1")"
   shows_credentials=false
   text="$(http_transfer "https://$host/.well-known/pelican-configuration" --max-time 60 --max-filesize 65536 ||
-    printf '\nfailed: %s' "${http_error:-status $http_status}")"
+    printf '\nfailed: %s' "${http_error:-status $http_status}")" || text=$'\nfailed: somebody has killed the request'
   if [[ "$text" == *$'\n'failed:* ]]; then
     printf 'failed again 0 no configuration of the federation %s: %s\n' "$host" "${text##*$'\n'failed: }"
     return 0
@@ -53,11 +53,12 @@ pelican_places() {
   fi
   find_header x-pelican-namespace "$http_head"
   [[ ! "$headers" =~ require-token=[Tt]rue ]] || kind=token
+  named="$(named_places "$http_head")" || return
   while IFS= read -r url; do
     case "$kind $url" in
     *' '[Hh][Tt][Tt][Pp][Ss]://?* | 'public '[Hh][Tt][Tt][Pp]://?*) places[${#places[@]}]="$kind $url" ;;
     esac
-  done < <(named_places "$http_head")
+  done <<<"$named"
   ((${#places[@]} > 0)) || places=('failed again 0 the director names no cache')
   printf '%s\n' "${places[@]:0:MAX_CACHES}"
 }
@@ -65,22 +66,23 @@ pelican_places() {
 # Prints the URLs of a redirect, one a line: its Location, then its Link headers by their pri, none twice. The query of
 # the Location, which may be a signature, makes no difference. Argument: head
 named_places() {
-  local location links attributes url pri seen=$'\n' pattern='<([^<>[:space:]]+)>([^<]*)(.*)'
+  local location links attributes url pri sorted seen=$'\n' pattern='<([^<>[:space:]]+)>([^<]*)(.*)'
   find_header location "$1"
   location="$header"
   find_header link "$1"
   links="${headers//$'\n'/,}"
   [[ -z "$location" ]] || printf '%s\n' "$location"
-  while IFS=' ' read -r pri url; do
-    [[ "$url" != "${location%%\?*}" && "$seen" != *$'\n'"$url"$'\n'* ]] || continue
-    seen+="$url"$'\n'
-    printf '%s\n' "$url"
-  done < <(
+  sorted="$(
     while [[ "$links" =~ $pattern ]]; do
       url="${BASH_REMATCH[1]}" attributes="${BASH_REMATCH[2]}" links="${BASH_REMATCH[3]}" pri=999999
       [[ "$attributes" != *rel=* || "$attributes" =~ rel=\"?duplicate ]] || continue
       [[ ! "$attributes" =~ pri=\"?([0-9]{1,6}) ]] || pri="$((10#${BASH_REMATCH[1]}))"
       printf '%s %s\n' "$pri" "$url"
     done | sort -s -n -k 1,1
-  )
+  )" || return
+  while IFS=' ' read -r pri url; do
+    [[ -n "$url" && "$url" != "${location%%\?*}" && "$seen" != *$'\n'"$url"$'\n'* ]] || continue
+    seen+="$url"$'\n'
+    printf '%s\n' "$url"
+  done <<<"$sorted"
 }

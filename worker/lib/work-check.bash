@@ -9,10 +9,12 @@
 # Fails when the bytes are wrong, and sets damage to the reason.
 # Arguments: file, its size [bytes], events that it must hold (or nothing)
 check_slice() {
-  local file="$1" size="$2" expected="$3" offset=0 events=0 version=4 words=8 length n word
+  local file="$1" size="$2" expected="$3" offset=0 events=0 version=4 words=8 length n word found
   local -a header
   while ((offset < size)); do
-    IFS=$' \n' read -r -d '' -a header < <(header_words "$file" "$offset") || true
+    found="$(header_words "$file" "$offset")" || node_fault "$file can't be read"
+    # shellcheck disable=SC2206  # words
+    header=($found)
     case "${header[7]:-}" in
     c0da0100) ;;
     0001dac0)

@@ -112,7 +112,7 @@ read_http() {
   esac
 }
 
-# By XRootD's Python bindings.
+# By XRootD's Python bindings. The Python program itself writes the verdict, in each case.
 read_root() {
   client_url "$1"
   client_for "$1" "$xrootd_python" -c '
@@ -159,8 +159,12 @@ begin_round() {
 # Replaces the first place, a Pelican door, by its caches. Fails when there is none; then it sets word, wait_s and reason
 # as a verdict has them.
 ask_director() {
-  local line
+  local line named
   local -a caches=()
+  named="$(pelican_places "${places[0]#* }")" || {
+    word=again wait_s=0 reason='the director was not asked: somebody has killed a program'
+    return 1
+  }
   while IFS= read -r line; do
     if [[ "$line" == failed\ * ]]; then
       IFS=' ' read -r word wait_s reason <<<"${line#* }"
@@ -176,7 +180,7 @@ ask_director() {
       return 1
     fi
     [[ -n "${given_up["${line#* }"]:-}" ]] || caches[${#caches[@]}]="$line"
-  done < <(pelican_places "${places[0]#* }")
+  done <<<"$named"
   if ((${#caches[@]} == 0)); then
     word=refused wait_s=0 reason='no cache that the director names has served the file'
     return 1

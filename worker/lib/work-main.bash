@@ -40,7 +40,10 @@ main() {
     inputs=("$slice")
   elif [[ -n "${input_eviofile_list:-}" ]]; then
     log 'no XRootD bindings for Python: the reconstruction must understand names like file.evio+1,2'
-    IFS=$' \n' read -r -d '' -a inputs < <(printf '%s' "$input_eviofile_list") || true
+    set -f # no patterns
+    # shellcheck disable=SC2206  # words
+    inputs=($input_eviofile_list)
+    set +f
   elif (($# > 0)); then
     inputs=("$@")
   elif [[ -n "${osgprod_source_url:-}" ]]; then
