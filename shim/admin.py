@@ -1,6 +1,6 @@
 """The operator's calls in Python, under the original's names. The command ``osgprod`` is in shim/cli.
 
-Each calls one function of schema osgprod; in psql, ``SELECT * FROM osgprod.f(p_x => ...)`` does the same.
+They call functions of schema osgprod; in psql, ``SELECT * FROM osgprod.f(p_x => ...)`` does the same.
 """
 
 from __future__ import annotations
@@ -202,7 +202,7 @@ def check_rawdata_files(
     Parameters
     ----------
     my_rawdata_dir : str or Path
-        As for load_rawdata_files.
+        A folder, whose tree is walked.
     progress : callable
         Shows how far it is.
     pattern : re.Pattern
@@ -332,8 +332,8 @@ def load_slices(
     Returns
     -------
     dict of str to Any
-        How many files and blocks were loaded, and how many files were before. With dry_run also the slices, events and
-        bytes of these runs that nobody has begun, and the core hours that they will take (None: not known yet).
+        The row of osgprod.load_slices. With dry_run and projectname also the slices, events and bytes of these runs
+        that nobody has begun, and the core hours that they will take (None: not known yet).
 
     Raises
     ------
@@ -365,7 +365,7 @@ def remove_project(projectname: str, force: bool = False, dry_run: bool = False)
     Returns
     -------
     dict of str to int
-        How many files, slices, blocks done, attempts and reports were removed.
+        How many files, slices, blocks done, attempts and reports were removed, or would be.
 
     Raises
     ------

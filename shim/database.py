@@ -39,7 +39,7 @@ CALL_TIMEOUT_S = 10.0  # after which the shim ends a connection whose server is 
 SILENCE = {"tcp_user_timeout": 10_000, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
 PROBES, PROBE_S = 5, 3.0  # of a pooler: how often its sessions are compared, and for how long at most
 CONNECTION_WAIT_S = 5.0  # that a call of the shim waits for a connection
-LOCK_TIMEOUT_S = 2  # of the shim's calls; less than that
+LOCK_TIMEOUT_S = 2  # of the shim's calls; less than CALL_TIMEOUT_S
 # Any number that no other program locks. It has the form of the jobs' locks (docs/design.md). No job uses
 # it: such a job would have process number 1936158834.
 MIGRATION_LOCK = 0x6F73677072
@@ -101,7 +101,7 @@ def _person() -> str:
 def call(
     connection: psycopg.Connection[dict[str, Any]], function: str, **arguments: object
 ) -> list[dict[str, Any]]:
-    """Calls one function of schema osgprod in a separate transaction, and returns its rows.
+    """Calls one function of schema osgprod, in a separate transaction unless one is open, and returns its rows.
 
     Parameters
     ----------
@@ -259,8 +259,8 @@ class ShimConnection(psycopg.AsyncConnection[Any]):
 
 
 def _note_doubt(connection: ShimConnection, notice: psycopg.errors.Diagnostic) -> None:
-    # Our functions give no warnings. PostgreSQL gives this one when somebody cancels a commit that waits for
-    # a standby: "committed locally, but might not have been replicated". The call itself then ends as a success.
+    # Our functions that the pool calls give no warnings. PostgreSQL gives this one when somebody cancels a commit that
+    # waits for a standby: "committed locally, but might not have been replicated". The call itself ends as a success.
     if notice.severity_nonlocalized == "WARNING":
         connection.is_in_doubt = True
 

@@ -1,4 +1,4 @@
-"""What is recorded of a project, as CSV files: to keep it elsewhere before the project is removed."""
+"""The record of a project's work, as CSV files: to keep it elsewhere before the project is removed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ EXPORTS: dict[LiteralString, LiteralString] = {
 
 
 def export_project(projectname: str, folder: Path) -> dict[str, int]:
-    """Write all that is recorded of a project to a new folder: a CSV file a table, and a manifest.
+    """Write the record of a project's work to a new folder: a CSV file for each of EXPORTS, and the settings.
 
     Parameters
     ----------

@@ -73,8 +73,8 @@ class Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]
     """yoyo's backend for an osgprod database; in ``yoyo.ini`` it has the scheme ``osgprod``.
 
     One migration runs at a time, also after a kill. A migration and its entry in the register are committed in
-    one transaction. A database that doesn't match the files is refused before anything changes, and the error names
-    the migration.
+    one transaction, unless the file says that it is not transactional. A database that doesn't match the files is
+    refused before anything changes, and the error names the migration.
 
     Parameters
     ----------

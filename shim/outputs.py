@@ -136,7 +136,7 @@ def check(
     requeue : bool
         Requeue the slices and merges whose outputs are gone or differ.
     report : callable
-        Is called with each row that is not as recorded, which then has ``fault``.
+        Is called with each row that is bad or unknown, which then has ``fault``.
     progress : callable
         Shows how far it is.
     threads : int
@@ -339,7 +339,7 @@ def manifest(projectname: str, runs: list[int] | None, file: TextIO) -> dict[str
     Returns
     -------
     dict of str to int
-        How many raw data files (or runs that are merged as a whole), outputs and bytes it names.
+        How many raw data files (or runs that are merged as a whole) and outputs it names; bytes of the merged files.
     """
     counts = {"files": 0, "outputs": 0, "bytes": 0}
     with connect() as connection:

@@ -46,7 +46,7 @@ def register_all(
     Raises
     ------
     psycopg.Error
-        The database refuses. Outside a transaction the files before are registered then.
+        The database refuses one: none of these files is registered then.
     """
     with connection.pipeline():
         asked = [(index, _ask(connection, index, pattern, prefix)) for index in found]

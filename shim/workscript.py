@@ -349,7 +349,7 @@ def _read(folder: Path, name: str) -> tuple[Stamp, bytes]:
             if text is None or len(text) > MAX_TEMPLATE_BYTES:
                 raise OSError(errno.EFBIG, f"is not a plain file of at most {MAX_TEMPLATE_BYTES} bytes")
             return _stamp(status), text
-        raise OSError(errno.ELOOP, "is a link that leads to itself")
+        raise OSError(errno.ELOOP, f"leads over more than {MAX_LINKS} links")
     finally:
         os.close(place)
 

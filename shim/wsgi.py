@@ -1,7 +1,7 @@
 """The shim for mod_wsgi: ``WSGIScriptAlias /osgprod .../shim/wsgi.py``.
 
 In each process the ASGI application runs in a separate thread, and a2wsgi passes the requests to it. If the shim
-can run as a separate process behind Apache's mod_proxy, prefer that (docs/grid.md).
+can run as a separate process behind Apache's mod_proxy, prefer that (deploy/).
 """
 
 from __future__ import annotations

@@ -911,7 +911,7 @@ has_arrived() {
 # --- fetch the slice ---------------------------------------------------------------------------------------------
 
 readonly EXIT_MISCONFIGURED=40 EXIT_NOT_FILLED=64 EXIT_NODE_FAULT=75
-# A cache that is overloaded answers 403 or 404 for a file that exists: such an answer is believed when it comes again.
+# A cache that is overloaded answers 403 or 404 for a file that exists: such an answer is believed when it comes so often.
 readonly MAX_REFUSALS=4
 
 # This node can't do it: the exit code says so to osgprod_exec.sh, and the last line of the log says why.

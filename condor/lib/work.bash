@@ -180,9 +180,10 @@ start_heartbeats() {
   heartbeat_pid=$!
 }
 
-# Renews the lease until the server reports the attempt as superseded, or until this script was killed; then it ends
-# the work, if it has not ended, and after a kill it removes this job's folder. The work may ask whether it still has the lease: it makes the file confirm-lease, and the
-# next heartbeat is sent at once; when the file is gone, there is a file no-lease if the server did not confirm it.
+# Renews the lease until the server reports the attempt as superseded or wedged, or until this script was killed; then it
+# ends the work, if it has not ended, and after a kill it removes this job's folder. The work may ask whether it still has
+# the lease: it makes the file confirm-lease, and the next heartbeat is sent at once; when the file is gone, there is a file
+# no-lease if the server did not confirm it.
 # Arguments: seconds between heartbeats, folder for credentials, seconds before the first
 send_heartbeats() {
   local interval_s="$1" own="$2" left_s="$3" memory=0 disk=0 n=0

@@ -88,9 +88,9 @@ def jobs_list(
 )
 @as_json
 def needed(project: str, cores: int, slices: int, tool: str | None, as_json: bool) -> None:
-    """Say how many more jobs have work, and what memory and disk to request.
+    """Say for how many more jobs there is work, and what memory and disk to request.
 
-    With --for the exit code is 1 when no job has work. memory_mb and disk_mb cover 99 % of the accepted
+    With --for the exit code is 1 when no more job is needed. memory_mb and disk_mb cover 99 % of the accepted
     attempts of the last week with as many cores, plus 10 %. They are empty until 20 attempts have been measured.
     """
     rows = ask("jobs_needed", project=project, cores=cores, slices=slices)

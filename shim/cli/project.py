@@ -206,7 +206,10 @@ def project_stop(project: str, wait: bool, interval: float, dry_run: bool) -> No
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
 @as_json
 def project_export(project: str, folder: Path, as_json: bool) -> None:
-    """Write all that is recorded of a project to a new folder: a CSV file a table, and a manifest."""
+    """Write the record of a project's work to DIR, a new folder: CSV files, and a manifest with the settings.
+
+    It has files, slices, attempts, reports, merges, outputs and versions, but no bans, refusals or ends of logs.
+    """
     from shim.export import export_project
 
     rows = export_project(project, folder)
@@ -219,7 +222,7 @@ def project_export(project: str, folder: Path, as_json: bool) -> None:
 @dry
 @as_json
 def project_remove(project: str, force: bool, dry_run: bool, as_json: bool) -> None:
-    """Remove a project with all that is recorded of it; registered raw data files stay."""
+    """Remove a project with all that is recorded of it. Registered files and osgprod log stay."""
     from shim import admin
 
     show([admin.remove_project(project, force, dry_run)], as_json)

@@ -88,8 +88,8 @@ def rawdata_load(
     folders (root://).
     Of a URL the path is registered: a project's xrootd_prefix and the path give the URL again.
 
-    Files without a begin-of-run record are registered, counted and named. The exit code is 1 if no file is found, or
-    if a file is bad or differs from its registered index.
+    Files without a begin-of-run record are registered, counted and named. The exit code is 1 if a file is bad or
+    differs from its registered index, or if no file is found without --since and --new.
     """
     from shim import admin
     from shim.evio import scan
@@ -162,8 +162,8 @@ def rawdata_check_online(
 ) -> None:
     """Ask storage which of the files that come next are on tape only. Nothing is staged.
 
-    With the setting skip_nearline=true a project assigns nothing of a file that is on tape only, until this command
-    finds it online. Each row is a file that is not online; if there is one, the exit code is 1.
+    With the setting skip_nearline=true a project assigns no slices of the files that this command last found on tape
+    only. Each row is a file that is on tape only or gone; if there is one, the exit code is 1.
     """
     from shim import admin
 
@@ -217,7 +217,7 @@ def rawdata_list(
 def rawdata_forget(path: str, dry_run: bool, as_json: bool) -> None:
     """Forget files registered by mistake. PATH is one file, or an SQL LIKE pattern such as /old/%.
 
-    Files that are loaded into a project stay.
+    If one of these files is loaded into a project, none is forgotten.
     """
     show(change("forget_rawdata", dry_run, path=path), as_json)
 

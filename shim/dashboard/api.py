@@ -1,6 +1,6 @@
 """The read side as JSON: ``api/FUNCTION?project=...``, behind the dashboard's guard, for notebooks and scripts.
 
-Each route calls the function of its name in sql/functions/reading. docs/sql.md has parameters and columns.
+Each route calls the function of its name. docs/sql.md has parameters and columns.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The dashboard: pages that show what functions of the database return. Only where to draw it is computed here.
 
-Pages are HTML that needs no JavaScript; a small script renews them. A page takes one connection of the pool and one
-snapshot; the overview takes a second one, for the estimates of the projects that it found.
+Pages are HTML that needs no JavaScript; a small script renews them. A page takes one connection and one snapshot; the
+overview takes a second one, for the estimates of the projects that it found.
 """
 
 from __future__ import annotations

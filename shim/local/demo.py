@@ -199,7 +199,7 @@ class _Demo:
                 killed = True
                 self._start(url, VICTIM)
             waiting = progress["blocks_unallocated"] + progress["blocks_ready"] + merges["ready"]
-            # The last merge becomes ready when the next job asks.
+            # A tick makes the last merges ready: until then one job at a time asks.
             if (waiting or not self._running) and len(self._running) < AT_A_TIME:
                 process += 1
                 self._start(url, process)

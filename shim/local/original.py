@@ -1,7 +1,7 @@
 """Takes a production over from the original osgprod of 2020: its tables projects, rawdata, jobs and slices.
 
 What counts as done is decided by osgprod.import_file in our database. Here the original's tables are read, and nothing
-in them is changed. This is the one place with SQL on tables: they are not ours, and have no functions.
+in them is changed. They have no functions, so there is SQL on tables here.
 """
 
 from __future__ import annotations

@@ -83,7 +83,8 @@ class Batches:
         """Calls a function that gives one row, and returns it.
 
         The error of one call is nothing to the others of its batch; one that would have to wait is made again,
-        alone. When the whole batch fails, which no call can cause, all are made again one by one.
+        alone. When the whole batch fails, all are made again one by one, unless the server is in trouble: then each
+        gets that error.
 
         Parameters
         ----------

@@ -1,7 +1,7 @@
 """Bearer tokens (SciTokens, WLCG JWT) in place of the magic: signatures are checked here, claims in the database.
 
 Only keys of configured issuers count. They come from a file, or from where the issuer's own metadata say, and are kept
-for a while: an issuer that is down for an hour stops nobody.
+for a day: an issuer that is down for an hour stops nobody.
 
 Source: WLCG common JWT profiles 1.0; OpenID Connect Discovery 1.0; RFC 8414; RFC 8725 (the key decides the algorithm,
 not the token).

@@ -195,7 +195,7 @@ def _families(progress: Rows, slices: Rows, totals: Rows, refused: Rows, health:
 
     ended = CounterMetricFamily(
         "osgprod_attempts_ended",
-        "Attempts that ended, by outcome; lost = reclaimed",
+        "Attempts that ended, by outcome",
         labels=("project", "outcome"),
     )
     settled = CounterMetricFamily(

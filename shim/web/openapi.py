@@ -23,7 +23,7 @@ class Parameter(NamedTuple):
         A request is rejected when this parameter can't be read. Of all others what can be kept is kept, and the answer
         names the parameters that were ignored or changed.
     most : int or None
-        Characters that the database keeps at most; None = no text, or checked by the database.
+        Characters that are passed on at most; None = no text, or checked by the database.
     """
 
     kind: str
@@ -65,8 +65,8 @@ PARAMETERS = {
     "after": Parameter("string", "token of the attempt that this job has just reported", most=64),
     "exec_version": Parameter("string", "version of osgprod_exec.sh", most=32),
     "image": Parameter("string", "container image that the work runs in", most=256),
-    "fault": Parameter("string", "what failed: fetch, delivery, program or setting", most=32),
-    "door": Parameter("string", "prefix of the storage that the slice was read from", most=256),
+    "fault": Parameter("string", "what failed: fetch, delivery, program, setting or node", most=32),
+    "door": Parameter("string", "scheme and host that the slice was read from", most=256),
     "bad_inputs": Parameter("string", "of a merge, as block1,block2 joined by ':'", most=16384),
     "outputs_list": Parameter(
         "string", "JSON array of delivered files: kind, url, bytes, adler32, events", most=16384

@@ -2,7 +2,7 @@ CREATE FUNCTION osgprod.remove_project(p_project text, p_force boolean DEFAULT f
 RETURNS TABLE (files bigint, slices bigint, blocks_done bigint, attempts bigint, reports bigint)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
--- Removes a project with all that is recorded of it; registered raw data files stay.
+-- Removes a project with all that is recorded of it; registered raw data files stay, and what operators changed (list_operations).
 -- Promise:    all or nothing. A repeated call raises OG301.
 -- Parameters: p_project  project name
 --             p_force    also when work was done: export it first (osgprod project export)
