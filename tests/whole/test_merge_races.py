@@ -459,6 +459,22 @@ def test_merge_by_is_not_changed_while_a_report_does_a_merge_by_the_former_setti
     assert states(world) == ["done"]
 
 
+def test_import_that_waits_for_a_change_of_settings_has_no_merge_that_the_change_waits_for(
+    run: World,
+) -> None:
+    run.tick()
+    assert states(run) == ["ready"]
+    file = {name: run.registered[name] for name in ("path", "size_bytes", "nblocks")}
+    with held(run) as db:
+        call(db, "set_project", project="p", settings='{"lease_s": 7200}')
+        importing = Waiting(
+            run, lambda other: call(other, "import_file", project="p", slices="[]", **file)[0]["status"]
+        )
+        call(db, "set_project", project="p", settings='{"merge_by": "file"}')
+    assert importing.result() == "imported"
+    assert states(run) == ["ready", "superseded"]
+
+
 def hold_files(db: Db, seqnos: range) -> None:
     db.execute(
         "SELECT FROM osgprod_data.loaded_files f WHERE f.seqno = ANY (%s) ORDER BY f.seqno FOR NO KEY UPDATE",

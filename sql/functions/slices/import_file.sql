@@ -19,8 +19,8 @@ AS $fn$
 --             file that the other one knew); unknown (not registered)
 -- Errors:     OG301 unknown project; OG108 slices that make no sense; OG502 an
 --             operator has the project alone; OG901 isolation level
--- Locks:      which files are on tape only, shared (advisory: 0, -3); the project, shared (advisory: project_id, -1), against load_slices (project_id, -2), the run's merge, the
---             file's row, then the project's row FOR SHARE
+-- Locks:      which files are on tape only, shared (advisory: 0, -3); the project, shared (advisory: project_id, -1), tried; the
+--             project's row, FOR SHARE; against load_slices (project_id, -2); the run's merge; the file's row. It waits for each
 DECLARE
     v_project projects := osgprod._get_project(p_project);
     v_rawdata rawdata;
@@ -43,6 +43,7 @@ BEGIN
     END IF;
     PERFORM pg_advisory_xact_lock_shared(0, -3);  -- see _mark_on_tape
     PERFORM osgprod._enter_project(v_project.project_id, p_project);
+    PERFORM FROM projects p WHERE p.project_id = v_project.project_id FOR SHARE;  -- see _tally_late
     PERFORM pg_advisory_xact_lock(v_project.project_id, -2);  -- nobody else loads files until this transaction ends
     INSERT INTO loaded_files (project_id, rawdata_id, run, seqno, block1, block2, on_tape)
     SELECT v_project.project_id, v_rawdata.rawdata_id, v_rawdata.run, v_rawdata.seqno, v_rawdata.first_block,
@@ -172,9 +173,9 @@ RETURNS void LANGUAGE sql VOLATILE
 AS $fn$
     -- Adds to the tallies those reports on attempts just put on record whose times are tallied already. Nothing more is tallied
     -- until they are committed: see _tally.
-    -- Locks:      the project's row, FOR SHARE; it waits for that
+    -- Locks:      none; the caller has the project's row, FOR SHARE, against _tally
     WITH tallied_until AS MATERIALIZED (
-        SELECT p.tallied_until AS at FROM osgprod_data.projects p WHERE p.project_id = p_project_id FOR SHARE
+        SELECT p.tallied_until AS at FROM osgprod_data.projects p WHERE p.project_id = p_project_id
     ), late AS (
         SELECT r.* FROM osgprod_data.reports r
           JOIN unnest(p_attempts) j
