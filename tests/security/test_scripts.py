@@ -158,19 +158,23 @@ def test_the_shipped_script_runs_nothing_of_a_path_either(
 def test_messages_to_idle_jobs_and_errors_run_nothing(shim: LiveShim, folder: Path) -> None:
     place = folder / "empty"
     place.mkdir()
-    said = []
+    said, idle = [], set()
     for text in NASTY:
         for wrong in ({"project": text}, {"magic": text}, {"cpus": text}, {"token": text}, {text[:50]: "1"}):
             good = {"project": "p", "cluster": 1, "process": 1, "magic": "m"}
             answer = shim.get("workscript.bash", **{**good, **wrong})
             if answer.status_code == 200:
                 assert answer.headers["Osgprod-Status"] == "no-work"
+                idle.add(answer.content)
                 continue
             lines = re.split("[\n\r\x0b\x0c\x85\u2028\u2029]", answer.text)
             assert all(line.startswith("# ") for line in lines[:-1]) and lines[-1] == "", answer.text
             said.append(answer.content)
     done = subprocess.run(["bash"], input=b"".join(said), cwd=place, capture_output=True)
     assert (done.stdout, done.stderr, list(place.iterdir())) == (b"", b"", [])
+    (script,) = idle  # it has nothing of what the job said
+    done = run(script, folder)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"osgprod: no work left in project p\n", b"")
 
 
 def test_names_of_projects_and_work_scripts_can_not_leave_their_folder(world: World) -> None:
