@@ -1122,6 +1122,7 @@ def test_scripts_use_what_bash_4_2_has() -> None:
         "merge_kinds",
         "hadd_command",
         "hddmcat_command",
+        "PIPESTATUS",
     }
     assert set(plain) == {*ours, "osgprod_pieces", "osgprod_source_urls", "osgprod_inputs"}
 
