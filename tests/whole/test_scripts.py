@@ -15,7 +15,7 @@ import pytest
 
 from shim.evio.writer import write_file
 from tests.support import CHECKOUT, PATIENCE_S, LiveShim, World
-from tests.worker.conftest import Node, kill, living
+from tests.worker.conftest import Node, kill, wait_for_end
 from tests.worker.site import Site
 
 NBLOCKS = 10
@@ -109,6 +109,6 @@ def test_wedged_job_stops_with_a_clear_line_and_its_slice_is_leased_again(world:
     job = node.start(0, OSGPROD_RECON=node.program("recon", "sleep 60"))
     output, _ = job.communicate(timeout=PATIENCE_S)
     assert re.search(r"stopping the work: .*stop: no progress for more than 1 s", output), output
-    assert living(job.pid) == {}
+    wait_for_end(job.pid)
     assert world.progress()["blocks_ready"] == 1
     assert world.checkout(1)["block1"] == 1

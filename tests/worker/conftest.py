@@ -16,7 +16,7 @@ import pytest
 
 from shim.evio.writer import write_file
 from tests.grid.xrootd import make_certificate
-from tests.support import CHECKOUT, PATIENCE_S, LiveShim, World
+from tests.support import CHECKOUT, PATIENCE_S, LiveShim, World, wait_until
 from tests.worker.fetching import PLACE, Slice
 from tests.worker.site import Site
 
@@ -171,6 +171,11 @@ def kill(session: int) -> None:
         for pid in found:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+
+def wait_for_end(session: int) -> None:
+    """Waits until no process of a session lives. A killed one needs a moment of a processor to end."""
+    wait_until(lambda: not living(session), "all its processes have ended")
 
 
 def living(session: int) -> dict[int, str]:

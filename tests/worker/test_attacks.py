@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import CHECKOUT, World, wait_until
+from tests.support import CHECKOUT, World
 from tests.worker import fetching
-from tests.worker.conftest import EXEC, SHIPPED, Node, living, report_of
+from tests.worker.conftest import EXEC, SHIPPED, Node, report_of, wait_for_end
 from tests.worker.fetching import NODE_FAULT
 from tests.worker.site import Site
 from tests.worker.test_exec import DONE
@@ -49,7 +49,7 @@ def test_child_of_a_job_that_is_killed_before_it_reads_does_not_wait_for_ever(fo
         start_new_session=True,
     )
     assert job.wait() == -signal.SIGKILL
-    wait_until(lambda: not living(job.pid), "its child has ended too")
+    wait_for_end(job.pid)
 
 
 def test_heartbeats_end_though_the_signal_that_asks_for_it_is_lost(folder: Path) -> None:

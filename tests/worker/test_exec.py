@@ -18,7 +18,7 @@ import pytest
 
 from shim.database import call
 from tests.support import CHECKOUT, PATIENCE_S, LiveShim, World, wait_until
-from tests.worker.conftest import EXEC, SHIPPED, Node, kill, living, names, report_of, slow, state
+from tests.worker.conftest import EXEC, SHIPPED, Node, kill, names, report_of, slow, state, wait_for_end
 from tests.worker.site import Site
 
 DONE, FAILED, NODE_FAULT, LATER, REFUSED, TERM = 0, 10, 20, 30, 40, 143
@@ -709,7 +709,7 @@ def test_attempt_that_lost_its_slice_stops_its_work(node: Node, world: World, sh
     output, _ = job.communicate(timeout=PATIENCE_S)
     assert job.returncode == FAILED, f"its node is not to blame: {output}"
     assert "stopping the work: osgprod error: stop: this attempt no longer has the slice" in output
-    assert living(job.pid) == {}
+    wait_for_end(job.pid)
     assert list(node.folder.iterdir()) == []
 
 
@@ -731,7 +731,7 @@ def test_sigterm_ends_work_that_is_deaf_to_it_and_the_restart_gets_the_slice_bac
     job.send_signal(signal.SIGTERM)
     output, _ = job.communicate(timeout=PATIENCE_S)
     assert job.returncode == TERM, output
-    assert living(job.pid) == {}
+    wait_for_end(job.pid)
     assert list(node.folder.iterdir()) == []
     assert state(world) == {"leased": 1}
     code, log = node.run(1)
@@ -755,7 +755,7 @@ def test_sigterm_is_heard_at_once_elsewhere_too(node: Node, site: Site, where: s
     job.send_signal(signal.SIGTERM)
     output, _ = job.communicate(timeout=PATIENCE_S)  # without it, many minutes
     assert job.returncode == TERM, output
-    assert living(job.pid) == {}
+    wait_for_end(job.pid)
 
 
 def test_work_does_not_outlive_a_killed_job(node: Node, world: World) -> None:
@@ -765,7 +765,7 @@ def test_work_does_not_outlive_a_killed_job(node: Node, world: World) -> None:
     wait_for(started)
     job.kill()
     job.wait()
-    wait_until(lambda: not living(job.pid), "all its processes have ended")
+    wait_for_end(job.pid)
     job.communicate()
     assert list(node.folder.iterdir()) == []
 
@@ -787,7 +787,7 @@ def test_sigterm_is_heard_in_every_wait_and_nothing_is_left(
     output, _ = job.communicate(timeout=PATIENCE_S)
     assert job.returncode == TERM, output
     assert list(node.folder.iterdir()) == []
-    assert living(job.pid) == {}
+    wait_for_end(job.pid)
 
 
 # --- hostile nodes -------------------------------------------------------------------------------------------

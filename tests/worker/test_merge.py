@@ -31,7 +31,7 @@ import pytest
 from shim.evio.writer import BEGIN_OF_RUN, PHYSICS, bank, block, file_of_records, record, write_file
 from tests import prepared
 from tests.support import CHECKOUT, PATIENCE_S, real_files
-from tests.worker.conftest import kill, slow
+from tests.worker.conftest import kill, living, slow, wait_for_end
 from tests.worker.fetching import trusting
 from tests.worker.site import Site
 
@@ -1140,18 +1140,12 @@ def test_end_of_its_process_group_ends_all_that_it_started(merge: Merge) -> None
     merge.only("hd_root")
     merge.on_disk()
     job = merge.start()
-    while not any("sleep" in text for text in _living(job.pid)):
+    while not any("sleep" in text for text in living(job.pid).values()):
         assert job.poll() is None
         time.sleep(0.01)
     os.killpg(job.pid, signal.SIGTERM)
     job.communicate(timeout=PATIENCE_S)
-    assert _living(job.pid) == []
-
-
-def _living(session: int) -> list[str]:
-    from tests.worker.conftest import living
-
-    return list(living(session).values())
+    wait_for_end(job.pid)
 
 
 # --- EVIO ----------------------------------------------------------------------------------------------------
