@@ -53,7 +53,6 @@ MORE_THAN_ONE = {
     "{MAX_BLOCKS} blocks",
     "{MAX_WAITING} calls",
     "{ASK_ABOVE} files",
-    "of the next {FILES_AHEAD} files",
     "the first {looked} files",
     "{host} names no director",
     "{LONGEST_BAN_H} hours",

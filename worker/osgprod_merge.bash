@@ -2037,7 +2037,7 @@ class BadResult(Exception):
 
 
 class Evio:
-    """An EVIO file that is read from its begin to its end; each structure is checked.
+    """An EVIO file that is read from its beginning to its end; each structure is checked.
 
     Attributes: order  "<" or ">";  version  4 or 6;  head  the user header of version 6, else empty
     """

@@ -16,7 +16,7 @@ import psycopg
 from shim import migrate, replica
 from shim.config import Settings
 from shim.database import POOLER_HINT, DatabaseError, call, connect, pooling
-from shim.words import noun
+from shim.words import counted, noun
 from shim.workscript import TemplateError, TemplateFolder
 
 Finding = dict[str, Any]
@@ -162,10 +162,11 @@ def _tape(connection: psycopg.Connection[dict[str, Any]], name: str) -> Finding:
     away = sum(locality != "online" for locality in known)
     if not known:
         return _finding(f"tape of {name}", True, "storage was not asked, or can't tell", "")
-    found = f"of the next {FILES_AHEAD} files {away} {noun(away, 'is', 'are')} on tape only"
+    ahead = f"of the next {counted(len(coming), 'file')}"
+    found = f"{away} {ahead} {noun(away, 'is', 'are')} on tape only"
     if "gone" in known:
         gone = known.count("gone")
-        found = f"of the next {FILES_AHEAD} files {gone} {noun(gone, 'is', 'are')} gone, {away - gone} on tape only"
+        found = f"{gone} {ahead} {noun(gone, 'is', 'are')} gone, {away - gone} on tape only"
     urls = f"osgprod rawdata list --project {name} --next 50 --urls"
     advice = f"stage them ({urls}), then osgprod rawdata check-online {name}"
     return _finding(f"tape of {name}", away == 0, found, advice)

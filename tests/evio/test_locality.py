@@ -301,5 +301,5 @@ def test_doctor_and_the_files_page_name_what_is_on_tape(run: Run, world: World) 
     call(world.db, "record_locality", found=json.dumps([{"file_id": row["file_id"], "locality": "nearline"}]))
     found: dict[str, Any] = {row["what"]: row for row in json.loads(run("doctor", "--json").stdout)}
     assert not found["tape of p"]["is_well"]
-    assert found["tape of p"]["found"] == "of the next 1000 files 1 is on tape only"
+    assert found["tape of p"]["found"] == "1 of the next 1 file is on tape only"
     assert call(world.db, "list_files", project="p")[0]["locality"] == "nearline"
