@@ -136,8 +136,9 @@ BEGIN
     IF NOT pg_try_advisory_xact_lock(osgprod._ban_key(p_project.project_id, p_name)) THEN
         RETURN false;
     END IF;
+    -- By the clock: a ban of a transaction that began after this one holds, too.
     PERFORM FROM osgprod_data.worker_bans b
-      WHERE b.project_id = p_project.project_id AND b.worker = p_name AND NOT osgprod._is_in_force(b.banned_at, b.until)
+      WHERE b.project_id = p_project.project_id AND b.worker = p_name AND (b.until <= now() OR b.banned_at > clock_timestamp())
         FOR NO KEY UPDATE SKIP LOCKED;
     IF NOT FOUND AND EXISTS (SELECT FROM osgprod_data.worker_bans b
                               WHERE b.project_id = p_project.project_id AND b.worker = p_name) THEN
