@@ -301,6 +301,30 @@ def test_suspended_file_is_tried_by_one_job_at_a_time_and_resumes_by_itself(worl
     not_blamed(world)
 
 
+@pytest.mark.parametrize(
+    ("failure", "is_resumed"), [(FETCH, True), ({"exitcode": 1}, False)], ids=["fetch", "work"]
+)
+def test_slice_that_has_arrived_resumes_a_file_that_could_not_be_read_and_no_other(
+    world: World, failure: dict[str, Any], is_resumed: bool
+) -> None:
+    world.set(backoff_s=0)
+    path = world.add_file(7)
+    world.add_file(2, seqno=2)
+    for n in range(9):
+        world.checkout(n, host=f"wn{n}")
+    world.report(8)
+    for n in range(7):
+        world.report(n, host=f"wn{n}", **failure)
+    assert suspended(world) == [path]
+    time_passes(world, 600)
+    call(world.db, "tick")
+    assert "_001." in world.checkout(100)["url"]
+    world.heartbeat(100, bytes=10**9)
+    assert (suspended(world) == []) is is_resumed
+    world.report(100)
+    assert suspended(world) == []
+
+
 def test_small_job_that_tries_a_suspended_file_leaves_nothing_of_it_ready(world: World) -> None:
     world.set(backoff_s=0, maxblockspercore=40)
     path = world.add_file(80)

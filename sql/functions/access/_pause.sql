@@ -57,7 +57,11 @@ BEGIN
         PERFORM osgprod._resume_file(f.project_id, f.rawdata_id, 'it can be processed again')
            FROM osgprod_data.loaded_files f
           WHERE f.project_id = p_project.project_id AND f.rawdata_id = p_attempt.rawdata_id
-            AND f.suspended_at < p_attempt.started_at;
+            AND f.suspended_at < p_attempt.started_at
+            -- A slice that has only arrived says nothing of a file on which the work fails.
+            AND (p_is_done OR 'fetch' = (SELECT r.fault FROM osgprod_data.recent_failures r
+                                          WHERE r.project_id = f.project_id AND r.rawdata_id = f.rawdata_id AND r.blamed = 'file'
+                                          ORDER BY r.failed_at DESC LIMIT 1));
     END IF;
     IF p_is_done AND p_project.unproven > 0 AND p_attempt.started_at > p_project.tested_since THEN
         UPDATE osgprod_data.projects p SET unproven = greatest(p.unproven - 1, 0)
