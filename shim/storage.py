@@ -80,7 +80,7 @@ class Storage:
             As recorded, 8 hexadecimal digits; None = any. Compared where storage tells it. A local file is read.
         """
         if not url:
-            return Found("its URL is not known: set output_home", False)
+            return Found("its URL is not known", False)
         # A job wrote the URL, and a server the answer: they may have any fault, and none ends the check.
         try:
             found = self._look(url)

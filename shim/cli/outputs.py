@@ -157,8 +157,13 @@ def outputs_check(
         show(found, as_json, f"no orphan among {counted(counts['files'], 'file')}")
         return
 
+    without_url: list[int] = []
+
     def say(row: dict[str, Any]) -> None:
-        click.echo(f"{row['url'] or '-'}: {row['fault']}", err=True)
+        if row["url"] is None:
+            without_url.append(row["run"])
+        else:
+            click.echo(f"{row['url']}: {row['fault']}", err=True)
 
     def sure(bad: int, files: int) -> None:
         confirm(
@@ -186,6 +191,9 @@ def outputs_check(
         )
         others = sorted(storage.asked_without_token)
     show([counts], as_json)
+    if without_url:
+        click.echo(f"osgprod: {counted(len(without_url), 'file')}: URL not known", err=True)
+        click.echo(f"hint: osgprod project set {project} output_home=URL names the folder", err=True)
     if others:
         listed = ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
         click.echo(f"osgprod: asked without the token: {listed}", err=True)
