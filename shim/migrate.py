@@ -108,7 +108,7 @@ class Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]
             application_name="osgprod migrate",
         )
         try:
-            with _rights_named():
+            with rights_named():
                 _refuse_server(connection)
                 _wait_for_lock(connection, self._say)
                 connection.execute("SET client_min_messages = warning")  # not that a schema exists
@@ -157,7 +157,7 @@ class Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]
             try:
                 if not migration.use_transactions:
                     self._run_statements(migration, direction)
-                with _rights_named(), self.transaction():
+                with rights_named(), self.transaction():
                     if migration.use_transactions:
                         self.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S} s'")
                         migration.process_steps(self, direction, force=force)
@@ -186,7 +186,7 @@ class Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]
             path if direction == "apply" else path.with_suffix(".rollback.sql")
         )
         try:
-            with _rights_named():
+            with rights_named():
                 self.connection.execute("SET lock_timeout = 0")
                 for statement in statements:
                     self.connection.execute(statement.encode())
@@ -348,7 +348,7 @@ def migrate(dsn: str | None = None, folder: Path = SQL_FOLDER, say: Say = log.in
                 backend.apply_one(migration)
                 note(f"applied {migration.id}")
             if (line := _outdated_functions(backend.connection, folder)) is not None:
-                with _rights_named():
+                with rights_named():
                     _deploy(backend.connection, folder)
                 note(line)
     return done
@@ -462,8 +462,8 @@ def _deploy(connection: psycopg.Connection[Any], folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _rights_named() -> Iterator[None]:
-    """Refusals of PostgreSQL that a person can put right become one line and a hint."""
+def rights_named() -> Iterator[None]:
+    """Make refusals of PostgreSQL that a person can put right one line and a hint."""
     try:
         yield
     except psycopg.errors.InsufficientPrivilege as error:

@@ -31,6 +31,7 @@ _ODD_OPTION = re.compile(
     r'invalid ("?\w+"? )+value|invalid port number|could not match \d+|Servname not supported|definition of service'
     "|weak sslmode|invalid SSL protocol version range"
 )
+_LONGEST = 1024  # characters of a line on the error output, but for its …
 _WHOLE = 1000  # characters of a first sentence: more than any has
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -54,12 +55,12 @@ class Commands(Group):
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: object
     ) -> click.Context:
         """Read the arguments, and print the help where they ask for it."""
-        with _quiet_end_of_a_pipe():
+        with _plain_end():
             return super().make_context(info_name, args, parent, **extra)
 
     def invoke(self, ctx: click.Context) -> object:
         """Run a command; an expected error ends the process."""
-        with _quiet_end_of_a_pipe():
+        with _plain_end():
             return self._invoke(ctx)
 
     def _invoke(self, ctx: click.Context) -> object:
@@ -70,7 +71,7 @@ class Commands(Group):
         except EvioError as error:
             _fail(
                 str(error),
-                "name files, folders or URLs that this machine can read (osgprod rawdata load --help)",
+                "name files, folders or URLs that this machine can read",
             )
         except OSError as error:
             if error.filename is None or error.errno in _UNWRITABLE:  # of the output: see run()
@@ -102,10 +103,13 @@ def _which_is_older() -> str:
 
 
 @contextlib.contextmanager
-def _quiet_end_of_a_pipe() -> Iterator[None]:
-    """End the process as SIGPIPE ends others, when who reads the output has enough, like head."""
+def _plain_end() -> Iterator[None]:
+    """End as SIGPIPE ends others, when the reader of the output has enough; make a usage error one short line."""
     try:
         yield
+    except click.ClickException as error:
+        vars(error)["message"] = _line(error.message)
+        raise
     except BrokenPipeError:
         _discard_output()
         raise SystemExit(128 + signal.SIGPIPE) from None
@@ -169,10 +173,15 @@ def _first_line(error: psycopg.Error) -> str:
 
 
 def _fail(message: str, hint: str, code: int = REFUSED) -> NoReturn:
-    # What somebody typed is repeated, so no character may be one that moves the cursor or turns the text round.
     for line in (f"osgprod: {message}", f"hint: {hint}"):
-        click.echo(cell(re.sub(r"\s", " ", line)), err=True)
+        click.echo(_line(line), err=True)
     raise SystemExit(code)
+
+
+def _line(text: str) -> str:
+    """One line for a terminal. It may repeat what somebody typed: no character moves the cursor or turns the text."""
+    text = cell(re.sub(r"\s", " ", text))
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]}…{text[-_LONGEST // 2 :]}"
 
 
 def ask(function: str, **arguments: object) -> list[dict[str, Any]]:

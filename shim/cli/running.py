@@ -18,7 +18,9 @@ def migrate(dry_run: bool) -> None:
     from shim import migrate as migration
 
     if dry_run:
-        for line in migration.pending() or ["up to date, nothing to do"]:
+        with migration.rights_named():
+            lines = migration.pending()
+        for line in lines or ["up to date, nothing to do"]:
             click.echo(line)
     elif not migration.migrate(say=click.echo):
         click.echo("up to date, nothing to do")

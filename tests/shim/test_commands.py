@@ -681,6 +681,8 @@ def test_magic_comes_from_a_file_the_standard_input_or_the_environment(
         (("watch", "--count", "0"), 2, "0 is not in the range", ""),
         (("nonsense",), 2, "No such command 'nonsense'", ""),
         (("rawdata", "load", "/nonexistent"), 2, "does not exist", ""),
+        (("notify", "add", "a b", "env:X"), 2, "the name of a target can't be 'a b'", "hint: a name has 1 to 63"),
+        (("notify", "add", "me", "X"), 2, "not 'X...'", "hint: put the address into"),
     ],
 )  # fmt: skip
 def test_error_is_one_line_with_a_hint_and_no_traceback(
@@ -982,6 +984,9 @@ def test_doctor_and_migrate_foretell_what_a_migration_would_do(run: Run, world: 
     assert run("migrate").output == shown
     world.db.execute("CREATE DATABASE empty")
     empty = world.dsn.replace(f"dbname={world.db.info.dbname}", "dbname=empty")
+    for more in ((), ("--dry-run",)):
+        refused = run("migrate", *more, env={"OSGPROD_DSN": world.dsn + WORKER_ROLE}).stderr
+        assert "\nhint: migrate as a superuser, or as who owns the database" in refused, more
     try:
         lines = run("migrate", "--dry-run", env={"OSGPROD_DSN": empty}).output.splitlines()
         doctor = json.loads(run("doctor", "--json", env={"OSGPROD_DSN": empty}).stdout)
@@ -1265,6 +1270,12 @@ def test_stop_counts_the_jobs_that_still_run_down_to_none(run: Run, world: World
     assert "0 jobs" in lines[-1]
 
 
+def test_outputs_without_url_are_counted_with_what_to_do(run: Run, busy: World) -> None:
+    assert run("outputs", "check", "p").stderr == (
+        "osgprod: 2 files: URL not known\nhint: osgprod project set p output_home=URL names the folder\n"
+    )
+
+
 def test_status_says_how_many_jobs_run(run: Run, busy: World) -> None:
     assert rows_of(run("status", "p", "--json"))[0]["running"] == 1
 
@@ -1391,6 +1402,9 @@ def test_message_repeats_what_was_typed_in_one_line_that_a_terminal_only_shows(r
     assert result.stderr == (
         "osgprod: there is no project 'a b [31m c'\nhint: osgprod project list shows the projects\n"
     )
+    for arguments in (("jobs", "p"), ("rawdata", "check")):
+        said = run(*arguments, "\n\u202e" + "x" * 9999).stderr
+        assert "\u202e" not in said and "xx…xx" in said and len(said) < 1300
 
 
 def test_socket_without_a_name_is_refused_not_replaced_by_a_port(run: Run) -> None:

@@ -34,10 +34,11 @@ BEGIN
 EXCEPTION
     WHEN check_violation OR not_null_violation THEN
         GET STACKED DIAGNOSTICS v_wrong = CONSTRAINT_NAME;
-        RAISE EXCEPTION '%', CASE v_wrong
-            WHEN 'notify_targets_name_is_a_word' THEN 'the name of a target can''t be ' || osgprod._quoted(p_name)
-            ELSE 'the place of a target is env:VARIABLE or file:/PATH, not '
-                || osgprod._quoted(left(p_place, 12) || '...') END
+        IF v_wrong = 'notify_targets_name_is_a_word' OR p_name IS NULL THEN
+            RAISE EXCEPTION 'the name of a target can''t be %', osgprod._quoted(p_name) USING ERRCODE = 'OG108',
+                HINT = 'a name has 1 to 63 letters, digits, _, . or -, and begins with a letter or digit';
+        END IF;
+        RAISE EXCEPTION 'the place of a target is env:VARIABLE or file:/PATH, not %', osgprod._quoted(left(p_place, 12) || '...')
             USING ERRCODE = 'OG108', HINT = 'put the address into that file or variable, since it holds secrets: osgprod notify add --help';
 END
 $fn$;
