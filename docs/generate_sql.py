@@ -213,7 +213,7 @@ _INTRODUCTION = """
 
 <!-- Written by docs/generate_sql.py from the database: change headers and comments there, then `make docs`. -->
 
-Everything that the shim and the command `osgprod` can do is a function of schema `osgprod`; psql can do the same.
+All that the shim and the command `osgprod` do about work is a function of schema `osgprod`; psql can do the same.
 Tables are in schema `osgprod_data` and are changed by these functions only. Call them with named notation, as in the
 examples: the names of parameters are kept, their order may change.
 

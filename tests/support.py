@@ -314,7 +314,7 @@ def free_port() -> int:
 
 
 def blocks_of(answers: list[dict[str, Any]]) -> list[tuple[str, int]]:
-    """All blocks that assigned answers hand out, sorted; a block handed out twice is there twice."""
+    """All blocks of the slices that answers assign, sorted; a block that is assigned twice is there twice."""
     return sorted(
         (answer["url"], block)
         for answer in answers

@@ -105,10 +105,15 @@ def needed(project: str, cores: int, slices: int, tool: str | None, as_json: boo
 @jobs.command("keep", context_settings={"ignore_unknown_options": True})
 @click.argument("project", type=PROJECT)
 @click.option(
-    "--idle", type=click.IntRange(1), default=200, show_default=True, help="Idle jobs in the queue."
+    "--idle", type=click.IntRange(1), default=200, show_default=True, help="Idle jobs in the queue, at most."
 )
 @click.option(
-    "--max", "most", type=click.IntRange(1), default=20_000, show_default=True, help="Jobs in the queue."
+    "--max",
+    "most",
+    type=click.IntRange(1),
+    default=20_000,
+    show_default=True,
+    help="Jobs in the queue, at most.",
 )
 @click.option("--cores", default=1, show_default=True, help="Cores of a job.")
 @click.option("--slices", default=1, show_default=True, help="Slices that a job processes.")

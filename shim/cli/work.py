@@ -274,7 +274,7 @@ def slices_load(
 ) -> None:
     """Make registered files the work of a project: those of some runs, or all.
 
-    Where files of several run periods are registered, --runs or --all has to say which are meant.
+    Where files of several run periods are registered, --runs or --all says which are meant; without them it asks.
     --dry-run foretells slices (one job each), events, bytes and core hours of these runs.
     """
     if runs is None and not every and not dry_run:

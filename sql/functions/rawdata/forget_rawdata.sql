@@ -33,8 +33,8 @@ BEGIN
     PERFORM osgprod._log_operation('forget_rawdata', NULL, jsonb_build_object('path', p_path), v_count);
 EXCEPTION
     WHEN foreign_key_violation THEN
-        RAISE EXCEPTION 'raw data files like % are being loaded at this moment', osgprod._label(p_path, 512) USING ERRCODE = 'OG407',
-            HINT = 'nothing was forgotten; try again when osgprod slices load has ended';
+        RAISE EXCEPTION 'raw data files like % have just been loaded', osgprod._label(p_path, 512) USING ERRCODE = 'OG407',
+            HINT = 'nothing was forgotten; osgprod slices unload takes them out of the project';
 END
 $fn$;
 
