@@ -231,16 +231,16 @@ CREATE FUNCTION osgprod._restart(
     p_can_merge boolean, p_may_wait boolean, OUT slice osgprod.claim, OUT problem text[], OUT status text)
 LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Gives a job that has started before the slice, or the merge, of its last attempt again, as primary or as backup. After
--- max_starts without a report its lease ends instead.
+-- Gives a job that has started before the slice, or the merge, of its last attempt again, as primary or as backup; the slice may be
+-- shorter (_shrink_slice). At the last of max_starts starts without a report its lease ends instead.
 -- Parameters: p_project  the project's row;  p_call  the call, whose job is locked;  p_last  the job's last attempt
 --             p_nstart  the coming attempt;  p_can_merge  may this job get a merge?
---             p_may_wait  for the slice or merge, and the slice's file
--- Returns:    the slice; NULLs when the job no longer has one. problem: why it gets nothing: OG602 it starts too often, 55P03
---             the slice is busy; without a code its work is done (status completed), it may be another job, or it
+--             p_may_wait  for the slice or merge, and the slice's file; in a batch a merge is always answered 55P03
+-- Returns:    the slice or merge; NULLs when the job has none any more. problem: why it gets nothing: OG602 it starts too often,
+--             55P03 its work is busy; without a code its work is done (status completed), it may be another job, or it
 --             gives its work up
--- Locks:      the slice or merge; the project's row, SKIP LOCKED, for next_due_at when work is given up: else the work waits for the
---             next look at all leases
+-- Locks:      the slice (see _shrink_slice and _renew_backup) or merge; the project's row, SKIP LOCKED, for next_due_at when work is
+--             given up: else the work waits for the next look at all leases
 -- Source:     docs/design.md I3
 DECLARE
     v_job      text := format('job %s.%s', p_call.cluster, p_call.process);

@@ -78,4 +78,4 @@ END
 $fn$;
 
 COMMENT ON FUNCTION osgprod.checkout_slice(text, bigint, bigint, bigint, text, inet, text, text, text, jsonb, text, text, bigint, bigint, text, text, text, jsonb) IS
-'Leases work to a job: its own slice or merge again after a restart; else a ready merge, a requeued slice, the next blocks of a file, or a backup attempt; one row, whose status says what to do. For osgprod_worker.';
+'Leases work to a job: its own slice or merge again after a restart; else a ready merge, a requeued slice, the next blocks of a file, or a backup attempt; one row, whose status says what to do. For osgprod_worker and osgprod_operator.';

@@ -38,4 +38,4 @@ END
 $fn$;
 
 COMMENT ON FUNCTION osgprod.checkout_slices(json) IS
-'Does checkout_slice for several jobs at once, in one transaction; one row for each, an error in the row of its call. For osgprod_worker.';
+'Does checkout_slice for several jobs at once, in one transaction; one row for each, an error in the row of its call. For osgprod_worker and osgprod_operator.';

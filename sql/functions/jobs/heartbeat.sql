@@ -44,4 +44,4 @@ END
 $fn$;
 
 COMMENT ON FUNCTION osgprod.heartbeat(text, bigint, bigint, text, inet, text, bigint, bigint, jsonb, text) IS
-'Renews the lease of a living attempt, or tells one that lost its slice or merge, or has to stop, to stop; one row with the HTTP status to answer. For osgprod_worker.';
+'Renews the lease of a living attempt, or tells one that lost its slice or merge, or has to stop, to stop; one row with the HTTP status to answer. For osgprod_worker and osgprod_operator.';

@@ -79,4 +79,4 @@ END
 $fn$;
 
 COMMENT ON FUNCTION osgprod.report_exit(text, bigint, bigint, bigint, text, inet, text, bigint, bigint, bigint, text, text, text, text, text, jsonb, text, text, text, text, text, text, bigint, bigint, bigint, bigint, bigint, text) IS
-'Records a job''s report on how its attempt ended, and settles the slice or merge; one row with the HTTP status to answer. For osgprod_worker.';
+'Records a job''s report on how its attempt ended, and settles the slice or merge; one row with the HTTP status to answer. For osgprod_worker and osgprod_operator.';

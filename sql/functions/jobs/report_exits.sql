@@ -33,4 +33,4 @@ END
 $fn$;
 
 COMMENT ON FUNCTION osgprod.report_exits(json) IS
-'Does report_exit for several jobs at once, in one transaction; one row for each, an error in the row of its call. For osgprod_worker.';
+'Does report_exit for several jobs at once, in one transaction; one row for each, an error in the row of its call. For osgprod_worker and osgprod_operator.';

@@ -1,7 +1,7 @@
 CREATE FUNCTION osgprod._why_no_merges(p_project osgprod_data.projects)
 RETURNS text LANGUAGE sql STABLE
 AS $fn$
-    -- Says why the merges of a project are not assigned, one phrase for health; NULL = they are, or there is none to be.
+    -- Says why the merges of a project are not assigned, one phrase for health; NULL = they are, or none is ready or leased.
     -- A merge script that a shim could not read counts for 15 minutes, or until a job of another shim gets a merge.
     -- Parameters: p_project  the project's row
     -- Source:     answers, in which each shim notes what it could not read (note_answers)
@@ -25,7 +25,7 @@ CREATE FUNCTION osgprod._claim_merge(p_project osgprod_data.projects, p_call osg
 RETURNS osgprod.claim LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Claims the first ready merge. It has its inputs already: see _make_merges_ready.
--- Promise:    a merge that had a fault on this worker is left to others for wait_s.
+-- Promise:    a merge whose last attempt ended with a node fault on this worker is left to others for wait_s after its backoff.
 -- Parameters: p_project  the project's row;  p_call, p_nstart  the coming attempt
 -- Returns:    the merge, with -1 as its blocks, so that nothing takes it for a slice; NULLs when none is free
 -- Locks:      the merge, SKIP LOCKED
@@ -54,7 +54,7 @@ $fn$;
 CREATE FUNCTION osgprod._has_open_merges(p_project_id int)
 RETURNS boolean LANGUAGE sql STABLE
 AS $fn$
-    -- Has the project merges that are ready, in backoff or leased? (Those that wait need slices first.)
+    -- Has the project merges that are ready, planned, in a backoff or leased? (Those that wait need slices first.)
     SELECT EXISTS (SELECT FROM osgprod_data.merges m WHERE m.project_id = p_project_id AND m.is_ready)
         OR EXISTS (SELECT FROM osgprod_data.merges m WHERE m.project_id = p_project_id AND m.state = 'leased')
         OR EXISTS (SELECT FROM osgprod_data.merges m
@@ -109,7 +109,7 @@ LANGUAGE sql STABLE
 AS $fn$
     -- What an attempt delivered: the files that it listed, or the one file of its report.
     -- Parameters: p_project  the project's row;  p_cluster, p_process, p_nstart  the attempt
-    -- Returns:    a row a file; one row of NULLs when nothing is known of the attempt
+    -- Returns:    a row a file; one row of kind tarball, with NULLs, when nothing is known of the attempt
     SELECT coalesce(o.n, 1::smallint), coalesce(o.kind, 'tarball'), coalesce(o.url, r.output_url, osgprod._home_url(p_project, a, v.exec_version)),
            CASE WHEN o.n IS NULL THEN r.output_bytes ELSE o.bytes END,
            CASE WHEN o.n IS NULL THEN r.output_adler32 ELSE o.adler32 END,

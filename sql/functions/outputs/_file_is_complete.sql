@@ -4,8 +4,8 @@ AS $fn$
 -- What follows when the slices of a file are settled: its merge is planned, or its run's; listeners are notified when the
 -- run is complete.
 -- Parameters: p_project_id, p_run, p_seqno  the file, which has just been called complete
--- Locks:      see _plan_merges; the caller has _hold_merge_settings, and (advisory: project_id, -10 - run), so that of two files
---             of a run one sees the other. The project's row, SKIP LOCKED, when it was done before
+-- Locks:      the project's row, SKIP LOCKED, when the project was done before; see _plan_merges. The caller has
+--             _hold_merge_settings, and (advisory: project_id, -10 - run), so that of two files of a run one sees the other
 BEGIN
     UPDATE osgprod_data.projects p SET noted_end = NULL  -- the file may be loaded and done between two ticks
      WHERE p.project_id = (SELECT q.project_id FROM osgprod_data.projects q
@@ -24,7 +24,7 @@ AS $fn$
 -- Keeps the settings merge_by and merge_incomplete of a project as they are until the end of the transaction.
 -- Otherwise a session that changes them would miss the merges that this transaction plans by them.
 -- Parameters: p_project_id  project;  p_may_wait  for a session that changes them
--- Returns:    the project's row, read under the lock; NULLs = a session changes them
+-- Returns:    the project's row, read under the lock; NULLs = another session changes them, and this one may not wait
 -- Locks:      these settings, shared (advisory: project_id, -4). Who waits for them has no slice, file or merge locked
 -- Source:     docs/design.md "Who waits for whom"
 DECLARE
@@ -47,10 +47,11 @@ AS $fn$
 -- Plans the merges of complete files, or runs: new ones, and those that wait. The next tick lets jobs have them
 -- (_make_merges_ready). With quarantined blocks a merge waits, unless the project merges incomplete files; then a file or run
 -- without a done slice gets no merge, and the one that it has is superseded.
--- Promise:    a repeated call changes nothing. Merges that are leased, done or failed stay as they are.
+-- Promise:    a repeated call changes nothing. Merges that are leased or done stay as they are, and so do failed ones but for those
+--             that are superseded.
 -- Parameters: p_project  the project's row, read under _hold_merge_settings;  p_runs  run numbers; NULL = all;  p_seqno  one file; NULL = all
--- Locks:      the merges of these files or runs that are not superseded; it waits for each. That a file is complete may have
---             changed when this commits: see _make_merges_ready
+-- Locks:      the merges of these files or runs that are not superseded, in order; it waits for each. That a file is complete may
+--             have changed when this commits: see _make_merges_ready
 BEGIN
     INSERT INTO osgprod_data.merges AS m (project_id, run, seqno, rawdata_id, state, is_ready, not_before)
     SELECT p_project.project_id, w.run, w.seqno, w.rawdata_id,
@@ -144,7 +145,7 @@ AS $fn$
 -- Supersedes the merges of files, or of whole runs, that are no longer work of the project: nothing would ever make them ready.
 -- Promise:    a repeated call changes nothing.
 -- Parameters: p_project_id  project;  p_runs  run numbers
--- Locks:      the merges; callers have the project alone
+-- Locks:      the merges; it waits for each. Callers have the project alone
 BEGIN
     UPDATE osgprod_data.merges m SET state = 'superseded', is_ready = NULL, not_before = NULL, opened_at = clock_timestamp()
      WHERE m.project_id = p_project_id AND m.run = ANY (p_runs) AND m.state <> 'superseded'
@@ -170,7 +171,8 @@ AS $fn$
 -- calls that end the last two merges at once, each sees the other's merge as leased. It also plans merges that are missing then.
 -- Promise:    each is notified once, and again when more work has come and is done, too.
 -- Parameters: p_project_id  project
--- Locks:      the project's row, SKIP LOCKED; _hold_merge_settings, tried; see _plan_merges. The caller has the project, shared, against unload_slices
+-- Locks:      to plan merges _hold_merge_settings, tried, and see _plan_merges; then the project's row, SKIP LOCKED. The caller has
+--             the project, shared, against unload_slices
 DECLARE
     v_project osgprod_data.projects;
     v_end     text;
@@ -217,10 +219,11 @@ CREATE FUNCTION osgprod._change_merges(p_project osgprod_data.projects)
 RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Brings the merges of a project in line with its settings merge_by and merge_incomplete: merges by something else are
--- superseded, and those of complete files are made ready. With merge_by none, merges stay as they are and are not assigned.
+-- superseded, and those of complete files are planned. With merge_by none, merges stay as they are and no more are assigned.
 -- Parameters: p_project  the project's row, as it is to be
 -- Errors:     OG420 merges by something else are done: their files are delivered
--- Locks:      the merges of the project, in order; it waits for each. The caller has (advisory: project_id, -4), alone
+-- Locks:      the merges by something else, in order; it waits for each; see _plan_merges. The caller has (advisory: project_id, -4),
+--             alone
 DECLARE
     v_done bigint;
 BEGIN

@@ -3,7 +3,8 @@ RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Lets jobs have the merges that were planned, and those whose backoff has ended, and notes the slices that each is made of.
 -- Promise:    each file of such a merge is complete. A session that planned the merge while another one loaded a file, or made
---             a slice ready again, has not seen that, nor did the other one see the merge. Such a merge waits again.
+--             a slice ready again, has not seen that, nor did the other one see the merge. Such a merge waits again. One of whose
+--             files another session has the lock is left to the next call.
 -- Parameters: p_project_id  project
 -- Locks:      the merges, at most 1,000, and their files, shared: all SKIP LOCKED. What makes a slice ready again waits for the
 --             file, and takes the merge back then. Of a whole run (advisory: project_id, -2), tried, shared: what loads files

@@ -3,14 +3,14 @@ CREATE FUNCTION osgprod._settle_merge(
     p_call osgprod.report_call, p_may_wait boolean, OUT outcome osgprod_data.outcome, OUT reason text)
 LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Settles the merge of a reported attempt. A success lists merged files with size and checksum. A failure may name bad
--- inputs: then exactly their slices are requeued, and the merge waits for them.
+-- Settles the merge of a reported attempt. A success lists merged files with size and checksum, or is a failure. A failure may
+-- name bad inputs: then their slices are requeued, and the merge waits for them, until it has failed max_failures times.
 -- Parameters: p_project  the project's row;  p_attempt  the attempt;  p_outcome  done, failed or node-fault, as judged
 --             p_worker  see _worker;  p_call  the report;  p_may_wait  for what others have locked; a call that may not has the
 --             merge's row already
 -- Returns:    the outcome; superseded when the attempt no longer counts; NULL = busy, nothing is changed. reason: why a
 --             success is taken for a failure, or the bad inputs, or those that may still come; NULL = as the job reports
--- Locks:      bad inputs: their slices and files; then the merge
+-- Locks:      of bad inputs see _reopen_bad_inputs; then the merge, for which it waits; after another failure see _blame
 -- Source:     docs/design.md I8, docs/merging.md "A merge's life"
 DECLARE
     v_merge    osgprod_data.merges;
@@ -91,8 +91,8 @@ AS $fn$
 --             p_bad_inputs  block1,block2 of each, as the script was given them, joined by ':'
 -- Returns:    bad: which are requeued; awaited: which HTCondor may still bring; in words, for the report. Both NULL = none of
 --             them is an input of the merge, or the attempt no longer holds it
--- Locks:      the slices, in order, then their files, in order. No merge is locked yet: a holder of a file's row may wait for a
---             merge
+-- Locks:      the slices, in order; then, slice by slice, see _reopen_file. It waits for each. No merge is locked before the first
+--             file: a session that has a file's row may wait for a merge
 DECLARE
     v_input record;
     v_name  text;
@@ -297,7 +297,8 @@ RETURNS TABLE (n smallint, kind text, url text, bytes bigint, adler32 text, even
 AS $fn$
 -- The files that a report lists as delivered.
 -- Parameters: p_outputs_list  JSON array of objects with kind, url, bytes, adler32, events, as the job sent it
--- Returns:    a row for each object that has a kind and a URL, as far as it can be kept; none when the text is not such an array
+-- Returns:    a row for each of the first 1000 objects that has a kind and a URL, as far as it can be kept; none when the text is
+--             not such an array
 DECLARE
     v_list jsonb;
 BEGIN

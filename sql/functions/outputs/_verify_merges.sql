@@ -75,7 +75,7 @@ SET enable_nestloop = off
 AS $fn$
 -- Names the files whose done slices were made with different versions of work script, exec script, image or software.
 -- Parameters: p_project_id  project
--- Returns:    a row a file; blocks are NULL. Slices are read only where the project has several versions
+-- Returns:    a row a file; blocks are NULL. Slices are read only where the project has several versions or software
 DECLARE
     v_software text := (SELECT r.software FROM osgprod_data.reports r  -- of any
                          WHERE r.project_id = p_project_id AND r.by_worker AND r.outcome = 'done' LIMIT 1);

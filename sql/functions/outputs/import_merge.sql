@@ -8,16 +8,17 @@ RETURNS text
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
 -- Takes over that another dispatcher has merged the outputs of a file, or found some of them bad.
--- Promise:    a repeated call changes nothing more. A merge counts only when all blocks of the file are done.
+-- Promise:    a repeated call changes nothing more. A merge counts only when all slices of the file are done or quarantined.
 -- Parameters: p_project     project name;  p_path  of a file that is loaded
 --             p_ended_at, p_started_at  when the merge ran; p_started_at NULL = unknown
 --             p_bad_inputs  block1,block2 of slices whose outputs were bad, joined by ':'; NULL = it succeeded
 -- Returns:    done: the merge is on record, by attempt 1 of job 0.FILE_ID, and no merged file, since their URLs are not known;
 --             requeued: the slices of the bad inputs are; unchanged: there is a merge of the file, or was one that this call has
---             put on record, or the project merges whole runs, or its slices are not all done, or none of the bad ones is
+--             put on record, or the project merges whole runs, or its slices are not all settled, or none of the bad ones is done
 -- Errors:     OG301 unknown project; OG302 the file is not loaded; OG502 an operator has the project alone; OG901 isolation
 --             level
--- Locks:      _hold_merge_settings; the slices that are requeued and the file's row
+-- Locks:      the project, shared (advisory: project_id, -1), tried; _hold_merge_settings; of bad inputs the done slices of the file,
+--             in order, then see _reopen_file; else see _settle_file, then the file's merge. It waits for slices and merge
 DECLARE
     v_project  projects := osgprod._get_project(p_project);
     v_file     loaded_files;
