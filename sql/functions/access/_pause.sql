@@ -96,7 +96,7 @@ AS $fn$
 -- Says why no more attempts of a project may start: max_live of them live; or it is a test of what may not work, and as many
 -- live as may during that. A project that has paused itself tries one job at a time, first after retest_s, later after
 -- half of the time that the pause has lasted, at most 5 times retest_s; one that started more than 10 times retest_s ago is
--- not waited for. A new work script is tried by probe_jobs jobs at a time, until as many have succeeded.
+-- not waited for, so there can be two. A new work script is tried by probe_jobs jobs at a time, until as many have succeeded.
 -- Parameters: p_project  the project's row
 -- Returns:    code (OG603, OG501; none of a new work script), message and hint; NULL = this job may start
 -- Locks:      of a pause the project's row, SKIP LOCKED; of a new work script (advisory: project_id, -3), tried: its first jobs
