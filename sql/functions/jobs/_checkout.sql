@@ -306,19 +306,17 @@ BEGIN
         v_due_at := '2000-01-01 00:00+00';
     ELSIF p_last.merge_id IS NULL AND (v_starts.evicted >= 3 OR p_call.time_left_s IS NOT NULL) THEN
         PERFORM osgprod._shrink_slice(p_project, p_call, p_last, v_starts.evicted >= 3, p_may_wait);
+    ELSIF p_last.merge_id IS NOT NULL AND NOT p_can_merge THEN  -- no merge script, or too little time: another job gets it
+        UPDATE osgprod_data.merges m SET state = 'ready', is_ready = true, not_before = now(), due_at = NULL
+         WHERE m.merge_id = p_last.merge_id AND m.state = 'leased' AND m.cluster = p_last.cluster
+           AND m.process = p_last.process AND m.nstart = p_last.nstart;  -- I3
     END IF;
     IF p_last.merge_id IS NOT NULL THEN
-        -- Where the caller can't merge, since it has no merge script or too little time, the merge is requeued.
-        p_can_merge := p_can_merge OR v_gives_up;
         UPDATE osgprod_data.merges m
-           SET state = CASE WHEN p_can_merge THEN 'leased' ELSE 'ready' END::osgprod_data.merge_state,
-               is_ready = nullif(NOT p_can_merge, false), not_before = CASE WHEN NOT p_can_merge THEN now() END,
-               nstart = CASE WHEN p_can_merge THEN p_nstart ELSE m.nstart END,
-               due_at = CASE WHEN p_can_merge THEN v_due_at END, progress_at = NULL, bytes_fetched = NULL, cpu_s = NULL
+           SET nstart = p_nstart, due_at = v_due_at, progress_at = NULL, bytes_fetched = NULL, cpu_s = NULL
          WHERE m.merge_id = p_last.merge_id AND m.state = 'leased' AND m.cluster = p_last.cluster
            AND m.process = p_last.process AND m.nstart = p_last.nstart  -- I3
         RETURNING m.rawdata_id, -1, -1, m.opened_at, m.merge_id INTO slice;
-        slice := CASE WHEN p_can_merge THEN slice END;
     ELSE
         UPDATE osgprod_data.slices s
            SET nstart = p_nstart, due_at = v_due_at, progress_at = NULL, bytes_fetched = NULL, cpu_s = NULL

@@ -3,8 +3,8 @@ CREATE FUNCTION osgprod.retry_merges(
 RETURNS TABLE (merge_id int, run int, seqno int, was text)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
--- Makes merges that failed ready as if they had never been tried; supersedes done ones, whose files then no longer count, and
--- makes others ready in their place.
+-- Plans merges that failed as if they had never been tried; supersedes done ones, whose files then no longer count, and plans
+-- others in their place. The next tick makes them ready (_make_merges_ready).
 -- Promise:    all or nothing; leased merges, and those that another session has locked, are never touched. A merge whose slices are
 --             not done waits for them. While merge_by is none failed ones wait, and others than done ones are made when it is set
 --             again.
