@@ -33,7 +33,12 @@ class Serve:
     """One ``osgprod serve`` without a database named, and what it said until it served."""
 
     def __init__(self, folder: Path, *arguments: str) -> None:
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "OSGPROD"))}
+        # Its data is of the PostgreSQL that OSGPROD_PG_BINDIR names.
+        environment = {
+            k: v
+            for k, v in os.environ.items()
+            if not k.startswith(("PG", "OSGPROD")) or k == "OSGPROD_PG_BINDIR"
+        }
         self._log = (folder / "log").open("wb")
         self.process = subprocess.Popen(
             [sys.executable, "-m", "shim", "serve", "--port", "0", *arguments],
