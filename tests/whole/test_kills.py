@@ -47,8 +47,8 @@ def check(world: World, traffic: Traffic, nblocks: int) -> None:
 
 
 def mid_traffic(traffic: Traffic, nblocks: int, chance: random.Random, times: int) -> Iterator[None]:
-    """So many moments, as outputs grow to nine tenths of all blocks: by count, so that no machine is too fast."""
-    step = nblocks * 9 // 10 // times
+    """So many moments, as outputs grow to two thirds of all blocks: by count, so that no machine is too fast."""
+    step = nblocks * 2 // 3 // times
     for n in range(times):
         outputs = n * step + chance.randrange(1, step)
         while len(traffic.blocks) < outputs:
