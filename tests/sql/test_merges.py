@@ -769,6 +769,20 @@ def import_merge(world: World) -> str:
     return str(row["import_merge"])
 
 
+def test_bad_input_of_the_original_that_is_imported_again_leaves_the_new_output_alone(world: World) -> None:
+    path = world.add_file(1, project=None)
+    job = {"block1": 1, "block2": 2, "cluster": 9, "process": 1, "exit_code": 0, "slices_of_job": 1}
+    job |= {"ended_at": "2026-01-01", "worker": "127.0.0.1"}
+    size = {"size_bytes": world.registered["size_bytes"], "nblocks": 3}
+    call(world.db, "import_file", project="p", path=path, slices=json.dumps([job]), **size)
+    bad = {"project": "p", "path": path, "ended_at": "2026-01-02", "bad_inputs": "1,2"}
+    assert call(world.db, "import_merge", **bad)[0]["import_merge"] == "requeued"
+    assert world.checkout(0)["status"] == "assigned"
+    assert world.report(0)["status"] == "done"
+    assert call(world.db, "import_merge", **bad)[0]["import_merge"] == "unchanged"
+    assert world.progress()["blocks_done"] == 1
+
+
 def test_imported_merge_of_a_file_does_not_count_where_whole_runs_are_merged(world: World) -> None:
     world.set(merge_by="run")
     world.add_file(1)

@@ -11,14 +11,15 @@ AS $fn$
 -- Promise:    a repeated call changes nothing more. A merge counts only when all slices of the file are done or quarantined.
 -- Parameters: p_project     project name;  p_path  of a file that is loaded
 --             p_ended_at, p_started_at  when the merge ran; p_started_at NULL = unknown
---             p_bad_inputs  block1,block2 of slices whose outputs were bad, joined by ':'; NULL = it succeeded
+--             p_bad_inputs  block1,block2 of slices whose outputs were bad, joined by ':'; outputs that were reported after p_ended_at
+--                           are not meant; NULL = it succeeded
 -- Returns:    done: the merge is on record, by attempt 1 of job 0.FILE_ID, and no merged file, since their URLs are not known;
 --             requeued: the slices of the bad inputs are; unchanged: there is a merge of the file, or was one that this call has
 --             put on record, or the project merges whole runs, or its slices are not all settled, or none of the bad ones is done
 -- Errors:     OG301 unknown project; OG302 the file is not loaded; OG502 an operator has the project alone; OG901 isolation
 --             level
 -- Locks:      the project, shared (advisory: project_id, -1), tried; _hold_merge_settings; of bad inputs the done slices of the file,
---             in order, then see _reopen_file; else see _settle_file, then the file's merge. It waits for slices and merge
+--             in order, then see _reopen_file; else the file's row, see _settle_file, and the file's merge. It waits for each
 DECLARE
     v_project  projects := osgprod._get_project(p_project);
     v_file     loaded_files;
@@ -44,6 +45,10 @@ BEGIN
             SELECT s.cluster, s.process, s.nstart FROM slices s
              WHERE s.project_id = v_file.project_id AND s.rawdata_id = v_file.rawdata_id AND s.state = 'done'
                AND format('%s,%s', s.block1, s.block2) = ANY (string_to_array(replace(p_bad_inputs, ' ', ''), ':'))
+               AND EXISTS (  -- an output that came later is not what that merge found bad
+                   SELECT FROM reports r
+                    WHERE r.project_id = s.project_id AND r.cluster = s.cluster AND r.process = s.process AND r.nstart = s.nstart
+                      AND r.by_worker AND r.reported_at <= p_ended_at)
              ORDER BY s.block1
         LOOP
             v_count := v_count + osgprod._lose_output(v_project.project_id, v_slice.cluster, v_slice.process, v_slice.nstart,
