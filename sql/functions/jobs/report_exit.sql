@@ -45,8 +45,8 @@ AS $fn$
 --             p_events              events that the reconstruction read from the slice's file; another number than the
 --                                   index has is recorded as a contradiction, or makes a failure (demand_events)
 --             p_outputs, p_output_bytes [bytes], p_output_adler32 [1 to 8 hex digits], p_output_url  the outputs, and where they are
---             p_fault               what failed: fetch, delivery, program or setting; node = nothing of that, although the exit code
---                                   says so;  p_door  scheme and host that the slice was read from
+--             p_fault               what failed: fetch, delivery, program or setting; node = neither fetch nor delivery, although the
+--                                   exit code is 75 or 74;  p_door  scheme and host that the slice was read from
 --             p_bad_inputs          of a merge: block1,block2 of each, joined by ':'
 --             p_outputs_list        delivered files, JSON: [{"kind", "url", "bytes", "adler32", "events"}]
 --             p_software            what the reconstruction calls its version

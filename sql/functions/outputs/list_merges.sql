@@ -44,4 +44,4 @@ END
 $fn$;
 
 COMMENT ON FUNCTION osgprod.list_merges(text, int[], text, int) IS
-'Lists merges, chosen by runs and state, with the jobs that hold them and the files [bytes] that they delivered. For osgprod_worker and osgprod_operator.';
+'Lists merges, chosen by runs and state, with the jobs that hold or held them, and number and size [bytes] of the files that they delivered. For osgprod_worker and osgprod_operator.';
