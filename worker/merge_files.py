@@ -33,8 +33,8 @@ EVIO6 = 0x4556494F
 DICTIONARY_BIT, LAST_BIT, FIRST_EVENT_BIT = 1 << 8, 1 << 9, 1 << 14
 TRAILER_BIT = 1 << 10  # of a file header of version 6
 TRAILER_TYPE = 3
-# What precedes the physics of each slice, and so is in each of its outputs: run control, begin-of-run record.
-REPEATED = set([0x70, 0xFF32]) | set(range(0xFFD0, 0xFFD5))
+# What precedes the physics of each slice, and so is in each of its outputs: run control, EPICS, begin-of-run record.
+REPEATED = set([0x60, 0x70, 0xFF32]) | set(range(0xFFD0, 0xFFD5))
 
 
 def counted(number, thing):

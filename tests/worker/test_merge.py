@@ -28,6 +28,7 @@ from typing import Any
 
 import pytest
 
+from shim.evio.tags import CONTROL
 from shim.evio.writer import BEGIN_OF_RUN, PHYSICS, bank, block, file_of_records, record, write_file
 from tests import prepared
 from tests.support import CHECKOUT, PATIENCE_S, real_files
@@ -106,14 +107,19 @@ def skim(numbers: range, *, order: str = "big") -> bytes:
     return block(1, [begin], order) + block(2, events, order) + block(3, [], order, 1 << 9)
 
 
-def numbers_of(evio: bytes) -> list[int]:
-    """The numbers of the physics events, as the demo's strict reader finds them."""
+def events_of(evio: bytes) -> list[tuple[int, int]]:
+    """Tag and first payload word of each event, as the demo's strict reader finds them."""
     sys.path.insert(0, str(CHECKOUT / "worker"))
     try:
         import demo_recon
     finally:
         sys.path.pop(0)
-    return [payload[0] for tag, payload in demo_recon.events(evio) if tag == PHYSICS]
+    return [(tag, payload[0]) for tag, payload in demo_recon.events(evio)]
+
+
+def numbers_of(evio: bytes) -> list[int]:
+    """The numbers of the physics events."""
+    return [number for tag, number in events_of(evio) if tag == PHYSICS]
 
 
 def tarball(files: dict[str, bytes]) -> bytes:
@@ -1268,6 +1274,17 @@ def test_files_that_do_not_fit_together_are_refused(folder: Path, other: bytes, 
     code, said, _ = join(folder, skim(range(5)), other)
     assert code == 1
     assert words in said
+
+
+@pytest.mark.parametrize("tag", sorted(CONTROL))
+def test_each_event_that_precedes_every_slice_is_joined_once(folder: Path, tag: int) -> None:
+    before = [bank(tag, [7]), bank(BEGIN_OF_RUN, [1])]
+    slices = [
+        block(1, before) + block(2, [bank(PHYSICS, [n])]) + block(3, [], "big", 1 << 9) for n in range(3)
+    ]
+    code, said, joined = join(folder, *slices)
+    assert code == 0, said
+    assert events_of(joined) == [(tag, 7), (BEGIN_OF_RUN, 1), *[(PHYSICS, n) for n in range(3)]]
 
 
 @pytest.mark.skipif(not real_files().is_dir(), reason="no real EVIO files: REAL_EVIO_FILES")
