@@ -31,7 +31,7 @@ from shim.words import counted, noun
 
 # What a narrow terminal has no room for, in the order in which it is left out.
 SPARE = ("core_hours_left", "core_hours_done", "bytes", "events", "bytes_done", "events_done", "is_complete",
-         "files_finished", "merges_left")  # fmt: skip
+         "files_finished", "merges_left", "files")  # fmt: skip
 NO_PROJECT = "no project yet: osgprod project add makes one"
 
 
@@ -370,7 +370,7 @@ def operations(project: str | None, hours: int | None, limit: int, as_json: bool
         {**row, "details": ", ".join(f"{name}={value}" for name, value in row["details"].items())}
         for row in rows
     ]
-    show(rows if as_json else shown, as_json, "nothing was changed in that time", limit=limit)
+    show(rows if as_json else shown, as_json, "nothing was changed in that time", wrapped=("details",), limit=limit)
 
 
 @osgprod.command()
