@@ -370,7 +370,13 @@ def operations(project: str | None, hours: int | None, limit: int, as_json: bool
         {**row, "details": ", ".join(f"{name}={value}" for name, value in row["details"].items())}
         for row in rows
     ]
-    show(rows if as_json else shown, as_json, "nothing was changed in that time", wrapped=("details",), limit=limit)
+    show(
+        rows if as_json else shown,
+        as_json,
+        "nothing was changed in that time",
+        wrapped=("details",),
+        limit=limit,
+    )
 
 
 @osgprod.command()

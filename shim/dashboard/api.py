@@ -85,6 +85,22 @@ LIMITED = (
     "list_slices",
     "find",
 )
+OF_ALL_PROJECTS = (  # where none is named
+    "progress",
+    "amounts",
+    "health",
+    "totals",
+    "idle_and_leased",
+    "blocked_workers",
+    "delivery",
+)
+OF_A_JOB = ("project", "cluster", "process")
+NEEDED = {
+    **dict.fromkeys(FUNCTIONS, ("project",)),
+    **dict.fromkeys(OF_ALL_PROJECTS, ()),
+    **dict.fromkeys(("job_history", "log_tail"), OF_A_JOB),
+    "find": ("text",),
+}
 PAGING = {"limit": "integer", "offset": "integer"}
 MEANINGS = {
     "limit": f"rows of a page [1 .. {PAGE_ROWS}]; default: {PAGE_ROWS}",
@@ -132,6 +148,11 @@ class Api:
                 return _error(400, f"parameter {name} must be a number, not {text[:40]!r}", "write digits")
             if "\0" in text:
                 return _error(400, f"parameter {name} has a NUL byte", "leave it out")
+        for name in NEEDED[function]:
+            if name not in query:
+                return _error(
+                    400, f"parameter {name} is missing", f"{function} needs {', '.join(NEEDED[function])}"
+                )
         limit, offset = int(query.pop("limit", PAGE_ROWS)), int(query.pop("offset", 0))
         if not 1 <= limit <= PAGE_ROWS or offset > MOST_ROWS - PAGE_ROWS:
             return _error(
@@ -147,7 +168,7 @@ class Api:
             if failure.is_a_fault:
                 raise
             message, *hint = failure.lines
-            return _error(failure.status, message, " ".join(hint), failure.retry_s)
+            return _error(failure.status, message, " ".join(hint).removeprefix("hint: "), failure.retry_s)
         more = None
         if len(rows) > limit:
             more = f"{request.url.path}?{urlencode({**query, 'limit': limit, 'offset': offset + limit})}"
@@ -174,7 +195,7 @@ def paths() -> dict[str, Any]:
                     {
                         "name": name,
                         "in": "query",
-                        "required": False,
+                        "required": name in NEEDED[function],
                         "schema": {"type": kind, "description": MEANINGS.get(name, name)},
                     }
                     for name, kind in {**known, **PAGING}.items()

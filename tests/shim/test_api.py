@@ -15,7 +15,7 @@ import pytest
 from psycopg.rows import dict_row
 
 from shim.dashboard import reader
-from shim.dashboard.api import FUNCTIONS, LIMITED
+from shim.dashboard.api import FUNCTIONS, LIMITED, NEEDED
 from shim.database import call, open_pool
 from shim.snapshot import SQL_FOLDER
 from tests.support import TOKEN, LiveShim, World
@@ -55,13 +55,14 @@ def test_functions_and_parameters_are_those_of_the_dashboards_role(world: World)
     assert set(FUNCTIONS) == set(shown) - drawing
     for function, parameters in FUNCTIONS.items():
         row = world.db.execute(
-            "SELECT p.proargnames[1:p.pronargs] AS names FROM pg_proc p"
+            "SELECT p.proargnames[1:p.pronargs] AS names, p.pronargs - p.pronargdefaults AS needed FROM pg_proc p"
             " WHERE p.proname = %s AND p.pronamespace = 'osgprod'::regnamespace",
             (function,),
         ).fetchone()
         assert row
         names = {name.removeprefix("p_") for name in row["names"]}
         assert names == {*parameters, *(["limit"] if function in LIMITED else [])}, function
+        assert [f"p_{name}" for name in NEEDED[function]] == row["names"][: row["needed"]], function
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
@@ -100,6 +101,9 @@ def test_pages_hold_every_row_once(get: Callable[[str], httpx.Response]) -> None
         ("progress?projekt=p", 400, "no parameter 'projekt'"),
         ("rate?project=p&hours=many", 400, "parameter hours must be a number"),
         ("rate?project=p&hours=0", 400, "hours"),
+        ("rate", 400, "parameter project is missing"),
+        ("find", 400, "parameter text is missing"),
+        ("log_tail?project=p&cluster=1", 400, "parameter process is missing"),
         ("rate?project=q", 404, "there is no project 'q'"),
         ("list_jobs?project=p&limit=0", 400, "limit or offset"),
         ("list_jobs?project=p&limit=1001", 400, "limit or offset"),
@@ -114,6 +118,7 @@ def test_bad_request_gets_one_json_error_that_names_what_is_wrong(
     answer = get(path)
     assert answer.status_code == status, answer.text
     assert set(answer.json()) == {"error", "hint"} and word in answer.json()["error"]
+    assert not answer.json()["hint"].startswith("hint")
 
 
 def test_without_the_dashboards_token_nothing_is_shown(shim: LiveShim) -> None:
