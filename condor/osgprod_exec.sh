@@ -654,6 +654,19 @@ end_children() {
 # The signals that ask a job to end: batch systems send others than SIGTERM too, as a warning or at a limit.
 readonly SIGNALS=(TERM INT HUP QUIT USR1 USR2 ALRM XCPU)
 
+# Has a command that does not return run at a signal. The bracket in the second line is not reached. But where bash 5.2 is about to parse a
+# $(...), it takes the text for the inside of that, and without a bracket it would end with a syntax error. Arguments: signal, command
+hear() {
+  # shellcheck disable=SC2064  # the command of now
+  trap "$2"$'\n)' "$1"
+}
+hear_signals() {
+  local signal
+  for signal in "${SIGNALS[@]}"; do
+    hear "$signal" "on_signal $signal"
+  done
+}
+
 # Ends this script. Argument: the signal's name
 on_signal() {
   [[ "$BASHPID" == "$$" ]] || exit "$EXIT_TERM"
@@ -680,6 +693,7 @@ cleanup() {
   trap '' "${SIGNALS[@]}"              # one that comes now would leave our folder, or crash bash
   ! $is_stopped || status="$EXIT_TERM" # bash may have another code, from the command that the signal interrupted
   stop_heartbeats
+  [[ -z "$work_group" ]] || end_group "$work_group"
   # bash could start no process, so it can't remove anything either: it would end here with 254.
   ((status != EXIT_NO_FORK)) || exit "$EXIT_NODE_FAULT"
   tidy_up
@@ -1084,7 +1098,7 @@ start_heartbeats() {
 send_heartbeats() {
   local interval_s="$1" own="$2" left_s="$3" memory=0 disk=0 n=0
   pipe="$scratch/pipe.heartbeat"
-  trap 'end_children; exit 0' TERM
+  hear TERM 'end_children; exit 0'
   while true; do
     while ((left_s > 0)); do
       ((n++ % 5 != 1)) || look # first after a second: work that has just begun has not allocated its memory
@@ -2179,7 +2193,7 @@ forget_attempt() {
 }
 
 main() {
-  local code=0 signal
+  local code=0
   cluster="${1:-}" process="${2:-}"
   log_name="osgprod_exec $cluster.$process"
   (($# == 2 || $# == 3)) || die "$EXIT_REFUSED" "usage: ${0##*/} <cluster> <process> [<ncpus>]"
@@ -2195,10 +2209,7 @@ main() {
   find_identity
   find_end
   unreported="$PWD/unreported_job_${cluster}_$process.$OSGPROD_PROJECT"
-  for signal in "${SIGNALS[@]}"; do # before that of EXIT, which would take its end for a node fault
-    # shellcheck disable=SC2064  # the name of now
-    trap "on_signal $signal" "$signal"
-  done
+  hear_signals # before EXIT, whose trap would take its end for a node fault
   trap cleanup EXIT
   trap : PIPE # a closed output stops nothing
   make_scratch

@@ -220,7 +220,7 @@ forget_attempt() {
 }
 
 main() {
-  local code=0 signal
+  local code=0
   cluster="${1:-}" process="${2:-}"
   log_name="osgprod_exec $cluster.$process"
   (($# == 2 || $# == 3)) || die "$EXIT_REFUSED" "usage: ${0##*/} <cluster> <process> [<ncpus>]"
@@ -236,10 +236,7 @@ main() {
   find_identity
   find_end
   unreported="$PWD/unreported_job_${cluster}_$process.$OSGPROD_PROJECT"
-  for signal in "${SIGNALS[@]}"; do # before that of EXIT, which would take its end for a node fault
-    # shellcheck disable=SC2064  # the name of now
-    trap "on_signal $signal" "$signal"
-  done
+  hear_signals # before EXIT, whose trap would take its end for a node fault
   trap cleanup EXIT
   trap : PIPE # a closed output stops nothing
   make_scratch

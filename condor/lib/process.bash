@@ -113,6 +113,19 @@ end_children() {
 # The signals that ask a job to end: batch systems send others than SIGTERM too, as a warning or at a limit.
 readonly SIGNALS=(TERM INT HUP QUIT USR1 USR2 ALRM XCPU)
 
+# Has a command that does not return run at a signal. The bracket in the second line is not reached. But where bash 5.2 is about to parse a
+# $(...), it takes the text for the inside of that, and without a bracket it would end with a syntax error. Arguments: signal, command
+hear() {
+  # shellcheck disable=SC2064  # the command of now
+  trap "$2"$'\n)' "$1"
+}
+hear_signals() {
+  local signal
+  for signal in "${SIGNALS[@]}"; do
+    hear "$signal" "on_signal $signal"
+  done
+}
+
 # Ends this script. Argument: the signal's name
 on_signal() {
   [[ "$BASHPID" == "$$" ]] || exit "$EXIT_TERM"
@@ -139,6 +152,7 @@ cleanup() {
   trap '' "${SIGNALS[@]}"              # one that comes now would leave our folder, or crash bash
   ! $is_stopped || status="$EXIT_TERM" # bash may have another code, from the command that the signal interrupted
   stop_heartbeats
+  [[ -z "$work_group" ]] || end_group "$work_group"
   # bash could start no process, so it can't remove anything either: it would end here with 254.
   ((status != EXIT_NO_FORK)) || exit "$EXIT_NODE_FAULT"
   tidy_up

@@ -188,7 +188,7 @@ start_heartbeats() {
 send_heartbeats() {
   local interval_s="$1" own="$2" left_s="$3" memory=0 disk=0 n=0
   pipe="$scratch/pipe.heartbeat"
-  trap 'end_children; exit 0' TERM
+  hear TERM 'end_children; exit 0'
   while true; do
     while ((left_s > 0)); do
       ((n++ % 5 != 1)) || look # first after a second: work that has just begun has not allocated its memory
