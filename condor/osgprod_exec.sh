@@ -585,8 +585,10 @@ await_signal() {
 # The same for a command whose output is needed. Sets captured to what it printed, without NULs, the first MAX_CAPTURED bytes; no disk
 # is needed.
 # To open a pipe waits for its other end: descriptor 7 is both ends, so that no child waits for ever for a parent that was killed.
+# Somebody may have removed the pipe, with this job's folder: it is made again, so that the job can still report.
 capture() {
   local status=0 text
+  [[ -p "$pipe" ]] || { mkdir -p "$scratch" && rm -f "$pipe" && mkfifo -m 600 "$pipe"; } || return 1
   exec 7<>"$pipe"
   set -m
   "$@" >"$pipe" 7>&- &
@@ -614,6 +616,21 @@ end_group() {
     pause 0.1
   done
   kill -KILL -- "-$1" 2>/dev/null || true
+}
+
+# Ends the processes that have a line in their environment. The work may have left some in process groups of their own: they would go on
+# writing into its outputs. Those of other users are not seen. Argument: line
+end_strays() {
+  local n signal=TERM strays
+  for ((n = 0; n <= KILL_AFTER_S * 10; n++)); do
+    strays="$(grep -lszxF -e "$1" /proc/[0-9]*/environ)" || true # 2 = one of them has ended
+    [[ -n "$strays" ]] || return 0
+    ((n < KILL_AFTER_S * 10)) || signal=KILL
+    strays="${strays//[!0-9$'\n']/}"
+    # shellcheck disable=SC2086  # numbers
+    kill "-$signal" $strays 2>/dev/null || true
+    pause 0.1
+  done
 }
 
 make_scratch() {
@@ -977,6 +994,7 @@ run_work() {
   wait "$work_group" || work_status=$?
   await_signal "$work_status"
   end_group "$work_group" # the processes that it left in the background
+  end_strays "OSGPROD_REPORT=$own/report.txt"
   # The heartbeats go on until the report: delivery may take longer than the lease.
   { : >"$scratch/delivering"; } 2>/dev/null || stop_heartbeats
   work_group=""
@@ -1170,6 +1188,10 @@ stop_heartbeats() {
 # Sets plain_text to the last line of the work's output that isn't empty, as the reason of a failure, without the time and the name
 # of the work script in front.
 last_words() {
+  if [[ ! -e "$scratch/work.log" ]]; then
+    plain_text="somebody has removed this job's folder, $scratch, while its work ran"
+    return
+  fi
   log_end
   reason_text "$(printf '%s\n' "$log_end" | sed -e '/^[[:space:]]*$/d' -e 's/^[0-9TZ:-]* osgprod_[a-z]*: //' | tail -n 1)"
 }
@@ -1248,7 +1270,8 @@ slice_file() {
 }
 
 # Prints the files of the current folder that are outputs, each ended by a NUL: all but the work script's own folder, the files
-# that are this job's credentials, under any name, and the files of a file system that the work has mounted. Names begin with ./;
+# that are this job's credentials, under any name, the files of a file system that the work has mounted, and sockets, which no tarball can
+# hold. Names begin with ./;
 # the word "whole" at the end says that find was neither killed nor kept out of a folder.
 list_outputs() {
   local file
@@ -1256,7 +1279,7 @@ list_outputs() {
   for file in "${X509_USER_PROXY:-}" "${BEARER_TOKEN_FILE:-}" "${OSGPROD_MAGIC_FILE:-}"; do
     [[ ! -f "$file" ]] || credentials+=(! -samefile "$file")
   done
-  find . -xdev -path ./.osgprod -prune -o ! -type d ${credentials[@]+"${credentials[@]}"} -print0 && printf 'whole\0'
+  find . -xdev -path ./.osgprod -prune -o ! -type d ! -type s ${credentials[@]+"${credentials[@]}"} -print0 && printf 'whole\0'
 }
 
 # Is a file a core dump? Argument: file
@@ -1626,7 +1649,8 @@ unreported=""
 declare -A written=() # what .report says, as read_written has read it: the first value of each name
 written_inputs=""     # the values of its lines merged_input=, each with a line end
 
-free_path="" # as the function of this name has set it
+free_path=""            # as the function of this name has set it
+packed="" pack_error="" # as pack has set them
 
 # Sets free_path to the path for a tarball that stays in this folder. If a file has the name, it is another job's, of another project or
 # another queue with the same numbers: then the name gets an additional word. Argument: name without .tar.gz
@@ -1860,7 +1884,8 @@ keep_for_later() {
 finish_success() {
   local name="$1" count adler bytes events code=0 list rest
   if ! pack "$2" "$unreported.tar.gz"; then
-    report "$EXIT_NOT_FETCHED" fault node reason 'the outputs could not be packed: is the disk full, or a file or folder not readable?' || return "$EXIT_LATER"
+    public_text 500 "the outputs could not be packed: $pack_error"
+    report "$EXIT_NOT_FETCHED" fault node reason "$plain_text" || return "$EXIT_LATER"
     return "$EXIT_NODE_FAULT"
   fi
   count="$packed"
@@ -1917,16 +1942,20 @@ recycle_command() {
   printf '%s' "osgprod slices recycle $OSGPROD_PROJECT --state done --cluster $cluster --process $process"
 }
 
-# Packs what the work left. Sets packed to the number of outputs. When somebody has killed a program, it packs once more.
-# Arguments: slice, tarball
+# Packs what the work left. Sets packed to the number of outputs, and pack_error to why that failed. When somebody has killed a program, it
+# packs once more. Arguments: slice, tarball
 pack() {
-  local try code
+  local try code said
   leftover="$2"
   for try in 1 2; do
     code=0
-    capture pack_outputs "$scratch/work" "$scratch/work.log" "$1" "$2" || code=$?
+    capture storage_call pack_outputs "$scratch/work" "$scratch/work.log" "$1" "$2" || code=$?
+    said="${captured#*$'\001'}" captured="${captured%%$'\001'*}"
+    [[ -z "$said" ]] || printf '%s\n' "$said" >&2 || true
     ((code > 128)) || break
   done
+  pack_error="${said##*$'\n'}"
+  pack_error="${pack_error:-a program ended with $code}"
   ((code == 0)) || rm -f "$2"
   leftover="" packed="${captured%%$'\n'*}"
   return "$code"
@@ -2111,6 +2140,7 @@ configure() {
     [[ -z "${!name:-}" || "${!name}" == /* ]] || export "$name=$PWD/${!name}"
   done
   [[ -r "/proc/$$/stat" ]] || die "$EXIT_NODE_FAULT" '/proc is not mounted on this node'
+  [[ -w . ]] || die "$EXIT_NODE_FAULT" "this folder can't be written: $PWD"
   command -v curl >/dev/null || die "$EXIT_NODE_FAULT" 'curl is not installed on this node'
   find_token
   [[ -n "$magic$bearer" ]] || log 'neither a magic nor a bearer token was found: set OSGPROD_MAGIC_FILE, or BEARER_TOKEN_FILE'

@@ -13,7 +13,8 @@ unreported=""
 declare -A written=() # what .report says, as read_written has read it: the first value of each name
 written_inputs=""     # the values of its lines merged_input=, each with a line end
 
-free_path="" # as the function of this name has set it
+free_path=""            # as the function of this name has set it
+packed="" pack_error="" # as pack has set them
 
 # Sets free_path to the path for a tarball that stays in this folder. If a file has the name, it is another job's, of another project or
 # another queue with the same numbers: then the name gets an additional word. Argument: name without .tar.gz
@@ -247,7 +248,8 @@ keep_for_later() {
 finish_success() {
   local name="$1" count adler bytes events code=0 list rest
   if ! pack "$2" "$unreported.tar.gz"; then
-    report "$EXIT_NOT_FETCHED" fault node reason 'the outputs could not be packed: is the disk full, or a file or folder not readable?' || return "$EXIT_LATER"
+    public_text 500 "the outputs could not be packed: $pack_error"
+    report "$EXIT_NOT_FETCHED" fault node reason "$plain_text" || return "$EXIT_LATER"
     return "$EXIT_NODE_FAULT"
   fi
   count="$packed"
@@ -304,16 +306,20 @@ recycle_command() {
   printf '%s' "osgprod slices recycle $OSGPROD_PROJECT --state done --cluster $cluster --process $process"
 }
 
-# Packs what the work left. Sets packed to the number of outputs. When somebody has killed a program, it packs once more.
-# Arguments: slice, tarball
+# Packs what the work left. Sets packed to the number of outputs, and pack_error to why that failed. When somebody has killed a program, it
+# packs once more. Arguments: slice, tarball
 pack() {
-  local try code
+  local try code said
   leftover="$2"
   for try in 1 2; do
     code=0
-    capture pack_outputs "$scratch/work" "$scratch/work.log" "$1" "$2" || code=$?
+    capture storage_call pack_outputs "$scratch/work" "$scratch/work.log" "$1" "$2" || code=$?
+    said="${captured#*$'\001'}" captured="${captured%%$'\001'*}"
+    [[ -z "$said" ]] || printf '%s\n' "$said" >&2 || true
     ((code > 128)) || break
   done
+  pack_error="${said##*$'\n'}"
+  pack_error="${pack_error:-a program ended with $code}"
   ((code == 0)) || rm -f "$2"
   leftover="" packed="${captured%%$'\n'*}"
   return "$code"

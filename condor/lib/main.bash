@@ -138,6 +138,7 @@ configure() {
     [[ -z "${!name:-}" || "${!name}" == /* ]] || export "$name=$PWD/${!name}"
   done
   [[ -r "/proc/$$/stat" ]] || die "$EXIT_NODE_FAULT" '/proc is not mounted on this node'
+  [[ -w . ]] || die "$EXIT_NODE_FAULT" "this folder can't be written: $PWD"
   command -v curl >/dev/null || die "$EXIT_NODE_FAULT" 'curl is not installed on this node'
   find_token
   [[ -n "$magic$bearer" ]] || log 'neither a magic nor a bearer token was found: set OSGPROD_MAGIC_FILE, or BEARER_TOKEN_FILE'

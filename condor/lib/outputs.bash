@@ -11,7 +11,8 @@ slice_file() {
 }
 
 # Prints the files of the current folder that are outputs, each ended by a NUL: all but the work script's own folder, the files
-# that are this job's credentials, under any name, and the files of a file system that the work has mounted. Names begin with ./;
+# that are this job's credentials, under any name, the files of a file system that the work has mounted, and sockets, which no tarball can
+# hold. Names begin with ./;
 # the word "whole" at the end says that find was neither killed nor kept out of a folder.
 list_outputs() {
   local file
@@ -19,7 +20,7 @@ list_outputs() {
   for file in "${X509_USER_PROXY:-}" "${BEARER_TOKEN_FILE:-}" "${OSGPROD_MAGIC_FILE:-}"; do
     [[ ! -f "$file" ]] || credentials+=(! -samefile "$file")
   done
-  find . -xdev -path ./.osgprod -prune -o ! -type d ${credentials[@]+"${credentials[@]}"} -print0 && printf 'whole\0'
+  find . -xdev -path ./.osgprod -prune -o ! -type d ! -type s ${credentials[@]+"${credentials[@]}"} -print0 && printf 'whole\0'
 }
 
 # Is a file a core dump? Argument: file

@@ -44,8 +44,10 @@ await_signal() {
 # The same for a command whose output is needed. Sets captured to what it printed, without NULs, the first MAX_CAPTURED bytes; no disk
 # is needed.
 # To open a pipe waits for its other end: descriptor 7 is both ends, so that no child waits for ever for a parent that was killed.
+# Somebody may have removed the pipe, with this job's folder: it is made again, so that the job can still report.
 capture() {
   local status=0 text
+  [[ -p "$pipe" ]] || { mkdir -p "$scratch" && rm -f "$pipe" && mkfifo -m 600 "$pipe"; } || return 1
   exec 7<>"$pipe"
   set -m
   "$@" >"$pipe" 7>&- &
@@ -73,6 +75,21 @@ end_group() {
     pause 0.1
   done
   kill -KILL -- "-$1" 2>/dev/null || true
+}
+
+# Ends the processes that have a line in their environment. The work may have left some in process groups of their own: they would go on
+# writing into its outputs. Those of other users are not seen. Argument: line
+end_strays() {
+  local n signal=TERM strays
+  for ((n = 0; n <= KILL_AFTER_S * 10; n++)); do
+    strays="$(grep -lszxF -e "$1" /proc/[0-9]*/environ)" || true # 2 = one of them has ended
+    [[ -n "$strays" ]] || return 0
+    ((n < KILL_AFTER_S * 10)) || signal=KILL
+    strays="${strays//[!0-9$'\n']/}"
+    # shellcheck disable=SC2086  # numbers
+    kill "-$signal" $strays 2>/dev/null || true
+    pause 0.1
+  done
 }
 
 make_scratch() {

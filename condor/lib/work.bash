@@ -67,6 +67,7 @@ run_work() {
   wait "$work_group" || work_status=$?
   await_signal "$work_status"
   end_group "$work_group" # the processes that it left in the background
+  end_strays "OSGPROD_REPORT=$own/report.txt"
   # The heartbeats go on until the report: delivery may take longer than the lease.
   { : >"$scratch/delivering"; } 2>/dev/null || stop_heartbeats
   work_group=""
@@ -260,6 +261,10 @@ stop_heartbeats() {
 # Sets plain_text to the last line of the work's output that isn't empty, as the reason of a failure, without the time and the name
 # of the work script in front.
 last_words() {
+  if [[ ! -e "$scratch/work.log" ]]; then
+    plain_text="somebody has removed this job's folder, $scratch, while its work ran"
+    return
+  fi
   log_end
   reason_text "$(printf '%s\n' "$log_end" | sed -e '/^[[:space:]]*$/d' -e 's/^[0-9TZ:-]* osgprod_[a-z]*: //' | tail -n 1)"
 }

@@ -189,7 +189,37 @@ def test_trap_of_a_signal_is_heard_while_bash_parses_a_substitution() -> None:
     """By its second line, see hear."""
     for script in SHIPPED:
         for text in re.findall(r"^ *trap ([^-].*)", (CHECKOUT / script).read_text(), re.M):
-            assert text.startswith(("'' ", ": PIPE")) or text == "\"$2\"$'\\n)' \"$1\"" or " EXIT" in text, text
+            assert text.startswith(("'' ", ": PIPE")) or text == '"$2"$\'\\n)\' "$1"' or " EXIT" in text, text
+
+
+def test_outputs_that_a_process_in_its_own_session_still_writes_are_whole(folder: Path) -> None:
+    """It is ended like all that the work has left; tar would find its file changed, and the node would be blamed."""
+    writes = "setsid bash -c 'while :; do echo 1 >>grow; done' & until [[ -s grow ]]; do sleep 0.01; done"
+    (folder / "script").write_text(writes)
+    said = call(
+        "make_scratch; mkdir -p $scratch/work/.osgprod; cp $TMPDIR/../script $scratch/work/.osgprod\n"
+        "SLICES=1 MAX_LOG_BYTES=0; run_work 0; pack '' $scratch/t.tar.gz || echo $pack_error\n"
+        "echo $work_status $packed; remove_tree $scratch",
+        _CONDOR_SCRATCH_DIR=str(folder),
+    )
+    assert said == "0 1\n"
+
+
+def test_socket_is_no_output(folder: Path) -> None:
+    said = call(
+        "make_scratch; mkdir $scratch/work; cd $scratch/work; touch 1 $scratch/work.log\n"
+        "python3 -c 'import socket; socket.socket(socket.AF_UNIX).bind(\"s\")'\n"
+        "pack '' $scratch/t.tar.gz; echo $packed; remove_tree $scratch",
+        _CONDOR_SCRATCH_DIR=str(folder),
+    )
+    assert said == "1\n"
+
+
+@pytest.mark.usefixtures("rawdata")
+def test_job_whose_folder_somebody_removes_reports_it(node: Node, world: World) -> None:
+    code, log = node.run(1, OSGPROD_RECON=node.program("recon", 'rm -rf "$TMPDIR"'))
+    assert code == 20, log
+    assert report_of(world)["reason"].startswith("somebody has removed this job's folder")
 
 
 # --- environments --------------------------------------------------------------------------------------------

@@ -860,7 +860,7 @@ def test_files_in_storage_that_the_work_has_mounted_stay_there_and_are_no_output
 def test_node_where_nothing_can_be_written_is_at_fault(node: Node, world: World) -> None:
     code, log = node.run(1, "unshare", "-m", "/bin/bash", "-c", READ_ONLY, "-")
     assert code == NODE_FAULT, log
-    assert "no folder here can be written" in log
+    assert "this folder can't be written: " in log
     assert state(world) == {}
 
 
