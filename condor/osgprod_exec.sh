@@ -55,6 +55,9 @@
 # or a tarball may be lost; 143 stopped by a signal (nothing reported, the restarted job gets its slice back). Of several slices the last one decides,
 # except that a job that has processed a slice and gets no other, for any reason, ends with 0.
 #
+# A job that is killed by SIGKILL before its heartbeats begin leaves its folder, osgprod.<12 hexadecimal digits>. HTCondor removes it with
+# the job's own folder.
+#
 # Made of: condor/lib/head.bash worker/lib/shell.bash worker/lib/log.bash worker/lib/settings.bash worker/lib/text.bash worker/lib/backoff.bash worker/lib/url.bash worker/lib/token.bash worker/lib/http.bash worker/lib/adler32.bash condor/lib/process.bash condor/lib/server.bash condor/lib/work.bash condor/lib/outputs.bash condor/lib/storage.bash condor/lib/deliver.bash condor/lib/finish.bash condor/lib/main.bash
 
 # Functions that the node's environment has would change what the commands below do: bash -p takes none. BASH_ENV has been read.
@@ -410,7 +413,7 @@ http_transfer() {
 # Returns curl's exit code: 0, 22 = http_status is 400 or more, 47 = a redirect, ...
 # Arguments: URL (http, https), curl's options without secrets
 http_request() {
-  local url="$1" reply code=0
+  local url="$1" reply="" code=0
   shift
   http_url="$url"
   # With -L and no redirect allowed, curl drops the body of a redirect and ends with 47. The URL is not on its command line, since

@@ -374,7 +374,7 @@ http_transfer() {
 # Returns curl's exit code: 0, 22 = http_status is 400 or more, 47 = a redirect, ...
 # Arguments: URL (http, https), curl's options without secrets
 http_request() {
-  local url="$1" reply code=0
+  local url="$1" reply="" code=0
   shift
   http_url="$url"
   # With -L and no redirect allowed, curl drops the body of a redirect and ends with 47. The URL is not on its command line, since

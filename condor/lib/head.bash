@@ -55,4 +55,7 @@
 # or a tarball may be lost; 143 stopped by a signal (nothing reported, the restarted job gets its slice back). Of several slices the last one decides,
 # except that a job that has processed a slice and gets no other, for any reason, ends with 0.
 #
+# A job that is killed by SIGKILL before its heartbeats begin leaves its folder, osgprod.<12 hexadecimal digits>. HTCondor removes it with
+# the job's own folder.
+#
 # Made of: its parts
