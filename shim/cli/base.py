@@ -104,7 +104,7 @@ def _which_is_older() -> str:
 
 @contextlib.contextmanager
 def _plain_end() -> Iterator[None]:
-    """End as SIGPIPE ends others, when the reader of the output has enough; make a usage error one short line."""
+    """End as signals end others: at Ctrl-C, and when the output is read no more. A usage error is one short line."""
     try:
         yield
     except click.ClickException as error:
@@ -113,6 +113,8 @@ def _plain_end() -> Iterator[None]:
     except BrokenPipeError:
         _discard_output()
         raise SystemExit(128 + signal.SIGPIPE) from None
+    except KeyboardInterrupt:
+        raise SystemExit(128 + signal.SIGINT) from None
 
 
 def _discard_output() -> None:

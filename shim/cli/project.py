@@ -24,7 +24,7 @@ from shim.cli.base import (
     project_argument,
     read_magic,
 )
-from shim.cli.terminal import show
+from shim.cli.terminal import show, wants
 from shim.errors import WRONG, OperatorError
 from shim.words import counted
 
@@ -156,7 +156,7 @@ def project_show(project: str, as_json: bool) -> None:
     """Show all settings of a project (osgprod project set --help explains them), and the versions that took part."""
     show(_set(project, {}), as_json)
     versions = ask("list_versions", project=project)
-    if versions and not as_json:
+    if versions and not (as_json or wants("csv")):
         click.echo("\nversions that took part:")
         show(versions, False)
 

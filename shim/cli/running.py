@@ -8,7 +8,7 @@ import json
 import click
 
 from shim.cli.base import as_json, ask, dry, magic_option, osgprod, read_magic
-from shim.cli.terminal import Bar, show, working
+from shim.cli.terminal import Bar, show, wants, working
 
 
 @osgprod.command()
@@ -77,7 +77,8 @@ def doctor_command(as_json: bool) -> None:
 
     with working("looking"):
         rows = doctor.examine()
-    show(rows if as_json else [_line(row) for row in rows], as_json, wrapped=("found", "what to do"))
+    is_table = not (as_json or wants("csv"))
+    show([_line(row) for row in rows] if is_table else rows, as_json, wrapped=("found", "what to do"))
     if not all(row["is_well"] for row in rows):
         raise SystemExit(1)
 

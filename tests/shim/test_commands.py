@@ -33,7 +33,7 @@ from shim.cli import osgprod, terminal
 from shim.database import call, connect
 from shim.evio.writer import write_file
 from shim.snapshot import function_files
-from tests.support import CHECKOUT, PATIENCE_S, WORKER_ROLE, Run, World
+from tests.support import CHECKOUT, PATIENCE_S, WORKER_ROLE, Run, World, wait_until
 
 # Why these have no --dry-run or no --json: there is nothing to foretell, or nothing to read.
 NOT_CHANGING = {
@@ -962,6 +962,8 @@ def test_verify_and_doctor_end_with_1_when_something_is_wrong(run: Run, busy: Wo
     assert found["work script of p"]["is_well"]
     assert not found["files of p"]["is_well"] and "refused" in found["files of p"]["found"]
     assert "what to do" in run("doctor", env={"OSGPROD_DOCUMENT_ROOT": str(folder)}).output
+    as_csv = run("doctor", "--csv", env={"OSGPROD_DOCUMENT_ROOT": str(folder)}).stdout
+    assert as_csv.startswith("what,is_well,found,advice\n")
     for wrong in ("xrootd.example.org", "https:/xrootd.example.org"):
         # As an older release took it.
         busy.db.execute("UPDATE osgprod_data.projects SET xrootd_prefix = %s", (wrong,))
@@ -1039,6 +1041,28 @@ def test_watch_ends_well_with_ctrl_c(world: World) -> None:
     assert (watching.returncode, errors) == (0, "")
 
 
+def test_ctrl_c_ends_a_command_that_waits_without_a_word(world: World) -> None:
+    with world.db.transaction():
+        world.db.execute("LOCK TABLE osgprod_data.projects IN ACCESS EXCLUSIVE MODE")
+        waiting = subprocess.Popen(
+            [sys.executable, "-m", "shim", "status"],
+            cwd=CHECKOUT, env={**os.environ, "OSGPROD_DSN": world.dsn}, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )  # fmt: skip
+        wait_until(
+            lambda: (
+                world.db.execute(
+                    "SELECT FROM pg_locks WHERE NOT granted AND relation = 'osgprod_data.projects'::regclass"
+                ).fetchone()
+                is not None
+            ),
+            "the command waits for the lock",
+        )
+        waiting.send_signal(signal.SIGINT)
+        said = waiting.communicate(timeout=PATIENCE_S)
+    assert (waiting.returncode, *said) == (128 + signal.SIGINT, b"", b"")
+
+
 def test_versions_that_took_part_are_shown_with_the_project(run: Run, world: World) -> None:
     assert "versions" not in run("project", "show", "p").stdout
     world.add_file(1)
@@ -1047,6 +1071,7 @@ def test_versions_that_took_part_are_shown_with_the_project(run: Run, world: Wor
     )
     shown = run("project", "show", "p").stdout.partition("versions that took part:\n")[2]
     assert "osgprod_work.bash" in shown and "2.1" in shown and "i.sif" in shown
+    assert "versions" not in run("project", "show", "p", "--csv").stdout
 
 
 def test_estimate_of_nothing_says_so(run: Run, world: World) -> None:
