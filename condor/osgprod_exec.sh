@@ -1476,7 +1476,10 @@ storage_call() {
   {
     said="$("$@" 2>&1 >&3)" || code=$?
   } 3>&1
-  ((${#said} <= 10000)) || said="${said: -10000}" # capture takes no more than it can hold
+  if ((${#said} > 10000)); then # capture takes no more than it can hold
+    said="${said: -10000}"
+    said="${said#"${said%%[[:space:]]*}"}" # the first word may be a part of a secret
+  fi
   printf '\001%s' "$said"
   return "$code"
 }

@@ -472,6 +472,11 @@ def test_reason_of_a_failure_and_the_end_of_its_log_have_no_part_of_a_secret_whe
     assert not re.search("[A-Z]", found), found
 
 
+def test_words_of_a_storage_client_have_no_part_of_a_secret_where_they_are_cut() -> None:
+    found = job("complain() { printf 'KLMNOPQRSTUVWXYZ%09994d\\nno file' 0 >&2; }; storage_call complain")
+    assert found == "\x01\nno file"
+
+
 def test_report_of_the_work_has_the_last_value_of_a_name_and_all_inputs(tmp_path: Path) -> None:
     (tmp_path / "report.txt").write_bytes(
         b"events=1\nevents=2\nmerged_input=u 1 a\nno value\n=x\nscratch=/etc\nfault=fe\0tch\nmerged_input=v 2 b\n"
