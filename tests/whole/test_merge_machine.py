@@ -50,6 +50,7 @@ class Slice:
 class Merge:
     key: Key
     state: str = "ready"
+    is_planned: bool = True  # ready: no tick has made it so for jobs
     holder: tuple[int, int] | None = None
     is_silent: bool = False
     failures: int = 0
@@ -122,7 +123,7 @@ class Model:
         return any(s.state == "done" for s in self.of_file(work.file) if s.block1 == work.block1)
 
     def _merge(self) -> Merge | None:
-        ready = self.in_order("ready")
+        ready = [m for m in self.in_order("ready") if not m.is_planned]
         if self.merge_by == "none" or not ready:
             return None
         merge = ready[0]
@@ -180,7 +181,11 @@ class Model:
             if merge is None:
                 self.merges.append(Merge(key))
             elif merge.state == "waiting":
-                merge.state, merge.is_silent = "ready", False
+                merge.state, merge.is_silent, merge.is_planned = "ready", False, True
+
+    def make_merges_ready(self) -> None:
+        for m in self.merges:
+            m.is_planned = False
 
     def reopen_merges(self, run: int, seqno: int | None = None) -> None:
         """seqno -1: those of the whole run only; None: all of the run."""
@@ -419,6 +424,7 @@ class Machine(RuleBasedStateMachine):
         rows = {row["project"]: row["reclaimed"] for row in call(self.world.db, "tick")}
         assert rows.get(self.name, 0) == self.model.reclaim()
         self.model.settle()
+        self.model.make_merges_ready()
 
     # --- operators
 
@@ -558,6 +564,7 @@ class Machine(RuleBasedStateMachine):
         self.jobs_come_and_succeed(count=100)
         if any(m.state == "failed" for m in self.model.merges):  # failed before its slices were done again
             self.retry(states=["failed"])
+            self.tick()
             self.jobs_come_and_succeed(count=100)
         assert call(self.world.db, "delivery", project=self.name)[0]["is_delivered"]
         self.each_output_is_in_one_delivered_merge_or_in_none()
