@@ -191,7 +191,7 @@ RETURNS boolean LANGUAGE sql STABLE
 AS $fn$
     -- Are these failures enough to suspect a cause? The table of docs/design.md "Outages: who is blamed".
     -- Parameters: p_project  the project's row;  p_failure  the newest failure;  p_cause  the counts
-    --             p_is_untried  has nothing succeeded in the test by the first jobs?;  p_files_left  files that have work, counted up to 3
+    --             p_is_untried  has nothing succeeded in the test by the first jobs?;  p_files_left  files that have work; exact below 3
     SELECT CASE p_cause.scope
         WHEN 'project' THEN CASE
             WHEN p_failure.merge_id IS NOT NULL

@@ -1,7 +1,7 @@
 CREATE FUNCTION osgprod._checkout(p_call osgprod.checkout_call, p_wait_ms int)
 RETURNS osgprod.checkout_answer LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Claims a slice for a job: the whole of checkout_slice, for a call that is made alone and for each call of a batch.
+-- Claims a slice or a merge for a job: the whole of checkout_slice, for a call that is made alone and for each call of a batch.
 -- Promise:    requeues no other job's slice: that is tick's.
 -- Parameters: p_call     see checkout_slice
 --             p_wait_ms  how long to wait for a file when others have locked all of them [ms]; NULL = a call that is made

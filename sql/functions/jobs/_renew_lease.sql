@@ -115,8 +115,8 @@ CREATE FUNCTION osgprod._is_lost(
 RETURNS boolean LANGUAGE sql STABLE
 AS $fn$
     -- May an attempt whose lease expired, and that lives after all, have its slice or merge again? Not when that is leased,
-    -- done, split, recycled or superseded, when the attempt has reported or had to stop, or when its job has started again
-    -- (I3: a job holds one slice or merge).
+    -- done, split, recycled or superseded, when the attempt has reported, was wedged or was stopped by
+    -- stop_jobs, or when its job has started again (I3: a job holds one slice or merge).
     -- Parameters: p_is_ready, p_due_at, p_opened_at  of the slice or merge, locked, which this attempt held last: its state is
     --             ready, backoff included;  p_attempt  the attempt
     SELECT p_is_ready AND p_due_at IS NOT NULL AND p_opened_at = p_attempt.opened_at

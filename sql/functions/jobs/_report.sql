@@ -170,7 +170,7 @@ CREATE FUNCTION osgprod._answer_text(
     p_outcome osgprod_data.outcome, p_reason text, p_contradiction text, p_is_merge boolean, p_ignored text)
 RETURNS text LANGUAGE plpgsql IMMUTABLE
 AS $fn$
--- The text of every answer except the usual "the slice is done". (A separate function, so that the usual answer does not initialize it.)
+-- The texts of _answer except the usual "the slice is done". (A separate function, so that the usual answer does not initialize it.)
 -- Parameters: see _answer
 DECLARE
     v_work text := CASE WHEN p_is_merge THEN 'merge' ELSE 'slice' END;

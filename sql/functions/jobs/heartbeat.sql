@@ -15,7 +15,8 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod
 AS $fn$
 -- Renews the lease of a living attempt, or tells one that lost its slice or merge, or has to stop, to stop.
 -- Promise:    a repeated call renews again. An attempt whose lease has expired gets its slice or merge again by a heartbeat, as
---             long as that is as it was, nobody else has it, and its job has not started again. One that had to stop stays dead.
+--             long as that is as it was, nobody else has it, and its job has not started again. Not one
+--             that was wedged, or that stop_jobs stopped.
 -- Parameters: p_project, p_magic, p_client, p_bearer  see _why_rejected
 --             p_cluster, p_process  HTCondor's identity of the job [0 .. 2147483647];  p_token  the attempt's token
 --             p_bytes  bytes fetched so far;  p_cpu_s  CPU seconds used so far; NULL = not reported

@@ -8,10 +8,11 @@ AS $fn$
 -- Parameters: p_project  project name;  p_hours  how far back reports count for the rate [h; 1 .. 8760]
 -- Returns:    one row. blocks_left: neither done nor quarantined; the mean rate [blocks/h], and the range that holds it
 --             with 95 % confidence, if intervals are alike and independent (two standard errors of the mean of so many
---             intervals); the times that follow from these. The rate is NULL when no block was done in these hours. While fewer
---             than three whole intervals have passed since the first success, the range is NULL, and the rate is that since the
---             first of these attempts began; ends_late_at NULL = perhaps never; core_hours_left: blocks_left at the
---             median time that recent attempts took for a block on one core [h], NULL = not measured; merges_left: see progress;
+--             intervals); the times that follow from these. The rate is NULL when no block was done in these hours. The range is
+--             NULL, and the rate is that since the first of these attempts began, while fewer than three whole intervals have
+--             passed since the first success, or when nothing was done in them; ends_late_at NULL = perhaps never;
+--             core_hours_left: blocks_left at the median time that recent attempts took for a block on one core [h], NULL = not
+--             measured; merges_left: see progress;
 --             merge_s: median time of the last 100 merges [s], NULL = none was done. Merges are done between slices, and so are
 --             in the rate: the times count one more for the last file, and where only merges are left, as many rounds of
 --             them as the live attempts need. Where merge_s is not known, they count no time for merges, and are NULL where
@@ -69,7 +70,7 @@ COMMENT ON FUNCTION osgprod.estimate(text, int) IS
 CREATE FUNCTION osgprod._young_rate(p_project_id int, p_since timestamptz)
 RETURNS float8 LANGUAGE sql STABLE
 AS $fn$
-    -- The rate [blocks/h] of a production with too few whole intervals: blocks done in the window, over the time since the
+    -- The rate [blocks/h] where estimate gives no range: blocks done in the window, over the time since the
     -- first of those attempts began, or since the window did [at least 1 s]; NULL = nothing was done, or merges only.
     SELECT d.blocks * 3600 / greatest(extract(epoch FROM now() - greatest(d.first_at, p_since)), 1)::float8
       FROM (SELECT nullif(sum(r.nblocks), 0) AS blocks, min(r.reported_at - make_interval(secs => r.ran_s)) AS first_at

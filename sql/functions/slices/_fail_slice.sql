@@ -51,7 +51,7 @@ BEGIN
            not_before = v_not_before,
            failures = p_slice.failures, faults = p_slice.faults, faulted_on = p_slice.faulted_on,
            repeats = p_slice.repeats, exit_codes = p_slice.exit_codes,
-           -- I3: one that is only silent may get the slice again (_is_lost), one that has ended may not.
+           -- NULL: the attempt does not get the slice again (I3, _is_lost)
            due_at = CASE WHEN p_outcome IN ('lost', 'superseded') THEN s.due_at END
      WHERE s.project_id = p_slice.project_id AND s.rawdata_id = p_slice.rawdata_id AND s.block1 = p_slice.block1;
     IF v_is_split THEN
