@@ -7,8 +7,8 @@ AS $fn$
 -- from those of an hour.
 -- Promise:    a look twice a minute at most, which reads the reports and attempts of that time; checkouts read the result by key.
 --             It restarts when the project has another work script, or its jobs get one with another content. A few attempts that
---             hung or ended at once, or clocks that jumped, don't move a median. Once a project has 200 rows no further site
---             gets one: jobs choose their names.
+--             hung or ended at once, or clocks that jumped, don't move a median. A project has rows for up to 200 sites: jobs
+--             choose their names.
 -- Parameters: p_project  the project's row
 -- Locks:      the project's row, shared and SKIP LOCKED (a foreign key would wait for it); rows of pace_looks and paces, which
 --             only a tick writes: there is one at a time
@@ -66,8 +66,13 @@ BEGIN
           FROM recent n
           LEFT JOIN osgprod_data.paces o ON o.project_id = p_project.project_id AND o.site = n.site
          WHERE n.site = '' OR o.site IS NOT NULL
-            OR (SELECT count(*) FROM osgprod_data.paces p WHERE p.project_id = p_project.project_id) < 200
-         ORDER BY n.site LIMIT 201
+        UNION ALL
+        (SELECT n.site, n.rates, n.sizes FROM recent n
+          WHERE n.site <> '' AND NOT EXISTS (SELECT FROM osgprod_data.paces o
+                                              WHERE o.project_id = p_project.project_id AND o.site = n.site)
+          ORDER BY n.site
+          LIMIT greatest(200 - (SELECT count(*) FROM osgprod_data.paces o
+                                 WHERE o.project_id = p_project.project_id AND o.site <> ''), 0))
     )
     INSERT INTO osgprod_data.paces AS p (project_id, site, rates, sizes, attempts, s_per_block, slow_s_per_block, most_per_core)
     SELECT p_project.project_id, b.site, b.rates, b.sizes, cardinality(b.rates), x.median, greatest(x.slow, x.median), x.most
