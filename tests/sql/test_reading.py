@@ -337,6 +337,8 @@ def test_map_is_the_same_as_the_list_of_files_whatever_their_states(world: World
         ("list_attempts", {"outcome": "x"}, "an outcome is"),
         ("attempts_by_worker", {"order": "x"}, "the order of workers is"),
         ("map_files", {"rows": 0}, "a map has 1 to 10000"),
+        ("add_notify_target", {"name": None, "place": "env:X"}, "the name of a target can't be NULL"),
+        ("add_notify_target", {"name": "me", "place": None}, "the place of a target is .*, not NULL"),
     ],
 )
 def test_impossible_argument_is_refused_with_a_hint(
