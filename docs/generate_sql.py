@@ -459,8 +459,7 @@ CONTENTS = """# The functions, by task
 
 A question? [CONTRIBUTING.md](../../CONTRIBUTING.md#where-is-what), "Where is what", names the function that answers it.
 
-A public function is in the file of its name. A private helper (`_name`) is in the file of the function that it was made
-for, in one of its name, or in `shared.sql` of the folder. The last table lists them.
+A public function is in the file of its name. The last table says in which file a private helper (`_name`) is.
 [CALLS.md](CALLS.md) shows which function calls which, for each request of a job. `types.sql` is loaded first,
 `grants.sql`, which has the rights of each role, last.
 

@@ -75,7 +75,7 @@ def test_header_names_what_a_public_function_returns_raises_and_locks_with_all_t
 
 
 def test_each_public_function_is_in_the_file_of_its_name() -> None:
-    """Private helpers stand beside their only caller, or in shared.sql of the folder."""
+    """A file of helpers, _NAME.sql, has one whose name begins with _NAME."""
     for path in function_files():
         names = [match[1] for match in FUNCTION.finditer(path.read_text())]
         public = {name for name in names if not name.startswith("_")}
