@@ -2,7 +2,7 @@ CREATE FUNCTION osgprod.attempts_by_worker(
     p_project text, p_hours int DEFAULT 6, p_order text DEFAULT 'failing', p_limit int DEFAULT 20,
     p_site text DEFAULT NULL)
 RETURNS TABLE (worker text, site text, attempts bigint, done bigint, failed bigint, node_faults bigint, lost bigint,
-    s_per_block float8, last_at timestamptz, banned_until timestamptz)
+    s_per_block float8, last_at timestamptz, banned_until timestamptz, refused_until timestamptz)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
 -- Lists worker nodes by their attempts in the last hours: the failing, the slowest, or the busiest.
@@ -10,8 +10,8 @@ AS $fn$
 --             p_order    failing (most failures, faults and losses first), slow (most time a block first) or busy
 --             p_limit    rows at most [1 .. 100000];  p_site  only at this site; NULL = all
 -- Returns:    a row a worker node; s_per_block: time of successes for each of their blocks [s]; banned_until: of its ban,
---             under any of its names or of its site; NULL = it is not banned. failing: only those with a failure, fault or loss;
---             slow: only those with a done slice
+--             under any of its names or of its site; NULL = it is not banned; refused_until: the same, by its former name,
+--             until 0.16.0. failing: only those with a failure, fault or loss; slow: only those with a done slice
 -- Errors:     OG301 unknown project; OG108 hours, order or limit out of range
 DECLARE
     v_project_id int := (osgprod._get_project(p_project)).project_id;
@@ -36,8 +36,8 @@ BEGIN
            AND (p_site IS NULL OR r.site = p_site)
          GROUP BY r.worker
     )
-    SELECT a.*, (SELECT b.until FROM osgprod._ban_of(v_project_id, a.worker, a.site) b)
-      FROM accounts a
+    SELECT a.*, u.until, u.until
+      FROM accounts a CROSS JOIN LATERAL (SELECT (SELECT b.until FROM osgprod._ban_of(v_project_id, a.worker, a.site) b)) u (until)
      WHERE CASE p_order WHEN 'failing' THEN a.failed + a.node_faults + a.lost > 0
                         WHEN 'slow' THEN a.s_per_block IS NOT NULL ELSE true END
      ORDER BY CASE p_order WHEN 'failing' THEN a.failed + a.node_faults + a.lost
