@@ -4,4 +4,38 @@ COMMENT ON COLUMN osgprod_data.merges.faults IS 'node faults and lost attempts t
 COMMENT ON COLUMN osgprod_data.projects.max_faults IS 'node faults of a slice that count nothing; each further one counts as a data failure';
 COMMENT ON COLUMN osgprod_data.slices.faults IS 'node faults and lost attempts that did not count as data failures';
 
+COMMENT ON TYPE osgprod_data.slice_state IS 'where a slice is in its life';
+COMMENT ON TYPE osgprod_data.merge_state IS 'how far a merge is';
+COMMENT ON TYPE osgprod_data.outcome IS 'how an attempt ended';
+COMMENT ON COLUMN osgprod_data.answers.answered_at IS 'begin of the minute';
+COMMENT ON COLUMN osgprod_data.answers.project_id IS 'project that the job named; NULL = there is no such project';
+COMMENT ON TABLE osgprod_data.attempts IS 'starts of jobs on slices; append-only, the history from which all else can be recounted';
+COMMENT ON COLUMN osgprod_data.attempts.follows IS 'nstart of the attempt of the same job whose report came before this checkout; NULL = none';
+COMMENT ON TABLE osgprod_data.lost_outputs IS 'attempts whose outputs storage no longer has as they were reported; their slices were requeued';
+COMMENT ON COLUMN osgprod_data.merges.made_at IS 'when its slices were done for the first time';
+COMMENT ON TABLE osgprod_data.noted_health IS 'health of each project when the timer last looked at it: only a change is notified';
+COMMENT ON COLUMN osgprod_data.operations.done_at IS 'when it was called';
+COMMENT ON COLUMN osgprod_data.pace_looks.digest IS 'SHA-256 of the work script that is measured, 64 hexadecimal digits; NULL = no job has reported it';
+COMMENT ON COLUMN osgprod_data.projects.max_backoff_s IS 'longest backoff of a slice, and longest time between two probes of a suspended file [s]';
+COMMENT ON COLUMN osgprod_data.projects.backoff_s IS 'backoff of a slice after its first data failure [s]; doubled with each further one, up to max_backoff_s';
+COMMENT ON COLUMN osgprod_data.projects.block_worker_s IS 'how long a worker is banned, and how far back its failures count [s]';
+COMMENT ON COLUMN osgprod_data.projects.max_live IS 'largest number of live attempts; NULL = no limit';
+COMMENT ON COLUMN osgprod_data.projects.nlive IS 'live attempts at the last count. Every checkout counts them only where max_live is set';
+COMMENT ON COLUMN osgprod_data.projects.next_due_at IS 'when the next lease may expire: until then nothing looks for expired leases';
+COMMENT ON COLUMN osgprod_data.projects.resumed_at IS 'when the project last resumed: failures of attempts that started before it are not blamed on anything';
+COMMENT ON COLUMN osgprod_data.projects.probe_at IS 'when the next job may try a project that has paused itself';
+COMMENT ON COLUMN osgprod_data.projects.activated_at IS 'when an operator last ended a pause or a drain';
+COMMENT ON COLUMN osgprod_data.projects.skip_nearline IS 'true = files that are on tape only are not assigned until they are online';
+COMMENT ON COLUMN osgprod_data.projects.merge_output_url IS 'URL or folder to which merged files are delivered; {kind}, {run}, {seqno}, {project} are filled in. NULL = the merge script knows it';
+COMMENT ON COLUMN osgprod_data.projects.merge_cleanup IS 'what the merge script does with the outputs of slices after they are merged: keep or delete them';
+COMMENT ON COLUMN osgprod_data.projects.max_backups IS 'largest number of slices that have a backup attempt at a time. Backup attempts start when no block is unallocated. 0 = none';
+COMMENT ON COLUMN osgprod_data.projects.shrink_tail IS 'true = slices become smaller when fewer blocks are unallocated than the running jobs would claim';
+COMMENT ON COLUMN osgprod_data.projects.tail_blocks IS 'largest number of blocks of a slice while few are unallocated; NULL = many are';
+COMMENT ON COLUMN osgprod_data.projects.noted_end IS 'the last notification of the project''s end: project-done or production-delivered; NULL = some file is not complete';
+COMMENT ON COLUMN osgprod_data.recent_failures.is_failure IS 'true = it counted as a data failure of the slice. false = as a node fault';
+COMMENT ON COLUMN osgprod_data.tallies.began_at IS 'begin of the ten minutes';
+COMMENT ON COLUMN osgprod_data.tallies.ran_s IS 'sum of ran_s of these reports [s]';
+COMMENT ON COLUMN osgprod_data.totals.ran_s IS 'sum of ran_s of these reports [s]';
+COMMENT ON COLUMN osgprod_data.worker_bans.worker IS 'worker host@address, or the host or address alone, or site:NAME, or merges:NAME for merges only';
+
 RESET ROLE;
