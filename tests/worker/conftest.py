@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import tarfile
@@ -32,6 +33,8 @@ class Node:
 
     def __init__(self, folder: Path, url: str) -> None:
         self.folder = folder
+        # As HTCondor does: others than root may not read the checkout.
+        self._script = shutil.copy(EXEC, folder.parent)
         self._jobs: list[subprocess.Popen[str]] = []
         self.environment = {
             "PATH": "/usr/bin:/bin",
@@ -51,7 +54,7 @@ class Node:
         """Starts a job in a new session; None removes a variable. prefix: a command before it."""
         values = {**self.environment, **environment}
         job = subprocess.Popen(
-            [*prefix, str(EXEC), str(CLUSTER), str(process), str(cpus)],
+            [*prefix, self._script, str(CLUSTER), str(process), str(cpus)],
             cwd=self.folder,
             env={name: value for name, value in values.items() if value is not None},
             stdout=subprocess.PIPE,
