@@ -92,6 +92,24 @@ def test_file_is_skipped_that_is_loaded_beside_what_makes_it_one_to_skip(
     assert world.checkout(1)["status"] == "wait"
 
 
+@pytest.mark.parametrize("setting", [{"skip_nearline": True}, {"merge_by": "none"}], ids=str)
+def test_project_is_removed_beside_changes_of_its_settings_without_a_deadlock(
+    world: World, setting: dict[str, Any]
+) -> None:
+    world.set(merge_by="file")
+    world.add_file(1)
+    record(world, world.db, "nearline")
+    world.checkout(0)
+    world.report(0)
+    call(world.db, "tick")
+    with held(world) as db:
+        change(db, max_failures=3)
+        waiting = Waiting(world, lambda db: call(db, "remove_project", project="p", force=True))
+        change(db, **setting)
+    waiting.result()
+    assert world.db.execute("SELECT FROM osgprod_data.projects").fetchall() == []
+
+
 @pytest.mark.parametrize("how", ["load_slices", "import_file"])
 def test_file_on_tape_is_skipped_from_the_moment_it_is_loaded(world: World, how: str) -> None:
     world.add_file(1, project=None)
