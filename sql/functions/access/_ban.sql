@@ -52,7 +52,7 @@ CREATE FUNCTION osgprod._ban_if_black_hole(p_project osgprod_data.projects, p_wo
 RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Bans a worker that failed max_fast_failures slices within fast_failure_s of starting, and more than half of all that
--- it had, since its last ban or within block_worker_s; these failures no longer count against the slices. Merges don't count.
+-- it had, since its last ban or within block_worker_s; its data failures no longer count against the slices. Merges don't count.
 -- Failures that something else is to blame for don't either, and none does while _others_fail_alike.
 -- Promise:    after its ban a worker is on probation: until its first success, for a day at most, a single fast failure bans
 --             it again, twice as long as before, up to 30 days. When another session has the worker's ban, that session bans or
@@ -183,8 +183,8 @@ $fn$;
 CREATE FUNCTION osgprod._discount_failures(p_project osgprod_data.projects, p_worker text, p_since timestamptz)
 RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Discounts a bad node's failures, so that they no longer count against the slices: they say nothing of the data. What
--- reached quarantine through them alone is requeued.
+-- Discounts a bad node's data failures, so that they no longer count against the slices: they say nothing of the data. What
+-- reached quarantine through them alone is requeued. Its node faults stay counted.
 -- Parameters: p_project  the project's row;  p_worker  see _worker;  p_since  from when on its fast failures are void
 -- Locks:      the slices, in order, SKIP LOCKED; see _lower_failure_counts
 DECLARE

@@ -34,8 +34,8 @@ CREATE FUNCTION osgprod._note_failure(
     p_worker text, p_call osgprod.report_call)
 RETURNS osgprod_data.recent_failures LANGUAGE sql VOLATILE
 AS $fn$
-    -- Writes a failure down, and its cause if that is known already: a pause or a ban that began after its attempt, a pause
-    -- that still lasts, the suspension of its file that still lasts, or a wrong setting.
+    -- Writes a failure down, and its cause if that is known already: a pause that ended after its attempt began, a ban that
+    -- began after it, a pause that still lasts, the suspension of its file that still lasts, or a wrong setting.
     -- Parameters: see _blame
     INSERT INTO osgprod_data.recent_failures (project_id, started_at, fault, exit_code, is_failure, is_first, worker, address,
            place, rawdata_id, block1, opened_at, merge_id, reason, blamed)

@@ -232,7 +232,7 @@ CREATE FUNCTION osgprod._restart(
 LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Gives a job that has started before the slice, or the merge, of its last attempt again, as primary or as backup; the slice may be
--- shorter (_shrink_slice). At the last of max_starts starts without a report its lease ends instead.
+-- shorter (_shrink_slice). After max_starts starts without a report its lease ends instead.
 -- Parameters: p_project  the project's row;  p_call  the call, whose job is locked;  p_last  the job's last attempt
 --             p_nstart  the coming attempt;  p_can_merge  may this job get a merge?
 --             p_may_wait  for the slice or merge, and the slice's file; in a batch a merge is always answered 55P03
@@ -343,8 +343,8 @@ CREATE FUNCTION osgprod._claim_ready(
 RETURNS osgprod.claim LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Claims the first ready slice. If it is too long for the job, its end stays ready as another slice.
--- Promise:    a slice whose last attempt ended with a node fault on this worker is left to others for wait_s after its backoff. A job
---             that doesn't name its host can't be distinguished from its neighbours, and gets any slice.
+-- Promise:    a slice whose last node fault was on this worker is left to others for wait_s after its backoff. A job that
+--             doesn't name its host can't be distinguished from its neighbours, and gets any slice.
 -- Parameters: p_project  the project's row;  p_call, p_nstart  the coming attempt;  p_blocks  at most so many
 -- Returns:    the slice; NULLs when none is free, or when the first free one needs its file and another session has that
 -- Locks:      the slice SKIP LOCKED; the file's row, SKIP LOCKED, when the slice is split, or when this transaction has
