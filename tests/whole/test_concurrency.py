@@ -503,7 +503,7 @@ def test_batch_leaves_a_locked_merge_to_a_call_that_is_made_alone(world: World) 
 
 
 class Soak:
-    """One of 32 sessions that call all functions in random order until the time is up and all have called enough.
+    """One of 32 sessions that make the calls below in random order until the time is up and all have called enough.
 
     Parameters
     ----------
