@@ -473,7 +473,7 @@ CALLS = """# Which function calls which
 <!-- Written by docs/generate_sql.py from the files beside it: change the functions, then `make docs`. -->
 
 The functions that each request of a job can reach, with the first sentence of their headers, in the order of
-the caller's text. Each function is shown once in a section, below the first caller.
+the caller's text. Each function is shown once in a section, below the first caller, and not below others.
 """
 REQUESTS = (
     ("A job asks for work", "checkout_slice"),
