@@ -19,7 +19,7 @@ BEGIN
     PERFORM osgprod._require_read_committed();
     IF NOT p_dry_run THEN
         PERFORM osgprod._enter_alone(v_project);
-        PERFORM FROM projects p WHERE p.project_id = v_project.project_id FOR UPDATE;
+        PERFORM FROM projects p WHERE p.project_id = v_project.project_id FOR NO KEY UPDATE;
     END IF;
     SELECT count(*), coalesce(sum(s.block2 - s.block1) FILTER (WHERE s.state = 'done'), 0),
            count(*) FILTER (WHERE s.state = 'leased')

@@ -6,16 +6,16 @@ LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_d
 AS $fn$
 -- Estimates when a project will be done at its present rate, with the uncertainty.
 -- Parameters: p_project  project name;  p_hours  how far back reports count for the rate [h; 1 .. 8760]
--- Returns:    one row. blocks_left: neither done nor quarantined; the mean rate [blocks/h], and the range that holds it
---             with 95 % confidence, if intervals are alike and independent; the times that follow from these. The rate is NULL when no block was done in these hours. The range is
---             NULL, and the rate is that since the first of these attempts began, while fewer than three whole intervals have
---             passed since the first success, or when nothing was done in them; ends_late_at NULL = perhaps never;
---             core_hours_left: blocks_left at the median time that recent attempts took for a block on one core [h], NULL = not
---             measured; merges_left: see progress;
---             merge_s: median time of the last 100 merges [s], NULL = none was done. Merges are done between slices, and so are
---             in the rate: the times count one more for the last file, and where only merges are left, as many rounds of
---             them as the live attempts need. Where merge_s is not known, they count no time for merges, and are NULL where
---             only merges are left; reason: why there is no ends_at
+-- Returns:    one row. blocks_left: neither done nor quarantined; the mean rate [blocks/h], and the range that holds it with
+--             95 % confidence, if intervals are alike and independent; the times that follow from these. The rate is NULL when
+--             no block was done in these hours. The range is NULL, and the rate is that since the first of these attempts
+--             began, while fewer than three whole intervals have passed since the first success, or when nothing was done in
+--             them; ends_late_at NULL = perhaps never; core_hours_left: blocks_left at the median time that recent attempts
+--             took for a block on one core [h], NULL = not measured; merges_left: see progress; merge_s: median time of the
+--             last 100 merges [s], NULL = none was done. Merges are done between slices, and so are in the rate: the times
+--             count one more for the last file, and where only merges are left, as many rounds of them as the live attempts
+--             need. Where merge_s is not known, they count no time for merges, and are NULL where only merges are left;
+--             reason: why there is no ends_at
 -- Errors:     OG301 unknown project; OG108 hours out of range
 DECLARE
     v_mean  float8;
