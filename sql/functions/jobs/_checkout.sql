@@ -16,7 +16,7 @@ DECLARE
     v_is_ready boolean;  -- is any slice?
     v_job      osgprod.job_so_far;  -- NULLs = it has not asked before
     v_restart  record;
-    v_slice    osgprod.claim;
+    v_slice    osgprod.claim;  -- the slice or merge that it gets, with -1 as the blocks of a merge; block1 NULL = none yet
     v_pace     osgprod.pace;  -- at its site; NULLs = not needed, or not known
     v_blocks   bigint;   -- of a slice for this job, at most
     v_file     record;
@@ -75,6 +75,7 @@ BEGIN
         END IF;
     END IF;
 
+    -- (c) How many blocks may it get, and is there room for another job?
     IF v_slice.block1 IS NULL AND (v_project.state = 'active' OR v_project.pause_cause IS NOT NULL) THEN
         IF v_project.target_s IS NOT NULL OR p_call.time_left_s IS NOT NULL THEN
             v_pace := osgprod._pace_at(v_project.project_id, p_call.site);
@@ -88,7 +89,7 @@ BEGIN
             END IF;
             v_blocks := least(v_blocks, CASE WHEN v_project.pause_cause IS NOT NULL THEN 1 END);  -- it is the probe
         END IF;
-        -- (c) A merge, so that files are delivered early; else a requeued slice, so that files are completed in order.
+        -- (d) A merge, so that files are delivered early; else a requeued slice, so that files are completed in order.
         IF v_has_merge THEN
             v_slice := osgprod._claim_merge(v_project, p_call, v_nstart);
         END IF;
@@ -99,7 +100,7 @@ BEGIN
         ELSIF v_is_ready AND v_slice.block1 IS NULL THEN
             v_slice := osgprod._claim_ready(v_project, p_call, v_nstart, v_blocks);
         END IF;
-        -- (d) Else the next blocks of the first file that is free.
+        -- (e) Else the next blocks of the first file that is free.
         IF v_slice.block1 IS NULL THEN
             LOOP
                 SELECT f.rawdata_id, f.run, f.seqno, f.block1, f.block2, f.state INTO v_file FROM osgprod_data.loaded_files f
@@ -127,7 +128,7 @@ BEGIN
                                         ELSE 'in_progress' END::osgprod_data.file_state
                      WHERE f.project_id = v_project.project_id AND f.rawdata_id = v_file.rawdata_id;
                 END IF;
-            -- (e) Else, in the tail, a second attempt on a slice that would end late.
+            -- (f) Else, in the tail, a second attempt on a slice that would end late.
             ELSIF v_project.max_backups > 0 THEN
                 v_slice := osgprod._claim_backup(v_project, p_call, v_nstart, least(p_call.cpus * v_project.maxblockspercore,
                     osgprod._blocks_in_time(v_pace, p_call.cpus, p_call.time_left_s))::bigint);
@@ -136,7 +137,7 @@ BEGIN
     END IF;
     IF v_slice.block1 IS NULL THEN
         RETURN osgprod._why_no_work(v_project, v_can_merge, p_wait_ms);
-    -- (f) The attempt, and what its slice is as a file.
+    -- (g) The attempt, and what its slice is as a file.
     ELSIF v_slice.merge_id IS NULL THEN
         v_content := osgprod._slice_file(v_slice.rawdata_id, v_slice.block1, v_slice.block2, v_project.xrootd_prefix,
                                          v_project.strip_prefix, p_call.site);

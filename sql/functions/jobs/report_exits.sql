@@ -5,7 +5,8 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod
 AS $fn$
 -- Does report_exit for several jobs in one transaction, at a fraction of the cost (docs/performance.md).
 -- Promise:    that of report_exit, for each. An error is the answer of its call alone: it neither undoes, repeats nor delays
---             another. Of several calls none waits; a list of one call waits as report_exit does.
+--             another. Of several calls none waits, but up to 1 ms for each lock that a call needs which takes failures off slices; a
+--             list of one call waits as report_exit does.
 -- Parameters: p_calls  list of objects, each with a number n and the parameters of report_exit, without their p_; what
 --                      is missing is null, other names are ignored. client: v4-mapped addresses as IPv4
 -- Returns:    one row for each: its n and what report_exit returns, in any order; of an error code, message and hint.
