@@ -579,6 +579,7 @@ class Machine(RuleBasedStateMachine):
         name, model = self.project(which)
         expected = model.stop_jobs(host)
         assert call(self.world.db, "stop_jobs", project=name, worker=host)[0]["stop_jobs"] == expected
+        self._let_others_pass()
 
     @some(lambda model, s: s.is_silent or model.backups)
     @rule()
