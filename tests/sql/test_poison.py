@@ -28,6 +28,19 @@ def test_slice_at_its_limit_is_split_in_halves_each_with_a_fresh_count(world: Wo
     assert [tuple(row.values()) for row in rows] == [(1, 5, "ready", 0), (5, 9, "ready", 0)]
 
 
+def test_block_that_was_split_off_for_a_small_job_is_quarantined_by_its_own_failures_alone(
+    world: World,
+) -> None:
+    world.set(max_failures=2, max_backups=0)
+    world.add_file(2)
+    for process, cpus in enumerate((2, 1, 1)):
+        assert world.progress()["blocks_quarantined"] == 0
+        assert world.checkout(process, cpus=cpus)["block1"] == 1
+        world.report(process, 1)
+        world.let_backoff_pass()
+    assert world.progress()["blocks_quarantined"] == 1
+
+
 @pytest.mark.parametrize("max_backups", [10, 0])
 def test_slice_is_split_at_its_first_failure_when_nothing_is_unallocated(
     world: World, max_backups: int

@@ -206,6 +206,7 @@ class Model:
         return None
 
     def _split(self, path: str, s: Slice, at: int) -> None:
+        s.failures = 0
         second = replace(
             s, block1=at, state="ready", holder=None, is_silent=False, generation=next(generations)
         )
@@ -248,7 +249,6 @@ class Model:
             if s.nblocks == 1:
                 s.state, s.is_resting = "quarantined", False
             else:
-                s.failures = 0
                 self._split(path, s, (s.block1 + s.block2) // 2)
 
     def _promote(self, path: str, s: Slice) -> bool:

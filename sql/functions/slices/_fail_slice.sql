@@ -39,7 +39,6 @@ BEGIN
         IF NOT osgprod._lock_file(p_slice.project_id, p_slice.rawdata_id, p_may_wait) THEN
             RETURN false;
         END IF;
-        p_slice.failures := 0;  -- faults stay: the suspicion is of the whole slice
     ELSIF v_is_at_limit THEN
         v_not_before := NULL;  -- never: it is quarantined
         PERFORM osgprod._notify(p_slice.project_id, 'block-quarantined', jsonb_build_object('block', p_slice.block1,

@@ -19,7 +19,8 @@ CREATE FUNCTION osgprod._split_slice(p_project_id int, p_rawdata_id int, p_block
 RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Splits a slice that is ready, in a backoff or leased in two: [block1, p_at) keeps its state, [p_at, block2) becomes another
--- slice, ready or in the same backoff. Both get a new opened_at (I5). The second is not ready while its file is suspended or on tape
+-- slice, ready or in the same backoff. Both get a new opened_at (I5), and no failures: those were of the whole, so that a single
+-- block is quarantined by its own alone. Faults stay. The second is not ready while its file is suspended or on tape
 -- only, though the first may be: as the one slice by which a file is tried.
 -- Parameters: p_project_id, p_rawdata_id, p_block1  the slice; it and its file's row are locked, since a claim may be reading
 --             where the slice ends;  p_at  a block inside it
@@ -30,7 +31,7 @@ BEGIN
         SELECT s.* FROM osgprod_data.slices s
          WHERE s.project_id = p_project_id AND s.rawdata_id = p_rawdata_id AND s.block1 = p_block1
     ), first_part AS (
-        UPDATE osgprod_data.slices s SET block2 = p_at, opened_at = clock_timestamp()
+        UPDATE osgprod_data.slices s SET block2 = p_at, opened_at = clock_timestamp(), failures = 0
           FROM whole w
          WHERE s.project_id = w.project_id AND s.rawdata_id = w.rawdata_id AND s.block1 = w.block1
         RETURNING s.project_id
@@ -39,7 +40,7 @@ BEGIN
             failures, faults, faulted_on, repeats, exit_codes, due_at, opened_at)
     SELECT w.project_id, w.rawdata_id, p_at, w.block2, p_at, w.run, w.seqno, 'ready',
            coalesce(w.is_ready, true) AND osgprod._may_be_assigned(w.project_id, w.rawdata_id), coalesce(w.not_before, now()),
-           w.failures, w.faults, w.faulted_on, w.repeats, w.exit_codes, w.due_at, clock_timestamp()
+           0, w.faults, w.faulted_on, w.repeats, w.exit_codes, w.due_at, clock_timestamp()
       FROM whole w, first_part;
 END
 $fn$;
