@@ -724,7 +724,7 @@ AS $fn$
 -- Bans a worker, an address or a place for block_worker_s, doubled with each time, up to 30 days; all merges for retest_s,
 -- doubled up to max_backoff_s.
 -- Parameters: p_project  the project's row;  p_name  see _ban_of;  p_times  how often by now;  p_reason  in words
--- Returns:    false when another session has this ban: it decides; or when it holds: another one was faster
+-- Returns:    false when another session has this ban: it decides
 -- Locks:      the ban (advisory, see _ban_key) and its row, both tried
 DECLARE
     v_until timestamptz := now() + make_interval(
@@ -737,8 +737,7 @@ BEGIN
         RETURN false;
     END IF;
     PERFORM FROM osgprod_data.worker_bans b
-      WHERE b.project_id = p_project.project_id AND b.worker = p_name AND NOT osgprod._is_in_force(b.banned_at, b.until)
-        FOR NO KEY UPDATE SKIP LOCKED;
+      WHERE b.project_id = p_project.project_id AND b.worker = p_name FOR NO KEY UPDATE SKIP LOCKED;
     IF NOT FOUND AND EXISTS (SELECT FROM osgprod_data.worker_bans b
                               WHERE b.project_id = p_project.project_id AND b.worker = p_name) THEN
         RETURN false;
@@ -1483,7 +1482,7 @@ CREATE OR REPLACE FUNCTION osgprod._why_no_room(p_project osgprod_data.projects)
 RETURNS text[] LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Says why no more attempts of a project may start: max_live of them live; or it is a test of what may not work, and as many
--- live as may during that. A project that has paused itself tries one job at a time, first after retest_s, later after
+-- live as may until the first success. A project that has paused itself tries one job at a time, first after retest_s, later after
 -- half of the time that the pause has lasted, at most 5 times retest_s; one that is not heard of for 10 times retest_s is not
 -- waited for. A new work script is tried by probe_jobs jobs at a time, until as many have succeeded.
 -- Parameters: p_project  the project's row
@@ -2866,7 +2865,7 @@ AS $fn$
 -- of a batch.
 -- Parameters: p_call  see report_exit
 --             p_may_wait  for what others have locked: true for a call that is made alone
--- Returns:    the answer; the error of a call is in it, and slice, merge and attempt are as they were
+-- Returns:    the answer; the error of a call is in it, and nothing is changed then
 -- Locks:      see report_exit
 DECLARE
     v_project osgprod_data.projects;
@@ -3087,7 +3086,7 @@ AS $fn$
 -- slice's holder, the usual case, _report has settled itself.)
 -- Parameters: p_project  the project's row;  p_attempt  the attempt;  p_outcome  done, failed or node-fault, as judged
 --             p_worker  see _worker;  p_call  the report;  p_may_wait  for the file
--- Returns:    the outcome; superseded when the attempt no longer counts; NULL = its file is busy, the slice is as it was
+-- Returns:    the outcome; superseded when the attempt no longer counts; NULL = its file is busy, nothing is changed
 -- Locks:      the slice; see _fail_slice; after a late success on a quarantined slice see _reopen_file
 -- Source:     docs/design.md I3 (one holder), I5 (first success wins)
 DECLARE
@@ -3598,10 +3597,9 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod
     SET enable_seqscan = off SET plan_cache_mode = force_generic_plan
 AS $fn$
 -- Records a job's report on how its attempt ended, and settles the slice.
--- Promise:    the first success wins. The same report again changes nothing and gets the same answer (but 409 if it was
---             the success of a merge that has been superseded since). The first report of an attempt is recorded with
---             any answer. Evidence and texts never keep a report from being recorded: what can't be kept is ignored,
---             and the answer says so.
+-- Promise:    the first success wins. The same report again changes nothing and gets the same answer. The first
+--             report of an attempt is recorded with any answer. Evidence and texts never keep a report from being
+--             recorded: what can't be kept is ignored, and the answer says so.
 -- Parameters: p_project, p_magic, p_client, p_bearer  see _why_rejected
 --             p_cluster, p_process  HTCondor's identity of the job [0 .. 2147483647]
 --             p_exitcode            exit code of the work script [0 .. 255]; 128 + n = killed by signal n
@@ -8181,7 +8179,7 @@ AS $fn$
 --             p_worker   on whom;  p_exit_code  as reported; NULL = lost, stopped by the server, or gone;  p_may_wait  for the file
 --             p_is_excused  something else is to blame (_blame): nothing is counted. It backs off only while the project has
 --                           paused itself, so that the next probe is another slice
--- Returns:    true; false = the slice has to be split and somebody else has its file: the slice is as it was
+-- Returns:    true; false = the slice has to be split and somebody else has its file: nothing is changed
 -- Locks:      the backup's row, SKIP LOCKED (_promote_backup); the file's row, when the slice is split; else the file's row FOR KEY
 --             SHARE, SKIP LOCKED (_may_be_assigned)
 DECLARE
@@ -10325,7 +10323,7 @@ BEGIN
         OR EXISTS (SELECT FROM pg_class c WHERE c.relnamespace = 'osgprod'::regnamespace)
     THEN
         EXECUTE format('COMMENT ON SCHEMA osgprod IS %L', format(
-            'functions of 0053-functions, source b6aacb50f9456e45ca69a220e82a97a9909a6925b839cdd7100aefbbcab4fadf, catalog %s', (
+            'functions of 0053-functions, source 430f59d17f82f40420e4052f1eadbf0a2d33a99c0664a0b94d2fc830498c8b32, catalog %s', (
             SELECT md5(coalesce(string_agg(concat(pg_get_functiondef(p.oid), obj_description(p.oid, 'pg_proc'), (
                 SELECT string_agg(concat(a.grantee::regrole, a.privilege_type, a.is_grantable), ',' ORDER BY a.grantee)
                   FROM aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a
