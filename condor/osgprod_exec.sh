@@ -417,8 +417,8 @@ http_request() {
   shift
   http_url="$url"
   # With -L and no redirect allowed, curl drops the body of a redirect and ends with 47. The URL is not on its command line, since
-  # the query of a redirect may be a secret. It is the last line that curl reads: a request of which somebody has killed the rest goes
-  # nowhere. Newer versions of bash warn of a NUL that they leave out; the warning is discarded.
+  # the query of a redirect may be a secret. It is the last line that curl reads: if its writer is killed, curl has no
+  # URL and sends nothing. Newer versions of bash warn of a NUL that they leave out; the warning is discarded.
   {
     reply="$(
       exec "${CURL[@]}" ${http_version:+"$http_version"} -f -L --max-redirs 0 --speed-limit 1000 --speed-time 120 \
@@ -809,7 +809,7 @@ in_one_line() {
 }
 
 # Becomes curl, which sends one request, as a POST, of which no proxy on the way keeps a copy. The URL is the last line that curl
-# reads: a request of which somebody has killed the rest goes nowhere.
+# reads: if its writer is killed, curl has no URL and sends nothing.
 # Arguments: route, file for the body or nothing, then name value pairs
 send_request() {
   local route="$1" file="$2"
@@ -1273,9 +1273,8 @@ slice_file() {
 }
 
 # Prints the files of the current folder that are outputs, each ended by a NUL: all but the work script's own folder, the files
-# that are this job's credentials, under any name, the files of a file system that the work has mounted, and sockets, which no tarball can
-# hold. Names begin with ./;
-# the word "whole" at the end says that find was neither killed nor kept out of a folder.
+# that are this job's credentials, under any name, the files of a file system that the work has mounted, and sockets, which no
+# tarball can hold. Names begin with ./; the word "whole" at the end says that find was neither killed nor kept out of a folder.
 list_outputs() {
   local file
   local -a credentials=()
@@ -1463,15 +1462,24 @@ remove_file() {
 # the standard error output. Returns its exit code. Arguments: function, its arguments
 storage() {
   local code=0
-  capture storage_call "$@" || code=$?
+  capture_both "$@" || code=$?
   learn_from "$code"
-  storage_error="${captured#*$'\001'}"
-  storage_error="${storage_error%"${storage_error##*[![:space:]]}"}"
+  storage_error="${captured_errors%"${captured_errors##*[![:space:]]}"}"
   storage_error="${storage_error##*$'\n'}"
-  captured="${captured%%$'\001'*}"
   return "$code"
 }
-storage_call() {
+
+captured_errors="" # as capture_both has set it
+
+# Sets captured to the output of a command, and captured_errors to what it said on the standard error output, the last 10000
+# bytes. Returns its exit code. Arguments: command
+capture_both() {
+  local code=0
+  capture print_both "$@" || code=$?
+  captured_errors="${captured#*$'\001'}" captured="${captured%%$'\001'*}"
+  return "$code"
+}
+print_both() {
   local code=0 said
   {
     said="$("$@" 2>&1 >&3)" || code=$?
@@ -1951,16 +1959,15 @@ recycle_command() {
 # Packs what the work left. Sets packed to the number of outputs, and pack_error to why that failed. When somebody has killed a program, it
 # packs once more. Arguments: slice, tarball
 pack() {
-  local try code said
+  local try code
   leftover="$2"
   for try in 1 2; do
     code=0
-    capture storage_call pack_outputs "$scratch/work" "$scratch/work.log" "$1" "$2" || code=$?
-    said="${captured#*$'\001'}" captured="${captured%%$'\001'*}"
-    [[ -z "$said" ]] || printf '%s\n' "$said" >&2 || true
+    capture_both pack_outputs "$scratch/work" "$scratch/work.log" "$1" "$2" || code=$?
+    [[ -z "$captured_errors" ]] || printf '%s\n' "$captured_errors" >&2 || true
     ((code > 128)) || break
   done
-  pack_error="${said##*$'\n'}"
+  pack_error="${captured_errors##*$'\n'}"
   pack_error="${pack_error:-a program ended with $code}"
   ((code == 0)) || rm -f "$2"
   leftover="" packed="${captured%%$'\n'*}"

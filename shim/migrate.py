@@ -505,9 +505,9 @@ def _wait_for_lock(connection: psycopg.Connection[Any], say: Say) -> None:
     It is tried again and again: a statement that waits has a snapshot, and an index that the other run builds
     concurrently waits for all snapshots. PostgreSQL would end one of the two runs.
     """
-    is_told = False
+    is_announced = False
     while connection.execute("SELECT pg_try_advisory_lock(%s)", [MIGRATION_LOCK]).fetchone() == (False,):
-        if not is_told:
+        if not is_announced:
             say("another migration is running, waiting for it")
-            is_told = True
+            is_announced = True
         time.sleep(LOCK_INTERVAL_S)

@@ -431,8 +431,8 @@ http_request() {
   shift
   http_url="$url"
   # With -L and no redirect allowed, curl drops the body of a redirect and ends with 47. The URL is not on its command line, since
-  # the query of a redirect may be a secret. It is the last line that curl reads: a request of which somebody has killed the rest goes
-  # nowhere. Newer versions of bash warn of a NUL that they leave out; the warning is discarded.
+  # the query of a redirect may be a secret. It is the last line that curl reads: if its writer is killed, curl has no
+  # URL and sends nothing. Newer versions of bash warn of a NUL that they leave out; the warning is discarded.
   {
     reply="$(
       exec "${CURL[@]}" ${http_version:+"$http_version"} -f -L --max-redirs 0 --speed-limit 1000 --speed-time 120 \
@@ -534,7 +534,8 @@ federation_of() {
 
 # Prints the places that a federation's director names for an object, the first one is to be tried first, a line each:
 # "public URL", or "token URL" where the director demands a token. Prints "failed WORD WAIT_S REASON" when it names none
-# (WORD and WAIT_S: see verdict). Fails when somebody has killed a program. Two requests: for the federation's configuration, and to its director.
+# (WORD and WAIT_S: see verdict). Fails when a program was killed. Two requests: for the federation's configuration, and to its
+# director.
 # Source: https://docs.pelicanplatform.org; RFC 6249 for Link with rel=duplicate and pri
 # Argument: osdf or pelican URL
 pelican_places() {
@@ -813,15 +814,24 @@ remove_file() {
 # the standard error output. Returns its exit code. Arguments: function, its arguments
 storage() {
   local code=0
-  capture storage_call "$@" || code=$?
+  capture_both "$@" || code=$?
   learn_from "$code"
-  storage_error="${captured#*$'\001'}"
-  storage_error="${storage_error%"${storage_error##*[![:space:]]}"}"
+  storage_error="${captured_errors%"${captured_errors##*[![:space:]]}"}"
   storage_error="${storage_error##*$'\n'}"
-  captured="${captured%%$'\001'*}"
   return "$code"
 }
-storage_call() {
+
+captured_errors="" # as capture_both has set it
+
+# Sets captured to the output of a command, and captured_errors to what it said on the standard error output, the last 10000
+# bytes. Returns its exit code. Arguments: command
+capture_both() {
+  local code=0
+  capture print_both "$@" || code=$?
+  captured_errors="${captured#*$'\001'}" captured="${captured%%$'\001'*}"
+  return "$code"
+}
+print_both() {
   local code=0 said
   {
     said="$("$@" 2>&1 >&3)" || code=$?

@@ -378,8 +378,8 @@ http_request() {
   shift
   http_url="$url"
   # With -L and no redirect allowed, curl drops the body of a redirect and ends with 47. The URL is not on its command line, since
-  # the query of a redirect may be a secret. It is the last line that curl reads: a request of which somebody has killed the rest goes
-  # nowhere. Newer versions of bash warn of a NUL that they leave out; the warning is discarded.
+  # the query of a redirect may be a secret. It is the last line that curl reads: if its writer is killed, curl has no
+  # URL and sends nothing. Newer versions of bash warn of a NUL that they leave out; the warning is discarded.
   {
     reply="$(
       exec "${CURL[@]}" ${http_version:+"$http_version"} -f -L --max-redirs 0 --speed-limit 1000 --speed-time 120 \
@@ -481,7 +481,8 @@ federation_of() {
 
 # Prints the places that a federation's director names for an object, the first one is to be tried first, a line each:
 # "public URL", or "token URL" where the director demands a token. Prints "failed WORD WAIT_S REASON" when it names none
-# (WORD and WAIT_S: see verdict). Fails when somebody has killed a program. Two requests: for the federation's configuration, and to its director.
+# (WORD and WAIT_S: see verdict). Fails when a program was killed. Two requests: for the federation's configuration, and to its
+# director.
 # Source: https://docs.pelicanplatform.org; RFC 6249 for Link with rel=duplicate and pri
 # Argument: osdf or pelican URL
 pelican_places() {

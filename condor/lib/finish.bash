@@ -309,16 +309,15 @@ recycle_command() {
 # Packs what the work left. Sets packed to the number of outputs, and pack_error to why that failed. When somebody has killed a program, it
 # packs once more. Arguments: slice, tarball
 pack() {
-  local try code said
+  local try code
   leftover="$2"
   for try in 1 2; do
     code=0
-    capture storage_call pack_outputs "$scratch/work" "$scratch/work.log" "$1" "$2" || code=$?
-    said="${captured#*$'\001'}" captured="${captured%%$'\001'*}"
-    [[ -z "$said" ]] || printf '%s\n' "$said" >&2 || true
+    capture_both pack_outputs "$scratch/work" "$scratch/work.log" "$1" "$2" || code=$?
+    [[ -z "$captured_errors" ]] || printf '%s\n' "$captured_errors" >&2 || true
     ((code > 128)) || break
   done
-  pack_error="${said##*$'\n'}"
+  pack_error="${captured_errors##*$'\n'}"
   pack_error="${pack_error:-a program ended with $code}"
   ((code == 0)) || rm -f "$2"
   leftover="" packed="${captured%%$'\n'*}"

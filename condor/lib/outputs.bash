@@ -11,9 +11,8 @@ slice_file() {
 }
 
 # Prints the files of the current folder that are outputs, each ended by a NUL: all but the work script's own folder, the files
-# that are this job's credentials, under any name, the files of a file system that the work has mounted, and sockets, which no tarball can
-# hold. Names begin with ./;
-# the word "whole" at the end says that find was neither killed nor kept out of a folder.
+# that are this job's credentials, under any name, the files of a file system that the work has mounted, and sockets, which no
+# tarball can hold. Names begin with ./; the word "whole" at the end says that find was neither killed nor kept out of a folder.
 list_outputs() {
   local file
   local -a credentials=()

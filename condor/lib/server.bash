@@ -77,7 +77,7 @@ in_one_line() {
 }
 
 # Becomes curl, which sends one request, as a POST, of which no proxy on the way keeps a copy. The URL is the last line that curl
-# reads: a request of which somebody has killed the rest goes nowhere.
+# reads: if its writer is killed, curl has no URL and sends nothing.
 # Arguments: route, file for the body or nothing, then name value pairs
 send_request() {
   local route="$1" file="$2"

@@ -138,15 +138,24 @@ remove_file() {
 # the standard error output. Returns its exit code. Arguments: function, its arguments
 storage() {
   local code=0
-  capture storage_call "$@" || code=$?
+  capture_both "$@" || code=$?
   learn_from "$code"
-  storage_error="${captured#*$'\001'}"
-  storage_error="${storage_error%"${storage_error##*[![:space:]]}"}"
+  storage_error="${captured_errors%"${captured_errors##*[![:space:]]}"}"
   storage_error="${storage_error##*$'\n'}"
-  captured="${captured%%$'\001'*}"
   return "$code"
 }
-storage_call() {
+
+captured_errors="" # as capture_both has set it
+
+# Sets captured to the output of a command, and captured_errors to what it said on the standard error output, the last 10000
+# bytes. Returns its exit code. Arguments: command
+capture_both() {
+  local code=0
+  capture print_both "$@" || code=$?
+  captured_errors="${captured#*$'\001'}" captured="${captured%%$'\001'*}"
+  return "$code"
+}
+print_both() {
   local code=0 said
   {
     said="$("$@" 2>&1 >&3)" || code=$?

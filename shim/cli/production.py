@@ -215,7 +215,7 @@ def workers_list(project: str, order: str, hours: int | None, limit: int, as_jso
     }
     rows = look("attempts_by_worker", project=project, order=order, limit=limit, hours=hours)
     for row in rows:
-        row.pop("refused_until")  # the former name of banned_until, for shims of the former release
+        row.pop("refused_until", None)  # the former name of banned_until, for shims of the former release
     show(rows, as_json, empty.get(order, "no attempt ended in that time"), limit=limit)
 
 

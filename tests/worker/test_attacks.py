@@ -98,7 +98,7 @@ def test_outputs_that_were_listed_in_part_are_not_packed_as_the_whole(folder: Pa
     assert call(commands, PATH=path, NEXT="whole", **environment) == "0 3\n"
 
 
-def test_no_script_reads_a_list_of_which_the_rest_may_be_missing() -> None:
+def test_no_script_reads_a_list_that_may_be_cut_off() -> None:
     """Nobody sees how the program of a <(...) ended. Its list says where it ends: curl's by the URL."""
     for script in SHIPPED:
         lines = (CHECKOUT / script).read_text().splitlines()
@@ -111,9 +111,7 @@ def test_no_script_reads_a_list_of_which_the_rest_may_be_missing() -> None:
 
 
 @pytest.mark.parametrize("option", ["data-urlencode", "url"])
-def test_request_of_which_somebody_has_killed_the_rest_goes_nowhere(
-    folder: Path, site: Site, option: str
-) -> None:
+def test_request_that_is_cut_off_is_not_sent(folder: Path, site: Site, option: str) -> None:
     """A report without the outputs would be a success without them."""
     dies = f'[[ "$1" != {option} || "$2" == project=* ]] || kill -KILL $BASHPID'
     real = 'eval "real_$(declare -f curl_option)"'

@@ -473,7 +473,7 @@ def test_reason_of_a_failure_and_the_end_of_its_log_have_no_part_of_a_secret_whe
 
 
 def test_words_of_a_storage_client_have_no_part_of_a_secret_where_they_are_cut() -> None:
-    found = job("complain() { printf 'KLMNOPQRSTUVWXYZ%09994d\\nno file' 0 >&2; }; storage_call complain")
+    found = job("complain() { printf 'KLMNOPQRSTUVWXYZ%09994d\\nno file' 0 >&2; }; print_both complain")
     assert found == "\x01\nno file"
 
 

@@ -80,8 +80,8 @@ http_request() {
   shift
   http_url="$url"
   # With -L and no redirect allowed, curl drops the body of a redirect and ends with 47. The URL is not on its command line, since
-  # the query of a redirect may be a secret. It is the last line that curl reads: a request of which somebody has killed the rest goes
-  # nowhere. Newer versions of bash warn of a NUL that they leave out; the warning is discarded.
+  # the query of a redirect may be a secret. It is the last line that curl reads: if its writer is killed, curl has no
+  # URL and sends nothing. Newer versions of bash warn of a NUL that they leave out; the warning is discarded.
   {
     reply="$(
       exec "${CURL[@]}" ${http_version:+"$http_version"} -f -L --max-redirs 0 --speed-limit 1000 --speed-time 120 \

@@ -17,7 +17,8 @@ federation_of() {
 
 # Prints the places that a federation's director names for an object, the first one is to be tried first, a line each:
 # "public URL", or "token URL" where the director demands a token. Prints "failed WORD WAIT_S REASON" when it names none
-# (WORD and WAIT_S: see verdict). Fails when somebody has killed a program. Two requests: for the federation's configuration, and to its director.
+# (WORD and WAIT_S: see verdict). Fails when a program was killed. Two requests: for the federation's configuration, and to its
+# director.
 # Source: https://docs.pelicanplatform.org; RFC 6249 for Link with rel=duplicate and pri
 # Argument: osdf or pelican URL
 pelican_places() {

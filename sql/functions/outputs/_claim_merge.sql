@@ -25,7 +25,7 @@ CREATE FUNCTION osgprod._claim_merge(p_project osgprod_data.projects, p_call osg
 RETURNS osgprod.claim LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Claims the first ready merge. It has its inputs already: see _make_merges_ready.
--- Promise:    a merge whose last attempt ended with a node fault on this worker is left to others for wait_s after its backoff.
+-- Promise:    a merge whose last node fault was on this worker is left to others for wait_s after its backoff.
 -- Parameters: p_project  the project's row;  p_call, p_nstart  the coming attempt
 -- Returns:    the merge, with -1 as its blocks, so that nothing takes it for a slice; NULLs when none is free
 -- Locks:      the merge, SKIP LOCKED
