@@ -26,7 +26,12 @@ from tests.shim.test_database_away import Wire
 from tests.support import LiveShim, World, run_osgprod, server_folder, wait_until
 
 PATIENCE_S = 60.0
-SETTINGS = {**NOT_DURABLE, "max_connections": "30"}
+SETTINGS = {
+    **NOT_DURABLE,
+    "max_connections": "30",
+    # A sender that waits for a processor finds its WAL still there after the checkpoint of another base backup.
+    "wal_keep_size": "1GB",
+}
 
 
 class Pair:
