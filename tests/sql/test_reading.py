@@ -467,6 +467,10 @@ def test_health_names_each_finding_and_the_command_that_helps(world: World) -> N
     call(world.db, "ban_worker", project="p", worker="wn1", seconds=60)
     world.set(state="paused")
     assert health() == [("attention", "banned-workers"), ("attention", "paused")]
+    for name in ("site:A", "10.1.2.3", "merges:all"):
+        call(world.db, "ban_worker", project="p", worker=name, seconds=60)
+    (banned,) = (row for row in call(world.db, "health", project="p") if row["what"] == "banned-workers")
+    assert banned["found"] == "4 bans are in force, 1 for merges only"
     world.set(state="draining")
     assert ("attention", "draining") in health()
     world.set(state="active")

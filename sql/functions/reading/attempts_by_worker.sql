@@ -36,13 +36,14 @@ BEGIN
            AND (p_site IS NULL OR r.site = p_site)
          GROUP BY r.worker
     )
-    SELECT a.*, u.until, u.until
-      FROM accounts a CROSS JOIN LATERAL (SELECT (SELECT b.until FROM osgprod._ban_of(v_project_id, a.worker, a.site) b)) u (until)
-     WHERE CASE p_order WHEN 'failing' THEN a.failed + a.node_faults + a.lost > 0
-                        WHEN 'slow' THEN a.s_per_block IS NOT NULL ELSE true END
-     ORDER BY CASE p_order WHEN 'failing' THEN a.failed + a.node_faults + a.lost
-                           WHEN 'slow' THEN a.s_per_block ELSE a.attempts END DESC, a.worker
-     LIMIT osgprod._limit(p_limit);
+    SELECT s.*, s.until
+      FROM (SELECT a.*, (SELECT b.until FROM osgprod._ban_of(v_project_id, a.worker, a.site) b) AS until
+              FROM accounts a
+             WHERE CASE p_order WHEN 'failing' THEN a.failed + a.node_faults + a.lost > 0
+                                WHEN 'slow' THEN a.s_per_block IS NOT NULL ELSE true END
+             ORDER BY CASE p_order WHEN 'failing' THEN a.failed + a.node_faults + a.lost
+                                   WHEN 'slow' THEN a.s_per_block ELSE a.attempts END DESC, a.worker
+             LIMIT osgprod._limit(p_limit)) s;
 END
 $fn$;
 

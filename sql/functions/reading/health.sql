@@ -14,12 +14,11 @@ BEGIN
     RETURN QUERY
     WITH facts AS (
         SELECT g.*, p.project_id, p.next_due_at, p.paused_at, h.done, h.bad, h.all_reports, h.worst, l.idle,
-               l.restarting, l.starts, a.answers, a.faults, a.refusals, a.worst_fault, a.worst_refusal,
+               l.restarting, l.starts, n.bans, n.of_merges, a.answers, a.faults, a.refusals, a.worst_fault, a.worst_refusal,
                osgprod._patience(p.project_id) AS patience,
                EXISTS (SELECT FROM attempts t WHERE t.project_id = p.project_id) AS was_asked,
                osgprod._why_no_merges(p) AS no_merges,
                (SELECT count(*) FROM merges m WHERE m.project_id = p.project_id AND m.state = 'failed') AS failed_merges,
-               (SELECT count(*) FROM worker_bans b WHERE b.project_id = p.project_id AND osgprod._is_in_force(b.banned_at, b.until)) AS refused,
                (SELECT count(*) FROM (SELECT FROM osgprod._contradicted_slices(p.project_id) LIMIT 1000) c) AS contradicted,
                greatest(o.open_since, p.resumed_at, p.activated_at) AS since, o.open_since IS NOT NULL AS has_open, o.on_tape,
                w.wrong_settings, w.wrong_setting,
@@ -36,6 +35,9 @@ BEGIN
                            sum(r.reports) AS reports, sum(r.blocks) AS blocks
                       FROM osgprod._recent(p.project_id, osgprod._patience(p.project_id)) r
                      GROUP BY r.outcome, r.exit_code) e) h
+         CROSS JOIN LATERAL (
+            SELECT count(*) AS bans, count(*) FILTER (WHERE b.worker LIKE 'merges:%') AS of_merges
+              FROM worker_bans b WHERE b.project_id = p.project_id AND osgprod._is_in_force(b.banned_at, b.until)) n
          CROSS JOIN LATERAL osgprod._troubled_leases(p.project_id) l
          CROSS JOIN LATERAL osgprod._recent_answers(p.project_id) a
          CROSS JOIN LATERAL osgprod._open_work(p.project_id) o
@@ -102,9 +104,10 @@ BEGIN
                 || osgprod._counted(f.contradicted, 'done slice whose job', 'done slices whose jobs') || ' read another number of events than the index has',
              format('see which: osgprod verify %s; make it a failure: osgprod project set %s demand_events=true', f.project,
                     f.project)),
-            ('attention', 'banned-workers', f.refused > 0,
-             osgprod._counted(f.refused, 'worker or site is', 'workers or sites are') || ' banned',
-             format('see the reasons: osgprod workers; lift a ban: osgprod workers unban %s WORKER', f.project)),
+            ('attention', 'banned-workers', f.bans > 0,
+             osgprod._counted(f.bans, 'ban is', 'bans are') || ' in force'
+                || CASE WHEN f.of_merges > 0 THEN format(', %s for merges only', f.of_merges) ELSE '' END,
+             format('see names and reasons: osgprod workers; lift a ban: osgprod workers unban %s NAME', f.project)),
             ('attention', 'running-out', f.state = 'active' AND f.blocks_left > 0 AND f.done > 0
                 AND f.blocks_unallocated + f.blocks_ready < f.done,
              osgprod._counted(f.blocks_unallocated + f.blocks_ready, 'block is', 'blocks are') || ' left to assign, fewer than were done recently',
