@@ -84,6 +84,30 @@ def test_counts_by_exit_say_when_the_last_one_ended_tallied_or_not(world: World)
         call(world.db, "tick")
 
 
+@pytest.mark.history_by_hand
+def test_mean_time_by_exit_is_that_of_slices_tallied_or_not(world: World) -> None:
+    merge = 0  # blocks
+    put_reports(world, [(7000, "done", 0, "A", 2), (7000, "done", 0, "A", merge), (3000, "done", 0, None, 1)])
+    world.db.execute("UPDATE osgprod_data.reports SET cluster = 10, ran_s = 70 * (1 + nblocks)")
+    put_reports(world, [(7000, "failed", 9, "A", merge)])
+    for _ in range(3):
+        for site, mean_s in ((None, (210 + 140) / 2), ("A", 210)):
+            rows = call(world.db, "attempts_by_exit", project="p", site=site)
+            means = {row["outcome"]: (row["attempts"], row["mean_s"]) for row in rows}
+            assert means == {"done": (2 + (site is None), mean_s), "failed": (1, None)}
+        call(world.db, "tick")
+
+
+@pytest.mark.history_by_hand
+def test_merges_make_health_no_more_impatient_with_slices(world: World) -> None:
+    put_reports(world, [(20_000, "done", 0, None, 5)] + [(20_000, "done", 0, None, 0)] * 9)
+    world.db.execute("UPDATE osgprod_data.reports SET ran_s = 7200 WHERE nblocks > 0")
+    for _ in range(2):
+        call(world.db, "tick")
+    (patience,) = world.db.execute("SELECT now() - osgprod._patience(1) AS it").fetchall()
+    assert timedelta(hours=4) <= patience["it"] < timedelta(hours=4, minutes=10)
+
+
 def test_file_is_complete_at_the_next_tick_though_an_earlier_one_hangs(world: World) -> None:
     for seqno in range(3):
         world.add_file(1, seqno=seqno)

@@ -5,14 +5,14 @@ AS $fn$
 -- Counts the attempts that ended in the last hours, by outcome and exit code.
 -- Parameters: p_project  project name;  p_hours  how far back [h; 1 .. 8760];  p_site  only at this site; NULL = all
 -- Returns:    a row for each outcome and exit code (NULL = lost), the most frequent first: attempts, blocks of their
---             slices, how long they ran [s; mean, attempts at merges counted as 0 s], and when the last one ended
+--             slices, how long attempts at slices ran [s; mean; NULL = all were at merges], and when the last one ended
 -- Errors:     OG301 unknown project; OG108 hours out of range
 DECLARE
     v_project_id int := (osgprod._get_project(p_project)).project_id;
 BEGIN
     RETURN QUERY
     SELECT r.outcome::text, r.exit_code, sum(r.reports)::bigint, sum(r.blocks)::bigint,
-           (sum(r.ran_s) / sum(r.reports))::float8, max(r.last_at)
+           (sum(r.ran_s) FILTER (WHERE r.blocks > 0) / sum(r.reports) FILTER (WHERE r.blocks > 0))::float8, max(r.last_at)
       FROM osgprod._recent(v_project_id, osgprod._since(p_hours), p_site IS NOT NULL, p_site) r
      GROUP BY r.outcome, r.exit_code ORDER BY 3 DESC, r.outcome, r.exit_code;
 END

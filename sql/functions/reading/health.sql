@@ -215,10 +215,12 @@ CREATE FUNCTION osgprod._patience(p_project_id int)
 RETURNS timestamptz LANGUAGE sql STABLE
 AS $fn$
     -- Since when something should have been done: for an hour, or, if that is longer, for twice the mean time of a success at a
-    -- slice: of the recent ones, or of all that are tallied where none was measured.
+    -- slice: of the recent ones, or of the last that are tallied where none was measured.
     SELECT osgprod._ten_minutes(now() - greatest(interval '1 h', make_interval(secs => 2 * coalesce(
         (SELECT avg(u.rate * u.size) FROM osgprod_data.paces p CROSS JOIN LATERAL unnest(p.rates, p.sizes) AS u (rate, size)
           WHERE p.project_id = p_project_id AND p.site = ''),
-        (SELECT sum(t.ran_s) / nullif(sum(t.reports), 0) FROM osgprod_data.totals t
-          WHERE t.project_id = p_project_id AND t.outcome = 'done'), 0)::float8)))
+        (SELECT sum(t.ran_s) / sum(t.reports)
+           FROM (SELECT y.ran_s, y.reports FROM osgprod_data.tallies y
+                  WHERE y.project_id = p_project_id AND y.outcome = 'done' AND y.blocks > 0
+                  ORDER BY y.began_at DESC LIMIT 100) t), 0)::float8)))
 $fn$;

@@ -185,7 +185,7 @@ AS $fn$
         INSERT INTO osgprod_data.tallies (project_id, began_at, outcome, exit_code, site, reports, blocks, ran_s, last_at)
         SELECT l.project_id, osgprod._ten_minutes(l.reported_at), l.outcome, l.exit_code, l.site, count(*), sum(l.nblocks),
                sum(l.ran_s), max(l.reported_at)
-          FROM late l GROUP BY 1, 2, 3, 4, 5
+          FROM late l GROUP BY 1, 2, 3, 4, 5, l.nblocks > 0  -- as _tally does
     )
     INSERT INTO osgprod_data.totals AS t (project_id, outcome, reports, blocks, ran_s)
     SELECT l.project_id, l.outcome, count(*), sum(l.nblocks), sum(l.ran_s) FROM late l GROUP BY 1, 2

@@ -37,7 +37,7 @@ BEGIN
               FROM osgprod_data.reports r
               LEFT JOIN osgprod_data.tallied_sites n ON n.project_id = r.project_id AND n.site = r.site
              WHERE r.project_id = p_project.project_id AND r.reported_at >= v_from AND r.reported_at < v_until
-             GROUP BY 2, 3, 4, 5
+             GROUP BY 2, 3, 4, 5, r.nblocks > 0  -- merges in rows of their own
             RETURNING t.outcome, t.reports, t.blocks, t.ran_s
         )
         INSERT INTO osgprod_data.totals AS t (project_id, outcome, reports, blocks, ran_s)
@@ -72,7 +72,8 @@ AS $fn$
 -- Parameters: p_project_id  project;  p_since  beginning of ten minutes of the clock
 --             p_by_site  count reports that are not tallied by site, and not by time: a job chooses its site's name, so
 --                        there may be a row a report with both;  p_site  only this site, with p_by_site; NULL = all
--- Returns:    a row for each ten minutes, outcome, exit code and site, in two parts where they are not wholly tallied;
+-- Returns:    a row for each ten minutes, outcome, exit code and site, in two parts where they are not wholly tallied; reports of
+--             merges have their own rows, with 0 blocks (those that were tallied before 0.15.0 are among the others);
 --             the site of reports that are not tallied only with p_by_site, and then began_at is the beginning of the untallied time;
 --             ran_s [s] is a sum over slices; last_at: when the last of them came. Tallied sites beyond the first 200 are "other"
 DECLARE
@@ -91,7 +92,7 @@ BEGIN
            coalesce(sum(r.ran_s) FILTER (WHERE r.nblocks > 0), 0)::bigint, max(r.reported_at)
       FROM osgprod_data.reports r
      WHERE r.project_id = p_project_id AND r.reported_at >= v_until AND (p_site IS NULL OR r.site = p_site)
-     GROUP BY 1, 2, 3, 4;
+     GROUP BY 1, 2, 3, 4, r.nblocks > 0;
 END
 $fn$;
 
