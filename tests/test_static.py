@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
-from shim.snapshot import function_files
+from shim.snapshot import function_files, snapshots, source_of
+from sql.release import present_version
 from tests.support import CHECKOUT
 
 FUNCTIONS = CHECKOUT / "sql" / "functions"
 SNAPSHOT = CHECKOUT / "tests" / "schema.txt"
+MIGRATIONS = CHECKOUT / "sql" / "migrations"
+RELEASED = CHECKOUT / "tests" / "released.sha256"
 FUNCTION = re.compile(r"^CREATE FUNCTION osgprod\.(\w+)\s*\(.*?^\$fn\$;", re.MULTILINE | re.DOTALL)
 
 
@@ -169,6 +174,65 @@ def test_schema_is_the_one_in_the_snapshot(db: psycopg.Connection[dict[str, Any]
         SNAPSHOT.write_text(now)
     assert now == SNAPSHOT.read_text(), (
         f"the schema has changed; delete {Path(SNAPSHOT).name}, run this again, commit it"
+    )
+
+
+def wrong_with_released(migrations: Path, version: str) -> list[str]:
+    """What is wrong with the migrations of releases before this version, and what to do: a line for each file.
+
+    A database that applied one of them refuses a release in which it differs.
+    """
+    listed = {
+        Path(path).name: digest
+        for digest, path in (line.split() for line in RELEASED.read_text().splitlines())
+    }
+    there = {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in migrations.glob("[0-9]*.sql")
+    }
+    last = max(path.name[:4] for path in snapshots(migrations) if source_of(path)[0] != version)
+    faults = [
+        f"{name} was {'edited' if name in there else 'removed or renamed'} after its release:"
+        " put it back as it was, and write a new migration"
+        for name, digest in listed.items()
+        if there.get(name) != digest
+    ]
+    unlisted = sorted(name for name in there.keys() - listed.keys() if name[:4] <= last)
+    if unlisted:
+        faults.append(
+            f"{', '.join(unlisted)}: not in tests/released.sha256. A new migration gets a number after {last}."
+            f" If {last} is of a release: sha256sum"
+            f" {' '.join(f'sql/migrations/{name}' for name in unlisted)} >> tests/released.sha256"
+        )
+    return faults
+
+
+def test_migrations_of_releases_are_as_they_were_released() -> None:
+    faults = wrong_with_released(MIGRATIONS, present_version())
+    assert not faults, "\n".join(faults)
+
+
+def test_migration_of_a_release_that_is_edited_removed_or_added_is_named(tmp_path: Path) -> None:
+    migrations = Path(shutil.copytree(MIGRATIONS, tmp_path / "migrations"))
+    first, second, *_ = sorted(migrations.glob("[0-9]*.rollback.sql"))
+    first.write_text("-- edited")
+    second.unlink()
+    (migrations / "0003-another.sql").touch()
+    edited, removed, added = wrong_with_released(migrations, present_version())
+    assert edited.startswith(f"{first.name} was edited ") and removed.startswith(
+        f"{second.name} was removed "
+    )
+    assert added.startswith("0003-another.sql: not in ")
+
+
+def test_migrations_of_a_release_have_to_be_listed_once_the_version_is_raised(tmp_path: Path) -> None:
+    migrations = Path(shutil.copytree(MIGRATIONS, tmp_path / "migrations"))
+    new = [migrations / name for name in ("9000-tables.sql", "9001-functions.sql")]
+    for path in new:
+        path.write_text(f"-- Source: osgprod 99.0.0, sha256 {64 * '0'}\n")
+    assert "9000" not in "".join(wrong_with_released(migrations, "99.0.0"))
+    (fault,) = wrong_with_released(migrations, "99.1.0")
+    assert fault.endswith(
+        f"{' '.join(f'sql/migrations/{path.name}' for path in new)} >> tests/released.sha256"
     )
 
 
