@@ -65,6 +65,7 @@
 set +o posix # POSIXLY_CORRECT asks for it, and older versions then refuse < <(...)
 set -euo pipefail
 export -n SHELLOPTS BASHOPTS # else every bash program of the work would get these options
+umask u=rwx                  # this job must be able to read what it writes; what others may do stays as it is set
 IFS=$' \t\n'
 export LC_ALL=C
 export PATH="${PATH:+$PATH:}/usr/local/bin:/usr/bin:/bin" # some sites have an empty PATH
@@ -998,6 +999,7 @@ run_work() {
   await_signal "$work_status"
   end_group "$work_group" # the processes that it left in the background
   end_strays "OSGPROD_REPORT=$own/report.txt"
+  open_folders
   # The heartbeats go on until the report: delivery may take longer than the lease.
   { : >"$scratch/delivering"; } 2>/dev/null || stop_heartbeats
   work_group=""
@@ -1006,6 +1008,14 @@ run_work() {
   read_report "$own/report.txt"
   measure "$((SECONDS - began_s))" "$((ticks - began_ticks))"
   run print_log "$scratch/work.log" "$((MAX_LOG_BYTES / SLICES))" || true
+}
+
+# The work may have left this job's own folders such that this job can't use them.
+open_folders() {
+  local path
+  for path in "$scratch" "$scratch/work" "$scratch/work/.osgprod"; do
+    [[ -r "$path" && -w "$path" && -x "$path" ]] || chmod u+rwx "$path" 2>/dev/null || true
+  done
 }
 
 # Prints a file, of a long one the head and the tail. Arguments: file, greatest number of bytes
@@ -1272,16 +1282,17 @@ slice_file() {
   [[ "$name" != *.* ]] || slice_file="${name%.*}+$blocks.${name##*.}"
 }
 
-# Prints the files of the current folder that are outputs, each ended by a NUL: all but the work script's own folder, the files
-# that are this job's credentials, under any name, the files of a file system that the work has mounted, and sockets, which no
-# tarball can hold. Names begin with ./; the word "whole" at the end says that find was neither killed nor kept out of a folder.
+# Prints the files, symbolic links and folders below the current folder, each ended by a NUL: all but the work script's own folder, the
+# files that are this job's credentials, under any name, and the files of a file system that the work has mounted. A socket, a named
+# pipe or a device is no output. Names begin with ./; the word "whole" at the end says that find was neither killed nor kept out of a
+# folder.
 list_outputs() {
   local file
   local -a credentials=()
   for file in "${X509_USER_PROXY:-}" "${BEARER_TOKEN_FILE:-}" "${OSGPROD_MAGIC_FILE:-}"; do
     [[ ! -f "$file" ]] || credentials+=(! -samefile "$file")
   done
-  find . -xdev -path ./.osgprod -prune -o ! -type d ! -type s ${credentials[@]+"${credentials[@]}"} -print0 && printf 'whole\0'
+  find . -xdev -path ./.osgprod -prune -o \( -type f -o -type l -o -type d \) ${credentials[@]+"${credentials[@]}"} -print0 && printf 'whole\0'
 }
 
 # Is a file a core dump? Argument: file
@@ -1296,19 +1307,45 @@ is_core() {
   [[ "$magic" == $'\x7fELF' ]]
 }
 
-# Packs what the work left into a tarball. Prints the number of its files, without the log. Returns 137 when not all files could be
-# listed.
-# Arguments: folder of the work, its log, slice, tarball
+# The outputs are not such that they can be packed, and that is the work's doing, not the node's. Argument: why
+unfit() {
+  printf '%s\n' "${1//[[:cntrl:]]/?}" >&2
+  return "$EXIT_UNFIT"
+}
+
+# Makes all folders and files in a folder that this user owns readable for this user, but none of another file system. Argument: folder
+make_readable() {
+  make_writable "$1"
+  find "$1" -xdev -type f ! -perm -400 -exec chmod u+r {} \; 2>/dev/null || true
+}
+
+# May this job read a file that the work has left, or a folder and what is in it? What is mounted there is no output. Argument: path
+is_readable() {
+  if [[ -d "$1" ]]; then
+    [[ -r "$1" && -x "$1" ]] || is_mount_point "$PWD/$1"
+  else
+    [[ -r "$1" || ! -e "$1" ]]
+  fi
+}
+
+# Packs what the work left into a tarball. Prints the number of its files, without the log. Returns EXIT_UNFIT when the outputs can't be
+# packed as they are, and 137 when not all files could be listed.
+# Arguments: folder of the work, its log, slice, tarball, log-only = without the outputs
 pack_outputs() {
   local file is_whole=false
-  local -a files=()
+  local -a files=() codes=(0 0 0)
   slice_file "$3"
-  cd "$1" || return
-  while IFS= read -r -d '' file; do
+  cd "$1" 2>/dev/null || unfit "the work has left its folder such that this job may not enter it: $1" || return
+  while [[ "${5:-}" != log-only ]] && IFS= read -r -d '' file; do
     if [[ "$file" == whole ]]; then
       is_whole=true
     elif [[ "$file" == "./$slice_file" || "$file" == ./osgprod_work.log ]]; then
       rm -f "$file"
+    elif [[ ! -L "$file" ]] && ! is_readable "$file"; then
+      unfit "the work has left a file or folder that this job may not read: ${file#./}"
+      return
+    elif [[ -d "$file" && ! -L "$file" ]]; then
+      continue
     elif is_core "$file"; then
       size_of "$file"
       log "left out: core dump ${file#./}, $size_of bytes"
@@ -1317,10 +1354,17 @@ pack_outputs() {
       files[${#files[@]}]="$file"
     fi
   done < <(list_outputs)
-  $is_whole || return 137
+  $is_whole || [[ "${5:-}" == log-only ]] || return 137
   printf '%d\n' "${#files[@]}"
   ! tail -c 100000 "$2" >osgprod_work.log 2>/dev/null || files[${#files[@]}]=./osgprod_work.log
-  printf '%s\0' ${files[@]+"${files[@]}"} | tar -cf - --no-recursion --null -T - | gzip >"$4"
+  printf '%s\0' ${files[@]+"${files[@]}"} | tar -cf - --no-recursion --null -T - | gzip >"$4" || codes=("${PIPESTATUS[@]}")
+  ((codes[2] == 0)) || return "${codes[2]}"
+  ((codes[1] != 1)) || return "$EXIT_UNFIT" # a file has changed: tar has named it
+  ((codes[1] != 2)) || for file in ${files[@]+"${files[@]}"}; do
+    [[ -e "$file" || -L "$file" ]] || unfit "a file vanished while it was packed: ${file#./}" || return
+  done
+  ((codes[1] == 0)) || return "${codes[1]}"
+  return "${codes[0]}"
 }
 
 # --- storage -----------------------------------------------------------------------------------------------------
@@ -1651,7 +1695,8 @@ unsend() {
 
 # --- how the attempt ends ----------------------------------------------------------------------------------------
 
-readonly EXIT_NOT_DELIVERED=74 EXIT_NOT_FETCHED=75 EXIT_MISCONFIGURED=40 # as reported
+readonly EXIT_NOT_DELIVERED=74 EXIT_NOT_FETCHED=75 EXIT_MISCONFIGURED=40 EXIT_UNFIT=77 # as reported
+readonly PACK_TRIES=3
 
 output_url=""   # where the tarball is, when it was delivered
 is_judged=false # did the server call a success a failure?
@@ -1897,8 +1942,15 @@ keep_for_later() {
 # Arguments: name of the tarball, slice, seconds between heartbeats
 finish_success() {
   local name="$1" count adler bytes events code=0 list rest
-  if ! pack "$2" "$unreported.tar.gz"; then
+  pack "$2" "$unreported.tar.gz" || code=$?
+  if ((code > 0)); then
     public_text 500 "the outputs could not be packed: $pack_error"
+    if ((code == EXIT_UNFIT)); then # the work's doing: each node would have them like that
+      log "$plain_text"
+      reported["fault"]=""
+      finish_failure "$EXIT_UNFIT" "$1" "$2" "$plain_text"
+      return
+    fi
     report "$EXIT_NOT_FETCHED" fault node reason "$plain_text" || return "$EXIT_LATER"
     return "$EXIT_NODE_FAULT"
   fi
@@ -1956,17 +2008,22 @@ recycle_command() {
   printf '%s' "osgprod slices recycle $OSGPROD_PROJECT --state done --cluster $cluster --process $process"
 }
 
-# Packs what the work left. Sets packed to the number of outputs, and pack_error to why that failed. When somebody has killed a program, it
-# packs once more. Arguments: slice, tarball
+# Packs what the work left. Sets packed to the number of outputs, and pack_error to why that failed. Returns what pack_outputs returns. It
+# packs again when somebody has killed a program, and when the outputs are unfit: files that this job owns are made readable, and those
+# of some network file systems seem to change for a moment. Arguments: as of pack_outputs, without the first two
 pack() {
   local try code
   leftover="$2"
-  for try in 1 2; do
+  for ((try = 1; ; try++)); do
     code=0
-    capture_both pack_outputs "$scratch/work" "$scratch/work.log" "$1" "$2" || code=$?
+    capture_both pack_outputs "$scratch/work" "$scratch/work.log" "$@" || code=$?
     [[ -z "$captured_errors" ]] || printf '%s\n' "$captured_errors" >&2 || true
-    ((code > 128)) || break
+    (((code == EXIT_UNFIT || code > 128) && try < PACK_TRIES)) || break
+    ((code == EXIT_UNFIT)) || continue
+    make_readable "$scratch/work"
+    pause 1
   done
+  captured_errors="${captured_errors%$'\n'tar: Exiting with failure status*}" # the line before it says why
   pack_error="${captured_errors##*$'\n'}"
   pack_error="${pack_error:-a program ended with $code}"
   ((code == 0)) || rm -f "$2"
@@ -1991,11 +2048,8 @@ leave_failure() {
   free_path "$1"
   file="$free_path"
   output_url=""
-  if [[ "${3:-}" == log-only ]]; then
-    make_writable "$scratch/work"
-    find "$scratch/work" -xdev -mindepth 1 ! -path "$scratch/work/.osgprod*" -delete 2>/dev/null || true
-  fi
-  pack "$2" "$file" || return 0
+  # Outputs that can't be packed must not take the log along.
+  pack "$2" "$file" "${3:-}" || pack "$2" "$file" log-only || return 0
   measure_file "$file"
   send_outputs "$file" "${file##*/}" "$bytes" "$adler" 1 || true
 }

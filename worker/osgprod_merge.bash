@@ -45,6 +45,7 @@
 set +o posix # POSIXLY_CORRECT asks for it, and older versions then refuse < <(...)
 set -euo pipefail
 export -n SHELLOPTS BASHOPTS # else every bash program of the work would get these options
+umask u=rwx                  # this job must be able to read what it writes; what others may do stays as it is set
 IFS=$' \t\n'
 export LC_ALL=C
 export PATH="${PATH:+$PATH:}/usr/local/bin:/usr/bin:/bin" # some sites have an empty PATH

@@ -1,7 +1,8 @@
 # shellcheck shell=bash
 # --- how the attempt ends ----------------------------------------------------------------------------------------
 
-readonly EXIT_NOT_DELIVERED=74 EXIT_NOT_FETCHED=75 EXIT_MISCONFIGURED=40 # as reported
+readonly EXIT_NOT_DELIVERED=74 EXIT_NOT_FETCHED=75 EXIT_MISCONFIGURED=40 EXIT_UNFIT=77 # as reported
+readonly PACK_TRIES=3
 
 output_url=""   # where the tarball is, when it was delivered
 is_judged=false # did the server call a success a failure?
@@ -247,8 +248,15 @@ keep_for_later() {
 # Arguments: name of the tarball, slice, seconds between heartbeats
 finish_success() {
   local name="$1" count adler bytes events code=0 list rest
-  if ! pack "$2" "$unreported.tar.gz"; then
+  pack "$2" "$unreported.tar.gz" || code=$?
+  if ((code > 0)); then
     public_text 500 "the outputs could not be packed: $pack_error"
+    if ((code == EXIT_UNFIT)); then # the work's doing: each node would have them like that
+      log "$plain_text"
+      reported["fault"]=""
+      finish_failure "$EXIT_UNFIT" "$1" "$2" "$plain_text"
+      return
+    fi
     report "$EXIT_NOT_FETCHED" fault node reason "$plain_text" || return "$EXIT_LATER"
     return "$EXIT_NODE_FAULT"
   fi
@@ -306,17 +314,22 @@ recycle_command() {
   printf '%s' "osgprod slices recycle $OSGPROD_PROJECT --state done --cluster $cluster --process $process"
 }
 
-# Packs what the work left. Sets packed to the number of outputs, and pack_error to why that failed. When somebody has killed a program, it
-# packs once more. Arguments: slice, tarball
+# Packs what the work left. Sets packed to the number of outputs, and pack_error to why that failed. Returns what pack_outputs returns. It
+# packs again when somebody has killed a program, and when the outputs are unfit: files that this job owns are made readable, and those
+# of some network file systems seem to change for a moment. Arguments: as of pack_outputs, without the first two
 pack() {
   local try code
   leftover="$2"
-  for try in 1 2; do
+  for ((try = 1; ; try++)); do
     code=0
-    capture_both pack_outputs "$scratch/work" "$scratch/work.log" "$1" "$2" || code=$?
+    capture_both pack_outputs "$scratch/work" "$scratch/work.log" "$@" || code=$?
     [[ -z "$captured_errors" ]] || printf '%s\n' "$captured_errors" >&2 || true
-    ((code > 128)) || break
+    (((code == EXIT_UNFIT || code > 128) && try < PACK_TRIES)) || break
+    ((code == EXIT_UNFIT)) || continue
+    make_readable "$scratch/work"
+    pause 1
   done
+  captured_errors="${captured_errors%$'\n'tar: Exiting with failure status*}" # the line before it says why
   pack_error="${captured_errors##*$'\n'}"
   pack_error="${pack_error:-a program ended with $code}"
   ((code == 0)) || rm -f "$2"
@@ -341,11 +354,8 @@ leave_failure() {
   free_path "$1"
   file="$free_path"
   output_url=""
-  if [[ "${3:-}" == log-only ]]; then
-    make_writable "$scratch/work"
-    find "$scratch/work" -xdev -mindepth 1 ! -path "$scratch/work/.osgprod*" -delete 2>/dev/null || true
-  fi
-  pack "$2" "$file" || return 0
+  # Outputs that can't be packed must not take the log along.
+  pack "$2" "$file" "${3:-}" || pack "$2" "$file" log-only || return 0
   measure_file "$file"
   send_outputs "$file" "${file##*/}" "$bytes" "$adler" 1 || true
 }

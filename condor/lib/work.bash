@@ -68,6 +68,7 @@ run_work() {
   await_signal "$work_status"
   end_group "$work_group" # the processes that it left in the background
   end_strays "OSGPROD_REPORT=$own/report.txt"
+  open_folders
   # The heartbeats go on until the report: delivery may take longer than the lease.
   { : >"$scratch/delivering"; } 2>/dev/null || stop_heartbeats
   work_group=""
@@ -76,6 +77,14 @@ run_work() {
   read_report "$own/report.txt"
   measure "$((SECONDS - began_s))" "$((ticks - began_ticks))"
   run print_log "$scratch/work.log" "$((MAX_LOG_BYTES / SLICES))" || true
+}
+
+# The work may have left this job's own folders such that this job can't use them.
+open_folders() {
+  local path
+  for path in "$scratch" "$scratch/work" "$scratch/work/.osgprod"; do
+    [[ -r "$path" && -w "$path" && -x "$path" ]] || chmod u+rwx "$path" 2>/dev/null || true
+  done
 }
 
 # Prints a file, of a long one the head and the tail. Arguments: file, greatest number of bytes

@@ -18,11 +18,22 @@ import pytest
 
 from shim.database import call
 from tests.support import CHECKOUT, PATIENCE_S, LiveShim, World, wait_until
-from tests.worker.conftest import EXEC, SHIPPED, Node, kill, names, report_of, slow, state, wait_for_end
+from tests.worker.conftest import (
+    EXEC,
+    SHIPPED,
+    Node,
+    is_root,
+    kill,
+    names,
+    reachable_for_all,
+    report_of,
+    slow,
+    state,
+    wait_for_end,
+)
 from tests.worker.site import Site
 
 DONE, FAILED, NODE_FAULT, LATER, REFUSED, TERM = 0, 10, 20, 30, 40, 143
-is_root = pytest.mark.skipif(os.geteuid() != 0, reason="hiding parts of a node takes root")
 
 LAST_WORDS = [
     (r"temperature 20\xb0 too high", "temperature 20 too high"),
@@ -331,13 +342,6 @@ def test_any_list_of_outputs_is_reported_and_a_number_of_events_that_is_none_is_
     report = report_of(world)
     # The file with the number is an output, too.
     assert (report["outcome"], report["outputs"], report["events"]) == ("done", outputs + 1, None)
-
-
-def reachable_for_all(folder: Path) -> None:
-    """Jobs that don't run as root may enter and write all folders, but not those of the database."""
-    for path in [folder, *folder.rglob("*")]:
-        if path.is_dir() and "pg" not in path.name:
-            path.chmod(0o777)
 
 
 @is_root
@@ -1107,7 +1111,7 @@ def test_scripts_use_what_bash_4_2_has() -> None:
                 assert not re.search(pattern, code), f"{script}:{number}: {name}"
     # "${a[@]}" of an empty array is an error there under set -u: only arrays that can't be empty are written so.
     plain = re.findall(r'(?<!\+)"\$\{(\w+)\[@\]\}"', (CHECKOUT / "condor/osgprod_exec.sh").read_text())
-    assert set(plain) == {"CURL", "SIGNALS"}
+    assert set(plain) == {"CURL", "PIPESTATUS", "SIGNALS"}
     plain = re.findall(r'(?<!\+)"\$\{(\w+)\[@\]\}"', (CHECKOUT / "worker/osgprod_work.bash").read_text())
     ours = {"CURL", "reconstruction", "inputs", "doors", "urls", "caches"}
     assert set(plain) == {*ours, "osgprod_pieces", "osgprod_source_urls"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tarfile
 import time
 import urllib.parse
 import zlib
@@ -11,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.worker.conftest import Node, living, names, slow
+from tests.support import PATIENCE_S, wait_until
+from tests.worker.conftest import Node, is_root, living, names, reachable_for_all, slow
 from tests.worker.site import Site
 
-DONE = 0
+DONE, FAILED, NODE_FAULT = 0, 10, 20
 TOKEN = "token-of-the-attempt"
 
 
@@ -224,6 +226,119 @@ def test_files_with_any_name_are_packed_and_counted_and_core_dumps_are_left_out_
     assert names(node.folder / "job_7_1.tar.gz") == packed
     assert reported(server)["outputs"] == "7", "with the link, without the empty folder"
     assert re.search(r"left out: core dump d/core.123, \d+ bytes", log)
+
+
+def as_nobody(node: Node) -> tuple[str, ...]:
+    """A command before a job that must not run as root, which may read everything."""
+    reachable_for_all(node.folder.parent)
+    node.environment.update(TMPDIR=str(node.folder))
+    del node.environment["_CONDOR_SCRATCH_DIR"]
+    return ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+
+
+@is_root
+@pytest.mark.parametrize("leaves", ["chmod 0 d/e d c", *slow("chmod 0 .", "chmod 0 .. .", "chmod 500 .. .")])
+def test_outputs_that_the_work_has_made_unreadable_for_itself_are_packed(
+    node: Node, server: Site, leaves: str
+) -> None:
+    recon = node.program("recon", f"mkdir -p d/e; echo a >a; echo b >d/e/b; echo c >c; {leaves}")
+    code, log = node.run(1, *as_nobody(node), OSGPROD_RECON=recon)
+    assert code == DONE, log
+    assert names(node.folder / "job_7_1.tar.gz") == {"a", "d/e/b", "c", "osgprod_work.log"}
+    assert reported(server)["outputs"] == "3"
+
+
+@is_root
+def test_umask_that_takes_a_jobs_own_rights_stops_nothing(node: Node, server: Site) -> None:
+    umask = ("/bin/bash", "-c", 'umask 777; exec "$@"', "-")
+    recon = node.program("recon", "echo a >a; umask >umask")
+    code, log = node.run(1, *as_nobody(node), *umask, OSGPROD_RECON=recon)
+    assert code == DONE, log
+    assert names(node.folder / "job_7_1.tar.gz") == {"a", "umask", "osgprod_work.log"}
+
+
+@is_root
+@pytest.mark.parametrize(("kind", "name"), [("d", "di\nr"), *slow(("f", "file"))])
+def test_outputs_that_the_work_has_left_unreadable_fail_by_its_doing_and_are_not_packed_in_part(
+    node: Node, server: Site, kind: str, name: str
+) -> None:
+    """Made by another user in a container, for example. Each node would have them so: none is to be blamed."""
+    recon = node.program(
+        "recon",
+        "echo words; echo a >a; pwd -P >../../at.new; mv ../../at{.new,}; until [[ -e go ]]; do sleep 0.02; done",
+    )
+    job = node.start(1, *as_nobody(node), OSGPROD_RECON=recon)
+    at = node.folder / "at"
+    wait_until(at.exists, "the work runs")
+    theirs = Path(at.read_text().rstrip("\n"), name)
+    theirs.mkdir(mode=0o700) if kind == "d" else theirs.touch(mode=0o600)
+    Path(theirs.parent, "go").touch()
+    log, _ = job.communicate(timeout=PATIENCE_S)
+    assert job.returncode == FAILED, log
+    report = reported(server)
+    assert (report["exitcode"], report.get("fault")) == ("77", None)
+    assert report["reason"] == (
+        "the outputs could not be packed: the work has left a file or folder that this job may not read: "
+        + name.replace("\n", "?")
+    )
+    assert report["log_tail"] == "words", "the log is sent all the same"
+    assert {path.name for path in node.folder.glob("*.tar.gz")} == {"failed_job_7_1.tar.gz"}
+    assert names(node.folder / "failed_job_7_1.tar.gz") == {"osgprod_work.log"}
+
+
+@pytest.mark.parametrize(("ends", "code"), [(True, DONE), (False, FAILED)])
+def test_output_that_changes_while_it_is_packed_is_packed_again_and_blames_no_node(
+    node: Node, server: Site, ends: bool, code: int
+) -> None:
+    """By a process of another user, which the job can't end; or it seems so on a network file system."""
+    (node.folder.parent / "bin").mkdir()
+    node.program(
+        "bin/tar",
+        f'[[ -e once ]] || {{ {"touch once" if ends else "true"}; echo "tar: ./a: file changed as we read it" >&2\n'
+        '[[ " $(tr "\\0" " ") " != *" ./a "* ]] || exit 1; }; exec /usr/bin/tar "$@"',
+    )
+    path = f"{node.folder.parent}/bin:/usr/bin:/bin"
+    assert node.run(1, PATH=path, OSGPROD_RECON=node.program("recon", "echo a >a"))[0] == code
+    report = reported(server)
+    assert report["exitcode"] == ("0" if ends else "77")
+    assert ends or report["reason"] == "the outputs could not be packed: tar: ./a: file changed as we read it"
+
+
+@pytest.mark.parametrize("tries", [1, 3])
+def test_output_that_vanishes_while_it_is_packed_blames_no_node(node: Node, server: Site, tries: int) -> None:
+    (node.folder.parent / "bin").mkdir()
+    recon = node.program("recon", "touch 1 2 3 4")
+    node.program("bin/tar", f'rm -f "$(ls | grep -m 1 "[1-{tries}]")"; exec /usr/bin/tar "$@"')
+    code, log = node.run(1, PATH=f"{node.folder.parent}/bin:/usr/bin:/bin", OSGPROD_RECON=recon)
+    report = reported(server)
+    if tries == 1:
+        assert (code, report["outputs"]) == (DONE, "3"), log
+    else:
+        assert (code, report["exitcode"]) == (FAILED, "77"), log
+        assert report["reason"].endswith("a file vanished while it was packed: 3")
+
+
+def test_tar_that_fails_otherwise_is_the_nodes_fault_in_its_own_words(node: Node, server: Site) -> None:
+    (node.folder.parent / "bin").mkdir()
+    node.program(
+        "bin/tar",
+        'echo "tar: ./a: Cannot read: Input/output error\n'
+        'tar: Exiting with failure status due to previous errors" >&2; exit 2',
+    )
+    recon = node.program("recon", "echo a >a")
+    assert node.run(1, PATH=f"{node.folder.parent}/bin:/usr/bin:/bin", OSGPROD_RECON=recon)[0] == NODE_FAULT
+    report = reported(server)
+    assert (report["exitcode"], report["fault"]) == ("75", "node")
+    assert report["reason"] == "the outputs could not be packed: tar: ./a: Cannot read: Input/output error"
+
+
+def test_only_files_and_links_are_outputs(node: Node, server: Site) -> None:
+    recon = node.program("recon", "echo a >a; ln -s none dangling; ln -s . loop; mkfifo fifo")
+    code, log = node.run(1, OSGPROD_RECON=recon)
+    assert code == DONE, log
+    assert reported(server)["outputs"] == "3"
+    with tarfile.open(node.folder / "job_7_1.tar.gz") as archive:
+        assert sorted(archive.getnames()) == ["./a", "./dangling", "./loop", "./osgprod_work.log"]
 
 
 # --- output and secrets --------------------------------------------------------------------------------------
