@@ -25,7 +25,10 @@ from shim.database import call
 from shim.local.embedded import NOT_DURABLE, SUPERUSER, Server
 from tests import prepared
 from tests.databases import Databases
-from tests.support import CHECKOUT, LiveShim, Run, World, run_osgprod, server_folder
+from tests.support import CHECKOUT, LiveShim, Run, World, run_osgprod, server_folder, server_logs
+
+LOGS = pytest.StashKey[dict[Path, int]]()
+LOG_LINES = 30  # that a failure shows of each
 
 # Started with & by a script, or with nohup, we and all programs that the tests start would not hear Ctrl-C or a hangup:
 # a signal that is ignored when a bash script starts can't be trapped there.
@@ -86,6 +89,29 @@ def import_tests(session: pytest.Session) -> None:
     for path in files[first:] + files[:first]:
         with contextlib.suppress(Exception):  # pytest imports it again, and reports it
             importlib.import_module(".".join(path.relative_to(CHECKOUT).with_suffix("").parts))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    item.stash[LOGS] = server_logs()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failure shows what the servers have written to their logs since the test began, and how busy the machine is."""
+    report = yield
+    if report.failed:
+        load = ", ".join(f"{number:.1f}" for number in os.getloadavg())
+        report.sections.append(("machine", f"load {load} on {os.cpu_count()} processors"))
+        for path in server_logs():
+            with path.open("rb") as log, contextlib.suppress(OSError):
+                log.seek(item.stash.get(LOGS, {}).get(path, 0))
+                lines = log.read().decode(errors="replace").splitlines()
+                if lines:
+                    report.sections.append((f"end of {path}", "\n".join(lines[-LOG_LINES:])))
+    return report
 
 
 @pytest.fixture(scope="session", autouse=True)

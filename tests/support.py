@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -39,6 +41,8 @@ Run = Callable[..., Result]  # see run_osgprod
 TOKEN = "a long enough token"  # of viewers or operators, at least 16 characters
 WORKER_ROLE = " options='-c role=osgprod_worker'"
 BLOCK_BYTES, BLOCK_EVENTS = 1000, 10
+SERVER_FOLDERS: list[Path] = []  # made by this process; see server_folder
+_ports = itertools.count()  # see free_port
 
 
 def real_files() -> Path:
@@ -221,7 +225,7 @@ class World:
 
     def at_once(self, count: int, function: Any) -> list[Any]:
         """Calls function(n, connection) from so many connections at the same moment."""
-        barrier = threading.Barrier(count)
+        barrier = threading.Barrier(count, timeout=PATIENCE_S)
 
         def one(n: int) -> Any:
             with connect(self.dsn) as connection:
@@ -284,33 +288,67 @@ def run_each(
     ]
 
 
-def wait_until(is_so: Callable[[], object], what: str) -> None:
+def wait_until(
+    is_so: Callable[[], object],
+    what: str,
+    process: subprocess.Popen[Any] | None = None,
+    seen: Callable[[], object] = str,
+    pause_s: float = 0.01,
+) -> None:
     """Asks until it is so.
 
     Parameters
     ----------
     is_so
-        Tells it by a value that is true.
+        Returns a value that is true then.
     what
         Is awaited; for the error after PATIENCE_S.
+    process
+        Has to run until then; its end is an error at once.
+    seen
+        Returns what an error shows, like the end of a log.
+    pause_s
+        Between two questions.
     """
     end = time.monotonic() + PATIENCE_S
     while not is_so():
-        assert time.monotonic() < end, f"not so after {PATIENCE_S:.0f} s: {what}"
-        time.sleep(0.01)
+        if process is not None and process.poll() is not None and not is_so():
+            raise AssertionError(f"the process ended with {process.returncode} before: {what}\n{seen()}")
+        assert time.monotonic() < end, f"not so after {PATIENCE_S:.0f} s: {what}\n{seen()}"
+        time.sleep(pause_s)
 
 
 def server_folder(what: str) -> Path:
     """A new folder for a server's data, in memory where there is room. Its name says whose it is: see tests/tidy.py."""
     run = os.environ.get("PYTEST_TIDY_PID", os.getpid())
-    return Path(tempfile.mkdtemp(prefix=f"osgprod-{run}-{what}-", dir=memory_or_temporary()))
+    folder = Path(tempfile.mkdtemp(prefix=f"osgprod-{run}-{what}-", dir=memory_or_temporary()))
+    SERVER_FOLDERS.append(folder)
+    return folder
+
+
+def server_logs() -> dict[Path, int]:
+    """The logs of the servers in these folders that are there now, and their sizes [bytes]."""
+    SERVER_FOLDERS[:] = [folder for folder in SERVER_FOLDERS if folder.exists()]
+    logs = [
+        path
+        for folder in SERVER_FOLDERS
+        for path in (*folder.glob("server.log"), *folder.glob("*/server.log"))
+    ]
+    return {path: path.stat().st_size for path in logs}
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 where nobody listens; it is ours only once somebody listens there."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port of 127.0.0.1 where nobody listens, for a program that has to be told one.
+
+    It is below those that the kernel gives to sockets that ask for any: another test does not get it meanwhile.
+    """
+    lowest, count = 10_000, 20_000  # Linux gives ports from 32768 on
+    while True:
+        # Each process begins elsewhere, and none gives a port twice.
+        port = lowest + (97 * os.getpid() + next(_ports)) % count
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def blocks_of(answers: list[dict[str, Any]]) -> list[tuple[str, int]]:
