@@ -927,7 +927,7 @@ def test_missing_password_of_the_database_is_named(run: Run) -> None:
         thread = threading.Thread(target=ask_for_a_password)
         thread.start()
         where = f"host=127.0.0.1 port={server.getsockname()[1]} user=me dbname=d"
-        quiet = "sslmode=disable gssencmode=disable passfile=/nonexistent connect_timeout=60"
+        quiet = "sslmode=disable gssencmode=disable passfile=/nonexistent connect_timeout=120"
         result = run("status", env={"OSGPROD_DSN": f"{where} {quiet}"})
         thread.join()
     assert result.exit_code == 3 and "hint: put the password into ~/.pgpass" in result.stderr
@@ -1106,10 +1106,10 @@ def test_status_watch_looks_again_until_it_is_stopped(busy: World) -> None:
         cwd=CHECKOUT, env={**os.environ, "OSGPROD_DSN": busy.dsn}, stdout=subprocess.PIPE, text=True, bufsize=1,
     )  # fmt: skip
     assert watching.stdout is not None
-    seen, end = 0, time.monotonic() + PATIENCE_S
+    seen = 0
     for line in watching.stdout:
         seen += line == "]\n"
-        if seen == 3 or time.monotonic() > end:
+        if seen == 3:
             break
     watching.send_signal(signal.SIGINT)
     try:

@@ -30,7 +30,7 @@ from shim.version import OURS
 from shim.web.guard import Guard
 from shim.web.metrics import Metrics
 from tests import production
-from tests.support import PATIENCE_S, TOKEN, LiveShim, Run, World
+from tests.support import PATIENCE_S, TOKEN, LiveShim, Run, World, wait_until
 
 HOSTILE = """<script>alert(1)</script>"'&{{7*7}}"""
 MakeShim = Callable[..., LiveShim]
@@ -400,11 +400,16 @@ def test_page_costs_hardly_more_when_a_hundred_times_as_many_slices_are_done(
     shim = shim_with()
 
     times: dict[str, list[float]] = {"small": [], "large": []}
-    for name in list(times) * 6:  # in turn: what else the machine does hits both
-        started = time.perf_counter()
-        assert shim.raw(f"project/{name}").status_code == 200
-        times[name].append(time.perf_counter() - started)
-    assert min(times["large"]) < 2.5 * min(times["small"])
+
+    def costs_about_the_same() -> bool:
+        for name in list(times) * 3:  # in turn: what else the machine does hits both
+            started = time.perf_counter()
+            assert shim.raw(f"project/{name}").status_code == 200
+            times[name].append(time.perf_counter() - started)
+        return len(times["small"]) >= 6 and min(times["large"]) < 2.5 * min(times["small"])
+
+    # On a busy machine it takes many before one of each is not held up.
+    wait_until(costs_about_the_same, "a page of many slices costs about as much", seen=lambda: times)
     world.db.execute("DELETE FROM osgprod_data.slices")  # their history is cut short
     world.db.execute("DELETE FROM osgprod_data.reports")
     world.db.execute("DELETE FROM osgprod_data.loaded_files")
@@ -419,7 +424,9 @@ def test_page_that_takes_too_long_for_the_database_is_given_up(
         busy.db.execute("LOCK osgprod_data.loaded_files IN ACCESS EXCLUSIVE MODE")
         answer = shim.raw("project/p")
     assert answer.status_code == 503 and "Not possible now" in answer.text
-    monkeypatch.setattr("shim.dashboard.reader.LONGEST_QUERY", "5s")  # 30 ms are not enough on a busy machine
+    monkeypatch.setattr(
+        "shim.dashboard.reader.LONGEST_QUERY", "60s"
+    )  # 30 ms are not enough on a busy machine
     assert shim.raw("project/p").status_code == 200, "and the next one is not held up by it"
 
 

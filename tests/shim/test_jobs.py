@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
@@ -19,9 +20,11 @@ from shim.cli.jobs import HELD, IDLE, RUNNING, jobs_to_submit
 from shim.database import call
 from tests.support import PATIENCE_S, Run, World, wait_until
 
-# A queue in a file, a job a line: what condor_q prints of it. condor_submit adds as many lines as count says.
-CONDOR_Q = '#!/bin/bash\necho "$@" >> asked; cat queue\n'
+# A queue in a file, a job a line: what condor_q prints of it. condor_submit adds as many lines as count says. Both, and
+# a test that takes a job from the queue, lock it.
+CONDOR_Q = '#!/bin/bash\nexec 9>>lock; flock 9\necho "$@" >> asked; cat queue\n'
 CONDOR_SUBMIT = """#!/bin/bash
+exec 9>>lock; flock 9
 echo "$@" >> submitted
 for word; do [[ $word == count=* ]] && count=${word#count=}; done
 for ((n = 0; n < count; n++)); do echo 1 >> queue; done
@@ -159,14 +162,15 @@ def test_queue_is_kept_filled_until_the_project_is_complete(world: World, queue:
     )
     try:
         for process in range(12):
-            while not (queue / "queue").read_text():
-                assert keeper.poll() is None
+            wait_until((queue / "queue").read_text, f"job {process} is in the queue", keeper)
             world.checkout(process)
-            lines = (queue / "queue").read_text().splitlines(keepends=True)
-            assert len(lines) <= 5
-            (queue / "queue").write_text("".join(lines[1:]))  # it has begun, and ended
+            with (queue / "lock").open("a") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                lines = (queue / "queue").read_text().splitlines(keepends=True)
+                assert len(lines) <= 5
+                (queue / "queue").write_text("".join(lines[1:]))  # it has begun, and ended
             assert world.report(process)["status"] == "done"
-        output, _ = keeper.communicate(timeout=60)
+        output, _ = keeper.communicate(timeout=PATIENCE_S)
     finally:
         keeper.kill()
     assert keeper.returncode == 0

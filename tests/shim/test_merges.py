@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from shim.web import timer
-from tests.support import LiveShim, World
+from tests.support import LiveShim, World, wait_until
 
 MERGE = b"""#!/usr/bin/env bash
 # source:
@@ -47,6 +46,13 @@ def merging(world: World, shim: LiveShim) -> World:
         shim.report(n, output_url=f"https://s/{n}$(touch x)'.tgz", output_bytes=5, output_adler32="ab")
     world.tick()
     return world
+
+
+def why_no_merges(world: World) -> str | None:
+    row = world.db.execute("SELECT osgprod._why_no_merges(p) AS why FROM osgprod_data.projects p").fetchone()
+    assert row
+    why: str | None = row["why"]
+    return why
 
 
 def versions(world: World) -> list[tuple[Any, ...]]:
@@ -117,25 +123,14 @@ def test_merge_script_that_can_not_be_used_is_not_handed_out_and_is_on_record(
     if text is not None:
         script.write_bytes(text)
     assert shim.checkout(7).headers["Osgprod-Status"] == "no-work"
-    end = time.monotonic() + 60
-    while True:  # until the shim's timer has noted its answers
-        row = merging.db.execute(
-            "SELECT osgprod._why_no_merges(p) AS why FROM osgprod_data.projects p"
-        ).fetchone()
-        assert row
-        if row["why"] or time.monotonic() > end:
-            break
-        time.sleep(0.1)
-    assert row["why"].startswith(why)
+    wait_until(lambda: why_no_merges(merging), "the shim's timer has noted its answers")
+    assert str(why_no_merges(merging)).startswith(why)
     merging.add_file(1, seqno=2)
     assert shim.checkout(7).headers["Osgprod-Task"] == "slice"
     monkeypatch.setattr("shim.workscript.RETRY_S", 0.0)
     script.write_bytes(MERGE)
     assert shim.checkout(8).headers["Osgprod-Task"] == "merge"
-    row = merging.db.execute(
-        "SELECT osgprod._why_no_merges(p) AS why FROM osgprod_data.projects p"
-    ).fetchone()
-    assert row == {"why": None}
+    assert why_no_merges(merging) is None
 
 
 def test_changed_merge_script_is_served_at_once(merging: World, shim: LiveShim, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -18,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from shim.database import call
 from shim.web.metrics import Metrics
-from tests.support import CHECKOUT, PATIENCE_S, WORKER_ROLE, LiveShim, World
+from tests.support import CHECKOUT, PATIENCE_S, WORKER_ROLE, LiveShim, World, wait_until
 
 MONITORING = CHECKOUT / "deploy" / "monitoring"
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -108,11 +109,12 @@ def two_processes(world: World, folder: Path) -> Iterator[tuple[str, subprocess.
     environment.pop("PROMETHEUS_MULTIPROC_DIR", None)
     server = subprocess.Popen(
         [sys.executable, "-m", "shim", "serve", "--port", "0", "--workers", "2"],
-        cwd=CHECKOUT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        cwd=CHECKOUT, env=environment, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert server.stdout is not None
-    url = server.stdout.readline().split()[1].rstrip(",")
-    yield url, server
+    line = server.stdout.readline()
+    assert line.startswith("serving "), line
+    yield line.split()[1].rstrip(","), server
     server.terminate()
     server.communicate(timeout=PATIENCE_S)
 
@@ -130,16 +132,17 @@ def pids(url: str, requests: int) -> set[int]:
 def test_several_processes_add_up_and_a_killed_one_takes_no_count_with_it(
     two_processes: tuple[str, subprocess.Popen[str]],
 ) -> None:
-    url, _ = two_processes
-    end, asked, seen = time.monotonic() + PATIENCE_S, 0, set[int]()
-    while len(seen) < 2 and time.monotonic() < end:
-        try:
+    url, server = two_processes
+    asked, seen = 0, set[int]()
+
+    def have_answered() -> bool:
+        nonlocal asked, seen
+        with contextlib.suppress(httpx.TransportError):  # not yet listening
             seen |= pids(url, 10)
-        except httpx.TransportError:  # not yet listening
-            time.sleep(0.05)
-            continue
-        asked += 10
-    assert len(seen) == 2, "both processes answered"
+            asked += 10
+        return len(seen) == 2
+
+    wait_until(have_answered, "both processes answer", server)
     for _ in range(4):
         found = samples(httpx.get(f"{url}/metrics", timeout=PATIENCE_S, verify=False).text)
         assert value(found, "osgprod_requests_total", route="healthz", status="200") >= asked
@@ -147,13 +150,15 @@ def test_several_processes_add_up_and_a_killed_one_takes_no_count_with_it(
     assert value(found, "osgprod_pool_connections", state="most") in (8, 16)
 
     os.kill(min(seen), signal.SIGKILL)
-    end = time.monotonic() + PATIENCE_S
-    while time.monotonic() < end:
-        try:
+
+    def is_told() -> bool:
+        nonlocal found
+        with contextlib.suppress(httpx.TransportError):
             found = samples(httpx.get(f"{url}/metrics", timeout=PATIENCE_S, verify=False).text)
-            break
-        except httpx.TransportError:
-            time.sleep(0.05)
+            return True
+        return False
+
+    wait_until(is_told, "the metrics are told", server)
     assert value(found, "osgprod_requests_total", route="healthz", status="200") >= before
 
 

@@ -45,7 +45,9 @@ class Hook:
                 pass
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.address = f"json://user:{SECRET}@127.0.0.1:{self._server.server_port}/"
+        # Apprise would wait 4 s for an answer.
+        wait = f"?cto={PATIENCE_S:.0f}&rto={PATIENCE_S:.0f}"
+        self.address = f"json://user:{SECRET}@127.0.0.1:{self._server.server_port}/{wait}"
 
     @property
     def events(self) -> list[str]:

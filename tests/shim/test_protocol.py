@@ -17,7 +17,7 @@ from shim.database import call, connect
 from shim.local.embedded import Server
 from shim.web import openapi
 from shim.workscript import TemplateFolder
-from tests.support import CHECKOUT, LiveShim, World, blocks_of
+from tests.support import CHECKOUT, PATIENCE_S, LiveShim, World, blocks_of, wait_until
 
 GOOD = "project=p&cluster=1&process=0&magic=m"
 
@@ -308,7 +308,7 @@ def test_a_job_key_over_http_is_asked_for_and_never_logged_or_repeated(
 
 def test_100_kb_of_query_or_body_are_refused_and_the_shim_lives_on(world: World, shim: LiveShim) -> None:
     world.add_file(1)
-    connection = http.client.HTTPConnection("127.0.0.1", shim.port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", shim.port, timeout=PATIENCE_S)
     connection.request("GET", f"/osgprod/workscript.bash?{GOOD}&x={'y' * 100_000}")
     assert connection.getresponse().status in (400, 414, 431)
     assert (
@@ -425,11 +425,13 @@ def test_call_that_the_server_cuts_off_is_503(world: World, folder: Path) -> Non
     world.db.execute(f"ALTER DATABASE {world.db.info.dbname} SET statement_timeout = '300ms'".encode())
     with LiveShim(world.dsn, folder / "www") as shim:
         shim.add_template("p")
-        assert shim.checkout(0).status_code == 200
+        # Any call may take longer than that on a busy machine.
+        wait_until(lambda: shim.checkout(0).status_code == 200, "a slice is assigned")
         with connect(world.dsn) as other, other.transaction():
+            other.execute("SET LOCAL statement_timeout = 0")
             world.report(0, db=other)
             assert shim.report(0).status_code == 503
-        assert shim.report(0).status_code == 200
+        wait_until(lambda: shim.report(0).status_code == 200, "the report counts")
 
 
 def test_database_away_is_503_and_the_shim_recovers_by_itself(
@@ -438,19 +440,18 @@ def test_database_away_is_503_and_the_shim_recovers_by_itself(
     world.add_file(50)
     assert shim.checkout(0).status_code == 200
     world.db.close()
-    seen = set()
     for process in range(1, 4):
         our_server.restart()
-        for _ in range(100):
+
+        def is_assigned(process: int = process) -> bool:
             answer = shim.checkout(process)
-            seen.add(answer.status_code)
-            if answer.status_code == 200:
-                break
-            assert answer.status_code == 503
-            assert int(answer.headers["Retry-After"]) > 0
-            assert answer.text.startswith("# osgprod error")
-        assert answer.status_code == 200
-    assert seen <= {200, 503}
+            if answer.status_code != 200:
+                assert answer.status_code == 503
+                assert int(answer.headers["Retry-After"]) > 0
+                assert answer.text.startswith("# osgprod error")
+            return answer.status_code == 200
+
+        wait_until(is_assigned, "the shim assigns work again")
 
 
 def test_shim_starts_without_a_database(folder: Path, impatient: None) -> None:

@@ -11,7 +11,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,10 +22,13 @@ from shim.cli.serving import _listen_at, _remove_socket
 from shim.errors import OperatorError
 from shim.local import embedded
 from tests import prepared
-from tests.support import CHECKOUT, run_each, run_osgprod, server_folder
+from tests.support import CHECKOUT, PATIENCE_S, run_each, run_osgprod, server_folder, wait_until
 
 EXAMPLE = "workscript.bash?project=demo&cluster=0&process=0&magic=my+magic;"
-LIMIT_S = 120
+
+
+def ask(url: str) -> httpx.Response:
+    return httpx.get(url, verify=False, timeout=PATIENCE_S)
 
 
 class Serve:
@@ -56,6 +58,10 @@ class Serve:
                 break
         self.url = self.said[-1].split()[1].rstrip(",") if self.said else ""
 
+    def log(self) -> str:
+        """All that it has said."""
+        return "\n".join([*self.said, Path(self._log.name).read_text()])
+
     @property
     def dsn(self) -> str:
         return next(line for line in self.said if line.startswith("PostgreSQL: ")).split("'")[1]
@@ -63,7 +69,7 @@ class Serve:
     def end(self, how: signal.Signals) -> int:
         self.process.send_signal(how)
         try:
-            return self.process.wait(LIMIT_S)
+            return self.process.wait(PATIENCE_S)
         finally:
             assert self.process.stdout is not None
             self.process.stdout.close()
@@ -91,10 +97,7 @@ def at_work_below(folder: Path) -> list[str]:
 
 
 def wait_until_gone(folder: Path) -> None:
-    end = time.monotonic() + LIMIT_S
-    while programs_of(folder):
-        assert time.monotonic() < end, programs_of(folder)
-        time.sleep(0.02)
+    wait_until(lambda: not programs_of(folder), "its processes have ended", seen=lambda: programs_of(folder))
 
 
 @contextlib.contextmanager
@@ -120,8 +123,8 @@ def begun() -> Iterator[Path]:
 def test_serves_at_once_seeds_the_demo_and_keeps_its_data(folder: Path) -> None:
     with serving(folder) as server:
         assert "making the project demo with three small EVIO files" in server.said
-        assert httpx.get(f"{server.url}/healthz", verify=False).status_code == 200
-        assert "# nstarts: 1\n" in httpx.get(f"{server.url}/{EXAMPLE}", verify=False).text
+        assert ask(f"{server.url}/healthz").status_code == 200, server.log()
+        assert "# nstarts: 1\n" in ask(f"{server.url}/{EXAMPLE}").text
         with psycopg.connect(server.dsn) as connection:
             rows = connection.execute("SELECT project, files, blocks FROM osgprod.progress()").fetchall()
         assert rows == [("demo", 3, 220)]
@@ -138,7 +141,7 @@ def test_serves_at_once_seeds_the_demo_and_keeps_its_data(folder: Path) -> None:
     with serving(folder) as server:
         assert not sockets.exists()
         assert "making the project demo with three small EVIO files" not in server.said
-        assert "# nstarts: 2\n" in httpx.get(f"{server.url}/{EXAMPLE}", verify=False).text
+        assert "# nstarts: 2\n" in ask(f"{server.url}/{EXAMPLE}").text
         assert server.end(signal.SIGTERM) == 0, "systemctl stop is not a failure"
     assert programs_of(folder) == []
 
@@ -187,7 +190,8 @@ def test_unix_socket_is_served_and_removed(begun: Path) -> None:
     path = folder / "socket"
     with serving(folder, "--uds", str(path)) as server:
         assert server.said[-1].startswith(f"serving {path}")
-        with httpx.Client(transport=httpx.HTTPTransport(verify=False, uds=str(path))) as client:
+        transport = httpx.HTTPTransport(verify=False, uds=str(path))
+        with httpx.Client(transport=transport, timeout=PATIENCE_S) as client:
             assert client.get("http://shim/osgprod/healthz").status_code == 200
         assert server.end(signal.SIGINT) == 0
     assert not path.exists()
@@ -224,7 +228,7 @@ def test_serving_without_its_database_says_so_and_goes_on(folder: Path) -> None:
         assert server.stdout.readline().startswith("serving ")
     finally:
         server.send_signal(signal.SIGINT)
-        server.communicate(timeout=LIMIT_S)
+        server.communicate(timeout=PATIENCE_S)
     assert server.returncode == 0
 
 
@@ -232,13 +236,14 @@ def test_serving_without_its_database_says_so_and_goes_on(folder: Path) -> None:
 def test_several_processes_serve_one_port_and_all_end(begun: Path, workers: str) -> None:
     folder = begun
     with serving(folder, "--workers", workers) as server:
-        end = time.monotonic() + LIMIT_S
-        while time.monotonic() < end:
+
+        def answers() -> bool:
             with contextlib.suppress(httpx.TransportError):
-                if httpx.get(f"{server.url}/healthz", verify=False).status_code == 200:
-                    break
-            time.sleep(0.05)
-        assert {httpx.get(f"{server.url}/{EXAMPLE}", verify=False).status_code for _ in range(10)} == {200}
+                return ask(f"{server.url}/healthz").status_code == 200
+            return False
+
+        wait_until(answers, "a process serves", server.process, server.log)
+        assert {ask(f"{server.url}/{EXAMPLE}").status_code for _ in range(10)} == {200}
         assert server.end(signal.SIGINT) == 0
     assert programs_of(folder) == []
 
@@ -292,11 +297,8 @@ class Reloading:
     def log(self) -> str:
         return self._log.read_text()
 
-    def wait_for(self, is_there: Callable[[], bool]) -> None:
-        end = time.monotonic() + LIMIT_S
-        while not is_there():
-            assert self.process.poll() is None and time.monotonic() < end, (self.workers(), self.log())
-            time.sleep(0.05)
+    def wait_for(self, what: str, is_there: Callable[[], bool]) -> None:
+        wait_until(is_there, what, self.process, lambda: (self.workers(), self.log()))
 
 
 @contextlib.contextmanager
@@ -306,32 +308,35 @@ def reloading(folder: Path, start_s: float) -> Iterator[Reloading]:
         yield server
     finally:
         server.process.terminate()
-        server.process.wait(LIMIT_S)
+        server.process.wait(PATIENCE_S)
 
 
 def test_reload_is_tried_until_each_process_is_replaced(folder: Path) -> None:
     with reloading(folder, start_s=0.5) as server:
-        server.wait_for(lambda: len(list(folder.glob("made-*"))) == 2)
+        server.wait_for("both serve", lambda: len(list(folder.glob("made-*"))) == 2)
         for what in ("slow", "broken"):
             former, said = server.workers(), len(server.log())
             (folder / what).touch()
             server.process.send_signal(signal.SIGHUP)
-            server.wait_for(lambda said=said: "the reload is tried again" in server.log()[said:])
+            server.wait_for(
+                "the reload fails", lambda said=said: "the reload is tried again" in server.log()[said:]
+            )
             assert former <= server.workers(), "the old processes go on"
             (folder / what).unlink()
             server.wait_for(
-                lambda former=former: len(server.workers()) == 2 and not server.workers() & former
+                "both are replaced",
+                lambda former=former: len(server.workers()) == 2 and not server.workers() & former,
             )
 
 
 def test_a_server_that_waits_for_a_new_process_ends_at_once_when_it_is_told_to(folder: Path) -> None:
-    with reloading(folder, start_s=10 * LIMIT_S) as server:
-        server.wait_for(lambda: len(list(folder.glob("made-*"))) == 2)
+    with reloading(folder, start_s=10 * PATIENCE_S) as server:
+        server.wait_for("both serve", lambda: len(list(folder.glob("made-*"))) == 2)
         (folder / "slow").touch()
         server.process.send_signal(signal.SIGHUP)
-        server.wait_for(lambda: len(server.workers()) == 3)
+        server.wait_for("a third process starts", lambda: len(server.workers()) == 3)
         server.process.terminate()
-        assert server.process.wait(LIMIT_S) == 0
+        assert server.process.wait(PATIENCE_S) == 0
     wait_until_gone(folder)
 
 
@@ -382,14 +387,16 @@ def test_demo_that_is_stopped_kills_its_jobs_and_leaves_nothing(folder: Path) ->
     demo.send_signal(signal.SIGINT)
     output = demo.stdout.read()
     assert (
-        demo.wait(LIMIT_S) == 128 + signal.SIGINT and "demo stopped" in output and "Traceback" not in output
+        demo.wait(PATIENCE_S) == 128 + signal.SIGINT
+        and "demo stopped" in output
+        and "Traceback" not in output
     )
     demo.stdout.close()
     assert list(folder.iterdir()) == []
-    end = time.monotonic() + LIMIT_S
-    while left := at_work_below(folder):
-        assert time.monotonic() < end, left
-        time.sleep(0.02)  # until the kernel has ended the killed processes
+    # The kernel takes a moment to end the killed processes.
+    wait_until(
+        lambda: not at_work_below(folder), "its processes have ended", seen=lambda: at_work_below(folder)
+    )
 
 
 def test_data_folder_that_cannot_be_made_is_one_line_with_a_hint(folder: Path) -> None:

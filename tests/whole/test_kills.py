@@ -17,12 +17,12 @@ import pytest
 from shim.database import call, connect
 from shim.local.embedded import Server
 from tests import prepared
-from tests.support import LiveShim, World, server_folder
+from tests.support import LiveShim, World, server_folder, wait_until
 from tests.whole.traffic import MortalShim, Traffic, losing_answers
 
 AGAIN_AND_AGAIN = pytest.mark.parametrize("times", [2, pytest.param(10, marks=pytest.mark.slow)])
-ACTIVE = (
-    "SELECT pid FROM pg_stat_activity WHERE application_name = 'osgprod shim' AND state = 'active'"
+IN_A_CALL = (
+    "SELECT pid FROM pg_stat_activity WHERE application_name = 'osgprod shim' AND wait_event_type = 'Lock'"
     " AND datname = current_database()"
 )
 
@@ -90,11 +90,14 @@ def test_backends_killed_again_and_again(
 ) -> None:
     nblocks = 30 * times
     world.add_file(nblocks)
-    with Traffic(shim.port, chance, internal_errors=2) as traffic:
+    with connect(world.dsn) as holder, Traffic(shim.port, chance, internal_errors=2) as traffic:
         for _ in mid_traffic(traffic, nblocks, chance, times):
-            while not (active := world.db.execute(ACTIVE).fetchall()):
-                assert traffic.is_running
-            world.db.execute("SELECT pg_terminate_backend(%s)", [chance.choice(active)["pid"]])
+            with holder.transaction():  # so that a session is in a call, however few processors there are
+                holder.execute("SELECT FROM osgprod_data.loaded_files FOR NO KEY UPDATE")
+                wait_until(lambda: world.db.execute(IN_A_CALL).fetchall(), "a call waits for the file")
+                victim = chance.choice(world.db.execute(IN_A_CALL).fetchall())
+            time.sleep(0.004 * chance.random())  # it goes on, and dies anywhere
+            world.db.execute("SELECT pg_terminate_backend(%s)", [victim["pid"]])
     check(world, traffic, nblocks)
 
 
@@ -157,8 +160,7 @@ def test_call_that_was_cut_in_the_middle_leaves_nothing_behind(world: World) -> 
                     world.checkout(1, db=victim)
                 return None
             waits = "SELECT FROM pg_stat_activity WHERE pid = %s AND wait_event_type = 'Lock'"
-            while not connection.execute(waits, [pid]).fetchall():
-                time.sleep(0.005)
+            wait_until(lambda: connection.execute(waits, [pid]).fetchall(), "the call waits for the file")
             return connection.execute("SELECT pg_terminate_backend(%s)", [pid])
 
         world.at_once(2, ask)
