@@ -49,6 +49,10 @@ class Node:
             "OSGPROD_RECON": RECON,
         }
 
+    def use(self, script: Path) -> None:
+        """Its jobs have another exec script."""
+        shutil.copy(script, self._script)
+
     def start(
         self, process: int, *prefix: str, cpus: int = 1, **environment: str | None
     ) -> subprocess.Popen[str]:
