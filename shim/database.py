@@ -11,7 +11,7 @@ import contextlib
 import getpass
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +47,22 @@ MIGRATION_LOCK = 0x6F73677072
 # there or have another form (class 42), an old plan (0A000), no schema (3F000), an object that is gone (XX000).
 # 42501, a missing right, is none of it.
 OF_A_CHANGED_SCHEMA = ("42", "0A000", "3F000", "XX000")
+
+
+class Rows(list[dict[str, Any]]):
+    """Rows with the names of their columns, which are known also where there is no row.
+
+    Parameters
+    ----------
+    rows : iterable of dict
+        All with these names.
+    columns : sequence of str
+        The names.
+    """
+
+    def __init__(self, rows: Iterable[dict[str, Any]], columns: Sequence[str]) -> None:
+        super().__init__(rows)
+        self.columns = columns
 
 
 class DatabaseError(OperatorError):
@@ -98,9 +114,7 @@ def _person() -> str:
         return f"{os.getuid()}@{socket.gethostname()}"
 
 
-def call(
-    connection: psycopg.Connection[dict[str, Any]], function: str, **arguments: object
-) -> list[dict[str, Any]]:
+def call(connection: psycopg.Connection[dict[str, Any]], function: str, **arguments: object) -> Rows:
     """Calls one function of schema osgprod, in a separate transaction unless one is open, and returns its rows.
 
     Parameters
@@ -116,7 +130,8 @@ def call(
         With the function's own code, message and hint.
     """
     query, values = statement(function, arguments)
-    return connection.execute(query, values).fetchall()
+    cursor = connection.execute(query, values)
+    return Rows(cursor.fetchall(), [column.name for column in cursor.description or ()])
 
 
 def statement(function: str, arguments: Mapping[str, object]) -> tuple[bytes, dict[str, object]]:

@@ -40,7 +40,7 @@ class Progress(Protocol):
 @contextmanager
 def listed(
     connection: psycopg.Connection[dict[str, Any]], projectname: str, **choice: object
-) -> Iterator[Iterator[dict[str, Any]]]:
+) -> Iterator[psycopg.ServerCursor[dict[str, Any]]]:
     """Give the rows of list_outputs one by one, in constant memory, as of one moment.
 
     Parameters
@@ -65,18 +65,17 @@ def listed(
     with connection.transaction(), connection.cursor(name="outputs") as cursor:
         cursor.itersize = ROWS_A_FETCH
         cursor.execute(query, values)
-        yield iter(cursor)
+        yield cursor
 
 
-def write_csv(rows: Iterable[Mapping[str, Any]], file: TextIO) -> int:
-    """Write rows as CSV with a header, and return their number; nothing where there are none."""
-    writer, count = None, 0
+def write_csv(rows: psycopg.ServerCursor[dict[str, Any]], file: TextIO) -> int:
+    """Write rows as CSV with a header, and return their number."""
+    count = 0
+    writer = csv.DictWriter(file, [column.name for column in rows.description or ()], lineterminator="\n")
+    writer.writeheader()
     for row in rows:
-        count += 1
-        if writer is None:
-            writer = csv.DictWriter(file, list(row), lineterminator="\n")
-            writer.writeheader()
         writer.writerow({name: _plain(value) for name, value in row.items()})
+        count += 1
     return count
 
 

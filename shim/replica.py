@@ -168,7 +168,7 @@ def _checked(row: Mapping[str, Any] | None, max_age_s: float) -> Freshness:
 
 def look(
     function: str, arguments: Mapping[str, object], say: Callable[[str], object]
-) -> list[dict[str, Any]] | None:
+) -> database.Rows | None:
     """Call one function of schema osgprod that only reads, on the replica.
 
     Parameters
@@ -182,7 +182,7 @@ def look(
 
     Returns
     -------
-    list of dict or None
+    Rows or None
         The rows; None: ask the primary, since no replica is named, or it is not fit.
     """
     settings = Settings.read()

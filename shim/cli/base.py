@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
+from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 from shim.cli.terminal import cell
@@ -22,6 +23,8 @@ from shim.evio.errors import EvioError
 
 if TYPE_CHECKING:
     import psycopg
+
+    from shim.database import Rows
 
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 
@@ -186,7 +189,7 @@ def _line(text: str) -> str:
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]}…{text[-_LONGEST // 2 :]}"
 
 
-def ask(function: str, **arguments: object) -> list[dict[str, Any]]:
+def ask(function: str, **arguments: object) -> Rows:
     """Call one function of schema osgprod on a new connection, and return its rows.
 
     Parameters
@@ -202,7 +205,7 @@ def ask(function: str, **arguments: object) -> list[dict[str, Any]]:
         return call(connection, function, **given(**arguments))
 
 
-def look(function: str, **arguments: object) -> list[dict[str, Any]]:
+def look(function: str, **arguments: object) -> Rows:
     """Call one function that only reads, on the replica of OSGPROD_READ_DSN if it is fit, else as ask() does.
 
     A line on the standard error output says when the data are older than some seconds, or the replica is not fit.
@@ -225,7 +228,7 @@ def look(function: str, **arguments: object) -> list[dict[str, Any]]:
     return ask(function, **arguments) if rows is None else rows
 
 
-def change(function: str, dry_run: bool, **arguments: object) -> list[dict[str, Any]]:
+def change(function: str, dry_run: bool, **arguments: object) -> Rows:
     """Call a function that changes something, as ask() does; with dry_run the change is rolled back.
 
     Parameters
@@ -286,6 +289,8 @@ class _Runs(click.ParamType[list[int]]):
 
 
 PROJECT = _Project()
+NUMBERS = (0, 2**31 - 1)  # of PostgreSQL's integer
+EXIT_CODES_OF_JOBS = (0, 255)
 
 
 def _remember(ctx: click.Context, param: click.Parameter, value: bool) -> None:
@@ -351,6 +356,46 @@ magic_option = click.option(
 SAID_BY_PATH = ("file_id", "run", "seqno")
 
 
+def whole(bounds: tuple[int, int], *names: str, **more: Any) -> Callable[[_Command], _Command]:  # noqa: ANN401  # as click's
+    """Return an option for a whole number; the error that refuses another one names the option and the bounds.
+
+    Parameters
+    ----------
+    bounds : tuple of int
+        The smallest and the largest number.
+    *names : str
+        Of the option, like --limit, and of its parameter if that is another.
+    **more : object
+        What click.option() takes, too.
+    """
+    return click.option(*names, type=click.IntRange(*bounds), show_default="default" in more, **more)
+
+
+def cores_option(more: str = "") -> Callable[[_Command], _Command]:
+    """Return the option --cores, with what the number is for."""
+    return whole((1, 4096), "--cores", default=1, help=f"Cores of a job{more}.")
+
+
+def unused(why: str, *names: str) -> None:
+    """Refuse options that were given on the command line and would change nothing.
+
+    Parameters
+    ----------
+    why : str
+        What they don't go with, like --live.
+    *names : str
+        The parameters of the running command.
+    """
+    for option in click.get_current_context().command.params:
+        if option.name in names and is_given(option.name):
+            raise click.UsageError(f"{option.opts[0]} does not go with {why}")
+
+
+def is_given(name: str) -> bool:
+    """Tell whether an option of the running command was given on the command line, by its parameter's name."""
+    return click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
+
+
 def limit_option(rows: int = 100) -> Callable[[_Command], _Command]:
     """Return the option --limit.
 
@@ -359,9 +404,7 @@ def limit_option(rows: int = 100) -> Callable[[_Command], _Command]:
     rows : int
         The default.
     """
-    return click.option(
-        "--limit", type=int, default=rows, show_default=True, help="Rows at most [1 .. 100000]."
-    )
+    return whole((1, 100_000), "--limit", default=rows, help="Rows at most.")
 
 
 def hours_option(hours: int) -> Callable[[_Command], _Command]:
@@ -372,7 +415,7 @@ def hours_option(hours: int) -> Callable[[_Command], _Command]:
     hours : int
         The default [h], which is that of the function that is called.
     """
-    return click.option("--hours", type=int, default=hours, show_default=True, help="How far back [h].")
+    return whole((1, 8760), "--hours", default=hours, help="How far back [h].")
 
 
 def confirm(question: str, is_certain: bool, hint: str) -> None:

@@ -10,22 +10,26 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from shim.cli.base import (
+    NUMBERS,
     PROJECT,
     SAID_BY_PATH,
     ListByDefault,
     as_json,
     ask,
+    cores_option,
     dry,
     hours_option,
     limit_option,
     look,
     osgprod,
     project_argument,
+    unused,
+    whole,
 )
 from shim.cli.terminal import cell, show, wants
 from shim.errors import WRONG, OperatorError
@@ -39,6 +43,9 @@ IDLE, RUNNING, HELD = 1, 2, 5  # JobStatus of HTCondor
 ATTRIBUTE = "OsgprodProject"  # of the jobs that keep submits: it counts these alone
 
 
+slices_option = whole((1, 100_000), "--slices", default=1, help="Slices that a job processes.")
+
+
 @osgprod.group(cls=ListByDefault)
 def jobs() -> None:
     """List jobs (osgprod jobs PROJECT), say how many are needed, keep a queue filled."""
@@ -47,7 +54,7 @@ def jobs() -> None:
 @jobs.command("list")
 @project_argument
 @click.argument("job", required=False)
-@click.option("--cluster", type=int, help="All jobs of this cluster, whenever they ran.")
+@whole(NUMBERS, "--cluster", help="All jobs of this cluster, whenever they ran.")
 @hours_option(24)
 @limit_option()
 @as_json
@@ -55,9 +62,13 @@ def jobs_list(
     project: str, job: str | None, cluster: int | None, hours: int | None, limit: int, as_json: bool
 ) -> None:
     """List jobs by their last start. With JOB, like 1234.5, show everything that is known of it."""
+    shown: list[dict[str, Any]] = []
     if job is None:
+        if cluster is not None:
+            unused("--cluster", "hours")
         rows = look("list_jobs", project=project, cluster=cluster, limit=limit, hours=hours)
     else:
+        unused("JOB", "cluster", "hours", "limit")
         number, _, process = job.partition(".")
         if not (number.isdecimal() and process.isdecimal()):
             raise OperatorError(
@@ -67,11 +78,11 @@ def jobs_list(
         tails = look("log_tail", project=project, cluster=number, process=process)
         text_of = {row["nstart"]: row["tail"] for row in tails}
         if as_json:
-            rows = [
+            shown = [
                 {**row, "log_tail": text_of.get(row["nstart"]) if row["by_worker"] else None} for row in rows
             ]
     none = "no job started in that time" if cluster is None else f"no job of cluster {cluster} has started"
-    show(rows, as_json, none, limit=limit if job is None else None, spare=SAID_BY_PATH)
+    show(shown or rows, as_json, none, limit=limit if job is None else None, spare=SAID_BY_PATH)
     if job is not None and not as_json and not wants("csv"):
         for nstart, text in sorted(text_of.items()):
             click.echo(f"\nEnd of the log of start {nstart}:")
@@ -81,8 +92,8 @@ def jobs_list(
 
 @jobs.command("needed")
 @project_argument
-@click.option("--cores", default=1, show_default=True, help="Cores of a job.")
-@click.option("--slices", default=1, show_default=True, help="Slices that a job processes.")
+@cores_option()
+@slices_option
 @click.option(
     "--for", "tool", type=click.Choice(["condor_submit"]), help="Print only an argument for it: count=N."
 )
@@ -115,8 +126,8 @@ def needed(project: str, cores: int, slices: int, tool: str | None, as_json: boo
     show_default=True,
     help="Jobs in the queue, at most.",
 )
-@click.option("--cores", default=1, show_default=True, help="Cores of a job.")
-@click.option("--slices", default=1, show_default=True, help="Slices that a job processes.")
+@cores_option()
+@slices_option
 @click.option(
     "--interval",
     type=click.FloatRange(0.1),

@@ -14,6 +14,7 @@ from shim.cli.base import (
     ask,
     confirm,
     dry,
+    is_given,
     limit_option,
     look,
     osgprod,
@@ -49,13 +50,13 @@ def outputs_list(
 ) -> None:
     """List the delivered files: URL, size, checksum, events, and the software that made them.
 
-    With --csv, --json or --urls any number of rows is written, and --limit does not apply.
+    With --csv, --json or --urls all rows are written, unless --limit is given.
     """
     from shim import outputs as delivered
     from shim.database import connect
 
     writers = {"csv": delivered.write_csv, "json": delivered.write_json, "urls": delivered.write_urls}
-    most = None if form else limit
+    most = limit if form is None or is_given("limit") else None
     with (
         connect() as connection,
         delivered.listed(connection, project, runs=runs, what=what, history=history, limit=most) as rows,
@@ -154,7 +155,7 @@ def outputs_check(
     if orphans is not None:
         found: list[dict[str, Any]] = []
         counts = delivered.orphans(project, orphans, older_than, lambda url: found.append({"url": url}))
-        show(found, as_json, f"no orphan among {counted(counts['files'], 'file')}")
+        show(found, as_json, f"no orphan among {counted(counts['files'], 'file')}", columns=("url",))
         return
 
     without_url: list[int] = []

@@ -7,11 +7,13 @@ import itertools
 import signal
 import threading
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from shim.cli.base import (
+    EXIT_CODES_OF_JOBS,
+    NUMBERS,
     PROJECT,
     SAID_BY_PATH,
     ListByDefault,
@@ -19,19 +21,24 @@ from shim.cli.base import (
     ask,
     change,
     dry,
-    given,
     hours_option,
     limit_option,
     look,
     osgprod,
     project_argument,
+    unused,
+    whole,
 )
 from shim.cli.terminal import cell, show, working
 from shim.words import counted, noun
 
+if TYPE_CHECKING:
+    from shim.database import Rows
+
 # What a narrow terminal has no room for, in the order in which it is left out.
 SPARE = ("core_hours_left", "core_hours_done", "bytes", "events", "bytes_done", "events_done", "is_complete",
          "files_finished", "merges_left", "files")  # fmt: skip
+FORMER_NAME = "refused_until"  # of banned_until, which is shown; for shims of the former release
 NO_PROJECT = "no project yet: osgprod project add makes one"
 
 
@@ -66,15 +73,19 @@ def status(project: str | None, watch: bool, interval: float, as_json: bool) -> 
             show(rows, as_json, NO_PROJECT, spare=SPARE)
 
 
-def _progress(project: str | None) -> list[dict[str, Any]]:
+def _progress(project: str | None) -> Rows:
     """How far each project is, in blocks, events, bytes and core hours, with the number of its running jobs."""
+    from shim.database import Rows
+
     amounts = {row["project"]: row for row in look("amounts", project=project)}
     shown = ("running", "events_done", "events", "bytes_done", "bytes", "core_hours_done", "core_hours_left")
-    return [
+    progress = look("progress", project=project)
+    rows = (
         {**row, **{name: amounts[row["project"]][name] for name in shown}}
-        for row in look("progress", project=project)
+        for row in progress
         if row["project"] in amounts
-    ]
+    )
+    return Rows(rows, (*progress.columns, *shown))
 
 
 @osgprod.command()
@@ -107,10 +118,9 @@ def rate(project: str, hours: int | None, as_json: bool) -> None:
     An interval is 10 minutes for each 24 hours of --hours, rounded up; with --hours 1 or 2 it is one minute.
     """
     counts = ("done", "failed", "node_faults", "lost", "superseded")
-    rows = itertools.dropwhile(
-        lambda row: not any(row[name] for name in counts), look("rate", project=project, hours=hours)
-    )
-    show(list(rows), as_json, "no attempt ended in that time")
+    rows = look("rate", project=project, hours=hours)
+    ended = itertools.dropwhile(lambda row: not any(row[name] for name in counts), rows)
+    show(list(ended), as_json, "no attempt ended in that time", columns=rows.columns)
 
 
 @osgprod.command()
@@ -120,7 +130,7 @@ def rate(project: str, hours: int | None, as_json: bool) -> None:
     "--by", type=click.Choice(["exit", "site"]), help="Counts by exit code or by site, instead of a list."
 )
 @click.option("--outcome", help="done, failed, node-fault, lost or superseded.")
-@click.option("--exit-code", type=int, help="Only those with this exit code.")
+@whole(EXIT_CODES_OF_JOBS, "--exit-code", help="Only those with this exit code.")
 @click.option("--worker", help="Only those on this worker.")
 @click.option("--site", help="Only those at this site.")
 @hours_option(24)
@@ -139,18 +149,17 @@ def attempts(
     as_json: bool,
 ) -> None:
     """List attempts that ended, the latest first."""
-    filters = {"outcome": outcome, "exit_code": exit_code, "worker": worker, "site": site}
-    if (live or by) and (given(**filters) or (live and by)):
-        raise click.UsageError(
-            "--live and --by can't be combined with each other or with a choice of attempts"
-        )
     if live:
-        rows = look("live_attempts", project=project, limit=limit)
-    elif by == "site":
-        rows = look("attempts_by_site", project=project, hours=hours, limit=limit)  # and one for all others
+        unused("--live", "by", "outcome", "exit_code", "worker", "hours")
+        rows = look("live_attempts", project=project, site=site, limit=limit)
+    elif by == "site":  # and one row for all others
+        unused("--by site", "outcome", "exit_code", "worker")
+        rows = look("attempts_by_site", project=project, site=site, hours=hours, limit=limit)
     elif by:
-        rows = look("attempts_by_exit", project=project, hours=hours)
+        unused("--by exit", "outcome", "exit_code", "worker", "limit")
+        rows = look("attempts_by_exit", project=project, site=site, hours=hours)
     else:
+        filters = {"outcome": outcome, "exit_code": exit_code, "worker": worker, "site": site}
         rows = look("list_attempts", project=project, limit=limit, hours=hours, **filters)
     show(rows, as_json, "no such attempt", limit=None if by else limit, spare=SAID_BY_PATH)
 
@@ -187,11 +196,12 @@ def quarantined(project: str, limit: int, as_json: bool) -> None:
 
 @osgprod.group(cls=ListByDefault, invoke_without_command=True)
 @click.pass_context
+@limit_option()
 @as_json
-def workers(ctx: click.Context, as_json: bool) -> None:
+def workers(ctx: click.Context, limit: int, as_json: bool) -> None:
     """List the bans in force: of workers, addresses, sites and merges. With PROJECT, list its workers."""
     if ctx.invoked_subcommand is None:
-        show(look("blocked_workers"), as_json, "no worker is banned")
+        show(look("blocked_workers", limit=limit), as_json, "no worker is banned", limit=limit)
 
 
 @workers.command("list")
@@ -214,9 +224,10 @@ def workers_list(project: str, order: str, hours: int | None, limit: int, as_jso
         "slow": "no worker succeeded in that time",
     }
     rows = look("attempts_by_worker", project=project, order=order, limit=limit, hours=hours)
-    for row in rows:
-        row.pop("refused_until", None)  # the former name of banned_until, for shims of the former release
-    show(rows, as_json, empty.get(order, "no attempt ended in that time"), limit=limit)
+    columns = [name for name in rows.columns if name != FORMER_NAME]
+    shown = [{name: row[name] for name in columns} for row in rows]
+    none = empty.get(order, "no attempt ended in that time")
+    show(shown, as_json, none, limit=limit, columns=columns)
 
 
 site_option = click.option("--site", help="All workers of this site, instead of one worker.")
@@ -233,7 +244,7 @@ def _meant(worker: str | None, site: str | None) -> str:
 @project_argument
 @click.argument("worker", required=False)
 @site_option
-@click.option("--seconds", default=3600, show_default=True, help="How long from now on [s]; 0 = unban.")
+@whole((0, 315_360_000), "--seconds", default=3600, help="How long from now on [s]; 0 = unban.")
 @click.option("--reason", help="Is shown in the list of banned workers.")
 @dry
 def workers_ban(
@@ -337,10 +348,8 @@ def verify(project: str, deep: bool, as_json: bool) -> None:
 
 @osgprod.command()
 @click.argument("project", required=False, type=PROJECT)
-@click.option(
-    "--cluster", type=int, help="Slices of the jobs of this cluster, which are gone from the queue."
-)
-@click.option("--process", type=int, help="Only the slice of this job of the cluster.")
+@whole(NUMBERS, "--cluster", help="Slices of the jobs of this cluster, which are gone from the queue.")
+@whole(NUMBERS, "--process", help="Only the slice of this job of the cluster.")
 @click.option("--schedd", help="Only jobs of this access point: others may have the same numbers.")
 @dry
 @as_json
@@ -378,6 +387,7 @@ def operations(project: str | None, hours: int | None, limit: int, as_json: bool
         "nothing was changed in that time",
         wrapped=("details",),
         limit=limit,
+        columns=rows.columns,
     )
 
 

@@ -23,6 +23,7 @@ from shim.cli.base import (
     osgprod,
     project_argument,
     read_magic,
+    whole,
 )
 from shim.cli.terminal import show, wants
 from shim.errors import WRONG, OperatorError
@@ -42,7 +43,7 @@ def project() -> None:
 @click.argument("subnet_pattern")
 @click.argument("workscript")
 @click.argument("xrootd_prefix")
-@click.argument("maxblockspercore", type=int)
+@click.argument("maxblockspercore", type=click.IntRange(1, 1_000_000))
 @magic_option
 @dry
 def project_add(
@@ -75,7 +76,7 @@ def project_add(
 @project.command("set-magic")
 @project_argument
 @magic_option
-@click.option("--overlap", default=0, show_default=True, help="How long the old magic stays valid [s].")
+@whole((0, 31_536_000), "--overlap", default=0, help="How long the old magic stays valid [s].")
 @dry
 def project_set_magic(project: str, magic_file: str | None, overlap: int, dry_run: bool) -> None:
     """Give a project a new magic, the secret of its jobs. By default a terminal is asked."""
@@ -126,7 +127,8 @@ def project_set(project: str, assignments: tuple[str, ...], dry_run: bool, as_js
         for name, value in after.items()
         if value != before[name]
     ]
-    show(rows, as_json, f"project {project} has these values already")
+    columns = ("setting", "before", "now")
+    show(rows, as_json, f"project {project} has these values already", columns=columns)
 
 
 def _settings(

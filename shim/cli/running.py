@@ -119,9 +119,9 @@ def import_original(project: str, source: str, magic_file: str | None, dry_run: 
 
     Run it again to continue where it was broken off. The exit code is 1 when a file is not taken over.
     """
-    from shim.local.original import NOT_TAKEN, take_over
+    from shim.local.original import COLUMNS, NOT_TAKEN, take_over
 
     rows = take_over(source, project, read_magic(magic_file), dry_run, Bar)
-    show(rows, as_json, "the original has no slices for this project")
+    show(rows, as_json, "the original has no slices for this project", columns=COLUMNS)
     if any(row["status"] in NOT_TAKEN for row in rows):
         raise SystemExit(1)

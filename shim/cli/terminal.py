@@ -37,6 +37,7 @@ def show(
     wrapped: Collection[str] = (),
     limit: int | None = None,
     spare: Sequence[str] = (),
+    columns: Sequence[str] = (),
 ) -> None:
     """Prints rows as a table that fits the terminal, or as one JSON array.
 
@@ -55,16 +56,18 @@ def show(
         output says that it may not be all.
     spare : Sequence[str]
         Columns that may be left out one after the other where room is short.
+    columns : Sequence[str]
+        Names of the columns, for the head of CSV without rows; rows of a call know them.
     """
     if as_json:
         click.echo(json.dumps(rows, default=str, indent=1))
     elif wants("csv"):
-        _show_csv(rows)
+        _show_csv(rows, columns)
     elif not rows:
         click.echo(empty)
     else:
-        columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else _ENDLESS
-        for line in table(rows, columns, wrapped, spare):
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else _ENDLESS
+        for line in table(rows, width, wrapped, spare):
             click.echo(line)
     if len(rows) == limit:
         click.echo(f"osgprod: {counted(limit, 'row')} shown, there may be more: --limit N", err=True)
@@ -82,13 +85,13 @@ def wants(option: str) -> bool:
     return context is not None and bool(context.meta.get(f"osgprod.{option}"))
 
 
-def _show_csv(rows: Sequence[Row]) -> None:
-    """All columns, with a head; times as in JSON, nothing for NULL. Without rows there is nothing."""
+def _show_csv(rows: Sequence[Row], columns: Sequence[str]) -> None:
+    """All columns, with a head, also without rows; times as in JSON, nothing for NULL."""
     output = io.StringIO()
-    if rows:
-        writer = csv.DictWriter(output, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    names = list(rows[0]) if rows else columns or getattr(rows, "columns", ())
+    writer = csv.DictWriter(output, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
     click.echo(output.getvalue(), nl=False)
 
 

@@ -11,11 +11,14 @@ from typing import Any, TextIO
 import click
 
 from shim.cli.base import (
+    EXIT_CODES_OF_JOBS,
+    NUMBERS,
     SAID_BY_PATH,
     as_json,
     ask,
     change,
     confirm,
+    cores_option,
     dry,
     limit_option,
     look,
@@ -25,6 +28,8 @@ from shim.cli.base import (
     project_argument,
     runs_help,
     runs_option,
+    unused,
+    whole,
 )
 from shim.cli.terminal import Bar, show, working
 from shim.errors import OperatorError
@@ -140,18 +145,19 @@ def rawdata_check(folder: str, pattern: re.Pattern[str] | None, as_json: bool) -
     from shim.evio.index import FILE_NAME
 
     faults = admin.check_rawdata_files(folder, Bar, pattern or FILE_NAME)
-    show(faults, as_json, "all files are as registered, and every registered file is there")
+    empty = "all files are as registered, and every registered file is there"
+    show(faults, as_json, empty, columns=("path", "what"))
     if faults:
         raise SystemExit(1)
 
 
 @rawdata.command("check-online")
 @project_argument
-@click.option(
+@whole(
+    (1, 100_000),
     "--next",
     "count",
     default=1000,
-    show_default=True,
     help="Number of files, in the order in which jobs get them.",
 )
 @click.option("--token-file", type=click.File(), help="File with the bearer token for https.")
@@ -170,7 +176,8 @@ def rawdata_check_online(
     token = token_file.read().strip() if token_file else None
     with working("asking storage"):
         rows = admin.check_online(project, count, token, dry_run)
-    show(rows, as_json, "all of these files are online, or storage can't tell")
+    empty = "all of these files are online, or storage can't tell"
+    show(rows, as_json, empty, columns=("path", "url", "locality"))
     if rows:
         raise SystemExit(1)
 
@@ -178,8 +185,8 @@ def rawdata_check_online(
 @rawdata.command("list")
 @runs_option
 @path_option
-@click.option(
-    "--next", "count", type=int, help="Number of files of a project, in the order in which jobs get them."
+@whole(
+    (1, 100_000), "--next", "count", help="Number of files of a project, in the order in which jobs get them."
 )
 @click.option("--project", help="With --next; default: the only project.")
 @click.option("--urls", is_flag=True, help="With --next: a URL a line, for a program that stages the files.")
@@ -196,6 +203,7 @@ def rawdata_list(
 ) -> None:
     """List the registered files, or with --next those that a project assigns next."""
     if count is not None:
+        unused("--next", "runs", "path", "limit")
         coming = ask("list_next_files", project=project, limit=count)
         if urls:
             for row in coming:
@@ -255,7 +263,7 @@ def slices() -> None:
 @project_argument
 @runs_help("Default: all, if they are of one run period.")
 @click.option("--reset", "start_over", is_flag=True, help="Reset these files, and process them again.")
-@click.option("--cores", default=1, show_default=True, help="Cores of a job, for what --dry-run foretells.")
+@cores_option(", for what --dry-run foretells")
 @click.option("--all", "every", is_flag=True, help="The files of all run periods.")
 @click.option(
     "--yes", "is_certain", is_flag=True, help="With --reset: forget work that is done without a question."
@@ -373,9 +381,9 @@ def slices_list(
 
 @slices.command("size")
 @project_argument
-@click.option("--cores", type=int, default=1, show_default=True, help="Cores of the job.")
+@cores_option()
 @click.option("--site", help="Its site, as jobs name it.")
-@click.option("--time-left", "time_left_s", type=int, help="Until the job must end [s].")
+@whole(NUMBERS, "--time-left", "time_left_s", help="Until the job must end [s].")
 @as_json
 def slices_size(project: str, cores: int, site: str | None, time_left_s: int | None, as_json: bool) -> None:
     """Show how large a slice a job would get now, and why."""
@@ -394,11 +402,11 @@ def slices_size(project: str, cores: int, site: str | None, time_left_s: int | N
 )
 @runs_option
 @path_option
-@click.option("--exit-code", type=int, help="Only slices whose last report had this exit code.")
+@whole(EXIT_CODES_OF_JOBS, "--exit-code", help="Only slices whose last report had this exit code.")
 @click.option("--client", help="Only slices last leased to this address or network.")
 @click.option("--since", help="Only slices last reported since then (UTC), like '2026-05-01 12:00'.")
-@click.option("--cluster", type=int, help="Only slices last leased to jobs of this cluster.")
-@click.option("--process", type=int, help="Only those of this job of the cluster.")
+@whole(NUMBERS, "--cluster", help="Only slices last leased to jobs of this cluster.")
+@whole(NUMBERS, "--process", help="Only those of this job of the cluster.")
 @click.option("--all", "every", is_flag=True, help="With --state done and no choice: yes, all of them.")
 @dry
 @as_json

@@ -74,6 +74,7 @@ FUNCTIONS: dict[str, dict[str, str]] = {
     },
 }
 LIMITED = (
+    "blocked_workers",
     "attempts_by_site",
     "attempts_by_worker",
     "list_attempts",

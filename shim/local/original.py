@@ -24,6 +24,7 @@ from shim.evio.index import read_index
 from shim.registry import register
 
 Connection = psycopg.Connection[dict[str, Any]]
+COLUMNS = ("status", "files", "blocks_done", "blocks_left", "attempts")
 NOT_TAKEN = ("differs", "unknown", "double")  # statuses of files that are not taken over
 
 PROJECTS = "SELECT id, projectname, workersubnet, workscript, xrootdprefix, maxblockspercore FROM projects ORDER BY id"

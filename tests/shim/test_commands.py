@@ -146,9 +146,8 @@ def test_list_that_may_go_on_says_so_and_its_help_names_the_limit(
         assert cut.stderr == "osgprod: 1 row shown, there may be more: --limit N\n"
         assert run(*arguments, *format_).stderr == "", "all there is needs no word"
     number = 20 if arguments[0] == "workers" else 100
-    assert re.search(
-        rf"Rows at most \[1 \.\. 100000\]\.\s+\[default:\s+{number}\]", run(*arguments, "--help").stdout
-    )
+    text = " ".join(run(*arguments, "--help").stdout.split())
+    assert f"Rows at most. [default: {number}; 1<=x<=100000]" in text
 
 
 def test_quarantined_blocks_end_at_the_limit_with_a_line_as_other_lists(run: Run, world: World) -> None:
@@ -194,10 +193,66 @@ def test_list_of_more_than_a_hundred_files_ends_there_and_says_so(run: Run, worl
     assert len(rows_of(whole)) == 101 and whole.stderr == ""
 
 
-def test_what_has_no_limit_never_speaks_of_one(run: Run, busy: World) -> None:
-    for arguments in (("jobs", "p", "1.2"), ("attempts", "p", "--by", "site")):
-        rows = rows_of(run(*arguments, "--json"))
-        assert run(*arguments, "--limit", len(rows)).stderr == ""
+def test_limit_of_sites_is_not_said_to_hide_any_since_one_row_is_for_all_others(
+    run: Run, busy: World
+) -> None:
+    assert run("attempts", "p", "--by", "site", "--limit", 1).stderr == ""
+
+
+def test_list_of_bans_ends_at_the_limit_with_a_line_as_other_lists(run: Run, world: World) -> None:
+    for worker in ("wn1", "wn2"):
+        call(world.db, "ban_worker", project="p", worker=worker, seconds=60)
+    assert len(rows_of(run("workers", "--json"))) == 2
+    cut = run("workers", "--limit", "1")
+    assert cut.stderr == "osgprod: 1 row shown, there may be more: --limit N\n"
+
+
+def test_limit_holds_for_outputs_in_each_form_where_it_is_given(run: Run, world: World) -> None:
+    world.add_file(3)
+    for process in range(3):
+        world.checkout(process)
+        world.report(process, output_url=f"https://s/{process}")
+    for form, lines in (("--csv", 1), ("--urls", 0)):
+        assert len(run("outputs", "list", "p", form).stdout.splitlines()) == lines + 3
+        assert len(run("outputs", "list", "p", form, "--limit", "2").stdout.splitlines()) == lines + 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (("jobs", "p", "1.2", "--limit", "5"), "--limit"),
+        (("jobs", "p", "--cluster", "1", "--hours", "2"), "--hours"),
+        (("attempts", "p", "--live", "--hours", "2"), "--hours"),
+        (("attempts", "p", "--live", "--by", "exit"), "--by"),
+        (("attempts", "p", "--by", "exit", "--limit", "2"), "--limit"),
+        (("attempts", "p", "--by", "site", "--worker", "wn1"), "--worker"),
+        (("rawdata", "list", "--next", "5", "--path", "x"), "--path"),
+    ],
+    ids=str,
+)
+def test_option_that_would_change_nothing_is_refused(
+    run: Run, busy: World, arguments: tuple[str, ...], option: str
+) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2 and f"Error: {option} does not go with " in result.stderr
+
+
+def test_attempts_of_a_site_are_listed_running_and_by_exit_too(run: Run, busy: World) -> None:
+    of_a = {("--live",): 0, ("--by", "exit"): 2, ("--by", "site"): 1, (): 3}
+    for form, count in of_a.items():
+        assert len(rows_of(run("attempts", "p", *form, "--site", "A", "--json"))) == count, form
+    assert len(rows_of(run("attempts", "p", "--live", "--site", "B", "--json"))) == 1
+
+
+def test_each_whole_number_has_bounds_and_the_error_names_its_option() -> None:
+    for name, command in COMMANDS.items():
+        for parameter in command.params:
+            assert parameter.type is not click.INT, (name, parameter.name)
+            if isinstance(parameter.type, click.IntRange):
+                assert parameter.type.min is not None, (name, parameter.name)
+                with pytest.raises(click.BadParameter, match="not in the range") as error:
+                    parameter.type.convert(str(parameter.type.min - 1), parameter, None)
+                assert error.value.param is parameter
 
 
 @pytest.mark.parametrize("width", [12, 40, 80, 400])
@@ -664,18 +719,18 @@ def test_magic_comes_from_a_file_the_standard_input_or_the_environment(
         (("project", "set", "p", "lease"), 2, "'lease' is not NAME=VALUE", ""),
         *((("slices", "load", "p", "--runs", runs), 2, "not a run list like 1001,1005-1010", "")
           for runs in ("1-x", "5-3", "7-", "1,,2", "1-999999999")),
-        (("slices", "list", "p", "--limit", "0"), 2, "limit must be a number", "hint: leave it out"),
+        *((("slices", "list", "p", "--limit", number), 2, f"'--limit': {number} is not in the range 1<=x<=100000", "")
+          for number in ("0", "-5", "3000000000", "9" * 40)),
         (("jobs", "p", "12"), 2, "'12' is not a job like 4711.0", "hint: --cluster"),
         (("project", "set-magic", "p"), 2, "no magic was given", "hint: --magic-file FILE"),
         (("serve", "--port", "99999"), 2, "99999 is not in the range", ""),
         (("rawdata", "load", str(CHECKOUT / "sql")), 1, "osgprod: no file hd_rawdata_RRRRRR_SSS.evio", "hint: name"),
         (("jobs", "p", "1.77"), 1, "osgprod: job 1.77 has no attempt", "hint: osgprod jobs"),
-        (("attempts", "p", "--live", "--site", "A"), 2, "can't be combined", ""),
         (("attempts", "p", "--outcome", "good"), 2, "an outcome is done, failed", "hint: leave it out"),
-        (("attempts", "p", "--hours", "99999999999"), 2, "out of range", "hint: "),
+        (("attempts", "p", "--hours", "99999999999"), 2, "'--hours': 99999999999 is not in the range", ""),
         (("slices", "recycle", "p", "--since", "someday"), 2, '"someday"', "hint: add --help"),
         (("reclaim", "p", "--process", "4"), 2, "without its cluster", "hint: add the cluster"),
-        (("workers", "ban", "p", "wn1", "--seconds", "-1"), 2, "a ban must last from 0", "hint: 0 lifts the ban"),
+        (("workers", "ban", "p", "wn1", "--seconds", "-1"), 2, "'--seconds': -1 is not in the range", ""),
         (("rawdata", "load", str(CHECKOUT), "--pattern", "x("), 2, "missing ), unterminated subpattern", ""),
         (("rawdata", "check", str(CHECKOUT), "--pattern", "x"), 2, "it needs groups named run and seqno", ""),
         (("watch", "--count", "0"), 2, "0 is not in the range", ""),
@@ -1165,7 +1220,7 @@ def test_defaults_that_the_help_names_are_those_of_the_functions(
     text = " ".join(run(*command.split(), "--help").output.split())
     for name in re.findall(r"p_(hours|limit|order)\b", row["text"]):
         default = re.search(rf"p_{name} \w+ DEFAULT '?(\w+)", row["text"])
-        assert default and re.search(rf"--{name} .*?\[default: {default[1]}\]", text), (name, text)
+        assert default and re.search(rf"--{name} .*?\[default: {default[1]}[;\]]", text), (name, text)
 
 
 def test_each_option_of_each_command_has_a_help_text() -> None:
@@ -1179,6 +1234,36 @@ def test_each_option_of_each_command_has_a_help_text() -> None:
         assert command.help, command.name
         for parameter in command.params:
             assert not isinstance(parameter, click.Option) or parameter.help, (command.name, parameter.name)
+
+
+def test_csv_without_rows_has_the_head_of_csv_with_rows(run: Run, busy: World, folder: Path) -> None:
+    busy.with_project("q")
+    call(busy.db, "ban_worker", project="p", worker="wn9", seconds=60)
+    lists = {
+        arguments for arguments in READING if arguments[1:2] == ("p",) or arguments[1:3] == ("list", "p")
+    }
+    lists |= {
+        ("merges", "list", "p"),
+        ("outputs", "list", "p"),
+        ("verify", "p"),
+        ("slices", "recycle", "p", "--dry-run"),
+    }
+    empty = 0
+    for arguments in lists - {("jobs", "p", "1.2")}:
+        of_none = run(*("q" if word == "p" else word for word in arguments), "--csv").stdout.splitlines()
+        of_some = run(*arguments, "--csv").stdout.splitlines()
+        assert of_none[0] == of_some[0] and "," in of_none[0], arguments
+        empty += len(of_none) == 1
+    assert empty > 9
+    for arguments in (("notify", "list"), ("rawdata", "list", "--runs", "9"), ("reclaim", "q"),
+                      ("rawdata", "list", "--next", "1", "--project", "q"), ("find", "nobody"),
+                      ("project", "set", "q", "maxblockspercore=1"), ("rawdata", "check-online", "q"),
+                      ("log", "q")):  # fmt: skip
+        busy.db.execute("DELETE FROM osgprod_data.operations")
+        lines = run(*arguments, "--csv").stdout.splitlines()
+        assert len(lines) == 1 and "," in lines[0], arguments
+    (folder / "none").mkdir()
+    assert run("rawdata", "check", folder / "none", "--csv").stdout == "path,what\n"
 
 
 @pytest.mark.parametrize(

@@ -525,10 +525,10 @@ def test_manifest_has_every_output_and_an_empty_project_an_empty_one(merging: Wo
 
 
 def test_each_form_of_the_list_has_all_rows(merging: World) -> None:
-    rows = listed(merging)
     for write in (outputs.write_csv, outputs.write_json, outputs.write_urls):
         text = io.StringIO()
-        assert write(iter(rows), text) == 2
+        with outputs.listed(merging.db, "p") as rows:
+            assert write(rows, text) == 2
         assert text.getvalue().count("https://s/") == 2
     text = io.StringIO()
     outputs.write_json(iter([]), text)
