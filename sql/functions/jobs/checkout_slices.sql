@@ -31,9 +31,7 @@ BEGIN
         v_answer.n := v_call.n;
         RETURN NEXT v_answer;
     END LOOP;
-    IF pg_current_xact_id_if_assigned() IS NULL THEN
-        PERFORM osgprod._confirm_answer();
-    END IF;
+    PERFORM osgprod._confirm_answer();
 END
 $fn$;
 

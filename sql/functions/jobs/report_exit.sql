@@ -71,9 +71,7 @@ BEGIN
     IF v_answer.code IS NOT NULL THEN
         RAISE EXCEPTION USING ERRCODE = v_answer.code, MESSAGE = v_answer.message, HINT = v_answer.hint;
     END IF;
-    IF pg_current_xact_id_if_assigned() IS NULL THEN
-        PERFORM osgprod._confirm_answer();
-    END IF;
+    PERFORM osgprod._confirm_answer();
     RETURN v_answer;
 END
 $fn$;

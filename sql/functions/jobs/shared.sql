@@ -12,21 +12,17 @@ END
 $fn$;
 
 CREATE FUNCTION osgprod._confirm_answer()
-RETURNS void LANGUAGE plpgsql VOLATILE
+RETURNS pg_lsn LANGUAGE sql VOLATILE
 AS $fn$
--- Makes an answer as certain as one that changed something: with synchronous replication, its commit waits for a standby.
--- A transaction that writes nothing commits without asking anybody. So a primary that was replaced and does not know it yet
--- would answer from its old rows: "this job has no attempt", of a job that has got work from the new primary; or from rows
--- of a commit whose wait for the standby was cut off, which the new primary never gets.
--- Promise:    writes a record of 60 bytes to the WAL, and only with synchronous_standby_names set. Callers call it when their
---             transaction has written nothing yet.
--- Locks:      none
--- Source:     PostgreSQL manual, 26.2.8 "Synchronous Replication"; docs/design.md "Failover"
-BEGIN
-    IF current_setting('synchronous_standby_names') <> '' THEN
-        PERFORM pg_logical_emit_message(true, 'osgprod', '');
-    END IF;
-END
+    -- Makes an answer as certain as one that changed something: with synchronous replication, its commit waits for a standby.
+    -- A transaction that writes nothing commits without asking anybody. So a primary that was replaced and does not know it yet
+    -- would answer from its old rows: "this job has no attempt", of a job that has got work from the new primary; or from rows
+    -- of a commit whose wait for the standby was cut off, which the new primary never gets. (Inlined: see _why_rejected.)
+    -- Promise:    writes a record of 60 bytes to the WAL, and only with synchronous_standby_names set, when the transaction has
+    --             written nothing yet.
+    -- Source:     PostgreSQL manual, 26.2.8 "Synchronous Replication"; docs/design.md "Failover"
+    SELECT CASE WHEN pg_current_xact_id_if_assigned() IS NULL AND current_setting('synchronous_standby_names') <> ''
+                THEN pg_logical_emit_message(true, 'osgprod', '') END
 $fn$;
 
 CREATE FUNCTION osgprod._why_rejected(
