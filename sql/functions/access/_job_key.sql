@@ -8,8 +8,8 @@ $fn$;
 
 CREATE FUNCTION osgprod._refuse_restart(
     p_project osgprod_data.projects, p_call osgprod.checkout_call, p_last osgprod_data.attempts, p_due_at timestamptz,
-    p_progress_at timestamptz)
-RETURNS text[] LANGUAGE plpgsql VOLATILE
+    p_progress_at timestamptz, OUT problem text[])
+LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Keeps the work of a living attempt from a caller that does not prove to be the same job, and puts the call on record.
 -- Once the last attempt has ended no work is left to protect: the caller may start again under this job's number.
@@ -33,12 +33,11 @@ DECLARE
                    < now() - make_interval(secs => 3 * p_project.heartbeat_s)) THEN NULL
         ELSE 'the job runs elsewhere' END;
 BEGIN
-    IF v_reason IS NULL THEN
-        RETURN NULL;
+    IF v_reason IS NOT NULL THEN
+        PERFORM osgprod._record_refusal(p_project.project_id, p_call.cluster, p_call.process, p_call.client, v_reason);
+        problem := ARRAY[NULL, format('job %s.%s has a living attempt, and this request does not prove to be the same job: %s',
+            p_call.cluster, p_call.process, v_reason)];
     END IF;
-    PERFORM osgprod._record_refusal(p_project.project_id, p_call.cluster, p_call.process, p_call.client, v_reason);
-    RETURN ARRAY[NULL, format('job %s.%s has a living attempt, and this request does not prove to be the same job: %s',
-        p_call.cluster, p_call.process, v_reason)];
 END
 $fn$;
 

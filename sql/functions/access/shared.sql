@@ -68,10 +68,7 @@ CREATE FUNCTION osgprod._plain_address(p_client inet)
 RETURNS inet LANGUAGE sql STABLE
 AS $fn$
     -- The address; a v4-mapped IPv6 address as IPv4.
-    SELECT CASE
-        WHEN p_client <<= inet '::ffff:0:0/96' THEN substring(host(p_client) FROM 8)::inet
-        ELSE p_client
-    END
+    SELECT CASE WHEN p_client <<= inet '::ffff:0:0/96' THEN substring(host(p_client) FROM 8)::inet ELSE p_client END
 $fn$;
 
 CREATE FUNCTION osgprod._enter_project(p_project_id int, p_project text)

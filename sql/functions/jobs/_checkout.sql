@@ -180,17 +180,15 @@ $fn$;
 
 CREATE FUNCTION osgprod._unassigned(
     p_problem text[], p_retry_s int DEFAULT NULL, p_status text DEFAULT NULL, p_task text DEFAULT NULL, p_script text DEFAULT NULL)
-RETURNS osgprod.checkout_answer LANGUAGE plpgsql IMMUTABLE
+RETURNS osgprod.checkout_answer LANGUAGE sql IMMUTABLE
 AS $fn$
--- The answer to a call that gets nothing.
--- Parameters: p_problem  code, message and hint; code NULL = no error;  p_retry_s  when to ask again [s]
---             p_status   see checkout_slice; NULL = error with a code, else wait
---             p_task, p_script  the template to fetch first
-BEGIN
-    RETURN ROW(coalesce(p_status, CASE WHEN p_problem[1] IS NULL THEN 'wait' ELSE 'error' END), p_problem[2],
+    -- The answer to a call that gets nothing.
+    -- Parameters: p_problem  code, message and hint; code NULL = no error;  p_retry_s  when to ask again [s]
+    --             p_status   see checkout_slice; NULL = error with a code, else wait
+    --             p_task, p_script  the template to fetch first
+    SELECT ROW(coalesce(p_status, CASE WHEN p_problem[1] IS NULL THEN 'wait' ELSE 'error' END), p_problem[2],
         CASE WHEN p_problem[1] IS NULL THEN p_retry_s END, p_script, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
-        NULL, NULL, NULL, p_problem[1], p_problem[3], p_task, NULL, NULL)::osgprod.checkout_answer;
-END
+        NULL, NULL, NULL, p_problem[1], p_problem[3], p_task, NULL, NULL)::osgprod.checkout_answer
 $fn$;
 
 CREATE FUNCTION osgprod._why_not_now(
@@ -244,11 +242,10 @@ AS $fn$
 --             given up: else the work waits for the next look at all leases
 -- Source:     docs/design.md I3
 DECLARE
-    v_job      text := format('job %s.%s', p_call.cluster, p_call.process);
-    v_work     record;
-    v_starts   record;
-    v_gives_up boolean;
-    v_due_at   timestamptz := clock_timestamp() + make_interval(secs => p_project.lease_s);
+    v_job    text := format('job %s.%s', p_call.cluster, p_call.process);
+    v_work   record;
+    v_starts record;
+    v_due_at timestamptz := clock_timestamp() + make_interval(secs => p_project.lease_s);
 BEGIN
     -- The work of its last attempt as it is now, unlocked: the conditions of the statements below are what counts.
     SELECT s.state::text AS state, s.state = 'leased' AND (b.nstart IS NOT NULL OR (s.cluster, s.process, s.nstart)
@@ -256,28 +253,22 @@ BEGIN
            coalesce(b.due_at, s.due_at) AS due_at, CASE WHEN b.nstart IS NULL THEN s.progress_at END AS progress_at
       INTO v_work
       FROM osgprod_data.slices s
-      LEFT JOIN osgprod_data.backups b ON b.project_id = s.project_id AND b.rawdata_id = s.rawdata_id AND b.block1 = s.block1
-           AND b.opened_at = s.opened_at AND b.cluster = p_last.cluster AND b.process = p_last.process
-           AND b.nstart = p_last.nstart AND b.due_at > now()
-     WHERE s.project_id = p_last.project_id AND s.rawdata_id = p_last.rawdata_id AND s.block1 = p_last.block1
+      LEFT JOIN osgprod_data.backups b ON (b.project_id, b.rawdata_id, b.block1, b.opened_at) = (s.project_id, s.rawdata_id,
+           s.block1, s.opened_at) AND (b.cluster, b.process, b.nstart) = (p_last.cluster, p_last.process, p_last.nstart)
+           AND b.due_at > now()
+     WHERE (s.project_id, s.rawdata_id, s.block1) = (p_last.project_id, p_last.rawdata_id, p_last.block1)
     UNION ALL
     SELECT m.state::text, m.state = 'leased' AND (m.cluster, m.process, m.nstart) = (p_last.cluster, p_last.process, p_last.nstart),
            m.due_at, m.progress_at
       FROM osgprod_data.merges m WHERE m.merge_id = p_last.merge_id;
     IF v_work.is_held THEN
         problem := osgprod._refuse_restart(p_project, p_call, p_last, v_work.due_at, v_work.progress_at);
-        IF problem IS NOT NULL THEN
-            RETURN;
-        END IF;
-    END IF;
-    IF v_work.state = 'done'  -- and not recycled since
-        AND EXISTS (SELECT FROM osgprod_data.reports r
-                     WHERE r.project_id = p_last.project_id AND r.cluster = p_last.cluster AND r.process = p_last.process
-                       AND r.nstart = p_last.nstart AND r.by_worker AND r.outcome = 'done')
+    ELSIF v_work.state = 'done' AND EXISTS (  -- and not recycled since
+        SELECT FROM osgprod_data.reports r WHERE (r.project_id, r.cluster, r.process, r.nstart, r.by_worker, r.outcome)
+               = (p_last.project_id, p_last.cluster, p_last.process, p_last.nstart, true, 'done'))
     THEN
         status := 'completed';
         problem := ARRAY[NULL, v_job || ' has already completed its ' || CASE WHEN p_last.merge_id IS NULL THEN 'work' ELSE 'merge' END];
-        RETURN;
     END IF;
     -- Its last starts: those within a minute, those on this work of the last max_starts, and evictions from it. One that ended at
     -- once was no eviction: an answer was lost, or the node is bad.
@@ -289,10 +280,12 @@ BEGIN
                    lag(a.started_at, 1, clock_timestamp()) OVER (ORDER BY a.nstart DESC) - a.started_at AS ran,
                    row_number() OVER (ORDER BY a.nstart DESC) AS n
               FROM osgprod_data.attempts a
-             WHERE a.project_id = p_project.project_id AND a.cluster = p_call.cluster AND a.process = p_call.process
+             WHERE (a.project_id, a.cluster, a.process) = (p_project.project_id, p_call.cluster, p_call.process)
                AND osgprod._is_of_job(a, p_call)
              ORDER BY a.nstart DESC LIMIT greatest(p_project.max_starts_per_min, p_project.max_starts, 20)) x;
-    IF v_starts.in_a_minute >= p_project.max_starts_per_min THEN
+    IF problem IS NOT NULL THEN
+        RETURN;
+    ELSIF v_starts.in_a_minute >= p_project.max_starts_per_min THEN
         problem := ARRAY['OG602', format('%s has started too often within a minute (max_starts_per_min = %s)', v_job, p_project.max_starts_per_min),
             'wait a minute; see why the job restarts'];
         RETURN;
@@ -300,35 +293,33 @@ BEGIN
           OR NOT osgprod._try_slice(p_project.project_id, p_last.rawdata_id, p_last.block1)) THEN
         problem := osgprod._is_busy('the slice of ' || v_job);
         RETURN;
-    END IF;
-    v_gives_up := v_starts.on_work = p_project.max_starts;
-    IF v_gives_up THEN  -- the next tick requeues the work as lost, and says so in a report (_why_given_up)
+    ELSIF v_starts.on_work = p_project.max_starts THEN  -- the next tick requeues the work as lost, and says so (_why_given_up)
         p_nstart := p_last.nstart;
         v_due_at := '2000-01-01 00:00+00';
     ELSIF p_last.merge_id IS NULL AND (v_starts.evicted >= 3 OR p_call.time_left_s IS NOT NULL) THEN
         PERFORM osgprod._shrink_slice(p_project, p_call, p_last, v_starts.evicted >= 3, p_may_wait);
     ELSIF p_last.merge_id IS NOT NULL AND NOT p_can_merge THEN  -- no merge script, or too little time: another job gets it
         UPDATE osgprod_data.merges m SET state = 'ready', is_ready = true, not_before = now(), due_at = NULL
-         WHERE m.merge_id = p_last.merge_id AND m.state = 'leased' AND m.cluster = p_last.cluster
-           AND m.process = p_last.process AND m.nstart = p_last.nstart;  -- I3
+         WHERE (m.merge_id, m.state, m.cluster, m.process, m.nstart)
+             = (p_last.merge_id, 'leased', p_last.cluster, p_last.process, p_last.nstart);  -- I3
     END IF;
     IF p_last.merge_id IS NOT NULL THEN
         UPDATE osgprod_data.merges m
            SET nstart = p_nstart, due_at = v_due_at, progress_at = NULL, bytes_fetched = NULL, cpu_s = NULL
-         WHERE m.merge_id = p_last.merge_id AND m.state = 'leased' AND m.cluster = p_last.cluster
-           AND m.process = p_last.process AND m.nstart = p_last.nstart  -- I3
+         WHERE (m.merge_id, m.state, m.cluster, m.process, m.nstart)
+             = (p_last.merge_id, 'leased', p_last.cluster, p_last.process, p_last.nstart)  -- I3
         RETURNING m.rawdata_id, -1, -1, m.opened_at, m.merge_id INTO slice;
     ELSE
         UPDATE osgprod_data.slices s
            SET nstart = p_nstart, due_at = v_due_at, progress_at = NULL, bytes_fetched = NULL, cpu_s = NULL
-         WHERE s.project_id = p_last.project_id AND s.rawdata_id = p_last.rawdata_id AND s.block1 = p_last.block1
-           AND s.state = 'leased' AND s.cluster = p_last.cluster AND s.process = p_last.process AND s.nstart = p_last.nstart
+         WHERE (s.project_id, s.rawdata_id, s.block1, s.state, s.cluster, s.process, s.nstart) = (p_last.project_id,
+               p_last.rawdata_id, p_last.block1, 'leased', p_last.cluster, p_last.process, p_last.nstart)
         RETURNING s.rawdata_id, s.block1, s.block2, s.opened_at, NULL::int INTO slice;  -- I3
         IF NOT FOUND AND v_work.state = 'leased' THEN  -- by another: this job may have its backup
             slice := osgprod._renew_backup(p_last, p_nstart, v_due_at);
         END IF;
     END IF;
-    IF v_gives_up AND slice.block1 IS NOT NULL THEN
+    IF p_nstart = p_last.nstart AND slice.block1 IS NOT NULL THEN
         UPDATE osgprod_data.projects p SET next_due_at = '-infinity'
          WHERE p.project_id = (SELECT q.project_id FROM osgprod_data.projects q
                                 WHERE q.project_id = p_project.project_id FOR NO KEY UPDATE SKIP LOCKED);
@@ -340,8 +331,8 @@ END
 $fn$;
 
 CREATE FUNCTION osgprod._claim_ready(
-    p_project osgprod_data.projects, p_call osgprod.checkout_call, p_nstart int, p_blocks bigint)
-RETURNS osgprod.claim LANGUAGE plpgsql VOLATILE
+    p_project osgprod_data.projects, p_call osgprod.checkout_call, p_nstart int, p_blocks bigint, OUT slice osgprod.claim)
+LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Claims the first ready slice. If it is too long for the job, its end stays ready as another slice.
 -- Promise:    a slice whose last node fault was on this worker is left to others for wait_s after its backoff. A job that
@@ -351,31 +342,28 @@ AS $fn$
 -- Locks:      the slice SKIP LOCKED; the file's row, SKIP LOCKED, when the slice is split, or when this transaction has
 --             written it: see _try_slice
 DECLARE
-    v_slice  osgprod.claim;
     v_found  record;
-    v_worker text := CASE WHEN osgprod._label(p_call.host) IS NOT NULL THEN osgprod._worker(p_call.client, p_call.host) END;
+    v_worker text := osgprod._worker(p_call.client, p_call.host);
 BEGIN
-    SELECT s.rawdata_id, s.block1, s.block2, s.xmin = pg_current_xact_id_if_assigned()::xid AS is_written INTO v_found
+    SELECT s.rawdata_id, s.block1, s.block2 - s.block1 > p_blocks AS is_too_long,
+           s.xmin = pg_current_xact_id_if_assigned()::xid AS is_written INTO v_found
       FROM osgprod_data.slices s
      WHERE s.project_id = p_project.project_id AND s.is_ready
-       AND (s.faulted_on = v_worker AND s.due_at IS NULL
+       AND (s.faulted_on = v_worker AND p_call.host <> '' AND s.due_at IS NULL
             AND s.not_before > now() - make_interval(secs => p_project.wait_s)) IS NOT TRUE
      ORDER BY s.run, s.seqno, s.block1 LIMIT 1
        FOR NO KEY UPDATE SKIP LOCKED;
-    IF NOT FOUND OR (v_found.is_written IS TRUE OR v_found.block2 - v_found.block1 > p_blocks)
-                    AND NOT osgprod._lock_file(p_project.project_id, v_found.rawdata_id) THEN
-        RETURN NULL;
-    ELSIF v_found.block2 - v_found.block1 > p_blocks THEN
-        PERFORM osgprod._split_slice(p_project.project_id, v_found.rawdata_id, v_found.block1,
-            v_found.block1 + p_blocks::int);
+    IF (v_found.is_too_long OR v_found.is_written) AND NOT osgprod._lock_file(p_project.project_id, v_found.rawdata_id) THEN
+        RETURN;
+    ELSIF v_found.is_too_long THEN
+        PERFORM osgprod._split_slice(p_project.project_id, v_found.rawdata_id, v_found.block1, v_found.block1 + p_blocks::int);
     END IF;
     UPDATE osgprod_data.slices s
        SET state = 'leased', is_ready = NULL, not_before = NULL, cluster = p_call.cluster, process = p_call.process, nstart = p_nstart,
            due_at = clock_timestamp() + make_interval(secs => p_project.lease_s),
            progress_at = NULL, bytes_fetched = NULL, cpu_s = NULL
-     WHERE s.project_id = p_project.project_id AND s.rawdata_id = v_found.rawdata_id AND s.block1 = v_found.block1
-    RETURNING s.rawdata_id, s.block1, s.block2, s.opened_at, NULL::int INTO v_slice;
-    RETURN v_slice;
+     WHERE (s.project_id, s.rawdata_id, s.block1) = (p_project.project_id, v_found.rawdata_id, v_found.block1)
+    RETURNING s.rawdata_id, s.block1, s.block2, s.opened_at, NULL::int INTO slice;
 END
 $fn$;
 

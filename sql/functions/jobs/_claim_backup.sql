@@ -1,6 +1,6 @@
 CREATE FUNCTION osgprod._claim_backup(
-    p_project osgprod_data.projects, p_call osgprod.checkout_call, p_nstart int, p_blocks bigint)
-RETURNS osgprod.claim LANGUAGE plpgsql VOLATILE
+    p_project osgprod_data.projects, p_call osgprod.checkout_call, p_nstart int, p_blocks bigint, OUT slice osgprod.claim)
+LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Claims a backup attempt: a second attempt on a leased slice, of those that tick offers (_offer_backups). The attempt
 -- does not hold the slice. It can settle it, since the first success wins (I5), and it gets the slice when the
@@ -12,10 +12,8 @@ AS $fn$
 -- Returns:    the slice; NULLs when no offer is free
 -- Locks:      the offer, then its slice, both SKIP LOCKED
 -- Source:     docs/design.md I3, "The tail"
-DECLARE
-    v_claim osgprod.claim;
 BEGIN
-    SELECT s.rawdata_id, s.block1, s.block2, s.opened_at, NULL::int INTO v_claim
+    SELECT s.rawdata_id, s.block1, s.block2, s.opened_at, NULL::int INTO slice
       FROM osgprod_data.backups b JOIN osgprod_data.slices s USING (project_id, rawdata_id, block1, opened_at)
      WHERE b.project_id = p_project.project_id AND b.nstart IS NULL AND b.nblocks <= p_blocks
        AND b.worker <> osgprod._worker(p_call.client, p_call.host)
@@ -25,8 +23,7 @@ BEGIN
     UPDATE osgprod_data.backups b
        SET cluster = p_call.cluster, process = p_call.process, nstart = p_nstart,
            due_at = clock_timestamp() + make_interval(secs => p_project.lease_s)
-     WHERE b.project_id = p_project.project_id AND b.rawdata_id = v_claim.rawdata_id AND b.block1 = v_claim.block1;
-    RETURN v_claim;
+     WHERE b.project_id = p_project.project_id AND b.rawdata_id = slice.rawdata_id AND b.block1 = slice.block1;
 END
 $fn$;
 
@@ -43,15 +40,15 @@ DECLARE
     v_claim osgprod.claim;
 BEGIN
     SELECT s.rawdata_id, s.block1, s.block2, s.opened_at, NULL::int INTO v_claim FROM osgprod_data.slices s
-     WHERE s.project_id = p_attempt.project_id AND s.rawdata_id = p_attempt.rawdata_id AND s.block1 = p_attempt.block1
-       AND s.state = 'leased' AND s.opened_at = p_attempt.opened_at
+     WHERE (s.project_id, s.rawdata_id, s.block1, s.state, s.opened_at)
+         = (p_attempt.project_id, p_attempt.rawdata_id, p_attempt.block1, 'leased', p_attempt.opened_at)
        FOR NO KEY UPDATE;
     UPDATE osgprod_data.backups b SET nstart = p_nstart, due_at = p_due_at
      WHERE (b.project_id, b.rawdata_id, b.block1) = (
         SELECT x.project_id, x.rawdata_id, x.block1 FROM osgprod_data.backups x
-         WHERE x.project_id = p_attempt.project_id AND x.rawdata_id = v_claim.rawdata_id AND x.block1 = v_claim.block1
-           AND x.opened_at = v_claim.opened_at AND x.cluster = p_attempt.cluster AND x.process = p_attempt.process
-           AND x.nstart = p_attempt.nstart AND x.due_at IS NOT NULL
+         WHERE (x.project_id, x.rawdata_id, x.block1, x.opened_at, x.cluster, x.process, x.nstart)
+             = (p_attempt.project_id, v_claim.rawdata_id, v_claim.block1, v_claim.opened_at, p_attempt.cluster,
+                p_attempt.process, p_attempt.nstart) AND x.due_at IS NOT NULL
            FOR UPDATE SKIP LOCKED);  -- another session is about to delete a locked one
     RETURN CASE WHEN FOUND THEN v_claim END;
 END
@@ -69,9 +66,9 @@ DECLARE
     v_backup osgprod_data.backups;
 BEGIN
     SELECT b.* INTO v_backup FROM osgprod_data.backups b
-     WHERE b.project_id = p_attempt.project_id AND b.rawdata_id = p_attempt.rawdata_id AND b.block1 = p_attempt.block1
-       AND b.opened_at = p_attempt.opened_at AND b.cluster = p_attempt.cluster AND b.process = p_attempt.process
-       AND b.nstart = p_attempt.nstart
+     WHERE (b.project_id, b.rawdata_id, b.block1, b.opened_at, b.cluster, b.process, b.nstart)
+         = (p_attempt.project_id, p_attempt.rawdata_id, p_attempt.block1, p_attempt.opened_at, p_attempt.cluster,
+            p_attempt.process, p_attempt.nstart)
        FOR UPDATE SKIP LOCKED;
     IF NOT FOUND THEN
         RETURN false;

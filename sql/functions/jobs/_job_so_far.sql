@@ -5,8 +5,7 @@ AS $fn$
     -- was set up again and counts from 1, give the same numbers to different jobs: their access point or the time of their
     -- submission differs. Jobs that send neither are known by their numbers alone.
     -- Parameters: p_attempt  an attempt with the caller's project, cluster and process;  p_call  the call
-    SELECT p_attempt.schedd IS NOT DISTINCT FROM osgprod._label(p_call.schedd)
-       AND p_attempt.qdate IS NOT DISTINCT FROM p_call.qdate
+    SELECT (p_attempt.schedd, p_attempt.qdate) IS NOT DISTINCT FROM (osgprod._label(p_call.schedd), p_call.qdate)
 $fn$;
 
 CREATE FUNCTION osgprod._job_so_far(
@@ -25,7 +24,7 @@ DECLARE
     v_named record;
 BEGIN
     SELECT a.* INTO last FROM osgprod_data.attempts a
-     WHERE a.project_id = p_project.project_id AND a.cluster = p_call.cluster AND a.process = p_call.process
+     WHERE (a.project_id, a.cluster, a.process) = (p_project.project_id, p_call.cluster, p_call.process)
        AND osgprod._is_of_job(a, p_call)
      ORDER BY a.nstart DESC LIMIT 1;
     starts := coalesce(last.job_start, last.nstart, 0);
@@ -34,10 +33,9 @@ BEGIN
         RETURN;
     END IF;
     SELECT a.nstart, coalesce(a.job_start, a.nstart) AS job_start, r.outcome INTO v_named
-      FROM osgprod_data.attempts a
-      LEFT JOIN osgprod_data.reports r ON r.project_id = a.project_id AND r.cluster = a.cluster AND r.process = a.process
-                                      AND r.nstart = a.nstart AND r.by_worker
-     WHERE a.project_id = p_project.project_id AND a.cluster = p_call.cluster AND a.process = p_call.process
+      FROM osgprod_data.attempts a LEFT JOIN osgprod_data.reports r
+        ON (r.project_id, r.cluster, r.process, r.nstart, r.by_worker) = (a.project_id, a.cluster, a.process, a.nstart, true)
+     WHERE (a.project_id, a.cluster, a.process) = (p_project.project_id, p_call.cluster, p_call.process)
        AND osgprod._is_of_job(a, p_call) AND a.token_digest = sha256(convert_to(lower(p_call.after), 'UTF8'));
     IF NOT FOUND THEN
         problem := ARRAY['OG111', format('parameter after is not the token of an attempt of job %s.%s', p_call.cluster,

@@ -13,7 +13,7 @@ DECLARE
     v_slice   osgprod_data.slices;
     v_stop    text;  -- why it has to end
     v_lives   boolean := false;
-    v_answer  osgprod.report_answer;
+    v_verdict record;
 BEGIN
     v_project := (SELECT p FROM osgprod_data.projects p WHERE p.name = p_call.project);
     v_problem := osgprod._why_rejected(v_project, p_call.project, p_call.cluster, p_call.process, p_call.magic, p_call.client,
@@ -32,8 +32,8 @@ BEGIN
         RETURN osgprod._report_error(osgprod._is_busy(format('the work of job %s.%s', p_call.cluster, p_call.process)));
     END IF;
     SELECT s.* INTO v_slice FROM osgprod_data.slices s
-     WHERE s.project_id = v_attempt.project_id AND s.rawdata_id = v_attempt.rawdata_id AND s.block1 = v_attempt.block1
-       AND s.cluster = v_attempt.cluster AND s.process = v_attempt.process AND s.nstart = v_attempt.nstart
+     WHERE (s.project_id, s.rawdata_id, s.block1, s.cluster, s.process, s.nstart) = (v_attempt.project_id,
+           v_attempt.rawdata_id, v_attempt.block1, v_attempt.cluster, v_attempt.process, v_attempt.nstart)
        FOR NO KEY UPDATE;
     IF v_attempt.merge_id IS NOT NULL THEN
         v_lives := osgprod._renew_merge_lease(v_project, v_attempt, p_call);
@@ -51,8 +51,7 @@ BEGIN
                    due_at = now() + make_interval(secs => v_project.lease_s), progress_at = v_slice.progress_at,
                    bytes_fetched = greatest(p_call.bytes, v_slice.bytes_fetched),
                    cpu_s = greatest(p_call.cpu_s, v_slice.cpu_s)
-             WHERE s.project_id = v_slice.project_id AND s.rawdata_id = v_slice.rawdata_id
-               AND s.block1 = v_slice.block1;
+             WHERE (s.project_id, s.rawdata_id, s.block1) = (v_slice.project_id, v_slice.rawdata_id, v_slice.block1);
             IF (v_project.pause_cause = 'input' OR v_project.nsuspended > 0)
                 AND osgprod._has_arrived(v_slice.rawdata_id, v_slice.block2 - v_slice.block1, p_call.bytes)
             THEN
@@ -71,22 +70,14 @@ BEGIN
         END IF;
     END IF;
     IF v_lives THEN
-        v_answer.http_status := 200;
-        v_answer.status := 'alive';
-        v_answer.message := 'go on';
-        v_answer.lease_s := v_project.lease_s;
-        RETURN v_answer;
+        RETURN ROW(200, 'alive', 'go on', v_project.lease_s, NULL, NULL, NULL)::osgprod.report_answer;
     END IF;
-    v_answer.http_status := 409;
-    SELECT CASE WHEN v.outcome = 'lost' AND v.reason IS NOT NULL THEN 'wedged' ELSE 'superseded' END,
-           'stop: ' || coalesce(v.reason, format('this attempt no longer has the %s',
-                                                 CASE WHEN v_attempt.merge_id IS NULL THEN 'slice' ELSE 'merge' END))
-      INTO v_answer.status, v_answer.message
-      FROM (SELECT 1) one
-      LEFT JOIN osgprod_data.reports v
-        ON v.project_id = v_attempt.project_id AND v.cluster = v_attempt.cluster AND v.process = v_attempt.process
-       AND v.nstart = v_attempt.nstart AND NOT v.by_worker;
-    RETURN v_answer;
+    SELECT v.outcome, v.reason INTO v_verdict FROM osgprod_data.reports v
+     WHERE (v.project_id, v.cluster, v.process, v.nstart, v.by_worker)
+         = (v_attempt.project_id, v_attempt.cluster, v_attempt.process, v_attempt.nstart, false);
+    RETURN ROW(409, CASE WHEN v_verdict.outcome = 'lost' AND v_verdict.reason IS NOT NULL THEN 'wedged' ELSE 'superseded' END,
+        'stop: ' || coalesce(v_verdict.reason, 'this attempt no longer has the ' || CASE WHEN v_attempt.merge_id IS NULL
+            THEN 'slice' ELSE 'merge' END), NULL, NULL, NULL, NULL)::osgprod.report_answer;
 END
 $fn$;
 
@@ -126,6 +117,5 @@ AS $fn$
        AND NOT EXISTS (SELECT FROM osgprod_data.attempts a
                         WHERE a.project_id = p_attempt.project_id AND a.cluster = p_attempt.cluster
                           AND a.process = p_attempt.process AND a.nstart > p_attempt.nstart
-                          AND a.schedd IS NOT DISTINCT FROM p_attempt.schedd
-                          AND a.qdate IS NOT DISTINCT FROM p_attempt.qdate)
+                          AND (a.schedd, a.qdate) IS NOT DISTINCT FROM (p_attempt.schedd, p_attempt.qdate))
 $fn$;

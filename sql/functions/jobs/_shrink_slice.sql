@@ -12,27 +12,25 @@ AS $fn$
 -- Locks:      the slice, for which it waits; then the file's row, to split the slice
 -- Source:     docs/design.md I2, I3
 DECLARE
-    v_slice  osgprod_data.slices;
-    v_blocks bigint;
+    v_nblocks int;
+    v_fit     int;
 BEGIN
-    SELECT s.* INTO v_slice FROM osgprod_data.slices s
-     WHERE s.project_id = p_last.project_id AND s.rawdata_id = p_last.rawdata_id AND s.block1 = p_last.block1
-       AND s.state = 'leased' AND s.cluster = p_last.cluster AND s.process = p_last.process AND s.nstart = p_last.nstart
+    SELECT s.block2 - s.block1 INTO v_nblocks FROM osgprod_data.slices s
+     WHERE (s.project_id, s.rawdata_id, s.block1, s.state, s.cluster, s.process, s.nstart) = (p_last.project_id,
+           p_last.rawdata_id, p_last.block1, 'leased', p_last.cluster, p_last.process, p_last.nstart)
        FOR NO KEY UPDATE;
-    IF NOT FOUND OR EXISTS (SELECT FROM osgprod_data.backups b
-                             WHERE b.project_id = p_last.project_id AND b.rawdata_id = p_last.rawdata_id
-                               AND b.block1 = p_last.block1 AND b.nstart IS NOT NULL) THEN
+    IF NOT FOUND OR EXISTS (SELECT FROM osgprod_data.backups b WHERE (b.project_id, b.rawdata_id, b.block1)
+                               = (p_last.project_id, p_last.rawdata_id, p_last.block1) AND b.nstart IS NOT NULL) THEN
         RETURN;
     END IF;
-    v_blocks := least(v_slice.block2 - v_slice.block1,
-        CASE WHEN p_is_evicted THEN (v_slice.block2 - v_slice.block1 + 1) / 2 END,
+    v_fit := least(v_nblocks, CASE WHEN p_is_evicted THEN (v_nblocks + 1) / 2 END,
         osgprod._blocks_in_time(osgprod._pace_at(p_project.project_id, p_call.site), p_call.cpus, p_call.time_left_s));
-    IF v_blocks = 0 THEN
+    IF v_fit = 0 THEN
         UPDATE osgprod_data.slices s
            SET state = 'ready', is_ready = osgprod._may_be_assigned(s.project_id, s.rawdata_id), not_before = now(), due_at = NULL
-         WHERE s.project_id = v_slice.project_id AND s.rawdata_id = v_slice.rawdata_id AND s.block1 = v_slice.block1;
-    ELSIF v_blocks < v_slice.block2 - v_slice.block1 AND osgprod._lock_file(v_slice.project_id, v_slice.rawdata_id, p_may_wait) THEN
-        PERFORM osgprod._split_slice(v_slice.project_id, v_slice.rawdata_id, v_slice.block1, v_slice.block1 + v_blocks::int);
+         WHERE (s.project_id, s.rawdata_id, s.block1) = (p_last.project_id, p_last.rawdata_id, p_last.block1);
+    ELSIF v_fit < v_nblocks AND osgprod._lock_file(p_last.project_id, p_last.rawdata_id, p_may_wait) THEN
+        PERFORM osgprod._split_slice(p_last.project_id, p_last.rawdata_id, p_last.block1, p_last.block1 + v_fit);
     END IF;
 END
 $fn$;

@@ -129,17 +129,14 @@ AS $fn$
 -- Promise:    a batch writes a slice once. PostgreSQL checks a row that is updated twice in a transaction against its
 --             foreign key again; that waits, and then fails, while another session splits the slice before it.
 -- Parameters: p_project_id, p_rawdata_id, p_block1  the slice
--- Returns:    false when another session has it or this transaction has written it; true when it is locked now, or is not
---             there
+-- Returns:    is it locked now? false: another session has it, this transaction has written it, or it is not there any more
 DECLARE
     v_is_written boolean;
 BEGIN
     SELECT s.xmin = pg_current_xact_id_if_assigned()::xid INTO v_is_written FROM osgprod_data.slices s
       WHERE s.project_id = p_project_id AND s.rawdata_id = p_rawdata_id AND s.block1 = p_block1
         FOR NO KEY UPDATE SKIP LOCKED;
-    RETURN CASE WHEN FOUND THEN v_is_written IS NOT TRUE ELSE NOT EXISTS (
-        SELECT FROM osgprod_data.slices s
-         WHERE s.project_id = p_project_id AND s.rawdata_id = p_rawdata_id AND s.block1 = p_block1) END;
+    RETURN FOUND AND v_is_written IS NOT TRUE;
 END
 $fn$;
 
@@ -148,7 +145,7 @@ RETURNS boolean LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Locks the slice or the merge of an attempt for a call of a batch; see _try_slice.
 -- Parameters: p_attempt  the attempt
--- Returns:    false when another session has it, or this transaction has written the slice
+-- Returns:    is it locked now?
 BEGIN
     IF p_attempt.merge_id IS NULL THEN
         RETURN osgprod._try_slice(p_attempt.project_id, p_attempt.rawdata_id, p_attempt.block1);
