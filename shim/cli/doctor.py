@@ -15,7 +15,7 @@ import psycopg
 
 from shim import migrate, replica
 from shim.config import Settings
-from shim.database import POOLER_HINT, DatabaseError, call, connect, pooling
+from shim.database import HOST_TIMEOUT_S, POOLER_HINT, DatabaseError, call, connect, pooling
 from shim.words import counted, noun
 from shim.workscript import TemplateError, TemplateFolder
 
@@ -91,9 +91,29 @@ def _replica() -> list[Finding]:
         return []
     fit = replica.look("alive", {}, troubles.append) is not None
     well = "it answers, with fresh data" if fit else "it refuses this login, or is of another version"
-    found = "; ".join(troubles) or well
-    advice = "see in pg_stat_replication of the primary whether it follows; OSGPROD_READ_DSN names it"
+    cause, advice = ("", "") if fit else _why_behind()
+    found = "; ".join(filter(None, (*troubles, cause))) or well
     return [_finding("replica", fit, found, advice)]
+
+
+def _why_behind() -> tuple[str, str]:
+    """Why the replica has stopped to follow, as far as it says so itself, and what to do."""
+    try:
+        with connect(Settings.read().read_dsn.text, HOST_TIMEOUT_S) as connection:
+            row = connection.execute(
+                "SELECT pg_is_in_recovery() AS is_replica, EXISTS (SELECT FROM pg_stat_wal_receiver) AS receives,"
+                " CASE WHEN pg_is_in_recovery() THEN pg_is_wal_replay_paused() END AS is_paused"
+            ).fetchone()
+    except psycopg.Error:
+        row = None
+    if row and not row["is_replica"]:
+        return "it follows no primary", "make it a replica anew: docs/operations.md has the command"
+    if row and row["is_paused"]:
+        return "its replay is paused", "SELECT pg_wal_replay_resume() there"
+    if row and not row["receives"]:
+        advice = "read its log; where a WAL segment has been removed, make it anew: docs/operations.md has the command"
+        return "it receives nothing from the primary", advice
+    return "", "see in pg_stat_replication of the primary whether it follows; OSGPROD_READ_DSN names it"
 
 
 def _clock(connection: psycopg.Connection[dict[str, Any]]) -> Finding:

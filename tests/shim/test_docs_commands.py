@@ -49,6 +49,7 @@ NOT_RUN = {
     "curl -H 'Authorization: Bearer TOKEN' 'http://HOST": "names a server that is none: tests/shim/test_api.py",
     ".venv/bin/pip install": "asks the network",
     "(umask 077; echo 'mailtos:": "has an address that is none: tests/shim/test_notify.py",
+    "pg_basebackup": "makes a server on another machine: tests/shim/test_replica.py",
     "osgprod notify": "sends mail, and runs for ever: tests/shim/test_notify.py",
 }  # fmt: skip
 # Documents whose commands need a real site.

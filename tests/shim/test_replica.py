@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from shim.database import call, connect
 from shim.local.embedded import NOT_DURABLE, Server, server_uid
 from tests import prepared
 from tests.shim.test_database_away import Wire
-from tests.support import LiveShim, World, run_osgprod, server_folder, wait_until
+from tests.support import CHECKOUT, LiveShim, World, run_osgprod, server_folder, wait_until
 
 PATIENCE_S = 60.0
 SETTINGS = {
@@ -87,11 +89,11 @@ def one(db: psycopg.Connection[dict[str, Any]], query: str) -> bool:
     return bool(row and row["found"])
 
 
-@pytest.fixture(scope="module")
-def primary() -> Iterator[Server]:
+@contextlib.contextmanager
+def serving(settings: dict[str, str]) -> Iterator[Server]:
     folder = server_folder("primary")
     folder.chmod(0o777)
-    server = Server(folder / "primary", SETTINGS)
+    server = Server(folder / "primary", settings)
     prepared.put_data(folder / "primary")
     try:
         server.start()
@@ -103,8 +105,14 @@ def primary() -> Iterator[Server]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.fixture(scope="module")
+def primary() -> Iterator[Server]:
+    with serving(SETTINGS) as server:
+        yield server
+
+
 @contextlib.contextmanager
-def replicated(primary: Server) -> Iterator[Pair]:
+def replicated(primary: Server, options: Sequence[str] = ("--write-recovery-conf",)) -> Iterator[Pair]:
     folder = server_folder("replica")
     folder.chmod(0o777)
     (folder / "replica").mkdir()
@@ -115,7 +123,7 @@ def replicated(primary: Server) -> Iterator[Pair]:
             [
                 *primary._command("pg_basebackup"),
                 *(f"--dbname={primary.dsn}", f"--pgdata={folder}/replica/data"),
-                *("--write-recovery-conf", "--checkpoint=fast", "--no-sync"),
+                *(*options, "--checkpoint=fast", "--no-sync"),
             ],
             check=True,
             capture_output=True,
@@ -174,6 +182,11 @@ def command(*arguments: str) -> Result:
     result = run_osgprod(*arguments)
     assert result.exit_code == 0, result.output
     return result
+
+
+def doctor_finds(what: str) -> dict[str, Any]:
+    (finding,) = (row for row in doctor.examine() if row["what"] == what)
+    return finding
 
 
 def source(shim: LiveShim) -> str:
@@ -252,8 +265,9 @@ def test_replica_that_is_too_old_is_not_shown_until_it_has_caught_up(
     wait_until(lambda: "its data are too old" in command("status").stderr, "the command sees their age")
     assert source(shim) == "primary"
     assert "(replica)" not in shim.raw("").text
-    (finding,) = (row for row in doctor.examine() if row["what"] == "replica")
+    finding = doctor_finds("replica")
     assert not finding["is_well"] and "too old" in finding["found"]
+    assert "its replay is paused" in finding["found"] and "pg_wal_replay_resume" in finding["advice"]
     pair.go_on()
 
     def is_back() -> bool:
@@ -274,6 +288,45 @@ def test_copy_that_follows_the_primary_no_longer_is_found_out(
     shim = shim_of(max_age_s=2)
     wait_until(lambda: "its data are too old" in command("status").stderr, "the command sees their age")
     wait_until(lambda: source(shim) == "primary", "pages are read from the primary")
+    assert doctor_finds("replica")["found"].endswith("it follows no primary")
+
+
+def pass_wal(server: Server, segments: int) -> None:
+    """The server writes so many segments of WAL, and keeps none that nobody needs."""
+    with connect(server.dsn) as db:
+        for _ in range(segments):
+            db.execute("SELECT pg_logical_emit_message(false, '', ''), pg_switch_wal()")
+        db.execute("CHECKPOINT")
+
+
+def test_replica_made_as_documented_follows_again_until_its_slot_is_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    text = (CHECKOUT / "docs" / "operations.md").read_text()
+    (command_line,) = re.findall("^pg_basebackup (.*)$", text, re.MULTILINE)
+    options = [word for word in shlex.split(command_line) if not re.match("--(dbname|pgdata)=", word)]
+    settings = {**NOT_DURABLE, "max_connections": "30", "max_slot_wal_keep_size": "64MB"}
+    with serving(settings) as primary, replicated(primary, options) as pair:
+        monkeypatch.setenv("OSGPROD_DSN", primary.dsn)
+        pair.catch_up()
+        pair.replica.stop()
+        pass_wal(primary, 2)
+        pair.replica.start()
+        pair.catch_up()
+        monkeypatch.setenv("OSGPROD_READ_DSN", pair.replica.dsn)
+        assert doctor_finds("replica")["is_well"] and doctor_finds("replication slots")["is_well"]
+        pair.replica.stop()
+        pass_wal(primary, 8)
+        pair.replica.start()
+        monkeypatch.setenv("OSGPROD_READ_DSN", pair.replica.dsn)
+        monkeypatch.setenv("OSGPROD_READ_MAX_AGE_S", "1")
+        wait_until(
+            lambda: "it receives nothing from the primary" in doctor_finds("replica")["found"],
+            "the replica is found not to follow",
+        )
+        slots = doctor_finds("replication slots")
+        assert not slots["is_well"] and slots["found"] == "osgprod_read lost"
+        assert "make the replica anew" in slots["advice"]
 
 
 @pytest.mark.own_replica
@@ -290,7 +343,7 @@ def test_replica_that_is_away_is_replaced_by_the_primary_until_it_is_back(
     assert source(shim) == "primary"
     status = command("status")
     assert "p" in status.stdout and "it is away" in status.stderr
-    (finding,) = (row for row in doctor.examine() if row["what"] == "replica")
+    finding = doctor_finds("replica")
     assert not finding["is_well"] and "away" in finding["found"]
 
 

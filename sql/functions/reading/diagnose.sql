@@ -30,11 +30,14 @@ BEGIN
            'the server stops at 2,000 million: VACUUM (FREEZE), and find what holds old transactions (pg_stat_activity, slots)'
       FROM pg_database d
     UNION ALL
-    SELECT 'replication slots', coalesce(bool_and(s.active OR s.behind < 10000000000), true),
-           coalesce(string_agg(format('%s %s, %s behind', s.slot_name, CASE WHEN s.active THEN 'active' ELSE 'inactive' END,
-                    pg_size_pretty(s.behind)), ', ' ORDER BY s.slot_name), 'none'),
-           'a slot that nobody reads keeps write-ahead log until the disk is full: SELECT pg_drop_replication_slot(NAME)'
-      FROM (SELECT r.slot_name, r.active, coalesce(pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()
+    SELECT 'replication slots', coalesce(bool_and(NOT s.is_lost AND (s.active OR s.behind < 10000000000)), true),
+           coalesce(string_agg(s.slot_name || CASE WHEN s.is_lost THEN ' lost' ELSE format(' %s, %s behind',
+                        CASE WHEN s.active THEN 'active' ELSE 'inactive' END, pg_size_pretty(s.behind)) END,
+                    ', ' ORDER BY s.slot_name), 'none'),
+           CASE WHEN bool_or(s.is_lost) THEN 'the replica of a lost slot can''t follow any more: drop the slot (SELECT pg_drop_replication_slot(NAME)), '
+                    || 'and make the replica anew (docs/operations.md "Read from a replica")'
+                ELSE 'a slot that nobody reads keeps write-ahead log until the disk is full: SELECT pg_drop_replication_slot(NAME)' END
+      FROM (SELECT r.slot_name, r.active, coalesce(r.wal_status = 'lost', false) AS is_lost, coalesce(pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()
                    ELSE pg_current_wal_lsn() END, r.restart_lsn), 0)::bigint AS behind
               FROM pg_replication_slots r) s
     UNION ALL
