@@ -38,15 +38,23 @@ class Waiting:
     """A call in another session that is seen to wait for a lock."""
 
     def __init__(self, world: World, function: Callable[[Db], Any]) -> None:
+        self._world = world
         self._db = connect(world.dsn)
+        self.pid = self._db.info.backend_pid
         self._threads = ThreadPoolExecutor(1)
         self._future: Future[Any] = self._threads.submit(function, self._db)
         waits = "SELECT FROM pg_stat_activity WHERE pid = %s AND wait_event_type = 'Lock'"
         end = time.monotonic() + PATIENCE_S
-        while not world.db.execute(waits, [self._db.info.backend_pid]).fetchall():
+        while not world.db.execute(waits, [self.pid]).fetchall():
             assert not self._future.done(), f"it did not wait: {self._future.result()}"
             assert time.monotonic() < end
             time.sleep(0.002)
+
+    def is_behind(self, *pids: int) -> bool:
+        """Does it wait for a lock that one of these sessions has, or waits for before it?"""
+        blocking = "SELECT pg_blocking_pids(%s) && %s::int[] AS is_so"
+        row = self._world.db.execute(blocking, [self.pid, [*pids]]).fetchone()
+        return row == {"is_so": True}
 
     def result(self) -> Any:
         try:

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from shim.database import call, connect
-from tests.support import PATIENCE_S, World
+from tests.support import PATIENCE_S, World, wait_until
 from tests.whole.test_concurrency import Db, Waiting, held
 
 MERGED = json.dumps([{"kind": "a", "url": "https://s/a", "bytes": 1, "adler32": "1"}])
@@ -250,18 +250,65 @@ def test_bad_inputs_and_a_recycling_of_the_same_file_do_not_lock_each_other_out(
     assert states(world) == ["waiting"]
 
 
-def test_two_sessions_that_requeue_slices_of_one_run_do_not_lock_each_other_out(world: World) -> None:
-    world.set(merge_by="run")
-    world.add_file(1, seqno=1)
+@pytest.mark.parametrize("how", ["lose_outputs", "recycle"])
+@pytest.mark.parametrize("merge_by", ["file", "run"])
+def test_two_sessions_that_requeue_slices_beside_a_tick_do_not_lock_each_other_out(
+    world: World, how: str, merge_by: str
+) -> None:
+    """The tick makes the merge ready, so neither has seen it when it waits for its first file."""
     world.add_file(2, seqno=2)
-    do(world, 0, 1, 2)
+    do(world, 1, 2)
     world.tick()
+    world.add_file(1, seqno=1)
+    do(world, 0)
+    world.set(merge_by=merge_by)
+
+    def requeue_others(db: Db) -> int:
+        if how == "lose_outputs":
+            return lose(db, 0, 1)
+        return len(call(db, "recycle", project="p", states=["done"]))
+
+    with held(world) as third:
+        third.execute("SELECT FROM osgprod_data.loaded_files WHERE seqno = 2 FOR SHARE")  # as a tick has it
+        with held(world) as db:
+            call(db, "tick")
+            one = Waiting(world, lambda other: lose(other, 2))
+            two = Waiting(world, requeue_others)
+        wait_until(lambda: two.is_behind(third.info.backend_pid, one.pid), "it waits for the second file")
+        first = world.checkout(10)
+        assert first["task"] == "merge", "what waits for a file has no merge yet"
+        assert first["filename"] == ("000001_001" if merge_by == "file" else "000001")
+    assert (one.result(), two.result()) == (1, 2)
+    assert set(states(world)) == {"waiting"}
+    assert world.report(10, outputs_list=MERGED)["status"] == "superseded"
+
+
+@pytest.mark.parametrize("merge_by", ["file", "run"])
+def test_tick_leaves_a_file_to_the_next_one_while_a_session_has_its_merge(
+    world: World, merge_by: str
+) -> None:
+    """That session may wait for the file, and the tick would wait with it."""
+    world.set(merge_by=merge_by, max_failures=1)
+    world.add_file(1)
+    do(world, 0)
+    world.tick()
+    world.checkout(1)
+    assert world.report(1, exitcode=65, bad_inputs="1,2")["status"] == "failed"
+    world.add_file(1, run=2)
+    do(world, 2, 3)
     with held(world) as db:
-        assert len(call(db, "recycle", project="p", states=["done"], client="127.0.0.1")) == 1
-        losing = Waiting(world, lambda other: lose(other, 1))
-        assert len(call(db, "recycle", project="p", states=["done"], client="127.0.0.3")) == 1
-    assert losing.result() == 1
-    assert states(world) == ["waiting"]
+        assert len(call(db, "retry_merges", project="p")) == 1
+        world.db.execute("SET lock_timeout = '1s'")
+        world.tick()
+        assert [row["state"] for row in call(world.db, "list_files", project="p")] == [
+            "allocated",
+            "complete",
+        ]
+    world.tick()
+    assert [world.checkout(n)["filename"] for n in (4, 5)] == [
+        "000001_001" if merge_by == "file" else "000001",
+        "000002_001" if merge_by == "file" else "000002",
+    ]
 
 
 def ends(world: World) -> list[str]:
@@ -344,9 +391,7 @@ def test_report_that_bans_a_node_waits_for_no_merge_and_no_file_of_what_the_node
         assert spoilt.report(20, exitcode=1, host="bad", db=job)["status"] == "failed"
     assert [row["worker"] for row in call(spoilt.db, "blocked_workers")] == ["bad@127.0.0.1"]
     quarantined = {row["run"] for row in call(spoilt.db, "quarantined", project="p")}
-    is_by_file = len(merges(spoilt)) > 1
-    stays = locked == "own file" or locked == "merges" or (locked == "other file" and not is_by_file)
-    assert quarantined == ({1} if stays else set())
+    assert quarantined == ({1} if locked in ("own file", "merges") else set())
     assert call(spoilt.db, "verify", project="p", deep=True) == []
 
 

@@ -4,7 +4,7 @@ AS $fn$
 -- What follows when the slices of a file are settled: its merge is planned, or its run's; listeners are notified when the
 -- run is complete.
 -- Parameters: p_project_id, p_run, p_seqno  the file, which has just been called complete
--- Locks:      the project's row, SKIP LOCKED, when the project was done before; see _plan_merges. The caller has
+-- Locks:      the project's row, SKIP LOCKED, when the project was done before. The caller has what _plan_merges locks,
 --             _hold_merge_settings, and (advisory: project_id, -10 - run), so that of two files of a run one sees the other
 BEGIN
     UPDATE osgprod_data.projects p SET noted_end = NULL  -- the file may be loaded and done between two ticks
@@ -39,6 +39,19 @@ BEGIN
     SELECT p.* INTO v_project FROM osgprod_data.projects p WHERE p.project_id = p_project_id;
     RETURN v_project;
 END
+$fn$;
+
+CREATE FUNCTION osgprod._try_merges(p_project_id int, p_run int, p_seqno int)
+RETURNS boolean LANGUAGE sql VOLATILE
+AS $fn$
+    -- Locks the merges of a file and of its run, those that are superseded left out, so that _plan_merges need not wait for them.
+    -- Parameters: p_project_id, p_run, p_seqno  the file; p_run NULL = all merges of the project
+    -- Returns:    are they locked? false: another session has one of them
+    SELECT coalesce(bool_and(EXISTS (SELECT FROM osgprod_data.merges x
+                                      WHERE x.merge_id = m.merge_id AND x.state <> 'superseded' FOR NO KEY UPDATE SKIP LOCKED)), true)
+      FROM osgprod_data.merges m
+     WHERE m.project_id = p_project_id AND m.state <> 'superseded'
+       AND m.run >= coalesce(p_run, 0) AND m.run <= coalesce(p_run, 2147483647) AND coalesce(m.seqno = p_seqno, true)
 $fn$;
 
 CREATE FUNCTION osgprod._plan_merges(p_project osgprod_data.projects, p_runs int[], p_seqno int)
@@ -77,7 +90,7 @@ BEGIN
        SET state = 'superseded', is_ready = NULL, not_before = NULL, opened_at = clock_timestamp()
       FROM osgprod._without_outputs(p_project, p_runs) w
      WHERE m.project_id = p_project.project_id AND m.run = w.run AND m.seqno IS NOT DISTINCT FROM w.seqno
-       AND m.state IN ('waiting', 'ready', 'failed');
+       AND coalesce(m.seqno = p_seqno, true) AND m.state IN ('waiting', 'ready', 'failed');
 END
 $fn$;
 
@@ -126,16 +139,22 @@ AS $fn$
 -- Promise:    a repeated call changes nothing.
 -- Parameters: p_project_id  project;  p_runs  run numbers; NULL = all
 --             p_seqno  NULL = all merges of these runs; the number of a file = its merge, and the run's; -1 = the runs' only
--- Locks:      the merges; it waits for each. Callers have the rows of these files, the project alone, or, when they load more files
---             of a run, (advisory: project_id, -2) alone
+-- Locks:      the merges, in order; it waits for each. Callers have the rows of these files, the project alone, or, when they load more
+--             files of a run, (advisory: project_id, -2) alone
 BEGIN
+    WITH held AS (
+        SELECT m.merge_id FROM osgprod_data.merges m
+         WHERE m.project_id = p_project_id AND m.state NOT IN ('waiting', 'superseded')
+           AND (p_runs IS NULL OR m.run = ANY (p_runs)) AND (p_seqno IS NULL OR m.seqno IS NULL OR m.seqno = p_seqno)
+         ORDER BY m.run, m.seqno
+           FOR NO KEY UPDATE
+    )
     UPDATE osgprod_data.merges m
        SET state = CASE m.state WHEN 'done' THEN 'superseded' ELSE 'waiting' END::osgprod_data.merge_state, is_ready = NULL,
            not_before = NULL, opened_at = clock_timestamp(), due_at = NULL, failures = 0, faults = 0, faulted_on = NULL,
            repeats = 0, exit_codes = NULL, inputs = CASE m.state WHEN 'done' THEN m.inputs END,
            missing = CASE m.state WHEN 'done' THEN m.missing END
-     WHERE m.project_id = p_project_id AND m.state NOT IN ('waiting', 'superseded')
-       AND (p_runs IS NULL OR m.run = ANY (p_runs)) AND (p_seqno IS NULL OR m.seqno IS NULL OR m.seqno = p_seqno);
+      FROM held h WHERE m.merge_id = h.merge_id;
 END
 $fn$;
 
@@ -171,8 +190,8 @@ AS $fn$
 -- calls that end the last two merges at once, each sees the other's merge as leased. It also plans merges that are missing then.
 -- Promise:    each is notified once, and again when more work has come and is done, too.
 -- Parameters: p_project_id  project
--- Locks:      to plan merges _hold_merge_settings, tried, and see _plan_merges; then the project's row, SKIP LOCKED. The caller has
---             the project, shared, against unload_slices
+-- Locks:      to plan merges _hold_merge_settings and the merges; the project's row: all tried. The caller has the project, shared,
+--             against unload_slices
 DECLARE
     v_project osgprod_data.projects;
     v_end     text;
@@ -198,7 +217,7 @@ BEGIN
             ELSIF v_left > (SELECT count(*) FROM osgprod_data.merges m
                              WHERE m.project_id = p_project_id AND m.state NOT IN ('done', 'superseded')) THEN
                 PERFORM osgprod._plan_merges(p, NULL, NULL) FROM osgprod._hold_merge_settings(p_project_id, false) p
-                  WHERE p.project_id IS NOT NULL;
+                  WHERE p.project_id IS NOT NULL AND osgprod._try_merges(p_project_id, NULL, NULL);
             END IF;
         END IF;
     END IF;
@@ -222,8 +241,7 @@ AS $fn$
 -- superseded, and those of complete files are planned. With merge_by none, merges stay as they are and no more are assigned.
 -- Parameters: p_project  the project's row, as it is to be
 -- Errors:     OG420 merges by something else are done: their files are delivered
--- Locks:      the merges by something else, in order; it waits for each; see _plan_merges. The caller has (advisory: project_id, -4),
---             alone
+-- Locks:      all merges, in order; it waits for each. The caller has (advisory: project_id, -4), alone
 DECLARE
     v_done bigint;
 BEGIN
@@ -232,7 +250,7 @@ BEGIN
     END IF;
     -- A report may be about to do one of them: what it has not committed would be superseded unseen.
     PERFORM FROM osgprod_data.merges m
-      WHERE m.project_id = p_project.project_id AND m.state <> 'superseded' AND (m.seqno IS NULL) <> (p_project.merge_by = 'run')
+      WHERE m.project_id = p_project.project_id AND m.state <> 'superseded'
       ORDER BY m.run, m.seqno FOR NO KEY UPDATE;
     SELECT count(*) INTO v_done FROM osgprod_data.merges m
      WHERE m.project_id = p_project.project_id AND m.state = 'done' AND (m.seqno IS NULL) <> (p_project.merge_by = 'run');

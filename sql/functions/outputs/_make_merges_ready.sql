@@ -8,7 +8,7 @@ AS $fn$
 -- Parameters: p_project_id  project
 -- Locks:      the merges, at most 1,000, and their files, shared: all SKIP LOCKED. What makes a slice ready again waits for the
 --             file, and takes the merge back then. Of a whole run (advisory: project_id, -2), tried, shared: what loads files
---             waits for it. The caller has the project, shared (advisory: project_id, -1), and waits for no other merge of it
+--             waits for it. The caller has the project, shared (advisory: project_id, -1)
 -- Source:     docs/design.md "Merges"
 DECLARE
     v_merge osgprod_data.merges;

@@ -91,31 +91,27 @@ AS $fn$
 --             p_bad_inputs  block1,block2 of each, as the script was given them, joined by ':'
 -- Returns:    bad: which are requeued; awaited: which HTCondor may still bring; in words, for the report. Both NULL = none of
 --             them is an input of the merge, or the attempt no longer holds it
--- Locks:      the slices, in order; then, slice by slice, see _reopen_file. It waits for each. No merge is locked before the first
---             file: a session that has a file's row may wait for a merge
+-- Locks:      the slices, in order; then their files, in order; then see _reopen_file. It waits for each
 DECLARE
-    v_input record;
+    v_bad   osgprod_data.merge_input[];
+    v_input osgprod_data.merge_input;
     v_name  text;
 BEGIN
-    -- All slices before the first file: a session that has locked a file's row waits for no slice.
-    PERFORM FROM osgprod_data.merges m
-      CROSS JOIN LATERAL unnest(m.inputs) i
-       JOIN osgprod_data.slices s ON s.project_id = m.project_id AND s.rawdata_id = i.rawdata_id AND s.block1 = i.block1
-      WHERE m.merge_id = p_attempt.merge_id AND s.state = 'done'
-        AND format('%s,%s', i.starts_at, i.starts_at + i.block2 - i.block1)
-            = ANY (string_to_array(replace(p_bad_inputs, ' ', ''), ':'))
-      ORDER BY s.run, s.seqno, s.block1
-        FOR NO KEY UPDATE OF s;
-    FOR v_input IN
-        SELECT i.*, l.run, l.seqno FROM osgprod_data.merges m
+    -- All slices before the first file, and all files before the first merge.
+    SELECT array_agg(ROW(l.rawdata_id, l.block1, l.block2, l.starts_at, l.cluster, l.process, l.nstart)::osgprod_data.merge_input)
+      INTO v_bad FROM (
+        SELECT i.* FROM osgprod_data.merges m
          CROSS JOIN LATERAL unnest(m.inputs) i
-          JOIN osgprod_data.loaded_files l ON l.project_id = m.project_id AND l.rawdata_id = i.rawdata_id
+          JOIN osgprod_data.slices s ON s.project_id = m.project_id AND s.rawdata_id = i.rawdata_id AND s.block1 = i.block1
+                                    AND s.state = 'done' AND s.cluster = i.cluster AND s.process = i.process AND s.nstart = i.nstart
          WHERE m.merge_id = p_attempt.merge_id AND m.state = 'leased' AND m.cluster = p_attempt.cluster
            AND m.process = p_attempt.process AND m.nstart = p_attempt.nstart
            AND format('%s,%s', i.starts_at, i.starts_at + i.block2 - i.block1)
                = ANY (string_to_array(replace(p_bad_inputs, ' ', ''), ':'))
-         ORDER BY l.run, l.seqno, i.block1
-    LOOP
+         ORDER BY s.run, s.seqno, s.block1
+           FOR NO KEY UPDATE OF s) l;
+    PERFORM osgprod._lock_files(p_project.project_id, (SELECT array_agg(i.rawdata_id) FROM unnest(v_bad) i));
+    FOREACH v_input IN ARRAY coalesce(v_bad, '{}') LOOP
         v_name := format('%s,%s', v_input.starts_at, v_input.starts_at + v_input.block2 - v_input.block1);
         IF osgprod._may_still_come(p_project, v_input.cluster, v_input.process, v_input.nstart) THEN
             awaited := coalesce(awaited || ':', 'HTCondor may still bring ') || v_name;

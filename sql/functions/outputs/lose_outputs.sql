@@ -12,8 +12,8 @@ AS $fn$
 -- Returns:    a row for each slice that was requeued, and for each merge that was requeued or superseded
 -- Errors:     OG301 unknown project; OG108 p_attempts is not such an array; OG502 an operator has the project alone; OG901
 --             isolation level
--- Locks:      the project, shared (advisory: project_id, -1), tried; _hold_merge_settings; the slices, in order; then, slice by
---             slice, see _reopen_file; then the merges that are lost (_redo_merge). It waits for each
+-- Locks:      the project, shared (advisory: project_id, -1), tried; _hold_merge_settings; the slices, in order; then their files,
+--             in order; then the merges of these, and those that are lost, in order. It waits for each
 DECLARE
     v_project projects := osgprod._get_project(p_project);
     v_lost    record;
@@ -27,14 +27,15 @@ BEGIN
     END IF;
     PERFORM osgprod._enter_project(v_project.project_id, p_project);
     v_project := osgprod._hold_merge_settings(v_project.project_id, true);
-    IF NOT p_dry_run THEN  -- all slices before the first file: a session that has locked a file's row waits for no slice
-        PERFORM FROM jsonb_to_recordset(p_attempts) AS l (cluster int, process int, nstart int)
-           JOIN attempts a ON a.project_id = v_project.project_id AND a.cluster = l.cluster AND a.process = l.process
-                          AND a.nstart = l.nstart
-           JOIN slices s ON s.project_id = a.project_id AND s.rawdata_id = a.rawdata_id AND s.block1 = a.block1
-                        AND s.state = 'done'
-          ORDER BY s.run, s.seqno, s.block1
-            FOR NO KEY UPDATE OF s;
+    IF NOT p_dry_run THEN  -- all slices before the first file, and all files before the first merge
+        PERFORM osgprod._lock_files(v_project.project_id, array_agg(l.rawdata_id)) FROM (
+            SELECT s.rawdata_id FROM jsonb_to_recordset(p_attempts) AS l (cluster int, process int, nstart int)
+              JOIN attempts a ON a.project_id = v_project.project_id AND a.cluster = l.cluster AND a.process = l.process
+                             AND a.nstart = l.nstart
+              JOIN slices s ON s.project_id = a.project_id AND s.rawdata_id = a.rawdata_id AND s.block1 = a.block1
+                           AND s.state = 'done'
+             ORDER BY s.run, s.seqno, s.block1
+               FOR NO KEY UPDATE OF s) l;
     END IF;
     FOR v_lost IN
         SELECT a.cluster, a.process, a.nstart, a.rawdata_id, a.block1, a.block2, a.merge_id, coalesce(m.run, f.run) AS run,
@@ -44,7 +45,7 @@ BEGIN
                          AND a.nstart = l.nstart
           LEFT JOIN loaded_files f ON f.project_id = a.project_id AND f.rawdata_id = a.rawdata_id
           LEFT JOIN merges m ON m.merge_id = a.merge_id
-         ORDER BY a.merge_id IS NOT NULL, f.run, f.seqno, a.block1
+         ORDER BY 8, 9, a.merge_id IS NOT NULL, a.block1
     LOOP
         run := v_lost.run;
         seqno := v_lost.seqno;

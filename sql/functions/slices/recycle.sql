@@ -30,12 +30,14 @@ AS $fn$
 --             p_process    only to this one of them [0 .. 2147483647]; NULL = all of the cluster
 -- Returns:    a row a slice, as it was
 -- Errors:     OG301 unknown project; OG108 unknown state, or a process without a cluster; OG502 an operator has the project alone; OG901 isolation level
--- Locks:      the project, shared (advisory: project_id, -1), tried; the slices in their order, SKIP LOCKED; see _reopen_slice
+-- Locks:      the project, shared (advisory: project_id, -1), tried; the slices in their order, SKIP LOCKED; then their files, in
+--             order; then see _reopen_slice
 DECLARE
     v_project_id int := (osgprod._get_project(p_project)).project_id;
     v_path       text := osgprod._path_pattern(p_path);
     v_slice      record;
-    v_count      bigint := 0;
+    v_files      int[] := '{}';  -- of each slice the file
+    v_blocks     int[] := '{}';  -- and the first block
 BEGIN
     PERFORM osgprod._require_read_committed();
     IF NOT coalesce(p_states <@ ARRAY['quarantined', 'failed', 'done'], false) THEN
@@ -87,16 +89,18 @@ BEGIN
         block2 := v_slice.block2;
         was := CASE v_slice.state WHEN 'ready' THEN 'failed' ELSE v_slice.state::text END;
         exit_code := v_slice.exit_code;
-        IF NOT p_dry_run THEN
-            PERFORM osgprod._reopen_slice(v_project_id, v_slice.rawdata_id, v_slice.block1);
-        END IF;
-        v_count := v_count + 1;
+        v_files := v_files || v_slice.rawdata_id;
+        v_blocks := v_blocks || v_slice.block1;
         RETURN NEXT;
     END LOOP;
+    IF NOT p_dry_run THEN
+        PERFORM osgprod._lock_files(v_project_id, v_files);
+        PERFORM osgprod._reopen_slice(v_project_id, x.rawdata_id, x.block1) FROM unnest(v_files, v_blocks) AS x (rawdata_id, block1);
+    END IF;
     PERFORM osgprod._log_operation('recycle', p_project, jsonb_build_object('states', array_to_string(p_states, ','),
         'runs', osgprod._runs_text(p_runs), 'path', p_path, 'exit_code', p_exit_code, 'client', p_client, 'since', p_since,
         'cluster', p_cluster, 'process', p_process),
-        CASE WHEN NOT p_dry_run THEN v_count END);
+        CASE WHEN NOT p_dry_run THEN cardinality(v_files) END);
 END
 $fn$;
 

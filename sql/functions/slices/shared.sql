@@ -15,6 +15,16 @@ BEGIN
 END
 $fn$;
 
+CREATE FUNCTION osgprod._lock_files(p_project_id int, p_rawdata_ids int[])
+RETURNS void LANGUAGE sql VOLATILE
+AS $fn$
+    -- Locks the rows of files of which slices are to be requeued: all of them, in order, before the first merge. Waits for each.
+    SELECT FROM osgprod_data.loaded_files f
+     WHERE f.project_id = p_project_id AND f.rawdata_id = ANY (p_rawdata_ids)
+     ORDER BY f.run, f.seqno, f.rawdata_id
+       FOR NO KEY UPDATE
+$fn$;
+
 CREATE FUNCTION osgprod._split_slice(p_project_id int, p_rawdata_id int, p_block1 int, p_at int)
 RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$
@@ -208,9 +218,10 @@ RETURNS boolean LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Marks an allocated file complete if its slices are all done or quarantined.
 -- Parameters: p_project_id, p_rawdata_id  the file
--- Returns:    is it marked? false: it is not complete, or another session has one of the locks that are tried
--- Locks:      tried: the file's row; _hold_merge_settings; its run (advisory: project_id, -10 - run), since files of a run are called
---             complete one after the other, so that the last one is known. Then see _file_is_complete, which waits for the merge
+-- Returns:    is it marked? false: it is not complete, or another session has one of the locks
+-- Locks:      the file's row; _hold_merge_settings; its run (advisory: project_id, -10 - run), since files of a run are called
+--             complete one after the other, so that the last one is known; its merge, and the run's; see _file_is_complete. All are
+--             tried, nothing here waits
 DECLARE
     v_file record;
 BEGIN
@@ -221,7 +232,8 @@ BEGIN
        FOR NO KEY UPDATE SKIP LOCKED;
     IF NOT FOUND OR osgprod._is_unsettled(p_project_id, p_rawdata_id)
         OR (osgprod._hold_merge_settings(p_project_id, false)).project_id IS NULL
-        OR NOT pg_try_advisory_xact_lock(p_project_id, -10 - v_file.run) THEN
+        OR NOT pg_try_advisory_xact_lock(p_project_id, -10 - v_file.run)
+        OR NOT osgprod._try_merges(p_project_id, v_file.run, v_file.seqno) THEN
         RETURN false;
     END IF;
     UPDATE osgprod_data.loaded_files f SET state = 'complete'
@@ -263,18 +275,11 @@ RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Takes back that a file is complete, with its merges, before a slice of it changes its state. A later tick looks at the file again.
 -- Parameters: p_project_id, p_rawdata_id  the file
--- Locks:      it waits for each: when the merge of its whole run is more than planned, the run's complete files, in order; the file's
---             row; its merge, and the run's. Callers have the slice, and go through files in the order run, seqno, rawdata_id
+-- Locks:      the file's row; then its merge, and the run's. It waits for each. Callers have the slice. Those that reopen several
+--             files have all of them (_lock_files), and go through them in that order
 DECLARE
     v_file record;
 BEGIN
-    PERFORM FROM osgprod_data.loaded_files o
-       JOIN osgprod_data.loaded_files f ON f.project_id = o.project_id AND f.run = o.run AND f.state = 'complete'
-       JOIN osgprod_data.merges m ON m.project_id = o.project_id AND m.run = o.run AND m.seqno IS NULL
-                                 AND m.state NOT IN ('waiting', 'superseded')
-      WHERE o.project_id = p_project_id AND o.rawdata_id = p_rawdata_id
-      ORDER BY f.seqno
-        FOR NO KEY UPDATE OF f;
     -- I7, first: a session that is about to call this file complete must see the slice, or be seen.
     SELECT f.run, f.seqno, f.state INTO v_file FROM osgprod_data.loaded_files f
      WHERE f.project_id = p_project_id AND f.rawdata_id = p_rawdata_id FOR NO KEY UPDATE;

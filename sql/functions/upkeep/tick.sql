@@ -11,8 +11,7 @@ AS $fn$
 -- Returns:    a row for each project in which slices or merges were lost: how many
 -- Errors:     OG901 isolation level. An error in one project's housekeeping is a warning, and ends only that
 -- Locks:      advisory (0, 0), tried; see _requeue_project, _end_backoffs, _settle_files and _make_merges_ready; projects
---             SKIP LOCKED. It waits for one thing, when all projects have been requeued: the merge of a file that it calls
---             complete (_plan_merges)
+--             SKIP LOCKED. It waits for nothing
 DECLARE
     v_project projects;
     v_is_due  boolean;
@@ -52,7 +51,7 @@ BEGIN
                     PERFORM osgprod._settle_reported(v_project.project_id);
                 END IF;
                 PERFORM osgprod._note_end(v_project.project_id);
-                PERFORM osgprod._make_merges_ready(v_project.project_id);  -- behind all that waits for a merge of the project
+                PERFORM osgprod._make_merges_ready(v_project.project_id);
             END IF;
             PERFORM osgprod._note_bans(v_project.project_id);
             PERFORM osgprod._note_suspended(v_project.project_id);
