@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
+import io
+import random
 import re
 import shutil
 import subprocess
+import tarfile
 import time
 import zlib
 from pathlib import Path
@@ -549,3 +553,57 @@ def test_child_that_a_signal_leaves_without_a_name_is_killed_and_the_work_is_not
         "other=$!; end_children; { wait $other; } 2>/dev/null || echo $?; kill $work_group && echo alive"
     )
     assert found == "137\nalive\n"
+
+
+# --- tarballs of a merge -------------------------------------------------------------------------------------
+
+
+def is_sound(folder: Path, commands: str) -> int:
+    """Exit code of the merge script's is_sound_tarball on t.tar.gz in a folder, after other commands."""
+    script = f"source {CHECKOUT}/worker/osgprod_merge.bash; {commands}\nis_sound_tarball t.tar.gz </dev/null || exit"
+    done = subprocess.run(["/bin/bash", "-pc", script], cwd=folder, env={"PATH": "/usr/bin:/bin"}, timeout=30)
+    return done.returncode
+
+
+def damaged(content: bytes, how: str) -> bytes:
+    return {
+        "": content,
+        "truncated": content[:-5],
+        "another checksum": content[:-8] + bytes([content[-8] ^ 1]) + content[-7:],
+        "no tarball": gzip.compress(b"no tarball" * 100),
+        "not even gzip": b"no tarball",
+    }[how]
+
+
+@pytest.mark.parametrize(
+    ("name", "how", "code", "reads"),
+    [
+        ("d/a", "", 0, 1),
+        ("/d/a", "", 1, 1),
+        ("d/../../a", "", 1, 1),
+        ("..", "", 1, 1),
+        ("d/a", "truncated", 1, 2),
+        ("d/a", "another checksum", 1, 2),
+        ("d/a", "no tarball", 2, 1),
+        ("d/a", "not even gzip", 1, 2),
+    ],
+)
+def test_tarball_is_sound_if_it_is_whole_and_stays_in_its_folder_which_one_reading_shows(
+    tmp_path: Path, name: str, how: str, code: int, reads: int
+) -> None:
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w:gz") as archive:
+        for member in ("0", name):
+            entry = tarfile.TarInfo(member)
+            entry.size = 100_000
+            archive.addfile(entry, io.BytesIO(random.Random(1).randbytes(entry.size)))
+    (tmp_path / "t.tar.gz").write_bytes(damaged(content.getvalue(), how))
+    assert is_sound(tmp_path, 'gzip() { echo >>reads; command gzip "$@"; }') == code
+    assert len((tmp_path / "reads").read_text()) == reads
+
+
+@pytest.mark.parametrize("name", ["gzip", "tar", "grep"])
+def test_killed_program_makes_no_tarball_unsound(tmp_path: Path, name: str) -> None:
+    with tarfile.open(tmp_path / "t.tar.gz", mode="w:gz") as archive:
+        archive.addfile(tarfile.TarInfo("a"))
+    assert is_sound(tmp_path, f"{name}() (cat >/dev/null; kill -KILL $BASHPID)") > 125, "the node's fault"

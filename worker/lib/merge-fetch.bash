@@ -221,15 +221,18 @@ unpack_input() {
   return 1
 }
 
-# Can a tarball be read to its end, and do all its files belong into its folder? Argument: tarball
+# Can a tarball be read to its end, and do all its files belong into its folder? A sound one is read once. Argument: tarball
 is_sound_tarball() {
-  local -a codes=(0 0)
-  gzip -t "$1" 2>/dev/null || return
-  # Not tar -z: its exit code does not say that somebody has killed its gzip. 141: tar has read enough.
-  gzip -dc "$1" 2>/dev/null | tar -tf - >/dev/null 2>&1 || codes=("${PIPESTATUS[@]}")
-  ((codes[0] == 0 || codes[0] == 141)) || return "$EXIT_NO_PROGRAM"
+  local -a codes=(0 0 0)
+  # Not tar -z: its exit code does not say that somebody has killed its gzip.
+  gzip -dc "$1" 2>/dev/null | tar -tf - 2>/dev/null | grep -aE '^/|(^|/)\.\.(/|$)' >/dev/null || codes=("${PIPESTATUS[@]}")
+  ((codes[2] > 0)) || return 1
+  if ((codes[0] != 0)); then # the tarball is wrong; or tar has ended before
+    gzip -t "$1" 2>/dev/null || return
+    ((codes[0] == 141)) || return "$EXIT_NO_PROGRAM"
+  fi
   ((codes[1] == 0)) || return "${codes[1]}"
-  ! tar -tzf "$1" 2>/dev/null | grep -aE '^/|(^|/)\.\.(/|$)' >/dev/null
+  ((codes[2] == 1)) || return "$EXIT_NO_PROGRAM"
 }
 
 # Ends the script if the disk is full, which explains a failure. Argument: what failed
