@@ -6,7 +6,8 @@ import subprocess
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -90,6 +91,7 @@ class Fleet:
         self._lock, self._is_over = threading.Lock(), threading.Event()
         self._threads = [threading.Thread(target=self._slot) for _ in range(slots)]
         self._running: set[subprocess.Popen[str]] = set()
+        self._busy, self._is_held = 0, False
         self._jobs, self.slots = 0, slots
         self.ends: Counter[int] = Counter()  # exit codes of jobs
         self.log = ""  # of the last job that did not end well
@@ -115,9 +117,12 @@ class Fleet:
             with self._lock:
                 now = time.monotonic()
                 node = next((node for node in self._free if self._rests_until.get(node.name, 0) <= now), None)
+                if self._is_held:
+                    node = None
                 if node:
                     self._free.remove(node)
                     self._jobs += 1
+                    self._busy += 1
                     process = self._jobs
             if not node:
                 self._is_over.wait(0.05)
@@ -125,6 +130,7 @@ class Fleet:
             code, log = self._run(node, process)
             with self._lock:
                 self._free.append(node)
+                self._busy -= 1
                 self.ends[code] += 1
                 if code:
                     self.log = log
@@ -158,6 +164,16 @@ class Fleet:
             self._running.remove(job)
         return job.returncode, log
 
+    @contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """No job runs meanwhile: what happens then has happened to all that a later job does, and to nothing before."""
+        with self._lock:
+            self._is_held = True
+        self.wait_until(lambda: not self._busy)
+        yield
+        with self._lock:
+            self._is_held = False
+
     def wait_until(self, condition: Callable[[], object]) -> float:
         """Waits for a condition while the nodes work; returns how long that took [s]."""
         started = time.monotonic()
@@ -190,6 +206,14 @@ class Figures:
     def wasted(self) -> int:
         """Attempts that ended without a success."""
         return self._count("osgprod_data.reports WHERE outcome <> 'done'")
+
+    def wasted_before(self, event: str) -> int:
+        """Of these, those that began before the first notification of a name: what began later is a probe."""
+        return self._count(
+            "osgprod_data.reports r JOIN osgprod_data.attempts a USING (project_id, cluster, process, nstart)"
+            " WHERE r.outcome <> 'done' AND a.started_at <= (SELECT min(n.noted_at) FROM osgprod_data.notifications n"
+            f" WHERE n.event = '{event}')"
+        )
 
     @property
     def successes(self) -> int:
