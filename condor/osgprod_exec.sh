@@ -60,8 +60,12 @@
 #
 # Made of: condor/lib/head.bash worker/lib/shell.bash worker/lib/log.bash worker/lib/settings.bash worker/lib/text.bash worker/lib/backoff.bash worker/lib/url.bash worker/lib/token.bash worker/lib/http.bash worker/lib/adler32.bash condor/lib/process.bash condor/lib/server.bash condor/lib/work.bash condor/lib/outputs.bash condor/lib/storage.bash condor/lib/deliver.bash condor/lib/finish.bash condor/lib/main.bash
 
-# Functions that the node's environment has would change what the commands below do: bash -p takes none. BASH_ENV has been read.
-[[ "$-" == *p* || "${BASH_SOURCE[0]:-}" != "$0" ]] || exec "$BASH" -p "$0" "$@"
+# Functions that the node's environment has would change what the commands below do: bash -p takes none. BASH_ENV has been read. One of
+# them may be called exec: in posix mode the shell's own comes first.
+if [[ "$-" != *p* && "${BASH_SOURCE[0]:-}" == "$0" ]]; then
+  POSIXLY_CORRECT=1
+  \exec "$BASH" -p "$0" "$@"
+fi
 set +o posix # POSIXLY_CORRECT asks for it, and older versions then refuse < <(...)
 set -euo pipefail
 export -n SHELLOPTS BASHOPTS # else every bash program of the work would get these options

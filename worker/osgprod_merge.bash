@@ -40,8 +40,12 @@
 #osgprod_token=of this attempt
 #osgprod_lease_s=how long the lease lasts without a heartbeat
 
-# Functions that the node's environment has would change what the commands below do: bash -p takes none. BASH_ENV has been read.
-[[ "$-" == *p* || "${BASH_SOURCE[0]:-}" != "$0" ]] || exec "$BASH" -p "$0" "$@"
+# Functions that the node's environment has would change what the commands below do: bash -p takes none. BASH_ENV has been read. One of
+# them may be called exec: in posix mode the shell's own comes first.
+if [[ "$-" != *p* && "${BASH_SOURCE[0]:-}" == "$0" ]]; then
+  POSIXLY_CORRECT=1
+  \exec "$BASH" -p "$0" "$@"
+fi
 set +o posix # POSIXLY_CORRECT asks for it, and older versions then refuse < <(...)
 set -euo pipefail
 export -n SHELLOPTS BASHOPTS # else every bash program of the work would get these options

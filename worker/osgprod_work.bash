@@ -35,8 +35,12 @@
 #osgprod_events=that the slice holds
 #osgprod_pieces=byte ranges of the file, and literal bytes, whose concatenation is the slice
 
-# Functions that the node's environment has would change what the commands below do: bash -p takes none. BASH_ENV has been read.
-[[ "$-" == *p* || "${BASH_SOURCE[0]:-}" != "$0" ]] || exec "$BASH" -p "$0" "$@"
+# Functions that the node's environment has would change what the commands below do: bash -p takes none. BASH_ENV has been read. One of
+# them may be called exec: in posix mode the shell's own comes first.
+if [[ "$-" != *p* && "${BASH_SOURCE[0]:-}" == "$0" ]]; then
+  POSIXLY_CORRECT=1
+  \exec "$BASH" -p "$0" "$@"
+fi
 set +o posix # POSIXLY_CORRECT asks for it, and older versions then refuse < <(...)
 set -euo pipefail
 export -n SHELLOPTS BASHOPTS # else every bash program of the work would get these options

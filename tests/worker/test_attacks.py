@@ -252,6 +252,36 @@ def test_odd_environment_of_a_node_changes_nothing(node: Node, world: World) -> 
     assert list((node.folder / "t m\np").iterdir()) == []
 
 
+OUR_FIRST_COMMANDS = "exec command builtin unset set export umask readonly declare source log exit"
+
+
+@pytest.mark.parametrize("script", SHIPPED)
+def test_functions_of_a_node_reach_no_command_of_our_scripts_not_even_the_step_that_drops_them(
+    folder: Path, script: str
+) -> None:
+    """The scripts are run by "bash", not by their first lines. The work's programs see no POSIXLY_CORRECT."""
+
+    def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
+        hostile = {
+            f"BASH_FUNC_{name}%%": "() { echo hostile $FUNCNAME; }" for name in OUR_FIRST_COMMANDS.split()
+        }
+        environment = {"PATH": "/usr/bin:/bin", "OSGPROD_TRIES": "many", **hostile}
+        return subprocess.run(
+            ["/bin/bash", *command], cwd=folder, env=environment, capture_output=True, text=True
+        )
+
+    done = run(CHECKOUT / script, "argument of", "2")
+    assert done.stdout == ""
+    assert done.stderr.endswith(
+        ": OSGPROD_TRIES is 'many': it must be a whole number from 1 to 1000, without a unit\n"
+    )
+    assert done.returncode == 40
+    (step,) = re.findall(r'^if \[\[ "\$-".*?^fi$', (CHECKOUT / script).read_text(), re.M | re.S)
+    show = "export -p | grep -c POSIXLY_CORRECT; set -o | grep '^posix'; printf '%s\n' \"$@\""
+    (folder / "step").write_text(f"{step}\nset +o posix\n{show}\n")
+    assert run(folder / "step", "a  b", "*").stdout == "0\nposix          \toff\na  b\n*\n"
+
+
 @pytest.mark.usefixtures("rawdata")
 def test_node_where_posix_mode_is_wanted(node: Node) -> None:
     code, log = node.run(1, POSIXLY_CORRECT="1")
