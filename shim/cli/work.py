@@ -71,7 +71,7 @@ def pattern_option(help_text: str) -> Callable[[Any], Any]:
 @click.option(
     "--deep", is_flag=True, help="Walk all banks, and refuse files whose headers count the events wrongly."
 )
-@click.option("--token-file", type=click.File(), help="File with the bearer token for http(s).")
+@click.option("--token-file", type=click.File(), help="File with the bearer token for https.")
 @click.option("--prefix", help="URL prefix of these files, in the place of the project's; empty = none.")
 @dry
 @as_json

@@ -69,8 +69,8 @@ def open_source(name: str, token: str | None = None) -> Source:
     name
         Path, or URL of http, https, dav, davs, root, roots, xroot, xroots, osdf or pelican.
     token
-        Bearer token for http(s), sent to the host of the URL only; for osdf and pelican to the caches that the director
-        names, if it demands one.
+        Bearer token, sent over https (davs) only: to the host of the URL; for osdf and pelican to the caches that the
+        director names, if it demands one.
 
     Raises
     ------
@@ -142,7 +142,7 @@ class HttpFile:
         for _ in range(MAX_REDIRECTS):
             parts = urlsplit(url)
             headers = {"Range": f"bytes={offset}-{offset + length - 1}", "Accept-Encoding": "identity"}
-            if self._token and parts.netloc == self._token_host:
+            if self._token and parts.scheme == "https" and parts.netloc == self._token_host:
                 headers["Authorization"] = f"Bearer {self._token}"
             connection = self._connection(parts)
             target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")

@@ -24,7 +24,9 @@ from shim.evio.errors import EvioError
 from shim.evio.index import read_index
 from shim.evio.remote import path_of
 from shim.evio.writer import bank, block, write_file
+from tests.grid.xrootd import make_certificate
 from tests.support import World, run_osgprod
+from tests.worker.site import Site
 
 NAME = "hd_rawdata_000001_000.evio"
 Answer = Callable[[BaseHTTPRequestHandler], bool]
@@ -184,14 +186,22 @@ def test_transient_failure_is_retried_and_a_redirection_followed(server: Server,
     assert read_index(f"{server.url}/elsewhere/{NAME}").nblocks == 4
 
 
-def test_token_goes_to_the_named_host_only(server: Server, folder: Path) -> None:
-    (folder / "other").mkdir()
-    write_file(folder / "other" / NAME, 3, 2)
-    with Server(folder / "other").running() as other:
-        server.instead = lambda handler: answer_once(307, f"{other.url}/{NAME}")(handler)
-        read_index(f"{server.url}/{NAME}", token="secret")
-        assert server.authorizations == {"Bearer secret"}
-        assert other.authorizations == {None}
+def test_token_goes_to_the_named_host_only_and_over_https_only(
+    server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_certificate(folder)
+    monkeypatch.setenv("SSL_CERT_FILE", str(folder / "cert.pem"))
+    write_file(folder / NAME, 3, 2)
+    data = {f"/{NAME}": (folder / NAME).read_bytes()}
+    with Site(files=data, certificate=folder) as named, Site(files=data, certificate=folder) as other:
+        read_index(f"{named.url}/{NAME}", token="secret")
+        assert {seen.headers.get("authorization") for seen in named.seen} == {"Bearer secret"}
+        for elsewhere in (other.url, server.url):
+            named.faults = [f"redirect {elsewhere}"]
+            read_index(f"{named.url}/{NAME}", token="secret")
+        assert not any("authorization" in seen.headers for seen in other.seen)
+    read_index(f"{server.url}/{NAME}", token="secret")
+    assert server.authorizations == {None} and other.seen
 
 
 def test_server_without_the_file_or_without_ranges_is_named(server: Server, folder: Path) -> None:
