@@ -200,6 +200,17 @@ def test_project_that_skips_nothing_assigns_what_is_on_tape(world: World) -> Non
     assert world.checkout(3)["status"] == "assigned"
 
 
+def test_storage_that_gives_no_answer_changes_nothing_of_what_it_said_before(world: World) -> None:
+    world.set(skip_nearline=True)
+    world.add_file(2)
+    (row,) = call(world.db, "list_next_files", project="p")
+    for locality in ("nearline", None):
+        found = json.dumps([{"file_id": row["file_id"], "locality": locality}])
+        (counts,) = call(world.db, "record_locality", found=found)
+    assert (counts["unknown"], counts["files_resumed"]) == (1, 0)
+    assert world.checkout(1)["status"] == "wait"
+
+
 def test_requeued_slices_of_a_file_that_went_to_tape_wait_until_it_is_online(world: World) -> None:
     """Those that are ready, in a backoff, lost, or recycled later: each way that makes a slice ready asks for that."""
     world.set(skip_nearline=True, backoff_s=3600, max_failures=2, probe_jobs=0)

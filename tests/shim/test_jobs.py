@@ -98,6 +98,14 @@ def test_memory_and_disk_to_request_are_those_of_99_of_100_attempts_with_so_many
     assert needed(world, cores=1)["memory_mb"] is None
 
 
+def test_what_no_attempt_measured_is_not_requested(world: World) -> None:
+    world.add_file(60)
+    for process in range(20):
+        world.checkout(process)
+        world.report(process, wall_s=60, disk_bytes=10 << 20)
+    assert (needed(world)["memory_mb"], needed(world)["disk_mb"]) == (None, 11)
+
+
 def test_jobs_are_needed_for_slices_of_the_size_that_the_target_gives(world: World) -> None:
     world.set(maxblockspercore=100, target_s=3600)
     world.add_file(100)

@@ -438,6 +438,19 @@ def load_long_ago(world: World) -> None:
     world.db.execute("UPDATE osgprod_data.loaded_files SET loaded_at = now() - interval '30 d'")
 
 
+def test_project_with_little_left_to_assign_and_no_job_is_not_said_to_need_none(world: World) -> None:
+    world.add_file(4)
+    for process in range(4):
+        world.checkout(process)
+    for process in range(3):
+        world.report(process)
+    assert "running-out" in findings(world)
+    world.report(3)
+    call(world.db, "recycle", project="p", runs=[1], states=["done"])
+    assert "running-out" not in findings(world)
+    assert world.checkout(5)["status"] == "assigned"
+
+
 def test_resumed_project_is_not_called_stalled_before_jobs_had_time(world: World) -> None:
     world.add_file(5)
     load_long_ago(world)

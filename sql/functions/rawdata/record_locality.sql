@@ -5,7 +5,8 @@ AS $fn$
 -- Records what storage says of raw data files. Projects with skip_nearline assign nothing new of files that are nearline,
 -- until something else is recorded of them.
 -- Promise:    a repeated call changes nothing but the times.
--- Parameters: p_found  list of {"file_id": N, "locality": L}; L online, nearline, gone, or null = storage can't tell
+-- Parameters: p_found  list of {"file_id": N, "locality": L}; L online, nearline, gone, or null = storage can't tell, or gave
+--                      no answer: what is recorded stays
 -- Returns:    one row: how many entries of p_found say which; how many files a project skips from now on, and how many no
 --             longer, each counted once for each project
 -- Errors:     OG108 another locality, or p_found is not such a list; OG901 isolation level
@@ -17,8 +18,9 @@ DECLARE
 BEGIN
     PERFORM osgprod._require_read_committed();
     PERFORM pg_advisory_xact_lock(0, -3);  -- see _mark_on_tape
-    UPDATE rawdata r SET locality = n.locality, locality_at = CASE WHEN n.locality IS NOT NULL THEN now() END
-      FROM jsonb_to_recordset(p_found) AS n (file_id int, locality text) WHERE r.rawdata_id = n.file_id;
+    UPDATE rawdata r SET locality = n.locality, locality_at = now()
+      FROM jsonb_to_recordset(p_found) AS n (file_id int, locality text)
+     WHERE r.rawdata_id = n.file_id AND n.locality IS NOT NULL;
     SELECT count(*) FILTER (WHERE n.locality = 'online'), count(*) FILTER (WHERE n.locality = 'nearline'),
            count(*) FILTER (WHERE n.locality = 'gone'), count(*) FILTER (WHERE n.locality IS NULL), 0, 0
       INTO online, nearline, gone, unknown, files_skipped, files_resumed

@@ -108,7 +108,7 @@ BEGIN
              osgprod._counted(f.bans, 'ban is', 'bans are') || ' in force'
                 || CASE WHEN f.of_merges > 0 THEN format(', %s for merges only', f.of_merges) ELSE '' END,
              format('see names and reasons: osgprod workers; lift a ban: osgprod workers unban %s NAME', f.project)),
-            ('attention', 'running-out', f.state = 'active' AND f.blocks_left > 0 AND f.done > 0
+            ('attention', 'running-out', f.state = 'active' AND f.blocks_leased > 0 AND f.done > 0
                 AND f.blocks_unallocated + f.blocks_ready < f.done,
              osgprod._counted(f.blocks_unallocated + f.blocks_ready, 'block is', 'blocks are') || ' left to assign, fewer than were done recently',
              format('submit no more jobs; to load more files, name their runs: osgprod slices load %s --runs RUNS', f.project)),

@@ -14,7 +14,7 @@ AS $fn$
 --             no merge is left: one that failed or waits is;
 --             reason: why jobs is 0, or less than slices_left and merges_ready would give; memory_mb, disk_mb: what 99 of 100
 --             measured attempts with so many cores had in use, and a tenth more [MB of 1048576 bytes], see resources (of a week);
---             NULL = fewer than 20 were measured; merges_ready: those in a backoff included
+--             NULL = fewer than 20 were measured, or none of them so; merges_ready: those in a backoff included
 -- Errors:     OG301 unknown project; OG108 cores or slices out of range
 -- Source:     docs/grid.md "Submit as many jobs as there is work for"
 DECLARE
@@ -68,8 +68,8 @@ BEGIN
                  ELSE greatest(least(jobs, coalesce(v_project.max_live - running, jobs)), 0) END;
     SELECT u.attempts, u.memory_99, u.disk_99 INTO v_used FROM osgprod.resources(p_project, 168, 'all', p_cores) u;
     IF v_used.attempts >= 20 THEN
-        memory_mb := least(ceil(1.1 * v_used.memory_99 / 1048576), 2147483647);
-        disk_mb := least(ceil(1.1 * v_used.disk_99 / 1048576), 2147483647);
+        memory_mb := CASE WHEN v_used.memory_99 IS NOT NULL THEN least(ceil(1.1 * v_used.memory_99 / 1048576), 2147483647) END;
+        disk_mb := CASE WHEN v_used.disk_99 IS NOT NULL THEN least(ceil(1.1 * v_used.disk_99 / 1048576), 2147483647) END;
     END IF;
     RETURN NEXT;
 END
