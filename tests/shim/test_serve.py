@@ -232,6 +232,38 @@ def test_serving_without_its_database_says_so_and_goes_on(folder: Path) -> None:
     assert server.returncode == 0
 
 
+# A signal that comes at the line "serving", in the middle of a destructor: Python drops what a handler raises there.
+SIGNALLED = """
+import os, signal
+from shim.cli.serving import serve
+
+class Signals:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        sum(range(1000))
+
+def say(line):
+    if line.startswith("serving "):
+        Signals()
+        print("signalled", flush=True)
+
+serve("127.0.0.1", 0, None, 1, say)
+"""
+
+
+def test_signal_that_comes_right_after_the_start_ends_the_server() -> None:
+    nowhere = "host=/nonexistent dbname=osgprod"  # a server without its database serves, too
+    done = subprocess.run(
+        [sys.executable, "-c", SIGNALLED],
+        cwd=CHECKOUT,
+        env={**os.environ, "OSGPROD_DSN": nowhere},
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+    assert (done.returncode, done.stdout) == (0, "signalled\n")
+
+
 @pytest.mark.parametrize("workers", ["2"])
 def test_several_processes_serve_one_port_and_all_end(begun: Path, workers: str) -> None:
     folder = begun
