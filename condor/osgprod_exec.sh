@@ -1739,14 +1739,14 @@ write_report() {
   shift
   (
     umask 077
-    exec >"$file.new"
+    exec >"$file.new" || exit # else the token would go to this job's output
     printf '%s\n' "project=$OSGPROD_PROJECT" "token=$token" "name=$1" "events=$2" "outputs=$3" "bytes=$4" \
       "adler32=$5" "url=$6" "heartbeat_s=$7" "outputs_list=$8" "software=$9" "slices_done=$slices_done" \
       "token_hosts=$osgprod_token_hosts" &&
       printf '%s=%s\n' ${resources[@]+"${resources[@]}"} &&
       { [[ -z "${10}" ]] || printf '%s\n' "${10}" | sed -e '/./!d' -e 's/^/merged_input=/'; } &&
       printf 'complete=yes\n'
-  ) 2>/dev/null && mv -f "$file.new" "$file" && read_written
+  ) 2>/dev/null && mv -fT "$file.new" "$file" 2>/dev/null && read_written && [[ "${written[complete]:-}" == yes ]]
 }
 
 # Reads the file of write_down, lines NAME=VALUE. Sets written and written_inputs. Fails when the file can't be read.
@@ -1798,7 +1798,7 @@ has_unreported() {
 }
 
 forget_unreported() {
-  rm -f "$unreported.report" "$unreported.report.new" "$unreported.tar.gz" "$unreported.tar.gz.new"
+  rm -f "$unreported.report" "$unreported.report.new" "$unreported.tar.gz" "$unreported.tar.gz.new" || true
 }
 
 # Goes on with the lease of an earlier start: it may have expired, and nobody else has the slice yet.

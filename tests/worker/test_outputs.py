@@ -286,6 +286,19 @@ def test_outputs_that_the_work_has_left_unreadable_fail_by_its_doing_and_are_not
     assert names(node.folder / "failed_job_7_1.tar.gz") == {"osgprod_work.log"}
 
 
+@pytest.mark.parametrize("name", ["report", "report.new"])
+def test_success_that_can_not_be_noted_leaves_no_tarball_that_nobody_could_report(
+    node: Node, server: Site, name: str
+) -> None:
+    """As on a disk that has room for the tarball and none for the note beside it. The note's text is secret."""
+    (node.folder / f"unreported_job_7_1.p.{name}").mkdir()
+    code, log = node.run(1)
+    assert code == NODE_FAULT, log
+    assert (reported(server)["exitcode"], reported(server)["fault"]) == ("75", "node")
+    assert [path.name for path in node.folder.iterdir()] == [f"unreported_job_7_1.p.{name}"], log
+    assert TOKEN not in log
+
+
 @pytest.mark.parametrize(("ends", "code"), [(True, DONE), (False, FAILED)])
 def test_output_that_changes_while_it_is_packed_is_packed_again_and_blames_no_node(
     node: Node, server: Site, ends: bool, code: int
