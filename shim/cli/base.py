@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
+import io
 import os
 import re
 import signal
@@ -16,6 +18,7 @@ import click
 from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
+from shim.cli.arguments import Runs, Whole
 from shim.cli.terminal import cell
 from shim.config import Settings, unknown_variables
 from shim.errors import REFUSED, UNREACHABLE, WRONG, OperatorError
@@ -271,26 +274,7 @@ class _Project(click.ParamType[str]):
         return []
 
 
-class _Runs(click.ParamType[list[int]]):
-    """A list of runs like 1001,1005-1010."""
-
-    name = "runs"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
-        runs: list[int] = []
-        for part in str(value).split(","):
-            # Six digits, as in the file names: a typing error must not expand to a billion runs.
-            match = re.fullmatch(r"\s*(\d{1,6})(?:-(\d{1,6}))?\s*", part, re.ASCII)
-            more = range(int(match[1]), int(match[2] or match[1]) + 1) if match else range(0)
-            if not more:
-                self.fail(f"{value!r} is not a run list like 1001,1005-1010", param, ctx)
-            runs += more
-        return runs
-
-
 PROJECT = _Project()
-NUMBERS = (0, 2**31 - 1)  # of PostgreSQL's integer
-EXIT_CODES_OF_JOBS = (0, 255)
 
 
 def _remember(ctx: click.Context, param: click.Parameter, value: bool) -> None:
@@ -325,7 +309,7 @@ project_argument = click.argument("project", type=PROJECT)
 
 def runs_help(more: str) -> Callable[[Any], Any]:
     """The option --runs, with what it means when it is left out."""
-    return click.option("--runs", type=_Runs(), help=f"Runs like 1001,1005-1010. {more}")
+    return click.option("--runs", type=Runs(), help=f"Runs like 1001,1005-1010. {more}")
 
 
 runs_option = runs_help("Default: all.")
@@ -368,7 +352,7 @@ def whole(bounds: tuple[int, int], *names: str, **more: Any) -> Callable[[_Comma
     **more : object
         What click.option() takes, too.
     """
-    return click.option(*names, type=click.IntRange(*bounds), show_default="default" in more, **more)
+    return click.option(*names, type=Whole(*bounds), show_default="default" in more, **more)
 
 
 def cores_option(more: str = "") -> Callable[[_Command], _Command]:
@@ -495,6 +479,9 @@ def osgprod() -> None:
 
 def run() -> None:
     """Run the command line. An output that can't be written is an error, also for --help."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and codecs.lookup(stream.encoding).name != "utf-8":
+            stream.reconfigure(errors="replace")  # a character that the terminal doesn't have becomes '?'
     if sys.stdout is None:
         # The next file or connection would get descriptor 1, and with it our messages.
         _fail("the standard output is closed", "redirect it: > /dev/null discards it")

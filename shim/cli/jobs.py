@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from shim.cli.arguments import DAY_S, NUMBERS, Real, job_of
 from shim.cli.base import (
-    NUMBERS,
     PROJECT,
     SAID_BY_PATH,
     ListByDefault,
@@ -69,13 +69,13 @@ def jobs_list(
         rows = look("list_jobs", project=project, cluster=cluster, limit=limit, hours=hours)
     else:
         unused("JOB", "cluster", "hours", "limit")
-        number, _, process = job.partition(".")
-        if not (number.isdecimal() and process.isdecimal()):
+        numbers = job_of(job)
+        if numbers is None:
             raise OperatorError(
                 f"'{job}' is not a job like 4711.0", "--cluster 4711 lists all jobs of a cluster", WRONG
             )
-        rows = look("job_history", project=project, cluster=number, process=process)
-        tails = look("log_tail", project=project, cluster=number, process=process)
+        rows = look("job_history", project=project, cluster=numbers[0], process=numbers[1])
+        tails = look("log_tail", project=project, cluster=numbers[0], process=numbers[1])
         text_of = {row["nstart"]: row["tail"] for row in tails}
         if as_json:
             shown = [
@@ -115,22 +115,13 @@ def needed(project: str, cores: int, slices: int, tool: str | None, as_json: boo
 
 @jobs.command("keep", context_settings={"ignore_unknown_options": True})
 @click.argument("project", type=PROJECT)
-@click.option(
-    "--idle", type=click.IntRange(1), default=200, show_default=True, help="Idle jobs in the queue, at most."
-)
-@click.option(
-    "--max",
-    "most",
-    type=click.IntRange(1),
-    default=20_000,
-    show_default=True,
-    help="Jobs in the queue, at most.",
-)
+@whole((1, 1_000_000), "--idle", default=200, help="Idle jobs in the queue, at most.")
+@whole((1, 1_000_000), "--max", "most", default=20_000, help="Jobs in the queue, at most.")
 @cores_option()
 @slices_option
 @click.option(
     "--interval",
-    type=click.FloatRange(0.1),
+    type=Real(0.1, DAY_S),
     default=60.0,
     show_default=True,
     help="Time between two looks at the queue [s].",

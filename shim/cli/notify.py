@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
-from shim.cli.base import PROJECT, as_json, ask, change, dry, osgprod
+from shim.cli.base import PROJECT, as_json, ask, change, dry, osgprod, whole
 from shim.cli.terminal import cell, show
 from shim.config import secret_at
 from shim.errors import OperatorError
@@ -171,13 +171,7 @@ def notify_test(name: str) -> None:
 
 @notify.command("run")
 @click.option("--once", is_flag=True, help="Deliver the waiting notifications, and end; for cron.")
-@click.option(
-    "--interval",
-    type=click.IntRange(1, 3600),
-    default=30,
-    show_default=True,
-    help="Time between two deliveries [s].",
-)
+@whole((1, 3600), "--interval", default=30, help="Time between two deliveries [s].")
 def notify_run(once: bool, interval: int) -> None:
     """Deliver notifications, until Ctrl-C. Nothing is lost while this does not run: it delivers up to 30 days later.
 

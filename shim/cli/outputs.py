@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import click
 
+from shim.cli.arguments import Real, Whole
 from shim.cli.base import (
     as_json,
     ask,
@@ -78,7 +79,7 @@ def outputs_list(
 )
 @click.option(
     "--threads",
-    type=click.IntRange(1, 256),
+    type=Whole(1, 256),
     default=16,
     show_default=True,
     help="Requests to storage at a time.",
@@ -97,7 +98,7 @@ def outputs_list(
 )
 @click.option(
     "--again-after",
-    type=click.FloatRange(0, 3600),
+    type=Real(0, 3600),
     default=AGAIN_S,
     show_default=True,
     help="How long to wait before looking again at what seems to be gone [s].",
@@ -115,7 +116,7 @@ def outputs_list(
 )
 @click.option(
     "--older-than",
-    type=float,
+    type=Real(0, 87600),
     default=24.0,
     show_default=True,
     help="With --orphans: leave out newer files [h].",

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from shim.cli.arguments import DAY_S, EXIT_CODES_OF_JOBS, NUMBERS, Real
 from shim.cli.base import (
-    EXIT_CODES_OF_JOBS,
-    NUMBERS,
     PROJECT,
     SAID_BY_PATH,
     ListByDefault,
@@ -47,7 +46,7 @@ NO_PROJECT = "no project yet: osgprod project add makes one"
 @click.option("--watch", is_flag=True, help="Repeat until Ctrl-C.")
 @click.option(
     "--interval",
-    type=click.FloatRange(0.01),
+    type=Real(0.01, DAY_S),
     default=2.0,
     show_default=True,
     help="Time between two readings with --watch [s].",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from shim.cli import settings
+from shim.cli.arguments import DAY_S, Real, Whole
 from shim.cli.base import (
     as_json,
     ask,
@@ -43,7 +44,7 @@ def project() -> None:
 @click.argument("subnet_pattern")
 @click.argument("workscript")
 @click.argument("xrootd_prefix")
-@click.argument("maxblockspercore", type=click.IntRange(1, 1_000_000))
+@click.argument("maxblockspercore", type=Whole(1, 1_000_000))
 @magic_option
 @dry
 def project_add(
@@ -182,7 +183,7 @@ _state_command("drain", "draining", "Assign no new slices; leased ones may be fi
 @click.option("--wait", is_flag=True, help="Count down until no job runs any more, or Ctrl-C.")
 @click.option(
     "--interval",
-    type=click.FloatRange(0.01),
+    type=Real(0.01, DAY_S),
     default=10.0,
     show_default=True,
     help="Time between two counts [s].",

@@ -7,7 +7,8 @@ import json
 
 import click
 
-from shim.cli.base import as_json, ask, dry, magic_option, osgprod, read_magic
+from shim.cli.arguments import NUMBERS
+from shim.cli.base import as_json, ask, dry, magic_option, osgprod, read_magic, whole
 from shim.cli.terminal import Bar, show, wants, working
 
 
@@ -27,12 +28,10 @@ def migrate(dry_run: bool) -> None:
 
 
 @osgprod.command()
-@click.option(
-    "--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="TCP port; 0: a free one."
-)
+@whole((0, 65535), "--port", default=8080, help="TCP port; 0: a free one.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--uds", help="Unix socket to listen on instead of host and port.")
-@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Shim processes.")
+@whole((1, 1024), "--workers", default=1, help="Shim processes.")
 def serve(port: int, host: str, uds: str | None, workers: int) -> None:
     """Run the shim in the foreground.
 
@@ -55,7 +54,7 @@ def demo() -> None:
 
 @osgprod.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
-@click.option("--count", type=click.IntRange(1), help="End after so many notifications. Default: never.")
+@whole((1, NUMBERS[1]), "--count", help="End after so many notifications. Default: never.")
 def watch(as_json: bool, count: int | None) -> None:
     """Print notifications as they come, until Ctrl-C.
 

@@ -64,7 +64,7 @@ def show(
     elif wants("csv"):
         _show_csv(rows, columns)
     elif not rows:
-        click.echo(empty)
+        click.echo(cell(empty))
     else:
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else _ENDLESS
         for line in table(rows, width, wrapped, spare):

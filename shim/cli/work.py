@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
 
 import click
 
+from shim.cli.arguments import EXIT_CODES_OF_JOBS, NUMBERS, Network, Time
 from shim.cli.base import (
-    EXIT_CODES_OF_JOBS,
-    NUMBERS,
     SAID_BY_PATH,
     as_json,
     ask,
@@ -34,8 +33,6 @@ from shim.cli.base import (
 from shim.cli.terminal import Bar, show, working
 from shim.errors import OperatorError
 from shim.words import counted, noun
-
-TIMES = ("%Y-%m-%d", "%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M:%S")  # of --since
 
 
 @osgprod.group()
@@ -66,7 +63,7 @@ def pattern_option(help_text: str) -> Callable[[Any], Any]:
     "--list", "lists", type=click.File(), multiple=True, help="File with a source a line; - = standard input."
 )
 @pattern_option("Regular expression for names, like 'run(?P<run>\\d+)_(?P<seqno>\\d+)\\.evio'.")
-@click.option("--since", type=click.DateTime(TIMES), help="Of folders only files changed since then, in UTC.")
+@click.option("--since", type=Time(), help="Of folders only files changed since then (UTC).")
 @click.option("--new", "only_new", is_flag=True, help="Leave out files that are registered.")
 @click.option(
     "--deep", is_flag=True, help="Walk all banks, and refuse files whose headers count the events wrongly."
@@ -114,7 +111,7 @@ def rawdata_load(
         dry_run,
         Bar,
         pattern=names,
-        since=since.replace(tzinfo=UTC).timestamp() if since else None,
+        since=since.timestamp() if since else None,
         only_new=only_new,
         is_deep=deep,
         token=token_file.read().strip() if token_file else None,
@@ -403,8 +400,10 @@ def slices_size(project: str, cores: int, site: str | None, time_left_s: int | N
 @runs_option
 @path_option
 @whole(EXIT_CODES_OF_JOBS, "--exit-code", help="Only slices whose last report had this exit code.")
-@click.option("--client", help="Only slices last leased to this address or network.")
-@click.option("--since", help="Only slices last reported since then (UTC), like '2026-05-01 12:00'.")
+@click.option("--client", type=Network(), help="Only slices last leased to this address or network.")
+@click.option(
+    "--since", type=Time(), help="Only slices last reported since then (UTC), like '2026-05-01 12:00'."
+)
 @whole(NUMBERS, "--cluster", help="Only slices last leased to jobs of this cluster.")
 @whole(NUMBERS, "--process", help="Only those of this job of the cluster.")
 @click.option("--all", "every", is_flag=True, help="With --state done and no choice: yes, all of them.")
@@ -417,7 +416,7 @@ def slices_recycle(
     path: str | None,
     exit_code: int | None,
     client: str | None,
-    since: str | None,
+    since: datetime | None,
     cluster: int | None,
     process: int | None,
     every: bool,
@@ -433,7 +432,12 @@ def slices_recycle(
             every or not blocks,
             "choose some with --runs, --path, --exit-code, --client, --since or --cluster; or --all",
         )
-    choice = {"states": list(states) or None, "runs": runs, "path": path, "exit_code": exit_code}
+    choice: dict[str, object] = {
+        "states": list(states) or None,
+        "runs": runs,
+        "path": path,
+        "exit_code": exit_code,
+    }
     choice |= {"client": client, "since": since, "cluster": cluster, "process": process}
     with working("recycling"):
         rows = ask("recycle", project=project, **choice, dry_run=dry_run)

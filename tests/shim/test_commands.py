@@ -244,15 +244,18 @@ def test_attempts_of_a_site_are_listed_running_and_by_exit_too(run: Run, busy: W
     assert len(rows_of(run("attempts", "p", "--live", "--site", "B", "--json"))) == 1
 
 
-def test_each_whole_number_has_bounds_and_the_error_names_its_option() -> None:
+def test_each_number_has_bounds_and_the_error_names_its_option() -> None:
     for name, command in COMMANDS.items():
         for parameter in command.params:
-            assert parameter.type is not click.INT, (name, parameter.name)
-            if isinstance(parameter.type, click.IntRange):
-                assert parameter.type.min is not None, (name, parameter.name)
-                with pytest.raises(click.BadParameter, match="not in the range") as error:
-                    parameter.type.convert(str(parameter.type.min - 1), parameter, None)
-                assert error.value.param is parameter
+            kind = parameter.type
+            assert kind not in (click.INT, click.FLOAT), (name, parameter.name)
+            if isinstance(kind, click.IntRange | click.FloatRange):
+                assert kind.min is not None and kind.max is not None, (name, parameter.name)
+                for text in (kind.min - 1, kind.max + 1, "nan", "inf", "-inf", "abc", "", "1_0", "9" * 5000):
+                    with pytest.raises(click.BadParameter, match=r"is not a (whole )?number from ") as error:
+                        kind.convert(str(text), parameter, None)
+                    assert error.value.param is parameter
+                assert kind.convert(str(kind.min), parameter, None) == kind.min
 
 
 @pytest.mark.parametrize("width", [12, 40, 80, 400])
@@ -719,21 +722,27 @@ def test_magic_comes_from_a_file_the_standard_input_or_the_environment(
         (("project", "set", "p", "lease"), 2, "'lease' is not NAME=VALUE", ""),
         *((("slices", "load", "p", "--runs", runs), 2, "not a run list like 1001,1005-1010", "")
           for runs in ("1-x", "5-3", "7-", "1,,2", "1-999999999")),
-        *((("slices", "list", "p", "--limit", number), 2, f"'--limit': {number} is not in the range 1<=x<=100000", "")
+        *((("slices", "list", "p", "--limit", number), 2, f"'--limit': '{number}' is not a whole number", "")
           for number in ("0", "-5", "3000000000", "9" * 40)),
         (("jobs", "p", "12"), 2, "'12' is not a job like 4711.0", "hint: --cluster"),
         (("project", "set-magic", "p"), 2, "no magic was given", "hint: --magic-file FILE"),
-        (("serve", "--port", "99999"), 2, "99999 is not in the range", ""),
+        (("serve", "--port", "99999"), 2, "'99999' is not a whole number from 0 to 65535", ""),
         (("rawdata", "load", str(CHECKOUT / "sql")), 1, "osgprod: no file hd_rawdata_RRRRRR_SSS.evio", "hint: name"),
         (("jobs", "p", "1.77"), 1, "osgprod: job 1.77 has no attempt", "hint: osgprod jobs"),
         (("attempts", "p", "--outcome", "good"), 2, "an outcome is done, failed", "hint: leave it out"),
-        (("attempts", "p", "--hours", "99999999999"), 2, "'--hours': 99999999999 is not in the range", ""),
-        (("slices", "recycle", "p", "--since", "someday"), 2, '"someday"', "hint: add --help"),
+        (("attempts", "p", "--hours", "99999999999"), 2, "'--hours': '99999999999' is not a whole number", ""),
+        *((("slices", "recycle", "p", "--since", time), 2, f"'--since': '{time}' is not a time like 2026-05-01", "")
+          for time in ("someday", "", "2026-02-30", "infinity", "0001-01-01T00:00+14:00")),
+        (("rawdata", "load", "/", "--since", "yesterday"), 2, "'--since': 'yesterday' is not a time like", ""),
+        *((("slices", "recycle", "p", "--client", client), 2, f"'--client': '{client}' is not an address or", "")
+          for client in ("foo", "", "10.1", "10.0.0.0/33")),
+        *((("jobs", "p", job), 2, f"'{job}' is not a job like 4711.0", "hint: --cluster")
+          for job in ("", "1", "1.2.3", "\u0661.\u0662", "99999999999.1", "1.-1")),
         (("reclaim", "p", "--process", "4"), 2, "without its cluster", "hint: add the cluster"),
-        (("workers", "ban", "p", "wn1", "--seconds", "-1"), 2, "'--seconds': -1 is not in the range", ""),
+        (("workers", "ban", "p", "wn1", "--seconds", "-1"), 2, "'--seconds': '-1' is not a whole number", ""),
         (("rawdata", "load", str(CHECKOUT), "--pattern", "x("), 2, "missing ), unterminated subpattern", ""),
         (("rawdata", "check", str(CHECKOUT), "--pattern", "x"), 2, "it needs groups named run and seqno", ""),
-        (("watch", "--count", "0"), 2, "0 is not in the range", ""),
+        (("watch", "--count", "0"), 2, "'0' is not a whole number from 1", ""),
         (("nonsense",), 2, "No such command 'nonsense'", ""),
         (("rawdata", "load", "/nonexistent"), 2, "does not exist", ""),
         (("notify", "add", "a b", "env:X"), 2, "the name of a target can't be 'a b'", "hint: a name has 1 to 63"),
@@ -762,6 +771,10 @@ def in_shell(command: str, dsn: str = "host=/nonexistent", **environment: str) -
         capture_output=True, text=True,
     )  # fmt: skip
     return ended.returncode, ended.stderr
+
+
+def test_terminal_without_a_character_shows_a_question_mark(busy: World) -> None:
+    assert in_shell("attempts p | grep -c '^?*$' >/dev/null", busy.dsn, PYTHONIOENCODING="latin-1") == (0, "")
 
 
 def test_set_magic_asks_on_a_terminal_for_the_magic(world: World) -> None:
