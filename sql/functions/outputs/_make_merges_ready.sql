@@ -15,12 +15,12 @@ DECLARE
     v_held  bigint;  -- files
 BEGIN
     FOR v_merge IN
-        SELECT m.* FROM osgprod_data.merges m
+        SELECT m.* FROM osgprod._ended_backoffs() e
+          JOIN osgprod_data.merges m ON m.not_before BETWEEN e.since AND e.until
          WHERE m.project_id = p_project_id AND m.is_ready IS FALSE
-           AND (m.not_before <= now() OR m.not_before > now() + interval '11 days')  -- see _requeue_project
            AND (m.seqno IS NOT NULL OR pg_try_advisory_xact_lock_shared(p_project_id, -2))
          ORDER BY m.not_before LIMIT 1000
-           FOR NO KEY UPDATE SKIP LOCKED
+           FOR NO KEY UPDATE OF m SKIP LOCKED
     LOOP
         v_held := (SELECT count(*) FROM (
             SELECT FROM osgprod_data.loaded_files f WHERE f.project_id = p_project_id AND f.run = v_merge.run

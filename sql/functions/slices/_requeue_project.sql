@@ -48,9 +48,7 @@ BEGIN
             osgprod._why_given_up(v_slice.due_at), false)::int;
     END LOOP;
     lost := lost + osgprod._requeue_merges(p_project, p_cluster, p_process, p_schedd, v_since, v_hold);
-    PERFORM osgprod._end_backoffs(p_project.project_id, '-infinity', now());
-    -- No backoff is longer than 10.5 days (1.5 times max_backoff_s): a later end was noted by a clock that was ahead.
-    PERFORM osgprod._end_backoffs(p_project.project_id, now() + interval '11 days', 'infinity');
+    PERFORM osgprod._end_backoffs(p_project.project_id);
     SELECT min(l.due_at), count(*) INTO v_next_at, v_live FROM osgprod._leases(p_project.project_id) l
      WHERE l.task <> 'backup';
     -- A slice that is leased after this look is due a whole lease from now at the earliest; or earlier, when the lease has

@@ -74,21 +74,28 @@ AS $fn$
                       WHERE f.project_id = p_project_id AND f.rawdata_id = p_rawdata_id FOR KEY SHARE SKIP LOCKED), false)
 $fn$;
 
-CREATE FUNCTION osgprod._end_backoffs(p_project_id int, p_from timestamptz, p_to timestamptz)
+CREATE FUNCTION osgprod._ended_backoffs()
+RETURNS TABLE (since timestamptz, until timestamptz) LANGUAGE sql STABLE
+AS $fn$
+    -- Between which times, both inclusive, the end of a backoff is that is over: as ranges, so that indexes on not_before serve. No
+    -- backoff is longer than 10.5 days (1.5 times max_backoff_s): a later end was noted by a clock that was ahead.
+    VALUES ('-infinity'::timestamptz, now()), (now() + interval '11 days', 'infinity')
+$fn$;
+
+CREATE FUNCTION osgprod._end_backoffs(p_project_id int)
 RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Requeues the slices of a project whose backoff ends within a time. It does not look at projects.next_due_at: a failed
--- report would have to lower that, and so lock the project's row.
--- Parameters: p_project_id  project;  p_from, p_to  the backoff's end is between these, both inclusive. When there are none, one
---             place of the index slices_not_ready is read
+-- Requeues the slices of a project whose backoff is over. It does not look at projects.next_due_at: a failed report would have
+-- to lower that, and so lock the project's row.
+-- Parameters: p_project_id  project. When there are no such slices, two places of the index slices_not_ready are read
 -- Locks:      files (_may_be_assigned) and slices, all SKIP LOCKED. The caller has the project, shared (advisory: project_id, -1).
 -- Source:     docs/design.md I4
 BEGIN
     WITH ended AS (
-        SELECT s.project_id, s.rawdata_id, s.block1 FROM osgprod_data.slices s
-         WHERE s.project_id = p_project_id AND s.is_ready IS FALSE AND s.not_before >= p_from AND s.not_before <= p_to
-           AND osgprod._may_be_assigned(s.project_id, s.rawdata_id)
-           FOR NO KEY UPDATE SKIP LOCKED
+        SELECT s.project_id, s.rawdata_id, s.block1 FROM osgprod._ended_backoffs() e
+          JOIN osgprod_data.slices s ON s.not_before BETWEEN e.since AND e.until
+         WHERE s.project_id = p_project_id AND s.is_ready IS FALSE AND osgprod._may_be_assigned(s.project_id, s.rawdata_id)
+           FOR NO KEY UPDATE OF s SKIP LOCKED
     )
     UPDATE osgprod_data.slices s SET is_ready = true FROM ended o
      WHERE s.project_id = o.project_id AND s.rawdata_id = o.rawdata_id AND s.block1 = o.block1;

@@ -27,7 +27,7 @@ BEGIN
                 v_looked := v_looked || v_project.project_id;
                 reclaimed := osgprod._requeue_project(v_project);
             ELSIF pg_try_advisory_xact_lock_shared(v_project.project_id, -1) THEN
-                PERFORM osgprod._end_backoffs(v_project.project_id, '-infinity', now());
+                PERFORM osgprod._end_backoffs(v_project.project_id);
             END IF;
         EXCEPTION WHEN OTHERS THEN  -- of this project alone: the others are requeued
             reclaimed := 0;
