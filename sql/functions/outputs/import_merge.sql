@@ -18,7 +18,7 @@ AS $fn$
 --             put on record, or the project merges whole runs, or its slices are not all settled, or none of the bad ones is done
 -- Errors:     OG301 unknown project; OG302 the file is not loaded; OG502 an operator has the project alone; OG901 isolation
 --             level
--- Locks:      the project, shared (advisory: project_id, -1), tried; _hold_merge_settings; of bad inputs the done slices of the file,
+-- Locks:      the project, shared (advisory: project_id, -1), tried; _hold_merge_settings; of bad inputs their slices,
 --             in order, then see _reopen_file; else the file's row, see _settle_file, and the file's merge. It waits for each
 DECLARE
     v_project  projects := osgprod._get_project(p_project);
@@ -37,19 +37,18 @@ BEGIN
     PERFORM osgprod._enter_project(v_project.project_id, p_project);
     v_project := osgprod._hold_merge_settings(v_project.project_id, true);
     IF p_bad_inputs IS NOT NULL THEN
-        -- All slices before the file: a session that has locked a file's row waits for no slice.
-        PERFORM FROM slices s
-          WHERE s.project_id = v_file.project_id AND s.rawdata_id = v_file.rawdata_id AND s.state = 'done'
-          ORDER BY s.block1 FOR NO KEY UPDATE;
-        FOR v_slice IN
-            SELECT s.cluster, s.process, s.nstart FROM slices s
-             WHERE s.project_id = v_file.project_id AND s.rawdata_id = v_file.rawdata_id AND s.state = 'done'
-               AND format('%s,%s', s.block1, s.block2) = ANY (string_to_array(replace(p_bad_inputs, ' ', ''), ':'))
-               AND EXISTS (  -- an output that came later is not what that merge found bad
-                   SELECT FROM reports r
-                    WHERE r.project_id = s.project_id AND r.cluster = s.cluster AND r.process = s.process AND r.nstart = s.nstart
-                      AND r.by_worker AND r.reported_at <= p_ended_at)
-             ORDER BY s.block1
+        FOR v_slice IN  -- sorted again, and so all of them are locked before the file
+            SELECT l.* FROM (
+                SELECT s.block1, s.cluster, s.process, s.nstart FROM slices s
+                 WHERE s.project_id = v_file.project_id AND s.rawdata_id = v_file.rawdata_id AND s.state = 'done'
+                   AND format('%s,%s', s.block1, s.block2) = ANY (string_to_array(replace(p_bad_inputs, ' ', ''), ':'))
+                   AND EXISTS (  -- an output that came later is not what that merge found bad
+                       SELECT FROM reports r
+                        WHERE r.project_id = s.project_id AND r.cluster = s.cluster AND r.process = s.process
+                          AND r.nstart = s.nstart AND r.by_worker AND r.reported_at <= p_ended_at)
+                 ORDER BY s.block1
+                   FOR NO KEY UPDATE OF s) l
+             ORDER BY l.block1
         LOOP
             v_count := v_count + osgprod._lose_output(v_project.project_id, v_slice.cluster, v_slice.process, v_slice.nstart,
                                                       'bad input of a merge of the original')::int;

@@ -39,12 +39,17 @@ BEGIN
     END IF;
     FOR v_lost IN
         SELECT a.cluster, a.process, a.nstart, a.rawdata_id, a.block1, a.block2, a.merge_id, coalesce(m.run, f.run) AS run,
-               CASE WHEN a.merge_id IS NULL THEN f.seqno ELSE m.seqno END AS seqno, l.reason
+               CASE WHEN a.merge_id IS NULL THEN f.seqno ELSE m.seqno END AS seqno,
+               coalesce(l.reason, 'unknown') AS reason
           FROM jsonb_to_recordset(p_attempts) AS l (cluster int, process int, nstart int, reason text)
           JOIN attempts a ON a.project_id = v_project.project_id AND a.cluster = l.cluster AND a.process = l.process
                          AND a.nstart = l.nstart
           LEFT JOIN loaded_files f ON f.project_id = a.project_id AND f.rawdata_id = a.rawdata_id
           LEFT JOIN merges m ON m.merge_id = a.merge_id
+          LEFT JOIN slices s ON s.project_id = a.project_id AND s.rawdata_id = a.rawdata_id AND s.block1 = a.block1
+         WHERE CASE WHEN a.merge_id IS NULL
+                    THEN s.state = 'done' AND (s.cluster, s.process, s.nstart) = (a.cluster, a.process, a.nstart)
+                    ELSE m.state = 'done' AND (m.cluster, m.process, m.nstart) = (a.cluster, a.process, a.nstart) END
          ORDER BY 8, 9, a.merge_id IS NOT NULL, a.block1
     LOOP
         run := v_lost.run;
@@ -53,21 +58,9 @@ BEGIN
         block2 := nullif(v_lost.block2, -1);
         merge_id := v_lost.merge_id;
         CONTINUE WHEN osgprod._may_still_come(v_project, v_lost.cluster, v_lost.process, v_lost.nstart);
-        IF p_dry_run THEN
-            v_is_requeued := CASE WHEN merge_id IS NULL THEN EXISTS (
-                    SELECT FROM slices s WHERE s.project_id = v_project.project_id AND s.rawdata_id = v_lost.rawdata_id
-                       AND s.block1 = v_lost.block1 AND s.state = 'done' AND s.cluster = v_lost.cluster
-                       AND s.process = v_lost.process AND s.nstart = v_lost.nstart)
-                ELSE EXISTS (
-                    SELECT FROM merges m WHERE m.merge_id = v_lost.merge_id AND m.state = 'done' AND m.cluster = v_lost.cluster
-                       AND m.process = v_lost.process AND m.nstart = v_lost.nstart) END;
-        ELSIF merge_id IS NULL THEN
-            v_is_requeued := osgprod._lose_output(v_project.project_id, v_lost.cluster, v_lost.process, v_lost.nstart,
-                                                  coalesce(v_lost.reason, 'unknown'));
-        ELSE
-            v_is_requeued := osgprod._redo_merge(v_project, merge_id, v_lost.cluster, v_lost.process, v_lost.nstart,
-                                                 coalesce(v_lost.reason, 'unknown'));
-        END IF;
+        v_is_requeued := p_dry_run OR CASE WHEN merge_id IS NULL
+            THEN osgprod._lose_output(v_project.project_id, v_lost.cluster, v_lost.process, v_lost.nstart, v_lost.reason)
+            ELSE osgprod._redo_merge(v_project, merge_id, v_lost.cluster, v_lost.process, v_lost.nstart, v_lost.reason) END;
         IF v_is_requeued THEN
             v_count := v_count + 1;
             RETURN NEXT;
