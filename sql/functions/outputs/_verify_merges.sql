@@ -8,14 +8,12 @@ AS $fn$
 -- Source:     docs/outputs.md
 BEGIN
     RETURN QUERY
-    WITH held AS (
-        SELECT m.merge_id, m.run, m.seqno, i.rawdata_id, i.block1, i.block2, i.cluster, i.process, i.nstart
-          FROM osgprod_data.merges m CROSS JOIN LATERAL unnest(m.inputs) i
-         WHERE m.project_id = p_project_id AND (m.state IN ('leased', 'done') OR m.is_ready)
-    ), made AS (
+    WITH made AS (
         SELECT m.* FROM osgprod_data.merges m WHERE m.project_id = p_project_id AND (m.state IN ('leased', 'done') OR m.is_ready)
+    ), held AS (
+        SELECT m.merge_id, i.* FROM made m CROSS JOIN LATERAL unnest(m.inputs) i
     ), merged AS (
-        SELECT m.* FROM osgprod_data.merges m WHERE m.project_id = p_project_id AND m.state = 'done'
+        SELECT m.* FROM made m WHERE m.state = 'done'
     )
     SELECT w.path, x.block1, x.block2, x.fault FROM (
         SELECT h.rawdata_id, h.block1, h.block2, CASE
