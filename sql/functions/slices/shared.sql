@@ -223,23 +223,27 @@ $fn$;
 CREATE FUNCTION osgprod._settle_file(p_project_id int, p_rawdata_id int)
 RETURNS boolean LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Marks an allocated file complete if its slices are all done or quarantined.
+-- Marks an allocated file complete if its slices are all done or quarantined, plans its merge, or its run's, and notifies of it, and
+-- of the run when that is complete.
 -- Parameters: p_project_id, p_rawdata_id  the file
 -- Returns:    is it marked? false: it is not complete, or another session has one of the locks
 -- Locks:      the file's row; _hold_merge_settings; its run (advisory: project_id, -10 - run), since files of a run are called
---             complete one after the other, so that the last one is known; its merge, and the run's; see _file_is_complete. All are
---             tried, nothing here waits
+--             complete one after the other, so that the last one is known; its merge, and the run's; the project's row. All are tried,
+--             nothing here waits
 DECLARE
-    v_file record;
+    v_file    record;
+    v_project osgprod_data.projects;
 BEGIN
     -- I7: the row is locked before its slices are read; _reopen_slice does so too.
     SELECT f.run, f.seqno INTO v_file FROM osgprod_data.loaded_files f
      WHERE f.project_id = p_project_id AND f.rawdata_id = p_rawdata_id AND f.state = 'allocated'
        AND NOT osgprod._is_unsettled(p_project_id, f.rawdata_id)
        FOR NO KEY UPDATE SKIP LOCKED;
-    IF NOT FOUND OR osgprod._is_unsettled(p_project_id, p_rawdata_id)
-        OR (osgprod._hold_merge_settings(p_project_id, false)).project_id IS NULL
-        OR NOT pg_try_advisory_xact_lock(p_project_id, -10 - v_file.run)
+    IF NOT FOUND OR osgprod._is_unsettled(p_project_id, p_rawdata_id) THEN
+        RETURN false;
+    END IF;
+    v_project := osgprod._hold_merge_settings(p_project_id, false);
+    IF v_project.project_id IS NULL OR NOT pg_try_advisory_xact_lock(p_project_id, -10 - v_file.run)
         OR NOT osgprod._try_merges(p_project_id, v_file.run, v_file.seqno) THEN
         RETURN false;
     END IF;
@@ -247,7 +251,14 @@ BEGIN
      WHERE f.project_id = p_project_id AND f.rawdata_id = p_rawdata_id;
     PERFORM osgprod._notify(p_project_id, 'file-finished', jsonb_build_object('path',
         (SELECT w.path FROM osgprod_data.rawdata w WHERE w.rawdata_id = p_rawdata_id)));
-    PERFORM osgprod._file_is_complete(p_project_id, v_file.run, v_file.seqno);
+    UPDATE osgprod_data.projects p SET noted_end = NULL  -- the file may be loaded and done between two ticks
+     WHERE p.project_id = (SELECT q.project_id FROM osgprod_data.projects q
+                            WHERE q.project_id = p_project_id AND q.noted_end IS NOT NULL FOR NO KEY UPDATE SKIP LOCKED);
+    PERFORM osgprod._plan_merges(v_project, ARRAY[v_file.run], v_file.seqno);
+    IF NOT EXISTS (SELECT FROM osgprod_data.loaded_files f
+                    WHERE f.project_id = p_project_id AND f.run = v_file.run AND f.state <> 'complete') THEN
+        PERFORM osgprod._notify(p_project_id, 'run-finished', jsonb_build_object('run', v_file.run));
+    END IF;
     RETURN true;
 END
 $fn$;

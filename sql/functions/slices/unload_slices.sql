@@ -55,9 +55,12 @@ BEGIN
         )
         SELECT array_agg(DISTINCT g.run), array_agg(DISTINCT g.run) FILTER (WHERE g.state <> 'complete') INTO v_runs, v_open
           FROM gone g;
-        -- Whole runs have fewer files now, and may be complete.
+        -- Whole runs have fewer files now, and may be complete; nothing would ever make merges of files ready that are gone.
         PERFORM osgprod._reopen_merges(v_project.project_id, coalesce(v_runs, '{}'), -1);
-        PERFORM osgprod._drop_merges(v_project.project_id, coalesce(v_runs, '{}'));
+        UPDATE merges m SET state = 'superseded', is_ready = NULL, not_before = NULL, opened_at = clock_timestamp()
+         WHERE m.project_id = v_project.project_id AND m.run = ANY (v_runs) AND m.state <> 'superseded'
+           AND NOT EXISTS (SELECT FROM loaded_files f
+                            WHERE f.project_id = m.project_id AND f.run = m.run AND f.seqno = coalesce(m.seqno, f.seqno));
         PERFORM osgprod._plan_merges(v_project, coalesce(v_runs, '{}'), NULL);
         PERFORM osgprod._notify(v_project.project_id, 'run-finished', jsonb_build_object('run', f.run)) FROM loaded_files f
           WHERE f.project_id = v_project.project_id AND f.run = ANY (v_open) GROUP BY f.run HAVING bool_and(f.state = 'complete');

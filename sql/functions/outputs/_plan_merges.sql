@@ -1,23 +1,3 @@
-CREATE FUNCTION osgprod._file_is_complete(p_project_id int, p_run int, p_seqno int)
-RETURNS void LANGUAGE plpgsql VOLATILE
-AS $fn$
--- What follows when the slices of a file are settled: its merge is planned, or its run's; listeners are notified when the
--- run is complete.
--- Parameters: p_project_id, p_run, p_seqno  the file, which has just been called complete
--- Locks:      the project's row, SKIP LOCKED, when the project was done before. The caller has what _plan_merges locks,
---             _hold_merge_settings, and (advisory: project_id, -10 - run), so that of two files of a run one sees the other
-BEGIN
-    UPDATE osgprod_data.projects p SET noted_end = NULL  -- the file may be loaded and done between two ticks
-     WHERE p.project_id = (SELECT q.project_id FROM osgprod_data.projects q
-                            WHERE q.project_id = p_project_id AND q.noted_end IS NOT NULL FOR NO KEY UPDATE SKIP LOCKED);
-    PERFORM osgprod._plan_merges(p, ARRAY[p_run], p_seqno) FROM osgprod_data.projects p WHERE p.project_id = p_project_id;
-    IF NOT EXISTS (SELECT FROM osgprod_data.loaded_files f
-                    WHERE f.project_id = p_project_id AND f.run = p_run AND f.state <> 'complete') THEN
-        PERFORM osgprod._notify(p_project_id, 'run-finished', jsonb_build_object('run', p_run));
-    END IF;
-END
-$fn$;
-
 CREATE FUNCTION osgprod._hold_merge_settings(p_project_id int, p_may_wait boolean)
 RETURNS osgprod_data.projects LANGUAGE plpgsql VOLATILE
 AS $fn$
@@ -155,21 +135,6 @@ BEGIN
            repeats = 0, exit_codes = NULL, inputs = CASE m.state WHEN 'done' THEN m.inputs END,
            missing = CASE m.state WHEN 'done' THEN m.missing END
       FROM held h WHERE m.merge_id = h.merge_id;
-END
-$fn$;
-
-CREATE FUNCTION osgprod._drop_merges(p_project_id int, p_runs int[])
-RETURNS void LANGUAGE plpgsql VOLATILE
-AS $fn$
--- Supersedes the merges of files, or of whole runs, that are no longer work of the project: nothing would ever make them ready.
--- Promise:    a repeated call changes nothing.
--- Parameters: p_project_id  project;  p_runs  run numbers
--- Locks:      the merges; it waits for each. Callers have the project alone
-BEGIN
-    UPDATE osgprod_data.merges m SET state = 'superseded', is_ready = NULL, not_before = NULL, opened_at = clock_timestamp()
-     WHERE m.project_id = p_project_id AND m.run = ANY (p_runs) AND m.state <> 'superseded'
-       AND NOT EXISTS (SELECT FROM osgprod_data.loaded_files f
-                        WHERE f.project_id = m.project_id AND f.run = m.run AND f.seqno = coalesce(m.seqno, f.seqno));
 END
 $fn$;
 
