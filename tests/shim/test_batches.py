@@ -256,7 +256,7 @@ def test_who_holds_a_file_does_not_wait_for_another_one(world: World) -> None:
     with psycopg.connect(world.dsn) as mine, psycopg.connect(world.dsn) as others:
         hold_file(others, 2)
         assert checkout_in(mine, 1)[0] == "assigned"
-        assert checkout_in(mine, 2)[:2] == ("wait", "project p is busy, ask again at once")
+        assert checkout_in(mine, 2)[:2] == ("wait", "project p is busy, ask again soon")
 
 
 def test_who_holds_a_file_does_not_wait_to_split_a_slice_of_another_one(world: World) -> None:

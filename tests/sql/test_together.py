@@ -245,6 +245,18 @@ def test_batch_waits_for_the_only_file_in_vain_for_half_a_second(world: World) -
     assert world.checkout(2)["block1"] == 2
 
 
+def test_checkout_waits_for_the_only_file_in_vain_for_half_a_second_whatever_lock_timeout_is(
+    world: World,
+) -> None:
+    world.add_file(5)
+    with held(world) as other:
+        other.execute("SELECT FROM osgprod_data.loaded_files FOR NO KEY UPDATE")
+        answer = world.checkout(1)
+    assert (answer["status"], answer["message"]) == ("wait", "project p is busy, ask again soon")
+    assert answer["retry_s"] == 5
+    assert world.checkout(1)["status"] == "assigned"
+
+
 def test_jobs_with_bearer_tokens_are_served_as_one_set(world: World) -> None:
     world.set(bearer_issuer=CLAIMS["iss"], bearer_scope="work")
     world.add_file(5)

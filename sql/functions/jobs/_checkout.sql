@@ -1,11 +1,11 @@
-CREATE FUNCTION osgprod._checkout(p_call osgprod.checkout_call, p_wait_ms int)
+CREATE FUNCTION osgprod._checkout(p_call osgprod.checkout_call, p_is_alone boolean, p_may_wait boolean)
 RETURNS osgprod.checkout_answer LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Claims a slice or a merge for a job: the whole of checkout_slice, for a call that is made alone and for each call of a batch.
 -- Promise:    requeues no other job's slice: that is tick's.
--- Parameters: p_call     see checkout_slice
---             p_wait_ms  how long to wait for a file when others have locked all of them [ms]; NULL = a call that is made
---                        alone: it waits, for its job, its slice or merge, and a file, as long as lock_timeout says
+-- Parameters: p_call      see checkout_slice
+--             p_is_alone  a call that is made alone: it waits for its job, and for its own slice or merge
+--             p_may_wait  for a file when others have locked all of them
 -- Returns:    the answer; the error of a call is in it: status error, with code and hint
 -- Locks:      see checkout_slice
 -- Source:     docs/design.md "The claim"
@@ -33,7 +33,7 @@ BEGIN
     v_project := (SELECT p FROM osgprod_data.projects p WHERE p.name = p_call.project);
     v_problem := coalesce(
         osgprod._why_rejected(v_project, p_call.project, p_call.cluster, p_call.process, p_call.magic, p_call.client,
-                              p_call.bearer, p_wait_ms IS NULL),
+                              p_call.bearer, p_is_alone),
         osgprod._why_not_now(v_project, p_call.cpus, p_call.client, p_call.host, p_call.site, p_call.job_key));
     IF v_problem IS NOT NULL THEN
         RETURN osgprod._unassigned(osgprod._worded(v_problem, v_project, p_call.project, p_call.cluster, p_call.process,
@@ -67,7 +67,7 @@ BEGIN
         IF v_job.problem IS NOT NULL THEN
             RETURN osgprod._unassigned(v_job.problem);
         ELSIF (v_job.last).nstart IS NOT NULL THEN
-            v_restart := osgprod._restart(v_project, p_call, v_job.last, v_nstart, v_can_merge IS TRUE, p_wait_ms IS NULL);
+            v_restart := osgprod._restart(v_project, p_call, v_job.last, v_nstart, v_can_merge IS TRUE, p_is_alone);
             IF v_restart.problem IS NOT NULL THEN
                 RETURN osgprod._unassigned(v_restart.problem, v_project.wait_s, v_restart.status);
             END IF;
@@ -107,7 +107,9 @@ BEGIN
                  WHERE f.project_id = v_project.project_id AND f.is_open
                  ORDER BY f.run, f.seqno LIMIT 1
                    FOR NO KEY UPDATE SKIP LOCKED;
-                EXIT WHEN FOUND OR NOT osgprod._wait_for_file(v_project.project_id, p_wait_ms);
+                -- A transaction that has written may have a file: two that had one each could wait for each other.
+                EXIT WHEN FOUND OR NOT p_may_wait OR pg_current_xact_id_if_assigned() IS NOT NULL
+                    OR NOT osgprod._wait_for_file(v_project.project_id);
             END LOOP;
             IF v_file.rawdata_id IS NOT NULL THEN
                 -- I1: it begins where the file's last slice ends, read while the file's row is locked, in a statement that
@@ -136,7 +138,7 @@ BEGIN
         END IF;
     END IF;
     IF v_slice.block1 IS NULL THEN
-        RETURN osgprod._why_no_work(v_project, v_can_merge, p_wait_ms);
+        RETURN osgprod._why_no_work(v_project, v_can_merge, p_is_alone);
     -- (g) The attempt, and what its slice is as a file.
     ELSIF v_slice.merge_id IS NULL THEN
         v_content := osgprod._slice_file(v_slice.rawdata_id, v_slice.block1, v_slice.block2, v_project.xrootd_prefix,
@@ -367,56 +369,43 @@ BEGIN
 END
 $fn$;
 
-CREATE FUNCTION osgprod._wait_for_file(p_project_id int, p_wait_ms int)
+CREATE FUNCTION osgprod._wait_for_file(p_project_id int)
 RETURNS boolean LANGUAGE plpgsql VOLATILE
+SET lock_timeout = '500ms'
 AS $fn$
--- Locks the first open file as soon as it is free: that all files are locked does not mean that there are none. A
--- transaction that has written or locked rows may hold a file, and does not wait: two that held one each could wait for each other.
--- Parameters: p_project_id  project;  p_wait_ms  for each lock [ms], see _checkout. The wait ends after that
---             time unless the file is freed, and is longer only while other sessions take the file first: PostgreSQL has
---             two locks for the wait for a row, and goes on to the next file when this one has been allocated to its end
--- Returns:    is it locked now? false: no file is open any more, the first one is still locked, or this call must not wait
--- Errors:     55P03 with p_wait_ms NULL, when lock_timeout is over
+-- Locks the first open file as soon as it is free: that all files are locked does not mean that there are none. The wait ends
+-- after 0.5 s unless the file is freed, and is longer only while other sessions take the file first: PostgreSQL has two locks for
+-- the wait for a row, and goes on to the next file when this one has been allocated to its end.
+-- Parameters: p_project_id  project
+-- Returns:    is it locked now? false: no file is open any more, or the first one is still locked
 -- Locks:      its row
-DECLARE
-    v_is_free boolean;
-    v_timeout text := current_setting('lock_timeout');
 BEGIN
-    IF p_wait_ms = 0 OR pg_current_xact_id_if_assigned() IS NOT NULL THEN
-        RETURN false;
-    END IF;
-    PERFORM set_config('lock_timeout', coalesce(p_wait_ms || 'ms', v_timeout), true);
     PERFORM FROM osgprod_data.loaded_files f
      WHERE f.project_id = p_project_id AND f.is_open
      ORDER BY f.run, f.seqno LIMIT 1
        FOR NO KEY UPDATE;
-    v_is_free := FOUND;
-    PERFORM set_config('lock_timeout', v_timeout, true);  -- an error restores it by itself
-    RETURN v_is_free;
+    RETURN FOUND;
 EXCEPTION WHEN lock_not_available THEN
-    IF p_wait_ms IS NULL THEN
-        RAISE;
-    END IF;
     RETURN false;
 END
 $fn$;
 
-CREATE FUNCTION osgprod._why_no_work(p_project osgprod_data.projects, p_can_merge boolean, p_wait_ms int)
+CREATE FUNCTION osgprod._why_no_work(p_project osgprod_data.projects, p_can_merge boolean, p_is_alone boolean)
 RETURNS osgprod.checkout_answer LANGUAGE plpgsql STABLE
 AS $fn$
 -- Says whether a job that gets nothing should wait, since work may be requeued, or end.
--- Parameters: p_project  the project's row;  p_can_merge  may this job get a merge?  p_wait_ms  see _checkout
+-- Parameters: p_project  the project's row;  p_can_merge  may this job get a merge?  p_is_alone  see _checkout
 -- Returns:    status wait with retry_s [s], no-work, or error (55P03)
+DECLARE
+    v_is_open boolean := EXISTS (SELECT FROM osgprod_data.loaded_files f WHERE f.project_id = p_project.project_id AND f.is_open);
 BEGIN
     RETURN CASE
         WHEN p_project.state = 'draining' THEN osgprod._unassigned(
             ARRAY[NULL, format('project %s is draining, no new work is assigned', p_project.name)], 0, 'no-work')
-        WHEN EXISTS (SELECT FROM osgprod_data.loaded_files f WHERE f.project_id = p_project.project_id AND f.is_open) THEN CASE
-            WHEN p_wait_ms IS NOT NULL THEN osgprod._unassigned(osgprod._is_busy('each file of project ' || p_project.name))
-            ELSE osgprod._unassigned(ARRAY[NULL, format('project %s is busy, ask again at once', p_project.name)], 1) END
-        -- Other sessions have these slices or their files, or this worker leaves them to others (_claim_ready).
-        WHEN EXISTS (SELECT FROM osgprod_data.slices s WHERE s.project_id = p_project.project_id AND s.is_ready) THEN osgprod._unassigned(
-            ARRAY[NULL, format('project %s is busy, ask again soon', p_project.name)], least(p_project.wait_s, 5))
+        WHEN v_is_open AND NOT p_is_alone THEN osgprod._unassigned(osgprod._is_busy('each file of project ' || p_project.name))
+        -- Other sessions have these files or slices, or this worker leaves the slices to others (_claim_ready).
+        WHEN v_is_open OR EXISTS (SELECT FROM osgprod_data.slices s WHERE s.project_id = p_project.project_id AND s.is_ready)
+        THEN osgprod._unassigned(ARRAY[NULL, format('project %s is busy, ask again soon', p_project.name)], least(p_project.wait_s, 5))
         WHEN osgprod._is_incomplete(p_project.project_id, p_can_merge)
              OR p_can_merge AND osgprod._has_open_merges(p_project.project_id) THEN osgprod._unassigned(
             ARRAY[NULL, format('no work of project %s can be assigned now: it is leased, in backoff, suspended, or on tape',

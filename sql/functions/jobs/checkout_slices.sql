@@ -16,18 +16,17 @@ AS $fn$
 -- Locks:      those of checkout_slice
 -- Source:     docs/design.md "The claim"
 DECLARE
-    v_wait_ms int := CASE WHEN json_array_length(p_calls) > 1 THEN 500 END;
-    v_call    osgprod.checkout_call;
-    v_answer  osgprod.checkout_answer;
+    v_is_alone boolean := json_array_length(p_calls) = 1;  -- once: it reads the whole list
+    v_may_wait boolean := true;
+    v_call     osgprod.checkout_call;
+    v_answer   osgprod.checkout_answer;
 BEGIN
     FOR v_call IN
         SELECT r.* FROM json_populate_recordset(NULL::osgprod.checkout_call, p_calls) r
          ORDER BY r.project, r.cluster, r.process, r.n
     LOOP
-        v_answer := osgprod._checkout(v_call, v_wait_ms);
-        IF v_answer.code = '55P03' THEN
-            v_wait_ms := 0;  -- once is enough
-        END IF;
+        v_answer := osgprod._checkout(v_call, v_is_alone, v_may_wait);
+        v_may_wait := v_may_wait AND v_answer.code IS DISTINCT FROM '55P03';  -- once is enough
         v_answer.n := v_call.n;
         RETURN NEXT v_answer;
     END LOOP;
