@@ -12,9 +12,10 @@ from shim.snapshot import SQL_FOLDER
 from tests.support import World
 
 # Lines without comments, a line for each parameter included. 87 are for merges: projects without merges reach none.
-MOST_LINES = 1010  # 921 in release 0.9.0, which had no merges, outages, sizes by time, backups, or several slices a job
+# Release 0.9.0 had 921, without merges, outages, sizes by time, backups, or several slices a job.
+MOST_LINES = 996
 # The plain path: lines of the functions that a checkout starts which gets the next blocks of a file.
-MOST_STARTED = 235
+MOST_STARTED = 244
 DESIGN = Path(__file__).parents[2] / "docs/design.md"
 SOURCE = "\n".join(path.read_text() for path in sorted((SQL_FOLDER / "functions").rglob("*.sql")))
 

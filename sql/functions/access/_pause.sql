@@ -90,8 +90,8 @@ BEGIN
 END
 $fn$;
 
-CREATE FUNCTION osgprod._why_no_room(p_project osgprod_data.projects)
-RETURNS text[] LANGUAGE plpgsql VOLATILE
+CREATE FUNCTION osgprod._why_no_room(p_project osgprod_data.projects, OUT problem text[])
+LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Says why no more attempts of a project may start: max_live of them live; or it is a test of what may not work, and as many
 -- live as may during that. A project that has paused itself tries one job at a time, first after retest_s, later after
@@ -103,7 +103,7 @@ AS $fn$
 --             start one after the other
 BEGIN
     IF p_project.nlive >= p_project.max_live THEN
-        RETURN ARRAY['OG603', format('project %s has %s live attempts of at most %s', p_project.name, p_project.nlive,
+        problem := ARRAY['OG603', format('project %s has %s live attempts of at most %s', p_project.name, p_project.nlive,
             p_project.max_live), format('try again later; osgprod project set %s max_live=N changes it', p_project.name)];
     ELSIF p_project.pause_cause IS NOT NULL THEN
         UPDATE osgprod_data.projects p
@@ -113,15 +113,14 @@ BEGIN
                                 WHERE q.project_id = p_project.project_id AND q.probe_at <= now()
                                   FOR NO KEY UPDATE SKIP LOCKED)
            AND osgprod._live_since(p.project_id, greatest(p.paused_at, now() - make_interval(secs => 10 * p.retest_s))) = 0;
-        RETURN CASE WHEN NOT FOUND THEN ARRAY['OG501',
+        problem := CASE WHEN NOT FOUND THEN ARRAY['OG501',
             format('project %s has paused itself: %s', p_project.name, p_project.pause_reason),
             'it tries again with one job at a time, and resumes by itself; osgprod project resume ends the pause now'] END;
     ELSIF p_project.unproven > 0 AND (NOT pg_try_advisory_xact_lock(p_project.project_id, -3)
             OR osgprod._live_since(p_project.project_id, p_project.tested_since) >= p_project.probe_jobs) THEN
-        RETURN ARRAY[NULL, format('the first jobs of project %s are a test (probe_jobs = %s), and successes are still lacking: %s',
+        problem := ARRAY[NULL, format('the first jobs of project %s are a test (probe_jobs = %s), and successes are still lacking: %s',
             p_project.name, p_project.probe_jobs, p_project.unproven)];
     END IF;
-    RETURN NULL;
 END
 $fn$;
 

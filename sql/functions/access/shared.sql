@@ -24,17 +24,18 @@ CREATE FUNCTION osgprod._is_magic(
 RETURNS boolean LANGUAGE sql STABLE
 AS $fn$
     -- Is this the project's magic, or its former one in the time of overlap? The time that the comparison takes tells
-    -- how many bytes of two digests are the same; nobody who doesn't know the salt can do anything with that.
-    SELECT coalesce(osgprod._magic_digest(p_salt, p_magic)
+    -- how many bytes of two digests are the same; nobody who doesn't know the salt can do anything with that. Line ends behind a
+    -- magic, LF or CRLF, are not part of it, neither when it is set nor when a job sends it.
+    SELECT coalesce(osgprod._digest(p_salt, rtrim(p_magic, E'\r\n'))
                     = ANY (ARRAY[p_digest, CASE WHEN p_old_until > now() THEN p_old_digest END]), false)
 $fn$;
 
-CREATE FUNCTION osgprod._magic_digest(p_salt uuid, p_magic text)
+CREATE FUNCTION osgprod._digest(p_salt uuid, p_secret text)
 RETURNS bytea LANGUAGE sql STABLE
 AS $fn$
-    -- The only form in which a magic is stored: SHA-256 of salt and text. Line ends behind it, LF or CRLF, are not part of
-    -- it, neither when it is set nor when a job sends it.
-    SELECT sha256(uuid_send(p_salt) || convert_to(rtrim(p_magic, E'\r\n'), 'UTF8'))
+    -- The only form in which a magic or a job key is stored: SHA-256 of the project's salt and the text; NULL for none or an empty
+    -- one.
+    SELECT sha256(uuid_send(p_salt) || convert_to(nullif(p_secret, ''), 'UTF8'))
 $fn$;
 
 CREATE FUNCTION osgprod._wrong_claim(p_project osgprod_data.projects, p_bearer jsonb)

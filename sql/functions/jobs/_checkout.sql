@@ -34,7 +34,16 @@ BEGIN
     v_problem := coalesce(
         osgprod._why_rejected(v_project, p_call.project, p_call.cluster, p_call.process, p_call.magic, p_call.client,
                               p_call.bearer, p_is_alone),
-        osgprod._why_not_now(v_project, p_call.cpus, p_call.client, p_call.host, p_call.site, p_call.job_key));
+        CASE WHEN (p_call.cpus BETWEEN 1 AND 4096) IS NOT TRUE
+             THEN ARRAY['OG104', 'parameter cpus must be a number from 1 to 4096, not {number}',
+                        'pass the cores that the job has, or leave cpus out for 1']
+             WHEN octet_length(p_call.job_key) > 256
+             THEN ARRAY['OG110', 'parameter job_key is longer than 256 bytes',
+                        'the submit file draws a random number for each job: condor/osgprod.sub']
+             WHEN v_project.state = 'paused' AND v_project.pause_cause IS NULL
+             THEN ARRAY['OG501', 'project {project} is paused', 'osgprod project resume {project} assigns work again']
+             WHEN v_project.banned_until > now()  -- some worker is
+             THEN osgprod._banned(v_project, p_call.client, p_call.host, p_call.site) END);
     IF v_problem IS NOT NULL THEN
         RETURN osgprod._unassigned(osgprod._worded(v_problem, v_project, p_call.project, p_call.cluster, p_call.process,
             p_call.client, p_call.bearer, p_call.cpus));
@@ -167,7 +176,7 @@ BEGIN
     VALUES (v_project.project_id, p_call.cluster, p_call.process, v_nstart, v_slice.rawdata_id, v_slice.block1,
            v_slice.block2, v_slice.opened_at, p_call.cpus, v_started_at,
            sha256(convert_to(v_token::text, 'UTF8')), p_call.client, osgprod._label(p_call.host),
-           osgprod._label(p_call.site), osgprod._job_key_digest(v_project.magic_salt, p_call.job_key),
+           osgprod._label(p_call.site), osgprod._digest(v_project.magic_salt, p_call.job_key),
            osgprod._label(p_call.schedd), p_call.qdate, nullif(coalesce(v_job.starts, 0) + 1, v_nstart), v_job.follows,
            p_call.time_left_s, v_slice.merge_id, v_version, v_content.events);
     v_answer := ROW('assigned', NULL, NULL, v_script, coalesce(v_job.starts, 0) + 1, v_token, v_project.lease_s,
@@ -191,26 +200,6 @@ AS $fn$
     SELECT ROW(coalesce(p_status, CASE WHEN p_problem[1] IS NULL THEN 'wait' ELSE 'error' END), p_problem[2],
         CASE WHEN p_problem[1] IS NULL THEN p_retry_s END, p_script, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
         NULL, NULL, NULL, p_problem[1], p_problem[3], p_task, NULL, NULL)::osgprod.checkout_answer
-$fn$;
-
-CREATE FUNCTION osgprod._why_not_now(
-    p_project osgprod_data.projects, p_cpus bigint, p_client inet, p_host text, p_site text, p_job_key text)
-RETURNS text[] LANGUAGE sql STABLE
-AS $fn$
-    -- Says why an accepted job gets no work at this moment; inlined, see _why_rejected.
-    -- Parameters: p_project  the project's row;  the others see checkout_slice
-    -- Returns:    code, message and hint, as _worded takes them; NULL = nothing is against it
-    SELECT CASE
-        WHEN (p_cpus BETWEEN 1 AND 4096) IS NOT TRUE
-        THEN ARRAY['OG104', 'parameter cpus must be a number from 1 to 4096, not {number}',
-                   'pass the cores that the job has, or leave cpus out for 1']
-        WHEN octet_length(p_job_key) > 256
-        THEN ARRAY['OG110', 'parameter job_key is longer than 256 bytes',
-                   'the submit file draws a random number for each job: condor/osgprod.sub']
-        WHEN p_project.state = 'paused' AND p_project.pause_cause IS NULL
-        THEN ARRAY['OG501', 'project {project} is paused', 'osgprod project resume {project} assigns work again']
-        WHEN p_project.banned_until > now()  -- some worker is
-        THEN osgprod._banned(p_project, p_client, p_host, p_site) END
 $fn$;
 
 CREATE FUNCTION osgprod._banned(p_project osgprod_data.projects, p_client inet, p_host text, p_site text)

@@ -33,7 +33,7 @@ BEGIN
     END IF;
     SELECT a.* INTO v_attempt FROM osgprod._attempt_of(v_project.project_id, v_project.token_required, p_call.cluster,
                                                        p_call.process, p_call.token, p_call.client,
-                                                       osgprod._job_key_digest(v_project.magic_salt, p_call.job_key)) a;
+                                                       osgprod._digest(v_project.magic_salt, p_call.job_key)) a;
     IF NOT FOUND THEN
         RETURN osgprod._refuse_token(v_project, p_call.cluster, p_call.process, p_call.client, p_call.token);
     END IF;

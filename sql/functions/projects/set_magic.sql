@@ -22,7 +22,7 @@ BEGIN
         RAISE EXCEPTION 'the overlap of two magics must be from 0 to 31536000 s, not %', coalesce(p_overlap_s::text, 'NULL')
             USING ERRCODE = 'OG109', HINT = '604800 s are a week; 0 makes the former magic void at once';
     END IF;
-    v_digest := osgprod._magic_digest(v_project.magic_salt, p_magic);
+    v_digest := osgprod._digest(v_project.magic_salt, rtrim(p_magic, E'\r\n'));
     IF v_digest = v_project.magic_digest THEN
         RETURN false;
     END IF;

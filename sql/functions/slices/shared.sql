@@ -39,11 +39,10 @@ BEGIN
     -- One statement, so that the chain of slices is whole before its constraints are checked.
     WITH whole AS (
         SELECT s.* FROM osgprod_data.slices s
-         WHERE s.project_id = p_project_id AND s.rawdata_id = p_rawdata_id AND s.block1 = p_block1
+         WHERE (s.project_id, s.rawdata_id, s.block1) = (p_project_id, p_rawdata_id, p_block1)
     ), first_part AS (
         UPDATE osgprod_data.slices s SET block2 = p_at, opened_at = clock_timestamp(), failures = 0
-          FROM whole w
-         WHERE s.project_id = w.project_id AND s.rawdata_id = w.rawdata_id AND s.block1 = w.block1
+         WHERE (s.project_id, s.rawdata_id, s.block1) = (p_project_id, p_rawdata_id, p_block1)
         RETURNING s.project_id
     )
     INSERT INTO osgprod_data.slices (project_id, rawdata_id, block1, block2, follows, run, seqno, state, is_ready, not_before,

@@ -1,11 +1,3 @@
-CREATE FUNCTION osgprod._job_key_digest(p_salt uuid, p_job_key text)
-RETURNS bytea LANGUAGE sql STABLE
-AS $fn$
-    -- The only form in which a job key is stored: SHA-256 of the project's salt and the key; NULL for no key or an empty
-    -- one.
-    SELECT sha256(uuid_send(p_salt) || convert_to(nullif(p_job_key, ''), 'UTF8'))
-$fn$;
-
 CREATE FUNCTION osgprod._refuse_restart(
     p_project osgprod_data.projects, p_call osgprod.checkout_call, p_last osgprod_data.attempts, p_due_at timestamptz,
     p_progress_at timestamptz, OUT problem text[])
@@ -22,7 +14,7 @@ AS $fn$
 -- Source:     docs/security.md "Job keys"
 DECLARE
     v_reason text := CASE
-        WHEN p_last.job_key_digest = osgprod._job_key_digest(p_project.magic_salt, p_call.job_key) THEN NULL
+        WHEN p_last.job_key_digest = osgprod._digest(p_project.magic_salt, p_call.job_key) THEN NULL
         WHEN p_last.job_key_digest IS NOT NULL AND p_call.job_key <> '' THEN 'parameter job_key is not of this job'
         WHEN p_last.job_key_digest IS NOT NULL THEN 'parameter job_key is missing'
         WHEN p_project.restart_proof = 'none' OR p_project.restart_proof = 'address' AND (
