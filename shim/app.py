@@ -237,14 +237,11 @@ def create_app(settings: Settings | None = None) -> Starlette:
         f"{root}/workscript.exit": report,
         f"{root}/workscript.ping": heartbeat,
     }
-    routes = [
-        *[Route(path, endpoint, methods=["GET", "POST"]) for path, endpoint in jobs.items()],
-        Route(f"{root}/healthz", healthz),
-        Route(f"{root}/openapi.json", describe),
-    ]
+    routes = [Route(path, endpoint, methods=["GET", "POST"]) for path, endpoint in jobs.items()]
     for route in routes:
         if route.methods:
             route.methods.discard("HEAD")  # which Starlette adds to GET: it must not lease a slice
+    routes += [Route(f"{root}/healthz", healthz), Route(f"{root}/openapi.json", describe)]
     dashboard = Dashboard(root, guard, metrics, operators, settings.operator_dsn.text or dsn)
     app = Starlette(routes=[*routes, *dashboard.routes()], lifespan=lifespan)
     # In place of Starlette's own layers: Surround answers all errors, also those of the router (404, 405).

@@ -15,7 +15,7 @@ from psycopg.rows import dict_row
 from starlette.requests import Request
 
 from shim.database import connect_apart, hang_up_after, statement
-from shim.web.parameters import BadRequest
+from shim.web.parameters import BadRequest, number_of
 
 Query = tuple[str, dict[str, object]]
 LONGEST_CALL = "60s"
@@ -73,10 +73,10 @@ def query_of(project: str, form: Mapping[str, str]) -> Query:
 
 
 def _number(form: Mapping[str, str], field: str) -> int:
-    text = form.get(field, "")
-    if not (text.isascii() and text.isdigit() and len(text) < 10):
+    number = number_of(form.get(field, ""))
+    if number is None:
         raise BadRequest(f"{field} is not a whole number", "use the buttons of the pages")
-    return int(text)
+    return number
 
 
 def _runs(form: Mapping[str, str]) -> list[int] | None:

@@ -6,6 +6,7 @@ Each route calls the function of its name. docs/sql.md has parameters and column
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -20,6 +21,7 @@ from starlette.routing import BaseRoute, Route
 from shim.dashboard.reader import Reader, freshness
 from shim.web.failures import explain
 from shim.web.guard import Guard
+from shim.web.parameters import MOST_NUMBER, number_of
 
 PAGE_ROWS = 1000
 MOST_ROWS = 100_000  # that the functions return, and so where the pages of a list end
@@ -102,6 +104,7 @@ NEEDED = {
     **dict.fromkeys(("job_history", "log_tail"), OF_A_JOB),
     "find": ("text",),
 }
+_RUNS = re.compile(r"\{(\d{1,9}(,\d{1,9})*)?\}", re.ASCII)
 PAGING = {"limit": "integer", "offset": "integer"}
 MEANINGS = {
     "limit": f"rows of a page [1 .. {PAGE_ROWS}]; default: {PAGE_ROWS}",
@@ -139,16 +142,27 @@ class Api:
         known = FUNCTIONS.get(function)
         if known is None:
             return _error(404, f"there is no function {function[:63]!r}", f"one of {', '.join(FUNCTIONS)}")
-        query = dict(request.query_params)
-        for name, text in query.items():
+        query: dict[str, str] = {}
+        for name, text in request.query_params.multi_items():
             kind = {**known, **PAGING}.get(name)
             if kind is None:
                 names = ", ".join((*known, *PAGING))
                 return _error(400, f"{function} has no parameter {name[:63]!r}", f"it has {names}")
-            if kind == "integer" and not (text.isascii() and text.isdigit() and len(text) < 10):
-                return _error(400, f"parameter {name} must be a number, not {text[:40]!r}", "write digits")
+            if name in query:
+                return _error(400, f"parameter {name} is given twice", "give each parameter once")
+            if kind == "integer" and number_of(text) is None:
+                return _error(
+                    400,
+                    f"parameter {name} must be a number, not {text[:40]!r}",
+                    f"write digits: 0 to {MOST_NUMBER}",
+                )
+            if name == "runs" and not _RUNS.fullmatch(text):
+                return _error(
+                    400, f"parameter runs must be {MEANINGS['runs']}, not {text[:40]!r}", "write digits"
+                )
             if "\0" in text:
                 return _error(400, f"parameter {name} has a NUL byte", "leave it out")
+            query[name] = text
         for name in NEEDED[function]:
             if name not in query:
                 return _error(

@@ -36,7 +36,7 @@ from shim.web.failures import explain
 from shim.web.guard import Guard
 from shim.web.metrics import CONTENT_TYPE, QUERIES, Metrics
 from shim.web.operators import Operators, is_from_here
-from shim.web.parameters import BadRequest
+from shim.web.parameters import MOST_NUMBER, BadRequest, number_of
 from shim.words import noun
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -436,6 +436,8 @@ class Dashboard:
 
     async def _file(self, request: Request) -> Response:
         name, file_id = request.path_params["project"], request.path_params["file_id"]
+        if file_id > MOST_NUMBER:
+            raise NotFound(f"project {name} has no such file")
         one = {"project": name, "file_id": file_id}
         files, slices, outputs = await self._reader.read(
             request,
@@ -450,6 +452,8 @@ class Dashboard:
     async def _job(self, request: Request) -> Response:
         name = request.path_params["project"]
         job = {"cluster": request.path_params["cluster"], "process": request.path_params["process"]}
+        if max(job.values()) > MOST_NUMBER:
+            raise NotFound(f"project {name} has no such job")
         of_job = {"project": name, **job}
         history, tails, outputs = await self._reader.read(
             request, ("job_history", of_job), ("log_tail", of_job), ("outputs_of", of_job)
@@ -499,16 +503,12 @@ class Dashboard:
 
     async def _attempts(self, request: Request) -> Response:
         name, hours = request.path_params["project"], _window(request)
-        chosen = {key: _word(request, key) for key in ("outcome", "worker", "site")}
-        query = {
-            **chosen,
-            "project": name,
-            "hours": hours,
+        chosen: dict[str, str | int | None] = {
+            **{key: _word(request, key) for key in ("outcome", "worker", "site")},
             "exit_code": _integer(request, "exit_code"),
-            "limit": 200,
         }
+        query = {**chosen, "project": name, "hours": hours, "limit": 200}
         (attempts,) = await self._reader.read(request, ("list_attempts", query))
-        chosen["exit_code"] = _word(request, "exit_code")
         return await self._render(
             "attempts.html", project=name, attempts=attempts, chosen=chosen, hours=hours
         )
@@ -564,7 +564,10 @@ def _for_widths(draw: Callable[..., Any], *arguments: object) -> dict[str, Any]:
 
 
 def _word(request: Request, name: str) -> str | None:
-    return request.query_params.get(name, "").replace("\0", "") or None
+    text = request.query_params.get(name, "")
+    if "\0" in text:
+        raise BadRequest(f"parameter {name} has a NUL byte", "leave it out")
+    return text or None
 
 
 def _printable(text: str) -> str:
@@ -574,9 +577,14 @@ def _printable(text: str) -> str:
 
 def _integer(request: Request, name: str) -> int | None:
     text = request.query_params.get(name, "")
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else None
+    number = number_of(text)
+    if text and number is None:  # to leave it out would show other rows than those asked for
+        raise BadRequest(
+            f"parameter {name} must be a number, not {text[:40]!r}", "write digits, or leave it out"
+        )
+    return number
 
 
 def _window(request: Request, standard: int = 24) -> int:
-    hours = _integer(request, "hours") or standard
+    hours = number_of(request.query_params.get("hours", ""))
     return hours if hours in WINDOWS else standard

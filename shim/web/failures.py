@@ -105,7 +105,8 @@ def _response_for(error: Exception) -> tuple[int, bytes]:
             message = "nothing is served at this path"
             return 404, error_text(message, "is the URL right? docs/protocol.md has the routes")
         case HTTPException(status_code=405):
-            return 405, error_text("this method does nothing here", "use GET or POST")
+            allowed = sorted((error.headers or {}).get("Allow", "GET").split(", "))
+            return 405, error_text("this method does nothing here", f"use {' or '.join(allowed)}")
         case SchemaChanged():
             return _response_for_migration()
         case CallError():

@@ -106,7 +106,12 @@ STATUSES = {
     503: "paused, busy or away: Retry-After says when again",
 }
 # Of what needs no rights and no database, or only asks whether there is one.
-PLAIN = {200: "all is well", 405: STATUSES[405], 429: STATUSES[429], 503: "the database is away or busy"}
+PLAIN = {
+    200: "all is well",
+    405: "another method than GET and HEAD",
+    429: STATUSES[429],
+    503: "the database is away or busy",
+}
 
 
 def document(root: str, others: Mapping[str, Any] | None = None) -> dict[str, Any]:

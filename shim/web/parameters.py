@@ -17,6 +17,7 @@ from shim.web import openapi
 MAX_QUERY_BYTES = 8192
 MAX_BODY_BYTES = 65536
 MAX_DIGITS = 18
+MOST_NUMBER = 2**31 - 1  # that PostgreSQL's integer holds
 MAX_PARTS = 100  # between '&': more than twice as many as there are parameters
 
 # Answers repeat only names of the table: an unknown name may be the end of a secret that contains a bare '&'.
@@ -45,6 +46,18 @@ _PLAIN = {
     name.encode(): (name, parameter.kind == "integer", parameter.is_core, parameter.most or MAX_QUERY_BYTES)
     for name, parameter in openapi.PARAMETERS.items()
 }
+
+
+def number_of(text: str) -> int | None:
+    """Return the whole number that a text is, as long as PostgreSQL's integer holds it; None: it is none.
+
+    Parameters
+    ----------
+    text : str
+        Digits of ASCII.
+    """
+    is_number = text.isascii() and text.isdigit() and len(text) <= len(str(MOST_NUMBER))
+    return int(text) if is_number and int(text) <= MOST_NUMBER else None
 
 
 class BadRequest(Exception):

@@ -108,7 +108,10 @@ def test_pages_hold_every_row_once(get: Callable[[str], httpx.Response]) -> None
         ("list_jobs?project=p&limit=0", 400, "limit or offset"),
         ("list_jobs?project=p&limit=1001", 400, "limit or offset"),
         ("list_jobs?project=p&offset=99999999", 400, "limit or offset"),
-        ("list_files?project=p&runs=x", 400, "value"),
+        ("list_jobs?project=p&cluster=2147483648", 400, "parameter cluster must be a number"),
+        ("list_files?project=p&runs=x", 400, "parameter runs must be run numbers, as {90001,90002}, not 'x'"),
+        ("list_files?project=p&runs={1,9999999999}", 400, "parameter runs must be"),
+        ("progress?project=p&project=p", 400, "parameter project is given twice"),
         ("list_files?project=p&path=%00", 400, "NUL"),
     ],
 )

@@ -301,13 +301,28 @@ def test_a_path_that_leads_nowhere_is_no_fault_of_the_server(world: World, shim_
     assert [path for path in paths if shim.raw(path).status_code >= 500] == []
 
 
-def test_senseless_query_is_no_error(busy: World, shim_with: MakeShim) -> None:
+def test_query_without_sense_is_refused_by_name_where_other_rows_would_be_shown(
+    busy: World, shim_with: MakeShim
+) -> None:
     shim = shim_with()
-    for page in ("project/p?hours=x", "project/p?hours=99999999999", "project/p/files?run=-1&last_run=x",
-                 "project/p/attempts?exit_code=x", "project/p/files?run=1&last_run=999999999"):  # fmt: skip
+    for page in ("project/p?hours=x", "project/p?hours=99999999999", "project/p/files?run=&last_run=",
+                 "project/p/attempts?exit_code=", "project/p/files?run=1&last_run=999999999"):  # fmt: skip
         assert shim.raw(page).status_code == 200, page
-    assert shim.raw("project/p/attempts?outcome=x").status_code == 400
-    assert shim.raw("project/p/files?state=%00x").status_code == 400
+    for page, named in (
+        ("attempts?outcome=x", "an outcome is"), ("files?state=%00x", "parameter state has a NUL byte"),
+        ("attempts?exit_code=x", "parameter exit_code must be a number"), ("files?run=-1", "parameter run "),
+        ("files?run=1&last_run=x", "parameter last_run "), ("jobs?cluster=2147483648", "parameter cluster "),
+        ("attempts?worker=%00", "parameter worker has a NUL byte"),
+    ):  # fmt: skip
+        answer = shim.raw(f"project/p/{page}")
+        assert answer.status_code == 400 and named in answer.text, page
+
+
+def test_number_that_no_file_or_job_can_have_is_not_found(busy: World, shim_with: MakeShim) -> None:
+    shim = shim_with()
+    for page in ("file/2147483648", f"file/{'9' * 18}", "job/1.2147483648", "job/99999999999.0"):
+        answer = shim.raw(f"project/p/{page}")
+        assert answer.status_code == 404 and "project p has no such" in answer.text, page
 
 
 def test_database_away_is_a_page_that_says_so_and_metrics_that_say_so(folder: Path, impatient: None) -> None:

@@ -342,6 +342,18 @@ def test_mistyped_path_is_told_and_in_the_log(shim: LiveShim, caplog: pytest.Log
     assert "secret" not in str(lines)
 
 
+def test_what_leases_nothing_answers_head_and_names_the_methods_that_it_takes(
+    world: World, shim: LiveShim
+) -> None:
+    for path in ("healthz", "openapi.json"):
+        answer = shim.raw(path, "HEAD")
+        assert (answer.status_code, answer.content) == (200, b"")
+        assert int(answer.headers["Content-Length"]) == len(shim.raw(path).content)
+        refused = shim.raw(path, "POST")
+        assert (refused.status_code, set(refused.headers["Allow"].split(", "))) == (405, {"GET", "HEAD"})
+        assert refused.text.endswith("hint: use GET or HEAD\n")
+
+
 @pytest.mark.parametrize("method", ["HEAD", "PUT", "DELETE", "OPTIONS"])
 def test_other_methods_take_no_slice(world: World, shim: LiveShim, method: str) -> None:
     world.add_file(1)
