@@ -71,11 +71,16 @@ set -euo pipefail
 export -n SHELLOPTS BASHOPTS # else every bash program of the work would get these options
 umask u=rwx                  # this job must be able to read what it writes; what others may do stays as it is set
 IFS=$' \t\n'
+FUNCNEST=0 # no limit
 export LC_ALL=C
 export PATH="${PATH:+$PATH:}/usr/local/bin:/usr/bin:/bin" # some sites have an empty PATH
 # Of XRootD's clients: their own patience is half an hour for a request.
 export XRD_CONNECTIONWINDOW="${XRD_CONNECTIONWINDOW:-20}" XRD_CONNECTIONRETRY="${XRD_CONNECTIONRETRY:-1}" \
   XRD_REQUESTTIMEOUT="${XRD_REQUESTTIMEOUT:-300}"
+# These read options from the environment, too: those of a node could keep outputs out of a tarball. The work's programs see them.
+tar() (unset TAR_OPTIONS GZIP && exec tar "$@")
+gzip() (unset GZIP && exec gzip "$@")
+grep() (unset GREP_OPTIONS && exec grep "$@")
 
 # --- log and exit ------------------------------------------------------------------------------------------------
 
@@ -1361,7 +1366,7 @@ pack_outputs() {
   $is_whole || [[ "${5:-}" == log-only ]] || return 137
   printf '%d\n' "${#files[@]}"
   ! tail -c 100000 "$2" >osgprod_work.log 2>/dev/null || files[${#files[@]}]=./osgprod_work.log
-  printf '%s\0' ${files[@]+"${files[@]}"} | tar -cf - --no-recursion --null -T - | gzip >"$4" || codes=("${PIPESTATUS[@]}")
+  printf '%s\0' ${files[@]+"${files[@]}"} | tar -cf - --no-recursion --null -T - | gzip -c >"$4" || codes=("${PIPESTATUS[@]}")
   ((codes[2] == 0)) || return "${codes[2]}"
   ((codes[1] != 1)) || return "$EXIT_UNFIT" # a file has changed: tar has named it
   ((codes[1] != 2)) || for file in ${files[@]+"${files[@]}"}; do

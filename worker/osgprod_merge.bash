@@ -51,11 +51,16 @@ set -euo pipefail
 export -n SHELLOPTS BASHOPTS # else every bash program of the work would get these options
 umask u=rwx                  # this job must be able to read what it writes; what others may do stays as it is set
 IFS=$' \t\n'
+FUNCNEST=0 # no limit
 export LC_ALL=C
 export PATH="${PATH:+$PATH:}/usr/local/bin:/usr/bin:/bin" # some sites have an empty PATH
 # Of XRootD's clients: their own patience is half an hour for a request.
 export XRD_CONNECTIONWINDOW="${XRD_CONNECTIONWINDOW:-20}" XRD_CONNECTIONRETRY="${XRD_CONNECTIONRETRY:-1}" \
   XRD_REQUESTTIMEOUT="${XRD_REQUESTTIMEOUT:-300}"
+# These read options from the environment, too: those of a node could keep outputs out of a tarball. The work's programs see them.
+tar() (unset TAR_OPTIONS GZIP && exec tar "$@")
+gzip() (unset GZIP && exec gzip "$@")
+grep() (unset GREP_OPTIONS && exec grep "$@")
 
 # --- the kinds -----------------------------------------------------------------------------------------------------
 
@@ -1462,7 +1467,7 @@ call_http_body() {
 fetch_inputs() {
   local line url bytes adler block1 block2 kind folder program n=0
   for program in tar gzip; do
-    command -v "$program" >/dev/null || no_program "$program"
+    type -P "$program" >/dev/null || no_program "$program"
   done
   # shellcheck disable=SC2154  # filled in by the server
   for line in "${osgprod_inputs[@]}"; do

@@ -85,7 +85,7 @@ pack_outputs() {
   $is_whole || [[ "${5:-}" == log-only ]] || return 137
   printf '%d\n' "${#files[@]}"
   ! tail -c 100000 "$2" >osgprod_work.log 2>/dev/null || files[${#files[@]}]=./osgprod_work.log
-  printf '%s\0' ${files[@]+"${files[@]}"} | tar -cf - --no-recursion --null -T - | gzip >"$4" || codes=("${PIPESTATUS[@]}")
+  printf '%s\0' ${files[@]+"${files[@]}"} | tar -cf - --no-recursion --null -T - | gzip -c >"$4" || codes=("${PIPESTATUS[@]}")
   ((codes[2] == 0)) || return "${codes[2]}"
   ((codes[1] != 1)) || return "$EXIT_UNFIT" # a file has changed: tar has named it
   ((codes[1] != 2)) || for file in ${files[@]+"${files[@]}"}; do

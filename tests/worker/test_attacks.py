@@ -13,7 +13,7 @@ import pytest
 
 from tests.support import CHECKOUT, World
 from tests.worker import fetching
-from tests.worker.conftest import EXEC, SHIPPED, Node, report_of, slow, wait_for_end
+from tests.worker.conftest import EXEC, SHIPPED, Node, names, report_of, slow, wait_for_end
 from tests.worker.fetching import NODE_FAULT
 from tests.worker.site import Site
 from tests.worker.test_exec import DONE
@@ -227,7 +227,9 @@ def test_job_whose_folder_somebody_removes_reports_it(node: Node, world: World) 
 def test_odd_environment_of_a_node_changes_nothing(node: Node, world: World) -> None:
     """The work's own programs see it as it was; the options of our shells are not in it."""
     (node.folder / "t m\np").mkdir()
-    recon = node.program("recon", "false; set -o | grep -E '^(errexit|nounset|posix) *on'; head >>out")
+    recon = node.program(
+        "recon", "false; set -o | grep -E '^(errexit|nounset|posix) *on'; head >>out; [[ $TAR_OPTIONS ]]"
+    )
     code, log = node.run(
         1,
         "/bin/bash",
@@ -242,6 +244,10 @@ def test_odd_environment_of_a_node_changes_nothing(node: Node, world: World) -> 
         CDPATH="/:/tmp",
         GLOBIGNORE="*",
         LANG="tr_TR.UTF-8",
+        FUNCNEST="2",
+        TAR_OPTIONS="--exclude=out",
+        GZIP="-d",
+        GREP_OPTIONS="-v --color=always",
         LD_PRELOAD="/nonexistent/of a pilot.so",  # the loader warns of it, at each program
         **{f"BASH_FUNC_{name}%%": "() { echo a function; }" for name in ("head", "curl", "cd", "rm")},
     )
@@ -249,6 +255,7 @@ def test_odd_environment_of_a_node_changes_nothing(node: Node, world: World) -> 
     assert "a function" not in log and "errexit" not in log and "nounset" not in log
     assert report_of(world)["outcome"] == "done"
     assert report_of(world)["outputs"] == 1
+    assert names(node.folder / "job_7_1.tar.gz") == {"out", "osgprod_work.log"}
     assert list((node.folder / "t m\np").iterdir()) == []
 
 

@@ -177,7 +177,7 @@ call_http_body() {
 fetch_inputs() {
   local line url bytes adler block1 block2 kind folder program n=0
   for program in tar gzip; do
-    command -v "$program" >/dev/null || no_program "$program"
+    type -P "$program" >/dev/null || no_program "$program"
   done
   # shellcheck disable=SC2154  # filled in by the server
   for line in "${osgprod_inputs[@]}"; do
