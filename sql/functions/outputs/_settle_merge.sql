@@ -14,6 +14,7 @@ AS $fn$
 -- Source:     docs/design.md I8, docs/merging.md "A merge's life"
 DECLARE
     v_merge    osgprod_data.merges;
+    v_is_last  boolean;  -- has no other attempt had the merge since?
     v_bad      text;
     v_awaited  text;
     v_failures int := (SELECT m.failures + 1 FROM osgprod_data.merges m WHERE m.merge_id = p_attempt.merge_id);
@@ -29,16 +30,13 @@ BEGIN
           FROM osgprod._reopen_bad_inputs(p_project, p_attempt, p_call.bad_inputs) b;
     END IF;
     SELECT m.* INTO v_merge FROM osgprod_data.merges m WHERE m.merge_id = p_attempt.merge_id FOR NO KEY UPDATE;
+    v_is_last := (v_merge.cluster, v_merge.process, v_merge.nstart) = (p_attempt.cluster, p_attempt.process, p_attempt.nstart);
     outcome := 'superseded';
     IF p_outcome = 'done' THEN
         -- I8: a late success counts when no other attempt has had the merge since (it may have replaced its files), and the inputs are
         -- those that it was given.
-        IF v_merge.opened_at = p_attempt.opened_at AND v_merge.state IN ('ready', 'leased', 'failed')
-           AND (v_merge.cluster, v_merge.process, v_merge.nstart) = (p_attempt.cluster, p_attempt.process, p_attempt.nstart)
-        THEN
-            UPDATE osgprod_data.merges m
-               SET state = 'done', is_ready = NULL, not_before = NULL, cluster = p_attempt.cluster,
-                   process = p_attempt.process, nstart = p_attempt.nstart, done_at = clock_timestamp()
+        IF v_is_last AND v_merge.opened_at = p_attempt.opened_at AND v_merge.state IN ('ready', 'leased', 'failed') THEN
+            UPDATE osgprod_data.merges m SET state = 'done', is_ready = NULL, not_before = NULL, done_at = clock_timestamp()
              WHERE m.merge_id = v_merge.merge_id;
             PERFORM osgprod._notify_of_merge(v_merge, 'merge-done');
             outcome := 'done';
@@ -52,15 +50,15 @@ BEGIN
         PERFORM osgprod._notify_of_merge(v_merge, 'merge-failed') WHERE v_failures >= p_project.max_failures;
         outcome := 'failed';
         reason := v_bad;
-    ELSIF v_merge.state = 'leased' AND v_merge.cluster = p_attempt.cluster AND v_merge.process = p_attempt.process
-          AND v_merge.nstart = p_attempt.nstart AND v_awaited IS NOT NULL THEN
+    ELSIF NOT v_is_last OR v_merge.state <> 'leased' THEN
+        RETURN;
+    ELSIF v_awaited IS NOT NULL THEN
         UPDATE osgprod_data.merges m
            SET state = 'ready', is_ready = false, not_before = now() + interval '5 min', due_at = NULL
          WHERE m.merge_id = v_merge.merge_id;
         outcome := 'node-fault';
         reason := v_awaited;
-    ELSIF v_merge.state = 'leased' AND v_merge.cluster = p_attempt.cluster AND v_merge.process = p_attempt.process
-          AND v_merge.nstart = p_attempt.nstart THEN
+    ELSE
         outcome := p_outcome;
         IF osgprod._blame(p_project, p_attempt, v_merge.exit_codes IS NULL, p_outcome, p_worker, p_call) THEN
             -- Something else is to blame: nothing counts, and what it failed before may be taken off.
@@ -118,7 +116,7 @@ BEGIN
             CONTINUE;
         END IF;
         bad := coalesce(bad || ':', 'bad inputs ') || v_name;
-        PERFORM osgprod._lose_output(p_project.project_id, v_input.cluster, v_input.process, v_input.nstart,
+        PERFORM osgprod._lose_output(p_project.project_id, v_input.rawdata_id, v_input.block1,
             format('bad input of merge %s', p_attempt.merge_id));
     END LOOP;
 END
@@ -149,30 +147,18 @@ AS $fn$
                               AND r.nstart = a.nstart AND r.reported_at > now() - interval '1 h')))
 $fn$;
 
-CREATE FUNCTION osgprod._lose_output(p_project_id int, p_cluster int, p_process int, p_nstart int, p_reason text)
-RETURNS boolean LANGUAGE plpgsql VOLATILE
+CREATE FUNCTION osgprod._lose_output(p_project_id int, p_rawdata_id int, p_block1 int, p_reason text)
+RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Notes that the outputs of an attempt are lost, and requeues its slice if that is done by this attempt.
--- Promise:    a repeated call changes nothing.
--- Parameters: p_project_id, p_cluster, p_process, p_nstart  the attempt;  p_reason  who found it, and the fault
--- Returns:    was the slice requeued?
--- Locks:      the slice, then see _reopen_slice
-DECLARE
-    v_slice record;
+-- Notes that the outputs of the attempt that has done a slice are lost, and requeues the slice.
+-- Parameters: p_project_id, p_rawdata_id, p_block1  the slice, done and locked;  p_reason  who found it, and the fault
+-- Locks:      see _reopen_slice
 BEGIN
-    SELECT s.rawdata_id, s.block1 INTO v_slice FROM osgprod_data.attempts a
-      JOIN osgprod_data.slices s ON s.project_id = a.project_id AND s.rawdata_id = a.rawdata_id AND s.block1 = a.block1
-                                AND s.state = 'done' AND s.cluster = a.cluster AND s.process = a.process AND s.nstart = a.nstart
-     WHERE a.project_id = p_project_id AND a.cluster = p_cluster AND a.process = p_process AND a.nstart = p_nstart
-       FOR NO KEY UPDATE OF s;
-    IF NOT FOUND THEN
-        RETURN false;
-    END IF;
     INSERT INTO osgprod_data.lost_outputs (project_id, cluster, process, nstart, reason)
-    VALUES (p_project_id, p_cluster, p_process, p_nstart, osgprod._label(p_reason, 512))
+    SELECT s.project_id, s.cluster, s.process, s.nstart, osgprod._label(p_reason, 512) FROM osgprod_data.slices s
+     WHERE s.project_id = p_project_id AND s.rawdata_id = p_rawdata_id AND s.block1 = p_block1
     ON CONFLICT DO NOTHING;
-    PERFORM osgprod._reopen_slice(p_project_id, v_slice.rawdata_id, v_slice.block1);
-    RETURN true;
+    PERFORM osgprod._reopen_slice(p_project_id, p_rawdata_id, p_block1);
 END
 $fn$;
 

@@ -39,7 +39,7 @@ BEGIN
     IF p_bad_inputs IS NOT NULL THEN
         FOR v_slice IN  -- sorted again, and so all of them are locked before the file
             SELECT l.* FROM (
-                SELECT s.block1, s.cluster, s.process, s.nstart FROM slices s
+                SELECT s.block1 FROM slices s
                  WHERE s.project_id = v_file.project_id AND s.rawdata_id = v_file.rawdata_id AND s.state = 'done'
                    AND format('%s,%s', s.block1, s.block2) = ANY (string_to_array(replace(p_bad_inputs, ' ', ''), ':'))
                    AND EXISTS (  -- an output that came later is not what that merge found bad
@@ -50,8 +50,9 @@ BEGIN
                    FOR NO KEY UPDATE OF s) l
              ORDER BY l.block1
         LOOP
-            v_count := v_count + osgprod._lose_output(v_project.project_id, v_slice.cluster, v_slice.process, v_slice.nstart,
-                                                      'bad input of a merge of the original')::int;
+            PERFORM osgprod._lose_output(v_project.project_id, v_file.rawdata_id, v_slice.block1,
+                                         'bad input of a merge of the original');
+            v_count := v_count + 1;
         END LOOP;
         PERFORM osgprod._log_operation('import_merge', p_project, '{}', v_count);
         RETURN CASE WHEN v_count > 0 THEN 'requeued' ELSE 'unchanged' END;

@@ -17,7 +17,6 @@ AS $fn$
 DECLARE
     v_project projects := osgprod._get_project(p_project);
     v_lost    record;
-    v_is_requeued boolean;
     v_count   int := 0;
 BEGIN
     PERFORM osgprod._require_read_committed();
@@ -41,7 +40,8 @@ BEGIN
         SELECT a.cluster, a.process, a.nstart, a.rawdata_id, a.block1, a.block2, a.merge_id, coalesce(m.run, f.run) AS run,
                CASE WHEN a.merge_id IS NULL THEN f.seqno ELSE m.seqno END AS seqno,
                coalesce(l.reason, 'unknown') AS reason
-          FROM jsonb_to_recordset(p_attempts) AS l (cluster int, process int, nstart int, reason text)
+          FROM (SELECT DISTINCT ON (1, 2, 3) g.* FROM jsonb_to_recordset(p_attempts)
+                       AS g (cluster int, process int, nstart int, reason text)) l
           JOIN attempts a ON a.project_id = v_project.project_id AND a.cluster = l.cluster AND a.process = l.process
                          AND a.nstart = l.nstart
           LEFT JOIN loaded_files f ON f.project_id = a.project_id AND f.rawdata_id = a.rawdata_id
@@ -58,13 +58,13 @@ BEGIN
         block2 := nullif(v_lost.block2, -1);
         merge_id := v_lost.merge_id;
         CONTINUE WHEN osgprod._may_still_come(v_project, v_lost.cluster, v_lost.process, v_lost.nstart);
-        v_is_requeued := p_dry_run OR CASE WHEN merge_id IS NULL
-            THEN osgprod._lose_output(v_project.project_id, v_lost.cluster, v_lost.process, v_lost.nstart, v_lost.reason)
-            ELSE osgprod._redo_merge(v_project, merge_id, v_lost.cluster, v_lost.process, v_lost.nstart, v_lost.reason) END;
-        IF v_is_requeued THEN
-            v_count := v_count + 1;
-            RETURN NEXT;
+        IF NOT p_dry_run AND merge_id IS NULL THEN
+            PERFORM osgprod._lose_output(v_project.project_id, v_lost.rawdata_id, v_lost.block1, v_lost.reason);
+        ELSIF NOT p_dry_run THEN
+            CONTINUE WHEN NOT osgprod._redo_merge(v_project, merge_id, v_lost.cluster, v_lost.process, v_lost.nstart, v_lost.reason);
         END IF;
+        v_count := v_count + 1;
+        RETURN NEXT;
     END LOOP;
     PERFORM osgprod._log_operation('lose_outputs', p_project, '{}', v_count) WHERE NOT p_dry_run;
 EXCEPTION WHEN data_exception THEN
