@@ -112,7 +112,10 @@ def project_set(project: str, assignments: tuple[str, ...], dry_run: bool, as_js
         name, equals, value = setting.partition("=")
         if not equals:
             raise click.BadParameter(f"{setting!r} is not NAME=VALUE")
-        values[name.replace("-", "_")] = value or None
+        name = name.strip().replace("-", "_")
+        if name in values:
+            raise click.BadParameter(f"{name} is given twice")
+        values[name] = value or None
     with connect() as connection, connection.transaction(force_rollback=dry_run):
         before = _settings(connection, project, {})
         try:

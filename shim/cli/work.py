@@ -96,7 +96,7 @@ def rawdata_load(
     from shim import admin
     from shim.evio import scan
     from shim.evio.index import FILE_NAME
-    from shim.evio.remote import is_url
+    from shim.evio.remote import SCHEMES, is_url
 
     listed = (line.strip() for file in lists for line in file)
     every = [*sources, *(line for line in listed if line and not line.startswith("#"))]
@@ -104,7 +104,10 @@ def rawdata_load(
         raise click.UsageError("name a folder, a file or a URL")
     for source in every:
         if not is_url(source) and not Path(source).exists():
-            raise click.UsageError(f"{source} does not exist")
+            known = ", ".join(f"{scheme}://" for scheme in sorted(SCHEMES))
+            raise click.UsageError(
+                f"{source}: no such scheme; use {known}" if "://" in source else f"{source} does not exist"
+            )
     names = pattern or FILE_NAME
     counts = admin.load_rawdata_files(
         every,

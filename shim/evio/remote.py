@@ -25,6 +25,7 @@ MAX_REDIRECTS = 5
 REDIRECTS = (301, 302, 303, 307, 308)
 HTTP = {"http", "https", "dav", "davs"}
 ROOT = {"root", "roots", "xroot", "xroots"}
+SCHEMES = HTTP | ROOT | PELICAN
 
 
 def _reason(error: Exception) -> str:
@@ -35,7 +36,7 @@ def _reason(error: Exception) -> str:
 def is_url(name: str) -> bool:
     """Return whether a name is a URL that open_source() can read, or a broken one of such a scheme."""
     match = re.match(r"([a-z]+)://", name)
-    return match is not None and match[1] in HTTP | ROOT | PELICAN
+    return match is not None and match[1] in SCHEMES
 
 
 def path_of(url: str) -> str:
