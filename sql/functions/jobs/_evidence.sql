@@ -1,11 +1,3 @@
-CREATE FUNCTION osgprod._evidence_number(p_number bigint, p_most bigint)
-RETURNS bigint LANGUAGE sql IMMUTABLE
-AS $fn$
-    -- A number of a report's evidence [0 .. p_most]; NULL when it is out of range, since evidence that can't be kept must
-    -- not keep the report from being recorded.
-    SELECT CASE WHEN p_number BETWEEN 0 AND p_most THEN p_number END
-$fn$;
-
 CREATE FUNCTION osgprod._evidence_adler32(p_adler32 text)
 RETURNS text LANGUAGE sql IMMUTABLE
 AS $fn$
@@ -14,22 +6,15 @@ AS $fn$
     SELECT CASE WHEN p_adler32 ~ '^[0-9A-Fa-f]{1,8}$' THEN lpad(lower(p_adler32), 8, '0') END
 $fn$;
 
-CREATE FUNCTION osgprod._ignored_evidence(p_events bigint, p_outputs bigint, p_output_bytes bigint, p_output_adler32 text)
+CREATE FUNCTION osgprod._ignored_evidence(p_call osgprod.report_call)
 RETURNS text LANGUAGE sql IMMUTABLE
 AS $fn$
-    -- What of a report's evidence is ignored, as a line for the answer; NULL = nothing.
+    -- What of a report's evidence and measured resources is ignored, as a line for the answer; NULL = nothing.
     SELECT E'\nignored: ' || nullif(concat_ws(', ',
-        CASE WHEN p_events < 0 THEN 'events (below 0)' END,
-        CASE WHEN p_outputs NOT BETWEEN 0 AND 2147483647 THEN 'outputs (not from 0 to 2147483647)' END,
-        CASE WHEN p_output_bytes < 0 THEN 'output_bytes (below 0)' END,
-        CASE WHEN p_output_adler32 !~ '^[0-9A-Fa-f]{1,8}$' THEN 'output_adler32 (not 8 hexadecimal digits)' END), '')
-$fn$;
-
-CREATE FUNCTION osgprod._ignored_measures(p_call osgprod.report_call)
-RETURNS text LANGUAGE sql IMMUTABLE
-AS $fn$
-    -- What of the measured resources of a report is ignored, as a line for the answer; NULL = nothing.
-    SELECT E'\nignored: ' || nullif(concat_ws(', ',
+        CASE WHEN p_call.events < 0 THEN 'events (below 0)' END,
+        CASE WHEN p_call.outputs NOT BETWEEN 0 AND 2147483647 THEN 'outputs (not from 0 to 2147483647)' END,
+        CASE WHEN p_call.output_bytes < 0 THEN 'output_bytes (below 0)' END,
+        CASE WHEN p_call.output_adler32 !~ '^[0-9A-Fa-f]{1,8}$' THEN 'output_adler32 (not 8 hexadecimal digits)' END,
         CASE WHEN p_call.memory_bytes < 0 THEN 'memory_bytes (below 0)' END,
         CASE WHEN p_call.wall_s NOT BETWEEN 0 AND 2147483647 THEN 'wall_s (not from 0 to 2147483647)' END,
         CASE WHEN p_call.cpu_s < 0 THEN 'cpu_s (below 0)' END,
@@ -37,16 +22,20 @@ AS $fn$
         CASE WHEN p_call.disk_bytes < 0 THEN 'disk_bytes (below 0)' END), '')
 $fn$;
 
-CREATE FUNCTION osgprod._kept_measures(p_call osgprod.report_call)
+CREATE FUNCTION osgprod._kept_evidence(p_call osgprod.report_call)
 RETURNS osgprod.report_call LANGUAGE plpgsql IMMUTABLE
 AS $fn$
--- A report without those measured resources that are out of range.
+-- A report without the evidence and the measured resources that can't be kept, since these must not keep it from being recorded.
 BEGIN
-    p_call.memory_bytes := osgprod._evidence_number(p_call.memory_bytes, 9223372036854775807);
-    p_call.wall_s := osgprod._evidence_number(p_call.wall_s, 2147483647);
-    p_call.cpu_s := osgprod._evidence_number(p_call.cpu_s, 9223372036854775807);
-    p_call.fetched_bytes := osgprod._evidence_number(p_call.fetched_bytes, 9223372036854775807);
-    p_call.disk_bytes := osgprod._evidence_number(p_call.disk_bytes, 9223372036854775807);
+    p_call.events := CASE WHEN p_call.events >= 0 THEN p_call.events END;
+    p_call.outputs := CASE WHEN p_call.outputs BETWEEN 0 AND 2147483647 THEN p_call.outputs END;
+    p_call.output_bytes := CASE WHEN p_call.output_bytes >= 0 THEN p_call.output_bytes END;
+    p_call.output_adler32 := osgprod._evidence_adler32(p_call.output_adler32);
+    p_call.memory_bytes := CASE WHEN p_call.memory_bytes >= 0 THEN p_call.memory_bytes END;
+    p_call.wall_s := CASE WHEN p_call.wall_s BETWEEN 0 AND 2147483647 THEN p_call.wall_s END;
+    p_call.cpu_s := CASE WHEN p_call.cpu_s >= 0 THEN p_call.cpu_s END;
+    p_call.fetched_bytes := CASE WHEN p_call.fetched_bytes >= 0 THEN p_call.fetched_bytes END;
+    p_call.disk_bytes := CASE WHEN p_call.disk_bytes >= 0 THEN p_call.disk_bytes END;
     RETURN p_call;
 END
 $fn$;

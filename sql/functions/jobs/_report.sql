@@ -40,19 +40,12 @@ BEGIN
     IF v_attempt.events IS NULL AND v_attempt.merge_id IS NULL THEN
         v_attempt.events := osgprod._events_of(v_attempt);
     END IF;
-    -- Evidence is nearly always as it is kept; then none of these functions starts.
+    -- Evidence is nearly always as it is kept; then neither of these functions starts.
     IF p_call.events < 0 OR p_call.outputs NOT BETWEEN 0 AND 2147483647 OR p_call.output_bytes < 0
-        OR p_call.output_adler32 !~ '^[0-9a-f]{8}$' THEN
-        v_ignored := osgprod._ignored_evidence(p_call.events, p_call.outputs, p_call.output_bytes, p_call.output_adler32);
-        p_call.events := osgprod._evidence_number(p_call.events, 9223372036854775807);
-        p_call.outputs := osgprod._evidence_number(p_call.outputs, 2147483647);
-        p_call.output_bytes := osgprod._evidence_number(p_call.output_bytes, 9223372036854775807);
-        p_call.output_adler32 := osgprod._evidence_adler32(p_call.output_adler32);
-    END IF;
-    IF p_call.memory_bytes < 0 OR p_call.wall_s NOT BETWEEN 0 AND 2147483647 OR p_call.cpu_s < 0
-        OR p_call.fetched_bytes < 0 OR p_call.disk_bytes < 0 THEN
-        v_ignored := concat(v_ignored, osgprod._ignored_measures(p_call));
-        p_call := osgprod._kept_measures(p_call);
+        OR p_call.output_adler32 !~ '^[0-9a-f]{8}$' OR p_call.memory_bytes < 0 OR p_call.wall_s NOT BETWEEN 0 AND 2147483647
+        OR p_call.cpu_s < 0 OR p_call.fetched_bytes < 0 OR p_call.disk_bytes < 0 THEN
+        v_ignored := osgprod._ignored_evidence(p_call);
+        p_call := osgprod._kept_evidence(p_call);
     END IF;
     -- It counts for the worker that got the lease, also when the report comes from another one.
     v_worker := osgprod._worker(v_attempt.client, coalesce(v_attempt.host, p_call.host));
