@@ -665,8 +665,12 @@ disk_error="" # as probe_disk has set it
 # Can a small file still be written in a folder? Sets disk_error to the system's words when it can't, else to nothing.
 # Argument: folder
 probe_disk() {
-  local probe="$1/.osgprod_probe.$$" code=0
-  disk_error="$(exec 2>&1 && exec head -c "$PROBE_BYTES" /dev/zero >"$probe")" || code=1
+  local probe="$1/.osgprod_probe.$$" code
+  for _ in 1 2; do # somebody may kill a program
+    code=0
+    disk_error="$(exec 2>&1 && exec head -c "$PROBE_BYTES" /dev/zero >"$probe")" || code=$?
+    ((code > 128)) || break
+  done
   rm -f "$probe"
   disk_error="${disk_error##*: }"
   ((code > 0)) || disk_error=""
@@ -934,6 +938,7 @@ has_arrived() {
 # --- fetch the slice ---------------------------------------------------------------------------------------------
 
 readonly EXIT_MISCONFIGURED=40 EXIT_NOT_FILLED=64 EXIT_NODE_FAULT=75
+readonly LIMIT_EXCEEDED=153 # SIGXFSZ has killed a program
 # A cache that is overloaded answers 403 or 404 for a file that exists: such an answer is believed when it comes so often.
 readonly MAX_REFUSALS=4
 
@@ -1162,7 +1167,9 @@ read_place() {
     public) shows_credentials=false ;;
     token) trust "$url" ;; # by the director of a federation that is trusted
     esac
-    "read_$kind" "$url" "$1" "$2" | head -c "$(($2 + 1))" 2>/dev/null >>"$3" || ((PIPESTATUS[1] == 0)) || printf 'full\n' >&5
+    "read_$kind" "$url" "$1" "$2" | head -c "$(($2 + 1))" 2>/dev/null >>"$3" ||
+      # Was head killed, but by no limit on the size of files? Then bytes are missing, as if the transfer had broken off.
+      ((PIPESTATUS[1] == 0 || PIPESTATUS[1] > 128 && PIPESTATUS[1] != LIMIT_EXCEEDED)) || printf 'full\n' >&5
   )" || true
   [[ $'\n'"$found"$'\n' != *$'\nfull\n'* ]] || node_fault "$3 can't be written: is the disk full?"
   [[ ! "${found%%$'\n'*}" =~ ^([^ ]+)\ ([^ ]+)\ ([^ ]+)\ (.*)$ ]] ||

@@ -112,8 +112,12 @@ make_scratch() {
 
 # Can this node's disk take another 64 KiB? Outputs that were written to a full disk may be cut. Leaves an empty file.
 disk_has_room() {
-  local status=0
-  (printf '%65536s' '' >"$scratch/probe") 2>/dev/null || status=1 # a subshell, which a limit on the size of files may kill
+  local status=1
+  for _ in 1 2; do # somebody may kill a program
+    # A subshell, which a limit on the size of files may kill.
+    ! (printf '%65536s' '' >"$scratch/probe") 2>/dev/null || status=0
+    ((status > 0)) || break
+  done
   { : >"$scratch/probe"; } 2>/dev/null || true
   return "$status"
 }
@@ -146,6 +150,7 @@ hear_signals() {
 # Ends this script. Argument: the signal's name
 on_signal() {
   [[ "$BASHPID" == "$$" ]] || exit "$EXIT_TERM"
+  set +e # a program that somebody kills must not end this before all is done
   is_stopped=true
   trap '' "${SIGNALS[@]}"
   pause() { sleep "$1"; } # after SIGALRM no "read" of bash 4.2 ends by its timeout any more
@@ -166,6 +171,7 @@ cleanup() {
   local status=$?
   # A child that is ended before it has begun still has these traps: it must not remove our folder.
   [[ "$BASHPID" == "$$" ]] || exit "$status"
+  set +e
   trap '' "${SIGNALS[@]}"              # one that comes now would leave our folder, or crash bash
   ! $is_stopped || status="$EXIT_TERM" # bash may have another code, from the command that the signal interrupted
   stop_heartbeats

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import CHECKOUT, World
+from tests.support import CHECKOUT, World, wait_until
 from tests.worker import fetching
 from tests.worker.conftest import EXEC, SHIPPED, Node, names, report_of, slow, wait_for_end
-from tests.worker.fetching import NODE_FAULT
+from tests.worker.fetching import NODE_FAULT, Slice
 from tests.worker.site import Site
 from tests.worker.test_exec import DONE
 from tests.worker.test_merge import Merge, merge, with_uproot
@@ -22,6 +22,7 @@ from tests.worker.test_merge import Merge, merge, with_uproot
 __all__ = ["merge", "with_uproot"]  # fixtures
 
 LATER = 30
+KILLED_ONCE = '#!/bin/bash\n[[ -e "$ONCE" ]] || { touch "$ONCE"; kill -KILL $$; };'
 KILLED = 137
 
 
@@ -146,6 +147,48 @@ def test_killed_program_of_the_work_script_blames_no_storage(commands: str, said
     code, output, log = fetching.call(commands)
     assert f"{code} {log.splitlines()[-1].split('Z ')[-1]}" == said
     assert output == ""
+
+
+def test_killed_probe_of_a_disk_does_not_make_it_full(folder: Path) -> None:
+    """The outputs of hours would be thrown away."""
+    (folder / "bin").mkdir()
+    (folder / "bin/head").write_text(f'{KILLED_ONCE} exec /usr/bin/head "$@"\n')
+    (folder / "bin/head").chmod(0o755)
+    code, output, log = fetching.call(
+        'probe_disk .; echo "$disk_error."',
+        cwd=folder,
+        PATH=f"{folder}/bin:/usr/bin:/bin",
+        ONCE=f"{folder}/1",
+    )
+    assert (code, output, (folder / "1").exists()) == (0, ".\n", True), log
+    once = "printf() { [[ -e $scratch/once ]] || { : >$scratch/once; kill -KILL $BASHPID; }; }"
+    commands = f"make_scratch; {once}; disk_has_room && echo $?; remove_tree $scratch"
+    assert call(commands, _CONDOR_SCRATCH_DIR=str(folder)) == "0\n"
+
+
+def test_killed_program_that_writes_a_slice_does_not_make_the_disk_full(slice_: Slice, folder: Path) -> None:
+    (folder / "bin").mkdir()
+    (folder / "bin/head").write_text(f'{KILLED_ONCE} exec /usr/bin/head "$@"\n')
+    (folder / "bin/head").chmod(0o755)
+    code, log, seen = slice_.run(PATH=f"{folder}/bin:/usr/bin:/bin", ONCE=f"{folder}/1")
+    assert (code, seen == slice_.expected, (folder / "1").exists()) == (DONE, True, True), log
+
+
+def test_job_that_is_asked_to_end_ends_well_though_somebody_kills_its_programs(
+    node: Node, rawdata: Path
+) -> None:
+    (node.folder.parent / "bin").mkdir()
+    begun = node.folder.parent / "begun"
+    node.program("bin/sleep", "kill -KILL $$")
+    node.program("bin/rm", f'[[ -e {begun} ]] && kill -KILL $$; exec /usr/bin/rm "$@"')
+    deaf = node.program("recon", f"trap '' TERM; touch {begun}; while :; do read -rt 9 <> <(:); done")
+    job = node.start(1, PATH=f"{node.folder.parent}/bin:/usr/bin:/bin", OSGPROD_RECON=deaf)
+    wait_until(begun.exists, "the work runs")
+    job.send_signal(signal.SIGTERM)
+    log, _ = job.communicate(timeout=60)
+    assert job.returncode == 143, log
+    assert list(node.folder.iterdir()) == [], log
+    wait_for_end(job.pid)
 
 
 def test_heartbeats_whose_process_somebody_kills_go_on_after_the_work(folder: Path) -> None:
