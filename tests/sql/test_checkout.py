@@ -8,7 +8,7 @@ import psycopg
 import pytest
 
 from shim.database import call
-from tests.support import World, blocks_of
+from tests.support import PATIENCE_S, World, blocks_of
 
 
 def test_first_job_gets_the_first_blocks_of_the_first_file_in_order(world: World) -> None:
@@ -85,7 +85,7 @@ def test_32_clients_get_201_blocks_each_once_and_none_is_sent_away(world: World)
 
 def test_same_job_on_8_connections_at_once_gets_one_slice(world: World) -> None:
     world.add_file(200)
-    barrier = threading.Barrier(8)
+    barrier = threading.Barrier(8, timeout=PATIENCE_S)
 
     def ask(n: int, db: psycopg.Connection) -> list[dict]:
         answers = []

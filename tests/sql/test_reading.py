@@ -6,14 +6,13 @@ import itertools
 import json
 import random
 import statistics
-import time
 from typing import Any
 
 import psycopg
 import pytest
 
 from shim.database import call, connect
-from tests.support import BLOCK_EVENTS, PATIENCE_S, WORKER_ROLE, World
+from tests.support import BLOCK_EVENTS, PATIENCE_S, WORKER_ROLE, World, wait_until
 
 SHOWN_BY_THE_DASHBOARD = (
     "health",
@@ -119,12 +118,13 @@ def test_report_in_flight_is_counted_when_the_clock_was_set_back_between_two_loo
     world.db.execute("UPDATE osgprod_data.projects SET tally_next = tally_next + interval '365 days'")
     with connect(world.dsn) as stalled, stalled.transaction():
         world.report(0, db=stalled)
-        end = time.monotonic() + 60
-        while not world.db.execute(
-            "SELECT FROM osgprod_data.projects WHERE tallied_until > now() + interval '1 day'"
-        ).fetchall():
-            assert time.monotonic() < end  # transactions of other tests on this server are waited for
+
+        def is_tallied() -> bool:
             call(world.db, "tick")
+            tallied = "SELECT FROM osgprod_data.projects WHERE tallied_until > now() + interval '1 day'"
+            return bool(world.db.execute(tallied).fetchall())
+
+        wait_until(is_tallied, "no transaction of another test on this server is waited for")
     assert sum(row["blocks"] for row in call(world.db, "totals", project="p")) == 1
 
 
@@ -160,9 +160,7 @@ def test_report_whose_transaction_ends_late_is_tallied_once(world: World) -> Non
             row["reports"] for row in world.db.execute("SELECT reports FROM osgprod_data.tallies").fetchall()
         ]
 
-    end = time.monotonic() + 60
-    while not tallied():  # transactions of other tests on this server are waited for as well
-        assert time.monotonic() < end
+    wait_until(tallied, "no transaction of another test on this server is waited for")
     assert [tallied() for _ in range(3)] == [[1]] * 3
     assert sum(row["blocks"] for row in call(world.db, "totals", project="p")) == 1
 

@@ -44,11 +44,12 @@ class Waiting:
         self._threads = ThreadPoolExecutor(1)
         self._future: Future[Any] = self._threads.submit(function, self._db)
         waits = "SELECT FROM pg_stat_activity WHERE pid = %s AND wait_event_type = 'Lock'"
-        end = time.monotonic() + PATIENCE_S
-        while not world.db.execute(waits, [self.pid]).fetchall():
-            assert not self._future.done(), f"it did not wait: {self._future.result()}"
-            assert time.monotonic() < end
-            time.sleep(0.002)
+
+        def waits_or_is_done() -> bool:
+            return self._future.done() or bool(world.db.execute(waits, [self.pid]).fetchall())
+
+        wait_until(waits_or_is_done, "a call waits for a lock", pause_s=0.002)
+        assert not self._future.done(), f"it did not wait: {self._future.result()}"
 
     def is_behind(self, *pids: int) -> bool:
         """Does it wait for a lock that one of these sessions has, or waits for before it?"""

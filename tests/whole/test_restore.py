@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +18,7 @@ import pytest
 from shim.database import call, connect
 from shim.local.embedded import Server, server_uid
 from tests import prepared
-from tests.support import CHECKOUT, PATIENCE_S, World, server_folder
+from tests.support import CHECKOUT, World, server_folder, wait_until
 
 RECIPES = dict(
     re.findall(r"```bash\n# ([a-z ]+)\n(.*?)```", (CHECKOUT / "docs" / "backup.md").read_text(), re.DOTALL)
@@ -161,10 +160,8 @@ def test_a_mistake_is_undone_by_going_back_to_the_moment_before(backup: Path) ->
     again.start()
     try:
         with connect(again.dsn) as db:
-            end = time.monotonic() + PATIENCE_S
-            while db.execute("SELECT WHERE pg_is_in_recovery()").fetchall():
-                assert time.monotonic() < end, "it does not reach the moment"
-                time.sleep(0.02)
+            recovers = "SELECT WHERE pg_is_in_recovery()"
+            wait_until(lambda: not db.execute(recovers).fetchall(), "it reaches the moment")
             world = World(db, again.dsn)
             assert call(db, "verify", project="p", deep=True) == []
             assert (world.progress()["blocks_done"], world.progress()["blocks_leased"]) == (1, 1)

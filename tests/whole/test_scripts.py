@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from shim.evio.writer import write_file
-from tests.support import CHECKOUT, PATIENCE_S, LiveShim, World
+from tests.support import CHECKOUT, PATIENCE_S, LiveShim, World, wait_until
 from tests.worker.conftest import Node, kill, wait_for_end
 from tests.worker.site import Site
 
@@ -89,16 +89,17 @@ def test_jobs_killed_at_any_moment_and_restarted(world: World, node: Node, neven
 def test_job_sends_heartbeats_during_a_slow_fetch(world: World, node: Node, folder: Path) -> None:
     raw, started = folder / "hd_rawdata_000000_001.evio", folder / "started"
     load(world, raw, 1, filler_words=8000)
-    with Site(files={str(raw): raw.read_bytes()}, faults=["slow"]) as site:
+    with Site(files={str(raw): raw.read_bytes()}, faults=["held"]) as site:
         world.set(heartbeat_s=1, xrootd_prefix=site.url)
         job = node.start(0, OSGPROD_RECON=node.program("recon", f"touch {started}"))
         leases = set()
-        end = time.monotonic() + PATIENCE_S
-        while len(leases) < 3:  # that of the checkout, and of two heartbeats
+
+        def is_renewed_twice() -> bool:
             rows = world.db.execute("SELECT due_at FROM osgprod_data.slices").fetchall()
-            leases |= {row["due_at"] for row in rows}
-            assert time.monotonic() < end
-            time.sleep(0.05)
+            leases.update(row["due_at"] for row in rows)
+            return len(leases) == 3  # that of the checkout, and of two heartbeats
+
+        wait_until(is_renewed_twice, "two heartbeats come", job)
         assert not started.exists(), "all that while the slice was being fetched"
         kill(job.pid)
         job.communicate()

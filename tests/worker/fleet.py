@@ -12,10 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from tests.support import World
+from tests.support import PATIENCE_S, World
 from tests.worker.conftest import CLUSTER, EXEC, kill
 
-PATIENCE_S = 120.0  # of a test for anything, on a busy machine
 REST_S = 1.0  # of a node that got no work
 # What a node calls itself, and the address that its requests come from.
 HOSTNAME = '#!/bin/bash\necho "$NODE_NAME"\n'

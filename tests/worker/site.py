@@ -13,6 +13,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Self
 
+from tests.support import PATIENCE_S
+
 
 @dataclass
 class Seen:
@@ -38,6 +40,7 @@ class Site:
     shifted       sends bytes from 4 bytes later on, as if they were the range
     redirect URL  answers with a redirect to the same path there
     slow          sends, or takes, a body a kilobyte at a time with pauses
+    held          the same, and stops after half of it until ``lets_go`` is set
     silent        stores an upload whole, and gives no answer until the client has gone
     truncate      stores half of an upload and says that all is well
     corrupt       stores an upload with a byte changed
@@ -66,6 +69,7 @@ class Site:
         self.unseen: dict[str, int] = {}
         self._server: ThreadingHTTPServer | None = None
         self._lock = threading.Lock()
+        self.lets_go = threading.Event()
 
     @property
     def url(self) -> str:
@@ -86,6 +90,7 @@ class Site:
 
     def __exit__(self, *_: object) -> None:
         assert self._server is not None
+        self.lets_go.set()
         self._server.shutdown()
         self._server.server_close()
 
@@ -120,6 +125,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.site.seen.append(seen)
         return seen
 
+    def _wait(self) -> None:
+        assert self.site.lets_go.wait(PATIENCE_S), "nobody lets it go on"
+
     def _cut(self) -> None:
         self.close_connection = True
         self.wfile.flush()
@@ -134,14 +142,16 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if fault == "close":
             body = body[: len(body) // 2]
-        step = 1000 if fault == "slow" else 1 << 16
+        step = 1000 if fault in ("slow", "held") else 1 << 16
         try:
             for start in range(0, len(body), step):
+                if fault == "held" and start > len(body) // 2:
+                    self._wait()
                 part = body[start : start + step]
                 self.wfile.write(part)
                 if seen:
                     seen.sent += len(part)
-                if fault == "slow":
+                if fault in ("slow", "held"):
                     time.sleep(0.05)
         except OSError:
             self.close_connection = True
@@ -209,7 +219,9 @@ class _Handler(BaseHTTPRequestHandler):
             if not part or (fault == "abort" and left < 500):
                 self.site.files[self.path] = body
                 return self._cut()
-            if fault == "slow":
+            if fault == "held" and left < len(body):
+                self._wait()
+            if fault in ("slow", "held"):
                 time.sleep(0.05)
         seen.body = body
         if fault == "truncate":

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import CHECKOUT, World, wait_until
+from tests.support import CHECKOUT, PATIENCE_S, World, wait_until
 from tests.worker import fetching
 from tests.worker.conftest import EXEC, SHIPPED, Node, names, report_of, slow, wait_for_end
 from tests.worker.fetching import NODE_FAULT, Slice
@@ -33,7 +33,7 @@ def call(commands: str, **environment: str) -> str:
         env={"PATH": "/usr/bin:/bin", **environment},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -222,7 +222,7 @@ def test_signal_is_heard_while_bash_parses_a_substitution(folder: Path, jobs: in
         time.sleep(n % 10 / 1000)  # not always at the same place
         for job in running:
             job.send_signal(signal.SIGTERM)
-        logs = [job.communicate(timeout=60)[1] for job in running]
+        logs = [job.communicate(timeout=PATIENCE_S)[1] for job in running]
         assert [job.returncode for job in running] == [143] * 8, logs
 
 

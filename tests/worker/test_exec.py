@@ -665,7 +665,9 @@ def test_heartbeats_and_reports_tell_what_the_work_has_used_even_those_of_a_star
     world.set(heartbeat_s=1)
     environment = {"OSGPROD_OUTPUT_URL": f"{site.url}/out", "OSGPROD_CHECKPOINT_CODE": "85"}
     site.faults = [503] * 3
+    began = time.monotonic()
     assert node.run(1, OSGPROD_RECON=node.program("recon", HUNGRY), **environment)[0] == 85
+    took_s = time.monotonic() - began
     (row,) = world.db.execute("SELECT bytes_fetched, cpu_s FROM osgprod_data.slices").fetchall()
     assert row["bytes_fetched"] > 2_900_000 and row["cpu_s"] >= 1, "as the last heartbeat has told"
     text = (node.folder / "unreported_job_7_1.p.report").read_text()
@@ -677,7 +679,7 @@ def test_heartbeats_and_reports_tell_what_the_work_has_used_even_those_of_a_star
     assert 60_000_000 < report["memory_bytes"] < 2_000_000_000
     assert 3_000_000 < report["disk_bytes"] < 10_000_000
     assert 0 < report["fetched_bytes"] <= row["size_bytes"]
-    assert 2 <= report["wall_s"] < 60
+    assert 2 <= report["wall_s"] <= took_s + 1
     assert 1 <= report["cpu_s"] <= report["wall_s"] * 4
 
 
@@ -692,14 +694,15 @@ def test_heartbeats_go_on_while_the_outputs_are_delivered(
 ) -> None:
     """Those of a failure, too: when its lease expires before that, it does not count."""
     world.set(heartbeat_s=1)
-    site.faults = ["slow"]
-    recon = node.program("recon", f"head -c 60000 /dev/urandom >big; exit {exit_code}")  # takes 3 s
+    site.faults = ["held"]
+    recon = node.program("recon", f"head -c 60000 /dev/urandom >big; exit {exit_code}")
     job = node.start(1, OSGPROD_RECON=recon, OSGPROD_OUTPUT_URL=f"{site.url}/out")
-    wait_until(lambda: any(seen.method == "PUT" for seen in site.seen), "it delivers")
+    wait_until(lambda: any(seen.method == "PUT" for seen in site.seen), "it delivers", job)
     before = pings(shim)
+    wait_until(lambda: pings(shim) > before, "a heartbeat comes", job, pause_s=0.1)
+    site.lets_go.set()
     log, _ = job.communicate(timeout=PATIENCE_S)
     assert job.returncode == (FAILED if exit_code else DONE), log
-    assert pings(shim) > before, log
 
 
 def test_attempt_that_lost_its_slice_stops_its_work(node: Node, world: World, shim: LiveShim) -> None:

@@ -31,7 +31,7 @@ import pytest
 from shim.evio.tags import CONTROL
 from shim.evio.writer import BEGIN_OF_RUN, PHYSICS, bank, block, file_of_records, record, write_file
 from tests import prepared
-from tests.support import CHECKOUT, PATIENCE_S, real_files
+from tests.support import CHECKOUT, PATIENCE_S, real_files, wait_until
 from tests.worker.conftest import kill, living, slow, wait_for_end
 from tests.worker.fetching import trusting
 from tests.worker.site import Site
@@ -1146,9 +1146,7 @@ def test_end_of_its_process_group_ends_all_that_it_started(merge: Merge) -> None
     merge.only("hd_root")
     merge.on_disk()
     job = merge.start()
-    while not any("sleep" in text for text in living(job.pid).values()):
-        assert job.poll() is None
-        time.sleep(0.01)
+    wait_until(lambda: any("sleep" in text for text in living(job.pid).values()), "hadd runs", job)
     os.killpg(job.pid, signal.SIGTERM)
     job.communicate(timeout=PATIENCE_S)
     wait_for_end(job.pid)

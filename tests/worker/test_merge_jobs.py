@@ -6,7 +6,6 @@ import io
 import shutil
 import subprocess
 import tarfile
-import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import pytest
 
 from shim.database import call
-from tests.support import CHECKOUT, LiveShim, World, wait_until
+from tests.support import CHECKOUT, PATIENCE_S, LiveShim, World, wait_until
 from tests.worker.conftest import CLUSTER, Node, kill, slow
 from tests.worker.fetching import trusting
 from tests.worker.site import Site
@@ -181,7 +180,7 @@ def test_inputs_stay_when_the_merged_file_is_not_where_its_script_has_seen_it(
     wait_until(Path(f"{gate}.at").exists, "it has delivered")
     del site.files[MERGED]
     gate.touch()
-    log, _ = job.communicate(timeout=60)
+    log, _ = job.communicate(timeout=PATIENCE_S)
     assert job.returncode == DONE, log
     assert "not all merged files can be seen from here" in log
     assert stored(site) == TARBALLS
@@ -195,12 +194,10 @@ def test_inputs_stay_when_the_merge_is_superseded_before_its_report(
     wait = f"  report_merged\n  until [[ -e {gate} ]]; do sleep 0.05; done\n"
     script.write_text(script.read_text().replace("  report_merged\n", wait))
     job = node.start(3)
-    while MERGED not in site.files:
-        assert job.poll() is None
-        time.sleep(0.01)
+    wait_until(lambda: MERGED in site.files, "it has delivered", job)
     assert call(world.db, "recycle", project="p", states=["done"])  # takes the merge back
     gate.touch()
-    log, _ = job.communicate(timeout=60)
+    log, _ = job.communicate(timeout=PATIENCE_S)
     assert job.returncode == FAILED, log
     assert stored(site) >= TARBALLS
     world.set(merge_by="none")  # nobody plans another one
@@ -309,10 +306,7 @@ class Merging:
         gate = self.folder / f"gate{process}"
         path = f"{self.folder}/bin:/usr/bin:/bin"
         job = self.node.start(process, PATH=path, HANG=arrow, GATE=str(gate))
-        end = time.monotonic() + 60
-        while not gate.with_suffix(".at").exists():
-            assert job.poll() is None and time.monotonic() < end, job.communicate()[0]
-            time.sleep(0.01)
+        wait_until(gate.with_suffix(".at").exists, f"it is at {arrow!r}", job)
         return job
 
     def go(self, process: int) -> None:
@@ -383,10 +377,10 @@ def test_late_success_does_not_count_while_another_job_replaces_its_files(ready:
     ready.expire()
     second = ready.start_until(4, arrow)
     ready.go(3)
-    log, _ = first.communicate(timeout=60)
+    log, _ = first.communicate(timeout=PATIENCE_S)
     assert (first.returncode, "superseded" in log) == (FAILED, True), log
     ready.go(4)
-    log, _ = second.communicate(timeout=60)
+    log, _ = second.communicate(timeout=PATIENCE_S)
     assert second.returncode == DONE, log
     ready.check()
 
@@ -397,6 +391,6 @@ def test_job_that_was_frozen_for_longer_than_its_lease_replaces_nothing(ready: M
     code, log = ready.node.run(4)
     assert code == DONE, log
     ready.go(3)
-    log, _ = first.communicate(timeout=60)
+    log, _ = first.communicate(timeout=PATIENCE_S)
     assert (first.returncode, "stopping the work" in log) == (FAILED, True), log
     ready.check()

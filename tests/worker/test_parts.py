@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import CHECKOUT
+from tests.support import CHECKOUT, PATIENCE_S
 from tests.worker.conftest import EXEC as EXEC_SCRIPT
 from tests.worker.conftest import SHIPPED
 from tests.worker.test_exec import IDENTITIES, LAST_WORDS, TIMES, write_ads
@@ -33,7 +33,7 @@ def bash(script: str, *arguments: str, **environment: str) -> subprocess.Complet
         env={"PATH": "/usr/bin:/bin", **environment},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=PATIENCE_S,
     )
 
 
@@ -426,7 +426,7 @@ def job(commands: str, **environment: str) -> str:
         env={"PATH": "/usr/bin:/bin", **environment},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=PATIENCE_S,
     )
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout

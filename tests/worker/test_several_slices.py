@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from shim.database import call
-from tests.support import LiveShim, World
+from tests.support import PATIENCE_S, LiveShim, World, wait_until
 from tests.worker.conftest import Node, kill, slow, state
 from tests.worker.site import Site
 
@@ -104,10 +104,7 @@ def test_job_that_gets_no_other_slice_ends_well(node: Node, short: World, site: 
         job = node.start(
             1, OSGPROD_RECON=recon, _CONDOR_MACHINE_AD=str(node.folder.parent / "machine.ad"), **environment
         )
-        end = time.monotonic() + 60
-        while not first.exists():
-            assert time.monotonic() < end
-            time.sleep(0.02)
+        wait_until(first.exists, "it is at work", job)
         if how == "no-time":  # a block takes longer than the job has left
             short.db.execute(
                 "INSERT INTO osgprod_data.paces SELECT project_id, '', '{9e6}', '{1}', 1, 9e6, 9e6, 1"
@@ -116,7 +113,7 @@ def test_job_that_gets_no_other_slice_ends_well(node: Node, short: World, site: 
         else:
             short.set(state="paused")
         Path(f"{first}.go").touch()
-        log, _ = job.communicate(timeout=60)
+        log, _ = job.communicate(timeout=PATIENCE_S)
         code = job.returncode
         assert ("no-time: " if how == "no-time" else "no other slice was assigned: this job ends") in log
     assert code == DONE, log
@@ -152,12 +149,9 @@ def test_job_that_is_evicted_from_its_second_slice_gets_that_one_again(
     recon = node.program("recon", f"[[ $1 != *+3,5.* || -e {second} ]] || {{ touch {second}; sleep 100; }}")
     environment = {"OSGPROD_SLICES": "9", "OSGPROD_OUTPUT_URL": f"{site.url}/out", "OSGPROD_RECON": recon}
     job = node.start(1, **environment)
-    end = time.monotonic() + 60
-    while not second.exists():
-        assert time.monotonic() < end
-        time.sleep(0.02)
+    wait_until(second.exists, "it is at its second slice", job)
     job.terminate()
-    log, _ = job.communicate(timeout=60)
+    log, _ = job.communicate(timeout=PATIENCE_S)
     assert job.returncode == 143, log
     code, log = node.run(1, **environment)
     assert code == DONE, log
@@ -263,10 +257,7 @@ def test_job_that_is_evicted_keeps_the_saved_tarballs_and_goes_on(node: Node, sh
     assert node.run(1, OSGPROD_RECON=recon, **environment)[0] == SAVED
     saved = {path.name: path.read_bytes() for path in node.folder.iterdir()}
     job = node.start(1, OSGPROD_RECON=recon, **environment)
-    end = time.monotonic() + 60
-    while not second.exists():
-        assert time.monotonic() < end
-        time.sleep(0.02)
+    wait_until(second.exists, "it is at its second slice", job)
     kill(job.pid)
     job.communicate()
     for path in node.folder.iterdir():
@@ -360,10 +351,7 @@ exit $code"""
         "OSGPROD_CHECKPOINT_CODE": str(SAVED),
     }
     job = node.start(1, **environment)
-    end = time.monotonic() + 60
-    while not at.exists():
-        assert time.monotonic() < end and job.poll() is None
-        time.sleep(0.02)
+    wait_until(at.exists, f"request {nth} of {word}", job)
     kill(job.pid)
     job.communicate()
     if not folder_survives:
