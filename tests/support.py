@@ -278,7 +278,7 @@ def run_each(
     done = subprocess.run(
         [sys.executable, "-c", _RUN_EACH, str(folder), json.dumps(commands)],
         cwd=CHECKOUT, env={"PATH": "/usr/bin:/bin", **environment}, stdout=subprocess.PIPE, text=True,
-        check=True, timeout=PATIENCE_S,
+        check=True, timeout=PATIENCE_S * len(commands),
     )  # fmt: skip
     return [
         subprocess.CompletedProcess(

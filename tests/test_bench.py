@@ -15,7 +15,7 @@ import pytest
 from bench import run, web
 from bench.ground import BenchError
 from bench.rounds import Figure
-from tests.support import CHECKOUT
+from tests.support import CHECKOUT, PATIENCE_S
 
 WANTED = {
     "sql_pairs_ratio", "sql_growth_ratio", "http_pairs_ratio", "http_pairs_per_s", "http_growth_ratio",
@@ -30,7 +30,7 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
         cwd=CHECKOUT,
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=10 * PATIENCE_S,
     )
 
 
@@ -56,7 +56,7 @@ def test_instructions_of_a_pair_are_the_same_in_two_runs() -> None:
             cwd=CHECKOUT,
             capture_output=True,
             text=True,
-            timeout=600,
+            timeout=10 * PATIENCE_S,
         )
         assert done.returncode == 0, done.stderr
         runs.append([float(number) for number in re.findall(r"\d+\.\d", done.stdout)])
