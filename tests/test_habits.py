@@ -123,3 +123,11 @@ def test_run_answers_for_its_own_folders_and_removes_those_of_killed_runs(folder
         assert (abandoned.exists(), another.exists()) == (False, True)
     finally:
         another.rmdir()
+
+
+def test_examples_of_hypothesis_are_never_too_slow() -> None:
+    """By default a test fails when one of them takes 0.2 s, or when it takes a second to make ten."""
+    for path in CHECKOUT.glob("tests/**/*.py"):
+        for names in re.findall(r"^from hypothesis import (.*)$", path.read_text(), re.MULTILINE):
+            is_free = path.name == "examples.py" or not {"given", "settings"} & set(names.split(", "))
+            assert is_free, f"{path}: tests/examples.py has them"

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shim.evio.errors import EvioError
@@ -16,6 +15,7 @@ from shim.evio.writer import ByteOrder, bank, file_of_records, record
 from tests.evio.cutting import registered, slices_at, slices_by_checkout, with_word
 from tests.evio.reader import physics, read_records
 from tests.evio.test_remote import Server
+from tests.examples import given, settings
 from tests.support import World
 from tests.worker.fetching import NODE_FAULT
 from tests.worker.fetching import call as bash
@@ -82,7 +82,7 @@ def layouts(draw: st.DrawFn) -> Layout:
     return Layout(data, count, [dictionary, first])
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=20)
 @given(layout=layouts(), cuts=st.lists(st.integers(0, 12), max_size=3))
 def test_any_cut_of_any_file_has_each_event_once_and_passes_the_jobs_check(
     world: World, folder: Path, layout: Layout, cuts: list[int]

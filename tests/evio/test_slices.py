@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shim.evio.errors import EvioError
@@ -16,6 +15,7 @@ from shim.evio.index import read_index
 from shim.evio.writer import ByteOrder, bank, block
 from tests.evio.cutting import registered, slices_at, slices_by_checkout
 from tests.evio.reader import begins_with_run, physics, read_events
+from tests.examples import given, settings
 from tests.support import World
 
 NAME = "hd_rawdata_000001_000.evio"
@@ -214,8 +214,6 @@ def has_tag(data: bytes, tag: int, order: ByteOrder) -> bool:
 
 @settings(
     max_examples=50,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
 )
 @given(layout=layouts(), cuts=st.lists(st.integers(0, 30), max_size=6))
 def test_any_cut_of_any_file_has_each_physics_event_once(

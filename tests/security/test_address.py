@@ -6,11 +6,11 @@ from pathlib import Path
 
 import httpx
 import pytest
-from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shim.config import SettingError
 from shim.web.address import TrustedProxies, plain
+from tests.examples import given, settings
 from tests.support import LiveShim, World
 
 FORGED = ("X-Forwarded-For", "X-Real-IP", "Forwarded", "X-Client-IP", "True-Client-IP", "CF-Connecting-IP", "Via",

@@ -23,11 +23,11 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shim.config import SettingError, Settings
 from shim.web import bearer
+from tests.examples import given, settings
 from tests.support import CHECKOUT, PATIENCE_S, LiveShim, World
 
 AUDIENCE, SCOPE = "https://osgprod.example.org", "osgprod.work"
@@ -434,7 +434,7 @@ def test_broken_key_file_is_reported_at_the_start(folder: Path, text: str) -> No
         bearer.BearerTokens(Settings.read({"OSGPROD_BEARER_KEYS": str(path)}))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.one_of(
     st.text(max_size=200),
     st.lists(st.binary(max_size=40).map(encoded), min_size=3, max_size=3).map(".".join),

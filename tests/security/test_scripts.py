@@ -17,12 +17,12 @@ from typing import Any
 import httpx
 import psycopg
 import pytest
-from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shim.database import call
 from shim.workscript import MAX_TEMPLATE_BYTES, TemplateError, TemplateFolder
-from tests.support import LiveShim, World
+from tests.examples import given, settings
+from tests.support import PATIENCE_S, LiveShim, World
 
 NASTY = [
     "$(touch pwned)", "`touch pwned`", "'; touch pwned; '", '"; touch pwned; "', "\"'; touch pwned; #",
@@ -78,7 +78,7 @@ def run(script: bytes, folder: Path, *arguments: str) -> subprocess.CompletedPro
     place = folder / "run"
     place.mkdir()
     (place / "script").write_bytes(script)
-    done = subprocess.run(["bash", "script", *arguments], cwd=place, capture_output=True, timeout=20,
+    done = subprocess.run(["bash", "script", *arguments], cwd=place, capture_output=True, timeout=PATIENCE_S,
                           env={"PATH": os.environ["PATH"], "HOME": str(place), "OSGPROD_TRIES": "1"})  # fmt: skip
     assert [entry.name for entry in place.iterdir()] == ["script"], script
     shutil.rmtree(place)
@@ -130,7 +130,7 @@ NAMES = st.text(
 )
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20)
 @given(prefix=PREFIXES, name=NAMES)
 def test_random_texts_add_no_commands_to_a_script(
     world: World, shim: LiveShim, folder: Path, prefix: str, name: str

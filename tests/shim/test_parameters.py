@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from hypothesis import example, given
 from hypothesis import strategies as st
 
 from shim.web import openapi
 from shim.web.parameters import BadRequest, parse_query
+from tests.examples import example, given
 
 NAMES = st.sampled_from(sorted(openapi.PARAMETERS))
 VALUES = st.text("019a-zZ-", max_size=140)

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from shim.workscript import Template, TemplateError, TemplateFolder, error_text, idle_script
+from tests.examples import example, given, settings
 from tests.support import CHECKOUT
 
 SHIPPED = (CHECKOUT / "worker" / "osgprod_work.bash").read_bytes()
@@ -79,7 +79,7 @@ def test_last_line_without_an_end_is_a_placeholder_too() -> None:
 
 
 @pytest.mark.parametrize("template", [SHIPPED, ORIGINALS], ids=["shipped", "original's"])
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(url=NASTY, filename=NASTY, project=NASTY)
 @example(url="/a'\n$(touch pwned)", filename='"; touch pwned; "', project="p\ntouch pwned")
 @example(url='x"$(touch pwned)"', filename="`touch pwned`.evio", project="\r\ntouch pwned\r\n")
@@ -99,7 +99,7 @@ def test_whatever_the_texts_are_the_script_parses_and_runs_nothing_of_them(
     assert list(folder.iterdir()) == []
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(text=NASTY)
 def test_variables_hold_the_text_itself_when_it_is_printable(
     tmp_path_factory: pytest.TempPathFactory, text: str
@@ -110,7 +110,7 @@ def test_variables_hold_the_text_itself_when_it_is_printable(
     assert run.stdout.decode() == printable
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(text=NASTY)
 def test_messages_run_nothing(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     folder = tmp_path_factory.mktemp("run")

@@ -6,16 +6,15 @@ import os
 import time
 from typing import Any
 
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import Phase
 from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
+
+from tests.examples import settings
 
 LONG_RUN_S = float(os.environ.get("OSGPROD_STATE_MACHINE_S", "0"))
 USUAL: dict[str, Any] = {
-    "deadline": None,
-    "suppress_health_check": list(HealthCheck),
     "phases": (Phase.explicit, Phase.generate),
     "database": None,
-    "print_blob": True,
 }
 
 
