@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 import ssl
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 from typing import Self
 
 import httpx
 
 from tests.grid.xrootd import make_certificate
-from tests.support import CHECKOUT, free_port
+from tests.support import CHECKOUT, PATIENCE_S, free_port, wait_until
 
 MODULES = ("mpm_event", "authz_core", "ssl", "socache_shmcb", "proxy", "proxy_http", "headers", "wsgi")
 # Debian's own configuration; everything else is in the site file. Apache serves this document root, but not ours.
@@ -92,17 +92,10 @@ class Apache:
             ["/usr/sbin/apache2", "-f", str(self.folder / "apache.conf"), "-DFOREGROUND"],
             env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", **self._environment},
             stdin=subprocess.DEVNULL,
+            start_new_session=True,
         )
-        end = time.monotonic() + 30
-        while True:
-            try:
-                if self.get("/osgprod/healthz").status_code == 200:
-                    return self
-            except httpx.TransportError:
-                pass
-            assert self._process.poll() is None, self.errors()
-            assert time.monotonic() < end, self.errors()
-            time.sleep(0.1)
+        wait_until(self._answers, "Apache answers", self._process, self.errors, 0.1)
+        return self
 
     def __exit__(self, *_: object) -> None:
         if self._process:
@@ -112,6 +105,11 @@ class Apache:
             except subprocess.TimeoutExpired:
                 os.killpg(self._process.pid, signal.SIGKILL)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(httpx.TransportError):
+            return self.get("/osgprod/healthz").status_code == 200
+        return False
 
     def errors(self) -> str:
         """The last lines of the error log."""
@@ -126,15 +124,18 @@ class Apache:
         assert self._process is not None
         before = self._log().count("resuming normal operations")
         self._process.send_signal(signal.SIGUSR1)
-        end = time.monotonic() + 20
-        while self._log().count("resuming normal operations") == before:
-            assert time.monotonic() < end, self.errors()
-            time.sleep(0.05)
+        wait_until(
+            lambda: self._log().count("resuming normal operations") > before,
+            "Apache resumes",
+            self._process,
+            self.errors,
+            0.05,
+        )
 
     def client(self) -> httpx.Client:
         """A client that makes a new connection for each request, as jobs do."""
         return httpx.Client(
-            verify=self._context, timeout=30, limits=httpx.Limits(max_keepalive_connections=0)
+            verify=self._context, timeout=PATIENCE_S, limits=httpx.Limits(max_keepalive_connections=0)
         )
 
     def get(self, path: str, **arguments: object) -> httpx.Response:

@@ -6,14 +6,13 @@ import os
 import shutil
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 from typing import Self
 
 import httpx
 
 from tests.grid.xrootd import make_certificate
-from tests.support import free_port
+from tests.support import PATIENCE_S, free_port, wait_until
 
 CONFIG = """\
 {user}
@@ -67,10 +66,7 @@ class Nginx:
         self._process = subprocess.Popen(
             [program, "-c", str(self._folder / "nginx.conf"), "-e", str(self._folder / "error.log")]
         )
-        end = time.monotonic() + 20
-        while not self._answers():
-            assert self._process.poll() is None and time.monotonic() < end, self.errors()
-            time.sleep(0.05)
+        wait_until(self._answers, "nginx answers", self._process, self.errors, 0.05)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -89,7 +85,7 @@ class Nginx:
 
     def _answers(self) -> bool:
         try:
-            httpx.get(self.url, verify=False)
+            httpx.get(self.url, verify=False, timeout=PATIENCE_S)
         except httpx.TransportError:
             return False
         return True

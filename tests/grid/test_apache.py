@@ -24,7 +24,7 @@ from shim.local.embedded import temporary_server
 from shim.migrate import migrate
 from tests.grid.apache import Apache
 from tests.grid.parts import need
-from tests.support import CHECKOUT, WORKER_ROLE, World
+from tests.support import CHECKOUT, PATIENCE_S, WORKER_ROLE, World, wait_until
 
 CLIENTS, ROUNDS, ENOUGH = 6, 3, 300
 MIN_CONNECTIONS = (
@@ -39,7 +39,7 @@ class SocketUnit:
     def __init__(self, environment: dict[str, str]) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="osgprod-run-", dir="/tmp"))
         self._folder.chmod(0o755)
-        self.path = self._folder / "shim.sock"
+        self.path, self._log = self._folder / "shim.sock", self._folder / "log"
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(self.path))
         self.path.chmod(0o666)
@@ -53,17 +53,18 @@ class SocketUnit:
                 command = line.partition("=")[2].split()
         assert command[0] == "/opt/osgprod/.venv/bin/osgprod"
         script = 'exec 3<&"$1"; shift; export LISTEN_PID=$$ LISTEN_FDS=1; exec "$@"'
-        self._process = subprocess.Popen(
-            [
-                *("/bin/bash", "-c", script, "-", str(self._listener.fileno())),
-                *(str(Path(sys.executable).with_name("osgprod")), *command[1:]),
-            ],
-            env={**os.environ, "OSGPROD_TRUSTED_PROXIES": "unix", **self._environment},
-            cwd="/",
-            pass_fds=[self._listener.fileno()],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [
+                    *("/bin/bash", "-c", script, "-", str(self._listener.fileno())),
+                    *(str(Path(sys.executable).with_name("osgprod")), *command[1:]),
+                ],
+                env={**os.environ, "OSGPROD_TRUSTED_PROXIES": "unix", **self._environment},
+                cwd="/",
+                pass_fds=[self._listener.fileno()],
+                stdout=log,
+                stderr=log,
+            )
         self._wait_for_workers(set(), int(command[command.index("--workers") + 1]))
 
     def reload(self) -> None:
@@ -74,10 +75,13 @@ class SocketUnit:
 
     def _wait_for_workers(self, former: set[str], number: int) -> None:
         """Waits until so many processes serve, and none of the earlier ones."""
-        end = time.monotonic() + 300  # four starts one after the other, on a busy machine
-        while len(workers := self._workers()) != number or workers & former:
-            assert time.monotonic() < end, f"{workers}, and {former} before"
-            time.sleep(0.05)
+
+        def they_serve() -> bool:
+            workers = self._workers()
+            return len(workers) == number and not workers & former
+
+        what = f"{number} processes serve, none of {former}"
+        wait_until(they_serve, what, self._process, lambda: self._log.read_text()[-3000:], 0.05)
 
     def _workers(self) -> set[str]:
         assert self._process is not None
@@ -93,7 +97,7 @@ class SocketUnit:
     def stop(self) -> None:
         if self._process:
             self._process.terminate()
-            self._process.wait(60)
+            self._process.wait(PATIENCE_S)
 
     def close(self) -> None:
         self.stop()
@@ -229,7 +233,7 @@ def test_statuses_and_headers_pass_unchanged(apache: Apache, world: World, proje
 )
 def test_odd_bytes_get_a_client_error(apache: Apache, target: str) -> None:
     request = f"GET {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
-    with socket.create_connection(("127.0.0.1", apache.port)) as plain:
+    with socket.create_connection(("127.0.0.1", apache.port), PATIENCE_S) as plain:
         with apache._context.wrap_socket(plain, server_hostname="localhost") as secure:
             secure.sendall(request.encode(errors="surrogateescape"))
             status = secure.makefile("rb").readline().split()[1]
@@ -260,10 +264,8 @@ def test_forged_address_changes_nothing(apache: Apache, world: World, project: s
 
 def test_magic_in_a_query_is_not_logged(apache: Apache, project: str) -> None:
     ask(apache, project, 1, params={"magic": "very-secret"})
-    end = time.monotonic() + 10
-    while "workscript.bash" not in (apache.folder / "access.log").read_text():
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    log = apache.folder / "access.log"
+    wait_until(lambda: "workscript.bash" in log.read_text(), "the request is in the log", seen=log.read_text)
     assert "very-secret" not in (apache.folder / "access.log").read_text()
     assert "very-secret" not in apache.errors()
 
@@ -280,19 +282,18 @@ class Load:
     def __enter__(self) -> Load:
         for thread in self._threads:
             thread.start()
-        end = time.monotonic() + 60
-        while not self.answers:
-            assert time.monotonic() < end, "nothing is answered"
-            time.sleep(0.05)
+        wait_until(lambda: self.answers, "something is answered", seen=self._apache.errors)
         return self
 
     def __exit__(self, *_: object) -> None:
-        end = time.monotonic() + 60
-        while sum(self.answers.values()) < ENOUGH and time.monotonic() < end:
-            time.sleep(0.1)
-        self._is_over.set()
-        for thread in self._threads:
-            thread.join()
+        try:
+            wait_until(
+                lambda: sum(self.answers.values()) >= ENOUGH, "enough is answered", seen=lambda: self.answers
+            )
+        finally:
+            self._is_over.set()
+            for thread in self._threads:
+                thread.join()
 
     def _work(self, number: int) -> None:
         process = number
@@ -339,10 +340,12 @@ def test_graceful_restarts_of_mod_wsgi_leave_no_connection_behind(wsgi: Apache, 
         wsgi.graceful()
         assert wsgi.get("/osgprod/healthz").status_code == 200
     # The former processes end in their own time; then as many processes as before are left.
-    end = time.monotonic() + 60
-    while (now := connections()) > max(most, 2 * MIN_CONNECTIONS):
-        assert time.monotonic() < end, f"{now} connections, {most} before"
-        time.sleep(0.2)
+    wait_until(
+        lambda: connections() <= max(most, 2 * MIN_CONNECTIONS),
+        f"there are no more connections than the {most} before",
+        seen=connections,
+        pause_s=0.2,
+    )
 
 
 def test_reload_and_restart_of_the_shim_lose_no_request(

@@ -19,10 +19,10 @@ from shim.database import call, connect
 from shim.local.embedded import NOT_DURABLE, Server
 from shim.migrate import migrate
 from tests.grid.mounts import small_file_system
-from tests.support import LiveShim, World, server_folder
+from tests.support import LiveShim, World, server_folder, wait_until
 from tests.whole.traffic import Traffic
 
-SIZE_MB, FULL_S, PATIENCE_S = 160, 3.0, 60.0
+SIZE_MB, FULL_S = 160, 3.0
 
 
 class PatientTraffic(Traffic):
@@ -89,17 +89,21 @@ def test_full_disk_of_the_database_loses_nothing_and_heals_by_itself(
 
 
 def wait_for_blocks(traffic: Traffic, number: int) -> None:
-    end = time.monotonic() + PATIENCE_S
-    while len(traffic.blocks) < number:
-        assert traffic.is_running and time.monotonic() < end, traffic.errors
-        time.sleep(0.05)
+    wait_until(
+        lambda: len(traffic.blocks) >= number or not traffic.is_running,
+        f"{number} blocks are done",
+        seen=lambda: (len(traffic.blocks), traffic.errors),
+    )
+    assert traffic.is_running, traffic.errors
 
 
 def wait_for_health(shim: LiveShim, status: int) -> None:
-    end = time.monotonic() + PATIENCE_S
-    while shim.raw("healthz").status_code != status:
-        assert time.monotonic() < end, status
-        time.sleep(0.1)
+    wait_until(
+        lambda: shim.raw("healthz").status_code == status,
+        f"healthz answers {status}",
+        seen=lambda: shim.raw("healthz").text,
+        pause_s=0.1,
+    )
 
 
 class Supervisor:
@@ -175,11 +179,12 @@ def test_full_disk_of_the_wal_stops_the_server_and_nothing_is_lost_when_it_is_ba
         with PatientTraffic(shim.port, random.Random(8), jobs=6) as traffic:
             wait_for_blocks(traffic, 100)
             fill(small_disk / "ballast")
-            end = time.monotonic() + PATIENCE_S
-            while supervisor.deaths < 2:  # the first recovery may find some room left
-                assert time.monotonic() < end, (full_wal._folder / "server.log").read_text()[-2000:]
+
+            def has_died_twice() -> bool:  # the first recovery may find some room left
                 flood(full_wal.dsn)
-                time.sleep(0.05)
+                return supervisor.deaths >= 2
+
+            wait_until(has_died_twice, "the server has failed twice", pause_s=0.05)
             wait_for_health(shim, 503)
             (small_disk / "ballast").unlink()
             wait_for_health(shim, 200)
@@ -194,7 +199,9 @@ def test_full_disk_of_the_wal_stops_the_server_and_nothing_is_lost_when_it_is_ba
             done = db.execute("SELECT count(*) AS n FROM osgprod_data.slices WHERE state = 'done'").fetchone()
             assert done and done["n"] == len(traffic.blocks), "each report that was accepted is done"
             unanswered = "SELECT sum(times) AS n FROM osgprod_data.answers WHERE http_status = 503"
-            end = time.monotonic() + PATIENCE_S
-            while not (row := db.execute(unanswered).fetchone()) or not row["n"]:
-                assert time.monotonic() < end, "health knows what jobs were answered"
-                time.sleep(0.1)
+
+            def are_known() -> bool:
+                row = db.execute(unanswered).fetchone()
+                return bool(row and row["n"])
+
+            wait_until(are_known, "health knows what jobs were answered", pause_s=0.1)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from tests.grid.parts import SEARCH, need
 from tests.grid.pool import newer
 from tests.shim.databases import catalog, quietly
 from tests.shim.test_snapshots import yoyo
-from tests.support import World, free_port
+from tests.support import World, free_port, wait_until
 
 SERVERS = sorted(str(path) for path in Path("/usr/lib/postgresql").glob("*/bin"))
 
@@ -68,14 +68,13 @@ def pooled(
 
 
 def _answering(dsn: str, process: subprocess.Popen[bytes]) -> str:
-    for _ in range(200):
-        try:
-            with psycopg.connect(dsn):
-                return dsn
-        except psycopg.OperationalError:
-            assert process.poll() is None
-            time.sleep(0.05)
-    raise AssertionError("PgBouncer does not answer")
+    def answers() -> bool:
+        with contextlib.suppress(psycopg.OperationalError), psycopg.connect(dsn):
+            return True
+        return False
+
+    wait_until(answers, "PgBouncer answers", process, pause_s=0.05)
+    return dsn
 
 
 def test_migration_through_a_pooler_is_refused_by_name(pooled: str, empty: str) -> None:

@@ -20,7 +20,7 @@ from tests.grid.test_apache import SocketUnit, project, service, www  # noqa: F4
 from tests.grid.test_apache import environment as bare_environment  # noqa: F401  # a fixture
 from tests.grid.test_apache import world as world  # a fixture
 from tests.grid.xrootd import make_certificate
-from tests.support import CHECKOUT, TOKEN, World, free_port
+from tests.support import CHECKOUT, PATIENCE_S, TOKEN, World, free_port, wait_until
 
 # Commands, and the settings around the shipped file.
 NGINX = "{user}\ndaemon off;\npid {folder}/pid;\nerror_log {folder}/error.log;\nevents {{ }}\nhttp {{\n{shipped}\n}}\n"
@@ -64,13 +64,10 @@ class Proxy:
         with (self.log if name == "haproxy" else self.folder / "out").open("wb") as out:
             self._process = subprocess.Popen([program, *arguments], stdout=out, stderr=subprocess.STDOUT)
         self._context = ssl.create_default_context(cafile=str(self.folder / "cert.pem"))
-        end = time.monotonic() + 30
-        while not self._answers():
-            assert self._process.poll() is None and time.monotonic() < end, self.log.read_text()
-            time.sleep(0.05)
+        wait_until(self._answers, f"{name} answers", self._process, self.log.read_text, 0.05)
 
     def client(self) -> httpx.Client:
-        return httpx.Client(verify=self._context, timeout=30)
+        return httpx.Client(verify=self._context, timeout=PATIENCE_S)
 
     def _answers(self) -> bool:
         try:
@@ -121,10 +118,11 @@ def test_job_gets_work_and_reports_and_the_log_has_no_secret(
         )
         assert forged.status_code == 403
     world.set(project, subnet_pattern="127.0.0.0/8")
-    end = time.monotonic() + 20
-    while "workscript.bash" not in proxy.log.read_text():
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    wait_until(
+        lambda: "workscript.bash" in proxy.log.read_text(),
+        "the request is in the log",
+        seen=proxy.log.read_text,
+    )
     assert "secret" not in proxy.log.read_text()
 
 

@@ -20,7 +20,7 @@ import httpx
 import jwt
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from tests.support import free_port
+from tests.support import free_port, wait_until
 
 ISSUER = "https://issuer.invalid"  # its keys are in the server's cache: nobody asks it
 CONFIG = """\
@@ -112,10 +112,7 @@ class XRootD:
         """Starts it, and returns when it answers."""
         with self._lock:
             process = self._launch()
-            end = time.monotonic() + 20
-            while not self._answers():
-                assert process.poll() is None and time.monotonic() < end, self.log.read_text()[-3000:]
-                time.sleep(0.05)
+            wait_until(self._answers, "XRootD answers", process, lambda: self.log.read_text()[-3000:], 0.05)
 
     def stop(self) -> None:
         with self._lock:

@@ -28,14 +28,15 @@ def blocks(answer: dict[str, Any]) -> int:
 def work(
     world: World, process: int, ran_s: float, site: str | None = None, cpus: int = 1, code: int = 0
 ) -> int:
-    """One job that processes its slice in ran_s; returns the number of its blocks."""
+    """One job that processes its slice in exactly ran_s; returns the number of its blocks."""
     answer = world.checkout(process, cpus=cpus, site=site)
-    world.db.execute(
-        "UPDATE osgprod_data.attempts SET started_at = started_at - make_interval(secs => %s)"
-        " WHERE token_digest = sha256(%s)",
-        [ran_s, str(answer["token"]).encode()],
-    )
-    world.report(process, code)
+    with world.db.transaction():
+        world.db.execute(
+            "UPDATE osgprod_data.attempts SET started_at = now() - make_interval(secs => %s)"
+            " WHERE token_digest = sha256(%s)",
+            [ran_s, str(answer["token"]).encode()],
+        )
+        world.report(process, code)
     return blocks(answer)
 
 

@@ -538,11 +538,15 @@ def test_kept_success_is_used_only_when_its_report_is_whole_and_of_this_project(
 def test_memory_is_first_measured_after_a_second_with_any_interval_of_heartbeats(tmp_path: Path) -> None:
     """Not seconds later where the interval is no multiple of 5: short work would have none on record."""
     found = job(
-        "make_scratch; set -m; sleep 1000 & work_group=$!; set +m; start_heartbeats 8 ''\n"
-        "read -r -t 3 -u 8 memory disk && ((memory > 0)) && echo measured; stop_heartbeats; end_group $work_group",
+        "make_scratch; set -m; sleep 1000 & work_group=$!; set +m\n"
+        'eval "real_$(declare -f look)"; eval "real_$(declare -f pause)"\n'
+        'pause() { echo "$1" >>"$scratch/pauses"; real_pause "$1"; }\n'
+        'look() { [[ -e "$scratch/first" ]] || cp "$scratch/pauses" "$scratch/first"; real_look; }\n'
+        f"start_heartbeats 8 ''; read -r -t {PATIENCE_S:.0f} -u 8 memory disk && ((memory > 0)) && cat $scratch/first\n"
+        "stop_heartbeats; end_group $work_group",
         _CONDOR_SCRATCH_DIR=str(tmp_path),
     )
-    assert found == "measured\n"
+    assert found == "1\n", "after one pause of a second"
 
 
 def test_child_that_a_signal_leaves_without_a_name_is_killed_and_the_work_is_not(tmp_path: Path) -> None:
