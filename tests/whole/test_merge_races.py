@@ -6,6 +6,9 @@ A run is merged of all its files, or not at all. See tests/whole/test_concurrenc
 from __future__ import annotations
 
 import json
+import random
+import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,7 +17,7 @@ import pytest
 
 from shim.database import call, connect
 from tests.support import PATIENCE_S, World, wait_until
-from tests.whole.test_concurrency import Db, Waiting, held
+from tests.whole.test_concurrency import SOAK_S, Db, Waiting, held
 
 MERGED = json.dumps([{"kind": "a", "url": "https://s/a", "bytes": 1, "adler32": "1"}])
 
@@ -309,6 +312,79 @@ def test_tick_leaves_a_file_to_the_next_one_while_a_session_has_its_merge(
         "000001_001" if merge_by == "file" else "000001",
         "000002_001" if merge_by == "file" else "000002",
     ]
+
+
+class Soak:
+    """Jobs of a production that is merged, ticks, and operators who requeue what is done: each call is repeated."""
+
+    def __init__(self, world: World, seed: int) -> None:
+        self.world, self.seed, self.end = world, seed, time.monotonic() + SOAK_S
+
+    def run(self, n: int, db: Db) -> Counter[str]:
+        chance, calls = random.Random(self.seed + n), Counter[str]()
+        process = n * 1000000
+        while time.monotonic() < self.end:
+            if n < 8:
+                process += 1
+                name = self.job(chance, process, db)
+            elif n < 10:
+                name = "tick"
+                call(db, name)
+            else:
+                name = self.operate(chance, db)
+                time.sleep(0.2 * chance.random())  # otherwise no merge would ever be ready
+            calls[name] += 1
+        return calls
+
+    def job(self, chance: random.Random, process: int, db: Db) -> str:
+        """A job gets work, and reports how it ended."""
+        who: dict[str, Any] = {"client": f"127.{process // 1000000}.0.{process % 250 + 1}", "db": db}
+        answer = self.world.checkout(process, **who)
+        if answer["task"] == "merge":
+            if chance.random() < 0.7:
+                self.world.report(process, outputs_list=MERGED, **who)
+            else:
+                bad = [",".join(one.split()[-2:]) for one in answer["merge"]["inputs"]]
+                bad = chance.sample(bad, min(len(bad), 3))
+                self.world.report(process, exitcode=65, bad_inputs=":".join(bad), **who)
+        elif answer["task"] == "slice":
+            self.world.report(process, exitcode=int(chance.random() < 0.1), **who)
+        return str(answer["task"] or answer["status"])
+
+    def operate(self, chance: random.Random, db: Db) -> str:
+        """Operators requeue slices and merges, of all runs or some, or change what is merged."""
+        name = chance.choice(
+            ["recycle", "recycle", "lose_outputs", "lose_outputs", "retry_merges", "set_project"]
+        )
+        if name == "recycle":
+            runs = chance.sample([1, 2, 3], chance.randint(1, 3))
+            call(db, name, project="p", states=["done", "quarantined"], runs=runs)
+        elif name == "lose_outputs":
+            done = db.execute(
+                "SELECT cluster, process, nstart, 'gone' AS reason FROM ("
+                "  SELECT cluster, process, nstart FROM osgprod_data.slices WHERE state = 'done' UNION ALL"
+                "  SELECT cluster, process, nstart FROM osgprod_data.merges WHERE state = 'done') o"
+                " ORDER BY random() LIMIT 8"
+            ).fetchall()
+            call(db, name, project="p", attempts=json.dumps(done))
+        elif name == "retry_merges":
+            call(db, name, project="p", states=["failed", "done"])
+        else:
+            settings = json.dumps({"merge_incomplete": chance.random() < 0.5})
+            call(db, name, project="p", settings=settings)
+        return name
+
+
+@pytest.mark.parametrize("merge_by", ["file", "run"])
+def test_jobs_ticks_and_operators_at_once_merge_without_a_deadlock(world: World, merge_by: str) -> None:
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    world.set(merge_by=merge_by, backoff_s=0, max_failures=2, max_starts_per_min=99999, suspend_after=100)
+    for run in (1, 2, 3):
+        for seqno in (1, 2, 3):
+            world.add_file(2, run=run, seqno=seqno)
+    print(dict(sum(world.at_once(16, Soak(world, seed).run), Counter[str]())))
+    assert call(world.db, "verify", project="p", deep=True) == []
 
 
 def ends(world: World) -> list[str]:
