@@ -421,6 +421,17 @@ def test_job_that_is_twice_in_a_batch_is_served_once_without_waiting(
         assert rows[1]["code"] == "55P03"
 
 
+@pytest.mark.parametrize("function", ["report_exit", "heartbeat"])
+def test_call_of_a_batch_whose_slice_is_gone_is_made_again_alone(world: World, function: str) -> None:
+    world.add_file(2)
+    for process in (0, 1):
+        world.checkout(process)
+    call(world.db, "load_slices", project="p", start_over=True)
+    calls = [job("p", process=n, exitcode=0) for n in (0, 1)]
+    assert [row["code"] for row in batched(world, function, calls)] == ["55P03", "55P03"]
+    assert batched(world, function, calls[:1])[0]["status"] == "superseded"
+
+
 def test_two_reports_on_one_slice_in_a_batch_do_not_wait(world: World) -> None:
     world.set(maxblockspercore=2)
     world.add_file(4)
