@@ -193,29 +193,21 @@ AS $fn$
 $fn$;
 
 CREATE FUNCTION osgprod._settle_files(p_project_id int, p_all boolean)
-RETURNS boolean LANGUAGE plpgsql VOLATILE
+RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Marks allocated files complete whose slices are all done or quarantined.
 -- Parameters: p_project_id  project;  p_all  look at all of them, not only up to the first, in order, that is not marked
--- Returns:    true when some loaded file is not marked complete
 -- Locks:      see _settle_file
 DECLARE
-    v_file    record;
-    v_is_open boolean := false;
+    v_file int;
 BEGIN
     FOR v_file IN
         SELECT f.rawdata_id FROM osgprod_data.loaded_files f
          WHERE f.project_id = p_project_id AND f.state = 'allocated'
          ORDER BY f.run, f.seqno, f.rawdata_id
     LOOP
-        IF NOT osgprod._settle_file(p_project_id, v_file.rawdata_id) THEN
-            v_is_open := true;
-            EXIT WHEN NOT p_all;
-        END IF;
+        EXIT WHEN NOT osgprod._settle_file(p_project_id, v_file) AND NOT p_all;
     END LOOP;
-    v_is_open := v_is_open OR EXISTS (SELECT FROM osgprod_data.loaded_files f
-                                       WHERE f.project_id = p_project_id AND f.state IN ('pending', 'in_progress'));
-    RETURN v_is_open;
 END
 $fn$;
 

@@ -47,9 +47,8 @@ BEGIN
             -- All files while all are looked through anyway; else those in order up to the first that is not complete, and
             -- those of which a slice has just been settled. Not while files are taken out: a run's last one would be missed.
             IF pg_try_advisory_xact_lock_shared(v_project.project_id, -1) THEN
-                IF osgprod._settle_files(v_project.project_id, v_is_due) AND NOT v_is_due THEN
-                    PERFORM osgprod._settle_reported(v_project.project_id);
-                END IF;
+                PERFORM osgprod._settle_files(v_project.project_id, v_is_due);
+                PERFORM osgprod._settle_reported(v_project.project_id) WHERE NOT v_is_due;
                 PERFORM osgprod._note_end(v_project.project_id);
                 PERFORM osgprod._make_merges_ready(v_project.project_id);
             END IF;
@@ -94,6 +93,9 @@ DECLARE
 BEGIN
     SELECT f.rawdata_id INTO v_first FROM osgprod_data.loaded_files f
      WHERE f.project_id = p_project_id AND f.state = 'allocated' ORDER BY f.run, f.seqno, f.rawdata_id LIMIT 1;
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
     FOR v_file IN
         SELECT f.rawdata_id FROM osgprod_data.loaded_files f
          WHERE f.project_id = p_project_id AND f.state = 'allocated' AND f.rawdata_id <> v_first
