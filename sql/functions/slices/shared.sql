@@ -41,8 +41,8 @@ BEGIN
         SELECT s.* FROM osgprod_data.slices s
          WHERE (s.project_id, s.rawdata_id, s.block1) = (p_project_id, p_rawdata_id, p_block1)
     ), first_part AS (
-        UPDATE osgprod_data.slices s SET block2 = p_at, opened_at = clock_timestamp(), failures = 0
-         WHERE (s.project_id, s.rawdata_id, s.block1) = (p_project_id, p_rawdata_id, p_block1)
+        UPDATE osgprod_data.slices s SET block2 = p_at, opened_at = clock_timestamp(), failures = 0 FROM whole w
+         WHERE (s.project_id, s.rawdata_id, s.block1) = (w.project_id, w.rawdata_id, w.block1)
         RETURNING s.project_id
     )
     INSERT INTO osgprod_data.slices (project_id, rawdata_id, block1, block2, follows, run, seqno, state, is_ready, not_before,
