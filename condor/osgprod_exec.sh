@@ -1004,7 +1004,7 @@ run_work() {
   [[ -z "${OSGPROD_CONTAINER:-}" ]] || copy_credentials "$own"
   set -m
   (
-    cd "$scratch/work" || exit "$EXIT_NODE_FAULT"
+    cd "$scratch/work" || exit # somebody has removed it: attempt looks for it
     become_work "$own"
   ) 8>&- 9>&- >"$scratch/work.log" 2>&1 &
   work_group=$!
@@ -1216,10 +1216,6 @@ stop_heartbeats() {
 # Sets plain_text to the last line of the work's output that isn't empty, as the reason of a failure, without the time and the name
 # of the work script in front.
 last_words() {
-  if [[ ! -e "$scratch/work.log" ]]; then
-    plain_text="somebody has removed this job's folder, $scratch, while its work ran"
-    return
-  fi
   log_end
   reason_text "$(printf '%s\n' "$log_end" | sed -e '/^[[:space:]]*$/d' -e 's/^[0-9TZ:-]* osgprod_[a-z]*: //' | tail -n 1)"
 }
@@ -1350,6 +1346,10 @@ pack_outputs() {
   local file is_whole=false
   local -a files=() codes=(0 0 0)
   slice_file "$3"
+  [[ -d "$1" ]] || {
+    printf 'somebody has removed the folder of the work: %s\n' "$1" >&2
+    return 1
+  }
   cd "$1" 2>/dev/null || unfit "the work has left its folder such that this job may not enter it: $1" || return
   while [[ "${5:-}" != log-only ]] && IFS= read -r -d '' file; do
     if [[ "$file" == whole ]]; then
@@ -2273,10 +2273,14 @@ attempt() {
     report "$EXIT_MISCONFIGURED" fault setting reason "configuration: $reason" || true
     die "$EXIT_REFUSED" "configuration: $reason"
   fi
-  if ! disk_has_room; then
+  reason=""
+  disk_has_room || reason='the disk of this node is full'
+  ((work_status == 0)) || [[ -e "$scratch/work.log" && -d "$scratch/work" ]] ||
+    reason="the folder of the work or its log is gone, or could not be made: has somebody removed $scratch, is the disk full?"
+  if [[ -n "$reason" ]]; then
     # A node fault: the data is not the cause, and the outputs may be incomplete.
     remove_tree "$scratch/work"
-    report "$EXIT_NOT_FETCHED" fault node reason 'the disk of this node is full' || return "$EXIT_LATER"
+    report "$EXIT_NOT_FETCHED" fault node reason "$reason" || return "$EXIT_LATER"
     return "$EXIT_NODE_FAULT"
   fi
   if ((work_status == 0)); then

@@ -189,10 +189,14 @@ attempt() {
     report "$EXIT_MISCONFIGURED" fault setting reason "configuration: $reason" || true
     die "$EXIT_REFUSED" "configuration: $reason"
   fi
-  if ! disk_has_room; then
+  reason=""
+  disk_has_room || reason='the disk of this node is full'
+  ((work_status == 0)) || [[ -e "$scratch/work.log" && -d "$scratch/work" ]] ||
+    reason="the folder of the work or its log is gone, or could not be made: has somebody removed $scratch, is the disk full?"
+  if [[ -n "$reason" ]]; then
     # A node fault: the data is not the cause, and the outputs may be incomplete.
     remove_tree "$scratch/work"
-    report "$EXIT_NOT_FETCHED" fault node reason 'the disk of this node is full' || return "$EXIT_LATER"
+    report "$EXIT_NOT_FETCHED" fault node reason "$reason" || return "$EXIT_LATER"
     return "$EXIT_NODE_FAULT"
   fi
   if ((work_status == 0)); then

@@ -63,6 +63,10 @@ pack_outputs() {
   local file is_whole=false
   local -a files=() codes=(0 0 0)
   slice_file "$3"
+  [[ -d "$1" ]] || {
+    printf 'somebody has removed the folder of the work: %s\n' "$1" >&2
+    return 1
+  }
   cd "$1" 2>/dev/null || unfit "the work has left its folder such that this job may not enter it: $1" || return
   while [[ "${5:-}" != log-only ]] && IFS= read -r -d '' file; do
     if [[ "$file" == whole ]]; then

@@ -58,7 +58,7 @@ run_work() {
   [[ -z "${OSGPROD_CONTAINER:-}" ]] || copy_credentials "$own"
   set -m
   (
-    cd "$scratch/work" || exit "$EXIT_NODE_FAULT"
+    cd "$scratch/work" || exit # somebody has removed it: attempt looks for it
     become_work "$own"
   ) 8>&- 9>&- >"$scratch/work.log" 2>&1 &
   work_group=$!
@@ -270,10 +270,6 @@ stop_heartbeats() {
 # Sets plain_text to the last line of the work's output that isn't empty, as the reason of a failure, without the time and the name
 # of the work script in front.
 last_words() {
-  if [[ ! -e "$scratch/work.log" ]]; then
-    plain_text="somebody has removed this job's folder, $scratch, while its work ran"
-    return
-  fi
   log_end
   reason_text "$(printf '%s\n' "$log_end" | sed -e '/^[[:space:]]*$/d' -e 's/^[0-9TZ:-]* osgprod_[a-z]*: //' | tail -n 1)"
 }

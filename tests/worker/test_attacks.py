@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import io
+import os
 import re
 import shutil
 import signal
 import subprocess
+import tarfile
 import time
 from pathlib import Path
 
 import pytest
 
+from tests.grid.mounts import small_file_system
 from tests.support import CHECKOUT, PATIENCE_S, World, wait_until
 from tests.worker import fetching
-from tests.worker.conftest import EXEC, SHIPPED, Node, names, report_of, slow, wait_for_end
+from tests.worker.conftest import EXEC, SHIPPED, Node, names, report_of, slow, state, wait_for_end
 from tests.worker.fetching import NODE_FAULT, Slice
 from tests.worker.site import Site
 from tests.worker.test_exec import DONE
@@ -260,7 +264,30 @@ def test_socket_is_no_output(folder: Path) -> None:
 def test_job_whose_folder_somebody_removes_reports_it(node: Node, world: World) -> None:
     code, log = node.run(1, OSGPROD_RECON=node.program("recon", 'rm -rf "$TMPDIR"'))
     assert code == 20, log
-    assert report_of(world)["reason"].startswith("somebody has removed this job's folder")
+    assert report_of(world)["outcome"] == "node-fault"
+    assert report_of(world)["reason"].startswith(
+        "the folder of the work or its log is gone, or could not be made"
+    )
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk takes root")
+@pytest.mark.parametrize("inodes", [10, *slow(*range(2, 10), *range(11, 24))])
+def test_disk_that_takes_no_further_file_is_the_nodes_fault_or_none(
+    node: Node, world: World, site: Site, rawdata: Path, inodes: int
+) -> None:
+    """At whatever file it ends: with 10 not even the log of the work could be made, and the slice was blamed."""
+    recon = node.program("recon", "mkdir d && echo b >d/b && echo c >c")
+    with small_file_system(f"nr_inodes={inodes},mode=755") as node.folder:
+        code, log = node.run(
+            1, OSGPROD_RECON=recon, _CONDOR_SCRATCH_DIR=str(node.folder), OSGPROD_OUTPUT_URL=f"{site.url}/out"
+        )
+    report = report_of(world)
+    assert (code, report.get("outcome")) in ((20, None), (20, "node-fault"), (DONE, "done")), log
+    if code == DONE:
+        content = io.BytesIO(site.files["/out/job_7_1.tar.gz"])
+        with tarfile.open(fileobj=content) as archive:
+            assert {"./d/b", "./c"} <= set(archive.getnames())
+    assert state(world) == ({} if not report else {"done" if code == DONE else "ready": 1})
 
 
 # --- environments --------------------------------------------------------------------------------------------
