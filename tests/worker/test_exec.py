@@ -883,9 +883,9 @@ def test_disk_that_is_full_at_the_start_is_the_nodes_fault_and_no_slice_is_lease
 
 
 def pad_script(shim: LiveShim, kilobytes: int) -> None:
-    """The work script of project "p", made longer by comments."""
+    """The work script of project "p", made as long as this by a comment."""
     script = (CHECKOUT / "worker" / "osgprod_work.bash").read_bytes()
-    shim.add_template("p", script + b"#" * (1024 * kilobytes) + b"\n")
+    shim.add_template("p", script.ljust(1024 * kilobytes - 1, b"#") + b"\n")
 
 
 @is_root
@@ -905,7 +905,7 @@ def test_disk_that_can_not_take_the_work_script_is_the_nodes_fault_at_once(
 def test_disk_full_in_mid_fetch_is_reported_as_the_nodes_fault(
     node: Node, world: World, shim: LiveShim
 ) -> None:
-    pad_script(shim, 20)
+    pad_script(shim, 62)
     hide = f'mount -t tmpfs -o size=72k none {node.folder} && cd {node.folder} && exec "$@"'
     code, log = node.run(1, "unshare", "-m", "/bin/bash", "-c", hide, "-", cpus=6)
     assert code == NODE_FAULT, log
