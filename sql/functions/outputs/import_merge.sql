@@ -15,11 +15,13 @@ AS $fn$
 --                           are not meant; NULL = it succeeded
 -- Returns:    done: the merge is on record, by attempt 1 of job 0.FILE_ID, and no merged file, since their URLs are not known;
 --             requeued: the slices of the bad inputs are; unchanged: there is a merge of the file, or was one that this call has
---             put on record, or the project merges whole runs, or its slices are not all settled, or none of the bad ones is done
+--             put on record, or the project merges whole runs, or its slices are not all settled, or another session has one of
+--             the locks that are tried, or none of the bad ones is done
 -- Errors:     OG301 unknown project; OG302 the file is not loaded; OG502 an operator has the project alone; OG901 isolation
 --             level
 -- Locks:      the project, shared (advisory: project_id, -1), tried; _hold_merge_settings; of bad inputs their slices,
---             in order, then see _reopen_file; else the file's row, see _settle_file, and the file's merge. It waits for each
+--             in order, then see _reopen_file; else the file's row and its merge. It waits for each. Before the merge, what
+--             _settle_file tries
 DECLARE
     v_project  projects := osgprod._get_project(p_project);
     v_file     loaded_files;
