@@ -88,6 +88,7 @@ pack_outputs() {
   done < <(list_outputs)
   $is_whole || [[ "${5:-}" == log-only ]] || return 137
   printf '%d\n' "${#files[@]}"
+  [[ ! -e osgprod_work.log ]] || rm -f osgprod_work.log # a named pipe, for example, which would wait for a reader
   ! tail -c 100000 "$2" >osgprod_work.log 2>/dev/null || files[${#files[@]}]=./osgprod_work.log
   printf '%s\0' ${files[@]+"${files[@]}"} | tar -cf - --no-recursion --null -T - | gzip -c >"$4" || codes=("${PIPESTATUS[@]}")
   ((codes[2] == 0)) || return "${codes[2]}"

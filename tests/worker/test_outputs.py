@@ -346,7 +346,9 @@ def test_tar_that_fails_otherwise_is_the_nodes_fault_in_its_own_words(node: Node
 
 
 def test_only_files_and_links_are_outputs(node: Node, server: Site) -> None:
-    recon = node.program("recon", "echo a >a; ln -s none dangling; ln -s . loop; mkfifo fifo")
+    recon = node.program(
+        "recon", "echo a >a; ln -s none dangling; ln -s . loop; mkfifo fifo osgprod_work.log"
+    )
     code, log = node.run(1, OSGPROD_RECON=recon)
     assert code == DONE, log
     assert reported(server)["outputs"] == "3"
