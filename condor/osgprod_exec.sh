@@ -867,7 +867,7 @@ request() {
 # Asks until there is an answer that counts and isn't "later". Returns 1 when there is none after TRIES attempts, or when this
 # node's disk can't take the answer: each request for a work script is a start of the job. Arguments: as of request
 persistent_request() {
-  local try
+  local try pause_s again
   for ((try = 1; ; try++)); do
     request "$@"
     case "$http_status" in
@@ -875,10 +875,13 @@ persistent_request() {
     *) return 0 ;;
     esac
     ! $is_cut_here || return 1
-    log "$1 failed (attempt $try of $TRIES, status $http_status): $body"
-    ((try < TRIES)) || return 1
     find_header Retry-After "$head"
-    pause "$(backoff "$try" "$BACKOFF_MS" "$header")"
+    pause_s="$(backoff "$try" "$BACKOFF_MS" "$header")"
+    again=""
+    ((try >= TRIES)) || again=", asks again in ${pause_s%.*} s"
+    log "$1 failed (attempt $try of $TRIES, status $http_status$again): $body"
+    ((try < TRIES)) || return 1
+    pause "$pause_s"
   done
 }
 
@@ -920,6 +923,7 @@ checkout() {
       log "no work can be assigned yet; the next try would come after OSGPROD_MAX_WAIT_S=$MAX_WAIT_S s, so this job ends"
       return "$EXIT_LATER"
     fi
+    log "no work can be assigned yet, asks again in $retry_s s: $body"
     pause "$retry_s.$((RANDOM % 10))"
     left_s=$((left_s - retry_s))
   done

@@ -111,6 +111,20 @@ def test_retry_after_is_honoured(node: Node, site: Site) -> None:
     assert time.monotonic() - started >= 2
 
 
+def test_job_that_asks_again_logs_when_and_why(node: Node, site: Site) -> None:
+    site.files["/osgprod/workscript.bash"] = (
+        b"#!/bin/bash\nprintf '%s\\n' 'osgprod: wait: all work is leased'\n"
+    )
+    site.headers = {"Osgprod-Status": "wait", "Retry-After": "1"}
+    site.faults = [429]
+    code, log = node.run(1, OSGPROD_MAX_WAIT_S="1")
+    assert code == LATER, log
+    assert re.search(
+        r"failed \(attempt 1 of \d+, status 429, asks again in 1 s\): osgprod error: the site says no;", log
+    ), log
+    assert "no work can be assigned yet, asks again in 1 s: 'osgprod: wait: all work is leased'\n" in log
+
+
 def test_script_that_is_cut_short_does_not_run(node: Node, site: Site) -> None:
     site.files["/osgprod/workscript.bash"] = b"#!/bin/bash\ntouch ran\n" + b"#" * 100
     site.headers = {"Osgprod-Status": "assigned", "Osgprod-Heartbeat": "0"}
