@@ -122,6 +122,11 @@ make_writable() {
   find "$1" -xdev -type d ! -perm -700 -exec chmod u+rwx {} \; 2>/dev/null || true
 }
 
+# Makes all folders and files in a folder that this user owns readable for this user, but none of another file system. Argument: folder
+make_readable() {
+  find "$1" -xdev \( -type d ! -perm -700 -o -type f ! -perm -400 \) -exec chmod u+rwX {} \; 2>/dev/null || true
+}
+
 # Is a path the root of another file system than the folder that it is in? Argument: absolute path
 is_mount_point() {
   local devices
@@ -1326,12 +1331,6 @@ is_core() {
 unfit() {
   printf '%s\n' "${1//[[:cntrl:]]/?}" >&2
   return "$EXIT_UNFIT"
-}
-
-# Makes all folders and files in a folder that this user owns readable for this user, but none of another file system. Argument: folder
-make_readable() {
-  make_writable "$1"
-  find "$1" -xdev -type f ! -perm -400 -exec chmod u+r {} \; 2>/dev/null || true
 }
 
 # May this job read a file that the work has left, or a folder and what is in it? What is mounted there is no output. Argument: path

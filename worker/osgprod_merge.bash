@@ -136,6 +136,11 @@ make_writable() {
   find "$1" -xdev -type d ! -perm -700 -exec chmod u+rwx {} \; 2>/dev/null || true
 }
 
+# Makes all folders and files in a folder that this user owns readable for this user, but none of another file system. Argument: folder
+make_readable() {
+  find "$1" -xdev \( -type d ! -perm -700 -o -type f ! -perm -400 \) -exec chmod u+rwX {} \; 2>/dev/null || true
+}
+
 # Is a path the root of another file system than the folder that it is in? Argument: absolute path
 is_mount_point() {
   local devices
@@ -1508,6 +1513,7 @@ fetch_inputs() {
 unpack_input() {
   local code=0
   tar -xzf "$1" -C "$2" --no-same-owner >/dev/null 2>"$3" || code=$?
+  make_readable "$2" # a job that runs as root packs files of any mode
   ((code != 0)) || return 0
   ((code != 126 && code != 127 && code < 129)) || node_fault "tar ended with $code: $(tail -n 1 "$3")"
   check_room "$(tail -n 1 "$3")"

@@ -41,12 +41,6 @@ unfit() {
   return "$EXIT_UNFIT"
 }
 
-# Makes all folders and files in a folder that this user owns readable for this user, but none of another file system. Argument: folder
-make_readable() {
-  make_writable "$1"
-  find "$1" -xdev -type f ! -perm -400 -exec chmod u+r {} \; 2>/dev/null || true
-}
-
 # May this job read a file that the work has left, or a folder and what is in it? What is mounted there is no output. Argument: path
 is_readable() {
   if [[ -d "$1" ]]; then

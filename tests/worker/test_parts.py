@@ -17,7 +17,7 @@ import pytest
 
 from tests.support import CHECKOUT, PATIENCE_S
 from tests.worker.conftest import EXEC as EXEC_SCRIPT
-from tests.worker.conftest import SHIPPED
+from tests.worker.conftest import SHIPPED, is_root, reachable_for_all
 from tests.worker.test_exec import IDENTITIES, LAST_WORDS, TIMES, write_ads
 
 SHARED = ("shell", "log", "settings", "text", "backoff", "url", "token", "http", "adler32")
@@ -604,6 +604,23 @@ def test_tarball_is_sound_if_it_is_whole_and_stays_in_its_folder_which_one_readi
     (tmp_path / "t.tar.gz").write_bytes(damaged(content.getvalue(), how))
     assert is_sound(tmp_path, 'gzip() { echo >>reads; command gzip "$@"; }') == code
     assert len((tmp_path / "reads").read_text()) == reads
+
+
+@is_root
+def test_files_of_a_tarball_can_be_read_whatever_their_modes_are(folder: Path) -> None:
+    """A job that ran as root has packed them so. The merge does not run as root, which may read everything."""
+    with tarfile.open(folder / "t.tar.gz", mode="w:gz") as archive:
+        for name, kind in (("d", tarfile.DIRTYPE), ("d/e", tarfile.DIRTYPE), ("d/e/f", tarfile.REGTYPE)):
+            entry = tarfile.TarInfo(name)
+            entry.type, entry.mode = kind, 0
+            archive.addfile(entry)
+    reachable_for_all(folder)
+    script = f"source {shutil.copy(CHECKOUT / 'worker/osgprod_merge.bash', folder)}; mkdir s\n"
+    script += "unpack_input t.tar.gz s log && cat s/d/e/f"
+    as_nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+    command = [*as_nobody, "/bin/bash", "-pc", script]
+    done = subprocess.run(command, cwd=folder, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("name", ["gzip", "tar", "grep"])

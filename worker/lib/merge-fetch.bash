@@ -211,6 +211,7 @@ fetch_inputs() {
 unpack_input() {
   local code=0
   tar -xzf "$1" -C "$2" --no-same-owner >/dev/null 2>"$3" || code=$?
+  make_readable "$2" # a job that runs as root packs files of any mode
   ((code != 0)) || return 0
   ((code != 126 && code != 127 && code < 129)) || node_fault "tar ended with $code: $(tail -n 1 "$3")"
   check_room "$(tail -n 1 "$3")"
