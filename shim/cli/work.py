@@ -293,7 +293,7 @@ def slices_load(
         confirm(
             f"this loads the files of {counted(len(periods), 'run period')}: {listed}",
             len(periods) < 2,
-            "--runs says which, like --runs 71350-71400; or --all. osgprod slices unload takes files back",
+            f"--runs says which, like --runs 71350-71400; or --all. osgprod slices unload {project} takes files back",
         )
     if start_over and not is_certain and not dry_run:
         done, leased = _blocks_to_forget(project, runs)

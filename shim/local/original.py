@@ -220,5 +220,6 @@ def _take_file(here: Connection, project: str, path: str, rows: list[dict[str, A
         except EvioError as error:
             why = f"not registered, and {error}"
     if answer["status"] == "double":
-        why = "the project has its run and number at another path: osgprod slices unload takes that file out"
+        unload = f"osgprod slices unload {arguments['project']} --path PATH"
+        why = f"the project has its run and number at another path: {unload} takes that file out"
     return {**answer, "why": why}

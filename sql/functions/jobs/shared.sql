@@ -63,7 +63,7 @@ AS $fn$
                    'ask the operator which issuer, audience and scope are right']
         WHEN p_bearer IS NULL AND p_project.magic_digest IS NULL
         THEN ARRAY['OG203', 'project {project} has no magic yet, so nobody can work for it',
-                   'osgprod project set-magic gives it one']
+                   'osgprod project set-magic {project} --magic-file FILE gives it one']
         WHEN p_bearer IS NULL AND NOT osgprod._is_magic(p_project.magic_salt, p_project.magic_digest,
             p_project.old_magic_digest, p_project.old_magic_until, p_magic)
         THEN ARRAY['OG202', 'parameter magic is wrong or missing',

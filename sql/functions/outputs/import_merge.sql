@@ -34,7 +34,7 @@ BEGIN
      WHERE f.project_id = v_project.project_id AND w.path = p_path;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'file % is not loaded into project %', coalesce(osgprod._label(p_path, 512), 'NULL'), p_project USING ERRCODE = 'OG302',
-            HINT = 'take its slices over first: osgprod import-original';
+            HINT = 'take its slices over first: osgprod import-original PROJECT --from DSN';
     END IF;
     PERFORM osgprod._enter_project(v_project.project_id, p_project);
     v_project := osgprod._hold_merge_settings(v_project.project_id, true);

@@ -41,7 +41,7 @@ BEGIN
 EXCEPTION
     WHEN unique_violation THEN
         RAISE EXCEPTION 'project % exists already', p_project USING ERRCODE = 'OG404',
-            HINT = format('osgprod project set %s changes it', p_project);
+            HINT = format('osgprod project set %s NAME=VALUE changes it', p_project);
     WHEN check_violation OR not_null_violation THEN
         GET STACKED DIAGNOSTICS v_rule = CONSTRAINT_NAME, v_column = COLUMN_NAME;
         RAISE EXCEPTION 'project %: %', osgprod._shortened(p_project), coalesce(osgprod._rule(v_rule, jsonb_build_object(

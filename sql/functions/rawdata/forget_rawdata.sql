@@ -22,7 +22,7 @@ BEGIN
      ORDER BY r.path, p.name LIMIT 1;
     IF v_used IS NOT NULL THEN
         RAISE EXCEPTION 'raw data file %', v_used USING ERRCODE = 'OG407',
-            HINT = 'a file is forgotten only before a project loads it (osgprod slices unload); nothing was forgotten';
+            HINT = 'a file is forgotten only before a project loads it (osgprod slices unload PROJECT --path PATH); nothing was forgotten';
     END IF;
     RETURN QUERY DELETE FROM rawdata r WHERE r.path LIKE v_path RETURNING r.path;
     GET DIAGNOSTICS v_count = ROW_COUNT;
@@ -34,7 +34,7 @@ BEGIN
 EXCEPTION
     WHEN foreign_key_violation THEN
         RAISE EXCEPTION 'raw data files like % have just been loaded', osgprod._label(p_path, 512) USING ERRCODE = 'OG407',
-            HINT = 'nothing was forgotten; osgprod slices unload takes them out of the project';
+            HINT = 'nothing was forgotten; osgprod slices unload PROJECT --path PATH takes them out of it';
 END
 $fn$;
 

@@ -85,7 +85,7 @@ BEGIN
     UNION ALL
     SELECT 'magic of ' || p.name, p.magic_digest IS NOT NULL OR p.bearer_issuer IS NOT NULL,
            CASE WHEN p.magic_digest IS NOT NULL THEN 'is set' WHEN p.bearer_issuer IS NOT NULL THEN 'bearer tokens'
-                ELSE 'is not set' END, format('nobody can work: osgprod project set-magic %s', p.name)
+                ELSE 'is not set' END, format('nobody can work: osgprod project set-magic %s --magic-file FILE', p.name)
       FROM projects p
     UNION ALL
     SELECT 'begin-of-run records of ' || p.name, b.files = 0,

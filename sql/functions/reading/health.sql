@@ -59,7 +59,7 @@ BEGIN
             ('attention', 'refused-requests', f.answers >= 10 AND 5 * f.refusals > f.answers,
              format('%s of %s requests of the last 15 minutes were refused; most with %s', f.refusals, f.answers,
                     f.worst_refusal),
-             format('compare address and magic of the jobs with the project: osgprod project show %s; osgprod project set-magic %s',
+             format('compare address and magic of the jobs with the project: osgprod project show %s; osgprod project set-magic %s --magic-file FILE',
                     f.project, f.project)),
             ('attention', 'wrong-setting', f.wrong_settings > 0 AND f.blocks_left + f.merges_left > 0,
              format('%s of the last hour ended since a setting is wrong; the last: %s', osgprod._counted(f.wrong_settings, 'attempt'), f.wrong_setting),

@@ -27,7 +27,7 @@ BEGIN
     PERFORM osgprod._require_read_committed();
     IF p_runs IS NULL AND p_path IS NULL THEN
         RAISE EXCEPTION 'neither runs nor a path are given for project %', p_project USING ERRCODE = 'OG108',
-            HINT = 'name runs or a path; osgprod project remove removes all';
+            HINT = format('name runs or a path; osgprod project remove %s removes all', p_project);
     END IF;
     IF NOT p_dry_run THEN
         PERFORM osgprod._enter_alone(v_project);
