@@ -591,9 +591,10 @@ def test_each_command_that_a_function_advises_is_whole_as_it_stands() -> None:
             for word in words:
                 if not re.search(r"^--|[A-Z=%{]|\d", word) and arguments[-1:] not in (["--by"], ["--state"]):
                     break
-                arguments.append(
-                    "-" if word == "FILE" else re.sub(r"%[sL]|\{.*?\}|^[NM]$", "7", word.rstrip(",."))
+                value = {"FILE": "-", "N": "7", "M": "7", "RUNS": "7"}.get(
+                    word.rstrip(",."), word.rstrip(",.")
                 )
+                arguments.append(re.sub(r"%[sL]|\{.*?\}", "7", value))
             advised += 1
             try:
                 with contextlib.suppress(click.exceptions.Exit):

@@ -38,7 +38,7 @@ WHEN check_violation THEN
     RAISE EXCEPTION 'the locality of a file is online, nearline or gone, not %', (
         SELECT osgprod._quoted(n.locality) FROM jsonb_to_recordset(p_found) AS n (locality text)
          WHERE n.locality NOT IN ('online', 'nearline', 'gone') LIMIT 1)
-        USING ERRCODE = 'OG108', HINT = 'osgprod rawdata check-online asks storage';
+        USING ERRCODE = 'OG108', HINT = 'osgprod rawdata check-online PROJECT asks storage';
 END
 $fn$;
 
