@@ -391,6 +391,19 @@ def test_job_that_restarts_during_a_pause_gets_its_own_slice_again(world: World,
     assert project(world)["state"] == "active"
 
 
+def test_jobs_that_restart_during_a_pause_delay_no_probe(world: World, grid: Grid) -> None:
+    world.add_file(10)
+    running = [grid.start(site, 2) for site in "PQR"]
+    grid.end([jobs[0] for jobs in running], **DELIVERY)
+    time_passes(world, 30)
+    mine = running[0][1]
+    where = {name: grid.jobs[mine][name] for name in ("host", "client")}
+    assert world.checkout(mine, site="P", **where)["status"] == "assigned"
+    time_passes(world, 60)
+    assert len(grid.start("S")) == 1, "the probe"
+    assert grid.start("T") == [], "one at a time"
+
+
 def test_ban_is_made_and_notified_once_though_two_sessions_decide_on_it(world: World) -> None:
     """The second one found the cause before the first one had committed. It may have begun before it, too."""
     ban = "SELECT osgprod._ban(p, 'site:SITE_A', 1, 'all fail') AS is_made FROM osgprod_data.projects p"

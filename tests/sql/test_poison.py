@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from typing import Any
 
 import psycopg
@@ -160,6 +161,71 @@ def test_7_bad_blocks_of_5000_are_isolated_while_a_tenth_of_jobs_vanish(world: W
     print(f"{attempts} attempts, {failed} failed, at most {bound} expected")
     assert failed <= bound
     assert world.progress()["blocks_done"] == 5000 - len(BAD)
+
+
+@pytest.mark.parametrize(("workers", "code"), [(1, 1), (8, 1), (3, 139)])
+def test_bad_blocks_are_isolated_though_they_ban_good_workers_for_a_while(
+    world: World, workers: int, code: int
+) -> None:
+    """A bad block in each of 8 files fails at once wherever it is tried: half of what a worker does may fail."""
+    world.set(maxblockspercore=20, backoff_s=1)
+    for seqno in range(1, 9):
+        world.add_file(40, seqno=seqno)
+    hours = 0
+    for job in range(1000):
+        host = f"wn{job % workers}"
+        try:
+            answer = world.checkout(job, host=host)
+        except psycopg.Error as error:
+            assert error.sqlstate == "OG601"
+            hours += 1
+            world.attempts_pass(3600)
+            continue
+        if answer["status"] == "assigned":
+            (seqno,) = re.findall(r"_(\d+)\.evio", answer["url"])
+            is_bad = answer["block1"] <= 4 + 3 * int(seqno) < answer["block2"]
+            world.report(job, code if is_bad else 0, host=host)
+        elif answer["status"] == "wait":
+            world.let_backoff_pass()
+            world.db.execute(
+                "UPDATE osgprod_data.slices SET not_before = not_before - interval '1 h' WHERE is_ready"
+            )
+        else:
+            break
+    assert answer["status"] == "no-work", answer["message"]
+    rows = call(world.db, "quarantined", project="p")
+    assert {(row["seqno"], row["block"]) for row in rows} == {(n, 4 + 3 * n) for n in range(1, 9)}
+    print(f"{job} checkouts, {hours} hours in bans")
+    assert hours < 100, "bans of workers that fail the same blocks as before are not doubled"
+
+
+def test_workers_that_break_at_the_same_time_are_banned_and_the_data_are_not_blamed(world: World) -> None:
+    world.set(maxblockspercore=1, max_failures=3, backoff_s=0)
+    for seqno in range(1, 31):
+        world.add_file(2, seqno=seqno)
+    hosts = [f"wn{n}" for n in range(4)]
+    for job in range(8):
+        world.checkout(job, host=hosts[job % 4])
+        world.report(job, host=hosts[job % 4])
+    job = 8
+    left = list(hosts)
+    while left and job < 100:
+        for host in list(left):
+            try:
+                answer = world.checkout(job, host=host)
+            except psycopg.Error as error:
+                assert error.sqlstate == "OG601"
+                left.remove(host)
+                continue
+            if answer["status"] == "assigned":
+                world.report(job, 1 + hosts.index(host), host=host)
+            else:
+                world.let_backoff_pass()
+            job += 1
+    assert sorted(row["worker"] for row in call(world.db, "blocked_workers")) == [
+        f"{h}@127.0.0.1" for h in hosts
+    ]
+    assert call(world.db, "quarantined", project="p") == []
 
 
 def test_black_hole_node_wastes_less_than_a_fiftieth_and_quarantines_nothing(world: World) -> None:

@@ -53,9 +53,10 @@ RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Bans a worker that failed max_fast_failures slices within fast_failure_s of starting, and more than half of all that
 -- it had, since its last ban or within block_worker_s; its data failures no longer count against the slices. Merges don't count.
--- Failures that something else is to blame for don't either, and none does while _others_fail_alike.
+-- Failures that something else is to blame for don't either (_failures_of_node), and none does while _others_fail_alike.
 -- Promise:    after its ban a worker is on probation: until its first success, for a day at most, a single fast failure bans
---             it again, twice as long as before, up to 30 days. When another session has the worker's ban, that session bans or
+--             it again: as long as before where the blocks had failed before, else twice as long, up to 30 days. That failure counts
+--             against its slice: the data may be bad. When another session has the worker's ban, that session bans or
 --             unbans the worker, and this one leaves the ban alone.
 -- Parameters: p_project  the project's row;  p_worker  see _worker;  p_fault  of its newest failure, see _fault
 -- Locks:      see _ban, then _discount_failures
@@ -63,7 +64,9 @@ DECLARE
     v_ban          osgprod_data.worker_bans;
     v_on_probation boolean;
     v_since        timestamptz;
+    v_limit        int;
     v_fast         int;
+    v_is_new       boolean;
     v_all          int;
     v_reason       text;
 BEGIN
@@ -73,13 +76,12 @@ BEGIN
     v_on_probation := osgprod._is_on_probation(v_ban, p_worker, false) IS TRUE;
     v_since := greatest(v_ban.banned_at,
         CASE WHEN NOT v_on_probation THEN now() - make_interval(secs => p_project.block_worker_s) END);
-    -- Attempts that started before its last ban are covered by that ban, and do not count for another one.
-    SELECT count(*) INTO v_fast FROM osgprod._fast_failures(p_project, p_worker, v_since) f
-     WHERE f.started_at > v_since AND NOT EXISTS (
-        SELECT FROM osgprod_data.recent_failures r  -- something else is to blame for these
-         WHERE r.project_id = p_project.project_id AND r.started_at = f.started_at AND r.worker = p_worker
-           AND r.blamed IS NOT NULL);
-    IF v_fast < (CASE WHEN v_on_probation THEN 1 ELSE p_project.max_fast_failures END) THEN
+    v_limit := CASE WHEN v_on_probation THEN 1 ELSE p_project.max_fast_failures END;
+    IF (SELECT count(*) < v_limit FROM osgprod._fast_failures(p_project, p_worker, v_since)) THEN  -- quick, and true of most
+        RETURN;
+    END IF;
+    SELECT count(*), bool_or(f.is_new) INTO v_fast, v_is_new FROM osgprod._failures_of_node(p_project, p_worker, v_since) f;
+    IF v_fast < v_limit THEN
         RETURN;
     END IF;
     IF NOT v_on_probation THEN
@@ -93,13 +95,13 @@ BEGIN
     IF osgprod._others_fail_alike(p_project.project_id, false, p_worker, p_fault, v_since) THEN
         RETURN;
     END IF;
-    v_ban.times := CASE WHEN v_on_probation THEN v_ban.times + 1 ELSE 1 END;
+    v_ban.times := CASE WHEN v_on_probation THEN v_ban.times + v_is_new::int ELSE 1 END;
     v_reason := CASE WHEN v_on_probation THEN format('failed again within %s s after its last ban', p_project.fast_failure_s)
         ELSE format('%s of its last %s failed within %s s', v_fast, osgprod._counted(v_all, 'attempt'), p_project.fast_failure_s) END;
     IF NOT osgprod._ban(p_project, p_worker, v_ban.times, v_reason) THEN
         RETURN;
     END IF;
-    PERFORM osgprod._discount_failures(p_project, p_worker, v_since);
+    PERFORM osgprod._discount_failures(p_project, p_worker, v_since) WHERE NOT v_on_probation;
 END
 $fn$;
 
@@ -164,20 +166,48 @@ AS $fn$
 $fn$;
 
 CREATE FUNCTION osgprod._fast_failures(p_project osgprod_data.projects, p_worker text, p_since timestamptz)
-RETURNS TABLE (outcome osgprod_data.outcome, started_at timestamptz, rawdata_id int, block1 int, opened_at timestamptz)
+RETURNS TABLE (outcome osgprod_data.outcome, started_at timestamptz, rawdata_id int, block1 int, block2 int, opened_at timestamptz)
 LANGUAGE sql STABLE
 AS $fn$
-    -- Slices that a worker failed within fast_failure_s of starting. (STABLE is what lets its callers inline it.)
-    -- Parameters: p_project  the project's row;  p_worker  see _worker;  p_since  reported after that
+    -- A worker's attempts at slices that failed within fast_failure_s of starting. (STABLE is what lets its callers inline it.)
+    -- Parameters: p_project  the project's row;  p_worker  see _worker;  p_since  started after that
     -- Returns:    a row for each report, with the slice that its attempt was leased
-    SELECT r.outcome, a.started_at, a.rawdata_id, a.block1, a.opened_at
+    SELECT r.outcome, a.started_at, a.rawdata_id, a.block1, a.block2, a.opened_at
       FROM osgprod_data.reports r
      CROSS JOIN LATERAL (  -- LIMIT: by key, never by reading all attempts of the project
          SELECT t.* FROM osgprod_data.attempts t
           WHERE t.project_id = r.project_id AND t.cluster = r.cluster AND t.process = r.process AND t.nstart = r.nstart
           LIMIT 1) a
      WHERE r.project_id = p_project.project_id AND r.worker = p_worker AND r.reported_at > p_since AND r.nblocks > 0
-       AND r.outcome IN ('failed', 'node-fault') AND r.ran_s <= p_project.fast_failure_s
+       AND r.outcome IN ('failed', 'node-fault') AND r.ran_s <= p_project.fast_failure_s AND a.started_at > p_since
+$fn$;
+
+CREATE FUNCTION osgprod._failures_of_node(p_project osgprod_data.projects, p_worker text, p_since timestamptz)
+RETURNS TABLE (outcome osgprod_data.outcome, rawdata_id int, block1 int, opened_at timestamptz, is_new boolean)
+LANGUAGE sql STABLE
+AS $fn$
+    -- A worker's fast failures that may be its own fault. Those are not that a wider cause is blamed for, nor those of blocks that
+    -- failed in another attempt during the last hour, whose worker has started and done a slice since: it is the data.
+    -- Parameters: see _fast_failures
+    -- Returns:    as there; is_new: no other failure of these blocks is noted
+    WITH sound AS MATERIALIZED (
+        SELECT r.worker, max(r.reported_at - make_interval(secs => r.ran_s)) AS started_at
+          FROM osgprod_data.reports r  -- project_id + 0: found by time
+         WHERE r.project_id + 0 = p_project.project_id AND r.reported_at > now() - interval '1 hour'
+           AND r.by_worker AND r.outcome = 'done' AND r.nblocks > 0
+         GROUP BY r.worker)
+    SELECT f.outcome, f.rawdata_id, f.block1, f.opened_at, o.failures = 0
+      FROM osgprod._fast_failures(p_project, p_worker, p_since) f
+     CROSS JOIN LATERAL (
+        SELECT count(*) AS failures, coalesce(bool_or(s.started_at > r.failed_at), false) AS is_of_data
+          FROM osgprod_data.recent_failures r LEFT JOIN sound s ON s.worker = r.worker
+         WHERE r.project_id = p_project.project_id AND r.merge_id IS NULL AND r.blamed IS NULL AND r.fault IN ('work', 'node')
+           AND r.rawdata_id = f.rawdata_id AND r.block1 < f.block2 AND r.block2 > f.block1
+           AND (r.started_at, r.worker) <> (f.started_at, p_worker)) o
+     WHERE NOT o.is_of_data AND NOT EXISTS (
+        SELECT FROM osgprod_data.recent_failures r
+         WHERE r.project_id = p_project.project_id AND r.started_at = f.started_at AND r.worker = p_worker
+           AND r.blamed IS NOT NULL)
 $fn$;
 
 CREATE FUNCTION osgprod._discount_failures(p_project osgprod_data.projects, p_worker text, p_since timestamptz)
@@ -193,7 +223,7 @@ BEGIN
     FOR v_slice IN
         WITH blamed AS (
             SELECT f.rawdata_id, f.block1, f.opened_at, count(*) AS times
-              FROM osgprod._fast_failures(p_project, p_worker, p_since) f
+              FROM osgprod._failures_of_node(p_project, p_worker, p_since) f
              WHERE f.outcome = 'failed' GROUP BY f.rawdata_id, f.block1, f.opened_at
         )
         SELECT s.rawdata_id, s.block1, s.state, greatest(s.failures - b.times, 0) AS failures

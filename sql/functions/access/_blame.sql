@@ -38,10 +38,10 @@ AS $fn$
     -- began after it, a pause that still lasts, the suspension of its file that still lasts, or a wrong setting.
     -- Parameters: see _blame
     INSERT INTO osgprod_data.recent_failures (project_id, started_at, fault, exit_code, is_failure, is_first, worker, address,
-           place, rawdata_id, block1, opened_at, merge_id, reason, blamed)
+           place, rawdata_id, block1, block2, opened_at, merge_id, reason, blamed)
     SELECT p_project.project_id, p_attempt.started_at, w.fault, p_call.exitcode, p_outcome = 'failed', p_is_first, p_worker,
-           host(p_attempt.client), w.place, p_attempt.rawdata_id, p_attempt.block1, p_attempt.opened_at, p_attempt.merge_id,
-           osgprod._reason(p_call.reason),
+           host(p_attempt.client), w.place, p_attempt.rawdata_id, p_attempt.block1, p_attempt.block2, p_attempt.opened_at,
+           p_attempt.merge_id, osgprod._reason(p_call.reason),
            CASE WHEN p_attempt.merge_id IS NULL
                      AND (p_project.pause_cause IS NOT NULL OR p_attempt.started_at <= p_project.resumed_at) THEN 'project'
                 WHEN EXISTS (SELECT FROM osgprod_data.worker_bans b

@@ -96,7 +96,7 @@ AS $fn$
 -- Says why no more attempts of a project may start: max_live of them live; or it is a test of what may not work, and as many
 -- live as may during that. A project that has paused itself tries one job at a time, first after retest_s, later after
 -- half of the time that the pause has lasted, at most 5 times retest_s; one that started more than 10 times retest_s ago is
--- not waited for, so there can be two. A new work script is tried by probe_jobs jobs at a time, until as many have succeeded.
+-- not waited for, so there can be more. A new work script is tried by probe_jobs jobs at a time, until as many have succeeded.
 -- Parameters: p_project  the project's row
 -- Returns:    code (OG603, OG501; none of a new work script), message and hint; NULL = this job may start
 -- Locks:      of a pause the project's row, SKIP LOCKED; of a new work script (advisory: project_id, -3), tried: its first jobs
@@ -107,11 +107,9 @@ BEGIN
             p_project.max_live), format('try again later; osgprod project set %s max_live=N changes it', p_project.name)];
     ELSIF p_project.pause_cause IS NOT NULL THEN
         UPDATE osgprod_data.projects p
-           SET probe_at = now() + make_interval(secs => least(greatest(p.retest_s,
-                   extract(epoch FROM now() - p.paused_at) / 2), 5 * p.retest_s))
+           SET probe_at = now() + make_interval(secs => least(greatest(p.retest_s, extract(epoch FROM now() - p.paused_at) / 2), 5 * p.retest_s))
          WHERE p.project_id = (SELECT q.project_id FROM osgprod_data.projects q
-                                WHERE q.project_id = p_project.project_id AND q.probe_at <= now()
-                                  FOR NO KEY UPDATE SKIP LOCKED)
+                                WHERE q.project_id = p_project.project_id AND q.probe_at <= now() FOR NO KEY UPDATE SKIP LOCKED)
            AND osgprod._live_since(p.project_id, greatest(p.paused_at, now() - make_interval(secs => 10 * p.retest_s))) = 0;
         problem := CASE WHEN NOT FOUND THEN ARRAY['OG501',
             format('project %s has paused itself: %s', p_project.name, p_project.pause_reason),
@@ -127,10 +125,12 @@ $fn$;
 CREATE FUNCTION osgprod._live_since(p_project_id int, p_since timestamptz)
 RETURNS bigint LANGUAGE sql STABLE
 AS $fn$
-    -- Attempts that started after a time and hold a slice. (project_id + 0: found by time.)
-    SELECT count(*) FROM osgprod_data.attempts a
-      JOIN osgprod_data.slices s USING (project_id, rawdata_id, block1, cluster, process, nstart)
-     WHERE a.project_id + 0 = p_project_id AND a.started_at > p_since AND s.state = 'leased'
+    -- Attempts that hold a slice whose job first started on it after a time. (project_id + 0: found by time.)
+    SELECT count(*) FROM osgprod_data.attempts a JOIN osgprod_data.slices s USING (project_id, rawdata_id, block1, cluster, process, nstart)
+     WHERE a.project_id + 0 = p_project_id AND a.started_at > p_since AND s.state = 'leased' AND NOT EXISTS (
+        SELECT FROM osgprod_data.attempts b
+         WHERE (b.project_id, b.cluster, b.process) = (a.project_id, a.cluster, a.process) AND b.started_at <= p_since
+           AND (b.rawdata_id, b.block1, b.opened_at) = (a.rawdata_id, a.block1, a.opened_at))
 $fn$;
 
 CREATE FUNCTION osgprod._begin_test(p_project osgprod_data.projects, p_digest text)
