@@ -18,7 +18,7 @@ AS $fn$
 -- Parameters: p_project  the project's row;  p_call  the call, whose job is locked
 -- Returns:    last: the attempt whose slice it gets again; NULLs = it gets a new slice. starts: how often it has started.
 --             follows: see attempts. problem: OG111 after is not the token of an attempt of this job, OG409 that attempt has not
---             succeeded, OG410 the job has started on other slices since
+--             succeeded, OG410 the job has started again since
 -- Source:     docs/protocol.md "Several slices a job"
 DECLARE
     v_named record;
@@ -48,7 +48,7 @@ BEGIN
         last := NULL;
         follows := v_named.nstart;
     ELSIF follows IS DISTINCT FROM v_named.nstart THEN
-        problem := ARRAY['OG410', format('parameter after: job %s.%s has started on other slices since start %s',
+        problem := ARRAY['OG410', format('parameter after: job %s.%s has started again since start %s',
             p_call.cluster, p_call.process, v_named.job_start),
             'send the Osgprod-Token of the success that was reported last, or ask without after'];
     END IF;
