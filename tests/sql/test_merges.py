@@ -543,6 +543,19 @@ def test_files_that_were_complete_before_are_merged_when_that_is_set(world: Worl
     assert [merge["state"] for merge in merges(world)] == ["superseded", "done"]
 
 
+def test_merge_that_merge_by_none_keeps_from_being_assigned_is_listed_with_that_reason(
+    merging: World,
+) -> None:
+    slices(merging, 0, 3)
+    merging.tick()
+    listed = {}
+    for merge_by in ("none", "file"):
+        merging.set(merge_by=merge_by)
+        (row,) = call(merging.db, "list_merges", project="p")
+        listed[merge_by] = (row["state"], row["reason"])
+    assert listed == {"none": ("ready", "not assigned: merge_by is none"), "file": ("ready", None)}
+
+
 def test_caller_without_the_merge_script_has_to_fetch_it_first(merging: World) -> None:
     answer = merging.checkout(0, templates=json.dumps({"osgprod_work.bash": DIGEST}))
     assert (answer["status"], answer["task"], answer["workscript"]) == (

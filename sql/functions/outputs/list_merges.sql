@@ -11,10 +11,10 @@ AS $fn$
 --             p_limit    rows at most [1 .. 100000]
 -- Returns:    a row a merge. seqno NULL = of the whole run; inputs: slices of its last attempt; missing: quarantined blocks it was
 --             made without; the job that holds or held it last; lease_left_s [s] of a leased one; files, bytes [bytes] and
---             events that a done one delivered; reason: what its last report said
+--             events that a done one delivered; reason: why it is not assigned while merge_by is none, and what its last report said
 -- Errors:     OG301 unknown project; OG108 state or limit out of range
 DECLARE
-    v_project_id int := (osgprod._get_project(p_project)).project_id;
+    v_project osgprod_data.projects := osgprod._get_project(p_project);
 BEGIN
     IF p_state <> ALL (enum_range(NULL::merge_state)::text[] || 'open'::text) THEN
         RAISE EXCEPTION 'the state of a merge is waiting, ready, leased, done, failed, superseded or open, not %', osgprod._quoted(p_state)
@@ -25,9 +25,11 @@ BEGIN
            m.exit_codes[cardinality(m.exit_codes)], nullif(m.cluster, CASE m.nstart WHEN 0 THEN 0 END),
            nullif(m.process, CASE m.nstart WHEN 0 THEN 0 END), nullif(m.nstart, 0), osgprod._worker(a.client, a.host),
            CASE m.state WHEN 'leased' THEN extract(epoch FROM m.due_at - now())::int END, m.made_at, m.done_at,
-           o.files, o.bytes, o.events, r.reason
+           o.files, o.bytes, o.events,
+           nullif(concat_ws('; ', CASE WHEN v_project.merge_by = 'none' AND m.state IN ('waiting', 'ready')
+                                       THEN 'not assigned: merge_by is none' END, r.reason), '')
       FROM (SELECT x.* FROM merges x
-             WHERE x.project_id = v_project_id AND (p_runs IS NULL OR x.run = ANY (p_runs))
+             WHERE x.project_id = v_project.project_id AND (p_runs IS NULL OR x.run = ANY (p_runs))
                AND CASE p_state WHEN 'open' THEN x.state IN ('waiting', 'ready', 'leased')
                    ELSE x.state::text = coalesce(p_state, x.state::text) END
              ORDER BY x.run, x.seqno, x.merge_id LIMIT osgprod._limit(p_limit)) m
