@@ -577,6 +577,18 @@ def test_done_over_time_grows_from_nothing_to_what_is_done_now(world: World, age
 
 
 @pytest.mark.history_by_hand
+def test_attempts_of_a_worker_are_the_sum_of_its_outcomes(world: World) -> None:
+    world.add_file(4)
+    outcomes = ("done", "failed", "node-fault", "lost", "superseded")
+    put_reports(world, [(60 + n, outcome, 0, "M", 0) for n, outcome in enumerate(outcomes * 2)])
+    rows = call(world.db, "attempts_by_worker", project="p", order="busy")
+    names = [outcome.replace("-", "_") + "s" * (outcome == "node-fault") for outcome in outcomes]
+    assert sum(row["attempts"] for row in rows) == 10
+    for row in rows:
+        assert row["attempts"] == sum(row[name] for name in names), row
+
+
+@pytest.mark.history_by_hand
 def test_site_and_worker_where_only_merges_succeeded_are_counted(world: World) -> None:
     """A merge has no blocks: a time for each of them is not known, and no error."""
     world.add_file(4)

@@ -2,14 +2,14 @@ CREATE FUNCTION osgprod.attempts_by_worker(
     p_project text, p_hours int DEFAULT 6, p_order text DEFAULT 'failing', p_limit int DEFAULT 20,
     p_site text DEFAULT NULL)
 RETURNS TABLE (worker text, site text, attempts bigint, done bigint, failed bigint, node_faults bigint, lost bigint,
-    s_per_block float8, last_at timestamptz, banned_until timestamptz, refused_until timestamptz)
+    superseded bigint, s_per_block float8, last_at timestamptz, banned_until timestamptz, refused_until timestamptz)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
 -- Lists worker nodes by their attempts in the last hours: the failing, the slowest, or the busiest.
 -- Parameters: p_project  project name;  p_hours  how far back [h; 1 .. 8760]; the reports of that time are read
 --             p_order    failing (most failures, faults and losses first), slow (most time a block first) or busy
 --             p_limit    rows at most [1 .. 100000];  p_site  only at this site; NULL = all
--- Returns:    a row a worker node; s_per_block: time of successes for each of their blocks [s]; banned_until: of its ban,
+-- Returns:    a row a worker node; attempts = done + failed + node_faults + lost + superseded; s_per_block: time of successes for each of their blocks [s]; banned_until: of its ban,
 --             under any of its names or of its site; NULL = it is not banned; refused_until: the same, by its former name,
 --             until 0.16.0. failing: only those with a failure, fault or loss; slow: only those with a done slice
 -- Errors:     OG301 unknown project; OG108 hours, order or limit out of range
@@ -28,6 +28,7 @@ BEGIN
                count(*) FILTER (WHERE r.outcome = 'failed') AS failed,
                count(*) FILTER (WHERE r.outcome = 'node-fault') AS node_faults,
                count(*) FILTER (WHERE r.outcome = 'lost') AS lost,
+               count(*) FILTER (WHERE r.outcome = 'superseded') AS superseded,
                (sum(r.ran_s) FILTER (WHERE r.outcome = 'done' AND r.nblocks > 0))::float8  -- a merge has no blocks
                    / nullif(sum(r.nblocks) FILTER (WHERE r.outcome = 'done'), 0) AS s_per_block,
                max(r.reported_at) AS last_at
