@@ -17,7 +17,8 @@ AS $fn$
                         AND n.route = 'checkout' AND n.reason = 'mergescript' AND NOT EXISTS (
                             SELECT FROM osgprod_data.merges m
                               JOIN osgprod_data.attempts a USING (project_id, cluster, process, nstart)
-                             WHERE m.project_id = p_project.project_id AND m.state = 'leased' AND a.started_at > n.answered_at)
+                             WHERE m.project_id = p_project.project_id AND m.state IN ('leased', 'done')
+                               AND a.started_at > n.answered_at)
                       ORDER BY n.answered_at DESC LIMIT 1)) END
 $fn$;
 
