@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import signal
 import threading
+from collections.abc import Sequence
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,7 @@ from shim.cli.base import (
     unused,
     whole,
 )
-from shim.cli.terminal import cell, show, working
+from shim.cli.terminal import Row, cell, show, wants, working
 from shim.words import counted, noun
 
 if TYPE_CHECKING:
@@ -160,7 +161,10 @@ def attempts(
     else:
         filters = {"outcome": outcome, "exit_code": exit_code, "worker": worker, "site": site}
         rows = look("list_attempts", project=project, limit=limit, hours=hours, **filters)
-    show(rows, as_json, "no such attempt", limit=None if by else limit, spare=SAID_BY_PATH)
+    shown: Sequence[Row] = rows
+    if by == "site" and not (as_json or wants("csv")):
+        shown = [{**row, "site": row["site"] or "not named"} for row in rows]
+    show(shown, as_json, "no such attempt", limit=None if by else limit, spare=SAID_BY_PATH)
 
 
 @osgprod.command()

@@ -232,3 +232,4 @@ def project_remove(project: str, force: bool, dry_run: bool, as_json: bool) -> N
     from shim import admin
 
     show([admin.remove_project(project, force, dry_run)], as_json)
+    click.echo(f"osgprod: project {project} {'would be' if dry_run else 'is'} removed", err=True)

@@ -125,7 +125,7 @@ def rawdata_load(
         folders = [source for source in every if not is_url(source)]
         others = ", ".join(str(path) for folder in folders for path in scan.passed_over(folder, 3, names)[:3])
         hint = (
-            f"a name must contain run and number; skipped: {others}"
+            f"describe names with --pattern, like 'run(?P<run>\\d+)_(?P<seqno>\\d+)\\.evio'; skipped: {others}"
             if others
             else "name the folder with the files, or describe their names with --pattern"
         )
@@ -444,7 +444,10 @@ def slices_recycle(
     choice |= {"client": client, "since": since, "cluster": cluster, "process": process}
     with working("recycling"):
         rows = ask("recycle", project=project, **choice, dry_run=dry_run)
-    show(rows, as_json, "no such slice")
+    empty = "no such slice"
+    if not states and not is_chosen:
+        empty = f"no slice of project {project} is quarantined, or waits after failures or node faults"
+    show(rows, as_json, empty)
     if rows:
         blocks = sum(row["block2"] - row["block1"] for row in rows)
         verb = "would be" if dry_run else noun(len(rows), "is", "are")

@@ -580,7 +580,8 @@ def _integer(request: Request, name: str) -> int | None:
     number = number_of(text)
     if text and number is None:  # to leave it out would show other rows than those asked for
         raise BadRequest(
-            f"parameter {name} must be a number, not {text[:40]!r}", "write digits, or leave it out"
+            f"parameter {name} must be a number, not {text[:40]!r}",
+            f"write digits: 0 to {MOST_NUMBER}, or leave it out",
         )
     return number
 

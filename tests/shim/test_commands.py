@@ -199,6 +199,17 @@ def test_limit_of_sites_is_not_said_to_hide_any_since_one_row_is_for_all_others(
     assert run("attempts", "p", "--by", "site", "--limit", 1).stderr == ""
 
 
+def test_attempts_of_jobs_that_name_no_site_are_counted_in_a_row_with_that_name(
+    run: Run, world: World
+) -> None:
+    world.add_file(1)
+    world.checkout(0)
+    world.report(0)
+    lines = run("attempts", "p", "--by", "site").stdout.splitlines()
+    assert lines[0].split()[0] == "site" and lines[-1].startswith("not named")
+    assert rows_of(run("attempts", "p", "--by", "site", "--json"))[0]["site"] is None
+
+
 def test_list_of_bans_ends_at_the_limit_with_a_line_as_other_lists(run: Run, world: World) -> None:
     for worker in ("wn1", "wn2"):
         call(world.db, "ban_worker", project="p", worker=worker, seconds=60)
@@ -435,7 +446,8 @@ def test_folder_with_no_raw_data_is_refused_and_names_what_was_passed_over(run: 
     said, hint = result.stderr.splitlines()
     assert said == f"osgprod: no file hd_rawdata_RRRRRR_SSS.evio is below {folder}"
     names = (f"{folder}/b/a.evio", f"{folder}/b/hd_rawdata_7_0.evio", f"{folder}/c.evio")
-    assert hint == f"hint: a name must contain run and number; skipped: {', '.join(names)}"
+    pattern = r"'run(?P<run>\d+)_(?P<seqno>\d+)\.evio'"
+    assert hint == f"hint: describe names with --pattern, like {pattern}; skipped: {', '.join(names)}"
 
 
 def test_check_calls_no_file_gone_that_is_there(run: Run, world: World, folder: Path) -> None:
@@ -594,7 +606,8 @@ def test_command_that_changes_nothing_does_not_say_that_it_did(run: Run, world: 
     assert "has these values already" in run("project", "set", "p", "probe_jobs=0", "max_live=none").stdout
     for command, said in (
         (("merges", "retry", "p"), "no such merge"),
-        (("slices", "recycle", "p"), "no such slice"),
+        (("slices", "recycle", "p"), "no slice of project p is quarantined, or waits after failures"),
+        (("slices", "recycle", "p", "--exit-code", "7"), "no such slice"),
         (("slices", "resume", "p"), "no such file of project p is suspended"),
         (("reclaim", "p"), "no lease has expired"),
         (("reclaim", "p", "--cluster", "7"), "no such slice is leased"),
@@ -631,9 +644,14 @@ def test_project_is_removed_only_without_live_attempts_and_by_force_when_work_wa
     assert done.exit_code == 1 and "project p has 1 block done" in done.stderr
     assert "osgprod project export p DIR" in done.stderr
     counts = {"files": 1, "slices": 1, "blocks_done": 1, "attempts": 1, "reports": 1}
-    assert json.loads(run("project", "remove", "p", "--dry-run", "--json").stdout) == [counts]
+    foretold = run("project", "remove", "p", "--dry-run", "--json")
+    assert (json.loads(foretold.stdout), foretold.stderr) == (
+        [counts],
+        "osgprod: project p would be removed\n",
+    )
     assert world.progress()["blocks_done"] == 1, "a dry run changes nothing"
-    assert json.loads(run("project", "remove", "p", "--force", "--json").stdout) == [counts]
+    removed = run("project", "remove", "p", "--force", "--json")
+    assert (json.loads(removed.stdout), removed.stderr) == ([counts], "osgprod: project p is removed\n")
     assert call(world.db, "progress") == []
     assert len(call(world.db, "list_rawdata")) == 1, "registered files stay"
     world.with_project("p")
