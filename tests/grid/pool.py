@@ -17,7 +17,7 @@ from typing import Any, Self
 import pytest
 
 from tests.grid.parts import apt, why_missing
-from tests.support import CHECKOUT, free_port
+from tests.support import CHECKOUT, PATIENCE_S, free_port
 
 RELEASE = "trixie"  # Debian 12 has no HTCondor
 PACKAGES = ("condor", "curl", "procps", "python3-minimal")
@@ -323,7 +323,7 @@ class Pool:
 
     @staticmethod
     def wait(timeout_s: float, what: str | Callable[[], str], is_so: Callable[[], bool]) -> None:
-        end = time.monotonic() + timeout_s
+        end = time.monotonic() + max(timeout_s, PATIENCE_S)
         while not is_so():
             assert time.monotonic() < end, what() if callable(what) else what
             time.sleep(0.3)

@@ -1179,7 +1179,8 @@ def test_watch_listens_again_when_the_connection_was_cut(world: World) -> None:
     assert watching.stderr is not None
     assert watching.stderr.readline() == "listening\n"
     world.db.execute(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%' OR query = 'SELECT'"
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
     )
     assert "connection is lost" in watching.stderr.readline()
     assert watching.stderr.readline() == "listening\n"
