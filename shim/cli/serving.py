@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
 import hashlib
 import os
 import shutil
@@ -20,9 +21,11 @@ import uvicorn
 
 from shim import config
 from shim.app import create_app
+from shim.cli.workers import Config, Workers
 from shim.config import Settings
 from shim.database import PoolerError, call, connect, pooling
 from shim.errors import REFUSED, WRONG, OperatorError
+from shim.local import embedded
 from shim.version import which_is_older
 from shim.web import logs
 from shim.web.bounds import BoundedProtocol
@@ -48,6 +51,8 @@ def serve(
 ) -> None:
     """Serve until SIGINT or SIGTERM; then everything that it started is stopped as well.
 
+    It also ends when the database of our own does.
+
     Parameters
     ----------
     host, port : str and int
@@ -64,7 +69,7 @@ def serve(
     Raises
     ------
     OperatorError
-        The port is taken, a setting can't be, or the database of our own does not start.
+        The port is taken, a setting can't be, or the database of our own does not start, or has ended.
     psycopg.Error
         The database of our own refuses something.
     """
@@ -72,8 +77,10 @@ def serve(
     signal.signal(signal.SIGTERM, _end)
     create_app()  # a setting that can't be is named here once, and not again and again by each worker
     settings = Settings.read()
+    own: embedded.Server | None = None
+    lost: list[Path] = []  # the folder of our own database, once that has ended
     with contextlib.ExitStack() as stack, contextlib.suppress(KeyboardInterrupt):
-        server = uvicorn.Config(
+        server = Config(
             application,
             factory=True,
             host=host,
@@ -95,10 +102,11 @@ def serve(
                 stack.callback(_remove_socket, uds, Path(uds).stat().st_ino)
         root = settings.document_root
         if not settings.names_a_server:
-            from shim.local import embedded
-
             folder = data_folder(settings)
-            dsn = stack.enter_context(embedded.server(folder))
+            own = embedded.Server(folder, {})
+            stack.callback(own.stop)
+            own.start()
+            dsn = own.dsn
             seed(dsn, folder, say)
             say(f"PostgreSQL: psql '{dsn}'")
             root = settings.document_root if settings.has_document_root else folder / "www"
@@ -114,7 +122,20 @@ def serve(
         say(f"serving {where}, Ctrl-C ends it")
         if not root.is_dir():
             say(f"no work scripts until there is a folder {root}, or OSGPROD_DOCUMENT_ROOT names another")
+        if own is not None:
+            own.watch(functools.partial(_end_without_database, own.folder, lost))
         _run(server, listener, settings)
+    if lost:
+        raise OperatorError(
+            "its PostgreSQL has ended",
+            f"start osgprod serve again, nothing is lost; {lost[0] / 'server.log'} may say why",
+        )
+
+
+def _end_without_database(folder: Path, lost: list[Path]) -> None:
+    """End as Ctrl-C does: without its database, this server would answer 503 for ever."""
+    lost.append(folder)
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 def _look_for_database(say: Callable[[str], None]) -> None:
@@ -142,8 +163,6 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 def _run(server: uvicorn.Config, listener: socket.socket, settings: Settings) -> None:
     if server.workers > 1:
-        from shim.cli.workers import Workers
-
         with tempfile.TemporaryDirectory(prefix="osgprod-metrics-") as folder:
             if settings.metrics_folder is None:
                 config.export(PROMETHEUS_MULTIPROC_DIR=folder)  # the processes add up here what they count
@@ -241,7 +260,7 @@ def data_folder(settings: Settings) -> Path:
             rule = f"a folder that is there or can be made ({error.strerror})"
             raise config.SettingError("OSGPROD_DATA_FOLDER", str(settings.data_folder), rule) from None
         return settings.data_folder
-    from shim.local import demo, embedded
+    from shim.local import demo
 
     uid = embedded.server_uid()
     inside = demo.CHECKOUT / ".osgprod" / f"uid-{uid}"
@@ -274,7 +293,7 @@ def seed(dsn: str, folder: Path, say: Callable[[str], None]) -> None:
     with connect(dsn) as connection:
         if call(connection, "progress"):
             return
-        say("making the project demo with three small EVIO files")
+        say(f"making the project {demo.PROJECT} with three small EVIO files; its magic is {demo.MAGIC!r}")
         (folder / "rawdata").mkdir(exist_ok=True)
         demo.write_files(folder / "rawdata")
         demo.load(connection, demo.PROJECT, demo.MAGIC, folder / "rawdata")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
+import os
 import signal
 import time
 from socket import socket
@@ -11,8 +13,23 @@ import uvicorn
 from uvicorn.supervisors import Multiprocess
 from uvicorn.supervisors.multiprocess import Process
 
+from shim.local import embedded
+
 _log = logging.getLogger("uvicorn.error")
 _ENDS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Config(uvicorn.Config):
+    """uvicorn's, whose processes end with the first one. When that was killed, they went on, and held the port."""
+
+    def load(self) -> None:
+        """Make the application; called in each process that serves."""
+        first = multiprocessing.parent_process()
+        if first is not None:
+            embedded.end_with_parent(signal.SIGTERM)
+            if os.getppid() != first.pid:  # it ended before
+                os.kill(os.getpid(), signal.SIGTERM)
+        super().load()
 
 
 class Workers(Multiprocess):

@@ -17,8 +17,9 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ class Server:
     """
 
     def __init__(self, folder: Path, settings: dict[str, str]) -> None:
-        self._folder = folder
+        self.folder = folder
         self._user = server_user()
         self._programs: Path | None = None
         self._data = folder / "data"
@@ -116,12 +117,12 @@ class Server:
     def start(self) -> None:
         """Makes the data if there are none, starts the server, waits until it accepts connections."""
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             hint = "OSGPROD_DATA_FOLDER names another folder, OSGPROD_DSN a server"
-            raise EmbeddedError(f"{self._folder}: {error.strerror}", hint) from error
-        self._give_to_server(self._folder)
-        self._programs = programs_for(self._user, self._folder)
+            raise EmbeddedError(f"{self.folder}: {error.strerror}", hint) from error
+        self._give_to_server(self.folder)
+        self._programs = programs_for(self._user, self.folder)
         if not (self._data / "PG_VERSION").exists():
             self._make_data()
         self._refuse_second()
@@ -137,16 +138,28 @@ class Server:
         how : signal.Signals
             SIGINT = fast, connections are cut; SIGQUIT = immediate, as in a crash.
         """
-        if self._process is not None:
-            self._process.send_signal(how)
+        process, self._process = self._process, None
+        if process is not None:
+            process.send_signal(how)
             try:
-                self._process.wait(STOP_TIMEOUT_S)
+                process.wait(STOP_TIMEOUT_S)
             except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-            self._process = None
+                process.kill()
+                process.wait()
         if self._sockets != Path():
             shutil.rmtree(self._sockets, ignore_errors=True)
+
+    def watch(self, ended: Callable[[], None]) -> None:
+        """Calls a function, in a thread, when the server ends and nobody here has stopped it."""
+        process = self._process
+        assert process is not None
+
+        def wait() -> None:
+            process.wait()
+            if self._process is process:
+                ended()
+
+        threading.Thread(target=wait, daemon=True).start()
 
     def restart(self, how: signal.Signals = signal.SIGINT) -> None:
         """Stops the server and starts it again at the same address.
@@ -164,7 +177,7 @@ class Server:
 
     def _make_sockets(self) -> None:
         """Makes the socket folder in /tmp, since its path must be short, and removes that of a killed server."""
-        note = self._folder / "sockets"
+        note = self.folder / "sockets"
         with contextlib.suppress(OSError):  # most have removed it themselves
             if re.fullmatch(r"/tmp/osgprod-pg-\w+", former := str(note.readlink())):  # noqa: S108
                 Path(former).rmdir()
@@ -178,7 +191,7 @@ class Server:
             os.chown(folder, self._user.pw_uid, self._user.pw_gid)
 
     def _make_data(self) -> None:
-        unfinished = self._folder / "data.new"  # a killed initdb leaves nothing that looks like data
+        unfinished = self.folder / "data.new"  # a killed initdb leaves nothing that looks like data
         shutil.rmtree(unfinished, ignore_errors=True)
         result = subprocess.run(
             [
@@ -198,7 +211,7 @@ class Server:
             )
             raise EmbeddedError(
                 f"initdb failed: {causes[0].rpartition('FATAL:')[2].strip()}",  # later lines only report the cleanup
-                f"it needs 40 MB below {self._folder}; or name a server with OSGPROD_DSN instead",
+                f"it needs 40 MB below {self.folder}; or name a server with OSGPROD_DSN instead",
             )
         unfinished.rename(self._data)
 
@@ -206,7 +219,7 @@ class Server:
         pid = _first_line(self._data / "postmaster.pid")
         if pid.isdigit() and _is_postgres(int(pid)):
             raise EmbeddedError(
-                f"the data in {self._folder} are in use by process {pid}",
+                f"the data in {self.folder} are in use by process {pid}",
                 "stop the other osgprod serve first, or name a server with OSGPROD_DSN",
             )
 
@@ -220,14 +233,14 @@ class Server:
         command = [*self._command("postgres"), "-D", str(self._data)]
         for name, value in settings.items():
             command += ["-c", f"{name}={value}"]
-        with (self._folder / "server.log").open("ab") as log:
+        with (self.folder / "server.log").open("ab") as log:
             process: subprocess.Popen[bytes] = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # the terminal's Ctrl-C is for us; we stop the server
-                preexec_fn=_die_with_parent,
+                preexec_fn=end_with_parent,
                 **self._as_server(),
             )
         return process
@@ -242,9 +255,9 @@ class Server:
                     return
             time.sleep(0.01)
         self.stop(signal.SIGQUIT)
-        last = (self._folder / "server.log").read_text(errors="replace").strip().splitlines()[-1:]
+        last = (self.folder / "server.log").read_text(errors="replace").strip().splitlines()[-1:]
         raise EmbeddedError(
-            f"PostgreSQL does not start: {' '.join(last)}", f"see {self._folder / 'server.log'}"
+            f"PostgreSQL does not start: {' '.join(last)}", f"see {self.folder / 'server.log'}"
         )
 
     def _command(self, program: str) -> list[str]:
@@ -262,6 +275,20 @@ class Server:
             "group": self._user.pw_gid,
             "extra_groups": [],
         }
+
+
+def end_with_parent(how: signal.Signals = signal.SIGINT) -> None:
+    """Have this process signalled when its parent ends, however that ends.
+
+    Linux only; elsewhere a killed parent leaves the server to the next start, which names it.
+
+    Parameters
+    ----------
+    how : signal.Signals
+        What it gets then.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, how)
 
 
 def server_uid() -> int:
@@ -336,12 +363,6 @@ def _candidates() -> Iterator[Path]:
     if found:
         yield Path(found).resolve().parent
     yield from sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
-
-
-def _die_with_parent() -> None:
-    # Linux only; elsewhere a killed parent leaves the server to the next start, which names it.
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGINT)
 
 
 def _first_line(path: Path) -> str:

@@ -93,7 +93,7 @@ def test_magic_is_in_no_log_process_list_file_or_answer(
     world: World, folder: Path, our_server: Server, served: tuple[str, Path]
 ) -> None:
     url, log = served
-    server_log = our_server._folder / "server.log"
+    server_log = our_server.folder / "server.log"
     begin = server_log.stat().st_size
     world.add_file(9)
     (folder / "www" / "p").mkdir(parents=True)
@@ -189,7 +189,7 @@ def test_magic_is_in_no_log_process_list_file_or_answer(
 
 def logged(world: World, our_server: Server, settings: dict[str, str]) -> str:
     """What the database server writes of good and bad calls of a login with these settings."""
-    server_log = our_server._folder / "server.log"
+    server_log = our_server.folder / "server.log"
     begin = server_log.stat().st_size
     if not world.db.execute("SELECT FROM pg_roles WHERE rolname = %s", [LOGIN]).fetchall():
         world.db.execute(f"CREATE ROLE {LOGIN} LOGIN IN ROLE osgprod_worker")

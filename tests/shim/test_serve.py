@@ -71,9 +71,12 @@ class Serve:
         try:
             return self.process.wait(PATIENCE_S)
         finally:
-            assert self.process.stdout is not None
-            self.process.stdout.close()
-            self._log.close()
+            self.close()
+
+    def close(self) -> None:
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        self._log.close()
 
 
 def programs_of(folder: Path) -> list[str]:
@@ -108,6 +111,7 @@ def serving(folder: Path, *arguments: str) -> Iterator[Serve]:
     finally:
         if server.process.poll() is None:
             server.end(signal.SIGINT)
+        server.close()
 
 
 @pytest.fixture
@@ -122,7 +126,8 @@ def begun() -> Iterator[Path]:
 
 def test_serves_at_once_seeds_the_demo_and_keeps_its_data(folder: Path) -> None:
     with serving(folder) as server:
-        assert "making the project demo with three small EVIO files" in server.said
+        made = "making the project demo with three small EVIO files; its magic is 'my magic'"
+        assert made in server.said
         assert ask(f"{server.url}/healthz").status_code == 200, server.log()
         assert "# nstarts: 1\n" in ask(f"{server.url}/{EXAMPLE}").text
         with psycopg.connect(server.dsn) as connection:
@@ -280,6 +285,21 @@ def test_several_processes_serve_one_port_and_all_end(begun: Path, workers: str)
     assert programs_of(folder) == []
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_serve_whose_own_postgresql_ends_ends_with_a_line_that_says_what_to_do(
+    begun: Path, workers: str
+) -> None:
+    with serving(begun, "--workers", workers) as server:
+        pid = int((begun / "data" / "data" / "postmaster.pid").read_text().split("\n")[0])
+        os.kill(pid, signal.SIGQUIT)
+        assert server.process.wait(PATIENCE_S) == 1, server.log()
+        assert (
+            "osgprod: its PostgreSQL has ended\nhint: start osgprod serve again, nothing is lost"
+            in server.log()
+        )
+    wait_until_gone(begun)
+
+
 SLOW_APP = """
 import os, pathlib, time
 
@@ -359,6 +379,22 @@ def test_reload_is_tried_until_each_process_is_replaced(folder: Path) -> None:
                 "both are replaced",
                 lambda former=former: len(server.workers()) == 2 and not server.workers() & former,
             )
+
+
+def test_processes_end_with_the_first_one_even_if_that_is_killed(folder: Path) -> None:
+    def run(workers: set[str]) -> list[str]:
+        found = []
+        for pid in workers:
+            with contextlib.suppress(OSError):
+                found += [pid] * bool(Path(f"/proc/{pid}/cmdline").read_bytes())  # a zombie has none
+        return found
+
+    with reloading(folder, start_s=10 * PATIENCE_S) as server:
+        server.wait_for("both serve", lambda: len(list(folder.glob("made-*"))) == 2)
+        workers = server.workers()
+        server.process.kill()
+        server.process.wait(PATIENCE_S)
+        wait_until(lambda: not run(workers), "its processes have ended", seen=lambda: run(workers))
 
 
 def test_a_server_that_waits_for_a_new_process_ends_at_once_when_it_is_told_to(folder: Path) -> None:
