@@ -330,6 +330,7 @@ class Reloading:
             **os.environ,
             "OSGPROD_DSN": "host=/nonexistent",
             "PYTHONPATH": f"{CHECKOUT}:{folder}",
+            "TMPDIR": str(folder),  # what a killed one leaves
         }
         self._log = folder / "log"
         with self._log.open("w") as log:
