@@ -103,7 +103,10 @@ def _response_for(error: Exception) -> tuple[int, bytes]:
             return 400, b""
         case HTTPException(status_code=404):
             message = "nothing is served at this path"
-            return 404, error_text(message, "is the URL right? docs/protocol.md has the routes")
+            return 404, error_text(
+                message,
+                "pages begin at /osgprod/ (OSGPROD_ROOT_PATH), and docs/protocol.md has the routes of jobs",
+            )
         case HTTPException(status_code=405):
             allowed = sorted((error.headers or {}).get("Allow", "GET").split(", "))
             return 405, error_text("this method does nothing here", f"use {' or '.join(allowed)}")

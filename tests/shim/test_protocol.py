@@ -337,6 +337,8 @@ def test_mistyped_path_is_told_and_in_the_log(shim: LiveShim, caplog: pytest.Log
         404,
         "# osgprod error: nothing is served at this path",
     )
+    above = shim.client.get(f"http://127.0.0.1:{shim.port}/")
+    assert above.status_code == 404 and "# hint: pages begin at /osgprod/" in above.text
     lines = [record.getMessage() for record in caplog.records]
     assert any(f"{answer.headers['Osgprod-Request']} " in line and "workscript.bsh" in line for line in lines)
     assert "secret" not in str(lines)
