@@ -123,6 +123,7 @@ class _Demo:
         self._starts: Counter[int] = Counter()
         self._tenth = -1
         self._shown = ""
+        self._merged_files = -1
         self._is_stopped = False
 
     def run(self) -> int:
@@ -188,8 +189,10 @@ class _Demo:
         while True:
             progress, merges = self._progress(), self._merge_states()
             self._bar(progress)
-            if progress["blocks_done"] == progress["blocks"] and merges["done"] == len(FILES):
-                break
+            if progress["blocks_done"] == progress["blocks"]:
+                self._tell_merges(merges)
+                if merges["done"] == len(FILES):
+                    break
             self._reap()
             if time.monotonic() > end:
                 raise DemoFailed(
@@ -283,6 +286,13 @@ class _Demo:
         elif 10 * done // blocks != self._tenth:  # a log gets ten lines
             print(text, flush=True)
         self._tenth = 10 * done // blocks
+
+    def _tell_merges(self, merges: Counter[str]) -> None:
+        """Says how many files are merged, when that changes, and first what the demo waits for."""
+        if merges["done"] != self._merged_files:
+            wait = "; the server looks for merges every ten seconds" * (self._merged_files < 0)
+            self._merged_files = merges["done"]
+            self._say(f"{merges['done']} of {counted(len(FILES), 'file')} merged{wait}")
 
     def _check(self, events: list[range], took_s: float) -> None:
         """Counts what the jobs left: the proof does not come from the database."""

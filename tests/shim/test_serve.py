@@ -443,6 +443,10 @@ def test_demo_keeps_its_promise() -> None:
         "demo: 3 files, 220 of 220 blocks done exactly once, 1320 of 1320 events, 3 merged files delivered"
     )
     assert "was killed with SIGKILL while it ran, and is started again" in ended.stdout
+    whole = ended.stdout.index("220 of 220 blocks done\n")
+    assert ended.stdout.find(" of 3 files merged; the server looks for merges", whole) > 0, (
+        "no silence while it waits"
+    )
 
 
 @pytest.mark.slow
