@@ -164,7 +164,18 @@ def attempts(
     shown: Sequence[Row] = rows
     if by == "site" and not (as_json or wants("csv")):
         shown = [{**row, "site": row["site"] or "not named"} for row in rows]
-    show(shown, as_json, "no such attempt", limit=None if by else limit, spare=SAID_BY_PATH)
+    spare = (
+        *SAID_BY_PATH,
+        "log_url",
+        "schedd",
+        "door",
+        "nstart",
+        "site",
+        "ran_s",
+        "started_at",
+        "reported_at",
+    )
+    show(shown, as_json, "no such attempt", limit=None if by else limit, spare=() if by else spare)
 
 
 @osgprod.command()

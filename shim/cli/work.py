@@ -376,7 +376,17 @@ def slices_list(
 ) -> None:
     """List the slices of a project."""
     rows = look("list_slices", project=project, state=state, runs=runs, path=path, limit=limit)
-    show(rows, as_json, "no such slice", limit=limit, spare=SAID_BY_PATH)
+    spare = (
+        *SAID_BY_PATH,
+        "output_adler32",
+        "output_url",
+        "output_bytes",
+        "nstart",
+        "not_before",
+        "faults",
+        "since",
+    )
+    show(rows, as_json, "no such slice", limit=limit, spare=spare)
 
 
 @slices.command("size")
