@@ -284,11 +284,12 @@ def _unban(project: str, worker: str | None, site: str | None, dry_run: bool, re
     was_banned = rows[0]["ban_worker"] is not None
     if was_banned:
         click.echo(f"{name} {'would be' if dry_run else 'is'} no longer banned")
+    elif _warn_of_unknown(project, worker, site):
+        click.echo(f"{name} was not banned")
     else:
         click.echo(
             f"{name} was not banned; its failures until now {'would ' * dry_run}count against it no longer"
         )
-        _warn_of_unknown(project, worker, site)
     if worker is not None and not dry_run:
         for row in ask("find", text=worker.removeprefix("merges:")):
             if row["project"] == project and row["banned_until"]:
@@ -299,19 +300,23 @@ def _unban(project: str, worker: str | None, site: str | None, dry_run: bool, re
                 )
 
 
-def _warn_of_unknown(project: str, worker: str | None, site: str | None) -> None:
-    """Say so where no job of the project was on that worker or at that site."""
+def _warn_of_unknown(project: str, worker: str | None, site: str | None) -> bool:
+    """Say so, and return True, where no job of the project was on that worker or at that site."""
+    name = _meant(worker, site).removeprefix("merges:")
     kind, listing = (
         ("site", "attempts {} --by site --hours 168")
-        if site
+        if name.startswith("site:")
         else ("worker", "workers list {} --order busy --hours 168")
     )
-    if not any(row["kind"] == kind and row["project"] == project for row in ask("find", text=site or worker)):
+    found = ask("find", text=name.removeprefix("site:"))
+    is_unknown = name != "all" and not any(row["kind"] == kind and row["project"] == project for row in found)
+    if is_unknown:
         click.echo(
             f"osgprod: no job of project {project} was on {_meant(worker, site)} within seven days;"
             f" osgprod {listing.format(project)} lists the names",
             err=True,
         )
+    return is_unknown
 
 
 @workers.command("unban")

@@ -1,4 +1,4 @@
-"""The processes of ``osgprod serve --workers N``, and their replacement at a reload."""
+"""The processes of ``osgprod serve --workers N``, their replacement at a reload, and their end with the first one."""
 
 from __future__ import annotations
 

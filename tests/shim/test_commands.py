@@ -581,12 +581,16 @@ def test_worker_is_banned_and_unbanned_in_plain_words(run: Run, world: World) ->
         assert still.endswith(" by the ban of site:SITE_A\n")
     assert run("workers", "unban", "p", "--site", "SITE_A").stderr == ""
     never = run("workers", "unban", "p", "wm1")
-    assert never.stdout == "wm1 was not banned; its failures until now count against it no longer\n"
+    assert never.stdout == "wm1 was not banned\n"
     assert never.stderr.startswith("osgprod: no job of project p was on wm1 within seven days")
     assert run("workers", "ban", "p", "wn1", "--seconds", "0").output == (
         "wn1 was not banned; its failures until now count against it no longer\n"
     )
     assert call(world.db, "blocked_workers") == []
+    world.report(0)
+    for name in ("merges:wn1", "merges:site:SITE_A", "merges:all", "all"):
+        assert run("workers", "ban", "p", name).stderr == "", "such jobs are known"
+        assert run("workers", "unban", "p", name).stderr == ""
 
 
 def test_command_that_changes_nothing_does_not_say_that_it_did(run: Run, world: World) -> None:
