@@ -113,7 +113,7 @@ BEGIN
            AND osgprod._live_since(p.project_id, greatest(p.paused_at, now() - make_interval(secs => 10 * p.retest_s))) = 0;
         problem := CASE WHEN NOT FOUND THEN ARRAY['OG501',
             format('project %s has paused itself: %s', p_project.name, p_project.pause_reason),
-            'it tries again with one job at a time, and resumes by itself; osgprod project resume ends the pause now'] END;
+            format('it tries again with one job at a time, and resumes by itself; osgprod project resume %s ends the pause now', p_project.name)] END;
     ELSIF p_project.unproven > 0 AND (NOT pg_try_advisory_xact_lock(p_project.project_id, -3)
             OR osgprod._live_since(p_project.project_id, p_project.tested_since) >= p_project.probe_jobs) THEN
         problem := ARRAY[NULL, format('the first jobs of project %s are a test (probe_jobs = %s), and successes are still lacking: %s',

@@ -1,5 +1,5 @@
 -- Noted failures say which blocks failed: a worker is not to blame for blocks that failed elsewhere, too.
--- depends: 0057-functions
+-- depends: 0056-comments
 
 SET LOCAL ROLE osgprod_owner;
 
