@@ -7,7 +7,7 @@ storage_error="" # what the last command for storage said
 
 # Each kind of storage (url_kind) has four functions: send_KIND FILE URL; stored_KIND URL prints the size of the stored
 # file and, if the storage reports it, its adler32, a line each; move_KIND URL URL renames; remove_KIND URL. When one fails,
-# it prints the error message on the standard error output.
+# it prints the error message on the standard error output, if there is one: a file that is not there has none.
 send_http() {
   call_http "$2" -T "$1"
 }

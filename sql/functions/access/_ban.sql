@@ -54,7 +54,7 @@ AS $fn$
 -- Bans a worker that failed max_fast_failures slices within fast_failure_s of starting, and more than half of all that
 -- it had, since its last ban or within block_worker_s; its data failures no longer count against the slices. Merges don't count.
 -- Failures that something else is to blame for don't either (_failures_of_node), and none does while _others_fail_alike.
--- Promise:    after its ban a worker is on probation: until its first success, for a day at most, a single fast failure bans
+-- Promise:    after a ban (also of its host, address or network) a worker is on probation: until its first success, for a day at most, a single fast failure bans
 --             it again: as long as before where the blocks had failed before, else twice as long, up to 30 days. That failure counts
 --             against its slice: the data may be bad. When another session has the worker's ban, that session bans or
 --             unbans the worker, and this one leaves the ban alone.
@@ -187,7 +187,7 @@ RETURNS TABLE (outcome osgprod_data.outcome, rawdata_id int, block1 int, opened_
 LANGUAGE sql STABLE
 AS $fn$
     -- A worker's fast failures that may be its own fault. Those are not that a wider cause is blamed for, nor those of blocks that
-    -- failed in another attempt during the last hour, whose worker has started and done a slice since: it is the data.
+    -- failed in another attempt (noted for 6 hours), too, whose worker has started and done a slice since: it is the data.
     -- Parameters: see _fast_failures
     -- Returns:    as there; is_new: no other failure of these blocks is noted
     WITH sound AS MATERIALIZED (

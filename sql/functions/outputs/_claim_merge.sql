@@ -26,9 +26,11 @@ CREATE FUNCTION osgprod._claim_merge(p_project osgprod_data.projects, p_call osg
 RETURNS osgprod.claim LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Claims the first ready merge. It has its inputs already: see _make_merges_ready.
--- Promise:    a merge whose last node fault was on this worker is left to others for wait_s after its backoff.
+-- Promise:    a merge whose last node fault was on this worker is left to others for wait_s after its backoff,
+--             if the job names its host.
 -- Parameters: p_project  the project's row;  p_call, p_nstart  the coming attempt
--- Returns:    the merge, with -1 as its blocks, so that nothing takes it for a slice; NULLs when none is free
+-- Returns:    the merge, with -1 as its blocks, so that nothing takes it for a slice; NULLs when none is free, or
+--             the worker is banned from merges
 -- Locks:      the merge, SKIP LOCKED
 -- Source:     docs/design.md I8, docs/merging.md "A merge's life"
 DECLARE
