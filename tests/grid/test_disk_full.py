@@ -190,7 +190,7 @@ def test_full_disk_of_the_wal_stops_the_server_and_nothing_is_lost_when_it_is_ba
             wait_for_health(shim, 200)
             wait_for_blocks(traffic, len(traffic.blocks) + 100)
             traffic.is_stopped = True
-        log = (full_wal._folder / "server.log").read_text()
+        log = (full_wal.folder / "server.log").read_text()
         assert "PANIC" in log and "No space left on device" in log
         assert traffic.asked_again > 0, "some had to wait"
         assert max(traffic.blocks.values()) == 1

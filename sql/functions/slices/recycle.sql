@@ -36,8 +36,8 @@ DECLARE
     v_project_id int := (osgprod._get_project(p_project)).project_id;
     v_path       text := osgprod._path_pattern(p_path);
     v_slice      record;
-    v_files      int[] := '{}';  -- of each slice the file
-    v_blocks     int[] := '{}';  -- and the first block
+    v_files      int[] := '{}'::int[];  -- of each slice the file
+    v_blocks     int[] := '{}'::int[];  -- and the first block
 BEGIN
     PERFORM osgprod._require_read_committed();
     IF NOT coalesce(p_states <@ ARRAY['quarantined', 'failed', 'done'], false) THEN
