@@ -399,10 +399,9 @@ def test_files_for_spool_do_not_go_to_a_destination(policies: Policies, pool: Po
     assert policies.attempts("both") == []
 
 
-def test_job_whose_files_can_not_be_transferred_is_released_by_itself(pool: Pool) -> None:
-    folder = pool.submit_folder("transfer")
-    extra = folder / "extra"
-    extra.write_text("needed")
+def submit_held(pool: Pool, name: str) -> int:
+    """Submits a job that is held, and transfers a file "extra"; returns its cluster."""
+    (pool.submit_folder(name) / "extra").write_text("needed")
     settings = (
         "server=http://127.0.0.1:9/osgprod",
         "inputs=extra",
@@ -412,16 +411,29 @@ def test_job_whose_files_can_not_be_transferred_is_released_by_itself(pool: Pool
         "release_after=3",
     )
     submit = ("condor_submit", "-terse", "-append", "hold = true", *settings, "env=OSGPROD_TRIES=1")
-    done = pool.run(*submit, "/srv/condor/osgprod.sub", user=USER, cwd="/srv/transfer")
-    cluster = int(done.stdout.split(".")[0])
+    done = pool.run(*submit, "/srv/condor/osgprod.sub", user=USER, cwd=f"/srv/{name}")
+    return int(done.stdout.split(".")[0])
+
+
+def is_held(jobs: list[dict[str, Any]], code: int) -> bool:
+    return bool(jobs) and (jobs[0]["JobStatus"], jobs[0].get("HoldReasonCode")) == (HELD, code)
+
+
+def test_job_whose_files_can_not_be_transferred_is_released_by_itself(pool: Pool) -> None:
+    cluster = submit_held(pool, "transfer")
+    extra = pool.srv / "transfer" / "extra"
     extra.unlink()
     pool.run("condor_release", str(cluster), user=USER)
-
-    def is_held(jobs: list[dict[str, Any]], code: int) -> bool:
-        return bool(jobs) and (jobs[0]["JobStatus"], jobs[0].get("HoldReasonCode")) == (HELD, code)
-
     pool.wait_for(cluster, "is held", lambda jobs: is_held(jobs, 13))
     extra.write_text("needed")
+    pool.wait_for(cluster, "runs", lambda jobs: is_held(jobs, 3))  # the server is away
+    pool.run("condor_rm", str(cluster), user=USER)
+
+
+def test_job_whose_files_could_not_be_saved_is_released_by_itself(pool: Pool) -> None:
+    """FailedToCheckpoint, 36: HTCondor holds a job so if it can't save the files after checkpoint_exit_code."""
+    cluster = submit_held(pool, "unsaved")
+    pool.as_user("condor_qedit", str(cluster), "HoldReasonCode", "36")
     pool.wait_for(cluster, "runs", lambda jobs: is_held(jobs, 3))  # the server is away
     pool.run("condor_rm", str(cluster), user=USER)
 
