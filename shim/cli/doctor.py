@@ -107,11 +107,11 @@ def _why_behind() -> tuple[str, str]:
     except psycopg.Error:
         row = None
     if row and not row["is_replica"]:
-        return "it follows no primary", "make it a replica anew: docs/operations.md has the command"
+        return "it follows no primary", "make it a replica again: docs/operations.md has the command"
     if row and row["is_paused"]:
         return "its replay is paused", "SELECT pg_wal_replay_resume() there"
     if row and not row["receives"]:
-        advice = "read its log; where a WAL segment has been removed, make it anew: docs/operations.md has the command"
+        advice = "read its log; where a WAL segment has been removed, make it again: docs/operations.md has the command"
         return "it receives nothing from the primary", advice
     return "", "see in pg_stat_replication of the primary whether it follows; OSGPROD_READ_DSN names it"
 

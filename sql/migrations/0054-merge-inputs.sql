@@ -1,7 +1,5 @@
 -- A merge has its inputs before a job may have it: the tick that makes it ready notes them. The next tick does so for those that
 -- were ready before. Inputs of an attempt from before the merge was taken back are no longer its inputs.
--- A tick of the former functions, until the snapshot is applied, fails at the constraint with a warning. Without the constraint it
--- would make merges ready without inputs, and the new functions would assign them.
 -- depends: 0053-functions
 
 SET LOCAL ROLE osgprod_owner;

@@ -151,14 +151,14 @@ def test_several_processes_add_up_and_a_killed_one_takes_no_count_with_it(
 
     os.kill(min(seen), signal.SIGKILL)
 
-    def is_told() -> bool:
+    def has_answered() -> bool:
         nonlocal found
         with contextlib.suppress(httpx.TransportError):
             found = samples(httpx.get(f"{url}/metrics", timeout=PATIENCE_S, verify=False).text)
             return True
         return False
 
-    wait_until(is_told, "the metrics are told", server)
+    wait_until(has_answered, "the server answers with its metrics", server)
     assert value(found, "osgprod_requests_total", route="healthz", status="200") >= before
 
 

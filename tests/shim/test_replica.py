@@ -326,7 +326,7 @@ def test_replica_made_as_documented_follows_again_until_its_slot_is_lost(
         )
         slots = doctor_finds("replication slots")
         assert not slots["is_well"] and slots["found"] == "osgprod_read lost"
-        assert "make the replica anew" in slots["advice"]
+        assert "make the replica again" in slots["advice"]
 
 
 @pytest.mark.own_replica

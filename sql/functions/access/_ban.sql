@@ -187,7 +187,7 @@ RETURNS TABLE (outcome osgprod_data.outcome, rawdata_id int, block1 int, opened_
 LANGUAGE sql STABLE
 AS $fn$
     -- A worker's fast failures that may be its own fault. Those are not that a wider cause is blamed for, nor those of blocks that
-    -- failed in another attempt (noted for 6 hours), too, whose worker has started and done a slice since: it is the data.
+    -- also failed in another attempt, noted for 6 hours, whose worker has started and done a slice since: there the data failed.
     -- Parameters: see _fast_failures
     -- Returns:    as there; is_new: no other failure of these blocks is noted
     WITH sound AS MATERIALIZED (

@@ -125,7 +125,7 @@ $fn$;
 CREATE FUNCTION osgprod._live_since(p_project_id int, p_since timestamptz)
 RETURNS bigint LANGUAGE sql STABLE
 AS $fn$
-    -- Attempts that hold a slice whose job first started on it after a time. (project_id + 0: found by time.)
+    -- Attempts that hold a slice, of jobs that first started on it after a time. (project_id + 0: found by time.)
     SELECT count(*) FROM osgprod_data.attempts a JOIN osgprod_data.slices s USING (project_id, rawdata_id, block1, cluster, process, nstart)
      WHERE a.project_id + 0 = p_project_id AND a.started_at > p_since AND s.state = 'leased' AND NOT EXISTS (
         SELECT FROM osgprod_data.attempts b

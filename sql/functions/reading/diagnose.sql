@@ -35,7 +35,7 @@ BEGIN
                         CASE WHEN s.active THEN 'active' ELSE 'inactive' END, pg_size_pretty(s.behind)) END,
                     ', ' ORDER BY s.slot_name), 'none'),
            CASE WHEN bool_or(s.is_lost) THEN 'the replica of a lost slot can''t follow any more: drop the slot (SELECT pg_drop_replication_slot(NAME)), '
-                    || 'and make the replica anew (docs/operations.md "Read from a replica")'
+                    || 'and make the replica again (docs/operations.md "Read from a replica")'
                 ELSE 'a slot that nobody reads keeps write-ahead log until the disk is full: SELECT pg_drop_replication_slot(NAME)' END
       FROM (SELECT r.slot_name, r.active, coalesce(r.wal_status = 'lost', false) AS is_lost, coalesce(pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()
                    ELSE pg_current_wal_lsn() END, r.restart_lsn), 0)::bigint AS behind
