@@ -113,6 +113,8 @@ def _plain_end() -> Iterator[None]:
     """End as signals end others: at Ctrl-C, and when the output is read no more. A usage error is one short line."""
     try:
         yield
+    except click.exceptions.NoArgsIsHelpError:
+        raise  # its message is the help, which has many lines
     except click.ClickException as error:
         vars(error)["message"] = _line(error.message)
         raise

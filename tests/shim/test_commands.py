@@ -860,6 +860,12 @@ def test_help_of_a_group_has_the_first_sentence_of_each_command_whole(run: Run) 
         assert "..." not in run(*name.split(), "--help").output.partition("Commands:")[2], name
 
 
+@pytest.mark.parametrize("group", ["", "project", "jobs", "outputs"])
+def test_group_without_a_command_prints_its_help(run: Run, group: str) -> None:
+    bare = run(*group.split())
+    assert (bare.exit_code, bare.output) == (2, run(*group.split(), "--help").output)
+
+
 def test_what_is_not_utf8_is_one_line_with_a_hint(world: World, folder: Path) -> None:
     magic = folder / "magic"
     magic.write_bytes(b"\xff\xfesecret")
