@@ -286,6 +286,33 @@ def test_stopped_merges_are_tried_one_at_a_time_until_one_succeeds(merging: Worl
     assert [grid.jobs[job]["task"] for job in grid.start("P", 7)] == ["merge"] * 7
 
 
+def test_wrong_setting_of_merges_stops_merges_and_no_slice(merging: World, grid: Grid) -> None:
+    """Each job would be held with a merge in place of a slice, until an operator came."""
+    wrong = {"exitcode": 40, "fault": "setting", "reason": "no URL is known: set output_home of the project"}
+    grid.end(grid.start("P"), **wrong)
+    assert banned(merging) == ["merges:all"]
+    assert {merge["faults"] + merge["failures"] for merge in merges(merging)} == {0}
+    assert [grid.jobs[job]["task"] for job in grid.start("P", 5)] == ["slice"] * 5
+    (found,) = [row for row in call(merging.db, "health") if row["what"] == "merges"]
+    assert "a setting is wrong: 1 attempt" in found["found"] and "set output_home" in found["found"]
+    time_passes(merging, 61)
+    (probe,) = [job for job in grid.start("P", 3) if grid.jobs[job]["task"] == "merge"]
+    grid.end([probe], **wrong)
+    assert [grid.jobs[job]["task"] for job in grid.start("P", 3)] == ["slice"] * 3
+    time_passes(merging, 600)
+    grid.end(grid.start("P"), outputs_list=merged("hd_root"))
+    assert [grid.jobs[job]["task"] for job in grid.start("P", 5)] == ["merge"] * 5
+
+
+def test_wrong_setting_of_some_jobs_stops_no_merges_of_others(merging: World, grid: Grid) -> None:
+    """That of one submit file, for instance."""
+    good = grid.start("Q", 2)
+    grid.end(grid.start("P", 2), exitcode=40, fault="setting")
+    assert banned(merging) == []
+    grid.end(good, outputs_list=merged("hd_root"))
+    assert [grid.jobs[job]["task"] for job in grid.start("Q", 4)] == ["merge"] * 4
+
+
 def test_operator_lets_merges_go_on(merging: World, grid: Grid) -> None:
     grid.end(by_turns(*(grid.start(site, 1) for site in "PQR")), **DELIVERY)
     call(merging.db, "ban_worker", project="p", worker="merges:all", seconds=0)

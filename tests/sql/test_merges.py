@@ -585,12 +585,15 @@ def test_merge_script_that_can_not_be_read_keeps_no_slice_back_and_is_on_record(
 
     assert why().startswith("merge script x: No such file or directory (found ")
     assert merging.checkout(4, templates=TEMPLATES)["task"] == "merge"
-    assert why() == "None"
+    merging.report(4, 1)
+    assert why() == "None", "merges are assigned, though none was done"
+    merging.let_backoff_pass()
+    assert merging.checkout(6, templates=TEMPLATES)["task"] == "merge"
     merging.add_file(1, seqno=2)
     assert merging.checkout(5, templates=TEMPLATES)["task"] == "slice"
     merging.report(5)
     merging.tick()
-    assert merging.report(4, outputs_list=merged("hists"))["status"] == "done"
+    assert merging.report(6, outputs_list=merged("hists"))["status"] == "done"
     assert why() == "None", "another merge is ready, and merges are assigned"
     merging.set(mergescript=None)
     assert why() == "the project has no mergescript"

@@ -17,15 +17,16 @@ DECLARE
     v_failure osgprod_data.recent_failures := osgprod._note_failure(p_project, p_attempt, p_is_first, p_outcome, p_worker, p_call);
     v_cause   osgprod.cause;
 BEGIN
-    IF v_failure.blamed IS NOT NULL OR p_project.state <> 'active' THEN
+    -- Jobs get merges before slices: a wrong setting for merges would keep each job from slices.
+    IF p_project.state <> 'active' OR v_failure.blamed IS NOT NULL AND (v_failure.blamed <> 'setting' OR v_failure.merge_id IS NULL) THEN
         RETURN v_failure.blamed IS NOT NULL;
     END IF;
-    FOR v_cause IN SELECT c.* FROM osgprod._causes(p_project, v_failure) c LOOP
+    FOR v_cause IN SELECT c.* FROM osgprod._causes(p_project, v_failure) c WHERE v_failure.blamed IS NULL OR c.scope = 'project' LOOP
         IF NOT osgprod._is_disproved(p_project, v_failure, v_cause) AND osgprod._act(p_project, v_failure, v_cause) THEN
             RETURN true;
         END IF;
     END LOOP;
-    RETURN false;
+    RETURN v_failure.blamed IS NOT NULL;
 END
 $fn$;
 
@@ -139,7 +140,7 @@ BEGIN
                row_number() OVER (PARTITION BY s.width ORDER BY r.failed_at DESC, r.failure_id DESC) AS n
           FROM recent r CROSS JOIN scopes s
          WHERE r.started_at > s.banned_at AND CASE s.scope
-            WHEN 'project' THEN r.is_alike AND coalesce(r.blamed, 'file') = 'file'
+            WHEN 'project' THEN r.is_alike AND coalesce(r.blamed, 'file') IN ('file', 'setting')
             WHEN 'place' THEN r.place = p_failure.place AND coalesce(r.blamed, 'file') = 'file'
             -- A worker that failed on another suspended file does not count against this one: it may be the worker.
             WHEN 'file' THEN r.is_alike AND r.rawdata_id = p_failure.rawdata_id AND r.blamed IS NULL
@@ -195,7 +196,7 @@ AS $fn$
     SELECT CASE p_cause.scope
         WHEN 'project' THEN CASE
             WHEN p_failure.merge_id IS NOT NULL
-            THEN p_cause.times > 0  -- the probe of a ban failed
+            THEN p_cause.times > 0 OR p_failure.fault = 'setting'  -- the probe of a ban failed, or it is no matter of chance
               OR p_cause.workers >= p_project.suspend_after AND (p_cause.slices >= 3 OR p_failure.fault = 'delivery')
             ELSE p_cause.workers >= p_project.suspend_after AND CASE p_failure.fault
                     WHEN 'fetch' THEN p_cause.files >= greatest(least(3, p_files_left), 2)
@@ -270,6 +271,7 @@ DECLARE
         WHEN 'project' THEN CASE p_failure.fault
             WHEN 'fetch' THEN 'the input can''t be read: ' || osgprod._counted(p_cause.files, 'file')
             WHEN 'delivery' THEN 'outputs can''t be delivered: ' || osgprod._counted(p_cause.failures, 'attempt')
+            WHEN 'setting' THEN 'a setting is wrong: ' || osgprod._counted(p_cause.failures, 'attempt')
             ELSE format('all attempts fail alike with exit code %s: %s', p_failure.exit_code, osgprod._counted(p_cause.failures, 'attempt')) END
             || format(' by %s at %s', osgprod._counted(p_cause.workers, 'worker'), CASE WHEN cardinality(p_cause.places) <= 3
                 THEN array_to_string(p_cause.places, ', ') ELSE cardinality(p_cause.places) || ' places' END)

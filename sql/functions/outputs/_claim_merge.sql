@@ -15,10 +15,8 @@ AS $fn$
                        FROM osgprod_data.answers n
                       WHERE n.project_id = p_project.project_id AND n.answered_at > now() - interval '15 min'
                         AND n.route = 'checkout' AND n.reason = 'mergescript' AND NOT EXISTS (
-                            SELECT FROM osgprod_data.merges m
-                              JOIN osgprod_data.attempts a USING (project_id, cluster, process, nstart)
-                             WHERE m.project_id = p_project.project_id AND m.state IN ('leased', 'done')
-                               AND a.started_at > n.answered_at)
+                            SELECT FROM osgprod_data.attempts a  -- project_id + 0: found by time
+                             WHERE a.project_id + 0 = p_project.project_id AND a.merge_id IS NOT NULL AND a.started_at > n.answered_at)
                       ORDER BY n.answered_at DESC LIMIT 1)) END
 $fn$;
 
