@@ -122,7 +122,7 @@ def check(
 
     Merged files are compared, and the outputs of slices that are in no merged file yet: the others are needed no more.
     Files that seem to be gone or to differ are looked at again when all have been: an overloaded cache may answer
-    404 for a while. Nothing is requeued before that.
+    404 for a while. Nothing is requeued before that. What does not count any more then is left alone.
 
     Parameters
     ----------
@@ -155,7 +155,7 @@ def check(
     -------
     dict of str to int
         How many files are same, bad (gone or different at both looks), unknown (storage did not say), and how many
-        slices and merges were requeued.
+        slices and merges were requeued. Files that were gone, and are in a merged file by then, are not counted.
 
     Raises
     ------
@@ -201,10 +201,14 @@ def check(
         closing(_asked(storage, suspects, threads)) as asked,
     ):
         for row, found in asked:
-            settle(row, found)
             if found.fault and found.is_known:
                 bad.append(row | {"fault": found.fault})
+            else:
+                settle(row, found)
             bar.advance()
+    bad = _still_to_check(bad, projectname, what)
+    for row in bad:
+        settle(row, Found(row["fault"]))
     if bad and requeue:
         if not dry_run:
             confirm(len(bad), total)
@@ -230,10 +234,24 @@ def _asked(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
+def _still_to_check(bad: list[dict[str, Any]], projectname: str, what: str | None) -> list[dict[str, Any]]:
+    """Those that count still: a merge that is done since may have removed its inputs (merge_cleanup)."""
+    if not bad:
+        return []
+    runs = sorted({row["run"] for row in bad})
+    with connect() as connection:
+        counting = {_attempt(row) for row in _to_check(connection, projectname, runs, what)}
+    return [row for row in bad if _attempt(row) in counting]
+
+
+def _attempt(row: Mapping[str, Any]) -> tuple[int, int, int]:
+    return row["cluster"], row["process"], row["nstart"]
+
+
 def _requeue(projectname: str, bad: list[dict[str, Any]], dry_run: bool) -> int:
     """Requeue the slices and merges of bad outputs, and return how many."""
     lost = {
-        (row["cluster"], row["process"], row["nstart"]): {
+        _attempt(row): {
             "cluster": row["cluster"], "process": row["process"], "nstart": row["nstart"], "reason": row["fault"]
         }
         for row in bad
@@ -287,7 +305,7 @@ def orphans(projectname: str, folder: str, hours: float, report: Callable[[str],
     attempts: set[tuple[int, int, int]] = set()
     with connect() as connection, listed(connection, projectname, any=True) as rows:
         for row in rows:
-            attempts.add((row["cluster"], row["process"], row["nstart"]))
+            attempts.add(_attempt(row))
             if row["url"]:
                 known.add(_name(row["url"]))
             elif row["state"] in ("current", "replaced", "lost"):

@@ -22,7 +22,7 @@ from shim.database import call
 from shim.errors import OperatorError
 from shim.evio.errors import EvioError
 from shim.export import export_project
-from shim.storage import Storage
+from shim.storage import Found, Storage
 from tests.sql.test_merges import merged, slices
 from tests.support import World
 
@@ -787,6 +787,32 @@ def test_slices_whose_outputs_were_removed_after_the_merge_are_requeued_by_a_che
     call(world.db, "retry_merges", project="p", states=["done"])
     assert checked(world, requeue=True)[0] == {"same": 0, "bad": 3, "unknown": 0, "requeued": 3}
     assert world.checkout(11)["task"] == "slice"
+
+
+def test_check_leaves_a_merge_alone_that_removed_its_inputs_meanwhile(world: World, tmp_path: Path) -> None:
+    """As with merge_cleanup=delete: the check has listed the inputs before the merge was done."""
+    (tmp_path / "a").write_bytes(b"x")
+    made = {"kind": "a", "url": str(tmp_path / "a"), "bytes": 1, "adler32": "00790079"}
+    world.set(merge_by="file", backoff_s=0)
+    world.add_file(2)
+    for n in range(2):
+        world.checkout(n)
+        world.report(n, output_url=str(tmp_path / f"{n}.gz"), output_bytes=10)
+    world.tick()
+    assert world.checkout(10)["task"] == "merge"
+
+    class Meanwhile(Storage):
+        def compare(self, url: str | None, size: int | None, adler32: str | None) -> Found:
+            assert world.report(10, outputs_list=json.dumps([made]))["status"] == "done"
+            return super().compare(url, size, adler32)
+
+    said: list[dict[str, Any]] = []
+    silent = lambda *_: nullcontext(_Silent())  # noqa: E731
+    with Meanwhile() as storage:
+        counts = outputs.check("p", None, storage, True, said.append, silent, 1, again_s=0)
+    assert (counts, said) == ({"same": 0, "bad": 0, "unknown": 0, "requeued": 0}, [])
+    assert world.progress()["blocks_done"] == 2
+    assert checked(world)[0] == {"same": 1, "bad": 0, "unknown": 0, "requeued": 0}
 
 
 def test_outputs_of_merged_slices_are_checked_only_when_that_is_asked_for(
