@@ -158,21 +158,24 @@ def _disk(what: str, folder: Path) -> Finding:
 def _project(connection: psycopg.Connection[dict[str, Any]], name: str) -> Iterator[Finding]:
     rows = call(connection, "set_project", project=name, settings="{}")
     settings = {row["setting"]: row["value"] for row in rows}
-    yield _template(name, settings["workscript"])
+    yield _template(name, "slice", settings["workscript"])
+    if settings["merge_by"] != "none" and settings["mergescript"]:
+        yield _template(name, "merge", settings["mergescript"])
     doors = call(connection, "list_doors", project=name)
     for number, door in enumerate(doors, 1):
         yield _door(name, f"files of {name}{f', door {number}' if len(doors) > 1 else ''}", door)
     yield _tape(connection, name)
 
 
-def _template(name: str, workscript: str) -> Finding:
-    path = Settings.read().document_root / name / workscript
-    what, advice = f"work script of {name}", f"put the project's work script at {path}, readable by the shim"
+def _template(name: str, task: str, script: str) -> Finding:
+    path = Settings.read().document_root / name / script
+    what = "work script" if task == "slice" else "merge script"
+    advice = f"put the project's {what} at {path}, readable by the shim"
     try:
-        TemplateFolder(Settings.read().document_root).load(name, workscript)
+        TemplateFolder(Settings.read().document_root).load(name, script, task)
     except TemplateError as error:
-        return _finding(what, False, str(error), advice)
-    return _finding(what, True, str(path), advice)
+        return _finding(f"{what} of {name}", False, str(error), advice)
+    return _finding(f"{what} of {name}", True, str(path), advice)
 
 
 def _tape(connection: psycopg.Connection[dict[str, Any]], name: str) -> Finding:

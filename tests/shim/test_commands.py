@@ -1058,7 +1058,7 @@ def test_verify_and_doctor_end_with_1_when_something_is_wrong(run: Run, busy: Wo
     call(busy.db, "set_project", project="p", settings='{"xrootd_prefix": "root://127.0.0.1:1/"}')
     result = run("doctor", "--json", env={"OSGPROD_DOCUMENT_ROOT": str(folder)})
     found = {row["what"]: row for row in json.loads(result.stdout)}
-    assert found["work script of p"]["is_well"]
+    assert found["work script of p"]["is_well"] and "merge script of p" not in found
     assert not found["files of p"]["is_well"] and "refused" in found["files of p"]["found"]
     assert "what to do" in run("doctor", env={"OSGPROD_DOCUMENT_ROOT": str(folder)}).output
     as_csv = run("doctor", "--csv", env={"OSGPROD_DOCUMENT_ROOT": str(folder)}).stdout
@@ -1069,9 +1069,12 @@ def test_verify_and_doctor_end_with_1_when_something_is_wrong(run: Run, busy: Wo
         result = run("doctor", "--json", env={"OSGPROD_DOCUMENT_ROOT": str(folder)})
         found = {row["what"]: row for row in json.loads(result.stdout)}
         assert found["files of p"]["found"] == f"{wrong} is neither a URL nor an absolute folder"
-    call(busy.db, "set_project", project="p", settings='{"xrootd_prefix": null}')
+    call(busy.db, "set_project", project="p", settings='{"xrootd_prefix": null, "merge_by": "file"}')
     result = run("doctor", "--json", env={"OSGPROD_DOCUMENT_ROOT": str(folder)})
-    assert {row["what"]: row for row in json.loads(result.stdout)}["files of p"]["is_well"]
+    found = {row["what"]: row for row in json.loads(result.stdout)}
+    assert found["files of p"]["is_well"]
+    assert "No such file" in found["merge script of p"]["found"]
+    assert "put the project's merge script" in found["merge script of p"]["advice"]
 
 
 def test_doctor_and_migrate_foretell_what_a_migration_would_do(run: Run, world: World) -> None:
@@ -1513,6 +1516,7 @@ def test_doctor_looks_at_the_database_server_too(run: Run, busy: World, folder: 
         "autovacuum of the tables",
     ):
         assert found[what]["is_well"], found[what]
+    assert found["logins of the shim"]["is_well"], "the README's first slice needs none"
     assert "GB free" in found["disk of the database"]["found"]
     busy.db.execute("ALTER TABLE osgprod_data.slices SET (autovacuum_enabled = off)")
     found = {row["what"]: row for row in json.loads(run("doctor", "--json").stdout)}

@@ -50,8 +50,8 @@ BEGIN
        AND (coalesce('autovacuum_enabled=false' = ANY (c.reloptions) OR 'autovacuum_enabled=off' = ANY (c.reloptions), false)
             OR t.n_dead_tup > greatest(t.n_live_tup, 1000000))
     UNION ALL
-    SELECT 'logins of the shim', count(*) > 0, coalesce(string_agg(g.member::regrole::text, ', '), 'none'),
-           'while the shim uses your own login: nothing; else give it one: CREATE ROLE shim LOGIN IN ROLE osgprod_worker'
+    SELECT 'logins of the shim', true, coalesce(string_agg(g.member::regrole::text, ', '),
+               'none: it uses one of an operator; CREATE ROLE shim LOGIN IN ROLE osgprod_worker makes one with fewer rights'), ''
       FROM pg_auth_members g WHERE g.roleid = 'osgprod_worker'::regrole AND g.member <> 'osgprod_owner'::regrole
     UNION ALL
     SELECT 'shim cannot read tables', NOT bool_or(has_table_privilege('osgprod_worker', c.oid, 'SELECT, INSERT, UPDATE, DELETE')),
