@@ -62,7 +62,7 @@ DECLARE
     v_ready   boolean;
     v_file    record;
     v_slice   osgprod.claim;
-    v_content osgprod.slice_content;
+    v_content osgprod.content;
 BEGIN
     v_project := (SELECT p FROM osgprod_data.projects p WHERE p.name = 'p');
     PERFORM pg_try_advisory_xact_lock(p_cluster << 32 | p_process), pg_try_advisory_xact_lock_shared(v_project.project_id, -1);

@@ -75,14 +75,15 @@ CREATE TYPE osgprod.job_so_far AS (
     problem text[]
 );
 
--- What a slice is as a separate EVIO file: see _slice_file.
-CREATE TYPE osgprod.slice_content AS (
+-- What is claimed: a slice as a separate EVIO file (_slice_file), or the inputs of a merge (_merge_content).
+CREATE TYPE osgprod.content AS (
     url        text,
     urls       text[],
     filename   text,
     size_bytes bigint,
     events     bigint,
-    pieces     text
+    pieces     text,
+    merge      jsonb
 );
 
 -- A call of checkout_slice: its parameters without their p_. Here and below, n tells the calls of a batch, and their answers,

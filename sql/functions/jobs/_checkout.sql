@@ -22,8 +22,7 @@ DECLARE
     v_file     record;
     v_script   text;     -- of the claimed slice or merge
     v_version  int;
-    v_content  osgprod.slice_content;
-    v_answer   osgprod.checkout_answer;
+    v_content  osgprod.content;
     v_token    uuid;
     v_started_at timestamptz;
     v_can_merge  boolean;  -- may this job get a merge? NULL = no
@@ -150,10 +149,13 @@ BEGIN
         RETURN osgprod._why_no_work(v_project, v_can_merge, p_is_alone);
     -- (g) The attempt, and what its slice is as a file.
     ELSIF v_slice.merge_id IS NULL THEN
+        v_script := v_project.workscript;
         v_content := osgprod._slice_file(v_slice.rawdata_id, v_slice.block1, v_slice.block2, v_project.xrootd_prefix,
                                          v_project.strip_prefix, p_call.site);
+    ELSE
+        v_script := v_project.mergescript;
+        v_content := osgprod._merge_content(v_project, v_slice.merge_id);
     END IF;
-    v_script := CASE WHEN v_slice.merge_id IS NULL THEN v_project.workscript ELSE v_project.mergescript END;
     IF num_nonnulls(p_call.templates, p_call.exec_version, p_call.image) > 0 THEN
         p_call.exec_version := coalesce(osgprod._label(p_call.exec_version, 32), '');
         p_call.image := coalesce(osgprod._label(p_call.image, 256), '');
@@ -178,14 +180,11 @@ BEGIN
            sha256(convert_to(v_token::text, 'UTF8')), p_call.client, osgprod._label(p_call.host),
            osgprod._label(p_call.site), osgprod._digest(v_project.magic_salt, p_call.job_key),
            osgprod._label(p_call.schedd), p_call.qdate, nullif(coalesce(v_job.starts, 0) + 1, v_nstart), v_job.follows,
-           p_call.time_left_s, v_slice.merge_id, v_version, v_content.events);
-    v_answer := ROW('assigned', NULL, NULL, v_script, coalesce(v_job.starts, 0) + 1, v_token, v_project.lease_s,
+           p_call.time_left_s, v_slice.merge_id, v_version, CASE WHEN v_slice.merge_id IS NULL THEN v_content.events END);
+    RETURN ROW('assigned', NULL, NULL, v_script, coalesce(v_job.starts, 0) + 1, v_token, v_project.lease_s,
         v_project.heartbeat_s, v_started_at, v_content.url, v_content.filename, v_slice.block1, v_slice.block2,
-        v_content.size_bytes, v_content.events, v_content.pieces, p_call.n, NULL, NULL, 'slice', NULL, v_content.urls);
-    IF v_slice.merge_id IS NOT NULL THEN
-        v_answer := osgprod._merge_answer(v_project, v_answer, v_slice.merge_id);
-    END IF;
-    RETURN v_answer;
+        v_content.size_bytes, v_content.events, v_content.pieces, p_call.n, NULL, NULL,
+        CASE WHEN v_slice.merge_id IS NULL THEN 'slice' ELSE 'merge' END, v_content.merge, v_content.urls)::osgprod.checkout_answer;
 END
 $fn$;
 

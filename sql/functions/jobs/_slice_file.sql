@@ -1,6 +1,6 @@
 CREATE FUNCTION osgprod._slice_file(
     p_rawdata_id int, p_block1 int, p_block2 int, p_xrootd_prefix text, p_strip_prefix text, p_site text DEFAULT NULL)
-RETURNS osgprod.slice_content LANGUAGE plpgsql STABLE
+RETURNS osgprod.content LANGUAGE plpgsql STABLE
 AS $fn$
 -- Describes a slice as a separate EVIO file: lead, its blocks, a trailer.
 -- Parameters: p_rawdata_id  file;  p_block1, p_block2  half-open range of blocks, 0-based
@@ -44,7 +44,7 @@ BEGIN
         concat_ws(E'\n', (v_file.lead).pieces,
             CASE WHEN v_file.gaps IS NULL THEN 'range ' || v_starts_at || ' ' || v_ends_at - v_starts_at
                  ELSE (osgprod._without_gaps(v_starts_at, v_ends_at, v_file.gaps)).ranges END,
-            'hex ' || nullif(encode(v_file.trailer, 'hex'), '')))::osgprod.slice_content;
+            'hex ' || nullif(encode(v_file.trailer, 'hex'), '')), NULL)::osgprod.content;
 END
 $fn$;
 

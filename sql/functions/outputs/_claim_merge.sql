@@ -62,39 +62,32 @@ AS $fn$
                     WHERE m.project_id = p_project_id AND m.is_ready IS FALSE AND m.not_before IS NOT NULL)
 $fn$;
 
-CREATE FUNCTION osgprod._merge_answer(
-    p_project osgprod_data.projects, p_answer osgprod.checkout_answer, p_merge_id int)
-RETURNS osgprod.checkout_answer LANGUAGE plpgsql STABLE
+CREATE FUNCTION osgprod._merge_content(p_project osgprod_data.projects, p_merge_id int)
+RETURNS osgprod.content LANGUAGE sql STABLE
 AS $fn$
--- Completes the answer of a checkout that has claimed a merge.
--- Parameters: p_project  the project's row;  p_answer  as far as it is;  p_merge_id  the merge
--- Returns:    the answer: filename is the merge's name, size_bytes and events are sums over the inputs (NULL = some are not
---             known), merge has what the script is filled with: docs/outputs.md. token_hosts: those that an operator named in
---             the project's settings or in prefixes of the merge's raw data files
-DECLARE v_merge osgprod_data.merges;
-BEGIN
-    SELECT m.* INTO v_merge FROM osgprod_data.merges m WHERE m.merge_id = p_merge_id;
-    p_answer.task := 'merge';
-    p_answer.filename := osgprod._merge_name(v_merge.run, v_merge.seqno);
-    p_answer.url := '';
-    p_answer.pieces := '';
-    SELECT CASE WHEN bool_and(o.bytes IS NOT NULL) THEN sum(o.bytes) END,
-           CASE WHEN bool_and(o.events IS NOT NULL) THEN sum(o.events) END,
-           jsonb_build_object('run', v_merge.run, 'seqno', v_merge.seqno, 'cleanup', p_project.merge_cleanup,
+    -- What a job that has claimed a merge is given.
+    -- Parameters: p_project  the project's row;  p_merge_id  the merge, with its inputs
+    -- Returns:    filename is the merge's name, size_bytes and events are sums over the inputs (NULL = some are not
+    --             known), merge has what the script is filled with: docs/outputs.md. token_hosts: those that an operator named in
+    --             the project's settings or in prefixes of the merge's raw data files
+    SELECT '', NULL::text[], osgprod._merge_name(m.run, m.seqno),
+           CASE WHEN bool_and(o.bytes IS NOT NULL) THEN sum(o.bytes) END::bigint,
+           CASE WHEN bool_and(o.events IS NOT NULL) THEN sum(o.events) END::bigint, '',
+           jsonb_build_object('run', m.run, 'seqno', m.seqno, 'cleanup', p_project.merge_cleanup,
                'token_hosts', (SELECT string_agg(DISTINCT h[1], ' ') FROM regexp_matches(concat_ws(' ', p_project.merge_output_url,
                    p_project.output_home, p_project.xrootd_prefix, (SELECT string_agg(r.prefix, ' ') FROM osgprod_data.rawdata r
-                    WHERE r.rawdata_id IN (SELECT i.rawdata_id FROM unnest(v_merge.inputs) i))), '([A-Za-z]+://[^/?#\s,]*)', 'g') AS h),
+                    WHERE r.rawdata_id IN (SELECT x.rawdata_id FROM unnest(m.inputs) x))), '([A-Za-z]+://[^/?#\s,]*)', 'g') AS h),
                -- Digits as in file names; {kind} is left to the merge script.
                'output_url', coalesce(replace(replace(replace(p_project.merge_output_url, '{project}', p_project.name),
-                   '{run}', to_char(v_merge.run, 'FM000000')), '{seqno}', coalesce(to_char(v_merge.seqno, 'FM000'), 'all')), ''),
-               'inputs', coalesce(jsonb_agg(format('%s %s %s %s %s', coalesce(replace(o.url, ' ', '%20'), '-'),
+                   '{run}', to_char(m.run, 'FM000000')), '{seqno}', coalesce(to_char(m.seqno, 'FM000'), 'all')), ''),
+               'inputs', jsonb_agg(format('%s %s %s %s %s', coalesce(replace(o.url, ' ', '%20'), '-'),
                    coalesce(o.bytes::text, '-'), coalesce(o.adler32, '-'), i.starts_at, i.starts_at + i.block2 - i.block1)
-                   ORDER BY i.place, o.n), '[]'))
-      INTO p_answer.size_bytes, p_answer.events, p_answer.merge
-      FROM unnest(v_merge.inputs) WITH ORDINALITY AS i (rawdata_id, block1, block2, starts_at, cluster, process, nstart, place)
-     CROSS JOIN LATERAL osgprod._outputs_of_attempt(p_project, i.cluster, i.process, i.nstart) o;
-    RETURN p_answer;
-END
+                   ORDER BY i.place, o.n))
+      FROM osgprod_data.merges m
+     CROSS JOIN LATERAL unnest(m.inputs) WITH ORDINALITY AS i (rawdata_id, block1, block2, starts_at, cluster, process, nstart, place)
+     CROSS JOIN LATERAL osgprod._outputs_of_attempt(p_project, i.cluster, i.process, i.nstart) o
+     WHERE m.merge_id = p_merge_id
+     GROUP BY m.merge_id
 $fn$;
 
 CREATE FUNCTION osgprod._merge_name(p_run int, p_seqno int)
