@@ -703,6 +703,23 @@ def test_batch_waits_for_the_test_that_another_batch_is_about_to_begin(
     assert batch(world.db, 400) == ["assigned"] * 4
 
 
+def test_restart_on_its_own_slice_begins_no_test_of_a_changed_work_script(world: World) -> None:
+    world.set(probe_jobs=1)
+    world.add_file(9)
+    old, new = ({"templates": json.dumps({"osgprod_work.bash": 64 * digit})} for digit in "0a")
+    for process in (0, 1):
+        world.checkout(process, **old)
+        world.report(process)
+    world.checkout(2, **old)
+    with connect(world.dsn) as other, other.transaction():
+        other.execute("SELECT FROM osgprod_data.projects FOR NO KEY UPDATE")
+        again = world.checkout(2, **new)
+        assert (again["status"], again["nstarts"]) == ("assigned", 2)
+    (row,) = world.db.execute("SELECT tested_scripts, unproven FROM osgprod_data.projects").fetchall()
+    assert (row["tested_scripts"], row["unproven"]) == ([16 * "0"], 0)
+    assert [world.checkout(n, **new)["status"] for n in (3, 4)] == ["assigned", "wait"]
+
+
 def test_client_that_names_no_work_script_begins_no_test(world: World) -> None:
     world.add_file(1)
     world.checkout(0)

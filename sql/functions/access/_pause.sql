@@ -90,18 +90,32 @@ BEGIN
 END
 $fn$;
 
-CREATE FUNCTION osgprod._why_no_room(p_project osgprod_data.projects, OUT problem text[])
+CREATE FUNCTION osgprod._why_no_room(p_project osgprod_data.projects, p_digest text, OUT problem text[])
 LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Says why no more attempts of a project may start: max_live of them live; or it is a test of what may not work, and as many
 -- live as may during that. A project that has paused itself tries one job at a time, first after retest_s, later after
 -- half of the time that the pause has lasted, at most 5 times retest_s; one that started more than 10 times retest_s ago is
--- not waited for, so there can be more. A new work script is tried by probe_jobs jobs at a time, until as many have succeeded.
--- Parameters: p_project  the project's row
+-- not waited for, so there can be more. A new work script is tried by probe_jobs jobs at a time, until as many have succeeded:
+-- this call begins that test when no job had its content. The first content that is noted begins none: a new project is in its
+-- test already, and one from before contents were noted has proven itself.
+-- Parameters: p_project  the project's row;  p_digest  of the work script that the job is about to get: 16 digits; NULL = not known
 -- Returns:    code (OG603, OG501; none of a new work script), message and hint; NULL = this job may start
--- Locks:      of a pause the project's row, SKIP LOCKED; of a new work script (advisory: project_id, -3), tried: its first jobs
---             start one after the other
+-- Locks:      of a pause and of a new work script the project's row, SKIP LOCKED; of the latter (advisory: project_id, -3), tried:
+--             its first jobs start one after the other
+DECLARE
+    v_since timestamptz;
 BEGIN
+    IF p_digest IS NOT NULL AND p_digest <> ALL (p_project.tested_scripts) THEN
+        p_project.unproven := CASE p_project.tested_scripts WHEN '{}' THEN p_project.unproven ELSE p_project.probe_jobs END;
+        UPDATE osgprod_data.projects p
+           SET tested_scripts = (p_digest || p.tested_scripts)[:8], unproven = p_project.unproven, tested_since = clock_timestamp()
+         WHERE p.project_id = (SELECT q.project_id FROM osgprod_data.projects q WHERE q.project_id = p_project.project_id
+                                  AND q.tested_scripts = p_project.tested_scripts FOR NO KEY UPDATE SKIP LOCKED)
+        RETURNING p.tested_since INTO v_since;
+        -- While another session has the row it is as if the test had begun: this job waits if it has to, and the next one notes it.
+        p_project.tested_since := coalesce(v_since, p_project.tested_since);
+    END IF;
     IF p_project.nlive >= p_project.max_live THEN
         problem := ARRAY['OG603', format('project %s has %s live attempts of at most %s', p_project.name, p_project.nlive,
             p_project.max_live), format('try again later; osgprod project set %s max_live=N changes it', p_project.name)];
@@ -131,30 +145,4 @@ AS $fn$
         SELECT FROM osgprod_data.attempts b
          WHERE (b.project_id, b.cluster, b.process) = (a.project_id, a.cluster, a.process) AND b.started_at <= p_since
            AND (b.rawdata_id, b.block1, b.opened_at) = (a.rawdata_id, a.block1, a.opened_at))
-$fn$;
-
-CREATE FUNCTION osgprod._begin_test(p_project osgprod_data.projects, p_digest text)
-RETURNS osgprod_data.projects LANGUAGE plpgsql VOLATILE
-AS $fn$
--- Begins the test by the first jobs, since a job is about to get a work script of a content that no job had. The first
--- content that is noted begins none: a new project is in its test already, and one from before contents were noted has proven itself.
--- Parameters: p_project  the project's row;  p_digest  of the script: 16 digits
--- Returns:    the project's row, with the test as it is now. While another session has the row: as if the test had begun, so
---             that this job waits for it if it has to; the next job begins it then
--- Locks:      the project's row, SKIP LOCKED
-BEGIN
-    UPDATE osgprod_data.projects p
-       SET tested_scripts = (p_digest || p.tested_scripts)[:8],
-           unproven = CASE p.tested_scripts WHEN '{}' THEN p.unproven ELSE p.probe_jobs END, tested_since = clock_timestamp()
-     WHERE p.project_id = (SELECT q.project_id FROM osgprod_data.projects q
-                            WHERE q.project_id = p_project.project_id AND p_digest <> ALL (q.tested_scripts)
-                              FOR NO KEY UPDATE SKIP LOCKED)
-    RETURNING p.unproven, p.tested_since INTO p_project.unproven, p_project.tested_since;
-    IF NOT FOUND THEN  -- another session has noted this script, or has the row for something else
-        SELECT CASE WHEN p.tested_scripts <> '{}' AND p_digest <> ALL (p.tested_scripts) THEN p.probe_jobs ELSE p.unproven END,
-               p.tested_since
-          INTO p_project.unproven, p_project.tested_since FROM osgprod_data.projects p WHERE p.project_id = p_project.project_id;
-    END IF;
-    RETURN p_project;
-END
 $fn$;

@@ -60,9 +60,6 @@ BEGIN
             AND EXISTS (SELECT FROM osgprod_data.merges m WHERE m.project_id = v_project.project_id AND m.is_ready)
             AND NOT (v_project.pause_cause IS NOT NULL AND osgprod._is_incomplete(v_project.project_id, false));
     END IF;
-    IF p_call.templates ? v_project.workscript AND left(p_call.templates ->> v_project.workscript, 16) <> ALL (v_project.tested_scripts) THEN
-        v_project := osgprod._begin_test(v_project, left(p_call.templates ->> v_project.workscript, 16));
-    END IF;
 
     -- (b) Its own slice again, if it has started before.
     SELECT coalesce((SELECT a.nstart FROM osgprod_data.attempts a
@@ -89,9 +86,11 @@ BEGIN
             v_pace := osgprod._pace_at(v_project.project_id, p_call.site);
         END IF;
         v_blocks := osgprod._blocks_for(v_project, p_call.cpus, v_pace, p_call.time_left_s);
-        IF (v_project.max_live IS NOT NULL OR v_project.pause_cause IS NOT NULL OR v_project.unproven > 0)
+        IF (v_project.max_live IS NOT NULL OR v_project.pause_cause IS NOT NULL OR v_project.unproven > 0
+            OR p_call.templates ? v_project.workscript
+               AND left(p_call.templates ->> v_project.workscript, 16) <> ALL (v_project.tested_scripts))
             AND (v_blocks > 0 OR v_has_merge) THEN  -- a job without time uses up no probe
-            v_problem := osgprod._why_no_room(v_project);
+            v_problem := osgprod._why_no_room(v_project, left(p_call.templates ->> v_project.workscript, 16));
             IF v_problem IS NOT NULL THEN
                 RETURN osgprod._unassigned(v_problem, v_project.wait_s);
             END IF;
