@@ -48,7 +48,8 @@
 # With OSGPROD_SLICES the job asks for another slice after each success. Without OSGPROD_OUTPUT_URL it ends with
 # OSGPROD_CHECKPOINT_CODE before it reports a success: HTCondor saves the tarball, and the job goes on. An eviction, or a
 # machine that is lost while the tarball comes home, then loses no tarball of a slice that the server calls done. Without
-# OSGPROD_OUTPUT_URL a job that starts again after its work was completed ends with 40, unless its tarball is here.
+# OSGPROD_OUTPUT_URL a job of HTCondor that starts again after its slice was completed ends with 40, unless its tarball
+# is here.
 #
 # Exit codes, for HTCondor (osgprod.sub says what becomes of the job): 0 done, or nothing to do; 10 the slice failed, maybe
 # its data, or another attempt was faster; 20 this node's fault; 30 the server or the storage is away, or no work yet; 40 refused or misconfigured,
@@ -309,7 +310,7 @@ trust() {
   [[ -z "$place" || "$place" == :* || "$place" == *[/[:space:]]* ]] || trusted+="$place "
 }
 
-# May this job's credentials be shown to the host of a URL? Only to one that trust_only has named, and never in the clear.
+# May this job's credentials be shown to the host of a URL? Only to one that trust has named, and never in the clear.
 # Argument: URL
 may_have_credentials() {
   local place
@@ -1394,7 +1395,7 @@ storage_error="" # what the last command for storage said
 
 # Each kind of storage (url_kind) has four functions: send_KIND FILE URL; stored_KIND URL prints the size of the stored
 # file and, if the storage reports it, its adler32, a line each; move_KIND URL URL renames; remove_KIND URL. When one fails,
-# it prints the error message on the standard error output, if there is one: a file that is not there has none.
+# it prints the error message on the standard error output, if there is one: for a missing file some have none.
 send_http() {
   call_http "$2" -T "$1"
 }
@@ -1521,8 +1522,8 @@ remove_file() {
   rm -f "$client_url"
 }
 
-# Calls one of these functions so that SIGTERM is heard. Sets captured to its output, and storage_error to what it said on
-# the standard error output. Returns its exit code. Arguments: function, its arguments
+# Calls one of these functions so that SIGTERM is heard. Sets captured to its output, and storage_error to the last line
+# of its standard error output. Returns its exit code. Arguments: function, its arguments
 storage() {
   local code=0
   capture_both "$@" || code=$?

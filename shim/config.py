@@ -1,6 +1,6 @@
 """The settings of the shim and the command line: all of them, read from the environment.
 
-Nothing else reads or writes the environment of this process. Each program reads its settings once, when it starts.
+Nothing else reads or writes the environment of this process. A server reads its settings once, when it starts.
 """
 
 from __future__ import annotations

@@ -323,7 +323,7 @@ trust() {
   [[ -z "$place" || "$place" == :* || "$place" == *[/[:space:]]* ]] || trusted+="$place "
 }
 
-# May this job's credentials be shown to the host of a URL? Only to one that trust_only has named, and never in the clear.
+# May this job's credentials be shown to the host of a URL? Only to one that trust has named, and never in the clear.
 # Argument: URL
 may_have_credentials() {
   local place
@@ -702,7 +702,7 @@ storage_error="" # what the last command for storage said
 
 # Each kind of storage (url_kind) has four functions: send_KIND FILE URL; stored_KIND URL prints the size of the stored
 # file and, if the storage reports it, its adler32, a line each; move_KIND URL URL renames; remove_KIND URL. When one fails,
-# it prints the error message on the standard error output, if there is one: a file that is not there has none.
+# it prints the error message on the standard error output, if there is one: for a missing file some have none.
 send_http() {
   call_http "$2" -T "$1"
 }
@@ -829,8 +829,8 @@ remove_file() {
   rm -f "$client_url"
 }
 
-# Calls one of these functions so that SIGTERM is heard. Sets captured to its output, and storage_error to what it said on
-# the standard error output. Returns its exit code. Arguments: function, its arguments
+# Calls one of these functions so that SIGTERM is heard. Sets captured to its output, and storage_error to the last line
+# of its standard error output. Returns its exit code. Arguments: function, its arguments
 storage() {
   local code=0
   capture_both "$@" || code=$?
@@ -996,7 +996,7 @@ append_hex() {
 # Each kind of source (url_kind), but pelican (see read_place), has a function read_KIND URL OFFSET LENGTH that prints the
 # bytes from OFFSET on, or as many as arrive. If bytes are missing, it calls "verdict".
 
-# Tells append_range, on descriptor 5, whether to retry the missing bytes. Arguments: "again", "refused" (may be true) or
+# Tells read_place, on descriptor 5, whether to retry the missing bytes. Arguments: "again", "refused" (may be true) or
 # "never"; exit code of the client; pause that the server wants [s], or nothing; reason
 verdict() {
   local wait_s="$3"

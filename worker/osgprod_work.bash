@@ -270,7 +270,7 @@ trust() {
   [[ -z "$place" || "$place" == :* || "$place" == *[/[:space:]]* ]] || trusted+="$place "
 }
 
-# May this job's credentials be shown to the host of a URL? Only to one that trust_only has named, and never in the clear.
+# May this job's credentials be shown to the host of a URL? Only to one that trust has named, and never in the clear.
 # Argument: URL
 may_have_credentials() {
   local place
@@ -644,7 +644,7 @@ append_hex() {
 # Each kind of source (url_kind), but pelican (see read_place), has a function read_KIND URL OFFSET LENGTH that prints the
 # bytes from OFFSET on, or as many as arrive. If bytes are missing, it calls "verdict".
 
-# Tells append_range, on descriptor 5, whether to retry the missing bytes. Arguments: "again", "refused" (may be true) or
+# Tells read_place, on descriptor 5, whether to retry the missing bytes. Arguments: "again", "refused" (may be true) or
 # "never"; exit code of the client; pause that the server wants [s], or nothing; reason
 verdict() {
   local wait_s="$3"

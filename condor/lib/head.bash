@@ -48,7 +48,8 @@
 # With OSGPROD_SLICES the job asks for another slice after each success. Without OSGPROD_OUTPUT_URL it ends with
 # OSGPROD_CHECKPOINT_CODE before it reports a success: HTCondor saves the tarball, and the job goes on. An eviction, or a
 # machine that is lost while the tarball comes home, then loses no tarball of a slice that the server calls done. Without
-# OSGPROD_OUTPUT_URL a job that starts again after its work was completed ends with 40, unless its tarball is here.
+# OSGPROD_OUTPUT_URL a job of HTCondor that starts again after its slice was completed ends with 40, unless its tarball
+# is here.
 #
 # Exit codes, for HTCondor (osgprod.sub says what becomes of the job): 0 done, or nothing to do; 10 the slice failed, maybe
 # its data, or another attempt was faster; 20 this node's fault; 30 the server or the storage is away, or no work yet; 40 refused or misconfigured,

@@ -7,7 +7,7 @@ storage_error="" # what the last command for storage said
 
 # Each kind of storage (url_kind) has four functions: send_KIND FILE URL; stored_KIND URL prints the size of the stored
 # file and, if the storage reports it, its adler32, a line each; move_KIND URL URL renames; remove_KIND URL. When one fails,
-# it prints the error message on the standard error output, if there is one: a file that is not there has none.
+# it prints the error message on the standard error output, if there is one: for a missing file some have none.
 send_http() {
   call_http "$2" -T "$1"
 }
@@ -134,8 +134,8 @@ remove_file() {
   rm -f "$client_url"
 }
 
-# Calls one of these functions so that SIGTERM is heard. Sets captured to its output, and storage_error to what it said on
-# the standard error output. Returns its exit code. Arguments: function, its arguments
+# Calls one of these functions so that SIGTERM is heard. Sets captured to its output, and storage_error to the last line
+# of its standard error output. Returns its exit code. Arguments: function, its arguments
 storage() {
   local code=0
   capture_both "$@" || code=$?

@@ -1,6 +1,6 @@
 """Pictures in SVG, from rows of the database: bar and course of a project, plot of its rate, map of its files.
 
-Colours are the style sheet's: everything here has a class. Lengths are numbers of cells; the browser scales them.
+Colours are the style sheet's: everything here has a class. Lengths are px, per cent, or cells of the map.
 """
 
 from __future__ import annotations

@@ -203,7 +203,7 @@ class Batches:
     def _make_again(self, calls: list[_Call]) -> None:
         """Queue calls again, each to be made alone, on as many connections as are free.
 
-        They keep the time when they came, so that none waits for longer than CONNECTION_WAIT_S.
+        They keep the time when they came, from which CONNECTION_WAIT_S counts.
         """
         for call in calls:
             call.is_alone = True

@@ -66,7 +66,7 @@ BEGIN
     v_answer := osgprod._checkout(ROW(NULL, p_project, p_cluster, p_process, p_cpus, p_magic, osgprod._plain_address(p_client),
         p_workscript, p_host, p_site, p_bearer, p_job_key, p_schedd, p_qdate, p_time_left_s, p_after, p_exec_version,
         p_image, p_templates)::osgprod.checkout_call, true, true);
-    -- An error rolls back, so it can't be confirmed: a primary that was replaced may raise OG303. Errors of a batch are rows.
+    -- An error rolls back, so it can't be confirmed. Errors of a batch are rows.
     IF v_answer.code IS NOT NULL THEN
         RAISE EXCEPTION USING ERRCODE = v_answer.code, MESSAGE = v_answer.message, HINT = v_answer.hint;
     END IF;

@@ -40,7 +40,7 @@ AS $fn$
 --             p_cluster, p_process  HTCondor's identity of the job [0 .. 2147483647]
 --             p_exitcode            exit code of the work script [0 .. 255]; 128 + n = killed by signal n
 --             p_token               the attempt's token; without it, where the project allows that, the job's last
---                                   attempt at the caller's address is meant
+--                                   attempt at the caller's address is meant; not of a job that sends schedd or qdate
 --             p_job_key             see _is_token: needed only where no token is sent
 --             p_events              events that the reconstruction read from the slice's file; another number than the
 --                                   index has is recorded as a contradiction, or makes a failure (demand_events)

@@ -126,7 +126,7 @@ CREATE FUNCTION osgprod._try_slice(p_project_id int, p_rawdata_id int, p_block1 
 RETURNS boolean LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Locks a slice for a call of a batch, if no other session has it and no earlier call of the batch has written it.
--- Promise:    a batch writes a slice once. PostgreSQL checks a row that is updated twice in a transaction against its
+-- Promise:    a batch writes a slice again only while it has the slice's file. PostgreSQL checks a row that is updated twice in a transaction against its
 --             foreign key again; that waits, and then fails, while another session splits the slice before it.
 -- Parameters: p_project_id, p_rawdata_id, p_block1  the slice
 -- Returns:    is it locked now? false: another session has it, this transaction has written it, or it is not there any more

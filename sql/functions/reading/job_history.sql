@@ -11,7 +11,7 @@ AS $fn$
 -- Returns:    a row for each attempt and report, in their order; an attempt with no report yet has NULLs there.
 --             path NULL = the file was forgotten since; by_worker false = the server's verdict; ran_s [s]; output_bytes [bytes]; holds_slice: it has the lease, of
 --             which lease_left_s [s] are left. Jobs of several access points may have these numbers: schedd and
---             submitted_at tell them apart, and job_start counts the starts of each; follows is the attempt after whose
+--             submitted_at tell them apart, and job_start counts the attempts of each; follows is the attempt after whose
 --             success the same job asked for this slice. memory_bytes, wall_s, used_cpu_s, fetched_bytes, disk_bytes: what
 --             the work used, if it was measured. merge: the name of the merge that it worked on (its blocks are -1 then, and
 --             holds_slice is that it has the merge's lease); NULL = a slice. task: what it works at, slice, merge or backup

@@ -13,7 +13,7 @@ AS $fn$
 --             p_cluster  HTCondor's cluster, all its jobs, whenever they ran; NULL = all jobs that started in p_hours
 --             p_hours    how far back [h; 1 .. 8760]; not with p_cluster
 --             p_limit    rows at most [1 .. 100000]
--- Returns:    a row a job: how often it started; the state of its last attempt: live, its outcome, or silent (neither:
+-- Returns:    a row a job: how many attempts it made; the state of its last attempt: live, its outcome, or silent (neither:
 --             another attempt got its slice or merge before a verdict, or it was a backup that vanished); when it began and
 --             reported, its slice (path NULL = the file was forgotten since), where it ran,
 --             at which access point it was submitted, and when (NULL = it did not say). task: slice, merge, or backup (it is
