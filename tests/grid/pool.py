@@ -120,6 +120,29 @@ for argument; do [[ $argument == -P* ]] || slices+=("$argument"); done
 exec python3 /srv/demo_recon.py "${slices[@]}"
 """
 RUNNING, HELD, IDLE = 2, 5, 1
+# Of a job, in a failure's message: what decides whether and where it runs.
+SHOWN = [
+    "ProcId",
+    "JobStatus",
+    "HoldReasonCode",
+    "HoldReasonSubCode",
+    "HoldReason",
+    "NumHolds",
+    "NumJobStarts",
+    "NumShadowStarts",
+    "NumJobMatches",
+    "ExitCode",
+    "MachineAttrMachine0",
+    "JobCurrentStartDate",
+    "JobCurrentStartExecutingDate",
+    "EnteredCurrentStatus",
+    "LastMatchTime",
+    "LastRejMatchTime",
+    "LastRejMatchReason",
+    "AutoClusterId",
+    "AutoClusterAttrs",
+    "Requirements",
+]
 
 
 def build() -> str:
@@ -305,13 +328,25 @@ class Pool:
         self.wait(timeout_s, lambda: f"{what}: {self._show(cluster)}", lambda: is_so(self.jobs(cluster)))
 
     def _show(self, cluster: int) -> str:
-        names = ("ProcId", "JobStatus", "HoldReason", "HoldReasonSubCode", "NumJobStarts", "ExitCode")
+        """What a failure needs: its jobs, their last lines, the slots, and what HTCondor says of the first of them."""
         jobs = self.jobs(cluster)
         logs = [self.srv / Path(job["Iwd"]).relative_to("/srv") / job["Err"] for job in jobs[:3]]
         said = [log.read_text().splitlines()[-3:] for log in logs if log.exists()]
         slots = self.run("condor_status", "-af", "State", "Activity", check=False).stdout.splitlines()
-        states = [{name: job.get(name) for name in names} for job in jobs][:20]
-        return f"{len(jobs)} jobs: {states}; they said {said}; slots: {dict(Counter(slots))}"
+        states = [{name: job[name] for name in SHOWN if name in job} for job in jobs][:20]
+        lines = [
+            f"{len(jobs)} jobs at {int(time.time())}: {states}; they said {said}; slots: {dict(Counter(slots))}"
+        ]
+        if jobs:
+            lines += ["--- condor_q -better-analyze", self._analysis(f"{cluster}.{jobs[0]['ProcId']}")]
+        for name in ("NegotiatorLog", "MatchLog", "SchedLog"):
+            text = self.run("tail", "-n", "40", f"/var/log/condor/{name}", check=False).stdout
+            lines += [f"--- end of {name}", text]
+        return "\n".join(lines)
+
+    def _analysis(self, job: str) -> str:
+        done = self.run("condor_q", "-allusers", "-better-analyze", job, check=False)
+        return str(done.stdout + done.stderr)
 
     def kill_inside(self, name: str, process: str) -> int:
         """Kills one process inside, by program name and a part of its command line; returns how many there were."""

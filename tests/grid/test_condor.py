@@ -316,16 +316,28 @@ def test_job_that_was_started_too_often_leaves_the_queue(policies: Policies) -> 
 
 
 def test_job_runs_on_another_machine_after_a_node_fault(policies: Policies, pool: Pool) -> None:
+    cluster = policies.clusters["node"]
     job = policies.wait_for(
         "node", "is idle", lambda job: job["JobStatus"] == IDLE and job.get("ExitCode") == 20
     )
     machine = pool.run("condor_status", "-af", "Machine").stdout.split()[0]
     assert job["MachineAttrMachine0"] == machine
-    time.sleep(5)  # two rounds of the negotiator, with slots free
-    job = pool.job(policies.clusters["node"])
+    idle_since = job["EnteredCurrentStatus"]
+    policies.wait_for(
+        "node", "is rejected by the negotiator", lambda job: job.get("LastRejMatchTime", 0) > idle_since
+    )
+    job = pool.job(cluster)
     assert (job["JobStatus"], job["NumJobStarts"]) == (IDLE, 1), "not here again"
-    pool.as_user("condor_qedit", str(policies.clusters["node"]), "MachineAttrMachine0", '"elsewhere"')
-    policies.wait_for("node", "leaves the queue", lambda job: job["JobStatus"] == COMPLETED)
+
+    def is_done(job: dict[str, Any]) -> bool:
+        # Once more if a machine refused the job: HTCondor writes its name with the match, before the job begins.
+        if job["JobStatus"] == IDLE and job["MachineAttrMachine0"] == machine:
+            pool.run(
+                "condor_qedit", str(cluster), "MachineAttrMachine0", '"elsewhere"', check=False, user=USER
+            )
+        return bool(job["JobStatus"] == COMPLETED)
+
+    policies.wait_for("node", "leaves the queue", is_done)
     assert [row["outcome"] for row in policies.attempts("node")] == ["node-fault", "done"]
 
 
@@ -434,6 +446,23 @@ def test_job_whose_files_could_not_be_saved_is_released_by_itself(pool: Pool) ->
     """FailedToCheckpoint, 36: HTCondor holds a job so if it can't save the files after checkpoint_exit_code."""
     cluster = submit_held(pool, "unsaved")
     pool.as_user("condor_qedit", str(cluster), "HoldReasonCode", "36")
+    pool.wait_for(cluster, "runs", lambda jobs: is_held(jobs, 3))  # the server is away
+    pool.run("condor_rm", str(cluster), user=USER)
+
+
+def test_refused_claim_does_not_prolong_the_wait_for_the_machine_of_a_node_fault(pool: Pool) -> None:
+    """As HTCondor leaves a job then: it was to start just now, and began for the last time before the node fault."""
+    cluster = submit_held(pool, "refusal")
+    machine = pool.run("condor_status", "-af", "Machine").stdout.split()[0]
+    now = int(time.time())
+    for name, value in (
+        ("ExitCode", "20"),
+        ("MachineAttrMachine0", f'"{machine}"'),
+        ("JobCurrentStartDate", str(now)),
+        ("JobCurrentStartExecutingDate", str(now - 1801)),  # same_machine_after is 1800
+    ):
+        pool.as_user("condor_qedit", f"{cluster}.0", name, value)
+    pool.run("condor_release", str(cluster), user=USER)
     pool.wait_for(cluster, "runs", lambda jobs: is_held(jobs, 3))  # the server is away
     pool.run("condor_rm", str(cluster), user=USER)
 
