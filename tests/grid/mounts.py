@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -29,3 +30,12 @@ def small_file_system(options: str) -> Iterator[Path]:
     yield folder
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
     folder.rmdir()
+
+
+def fill(path: Path) -> None:
+    """Writes a file until nothing more fits on its file system."""
+    with path.open("wb", buffering=0) as file:
+        for size in (1 << 20, 4096):
+            with contextlib.suppress(OSError):
+                while True:
+                    file.write(os.urandom(size))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import shutil
 import subprocess
@@ -18,7 +17,7 @@ import pytest
 from shim.database import call, connect
 from shim.local.embedded import NOT_DURABLE, Server
 from shim.migrate import migrate
-from tests.grid.mounts import small_file_system
+from tests.grid.mounts import fill, small_file_system
 from tests.support import LiveShim, World, server_folder, wait_until
 from tests.whole.traffic import Traffic
 
@@ -39,17 +38,6 @@ def small_disk() -> Iterator[Path]:
     """A separate file system; mounting one takes root."""
     with small_file_system(f"size={SIZE_MB}m,mode=755") as folder:
         yield folder
-
-
-def fill(path: Path) -> None:
-    """Writes a file until nothing more fits."""
-    with path.open("wb", buffering=0) as file:
-        for size in (1 << 20, 4096):
-            try:
-                while True:
-                    file.write(os.urandom(size))
-            except OSError:
-                pass
 
 
 def test_full_disk_of_the_database_loses_nothing_and_heals_by_itself(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from shim.evio.writer import write_file
-from tests.grid.mounts import small_file_system
+from tests.grid.mounts import fill, small_file_system
 from tests.grid.xrootd import XRootD
 from tests.support import LiveShim, World
 from tests.worker.fleet import Figures, Fleet, machines
@@ -75,8 +75,8 @@ def at(xrootd: XRootD, world: World, folder: Path) -> None:
 
 @pytest.fixture
 def small_store() -> Iterator[Path]:
-    """A separate file system that is soon full; mounting one takes root."""
-    with small_file_system("size=300k,mode=1777") as folder:
+    """A separate file system that is filled soon; mounting one takes root."""
+    with small_file_system("size=2m,mode=1777") as folder:
         yield folder
 
 
@@ -110,6 +110,7 @@ def test_door_that_is_switched_off_and_on_again_costs_a_handful_of_attempts_and_
 def test_store_of_the_outputs_that_fills_pauses_the_project_until_there_is_room(
     production: World, shim: LiveShim, small_store: Path, folder: Path
 ) -> None:
+    production.set(backoff_s=1)
     load(production, folder, files=2, blocks=15)
     figures = Figures(production)
     recon = folder / "recon"
@@ -117,8 +118,10 @@ def test_store_of_the_outputs_that_fills_pauses_the_project_until_there_is_room(
     recon.chmod(0o755)
     where = {"OSGPROD_RECON": str(recon), "OSGPROD_OUTPUT_URL": f"file://{small_store}"}
     with Fleet(folder, shim.url, GOOD, **where) as fleet:
+        fleet.wait_until(lambda: figures.blocks_done >= 5)
+        with fleet.at_rest():  # so that no output finds room after one that finds none
+            fill(small_store / "ballast")
         fleet.wait_until(lambda: paused(production) == "output")
-        delivered = figures.blocks_done
         fleet.wait_until(lambda: figures.wasted >= figures.wasted_before("project-paused") + 2)
         subprocess.run(["mount", "-o", "remount,size=20m", str(small_store)], check=True)
         recovery_s = fleet.wait_until(lambda: paused(production) is None)
@@ -127,13 +130,16 @@ def test_store_of_the_outputs_that_fills_pauses_the_project_until_there_is_room(
     figures.say(
         "store full, then room", recovered_after_s=f"{recovery_s:.1f}", wasted_before_the_pause=until_pause
     )
-    assert delivered >= 5, "it was full in mid-production"
     assert "No space left on" in figures.events("project-paused")[0]
     assert figures.events("worker-banned") == figures.events("block-quarantined") == []
     assert figures.successes == 30, "each block once"
-    assert until_pause <= 3 + fleet.slots
-    delivered_files = [path for path in small_store.iterdir() if not path.name.startswith("failed_")]
-    assert len(delivered_files) == 30, "and no half of an output stays"
+    # The project pauses with the first report by which three workers at three sites have failed. How many reports that
+    # takes depends on the sites of those that end first. What runs beside that report has begun before. If reports that
+    # arrive together miss each other, the next one decides, and what runs beside that has begun before, too.
+    beside = fleet.slots - 1
+    assert until_pause <= figures.failures_until(workers=3, sites=3) + 2 * beside
+    delivered = list(small_store.glob("job_*"))
+    assert len(delivered) == 30, "and no half of an output stays"
 
 
 def test_work_script_that_reads_an_event_too_few_of_every_slice_pauses_the_production(

@@ -214,6 +214,19 @@ class Figures:
             f" WHERE n.event = '{event}')"
         )
 
+    def failures_until(self, workers: int, sites: int) -> int:
+        """How many failures were reported until they were by so many workers at so many sites."""
+        rows = self._world.db.execute(
+            "SELECT r.worker, r.site FROM osgprod_data.reports r WHERE r.outcome <> 'done' ORDER BY r.reported_at"
+        ).fetchall()
+        seen_workers, seen_sites = set(), set()
+        for number, row in enumerate(rows, 1):
+            seen_workers.add(row["worker"])
+            seen_sites.add(row["site"])
+            if len(seen_workers) >= workers and len(seen_sites) >= sites:
+                return number
+        raise AssertionError(f"all failures were by {seen_workers} at {seen_sites}")
+
     @property
     def successes(self) -> int:
         return self._count("osgprod_data.reports WHERE outcome = 'done'")
@@ -228,9 +241,22 @@ class Figures:
         return [row["of"] for row in rows]
 
     def say(self, what: str, **more: object) -> None:
-        """Prints the figures of an outage in a line."""
+        """Prints the figures of an outage in a line, and below it all that happened: pytest shows it of a failure."""
         others = "".join(f", {name.replace('_', ' ')} {value}" for name, value in more.items())
         print(
             f"{what}: {self.successes} successes, {self.wasted} attempts wasted,"
             f" banned {self.events('worker-banned')}, quarantined {len(self.events('block-quarantined'))}{others}"
         )
+        print(*self._history(), sep="\n")
+
+    def _history(self) -> list[str]:
+        """Reports, with the start of their attempts, and notifications, in their order."""
+        rows = self._world.db.execute(
+            "SELECT r.reported_at AS at, concat_ws(' ', r.outcome, r.exit_code, r.worker, 'began',"
+            " to_char(a.started_at, 'MI:SS.MS'), 'block', a.rawdata_id || '+' || a.block1, r.reason) AS what"
+            " FROM osgprod_data.reports r JOIN osgprod_data.attempts a USING (project_id, cluster, process, nstart)"
+            " UNION ALL"
+            " SELECT n.noted_at, concat_ws(' ', upper(n.event), n.details ->> 'worker', n.details ->> 'path',"
+            " n.details ->> 'reason') FROM osgprod_data.notifications n ORDER BY at"
+        ).fetchall()
+        return [f"{row['at']:%M:%S.%f} {row['what']}" for row in rows]
