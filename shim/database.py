@@ -49,6 +49,21 @@ MIGRATION_LOCK = 0x6F73677072
 OF_A_CHANGED_SCHEMA = ("42", "0A000", "3F000", "XX000")
 
 
+# Of each session: a database, a login or PGDATESTYLE may have others. The driver reads times in this form only; the
+# functions are written for these quotes and arrays; a time is shown in UTC, wherever the server stands; and what is
+# read under a lock must be as it is then, so the functions refuse other isolation levels.
+SESSION = {
+    "DateStyle": "ISO",
+    "IntervalStyle": "postgres",
+    "TimeZone": "UTC",
+    "standard_conforming_strings": "on",
+    "quote_all_identifiers": "off",
+    "array_nulls": "on",
+    "default_transaction_isolation": "read committed",
+}
+SET_SESSION = "; ".join(f"SET {name} = '{value}'" for name, value in SESSION.items()).encode()
+
+
 class Rows(list[dict[str, Any]]):
     """Rows with the names of their columns, which are known also where there is no row.
 
@@ -98,8 +113,7 @@ def connect(dsn: str | None = None, timeout_s: int = CONNECT_TIMEOUT_S) -> psyco
         application_name="osgprod",
         **silence,
     )
-    # A time is read as it is shown, wherever the server stands; the functions refuse other isolation levels.
-    connection.execute("SET TimeZone = 'UTC'; SET default_transaction_isolation = 'read committed'")
+    connection.execute(SET_SESSION)
     connection.execute(
         "SELECT set_config('osgprod.person', %s, false)", [_person()]
     )  # for the log of operations
@@ -335,7 +349,7 @@ def _kept_alive(dsn: str, name: str) -> dict[str, Any]:
 
 
 async def connect_apart(dsn: str, name: str) -> psycopg.AsyncConnection[Any]:
-    """Open a connection that is not of the pool, with the pool's bounds on a silent network.
+    """Open a connection that is not of the pool, with the pool's bounds on a silent network, and without SET_SESSION.
 
     Parameters
     ----------
@@ -387,9 +401,9 @@ def open_pool(dsn: str, size: int, name: str = "osgprod shim") -> AsyncConnectio
                 and await pooling(dsn) == "transaction"
             ):
                 raise PoolerError
-            await connection.execute(f"SET lock_timeout = '{LOCK_TIMEOUT_S} s'")
-            # The functions read under a lock what it was taken for: as it is then.
-            await connection.execute("SET default_transaction_isolation = 'read committed'")
+            await connection.execute(
+                SET_SESSION + b"; SET lock_timeout = '%d s'" % LOCK_TIMEOUT_S, prepare=False
+            )
             connection.functions_found, _ = await _functions(connection)
         connection.batches = psycopg.AsyncRawCursor(connection, row_factory=dict_row)
 

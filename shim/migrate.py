@@ -32,7 +32,14 @@ from yoyo.migrations import (
 )
 from yoyo.scripts.main import InvalidArgument
 
-from shim.database import CONNECT_TIMEOUT_S, MIGRATION_LOCK, DatabaseError, connect, dsn_from_environment
+from shim.database import (
+    CONNECT_TIMEOUT_S,
+    MIGRATION_LOCK,
+    SET_SESSION,
+    DatabaseError,
+    connect,
+    dsn_from_environment,
+)
 from shim.snapshot import WORKING_COPY, deployed, render, snapshots, source_digest, source_of
 from shim.version import SQL_FOLDER, names
 
@@ -111,6 +118,7 @@ class Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]
             with rights_named():
                 _refuse_server(connection)
                 _wait_for_lock(connection, self._say)
+                connection.execute(SET_SESSION)
                 connection.execute("SET client_min_messages = warning")  # not that a schema exists
                 connection.execute("CREATE SCHEMA IF NOT EXISTS osgprod_data")
                 connection.execute("SET client_min_messages = notice")

@@ -12,12 +12,12 @@ from typing import Any
 import psycopg
 from psycopg.rows import dict_row, tuple_row
 
-from shim.database import connect
+from shim.database import SESSION, connect
 from tests.support import PATIENCE_S, World
 
 MAX_USES = 100  # of one copy: deleted rows stay in its files
 MAX_BYTES = 4 << 20  # of the files of its tables
-OF_SESSION = ("TimeZone", "default_transaction_isolation", "osgprod.person")  # what connect() sets
+OF_SESSION = (*SESSION, "osgprod.person")  # what connect() sets
 
 
 class Databases:

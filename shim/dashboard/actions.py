@@ -14,7 +14,7 @@ import psycopg
 from psycopg.rows import dict_row
 from starlette.requests import Request
 
-from shim.database import connect_apart, hang_up_after, statement
+from shim.database import SET_SESSION, connect_apart, hang_up_after, statement
 from shim.web.parameters import BadRequest, number_of
 
 Query = tuple[str, dict[str, object]]
@@ -111,8 +111,8 @@ async def call_as(dsn: str, operator: str, request: Request, query: Query) -> li
     person = f"{operator} by dashboard from {request.scope['osgprod.client'] or 'unknown address'}"
     async with await connect_apart(dsn, "osgprod operator") as connection:
         with hang_up_after(connection, SILENCE_S):
+            await connection.execute(SET_SESSION)
             async with connection.transaction(), connection.cursor(row_factory=dict_row) as cursor:
-                await cursor.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
                 await cursor.execute(f"SET LOCAL statement_timeout = '{LONGEST_CALL}'")
                 await cursor.execute("SELECT set_config('osgprod.person', %s, true)", [person])
                 await cursor.execute(*statement(*query))

@@ -153,7 +153,9 @@ def _take_merges(there: Connection, here: Connection, project: str) -> dict[str,
 
 def _connect(source: str) -> Connection:
     try:
-        return psycopg.connect(source, row_factory=dict_row, client_encoding="UTF8")
+        connection = psycopg.connect(source, row_factory=dict_row, client_encoding="UTF8")
+        connection.execute("SET DateStyle = 'ISO'")  # its time zone is that of its times
+        return connection
     except psycopg.Error as error:
         is_unreachable = isinstance(error, psycopg.OperationalError)
         raise OperatorError(

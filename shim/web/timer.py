@@ -37,8 +37,7 @@ async def tick_for_ever(dsn: str, answers: Answers) -> None:
         try:
             async with await database.connect_apart(dsn, "osgprod tick") as db:
                 with database.hang_up_after(db, TICK_TIMEOUT_S):
-                    # The functions refuse other isolation levels, and the database's default may differ.
-                    await db.execute("SET default_transaction_isolation = 'read committed'")
+                    await db.execute(database.SET_SESSION)
                     await db.execute("SELECT * FROM osgprod.tick()")
                     await _note_answers(db, answers)
         except Exception as error:
