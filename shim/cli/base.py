@@ -10,7 +10,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -340,6 +340,20 @@ magic_option = click.option(
 )
 # Columns that a table with a path can do without: its name has run and number, and the key is of use to functions only.
 SAID_BY_PATH = ("file_id", "run", "seqno")
+NO_PROJECT = "no project yet: osgprod project add makes one"
+_SPARE = ("core_hours_left", "core_hours_done", "bytes", "events", "bytes_done", "events_done", "is_complete",
+         "files_finished", "files", "running", "blocks_ready")  # fmt: skip
+
+
+def spare_of(projects: Sequence[Mapping[str, Any]]) -> Sequence[str]:
+    """Return what a narrow terminal has no room for of the progress of projects, in the order in which it is left out.
+
+    Parameters
+    ----------
+    projects : sequence
+        What will be shown.
+    """
+    return _SPARE if any(row["merges_left"] for row in projects) else ("merges_left", *_SPARE)
 
 
 def whole(bounds: tuple[int, int], *names: str, **more: Any) -> Callable[[_Command], _Command]:  # noqa: ANN401  # as click's

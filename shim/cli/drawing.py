@@ -29,14 +29,13 @@ def grid(
     gap: int,
     columns: int,
     numbers: Collection[str],
-    wrapped: Collection[str],
 ) -> list[str]:
     """Return the lines of a table.
 
     Parameters
     ----------
     values : mapping
-        The texts of each column, by its name.
+        The texts of each column, by its name. They fit.
     heads, widths : sequence
         What is above each column, and its width [characters].
     gap : int
@@ -45,17 +44,13 @@ def grid(
         That a line may have [characters].
     numbers : collection of str
         Columns that are flush right.
-    wrapped : collection of str
-        Columns whose texts go on in the next line; those of the others fit.
     """
     drawn = Table(box=box.SIMPLE_HEAD, padding=(0, gap - 1, 0, 0), pad_edge=False, show_edge=False)
     for name, head, width in zip(values, heads, widths, strict=True):
         justify: Literal["right", "left"] = "right" if name in numbers else "left"
-        overflow: Literal["fold", "ellipsis"] = "fold" if name in wrapped else "ellipsis"
         drawn.add_column(
-            Text(head), justify=justify, width=width, no_wrap=name not in wrapped, overflow=overflow,
-            vertical="top" if wrapped else "bottom",
-        )  # fmt: skip
+            Text(head), justify=justify, width=width, no_wrap=True, overflow="ellipsis", vertical="bottom"
+        )
     for line in zip(*values.values(), strict=True):
         drawn.add_row(*map(Text, line))  # Text: nothing in a value is markup
     output = io.StringIO()

@@ -82,7 +82,8 @@ def jobs_list(
                 {**row, "log_tail": text_of.get(row["nstart"]) if row["by_worker"] else None} for row in rows
             ]
     none = "no job started in that time" if cluster is None else f"no job of cluster {cluster} has started"
-    spare = (*SAID_BY_PATH, "schedd", "submitted_at", "site", "started_at", "starts", "reported_at")
+    spare = (*SAID_BY_PATH, "schedd", "submitted_at", "site", "started_at", "starts", "reported_at",
+             "block2", "block1")  # fmt: skip
     show(shown or rows, as_json, none, limit=limit if job is None else None, spare=spare)
     if job is not None and not as_json and not wants("csv"):
         for nstart, text in sorted(text_of.items()):

@@ -246,7 +246,8 @@ def merges_list(project: str, runs: list[int] | None, state: str | None, limit: 
     """List the merges of a project."""
     rows = look("list_merges", project=project, runs=runs, state=state, limit=limit)
     empty = "no such merge: a file is merged when its slices are done, and the project's merge_by says so"
-    show(rows, as_json, empty, limit=limit, spare=("merge_id", "cluster", "process", "nstart", "made_at"))
+    spare = ("merge_id", "cluster", "process", "nstart", "made_at", "inputs", "events", "worker", "done_at")
+    show(rows, as_json, empty, limit=limit, spare=spare)
 
 
 @merges.command("retry")

@@ -14,6 +14,7 @@ import click
 
 from shim.cli.arguments import DAY_S, EXIT_CODES_OF_JOBS, NUMBERS, Real
 from shim.cli.base import (
+    NO_PROJECT,
     PROJECT,
     SAID_BY_PATH,
     ListByDefault,
@@ -26,6 +27,7 @@ from shim.cli.base import (
     look,
     osgprod,
     project_argument,
+    spare_of,
     unused,
     whole,
 )
@@ -35,11 +37,7 @@ from shim.words import counted, noun
 if TYPE_CHECKING:
     from shim.database import Rows
 
-# What a narrow terminal has no room for, in the order in which it is left out.
-SPARE = ("core_hours_left", "core_hours_done", "bytes", "events", "bytes_done", "events_done", "is_complete",
-         "files_finished", "merges_left", "files")  # fmt: skip
 FORMER_NAME = "refused_until"  # of banned_until, which is shown; for shims of the former release
-NO_PROJECT = "no project yet: osgprod project add makes one"
 
 
 @osgprod.command()
@@ -61,7 +59,8 @@ def status(project: str | None, watch: bool, interval: float, as_json: bool) -> 
         is_stopped.set()  # in case that the exception is raised where it gets lost, like in a destructor
         raise KeyboardInterrupt
 
-    show(_progress(project), as_json, NO_PROJECT, spare=SPARE)
+    rows = _progress(project)
+    show(rows, as_json, NO_PROJECT, spare=spare_of(rows))
     if not watch:
         return
     signal.signal(signal.SIGINT, stop)
@@ -70,7 +69,7 @@ def status(project: str | None, watch: bool, interval: float, as_json: bool) -> 
             rows = _progress(project)
             if not as_json:
                 click.clear()
-            show(rows, as_json, NO_PROJECT, spare=SPARE)
+            show(rows, as_json, NO_PROJECT, spare=spare_of(rows))
 
 
 def _progress(project: str | None) -> Rows:
@@ -94,7 +93,7 @@ def _progress(project: str | None) -> Rows:
 def health(project: str | None, as_json: bool) -> None:
     """Show whether each project, or PROJECT alone, is healthy, and what to do. The exit code is 1 when one is bad."""
     rows = look("health", project=project)
-    show(rows, as_json, NO_PROJECT, wrapped=("found", "advice"))
+    show(rows, as_json, NO_PROJECT, sentences=("found", "advice"))
     if any(row["level"] == "bad" for row in rows):
         raise SystemExit(1)
 
@@ -105,7 +104,7 @@ def health(project: str | None, as_json: bool) -> None:
 @as_json
 def estimate(project: str, hours: int, as_json: bool) -> None:
     """Estimate when a project will be done."""
-    show(look("estimate", project=project, hours=hours), as_json, wrapped=("reason",))
+    show(look("estimate", project=project, hours=hours), as_json)
 
 
 @osgprod.command()
@@ -174,6 +173,12 @@ def attempts(
         "ran_s",
         "started_at",
         "reported_at",
+        "block2",
+        "block1",
+        "bytes_fetched",
+        "cpu_s",
+        "age_s",
+        "worker",
     )
     show(shown, as_json, "no such attempt", limit=None if by else limit, spare=() if by else spare)
 
@@ -205,7 +210,9 @@ def resources(project: str, by: str, hours: int | None, as_json: bool) -> None:
 def quarantined(project: str, limit: int, as_json: bool) -> None:
     """List the quarantined blocks, with all that is known of each."""
     rows = look("quarantined", project=project, limit=limit)
-    show(rows, as_json, "no block is in quarantine", limit=limit, spare=SAID_BY_PATH)
+    spare = (*SAID_BY_PATH, "log_url", "events", "offset_bytes", "size_bytes", "exit_codes", "site", "reported_at",
+             "worker")  # fmt: skip
+    show(rows, as_json, "no block is in quarantine", limit=limit, spare=spare)
 
 
 @osgprod.group(cls=ListByDefault, invoke_without_command=True)
@@ -215,7 +222,8 @@ def quarantined(project: str, limit: int, as_json: bool) -> None:
 def workers(ctx: click.Context, limit: int, as_json: bool) -> None:
     """List the bans in force: of workers, addresses, sites and merges. With PROJECT, list its workers."""
     if ctx.invoked_subcommand is None:
-        show(look("blocked_workers", limit=limit), as_json, "no worker is banned", limit=limit)
+        rows = look("blocked_workers", limit=limit)
+        show(rows, as_json, "no worker is banned", sentences=("reason",), limit=limit)
 
 
 @workers.command("list")
@@ -241,7 +249,8 @@ def workers_list(project: str, order: str, hours: int | None, limit: int, as_jso
     columns = [name for name in rows.columns if name != FORMER_NAME]
     shown = [{name: row[name] for name in columns} for row in rows]
     none = empty.get(order, "no attempt ended in that time")
-    show(shown, as_json, none, limit=limit, columns=columns)
+    spare = ("superseded", "s_per_block", "site", "last_at")
+    show(shown, as_json, none, limit=limit, columns=columns, spare=spare)
 
 
 site_option = click.option("--site", help="All workers of this site, instead of one worker.")
@@ -404,7 +413,7 @@ def operations(project: str | None, hours: int | None, limit: int, as_json: bool
         rows if as_json else shown,
         as_json,
         "nothing was changed in that time",
-        wrapped=("details",),
+        sentences=("details",),
         limit=limit,
         columns=rows.columns,
     )
@@ -420,6 +429,6 @@ def find(text: str, limit: int, as_json: bool) -> None:
     A job (4711.0), a cluster (4711), a run (90001), a file (hd_rawdata_090001_003), a worker (wn17), a site, a project.
     """
     rows = look("find", text=text, limit=limit)
-    show(rows, as_json, f"nothing is known of {text}", limit=limit, wrapped=("found", "command"))
+    show(rows, as_json, f"nothing is known of {text}", limit=limit, sentences=("found", "command"))
     if not rows:
         raise SystemExit(1)

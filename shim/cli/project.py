@@ -15,6 +15,7 @@ import click
 from shim.cli import settings
 from shim.cli.arguments import DAY_S, Real, Whole
 from shim.cli.base import (
+    NO_PROJECT,
     as_json,
     ask,
     change,
@@ -24,6 +25,7 @@ from shim.cli.base import (
     osgprod,
     project_argument,
     read_magic,
+    spare_of,
     whole,
 )
 from shim.cli.terminal import show, wants
@@ -152,7 +154,8 @@ def _set(project: str, values: Mapping[str, Any], dry_run: bool = False) -> list
 @as_json
 def project_list(as_json: bool) -> None:
     """List the projects, and how far each is."""
-    show(look("progress"), as_json, "no project yet: osgprod project add makes one")
+    rows = look("progress")
+    show(rows, as_json, NO_PROJECT, spare=spare_of(rows))
 
 
 @project.command("show")

@@ -77,7 +77,7 @@ def doctor_command(as_json: bool) -> None:
     with working("looking"):
         rows = doctor.examine()
     is_table = not (as_json or wants("csv"))
-    show([_line(row) for row in rows] if is_table else rows, as_json, wrapped=("found", "what to do"))
+    show([_line(row) for row in rows] if is_table else rows, as_json, sentences=("found", "what to do"))
     if not all(row["is_well"] for row in rows):
         raise SystemExit(1)
 

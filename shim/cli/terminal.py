@@ -34,7 +34,7 @@ def show(
     rows: Sequence[Row],
     as_json: bool = False,
     empty: str = "none",
-    wrapped: Collection[str] = (),
+    sentences: Collection[str] = (),
     limit: int | None = None,
     spare: Sequence[str] = (),
     columns: Sequence[str] = (),
@@ -49,8 +49,8 @@ def show(
         JSON it is, also when there are none.
     empty : str
         Message in place of a table without rows.
-    wrapped : Collection[str]
-        Columns whose texts go on in the next line instead of being cut.
+    sentences : Collection[str]
+        Columns of sentences and commands. Of a table with such nothing is cut: see table().
     limit : int | None
         Rows that were asked for at most; None = all. Where so many came, a line on the standard error
         output says that it may not be all.
@@ -67,7 +67,7 @@ def show(
         click.echo(cell(empty))
     else:
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else _ENDLESS
-        for line in table(rows, width, wrapped, spare):
+        for line in table(rows, width, sentences, spare):
             click.echo(line)
     if len(rows) == limit:
         click.echo(f"osgprod: {counted(limit, 'row')} shown, there may be more: --limit N", err=True)
@@ -96,13 +96,15 @@ def _show_csv(rows: Sequence[Row], columns: Sequence[str]) -> None:
 
 
 def table(
-    rows: Sequence[Row], columns: int, wrapped: Collection[str] = (), spare: Sequence[str] = ()
+    rows: Sequence[Row], columns: int, sentences: Collection[str] = (), spare: Sequence[str] = ()
 ) -> list[str]:
     """Returns the lines of a table no wider than it may be, or of a list of records where no table would fit.
 
     Numbers are flush right; they and times are never cut. A text that doesn't fit has '…' in its middle; a path or
     URL begins with it, and keeps the name of the file as long as room can be made otherwise. A column without any
-    value is left out.
+    value is left out. Where a table with sentences doesn't fit as it is, each row is a line of its own, with the first
+    sentence behind the other values, and a line for each further sentence: the terminal breaks them where it ends,
+    so that a command can be copied.
 
     Parameters
     ----------
@@ -110,17 +112,17 @@ def table(
         At least one.
     columns : int
         That a line may have.
-    wrapped, spare
+    sentences, spare
         See show().
     """
     names = _names(rows)
     left = [[name for name in names if name not in spare[:count]] for count in range(len(spare) + 1)]
-    for some, keeps_files in [*((some, True) for some in left), (names, False)]:
+    for some, keeps_files in [*((some, True) for some in left), (left[-1], False)]:
         values = {name: [cell(row[name]) for row in rows] for name in some}
-        layout = _layout(rows, values, columns, keeps_files)
+        layout = _layout(rows, values, columns, keeps_files, may_cut=not sentences)
         if layout:
-            return _drawn(rows, values, columns, wrapped, *layout)
-    return records(rows)
+            return _drawn(rows, values, columns, *layout)
+    return _lines(rows, sentences) if sentences else records(rows)
 
 
 def _names(rows: Sequence[Row]) -> list[str]:
@@ -136,7 +138,7 @@ def _are_paths(values: Sequence[str]) -> bool:
 
 
 def _layout(
-    rows: Sequence[Row], values: Mapping[str, Sequence[str]], columns: int, keeps_files: bool
+    rows: Sequence[Row], values: Mapping[str, Sequence[str]], columns: int, keeps_files: bool, may_cut: bool
 ) -> tuple[list[str], list[int], int] | None:
     """Heads, widths and the gap between two columns; None = the table would be too wide."""
     heads, gap = list(values), 2
@@ -147,7 +149,7 @@ def _layout(
         gap = 2 if _total(widths, 2) <= columns else 1
         least = [
             width
-            if _are(int | float | datetime, rows, name)
+            if not may_cut or _are(int | float | datetime, rows, name)
             else min(width, _least(values[name], keeps_files))
             for name, width in zip(values, widths, strict=True)
         ]
@@ -159,7 +161,6 @@ def _drawn(
     rows: Sequence[Row],
     values: Mapping[str, Sequence[str]],
     columns: int,
-    wrapped: Collection[str],
     heads: Sequence[str],
     widths: Sequence[int],
     gap: int,
@@ -168,12 +169,10 @@ def _drawn(
 
     numbers = [name for name in values if _are(int | float, rows, name)]
     cut = {
-        name: column
-        if name in wrapped
-        else [(_end if _are_paths(column) else _both_ends)(value, width) for value in column]
+        name: [(_end if _are_paths(column) else _both_ends)(value, width) for value in column]
         for (name, column), width in zip(values.items(), widths, strict=True)
     }
-    return grid(cut, heads, widths, gap, columns, numbers, wrapped)
+    return grid(cut, heads, widths, gap, columns, numbers)
 
 
 def _end(text: str, width: int) -> str:
@@ -229,6 +228,15 @@ def records(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         lines += [""] if lines else []
         lines += [f"{name:{indent}}{cell(row[name])}".rstrip() for name in names]
+    return lines
+
+
+def _lines(rows: Sequence[Row], sentences: Collection[str]) -> list[str]:
+    lines: list[str] = []
+    for row in rows:
+        texts = {name: cell(row[name]) for name in _names(rows) if cell(row[name]).strip()}
+        said = [texts.pop(name) for name in sentences if name in texts]
+        lines += [": ".join(["  ".join(texts.values()), *said[:1]]), *(f"  {text}" for text in said[1:])]
     return lines
 
 

@@ -209,13 +209,20 @@ def rawdata_list(
             for row in coming:
                 click.echo(row["url"])
         else:
-            show(coming, as_json, "no file has unallocated blocks or requeued slices", spare=SAID_BY_PATH)
+            show(
+                coming,
+                as_json,
+                "no file has unallocated blocks or requeued slices",
+                spare=(*SAID_BY_PATH, "path"),
+            )
         return
     if project or urls:
         raise click.UsageError("--project and --urls go with --next N")
     rows = look("list_rawdata", runs=runs, path=path, limit=limit)
     empty = "no such file is registered: osgprod rawdata load registers files"
-    show(rows, as_json, empty, limit=limit, spare=(*SAID_BY_PATH, "first_block", "has_trailer"))
+    spare = (*SAID_BY_PATH, "first_block", "has_trailer", "evio_version", "byte_order", "prefix", "registered_at",
+             "locality_at", "checked_at", "projects")  # fmt: skip
+    show(rows, as_json, empty, limit=limit, spare=spare)
 
 
 @rawdata.command("forget")
@@ -251,7 +258,9 @@ def files(
         empty = f"no file of project {project} is {state or 'there'} with these runs and this path"
         if runs is None and path is None:
             empty = f"no file of project {project} is {state}"
-    show(rows, as_json, empty, limit=limit, spare=(*SAID_BY_PATH, "loaded_at"))
+    spare = (*SAID_BY_PATH, "loaded_at", "has_bor", "size_bytes", "retest_at", "suspended_at", "blocks_ready",
+             "blocks_leased", "blocks_unallocated", "blocks_quarantined")  # fmt: skip
+    show(rows, as_json, empty, limit=limit, spare=spare)
 
 
 @osgprod.group()
@@ -385,6 +394,8 @@ def slices_list(
         "not_before",
         "faults",
         "since",
+        "lease_left_s",
+        "failures",
     )
     show(rows, as_json, "no such slice", limit=limit, spare=spare)
 

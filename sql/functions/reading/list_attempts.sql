@@ -8,7 +8,7 @@ CREATE FUNCTION osgprod.list_attempts(
     p_limit     int  DEFAULT 100)
 RETURNS TABLE (reported_at timestamptz, cluster int, process int, nstart int, outcome text, exit_code int, ran_s int,
     file_id int, path text, block1 int, block2 int, worker text, site text, reason text, log_url text,
-    schedd text, door text)
+    schedd text, door text, merge text)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
 -- Lists attempts that ended in the last hours, the latest first.
@@ -18,7 +18,7 @@ AS $fn$
 --             p_limit      rows at most [1 .. 100000]
 -- Returns:    a row a report: time, job, outcome, run time ran_s [s], slice, where it ran, why it
 --             failed, the URL of its output or log, without secrets, the access point of the job, and the door that its
---             slice was read from
+--             slice was read from; merge: the merge's name (its blocks are -1 then); NULL = a slice
 -- Errors:     OG301 unknown project; OG108 hours, outcome or limit out of range
 DECLARE
     v_project_id int := (osgprod._get_project(p_project)).project_id;
@@ -44,11 +44,12 @@ BEGIN
     RETURN QUERY
     SELECT l.reported_at, l.cluster, l.process, l.nstart, l.outcome::text, l.exit_code, l.ran_s, a.rawdata_id, w.path,
            a.block1, a.block2, l.worker, l.site, l.reason, osgprod._without_secrets(l.output_url), a.schedd,
-           osgprod._without_secrets(l.door)
+           osgprod._without_secrets(l.door), CASE WHEN a.merge_id IS NOT NULL THEN osgprod._merge_name(m.run, m.seqno) END
       FROM unnest(v_found) l
       JOIN attempts a ON a.project_id = v_project_id AND a.cluster = l.cluster AND a.process = l.process
                      AND a.nstart = l.nstart
       LEFT JOIN rawdata w ON w.rawdata_id = a.rawdata_id
+      LEFT JOIN merges m ON m.merge_id = a.merge_id
      ORDER BY l.reported_at DESC, l.cluster, l.process, l.nstart;
 END
 $fn$;
