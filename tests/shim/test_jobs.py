@@ -120,6 +120,14 @@ def test_jobs_are_needed_for_slices_of_the_size_that_the_target_gives(world: Wor
         assert foretold["slices"] == slices, "the same rule"
 
 
+def test_dry_run_foretells_the_events_and_bytes_that_status_shows(world: World) -> None:
+    world.add_file(30, run=1)
+    world.add_file(20, run=1, seqno=1)
+    (foretold,) = call(world.db, "foretell_work", project="p")
+    (amounts,) = call(world.db, "amounts", project="p")
+    assert foretold["events"] == amounts["events"] > 0 and foretold["bytes"] == amounts["bytes"] > 0
+
+
 @pytest.mark.parametrize("arguments", [{"cores": 0}, {"cores": 5000}, {"slices": 0}, {"slices": -1}])
 def test_absurd_jobs_are_refused(world: World, arguments: dict[str, int]) -> None:
     with pytest.raises(psycopg.Error) as caught:
@@ -277,7 +285,7 @@ def test_dry_run_of_slices_load_foretells_what_the_files_will_take(
 
     row = foretold()
     assert (row["files"], row["blocks"], row["slices"], row["core_hours"]) == (2, 17, 4 + 3, None)
-    assert row["events"] == 1 + 10 * 10 + 1 + 7 * 10, "with the begin-of-run event of each file"
+    assert row["events"] == 10 * 10 + 7 * 10, "without the begin-of-run event of each file"
     assert foretold("--runs", "2", "--cores", "2")["slices"] == 2
     assert call(world.db, "list_files", project="p") == [], "nothing was loaded"
     call(world.db, "load_slices", project="p", runs=[1])

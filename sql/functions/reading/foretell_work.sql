@@ -4,8 +4,8 @@ LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_d
 AS $fn$
 -- Foretells what the loaded files of a project that nobody has begun will take.
 -- Parameters: p_project  project name;  p_runs  run numbers; NULL = all;  p_cores  of a job [1 .. 4096]
--- Returns:    one row. slices: of the size that a job with so many cores gets (with target_s, as measured until now); events and bytes [bytes] in them, as slices
---             of a whole file; core_hours [h]: as the last 1000 successes of the project took for as many blocks, without
+-- Returns:    one row. slices: of the size that a job with so many cores gets (with target_s, as measured until now); events and bytes [bytes] in the files,
+--             as status has them (events NULL = of some file not known); core_hours [h]: as the last 1000 successes of the project took for as many blocks, without
 --             what fails; NULL = nothing was done within a year, so the rate is not known
 -- Errors:     OG301 unknown project; OG108 cores out of range
 -- Source:     docs/grid.md "Submit as many jobs as there is work for"
@@ -22,10 +22,9 @@ BEGIN
     v_project.tail_blocks := NULL;  -- slices of whole files: these end the tail, if there is one
     v_size := osgprod._blocks_for(v_project, p_cores, osgprod._pace_at(v_project.project_id, NULL), NULL);
     SELECT coalesce(sum((f.block2 - f.block1 + v_size - 1) / v_size), 0), coalesce(sum(f.block2 - f.block1), 0),
-           coalesce(sum(w.events), 0), coalesce(sum(w.size_bytes), 0)
+           CASE WHEN count(*) = count(w.events) THEN coalesce(sum(w.events), 0) END, coalesce(sum(w.size_bytes), 0)
       INTO slices, blocks, events, bytes
-      FROM loaded_files f
-     CROSS JOIN LATERAL osgprod._slice_file(f.rawdata_id, f.block1, f.block2, '', '') w
+      FROM loaded_files f JOIN rawdata w ON w.rawdata_id = f.rawdata_id
      WHERE f.project_id = v_project.project_id AND f.state = 'pending' AND (p_runs IS NULL OR f.run = ANY (p_runs));
     -- Of the last 1,000 successes: look back in steps, no further than needed.
     FOREACH v_since IN ARRAY osgprod._steps_back(8760) LOOP
