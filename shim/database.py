@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import getpass
+import logging
 import os
 import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,6 +29,9 @@ from shim.version import which_is_older
 
 if TYPE_CHECKING:
     from psycopg_pool import AsyncConnectionPool
+
+# Else Python prints what the driver warns of beside the one line of a command that failed.
+logging.getLogger("psycopg").addHandler(logging.NullHandler())
 
 CONNECT_TIMEOUT_S = 5
 HOST_TIMEOUT_S = 2  # of the shim for each host that the DSN names, unless the DSN has a connect_timeout
@@ -61,7 +65,16 @@ SESSION = {
     "array_nulls": "on",
     "default_transaction_isolation": "read committed",
 }
-SET_SESSION = "; ".join(f"SET {name} = '{value}'" for name, value in SESSION.items()).encode()
+# Nor does such a setting end a session that works: the shim has its own bounds, and some commands take long, or wait
+# for storage between two rows. Older servers lack some of these.
+_WITHOUT_TIMEOUTS = (
+    "SELECT set_config(name, '0', false) FROM unnest('{statement_timeout, transaction_timeout,"
+    " idle_in_transaction_session_timeout, idle_session_timeout}'::text[]) AS name"
+    " WHERE current_setting(name, true) IS NOT NULL"
+)
+SET_SESSION = "; ".join(
+    (*(f"SET {name} = '{value}'" for name, value in SESSION.items()), _WITHOUT_TIMEOUTS)
+).encode()
 
 
 class Rows(list[dict[str, Any]]):
@@ -402,7 +415,7 @@ def open_pool(dsn: str, size: int, name: str = "osgprod shim") -> AsyncConnectio
             ):
                 raise PoolerError
             await connection.execute(
-                SET_SESSION + b"; SET lock_timeout = '%d s'" % LOCK_TIMEOUT_S, prepare=False
+                b"SET lock_timeout = '%d s'; " % LOCK_TIMEOUT_S + SET_SESSION, prepare=False
             )
             connection.functions_found, _ = await _functions(connection)
         connection.batches = psycopg.AsyncRawCursor(connection, row_factory=dict_row)

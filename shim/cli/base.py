@@ -37,6 +37,13 @@ _ODD_OPTION = re.compile(
     r'invalid ("?\w+"? )+value|invalid port number|could not match \d+|Servname not supported|definition of service'
     "|weak sslmode|invalid SSL protocol version range"
 )
+# What a server says that will take a connection later, or when others have ended theirs.
+_LATER = re.compile("the database system is|too many clients|remaining connection slots|too many connections")
+# By SQLSTATE: the server takes no writes; it ended this transaction to let another one go on; somebody has a lock.
+_HINTS = {
+    "25006": "name a server that takes writes in OSGPROD_DSN or PGHOST ...; osgprod doctor says why this one does not",
+    **dict.fromkeys(("40001", "40P01", "55P03"), "run the command again"),
+}
 _LONGEST = 1024  # characters of a line on the error output, but for its …
 _WHOLE = 1000  # characters of a first sentence: more than any has
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -137,6 +144,7 @@ def _fail_for_database(error: Exception) -> None:
     if not isinstance(error, psycopg.Error):
         return
     message, hint, code = _first_line(error), error.diag.message_hint, REFUSED
+    hint = hint or _HINTS.get(error.sqlstate or "")
     if isinstance(error, psycopg.OperationalError):
         if error.sqlstate is None and _ODD_OPTION.search(message):
             hint, code = "correct OSGPROD_DSN, or PGPORT, PGSSLMODE ... of libpq", WRONG
@@ -144,14 +152,13 @@ def _fail_for_database(error: Exception) -> None:
             hint, code = _how_to_reach(error), UNREACHABLE
         elif error.sqlstate.startswith(("08", "57P")):
             code = UNREACHABLE
-        hint = hint or "see the server's log"
     elif isinstance(error, psycopg.errors.UndefinedFunction | psycopg.errors.InvalidSchemaName):
         hint = _which_is_older() or "osgprod migrate brings the database up to date"
     elif isinstance(error, psycopg.errors.InsufficientPrivilege):
         hint = "this takes a login that is a member of osgprod_operator"
     elif _is_wrong_argument(error):
-        code = WRONG
-    _fail(message, hint or "add --help to the command: it says what each option takes", code)
+        hint, code = hint or "add --help to the command: it says what each option takes", WRONG
+    _fail(message, hint or "see the server's log", code)
 
 
 def _is_wrong_argument(error: psycopg.Error) -> bool:
@@ -173,6 +180,8 @@ class ListByDefault(Group):
 def _how_to_reach(error: psycopg.Error) -> str:
     if "no password supplied" in str(error):  # so says libpq
         return "put the password into ~/.pgpass, or leave host= out of OSGPROD_DSN where peer authentication needs none"
+    if _LATER.search(str(error)):
+        return "run the command again in a while"
     if "FATAL" in str(error):  # there is a server, which said so
         return "correct login and database in OSGPROD_DSN or PGUSER, PGDATABASE ..., or allow the login in pg_hba.conf"
     return "start the server, or correct its address in OSGPROD_DSN or PGHOST ..."
