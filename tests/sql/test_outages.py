@@ -511,6 +511,33 @@ def test_jobs_that_run_when_the_output_fails_count_for_nothing_either(world: Wor
     not_blamed(world)
 
 
+@pytest.mark.parametrize("fault", [FETCH, DELIVERY], ids=["input", "output"])
+def test_failures_before_an_outage_is_seen_at_three_sites_count_for_nothing_either(
+    world: World, fault: dict[str, Any]
+) -> None:
+    """Jobs at two sites fail first: their slices do not back off, and their files resume, when the project pauses."""
+    world.set(backoff_s=3600, max_fast_failures=1000)
+    for seqno, nblocks in enumerate((7, 7, 6, 1)):
+        world.add_file(nblocks, seqno=seqno)
+    where = [{"host": f"wn{n}", "client": f"127.0.{n % 2}.{n}", "site": f"S{n % 2}"} for n in range(1, 20)]
+    where.append({"host": "late", "client": "127.0.2.1", "site": "S2"})
+    for n in (100, 101):
+        world.checkout(n, **where[0])
+        world.report(n)  # until then all is well
+    for n, node in enumerate(where[1:], 1):
+        assert world.checkout(n, **node)["status"] == "assigned"
+    for n, node in enumerate(where[1:], 1):
+        assert project(world)["pause_cause"] is None
+        world.report(n, **fault, host=node["host"], client=node["client"])
+    assert project(world)["pause_cause"] in ("input", "output")
+    assert suspended(world) == []
+    waiting = [row for row in slices(world) if row["state"] == "ready"]
+    assert len(waiting) == 19
+    assert {row["failures"] + row["faults"] for row in waiting} == {0}
+    world.tick()
+    assert all(row["is_ready"] for row in slices(world) if row["state"] == "ready")
+
+
 def test_faults_of_a_cause_leave_an_earlier_fault_of_the_slice(world: World) -> None:
     world.set(backoff_s=0, max_faults=9, max_fast_failures=1000)
     for seqno in range(3):

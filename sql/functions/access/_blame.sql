@@ -290,6 +290,17 @@ BEGIN
     THEN
         RETURN false;
     END IF;
+    IF p_cause.scope = 'project' AND p_failure.fault IN ('fetch', 'delivery') THEN
+        -- Those before, at fewer places, have the same cause: back to the last success.
+        p_cause.since := least(p_cause.since, (
+            SELECT min(f.since)
+              FROM (SELECT CASE r.fault WHEN 'delivery' THEN r.failed_at ELSE r.started_at END AS since
+                      FROM osgprod_data.recent_failures r
+                     WHERE r.project_id = p_failure.project_id AND r.fault = p_failure.fault
+                       AND r.failed_at > now() - interval '1 hour' AND (r.merge_id IS NULL) <> v_is_merge
+                     ORDER BY r.failed_at DESC LIMIT 1000) f
+             WHERE NOT osgprod._has_succeeded(p_failure.project_id, v_is_merge, p_failure.fault, f.since)));
+    END IF;
     IF p_cause.scope IN ('project', 'place') AND NOT v_is_merge THEN
         PERFORM osgprod._resume_file(f.project_id, f.rawdata_id, coalesce('not the file, but ' || p_cause.name,
                                                                           'it is not this file alone'))
