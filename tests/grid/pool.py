@@ -339,7 +339,7 @@ class Pool:
         ]
         if jobs:
             lines += ["--- condor_q -better-analyze", self._analysis(f"{cluster}.{jobs[0]['ProcId']}")]
-        for name in ("NegotiatorLog", "MatchLog", "SchedLog"):
+        for name in ("NegotiatorLog", "SchedLog", "ShadowLog", "StartLog"):
             text = self.run("tail", "-n", "40", f"/var/log/condor/{name}", check=False).stdout
             lines += [f"--- end of {name}", text]
         return "\n".join(lines)

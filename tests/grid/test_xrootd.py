@@ -97,7 +97,8 @@ class Fetched:
             capture_output=True,
             text=True,
         )
-        self.took_s = time.monotonic() - started
+        self.ended_at = time.monotonic()
+        self.took_s = self.ended_at - started
         self.code, self.log = done.returncode, done.stderr
         self.sha256 = done.stdout.split()[0] if done.stdout else ""
 
@@ -186,13 +187,14 @@ def test_server_that_is_away_for_30_seconds_is_waited_for(
 ) -> None:
     """With the settings that ship."""
     xrootd.stop()
+    back_at = time.monotonic() + 30
     returning = threading.Timer(30, xrootd.start)
     returning.start()
     urls = [f"http://127.0.0.1:{xrootd.https_port}//raw", f"root://127.0.0.1:{xrootd.port}//raw"]
     with ThreadPoolExecutor() as threads:
         for fetched in threads.map(lambda url: Fetched(folder, scripts[1900], url), urls):
             assert (fetched.code, fetched.sha256) == (0, expected(big_file, 1900, 1904)[0]), fetched.log
-            assert fetched.took_s > 30
+            assert fetched.ended_at > back_at
     returning.join()
 
 
@@ -288,10 +290,11 @@ def test_certificate_that_nobody_signed_is_not_trusted(ready: Node, xrootd: XRoo
 def test_killed_upload_never_counts(ready: Node, world: World, xrootd: XRootD, protocol: str) -> None:
     secure = protocol == "https"
     recon = ready.program("recon", "head -c 3000000 /dev/urandom >big")
-    with Proxy(xrootd.https_port if secure else xrootd.port, bytes_per_s=1e6) as proxy:
+    # 10 s: also on a busy machine it is killed long before the end.
+    with Proxy(xrootd.https_port if secure else xrootd.port, bytes_per_s=3e5) as proxy:
         host = f"https://localhost:{proxy.port}/outputs" if secure else f"root://127.0.0.1:{proxy.port}//open"
         job = ready.start(1, OSGPROD_OUTPUT_URL=host, OSGPROD_RECON=recon)
-        wait_until(lambda: proxy.to_server > 1_000_000, "a third is sent", job)
+        wait_until(lambda: proxy.to_server > 500_000, "a sixth is sent", job)
         kill(job.pid)
         job.communicate()
     stored = xrootd.data / ("outputs" if secure else "open")

@@ -91,7 +91,7 @@ class Fleet:
         self._threads = [threading.Thread(target=self._slot) for _ in range(slots)]
         self._running: set[subprocess.Popen[str]] = set()
         self._busy, self._is_held = 0, False
-        self._jobs, self.slots = 0, slots
+        self._jobs, self.beside = 0, slots - 1  # how many run beside one
         self.ends: Counter[int] = Counter()  # exit codes of jobs
         self.log = ""  # of the last job that did not end well
 
@@ -207,10 +207,22 @@ class Figures:
         return self._count("osgprod_data.reports WHERE outcome <> 'done'")
 
     def wasted_before(self, event: str) -> int:
-        """Of these, those that began before the first notification of a name: what began later is a probe."""
+        """Of these, those that began before the first notification of a name, and before their file was suspended.
+
+        What began later is a probe.
+        """
         return self._count(
             "osgprod_data.reports r JOIN osgprod_data.attempts a USING (project_id, cluster, process, nstart)"
+            " JOIN osgprod_data.rawdata f USING (rawdata_id)"
             " WHERE r.outcome <> 'done' AND a.started_at <= (SELECT min(n.noted_at) FROM osgprod_data.notifications n"
+            f" WHERE n.event = '{event}' OR n.event = 'file-suspended' AND n.details ->> 'path' = f.path)"
+        )
+
+    def wasted_after(self, event: str) -> int:
+        """Of these, those that began after the first notification of a name."""
+        return self._count(
+            "osgprod_data.reports r JOIN osgprod_data.attempts a USING (project_id, cluster, process, nstart)"
+            " WHERE r.outcome <> 'done' AND a.started_at > (SELECT min(n.noted_at) FROM osgprod_data.notifications n"
             f" WHERE n.event = '{event}')"
         )
 
