@@ -99,6 +99,19 @@ def test_recycle_says_first_what_it_would_do_and_then_does_it(world: World) -> N
         call(world.db, "recycle", project="p", states=["leased"])
 
 
+def test_recycle_ends_the_backoff_of_a_slice_that_was_split(world: World) -> None:
+    world.set(max_failures=1, backoff_s=600, maxblockspercore=4)
+    world.add_file(4)
+    world.checkout(0)
+    world.report(0, 9)
+    assert world.checkout(1)["status"] == "wait"
+    assert [(row["block1"], row["was"]) for row in call(world.db, "recycle", project="p")] == [
+        (1, "failed"),
+        (3, "failed"),
+    ]
+    assert world.checkout(1)["status"] == world.checkout(2)["status"] == "assigned"
+
+
 def test_path_of_a_file_is_that_file_and_a_pattern_only_where_there_is_none(world: World) -> None:
     for seqno, path in enumerate(("/run-1/a.evio", "/run_1/a.evio")):
         world.add_file(1, seqno=seqno)

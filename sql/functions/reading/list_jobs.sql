@@ -14,7 +14,7 @@ AS $fn$
 --             p_hours    how far back [h; 1 .. 8760]; not with p_cluster
 --             p_limit    rows at most [1 .. 100000]
 -- Returns:    a row a job: how many attempts it made; the state of its last attempt: live, its outcome, or silent (neither:
---             another attempt got its slice or merge before a verdict, or it was a backup that vanished); when it began and
+--             see docs/glossary.md); when it began and
 --             reported, its slice (path NULL = the file was forgotten since), where it ran,
 --             at which access point it was submitted, and when (NULL = it did not say). task: slice, merge, or backup (it is
 --             live, and another attempt holds its slice); merge: the merge's name (its blocks are -1 then); NULL = a slice.

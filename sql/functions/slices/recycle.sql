@@ -18,7 +18,7 @@ AS $fn$
 -- Promise:    leased slices, and those that another session has locked at this moment, are never touched; reports of attempts from
 --             before no longer count. A repeated call finds nothing more to do.
 -- Parameters: p_project    project name
---             p_states     which: quarantined, failed (ready after failures, node faults or losses), done
+--             p_states     which: quarantined, failed (in a backoff, or ready with failures or faults counted), done
 --             p_runs       run numbers; NULL = all
 --             p_path       path of one file, or an SQL LIKE pattern; NULL = all
 --             p_exit_code  only slices whose last report had this exit code [0 .. 255]; NULL = any
@@ -68,7 +68,7 @@ BEGIN
           JOIN rawdata w ON w.rawdata_id = s.rawdata_id
           LEFT JOIN reports r ON r.project_id = s.project_id AND r.cluster = s.cluster AND r.process = s.process
                              AND r.nstart = s.nstart AND r.by_worker
-         WHERE CASE s.state WHEN 'ready' THEN s.failures + s.faults > 0 AND 'failed' = ANY (p_states)
+         WHERE CASE s.state WHEN 'ready' THEN (s.failures + s.faults > 0 OR s.not_before > now()) AND 'failed' = ANY (p_states)
                             WHEN 'leased' THEN false ELSE s.state::text = ANY (p_states) END
            AND (p_runs IS NULL OR f.run = ANY (p_runs))
            AND (v_path IS NULL OR w.path LIKE v_path)
