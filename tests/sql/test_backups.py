@@ -86,6 +86,18 @@ def test_idle_job_gets_a_backup_of_the_slice_that_ends_last_and_the_first_succes
     assert backups(world.db) == []
 
 
+def test_project_that_paused_itself_makes_no_backup_its_probe(world: World) -> None:
+    in_tail(world)
+    age(world, 2, 7200)  # before the pause, as job 1
+    world.db.execute(
+        "UPDATE osgprod_data.projects SET state = 'paused', pause_cause = 'work', pause_reason = 'all fail',"
+        " paused_at = now() - interval '1 min', probe_at = now() - interval '1 s'"
+    )
+    assert world.checkout(7, host="wn7")["status"] == "wait"
+    world.set(state="active")
+    assert world.checkout(7, host="wn7")["task"] == "slice"
+
+
 def test_primary_that_is_first_stops_its_backup(world: World) -> None:
     in_tail(world)
     assert world.checkout(7, host="wn7")["status"] == "assigned"

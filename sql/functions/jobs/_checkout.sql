@@ -138,7 +138,7 @@ BEGIN
                      WHERE f.project_id = v_project.project_id AND f.rawdata_id = v_file.rawdata_id;
                 END IF;
             -- (f) Else, in the tail, a second attempt on a slice that would end late.
-            ELSIF v_project.max_backups > 0 THEN
+            ELSIF v_project.max_backups > 0 AND v_project.pause_cause IS NULL THEN
                 v_slice := osgprod._claim_backup(v_project, p_call, v_nstart, least(p_call.cpus * v_project.maxblockspercore,
                     osgprod._blocks_in_time(v_pace, p_call.cpus, p_call.time_left_s))::bigint);
             END IF;
