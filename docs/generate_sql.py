@@ -472,8 +472,9 @@ CALLS = """# Which function calls which
 
 <!-- Written by docs/generate_sql.py from the files beside it: change the functions, then `make docs`. -->
 
-The functions that each request of a job can reach, with the first sentence of their headers, in the order of
-the caller's text. Each function is shown once in a section, below the first caller, and not below others.
+The functions that each call of a job can reach, with the first sentence of their headers, in the order of the caller's
+text. Over HTTP `checkout_slices`, `report_exits` and `heartbeats` stand in the place of the first ones. Each
+function is shown once in a section, below the first caller, and not below others.
 """
 REQUESTS = (
     ("A job asks for work", "checkout_slice"),
