@@ -69,10 +69,11 @@ CREATE TYPE osgprod.checkout_answer AS (
 
 -- How far a job is that asks again: see _job_so_far.
 CREATE TYPE osgprod.job_so_far AS (
-    last    osgprod_data.attempts,
     starts  int,
     follows int,
-    problem text[]
+    slice   osgprod.claim,
+    problem text[],
+    status  text
 );
 
 -- What is claimed: a slice as a separate EVIO file (_slice_file), or the inputs of a merge (_merge_content).

@@ -10,7 +10,7 @@ import pytest
 
 from shim.database import call
 from tests.support import World
-from tests.whole.test_concurrency import held
+from tests.whole.test_concurrency import Waiting, held
 
 Db = psycopg.Connection[dict[str, Any]]
 
@@ -354,6 +354,29 @@ def test_job_of_a_backup_that_starts_again_gets_the_same_slice(world: World) -> 
     call(world.db, "reclaim_lost", project="p", cluster=1, process=7)
     assert backups(world.db) == []
     assert the_slice(world.db, 2)["process"] == 1
+
+
+@pytest.mark.parametrize("restarts", [True, False])
+def test_backup_that_gets_its_slice_at_this_moment_goes_on_with_it(world: World, restarts: bool) -> None:
+    """Its call waits for the slice, which another session takes from the holder."""
+    in_tail(world)
+    world.checkout(7, host="wn7", job_key="key 7")
+    world.add_file(1, seqno=2)
+    with held(world) as operator:
+        call(operator, "reclaim_lost", project="p", cluster=1, process=1)
+        waiting = Waiting(
+            world,
+            lambda db: (
+                world.checkout(7, host="wn7", job_key="key 7", db=db)
+                if restarts
+                else World(db, world.dsn).heartbeat(7, job_key="key 7")
+            ),
+        )
+    answer = waiting.result()
+    assert answer["block1"] == 2 if restarts else answer["status"] == "alive"
+    row = the_slice(world.db, 2)
+    assert (row["state"], row["process"], row["nstart"]) == ("leased", 7, 1 + restarts)
+    assert backups(world.db) == []
 
 
 @pytest.mark.parametrize("ticks", [True, False])

@@ -15,7 +15,6 @@ DECLARE
     v_nstart   int;      -- of the coming attempt
     v_is_ready boolean;  -- is any slice?
     v_job      osgprod.job_so_far;  -- NULLs = it has not asked before
-    v_restart  record;
     v_slice    osgprod.claim;  -- the slice or merge that it gets, with -1 as the blocks of a merge; block1 NULL = none yet
     v_pace     osgprod.pace;  -- at its site; NULLs = not needed, or not known
     v_blocks   bigint;   -- of a slice for this job, at most
@@ -68,20 +67,15 @@ BEGIN
            EXISTS (SELECT FROM osgprod_data.slices s WHERE s.project_id = v_project.project_id AND s.is_ready)
       INTO v_nstart, v_is_ready;
     IF v_nstart > 1 OR p_call.after <> '' THEN
-        v_job := osgprod._job_so_far(v_project, p_call);
+        v_job := osgprod._job_so_far(v_project, p_call, v_nstart, v_can_merge IS TRUE, p_is_alone);
         IF v_job.problem IS NOT NULL THEN
-            RETURN osgprod._unassigned(v_job.problem);
-        ELSIF (v_job.last).nstart IS NOT NULL THEN
-            v_restart := osgprod._restart(v_project, p_call, v_job.last, v_nstart, v_can_merge IS TRUE, p_is_alone);
-            IF v_restart.problem IS NOT NULL THEN
-                RETURN osgprod._unassigned(v_restart.problem, v_project.wait_s, v_restart.status);
-            END IF;
-            v_slice := v_restart.slice;
+            RETURN osgprod._unassigned(v_job.problem, v_project.wait_s, v_job.status);
         END IF;
+        v_slice := v_job.slice;
     END IF;
 
     -- (c) How many blocks may it get, and is there room for another job?
-    IF v_slice.block1 IS NULL AND (v_project.state = 'active' OR v_project.pause_cause IS NOT NULL) THEN
+    IF v_slice.block1 IS NULL AND v_project.state <> 'draining' THEN
         IF v_project.target_s IS NOT NULL OR p_call.time_left_s IS NOT NULL THEN
             v_pace := osgprod._pace_at(v_project.project_id, p_call.site);
         END IF;
@@ -201,63 +195,57 @@ AS $fn$
 $fn$;
 
 CREATE FUNCTION osgprod._banned(p_project osgprod_data.projects, p_client inet, p_host text, p_site text)
-RETURNS text[] LANGUAGE plpgsql STABLE
+RETURNS text[] LANGUAGE sql STABLE
 AS $fn$
--- Says that a worker is banned, until when and why.
--- Parameters: p_project  the project's row;  the others see checkout_slice
--- Returns:    code (OG601), message and hint; NULL = it is not
-BEGIN
-    RETURN (SELECT ARRAY['OG601', format('worker %s is banned until %s UTC: %s', w.name,
-                             to_char(b.until AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS'), b.reason),
-                         format('the operator can end the ban: osgprod workers unban %s %L', p_project.name, b.worker)]
-              FROM osgprod._worker(p_client, p_host) AS w (name), osgprod._ban_of(p_project.project_id, w.name, p_site) b);
-END
+    -- Says that a worker is banned, until when and why.
+    -- Parameters: p_project  the project's row;  the others see checkout_slice
+    -- Returns:    code (OG601), message and hint; NULL = it is not
+    SELECT ARRAY['OG601', format('worker %s is banned until %s UTC: %s', w.name,
+                     to_char(b.until AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS'), b.reason),
+                 format('the operator can end the ban: osgprod workers unban %s %L', p_project.name, b.worker)]
+      FROM osgprod._worker(p_client, p_host) AS w (name), osgprod._ban_of(p_project.project_id, w.name, p_site) b
 $fn$;
 
 CREATE FUNCTION osgprod._restart(
     p_project osgprod_data.projects, p_call osgprod.checkout_call, p_last osgprod_data.attempts, p_nstart int,
-    p_can_merge boolean, p_may_wait boolean, OUT slice osgprod.claim, OUT problem text[], OUT status text)
+    p_can_merge boolean, p_may_wait boolean, INOUT job osgprod.job_so_far)
 LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Gives a job that has started before the slice, or the merge, of its last attempt again, as primary or as backup; the slice may be
 -- shorter (_shrink_slice). After max_starts starts without a report its lease ends instead.
 -- Parameters: p_project  the project's row;  p_call  the call, whose job is locked;  p_last  the job's last attempt
 --             p_nstart  the coming attempt;  p_can_merge  may this job get a merge?
---             p_may_wait  for the slice or merge, and the slice's file; in a batch a merge is always answered 55P03
--- Returns:    the slice or merge; NULLs when the job has none any more. problem: why it gets nothing: OG602 it starts too often,
---             55P03 its work is busy; without a code its work is done (status completed), it may be another job, or it
---             gives its work up
--- Locks:      the slice (see _shrink_slice and _renew_backup) or merge; the project's row, SKIP LOCKED, for next_due_at when work is
+--             p_may_wait  for the slice or merge, and the slice's file;  job  so far
+-- Returns:    job with slice: the slice or merge, NULLs when the job has none any more; and problem, why it gets nothing: OG602 it
+--             starts too often, 55P03 its work is busy; without a code its work is done (status completed), it may be another
+--             job, or it gives its work up
+-- Locks:      the slice (see _shrink_slice and _renew_work) or merge; the project's row, SKIP LOCKED, for next_due_at when work is
 --             given up: else the work waits for the next look at all leases
 -- Source:     docs/design.md I3
 DECLARE
-    v_job    text := format('job %s.%s', p_call.cluster, p_call.process);
+    v_name   text := format('job %s.%s', p_call.cluster, p_call.process);
     v_work   record;
+    v_reason text;  -- why it may be another job
     v_starts record;
-    v_due_at timestamptz := clock_timestamp() + make_interval(secs => p_project.lease_s);
 BEGIN
     -- The work of its last attempt as it is now, unlocked: the conditions of the statements below are what counts.
-    SELECT s.state::text AS state, s.state = 'leased' AND (b.nstart IS NOT NULL OR (s.cluster, s.process, s.nstart)
-               = (p_last.cluster, p_last.process, p_last.nstart)) AS is_held,
-           coalesce(b.due_at, s.due_at) AS due_at, CASE WHEN b.nstart IS NULL THEN s.progress_at END AS progress_at
-      INTO v_work
-      FROM osgprod_data.slices s
-      LEFT JOIN osgprod_data.backups b ON (b.project_id, b.rawdata_id, b.block1, b.opened_at) = (s.project_id, s.rawdata_id,
-           s.block1, s.opened_at) AND (b.cluster, b.process, b.nstart) = (p_last.cluster, p_last.process, p_last.nstart)
-           AND b.due_at > now()
-     WHERE (s.project_id, s.rawdata_id, s.block1) = (p_last.project_id, p_last.rawdata_id, p_last.block1)
-    UNION ALL
-    SELECT m.state::text, m.state = 'leased' AND (m.cluster, m.process, m.nstart) = (p_last.cluster, p_last.process, p_last.nstart),
-           m.due_at, m.progress_at
-      FROM osgprod_data.merges m WHERE m.merge_id = p_last.merge_id;
-    IF v_work.is_held THEN
-        problem := osgprod._refuse_restart(p_project, p_call, p_last, v_work.due_at, v_work.progress_at);
-    ELSIF v_work.state = 'done' AND EXISTS (  -- and not recycled since
-        SELECT FROM osgprod_data.reports r WHERE (r.project_id, r.cluster, r.process, r.nstart, r.by_worker, r.outcome)
-               = (p_last.project_id, p_last.cluster, p_last.process, p_last.nstart, true, 'done'))
+    SELECT w.task, w.due_at, w.progress_at INTO v_work FROM osgprod._work_of(p_last) w;
+    IF FOUND THEN
+        v_reason := osgprod._why_another_job(p_project, p_call, p_last, v_work.due_at, v_work.progress_at);
+        IF v_reason IS NOT NULL THEN
+            PERFORM osgprod._record_refusal(p_project.project_id, p_call.cluster, p_call.process, p_call.client, v_reason);
+            job.problem := ARRAY[NULL, format('%s has a living attempt, and this request does not prove to be the same job: %s', v_name, v_reason)];
+        END IF;
+    ELSIF EXISTS (  -- it has done its work, which was not recycled since
+        SELECT FROM osgprod_data.reports r
+         WHERE (r.project_id, r.cluster, r.process, r.nstart, r.by_worker, r.outcome)
+             = (p_last.project_id, p_last.cluster, p_last.process, p_last.nstart, true, 'done')
+           AND (EXISTS (SELECT FROM osgprod_data.slices s WHERE (s.project_id, s.rawdata_id, s.block1, s.state)
+                           = (p_last.project_id, p_last.rawdata_id, p_last.block1, 'done'))
+                OR EXISTS (SELECT FROM osgprod_data.merges m WHERE (m.merge_id, m.state) = (p_last.merge_id, 'done'))))
     THEN
-        status := 'completed';
-        problem := ARRAY[NULL, v_job || ' has already completed its ' || CASE WHEN p_last.merge_id IS NULL THEN 'work' ELSE 'merge' END];
+        job.status := 'completed';
+        job.problem := ARRAY[NULL, v_name || ' has already completed its ' || CASE WHEN p_last.merge_id IS NULL THEN 'work' ELSE 'merge' END];
     END IF;
     -- Its last starts: those within a minute, those on this work of the last max_starts, and evictions from it. One that ended at
     -- once was no eviction: an answer was lost, or the node is bad.
@@ -272,49 +260,32 @@ BEGIN
              WHERE (a.project_id, a.cluster, a.process) = (p_project.project_id, p_call.cluster, p_call.process)
                AND osgprod._is_of_job(a, p_call)
              ORDER BY a.nstart DESC LIMIT greatest(p_project.max_starts_per_min, p_project.max_starts, 20)) x;
-    IF problem IS NOT NULL THEN
+    IF job.problem IS NOT NULL THEN
         RETURN;
     ELSIF v_starts.in_a_minute >= p_project.max_starts_per_min THEN
-        problem := ARRAY['OG602', format('%s has started too often within a minute (max_starts_per_min = %s)', v_job, p_project.max_starts_per_min),
+        job.problem := ARRAY['OG602', format('%s has started too often within a minute (max_starts_per_min = %s)', v_name, p_project.max_starts_per_min),
             'wait a minute; see why the job restarts'];
+    ELSIF v_work.task IS NULL THEN
         RETURN;
-    ELSIF NOT p_may_wait AND (p_last.merge_id IS NOT NULL
-          OR NOT osgprod._try_slice(p_project.project_id, p_last.rawdata_id, p_last.block1)) THEN
-        problem := osgprod._is_busy('the slice of ' || v_job);
-        RETURN;
-    ELSIF v_starts.on_work = p_project.max_starts THEN  -- the next tick requeues the work as lost, and says so (_why_given_up)
-        p_nstart := p_last.nstart;
-        v_due_at := '2000-01-01 00:00+00';
-    ELSIF p_last.merge_id IS NULL AND (v_starts.evicted >= 3 OR p_call.time_left_s IS NOT NULL) THEN
-        PERFORM osgprod._shrink_slice(p_project, p_call, p_last, v_starts.evicted >= 3, p_may_wait);
-    ELSIF p_last.merge_id IS NOT NULL AND NOT p_can_merge THEN  -- no merge script, or too little time: another job gets it
-        UPDATE osgprod_data.merges m SET state = 'ready', is_ready = true, not_before = now(), due_at = NULL
-         WHERE (m.merge_id, m.state, m.cluster, m.process, m.nstart)
-             = (p_last.merge_id, 'leased', p_last.cluster, p_last.process, p_last.nstart);  -- I3
-    END IF;
-    IF p_last.merge_id IS NOT NULL THEN
-        UPDATE osgprod_data.merges m
-           SET nstart = p_nstart, due_at = v_due_at, progress_at = NULL, bytes_fetched = NULL, cpu_s = NULL
-         WHERE (m.merge_id, m.state, m.cluster, m.process, m.nstart)
-             = (p_last.merge_id, 'leased', p_last.cluster, p_last.process, p_last.nstart)  -- I3
-        RETURNING m.rawdata_id, -1, -1, m.opened_at, m.merge_id INTO slice;
-    ELSE
-        UPDATE osgprod_data.slices s
-           SET nstart = p_nstart, due_at = v_due_at, progress_at = NULL, bytes_fetched = NULL, cpu_s = NULL
-         WHERE (s.project_id, s.rawdata_id, s.block1, s.state, s.cluster, s.process, s.nstart) = (p_last.project_id,
-               p_last.rawdata_id, p_last.block1, 'leased', p_last.cluster, p_last.process, p_last.nstart)
-        RETURNING s.rawdata_id, s.block1, s.block2, s.opened_at, NULL::int INTO slice;  -- I3
-        IF NOT FOUND AND v_work.state = 'leased' THEN  -- by another: this job may have its backup
-            slice := osgprod._renew_backup(p_last, p_nstart, v_due_at);
-        END IF;
-    END IF;
-    IF p_nstart = p_last.nstart AND slice.block1 IS NOT NULL THEN
+    ELSIF NOT p_may_wait AND NOT osgprod._try_work(p_last) THEN
+        job.problem := osgprod._is_busy('the work of ' || v_name);
+    ELSIF v_starts.on_work = p_project.max_starts
+          AND (osgprod._renew_work(p_last, p_last.nstart, '2000-01-01 00:00+00')).block1 IS NOT NULL THEN
+        -- The next tick requeues the work as lost, and says so (_why_given_up).
         UPDATE osgprod_data.projects p SET next_due_at = '-infinity'
          WHERE p.project_id = (SELECT q.project_id FROM osgprod_data.projects q
                                 WHERE q.project_id = p_project.project_id FOR NO KEY UPDATE SKIP LOCKED);
-        slice := NULL;
-        problem := ARRAY[NULL, format('%s has started too often on its work without a report (max_starts = %s): ask again for other work', v_job,
+        job.problem := ARRAY[NULL, format('%s has started too often on its work without a report (max_starts = %s): ask again for other work', v_name,
             p_project.max_starts)];
+    ELSE
+        IF v_work.task = 'slice' AND (v_starts.evicted >= 3 OR p_call.time_left_s IS NOT NULL) THEN
+            PERFORM osgprod._shrink_slice(p_project, p_call, p_last, v_starts.evicted >= 3, p_may_wait);
+        ELSIF v_work.task = 'merge' AND NOT p_can_merge THEN  -- no merge script, or too little time: another job gets it
+            UPDATE osgprod_data.merges m SET state = 'ready', is_ready = true, not_before = now(), due_at = NULL
+             WHERE (m.merge_id, m.state, m.cluster, m.process, m.nstart)
+                 = (p_last.merge_id, 'leased', p_last.cluster, p_last.process, p_last.nstart);  -- I3
+        END IF;
+        job.slice := osgprod._renew_work(p_last, p_nstart, clock_timestamp() + make_interval(secs => p_project.lease_s));
     END IF;
 END
 $fn$;
@@ -329,7 +300,7 @@ AS $fn$
 -- Parameters: p_project  the project's row;  p_call, p_nstart  the coming attempt;  p_blocks  at most so many
 -- Returns:    the slice; NULLs when none is free, or when the first free one needs its file and another session has that
 -- Locks:      the slice SKIP LOCKED; the file's row, SKIP LOCKED, when the slice is split, or when this transaction has
---             written it: see _try_slice
+--             written it: see _try_work
 DECLARE
     v_found  record;
     v_worker text := osgprod._worker(p_call.client, p_call.host);

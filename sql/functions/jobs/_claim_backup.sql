@@ -27,33 +27,6 @@ BEGIN
 END
 $fn$;
 
-CREATE FUNCTION osgprod._renew_backup(p_attempt osgprod_data.attempts, p_nstart int, p_due_at timestamptz)
-RETURNS osgprod.claim LANGUAGE plpgsql VOLATILE
-AS $fn$
--- Renews the lease of a backup attempt: for its heartbeat, or for the next start of its job.
--- Parameters: p_attempt  the attempt;  p_nstart  its number, or that of the next start;  p_due_at  the end of its lease; in the
---             past: the next tick ends it
--- Returns:    the slice; NULLs when this attempt is not a backup any more: the slice is settled, split or requeued, or the backup
---             has failed or is deleted
--- Locks:      the slice, for which it waits; the backup's row, SKIP LOCKED: what deletes backups without their slice may have it
-DECLARE
-    v_claim osgprod.claim;
-BEGIN
-    SELECT s.rawdata_id, s.block1, s.block2, s.opened_at, NULL::int INTO v_claim FROM osgprod_data.slices s
-     WHERE (s.project_id, s.rawdata_id, s.block1, s.state, s.opened_at)
-         = (p_attempt.project_id, p_attempt.rawdata_id, p_attempt.block1, 'leased', p_attempt.opened_at)
-       FOR NO KEY UPDATE;
-    UPDATE osgprod_data.backups b SET nstart = p_nstart, due_at = p_due_at
-     WHERE (b.project_id, b.rawdata_id, b.block1) = (
-        SELECT x.project_id, x.rawdata_id, x.block1 FROM osgprod_data.backups x
-         WHERE (x.project_id, x.rawdata_id, x.block1, x.opened_at, x.cluster, x.process, x.nstart)
-             = (p_attempt.project_id, v_claim.rawdata_id, v_claim.block1, v_claim.opened_at, p_attempt.cluster,
-                p_attempt.process, p_attempt.nstart) AND x.due_at IS NOT NULL
-           FOR UPDATE SKIP LOCKED);  -- another session is about to delete a locked one
-    RETURN CASE WHEN FOUND THEN v_claim END;
-END
-$fn$;
-
 CREATE FUNCTION osgprod._end_backup(p_attempt osgprod_data.attempts, p_outcome osgprod_data.outcome)
 RETURNS boolean LANGUAGE plpgsql VOLATILE
 AS $fn$

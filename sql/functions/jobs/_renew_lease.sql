@@ -62,7 +62,7 @@ BEGIN
             RETURN osgprod._report_error(osgprod._is_busy(format('the file of job %s.%s', p_call.cluster, p_call.process)));
         END IF;
     ELSE
-        v_lives := (osgprod._renew_backup(v_attempt, v_attempt.nstart,
+        v_lives := (osgprod._renew_work(v_attempt, v_attempt.nstart,
             now() + make_interval(secs => v_project.lease_s))).block1 IS NOT NULL;
         IF v_lives AND v_project.stopped_at IS NOT NULL THEN
             v_lives := NOT osgprod._end_backup(v_attempt, 'superseded');
@@ -78,6 +78,50 @@ BEGIN
     RETURN ROW(409, CASE WHEN v_verdict.outcome = 'lost' AND v_verdict.reason IS NOT NULL THEN 'wedged' ELSE 'superseded' END,
         'stop: ' || coalesce(v_verdict.reason, 'this attempt no longer has the ' || CASE WHEN v_attempt.merge_id IS NULL
             THEN 'slice' ELSE 'merge' END), NULL, NULL, NULL, NULL)::osgprod.report_answer;
+END
+$fn$;
+
+CREATE FUNCTION osgprod._renew_work(p_attempt osgprod_data.attempts, p_nstart int, p_due_at timestamptz)
+RETURNS osgprod.claim LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Gives an attempt what it has, with another end of its lease: its slice, as holder or as backup, or its merge. For the next start of
+-- its job, and for the heartbeat of a backup.
+-- Promise:    a backup that gets its slice while this call waits for it goes on, as its holder (I3).
+-- Parameters: p_attempt  the attempt;  p_nstart  its number, or that of the next start;  p_due_at  the end of its lease; in the
+--             past: the next tick ends it
+-- Returns:    the slice or merge; NULLs when the attempt has none any more: it is settled, split or requeued, or the backup has failed
+--             or is deleted
+-- Locks:      the slice or merge, for which it waits; the backup's row, SKIP LOCKED: what deletes backups without their slice may have it
+DECLARE
+    v_claim osgprod.claim;
+BEGIN
+    IF p_attempt.merge_id IS NOT NULL THEN
+        UPDATE osgprod_data.merges m
+           SET nstart = p_nstart, due_at = p_due_at, progress_at = NULL, bytes_fetched = NULL, cpu_s = NULL
+         WHERE (m.merge_id, m.state, m.cluster, m.process, m.nstart)
+             = (p_attempt.merge_id, 'leased', p_attempt.cluster, p_attempt.process, p_attempt.nstart)
+        RETURNING m.rawdata_id, -1, -1, m.opened_at, m.merge_id INTO v_claim;
+        RETURN v_claim;
+    END IF;
+    -- Whoever holds it: the statements after this one see what the session did for which this one waited.
+    SELECT s.rawdata_id, s.block1, s.block2, s.opened_at, NULL::int INTO v_claim FROM osgprod_data.slices s
+     WHERE (s.project_id, s.rawdata_id, s.block1, s.state)
+         = (p_attempt.project_id, p_attempt.rawdata_id, p_attempt.block1, 'leased')
+       FOR NO KEY UPDATE;
+    UPDATE osgprod_data.slices s
+       SET nstart = p_nstart, due_at = p_due_at, progress_at = NULL, bytes_fetched = NULL, cpu_s = NULL
+     WHERE (s.project_id, s.rawdata_id, s.block1, s.cluster, s.process, s.nstart) = (p_attempt.project_id, v_claim.rawdata_id,
+           v_claim.block1, p_attempt.cluster, p_attempt.process, p_attempt.nstart);
+    IF NOT FOUND THEN
+        UPDATE osgprod_data.backups b SET nstart = p_nstart, due_at = p_due_at
+         WHERE (b.project_id, b.rawdata_id, b.block1) = (
+            SELECT x.project_id, x.rawdata_id, x.block1 FROM osgprod_data.backups x
+             WHERE (x.project_id, x.rawdata_id, x.block1, x.opened_at, x.cluster, x.process, x.nstart)
+                 = (p_attempt.project_id, v_claim.rawdata_id, v_claim.block1, v_claim.opened_at, p_attempt.cluster,
+                    p_attempt.process, p_attempt.nstart) AND x.due_at IS NOT NULL
+               FOR UPDATE SKIP LOCKED);  -- another session is about to delete a locked one
+    END IF;
+    RETURN CASE WHEN FOUND THEN v_claim END;
 END
 $fn$;
 

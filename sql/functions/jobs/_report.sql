@@ -62,7 +62,7 @@ BEGIN
                 v_contradiction := format('%s of %s read', p_call.events, osgprod._counted(v_attempt.events, 'event'));
             END IF;
             -- I3, and nearly always: the success of the slice's holder, who can't have reported before. A batch waits for no
-            -- slice, and has to look whether it has written it (_try_slice); the shorter statement costs a lone report 3 % less.
+            -- slice, and has to look whether it has written it (_try_work); the shorter statement costs a lone report 3 % less.
             IF p_may_wait THEN
                 UPDATE osgprod_data.slices s SET state = 'done'
                  WHERE (s.project_id, s.rawdata_id, s.block1, s.state, s.cluster, s.process, s.nstart) = (v_attempt.project_id,

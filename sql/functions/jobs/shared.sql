@@ -122,35 +122,46 @@ AS $fn$
     SELECT ARRAY['55P03', p_what || ' is busy with another call', 'make this call again, alone']
 $fn$;
 
-CREATE FUNCTION osgprod._try_slice(p_project_id int, p_rawdata_id int, p_block1 int)
-RETURNS boolean LANGUAGE plpgsql VOLATILE
+CREATE FUNCTION osgprod._work_of(p_attempt osgprod_data.attempts)
+RETURNS TABLE (task text, due_at timestamptz, progress_at timestamptz) LANGUAGE sql STABLE
 AS $fn$
--- Locks a slice for a call of a batch, if no other session has it and no earlier call of the batch has written it.
--- Promise:    a batch writes a slice again only while it has the slice's file. PostgreSQL checks a row that is updated twice in a transaction against its
---             foreign key again; that waits, and then fails, while another session splits the slice before it.
--- Parameters: p_project_id, p_rawdata_id, p_block1  the slice
--- Returns:    is it locked now? false: another session has it, this transaction has written it, or it is not there any more
-DECLARE
-    v_is_written boolean;
-BEGIN
-    SELECT s.xmin = pg_current_xact_id_if_assigned()::xid INTO v_is_written FROM osgprod_data.slices s
-      WHERE s.project_id = p_project_id AND s.rawdata_id = p_rawdata_id AND s.block1 = p_block1
-        FOR NO KEY UPDATE SKIP LOCKED;
-    RETURN FOUND AND v_is_written IS NOT TRUE;
-END
+    -- What a live attempt works at; no row when it works at nothing any more.
+    -- Parameters: p_attempt  the attempt
+    -- Returns:    task: slice or merge, which it holds; or backup: another attempt holds the slice. due_at: when its lease ends;
+    --             progress_at: its last progress, NULL = it has reported none
+    SELECT 'slice', s.due_at, s.progress_at FROM osgprod_data.slices s
+     WHERE (s.project_id, s.rawdata_id, s.block1, s.state, s.cluster, s.process, s.nstart) = (p_attempt.project_id,
+           p_attempt.rawdata_id, p_attempt.block1, 'leased', p_attempt.cluster, p_attempt.process, p_attempt.nstart)
+    UNION ALL
+    SELECT 'merge', m.due_at, m.progress_at FROM osgprod_data.merges m
+     WHERE (m.merge_id, m.state, m.cluster, m.process, m.nstart)
+         = (p_attempt.merge_id, 'leased', p_attempt.cluster, p_attempt.process, p_attempt.nstart)
+    UNION ALL
+    SELECT 'backup', b.due_at, NULL FROM osgprod_data.backups b
+      JOIN osgprod_data.slices s USING (project_id, rawdata_id, block1, opened_at)
+     WHERE (b.project_id, b.rawdata_id, b.block1, s.state, b.cluster, b.process, b.nstart) = (p_attempt.project_id,
+           p_attempt.rawdata_id, p_attempt.block1, 'leased', p_attempt.cluster, p_attempt.process, p_attempt.nstart)
+       AND b.due_at IS NOT NULL
 $fn$;
 
 CREATE FUNCTION osgprod._try_work(p_attempt osgprod_data.attempts)
 RETURNS boolean LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Locks the slice or the merge of an attempt for a call of a batch; see _try_slice.
+-- Locks the slice or the merge of an attempt for a call of a batch, if no other session has it and no earlier call of the batch
+-- has written the slice.
+-- Promise:    a batch writes a slice again only while it has the slice's file. PostgreSQL checks a row that is updated twice in a
+--             transaction against its foreign key again; that waits, and then fails, while another session splits the slice before it.
 -- Parameters: p_attempt  the attempt
--- Returns:    is it locked now?
+-- Returns:    is it locked now? false: another session has it, this transaction has written it, or it is not there any more
 BEGIN
-    IF p_attempt.merge_id IS NULL THEN
-        RETURN osgprod._try_slice(p_attempt.project_id, p_attempt.rawdata_id, p_attempt.block1);
+    IF p_attempt.merge_id IS NOT NULL THEN
+        PERFORM FROM osgprod_data.merges m WHERE m.merge_id = p_attempt.merge_id FOR NO KEY UPDATE SKIP LOCKED;
+    ELSE
+        PERFORM FROM osgprod_data.slices s
+         WHERE (s.project_id, s.rawdata_id, s.block1) = (p_attempt.project_id, p_attempt.rawdata_id, p_attempt.block1)
+           AND (s.xmin = pg_current_xact_id_if_assigned()::xid) IS NOT TRUE
+           FOR NO KEY UPDATE SKIP LOCKED;
     END IF;
-    PERFORM FROM osgprod_data.merges m WHERE m.merge_id = p_attempt.merge_id FOR NO KEY UPDATE SKIP LOCKED;
     RETURN FOUND;
 END
 $fn$;

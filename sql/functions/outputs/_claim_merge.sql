@@ -20,8 +20,9 @@ AS $fn$
                       ORDER BY n.answered_at DESC LIMIT 1)) END
 $fn$;
 
-CREATE FUNCTION osgprod._claim_merge(p_project osgprod_data.projects, p_call osgprod.checkout_call, p_nstart int)
-RETURNS osgprod.claim LANGUAGE plpgsql VOLATILE
+CREATE FUNCTION osgprod._claim_merge(
+    p_project osgprod_data.projects, p_call osgprod.checkout_call, p_nstart int, OUT slice osgprod.claim)
+LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Claims the first ready merge. It has its inputs already: see _make_merges_ready.
 -- Promise:    a merge whose last node fault was on this worker is left to others for wait_s after its backoff,
@@ -32,7 +33,6 @@ AS $fn$
 -- Locks:      the merge, SKIP LOCKED
 -- Source:     docs/design.md I8, docs/merging.md "A merge's life"
 DECLARE
-    v_claim  osgprod.claim;
     v_worker text := osgprod._worker(p_call.client, p_call.host);
 BEGIN
     UPDATE osgprod_data.merges m
@@ -47,8 +47,7 @@ BEGIN
                 AND o.not_before > now() - make_interval(secs => p_project.wait_s)) IS NOT TRUE
          ORDER BY o.run, o.seqno LIMIT 1
            FOR NO KEY UPDATE SKIP LOCKED)
-    RETURNING m.rawdata_id, -1, -1, m.opened_at, m.merge_id INTO v_claim;
-    RETURN v_claim;
+    RETURNING m.rawdata_id, -1, -1, m.opened_at, m.merge_id INTO slice;
 END
 $fn$;
 

@@ -56,25 +56,3 @@ $fn$;
 
 COMMENT ON FUNCTION osgprod.list_jobs(text, int, int, int) IS
 'Lists jobs by their last start, the latest first: those of the last p_hours [h], or all of one cluster. For osgprod_worker and osgprod_operator.';
-
-CREATE FUNCTION osgprod._work_of(p_attempt osgprod_data.attempts)
-RETURNS TABLE (task text, due_at timestamptz) LANGUAGE sql STABLE
-AS $fn$
-    -- What a live attempt works at, and when its lease ends; no row when it works at nothing any more.
-    -- Parameters: p_attempt  the attempt
-    -- Returns:    task: slice or merge, which it holds; or backup: another attempt holds the slice
-    SELECT 'slice', s.due_at FROM osgprod_data.slices s
-     WHERE s.project_id = p_attempt.project_id AND s.rawdata_id = p_attempt.rawdata_id AND s.block1 = p_attempt.block1
-       AND s.state = 'leased' AND s.cluster = p_attempt.cluster AND s.process = p_attempt.process AND s.nstart = p_attempt.nstart
-    UNION ALL
-    SELECT 'merge', m.due_at FROM osgprod_data.merges m
-     WHERE m.merge_id = p_attempt.merge_id AND m.state = 'leased'
-       AND m.cluster = p_attempt.cluster AND m.process = p_attempt.process AND m.nstart = p_attempt.nstart
-    UNION ALL
-    SELECT 'backup', b.due_at FROM osgprod_data.backups b
-      JOIN osgprod_data.slices s ON s.project_id = b.project_id AND s.rawdata_id = b.rawdata_id AND s.block1 = b.block1
-                                AND s.opened_at = b.opened_at AND s.state = 'leased'
-     WHERE b.project_id = p_attempt.project_id AND b.rawdata_id = p_attempt.rawdata_id AND b.block1 = p_attempt.block1
-       AND b.cluster = p_attempt.cluster AND b.process = p_attempt.process AND b.nstart = p_attempt.nstart
-       AND b.due_at IS NOT NULL
-$fn$;

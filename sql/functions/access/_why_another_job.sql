@@ -1,19 +1,18 @@
-CREATE FUNCTION osgprod._refuse_restart(
+CREATE FUNCTION osgprod._why_another_job(
     p_project osgprod_data.projects, p_call osgprod.checkout_call, p_last osgprod_data.attempts, p_due_at timestamptz,
-    p_progress_at timestamptz, OUT problem text[])
-LANGUAGE plpgsql VOLATILE
+    p_progress_at timestamptz)
+RETURNS text LANGUAGE sql STABLE
 AS $fn$
--- Keeps the work of a living attempt from a caller that does not prove to be the same job, and puts the call on record.
--- Once the last attempt has ended no work is left to protect: the caller may start again under this job's number.
--- Promise:    a key that came with the attempt decides alone. Without one the project's setting restart_proof decides: key,
---             nobody proves it; address, the caller at the attempt's address and host does, and anybody once the attempt is silent;
---             none, anybody does.
--- Parameters: p_project  the project's row;  p_call  the call, whose job is locked
---             p_last  the job's last attempt, which lives;  p_due_at, p_progress_at  of its slice, merge or backup
--- Returns:    no code, and a message; NULL = it may go on
--- Source:     docs/security.md "Job keys"
-DECLARE
-    v_reason text := CASE
+    -- Says why a caller does not prove to be the job whose attempt lives. Once the last attempt has ended no work is left to protect:
+    -- the caller may start again under this job's number.
+    -- Promise:    a key that came with the attempt decides alone. Without one the project's setting restart_proof decides: key,
+    --             nobody proves it; address, the caller at the attempt's address and host does, and anybody once the attempt is
+    --             silent; none, anybody does.
+    -- Parameters: p_project  the project's row;  p_call  the call, whose job is locked
+    --             p_last  the job's last attempt, which lives;  p_due_at, p_progress_at  of its slice, merge or backup
+    -- Returns:    one phrase; NULL = it may go on
+    -- Source:     docs/security.md "Job keys"
+    SELECT CASE
         WHEN p_last.job_key_digest = osgprod._digest(p_project.magic_salt, p_call.job_key) THEN NULL
         WHEN p_last.job_key_digest IS NOT NULL AND p_call.job_key <> '' THEN 'parameter job_key is not of this job'
         WHEN p_last.job_key_digest IS NOT NULL THEN 'parameter job_key is missing'
@@ -23,14 +22,7 @@ DECLARE
                -- It is silent: the last sign of life is the latest of its start, its last progress, and the begin of its lease.
                AND greatest(p_last.started_at, p_progress_at, p_due_at - make_interval(secs => p_project.lease_s))
                    < now() - make_interval(secs => 3 * p_project.heartbeat_s)) THEN NULL
-        ELSE 'the job runs elsewhere' END;
-BEGIN
-    IF v_reason IS NOT NULL THEN
-        PERFORM osgprod._record_refusal(p_project.project_id, p_call.cluster, p_call.process, p_call.client, v_reason);
-        problem := ARRAY[NULL, format('job %s.%s has a living attempt, and this request does not prove to be the same job: %s',
-            p_call.cluster, p_call.process, v_reason)];
-    END IF;
-END
+        ELSE 'the job runs elsewhere' END
 $fn$;
 
 CREATE FUNCTION osgprod._record_refusal(
