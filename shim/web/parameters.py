@@ -101,12 +101,19 @@ async def read(request: Request) -> tuple[dict[str, Any], list[str]]:
         raise BadRequest(f"the query is longer than {MAX_QUERY_BYTES} bytes", "send a shorter one")
     if request.method == "POST":
         body = b""
+        stated = request.headers.get("content-length", "")
+        if stated.isdecimal() and len(stated) < MAX_DIGITS:
+            _require_short(int(stated))  # before a byte of it is awaited
         async for chunk in request.stream():
             body += chunk
-            if len(body) > MAX_BODY_BYTES:
-                raise BadRequest(f"the body is longer than {MAX_BODY_BYTES} bytes", "send a shorter one")
+            _require_short(len(body))
         query = b"&".join(part.strip() for part in (query, body) if part.strip())
     return parse_query(query)
+
+
+def _require_short(body_bytes: int) -> None:
+    if body_bytes > MAX_BODY_BYTES:
+        raise BadRequest(f"the body is longer than {MAX_BODY_BYTES} bytes", "send a shorter one")
 
 
 def parse_query(query: bytes) -> tuple[dict[str, Any], list[str]]:

@@ -69,6 +69,17 @@ def test_a_long_head_within_the_bounds_is_taken(world: World, shim: LiveShim) ->
         assert answer(line).startswith(b"HTTP/1.1 200 OK")
 
 
+def test_body_that_is_announced_too_long_is_refused_before_it_comes(shim: LiveShim) -> None:
+    head = (
+        b"POST /osgprod/workscript.exit HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 65537\r\n"
+    )
+    for more in (b"", b"Expect: 100-continue\r\n"):
+        with dial(shim) as line:
+            line.sendall(head + more + b"\r\n")
+            got = answer(line)
+        assert got.startswith(b"HTTP/1.1 400 ") and b"the body is longer than 65536 bytes" in got, got
+
+
 UNENDING = [
     b"",
     b"G",
