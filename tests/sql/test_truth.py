@@ -182,6 +182,24 @@ def test_pause_and_late_reports_are_no_faults_of_the_shims(world: World) -> None
     assert not {"answers", "refused-requests"} & set(findings(world))
 
 
+def test_bans_that_keep_every_job_from_work_are_bad(world: World) -> None:
+    world.add_file(5)
+    call(world.db, "ban_worker", project="p", worker="site:A", seconds=3600)
+    note(world, status=429, reason="OG601", message="worker wn1 is banned", times=30)
+    note(world, status=403, reason="OG202", message="parameter magic is wrong or missing")
+    row = findings(world)["banned-workers"]
+    assert (row["level"], row["found"]) == (
+        "bad",
+        "1 ban is in force, and nothing runs: each request for work of the last 15 minutes (30) met a ban",
+    )
+    world.checkout(0)
+    assert findings(world)["banned-workers"]["level"] == "attention", "something runs"
+    world.report(0)
+    assert findings(world)["banned-workers"]["level"] == "bad"
+    note(world, reason="wait")
+    assert findings(world)["banned-workers"]["level"] == "attention", "others are let in"
+
+
 def test_answers_are_bounded_a_minute_and_kept_for_a_day(world: World) -> None:
     world.add_file(1)
     rows = [{"minute": time.time(), "project": "p", "route": "checkout", "status": 400, "reason": f"r{n}",
@@ -546,6 +564,7 @@ def test_health_names_a_wrong_setting_of_slices_and_merges_though_it_counts_agai
     for process in range(2, 6):
         world.let_backoff_pass()
         world.db.execute("UPDATE osgprod_data.merges SET is_ready = true WHERE is_ready = false")
+        call(world.db, "ban_worker", project="p", worker="merges:all", seconds=0)
         answer = world.checkout(process, host=f"wn{process}")
         assert (answer["status"], answer["task"]) == ("assigned", "merge")
         world.report(process, 74, fault="setting", reason="merge_output_url is no URL", host=f"wn{process}")

@@ -15,6 +15,7 @@ BEGIN
     WITH facts AS (
         SELECT g.*, p.project_id, p.next_due_at, p.paused_at, h.done, h.bad, h.all_reports, h.worst, l.idle,
                l.restarting, l.starts, n.bans, n.of_merges, a.answers, a.faults, a.refusals, a.worst_fault, a.worst_refusal,
+               CASE WHEN a.not_banned = 0 AND g.blocks_leased = 0 AND g.state = 'active' THEN nullif(a.banned, 0) END AS all_banned,
                osgprod._patience(p.project_id) AS patience,
                EXISTS (SELECT FROM attempts t WHERE t.project_id = p.project_id) AS was_asked,
                osgprod._why_no_merges(p) AS no_merges,
@@ -104,9 +105,12 @@ BEGIN
                 || osgprod._counted(f.contradicted, 'done slice whose job', 'done slices whose jobs') || ' read another number of events than the index has',
              format('see which: osgprod verify %s; make it a failure: osgprod project set %s demand_events=true', f.project,
                     f.project)),
-            ('attention', 'banned-workers', f.bans > 0,
+            (CASE WHEN f.all_banned > 0 THEN 'bad' ELSE 'attention' END,
+             'banned-workers', f.bans > 0,
              osgprod._counted(f.bans, 'ban is', 'bans are') || ' in force'
-                || CASE WHEN f.of_merges > 0 THEN format(', %s for merges only', f.of_merges) ELSE '' END,
+                || CASE WHEN f.of_merges > 0 THEN format(', %s for merges only', f.of_merges) ELSE '' END
+                || CASE WHEN f.all_banned > 0
+                        THEN format(', and nothing runs: each request for work of the last 15 minutes (%s) met a ban', f.all_banned) ELSE '' END,
              format('see names and reasons: osgprod workers; lift a ban: osgprod workers unban %s NAME', f.project)),
             ('attention', 'running-out', f.state = 'active' AND f.blocks_leased > 0 AND f.done > 0
                 AND f.blocks_unallocated + f.blocks_ready < f.done,
@@ -169,19 +173,23 @@ AS $fn$
 $fn$;
 
 CREATE FUNCTION osgprod._recent_answers(p_project_id int)
-RETURNS TABLE (answers bigint, faults bigint, refusals bigint, worst_fault text, worst_refusal text) LANGUAGE sql STABLE
+RETURNS TABLE (answers bigint, faults bigint, refusals bigint, worst_fault text, worst_refusal text, banned bigint, not_banned bigint)
+LANGUAGE sql STABLE
 AS $fn$
     -- Counts what the shims answered to jobs of a project within 15 minutes: faults = 500 and above, but for OG5xx (the project
     -- is paused, an operator has it alone, a bearer token can't be checked now); refusals = 400 to 499, but for attempts that came
     -- too late (409) and for temporary refusals (OG6xx: a full max_live, a ban, a rate). Of each the most frequent as text:
-    -- status, and the message or kind.
+    -- status, and the message or kind. banned = requests for work that met a ban (or a limit, OG6xx); not_banned = those that met none, and were no error.
     SELECT coalesce(sum(g.times), 0)::bigint, coalesce(sum(g.times) FILTER (WHERE g.is_fault), 0)::bigint,
            coalesce(sum(g.times) FILTER (WHERE g.is_refusal), 0)::bigint,
            (array_agg(g.text ORDER BY g.times DESC, g.text) FILTER (WHERE g.is_fault))[1],
-           (array_agg(g.text ORDER BY g.times DESC, g.text) FILTER (WHERE g.is_refusal))[1]
+           (array_agg(g.text ORDER BY g.times DESC, g.text) FILTER (WHERE g.is_refusal))[1],
+           coalesce(sum(g.checkouts) FILTER (WHERE g.reason LIKE 'OG6%'), 0)::bigint,
+           coalesce(sum(g.checkouts) FILTER (WHERE g.http_status = 200), 0)::bigint
       FROM (SELECT a.http_status >= 500 AND a.reason NOT LIKE 'OG5%' AS is_fault,
                    a.http_status BETWEEN 400 AND 499 AND a.http_status <> 409 AND a.reason NOT LIKE 'OG6%' AS is_refusal,
-                   format('%s: %s', a.http_status, coalesce(max(a.message), a.reason)) AS text, sum(a.times) AS times
+                   format('%s: %s', a.http_status, coalesce(max(a.message), a.reason)) AS text, sum(a.times) AS times,
+                   a.reason, a.http_status, sum(a.times) FILTER (WHERE a.route = 'checkout') AS checkouts
               FROM osgprod_data.answers a
              WHERE a.project_id = p_project_id AND a.answered_at > now() - interval '15 min' AND a.reason <> 'mergescript'
              GROUP BY a.http_status, a.reason) g
