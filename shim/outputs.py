@@ -21,6 +21,7 @@ from shim.errors import OperatorError
 from shim.evio.remote import is_url
 from shim.evio.scan import files_below
 from shim.storage import Found, Storage
+from shim.words import for_csv
 
 ROWS_A_FETCH = 2000
 REQUEUED_A_CALL = 200
@@ -74,7 +75,7 @@ def write_csv(rows: psycopg.ServerCursor[dict[str, Any]], file: TextIO) -> int:
     writer = csv.DictWriter(file, [column.name for column in rows.description or ()], lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow({name: _plain(value) for name, value in row.items()})
+        writer.writerow({name: for_csv(_plain(value)) for name, value in row.items()})
         count += 1
     return count
 

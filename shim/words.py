@@ -1,6 +1,10 @@
-"""Numbers with their nouns, for messages and pages."""
+"""Numbers with their nouns, for messages and pages; texts for CSV."""
 
 from __future__ import annotations
+
+import re
+
+_FORMULA = re.compile(r"[=+\-@\t\r].")
 
 
 def noun(number: float | None, one: str, more: str | None = None) -> str:
@@ -19,3 +23,16 @@ def noun(number: float | None, one: str, more: str | None = None) -> str:
 def counted(number: float, one: str, more: str | None = None) -> str:
     """Return a number with its noun, and with the verb where that follows: 1 file, 2 files; see noun()."""
     return f"{number} {noun(number, one, more)}"
+
+
+def for_csv(value: object) -> object:
+    """Return a value for CSV.
+
+    A job may have sent a text: one that begins as a formula gets a quote in front, and no spreadsheet computes it.
+
+    Parameters
+    ----------
+    value : object
+        As psycopg returned it.
+    """
+    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.cells import cell_len
 
-from shim.words import counted
+from shim.words import counted, for_csv
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -91,7 +91,7 @@ def _show_csv(rows: Sequence[Row], columns: Sequence[str]) -> None:
     names = list(rows[0]) if rows else columns or getattr(rows, "columns", ())
     writer = csv.DictWriter(output, names, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: for_csv(value) for name, value in row.items()} for row in rows)
     click.echo(output.getvalue(), nl=False)
 
 

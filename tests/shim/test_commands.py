@@ -33,6 +33,7 @@ from shim.cli import osgprod, terminal
 from shim.database import call, connect
 from shim.evio.writer import write_file
 from shim.snapshot import function_files
+from shim.words import for_csv
 from tests.support import CHECKOUT, PATIENCE_S, WORKER_ROLE, Run, World, wait_until
 
 # Why these have no --dry-run or no --json: there is nothing to foretell, or nothing to read.
@@ -1356,6 +1357,20 @@ def test_every_list_is_csv_too_with_all_columns(run: Run, busy: World, arguments
                 and not re.search(r"_s$|\d{2}:\d{2}", name)
             ):
                 assert line[name] == str(value) or "T" in str(value) or ":" in str(value), name
+
+
+def test_csv_holds_no_formula_of_a_job(run: Run, world: World) -> None:
+    formulas = ("=HYPERLINK(1)", "+1", "-1+1", "@SUM(1)")
+    world.set(backoff_s=0)
+    world.add_file(4)
+    for process, formula in enumerate(formulas):
+        world.checkout(process)
+        world.report(process, 1, reason=formula)
+    rows = list(csv.DictReader(io.StringIO(run("attempts", "p", "--csv").stdout)))
+    assert {row["reason"] for row in rows} == {f"'{formula}" for formula in formulas}
+    assert {row["exit_code"] for row in rows} == {"1"}
+    plain = [for_csv(value) for value in ("-", "", "a=b", "/=", -1, None, "no-work")]
+    assert plain == ["-", "", "a=b", "/=", -1, None, "no-work"], "nothing else is changed"
 
 
 def test_times_of_a_table_are_local_when_asked(
