@@ -291,15 +291,7 @@ BEGIN
         RETURN false;
     END IF;
     IF p_cause.scope = 'project' AND p_failure.fault IN ('fetch', 'delivery') THEN
-        -- Those before, at fewer places, have the same cause: back to the last success.
-        p_cause.since := least(p_cause.since, (
-            SELECT min(f.since)
-              FROM (SELECT CASE r.fault WHEN 'delivery' THEN r.failed_at ELSE r.started_at END AS since
-                      FROM osgprod_data.recent_failures r
-                     WHERE r.project_id = p_failure.project_id AND r.fault = p_failure.fault
-                       AND r.failed_at > now() - interval '1 hour' AND (r.merge_id IS NULL) <> v_is_merge
-                     ORDER BY r.failed_at DESC LIMIT 1000) f
-             WHERE NOT osgprod._has_succeeded(p_failure.project_id, v_is_merge, p_failure.fault, f.since)));
+        p_cause.since := least(p_cause.since, osgprod._begin_of_outage(p_failure.project_id, v_is_merge, p_failure.fault));
     END IF;
     IF p_cause.scope IN ('project', 'place') AND NOT v_is_merge THEN
         PERFORM osgprod._resume_file(f.project_id, f.rawdata_id, coalesce('not the file, but ' || p_cause.name,
@@ -416,6 +408,39 @@ AS $fn$
            AND osgprod._has_arrived(s.rawdata_id, s.block2 - s.block1, s.bytes_fetched)
            AND (p_where IS NULL OR p_where IN (osgprod._place(a.client, a.site), host(a.client)))
            AND (p_rawdata_id IS NULL OR s.rawdata_id = p_rawdata_id))
+$fn$;
+
+CREATE FUNCTION osgprod._begin_of_outage(p_project_id int, p_is_merge boolean, p_fault text)
+RETURNS timestamptz LANGUAGE sql STABLE
+AS $fn$
+    -- Since when, within the last hour, have inputs or outputs only failed? The first of these failures may have been at too few
+    -- places for a pause. What counts as a success, and from when, see _has_succeeded. NULL = a success came after all failures
+    -- Parameters: p_project_id  project;  p_is_merge  merges? else slices;  p_fault  fetch or delivery
+    WITH failed AS MATERIALIZED (
+        SELECT CASE p_fault WHEN 'delivery' THEN r.failed_at ELSE r.started_at END AS since
+          FROM osgprod_data.recent_failures r
+         WHERE r.project_id = p_project_id AND r.fault = p_fault AND r.failed_at > now() - interval '1 hour'
+           AND (r.merge_id IS NOT NULL) = p_is_merge
+         ORDER BY r.failed_at DESC LIMIT 1000
+    ), succeeded AS (
+        SELECT CASE p_fault WHEN 'delivery' THEN r.reported_at ELSE a.started_at END AS at
+          FROM osgprod_data.reports r
+         CROSS JOIN LATERAL (
+            SELECT t.started_at FROM osgprod_data.attempts t
+             WHERE t.project_id = r.project_id AND t.cluster = r.cluster AND t.process = r.process AND t.nstart = r.nstart
+             LIMIT 1) a
+         WHERE r.project_id + 0 = p_project_id AND r.reported_at > (SELECT min(f.since) FROM failed f) AND r.by_worker
+           AND r.outcome = 'done' AND (r.nblocks = 0) = p_is_merge
+         UNION ALL
+        SELECT a.started_at
+          FROM osgprod_data.attempts a
+          JOIN osgprod_data.slices s ON s.project_id = a.project_id AND s.rawdata_id = a.rawdata_id AND s.block1 = a.block1
+                                    AND s.cluster = a.cluster AND s.process = a.process AND s.nstart = a.nstart
+         WHERE p_fault = 'fetch' AND NOT p_is_merge AND a.project_id + 0 = p_project_id
+           AND a.started_at > (SELECT min(f.since) FROM failed f) AND s.state = 'leased'
+           AND osgprod._has_arrived(s.rawdata_id, s.block2 - s.block1, s.bytes_fetched)
+    )
+    SELECT min(f.since) FROM failed f WHERE f.since >= coalesce((SELECT max(s.at) FROM succeeded s), '-infinity')
 $fn$;
 
 CREATE FUNCTION osgprod._has_arrived(p_rawdata_id int, p_nblocks int, p_bytes bigint)
