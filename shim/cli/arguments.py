@@ -82,6 +82,23 @@ class Runs(click.ParamType[list[int]]):
         return runs
 
 
+class TokenFile(click.ParamType[str]):
+    """The bearer token that a file holds."""
+
+    name = "filename"
+
+    def convert(self, value: object, param: _Parameter, ctx: _Context) -> str:
+        try:
+            with click.open_file(str(value), errors="replace") as file:
+                token = str(file.read()).strip()
+        except OSError as error:
+            self.fail(f"{str(value)!r}: {error.strerror}", param, ctx)
+        # A header with anything else is refused where it is sent, by an error that shows it.
+        if not re.fullmatch("[!-~]+", token):
+            self.fail(f"{value} does not hold a token: one word of ASCII characters", param, ctx)
+        return token
+
+
 def job_of(text: str) -> tuple[int, int] | None:
     """Return cluster and process of a job like 4711.0; None: the text is no job.
 

@@ -478,6 +478,10 @@ def read_magic(source: str | None) -> str | None:
         raise OperatorError(
             f"the magic in {source} is not UTF-8 text", "name the file with the magic; use letters and digits"
         ) from None
+    if "\0" in text:  # which is no text for PostgreSQL
+        raise OperatorError(
+            f"the magic in {source} has a NUL byte", "openssl rand -hex 24 makes a good magic", WRONG
+        )
     return text.rstrip("\r\n")
 
 

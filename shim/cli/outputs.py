@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import click
 
-from shim.cli.arguments import Real, Whole
+from shim.cli.arguments import Real, TokenFile, Whole
 from shim.cli.base import (
     as_json,
     ask,
@@ -86,7 +86,8 @@ def outputs_list(
 )
 @click.option(
     "--token-file",
-    type=click.File(),
+    "token",
+    type=TokenFile(),
     help="File with the bearer token for https and davs. The hosts of output_home and merge_output_url get it.",
 )
 @click.option(
@@ -129,7 +130,7 @@ def outputs_check(
     what: str | None,
     requeue: bool,
     threads: int,
-    token_file: TextIO | None,
+    token: str | None,
     token_hosts: tuple[str, ...],
     again_after: float,
     every: bool,
@@ -174,7 +175,6 @@ def outputs_check(
             "--dry-run counts them; --all requeues them",
         )
 
-    token = token_file.read().strip() if token_file else None
     hosts = [*token_hosts, *_hosts_of(project)] if token else []
     with Storage(token, hosts) as storage:
         counts = delivered.check(

@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 import click
 
-from shim.cli.arguments import EXIT_CODES_OF_JOBS, NUMBERS, Network, Time
+from shim.cli.arguments import EXIT_CODES_OF_JOBS, NUMBERS, Network, Time, TokenFile
 from shim.cli.base import (
     SAID_BY_PATH,
     as_json,
@@ -60,7 +60,11 @@ def pattern_option(help_text: str) -> Callable[[Any], Any]:
 @rawdata.command("load")
 @click.argument("sources", nargs=-1)
 @click.option(
-    "--list", "lists", type=click.File(), multiple=True, help="File with a source a line; - = standard input."
+    "--list",
+    "lists",
+    type=click.File(errors="surrogateescape"),  # names of files are any bytes
+    multiple=True,
+    help="File with a source a line; - = standard input.",
 )
 @pattern_option("Regular expression for names, like 'run(?P<run>\\d+)_(?P<seqno>\\d+)\\.evio'.")
 @click.option("--since", type=Time(), help="Of folders only files changed since then (UTC).")
@@ -68,7 +72,7 @@ def pattern_option(help_text: str) -> Callable[[Any], Any]:
 @click.option(
     "--deep", is_flag=True, help="Walk all banks, and refuse files whose headers count the events wrongly."
 )
-@click.option("--token-file", type=click.File(), help="File with the bearer token for https.")
+@click.option("--token-file", "token", type=TokenFile(), help="File with the bearer token for https.")
 @click.option("--prefix", help="URL prefix of these files, in the place of the project's; empty = none.")
 @dry
 @as_json
@@ -79,7 +83,7 @@ def rawdata_load(
     since: datetime | None,
     only_new: bool,
     deep: bool,
-    token_file: TextIO | None,
+    token: str | None,
     prefix: str | None,
     dry_run: bool,
     as_json: bool,
@@ -117,7 +121,7 @@ def rawdata_load(
         since=since.timestamp() if since else None,
         only_new=only_new,
         is_deep=deep,
-        token=token_file.read().strip() if token_file else None,
+        token=token,
         prefix=prefix,
     )
     show([counts], as_json)
@@ -160,12 +164,10 @@ def rawdata_check(folder: str, pattern: re.Pattern[str] | None, as_json: bool) -
     default=1000,
     help="Number of files, in the order in which jobs get them.",
 )
-@click.option("--token-file", type=click.File(), help="File with the bearer token for https.")
+@click.option("--token-file", "token", type=TokenFile(), help="File with the bearer token for https.")
 @dry
 @as_json
-def rawdata_check_online(
-    project: str, count: int, token_file: TextIO | None, dry_run: bool, as_json: bool
-) -> None:
+def rawdata_check_online(project: str, count: int, token: str | None, dry_run: bool, as_json: bool) -> None:
     """Ask storage which of the files that come next are on tape only. Nothing is staged.
 
     With the setting skip_nearline=true a project assigns no slices of the files that this command last found on tape
@@ -173,7 +175,6 @@ def rawdata_check_online(
     """
     from shim import admin
 
-    token = token_file.read().strip() if token_file else None
     with working("asking storage"):
         rows = admin.check_online(project, count, token, dry_run)
     empty = "all of these files are online, or storage can't tell"

@@ -56,6 +56,8 @@ READ_AHEAD_BYTES = 1 << 16  # of the events before the first physics event, most
 
 MOST_RUN = 2**31 - 1
 FILE_NAME = re.compile(r"hd_rawdata_(?P<run>\d{6})_(?P<seqno>\d{3,9})\.evio")
+# No path in the database has these: control characters, line ends, and what Python makes of bytes that are not UTF-8.
+_NOT_STORED = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 HIPO = 0x43455248  # "HREC", the first word of a HIPO file
 EVIO = 0x4556494F  # "EVIO", the first word of a file of version 6
 
@@ -131,8 +133,12 @@ def parse_name(path: str | os.PathLike[str], pattern: re.Pattern[str] = FILE_NAM
     Raises
     ------
     EvioError
-        The name is not of this pattern, or its run or number is none that the database can hold.
+        The name is not of this pattern, or the database can't hold its path, run or number.
     """
+    if _NOT_STORED.search(os.fspath(path)):
+        raise EvioError(
+            f"{os.fspath(path)!a}: this path has a control character, or is not UTF-8: rename the file or its folder"
+        )
     match = pattern.fullmatch(Path(path).name)
     if match is None:
         form = (

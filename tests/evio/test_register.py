@@ -4,6 +4,7 @@ begin-of-run record."""
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -186,3 +187,34 @@ def test_doctor_names_a_file_without_a_begin_of_run_record(world: World, two_fil
     call(world.db, "load_slices", project="p")
     assert not finding()["is_well"]
     assert finding()["found"] == f"missing in 1 file: {two_files}/hd_rawdata_000001_001.evio"
+
+
+def test_path_that_the_database_can_not_hold_is_named_and_the_other_files_are_registered(
+    operator: World, run: Run, tmp_path: Path
+) -> None:
+    odd = [b"b\xff", b"new\nline", "c1\u0085".encode(), "line\u2028".encode()]
+    for seqno, name in enumerate(odd):
+        folder = tmp_path / os.fsdecode(name)
+        folder.mkdir()
+        write_file(folder / f"hd_rawdata_000002_{seqno:03}.evio", 2, 3)
+    write_file(tmp_path / NAME, 2, 3)
+    for status in ("new", "same"):
+        done = run("rawdata", "load", tmp_path, "--json")
+        assert done.exit_code == 1
+        assert {key: n for key, n in json.loads(done.stdout)[0].items() if n} == {status: 1, "bad": 4}
+        assert len(done.stderr.splitlines()) == 4
+        assert (
+            done.stderr.count("has a control character, or is not UTF-8: rename the file or its folder") == 4
+        )
+    checked = run("rawdata", "check", tmp_path, "--json")
+    assert (checked.exit_code, len(json.loads(checked.stdout))) == (1, 4)
+
+
+def test_list_of_files_may_hold_any_bytes(operator: World, run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"b\xff")
+    folder.mkdir()
+    write_file(folder / NAME, 2, 3)
+    done = run("rawdata", "load", "--list", "-", input=os.fsencode(folder) + b"\n")
+    assert done.exit_code == 1 and "is not UTF-8: rename" in done.stderr
+    done = run("rawdata", "load", "--list", "-", input=b"\xfe\n")
+    assert done.exit_code == 2 and "does not exist" in done.stderr

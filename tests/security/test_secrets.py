@@ -20,7 +20,7 @@ from psycopg.rows import dict_row
 from shim.cli import osgprod as command_line
 from shim.database import call, connect
 from shim.local.embedded import Server
-from tests.support import CHECKOUT, PATIENCE_S, LiveShim, World, run_osgprod
+from tests.support import CHECKOUT, PATIENCE_S, LiveShim, Run, World, run_osgprod
 
 MAGIC, OLD_MAGIC, GUESS = "zaubertrank-4711-geheim", "zaubertrank-0815-alt", "zaubertrank-9999-geraten"
 SECRET = "zaubertrank"
@@ -251,3 +251,29 @@ def test_a_magic_in_a_database_url_is_not_shown_either(
     )  # fmt: skip
     assert done.returncode == 3
     assert SECRET not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"SECRET1\nSECRET2\n", b"SECRET\xff\n", "SECRET\u00fc".encode(), b"SECRET\0", b"SECRET\rx", b" \n"],
+)
+def test_file_that_holds_no_token_is_refused_by_its_name(
+    run: Run, world: World, tmp_path: Path, content: bytes
+) -> None:
+    """A header with a line end, for example, is refused by Python's client with an error that shows it."""
+    file = tmp_path / "token"
+    file.write_bytes(content)
+    for command in (
+        ("outputs", "check", "p"),
+        ("rawdata", "check-online", "p"),
+        ("rawdata", "load", "https://127.0.0.1:9/hd_rawdata_000001_000.evio"),
+    ):
+        done = run(*command, "--token-file", file)
+        assert (done.exit_code, type(done.exception)) == (2, SystemExit), done.output
+        assert f"{file} does not hold a token" in done.stderr and "SECRET" not in done.output
+    file.write_bytes(b"a\0b")
+    done = run("project", "set-magic", "p", "--magic-file", file)
+    assert (done.exit_code, done.stderr.splitlines()[0]) == (
+        2,
+        f"osgprod: the magic in {file} has a NUL byte",
+    )
