@@ -176,7 +176,7 @@ BEGIN
            p_call.time_left_s, v_slice.merge_id, v_version, CASE WHEN v_slice.merge_id IS NULL THEN v_content.events END);
     RETURN ROW('assigned', NULL, NULL, v_script, coalesce(v_job.starts, 0) + 1, v_token, v_project.lease_s,
         v_project.heartbeat_s, v_started_at, v_content.url, v_content.filename, v_slice.block1, v_slice.block2,
-        v_content.size_bytes, v_content.events, v_content.pieces, p_call.n, NULL, NULL,
+        v_content.size_bytes, v_content.events, v_content.pieces, NULL, NULL, NULL,
         CASE WHEN v_slice.merge_id IS NULL THEN 'slice' ELSE 'merge' END, v_content.merge, v_content.urls)::osgprod.checkout_answer;
 END
 $fn$;
@@ -295,22 +295,19 @@ CREATE FUNCTION osgprod._claim_ready(
 LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Claims the first ready slice. If it is too long for the job, its end stays ready as another slice.
--- Promise:    a slice whose last node fault was on this worker is left to others for wait_s after its backoff. A job that
---             doesn't name its host can't be distinguished from its neighbours, and gets any slice.
+-- Promise:    passes over slices that are left to others (_is_left_to_others).
 -- Parameters: p_project  the project's row;  p_call, p_nstart  the coming attempt;  p_blocks  at most so many
 -- Returns:    the slice; NULLs when none is free, or when the first free one needs its file and another session has that
 -- Locks:      the slice SKIP LOCKED; the file's row, SKIP LOCKED, when the slice is split, or when this transaction has
 --             written it: see _try_work
 DECLARE
-    v_found  record;
-    v_worker text := osgprod._worker(p_call.client, p_call.host);
+    v_found record;
 BEGIN
     SELECT s.rawdata_id, s.block1, s.block2 - s.block1 > p_blocks AS is_too_long,
            s.xmin = pg_current_xact_id_if_assigned()::xid AS is_written INTO v_found
       FROM osgprod_data.slices s
      WHERE s.project_id = p_project.project_id AND s.is_ready
-       AND (s.faulted_on = v_worker AND p_call.host <> '' AND s.due_at IS NULL
-            AND s.not_before > now() - make_interval(secs => p_project.wait_s)) IS NOT TRUE
+       AND NOT osgprod._is_left_to_others(p_project, p_call, s.faulted_on, s.due_at, s.not_before)
      ORDER BY s.run, s.seqno, s.block1 LIMIT 1
        FOR NO KEY UPDATE SKIP LOCKED;
     IF (v_found.is_too_long OR v_found.is_written) AND NOT osgprod._lock_file(p_project.project_id, v_found.rawdata_id) THEN
@@ -325,6 +322,17 @@ BEGIN
      WHERE (s.project_id, s.rawdata_id, s.block1) = (p_project.project_id, v_found.rawdata_id, v_found.block1)
     RETURNING s.rawdata_id, s.block1, s.block2, s.opened_at, NULL::int INTO slice;
 END
+$fn$;
+
+CREATE FUNCTION osgprod._is_left_to_others(
+    p_project osgprod_data.projects, p_call osgprod.checkout_call, p_faulted_on text, p_due_at timestamptz, p_not_before timestamptz)
+RETURNS boolean LANGUAGE sql STABLE
+AS $fn$
+    -- Is a ready slice or merge left to other workers, since its last node fault was on this one: for wait_s after its backoff? A job
+    -- that doesn't name its host can't be distinguished from its neighbours, and gets any.
+    -- Parameters: p_project  the project's row;  p_call  the call;  p_faulted_on, p_due_at, p_not_before  of the slice or merge
+    SELECT (p_due_at IS NULL AND p_not_before > now() - make_interval(secs => p_project.wait_s) AND p_call.host <> ''
+            AND p_faulted_on = osgprod._worker(p_call.client, p_call.host)) IS TRUE
 $fn$;
 
 CREATE FUNCTION osgprod._wait_for_file(p_project_id int)

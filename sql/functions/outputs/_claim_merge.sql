@@ -25,15 +25,12 @@ CREATE FUNCTION osgprod._claim_merge(
 LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Claims the first ready merge. It has its inputs already: see _make_merges_ready.
--- Promise:    a merge whose last node fault was on this worker is left to others for wait_s after its backoff,
---             if the job names its host.
+-- Promise:    passes over merges that are left to others (_is_left_to_others).
 -- Parameters: p_project  the project's row;  p_call, p_nstart  the coming attempt
 -- Returns:    the merge, with -1 as its blocks, so that nothing takes it for a slice; NULLs when none is free, or
 --             the worker is banned from merges
 -- Locks:      the merge, SKIP LOCKED
 -- Source:     docs/design.md I8, docs/merging.md "A merge's life"
-DECLARE
-    v_worker text := osgprod._worker(p_call.client, p_call.host);
 BEGIN
     UPDATE osgprod_data.merges m
        SET state = 'leased', is_ready = NULL, not_before = NULL, cluster = p_call.cluster, process = p_call.process,
@@ -42,9 +39,8 @@ BEGIN
      WHERE m.merge_id = (
         SELECT o.merge_id FROM osgprod_data.merges o
          WHERE o.project_id = p_project.project_id AND o.is_ready
-           AND NOT EXISTS (SELECT FROM osgprod._ban_of(p_project.project_id, v_worker, p_call.site, 'merges:'))
-           AND (o.faulted_on = v_worker AND p_call.host <> '' AND o.due_at IS NULL
-                AND o.not_before > now() - make_interval(secs => p_project.wait_s)) IS NOT TRUE
+           AND NOT EXISTS (SELECT FROM osgprod._ban_of(p_project.project_id, osgprod._worker(p_call.client, p_call.host), p_call.site, 'merges:'))
+           AND NOT osgprod._is_left_to_others(p_project, p_call, o.faulted_on, o.due_at, o.not_before)
          ORDER BY o.run, o.seqno LIMIT 1
            FOR NO KEY UPDATE SKIP LOCKED)
     RETURNING m.rawdata_id, -1, -1, m.opened_at, m.merge_id INTO slice;
