@@ -47,14 +47,12 @@ BEGIN
             p_call.client, p_call.bearer, p_call.cpus));
     ELSIF p_call.workscript <> v_project.workscript THEN
         RETURN osgprod._unassigned(NULL, NULL, 'template', 'slice', v_project.workscript);
+    ELSIF v_project.merge_by <> 'none' AND NOT p_call.templates ? v_project.mergescript THEN
+        RETURN osgprod._unassigned(NULL, NULL, 'template', 'merge', v_project.mergescript);
     ELSIF v_project.merge_by <> 'none' THEN
-        -- Its shim must have read the project's merge script.
-        v_can_merge := CASE WHEN v_project.mergescript IS NULL THEN false WHEN p_call.templates IS NULL THEN true
-                            ELSE p_call.templates ->> v_project.mergescript ~ '^[0-9a-f]{64}$' END;
-        IF v_can_merge IS NULL THEN
-            RETURN osgprod._unassigned(NULL, NULL, 'template', 'merge', v_project.mergescript);
-        END IF;
-        v_can_merge := v_can_merge AND p_call.time_left_s < greatest(1.25 * v_project.merge_s, 1) IS NOT TRUE;
+        -- Its shim must have read the project's merge script, and it must have the time.
+        v_can_merge := v_project.mergescript IS NOT NULL AND (p_call.templates ->> v_project.mergescript ~ '^[0-9a-f]{64}$') IS NOT FALSE
+            AND (p_call.time_left_s < greatest(1.25 * v_project.merge_s, 1)) IS NOT TRUE;
         v_has_merge := v_can_merge
             AND EXISTS (SELECT FROM osgprod_data.merges m WHERE m.project_id = v_project.project_id AND m.is_ready)
             AND NOT (v_project.pause_cause IS NOT NULL AND osgprod._is_incomplete(v_project.project_id, false));
