@@ -29,6 +29,7 @@ from shim.local import embedded
 from shim.version import which_is_older
 from shim.web import logs
 from shim.web.bounds import BoundedProtocol
+from shim.web.metrics import OF_SERVE
 
 # A process that does not answer for so long is replaced. uvicorn's default, 5 s, is less than a start takes on a busy
 # machine.
@@ -163,7 +164,7 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 def _run(server: uvicorn.Config, listener: socket.socket, settings: Settings) -> None:
     if server.workers > 1:
-        with tempfile.TemporaryDirectory(prefix="osgprod-metrics-") as folder:
+        with tempfile.TemporaryDirectory(prefix=OF_SERVE) as folder:
             if settings.metrics_folder is None:
                 config.export(PROMETHEUS_MULTIPROC_DIR=folder)  # the processes add up here what they count
             Workers(server, [listener], WORKER_START_S, MOST_START_S, RELOAD_AGAIN_S).run()

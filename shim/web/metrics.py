@@ -8,7 +8,9 @@ the same from all of them.
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from shim.config import SettingError
 from shim.replica import NOW, Freshness
 
 Rows = list[dict[str, Any]]
+OF_SERVE = "osgprod-metrics-"  # a folder that osgprod serve has made
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.5, 5.0, 10.0)
 # What the database is asked for each time, all cheap.
@@ -131,9 +134,15 @@ class Metrics:
         return generate_latest(registry) + generate_latest(database)
 
     def end(self) -> None:
-        """This process ends in good order: its live numbers go with it, its counters stay."""
+        """This process ends in good order: its live numbers go with it, its counters stay.
+
+        A first process that was killed has left the folder that it made.
+        """
         if self._folder:
             mark_process_dead(os.getpid())  # type: ignore[no-untyped-call]
+            first = multiprocessing.parent_process()
+            if first and os.getppid() != first.pid and self._folder.name.startswith(OF_SERVE):
+                shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def _forget_the_dead(folder: Path) -> None:

@@ -102,8 +102,8 @@ async def read(request: Request) -> tuple[dict[str, Any], list[str]]:
     if request.method == "POST":
         body = b""
         stated = request.headers.get("content-length", "")
-        if stated.isdecimal() and len(stated) < MAX_DIGITS:
-            _require_short(int(stated))  # before a byte of it is awaited
+        if stated.isdecimal():
+            _require_short(int(stated[:MAX_DIGITS]))  # before a byte of it is awaited
         async for chunk in request.stream():
             body += chunk
             _require_short(len(body))

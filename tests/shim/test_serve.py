@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import shlex
@@ -396,6 +397,21 @@ def test_processes_end_with_the_first_one_even_if_that_is_killed(folder: Path) -
         server.process.kill()
         server.process.wait(PATIENCE_S)
         wait_until(lambda: not run(workers), "its processes have ended", seen=lambda: run(workers))
+
+
+def test_first_process_that_is_killed_leaves_no_folder_of_metrics(folder: Path) -> None:
+    server = subprocess.Popen(
+        [sys.executable, "-m", "shim", "serve", "--port", "0", "--workers", "2"],
+        cwd=CHECKOUT, env={**os.environ, "OSGPROD_DSN": "host=/nonexistent", "TMPDIR": str(folder)},
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    with contextlib.closing(server.stdout or io.StringIO()) as said:
+        url = next(line for line in said if line.startswith("serving ")).split()[1].rstrip(",")
+        assert ask(f"{url}/healthz").status_code == 503
+        assert list(folder.glob("osgprod-metrics-*/*.db")), "its processes count"
+        server.kill()
+    server.wait(PATIENCE_S)
+    wait_until(lambda: not list(folder.iterdir()), "nothing is left", seen=lambda: list(folder.iterdir()))
 
 
 def test_a_server_that_waits_for_a_new_process_ends_at_once_when_it_is_told_to(folder: Path) -> None:
