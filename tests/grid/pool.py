@@ -331,21 +331,22 @@ class Pool:
         """What a failure needs: its jobs, their last lines, the slots, and what HTCondor says of the first of them."""
         jobs = self.jobs(cluster)
         logs = [self.srv / Path(job["Iwd"]).relative_to("/srv") / job["Err"] for job in jobs[:3]]
-        said = [log.read_text().splitlines()[-3:] for log in logs if log.exists()]
+        ends = [log.read_text().splitlines()[-3:] for log in logs if log.exists()]
         slots = self.run("condor_status", "-af", "State", "Activity", check=False).stdout.splitlines()
         states = [{name: job[name] for name in SHOWN if name in job} for job in jobs][:20]
         lines = [
-            f"{len(jobs)} jobs at {int(time.time())}: {states}; they said {said}; slots: {dict(Counter(slots))}"
+            f"{len(jobs)} jobs at {int(time.time())}: {states}; they said {ends}; slots: {dict(Counter(slots))}"
         ]
-        if jobs:
-            lines += ["--- condor_q -better-analyze", self._analysis(f"{cluster}.{jobs[0]['ProcId']}")]
-        for name in ("NegotiatorLog", "SchedLog", "ShadowLog", "StartLog"):
-            text = self.run("tail", "-n", "40", f"/var/log/condor/{name}", check=False).stdout
-            lines += [f"--- end of {name}", text]
+        job = f"{cluster}.{jobs[0]['ProcId']}" if jobs else f"{cluster}.0"
+        lines += ["--- condor_q -better-analyze", self._said("condor_q", "-allusers", "-better-analyze", job)]
+        for name in ("SchedLog", "ShadowLog", "StartLog"):
+            said = self._said("grep", "-wF", job, f"/var/log/condor/{name}")
+            lines += [f"--- {name} of {job}", *said.splitlines()[-40:]]
+        lines += ["--- end of NegotiatorLog", self._said("tail", "-n", "25", "/var/log/condor/NegotiatorLog")]
         return "\n".join(lines)
 
-    def _analysis(self, job: str) -> str:
-        done = self.run("condor_q", "-allusers", "-better-analyze", job, check=False)
+    def _said(self, *command: str) -> str:
+        done = self.run(*command, check=False)
         return str(done.stdout + done.stderr)
 
     def kill_inside(self, name: str, process: str) -> int:
