@@ -133,7 +133,8 @@ class _Demo:
             path.mkdir(parents=True)
         events = write_files(rawdata)
         self._say(f"wrote {len(events)} EVIO files below {rawdata}")
-        migrate(self._dsn, say=self._say)
+        done = migrate(self._dsn, say=lambda line: None)
+        self._say(f"made the tables and functions with {counted(len(done), 'migration')}")
         for script in ("osgprod_work.bash", "osgprod_merge.bash"):
             shutil.copy(CHECKOUT / "worker" / script, self._folder / "www" / PROJECT)
         (self._folder / "magic").write_text(MAGIC + "\n")
