@@ -426,6 +426,21 @@ def test_files_behind_an_unfinished_one_are_finished_too(world: World) -> None:
     assert files(world) == ["allocated", "complete"]
 
 
+def test_files_whose_last_reports_came_while_nothing_ticked_are_finished_one_at_each_tick(
+    world: World,
+) -> None:
+    """Or all of them when leases are looked at, after five minutes at most."""
+    for seqno in (1, 2):
+        world.add_file(1, seqno=seqno)
+        world.checkout(seqno)
+        world.report(seqno)
+    world.db.execute("UPDATE osgprod_data.reports SET reported_at = now() - interval '2 min'")
+    world.db.execute("UPDATE osgprod_data.projects SET next_due_at = now() + interval '4 min'")
+    for state in ("allocated", "complete"):
+        call(world.db, "tick")
+        assert files(world) == ["complete", state]
+
+
 # --- everything at once --------------------------------------------------------------------------------------
 
 EXPECTED = {

@@ -196,7 +196,8 @@ CREATE FUNCTION osgprod._settle_files(p_project_id int, p_all boolean)
 RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Marks allocated files complete whose slices are all done or quarantined.
--- Parameters: p_project_id  project;  p_all  look at all of them, not only up to the first, in order, that is not marked
+-- Parameters: p_project_id  project;  p_all  look at all of them, not only at those of which a report came within the last
+--             minute, and at the first in the order: its last report may have come while nothing ticked
 -- Locks:      see _settle_file
 DECLARE
     v_file int;
@@ -204,20 +205,29 @@ BEGIN
     FOR v_file IN
         SELECT f.rawdata_id FROM osgprod_data.loaded_files f
          WHERE f.project_id = p_project_id AND f.state = 'allocated'
+           AND (p_all OR f.rawdata_id = ANY (ARRAY(  -- an array: it is made once, and not for each file
+               (SELECT x.rawdata_id FROM osgprod_data.loaded_files x
+                 WHERE x.project_id = p_project_id AND x.state = 'allocated' ORDER BY x.run, x.seqno, x.rawdata_id LIMIT 1)
+               UNION
+               SELECT a.rawdata_id FROM osgprod_data.reports r
+               CROSS JOIN LATERAL (  -- LIMIT: by key, never by reading all attempts of the project
+                   SELECT t.rawdata_id FROM osgprod_data.attempts t
+                    WHERE t.project_id = r.project_id AND t.cluster = r.cluster AND t.process = r.process
+                      AND t.nstart = r.nstart LIMIT 1) a
+                WHERE r.project_id = p_project_id AND r.reported_at > clock_timestamp() - interval '1 min')))
          ORDER BY f.run, f.seqno, f.rawdata_id
     LOOP
-        EXIT WHEN NOT osgprod._settle_file(p_project_id, v_file) AND NOT p_all;
+        PERFORM osgprod._settle_file(p_project_id, v_file);
     END LOOP;
 END
 $fn$;
 
 CREATE FUNCTION osgprod._settle_file(p_project_id int, p_rawdata_id int)
-RETURNS boolean LANGUAGE plpgsql VOLATILE
+RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Marks an allocated file complete if its slices are all done or quarantined, plans its merge, or its run's, and notifies of it, and
--- of the run when that is complete.
+-- of the run when that is complete. Does nothing while another session has one of the locks.
 -- Parameters: p_project_id, p_rawdata_id  the file
--- Returns:    is it marked? false: it is not complete, or another session has one of the locks
 -- Locks:      the file's row; _hold_merge_settings; its run (advisory: project_id, -10 - run), since files of a run are called
 --             complete one after the other, so that the last one is known; its merge, and the run's; the project's row. All are tried,
 --             nothing here waits
@@ -231,12 +241,12 @@ BEGIN
        AND NOT osgprod._is_unsettled(p_project_id, f.rawdata_id)
        FOR NO KEY UPDATE SKIP LOCKED;
     IF NOT FOUND OR osgprod._is_unsettled(p_project_id, p_rawdata_id) THEN
-        RETURN false;
+        RETURN;
     END IF;
     v_project := osgprod._hold_merge_settings(p_project_id, false);
     IF v_project.project_id IS NULL OR NOT pg_try_advisory_xact_lock(p_project_id, -10 - v_file.run)
         OR NOT osgprod._try_merges(p_project_id, v_file.run, v_file.seqno) THEN
-        RETURN false;
+        RETURN;
     END IF;
     UPDATE osgprod_data.loaded_files f SET state = 'complete'
      WHERE f.project_id = p_project_id AND f.rawdata_id = p_rawdata_id;
@@ -250,7 +260,6 @@ BEGIN
                     WHERE f.project_id = p_project_id AND f.run = v_file.run AND f.state <> 'complete') THEN
         PERFORM osgprod._notify(p_project_id, 'run-finished', jsonb_build_object('run', v_file.run));
     END IF;
-    RETURN true;
 END
 $fn$;
 

@@ -44,11 +44,9 @@ BEGIN
     FOR v_project IN SELECT p.* FROM projects p ORDER BY p.project_id LOOP
         BEGIN
             v_is_due := v_project.project_id = ANY (v_looked);
-            -- All files while all are looked through anyway; else those in order up to the first that is not complete, and
-            -- those of which a slice has just been settled. Not while files are taken out: a run's last one would be missed.
+            -- Not while files are taken out: a run's last one would be missed.
             IF pg_try_advisory_xact_lock_shared(v_project.project_id, -1) THEN
-                PERFORM osgprod._settle_files(v_project.project_id, v_is_due);
-                PERFORM osgprod._settle_reported(v_project.project_id) WHERE NOT v_is_due;
+                PERFORM osgprod._settle_files(v_project.project_id, v_is_due);  -- all while all slices are looked through anyway
                 PERFORM osgprod._note_end(v_project.project_id);
                 PERFORM osgprod._make_merges_ready(v_project.project_id);
             END IF;
@@ -78,40 +76,6 @@ $fn$;
 
 COMMENT ON FUNCTION osgprod.tick() IS
 'The regular housekeeping (lost slices, complete files, live attempts, tallies), called by every shim on a timer. Every call requeues; one call at a time does everything else. For osgprod_worker and osgprod_operator.';
-
-CREATE FUNCTION osgprod._settle_reported(p_project_id int)
-RETURNS void LANGUAGE plpgsql VOLATILE
-AS $fn$
--- Marks files complete of which a report came within the last minute, wherever they are in the order: one that hangs keeps
--- no other from being complete.
--- Promise:    the first allocated file in the order is left to _settle_files.
--- Parameters: p_project_id  project
--- Locks:      see _settle_file
-DECLARE
-    v_first int;
-    v_file  int;
-BEGIN
-    SELECT f.rawdata_id INTO v_first FROM osgprod_data.loaded_files f
-     WHERE f.project_id = p_project_id AND f.state = 'allocated' ORDER BY f.run, f.seqno, f.rawdata_id LIMIT 1;
-    IF NOT FOUND THEN
-        RETURN;
-    END IF;
-    FOR v_file IN
-        SELECT f.rawdata_id FROM osgprod_data.loaded_files f
-         WHERE f.project_id = p_project_id AND f.state = 'allocated' AND f.rawdata_id <> v_first
-           AND f.rawdata_id IN (
-               SELECT a.rawdata_id FROM osgprod_data.reports r
-               CROSS JOIN LATERAL (  -- LIMIT: by key, never by reading all attempts of the project
-                   SELECT t.rawdata_id FROM osgprod_data.attempts t
-                    WHERE t.project_id = r.project_id AND t.cluster = r.cluster AND t.process = r.process
-                      AND t.nstart = r.nstart LIMIT 1) a
-                WHERE r.project_id = p_project_id AND r.reported_at > clock_timestamp() - interval '1 min')
-         ORDER BY f.run, f.seqno, f.rawdata_id
-    LOOP
-        PERFORM osgprod._settle_file(p_project_id, v_file);
-    END LOOP;
-END
-$fn$;
 
 CREATE FUNCTION osgprod._count_live(p_project_id int)
 RETURNS int LANGUAGE sql STABLE
