@@ -154,6 +154,16 @@ def test_failed_backup_leaves_the_slice_to_its_holder(
     assert world.report(1, job_key="key 1")["status"] == "done"
 
 
+@pytest.mark.parametrize(("fault", "bans"), [("setting", 0), ("program", 1)])
+def test_backup_that_fails_bans_its_node_unless_a_setting_is_wrong(
+    world: World, fault: str, bans: int
+) -> None:
+    in_tail(world, max_fast_failures=1)
+    assert world.checkout(7, host="wn7")["status"] == "assigned"
+    assert world.report(7, 75, fault=fault, reason="of the test")["status"] == "node-fault"
+    assert len(call(world.db, "blocked_workers", project="p")) == bans
+
+
 @pytest.mark.parametrize("how", ["lost", "node-fault", "failed", "removed"])
 def test_backup_holds_the_slice_when_its_holder_is_gone(world: World, how: str) -> None:
     in_tail(world)

@@ -264,7 +264,9 @@ BEGIN
         END IF;
         RETURN p_outcome;
     ELSIF v_slice.state = 'leased' AND osgprod._end_backup(p_attempt, p_outcome) THEN
-        RETURN 'node-fault'::osgprod_data.outcome;  -- the slice has another attempt: this one counts for the node alone
+        -- The slice has another attempt: this one counts for the node alone, and a wrong setting for nothing.
+        PERFORM osgprod._note_failure(p_project, p_attempt, false, p_outcome, p_worker, p_call) WHERE p_call.fault = 'setting';
+        RETURN 'node-fault'::osgprod_data.outcome;
     END IF;
     RETURN 'superseded'::osgprod_data.outcome;
 END
