@@ -7,7 +7,7 @@ AS $fn$
 -- it finds: the project pauses itself, a file is suspended, a site, network or address is banned; or merges are, everywhere, at a
 -- site or on a worker.
 -- Promise:    a cause is blamed only while nothing succeeds that it would have made fail as well. Failures with such a cause
---             count neither against slices nor against workers. Failures of merges stop merges, those of slices stop slices.
+--             count neither against slices nor against workers. Failures of merges stop merges alone, those of slices both.
 -- Parameters: p_project  the project's row;  p_attempt  the attempt, which holds its slice or merge;  p_is_first  had nothing
 --             of that failed before?;  p_outcome  failed or node-fault;  p_worker  see _worker;  p_call  the report
 -- Returns:    true when something other than the slice and its worker, or than the merge, is to blame

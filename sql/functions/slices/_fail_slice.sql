@@ -90,7 +90,7 @@ BEGIN
     ELSIF p_exit_code IS NOT NULL
           AND (p_is_excused AND p_project.pause_cause IS NOT NULL OR NOT p_is_excused AND v_earlier > 0)
     THEN
-        -- The first node fault costs no time: another worker gets the work. Later ones may not be the node's fault.
+        -- A node fault with no failure before costs no time: another worker gets the work. Later ones may not be the node's fault.
         not_before := osgprod._end_of_backoff(p_project, greatest(v_earlier - 1, 0));
     END IF;
 END
