@@ -53,10 +53,11 @@ MIGRATION_LOCK = 0x6F73677072
 OF_A_CHANGED_SCHEMA = ("42", "0A000", "3F000", "XX000")
 
 
-# Of each session: a database, a login or PGDATESTYLE may have others. The driver reads times in this form only; the
-# functions are written for these quotes and arrays; a time is shown in UTC, wherever the server stands; and what is
+# Of each session: a database, a login or PGDATESTYLE may have others. The driver reads texts and times in this form;
+# the functions are written for these quotes and arrays; a time is shown in UTC, wherever the server stands; and what is
 # read under a lock must be as it is then, so the functions refuse other isolation levels.
 SESSION = {
+    "client_encoding": "UTF8",
     "DateStyle": "ISO",
     "IntervalStyle": "postgres",
     "TimeZone": "UTC",

@@ -11,6 +11,7 @@ from shim.database import SESSION, connect
 from tests.support import LiveShim, Run, World
 
 ODD = {
+    "client_encoding": "LATIN1",
     "DateStyle": "German",
     "IntervalStyle": "iso_8601",
     "TimeZone": "America/St_Johns",
@@ -30,7 +31,7 @@ def test_commands_work_whatever_sessions_are_given(operator: World, run: Run, tm
     operator.add_file(3)
     operator.checkout(0, host="wn0")
     operator.report(0, exitcode=3, host="wn0")
-    operator.checkout(1, host="wn0")
+    operator.checkout(1, host="wn\u20ac")
     assert ODD.keys() == SESSION.keys()
     give(operator, **ODD)
     for command in (
@@ -53,7 +54,7 @@ def test_jobs_and_pages_work_whatever_sessions_are_given(world: World, folder: P
     give(world, **ODD)
     with LiveShim(world.dsn, folder / "www") as shim:
         shim.add_template("p")
-        assert shim.checkout(1).headers["osgprod-status"] == "assigned"
+        assert shim.checkout(1, host="wn\u20ac").headers["osgprod-status"] == "assigned"
         assert shim.report(1, 3).headers["osgprod-status"] == "failed"
         for page in (
             "",
