@@ -30,6 +30,7 @@ from shim.version import which_is_older
 from shim.web import logs
 from shim.web.bounds import BoundedProtocol
 from shim.web.metrics import OF_SERVE
+from shim.words import counted
 
 # A process that does not answer for so long is replaced. uvicorn's default, 5 s, is less than a start takes on a busy
 # machine.
@@ -287,7 +288,8 @@ def seed(dsn: str, folder: Path, say: Callable[[str], None]) -> None:
     from shim.local import demo
     from shim.migrate import migrate
 
-    migrate(dsn, say=say)
+    if done := migrate(dsn, say=lambda line: None):
+        say(f"tables and functions are made or brought up to date ({counted(len(done), 'step')})")
     templates = folder / "www" / demo.PROJECT
     templates.mkdir(parents=True, exist_ok=True)
     shutil.copy(demo.CHECKOUT / "worker" / "osgprod_work.bash", templates)

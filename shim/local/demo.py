@@ -134,7 +134,7 @@ class _Demo:
         events = write_files(rawdata)
         self._say(f"wrote {len(events)} EVIO files below {rawdata}")
         done = migrate(self._dsn, say=lambda line: None)
-        self._say(f"made the tables and functions with {counted(len(done), 'migration')}")
+        self._say(f"made the tables and functions ({counted(len(done), 'step')})")
         for script in ("osgprod_work.bash", "osgprod_merge.bash"):
             shutil.copy(CHECKOUT / "worker" / script, self._folder / "www" / PROJECT)
         (self._folder / "magic").write_text(MAGIC + "\n")
