@@ -254,6 +254,19 @@ def test_recycled_slice_of_a_success_does_not_keep_the_job_from_another_one(full
     assert full.checkout(0, after=after)["status"] == "assigned"
 
 
+def test_job_whose_slice_another_job_has_done_again_since_gets_other_work(full: World) -> None:
+    """As it does while that other job runs."""
+    first = full.checkout(0)
+    succeed(full, first)
+    assert full.checkout(0)["status"] == "completed"
+    call(full.db, "recycle", project="p", states=["done"])
+    again = full.checkout(1)
+    assert again["block1"] == first["block1"]
+    assert full.report(1)["status"] == "done"
+    assert full.checkout(0)["status"] == "assigned"
+    assert full.checkout(1)["status"] == "completed"
+
+
 def test_draining_project_gives_no_further_slice_after_a_success(full: World) -> None:
     after = succeed(full, full.checkout(0))
     full.set(state="draining")

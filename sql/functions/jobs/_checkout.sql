@@ -223,28 +223,11 @@ AS $fn$
 DECLARE
     v_name   text := format('job %s.%s', p_call.cluster, p_call.process);
     v_work   record;
-    v_reason text;  -- why it may be another job
     v_starts record;
 BEGIN
     -- The work of its last attempt as it is now, unlocked: the conditions of the statements below are what counts.
-    SELECT w.task, w.due_at, w.progress_at INTO v_work FROM osgprod._work_of(p_last) w;
-    IF FOUND THEN
-        v_reason := osgprod._why_another_job(p_project, p_call, p_last, v_work.due_at, v_work.progress_at);
-        IF v_reason IS NOT NULL THEN
-            PERFORM osgprod._record_refusal(p_project.project_id, p_call.cluster, p_call.process, p_call.client, v_reason);
-            job.problem := ARRAY[NULL, format('%s has a living attempt, and this request does not prove to be the same job: %s', v_name, v_reason)];
-        END IF;
-    ELSIF EXISTS (  -- it has done its work, which was not recycled since
-        SELECT FROM osgprod_data.reports r
-         WHERE (r.project_id, r.cluster, r.process, r.nstart, r.by_worker, r.outcome)
-             = (p_last.project_id, p_last.cluster, p_last.process, p_last.nstart, true, 'done')
-           AND (EXISTS (SELECT FROM osgprod_data.slices s WHERE (s.project_id, s.rawdata_id, s.block1, s.state)
-                           = (p_last.project_id, p_last.rawdata_id, p_last.block1, 'done'))
-                OR EXISTS (SELECT FROM osgprod_data.merges m WHERE (m.merge_id, m.state) = (p_last.merge_id, 'done'))))
-    THEN
-        job.status := 'completed';
-        job.problem := ARRAY[NULL, v_name || ' has already completed its ' || CASE WHEN p_last.merge_id IS NULL THEN 'work' ELSE 'merge' END];
-    END IF;
+    SELECT w.task, osgprod._why_another_job(p_project, p_call, p_last, w.due_at, w.progress_at) AS refusal INTO v_work
+      FROM osgprod._work_of(p_last) w;
     -- Its last starts: those within a minute, those on this work of the last max_starts, and evictions from it. One that ended at
     -- once was no eviction: an answer was lost, or the node is bad.
     SELECT count(*) FILTER (WHERE x.started_at > now() - interval '1 minute') AS in_a_minute,
@@ -258,8 +241,13 @@ BEGIN
              WHERE (a.project_id, a.cluster, a.process) = (p_project.project_id, p_call.cluster, p_call.process)
                AND osgprod._is_of_job(a, p_call)
              ORDER BY a.nstart DESC LIMIT greatest(p_project.max_starts_per_min, p_project.max_starts, 20)) x;
-    IF job.problem IS NOT NULL THEN
-        RETURN;
+    IF v_work.refusal IS NOT NULL THEN
+        PERFORM osgprod._record_refusal(p_project.project_id, p_call.cluster, p_call.process, p_call.client, v_work.refusal);
+        job.problem := ARRAY[NULL, format('%s has a living attempt, and this request does not prove to be the same job: %s', v_name,
+            v_work.refusal)];
+    ELSIF osgprod._is_done_by(p_last) THEN
+        job.status := 'completed';
+        job.problem := ARRAY[NULL, v_name || ' has already completed its ' || CASE WHEN p_last.merge_id IS NULL THEN 'work' ELSE 'merge' END];
     ELSIF v_starts.in_a_minute >= p_project.max_starts_per_min THEN
         job.problem := ARRAY['OG602', format('%s has started too often within a minute (max_starts_per_min = %s)', v_name, p_project.max_starts_per_min),
             'wait a minute; see why the job restarts'];

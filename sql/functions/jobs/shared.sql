@@ -144,6 +144,19 @@ AS $fn$
        AND b.due_at IS NOT NULL
 $fn$;
 
+CREATE FUNCTION osgprod._is_done_by(p_attempt osgprod_data.attempts)
+RETURNS boolean LANGUAGE sql STABLE
+AS $fn$
+    -- Is a slice or a merge done by this attempt, now? One that was requeued or superseded since is not: another attempt has it, or
+    -- had it.
+    -- Parameters: p_attempt  the attempt
+    SELECT EXISTS (SELECT FROM osgprod_data.slices s
+                    WHERE (s.project_id, s.rawdata_id, s.block1, s.state, s.cluster, s.process, s.nstart) = (p_attempt.project_id,
+                          p_attempt.rawdata_id, p_attempt.block1, 'done', p_attempt.cluster, p_attempt.process, p_attempt.nstart))
+        OR EXISTS (SELECT FROM osgprod_data.merges m WHERE (m.merge_id, m.state, m.cluster, m.process, m.nstart)
+                       = (p_attempt.merge_id, 'done', p_attempt.cluster, p_attempt.process, p_attempt.nstart))
+$fn$;
+
 CREATE FUNCTION osgprod._try_work(p_attempt osgprod_data.attempts)
 RETURNS boolean LANGUAGE plpgsql VOLATILE
 AS $fn$

@@ -70,16 +70,6 @@ BEGIN
 END
 $fn$;
 
-CREATE FUNCTION osgprod._is_merged_by(p_attempt osgprod_data.attempts)
-RETURNS boolean LANGUAGE sql STABLE
-AS $fn$
-    -- Is a merge done by this attempt, now? A merge that was superseded since is not: its inputs are those of another one.
-    -- Parameters: p_attempt  an attempt on a merge
-    SELECT EXISTS (SELECT FROM osgprod_data.merges m
-                    WHERE m.merge_id = p_attempt.merge_id AND m.state = 'done' AND m.cluster = p_attempt.cluster
-                      AND m.process = p_attempt.process AND m.nstart = p_attempt.nstart)
-$fn$;
-
 CREATE FUNCTION osgprod._reopen_bad_inputs(
     p_project osgprod_data.projects, p_attempt osgprod_data.attempts, p_bad_inputs text, OUT bad text, OUT awaited text)
 LANGUAGE plpgsql VOLATILE
