@@ -8,6 +8,7 @@ the same from all of them.
 from __future__ import annotations
 
 import contextlib
+import logging
 import multiprocessing
 import os
 import shutil
@@ -15,14 +16,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from shim.config import SettingError
 from shim.replica import NOW, Freshness
 
+log = logging.getLogger("osgprod")
+
 Rows = list[dict[str, Any]]
+FILES = ("counter", "histogram", "gauge_livesum")  # in which the library counts for a process: NAME_PID.db
+FILE_BYTES = 1 << 17  # more than all routes take in one of them; the library itself begins with half of that
 OF_SERVE = "osgprod-metrics-"  # a folder that osgprod serve has made
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -58,6 +63,9 @@ class Metrics:
         if folder is not None and not os.access(folder / ".", os.W_OK | os.X_OK):
             rule = "a folder in which files can be made"
             raise SettingError("PROMETHEUS_MULTIPROC_DIR", str(folder), rule)
+        if folder is not None and not _allocate(folder):
+            values.ValueClass = values.MutexValue  # of the metrics that are made from now on: in memory
+            folder = None
         self._folder = folder
         self._own = CollectorRegistry()
         self._answers = Counter(
@@ -143,6 +151,25 @@ class Metrics:
             first = multiprocessing.parent_process()
             if first and os.getppid() != first.pid and self._folder.name.startswith(OF_SERVE):
                 shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _allocate(folder: Path) -> bool:
+    """Allocates the files of this process; False, with a line in the log, where the disk has no room for them.
+
+    The library maps them into memory: the first request that needs a page for which a full disk has no room would kill
+    the process (SIGBUS), and the next one with it.
+    """
+    paths = [folder / f"{name}_{os.getpid()}.db" for name in FILES]
+    try:
+        for path in paths:
+            with path.open("ab") as file:
+                os.posix_fallocate(file.fileno(), 0, FILE_BYTES)
+    except OSError as error:
+        for path in paths:
+            path.unlink(missing_ok=True)
+        log.warning("metrics are those of one process: %s can't be written: %s", folder, error.strerror)
+        return False
+    return True
 
 
 def _forget_the_dead(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -19,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from shim.database import call
 from shim.web.metrics import Metrics
+from tests.grid.mounts import fill, small_file_system
 from tests.support import CHECKOUT, PATIENCE_S, WORKER_ROLE, LiveShim, World, wait_until
 
 MONITORING = CHECKOUT / "deploy" / "monitoring"
@@ -160,6 +162,43 @@ def test_several_processes_add_up_and_a_killed_one_takes_no_count_with_it(
 
     wait_until(has_answered, "the server answers with its metrics", server)
     assert value(found, "osgprod_requests_total", route="healthz", status="200") >= before
+
+
+def test_requests_are_served_while_the_disk_is_full(world: World) -> None:
+    """The files in which the processes count are in TMPDIR."""
+
+    @contextlib.contextmanager
+    def serving(**more: str) -> Iterator[str]:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "shim", "serve", "--port", "0", "--workers", "2"],
+            cwd=CHECKOUT, env={**os.environ, "OSGPROD_DSN": world.dsn + WORKER_ROLE, **more},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        with contextlib.closing(server.stdout or io.StringIO()) as lines:
+            try:
+                yield next(line for line in lines if line.startswith("serving ")).split()[1].rstrip(",")
+            finally:
+                server.terminate()
+                said.append("".join(lines))
+                assert server.wait(PATIENCE_S) == 0
+
+    def ask(url: str) -> None:
+        for page in ("healthz", "", "nope", "openapi.json", "metrics", "api/progress", "workscript.ping"):
+            assert httpx.get(f"{url}/{page}", timeout=PATIENCE_S).status_code in (200, 400, 404), page
+
+    said: list[str] = []
+    with small_file_system("size=2m,mode=1777") as disk:
+        with serving(TMPDIR=str(disk)) as url:
+            wait_until(lambda: len(list(disk.glob("*/*.db"))) == 6, "both processes count")
+            fill(disk / "filled")
+            ask(url)
+        assert "can't be written" not in said[-1]
+        fill(disk / "filled again")
+        with serving(PROMETHEUS_MULTIPROC_DIR=str(disk)) as url:
+            ask(url)
+        assert (
+            said[-1].count(f"metrics are those of one process: {disk} can't be written: No space left") == 2
+        )
 
 
 def test_counting_a_request_costs_microseconds() -> None:
