@@ -6,37 +6,28 @@ AS $fn$
     SELECT CASE WHEN p_adler32 ~ '^[0-9A-Fa-f]{1,8}$' THEN lpad(lower(p_adler32), 8, '0') END
 $fn$;
 
-CREATE FUNCTION osgprod._ignored_evidence(p_call osgprod.report_call)
-RETURNS text LANGUAGE sql IMMUTABLE
+CREATE FUNCTION osgprod._kept_evidence(INOUT kept osgprod.report_call, OUT ignored text)
+LANGUAGE plpgsql STABLE
 AS $fn$
-    -- What of a report's evidence and measured resources is ignored, as a line for the answer; NULL = nothing.
-    SELECT E'\nignored: ' || nullif(concat_ws(', ',
-        CASE WHEN p_call.events < 0 THEN 'events (below 0)' END,
-        CASE WHEN p_call.outputs NOT BETWEEN 0 AND 2147483647 THEN 'outputs (not from 0 to 2147483647)' END,
-        CASE WHEN p_call.output_bytes < 0 THEN 'output_bytes (below 0)' END,
-        CASE WHEN p_call.output_adler32 !~ '^[0-9A-Fa-f]{1,8}$' THEN 'output_adler32 (not 8 hexadecimal digits)' END,
-        CASE WHEN p_call.memory_bytes < 0 THEN 'memory_bytes (below 0)' END,
-        CASE WHEN p_call.wall_s NOT BETWEEN 0 AND 2147483647 THEN 'wall_s (not from 0 to 2147483647)' END,
-        CASE WHEN p_call.cpu_s < 0 THEN 'cpu_s (below 0)' END,
-        CASE WHEN p_call.fetched_bytes < 0 THEN 'fetched_bytes (below 0)' END,
-        CASE WHEN p_call.disk_bytes < 0 THEN 'disk_bytes (below 0)' END), '')
-$fn$;
-
-CREATE FUNCTION osgprod._kept_evidence(p_call osgprod.report_call)
-RETURNS osgprod.report_call LANGUAGE plpgsql IMMUTABLE
-AS $fn$
--- A report without the evidence and the measured resources that can't be kept, since these must not keep it from being recorded.
+-- Leaves out of a report the evidence and the measured resources that can't be kept, since these must not keep it from being recorded.
+-- Parameters: kept  the report
+-- Returns:    kept; ignored: what is left out, as a line for the answer; NULL = nothing
+DECLARE
+    v_wrong text[] := array_remove(ARRAY[
+        CASE WHEN kept.events < 0 THEN 'events (below 0)' END,
+        CASE WHEN kept.outputs NOT BETWEEN 0 AND 2147483647 THEN 'outputs (not from 0 to 2147483647)' END,
+        CASE WHEN kept.output_bytes < 0 THEN 'output_bytes (below 0)' END,
+        CASE WHEN kept.output_adler32 !~ '^[0-9A-Fa-f]{1,8}$' THEN 'output_adler32 (not 8 hexadecimal digits)' END,
+        CASE WHEN kept.memory_bytes < 0 THEN 'memory_bytes (below 0)' END,
+        CASE WHEN kept.wall_s NOT BETWEEN 0 AND 2147483647 THEN 'wall_s (not from 0 to 2147483647)' END,
+        CASE WHEN kept.cpu_s < 0 THEN 'cpu_s (below 0)' END,
+        CASE WHEN kept.fetched_bytes < 0 THEN 'fetched_bytes (below 0)' END,
+        CASE WHEN kept.disk_bytes < 0 THEN 'disk_bytes (below 0)' END], NULL);
 BEGIN
-    p_call.events := CASE WHEN p_call.events >= 0 THEN p_call.events END;
-    p_call.outputs := CASE WHEN p_call.outputs BETWEEN 0 AND 2147483647 THEN p_call.outputs END;
-    p_call.output_bytes := CASE WHEN p_call.output_bytes >= 0 THEN p_call.output_bytes END;
-    p_call.output_adler32 := osgprod._evidence_adler32(p_call.output_adler32);
-    p_call.memory_bytes := CASE WHEN p_call.memory_bytes >= 0 THEN p_call.memory_bytes END;
-    p_call.wall_s := CASE WHEN p_call.wall_s BETWEEN 0 AND 2147483647 THEN p_call.wall_s END;
-    p_call.cpu_s := CASE WHEN p_call.cpu_s >= 0 THEN p_call.cpu_s END;
-    p_call.fetched_bytes := CASE WHEN p_call.fetched_bytes >= 0 THEN p_call.fetched_bytes END;
-    p_call.disk_bytes := CASE WHEN p_call.disk_bytes >= 0 THEN p_call.disk_bytes END;
-    RETURN p_call;
+    ignored := E'\nignored: ' || nullif(array_to_string(v_wrong, ', '), '');
+    -- The name before the reason is the field's.
+    kept := jsonb_populate_record(kept, (SELECT jsonb_object_agg(split_part(w, ' ', 1), NULL::text) FROM unnest(v_wrong) w));
+    kept.output_adler32 := osgprod._evidence_adler32(kept.output_adler32);
 END
 $fn$;
 

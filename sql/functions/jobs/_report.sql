@@ -15,6 +15,7 @@ DECLARE
     v_report  osgprod_data.reports;
     v_outcome osgprod_data.outcome;
     v_reason  text;
+    v_kept    record;
     v_ignored text;  -- evidence that can't be kept, as a line for the answer
     v_contradiction text;
     v_is_settled boolean;
@@ -40,12 +41,13 @@ BEGIN
     IF v_attempt.events IS NULL AND v_attempt.merge_id IS NULL THEN
         v_attempt.events := osgprod._events_of(v_attempt);
     END IF;
-    -- Evidence is nearly always as it is kept; then neither of these functions starts.
-    IF p_call.events < 0 OR p_call.outputs NOT BETWEEN 0 AND 2147483647 OR p_call.output_bytes < 0
-        OR p_call.output_adler32 !~ '^[0-9a-f]{8}$' OR p_call.memory_bytes < 0 OR p_call.wall_s NOT BETWEEN 0 AND 2147483647
-        OR p_call.cpu_s < 0 OR p_call.fetched_bytes < 0 OR p_call.disk_bytes < 0 THEN
-        v_ignored := osgprod._ignored_evidence(p_call);
-        p_call := osgprod._kept_evidence(p_call);
+    -- Evidence is nearly always as it is kept; then this function does not start.
+    IF least(p_call.events, p_call.outputs, p_call.output_bytes, p_call.memory_bytes, p_call.wall_s, p_call.cpu_s,
+             p_call.fetched_bytes, p_call.disk_bytes) < 0
+        OR greatest(p_call.outputs, p_call.wall_s) > 2147483647 OR p_call.output_adler32 !~ '^[0-9a-f]{8}$' THEN
+        v_kept := osgprod._kept_evidence(p_call);
+        p_call := v_kept.kept;
+        v_ignored := v_kept.ignored;
     END IF;
     -- It counts for the worker that got the lease, also when the report comes from another one.
     v_worker := osgprod._worker(v_attempt.client, coalesce(v_attempt.host, p_call.host));
