@@ -102,9 +102,9 @@ def table(
 
     Numbers are flush right; they and times are never cut. A text that doesn't fit has '…' in its middle; a path or
     URL begins with it, and keeps the name of the file as long as room can be made otherwise. A column without any
-    value is left out. Where a table with sentences doesn't fit as it is, each row is a line of its own, with the first
-    sentence behind the other values, and a line for each further sentence: the terminal breaks them where it ends,
-    so that a command can be copied.
+    value is left out. A single row in which a text would be cut becomes a record. Where a table with sentences doesn't
+    fit as it is, each row is a line of its own, with the first sentence behind the other values, and a line for each
+    further sentence: the terminal breaks them where it ends, so that a command can be copied.
 
     Parameters
     ----------
@@ -119,7 +119,7 @@ def table(
     left = [[name for name in names if name not in spare[:count]] for count in range(len(spare) + 1)]
     for some, keeps_files in [*((some, True) for some in left), (left[-1], False)]:
         values = {name: [cell(row[name]) for row in rows] for name in some}
-        layout = _layout(rows, values, columns, keeps_files, may_cut=not sentences)
+        layout = _layout(rows, values, columns, keeps_files, may_cut=len(rows) > 1 and not sentences)
         if layout:
             return _drawn(rows, values, columns, *layout)
     return _lines(rows, sentences) if sentences else records(rows)

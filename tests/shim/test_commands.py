@@ -373,10 +373,10 @@ def far_below(busy: World) -> list[str]:
 @pytest.mark.parametrize(
     ("command", "count", "columns"),
     [("files p", 3, 80), ("rawdata list", 3, 120), ("slices list p", 2, 80)]
-    + [("rawdata list", 3, 80), ("attempts p", 2, 80), ("jobs p", 2, 80), ("quarantined p", 1, 80)]
+    + [("rawdata list", 3, 80), ("attempts p", 2, 80), ("jobs p", 2, 80)]
     + [
         pytest.param(*which, marks=pytest.mark.slow)
-        for which in (("files p", 3, 120), ("slices list p", 2, 120), ("attempts p --live", 1, 80))
+        for which in (("files p", 3, 120), ("slices list p", 2, 120))
     ],
 )
 def test_names_of_files_are_whole_in_a_real_terminal(
@@ -390,6 +390,16 @@ def test_names_of_files_are_whole_in_a_real_terminal(
     rule = next(n for n, line in enumerate(lines) if line.strip("─") == "")
     assert all(len(line) <= columns and "…" in line for line in lines[rule + 1 :]), output
     assert len(lines) - rule - 1 == len(paths), "a line a row"
+
+
+@pytest.mark.parametrize("command", ["quarantined p", "attempts p --live", "jobs needed p"])
+def test_nothing_of_a_single_row_is_cut_in_a_real_terminal(busy: World, far_below: list[str], command: str) -> None:
+    busy.set(state="draining")
+    output = in_terminal(*command.split(), columns=80, environment={"OSGPROD_DSN": busy.dsn})
+    (row,) = json.loads(
+        in_terminal(*command.split(), "--json", columns=80, environment={"OSGPROD_DSN": busy.dsn})
+    )
+    assert all(str(row[name]) in output for name in ("path", "reason") if row.get(name)), output
 
 
 @pytest.mark.parametrize(
