@@ -393,7 +393,9 @@ def test_names_of_files_are_whole_in_a_real_terminal(
 
 
 @pytest.mark.parametrize("command", ["quarantined p", "attempts p --live", "jobs needed p"])
-def test_nothing_of_a_single_row_is_cut_in_a_real_terminal(busy: World, far_below: list[str], command: str) -> None:
+def test_nothing_of_a_single_row_is_cut_in_a_real_terminal(
+    busy: World, far_below: list[str], command: str
+) -> None:
     busy.set(state="draining")
     output = in_terminal(*command.split(), columns=80, environment={"OSGPROD_DSN": busy.dsn})
     (row,) = json.loads(
