@@ -400,6 +400,10 @@ class LiveShim:
         self._thread.join()
         self._socket.close()
 
+    def connections(self) -> int:
+        """How many there are."""
+        return len(self._server.server_state.connections)
+
     def add_template(self, project: str, text: bytes | None = None) -> Path:
         path = self._root / project / "osgprod_work.bash"
         path.parent.mkdir(exist_ok=True)

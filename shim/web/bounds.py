@@ -1,8 +1,8 @@
 """uvicorn's HTTP protocol with answers in one piece, and with bounds to what a connection may send, and for how long.
 
-uvicorn with httptools takes request heads of any length, and waits for the end of a request for ever: clients that
-send a byte a minute, or one that never ends its head, would use up the connections or the memory. And it writes head
-and body of an answer one by one: the client wakes up twice.
+uvicorn with httptools takes request heads of any length, and waits for the end of a request for ever, and for a client
+that does not read its answers: clients that send a byte a minute, or one that never ends its head, would use up the
+connections or the memory. And it writes head and body of an answer one by one: the client wakes up twice.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MAX_HEAD_BYTES = 32768  # of request line and headers; what arrives in one piece may be a piece longer
 REQUEST_TIMEOUT_S = 30.0  # from a request's first byte, or from the connection, to the last byte of its body
+# How long no byte of an answer may go to the kernel. That takes more when a third of its buffer is free, which is 1 MB.
+UNREAD_TIMEOUT_S = 120.0
 CHECK_S = 5.0
 GRACE_S = 1.0  # of a connection without a request yet, when the server ends
 
@@ -62,6 +64,10 @@ class BoundedProtocol(HttpToolsProtocol):
     _head_bytes: int | None = None  # of the head that is not yet here as a whole, less its first piece
     _since: float | None = None  # when the request began that is not yet here as a whole
     _timer: asyncio.TimerHandle | None = None
+    _unsent: tuple[int, float] = (
+        0,
+        0.0,
+    )  # bytes of answers that wait for the client, and since when there are as many
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -105,10 +111,15 @@ class BoundedProtocol(HttpToolsProtocol):
             super().shutdown()
 
     def _check(self) -> None:
-        if self._since is not None and self.loop.time() - self._since > REQUEST_TIMEOUT_S:
+        now, unsent = self.loop.time(), self.transport.get_write_buffer_size()
+        if not unsent or unsent != self._unsent[0]:
+            self._unsent = unsent, now
+        if now - self._unsent[1] > UNREAD_TIMEOUT_S:
+            self.transport.abort()
+            return
+        if self._since is not None and now - self._since > REQUEST_TIMEOUT_S:
             self._refuse(b"408 Request Timeout")
-        else:
-            self._timer = self.loop.call_later(CHECK_S, self._check)
+        self._timer = self.loop.call_later(CHECK_S, self._check)
 
     def _refuse(self, status: bytes) -> None:
         if not self.transport.is_closing():

@@ -14,7 +14,7 @@ import pytest
 
 from shim.web import bounds
 from shim.web.bounds import MAX_HEAD_BYTES
-from tests.support import PATIENCE_S, LiveShim, World, run_each
+from tests.support import PATIENCE_S, LiveShim, World, run_each, wait_until
 
 GOOD = b"GET /osgprod/workscript.bash?project=p&cluster=1&process=%d&magic=m HTTP/1.1\r\nHost: x\r\n"
 
@@ -22,6 +22,7 @@ GOOD = b"GET /osgprod/workscript.bash?project=p&cluster=1&process=%d&magic=m HTT
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(bounds, "REQUEST_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(bounds, "UNREAD_TIMEOUT_S", 0.3)
     monkeypatch.setattr(bounds, "CHECK_S", 0.05)
     yield
 
@@ -97,6 +98,13 @@ def test_endless_request_is_disconnected(shim: LiveShim, quick: None) -> None:
             got = answer(line)
         assert time.monotonic() - begin > 0.2, start
         assert got.startswith(b"HTTP/1.1 408 "), start
+
+
+def test_client_that_reads_no_answers_is_disconnected(shim: LiveShim, quick: None) -> None:
+    with dial(shim) as line:
+        line.sendall(1000 * b"GET /osgprod/openapi.json HTTP/1.1\r\nHost: x\r\n\r\n")
+        wait_until(shim.connections, "it is connected")
+        wait_until(lambda: not shim.connections(), "it is disconnected")
 
 
 def test_slow_bytes_do_not_extend_the_time_for_a_request(shim: LiveShim, quick: None) -> None:
