@@ -92,9 +92,7 @@ BEGIN
                 v_report.outcome := 'superseded';  -- the job must not remove the inputs: another merge needs them
             END IF;
             IF v_report.exit_code = p_call.exitcode THEN
-                RETURN ROW(CASE v_report.outcome WHEN 'superseded' THEN 409 ELSE 200 END, v_report.outcome, osgprod._answer(
-                    v_report.outcome, v_report.reason, v_report.contradiction, v_attempt.merge_id IS NOT NULL, v_ignored),
-                    NULL, NULL, NULL, NULL)::osgprod.report_answer;
+                RETURN osgprod._answer(v_report.outcome, v_report.reason, v_report.contradiction, v_attempt.merge_id IS NOT NULL, v_ignored);
             END IF;
             RETURN ROW(409, 'contradicted', concat(format('attempt %s of job %s.%s has already reported exit code %s',
                 v_report.nstart, v_report.cluster, v_report.process, v_report.exit_code), v_ignored), NULL, NULL, NULL,
@@ -142,21 +140,22 @@ BEGIN
                 osgprod._fault(v_outcome, p_call.exitcode::int, p_call.fault));
         END IF;
     END IF;
-    RETURN ROW(CASE v_outcome WHEN 'superseded' THEN 409 ELSE 200 END, v_outcome, osgprod._answer(v_outcome, v_reason,
-        v_contradiction, v_attempt.merge_id IS NOT NULL, v_ignored), NULL, p_call.n, NULL, NULL)::osgprod.report_answer;
+    RETURN osgprod._answer(v_outcome, v_reason, v_contradiction, v_attempt.merge_id IS NOT NULL, v_ignored);
 END
 $fn$;
 
 CREATE FUNCTION osgprod._answer(
     p_outcome osgprod_data.outcome, p_reason text, p_contradiction text, p_is_merge boolean, p_ignored text)
-RETURNS text LANGUAGE sql IMMUTABLE
+RETURNS osgprod.report_answer LANGUAGE sql STABLE
 AS $fn$
     -- The answer to the report of a slice or a merge; the same for a repeated report. (Inlined: see _why_rejected.)
     -- Parameters: p_outcome, p_reason, p_contradiction  as recorded;  p_is_merge  not a slice?
     --             p_ignored  evidence that can't be kept, as lines
-    SELECT CASE WHEN p_outcome = 'done' AND NOT p_is_merge AND p_contradiction IS NULL AND p_ignored IS NULL
-                THEN 'thank you, the slice is done'
-                ELSE osgprod._answer_text(p_outcome, p_reason, p_contradiction, p_is_merge, p_ignored) END
+    SELECT ROW(CASE p_outcome WHEN 'superseded' THEN 409 ELSE 200 END, p_outcome,
+        CASE WHEN p_outcome = 'done' AND NOT p_is_merge AND p_contradiction IS NULL AND p_ignored IS NULL
+             THEN 'thank you, the slice is done'
+             ELSE osgprod._answer_text(p_outcome, p_reason, p_contradiction, p_is_merge, p_ignored) END,
+        NULL, NULL, NULL, NULL)::osgprod.report_answer
 $fn$;
 
 CREATE FUNCTION osgprod._answer_text(
