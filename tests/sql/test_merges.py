@@ -318,6 +318,16 @@ def test_restarted_job_gets_its_merge_again(merging: World) -> None:
     assert merging.report(10, outputs_list=merged("a"), token=str(first["token"]))["status"] == "superseded"
 
 
+def test_restarted_jobs_get_their_merges_again_in_one_batch(merging: World) -> None:
+    merging.add_file(3, seqno=2)
+    slices(merging, 0, 6)
+    first = [merging.checkout(n) for n in (10, 11)]
+    job = {"project": "p", "cluster": 1, "cpus": 1, "magic": "m", "client": "127.0.0.1"}
+    calls = [{"n": n, "process": 10 + n, **job} for n in range(2)]
+    again = sorted(call(merging.db, "checkout_slices", calls=json.dumps(calls)), key=lambda row: row["n"])
+    assert [(row["nstarts"], row["merge"]) for row in again] == [(2, row["merge"]) for row in first]
+
+
 def test_stranger_does_not_get_the_merge_of_a_living_job(merging: World) -> None:
     slices(merging, 0, 3)
     merging.checkout(10, job_key="secret")
