@@ -46,7 +46,10 @@ def test_every_public_function_tells_parameters_returns_and_errors() -> None:
 
 
 # Raised only of a project that does not exist, by functions that have just read its row.
-NEVER_RAISED = {("diagnose", "OG301"), ("note_health", "OG301"), ("add_project", "OG301")}
+NEVER_RAISED = {
+    *(("diagnose", "OG301"), ("note_health", "OG301"), ("add_project", "OG301")),
+    *(("health", "OG601"), ("note_health", "OG601")),  # they count such answers
+}
 
 
 def test_header_names_what_a_public_function_returns_raises_and_locks_with_all_that_it_calls() -> None:

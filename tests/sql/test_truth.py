@@ -190,13 +190,13 @@ def test_bans_that_keep_every_job_from_work_are_bad(world: World) -> None:
     row = findings(world)["banned-workers"]
     assert (row["level"], row["found"]) == (
         "bad",
-        "1 ban is in force, and nothing runs: each request for work of the last 15 minutes (30) met a ban",
+        "1 ban is in force, and no slice is leased: no request for work was let in for 15 minutes, and 30 met a ban",
     )
     world.checkout(0)
     assert findings(world)["banned-workers"]["level"] == "attention", "something runs"
     world.report(0)
     assert findings(world)["banned-workers"]["level"] == "bad"
-    note(world, reason="wait")
+    note(world, status=429, reason="OG603", message="project p has 1 live attempts of at most 1")
     assert findings(world)["banned-workers"]["level"] == "attention", "others are let in"
 
 

@@ -110,7 +110,7 @@ BEGIN
              osgprod._counted(f.bans, 'ban is', 'bans are') || ' in force'
                 || CASE WHEN f.of_merges > 0 THEN format(', %s for merges only', f.of_merges) ELSE '' END
                 || CASE WHEN f.all_banned > 0
-                        THEN format(', and nothing runs: each request for work of the last 15 minutes (%s) met a ban', f.all_banned) ELSE '' END,
+                        THEN format(', and no slice is leased: no request for work was let in for 15 minutes, and %s met a ban', f.all_banned) ELSE '' END,
              format('see names and reasons: osgprod workers; lift a ban: osgprod workers unban %s NAME', f.project)),
             ('attention', 'running-out', f.state = 'active' AND f.blocks_leased > 0 AND f.done > 0
                 AND f.blocks_unallocated + f.blocks_ready < f.done,
@@ -179,13 +179,14 @@ AS $fn$
     -- Counts what the shims answered to jobs of a project within 15 minutes: faults = 500 and above, but for OG5xx (the project
     -- is paused, an operator has it alone, a bearer token can't be checked now); refusals = 400 to 499, but for attempts that came
     -- too late (409) and for temporary refusals (OG6xx: a full max_live, a ban, a rate). Of each the most frequent as text:
-    -- status, and the message or kind. banned = requests for work that met a ban (or a limit, OG6xx); not_banned = those that met none, and were no error.
+    -- status, and the message or kind. banned = requests for work that met a ban; not_banned = those that met none, and no
+    -- error but another OG6xx.
     SELECT coalesce(sum(g.times), 0)::bigint, coalesce(sum(g.times) FILTER (WHERE g.is_fault), 0)::bigint,
            coalesce(sum(g.times) FILTER (WHERE g.is_refusal), 0)::bigint,
            (array_agg(g.text ORDER BY g.times DESC, g.text) FILTER (WHERE g.is_fault))[1],
            (array_agg(g.text ORDER BY g.times DESC, g.text) FILTER (WHERE g.is_refusal))[1],
-           coalesce(sum(g.checkouts) FILTER (WHERE g.reason LIKE 'OG6%'), 0)::bigint,
-           coalesce(sum(g.checkouts) FILTER (WHERE g.http_status = 200), 0)::bigint
+           coalesce(sum(g.checkouts) FILTER (WHERE g.reason = 'OG601'), 0)::bigint,
+           coalesce(sum(g.checkouts) FILTER (WHERE g.http_status = 200 OR g.reason LIKE 'OG6%' AND g.reason <> 'OG601'), 0)::bigint
       FROM (SELECT a.http_status >= 500 AND a.reason NOT LIKE 'OG5%' AS is_fault,
                    a.http_status BETWEEN 400 AND 499 AND a.http_status <> 409 AND a.reason NOT LIKE 'OG6%' AS is_refusal,
                    format('%s: %s', a.http_status, coalesce(max(a.message), a.reason)) AS text, sum(a.times) AS times,
