@@ -18,6 +18,7 @@ REQUEST_TIMEOUT_S = 30.0  # from a request's first byte, or from the connection,
 UNREAD_TIMEOUT_S = 120.0
 CHECK_S = 5.0
 GRACE_S = 1.0  # of a connection without a request yet, when the server ends
+END_S = 10.0  # of all others: as long as a call of the database may take
 
 
 CONTINUE = b"HTTP/1.1 100 "
@@ -40,7 +41,9 @@ class _InOnePiece:
         return getattr(self._transport, name)
 
     def write(self, data: bytes) -> None:
-        if self._head:
+        if self._transport.is_closing():  # uvloop would raise an error after abort()
+            self._head = b""
+        elif self._head:
             head, self._head = self._head, b""
             # asyncio would try for ever to send an empty piece (CPython 3.12 and 3.13).
             self._transport.writelines((head, data) if data else (head,))
@@ -105,6 +108,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_response_complete()
 
     def shutdown(self) -> None:
+        self.loop.call_later(END_S, self.transport.abort)
         if self.cycle is None:  # a new connection is about to send a request
             self.loop.call_later(GRACE_S, super().shutdown)
         else:

@@ -100,11 +100,28 @@ def test_endless_request_is_disconnected(shim: LiveShim, quick: None) -> None:
         assert got.startswith(b"HTTP/1.1 408 "), start
 
 
-def test_client_that_reads_no_answers_is_disconnected(shim: LiveShim, quick: None) -> None:
+def test_client_that_reads_no_answers_is_disconnected(
+    shim: LiveShim, quick: None, caplog: pytest.LogCaptureFixture
+) -> None:
     with dial(shim) as line:
         line.sendall(1000 * b"GET /osgprod/openapi.json HTTP/1.1\r\nHost: x\r\n\r\n")
         wait_until(shim.connections, "it is connected")
         wait_until(lambda: not shim.connections(), "it is disconnected")
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+def test_no_client_keeps_the_server_from_ending(
+    world: World, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(bounds, "END_S", 0.3)
+    with contextlib.ExitStack() as lines:
+        with LiveShim(world.dsn, folder / "www") as shim:
+            for start in (*UNENDING, 1000 * b"GET /osgprod/openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"):
+                lines.enter_context(dial(shim)).sendall(start)
+            wait_until(lambda: shim.connections() == len(UNENDING) + 1, "all are connected")
+            begin = time.monotonic()
+        assert time.monotonic() - begin < bounds.REQUEST_TIMEOUT_S / 2
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 def test_slow_bytes_do_not_extend_the_time_for_a_request(shim: LiveShim, quick: None) -> None:
