@@ -197,6 +197,15 @@ def _fail(message: str, hint: str, code: int = REFUSED) -> NoReturn:
     raise SystemExit(code)
 
 
+def mention(line: str, err: bool = False) -> None:
+    """Print a line of a command that goes on for days: that its log is on a full disk must not end it."""
+    try:
+        click.echo(line, err=err)
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
+
+
 def _line(text: str) -> str:
     """One line for a terminal. It may repeat what somebody typed: no character moves the cursor or turns the text."""
     text = cell(re.sub(r"\s", " ", text))

@@ -26,6 +26,7 @@ from shim.cli.base import (
     hours_option,
     limit_option,
     look,
+    mention,
     osgprod,
     project_argument,
     unused,
@@ -170,7 +171,7 @@ def keep(
         if line is None:
             return
         if line != said:
-            click.echo(line)
+            mention(line)
             said = line
         is_first = False
         time.sleep(interval)
@@ -190,7 +191,7 @@ def _keep_once(
         click.echo(f"{counted(count, 'job')} would be submitted")
         return None
     if count:
-        click.echo(_submit(project, count, arguments))
+        mention(_submit(project, count, arguments))
     return (
         f"{counted(row['slices_left'], 'slice')} left, {counted(queue[IDLE], 'job')} idle,"
         f" {queue[RUNNING]} running, {queue[HELD]} held" + (f"; {row['reason']}" if row["reason"] else "")

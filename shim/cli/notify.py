@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
-from shim.cli.base import PROJECT, as_json, ask, change, dry, osgprod, whole
+from shim.cli.base import PROJECT, as_json, ask, change, dry, mention, osgprod, whole
 from shim.cli.terminal import cell, show
 from shim.config import secret_at
 from shim.errors import OperatorError
@@ -190,12 +190,12 @@ def notify_run(once: bool, interval: int) -> None:
                     if time.monotonic() - looked_at >= HEALTH_EVERY_S:
                         call(connection, "note_health")
                         looked_at = time.monotonic()
-                    failed = _deliver_to_all(connection, lambda line: click.echo(line, err=True))
+                    failed = _deliver_to_all(connection, lambda line: mention(line, err=True))
             except psycopg.Error as error:  # a failover, or a migration: it is over some time
                 if once:
                     raise
                 line = (str(error).splitlines() or [type(error).__name__])[0]
-                click.echo(f"osgprod: {line}; trying again", err=True)
+                mention(f"osgprod: {line}; trying again", err=True)
             if once:
                 raise SystemExit(1 if failed else 0)
             time.sleep(interval)

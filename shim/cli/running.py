@@ -8,7 +8,7 @@ import json
 import click
 
 from shim.cli.arguments import NUMBERS
-from shim.cli.base import as_json, ask, dry, magic_option, osgprod, read_magic, whole
+from shim.cli.base import as_json, ask, dry, magic_option, mention, osgprod, read_magic, whole
 from shim.cli.terminal import Bar, show, wants, working
 
 
@@ -41,7 +41,7 @@ def serve(port: int, host: str, uds: str | None, workers: int) -> None:
         raise click.BadParameter("it names no file", param_hint="--uds ''")
     from shim.cli import serving  # the web server is of no use to the other commands
 
-    serving.serve(host, port, uds, workers, say=click.echo)
+    serving.serve(host, port, uds, workers, say=mention)
 
 
 @osgprod.command()

@@ -200,6 +200,20 @@ def test_queue_is_kept_filled_until_the_project_is_complete(world: World, queue:
     assert 'OsgprodProject == "p"' in (queue / "asked").read_text()
 
 
+def test_queue_is_kept_filled_though_the_log_of_that_is_on_a_full_disk(world: World, queue: Path) -> None:
+    world.add_file(12)
+    command = [sys.executable, "-m", "shim", "jobs", "keep", "p", "--interval", "0.1", "--", "osgprod.sub"]
+    with Path("/dev/full").open("w") as full:
+        keeper = subprocess.Popen(command, cwd=queue, stdout=full, stderr=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: (queue / "submitted").exists(), "it submits jobs", keeper)
+        (queue / "asked").write_text("")
+        wait_until((queue / "asked").read_text, "it looks again", keeper)
+    finally:
+        keeper.kill()
+        keeper.wait(PATIENCE_S)
+
+
 def test_complete_or_paused_project_gets_no_jobs(run: Run, world: World, queue: Path) -> None:
     result = run("jobs", "keep", "p", "--", "x.sub")
     assert (result.exit_code, result.stdout) == (0, "project p is complete\n")

@@ -23,7 +23,7 @@ from shim.cli.serving import _listen_at, _remove_socket
 from shim.errors import OperatorError
 from shim.local import embedded
 from tests import prepared
-from tests.support import CHECKOUT, PATIENCE_S, run_each, run_osgprod, server_folder, wait_until
+from tests.support import CHECKOUT, PATIENCE_S, free_port, run_each, run_osgprod, server_folder, wait_until
 
 EXAMPLE = "workscript.bash?project=demo&cluster=0&process=0&magic=my+magic;"
 
@@ -255,6 +255,27 @@ def say(line):
 
 serve("127.0.0.1", 0, None, 1, say)
 """
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_serves_though_its_log_is_on_a_full_disk(workers: str) -> None:
+    port = free_port()
+    with Path("/dev/full").open("w") as full:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "shim", "serve", "--port", str(port), "--workers", workers],
+            cwd=CHECKOUT, env={**os.environ, "OSGPROD_DSN": "host=/nonexistent"}, stdout=full, stderr=full,
+        )  # fmt: skip
+
+    def answers() -> bool:
+        with contextlib.suppress(httpx.TransportError):
+            return ask(f"http://127.0.0.1:{port}/osgprod/healthz").status_code == 503
+        return False
+
+    try:
+        wait_until(answers, "it serves", server, pause_s=0.05)
+    finally:
+        server.terminate()
+        server.wait(PATIENCE_S)
 
 
 def test_signal_that_comes_right_after_the_start_ends_the_server() -> None:
