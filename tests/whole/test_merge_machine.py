@@ -99,9 +99,10 @@ class Model:
     def checkout(self, job: int) -> tuple[str, Slice | Merge | None]:
         last = self.attempts[job][-1] if self.attempts.get(job) else None
         if last:
-            if last.outcome == "done" and self._is_done_now(last.work):
+            is_its_own = last.work.holder == last.who and last.work in self._all()
+            if last.work.state == "done" and is_its_own:  # not when another attempt has done it again since
                 return "completed", None
-            if last.work.state == "leased" and last.work.holder == last.who and last.work in self._all():
+            if last.work.state == "leased" and is_its_own:
                 if self.merge_by != "none" or isinstance(last.work, Slice):
                     return "assigned", last.work
                 last.work.state, last.work.is_silent = "ready", False
@@ -116,11 +117,6 @@ class Model:
 
     def _all(self) -> list[Slice | Merge]:
         return [*self.slices, *self.merges]
-
-    def _is_done_now(self, work: Slice | Merge) -> bool:
-        if isinstance(work, Merge):
-            return work.state == "done"
-        return any(s.state == "done" for s in self.of_file(work.file) if s.block1 == work.block1)
 
     def _merge(self) -> Merge | None:
         ready = [m for m in self.in_order("ready") if not m.is_planned]

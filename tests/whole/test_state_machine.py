@@ -126,10 +126,11 @@ class Model:
         last = self.attempts[job][-1] if self.attempts.get(job) else None
         if last and after is not last:
             own = self.at(last.path, last.block1)
-            if last.outcome == "done" and own and own.state == "done":
-                return "completed", "", None, None
-            if own and own.state == "leased" and own.holder == (job, last.nstart):
-                return "assigned", last.path, own, None
+            if own and own.holder == (job, last.nstart):
+                if own.state == "done":  # not when another attempt has done it again since
+                    return "completed", "", None, None
+                if own.state == "leased":
+                    return "assigned", last.path, own, None
             backup = self.backup_of(last)
             if own and backup:
                 return "assigned", last.path, own, backup
