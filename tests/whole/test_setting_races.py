@@ -182,3 +182,35 @@ def test_report_that_finds_a_cause_and_the_tick_wait_for_no_session_that_has_a_f
         job.execute("SET LOCAL lock_timeout = '1s'")
         assert world.report(2, 74, fault="delivery", host="wn2", db=job)["status"] == "node-fault"
     assert world.progress()["state"] == "paused"
+
+
+@pytest.mark.parametrize("function", ["set_project", "set_magic", "stop_project"])
+def test_project_that_is_removed_before_a_change_of_it_is_named(world: World, function: str) -> None:
+    more = {"set_project": {"settings": '{"wait_s": 61}'}, "set_magic": {"magic": "another"}}.get(
+        function, {}
+    )
+
+    def changing(db: Db) -> Any:
+        return call(db, function, project="p", **more)
+
+    with held(world) as db:
+        call(db, "remove_project", project="p")
+        waiting = Waiting(world, changing)
+    with pytest.raises(psycopg.Error, match="there is no project 'p'") as refused:
+        waiting.result()
+    assert refused.value.sqlstate == "OG301"
+
+
+def test_magic_before_last_is_void_though_two_were_given_at_the_same_time(world: World) -> None:
+    """The one that was given first is valid for the overlap of the other one, as if they came one after the other."""
+    world.add_file(2)
+    with held(world) as db:
+        call(db, "set_magic", project="p", magic="first", overlap_s=0)
+        waiting = Waiting(
+            world, lambda other: call(other, "set_magic", project="p", magic="second", overlap_s=60)
+        )
+    waiting.result()
+    for process, magic in enumerate(("first", "second")):
+        assert world.checkout(process, magic=magic)["status"] == "assigned"
+    with pytest.raises(psycopg.Error, match="magic"):
+        world.checkout(3, magic="m")

@@ -27,9 +27,13 @@ BEGIN
         RETURN false;
     END IF;
     UPDATE projects p
-       SET magic_digest = v_digest, old_magic_digest = v_project.magic_digest,
+       SET magic_digest = v_digest, old_magic_digest = p.magic_digest,
            old_magic_until = now() + make_interval(secs => p_overlap_s)
-     WHERE p.project_id = v_project.project_id;
+     WHERE p.project_id = v_project.project_id AND p.magic_digest IS DISTINCT FROM v_digest;
+    IF NOT FOUND THEN  -- another session has set this magic meanwhile, or has removed the project
+        PERFORM osgprod._get_project(p_project);
+        RETURN false;
+    END IF;
     PERFORM osgprod._log_operation('set_magic', p_project, jsonb_build_object('overlap_s', p_overlap_s), 1);
     RETURN true;
 END

@@ -48,6 +48,10 @@ BEGIN
     IF p_settings <> '{}' THEN
         -- All settings are written: as they are now, not as they were before somebody else's call ended.
         SELECT p.* INTO v_project FROM projects p WHERE p.project_id = v_project.project_id FOR NO KEY UPDATE;
+        IF NOT FOUND THEN  -- another session has removed it; the name may be another project's by now
+            RETURN QUERY SELECT s.setting, s.value FROM osgprod.set_project(p_project, p_settings) s;
+            RETURN;
+        END IF;
     END IF;
     IF p_settings ?| ARRAY['merge_by', 'merge_incomplete'] THEN
         PERFORM pg_advisory_xact_lock(v_project.project_id, -4);  -- see _hold_merge_settings

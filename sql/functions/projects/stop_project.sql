@@ -18,6 +18,8 @@ BEGIN
      WHERE p.project_id = v_project.project_id AND p.stopped_at IS NULL;
     IF FOUND THEN
         PERFORM osgprod._log_operation('stop_project', p_project, NULL, 1);
+    ELSE
+        PERFORM osgprod._get_project(p_project);  -- another session may have removed it
     END IF;
     RETURN (SELECT count(*) FROM osgprod._leases(v_project.project_id));
 END
