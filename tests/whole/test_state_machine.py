@@ -346,7 +346,7 @@ class Model:
     @staticmethod
     def _kind(s: Slice) -> str:
         if s.state == "ready":
-            return "failed" if s.failures + s.faults > 0 else ""
+            return "failed" if s.failures + s.faults > 0 or s.is_resting else ""
         return s.state
 
     def start_over(self) -> None:
