@@ -1347,7 +1347,7 @@ is_readable() {
 # packed as they are, and 137 when not all files could be listed.
 # Arguments: folder of the work, its log, slice, tarball, log-only = without the outputs
 pack_outputs() {
-  local file is_whole=false
+  local file is_whole=false unreadable=""
   local -a files=() codes=(0 0 0)
   slice_file "$3"
   [[ -d "$1" ]] || {
@@ -1361,8 +1361,7 @@ pack_outputs() {
     elif [[ "$file" == "./$slice_file" || "$file" == ./osgprod_work.log ]]; then
       rm -f "$file"
     elif [[ ! -L "$file" ]] && ! is_readable "$file"; then
-      unfit "the work has left a file or folder that this job may not read: ${file#./}"
-      return
+      : "${unreadable:=${file#./}}" # told when find has ended, since its own error message may come later than this
     elif [[ -d "$file" && ! -L "$file" ]]; then
       continue
     elif is_core "$file"; then
@@ -1373,6 +1372,7 @@ pack_outputs() {
       files[${#files[@]}]="$file"
     fi
   done < <(list_outputs)
+  [[ -z "$unreadable" ]] || unfit "the work has left a file or folder that this job may not read: $unreadable" || return
   $is_whole || [[ "${5:-}" == log-only ]] || return 137
   printf '%d\n' "${#files[@]}"
   [[ ! -e osgprod_work.log ]] || rm -f osgprod_work.log # a named pipe, for example, which would wait for a reader
