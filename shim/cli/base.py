@@ -10,8 +10,10 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
@@ -130,6 +132,24 @@ def _plain_end() -> Iterator[None]:
         raise SystemExit(128 + signal.SIGPIPE) from None
     except KeyboardInterrupt:
         raise SystemExit(128 + signal.SIGINT) from None
+
+
+def until_ctrl_c() -> threading.Event:
+    """Return an event for commands that repeat something until Ctrl-C, to wait for between two times.
+
+    Ctrl-C sets it, and raises KeyboardInterrupt. Where that gets lost, like in a destructor, or in a library that runs
+    asyncio, the event ends the command.
+    """
+    is_stopped = threading.Event()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        is_stopped.set()
+        raise KeyboardInterrupt
+
+    # A shell ignores it for a command in the background.
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, stop)
+    return is_stopped
 
 
 def _discard_output() -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import time
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -29,6 +28,7 @@ from shim.cli.base import (
     mention,
     osgprod,
     project_argument,
+    until_ctrl_c,
     unused,
     whole,
 )
@@ -159,8 +159,8 @@ def keep(
     for program in ("condor_submit", "condor_q"):
         if shutil.which(program) is None:
             raise OperatorError(f"there is no {program} here", "run this on the access point")
-    said, is_first = "", True
-    while True:
+    said, is_first, is_stopped = "", True, until_ctrl_c()
+    while not is_stopped.is_set():
         try:
             line = _keep_once(project, cores, slices, idle, most, dry_run, arguments)
         except (OperatorError, psycopg.Error) as error:
@@ -174,7 +174,8 @@ def keep(
             mention(line)
             said = line
         is_first = False
-        time.sleep(interval)
+        is_stopped.wait(interval)
+    raise KeyboardInterrupt
 
 
 def _keep_once(

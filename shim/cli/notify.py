@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
-from shim.cli.base import PROJECT, as_json, ask, change, dry, mention, osgprod, whole
+from shim.cli.base import PROJECT, as_json, ask, change, dry, mention, osgprod, until_ctrl_c, whole
 from shim.cli.terminal import cell, show
 from shim.config import secret_at
 from shim.errors import OperatorError
@@ -182,7 +183,8 @@ def notify_run(once: bool, interval: int) -> None:
     from shim.database import call, connect
 
     looked_at = float("-inf")
-    try:
+    is_stopped = until_ctrl_c()
+    with contextlib.suppress(KeyboardInterrupt):
         while True:
             failed = 0
             try:
@@ -198,9 +200,8 @@ def notify_run(once: bool, interval: int) -> None:
                 mention(f"osgprod: {line}; trying again", err=True)
             if once:
                 raise SystemExit(1 if failed else 0)
-            time.sleep(interval)
-    except KeyboardInterrupt:
-        return
+            if is_stopped.wait(interval):
+                return
 
 
 def _deliver_to_all(connection: psycopg.Connection[Any], say: Callable[[str], None]) -> int:

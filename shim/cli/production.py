@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import signal
-import threading
 from collections.abc import Sequence
-from types import FrameType
 from typing import TYPE_CHECKING
 
 import click
@@ -28,6 +25,7 @@ from shim.cli.base import (
     osgprod,
     project_argument,
     spare_of,
+    until_ctrl_c,
     unused,
     whole,
 )
@@ -53,18 +51,12 @@ FORMER_NAME = "refused_until"  # of banned_until, which is shown; for shims of t
 @as_json
 def status(project: str | None, watch: bool, interval: float, as_json: bool) -> None:
     """Show how far each project is, or PROJECT alone."""
-    is_stopped = threading.Event()
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        is_stopped.set()  # in case that the exception is raised where it gets lost, like in a destructor
-        raise KeyboardInterrupt
-
     rows = _progress(project)
     show(rows, as_json, NO_PROJECT, spare=spare_of(rows))
     if not watch:
         return
-    signal.signal(signal.SIGINT, stop)
     with contextlib.suppress(KeyboardInterrupt):
+        is_stopped = until_ctrl_c()
         while not is_stopped.wait(interval):
             rows = _progress(project)
             if not as_json:

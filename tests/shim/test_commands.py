@@ -1202,6 +1202,38 @@ def test_ctrl_c_ends_a_command_that_waits_without_a_word(world: World) -> None:
     assert (waiting.returncode, *said) == (128 + signal.SIGINT, b"", b"")
 
 
+@pytest.mark.parametrize(
+    ("module", "does", "command", "code"),
+    [
+        ("notify", "_deliver_to_all", ("notify", "run"), 0),
+        ("jobs", "_keep_once", ("jobs", "keep", "p", "--most", "1"), 128 + signal.SIGINT),
+        ("production", "_progress", ("status", "--watch"), 0),
+    ],
+)
+def test_ctrl_c_that_gets_lost_in_a_library_ends_a_command_that_repeats_something(
+    world: World, tmp_path: Path, module: str, does: str, command: tuple[str, ...], code: int
+) -> None:
+    """asyncio.run, which Apprise calls, may take it for a reason to end its own task alone."""
+    for name in ("condor_submit", "condor_q"):
+        (tmp_path / name).symlink_to("/bin/true")
+    program = (
+        "import contextlib, signal\nfrom shim.cli import run, jobs, notify, production\ncalls = []\n"
+        "def lose(*arguments):\n"
+        "    calls.append(1)\n"
+        "    with contextlib.suppress(KeyboardInterrupt):\n"
+        "        len(calls) == 2 and signal.raise_signal(signal.SIGINT)\n"
+        "    return [] if len(calls) < 3 else print('again')\n"
+        f"{module}.{does} = lose\nrun()\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program, *command, "--interval", "1"],
+        cwd=CHECKOUT, env={**os.environ, "OSGPROD_DSN": world.dsn, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True, text=True, timeout=PATIENCE_S,
+    )  # fmt: skip
+    assert ended.returncode == code, ended.stderr
+    assert "again" not in ended.stdout
+
+
 def test_versions_that_took_part_are_shown_with_the_project(run: Run, world: World) -> None:
     assert "versions" not in run("project", "show", "p").stdout
     world.add_file(1)
