@@ -28,7 +28,7 @@ def counted(number: float, one: str, more: str | None = None) -> str:
 def for_csv(value: object) -> object:
     """Return a value for CSV.
 
-    A job may have sent a text: one that begins as a formula gets a quote in front, and no spreadsheet computes it.
+    A job may have sent the text: with a quote in front of what begins as a formula, no spreadsheet computes it.
 
     Parameters
     ----------

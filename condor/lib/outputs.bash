@@ -68,7 +68,7 @@ pack_outputs() {
     elif [[ "$file" == "./$slice_file" || "$file" == ./osgprod_work.log ]]; then
       rm -f "$file"
     elif [[ ! -L "$file" ]] && ! is_readable "$file"; then
-      : "${unreadable:=${file#./}}" # told when find has ended, since its own error message may come later than this
+      : "${unreadable:=${file#./}}" # named when find has ended: its own error message may come later than this
     elif [[ -d "$file" && ! -L "$file" ]]; then
       continue
     elif is_core "$file"; then

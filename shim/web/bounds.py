@@ -14,7 +14,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MAX_HEAD_BYTES = 32768  # of request line and headers; what arrives in one piece may be a piece longer
 REQUEST_TIMEOUT_S = 30.0  # from a request's first byte, or from the connection, to the last byte of its body
-# How long no byte of an answer may go to the kernel. That takes more when a third of its buffer is free, which is 1 MB.
+# How long the kernel may take no byte of an answer. It takes more as soon as a third of its buffer of 1 MB is free.
 UNREAD_TIMEOUT_S = 120.0
 CHECK_S = 5.0
 GRACE_S = 1.0  # of a connection without a request yet, when the server ends
@@ -67,10 +67,8 @@ class BoundedProtocol(HttpToolsProtocol):
     _head_bytes: int | None = None  # of the head that is not yet here as a whole, less its first piece
     _since: float | None = None  # when the request began that is not yet here as a whole
     _timer: asyncio.TimerHandle | None = None
-    _unsent: tuple[int, float] = (
-        0,
-        0.0,
-    )  # bytes of answers that wait for the client, and since when there are as many
+    # Bytes of answers that wait for the client, and since when there are as many.
+    _unsent: tuple[int, float] = (0, 0.0)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)

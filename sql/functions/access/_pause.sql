@@ -93,8 +93,8 @@ $fn$;
 CREATE FUNCTION osgprod._why_no_room(p_project osgprod_data.projects, p_digest text, OUT problem text[])
 LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Says why no more attempts of a project may start: max_live slices and merges are leased; or it is a test of what may not work, and as many
--- live as may during that. A project that has paused itself tries one job at a time, first after retest_s, later after
+-- Says why no more attempts of a project may start: max_live slices and merges are leased; or it is a test of what may not
+-- work, and as many live as may during that. A project that has paused itself tries one job at a time, first after retest_s, later after
 -- half of the time that the pause has lasted, at most 5 times retest_s; one that started more than 10 times retest_s ago is
 -- not waited for, so there can be more. A new work script is tried by probe_jobs jobs at a time, until as many have succeeded:
 -- this call begins that test when no job had its content. The first content that is noted begins none: a new project is in its

@@ -9,8 +9,8 @@ AS $fn$
 -- Returns:    one row. blocks_left: neither done nor quarantined; the mean rate [blocks/h], and the range that holds it with
 --             95 % confidence, if intervals are alike and independent; the times that follow from these. The rate is NULL when
 --             no block was done in these hours. The range is NULL, and the rate is that since the first of these attempts
---             began (in these hours), while fewer than three whole intervals have passed since the first success, or when nothing was done in
---             them; ends_late_at NULL = perhaps never; core_hours_left: blocks_left at the median time that recent attempts
+--             began (in these hours), while fewer than three whole intervals have passed since the first success, or when
+--             nothing was done in them; ends_late_at NULL = perhaps never; core_hours_left: blocks_left at the median time that recent attempts
 --             took for a block on one core [h], NULL = not measured; merges_left: see progress; merge_s: median time of the
 --             last 100 merges [s], NULL = none was done. Merges are done between slices, and so are in the rate: the times
 --             count one more for the last file, and where only merges are left, as many rounds of them as the live attempts
