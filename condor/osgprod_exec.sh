@@ -755,7 +755,7 @@ tidy_up() {
 
 # --- the server --------------------------------------------------------------------------------------------------
 
-readonly EXEC_VERSION=0.15.0
+readonly EXEC_VERSION=0.16.0
 
 http_status=000   # of the last answer; 000 = no valid answer
 is_cut_here=false # could the work script that came not be written to this node's disk?

@@ -27,8 +27,8 @@
 #     OSGPROD_MAX_LOG_BYTES  how much of the work's output to print, of all slices in sum: the head and the tail for
 #                         each [bytes, 0 to 999999999; default 10000000]
 #     OSGPROD_CHECKPOINT_CODE  exit code with which HTCondor saves this folder and starts the job again in it: for a
-#                         tarball that could not be delivered, or that must be safe before its report [0 to 255;
-#                         default 0 = none]
+#                         tarball that could not be delivered, or that must be safe before its report [3 to 125,
+#                         but not 10, 20, 30 or 40; default 0 = none]
 #     OSGPROD_SITE        name of the site, for the record [default: the one in HTCondor's machine ad]
 #     OSGPROD_TOKEN_HOSTS hosts that may see the job's credentials, like "door2.site.org pool.site.org:8443", beside those that
 #                         OSGPROD_URL, OSGPROD_OUTPUT_URL and the project's settings name [default: none]
@@ -48,26 +48,40 @@
 # With OSGPROD_SLICES the job asks for another slice after each success. Without OSGPROD_OUTPUT_URL it ends with
 # OSGPROD_CHECKPOINT_CODE before it reports a success: HTCondor saves the tarball, and the job goes on. An eviction, or a
 # machine that is lost while the tarball comes home, then loses no tarball of a slice that the server calls done. Without
-# both settings a job that starts again after its work was completed ends with 40, unless its tarball is here.
+# OSGPROD_OUTPUT_URL a job of HTCondor that starts again after its slice was completed ends with 40, unless its tarball
+# is here.
 #
 # Exit codes, for HTCondor (osgprod.sub says what becomes of the job): 0 done, or nothing to do; 10 the slice failed, maybe
 # its data, or another attempt was faster; 20 this node's fault; 30 the server or the storage is away, or no work yet; 40 refused or misconfigured,
 # or a tarball may be lost; 143 stopped by a signal (nothing reported, the restarted job gets its slice back). Of several slices the last one decides,
 # except that a job that has processed a slice and gets no other, for any reason, ends with 0.
 #
+# A job that is killed by SIGKILL before its heartbeats begin leaves its folder, osgprod.<12 hexadecimal digits>. HTCondor removes it with
+# the job's own folder.
+#
 # Made of: condor/lib/head.bash worker/lib/shell.bash worker/lib/log.bash worker/lib/settings.bash worker/lib/text.bash worker/lib/backoff.bash worker/lib/url.bash worker/lib/token.bash worker/lib/http.bash worker/lib/adler32.bash condor/lib/process.bash condor/lib/server.bash condor/lib/work.bash condor/lib/outputs.bash condor/lib/storage.bash condor/lib/deliver.bash condor/lib/finish.bash condor/lib/main.bash
 
-# Functions that the node's environment has would change what the commands below do: bash -p takes none. BASH_ENV has been read.
-[[ "$-" == *p* || "${BASH_SOURCE[0]:-}" != "$0" ]] || exec "$BASH" -p "$0" "$@"
+# Functions that the node's environment has would change what the commands below do: bash -p takes none. BASH_ENV has been read. One of
+# them may be called exec: in posix mode the shell's own comes first.
+if [[ "$-" != *p* && "${BASH_SOURCE[0]:-}" == "$0" ]]; then
+  POSIXLY_CORRECT=1
+  \exec "$BASH" -p "$0" "$@"
+fi
 set +o posix # POSIXLY_CORRECT asks for it, and older versions then refuse < <(...)
 set -euo pipefail
 export -n SHELLOPTS BASHOPTS # else every bash program of the work would get these options
+umask u=rwx                  # this job must be able to read what it writes; what others may do stays as it is set
 IFS=$' \t\n'
+FUNCNEST=0 # no limit
 export LC_ALL=C
 export PATH="${PATH:+$PATH:}/usr/local/bin:/usr/bin:/bin" # some sites have an empty PATH
 # Of XRootD's clients: their own patience is half an hour for a request.
 export XRD_CONNECTIONWINDOW="${XRD_CONNECTIONWINDOW:-20}" XRD_CONNECTIONRETRY="${XRD_CONNECTIONRETRY:-1}" \
   XRD_REQUESTTIMEOUT="${XRD_REQUESTTIMEOUT:-300}"
+# These read options from the environment, too: those of a node could keep outputs out of a tarball. The work's programs see them.
+tar() (unset TAR_OPTIONS GZIP && exec tar "$@")
+gzip() (unset GZIP && exec gzip "$@")
+grep() (unset GREP_OPTIONS && exec grep "$@")
 
 # --- log and exit ------------------------------------------------------------------------------------------------
 
@@ -107,6 +121,11 @@ remove_tree() {
 # Makes all folders in a folder writable, but none of another file system. Argument: folder
 make_writable() {
   find "$1" -xdev -type d ! -perm -700 -exec chmod u+rwx {} \; 2>/dev/null || true
+}
+
+# Makes all folders and files in a folder that this user owns readable for this user, but none of another file system. Argument: folder
+make_readable() {
+  find "$1" -xdev \( -type d ! -perm -700 -o -type f ! -perm -400 \) -exec chmod u+rwX {} \; 2>/dev/null || true
 }
 
 # Is a path the root of another file system than the folder that it is in? Argument: absolute path
@@ -242,7 +261,7 @@ host_and_port() {
 # Finds a bearer token where all WLCG tools look, and where HTCondor puts one. Sets bearer, and exports
 # BEARER_TOKEN_FILE for other clients when the token is in a file. Call it before each use: HTCondor renews the file.
 find_token() {
-  local uid file found="${BEARER_TOKEN:-}"
+  local uid file part found="${BEARER_TOKEN:-}"
   bearer=""
   found="${found//[[:space:]]/}"
   if [[ -n "$found" ]]; then
@@ -257,7 +276,10 @@ find_token() {
   fi
   for file in "$@"; do
     [[ -f "$file" && -r "$file" ]] || continue
-    found="$(tr -d '[:space:]\000' <"$file")" || found=""
+    found=""
+    while IFS= read -r -d '' part || [[ -n "$part" ]]; do # up to a NUL, or to the end
+      found+="${part//[[:space:]]/}"
+    done 2>/dev/null <"$file"
     if [[ -n "$found" ]]; then
       bearer="$found"
       export BEARER_TOKEN_FILE="$file"
@@ -288,7 +310,7 @@ trust() {
   [[ -z "$place" || "$place" == :* || "$place" == *[/[:space:]]* ]] || trusted+="$place "
 }
 
-# May this job's credentials be shown to the host of a URL? Only to one that trust_only has named, and never in the clear.
+# May this job's credentials be shown to the host of a URL? Only to one that trust has named, and never in the clear.
 # Argument: URL
 may_have_credentials() {
   local place
@@ -407,17 +429,18 @@ http_transfer() {
 # Returns curl's exit code: 0, 22 = http_status is 400 or more, 47 = a redirect, ...
 # Arguments: URL (http, https), curl's options without secrets
 http_request() {
-  local url="$1" reply code=0
+  local url="$1" reply="" code=0
   shift
   http_url="$url"
   # With -L and no redirect allowed, curl drops the body of a redirect and ends with 47. The URL is not on its command line, since
-  # the query of a redirect may be a secret. Newer versions of bash warn of a NUL that they leave out; the warning is discarded.
+  # the query of a redirect may be a secret. It is the last line that curl reads: if its writer is killed, curl has no
+  # URL and sends nothing. Newer versions of bash warn of a NUL that they leave out; the warning is discarded.
   {
     reply="$(
       exec "${CURL[@]}" ${http_version:+"$http_version"} -f -L --max-redirs 0 --speed-limit 1000 --speed-time 120 \
         -K - -D /dev/stderr "$@" 2>&1 >&3 < <(
-          curl_option url "$url"
           storage_options "$url"
+          curl_option url "$url"
         )
     )" || code=$?
   } 3>&1 2>/dev/null
@@ -581,8 +604,10 @@ await_signal() {
 # The same for a command whose output is needed. Sets captured to what it printed, without NULs, the first MAX_CAPTURED bytes; no disk
 # is needed.
 # To open a pipe waits for its other end: descriptor 7 is both ends, so that no child waits for ever for a parent that was killed.
+# Somebody may have removed the pipe, with this job's folder: it is made again, so that the job can still report.
 capture() {
   local status=0 text
+  [[ -p "$pipe" ]] || { mkdir -p "$scratch" && rm -f "$pipe" && mkfifo -m 600 "$pipe"; } || return 1
   exec 7<>"$pipe"
   set -m
   "$@" >"$pipe" 7>&- &
@@ -612,6 +637,21 @@ end_group() {
   kill -KILL -- "-$1" 2>/dev/null || true
 }
 
+# Ends the processes that have a line in their environment. The work may have left some in process groups of their own: they would go on
+# writing into its outputs. Those of other users are not seen. Argument: line
+end_strays() {
+  local n signal=TERM strays
+  for ((n = 0; n <= KILL_AFTER_S * 10; n++)); do
+    strays="$(grep -lszxF -e "$1" /proc/[0-9]*/environ)" || true # 2 = one of them has ended
+    [[ -n "$strays" ]] || return 0
+    ((n < KILL_AFTER_S * 10)) || signal=KILL
+    strays="${strays//[!0-9$'\n']/}"
+    # shellcheck disable=SC2086  # numbers
+    kill "-$signal" $strays 2>/dev/null || true
+    pause 0.1
+  done
+}
+
 make_scratch() {
   local parent word
   printf -v word '%04x%04x%04x' "$RANDOM" "$RANDOM" "$RANDOM"
@@ -632,8 +672,12 @@ make_scratch() {
 
 # Can this node's disk take another 64 KiB? Outputs that were written to a full disk may be cut. Leaves an empty file.
 disk_has_room() {
-  local status=0
-  (printf '%65536s' '' >"$scratch/probe") 2>/dev/null || status=1 # a subshell, which a limit on the size of files may kill
+  local status=1
+  for _ in 1 2; do # somebody may kill a program
+    # A subshell, which a limit on the size of files may kill.
+    ! (printf '%65536s' '' >"$scratch/probe") 2>/dev/null || status=0
+    ((status > 0)) || break
+  done
   { : >"$scratch/probe"; } 2>/dev/null || true
   return "$status"
 }
@@ -650,9 +694,23 @@ end_children() {
 # The signals that ask a job to end: batch systems send others than SIGTERM too, as a warning or at a limit.
 readonly SIGNALS=(TERM INT HUP QUIT USR1 USR2 ALRM XCPU)
 
+# Has a command that does not return run at a signal. The bracket in the second line is not reached. But where bash 5.2 is about to parse a
+# $(...), it takes the text for the inside of that, and without a bracket it would end with a syntax error. Arguments: signal, command
+hear() {
+  # shellcheck disable=SC2064  # the command of now
+  trap "$2"$'\n)' "$1"
+}
+hear_signals() {
+  local signal
+  for signal in "${SIGNALS[@]}"; do
+    hear "$signal" "on_signal $signal"
+  done
+}
+
 # Ends this script. Argument: the signal's name
 on_signal() {
   [[ "$BASHPID" == "$$" ]] || exit "$EXIT_TERM"
+  set +e # a program that somebody kills must not end this before all is done
   is_stopped=true
   trap '' "${SIGNALS[@]}"
   pause() { sleep "$1"; } # after SIGALRM no "read" of bash 4.2 ends by its timeout any more
@@ -673,9 +731,11 @@ cleanup() {
   local status=$?
   # A child that is ended before it has begun still has these traps: it must not remove our folder.
   [[ "$BASHPID" == "$$" ]] || exit "$status"
+  set +e
   trap '' "${SIGNALS[@]}"              # one that comes now would leave our folder, or crash bash
   ! $is_stopped || status="$EXIT_TERM" # bash may have another code, from the command that the signal interrupted
   stop_heartbeats
+  [[ -z "$work_group" ]] || end_group "$work_group"
   # bash could start no process, so it can't remove anything either: it would end here with 254.
   ((status != EXIT_NO_FORK)) || exit "$EXIT_NODE_FAULT"
   tidy_up
@@ -695,7 +755,7 @@ tidy_up() {
 
 # --- the server --------------------------------------------------------------------------------------------------
 
-readonly EXEC_VERSION=0.14.0
+readonly EXEC_VERSION=0.15.0
 
 http_status=000   # of the last answer; 000 = no valid answer
 is_cut_here=false # could the work script that came not be written to this node's disk?
@@ -770,13 +830,14 @@ in_one_line() {
   body="${body%%$'\n'*}"
 }
 
-# Becomes curl, which sends one request, as a POST, of which no proxy on the way keeps a copy.
+# Becomes curl, which sends one request, as a POST, of which no proxy on the way keeps a copy. The URL is the last line that curl
+# reads: if its writer is killed, curl has no URL and sends nothing.
 # Arguments: route, file for the body or nothing, then name value pairs
 send_request() {
   local route="$1" file="$2"
   shift 2
-  exec "${CURL[@]}" ${http_version:+"$http_version"} --max-time 120 -H 'Expect:' -K - -D - \
-    "${OSGPROD_URL%/}/$route" 2>&1 < <(
+  exec "${CURL[@]}" ${http_version:+"$http_version"} --max-time 120 -H 'Expect:' -K - -D - 2>&1 \
+    < <(
       ca_options
       # Storage believes the token too: it goes to nobody in the clear.
       [[ -n "$magic" || -z "$bearer" || ! "$OSGPROD_URL" =~ ^(https://|http://(127\.0\.0\.1|localhost|\[::1\])[:/]) ]] ||
@@ -786,6 +847,7 @@ send_request() {
         shift 2
       done
       [[ -z "$file" ]] || curl_option output "$file"
+      curl_option url "${OSGPROD_URL%/}/$route"
     )
 }
 
@@ -811,7 +873,7 @@ request() {
 # Asks until there is an answer that counts and isn't "later". Returns 1 when there is none after TRIES attempts, or when this
 # node's disk can't take the answer: each request for a work script is a start of the job. Arguments: as of request
 persistent_request() {
-  local try
+  local try pause_s again
   for ((try = 1; ; try++)); do
     request "$@"
     case "$http_status" in
@@ -819,10 +881,13 @@ persistent_request() {
     *) return 0 ;;
     esac
     ! $is_cut_here || return 1
-    log "$1 failed (attempt $try of $TRIES, status $http_status): $body"
-    ((try < TRIES)) || return 1
     find_header Retry-After "$head"
-    pause "$(backoff "$try" "$BACKOFF_MS" "$header")"
+    pause_s="$(backoff "$try" "$BACKOFF_MS" "$header")"
+    again=""
+    ((try >= TRIES)) || again=", asks again in ${pause_s%.*} s"
+    log "$1 failed (attempt $try of $TRIES, status $http_status$again): $body"
+    ((try < TRIES)) || return 1
+    pause "$pause_s"
   done
 }
 
@@ -858,12 +923,13 @@ checkout() {
     find_header Retry-After "$head"
     retry_s="$header"
     [[ "$retry_s" =~ ^[0-9]{1,5}$ ]] || retry_s=60
-    retry_s="$((10#$retry_s))"
+    retry_s="$((10#$retry_s > 0 ? 10#$retry_s : 1))" # with 0 the job would ask without a pause
     if ((retry_s > left_s)); then
       ((MAX_WAIT_S > 0)) || return 0
       log "no work can be assigned yet; the next try would come after OSGPROD_MAX_WAIT_S=$MAX_WAIT_S s, so this job ends"
       return "$EXIT_LATER"
     fi
+    log "no work can be assigned yet, asks again in $retry_s s: $body"
     pause "$retry_s.$((RANDOM % 10))"
     left_s=$((left_s - retry_s))
   done
@@ -883,7 +949,7 @@ report() {
   plain_text 120 "${reported[door]:-}"
   if ! persistent_request workscript.exit exitcode "$code" door "$plain_text" \
     ${resources[@]+"${resources[@]}"} "$@"; then
-    log "no report was accepted by the server after $TRIES attempts: $body"
+    log "no report was accepted by the server (attempts: $TRIES): $body"
     return 1
   fi
   log "reported exit code $code: status $http_status $answer: $body"
@@ -948,7 +1014,7 @@ run_work() {
   [[ -z "${OSGPROD_CONTAINER:-}" ]] || copy_credentials "$own"
   set -m
   (
-    cd "$scratch/work" || exit "$EXIT_NODE_FAULT"
+    cd "$scratch/work" || exit # somebody has removed it: attempt looks for it
     become_work "$own"
   ) 8>&- 9>&- >"$scratch/work.log" 2>&1 &
   work_group=$!
@@ -957,13 +1023,24 @@ run_work() {
   wait "$work_group" || work_status=$?
   await_signal "$work_status"
   end_group "$work_group" # the processes that it left in the background
+  end_strays "OSGPROD_REPORT=$own/report.txt"
+  open_folders
   # The heartbeats go on until the report: delivery may take longer than the lease.
   { : >"$scratch/delivering"; } 2>/dev/null || stop_heartbeats
   work_group=""
+  revive_heartbeats "$1"
   children_ticks
   read_report "$own/report.txt"
   measure "$((SECONDS - began_s))" "$((ticks - began_ticks))"
   run print_log "$scratch/work.log" "$((MAX_LOG_BYTES / SLICES))" || true
+}
+
+# The work may have left this job's own folders such that this job can't use them.
+open_folders() {
+  local path
+  for path in "$scratch" "$scratch/work" "$scratch/work/.osgprod"; do
+    [[ -r "$path" && -w "$path" && -x "$path" ]] || chmod u+rwx "$path" 2>/dev/null || true
+  done
 }
 
 # Prints a file, of a long one the head and the tail. Arguments: file, greatest number of bytes
@@ -1069,14 +1146,15 @@ start_heartbeats() {
   heartbeat_pid=$!
 }
 
-# Renews the lease until the server reports the attempt as superseded, or until this script was killed; then it ends
-# the work, if it has not ended, and after a kill it removes this job's folder. The work may ask whether it still has the lease: it makes the file confirm-lease, and the
-# next heartbeat is sent at once; when the file is gone, there is a file no-lease if the server did not confirm it.
+# Renews the lease until the server reports the attempt as superseded or wedged, or until this script was killed; then it
+# ends the work, if it has not ended, and after a kill it removes this job's folder. The work may ask whether it still has
+# the lease: it makes the file confirm-lease, and the next heartbeat is sent at once; when the file is gone, there is a file
+# no-lease if the server did not confirm it.
 # Arguments: seconds between heartbeats, folder for credentials, seconds before the first
 send_heartbeats() {
   local interval_s="$1" own="$2" left_s="$3" memory=0 disk=0 n=0
   pipe="$scratch/pipe.heartbeat"
-  trap 'end_children; exit 0' TERM
+  hear TERM 'end_children; exit 0'
   while true; do
     while ((left_s > 0)); do
       ((n++ % 5 != 1)) || look # first after a second: work that has just begun has not allocated its memory
@@ -1124,6 +1202,18 @@ end_work() {
   [[ -e "$scratch/delivering" ]] || end_group "$work_group"
 }
 
+# Starts the heartbeats again when somebody has killed their process, as the system does when memory is short: the report may be far.
+# Argument: seconds between heartbeats
+revive_heartbeats() {
+  [[ -n "$heartbeat_pid" ]] && ! kill -0 "$heartbeat_pid" 2>/dev/null || return 0
+  wait "$heartbeat_pid" 2>/dev/null || heartbeat_status=$?
+  heartbeat_pid=""
+  ((heartbeat_status > 128)) || return 0
+  heartbeat_status=0
+  log 'somebody has killed the process that sends heartbeats: the lease may have expired while the work ran'
+  start_heartbeats "$1" "" 0
+}
+
 stop_heartbeats() {
   if [[ -n "$heartbeat_pid" ]]; then
     # Again until it has ended: bash forgets a signal that comes before a child has its own traps.
@@ -1136,8 +1226,18 @@ stop_heartbeats() {
 # Sets plain_text to the last line of the work's output that isn't empty, as the reason of a failure, without the time and the name
 # of the work script in front.
 last_words() {
-  reason_text "$(tail -c 10000 "$scratch/work.log" 2>/dev/null | tr -d '\000\r' |
-    sed -e '/^[[:space:]]*$/d' -e 's/^[0-9TZ:-]* osgprod_[a-z]*: //' | tail -n 1)"
+  log_end
+  reason_text "$(printf '%s\n' "$log_end" | sed -e '/^[[:space:]]*$/d' -e 's/^[0-9TZ:-]* osgprod_[a-z]*: //' | tail -n 1)"
+}
+
+log_end="" # as the function of this name has set it
+
+# Sets log_end to the end of the work's log, at most 10000 bytes, without the secrets of this job: also without the end of one
+# that begins before these bytes.
+log_end() {
+  without_secrets "$(tail -c 20000 "$scratch/work.log" 2>/dev/null | tr -d '\000\r')"
+  log_end="$without_secrets"
+  ((${#log_end} <= 10000)) || log_end="${log_end: -10000}"
 }
 
 without_secrets="" # as the function of this name has set it
@@ -1185,14 +1285,11 @@ read_report() {
   done <"$1"
 }
 
-# Prints the end of the work's log for the report of a failure, at most 4000 bytes, without the secrets of this job: also without
-# the end of one that begins before these bytes.
+# Prints the end of the work's log for the report of a failure, at most 4000 bytes, without the secrets of this job.
 log_tail() {
-  local text
-  without_secrets "$(tail -c 20000 "$scratch/work.log" 2>/dev/null | tr -d '\000\r')"
-  text="$without_secrets"
-  ((${#text} <= 4000)) || text="${text: -4000}"
-  printf '%s' "$text"
+  log_end
+  ((${#log_end} <= 4000)) || log_end="${log_end: -4000}"
+  printf '%s' "$log_end"
 }
 
 # --- outputs -----------------------------------------------------------------------------------------------------
@@ -1206,16 +1303,17 @@ slice_file() {
   [[ "$name" != *.* ]] || slice_file="${name%.*}+$blocks.${name##*.}"
 }
 
-# Prints the files of the current folder that are outputs, each ended by a NUL: all but the work script's own folder, the files
-# that are this job's credentials, under any name, and the files of a file system that the work has mounted. Names begin with ./;
-# the word "whole" at the end says that find was neither killed nor kept out of a folder.
+# Prints the files, symbolic links and folders below the current folder, each ended by a NUL: all but the work script's own folder, the
+# files that are this job's credentials, under any name, and the files of a file system that the work has mounted. A socket, a named
+# pipe or a device is no output. Names begin with ./; the word "whole" at the end says that find was neither killed nor kept out of a
+# folder.
 list_outputs() {
   local file
   local -a credentials=()
   for file in "${X509_USER_PROXY:-}" "${BEARER_TOKEN_FILE:-}" "${OSGPROD_MAGIC_FILE:-}"; do
     [[ ! -f "$file" ]] || credentials+=(! -samefile "$file")
   done
-  find . -xdev -path ./.osgprod -prune -o ! -type d ${credentials[@]+"${credentials[@]}"} -print0 && printf 'whole\0'
+  find . -xdev -path ./.osgprod -prune -o \( -type f -o -type l -o -type d \) ${credentials[@]+"${credentials[@]}"} -print0 && printf 'whole\0'
 }
 
 # Is a file a core dump? Argument: file
@@ -1230,19 +1328,42 @@ is_core() {
   [[ "$magic" == $'\x7fELF' ]]
 }
 
-# Packs what the work left into a tarball. Prints the number of its files, without the log. Returns 137 when not all files could be
-# listed.
-# Arguments: folder of the work, its log, slice, tarball
+# The outputs are not such that they can be packed, and that is the work's doing, not the node's. Argument: why
+unfit() {
+  printf '%s\n' "${1//[[:cntrl:]]/?}" >&2
+  return "$EXIT_UNFIT"
+}
+
+# May this job read a file that the work has left, or a folder and what is in it? What is mounted there is no output. Argument: path
+is_readable() {
+  if [[ -d "$1" ]]; then
+    [[ -r "$1" && -x "$1" ]] || is_mount_point "$PWD/$1"
+  else
+    [[ -r "$1" || ! -e "$1" ]]
+  fi
+}
+
+# Packs what the work left into a tarball. Prints the number of its files, without the log. Returns EXIT_UNFIT when the outputs can't be
+# packed as they are, and 137 when not all files could be listed.
+# Arguments: folder of the work, its log, slice, tarball, log-only = without the outputs
 pack_outputs() {
-  local file is_whole=false
-  local -a files=()
+  local file is_whole=false unreadable=""
+  local -a files=() codes=(0 0 0)
   slice_file "$3"
-  cd "$1" || return
-  while IFS= read -r -d '' file; do
+  [[ -d "$1" ]] || {
+    printf 'somebody has removed the folder of the work: %s\n' "$1" >&2
+    return 1
+  }
+  cd "$1" 2>/dev/null || unfit "the work has left its folder such that this job may not enter it: $1" || return
+  while [[ "${5:-}" != log-only ]] && IFS= read -r -d '' file; do
     if [[ "$file" == whole ]]; then
       is_whole=true
     elif [[ "$file" == "./$slice_file" || "$file" == ./osgprod_work.log ]]; then
       rm -f "$file"
+    elif [[ ! -L "$file" ]] && ! is_readable "$file"; then
+      : "${unreadable:=${file#./}}" # named when find has ended: its own error message may come later than this
+    elif [[ -d "$file" && ! -L "$file" ]]; then
+      continue
     elif is_core "$file"; then
       size_of "$file"
       log "left out: core dump ${file#./}, $size_of bytes"
@@ -1251,10 +1372,19 @@ pack_outputs() {
       files[${#files[@]}]="$file"
     fi
   done < <(list_outputs)
-  $is_whole || return 137
+  [[ -z "$unreadable" ]] || unfit "the work has left a file or folder that this job may not read: $unreadable" || return
+  $is_whole || [[ "${5:-}" == log-only ]] || return 137
   printf '%d\n' "${#files[@]}"
+  [[ ! -e osgprod_work.log ]] || rm -f osgprod_work.log # a named pipe, for example, which would wait for a reader
   ! tail -c 100000 "$2" >osgprod_work.log 2>/dev/null || files[${#files[@]}]=./osgprod_work.log
-  printf '%s\0' ${files[@]+"${files[@]}"} | tar -cf - --no-recursion --null -T - | gzip >"$4"
+  printf '%s\0' ${files[@]+"${files[@]}"} | tar -cf - --no-recursion --null -T - | gzip -c >"$4" || codes=("${PIPESTATUS[@]}")
+  ((codes[2] == 0)) || return "${codes[2]}"
+  ((codes[1] != 1)) || return "$EXIT_UNFIT" # a file has changed: tar has named it
+  ((codes[1] != 2)) || for file in ${files[@]+"${files[@]}"}; do
+    [[ -e "$file" || -L "$file" ]] || unfit "a file vanished while it was packed: ${file#./}" || return
+  done
+  ((codes[1] == 0)) || return "${codes[1]}"
+  return "${codes[0]}"
 }
 
 # --- storage -----------------------------------------------------------------------------------------------------
@@ -1265,7 +1395,7 @@ storage_error="" # what the last command for storage said
 
 # Each kind of storage (url_kind) has four functions: send_KIND FILE URL; stored_KIND URL prints the size of the stored
 # file and, if the storage reports it, its adler32, a line each; move_KIND URL URL renames; remove_KIND URL. When one fails,
-# its output is the error message.
+# it prints the error message on the standard error output, if there is one: for a missing file some have none.
 send_http() {
   call_http "$2" -T "$1"
 }
@@ -1308,7 +1438,7 @@ send_root() {
   client_for "$2" xrdcp --nopbar --force --posc "$1" "$client_url" # posc: nothing stays when the connection is lost
 }
 stored_root() {
-  run_xrdfs "$1" stat | sed -n 's/^Size: *//p'
+  run_xrdfs "$1" stat | sed -n 's/^Size: *//p' || return
   run_xrdfs "$1" query checksum 2>/dev/null | sed -n 's/^adler32 *//p'
 }
 move_root() {
@@ -1392,24 +1522,36 @@ remove_file() {
   rm -f "$client_url"
 }
 
-# Calls one of these functions so that SIGTERM is heard. Sets captured to its output, and storage_error to what it said on
-# the standard error output. Returns its exit code. Arguments: function, its arguments
+# Calls one of these functions so that SIGTERM is heard. Sets captured to its output, and storage_error to the last line
+# of its standard error output. Returns its exit code. Arguments: function, its arguments
 storage() {
   local code=0
-  capture storage_call "$@" || code=$?
+  capture_both "$@" || code=$?
   learn_from "$code"
-  storage_error="${captured#*$'\001'}"
-  storage_error="${storage_error%"${storage_error##*[![:space:]]}"}"
+  storage_error="${captured_errors%"${captured_errors##*[![:space:]]}"}"
   storage_error="${storage_error##*$'\n'}"
-  captured="${captured%%$'\001'*}"
   return "$code"
 }
-storage_call() {
+
+captured_errors="" # as capture_both has set it
+
+# Sets captured to the output of a command, and captured_errors to what it said on the standard error output, the last 10000
+# bytes. Returns its exit code. Arguments: command
+capture_both() {
+  local code=0
+  capture print_both "$@" || code=$?
+  captured_errors="${captured#*$'\001'}" captured="${captured%%$'\001'*}"
+  return "$code"
+}
+print_both() {
   local code=0 said
   {
     said="$("$@" 2>&1 >&3)" || code=$?
   } 3>&1
-  ((${#said} <= 10000)) || said="${said: -10000}" # capture takes no more than it can hold
+  if ((${#said} > 10000)); then # capture takes no more than it can hold
+    said="${said: -10000}"
+    said="${said#"${said%%[[:space:]]*}"}" # the first word may be a part of a secret
+  fi
   printf '\001%s' "$said"
   return "$code"
 }
@@ -1573,7 +1715,8 @@ unsend() {
 
 # --- how the attempt ends ----------------------------------------------------------------------------------------
 
-readonly EXIT_NOT_DELIVERED=74 EXIT_NOT_FETCHED=75 EXIT_MISCONFIGURED=40 # as reported
+readonly EXIT_NOT_DELIVERED=74 EXIT_NOT_FETCHED=75 EXIT_MISCONFIGURED=40 EXIT_UNFIT=77 # as reported
+readonly PACK_TRIES=3
 
 output_url=""   # where the tarball is, when it was delivered
 is_judged=false # did the server call a success a failure?
@@ -1585,7 +1728,8 @@ unreported=""
 declare -A written=() # what .report says, as read_written has read it: the first value of each name
 written_inputs=""     # the values of its lines merged_input=, each with a line end
 
-free_path="" # as the function of this name has set it
+free_path=""            # as the function of this name has set it
+packed="" pack_error="" # as pack has set them
 
 # Sets free_path to the path for a tarball that stays in this folder. If a file has the name, it is another job's, of another project or
 # another queue with the same numbers: then the name gets an additional word. Argument: name without .tar.gz
@@ -1611,14 +1755,14 @@ write_report() {
   shift
   (
     umask 077
-    exec >"$file.new"
+    exec >"$file.new" || exit # else the token would go to this job's output
     printf '%s\n' "project=$OSGPROD_PROJECT" "token=$token" "name=$1" "events=$2" "outputs=$3" "bytes=$4" \
       "adler32=$5" "url=$6" "heartbeat_s=$7" "outputs_list=$8" "software=$9" "slices_done=$slices_done" \
       "token_hosts=$osgprod_token_hosts" &&
       printf '%s=%s\n' ${resources[@]+"${resources[@]}"} &&
       { [[ -z "${10}" ]] || printf '%s\n' "${10}" | sed -e '/./!d' -e 's/^/merged_input=/'; } &&
       printf 'complete=yes\n'
-  ) 2>/dev/null && mv -f "$file.new" "$file" && read_written
+  ) 2>/dev/null && mv -fT "$file.new" "$file" 2>/dev/null && read_written && [[ "${written[complete]:-}" == yes ]]
 }
 
 # Reads the file of write_down, lines NAME=VALUE. Sets written and written_inputs. Fails when the file can't be read.
@@ -1670,7 +1814,7 @@ has_unreported() {
 }
 
 forget_unreported() {
-  rm -f "$unreported.report" "$unreported.report.new" "$unreported.tar.gz" "$unreported.tar.gz.new"
+  rm -f "$unreported.report" "$unreported.report.new" "$unreported.tar.gz" "$unreported.tar.gz.new" || true
 }
 
 # Goes on with the lease of an earlier start: it may have expired, and nobody else has the slice yet.
@@ -1752,14 +1896,18 @@ deliver_and_report() {
 # Removes the inputs of a merge that the server has accepted, where the project wants that: each that is unchanged.
 # An input that can't be removed stays.
 remove_merged_inputs() {
-  local url bytes adler kind
-  [[ -n "$written_inputs" ]] || return 0
+  local url bytes adler kind line rest="$written_inputs"
+  [[ -n "$rest" ]] || return 0
   if ! are_listed_outputs_there; then
     log 'not all merged files can be seen from here: the inputs are not removed'
     return 0
   fi
-  while IFS=' ' read -r url bytes adler <&3; do
-    input_url "$url"
+  while [[ -n "$rest" ]]; do
+    line="${rest%%$'\n'*}" rest="${rest#*$'\n'}"
+    [[ "$line" == *' '*' '* ]] || continue
+    adler="${line##* }" line="${line% *}"
+    bytes="${line##* }"
+    input_url "${line% *}"
     url="$input_url"
     storage_kind "$url" || continue
     kind="$url_kind"
@@ -1768,19 +1916,23 @@ remove_merged_inputs() {
     else
       storage "remove_$kind" "$url" || log "$url can't be removed: $storage_error"
     fi
-  done 3< <(printf '%s' "$written_inputs")
+  done
 }
 
 # Are the files that a merge has delivered where it says, as this script sees them? In a container a folder may be another
 # one. Each must be listed as the merge script lists files.
 are_listed_outputs_there() {
-  local list url bytes adler found=0
-  list="$(printf '%s\n' "${written[outputs_list]:-}" | sed 's/{"kind":/\n&/g')"
-  while IFS=' ' read -r bytes adler url <&3; do
+  local list="${written[outputs_list]:-}" rest objects url bytes adler found=0
+  local pattern='"url":"([^"\]*)","bytes":([0-9]+),"adler32":"([0-9a-f]*)"'
+  rest="$list" objects="${list//[!\{]/}"
+  while [[ "$rest" == *'{"kind":'* ]]; do
+    rest="${rest#*'{"kind":'}"
+    [[ "${rest%%'{"kind":'*}" =~ $pattern ]] || return 1
+    url="${BASH_REMATCH[1]}" bytes="${BASH_REMATCH[2]}" adler="${BASH_REMATCH[3]}"
     storage_kind "$url" && has_arrived "$url_kind" "$url" "$bytes" "$adler" "$LOOKS" || return 1
     found=$((found + 1))
-  done 3< <(printf '%s\n' "$list" | sed -n 's/.*"url":"\([^"\]*\)","bytes":\([0-9]*\),"adler32":"\([0-9a-f]*\)".*/\2 \3 \1/p')
-  ((found > 0 && found == $(printf '%s\n' "$list" | grep -c '"kind":' || true)))
+  done
+  ((found > 0 && found == ${#objects}))
 }
 
 # The outputs are here, and their destination doesn't take them. When that may pass and this folder outlives the job, they
@@ -1810,8 +1962,16 @@ keep_for_later() {
 # Arguments: name of the tarball, slice, seconds between heartbeats
 finish_success() {
   local name="$1" count adler bytes events code=0 list rest
-  if ! pack "$2" "$unreported.tar.gz"; then
-    report "$EXIT_NOT_FETCHED" fault node reason 'the outputs could not be packed: is the disk full?' || return "$EXIT_LATER"
+  pack "$2" "$unreported.tar.gz" || code=$?
+  if ((code > 0)); then
+    public_text 500 "the outputs could not be packed: $pack_error"
+    if ((code == EXIT_UNFIT)); then # the work's doing: each node would have them like that
+      log "$plain_text"
+      reported["fault"]=""
+      finish_failure "$EXIT_UNFIT" "$1" "$2" "$plain_text"
+      return
+    fi
+    report "$EXIT_NOT_FETCHED" fault node reason "$plain_text" || return "$EXIT_LATER"
     return "$EXIT_NODE_FAULT"
   fi
   count="$packed"
@@ -1868,16 +2028,24 @@ recycle_command() {
   printf '%s' "osgprod slices recycle $OSGPROD_PROJECT --state done --cluster $cluster --process $process"
 }
 
-# Packs what the work left. Sets packed to the number of outputs. When somebody has killed a program, it packs once more.
-# Arguments: slice, tarball
+# Packs what the work left. Sets packed to the number of outputs, and pack_error to why that failed. Returns what pack_outputs returns. It
+# packs again when somebody has killed a program, and when the outputs are unfit: files that this job owns are made readable, and those
+# of some network file systems seem to change for a moment. Arguments: as of pack_outputs, without the first two
 pack() {
   local try code
   leftover="$2"
-  for try in 1 2; do
+  for ((try = 1; ; try++)); do
     code=0
-    capture pack_outputs "$scratch/work" "$scratch/work.log" "$1" "$2" || code=$?
-    ((code > 128)) || break
+    capture_both pack_outputs "$scratch/work" "$scratch/work.log" "$@" || code=$?
+    [[ -z "$captured_errors" ]] || printf '%s\n' "$captured_errors" >&2 || true
+    (((code == EXIT_UNFIT || code > 128) && try < PACK_TRIES)) || break
+    ((code == EXIT_UNFIT)) || continue
+    make_readable "$scratch/work"
+    pause 1
   done
+  captured_errors="${captured_errors%$'\n'tar: Exiting with failure status*}" # the line before it says why
+  pack_error="${captured_errors##*$'\n'}"
+  pack_error="${pack_error:-a program ended with $code}"
   ((code == 0)) || rm -f "$2"
   leftover="" packed="${captured%%$'\n'*}"
   return "$code"
@@ -1900,11 +2068,8 @@ leave_failure() {
   free_path "$1"
   file="$free_path"
   output_url=""
-  if [[ "${3:-}" == log-only ]]; then
-    make_writable "$scratch/work"
-    find "$scratch/work" -xdev -mindepth 1 ! -path "$scratch/work/.osgprod*" -delete 2>/dev/null || true
-  fi
-  pack "$2" "$file" || return 0
+  # Outputs that can't be packed must not take the log along.
+  pack "$2" "$file" "${3:-}" || pack "$2" "$file" log-only || return 0
   measure_file "$file"
   send_outputs "$file" "${file##*/}" "$bytes" "$adler" 1 || true
 }
@@ -2030,7 +2195,12 @@ configure() {
   [[ -z "${OSGPROD_TIME_LEFT_S:-}" ]] ||
     number_setting OSGPROD_TIME_LEFT_S 0 0 999999999 TIME_LEFT_S || die "$EXIT_REFUSED" "$setting_error"
   number_setting OSGPROD_MAX_LOG_BYTES 10000000 0 999999999 MAX_LOG_BYTES || die "$EXIT_REFUSED" "$setting_error"
-  number_setting OSGPROD_CHECKPOINT_CODE 0 0 255 CHECKPOINT_CODE || die "$EXIT_REFUSED" "$setting_error"
+  number_setting OSGPROD_CHECKPOINT_CODE 0 0 125 CHECKPOINT_CODE || die "$EXIT_REFUSED" "$setting_error"
+  case "$CHECKPOINT_CODE" in
+  1 | 2 | "$EXIT_FAILED" | "$EXIT_NODE_FAULT" | "$EXIT_LATER" | "$EXIT_REFUSED")
+    die "$EXIT_REFUSED" "OSGPROD_CHECKPOINT_CODE is $CHECKPOINT_CODE, which says something else: use 85"
+    ;;
+  esac
   [[ -n "${OSGPROD_URL:-}" ]] || die "$EXIT_REFUSED" 'OSGPROD_URL is not set: the server, like https://host/osgprod'
   [[ "$OSGPROD_URL" =~ ^https?://[^/] ]] || die "$EXIT_REFUSED" 'OSGPROD_URL does not begin with https:// or http://'
   [[ ! "$OSGPROD_URL" =~ ^https?://[^/?#]*@ ]] || # it would be on curl's command line
@@ -2057,6 +2227,7 @@ configure() {
     [[ -z "${!name:-}" || "${!name}" == /* ]] || export "$name=$PWD/${!name}"
   done
   [[ -r "/proc/$$/stat" ]] || die "$EXIT_NODE_FAULT" '/proc is not mounted on this node'
+  [[ -w . ]] || die "$EXIT_NODE_FAULT" "this folder can't be written: $PWD"
   command -v curl >/dev/null || die "$EXIT_NODE_FAULT" 'curl is not installed on this node'
   find_token
   [[ -n "$magic$bearer" ]] || log 'neither a magic nor a bearer token was found: set OSGPROD_MAGIC_FILE, or BEARER_TOKEN_FILE'
@@ -2107,10 +2278,14 @@ attempt() {
     report "$EXIT_MISCONFIGURED" fault setting reason "configuration: $reason" || true
     die "$EXIT_REFUSED" "configuration: $reason"
   fi
-  if ! disk_has_room; then
+  reason=""
+  disk_has_room || reason='the disk of this node is full'
+  ((work_status == 0)) || [[ -e "$scratch/work.log" && -d "$scratch/work" ]] ||
+    reason="the folder of the work or its log is gone, or could not be made: has somebody removed $scratch, is the disk full?"
+  if [[ -n "$reason" ]]; then
     # A node fault: the data is not the cause, and the outputs may be incomplete.
     remove_tree "$scratch/work"
-    report "$EXIT_NOT_FETCHED" fault node reason 'the disk of this node is full' || return "$EXIT_LATER"
+    report "$EXIT_NOT_FETCHED" fault node reason "$reason" || return "$EXIT_LATER"
     return "$EXIT_NODE_FAULT"
   fi
   if ((work_status == 0)); then
@@ -2139,7 +2314,7 @@ forget_attempt() {
 }
 
 main() {
-  local code=0 signal
+  local code=0
   cluster="${1:-}" process="${2:-}"
   log_name="osgprod_exec $cluster.$process"
   (($# == 2 || $# == 3)) || die "$EXIT_REFUSED" "usage: ${0##*/} <cluster> <process> [<ncpus>]"
@@ -2155,10 +2330,7 @@ main() {
   find_identity
   find_end
   unreported="$PWD/unreported_job_${cluster}_$process.$OSGPROD_PROJECT"
-  for signal in "${SIGNALS[@]}"; do # before that of EXIT, which would take its end for a node fault
-    # shellcheck disable=SC2064  # the name of now
-    trap "on_signal $signal" "$signal"
-  done
+  hear_signals # before EXIT, whose trap would take its end for a node fault
   trap cleanup EXIT
   trap : PIPE # a closed output stops nothing
   make_scratch

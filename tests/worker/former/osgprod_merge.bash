@@ -40,17 +40,27 @@
 #osgprod_token=of this attempt
 #osgprod_lease_s=how long the lease lasts without a heartbeat
 
-# Functions that the node's environment has would change what the commands below do: bash -p takes none. BASH_ENV has been read.
-[[ "$-" == *p* || "${BASH_SOURCE[0]:-}" != "$0" ]] || exec "$BASH" -p "$0" "$@"
+# Functions that the node's environment has would change what the commands below do: bash -p takes none. BASH_ENV has been read. One of
+# them may be called exec: in posix mode the shell's own comes first.
+if [[ "$-" != *p* && "${BASH_SOURCE[0]:-}" == "$0" ]]; then
+  POSIXLY_CORRECT=1
+  \exec "$BASH" -p "$0" "$@"
+fi
 set +o posix # POSIXLY_CORRECT asks for it, and older versions then refuse < <(...)
 set -euo pipefail
 export -n SHELLOPTS BASHOPTS # else every bash program of the work would get these options
+umask u=rwx                  # this job must be able to read what it writes; what others may do stays as it is set
 IFS=$' \t\n'
+FUNCNEST=0 # no limit
 export LC_ALL=C
 export PATH="${PATH:+$PATH:}/usr/local/bin:/usr/bin:/bin" # some sites have an empty PATH
 # Of XRootD's clients: their own patience is half an hour for a request.
 export XRD_CONNECTIONWINDOW="${XRD_CONNECTIONWINDOW:-20}" XRD_CONNECTIONRETRY="${XRD_CONNECTIONRETRY:-1}" \
   XRD_REQUESTTIMEOUT="${XRD_REQUESTTIMEOUT:-300}"
+# These read options from the environment, too: those of a node could keep outputs out of a tarball. The work's programs see them.
+tar() (unset TAR_OPTIONS GZIP && exec tar "$@")
+gzip() (unset GZIP && exec gzip "$@")
+grep() (unset GREP_OPTIONS && exec grep "$@")
 
 # --- the kinds -----------------------------------------------------------------------------------------------------
 
@@ -81,8 +91,10 @@ merge_kinds=(
   'job_info          *                       tar   {kind}_{run}_{seqno}.tgz          some'
 )
 PYTHON="${OSGPROD_PYTHON:-python3}"
-IFS=' ' read -r -a hadd_command < <(printf '%s\n' "${OSGPROD_HADD:-hadd -f -v 1}")
-IFS=' ' read -r -a hddmcat_command < <(printf '%s\n' "${OSGPROD_HDDMCAT:-hddmcat}")
+set -f # no patterns
+# shellcheck disable=SC2206  # words
+hadd_command=(${OSGPROD_HADD:-hadd -f -v 1}) hddmcat_command=(${OSGPROD_HDDMCAT:-hddmcat})
+set +f
 
 # --- log and exit ------------------------------------------------------------------------------------------------
 
@@ -122,6 +134,11 @@ remove_tree() {
 # Makes all folders in a folder writable, but none of another file system. Argument: folder
 make_writable() {
   find "$1" -xdev -type d ! -perm -700 -exec chmod u+rwx {} \; 2>/dev/null || true
+}
+
+# Makes all folders and files in a folder that this user owns readable for this user, but none of another file system. Argument: folder
+make_readable() {
+  find "$1" -xdev \( -type d ! -perm -700 -o -type f ! -perm -400 \) -exec chmod u+rwX {} \; 2>/dev/null || true
 }
 
 # Is a path the root of another file system than the folder that it is in? Argument: absolute path
@@ -257,7 +274,7 @@ host_and_port() {
 # Finds a bearer token where all WLCG tools look, and where HTCondor puts one. Sets bearer, and exports
 # BEARER_TOKEN_FILE for other clients when the token is in a file. Call it before each use: HTCondor renews the file.
 find_token() {
-  local uid file found="${BEARER_TOKEN:-}"
+  local uid file part found="${BEARER_TOKEN:-}"
   bearer=""
   found="${found//[[:space:]]/}"
   if [[ -n "$found" ]]; then
@@ -272,7 +289,10 @@ find_token() {
   fi
   for file in "$@"; do
     [[ -f "$file" && -r "$file" ]] || continue
-    found="$(tr -d '[:space:]\000' <"$file")" || found=""
+    found=""
+    while IFS= read -r -d '' part || [[ -n "$part" ]]; do # up to a NUL, or to the end
+      found+="${part//[[:space:]]/}"
+    done 2>/dev/null <"$file"
     if [[ -n "$found" ]]; then
       bearer="$found"
       export BEARER_TOKEN_FILE="$file"
@@ -303,7 +323,7 @@ trust() {
   [[ -z "$place" || "$place" == :* || "$place" == *[/[:space:]]* ]] || trusted+="$place "
 }
 
-# May this job's credentials be shown to the host of a URL? Only to one that trust_only has named, and never in the clear.
+# May this job's credentials be shown to the host of a URL? Only to one that trust has named, and never in the clear.
 # Argument: URL
 may_have_credentials() {
   local place
@@ -422,17 +442,18 @@ http_transfer() {
 # Returns curl's exit code: 0, 22 = http_status is 400 or more, 47 = a redirect, ...
 # Arguments: URL (http, https), curl's options without secrets
 http_request() {
-  local url="$1" reply code=0
+  local url="$1" reply="" code=0
   shift
   http_url="$url"
   # With -L and no redirect allowed, curl drops the body of a redirect and ends with 47. The URL is not on its command line, since
-  # the query of a redirect may be a secret. Newer versions of bash warn of a NUL that they leave out; the warning is discarded.
+  # the query of a redirect may be a secret. It is the last line that curl reads: if its writer is killed, curl has no
+  # URL and sends nothing. Newer versions of bash warn of a NUL that they leave out; the warning is discarded.
   {
     reply="$(
       exec "${CURL[@]}" ${http_version:+"$http_version"} -f -L --max-redirs 0 --speed-limit 1000 --speed-time 120 \
         -K - -D /dev/stderr "$@" 2>&1 >&3 < <(
-          curl_option url "$url"
           storage_options "$url"
+          curl_option url "$url"
         )
     )" || code=$?
   } 3>&1 2>/dev/null
@@ -528,16 +549,17 @@ federation_of() {
 
 # Prints the places that a federation's director names for an object, the first one is to be tried first, a line each:
 # "public URL", or "token URL" where the director demands a token. Prints "failed WORD WAIT_S REASON" when it names none
-# (WORD and WAIT_S: see verdict). Two requests: for the federation's configuration, and to its director.
+# (WORD and WAIT_S: see verdict). Fails when a program was killed. Two requests: for the federation's configuration, and to its
+# director.
 # Source: https://docs.pelicanplatform.org; RFC 6249 for Link with rel=duplicate and pri
 # Argument: osdf or pelican URL
 pelican_places() {
-  local host path text director kind=public url
+  local host path text director kind=public url named
   local -a places=()
   read -r host path <<<"$(federation_of "$1")"
   shows_credentials=false
   text="$(http_transfer "https://$host/.well-known/pelican-configuration" --max-time 60 --max-filesize 65536 ||
-    printf '\nfailed: %s' "${http_error:-status $http_status}")"
+    printf '\nfailed: %s' "${http_error:-status $http_status}")" || text=$'\nfailed: somebody has killed the request'
   if [[ "$text" == *$'\n'failed:* ]]; then
     printf 'failed again 0 no configuration of the federation %s: %s\n' "$host" "${text##*$'\n'failed: }"
     return 0
@@ -564,11 +586,12 @@ pelican_places() {
   fi
   find_header x-pelican-namespace "$http_head"
   [[ ! "$headers" =~ require-token=[Tt]rue ]] || kind=token
+  named="$(named_places "$http_head")" || return
   while IFS= read -r url; do
     case "$kind $url" in
     *' '[Hh][Tt][Tt][Pp][Ss]://?* | 'public '[Hh][Tt][Tt][Pp]://?*) places[${#places[@]}]="$kind $url" ;;
     esac
-  done < <(named_places "$http_head")
+  done <<<"$named"
   ((${#places[@]} > 0)) || places=('failed again 0 the director names no cache')
   printf '%s\n' "${places[@]:0:MAX_CACHES}"
 }
@@ -576,24 +599,25 @@ pelican_places() {
 # Prints the URLs of a redirect, one a line: its Location, then its Link headers by their pri, none twice. The query of
 # the Location, which may be a signature, makes no difference. Argument: head
 named_places() {
-  local location links attributes url pri seen=$'\n' pattern='<([^<>[:space:]]+)>([^<]*)(.*)'
+  local location links attributes url pri sorted seen=$'\n' pattern='<([^<>[:space:]]+)>([^<]*)(.*)'
   find_header location "$1"
   location="$header"
   find_header link "$1"
   links="${headers//$'\n'/,}"
   [[ -z "$location" ]] || printf '%s\n' "$location"
-  while IFS=' ' read -r pri url; do
-    [[ "$url" != "${location%%\?*}" && "$seen" != *$'\n'"$url"$'\n'* ]] || continue
-    seen+="$url"$'\n'
-    printf '%s\n' "$url"
-  done < <(
+  sorted="$(
     while [[ "$links" =~ $pattern ]]; do
       url="${BASH_REMATCH[1]}" attributes="${BASH_REMATCH[2]}" links="${BASH_REMATCH[3]}" pri=999999
       [[ "$attributes" != *rel=* || "$attributes" =~ rel=\"?duplicate ]] || continue
       [[ ! "$attributes" =~ pri=\"?([0-9]{1,6}) ]] || pri="$((10#${BASH_REMATCH[1]}))"
       printf '%s %s\n' "$pri" "$url"
     done | sort -s -n -k 1,1
-  )
+  )" || return
+  while IFS=' ' read -r pri url; do
+    [[ -n "$url" && "$url" != "${location%%\?*}" && "$seen" != *$'\n'"$url"$'\n'* ]] || continue
+    seen+="$url"$'\n'
+    printf '%s\n' "$url"
+  done <<<"$sorted"
 }
 
 # --- checksums ---------------------------------------------------------------------------------------------------
@@ -646,8 +670,12 @@ disk_error="" # as probe_disk has set it
 # Can a small file still be written in a folder? Sets disk_error to the system's words when it can't, else to nothing.
 # Argument: folder
 probe_disk() {
-  local probe="$1/.osgprod_probe.$$" code=0
-  disk_error="$(exec 2>&1 && exec head -c "$PROBE_BYTES" /dev/zero >"$probe")" || code=1
+  local probe="$1/.osgprod_probe.$$" code
+  for _ in 1 2; do # somebody may kill a program
+    code=0
+    disk_error="$(exec 2>&1 && exec head -c "$PROBE_BYTES" /dev/zero >"$probe")" || code=$?
+    ((code > 128)) || break
+  done
   rm -f "$probe"
   disk_error="${disk_error##*: }"
   ((code > 0)) || disk_error=""
@@ -674,7 +702,7 @@ storage_error="" # what the last command for storage said
 
 # Each kind of storage (url_kind) has four functions: send_KIND FILE URL; stored_KIND URL prints the size of the stored
 # file and, if the storage reports it, its adler32, a line each; move_KIND URL URL renames; remove_KIND URL. When one fails,
-# its output is the error message.
+# it prints the error message on the standard error output, if there is one: for a missing file some have none.
 send_http() {
   call_http "$2" -T "$1"
 }
@@ -717,7 +745,7 @@ send_root() {
   client_for "$2" xrdcp --nopbar --force --posc "$1" "$client_url" # posc: nothing stays when the connection is lost
 }
 stored_root() {
-  run_xrdfs "$1" stat | sed -n 's/^Size: *//p'
+  run_xrdfs "$1" stat | sed -n 's/^Size: *//p' || return
   run_xrdfs "$1" query checksum 2>/dev/null | sed -n 's/^adler32 *//p'
 }
 move_root() {
@@ -801,24 +829,36 @@ remove_file() {
   rm -f "$client_url"
 }
 
-# Calls one of these functions so that SIGTERM is heard. Sets captured to its output, and storage_error to what it said on
-# the standard error output. Returns its exit code. Arguments: function, its arguments
+# Calls one of these functions so that SIGTERM is heard. Sets captured to its output, and storage_error to the last line
+# of its standard error output. Returns its exit code. Arguments: function, its arguments
 storage() {
   local code=0
-  capture storage_call "$@" || code=$?
+  capture_both "$@" || code=$?
   learn_from "$code"
-  storage_error="${captured#*$'\001'}"
-  storage_error="${storage_error%"${storage_error##*[![:space:]]}"}"
+  storage_error="${captured_errors%"${captured_errors##*[![:space:]]}"}"
   storage_error="${storage_error##*$'\n'}"
-  captured="${captured%%$'\001'*}"
   return "$code"
 }
-storage_call() {
+
+captured_errors="" # as capture_both has set it
+
+# Sets captured to the output of a command, and captured_errors to what it said on the standard error output, the last 10000
+# bytes. Returns its exit code. Arguments: command
+capture_both() {
+  local code=0
+  capture print_both "$@" || code=$?
+  captured_errors="${captured#*$'\001'}" captured="${captured%%$'\001'*}"
+  return "$code"
+}
+print_both() {
   local code=0 said
   {
     said="$("$@" 2>&1 >&3)" || code=$?
   } 3>&1
-  ((${#said} <= 10000)) || said="${said: -10000}" # capture takes no more than it can hold
+  if ((${#said} > 10000)); then # capture takes no more than it can hold
+    said="${said: -10000}"
+    said="${said#"${said%%[[:space:]]*}"}" # the first word may be a part of a secret
+  fi
   printf '\001%s' "$said"
   return "$code"
 }
@@ -903,7 +943,8 @@ has_arrived() {
 # --- fetch the slice ---------------------------------------------------------------------------------------------
 
 readonly EXIT_MISCONFIGURED=40 EXIT_NOT_FILLED=64 EXIT_NODE_FAULT=75
-# A cache that is overloaded answers 403 or 404 for a file that exists: such an answer is believed when it comes again.
+readonly LIMIT_EXCEEDED=153 # SIGXFSZ has killed a program
+# A cache that is overloaded answers 403 or 404 for a file that exists: such an answer is believed when it comes so often.
 readonly MAX_REFUSALS=4
 
 # This node can't do it: the exit code says so to osgprod_exec.sh, and the last line of the log says why.
@@ -955,7 +996,7 @@ append_hex() {
 # Each kind of source (url_kind), but pelican (see read_place), has a function read_KIND URL OFFSET LENGTH that prints the
 # bytes from OFFSET on, or as many as arrive. If bytes are missing, it calls "verdict".
 
-# Tells append_range, on descriptor 5, whether to retry the missing bytes. Arguments: "again", "refused" (may be true) or
+# Tells read_place, on descriptor 5, whether to retry the missing bytes. Arguments: "again", "refused" (may be true) or
 # "never"; exit code of the client; pause that the server wants [s], or nothing; reason
 verdict() {
   local wait_s="$3"
@@ -1013,7 +1054,7 @@ read_http() {
   esac
 }
 
-# By XRootD's Python bindings.
+# By XRootD's Python bindings. The Python program itself writes the verdict, in each case.
 read_root() {
   client_url "$1"
   client_for "$1" "$xrootd_python" -c '
@@ -1060,8 +1101,12 @@ begin_round() {
 # Replaces the first place, a Pelican door, by its caches. Fails when there is none; then it sets word, wait_s and reason
 # as a verdict has them.
 ask_director() {
-  local line
+  local line named
   local -a caches=()
+  named="$(pelican_places "${places[0]#* }")" || {
+    word=again wait_s=0 reason='the director was not asked: somebody has killed a program'
+    return 1
+  }
   while IFS= read -r line; do
     if [[ "$line" == failed\ * ]]; then
       IFS=' ' read -r word wait_s reason <<<"${line#* }"
@@ -1077,7 +1122,7 @@ ask_director() {
       return 1
     fi
     [[ -n "${given_up["${line#* }"]:-}" ]] || caches[${#caches[@]}]="$line"
-  done < <(pelican_places "${places[0]#* }")
+  done <<<"$named"
   if ((${#caches[@]} == 0)); then
     word=refused wait_s=0 reason='no cache that the director names has served the file'
     return 1
@@ -1127,7 +1172,9 @@ read_place() {
     public) shows_credentials=false ;;
     token) trust "$url" ;; # by the director of a federation that is trusted
     esac
-    "read_$kind" "$url" "$1" "$2" | head -c "$(($2 + 1))" 2>/dev/null >>"$3" || ((PIPESTATUS[1] == 0)) || printf 'full\n' >&5
+    "read_$kind" "$url" "$1" "$2" | head -c "$(($2 + 1))" 2>/dev/null >>"$3" ||
+      # Was head killed, but by no limit on the size of files? Then bytes are missing, as if the transfer had broken off.
+      ((PIPESTATUS[1] == 0 || PIPESTATUS[1] > 128 && PIPESTATUS[1] != LIMIT_EXCEEDED)) || printf 'full\n' >&5
   )" || true
   [[ $'\n'"$found"$'\n' != *$'\nfull\n'* ]] || node_fault "$3 can't be written: is the disk full?"
   [[ ! "${found%%$'\n'*}" =~ ^([^ ]+)\ ([^ ]+)\ ([^ ]+)\ (.*)$ ]] ||
@@ -1274,13 +1321,12 @@ bad_input() {
 # Ends the script if inputs are bad: the server requeues their slices, and the merge waits for them. Argument: how many
 # inputs there are
 end_if_bad() {
-  local -a names
   [[ -n "$bad_inputs" ]] || return 0
-  IFS=: read -r -a names < <(printf '%s\n' "$bad_inputs")
-  ((${#names[@]} < MANY_INPUTS || ${#names[@]} < $1)) ||
+  split : "$bad_inputs"
+  ((${#fields[@]} < MANY_INPUTS || ${#fields[@]} < $1)) ||
     node_fault "all $1 inputs are bad: is the storage away? osgprod outputs check --requeue makes them again if they are lost"
   add_to_report "bad_inputs=$bad_inputs" || node_fault "${OSGPROD_REPORT:-osgprod_report.txt} can't be written: is the disk full?"
-  log "bad inputs: ${#names[@]} of $1: $bad_inputs"
+  log "bad inputs: ${#fields[@]} of $1: $bad_inputs"
   exit "$EXIT_BAD_INPUTS"
 }
 
@@ -1433,7 +1479,7 @@ call_http_body() {
 fetch_inputs() {
   local line url bytes adler block1 block2 kind folder program n=0
   for program in tar gzip; do
-    command -v "$program" >/dev/null || no_program "$program"
+    type -P "$program" >/dev/null || no_program "$program"
   done
   # shellcheck disable=SC2154  # filled in by the server
   for line in "${osgprod_inputs[@]}"; do
@@ -1467,6 +1513,7 @@ fetch_inputs() {
 unpack_input() {
   local code=0
   tar -xzf "$1" -C "$2" --no-same-owner >/dev/null 2>"$3" || code=$?
+  make_readable "$2" # a job that runs as root packs files of any mode
   ((code != 0)) || return 0
   ((code != 126 && code != 127 && code < 129)) || node_fault "tar ended with $code: $(tail -n 1 "$3")"
   check_room "$(tail -n 1 "$3")"
@@ -1477,11 +1524,18 @@ unpack_input() {
   return 1
 }
 
-# Can a tarball be read to its end, and do all its files belong into its folder? Argument: tarball
+# Can a tarball be read to its end, and do all its files belong into its folder? A sound one is read once. Argument: tarball
 is_sound_tarball() {
-  gzip -t "$1" 2>/dev/null || return
-  tar -tzf "$1" >/dev/null 2>&1 || return
-  ! tar -tzf "$1" 2>/dev/null | grep -aE '^/|(^|/)\.\.(/|$)' >/dev/null
+  local -a codes=(0 0 0)
+  # Not tar -z: its exit code does not say that somebody has killed its gzip.
+  gzip -dc "$1" 2>/dev/null | tar -tf - 2>/dev/null | grep -aE '^/|(^|/)\.\.(/|$)' >/dev/null || codes=("${PIPESTATUS[@]}")
+  ((codes[2] > 0)) || return 1
+  if ((codes[0] != 0)); then # the tarball is wrong; or tar has ended before
+    gzip -t "$1" 2>/dev/null || return
+    ((codes[0] == 141)) || return "$EXIT_NO_PROGRAM"
+  fi
+  ((codes[1] == 0)) || return "${codes[1]}"
+  ((codes[2] == 1)) || return "$EXIT_NO_PROGRAM"
 }
 
 # Ends the script if the disk is full, which explains a failure. Argument: what failed
@@ -1738,18 +1792,21 @@ merge_evio() {
 
 # Ends the script if a program failed. Inputs that its errors name are bad. Arguments: program, exit code, its output
 judge_program() {
-  local line errors='error|cannot|can.t|not a|zombie|recover|invalid|truncated|corrupt'
+  local line words input path='[0-9]+,[0-9]+/[^ ]*' errors='error|cannot|can.t|not a|zombie|recover|invalid|truncated|corrupt'
   (($2 != 0)) || return 0
   tail -n 20 "$3" >&2 || true
   (($2 != 126 && $2 != 127)) || no_program "$1"
   (($2 < 128)) || node_fault "$1 was killed by signal $(($2 - 128))"
   check_room "$1 ended with $2"
-  while IFS= read -r line; do
-    [[ "$line" =~ (^|[^0-9,])([0-9]+,[0-9]+)/ ]] || continue
+  while IFS= read -r line || [[ -n "$line" ]]; do
+    [[ "${line,,}" =~ $errors && "$line" =~ (^|[^0-9,])([0-9]+,[0-9]+)/ ]] || continue
+    input="${BASH_REMATCH[2]}" words="$line"
     # Words of a file name are not words of an error: 1,2/error_hist.root
-    printf '%s\n' "$line" | sed -E 's;[0-9]+,[0-9]+/[^ ]*;;g' | grep -aiE "$errors" >/dev/null || continue
-    bad_input "${BASH_REMATCH[2]}" "$line"
-  done < <(grep -aiE "$errors" "$3" || true)
+    while [[ "$words" =~ $path ]]; do
+      words="${words/"${BASH_REMATCH[0]}"/}"
+    done
+    [[ ! "${words,,}" =~ $errors ]] || bad_input "$input" "$line"
+  done <"$3"
   end_if_bad "${#osgprod_inputs[@]}"
   not_merged "$1 ended with $2: $(tail -n 1 "$3")"
 }
@@ -1858,7 +1915,7 @@ deliver_merged() {
 
 # Sets attempt_word to a word that only this attempt has, for names. Its token is a secret.
 find_attempt_word() {
-  attempt_word="$(printf '%s' "${osgprod_token:-$$}" | cksum)"
+  attempt_word="$(printf '%s' "${osgprod_token:-$$}" | cksum)" || node_fault "cksum ended with $?"
   attempt_word="${attempt_word// /}"
 }
 
@@ -2001,8 +2058,13 @@ EVIO6 = 0x4556494F
 DICTIONARY_BIT, LAST_BIT, FIRST_EVENT_BIT = 1 << 8, 1 << 9, 1 << 14
 TRAILER_BIT = 1 << 10  # of a file header of version 6
 TRAILER_TYPE = 3
-# What precedes the physics of each slice, and so is in each of its outputs: run control, begin-of-run record.
-REPEATED = set([0x70, 0xFF32]) | set(range(0xFFD0, 0xFFD5))
+# What precedes the physics of each slice, and so is in each of its outputs: run control, EPICS, begin-of-run record.
+REPEATED = set([0x60, 0x70, 0xFF32]) | set(range(0xFFD0, 0xFFD5))
+
+
+def counted(number, thing):
+    """Returns a number with its noun: "1 event", "2 events"."""
+    return "%d %s%s" % (number, thing, "" if number == 1 else "s")
 
 
 class BadInput(Exception):
@@ -2014,7 +2076,7 @@ class BadResult(Exception):
 
 
 class Evio:
-    """An EVIO file that is read from its begin to its end; each structure is checked.
+    """An EVIO file that is read from its beginning to its end; each structure is checked.
 
     Attributes: order  "<" or ">";  version  4 or 6;  head  the user header of version 6, else empty
     """
@@ -2026,7 +2088,7 @@ class Evio:
         with open(path, "rb") as file:
             start = file.read(56)
         if len(start) < 32:
-            raise BadInput(path, "has %d bytes, and no block header" % len(start))
+            raise BadInput(path, "has %s, and no block header" % counted(len(start), "byte"))
         for self.order in (">", "<"):
             if struct.unpack_from(self.order + "I", start, 28)[0] == MAGIC:
                 break
@@ -2130,7 +2192,8 @@ def join_evio(output, inputs):
     read = _contents(output)
     if read != written:
         raise BadResult(
-            "%s: read %d events with checksum %08x, wrote %d with %08x" % (output, *read, *written)
+            "%s: read %s with checksum %08x, wrote %d with %08x"
+            % (output, counted(read[0], "event"), read[1], *written)
         )
     return written[0]
 
@@ -2188,9 +2251,12 @@ def _write_evio4(target, files):
             checksum = zlib.crc32(body, checksum)
     target.write(struct.pack(files[0].order + "8I", 8, number + 1, 8, 0, 0, LAST_BIT | 4, 0, MAGIC))
     if count + repeated != count_in:
-        raise BadResult("%d events came in, %d and %d repeated ones went out" % (count_in, count, repeated))
+        raise BadResult(
+            "%s came in, %d went out, %d repeated ones were left out"
+            % (counted(count_in, "event"), count, repeated)
+        )
     if repeated:
-        sys.stderr.write("%d repeated events of run control were left out\n" % repeated)
+        sys.stderr.write("left out: %s of run control\n" % counted(repeated, "repeated event"))
     return count, checksum
 
 
@@ -2263,7 +2329,9 @@ def packed_records(blocks, path, unpack):
         try:
             data = stream.decompress(block)
         except (zlib.error, OSError, EOFError) as error:
-            raise BadInput(path, "can't be decompressed behind %d records: %s" % (count, error)) from error
+            raise BadInput(
+                path, "can't be decompressed behind %s: %s" % (counted(count, "record"), error)
+            ) from error
         at = 0
         while at < len(data):
             if left > 0:
@@ -2466,7 +2534,7 @@ main() {
     count=$((count + 1))
   done
   report_merged
-  log "merged ${#osgprod_inputs[@]} slices into $count files"
+  log "slices merged: ${#osgprod_inputs[@]}, files delivered: $count"
 }
 
 # Read as one command, so that nothing more is read when this script comes from standard input.

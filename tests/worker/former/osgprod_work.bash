@@ -35,17 +35,27 @@
 #osgprod_events=that the slice holds
 #osgprod_pieces=byte ranges of the file, and literal bytes, whose concatenation is the slice
 
-# Functions that the node's environment has would change what the commands below do: bash -p takes none. BASH_ENV has been read.
-[[ "$-" == *p* || "${BASH_SOURCE[0]:-}" != "$0" ]] || exec "$BASH" -p "$0" "$@"
+# Functions that the node's environment has would change what the commands below do: bash -p takes none. BASH_ENV has been read. One of
+# them may be called exec: in posix mode the shell's own comes first.
+if [[ "$-" != *p* && "${BASH_SOURCE[0]:-}" == "$0" ]]; then
+  POSIXLY_CORRECT=1
+  \exec "$BASH" -p "$0" "$@"
+fi
 set +o posix # POSIXLY_CORRECT asks for it, and older versions then refuse < <(...)
 set -euo pipefail
 export -n SHELLOPTS BASHOPTS # else every bash program of the work would get these options
+umask u=rwx                  # this job must be able to read what it writes; what others may do stays as it is set
 IFS=$' \t\n'
+FUNCNEST=0 # no limit
 export LC_ALL=C
 export PATH="${PATH:+$PATH:}/usr/local/bin:/usr/bin:/bin" # some sites have an empty PATH
 # Of XRootD's clients: their own patience is half an hour for a request.
 export XRD_CONNECTIONWINDOW="${XRD_CONNECTIONWINDOW:-20}" XRD_CONNECTIONRETRY="${XRD_CONNECTIONRETRY:-1}" \
   XRD_REQUESTTIMEOUT="${XRD_REQUESTTIMEOUT:-300}"
+# These read options from the environment, too: those of a node could keep outputs out of a tarball. The work's programs see them.
+tar() (unset TAR_OPTIONS GZIP && exec tar "$@")
+gzip() (unset GZIP && exec gzip "$@")
+grep() (unset GREP_OPTIONS && exec grep "$@")
 
 # --- settings --------------------------------------------------------------------------------------------------
 
@@ -55,7 +65,10 @@ NTHREADS="${osgprod_ncpus:-$(sed -n '/^# ncpus: *[0-9]/{s/^# ncpus: *\([0-9]*\).
 export NTHREADS="${NTHREADS:-1}"
 # Gets the slice's file as its last argument. A program that writes how many events it read into the file
 # events_read lets the server check that none was skipped.
-IFS=' ' read -r -a reconstruction < <(printf '%s\n' "${OSGPROD_RECON:-hd_root -PJANA:BATCH_MODE=1 -PNTHREADS=$NTHREADS -PTHREAD_TIMEOUT_FIRST_EVENT=3600 -PTHREAD_TIMEOUT=600 -PPLUGINS=danarest}")
+set -f # no patterns
+# shellcheck disable=SC2206  # words
+reconstruction=(${OSGPROD_RECON:-hd_root -PJANA:BATCH_MODE=1 -PNTHREADS=$NTHREADS -PTHREAD_TIMEOUT_FIRST_EVENT=3600 -PTHREAD_TIMEOUT=600 -PPLUGINS=danarest})
+set +f
 
 # --- log and exit ------------------------------------------------------------------------------------------------
 
@@ -95,6 +108,11 @@ remove_tree() {
 # Makes all folders in a folder writable, but none of another file system. Argument: folder
 make_writable() {
   find "$1" -xdev -type d ! -perm -700 -exec chmod u+rwx {} \; 2>/dev/null || true
+}
+
+# Makes all folders and files in a folder that this user owns readable for this user, but none of another file system. Argument: folder
+make_readable() {
+  find "$1" -xdev \( -type d ! -perm -700 -o -type f ! -perm -400 \) -exec chmod u+rwX {} \; 2>/dev/null || true
 }
 
 # Is a path the root of another file system than the folder that it is in? Argument: absolute path
@@ -203,7 +221,7 @@ host_and_port() {
 # Finds a bearer token where all WLCG tools look, and where HTCondor puts one. Sets bearer, and exports
 # BEARER_TOKEN_FILE for other clients when the token is in a file. Call it before each use: HTCondor renews the file.
 find_token() {
-  local uid file found="${BEARER_TOKEN:-}"
+  local uid file part found="${BEARER_TOKEN:-}"
   bearer=""
   found="${found//[[:space:]]/}"
   if [[ -n "$found" ]]; then
@@ -218,7 +236,10 @@ find_token() {
   fi
   for file in "$@"; do
     [[ -f "$file" && -r "$file" ]] || continue
-    found="$(tr -d '[:space:]\000' <"$file")" || found=""
+    found=""
+    while IFS= read -r -d '' part || [[ -n "$part" ]]; do # up to a NUL, or to the end
+      found+="${part//[[:space:]]/}"
+    done 2>/dev/null <"$file"
     if [[ -n "$found" ]]; then
       bearer="$found"
       export BEARER_TOKEN_FILE="$file"
@@ -249,7 +270,7 @@ trust() {
   [[ -z "$place" || "$place" == :* || "$place" == *[/[:space:]]* ]] || trusted+="$place "
 }
 
-# May this job's credentials be shown to the host of a URL? Only to one that trust_only has named, and never in the clear.
+# May this job's credentials be shown to the host of a URL? Only to one that trust has named, and never in the clear.
 # Argument: URL
 may_have_credentials() {
   local place
@@ -368,17 +389,18 @@ http_transfer() {
 # Returns curl's exit code: 0, 22 = http_status is 400 or more, 47 = a redirect, ...
 # Arguments: URL (http, https), curl's options without secrets
 http_request() {
-  local url="$1" reply code=0
+  local url="$1" reply="" code=0
   shift
   http_url="$url"
   # With -L and no redirect allowed, curl drops the body of a redirect and ends with 47. The URL is not on its command line, since
-  # the query of a redirect may be a secret. Newer versions of bash warn of a NUL that they leave out; the warning is discarded.
+  # the query of a redirect may be a secret. It is the last line that curl reads: if its writer is killed, curl has no
+  # URL and sends nothing. Newer versions of bash warn of a NUL that they leave out; the warning is discarded.
   {
     reply="$(
       exec "${CURL[@]}" ${http_version:+"$http_version"} -f -L --max-redirs 0 --speed-limit 1000 --speed-time 120 \
         -K - -D /dev/stderr "$@" 2>&1 >&3 < <(
-          curl_option url "$url"
           storage_options "$url"
+          curl_option url "$url"
         )
     )" || code=$?
   } 3>&1 2>/dev/null
@@ -474,16 +496,17 @@ federation_of() {
 
 # Prints the places that a federation's director names for an object, the first one is to be tried first, a line each:
 # "public URL", or "token URL" where the director demands a token. Prints "failed WORD WAIT_S REASON" when it names none
-# (WORD and WAIT_S: see verdict). Two requests: for the federation's configuration, and to its director.
+# (WORD and WAIT_S: see verdict). Fails when a program was killed. Two requests: for the federation's configuration, and to its
+# director.
 # Source: https://docs.pelicanplatform.org; RFC 6249 for Link with rel=duplicate and pri
 # Argument: osdf or pelican URL
 pelican_places() {
-  local host path text director kind=public url
+  local host path text director kind=public url named
   local -a places=()
   read -r host path <<<"$(federation_of "$1")"
   shows_credentials=false
   text="$(http_transfer "https://$host/.well-known/pelican-configuration" --max-time 60 --max-filesize 65536 ||
-    printf '\nfailed: %s' "${http_error:-status $http_status}")"
+    printf '\nfailed: %s' "${http_error:-status $http_status}")" || text=$'\nfailed: somebody has killed the request'
   if [[ "$text" == *$'\n'failed:* ]]; then
     printf 'failed again 0 no configuration of the federation %s: %s\n' "$host" "${text##*$'\n'failed: }"
     return 0
@@ -510,11 +533,12 @@ pelican_places() {
   fi
   find_header x-pelican-namespace "$http_head"
   [[ ! "$headers" =~ require-token=[Tt]rue ]] || kind=token
+  named="$(named_places "$http_head")" || return
   while IFS= read -r url; do
     case "$kind $url" in
     *' '[Hh][Tt][Tt][Pp][Ss]://?* | 'public '[Hh][Tt][Tt][Pp]://?*) places[${#places[@]}]="$kind $url" ;;
     esac
-  done < <(named_places "$http_head")
+  done <<<"$named"
   ((${#places[@]} > 0)) || places=('failed again 0 the director names no cache')
   printf '%s\n' "${places[@]:0:MAX_CACHES}"
 }
@@ -522,24 +546,25 @@ pelican_places() {
 # Prints the URLs of a redirect, one a line: its Location, then its Link headers by their pri, none twice. The query of
 # the Location, which may be a signature, makes no difference. Argument: head
 named_places() {
-  local location links attributes url pri seen=$'\n' pattern='<([^<>[:space:]]+)>([^<]*)(.*)'
+  local location links attributes url pri sorted seen=$'\n' pattern='<([^<>[:space:]]+)>([^<]*)(.*)'
   find_header location "$1"
   location="$header"
   find_header link "$1"
   links="${headers//$'\n'/,}"
   [[ -z "$location" ]] || printf '%s\n' "$location"
-  while IFS=' ' read -r pri url; do
-    [[ "$url" != "${location%%\?*}" && "$seen" != *$'\n'"$url"$'\n'* ]] || continue
-    seen+="$url"$'\n'
-    printf '%s\n' "$url"
-  done < <(
+  sorted="$(
     while [[ "$links" =~ $pattern ]]; do
       url="${BASH_REMATCH[1]}" attributes="${BASH_REMATCH[2]}" links="${BASH_REMATCH[3]}" pri=999999
       [[ "$attributes" != *rel=* || "$attributes" =~ rel=\"?duplicate ]] || continue
       [[ ! "$attributes" =~ pri=\"?([0-9]{1,6}) ]] || pri="$((10#${BASH_REMATCH[1]}))"
       printf '%s %s\n' "$pri" "$url"
     done | sort -s -n -k 1,1
-  )
+  )" || return
+  while IFS=' ' read -r pri url; do
+    [[ -n "$url" && "$url" != "${location%%\?*}" && "$seen" != *$'\n'"$url"$'\n'* ]] || continue
+    seen+="$url"$'\n'
+    printf '%s\n' "$url"
+  done <<<"$sorted"
 }
 
 # --- disk --------------------------------------------------------------------------------------------------------
@@ -551,8 +576,12 @@ disk_error="" # as probe_disk has set it
 # Can a small file still be written in a folder? Sets disk_error to the system's words when it can't, else to nothing.
 # Argument: folder
 probe_disk() {
-  local probe="$1/.osgprod_probe.$$" code=0
-  disk_error="$(exec 2>&1 && exec head -c "$PROBE_BYTES" /dev/zero >"$probe")" || code=1
+  local probe="$1/.osgprod_probe.$$" code
+  for _ in 1 2; do # somebody may kill a program
+    code=0
+    disk_error="$(exec 2>&1 && exec head -c "$PROBE_BYTES" /dev/zero >"$probe")" || code=$?
+    ((code > 128)) || break
+  done
   rm -f "$probe"
   disk_error="${disk_error##*: }"
   ((code > 0)) || disk_error=""
@@ -562,7 +591,8 @@ probe_disk() {
 # --- fetch the slice ---------------------------------------------------------------------------------------------
 
 readonly EXIT_MISCONFIGURED=40 EXIT_NOT_FILLED=64 EXIT_NODE_FAULT=75
-# A cache that is overloaded answers 403 or 404 for a file that exists: such an answer is believed when it comes again.
+readonly LIMIT_EXCEEDED=153 # SIGXFSZ has killed a program
+# A cache that is overloaded answers 403 or 404 for a file that exists: such an answer is believed when it comes so often.
 readonly MAX_REFUSALS=4
 
 # This node can't do it: the exit code says so to osgprod_exec.sh, and the last line of the log says why.
@@ -614,7 +644,7 @@ append_hex() {
 # Each kind of source (url_kind), but pelican (see read_place), has a function read_KIND URL OFFSET LENGTH that prints the
 # bytes from OFFSET on, or as many as arrive. If bytes are missing, it calls "verdict".
 
-# Tells append_range, on descriptor 5, whether to retry the missing bytes. Arguments: "again", "refused" (may be true) or
+# Tells read_place, on descriptor 5, whether to retry the missing bytes. Arguments: "again", "refused" (may be true) or
 # "never"; exit code of the client; pause that the server wants [s], or nothing; reason
 verdict() {
   local wait_s="$3"
@@ -672,7 +702,7 @@ read_http() {
   esac
 }
 
-# By XRootD's Python bindings.
+# By XRootD's Python bindings. The Python program itself writes the verdict, in each case.
 read_root() {
   client_url "$1"
   client_for "$1" "$xrootd_python" -c '
@@ -719,8 +749,12 @@ begin_round() {
 # Replaces the first place, a Pelican door, by its caches. Fails when there is none; then it sets word, wait_s and reason
 # as a verdict has them.
 ask_director() {
-  local line
+  local line named
   local -a caches=()
+  named="$(pelican_places "${places[0]#* }")" || {
+    word=again wait_s=0 reason='the director was not asked: somebody has killed a program'
+    return 1
+  }
   while IFS= read -r line; do
     if [[ "$line" == failed\ * ]]; then
       IFS=' ' read -r word wait_s reason <<<"${line#* }"
@@ -736,7 +770,7 @@ ask_director() {
       return 1
     fi
     [[ -n "${given_up["${line#* }"]:-}" ]] || caches[${#caches[@]}]="$line"
-  done < <(pelican_places "${places[0]#* }")
+  done <<<"$named"
   if ((${#caches[@]} == 0)); then
     word=refused wait_s=0 reason='no cache that the director names has served the file'
     return 1
@@ -786,7 +820,9 @@ read_place() {
     public) shows_credentials=false ;;
     token) trust "$url" ;; # by the director of a federation that is trusted
     esac
-    "read_$kind" "$url" "$1" "$2" | head -c "$(($2 + 1))" 2>/dev/null >>"$3" || ((PIPESTATUS[1] == 0)) || printf 'full\n' >&5
+    "read_$kind" "$url" "$1" "$2" | head -c "$(($2 + 1))" 2>/dev/null >>"$3" ||
+      # Was head killed, but by no limit on the size of files? Then bytes are missing, as if the transfer had broken off.
+      ((PIPESTATUS[1] == 0 || PIPESTATUS[1] > 128 && PIPESTATUS[1] != LIMIT_EXCEEDED)) || printf 'full\n' >&5
   )" || true
   [[ $'\n'"$found"$'\n' != *$'\nfull\n'* ]] || node_fault "$3 can't be written: is the disk full?"
   [[ ! "${found%%$'\n'*}" =~ ^([^ ]+)\ ([^ ]+)\ ([^ ]+)\ (.*)$ ]] ||
@@ -923,10 +959,12 @@ can_fetch() {
 # Fails when the bytes are wrong, and sets damage to the reason.
 # Arguments: file, its size [bytes], events that it must hold (or nothing)
 check_slice() {
-  local file="$1" size="$2" expected="$3" offset=0 events=0 version=4 words=8 length n word
+  local file="$1" size="$2" expected="$3" offset=0 events=0 version=4 words=8 length n word found
   local -a header
   while ((offset < size)); do
-    IFS=$' \n' read -r -d '' -a header < <(header_words "$file" "$offset") || true
+    found="$(header_words "$file" "$offset")" || node_fault "$file can't be read"
+    # shellcheck disable=SC2206  # words
+    header=($found)
     case "${header[7]:-}" in
     c0da0100) ;;
     0001dac0)
@@ -1006,7 +1044,10 @@ main() {
     inputs=("$slice")
   elif [[ -n "${input_eviofile_list:-}" ]]; then
     log 'no XRootD bindings for Python: the reconstruction must understand names like file.evio+1,2'
-    IFS=$' \n' read -r -d '' -a inputs < <(printf '%s' "$input_eviofile_list") || true
+    set -f # no patterns
+    # shellcheck disable=SC2206  # words
+    inputs=($input_eviofile_list)
+    set +f
   elif (($# > 0)); then
     inputs=("$@")
   elif [[ -n "${osgprod_source_url:-}" ]]; then
