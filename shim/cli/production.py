@@ -35,8 +35,6 @@ from shim.words import counted, noun
 if TYPE_CHECKING:
     from shim.database import Rows
 
-FORMER_NAME = "refused_until"  # of banned_until, which is shown; for shims of the former release
-
 
 @osgprod.command()
 @click.argument("project", required=False, type=PROJECT)
@@ -238,11 +236,9 @@ def workers_list(project: str, order: str, hours: int | None, limit: int, as_jso
         "slow": "no worker succeeded in that time",
     }
     rows = look("attempts_by_worker", project=project, order=order, limit=limit, hours=hours)
-    columns = [name for name in rows.columns if name != FORMER_NAME]
-    shown = [{name: row[name] for name in columns} for row in rows]
     none = empty.get(order, "no attempt ended in that time")
     spare = ("superseded", "s_per_block", "site", "last_at")
-    show(shown, as_json, none, limit=limit, columns=columns, spare=spare)
+    show(rows, as_json, none, limit=limit, spare=spare)
 
 
 site_option = click.option("--site", help="All workers of this site, instead of one worker.")

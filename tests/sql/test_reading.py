@@ -653,7 +653,6 @@ def test_worker_is_shown_as_banned_by_whatever_name(world: World, name: str) -> 
         )
         (worker,) = call(world.db, "attempts_by_worker", project="p")
         assert (worker["banned_until"] is not None) == is_banned
-        assert worker["refused_until"] == worker["banned_until"]
         (found,) = [row for row in call(world.db, "find", text="wn") if row["kind"] == "worker"]
         assert (found["banned_until"], found["banned_by"]) == (
             worker["banned_until"],

@@ -2,7 +2,7 @@ CREATE FUNCTION osgprod.attempts_by_worker(
     p_project text, p_hours int DEFAULT 6, p_order text DEFAULT 'failing', p_limit int DEFAULT 20,
     p_site text DEFAULT NULL)
 RETURNS TABLE (worker text, site text, attempts bigint, done bigint, failed bigint, node_faults bigint, lost bigint,
-    superseded bigint, s_per_block float8, last_at timestamptz, banned_until timestamptz, refused_until timestamptz)
+    superseded bigint, s_per_block float8, last_at timestamptz, banned_until timestamptz)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, osgprod_data, pg_temp
 AS $fn$
 -- Lists worker nodes by their attempts in the last hours: the failing, the slowest, or the busiest.
@@ -10,8 +10,8 @@ AS $fn$
 --             p_order    failing (most failures, faults and losses first), slow (most time a block first) or busy
 --             p_limit    rows at most [1 .. 100000];  p_site  only at this site; NULL = all
 -- Returns:    a row a worker node; attempts = done + failed + node_faults + lost + superseded; s_per_block: time of successes for each of their blocks [s]; banned_until: of its ban,
---             under any of its names or of its site; NULL = it is not banned; refused_until: the same, by its former name,
---             until 0.16.0. failing: only those with a failure, fault or loss; slow: only those with a done slice
+--             under any of its names or of its site; NULL = it is not banned. failing: only those
+--             with a failure, fault or loss; slow: only those with a done slice
 -- Errors:     OG301 unknown project; OG108 hours, order or limit out of range
 DECLARE
     v_project_id int := (osgprod._get_project(p_project)).project_id;
@@ -37,14 +37,13 @@ BEGIN
            AND (p_site IS NULL OR r.site = p_site)
          GROUP BY r.worker
     )
-    SELECT s.*, s.until
-      FROM (SELECT a.*, (SELECT b.until FROM osgprod._ban_of(v_project_id, a.worker, a.site) b) AS until
-              FROM accounts a
-             WHERE CASE p_order WHEN 'failing' THEN a.failed + a.node_faults + a.lost > 0
-                                WHEN 'slow' THEN a.s_per_block IS NOT NULL ELSE true END
-             ORDER BY CASE p_order WHEN 'failing' THEN a.failed + a.node_faults + a.lost
-                                   WHEN 'slow' THEN a.s_per_block ELSE a.attempts END DESC, a.worker
-             LIMIT osgprod._limit(p_limit)) s;
+    SELECT a.*, (SELECT b.until FROM osgprod._ban_of(v_project_id, a.worker, a.site) b)
+      FROM accounts a
+     WHERE CASE p_order WHEN 'failing' THEN a.failed + a.node_faults + a.lost > 0
+                        WHEN 'slow' THEN a.s_per_block IS NOT NULL ELSE true END
+     ORDER BY CASE p_order WHEN 'failing' THEN a.failed + a.node_faults + a.lost
+                           WHEN 'slow' THEN a.s_per_block ELSE a.attempts END DESC, a.worker
+     LIMIT osgprod._limit(p_limit);
 END
 $fn$;
 
