@@ -436,6 +436,31 @@ def test_suspended_file_is_listed_with_its_reason_and_resumed_by_the_operator(wo
     assert (row["operation"], row["times"]) == ("resume_files", 1)
 
 
+def test_health_says_that_nothing_can_be_assigned_while_all_files_with_work_are_suspended(
+    world: World,
+) -> None:
+    """Two of three sites can't read any file: too few for a pause, and the third one may read them later."""
+    world.add_file(1)
+    world.checkout(0)
+    world.report(0)
+    for seqno in (2, 3):
+        world.add_file(10, seqno=seqno)
+    world.checkout(1, host="slow", client="127.0.9.1", site="S9")
+    run_jobs(world, 20, lambda answer, node: FETCH, sites=2, first=100)
+    assert (len(suspended(world)), project(world)["state"]) == (2, "active")
+    (found,) = [row for row in call(world.db, "health") if row["what"] == "suspended-files"]
+    assert found["level"] == "bad"
+    assert found["found"].startswith("no block can be assigned: 2 files are suspended; hd_rawdata")
+    assert "one slice at a time tries each file" in found["advice"]
+    world.set(state="draining")
+    assert {row["level"] for row in call(world.db, "health")} == {"attention"}
+    world.set(state="active")
+    world.add_file(1, seqno=4)
+    (found,) = [row for row in call(world.db, "health") if row["what"] == "suspended-files"]
+    assert found["level"] == "attention", "there is other work"
+    assert found["found"].startswith("2 files are suspended; hd_rawdata")
+
+
 def test_health_says_why_the_project_has_paused_itself(world: World) -> None:
     world.add_file(10)
     run_jobs(world, 3, lambda answer, node: DELIVERY | {"reason": "status 507"})

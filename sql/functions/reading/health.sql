@@ -22,7 +22,7 @@ BEGIN
                (SELECT count(*) FROM merges m WHERE m.project_id = p.project_id AND m.state = 'failed') AS failed_merges,
                (SELECT count(*) FROM (SELECT FROM osgprod._contradicted_slices(p.project_id) LIMIT 1000) c) AS contradicted,
                greatest(o.open_since, p.resumed_at, p.activated_at) AS since, o.open_since IS NOT NULL AS has_open, o.on_tape,
-               w.wrong_settings, w.wrong_setting,
+               g.state = 'active' AND g.files_suspended > 0 AND o.open_since IS NULL AS all_suspended, w.wrong_settings, w.wrong_setting,
                g.blocks - g.blocks_done - g.blocks_quarantined AS blocks_left
           FROM osgprod.progress(p_project => p_project) g
           JOIN projects p ON p.name = g.project
@@ -120,12 +120,13 @@ BEGIN
              format('since %s UTC: %s', to_char(f.paused_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI'), f.pause_reason),
              format('repair it; one job at a time tries, and a success resumes the project; to resume now: osgprod project resume %s',
                     f.project)),
-            ('attention', 'suspended-files', f.files_suspended > 0,
-             (SELECT format('%s; %s, since %s UTC: %s', osgprod._counted(f.files_suspended, 'file'), w.filename,
+            (CASE WHEN f.all_suspended THEN 'bad' ELSE 'attention' END, 'suspended-files', f.files_suspended > 0,
+             (SELECT format('%s%s; %s, since %s UTC: %s', CASE WHEN f.all_suspended THEN 'no block can be assigned: ' END,
+                            osgprod._counted(f.files_suspended, 'file is suspended', 'files are suspended'), w.filename,
                             to_char(l.suspended_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI'), l.suspend_reason)
                 FROM loaded_files l JOIN rawdata w ON w.rawdata_id = l.rawdata_id
                WHERE l.project_id = f.project_id AND l.suspended_at IS NOT NULL ORDER BY l.run, l.seqno LIMIT 1),
-             format('see which: osgprod files %s --state suspended; each resumes when one of its slices succeeds, or by: osgprod slices resume %s',
+             format('see which: osgprod files %s --state suspended; repair the cause: one slice at a time tries each file, and a success resumes it; to resume all now: osgprod slices resume %s',
                     f.project, f.project)),
             ('attention', 'paused', f.state = 'paused' AND f.pause_reason IS NULL, 'no work is assigned',
              format('go on: osgprod project resume %s', f.project)),
