@@ -8,7 +8,7 @@ import json
 import click
 
 from shim.cli.arguments import NUMBERS
-from shim.cli.base import as_json, ask, dry, magic_option, mention, osgprod, read_magic, whole
+from shim.cli.base import as_json, ask, dry, magic_option, mention, osgprod, read_magic, until_ctrl_c, whole
 from shim.cli.terminal import Bar, show, wants, working
 
 
@@ -63,8 +63,9 @@ def watch(as_json: bool, count: int | None) -> None:
     from shim.cli.watch import listen
 
     with contextlib.suppress(KeyboardInterrupt):
+        is_stopped = until_ctrl_c()
         ask("alive")  # any login may listen: missing rights, or functions, would show in nothing but silence
-        for notice in listen(say=lambda line: click.echo(line, err=True), count=count):
+        for notice in listen(lambda line: click.echo(line, err=True), is_stopped, count):
             click.echo(json.dumps(notice.details) if as_json else notice.line)
 
 

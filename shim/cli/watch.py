@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from threading import Event
 from typing import Any
 
 import psycopg
@@ -39,17 +40,17 @@ class Notice:
         return " ".join([head, *(f"{name}={cell(value)}" for name, value in more.items())])
 
 
-def listen(say: Callable[[str], None], count: int | None = None, dsn: str | None = None) -> Iterator[Notice]:
+def listen(say: Callable[[str], None], is_stopped: Event, count: int | None = None) -> Iterator[Notice]:
     """Yield events as they arrive. After a lost connection it reconnects; events sent in between are missed.
 
     Parameters
     ----------
     say : Callable[[str], None]
         Is called with one line when the connection is made, lost, or restored.
+    is_stopped : Event
+        Ends it within a second, see until_ctrl_c.
     count : int | None
         Of events after which to end; None = never.
-    dsn : str | None
-        None = the environment's.
 
     Raises
     ------
@@ -57,27 +58,30 @@ def listen(say: Callable[[str], None], count: int | None = None, dsn: str | None
         The first connection can't be made.
     """
     given = 0
-    connection: psycopg.Connection[Any] | None = connect(dsn)
-    while True:
+    connection: psycopg.Connection[Any] | None = connect()
+    while not is_stopped.is_set():
         try:
             if connection is None:
-                connection = connect(dsn)
+                connection = connect()
             connection.execute(f"LISTEN {CHANNEL}")
             say("listening")
-            while True:
-                for notify in connection.notifies(timeout=CHECK_S, stop_after=1):
+            checked_at = time.monotonic()
+            while not is_stopped.is_set():
+                for notify in connection.notifies(timeout=1, stop_after=1):
                     yield _notice(notify.payload)
                     given += 1
                     if given == count:
                         connection.close()
                         return
-                connection.execute("SELECT")
+                if time.monotonic() - checked_at > CHECK_S:
+                    connection.execute("SELECT")
+                    checked_at = time.monotonic()
         except psycopg.OperationalError:
             if connection is not None:
                 say("the connection is lost; events until it is there again are not shown")
                 connection.close()
                 connection = None
-            time.sleep(RETRY_S)
+            is_stopped.wait(RETRY_S)
 
 
 def _notice(payload: str) -> Notice:

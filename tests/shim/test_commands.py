@@ -1234,6 +1234,23 @@ def test_ctrl_c_that_gets_lost_in_a_library_ends_a_command_that_repeats_somethin
     assert "again" not in ended.stdout
 
 
+def test_ctrl_c_that_gets_lost_in_a_library_ends_watch(world: World) -> None:
+    program = (
+        "import contextlib, signal, psycopg\nfrom shim.cli import run, watch\nwatch.CHECK_S = 1e6\n"
+        "receive = psycopg.Connection.notifies\n"
+        "def lose(self, **arguments):\n"
+        "    with contextlib.suppress(KeyboardInterrupt):\n"
+        "        signal.raise_signal(signal.SIGINT)\n"
+        "    return receive(self, **arguments)\n"
+        "psycopg.Connection.notifies = lose\nrun()\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program, "watch"],
+        cwd=CHECKOUT, env={**os.environ, "OSGPROD_DSN": world.dsn}, capture_output=True, text=True, timeout=PATIENCE_S,
+    )  # fmt: skip
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "listening\n")
+
+
 def test_versions_that_took_part_are_shown_with_the_project(run: Run, world: World) -> None:
     assert "versions" not in run("project", "show", "p").stdout
     world.add_file(1)
