@@ -380,7 +380,7 @@ magic_option = click.option(
 SAID_BY_PATH = ("file_id", "run", "seqno")
 NO_PROJECT = "no project yet: osgprod project add makes one"
 _SPARE = ("core_hours_left", "core_hours_done", "bytes", "events", "bytes_done", "events_done", "is_complete",
-         "files_finished", "files", "running", "blocks_ready")  # fmt: skip
+         "files_finished", "files", "running", "blocks_ready", "blocks_unallocated", "blocks_leased")  # fmt: skip
 
 
 def spare_of(projects: Sequence[Mapping[str, Any]]) -> Sequence[str]:
@@ -391,7 +391,11 @@ def spare_of(projects: Sequence[Mapping[str, Any]]) -> Sequence[str]:
     projects : sequence
         What will be shown.
     """
-    return _SPARE if any(row["merges_left"] for row in projects) else ("merges_left", *_SPARE)
+
+    def unless_nonzero(name: str) -> Sequence[str]:
+        return () if any(row[name] for row in projects) else (name,)
+
+    return (*unless_nonzero("merges_left"), *_SPARE, *unless_nonzero("blocks_quarantined"))
 
 
 def whole(bounds: tuple[int, int], *names: str, **more: Any) -> Callable[[_Command], _Command]:  # noqa: ANN401  # as click's

@@ -30,6 +30,7 @@ from click.testing import Result
 
 from shim import admin, config
 from shim.cli import osgprod, terminal
+from shim.cli.base import spare_of
 from shim.database import call, connect
 from shim.evio.writer import write_file
 from shim.snapshot import function_files
@@ -351,6 +352,25 @@ def test_status_fits_a_real_terminal_of_80_columns(busy: World) -> None:
         "2",
         "1",
     ]
+
+
+@pytest.mark.parametrize(
+    ("columns", "quarantined", "has_merges"), [(60, 1, True), (60, 0, False), (50, 1, False), (40, 0, True)]
+)
+def test_status_of_several_projects_is_a_table_also_in_a_narrow_terminal(
+    run: Run, busy: World, columns: int, quarantined: int, has_merges: bool
+) -> None:
+    """Of quarantined blocks and of merges what is not 0 is shown."""
+    (row,) = json.loads(run("status", "p", "--json").stdout)
+    rows = [
+        {**row, "project": name, "blocks_quarantined": quarantined, "merges_left": 7 * has_merges}
+        for name in ("fall2025", "spring26")
+    ]
+    head, *lines = "\n".join(terminal.table(rows, columns, spare=spare_of(rows))).split("─" * 8)
+    assert lines, "a table"
+    assert "quarantined" in head or not quarantined, head
+    assert "left" in head or not has_merges, head
+    assert all(len(line) <= columns for line in head.splitlines()) and "spring26" in lines[-1]
 
 
 LONG = "/cache/halld/RunPeriod-2026-01/rawdata/Run{run:06d}/{name}"  # 70 characters and more
