@@ -14,23 +14,25 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 WRONG_CLIENTS = 8  # that send the wrongs beside others
+ASSIGNED = b"\ninput_eviofile_list="  # is in a script with a slice, the original's as well, and in no message
 
 
 @dataclass(frozen=True)
 class Order:
     """What to drive.
 
-    port      on the loopback;  clients  connections
-    talk      pairs of checkout and report; lines of the bound; or wrongs, checkouts with a wrong magic, from other
-              addresses than the pairs
+    port      of the server;  clients  connections
+    talk      pairs of checkout and report; original, the same without a token, as clients of the original; lines of
+              the bound; or wrongs, checkouts with a wrong magic, from other addresses than the pairs
     seconds   how long, or requests  how many at least [0 = no limit]
     rate      requests a second in all, sent when they are due; 0 = each as soon as the one before is answered
     cluster0  number of the first client's cluster;  project  whose work
     wrongs_per_s  as many wrongs a second beside all that; they are in no result
+    host      of the server;  root  path that its routes are below;  magic  of the project
     """
 
     port: int
-    talk: Literal["pairs", "lines", "wrongs"]
+    talk: Literal["pairs", "original", "lines", "wrongs"]
     clients: int = 16
     seconds: float = 5.0
     requests: int = 0
@@ -38,6 +40,9 @@ class Order:
     cluster0: int = 1
     project: str = "p"
     wrongs_per_s: float = 0.0
+    host: str = "127.0.0.1"
+    root: str = "/osgprod"
+    magic: str = "m"
 
 
 class Client:
@@ -54,15 +59,17 @@ class Client:
     """
 
     def __init__(self, order: Order, number: int, interval: float) -> None:
-        address = "127.0.0.1" if order.talk != "wrongs" else f"127.0.{1 + number // 250}.{1 + number % 250}"
-        self.socket = socket.create_connection(("127.0.0.1", order.port), source_address=(address, 0))
+        other = (f"127.0.{1 + number // 250}.{1 + number % 250}", 0) if order.talk == "wrongs" else None
+        self.socket = socket.create_connection((order.host, order.port), source_address=other)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.due = 0.0
         self.interval = interval
         self.is_idle = True
         self.is_checkout = True
         self.talk = order.talk
+        self._root, self._host = order.root.encode(), order.host.encode()
         self._project = order.project.encode()
+        self._magic = b"wrong" if order.talk == "wrongs" else order.magic.encode()
         self._cluster = order.cluster0 + number
         self._process = 0
         self._answer = b""
@@ -72,23 +79,24 @@ class Client:
         """Sends the next request."""
         self.is_idle = False
         if self.talk == "lines":
-            self.socket.sendall(_request(b"line"))
+            self._ask(b"line")
         elif self.is_checkout:
             self._process += 1
-            magic = b"m" if self.talk == "pairs" else b"wrong"
-            self.socket.sendall(
-                _request(
-                    b"workscript.bash?project=%s&cluster=%d&process=%d&cpus=1&magic=%s",
-                    *(self._project, self._cluster, self._process, magic),
-                )
+            self._ask(
+                b"workscript.bash?project=%s&cluster=%d&process=%d&cpus=1&magic=%s",
+                *(self._project, self._cluster, self._process, self._magic),
             )
         else:
-            self.socket.sendall(
-                _request(
-                    b"workscript.exit?exitcode=0&cluster=%d&process=%d&project=%s&magic=m&token=%s",
-                    *(self._cluster, self._process, self._project, self._token),
-                )
+            self._ask(
+                b"workscript.exit?exitcode=0&cluster=%d&process=%d&project=%s&magic=%s%s",
+                *(self._cluster, self._process, self._project, self._magic, self._token),
             )
+
+    def _ask(self, target: bytes, *values: object) -> None:
+        self.socket.sendall(
+            b"GET %s/%s HTTP/1.1\r\nHost: %s\r\nUser-Agent: curl/8.14.1\r\nAccept: */*\r\n\r\n"
+            % (self._root, target % values, self._host)
+        )
 
     def receive(self) -> bool:
         """Takes the received bytes; true when the answer is complete. An unexpected answer ends the program."""
@@ -99,7 +107,7 @@ class Client:
         if not data or (found and not head.startswith(b"HTTP/1.1 " + status)):
             sys.exit(f"driver: unexpected answer: {answer[:300]!r}")
         self._answer = answer
-        if not found or len(body) < int(_header(head, b"content-length")):
+        if not found or not _is_whole(head, body):
             return False
         self._answer = b""
         self.is_idle = True
@@ -108,21 +116,22 @@ class Client:
             if _header(head, b"osgprod-status") != wanted:
                 sys.exit(f"driver: unexpected answer: {answer[:300]!r}")
             if self.is_checkout:
-                self._token = _header(head, b"osgprod-token")
-            self.is_checkout = not self.is_checkout
+                self._token = b"&token=" + _header(head, b"osgprod-token")
+        elif self.talk == "original" and self.is_checkout and ASSIGNED not in body:
+            sys.exit(f"driver: no slice is in this answer: {answer[:300]!r}")
+        self.is_checkout = self.talk in ("wrongs", "lines") or not self.is_checkout
         return True
 
 
-def _request(target: bytes, *values: object) -> bytes:
-    return (
-        b"GET /osgprod/%s HTTP/1.1\r\nHost: 127.0.0.1\r\nUser-Agent: curl/8.14.1\r\nAccept: */*\r\n\r\n"
-        % (target % values)
-    )
+def _is_whole(head: bytes, body: bytes) -> bool:
+    length = _header(head, b"content-length")
+    return len(body) >= int(length) if length else body.endswith(b"\r\n0\r\n\r\n")  # chunks
 
 
 def _header(head: bytes, name: bytes) -> bytes:
-    begin = head.lower().index(b"\r\n" + name + b": ") + len(name) + 4
-    return head[begin:].partition(b"\r\n")[0]
+    """The value of a header; empty when it is not there."""
+    begin = head.lower().find(b"\r\n" + name + b": ")
+    return head[begin + len(name) + 4 :].partition(b"\r\n")[0] if begin >= 0 else b""
 
 
 def drive(order: Order) -> dict[str, float]:

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from bench import run, web
+from bench import driver, run, web
 from bench.ground import BenchError
 from bench.rounds import Figure
-from tests.support import CHECKOUT, PATIENCE_S
+from shim.database import call
+from tests.support import CHECKOUT, PATIENCE_S, LiveShim, World
 
 WANTED = {
     "sql_pairs_ratio", "sql_growth_ratio", "http_pairs_ratio", "http_pairs_per_s", "http_growth_ratio",
@@ -24,9 +25,9 @@ WANTED = {
 }  # fmt: skip
 
 
-def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+def bench(*arguments: str, module: str = "bench.run") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "bench.run", *arguments],
+        [sys.executable, "-m", module, *arguments],
         cwd=CHECKOUT,
         capture_output=True,
         text=True,
@@ -90,3 +91,44 @@ def test_a_whole_run_puts_its_numbers_into_the_page_and_leaves_the_rest() -> Non
     again = run.documented(once, [Figure("y_ratio", 1, (">=", 0.5))])
     assert "x_ratio" not in again
     assert "| `y_ratio` | 1 |" in again
+
+
+def test_the_original_and_ours_are_driven_in_turn_each_as_its_clients_do(
+    world: World, shim: LiveShim
+) -> None:
+    for seqno in range(40):
+        world.add_file(500, seqno=seqno)
+    call(world.db, "set_magic", project="p", magic="another")
+    sides = ("--original", f"{shim.url}/", "--ours", shim.url)
+    done = bench(*sides, "--magic=another", "--rounds=1", "--seconds=0.2", module="bench.original")
+    assert done.returncode == 0, done.stderr
+    assert "original_16_clients_ratio" in done.stdout
+    assert "original_4_clients_ratio" in done.stdout
+    said = [
+        int(number.replace(",", ""))
+        for number in re.findall(r"([0-9,]+) (?:ours|the original's)", done.stdout)
+    ]
+    reports = world.db.execute("SELECT count(*) AS n FROM osgprod_data.reports").fetchone()
+    assert min(said) > 0
+    assert reports
+    assert abs(sum(said) - reports["n"]) <= 8 * 16, "a client's last job may be between checkout and report"
+    wrong = bench(*sides, module="bench.original")
+    assert wrong.returncode == 1
+    assert "403 Forbidden" in wrong.stderr, "a refused checkout is no pair"
+
+
+@pytest.mark.parametrize(
+    "url", ["127.0.0.1:8080/osgprod", "http://127.0.0.1/osgprod", "http://127.0.0.1:1/osgprod"]
+)
+def test_a_server_of_the_comparison_that_cannot_be_reached_is_named_in_one_line_with_a_hint(url: str) -> None:
+    done = bench("--original", url, "--ours", url, module="bench.original")
+    assert done.returncode == 1
+    assert re.fullmatch(rf"bench: {re.escape(url)}.*\nhint: .*\n", done.stderr)
+
+
+def test_an_answer_in_chunks_is_complete_with_its_last_chunk() -> None:
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked"
+    assert not driver._is_whole(head, b"4\r\n#!/b\r\n")
+    assert driver._is_whole(head, b"4\r\n#!/b\r\n0\r\n\r\n")
+    assert not driver._is_whole(b"HTTP/1.1 200 OK\r\nContent-Length: 4", b"#!/")
+    assert driver._is_whole(b"HTTP/1.1 200 OK\r\nContent-Length: 4", b"#!/b")
