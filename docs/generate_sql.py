@@ -233,6 +233,10 @@ def _examples(connection: Connection) -> Iterator[tuple[str, tuple[str, str]]]:
     token = ""
     connection.execute("SET TimeZone = 'UTC'")
     for name, statement in EXAMPLES:
+        if name == "tick":  # it measures how long attempts took, which differs from machine to machine
+            connection.execute("UPDATE osgprod_data.reports SET ran_s = 298")
+        elif name == "ban_worker":
+            connection.execute("COMMIT")
         if name == "register_rawdata":
             for run in ("71727", "71729"):
                 connection.execute(_registration(0).replace("71728", run))
@@ -249,9 +253,11 @@ def _examples(connection: Connection) -> Iterator[tuple[str, tuple[str, str]]]:
         if name == "live_attempts":
             connection.execute("UPDATE osgprod_data.attempts SET started_at = started_at - interval '5 min'")
         if name == "tick":
+            # In one transaction, and so at one time: no interval ends between this and what counts intervals.
+            connection.execute("BEGIN")
             # Some hours ago, some minutes apart, and not on the edge of two intervals.
             connection.execute(
-                "UPDATE osgprod_data.reports SET ran_s = 298, reported_at = interval '25 min' * process"
+                "UPDATE osgprod_data.reports SET reported_at = interval '25 min' * process"
                 " + to_timestamp(floor(extract(epoch FROM now()) / 600) * 600) - interval '3 h' + interval '1 s'"
             )
             connection.execute("UPDATE osgprod_data.projects SET tallied_until = '-infinity'")

@@ -23,9 +23,22 @@ def generator() -> ModuleType:
     return module
 
 
-def test_sql_documentation_is_current(generator: ModuleType, db: psycopg.Connection[dict[str, Any]]) -> None:
+class SlowMachine:
+    """A connection that takes a second for each statement: what began is moved into the past, in place of waiting."""
+
+    def __init__(self, db: psycopg.Connection[dict[str, Any]]) -> None:
+        self._db = db
+
+    def execute(self, *arguments: Any) -> psycopg.Cursor[dict[str, Any]]:
+        self._db.execute("UPDATE osgprod_data.attempts SET started_at = started_at - interval '1 s'")
+        return self._db.execute(*arguments)
+
+
+def test_sql_documentation_is_current_however_slow_the_machine_is(
+    generator: ModuleType, db: psycopg.Connection[dict[str, Any]]
+) -> None:
     written = (CHECKOUT / "docs" / "sql.md").read_text()
-    assert generator.generate(db) == written, "run: make docs"
+    assert generator.generate(SlowMachine(db)) == written, "run: make docs"
 
 
 def test_targets_can_get_each_event_of_the_documents_and_functions_notify_of_no_other() -> None:
