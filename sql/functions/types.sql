@@ -72,6 +72,7 @@ CREATE TYPE osgprod.job_so_far AS (
     starts  int,
     follows int,
     slice   osgprod.claim,
+    most    int,
     problem text[],
     status  text
 );

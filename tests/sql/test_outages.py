@@ -356,7 +356,7 @@ def test_slice_that_a_job_gives_back_is_not_ready_while_its_file_is_suspended(
     run_jobs(world, 3, lambda answer, node: FETCH, first=100)
     assert suspended(world) == [path]
     again = world.checkout(50, time_left_s=time_left_s)
-    assert again["status"] == ("assigned" if time_left_s == 600 else "no-time"), kept
+    assert again["status"] == ("wait" if time_left_s == 600 else "no-time"), kept
     assert [row for row in slices(world) if row["is_ready"]] == []
     assert world.checkout(51)["status"] == "wait"
 

@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from shim.database import call
+from shim.database import call, connect
 from tests.support import World
 
 MOST = 100
@@ -374,9 +374,10 @@ def test_slice_with_a_backup_attempt_stays_whole_when_its_job_is_evicted(world: 
     assert world.report(1, token=str(backup["token"]))["status"] == "done"
 
 
-def test_slice_is_left_whole_in_a_batch_while_another_session_has_its_file(world: World) -> None:
-    from shim.database import connect
-
+@pytest.mark.parametrize("calls_together", [1, 2])
+def test_job_that_gives_its_slice_back_waits_for_no_session_that_has_the_file(
+    world: World, calls_together: int
+) -> None:
     world.set(maxblockspercore=8)
     world.add_file(8)
     world.checkout(0)
@@ -384,11 +385,37 @@ def test_slice_is_left_whole_in_a_batch_while_another_session_has_its_file(world
     evict(world, 0)
     world.db.execute("UPDATE osgprod_data.attempts SET started_at = started_at - interval '1 h'")
     common = {"project": "p", "cluster": 1, "cpus": 1, "magic": "m", "client": "127.0.0.1"}
-    calls = json.dumps([{"n": n, "process": n, **common} for n in range(2)])
+    calls = json.dumps([{"n": n, "process": n, **common} for n in range(calls_together)])
     with connect(world.dsn) as other, other.transaction():
-        other.execute("SELECT FROM osgprod_data.loaded_files FOR UPDATE")
-        answers = {row["n"]: row for row in call(world.db, "checkout_slices", calls=calls)}
-        assert blocks(answers[0]) == 8
+        other.execute("SELECT FROM osgprod_data.loaded_files FOR NO KEY UPDATE")
+        answers = call(world.db, "checkout_slices", calls=calls)
+        assert {row["status"] for row in answers} == {"wait"}
+    assert blocks(world.checkout(1)) == 8
+    assert world.db.execute("SELECT failures + faults AS n FROM osgprod_data.slices").fetchone() == {"n": 0}
+
+
+def test_job_that_gives_its_slice_back_gets_the_first_one_that_is_ready(world: World) -> None:
+    world.set(maxblockspercore=8, backoff_s=0)
+    world.add_file(16)
+    first, second = world.checkout(0), world.checkout(1)
+    world.report(0, 137)
+    sizes = [(answer["block1"], blocks(answer)) for answer in (evict(world, 1) for _ in range(3))]
+    assert sizes == [(second["block1"], 8)] * 2 + [(first["block1"], 4)]
+    others = [world.checkout(n) for n in (2, 3)]
+    assert [answer["block1"] for answer in others] == [first["block1"] + 4, second["block1"]]
+
+
+@pytest.mark.parametrize("setting", [{"state": "draining"}, {"max_live": 1}])
+def test_evicted_job_loses_nothing_where_no_new_work_is_assigned(
+    world: World, setting: dict[str, object]
+) -> None:
+    world.set(maxblockspercore=8)
+    world.add_file(8)
+    first = world.checkout(0)
+    world.set(**setting)
+    call(world.db, "tick")
+    again = [evict(world, 0) for _ in range(3)][-1]
+    assert (again["status"], again["block1"]) == ("assigned", first["block1"])
 
 
 # --- resources ---

@@ -503,7 +503,7 @@ class Machine(RuleBasedStateMachine):
         """A holder goes on far beyond the time that a success takes: its slice may have a backup."""
         name, model = self.project(which)
         holders = [model._holding(s) for _, s in model.all() if s.state == "leased"]
-        # Three long starts on one slice would be evictions, which shrink it.
+        # After three long starts on one slice, evictions, a job gives it back.
         holders = [a for a in holders if sum(other.is_old for other in model.attempts[a.job]) < 2]
         assume(holders)
         a = data.draw(st.sampled_from(holders))

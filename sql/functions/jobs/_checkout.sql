@@ -77,11 +77,12 @@ BEGIN
         IF v_project.target_s IS NOT NULL OR p_call.time_left_s IS NOT NULL THEN
             v_pace := osgprod._pace_at(v_project.project_id, p_call.site);
         END IF;
-        v_blocks := osgprod._blocks_for(v_project, p_call.cpus, v_pace, p_call.time_left_s);
+        v_blocks := least(osgprod._blocks_for(v_project, p_call.cpus, v_pace, p_call.time_left_s), v_job.most);
         IF (v_project.max_live IS NOT NULL OR v_project.pause_cause IS NOT NULL OR v_project.unproven > 0
             OR p_call.templates ? v_project.workscript
                AND left(p_call.templates ->> v_project.workscript, 16) <> ALL (v_project.tested_scripts))
-            AND (v_blocks > 0 OR v_has_merge) THEN  -- a job without time uses up no probe
+            -- A job without time uses up no probe; one that has just given a slice back had room.
+            AND (v_blocks > 0 OR v_has_merge) AND v_job.most IS NULL THEN
             v_problem := osgprod._why_no_room(v_project, left(p_call.templates ->> v_project.workscript, 16));
             IF v_problem IS NOT NULL THEN
                 RETURN osgprod._unassigned(v_problem, v_project.wait_s);
@@ -96,7 +97,7 @@ BEGIN
             RETURN osgprod._unassigned(ARRAY[NULL, format('the job ends in %s s, and %s', greatest(p_call.time_left_s, 0),
                 coalesce('a block takes up to ' || ceil(v_pace.slow_s_per_block / p_call.cpus) || ' s', 'no block is so short'))],
                 0, 'no-time');
-        ELSIF v_is_ready AND v_slice.block1 IS NULL THEN
+        ELSIF (v_is_ready OR v_job.most IS NOT NULL) AND v_slice.block1 IS NULL THEN
             v_slice := osgprod._claim_ready(v_project, p_call, v_nstart, v_blocks);
         END IF;
         -- (e) Else the next blocks of the first file that is free.
@@ -209,15 +210,17 @@ CREATE FUNCTION osgprod._restart(
     p_can_merge boolean, p_may_wait boolean, INOUT job osgprod.job_so_far)
 LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Gives a job that has started before the slice, or the merge, of its last attempt again, as primary or as backup; the slice may be
--- shorter (_shrink_slice). After max_starts starts without a report its lease ends instead.
+-- Gives a job that has started before the slice, or the merge, of its last attempt again, as primary or as backup. A job that was
+-- evicted from its slice three times, or has less time left than it needs, gives it back, and nothing counts as a failure: it gets
+-- a shorter one, nearly always the beginning of the same. After max_starts starts without a report its lease ends instead.
 -- Parameters: p_project  the project's row;  p_call  the call, whose job is locked;  p_last  the job's last attempt
 --             p_nstart  the coming attempt;  p_can_merge  may this job get a merge?
---             p_may_wait  for the slice or merge, and the slice's file;  job  so far
--- Returns:    job with slice: the slice or merge, NULLs when the job has none any more; and problem, why it gets nothing: OG602 it
+--             p_may_wait  for the slice or merge;  job  so far
+-- Returns:    job with slice: the slice or merge, NULLs when the job has none any more; most: of blocks, not NULL of a slice that was
+--             given back; and problem, why it gets nothing: OG602 it
 --             starts too often, 55P03 its work is busy; without a code its work is done (status completed), it may be another
 --             job, or it gives its work up
--- Locks:      the slice (see _shrink_slice and _renew_work) or merge; the project's row, SKIP LOCKED, for next_due_at when work is
+-- Locks:      the slice or merge (see _renew_work); the project's row, SKIP LOCKED, for next_due_at when work is
 --             given up: else the work waits for the next look at all leases
 -- Source:     docs/design.md I3
 DECLARE
@@ -265,7 +268,16 @@ BEGIN
             p_project.max_starts)];
     ELSE
         IF v_work.task = 'slice' AND (v_starts.evicted >= 3 OR p_call.time_left_s IS NOT NULL) THEN
-            PERFORM osgprod._shrink_slice(p_project, p_call, p_last, v_starts.evicted >= 3, p_may_wait);
+            job.most := least(CASE WHEN v_starts.evicted >= 3 THEN (p_last.block2 - p_last.block1 + 1) / 2 END,
+                osgprod._blocks_in_time(osgprod._pace_at(p_project.project_id, p_call.site), p_call.cpus, p_call.time_left_s));
+            -- Not if it could get no other now, nor if its backup attempt would be in vain.
+            UPDATE osgprod_data.slices s
+               SET state = 'ready', is_ready = osgprod._may_be_assigned(s.project_id, s.rawdata_id), not_before = now(), due_at = NULL
+             WHERE (s.project_id, s.rawdata_id, s.block1, s.state, s.cluster, s.process, s.nstart) = (p_last.project_id,
+                   p_last.rawdata_id, p_last.block1, 'leased', p_last.cluster, p_last.process, p_last.nstart)  -- I3
+               AND s.block2 - s.block1 > job.most AND p_project.state = 'active' AND NOT EXISTS (
+                SELECT FROM osgprod_data.backups b
+                 WHERE (b.project_id, b.rawdata_id, b.block1) = (s.project_id, s.rawdata_id, s.block1) AND b.nstart IS NOT NULL);
         ELSIF v_work.task = 'merge' AND NOT p_can_merge THEN  -- no merge script, or too little time: another job gets it
             UPDATE osgprod_data.merges m SET state = 'ready', is_ready = true, not_before = now(), due_at = NULL
              WHERE (m.merge_id, m.state, m.cluster, m.process, m.nstart)
