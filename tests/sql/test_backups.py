@@ -106,6 +106,21 @@ def test_primary_that_is_first_stops_its_backup(world: World) -> None:
     assert world.report(7)["status"] == "superseded"
 
 
+def test_backup_counts_as_a_live_attempt(world: World) -> None:
+    """It uses a core and the storage like any other: max_live is a promise about all that live."""
+    in_tail(world, blocks=4, max_live=4)
+    assert world.checkout(7, host="wn7")["status"] == "assigned"
+    world.add_file(1, seqno=2)
+    call(world.db, "tick")
+    assert len(call(world.db, "live_attempts", project="p")) == 4
+    assert call(world.db, "jobs_needed", project="p")[0]["running"] == 4
+    with pytest.raises(psycopg.Error, match="4 live attempts of at most 4"):
+        world.checkout(8, host="wn8")
+    world.report(7)
+    call(world.db, "tick")
+    assert world.checkout(8, host="wn8")["status"] == "assigned"
+
+
 def test_slice_never_has_three_attempts_and_a_worker_never_two_of_it(world: World) -> None:
     in_tail(world)
     assert world.checkout(6, host="wn1")["status"] == "wait"  # the worker that has it

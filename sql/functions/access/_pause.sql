@@ -93,7 +93,7 @@ $fn$;
 CREATE FUNCTION osgprod._why_no_room(p_project osgprod_data.projects, p_digest text, OUT problem text[])
 LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Says why no more attempts of a project may start: max_live slices and merges are leased; or it is a test of what may not
+-- Says why no more attempts of a project may start: as many live as max_live allows; or it is a test of what may not
 -- work, and as many live as may during that. A project that has paused itself tries one job at a time, first after retest_s, later after
 -- half of the time that the pause has lasted, at most 5 times retest_s; one that started more than 10 times retest_s ago is
 -- not waited for, so there can be more. A new work script is tried by probe_jobs jobs at a time, until as many have succeeded:

@@ -10,7 +10,7 @@ AS $fn$
 --             max_live has room for; 1 where a job has to try whether work goes on: while the project has paused itself, or
 --             when all that is left is in suspended files. slices_left: of the size that a job with so many cores gets, from
 --             ready slices and unallocated blocks, also of files that are suspended or on tape; blocks_left in them;
---             running: attempts that hold a slice or a merge; is_complete: every block is done or quarantined, nothing runs, and
+--             running: live attempts, backups included; is_complete: every block is done or quarantined, nothing runs, and
 --             no merge is left: one that failed or waits is;
 --             reason: why jobs is 0, or less than slices_left and merges_ready would give; memory_mb, disk_mb: what 99 of 100
 --             measured attempts with so many cores had in use, and a tenth more [MB of 1048576 bytes], see resources (of a week);

@@ -49,8 +49,8 @@ BEGIN
     END LOOP;
     lost := lost + osgprod._requeue_merges(p_project, p_cluster, p_process, p_schedd, v_since, v_hold);
     PERFORM osgprod._end_backoffs(p_project.project_id);
-    SELECT min(l.due_at), count(*) INTO v_next_at, v_live FROM osgprod._leases(p_project.project_id) l
-     WHERE l.task <> 'backup';
+    SELECT min(l.due_at) FILTER (WHERE l.task <> 'backup'), count(*) INTO v_next_at, v_live
+      FROM osgprod._leases(p_project.project_id) l;
     -- A slice that is leased after this look is due a whole lease from now at the earliest; or earlier, when the lease has
     -- just been made longer, so 5 minutes are the most. A session that has the project's row locked, like an operator's open
     -- transaction, must not stand between a lease and its slice: then it is not noted, and the next call looks again.

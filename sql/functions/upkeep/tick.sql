@@ -80,6 +80,6 @@ COMMENT ON FUNCTION osgprod.tick() IS
 CREATE FUNCTION osgprod._count_live(p_project_id int)
 RETURNS int LANGUAGE sql STABLE
 AS $fn$
-    -- Leased slices and merges of a project.
-    SELECT count(*)::int FROM osgprod._leases(p_project_id) l WHERE l.task <> 'backup'
+    -- Live attempts of a project: those that hold a slice or a merge, and backups.
+    SELECT count(*)::int FROM osgprod._leases(p_project_id)
 $fn$;
