@@ -151,14 +151,6 @@ def without_newest(sql: Path, folder: Path) -> Path:
     return copy
 
 
-def test_rollbacks_undo_what_the_migrations_did(migrated: str) -> None:
-    ended = yoyo(migrated, "rollback", "--all")
-    assert ended.returncode == 0, ended.stderr
-    assert set(catalog(migrated)) <= {("schema", "osgprod_data"), ("relation", "osgprod_data.migrated_files")}
-    assert migrate(migrated, say=quietly)
-    assert works(migrated)
-
-
 def test_yoyos_own_command_gives_the_same_database_as_migrate(empty: str, of_two: str, two: Path) -> None:
     """Functions with bodies, grants, comments, types, tables: the migrations create all that sql/functions defines."""
     tables = two.parent / "tables" / "sql"
@@ -365,26 +357,6 @@ def last_commit(version: str) -> str:
     if not found.stdout:
         pytest.skip("the history is not here")
     return found.stdout.strip()
-
-
-def test_everything_is_rolled_back_to_version_0_9_0(of_two: str, another: str, two: Path) -> None:
-    """Functions first, on tables that are still the later ones; then the tables, under the former functions."""
-    ended = yoyo(of_two, "rollback", "--revision", "0005-job-keys", sql=two)
-    assert ended.returncode == 0, ended.stderr
-    assert yoyo(another, "apply", "--revision", "0004-functions", sql=two).returncode == 0
-    functions = [
-        {name: text for (kind, name), text in catalog(dsn).items() if kind == "function"}
-        for dsn in (of_two, another)
-    ]
-    assert functions[0] == functions[1]
-    with connect(of_two) as connection:
-        row = connection.execute(
-            "SELECT has_table_privilege('osgprod_operator', 'osgprod_data.idle_slices', 'SELECT') AS granted"
-        ).fetchone()
-    assert row == {"granted": True}, "to operators, on a table that was gone when the functions were restored"
-    fill(of_two)
-    migrate(of_two, two, say=quietly)
-    assert migrate(of_two, two, say=quietly) == []
 
 
 def test_first_snapshot_is_rolled_back_to_no_functions(empty: str, sql: Path) -> None:
@@ -657,9 +629,10 @@ COLUMNS = (
 )
 
 
-def test_slices_in_all_states_outlive_the_upgrade_from_0_9_0_and_its_rollback(
-    empty: str, migrated: str, folder: Path
+def test_slices_in_all_states_outlive_the_upgrade_from_0_9_0_and_its_rollback_and_nothing_one_of_all(
+    empty: str, another: str, migrated: str, folder: Path
 ) -> None:
+    """Functions are rolled back first, on tables that are still the later ones; then the tables, under them."""
     ended = run_old(old_code("b2ac3d5", folder), empty)
     assert ended.returncode == 0, ended.stderr
     with connect(empty) as connection:
@@ -711,13 +684,29 @@ def test_slices_in_all_states_outlive_the_upgrade_from_0_9_0_and_its_rollback(
         assert world.checkout(7)["status"] == "assigned", "work goes on"
         assert world.report(7)["status"] == "done"
         kept = slices_of(empty, f"{COLUMNS}slices")
-    ended = yoyo(empty, "rollback", "--revision", "0007-claim")
+    ended = yoyo(empty, "rollback", "--revision", "0005-job-keys")
     assert ended.returncode == 0, ended.stderr
     assert [{**row, "cluster": row["cluster"] or 0, "process": row["process"] or 0, "nstart": row["nstart"] or 0}
             for row in slices_of(empty, f"{COLUMNS}slices")] == kept  # fmt: skip
     with connect(empty) as connection:
         row = connection.execute("SELECT count(*) AS n FROM osgprod_data.idle_slices").fetchone()
         assert row == {"n": sum(row["state"] in ("ready", "quarantined") for row in kept)}
+        row = connection.execute(
+            "SELECT has_table_privilege('osgprod_operator', 'osgprod_data.idle_slices', 'SELECT') AS granted"
+        ).fetchone()
+        assert row == {"granted": True}, "on a table that was gone when the functions were restored"
+        World(connection, empty).add_file(1, seqno=3)
+    assert yoyo(another, "apply", "--revision", "0004-functions").returncode == 0
+    functions = [
+        {name: text for (kind, name), text in catalog(dsn).items() if kind == "function"}
+        for dsn in (empty, another)
+    ]
+    assert functions[0] == functions[1]
+    ended = yoyo(empty, "rollback", "--all")
+    assert ended.returncode == 0, ended.stderr
+    assert set(catalog(empty)) <= {("schema", "osgprod_data"), ("relation", "osgprod_data.migrated_files")}
+    assert migrate(empty, say=quietly)
+    assert works(empty)
 
 
 def test_merges_in_all_states_outlive_the_upgrade_from_0_14_0(empty: str, migrated: str) -> None:
