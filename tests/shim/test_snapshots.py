@@ -267,15 +267,28 @@ def test_rollback_of_the_newest_snapshot_gives_the_previous_functions(of_one: st
 FORMER, RELEASE = [path.stem for path in snapshots()][-2:]
 
 
-@pytest.fixture
-def former(databases: Databases) -> Iterator[str]:
-    """The DSN of a new database of the former release."""
+def prepare_revision(databases: Databases, name: str, revision: str, of: str | None = None) -> None:
+    """Prepares a database with the migrations up to one."""
 
     def prepare(dsn: str) -> None:
-        ended = yoyo(dsn, "apply", "--revision", FORMER)
+        ended = yoyo(dsn, "apply", "--revision", revision)
         assert ended.returncode == 0, ended.stderr
 
-    databases.prepare("former release", prepare)
+    databases.prepare(name, prepare, of=of)
+
+
+@pytest.fixture
+def of_0_14_0(databases: Databases) -> Iterator[str]:
+    """The DSN of a new database of version 0.14.0."""
+    prepare_revision(databases, "0.14.0", "0053-functions")
+    with databases.copy("0.14.0", fresh=True) as dsn:
+        yield dsn
+
+
+@pytest.fixture
+def former(databases: Databases, of_0_14_0: str) -> Iterator[str]:
+    """The DSN of a new database of the former release."""
+    prepare_revision(databases, "former release", FORMER, of="0.14.0")
     with databases.copy("former release", fresh=True) as dsn:
         yield dsn
 
@@ -709,13 +722,14 @@ def test_slices_in_all_states_outlive_the_upgrade_from_0_9_0_and_its_rollback_an
     assert works(empty)
 
 
-def test_merges_in_all_states_outlive_the_upgrade_from_0_14_0(empty: str, migrated: str) -> None:
+def test_merges_in_all_states_outlive_the_upgrade_from_0_14_0(of_0_14_0: str, migrated: str) -> None:
     """Its merges got their inputs when a job got them, and kept those of a former attempt."""
-    assert yoyo(empty, "apply", "--revision", "0053-functions").returncode == 0
     files = ("planned", "planned again", "lost", "leased", "in backoff", "waiting", "done")
     merged = json.dumps([{"kind": "a", "url": "https://s/a", "bytes": 1, "adler32": "1"}])
-    with connect(empty) as connection:
-        world = World(connection, empty).with_project("p", merge_by="file", wait_s=1, max_fast_failures=99)
+    with connect(of_0_14_0) as connection:
+        world = World(connection, of_0_14_0).with_project(
+            "p", merge_by="file", wait_s=1, max_fast_failures=99
+        )
         number = dict(zip(files, range(1, 8), strict=True))
         recycled = {"project": "p", "states": ["done"]}
         for seqno in number.values():
@@ -753,10 +767,10 @@ def test_merges_in_all_states_outlive_the_upgrade_from_0_14_0(empty: str, migrat
         connection.execute(
             "UPDATE osgprod_data.merges SET inputs = NULL, nstart = 0 WHERE seqno = %s", [number["planned"]]
         )
-    migrate(empty, say=quietly)
-    assert catalog(empty) == catalog(migrated)
-    with connect(empty) as connection:
-        world = World(connection, empty)
+    migrate(of_0_14_0, say=quietly)
+    assert catalog(of_0_14_0) == catalog(migrated)
+    with connect(of_0_14_0) as connection:
+        world = World(connection, of_0_14_0)
         assert states_of_merges(connection) == [
             "ready",
             "ready",
