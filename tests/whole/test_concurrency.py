@@ -23,7 +23,7 @@ import pytest
 from shim.database import call, connect
 from tests.support import PATIENCE_S, World, wait_until
 
-SOAK_S = float(os.environ.get("OSGPROD_SOAK_S", "1"))
+SOAK_S = float(os.environ.get("OSGPROD_SOAK_S", "0.5"))
 Db = psycopg.Connection[dict[str, Any]]
 
 

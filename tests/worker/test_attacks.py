@@ -209,7 +209,7 @@ def test_heartbeats_whose_process_somebody_kills_go_on_after_the_work(folder: Pa
     assert said.splitlines()[-1] == "0 0"
 
 
-@pytest.mark.parametrize("jobs", [80, *slow(2400)])
+@pytest.mark.parametrize("jobs", [32, *slow(2400)])
 def test_signal_is_heard_while_bash_parses_a_substitution(folder: Path, jobs: int) -> None:
     """bash 5.2 then takes the trap's text for a part of that. In 1 of 400 cases the job ended as a node fault."""
     (folder / "script").write_text(

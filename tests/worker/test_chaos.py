@@ -53,7 +53,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.mark.parametrize(
     ("scheme", "step"),
-    [("http", 97), *slow(("http", 23), ("https", 23))],
+    [("http", 139), *slow(("http", 23), ("https", 23))],
 )
 def test_an_answer_that_was_cut_anywhere_is_no_answer(
     scheme: str,
