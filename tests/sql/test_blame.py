@@ -304,6 +304,26 @@ def test_wrong_setting_of_merges_stops_merges_and_no_slice(merging: World, grid:
     assert [grid.jobs[job]["task"] for job in grid.start("P", 5)] == ["merge"] * 5
 
 
+def test_merges_are_tried_at_once_when_a_setting_is_changed(merging: World, grid: Grid) -> None:
+    """The change may be the repair: the server need not wait for the next attempt, nor an operator unban merges."""
+    wrong = {"exitcode": 40, "fault": "setting", "reason": "no URL is known: set output_home of the project"}
+    grid.end(grid.start("P"), **wrong)
+    merging.set(backoff_s=0)
+    assert banned(merging) == ["merges:all"], "nothing has changed"
+    merging.set(output_home="https://wrong.example.org/outputs")
+    tasks = [grid.jobs[job]["task"] for job in grid.start("P", 4)]
+    assert sorted(tasks) == ["merge", "slice", "slice", "slice"], "one at a time"
+    grid.end([job for job in grid.jobs if grid.jobs[job]["task"] == "merge"][-1:], **wrong)
+    assert [grid.jobs[job]["task"] for job in grid.start("P", 2)] == ["slice"] * 2
+    merging.set(output_home="https://storage.example.org/outputs")
+    (probe,) = [job for job in grid.start("P", 2) if grid.jobs[job]["task"] == "merge"]
+    grid.end([probe], outputs_list=merged("hd_root"))
+    assert [grid.jobs[job]["task"] for job in grid.start("P", 6)] == ["merge"] * 6
+    call(merging.db, "ban_worker", project="p", worker="merges:all", seconds=600)
+    merging.set(output_home=None)
+    assert banned(merging) == ["merges:all"], "an operator banned them"
+
+
 def test_wrong_setting_of_some_jobs_stops_no_merges_of_others(merging: World, grid: Grid) -> None:
     """That of one submit file, for instance."""
     good = grid.start("Q", 2)

@@ -461,6 +461,43 @@ def test_health_says_that_nothing_can_be_assigned_while_all_files_with_work_are_
     assert found["found"].startswith("2 files are suspended; hd_rawdata")
 
 
+def test_suspended_files_are_tried_at_once_when_a_setting_is_changed(world: World) -> None:
+    """Another prefix, for instance, may be the repair."""
+    for seqno in range(3):
+        world.add_file(10, seqno=seqno)
+    world.checkout(1, host="slow", client="127.0.9.1", site="S9")
+    run_jobs(world, 20, lambda answer, node: FETCH, sites=2, first=100)
+    assert len(suspended(world)) == 3
+    world.set(retest_s=60)
+    call(world.db, "tick")
+    assert world.checkout(2)["status"] == "wait", "nothing has changed"
+    world.set(xrootd_prefix="root://door.example.org/")
+    call(world.db, "tick")
+    seen = run_jobs(world, 9, lambda answer, node: {"exitcode": 0}, first=200)
+    assert seen["assigned"] == 9
+    assert len(suspended(world)) == 1, "of which a slice is still leased"
+
+
+def test_project_that_has_paused_itself_is_tried_at_once_when_a_setting_is_changed(world: World) -> None:
+    world.add_file(40)
+    run_jobs(world, 20, lambda answer, node: DELIVERY)
+    for is_changed in (False, True):
+        world.set(output_home="https://storage.example.org/outputs" if is_changed else None)
+        assert (refused(world, 500) is None) is is_changed
+    assert "has paused itself" in str(refused(world, 501)), "one job at a time"
+    world.report(500)
+    assert project(world)["state"] == "active"
+
+
+def refused(world: World, process: int) -> psycopg.Error | None:
+    """Lets a job ask; the error, if it gets one and no work."""
+    try:
+        assert world.checkout(process)["status"] == "assigned"
+    except psycopg.Error as error:
+        return error
+    return None
+
+
 def test_health_says_why_the_project_has_paused_itself(world: World) -> None:
     world.add_file(10)
     run_jobs(world, 3, lambda answer, node: DELIVERY | {"reason": "status 507"})

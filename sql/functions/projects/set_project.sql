@@ -4,7 +4,8 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod
 AS $fn$
 -- Changes settings of a project. They apply from the next call of a job.
 -- Another work script, or another value of probe_jobs, begins the test by the first jobs again; any value of state ends a pause
--- that the project has begun itself.
+-- that the project has begun itself. A changed setting may be the repair: what the server tries again from time to time is tried at
+-- once (_try_again_now).
 -- Promise:    all or nothing; a repeated call changes nothing more.
 -- Parameters: p_project   project name
 --             p_settings  object of setting: new value, like {"lease_s": 3600, "state": "paused"}; {} changes nothing. null is
@@ -17,7 +18,7 @@ AS $fn$
 -- Locks:      in this order: with skip_nearline which files are on tape only, alone (advisory: 0, -3): it waits for calls that
 --             load files; the project's row, unless nothing is to be changed; with merge_by and merge_incomplete these settings,
 --             alone (advisory: project_id, -4): it waits for what plans merges; with merge_output_url this setting of all
---             projects (advisory: 0, -4); when a pause ends see _has_resumed; with skip_nearline see _mark_on_tape; with merge_by
+--             projects (advisory: 0, -4); see _try_again_now; when a pause ends see _has_resumed; with skip_nearline see _mark_on_tape; with merge_by
 --             and merge_incomplete see _change_merges
 DECLARE
     v_project osgprod_data.projects := osgprod._get_project(p_project);
@@ -100,6 +101,7 @@ BEGIN
         IF p_settings <> '{}' THEN
             EXECUTE osgprod._update_of_project() USING v_project;
             PERFORM osgprod._log_settings(p_project, to_jsonb(v_before) - v_fixed, to_jsonb(v_project) - v_fixed);
+            PERFORM osgprod._try_again_now(v_project) WHERE to_jsonb(v_before) - v_fixed <> to_jsonb(v_project) - v_fixed;
             IF v_before.pause_cause IS NOT NULL AND v_project.state = 'active' THEN
                 PERFORM osgprod._has_resumed(v_before);
             END IF;
@@ -253,6 +255,26 @@ AS $fn$
                count(*))
       FROM jsonb_each_text(p_after) a JOIN jsonb_each_text(p_before) b ON b.key = a.key
      WHERE a.value IS DISTINCT FROM b.value
+$fn$;
+
+CREATE FUNCTION osgprod._try_again_now(p_project osgprod_data.projects)
+RETURNS void LANGUAGE sql VOLATILE
+AS $fn$
+    -- Ends the time to the next attempt by which the server tries whether what did not work does again: in a project that has paused
+    -- itself, of each suspended file, and of merges that it has banned everywhere. What is tried is as little as before.
+    -- Parameters: p_project  the project's row, locked
+    -- Locks:      the files' rows and the ban's, SKIP LOCKED: another session has just failed or succeeded there
+    UPDATE osgprod_data.projects p SET probe_at = now() WHERE p.project_id = p_project.project_id AND p.probe_at > now();
+    UPDATE osgprod_data.loaded_files f SET retest_at = now()
+     WHERE p_project.nsuspended > 0 AND (f.project_id, f.rawdata_id) IN (
+        SELECT x.project_id, x.rawdata_id FROM osgprod_data.loaded_files x
+         WHERE x.project_id = p_project.project_id AND x.suspended_at IS NOT NULL AND x.retest_at > now()
+           FOR NO KEY UPDATE SKIP LOCKED);
+    UPDATE osgprod_data.worker_bans b SET until = now()
+     WHERE (b.project_id, b.worker) = (
+        SELECT c.project_id, c.worker FROM osgprod_data.worker_bans c
+         WHERE c.project_id = p_project.project_id AND c.worker = 'merges:all' AND c.times > 0 AND c.until > now()
+           FOR NO KEY UPDATE SKIP LOCKED)
 $fn$;
 
 CREATE FUNCTION osgprod._update_of_project()
