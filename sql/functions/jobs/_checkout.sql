@@ -229,8 +229,8 @@ DECLARE
     v_starts record;
 BEGIN
     -- The work of its last attempt as it is now, unlocked: the conditions of the statements below are what counts.
-    SELECT w.task, osgprod._why_another_job(p_project, p_call, p_last, w.due_at, w.progress_at) AS refusal INTO v_work
-      FROM osgprod._work_of(p_last) w;
+    SELECT w.task, w.is_done, CASE WHEN NOT w.is_done THEN osgprod._why_another_job(p_project, p_call, p_last, w.due_at, w.progress_at)
+           END AS refusal INTO v_work FROM osgprod._work_of(p_last) w;
     -- Its last starts: those within a minute, those on this work of the last max_starts, and evictions from it. One that ended at
     -- once was no eviction: an answer was lost, or the node is bad.
     SELECT count(*) FILTER (WHERE x.started_at > now() - interval '1 minute') AS in_a_minute,
@@ -248,9 +248,9 @@ BEGIN
         PERFORM osgprod._record_refusal(p_project.project_id, p_call.cluster, p_call.process, p_call.client, v_work.refusal);
         job.problem := ARRAY[NULL, format('%s has a living attempt, and this request does not prove to be the same job: %s', v_name,
             v_work.refusal)];
-    ELSIF osgprod._is_done_by(p_last) THEN
+    ELSIF v_work.is_done THEN
         job.status := 'completed';
-        job.problem := ARRAY[NULL, v_name || ' has already completed its ' || CASE WHEN p_last.merge_id IS NULL THEN 'work' ELSE 'merge' END];
+        job.problem := ARRAY[NULL, v_name || ' has already completed its ' || CASE v_work.task WHEN 'slice' THEN 'work' ELSE v_work.task END];
     ELSIF v_starts.in_a_minute >= p_project.max_starts_per_min THEN
         job.problem := ARRAY['OG602', format('%s has started too often within a minute (max_starts_per_min = %s)', v_name, p_project.max_starts_per_min),
             'wait a minute; see why the job restarts'];

@@ -88,7 +88,8 @@ BEGIN
          WHERE (r.project_id, r.cluster, r.process, r.nstart)
              = (v_attempt.project_id, v_attempt.cluster, v_attempt.process, v_attempt.nstart) AND r.by_worker;
         IF FOUND THEN  -- I6: a report is never taken back
-            IF v_report.outcome = 'done' AND v_attempt.merge_id IS NOT NULL AND NOT osgprod._is_done_by(v_attempt) THEN
+            IF v_report.outcome = 'done' AND v_attempt.merge_id IS NOT NULL AND NOT EXISTS (
+                SELECT FROM osgprod._work_of(v_attempt) w WHERE w.is_done) THEN
                 v_report.outcome := 'superseded';  -- the job must not remove the inputs: another merge needs them
             END IF;
             IF v_report.exit_code = p_call.exitcode THEN

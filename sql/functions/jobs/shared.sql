@@ -123,38 +123,26 @@ AS $fn$
 $fn$;
 
 CREATE FUNCTION osgprod._work_of(p_attempt osgprod_data.attempts)
-RETURNS TABLE (task text, due_at timestamptz, progress_at timestamptz) LANGUAGE sql STABLE
+RETURNS TABLE (task text, is_done boolean, due_at timestamptz, progress_at timestamptz) LANGUAGE sql STABLE
 AS $fn$
-    -- What a live attempt works at; no row when it works at nothing any more.
+    -- What an attempt works at, or has done; no row when it has nothing any more. What was requeued or superseded since it was done is
+    -- not done by this attempt: another one has it, or had it.
     -- Parameters: p_attempt  the attempt
-    -- Returns:    task: slice or merge, which it holds; or backup: another attempt holds the slice. due_at: when its lease ends;
-    --             progress_at: its last progress, NULL = it has reported none
-    SELECT 'slice', s.due_at, s.progress_at FROM osgprod_data.slices s
-     WHERE (s.project_id, s.rawdata_id, s.block1, s.state, s.cluster, s.process, s.nstart) = (p_attempt.project_id,
-           p_attempt.rawdata_id, p_attempt.block1, 'leased', p_attempt.cluster, p_attempt.process, p_attempt.nstart)
+    -- Returns:    task: slice or merge, which it holds or has done; or backup: another attempt holds the slice. due_at: when its
+    --             lease ends; progress_at: its last progress, NULL = it has reported none
+    SELECT 'slice', s.state = 'done', s.due_at, s.progress_at FROM osgprod_data.slices s
+     WHERE (s.project_id, s.rawdata_id, s.block1, s.cluster, s.process, s.nstart) = (p_attempt.project_id, p_attempt.rawdata_id,
+           p_attempt.block1, p_attempt.cluster, p_attempt.process, p_attempt.nstart) AND s.state IN ('leased', 'done')
     UNION ALL
-    SELECT 'merge', m.due_at, m.progress_at FROM osgprod_data.merges m
-     WHERE (m.merge_id, m.state, m.cluster, m.process, m.nstart)
-         = (p_attempt.merge_id, 'leased', p_attempt.cluster, p_attempt.process, p_attempt.nstart)
+    SELECT 'merge', m.state = 'done', m.due_at, m.progress_at FROM osgprod_data.merges m
+     WHERE (m.merge_id, m.cluster, m.process, m.nstart)
+         = (p_attempt.merge_id, p_attempt.cluster, p_attempt.process, p_attempt.nstart) AND m.state IN ('leased', 'done')
     UNION ALL
-    SELECT 'backup', b.due_at, NULL FROM osgprod_data.backups b
+    SELECT 'backup', false, b.due_at, NULL FROM osgprod_data.backups b
       JOIN osgprod_data.slices s USING (project_id, rawdata_id, block1, opened_at)
      WHERE (b.project_id, b.rawdata_id, b.block1, s.state, b.cluster, b.process, b.nstart) = (p_attempt.project_id,
            p_attempt.rawdata_id, p_attempt.block1, 'leased', p_attempt.cluster, p_attempt.process, p_attempt.nstart)
        AND b.due_at IS NOT NULL
-$fn$;
-
-CREATE FUNCTION osgprod._is_done_by(p_attempt osgprod_data.attempts)
-RETURNS boolean LANGUAGE sql STABLE
-AS $fn$
-    -- Is a slice or a merge done by this attempt, now? One that was requeued or superseded since is not: another attempt has it, or
-    -- had it.
-    -- Parameters: p_attempt  the attempt
-    SELECT EXISTS (SELECT FROM osgprod_data.slices s
-                    WHERE (s.project_id, s.rawdata_id, s.block1, s.state, s.cluster, s.process, s.nstart) = (p_attempt.project_id,
-                          p_attempt.rawdata_id, p_attempt.block1, 'done', p_attempt.cluster, p_attempt.process, p_attempt.nstart))
-        OR EXISTS (SELECT FROM osgprod_data.merges m WHERE (m.merge_id, m.state, m.cluster, m.process, m.nstart)
-                       = (p_attempt.merge_id, 'done', p_attempt.cluster, p_attempt.process, p_attempt.nstart))
 $fn$;
 
 CREATE FUNCTION osgprod._try_work(p_attempt osgprod_data.attempts)

@@ -131,7 +131,7 @@ AS $fn$
                                       AND a.nstart >= o.nstart AND a.schedd IS NOT DISTINCT FROM o.schedd
                                       AND a.qdate IS NOT DISTINCT FROM o.qdate
          WHERE o.project_id = p_project.project_id AND o.cluster = p_cluster AND o.process = p_process AND o.nstart = p_nstart
-           AND (EXISTS (SELECT FROM osgprod._work_of(a))
+           AND (EXISTS (SELECT FROM osgprod._work_of(a) w WHERE NOT w.is_done)
                 OR EXISTS (SELECT FROM osgprod_data.reports r
                             WHERE r.project_id = a.project_id AND r.cluster = a.cluster AND r.process = a.process
                               AND r.nstart = a.nstart AND r.reported_at > now() - interval '1 h')))

@@ -33,7 +33,7 @@ BEGIN
       LEFT JOIN reports r ON r.project_id = a.project_id AND r.cluster = a.cluster AND r.process = a.process
                          AND r.nstart = a.nstart
       LEFT JOIN merges m ON m.merge_id = a.merge_id
-      LEFT JOIN LATERAL osgprod._work_of(a) h ON true
+      LEFT JOIN LATERAL osgprod._work_of(a) h ON NOT h.is_done
      WHERE a.project_id = v_project_id AND a.cluster = p_cluster AND a.process = p_process
      ORDER BY a.schedd NULLS FIRST, a.qdate NULLS FIRST, a.nstart, r.reported_at;
     IF NOT FOUND THEN

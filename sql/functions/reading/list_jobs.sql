@@ -44,7 +44,7 @@ BEGIN
            CASE WHEN j.merge_id IS NOT NULL THEN osgprod._merge_name(m.run, m.seqno) END
       FROM unnest(v_found) j
       LEFT JOIN rawdata w ON w.rawdata_id = j.rawdata_id
-      LEFT JOIN LATERAL osgprod._work_of(j) h ON true
+      LEFT JOIN LATERAL osgprod._work_of(j) h ON NOT h.is_done
       LEFT JOIN merges m ON m.merge_id = j.merge_id
       LEFT JOIN LATERAL (
           SELECT x.* FROM reports x
