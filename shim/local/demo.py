@@ -40,7 +40,7 @@ PROJECT, MAGIC = "demo", "my magic"
 AT_A_TIME = 8
 CLUSTER = 1000
 VICTIM = 5  # the process that is killed
-TIME_LIMIT_S = 150.0
+TIME_LIMIT_S = 150.0  # in which nothing is done; the whole takes minutes on a busy machine
 EVENTS_PER_BLOCK = 6
 # name, blocks with events, and the special property of the file
 FILES: tuple[tuple[str, int, dict[str, Any]], ...] = (
@@ -111,6 +111,35 @@ def main() -> int:
         return 128 + signal.SIGINT
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+class Stall:
+    """Tells when nothing has changed for a while.
+
+    Parameters
+    ----------
+    limit_s : float
+        How long that is [s].
+    """
+
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = limit_s
+        self._seen: object = None
+        self._since = 0.0
+
+    def is_over(self, seen: object, now: float) -> bool:
+        """Return whether the same has been seen for longer than the limit.
+
+        Parameters
+        ----------
+        seen : object
+            What is to change.
+        now : float
+            time.monotonic().
+        """
+        if seen != self._seen:
+            self._seen, self._since = seen, now
+        return now - self._since > self._limit_s
 
 
 class _Demo:
@@ -185,7 +214,7 @@ class _Demo:
             shim.wait()
 
     def _work(self, url: str) -> None:
-        end = time.monotonic() + TIME_LIMIT_S
+        stall = Stall(TIME_LIMIT_S)
         process, killed = 0, False
         while True:
             progress, merges = self._progress(), self._merge_states()
@@ -195,9 +224,12 @@ class _Demo:
                 if merges["done"] == len(FILES):
                     break
             self._reap()
-            if time.monotonic() > end:
+            if stall.is_over((progress["blocks_done"], merges["done"]), time.monotonic()):
+                names = ("done", "leased", "ready", "quarantined", "unallocated")
+                blocks = ", ".join(f"{progress[f'blocks_{name}']} {name}" for name in names)
+                states = ", ".join(f"{count} {state}" for state, count in merges.items()) or "none"
                 raise DemoFailed(
-                    f"not done after {TIME_LIMIT_S:.0f} s: {dict(progress)}, merges: {dict(merges)}"
+                    f"nothing was done for {TIME_LIMIT_S:.0f} s; blocks: {blocks}; merges: {states}"
                 )
             if not killed and self._kill_victim():
                 killed = True

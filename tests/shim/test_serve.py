@@ -22,6 +22,7 @@ import pytest
 from shim.cli.serving import _listen_at, _remove_socket
 from shim.errors import OperatorError
 from shim.local import embedded
+from shim.local.demo import Stall
 from tests import prepared
 from tests.support import CHECKOUT, PATIENCE_S, free_port, run_each, run_osgprod, server_folder, wait_until
 
@@ -484,6 +485,12 @@ def test_demo_keeps_its_promise() -> None:
     assert ended.stdout.find(" of 3 files merged; the server looks for merges", whole) > 0, (
         "no silence while it waits"
     )
+
+
+def test_demo_gives_up_only_when_nothing_is_done_for_a_while() -> None:
+    stall = Stall(150)
+    assert not any(stall.is_over(n, 100.0 * n) for n in range(9)), "a busy machine is slow"
+    assert not stall.is_over(8, 950) and stall.is_over(8, 951)
 
 
 @pytest.mark.slow
