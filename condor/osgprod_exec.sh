@@ -275,11 +275,12 @@ find_token() {
     set -- "${_CONDOR_CREDS:-/nonexistent}"/*.use "${XDG_RUNTIME_DIR:-/nonexistent}/bt_u$uid" "/tmp/bt_u$uid"
   fi
   for file in "$@"; do
-    [[ -f "$file" && -r "$file" ]] || continue
     found=""
-    while IFS= read -r -d '' part || [[ -n "$part" ]]; do # up to a NUL, or to the end
-      found+="${part//[[:space:]]/}"
-    done 2>/dev/null <"$file"
+    if [[ -f "$file" && -r "$file" ]]; then
+      while IFS= read -r -d '' part || [[ -n "$part" ]]; do # up to a NUL, or to the end
+        found+="${part//[[:space:]]/}"
+      done 2>/dev/null <"$file" || true
+    fi
     if [[ -n "$found" ]]; then
       bearer="$found"
       export BEARER_TOKEN_FILE="$file"
@@ -509,12 +510,13 @@ split_headers() {
     line="${text%%$'\n'*}"
     text="${text#*$'\n'}"
     name="${line%%:*}"
-    [[ -n "$name" && "$name" != "$line" ]] || continue
-    name="${name,,}"
-    value="${line#*:}"
-    value="${value#"${value%%[![:space:]]*}"}"
-    value="${value%"${value##*[![:space:]]}"}"
-    values["$name"]="${values["$name"]+${values["$name"]}$'\n'}$value"
+    if [[ -n "$name" && "$name" != "$line" ]]; then
+      name="${name,,}"
+      value="${line#*:}"
+      value="${value#"${value%%[![:space:]]*}"}"
+      value="${value%"${value##*[![:space:]]}"}"
+      values["$name"]="${values["$name"]+${values["$name"]}$'\n'}$value"
+    fi
   done
 }
 
@@ -532,9 +534,10 @@ adler32() {
   fi
   ((size > SMALL_BYTES)) || first=adler32_of_awk
   for how in $first adler32_of_xrootd adler32_of_python adler32_of_awk; do
-    sum="$("$how" "$1" 2>/dev/null)" && sum="${sum%% *}" && [[ "$sum" =~ ^[0-9a-f]{8}$ ]] || continue
-    printf '%s\n' "$sum"
-    return 0
+    if sum="$("$how" "$1" 2>/dev/null)" && sum="${sum%% *}" && [[ "$sum" =~ ^[0-9a-f]{8}$ ]]; then
+      printf '%s\n' "$sum"
+      return 0
+    fi
   done
   return 1
 }
@@ -656,11 +659,11 @@ make_scratch() {
   local parent word
   printf -v word '%04x%04x%04x' "$RANDOM" "$RANDOM" "$RANDOM"
   for parent in "${_CONDOR_SCRATCH_DIR:-}" "${TMPDIR:-}" "$PWD" /tmp /var/tmp; do
-    [[ -n "$parent" ]] || continue
-    [[ "$parent" == /* ]] || parent="$PWD/$parent" # the work runs in another folder
-    scratch="$parent/osgprod.$word"                # before there is one: a signal may come in between
-    ! mkdir -m 700 "$scratch" 2>/dev/null || break
-    scratch=""
+    if [[ -z "$scratch" && -n "$parent" ]]; then
+      [[ "$parent" == /* ]] || parent="$PWD/$parent" # the work runs in another folder
+      scratch="$parent/osgprod.$word"                # before there is one: a signal may come in between
+      mkdir -m 700 "$scratch" 2>/dev/null || scratch=""
+    fi
   done
   [[ -n "$scratch" ]] || die "$EXIT_NODE_FAULT" 'no folder here can be written'
   export TMPDIR="$scratch" # bash's own here-documents need one that can be written
@@ -675,8 +678,7 @@ disk_has_room() {
   local status=1
   for _ in 1 2; do # somebody may kill a program
     # A subshell, which a limit on the size of files may kill.
-    ! (printf '%65536s' '' >"$scratch/probe") 2>/dev/null || status=0
-    ((status > 0)) || break
+    ((status == 0)) || ! (printf '%65536s' '' >"$scratch/probe") 2>/dev/null || status=0
   done
   { : >"$scratch/probe"; } 2>/dev/null || true
   return "$status"
@@ -694,7 +696,8 @@ end_children() {
 # The signals that ask a job to end: batch systems send others than SIGTERM too, as a warning or at a limit.
 readonly SIGNALS=(TERM INT HUP QUIT USR1 USR2 ALRM XCPU)
 
-# Has a command that does not return run at a signal. The bracket in the second line is not reached. But where bash 5.2 is about to parse a
+# Has a command that does not return run at a signal. While bash leaves a loop by break or continue it runs no command of a trap, so that
+# the signal would be lost: this script contains neither of the two. The bracket in the second line is not reached. But where bash 5.2 is about to parse a
 # $(...), it takes the text for the inside of that, and without a bracket it would end with a syntax error. Arguments: signal, command
 hear() {
   # shellcheck disable=SC2064  # the command of now
@@ -1063,12 +1066,12 @@ cpu_seconds() {
   local file line total=0
   local -a fields
   for file in /proc/[0-9]*/stat; do
-    { IFS= read -r line <"$file"; } 2>/dev/null || continue
+    line=""
+    { IFS= read -r line <"$file"; } 2>/dev/null || true # it has ended
     # shellcheck disable=SC2206  # numbers
     fields=(${line##*) })
     # after the name: 0 state, 1 parent, 2 group; 11-14 ticks, own and of ended children
-    [[ "${fields[2]}" == "$1" ]] || continue
-    total=$((total + fields[11] + fields[12] + fields[13] + fields[14]))
+    [[ "${fields[2]:-}" != "$1" ]] || total=$((total + fields[11] + fields[12] + fields[13] + fields[14]))
   done
   cpu_seconds="$((total / 100))"
 }
@@ -1090,21 +1093,21 @@ memory_bytes() {
   local file line pid up depth resident=0 largest=0 key value
   local -a fields parents=()
   for file in /proc/[0-9]*/stat; do
-    { IFS= read -r line <"$file"; } 2>/dev/null || continue
+    line=""
+    { IFS= read -r line <"$file"; } 2>/dev/null || true # it has ended
     # shellcheck disable=SC2206  # numbers
     fields=(${line##*) })
     pid="${file//[!0-9]/}"
     # after the name: 1 parent, 2 group
-    parents[pid]="${fields[1]}"
-    [[ "${fields[2]}" != "$1" || "$pid" == "$1" ]] || parents[pid]="$1"
+    parents[pid]="${fields[1]:-0}"
+    [[ "${fields[2]:-}" != "$1" || "$pid" == "$1" ]] || parents[pid]="$1"
   done
   for pid in "${!parents[@]}"; do
     up="$pid"
     for ((depth = 0; depth < 100 && up > 1 && up != $1; depth++)); do
       up="${parents[up]:-0}"
     done
-    ((up == $1)) || continue
-    while read -r key value _; do
+    ((up != $1)) || while read -r key value _; do
       case "$key" in
       VmHWM:) ((value <= largest)) || largest="$value" ;;
       VmRSS:) resident=$((resident + value)) ;;
@@ -1155,38 +1158,40 @@ send_heartbeats() {
   local interval_s="$1" own="$2" left_s="$3" memory=0 disk=0 n=0
   pipe="$scratch/pipe.heartbeat"
   hear TERM 'end_children; exit 0'
-  while true; do
-    while ((left_s > 0)); do
+  while kill -0 "$$" 2>/dev/null; do
+    if ((left_s > 0)) && [[ ! -e "$own/confirm-lease" ]]; then
       ((n++ % 5 != 1)) || look # first after a second: work that has just begun has not allocated its memory
       pause 1
       left_s=$((left_s - 1))
-      kill -0 "$$" 2>/dev/null || break 2
-      [[ ! -e "$own/confirm-lease" ]] || break
-    done
-    left_s="$interval_s"
-    [[ -z "${OSGPROD_CONTAINER:-}" || -e "$scratch/delivering" ]] || copy_credentials "$own"
-    folder_bytes "$scratch/work"
-    ((folder_bytes <= disk)) || disk="$folder_bytes"
-    look
-    cpu_seconds "$work_group"
-    request workscript.ping bytes "$folder_bytes" cpu "$cpu_seconds"
-    if [[ "$answer" == alive ]]; then
-      rm -f "$scratch/work/.osgprod/no-lease"
-    else # until then a merge script replaces nothing
-      touch "$scratch/work/.osgprod/no-lease" 2>/dev/null || true
+    else
+      left_s="$interval_s"
+      send_heartbeat
     fi
-    [[ "$http_status" != 4?? || "$http_status" == 409 && "$answer" != error ]] || log "heartbeat refused with status $http_status: $body"
-    if [[ "$http_status" == 409 && "$answer" != error ]]; then
-      log "stopping the work: $body"
-      trap '' TERM # the end of the work must not hide why
-      end_work
-      [[ "$answer" == wedged ]] || exit "$SUPERSEDED"
-      exit "$WEDGED"
-    fi
-    rm -f "$scratch/work/.osgprod/confirm-lease"
   done
   end_work
   remove_tree "$scratch"
+}
+send_heartbeat() {
+  [[ -z "${OSGPROD_CONTAINER:-}" || -e "$scratch/delivering" ]] || copy_credentials "$own"
+  folder_bytes "$scratch/work"
+  ((folder_bytes <= disk)) || disk="$folder_bytes"
+  look
+  cpu_seconds "$work_group"
+  request workscript.ping bytes "$folder_bytes" cpu "$cpu_seconds"
+  if [[ "$answer" == alive ]]; then
+    rm -f "$scratch/work/.osgprod/no-lease"
+  else # until then a merge script replaces nothing
+    touch "$scratch/work/.osgprod/no-lease" 2>/dev/null || true
+  fi
+  [[ "$http_status" != 4?? || "$http_status" == 409 && "$answer" != error ]] || log "heartbeat refused with status $http_status: $body"
+  if [[ "$http_status" == 409 && "$answer" != error ]]; then
+    log "stopping the work: $body"
+    trap '' TERM # the end of the work must not hide why
+    end_work
+    [[ "$answer" == wedged ]] || exit "$SUPERSEDED"
+    exit "$WEDGED"
+  fi
+  rm -f "$scratch/work/.osgprod/confirm-lease"
 }
 
 # Looks how much memory the work uses, and leaves the most that was seen, with the caller's disk, for measure.
@@ -1275,8 +1280,8 @@ read_report() {
   [[ -f "$1" && -r "$1" ]] || return 0
   while IFS= read -r line || [[ -n "$line" ]]; do # without its NULs
     name="${line%%=*}"
-    [[ "$name" != "$line" ]] || continue
     case "$name" in
+    "$line") ;; # without a value
     merged_input) reported_inputs+="${line#*=}"$'\n' ;;
     bad_inputs | door | events | fault | fetched_bytes | misconfigured | outputs_list | software)
       reported["$name"]="${line#*=}"
@@ -1363,7 +1368,7 @@ pack_outputs() {
     elif [[ ! -L "$file" ]] && ! is_readable "$file"; then
       : "${unreadable:=${file#./}}" # named when find has ended: its own error message may come later than this
     elif [[ -d "$file" && ! -L "$file" ]]; then
-      continue
+      :
     elif is_core "$file"; then
       size_of "$file"
       log "left out: core dump ${file#./}, $size_of bytes"
@@ -1618,14 +1623,14 @@ is_stored_already() {
 # Is a file at this URL, whole? Storage that tells no checksum is believed by the size. Storage that has just taken a file
 # may need a moment to know it. Arguments: kind, URL, size [bytes], adler32 or nothing, how often to look
 has_arrived() {
-  local kind="$1" url="$2" bytes="$3" adler="$4" looks="$5" look stored_bytes stored_adler
-  for ((look = 1; look <= looks; look++)); do
-    ((look == 1)) || pause "$(backoff "$((look - 1))" "$BACKOFF_MS")"
+  local kind="$1" url="$2" bytes="$3" adler="$4" looks="$5" look=0 stored_bytes="" stored_adler=""
+  while [[ -z "$stored_bytes" ]] && ((look < looks)); do
+    ((look == 0)) || pause "$(backoff "$look" "$BACKOFF_MS")"
+    look=$((look + 1))
     storage "stored_$kind" "$url" || true
     stored_bytes="${captured%%$'\n'*}"
     stored_adler="${captured#*$'\n'}"
     stored_adler="${stored_adler%%$'\n'*}"
-    [[ -z "$stored_bytes" ]] || break
   done
   [[ "$stored_bytes" != "$bytes" ]] || [[ -n "$stored_adler" && -n "$adler" ]] || return 0
   [[ "$stored_bytes" != "$bytes" ]] || ! same_adler32 "$stored_adler" "$adler" || return 0
@@ -1772,8 +1777,8 @@ read_written() {
   [[ -r "$unreported.report" ]] || return 1
   while IFS= read -r line || [[ -n "$line" ]]; do
     name="${line%%=*}"
-    [[ "$name" != "$line" ]] || continue
     case "$name" in
+    "$line") ;; # without a value
     merged_input) written_inputs+="${line#*=}"$'\n' ;;
     project | token | token_hosts | name | events | outputs | bytes | adler32 | url | heartbeat_s | outputs_list | software | slices_done | \
       memory_bytes | disk_bytes | fetched_bytes | cpu_s | wall_s | complete)
@@ -1896,27 +1901,32 @@ deliver_and_report() {
 # Removes the inputs of a merge that the server has accepted, where the project wants that: each that is unchanged.
 # An input that can't be removed stays.
 remove_merged_inputs() {
-  local url bytes adler kind line rest="$written_inputs"
+  local rest="$written_inputs"
   [[ -n "$rest" ]] || return 0
   if ! are_listed_outputs_there; then
     log 'not all merged files can be seen from here: the inputs are not removed'
     return 0
   fi
   while [[ -n "$rest" ]]; do
-    line="${rest%%$'\n'*}" rest="${rest#*$'\n'}"
-    [[ "$line" == *' '*' '* ]] || continue
-    adler="${line##* }" line="${line% *}"
-    bytes="${line##* }"
-    input_url "${line% *}"
-    url="$input_url"
-    storage_kind "$url" || continue
-    kind="$url_kind"
-    if ! has_arrived "$kind" "$url" "$bytes" "$adler" 1; then
-      log "$url has changed since it was merged, and is not removed$(withheld "$url")"
-    else
-      storage "remove_$kind" "$url" || log "$url can't be removed: $storage_error"
-    fi
+    remove_merged_input "${rest%%$'\n'*}"
+    rest="${rest#*$'\n'}"
   done
+}
+# Argument: line of URL, size, adler32
+remove_merged_input() {
+  local url bytes adler kind line="$1"
+  [[ "$line" == *' '*' '* ]] || return 0
+  adler="${line##* }" line="${line% *}"
+  bytes="${line##* }"
+  input_url "${line% *}"
+  url="$input_url"
+  storage_kind "$url" || return 0
+  kind="$url_kind"
+  if ! has_arrived "$kind" "$url" "$bytes" "$adler" 1; then
+    log "$url has changed since it was merged, and is not removed$(withheld "$url")"
+  else
+    storage "remove_$kind" "$url" || log "$url can't be removed: $storage_error"
+  fi
 }
 
 # Are the files that a merge has delivered where it says, as this script sees them? In a container a folder may be another
@@ -2032,16 +2042,16 @@ recycle_command() {
 # packs again when somebody has killed a program, and when the outputs are unfit: files that this job owns are made readable, and those
 # of some network file systems seem to change for a moment. Arguments: as of pack_outputs, without the first two
 pack() {
-  local try code
+  local try=0 code=137
   leftover="$2"
-  for ((try = 1; ; try++)); do
-    code=0
+  while (((code == EXIT_UNFIT || code > 128) && try < PACK_TRIES)); do
+    if ((code == EXIT_UNFIT)); then
+      make_readable "$scratch/work"
+      pause 1
+    fi
+    try=$((try + 1)) code=0
     capture_both pack_outputs "$scratch/work" "$scratch/work.log" "$@" || code=$?
     [[ -z "$captured_errors" ]] || printf '%s\n' "$captured_errors" >&2 || true
-    (((code == EXIT_UNFIT || code > 128) && try < PACK_TRIES)) || break
-    ((code == EXIT_UNFIT)) || continue
-    make_readable "$scratch/work"
-    pause 1
   done
   captured_errors="${captured_errors%$'\n'tar: Exiting with failure status*}" # the line before it says why
   pack_error="${captured_errors##*$'\n'}"
@@ -2118,14 +2128,14 @@ ad_value() {
   ad_value=""
   [[ -f "$1" && -r "$1" ]] || return 0
   while IFS= read -r line || [[ -n "$line" ]]; do
-    [[ "$line" == *=* ]] || continue
     key="${line%%=*}"
     key="${key//[[:space:]]/}"
-    [[ "${key,,}" == "$name" ]] || continue
-    line="${line#*=}"
-    line="${line#"${line%%[![:space:]]*}"}"
-    ad_value="${line%"${line##*[![:space:]]}"}"
-    return 0
+    if [[ "$line" == *=* && "${key,,}" == "$name" ]]; then
+      line="${line#*=}"
+      line="${line#"${line%%[![:space:]]*}"}"
+      ad_value="${line%"${line##*[![:space:]]}"}"
+      return 0
+    fi
   done <"$1"
 }
 
@@ -2346,9 +2356,8 @@ main() {
   fi
   while ((slices_done < SLICES)); do
     attempt "${3:-1}" # another code than 0 ends this script
-    [[ "$answer" == "done" ]] || break
-    ((slices_done < SLICES)) || break # cleanup removes the last slice's files
-    forget_attempt
+    [[ "$answer" == "done" ]] || return 0
+    ((slices_done >= SLICES)) || forget_attempt # cleanup removes the last slice's files
   done
 }
 

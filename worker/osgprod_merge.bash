@@ -288,11 +288,12 @@ find_token() {
     set -- "${_CONDOR_CREDS:-/nonexistent}"/*.use "${XDG_RUNTIME_DIR:-/nonexistent}/bt_u$uid" "/tmp/bt_u$uid"
   fi
   for file in "$@"; do
-    [[ -f "$file" && -r "$file" ]] || continue
     found=""
-    while IFS= read -r -d '' part || [[ -n "$part" ]]; do # up to a NUL, or to the end
-      found+="${part//[[:space:]]/}"
-    done 2>/dev/null <"$file"
+    if [[ -f "$file" && -r "$file" ]]; then
+      while IFS= read -r -d '' part || [[ -n "$part" ]]; do # up to a NUL, or to the end
+        found+="${part//[[:space:]]/}"
+      done 2>/dev/null <"$file" || true
+    fi
     if [[ -n "$found" ]]; then
       bearer="$found"
       export BEARER_TOKEN_FILE="$file"
@@ -522,12 +523,13 @@ split_headers() {
     line="${text%%$'\n'*}"
     text="${text#*$'\n'}"
     name="${line%%:*}"
-    [[ -n "$name" && "$name" != "$line" ]] || continue
-    name="${name,,}"
-    value="${line#*:}"
-    value="${value#"${value%%[![:space:]]*}"}"
-    value="${value%"${value##*[![:space:]]}"}"
-    values["$name"]="${values["$name"]+${values["$name"]}$'\n'}$value"
+    if [[ -n "$name" && "$name" != "$line" ]]; then
+      name="${name,,}"
+      value="${line#*:}"
+      value="${value#"${value%%[![:space:]]*}"}"
+      value="${value%"${value##*[![:space:]]}"}"
+      values["$name"]="${values["$name"]+${values["$name"]}$'\n'}$value"
+    fi
   done
 }
 
@@ -634,9 +636,10 @@ adler32() {
   fi
   ((size > SMALL_BYTES)) || first=adler32_of_awk
   for how in $first adler32_of_xrootd adler32_of_python adler32_of_awk; do
-    sum="$("$how" "$1" 2>/dev/null)" && sum="${sum%% *}" && [[ "$sum" =~ ^[0-9a-f]{8}$ ]] || continue
-    printf '%s\n' "$sum"
-    return 0
+    if sum="$("$how" "$1" 2>/dev/null)" && sum="${sum%% *}" && [[ "$sum" =~ ^[0-9a-f]{8}$ ]]; then
+      printf '%s\n' "$sum"
+      return 0
+    fi
   done
   return 1
 }
@@ -925,14 +928,14 @@ is_stored_already() {
 # Is a file at this URL, whole? Storage that tells no checksum is believed by the size. Storage that has just taken a file
 # may need a moment to know it. Arguments: kind, URL, size [bytes], adler32 or nothing, how often to look
 has_arrived() {
-  local kind="$1" url="$2" bytes="$3" adler="$4" looks="$5" look stored_bytes stored_adler
-  for ((look = 1; look <= looks; look++)); do
-    ((look == 1)) || pause "$(backoff "$((look - 1))" "$BACKOFF_MS")"
+  local kind="$1" url="$2" bytes="$3" adler="$4" looks="$5" look=0 stored_bytes="" stored_adler=""
+  while [[ -z "$stored_bytes" ]] && ((look < looks)); do
+    ((look == 0)) || pause "$(backoff "$look" "$BACKOFF_MS")"
+    look=$((look + 1))
     storage "stored_$kind" "$url" || true
     stored_bytes="${captured%%$'\n'*}"
     stored_adler="${captured#*$'\n'}"
     stored_adler="${stored_adler%%$'\n'*}"
-    [[ -z "$stored_bytes" ]] || break
   done
   [[ "$stored_bytes" != "$bytes" ]] || [[ -n "$stored_adler" && -n "$adler" ]] || return 0
   [[ "$stored_bytes" != "$bytes" ]] || ! same_adler32 "$stored_adler" "$adler" || return 0

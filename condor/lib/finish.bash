@@ -58,8 +58,8 @@ read_written() {
   [[ -r "$unreported.report" ]] || return 1
   while IFS= read -r line || [[ -n "$line" ]]; do
     name="${line%%=*}"
-    [[ "$name" != "$line" ]] || continue
     case "$name" in
+    "$line") ;; # without a value
     merged_input) written_inputs+="${line#*=}"$'\n' ;;
     project | token | token_hosts | name | events | outputs | bytes | adler32 | url | heartbeat_s | outputs_list | software | slices_done | \
       memory_bytes | disk_bytes | fetched_bytes | cpu_s | wall_s | complete)
@@ -182,27 +182,32 @@ deliver_and_report() {
 # Removes the inputs of a merge that the server has accepted, where the project wants that: each that is unchanged.
 # An input that can't be removed stays.
 remove_merged_inputs() {
-  local url bytes adler kind line rest="$written_inputs"
+  local rest="$written_inputs"
   [[ -n "$rest" ]] || return 0
   if ! are_listed_outputs_there; then
     log 'not all merged files can be seen from here: the inputs are not removed'
     return 0
   fi
   while [[ -n "$rest" ]]; do
-    line="${rest%%$'\n'*}" rest="${rest#*$'\n'}"
-    [[ "$line" == *' '*' '* ]] || continue
-    adler="${line##* }" line="${line% *}"
-    bytes="${line##* }"
-    input_url "${line% *}"
-    url="$input_url"
-    storage_kind "$url" || continue
-    kind="$url_kind"
-    if ! has_arrived "$kind" "$url" "$bytes" "$adler" 1; then
-      log "$url has changed since it was merged, and is not removed$(withheld "$url")"
-    else
-      storage "remove_$kind" "$url" || log "$url can't be removed: $storage_error"
-    fi
+    remove_merged_input "${rest%%$'\n'*}"
+    rest="${rest#*$'\n'}"
   done
+}
+# Argument: line of URL, size, adler32
+remove_merged_input() {
+  local url bytes adler kind line="$1"
+  [[ "$line" == *' '*' '* ]] || return 0
+  adler="${line##* }" line="${line% *}"
+  bytes="${line##* }"
+  input_url "${line% *}"
+  url="$input_url"
+  storage_kind "$url" || return 0
+  kind="$url_kind"
+  if ! has_arrived "$kind" "$url" "$bytes" "$adler" 1; then
+    log "$url has changed since it was merged, and is not removed$(withheld "$url")"
+  else
+    storage "remove_$kind" "$url" || log "$url can't be removed: $storage_error"
+  fi
 }
 
 # Are the files that a merge has delivered where it says, as this script sees them? In a container a folder may be another
@@ -318,16 +323,16 @@ recycle_command() {
 # packs again when somebody has killed a program, and when the outputs are unfit: files that this job owns are made readable, and those
 # of some network file systems seem to change for a moment. Arguments: as of pack_outputs, without the first two
 pack() {
-  local try code
+  local try=0 code=137
   leftover="$2"
-  for ((try = 1; ; try++)); do
-    code=0
+  while (((code == EXIT_UNFIT || code > 128) && try < PACK_TRIES)); do
+    if ((code == EXIT_UNFIT)); then
+      make_readable "$scratch/work"
+      pause 1
+    fi
+    try=$((try + 1)) code=0
     capture_both pack_outputs "$scratch/work" "$scratch/work.log" "$@" || code=$?
     [[ -z "$captured_errors" ]] || printf '%s\n' "$captured_errors" >&2 || true
-    (((code == EXIT_UNFIT || code > 128) && try < PACK_TRIES)) || break
-    ((code == EXIT_UNFIT)) || continue
-    make_readable "$scratch/work"
-    pause 1
   done
   captured_errors="${captured_errors%$'\n'tar: Exiting with failure status*}" # the line before it says why
   pack_error="${captured_errors##*$'\n'}"

@@ -29,14 +29,14 @@ ad_value() {
   ad_value=""
   [[ -f "$1" && -r "$1" ]] || return 0
   while IFS= read -r line || [[ -n "$line" ]]; do
-    [[ "$line" == *=* ]] || continue
     key="${line%%=*}"
     key="${key//[[:space:]]/}"
-    [[ "${key,,}" == "$name" ]] || continue
-    line="${line#*=}"
-    line="${line#"${line%%[![:space:]]*}"}"
-    ad_value="${line%"${line##*[![:space:]]}"}"
-    return 0
+    if [[ "$line" == *=* && "${key,,}" == "$name" ]]; then
+      line="${line#*=}"
+      line="${line#"${line%%[![:space:]]*}"}"
+      ad_value="${line%"${line##*[![:space:]]}"}"
+      return 0
+    fi
   done <"$1"
 }
 
@@ -257,9 +257,8 @@ main() {
   fi
   while ((slices_done < SLICES)); do
     attempt "${3:-1}" # another code than 0 ends this script
-    [[ "$answer" == "done" ]] || break
-    ((slices_done < SLICES)) || break # cleanup removes the last slice's files
-    forget_attempt
+    [[ "$answer" == "done" ]] || return 0
+    ((slices_done >= SLICES)) || forget_attempt # cleanup removes the last slice's files
   done
 }
 

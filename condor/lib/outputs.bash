@@ -70,7 +70,7 @@ pack_outputs() {
     elif [[ ! -L "$file" ]] && ! is_readable "$file"; then
       : "${unreadable:=${file#./}}" # named when find has ended: its own error message may come later than this
     elif [[ -d "$file" && ! -L "$file" ]]; then
-      continue
+      :
     elif is_core "$file"; then
       size_of "$file"
       log "left out: core dump ${file#./}, $size_of bytes"

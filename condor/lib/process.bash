@@ -96,11 +96,11 @@ make_scratch() {
   local parent word
   printf -v word '%04x%04x%04x' "$RANDOM" "$RANDOM" "$RANDOM"
   for parent in "${_CONDOR_SCRATCH_DIR:-}" "${TMPDIR:-}" "$PWD" /tmp /var/tmp; do
-    [[ -n "$parent" ]] || continue
-    [[ "$parent" == /* ]] || parent="$PWD/$parent" # the work runs in another folder
-    scratch="$parent/osgprod.$word"                # before there is one: a signal may come in between
-    ! mkdir -m 700 "$scratch" 2>/dev/null || break
-    scratch=""
+    if [[ -z "$scratch" && -n "$parent" ]]; then
+      [[ "$parent" == /* ]] || parent="$PWD/$parent" # the work runs in another folder
+      scratch="$parent/osgprod.$word"                # before there is one: a signal may come in between
+      mkdir -m 700 "$scratch" 2>/dev/null || scratch=""
+    fi
   done
   [[ -n "$scratch" ]] || die "$EXIT_NODE_FAULT" 'no folder here can be written'
   export TMPDIR="$scratch" # bash's own here-documents need one that can be written
@@ -115,8 +115,7 @@ disk_has_room() {
   local status=1
   for _ in 1 2; do # somebody may kill a program
     # A subshell, which a limit on the size of files may kill.
-    ! (printf '%65536s' '' >"$scratch/probe") 2>/dev/null || status=0
-    ((status > 0)) || break
+    ((status == 0)) || ! (printf '%65536s' '' >"$scratch/probe") 2>/dev/null || status=0
   done
   { : >"$scratch/probe"; } 2>/dev/null || true
   return "$status"
@@ -134,7 +133,8 @@ end_children() {
 # The signals that ask a job to end: batch systems send others than SIGTERM too, as a warning or at a limit.
 readonly SIGNALS=(TERM INT HUP QUIT USR1 USR2 ALRM XCPU)
 
-# Has a command that does not return run at a signal. The bracket in the second line is not reached. But where bash 5.2 is about to parse a
+# Has a command that does not return run at a signal. While bash leaves a loop by break or continue it runs no command of a trap, so that
+# the signal would be lost: this script contains neither of the two. The bracket in the second line is not reached. But where bash 5.2 is about to parse a
 # $(...), it takes the text for the inside of that, and without a bracket it would end with a syntax error. Arguments: signal, command
 hear() {
   # shellcheck disable=SC2064  # the command of now

@@ -230,14 +230,14 @@ is_stored_already() {
 # Is a file at this URL, whole? Storage that tells no checksum is believed by the size. Storage that has just taken a file
 # may need a moment to know it. Arguments: kind, URL, size [bytes], adler32 or nothing, how often to look
 has_arrived() {
-  local kind="$1" url="$2" bytes="$3" adler="$4" looks="$5" look stored_bytes stored_adler
-  for ((look = 1; look <= looks; look++)); do
-    ((look == 1)) || pause "$(backoff "$((look - 1))" "$BACKOFF_MS")"
+  local kind="$1" url="$2" bytes="$3" adler="$4" looks="$5" look=0 stored_bytes="" stored_adler=""
+  while [[ -z "$stored_bytes" ]] && ((look < looks)); do
+    ((look == 0)) || pause "$(backoff "$look" "$BACKOFF_MS")"
+    look=$((look + 1))
     storage "stored_$kind" "$url" || true
     stored_bytes="${captured%%$'\n'*}"
     stored_adler="${captured#*$'\n'}"
     stored_adler="${stored_adler%%$'\n'*}"
-    [[ -z "$stored_bytes" ]] || break
   done
   [[ "$stored_bytes" != "$bytes" ]] || [[ -n "$stored_adler" && -n "$adler" ]] || return 0
   [[ "$stored_bytes" != "$bytes" ]] || ! same_adler32 "$stored_adler" "$adler" || return 0

@@ -107,12 +107,12 @@ cpu_seconds() {
   local file line total=0
   local -a fields
   for file in /proc/[0-9]*/stat; do
-    { IFS= read -r line <"$file"; } 2>/dev/null || continue
+    line=""
+    { IFS= read -r line <"$file"; } 2>/dev/null || true # it has ended
     # shellcheck disable=SC2206  # numbers
     fields=(${line##*) })
     # after the name: 0 state, 1 parent, 2 group; 11-14 ticks, own and of ended children
-    [[ "${fields[2]}" == "$1" ]] || continue
-    total=$((total + fields[11] + fields[12] + fields[13] + fields[14]))
+    [[ "${fields[2]:-}" != "$1" ]] || total=$((total + fields[11] + fields[12] + fields[13] + fields[14]))
   done
   cpu_seconds="$((total / 100))"
 }
@@ -134,21 +134,21 @@ memory_bytes() {
   local file line pid up depth resident=0 largest=0 key value
   local -a fields parents=()
   for file in /proc/[0-9]*/stat; do
-    { IFS= read -r line <"$file"; } 2>/dev/null || continue
+    line=""
+    { IFS= read -r line <"$file"; } 2>/dev/null || true # it has ended
     # shellcheck disable=SC2206  # numbers
     fields=(${line##*) })
     pid="${file//[!0-9]/}"
     # after the name: 1 parent, 2 group
-    parents[pid]="${fields[1]}"
-    [[ "${fields[2]}" != "$1" || "$pid" == "$1" ]] || parents[pid]="$1"
+    parents[pid]="${fields[1]:-0}"
+    [[ "${fields[2]:-}" != "$1" || "$pid" == "$1" ]] || parents[pid]="$1"
   done
   for pid in "${!parents[@]}"; do
     up="$pid"
     for ((depth = 0; depth < 100 && up > 1 && up != $1; depth++)); do
       up="${parents[up]:-0}"
     done
-    ((up == $1)) || continue
-    while read -r key value _; do
+    ((up != $1)) || while read -r key value _; do
       case "$key" in
       VmHWM:) ((value <= largest)) || largest="$value" ;;
       VmRSS:) resident=$((resident + value)) ;;
@@ -199,38 +199,40 @@ send_heartbeats() {
   local interval_s="$1" own="$2" left_s="$3" memory=0 disk=0 n=0
   pipe="$scratch/pipe.heartbeat"
   hear TERM 'end_children; exit 0'
-  while true; do
-    while ((left_s > 0)); do
+  while kill -0 "$$" 2>/dev/null; do
+    if ((left_s > 0)) && [[ ! -e "$own/confirm-lease" ]]; then
       ((n++ % 5 != 1)) || look # first after a second: work that has just begun has not allocated its memory
       pause 1
       left_s=$((left_s - 1))
-      kill -0 "$$" 2>/dev/null || break 2
-      [[ ! -e "$own/confirm-lease" ]] || break
-    done
-    left_s="$interval_s"
-    [[ -z "${OSGPROD_CONTAINER:-}" || -e "$scratch/delivering" ]] || copy_credentials "$own"
-    folder_bytes "$scratch/work"
-    ((folder_bytes <= disk)) || disk="$folder_bytes"
-    look
-    cpu_seconds "$work_group"
-    request workscript.ping bytes "$folder_bytes" cpu "$cpu_seconds"
-    if [[ "$answer" == alive ]]; then
-      rm -f "$scratch/work/.osgprod/no-lease"
-    else # until then a merge script replaces nothing
-      touch "$scratch/work/.osgprod/no-lease" 2>/dev/null || true
+    else
+      left_s="$interval_s"
+      send_heartbeat
     fi
-    [[ "$http_status" != 4?? || "$http_status" == 409 && "$answer" != error ]] || log "heartbeat refused with status $http_status: $body"
-    if [[ "$http_status" == 409 && "$answer" != error ]]; then
-      log "stopping the work: $body"
-      trap '' TERM # the end of the work must not hide why
-      end_work
-      [[ "$answer" == wedged ]] || exit "$SUPERSEDED"
-      exit "$WEDGED"
-    fi
-    rm -f "$scratch/work/.osgprod/confirm-lease"
   done
   end_work
   remove_tree "$scratch"
+}
+send_heartbeat() {
+  [[ -z "${OSGPROD_CONTAINER:-}" || -e "$scratch/delivering" ]] || copy_credentials "$own"
+  folder_bytes "$scratch/work"
+  ((folder_bytes <= disk)) || disk="$folder_bytes"
+  look
+  cpu_seconds "$work_group"
+  request workscript.ping bytes "$folder_bytes" cpu "$cpu_seconds"
+  if [[ "$answer" == alive ]]; then
+    rm -f "$scratch/work/.osgprod/no-lease"
+  else # until then a merge script replaces nothing
+    touch "$scratch/work/.osgprod/no-lease" 2>/dev/null || true
+  fi
+  [[ "$http_status" != 4?? || "$http_status" == 409 && "$answer" != error ]] || log "heartbeat refused with status $http_status: $body"
+  if [[ "$http_status" == 409 && "$answer" != error ]]; then
+    log "stopping the work: $body"
+    trap '' TERM # the end of the work must not hide why
+    end_work
+    [[ "$answer" == wedged ]] || exit "$SUPERSEDED"
+    exit "$WEDGED"
+  fi
+  rm -f "$scratch/work/.osgprod/confirm-lease"
 }
 
 # Looks how much memory the work uses, and leaves the most that was seen, with the caller's disk, for measure.
@@ -319,8 +321,8 @@ read_report() {
   [[ -f "$1" && -r "$1" ]] || return 0
   while IFS= read -r line || [[ -n "$line" ]]; do # without its NULs
     name="${line%%=*}"
-    [[ "$name" != "$line" ]] || continue
     case "$name" in
+    "$line") ;; # without a value
     merged_input) reported_inputs+="${line#*=}"$'\n' ;;
     bad_inputs | door | events | fault | fetched_bytes | misconfigured | outputs_list | software)
       reported["$name"]="${line#*=}"

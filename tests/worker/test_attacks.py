@@ -237,6 +237,12 @@ def test_trap_of_a_signal_is_heard_while_bash_parses_a_substitution() -> None:
             assert text.startswith(("'' ", ": PIPE")) or text == '"$2"$\'\\n)\' "$1"' or " EXIT" in text, text
 
 
+def test_no_signal_comes_while_bash_leaves_a_loop() -> None:
+    """Its trap would then run no command: the job would go on, or end with a syntax error, see hear."""
+    code = [line.split("#")[0] for line in EXEC.read_text().splitlines()]
+    assert [line for line in code if re.search(r"\b(break|continue)\b", line)] == []
+
+
 def test_outputs_that_a_process_in_its_own_session_still_writes_are_whole(folder: Path) -> None:
     """It is ended like all that the work has left; tar would find its file changed, and the node would be blamed."""
     writes = "setsid bash -c 'while :; do echo 1 >>grow; done' & until [[ -s grow ]]; do sleep 0.01; done"

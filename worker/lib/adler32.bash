@@ -13,9 +13,10 @@ adler32() {
   fi
   ((size > SMALL_BYTES)) || first=adler32_of_awk
   for how in $first adler32_of_xrootd adler32_of_python adler32_of_awk; do
-    sum="$("$how" "$1" 2>/dev/null)" && sum="${sum%% *}" && [[ "$sum" =~ ^[0-9a-f]{8}$ ]] || continue
-    printf '%s\n' "$sum"
-    return 0
+    if sum="$("$how" "$1" 2>/dev/null)" && sum="${sum%% *}" && [[ "$sum" =~ ^[0-9a-f]{8}$ ]]; then
+      printf '%s\n' "$sum"
+      return 0
+    fi
   done
   return 1
 }

@@ -156,11 +156,12 @@ split_headers() {
     line="${text%%$'\n'*}"
     text="${text#*$'\n'}"
     name="${line%%:*}"
-    [[ -n "$name" && "$name" != "$line" ]] || continue
-    name="${name,,}"
-    value="${line#*:}"
-    value="${value#"${value%%[![:space:]]*}"}"
-    value="${value%"${value##*[![:space:]]}"}"
-    values["$name"]="${values["$name"]+${values["$name"]}$'\n'}$value"
+    if [[ -n "$name" && "$name" != "$line" ]]; then
+      name="${name,,}"
+      value="${line#*:}"
+      value="${value#"${value%%[![:space:]]*}"}"
+      value="${value%"${value##*[![:space:]]}"}"
+      values["$name"]="${values["$name"]+${values["$name"]}$'\n'}$value"
+    fi
   done
 }

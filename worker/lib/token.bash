@@ -18,11 +18,12 @@ find_token() {
     set -- "${_CONDOR_CREDS:-/nonexistent}"/*.use "${XDG_RUNTIME_DIR:-/nonexistent}/bt_u$uid" "/tmp/bt_u$uid"
   fi
   for file in "$@"; do
-    [[ -f "$file" && -r "$file" ]] || continue
     found=""
-    while IFS= read -r -d '' part || [[ -n "$part" ]]; do # up to a NUL, or to the end
-      found+="${part//[[:space:]]/}"
-    done 2>/dev/null <"$file"
+    if [[ -f "$file" && -r "$file" ]]; then
+      while IFS= read -r -d '' part || [[ -n "$part" ]]; do # up to a NUL, or to the end
+        found+="${part//[[:space:]]/}"
+      done 2>/dev/null <"$file" || true
+    fi
     if [[ -n "$found" ]]; then
       bearer="$found"
       export BEARER_TOKEN_FILE="$file"
