@@ -12,9 +12,9 @@ AS $fn$
 --             p_reason   what its jobs are answered, one line [.. 1024 characters]; NULL = by the operator
 -- Returns:    until when it is banned; now = unbanned; NULL = it was not banned, and only its failures no longer count
 -- Errors:     OG301 unknown project; OG108 bad worker or time; OG421 another ban, which includes it, would go on
--- Locks:      the worker's ban (advisory, see _ban_key), then the rows of the bans; it waits for both; the project's row, SKIP LOCKED
+-- Locks:      see _keep_project; the worker's ban (advisory, see _ban_key), then the rows of the bans; it waits for both; the project's row, SKIP LOCKED
 DECLARE
-    v_project osgprod_data.projects := osgprod._get_project(p_project);
+    v_project osgprod_data.projects := osgprod._keep_project(p_project);
     v_reason  text := coalesce(osgprod._label(p_reason, 1024), 'by the operator');
     v_until   timestamptz;
     v_ban     worker_bans;

@@ -75,14 +75,15 @@ $fn$;
 CREATE FUNCTION osgprod._enter_project(p_project_id int, p_project text)
 RETURNS void LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Until the end of the transaction no operator has this project alone (_enter_alone). An operator's call that moves slices needs this.
+-- Until the end of the transaction no operator has this project alone (_enter_alone). An operator's call that moves slices or loads files needs this.
 -- Parameters: p_project_id, p_project  the project and its name
--- Errors:     OG502 an operator has the project alone
+-- Errors:     OG502 an operator has the project alone; OG301 it has just been removed
 -- Locks:      the project, shared (advisory: project_id, -1), tried
 BEGIN
     IF NOT pg_try_advisory_xact_lock_shared(p_project_id, -1) THEN
         RAISE EXCEPTION 'an operator resets, unloads or removes files of project %', p_project USING ERRCODE = 'OG502', HINT = 'try again later';
     END IF;
+    PERFORM osgprod._require_project(p_project_id, p_project);
 END
 $fn$;
 
@@ -93,10 +94,11 @@ AS $fn$
 -- Until the end of the transaction no other call moves slices of the project. A call that comes while this waits must try again,
 -- so it does not wait for long: somebody's forgotten transaction must not keep all jobs from their work.
 -- Parameters: p_project  the project's row
--- Errors:     OG505 a call that was there before does not end
+-- Errors:     OG505 a call that was there before does not end; OG301 it has removed the project
 -- Locks:      the project (advisory: project_id, -1), alone; it waits for 10 s at most
 BEGIN
     PERFORM pg_advisory_xact_lock(p_project.project_id, -1);
+    PERFORM osgprod._require_project(p_project.project_id, p_project.name);
 EXCEPTION WHEN lock_not_available THEN
     RAISE EXCEPTION 'a call that works on project % has not ended for 10 s', p_project.name USING ERRCODE = 'OG505',
         HINT = 'try again; if the error stays, end the transaction that somebody left open: osgprod doctor shows its age';

@@ -11,7 +11,7 @@ AS $fn$
 --             p_project  only notifications of this project; NULL = of all
 --             p_events   only these (docs/sql.md "Events" has the names); NULL = all but the frequent ones
 -- Errors:     OG301 unknown project; OG108 bad name, place or event
--- Locks:      the target's row
+-- Locks:      of p_project see _keep_project; the target's row
 DECLARE
     v_wrong text;
     v_changed int;
@@ -26,7 +26,7 @@ BEGIN
             HINT = 'events are ' || array_to_string(v_known, ', ');
     END IF;
     INSERT INTO notify_targets AS t (name, place, project_id, events)
-    VALUES (p_name, p_place, CASE WHEN p_project IS NOT NULL THEN (osgprod._get_project(p_project)).project_id END, p_events)
+    VALUES (p_name, p_place, CASE WHEN p_project IS NOT NULL THEN (osgprod._keep_project(p_project)).project_id END, p_events)
     ON CONFLICT (name) DO UPDATE SET place = excluded.place, project_id = excluded.project_id, events = excluded.events
        WHERE (t.place, t.project_id, t.events) IS DISTINCT FROM (excluded.place, excluded.project_id, excluded.events);
     GET DIAGNOSTICS v_changed = ROW_COUNT;

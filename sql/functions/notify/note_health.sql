@@ -7,7 +7,7 @@ AS $fn$
 -- Promise:    a repeated call notifies of nothing twice.
 -- Returns:    how many projects it notified of
 -- Errors:     none
--- Locks:      advisory (0, -2): one at a time; the others return at once
+-- Locks:      advisory (0, -2): one at a time; the others return at once; the projects' rows, FOR KEY SHARE SKIP LOCKED
 DECLARE
     v_now   record;
     v_count int := 0;
@@ -23,6 +23,10 @@ BEGIN
           LEFT JOIN noted_health n ON n.project_id = p.project_id
          ORDER BY p.project_id, h.level = 'bad' DESC, h.what
     LOOP
+        PERFORM FROM projects p WHERE p.project_id = v_now.project_id FOR KEY SHARE SKIP LOCKED;
+        IF NOT FOUND THEN  -- another session removes it
+            CONTINUE;
+        END IF;
         IF v_now.level = 'bad' AND (v_now.before <> 'bad' OR v_now.what <> v_now.what_before) THEN
             PERFORM osgprod._notify(v_now.project_id, 'health-bad', jsonb_build_object('what', v_now.what, 'found', v_now.found,
                 'advice', v_now.advice));

@@ -62,6 +62,41 @@ BEGIN
 END
 $fn$;
 
+CREATE FUNCTION osgprod._keep_project(p_project text)
+RETURNS osgprod_data.projects LANGUAGE plpgsql VOLATILE
+AS $fn$
+-- Returns a project's row, and keeps the project until the end of the transaction: for what writes rows of a project, and does not
+-- move its slices (_enter_project). Otherwise its removal would end such a call with a foreign key error.
+-- Parameters: p_project  project name
+-- Errors:     OG301 unknown project
+-- Locks:      the project's row, FOR KEY SHARE: it waits only for remove_project
+DECLARE
+    v_project osgprod_data.projects;
+BEGIN
+    LOOP
+        SELECT p.* INTO v_project FROM osgprod_data.projects p WHERE p.name = p_project FOR KEY SHARE;
+        IF FOUND THEN
+            RETURN v_project;
+        END IF;
+        PERFORM osgprod._get_project(p_project);  -- it is unknown; or another one has got its name
+    END LOOP;
+END
+$fn$;
+
+CREATE FUNCTION osgprod._require_project(p_project_id int, p_project text)
+RETURNS void LANGUAGE plpgsql STABLE
+AS $fn$
+-- Refuses a project that another session has removed since its row was read.
+-- Parameters: p_project_id, p_project  the project and its name
+-- Errors:     OG301
+BEGIN
+    IF NOT EXISTS (SELECT FROM osgprod_data.projects p WHERE p.project_id = p_project_id) THEN
+        RAISE EXCEPTION 'project % has just been removed', osgprod._quoted(p_project)
+            USING ERRCODE = 'OG301', HINT = 'osgprod project list shows the projects';
+    END IF;
+END
+$fn$;
+
 CREATE FUNCTION osgprod._prefixes(p_prefix text)
 RETURNS TABLE (n bigint, site text, prefix text) LANGUAGE sql IMMUTABLE
 AS $fn$

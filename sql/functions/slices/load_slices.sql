@@ -18,9 +18,9 @@ AS $fn$
 --             files_double were left out, since the project has their run and number at another path; blocks_forgotten were
 --             done or on lease before they were reset; files_without_bor were left out, since the project demands a
 --             begin-of-run record (demand_bor)
--- Errors:     OG301 unknown project; OG302 no file is registered for the runs; OG505 a call that moves
---             slices does not end; OG901 isolation level
--- Locks:      which files are on tape only, shared (advisory: 0, -3); when resetting, the project (advisory: project_id, -1),
+-- Errors:     OG301 unknown project; OG302 no file is registered for the runs, or one was forgotten meanwhile; OG502 an operator has the
+--             project alone; OG505 a call that moves slices does not end; OG901 isolation level
+-- Locks:      which files are on tape only, shared (advisory: 0, -3); the project (advisory: project_id, -1), shared, tried; when resetting
 --             alone: it waits for calls that move slices now, 10 s at most, and those that come get OG502; the merges of reset files.
 --             Then (project_id, -2), against other calls that load files, and the merges of whole runs that get more files
 DECLARE
@@ -55,6 +55,8 @@ BEGIN
                (SELECT coalesce(sum(g.nblocks), 0) FROM forgotten g WHERE g.state IN ('done', 'leased'))
           INTO files, blocks, blocks_forgotten FROM reset a;
         PERFORM osgprod._reopen_merges(v_project_id, p_runs, NULL);
+    ELSE
+        PERFORM osgprod._enter_project(v_project_id, v_project.name);
     END IF;
     PERFORM pg_advisory_xact_lock(v_project_id, -2);  -- one after the other: cheaper than ON CONFLICT for each row
     WITH loaded AS (
@@ -83,6 +85,10 @@ BEGIN
         'start_over', nullif(p_start_over, false), 'blocks', blocks, 'blocks_forgotten', nullif(blocks_forgotten, 0)), files);
     files_already := v_registered - files - files_double - files_without_bor;
     RETURN NEXT;
+EXCEPTION
+    WHEN foreign_key_violation THEN
+        RAISE EXCEPTION 'raw data files have just been forgotten that were to be loaded into project %', v_project.name USING ERRCODE = 'OG302',
+            HINT = 'nothing was loaded; osgprod rawdata list shows the files that are left';
 END
 $fn$;
 

@@ -9,16 +9,21 @@ AS $fn$
 --                        route is cut to 32 characters, other texts to 200
 -- Returns:    how many rows were written
 -- Errors:     22xxx not a list, or a value that is not a number; 23502 no route
--- Locks:      the rows of answers, in the order of their key; tick does not wait for them
+-- Locks:      the projects' rows, FOR KEY SHARE SKIP LOCKED; the rows of answers, in the order of their key; tick does not wait for them
 DECLARE
     v_rows int;
 BEGIN
+    WITH known AS MATERIALIZED (  -- without projects that another session removes: these count as none
+        SELECT p.project_id, p.name FROM projects p
+         WHERE p.name IN (SELECT x.project FROM jsonb_to_recordset(p_answers) AS x (project text))
+           FOR KEY SHARE SKIP LOCKED
+    )
     INSERT INTO answers AS a (answered_at, project_id, route, http_status, reason, message, times)
     SELECT date_trunc('minute', to_timestamp(x.minute)), p.project_id, left(x.route, 32), x.status,
            coalesce(osgprod._label(x.reason, 200), '-'), max(osgprod._label(x.message, 200)), sum(x.times)
       FROM jsonb_to_recordset(p_answers) AS x (minute float8, project text, route text, status int, reason text, message text,
                                                times bigint)
-      LEFT JOIN projects p ON p.name = x.project
+      LEFT JOIN known p ON p.name = x.project
      WHERE x.status BETWEEN 100 AND 599 AND x.times > 0
        AND x.minute BETWEEN extract(epoch FROM now() - interval '1 d') AND extract(epoch FROM now() + interval '1 h')
      GROUP BY 1, 2, 3, 4, 5

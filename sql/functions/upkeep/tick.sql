@@ -44,12 +44,11 @@ BEGIN
     FOR v_project IN SELECT p.* FROM projects p ORDER BY p.project_id LOOP
         BEGIN
             v_is_due := v_project.project_id = ANY (v_looked);
-            -- Not while files are taken out: a run's last one would be missed.
-            IF pg_try_advisory_xact_lock_shared(v_project.project_id, -1) THEN
-                PERFORM osgprod._settle_files(v_project.project_id, v_is_due);  -- all while all slices are looked through anyway
-                PERFORM osgprod._note_end(v_project.project_id);
-                PERFORM osgprod._make_merges_ready(v_project.project_id);
-            END IF;
+            -- Not while files are taken out: a run's last one would be missed; nor while the project is removed.
+            CONTINUE WHEN NOT pg_try_advisory_xact_lock_shared(v_project.project_id, -1);
+            PERFORM osgprod._settle_files(v_project.project_id, v_is_due);  -- all while all slices are looked through anyway
+            PERFORM osgprod._note_end(v_project.project_id);
+            PERFORM osgprod._make_merges_ready(v_project.project_id);
             PERFORM osgprod._note_bans(v_project.project_id);
             PERFORM osgprod._note_suspended(v_project.project_id);
             PERFORM osgprod._probe_files(v_project) WHERE v_project.nsuspended > 0;
@@ -57,8 +56,7 @@ BEGIN
              WHERE r.failure_id IN (SELECT x.failure_id FROM recent_failures x
                                      WHERE x.project_id = v_project.project_id AND x.failed_at < now() - interval '6 hours'
                                        FOR UPDATE SKIP LOCKED);
-            PERFORM osgprod._plan_tail(p) FROM projects p
-              WHERE p.project_id = v_project.project_id AND pg_try_advisory_xact_lock_shared(p.project_id, -1);
+            PERFORM osgprod._plan_tail(p) FROM projects p WHERE p.project_id = v_project.project_id;
             UPDATE projects p SET nlive = osgprod._count_live(p.project_id)
              WHERE v_project.max_live IS NOT NULL
                AND p.project_id = (SELECT q.project_id FROM projects q
