@@ -92,7 +92,9 @@ SMALL = Size(
 
 
 class Ground:
-    """The server with two databases that differ in the number of rows: few() and many().
+    """The server with its databases: few() and many(), which differ in the number of rows, and bare().
+
+    bare() is as few(), but its functions apply no rule (bench/bare.sql).
 
     Each has the projects p (1,000 open files of 1,000 slices), ten, one and thousand, named by their open files.
     """
@@ -111,18 +113,22 @@ class Ground:
         """DSN, as superuser, of the database with many finished slices and files."""
         return self._dsn("many")
 
+    def bare(self) -> str:
+        """DSN, as superuser, of the database with few finished slices whose functions apply no rule."""
+        return self._dsn("bare")
+
     def next_cluster(self) -> int:
         """The first of a thousand numbers of job clusters that nobody has used."""
         return next(self._clusters)
 
     def check(self) -> None:
-        """Asks both databases whether anything that was done in them was wrong.
+        """Asks all databases whether anything that was done in them was wrong.
 
         Raises
         ------
         BenchError
         """
-        for dsn in (self.few(), self.many()):
+        for dsn in (self.few(), self.many(), self.bare()):
             with connect(dsn) as database:
                 for row in call(database, "progress"):
                     if call(database, "verify", project=row["project"]):
@@ -210,6 +216,9 @@ def _fill(dsn: str, size: Size, say: Callable[[str], None]) -> None:
         many = dsn.replace("dbname=postgres", "dbname=many")
         say(f"making {size.finished:,} finished slices in {size.files:,} files (for some minutes)")
         _finish(few, size.few // 100 or 1, size.few // (size.few // 100 or 1), size.few // 100 or 1)
+        connection.execute("CREATE DATABASE bare TEMPLATE few STRATEGY file_copy")
+        with connect(dsn.replace("dbname=postgres", "dbname=bare")) as database:
+            database.execute((HERE / "bare.sql").read_text())
         _finish(many, size.files, size.finished // (size.files // 2), size.files // 2)
     say(f"tables filled in {time.monotonic() - started:.0f} s")
 

@@ -22,6 +22,15 @@ BATCH = 16
 
 def procrastinate(ground: Ground) -> Iterator[Figure]:
     """Pairs against procrastinate's fetch and finish of a job, with 16 clients and with one."""
+    yield from _procrastinate(ground, "procrastinate", ground.few(), (">=", 1.0))
+
+
+def procrastinate_statements(ground: Ground) -> Iterator[Figure]:
+    """The same of the statements of a pair without the rules around them."""
+    yield from _procrastinate(ground, "procrastinate_statements", ground.bare(), None)
+
+
+def _procrastinate(ground: Ground, name: str, ours: str, goal: tuple[str, float] | None) -> Iterator[Figure]:
     dsn = _database(ground, "procrastinate", "sql/schema.sql")
     jobs = WAITING_JOBS if not ground.size.is_small else 2_000
     with connect(dsn) as database:
@@ -32,14 +41,14 @@ def procrastinate(ground: Ground) -> Iterator[Figure]:
             [jobs],
         )
         database.execute("VACUUM ANALYZE")
-    for clients, name in ((16, "procrastinate_ratio"), (1, "procrastinate_one_client_ratio")):
+    for clients, end in ((16, "_ratio"), (1, "_one_client_ratio")):
         ground.checkpoint()
         measured, bound, ratio = in_turn(
             ground.size.rounds,
-            lambda clients=clients: pairs(ground, ground.few(), clients=clients),  # type: ignore[misc]
+            lambda clients=clients: pairs(ground, ours, clients=clients),  # type: ignore[misc]
             lambda clients=clients: pgbench(ground.size, dsn, "procrastinate", clients, role=""),  # type: ignore[misc]
         )
-        yield Figure(name, ratio, (">=", 1.0), measured, bound, "pairs/s")
+        yield Figure(name + end, ratio, goal, measured, bound, "pairs/s")
 
 
 def pgmq(ground: Ground) -> Iterator[Figure]:

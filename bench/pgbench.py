@@ -138,12 +138,10 @@ def sql_writes(ground: Ground) -> Iterator[Figure]:
 def sql_statements(ground: Ground) -> Iterator[Figure]:
     """The statements of a pair without the rules around them, against two updates by key: the room for rules."""
     ground.checkpoint()
-
-    def statements() -> float:
-        return pgbench(ground.size, ground.few(), "statements", 16, cluster0=ground.next_cluster(), process=0)
-
     measured, bound, ratio = in_turn(
-        ground.size.rounds, statements, lambda: pgbench(ground.size, ground.few(), "updates", 16)
+        ground.size.rounds,
+        lambda: pairs(ground, ground.bare()),
+        lambda: pgbench(ground.size, ground.few(), "updates", 16),
     )
     yield Figure("sql_statements_ratio", ratio, None, measured, bound, "pairs/s")
 
@@ -159,13 +157,22 @@ def sql_growth(ground: Ground) -> Iterator[Figure]:
 
 def contention(ground: Ground) -> Iterator[Figure]:
     """Pairs of 32 clients on one file against as many on a thousand files."""
+    yield _contention(ground, "contention_ratio", ground.few(), (">=", 0.80))
+
+
+def contention_statements(ground: Ground) -> Iterator[Figure]:
+    """The same of the statements of a pair without the rules around them."""
+    yield _contention(ground, "contention_statements_ratio", ground.bare(), None)
+
+
+def _contention(ground: Ground, name: str, dsn: str, goal: tuple[str, float] | None) -> Figure:
     ground.checkpoint()
     measured, bound, ratio = in_turn(
         ground.size.rounds,
-        lambda: pairs(ground, ground.few(), "one", 32),
-        lambda: pairs(ground, ground.few(), "thousand", 32),
+        lambda: pairs(ground, dsn, "one", 32),
+        lambda: pairs(ground, dsn, "thousand", 32),
     )
-    yield Figure("contention_ratio", ratio, (">=", 0.80), measured, bound, "pairs/s")
+    return Figure(name, ratio, goal, measured, bound, "pairs/s")
 
 
 def horizon(ground: Ground) -> Iterator[Figure]:

@@ -22,6 +22,7 @@ WANTED = {
     "sql_pairs_ratio", "sql_growth_ratio", "http_pairs_ratio", "http_pairs_per_s", "http_growth_ratio",
     "contention_ratio", "horizon_ratio", "load_ratio", "scan_ratio", "scan_slow_ratio", "verify_ratio",
     "shim_rss_growth_mb", "p99_ms_at_half_load", "lone_checkout_ratio", "wrong_magics_ratio",
+    "sql_statements_ratio", "http_statements_ratio", "contention_statements_ratio", "lone_statements_ratio",
 }  # fmt: skip
 
 
