@@ -77,7 +77,9 @@ class Runs(click.ParamType[list[int]]):
             match = re.fullmatch(r"\s*(\d{1,6})(?:-(\d{1,6}))?\s*", part, re.ASCII)
             more = range(int(match[1]), int(match[2] or match[1]) + 1) if match else range(0)
             if not more:
-                self.fail(f"{value!r} is not a run list like 1001,1005-1010", param, ctx)
+                self.fail(
+                    f"{value!r} is not a run list like 1001,1005-1010; a run has up to six digits", param, ctx
+                )
             runs += more
         return runs
 

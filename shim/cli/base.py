@@ -46,6 +46,8 @@ _HINTS = {
     "25006": "name a server that takes writes in OSGPROD_DSN or PGHOST ...; osgprod doctor says why this one does not",
     **dict.fromkeys(("40001", "40P01", "55P03"), "run the command again"),
 }
+_NAME_A_FILE = "name a file or folder that you can read or write"
+_NO_NAME = "''"  # as of a variable that is not set
 _LONGEST = 1024  # characters of a line on the error output, but for its …
 _WHOLE = 1000  # characters of a first sentence: more than any has
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -91,7 +93,7 @@ class Commands(Group):
         except OSError as error:
             if error.filename is None or error.errno in _UNWRITABLE:  # of the output: see run()
                 raise
-            _fail(f"{error.filename}: {error.strerror}", "name a file or folder that you can read or write")
+            _fail(f"{error.filename or _NO_NAME}: {error.strerror}", _NAME_A_FILE)
         except UnicodeEncodeError:
             _fail(
                 "an argument or a variable is not UTF-8 text",
@@ -124,6 +126,8 @@ def _plain_end() -> Iterator[None]:
         yield
     except click.exceptions.NoArgsIsHelpError:
         raise  # its message is the help, which has many lines
+    except click.FileError as error:
+        _fail(f"{error.filename or _NO_NAME}: {error.message}", _NAME_A_FILE)
     except click.ClickException as error:
         vars(error)["message"] = _line(error.message)
         raise

@@ -37,8 +37,11 @@ def serve(port: int, host: str, uds: str | None, workers: int) -> None:
 
     If neither OSGPROD_DSN nor libpq's variables name a database, it starts an embedded PostgreSQL with a demo project.
     """
-    if uds == "":  # of a variable that is not set: a port would be open to more than was meant
+    # Of a variable that is not set: the port would be open to more than was meant.
+    if uds == "":
         raise click.BadParameter("it names no file", param_hint="--uds ''")
+    if host == "":
+        raise click.BadParameter("it names no address; 0.0.0.0 is all of them", param_hint="--host ''")
     from shim.cli import serving  # the web server is of no use to the other commands
 
     serving.serve(host, port, uds, workers, say=mention)

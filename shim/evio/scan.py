@@ -103,7 +103,7 @@ def files_below(folder: str) -> Iterator[tuple[str, float]]:
 
 def _walk(folder: str, pattern: re.Pattern[str], since: float | None) -> Iterator[str]:
     def stop(error: OSError) -> None:
-        raise EvioError(f"{error.filename}: {error.strerror}") from error
+        raise EvioError(f"{error.filename or repr('')}: {error.strerror}") from error
 
     for parent, folders, names in os.walk(folder, onerror=stop):
         folders.sort()

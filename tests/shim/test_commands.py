@@ -1701,12 +1701,34 @@ def test_message_repeats_what_was_typed_in_one_line_that_a_terminal_only_shows(r
     assert result.stderr == (
         "osgprod: there is no project 'a b [31m c'\nhint: osgprod project list shows the projects\n"
     )
-    for arguments in (("jobs", "p"), ("rawdata", "check")):
+    for arguments in (("jobs", "p"), ("rawdata", "check"), ("outputs", "manifest", "p", "-o")):
         said = run(*arguments, "\n\u202e" + "x" * 9999).stderr
         assert "\u202e" not in said and "xx…xx" in said and len(said) < 1300
 
 
-def test_socket_without_a_name_is_refused_not_replaced_by_a_port(run: Run) -> None:
-    result = run("serve", "--uds", "")
+@pytest.mark.parametrize("option", ["--uds", "--host"])
+def test_socket_or_address_without_a_name_is_refused_not_replaced_by_a_port_of_all(
+    run: Run, option: str
+) -> None:
+    result = run("serve", option, "")
     assert result.exit_code == 2
-    assert "--uds ''" in result.stderr
+    assert f"{option} ''" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("rawdata", "load"), ("outputs", "check", "p", "--orphans"), ("outputs", "manifest", "p", "-o")],
+)
+def test_empty_name_of_a_file_or_folder_is_seen_in_the_error(run: Run, command: tuple[str, ...]) -> None:
+    result = run(*command, "")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("osgprod: '': No such file or directory\nhint: name ")
+
+
+def test_list_of_the_next_files_without_a_project_says_so(run: Run, world: World) -> None:
+    world.with_project("q")
+    result = run("rawdata", "list", "--next", "3")
+    assert result.exit_code == 1 and result.stderr == (
+        "osgprod: no project is named, and there is none or more than one\n"
+        "hint: name one; osgprod project list shows the projects\n"
+    )

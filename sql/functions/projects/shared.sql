@@ -54,7 +54,10 @@ DECLARE
     v_project osgprod_data.projects;
 BEGIN
     SELECT p.* INTO v_project FROM osgprod_data.projects p WHERE p.name = p_project;
-    IF NOT FOUND THEN
+    IF p_project IS NULL THEN
+        RAISE EXCEPTION 'no project is named, and there is none or more than one'
+            USING ERRCODE = 'OG301', HINT = 'name one; osgprod project list shows the projects';
+    ELSIF NOT FOUND THEN
         RAISE EXCEPTION 'there is no project %', osgprod._quoted(p_project)
             USING ERRCODE = 'OG301', HINT = 'osgprod project list shows the projects';
     END IF;

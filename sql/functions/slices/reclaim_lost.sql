@@ -25,7 +25,7 @@ BEGIN
     PERFORM osgprod._get_project(p_project) WHERE p_project IS NOT NULL;
     IF p_process IS NOT NULL AND p_cluster IS NULL THEN
         RAISE EXCEPTION 'process % is given without its cluster', p_process USING ERRCODE = 'OG108',
-            HINT = 'add the cluster: osgprod reclaim PROJECT --cluster N --process M';
+            HINT = format('add the cluster: osgprod reclaim %s --cluster N --process M', coalesce(p_project, 'PROJECT'));
     ELSIF p_schedd IS NOT NULL AND p_cluster IS NULL THEN
         RAISE EXCEPTION 'access point % is given without a cluster', osgprod._quoted(p_schedd) USING ERRCODE = 'OG108',
             HINT = 'name the cluster whose jobs are gone';
