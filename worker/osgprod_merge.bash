@@ -1544,7 +1544,7 @@ is_sound_tarball() {
 # Ends the script if the disk is full, which explains a failure. Argument: what failed
 check_room() {
   probe_disk .
-  [[ -z "$disk_error" ]] || node_fault "the disk is full: $1: $disk_error"
+  [[ -z "$disk_error" ]] || node_fault "the disk is full: ${1:+$1: }$disk_error"
 }
 
 # --- merge by kind -----------------------------------------------------------------------------------------------
@@ -2521,7 +2521,7 @@ main() {
       cd "$area/slices" || exit
       trap - EXIT
       merge_kind "$how" "$area/merged/$name" "$list"
-      printf '%s' "$merged_events" >"${list%.list}.events"
+      { printf '%s' "$merged_events" >"${list%.list}.events"; } 2>/dev/null || node_fault "${list%.list}.events can't be written: is the disk full?"
     )
   done
   check_room 'the merged files may be cut short'

@@ -594,6 +594,16 @@ def test_node_that_can_not_unpack_a_whole_tarball_blames_no_input(merge: Merge, 
     assert (code, merge.reported("bad_inputs")) == (NODE_FAULT, None), log
 
 
+def test_note_of_a_merge_that_can_not_be_written_is_the_nodes_fault(merge: Merge) -> None:
+    """As on a disk that the merged file has filled. It ended with 1, a failure of the merge."""
+    merge.only("dana_rest")
+    merge.on_disk()
+    merge.program("python3", f'mkdir -p ../kinds/dana_rest.events; exec {sys.executable} "$@"')
+    code, log = merge.run()
+    assert (code, merge.delivered()) == (NODE_FAULT, {}), log
+    assert "dana_rest.events can't be written: is the disk full?" in log
+
+
 def test_input_without_a_checksum_on_record_is_merged(merge: Merge) -> None:
     merge.only("dana_rest")
     merge.to_disk()

@@ -239,5 +239,5 @@ is_sound_tarball() {
 # Ends the script if the disk is full, which explains a failure. Argument: what failed
 check_room() {
   probe_disk .
-  [[ -z "$disk_error" ]] || node_fault "the disk is full: $1: $disk_error"
+  [[ -z "$disk_error" ]] || node_fault "the disk is full: ${1:+$1: }$disk_error"
 }

@@ -35,7 +35,7 @@ main() {
       cd "$area/slices" || exit
       trap - EXIT
       merge_kind "$how" "$area/merged/$name" "$list"
-      printf '%s' "$merged_events" >"${list%.list}.events"
+      { printf '%s' "$merged_events" >"${list%.list}.events"; } 2>/dev/null || node_fault "${list%.list}.events can't be written: is the disk full?"
     )
   done
   check_room 'the merged files may be cut short'
