@@ -115,7 +115,7 @@ $fn$;
 CREATE FUNCTION osgprod._why_given_up(p_due_at timestamptz)
 RETURNS text LANGUAGE sql STABLE
 AS $fn$
-    -- Says that a job has given up its slice or merge (_restart); NULL = it has not.
+    -- Says that a job has given up its slice or merge (_job_so_far); NULL = it has not.
     -- Parameters: p_due_at  the end of the lease
     SELECT CASE p_due_at WHEN '2000-01-01 00:00+00' THEN 'its job has given it up: it started again and again without a report' END
 $fn$;
