@@ -387,3 +387,22 @@ def test_what_only_reads_reads_neither_the_slices_that_are_done_nor_the_bans_tha
     assert set(large) <= READS_ALL_SLICES, large
     assert set(large) == READS_ALL_SLICES, "the others would have been seen"
     world.db.execute("DELETE FROM osgprod_data.worker_bans")
+
+
+def test_next_slice_of_a_job_reads_none_of_its_former_attempts(world: World) -> None:
+    world.add_file(40)
+    token = None
+    for _ in range(30):
+        token = str(world.checkout(0, after=token, schedd="ap1")["token"])
+        assert world.report(0, token=token)["status"] == "done"
+    read = []
+    with world.db.transaction():
+        for is_asking in (False, True):
+            if is_asking:
+                assert world.checkout(0, after=token, schedd="ap1")["status"] == "assigned"
+            rows = world.db.execute(
+                "SELECT relname, idx_tup_fetch AS n FROM pg_stat_xact_user_tables"
+                " WHERE relname IN ('attempts', 'reports')"
+            )
+            read.append(Counter({row["relname"]: row["n"] for row in rows}))
+    assert read[1] - read[0] == {"attempts": 3, "reports": 1}

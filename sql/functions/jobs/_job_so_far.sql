@@ -42,11 +42,13 @@ BEGIN
     job.starts := coalesce(v_last.job_start, v_last.nstart, 0);
     job.follows := v_last.follows;
     IF p_call.after <> '' THEN
-        SELECT a.nstart, coalesce(a.job_start, a.nstart) AS job_start, r.outcome INTO v_named
-          FROM osgprod_data.attempts a LEFT JOIN osgprod_data.reports r
-            ON (r.project_id, r.cluster, r.process, r.nstart, r.by_worker) = (a.project_id, a.cluster, a.process, a.nstart, true)
+        -- Nearly always the last one; a subquery, since a join would read all reports of the job.
+        SELECT a.nstart, coalesce(a.job_start, a.nstart) AS job_start, (SELECT r.outcome FROM osgprod_data.reports r
+                WHERE (r.project_id, r.cluster, r.process, r.nstart) = (a.project_id, a.cluster, a.process, a.nstart) AND r.by_worker) AS outcome
+          INTO v_named FROM osgprod_data.attempts a
          WHERE (a.project_id, a.cluster, a.process) = (p_project.project_id, p_call.cluster, p_call.process)
-           AND osgprod._is_of_job(a, p_call) AND a.token_digest = sha256(convert_to(lower(p_call.after), 'UTF8'));
+           AND osgprod._is_of_job(a, p_call) AND a.token_digest = sha256(convert_to(lower(p_call.after), 'UTF8'))
+         ORDER BY a.nstart DESC LIMIT 1;
         IF NOT FOUND THEN
             job.problem := ARRAY['OG111', 'parameter after is not the token of an attempt of ' || v_name,
                 'send the Osgprod-Token of the success that was reported last, or ask without after'];
