@@ -186,6 +186,47 @@ def test_event_of_a_transaction_that_commits_late_is_not_skipped(
     assert hook.events == ["first", "second"]
 
 
+def test_notifications_go_on_after_a_dump_was_restored_on_another_server(
+    world: World, hook: Hook, target: str, run: Any, folder: Path
+) -> None:
+    """It has smaller numbers of transactions, which order notifications: none would be delivered any more."""
+    (folder / "never.url").write_text(hook.address.replace("json", "nowhere"))
+    run("notify", "add", "never", f"file:{folder / 'never.url'}")  # gets nothing before the restore
+
+    def note(event: str) -> None:
+        world.db.execute(
+            "SELECT osgprod._notify(project_id, %s, '{}') FROM osgprod_data.projects WHERE name = 'p'",
+            [event],
+        )
+
+    note("delivered before")
+    with another(world) as connection:
+        deliver(connection, "hook", target)
+    note("waiting")
+    before = [(row["name"], row["waiting"]) for row in call(world.db, "list_notify_targets")]
+    assert before == [("hook", 1), ("never", 2)]
+    # In place of the restore: all these have the numbers of the former server.
+    for column, table in (("written_by", "notifications"), ("sent_xid", "notify_targets")):
+        world.db.execute(
+            f"UPDATE osgprod_data.{table} SET {column} = ({column}::text::bigint + 1000000000)::text::xid8"
+        )
+    note("since the restore")
+    with another(world) as busy:
+        busy.execute("BEGIN")
+        call(busy, "next_notifications", name="hook")
+        call(world.db, "tick")  # waits for no deliverer
+        busy.execute("COMMIT")
+    for _ in range(2):
+        call(world.db, "tick")
+    after = [(row["name"], row["waiting"]) for row in call(world.db, "list_notify_targets")]
+    assert after == [("hook", 2), ("never", 3)]
+    note("later")
+    for _ in range(2):
+        with another(world) as connection:
+            deliver(connection, "hook", target)
+    assert hook.events == ["delivered before", "waiting", "since the restore", "later"]
+
+
 def test_target_gets_only_its_project_and_its_events(world: World, hook: Hook, target: str, run: Any) -> None:
     world.with_project("q")
     run("notify", "add", "hook", target, "--project", "q", "--event", "file-resumed")

@@ -23,6 +23,7 @@ SMALL = {
     "projects": "one row a production",
     "presence": "one row",
     "recent_failures": "failures of six hours, by index when there are many",
+    "notify_targets": "one row a person or chat",
     "answers": "at most 500 rows a minute, of one day",
     "log_tails": "failures of 30 days; read from end to end once in ten minutes, to prune them",
     "tallied_sites": "at most 200 rows a project",

@@ -21,3 +21,37 @@ AS $fn$
     -- Deletes notifications that are older than 30 days, delivered or not.
     DELETE FROM osgprod_data.notifications n WHERE n.noted_at < now() - interval '30 days'
 $fn$;
+
+CREATE FUNCTION osgprod._renumber_notifications()
+RETURNS void LANGUAGE plpgsql VOLATILE SET enable_seqscan = off
+AS $fn$
+-- Lets notifications be delivered after a dump was restored on a server whose transactions have smaller numbers: by these they
+-- are ordered, and what a target was sent has a larger one than all that come. All notifications get the number before the oldest
+-- transaction that runs; each target is at the same place as before.
+-- Promise:    loses none. In the order of their numbers some may be delivered twice that were written at the same time.
+-- Locks:      all targets and notifications, SKIP LOCKED: while another session has a target, the next tick does it. The caller
+--             holds the lock of tick()
+DECLARE
+    v_xmax xid8 := pg_snapshot_xmax(pg_current_snapshot());
+    v_to   xid8 := (pg_snapshot_xmin(pg_current_snapshot())::text::bigint - 1)::text::xid8;
+BEGIN
+    IF NOT EXISTS (SELECT FROM osgprod_data.notify_targets t WHERE t.sent_xid > v_xmax)
+       AND (SELECT n.written_by >= v_xmax AND n.written_by IS DISTINCT FROM pg_current_xact_id_if_assigned()
+              FROM osgprod_data.notifications n ORDER BY n.written_by DESC, n.notification_id DESC LIMIT 1) IS NOT TRUE
+    THEN
+        RETURN;
+    END IF;
+    IF (SELECT count(*) FROM osgprod_data.notify_targets)
+        > (SELECT count(*) FROM (SELECT FROM osgprod_data.notify_targets FOR UPDATE SKIP LOCKED) t)
+    THEN
+        RETURN;
+    END IF;
+    UPDATE osgprod_data.notify_targets t SET sent_xid = v_to, sent_id = coalesce(
+        (SELECT min(n.notification_id) - 1 FROM osgprod_data.notifications n
+          WHERE (n.written_by, n.notification_id) > (t.sent_xid, t.sent_id)
+             OR t.sent_xid > v_xmax AND n.written_by < v_xmax AND n.notification_id > t.sent_id),  -- written since the restore
+        (SELECT max(n.notification_id) FROM osgprod_data.notifications n), t.sent_id);
+    UPDATE osgprod_data.notifications n SET written_by = v_to
+     WHERE n.notification_id IN (SELECT x.notification_id FROM osgprod_data.notifications x FOR UPDATE SKIP LOCKED);
+END
+$fn$;

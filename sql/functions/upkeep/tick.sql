@@ -69,6 +69,7 @@ BEGIN
     END LOOP;
     PERFORM osgprod._prune_answers();
     PERFORM osgprod._prune_notifications();
+    PERFORM osgprod._renumber_notifications();
 END
 $fn$;
 
