@@ -252,7 +252,7 @@ AS $fn$
 BEGIN
     -- The row may be updated for a second time in this transaction: then it is checked against its foreign key, which fails
     -- while somebody splits the slice before it.
-    IF NOT osgprod._lock_file(p_project.project_id, p_rawdata_id) THEN
+    IF NOT osgprod._try_file(p_project.project_id, p_rawdata_id) THEN
         RETURN;
     END IF;
     IF p_failures < p_project.max_failures

@@ -39,7 +39,7 @@ AS $fn$
 -- Returns:    false when another session has the file's row, or it is not suspended
 -- Locks:      the file's row, its slices and the project's row, SKIP LOCKED
 BEGIN
-    IF NOT osgprod._lock_file(p_project_id, p_rawdata_id) THEN
+    IF NOT osgprod._try_file(p_project_id, p_rawdata_id) THEN
         RETURN false;
     END IF;
     UPDATE osgprod_data.loaded_files f SET suspended_at = NULL, suspend_reason = NULL, retest_at = NULL, retest_s = NULL

@@ -225,7 +225,7 @@ BEGIN
        AND NOT osgprod._is_left_to_others(p_project, p_call, s.faulted_on, s.due_at, s.not_before)
      ORDER BY s.run, s.seqno, s.block1 LIMIT 1
        FOR NO KEY UPDATE SKIP LOCKED;
-    IF (v_found.is_too_long OR v_found.is_written) AND NOT osgprod._lock_file(p_project.project_id, v_found.rawdata_id) THEN
+    IF (v_found.is_too_long OR v_found.is_written) AND NOT osgprod._try_file(p_project.project_id, v_found.rawdata_id) THEN
         RETURN;
     ELSIF v_found.is_too_long THEN
         PERFORM osgprod._split_slice(p_project.project_id, v_found.rawdata_id, v_found.block1, v_found.block1 + p_blocks::int);

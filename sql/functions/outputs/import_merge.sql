@@ -60,7 +60,7 @@ BEGIN
         RETURN CASE WHEN v_count > 0 THEN 'requeued' ELSE 'unchanged' END;
     END IF;
     -- I8: a session that makes a slice of the file ready has ended, or takes the merge back.
-    PERFORM osgprod._lock_file(v_project.project_id, v_file.rawdata_id, true);
+    PERFORM osgprod._lock_files(v_project.project_id, ARRAY[v_file.rawdata_id]);
     PERFORM osgprod._settle_file(v_project.project_id, v_file.rawdata_id);
     IF v_project.merge_by = 'run' OR osgprod._merges_runs(v_project.project_id)
         OR EXISTS (SELECT FROM merges m WHERE m.project_id = v_file.project_id AND m.run = v_file.run

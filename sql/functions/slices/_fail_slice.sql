@@ -36,7 +36,9 @@ BEGIN
         OR p_project.max_backups > 0 AND NOT EXISTS (
             SELECT FROM osgprod_data.loaded_files f WHERE f.project_id = p_slice.project_id AND f.is_open));
     IF v_is_split THEN
-        IF NOT osgprod._lock_file(p_slice.project_id, p_slice.rawdata_id, p_may_wait) THEN
+        IF p_may_wait THEN
+            PERFORM osgprod._lock_files(p_slice.project_id, ARRAY[p_slice.rawdata_id]);
+        ELSIF NOT osgprod._try_file(p_slice.project_id, p_slice.rawdata_id) THEN
             RETURN false;
         END IF;
     ELSIF v_is_at_limit THEN

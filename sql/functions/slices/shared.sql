@@ -1,24 +1,17 @@
-CREATE FUNCTION osgprod._lock_file(p_project_id int, p_rawdata_id int, p_may_wait boolean DEFAULT false)
-RETURNS boolean LANGUAGE plpgsql VOLATILE
+CREATE FUNCTION osgprod._try_file(p_project_id int, p_rawdata_id int)
+RETURNS boolean LANGUAGE sql VOLATILE
 AS $fn$
--- Locks a file's row.
--- Parameters: p_project_id, p_rawdata_id  the file;  p_may_wait  for a session that has it
--- Returns:    is it locked? false also when there is no such file
-BEGIN
-    PERFORM FROM osgprod_data.loaded_files f
-      WHERE f.project_id = p_project_id AND f.rawdata_id = p_rawdata_id FOR NO KEY UPDATE SKIP LOCKED;
-    IF NOT FOUND AND p_may_wait THEN
-        PERFORM FROM osgprod_data.loaded_files f
-          WHERE f.project_id = p_project_id AND f.rawdata_id = p_rawdata_id FOR NO KEY UPDATE;
-    END IF;
-    RETURN FOUND;
-END
+    -- Locks a file's row, if no other session has it. (_lock_files waits.)
+    -- Parameters: p_project_id, p_rawdata_id  the file
+    -- Returns:    is it locked? false also when there is no such file
+    SELECT EXISTS (SELECT FROM osgprod_data.loaded_files f
+                    WHERE f.project_id = p_project_id AND f.rawdata_id = p_rawdata_id FOR NO KEY UPDATE SKIP LOCKED)
 $fn$;
 
 CREATE FUNCTION osgprod._lock_files(p_project_id int, p_rawdata_ids int[])
 RETURNS void LANGUAGE sql VOLATILE
 AS $fn$
-    -- Locks the rows of files of which slices are to be requeued: all of them, in order, before the first merge. Waits for each.
+    -- Locks the rows of files of which slices are to be requeued or split: all of them, in order, before the first merge. Waits for each.
     SELECT FROM osgprod_data.loaded_files f
      WHERE f.project_id = p_project_id AND f.rawdata_id = ANY (p_rawdata_ids)
      ORDER BY f.run, f.seqno, f.rawdata_id

@@ -58,7 +58,7 @@ BEGIN
            FOR NO KEY UPDATE OF s SKIP LOCKED
     LOOP
         -- The row is updated twice, and then checked against its foreign key: that waits while somebody splits the slice before it.
-        CONTINUE WHEN NOT osgprod._lock_file(v_project.project_id, v_slice.rawdata_id);
+        CONTINUE WHEN NOT osgprod._try_file(v_project.project_id, v_slice.rawdata_id);
         IF v_slice.state = 'leased' THEN
             PERFORM osgprod._lose_slice(v_project, v_slice, 'superseded', v_reason, false);
         END IF;
