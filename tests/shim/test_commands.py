@@ -1706,6 +1706,12 @@ def test_message_repeats_what_was_typed_in_one_line_that_a_terminal_only_shows(r
         assert "\u202e" not in said and "xx…xx" in said and len(said) < 1300
 
 
+@pytest.mark.parametrize("text", ["", " ", "\u200b"])
+def test_text_without_a_visible_character_is_quoted_not_called_by_a_word(run: Run, text: str) -> None:
+    """A project may have the name empty."""
+    assert run("verify", text).stderr.startswith(f"osgprod: there is no project '{' ' if text else ''}'\n")
+
+
 @pytest.mark.parametrize("option", ["--uds", "--host"])
 def test_socket_or_address_without_a_name_is_refused_not_replaced_by_a_port_of_all(
     run: Run, option: str

@@ -40,8 +40,9 @@ $fn$;
 CREATE FUNCTION osgprod._quoted(p_text text)
 RETURNS text LANGUAGE sql IMMUTABLE
 AS $fn$
-    -- A text for a message, in quotes: one line of at most 128 characters.
-    SELECT CASE WHEN p_text IS NULL THEN 'NULL' WHEN p_text = '' THEN '''''' ELSE '''' || osgprod._shortened(p_text) || '''' END
+    -- A text for a message, in quotes: one line of at most 128 characters; a blank where nothing of it can be seen.
+    SELECT CASE WHEN p_text IS NULL THEN 'NULL' WHEN p_text = '' THEN '''''' WHEN osgprod._label(p_text) IS NULL THEN ''' '''
+                ELSE '''' || osgprod._shortened(p_text) || '''' END
 $fn$;
 
 CREATE FUNCTION osgprod._get_project(p_project text)
