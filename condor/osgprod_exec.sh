@@ -72,7 +72,8 @@ set -euo pipefail
 export -n SHELLOPTS BASHOPTS # else every bash program of the work would get these options
 umask u=rwx                  # this job must be able to read what it writes; what others may do stays as it is set
 IFS=$' \t\n'
-FUNCNEST=0 # no limit
+FUNCNEST=0  # no limit
+unset TMOUT # of hardened sites: "read" would give up after so many seconds, in the middle of a delivery for example
 export LC_ALL=C
 export PATH="${PATH:+$PATH:}/usr/local/bin:/usr/bin:/bin" # some sites have an empty PATH
 # Of XRootD's clients: their own patience is half an hour for a request.

@@ -335,6 +335,16 @@ def test_odd_environment_of_a_node_changes_nothing(node: Node, world: World) -> 
     assert list((node.folder / "t m\np").iterdir()) == []
 
 
+def test_time_after_which_a_site_ends_idle_shells_ends_no_command(folder: Path) -> None:
+    """TMOUT is also the longest wait of each "read" of bash: a delivery that took longer failed, with 141."""
+    said = call(
+        "make_scratch; slow() { sleep 1.5; echo whole; }; capture slow; echo $captured; remove_tree $scratch",
+        TMOUT="1",
+        _CONDOR_SCRATCH_DIR=str(folder),
+    )
+    assert said == "whole\n"
+
+
 OUR_FIRST_COMMANDS = "exec command builtin unset set export umask readonly declare source log exit"
 
 
