@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from shim.database import call
+from shim.database import call, connect
 from tests.support import World
 from tests.whole.test_concurrency import Db, Waiting, held
 
@@ -90,6 +90,22 @@ def test_file_is_skipped_that_is_loaded_beside_what_makes_it_one_to_skip(
     waiting.result()
     assert on_tape(world) == [True]
     assert world.checkout(1)["status"] == "wait"
+
+
+def test_slice_that_was_locked_when_its_file_was_found_on_tape_is_skipped_after_the_next_look(
+    world: World,
+) -> None:
+    """A claim that is rolled back had it, for instance: the slice stayed ready for good."""
+    world.set(skip_nearline=True, backoff_s=0, max_fast_failures=1000)
+    world.add_file(1)
+    world.checkout(0)
+    world.report(0, 1)
+    with connect(world.dsn) as other, other.transaction(force_rollback=True):
+        assert world.checkout(1, db=other)["status"] == "assigned"
+        record(world, world.db, "nearline")
+    assert on_tape(world) == [True]
+    record(world, world.db, "nearline")
+    assert world.checkout(2)["status"] == "wait"
 
 
 @pytest.mark.parametrize("setting", [{"skip_nearline": True}, {"merge_by": "none"}], ids=str)

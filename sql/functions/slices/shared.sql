@@ -320,7 +320,8 @@ CREATE FUNCTION osgprod._mark_on_tape(p_project_id int, p_skips boolean, OUT ski
 LANGUAGE plpgsql VOLATILE
 AS $fn$
 -- Marks the files that a project skips since they are on tape only, and those that it no longer skips. Requeued slices of the
--- first are not assigned; those of the others are, after the next tick. Leased slices go on.
+-- first are not assigned; those of the others are, after the next tick. Leased slices go on. A repeated call passes over no slice that
+-- another session had locked at the first.
 -- Parameters: p_project_id  project;  p_skips  its setting skip_nearline
 -- Returns:    how many files are skipped from now on, and how many no longer
 -- Locks:      these files' rows, FOR UPDATE, in order; it waits for each. Slices, SKIP LOCKED. The caller has (advisory: 0, -3)
@@ -339,7 +340,7 @@ BEGIN
     )
     SELECT count(*) FILTER (WHERE m.on_tape), count(*) FILTER (WHERE NOT m.on_tape) INTO skipped, resumed FROM marked m;
     UPDATE osgprod_data.slices s SET is_ready = false
-     WHERE skipped > 0 AND (s.project_id, s.rawdata_id, s.block1) IN (
+     WHERE p_skips AND (s.project_id, s.rawdata_id, s.block1) IN (
         SELECT x.project_id, x.rawdata_id, x.block1 FROM osgprod_data.slices x
           JOIN osgprod_data.loaded_files f ON f.project_id = x.project_id AND f.rawdata_id = x.rawdata_id AND f.on_tape
          WHERE x.project_id = p_project_id AND x.is_ready
