@@ -98,6 +98,18 @@ def merges(world: World) -> list[str]:
     return [row["state"] for row in rows]
 
 
+def test_claim_of_a_ready_slice_leaves_the_rest_of_its_file_to_others(world: World) -> None:
+    world.set(backoff_s=0, max_fast_failures=1000)
+    world.add_file(3)
+    world.checkout(0)
+    world.report(0, 1)
+    world.tick()
+    with held(world) as db, connect(world.dsn) as other:
+        assert world.checkout(1, db=db)["block1"] == 1
+        other.execute("SET lock_timeout = '10ms'")
+        assert world.checkout(2, db=other)["block1"] == 2
+
+
 @pytest.mark.parametrize("merge_incomplete", [False, True])
 def test_late_success_of_a_quarantined_block_takes_its_files_merge_back(
     world: World, merge_incomplete: bool

@@ -219,7 +219,7 @@ DECLARE
     v_found record;
 BEGIN
     SELECT s.rawdata_id, s.block1, s.block2 - s.block1 > p_blocks AS is_too_long,
-           s.xmin = pg_current_xact_id_if_assigned()::xid AS is_written INTO v_found
+           (s.xmin = pg_current_xact_id_if_assigned()::xid) IS TRUE AS is_written INTO v_found
       FROM osgprod_data.slices s
      WHERE s.project_id = p_project.project_id AND s.is_ready
        AND NOT osgprod._is_left_to_others(p_project, p_call, s.faulted_on, s.due_at, s.not_before)
