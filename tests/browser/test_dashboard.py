@@ -271,6 +271,27 @@ def test_no_page_is_wider_than_its_window_and_no_table_needs_scrolling(
     context.close()
 
 
+def test_page_of_a_project_with_the_longest_name_is_no_wider_than_its_window(
+    browser: Browser, live: LiveShim, full: World
+) -> None:
+    """Nothing of it can be broken at a hyphen. The overview has it among the idle ones, then by itself."""
+    name = "x" * 63
+    full.with_project(name)
+    context = browser.new_context(viewport={"width": 360, "height": 800}, base_url=f"{live.url}/")
+    page = context.new_page()
+    for path in ("", f"project/{name}", f"project/{name}/files", f"find?text={name}"):
+        page.goto(path)
+        page.locator("details").evaluate_all("all => all.forEach(d => d.open = true)")
+        assert page.get_by_text(name).count() and page.evaluate(TOO_WIDE) == [], path
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360, path
+    full.add_file(1, run=7, project=name)
+    page.goto("")
+    expect(page.get_by_role("heading", name=name)).to_be_visible()  # when the page renews itself
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    context.close()
+    call(full.db, "remove_project", project=name)
+
+
 def test_text_of_the_plots_is_as_large_in_a_narrow_window(browser: Browser, live: LiveShim) -> None:
     context = browser.new_context(viewport={"width": 390, "height": 800}, base_url=f"{live.url}/")
     page = context.new_page()
