@@ -136,6 +136,10 @@ def _plain_end() -> Iterator[None]:
         raise SystemExit(128 + signal.SIGPIPE) from None
     except KeyboardInterrupt:
         raise SystemExit(128 + signal.SIGINT) from None
+    except click.Abort as error:  # of a question
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise SystemExit(128 + signal.SIGINT) from None
+        _fail("the input ended before the answer", "run the command again, and answer")
 
 
 def until_ctrl_c() -> threading.Event:

@@ -902,6 +902,29 @@ def test_set_magic_asks_on_a_terminal_for_the_magic(world: World) -> None:
 
 
 @pytest.mark.parametrize(
+    ("key", "code", "said"), [("\x03", 128 + signal.SIGINT, ""), ("\x04", 1, "the input ended")]
+)
+def test_question_that_is_answered_by_ctrl_c_or_ctrl_d_changes_nothing(
+    world: World, key: str, code: int, said: str
+) -> None:
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        ["setsid", "--ctty", "--wait", sys.executable, "-m", "shim", "project", "set-magic", "p"],
+        cwd=CHECKOUT, env={**os.environ, "OSGPROD_DSN": world.dsn}, stdin=slave, stdout=slave, stderr=slave,
+    )  # fmt: skip
+    os.close(slave)
+    shown = b""
+    while not shown.endswith(b"magic: "):
+        shown += os.read(master, 1000)
+    os.write(master, key.encode())
+    shown = read_to_the_end(master).encode()
+    assert (process.wait(), b"Abort" in shown) == (code, False), shown
+    assert said.encode() in shown and (said or shown.strip() == b""), shown
+    world.add_file(1)
+    assert world.checkout(1)["status"] == "assigned"
+
+
+@pytest.mark.parametrize(
     "command",
     ["status --json", "--help"]
     + [pytest.param(command, marks=pytest.mark.slow) for command in ("--version", "completion bash")],
