@@ -1521,7 +1521,11 @@ move_file() {
   client_url "$1"
   from="$client_url"
   client_url "$2"
-  mv -n "$from" "$client_url"
+  mv -n "$from" "$client_url" || return
+  [[ ! -e "$from" ]] || { # not every mv fails then
+    printf 'there is a file of that name\n' >&2
+    return 1
+  }
 }
 remove_file() {
   client_url "$1"
@@ -1664,6 +1668,7 @@ deliver() {
       log "$url: renaming failed: $storage_error"
     }
     if has_arrived "$kind" "$url" "$bytes" "$adler" "$LOOKS" && { $is_moved || tells_checksum; }; then
+      $is_moved || storage "remove_$kind" "$part" || true # an earlier start has delivered the same file meanwhile
       output_url="$url"
       return 0
     fi

@@ -826,7 +826,11 @@ move_file() {
   client_url "$1"
   from="$client_url"
   client_url "$2"
-  mv -n "$from" "$client_url"
+  mv -n "$from" "$client_url" || return
+  [[ ! -e "$from" ]] || { # not every mv fails then
+    printf 'there is a file of that name\n' >&2
+    return 1
+  }
 }
 remove_file() {
   client_url "$1"
@@ -1897,7 +1901,7 @@ hold_lease() {
 # of that name is what an earlier attempt left, which did not count, or a merge that was superseded: it is replaced.
 # Arguments: kind of storage, URL, file, size [bytes], adler32, number of the attempt
 deliver_merged() {
-  local kind="$1" url="$2" file="$3" bytes="$4" adler="$5" part
+  local kind="$1" url="$2" file="$3" bytes="$4" adler="$5" part is_moved=true
   [[ -n "$attempt_word" ]] || find_attempt_word
   part="$2.$attempt_word.$6.part"
   storage_error=""
@@ -1907,8 +1911,14 @@ deliver_merged() {
       return 1
     fi
     if make_way "$kind" "$url"; then
-      storage "move_$kind" "$part" "$url" || log "$url: renaming failed: $storage_error"
-      ! has_arrived "$kind" "$url" "$bytes" "$adler" "$LOOKS" || return 0
+      storage "move_$kind" "$part" "$url" || {
+        is_moved=false
+        log "$url: renaming failed: $storage_error"
+      }
+      if has_arrived "$kind" "$url" "$bytes" "$adler" "$LOOKS"; then
+        $is_moved || withdraw "$kind" "$part" # another attempt has delivered the same file meanwhile
+        return 0
+      fi
     fi
     withdraw "$kind" "$part"
   fi

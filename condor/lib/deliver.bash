@@ -24,6 +24,7 @@ deliver() {
       log "$url: renaming failed: $storage_error"
     }
     if has_arrived "$kind" "$url" "$bytes" "$adler" "$LOOKS" && { $is_moved || tells_checksum; }; then
+      $is_moved || storage "remove_$kind" "$part" || true # an earlier start has delivered the same file meanwhile
       output_url="$url"
       return 0
     fi

@@ -127,7 +127,11 @@ move_file() {
   client_url "$1"
   from="$client_url"
   client_url "$2"
-  mv -n "$from" "$client_url"
+  mv -n "$from" "$client_url" || return
+  [[ ! -e "$from" ]] || { # not every mv fails then
+    printf 'there is a file of that name\n' >&2
+    return 1
+  }
 }
 remove_file() {
   client_url "$1"

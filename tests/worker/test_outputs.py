@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import tarfile
 import time
 import urllib.parse
@@ -12,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import PATIENCE_S, wait_until
-from tests.worker.conftest import Node, is_root, living, names, reachable_for_all, slow
+from tests.support import CHECKOUT, PATIENCE_S, wait_until
+from tests.worker.conftest import EXEC, Node, is_root, living, names, reachable_for_all, slow
 from tests.worker.site import Site
 
 DONE, FAILED, NODE_FAULT = 0, 10, 20
@@ -182,6 +183,40 @@ def test_output_goes_to_a_file_system(node: Node, server: Site, folder: Path, sc
     assert stored.name == "job_7_1.tar.gz"
     assert reported(server)["output_bytes"] == str(stored.stat().st_size)
     assert reported(server)["output_url"] == f"{scheme}{stored}"
+
+
+@pytest.mark.parametrize(
+    "script, call",
+    [
+        (EXEC, 'deliver file "$PWD/out/t" t "$size_of" "$adler" word 1'),
+        (
+            CHECKOUT / "worker" / "osgprod_merge.bash",
+            'deliver_merged file "$PWD/out/t" t "$size_of" "$adler" 1',
+        ),
+    ],
+)
+def test_file_that_another_start_delivers_at_the_same_moment_leaves_no_copy(
+    folder: Path, script: Path, call: str
+) -> None:
+    """It is there when this one renames its own: some mv say nothing then."""
+    (folder / "t").write_bytes(b"the same")
+    (folder / "out").mkdir()
+    meanwhile = 'make_way() { :; }; send_file() { cp "$1" "${2#file://}" && cp "$1" out/t; }'
+    done = subprocess.run(
+        [
+            *("/bin/bash", "-pc"),
+            f"source {script}; scratch=$PWD/s pipe=$PWD/s/pipe BACKOFF_MS=1; exec 9<>/dev/null; {meanwhile}\n"
+            f'size_of t; adler="$(adler32 t)"; {call}; rm -rf s',
+        ],
+        cwd=folder,
+        env={"PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "renaming failed: " in done.stderr
+    assert [path.name for path in (folder / "out").iterdir()] == ["t"]
 
 
 # The two commands of the Pelican client that the script uses; "cut" makes the first upload lose its end.
