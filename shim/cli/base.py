@@ -210,6 +210,8 @@ def _how_to_reach(error: psycopg.Error) -> str:
         return "put the password into ~/.pgpass, or leave host= out of OSGPROD_DSN where peer authentication needs none"
     if _LATER.search(str(error)):
         return "run the command again in a while"
+    if "permission denied to set role" in str(error):
+        return "make the login a member of that role (GRANT), or leave role= out of OSGPROD_DSN or PGOPTIONS"
     if "FATAL" in str(error):  # there is a server, which said so
         return "correct login and database in OSGPROD_DSN or PGUSER, PGDATABASE ..., or allow the login in pg_hba.conf"
     return "start the server, or correct its address in OSGPROD_DSN or PGHOST ..."

@@ -1047,6 +1047,16 @@ def test_unreachable_database_is_exit_code_3_and_a_missing_role_is_named(run: Ru
     assert result.exit_code == 1 and "GRANT osgprod_operator TO" in result.stdout
 
 
+def test_role_in_the_dsn_of_which_the_login_is_no_member_is_named(run: Run, world: World) -> None:
+    world.db.execute("CREATE ROLE stranger LOGIN")
+    try:
+        result = run("status", env={"OSGPROD_DSN": f"{world.dsn} user=stranger{WORKER_ROLE}"})
+    finally:
+        world.db.execute("DROP ROLE stranger")
+    assert result.exit_code == 3 and 'permission denied to set role "osgprod_worker"' in result.stderr
+    assert "hint: make the login a member of that role (GRANT)" in result.stderr
+
+
 @pytest.mark.parametrize("text", ["osgprod", "dbname=osgprod password=top secret", "dbname=osgprod nosuch=1"])
 @pytest.mark.parametrize(
     ("variable", "command"),
