@@ -475,7 +475,7 @@ def check_filled(dsn: str) -> None:
     [
         pytest.param("b2ac3d5", "0001", marks=pytest.mark.slow),
         pytest.param("b2ac3d5", "0002", marks=pytest.mark.slow),
-        ("21acbe4", "0003"),
+        pytest.param("21acbe4", "0003", marks=pytest.mark.slow),
         pytest.param("b2ac3d5", "0003", marks=pytest.mark.slow),  # as below, with slices in all states
     ],
     ids=["0001 alone", "0002", "0003-a-file-is-work-once", "0003-once-and-due: version 0.9.0"],

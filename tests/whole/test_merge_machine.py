@@ -566,7 +566,7 @@ class Machine(RuleBasedStateMachine):
         self.each_output_is_in_one_delivered_merge_or_in_none()
 
 
-@pytest.mark.parametrize("examples", [5, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [4, pytest.param(30, marks=pytest.mark.slow)])
 def test_any_sequence_of_calls_delivers_each_output_once(
     db: psycopg.Connection[dict[str, Any]], dsn: str, examples: int
 ) -> None:

@@ -733,7 +733,7 @@ class Machine(RuleBasedStateMachine):
                 )
 
 
-@pytest.mark.parametrize("examples", [5, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [4, pytest.param(50, marks=pytest.mark.slow)])
 def test_any_sequence_of_calls_does_what_the_model_says(
     db: psycopg.Connection[dict[str, Any]], dsn: str, examples: int
 ) -> None:
