@@ -258,7 +258,7 @@ serve("127.0.0.1", 0, None, 1, say)
 """
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("workers", [pytest.param("1", marks=pytest.mark.slow), "2"])
 def test_serves_though_its_log_is_on_a_full_disk(workers: str) -> None:
     port = free_port()
     with Path("/dev/full").open("w") as full:

@@ -642,6 +642,7 @@ COLUMNS = (
 )
 
 
+@pytest.mark.slow
 def test_slices_in_all_states_outlive_the_upgrade_from_0_9_0_and_its_rollback_and_nothing_one_of_all(
     empty: str, another: str, migrated: str, folder: Path
 ) -> None:

@@ -104,6 +104,7 @@ def test_older_work_script_that_knows_one_url_gets_the_preferred_one(
     assert door_of(world, 1) == doors[0].url
 
 
+@pytest.mark.slow
 def test_production_goes_on_while_its_doors_are_switched_off_and_on_in_turn(
     node: Node, world: World, doors: tuple[Site, Site]
 ) -> None:

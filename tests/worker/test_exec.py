@@ -688,7 +688,7 @@ def pings(shim: LiveShim) -> int:
     return int(sum(map(float, found)))
 
 
-@pytest.mark.parametrize("exit_code", [0, 3])
+@pytest.mark.parametrize("exit_code", [0, pytest.param(3, marks=pytest.mark.slow)])
 def test_heartbeats_go_on_while_the_outputs_are_delivered(
     node: Node, world: World, site: Site, shim: LiveShim, exit_code: int
 ) -> None:

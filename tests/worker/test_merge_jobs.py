@@ -107,6 +107,7 @@ def test_job_merges_a_file_whose_slices_are_done(
     assert outputs == [{"kind": "job_info", "url": f"{site.url}{MERGED}", "bytes": len(site.files[MERGED])}]
 
 
+@pytest.mark.slow
 def test_merged_files_of_two_projects_with_one_folder_for_outputs_do_not_replace_each_other(
     merging: Callable[..., None], node: Node, world: World, site: Site, shim: LiveShim, folder: Path
 ) -> None:
@@ -158,6 +159,7 @@ def test_exec_script_shows_its_token_for_the_removal_of_inputs_to_named_hosts_on
         assert shown == {"Bearer secret" if is_named else None}
 
 
+@pytest.mark.slow
 def test_inputs_in_a_folder_with_a_space_in_its_name_are_merged_and_removed(
     merging: Callable[..., None], node: Node, folder: Path, site: Site
 ) -> None:

@@ -352,7 +352,7 @@ def test_output_that_changes_while_it_is_packed_is_packed_again_and_blames_no_no
     assert ends or report["reason"] == "the outputs could not be packed: tar: ./a: file changed as we read it"
 
 
-@pytest.mark.parametrize("tries", [1, 3])
+@pytest.mark.parametrize("tries", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_output_that_vanishes_while_it_is_packed_blames_no_node(node: Node, server: Site, tries: int) -> None:
     (node.folder.parent / "bin").mkdir()
     recon = node.program("recon", "touch 1 2 3 4")
