@@ -73,6 +73,7 @@ CREATE TYPE osgprod.job_so_far AS (
     follows int,
     slice   osgprod.claim,
     most    int,
+    gave_back boolean,
     problem text[],
     status  text
 );

@@ -13,7 +13,7 @@ from tests.support import World
 
 # Lines without comments, a line for each parameter included. 76 are for merges: projects without merges reach none.
 # Release 0.9.0 had 921, without merges, outages, sizes by time, backups, or several slices a job.
-MOST_LINES = 929
+MOST_LINES = 930
 # The plain path: lines of the functions that a checkout starts which gets the next blocks of a file.
 MOST_STARTED = 234
 DESIGN = Path(__file__).parents[2] / "docs/design.md"

@@ -322,6 +322,12 @@ def test_restarted_job_without_time_gives_its_slice_back_and_nothing_counts(minu
     assert row == {"failures": 0, "faults": 0}
 
 
+def test_restarted_job_may_have_any_time_left(minute_a_block: World) -> None:
+    first = minute_a_block.checkout(100)
+    again = minute_a_block.checkout(100, time_left_s=2**62)
+    assert (again["block1"], again["block2"]) == (first["block1"], first["block2"])
+
+
 # --- jobs that are evicted again and again ---
 
 
@@ -374,6 +380,21 @@ def test_slice_with_a_backup_attempt_stays_whole_when_its_job_is_evicted(world: 
     assert world.report(1, token=str(backup["token"]))["status"] == "done"
 
 
+def test_evicted_job_gets_no_backup_that_is_too_long_for_it(world: World) -> None:
+    world.set(maxblockspercore=8, max_live=9)
+    world.add_file(16)
+    world.checkout(0)
+    world.checkout(1, host="another")
+    evict(world, 0)
+    evict(world, 0)
+    world.db.execute(
+        "INSERT INTO osgprod_data.backups (project_id, rawdata_id, block1, opened_at, worker, expected_end, nblocks)"
+        " SELECT project_id, rawdata_id, block1, opened_at, 'w', now(), 8 FROM osgprod_data.slices WHERE process = 1"
+    )
+    world.db.execute("UPDATE osgprod_data.slices SET state = 'quarantined', is_ready = false WHERE process = 0")
+    assert evict(world, 0)["status"] == "wait"
+
+
 @pytest.mark.parametrize("calls_together", [1, 2])
 def test_job_that_gives_its_slice_back_waits_for_no_session_that_has_the_file(
     world: World, calls_together: int
@@ -390,7 +411,8 @@ def test_job_that_gives_its_slice_back_waits_for_no_session_that_has_the_file(
         other.execute("SELECT FROM osgprod_data.loaded_files FOR NO KEY UPDATE")
         answers = call(world.db, "checkout_slices", calls=calls)
         assert {row["status"] for row in answers} == {"wait"}
-    assert blocks(world.checkout(1)) == 8
+    again, other = world.checkout(0), world.checkout(1)
+    assert (blocks(again), blocks(other)) == (4, 4)
     assert world.db.execute("SELECT failures + faults AS n FROM osgprod_data.slices").fetchone() == {"n": 0}
 
 

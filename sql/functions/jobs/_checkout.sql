@@ -81,8 +81,8 @@ BEGIN
         IF (v_project.max_live IS NOT NULL OR v_project.pause_cause IS NOT NULL OR v_project.unproven > 0
             OR p_call.templates ? v_project.workscript
                AND left(p_call.templates ->> v_project.workscript, 16) <> ALL (v_project.tested_scripts))
-            -- A job without time uses up no probe; one that has just given a slice back had room.
-            AND (v_blocks > 0 OR v_has_merge) AND v_job.most IS NULL THEN
+            -- A job without time uses up no probe; one that has just given its slice back had room.
+            AND (v_blocks > 0 OR v_has_merge) AND v_job.gave_back IS NOT TRUE THEN
             v_problem := osgprod._why_no_room(v_project, left(p_call.templates ->> v_project.workscript, 16));
             IF v_problem IS NOT NULL THEN
                 RETURN osgprod._unassigned(v_problem, v_project.wait_s);
@@ -97,7 +97,7 @@ BEGIN
             RETURN osgprod._unassigned(ARRAY[NULL, format('the job ends in %s s, and %s', greatest(p_call.time_left_s, 0),
                 coalesce('a block takes up to ' || ceil(v_pace.slow_s_per_block / p_call.cpus) || ' s', 'no block is so short'))],
                 0, 'no-time');
-        ELSIF (v_is_ready OR v_job.most IS NOT NULL) AND v_slice.block1 IS NULL THEN
+        ELSIF (v_is_ready OR v_job.gave_back) AND v_slice.block1 IS NULL THEN
             v_slice := osgprod._claim_ready(v_project, p_call, v_nstart, v_blocks);
         END IF;
         -- (e) Else the next blocks of the first file that is free.
@@ -132,7 +132,7 @@ BEGIN
                 END IF;
             -- (f) Else, in the tail, a second attempt on a slice that would end late.
             ELSIF v_project.max_backups > 0 AND v_project.pause_cause IS NULL THEN
-                v_slice := osgprod._claim_backup(v_project, p_call, v_nstart, least(p_call.cpus * v_project.maxblockspercore,
+                v_slice := osgprod._claim_backup(v_project, p_call, v_nstart, least(v_job.most, p_call.cpus * v_project.maxblockspercore,
                     osgprod._blocks_in_time(v_pace, p_call.cpus, p_call.time_left_s))::bigint);
             END IF;
         END IF;

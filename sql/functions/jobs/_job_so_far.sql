@@ -13,20 +13,21 @@ CREATE FUNCTION osgprod._job_so_far(
     OUT job osgprod.job_so_far)
 LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Says how far a job is that has started before, or that asks for another slice after the success of one; and gives it the slice or
--- merge of its last attempt again, as primary or as backup. A job that was evicted from its slice three times, or has less time left
--- than it needs, gives it back, and nothing counts as a failure: it gets a shorter one, nearly always the beginning of the same.
--- After max_starts starts without a report its lease ends instead.
+-- Says how far a job is that has started before, or that asks for another slice after a success. Gives it the slice or merge of its
+-- last attempt again, as primary or as backup. A job that was evicted from its slice three times, or has too little time left for
+-- it, gives the slice back and gets a shorter one, nearly always the beginning of the same; nothing counts as a failure. After
+-- max_starts starts without a report the lease ends.
 -- Promise:    a job that asks again after the same success, since the answer was lost, gets the same slice again.
 -- Parameters: p_project  the project's row;  p_call  the call, whose job is locked;  p_nstart  the coming attempt
 --             p_can_merge  may this job get a merge?;  p_may_wait  for the slice or merge
 -- Returns:    starts: how often it has started. follows: see attempts. slice: the slice or merge, NULLs = it has none, and gets a new
---             one. most: of blocks, not NULL of a slice that was given back. problem, why it gets nothing: OG111 after is not the
+--             one. most: blocks of the new one at most, NULL = no such limit. gave_back: has it just given its slice back? problem, why it gets nothing: OG111 after is not the
 --             token of an attempt of this job, OG409 that attempt has not succeeded, OG410 the job has started again since, OG602 it
 --             starts too often, 55P03 its work is busy; without a code its work is done (status completed), it may be another
 --             job, or it gives its work up
--- Locks:      the slice or merge (see _renew_work); the project's row, SKIP LOCKED, for next_due_at when work is
---             given up: else the work waits for the next look at all leases
+-- Locks:      the slice or merge (see _renew_work); the file's row, FOR KEY SHARE SKIP LOCKED (_may_be_assigned), of a slice that is
+--             given back; the project's row, SKIP LOCKED, for next_due_at when work is given up: else the work waits for the next
+--             look at all leases
 -- Source:     docs/protocol.md "Several slices a job"; docs/design.md I3
 DECLARE
     v_name   text := format('job %s.%s', p_call.cluster, p_call.process);
@@ -93,8 +94,8 @@ BEGIN
     ELSIF v_starts.in_a_minute >= p_project.max_starts_per_min THEN
         job.problem := ARRAY['OG602', format('%s has started too often within a minute (max_starts_per_min = %s)', v_name, p_project.max_starts_per_min),
             'wait a minute; see why the job restarts'];
-    ELSIF v_work.task IS NULL THEN
-        RETURN;
+    ELSIF v_work.task IS NULL THEN  -- perhaps it gave its slice back, and got no other then
+        job.most := CASE WHEN v_starts.evicted >= 3 AND v_last.merge_id IS NULL THEN (v_last.block2 - v_last.block1 + 1) / 2 END;
     ELSIF NOT p_may_wait AND NOT osgprod._try_work(v_last) THEN
         job.problem := osgprod._is_busy('the work of ' || v_name);
     ELSIF v_starts.on_work = p_project.max_starts
@@ -107,9 +108,9 @@ BEGIN
             p_project.max_starts)];
     ELSE
         IF v_work.task = 'slice' AND (v_starts.evicted >= 3 OR p_call.time_left_s IS NOT NULL) THEN
-            job.most := least(CASE WHEN v_starts.evicted >= 3 THEN (v_last.block2 - v_last.block1 + 1) / 2 END,
+            job.most := least(v_last.block2 - v_last.block1, CASE WHEN v_starts.evicted >= 3 THEN (v_last.block2 - v_last.block1 + 1) / 2 END,
                 osgprod._blocks_in_time(osgprod._pace_at(p_project.project_id, p_call.site), p_call.cpus, p_call.time_left_s));
-            -- Not if it could get no other now, nor if its backup attempt would be in vain.
+            -- It keeps the slice while the project assigns nothing new, and where a backup attempt on it would be in vain.
             UPDATE osgprod_data.slices s
                SET state = 'ready', is_ready = osgprod._may_be_assigned(s.project_id, s.rawdata_id), not_before = now(), due_at = NULL
              WHERE (s.project_id, s.rawdata_id, s.block1, s.state, s.cluster, s.process, s.nstart) = (v_last.project_id,
@@ -117,6 +118,7 @@ BEGIN
                AND s.block2 - s.block1 > job.most AND p_project.state = 'active' AND NOT EXISTS (
                 SELECT FROM osgprod_data.backups b
                  WHERE (b.project_id, b.rawdata_id, b.block1) = (s.project_id, s.rawdata_id, s.block1) AND b.nstart IS NOT NULL);
+            job.gave_back := FOUND;
         ELSIF v_work.task = 'merge' AND NOT p_can_merge THEN  -- no merge script, or too little time: another job gets it
             UPDATE osgprod_data.merges m SET state = 'ready', is_ready = true, not_before = now(), due_at = NULL
              WHERE (m.merge_id, m.state, m.cluster, m.process, m.nstart)

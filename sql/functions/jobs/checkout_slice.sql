@@ -23,9 +23,10 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod
 AS $fn$
 -- Leases work to a job: its own slice or merge again after a restart; else a ready merge, a requeued slice, the next blocks of
 -- a file, or a backup attempt.
--- Promise:    a lost answer loses nothing: while the job holds its work, a repeated call gives the same work, with nstarts counted
---             up and a new token. Two calls at once by one job give one slice. Unless status is assigned, the call leases nothing. It
---             may then record a refusal, shorten or end the job's own lease, and write notes into the project's row.
+-- Promise:    a lost answer loses nothing: while the job holds its work, a repeated call gives the same work, unless that is too long
+--             for the job (_job_so_far), with nstarts counted up and a new token. Two calls at once by one job give one slice. Unless
+--             status is assigned, the call leases nothing. It may then record a refusal, end the job's own lease or give its slice
+--             back, and write notes into the project's row.
 -- Parameters: p_project            project name
 --             p_cluster, p_process HTCondor's identity of the job [0 .. 2147483647]
 --             p_cpus               cores the job has [1 .. 4096]; a new slice has at most maxblockspercore blocks a core
