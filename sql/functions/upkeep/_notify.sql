@@ -25,18 +25,17 @@ $fn$;
 CREATE FUNCTION osgprod._renumber_notifications()
 RETURNS void LANGUAGE plpgsql VOLATILE SET enable_seqscan = off
 AS $fn$
--- Lets notifications be delivered after a dump was restored on a server whose transactions have smaller numbers: by these they
--- are ordered, and what a target was sent has a larger one than all that come. All notifications get the number before the oldest
--- transaction that runs; each target is at the same place as before.
--- Promise:    loses none. In the order of their numbers some may be delivered twice that were written at the same time.
+-- Repairs the order of notifications after a dump was restored on another server. They are ordered by transaction numbers, and a new
+-- server has smaller ones: all that come would count as delivered. All notifications get the number before the oldest running
+-- transaction; each target keeps its place.
+-- Promise:    loses none. Some that were written at the same time may be delivered twice.
 -- Locks:      all targets and notifications, SKIP LOCKED: while another session has a target, the next tick does it. The caller
 --             holds the lock of tick()
 DECLARE
-    v_xmax xid8 := pg_snapshot_xmax(pg_current_snapshot());
-    v_to   xid8 := (pg_snapshot_xmin(pg_current_snapshot())::text::bigint - 1)::text::xid8;
+    v_to xid8 := (pg_snapshot_xmin(pg_current_snapshot())::text::bigint - 1)::text::xid8;
 BEGIN
-    IF NOT EXISTS (SELECT FROM osgprod_data.notify_targets t WHERE t.sent_xid > v_xmax)
-       AND (SELECT n.written_by >= v_xmax AND n.written_by IS DISTINCT FROM pg_current_xact_id_if_assigned()
+    IF NOT EXISTS (SELECT FROM osgprod_data.notify_targets t WHERE t.sent_xid > pg_snapshot_xmax(pg_current_snapshot()))
+       AND (SELECT n.written_by >= pg_snapshot_xmax(pg_current_snapshot()) AND n.written_by IS DISTINCT FROM pg_current_xact_id_if_assigned()
               FROM osgprod_data.notifications n ORDER BY n.written_by DESC, n.notification_id DESC LIMIT 1) IS NOT TRUE
     THEN
         RETURN;
@@ -46,12 +45,17 @@ BEGIN
     THEN
         RETURN;
     END IF;
+    -- One statement: what is noted between two would be before each target's place.
+    WITH renumbered AS (
+        UPDATE osgprod_data.notifications n SET written_by = v_to
+         WHERE n.notification_id IN (SELECT x.notification_id FROM osgprod_data.notifications x FOR UPDATE SKIP LOCKED)
+    )
     UPDATE osgprod_data.notify_targets t SET sent_xid = v_to, sent_id = coalesce(
         (SELECT min(n.notification_id) - 1 FROM osgprod_data.notifications n
           WHERE (n.written_by, n.notification_id) > (t.sent_xid, t.sent_id)
-             OR t.sent_xid > v_xmax AND n.written_by < v_xmax AND n.notification_id > t.sent_id),  -- written since the restore
+             OR t.sent_xid > pg_snapshot_xmax(pg_current_snapshot())  -- then what was written since the restore, also by this tick
+                AND n.notification_id > t.sent_id AND n.noted_at >= t.created_at
+                AND (n.written_by < pg_snapshot_xmax(pg_current_snapshot()) OR n.written_by = pg_current_xact_id_if_assigned())),
         (SELECT max(n.notification_id) FROM osgprod_data.notifications n), t.sent_id);
-    UPDATE osgprod_data.notifications n SET written_by = v_to
-     WHERE n.notification_id IN (SELECT x.notification_id FROM osgprod_data.notifications x FOR UPDATE SKIP LOCKED);
 END
 $fn$;

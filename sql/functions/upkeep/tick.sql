@@ -4,13 +4,13 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod
 AS $fn$
 -- The regular housekeeping: requeues slices and merges whose lease has ended, and slices whose backoff has, marks complete files,
 -- plans merges and makes them ready, plans the tail, tries suspended files again, recounts live attempts, tallies reports,
--- measures how long a block takes, prunes rows that are kept for a time only. Each shim process calls it every 10 s. Each call
+-- measures how long a block takes, prunes rows that are kept for a time only, lets notifications go on after a restore. Each shim process calls it every 10 s. Each call
 -- requeues, so that a call that is stuck keeps nothing from being requeued; all else is done by one at a time.
 -- Promise:    a repeated call does no harm. Without it jobs still get what is ready or unallocated, but no lease or backoff ends,
 --             and no file becomes complete.
 -- Returns:    a row for each project in which slices or merges were lost: how many
 -- Errors:     OG901 isolation level. An error in one project's housekeeping is a warning, and ends only that
--- Locks:      advisory (0, 0), tried; see _requeue_project, _end_backoffs, _settle_files and _make_merges_ready; projects
+-- Locks:      advisory (0, 0), tried; see _requeue_project, _end_backoffs, _settle_files, _make_merges_ready and _renumber_notifications; projects
 --             SKIP LOCKED. It waits for nothing
 DECLARE
     v_project projects;
@@ -44,7 +44,7 @@ BEGIN
     FOR v_project IN SELECT p.* FROM projects p ORDER BY p.project_id LOOP
         BEGIN
             v_is_due := v_project.project_id = ANY (v_looked);
-            -- Not while files are taken out: a run's last one would be missed; nor while the project is removed.
+            -- Not while files are reset or unloaded, since a run's last one would be missed; nor while the project is removed.
             CONTINUE WHEN NOT pg_try_advisory_xact_lock_shared(v_project.project_id, -1);
             PERFORM osgprod._settle_files(v_project.project_id, v_is_due);  -- all while all slices are looked through anyway
             PERFORM osgprod._note_end(v_project.project_id);
