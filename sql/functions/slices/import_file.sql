@@ -19,7 +19,7 @@ AS $fn$
 --             file that the other one knew); unknown (not registered)
 -- Errors:     OG301 unknown project; OG108 slices that make no sense; OG502 an
 --             operator has the project alone; OG901 isolation level
--- Locks:      the raw data file's row, FOR KEY SHARE; which files are on tape only, shared (advisory: 0, -3); the project, shared (advisory: project_id, -1), tried; the
+-- Locks:      which files are on tape only, shared (advisory: 0, -3); the raw data file's row, FOR KEY SHARE; the project, shared (advisory: project_id, -1), tried; the
 --             project's row, FOR SHARE; against load_slices (project_id, -2); the run's merge; the file's row. It waits for each
 DECLARE
     v_project projects := osgprod._get_project(p_project);
@@ -33,6 +33,7 @@ DECLARE
     v_taken   boolean[];   -- blocks that are done: an array, so that neither a look nor a note costs more with more slices
 BEGIN
     PERFORM osgprod._require_read_committed();
+    PERFORM pg_advisory_xact_lock_shared(0, -3);  -- before any other lock, see _mark_on_tape
     SELECT r.* INTO v_rawdata FROM rawdata r WHERE r.path = p_path FOR KEY SHARE;  -- forget_rawdata waits
     -- The other one counts empty blocks, which are no blocks here.
     IF NOT FOUND OR v_rawdata.size_bytes <> p_size_bytes OR v_rawdata.gaps IS NOT NULL
@@ -41,7 +42,6 @@ BEGIN
         RETURN NEXT;
         RETURN;
     END IF;
-    PERFORM pg_advisory_xact_lock_shared(0, -3);  -- see _mark_on_tape
     PERFORM osgprod._enter_project(v_project.project_id, p_project);
     PERFORM FROM projects p WHERE p.project_id = v_project.project_id FOR SHARE;  -- see _tally_late
     PERFORM pg_advisory_xact_lock(v_project.project_id, -2);  -- nobody else loads files until this transaction ends

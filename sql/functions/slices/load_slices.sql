@@ -20,8 +20,8 @@ AS $fn$
 --             begin-of-run record (demand_bor)
 -- Errors:     OG301 unknown project; OG302 no file is registered for the runs, or one was forgotten meanwhile; OG502 an operator has the
 --             project alone; OG505 a call that moves slices does not end; OG901 isolation level
--- Locks:      which files are on tape only, shared (advisory: 0, -3); the project (advisory: project_id, -1), shared, tried; when resetting
---             alone: it waits for calls that move slices now, 10 s at most, and those that come get OG502; the merges of reset files.
+-- Locks:      which files are on tape only, shared (advisory: 0, -3); the project (advisory: project_id, -1), shared, tried; with
+--             p_start_over alone: then it waits up to 10 s for calls that move slices, and those that come get OG502; the merges of reset files.
 --             Then (project_id, -2), against other calls that load files, and the merges of whole runs that get more files
 DECLARE
     v_project    projects := osgprod._get_project(coalesce(p_project, osgprod._only_project()));
