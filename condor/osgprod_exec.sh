@@ -697,8 +697,8 @@ end_children() {
 # The signals that ask a job to end: batch systems send others than SIGTERM too, as a warning or at a limit.
 readonly SIGNALS=(TERM INT HUP QUIT USR1 USR2 ALRM XCPU)
 
-# Has a command that does not return run at a signal. While bash leaves a loop by break or continue it runs no command of a trap, so that
-# the signal would be lost: this script contains neither of the two. The bracket in the second line is not reached. But where bash 5.2 is about to parse a
+# Has a command that does not return run at a signal. bash runs no trap while it leaves a loop by break or continue, and the signal would be
+# lost: so this script has neither. The bracket in the second line is not reached. But where bash 5.2 is about to parse a
 # $(...), it takes the text for the inside of that, and without a bracket it would end with a syntax error. Arguments: signal, command
 hear() {
   # shellcheck disable=SC2064  # the command of now
@@ -1167,6 +1167,7 @@ send_heartbeats() {
     else
       left_s="$interval_s"
       send_heartbeat
+      [[ ! -e "$own/confirm-lease" ]] || pause 1 # it has been made again, or can't be removed
     fi
   done
   end_work
@@ -1654,12 +1655,12 @@ deliver() {
   if [[ "$kind" != pelican ]]; then
     if ! send_whole "$kind" "$file" "$part" "$bytes" "$adler"; then
       error="$storage_error"
+      storage "remove_$kind" "$part" || true
       # An earlier attempt may have arrived after all.
       if ((try > 1)) && has_arrived "$kind" "$url" "$bytes" "$adler" 1; then
         output_url="$url"
         return 0
       fi
-      storage "remove_$kind" "$part" || true
       storage_error="$error"
       return 1
     fi

@@ -10,12 +10,12 @@ deliver() {
   if [[ "$kind" != pelican ]]; then
     if ! send_whole "$kind" "$file" "$part" "$bytes" "$adler"; then
       error="$storage_error"
+      storage "remove_$kind" "$part" || true
       # An earlier attempt may have arrived after all.
       if ((try > 1)) && has_arrived "$kind" "$url" "$bytes" "$adler" 1; then
         output_url="$url"
         return 0
       fi
-      storage "remove_$kind" "$part" || true
       storage_error="$error"
       return 1
     fi

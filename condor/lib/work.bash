@@ -207,6 +207,7 @@ send_heartbeats() {
     else
       left_s="$interval_s"
       send_heartbeat
+      [[ ! -e "$own/confirm-lease" ]] || pause 1 # it has been made again, or can't be removed
     fi
   done
   end_work

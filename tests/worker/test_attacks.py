@@ -237,9 +237,9 @@ def test_trap_of_a_signal_is_heard_while_bash_parses_a_substitution() -> None:
             assert text.startswith(("'' ", ": PIPE")) or text == '"$2"$\'\\n)\' "$1"' or " EXIT" in text, text
 
 
-def test_no_signal_comes_while_bash_leaves_a_loop() -> None:
-    """Its trap would then run no command: the job would go on, or end with a syntax error, see hear."""
-    code = [line.split("#")[0] for line in EXEC.read_text().splitlines()]
+def test_exec_script_leaves_no_loop_by_break_or_continue() -> None:
+    """Meanwhile a signal's trap would run no command, and the job would go on or end with a syntax error: see hear."""
+    code = [re.sub(r"(^|\s)#.*", "", line) for line in EXEC.read_text().splitlines()]
     assert [line for line in code if re.search(r"\b(break|continue)\b", line)] == []
 
 

@@ -48,7 +48,7 @@ deliver_merged() {
         is_moved=false
         log "$url: renaming failed: $storage_error"
       }
-      if has_arrived "$kind" "$url" "$bytes" "$adler" "$LOOKS"; then
+      if has_arrived "$kind" "$url" "$bytes" "$adler" "$LOOKS" && { $is_moved || tells_checksum; }; then
         $is_moved || withdraw "$kind" "$part" # another attempt has delivered the same file meanwhile
         return 0
       fi
