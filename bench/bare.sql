@@ -1,5 +1,5 @@
--- What is left for the rules: in a database of its own, checkout and report are their statements and locks only, and apply no
--- rule. Callers see no difference: what surrounds these two functions, parameters, answers and batches, is the product's.
+-- Shows how much time is left for rules: in a database of its own, replaces checkout and report by functions that only make their
+-- statements and take their locks. Callers see no difference: what surrounds these two functions, parameters, answers and batches, is the product's.
 CREATE OR REPLACE FUNCTION osgprod._checkout(p_call osgprod.checkout_call, p_is_alone boolean, p_may_wait boolean)
 RETURNS osgprod.checkout_answer LANGUAGE plpgsql VOLATILE
 AS $fn$

@@ -37,7 +37,7 @@ def serve(port: int, host: str, uds: str | None, workers: int) -> None:
 
     If neither OSGPROD_DSN nor libpq's variables name a database, it starts an embedded PostgreSQL with a demo project.
     """
-    # Of a variable that is not set: the port would be open to more than was meant.
+    # A variable that is not set gives an empty text: the port would be open to more than was meant.
     if uds == "":
         raise click.BadParameter("it names no file", param_hint="--uds ''")
     if host == "":

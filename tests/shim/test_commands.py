@@ -1768,6 +1768,6 @@ def test_list_of_the_next_files_without_a_project_says_so(run: Run, world: World
     world.with_project("q")
     result = run("rawdata", "list", "--next", "3")
     assert result.exit_code == 1 and result.stderr == (
-        "osgprod: no project is named, and there is none or more than one\n"
+        "osgprod: no project is named\n"
         "hint: name one; osgprod project list shows the projects\n"
     )

@@ -643,7 +643,7 @@ COLUMNS = (
 
 
 @pytest.mark.slow
-def test_slices_in_all_states_outlive_the_upgrade_from_0_9_0_and_its_rollback_and_nothing_one_of_all(
+def test_slices_in_all_states_outlive_the_upgrade_from_0_9_0_and_a_rollback_of_all_migrations_leaves_nothing(
     empty: str, another: str, migrated: str, folder: Path
 ) -> None:
     """Functions are rolled back first, on tables that are still the later ones; then the tables, under them."""

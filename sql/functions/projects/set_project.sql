@@ -260,8 +260,8 @@ $fn$;
 CREATE FUNCTION osgprod._try_again_now(p_project osgprod_data.projects)
 RETURNS void LANGUAGE sql VOLATILE
 AS $fn$
-    -- Ends the time to the next attempt by which the server tries whether what did not work does again: in a project that has paused
-    -- itself, of each suspended file, and of merges that it has banned everywhere. What is tried is as little as before.
+    -- Ends the wait before the server's next try: of a project that has paused itself, of each suspended file, and of merges that the
+    -- server has banned everywhere. As few are tried as without this call.
     -- Parameters: p_project  the project's row, locked
     -- Locks:      the files' rows and the ban's, SKIP LOCKED: another session has just failed or succeeded there
     UPDATE osgprod_data.projects p SET probe_at = now() WHERE p.project_id = p_project.project_id AND p.probe_at > now();

@@ -56,7 +56,7 @@ DECLARE
 BEGIN
     SELECT p.* INTO v_project FROM osgprod_data.projects p WHERE p.name = p_project;
     IF p_project IS NULL THEN
-        RAISE EXCEPTION 'no project is named, and there is none or more than one'
+        RAISE EXCEPTION 'no project is named'
             USING ERRCODE = 'OG301', HINT = 'name one; osgprod project list shows the projects';
     ELSIF NOT FOUND THEN
         RAISE EXCEPTION 'there is no project %', osgprod._quoted(p_project)
@@ -69,8 +69,8 @@ $fn$;
 CREATE FUNCTION osgprod._keep_project(p_project text)
 RETURNS osgprod_data.projects LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Returns a project's row, and keeps the project until the end of the transaction: for what writes rows of a project, and does not
--- move its slices (_enter_project). Otherwise its removal would end such a call with a foreign key error.
+-- Returns a project's row, and keeps the project from being removed until the end of the transaction. For calls that write rows of a
+-- project and move none of its slices (those use _enter_project): a removal would end them with a foreign key error.
 -- Parameters: p_project  project name
 -- Errors:     OG301 unknown project
 -- Locks:      the project's row, FOR KEY SHARE: it waits only for remove_project
