@@ -125,7 +125,7 @@ class Client:
 
 def _is_whole(head: bytes, body: bytes) -> bool:
     length = _header(head, b"content-length")
-    return len(body) >= int(length) if length else body == b"0\r\n\r\n" or body.endswith(b"\r\n0\r\n\r\n")  # chunks
+    return len(body) >= int(length) if length else (b"\r\n" + body).endswith(b"\r\n0\r\n\r\n")  # chunks
 
 
 def _header(head: bytes, name: bytes) -> bytes:

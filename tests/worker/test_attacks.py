@@ -238,7 +238,7 @@ def test_trap_of_a_signal_is_heard_while_bash_parses_a_substitution() -> None:
 
 
 def test_exec_script_leaves_no_loop_by_break_or_continue() -> None:
-    """Meanwhile a signal's trap would run no command, and the job would go on or end with a syntax error: see hear."""
+    """Meanwhile a trap would run no command: the signal would be lost, or end the job with a syntax error, see hear."""
     code = [re.sub(r"(^|\s)#.*", "", line) for line in EXEC.read_text().splitlines()]
     assert [line for line in code if re.search(r"\b(break|continue)\b", line)] == []
 
