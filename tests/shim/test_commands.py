@@ -1768,6 +1768,5 @@ def test_list_of_the_next_files_without_a_project_says_so(run: Run, world: World
     world.with_project("q")
     result = run("rawdata", "list", "--next", "3")
     assert result.exit_code == 1 and result.stderr == (
-        "osgprod: no project is named\n"
-        "hint: name one; osgprod project list shows the projects\n"
+        "osgprod: no project is named\nhint: name one; osgprod project list shows the projects\n"
     )

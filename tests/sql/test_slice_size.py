@@ -391,7 +391,9 @@ def test_evicted_job_gets_no_backup_that_is_too_long_for_it(world: World) -> Non
         "INSERT INTO osgprod_data.backups (project_id, rawdata_id, block1, opened_at, worker, expected_end, nblocks)"
         " SELECT project_id, rawdata_id, block1, opened_at, 'w', now(), 8 FROM osgprod_data.slices WHERE process = 1"
     )
-    world.db.execute("UPDATE osgprod_data.slices SET state = 'quarantined', is_ready = false WHERE process = 0")
+    world.db.execute(
+        "UPDATE osgprod_data.slices SET state = 'quarantined', is_ready = false WHERE process = 0"
+    )
     assert evict(world, 0)["status"] == "wait"
 
 
