@@ -258,7 +258,8 @@ serve("127.0.0.1", 0, None, 1, say)
 """
 
 
-@pytest.mark.parametrize("workers", [pytest.param("1", marks=pytest.mark.slow), "2"])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["1", "2"])
 def test_serves_though_its_log_is_on_a_full_disk(workers: str) -> None:
     port = free_port()
     with Path("/dev/full").open("w") as full:
@@ -421,6 +422,7 @@ def test_processes_end_with_the_first_one_even_if_that_is_killed(folder: Path) -
         wait_until(lambda: not run(workers), "its processes have ended", seen=lambda: run(workers))
 
 
+@pytest.mark.slow
 def test_first_process_that_is_killed_leaves_no_folder_of_metrics(folder: Path) -> None:
     server = subprocess.Popen(
         [sys.executable, "-m", "shim", "serve", "--port", "0", "--workers", "2"],

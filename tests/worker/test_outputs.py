@@ -334,7 +334,9 @@ def test_success_that_can_not_be_noted_leaves_no_tarball_that_nobody_could_repor
     assert TOKEN not in log
 
 
-@pytest.mark.parametrize(("ends", "code"), [(True, DONE), (False, FAILED)])
+@pytest.mark.parametrize(
+    ("ends", "code"), [(True, DONE), pytest.param(False, FAILED, marks=pytest.mark.slow)]
+)
 def test_output_that_changes_while_it_is_packed_is_packed_again_and_blames_no_node(
     node: Node, server: Site, ends: bool, code: int
 ) -> None:
