@@ -1173,6 +1173,9 @@ send_heartbeats() {
   end_work
   remove_tree "$scratch"
 }
+
+# Sends one heartbeat, with what the work uses. Where the server wants the work to stop, it ends the work and this process. Its
+# variables are those of send_heartbeats.
 send_heartbeat() {
   [[ -z "${OSGPROD_CONTAINER:-}" || -e "$scratch/delivering" ]] || copy_credentials "$own"
   folder_bytes "$scratch/work"
@@ -1919,7 +1922,8 @@ remove_merged_inputs() {
     rest="${rest#*$'\n'}"
   done
 }
-# Argument: line of URL, size, adler32
+
+# Removes one of them, if it is still the file that was merged. Argument: line of URL, size, adler32
 remove_merged_input() {
   local url bytes adler kind line="$1"
   [[ "$line" == *' '*' '* ]] || return 0

@@ -411,6 +411,7 @@ OTHER_TEXTS = {
     "0029-functions": "9571674f2ed4182c1a28231e6be7f1e5bc22876622f618deb7bb35378dc1f6a1",
     "0037-functions": "744e1a03c5c5189bdd0bbc4c629b2e7800ec65674e6a9c019f95e09d3df09767",
     "0053-functions": "7ec450d72b786220ed4eb2e9b588e3b6b3367ad2ded9dc234ecf52d524c2d875",
+    "0058-functions": "e1fdb8d11bb1ff2b9e0e1a19b9195aed1d228c7aa70cda6fe495d27bf6172628",
 }
 
 

@@ -193,7 +193,8 @@ remove_merged_inputs() {
     rest="${rest#*$'\n'}"
   done
 }
-# Argument: line of URL, size, adler32
+
+# Removes one of them, if it is still the file that was merged. Argument: line of URL, size, adler32
 remove_merged_input() {
   local url bytes adler kind line="$1"
   [[ "$line" == *' '*' '* ]] || return 0

@@ -213,6 +213,9 @@ send_heartbeats() {
   end_work
   remove_tree "$scratch"
 }
+
+# Sends one heartbeat, with what the work uses. Where the server wants the work to stop, it ends the work and this process. Its
+# variables are those of send_heartbeats.
 send_heartbeat() {
   [[ -z "${OSGPROD_CONTAINER:-}" || -e "$scratch/delivering" ]] || copy_credentials "$own"
   folder_bytes "$scratch/work"

@@ -1503,8 +1503,8 @@ $fn$;
 CREATE OR REPLACE FUNCTION osgprod._why_no_room(p_project osgprod_data.projects, p_digest text, OUT problem text[])
 LANGUAGE plpgsql VOLATILE
 AS $fn$
--- Says why no more attempts of a project may start: max_live slices and merges are leased; or it is a test of what may not
--- work, and as many live as may during that. A project that has paused itself tries one job at a time, first after retest_s, later after
+-- Says why no more attempts of a project may start: max_live slices and merges are leased; or it is a test of what may not work, and as many
+-- live as may during that. A project that has paused itself tries one job at a time, first after retest_s, later after
 -- half of the time that the pause has lasted, at most 5 times retest_s; one that started more than 10 times retest_s ago is
 -- not waited for, so there can be more. A new work script is tried by probe_jobs jobs at a time, until as many have succeeded:
 -- this call begins that test when no job had its content. The first content that is noted begins none: a new project is in its
@@ -6778,8 +6778,8 @@ AS $fn$
 -- Returns:    one row. blocks_left: neither done nor quarantined; the mean rate [blocks/h], and the range that holds it with
 --             95 % confidence, if intervals are alike and independent; the times that follow from these. The rate is NULL when
 --             no block was done in these hours. The range is NULL, and the rate is that since the first of these attempts
---             began (in these hours), while fewer than three whole intervals have passed since the first success, or when
---             nothing was done in them; ends_late_at NULL = perhaps never; core_hours_left: blocks_left at the median time that recent attempts
+--             began (in these hours), while fewer than three whole intervals have passed since the first success, or when nothing was done in
+--             them; ends_late_at NULL = perhaps never; core_hours_left: blocks_left at the median time that recent attempts
 --             took for a block on one core [h], NULL = not measured; merges_left: see progress; merge_s: median time of the
 --             last 100 merges [s], NULL = none was done. Merges are done between slices, and so are in the rate: the times
 --             count one more for the last file, and where only merges are left, as many rounds of them as the live attempts
@@ -10270,7 +10270,7 @@ BEGIN
         OR EXISTS (SELECT FROM pg_class c WHERE c.relnamespace = 'osgprod'::regnamespace)
     THEN
         EXECUTE format('COMMENT ON SCHEMA osgprod IS %L', format(
-            'functions of 0058-functions, source 033f1789c8f77a484db24128172d9a075545a542d084edac8e8b67f908c48b19, catalog %s', (
+            'functions of 0058-functions, source 025f9d1b5adfab2bdedd1d0dd0079af0c3ae7e5ec7baaf9de14f8a8df9964200, catalog %s', (
             SELECT md5(coalesce(string_agg(concat(pg_get_functiondef(p.oid), obj_description(p.oid, 'pg_proc'), (
                 SELECT string_agg(concat(a.grantee::regrole, a.privilege_type, a.is_grantable), ',' ORDER BY a.grantee)
                   FROM aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a

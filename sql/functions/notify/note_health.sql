@@ -24,9 +24,7 @@ BEGIN
          ORDER BY p.project_id, h.level = 'bad' DESC, h.what
     LOOP
         PERFORM FROM projects p WHERE p.project_id = v_now.project_id FOR KEY SHARE SKIP LOCKED;
-        IF NOT FOUND THEN  -- another session removes it
-            CONTINUE;
-        END IF;
+        CONTINUE WHEN NOT FOUND;  -- another session removes it
         IF v_now.level = 'bad' AND (v_now.before <> 'bad' OR v_now.what <> v_now.what_before) THEN
             PERFORM osgprod._notify(v_now.project_id, 'health-bad', jsonb_build_object('what', v_now.what, 'found', v_now.found,
                 'advice', v_now.advice));

@@ -4,14 +4,15 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, osgprod
 AS $fn$
 -- The regular housekeeping: requeues slices and merges whose lease has ended, and slices whose backoff has, marks complete files,
 -- plans merges and makes them ready, plans the tail, tries suspended files again, recounts live attempts, tallies reports,
--- measures how long a block takes, prunes rows that are kept for a time only, lets notifications go on after a restore. Each shim process calls it every 10 s. Each call
--- requeues, so that a call that is stuck keeps nothing from being requeued; all else is done by one at a time.
+-- measures how long a block takes, prunes rows that are kept for a time only, lets notifications go on after a restore. Each shim
+-- process calls it every 10 s. Each call requeues, so that a call that is stuck keeps nothing from being requeued; all else is done
+-- by one at a time.
 -- Promise:    a repeated call does no harm. Without it jobs still get what is ready or unallocated, but no lease or backoff ends,
 --             and no file becomes complete.
 -- Returns:    a row for each project in which slices or merges were lost: how many
 -- Errors:     OG901 isolation level. An error in one project's housekeeping is a warning, and ends only that
--- Locks:      advisory (0, 0), tried; see _requeue_project, _end_backoffs, _settle_files, _make_merges_ready and _renumber_notifications; projects
---             SKIP LOCKED. It waits for nothing
+-- Locks:      advisory (0, 0), tried; see _requeue_project, _end_backoffs, _settle_files, _make_merges_ready and
+--             _renumber_notifications; projects SKIP LOCKED. It waits for nothing
 DECLARE
     v_project projects;
     v_is_due  boolean;
